@@ -1,0 +1,1 @@
+"""Stable Video Diffusion as a generator of steps."""

@@ -1,0 +1,84 @@
+"""Everything that Kinema can refuse or fail at, as one tree; every message says what to do.
+
+    KinemaError
+    ├── InvalidRequest        a setting out of range, or settings that contradict each other
+    ├── InvalidStill          what was given is no usable image
+    ├── WeightsError          a model can't be had or can't be used
+    │   ├── ModelNotFound     no such catalog name, hub repository or folder
+    │   ├── ModelGated        the repository asks for a licence to be accepted, or for a login
+    │   ├── HubUnreachable    no network, or the hub does not answer
+    │   ├── WeightsMissing    a file of the model is not there
+    │   ├── WeightsDamaged    a file is truncated or is not what its name says
+    │   └── NotAnSvdModel     a model, but no Stable Video Diffusion
+    ├── InsufficientMemory    not enough memory on the device, or none left
+    ├── InsufficientDisk      not enough room for a download or a result
+    ├── GenerationFailed      the model gave something that is no video (NaN, or one constant colour)
+    ├── VideoError            a video file can't be written or read
+    └── RecipeError           a file carries no recipe, or one that can't be followed
+
+Lower libraries' errors are translated where they arise, and never pass through as they are.
+"""
+
+
+class KinemaError(Exception):
+    """The root: catch this to catch everything that Kinema raises on purpose."""
+
+
+class InvalidRequest(KinemaError, ValueError):
+    """A setting out of range. `param` names it, as in `VideoRequest`."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class InvalidStill(KinemaError, ValueError):
+    """What was given is no usable image."""
+
+
+class WeightsError(KinemaError):
+    """A model can't be had or can't be used."""
+
+
+class ModelNotFound(WeightsError):
+    """No such catalog name, hub repository or folder."""
+
+
+class ModelGated(WeightsError):
+    """The repository asks for its licence to be accepted, or for a login."""
+
+
+class HubUnreachable(WeightsError):
+    """No network, or the hub does not answer."""
+
+
+class WeightsMissing(WeightsError):
+    """A file of the model is not there."""
+
+
+class WeightsDamaged(WeightsError):
+    """A file is truncated, or is not what its name says."""
+
+
+class NotAnSvdModel(WeightsError):
+    """A model in a known layout, but not a Stable Video Diffusion."""
+
+
+class InsufficientMemory(KinemaError):
+    """Not enough memory on the device, or none left while generating."""
+
+
+class InsufficientDisk(KinemaError):
+    """Not enough room on the disk for a download or a result."""
+
+
+class GenerationFailed(KinemaError):
+    """The model gave something that is no video: NaN, infinity, or one constant colour."""
+
+
+class VideoError(KinemaError):
+    """A video file can't be written or read."""
+
+
+class RecipeError(KinemaError):
+    """A file carries no recipe, or one that can't be followed here."""

@@ -1,0 +1,197 @@
+"""The values that travel between the floors: what is asked, how it goes, and how it was made."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+
+from kinema.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+Fit = Literal["crop", "pad", "stretch"]
+Stage = Literal["encode", "denoise", "decode"]
+
+MAX_SEED = 2**32 - 1
+
+
+def draw_seed(given: int | None = None) -> int:
+    """The given seed, or a fresh one: 0 to 2³²−1."""
+    return secrets.randbelow(MAX_SEED + 1) if given is None else given
+
+
+class VideoRequest(BaseModel):
+    """What is asked of Stable Video Diffusion: every setting, checked once, never changed afterwards.
+
+    The defaults are those of `svd-xt`; `kinema.models.catalog.request_for` puts another model's own beneath
+    the settings that are given. Names are those of diffusers' `StableVideoDiffusionPipeline`.
+
+    Raises:
+        InvalidRequest: from `VideoRequest.checked`, naming the first setting that is out of range.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = Field(
+        default="svd-xt",
+        min_length=1,
+        description="Catalog name (see `kinema models`), hub id, or folder in diffusers' layout.",
+    )
+    seed: Annotated[int, BeforeValidator(draw_seed)] = Field(
+        default_factory=draw_seed,
+        ge=0,
+        le=MAX_SEED,
+        description="Start of the noise: same seed, still, settings and machine give the same video. "
+        "Drawn when not given, and always returned.",
+    )
+    width: int = Field(default=1024, ge=64, le=2048, description="Width in pixels, a multiple of 8.")
+    height: int = Field(default=576, ge=64, le=2048, description="Height in pixels, a multiple of 8.")
+    num_frames: int = Field(default=25, ge=1, le=128, description="Frames to generate.")
+    num_inference_steps: int = Field(
+        default=25, ge=1, le=200, description="Denoising steps: more is slower and usually cleaner."
+    )
+    fps: int = Field(
+        default=7,
+        ge=1,
+        le=120,
+        description="Frames per second that the model is told; also the playback rate unless playback_fps is given.",
+    )
+    playback_fps: int | None = Field(
+        default=None, ge=1, le=120, description="Frames per second of the file, if other than fps."
+    )
+    motion_bucket_id: int = Field(
+        default=127, ge=0, le=1023, description="How much moves: 0 is almost still, 255 the most seen in training."
+    )
+    noise_aug_strength: float = Field(
+        default=0.02,
+        ge=0,
+        le=10,
+        allow_inf_nan=False,
+        description="Noise added to the still before encoding: more frees the video from the still.",
+    )
+    min_guidance_scale: float = Field(
+        default=1.0, ge=1, le=30, allow_inf_nan=False, description="Guidance at the first frame; 1 is none."
+    )
+    max_guidance_scale: float = Field(
+        default=3.0, ge=1, le=30, allow_inf_nan=False, description="Guidance at the last frame; 1 is none."
+    )
+    decode_chunk_size: int | None = Field(
+        default=None,
+        ge=1,
+        description="Frames decoded together: fewer need less memory and may flicker. "
+        "Chosen from the memory that is free when not given.",
+    )
+    fit: Fit = Field(
+        default="crop",
+        description="How the still meets the size: crop cuts evenly, pad adds black bars, stretch distorts.",
+    )
+
+    @field_validator("width", "height")
+    @classmethod
+    def _multiple_of_8(cls, value: int, info: Any) -> int:
+        if value % 8:
+            below = value // 8 * 8
+            raise ValueError(f"{info.field_name} {value} is not a multiple of 8; {below} and {below + 8} are")
+        return value
+
+    @classmethod
+    def checked(cls, **settings: Any) -> VideoRequest:
+        """A request from settings that came from outside.
+
+        Raises:
+            InvalidRequest: naming the first setting that is wrong, its value and what would be right.
+        """
+        try:
+            return cls(**settings)
+        except ValidationError as error:
+            raise _first_fault(error) from None
+
+    def changed(self, **settings: Any) -> VideoRequest:
+        """This request with other settings, checked again."""
+        return VideoRequest.checked(**(self.model_dump() | settings))
+
+    @property
+    def frame_rate(self) -> int:
+        """Frames per second of the resulting file."""
+        return self.fps if self.playback_fps is None else self.playback_fps
+
+    @property
+    def guided(self) -> bool:
+        """Whether any frame's guidance differs from 1, so that an unconditional pass is needed."""
+        return not (self.min_guidance_scale == 1.0 and self.max_guidance_scale == 1.0)
+
+
+def _first_fault(error: ValidationError) -> InvalidRequest:
+    """The first fault pydantic found, in words that name the setting, its value and the remedy."""
+    fault = error.errors()[0]
+    name = str(fault["loc"][0])
+    value = fault["input"]
+    match fault["type"]:
+        case "value_error":
+            return InvalidRequest(str(fault["ctx"]["error"]), name)
+        case "extra_forbidden":
+            known = ", ".join(VideoRequest.model_fields)
+            return InvalidRequest(f"there is no setting {name!r}; the settings are {known}", name)
+        case "greater_than_equal" | "less_than_equal":
+            return InvalidRequest(f"{name} {value!r} is out of range: {_range_of(name)}", name)
+        case _:
+            message = fault["msg"][:1].lower() + fault["msg"][1:]
+            return InvalidRequest(f"{name} {value!r} is not usable: {message}", name)
+
+
+def _range_of(name: str) -> str:
+    """The allowed range of a setting, as a person reads it."""
+    bounds = {type(m).__name__: m for m in VideoRequest.model_fields[name].metadata}
+    low, high = bounds.get("Ge"), bounds.get("Le")
+    if low is None or high is None:
+        return f"at least {low.ge}" if low is not None else f"at most {high.le}" if high is not None else "any"
+    return f"{low.ge} to {high.le}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """One piece of progress: `step` of `total` in `stage` is done.
+
+    `latents` ([1, num_frames, channels, height/8, width/8]) come with denoising steps, `frames` (uint8
+    [n, height, width, 3], those just decoded) with decoding steps. Where a video had to be decoded again,
+    a decoding step with `start` 0 tells that the frames before it no longer hold.
+    """
+
+    stage: Stage
+    step: int
+    total: int
+    latents: torch.Tensor | None = None
+    frames: np.ndarray[Any, np.dtype[np.uint8]] | None = None
+    start: int = 0
+
+
+class ModelIdentity(BaseModel):
+    """Which weights made a video: enough to tell whether others are the same."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    name: str = Field(description="Catalog name or hub id; a local folder gives only its last part.")
+    revision: str | None = Field(description="Commit of the hub repository, or None for a folder.")
+    weights_sha256: str = Field(description="SHA-256 over the names and contents of the weight files.")
+
+
+class Recipe(BaseModel):
+    """How a video was made, so that it can be made again. It holds no private path and no time of day."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    kinema: str = Field(description="Version of Kinema.")
+    request: VideoRequest
+    still_sha256: str = Field(description="SHA-256 of the still's pixels (RGB, upright), before it was fitted.")
+    model: ModelIdentity
+    device: str = Field(description="Kind of device: cpu, cuda or mps, and its name.")
+    dtype: str
+    memory_plan: str
+    decode_chunk_size: int
+    events: tuple[str, ...] = Field(default=(), description="What did not go as planned, and what was done about it.")
+    versions: dict[str, str] = Field(description="Versions of the libraries that take part in the arithmetic.")
