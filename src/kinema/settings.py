@@ -1,0 +1,77 @@
+"""What a machine's owner sets once: `KINEMA_*` in the environment, over `kinema.toml`, over the defaults."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from kinema.errors import InvalidRequest
+
+CONFIG_FILE = Path("kinema.toml")
+
+
+class Settings(BaseSettings):
+    """Settings of this machine, never changed after they are read; make them by `read_settings`."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", env_prefix="KINEMA_", env_ignore_empty=True, toml_file=CONFIG_FILE
+    )
+
+    model: str | None = Field(
+        default=None, min_length=1, description="Model used when none is asked for; unset, it is chosen by the device."
+    )
+    device: str = Field(
+        default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cuda, cuda:N, mps or cpu."
+    )
+    dtype: Literal["auto", "float16", "bfloat16", "float32"] = Field(
+        default="auto", description="Arithmetic: auto is float16 on GPUs, bfloat16 on CPUs that have it, else float32."
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - pydantic-settings passes it
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - likewise
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags over environment over file: no .env and no secrets folder is looked for."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+def read_settings(**given: str | None) -> Settings:
+    """The settings of this moment; what is given, and is not None, wins over the environment and the file.
+
+    Raises:
+        InvalidRequest: naming the setting, where it was set, and what would be right.
+    """
+    flags = {name: value for name, value in given.items() if value is not None}
+    try:
+        return Settings(**flags)  # type: ignore[arg-type]  # checked by pydantic
+    except ValidationError as error:
+        raise _fault(error, flags) from None
+    except (ValueError, OSError) as error:  # TOML that can't be parsed, or read
+        raise InvalidRequest(f"{CONFIG_FILE} can't be read: {error}") from None
+
+
+def _fault(error: ValidationError, flags: dict[str, str]) -> InvalidRequest:
+    """The first fault, under the name by which the value was set."""
+    import os
+
+    first = error.errors()[0]
+    name = str(first["loc"][0])
+    variable = f"KINEMA_{name.upper()}"
+    source = name if name in flags else variable if os.environ.get(variable) else f"{name} in {CONFIG_FILE}"
+    if first["type"] == "extra_forbidden":
+        return InvalidRequest(f"{source} is no setting; the settings are {', '.join(Settings.model_fields)}", name)
+    allowed = Settings.model_fields[name].description
+    return InvalidRequest(f"{source} can't be {first['input']!r}. {allowed}", name)

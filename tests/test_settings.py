@@ -1,0 +1,67 @@
+import pytest
+from pydantic import ValidationError
+
+from kinema.errors import InvalidRequest
+from kinema.settings import read_settings
+
+
+@pytest.fixture(autouse=True)
+def empty_place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("MODEL", "DEVICE", "DTYPE"):
+        monkeypatch.delenv(f"KINEMA_{name}", raising=False)
+
+
+def test_everything_has_a_default():
+    settings = read_settings()
+    assert (settings.model, settings.device, settings.dtype) == (None, "auto", "auto")
+
+
+def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path, monkeypatch):
+    (tmp_path / "kinema.toml").write_text('model = "svd"\ndevice = "cpu"\ndtype = "float32"\n')
+    monkeypatch.setenv("KINEMA_DEVICE", "cuda:1")
+    monkeypatch.setenv("KINEMA_DTYPE", "float16")
+    settings = read_settings(dtype="bfloat16", device=None)
+    assert (settings.model, settings.device, settings.dtype) == ("svd", "cuda:1", "bfloat16")
+
+
+def test_settings_are_read_anew_each_time_and_never_change(monkeypatch):
+    before = read_settings()
+    monkeypatch.setenv("KINEMA_MODEL", "svd-xt")
+    assert (before.model, read_settings().model) == (None, "svd-xt")
+    with pytest.raises(ValidationError):
+        before.model = "svd"
+
+
+def test_an_empty_variable_is_an_unset_one(monkeypatch):
+    monkeypatch.setenv("KINEMA_DEVICE", "")
+    assert read_settings().device == "auto"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("KINEMA_DEVICE", "gpu"), ("KINEMA_DEVICE", "cuda:x"), ("KINEMA_DTYPE", "int8")]
+)
+def test_a_bad_variable_is_named_with_its_value_and_what_is_right(monkeypatch, variable, value):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(InvalidRequest, match=f"{variable} can't be '{value}'.*(cuda|float16)") as fault:
+        read_settings()
+    assert fault.value.param == variable.removeprefix("KINEMA_").lower()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('dtype = "int8"', "dtype in kinema.toml can't be 'int8'"),
+        ('modle = "svd"', "modle in kinema.toml is no setting; the settings are model, device, dtype"),
+        ("model = ", "kinema.toml can't be read"),
+    ],
+)
+def test_a_bad_file_is_named_with_what_is_wrong(tmp_path, text, words):
+    (tmp_path / "kinema.toml").write_text(text)
+    with pytest.raises(InvalidRequest, match=words):
+        read_settings()
+
+
+def test_a_bad_flag_is_named_as_it_was_given():
+    with pytest.raises(InvalidRequest, match=r"^device can't be 'tpu'"):
+        read_settings(device="tpu")
