@@ -1,0 +1,170 @@
+"""What can be loaded by name: where it lies, its licence, its size, and the settings that it was trained for."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kinema.errors import InvalidRequest
+from kinema.values import VideoRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from kinema.models.placement import Part
+
+POCKET_FOLDER = Path(__file__).parent / "pocket"
+# The community licence of Stability AI is free of charge below a yearly revenue of one million US dollars.
+STABILITY_LICENCE = "Stability AI Community License"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model of the catalog. Without a repository it lies inside the package."""
+
+    name: str
+    description: str
+    licence: str
+    licence_url: str | None = None
+    repository: str | None = None
+    revision: str | None = None
+    variant: str | None = None
+    gated: bool = False
+    size_bytes: int | None = None
+    """What `kinema models pull` fetches: the variant's weights and the configurations."""
+    weights_bytes: Mapping[Part, int] | None = None
+    """The variant's weights by part, to plan with before they are there."""
+    native_sizes: tuple[tuple[int, int], ...] = ()
+    """(width, height) in pixels that it was trained on."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Its own defaults, under `VideoRequest`'s names."""
+    tuned: Mapping[str, int] = field(default_factory=dict)
+    """Conditions that were held fixed while it was tuned."""
+
+
+def _stability(name: str, repository: str, revision: str, *, unet_bytes: int, other_bytes: int, **own: Any) -> Entry:
+    """An entry for one of Stability AI's own repositories, which differ in little."""
+    weights: dict[Part, int] = {"unet": unet_bytes, "image_encoder": 1_264_217_240, "vae": 195_531_910}
+    return Entry(
+        name,
+        licence=STABILITY_LICENCE,
+        licence_url=f"https://huggingface.co/{repository}/blob/main/LICENSE.md",
+        repository=repository,
+        revision=revision,
+        variant="fp16",
+        size_bytes=sum(weights.values()) + other_bytes,
+        weights_bytes=weights,
+        native_sizes=((1024, 576), (576, 1024)),
+        **own,
+    )
+
+
+# Revisions are pinned: the same name gives the same weights for ever.
+CATALOG: Mapping[str, Entry] = {
+    entry.name: entry
+    for entry in (
+        Entry(
+            "pocket",
+            "A small SVD inside the package: seconds on a CPU, 14 frames of 288×160.",
+            licence="Apache-2.0",
+            licence_url="https://www.apache.org/licenses/LICENSE-2.0",
+            native_sizes=((288, 160),),
+            defaults={
+                "width": 288,
+                "height": 160,
+                "num_frames": 14,
+                "num_inference_steps": 10,
+                "max_guidance_scale": 1.0,
+            },
+        ),
+        _stability(
+            "svd",
+            "stabilityai/stable-video-diffusion-img2vid",
+            "9cf024d5bfa8f56622af86c884f26a52f6676f2e",
+            unet_bytes=3_049_435_868,
+            other_bytes=3_831,
+            description="Stable Video Diffusion, 14 frames of 1024×576.",
+            defaults={"num_frames": 14},
+        ),
+        _stability(
+            "svd-xt",
+            "stabilityai/stable-video-diffusion-img2vid-xt",
+            "9e43909513c6714f1bc78bcb44d96e733cd242aa",
+            unet_bytes=3_049_435_868,
+            other_bytes=3_823,
+            description="Stable Video Diffusion XT, 25 frames of 1024×576.",
+        ),
+        _stability(
+            "svd-xt-1.1",
+            "stabilityai/stable-video-diffusion-img2vid-xt-1-1",
+            "043843887ccd51926e3efed36270444a838e7861",
+            unet_bytes=3_049_435_836,
+            other_bytes=3_831,
+            description="Stable Video Diffusion XT 1.1, 25 frames of 1024×576; tuned at fps 6 and motion 127 only.",
+            gated=True,
+            defaults={"fps": 6, "motion_bucket_id": 127},
+            tuned={"fps": 6, "motion_bucket_id": 127},
+        ),
+    )
+}
+
+
+def request_for(**settings: Any) -> VideoRequest:
+    """A request in which the model's own defaults lie beneath the settings that are given (those not None).
+
+    Raises:
+        InvalidRequest: naming the first setting that is wrong; or the model, when it is missing.
+    """
+    given = {name: value for name, value in settings.items() if value is not None}
+    if "model" not in given:
+        raise InvalidRequest(f"no model is named; {', '.join(CATALOG)} are in the catalog", "model")
+    return VideoRequest.checked(**{**default_settings(str(given["model"])), **given})
+
+
+def default_settings(model: str) -> dict[str, Any]:
+    """A model's own defaults: the catalog's, or the number of frames that a folder's configuration names."""
+    if model in CATALOG:
+        return dict(CATALOG[model].defaults)
+    try:
+        config = json.loads((Path(model).expanduser() / "unet" / "config.json").read_text(encoding="utf-8"))
+        frames = config["num_frames"]
+    except (OSError, ValueError, KeyError, TypeError):  # no such folder, or none in order: loading will say
+        return {}
+    return {"num_frames": frames} if isinstance(frames, int) else {}
+
+
+def cautions(request: VideoRequest) -> list[str]:
+    """What is allowed, but lies outside what the model was trained on, so that the video may be poor."""
+    entry = CATALOG.get(request.model)
+    found = []
+    if request.motion_bucket_id > 255:
+        found.append(f"motion_bucket_id {request.motion_bucket_id} is above 255, the most seen in training")
+    if not 5 <= request.fps <= 30:
+        found.append(f"fps {request.fps} is outside the 5 to 30 seen in training; playback_fps changes the speed alone")
+    if entry is None:
+        return found
+    sizes = entry.native_sizes
+    if sizes and (request.width, request.height) not in sizes:
+        known = " or ".join(f"{width}×{height}" for width, height in sizes)
+        found.append(f"{request.width}×{request.height} is not the {known} that {entry.name} was trained on")
+    frames = request_for(model=entry.name).num_frames
+    if request.num_frames > frames:
+        found.append(f"{request.num_frames} frames are more than the {frames} that {entry.name} was trained on")
+    for name, value in entry.tuned.items():
+        if getattr(request, name) != value:
+            found.append(f"{name} {getattr(request, name)} is not the {value} at which {entry.name} was tuned")
+    return found
+
+
+def human_bytes(count: int) -> str:
+    """1536 → "1.5 KB", by powers of 1000 as shops and hubs count."""
+    size, units = float(count), ["B", "KB", "MB", "GB", "TB"]
+    while size >= 1000 and len(units) > 1:
+        size, _ = size / 1000, units.pop(0)
+    return f"{size:.1f} {units[0]}" if units[0] != "B" else f"{count} B"
+
+
+HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w./-]+))?")

@@ -1,0 +1,371 @@
+"""Where a model runs: its device, its arithmetic, and how much of it lies on the device at a time."""
+
+from __future__ import annotations
+
+import gc
+import re
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+
+from kinema.errors import InsufficientMemory, InvalidRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    import torch
+
+    from kinema.values import VideoRequest
+
+Part = Literal["image_encoder", "vae", "unet"]
+PlanName = Literal["resident", "model_offload", "sequential_offload"]
+PARTS: tuple[Part, ...] = get_args(Part)
+
+# Peak of what one stage keeps beside its weights, in feature maps of the first level's channels. Counted by adding up
+# the live tensors of diffusers' modules at SVD-XT's sizes; the count is the same for every size, within 4%.
+DENOISE_MAPS = 28  # of latent size, for each frame (and twice with guidance): the feed-forward's gate is widest
+DECODE_MAPS = 8  # of frame size, for each frame of a chunk: the last up block
+ENCODE_MAPS = 5  # of frame size, for one still
+# Measured over counted: 15.3 GiB with 4.2 GiB of weights at 1024×576 and chunk 8, where 9.0 GiB were counted.
+WORKSPACE = 1.25
+# The largest single layer of a part, as a share of its weights: what sequential offload has on the device at a time.
+LAYER_SHARE = 0.05
+# A chunk of fewer frames may flicker at its borders, so a slower plan that decodes this many is preferred to it.
+STEADY_CHUNK = 4
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What of a model's configuration decides its memory; the defaults are those of every published SVD."""
+
+    unet_channels: int = 320
+    vae_channels: int = 128
+    force_upcast: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a video will be made in the memory that is free."""
+
+    name: PlanName
+    decode_chunk_size: int
+    needed_bytes: int = 0
+    free_bytes: int = 0
+
+    def next(self) -> Plan | None:
+        """The plan to take when memory ran out all the same, or None after the last."""
+        names = get_args(PlanName)
+        place = names.index(self.name) + 1
+        return Plan(names[place], self.decode_chunk_size) if place < len(names) else None
+
+
+class Placeable(Protocol):
+    """What placement needs of `kinema.models.loading.Models`."""
+
+    unet: torch.nn.Module
+    vae: torch.nn.Module
+    image_encoder: torch.nn.Module
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def shape(self) -> Shape:
+        """What decides its memory."""
+
+
+def available_devices() -> list[str]:
+    """The devices of this machine, best first: `cuda`, `cuda:0`, …, `mps`, `cpu`."""
+    import torch
+
+    devices = []
+    if torch.cuda.is_available():
+        devices += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        devices.append("mps")
+    return [*devices, "cpu"]
+
+
+def pick_device(wanted: str | None = None) -> torch.device:
+    """The device asked for, or the best there is when None or "auto".
+
+    Raises:
+        InvalidRequest: when it is not a device, or not one of this machine; the message lists those that are.
+    """
+    import torch
+
+    there = available_devices()
+    if wanted in (None, "auto"):
+        return torch.device(there[0])
+    if wanted not in there:
+        raise InvalidRequest(f"there is no device {wanted!r} here; there is {', '.join(there)} (or auto)", "device")
+    return torch.device(wanted)
+
+
+def pick_dtype(wanted: str | None, device: torch.device) -> torch.dtype:
+    """The arithmetic asked for; None or "auto" is float16 on GPUs, bfloat16 on CPUs that have it, else float32.
+
+    Raises:
+        InvalidRequest: when it is none of float16, bfloat16 and float32.
+    """
+    import torch
+
+    dtypes = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+    if wanted in (None, "auto"):
+        if device.type != "cpu":
+            return torch.float16
+        return torch.bfloat16 if has_native_bf16() else torch.float32
+    if wanted not in dtypes:
+        raise InvalidRequest(f"there is no dtype {wanted!r}; there is auto, {', '.join(dtypes)}", "dtype")
+    return dtypes[wanted]
+
+
+def has_native_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware (AMX, AVX-512 BF16, or Arm's BF16); elsewhere it is slower."""
+    import torch
+
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    if "avx512_bf16" in capabilities or "bf16" in capabilities:
+        return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    try:  # an older torch
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", flags) is not None
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be taken on a device, counting what torch holds there but does not use."""
+    import torch
+
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
+    import psutil
+
+    return min(int(psutil.virtual_memory().available), _container_memory())
+
+
+def _container_memory() -> int:
+    """Bytes left under a Linux container's limit; a very large number where there is none."""
+    group = Path("/sys/fs/cgroup")
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            return int((group / limit).read_text()) - int((group / used).read_text())
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+    return 2**62
+
+
+def plan_memory(
+    weights: Mapping[Part, int],
+    *,
+    width: int,
+    height: int,
+    num_frames: int,
+    guided: bool,
+    dtype_bytes: int,
+    free_bytes: int,
+    shape: Shape = Shape(),
+    decode_chunk_size: int | None = None,
+    offload: bool = True,
+) -> Plan:
+    """The quickest plan that fits, and the most frames that can be decoded together under it.
+
+    Args:
+        weights: Bytes of each part in the arithmetic that will be used.
+        width: Pixels of a frame.
+        height: Pixels of a frame.
+        num_frames: Frames of the video.
+        guided: Whether each step has an unconditional pass too.
+        dtype_bytes: 2 or 4.
+        free_bytes: What the device has left, with nothing of the model on it.
+        shape: The model's own sizes.
+        decode_chunk_size: Frames decoded together, when it was asked for; else chosen here.
+        offload: Whether parts may wait in another memory: not where the device is the CPU.
+
+    Raises:
+        InsufficientMemory: when even the leanest plan does not fit, with the figures and what would help.
+    """
+    chunks = [min(decode_chunk_size, num_frames)] if decode_chunk_size else _halvings(num_frames)
+    names: tuple[PlanName, ...] = get_args(PlanName) if offload else ("resident",)
+    steady = [chunk for chunk in chunks if chunk >= STEADY_CHUNK]
+    flickering = [chunk for chunk in chunks if chunk < STEADY_CHUNK]
+    needed = 0
+    for name, chunk in [(name, chunk) for some in (steady, flickering) for name in names for chunk in some]:
+        stages = _stages(width, height, num_frames, chunk, guided=guided, dtype_bytes=dtype_bytes, shape=shape)
+        needed = _peak(name, weights, stages, dtype_bytes, shape)
+        if needed <= free_bytes:
+            return Plan(name, chunk, needed, free_bytes)
+    raise InsufficientMemory(
+        f"{num_frames} frames of {width}×{height} need about {needed / GIB:.1f} GiB even in the leanest way, and "
+        f"{max(free_bytes, 0) / GIB:.1f} GiB are free. Smaller width and height, fewer num_frames"
+        f"{', a smaller decode_chunk_size' if decode_chunk_size else ''} or --model pocket need less"
+    )
+
+
+def _halvings(frames: int) -> list[int]:
+    """25 → 25, 13, 7, 4, 2, 1."""
+    chunks = [frames]
+    while chunks[-1] > 1:
+        chunks.append((chunks[-1] + 1) // 2)
+    return chunks
+
+
+def _stages(
+    width: int, height: int, frames: int, chunk: int, *, guided: bool, dtype_bytes: int, shape: Shape
+) -> dict[str, int]:
+    """Bytes that each stage keeps beside its weights; linear in pixels × frames."""
+    pixels = width * height
+    video = pixels * frames * 3  # what is decoded already, as uint8
+    latent_map = pixels // 64 * frames * (2 if guided else 1) * shape.unet_channels * dtype_bytes
+    frame_map = pixels * shape.vae_channels
+    encode_bytes = max(dtype_bytes, 4) if shape.force_upcast else dtype_bytes
+    return {
+        "encode": int(WORKSPACE * ENCODE_MAPS * frame_map * encode_bytes),
+        "denoise": int(WORKSPACE * DENOISE_MAPS * latent_map),
+        "decode": int(WORKSPACE * DECODE_MAPS * frame_map * chunk * dtype_bytes) + video,
+    }
+
+
+def _peak(
+    name: PlanName, weights: Mapping[Part, int], stages: Mapping[str, int], dtype_bytes: int, shape: Shape
+) -> int:
+    """Bytes on the device at the plan's worst moment."""
+    upcast = weights["vae"] * (4 // dtype_bytes - 1) if shape.force_upcast else 0  # the VAE in float32, to encode
+    used: dict[str, tuple[int, ...]] = {
+        "embed": (weights["image_encoder"],),
+        "encode": (weights["vae"], upcast),
+        "denoise": (weights["unet"],),
+        "decode": (weights["vae"],),
+    }
+    if name == "resident":
+        return sum(weights.values()) + max(upcast + stages["encode"], stages["denoise"], stages["decode"])
+    share = LAYER_SHARE if name == "sequential_offload" else 1
+    return max(int(sum(parts) * share) + stages.get(stage, 0) for stage, parts in used.items())
+
+
+def plan_for(models: Placeable, request: VideoRequest) -> Plan:
+    """The plan for one request on the memory that is free now.
+
+    Raises:
+        InsufficientMemory: as `plan_memory`.
+    """
+    on_cpu = models.device.type == "cpu"
+    there = sum(_bytes(_module(models, part), models.device) for part in PARTS)
+    return plan_memory(
+        {part: _bytes(_module(models, part)) for part in PARTS},
+        width=request.width,
+        height=request.height,
+        num_frames=request.num_frames,
+        guided=request.guided,
+        dtype_bytes=models.dtype.itemsize,
+        free_bytes=free_memory(models.device) + there,
+        shape=models.shape,
+        decode_chunk_size=request.decode_chunk_size,
+        offload=not on_cpu,
+    )
+
+
+def _module(models: Placeable, part: Part) -> torch.nn.Module:
+    module: torch.nn.Module = getattr(models, part)
+    return module
+
+
+def _bytes(module: torch.nn.Module, device: torch.device | None = None) -> int:
+    """Bytes of a module's weights, or of those that lie on one device."""
+    return sum(
+        p.numel() * p.element_size() for p in module.parameters() if device is None or p.device.type == device.type
+    )
+
+
+@dataclass
+class Placed:
+    """A model whose parts come to the device by a plan; made by `place`."""
+
+    models: Placeable
+    plan: Plan
+
+    @contextmanager
+    def on_device(self, part: Part, dtype: torch.dtype | None = None) -> Iterator[Any]:
+        """The part, ready to compute on the model's device; enter once for each stage, not for each step.
+
+        Args:
+            part: "image_encoder", "vae" or "unet".
+            dtype: Other arithmetic than the model's, for this while only.
+        """
+        module, home = _module(self.models, part), self.models.dtype
+        try:
+            with self._offloaded(module, dtype or home):
+                yield module
+        finally:
+            _move(module, device=None, dtype=home)
+
+    @contextmanager
+    def _offloaded(self, module: torch.nn.Module, dtype: torch.dtype) -> Iterator[None]:
+        """The module on the device while inside, and back where the plan keeps it after."""
+        device = self.models.device
+        if self.plan.name == "sequential_offload":
+            with _sequential(module, device, dtype):
+                yield
+            return
+        _move(module, device, dtype)
+        try:
+            yield
+        finally:
+            if self.plan.name == "model_offload":
+                _move(module, "cpu", dtype=None)
+                release_cache(device)
+
+
+@contextmanager
+def place(models: Placeable, plan: Plan) -> Iterator[Placed]:
+    """Put a model where its plan wants it, and hand out its parts by `Placed.on_device`.
+
+    Under "resident" all parts stay on the device afterwards; under the others none does.
+    """
+    where = models.device if plan.name == "resident" else "cpu"
+    for part in PARTS:
+        _move(_module(models, part), where, dtype=None)
+    if plan.name != "resident":
+        release_cache(models.device)
+    yield Placed(models, plan)
+
+
+def _move(module: torch.nn.Module, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
+    """`module.to`, past diffusers' own, which warns of modules that no SVD has."""
+    import torch
+
+    torch.nn.Module.to(module, device=device, dtype=dtype)
+
+
+@contextmanager
+def _sequential(module: torch.nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Each layer comes to the device as it is called, and leaves after: slow, and hardly any memory."""
+    from accelerate import cpu_offload
+    from accelerate.hooks import remove_hook_from_module
+
+    _move(module, "cpu", dtype)
+    cpu_offload(module, device, offload_buffers=True)
+    try:
+        yield
+    finally:
+        remove_hook_from_module(module, recurse=True)
+        release_cache(device)
+
+
+def release_cache(device: torch.device) -> None:
+    """Give back to the device what torch keeps for later, and drop what only cycles of references hold."""
+    import torch
+
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
