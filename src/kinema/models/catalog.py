@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,24 +44,38 @@ class Entry:
     """Conditions that were held fixed while it was tuned."""
 
 
-def _stability(name: str, repository: str, revision: str, *, unet_bytes: int, other_bytes: int, **own: Any) -> Entry:
+def _stability(
+    name: str,
+    repository: str,
+    revision: str,
+    description: str,
+    *,
+    unet_bytes: int,
+    configs_bytes: int,
+    gated: bool = False,
+    defaults: Mapping[str, int] | None = None,
+    tuned: Mapping[str, int] | None = None,
+) -> Entry:
     """An entry for one of Stability AI's own repositories, which differ in little."""
     weights: dict[Part, int] = {"unet": unet_bytes, "image_encoder": 1_264_217_240, "vae": 195_531_910}
     return Entry(
         name,
+        description,
         licence=STABILITY_LICENCE,
         licence_url=f"https://huggingface.co/{repository}/blob/main/LICENSE.md",
         repository=repository,
         revision=revision,
         variant="fp16",
-        size_bytes=sum(weights.values()) + other_bytes,
+        gated=gated,
+        size_bytes=sum(weights.values()) + configs_bytes,
         weights_bytes=weights,
         native_sizes=((1024, 576), (576, 1024)),
-        **own,
+        defaults=defaults or {},
+        tuned=tuned or {},
     )
 
 
-# Revisions are pinned: the same name gives the same weights for ever.
+# Revisions are pinned: the same name gives the same weights for ever. Sizes are those of the pinned files.
 CATALOG: Mapping[str, Entry] = {
     entry.name: entry
     for entry in (
@@ -84,26 +97,26 @@ CATALOG: Mapping[str, Entry] = {
             "svd",
             "stabilityai/stable-video-diffusion-img2vid",
             "9cf024d5bfa8f56622af86c884f26a52f6676f2e",
+            "Stable Video Diffusion, 14 frames of 1024×576.",
             unet_bytes=3_049_435_868,
-            other_bytes=3_831,
-            description="Stable Video Diffusion, 14 frames of 1024×576.",
+            configs_bytes=3_831,
             defaults={"num_frames": 14},
         ),
         _stability(
             "svd-xt",
             "stabilityai/stable-video-diffusion-img2vid-xt",
             "9e43909513c6714f1bc78bcb44d96e733cd242aa",
+            "Stable Video Diffusion XT, 25 frames of 1024×576.",
             unet_bytes=3_049_435_868,
-            other_bytes=3_823,
-            description="Stable Video Diffusion XT, 25 frames of 1024×576.",
+            configs_bytes=3_823,
         ),
         _stability(
             "svd-xt-1.1",
             "stabilityai/stable-video-diffusion-img2vid-xt-1-1",
             "043843887ccd51926e3efed36270444a838e7861",
+            "Stable Video Diffusion XT 1.1, 25 frames of 1024×576; tuned at fps 6 and motion 127 only.",
             unet_bytes=3_049_435_836,
-            other_bytes=3_831,
-            description="Stable Video Diffusion XT 1.1, 25 frames of 1024×576; tuned at fps 6 and motion 127 only.",
+            configs_bytes=3_823,
             gated=True,
             defaults={"fps": 6, "motion_bucket_id": 127},
             tuned={"fps": 6, "motion_bucket_id": 127},
@@ -112,7 +125,7 @@ CATALOG: Mapping[str, Entry] = {
 }
 
 
-def request_for(**settings: Any) -> VideoRequest:
+def request_for(**settings: object) -> VideoRequest:
     """A request in which the model's own defaults lie beneath the settings that are given (those not None).
 
     Raises:
@@ -165,6 +178,3 @@ def human_bytes(count: int) -> str:
     while size >= 1000 and len(units) > 1:
         size, _ = size / 1000, units.pop(0)
     return f"{size:.1f} {units[0]}" if units[0] != "B" else f"{count} B"
-
-
-HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w./-]+))?")
