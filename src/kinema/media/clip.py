@@ -1,0 +1,84 @@
+"""A clip: the frames of a finished video, how fast they play, and how they were made."""
+
+from __future__ import annotations
+
+import base64
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from kinema.errors import InvalidRequest, VideoError
+from kinema.media.video import Frames, encode_video, save_video
+
+if TYPE_CHECKING:
+    import os
+    from pathlib import Path
+
+    from kinema.values import Recipe
+
+SHEET_WIDTH = 2048
+SHEET_GAP = 4
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Clip:
+    """A finished video: `frames` uint8 [num_frames, height, width, 3] in sRGB, played at `fps`, made by `recipe`."""
+
+    frames: Frames
+    fps: int
+    recipe: Recipe
+
+    def __post_init__(self) -> None:
+        frames = self.frames
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
+            raise VideoError(
+                f"a clip's frames are uint8 [n, height, width, 3], not {frames.dtype} {list(frames.shape)}"
+            )
+
+    @property
+    def seed(self) -> int:
+        """The seed that made it, drawn or given."""
+        return self.recipe.request.seed
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write .mp4, .webm, .gif or .webp by the path's ending, or a folder of png where it has none; give the path.
+
+        Raises:
+            VideoError, InsufficientDisk: where the file can't be written.
+        """
+        return save_video(self.frames, path, self.fps, self.recipe)
+
+    def contact_sheet(self, columns: int | None = None) -> Image.Image:
+        """All frames on one picture, row by row, at most 2048 pixels wide; about square in frames unless told.
+
+        Raises:
+            InvalidRequest: where `columns` is not 1 to the number of frames.
+        """
+        count, height, width, _ = self.frames.shape
+        columns = math.ceil(count**0.5) if columns is None else columns
+        if not 1 <= columns <= count:
+            raise InvalidRequest(f"columns {columns} is out of range: 1 to {count}", "columns")
+        scale = min(1.0, (SHEET_WIDTH - SHEET_GAP * (columns + 1)) / (columns * width))
+        w, h = max(1, int(width * scale)), max(1, round(height * scale))
+        rows = math.ceil(count / columns)
+        size = (columns * (w + SHEET_GAP) + SHEET_GAP, rows * (h + SHEET_GAP) + SHEET_GAP)
+        sheet = Image.new("RGB", size)
+        for i, frame in enumerate(self.frames):
+            tile = Image.fromarray(frame).resize((w, h), Image.Resampling.LANCZOS)
+            sheet.paste(tile, (SHEET_GAP + i % columns * (w + SHEET_GAP), SHEET_GAP + i // columns * (h + SHEET_GAP)))
+        return sheet
+
+    def __repr__(self) -> str:
+        count, height, width, _ = self.frames.shape
+        return f"<Clip {width}×{height}, {count} frames at {self.fps}/s, seed {self.seed}>"
+
+    def _repr_html_(self) -> str:
+        """The clip as it plays in a notebook."""
+        data = base64.b64encode(encode_video(self.frames, ".mp4", self.fps, self.recipe)).decode()
+        return (
+            f'<video width="{self.frames.shape[2]}" style="max-width: 100%" autoplay loop muted playsinline controls '
+            f'aria-label="Generated video, seed {self.seed}" src="data:video/mp4;base64,{data}"></video>'
+        )

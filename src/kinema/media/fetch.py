@@ -1,0 +1,111 @@
+"""An address → the bytes behind it, bounded in size, time and redirects."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from kinema.errors import InvalidStill
+
+if TYPE_CHECKING:
+    import httpx
+
+MAX_BYTES = 20_000_000
+MAX_SECONDS = 30.0
+MAX_REDIRECTS = 5
+
+
+def fetch(url: str) -> bytes:
+    """What an http or https address answers: at most 20 MB, within 30 seconds in all, over at most 5 redirects.
+
+    Raises:
+        InvalidStill: naming the address, what went wrong and what to do.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(_fetch(url))
+    with ThreadPoolExecutor(1) as pool:  # a notebook's cell already runs inside a loop
+        return pool.submit(asyncio.run, _fetch(url)).result()
+
+
+async def _fetch(url: str) -> bytes:
+    """The body behind `url`; asyncio, because only there a deadline also ends a read that trickles."""
+    import httpx
+
+    address = _parsed(url)
+    headers = {"User-Agent": "kinema", "Accept": "image/jpeg, image/png, image/webp", "Accept-Encoding": "identity"}
+    try:
+        async with (
+            asyncio.timeout(MAX_SECONDS),
+            httpx.AsyncClient(headers=headers, timeout=MAX_SECONDS, follow_redirects=False) as client,
+        ):
+            for _ in range(MAX_REDIRECTS + 1):
+                async with client.stream("GET", address) as response:
+                    if response.next_request is None:
+                        return await _body(response)
+                    address = _parsed(str(response.next_request.url))
+    except (TimeoutError, httpx.TimeoutException):
+        raise InvalidStill(
+            f"{shown(address)} did not answer in full within {MAX_SECONDS:g} seconds; "
+            "try again, or download it and give the file"
+        ) from None
+    except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+        reason = str(error) or type(error).__name__
+        raise InvalidStill(
+            f"{shown(address)} can't be reached ({reason}); check the address and the network, or give a file"
+        ) from None
+    raise InvalidStill(
+        f"{shown(_parsed(url))} redirects more than {MAX_REDIRECTS} times; give the address of the image itself"
+    )
+
+
+def _parsed(url: str) -> httpx.URL:
+    """The address, if it is one that may be fetched."""
+    import httpx
+
+    try:
+        address = httpx.URL(url)
+    except (httpx.InvalidURL, UnicodeError) as error:
+        raise InvalidStill(f"{url!r} is no usable address ({error}); give one such as https://host/photo.jpg") from None
+    if address.scheme not in {"http", "https"} or not address.host:
+        raise InvalidStill(
+            f"{shown(address)} is not fetched: only http:// and https:// addresses are; "
+            "download it some other way and give the file"
+        )
+    return address
+
+
+async def _body(response: httpx.Response) -> bytes:
+    """The answer's bytes, or the reason why it is none."""
+    if not response.is_success:
+        raise InvalidStill(_refusal(response))
+    body = bytearray()
+    too_large = InvalidStill(
+        f"{shown(response.url)} is larger than {MAX_BYTES // 1_000_000} MB; download it, shrink it and give the file"
+    )
+    if int(response.headers.get("content-length") or 0) > MAX_BYTES:
+        raise too_large
+    async for piece in response.aiter_bytes():
+        body += piece
+        if len(body) > MAX_BYTES:
+            raise too_large
+    return bytes(body)
+
+
+def _refusal(response: httpx.Response) -> str:
+    """An HTTP status in words, with the remedy."""
+    if response.status_code in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+        remedy = "it asks for a login or forbids programs; download it in a browser and give the file"
+    elif response.status_code in {HTTPStatus.NOT_FOUND, HTTPStatus.GONE}:
+        remedy = "check the address"
+    else:
+        remedy = "try again later, or download it and give the file"
+    return f"{shown(response.url)} answered {response.status_code} {response.reason_phrase}; {remedy}"
+
+
+def shown(address: httpx.URL) -> str:
+    """An address as messages may show it: without name, password and query, which may hold secrets."""
+    return str(address.copy_with(username=None, password=None, query=None, fragment=None))

@@ -1,0 +1,344 @@
+"""Anything that holds a picture → one upright RGB still, bounded and checked; and how it meets a video's size."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
+
+from kinema.errors import InvalidRequest, InvalidStill
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from kinema.values import Fit
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+MAX_BYTES = 100_000_000
+MAX_PIXELS = 40_000_000
+MIN_SIDE = 32
+
+DAMAGED_EXIF = "its EXIF data are damaged, so it may lie on its side"
+
+Source = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | np.ndarray[Any, np.dtype[Any]]
+
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://|data:", re.IGNORECASE)
+
+# EXIF orientation → what turns the picture upright (1 already is).
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# First bytes of what people give by mistake: (offset, bytes, what it seems to be, what to do).
+_OTHERS = (
+    (0, b"GIF8", "a GIF", "save one of its frames as PNG"),
+    (0, b"%PDF", "a PDF document", "export the page as PNG"),
+    (0, b"BM", "a BMP picture", "save it as PNG"),
+    (0, b"II*\0", "a TIFF or camera raw picture", "save it as PNG or JPEG"),
+    (0, b"MM\0*", "a TIFF or camera raw picture", "save it as PNG or JPEG"),
+    (0, b"8BPS", "a Photoshop document", "export it as PNG"),
+    (0, b"\xff\x0a", "a JPEG XL picture", "save it as PNG or JPEG"),
+    (0, b"\0\0\0\x0cJXL ", "a JPEG XL picture", "save it as PNG or JPEG"),
+    (0, b"\0\0\0\x0cjP  ", "a JPEG 2000 picture", "save it as PNG or JPEG"),
+    (0, b"\0\0\1\0", "an icon", "save it as PNG"),
+    (0, b"PK\3\4", "a ZIP archive or office document", "take the picture out of it"),
+    (0, b"\x1aE\xdf\xa3", "a video", "save one of its frames as PNG"),
+    (4, b"ftypavi", "an AVIF picture", "save it as PNG or JPEG"),
+    (4, b"ftyphe", "a HEIC photo", "export it as JPEG"),
+    (4, b"ftypmif1", "a HEIC photo", "export it as JPEG"),
+    (4, b"ftypmsf1", "a HEIC photo", "export it as JPEG"),
+    (4, b"ftyp", "a video", "save one of its frames as PNG"),
+)
+_OURS = ((0, b"\xff\xd8\xff", "JPEG"), (0, b"\x89PNG\r\n\x1a\n", "PNG"), (8, b"WEBP", "WebP"))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Still:
+    """An upright RGB picture at its full size.
+
+    `sha256` is over its size and pixels, so the same picture has the same hash in whatever file it came.
+    `name` is the file's or address's name without its ending, None where there is none.
+    """
+
+    image: Image.Image
+    sha256: str
+    warnings: tuple[str, ...] = ()
+    name: str | None = None
+
+
+def open_still(source: Source, *, allow_urls: bool = True) -> Still:
+    """A still from a path, an http(s) address, encoded bytes, a PIL image, or a uint8 array ([h, w] or [h, w, 3 or 4]).
+
+    Files are told by their content: JPEG, PNG or WebP, at most 100 MB (20 MB from an address), 40 megapixels and
+    no side under 32 pixels. EXIF orientation and colour profile are applied, alpha is laid over white, other
+    kinds (grey, palette, CMYK, 16 bits) become 8-bit RGB, and of an animation the first frame is taken.
+
+    Raises:
+        InvalidStill: naming what was given, what is wrong with it and what to do.
+    """
+    match source:
+        case Image.Image():
+            return _still(source, "the image", None)
+        case np.ndarray():
+            return _still(_from_array(source), "the array", None)
+        case bytes() | bytearray() | memoryview():
+            return _decoded(bytes(source), "the image data", None)
+        case str() if _ADDRESS.match(source):
+            return _from_address(source, allowed=allow_urls)
+        case str() | os.PathLike():
+            path = Path(source)
+            return _decoded(_read(path), str(path), path.stem)
+        case _:
+            kind = type(source).__name__
+            raise InvalidStill(f"a {kind} is no still; give a path, an address, bytes, a PIL image or a uint8 array")
+
+
+def crop_box(size: tuple[int, int], width: int, height: int) -> tuple[int, int, int, int]:
+    """The largest centred box (left, top, right, bottom) within `size` (width, height) of the shape width:height."""
+    w, h = size
+    box_w = max(1, min(w, round(h * width / height)))
+    box_h = max(1, min(h, round(w * height / width)))
+    left, top = (w - box_w) // 2, (h - box_h) // 2
+    return left, top, left + box_w, top + box_h
+
+
+def fit_still(still: Still, width: int, height: int, fit: Fit = "crop") -> Image.Image:
+    """The still at exactly width×height, in RGB: cut evenly (crop), with black bars (pad) or distorted (stretch).
+
+    Raises:
+        InvalidRequest: where `fit` is none of these.
+    """
+    image = still.image
+    match fit:
+        case "crop":
+            box = crop_box(image.size, width, height)
+            return image.resize((width, height), Image.Resampling.LANCZOS, box=box)
+        case "pad":
+            left, top, right, bottom = crop_box((width, height), *image.size)
+            framed = Image.new("RGB", (width, height))
+            framed.paste(image.resize((right - left, bottom - top), Image.Resampling.LANCZOS), (left, top))
+            return framed
+        case "stretch":
+            return image.resize((width, height), Image.Resampling.LANCZOS)
+        case _:
+            raise InvalidRequest(f"fit {fit!r} is not usable: crop, pad and stretch are", "fit")
+
+
+def fit_cautions(still: Still, width: int, height: int, fit: Fit = "crop") -> list[str]:
+    """What a person should know before the still is fitted: that it is enlarged, or that much is cut off."""
+    w, h = still.image.size
+    left, top, right, bottom = crop_box((w, h), width, height)
+    shown_w, shown_h = (right - left, bottom - top) if fit == "crop" else (w, h)
+    scale = min(width / shown_w, height / shown_h) if fit == "pad" else max(width / shown_w, height / shown_h)
+    cautions = []
+    if scale > 1:
+        cautions.append(
+            f"the still ({w}×{h}) is enlarged {scale:.2g} times to {width}×{height}; a larger one is sharper"
+        )
+    if fit == "crop" and (kept := shown_w * shown_h / (w * h)) < 0.5:
+        cautions.append(f"crop keeps {kept:.0%} of the still ({w}×{h}); fit pad keeps all of it")
+    return cautions
+
+
+def _from_address(url: str, *, allowed: bool) -> Still:
+    """The still behind an http or https address."""
+    if not allowed:
+        raise InvalidStill("addresses are not fetched here; download the picture and send the file")
+    from kinema.media.fetch import fetch
+
+    parts = urlsplit(url)
+    data = fetch(url)
+    stem = PurePosixPath(unquote(parts.path)).stem
+    return _decoded(data, f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}", _plain_name(stem))
+
+
+def _plain_name(stem: str) -> str | None:
+    """A name from outside, with only characters that are harmless in a file's name."""
+    return re.sub(r"[^\w.-]+", "-", stem).strip("-.")[:100] or None
+
+
+def _read(path: Path) -> bytes:
+    """The bytes of a file that exists, is a file, and is neither empty nor too large."""
+    try:
+        if path.is_dir():
+            raise InvalidStill(f"{path} is a folder; give one picture inside it")
+        if not path.exists():
+            raise InvalidStill(f"there is no file {path}; check the name and the folder")
+        if not path.is_file():
+            raise InvalidStill(f"{path} is not a regular file; save the picture to one")
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise InvalidStill(
+                f"{path} has {size / 1e6:.0f} MB and at most {MAX_BYTES // 1_000_000} are read; shrink it"
+            )
+        return path.read_bytes()
+    except OSError as error:
+        raise InvalidStill(f"{path} can't be read ({error.strerror}); check its name and permissions") from None
+
+
+def _decoded(data: bytes, label: str, name: str | None) -> Still:
+    """A still from an encoded picture; `label` names it in messages."""
+    if not data:
+        raise InvalidStill(f"{label} is empty; get the picture again")
+    if len(data) > MAX_BYTES:
+        raise InvalidStill(
+            f"{label} has {len(data) / 1e6:.0f} MB and at most {MAX_BYTES // 1_000_000} are read; shrink it"
+        )
+    try:
+        with warnings.catch_warnings(record=True) as noticed:
+            warnings.simplefilter("always")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            if image.format == "PNG":  # Pillow checks a PNG's checksums only here, and then wants it opened again
+                _bounded(image, label)
+                image.verify()
+                image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except InvalidStill:
+        raise
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise InvalidStill(f"{label} has far more than {MAX_PIXELS // 1_000_000} megapixels; shrink it") from None
+    except UnidentifiedImageError:
+        raise InvalidStill(_unknown(data, label)) from None
+    except Exception as error:  # noqa: BLE001 - Pillow's readers meet damage with nearly any exception
+        raise InvalidStill(_damaged(label, error)) from None
+    cautions = []
+    if any("EXIF" in str(warning.message) for warning in noticed):
+        cautions.append(DAMAGED_EXIF)
+    # A phone's JPEG may carry a second picture (MPO: depth, gain map); that is no animation.
+    if image.format in {"PNG", "WEBP"} and getattr(image, "n_frames", 1) > 1:
+        cautions.append("it is animated; its first frame is used")
+    return _still(image, label, name, cautions)
+
+
+def _still(image: Image.Image, label: str, name: str | None, cautions: Sequence[str] = ()) -> Still:
+    """A still from an opened picture: bounded, decoded, upright, RGB and hashed."""
+    _bounded(image, label)
+    if image.mode == "F":
+        raise InvalidStill(f"{label} has floating-point pixels; scale them to 0–255 and convert it to mode RGB")
+    try:
+        image.load()
+        rgb, more = _upright_rgb(image)
+    except Exception as error:  # noqa: BLE001 - as above
+        raise InvalidStill(_damaged(label, error)) from None
+    digest = hashlib.sha256(f"{rgb.width}x{rgb.height}:".encode() + rgb.tobytes()).hexdigest()
+    return Still(rgb, digest, tuple(f"{label}: {caution}" for caution in [*cautions, *more]), name)
+
+
+def _bounded(image: Image.Image, label: str) -> None:
+    """Refuse a picture that is too large or too small, by its header alone."""
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise InvalidStill(
+            f"{label} has {width}×{height} = {width * height / 1e6:.1f} megapixels and at most "
+            f"{MAX_PIXELS // 1_000_000} are read; shrink it"
+        )
+    if min(width, height) < MIN_SIDE:
+        raise InvalidStill(
+            f"{label} has {width}×{height} pixels and at least {MIN_SIDE}×{MIN_SIDE} are needed; give a larger picture"
+        )
+
+
+def _upright_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
+    """The picture in 8-bit sRGB, turned as its EXIF says, and what could not be followed."""
+    cautions = []
+    turn = None
+    try:
+        turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # noqa: BLE001 - a damaged EXIF block spoils the orientation, not the picture
+        cautions.append(DAMAGED_EXIF)
+    profile = image.info.get("icc_profile")
+    rgb = image if image.mode == "CMYK" else _rgb(image)
+    if profile:
+        try:
+            rgb = _in_srgb(rgb, profile)
+        except (OSError, ImageCms.PyCMSError):
+            cautions.append("its colour profile is damaged and was ignored")
+    rgb = rgb.convert("RGB")  # a copy where it is RGB already
+    if turn is not None:
+        rgb = rgb.transpose(turn)
+    rgb.info.clear()  # orientation and profile are applied; what else was noted (places, names) must not travel on
+    return rgb, cautions
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Any mode as 8-bit RGB; alpha over white."""
+    if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion would clip at 255
+        wide = np.asarray(image).astype(np.int64).clip(0, 65535)
+        image = Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB") if image.mode != "RGB" else image
+
+
+def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """The picture (RGB or CMYK) from its embedded colour profile to sRGB."""
+    embedded = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    described = embedded.profile
+    if described.xcolor_space.strip() != image.mode or "srgb" in (described.profile_description or "").lower():
+        return image  # sRGB already, or a profile of some other kind of picture
+    srgb = ImageCms.createProfile("sRGB")
+    return cast(Image.Image, ImageCms.profileToProfile(image, embedded, srgb, outputMode="RGB"))
+
+
+def _from_array(array: np.ndarray[Any, np.dtype[Any]]) -> Image.Image:
+    """A picture from uint8 [h, w], [h, w, 3] or [h, w, 4]; anything else gets the line that would mend it."""
+    shape = list(array.shape)
+    if array.dtype.kind == "f":
+        raise InvalidStill(
+            f"the array is {array.dtype}; give (array * 255).round().astype('uint8') if it runs from 0 to 1"
+        )
+    if array.dtype == np.uint16:
+        raise InvalidStill("the array is uint16; give (array // 257).astype('uint8')")
+    if array.dtype != np.uint8:
+        raise InvalidStill(f"the array is {array.dtype}; give uint8, from 0 to 255")
+    if array.ndim == 3 and shape[2] == 1:
+        raise InvalidStill(f"the array has shape {shape}; give array[:, :, 0]")
+    if array.ndim == 4:
+        raise InvalidStill(f"the array has shape {shape}; give one picture of the batch, array[0]")
+    if array.ndim == 3 and shape[0] in {3, 4} and shape[2] not in {3, 4}:
+        raise InvalidStill(f"the array has shape {shape}; channels come last: give array.transpose(1, 2, 0)")
+    if array.ndim != 2 and (array.ndim != 3 or shape[2] not in {3, 4}):
+        raise InvalidStill(f"the array has shape {shape}; give [height, width], or [height, width, 3 or 4]")
+    if 0 in shape:
+        raise InvalidStill(f"the array has shape {shape} and so no pixels; give at least {MIN_SIDE}×{MIN_SIDE}")
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _damaged(label: str, error: Exception) -> str:
+    """The message for a picture that is of a known kind but can't be decoded."""
+    return f"{label} is damaged or cut short ({error}); get the picture again, or save it anew as PNG"
+
+
+def _unknown(data: bytes, label: str) -> str:
+    """The message for bytes that are no JPEG, PNG or WebP: what they seem to be, and what to do."""
+    head = data[:1024].lstrip().lower()
+    for offset, magic, kind in _OURS:
+        if data.startswith(magic, offset):
+            return _damaged(label, ValueError(f"it starts like a {kind}"))
+    seems = remedy = ""
+    with contextlib.suppress(StopIteration):
+        seems, remedy = next(o[2:] for o in _OTHERS if data.startswith(o[1], o[0]))
+    if head.startswith((b"<!doctype html", b"<html")):
+        seems, remedy = "a web page", "give the address of the picture itself"
+    elif b"<svg" in head:
+        seems, remedy = "an SVG drawing", "export it as PNG"
+    if not seems:
+        return f"{label} is no picture that is known here; give a JPEG, PNG or WebP"
+    return f"{label} seems to be {seems}; {remedy} (JPEG, PNG and WebP are read)"

@@ -1,0 +1,76 @@
+import base64
+import re
+
+import numpy as np
+import pytest
+
+from kinema.errors import InvalidRequest, VideoError
+from kinema.media.clip import Clip
+from kinema.media.video import probe, read_frames, read_recipe
+
+
+@pytest.fixture
+def clip(frames, recipe):
+    return Clip(frames, 7, recipe)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.webm", "a.gif", "a.webp", "a"])
+def test_saved_clip_tells_its_rate_and_recipe(tmp_path, clip, name):
+    path = clip.save(tmp_path / name)
+    assert read_recipe(path) == clip.recipe
+    frames, fps = read_frames(path)
+    assert (frames.shape, fps) == (clip.frames.shape, 7)
+
+
+def test_clip_tells_its_seed_and_itself(clip):
+    assert clip.seed == 7
+    assert repr(clip) == "<Clip 96×64, 6 frames at 7/s, seed 7>"
+
+
+def test_notebook_gets_a_video_that_plays_by_itself(tmp_path, clip):
+    html = clip._repr_html_()
+    tag, data = re.fullmatch(r'<video ([^>]*) src="data:video/mp4;base64,([^"]+)"></video>', html).groups()
+    assert {"autoplay", "loop", "muted", "controls"} <= set(tag.split())
+    (tmp_path / "a.mp4").write_bytes(base64.b64decode(data))
+    info = probe(tmp_path / "a.mp4")
+    assert (info.codec, info.pix_fmt, info.frames, info.faststart) == ("h264", "yuv420p", 6, True)
+
+
+def test_contact_sheet_shows_every_frame_in_order(frames, recipe):
+    shades = np.stack([np.full((64, 96, 3), 40 * (i + 1), np.uint8) for i in range(5)])
+    sheet = np.asarray(Clip(shades, 7, recipe).contact_sheet(columns=2))
+    assert sheet.shape == (3 * 68 + 4, 2 * 100 + 4, 3)
+    seen = [int(sheet[4 + 68 * row + 32, 4 + 100 * column + 48, 0]) for row in range(3) for column in range(2)]
+    assert seen == [40, 80, 120, 160, 200, 0]
+
+
+@pytest.mark.parametrize(("count", "columns"), [(1, 1), (4, 2), (6, 3), (14, 4), (25, 5)])
+def test_contact_sheet_is_about_square_in_frames(recipe, count, columns):
+    sheet = Clip(np.zeros((count, 64, 96, 3), np.uint8), 7, recipe).contact_sheet()
+    assert sheet.width == columns * 100 + 4
+
+
+def test_contact_sheet_of_large_frames_is_scaled_down(recipe):
+    sheet = Clip(np.zeros((4, 576, 1024, 3), np.uint8), 7, recipe).contact_sheet(4)
+    assert sheet.width <= 2048
+    assert 0.55 < sheet.height / (sheet.width / 4) < 0.6
+
+
+@pytest.mark.parametrize("columns", [0, -1, 7])
+def test_contact_sheet_of_impossible_columns_is_refused(clip, columns):
+    with pytest.raises(InvalidRequest, match="1 to 6") as refusal:
+        clip.contact_sheet(columns)
+    assert refusal.value.param == "columns"
+
+
+@pytest.mark.parametrize(
+    "frames", [np.zeros((6, 64, 96, 3)), np.zeros((0, 64, 96, 3), np.uint8), np.zeros((64, 96, 3), np.uint8)]
+)
+def test_clip_of_other_frames_is_refused(frames, recipe):
+    with pytest.raises(VideoError, match="uint8"):
+        Clip(frames, 7, recipe)
+
+
+def test_clip_can_not_be_changed(clip):
+    with pytest.raises(AttributeError):
+        clip.fps = 8
