@@ -9,13 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kinema.errors import NotAnSvdModel, WeightsDamaged, WeightsMissing
 from kinema.models.placement import PARTS, Part
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
 CONFIGS: Mapping[str, str] = {
     "scheduler": "scheduler/scheduler_config.json",
@@ -35,6 +37,7 @@ STEMS: Mapping[Part, str] = {
     "vae": "diffusion_pytorch_model",
     "image_encoder": "model",
 }
+VARIANT = "fp16"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 MAX_HEADER = 100 * 2**20  # safetensors' own bound
 AGAIN = "delete it and fetch it again (`kinema models pull NAME`, for a model of the catalog)"
@@ -49,7 +52,7 @@ class Weights:
     half: bool
 
 
-def choose_weights(names: Iterable[str], part: Part, *, half: bool, variant: str = "fp16") -> Weights | None:
+def choose_weights(names: Iterable[str], part: Part, *, half: bool) -> Weights | None:
     """Which of a repository's or folder's files hold a part: the half-precision variant first when `half`.
 
     None when no safetensors of it are there. Of shards, those are chosen whose names fit; whether the index names
@@ -58,7 +61,7 @@ def choose_weights(names: Iterable[str], part: Part, *, half: bool, variant: str
     here = {name.removeprefix(f"{part}/") for name in names if name.startswith(f"{part}/")}
     stem = STEMS[part]
     for wants_half in (half, not half):
-        dot = f".{variant}" if wants_half else ""
+        dot = f".{VARIANT}" if wants_half else ""
         if (single := f"{stem}{dot}.safetensors") in here:
             return Weights((f"{part}/{single}",), None, wants_half)
         numbers = r"-\d{5}-of-\d{5}"
@@ -69,7 +72,7 @@ def choose_weights(names: Iterable[str], part: Part, *, half: bool, variant: str
     return None
 
 
-def needed_files(names: Iterable[str], *, half: bool, variant: str = "fp16", where: str) -> list[str]:
+def needed_files(names: Iterable[str], *, half: bool, where: str) -> list[str]:
     """Every file that loading will read, and no other.
 
     Raises:
@@ -78,7 +81,7 @@ def needed_files(names: Iterable[str], *, half: bool, variant: str = "fp16", whe
     names = list(names)
     wanted = [INDEX, *CONFIGS.values()]
     for part in PARTS:
-        weights = choose_weights(names, part, half=half, variant=variant)
+        weights = choose_weights(names, part, half=half)
         if weights is None:
             raise _no_weights(names, part, where)
         wanted += [*weights.files, *([weights.index] if weights.index else [])]
@@ -127,33 +130,34 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def check_is_svd(folder: Path) -> None:
-    """Refuse what is a model, but no Stable Video Diffusion in diffusers' layout.
+def check_is_svd(folder: Path, where: str | None = None) -> None:
+    """Refuse what is a model, but no Stable Video Diffusion in diffusers' layout; `where` names it in messages.
 
     Raises:
         NotAnSvdModel: saying what it is instead.
         WeightsMissing: when it is no model at all.
     """
+    where = where or str(folder)
     if not (folder / INDEX).is_file():
-        singles = [path.name for path in folder.glob("*.safetensors")] if folder.is_dir() else []
-        if singles:
-            raise single_file(folder / singles[0])
-        raise WeightsMissing(f"{folder} has no {INDEX}, so it is no model in diffusers' layout")
+        for path in sorted(folder.glob("*")):
+            if path.suffix in (".safetensors", *PICKLES):
+                raise single_file(path)
+        raise WeightsMissing(f"{where} has no {INDEX}, so it is no model in diffusers' layout")
     index = read_json(folder / INDEX)
     if index.get("_class_name") != PIPELINE:
-        raise NotAnSvdModel(f"{folder} is a {index.get('_class_name')}, and Kinema runs {PIPELINE} only")
+        raise NotAnSvdModel(f"{where} is a {index.get('_class_name')}, and Kinema runs {PIPELINE} only")
     for part, name in CLASSES.items():
         entry = index.get(part)
         found = entry[-1] if isinstance(entry, list) and entry else None
         if found != name:
-            raise NotAnSvdModel(f"{folder} has {found or 'nothing'} for its {part}, where an SVD has {name}")
+            raise NotAnSvdModel(f"{where} has {found or 'nothing'} for its {part}, where an SVD has {name}")
 
 
 def single_file(path: Path) -> NotAnSvdModel:
     """The refusal of a checkpoint in one file."""
     return NotAnSvdModel(
-        f"{path} is a checkpoint in one file, and Kinema reads folders in diffusers' layout. Stability AI's are there in "
-        "that layout too: --model svd, svd-xt or svd-xt-1.1. Another can be converted with "
+        f"{path} is a checkpoint in one file, and Kinema reads folders in diffusers' layout. Stability AI's are there "
+        "in that layout too: --model svd, svd-xt or svd-xt-1.1. Another can be converted with "
         "scripts/convert_svd_to_diffusers.py of diffusers"
     )
 

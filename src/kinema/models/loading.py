@@ -1,0 +1,266 @@
+"""A catalog name, a hub id or a folder becomes a model in memory: found, fetched, judged, and only then loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from kinema.errors import InsufficientMemory, WeightsDamaged
+from kinema.models import hub
+from kinema.models.catalog import CATALOG, default_settings, request_for
+from kinema.models.files import (
+    AGAIN,
+    CLASSES,
+    CONFIGS,
+    Header,
+    check_configs,
+    check_tensors,
+    choose_weights,
+    folder_names,
+    read_headers,
+    weights_sha256,
+)
+from kinema.models.finding import Held, inventory, locate, pull, resolve
+from kinema.models.placement import (
+    GIB,
+    PARTS,
+    Part,
+    Shape,
+    free_memory,
+    pick_device,
+    pick_dtype,
+    plan_memory,
+    release_cache,
+)
+from kinema.settings import Settings, read_settings
+from kinema.values import ModelIdentity
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    import torch
+
+    from kinema.models.hub import Progress, Snapshot
+
+__all__ = ["Held", "Models", "default_model", "inventory", "load", "pull", "resolve"]
+
+
+@dataclass(eq=False)
+class Models:
+    """A loaded SVD: its three networks, and what of its configuration the engine needs.
+
+    `kinema.models.placement.place` brings its parts to the device as the memory plan says.
+    """
+
+    name: str
+    unet: torch.nn.Module
+    vae: torch.nn.Module
+    image_encoder: torch.nn.Module
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+    scheduler: dict[str, Any]
+    """Configuration of the EulerDiscreteScheduler."""
+    device: torch.device
+    dtype: torch.dtype
+    shape: Shape
+    image_size: int
+    """Side in pixels of the square that the image encoder sees."""
+    snapshot: Snapshot
+    defaults: dict[str, Any] = field(default_factory=dict)
+    """The model's own defaults, under `VideoRequest`'s names."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of how it was loaded."""
+
+    @property
+    def force_upcast(self) -> bool:
+        """Whether stills must be encoded in float32, because float16 overflows in this VAE's encoder."""
+        return self.shape.force_upcast
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a latent."""
+        return int(self.vae.config.latent_channels)  # type: ignore[union-attr, arg-type]
+
+    @cached_property
+    def identity(self) -> ModelIdentity:
+        """Which weights these are; hashed when first asked for."""
+        weights = [name for name in self.snapshot.files if name.endswith(".safetensors")]
+        return ModelIdentity(
+            name=self.name,
+            revision=self.snapshot.revision,
+            weights_sha256=weights_sha256(self.snapshot.folder, weights),
+        )
+
+    def release(self) -> None:
+        """Give the memory back; the model can't be used afterwards."""
+        import torch
+
+        for part in PARTS:
+            torch.nn.Module.to(getattr(self, part), device="meta")
+        release_cache(self.device)
+
+
+def load(
+    model: str | Path = "pocket",
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    settings: Settings | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Models:
+    """A model in memory, fetched before where it must be.
+
+    Args:
+        model: Catalog name, hub id ("owner/name", or "owner/name@revision"), or folder in diffusers' layout.
+        device: "cuda", "cuda:1", "mps", "cpu"; "auto" or None asks the settings, and then takes the best there is.
+        dtype: "float16", "bfloat16", "float32"; "auto" or None likewise.
+        settings: Read now when not given.
+        progress: Called with each piece of a download.
+
+    Raises:
+        InvalidRequest: no such device or dtype.
+        WeightsError: one of its kinds, naming the file and what to do.
+        InsufficientMemory: when the weights alone do not fit.
+        InsufficientDisk: when a download has no room.
+    """
+    settings = settings or read_settings()
+    chosen = pick_device(device if device not in (None, "auto") else settings.device)
+    kind = pick_dtype(dtype if dtype not in (None, "auto") else settings.dtype, chosen)
+    source = resolve(model)
+    half = kind.itemsize == 2
+    snapshot = locate(source, half=half, progress=progress)
+    configs = check_configs(snapshot.folder)
+    checked = {part: _check_part(snapshot.folder, part, configs[part], half=half) for part in PARTS}
+    home = _room(sum(_count(module) for module, _, _ in checked.values()) * kind.itemsize, chosen, source.name)
+    for module, headers, _ in checked.values():
+        _fill(module, snapshot.folder, headers, home, kind)
+    rounded = [part for part, (_, _, in_half) in checked.items() if in_half and not half]
+    vae, unet = configs["vae"], configs["unet"]
+    red, green, blue = zip(*(configs["feature_extractor"][name] for name in ("image_mean", "image_std")), strict=True)
+    return Models(
+        name=source.name,
+        **{part: module for part, (module, _, _) in checked.items()},
+        image_mean=(red[0], green[0], blue[0]),
+        image_std=(red[1], green[1], blue[1]),
+        scheduler=configs["scheduler"],
+        device=chosen,
+        dtype=kind,
+        shape=Shape(unet["block_out_channels"][0], vae["block_out_channels"][0], bool(vae.get("force_upcast", True))),
+        image_size=int(checked["image_encoder"][0].config.image_size),  # type: ignore[union-attr, arg-type]
+        snapshot=snapshot,
+        defaults=default_settings(str(model)),
+        notes=(f"computing in float32 with weights rounded to float16 ({', '.join(rounded)})",) if rounded else (),
+    )
+
+
+Checked = tuple["torch.nn.Module", dict[str, Header], bool]
+
+
+def _check_part(folder: Path, part: Part, config: Mapping[str, Any], *, half: bool) -> Checked:
+    """One network without weights yet, and the files that are seen to hold exactly its tensors."""
+    weights = choose_weights(folder_names(folder), part, half=half)
+    assert weights is not None, "locate has seen them"
+    headers = read_headers(folder, weights)
+    module = _empty(folder, part, config)
+    check_tensors(folder, part, headers, {name: tuple(t.shape) for name, t in module.state_dict().items()})
+    return module, headers, weights.half
+
+
+def _empty(folder: Path, part: Part, config: Mapping[str, Any]) -> torch.nn.Module:
+    """A network as its configuration says, which takes no memory yet."""
+    import diffusers
+    import transformers
+    from accelerate import init_empty_weights
+
+    settings = {name: value for name, value in config.items() if not name.startswith("_")}
+    try:
+        with hub.quiet(), init_empty_weights():
+            module: torch.nn.Module
+            if part == "image_encoder":
+                module = transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(**settings))
+            else:
+                module = getattr(diffusers, CLASSES[part]).from_config(settings)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise WeightsDamaged(f"{folder / CONFIGS[part]} describes no {CLASSES[part]} ({error}): {AGAIN}") from None
+    return module.eval().requires_grad_(requires_grad=False)
+
+
+def _count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _room(needed: int, device: torch.device, name: str) -> torch.device:
+    """Where the weights go first: to the device where half as much again is free for computing, else to the CPU.
+
+    Raises:
+        InsufficientMemory: when they fit nowhere.
+    """
+    import torch
+
+    if device.type != "cpu" and free_memory(device) > 1.5 * needed:
+        return device
+    free = free_memory(torch.device("cpu"))
+    if free < needed:
+        raise InsufficientMemory(
+            f"the weights of {name} take {needed / GIB:.1f} GiB and {free / GIB:.1f} GiB of memory are free: close "
+            "something, load in --dtype float16 or bfloat16 where float32 is not needed, or take --model pocket"
+        )
+    return torch.device("cpu")
+
+
+def _fill(
+    module: torch.nn.Module, folder: Path, headers: Mapping[str, Header], device: torch.device, dtype: torch.dtype
+) -> None:
+    """Read each tensor straight to its device and arithmetic: no more than one is ever held twice."""
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    wanted = module.state_dict().keys()
+    state = {}
+    for name in headers:
+        try:
+            with safe_open(folder / name, framework="pt", device="cpu") as file:
+                for tensor in wanted & set(file.keys()):
+                    # Copied, for a tensor that stays mapped dies with the process when its file is changed.
+                    state[tensor] = file.get_tensor(tensor).to(device).to(dtype, copy=device.type == "cpu")
+        except (SafetensorError, OSError) as error:
+            raise WeightsDamaged(f"{folder / name} can't be read ({error}): {AGAIN}") from None
+    module.load_state_dict(state, strict=True, assign=True)
+    torch.nn.Module.to(module.requires_grad_(requires_grad=False), device=device)
+
+
+def default_model(settings: Settings | None = None) -> tuple[str, str]:
+    """The model to take when none is asked for, and why: `svd-xt` on a GPU with room for it, else `pocket`."""
+    settings = settings or read_settings()
+    if settings.model is not None:
+        return settings.model, "the settings name it"
+    device = pick_device(settings.device)
+    if device.type != "cuda":
+        return "pocket", f"svd-xt needs a CUDA device to be quick, and this runs on {device.type}"
+    entry = CATALOG["svd-xt"]
+    assert entry.weights_bytes is not None
+    assert entry.repository is not None
+    request = request_for(model=entry.name)
+    dtype = pick_dtype(settings.dtype, device)
+    try:
+        plan = plan_memory(
+            {part: count // 2 * dtype.itemsize for part, count in entry.weights_bytes.items()},
+            width=request.width,
+            height=request.height,
+            num_frames=request.num_frames,
+            guided=request.guided,
+            dtype_bytes=dtype.itemsize,
+            free_bytes=free_memory(device),
+        )
+    except InsufficientMemory as lack:
+        return "pocket", f"svd-xt does not fit on {device}: {lack}"
+    if plan.name == "sequential_offload":
+        return (
+            "pocket",
+            f"svd-xt would fit on {device} layer by layer only, which is slow; ask for it by --model svd-xt",
+        )
+    if hub.cached(entry.repository, entry.revision or "main", half=True) is None and not hub.reachable():
+        return "pocket", "svd-xt is not on this machine, and the hub can't be reached; `kinema models pull svd-xt`"
+    return "svd-xt", f"{device} has room for it"
