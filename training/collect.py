@@ -136,16 +136,13 @@ def without_suffix(path: str) -> str:
 
 
 def pictures(folder: Path, package: Package) -> Iterator[tuple[str, bytes]]:
-    """Path in the package and bytes of each wanted picture, those inside puzzles and resource files included."""
+    """Path in the package and bytes of each wanted picture, those inside compiled resource files included."""
     for path in sorted(folder.rglob("*")):
         if path.is_symlink() or not path.is_file():
             continue
         inside = path.relative_to(folder).as_posix()
         if path.suffix == ".rcc":
             inner = ((f"{inside}/{name}", data) for name, data in resources(path.read_bytes()))
-        elif path.suffix == ".puzzle":
-            with tarfile.open(path) as archive:
-                inner = iter([(f"{inside}/image.jpg", archive.extractfile("image.jpg").read())])
         elif inside.lower().endswith(SUFFIXES) and package.takes(inside):
             inner = iter([(inside, path.read_bytes())])
         else:
@@ -294,28 +291,33 @@ def refuse_evaluation_pictures(photos: list[Photo]) -> None:
 
 
 def encode(photos: list[Photo]) -> tuple[list[bytes], int]:
-    """JPEGs within the budget, and their quality: first the quality falls, then the size of the least detailed half."""
+    """JPEGs within the budget, and their quality: first quality falls, then the less detailed half's size, then all's."""
     median = float(np.median([photo.detail for photo in photos]))
-    for quality, size in ((90, LARGEST), (87, LARGEST), (85, LARGEST), (85, SMALLER), (80, SMALLER)):
+    steps = [(q, LARGEST, LARGEST) for q in (90, 87, 85)] + [(q, SMALLER, SMALLER) for q in (85, 83, 81, 79)]
+    for quality, most, least in steps:
         encoded = []
         for photo in photos:
             image = photo.image.copy()
-            if photo.detail < median:
-                image.thumbnail(size, Image.Resampling.LANCZOS)
+            image.thumbnail(least if photo.detail < median else most, Image.Resampling.LANCZOS)
             buffer = io.BytesIO()
-            image.save(buffer, "JPEG", quality=quality, optimize=True)
+            image.save(buffer, "JPEG", quality=quality, optimize=True, progressive=True)
             encoded.append(buffer.getvalue())
+        print(f"quality {quality}, at most {most}, {least}: {sum(map(len, encoded))} bytes")
         if sum(len(data) + 1024 for data in encoded) < BUDGET - 1_000_000:  # what is left holds sources.json
             return encoded, quality
     raise SystemExit(f"{len(photos)} photographs do not fit in {BUDGET} bytes; leave some out in sources.toml")
 
 
-def pack(photos: list[Photo], out: Path, left_out: dict[str, Counter[str]]) -> None:
-    """Write sources.json, photos.tar and, last, READY; each appears whole or not at all."""
+def name_all(photos: list[Photo]) -> None:
+    """Name each photograph by its package and a number."""
     numbers: Counter[str] = Counter()
     for photo in photos:
         numbers[photo.source.package] += 1
         photo.name = f"{photo.source.package}-{numbers[photo.source.package]:03d}.jpg"
+
+
+def pack(photos: list[Photo], out: Path, left_out: dict[str, Counter[str]]) -> None:
+    """Write sources.json, photos.tar and, last, READY; each appears whole or not at all."""
     encoded, quality = encode(photos)
     record = [
         {"name": p.name, **asdict(p.source), "crop": p.crop, "size": p.image.size, "detail": round(p.detail, 2)}
@@ -336,21 +338,21 @@ def pack(photos: list[Photo], out: Path, left_out: dict[str, Counter[str]]) -> N
         "pictures": len({(p.source.package, p.source.path) for p in photos}),
         "bytes": (out / "photos.tar").stat().st_size,
         "quality": quality,
-        "packages": dict(numbers),
+        "packages": dict(Counter(p.source.package for p in photos)),
         "left_out": {name: dict(reasons) for name, reasons in left_out.items() if reasons},
     }
     (out / "READY").write_text(json.dumps(counts, indent=1) + "\n")
 
 
-def contact_sheets(photos: list[Photo], out: Path, columns: int = 6, rows: int = 6) -> None:
+def contact_sheets(photos: list[Photo], out: Path, columns: int = 8, rows: int = 9) -> None:
     """PNG sheets of every photograph under its name, to be looked at before training."""
-    width, height = 260, 146
+    width, height = 196, 110
     for number, start in enumerate(range(0, len(photos), columns * rows)):
         sheet = Image.new("RGB", (columns * width, rows * (height + 14)), "white")
         for i, photo in enumerate(photos[start : start + columns * rows]):
             x, y = i % columns * width, i // columns * (height + 14)
             sheet.paste(photo.image.resize((width - 4, height - 2)), (x, y))
-            label = f"{photo.name.removesuffix('.jpg')} {Path(photo.source.path).name}"[:42]
+            label = f"{photo.name.removesuffix('.jpg')[-12:]} {Path(photo.source.path).name}"[:32]
             ImageDraw.Draw(sheet).text((x, y + height - 2), label, fill="black")
         sheet.save(out / f"sheet-{number:02d}.png")
 
@@ -375,9 +377,10 @@ def main() -> None:
     left_out["across packages"] = Counter()
     photos = distinct(photos, left_out["across packages"])
     refuse_evaluation_pictures(photos)
-    pack(photos, args.out, left_out)
+    name_all(photos)
     if args.sheets:
         contact_sheets(photos, args.out)
+    pack(photos, args.out, left_out)
     print((args.out / "READY").read_text())
 
 

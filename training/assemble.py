@@ -1,0 +1,66 @@
+"""Put trained parts together as one model folder in SVD's layout, weights in fp16:
+
+python training/assemble.py --vae runs/vae/vae --unet runs/unet --out src/kinema/models/pocket
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from shapes import IMAGE_MEAN, IMAGE_STD, SCHEDULER
+
+WEIGHTS = {"vae": "diffusion_pytorch_model", "unet": "diffusion_pytorch_model", "image_encoder": "model"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vae", type=Path, required=True)
+    parser.add_argument("--unet", type=Path, required=True, help="folder that holds unet/ and image_encoder/")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    folders = {"vae": args.vae, "unet": args.unet / "unet", "image_encoder": args.unet / "image_encoder"}
+    for part, folder in folders.items():
+        target = args.out / part
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / "config.json", target / "config.json")
+        name = f"{WEIGHTS[part]}.safetensors"
+        tensors = {k: v.to(torch.float16) for k, v in load_file(folder / name).items()}
+        save_file(tensors, target / name, metadata={"format": "pt"})
+        print(f"{part}: {sum(v.numel() for v in tensors.values()) / 1e6:.2f} M parameters")
+    index = {
+        "_class_name": "StableVideoDiffusionPipeline",
+        "feature_extractor": ["transformers", "CLIPImageProcessor"],
+        "image_encoder": ["transformers", "CLIPVisionModelWithProjection"],
+        "scheduler": ["diffusers", "EulerDiscreteScheduler"],
+        "unet": ["diffusers", "UNetSpatioTemporalConditionModel"],
+        "vae": ["diffusers", "AutoencoderKLTemporalDecoder"],
+    }
+    extractor = {
+        "image_processor_type": "CLIPImageProcessor",
+        "crop_size": {"height": 224, "width": 224},
+        "do_center_crop": True,
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": list(IMAGE_MEAN),
+        "image_std": list(IMAGE_STD),
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+        "size": {"shortest_edge": 224},
+    }
+    for path, value in {
+        "model_index.json": index,
+        "scheduler/scheduler_config.json": SCHEDULER,
+        "feature_extractor/preprocessor_config.json": extractor,
+    }.items():
+        target = args.out / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(value, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""Train the pocket UNet and image encoder on moving photographs, on one GPU or several of a machine:
+
+    torchrun --nproc-per-node 4 training/unet.py --photos photos.tar --vae runs/vae/vae --out runs/unet --minutes 9
+
+The preconditioning is EDM's (Karras et al. 2022) in the form that SVD's scheduler expects: v-prediction, time
+0.25·ln σ, loss weight (σ²+1)/σ². Conditions are those of SVD (Blattmann et al. 2023): the latents of the still
+with noise added, its CLIP embedding, and the ids fps − 1, motion bucket and noise strength.
+
+A run is a schedule of `--total-minutes`; a piece of it ends after `--minutes` and the next one resumes from `--out`.
+"""
+
+import argparse
+import copy
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from diffusers import AutoencoderKLTemporalDecoder
+from motion import Clips, Mover, Photos
+from shapes import HEIGHT, IMAGE_MEAN, IMAGE_STD, NUM_FRAMES, WIDTH, make_image_encoder, make_unet, parameters
+
+LEARNING_RATE = 7e-4
+SIGMA_MEAN, SIGMA_STD = 0.3, 1.6  # of ln σ
+DRAWS = 2  # noise levels for each clip: encoding a clip costs as much as a step on it
+
+
+def embed(encoder: torch.nn.Module, stills: torch.Tensor) -> torch.Tensor:
+    """CLIP embeddings [batch, 1, 64] of stills [batch, 3, h, w] in −1…1."""
+    mean, std = (stills.new_tensor(v).view(3, 1, 1) for v in (IMAGE_MEAN, IMAGE_STD))
+    pixels = F.interpolate((stills + 1) / 2, (224, 224), mode="bicubic", antialias=True)
+    return encoder(pixel_values=(pixels - mean) / std).image_embeds[:, None]
+
+
+def loss_of(
+    unet: torch.nn.Module, encoder: torch.nn.Module, latents: torch.Tensor, condition: torch.Tensor, clips: Clips, noise_aug: torch.Tensor
+) -> torch.Tensor:
+    """Denoising loss at DRAWS noise levels for each clip; latents [batch, frames, c, h, w], condition [batch, c, h, w]."""
+    z, condition = latents.repeat(DRAWS, 1, 1, 1, 1), condition.repeat(DRAWS, 1, 1, 1)
+    batch, device = len(z), z.device
+    sigma = torch.exp(torch.randn(batch, device=device) * SIGMA_STD + SIGMA_MEAN).clamp(0.01, 200).view(-1, 1, 1, 1, 1)
+    # Both conditions are dropped together for guidance, and each alone now and then.
+    drop = torch.rand(batch, device=device)
+    keep_still = ((drop > 0.10)).float().view(-1, 1, 1, 1)
+    keep_embedding = ((drop > 0.08) & (drop < 0.98)).float().view(-1, 1, 1)
+    ids = torch.stack([clips.fps - 1, clips.motion_bucket_id, noise_aug], 1).repeat(DRAWS, 1)
+    noisy = z + sigma * torch.randn_like(z)
+    embedding = embed(encoder, clips.frames[:, 0]).repeat(DRAWS, 1, 1) * keep_embedding
+    held = (condition * keep_still)[:, None].expand(-1, z.shape[1], -1, -1, -1)
+    sample = torch.cat([noisy / (sigma**2 + 1).sqrt(), held], 2)
+    v = unet(sample, 0.25 * sigma.flatten().log(), embedding, ids, return_dict=False)[0].float()
+    denoised = noisy / (sigma**2 + 1) - v * sigma / (sigma**2 + 1).sqrt()
+    return ((denoised - z) ** 2 * (sigma**2 + 1) / sigma**2).mean()
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKLTemporalDecoder, mean_of: object, clips: Clips, noise_aug: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scaled latents of all frames, and unscaled ones of the still with noise added."""
+    still = clips.frames[:, 0]
+    still = still + noise_aug.view(-1, 1, 1, 1) * torch.randn_like(still)
+    batch, num_frames = clips.frames.shape[:2]
+    mean = mean_of(torch.cat([clips.frames.flatten(0, 1), still]))
+    return mean[:-batch].float().unflatten(0, (batch, num_frames)) * vae.config.scaling_factor, mean[-batch:].float()
+
+
+def average_gradients(weights: list[torch.nn.Parameter], world: int) -> None:
+    if world == 1:
+        return
+    grads = [p.grad for p in weights if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in grads])
+    dist.all_reduce(flat)
+    flat /= world
+    for g, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+        g.copy_(part.view_as(g))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path, required=True)
+    parser.add_argument("--vae", type=Path, required=True, help="folder with the trained VAE")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--start", type=Path, help="folder of an exported unet and image_encoder to begin from")
+    parser.add_argument("--minutes", type=float, default=9)
+    parser.add_argument("--total-minutes", type=float)
+    parser.add_argument("--spent", type=float, default=0.0, help="minutes of the schedule already behind --start")
+    parser.add_argument("--clips", type=int, default=20, help="clips a GPU and step")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--limit", type=int, help="photographs to read, for a quick trial")
+    args = parser.parse_args()
+    total = args.total_minutes or args.minutes
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if args.device == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    if world > 1:
+        dist.init_process_group("nccl" if args.device == "cuda" else "gloo")
+    say = (lambda *a: print(*a, flush=True)) if rank == 0 else (lambda *a: None)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+    args.out.mkdir(parents=True, exist_ok=True)
+
+    vae = AutoencoderKLTemporalDecoder.from_pretrained(args.vae, torch_dtype=torch.float32).to(args.device).eval()
+    vae.requires_grad_(False)
+    mean_of = lambda x: vae.quant_conv(vae.encoder(x)).chunk(2, 1)[0]  # noqa: E731 - the mode of the posterior
+    if args.device == "cuda":
+        mean_of = torch.compile(mean_of)
+    torch.manual_seed(0)
+    unet, encoder = make_unet(vae.config.latent_channels).to(args.device), make_image_encoder().to(args.device)
+    if args.start:
+        unet = type(unet).from_pretrained(args.start / "unet", torch_dtype=torch.float32).to(args.device)
+        encoder = type(encoder).from_pretrained(args.start / "image_encoder", dtype=torch.float32).to(args.device)
+    train, _ = Photos.read(args.photos, args.device, limit=args.limit).split()
+    mover = Mover(train, HEIGHT, WIDTH)
+    modules = torch.nn.ModuleDict({"unet": unet, "image_encoder": encoder}).train()
+    ema = copy.deepcopy(modules).requires_grad_(False).eval()
+    weights = list(modules.parameters())
+    optimizer = torch.optim.AdamW(weights, LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    step, spent, log = 0, args.spent, []
+    if (args.out / "state.pt").exists():
+        state = torch.load(args.out / "state.pt", map_location=args.device, weights_only=True)
+        modules.load_state_dict(state["modules"])
+        ema.load_state_dict(state["ema"])
+        optimizer.load_state_dict(state["optimizer"])
+        step, spent, log = state["step"], state["spent"], state["log"]
+    torch.manual_seed(int(time.time()) * 64 + rank)
+    say(f"{len(train.pixels)} photographs, UNet {parameters(unet) / 1e6:.2f} M, {world} devices, from step {step}")
+
+    started, first, recent = time.monotonic(), step, []
+    elapsed = 0.0
+    while elapsed < args.minutes:
+        progress = min(1, (spent + elapsed) / total)
+        rate = LEARNING_RATE * min(1, (step - first + 1) / 200) * max(0.005, 0.5 * (1 + math.cos(math.pi * progress)))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        with torch.autocast(torch.device(args.device).type, torch.bfloat16):
+            with torch.no_grad():
+                clips = mover.draw(args.clips, NUM_FRAMES)
+                clean = torch.rand(args.clips, device=args.device) < 0.15
+                noise_aug = torch.exp(torch.randn(args.clips, device=args.device) * 0.7 - 3.5) * ~clean
+                latents, condition = encode(vae, mean_of, clips, noise_aug)
+            loss = loss_of(unet, encoder, latents, condition, clips, noise_aug)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        average_gradients(weights, world)
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        step += 1
+        with torch.no_grad():
+            keep = min(0.9993, (step + 1) / (step + 10))
+            torch._foreach_lerp_(list(ema.parameters()), weights, 1 - keep)  # noqa: SLF001 - no public name
+        recent.append(loss.detach())
+        elapsed = torch.tensor((time.monotonic() - started) / 60, device=args.device)
+        if world > 1:
+            dist.broadcast(elapsed, 0)  # all stop at the same step
+        elapsed = elapsed.item()
+        if step % 200 == 0 or step - first == 5:
+            log.append({"step": step, "minutes": round(spent + elapsed, 2), "loss": torch.stack(recent).mean().item()})
+            recent = []
+            say(json.dumps(log[-1]))
+    if rank == 0:
+        ema.unet.save_pretrained(args.out / "unet")
+        ema.image_encoder.save_pretrained(args.out / "image_encoder")
+        (args.out / "log.json").write_text(json.dumps(log, indent=1))
+        state = {"modules": modules.state_dict(), "ema": ema.state_dict(), "optimizer": optimizer.state_dict()}
+        torch.save(state | {"step": step, "spent": spent + elapsed, "log": log}, args.out / "state.pt")
+        say(f"step {step}, {(time.monotonic() - started) / max(1, step - first):.3f} s a step")
+    if world > 1:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
