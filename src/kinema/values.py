@@ -123,7 +123,8 @@ class VideoRequest(BaseModel):
     @property
     def guided(self) -> bool:
         """Whether any frame's guidance differs from 1, so that an unconditional pass is needed."""
-        return not (self.min_guidance_scale == 1.0 and self.max_guidance_scale == 1.0)
+        last = self.min_guidance_scale if self.num_frames == 1 else self.max_guidance_scale
+        return not (self.min_guidance_scale == 1.0 and last == 1.0)
 
 
 def _first_fault(error: ValidationError) -> InvalidRequest:

@@ -1,0 +1,100 @@
+"""What the UNet is told of the still: its CLIP embedding, its latents with noise, and the time ids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from PIL import Image
+
+    from kinema.models.loading import Models
+    from kinema.models.placement import Placed
+    from kinema.values import VideoRequest
+
+ENCODE_STEPS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """embedding: [1, 1, cross_attention_dim]; latents: [1, channels, h/8, w/8]; time_ids: [1, 3]."""
+
+    embedding: torch.Tensor
+    latents: torch.Tensor
+    time_ids: torch.Tensor
+
+    def for_guidance(self) -> Conditions:
+        """A batch of two: without the still (zeros), and with it."""
+        return Conditions(
+            torch.cat([torch.zeros_like(self.embedding), self.embedding]),
+            torch.cat([torch.zeros_like(self.latents), self.latents]),
+            torch.cat([self.time_ids, self.time_ids]),
+        )
+
+
+def condition(
+    models: Models, placed: Placed, image: Image.Image, request: VideoRequest, generator: torch.Generator
+) -> Iterator[int | Conditions]:
+    """Yield 1 and 2 as the still is embedded and encoded, and then the conditions.
+
+    Args:
+        models: Says the device, the arithmetic and CLIP's normalisation.
+        placed: Brings the image encoder and the VAE to the device.
+        image: RGB, of the request's width and height.
+        request: Its `fps`, `motion_bucket_id` and `noise_aug_strength` become conditions.
+        generator: On the CPU; the noise on the still is its first draw.
+    """
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255  # [1, 3, h, w] in 0…1
+    with placed.on_device("image_encoder") as image_encoder:
+        seen = clip_pixels(pixels, models.image_size, models.image_mean, models.image_std)
+        embedding = image_encoder(seen.to(models.device, models.dtype)).image_embeds[:, None]
+    yield 1
+    noise = torch.randn(pixels.shape, generator=generator)
+    noisy = 2 * pixels - 1 + request.noise_aug_strength * noise
+    # Float16 overflows in the encoder of SVD's VAE.
+    dtype = torch.float32 if models.force_upcast and models.dtype == torch.float16 else models.dtype
+    with placed.on_device("vae", dtype) as vae:
+        latents = vae.encode(noisy.to(models.device, dtype)).latent_dist.mode().to(models.dtype)
+    yield 2
+    # SVD was trained on fps − 1.
+    ids = [request.fps - 1, request.motion_bucket_id, request.noise_aug_strength]
+    yield Conditions(embedding, latents, torch.tensor([ids], dtype=models.dtype, device=models.device))
+
+
+def clip_pixels(
+    pixels: torch.Tensor, size: int, mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> torch.Tensor:
+    """[1, 3, h, w] in 0…1 → [1, 3, size, size] as CLIP sees it: blurred, resized, normalised."""
+    seen = (resize_antialiased(2 * pixels - 1, size) + 1) / 2
+    return (seen - seen.new_tensor(mean).view(3, 1, 1)) / seen.new_tensor(std).view(3, 1, 1)
+
+
+def resize_antialiased(pixels: torch.Tensor, size: int) -> torch.Tensor:
+    """Gaussian blur, then bicubic interpolation between corners: how SVD's stills were brought to CLIP's size.
+
+    σ is half of what the shrinking factor exceeds 1, and the window spans 2σ to each side.
+    """
+    for axis in (-1, -2):
+        sigma = max((pixels.shape[axis] / size - 1) / 2, 0.001)
+        pixels = _blur(pixels, axis, sigma, int(max(4 * sigma, 3)) | 1)
+    return F.interpolate(pixels, (size, size), mode="bicubic", align_corners=True)
+
+
+def _blur(pixels: torch.Tensor, axis: int, sigma: float, window: int) -> torch.Tensor:
+    """Convolve one axis (−1: x, −2: y) with a Gaussian of an odd window, mirrored at the borders."""
+    x = torch.arange(window, dtype=pixels.dtype) - window // 2
+    weights = torch.exp(-(x**2) / (2 * sigma**2))
+    kernel = (weights / weights.sum()).view(1, 1, 1, -1)
+    reach = window // 2
+    if axis == -2:
+        kernel = kernel.mT
+    padding = (reach, reach, 0, 0) if axis == -1 else (0, 0, reach, reach)
+    channels = pixels.shape[1]
+    padded = F.pad(pixels, padding, mode="reflect")
+    return F.conv2d(padded, kernel.expand(channels, 1, -1, -1), groups=channels)

@@ -1,0 +1,68 @@
+"""Latents → frames, a chunk at a time, by the temporal decoder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from kinema.engine.memory import is_out_of_memory
+from kinema.errors import InsufficientMemory
+from kinema.models.placement import release_cache
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kinema.media.video import Frames
+
+
+class NotFinite(Exception):  # noqa: N818 - no error yet: float32 may help
+    """The decoder gave NaN or infinity."""
+
+
+def decode(vae: torch.nn.Module, latents: torch.Tensor, chunk_size: int, events: list[str]) -> Iterator[Frames]:
+    """Yield the frames of each chunk, uint8 [n, height, width, 3].
+
+    Frames within a chunk are made to fit each other, so that a border between chunks may show as a flicker. When
+    memory runs out, the chunk is halved and decoding goes on where it was; `events` then says so.
+
+    Args:
+        vae: AutoencoderKLTemporalDecoder, on the latents' device.
+        latents: [1, num_frames, channels, h/8, w/8], as the UNet knows them (scaled).
+        chunk_size: Frames decoded together.
+        events: Lengthened by what did not go as planned.
+
+    Raises:
+        NotFinite: when a frame holds NaN or infinity.
+        InsufficientMemory: when not even one frame alone can be decoded.
+    """
+    weight = next(vae.parameters())
+    unscaled = latents[0].to(weight.dtype) / vae.config.scaling_factor  # type: ignore[union-attr, operator]
+    start = 0
+    while start < len(unscaled):
+        chunk = unscaled[start : start + chunk_size]
+        try:
+            frames = _to_uint8(vae.decode(chunk, num_frames=len(chunk)).sample)  # type: ignore[operator]
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(chunk) == 1:
+                raise InsufficientMemory(
+                    "memory ran out while decoding a single frame; take a smaller width and height, or free memory"
+                ) from None
+            chunk_size = len(chunk) // 2
+            events.append(f"memory ran out while decoding {len(chunk)} frames together: went on with {chunk_size}")
+        else:
+            start += len(chunk)
+            yield frames
+            continue
+        release_cache(latents.device)  # after the except block, where the error no longer holds the tensors
+
+
+def _to_uint8(decoded: torch.Tensor) -> Frames:
+    """[n, 3, h, w] in −1…1 → uint8 [n, h, w, 3]."""
+    if not decoded.isfinite().all():
+        raise NotFinite
+    scaled = (decoded.float() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
+    return np.ascontiguousarray(scaled.permute(0, 2, 3, 1).cpu().numpy())

@@ -1,0 +1,193 @@
+"""The generator: a still and a request become steps, and at last a clip.
+
+One request's life: the still is fitted, embedded and encoded (`conditioning`); noise becomes latents, step by step
+(`sampling`); latents become frames, chunk by chunk (`decoding`). The caller owns progress and cancelling: to
+cancel is to stop iterating.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from kinema.engine import sampling
+from kinema.engine.conditioning import ENCODE_STEPS, Conditions, condition
+from kinema.engine.decoding import NotFinite, decode
+from kinema.engine.memory import is_out_of_memory
+from kinema.errors import GenerationFailed, InsufficientMemory
+from kinema.media.clip import Clip
+from kinema.media.still import fit_still
+from kinema.models.placement import place, plan_for
+from kinema.values import Recipe, Step
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+    from PIL import Image
+
+    from kinema.media.still import Still
+    from kinema.media.video import Frames
+    from kinema.models.loading import Models
+    from kinema.models.placement import Plan
+    from kinema.values import VideoRequest
+
+LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
+
+
+@torch.no_grad()
+def generate(models: Models, still: Still, request: VideoRequest) -> Iterator[Step | Clip]:
+    """Yield a `Step` for each piece of work done, and at last the `Clip`.
+
+    All noise is drawn on the CPU from the request's seed, so that a seed means the same video idea on every device.
+    Without guidance (both scales 1) there is no unconditional pass.
+
+    Args:
+        models: From `kinema.models.loading.load`; used by one generator at a time.
+        still: From `kinema.media.still.open_still`.
+        request: Every setting, checked.
+
+    Raises:
+        InsufficientMemory: before any work when no plan fits; later when none was left all the same.
+        GenerationFailed: when the model gave NaN, infinity or one constant colour.
+    """
+    plan = plan_for(models, request)
+    events: list[str] = []
+    image = fit_still(still, request.width, request.height, request.fit)
+    generator = torch.Generator("cpu").manual_seed(request.seed)
+    conditions = yield from _encode(models, plan, image, request, generator)
+    latents, plan = yield from _denoise(models, plan, conditions, request, generator, events)
+    del conditions
+    frames = yield from _decode(models, plan, latents, image, events)
+    yield Clip(frames, request.frame_rate, _recipe(models, plan, still, request, events))
+
+
+def _encode(
+    models: Models, plan: Plan, image: Image.Image, request: VideoRequest, generator: torch.Generator
+) -> Generator[Step, None, Conditions]:
+    """Yield a step for each half of the conditions, and return them."""
+    try:
+        with place(models, plan) as placed:
+            for result in condition(models, placed, image, request, generator):
+                if isinstance(result, Conditions):
+                    return result
+                yield Step("encode", result, ENCODE_STEPS)
+    except RuntimeError as error:
+        raise _translated(error, "encoding the still") from error
+    raise AssertionError("condition ends with the conditions")
+
+
+def _denoise(
+    models: Models,
+    plan: Plan,
+    conditions: Conditions,
+    request: VideoRequest,
+    generator: torch.Generator,
+    events: list[str],
+) -> Generator[Step, None, tuple[torch.Tensor, Plan]]:
+    """Yield a step for each noise level; return the latents, float32 [1, frames, c, h/8, w/8], and the plan in the end.
+
+    Where memory runs out, the next leaner plan takes over, once, at the step that failed.
+    """
+    device, dtype = models.device, models.dtype
+    steps = request.num_inference_steps
+    sigmas = sampling.karras_sigmas(steps, models.scheduler["sigma_min"], models.scheduler["sigma_max"])
+    channels, height, width = conditions.latents.shape[1:]
+    noise = torch.randn((1, request.num_frames, channels, height, width), generator=generator)
+    latents = sampling.initial_latents(noise, sigmas, models.scheduler).to(device)
+    guidance = None
+    if request.guided:
+        ramp = sampling.guidance_ramp(request.min_guidance_scale, request.max_guidance_scale, request.num_frames)
+        guidance, conditions = ramp.to(device), conditions.for_guidance()
+    held = conditions.latents[:, None].expand(-1, request.num_frames, -1, -1, -1)
+    sigmas = sigmas.to(device)
+    done, leaner = 0, plan
+    while True:
+        try:
+            with place(models, leaner) as placed, placed.on_device("unet") as unet:
+                for i in range(done, steps):
+                    sample = sampling.scaled_input(latents, sigmas[i]).to(dtype)
+                    v = unet(
+                        torch.cat([sample.expand(len(held), -1, -1, -1, -1), held], dim=2),
+                        sampling.time_of(sigmas[i]),
+                        encoder_hidden_states=conditions.embedding,
+                        added_time_ids=conditions.time_ids,
+                        return_dict=False,
+                    )[0].float()
+                    if guidance is not None:
+                        v = sampling.guided(v, guidance)
+                    clean = sampling.denoised(latents, v, sigmas[i])
+                    latents = sampling.euler_step(latents, clean, sigmas[i], sigmas[i + 1])
+                    done = i + 1
+                    yield Step("denoise", done, steps, latents=latents)
+            break
+        except RuntimeError as error:
+            following = leaner.next() if device.type != "cpu" else None
+            if leaner is not plan or following is None or not is_out_of_memory(error):
+                raise _translated(error, "denoising") from error
+        events.append(f"memory ran out at denoising step {done + 1}: went on with {following.name}")
+        leaner = following
+    if not latents.isfinite().all():
+        raise GenerationFailed(
+            f"the UNet gave NaN or infinity in {models.dtype}; use dtype float32 or bfloat16, or check the weights"
+        )
+    return latents, leaner
+
+
+def _decode(
+    models: Models, plan: Plan, latents: torch.Tensor, image: Image.Image, events: list[str]
+) -> Generator[Step, None, Frames]:
+    """Yield a step with the frames of each chunk; return them all, which are neither NaN nor one constant colour."""
+    attempts = [models.dtype] if models.dtype == torch.float32 else [models.dtype, torch.float32]
+    fault = ""
+    for dtype in attempts:
+        if fault:
+            events.append(f"{fault}: decoded again in float32")
+        frames: list[Frames] = []
+        try:
+            with place(models, plan) as placed, placed.on_device("vae", dtype) as vae:
+                for chunk in decode(vae, latents, plan.decode_chunk_size, events):
+                    start = sum(map(len, frames))
+                    frames.append(chunk)
+                    yield Step("decode", start + len(chunk), latents.shape[1], frames=chunk, start=start)
+        except NotFinite:
+            fault = f"the decoder gave NaN or infinity in {dtype}"
+            continue
+        except RuntimeError as error:
+            raise _translated(error, "decoding") from error
+        video = np.concatenate(frames)
+        # Of a still of one colour a constant video is right.
+        if np.ptp(video) > 0 or np.ptp(np.asarray(image), axis=(0, 1)).max() == 0:
+            return video
+        fault = f"the decoder gave one constant colour in {dtype}"
+    raise GenerationFailed(f"{fault}; no video was kept. Check the weights, or try another seed and settings")
+
+
+def _translated(error: RuntimeError, doing: str) -> Exception:
+    """A lack of memory in our words; any other error as it is."""
+    if not is_out_of_memory(error):
+        return error
+    return InsufficientMemory(
+        f"memory ran out while {doing}; take smaller width and height or fewer num_frames, or free memory on the device"
+    )
+
+
+def _recipe(models: Models, plan: Plan, still: Still, request: VideoRequest, events: list[str]) -> Recipe:
+    """How this clip was made; a folder's path stays private, its last part does not."""
+    device = models.device.type
+    if device == "cuda":
+        device = f"cuda ({torch.cuda.get_device_name(models.device)})"
+    return Recipe(
+        kinema=version("kinema"),
+        request=request.model_copy(update={"model": models.name}),
+        still_sha256=still.sha256,
+        model=models.identity,
+        device=device,
+        dtype=str(models.dtype).removeprefix("torch."),
+        memory_plan=plan.name,
+        decode_chunk_size=plan.decode_chunk_size,
+        events=tuple(events),
+        versions={name: version(name) for name in LIBRARIES},
+    )

@@ -1,0 +1,126 @@
+"""Our frames are those of diffusers' own pipeline, on the same weights and seed, to within 1/255."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from kinema.engine import generate
+from kinema.media.clip import Clip
+from kinema.media.still import open_still
+from kinema.models.catalog import POCKET_FOLDER
+from kinema.models.loading import load
+from kinema.values import VideoRequest
+from tiny import make_tiny_svd
+
+
+def picture(width: int, height: int) -> Image.Image:
+    """Smooth waves and a little grain: something for every path to get wrong."""
+    y, x = np.mgrid[:height, :width] / 40
+    waves = np.stack([np.sin(x + y), np.cos(2 * x - y), np.sin(3 * y)], -1)
+    grain = np.random.default_rng(0).normal(0, 0.1, waves.shape)
+    return Image.fromarray(((waves + grain + 1.3) / 2.6 * 255).clip(0, 255).astype("uint8"))
+
+
+def diffusers_frames(folder: Path, image: Image.Image, request: VideoRequest) -> np.ndarray:
+    """The reference: uint8 [num_frames, height, width, 3]."""
+    from diffusers import StableVideoDiffusionPipeline
+    from diffusers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pipeline = StableVideoDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+        pipeline.set_progress_bar_config(disable=True)
+        names = (
+            "width",
+            "height",
+            "num_frames",
+            "num_inference_steps",
+            "fps",
+            "motion_bucket_id",
+            "noise_aug_strength",
+            "min_guidance_scale",
+            "max_guidance_scale",
+            "decode_chunk_size",
+        )
+        frames = pipeline(
+            image,
+            generator=torch.Generator("cpu").manual_seed(request.seed),
+            output_type="np",
+            **{name: getattr(request, name) for name in names},
+        ).frames[0]
+    return (frames * 255).round().astype("uint8")
+
+
+def our_frames(folder: Path, image: Image.Image, request: VideoRequest) -> np.ndarray:
+    models = load(folder, device="cpu", dtype="float32")
+    *_, clip = generate(models, open_still(image), request)
+    assert isinstance(clip, Clip)
+    return clip.frames
+
+
+def assert_parity(folder: Path, **settings: object) -> None:
+    request = VideoRequest.checked(**{"seed": 7, "num_inference_steps": 2, "num_frames": 4} | settings)
+    image = picture(request.width, request.height)
+    ours, theirs = our_frames(folder, image, request), diffusers_frames(folder, image, request)
+    assert ours.shape == theirs.shape == (request.num_frames, request.height, request.width, 3)
+    assert np.ptp(theirs) > 20, "a flat video would show nothing"
+    assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 1
+
+
+SMALL = {"width": 64, "height": 64}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({}, id="defaults"),
+        pytest.param({"width": 88, "height": 72}, id="multiples of 8 but not of 64"),
+        # With its default guidance of 1 to 3, diffusers' pipeline fails on a single frame.
+        pytest.param({"num_frames": 1, "max_guidance_scale": 1.0}, id="one frame"),
+        pytest.param({"num_frames": 1, "min_guidance_scale": 2.0}, id="one frame, guided"),
+        pytest.param({"num_frames": 25, "num_inference_steps": 1}, id="25 frames, one step"),
+        pytest.param({"decode_chunk_size": 3, "num_frames": 8}, id="chunks of 3, 3 and 2"),
+        pytest.param({"decode_chunk_size": 1}, id="chunks of one"),
+        pytest.param({"max_guidance_scale": 1.0}, id="no guidance"),
+        pytest.param({"min_guidance_scale": 2.0, "max_guidance_scale": 7.5}, id="strong guidance"),
+        pytest.param({"noise_aug_strength": 0.0}, id="no noise on the still"),
+        pytest.param({"noise_aug_strength": 1.0}, id="much noise on the still"),
+        pytest.param({"fps": 1, "motion_bucket_id": 0}, id="least fps and motion"),
+        pytest.param({"fps": 120, "motion_bucket_id": 1023}, id="most fps and motion"),
+        pytest.param({"num_inference_steps": 12}, id="twelve steps"),
+        pytest.param({"seed": 2**32 - 1}, id="largest seed"),
+    ],
+)
+def test_frames_equal_diffusers(tiny_svd: Path, settings: dict[str, object]) -> None:
+    assert_parity(tiny_svd, **SMALL | settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({}, id="defaults"),
+        pytest.param({"width": 104, "height": 72, "num_frames": 3}, id="sizes that four levels do not divide"),
+        pytest.param({"width": 256, "height": 232, "num_frames": 2, "num_inference_steps": 1}, id="larger than CLIP's"),
+        pytest.param({"num_frames": 14, "decode_chunk_size": 5}, id="14 frames in three chunks"),
+    ],
+)
+def test_frames_equal_diffusers_with_four_levels(tiny_svd_4_levels: Path, settings: dict[str, object]) -> None:
+    assert_parity(tiny_svd_4_levels, **SMALL | settings)
+
+
+def test_frames_equal_diffusers_with_two_layers(tmp_path: Path) -> None:
+    assert_parity(make_tiny_svd(tmp_path / "svd", layers=2, seed=3), **SMALL)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (POCKET_FOLDER / "model_index.json").exists(), reason="the pocket model is not there")
+@pytest.mark.parametrize("settings", [{}, {"num_frames": 5, "decode_chunk_size": 2, "max_guidance_scale": 3.0}])
+def test_pocket_frames_equal_diffusers(settings: dict[str, object]) -> None:
+    pocket = {"width": 288, "height": 160, "num_frames": 4, "max_guidance_scale": 1.0}
+    assert_parity(POCKET_FOLDER, **pocket | settings)
