@@ -40,7 +40,6 @@ STEMS: Mapping[Part, str] = {
 VARIANT = "fp16"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 MAX_HEADER = 100 * 2**20  # safetensors' own bound
-AGAIN = "delete it and fetch it again (`kinema models pull NAME`, for a model of the catalog)"
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,13 @@ class Weights:
     files: tuple[str, ...]
     index: str | None
     half: bool
+
+
+def damaged(path: Path, what: str) -> WeightsDamaged:
+    """The refusal of a file, with the remedy. In the hub's cache the file itself must go, not only the link to it."""
+    file = path.resolve()
+    it = "it" if file == path.absolute() else str(file)
+    return WeightsDamaged(f"{path} {what}: delete {it} and fetch the model again (`kinema models pull` does)")
 
 
 def choose_weights(names: Iterable[str], part: Part, *, half: bool) -> Weights | None:
@@ -124,9 +130,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise WeightsMissing(f"{path} is not there; the model is incomplete: fetch it again") from None
     except (OSError, ValueError) as error:
-        raise WeightsDamaged(f"{path} can't be read ({error}): {AGAIN}") from None
+        raise damaged(path, f"can't be read ({error})") from None
     if not isinstance(value, dict):
-        raise WeightsDamaged(f"{path} is no JSON object: {AGAIN}")
+        raise damaged(path, "is no JSON object")
     return value
 
 
@@ -190,10 +196,10 @@ def check_configs(folder: Path) -> dict[str, dict[str, Any]]:
     ]
     for part, what, found, right in facts:
         if found != right:
-            raise NotAnSvdModel(f"{folder / CONFIGS[part]}: {what} is {found!r} where an SVD has {right!r}")
+            raise NotAnSvdModel(f"{folder / CONFIGS[part]}: {what} is {found!r} and must be {right!r} for an SVD")
     for name in ("image_mean", "image_std"):
         if len(configs["feature_extractor"].get(name) or ()) != 3:
-            raise WeightsDamaged(f"{folder / CONFIGS['feature_extractor']} names no {name} of three numbers: {AGAIN}")
+            raise damaged(folder / CONFIGS["feature_extractor"], f"names no {name} of three numbers")
     return configs
 
 
@@ -216,7 +222,7 @@ def read_header(path: Path) -> Header:
     except FileNotFoundError:
         raise WeightsMissing(f"{path} is not there; the model is incomplete: fetch it again") from None
     except OSError as error:
-        raise WeightsDamaged(f"{path} can't be read ({error}): {AGAIN}") from None
+        raise damaged(path, f"can't be read ({error})") from None
     if start == b"version ":
         raise WeightsMissing(f"{path} is Git LFS's pointer, not the weights: run `git lfs pull` in its folder")
     try:
@@ -225,9 +231,9 @@ def read_header(path: Path) -> Header:
         header = {name: tuple(entry["shape"]) for name, entry in entries.items()}
         end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-        raise WeightsDamaged(f"{path} ({size} bytes) is no whole safetensors file: {AGAIN}") from None
+        raise damaged(path, f"({size} bytes) is no whole safetensors file") from None
     if (right := 8 + length + end) != size:
-        raise WeightsDamaged(f"{path} has {size} bytes where its header says {right}: {AGAIN}")
+        raise damaged(path, f"has {size} bytes where its header says {right}")
     return header
 
 
@@ -241,7 +247,7 @@ def read_headers(folder: Path, weights: Weights) -> dict[str, Header]:
         return {name: read_header(folder / name) for name in weights.files}
     listed = read_json(folder / weights.index).get("weight_map")
     if not isinstance(listed, dict) or not listed:
-        raise WeightsDamaged(f"{folder / weights.index} maps no tensor to a file: {AGAIN}")
+        raise damaged(folder / weights.index, "maps no tensor to a file")
     parent = weights.index.rpartition("/")[0]
     names = sorted({str(name) for name in listed.values()})
     for name in names:
@@ -250,7 +256,7 @@ def read_headers(folder: Path, weights: Weights) -> dict[str, Header]:
     headers = {f"{parent}/{name}": read_header(folder / parent / name) for name in names}
     for tensor, name in listed.items():
         if tensor not in headers[f"{parent}/{name}"]:
-            raise WeightsDamaged(f"{folder / parent / name} has no tensor {tensor}, which the index says: {AGAIN}")
+            raise damaged(folder / parent / name, f"has no tensor {tensor}, which the index says")
     return headers
 
 
@@ -260,16 +266,16 @@ def check_tensors(folder: Path, part: Part, headers: Mapping[str, Header], expec
     Raises:
         WeightsDamaged: naming the file and the first tensor that is missing, or of another shape.
     """
-    files = " and ".join(str(folder / name) for name in headers)
+    config = folder / CONFIGS[part]
     found = {tensor: (name, shape) for name, header in headers.items() for tensor, shape in header.items()}
     for tensor, shape in expected.items():
         if tensor not in found:
-            raise WeightsDamaged(f"{files} lacks the tensor {tensor}, which {folder / CONFIGS[part]} asks for: {AGAIN}")
+            raise damaged(folder / next(iter(headers)), f"lacks the tensor {tensor}, which {config} asks for")
         name, there = found[tensor]
         if there != shape:
             raise WeightsDamaged(
-                f"{folder / name}: the tensor {tensor} is {_by(there)} where {folder / CONFIGS[part]} asks for "
-                f"{_by(shape)}: the two are not of one model"
+                f"{folder / name}: the tensor {tensor} is {_by(there)} where {config} asks for {_by(shape)}: the two "
+                "are not of one model: fetch both again, from one place"
             )
 
 

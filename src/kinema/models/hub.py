@@ -108,20 +108,32 @@ def fetch(
     if held is not None and held.revision == revision:
         return held
     try:
-        return _download(repository, revision, half=half, progress=progress)
+        return _download(repository, revision, held, half=half, progress=progress)
     except HubUnreachable:
         if held is None:
             raise
         return held
 
 
-def _download(repository: str, revision: str, *, half: bool, progress: Callable[[Progress], None] | None) -> Snapshot:
-    """Fetch what is not there yet, file by file, once it is seen to be an SVD and to fit on the disk."""
+def _download(
+    repository: str,
+    revision: str,
+    held: Snapshot | None,
+    *,
+    half: bool,
+    progress: Callable[[Progress], None] | None,
+) -> Snapshot:
+    """Fetch what is not there yet, file by file, once it is seen to be an SVD and to fit on the disk.
+
+    What is held is enough, in whichever precision, as long as the revision still stands for its commit.
+    """
     from huggingface_hub import HfApi, hf_hub_download
 
     where = f"{repository} (at {revision})"
     with translated(repository, revision), quiet():
         info = HfApi().model_info(repository, revision=revision, files_metadata=True)
+        if held is not None and held.revision == info.sha:
+            return held
         sizes = {file.rfilename: int(file.size or 0) for file in info.siblings or []}
         if INDEX not in sizes:
             raise WeightsMissing(f"{where} has no {INDEX}, so it is no model in diffusers' layout")
@@ -153,7 +165,7 @@ class _Meter:
         if self.progress is not None and self.total:
             self.progress(Progress(self.file, min(self.done, self.total), self.total))
 
-    def bar(self) -> Any:  # noqa: ANN401 - what huggingface_hub asks for is a subclass of tqdm, which this is not
+    def bar(self) -> Any:
         """The class that huggingface_hub takes for a progress bar."""
         meter = self
 
@@ -277,14 +289,22 @@ def translated(repository: str, revision: str) -> Iterator[None]:
         raise _disk_fault(repository, error) from None
 
 
-def _unreachable(repository: str, error: Exception) -> HubUnreachable:
+def _unreachable(repository: str, error: Exception) -> HubUnreachable | ModelGated:
     """Why the hub can't be asked, and how else the model can come here."""
+    cause = error.__cause__ or error  # a file's own refusal arrives wrapped in "not in the cache either"
+    status = getattr(getattr(cause, "response", None), "status_code", None)
+    if status in (401, 403):
+        return ModelGated(
+            f"the hub refuses {repository} to your token (HTTP {status}): it is wrong, or may not read gated "
+            "repositories. Make another at https://huggingface.co/settings/tokens, and give it by `hf auth login` or "
+            "HF_TOKEN"
+        )
     if offline():
         return HubUnreachable(
             f"{repository} is not on this machine, and HF_HUB_OFFLINE forbids to fetch it: unset it, or run "
             "`kinema models pull` where there is a network and copy the cache (HF_HOME)"
         )
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    reason = next(filter(None, str(cause).splitlines()), type(cause).__name__)
     return HubUnreachable(
         f"{repository} can't be fetched, for the hub does not answer ({reason}): check the network and any proxy, try "
         "again later, or use a model that is here (`kinema models` tells; pocket always is)"

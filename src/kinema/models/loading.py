@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from kinema.errors import InsufficientMemory, WeightsDamaged
+from kinema.errors import InsufficientMemory
 from kinema.models import hub
 from kinema.models.catalog import CATALOG, default_settings, request_for
 from kinema.models.files import (
-    AGAIN,
     CLASSES,
     CONFIGS,
     Header,
     check_configs,
     check_tensors,
     choose_weights,
+    damaged,
     folder_names,
     read_headers,
     weights_sha256,
@@ -99,6 +100,7 @@ class Models:
 
         for part in PARTS:
             torch.nn.Module.to(getattr(self, part), device="meta")
+        gc.collect()  # what only cycles of references hold
         release_cache(self.device)
 
 
@@ -183,7 +185,7 @@ def _empty(folder: Path, part: Part, config: Mapping[str, Any]) -> torch.nn.Modu
             else:
                 module = getattr(diffusers, CLASSES[part]).from_config(settings)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise WeightsDamaged(f"{folder / CONFIGS[part]} describes no {CLASSES[part]} ({error}): {AGAIN}") from None
+        raise damaged(folder / CONFIGS[part], f"describes no {CLASSES[part]} ({error})") from None
     return module.eval().requires_grad_(requires_grad=False)
 
 
@@ -226,7 +228,7 @@ def _fill(
                     # Copied, for a tensor that stays mapped dies with the process when its file is changed.
                     state[tensor] = file.get_tensor(tensor).to(device).to(dtype, copy=device.type == "cpu")
         except (SafetensorError, OSError) as error:
-            raise WeightsDamaged(f"{folder / name} can't be read ({error}): {AGAIN}") from None
+            raise damaged(folder / name, f"can't be read ({error})") from None
     module.load_state_dict(state, strict=True, assign=True)
     torch.nn.Module.to(module.requires_grad_(requires_grad=False), device=device)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import re
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -361,10 +360,9 @@ def _sequential(module: torch.nn.Module, device: torch.device, dtype: torch.dtyp
 
 
 def release_cache(device: torch.device) -> None:
-    """Give back to the device what torch keeps for later, and drop what only cycles of references hold."""
+    """Give back to the device what torch keeps there for later."""
     import torch
 
-    gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif device.type == "mps":
