@@ -12,6 +12,7 @@ import fnmatch
 import io
 import json
 import re
+import shutil
 import struct
 import subprocess
 import tarfile
@@ -30,7 +31,15 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 RATIO = 16 / 9
 SMALLEST = (480, 270)
 LARGEST = (1152, 648)
-SMALLER = (1024, 576)
+STEPS = (  # qualities and sizes of the JPEGs, until all fit the budget
+    (90, LARGEST),
+    (87, LARGEST),
+    (85, LARGEST),
+    (85, (1024, 576)),
+    (85, (960, 540)),
+    (83, (928, 522)),
+    (82, (896, 504)),
+)
 BUDGET = 40_000_000  # bytes of photos.tar: what travels to a training machine at once
 SAME = 0.94  # correlation of two thumbnails from which they show one picture
 FLAT = 2.2  # mean absolute gradient of the 8-bit luminance, at 480 pixels across, below which nothing is there to move
@@ -46,6 +55,8 @@ class Package:
     holds: str
     only: tuple[str, ...] = ("*",)
     exclude: tuple[str, ...] = ()
+    by_name: bool = False
+    terms: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     def takes(self, path: str) -> bool:
         """Whether the picture at this path in the package is wanted."""
@@ -104,7 +115,7 @@ class Terms:
     """The licences and authors that a package's debian/copyright states, file by file where it does."""
 
     def __init__(self, folder: Path, package: Package) -> None:
-        self.licence = package.licence
+        self.package = package
         path = folder / "usr/share/doc" / package.name / "copyright"
         text = path.read_text("utf-8", errors="replace") if path.is_file() else ""
         self.rules: list[tuple[str, str, str]] = []
@@ -121,13 +132,14 @@ class Terms:
         A source tree's paths differ from the installed ones in what stands before them, so a pattern need only
         match the end of the path.
         """
-        licence, author = self.licence, ""
+        licence, author = self.package.licence, ""
         for pattern, its_licence, its_author in self.rules:
-            tail = pattern.removeprefix("./")
+            name = pattern.rsplit("/", 1)[-1]
+            tail = name if self.package.by_name and "*" not in name else pattern.removeprefix("./")
             # Some packages list a JPEG and ship it as WebP.
-            if not tail.startswith("debian/") and fnmatch.fnmatch(without_suffix(path), f"*/{without_suffix(tail)}"):
+            if not pattern.startswith("debian/") and fnmatch.fnmatch(without_suffix(path), f"*/{without_suffix(tail)}"):
                 licence, author = its_licence, its_author
-        return licence, author
+        return next((t for p, t in self.package.terms.items() if fnmatch.fnmatch(path, p)), (licence, author))
 
 
 def without_suffix(path: str) -> str:
@@ -196,8 +208,8 @@ def crops(image: Image.Image) -> list[Image.Image]:
     """One 16:9 cut from the middle, or two or three side by side where the picture is far wider or taller."""
     width, height = image.size
     ratio = width / height
-    excess = max(ratio / RATIO, RATIO / ratio)  # 1.5 for a square's 1.78, 1.33 for a 4:3 photograph, 2 for a 32:9
-    count = 1 if excess < 1.6 else 2 if excess < 2.4 else 3
+    excess = max(ratio / RATIO, RATIO / ratio)  # 1.33 for a 4:3 photograph, 1.78 for a square, 2.37 for a 3:4 portrait
+    count = 1 if excess < 1.8 else 2 if excess < 2.4 else 3
     w, h = (round(height * RATIO), height) if ratio > RATIO else (width, round(width / RATIO))
     spare_x, spare_y = width - w, height - h
     places = [0.5] if count == 1 else [i / (count - 1) for i in range(count)]
@@ -215,7 +227,7 @@ def signature(image: Image.Image) -> np.ndarray:
 
 
 def detail(image: Image.Image) -> float:
-    """Mean absolute gradient of the luminance at 480×270, in 8-bit steps: near 0 for a gradient, 5–20 for a photograph."""
+    """Mean absolute gradient of the luminance at 480×270, in 8-bit steps: 0 for a plain fill, 5–20 for photographs."""
     luminance = np.asarray(image.convert("L").resize(SMALLEST, Image.Resampling.BOX), np.float32)
     return float(np.abs(np.diff(luminance, axis=0)).mean() + np.abs(np.diff(luminance, axis=1)).mean())
 
@@ -281,31 +293,33 @@ def evaluation_pictures() -> dict[str, Image.Image]:
 
 
 def refuse_evaluation_pictures(photos: list[Photo]) -> None:
-    """Raise if a training photograph shows what an evaluation photograph shows, whole, cut or mirrored."""
+    """Stop if a training photograph shows what an evaluation photograph shows, whole, cut or mirrored."""
     for name, image in evaluation_pictures().items():
         for view in [image, *crops(image)]:
             for mark in (signature(view), signature(view.transpose(Image.Transpose.FLIP_LEFT_RIGHT))):
                 for photo in photos:
                     likeness = float(photo.signature @ mark)
-                    assert likeness < 0.9, f"{photo.source.path} of {photo.source.package} is {name} ({likeness:.2f})"
+                    if likeness > 0.9:
+                        raise SystemExit(
+                            f"{photo.source.path} of {photo.source.package} shows the evaluation photograph {name} "
+                            f"(correlation {likeness:.2f}); exclude it in sources.toml"
+                        )
 
 
-def encode(photos: list[Photo]) -> tuple[list[bytes], int]:
-    """JPEGs within the budget, and their quality: first quality falls, then the less detailed half's size, then all's."""
-    median = float(np.median([photo.detail for photo in photos]))
-    steps = [(q, LARGEST, LARGEST) for q in (90, 87, 85)] + [(q, SMALLER, SMALLER) for q in (85, 83, 81, 79)]
-    for quality, most, least in steps:
+def encode(photos: list[Photo]) -> tuple[list[bytes], str]:
+    """JPEGs that fit the budget together, and how they were made: first the quality falls, then the size."""
+    for quality, size in STEPS:
         encoded = []
         for photo in photos:
-            image = photo.image.copy()
-            image.thumbnail(least if photo.detail < median else most, Image.Resampling.LANCZOS)
+            photo.image.thumbnail(size, Image.Resampling.LANCZOS)
             buffer = io.BytesIO()
-            image.save(buffer, "JPEG", quality=quality, optimize=True, progressive=True)
+            photo.image.save(buffer, "JPEG", quality=quality, optimize=True, progressive=True)
             encoded.append(buffer.getvalue())
-        print(f"quality {quality}, at most {most}, {least}: {sum(map(len, encoded))} bytes")
-        if sum(len(data) + 1024 for data in encoded) < BUDGET - 1_000_000:  # what is left holds sources.json
-            return encoded, quality
-    raise SystemExit(f"{len(photos)} photographs do not fit in {BUDGET} bytes; leave some out in sources.toml")
+        made = f"quality {quality}, at most {size[0]}×{size[1]}"
+        print(f"{made}: {sum(map(len, encoded)):,} bytes")
+        if sum(len(data) + 1024 for data in encoded) < BUDGET - 400_000:  # what is left holds sources.json
+            return encoded, made
+    raise SystemExit(f"{len(photos)} photographs do not fit in {BUDGET:,} bytes; leave some out in sources.toml")
 
 
 def name_all(photos: list[Photo]) -> None:
@@ -318,7 +332,7 @@ def name_all(photos: list[Photo]) -> None:
 
 def pack(photos: list[Photo], out: Path, left_out: dict[str, Counter[str]]) -> None:
     """Write sources.json, photos.tar and, last, READY; each appears whole or not at all."""
-    encoded, quality = encode(photos)
+    encoded, made = encode(photos)
     record = [
         {"name": p.name, **asdict(p.source), "crop": p.crop, "size": p.image.size, "detail": round(p.detail, 2)}
         for p in photos
@@ -337,7 +351,7 @@ def pack(photos: list[Photo], out: Path, left_out: dict[str, Counter[str]]) -> N
         "photographs": len(photos),
         "pictures": len({(p.source.package, p.source.path) for p in photos}),
         "bytes": (out / "photos.tar").stat().st_size,
-        "quality": quality,
+        "made": made,
         "packages": dict(Counter(p.source.package for p in photos)),
         "left_out": {name: dict(reasons) for name, reasons in left_out.items() if reasons},
     }
@@ -364,6 +378,8 @@ def main() -> None:
     parser.add_argument("--sources", type=Path, default=Path(__file__).with_name("sources.toml"))
     parser.add_argument("--sheets", action="store_true", help="write contact sheets too")
     args = parser.parse_args()
+    if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
+        raise SystemExit("apt-get and dpkg-deb are needed: run this on Debian 12 or in a container of it")
     cache = args.cache or args.out / "packages"
     cache.mkdir(parents=True, exist_ok=True)
 
