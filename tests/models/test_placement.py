@@ -146,13 +146,9 @@ def test_every_plan_computes_the_same_and_leaves_the_weights_as_they_were(models
 @pytest.mark.parametrize("name", ["resident", "model_offload", "sequential_offload"])
 def test_a_part_computes_in_other_arithmetic_for_a_while(tiny_svd, name):
     models = load(tiny_svd, device="cpu", dtype="bfloat16")
-    with torch.inference_mode(), place(models, Plan(name, 4)) as placed:
-        with placed.on_device("vae", torch.float32) as vae:
-            assert vae.encode(torch.zeros(1, 3, 64, 64)).latent_dist.mode().dtype == torch.float32
-        with placed.on_device("vae") as vae:
-            assert (
-                vae.decode(torch.zeros(2, 4, 8, 8, dtype=torch.bfloat16), num_frames=2).sample.dtype == torch.bfloat16
-            )
+    plan = Plan(name, 4)
+    with torch.inference_mode(), place(models, plan) as placed, placed.on_device("vae", torch.float32) as vae:
+        assert vae.encode(torch.zeros(1, 3, 64, 64)).latent_dist.mode().dtype == torch.float32
     assert {p.dtype for p in models.vae.parameters()} == {torch.bfloat16}
 
 
