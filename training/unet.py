@@ -13,15 +13,13 @@ import argparse
 import copy
 import json
 import math
-import os
-import time
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from diffusers import AutoencoderKLTemporalDecoder
 from motion import Clips, Mover, Photos
+from parallel import Fleet
 from shapes import HEIGHT, IMAGE_MEAN, IMAGE_STD, NUM_FRAMES, WIDTH, make_image_encoder, make_unet, parameters
 
 LEARNING_RATE = 7e-4
@@ -37,7 +35,12 @@ def embed(encoder: torch.nn.Module, stills: torch.Tensor) -> torch.Tensor:
 
 
 def loss_of(
-    unet: torch.nn.Module, encoder: torch.nn.Module, latents: torch.Tensor, condition: torch.Tensor, clips: Clips, noise_aug: torch.Tensor
+    unet: torch.nn.Module,
+    encoder: torch.nn.Module,
+    latents: torch.Tensor,
+    condition: torch.Tensor,
+    clips: Clips,
+    noise_aug: torch.Tensor,
 ) -> torch.Tensor:
     """Denoising loss at DRAWS noise levels for each clip; latents [batch, frames, c, h, w], condition [batch, c, h, w]."""
     z, condition = latents.repeat(DRAWS, 1, 1, 1, 1), condition.repeat(DRAWS, 1, 1, 1)
@@ -45,7 +48,7 @@ def loss_of(
     sigma = torch.exp(torch.randn(batch, device=device) * SIGMA_STD + SIGMA_MEAN).clamp(0.01, 200).view(-1, 1, 1, 1, 1)
     # Both conditions are dropped together for guidance, and each alone now and then.
     drop = torch.rand(batch, device=device)
-    keep_still = ((drop > 0.10)).float().view(-1, 1, 1, 1)
+    keep_still = (drop > 0.10).float().view(-1, 1, 1, 1)
     keep_embedding = ((drop > 0.08) & (drop < 0.98)).float().view(-1, 1, 1)
     ids = torch.stack([clips.fps - 1, clips.motion_bucket_id, noise_aug], 1).repeat(DRAWS, 1)
     noisy = z + sigma * torch.randn_like(z)
@@ -58,24 +61,15 @@ def loss_of(
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKLTemporalDecoder, mean_of: object, clips: Clips, noise_aug: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def encode(
+    vae: AutoencoderKLTemporalDecoder, mean_of: object, clips: Clips, noise_aug: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Scaled latents of all frames, and unscaled ones of the still with noise added."""
     still = clips.frames[:, 0]
     still = still + noise_aug.view(-1, 1, 1, 1) * torch.randn_like(still)
     batch, num_frames = clips.frames.shape[:2]
     mean = mean_of(torch.cat([clips.frames.flatten(0, 1), still]))
     return mean[:-batch].float().unflatten(0, (batch, num_frames)) * vae.config.scaling_factor, mean[-batch:].float()
-
-
-def average_gradients(weights: list[torch.nn.Parameter], world: int) -> None:
-    if world == 1:
-        return
-    grads = [p.grad for p in weights if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in grads])
-    dist.all_reduce(flat)
-    flat /= world
-    for g, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
-        g.copy_(part.view_as(g))
 
 
 def main() -> None:
@@ -87,26 +81,17 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=9)
     parser.add_argument("--total-minutes", type=float)
     parser.add_argument("--spent", type=float, default=0.0, help="minutes of the schedule already behind --start")
-    parser.add_argument("--clips", type=int, default=20, help="clips a GPU and step")
+    parser.add_argument("--clips", type=int, default=10, help="clips a GPU and step")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--limit", type=int, help="photographs to read, for a quick trial")
     args = parser.parse_args()
     total = args.total_minutes or args.minutes
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if args.device == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    if world > 1:
-        dist.init_process_group("nccl" if args.device == "cuda" else "gloo")
-    say = (lambda *a: print(*a, flush=True)) if rank == 0 else (lambda *a: None)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = True
+    fleet = Fleet.join(args.device)
     args.out.mkdir(parents=True, exist_ok=True)
 
     vae = AutoencoderKLTemporalDecoder.from_pretrained(args.vae, torch_dtype=torch.float32).to(args.device).eval()
     vae.requires_grad_(False)
     mean_of = lambda x: vae.quant_conv(vae.encoder(x)).chunk(2, 1)[0]  # noqa: E731 - the mode of the posterior
-    if args.device == "cuda":
-        mean_of = torch.compile(mean_of)
     torch.manual_seed(0)
     unet, encoder = make_unet(vae.config.latent_channels).to(args.device), make_image_encoder().to(args.device)
     if args.start:
@@ -125,12 +110,13 @@ def main() -> None:
         ema.load_state_dict(state["ema"])
         optimizer.load_state_dict(state["optimizer"])
         step, spent, log = state["step"], state["spent"], state["log"]
-    torch.manual_seed(int(time.time()) * 64 + rank)
-    say(f"{len(train.pixels)} photographs, UNet {parameters(unet) / 1e6:.2f} M, {world} devices, from step {step}")
+    fleet.say(
+        f"{len(train.pixels)} photographs, UNet {parameters(unet) / 1e6:.2f} M, {fleet.world} devices, from {step}"
+    )
+    fleet.seed()
 
-    started, first, recent = time.monotonic(), step, []
-    elapsed = 0.0
-    while elapsed < args.minutes:
+    first, recent = step, []
+    while (elapsed := fleet.minutes()) < args.minutes:
         progress = min(1, (spent + elapsed) / total)
         rate = LEARNING_RATE * min(1, (step - first + 1) / 200) * max(0.005, 0.5 * (1 + math.cos(math.pi * progress)))
         for group in optimizer.param_groups:
@@ -144,7 +130,7 @@ def main() -> None:
             loss = loss_of(unet, encoder, latents, condition, clips, noise_aug)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        average_gradients(weights, world)
+        fleet.average_gradients(weights)
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         step += 1
@@ -152,23 +138,18 @@ def main() -> None:
             keep = min(0.9993, (step + 1) / (step + 10))
             torch._foreach_lerp_(list(ema.parameters()), weights, 1 - keep)  # noqa: SLF001 - no public name
         recent.append(loss.detach())
-        elapsed = torch.tensor((time.monotonic() - started) / 60, device=args.device)
-        if world > 1:
-            dist.broadcast(elapsed, 0)  # all stop at the same step
-        elapsed = elapsed.item()
         if step % 200 == 0 or step - first == 5:
             log.append({"step": step, "minutes": round(spent + elapsed, 2), "loss": torch.stack(recent).mean().item()})
             recent = []
-            say(json.dumps(log[-1]))
-    if rank == 0:
+            fleet.say(json.dumps(log[-1]))
+    if fleet.rank == 0:
         ema.unet.save_pretrained(args.out / "unet")
         ema.image_encoder.save_pretrained(args.out / "image_encoder")
         (args.out / "log.json").write_text(json.dumps(log, indent=1))
         state = {"modules": modules.state_dict(), "ema": ema.state_dict(), "optimizer": optimizer.state_dict()}
         torch.save(state | {"step": step, "spent": spent + elapsed, "log": log}, args.out / "state.pt")
-        say(f"step {step}, {(time.monotonic() - started) / max(1, step - first):.3f} s a step")
-    if world > 1:
-        dist.destroy_process_group()
+        fleet.say(f"step {step}, {elapsed * 60 / max(1, step - first):.3f} s a step")
+    fleet.leave()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
-"""Train the pocket VAE on moving photographs: python training/vae.py --photos photos.tar --out runs/vae --minutes 9
+"""Train the pocket VAE on moving photographs, on one GPU or several of a machine:
 
-Its latents are to be easy to move: half of every batch is decoded from frame 0's latents, warped by the true
+    torchrun --nproc-per-node 4 training/vae.py --photos photos.tar --out runs/vae --minutes 9
+
+Its latents are to be easy to move: part of every batch is decoded from frame 0's latents, warped by the true
 motion, so that a shift of the picture becomes a shift of the latents (equivariance regularisation, in the spirit
 of EQ-VAE, Kouzelis et al. 2025). Besides L1 and gradients, the loss compares the local energy of the Laplacian,
-so that texture which can't be kept exactly is at least kept as texture.
+so that texture which can't be kept exactly is at least kept as texture. Sizes change from step to step: with
+two channels to a norm group, a decoder that sees one size only learns colours that hold at that size alone.
 
 A run is a schedule of `--total-minutes`; a piece of it ends after `--minutes` and the next one resumes from `--out`.
 """
@@ -11,17 +14,25 @@ A run is a schedule of `--total-minutes`; a piece of it ends after `--minutes` a
 import argparse
 import json
 import math
-import time
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from motion import Mover, Photos
+from parallel import Fleet
 from shapes import HEIGHT, LATENT_CHANNELS, WIDTH, make_vae, parameters
 
 LEARNING_RATE = 8e-4
-NUM_FRAMES = 4
-CROP = 128
+NUM_FRAMES = 3
+# (height, width) and clips a GPU and step; about half of the steps are of the pocket's own size.
+SIZES = [
+    ((HEIGHT, WIDTH), 5),
+    ((HEIGHT, WIDTH), 5),
+    ((128, 128), 12),
+    ((96, 192), 12),
+    ((192, 192), 6),
+    ((256, 320), 3),
+]
 
 
 def luminance_laplacian(x: torch.Tensor) -> torch.Tensor:
@@ -38,7 +49,7 @@ def reconstruction_loss(y: torch.Tensor, x: torch.Tensor, valid: torch.Tensor) -
         e = F.avg_pool2d(error, scale) if scale > 1 else error
         loss = loss + 0.4 * ((e[..., 1:, :] - e[..., :-1, :]).abs().mean() + (e[..., 1:] - e[..., :-1]).abs().mean())
     texture = [F.avg_pool2d(luminance_laplacian(v * valid).abs(), 8, 4) for v in (y, x)]
-    return loss + 0.5 * (texture[0] - texture[1]).abs().mean()
+    return loss + 1.0 * (texture[0] - texture[1]).abs().mean()
 
 
 def warp(latents: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -75,74 +86,84 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=9)
     parser.add_argument("--total-minutes", type=float)
-    parser.add_argument("--batch", type=int, default=24)
-    parser.add_argument("--warped", type=float, default=0.5, help="share of a batch decoded from warped latents")
+    parser.add_argument("--start", type=Path, help="folder of a trained VAE to begin from")
+    parser.add_argument("--warped", type=float, default=0.3, help="share of a batch decoded from warped latents")
     parser.add_argument("--latent-channels", type=int, default=LATENT_CHANNELS)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--limit", type=int, help="photographs to read, for a quick trial")
     args = parser.parse_args()
     total = args.total_minutes or args.minutes
     args.out.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(int(time.time()))
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = True
+    fleet = Fleet.join(args.device)
 
-    photos = Photos.read(args.photos, args.device, limit=args.limit)
-    train, held_out = photos.split()
-    mover = Mover(train, CROP, CROP)
+    train, held_out = Photos.read(args.photos, args.device, limit=args.limit).split()
+    movers = {size: Mover(train, *size) for size, _ in SIZES}
     whole = Mover(held_out, HEIGHT, WIDTH)
-    vae = make_vae(args.latent_channels).to(args.device)
-    optimizer = torch.optim.AdamW(vae.parameters(), LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0, fused=True)
+    torch.manual_seed(0)
+    vae = make_vae(args.latent_channels)
+    if args.start:
+        vae = type(vae).from_pretrained(args.start, torch_dtype=torch.float32)
+    vae = vae.to(args.device).train()
+    weights = list(vae.parameters())
+    optimizer = torch.optim.AdamW(weights, LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0, fused=True)
     step, spent, log = 0, 0.0, []
     if (args.out / "state.pt").exists():
         state = torch.load(args.out / "state.pt", map_location=args.device, weights_only=True)
         vae.load_state_dict(state["vae"])
         optimizer.load_state_dict(state["optimizer"])
         step, spent, log = state["step"], state["spent"], state["log"]
-    print(f"{len(train.pixels)} photographs, {parameters(vae) / 1e6:.2f} M parameters, from step {step}", flush=True)
+    fleet.say(f"{len(train.pixels)} photographs, {parameters(vae) / 1e6:.2f} M parameters, from step {step}")
+    fleet.seed()
 
-    started = time.monotonic()
-    while (elapsed := (time.monotonic() - started) / 60) < args.minutes:
-        progress = (spent + elapsed) / total
-        rate = LEARNING_RATE * min(1, (step + 1) / 200) * max(0.01, 0.5 * (1 + math.cos(math.pi * min(1, progress))))
+    first = step
+    while (elapsed := fleet.minutes()) < args.minutes:
+        progress = min(1, (spent + elapsed) / total)
+        rate = LEARNING_RATE * min(1, (step - first + 1) / 200) * max(0.01, 0.5 * (1 + math.cos(math.pi * progress)))
         for group in optimizer.param_groups:
             group["lr"] = rate
+        size, batch = SIZES[step % len(SIZES)]
         with torch.no_grad():
-            clips = mover.draw(args.batch, NUM_FRAMES)
+            clips = movers[size].draw(batch, NUM_FRAMES)
         x = clips.frames
-        half = round(args.batch * (1 - args.warped))
+        plain = round(batch * (1 - args.warped))
         with torch.autocast(torch.device(args.device).type, torch.bfloat16):
-            # The warped half needs frame 0 alone.
-            posterior = vae.encode(torch.cat([x[:half].flatten(0, 1), x[half:, 0]])).latent_dist
+            # The warped part needs frame 0 alone.
+            posterior = vae.encode(torch.cat([x[:plain].flatten(0, 1), x[plain:, 0]])).latent_dist
             z = posterior.sample()
-            moved, known = warp(z[half * NUM_FRAMES :].float(), clips.positions[half:])
-            z = torch.cat([z[: half * NUM_FRAMES], moved.flatten(0, 1)])
+            moved, known = warp(z[plain * NUM_FRAMES :].float(), clips.positions[plain:])
+            z = torch.cat([z[: plain * NUM_FRAMES], moved.flatten(0, 1)])
             y = vae.decode(z, num_frames=NUM_FRAMES).sample
         valid = torch.ones_like(x[:, :, :1])
-        valid[half:] = F.interpolate(known.flatten(0, 1), scale_factor=8).view_as(valid[half:])
+        valid[plain:] = F.interpolate(known.flatten(0, 1), scale_factor=8).view_as(valid[plain:])
         y, flat = y.float(), x.flatten(0, 1)
         kl = 0.5 * (posterior.mean.float().square() + posterior.var.float() - 1 - posterior.logvar.float()).mean()
-        loss = reconstruction_loss(y, flat, valid.flatten(0, 1)) + 2e-4 * kl
+        loss = reconstruction_loss(y, flat, valid.flatten(0, 1)) + 1e-4 * kl
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        fleet.average_gradients(weights)
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         step += 1
-        if step % 500 == 0 or step == 20:
+        if step % 500 == 0 and fleet.rank == 0:
             log.append({"step": step, "minutes": round(spent + elapsed, 2), "loss": loss.item(), "kl": kl.item()})
-            log[-1] |= validate(vae, whole)
-            print(json.dumps(log[-1]), flush=True)
+            fleet.say(json.dumps(log[-1]))
+    spent += elapsed
+    if fleet.rank == 0:
+        save(vae.eval(), optimizer, whole, args.out, {"step": step, "spent": spent, "log": log})
+        fleet.say(f"{(spent * 60) / max(1, step - first):.3f} s a step")
+    fleet.leave()
 
+
+def save(vae: torch.nn.Module, optimizer: torch.optim.Optimizer, whole: Mover, out: Path, state: dict) -> None:
+    """Validate, then write the VAE with the scale of its latents, and what the next piece resumes from."""
     with torch.no_grad():
         z = torch.cat([vae.encode(whole.draw(8, 2).frames[:, 1]).latent_dist.mode() for _ in range(8)])
     vae.register_to_config(scaling_factor=float(1 / z.std()))
-    log.append({"step": step, "scaling_factor": vae.config.scaling_factor} | validate(vae, whole))
-    print(json.dumps(log[-1]), flush=True)
-    spent += (time.monotonic() - started) / 60
-    state = {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "spent": spent, "log": log}
-    torch.save(state, args.out / "state.pt")
-    vae.save_pretrained(args.out / "vae", safe_serialization=True)
-    (args.out / "log.json").write_text(json.dumps(log, indent=1))
+    state["log"].append({"step": state["step"], "scaling_factor": vae.config.scaling_factor} | validate(vae, whole))
+    print(json.dumps(state["log"][-1]), flush=True)
+    torch.save({"vae": vae.state_dict(), "optimizer": optimizer.state_dict()} | state, out / "state.pt")
+    vae.save_pretrained(out / "vae", safe_serialization=True)
+    (out / "log.json").write_text(json.dumps(state["log"], indent=1))
 
 
 if __name__ == "__main__":
