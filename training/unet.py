@@ -72,6 +72,13 @@ def encode(
     return mean[:-batch].float().unflatten(0, (batch, num_frames)) * vae.config.scaling_factor, mean[-batch:].float()
 
 
+def export(ema: torch.nn.ModuleDict, out: Path, log: list[dict]) -> None:
+    """Write the averaged weights as they will be loaded."""
+    ema.unet.save_pretrained(out / "unet")
+    ema.image_encoder.save_pretrained(out / "image_encoder")
+    (out / "log.json").write_text(json.dumps(log, indent=1))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, required=True)
@@ -142,10 +149,10 @@ def main() -> None:
             log.append({"step": step, "minutes": round(spent + elapsed, 2), "loss": torch.stack(recent).mean().item()})
             recent = []
             fleet.say(json.dumps(log[-1]))
+        if step % 500 == 0 and fleet.rank == 0:
+            export(ema, args.out, log)
     if fleet.rank == 0:
-        ema.unet.save_pretrained(args.out / "unet")
-        ema.image_encoder.save_pretrained(args.out / "image_encoder")
-        (args.out / "log.json").write_text(json.dumps(log, indent=1))
+        export(ema, args.out, log)
         state = {"modules": modules.state_dict(), "ema": ema.state_dict(), "optimizer": optimizer.state_dict()}
         torch.save(state | {"step": step, "spent": spent + elapsed, "log": log}, args.out / "state.pt")
         fleet.say(f"step {step}, {elapsed * 60 / max(1, step - first):.3f} s a step")
