@@ -1,0 +1,46 @@
+# Everything from a bare clone: Python 3.11 or newer, make and a package registry are all that is needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test check bench clean chromium
+
+demo: $(VENV)/installed ## a photograph becomes a video, on the embedded model
+	@mkdir -p out
+	@$(BIN)/kinema generate examples/rocket.jpg --model pocket --seed 42 -o out/rocket.mp4 --contact-sheet out/rocket.png
+
+test: check chromium ## every check and every test that this machine can run
+	$(BIN)/python -m pytest
+
+check: $(VENV)/installed-dev ## style, types and floors, without running anything
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/installed-dev ## the pocket model's speed here, beside diffusers
+	$(BIN)/python bench/pocket.py --out bench/results/pocket-here.json
+
+clean: ## everything that was made here, but not what was generated in out/
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Kinema needs Python 3.11 or newer, and $(PYTHON) is older: make PYTHON=/path/to/python3.12"; exit 1; }
+	@echo "Installing into $(VENV): a few minutes the first time"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	@$(PIP) --editable ".[dev]"
+	@touch $@
+
+# The browser tests want Debian's chromium; where it can't be brought they skip, and say so.
+chromium:
+	@command -v chromium > /dev/null || { [ "$$(id -u)" = 0 ] && [ -f /etc/debian_version ] && \
+		echo "Installing chromium for the browser tests" && apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -qq --yes --no-install-recommends chromium > /dev/null; } || \
+		echo "There is no chromium here, and it can't be installed: the browser tests will skip"
