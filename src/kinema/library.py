@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from kinema.errors import InvalidRequest
 from kinema.media.clip import Clip
 from kinema.media.still import fit_cautions, open_still
-from kinema.models.catalog import CATALOG, cautions, request_for
+from kinema.models.catalog import cautions, request_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,6 +58,13 @@ def stream(
     Raises:
         InvalidRequest, InvalidStill: at once. Everything else as the steps go on.
     """
+    return _begin(still, model, device, dtype, settings)
+
+
+def _begin(
+    still: Source, model: str | Path | Models | None, device: str | None, dtype: str | None, settings: dict[str, Any]
+) -> Iterator[Step | Clip]:
+    """Check everything, warn at the line that called `stream` or `generate`, and give the steps."""
     from kinema.models.loading import Models, default_model
 
     if model is None:
@@ -72,7 +79,7 @@ def stream(
     request = request_for(model=name, **settings)
     opened = open_still(still)
     for caution in all_cautions(opened, request):
-        warnings.warn(caution, KinemaWarning, stacklevel=2)
+        warnings.warn(caution, KinemaWarning, stacklevel=3)
     return _steps(model, device, dtype, opened, request)
 
 
@@ -113,7 +120,7 @@ def generate(
         KinemaError: one of its kinds; the message says what to do.
     """
     clip = None
-    for result in stream(still, model=model, device=device, dtype=dtype, **settings):
+    for result in _begin(still, model, device, dtype, settings):
         clip = result
     assert isinstance(clip, Clip), "the engine ends with a clip"
     return clip
@@ -122,4 +129,4 @@ def generate(
 def all_cautions(still: Still, request: VideoRequest) -> list[str]:
     """Everything a person should know before the work begins: of the still, its fitting, and the settings."""
     fitting = fit_cautions(still, request.width, request.height, request.fit)
-    return [*still.warnings, *fitting, *(cautions(request) if request.model in CATALOG else [])]
+    return [*still.warnings, *fitting, *cautions(request)]

@@ -55,16 +55,16 @@ def condition(
         seen = clip_pixels(pixels, models.image_size, models.image_mean, models.image_std)
         embedding = image_encoder(seen.to(models.device, models.dtype)).image_embeds[:, None]
     yield 1
-    noise = torch.randn(pixels.shape, generator=generator)
+    noise = torch.randn(pixels.shape, generator=generator, dtype=torch.float32, device="cpu")
     noisy = 2 * pixels - 1 + request.noise_aug_strength * noise
     # Float16 overflows in the encoder of SVD's VAE.
     dtype = torch.float32 if models.force_upcast and models.dtype == torch.float16 else models.dtype
     with placed.on_device("vae", dtype) as vae:
         latents = vae.encode(noisy.to(models.device, dtype)).latent_dist.mode().to(models.dtype)
     yield 2
-    # SVD was trained on fps − 1.
+    # SVD was trained on fps − 1. Always float32, for bfloat16 has no 1023.
     ids = [request.fps - 1, request.motion_bucket_id, request.noise_aug_strength]
-    yield Conditions(embedding, latents, torch.tensor([ids], dtype=models.dtype, device=models.device))
+    yield Conditions(embedding, latents, torch.tensor([ids], dtype=torch.float32, device=models.device))
 
 
 def clip_pixels(
@@ -88,7 +88,7 @@ def resize_antialiased(pixels: torch.Tensor, size: int) -> torch.Tensor:
 
 def _blur(pixels: torch.Tensor, axis: int, sigma: float, window: int) -> torch.Tensor:
     """Convolve one axis (−1: x, −2: y) with a Gaussian of an odd window, mirrored at the borders."""
-    x = torch.arange(window, dtype=pixels.dtype) - window // 2
+    x = torch.arange(window, dtype=pixels.dtype, device=pixels.device) - window // 2
     weights = torch.exp(-(x**2) / (2 * sigma**2))
     kernel = (weights / weights.sum()).view(1, 1, 1, -1)
     reach = window // 2

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from kinema.engine.memory import is_out_of_memory
-from kinema.errors import InsufficientMemory
+from kinema.engine.memory import insufficient, is_out_of_memory
 from kinema.models.placement import release_cache
 
 if TYPE_CHECKING:
@@ -44,13 +43,11 @@ def decode(vae: torch.nn.Module, latents: torch.Tensor, chunk_size: int, events:
         chunk = unscaled[start : start + chunk_size]
         try:
             frames = _to_uint8(vae.decode(chunk, num_frames=len(chunk)).sample)  # type: ignore[operator]
-        except (torch.OutOfMemoryError, RuntimeError) as error:
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             if len(chunk) == 1:
-                raise InsufficientMemory(
-                    "memory ran out while decoding a single frame; take a smaller width and height, or free memory"
-                ) from None
+                raise insufficient(error, "decoding a single frame", "take a smaller width and height") from None
             chunk_size = len(chunk) // 2
             events.append(f"memory ran out while decoding {len(chunk)} frames together: went on with {chunk_size}")
         else:

@@ -16,8 +16,8 @@ import torch
 from kinema.engine import sampling
 from kinema.engine.conditioning import ENCODE_STEPS, Conditions, condition
 from kinema.engine.decoding import NotFinite, decode
-from kinema.engine.memory import is_out_of_memory
-from kinema.errors import GenerationFailed, InsufficientMemory
+from kinema.engine.memory import insufficient, is_out_of_memory
+from kinema.errors import GenerationFailed
 from kinema.media.clip import Clip
 from kinema.media.still import fit_still
 from kinema.models.placement import place, plan_for
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from kinema.models.placement import Plan
     from kinema.values import VideoRequest
 
+SMALLER = "take smaller width and height or fewer num_frames"
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
 
 
@@ -61,6 +62,7 @@ def generate(models: Models, still: Still, request: VideoRequest) -> Iterator[St
     latents, plan = yield from _denoise(models, plan, conditions, request, generator, events)
     del conditions
     frames = yield from _decode(models, plan, latents, image, events)
+    del latents
     yield Clip(frames, request.frame_rate, _recipe(models, plan, still, request, events))
 
 
@@ -74,8 +76,10 @@ def _encode(
                 if isinstance(result, Conditions):
                     return result
                 yield Step("encode", result, ENCODE_STEPS)
-    except RuntimeError as error:
-        raise _translated(error, "encoding the still") from error
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise insufficient(error, "encoding the still", SMALLER) from None
     raise AssertionError("condition ends with the conditions")
 
 
@@ -95,7 +99,8 @@ def _denoise(
     steps = request.num_inference_steps
     sigmas = sampling.karras_sigmas(steps, models.scheduler["sigma_min"], models.scheduler["sigma_max"])
     channels, height, width = conditions.latents.shape[1:]
-    noise = torch.randn((1, request.num_frames, channels, height, width), generator=generator)
+    shape = (1, request.num_frames, channels, height, width)
+    noise = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
     latents = sampling.initial_latents(noise, sigmas, models.scheduler).to(device)
     guidance = None
     if request.guided:
@@ -123,10 +128,12 @@ def _denoise(
                     done = i + 1
                     yield Step("denoise", done, steps, latents=latents)
             break
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             following = leaner.next() if device.type != "cpu" else None
-            if leaner is not plan or following is None or not is_out_of_memory(error):
-                raise _translated(error, "denoising") from error
+            if leaner is not plan or following is None:
+                raise insufficient(error, "denoising", SMALLER) from None
         events.append(f"memory ran out at denoising step {done + 1}: went on with {following.name}")
         leaner = following
     if not latents.isfinite().all():
@@ -155,23 +162,21 @@ def _decode(
         except NotFinite:
             fault = f"the decoder gave NaN or infinity in {dtype}"
             continue
-        except RuntimeError as error:
-            raise _translated(error, "decoding") from error
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise insufficient(error, "decoding", SMALLER) from None
         video = np.concatenate(frames)
         # Of a still of one colour a constant video is right.
-        if np.ptp(video) > 0 or np.ptp(np.asarray(image), axis=(0, 1)).max() == 0:
+        if not _one_colour(video) or _one_colour(np.asarray(image)):
             return video
         fault = f"the decoder gave one constant colour in {dtype}"
     raise GenerationFailed(f"{fault}; no video was kept. Check the weights, or try another seed and settings")
 
 
-def _translated(error: RuntimeError, doing: str) -> Exception:
-    """A lack of memory in our words; any other error as it is."""
-    if not is_out_of_memory(error):
-        return error
-    return InsufficientMemory(
-        f"memory ran out while {doing}; take smaller width and height or fewer num_frames, or free memory on the device"
-    )
+def _one_colour(pixels: Frames) -> bool:
+    """Whether all pixels, [..., 3], are the same."""
+    return bool((pixels == pixels.reshape(-1, 3)[0]).all())
 
 
 def _recipe(models: Models, plan: Plan, still: Still, request: VideoRequest, events: list[str]) -> Recipe:

@@ -1,10 +1,14 @@
-"""Telling that memory ran out, which each backend says in its own way."""
+"""Telling that memory ran out, which each backend says in its own way, and saying it in ours."""
 
 from __future__ import annotations
 
+from traceback import clear_frames
+
 import torch
 
-_SAYINGS = ("out of memory", "can't allocate memory", "not enough memory")
+from kinema.errors import InsufficientMemory
+
+_SAYINGS = ("out of memory", "can't allocate memory", "not enough memory", "Invalid buffer size", "ALLOC_FAILED")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -12,3 +16,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(saying in str(error) for saying in _SAYINGS)
+
+
+def insufficient(error: BaseException, doing: str, remedy: str) -> InsufficientMemory:
+    """Our words for a lack of memory.
+
+    What the failed work held is let go, for a notebook keeps the last error, and all that hangs on it.
+    """
+    clear_frames(error.__traceback__)
+    return InsufficientMemory(f"memory ran out while {doing}; {remedy}, or free memory on the device")

@@ -1,0 +1,177 @@
+"""What a request promises: checked once, said clearly, never changed; and that a recipe survives its file."""
+
+import math
+
+import pytest
+from pydantic import ValidationError
+
+from kinema.errors import InvalidRequest, KinemaError
+from kinema.values import MAX_SEED, ModelIdentity, Recipe, VideoRequest
+
+RANGES = [
+    ("seed", 0, MAX_SEED),
+    ("width", 64, 2048),
+    ("height", 64, 2048),
+    ("num_frames", 1, 128),
+    ("num_inference_steps", 1, 200),
+    ("fps", 1, 120),
+    ("playback_fps", 1, 120),
+    ("motion_bucket_id", 0, 1023),
+    ("noise_aug_strength", 0, 10),
+    ("min_guidance_scale", 1, 30),
+    ("max_guidance_scale", 1, 30),
+]
+
+
+@pytest.mark.parametrize(("name", "low", "high"), RANGES)
+def test_both_ends_of_a_range_are_allowed(name: str, low: int, high: int) -> None:
+    assert getattr(VideoRequest.checked(**{name: low}), name) == low
+    assert getattr(VideoRequest.checked(**{name: high}), name) == high
+
+
+@pytest.mark.parametrize(("name", "low", "high"), RANGES)
+@pytest.mark.parametrize("end", [0, 1])
+def test_beyond_a_range_is_refused_with_name_value_and_range(name: str, low: int, high: int, end: int) -> None:
+    value = (low - 1, high + 1)[end]
+    with pytest.raises(InvalidRequest) as refused:
+        VideoRequest.checked(**{name: value})
+    assert str(refused.value) == f"{name} {value} is out of range: {low} to {high}"
+    assert refused.value.param == name
+
+
+@pytest.mark.parametrize("name", ["width", "height"])
+@pytest.mark.parametrize(("value", "below", "above"), [(1001, 1000, 1008), (65, 64, 72), (2047, 2040, 2048)])
+def test_a_size_that_is_no_multiple_of_8_is_refused_with_its_neighbours(
+    name: str, value: int, below: int, above: int
+) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        VideoRequest.checked(**{name: value})
+    assert str(refused.value) == f"{name} {value} is not a multiple of 8; {below} and {above} are"
+    assert refused.value.param == name
+
+
+def test_a_decode_chunk_of_no_frames_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="^decode_chunk_size 0 is out of range: at least 1$"):
+        VideoRequest.checked(decode_chunk_size=0)
+
+
+@pytest.mark.parametrize("name", ["noise_aug_strength", "min_guidance_scale", "max_guidance_scale"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_number_that_is_not_finite_is_refused(name: str, value: float) -> None:
+    with pytest.raises(InvalidRequest, match=f"^{name} {value!r} is ") as refused:
+        VideoRequest.checked(**{name: value})
+    assert refused.value.param == name
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"fit": "zoom"}, ["fit 'zoom'", "'crop', 'pad' or 'stretch'"]),
+        ({"fps": 7.5}, ["fps 7.5", "integer"]),
+        ({"num_frames": "many"}, ["num_frames 'many'", "integer"]),
+        ({"seed": "lucky"}, ["seed 'lucky'", "integer"]),
+        ({"model": ""}, ["model ''", "at least 1 character"]),
+        ({"max_guidance_scale": "strong"}, ["max_guidance_scale 'strong'", "number"]),
+        ({"width": None}, ["width None", "integer"]),
+        ({"cfg": 3}, ["no setting 'cfg'", "max_guidance_scale"]),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_refused_by_name(settings: dict[str, object], words: list[str]) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        VideoRequest.checked(**settings)
+    assert all(word in str(refused.value) for word in words)
+    assert refused.value.param == next(iter(settings))
+
+
+def test_a_refusal_is_a_kinema_error_and_a_value_error() -> None:
+    with pytest.raises(KinemaError):
+        VideoRequest.checked(fps=0)
+    with pytest.raises(ValueError, match="fps"):
+        VideoRequest.checked(fps=0)
+
+
+def test_numbers_from_a_form_are_read() -> None:
+    request = VideoRequest.checked(width="512", seed="42", noise_aug_strength="0.1")
+    assert (request.width, request.seed, request.noise_aug_strength) == (512, 42, 0.1)
+
+
+def test_a_request_never_changes() -> None:
+    request = VideoRequest(seed=1)
+    with pytest.raises(ValidationError):
+        request.seed = 2
+    assert request.seed == 1
+
+
+def test_a_change_is_a_new_request_and_keeps_the_rest() -> None:
+    request = VideoRequest(seed=5, width=512, fit="pad")
+    changed = request.changed(height=320)
+    assert changed == VideoRequest(seed=5, width=512, height=320, fit="pad")
+    assert request.height == 576
+
+
+def test_a_change_is_checked_too() -> None:
+    with pytest.raises(InvalidRequest, match="width 1001 is not a multiple of 8"):
+        VideoRequest().changed(width=1001)
+    with pytest.raises(InvalidRequest, match="no setting 'speed'"):
+        VideoRequest().changed(speed=2)
+
+
+@pytest.mark.parametrize("settings", [{}, {"seed": None}])
+def test_a_seed_not_given_is_drawn(settings: dict[str, None]) -> None:
+    seeds = {VideoRequest.checked(**settings).seed for _ in range(4)}
+    assert len(seeds) > 1
+    assert all(0 <= seed <= MAX_SEED for seed in seeds)
+
+
+def test_a_change_keeps_the_drawn_seed_unless_told() -> None:
+    request = VideoRequest()
+    assert request.changed(fps=8).seed == request.seed
+    assert len({request.changed(seed=None).seed for _ in range(4)}) > 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "guided"),
+    [
+        ({}, True),
+        ({"max_guidance_scale": 1.0}, False),
+        ({"min_guidance_scale": 2.0, "max_guidance_scale": 1.0}, True),
+        ({"num_frames": 1}, False),  # its one frame has the first scale, 1
+        ({"num_frames": 1, "min_guidance_scale": 1.5, "max_guidance_scale": 1.0}, True),
+        ({"num_frames": 2}, True),
+    ],
+)
+def test_guided_tells_whether_any_frame_is(settings: dict[str, float], guided: bool) -> None:
+    assert VideoRequest.checked(**settings).guided is guided
+
+
+def test_fps_is_the_playback_rate_unless_told_otherwise() -> None:
+    assert VideoRequest(fps=9).frame_rate == 9
+    assert VideoRequest(fps=9, playback_fps=24).frame_rate == 24
+
+
+def test_every_setting_has_a_description_and_every_number_a_range() -> None:
+    for name, setting in VideoRequest.model_json_schema()["properties"].items():
+        assert setting["description"].endswith("."), name
+        numbers = [kind for kind in setting.get("anyOf", [setting]) if kind.get("type") in {"integer", "number"}]
+        assert all("minimum" in kind for kind in numbers), name
+
+
+def test_a_request_survives_json() -> None:
+    request = VideoRequest(noise_aug_strength=0.1 + 0.2, decode_chunk_size=3, fit="stretch")
+    assert VideoRequest.model_validate_json(request.model_dump_json()) == request
+
+
+def test_a_recipe_survives_json() -> None:
+    recipe = Recipe(
+        kinema="0.1.0",
+        request=VideoRequest(model="pocket", seed=MAX_SEED),
+        still_sha256="0" * 64,
+        model=ModelIdentity(name="pocket", revision=None, weights_sha256="1" * 64),
+        device="cpu",
+        dtype="float32",
+        memory_plan="resident",
+        decode_chunk_size=14,
+        events=("memory ran out while decoding 14 frames together: went on with 7",),
+        versions={"torch": "2.13.0"},
+    )
+    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
