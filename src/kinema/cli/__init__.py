@@ -1,0 +1,88 @@
+"""The command: what was asked on the command line becomes calls of the library, and every outcome an exit code.
+
+Results go to stdout, everything else to stderr. Heavy libraries are imported by the commands that need them, so that
+`kinema --help` is quick.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import traceback
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kinema.cli import doctor, generating, recipes, weights
+from kinema.cli.exits import EPILOG, Interrupted, code_of, stopping_cleanly
+from kinema.cli.progress import say
+from kinema.errors import KinemaError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+DEFECT = 70  # as EX_SOFTWARE of sysexits.h
+
+app = typer.Typer(
+    name="kinema",
+    help="A still image becomes a short video with Stable Video Diffusion, on your own hardware.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.command(name="generate", no_args_is_help=True, epilog=EPILOG)(generating.generate)
+app.command(name="inspect", no_args_is_help=True)(recipes.inspect)
+app.command(name="remake", no_args_is_help=True, epilog=EPILOG)(recipes.remake)
+app.add_typer(weights.app, name="models")
+app.command(name="doctor")(doctor.doctor)
+
+
+def _show_version(*, wanted: bool) -> None:
+    if wanted:
+        print(f"kinema {version('kinema')}")  # noqa: T201 - the result
+        raise typer.Exit
+
+
+@app.callback()
+def _kinema(
+    *,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=lambda wanted: _show_version(wanted=wanted), is_eager=True)
+    ] = False,
+) -> None:
+    """A still image becomes a short video with Stable Video Diffusion, on your own hardware."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line (`sys.argv` when None is given), and give its exit code; `EPILOG` says what they mean."""
+    with contextlib.suppress(AttributeError):  # a stand-in for stdout
+        sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  # any file's name can be printed
+    try:
+        with stopping_cleanly():
+            command = typer.main.get_command(app)
+            return command.main(arguments, prog_name="kinema", standalone_mode=False) or 0
+    except KinemaError as error:
+        say(str(error), "error")
+        return code_of(error)
+    except Interrupted as stop:
+        say("nothing half-written is left", "interrupted")
+        return stop.code
+    except typer.TyperException as error:
+        return _misused(error)
+    except Exception:  # noqa: BLE001 - the last resort: told whole, so that it can be mended
+        traceback.print_exc()
+        say("this is a defect of Kinema; please report it with the lines above", "error")
+        return DEFECT
+
+
+def _misused(error: typer.TyperException) -> int:
+    """Tell in one line what is wrong with the command line itself."""
+    message = error.format_message().rstrip(".")
+    if message:  # none where help was printed for want of arguments
+        context = getattr(error, "ctx", None)
+        where = context.command_path if context is not None else "kinema"
+        say(f"{message[:1].lower()}{message[1:]}; `{where} --help` tells more", "error")
+    return error.exit_code

@@ -1,0 +1,212 @@
+"""`kinema doctor`: what this machine has, and what Kinema would do with it."""
+
+from __future__ import annotations
+
+import json as json_text
+import math
+import platform
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kinema.cli.progress import stdout_console
+from kinema.errors import InsufficientMemory, InvalidRequest, WeightsError
+from kinema.models.catalog import request_for
+
+if TYPE_CHECKING:
+    import torch
+
+    from kinema.models.finding import Held
+    from kinema.models.placement import Part, Plan, Shape
+    from kinema.settings import Settings
+
+LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "av", "pillow")
+
+
+def doctor(*, json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False) -> None:
+    """Tell device, arithmetic, memory, how each model would run, versions, and settings in force."""
+    from kinema.settings import read_settings
+
+    facts = _examined(read_settings())
+    if json:
+        print(json_text.dumps(facts, indent=2))  # noqa: T201 - the result
+    else:
+        _show(facts)
+
+
+def _examined(settings: Settings) -> dict[str, Any]:
+    """Everything that the doctor tells."""
+    from kinema.models import hub
+    from kinema.models.finding import inventory
+    from kinema.models.loading import default_model
+    from kinema.models.placement import available_devices, free_memory, pick_device, pick_dtype
+
+    problems = []
+    try:
+        device = pick_device(settings.device)
+    except InvalidRequest as error:
+        problems.append(f"{error}; the settings ask for it, and the best there is was examined instead")
+        device = pick_device("auto")
+        settings = settings.model_copy(update={"device": "auto"})
+    dtype = pick_dtype(settings.dtype, device)
+    model, reason = default_model(settings)
+    held = inventory()
+    if not held[0].present:
+        problems.append("this package lacks the weights of pocket; install it again")
+    return {
+        "kinema": version("kinema"),
+        "device": str(device),
+        "device_name": _device_name(device),
+        "devices": available_devices(),
+        "dtype": str(dtype).removeprefix("torch."),
+        "dtype_reason": _dtype_reason(settings, device),
+        "memory_free_bytes": free_memory(device),
+        "memory_total_bytes": _total_memory(device),
+        "default_model": model,
+        "default_model_reason": reason,
+        "models": [_fitting(one, device, dtype) for one in held],
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        "cache": str(hub.cache_folder()),
+        "offline": hub.offline(),
+        "settings": settings.model_dump(),
+        "problems": problems,
+    }
+
+
+def _device_name(device: torch.device) -> str:
+    import psutil
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cores = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
+    return f"{platform.machine()}, {cores} cores"
+
+
+def _total_memory(device: torch.device) -> int:
+    import psutil
+    import torch
+
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory()
+    return int(psutil.virtual_memory().total)
+
+
+def _dtype_reason(settings: Settings, device: torch.device) -> str:
+    from kinema.models.placement import has_native_bf16
+
+    if settings.dtype != "auto":
+        return "the settings name it"
+    if device.type != "cpu":
+        return "the quickest on a GPU"
+    return "this CPU computes it in hardware" if has_native_bf16() else "this CPU has no bfloat16 in hardware"
+
+
+def _fitting(held: Held, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """A model of the catalog, and how it would run here at its own defaults."""
+    facts: dict[str, Any] = {
+        "name": held.entry.name,
+        "present": held.present,
+        "path": str(held.path) if held.path else None,
+        "plan": None,
+        "fault": None,
+    }
+    try:
+        plan = _plan(held, device, dtype)
+    except (InsufficientMemory, WeightsError) as error:
+        return facts | {"fault": str(error)}
+    chunk, needed = plan.decode_chunk_size, plan.needed_bytes
+    return facts | {"plan": {"name": plan.name, "decode_chunk_size": chunk, "needed_bytes": needed}}
+
+
+def _plan(held: Held, device: torch.device, dtype: torch.dtype) -> Plan:
+    """The memory plan of a model of the catalog at its own defaults, whether it is here or not."""
+    from kinema.models.placement import free_memory, plan_memory
+
+    request = request_for(model=held.entry.name)
+    weights, shape = _sizes(held, dtype.itemsize)
+    return plan_memory(
+        weights,
+        width=request.width,
+        height=request.height,
+        num_frames=request.num_frames,
+        guided=request.guided,
+        dtype_bytes=dtype.itemsize,
+        free_bytes=free_memory(device),
+        shape=shape,
+        offload=device.type != "cpu",
+    )
+
+
+def _sizes(held: Held, itemsize: int) -> tuple[dict[Part, int], Shape]:
+    """A model's weights by part in the arithmetic that would be used, and what else decides its memory."""
+    from kinema.models.files import check_configs, choose_weights, read_headers
+    from kinema.models.finding import locate, resolve
+    from kinema.models.placement import PARTS, Shape
+
+    entry = held.entry
+    if entry.weights_bytes is not None:  # in two bytes each
+        return {part: count // 2 * itemsize for part, count in entry.weights_bytes.items()}, Shape()
+    snapshot = held.snapshot or locate(resolve(entry.name))
+    weights: dict[Part, int] = {}
+    for part in PARTS:
+        chosen = choose_weights(snapshot.files, part, half=True)
+        assert chosen is not None, "locate has seen it"
+        headers = read_headers(snapshot.folder, chosen).values()
+        weights[part] = itemsize * sum(math.prod(shape) for header in headers for shape in header.values())
+    configs = check_configs(snapshot.folder)
+    unet, vae = configs["unet"], configs["vae"]
+    upcast = bool(vae.get("force_upcast", True))
+    return weights, Shape(unet["block_out_channels"][0], vae["block_out_channels"][0], upcast)
+
+
+def _show(facts: dict[str, Any]) -> None:
+    """The facts as a person reads them."""
+    from rich.table import Table
+
+    console = stdout_console()
+    rows = {
+        "kinema": facts["kinema"],
+        "device": f"{facts['device']} ({facts['device_name']}); there is {', '.join(facts['devices'])}",
+        "dtype": f"{facts['dtype']}: {facts['dtype_reason']}",
+        "memory": f"{_gib(facts['memory_free_bytes'])} free of {_gib(facts['memory_total_bytes'])}",
+        "model": f"{facts['default_model']}: {facts['default_model_reason']}",
+        "versions": ", ".join(f"{name} {number}" for name, number in facts["versions"].items()),
+        "cache": facts["cache"] + (", offline (HF_HUB_OFFLINE)" if facts["offline"] else ""),
+        "settings": ", ".join(f"{name} {value or 'unset'}" for name, value in facts["settings"].items()),
+    }
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, text in rows.items():
+        table.add_row(name, text)
+    console.print(table)
+    console.print()
+    console.print(_models_table(facts["models"]))
+    for problem in facts["problems"]:
+        console.print(f"\n[bold red]problem[/]: {problem}")
+
+
+def _models_table(models: list[dict[str, Any]]) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("model", "here", "how it would run at its defaults"):
+        table.add_column(title)
+    for one in models:
+        plan = one["plan"]
+        told = (
+            f"{plan['name']}, {plan['decode_chunk_size']} frames decoded together, {_gib(plan['needed_bytes'])}"
+            if plan
+            else one["fault"]
+        )
+        table.add_row(one["name"], "yes" if one["present"] else "no", told)
+    return table
+
+
+def _gib(count: int) -> str:
+    """Bytes as memory is counted: by powers of 1024."""
+    return f"{count / 2**30:.1f} GiB"

@@ -1,0 +1,65 @@
+"""How a run ends: its exit codes, and the signals that stop it."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from typing import TYPE_CHECKING, ClassVar
+
+from kinema.errors import GenerationFailed, InsufficientDisk, InsufficientMemory, KinemaError, WeightsError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+
+EPILOG = (
+    "Exit codes: 0 done · 1 remade, but the frames differ · 2 usage, or a bad still, setting, file or recipe · "
+    "3 weights can't be had or used · 4 out of memory · 5 refused: no room on the disk, or the model gave no video · "
+    "70 a defect of Kinema · 130 interrupted (143 by SIGTERM)."
+)
+
+DIFFERS = 1
+# The first that fits counts.
+_CODES: tuple[tuple[type[KinemaError], int], ...] = (
+    (WeightsError, 3),
+    (InsufficientMemory, 4),
+    (InsufficientDisk, 5),
+    (GenerationFailed, 5),
+    (KinemaError, 2),
+)
+
+
+def code_of(error: KinemaError) -> int:
+    """The exit code of an error."""
+    return next(code for kind, code in _CODES if isinstance(error, kind))
+
+
+class Interrupted(SystemExit):
+    """A signal asked the run to stop; raised wherever it is, so that every `with` on the way cleans up."""
+
+    code: int
+
+    names: ClassVar[tuple[str, ...]] = ("SIGINT", "SIGTERM", "SIGHUP")
+
+
+@contextlib.contextmanager
+def stopping_cleanly() -> Iterator[None]:
+    """While inside, signals that end a process unwind it first; one that is ignored (nohup) stays ignored."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    wanted = [getattr(signal, name) for name in Interrupted.names if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in wanted}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, _stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    raise Interrupted(128 + number)

@@ -1,0 +1,99 @@
+"""The options that set a video: one for each field of `VideoRequest`, so that names, ranges and help exist once."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+
+import typer
+
+from kinema.models.catalog import CATALOG
+from kinema.settings import Settings
+from kinema.values import VideoRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pydantic.fields import FieldInfo
+
+MODEL_PANEL = "Model and device"
+OUTPUT_PANEL = "Output"
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help=f"{VideoRequest.model_fields['model'].description} "
+        "Unset: svd-xt where a GPU has room for it, else pocket.",
+        rich_help_panel=MODEL_PANEL,
+        show_default=False,
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(help=Settings.model_fields["device"].description, rich_help_panel=MODEL_PANEL),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help=Settings.model_fields["dtype"].description, rich_help_panel=MODEL_PANEL),
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Write events as JSON lines to stdout.", rich_help_panel=OUTPUT_PANEL)
+]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Tell nothing but the result and errors.", rich_help_panel=OUTPUT_PANEL)
+]
+Force = Annotated[
+    bool, typer.Option("--force", help="Replace files that were not named by -o.", rich_help_panel=OUTPUT_PANEL)
+]
+
+
+def with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Put an option for each of a video's settings where the command has `**settings`; None is what is not given."""
+    signature = inspect.signature(command, eval_str=True)
+    own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    settings = [_option(name, field) for name, field in VideoRequest.model_fields.items() if name != "model"]
+    command.__signature__ = signature.replace(parameters=[*own, *settings])  # type: ignore[attr-defined]
+    return command
+
+
+def _option(name: str, field: FieldInfo) -> inspect.Parameter:
+    """The command's parameter of one setting. Its range is told here, and checked by `VideoRequest` alone."""
+    told = ". ".join(filter(None, [_range(field), _defaults(name, field)]))
+    option = typer.Option(
+        f"--{name.replace('_', '-')}",
+        help=f"{field.description} [dim]{told}{'.' if told else ''}[/dim]",
+        rich_help_panel="Video",
+    )
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[_kind(field) | None, option]
+    )
+
+
+def _kind(field: FieldInfo) -> Any:
+    """The type of a setting without None: int, float, str or a Literal of choices."""
+    kind = field.annotation
+    if getattr(kind, "__origin__", None) is Literal:
+        return kind
+    kinds = [part for part in get_args(kind) if part is not type(None)]
+    return kinds[0] if kinds else kind
+
+
+def _range(field: FieldInfo) -> str:
+    """The range of a setting as a person reads it."""
+    bounds = {type(bound).__name__: bound for bound in field.metadata}
+    low, high = bounds.get("Ge"), bounds.get("Le")
+    if low is None:
+        return ""
+    return f"At least {low.ge}" if high is None else f"{low.ge} to {high.le}"
+
+
+def _defaults(name: str, field: FieldInfo) -> str:
+    """The default of a setting, and which models of the catalog have another."""
+    if field.default_factory is not None or field.default is None:
+        return ""
+    others: dict[Any, list[str]] = {}
+    for entry in CATALOG.values():
+        if (value := entry.defaults.get(name, field.default)) != field.default:
+            others.setdefault(value, []).append(entry.name)
+    told = "; ".join(f"{', '.join(models)}: {value}" for value, models in others.items())
+    return f"Default {field.default}" + (f" ({told})" if told else "")

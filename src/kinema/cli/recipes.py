@@ -1,0 +1,204 @@
+"""`kinema inspect` tells how a video was made; `kinema remake` makes it again, and says whether it is the same."""
+
+from __future__ import annotations
+
+import json as json_text
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kinema.cli.exits import DIFFERS
+from kinema.cli.options import MODEL_PANEL, OUTPUT_PANEL, Force, Json, Quiet
+from kinema.cli.progress import report
+from kinema.errors import RecipeError
+from kinema.models.catalog import CATALOG
+
+if TYPE_CHECKING:
+    from kinema.cli.making import Job
+    from kinema.cli.progress import Report
+    from kinema.media.clip import Clip
+    from kinema.media.still import Still
+    from kinema.media.video import Frames
+    from kinema.settings import Settings
+    from kinema.values import Recipe
+
+Video = Annotated[str, typer.Argument(metavar="FILE", help="A video that Kinema made, or its folder of png.")]
+
+
+def inspect(
+    file: Video, *, json: Annotated[bool, typer.Option("--json", help="Write the recipe itself, as JSON.")] = False
+) -> None:
+    """Tell how a video was made, by the recipe inside the file."""
+    from kinema.media.video import read_recipe
+
+    recipe = read_recipe(file)
+    facts = recipe.model_dump(mode="json")
+    if json:
+        print(json_text.dumps(facts, indent=2))  # noqa: T201 - the result
+        return
+    request, model = recipe.request, recipe.model
+    lines: dict[str, object] = {
+        "model": model.name + (f" at {model.revision}" if model.revision else ""),
+        "weights": f"SHA-256 {model.weights_sha256}",
+        "still": f"SHA-256 {recipe.still_sha256} (of its pixels)",
+        **{name: value for name, value in request if name != "model" and value is not None},
+        "device": f"{recipe.device}, {recipe.dtype}",
+        "memory plan": f"{recipe.memory_plan}, {recipe.decode_chunk_size} frames decoded together",
+        "made by": ", ".join([f"kinema {recipe.kinema}", *(f"{k} {v}" for k, v in recipe.versions.items())]),
+    }
+    lines |= {"event" if i == 0 else f"event {i + 1}": event for i, event in enumerate(recipe.events)}
+    width = max(map(len, lines))
+    for name, value in lines.items():
+        print(f"{name:<{width}}  {value}")  # noqa: T201 - the result
+
+
+def remake(
+    file: Video,
+    *,
+    still: Annotated[str, typer.Option(help="The picture that the video was made from: a path or http(s) address.")],
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="PATH",
+            rich_help_panel=OUTPUT_PANEL,
+            help="Where the new video goes. Unset: STEM-remade with the same ending, in the current folder.",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=MODEL_PANEL,
+            help="Where the weights are, when the recipe can't tell (of a folder it keeps only the last part).",
+        ),
+    ] = None,
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="Go on although the still or the weights are not those of the recipe.")
+    ] = False,
+    force: Force = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make a video again from its recipe and the still, and say whether the frames are identical.
+
+    The exit code is 0 when they are and 1 when they differ, which another device, arithmetic or library may cause.
+    Still and weights are checked first.
+    """
+    from kinema.cli.making import load, make
+    from kinema.media.still import open_still
+    from kinema.media.video import read_recipe
+
+    with report(json_lines=json, quiet=quiet) as told:
+        recipe = read_recipe(file)
+        opened = open_still(still)
+        _same("still", still, opened.sha256, recipe.still_sha256, told, anyway=anyway)
+        name = model or _model_of(recipe)
+        job = _job(file, still, opened, recipe, name, output, force=force)
+        models = load(name, _machine(recipe, told), told)
+        found = models.identity.weights_sha256
+        _same("model", name, found, recipe.model.weights_sha256, told, anyway=anyway)
+        _tell_versions(recipe, told)
+        made = make(models, job, told)
+        if not _compared(Path(file), made.clip, made.path, told):
+            raise typer.Exit(DIFFERS)
+
+
+def _same(what: str, given: str, found: str, wanted: str, told: Report, *, anyway: bool) -> None:
+    """Refuse a still or weights other than the recipe's, or only say so."""
+    if found == wanted:
+        return
+    fault = f"the {what} {given} is not the one of the recipe (SHA-256 {found[:12]}…, not {wanted[:12]}…)"
+    if not anyway:
+        raise RecipeError(f"{fault}; give the original one, or --anyway to go on with this")
+    told.tell("warning", fault)
+
+
+def _model_of(recipe: Recipe) -> str:
+    """What to load, by the recipe alone.
+
+    Raises:
+        RecipeError: when the weights lay in a folder, of which the recipe keeps only the last part.
+    """
+    name, revision = recipe.model.name, recipe.model.revision
+    entry = CATALOG.get(name)
+    if entry and (entry.repository is None) == (revision is None):
+        return name
+    if revision and "/" in name:
+        return f"{name}@{revision}"
+    raise RecipeError(
+        f"the weights lay in a folder named {name}, and the recipe keeps no more of its path: give it by --model FOLDER"
+    )
+
+
+def _job(file: str, source: str, still: Still, recipe: Recipe, model: str, output: str | None, *, force: bool) -> Job:
+    """The video to make, with the decode chunk that was used, which the request may have left open."""
+    from kinema.cli.making import Job
+    from kinema.cli.targets import keep_apart, video_paths
+    from kinema.models.finding import resolve
+
+    resolve(model)
+    request = recipe.request.changed(decode_chunk_size=recipe.decode_chunk_size)
+    video = Path(file)
+    [target] = video_paths(output, [f"{video.stem}-remade"], [request], ending=video.suffix, force=force)
+    keep_apart([target], [file, source])
+    return Job(source, still, request, target, recorded=recipe.request)
+
+
+def _machine(recipe: Recipe, told: Report) -> Settings:
+    """The settings of this machine, with the recipe's arithmetic, and its kind of device where it is there."""
+    from kinema.models.placement import available_devices
+    from kinema.settings import read_settings
+
+    kind = recipe.device.split()[0]
+    if kind not in available_devices():
+        told.tell("warning", f"it was made on {recipe.device}, which is not here: the frames may differ")
+        return read_settings(dtype=recipe.dtype)
+    return read_settings(device=kind, dtype=recipe.dtype)
+
+
+def _tell_versions(recipe: Recipe, told: Report) -> None:
+    """Say which libraries are not those that made the video."""
+    from importlib.metadata import version
+
+    for name, made_by in {"kinema": recipe.kinema, **recipe.versions}.items():
+        if (here := version(name)) != made_by:
+            told.tell("warning", f"it was made by {name} {made_by}, and {here} is here: the frames may differ")
+
+
+def _compared(original: Path, clip: Clip, remade: Path, told: Report) -> bool:
+    """Whether a video and its remake show the same, told in words; both as the original's kind of file keeps them."""
+    from kinema.media.video import probe, read_frames
+
+    kind = probe(original).container
+    suffix = "" if kind == "png" else f".{kind}"
+    before, _ = read_frames(original)
+    if remade.suffix.lower() == suffix:
+        after, _ = read_frames(remade)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            after, _ = read_frames(clip.save(Path(folder) / f"again{suffix}"))
+    text, facts = _difference(before, after)
+    told.tell("compared", text, **facts)
+    return bool(facts["identical"])
+
+
+def _difference(before: Frames, after: Frames) -> tuple[str, dict[str, Any]]:
+    """How far two videos are apart, in words and as facts."""
+    import numpy as np
+
+    if before.shape != after.shape:
+        (n, h, w, _), (m, g, v, _) = before.shape, after.shape
+        text = f"{n} frames of {w}×{h} became {m} frames of {v}×{g}"
+        return text, {"identical": False, "frames_differing": None, "max_difference": None}
+    apart = np.abs(before.astype(np.int16) - after)
+    frames, most = int(apart.any(axis=(1, 2, 3)).sum()), int(apart.max())
+    facts = {"identical": most == 0, "frames_differing": frames, "max_difference": most}
+    if most == 0:
+        return f"all {len(before)} frames are the same, pixel for pixel", facts
+    return (
+        f"{frames} of {len(before)} frames differ, by {most}/255 at most and {apart.mean():.2f}/255 on average",
+        facts,
+    )

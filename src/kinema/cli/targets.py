@@ -1,0 +1,118 @@
+"""Where results go: a name for each still's video and contact sheet, refused before the work if it can't be had."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kinema.errors import InvalidRequest, VideoError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from kinema.values import VideoRequest
+
+FIELDS = ("stem", "index", "seed")
+_FIELD = re.compile(r"\{(\w*)\}")
+
+
+def video_paths(
+    output: str | None, stems: Sequence[str], requests: Sequence[VideoRequest], *, ending: str = ".mp4", force: bool
+) -> list[Path]:
+    """A path for each still's video, where it can be written.
+
+    Args:
+        output: A file, a folder (ending in "/", or for several stills), a template, or None for STEM.mp4 here.
+        stems: Names of the stills, in the order of the command line.
+        requests: One for each still.
+        ending: Of the names that `output` leaves open.
+        force: Whether files may be replaced that `output` does not name outright.
+
+    Raises:
+        VideoError: naming the path and what would be right.
+        InsufficientDisk: when there is no room.
+    """
+    from kinema.media.video import check_target
+
+    paths = _named(output, ending, stems, requests)
+    exact = output is not None and paths == [Path(output)]
+    for path, request in zip(paths, requests, strict=True):
+        check_target(path, request.frame_rate)
+        if path.is_file() and not (exact or force):
+            raise VideoError(f"{path} is there already; --force replaces it, -o names another")
+    return paths
+
+
+def sheet_paths(
+    output: str | None, stems: Sequence[str], requests: Sequence[VideoRequest], *, force: bool
+) -> list[Path | None]:
+    """A path for each still's contact sheet, named as videos are; None for all where none is asked for.
+
+    Raises:
+        VideoError: naming the path and what would be right.
+    """
+    if output is None:
+        return [None] * len(stems)
+    paths = _named(output, ".png", stems, requests)
+    for path in paths:
+        if path.suffix.lower() != ".png":
+            raise VideoError(f"the contact sheet {path} must end in .png; name it {path.with_suffix('.png')}")
+        if not path.parent.is_dir():
+            raise VideoError(f"the folder {path.parent} does not exist; make it, or choose another")
+        if not os.access(path.parent, os.W_OK):
+            raise VideoError(f"{path.parent} can't be written to; choose another folder, or its permissions")
+        if path.is_dir():
+            raise VideoError(f"{path} is a folder; choose another name for the contact sheet")
+        if path.is_file() and not force and paths != [Path(output)]:
+            raise VideoError(f"{path} is there already; --force replaces it, --contact-sheet names another")
+    return list(paths)
+
+
+def keep_apart(results: Sequence[Path | None], sources: Sequence[str]) -> None:
+    """Refuse results that would replace one another, or what they are made from.
+
+    Raises:
+        VideoError: naming the path.
+    """
+    seen: set[Path] = set()
+    inputs = [Path(source) for source in sources if Path(source).exists()]
+    for path in filter(None, results):
+        place = path.absolute()
+        if place in seen:
+            raise VideoError(f"{path} would hold more than one result; tell them apart by a template with {{index}}")
+        seen.add(place)
+        if path.exists() and any(path.samefile(source) for source in inputs):
+            raise VideoError(f"{path} is what the video is made from, and would be lost; choose another name")
+
+
+def _named(output: str | None, ending: str, stems: Sequence[str], requests: Sequence[VideoRequest]) -> list[Path]:
+    if output is None:
+        return [Path(f"{stem}{ending}") for stem in stems]
+    if _FIELD.search(output):
+        return [
+            _filled(output, {"stem": stem, "index": i, "seed": request.seed})
+            for i, (stem, request) in enumerate(zip(stems, requests, strict=True), 1)
+        ]
+    is_folder = output.endswith(("/", os.sep))
+    if len(stems) == 1 and not is_folder:
+        return [Path(output)]
+    if Path(output).suffix and not Path(output).is_dir():
+        raise VideoError(
+            f"{output} is one file, and there are {len(stems)} stills; name a folder, or a template such as "
+            f"{{stem}}{ending}"
+        )
+    return [Path(output) / f"{stem}{ending}" for stem in stems]
+
+
+def _filled(template: str, values: dict[str, object]) -> Path:
+    """A template with its fields filled in."""
+
+    def value(field: re.Match[str]) -> str:
+        if field[1] not in values:
+            known = ", ".join(f"{{{name}}}" for name in FIELDS)
+            raise InvalidRequest(f"{field[0]} in {template} can't be filled in; {known} can", "output")
+        return str(values[field[1]])
+
+    return Path(_FIELD.sub(value, template))
