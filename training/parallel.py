@@ -2,7 +2,7 @@
 
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -15,7 +15,7 @@ class Fleet:
     device: str
     rank: int
     world: int
-    started: float = field(default_factory=time.monotonic)
+    started: float = 0.0
 
     @classmethod
     def join(cls, device: str) -> "Fleet":
@@ -36,8 +36,9 @@ class Fleet:
         if self.rank == 0:
             print(*words, flush=True)
 
-    def seed(self) -> None:
-        """A fresh seed for each process, so that no two draw the same clips."""
+    def begin(self) -> None:
+        """Start the clock, with a fresh seed for each process, so that no two draw the same clips."""
+        self.started = time.monotonic()
         torch.manual_seed(time.time_ns() % 2**31 * 64 + self.rank)
 
     def minutes(self) -> float:

@@ -84,10 +84,10 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--vae", type=Path, required=True, help="folder with the trained VAE")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--start", type=Path, help="folder of an exported unet and image_encoder to begin from")
+    parser.add_argument("--begin-from", type=Path, help="folder of an exported unet and image_encoder")
     parser.add_argument("--minutes", type=float, default=9)
     parser.add_argument("--total-minutes", type=float)
-    parser.add_argument("--spent", type=float, default=0.0, help="minutes of the schedule already behind --start")
+    parser.add_argument("--spent", type=float, default=0.0, help="minutes of the schedule already behind --begin-from")
     parser.add_argument("--clips", type=int, default=10, help="clips a GPU and step")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--limit", type=int, help="photographs to read, for a quick trial")
@@ -101,9 +101,9 @@ def main() -> None:
     mean_of = lambda x: vae.quant_conv(vae.encoder(x)).chunk(2, 1)[0]  # noqa: E731 - the mode of the posterior
     torch.manual_seed(0)
     unet, encoder = make_unet(vae.config.latent_channels).to(args.device), make_image_encoder().to(args.device)
-    if args.start:
-        unet = type(unet).from_pretrained(args.start / "unet", torch_dtype=torch.float32).to(args.device)
-        encoder = type(encoder).from_pretrained(args.start / "image_encoder", dtype=torch.float32).to(args.device)
+    if args.begin_from:
+        unet = type(unet).from_pretrained(args.begin_from / "unet", torch_dtype=torch.float32).to(args.device)
+        encoder = type(encoder).from_pretrained(args.begin_from / "image_encoder", dtype=torch.float32).to(args.device)
     train, _ = Photos.read(args.photos, args.device, limit=args.limit).split()
     mover = Mover(train, HEIGHT, WIDTH)
     modules = torch.nn.ModuleDict({"unet": unet, "image_encoder": encoder}).train()
@@ -120,7 +120,7 @@ def main() -> None:
     fleet.say(
         f"{len(train.pixels)} photographs, UNet {parameters(unet) / 1e6:.2f} M, {fleet.world} devices, from {step}"
     )
-    fleet.seed()
+    fleet.begin()
 
     first, recent = step, []
     while (elapsed := fleet.minutes()) < args.minutes:

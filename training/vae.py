@@ -86,8 +86,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=9)
     parser.add_argument("--total-minutes", type=float)
-    parser.add_argument("--start", type=Path, help="folder of a trained VAE to begin from")
+    parser.add_argument("--begin-from", type=Path, help="folder of a trained VAE")
     parser.add_argument("--warped", type=float, default=0.3, help="share of a batch decoded from warped latents")
+    parser.add_argument("--decoder-only", action="store_true", help="keep the latents as they are")
     parser.add_argument("--latent-channels", type=int, default=LATENT_CHANNELS)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--limit", type=int, help="photographs to read, for a quick trial")
@@ -101,10 +102,13 @@ def main() -> None:
     whole = Mover(held_out, HEIGHT, WIDTH)
     torch.manual_seed(0)
     vae = make_vae(args.latent_channels)
-    if args.start:
-        vae = type(vae).from_pretrained(args.start, torch_dtype=torch.float32)
+    if args.begin_from:
+        vae = type(vae).from_pretrained(args.begin_from, torch_dtype=torch.float32)
     vae = vae.to(args.device).train()
-    weights = list(vae.parameters())
+    if args.decoder_only:
+        vae.requires_grad_(False)
+        vae.decoder.requires_grad_(True)
+    weights = [p for p in vae.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(weights, LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0, fused=True)
     step, spent, log = 0, 0.0, []
     if (args.out / "state.pt").exists():
@@ -113,7 +117,7 @@ def main() -> None:
         optimizer.load_state_dict(state["optimizer"])
         step, spent, log = state["step"], state["spent"], state["log"]
     fleet.say(f"{len(train.pixels)} photographs, {parameters(vae) / 1e6:.2f} M parameters, from step {step}")
-    fleet.seed()
+    fleet.begin()
 
     first = step
     while (elapsed := fleet.minutes()) < args.minutes:
@@ -156,9 +160,10 @@ def main() -> None:
 
 def save(vae: torch.nn.Module, optimizer: torch.optim.Optimizer, whole: Mover, out: Path, state: dict) -> None:
     """Validate, then write the VAE with the scale of its latents, and what the next piece resumes from."""
-    with torch.no_grad():
-        z = torch.cat([vae.encode(whole.draw(8, 2).frames[:, 1]).latent_dist.mode() for _ in range(8)])
-    vae.register_to_config(scaling_factor=float(1 / z.std()))
+    if vae.encoder.conv_in.weight.requires_grad:  # else its latents, and so their scale, are as they were
+        with torch.no_grad():
+            z = torch.cat([vae.encode(whole.draw(8, 2).frames[:, 1]).latent_dist.mode() for _ in range(8)])
+        vae.register_to_config(scaling_factor=float(1 / z.std()))
     state["log"].append({"step": state["step"], "scaling_factor": vae.config.scaling_factor} | validate(vae, whole))
     print(json.dumps(state["log"][-1]), flush=True)
     torch.save({"vae": vae.state_dict(), "optimizer": optimizer.state_dict()} | state, out / "state.pt")
