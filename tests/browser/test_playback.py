@@ -1,0 +1,48 @@
+"""What Kinema writes plays in a real browser."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from kinema.media.video import save_video
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CHROMIUM = shutil.which("chromium")
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed"),
+]
+
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+HAVE_ENOUGH_TO_PLAY = 3
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webm"])
+def test_a_video_plays(tmp_path: Path, suffix: str) -> None:
+    from playwright.sync_api import sync_playwright
+
+    y, x = np.mgrid[:160, :288]
+    frames = np.stack([np.stack([x + 9 * i, y, x // 2 + y // 2], -1) % 256 for i in range(14)]).astype(np.uint8)
+    save_video(frames, tmp_path / f"clip{suffix}", fps=7)
+    (tmp_path / "page.html").write_text(f'<video id="v" src="clip{suffix}" muted autoplay loop></video>')
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        page = browser.new_page()
+        page.goto((tmp_path / "page.html").as_uri())
+        page.wait_for_function(f"document.getElementById('v').readyState >= {HAVE_ENOUGH_TO_PLAY}", timeout=20_000)
+        page.wait_for_function("document.getElementById('v').currentTime > 0", timeout=20_000)
+        facts = page.evaluate(
+            "(() => { const v = document.getElementById('v');"
+            " return [v.videoWidth, v.videoHeight, v.duration, v.error] })()"
+        )
+        browser.close()
+    assert facts[:2] == [288, 160]
+    assert facts[2] == pytest.approx(2.0, abs=0.01)
+    assert facts[3] is None
