@@ -14,6 +14,8 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -106,18 +108,14 @@ def write_model(folder: Path) -> None:
     torch.cuda.empty_cache()
 
 
-def timed(results: dict, name: str):  # noqa: ANN201 - a context manager
-    from contextlib import contextmanager
-
-    @contextmanager
-    def clock():
-        torch.cuda.synchronize()
-        started = time.perf_counter()
-        yield
-        torch.cuda.synchronize()
-        results[name] = round(time.perf_counter() - started, 3)
-
-    return clock()
+@contextmanager
+def timed(results: dict, name: str) -> Iterator[None]:
+    """Note the seconds that the work inside takes on the GPU."""
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    yield
+    torch.cuda.synchronize()
+    results[name] = round(time.perf_counter() - started, 3)
 
 
 def ours(models: object, still: object, settings: dict) -> tuple[dict, np.ndarray]:
@@ -220,7 +218,7 @@ def main() -> None:
     results["diffusers"], reference = theirs(args.folder, image, 8)
     difference = np.abs(frames_8.astype(int) - reference.astype(int))
     results["fp16_difference_in_255ths"] = {
-        "note": "noise is drawn in float32 here and in float16 there, so fp16 frames may differ; parity is tested in fp32",
+        "note": "noise is drawn in float32 here, in float16 there, so frames may differ; parity is tested in fp32",
         "mean": round(float(difference.mean()), 3),
         "max": int(difference.max()),
     }

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from metrics import judge, mean_flow, psnr
 
 import kinema
 from kinema.engine import generate
 from kinema.media.still import fit_still
 from kinema.models.catalog import POCKET_FOLDER, request_for
+from metrics import judge, mean_flow, psnr
 
 # name: (figure, the least or most that is allowed, what it is)
 BARS = {

@@ -12,11 +12,11 @@ they are looked up where the content came from (a fixed-point iteration), so tha
 """
 
 import math
+import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-import tarfile
 
 import numpy as np
 import torch

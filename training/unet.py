@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLTemporalDecoder
+
 from motion import Clips, Mover, Photos
 from parallel import Fleet
 from shapes import HEIGHT, IMAGE_MEAN, IMAGE_STD, NUM_FRAMES, WIDTH, make_image_encoder, make_unet, parameters
@@ -42,7 +43,7 @@ def loss_of(
     clips: Clips,
     noise_aug: torch.Tensor,
 ) -> torch.Tensor:
-    """Denoising loss at DRAWS noise levels for each clip; latents [batch, frames, c, h, w], condition [batch, c, h, w]."""
+    """Denoising loss at DRAWS levels a clip; latents [batch, frames, c, h, w], condition [batch, c, h, w]."""
     z, condition = latents.repeat(DRAWS, 1, 1, 1, 1), condition.repeat(DRAWS, 1, 1, 1)
     batch, device = len(z), z.device
     sigma = torch.exp(torch.randn(batch, device=device) * SIGMA_STD + SIGMA_MEAN).clamp(0.01, 200).view(-1, 1, 1, 1, 1)
@@ -143,7 +144,7 @@ def main() -> None:
         step += 1
         with torch.no_grad():
             keep = min(0.9993, (step + 1) / (step + 10))
-            torch._foreach_lerp_(list(ema.parameters()), weights, 1 - keep)  # noqa: SLF001 - no public name
+            torch._foreach_lerp_(list(ema.parameters()), weights, 1 - keep)
         recent.append(loss.detach())
         if step % 200 == 0 or step - first == 5:
             log.append({"step": step, "minutes": round(spent + elapsed, 2), "loss": torch.stack(recent).mean().item()})

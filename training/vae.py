@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+
 from motion import Mover, Photos
 from parallel import Fleet
 from shapes import HEIGHT, LATENT_CHANNELS, WIDTH, make_vae, parameters
