@@ -84,5 +84,5 @@ def _misused(error: typer.TyperException) -> int:
     if message:  # none where help was printed for want of arguments
         context = getattr(error, "ctx", None)
         where = context.command_path if context is not None else "kinema"
-        say(f"{message[:1].lower()}{message[1:]}; `{where} --help` tells more", "error")
+        say(f"{message[:1].lower()}{message[1:]} (see `{where} --help`)", "error")
     return error.exit_code

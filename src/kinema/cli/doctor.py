@@ -42,7 +42,7 @@ def _examined(settings: Settings) -> dict[str, Any]:
     from kinema.models.loading import default_model
     from kinema.models.placement import available_devices, free_memory, pick_device, pick_dtype
 
-    problems = []
+    problems, in_force = [], settings.model_dump()
     try:
         device = pick_device(settings.device)
     except InvalidRequest as error:
@@ -69,7 +69,7 @@ def _examined(settings: Settings) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         "cache": str(hub.cache_folder()),
         "offline": hub.offline(),
-        "settings": settings.model_dump(),
+        "settings": in_force,
         "problems": problems,
     }
 
@@ -116,7 +116,9 @@ def _fitting(held: Held, device: torch.device, dtype: torch.dtype) -> dict[str, 
     }
     try:
         plan = _plan(held, device, dtype)
-    except (InsufficientMemory, WeightsError) as error:
+    except InsufficientMemory as lack:
+        return facts | {"fault": f"does not fit: {lack}"}
+    except WeightsError as error:
         return facts | {"fault": str(error)}
     chunk, needed = plan.decode_chunk_size, plan.needed_bytes
     return facts | {"plan": {"name": plan.name, "decode_chunk_size": chunk, "needed_bytes": needed}}

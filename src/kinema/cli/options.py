@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from types import NoneType
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -63,19 +65,24 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
         f"--{name.replace('_', '-')}",
         help=f"{field.description} [dim]{told}{'.' if told else ''}[/dim]",
         rich_help_panel="Video",
+        metavar=_metavar(field),
+        parser=_number,
     )
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[_kind(field) | None, option]
-    )
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[Any, option])
 
 
-def _kind(field: FieldInfo) -> Any:
-    """The type of a setting without None: int, float, str or a Literal of choices."""
-    kind = field.annotation
-    if getattr(kind, "__origin__", None) is Literal:
-        return kind
-    kinds = [part for part in get_args(kind) if part is not type(None)]
-    return kinds[0] if kinds else kind
+def _number(text: str) -> int | float | str:
+    """A number where it is one; what is none, `VideoRequest` refuses in the words it has for all."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
+
+
+def _metavar(field: FieldInfo) -> str:
+    """What stands for a setting's value: INT, FLOAT, or its choices."""
+    kinds = get_args(field.annotation) or (field.annotation,)
+    return "|".join(kind if isinstance(kind, str) else kind.__name__.upper() for kind in kinds if kind is not NoneType)
 
 
 def _range(field: FieldInfo) -> str:

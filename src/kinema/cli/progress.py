@@ -121,17 +121,6 @@ class Report:
 
     def done(self, made: Made) -> None:
         """One video is there."""
-        for event in made.clip.recipe.events:
-            self.tell("warning", event)
-        count, height, width, _ = made.clip.frames.shape
-        stages = ", ".join(f"{stage} {seconds_text(spent)}" for stage, spent in self.pace.seconds.items())
-        self.tell(
-            "note",
-            f"{count} frames of {width}×{height} at {made.clip.fps}/s, seed {made.clip.seed}, "
-            f"in {seconds_text(made.seconds)} ({stages})",
-        )
-        if made.sheet:
-            self.tell("note", f"contact sheet: {made.sheet}")
         self.result(
             made.path,
             contact_sheet=str(made.sheet) if made.sheet else None,
@@ -209,6 +198,21 @@ class Lines(Report):
     def _step(self, step: Step, left: float) -> None:
         after = f", {seconds_text(left)} left" if step.step < step.total else ""
         self.tell("note", f"{step.stage} {step.step}/{step.total}{after}")
+
+    def done(self, made: Made) -> None:
+        """What came of it, and how long each stage took."""
+        for event in made.clip.recipe.events:
+            self.tell("warning", event)
+        count, height, width, _ = made.clip.frames.shape
+        stages = ", ".join(f"{stage} {seconds_text(spent)}" for stage, spent in self.pace.seconds.items())
+        self.tell(
+            "note",
+            f"{count} frames of {width}×{height} at {made.clip.fps}/s, seed {made.clip.seed}, "
+            f"in {seconds_text(made.seconds)} ({stages})",
+        )
+        if made.sheet:
+            self.tell("note", f"contact sheet: {made.sheet}")
+        super().done(made)
 
 
 class Bars(Lines):

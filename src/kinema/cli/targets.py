@@ -81,7 +81,7 @@ def keep_apart(results: Sequence[Path | None], sources: Sequence[str]) -> None:
     for path in filter(None, results):
         place = path.absolute()
         if place in seen:
-            raise VideoError(f"{path} would hold more than one result; tell them apart by a template with {{index}}")
+            raise VideoError(f"{path} would hold more than one result; tell them apart by {{index}} in its name")
         seen.add(place)
         if path.exists() and any(path.samefile(source) for source in inputs):
             raise VideoError(f"{path} is what the video is made from, and would be lost; choose another name")
