@@ -51,7 +51,7 @@ def test_a_size_that_is_no_multiple_of_8_is_refused_with_its_neighbours(
 
 
 def test_a_decode_chunk_of_no_frames_is_refused() -> None:
-    with pytest.raises(InvalidRequest, match="^decode_chunk_size 0 is out of range: at least 1$"):
+    with pytest.raises(InvalidRequest, match=r"^decode_chunk_size 0 is out of range: at least 1$"):
         VideoRequest.checked(decode_chunk_size=0)
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from kinema.media.video import Frames
 
 
-class NotFinite(Exception):  # noqa: N818 - no error yet: float32 may help
+class NotFinite(Exception):
     """The decoder gave NaN or infinity."""
 
 

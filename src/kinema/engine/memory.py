@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from traceback import clear_frames
-
 import torch
 
 from kinema.errors import InsufficientMemory
@@ -19,9 +17,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def insufficient(error: BaseException, doing: str, remedy: str) -> InsufficientMemory:
-    """Our words for a lack of memory.
+    """Our words for a lack of memory, to be raised in place of the error.
 
-    What the failed work held is let go, for a notebook keeps the last error, and all that hangs on it.
+    Its traceback holds every tensor of the failed work, and a notebook keeps the last error, so it is dropped.
     """
-    clear_frames(error.__traceback__)
+    error.__traceback__ = None
     return InsufficientMemory(f"memory ran out while {doing}; {remedy}, or free memory on the device")

@@ -45,7 +45,7 @@ def euler_step(
 
 def guidance_ramp(first: float, last: float, num_frames: int) -> torch.Tensor:
     """Guidance for each frame, rising evenly from the first to the last: [1, num_frames, 1, 1, 1]."""
-    return torch.linspace(first, last, num_frames).view(1, -1, 1, 1, 1)
+    return torch.linspace(first, last, num_frames, dtype=torch.float32, device="cpu").view(1, -1, 1, 1, 1)
 
 
 def guided(v: torch.Tensor, guidance: torch.Tensor) -> torch.Tensor:
