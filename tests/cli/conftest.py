@@ -33,12 +33,17 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.fixture
-def kinema(folder, capsys, monkeypatch):
-    """Runs the command there: `kinema("generate", ...) -> Ran`."""
-    for name in [name for name in os.environ if name.startswith("KINEMA_")]:
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch):
+    """No settings and no wishes for colour from outside."""
+    for name in [name for name in os.environ if name.startswith(("KINEMA_", "TTY_")) or name.endswith("_COLOR")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.fixture
+def kinema(folder, capsys):
+    """Runs the command there: `kinema("generate", ...) -> Ran`."""
 
     def run(*arguments):
         capsys.readouterr()
@@ -96,5 +101,4 @@ class Terminal:
 def terminal(monkeypatch):
     """A terminal that knows colours, to enter where it is wanted."""
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.delenv("NO_COLOR", raising=False)
     return Terminal()

@@ -50,7 +50,13 @@ def _show_version(*, wanted: bool) -> None:
 def _kinema(
     *,
     _version: Annotated[
-        bool, typer.Option("--version", callback=lambda wanted: _show_version(wanted=wanted), is_eager=True)
+        bool,
+        typer.Option(
+            "--version",
+            callback=lambda wanted: _show_version(wanted=wanted),
+            is_eager=True,
+            help="Show the version and exit.",
+        ),
     ] = False,
 ) -> None:
     """A still image becomes a short video with Stable Video Diffusion, on your own hardware."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from kinema.errors import GenerationFailed, InsufficientDisk, InsufficientMemory, KinemaError, WeightsError
 
@@ -20,6 +20,7 @@ EPILOG = (
 )
 
 DIFFERS = 1
+_ENDING = ("SIGINT", "SIGTERM", "SIGHUP")  # the last is unknown to Windows
 # The first that fits counts.
 _CODES: tuple[tuple[type[KinemaError], int], ...] = (
     (WeightsError, 3),
@@ -40,8 +41,6 @@ class Interrupted(SystemExit):
 
     code: int
 
-    names: ClassVar[tuple[str, ...]] = ("SIGINT", "SIGTERM", "SIGHUP")
-
 
 @contextlib.contextmanager
 def stopping_cleanly() -> Iterator[None]:
@@ -49,7 +48,7 @@ def stopping_cleanly() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    wanted = [getattr(signal, name) for name in Interrupted.names if hasattr(signal, name)]
+    wanted = [getattr(signal, name) for name in _ENDING if hasattr(signal, name)]
     before = {number: signal.getsignal(number) for number in wanted}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:

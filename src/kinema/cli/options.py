@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from pydantic.fields import FieldInfo
 
-MODEL_PANEL = "Model and device"
+MODEL_PANEL = "Model and device (set for good by KINEMA_MODEL, KINEMA_DEVICE, KINEMA_DTYPE, or kinema.toml)"
 OUTPUT_PANEL = "Output"
 
 Model = Annotated[

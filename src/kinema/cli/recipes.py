@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kinema.cli.exits import DIFFERS
-from kinema.cli.options import MODEL_PANEL, OUTPUT_PANEL, Force, Json, Quiet
+from kinema.cli.options import OUTPUT_PANEL, Force, Json, Quiet
 from kinema.cli.progress import report
 from kinema.errors import RecipeError
 from kinema.models.catalog import CATALOG
@@ -71,7 +71,6 @@ def remake(
     model: Annotated[
         str | None,
         typer.Option(
-            rich_help_panel=MODEL_PANEL,
             help="Where the weights are, when the recipe can't tell (of a folder it keeps only the last part).",
         ),
     ] = None,
