@@ -71,7 +71,8 @@ def _begin(
         model, _ = default_model()
     if isinstance(model, Models):
         if device is not None or dtype is not None:
-            raise InvalidRequest("a loaded model has its device and dtype; give them to kinema.load", "device")
+            name, value = ("device", device) if device is not None else ("dtype", dtype)
+            raise InvalidRequest(f"{name} {value!r} can't change a loaded model; give it to kinema.load", name)
         name = model.name
         settings = model.defaults | {key: value for key, value in settings.items() if value is not None}
     else:

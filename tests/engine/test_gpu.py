@@ -1,0 +1,202 @@
+"""The engine on a CUDA device: the CPU's frames, every memory plan, and memory that really runs out."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from kinema.engine import generate
+from kinema.engine import image_to_video as engine
+from kinema.errors import InsufficientMemory
+from kinema.media.clip import Clip
+from kinema.media.still import Still, open_still
+from kinema.models.loading import Models, load
+from kinema.models.placement import PARTS, Plan
+from kinema.values import Step, VideoRequest
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
+SMALL = {"seed": 7, "width": 64, "height": 64, "num_frames": 4, "num_inference_steps": 3, "decode_chunk_size": 4}
+
+
+@pytest.fixture(scope="module")
+def still() -> Still:
+    y, x = np.mgrid[:256, :256] / 10
+    pixels = np.stack([np.sin(x), np.cos(y), np.sin(x + y)], -1)
+    return open_still(Image.fromarray((pixels * 100 + 128).astype("uint8")))
+
+
+@pytest.fixture
+def exact() -> Iterator[None]:
+    """Convolutions in float32 that is float32, where torch's own default is TF32."""
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        yield
+
+
+def cuda(folder: Path, dtype: str = "float32") -> Models:
+    return load(folder, device="cuda", dtype=dtype)
+
+
+def clip_of(models: Models, still: Still, **settings: object) -> Clip:
+    *_, clip = generate(models, still, VideoRequest.checked(**SMALL | settings))
+    assert isinstance(clip, Clip)
+    return clip
+
+
+def farthest(ours: np.ndarray, theirs: np.ndarray) -> int:
+    assert np.ptp(theirs) > 20, "a flat video would show nothing"
+    return int(np.abs(ours.astype(int) - theirs.astype(int)).max())
+
+
+# The CPU's frames
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("settings", [{}, {"max_guidance_scale": 1.0}, {"width": 88, "height": 72, "num_frames": 9}])
+def test_a_seed_means_the_same_video_on_every_device(tiny_svd: Path, still: Still, settings: dict[str, object]) -> None:
+    on_cpu = clip_of(load(tiny_svd, device="cpu", dtype="float32"), still, **settings)
+    on_cuda = clip_of(cuda(tiny_svd), still, **settings)
+    assert farthest(on_cuda.frames, on_cpu.frames) <= 1
+    assert on_cuda.recipe.device.startswith("cuda (")
+
+
+@pytest.mark.usefixtures("exact")
+def test_the_real_models_four_levels_agree_too(tiny_svd_4_levels: Path, still: Still) -> None:
+    on_cpu = clip_of(load(tiny_svd_4_levels, device="cpu", dtype="float32"), still)
+    assert farthest(clip_of(cuda(tiny_svd_4_levels), still).frames, on_cpu.frames) <= 1
+
+
+@pytest.mark.parametrize(("dtype", "levels"), [("float16", 1), ("bfloat16", 3)])  # on a CPU it is 0.1 and 1.0
+def test_half_precision_gives_nearly_the_same_video(tiny_svd: Path, still: Still, dtype: str, levels: int) -> None:
+    whole = clip_of(cuda(tiny_svd), still).frames.astype(float)
+    clip = clip_of(cuda(tiny_svd, dtype), still)
+    assert clip.recipe.dtype == dtype
+    assert clip.recipe.events == ()
+    assert np.ptp(clip.frames) > 20
+    assert np.abs(clip.frames - whole).mean() < levels
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_same_seed_same_bytes_on_cuda(tiny_svd: Path, still: Still, dtype: str) -> None:
+    models = cuda(tiny_svd, dtype)
+    assert clip_of(models, still).frames.tobytes() == clip_of(models, still).frames.tobytes()
+
+
+# Memory plans
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_every_memory_plan_gives_the_same_frames(
+    tiny_svd: Path, still: Still, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = cuda(tiny_svd, dtype)
+    resident = clip_of(models, still).frames
+    for name in ("model_offload", "sequential_offload", "resident"):
+        monkeypatch.setattr(engine, "plan_for", lambda *_, name=name: Plan(name, 4))
+        assert farthest(clip_of(models, still).frames, resident) == 0, name
+
+
+@pytest.mark.parametrize("stage", ["encode", "denoise", "decode"])
+@pytest.mark.parametrize("name", ["resident", "model_offload", "sequential_offload"])
+def test_stopping_gives_the_device_back(
+    tiny_svd: Path, still: Still, name: str, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "plan_for", lambda *_: Plan(name, 2))
+    models = cuda(tiny_svd)
+    clip_of(models, still)
+    before = torch.cuda.memory_allocated()
+    iterator = generate(models, still, VideoRequest.checked(**SMALL))
+    for step in iterator:
+        assert isinstance(step, Step)
+        if step.stage == stage:
+            break
+    del step
+    iterator.close()
+    assert torch.cuda.memory_allocated() <= before
+    home = "cuda" if name == "resident" else "cpu"
+    assert {p.device.type for part in PARTS for p in getattr(models, part).parameters()} == {home}
+
+
+# Memory that runs out
+
+
+@contextmanager
+def limited(limit: int) -> Iterator[None]:
+    """No more than `limit` bytes of the device for torch, while inside."""
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+        torch.cuda.empty_cache()
+
+
+def peaks(models: Models, still: Still, **settings: object) -> dict[str, tuple[int, int]]:
+    """For each stage the bytes that it can't do without, and those that torch took for it."""
+    seen: dict[str, tuple[int, int]] = {}
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    for step in generate(models, still, VideoRequest.checked(**SMALL | settings)):
+        if isinstance(step, Step):
+            least, most = seen.get(step.stage, (0, 0))
+            peak = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+            seen[step.stage] = max(least, peak[0]), max(most, peak[1])
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+    return seen
+
+
+LARGE = {"width": 256, "height": 256, "num_frames": 16, "num_inference_steps": 1}
+
+
+def test_decoding_goes_on_with_smaller_chunks_when_memory_runs_out(tiny_svd: Path, still: Still) -> None:
+    models = cuda(tiny_svd)
+    whole, _ = peaks(models, still, **LARGE, decode_chunk_size=16)["decode"]
+    quarter = max(most for _, most in peaks(models, still, **LARGE, decode_chunk_size=4).values())
+    assert quarter < 0.7 * whole
+    with limited((whole + quarter) // 2):
+        clip = clip_of(models, still, **LARGE, decode_chunk_size=16)
+    assert clip.frames.shape == (16, 256, 256, 3)
+    assert clip.recipe.events
+    assert all(event.startswith("memory ran out while decoding") for event in clip.recipe.events)
+
+
+LONG = {"width": 128, "height": 128, "num_frames": 96, "num_inference_steps": 2, "decode_chunk_size": 2}
+
+
+def test_denoising_goes_on_in_the_next_plan_when_memory_runs_out(tiny_svd: Path, still: Still) -> None:
+    models = cuda(tiny_svd)
+    undisturbed = clip_of(models, still, **LONG).frames
+    seen = peaks(models, still, **LONG)
+    (least, most), others = seen["denoise"], max(seen["encode"][1], seen["decode"][1])
+    # Weights that only the resident plan has on the device while denoising, and with which the other stages fit.
+    ballast = least - others
+    assert most < least + ballast
+    models.vae.register_parameter(
+        "ballast", torch.nn.Parameter(torch.zeros(ballast // 4, device="cuda"), requires_grad=False)
+    )
+    with limited((most + least + ballast) // 2):
+        clip = clip_of(models, still, **LONG)
+    assert clip.recipe.events == ("memory ran out at denoising step 1: went on with model_offload",)
+    assert clip.recipe.memory_plan == "model_offload"
+    assert np.abs(clip.frames.astype(float) - undisturbed).mean() < 2
+
+
+def test_memory_that_runs_out_for_good_is_said_and_given_back(tiny_svd: Path, still: Still) -> None:
+    models = cuda(tiny_svd)
+    enough = max(least for least, _ in peaks(models, still, **LARGE, decode_chunk_size=1).values())
+    before = torch.cuda.memory_allocated()
+    with limited(enough // 3), pytest.raises(InsufficientMemory, match="memory ran out while") as raised:
+        clip_of(models, still, **LARGE, decode_chunk_size=1)
+    assert raised.value is not None
+    # The kept error may hold conditions and latents, which are small, and nothing of the networks' work.
+    assert torch.cuda.memory_allocated() - before < enough // 10
+    assert clip_of(models, still).frames.shape == (4, 64, 64, 3)
