@@ -74,4 +74,4 @@ def _fault(error: ValidationError, flags: dict[str, str]) -> InvalidRequest:
     if first["type"] == "extra_forbidden":
         return InvalidRequest(f"{source} is no setting; the settings are {', '.join(Settings.model_fields)}", name)
     allowed = Settings.model_fields[name].description
-    return InvalidRequest(f"{source} can't be {first['input']!r}. {allowed}", name)
+    return InvalidRequest(f"{source} can't be {first['input']!r}; it can be: {allowed}", name)

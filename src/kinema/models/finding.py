@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kinema.errors import ModelNotFound, NotAnSvdModel, WeightsError
+from kinema.errors import ModelNotFound, NotAnSvdModel, WeightsError, WeightsMissing
 from kinema.models import hub
 from kinema.models.catalog import CATALOG, POCKET_FOLDER, Entry
-from kinema.models.files import PICKLES, check_is_svd, folder_names, needed_files, single_file
+from kinema.models.files import INDEX, PICKLES, check_is_svd, folder_names, needed_files, single_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,7 +81,7 @@ def resolve(model: str | Path) -> Source:
     if isinstance(model, str) and (found := HUB_ID.fullmatch(name)) and not name.startswith("."):
         return Source(found["repository"], None, found["repository"], found["revision"] or "main")
     near = difflib.get_close_matches(name.lower(), CATALOG, n=1)
-    guess = f"; did you mean {near[0]}?" if near else ""
+    guess = f"; did you mean {near[0]}?" if near else "."
     raise ModelNotFound(
         f"there is no model {name!r}{guess} There are {', '.join(CATALOG)}, hub ids (owner/name), and folders"
     )
@@ -97,6 +97,8 @@ def locate(source: Source, *, half: bool = True, progress: Callable[[Progress], 
         InsufficientDisk: when a download has no room.
     """
     if source.folder is not None:
+        if source.folder == POCKET_FOLDER and not (POCKET_FOLDER / INDEX).is_file():
+            raise WeightsMissing("this package lacks the weights of pocket; install it again")
         check_is_svd(source.folder)
         files = needed_files(folder_names(source.folder), half=half, where=str(source.folder))
         return hub.Snapshot(source.folder, None, tuple(files))
