@@ -1,6 +1,6 @@
 """Put trained parts together as one model folder in SVD's layout, weights in fp16:
 
-python training/assemble.py --vae runs/vae/vae --unet runs/unet --out src/kinema/models/pocket
+python training/assemble.py --vae training/runs/vae/vae --unet training/runs/unet --out src/kinema/models/pocket
 """
 
 import argparse

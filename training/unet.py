@@ -1,6 +1,7 @@
-"""Train the pocket UNet and image encoder on moving photographs, on one GPU or several of a machine:
+r"""Train the pocket UNet and image encoder on moving photographs, on one GPU or several of a machine:
 
-    torchrun --nproc-per-node 4 training/unet.py --photos photos.tar --vae runs/vae/vae --out runs/unet --minutes 9
+    torchrun --nproc-per-node 4 training/unet.py --photos training/data/photos.tar \
+        --vae training/runs/vae/vae --out training/runs/unet --minutes 9
 
 The preconditioning is EDM's (Karras et al. 2022) in the form that SVD's scheduler expects: v-prediction, time
 0.25·ln σ, loss weight (σ²+1)/σ². Conditions are those of SVD (Blattmann et al. 2023): the latents of the still

@@ -1,6 +1,6 @@
 """Train the pocket VAE on moving photographs, on one GPU or several of a machine:
 
-    torchrun --nproc-per-node 4 training/vae.py --photos photos.tar --out runs/vae --minutes 9
+    torchrun --nproc-per-node 4 training/vae.py --photos training/data/photos.tar --out training/runs/vae --minutes 9
 
 Its latents are to be easy to move: part of every batch is decoded from frame 0's latents, warped by the true
 motion, so that a shift of the picture becomes a shift of the latents (equivariance regularisation, in the spirit
@@ -25,7 +25,7 @@ from shapes import HEIGHT, LATENT_CHANNELS, WIDTH, make_vae, parameters
 
 LEARNING_RATE = 8e-4
 NUM_FRAMES = 3
-# (height, width) and clips a GPU and step; about half of the steps are of the pocket's own size.
+# (height, width) and clips a GPU and step; a third of the steps are of the pocket's own size.
 SIZES = [
     ((HEIGHT, WIDTH), 5),
     ((HEIGHT, WIDTH), 5),
@@ -155,7 +155,7 @@ def main() -> None:
     spent += elapsed
     if fleet.rank == 0:
         save(vae.eval(), optimizer, whole, args.out, {"step": step, "spent": spent, "log": log})
-        fleet.say(f"{(spent * 60) / max(1, step - first):.3f} s a step")
+        fleet.say(f"{elapsed * 60 / max(1, step - first):.3f} s a step")
     fleet.leave()
 
 

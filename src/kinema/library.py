@@ -37,10 +37,12 @@ def load(model: str | Path | None = None, *, device: str | None = None, dtype: s
         InvalidRequest: for a device or dtype that is not there.
     """
     from kinema.models import loading
+    from kinema.settings import read_settings
 
+    settings = read_settings(device=device, dtype=dtype)
     if model is None:
-        model, _ = loading.default_model()
-    return loading.load(model, device=device, dtype=dtype)
+        model, _ = loading.default_model(settings)
+    return loading.load(model, settings=settings)
 
 
 def stream(
@@ -66,18 +68,19 @@ def _begin(
 ) -> Iterator[Step | Clip]:
     """Check everything, warn at the line that called `stream` or `generate`, and give the steps."""
     from kinema.models.loading import Models, default_model
+    from kinema.settings import read_settings
 
-    if model is None:
-        model, _ = default_model()
+    defaults = None
     if isinstance(model, Models):
         if device is not None or dtype is not None:
             name, value = ("device", device) if device is not None else ("dtype", dtype)
             raise InvalidRequest(f"{name} {value!r} can't change a loaded model; give it to kinema.load", name)
-        name = model.name
-        settings = model.defaults | {key: value for key, value in settings.items() if value is not None}
+        name, defaults = model.name, model.defaults
     else:
+        machine = read_settings(device=device, dtype=dtype)
+        model = model or default_model(machine)[0]
         name = str(model)
-    request = request_for(model=name, **settings)
+    request = request_for(model=name, defaults=defaults, **settings)
     opened = open_still(still)
     for caution in all_cautions(opened, request):
         warnings.warn(caution, KinemaWarning, stacklevel=3)

@@ -26,13 +26,14 @@ class Settings(BaseSettings):
     )
 
     model: str | None = Field(
-        default=None, min_length=1, description="Model used when none is asked for; unset, it is chosen by the device."
+        default=None, min_length=1, description="a catalog name, hub id or folder; unset, the device decides."
     )
     device: str = Field(
         default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cuda, cuda:N, mps or cpu."
     )
     dtype: Literal["auto", "float16", "bfloat16", "float32"] = Field(
-        default="auto", description="Arithmetic: auto is float16 on GPUs, bfloat16 on CPUs that have it, else float32."
+        default="auto",
+        description="auto (float16 on GPUs, bfloat16 on CPUs that have it, else float32), float16, bfloat16 or float32.",
     )
 
     @classmethod
@@ -74,4 +75,4 @@ def _fault(error: ValidationError, flags: dict[str, str]) -> InvalidRequest:
     if first["type"] == "extra_forbidden":
         return InvalidRequest(f"{source} is no setting; the settings are {', '.join(Settings.model_fields)}", name)
     allowed = Settings.model_fields[name].description
-    return InvalidRequest(f"{source} can't be {first['input']!r}; it can be: {allowed}", name)
+    return InvalidRequest(f"{source} can't be {first['input']!r}; it can be {allowed}", name)

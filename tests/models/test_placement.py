@@ -65,13 +65,14 @@ def test_a_large_gpu_holds_everything_and_decodes_at_once():
 
 
 def test_the_estimate_meets_the_measured_peak():
-    # SVD-XT in float16 at 1024×576, 25 frames, chunk 8, all on one H100: 15.3 GiB.
-    assert plan_xt(80, decode_chunk_size=8).needed_bytes / GIB == pytest.approx(15.3, rel=0.1)
+    # SVD-XT in float16 at 1024×576, 25 frames, all on one H100: bench/results/svd-xt-h100.json.
+    for chunk, measured in ((8, 13.27), (25, 32.4)):
+        assert measured <= plan_xt(80, decode_chunk_size=chunk).needed_bytes / GIB <= 1.15 * measured
 
 
 def test_less_memory_takes_leaner_plans_in_turn():
     order = ["resident", "model_offload", "sequential_offload"]
-    plans = [plan_xt(free) for free in (80, 40, 24, 16, 14, 13, 12)]
+    plans = [plan_xt(free) for free in (80, 40, 24, 16, 13, 12, 10)]
     ranks = [order.index(plan.name) for plan in plans]
     assert ranks == sorted(ranks)
     assert set(ranks) == {0, 1, 2}
@@ -80,9 +81,9 @@ def test_less_memory_takes_leaner_plans_in_turn():
 
 
 def test_a_steady_chunk_is_worth_a_slower_plan():
-    plan = plan_xt(9.5, guided=False)
+    plan = plan_xt(8.5, guided=False)
     assert (plan.name, plan.decode_chunk_size >= 4) == ("model_offload", True)
-    assert plan_xt(9.5, guided=False, decode_chunk_size=2).name == "resident"
+    assert plan_xt(8.5, guided=False, decode_chunk_size=2).name == "resident"
 
 
 def test_a_chunk_that_was_asked_for_is_kept_but_never_exceeds_the_frames():

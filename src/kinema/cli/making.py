@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from dataclasses import dataclass
+from io import BytesIO
 from typing import TYPE_CHECKING
 
-from kinema.errors import VideoError
 from kinema.models.catalog import CATALOG, human_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from PIL import Image
 
     from kinema.cli.progress import Report
     from kinema.media.clip import Clip
@@ -93,7 +90,7 @@ def make(models: Models, job: Job, report: Report) -> Made:
         KinemaError: one of its kinds; nothing is left of the video then.
     """
     from kinema.engine import generate
-    from kinema.media.video import VideoWriter
+    from kinema.media.video import VideoWriter, publish
     from kinema.values import Step
 
     report.start(job)
@@ -113,21 +110,9 @@ def make(models: Models, job: Job, report: Report) -> Made:
         recipe = clip.recipe
         path = writer.finish(recipe.model_copy(update={"request": job.recorded}) if job.recorded else recipe)
     if job.sheet:
-        _write_picture(clip.contact_sheet(), job.sheet)
+        picture = BytesIO()
+        clip.contact_sheet().save(picture, "PNG")
+        publish(picture.getvalue(), job.sheet)
     made = Made(job, clip, path, job.sheet, time.monotonic() - began)
     report.done(made)
     return made
-
-
-def _write_picture(picture: Image.Image, path: Path) -> None:
-    """Make a PNG appear whole or not at all."""
-    aside = path.with_name(f".kinema-{secrets.token_hex(6)}.part")
-    try:
-        picture.save(aside, "PNG")
-        aside.replace(path)
-    except OSError as error:
-        raise VideoError(
-            f"the contact sheet {path} can't be written ({error.strerror or error}); choose another place"
-        ) from None
-    finally:
-        aside.unlink(missing_ok=True)

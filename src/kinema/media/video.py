@@ -32,6 +32,7 @@ __all__ = [
     "check_target",
     "encode_video",
     "probe",
+    "publish",
     "read_frames",
     "read_recipe",
     "save_video",
@@ -124,7 +125,7 @@ class VideoWriter:
             raise VideoError("a video needs at least one frame; write some before finishing")
         with _faults():
             content = self._encoder.result(_as_text(recipe or self._recipe))
-        _publish(content, self.path)
+        publish(content, self.path)
         self._begin()
         return self.path
 
@@ -256,8 +257,12 @@ def _aside(path: Path) -> Path:
     return path.with_name(f".kinema-{secrets.token_hex(6)}.part")
 
 
-def _publish(content: bytes | dict[str, bytes], path: Path) -> None:
-    """Make a file, or a folder of files, appear at `path` whole: written aside, synced, renamed."""
+def publish(content: bytes | dict[str, bytes], path: Path) -> None:
+    """Make a file, or a folder of files, appear at `path` whole: written aside, synced, renamed.
+
+    Raises:
+        VideoError, InsufficientDisk: where it can't be written; nothing is left then.
+    """
     aside = _aside(path)
     try:
         if isinstance(content, bytes):

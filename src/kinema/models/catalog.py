@@ -30,7 +30,6 @@ class Entry:
     licence_url: str | None = None
     repository: str | None = None
     revision: str | None = None
-    variant: str | None = None
     gated: bool = False
     size_bytes: int | None = None
     """What `kinema models pull` fetches: the variant's weights and the configurations."""
@@ -65,7 +64,6 @@ def _stability(
         licence_url=f"https://huggingface.co/{repository}/blob/main/LICENSE.md",
         repository=repository,
         revision=revision,
-        variant="fp16",
         gated=gated,
         size_bytes=sum(weights.values()) + configs_bytes,
         weights_bytes=weights,
@@ -125,8 +123,12 @@ CATALOG: Mapping[str, Entry] = {
 }
 
 
-def request_for(**settings: object) -> VideoRequest:
+def request_for(*, defaults: Mapping[str, Any] | None = None, **settings: object) -> VideoRequest:
     """A request in which the model's own defaults lie beneath the settings that are given (those not None).
+
+    Args:
+        defaults: The model's own, where it is loaded and knows them; else they are looked up by its name.
+        **settings: Those of `VideoRequest`, `model` among them.
 
     Raises:
         InvalidRequest: naming the first setting that is wrong; or the model, when it is missing.
@@ -134,7 +136,8 @@ def request_for(**settings: object) -> VideoRequest:
     given = {name: value for name, value in settings.items() if value is not None}
     if "model" not in given:
         raise InvalidRequest(f"no model is named; {', '.join(CATALOG)} are in the catalog", "model")
-    return VideoRequest.checked(**{**default_settings(str(given["model"])), **given})
+    beneath = default_settings(str(given["model"])) if defaults is None else defaults
+    return VideoRequest.checked(**{**beneath, **given})
 
 
 def default_settings(model: str) -> dict[str, Any]:

@@ -1,0 +1,174 @@
+r"""Train the VAE decoder's last layers at the pocket's own size; a CPU is enough:
+
+    python training/tail.py --photos training/data/photos.tar --vae training/runs/decoder/vae \
+        --out training/runs/tail --minutes 30
+
+After training at many sizes the decoder's features hold colour, but its output does not: with two channels to a norm
+group, what a feature's level means depends on the size of the picture. First the output convolution is solved for
+anew (ridge regression from its features to the photographs), which brings colour back and loses sharpness; then the
+last block is trained with the VAE's own loss. Encoder and latents stay as they are, so that a UNet goes on fitting.
+"""
+
+import argparse
+import json
+import math
+import random
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLTemporalDecoder
+
+from metrics import chroma_error, psnr, sharpness
+from motion import Mover, Photos
+from shapes import HEIGHT, WIDTH
+from vae import reconstruction_loss
+
+LEARNING_RATE = 6e-4
+NUM_FRAMES = 3
+KEPT_CLIPS = 80  # features of so many clips are held, and each new clip replaces an old one
+STEPS_A_CLIP = 3  # going through the frozen layers costs as much as training the last ones
+
+
+class Front(Exception):
+    """The decoder has come to its last block."""
+
+
+def features_of(vae: AutoencoderKLTemporalDecoder, frames: torch.Tensor) -> torch.Tensor:
+    """What the decoder's last resnet gets, [frames, 64, h, w], for frames [frames, 3, h, w] in −1…1."""
+    found = {}
+
+    def leave(_module: object, given: tuple[torch.Tensor, ...]) -> None:
+        found["features"] = given[0]
+        raise Front
+
+    hook = vae.decoder.up_blocks[-1].resnets[-1].register_forward_pre_hook(leave)
+    try:
+        vae.decode(vae.encode(frames).latent_dist.mode(), num_frames=len(frames))
+    except Front:
+        return found["features"]
+    finally:
+        hook.remove()
+    raise AssertionError("the decoder has a last resnet")
+
+
+def before_output(vae: AutoencoderKLTemporalDecoder, features: torch.Tensor) -> torch.Tensor:
+    """Through the last resnet and norm: what the output convolution sees."""
+    decoder = vae.decoder
+    still = torch.zeros(1, len(features))
+    h = decoder.up_blocks[-1].resnets[-1](features, image_only_indicator=still)
+    return decoder.conv_act(decoder.conv_norm_out(h))
+
+
+def picture(vae: AutoencoderKLTemporalDecoder, features: torch.Tensor) -> torch.Tensor:
+    """Frames [frames, 3, h, w] from the last resnet's input."""
+    frames = vae.decoder.conv_out(before_output(vae, features))
+    return vae.decoder.time_conv_out(frames.transpose(0, 1)[None])[0].transpose(0, 1)
+
+
+@torch.no_grad()
+def solve_output(vae: AutoencoderKLTemporalDecoder, clips: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Set the output convolution to the least-squares best over the clips, and its temporal follower to identity."""
+    squares, products = 0.0, 0.0
+    for features, frames in clips:
+        seen = F.unfold(before_output(vae, features.float()), 3, padding=1).transpose(1, 2).flatten(0, 1)
+        pick = torch.randperm(len(seen))[:6000]
+        rows = torch.cat([seen[pick], torch.ones(len(pick), 1)], 1).double()
+        wanted = frames.flatten(2).transpose(1, 2).flatten(0, 1)[pick].double()
+        squares, products = squares + rows.T @ rows, products + rows.T @ wanted
+    ridge = 1e-3 * squares.diagonal().mean() * torch.eye(len(squares), dtype=torch.float64)
+    solved = torch.linalg.solve(squares + ridge, products).float()
+    convolution, follower = vae.decoder.conv_out, vae.decoder.time_conv_out
+    convolution.weight.copy_(solved[:-1].T.reshape_as(convolution.weight))
+    convolution.bias.copy_(solved[-1])
+    follower.weight.zero_()
+    follower.bias.zero_()
+    for channel in range(3):
+        follower.weight[channel, channel, 1] = 1
+
+
+@torch.no_grad()
+def validate(vae: AutoencoderKLTemporalDecoder, stills: list[tuple[torch.Tensor, torch.Tensor]]) -> dict[str, float]:
+    """Means over held-out stills, as evaluate.py counts them."""
+    rows = []
+    for features, frames in stills:
+        made, still = (
+            ((v[0].clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+            for v in (picture(vae, features.float()), frames)
+        )
+        rows.append((psnr(made, still), chroma_error(made, still), sharpness(made) / max(1.0, sharpness(still))))
+    means = torch.tensor(rows).mean(0)
+    return {name: round(v.item(), 2) for name, v in zip(("psnr", "chroma", "sharpness"), means, strict=True)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path, required=True)
+    parser.add_argument("--vae", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--limit", type=int, help="photographs to read, for a quick trial")
+    args = parser.parse_args()
+    vae = AutoencoderKLTemporalDecoder.from_pretrained(args.vae, torch_dtype=torch.float32).eval().requires_grad_(False)
+    for layer in vae.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.to(memory_format=torch.channels_last)
+    train, held_out = Photos.read(args.photos, "cpu", limit=args.limit).split()
+    mover, watched = Mover(train, HEIGHT, WIDTH), Mover(held_out, HEIGHT, WIDTH)
+
+    @torch.no_grad()
+    def draw(source: Mover, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Half-precision features and frames of a fresh clip; every other clip is a whole photograph, at rest."""
+        if count == 1 or random.random() < 0.5:
+            index = int(torch.randint(len(source.photos.pixels), (1,)))
+            photograph = source.photos.pixels[index][None].float() / 127.5 - 1
+            still = F.interpolate(photograph, (HEIGHT, WIDTH), mode="bicubic", antialias=True).clamp(-1, 1)
+            frames = still.expand(count, -1, -1, -1).contiguous()
+        else:
+            frames = source.draw(1, count).frames[0]
+        return features_of(vae, frames).half(), frames
+
+    torch.manual_seed(0)
+    stills = [draw(watched, 1) for _ in range(10)]
+    clips = [draw(mover, NUM_FRAMES) for _ in range(16)]
+    log = [{"step": 0, **validate(vae, stills)}]
+    solve_output(vae, clips)
+    log.append({"step": 0, "solved": True, **validate(vae, stills)})
+    print(json.dumps(log), flush=True)
+
+    decoder = vae.decoder
+    parts = (decoder.up_blocks[-1].resnets[-1], decoder.conv_norm_out, decoder.conv_out, decoder.time_conv_out)
+    weights = [p.requires_grad_() for part in parts for p in part.parameters()]
+    optimizer = torch.optim.AdamW(weights, LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0)
+    started, step = time.monotonic(), 0
+    while (progress := (time.monotonic() - started) / 60 / args.minutes) < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * min(1, (step + 1) / 50) * max(0.02, 0.5 * (1 + math.cos(math.pi * progress)))
+        if step % STEPS_A_CLIP == 0:
+            fresh = draw(mover, NUM_FRAMES)
+            if len(clips) < KEPT_CLIPS:
+                clips.append(fresh)
+            else:
+                clips[random.randrange(KEPT_CLIPS)] = fresh
+            features, frames = fresh
+        else:
+            features, frames = random.choice(clips)
+        loss = reconstruction_loss(picture(vae, features.float()), frames, torch.ones_like(frames[:, :1]))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        step += 1
+        if step % 100 == 0:
+            log.append({"step": step, "minutes": round(progress * args.minutes, 1), **validate(vae, stills)})
+            print(json.dumps(log[-1]), flush=True)
+            vae.save_pretrained(args.out / "vae", safe_serialization=True)
+    log.append({"step": step, **validate(vae, stills)})
+    print(json.dumps(log[-1]), flush=True)
+    vae.save_pretrained(args.out / "vae", safe_serialization=True)
+    (args.out / "log.json").write_text(json.dumps(log, indent=1))
+
+
+if __name__ == "__main__":
+    main()
