@@ -7,6 +7,9 @@ After training at many sizes the decoder's features hold colour, but its output 
 group, what a feature's level means depends on the size of the picture. First the output convolution is solved for
 anew (ridge regression from its features to the photographs), which brings colour back and loses sharpness; then the
 last block is trained with the VAE's own loss. Encoder and latents stay as they are, so that a UNet goes on fitting.
+
+Before that, the temporal convolutions are cut down to their middle tap. A decoder that was trained on clips of three
+frames knows no frame that is far from both ends, and in clips of fourteen it let the second and the last but one flash.
 """
 
 import argparse
@@ -26,13 +29,22 @@ from shapes import HEIGHT, WIDTH
 from vae import reconstruction_loss
 
 LEARNING_RATE = 6e-4
-NUM_FRAMES = 3
-KEPT_CLIPS = 80  # features of so many clips are held, and each new clip replaces an old one
-STEPS_A_CLIP = 3  # going through the frozen layers costs as much as training the last ones
+BATCH = 2
+KEPT = 300  # features of so many frames are held, and each new one replaces an old one
+STEPS_A_DRAW = 2  # going through the frozen layers costs as much as training the last ones
 
 
 class Front(Exception):
     """The decoder has come to its last block."""
+
+
+@torch.no_grad()
+def drop_neighbours(vae: AutoencoderKLTemporalDecoder) -> None:
+    """Let each frame be decoded by itself: only the middle of the temporal convolutions' three taps stays."""
+    for layer in vae.decoder.modules():
+        if isinstance(layer, torch.nn.Conv3d):
+            layer.weight[:, :, 0] = 0
+            layer.weight[:, :, 2] = 0
 
 
 def features_of(vae: AutoencoderKLTemporalDecoder, frames: torch.Tensor) -> torch.Tensor:
@@ -45,7 +57,7 @@ def features_of(vae: AutoencoderKLTemporalDecoder, frames: torch.Tensor) -> torc
 
     hook = vae.decoder.up_blocks[-1].resnets[-1].register_forward_pre_hook(leave)
     try:
-        vae.decode(vae.encode(frames).latent_dist.mode(), num_frames=len(frames))
+        vae.decode(vae.encode(frames).latent_dist.mode(), num_frames=1)
     except Front:
         return found["features"]
     finally:
@@ -56,22 +68,22 @@ def features_of(vae: AutoencoderKLTemporalDecoder, frames: torch.Tensor) -> torc
 def before_output(vae: AutoencoderKLTemporalDecoder, features: torch.Tensor) -> torch.Tensor:
     """Through the last resnet and norm: what the output convolution sees."""
     decoder = vae.decoder
-    still = torch.zeros(1, len(features))
-    h = decoder.up_blocks[-1].resnets[-1](features, image_only_indicator=still)
+    alone = torch.zeros(len(features), 1)  # each a clip of one frame
+    h = decoder.up_blocks[-1].resnets[-1](features, image_only_indicator=alone)
     return decoder.conv_act(decoder.conv_norm_out(h))
 
 
 def picture(vae: AutoencoderKLTemporalDecoder, features: torch.Tensor) -> torch.Tensor:
     """Frames [frames, 3, h, w] from the last resnet's input."""
     frames = vae.decoder.conv_out(before_output(vae, features))
-    return vae.decoder.time_conv_out(frames.transpose(0, 1)[None])[0].transpose(0, 1)
+    return vae.decoder.time_conv_out(frames[:, :, None])[:, :, 0]
 
 
 @torch.no_grad()
-def solve_output(vae: AutoencoderKLTemporalDecoder, clips: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
-    """Set the output convolution to the least-squares best over the clips, and its temporal follower to identity."""
+def solve_output(vae: AutoencoderKLTemporalDecoder, held: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Set the output convolution to the least-squares best over what is held, and its temporal follower to identity."""
     squares, products = 0.0, 0.0
-    for features, frames in clips:
+    for features, frames in held:
         seen = F.unfold(before_output(vae, features.float()), 3, padding=1).transpose(1, 2).flatten(0, 1)
         pick = torch.randperm(len(seen))[:6000]
         rows = torch.cat([seen[pick], torch.ones(len(pick), 1)], 1).double()
@@ -119,21 +131,21 @@ def main() -> None:
 
     @torch.no_grad()
     def draw(source: Mover, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Half-precision features and frames of a fresh clip; every other clip is a whole photograph, at rest."""
-        if count == 1 or random.random() < 0.5:
-            index = int(torch.randint(len(source.photos.pixels), (1,)))
-            photograph = source.photos.pixels[index][None].float() / 127.5 - 1
-            still = F.interpolate(photograph, (HEIGHT, WIDTH), mode="bicubic", antialias=True).clamp(-1, 1)
-            frames = still.expand(count, -1, -1, -1).contiguous()
+        """Half-precision features and frames: of a fresh clip, or whole photographs."""
+        if random.random() < 0.5:
+            frames = source.draw(count, 2).frames[:, 1]
         else:
-            frames = source.draw(1, count).frames[0]
+            index = torch.randint(len(source.photos.pixels), (count,))
+            photographs = source.photos.pixels[index].float() / 127.5 - 1
+            frames = F.interpolate(photographs, (HEIGHT, WIDTH), mode="bicubic", antialias=True).clamp(-1, 1)
         return features_of(vae, frames).half(), frames
 
+    drop_neighbours(vae)
     torch.manual_seed(0)
     stills = [draw(watched, 1) for _ in range(10)]
-    clips = [draw(mover, NUM_FRAMES) for _ in range(16)]
+    held = [draw(mover, BATCH) for _ in range(24)]
     log = [{"step": 0, **validate(vae, stills)}]
-    solve_output(vae, clips)
+    solve_output(vae, held)
     log.append({"step": 0, "solved": True, **validate(vae, stills)})
     print(json.dumps(log), flush=True)
 
@@ -145,22 +157,21 @@ def main() -> None:
     while (progress := (time.monotonic() - started) / 60 / args.minutes) < 1:
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(1, (step + 1) / 50) * max(0.02, 0.5 * (1 + math.cos(math.pi * progress)))
-        if step % STEPS_A_CLIP == 0:
-            fresh = draw(mover, NUM_FRAMES)
-            if len(clips) < KEPT_CLIPS:
-                clips.append(fresh)
+        if step % STEPS_A_DRAW == 0:
+            features, frames = draw(mover, BATCH)
+            if len(held) * BATCH < KEPT:
+                held.append((features, frames))
             else:
-                clips[random.randrange(KEPT_CLIPS)] = fresh
-            features, frames = fresh
+                held[random.randrange(len(held))] = features, frames
         else:
-            features, frames = random.choice(clips)
+            features, frames = random.choice(held)
         loss = reconstruction_loss(picture(vae, features.float()), frames, torch.ones_like(frames[:, :1]))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         step += 1
-        if step % 100 == 0:
+        if step % 50 == 0:
             log.append({"step": step, "minutes": round(progress * args.minutes, 1), **validate(vae, stills)})
             print(json.dumps(log[-1]), flush=True)
             vae.save_pretrained(args.out / "vae", safe_serialization=True)
