@@ -33,7 +33,7 @@ class Settings(BaseSettings):
     )
     dtype: Literal["auto", "float16", "bfloat16", "float32"] = Field(
         default="auto",
-        description="auto (float16 on GPUs, bfloat16 on CPUs that have it, else float32), float16, bfloat16 or float32.",
+        description="auto (float16 on GPUs, bfloat16 on CPUs with it, else float32), float16, bfloat16 or float32.",
     )
 
     @classmethod
