@@ -66,6 +66,18 @@ def features_of(vae: AutoencoderKLTemporalDecoder, frames: torch.Tensor) -> torc
     raise AssertionError("the decoder has a last resnet")
 
 
+@torch.no_grad()
+def draw(vae: AutoencoderKLTemporalDecoder, source: Mover, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Half-precision features and frames: of a fresh clip, or whole photographs."""
+    if random.random() < 0.5:
+        frames = source.draw(count, 2).frames[:, 1]
+    else:
+        index = torch.randint(len(source.photos.pixels), (count,))
+        photographs = source.photos.pixels[index].float() / 127.5 - 1
+        frames = F.interpolate(photographs, (HEIGHT, WIDTH), mode="bicubic", antialias=True).clamp(-1, 1)
+    return features_of(vae, frames).half(), frames
+
+
 def before_output(vae: AutoencoderKLTemporalDecoder, features: torch.Tensor) -> torch.Tensor:
     """Through the last resnet and norm: what the output convolution sees."""
     decoder = vae.decoder
@@ -131,21 +143,10 @@ def main() -> None:
     train, held_out = Photos.read(args.photos, "cpu", limit=args.limit).split()
     mover, watched = Mover(train, HEIGHT, WIDTH), Mover(held_out, HEIGHT, WIDTH)
 
-    @torch.no_grad()
-    def draw(source: Mover, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Half-precision features and frames: of a fresh clip, or whole photographs."""
-        if random.random() < 0.5:
-            frames = source.draw(count, 2).frames[:, 1]
-        else:
-            index = torch.randint(len(source.photos.pixels), (count,))
-            photographs = source.photos.pixels[index].float() / 127.5 - 1
-            frames = F.interpolate(photographs, (HEIGHT, WIDTH), mode="bicubic", antialias=True).clamp(-1, 1)
-        return features_of(vae, frames).half(), frames
-
     drop_neighbours(vae)
     torch.manual_seed(0)
-    stills = [draw(watched, 1) for _ in range(10)]
-    held = [draw(mover, BATCH) for _ in range(24)]
+    stills = [draw(vae, watched, 1) for _ in range(10)]
+    held = [draw(vae, mover, BATCH) for _ in range(24)]
     log = [{"step": 0, **validate(vae, stills)}]
     if not args.solved:
         solve_output(vae, held)
@@ -161,7 +162,7 @@ def main() -> None:
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(1, (step + 1) / 50) * max(0.02, 0.5 * (1 + math.cos(math.pi * progress)))
         if step % STEPS_A_DRAW == 0:
-            features, frames = draw(mover, BATCH)
+            features, frames = draw(vae, mover, BATCH)
             if len(held) * BATCH < KEPT:
                 held.append((features, frames))
             else:
