@@ -145,6 +145,7 @@ def main() -> None:
 
     drop_neighbours(vae)
     torch.manual_seed(0)
+    random.seed(0)
     stills = [draw(vae, watched, 1) for _ in range(10)]
     held = [draw(vae, mover, BATCH) for _ in range(24)]
     log = [{"step": 0, **validate(vae, stills)}]

@@ -107,6 +107,11 @@ def test_half_weights_alone_serve_full_arithmetic_and_it_is_noted(tmp_path):
     assert "rounded to float16" in load_here(tmp_path).notes[0]
 
 
+def test_arithmetic_that_is_slow_on_a_cpu_is_noted(tiny_svd):
+    assert load(tiny_svd, device="cpu", dtype="float32").notes == ()
+    assert "slowly in float16" in load(tiny_svd, device="cpu", dtype="float16").notes[0]
+
+
 def test_shards_load_as_the_whole_does(tiny_svd, tmp_path):
     sharded = load_here(make_tiny_svd(tmp_path, max_shard_size="400KB"))
     whole = load_here(tiny_svd)

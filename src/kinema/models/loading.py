@@ -38,7 +38,7 @@ from kinema.settings import Settings, read_settings
 from kinema.values import ModelIdentity
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -140,7 +140,6 @@ def load(
         _fill(module, snapshot.folder, headers, home, kind)
         if chosen.type == "cpu":
             _channels_last(module)
-    rounded = [part for part, (_, _, in_half) in checked.items() if in_half and not half]
     vae, unet = configs["vae"], configs["unet"]
     red, green, blue = zip(*(configs["feature_extractor"][name] for name in ("image_mean", "image_std")), strict=True)
     return Models(
@@ -155,8 +154,20 @@ def load(
         image_size=int(checked["image_encoder"][0].config.image_size),  # type: ignore[union-attr, arg-type]
         snapshot=snapshot,
         defaults=default_settings(str(model)),
-        notes=(f"computing in float32 with weights rounded to float16 ({', '.join(rounded)})",) if rounded else (),
+        notes=_notes(chosen, kind, [part for part, (_, _, in_half) in checked.items() if in_half]),
     )
+
+
+def _notes(device: torch.device, dtype: torch.dtype, in_half: Sequence[Part]) -> tuple[str, ...]:
+    """What a person should know of the arithmetic; `in_half` are the parts whose weights were kept in float16."""
+    notes = []
+    quickest = pick_dtype("auto", device)
+    if device.type == "cpu" and dtype.itemsize == 2 and dtype != quickest:
+        name, better = (str(kind).removeprefix("torch.") for kind in (dtype, quickest))
+        notes.append(f"this CPU computes slowly in {name}; {better} is quicker here")
+    if in_half and dtype.itemsize > 2:
+        notes.append(f"computing in float32 with weights rounded to float16 ({', '.join(in_half)})")
+    return tuple(notes)
 
 
 Checked = tuple["torch.nn.Module", dict[str, Header], bool]
