@@ -30,6 +30,7 @@ def main() -> None:
         name = f"{WEIGHTS[part]}.safetensors"
         tensors = {k: v.to(torch.float16) for k, v in load_file(folder / name).items()}
         save_file(tensors, target / name, metadata={"format": "pt"})
+        (target / name).chmod(0o644)  # safetensors writes for the owner alone
         print(f"{part}: {sum(v.numel() for v in tensors.values()) / 1e6:.2f} M parameters")
     index = {
         "_class_name": "StableVideoDiffusionPipeline",

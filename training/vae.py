@@ -42,9 +42,7 @@ def luminance_laplacian(x: torch.Tensor) -> torch.Tensor:
     return F.conv2d(x.mean(1, keepdim=True), kernel)
 
 
-def reconstruction_loss(
-    y: torch.Tensor, x: torch.Tensor, valid: torch.Tensor, *, texture_weight: float = 1.0
-) -> torch.Tensor:
+def reconstruction_loss(y: torch.Tensor, x: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
     """How far y is from x, [n, 3, h, w] in −1…1, where `valid` [n, 1, h, w] is 1."""
     error = (y - x) * valid
     loss = error.abs().mean() + 2 * error.square().mean()
@@ -52,7 +50,7 @@ def reconstruction_loss(
         e = F.avg_pool2d(error, scale) if scale > 1 else error
         loss = loss + 0.4 * ((e[..., 1:, :] - e[..., :-1, :]).abs().mean() + (e[..., 1:] - e[..., :-1]).abs().mean())
     texture = [F.avg_pool2d(luminance_laplacian(v * valid).abs(), 8, 4) for v in (y, x)]
-    return loss + texture_weight * (texture[0] - texture[1]).abs().mean()
+    return loss + (texture[0] - texture[1]).abs().mean()
 
 
 def warp(latents: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -87,7 +87,8 @@ CATALOG: Mapping[str, Entry] = {
                 "width": 288,
                 "height": 160,
                 "num_frames": 14,
-                "num_inference_steps": 10,
+                "num_inference_steps": 6,
+                "motion_bucket_id": 40,  # what its UNet holds together so far: training/README.md, "Log"
                 "max_guidance_scale": 1.0,
             },
         ),

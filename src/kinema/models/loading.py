@@ -29,6 +29,7 @@ from kinema.models.placement import (
     Part,
     Shape,
     free_memory,
+    keep_pages,
     pick_device,
     pick_dtype,
     plan_memory,
@@ -135,6 +136,8 @@ def load(
     snapshot = locate(source, half=half, progress=progress)
     configs = check_configs(snapshot.folder)
     checked = {part: _check_part(snapshot.folder, part, configs[part], half=half) for part in PARTS}
+    if chosen.type == "cpu":
+        keep_pages()
     home = _room(sum(_count(module) for module, _, _ in checked.values()) * kind.itemsize, chosen, source.name)
     for module, headers, _ in checked.values():
         _fill(module, snapshot.folder, headers, home, kind)

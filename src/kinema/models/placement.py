@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import re
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -360,11 +362,30 @@ def _sequential(module: torch.nn.Module, device: torch.device, dtype: torch.dtyp
         release_cache(device)
 
 
+# glibc's names for what is tuned, from malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+
+
+def keep_pages() -> None:
+    """Let this process keep the memory that tensors on the CPU free, for the next ones to reuse.
+
+    glibc gives every large block back to the system at once, and the next tensor's pages are zeroed anew: nearly half
+    of the time of decoding. Where there is no glibc, nothing changes. `release_cache` gives the memory back.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
 def release_cache(device: torch.device) -> None:
-    """Give back to the device what torch keeps there for later."""
+    """Give back to the device what is kept there for later."""
     import torch
 
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()
+    else:
+        with contextlib.suppress(AttributeError, OSError):
+            ctypes.CDLL(None).malloc_trim(0)
