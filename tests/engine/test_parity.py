@@ -119,7 +119,6 @@ def test_frames_equal_diffusers_with_two_layers(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (POCKET_FOLDER / "model_index.json").exists(), reason="the pocket model is not there")
 @pytest.mark.parametrize("settings", [{}, {"num_frames": 5, "decode_chunk_size": 2, "max_guidance_scale": 3.0}])
 def test_pocket_frames_equal_diffusers(settings: dict[str, object]) -> None:
     pocket = {"width": 288, "height": 160, "num_frames": 4, "max_guidance_scale": 1.0}
