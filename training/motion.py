@@ -27,6 +27,7 @@ PHOTO_WIDTH, PHOTO_HEIGHT = 1152, 648
 # A motion bucket of 64 means a mean flow of one pixel a frame at seven frames a second.
 BUCKET_PER_PIXEL = 64.0
 REFERENCE_FPS = 7.0
+MOST_PIXELS = 4.5  # a frame; at few frames a second a clip would else cross the whole photograph
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Mover:
         fps = self._fps(batch)
         # Square the draw a little towards stillness: a slow clip is the harder one to keep steady.
         bucket = 255 * self._uniform(batch) ** 1.2
-        target = bucket / BUCKET_PER_PIXEL * REFERENCE_FPS / fps
+        target = (bucket / BUCKET_PER_PIXEL * REFERENCE_FPS / fps).clamp(max=MOST_PIXELS)
         pitch = self._pitch(index)
         scene = _Scene.draw(self, index, num_frames, pitch)
         coarse = _grid(self.height // 4, self.width // 4, 4.0, self.device)

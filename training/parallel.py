@@ -48,12 +48,17 @@ class Fleet:
             dist.broadcast(elapsed, 0)
         return elapsed.item()
 
+    def average(self, flat: torch.Tensor) -> None:
+        """Put the mean over all processes into `flat`."""
+        if self.world > 1:
+            dist.all_reduce(flat)
+            flat /= self.world
+
     def average_gradients(self, weights: list[torch.nn.Parameter]) -> None:
         if self.world == 1:
             return
         grads = [p.grad for p in weights if p.grad is not None]
         flat = torch.cat([g.flatten() for g in grads])
-        dist.all_reduce(flat)
-        flat /= self.world
+        self.average(flat)
         for g, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
             g.copy_(part.view_as(g))

@@ -25,15 +25,15 @@ from parallel import Fleet
 from shapes import HEIGHT, IMAGE_MEAN, IMAGE_STD, NUM_FRAMES, WIDTH, make_image_encoder, make_unet, parameters
 
 LEARNING_RATE = 7e-4
-SIGMA_MEAN, SIGMA_STD = 0.3, 1.6  # of ln σ
+SIGMA_MEAN, SIGMA_STD = 0.7, 1.6  # of ln σ: where a clip of many like frames is nearly lost, its motion is decided
 DRAWS = 2  # noise levels for each clip: encoding a clip costs as much as a step on it
 
 
 def embed(encoder: torch.nn.Module, stills: torch.Tensor) -> torch.Tensor:
     """CLIP embeddings [batch, 1, 64] of stills [batch, 3, h, w] in −1…1."""
-    mean, std = (stills.new_tensor(v).view(3, 1, 1) for v in (IMAGE_MEAN, IMAGE_STD))
     pixels = F.interpolate((stills + 1) / 2, (224, 224), mode="bicubic", antialias=True)
-    return encoder(pixel_values=(pixels - mean) / std).image_embeds[:, None]
+    channels = [(pixels[:, i] - IMAGE_MEAN[i]) / IMAGE_STD[i] for i in range(3)]
+    return encoder(pixel_values=torch.stack(channels, 1)).image_embeds[:, None]
 
 
 def loss_of(
@@ -62,16 +62,75 @@ def loss_of(
     return ((denoised - z) ** 2 * (sigma**2 + 1) / sigma**2).mean()
 
 
-@torch.no_grad()
-def encode(
-    vae: AutoencoderKLTemporalDecoder, mean_of: object, clips: Clips, noise_aug: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scaled latents of all frames, and unscaled ones of the still with noise added."""
-    still = clips.frames[:, 0]
-    still = still + noise_aug.view(-1, 1, 1, 1) * torch.randn_like(still)
-    batch, num_frames = clips.frames.shape[:2]
-    mean = mean_of(torch.cat([clips.frames.flatten(0, 1), still]))
-    return mean[:-batch].float().unflatten(0, (batch, num_frames)) * vae.config.scaling_factor, mean[-batch:].float()
+class Encoder:
+    """The trained VAE's half that makes latents, in bfloat16 where the device computes in it."""
+
+    def __init__(self, folder: Path, device: str, *, compiled: bool) -> None:
+        vae = AutoencoderKLTemporalDecoder.from_pretrained(folder, torch_dtype=torch.float32).eval()
+        self.dtype = torch.bfloat16 if device == "cuda" else torch.float32
+        self.scaling_factor, self.channels = vae.config.scaling_factor, vae.config.latent_channels
+        kept = torch.nn.Sequential(vae.encoder, vae.quant_conv).requires_grad_(False)
+        kept = kept.to(device, self.dtype, memory_format=torch.channels_last)
+        self._kept = torch.compile(kept) if compiled else kept
+
+    @torch.no_grad()
+    def __call__(self, clips: Clips, noise_aug: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scaled latents of all frames, and unscaled ones of the still with noise added."""
+        still = clips.frames[:, 0]
+        still = still + noise_aug.view(-1, 1, 1, 1) * torch.randn_like(still)
+        batch, num_frames = clips.frames.shape[:2]
+        pixels = torch.cat([clips.frames.flatten(0, 1), still])
+        moments = self._kept(pixels.to(self.dtype, memory_format=torch.channels_last))
+        mean = moments.chunk(2, 1)[0].float()  # the mode of the posterior
+        return mean[:-batch].unflatten(0, (batch, num_frames)) * self.scaling_factor, mean[-batch:]
+
+
+class Gradients:
+    """Encodes a batch of clips and leaves the gradients of their loss in `flat`, by a CUDA graph where that works.
+
+    A step launches thousands of small kernels, for which Python needs longer than the GPU does.
+    """
+
+    def __init__(self, encoder: Encoder, unet: torch.nn.Module, image_encoder: torch.nn.Module, device: str) -> None:
+        self.encoder, self.unet, self.image_encoder, self.device = encoder, unet, image_encoder, device
+        weights = [p for module in (unet, image_encoder) for p in module.parameters()]
+        self.flat = torch.zeros(sum(p.numel() for p in weights), device=device)
+        for p, part in zip(weights, self.flat.split([p.numel() for p in weights]), strict=True):
+            p.grad = part.view_as(p)
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, clips: Clips, noise_aug: torch.Tensor) -> torch.Tensor:
+        """The loss."""
+        if self._graph is None:
+            return self._compute(clips, noise_aug)
+        for mine, theirs in zip(
+            (*vars(self._clips).values(), self._noise_aug), (*vars(clips).values(), noise_aug), strict=True
+        ):
+            mine.copy_(theirs)
+        self._graph.replay()
+        return self._loss.clone()
+
+    def record(self, clips: Clips, noise_aug: torch.Tensor) -> None:
+        """Record the graph from a batch, whose shapes every later one must have."""
+        self._clips, self._noise_aug = clips, noise_aug
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                self._compute(clips, noise_aug)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._loss = self._compute(clips, noise_aug)
+        self._graph = graph
+
+    def _compute(self, clips: Clips, noise_aug: torch.Tensor) -> torch.Tensor:
+        self.flat.zero_()
+        latents, condition = self.encoder(clips, noise_aug)
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.device == "cuda"):
+            loss = loss_of(self.unet, self.image_encoder, latents, condition, clips, noise_aug)
+        loss.backward()
+        return loss.detach()
 
 
 def export(ema: torch.nn.ModuleDict, out: Path, log: list[dict]) -> None:
@@ -99,17 +158,16 @@ def main() -> None:
     fleet = Fleet.join(args.device)
     args.out.mkdir(parents=True, exist_ok=True)
 
-    vae = AutoencoderKLTemporalDecoder.from_pretrained(args.vae, torch_dtype=torch.float32).to(args.device).eval()
-    vae.requires_grad_(False)
-    mean_of = lambda x: vae.quant_conv(vae.encoder(x)).chunk(2, 1)[0]  # noqa: E731 - the mode of the posterior
+    encoder = Encoder(args.vae, args.device, compiled=args.compile)
     torch.manual_seed(0)
-    unet, encoder = make_unet(vae.config.latent_channels).to(args.device), make_image_encoder().to(args.device)
+    unet, image_encoder = make_unet(encoder.channels).to(args.device), make_image_encoder().to(args.device)
     if args.begin_from:
         unet = type(unet).from_pretrained(args.begin_from / "unet", torch_dtype=torch.float32).to(args.device)
-        encoder = type(encoder).from_pretrained(args.begin_from / "image_encoder", dtype=torch.float32).to(args.device)
+        image_encoder = type(image_encoder).from_pretrained(args.begin_from / "image_encoder", dtype=torch.float32)
+        image_encoder.to(args.device)
     train, _ = Photos.read(args.photos, args.device, limit=args.limit).split()
     mover = Mover(train, HEIGHT, WIDTH)
-    modules = torch.nn.ModuleDict({"unet": unet, "image_encoder": encoder}).train()
+    modules = torch.nn.ModuleDict({"unet": unet, "image_encoder": image_encoder}).train()
     ema = copy.deepcopy(modules).requires_grad_(False).eval()
     weights = list(modules.parameters())
     optimizer = torch.optim.AdamW(weights, LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
@@ -123,32 +181,32 @@ def main() -> None:
     fleet.say(
         f"{len(train.pixels)} photographs, UNet {parameters(unet) / 1e6:.2f} M, {fleet.world} devices, from {step}"
     )
-    forward = torch.compile(unet) if args.compile else unet
     fleet.begin()
+    gradients = Gradients(encoder, torch.compile(unet) if args.compile else unet, image_encoder, args.device)
+    noise_of = lambda n: torch.exp(torch.randn(n, device=args.device) * 0.7 - 3.5)  # noqa: E731
+    if args.device == "cuda":
+        gradients.record(mover.draw(args.clips, NUM_FRAMES), noise_of(args.clips))
+        fleet.say(f"recorded after {fleet.minutes():.1f} minutes")
 
-    first, recent = step, []
-    while (elapsed := fleet.minutes()) < args.minutes:
+    first, recent, elapsed = step, [], 0.0
+    while elapsed < args.minutes:
         progress = min(1, (spent + elapsed) / total)
         rate = LEARNING_RATE * min(1, (step - first + 1) / 200) * max(0.005, 0.5 * (1 + math.cos(math.pi * progress)))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        with torch.autocast(torch.device(args.device).type, torch.bfloat16):
-            with torch.no_grad():
-                clips = mover.draw(args.clips, NUM_FRAMES)
-                clean = torch.rand(args.clips, device=args.device) < 0.15
-                noise_aug = torch.exp(torch.randn(args.clips, device=args.device) * 0.7 - 3.5) * ~clean
-                latents, condition = encode(vae, mean_of, clips, noise_aug)
-            loss = loss_of(forward, encoder, latents, condition, clips, noise_aug)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        fleet.average_gradients(weights)
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        clips = mover.draw(args.clips, NUM_FRAMES)
+        noise_aug = noise_of(args.clips) * (torch.rand(args.clips, device=args.device) > 0.15)
+        loss = gradients(clips, noise_aug)
+        fleet.average(gradients.flat)
+        gradients.flat.mul_((1.0 / gradients.flat.norm()).clamp(max=1.0))
         optimizer.step()
         step += 1
         with torch.no_grad():
             keep = min(0.9993, (step + 1) / (step + 10))
             torch._foreach_lerp_(list(ema.parameters()), weights, 1 - keep)
-        recent.append(loss.detach())
+        recent.append(loss)
+        if step % 10 == 0:  # asking for the time makes Python wait for the GPU
+            elapsed = fleet.minutes()
         if step % 200 == 0 or step - first == 5:
             log.append({"step": step, "minutes": round(spent + elapsed, 2), "loss": torch.stack(recent).mean().item()})
             recent = []
