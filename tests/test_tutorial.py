@@ -1,0 +1,114 @@
+"""The tutorial's helpers: what is asked is made, saved, told and given back."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kinema import tutorial
+from kinema.errors import InvalidRequest, InvalidStill, VideoError
+from kinema.media.video import probe, read_recipe
+from kinema.tutorial import Lesson, motion_by_seed
+
+ROCKET = Path(__file__).parents[1] / "examples" / "rocket.jpg"
+
+
+@pytest.fixture(scope="module")
+def lesson(tiny_svd: Path) -> Lesson:
+    return tutorial.load(tiny_svd, device="cpu", dtype="float32", width=64, height=64, num_inference_steps=1)
+
+
+def test_a_picture_becomes_a_saved_video_of_ten_frames(
+    lesson: Lesson, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip = lesson.generate_video(ROCKET, tmp_path / "rocket.mp4")
+    video = probe(tmp_path / "rocket.mp4")
+    assert (video.frames, video.width, video.height, video.fps) == (10, 64, 64, 7)
+    assert read_recipe(tmp_path / "rocket.mp4") == clip.recipe
+    assert clip.seed == 42
+    assert capsys.readouterr().out.split("\r")[-1].split() == ["seed", "42"]
+
+
+def test_minus_one_draws_a_seed_and_tells_it(
+    lesson: Lesson, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seeds = [lesson.generate_video(ROCKET, tmp_path / "rocket.mp4", seed=-1).seed for _ in range(2)]
+    assert seeds[0] != seeds[1]
+    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines() if "seed" in line] == [
+        str(seed) for seed in seeds
+    ]
+
+
+def test_the_same_seed_gives_the_same_video(lesson: Lesson, tmp_path: Path) -> None:
+    clips = [lesson.generate_video(ROCKET, tmp_path / "rocket.mp4", seed=5) for _ in range(2)]
+    assert np.array_equal(clips[0].frames, clips[1].frames)
+
+
+def test_the_tutorials_settings_lie_beneath_the_models_and_the_readers(lesson: Lesson) -> None:
+    own = replace(lesson, settings={"width": 64, "height": 64})
+    assert own.make(ROCKET, seed=1).recipe.request.num_inference_steps == 10
+    models = replace(lesson.models, defaults={"num_inference_steps": 3, "num_frames": 2})
+    request = replace(own, models=models).make(ROCKET, seed=1).recipe.request
+    assert (request.num_inference_steps, request.num_frames, request.decode_chunk_size) == (3, 2, 2)
+    assert lesson.make(ROCKET, seed=1, num_inference_steps=2).recipe.request.num_inference_steps == 2
+
+
+@pytest.mark.parametrize("seed", [-2, 2**32])
+def test_a_seed_out_of_range_is_refused(lesson: Lesson, tmp_path: Path, seed: int) -> None:
+    with pytest.raises(InvalidRequest, match=f"seed {seed} is out of range"):
+        lesson.generate_video(ROCKET, tmp_path / "rocket.mp4", seed=seed)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_cant_be_written_is_refused_before_the_work(
+    lesson: Lesson, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(VideoError, match=r"ends in \.avi"):
+        lesson.generate_video(ROCKET, tmp_path / "rocket.avi")
+    assert capsys.readouterr().out == ""
+
+
+def test_the_helpers_have_the_tutorials_names_and_arguments() -> None:
+    arguments = {
+        name: {key: argument.default for key, argument in inspect.signature(function).parameters.items()}
+        for name, function in vars(tutorial).items()
+        if name in {"generate_video", "generate_text2video"}
+    }
+    required = inspect.Parameter.empty
+    assert arguments == {
+        "generate_video": {"image_url": required, "video_file": required, "seed": 42},
+        "generate_text2video": {"prompt": required, "video_file": required, "seed": -1},
+    }
+
+
+def test_the_plain_helper_takes_the_model_of_the_settings(
+    tiny_svd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KINEMA_MODEL", str(tiny_svd))
+    with pytest.raises(InvalidStill, match=r"there is no file .*nowhere\.png"):
+        tutorial.generate_video(str(tmp_path / "nowhere.png"), tmp_path / "nowhere.mp4")
+
+
+# The sheet
+
+
+def test_the_sheet_has_a_row_for_each_motion_and_a_column_for_each_seed(lesson: Lesson) -> None:
+    made = lesson.make(ROCKET, seed=1, num_frames=2)
+    clips = []
+    for motion, seed, level in [(200, 8, 40), (20, 8, 30), (200, 3, 20), (20, 3, 10)]:
+        request = made.recipe.request.changed(motion_bucket_id=motion, seed=seed)
+        frames = np.stack([np.zeros((64, 64, 3)), np.full((64, 64, 3), level)]).astype(np.uint8)
+        clips.append(replace(made, frames=frames, recipe=made.recipe.model_copy(update={"request": request})))
+    sheet = np.asarray(motion_by_seed(clips))
+    assert sheet.shape == (128, 256, 3)
+    corners = sheet[63::64, 63::64, 0]  # the last pixel of each frame, away from the labels
+    assert corners.tolist() == [[10, 40, 30, 120], [20, 80, 40, 160]]
+
+
+def test_a_sheet_of_nothing_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="no clips"):
+        motion_by_seed([])
