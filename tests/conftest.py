@@ -12,7 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
-from tiny import make_tiny_svd
+from tiny import make_tiny_sd, make_tiny_svd
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,3 +28,9 @@ def tiny_svd(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_svd_4_levels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with the real model's four levels, and eight latent channels."""
     return make_tiny_svd(tmp_path_factory.mktemp("weights") / "tiny-svd-4", levels=4, latent_channels=8)
+
+
+@pytest.fixture(scope="session")
+def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny random Stable Diffusion, to be read only."""
+    return make_tiny_sd(tmp_path_factory.mktemp("weights") / "tiny-sd")

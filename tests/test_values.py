@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from kinema.errors import InvalidRequest, KinemaError
-from kinema.values import MAX_SEED, ModelIdentity, Recipe, VideoRequest
+from kinema.values import MAX_SEED, ModelIdentity, Painting, Recipe, VideoRequest
 
 RANGES = [
     ("seed", 0, MAX_SEED),
@@ -20,13 +20,15 @@ RANGES = [
     ("noise_aug_strength", 0, 10),
     ("min_guidance_scale", 1, 30),
     ("max_guidance_scale", 1, 30),
+    ("image_guidance_scale", 0, 50),
+    ("image_num_inference_steps", 1, 200),
 ]
 
 
 @pytest.mark.parametrize(("name", "low", "high"), RANGES)
 def test_both_ends_of_a_range_are_allowed(name: str, low: int, high: int) -> None:
-    assert getattr(VideoRequest.checked(**{name: low}), name) == low
-    assert getattr(VideoRequest.checked(**{name: high}), name) == high
+    for value in (low, high):
+        assert getattr(VideoRequest.checked(prompt="a boat", **{name: value}), name) == value
 
 
 @pytest.mark.parametrize(("name", "low", "high"), RANGES)
@@ -74,6 +76,9 @@ def test_a_number_that_is_not_finite_is_refused(name: str, value: float) -> None
         ({"max_guidance_scale": "strong"}, ["max_guidance_scale 'strong'", "number"]),
         ({"width": None}, ["width None", "integer"]),
         ({"cfg": 3}, ["no setting 'cfg'", "max_guidance_scale"]),
+        ({"scheduler": "heun", "prompt": "a boat"}, ["scheduler 'heun'", "'euler'"]),
+        ({"image_model": "", "prompt": "a boat"}, ["image_model ''", "at least 1 character"]),
+        ({"prompt": 7}, ["prompt 7", "string"]),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_refused_by_name(settings: dict[str, object], words: list[str]) -> None:
@@ -81,6 +86,39 @@ def test_a_value_of_the_wrong_kind_is_refused_by_name(settings: dict[str, object
         VideoRequest.checked(**settings)
     assert all(word in str(refused.value) for word in words)
     assert refused.value.param == next(iter(settings))
+
+
+@pytest.mark.parametrize("prompt", ["", "  ", "\n\t"])
+def test_an_empty_prompt_is_refused(prompt: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"is empty; say what the still is to show") as refused:
+        VideoRequest.checked(prompt=prompt)
+    assert refused.value.param == "prompt"
+
+
+def test_a_prompt_that_is_far_too_long_is_refused_without_repeating_it() -> None:
+    with pytest.raises(InvalidRequest, match=r"^prompt has 10001 characters and at most 10000 are read$"):
+        VideoRequest.checked(prompt="a" * 10_001)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("negative_prompt", "fog"),
+        ("image_model", "sd-2.1-base"),
+        ("image_guidance_scale", 7.5),
+        ("image_num_inference_steps", 50),
+        ("scheduler", "euler"),
+    ],
+)
+def test_a_painters_setting_needs_a_prompt(name: str, value: object) -> None:
+    with pytest.raises(
+        InvalidRequest, match=rf"^{name} {value!r} is of a still that is drawn: drop it, or give a"
+    ) as no:
+        VideoRequest.checked(**{name: value})
+    assert no.value.param == name
+    request = VideoRequest.checked(prompt="a boat", **{name: value})
+    assert getattr(request, name) == value
+    assert VideoRequest.model_validate_json(request.model_dump_json()) == request
 
 
 def test_a_refusal_is_a_kinema_error_and_a_value_error() -> None:
@@ -161,11 +199,22 @@ def test_a_request_survives_json() -> None:
     assert VideoRequest.model_validate_json(request.model_dump_json()) == request
 
 
-def test_a_recipe_survives_json() -> None:
+PAINTING = Painting(
+    painter=ModelIdentity(name="sd-2.1-base", revision="2" * 40, weights_sha256="3" * 64),
+    pipeline="StableDiffusionPipeline",
+    dtype="float16",
+    memory_plan="resident",
+    events=("the painter gave NaN or infinity in float16: painted again in float32",),
+)
+
+
+@pytest.mark.parametrize("painting", [None, PAINTING])
+def test_a_recipe_survives_json(painting: Painting | None) -> None:
     recipe = Recipe(
         kinema="0.1.0",
         request=VideoRequest(model="pocket", seed=MAX_SEED),
         still_sha256="0" * 64,
+        painting=painting,
         model=ModelIdentity(name="pocket", revision=None, weights_sha256="1" * 64),
         device="cpu",
         dtype="float32",

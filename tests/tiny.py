@@ -1,4 +1,7 @@
-"""Stable Video Diffusions so small that a test makes a video in well under a second, in the real layout on disk."""
+"""Models so small that a test makes a video in well under a second, in the real layout on disk.
+
+A Stable Video Diffusion, and a Stable Diffusion that paints stills for it.
+"""
 
 from __future__ import annotations
 
@@ -134,6 +137,126 @@ def make_tiny_svd(
     write_json(folder / "feature_extractor" / "preprocessor_config.json", FEATURE_EXTRACTOR)
     write_json(folder / "model_index.json", MODEL_INDEX)
     return folder
+
+
+# Words that the tiny painter knows; of others, those with a letter that none of these has are unknown to it.
+WORDS = ("a", "red", "hot", "air", "balloon", "over", "snowy", "mountain", "at", "sunset", "blue", "boat")
+SD_SCHEDULER = {
+    "_class_name": "PNDMScheduler",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "clip_sample": False,
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "trained_betas": None,
+}
+SD_INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "_diffusers_version": "0.24.0",
+    "feature_extractor": ["transformers", "CLIPImageProcessor"],
+    "requires_safety_checker": False,
+    "safety_checker": [None, None],
+    "scheduler": ["diffusers", "PNDMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+
+
+def make_tiny_sd(
+    folder: Path,
+    *,
+    words: tuple[str, ...] = WORDS,
+    longest: int = 12,
+    seed: int = 0,
+    dtype: torch.dtype | None = None,
+    variant: str | None = None,
+    max_shard_size: str = "10GB",
+) -> Path:
+    """Write a random StableDiffusionPipeline of a few hundred thousand parameters into `folder`.
+
+    Args:
+        folder: Made if it is not there.
+        words: What its tokenizer knows; a letter that is in none of them becomes its unk token.
+        longest: Tokens that it reads, the two at the ends included.
+        seed: Of the random weights.
+        dtype: Of the weights, float32 when not given.
+        variant: "fp16" puts `.fp16` into the names of the files.
+        max_shard_size: As for `make_tiny_svd`.
+    """
+    import torch
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    vocabulary = write_tokenizer(folder / "tokenizer", words, longest)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        parts = {
+            "unet": UNet2DConditionModel(
+                sample_size=8,
+                block_out_channels=(CHANNELS,) * 2,
+                layers_per_block=1,
+                down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+                up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+                cross_attention_dim=32,
+                attention_head_dim=8,
+            ),
+            "vae": AutoencoderKL(
+                down_block_types=("DownEncoderBlock2D",) * 4,
+                up_block_types=("UpDecoderBlock2D",) * 4,
+                block_out_channels=(CHANNELS,) * 4,
+                layers_per_block=1,
+                sample_size=64,
+            ),
+            "text_encoder": CLIPTextModel(
+                CLIPTextConfig(
+                    vocab_size=vocabulary,
+                    hidden_size=32,
+                    intermediate_size=64,
+                    num_hidden_layers=1,
+                    num_attention_heads=2,
+                    max_position_embeddings=longest,
+                    bos_token_id=0,
+                    eos_token_id=1,
+                    pad_token_id=1,
+                )
+            ),
+        }
+    for part, model in parts.items():
+        (model.to(dtype) if dtype else model).save_pretrained(
+            folder / part, variant=variant, max_shard_size=max_shard_size, safe_serialization=True
+        )
+    write_json(folder / "scheduler" / "scheduler_config.json", SD_SCHEDULER)
+    write_json(folder / "feature_extractor" / "preprocessor_config.json", FEATURE_EXTRACTOR)
+    write_json(folder / "model_index.json", SD_INDEX)
+    return folder
+
+
+def write_tokenizer(folder: Path, words: tuple[str, ...], longest: int) -> int:
+    """Write a CLIPTokenizer that knows these words whole, and give the size of its vocabulary."""
+    vocabulary = {"<|startoftext|>": 0, "<|endoftext|>": 1, "<unk>": 2}
+    merges: dict[str, None] = {}
+    for word in words:
+        letters = [*word[:-1], f"{word[-1]}</w>"]
+        for i, letter in enumerate(letters):
+            vocabulary.setdefault(letter, len(vocabulary))
+            before = "".join(letters[:i])
+            if before:
+                merges.setdefault(f"{before} {letter}")
+            vocabulary.setdefault(before + letter, len(vocabulary))
+    write_json(folder / "vocab.json", vocabulary)
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
+    ends = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    special = ends | {"unk_token": "<unk>"}
+    write_json(folder / "special_tokens_map.json", special)
+    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": longest, "do_lower_case": True}
+    write_json(folder / "tokenizer_config.json", config | special)
+    return len(vocabulary)
 
 
 def write_json(path: Path, value: object) -> None:

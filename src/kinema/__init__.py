@@ -1,7 +1,7 @@
-"""Kinema: a still image becomes a short video with Stable Video Diffusion, on your own hardware.
+"""Kinema: a still image, or a sentence, becomes a short video with Stable Video Diffusion, on your own hardware.
 
     import kinema
-    clip = kinema.generate("rocket.png", seed=42)
+    clip = kinema.generate("rocket.png", seed=42)  # or kinema.generate(prompt="a red balloon at sunset")
     clip.save("rocket.mp4")
 
 Names are loaded when they are first used, so that importing takes no time and does nothing.
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from kinema.library import KinemaWarning as KinemaWarning
     from kinema.library import generate as generate
     from kinema.library import load as load
+    from kinema.library import load_painter as load_painter
     from kinema.library import stream as stream
     from kinema.media.clip import Clip as Clip
     from kinema.media.still import open_still as open_still
@@ -32,6 +33,7 @@ _HOMES = {
     "VideoRequest": "kinema.values",
     "generate": "kinema.library",
     "load": "kinema.library",
+    "load_painter": "kinema.library",
     "open_still": "kinema.media.still",
     "read_recipe": "kinema.media.video",
     "stream": "kinema.library",
@@ -46,6 +48,7 @@ __all__ = [
     "VideoRequest",
     "generate",
     "load",
+    "load_painter",
     "open_still",
     "read_recipe",
     "stream",

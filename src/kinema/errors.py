@@ -9,10 +9,11 @@
     │   ├── HubUnreachable    no network, or the hub does not answer
     │   ├── WeightsMissing    a file of the model is not there
     │   ├── WeightsDamaged    a file is truncated or is not what its name says
-    │   └── NotAnSvdModel     a model, but no Stable Video Diffusion
+    │   ├── NotAnSvdModel     a model, but no Stable Video Diffusion
+    │   └── NotAPainter       a model, but no text-to-image pipeline that can be used here
     ├── InsufficientMemory    not enough memory on the device, or none left
     ├── InsufficientDisk      not enough room for a download or a result
-    ├── GenerationFailed      the model gave something that is no video (NaN, or one constant colour)
+    ├── GenerationFailed      a model gave what is no video, or no still (NaN, or one constant colour)
     ├── VideoError            a video file can't be written or read
     └── RecipeError           a file carries no recipe, or one that can't be followed
 
@@ -64,6 +65,10 @@ class NotAnSvdModel(WeightsError):
     """A model in a known layout, but not a Stable Video Diffusion."""
 
 
+class NotAPainter(WeightsError):
+    """A model in a known layout, but no text-to-image pipeline that can be used here."""
+
+
 class InsufficientMemory(KinemaError):
     """Not enough memory on the device, or none left while generating."""
 
@@ -73,7 +78,7 @@ class InsufficientDisk(KinemaError):
 
 
 class GenerationFailed(KinemaError):
-    """The model gave something that is no video: NaN, infinity, or one constant colour."""
+    """A model gave something that is no video, or no still: NaN, infinity, or one constant colour."""
 
 
 class VideoError(KinemaError):

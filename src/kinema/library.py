@@ -1,14 +1,15 @@
-"""Kinema as a library: a still and some settings in, a clip out; the command stands on the same two functions."""
+"""Kinema as a library: a still or a prompt and some settings in, a clip out; the command stands on the same parts."""
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from typing import TYPE_CHECKING, Any
 
 from kinema.errors import InvalidRequest
 from kinema.media.clip import Clip
 from kinema.media.still import fit_cautions, open_still
-from kinema.models.catalog import cautions, request_for
+from kinema.models.catalog import cautions, for_painter, request_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from kinema.media.still import Source, Still
     from kinema.models.loading import Models
+    from kinema.models.painters import Painter
     from kinema.values import Step, VideoRequest
 
 
@@ -45,10 +47,37 @@ def load(model: str | Path | None = None, *, device: str | None = None, dtype: s
     return loading.load(model, settings=settings)
 
 
+def load_painter(
+    image_model: str | Path | None = None, *, device: str | None = None, dtype: str | None = None
+) -> Painter:
+    """A painter in memory, to draw several stills with: give it to `generate` as `image_model`.
+
+    Args:
+        image_model: Catalog name (`pocket-painter`, `sd-2.1-base`, `sdxl-turbo`), hub id, or folder of any
+            text-to-image pipeline of diffusers. None takes `sd-2.1-base` where a CUDA device has room for it at
+            1024×576, else `pocket-painter`.
+        device: As for `load`.
+        dtype: As for `load`.
+
+    Raises:
+        WeightsError: one of its kinds, when the painter can't be had or used.
+        InvalidRequest: for a device or dtype that is not there.
+    """
+    from kinema.models import painters
+    from kinema.settings import read_settings
+
+    settings = read_settings(device=device, dtype=dtype)
+    if image_model is None:
+        image_model, _ = painters.default_painter((1024, 576), settings)
+    return painters.load_painter(image_model, settings=settings)
+
+
 def stream(
-    still: Source,
+    still: Source | None = None,
     *,
+    prompt: str | None = None,
     model: str | Path | Models | None = None,
+    image_model: str | Path | Painter | None = None,
     device: str | None = None,
     dtype: str | None = None,
     **settings: Any,
@@ -60,34 +89,72 @@ def stream(
     Raises:
         InvalidRequest, InvalidStill: at once. Everything else as the steps go on.
     """
-    return _begin(still, model, device, dtype, settings)
+    check_source(still, prompt)
+    name, defaults = _named(model, device, dtype)
+    request = request_for(model=name, defaults=defaults, prompt=prompt, **settings)
+    if prompt is None:
+        if image_model is not None:
+            raise InvalidRequest("image_model is of a still that is drawn: drop it, or give a prompt", "image_model")
+        opened = open_still(still)  # type: ignore[arg-type]  # checked: it is there
+        _warn(all_cautions(opened, request))
+        return _from_still(name if model is None else model, device, dtype, opened, request)
+    painter, request = _with_painter(model, image_model, device, request)
+    _warn(cautions(request))
+    return _from_prompt(name if model is None else model, painter, device, dtype, request)
 
 
-def _begin(
-    still: Source, model: str | Path | Models | None, device: str | None, dtype: str | None, settings: dict[str, Any]
-) -> Iterator[Step | Clip]:
-    """Check everything, warn at the line that called `stream` or `generate`, and give the steps."""
+def check_source(still: object, prompt: object) -> None:
+    """Refuse a still and a prompt together, and neither.
+
+    Raises:
+        InvalidRequest: saying what to drop, or what to give.
+    """
+    if still is not None and prompt is not None:
+        raise InvalidRequest(
+            "a still and a prompt are both given: drop the prompt to make a video of the still, or drop the still to "
+            "have one drawn from the prompt",
+            "prompt",
+        )
+    if still is None and prompt is None:
+        raise InvalidRequest("neither a still nor a prompt is given: give one of them", "still")
+
+
+def _named(
+    model: str | Path | Models | None, device: str | None, dtype: str | None
+) -> tuple[str, dict[str, Any] | None]:
+    """The name of the video model, and its own defaults where it is loaded and knows them."""
     from kinema.models.loading import Models, default_model
     from kinema.settings import read_settings
 
-    defaults = None
     if isinstance(model, Models):
         if device is not None or dtype is not None:
             name, value = ("device", device) if device is not None else ("dtype", dtype)
             raise InvalidRequest(f"{name} {value!r} can't change a loaded model; give it to kinema.load", name)
-        name, defaults = model.name, model.defaults
-    else:
-        machine = read_settings(device=device, dtype=dtype)
-        model = model or default_model(machine)[0]
-        name = str(model)
-    request = request_for(model=name, defaults=defaults, **settings)
-    opened = open_still(still)
-    for caution in all_cautions(opened, request):
-        warnings.warn(caution, KinemaWarning, stacklevel=3)
-    return _steps(model, device, dtype, opened, request)
+        return model.name, model.defaults
+    machine = read_settings(device=device, dtype=dtype)
+    return str(model or default_model(machine)[0]), None
 
 
-def _steps(
+def _with_painter(
+    model: str | Path | Models | None,
+    image_model: str | Path | Painter | None,
+    device: str | None,
+    request: VideoRequest,
+) -> tuple[str | Path | Painter, VideoRequest]:
+    """Who paints, and the request with the painter's own settings beneath those that were given."""
+    from kinema.models.loading import Models
+    from kinema.models.painters import Painter, completed, default_painter
+    from kinema.settings import read_settings
+
+    if isinstance(image_model, Painter):
+        return image_model, completed(image_model, request)
+    if image_model is None:
+        device = str(model.device) if isinstance(model, Models) else device
+        image_model = default_painter((request.width, request.height), read_settings(device=device))[0]
+    return image_model, for_painter(request, str(image_model))
+
+
+def _from_still(
     model: str | Path | Models, device: str | None, dtype: str | None, still: Still, request: VideoRequest
 ) -> Iterator[Step | Clip]:
     from kinema.engine import generate as steps
@@ -97,37 +164,91 @@ def _steps(
     yield from steps(models, still, request)
 
 
+def _from_prompt(
+    model: str | Path | Models,
+    image_model: str | Path | Painter,
+    device: str | None,
+    dtype: str | None,
+    request: VideoRequest,
+) -> Iterator[Step | Clip]:
+    """Both halves. A painter that is loaded here is dropped before the video model is loaded."""
+    from kinema.engine import paint, prompt_cautions
+    from kinema.models.loading import Models
+    from kinema.models.painters import Painter, completed
+    from kinema.values import Step
+
+    own = not isinstance(image_model, Painter)
+    if own and isinstance(model, Models):  # where the video is made, and as it is
+        device, dtype = str(model.device), str(model.dtype).removeprefix("torch.")
+    painter = image_model if isinstance(image_model, Painter) else load_painter(image_model, device=device, dtype=dtype)
+    still = None
+    try:
+        request = completed(painter, request)
+        _warn(prompt_cautions(painter, request))
+        for result in paint(painter, request):
+            if isinstance(result, Step):
+                yield result
+            else:
+                still = result
+    finally:
+        if own:
+            painter.release()
+    assert still is not None, "the painter ends with a still"
+    del painter
+    if isinstance(model, Models):
+        device = dtype = None
+    yield from _from_still(model, device, dtype, still, request)
+
+
 def generate(
-    still: Source,
+    still: Source | None = None,
     *,
+    prompt: str | None = None,
     model: str | Path | Models | None = None,
+    image_model: str | Path | Painter | None = None,
     device: str | None = None,
     dtype: str | None = None,
     **settings: Any,
 ) -> Clip:
-    """Turn a still into a short video.
+    """Turn a still, or a prompt from which one is drawn, into a short video.
 
         clip = kinema.generate("rocket.png", seed=42, motion_bucket_id=180)
+        clip = kinema.generate(prompt="a red hot-air balloon over a snowy mountain at sunset")
         clip.save("rocket.mp4")
 
     Args:
         still: Path, http(s) address, encoded bytes, PIL image, or uint8 array [height, width, 3].
+        prompt: A sentence, in place of the still; the seed drives both halves.
         model: As for `load`, or what `load` returned.
+        image_model: As for `load_painter`, or what it returned: who draws the still. None decides by the video's size
+            too.
         device: As for `load`.
         dtype: As for `load`.
-        **settings: Those of `VideoRequest`; the model's own defaults lie beneath them.
+        **settings: Those of `VideoRequest`; the models' own defaults lie beneath them.
 
     Returns:
-        The clip: `frames` uint8 [num_frames, height, width, 3], `fps`, `seed`, `recipe`; `save(path)` writes it.
+        The clip: `frames` uint8 [num_frames, height, width, 3], `fps`, `seed`, `recipe`, and the `still` that it was
+        made from; `save(path)` writes it.
 
     Raises:
         KinemaError: one of its kinds; the message says what to do.
     """
     clip = None
-    for result in _begin(still, model, device, dtype, settings):
+    for result in stream(
+        still, prompt=prompt, model=model, image_model=image_model, device=device, dtype=dtype, **settings
+    ):
         clip = result
     assert isinstance(clip, Clip), "the engine ends with a clip"
     return clip
+
+
+def _warn(found: list[str]) -> None:
+    """Warn at the line that called Kinema, however deep this is."""
+    frame, level = inspect.currentframe(), 1
+    while frame is not None and str(frame.f_globals.get("__name__")) == __name__:
+        frame, level = frame.f_back, level + 1
+    for caution in found:
+        warnings.warn(caution, KinemaWarning, stacklevel=level)
 
 
 def all_cautions(still: Still, request: VideoRequest) -> list[str]:

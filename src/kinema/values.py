@@ -15,9 +15,19 @@ if TYPE_CHECKING:
     import torch
 
 Fit = Literal["crop", "pad", "stretch"]
-Stage = Literal["encode", "denoise", "decode"]
+Scheduler = Literal["euler", "euler_ancestral", "ddim", "dpm_solver", "pndm", "unipc"]
+Stage = Literal["paint", "encode", "denoise", "decode"]
 
 MAX_SEED = 2**32 - 1
+# The settings of a still that is drawn from a prompt; None in all of them where a still is given.
+PAINTING = (
+    "prompt",
+    "negative_prompt",
+    "image_model",
+    "image_guidance_scale",
+    "image_num_inference_steps",
+    "scheduler",
+)
 
 
 def draw_seed(given: int | None = None) -> int:
@@ -26,10 +36,13 @@ def draw_seed(given: int | None = None) -> int:
 
 
 class VideoRequest(BaseModel):
-    """What is asked of Stable Video Diffusion: every setting, checked once, never changed afterwards.
+    """What is asked of Stable Video Diffusion, and of the painter where a prompt stands for the still.
+
+    Every setting is checked once, and never changed afterwards.
 
     The defaults are those of `svd-xt`; `kinema.models.catalog.request_for` puts another model's own beneath
-    the settings that are given. Names are those of diffusers' `StableVideoDiffusionPipeline`.
+    the settings that are given, and `for_painter` a painter's. Names are those of diffusers' pipelines; those of the
+    painter begin with `image_` where they would collide.
 
     Raises:
         InvalidRequest: from `VideoRequest.checked`, naming the first setting that is out of range.
@@ -90,6 +103,32 @@ class VideoRequest(BaseModel):
         default="crop",
         description="How the still meets the size: crop cuts evenly, pad adds black bars, stretch distorts.",
     )
+    prompt: str | None = Field(
+        default=None,
+        max_length=10_000,
+        description="A sentence from which a still is drawn, where none is given; the seed drives both halves.",
+    )
+    negative_prompt: str | None = Field(
+        default=None, max_length=10_000, description="What the drawn still should not show."
+    )
+    image_model: str | None = Field(
+        default=None,
+        min_length=1,
+        description="The painter that draws the still: catalog name, hub id, or folder of a text-to-image pipeline.",
+    )
+    image_guidance_scale: float | None = Field(
+        default=None,
+        ge=0,
+        le=50,
+        allow_inf_nan=False,
+        description="How strictly the painter follows the prompt; up to 1 is no guidance.",
+    )
+    image_num_inference_steps: int | None = Field(
+        default=None, ge=1, le=200, description="Denoising steps of the painter."
+    )
+    scheduler: Scheduler | None = Field(
+        default=None, description="The painter's sampler; its own when neither given nor in the catalog."
+    )
 
     @field_validator("width", "height")
     @classmethod
@@ -97,6 +136,20 @@ class VideoRequest(BaseModel):
         if value % 8:
             below = value // 8 * 8
             raise ValueError(f"{info.field_name} {value} is not a multiple of 8; {below} and {below + 8} are")
+        return value
+
+    @field_validator("prompt")
+    @classmethod
+    def _says_something(cls, value: str | None) -> str | None:
+        if value is not None and not value.strip():
+            raise ValueError(f"prompt {value!r} is empty; say what the still is to show")
+        return value
+
+    @field_validator(*PAINTING[1:])
+    @classmethod
+    def _has_a_prompt(cls, value: Any, info: Any) -> Any:
+        if value is not None and info.data.get("prompt", "") is None:
+            raise ValueError(f"{info.field_name} {value!r} is of a still that is drawn: drop it, or give a prompt")
         return value
 
     @classmethod
@@ -138,6 +191,10 @@ def _first_fault(error: ValidationError) -> InvalidRequest:
         case "extra_forbidden":
             known = ", ".join(VideoRequest.model_fields)
             return InvalidRequest(f"there is no setting {name!r}; the settings are {known}", name)
+        case "string_too_long":
+            return InvalidRequest(
+                f"{name} has {len(value)} characters and at most {fault['ctx']['max_length']} are read", name
+            )
         case "greater_than_equal" | "less_than_equal":
             return InvalidRequest(f"{name} {value!r} is out of range: {_range_of(name)}", name)
         case _:
@@ -158,7 +215,8 @@ def _range_of(name: str) -> str:
 class Step:
     """One piece of progress: `step` of `total` in `stage` is done.
 
-    `latents` ([1, num_frames, channels, height/8, width/8]) come with denoising steps, `frames` (uint8
+    `latents` ([1, num_frames, channels, height/8, width/8]) come with denoising steps, and with painting steps as
+    those of one frame, where the painter has such latents; `frames` (uint8
     [n, height, width, 3], those just decoded) with decoding steps. Where a video had to be decoded again,
     a decoding step with `start` 0 tells that the frames before it no longer hold.
     """
@@ -181,6 +239,18 @@ class ModelIdentity(BaseModel):
     weights_sha256: str = Field(description="SHA-256 over the names and contents of the weight files.")
 
 
+class Painting(BaseModel):
+    """How a still was drawn from a prompt; with the request's settings, its seed and this it can be drawn again."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    painter: ModelIdentity
+    pipeline: str = Field(description="Class of the text-to-image pipeline.")
+    dtype: str
+    memory_plan: str
+    events: tuple[str, ...] = Field(default=(), description="What did not go as planned, and what was done about it.")
+
+
 class Recipe(BaseModel):
     """How a video was made, so that it can be made again. It holds no private path and no time of day."""
 
@@ -189,6 +259,7 @@ class Recipe(BaseModel):
     kinema: str = Field(description="Version of Kinema.")
     request: VideoRequest
     still_sha256: str = Field(description="SHA-256 of the still's pixels (RGB, upright), before it was fitted.")
+    painting: Painting | None = Field(default=None, description="How the still was drawn, where a prompt was given.")
     model: ModelIdentity
     device: str = Field(description="Kind of device: cpu, cuda or mps, and its name.")
     dtype: str

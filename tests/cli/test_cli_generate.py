@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from kinema.media.clip import Clip
 from kinema.media.video import probe, read_frames, read_recipe
-from kinema.values import Step, VideoRequest
+from kinema.values import PAINTING, Step, VideoRequest
 from tiny import make_tiny_svd
 
 
@@ -95,11 +95,11 @@ def test_every_setting_of_a_request_is_an_option(generate, folder):
         "decode_chunk_size": 2,
         "fit": "pad",
     }
-    assert set(given) == set(VideoRequest.model_fields) - {"model"}
+    assert set(given) == set(VideoRequest.model_fields) - {"model", *PAINTING}
     options = [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", value)]
     assert generate("-o", "out.mp4", *options).code == 0
     request = read_recipe(folder / "out.mp4").request
-    assert request.model_dump(exclude={"model"}) == given
+    assert request.model_dump(exclude={"model", *PAINTING}) == given
     assert read_frames(folder / "out.mp4")[0].shape == (3, 80, 72, 3)
 
 
@@ -236,7 +236,12 @@ MISTAKES = {
     "no such choice": (["rocket.png", "--fit=zoom"], 2, "fit 'zoom' is not usable: input should be 'crop', 'pad' or"),
     "no number": (["rocket.png", "--seed=abc"], 2, "seed 'abc' is not usable: input should be a valid integer"),
     "no such option": (["rocket.png", "--frames=3"], 2, "no such option: --frames (Possible options: "),
-    "no still": (["--seed=3"], 2, "missing argument 'STILL' (see `kinema generate --help`)"),
+    "no still": (["--seed=3"], 2, "neither a still nor a prompt is given: give one of them"),
+    "a still and a prompt": (["rocket.png", "--prompt=a boat"], 2, "a still and a prompt are both given: drop"),
+    "an empty prompt": (["--prompt= "], 2, "prompt ' ' is empty; say what the still is to show"),
+    "a painter's setting": (["rocket.png", "--scheduler=euler"], 2, "scheduler 'euler' is of a still that is drawn"),
+    "a still to keep": (["rocket.png", "--save-still=a.png"], 2, "--save-still keeps a still that is drawn: drop it"),
+    "a painter as model": (["rocket.png", "--model=sd-2.1-base"], 3, "sd-2.1-base draws stills from prompts"),
     "unknown ending": (["rocket.png", "-o", "x.avi"], 2, "x.avi ends in .avi, which can't be written; use .mp4"),
     "missing folder": (["rocket.png", "-o", "no/x.mp4"], 2, "the folder no does not exist; make it, or choose another"),
     "full folder": (["rocket.png", "-o", "full"], 2, "the folder full is not empty; name a new one"),

@@ -10,7 +10,7 @@ import pytest
 from cli_inputs import SMALL, draw
 from fake_hub import FakeHub
 
-from kinema.models.catalog import CATALOG
+from kinema.models.catalog import CATALOG, PAINTERS
 from kinema.values import VideoRequest
 
 HEAVY = {"torch", "diffusers", "transformers", "av", "huggingface_hub"}
@@ -65,7 +65,7 @@ def test_no_command_or_a_misspelt_one_gets_help(kinema):
 def test_models_lists_the_catalog_with_size_place_and_licence(kinema, monkeypatch, folder):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder))
     out = kinema("models").out
-    for entry in CATALOG.values():
+    for entry in (*CATALOG.values(), *PAINTERS.values()):
         assert entry.name in out
         assert entry.licence in out
         assert entry.repository is None or entry.repository in out
@@ -75,7 +75,7 @@ def test_models_lists_the_catalog_with_size_place_and_licence(kinema, monkeypatc
 def test_models_json_tells_what_is_here(kinema, monkeypatch, folder):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder))
     models = {model["name"]: model for model in json.loads(kinema("models", "--json").out)}
-    assert list(models) == list(CATALOG)
+    assert list(models) == [*CATALOG, *PAINTERS]
     assert models["svd-xt"]["present"] is False
     assert models["svd-xt"]["size_bytes"] == CATALOG["svd-xt"].size_bytes
     assert models["svd-xt-1.1"]["gated"] is True
@@ -111,7 +111,7 @@ def test_the_doctor_tells_device_memory_plans_versions_and_settings(kinema):
     assert facts["device"] in facts["devices"]
     assert facts["dtype"] in {"float16", "bfloat16", "float32"}
     assert 0 < facts["memory_free_bytes"] <= facts["memory_total_bytes"]
-    assert [model["name"] for model in facts["models"]] == list(CATALOG)
+    assert [model["name"] for model in facts["models"]] == [*CATALOG, *PAINTERS]
     for model in facts["models"]:
         assert (model["plan"] is None) != (model["fault"] is None)
     assert {"python", "torch", "diffusers", "transformers", "av"} <= set(facts["versions"])

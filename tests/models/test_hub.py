@@ -12,11 +12,12 @@ from kinema.errors import (
     ModelGated,
     ModelNotFound,
     NotAnSvdModel,
+    NotAPainter,
     WeightsError,
     WeightsMissing,
 )
 from kinema.models import hub
-from kinema.models.catalog import CATALOG
+from kinema.models.catalog import CATALOG, PAINTERS
 from kinema.models.loading import inventory, load, pull
 from tiny import make_tiny_svd, write_json
 
@@ -157,6 +158,13 @@ def test_the_hub_that_answers_is_reachable(remote):
 def test_another_kind_of_model_is_refused_before_its_weights_are_fetched(remote):
     write_json(remote.folder / "model_index.json", {"_class_name": "StableDiffusionXLPipeline"})
     with pytest.raises(NotAnSvdModel, match=r"someone/tiny-svd \(at main\) is a StableDiffusionXLPipeline"):
+        load(REPOSITORY, device="cpu")
+    assert remote.fetched == ["model_index.json"]
+
+
+def test_what_is_neither_a_model_nor_a_painter_is_not_pulled(remote):
+    write_json(remote.folder / "model_index.json", {"_class_name": "StableAudioPipeline"})
+    with pytest.raises(NotAPainter, match=r"someone/tiny-svd \(at main\) is a StableAudioPipeline, which draws no"):
         pull(REPOSITORY)
     assert remote.fetched == ["model_index.json"]
 
@@ -204,7 +212,7 @@ def test_a_cache_that_can_not_be_written_is_told(remote, monkeypatch):
 
 def test_the_inventory_tells_what_is_here_without_asking_the_hub(remote, monkeypatch):
     before = {held.entry.name: held for held in inventory()}
-    assert list(before) == list(CATALOG)
+    assert list(before) == [*CATALOG, *PAINTERS]
     xt = before["svd-xt"]
     assert (xt.present, xt.kind, xt.path, xt.size_bytes) == (False, "hub", None, CATALOG["svd-xt"].size_bytes)
     storage = hub.cache_folder() / "models--stabilityai--stable-video-diffusion-img2vid-xt"

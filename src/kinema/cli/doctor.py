@@ -40,6 +40,7 @@ def _examined(settings: Settings) -> dict[str, Any]:
     from kinema.models import hub
     from kinema.models.finding import inventory
     from kinema.models.loading import default_model
+    from kinema.models.painters import default_painter
     from kinema.models.placement import available_devices, free_memory, pick_device, pick_dtype
 
     problems, in_force = [], settings.model_dump()
@@ -52,8 +53,12 @@ def _examined(settings: Settings) -> dict[str, Any]:
     dtype = pick_dtype(settings.dtype, device)
     model, reason = default_model(settings)
     held = inventory()
-    if not held[0].present:
-        problems.append("this package lacks the weights of pocket; install it again")
+    problems += [
+        f"this package lacks the weights of {one.entry.name}; install it again"
+        for one in held
+        if one.kind == "embedded" and not one.present
+    ]
+    painter, painter_reason = default_painter(_video_size(model), settings)
     return {
         "kinema": version("kinema"),
         "device": str(device),
@@ -65,6 +70,8 @@ def _examined(settings: Settings) -> dict[str, Any]:
         "memory_total_bytes": _total_memory(device),
         "default_model": model,
         "default_model_reason": reason,
+        "default_painter": painter,
+        "default_painter_reason": painter_reason,
         "models": [_fitting(one, device, dtype) for one in held],
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         "cache": str(hub.cache_folder()),
@@ -72,6 +79,12 @@ def _examined(settings: Settings) -> dict[str, Any]:
         "settings": in_force,
         "problems": problems,
     }
+
+
+def _video_size(model: str) -> tuple[int, int]:
+    """Width and height of a model's videos at its own defaults."""
+    request = request_for(model=model)
+    return request.width, request.height
 
 
 def _device_name(device: torch.device) -> str:
@@ -109,13 +122,14 @@ def _fitting(held: Held, device: torch.device, dtype: torch.dtype) -> dict[str, 
     """A model of the catalog, and how it would run here at its own defaults."""
     facts: dict[str, Any] = {
         "name": held.entry.name,
+        "makes": "stills" if held.entry.paints else "videos",
         "present": held.present,
         "path": str(held.path) if held.path else None,
         "plan": None,
         "fault": None,
     }
     try:
-        plan = _plan(held, device, dtype)
+        plan = (_painting_plan if held.entry.paints else _plan)(held, device, dtype)
     except InsufficientMemory as lack:
         return facts | {"fault": f"does not fit: {lack}"}
     except WeightsError as error:
@@ -143,6 +157,38 @@ def _plan(held: Held, device: torch.device, dtype: torch.dtype) -> Plan:
     )
 
 
+def _painting_plan(held: Held, device: torch.device, dtype: torch.dtype) -> Plan:
+    """The memory plan of a painter of the catalog, for a still of its own size or of `svd-xt`'s."""
+    from kinema.models.files import choose_weights, read_headers
+    from kinema.models.finding import check_embedded
+    from kinema.models.painter_files import PAINTER
+    from kinema.models.painters import plan_painting
+    from kinema.models.placement import free_memory
+
+    entry = held.entry
+    if entry.weights_bytes is not None:  # in two bytes each
+        weights = {part: count // 2 * dtype.itemsize for part, count in entry.weights_bytes.items()}
+    else:
+        assert entry.folder is not None
+        check_embedded(entry.name, entry.folder)
+        weights = {}
+        for part, stem in PAINTER.stems(entry.folder).items():
+            chosen = choose_weights(held.snapshot.files if held.snapshot else (), part, half=True, stem=stem)
+            headers = read_headers(entry.folder, chosen).values() if chosen else ()
+            weights[part] = dtype.itemsize * sum(math.prod(shape) for header in headers for shape in header.values())
+    width, height = entry.native_sizes[0] if entry.native_sizes else (1024, 576)
+    return plan_painting(
+        weights,
+        width=width,
+        height=height,
+        guided=entry.defaults.get("image_guidance_scale", 0) > 1,
+        dtype_bytes=dtype.itemsize,
+        free_bytes=free_memory(device),
+        upcast="text_encoder_2" in weights,
+        offload=device.type != "cpu",
+    )
+
+
 def _sizes(held: Held, itemsize: int) -> tuple[dict[Part, int], Shape]:
     """A model's weights by part in the arithmetic that would be used, and what else decides its memory."""
     from kinema.models.files import check_configs, choose_weights, read_headers
@@ -151,7 +197,7 @@ def _sizes(held: Held, itemsize: int) -> tuple[dict[Part, int], Shape]:
 
     entry = held.entry
     if entry.weights_bytes is not None:  # in two bytes each
-        return {part: count // 2 * itemsize for part, count in entry.weights_bytes.items()}, Shape()
+        return {part: entry.weights_bytes[part] // 2 * itemsize for part in PARTS}, Shape()
     snapshot = held.snapshot or locate(resolve(entry.name))
     weights: dict[Part, int] = {}
     for part in PARTS:
@@ -176,6 +222,7 @@ def _show(facts: dict[str, Any]) -> None:
         "dtype": f"{facts['dtype']}: {facts['dtype_reason']}",
         "memory": f"{_gib(facts['memory_free_bytes'])} free of {_gib(facts['memory_total_bytes'])}",
         "model": f"{facts['default_model']}: {facts['default_model_reason']}",
+        "painter": f"{facts['default_painter']}: {facts['default_painter_reason']}",
         "versions": ", ".join(f"{name} {number}" for name, number in facts["versions"].items()),
         "cache": facts["cache"] + (", offline (HF_HUB_OFFLINE)" if facts["offline"] else ""),
         "settings": ", ".join(f"{name} {value or 'unset'}" for name, value in facts["settings"].items()),
@@ -200,11 +247,8 @@ def _models_table(models: list[dict[str, Any]]) -> Any:
         table.add_column(title)
     for one in models:
         plan = one["plan"]
-        told = (
-            f"{plan['name']}, {plan['decode_chunk_size']} frames decoded together, {_gib(plan['needed_bytes'])}"
-            if plan
-            else one["fault"]
-        )
+        frames = f"{plan['decode_chunk_size']} frames decoded together, " if plan and one["makes"] == "videos" else ""
+        told = f"{plan['name']}, {frames}{_gib(plan['needed_bytes'])}" if plan else one["fault"]
         table.add_row(one["name"], "yes" if one["present"] else "no", told)
     return table
 

@@ -1,4 +1,4 @@
-"""`kinema generate`: stills become videos."""
+"""`kinema generate`: stills, or prompts from which they are drawn, become videos."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kinema.cli.options import OUTPUT_PANEL, Device, Dtype, Force, Json, Model, Quiet, with_settings
+from kinema.cli.options import OUTPUT_PANEL, Device, Dtype, Force, Json, Model, Prompt, Quiet, with_settings
 from kinema.cli.progress import report
-from kinema.models.catalog import request_for
+from kinema.errors import InvalidRequest
+from kinema.models.catalog import for_painter, request_for
 from kinema.values import VideoRequest
 
 if TYPE_CHECKING:
@@ -23,10 +24,15 @@ if TYPE_CHECKING:
 @with_settings
 def generate(
     stills: Annotated[
-        list[str],
-        typer.Argument(metavar="STILL", help="Pictures (JPEG, PNG, WebP): paths, or http(s) addresses."),
-    ],
+        list[str] | None,
+        typer.Argument(
+            metavar="[STILL]...",
+            show_default=False,
+            help="Pictures (JPEG, PNG, WebP): paths, or http(s) addresses. None where a --prompt is given.",
+        ),
+    ] = None,
     *,
+    prompt: Prompt = None,
     output: Annotated[
         str | None,
         typer.Option(
@@ -34,8 +40,9 @@ def generate(
             "-o",
             metavar="PATH",
             rich_help_panel=OUTPUT_PANEL,
-            help="Where the video goes: .mp4, .webm, .gif, .webp, or no ending for a folder of png. For several stills "
-            "a folder, or a template with {stem}, {index} or {seed}. Unset: STEM.mp4 in the current folder.",
+            help="Where the video goes: .mp4, .webm, .gif, .webp, or no ending for a folder of png. For several videos "
+            "a folder, or a template with {stem}, {index} or {seed}. Unset: STEM.mp4 in the current folder. "
+            "The stem of a prompt is its words.",
         ),
     ] = None,
     contact_sheet: Annotated[
@@ -43,7 +50,16 @@ def generate(
         typer.Option(
             metavar="PATH",
             rich_help_panel=OUTPUT_PANEL,
-            help="Write all frames on one PNG too; named as -o is for several stills.",
+            help="Write all frames on one PNG too; named as -o is for several videos.",
+        ),
+    ] = None,
+    save_still: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH",
+            rich_help_panel=OUTPUT_PANEL,
+            help="Keep the still that is drawn from a prompt as a PNG; named as -o is for several videos. With the "
+            "same seed it gives the same video.",
         ),
     ] = None,
     force: Force = False,
@@ -54,27 +70,41 @@ def generate(
     dtype: Dtype = None,
     **settings: Any,
 ) -> None:
-    """Turn stills into short videos. The model is loaded once, and each video's path goes to stdout.
+    """Turn stills, or prompts from which they are drawn, into short videos. Each video's path goes to stdout.
 
-    Everything that can be is checked before the work begins. If one video fails, those done before it stay.
+    Everything that can be is checked before the work begins. Models are loaded once: all stills are drawn first, and
+    the painter is gone when the videos are made. If one video fails, those done before it stay.
 
     [dim]kinema generate rocket.png -o rocket.mp4 --seed 42 --motion-bucket-id 127[/dim]
 
     [dim]kinema generate photos/*.jpg -o "videos/{stem}-{seed}.webm" --model svd-xt[/dim]
+
+    [dim]kinema generate --prompt "a red hot-air balloon over a snowy mountain at sunset" -o balloon.mp4[/dim]
     """
+    from kinema.library import check_source
     from kinema.settings import read_settings
 
     with report(json_lines=json, quiet=quiet) as told:
         machine = read_settings(device=device, dtype=dtype, model=model)
+        check_source(stills or None, prompt or None)
+        sources = prompt or stills or []
         # Checked before torch is there to choose a model: no setting's range depends on it.
-        VideoRequest.checked(**{name: value for name, value in settings.items() if value is not None})
-        opened = _opened(stills)
+        for source in sources:
+            _checked(source if prompt else None, settings)
+        if save_still is not None and not prompt:
+            raise InvalidRequest("--save-still keeps a still that is drawn: drop it, or give a --prompt", "save_still")
+        opened = [] if prompt else _opened(sources)
         chosen = machine.model or _chosen(machine, told)
-        jobs = _jobs(chosen, stills, opened, settings, output, contact_sheet, force=force)
+        named = _named(chosen, sources, opened, settings, machine, told)
+        jobs = _jobs(named, output, contact_sheet, save_still, force=force)
         for caution in dict.fromkeys(caution for job in jobs for caution in job.cautions):
             told.tell("warning", caution)
-        from kinema.cli.making import load, make
+        from kinema.cli.making import draw_all, load, make
 
+        if prompt:
+            painter = jobs[0].request.image_model
+            assert painter is not None
+            jobs = draw_all(jobs, painter, machine, told)
         models = load(chosen, machine, told)
         for job in jobs:
             make(models, job, told)
@@ -95,29 +125,64 @@ def _chosen(machine: Settings, told: Report) -> str:
     return name
 
 
-def _jobs(
+def _named(
     model: str,
     sources: Sequence[str],
     stills: Sequence[Still],
     settings: dict[str, Any],
-    output: str | None,
-    contact_sheet: str | None,
-    *,
-    force: bool,
-) -> list[Job]:
-    """Every video to be made, its model known, its settings and its places checked."""
-    from kinema.cli.making import Job
-    from kinema.cli.targets import keep_apart, sheet_paths, video_paths
-    from kinema.library import all_cautions
+    machine: Settings,
+    told: Report,
+) -> list[tuple[str, Still | None, VideoRequest]]:
+    """Every video to be made: what from, its still where it is there, and its request with all models named."""
     from kinema.models.finding import resolve
 
     resolve(model)
-    requests = [request_for(model=model, **settings) for _ in stills]
-    stems = [still.name or "video" for still in stills]
+    if stills:
+        return [
+            (source, still, request_for(model=model, **settings)) for source, still in zip(sources, stills, strict=True)
+        ]
+    requests = [request_for(model=model, prompt=prompt, **settings) for prompt in sources]
+    painter = requests[0].image_model or _painter((requests[0].width, requests[0].height), machine, told)
+    resolve(painter, paints=True)
+    return [(prompt, None, for_painter(request, painter)) for prompt, request in zip(sources, requests, strict=True)]
+
+
+def _painter(size: tuple[int, int], machine: Settings, told: Report) -> str:
+    """The painter that is taken when none is named, said with the reason."""
+    from kinema.models.painters import default_painter
+
+    name, reason = default_painter(size, machine)
+    told.tell("model", f"painter {name}: {reason}", model=name, reason=reason)
+    return name
+
+
+def _checked(prompt: str | None, settings: dict[str, Any]) -> None:
+    """Refuse settings that no model would take."""
+    VideoRequest.checked(**{name: value for name, value in {"prompt": prompt, **settings}.items() if value is not None})
+
+
+def _jobs(
+    named: Sequence[tuple[str, Still | None, VideoRequest]],
+    output: str | None,
+    contact_sheet: str | None,
+    save_still: str | None,
+    *,
+    force: bool,
+) -> list[Job]:
+    """Every video to be made, its settings and its places checked."""
+    from kinema.cli.making import Job
+    from kinema.cli.targets import keep_apart, sheet_paths, video_paths
+    from kinema.library import all_cautions
+    from kinema.media.still import plain_name
+    from kinema.models.catalog import cautions
+
+    requests = [request for _, _, request in named]
+    stems = [(still.name if still else plain_name(source, 60)) or "video" for source, still, _ in named]
     targets = video_paths(output, stems, requests, force=force)
     sheets = sheet_paths(contact_sheet, stems, requests, force=force)
-    keep_apart([*targets, *sheets], sources)
-    count = len(stills)
+    drawn = sheet_paths(save_still, stems, requests, force=force, what="still", option="--save-still")
+    keep_apart([*targets, *sheets, *drawn], [source for source, still, _ in named if still])
+    count = len(named)
     return [
         Job(
             source,
@@ -125,10 +190,11 @@ def _jobs(
             request,
             target,
             sheet,
+            picture,
             f"{index}/{count}" if count > 1 else "",
-            tuple(all_cautions(still, request)),
+            tuple(all_cautions(still, request) if still else cautions(request)),
         )
-        for index, (source, still, request, target, sheet) in enumerate(
-            zip(sources, stills, requests, targets, sheets, strict=True), 1
+        for index, ((source, still, request), target, sheet, picture) in enumerate(
+            zip(named, targets, sheets, drawn, strict=True), 1
         )
     ]

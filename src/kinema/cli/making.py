@@ -1,13 +1,13 @@
-"""One still's way through the engine into a file: what `generate` and `remake` share."""
+"""One video's way through the engine into a file, from its prompt or its still: what `generate` and `remake` share."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import TYPE_CHECKING
 
-from kinema.models.catalog import CATALOG, human_bytes
+from kinema.models.catalog import CATALOG, PAINTERS, human_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from kinema.cli.progress import Report
     from kinema.media.clip import Clip
     from kinema.media.still import Still
+    from kinema.models.catalog import Entry
     from kinema.models.loading import Models
+    from kinema.models.painters import Painter
     from kinema.settings import Settings
     from kinema.values import VideoRequest
 
@@ -25,23 +27,45 @@ class Job:
     """One video to be made; everything in it is checked."""
 
     source: str
-    still: Still
+    """The still as it was named, or the prompt."""
+    still: Still | None
+    """None while it is not drawn yet."""
     request: VideoRequest
     target: Path
     sheet: Path | None = None
+    drawn: Path | None = None
+    """Where the drawn still is to be kept, if anywhere."""
     place: str = ""
     """"2/3" of several."""
     cautions: tuple[str, ...] = ()
     recorded: VideoRequest | None = None
     """What the recipe is to say was asked, where it is not `request`: a remake's recipe is that of the original."""
+    paint_seconds: float | None = None
+    """How long its still took, once it is drawn."""
 
     @property
     def headline(self) -> str:
         """What begins, in one line."""
-        place = f"{self.place} " if self.place else ""
         request = self.request
         size = f"{request.num_frames} frames of {request.width}×{request.height}"
-        return f"{place}{self.source}: {size}, {request.num_inference_steps} steps, seed {request.seed}"
+        return f"{self._named}: {size}, {request.num_inference_steps} steps, seed {request.seed}"
+
+    @property
+    def paint_headline(self) -> str:
+        """The same of the still that is drawn first."""
+        request = self.request
+        steps = f", {request.image_num_inference_steps} steps" if request.image_num_inference_steps else ""
+        return f"{self._named}: a still of {request.width}×{request.height}{steps}, seed {request.seed}"
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether its still is drawn from the prompt, rather than given."""
+        return self.source == self.request.prompt
+
+    @property
+    def _named(self) -> str:
+        name = f'"{self.source}"' if self.is_drawn else self.source
+        return f"{self.place} {name}" if self.place else name
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,30 +81,93 @@ class Made:
 
 def load(model: str, settings: Settings, report: Report) -> Models:
     """A model in memory, told as it comes."""
-    from kinema.models import hub, loading
+    from kinema.models import loading
 
-    entry = CATALOG.get(model)
-    if entry and entry.repository and hub.cached(entry.repository, entry.revision or "main", half=True) is None:
-        size = f"{human_bytes(entry.size_bytes)} " if entry.size_bytes else ""
-        report.tell(
-            "note", f"{model} is fetched first: {size}from {entry.repository}, {entry.licence} ({entry.licence_url})"
-        )
+    _tell_fetch(CATALOG.get(model), report)
     report.tell("load", f"loading {model}", model=model)
     began = time.monotonic()
     models = loading.load(model, settings=settings, progress=report.download)
-    spent = time.monotonic() - began
-    dtype = str(models.dtype).removeprefix("torch.")
+    _tell_loaded(models, time.monotonic() - began, report)
+    return models
+
+
+def load_painter(painter: str, settings: Settings, report: Report) -> Painter:
+    """A painter in memory, told as it comes."""
+    from kinema.models import painters
+
+    _tell_fetch(PAINTERS.get(painter), report)
+    report.tell("load", f"loading {painter}", model=painter)
+    began = time.monotonic()
+    loaded = painters.load_painter(painter, settings=settings, progress=report.download)
+    _tell_loaded(loaded, time.monotonic() - began, report)
+    return loaded
+
+
+def _tell_fetch(entry: Entry | None, report: Report) -> None:
+    """Say that a model of the catalog has to be fetched, how large it is, and under which licence it is."""
+    from kinema.models.finding import held
+
+    if entry and entry.repository and held(entry) is None:
+        size = f"{human_bytes(entry.size_bytes)} " if entry.size_bytes else ""
+        source = f"{size}from {entry.repository}, {entry.licence} ({entry.licence_url})"
+        report.tell("note", f"{entry.name} is fetched first: {source}")
+
+
+def _tell_loaded(loaded: Models | Painter, seconds: float, report: Report) -> None:
+    dtype = str(loaded.dtype).removeprefix("torch.")
     report.tell(
         "loaded",
-        f"{models.name} on {models.device} in {dtype}, loaded in {spent:.1f} s",
-        model=models.name,
-        device=str(models.device),
+        f"{loaded.name} on {loaded.device} in {dtype}, loaded in {seconds:.1f} s",
+        model=loaded.name,
+        device=str(loaded.device),
         dtype=dtype,
-        seconds=round(spent, 2),
+        seconds=round(seconds, 2),
     )
-    for note in models.notes:
+    for note in loaded.notes:
         report.tell("warning", note)
-    return models
+
+
+def draw_all(jobs: list[Job], painter: str, settings: Settings, report: Report) -> list[Job]:
+    """The jobs with their stills drawn. The painter's memory is given back before the video model comes."""
+    loaded = load_painter(painter, settings, report)
+    try:
+        return [draw(loaded, job, report) for job in jobs]
+    finally:
+        loaded.release()
+
+
+def draw(painter: Painter, job: Job, report: Report) -> Job:
+    """Draw one still, and keep it where that was asked for.
+
+    Raises:
+        KinemaError: one of its kinds; nothing is left of the still then.
+    """
+    from kinema.engine import paint, prompt_cautions
+    from kinema.media.video import publish
+    from kinema.models.painters import completed
+    from kinema.values import Step
+
+    job = replace(job, request=completed(painter, job.request))
+    words = prompt_cautions(painter, job.request)
+    for caution in words:
+        report.tell("warning", caution)
+    report.paint(job)
+    began = time.monotonic()
+    still: Still | None = None
+    for result in paint(painter, job.request):
+        if isinstance(result, Step):
+            report.step(result)
+        else:
+            still = result
+    assert still is not None, "the painter ends with a still"
+    if job.drawn:
+        picture = BytesIO()
+        still.image.save(picture, "PNG")
+        publish(picture.getvalue(), job.drawn)
+    spent = time.monotonic() - began
+    job = replace(job, still=still, paint_seconds=spent, cautions=(*job.cautions, *words))
+    report.painted(job)
+    return job
 
 
 def make(models: Models, job: Job, report: Report) -> Made:
@@ -93,6 +180,7 @@ def make(models: Models, job: Job, report: Report) -> Made:
     from kinema.media.video import VideoWriter, publish
     from kinema.values import Step
 
+    assert job.still is not None, "it was given, or is drawn"
     report.start(job)
     began = time.monotonic()
     clip: Clip | None = None
@@ -113,6 +201,6 @@ def make(models: Models, job: Job, report: Report) -> Made:
         picture = BytesIO()
         clip.contact_sheet().save(picture, "PNG")
         publish(picture.getvalue(), job.sheet)
-    made = Made(job, clip, path, job.sheet, time.monotonic() - began)
+    made = Made(job, clip, path, job.sheet, time.monotonic() - began + (job.paint_seconds or 0))
     report.done(made)
     return made

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from kinema.models.catalog import CATALOG
+from kinema.models.catalog import CATALOG, PAINTERS
 from kinema.settings import Settings
-from kinema.values import VideoRequest
+from kinema.values import PAINTING, VideoRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MODEL_PANEL = "Model and device (set for good by KINEMA_MODEL, KINEMA_DEVICE, KINEMA_DTYPE, or kinema.toml)"
 OUTPUT_PANEL = "Output"
+PAINT_PANEL = "Still drawn from a prompt"
 
 Model = Annotated[
     str | None,
@@ -28,6 +29,14 @@ Model = Annotated[
         "Unset: svd-xt where a GPU has room for it, else pocket.",
         rich_help_panel=MODEL_PANEL,
         show_default=False,
+    ),
+]
+Prompt = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TEXT",
+        help=f"{VideoRequest.model_fields['prompt'].description} Again for several videos.",
+        rich_help_panel=PAINT_PANEL,
     ),
 ]
 Device = Annotated[
@@ -53,7 +62,8 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     """Put an option for each of a video's settings where the command has `**settings`; None is what is not given."""
     signature = inspect.signature(command, eval_str=True)
     own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    settings = [_option(name, field) for name, field in VideoRequest.model_fields.items() if name != "model"]
+    names = [name for name in VideoRequest.model_fields if name not in {"model", "prompt"}]
+    settings = [_option(name, VideoRequest.model_fields[name]) for name in names]
     command.__signature__ = signature.replace(parameters=[*own, *settings])  # type: ignore[attr-defined]
     return command
 
@@ -64,9 +74,9 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     option = typer.Option(
         f"--{name.replace('_', '-')}",
         help=f"{field.description} [dim]{told}{'.' if told else ''}[/dim]",
-        rich_help_panel="Video",
+        rich_help_panel=PAINT_PANEL if name in PAINTING else "Video",
         metavar=_metavar(field),
-        parser=_number,
+        parser=str if str in get_args(field.annotation) else _number,
     )
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[Any, option])
 
@@ -96,6 +106,9 @@ def _range(field: FieldInfo) -> str:
 
 def _defaults(name: str, field: FieldInfo) -> str:
     """The default of a setting, and which models of the catalog have another."""
+    if name in PAINTING:
+        own = {entry.name: entry.defaults[name] for entry in PAINTERS.values() if name in entry.defaults}
+        return f"Default {', '.join(f'{painter}: {value}' for painter, value in own.items())}" if own else ""
     if field.default_factory is not None or field.default is None:
         return ""
     others: dict[Any, list[str]] = {}

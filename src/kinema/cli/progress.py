@@ -6,12 +6,11 @@ import json
 import re
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Self, get_args
+from typing import TYPE_CHECKING, Any, Self
 
 from kinema.cli.exits import Interrupted, code_of
 from kinema.errors import KinemaError
 from kinema.models.catalog import human_bytes
-from kinema.values import Stage
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
     from kinema.cli.making import Job, Made
     from kinema.models.hub import Progress
-    from kinema.values import Step
+    from kinema.values import Stage, Step
 
 # Kinds of line that stand out: what they begin with, and how it looks where there is colour.
 _MARKED = {
@@ -105,12 +104,35 @@ class Report:
     def download(self, progress: Progress) -> None:
         """A piece of a download has come."""
 
-    def start(self, job: Job) -> None:
-        """Work on one still begins."""
+    def paint(self, job: Job) -> None:
+        """The still of one job begins to be drawn."""
         self.pace = Pace()
+        request = job.request
+        self.tell("paint", job.paint_headline, prompt=request.prompt, painter=request.image_model, seed=request.seed)
+
+    def painted(self, job: Job) -> None:
+        """The still of one job is there."""
+        seconds = job.paint_seconds or 0
+        kept = f", kept as {job.drawn}" if job.drawn else ""
+        assert job.still is not None
+        assert job.still.painting is not None
+        for event in job.still.painting.events:
+            self.tell("warning", event)
+        self.tell(
+            "painted",
+            f"the still is drawn in {seconds_text(seconds)}{kept}",
+            path=str(job.drawn) if job.drawn else None,
+            seconds=round(seconds, 2),
+        )
+
+    def start(self, job: Job) -> None:
+        """Work on one video begins."""
+        self.pace = Pace()
+        if job.paint_seconds is not None:
+            self.pace.seconds["paint"] = job.paint_seconds
         request = job.request.model_dump()
-        path = str(job.target)
-        self.tell("start", job.headline, still=job.source, path=path, seed=job.request.seed, request=request)
+        path, still = str(job.target), None if job.is_drawn else job.source
+        self.tell("start", job.headline, still=still, path=path, seed=job.request.seed, request=request)
 
     def step(self, step: Step) -> None:
         """A step is done."""
@@ -236,7 +258,7 @@ class Bars(Lines):
 
             self._show(self.console.status(Text(text)))
             return
-        if kind in {"loaded", "start"}:
+        if kind in {"loaded", "paint", "painted", "start"}:
             self._show(None)
         super().tell(kind, text, **facts)
 
@@ -257,21 +279,28 @@ class Bars(Lines):
         file = escape(progress.file.rpartition("/")[2])
         self._live.update(self._tasks["download"], completed=progress.done_bytes, description=file)
 
+    def paint(self, job: Job) -> None:
+        """A bar for the still."""
+        super().paint(job)
+        self._stages({"paint": job.request.image_num_inference_steps})
+
     def start(self, job: Job) -> None:
-        """Bars for the three stages."""
+        """Bars for the three stages of the video."""
+        super().start(job)
+        self._stages({"encode": None, "denoise": job.request.num_inference_steps, "decode": job.request.num_frames})
+
+    def _stages(self, totals: dict[Stage, int | None]) -> None:
+        """A bar for each stage, of which the first is seen; the others appear when their time comes."""
         from rich import progress as bars
 
-        super().start(job)
         live = bars.Progress(
             bars.TextColumn("{task.description:>8}"), bars.BarColumn(), bars.MofNCompleteColumn(),
             bars.TimeElapsedColumn(), bars.TextColumn("{task.fields[left]}", style="dim"),
             console=self.console, transient=True,
         )  # fmt: skip
         self._show(live)
-        totals = {"denoise": job.request.num_inference_steps, "decode": job.request.num_frames}
-        for stage in get_args(Stage):
-            first = stage == "encode"  # the others appear when their time comes
-            self._tasks[stage] = live.add_task(stage, total=totals.get(stage), start=first, visible=first, left="")
+        for i, (stage, total) in enumerate(totals.items()):
+            self._tasks[stage] = live.add_task(stage, total=total, start=i == 0, visible=i == 0, left="")
 
     def _step(self, step: Step, left: float) -> None:
         from rich import progress as bars

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_text
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,16 +14,19 @@ from kinema.cli.exits import DIFFERS
 from kinema.cli.options import OUTPUT_PANEL, Force, Json, Quiet
 from kinema.cli.progress import report
 from kinema.errors import RecipeError
-from kinema.models.catalog import CATALOG
+from kinema.models.catalog import CATALOG, PAINTERS
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from kinema.cli.making import Job
     from kinema.cli.progress import Report
     from kinema.media.clip import Clip
     from kinema.media.still import Still
     from kinema.media.video import Frames
+    from kinema.models.catalog import Entry
     from kinema.settings import Settings
-    from kinema.values import Recipe
+    from kinema.values import ModelIdentity, Recipe
 
 Video = Annotated[str, typer.Argument(metavar="FILE", help="A video that Kinema made, or its folder of png.")]
 
@@ -38,26 +42,39 @@ def inspect(
     if json:
         print(json_text.dumps(facts, indent=2))  # noqa: T201 - the result
         return
-    request, model = recipe.request, recipe.model
+    request, painting = recipe.request, recipe.painting
     lines: dict[str, object] = {
-        "model": model.name + (f" at {model.revision}" if model.revision else ""),
-        "weights": f"SHA-256 {model.weights_sha256}",
+        **_identified("model", "weights", recipe.model),
+        **(_identified("painter", "painter's weights", painting.painter) if painting else {}),
         "still": f"SHA-256 {recipe.still_sha256} (of its pixels)",
-        **{name: value for name, value in request if name != "model" and value is not None},
+        **{name: value for name, value in request if name not in {"model", "image_model"} and value is not None},
         "device": f"{recipe.device}, {recipe.dtype}",
         "memory plan": f"{recipe.memory_plan}, {recipe.decode_chunk_size} frames decoded together",
         "made by": ", ".join([f"kinema {recipe.kinema}", *(f"{k} {v}" for k, v in recipe.versions.items())]),
     }
-    lines |= {"event" if i == 0 else f"event {i + 1}": event for i, event in enumerate(recipe.events)}
+    events = [*(painting.events if painting else ()), *recipe.events]
+    lines |= {"event" if i == 0 else f"event {i + 1}": event for i, event in enumerate(events)}
     width = max(map(len, lines))
     for name, value in lines.items():
         print(f"{name:<{width}}  {value}")  # noqa: T201 - the result
 
 
+def _identified(what: str, weights: str, identity: ModelIdentity) -> dict[str, object]:
+    """Two lines on a model: its name with its revision, and the hash of its weights."""
+    revision = f" at {identity.revision}" if identity.revision else ""
+    return {what: f"{identity.name}{revision}", weights: f"SHA-256 {identity.weights_sha256}"}
+
+
 def remake(
     file: Video,
     *,
-    still: Annotated[str, typer.Option(help="The picture that the video was made from: a path or http(s) address.")],
+    still: Annotated[
+        str | None,
+        typer.Option(
+            help="The picture that the video was made from: a path or http(s) address. Of a video that was made from a "
+            "prompt it is drawn again, unless it was kept and is given."
+        ),
+    ] = None,
     output: Annotated[
         str | None,
         typer.Option(
@@ -74,6 +91,9 @@ def remake(
             help="Where the weights are, when the recipe can't tell (of a folder it keeps only the last part).",
         ),
     ] = None,
+    image_model: Annotated[
+        str | None, typer.Option(help="Where the painter's weights are, when the recipe can't tell.")
+    ] = None,
     anyway: Annotated[
         bool, typer.Option("--anyway", help="Go on although the still or the weights are not those of the recipe.")
     ] = False,
@@ -81,22 +101,23 @@ def remake(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make a video again from its recipe and the still, and say whether the frames are identical.
+    """Make a video again from its recipe, and say whether the frames are identical. What was a still has to be given.
 
     The exit code is 0 when they are and 1 when they differ, which another device, arithmetic or library may cause.
     Still and weights are checked first.
     """
     from kinema.cli.making import load, make
-    from kinema.media.still import open_still
     from kinema.media.video import read_recipe
 
     with report(json_lines=json, quiet=quiet) as told:
         recipe = read_recipe(file)
-        opened = open_still(still)
-        _same("still", still, opened.sha256, recipe.still_sha256, told, anyway=anyway)
-        name = model or _model_of(recipe)
+        opened = _still_of(recipe, still, told, anyway=anyway)
+        name = model or _model_of(recipe.model, CATALOG, "--model")
+        machine = _machine(recipe, told)
         job = _job(file, still, opened, recipe, name, output, force=force)
-        models = load(name, _machine(recipe, told), told)
+        if opened is None:
+            job = _drawn_again(job, recipe, image_model, machine, told, anyway=anyway)
+        models = load(name, machine, told)
         found = models.identity.weights_sha256
         _same("model", name, found, recipe.model.weights_sha256, told, anyway=anyway)
         _tell_versions(recipe, told)
@@ -115,24 +136,65 @@ def _same(what: str, given: str, found: str, wanted: str, told: Report, *, anywa
     told.tell("warning", fault)
 
 
-def _model_of(recipe: Recipe) -> str:
+def _still_of(recipe: Recipe, given: str | None, told: Report, *, anyway: bool) -> Still | None:
+    """The still that was given, or None where it is to be drawn again.
+
+    Raises:
+        RecipeError: where it is needed and not given, or is another.
+    """
+    from kinema.media.still import open_still
+
+    if given is None:
+        if recipe.painting is None:
+            raise RecipeError("the video was made from a still, which no recipe holds: give it by --still")
+        return None
+    opened = open_still(given)
+    _same("still", given, opened.sha256, recipe.still_sha256, told, anyway=anyway)
+    return replace(opened, painting=recipe.painting) if opened.sha256 == recipe.still_sha256 else opened
+
+
+def _drawn_again(
+    job: Job, recipe: Recipe, image_model: str | None, machine: Settings, told: Report, *, anyway: bool
+) -> Job:
+    """The job with its still drawn again, by the recipe's own painter and in its arithmetic."""
+    from kinema.cli.making import draw, load_painter
+
+    assert recipe.painting is not None
+    identity = recipe.painting.painter
+    name = image_model or _model_of(identity, PAINTERS, "--image-model")
+    painter = load_painter(name, machine, told)
+    try:
+        _same("painter", name, painter.identity.weights_sha256, identity.weights_sha256, told, anyway=anyway)
+        job = draw(painter, job, told)
+    finally:
+        painter.release()
+    assert job.still is not None
+    if job.still.sha256 != recipe.still_sha256:
+        told.tell("warning", "the still that was drawn is not the recipe's to the last pixel: the frames may differ")
+    return job
+
+
+def _model_of(identity: ModelIdentity, known: Mapping[str, Entry], option: str) -> str:
     """What to load, by the recipe alone.
 
     Raises:
         RecipeError: when the weights lay in a folder, of which the recipe keeps only the last part.
     """
-    name, revision = recipe.model.name, recipe.model.revision
-    entry = CATALOG.get(name)
+    name, revision = identity.name, identity.revision
+    entry = known.get(name)
     if entry and (entry.repository is None) == (revision is None):
         return name
     if revision and "/" in name:
         return f"{name}@{revision}"
     raise RecipeError(
-        f"the weights lay in a folder named {name}, and the recipe keeps no more of its path: give it by --model FOLDER"
+        f"the weights lay in a folder named {name}, and the recipe keeps no more of its path: give it by {option} "
+        "FOLDER"
     )
 
 
-def _job(file: str, source: str, still: Still, recipe: Recipe, model: str, output: str | None, *, force: bool) -> Job:
+def _job(
+    file: str, source: str | None, still: Still | None, recipe: Recipe, model: str, output: str | None, *, force: bool
+) -> Job:
     """The video to make, with the decode chunk that was used, which the request may have left open."""
     from kinema.cli.making import Job
     from kinema.cli.targets import keep_apart, video_paths
@@ -142,8 +204,8 @@ def _job(file: str, source: str, still: Still, recipe: Recipe, model: str, outpu
     request = recipe.request.changed(decode_chunk_size=recipe.decode_chunk_size)
     video = Path(file)
     [target] = video_paths(output, [f"{video.stem}-remade"], [request], ending=video.suffix, force=force)
-    keep_apart([target], [file, source])
-    return Job(source, still, request, target, recorded=recipe.request)
+    keep_apart([target], [file, source] if source else [file])
+    return Job(source or request.prompt or file, still, request, target, recorded=recipe.request)
 
 
 def _machine(recipe: Recipe, told: Report) -> Settings:

@@ -46,9 +46,23 @@ def video_paths(
 
 
 def sheet_paths(
-    output: str | None, stems: Sequence[str], requests: Sequence[VideoRequest], *, force: bool
+    output: str | None,
+    stems: Sequence[str],
+    requests: Sequence[VideoRequest],
+    *,
+    force: bool,
+    what: str = "contact sheet",
+    option: str = "--contact-sheet",
 ) -> list[Path | None]:
-    """A path for each still's contact sheet, named as videos are; None for all where none is asked for.
+    """A path for each video's contact sheet or drawn still, named as videos are; None for all where none is asked for.
+
+    Args:
+        output: As for `video_paths`, a PNG.
+        stems: Likewise.
+        requests: Likewise.
+        force: Likewise.
+        what: What will lie there, as messages name it.
+        option: Where its name was given.
 
     Raises:
         VideoError: naming the path and what would be right.
@@ -58,15 +72,15 @@ def sheet_paths(
     paths = _named(output, ".png", stems, requests)
     for path in paths:
         if path.suffix.lower() != ".png":
-            raise VideoError(f"the contact sheet {path} must end in .png; name it {path.with_suffix('.png')}")
+            raise VideoError(f"the {what} {path} must end in .png; name it {path.with_suffix('.png')}")
         if not path.parent.is_dir():
             raise VideoError(f"the folder {path.parent} does not exist; make it, or choose another")
         if not os.access(path.parent, os.W_OK):
             raise VideoError(f"{path.parent} can't be written to; choose another folder, or its permissions")
         if path.is_dir():
-            raise VideoError(f"{path} is a folder; choose another name for the contact sheet")
+            raise VideoError(f"{path} is a folder; choose another name for the {what}")
         if path.is_file() and not force and paths != [Path(output)]:
-            raise VideoError(f"{path} is there already; --force replaces it, --contact-sheet names another")
+            raise VideoError(f"{path} is there already; --force replaces it, {option} names another")
     return list(paths)
 
 

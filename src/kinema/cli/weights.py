@@ -9,7 +9,7 @@ import typer
 
 from kinema.cli.options import Json, Quiet  # noqa: TC001 - typer reads annotations
 from kinema.cli.progress import report, stdout_console
-from kinema.models.catalog import CATALOG, human_bytes
+from kinema.models.catalog import CATALOG, PAINTERS, human_bytes
 
 if TYPE_CHECKING:
     from kinema.models.finding import Held
@@ -47,8 +47,8 @@ def pull(
     from kinema.models.finding import inventory, pull, resolve
 
     with report(json_lines=json, quiet=quiet) as told:
-        source = resolve(name)
-        entry = CATALOG.get(name)
+        source = resolve(name, paints=name in PAINTERS)
+        entry = CATALOG.get(name) or PAINTERS.get(name)
         here = next((held.present for held in inventory() if held.entry is entry), False)
         size = f"{human_bytes(entry.size_bytes)}, " if entry and entry.size_bytes else ""
         if entry:
@@ -71,6 +71,7 @@ def _facts(held: Held) -> dict[str, object]:
     return {
         "name": entry.name,
         "description": entry.description,
+        "makes": "stills" if entry.paints else "videos",
         "present": held.present,
         "path": str(held.path) if held.path else None,
         "kind": held.kind,
@@ -89,17 +90,22 @@ def _table(held: list[Held]) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("name", "here", "size", "what it is, where from, licence"):
+    for title in ("name", "makes", "here", "size", "what it is, where from, licence"):
         table.add_column(title, justify="right" if title == "size" else "left", overflow="fold")
     for one in held:
         entry = one.entry
         licence = entry.licence + (", to be accepted on the hub" if entry.gated else "")
         table.add_row(
             entry.name,
+            "stills" if entry.paints else "videos",
             "yes" if one.present else "no",
             human_bytes(one.size_bytes) if one.size_bytes else "–",
             f"{entry.description}\n[dim]{entry.repository or 'in this package'} · {licence}[/]",
         )
     console = stdout_console()
     console.print(table)
-    console.print("Any hub id (owner/name) or folder in diffusers' layout can be used as --model too.", style="dim")
+    console.print(
+        "Any hub id (owner/name) or folder in diffusers' layout can be used as --model too, or as --image-model where "
+        "it draws stills.",
+        style="dim",
+    )

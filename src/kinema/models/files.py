@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from kinema.errors import NotAnSvdModel, WeightsDamaged, WeightsMissing
 from kinema.models.placement import PARTS, Part
@@ -32,7 +32,7 @@ CLASSES: Mapping[str, str] = {
     "image_encoder": "CLIPVisionModelWithProjection",
     "scheduler": "EulerDiscreteScheduler",
 }
-STEMS: Mapping[Part, str] = {
+STEMS: Mapping[str, str] = {
     "unet": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
     "image_encoder": "model",
@@ -40,6 +40,19 @@ STEMS: Mapping[Part, str] = {
 VARIANT = "fp16"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 MAX_HEADER = 100 * 2**20  # safetensors' own bound
+
+
+class Layout(Protocol):
+    """A kind of model: how its folder is told from others, and which of its files are read."""
+
+    def check(self, folder: Path, where: str | None = None) -> None:
+        """Refuse a folder, by its index, that holds another kind; `where` names it in messages."""
+
+    def needed(self, folder: Path, names: Iterable[str], *, half: bool, where: str) -> list[str]:
+        """Of `names`, every file that loading will read; of the folder, only the index has to be there."""
+
+    def stems(self, folder: Path) -> Mapping[str, str]:
+        """The parts that have weights, and how the names of their files begin."""
 
 
 @dataclass(frozen=True)
@@ -58,14 +71,16 @@ def damaged(path: Path, what: str) -> WeightsDamaged:
     return WeightsDamaged(f"{path} {what}: delete {it} and fetch the model again (`kinema models pull` does)")
 
 
-def choose_weights(names: Iterable[str], part: Part, *, half: bool) -> Weights | None:
+def choose_weights(names: Iterable[str], part: str, *, half: bool, stem: str = "") -> Weights | None:
     """Which of a repository's or folder's files hold a part: the half-precision variant first when `half`.
+
+    `stem` is how their names begin, where the part is none of an SVD's.
 
     None when no safetensors of it are there. Of shards, those are chosen whose names fit; whether the index names
     others is seen when it is read.
     """
     here = {name.removeprefix(f"{part}/") for name in names if name.startswith(f"{part}/")}
-    stem = STEMS[part]
+    stem = stem or STEMS[part]
     for wants_half in (half, not half):
         dot = f".{VARIANT}" if wants_half else ""
         if (single := f"{stem}{dot}.safetensors") in here:
@@ -89,7 +104,7 @@ def needed_files(names: Iterable[str], *, half: bool, where: str) -> list[str]:
     for part in PARTS:
         weights = choose_weights(names, part, half=half)
         if weights is None:
-            raise _no_weights(names, part, where)
+            raise no_weights(names, part, where)
         wanted += [*weights.files, *([weights.index] if weights.index else [])]
     for name in wanted:
         if name not in names:
@@ -97,15 +112,20 @@ def needed_files(names: Iterable[str], *, half: bool, where: str) -> list[str]:
     return wanted
 
 
-def _no_weights(names: list[str], part: Part, where: str) -> WeightsMissing:
+def no_weights(
+    names: Iterable[str], part: str, where: str, *, stem: str = "", pipeline: str = PIPELINE
+) -> WeightsMissing:
+    """The refusal of a model that lacks a part's weights, or keeps them as a pickle."""
     pickles = sorted(name for name in names if name.startswith(f"{part}/") and name.endswith(PICKLES))
     if pickles:
         return WeightsMissing(
             f"{where} keeps its {part} as a pickle ({pickles[0]}), which can run any code when opened and is never "
             "opened here. Convert it where you trust it: "
-            f"diffusers.{PIPELINE}.from_pretrained(OLD).save_pretrained(NEW, safe_serialization=True)"
+            f"diffusers.{pipeline}.from_pretrained(OLD).save_pretrained(NEW, safe_serialization=True)"
         )
-    return WeightsMissing(f"{where} has no weights of its {part}: {part}/{STEMS[part]}.safetensors is not there")
+    return WeightsMissing(
+        f"{where} has no weights of its {part}: {part}/{stem or STEMS[part]}.safetensors is not there"
+    )
 
 
 def folder_names(folder: Path) -> list[str]:
@@ -157,6 +177,25 @@ def check_is_svd(folder: Path, where: str | None = None) -> None:
         found = entry[-1] if isinstance(entry, list) and entry else None
         if found != name:
             raise NotAnSvdModel(f"{where} has {found or 'nothing'} for its {part}, where an SVD has {name}")
+
+
+class SvdLayout:
+    """The layout of every Stable Video Diffusion."""
+
+    def check(self, folder: Path, where: str | None = None) -> None:
+        """As `check_is_svd`."""
+        check_is_svd(folder, where)
+
+    def needed(self, _folder: Path, names: Iterable[str], *, half: bool, where: str) -> list[str]:
+        """As `needed_files`."""
+        return needed_files(names, half=half, where=where)
+
+    def stems(self, _folder: Path) -> Mapping[str, str]:
+        """`STEMS`."""
+        return STEMS
+
+
+SVD = SvdLayout()
 
 
 def single_file(path: Path) -> NotAnSvdModel:

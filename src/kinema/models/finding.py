@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kinema.errors import ModelNotFound, NotAnSvdModel, WeightsError, WeightsMissing
+from kinema.errors import ModelNotFound, NotAnSvdModel, NotAPainter, WeightsError, WeightsMissing
 from kinema.models import hub
-from kinema.models.catalog import CATALOG, POCKET_FOLDER, Entry
-from kinema.models.files import INDEX, PICKLES, check_is_svd, folder_names, needed_files, single_file
+from kinema.models.catalog import CATALOG, PAINTERS, Entry
+from kinema.models.files import INDEX, PICKLES, SVD, folder_names, single_file
+from kinema.models.painter_files import EITHER, PAINTER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from kinema.models.files import Layout
     from kinema.models.hub import Progress, Snapshot
 
 HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
@@ -59,35 +61,50 @@ class Held:
         return self.snapshot.size_bytes if self.snapshot else self.entry.size_bytes
 
 
-def resolve(model: str | Path) -> Source:
+def resolve(model: str | Path, *, paints: bool = False) -> Source:
     """Where a catalog name, folder or hub id ("owner/name", or "owner/name@revision") leads. Nothing is opened.
+
+    Args:
+        model: As a person names it.
+        paints: Whether a painter is meant, rather than a model that makes videos.
 
     Raises:
         ModelNotFound: naming what comes closest.
-        NotAnSvdModel: for a file, where a folder is meant.
+        NotAnSvdModel, NotAPainter: for a file, where a folder is meant, and for a catalog name of the other kind.
     """
     name = str(model)
-    if (entry := CATALOG.get(name)) is not None:
-        if entry.repository is None:
-            return Source(name, POCKET_FOLDER)
-        return Source(name, None, entry.repository, entry.revision or "main")
+    known = PAINTERS if paints else CATALOG
+    if (entry := known.get(name)) is not None:
+        return Source(name, entry.folder, entry.repository, entry.revision or "main")
+    if name in CATALOG:
+        raise NotAPainter(f"{name} makes videos from stills, and draws none: the painters are {', '.join(PAINTERS)}")
+    if name in PAINTERS:
+        raise NotAnSvdModel(f"{name} draws stills from prompts, and makes no videos: it can be the image model")
     path = Path(model).expanduser()
     if path.is_dir():
         return Source(path.resolve().name, path)
     if path.suffix in (".safetensors", *PICKLES):
-        if path.is_file():
+        if path.is_file() and not paints:
             raise single_file(path)
-        raise NotAnSvdModel(f"{path} names a file, and a model is a folder in diffusers' layout, or a name")
+        kind = NotAPainter if paints else NotAnSvdModel
+        raise kind(f"{path} names a file, and a model is a folder in diffusers' layout, or a name")
     if isinstance(model, str) and (found := HUB_ID.fullmatch(name)) and not name.startswith("."):
         return Source(found["repository"], None, found["repository"], found["revision"] or "main")
-    near = difflib.get_close_matches(name.lower(), CATALOG, n=1)
+    near = difflib.get_close_matches(name.lower(), known, n=1)
     guess = f"; did you mean {near[0]}?" if near else "."
     raise ModelNotFound(
-        f"there is no model {name!r}{guess} There are {', '.join(CATALOG)}, hub ids (owner/name), and folders"
+        f"there is no {'painter' if paints else 'model'} {name!r}{guess} There are {', '.join(known)}, hub ids "
+        "(owner/name), and folders"
     )
 
 
-def locate(source: Source, *, half: bool = True, progress: Callable[[Progress], None] | None = None) -> Snapshot:
+def locate(
+    source: Source,
+    *,
+    half: bool = True,
+    progress: Callable[[Progress], None] | None = None,
+    layout: Layout = SVD,
+) -> Snapshot:
     """A model's files on this machine, fetched from the hub where they are not.
 
     Where `half` is False, weights in float32 are preferred; half-precision ones that are here are taken all the same.
@@ -97,17 +114,28 @@ def locate(source: Source, *, half: bool = True, progress: Callable[[Progress], 
         InsufficientDisk: when a download has no room.
     """
     if source.folder is not None:
-        if source.folder == POCKET_FOLDER and not (POCKET_FOLDER / INDEX).is_file():
-            raise WeightsMissing("this package lacks the weights of pocket; install it again")
-        check_is_svd(source.folder)
-        files = needed_files(folder_names(source.folder), half=half, where=str(source.folder))
+        check_embedded(source.name, source.folder)
+        layout.check(source.folder)
+        names = folder_names(source.folder)
+        files = layout.needed(source.folder, names, half=half, where=str(source.folder))
         return hub.Snapshot(source.folder, None, tuple(files))
     assert source.repository is not None
-    return hub.fetch(source.repository, source.revision, half=half, progress=progress)
+    return hub.fetch(source.repository, source.revision, half=half, progress=progress, layout=layout)
+
+
+def check_embedded(name: str, folder: Path) -> None:
+    """Refuse a package that lacks the weights of what it should hold.
+
+    Raises:
+        WeightsMissing: naming it.
+    """
+    entry = CATALOG.get(name) or PAINTERS.get(name)
+    if entry is not None and entry.folder == folder and not (folder / INDEX).is_file():
+        raise WeightsMissing(f"this package lacks the weights of {name}; install it again")
 
 
 def pull(model: str, progress: Callable[[Progress], None] | None = None) -> Snapshot:
-    """Fetch a model ahead of its use, in the half-precision variant where there is one.
+    """Fetch a model or a painter ahead of its use, in the half-precision variant where there is one.
 
     Args:
         model: Catalog name or hub id; of a folder, only what is there is told.
@@ -117,18 +145,24 @@ def pull(model: str, progress: Callable[[Progress], None] | None = None) -> Snap
         WeightsError: one of its kinds, saying what to do.
         InsufficientDisk: when it has no room.
     """
-    return locate(resolve(model), progress=progress)
+    if model in PAINTERS:
+        return locate(resolve(model, paints=True), progress=progress, layout=PAINTER)
+    return locate(resolve(model), progress=progress, layout=SVD if model in CATALOG else EITHER)
 
 
 def inventory() -> list[Held]:
-    """Every model of the catalog, and whether it is on this machine; the network is not asked."""
-    return [Held(entry, _held(entry)) for entry in CATALOG.values()]
+    """Every model and painter of the catalog, and whether it is on this machine; the network is not asked."""
+    return [Held(entry, held(entry)) for entry in (*CATALOG.values(), *PAINTERS.values())]
 
 
-def _held(entry: Entry) -> Snapshot | None:
+def held(entry: Entry) -> Snapshot | None:
+    """What of a model of the catalog is on this machine, when it is all that is needed."""
+    layout: Layout = PAINTER if entry.paints else SVD
     if entry.repository is not None:
-        return hub.cached(entry.repository, entry.revision or "main", half=True)
+        return hub.cached(entry.repository, entry.revision or "main", half=True, layout=layout)
+    assert entry.folder is not None
     try:
-        return locate(resolve(entry.name))
+        files = layout.needed(entry.folder, folder_names(entry.folder), half=True, where=entry.name)
     except WeightsError:  # a package without its weights
         return None
+    return hub.Snapshot(entry.folder, None, tuple(files))

@@ -24,8 +24,7 @@ from kinema.errors import (
     WeightsMissing,
 )
 from kinema.models.catalog import human_bytes
-from kinema.models.files import INDEX, check_is_svd, choose_weights, folder_names, needed_files, read_json
-from kinema.models.placement import PARTS
+from kinema.models.files import INDEX, SVD, Layout, choose_weights, folder_names, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -56,8 +55,8 @@ class Snapshot:
         return sum((self.folder / name).stat().st_size for name in self.files)
 
 
-def cached(repository: str, revision: str, *, half: bool) -> Snapshot | None:
-    """What the cache holds of a repository, when it holds all that is needed, of whichever precision."""
+def cached(repository: str, revision: str, *, half: bool, layout: Layout = SVD) -> Snapshot | None:
+    """What the cache holds of a repository, when it holds all that its layout needs, of whichever precision."""
     storage = cache_folder() / f"models--{repository.replace('/', '--')}"
     reference = storage / "refs" / revision
     commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else revision
@@ -65,17 +64,17 @@ def cached(repository: str, revision: str, *, half: bool) -> Snapshot | None:
     if not folder.is_dir():
         return None
     try:
-        files = needed_files(folder_names(folder), half=half, where=repository)
-        _check_shards(folder, half=half)
+        files = layout.needed(folder, folder_names(folder), half=half, where=repository)
+        _check_shards(folder, layout, half=half)
     except (WeightsMissing, WeightsDamaged):
         return None
     return Snapshot(folder, commit, tuple(files))
 
 
-def _check_shards(folder: Path, *, half: bool) -> None:
+def _check_shards(folder: Path, layout: Layout, *, half: bool) -> None:
     """Refuse a folder in which a shard is missing that an index names."""
-    for part in PARTS:
-        weights = choose_weights(folder_names(folder), part, half=half)
+    for part, stem in layout.stems(folder).items():
+        weights = choose_weights(folder_names(folder), part, half=half, stem=stem)
         if weights is not None and weights.index is not None:
             listed = read_json(folder / weights.index).get("weight_map") or {}
             for name in set(listed.values()):
@@ -89,6 +88,7 @@ def fetch(
     *,
     half: bool,
     progress: Callable[[Progress], None] | None = None,
+    layout: Layout = SVD,
 ) -> Snapshot:
     """The files of a repository that loading will read, downloaded unless the cache holds them.
 
@@ -100,15 +100,17 @@ def fetch(
         revision: A commit, branch or tag.
         half: Whether the half-precision variant is wanted, where there is one.
         progress: Called with each piece that arrives.
+        layout: What kind of model is wanted.
 
     Raises:
-        ModelNotFound, ModelGated, HubUnreachable, WeightsMissing, NotAnSvdModel, InsufficientDisk, WeightsError
+        ModelNotFound, ModelGated, HubUnreachable, WeightsMissing, NotAnSvdModel, NotAPainter, InsufficientDisk,
+        WeightsError
     """
-    held = cached(repository, revision, half=half)
+    held = cached(repository, revision, half=half, layout=layout)
     if held is not None and held.revision == revision:
         return held
     try:
-        return _download(repository, revision, held, half=half, progress=progress)
+        return _download(repository, revision, held, half=half, progress=progress, layout=layout)
     except HubUnreachable:
         if held is None:
             raise
@@ -122,8 +124,9 @@ def _download(
     *,
     half: bool,
     progress: Callable[[Progress], None] | None,
+    layout: Layout,
 ) -> Snapshot:
-    """Fetch what is not there yet, file by file, once it is seen to be an SVD and to fit on the disk.
+    """Fetch what is not there yet, file by file, once it is seen to be what is wanted and to fit on the disk.
 
     What is held is enough, in whichever precision, as long as the revision still stands for its commit.
     """
@@ -141,8 +144,8 @@ def _download(
         # By the branch's name, so that the cache notes which commit it stands for; all others by that commit.
         index = hf_hub_download(repository, INDEX, revision=revision, tqdm_class=meter.bar())
         folder = Path(index).parent
-        check_is_svd(folder, where)
-        wanted = needed_files(sizes, half=half, where=where)
+        layout.check(folder, where)
+        wanted = layout.needed(folder, sizes, half=half, where=where)
         missing = [name for name in wanted if not (folder / name).is_file()]
         _check_room(where, sum(sizes[name] for name in missing))
         meter.total = sum(sizes[name] for name in wanted)

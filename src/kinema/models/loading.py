@@ -262,7 +262,7 @@ def default_model(settings: Settings | None = None) -> tuple[str, str]:
     dtype = pick_dtype(settings.dtype, device)
     try:
         plan = plan_memory(
-            {part: count // 2 * dtype.itemsize for part, count in entry.weights_bytes.items()},
+            {part: entry.weights_bytes[part] // 2 * dtype.itemsize for part in PARTS},
             width=request.width,
             height=request.height,
             num_frames=request.num_frames,

@@ -1,0 +1,224 @@
+"""The other generator: a prompt becomes steps, and at last a still.
+
+The denoising loop is diffusers' own, for any of its text-to-image pipelines is a painter; `stepwise` hands its steps
+over, so that here too the caller owns progress and cancelling. Still and video start from the same seed, each with
+a generator of its own, so that a still which was saved makes the same video as its prompt.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from kinema.engine.memory import insufficient, is_out_of_memory
+from kinema.engine.stepwise import stepwise
+from kinema.errors import GenerationFailed, InvalidRequest
+from kinema.media.still import open_still, plain_name
+from kinema.models import hub
+from kinema.models.painters import completed, on_device, plan_for
+from kinema.values import Painting, Step
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator
+
+    from kinema.media.still import Still
+    from kinema.models.painters import Painter
+    from kinema.models.placement import Plan
+    from kinema.values import VideoRequest
+
+    Pixels = np.ndarray[Any, np.dtype[np.float32]]
+
+SHOWN = 8  # unknown words that are named in a caution; the rest are counted
+
+
+def paint(painter: Painter, request: VideoRequest) -> Iterator[Step | Still]:
+    """Yield a `Step` for each denoising step, and at last the `Still` with its `painting`.
+
+    The noise is drawn on the CPU in float32 from the request's seed. The device is given back at the end, however it
+    comes. Where the picture is NaN, infinite or of one colour, or memory runs out, it is begun again, once: in
+    float32, or in the next leaner plan.
+
+    Args:
+        painter: From `kinema.models.painters.load_painter`; used by one generator at a time.
+        request: With a prompt; what it leaves open is the painter's own.
+
+    Raises:
+        InvalidRequest: when the painter can't follow a setting.
+        InsufficientMemory: before any work when no plan fits; later when none was left all the same.
+        GenerationFailed: when the painter gave no picture in float32 either.
+    """
+    if request.prompt is None:
+        raise InvalidRequest("there is no prompt to draw a still from; give one", "prompt")
+    prompt, request = request.prompt, completed(painter, request)
+    _check_followed(painter, request)
+    events: list[str] = []
+    pixels, plan, dtype = yield from _painted(painter, request, events)
+    still = open_still((pixels * 255).round().astype(np.uint8))
+    painting = Painting(
+        painter=painter.identity,
+        pipeline=type(painter.pipeline).__name__,
+        dtype=str(dtype).removeprefix("torch."),
+        memory_plan=plan.name,
+        events=tuple(events),
+    )
+    yield replace(still, name=plain_name(prompt, 60), painting=painting)
+
+
+def _painted(
+    painter: Painter, request: VideoRequest, events: list[str]
+) -> Generator[Step, None, tuple[Pixels, Plan, torch.dtype]]:
+    """Yield the steps, and return the picture with the plan and the arithmetic in which it came about."""
+    dtype = painter.dtype
+    plan = plan_for(painter, request)
+    had_room = True
+    while True:
+        try:
+            with on_device(painter, plan, dtype) as pipeline:
+                pixels = yield from stepwise(partial(_draw, painter, pipeline, request, dtype))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            following = plan.next() if had_room and painter.device.type != "cpu" else None
+            if following is None:
+                raise insufficient(error, "painting the still", "take smaller width and height") from None
+            events.append(f"memory ran out while painting: painted again with {following.name}")
+            plan, had_room = following, False
+            continue
+        fault = _fault(pixels, dtype)
+        if fault is None:
+            return pixels, plan, dtype
+        if dtype == torch.float32:
+            raise GenerationFailed(
+                f"{fault}; no still was kept. Check the weights, or try another seed, scheduler and settings"
+            )
+        events.append(f"{fault}: painted again in float32")
+        dtype = torch.float32
+        plan = plan_for(painter, request, dtype)
+
+
+def _draw(
+    painter: Painter,
+    pipeline: Any,
+    request: VideoRequest,
+    dtype: torch.dtype,
+    report: Callable[[Step], None],
+) -> Pixels:
+    """One picture, float32 [height, width, 3] in 0…1, by diffusers' loop."""
+
+    def told(pipe: Any, i: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        latents = tensors.get("latents")
+        as_frame = latents[:, None] if latents is not None and latents.ndim == 4 else None
+        report(Step("paint", i + 1, int(pipe.num_timesteps), as_frame))
+        return tensors
+
+    generator = torch.Generator("cpu").manual_seed(request.seed)
+    given = {
+        "negative_prompt": request.negative_prompt,
+        "guidance_scale": request.image_guidance_scale,
+        "num_inference_steps": request.image_num_inference_steps,
+        "latents": _first_latents(pipeline, request, generator, dtype),
+    }
+    pipeline.scheduler = painter.sampler(request.scheduler)
+    try:
+        picture: Pixels = pipeline(
+            request.prompt,
+            width=request.width,
+            height=request.height,
+            generator=generator,
+            output_type="np",
+            callback_on_step_end=told,
+            **{name: value for name, value in given.items() if value is not None},
+        ).images[0]
+    except ValueError as error:  # what this pipeline alone asks of its settings, as a multiple of 16
+        raise InvalidRequest(f"{painter.name} can't draw this: {error}") from None
+    return picture.astype(np.float32)
+
+
+def _first_latents(
+    pipeline: Any, request: VideoRequest, generator: torch.Generator, dtype: torch.dtype
+) -> torch.Tensor | None:
+    """The generator's first draw in float32, [1, channels, h/8, w/8]; diffusers would draw other noise in float16.
+
+    None where the pipeline has no such latents, and draws its own.
+    """
+    unet = getattr(pipeline, "unet", None)
+    scale = getattr(pipeline, "vae_scale_factor", None)
+    if unet is None or scale is None:
+        return None
+    shape = (1, unet.config.in_channels, request.height // scale, request.width // scale)
+    return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu").to(dtype)
+
+
+def _fault(pixels: Pixels, dtype: torch.dtype) -> str | None:
+    """What is wrong with a picture that no one can have wanted."""
+    if not np.isfinite(pixels).all():
+        return f"the painter gave NaN or infinity in {dtype}"
+    levels = (pixels * 255).round()
+    if (levels == levels[0, 0]).all():
+        return f"the painter gave one constant colour in {dtype}"
+    return None
+
+
+def _check_followed(painter: Painter, request: VideoRequest) -> None:
+    """Refuse settings that the painter's pipeline does not have.
+
+    Raises:
+        InvalidRequest: naming the setting.
+    """
+    painter.sampler(request.scheduler)
+    names = {
+        "negative_prompt": "negative_prompt",
+        "image_guidance_scale": "guidance_scale",
+        "image_num_inference_steps": "num_inference_steps",
+    }
+    for ours, theirs in names.items():
+        if getattr(request, ours) is not None and not painter.takes(theirs):
+            raise InvalidRequest(f"{painter.name} knows no {ours}; leave it out", ours)
+
+
+def prompt_cautions(painter: Painter, request: VideoRequest) -> list[str]:
+    """What of the request's prompts the painter does not read: words that it does not know, and what is too long."""
+    tokenizer = painter.tokenizer
+    if tokenizer is None:
+        return []
+    found = []
+    with hub.quiet():
+        if unknown := _unknown_words(tokenizer, request.prompt or ""):
+            named = ", ".join(f"{word!r}" for word in unknown[:SHOWN])
+            more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
+            them = "it" if len(unknown) == 1 else "them"
+            found.append(f"the painter knows no {named}{more}: it draws the nearest scene without {them}")
+        texts = {"prompt": request.prompt or "", "negative_prompt": request.negative_prompt or ""}
+        cut = {name: _cut_off(tokenizer, text) for name, text in texts.items()}
+    return found + [
+        f"the painter reads the beginning of the {name} alone; this is left out: {end!r}"
+        for name, end in cut.items()
+        if end
+    ]
+
+
+def _unknown_words(tokenizer: Any, prompt: str) -> list[str]:
+    """The words for which the tokenizer has only its token for what it does not know, each once."""
+    if tokenizer.unk_token_id is None:
+        return []
+    plain = re.sub(r"['’](s|t|re|ve|m|ll|d)\b", " ", prompt)  # as CLIP's tokenizers part them
+    words = dict.fromkeys(re.findall(r"[^\W_]+", plain))
+    return [word for word in words if tokenizer.unk_token_id in tokenizer(word, add_special_tokens=False).input_ids]
+
+
+def _cut_off(tokenizer: Any, prompt: str) -> str:
+    """The end of a prompt that is too long for the tokenizer, from its first word that is not wholly read."""
+    longest = tokenizer.model_max_length
+    if len(tokenizer(prompt).input_ids) <= longest:
+        return ""
+    spans = tokenizer(prompt, truncation=True, max_length=longest, return_offsets_mapping=True).offset_mapping
+    end = max(end for _, end in spans)
+    word = re.search(r"\w*$", prompt[:end])
+    assert word is not None, "an empty word is one"
+    inside = prompt[end : end + 1].isalnum()
+    return prompt[word.start() if inside else end :].strip()

@@ -1,0 +1,451 @@
+"""A painter: a text-to-image pipeline of diffusers, found, fetched, judged and loaded, and brought to the device.
+
+It waits in the computer's memory, and is on the device only while it paints: the room is the video model's.
+"""
+
+from __future__ import annotations
+
+import gc
+import inspect
+import math
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, get_args
+
+from kinema.errors import InsufficientMemory, InvalidRequest, NotAPainter
+from kinema.models import hub
+from kinema.models.catalog import PAINTERS, for_painter, painter_settings
+from kinema.models.files import (
+    INDEX,
+    VARIANT,
+    Weights,
+    choose_weights,
+    damaged,
+    folder_names,
+    read_headers,
+    read_json,
+    weights_sha256,
+)
+from kinema.models.finding import held, locate, resolve
+from kinema.models.painter_files import LEFT_OUT, PAINTER, PainterPart, parts_of
+from kinema.models.placement import (
+    DECODE_MAPS,
+    DENOISE_MAPS,
+    GIB,
+    LAYER_SHARE,
+    WORKSPACE,
+    Plan,
+    PlanName,
+    free_memory,
+    keep_pages,
+    pick_device,
+    pick_dtype,
+    release_cache,
+)
+from kinema.settings import Settings, read_settings
+from kinema.values import ModelIdentity, Scheduler
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+    import torch
+
+    from kinema.models.hub import Progress, Snapshot
+    from kinema.values import VideoRequest
+
+SCHEDULERS: Mapping[Scheduler, str] = {
+    "euler": "EulerDiscreteScheduler",
+    "euler_ancestral": "EulerAncestralDiscreteScheduler",
+    "ddim": "DDIMScheduler",
+    "dpm_solver": "DPMSolverMultistepScheduler",
+    "pndm": "PNDMScheduler",
+    "unipc": "UniPCMultistepScheduler",
+}
+
+
+@dataclass(eq=False)
+class Painter:
+    """A loaded text-to-image pipeline. Its networks lie in the computer's memory while `on_device` is not entered."""
+
+    name: str
+    pipeline: Any
+    device: torch.device
+    dtype: torch.dtype
+    snapshot: Snapshot
+    defaults: dict[str, Any] = field(default_factory=dict)
+    """The painter's own, under `VideoRequest`'s names."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of how it was loaded."""
+
+    def __post_init__(self) -> None:
+        self._own_scheduler = self.pipeline.scheduler
+
+    @cached_property
+    def identity(self) -> ModelIdentity:
+        """Which weights these are; hashed when first asked for."""
+        weights = [name for name in self.snapshot.files if name.endswith(".safetensors")]
+        return ModelIdentity(
+            name=self.name,
+            revision=self.snapshot.revision,
+            weights_sha256=weights_sha256(self.snapshot.folder, weights),
+        )
+
+    @property
+    def networks(self) -> dict[str, torch.nn.Module]:
+        """The parts that have weights, by name."""
+        import torch
+
+        return {name: part for name, part in self.pipeline.components.items() if isinstance(part, torch.nn.Module)}
+
+    @property
+    def tokenizer(self) -> Any | None:
+        """The tokenizer that reads most of a prompt, where there is any."""
+        named = [part for name, part in self.pipeline.components.items() if name.startswith("tokenizer") and part]
+        return max(named, key=lambda tokenizer: tokenizer.model_max_length, default=None)
+
+    def takes(self, name: str) -> bool:
+        """Whether the pipeline has such a parameter."""
+        return name in inspect.signature(self.pipeline.__call__).parameters
+
+    def sampler(self, name: Scheduler | None) -> Any:
+        """A fresh scheduler: the one named, with the settings of the painter's own; or its own.
+
+        Raises:
+            InvalidRequest: when the painter was trained for another kind.
+        """
+        import diffusers
+
+        own = self._own_scheduler
+        kind = type(own) if name is None else getattr(diffusers, SCHEDULERS[name])
+        if kind is not type(own) and kind not in getattr(own, "compatibles", ()):
+            raise InvalidRequest(
+                f"scheduler {name!r} does not go with {self.name}, which has a {type(own).__name__}; leave it out",
+                "scheduler",
+            )
+        with hub.quiet():  # of settings that only the other scheduler knows
+            return kind.from_config(own.config)
+
+    def release(self) -> None:
+        """Give the memory back; the painter can't be used afterwards."""
+        import torch
+
+        for network in self.networks.values():
+            torch.nn.Module.to(network, device="meta")
+        gc.collect()  # what only cycles of references hold
+        release_cache(self.device)
+
+
+def load_painter(
+    painter: str | Path = "pocket-painter",
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    settings: Settings | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Painter:
+    """A painter in memory, fetched before where it must be. Only safetensors are opened, and no code of a model's own.
+
+    Args:
+        painter: Catalog name, hub id ("owner/name", or "owner/name@revision"), or folder in diffusers' layout.
+        device: As for `kinema.models.loading.load`, and so are the others.
+        dtype: Likewise.
+        settings: Likewise.
+        progress: Likewise.
+
+    Raises:
+        InvalidRequest: no such device or dtype.
+        WeightsError: one of its kinds, naming the file and what to do; NotAPainter for a model of another kind.
+        InsufficientMemory: when the weights alone do not fit.
+        InsufficientDisk: when a download has no room.
+    """
+    settings = settings or read_settings()
+    chosen = pick_device(device if device not in (None, "auto") else settings.device)
+    kind = pick_dtype(dtype if dtype not in (None, "auto") else settings.dtype, chosen)
+    source = resolve(painter, paints=True)
+    half = kind.itemsize == 2
+    snapshot = locate(source, half=half, progress=progress, layout=PAINTER)
+    index = read_json(snapshot.folder / INDEX)
+    networks = {part: _weights(snapshot.folder, part, half=half) for part in parts_of(index) if part.is_network}
+    _check_room(source.name, sum(count for _, count in networks.values()) * kind.itemsize)
+    if chosen.type == "cpu":
+        keep_pages()
+    loaded = {part.name: _network(snapshot.folder, part, weights, kind) for part, (weights, _) in networks.items()}
+    pipeline = _assembled(snapshot.folder, str(index["_class_name"]), loaded, kind)
+    in_half = [part.name for part, (weights, _) in networks.items() if weights.half]
+    rounded = f"painting in float32 with weights rounded to float16 ({', '.join(in_half)})"
+    return Painter(
+        name=source.name,
+        pipeline=pipeline,
+        device=chosen,
+        dtype=kind,
+        snapshot=snapshot,
+        defaults=_defaults(str(painter), snapshot.folder, pipeline),
+        notes=(rounded,) if in_half and not half else (),
+    )
+
+
+def _weights(folder: Path, part: PainterPart, *, half: bool) -> tuple[Weights, int]:
+    """The files that hold a part, seen to be whole, and how many numbers are in them."""
+    weights = choose_weights(folder_names(folder), part.name, half=half, stem=part.stem)
+    assert weights is not None, "locate has seen them"
+    headers = read_headers(folder, weights).values()
+    return weights, sum(math.prod(shape) for header in headers for shape in header.values())
+
+
+def _check_room(name: str, needed: int) -> None:
+    """Refuse what does not fit into the computer's memory, where every painter waits."""
+    import torch
+
+    free = free_memory(torch.device("cpu"))
+    if free < needed:
+        raise InsufficientMemory(
+            f"the weights of {name} take {needed / GIB:.1f} GiB and {free / GIB:.1f} GiB of memory are free: close "
+            "something, load in --dtype float16 or bfloat16 where float32 is not needed, or take --image-model "
+            "pocket-painter"
+        )
+
+
+def _network(folder: Path, part: PainterPart, weights: Weights, dtype: torch.dtype) -> torch.nn.Module:
+    """One network with its weights, of which none may be missing."""
+    from safetensors import SafetensorError
+
+    kind = getattr(import_module(part.library), part.kind, None)
+    if kind is None:
+        raise NotAPainter(f"{folder / INDEX} asks for {part.kind}, which the {part.library} that is here does not have")
+    try:
+        with _silence():
+            network, told = kind.from_pretrained(
+                folder / part.name,
+                variant=VARIANT if weights.half else None,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                **{"dtype" if part.library == "transformers" else "torch_dtype": dtype},
+            )
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        OSError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+        SafetensorError,
+    ) as error:
+        reason = next(filter(None, str(error).splitlines()), type(error).__name__)
+        raise damaged(
+            folder / weights.files[0], f"does not hold a {part.kind} as its config.json says ({reason})"
+        ) from None
+    lacking = sorted(map(str, [*told.get("missing_keys", ()), *told.get("mismatched_keys", ())]))
+    if lacking:
+        raise damaged(folder / weights.files[0], f"lacks the tensor {lacking[0]}, which its config.json asks for")
+    module: torch.nn.Module = network.eval().requires_grad_(requires_grad=False)
+    return module
+
+
+def _assembled(folder: Path, name: str, networks: Mapping[str, torch.nn.Module], dtype: torch.dtype) -> Any:
+    """The pipeline around the loaded networks: its tokenizers and its scheduler come from the folder."""
+    import diffusers
+
+    known = inspect.signature(getattr(diffusers, name)).parameters
+    absent: dict[str, Any] = dict.fromkeys((part for part in LEFT_OUT if part in known), None)
+    if "requires_safety_checker" in known:
+        absent["requires_safety_checker"] = False
+    try:
+        with _silence():
+            pipeline = diffusers.AutoPipelineForText2Image.from_pretrained(
+                folder, torch_dtype=dtype, local_files_only=True, **absent, **networks
+            )
+    except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise damaged(folder / INDEX, f"describes no {name} that can be loaded ({error})") from None
+    followed = "callback_on_step_end" in inspect.signature(pipeline.__call__).parameters
+    if not followed or not hasattr(type(pipeline), "num_timesteps"):
+        raise NotAPainter(f"{folder} is a {name}, which can't be followed step by step; take --image-model sd-2.1-base")
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """No notices and no bars of the libraries: what a person must know, Kinema says itself."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    libraries = [one for one in (diffusers_logging, transformers_logging) if one.is_progress_bar_enabled()]
+    with hub.quiet():
+        for library in libraries:
+            library.disable_progress_bar()
+        try:
+            yield
+        finally:
+            for library in libraries:
+                library.enable_progress_bar()
+
+
+def _defaults(painter: str, folder: Path, pipeline: Any) -> dict[str, Any]:
+    """The painter's own settings: the catalog's, or those of its pipeline."""
+    if known := painter_settings(painter if painter in PAINTERS else str(folder)):
+        return known
+    parameters = inspect.signature(pipeline.__call__).parameters
+    names = {"image_guidance_scale": "guidance_scale", "image_num_inference_steps": "num_inference_steps"}
+    return {ours: parameters[theirs].default for ours, theirs in names.items() if theirs in parameters}
+
+
+def plan_painting(
+    weights: Mapping[str, int],
+    *,
+    width: int,
+    height: int,
+    guided: bool,
+    dtype_bytes: int,
+    free_bytes: int,
+    channels: int = 320,
+    vae_channels: int = 128,
+    upcast: bool = False,
+    offload: bool = True,
+) -> Plan:
+    """The quickest plan under which a still can be painted.
+
+    Args:
+        weights: Bytes of each part in the arithmetic that will be used; the VAE is named "vae".
+        width: Pixels of the still.
+        height: Pixels of the still.
+        guided: Whether each step has an unconditional pass too.
+        dtype_bytes: 2 or 4.
+        free_bytes: What the device has left, with nothing of the painter on it.
+        channels: Of the first level of the UNet; the defaults are Stable Diffusion's.
+        vae_channels: Likewise, of the VAE.
+        upcast: Whether the VAE decodes in float32 whatever the arithmetic.
+        offload: Whether parts may wait in another memory: not where the device is the CPU.
+
+    Raises:
+        InsufficientMemory: when even the leanest plan does not fit, with the figures and what would help.
+    """
+    pixels = width * height
+    denoise = int(WORKSPACE * DENOISE_MAPS * pixels // 64 * (2 if guided else 1) * channels * dtype_bytes)
+    decode_bytes = 4 if upcast else dtype_bytes
+    decode = int(WORKSPACE * DECODE_MAPS * pixels * vae_channels * decode_bytes)
+    sizes = {**weights, "vae": weights.get("vae", 0) * decode_bytes // dtype_bytes}
+    largest = max(sizes, key=lambda name: sizes[name])
+    stages = {**dict.fromkeys(sizes, 0), largest: denoise, "vae": decode}
+    needed = {
+        "resident": sum(sizes.values()) + max(denoise, decode),
+        "model_offload": max(sizes[name] + stages[name] for name in sizes),
+        "sequential_offload": max(int(sizes[name] * LAYER_SHARE) + stages[name] for name in sizes),
+    }
+    names: tuple[PlanName, ...] = get_args(PlanName) if offload else ("resident",)
+    for name in names:
+        if needed[name] <= free_bytes:
+            return Plan(name, 1, needed[name], free_bytes)
+    raise InsufficientMemory(
+        f"painting a still of {width}×{height} needs about {needed[names[-1]] / GIB:.1f} GiB even in the leanest way, "
+        f"and {max(free_bytes, 0) / GIB:.1f} GiB are free. Smaller width and height, or --image-model pocket-painter "
+        "need less"
+    )
+
+
+def plan_for(painter: Painter, request: VideoRequest, dtype: torch.dtype | None = None) -> Plan:
+    """The plan for one still on the memory that is free now, in the painter's arithmetic unless told.
+
+    Raises:
+        InsufficientMemory: as `plan_painting`.
+    """
+    dtype = dtype or painter.dtype
+    counts = {name: sum(p.numel() for p in network.parameters()) for name, network in painter.networks.items()}
+    on_cpu = painter.device.type == "cpu"
+    vae = getattr(getattr(painter.pipeline, "vae", None), "config", {})
+    unet = getattr(getattr(painter.pipeline, "unet", None), "config", {})
+    free = free_memory(painter.device)
+    return plan_painting(
+        {name: count * dtype.itemsize for name, count in counts.items()},
+        width=request.width,
+        height=request.height,
+        guided=(request.image_guidance_scale or 0) > 1,
+        dtype_bytes=dtype.itemsize,
+        # On the CPU the weights lie in that memory already.
+        free_bytes=free + sum(counts.values()) * painter.dtype.itemsize if on_cpu else free,
+        channels=(unet.get("block_out_channels") or (320,))[0],
+        vae_channels=(vae.get("block_out_channels") or (128,))[0],
+        upcast=bool(vae.get("force_upcast")) and "XL" in type(painter.pipeline).__name__,
+        offload=not on_cpu,
+    )
+
+
+@contextmanager
+def on_device(painter: Painter, plan: Plan, dtype: torch.dtype) -> Iterator[Any]:
+    """The pipeline, ready to paint on the painter's device; however it ends, the device is given back.
+
+    Attention is sliced only on MPS, and only where the painter does not fit whole: elsewhere torch's own attention
+    keeps no matrix of scores, and slicing would make one.
+    """
+    pipeline, device = painter.pipeline, painter.device
+    sliced = device.type == "mps" and plan.name != "resident"
+    try:
+        _move(painter, None, dtype)
+        if sliced:
+            pipeline.enable_attention_slicing()
+        match plan.name:
+            case "resident":
+                _move(painter, device, dtype)
+            case "model_offload":
+                pipeline.enable_model_cpu_offload(device=device)
+            case "sequential_offload":
+                pipeline.enable_sequential_cpu_offload(device=device)
+        yield pipeline
+    finally:
+        pipeline.remove_all_hooks()
+        if sliced:
+            pipeline.disable_attention_slicing()
+        _move(painter, "cpu", painter.dtype)
+        release_cache(device)
+
+
+def _move(painter: Painter, device: torch.device | str | None, dtype: torch.dtype) -> None:
+    """All networks, past diffusers' own `to`, which warns of float16 on a CPU."""
+    import torch
+
+    for network in painter.networks.values():
+        torch.nn.Module.to(network, device=device, dtype=dtype)
+
+
+def default_painter(size: tuple[int, int], settings: Settings | None = None) -> tuple[str, str]:
+    """The painter to take when none is asked for, and why.
+
+    It is `sd-2.1-base` on a GPU with room for it, else `pocket-painter`; and that one always where `size`, (width,
+    height) in pixels, is its own, at which no large painter was trained.
+    """
+    settings = settings or read_settings()
+    pocket, entry = PAINTERS["pocket-painter"], PAINTERS["sd-2.1-base"]
+    assert entry.weights_bytes is not None
+    if size in pocket.native_sizes:
+        return pocket.name, f"it is made for {size[0]}×{size[1]}"
+    device = pick_device(settings.device)
+    if device.type != "cuda":
+        return pocket.name, f"{entry.name} needs a CUDA device to be quick, and this runs on {device.type}"
+    dtype = pick_dtype(settings.dtype, device)
+    try:
+        plan = plan_painting(
+            {part: count // 2 * dtype.itemsize for part, count in entry.weights_bytes.items()},
+            width=size[0],
+            height=size[1],
+            guided=True,
+            dtype_bytes=dtype.itemsize,
+            free_bytes=free_memory(device),
+        )
+    except InsufficientMemory as lack:
+        return pocket.name, f"{entry.name} does not fit on {device}: {lack}"
+    if plan.name == "sequential_offload":
+        return pocket.name, f"{entry.name} would fit on {device} layer by layer only; ask for it by --image-model"
+    if held(entry) is None and not hub.reachable():
+        return pocket.name, (
+            f"{entry.name} is not on this machine, and the hub can't be reached; `kinema models pull {entry.name}`"
+        )
+    return entry.name, f"{device} has room for it"
+
+
+def completed(painter: Painter, request: VideoRequest) -> VideoRequest:
+    """The request with everything of the painter's own that was left open, as it is painted and kept in a recipe."""
+    return for_painter(request, request.image_model or painter.name, painter.defaults)
