@@ -14,6 +14,12 @@
     ├── InsufficientMemory    not enough memory on the device, or none left
     ├── InsufficientDisk      not enough room for a download or a result
     ├── GenerationFailed      a model gave what is no video, or no still (NaN, or one constant colour)
+    ├── JobError              the queue can't do what was asked
+    │   ├── QueueFull         as many jobs wait as may
+    │   ├── QueueUnavailable  its folder or database can't be used, or it is closing
+    │   ├── JobNotFound       no job has this id
+    │   ├── JobUnfinished     the job has no result: not yet, or it failed
+    │   └── KeyReused         an idempotency key came again with another request
     ├── VideoError            a video file can't be written or read
     └── RecipeError           a file carries no recipe, or one that can't be followed
 
@@ -79,6 +85,34 @@ class InsufficientDisk(KinemaError):
 
 class GenerationFailed(KinemaError):
     """A model gave something that is no video, or no still: NaN, infinity, or one constant colour."""
+
+
+class JobError(KinemaError):
+    """The queue can't do what was asked."""
+
+
+class QueueFull(JobError):
+    """As many jobs wait as may. `retry_after` is when a place should be free, in seconds."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class QueueUnavailable(JobError):
+    """The queue's folder or database can't be used, or it is closing."""
+
+
+class JobNotFound(JobError):
+    """No job has this id."""
+
+
+class JobUnfinished(JobError):
+    """The job has no result: not yet, or it failed."""
+
+
+class KeyReused(JobError):
+    """An idempotency key came again with another request."""
 
 
 class VideoError(KinemaError):

@@ -35,6 +35,27 @@ class Settings(BaseSettings):
         default="auto",
         description="auto (float16 on GPUs, bfloat16 on CPUs with it, else float32), float16, bfloat16 or float32.",
     )
+    data_dir: Path = Field(
+        default=Path("~/.local/share/kinema"), description="a folder for the queue, its stills and its videos."
+    )
+    database_url: str | None = Field(
+        default=None,
+        min_length=1,
+        description="postgresql://…, or sqlite:///… with a path; unset, an SQLite file in the data folder.",
+    )
+    workers: int | None = Field(
+        default=None, ge=1, le=64, description="1 to 64 processes that generate; unset, one for each GPU, or one."
+    )
+    queue_size: int = Field(default=100, ge=1, le=100_000, description="1 to 100000 jobs that may wait.")
+    keep_days: float = Field(
+        default=30, gt=0, le=36_500, allow_inf_nan=False, description="days, up to 36500, until a result expires."
+    )
+    min_free_gb: float = Field(
+        default=1, ge=0, allow_inf_nan=False, description="gigabytes that must stay free on the disk."
+    )
+    step_timeout: float = Field(
+        default=1800, gt=0, allow_inf_nan=False, description="seconds without a step after which a worker hangs."
+    )
 
     @classmethod
     def settings_customise_sources(
