@@ -18,8 +18,9 @@ ROCKET = Path(__file__).parents[1] / "examples" / "rocket.jpg"
 
 
 @pytest.fixture(scope="module")
-def lesson(tiny_svd: Path) -> Lesson:
-    return tutorial.load(tiny_svd, device="cpu", dtype="float32", width=64, height=64, num_inference_steps=1)
+def lesson(tiny_svd: Path, tiny_sd: Path) -> Lesson:
+    small = {"width": 64, "height": 64, "num_inference_steps": 1}
+    return tutorial.load(tiny_svd, image_model=tiny_sd, device="cpu", dtype="float32", **small)
 
 
 def test_a_picture_becomes_a_saved_video_of_ten_frames(
@@ -91,6 +92,44 @@ def test_the_plain_helper_takes_the_model_of_the_settings(
     monkeypatch.setenv("KINEMA_MODEL", str(tiny_svd))
     with pytest.raises(InvalidStill, match=r"there is no file .*nowhere\.png"):
         tutorial.generate_video(str(tmp_path / "nowhere.png"), tmp_path / "nowhere.mp4")
+
+
+# From a sentence
+
+
+@pytest.fixture(scope="module")
+def painting(lesson: Lesson) -> Lesson:
+    return replace(lesson, settings={**lesson.settings, "image_num_inference_steps": 2})
+
+
+def test_a_sentence_becomes_a_still_and_a_saved_video_of_twelve_frames(
+    painting: Lesson, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip = painting.generate_text2video("a red balloon", tmp_path / "balloon.mp4", seed=3)
+    assert clip.still is not None
+    assert clip.still.size == (64, 64)
+    assert probe(tmp_path / "balloon.mp4").frames == 12
+    assert capsys.readouterr().out.split("\r")[-1].split() == ["seed", "3"]
+
+
+def test_the_still_and_its_seed_make_the_same_video(painting: Lesson, tmp_path: Path) -> None:
+    drawn = painting.generate_text2video("a red balloon", tmp_path / "balloon.mp4")
+    assert drawn.still is not None
+    again = painting.make(drawn.still, seed=drawn.seed, num_frames=12)
+    assert np.array_equal(again.frames, drawn.frames)
+
+
+def test_the_recipe_of_a_sentence_makes_its_video_without_a_still(painting: Lesson, tmp_path: Path) -> None:
+    drawn = painting.generate_text2video("a blue boat", tmp_path / "boat.mp4", seed=9)
+    recipe = read_recipe(tmp_path / "boat.mp4")
+    again = painting.make(**recipe.request.model_dump(exclude={"model", "image_model"}))
+    assert np.array_equal(again.frames, drawn.frames)
+
+
+def test_an_empty_sentence_is_refused(painting: Lesson, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="prompt ' ' is empty"):
+        painting.generate_text2video(" ", tmp_path / "nothing.mp4")
+    assert not list(tmp_path.iterdir())
 
 
 # The sheet

@@ -23,7 +23,7 @@ from kinema import library
 from kinema.errors import InvalidRequest
 from kinema.media.clip import Clip
 from kinema.media.video import check_target
-from kinema.values import Step
+from kinema.values import PAINTING
 
 if TYPE_CHECKING:
     import os
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from kinema.media.still import Source
     from kinema.models.loading import Models
+    from kinema.models.painters import Painter
 
 # What the lesson asks of SVD: short and quick. A model that names defaults of its own, as the pocket does, keeps them.
 STEPS = 10
@@ -51,7 +52,7 @@ class Lesson:
     """The models that a lesson works with, and the settings that hold for all of its videos."""
 
     models: Models
-    image_model: str | Path | None = None
+    image_model: str | Path | Painter | None = None
     """What draws the still of a sentence, as `kinema.generate` takes it; None leaves it to Kinema."""
     settings: Mapping[str, Any] = field(default_factory=dict)
 
@@ -67,31 +68,32 @@ class Lesson:
             KinemaError: one of its kinds; the message says what to do.
         """
         check_target(video_file)
-        clip = self.make(image_url, **{"num_frames": FRAMES_FROM_IMAGE, **self.settings, "seed": seed})
+        clip = self.make(image_url, seed=seed, num_frames=self.settings.get("num_frames", FRAMES_FROM_IMAGE))
         clip.save(video_file)
         return clip
 
     def generate_text2video(self, prompt: str, video_file: str | os.PathLike[str], seed: int = DRAW) -> Clip:
         """A still drawn from a sentence, shown, and a video of 12 frames from that; else as `generate_video`."""
         check_target(video_file)
-        clip = self.make(prompt=prompt, **{"num_frames": FRAMES_FROM_TEXT, **self.settings, "seed": seed})
-        _show(getattr(clip, "still", None))
+        clip = self.make(prompt=prompt, seed=seed, num_frames=self.settings.get("num_frames", FRAMES_FROM_TEXT))
+        _show(clip.still)
         clip.save(video_file)
         return clip
 
     def make(self, still: Source | None = None, **settings: Any) -> Clip:
         """`kinema.generate` with the lesson's models and settings beneath those that are given; the seed is printed."""
         beneath = {"num_inference_steps": STEPS, "decode_chunk_size": DECODE_CHUNK, **self.models.defaults}
-        asked = {**beneath, **self.settings, **settings, "still": still}
+        own = {"image_model": self.image_model, **self.settings}
+        if settings.get("prompt") is None:
+            own = {name: value for name, value in own.items() if name not in PAINTING}
+        asked = {**beneath, **own, **settings}
         if asked.get("seed") == DRAW:
             del asked["seed"]
-        if asked.get("prompt") is not None:
-            asked.setdefault("image_model", self.image_model)
         clip = None
-        for result in library.stream(model=self.models, **asked):
+        for result in library.stream(still, model=self.models, **asked):
             if isinstance(result, Clip):
                 clip = result
-            elif isinstance(result, Step):
+            else:
                 _tell(f"{result.stage} {result.step}/{result.total}")
         assert clip is not None, "the engine ends with a clip"
         _tell(f"seed {clip.seed}", end="\n")
@@ -101,7 +103,7 @@ class Lesson:
 def load(
     model: str | Path | None = None,
     *,
-    image_model: str | Path | None = None,
+    image_model: str | Path | Painter | None = None,
     device: str | None = None,
     dtype: str | None = None,
     **settings: Any,
@@ -113,7 +115,7 @@ def load(
         image_model: What draws stills from sentences, as for `kinema.generate`.
         device: As for `kinema.load`.
         dtype: As for `kinema.load`.
-        **settings: Those of `VideoRequest`, for all of the lesson's videos.
+        **settings: Those of `VideoRequest`, for all of the lesson's videos, and for the stills that are drawn.
 
     Raises:
         KinemaError: one of its kinds; the message says what to do.

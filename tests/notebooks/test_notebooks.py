@@ -114,11 +114,16 @@ def test_a_sentence_becomes_a_still_and_a_video(executed: NotebookNode, place: P
 
 
 @pytest.mark.slow
-def test_the_korean_one_runs_on_another_model_by_changing_one_line(tiny_svd: Path, tmp_path: Path) -> None:
+def test_the_korean_one_runs_on_other_models_by_changing_one_line(
+    tiny_svd: Path, tiny_sd: Path, tmp_path: Path
+) -> None:
     notebook = read(KOREAN)
-    other = f"lesson = tutorial.load({str(tiny_svd)!r}, width=64, height=64, num_inference_steps=1)"
+    small = "width=64, height=64, num_inference_steps=1, image_num_inference_steps=1"
+    other = f"lesson = tutorial.load({str(tiny_svd)!r}, image_model={str(tiny_sd)!r}, {small})"
     for cell in code(notebook):
         cell.source = cell.source.replace(CHOICE, other)
-    done = execute(notebook, tmp_path)
+    done = execute(notebook, tmp_path, text=True)
     assert probe(tmp_path / "notebooks" / "cat.mp4").width == 64
     assert "identical: True" in printed(done, "remake")
+    assert probe(tmp_path / "notebooks" / "city.mp4").frames == 12
+    assert len(shown(done, "horse-video", "image/png")) == 1
