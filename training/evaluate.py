@@ -2,6 +2,7 @@
 
     python training/evaluate.py                       # the embedded model
     python training/evaluate.py --model out/pocket --json out/evaluation.json --sheets out
+    python training/evaluate.py --painter --help      # the pocket painter: evaluate_painter.py
 
 The photographs are scikit-image's astronaut, chelsea, coffee and rocket and scikit-learn's china and flower. Motion is
 compared at motion buckets 40 and 200, and seeds by what they share: the first frame.
@@ -127,4 +128,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    if "--painter" in sys.argv:
+        import evaluate_painter
+
+        sys.exit(evaluate_painter.main([a for a in sys.argv[1:] if a != "--painter"]))
     sys.exit(main())

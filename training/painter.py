@@ -27,9 +27,7 @@ from safetensors.torch import load_file, save_file
 
 from drawing import draw
 from painter_shapes import (
-    EMBEDDING,
     HEIGHT,
-    LATENT_CHANNELS,
     SCHEDULER,
     WIDTH,
     make_text_encoder,
@@ -38,7 +36,7 @@ from painter_shapes import (
     parameters,
 )
 from parallel import Fleet
-from scenes import training_scene
+from scenes import Scene, training_scene
 from words import END, MAX_TOKENS, UNKNOWN, caption, token_numbers, vocabulary, write_tokenizer
 
 VAE_RATE, UNET_RATE = 1e-3, 8e-4
@@ -64,39 +62,56 @@ def told(rng: random.Random, text: str) -> list[int]:
     return padded(numbers)
 
 
-class Scenes:
-    """A pool of drawn scenes on the device, whose oldest are replaced by new ones as training goes on."""
+def tell(rng: random.Random, scene: Scene) -> list[list[int]]:
+    """Some wordings of a scene in tokens."""
+    return [told(rng, caption(scene, rng)) for _ in range(WORDINGS)]
 
-    def __init__(self, size: int, drawn: int, device: str, *, encode: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        self.size, self.drawn, self.device, self._encode = size, min(drawn, size), device, encode
+
+class Scenes:
+    """A pool of drawn scenes on the device, whose oldest are replaced by new ones as training goes on.
+
+    `encode` makes of pictures [n, 3, h, w] in 0…1 what is kept of them; `tell` gives one or more lists of numbers, all
+    of one length, that say what a scene shows.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        drawn: int,
+        device: str,
+        *,
+        encode: Callable[[torch.Tensor], torch.Tensor],
+        tell: Callable[[random.Random, Scene], list[list[int]]] = tell,
+    ) -> None:
+        self.size, self.drawn, self.device, self._encode, self._tell = size, min(drawn, size), device, encode, tell
         seed = torch.initial_seed()
         self._rng = random.Random(seed)
         self._generator = torch.Generator(device).manual_seed(seed)
         self._next = 0
-        first, _ = self._new()
-        self.kept = torch.zeros(size, *first.shape[1:], dtype=first.dtype, device=device)
-        self.tokens = torch.zeros(size, WORDINGS, MAX_TOKENS, dtype=torch.long, device=device)
+        kept, told = self._new()
+        self.kept = torch.zeros(size, *kept.shape[1:], dtype=kept.dtype, device=device)
+        self.told = torch.zeros(size, *told.shape[1:], dtype=torch.long, device=device)
         for _ in range(-(-size // self.drawn)):
             self.refresh()
 
     def refresh(self) -> None:
         """Draw a batch of new scenes in the place of the oldest."""
-        kept, tokens = self._new()
+        kept, told = self._new()
         rows = torch.arange(self._next, self._next + self.drawn, device=self.device) % self.size
-        self.kept[rows], self.tokens[rows] = kept, tokens
+        self.kept[rows], self.told[rows] = kept, told
         self._next = (self._next + self.drawn) % self.size
 
     def pick(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Some of the pool by lot, each with one of its captions: [n, …] and [n, MAX_TOKENS]."""
+        """Some of the pool by lot, each with one of the ways it is told: [n, …] and [n, numbers]."""
         rows = torch.randint(self.size, (number,), device=self.device)
-        wording = torch.randint(WORDINGS, (number,), device=self.device)
-        return self.kept[rows], self.tokens[rows, wording]
+        wording = torch.randint(self.told.shape[1], (number,), device=self.device)
+        return self.kept[rows], self.told[rows, wording]
 
     def _new(self) -> tuple[torch.Tensor, torch.Tensor]:
         scenes = [training_scene(self._rng) for _ in range(self.drawn)]
-        told_as = [[told(self._rng, caption(s, self._rng)) for _ in range(WORDINGS)] for s in scenes]
+        numbers = torch.tensor([self._tell(self._rng, s) for s in scenes])
         pixels = draw(scenes, self._generator, self.device, HEIGHT, WIDTH)
-        return self._encode(pixels), torch.tensor(told_as, device=self.device)
+        return self._encode(pixels), numbers.to(self.device)
 
 
 class Step:
@@ -303,7 +318,6 @@ def train_unet(args: argparse.Namespace) -> None:
         for name, module in (("unet", unet), ("text_encoder", text_encoder)):
             module.load_state_dict(load_file(args.begin_from / name / f"{WEIGHTS[name]}.safetensors"), strict=True)
     modules = torch.nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
-    text_encoder.get_input_embeddings()  # fails early where the class has changed
     alphas = EulerDiscreteScheduler.from_config(SCHEDULER).alphas_cumprod.to(args.device)
     nothing = torch.tensor([padded(token_numbers("", TOKENS))], device=args.device)
 

@@ -19,6 +19,7 @@ SCHEDULER = {
     "prediction_type": "v_prediction",
     # The last level is pure noise (Lin et al. 2023): the brightness of a night or a snowfield comes from the words.
     "rescale_betas_zero_snr": True,
+    "steps_offset": 1,
     "timestep_spacing": "trailing",
 }
 

@@ -1,0 +1,144 @@
+"""A small network that says what a picture of the painter's world shows, to judge the painter by.
+
+    python training/judge.py --vae training/runs/painter/vae --out training/runs/painter/judge.safetensors --minutes 1.5
+
+It learns from drawn scenes, half of them through the VAE, and never sees a held-out combination either. How often it is
+right about drawn scenes of held-out combinations is the most that the painter could reach in its eyes.
+"""
+
+import argparse
+import json
+import math
+import random
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
+
+from drawing import draw
+from painter import Scenes, as_bytes
+from parallel import Fleet
+from scenes import COLOURS, GROUNDS, HOURS, THINGS, Scene, held_out_scenes
+
+ANSWERS = {"thing": (*THINGS, None), "colour": COLOURS, "ground": GROUNDS, "hour": HOURS}
+NO_COLOUR = -100  # ignored by the loss
+
+
+class Judge(torch.nn.Module):
+    """Pictures [b, 3, 160, 288] in 0…1 → for each question the scores of its answers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = (32, 64, 96, 128, 160)
+        layers: list[torch.nn.Module] = [torch.nn.Conv2d(3, 32, 5, 2, 2), torch.nn.GroupNorm(8, 32), torch.nn.SiLU()]
+        for a, b in zip(widths[:-1], widths[1:], strict=True):
+            for start, stride in ((a, 2), (b, 1)):
+                layers += [torch.nn.Conv2d(start, b, 3, stride, 1), torch.nn.GroupNorm(8, b), torch.nn.SiLU()]
+        self.body = torch.nn.Sequential(*layers)
+        self.head = torch.nn.Linear(2 * widths[-1], sum(len(a) for a in ANSWERS.values()))
+
+    def forward(self, pictures: torch.Tensor) -> dict[str, torch.Tensor]:
+        seen = self.body(pictures * 2 - 1)
+        scores = self.head(torch.cat([seen.mean((2, 3)), seen.amax((2, 3))], 1))
+        return dict(zip(ANSWERS, scores.split([len(a) for a in ANSWERS.values()], 1), strict=True))
+
+    @torch.no_grad()
+    def answers(self, pictures: torch.Tensor) -> list[dict[str, str | None]]:
+        """What it sees in each picture."""
+        best = {question: scores.argmax(1).tolist() for question, scores in self(pictures).items()}
+        return [{q: ANSWERS[q][best[q][i]] for q in ANSWERS} for i in range(len(pictures))]
+
+
+def right(scenes: list[Scene], answers: list[dict[str, str | None]]) -> dict[str, float]:
+    """For each question, the share of scenes that were told rightly."""
+    return {q: sum(getattr(s, q) == a[q] for s, a in zip(scenes, answers, strict=True)) / len(scenes) for q in ANSWERS}
+
+
+def load_judge(file: Path) -> Judge:
+    judge = Judge()
+    judge.load_state_dict({k: v.float() for k, v in load_file(file).items()})
+    return judge.eval()
+
+
+def drawn_accuracy(judge: Judge, number: int = 200) -> dict[str, float]:
+    """How often it is right about drawn scenes of held-out combinations."""
+    scenes = held_out_scenes(number, seed=5)
+    device = str(next(judge.parameters()).device)
+    generator = torch.Generator(device).manual_seed(5)
+    parts = [scenes[i : i + 20] for i in range(0, number, 20)]
+    return right(scenes, [a for part in parts for a in judge.answers(draw(part, generator, device))])
+
+
+def labels(_: random.Random, scene: Scene) -> list[list[int]]:
+    return [[NO_COLOUR if q == "colour" and scene.thing is None else a.index(getattr(scene, q)) for q, a in ANSWERS.items()]]
+
+
+def roughened(x: torch.Tensor) -> torch.Tensor:
+    """Pictures as a painter might paint them: other brightness and contrast, blurred, noisy."""
+    each = lambda low, high: torch.rand(len(x), 1, 1, 1, device=x.device) * (high - low) + low  # noqa: E731
+    soft = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    x = torch.lerp(x, soft, each(0, 1.2))
+    x = (x - 0.5) * each(0.88, 1.15) + 0.5 + each(-0.05, 0.05)
+    return x + torch.randn_like(x) * each(0, 0.04)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--vae", type=Path, help="the painter's VAE, through which half of the pictures go")
+    parser.add_argument("--minutes", type=float, default=1.5)
+    parser.add_argument("--steps", type=int, default=10**9, help="at most so many, for a quick trial")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--pool", type=int, default=16384)
+    parser.add_argument("--drawn", type=int, default=256)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+    fleet = Fleet.join(args.device)
+    vae = AutoencoderKL.from_pretrained(args.vae, torch_dtype=torch.float32) if args.vae else None
+    if vae:
+        vae.to(args.device).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def encode(pixels: torch.Tensor) -> torch.Tensor:
+        half = pixels[: len(pixels) // 2 if vae else 0]
+        seen = []
+        with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.device == "cuda"):
+            for part in half.split(32):
+                seen.append(vae.decode(vae.encode(part * 2 - 1).latent_dist.mode()).sample.float() / 2 + 0.5)
+        return as_bytes(torch.cat([*seen, pixels[len(half) :]]).clamp(0, 1))
+
+    torch.manual_seed(0)
+    judge = Judge().to(args.device).train()
+    optimizer = torch.optim.AdamW(judge.parameters(), 2e-3, weight_decay=0.02)
+    fleet.begin()
+    scenes = Scenes(args.pool, args.drawn, args.device, encode=encode, tell=labels)
+    step, elapsed = 0, fleet.minutes()
+    while elapsed < args.minutes and step < args.steps:
+        for group in optimizer.param_groups:
+            group["lr"] = 2e-3 * min(1, (step + 1) / 100) * max(0.01, 0.5 * (1 + math.cos(math.pi * elapsed / args.minutes)))
+        pictures, answers = scenes.pick(args.batch)
+        with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.device == "cuda"):
+            scores = judge(roughened(pictures.float() / 255))
+        loss = sum(F.cross_entropy(s.float(), answers[:, i], ignore_index=NO_COLOUR) for i, s in enumerate(scores.values()))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        step += 1
+        if step % 8 == 0:
+            scenes.refresh()
+        if step % 10 == 0 or args.device == "cpu":
+            elapsed = fleet.minutes()
+        if step % 200 == 0:
+            fleet.say(json.dumps({"step": step, "minutes": round(elapsed, 2), "loss": round(loss.item(), 4)}))
+    judge.eval()
+    accuracy = drawn_accuracy(judge, 200 if args.device == "cuda" else 20)
+    fleet.say(json.dumps({"step": step, "right about held-out drawings": accuracy}))
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    state = {k: v.detach().cpu().to(torch.float16).contiguous() for k, v in judge.state_dict().items()}
+    save_file(state, args.out, metadata={"steps": str(step)})
+
+
+if __name__ == "__main__":
+    main()
