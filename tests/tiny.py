@@ -139,8 +139,9 @@ def make_tiny_svd(
     return folder
 
 
-# Words that the tiny painter knows; of others, those with a letter that none of these has are unknown to it.
-WORDS = ("a", "red", "hot", "air", "balloon", "over", "snowy", "mountain", "at", "sunset", "blue", "boat")
+# Words that the tiny painter reads as one token each: their merges do not disturb each other. Of other words, those
+# with a letter that none of these has are unknown to it.
+WORDS = ("a", "red", "hot", "balloon", "over", "snowy", "mountain", "at", "sunset", "blue", "sea")
 SD_SCHEDULER = {
     "_class_name": "PNDMScheduler",
     "beta_end": 0.012,
@@ -171,6 +172,7 @@ SD_INDEX = {
 def make_tiny_sd(
     folder: Path,
     *,
+    xl: bool = False,
     words: tuple[str, ...] = WORDS,
     longest: int = 12,
     seed: int = 0,
@@ -182,6 +184,7 @@ def make_tiny_sd(
 
     Args:
         folder: Made if it is not there.
+        xl: Whether it is a StableDiffusionXLPipeline, with two text encoders and its own conditions.
         words: What its tokenizer knows; a letter that is in none of them becomes its unk token.
         longest: Tokens that it reads, the two at the ends included.
         seed: Of the random weights.
@@ -191,9 +194,26 @@ def make_tiny_sd(
     """
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     vocabulary = write_tokenizer(folder / "tokenizer", words, longest)
+    text = CLIPTextConfig(
+        vocab_size=vocabulary,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=longest,
+        projection_dim=32,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
+    conditions = {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 6 * 8 + 32,
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         parts = {
@@ -203,8 +223,9 @@ def make_tiny_sd(
                 layers_per_block=1,
                 down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
                 up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-                cross_attention_dim=32,
+                cross_attention_dim=64 if xl else 32,
                 attention_head_dim=8,
+                **(conditions if xl else {}),
             ),
             "vae": AutoencoderKL(
                 down_block_types=("DownEncoderBlock2D",) * 4,
@@ -212,28 +233,28 @@ def make_tiny_sd(
                 block_out_channels=(CHANNELS,) * 4,
                 layers_per_block=1,
                 sample_size=64,
+                force_upcast=xl,
             ),
-            "text_encoder": CLIPTextModel(
-                CLIPTextConfig(
-                    vocab_size=vocabulary,
-                    hidden_size=32,
-                    intermediate_size=64,
-                    num_hidden_layers=1,
-                    num_attention_heads=2,
-                    max_position_embeddings=longest,
-                    bos_token_id=0,
-                    eos_token_id=1,
-                    pad_token_id=1,
-                )
-            ),
+            "text_encoder": CLIPTextModel(text),
         }
+        if xl:
+            parts["text_encoder_2"] = CLIPTextModelWithProjection(text)
     for part, model in parts.items():
         (model.to(dtype) if dtype else model).save_pretrained(
             folder / part, variant=variant, max_shard_size=max_shard_size, safe_serialization=True
         )
     write_json(folder / "scheduler" / "scheduler_config.json", SD_SCHEDULER)
     write_json(folder / "feature_extractor" / "preprocessor_config.json", FEATURE_EXTRACTOR)
-    write_json(folder / "model_index.json", SD_INDEX)
+    index = SD_INDEX
+    if xl:
+        write_tokenizer(folder / "tokenizer_2", words, longest)
+        index = {
+            **{name: part for name, part in SD_INDEX.items() if "safety" not in name},
+            "_class_name": "StableDiffusionXLPipeline",
+            "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+            "tokenizer_2": ["transformers", "CLIPTokenizer"],
+        }
+    write_json(folder / "model_index.json", index)
     return folder
 
 

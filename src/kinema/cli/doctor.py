@@ -162,7 +162,7 @@ def _painting_plan(held: Held, device: torch.device, dtype: torch.dtype) -> Plan
     from kinema.models.files import choose_weights, read_headers
     from kinema.models.finding import check_embedded
     from kinema.models.painter_files import PAINTER
-    from kinema.models.painters import plan_painting
+    from kinema.models.painter_placement import plan_painting
     from kinema.models.placement import free_memory
 
     entry = held.entry

@@ -20,7 +20,8 @@ from kinema.engine.stepwise import stepwise
 from kinema.errors import GenerationFailed, InvalidRequest
 from kinema.media.still import open_still, plain_name
 from kinema.models import hub
-from kinema.models.painters import completed, on_device, plan_for
+from kinema.models.painter_placement import on_device, plan_for
+from kinema.models.painters import completed
 from kinema.values import Painting, Step
 
 if TYPE_CHECKING:

@@ -1,0 +1,109 @@
+"""SVD's temporal decoder, computed with few copies: what looks at one frame goes frame by frame on a CPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+
+from kinema.engine.fast.layers import ClipBlock, Conv, GroupNorm, Linear, Upsample, as_clip, images, strip
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+
+def frame_by_frame(work: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`work` on images, [f, c, h, w]: all at once on a GPU, one after the other on a CPU, where memory costs time."""
+    if x.device.type != "cpu" or len(x) == 1:
+        return work(x)
+    first = work(x[:1])
+    out = first.new_empty(len(x), *first.shape[2:], first.shape[1]).permute(0, 3, 1, 2)
+    out[:1] = first
+    for i in range(1, len(x)):
+        out[i : i + 1] = work(x[i : i + 1])
+    return out
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FrameAttention:
+    """Self-attention within each frame, one head as wide as the channels, added in place."""
+
+    norm: GroupNorm
+    qkv: Linear
+    out: Linear
+    heads: int
+
+    @classmethod
+    def of(cls, module: Any) -> FrameAttention:
+        """From diffusers' Attention with a group norm and a residual."""
+        projections = (module.to_q, module.to_k, module.to_v)
+        weight = torch.cat([each.weight for each in projections]).t()
+        qkv = Linear(weight, torch.cat([each.bias for each in projections]))
+        return cls(GroupNorm.of(module.group_norm), qkv, Linear.of(module.to_out[0]), module.heads)
+
+    def add_to(self, x: Tensor) -> None:
+        """x: [f, c, h, w], channels last in memory."""
+        frames, channels, height, width = x.shape
+        rows = self.norm(x).permute(0, 2, 3, 1).reshape(-1, channels)
+        qkv = self.qkv(rows).view(frames, height * width, 3, self.heads, -1)
+        q, k, v = qkv.movedim(2, 0).transpose(2, 3)  # [f, heads, h·w, d]
+        seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(-1, channels)
+        self.out.add_to(x.permute(0, 2, 3, 1).view(-1, channels), seen)
+
+
+class FastDecoder:
+    """The same network as the decoder of the module it is made from, on its device and in its arithmetic."""
+
+    def __init__(self, module: Any) -> None:
+        """From diffusers' AutoencoderKLTemporalDecoder, in evaluation."""
+        decoder = module.decoder
+        self.conv_in = Conv.of(decoder.conv_in)
+        self.middle = [ClipBlock.of(block) for block in decoder.mid_block.resnets]
+        self.attentions = [FrameAttention.of(attention) for attention in decoder.mid_block.attentions]
+        self.levels = [
+            (
+                [ClipBlock.of(block) for block in level.resnets],
+                Upsample.of(level.upsamplers[0]) if level.upsamplers else None,
+            )
+            for level in decoder.up_blocks
+        ]
+        self.norm_out = GroupNorm.of(decoder.conv_norm_out)
+        self.conv_out = Conv.of(decoder.conv_out)
+        self.conv_time = Conv.of(decoder.time_conv_out)
+
+    @torch.no_grad()
+    def __call__(self, latents: Tensor) -> Tensor:
+        """Unscaled latents of frames that belong together, [f, c, h, w], → frames in −1…1, [f, 3, 8h, 8w]."""
+        x = self.conv_in(latents.contiguous(memory_format=torch.channels_last))
+        x = _through(self.middle[0], x)
+        for attention, block in zip(self.attentions, self.middle[1:], strict=False):
+            attention.add_to(x)
+            x = _through(block, x)
+        for blocks, upsample in self.levels:
+            for block in blocks:
+                x = _through(block, x)
+            if upsample is not None:
+                x = frame_by_frame(upsample, x)
+        x = frame_by_frame(lambda frame: self.conv_out(self.norm_out.silu(frame)), x)
+        return images(as_clip(self.conv_time(strip(_clip(x))), *_clip(x).shape[1:4]))
+
+
+def _through(block: ClipBlock, x: Tensor) -> Tensor:
+    """A block on images that nobody needs any more; the same tensor where it has no shortcut."""
+    if block.spatial.shortcut is None:
+        for i in range(0, len(x), 1 if x.device.type == "cpu" else len(x)):
+            frame = x[i : i + 1] if x.device.type == "cpu" else x
+            frame.add_(block.spatial.change(frame))
+    else:
+        x = frame_by_frame(block.spatial, x)
+    block.move(_clip(x))
+    return x
+
+
+def _clip(x: Tensor) -> Tensor:
+    """[f, c, h, w] with channels last in memory → [1, f, h, w, c]."""
+    return x.permute(0, 2, 3, 1)[None]

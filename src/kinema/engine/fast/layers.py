@@ -1,0 +1,344 @@
+"""What the UNet and the temporal decoder are made of, in one layout.
+
+A clip is a tensor [batch, frames, height, width, channels], contiguous. Everything else is a view of it that copies
+nothing: `images` for what looks at one frame, `strip` for what looks along time, and a matrix with a row for each pixel
+for what looks at single pixels. So no tensor is ever permuted between the spatial and the temporal half of a layer.
+
+The layers take their weights from diffusers' modules: by reference where the layout fits, else laid out anew, once.
+Arithmetic is exact up to rounding; what is left out or joined is told where it is done, and why it may be.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+# Pixels that go through a feed-forward together on a CPU, so that its wide middle stays in the processor's cache.
+ROWS = 2048
+
+
+def images(clip: Tensor) -> Tensor:
+    """[b, f, h, w, c] → [b·f, c, h, w]: each frame a picture, its channels last in memory."""
+    return clip.flatten(0, 1).permute(0, 3, 1, 2)
+
+
+def strip(clip: Tensor) -> Tensor:
+    """[b, f, h, w, c] → [b, c, f, h·w]: a picture whose rows are the frames, so that time is its vertical axis."""
+    return clip.flatten(2, 3).permute(0, 3, 1, 2)
+
+
+def as_clip(view: Tensor, frames: int, height: int, width: int) -> Tensor:
+    """`images` or `strip` of a clip → the clip."""
+    return view.permute(0, 2, 3, 1).reshape(-1, frames, height, width, view.shape[1])
+
+
+def pixels(clip: Tensor) -> Tensor:
+    """[…, c] → [pixels of all frames, c]."""
+    return clip.view(-1, clip.shape[-1])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GroupNorm:
+    """Normalises a view in groups of channels."""
+
+    groups: int
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+    @classmethod
+    def of(cls, module: Any) -> GroupNorm:
+        """From torch's module."""
+        return cls(module.num_groups, module.weight, module.bias, module.eps)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[n, c, …] of any memory format, which is kept."""
+        return F.group_norm(x, self.groups, self.weight, self.bias, self.eps)
+
+    def silu(self, x: Tensor) -> Tensor:
+        """Normalised, and activated in place."""
+        return F.silu(self(x), inplace=True)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerNorm:
+    """Normalises each pixel."""
+
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+    @classmethod
+    def of(cls, module: Any) -> LayerNorm:
+        """From torch's module."""
+        return cls(module.weight, module.bias, module.eps)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[…, c]."""
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Linear:
+    """A matrix product; weight: [in, out], a transposed view of the module's."""
+
+    weight: Tensor
+    bias: Tensor
+
+    @classmethod
+    def of(cls, module: Any) -> Linear:
+        """From torch's linear layer, or its convolution with a 1×1 kernel."""
+        return cls(module.weight.flatten(1).t(), module.bias)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[rows, in] → [rows, out]."""
+        return torch.addmm(self.bias, x, self.weight)
+
+    def add_to(self, out: Tensor, x: Tensor) -> Tensor:
+        """Add the product to `out`, [rows, out], in place: the residual costs no pass of its own."""
+        return out.add_(self.bias).addmm_(x, self.weight)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Conv:
+    """A convolution of a view whose channels lie last in memory, as its weight's do."""
+
+    weight: Tensor
+    bias: Tensor
+    padding: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+
+    @classmethod
+    def of(cls, module: Any, *, scale: Tensor | None = None) -> Conv:
+        """From torch's Conv2d, or from a Conv3d of kernel (3, 1, 1), which is a Conv2d of kernel (3, 1) on a strip.
+
+        Args:
+            module: The convolution.
+            scale: What its result is to be multiplied by, which the weights can be once and for all.
+        """
+        weight, bias = module.weight, module.bias
+        if weight.dim() == 5:
+            weight = weight[..., 0]
+        if scale is not None:
+            weight, bias = (scaled(tensor, scale) for tensor in (weight, bias))
+        weight = weight.contiguous(memory_format=torch.channels_last)
+        return cls(weight, bias, module.padding[:2], module.stride[:2])
+
+    def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """[n, in, h, w] → [n, out, h', w'].
+
+        Args:
+            x: What is convolved.
+            bias: [1, out] in place of its own, or [n, out], one for each x.
+        """
+        if bias is None:
+            bias = self.bias[None]
+        if len(bias) == 1:
+            return F.conv2d(x, self.weight, bias[0], self.stride, self.padding)
+        return F.conv2d(x, self.weight, None, self.stride, self.padding).add_(bias[..., None, None])
+
+
+def scaled(tensor: Tensor, scale: Tensor) -> Tensor:
+    """The product, rounded once."""
+    return (tensor.float() * scale.float()).to(tensor.dtype)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Upsample:
+    """Nearest neighbour to twice the size, then a 3×3 convolution.
+
+    Of the nine pixels that the kernel sees, several are the same one repeated. Adding up their weights beforehand
+    leaves a transposed convolution of kernel 4 and stride 2, which does the same in 16/36 of the multiplications.
+    """
+
+    conv: Conv
+    joined: Tensor
+
+    @classmethod
+    def of(cls, module: Any) -> Upsample:
+        """From diffusers' Upsample2D."""
+        weight = module.conv.weight.float()  # [out, in, 3, 3]
+        for axis in (2, 3):
+            first, middle, last = weight.unbind(axis)
+            weight = torch.stack([last, middle + last, first + middle, first], axis)
+        joined = weight.transpose(0, 1).to(module.conv.weight.dtype).contiguous(memory_format=torch.channels_last)
+        return cls(Conv(module.conv.weight, module.conv.bias), joined)
+
+    def __call__(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """[n, c, h, w] → [n, c, *size]; 2h × 2w when no size is given, and one less where the size is odd."""
+        doubled = (2 * x.shape[2], 2 * x.shape[3])
+        if size not in (None, doubled):
+            return self.conv(F.interpolate(x, size, mode="nearest"))
+        return F.conv_transpose2d(x, self.joined, self.conv.bias, stride=2, padding=1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ResBlock:
+    """Norm, SiLU and convolution, twice; spatial on `images`, temporal on a `strip`: the same code.
+
+    The time embedding that is added between the two is a constant of each channel, so it is part of the first
+    convolution's bias (`TimeShifts`).
+    """
+
+    norm1: GroupNorm
+    conv1: Conv
+    norm2: GroupNorm
+    conv2: Conv
+    shortcut: Linear | None
+
+    @classmethod
+    def of(cls, module: Any, *, scale: Tensor | None = None) -> ResBlock:
+        """From diffusers' ResnetBlock2D or TemporalResnetBlock; `scale` multiplies what it adds."""
+        shortcut = None if module.conv_shortcut is None else Linear.of(module.conv_shortcut)
+        conv2 = Conv.of(module.conv2, scale=scale)
+        return cls(GroupNorm.of(module.norm1), Conv.of(module.conv1), GroupNorm.of(module.norm2), conv2, shortcut)
+
+    def change(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
+        """What the block adds to x, [n, c, h, w]; shift: the first convolution's bias with the time in it."""
+        hidden = self.conv1(self.norm1.silu(x), shift)
+        return self.conv2(self.norm2.silu(hidden))
+
+    def __call__(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
+        """A new tensor; x stays as it is."""
+        out = self.change(x, shift)
+        if self.shortcut is None:
+            return out.add_(x)
+        rows = out.permute(0, 2, 3, 1).reshape(-1, out.shape[1])
+        self.shortcut.add_to(rows, x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]))
+        return rows.view(*out.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClipBlock:
+    """A spatial ResBlock and a temporal one, blended.
+
+    The blend α·s + (1 − α)·(s + change(s)) is s + (1 − α)·change(s), and 1 − α is part of the last convolution.
+    """
+
+    spatial: ResBlock
+    temporal: ResBlock
+
+    @classmethod
+    def of(cls, module: Any) -> ClipBlock:
+        """From diffusers' SpatioTemporalResBlock."""
+        share = time_share(module.time_mixer)
+        return cls(ResBlock.of(module.spatial_res_block), ResBlock.of(module.temporal_res_block, scale=share))
+
+    def __call__(self, clip: Tensor, shifts: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """A new clip; shifts: [1 or b, c] for the spatial and the temporal first convolution."""
+        frames, height, width = clip.shape[1:4]
+        spatial, temporal = shifts or (None, None)
+        if spatial is not None and len(spatial) > 1:
+            spatial = spatial.repeat_interleave(frames, 0)
+        out = as_clip(self.spatial(images(clip), spatial), frames, height, width)
+        self.move(out, temporal)
+        return out
+
+    def move(self, clip: Tensor, shift: Tensor | None = None) -> None:
+        """The temporal half, in place."""
+        view = strip(clip)
+        view.add_(self.temporal.change(view, shift))
+
+
+def time_share(mixer: Any) -> Tensor:
+    """The temporal half's part in diffusers' AlphaBlender, [1]."""
+    spatial = torch.sigmoid(mixer.mix_factor.float())
+    return spatial if mixer.switch_spatial_to_temporal_mix else 1 - spatial
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FeedForward:
+    """Norm, GEGLU and back, added in place; the gate and what it gates are two products, as neither need be cut out."""
+
+    norm: LayerNorm
+    value: Linear
+    gate: Linear
+    out: Linear
+
+    @classmethod
+    def of(cls, norm: Any, module: Any) -> FeedForward:
+        """From torch's LayerNorm and diffusers' FeedForward."""
+        wide = module.net[0].proj
+        (value, gate), (value_bias, gate_bias) = wide.weight.chunk(2), wide.bias.chunk(2)
+        return cls(
+            LayerNorm.of(norm), Linear(value.t(), value_bias), Linear(gate.t(), gate_bias), Linear.of(module.net[2])
+        )
+
+    def add_to(self, x: Tensor) -> None:
+        """x: [pixels, c]."""
+        for rows in in_pieces(x):
+            seen = self.norm(rows)
+            gate = torch.ops.aten.gelu_(self.gate(seen))
+            self.out.add_to(rows, self.value(seen).mul_(gate))
+
+
+def in_pieces(x: Tensor) -> Iterator[Tensor]:
+    """Rows that are best worked on together: all of them on a GPU, and on a CPU as many as its cache holds."""
+    yield from x.split(ROWS if x.device.type == "cpu" else len(x))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SelfAttention:
+    """Norm and self-attention; query, key and value are one product."""
+
+    norm: LayerNorm
+    qkv: Tensor
+    out: Linear
+    heads: int
+
+    @classmethod
+    def of(cls, norm: Any, module: Any) -> SelfAttention:
+        """From torch's LayerNorm and diffusers' Attention, whose projections have no bias but the last."""
+        qkv = torch.cat([module.to_q.weight, module.to_k.weight, module.to_v.weight]).t()
+        return cls(LayerNorm.of(norm), qkv, Linear.of(module.to_out[0]), module.heads)
+
+    def projected(self, clip: Tensor) -> Tensor:
+        """[b, f, h, w, c] → query, key and value, [3, b, f, h·w, heads, c / heads]."""
+        batch, frames, height, width, channels = clip.shape
+        qkv = self.norm(pixels(clip)) @ self.qkv
+        return qkv.view(batch, frames, height * width, 3, self.heads, channels // self.heads).movedim(3, 0)
+
+    def within_frames(self, clip: Tensor) -> Tensor:
+        """What each pixel takes from its frame, [pixels, c], before the last projection."""
+        q, k, v = self.projected(clip).flatten(1, 2).transpose(2, 3)  # [b·f, heads, h·w, d]
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(-1, clip.shape[-1])
+
+    def along_time(self, clip: Tensor) -> Tensor:
+        """What each pixel takes from its place in all frames, [pixels, c], before the last projection."""
+        batch, frames, *_, channels = clip.shape
+        taken = clip.new_empty(batch, frames, clip.shape[2] * clip.shape[3], channels)
+        for i, (q, k, v) in enumerate(self.projected(clip).permute(1, 0, 3, 4, 2, 5)):  # [h·w, heads, f, d]
+            seen = F.scaled_dot_product_attention(q, k, v)
+            taken[i] = seen.permute(2, 0, 1, 3).flatten(2)
+        return pixels(taken)
+
+
+def cross_attention(module: Any, embedding: Tensor) -> Tensor:
+    """Cross-attention to one key: softmax over it is 1, so what comes out is the same for every query.
+
+    Args:
+        module: diffusers' Attention.
+        embedding: [b, 1, d].
+
+    Returns:
+        [b, 1, c].
+    """
+    taken: Tensor = module.to_out[0](module.to_v(embedding))
+    return taken
+
+
+def sinusoids(positions: Tensor, channels: int, longest: float = 10000.0) -> Tensor:
+    """Cosines and sines of each position, float32 [n, channels] (Vaswani et al. 2017, cosines first)."""
+    half = channels // 2
+    exponents = torch.arange(half, dtype=torch.float32, device=positions.device) / half
+    angles = positions.float()[:, None] * torch.exp(-math.log(longest) * exponents)
+    return torch.cat([angles.cos(), angles.sin()], -1)

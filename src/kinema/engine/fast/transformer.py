@@ -1,0 +1,123 @@
+"""The UNet's transformers: attention within frames and along time, with what is constant in a clip computed once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from kinema.engine.fast.layers import (
+    FeedForward,
+    GroupNorm,
+    Linear,
+    SelfAttention,
+    as_clip,
+    cross_attention,
+    images,
+    pixels,
+    sinusoids,
+    time_share,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerConstants:
+    """What one layer adds to every pixel of a clip, at every step.
+
+    positions: [f, 1, c], which frame it is; within: [b, 1, c] and along: [b, 1, c], what the embedding says.
+    """
+
+    positions: Tensor
+    within: Tensor
+    along: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layer:
+    """A spatial block and a temporal one, blended.
+
+    Each is self-attention, cross-attention (a constant) and a feed-forward; the temporal one has a feed-forward before.
+    """
+
+    module: Any
+    """Of diffusers: the two blocks, whose cross-attentions make the constants."""
+    attention: SelfAttention
+    feed_forward: FeedForward
+    time_feed_forward_in: FeedForward
+    time_attention: SelfAttention
+    time_feed_forward: FeedForward
+    share: float
+    """The temporal block's part in the blend."""
+
+    @classmethod
+    def of(cls, spatial: Any, temporal: Any, share: Tensor) -> Layer:
+        """From diffusers' BasicTransformerBlock and TemporalBasicTransformerBlock."""
+        return cls(
+            (spatial, temporal),
+            SelfAttention.of(spatial.norm1, spatial.attn1),
+            FeedForward.of(spatial.norm3, spatial.ff),
+            FeedForward.of(temporal.norm_in, temporal.ff_in),
+            SelfAttention.of(temporal.norm1, temporal.attn1),
+            FeedForward.of(temporal.norm3, temporal.ff),
+            share.item(),
+        )
+
+    def constants(self, embedding: Tensor, positions: Tensor) -> LayerConstants:
+        """embedding: [b, 1, d]; positions: [f, 1, c]."""
+        within, along = (cross_attention(block.attn2, embedding) for block in self.module)
+        return LayerConstants(positions, within, along)
+
+    def __call__(self, clip: Tensor, constants: LayerConstants) -> None:
+        """In place."""
+        batch, frames, height, width, channels = clip.shape
+        rows = pixels(clip)
+        self.attention.out.add_to(rows, self.attention.within_frames(clip))
+        clip.view(batch, -1, channels).add_(constants.within)
+        self.feed_forward.add_to(rows)
+
+        moved = (clip.view(batch, frames, -1, channels) + constants.positions).view_as(clip)
+        moved_rows = pixels(moved)
+        self.time_feed_forward_in.add_to(moved_rows)
+        self.time_attention.out.add_to(moved_rows, self.time_attention.along_time(moved))
+        moved.view(batch, -1, channels).add_(constants.along)
+        self.time_feed_forward.add_to(moved_rows)
+        clip.lerp_(moved, self.share)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Transformer:
+    """Norm, a product in, layers, a product out, added to what came."""
+
+    module: Any
+    """Of diffusers: its embedding of the frames' places."""
+    norm: GroupNorm
+    proj_in: Linear
+    layers: tuple[Layer, ...]
+    proj_out: Linear
+
+    @classmethod
+    def of(cls, module: Any) -> Transformer:
+        """From diffusers' TransformerSpatioTemporalModel."""
+        share = time_share(module.time_mixer)
+        blocks = zip(module.transformer_blocks, module.temporal_transformer_blocks, strict=True)
+        layers = tuple(Layer.of(spatial, temporal, share) for spatial, temporal in blocks)
+        norm, proj_in, proj_out = GroupNorm.of(module.norm), Linear.of(module.proj_in), Linear.of(module.proj_out)
+        return cls(module, norm, proj_in, layers, proj_out)
+
+    def constants(self, embedding: Tensor, num_frames: int) -> tuple[LayerConstants, ...]:
+        """Of each layer, for a clip of this embedding, [b, 1, d], and this many frames."""
+        places = sinusoids(torch.arange(num_frames, device=embedding.device), self.module.in_channels)
+        positions = self.module.time_pos_embed(places.to(embedding.dtype))[:, None]
+        return tuple(layer.constants(embedding, positions) for layer in self.layers)
+
+    def __call__(self, clip: Tensor, constants: tuple[LayerConstants, ...]) -> None:
+        """In place."""
+        seen = as_clip(self.norm(images(clip)), *clip.shape[1:4])
+        inner = self.proj_in(pixels(seen)).view_as(clip)
+        for layer, layer_constants in zip(self.layers, constants, strict=True):
+            layer(inner, layer_constants)
+        self.proj_out.add_to(pixels(clip), pixels(inner))

@@ -1,0 +1,169 @@
+"""SVD's UNet (UNetSpatioTemporalConditionModel), computed with what is constant in a clip left out of the steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+
+from kinema.engine.fast.layers import ClipBlock, Conv, GroupNorm, Upsample, as_clip, images, sinusoids
+from kinema.engine.fast.transformer import LayerConstants, Transformer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClipConstants:
+    """What is the same at every step of a clip; from `FastUNet.constants`.
+
+    held: [b, 1, h, w, c], what the still's latents add to the first convolution of each frame, with its bias;
+    ids: [1 or b, d], the time ids' half of the time embedding: one row when all are alike;
+    layers: what each transformer adds, in their order.
+    """
+
+    held: Tensor
+    ids: Tensor
+    layers: tuple[tuple[LayerConstants, ...], ...]
+
+
+Shifts = tuple["Tensor", "Tensor"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Level:
+    """One resolution on the way down or up; after is what changes the resolution, if anything does."""
+
+    blocks: tuple[ClipBlock, ...]
+    transformers: tuple[Transformer | None, ...]
+    after: Conv | Upsample | None
+
+    @classmethod
+    def of(cls, module: Any) -> Level:
+        """From one of diffusers' four kinds of spatio-temporal blocks, or its middle."""
+        blocks = tuple(ClipBlock.of(block) for block in module.resnets)
+        transformers = [Transformer.of(attention) for attention in getattr(module, "attentions", None) or ()]
+        padded = (*transformers, *[None] * (len(blocks) - len(transformers)))
+        after: Conv | Upsample | None = None
+        if getattr(module, "downsamplers", None):
+            after = Conv.of(module.downsamplers[0].conv)
+        elif getattr(module, "upsamplers", None):
+            after = Upsample.of(module.upsamplers[0])
+        return cls(blocks, padded, after)
+
+
+class TimeShifts:
+    """All projections of the time embedding in one product; each is added to the bias of a first convolution."""
+
+    def __init__(self, modules: list[Any]) -> None:
+        """From diffusers' SpatioTemporalResBlocks, in the order in which they are used."""
+        halves = [half for module in modules for half in (module.spatial_res_block, module.temporal_res_block)]
+        self.weight = torch.cat([half.time_emb_proj.weight for half in halves])
+        self.bias = torch.cat([half.time_emb_proj.bias + half.conv1.bias for half in halves])
+        self.widths = [len(half.conv1.bias) for half in halves]
+
+    def __call__(self, embedding: Tensor) -> Iterator[Shifts]:
+        """[1 or b, d] → for each block, [1 or b, c] of its spatial and its temporal half."""
+        shifts = iter(F.linear(F.silu(embedding), self.weight, self.bias).split(self.widths, -1))
+        return zip(shifts, shifts, strict=True)
+
+
+class FastUNet:
+    """The same network as the module it is made from, on its device and in its arithmetic.
+
+    Make it anew when the module has been moved. Convolutions, products for query, key and value, and upsamplings hold
+    weights of their own in another layout; all others are the module's.
+    """
+
+    def __init__(self, module: Any) -> None:
+        """From diffusers' UNetSpatioTemporalConditionModel, in evaluation."""
+        self.module = module
+        first = module.conv_in
+        noisy, held = first.weight.split([module.config.out_channels, first.in_channels - module.config.out_channels], 1)
+        self.conv_noisy = Conv(noisy.contiguous(memory_format=torch.channels_last), torch.zeros_like(first.bias))
+        self.conv_held = Conv(held, first.bias)
+        self.down = [Level.of(block) for block in module.down_blocks]
+        self.middle = Level.of(module.mid_block)
+        self.up = [Level.of(block) for block in module.up_blocks]
+        self.norm_out = GroupNorm.of(module.conv_norm_out)
+        self.conv_out = Conv.of(module.conv_out)
+        stages = [*module.down_blocks, module.mid_block, *module.up_blocks]
+        self.time_shifts = TimeShifts([block for stage in stages for block in stage.resnets])
+
+    @torch.no_grad()
+    def constants(self, embedding: Tensor, time_ids: Tensor, held: Tensor, num_frames: int) -> ClipConstants:
+        """Everything that the steps of a clip share.
+
+        Args:
+            embedding: Of the still, [b, 1, cross_attention_dim].
+            time_ids: fps, motion and noise, [b, 3].
+            held: The still's latents, [b, c, h, w].
+            num_frames: Of the clip.
+        """
+        assert embedding.shape[1] == 1, "SVD's cross-attention has one key"
+        alike = bool((time_ids == time_ids[:1]).all())
+        rows = time_ids[:1] if alike else time_ids
+        sines = sinusoids(rows.flatten(), self.module.add_time_proj.num_channels).view(len(rows), -1)
+        stages = [*self.down, self.middle, *self.up]
+        transformers = [each for stage in stages for each in stage.transformers if each is not None]
+        return ClipConstants(
+            held=as_clip(self.conv_held(held), 1, *held.shape[2:]),
+            ids=self.module.add_embedding(sines.to(embedding.dtype)),
+            layers=tuple(each.constants(embedding, num_frames) for each in transformers),
+        )
+
+    @torch.no_grad()
+    def __call__(self, sample: Tensor, time: Tensor, constants: ClipConstants) -> Tensor:
+        """What the network says of the noisy latents: [b, f, c, h, w].
+
+        Args:
+            sample: Scaled noisy latents, [b, f, c, h, w], or fewer clips that stand for all b in turn: under guidance
+                both halves see the same noise, and its first convolution is done once.
+            time: Of the noise level, a scalar.
+            constants: Of this clip.
+        """
+        clips, frames, _, height, width = sample.shape
+        embedding = self.module.time_embedding(sinusoids(time.reshape(1), self._time_channels).to(sample.dtype))
+        shifts = self.time_shifts(embedding + constants.ids)
+        layers = iter(constants.layers)
+        clip = as_clip(self.conv_noisy(sample.flatten(0, 1)), frames, height, width)
+        held = constants.held.unflatten(0, (-1, clips))
+        clip = (clip + held).flatten(0, 1)
+
+        skips = [clip]
+        for level in self.down:
+            for block, transformer in zip(level.blocks, level.transformers, strict=True):
+                clip = block(clip, next(shifts))
+                if transformer is not None:
+                    transformer(clip, next(layers))
+                skips.append(clip)
+            if level.after is not None:
+                clip = _resized(clip, level.after(images(clip)))
+                skips.append(clip)
+        for block, transformer in zip(self.middle.blocks, [None, *self.middle.transformers[:-1]], strict=True):
+            if transformer is not None:
+                clip = clip.clone() if clip is skips[-1] else clip
+                transformer(clip, next(layers))
+            clip = block(clip, next(shifts))
+        for level in self.up:
+            for block, transformer in zip(level.blocks, level.transformers, strict=True):
+                clip = block(torch.cat([clip, skips.pop()], -1), next(shifts))
+                if transformer is not None:
+                    transformer(clip, next(layers))
+            if isinstance(level.after, Upsample):
+                clip = _resized(clip, level.after(images(clip), tuple(skips[-1].shape[2:4])))
+        out = self.conv_out(self.norm_out.silu(images(clip)))
+        return out.unflatten(0, (-1, frames))
+
+    @property
+    def _time_channels(self) -> int:
+        return int(self.module.time_proj.num_channels)
+
+
+def _resized(clip: Tensor, view: Tensor) -> Tensor:
+    """A view of another size as a clip of as many frames."""
+    return as_clip(view, clip.shape[1], *view.shape[2:])

@@ -1,0 +1,366 @@
+"""A prompt becomes a still: diffusers' own picture, a step at a time, and nothing left when it is stopped."""
+
+import shutil
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from kinema.engine import paint, prompt_cautions
+from kinema.errors import GenerationFailed, InsufficientMemory, InvalidRequest
+from kinema.media.still import Still, open_still
+from kinema.models.painters import SCHEDULERS, Painter, load_painter
+from kinema.values import Step, VideoRequest
+from tiny import SD_SCHEDULER, make_tiny_sd, write_json
+
+PROMPT = "a red balloon over a snowy mountain"
+SMALL = {"prompt": PROMPT, "seed": 7, "width": 64, "height": 64, "image_num_inference_steps": 3}
+VAE = "vae/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def painter(tiny_sd: Path) -> Painter:
+    return load_painter(tiny_sd, device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_sd(tmp_path_factory.mktemp("weights") / "tiny-sdxl", xl=True)
+
+
+def request_of(**settings: object) -> VideoRequest:
+    return VideoRequest.checked(**SMALL | settings)
+
+
+def still_of(painter: Painter, **settings: object) -> Still:
+    *_, still = paint(painter, request_of(**settings))
+    assert isinstance(still, Still)
+    return still
+
+
+def pixels(still: Still) -> np.ndarray:
+    return np.asarray(still.image).astype(int)
+
+
+def home(painter: Painter) -> set[tuple[str, torch.dtype]]:
+    return {(p.device.type, p.dtype) for network in painter.networks.values() for p in network.parameters()}
+
+
+# Parity
+
+
+def theirs(folder: Path, scheduler: str | None, **settings: object) -> np.ndarray:
+    """The picture of diffusers' own pipeline: uint8 [height, width, 3]."""
+    import diffusers
+    from diffusers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+        if scheduler is not None:
+            kind = getattr(diffusers, SCHEDULERS[scheduler])
+            pipeline.scheduler = kind.from_pretrained(folder, subfolder="scheduler")
+        pipeline.set_progress_bar_config(disable=True)
+        [image] = pipeline(**settings).images
+    return np.asarray(image)
+
+
+def assert_parity(folder: Path, **settings: object) -> None:
+    still = still_of(load_painter(folder, device="cpu", dtype="float32"), **settings)
+    request = request_of(**settings)
+    reference = theirs(
+        folder,
+        request.scheduler,
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
+        width=request.width,
+        height=request.height,
+        num_inference_steps=request.image_num_inference_steps,
+        guidance_scale=request.image_guidance_scale,
+        generator=torch.Generator("cpu").manual_seed(request.seed),
+    )
+    assert np.ptp(reference) > 20, "a flat picture would show nothing"
+    assert np.array_equal(np.asarray(still.image), reference)
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_stills_equal_diffusers_with_every_scheduler(tiny_sd: Path, scheduler: str) -> None:
+    assert_parity(tiny_sd, scheduler=scheduler, image_guidance_scale=7.5)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({"width": 88, "height": 72}, id="multiples of 8 but not of 64"),
+        pytest.param({"image_guidance_scale": 1.0}, id="no guidance"),
+        pytest.param({"image_guidance_scale": 0.0}, id="guidance 0"),
+        pytest.param({"negative_prompt": "a blue sea"}, id="negative prompt"),
+        pytest.param({"prompt": "a red balloon over a snowy mountain at sunset " * 3}, id="longer than it reads"),
+        pytest.param({"prompt": "a zebra quiz"}, id="unknown words"),
+        pytest.param({"image_num_inference_steps": 1}, id="one step"),
+        pytest.param({"seed": 2**32 - 1}, id="largest seed"),
+    ],
+)
+def test_stills_equal_diffusers(tiny_sd: Path, settings: dict[str, object]) -> None:
+    assert_parity(tiny_sd, **{"scheduler": "euler", "image_guidance_scale": 7.5} | settings)
+
+
+@pytest.mark.parametrize("scheduler", ["euler", "euler_ancestral"])
+def test_stills_equal_diffusers_of_another_pipeline(tiny_sdxl: Path, scheduler: str) -> None:
+    assert_parity(tiny_sdxl, scheduler=scheduler, image_guidance_scale=5.0, negative_prompt="a sea")
+
+
+# Steps
+
+
+def test_each_step_is_told_with_its_latents_and_the_still_comes_last(painter: Painter) -> None:
+    *steps, still = paint(painter, request_of())
+    assert [(step.stage, step.step, step.total) for step in steps] == [("paint", i, 3) for i in (1, 2, 3)]
+    assert {tuple(step.latents.shape) for step in steps} == {(1, 1, 4, 8, 8)}
+    assert still.image.size == (64, 64)
+    assert still.name == "a-red-balloon-over-a-snowy-mountain"
+
+
+def test_a_scheduler_that_takes_more_steps_says_so(painter: Painter) -> None:
+    *steps, _ = paint(painter, request_of(scheduler="pndm"))
+    assert [step.step for step in steps] == list(range(1, steps[0].total + 1))
+    assert len(steps) == 4  # its first step is taken twice
+
+
+def test_a_still_tells_how_it_was_drawn(painter: Painter) -> None:
+    still = still_of(painter)
+    assert still.painting is not None
+    assert still.painting.painter == painter.identity
+    assert still.painting.model_dump(exclude={"painter"}) == {
+        "pipeline": "StableDiffusionPipeline",
+        "dtype": "float32",
+        "memory_plan": "resident",
+        "events": (),
+    }
+    assert still.sha256 == open_still(still.image).sha256
+
+
+def test_same_seed_same_still_and_another_another(painter: Painter) -> None:
+    first, again, other = (still_of(painter, seed=seed) for seed in (1, 1, 2))
+    assert first.sha256 == again.sha256 != other.sha256
+
+
+def test_what_is_asked_of_the_painter_counts(painter: Painter) -> None:
+    changes = [
+        {"prompt": "a blue sea"},
+        {"negative_prompt": "a sea"},
+        {"image_guidance_scale": 2.0},
+        {"image_num_inference_steps": 4},
+        {"scheduler": "ddim"},
+    ]
+    stills = [still_of(painter, **change).sha256 for change in [{}, *changes]]
+    assert len(set(stills)) == len(stills)
+
+
+def test_what_is_left_open_is_the_painters_own(painter: Painter) -> None:
+    assert painter.defaults == {"image_guidance_scale": 7.5, "image_num_inference_steps": 50, "scheduler": "euler"}
+    left_open = still_of(painter, image_num_inference_steps=None)
+    assert left_open.sha256 == still_of(painter, **painter.defaults).sha256
+
+
+@pytest.mark.parametrize(("dtype", "levels"), [("bfloat16", 3), ("float16", 1)])
+def test_a_seed_means_the_same_still_in_half_precision(
+    tiny_sd: Path, painter: Painter, dtype: str, levels: float
+) -> None:
+    still = still_of(load_painter(tiny_sd, device="cpu", dtype=dtype))
+    assert still.painting is not None
+    assert still.painting.dtype == dtype
+    assert np.abs(pixels(still) - pixels(still_of(painter))).mean() < levels
+
+
+def test_gradients_and_notices_are_as_they_were_between_steps(painter: Painter) -> None:
+    iterator = paint(painter, request_of())
+    step = next(iterator)
+    assert isinstance(step, Step)
+    assert torch.is_grad_enabled()
+    with pytest.warns(UserWarning, match="heard"):
+        warnings.warn("heard", stacklevel=1)
+    iterator.close()
+
+
+# Stopping
+
+
+def counted(painter: Painter) -> tuple[list[int], Callable[[], None]]:
+    calls: list[int] = []
+    hook = painter.networks["unet"].register_forward_pre_hook(lambda *_: calls.append(1))
+    return calls, hook.remove
+
+
+def test_the_painter_waits_for_the_caller_and_stops_within_the_step(painter: Painter) -> None:
+    calls, remove = counted(painter)
+    try:
+        iterator = paint(painter, request_of(image_num_inference_steps=50))
+        next(iterator)
+        assert len(calls) == 1
+        next(iterator)
+        iterator.close()
+        assert len(calls) == 2
+    finally:
+        remove()
+    assert not [thread for thread in threading.enumerate() if thread.name == "kinema-stepwise"]
+    assert home(painter) == {("cpu", torch.float32)}
+    assert still_of(painter).sha256 == still_of(painter).sha256
+
+
+# What goes wrong
+
+
+@pytest.fixture
+def own(tmp_path: Path, tiny_sd: Path) -> Path:
+    """A copy of the tiny painter that a test may damage."""
+    return shutil.copytree(tiny_sd, tmp_path / "own")
+
+
+def scaled(folder: Path, tensor: str, factor: float) -> Path:
+    tensors = load_file(folder / VAE)
+    tensors[tensor] = tensors[tensor] * factor
+    save_file(tensors, folder / VAE)
+    return folder
+
+
+@pytest.fixture
+def failing(painter: Painter) -> Iterator[Callable[[Exception], None]]:
+    """Lets the UNet raise at its second call: no real device fails on demand."""
+    hooks = []
+
+    def fail(error: Exception) -> None:
+        calls: list[int] = []
+
+        def hook(*_: object) -> None:
+            calls.append(1)
+            if len(calls) == 2:
+                raise error
+
+        hooks.append(painter.networks["unet"].register_forward_pre_hook(hook))
+
+    yield fail
+    for hook in hooks:
+        hook.remove()
+
+
+def test_a_picture_that_overflows_is_painted_again_in_float32(own: Path) -> None:
+    scaled(own, "decoder.conv_in.weight", 1e4)  # beyond float16 until the next normalisation
+    half = load_painter(own, device="cpu", dtype="float16")
+    *steps, still = paint(half, request_of())
+    assert isinstance(still, Still)
+    assert still.painting is not None
+    assert still.painting.events == ("the painter gave NaN or infinity in torch.float16: painted again in float32",)
+    assert still.painting.dtype == "float32"
+    assert [step.step for step in steps if isinstance(step, Step)] == [1, 2, 3, 1, 2, 3]
+    whole = still_of(load_painter(own, device="cpu", dtype="float32"))
+    assert np.abs(pixels(still) - pixels(whole)).mean() < 5
+    assert home(half) == {("cpu", torch.float16)}
+
+
+@pytest.mark.parametrize(
+    ("factor", "words"),
+    [
+        (float("nan"), "the painter gave NaN or infinity in torch.float32"),
+        (0.0, "the painter gave one constant colour"),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_no_picture_is_no_still(own: Path, factor: float, words: str, dtype: str) -> None:
+    scaled(own, "decoder.conv_out.weight", factor)
+    scaled(own, "decoder.conv_out.bias", factor)
+    with pytest.raises(GenerationFailed, match=f"{words}.*no still was kept"):
+        still_of(load_painter(own, device="cpu", dtype=dtype))
+
+
+def test_memory_that_runs_out_is_said_in_our_words(painter: Painter, failing: Callable[[Exception], None]) -> None:
+    failing(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"))
+    with pytest.raises(InsufficientMemory, match="memory ran out while painting the still; take smaller width"):
+        still_of(painter)
+    assert home(painter) == {("cpu", torch.float32)}
+
+
+def test_a_defect_is_not_hidden(painter: Painter, failing: Callable[[Exception], None]) -> None:
+    failing(RuntimeError("nobody thought of this"))
+    with pytest.raises(RuntimeError, match="nobody thought of this"):
+        still_of(painter)
+
+
+def test_what_a_pipeline_refuses_is_told_as_a_bad_request(
+    painter: Painter, failing: Callable[[Exception], None]
+) -> None:
+    failing(ValueError("`height` has to be divisible by 16"))
+    with pytest.raises(InvalidRequest, match=r"tiny-sd can't draw this: `height` has to be divisible by 16"):
+        still_of(painter)
+
+
+def test_too_large_a_still_is_refused_before_any_work(painter: Painter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kinema.models.painter_placement.free_memory", lambda _device: 10**8)
+    calls, remove = counted(painter)
+    with pytest.raises(InsufficientMemory, match="painting a still of 2048×2048 needs about"):
+        still_of(painter, width=2048, height=2048)
+    remove()
+    assert calls == []
+
+
+def test_a_scheduler_of_another_kind_is_refused(own: Path) -> None:
+    kind = "FlowMatchEulerDiscreteScheduler"
+    write_json(own / "scheduler" / "scheduler_config.json", {"_class_name": kind})
+    index = own / "model_index.json"
+    index.write_text(index.read_text().replace("PNDMScheduler", kind))
+    with pytest.raises(InvalidRequest, match=f"scheduler 'euler' does not go with own, which has a {kind}") as refused:
+        still_of(load_painter(own, device="cpu", dtype="float32"), scheduler="euler")
+    assert refused.value.param == "scheduler"
+
+
+def test_the_painters_own_scheduler_keeps_its_settings(own: Path) -> None:
+    write_json(own / "scheduler" / "scheduler_config.json", SD_SCHEDULER | {"prediction_type": "v_prediction"})
+    assert_parity(own, scheduler="euler", image_guidance_scale=7.5)
+
+
+def test_a_request_without_a_prompt_is_refused(painter: Painter) -> None:
+    with pytest.raises(InvalidRequest, match="no prompt"):
+        next(iter(paint(painter, VideoRequest(seed=1))))
+
+
+# What it does not read
+
+
+def test_known_words_need_no_caution(painter: Painter) -> None:
+    assert prompt_cautions(painter, request_of(prompt="A red HOT balloon over a snowy mountain")) == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ("a zebra over a mountain", "the painter knows no 'zebra': it draws the nearest scene without it"),
+        ("a zebra's quiz", "the painter knows no 'zebra', 'quiz': it draws the nearest scene without them"),
+        ("a zebra, zebra", "the painter knows no 'zebra': it draws the nearest scene without it"),
+        ("빨간 풍선", "the painter knows no '빨간', '풍선': it draws the nearest scene without them"),
+        (
+            "j1 j2 j3 j4 j5 j6 j7 j8 j9",
+            "the painter knows no 'j1', 'j2', 'j3', 'j4', 'j5', 'j6', 'j7', 'j8' and 1 more",
+        ),
+    ],
+)
+def test_unknown_words_are_named(painter: Painter, prompt: str, words: str) -> None:
+    found = prompt_cautions(painter, request_of(prompt=prompt))
+    assert found[0].startswith(words)
+
+
+def test_what_the_tokenizer_cuts_off_is_said_from_the_first_word_that_is_lost(painter: Painter) -> None:
+    fits = "a red balloon over a snowy mountain at sunset over"
+    assert prompt_cautions(painter, request_of(prompt=fits)) == []
+    assert prompt_cautions(painter, request_of(prompt=f"{fits}, a red  boat at", negative_prompt=f"{fits} snowy")) == [
+        "the painter reads the beginning of the prompt alone; this is left out: ', a red  boat at'",
+        "the painter reads the beginning of the negative_prompt alone; this is left out: 'snowy'",
+    ]
+    split = prompt_cautions(painter, request_of(prompt=f"{fits[:-5]} oversun"))
+    assert split == ["the painter reads the beginning of the prompt alone; this is left out: 'oversun'"]
