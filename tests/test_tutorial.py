@@ -126,6 +126,13 @@ def test_the_recipe_of_a_sentence_makes_its_video_without_a_still(painting: Less
     assert np.array_equal(again.frames, drawn.frames)
 
 
+def test_words_that_the_painter_does_not_know_are_told(
+    painting: Lesson, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    painting.generate_text2video("a red zebra", tmp_path / "zebra.mp4", seed=3)
+    assert "note: the painter knows no 'zebra'" in capsys.readouterr().out
+
+
 def test_an_empty_sentence_is_refused(painting: Lesson, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="prompt ' ' is empty"):
         painting.generate_text2video(" ", tmp_path / "nothing.mp4")

@@ -81,7 +81,10 @@ class Lesson:
         return clip
 
     def make(self, still: Source | None = None, **settings: Any) -> Clip:
-        """`kinema.generate` with the lesson's models and settings beneath those that are given; the seed is printed."""
+        """`kinema.generate` with the lesson's models and settings beneath those that are given.
+
+        Progress, cautions and the seed are printed.
+        """
         beneath = {"num_inference_steps": STEPS, "decode_chunk_size": DECODE_CHUNK, **self.models.defaults}
         own = {"image_model": self.image_model, **self.settings}
         if settings.get("prompt") is None:
@@ -90,11 +93,15 @@ class Lesson:
         if asked.get("seed") == DRAW:
             del asked["seed"]
         clip = None
-        for result in library.stream(still, model=self.models, **asked):
-            if isinstance(result, Clip):
-                clip = result
-            else:
-                _tell(f"{result.stage} {result.step}/{result.total}")
+        with warnings.catch_warnings(record=True) as cautions:
+            warnings.filterwarnings("always", category=library.KinemaWarning)
+            for result in library.stream(still, model=self.models, **asked):
+                while cautions:  # told as sentences; a warning would show a beginner this file's lines
+                    _tell(f"note: {cautions.pop(0).message}", end="\n")
+                if isinstance(result, Clip):
+                    clip = result
+                else:
+                    _tell(f"{result.stage} {result.step}/{result.total}")
         assert clip is not None, "the engine ends with a clip"
         _tell(f"seed {clip.seed}", end="\n")
         return clip

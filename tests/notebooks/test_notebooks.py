@@ -82,8 +82,7 @@ def test_a_picture_becomes_a_video_that_plays_in_the_notebook(executed: Notebook
 @pytest.mark.slow
 def test_nothing_complains(executed: NotebookNode) -> None:
     for cell in code(executed):
-        if "tags" not in cell.metadata:  # those of text to video name the words that the painter does not know
-            assert printed(executed, cell.id, "stderr") == ""
+        assert printed(executed, cell.id, "stderr") == ""
 
 
 @pytest.mark.slow
