@@ -26,7 +26,7 @@ def generate(
     stills: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[STILL]...",
+            metavar="STILL",
             show_default=False,
             help="Pictures (JPEG, PNG, WebP): paths, or http(s) addresses. None where a --prompt is given.",
         ),

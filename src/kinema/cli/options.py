@@ -91,8 +91,9 @@ def _number(text: str) -> int | float | str:
 
 def _metavar(field: FieldInfo) -> str:
     """What stands for a setting's value: INT, FLOAT, or its choices."""
-    kinds = get_args(field.annotation) or (field.annotation,)
-    return "|".join(kind if isinstance(kind, str) else kind.__name__.upper() for kind in kinds if kind is not NoneType)
+    choices = [kind for kind in get_args(field.annotation) or (field.annotation,) if kind is not NoneType]
+    kinds = [value for kind in choices for value in get_args(kind) or (kind,)]  # a Literal's own
+    return "|".join(kind if isinstance(kind, str) else kind.__name__.upper() for kind in kinds)
 
 
 def _range(field: FieldInfo) -> str:
