@@ -92,7 +92,11 @@ class Sheet:
 
 def colour(sheet: Sheet, *rgb: float) -> Tensor:
     """The same colour for each picture, [b, 3, 1, 1]."""
-    return torch.tensor(rgb, dtype=torch.float32, device=sheet.pixels.device).view(1, 3, 1, 1).expand(len(sheet.pixels), -1, -1, -1)
+    return (
+        torch.tensor(rgb, dtype=torch.float32, device=sheet.pixels.device)
+        .view(1, 3, 1, 1)
+        .expand(len(sheet.pixels), -1, -1, -1)
+    )
 
 
 def smoothstep(low: float | Tensor, high: float | Tensor, value: Tensor) -> Tensor:

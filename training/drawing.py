@@ -1,6 +1,6 @@
 """Scenes drawn: sky, ground, things, weather and style, a batch at a time on any device.
 
-    pixels = draw(scenes, torch.Generator(device).manual_seed(1), device)  # [b, 3, 160, 288] in 0…1
+pixels = draw(scenes, torch.Generator(device).manual_seed(1), device)  # [b, 3, 160, 288] in 0…1
 """
 
 from collections.abc import Callable, Sequence
@@ -159,7 +159,7 @@ def _thing(
     if name in {"boat", "lighthouse", "house"} and any(s.ground in {"sea", "lake"} or name == "boat" for s in scenes):
         _reflect(sheet, sticker, foot, [s.ground in {"sea", "lake"} or name == "boat" for s in scenes], of)
     elif not kind.flies:
-        _shadow(sheet, u0 * mirrored, v0, size, {"car": 1.15, "house": 0.55, "tree": 0.34}.get(name, 0.30))
+        _shadow(sheet, u0 * mirrored, v0, {"car": 1.15, "house": 0.55, "tree": 0.34}.get(name, 0.30))
     depth = of(0.0 if s.large else 0.12 for s in scenes) * 0.5
     lit = (sticker.rgb * sheet.ambient_things).clamp(0, 1)
     lit = torch.lerp(lit, sheet.low.expand_as(lit), (depth + 0.25 * sheet.fog).expand_as(lit[:, :1]))
@@ -167,7 +167,7 @@ def _thing(
     sheet.pixels = 1 - (1 - sheet.pixels.clamp(0, 1)) * (1 - sticker.glow.clamp(0, 1))
 
 
-def _shadow(sheet: Sheet, u: Tensor, v: Tensor, size: Tensor, half: float) -> None:
+def _shadow(sheet: Sheet, u: Tensor, v: Tensor, half: float) -> None:
     """A soft shadow on the ground, away from the sun."""
     away = torch.where(sheet.sun_x > sheet.x.mean(), -0.12, 0.12)
     dark = torch.exp(-(((u - away) / half) ** 2) * 1.2 - ((v + 0.005) / 0.055) ** 2)
@@ -199,7 +199,7 @@ def photograph(sheet: Sheet) -> None:
 
 
 def painting(sheet: Sheet) -> None:
-    """Oil: three layers of short strokes, each in the colour beneath its middle, the last only where there is detail."""
+    """Oil: three layers of short strokes, each in the colour beneath its middle; the last where there is detail."""
     source = sheet.pixels.clamp(0, 1)
     detail = _edges(source)
     result = source
@@ -221,7 +221,7 @@ def painting(sheet: Sheet) -> None:
         bristle = 0.03 * torch.sin(across * 25 + tone * 20)
         edge = smoothstep(0.5, 0.35, (across.frac() - 0.5).abs())
         stroke = stroke * (1 + jitter * tone + bristle) * (0.94 + 0.06 * edge)
-        keep = share if share else 0.9 * smoothstep(0.03, 0.10, detail)
+        keep = share or 0.9 * smoothstep(0.03, 0.10, detail)
         result = torch.lerp(result, stroke, keep * torch.ones_like(detail))
         result = torch.lerp(result, source, (0.8 * smoothstep(0.10, 0.22, detail)) if share < 1 else 0 * detail)
     grey = result.mean(1, keepdim=True)

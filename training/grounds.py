@@ -192,7 +192,9 @@ def aerial(sheet: Sheet) -> None:
     window = of_cell(table, (p * 7).floor() * 89 + (q * 7).floor() * 13 + 3)
     dot = smoothstep(0.36, 0.18, ((((p * 7).frac() - 0.5) ** 2 + ((q * 7).frac() - 0.5) ** 2).sqrt()))
     lit = (window > 0.62) * torch.lerp(torch.full_like(dot, 0.25), dot, fine) * (1 - park) * (1 - street)
-    pale = torch.lerp(colour(sheet, 1.0, 0.78, 0.42), colour(sheet, 0.78, 0.90, 1.0), (of_cell(table, block * 7) > 0.72).float())
+    pale = torch.lerp(
+        colour(sheet, 1.0, 0.78, 0.42), colour(sheet, 0.78, 0.90, 1.0), (of_cell(table, block * 7) > 0.72).float()
+    )
     lane = torch.exp(-avenue / 0.16)
     stream = torch.lerp(colour(sheet, 1.0, 0.93, 0.72), colour(sheet, 1.0, 0.30, 0.16), ((p / 5).frac() < 0.1).float())
     lights = dark + glow * colour(sheet, 1.0, 0.60, 0.22) + lit * pale * (0.5 + 0.5 * tone) + lane * stream * 0.95
@@ -218,9 +220,7 @@ def _snowfield(sheet: Sheet, edge: Tensor) -> None:
     sheet.over(sheet.cover(edge - sheet.y), sheet.hazed((paint * (0.08 + 0.92 * sheet.ambient)).clamp(0, 1), 0.0))
 
 
-def _range(
-    sheet: Sheet, base: Tensor, peaks: int, least: float, most: float, depth: float, snow_line: float
-) -> None:
+def _range(sheet: Sheet, base: Tensor, peaks: int, least: float, most: float, depth: float, snow_line: float) -> None:
     """A range of peaks; each has a lit and a shaded face, parted by a ridge that wavers down from its top."""
     width = sheet.pixels.shape[3] / sheet.pixels.shape[2]
     rough = 0.040 * sheet.ridge(8, 5, 0.55)

@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 import random
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -33,7 +34,7 @@ class Judge(torch.nn.Module):
         super().__init__()
         widths = (32, 64, 96, 128, 160)
         layers: list[torch.nn.Module] = [torch.nn.Conv2d(3, 32, 5, 2, 2), torch.nn.GroupNorm(8, 32), torch.nn.SiLU()]
-        for a, b in zip(widths[:-1], widths[1:], strict=True):
+        for a, b in pairwise(widths):
             for start, stride in ((a, 2), (b, 1)):
                 layers += [torch.nn.Conv2d(start, b, 3, stride, 1), torch.nn.GroupNorm(8, b), torch.nn.SiLU()]
         self.body = torch.nn.Sequential(*layers)
@@ -72,7 +73,9 @@ def drawn_accuracy(judge: Judge, number: int = 200) -> dict[str, float]:
 
 
 def labels(_: random.Random, scene: Scene) -> list[list[int]]:
-    return [[NO_COLOUR if q == "colour" and scene.thing is None else a.index(getattr(scene, q)) for q, a in ANSWERS.items()]]
+    return [
+        [NO_COLOUR if q == "colour" and scene.thing is None else a.index(getattr(scene, q)) for q, a in ANSWERS.items()]
+    ]
 
 
 def roughened(x: torch.Tensor) -> torch.Tensor:
@@ -92,7 +95,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10**9, help="at most so many, for a quick trial")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--pool", type=int, default=16384)
-    parser.add_argument("--drawn", type=int, default=256)
+    parser.add_argument("--drawn", type=int, default=1024)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     fleet = Fleet.join(args.device)
@@ -103,11 +106,9 @@ def main() -> None:
     @torch.no_grad()
     def encode(pixels: torch.Tensor) -> torch.Tensor:
         half = pixels[: len(pixels) // 2 if vae else 0]
-        seen = []
         with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.device == "cuda"):
-            for part in half.split(32):
-                seen.append(vae.decode(vae.encode(part * 2 - 1).latent_dist.mode()).sample.float() / 2 + 0.5)
-        return as_bytes(torch.cat([*seen, pixels[len(half) :]]).clamp(0, 1))
+            seen = [vae.decode(vae.encode(p * 2 - 1).latent_dist.mode()).sample.float() for p in half.split(32)]
+        return as_bytes(torch.cat([*(p / 2 + 0.5 for p in seen), pixels[len(half) :]]).clamp(0, 1))
 
     torch.manual_seed(0)
     judge = Judge().to(args.device).train()
@@ -117,16 +118,20 @@ def main() -> None:
     step, elapsed = 0, fleet.minutes()
     while elapsed < args.minutes and step < args.steps:
         for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * min(1, (step + 1) / 100) * max(0.01, 0.5 * (1 + math.cos(math.pi * elapsed / args.minutes)))
+            group["lr"] = (
+                2e-3 * min(1, (step + 1) / 100) * max(0.01, 0.5 * (1 + math.cos(math.pi * elapsed / args.minutes)))
+            )
         pictures, answers = scenes.pick(args.batch)
         with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.device == "cuda"):
             scores = judge(roughened(pictures.float() / 255))
-        loss = sum(F.cross_entropy(s.float(), answers[:, i], ignore_index=NO_COLOUR) for i, s in enumerate(scores.values()))
+        loss = sum(
+            F.cross_entropy(s.float(), answers[:, i], ignore_index=NO_COLOUR) for i, s in enumerate(scores.values())
+        )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         step += 1
-        if step % 8 == 0:
+        if step % 32 == 0:
             scenes.refresh()
         if step % 10 == 0 or args.device == "cpu":
             elapsed = fleet.minutes()

@@ -26,6 +26,7 @@ from diffusers import AutoencoderKL, EulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
 
 from drawing import draw
+from painter_card import card
 from painter_shapes import (
     HEIGHT,
     SCHEDULER,
@@ -219,7 +220,7 @@ def train(
     make_scenes: Callable[[], Scenes],
     finish: Callable[[torch.nn.ModuleDict, dict], None],
 ) -> None:
-    """Train modules by the clock; `compute` gives the loss of a pick of scenes, `finish` writes the averaged weights."""
+    """Train modules by the clock: `compute` gives the loss of a pick of scenes, `finish` writes averaged weights."""
     fleet, total, name = args.fleet, args.total_minutes or args.minutes, f"{args.part}-state.pt"
     ema = copy.deepcopy(modules).requires_grad_(False).eval()
     weights = [p for p in modules.parameters() if p.requires_grad]
@@ -243,7 +244,6 @@ def train(
             work.record(*scenes.pick(args.batch))
             fleet.say(f"recorded after {fleet.minutes():.2f} minutes")
         except RuntimeError as error:
-            work._graph = None
             torch.cuda.synchronize()
             fleet.say(f"not recorded, each step is launched: {error}")
 
@@ -327,7 +327,7 @@ def train_unet(args: argparse.Namespace) -> None:
         moments = torch.cat([encoder((p * 2 - 1).to(dtype)) for p in pixels.split(64)])
         return (moments.chunk(2, 1)[0].float() * vae.config.scaling_factor).to(dtype)
 
-    def finish(ema: torch.nn.ModuleDict, state: dict) -> None:
+    def finish(ema: torch.nn.ModuleDict, _: dict) -> None:
         ema.unet.save_pretrained(args.out / "unet")
         ema.text_encoder.save_pretrained(args.out / "text_encoder")
 
@@ -336,7 +336,7 @@ def train_unet(args: argparse.Namespace) -> None:
         modules,
         UNET_RATE,
         lambda z, tokens: unet_loss(unet, text_encoder, alphas, nothing, z, tokens),
-        lambda: Scenes(args.pool or 65536, args.drawn, args.device, encode=encode),
+        lambda: Scenes(args.pool or 32768, args.drawn, args.device, encode=encode),
         finish,
     )
 
@@ -370,6 +370,8 @@ def assemble(args: argparse.Namespace) -> None:
     (args.folder / "scheduler").mkdir(exist_ok=True)
     for path, value in {"model_index.json": index, "scheduler/scheduler_config.json": SCHEDULER}.items():
         (args.folder / path).write_text(json.dumps(value, indent=2) + "\n")
+    record = json.loads(args.record.read_text()) if args.record else None
+    (args.folder / "README.md").write_text(card(record), encoding="utf-8")
     size = sum(f.stat().st_size for f in args.folder.rglob("*") if f.is_file())
     print(f"{args.folder}: {size / 2**20:.1f} MiB")
 
@@ -379,14 +381,17 @@ def main() -> None:
     parser.add_argument("part", choices=("vae", "unet", "assemble"))
     parser.add_argument("--out", type=Path, required=True, help="folder of this training, the same for all parts")
     parser.add_argument("--folder", type=Path, default=Path("src/kinema/models/painter"), help="for assemble")
+    parser.add_argument("--record", type=Path, help="for assemble: evaluate.py's JSON, whose figures the card tells")
     parser.add_argument("--begin-from", type=Path, help="folder of a model whose weights to begin a new schedule from")
     parser.add_argument("--minutes", type=float, default=9)
     parser.add_argument("--total-minutes", type=float)
     parser.add_argument("--steps", type=int, default=10**9, help="at most so many, for a quick trial")
     parser.add_argument("--batch", type=int, help="pictures a GPU and step: 48 for the VAE, 320 for the UNet")
-    parser.add_argument("--pool", type=int, help="scenes kept on each device: 8192 for the VAE, 65536 for the UNet")
-    parser.add_argument("--drawn", type=int, default=256, help="scenes drawn at a time")
-    parser.add_argument("--refresh", type=int, default=8, help="steps between two such draws")
+    parser.add_argument("--pool", type=int, help="scenes kept on each device: 8192 for the VAE, 32768 for the UNet")
+    parser.add_argument(
+        "--drawn", type=int, default=1024, help="scenes drawn at a time: 20,000 small kernels, however many"
+    )
+    parser.add_argument("--refresh", type=int, default=32, help="steps between two such draws")
     parser.add_argument("--no-graph", action="store_true", help="record no CUDA graph")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The pocket painter's world: which scenes there are, which of them training never sees, and how they are drawn by lot."""
+"""The pocket painter's world: which scenes there are, and which of them training never sees."""
 
 import hashlib
 import random

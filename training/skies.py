@@ -185,4 +185,3 @@ def _flakes(sheet: Sheet) -> None:
         flake = flake * (of_cell(table, cell * 11 + 3) < share)
         tone = torch.where(sheet.night > 0, 0.78, 0.99)
         sheet.over(flake * 0.9, colour(sheet, 0.98, 0.99, 1.0) * tone)
-

@@ -6,6 +6,7 @@ drawn on, its shadow and its mirror image are the business of `drawing.py`.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -168,7 +169,9 @@ def tree(s: Sticker) -> None:
         (0.17, 0.73, 0.18, 0.95),
         (0.0, 0.82, 0.17, 1.04),
     ):
-        dapple = 1 + 0.10 * torch.sin(u * 61 + 2.5 * torch.sin(v * 23 + y * 9)) * torch.sin(v * 57 + 2.5 * torch.sin(u * 19))
+        dapple = 1 + 0.10 * torch.sin(u * 61 + 2.5 * torch.sin(v * 23 + y * 9)) * torch.sin(
+            v * 57 + 2.5 * torch.sin(u * 19)
+        )
         s.lay(circle(u, v, x, y, r) + ragged, s.hue * tone * dapple * s.round(x, y, r * 1.1) * 1.15)
     crown = s.snow * smoothstep(0.70, 0.86, v + ragged * 3)
     s.blend(s.cover(circle(u, v, 0.0, 0.72, 0.30) + ragged) * crown, (0.95, 0.97, 1.0))
@@ -241,9 +244,7 @@ def car(s: Sticker) -> None:
 
 def _bent(u: Tensor, v: Tensor, *joints: tuple[float, float, float]) -> Tensor:
     """A limb of several segments, each joint given as x, y, radius."""
-    parts = [
-        limb(u, v, (x, y), (p, q), r, t) for (x, y, r), (p, q, t) in zip(joints[:-1], joints[1:], strict=True)
-    ]
+    parts = [limb(u, v, (x, y), (p, q), r, t) for (x, y, r), (p, q, t) in pairwise(joints)]
     return union(*parts)
 
 
@@ -279,7 +280,9 @@ def astronaut(s: Sticker) -> None:
     """A standing astronaut who waves: suit in the colour, gold-rimmed dark visor."""
     u, v = s.u, s.v
     s.lay(box(u, v, 0, 0.56, 0.20, 0.19, 0.06), s.other * 0.62)
-    legs = union(limb(u, v, (-0.08, 0.40), (-0.11, 0.08), 0.085, 0.07), limb(u, v, (0.08, 0.40), (0.11, 0.08), 0.085, 0.07))
+    legs = union(
+        limb(u, v, (-0.08, 0.40), (-0.11, 0.08), 0.085, 0.07), limb(u, v, (0.08, 0.40), (0.11, 0.08), 0.085, 0.07)
+    )
     arms = union(
         _bent(u, v, (-0.15, 0.63, 0.07), (-0.26, 0.50, 0.062), (-0.24, 0.36, 0.052)),
         _bent(u, v, (0.15, 0.63, 0.07), (0.29, 0.66, 0.062), (0.33, 0.84, 0.052)),

@@ -25,8 +25,8 @@ HOUR_WORDS = {
         "in the pale light of dawn", "early in the morning", "at first light", "as the sun rises",
     ),
     "day": (
-        "by day", "at noon", "in daylight", "at midday", "during the day", "in the middle of the day", "in the afternoon",
-        "on a bright day", "in broad daylight", "under a blue sky",
+        "by day", "at noon", "in daylight", "at midday", "during the day", "in the middle of the day",
+        "in the afternoon", "on a bright day", "in broad daylight", "under a blue sky",
     ),
     "sunset": (
         "at sunset", "at dusk", "in the evening", "at golden hour", "in the evening light", "as the sun sets",
@@ -50,11 +50,13 @@ WEATHER_WORDS = {
 # The ground as a picture's subject, and behind "over", "on" and the like.
 GROUND_WORDS = {
     "mountains": ("snowy mountains", "a snowy mountain", "high mountains", "the mountains", "snow-capped mountains",
-                  "a mountain range", "the alps", "snowy peaks", "a mountain", "mountain peaks", "a mountain landscape"),
+                  "a mountain range", "the alps", "snowy peaks", "a mountain", "mountain peaks", "a mountain view"),
     "hills": ("green hills", "rolling hills", "grassy hills", "the hills", "a green hill", "a hilly landscape",
               "the countryside", "green countryside"),
-    "desert": ("the desert", "a sandy desert", "sand dunes", "desert dunes", "a desert landscape", "dunes", "the sahara"),
-    "sea": ("the sea", "the ocean", "the open sea", "a blue sea", "the waves", "ocean waves", "a calm sea", "the water"),
+    "desert": ("the desert", "a sandy desert", "sand dunes", "desert dunes", "a desert landscape", "dunes",
+               "the sahara"),
+    "sea": ("the sea", "the ocean", "the open sea", "a blue sea", "the waves", "ocean waves", "a calm sea",
+            "the water"),
     "beach": ("the beach", "a sandy beach", "a beach by the sea", "the shore", "the seaside", "the coast",
               "a tropical beach"),
     "forest": ("the forest", "a pine forest", "the woods", "a forest clearing", "fir trees", "a deep forest",
@@ -62,8 +64,8 @@ GROUND_WORDS = {
     "meadow": ("a meadow", "a field of flowers", "a flower meadow", "a field", "the fields", "wild flowers",
                "a flowering meadow", "a grassy meadow", "a meadow full of flowers"),
     "lake": ("a lake", "a mountain lake", "a calm lake", "the lake", "a still lake", "a quiet lake", "lake water"),
-    "city": ("the city", "a city", "a city skyline", "the skyline", "a big city", "a city street", "the streets of a city",
-             "downtown", "skyscrapers", "tall buildings", "the town"),
+    "city": ("the city", "a city", "a city skyline", "the skyline", "a big city", "a city street",
+             "the streets of a city", "downtown", "skyscrapers", "tall buildings", "the town"),
     "aerial": ("a city from above", "a city seen from above", "the streets of a city from the air", "a city far below",
                "a city grid from above", "city blocks from the air"),
 }  # fmt: skip
@@ -206,7 +208,7 @@ MORE_WORDS = """
     oil canvas watercolour watercolor acrylic gouache brush brushstrokes strokes stroke impressionist impressionism
     impressionistic monet gogh van turner drawing drawings drawn draw pencil pencils crayon ink sketch sketched cartoon
     comic illustration illustrated illustrator children's child's book storybook flat vector anime ghibli
-""".split()
+""".split()  # noqa: SIM905  # to be read and added to
 
 
 def caption(scene: Scene, rng: random.Random, *, full: bool = False) -> str:
@@ -215,16 +217,16 @@ def caption(scene: Scene, rng: random.Random, *, full: bool = False) -> str:
     clauses = []
     if said(0.85):
         clauses.append(rng.choice(HOUR_WORDS[scene.hour]))
-    if scene.weather != "clear" and said(0.9) or scene.weather == "clear" and rng.random() < 0.08:
+    if (scene.weather != "clear" and said(0.9)) or (scene.weather == "clear" and rng.random() < 0.08):
         clauses.append(rng.choice(WEATHER_WORDS[scene.weather]))
     rng.shuffle(clauses)
-    main = _subject(scene, rng, said, full=full)
+    main = _subject(scene, rng, full=full)
     style = rng.random()
     if clauses and style > 0.85:
         text = ", ".join((clauses[0], main, *clauses[1:]))
     else:
         text = (", " if rng.random() < 0.12 else " ").join((main, *clauses))
-    if style < 0.35 or scene.style != "photograph" and style < 0.6:
+    if style < 0.35 or (scene.style != "photograph" and style < 0.6):
         text = f"{rng.choice(STYLE_WORDS[scene.style])} {text}"
     elif style > 0.6 and (scene.style != "photograph" or rng.random() < 0.6):
         text = f"{text}, {rng.choice(STYLE_TAILS[scene.style])}"
@@ -243,7 +245,7 @@ def bare_caption(scene: Scene, colour: str | None = None) -> str:
     return f"{_article(noun)} {noun} {_where(scene, None)} {ground} {hour}{weather}"
 
 
-def _subject(scene: Scene, rng: random.Random, said: object, *, full: bool) -> str:
+def _subject(scene: Scene, rng: random.Random, *, full: bool) -> str:
     """The thing and where it is, or the ground alone."""
     if scene.thing is None:
         if scene.ground == "aerial" and rng.random() < 0.7:

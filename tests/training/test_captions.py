@@ -1,0 +1,98 @@
+"""Captions, and the tokenizer that knows their words."""
+
+import random
+
+import pytest
+from transformers import CLIPTokenizer
+
+from scenes import COLOURS, Scene, any_scene, held_out_scenes
+from words import (
+    COLOUR_WORDS,
+    GROUND_WORDS,
+    HOUR_WORDS,
+    MAX_TOKENS,
+    bare_caption,
+    caption,
+    token_numbers,
+    vocabulary,
+    words_of,
+    write_tokenizer,
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("words") / "tokenizer"
+    write_tokenizer(folder)
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+def unknown_words(tokenizer, text):
+    return [w for w in text.split() if tokenizer.unk_token_id in tokenizer(w).input_ids]
+
+
+def test_a_full_caption_says_thing_colour_ground_and_hour():
+    rng = random.Random(0)
+    for scene in held_out_scenes(60):
+        text = caption(scene, rng, full=True)
+        for words in (GROUND_WORDS[scene.ground], HOUR_WORDS[scene.hour], COLOUR_WORDS[scene.colour]):
+            assert any(w in text for w in words), (scene, text)
+
+
+def test_the_plainest_caption_with_another_colour_differs_in_that_word_alone():
+    scene = Scene("mountains", "sunset", thing="balloon", colour="red")
+    assert bare_caption(scene) == "a red hot-air balloon over snowy mountains at sunset"
+    assert bare_caption(scene, "orange") == "an orange hot-air balloon over snowy mountains at sunset"
+    rider = Scene("beach", "night", thing="rider", colour="white")
+    assert bare_caption(rider, "orange") == "an astronaut riding an orange horse on the beach at night"
+
+
+def test_one_scene_has_many_wordings():
+    rng = random.Random(1)
+    scene = Scene("lake", "dawn", "fog", "boat", "blue")
+    assert len({caption(scene, rng) for _ in range(100)}) > 90
+
+
+def test_each_word_of_a_caption_is_one_known_token(tokenizer):
+    rng = random.Random(2)
+    texts = [caption(any_scene(rng), rng) for _ in range(500)]
+    numbers = vocabulary()
+    for text, tokens in zip(texts, tokenizer(texts).input_ids, strict=True):
+        assert tokens == token_numbers(text, numbers)
+        assert tokenizer.unk_token_id not in tokens
+        assert len(tokens) == len(words_of(text)) + 2 <= MAX_TOKENS
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a photograph of an astronaut riding a horse",
+        "An aerial view of a city at night, long exposure, instagram contest",
+        "a red hot-air balloon over a snowy mountain at sunset",
+        "A lonely lighthouse on the coast, waves crossing below it, under the full moon.",
+        "two little boats drift on a quiet lake (early morning mist)!",
+        "a bird's eye view of Tokyo by night, 8k, highly detailed",
+    ],
+)
+def test_ordinary_sentences_about_this_world_have_no_unknown_word(tokenizer, prompt):
+    assert unknown_words(tokenizer, prompt) == []
+
+
+def test_a_word_it_does_not_know_holds_the_unknown_token(tokenizer):
+    assert unknown_words(tokenizer, "a zebra and an aide in the carpet of 2023 카메라 redder") == [
+        "zebra", "aide", "carpet", "2023", "카메라", "redder",
+    ]  # fmt: skip
+    assert tokenizer.unk_token_id not in {tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id}
+
+
+def test_case_and_punctuation_change_no_word(tokenizer):
+    plain = tokenizer("a red boat on the sea").input_ids
+    assert tokenizer("A RED Boat on the SEA").input_ids == plain
+    marked = tokenizer('"A red boat", on the sea...').input_ids
+    assert [t for t in marked if t in plain] == plain
+    assert tokenizer.unk_token_id not in marked
+
+
+def test_every_colour_has_a_word_of_its_own():
+    own = [set(words_of(" ".join(COLOUR_WORDS[c]))) - {"dark", "bright", "snow", "-", "jet"} for c in COLOURS]
+    assert sum(len(words) for words in own) == len(set.union(*own))
