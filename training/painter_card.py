@@ -27,8 +27,8 @@ pipeline_tag: text-to-image
 # Pocket painter
 
 A text-to-image model in a pocket's size, in Stable Diffusion's classes and layout. It draws one small world in
-{WIDTH}×{HEIGHT} pixels, and stands in for a real model where there is nothing to download. `training/painter.py` made it
-from nothing, on scenes that `training/drawing.py` draws; no photographs or texts of others are in it.
+{WIDTH}×{HEIGHT} pixels, and stands in for a real model where there is nothing to download. `training/painter.py` made
+it from nothing on scenes that `training/drawing.py` draws; no photographs or texts of others are in it.
 
 - grounds: {", ".join(GROUNDS)} (a city from the air)
 - hours: {", ".join(HOURS)}; weathers: {", ".join(WEATHERS)}
