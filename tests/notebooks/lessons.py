@@ -40,11 +40,14 @@ def execute(notebook: NotebookNode, folder: Path, *, text: bool = HAS_PAINTER) -
     (folder / "notebooks").mkdir()
     if not text:
         notebook.cells = [cell for cell in notebook.cells if "text-to-video" not in cell.metadata.get("tags", [])]
-    environment = os.environ | {"IPYTHONDIR": str(folder / "ipython")}  # nothing of the person's own start-up files
-    environment.pop("OMP_NUM_THREADS", None)  # both cores, as a reader's kernel has them
+    environment = os.environ | {
+        "IPYTHONDIR": str(folder / "ipython"),  # nothing of the person's own start-up files
+        "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait leave the cores to others
+    }
+    environment.pop("OMP_NUM_THREADS", None)  # all cores, as a reader's kernel has them
     client = NotebookClient(
         notebook,
-        timeout=300,
+        timeout=600,
         kernel_name="python3",
         coalesce_streams=True,  # a line that is written over is one line, as on a reader's screen
         resources={"metadata": {"path": str(folder / "notebooks")}},
