@@ -96,6 +96,7 @@ CATALOG: Mapping[str, Entry] = {
                 "num_frames": 14,
                 "num_inference_steps": 4,
                 "max_guidance_scale": 1.5,
+                "decode_chunk_size": 7,  # half of the memory, and on a CPU fresh memory costs seconds
             },
         ),
         _stability(
