@@ -115,7 +115,7 @@ def test_the_doctor_tells_device_memory_plans_versions_and_settings(kinema):
     for model in facts["models"]:
         assert (model["plan"] is None) != (model["fault"] is None)
     assert {"python", "torch", "diffusers", "transformers", "av"} <= set(facts["versions"])
-    assert facts["settings"] == {"model": None, "device": "auto", "dtype": "auto"}
+    assert {"model": None, "device": "auto", "dtype": "auto"}.items() <= facts["settings"].items()
 
 
 def test_the_doctor_speaks_to_persons_too(kinema):

@@ -43,7 +43,7 @@ def _examined(settings: Settings) -> dict[str, Any]:
     from kinema.models.painters import default_painter
     from kinema.models.placement import available_devices, free_memory, pick_device, pick_dtype
 
-    problems, in_force = [], settings.model_dump()
+    problems, in_force = [], settings.model_dump(mode="json")
     try:
         device = pick_device(settings.device)
     except InvalidRequest as error:
