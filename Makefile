@@ -35,7 +35,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed
-	@$(PIP) --editable ".[dev]"
+	@$(PIP) --editable ".[dev,server]"
 	@touch $@
 
 # The browser tests want Debian's chromium; where it can't be brought they skip, and say so.

@@ -1,0 +1,377 @@
+"""The queue of jobs: what every face of the server calls, from any thread."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from typing import TYPE_CHECKING, Any, Self
+
+from kinema.errors import InvalidRequest, JobUnfinished, KeyReused, QueueFull, QueueUnavailable
+from kinema.jobs.files import Files
+from kinema.jobs.running import DAY, PREVIEW, Runner, remove
+from kinema.jobs.store import KeyTaken, Store
+from kinema.jobs.values import PRODUCTS, Failure, Job, Page
+from kinema.jobs.watching import AsyncInbox, Inbox, Watchers
+from kinema.jobs.workers import devices_for
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Sequence
+    from pathlib import Path
+    from types import TracebackType
+
+    from kinema.settings import Settings
+    from kinema.values import VideoRequest
+
+CANCELLED = Failure("cancelled", "it was cancelled")
+MAX_PRIORITY = 1000
+MAX_KEY = 255
+MAX_PAGE = 1000
+# Where this process doesn't run the jobs itself, it looks at those that are watched so often.
+WATCH_SECONDS = 1.0
+
+
+class Queue:
+    """Jobs that outlive this process: they, their stills and results lie in the data folder and the database.
+
+    All methods may be called from any thread and take a few milliseconds; within an event loop, call them by
+    `asyncio.to_thread`, and watch by `watch_async`. Only one process runs a folder's jobs: a second one with the same
+    settings takes over when the first has ended; until then it can do all else.
+
+        with Queue(settings, work="kinema.serving.work:work") as queue:
+            job = queue.submit(request, still=Path("rocket.png").read_bytes())
+            for job in queue.watch(job.id):
+                print(job.status, job.queue_position, job.stage, job.step, job.total, job.eta)
+            video = queue.result(job.id)
+
+    Args:
+        settings: Where everything lies, how much is kept, and how many workers there are.
+        work: Where the work (`kinema.jobs.values.Work`) can be imported from, as "package.module:attribute". None
+            only looks on, and lets other processes run the jobs.
+        devices: The device of each worker; None takes those of the settings.
+
+    Raises:
+        QueueUnavailable: where the data folder or the database can't be used.
+    """
+
+    def __init__(self, settings: Settings, work: str | None = None, *, devices: Sequence[str] | None = None) -> None:
+        self._settings = settings
+        self._files = Files(settings.data_dir)
+        url = settings.database_url or f"sqlite:///{self._files.root / 'jobs.sqlite3'}"
+        self._store = Store(url)
+        self._watchers = Watchers()
+        self._closed = False
+        self._runner: Runner | None = None
+        if work is not None:
+            devices = devices_for(settings) if devices is None else devices
+            # Two files, so that the table of jobs never waits for DBOS; in PostgreSQL it has a schema of its own.
+            workflows = f"{url}.workflows" if url.startswith("sqlite") else url
+            self._runner = Runner(work, devices, settings, self._store, self._files, self._watchers, workflows)
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(grace=0)
+
+    def open(self) -> None:
+        """Begin to run jobs, those first that were running when the last process ended."""
+        if self._runner is not None:
+            self._runner.start()
+
+    def close(self, grace: float = 25.0) -> None:
+        """Take no more jobs; wait `grace` seconds for running ones, then put them back for the next opening."""
+        if not self._closed:
+            self._closed = True
+            if self._runner is not None:
+                self._runner.close(grace)
+            self._store.close()
+
+    @property
+    def ready(self) -> bool:
+        """Whether this process runs the jobs."""
+        return self._runner is not None and self._runner.ready.is_set() and not self._closed
+
+    @property
+    def workers(self) -> tuple[int | None, ...]:
+        """The process of each worker, None for one that is not ready."""
+        return () if self._runner is None else tuple(worker.pid for worker in self._runner.pool.workers)
+
+    def submit(
+        self,
+        request: VideoRequest,
+        *,
+        still: bytes | None = None,
+        title: str | None = None,
+        priority: int = 0,
+        pinned: bool = False,
+        idempotency_key: str | None = None,
+        fingerprint: str | None = None,
+    ) -> Job:
+        """Accept a job: once this returns, it will be done.
+
+        Args:
+            request: What to make. Its prompt draws the still; with a still given, it has none.
+            still: The picture's bytes, as they came, already found to be usable.
+            title: What people will know the job by; the request's prompt if None.
+            priority: Those with more go first, whenever they came: -1000 to 1000.
+            pinned: Never to expire.
+            idempotency_key: The same key gives the same job, however often it comes.
+            fingerprint: What was asked, where request, still and title don't tell: a seed that was drawn for the
+                caller differs each time. The same key with another fingerprint is refused.
+
+        Raises:
+            InvalidRequest: neither prompt nor still, or both; a priority or key out of range.
+            QueueFull: as many jobs wait as may.
+            InsufficientDisk: less is free than must be.
+            KeyReused: the key came before, with something else.
+            QueueUnavailable: the queue is closing, or its database does not answer.
+        """
+        self._check(request, still, priority, idempotency_key)
+        asked = fingerprint or _fingerprint(request, still, title)
+        if idempotency_key is not None and (known := self._known(idempotency_key, asked)):
+            return known
+        self._files.check_room(self._settings.min_free_gb)
+        if self._store.waiting() >= self._settings.queue_size:  # before anything is written
+            raise self._full()
+        values: dict[str, Any] = {
+            "id": f"video_{secrets.token_hex(16)}",
+            "model": request.model,
+            "priority": priority,
+            "request": request.model_dump_json(),
+            "title": request.prompt if title is None else title,
+            "pinned": pinned,
+            "idempotency_key": idempotency_key,
+            "fingerprint": asked,
+        }
+        try:
+            if still is None:
+                added = self._store.add(values, self._settings.queue_size)
+            else:
+                with self._files.changing():
+                    values["still"] = self._files.add_still(still)
+                    added = self._store.add(values, self._settings.queue_size)
+        except KeyTaken:  # the same request twice at once
+            assert idempotency_key is not None, "keys are all that can be taken"
+            return self._known(idempotency_key, asked) or self.submit(
+                request, still=still, title=title, priority=priority, pinned=pinned,
+                idempotency_key=idempotency_key, fingerprint=fingerprint,
+            )  # fmt: skip
+        if not added:
+            raise self._full()
+        self._changed()
+        return self.get(str(values["id"]))
+
+    def get(self, job_id: str) -> Job:
+        """A job as it is now.
+
+        Raises:
+            JobNotFound: where there is none with this id.
+        """
+        return self._as_it_is(self._store.get(job_id))
+
+    def list(self, *, after: str | None = None, limit: int = 20, newest_first: bool = True) -> Page:
+        """Jobs by their time of coming; for the next page, those `after` the last one's id.
+
+        Raises:
+            JobNotFound: where there is no job with the id `after`.
+            InvalidRequest: for a limit other than 1 to 1000.
+        """
+        if not 1 <= limit <= MAX_PAGE:
+            raise InvalidRequest(f"limit {limit} is out of range: 1 to {MAX_PAGE}", "limit")
+        page = self._store.page(after, limit, newest_first=newest_first)
+        return Page(tuple(self._as_it_is(job) for job in page.jobs), page.has_more)
+
+    def waiting(self) -> int:
+        """How many jobs are queued."""
+        return self._store.waiting()
+
+    def watch(self, job_id: str) -> Iterator[Job]:
+        """The job now, and again whenever it changes, until it is finished or deleted.
+
+        Raises:
+            JobNotFound: where there is none with this id.
+        """
+        inbox = Inbox()
+        with self._watchers.telling(job_id, inbox.tell):
+            job: Job | None = self.get(job_id)
+            while job is not None:
+                yield job
+                if job.finished:
+                    return
+                job = self._next(job, inbox)
+
+    def _next(self, before: Job, inbox: Inbox) -> Job | None:
+        while True:
+            try:
+                return inbox.wait(WATCH_SECONDS)
+            except TimeoutError:
+                if (job := self._changed_elsewhere(before)) is not before:
+                    return job
+
+    async def watch_async(self, job_id: str) -> AsyncIterator[Job]:
+        """As `watch`, for an event loop: a hundred watchers cost little more than one."""
+        import asyncio
+
+        inbox = AsyncInbox()
+        with self._watchers.telling(job_id, inbox.tell):
+            job: Job | None = await asyncio.to_thread(self.get, job_id)
+            while job is not None:
+                yield job
+                if job.finished:
+                    return
+                before = job
+                while job is before:
+                    try:
+                        job = await inbox.wait(WATCH_SECONDS)
+                    except TimeoutError:
+                        if not self.ready:
+                            job = await asyncio.to_thread(self._changed_elsewhere, before)
+
+    def cancel(self, job_id: str) -> Job:
+        """A queued or running job fails as "cancelled", and its worker is free within a step; a finished one stays.
+
+        Raises:
+            JobNotFound: where there is none with this id.
+        """
+        self._store.get(job_id)
+        if self._store.fail(job_id, CANCELLED, self._settings.keep_days * DAY):
+            self._stop(job_id)
+        return self.get(job_id)
+
+    def delete(self, job_id: str) -> None:
+        """Cancel a job if it is not finished, and delete it with all its files, also a pinned one.
+
+        Raises:
+            JobNotFound: where there is none with this id.
+        """
+        self._store.get(job_id)
+        remove(self._store, self._files, job_id)
+        self._stop(job_id)
+        self._watchers.publish(job_id, None)
+
+    def pin(self, job_id: str, *, pinned: bool = True) -> Job:
+        """Keep a job for good, or let it expire KINEMA_KEEP_DAYS from now.
+
+        Raises:
+            JobNotFound: where there is none with this id.
+        """
+        self._store.pin(job_id, self._settings.keep_days * DAY, pinned=pinned)
+        return self.get(job_id)
+
+    def result(self, job_id: str) -> Path:
+        """The video's file.
+
+        Raises:
+            JobNotFound: where there is no job with this id.
+            JobUnfinished: where it has no video, with the reason.
+        """
+        job = self.get(job_id)
+        if job.status == "failed":
+            reason = "it failed" if job.error is None else f"{job.error.code}: {job.error.message}"
+            raise JobUnfinished(f"job {job_id} has no video: {reason}")
+        if job.status != "completed":
+            raise JobUnfinished(
+                f"job {job_id} is {job.status.replace('_', ' ')}; its video is there when it is completed"
+            )
+        return self._files.job(job_id) / PRODUCTS["video"]
+
+    def folder(self, job_id: str) -> Path:
+        """A completed job's folder, for what is made from its video; it goes when the job does.
+
+        Raises:
+            JobNotFound, JobUnfinished: as `result`.
+        """
+        return self.result(job_id).parent
+
+    def still(self, job_id: str) -> Path | None:
+        """The file of the still that a job is made from, None until it is drawn.
+
+        Raises:
+            JobNotFound: where there is no job with this id.
+        """
+        sha256 = self.get(job_id).still
+        return None if sha256 is None else self._files.still(sha256)
+
+    def preview(self, job_id: str) -> bytes | None:
+        """The latest preview of a running job, as a JPEG, None where there is none.
+
+        Raises:
+            JobNotFound: where there is no job with this id.
+        """
+        if self.get(job_id).finished:
+            return None
+        try:
+            return (self._files.job(job_id) / PREVIEW).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def estimate(self, request: VideoRequest) -> float | None:
+        """Seconds that a request would take here, without waiting for its turn; None while its model is new here."""
+        if self._runner is None:
+            return None
+        return self._runner.speeds.seconds(request, paints=request.prompt is not None)
+
+    def _check(self, request: VideoRequest, still: bytes | None, priority: int, key: str | None) -> None:
+        if self._closed:
+            raise QueueUnavailable("the queue is closing; try again when the server is back")
+        if (still is None) == (request.prompt is None):
+            what = "neither a still nor a prompt is" if still is None else "a still and a prompt are both"
+            raise InvalidRequest(f"{what} given: give one of them", "prompt")
+        if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
+            raise InvalidRequest(f"priority {priority} is out of range: {-MAX_PRIORITY} to {MAX_PRIORITY}", "priority")
+        if key is not None and not 1 <= len(key) <= MAX_KEY:
+            raise InvalidRequest(f"an idempotency key has 1 to {MAX_KEY} characters, not {len(key)}", "idempotency_key")
+
+    def _known(self, key: str, asked: str) -> Job | None:
+        """The job that this key gave before."""
+        found = self._store.by_key(key)
+        if found is None:
+            return None
+        job, fingerprint = found
+        if fingerprint != asked:
+            raise KeyReused(f"the idempotency key {key!r} came before with another request; give this one its own")
+        return self._as_it_is(job)
+
+    def _full(self) -> QueueFull:
+        """The refusal, with the time until a running job should have ended, and made room."""
+        left = [job.eta for job in self._runner.running() if job.eta is not None] if self._runner is not None else []
+        recent = self._store.latest_completed(5)
+        spans = [job.completed_at - job.started_at for job in recent if job.completed_at and job.started_at]
+        mean = sum(spans) / len(spans) if spans else 30.0
+        wait = max(1.0, min(left, default=mean))
+        return QueueFull(
+            f"{self._settings.queue_size} jobs are waiting, and no more may (KINEMA_QUEUE_SIZE); "
+            f"try again in {wait:.0f} seconds",
+            wait,
+        )
+
+    def _changed(self) -> None:
+        if self._runner is not None:
+            self._runner.changed()
+
+    def _stop(self, job_id: str) -> None:
+        """A job is no longer wanted: tell its worker, the next in the queue and who watches."""
+        if self._runner is not None:
+            self._runner.cancel(job_id)
+        self._changed()
+        found = self._store.some([job_id])
+        if found:
+            self._watchers.publish(job_id, found[0])
+
+    def _as_it_is(self, job: Job) -> Job:
+        return job if self._runner is None else self._runner.as_it_is(job)
+
+    def _changed_elsewhere(self, before: Job) -> Job | None:
+        """A job that another process runs: as it is now, None where it is gone, itself where nothing changed."""
+        if self.ready:
+            return before
+        found = self._store.some([before.id])
+        return None if not found else before if found[0] == before else found[0]
+
+
+def _fingerprint(request: VideoRequest, still: bytes | None, title: str | None) -> str:
+    parts = (request.model_dump_json().encode(), b"" if still is None else still, (title or "").encode())
+    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()

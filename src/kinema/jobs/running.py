@@ -1,0 +1,496 @@
+"""What runs the jobs: lends free workers to those whose turn it is, part by part under DBOS, and keeps house."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import sqlalchemy as sa
+
+from kinema.errors import JobNotFound, KinemaError, QueueUnavailable
+from kinema.jobs.files import clear_asides
+from kinema.jobs.timing import Meter, Speeds
+from kinema.jobs.values import PRODUCTS, Failure, Job, Part, Task
+from kinema.jobs.workers import Pool, PutBack, WorkCancelled, Worker, WorkerLost, WorkFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from kinema.jobs.files import Files
+    from kinema.jobs.store import Store
+    from kinema.jobs.watching import Watchers
+    from kinema.jobs.workers import Wish
+    from kinema.settings import Settings
+
+log = logging.getLogger(__name__)
+
+# How many workers may die or hang under a job before it is the job's fault.
+MAX_ATTEMPTS = 3
+# How often a job may be begun again because the whole server died.
+MAX_RECOVERIES = 50
+PREVIEW = "preview.jpg"
+
+PUBLISH_SECONDS = 0.25
+RECORD_SECONDS = 1.0
+LOOK_SECONDS = 1.0
+HOUSEKEEPING_SECONDS = 30.0
+SWEEP_SECONDS = 3600.0
+DAY = 86_400.0
+# Raised when the order or meaning of a job's parts changes: DBOS then leaves older ones alone, and they are begun anew.
+WORKFLOW_VERSION = "1"
+
+Result = TypeVar("Result")
+
+
+class Run:
+    """A job that is being run: how far it is, told on to the store and to who watches, no more often than it pays."""
+
+    def __init__(self, job: Job, speeds: Speeds, store: Store, watchers: Watchers, closing: threading.Event) -> None:
+        self.job = job
+        self.paints = job.request.prompt is not None
+        self.cancelled = threading.Event()
+        self._closing = closing
+        self._store = store
+        self._watchers = watchers
+        self._meter = Meter(job.request, speeds, job.stage_durations, paints=self.paints)
+        self._published = 0.0
+        self._recorded = time.monotonic()
+
+    def begin(self) -> None:
+        """A worker begins a part."""
+        self._meter.begin()
+        self._watchers.publish(self.job.id, self.snapshot())
+
+    def tell_step(self, stage: str, step: int, total: int) -> None:
+        """A step is done."""
+        new_stage = stage != self._meter.stage
+        self._meter.tell(stage, step, total)
+        now = time.monotonic()
+        if new_stage or step == total or now - self._published >= PUBLISH_SECONDS:
+            self._published = now
+            self._watchers.publish(self.job.id, self.snapshot())
+
+    def tell_preview(self) -> None:
+        """There is another preview."""
+        self.job = dataclasses.replace(self.job, previews=self.job.previews + 1)
+        self._watchers.publish(self.job.id, self.snapshot())
+
+    def snapshot(self) -> Job:
+        """The job as it is at this moment."""
+        meter = self._meter
+        return dataclasses.replace(
+            self.job,
+            stage=meter.stage,
+            step=meter.step,
+            total=meter.total,
+            progress=meter.percent,
+            eta=meter.eta(),
+            stage_durations=dict(meter.durations),
+        )
+
+    def record(self) -> bool:
+        """Write down how far it is; whether it is still wanted."""
+        now = self.snapshot()
+        return self._store.record(
+            now.id,
+            stage=now.stage,
+            step=now.step,
+            total=now.total,
+            progress=now.progress,
+            eta=now.eta,
+            stage_durations=now.stage_durations,
+            previews=now.previews,
+        )
+
+    def wish(self) -> Wish:
+        """Whether the work is to go on. The store is asked now and then: another process may have cancelled it."""
+        # An interpreter that ends waits for its threads, so they must end although no one closed the queue.
+        if self._closing.is_set() or not threading.main_thread().is_alive():
+            return "put back"
+        if not self.cancelled.is_set() and time.monotonic() - self._recorded >= RECORD_SECONDS:
+            self._recorded = time.monotonic()
+            try:
+                if not self.record():
+                    self.cancelled.set()
+            except QueueUnavailable as error:
+                log.warning("job %s: %s", self.job.id, error)
+        return "cancel" if self.cancelled.is_set() else "go on"
+
+
+class Runner:
+    """Runs the jobs of one data folder and database, for as long as this process holds both."""
+
+    def __init__(
+        self,
+        work: str,
+        devices: Sequence[str],
+        settings: Settings,
+        store: Store,
+        files: Files,
+        watchers: Watchers,
+        workflows_url: str,
+    ) -> None:
+        self.speeds = Speeds()
+        self.ready = threading.Event()
+        self._settings = settings
+        self._store = store
+        self._files = files
+        self._watchers = watchers
+        self._workflows_url = workflows_url
+        self._wake = threading.Event()
+        self._stopping = threading.Event()  # no new jobs
+        self._closing = threading.Event()  # running ones are put back
+        self._runs: dict[str, Run] = {}
+        self._lent: dict[str, Worker] = {}
+        self._workflow: Callable[[str], None] | None = None
+        self._places: dict[str, int | None] = {}
+        self._stale_places = False
+        self.pool = Pool(work, devices, settings.step_timeout, self._wake.set)
+        self._thread = threading.Thread(target=self._serve, name="kinema-runner", daemon=True)
+
+    def start(self) -> None:
+        """Begin to run jobs, as soon as no other process does."""
+        self._thread.start()
+
+    def close(self, grace: float) -> None:
+        """Begin no more jobs, wait so many seconds for running ones, put back the rest, end the workers."""
+        self._stopping.set()
+        self._wake.set()
+        deadline = time.monotonic() + grace
+        while self._runs and time.monotonic() < deadline:
+            time.sleep(0.05)
+        self._closing.set()
+        self._thread.join()
+
+    def changed(self) -> None:
+        """The queue is not what it was: jobs came, or went."""
+        self._stale_places = True
+        self._wake.set()
+
+    def cancel(self, job_id: str) -> None:
+        """End a job's work, if it runs here."""
+        run = self._runs.get(job_id)
+        if run is not None:
+            run.cancelled.set()
+
+    def as_it_is(self, job: Job) -> Job:
+        """A job from the store with what is not written down yet."""
+        run = self._runs.get(job.id)
+        if job.status == "in_progress" and run is not None:
+            return run.snapshot()
+        return job
+
+    def running(self) -> list[Job]:
+        """The jobs that are being run here."""
+        return [run.snapshot() for run in list(self._runs.values())]
+
+    def _serve(self) -> None:
+        try:
+            with self._alone() as alone:
+                if alone:
+                    self._run_jobs()
+        except Exception:
+            log.exception("the queue's jobs are no longer run")
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[bool]:
+        """Wait until no other process runs the jobs of this folder and database; False where it closes before that."""
+        with (self._files.root / ".runner").open("ab") as lock, contextlib.ExitStack() as held:
+            while not self._stopping.is_set():
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    with contextlib.ExitStack() as tried:
+                        if tried.enter_context(self._store.sole_runner()):
+                            held.push(tried.pop_all())
+                            yield True
+                            return
+                self._stopping.wait(0.25)
+            yield False
+
+    def _run_jobs(self) -> None:
+        self.speeds = Speeds(self._store.latest_completed(20))
+        self._sweep()
+        launched = self._launch()
+        self.pool.start()
+        try:
+            self._reconcile()
+            self.ready.set()
+            kept = swept = time.monotonic()
+            while not self._stopping.is_set():
+                self._guarded(self._lend)
+                self._guarded(self._publish_places)
+                if time.monotonic() - kept > HOUSEKEEPING_SECONDS:
+                    self._guarded(self._keep_house)
+                    kept = time.monotonic()
+                if time.monotonic() - swept > SWEEP_SECONDS:
+                    self._guarded(self._sweep)
+                    swept = time.monotonic()
+                self._wake.wait(LOOK_SECONDS)  # jobs may come from other processes, too
+                self._wake.clear()
+            self._closing.wait()
+            deadline = time.monotonic() + 5
+            while self._runs and time.monotonic() < deadline:
+                time.sleep(0.02)
+        finally:
+            self._closing.set()
+            self.pool.close()
+            launched()
+
+    def _guarded(self, action: Callable[[], None]) -> None:
+        """The queue lives through a full disk and a database that is away; both are told, and tried again."""
+        try:
+            action()
+        except (KinemaError, OSError, sa.exc.SQLAlchemyError) as error:
+            log.warning("%s", error)
+
+    def _launch(self) -> Callable[[], None]:
+        """Start DBOS, which begins again what was running when its last process ended; how to stop it."""
+        from dbos import DBOS
+
+        def kinema_job(job_id: str) -> None:
+            self._run(job_id)
+
+        DBOS(
+            config={
+                "name": "kinema",
+                "system_database_url": self._workflows_url,
+                # Fixed: DBOS's own would change with the code and the process, and strand what they left.
+                "executor_id": "kinema",
+                "application_version": WORKFLOW_VERSION,
+                "enable_otlp": False,
+                "log_level": "ERROR",
+                "use_listen_notify": False,
+            }
+        )
+        self._workflow = DBOS.workflow(name="kinema_job", max_recovery_attempts=MAX_RECOVERIES)(kinema_job)
+        try:
+            DBOS.launch()
+        except Exception as error:  # noqa: BLE001 - DBOS raises its own, SQLAlchemy's and the driver's
+            DBOS.destroy(destroy_registry=True)
+            raise QueueUnavailable(f"the queue's workflows can't be opened: {error}") from None
+        return functools.partial(DBOS.destroy, destroy_registry=True)
+
+    def _lend(self) -> None:
+        """Lend each free worker to the job whose turn it is."""
+        from dbos import DBOS, SetWorkflowID
+
+        while not self._stopping.is_set() and (models := self.pool.free_models()):
+            claimed = self._store.claim(models)
+            if claimed is None:
+                return
+            job_id, model = claimed
+            worker = self.pool.take(model)
+            if worker is None:  # one that goes on after a crash was quicker
+                self._store.unclaim(job_id)
+                return
+            assert self._workflow is not None, "DBOS is launched before jobs are lent to"
+            self._lent[job_id] = worker
+            self._stale_places = True
+            try:
+                with SetWorkflowID(job_id):
+                    DBOS.start_workflow(self._workflow, job_id)
+            except Exception:
+                del self._lent[job_id]
+                self.pool.give_back(worker)
+                self._store.unclaim(job_id)
+                raise
+
+    def _run(self, job_id: str) -> None:
+        """One job, from its first part to its last; DBOS begins it again after a crash, and skips what is done."""
+        worker = self._lent.pop(job_id, None)
+        try:
+            job = self._insisting(lambda: self._store.get(job_id))
+            if job.status != "in_progress":  # cancelled, or completed in the moment of the crash
+                return
+            run = self._runs[job_id] = Run(job, self.speeds, self._store, self._watchers, self._closing)
+            log.info("job %s begins", job_id)
+            if worker is None:
+                worker = self.pool.wait_for(job.request.model, run.wish)
+            self._run_parts(run, worker)
+        except (JobNotFound, WorkCancelled):
+            log.info("job %s was cancelled", job_id)
+        except Exception as error:  # DBOS's own signals are none
+            log.exception("job %s failed by a defect", job_id)
+            self._fail(job_id, Failure("internal_error", f"{type(error).__name__}: {error}"))
+        finally:
+            self._runs.pop(job_id, None)
+            if worker is not None:
+                self.pool.give_back(worker)
+            if not self._closing.is_set():
+                self._after(job_id)
+
+    def _run_parts(self, run: Run, worker: Worker) -> None:
+        from dbos import DBOS
+
+        # By the request alone: begun again, a job must go through the same parts in the same order.
+        parts: tuple[Part, ...] = ("still", "latents", "video") if run.paints else ("latents", "video")
+        for part in parts:
+            made = DBOS.run_step({"name": part}, self._make, run, part, worker)
+            if "code" in made:
+                self._fail(run.job.id, Failure(made["code"], made["message"]))
+                return
+            run.job = dataclasses.replace(run.job, still=made["still"])
+        self._insisting(run.record)
+        if self._insisting(lambda: self._store.complete(run.job.id, self._settings.keep_days * DAY)):
+            self.speeds.learn(run.snapshot())
+            log.info("job %s is completed", run.job.id)
+
+    def _make(self, run: Run, part: Part, worker: Worker) -> dict[str, Any]:
+        """Make a part of a job; what DBOS writes down: the still's hash, or why it failed."""
+        folder = self._files.job(run.job.id)
+        folder.mkdir(exist_ok=True, mode=0o700)
+        still = run.job.still
+        while True:
+            clear_asides(folder)
+            task = Task(
+                job=run.job.id,
+                part=part,
+                request=run.job.request,
+                still=None if still is None else self._files.still(still),
+                latents=folder / PRODUCTS["latents"] if part == "video" else None,
+            )
+            try:
+                worker.perform(task, folder, functools.partial(self._hear, run), run.wish)
+                return {"still": self._keep_still(run) if part == "still" else still}
+            except WorkFailed as fault:
+                return {"code": fault.code, "message": str(fault)}
+            except WorkerLost as lost:
+                attempts = self._insisting(lambda: self._store.count_attempt(run.job.id))
+                run.job = dataclasses.replace(run.job, attempts=attempts)
+                log.warning("job %s, attempt %d: %s", run.job.id, attempts, lost)
+                if attempts >= MAX_ATTEMPTS:
+                    return {"code": lost.code, "message": f"{lost}, the {attempts}th time under this job"}
+
+    def _hear(self, run: Run, told: tuple[Any, ...]) -> None:
+        match told:
+            case ("begun",):
+                run.begin()
+            case ("step", stage, step, total):
+                run.tell_step(stage, step, total)
+            case ("preview", data):
+                path = self._files.job(run.job.id) / PREVIEW
+                with contextlib.suppress(OSError):  # a preview is no reason to fail
+                    aside = path.with_name(f".{PREVIEW}")
+                    aside.write_bytes(data)
+                    aside.replace(path)
+                    run.tell_preview()
+
+    def _keep_still(self, run: Run) -> str:
+        """Put a drawn still where the given ones are."""
+        drawn = self._files.job(run.job.id) / PRODUCTS["still"]
+        with self._files.changing():
+            sha256 = self._files.add_still(drawn.read_bytes())
+            self._insisting(lambda: self._store.record(run.job.id, still=sha256))
+        drawn.unlink()
+        return sha256
+
+    def _fail(self, job_id: str, failure: Failure) -> None:
+        self._insisting(lambda: self._store.fail(job_id, failure, self._settings.keep_days * DAY))
+        log.warning("job %s failed: %s: %s", job_id, failure.code, failure.message)
+
+    def _after(self, job_id: str) -> None:
+        """Delete what only the work needed, all of it where the job is gone, and tell who watches."""
+        try:
+            job = self._insisting(lambda: self._store.get(job_id))
+        except JobNotFound:
+            self._files.drop_job(job_id)
+            self._watchers.publish(job_id, None)
+            return
+        if job.finished:
+            folder = self._files.job(job_id)
+            for name in (PRODUCTS["latents"], PRODUCTS["still"], PREVIEW):
+                (folder / name).unlink(missing_ok=True)
+            if job.status == "failed":
+                self._files.drop_job(job_id)
+        self._watchers.publish(job_id, job)
+
+    def _insisting(self, action: Callable[[], Result]) -> Result:
+        """What must be done before a job goes on, tried until the database is there.
+
+        Raises:
+            PutBack: where the queue closes before that.
+        """
+        pause = 0.1
+        while True:
+            try:
+                return action()
+            except QueueUnavailable as error:
+                log.warning("%s", error)
+                if self._closing.wait(pause) or not threading.main_thread().is_alive():
+                    raise PutBack from None
+                pause = min(5.0, pause * 2)
+
+    def _publish_places(self) -> None:
+        """Tell who watches a queued job of its new place."""
+        watched = [job_id for job_id in self._watchers.watched() if job_id not in self._runs]
+        if not self._stale_places or not watched:
+            return
+        self._stale_places = False
+        before, self._places = self._places, {}
+        for job in self._store.some(watched):
+            self._places[job.id] = job.queue_position
+            if job.status == "queued" and before.get(job.id) != job.queue_position:
+                self._watchers.publish(job.id, job)
+
+    def _reconcile(self) -> None:
+        """Jobs in progress of which DBOS knows nothing, or nothing more, don't stay so for ever."""
+        from dbos import DBOS
+
+        for job in self._store.running():
+            if job.id in self._runs or job.id in self._lent:
+                continue
+            status = DBOS.get_workflow_status(job.id)
+            if status is None:  # the server died between claiming it and telling DBOS
+                self._store.unclaim(job.id)
+                self.changed()
+            elif status.status not in ("PENDING", "ENQUEUED", "DELAYED"):
+                self._fail(
+                    job.id, Failure("interrupted", f"the server died {MAX_RECOVERIES} times over it, or lost track")
+                )
+            elif status.app_version != WORKFLOW_VERSION:
+                DBOS.cancel_workflow(job.id)
+                DBOS.delete_workflow(job.id)
+                self._store.unclaim(job.id)
+
+    def _keep_house(self) -> None:
+        """Delete what expired, and what DBOS noted of jobs that are done."""
+        from dbos import DBOS
+
+        for job_id in self._store.expired():
+            remove(self._store, self._files, job_id)
+            self._watchers.publish(job_id, None)
+            log.info("job %s expired", job_id)
+        done = DBOS.list_workflows(
+            status=["SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"],
+            load_input=False,
+            load_output=False,
+            limit=1000,
+        )
+        self._reconcile()
+        finished = [workflow.workflow_id for workflow in done if workflow.workflow_id not in self._runs]
+        if finished:
+            DBOS.delete_workflows(finished)
+
+    def _sweep(self) -> None:
+        with self._files.changing():
+            known, wanted = self._store.everything()
+            self._files.sweep(known, wanted, self._settings.keep_days * DAY)
+
+
+def remove(store: Store, files: Files, job_id: str) -> bool:
+    """Forget a job, and delete its files and its still unless another job needs it; whether it was there."""
+    with contextlib.suppress(JobNotFound), files.changing():
+        job = store.get(job_id)
+        if store.remove(job_id):
+            if job.finished:
+                files.drop_job(job_id)  # else who runs it does so, once its worker has stopped
+            if job.still is not None and not store.needs(job.still):
+                files.drop_still(job.still)
+            return True
+    return False

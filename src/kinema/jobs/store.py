@@ -1,0 +1,346 @@
+"""The table of jobs, in SQLite or PostgreSQL: every change of a job's state is one guarded statement.
+
+What is true of a job stands here; DBOS knows which parts of a running one are done.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import contextmanager, nullcontext
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+
+from kinema.errors import JobNotFound, QueueUnavailable
+from kinema.jobs.values import Failure, Job, Page
+from kinema.values import VideoRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
+
+_tables = sa.MetaData()
+_jobs = sa.Table(
+    "kinema_jobs",
+    _tables,
+    sa.Column("seq", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    sa.Column("id", sa.Text, nullable=False, unique=True),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("priority", sa.Integer, nullable=False),
+    sa.Column("passed", sa.Integer, nullable=False, default=0),  # how often another job went ahead of it
+    sa.Column("request", sa.Text, nullable=False),
+    sa.Column("title", sa.Text),
+    sa.Column("still", sa.Text, index=True),
+    sa.Column("idempotency_key", sa.Text, unique=True),
+    sa.Column("fingerprint", sa.Text),
+    sa.Column("stage", sa.Text),
+    sa.Column("step", sa.Integer, nullable=False, default=0),
+    sa.Column("total", sa.Integer, nullable=False, default=0),
+    sa.Column("progress", sa.Integer, nullable=False, default=0),
+    sa.Column("eta", sa.Float),
+    sa.Column("stage_durations", sa.Text, nullable=False, default="{}"),
+    sa.Column("previews", sa.Integer, nullable=False, default=0),
+    sa.Column("attempts", sa.Integer, nullable=False, default=0),
+    sa.Column("error_code", sa.Text),
+    sa.Column("error_message", sa.Text),
+    sa.Column("pinned", sa.Boolean, nullable=False, default=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("started_at", sa.Float),
+    sa.Column("completed_at", sa.Float),
+    sa.Column("expires_at", sa.Float),
+    sa.Index("kinema_jobs_order", "status", "priority", "seq"),
+    sqlite_autoincrement=True,  # a deleted job's number is never given again, so that paging stays true
+)
+_QUEUED = _jobs.c.status == "queued"
+_RUNNING = _jobs.c.status == "in_progress"
+_TURN = (_jobs.c.priority.desc(), _jobs.c.seq)
+
+# Keys of PostgreSQL's advisory locks: "kinema" in hexadecimal, and one more.
+_SUBMIT_LOCK = 0x6B696E656D61
+_RUNNER_LOCK = _SUBMIT_LOCK + 1
+# How often a job may be passed over for another of the model that is loaded.
+MAX_PASSED = 3
+
+
+class Store:
+    """The table of jobs at a database's address; made at its first use.
+
+    Raises:
+        QueueUnavailable: from every method, where the database does not answer.
+    """
+
+    def __init__(self, url: str) -> None:
+        try:
+            self._engine = _engine(url)
+            self._sqlite = self._engine.dialect.name == "sqlite"
+            # SQLite lets one writer in at a time; here they wait in order, there they would sleep and try again.
+            self._writing = Lock() if self._sqlite else nullcontext()
+            with self._engine.begin() as connection:
+                if not self._sqlite:  # two servers that begin at once
+                    connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SUBMIT_LOCK)))
+                _tables.create_all(connection)
+        except (SQLAlchemyError, ImportError, ValueError) as error:
+            raise QueueUnavailable(
+                f"the queue's database can't be opened ({_reason(error)}); KINEMA_DATABASE_URL is postgresql://…, or "
+                "unset for an SQLite file in the data folder"
+            ) from None
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+    @contextmanager
+    def _write(self) -> Iterator[sa.Connection]:
+        with self._writing, _translated(), self._engine.begin() as connection:
+            if self._sqlite:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            yield connection
+
+    @contextmanager
+    def _read(self) -> Iterator[sa.Connection]:
+        with _translated(), self._engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def sole_runner(self) -> Iterator[bool]:
+        """Whether this process may run this database's jobs, until the context is left; SQLite's file has its own."""
+        if self._sqlite:
+            yield True
+            return
+        with _translated(), self._engine.connect() as connection:
+            lock = sa.select(sa.func.pg_try_advisory_lock(_RUNNER_LOCK))
+            taken = bool(connection.execution_options(isolation_level="AUTOCOMMIT").execute(lock).scalar())
+            try:
+                yield taken
+            finally:
+                connection.invalidate()  # the lock is the session's
+
+    def add(self, values: Mapping[str, Any], bound: int) -> bool:
+        """A new queued job, or False where `bound` are waiting.
+
+        Raises:
+            KeyTaken: where the idempotency key is another job's.
+        """
+        waiting = sa.select(sa.func.count()).select_from(_jobs).where(_QUEUED)
+        try:
+            with self._write() as connection:
+                if not self._sqlite:
+                    connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SUBMIT_LOCK)))
+                if connection.execute(waiting).scalar_one() >= bound:
+                    return False
+                connection.execute(_jobs.insert().values(status="queued", created_at=time.time(), **values))
+        except IntegrityError:
+            raise KeyTaken from None
+        return True
+
+    def waiting(self) -> int:
+        """How many jobs are queued."""
+        with self._read() as connection:
+            return connection.execute(sa.select(sa.func.count()).select_from(_jobs).where(_QUEUED)).scalar_one()
+
+    def by_key(self, key: str) -> tuple[Job, str] | None:
+        """The job with an idempotency key, and the fingerprint of what was asked."""
+        with self._read() as connection:
+            row = connection.execute(_with_places().where(_jobs.c.idempotency_key == key)).mappings().first()
+        return None if row is None else (_job(row), row["fingerprint"])
+
+    def get(self, job_id: str) -> Job:
+        """One job.
+
+        Raises:
+            JobNotFound: where there is none with this id.
+        """
+        found = self.some([job_id])
+        if not found:
+            raise JobNotFound(f"there is no job {job_id!r}; it was deleted, it expired, or it never was")
+        return found[0]
+
+    def some(self, ids: Collection[str]) -> list[Job]:
+        """Those of these jobs that are there."""
+        with self._read() as connection:
+            rows = connection.execute(_with_places().where(_jobs.c.id.in_(ids))).mappings().all()
+        return [_job(row) for row in rows]
+
+    def page(self, after: str | None, limit: int, *, newest_first: bool) -> Page:
+        """Jobs by their time of coming, those after one of them or from the start."""
+        query = _with_places().order_by(_jobs.c.seq.desc() if newest_first else _jobs.c.seq).limit(limit + 1)
+        with self._read() as connection:
+            if after is not None:
+                seq = connection.execute(sa.select(_jobs.c.seq).where(_jobs.c.id == after)).scalar()
+                if seq is None:
+                    raise JobNotFound(f"there is no job {after!r} to list those after it")
+                query = query.where(_jobs.c.seq < seq if newest_first else _jobs.c.seq > seq)
+            rows = connection.execute(query).mappings().all()
+        return Page(tuple(_job(row) for row in rows[:limit]), has_more=len(rows) > limit)
+
+    def claim(self, models: Collection[str | None]) -> tuple[str, str] | None:
+        """Take the next job (id and model) for workers with these models loaded, or None where none waits.
+
+        A job of a loaded model goes ahead of the first of its priority, which at most MAX_PASSED may do.
+        """
+        columns = (_jobs.c.id, _jobs.c.model, _jobs.c.priority, _jobs.c.passed)
+        with self._write() as connection:
+            first = connection.execute(sa.select(*columns).where(_QUEUED).order_by(*_TURN).limit(1)).first()
+            if first is None:
+                return None
+            chosen = first
+            if first.model not in models and None not in models and first.passed < MAX_PASSED:
+                alike = sa.select(*columns).where(
+                    _QUEUED, _jobs.c.priority == first.priority, _jobs.c.model.in_([m for m in models if m])
+                )
+                chosen = connection.execute(alike.order_by(*_TURN).limit(1)).first() or first
+            if chosen is not first:
+                passed = _jobs.update().where(_jobs.c.id == first.id).values(passed=first.passed + 1)
+                connection.execute(passed)
+            started = {"status": "in_progress", "started_at": time.time()}
+            connection.execute(_jobs.update().where(_jobs.c.id == chosen.id, _QUEUED).values(started))
+        return chosen.id, chosen.model
+
+    def unclaim(self, job_id: str) -> None:
+        """Queue a claimed job again, at its old place, where its work never began."""
+        self._change(job_id, _RUNNING, status="queued", started_at=None)
+
+    def running(self) -> list[Job]:
+        """All jobs in progress."""
+        with self._read() as connection:
+            rows = connection.execute(_with_places().where(_RUNNING)).mappings().all()
+        return [_job(row) for row in rows]
+
+    def record(self, job_id: str, **values: Any) -> bool:
+        """Write down how a running job stands; whether it is still running."""
+        if "stage_durations" in values:
+            values["stage_durations"] = json.dumps(values["stage_durations"])
+        return self._change(job_id, _RUNNING, **values)
+
+    def complete(self, job_id: str, keep_seconds: float) -> bool:
+        """A running job is completed, once; whether it was this call."""
+        now = time.time()
+        expires = sa.case((_jobs.c.pinned, None), else_=now + keep_seconds)
+        done = {"status": "completed", "progress": 100, "eta": None, "completed_at": now, "expires_at": expires}
+        return self._change(job_id, _RUNNING, **done)
+
+    def fail(self, job_id: str, failure: Failure, keep_seconds: float) -> bool:
+        """A queued or running job failed, or was cancelled, once; whether it was this call."""
+        now = time.time()
+        expires = sa.case((_jobs.c.pinned, None), else_=now + keep_seconds)
+        fault = {"error_code": failure.code, "error_message": failure.message}
+        ended = {"status": "failed", "eta": None, "completed_at": now, "expires_at": expires}
+        return self._change(job_id, sa.or_(_QUEUED, _RUNNING), **ended, **fault)
+
+    def pin(self, job_id: str, keep_seconds: float, *, pinned: bool) -> bool:
+        """Keep a job for good, or let it expire counted from now; whether it is there."""
+        ended = _jobs.c.completed_at.is_not(None)
+        expires = sa.null() if pinned else sa.case((ended, time.time() + keep_seconds), else_=None)
+        return self._change(job_id, sa.true(), pinned=pinned, expires_at=expires)
+
+    def count_attempt(self, job_id: str) -> int:
+        """A worker died or hung under this job; how many there were."""
+        with self._write() as connection:
+            counted = _jobs.update().where(_jobs.c.id == job_id).values(attempts=_jobs.c.attempts + 1)
+            found = connection.execute(counted.returning(_jobs.c.attempts)).scalar()
+        return int(found or 0)
+
+    def remove(self, job_id: str) -> bool:
+        """Forget a job; whether it was there."""
+        with self._write() as connection:
+            return connection.execute(_jobs.delete().where(_jobs.c.id == job_id)).rowcount == 1
+
+    def expired(self) -> list[str]:
+        """Jobs whose time is over."""
+        over = sa.select(_jobs.c.id).where(_jobs.c.expires_at < time.time(), sa.not_(_jobs.c.pinned))
+        with self._read() as connection:
+            return list(connection.execute(over).scalars())
+
+    def needs(self, still: str) -> bool:
+        """Whether any job was made, or will be, from this still."""
+        with self._read() as connection:
+            return connection.execute(sa.select(_jobs.c.id).where(_jobs.c.still == still).limit(1)).first() is not None
+
+    def everything(self) -> tuple[set[str], set[str]]:
+        """The ids of all jobs, and the stills that they need."""
+        with self._read() as connection:
+            rows = connection.execute(sa.select(_jobs.c.id, _jobs.c.still)).all()
+        return {row.id for row in rows}, {row.still for row in rows if row.still is not None}
+
+    def latest_completed(self, count: int) -> list[Job]:
+        """The jobs that were completed last, the newest first."""
+        query = sa.select(_jobs, sa.null().label("place")).where(_jobs.c.status == "completed")
+        with self._read() as connection:
+            rows = connection.execute(query.order_by(_jobs.c.completed_at.desc()).limit(count)).mappings().all()
+        return [_job(row) for row in rows]
+
+    def _change(self, job_id: str, guard: sa.ColumnElement[bool], **values: Any) -> bool:
+        with self._write() as connection:
+            return connection.execute(_jobs.update().where(_jobs.c.id == job_id, guard).values(values)).rowcount == 1
+
+
+class KeyTaken(Exception):
+    """Another job has this idempotency key."""
+
+
+def _engine(url: str) -> sa.Engine:
+    parsed = sa.make_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        engine = sa.create_engine(parsed, connect_args={"timeout": 30, "isolation_level": "IMMEDIATE"})
+
+        @sa.event.listens_for(engine, "connect")
+        def _(connection: Any, _record: Any) -> None:
+            connection.execute("PRAGMA journal_mode=WAL")  # who reads never waits for who writes
+            connection.execute("PRAGMA synchronous=FULL")  # what was accepted survives a power cut
+
+        return engine
+    if parsed.get_backend_name() not in ("postgresql", "postgres"):
+        raise ValueError(f"{parsed.drivername!r} is no database that the queue knows")
+    return sa.create_engine(parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
+
+
+def _with_places() -> sa.Select[Any]:
+    """All jobs, each queued one with its place among them."""
+    place = sa.func.row_number().over(order_by=_TURN).label("place")
+    places = sa.select(_jobs.c.seq, place).where(_QUEUED).subquery()
+    return sa.select(_jobs, places.c.place).outerjoin(places, places.c.seq == _jobs.c.seq)
+
+
+def _job(row: sa.RowMapping) -> Job:
+    return Job(
+        id=row["id"],
+        status=row["status"],
+        # It was checked when it came; a later version's narrower ranges don't make it unreadable.
+        request=VideoRequest.model_construct(**json.loads(row["request"])),
+        title=row["title"],
+        still=row["still"],
+        priority=row["priority"],
+        created_at=row["created_at"],
+        started_at=row["started_at"],
+        completed_at=row["completed_at"],
+        expires_at=row["expires_at"],
+        pinned=row["pinned"],
+        queue_position=row["place"],
+        stage=row["stage"],
+        step=row["step"],
+        total=row["total"],
+        progress=row["progress"],
+        eta=row["eta"],
+        error=None if row["error_code"] is None else Failure(row["error_code"], row["error_message"]),
+        stage_durations=json.loads(row["stage_durations"]),
+        previews=row["previews"],
+        attempts=row["attempts"],
+    )
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except IntegrityError:
+        raise
+    except SQLAlchemyError as error:
+        raise QueueUnavailable(f"the queue's database does not answer: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, in the driver's words: they hold neither address nor password of ours."""
+    return str(error.orig if isinstance(error, DBAPIError) else error).strip().partition("\n")[0]

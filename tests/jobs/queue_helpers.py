@@ -1,0 +1,39 @@
+"""What the queue's tests share: a request that is quick to serve, and ways to wait for it."""
+
+import time
+from pathlib import Path
+
+from kinema.values import VideoRequest
+
+STILL = b"a still, as it came"
+SLOW = {"motion_bucket_id": 50, "num_inference_steps": 100}
+
+
+def request(**changes):
+    """Quick work: 5 steps of 2 ms to denoise."""
+    quick = {"num_inference_steps": 5, "motion_bucket_id": 2, "noise_aug_strength": 0}
+    return VideoRequest(**{"seed": 7, "model": "a", **quick, **changes})
+
+
+def finished(queue, job, seconds=20):
+    """The job when it is finished."""
+    deadline = time.monotonic() + seconds
+    for now in queue.watch(job.id):
+        assert time.monotonic() < deadline, f"{now} is not finished after {seconds} s"
+        job = now
+    assert job.finished
+    return job
+
+
+def until(condition, seconds=10):
+    """Wait for something that takes a moment."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to be"
+        time.sleep(0.01)
+
+
+def begun(notes):
+    """(job, part, model, process) of everything the stand-in began."""
+    path = Path(notes) / "begun"
+    return [tuple(line.split()) for line in path.read_text().splitlines()] if path.exists() else []

@@ -1,0 +1,323 @@
+"""The queue's promises, on a real disk with real processes; those of its database also on a real PostgreSQL."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+from queue_helpers import SLOW, STILL, begun, finished, request, until
+from queue_work import drawn, expected
+
+from kinema.errors import (
+    InsufficientDisk,
+    InvalidRequest,
+    JobNotFound,
+    JobUnfinished,
+    KeyReused,
+    QueueFull,
+    QueueUnavailable,
+)
+from kinema.jobs import Queue
+from kinema.settings import Settings
+
+
+@pytest.fixture
+def looking_on(settings):
+    """A queue that runs nothing, so that what is submitted stays queued."""
+    with Queue(settings) as queue:
+        yield queue
+
+
+def test_a_still_becomes_a_video_by_steps_that_are_told(queue):
+    job = queue.submit(request(motion_bucket_id=30), still=STILL, title="Rocket")
+    seen = list(queue.watch(job.id))
+    assert [job.status for job in seen][0 :: len(seen) - 1] == ["queued", "completed"]
+    assert {job.stage for job in seen} >= {"encode", "denoise", "decode"}
+    percents = [job.progress for job in seen]
+    assert percents == sorted(percents)
+    assert (percents[0], percents[-1]) == (0, 100)
+    done = seen[-1]
+    assert (done.title, done.eta, done.error, done.queue_position) == ("Rocket", None, None, None)
+    assert done.created_at <= done.started_at <= done.completed_at < done.expires_at
+    assert 0.12 < done.stage_durations["denoise"] < 2
+    assert queue.result(job.id).read_bytes() == expected(job.request, STILL)
+    assert queue.still(job.id).read_bytes() == STILL
+
+
+def test_a_sentence_becomes_a_still_that_is_kept_and_a_video(queue):
+    asked = request(prompt="a red balloon")
+    job = finished(queue, queue.submit(asked))
+    assert job.title == "a red balloon"
+    assert queue.still(job.id).read_bytes() == drawn(asked)
+    assert queue.result(job.id).read_bytes() == expected(asked, drawn(asked))
+
+
+def test_nothing_is_left_of_the_work_but_its_result(queue):
+    job = finished(queue, queue.submit(request(prompt="a red balloon")))
+    until(lambda: [path.name for path in queue.folder(job.id).iterdir()] == ["video.mp4"])
+
+
+def test_the_same_still_is_kept_once(looking_on, settings):
+    for seed in range(3):
+        looking_on.submit(request(seed=seed), still=STILL)
+    assert len(list((settings.data_dir / "stills").iterdir())) == 1
+
+
+def test_those_with_more_priority_go_first_and_everyone_knows_their_place(looking_on, settings, notes):
+    ids = [looking_on.submit(request(seed=i), still=STILL, priority=p).id for i, p in enumerate((0, 0, 5, -5))]
+    assert [looking_on.get(job_id).queue_position for job_id in ids] == [2, 3, 1, 4]
+    with Queue(settings, "queue_work:Work") as queue:
+        for job_id in ids:
+            finished(queue, queue.get(job_id))
+    order = [job_id for job_id, part, *_ in begun(notes) if part == "latents"]
+    assert order == [ids[2], ids[0], ids[1], ids[3]]
+
+
+def test_jobs_of_the_loaded_model_go_ahead_but_not_for_ever(looking_on, settings, notes):
+    ids = [looking_on.submit(request(model=model, seed=i), still=STILL).id for i, model in enumerate("abaaaaa")]
+    with Queue(settings, "queue_work:Work") as queue:
+        for job_id in ids:
+            finished(queue, queue.get(job_id))
+    models = [model for _, part, model, _ in begun(notes) if part == "latents"]
+    assert models == ["a", "a", "a", "a", "b", "a", "a"]
+
+
+def test_a_full_queue_refuses_and_tells_how_long_to_wait(tmp_path):
+    with Queue(Settings(data_dir=tmp_path, queue_size=2, min_free_gb=0)) as queue:
+        for seed in range(2):
+            queue.submit(request(seed=seed), still=STILL)
+        with pytest.raises(QueueFull, match=r"2 jobs are waiting.*try again in") as full:
+            queue.submit(request(), still=b"another still")
+        assert full.value.retry_after >= 1
+        assert len(list((tmp_path / "stills").iterdir())) == 1
+
+
+def test_no_job_is_accepted_where_the_disk_has_less_than_its_reserve(tmp_path):
+    with (
+        Queue(Settings(data_dir=tmp_path, min_free_gb=1e9)) as queue,
+        pytest.raises(InsufficientDisk, match=r"GB are free.*KINEMA_MIN_FREE_GB"),
+    ):
+        queue.submit(request(), still=STILL)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({}, "neither a still nor a prompt"),
+        ({"still": STILL, "request": request(prompt="a fox")}, "a still and a prompt are both given"),
+        ({"still": STILL, "priority": 1001}, "priority 1001 is out of range"),
+        ({"still": STILL, "idempotency_key": ""}, "1 to 255 characters"),
+    ],
+)
+def test_what_can_not_be_a_job_is_refused(looking_on, given, words):
+    with pytest.raises(InvalidRequest, match=words):
+        looking_on.submit(**{"request": request(), **given})
+
+
+def test_the_same_key_gives_the_same_job_and_never_another_request(looking_on):
+    first = looking_on.submit(request(), still=STILL, idempotency_key="k")
+    assert looking_on.submit(request(), still=STILL, idempotency_key="k").id == first.id
+    with pytest.raises(KeyReused, match="'k' came before with another request"):
+        looking_on.submit(request(seed=8), still=STILL, idempotency_key="k")
+    assert looking_on.waiting() == 1
+
+
+def test_a_key_that_comes_from_many_at_once_gives_one_job(looking_on):
+    ids = []
+    threads = [
+        threading.Thread(target=lambda: ids.append(looking_on.submit(request(), still=STILL, idempotency_key="k").id))
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(ids) == 8
+    assert len(set(ids)) == 1
+
+
+def test_a_list_comes_in_pages_in_both_orders(looking_on):
+    ids = [looking_on.submit(request(seed=i), still=STILL).id for i in range(5)]
+    page = looking_on.list(limit=2)
+    assert ([job.id for job in page.jobs], page.has_more) == ([ids[4], ids[3]], True)
+    page = looking_on.list(limit=2, after=ids[3])
+    assert ([job.id for job in page.jobs], page.has_more) == ([ids[2], ids[1]], True)
+    page = looking_on.list(limit=2, after=ids[1])
+    assert ([job.id for job in page.jobs], page.has_more) == ([ids[0]], False)
+    assert [job.id for job in looking_on.list(newest_first=False).jobs] == ids
+    with pytest.raises(JobNotFound, match="'video_x'"):
+        looking_on.list(after="video_x")
+    with pytest.raises(InvalidRequest, match="limit 0"):
+        looking_on.list(limit=0)
+
+
+def test_a_queued_job_is_cancelled_at_once_and_never_begins(queue, notes):
+    running = queue.submit(request(**SLOW), still=STILL)
+    waiting = queue.submit(request(), still=STILL)
+    cancelled = queue.cancel(waiting.id)
+    assert (cancelled.status, cancelled.error.code) == ("failed", "cancelled")
+    queue.cancel(running.id)
+    finished(queue, queue.submit(request(), still=STILL))
+    assert waiting.id not in {job_id for job_id, *_ in begun(notes)}
+
+
+def test_a_running_job_is_cancelled_within_a_step_and_its_worker_does_the_next(queue, notes):
+    job = queue.submit(request(**SLOW), still=STILL)
+    until(lambda: queue.get(job.id).step > 2)
+    began = time.monotonic()
+    assert queue.cancel(job.id).error.code == "cancelled"
+    finished(queue, queue.submit(request(), still=STILL))
+    assert time.monotonic() - began < 2
+    assert len({pid for *_, pid in begun(notes)}) == 1  # it still has its model
+    with pytest.raises(JobUnfinished, match="cancelled"):
+        queue.result(job.id)
+
+
+def test_a_cancel_in_an_endless_step_frees_the_worker_all_the_same(queue):
+    job = queue.submit(request(model="hangs"), still=STILL)
+    until(lambda: queue.get(job.id).stage == "encode" and queue.get(job.id).step == 2)
+    queue.cancel(job.id)
+    began = time.monotonic()
+    finished(queue, queue.submit(request(), still=STILL))
+    assert time.monotonic() - began < 6  # CANCEL_SECONDS and a new process
+
+
+def test_a_finished_job_stays_as_it_is_when_it_is_cancelled(queue):
+    job = finished(queue, queue.submit(request(), still=STILL))
+    assert queue.cancel(job.id).status == "completed"
+
+
+def test_deleting_leaves_nothing(queue, settings):
+    job = finished(queue, queue.submit(request(), still=STILL))
+    queue.delete(job.id)
+    folders = [settings.data_dir / name for name in ("stills", "jobs", "trash")]
+    until(lambda: not any(list(folder.iterdir()) for folder in folders))
+    for act in (queue.get, queue.cancel, queue.delete, queue.result, queue.still, queue.preview, queue.pin):
+        with pytest.raises(JobNotFound, match=job.id):
+            act(job.id)
+
+
+def test_deleting_a_running_job_ends_its_work_and_leaves_nothing(queue, settings):
+    job = queue.submit(request(**SLOW), still=STILL)
+    until(lambda: queue.get(job.id).step > 2)
+    queue.delete(job.id)
+    until(lambda: not list((settings.data_dir / "jobs").iterdir()))
+    assert finished(queue, queue.submit(request(), still=STILL)).status == "completed"
+
+
+def test_a_still_that_another_job_needs_stays(queue):
+    jobs = [finished(queue, queue.submit(request(seed=seed), still=STILL)) for seed in range(2)]
+    queue.delete(jobs[0].id)
+    assert queue.still(jobs[1].id).read_bytes() == STILL
+
+
+def test_results_expire_and_pinned_ones_stay(tmp_path, notes, monkeypatch):
+    monkeypatch.setattr("kinema.jobs.running.HOUSEKEEPING_SECONDS", 0.1)
+    with Queue(Settings(data_dir=tmp_path, keep_days=1 / 86_400, min_free_gb=0), "queue_work:Work") as queue:
+        kept = queue.submit(request(seed=1), still=b"one still", pinned=True)
+        goes = queue.submit(request(seed=2), still=b"other still")
+        finished(queue, kept)
+        finished(queue, goes)
+        until(lambda: goes.id not in {job.id for job in queue.list().jobs})
+        until(lambda: len(list((tmp_path / "stills").iterdir())) == 1)
+        assert queue.get(kept.id).expires_at is None
+        assert queue.result(kept.id).exists()
+        assert queue.still(kept.id).read_bytes() == b"one still"
+        assert queue.pin(kept.id, pinned=False).expires_at is not None
+        until(lambda: not queue.list().jobs)
+
+
+@pytest.mark.parametrize(
+    ("model", "code", "words"),
+    [("memory", "insufficient_memory", "64 GB are needed"), ("defect", "internal_error", "RuntimeError: a bug")],
+)
+def test_what_the_work_can_not_do_fails_with_its_reason_and_the_next_job_goes_on(queue, model, code, words):
+    job = finished(queue, queue.submit(request(model=model), still=STILL))
+    assert (job.status, job.error.code, job.attempts) == ("failed", code, 0)
+    assert words in job.error.message
+    assert finished(queue, queue.submit(request(), still=STILL)).status == "completed"
+
+
+def test_previews_come_now_and_then_and_go_with_the_work(queue, monkeypatch):
+    job = queue.submit(request(motion_bucket_id=300, num_inference_steps=9), still=STILL)
+    until(lambda: queue.get(job.id).previews)
+    assert queue.preview(job.id) == b"a picture"
+    queue.cancel(job.id)
+    assert queue.preview(job.id) is None
+
+
+def test_what_is_left_and_what_it_will_take_are_known_from_the_jobs_before(queue):
+    asked = request(motion_bucket_id=40, num_inference_steps=20)
+    assert queue.estimate(asked) is None
+    done = finished(queue, queue.submit(asked, still=STILL))
+    spent = sum(done.stage_durations.values())
+    assert queue.estimate(asked) == pytest.approx(spent)
+    assert queue.estimate(asked.changed(num_inference_steps=40)) == pytest.approx(
+        spent + done.stage_durations["denoise"]
+    )
+    job = queue.submit(asked, still=STILL)
+    for now in queue.watch(job.id):
+        if now.stage == "denoise" and now.step >= 10:
+            assert 0 < now.eta < spent
+            return
+    pytest.fail("it was never seen at work")
+
+
+def test_watching_in_an_event_loop_tells_the_same(queue):
+    async def watch(job_id):
+        return [(job.status, job.progress) async for job in queue.watch_async(job_id)]
+
+    async def many():
+        job = await asyncio.to_thread(queue.submit, request(motion_bucket_id=30), still=STILL)
+        return await asyncio.gather(*(watch(job.id) for _ in range(20)))
+
+    told = asyncio.run(asyncio.wait_for(many(), 20))
+    assert {seen[-1] for seen in told} == {("completed", 100)}
+    assert all(len(seen) > 3 for seen in told)
+
+
+def test_a_watched_job_tells_its_place_as_it_changes(queue):
+    first = queue.submit(request(**SLOW), still=STILL)
+    until(lambda: queue.get(first.id).status == "in_progress")
+    second, third = (queue.submit(request(seed=seed, **SLOW), still=STILL) for seed in (1, 2))
+    places = []
+    for job in queue.watch(third.id):
+        places.append(job.queue_position)
+        if job.queue_position == 2:
+            queue.cancel(second.id)
+        if job.queue_position == 1:
+            queue.cancel(first.id)
+        if job.queue_position is None:
+            break
+    assert [place for i, place in enumerate(places) if place != ([0, *places])[i]] == [2, 1, None]
+
+
+def test_another_process_may_do_all_but_run_the_jobs(queue, settings):
+    with Queue(settings) as other:
+        job = other.submit(request(motion_bucket_id=30), still=STILL)
+        assert [now.status for now in other.watch(job.id)][-1] == "completed"
+        assert other.result(job.id).read_bytes() == expected(job.request, STILL)
+        slow = other.submit(request(**SLOW), still=STILL)
+        until(lambda: other.get(slow.id).status == "in_progress")
+        other.cancel(slow.id)
+        assert finished(queue, queue.submit(request(), still=STILL)).status == "completed"
+
+
+def test_a_folder_that_can_not_be_used_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(QueueUnavailable, match=r"file/data can't be used.*KINEMA_DATA_DIR"):
+        Queue(Settings(data_dir=tmp_path / "file" / "data"))
+
+
+@pytest.mark.parametrize("url", ["mysql://me:secret@db/x", "postgresql://me:secret@127.0.0.1:1/x", "nonsense"])
+def test_a_database_that_can_not_be_had_is_told_without_its_password(tmp_path, url):
+    with pytest.raises(QueueUnavailable, match="KINEMA_DATABASE_URL") as fault:
+        Queue(Settings(data_dir=tmp_path, database_url=url))
+    assert "secret" not in str(fault.value)
+
+
+def test_a_closing_queue_takes_no_more(settings):
+    queue = Queue(settings)
+    queue.close()
+    with pytest.raises(QueueUnavailable, match="closing"):
+        queue.submit(request(), still=STILL)
