@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # Pixels that go through a feed-forward together on a CPU, so that its wide middle stays in the processor's cache.
 ROWS = 2048
+# Pixels below which torch's group norm on a CPU goes group by group, three channels at a time, when these lie last.
+SMALL = 1024
 
 
 def images(clip: Tensor) -> Tensor:
@@ -61,8 +63,25 @@ class GroupNorm:
         return cls(module.num_groups, module.weight, module.bias, module.eps)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """[n, c, …] of any memory format, which is kept."""
+        """[n, c, h, w], channels last in memory, as the result is."""
+        if x.device.type == "cpu" and x.dtype.itemsize >= 4 and x[0, 0].numel() < SMALL:
+            return self._of_small(x)
         return F.group_norm(x, self.groups, self.weight, self.bias, self.eps)
+
+    def _of_small(self, x: Tensor) -> Tensor:
+        """By sums over whole rows of channels, which a processor adds up side by side."""
+        n, channels, height, width = x.shape
+        rows = x.permute(0, 2, 3, 1).reshape(n, height * width, channels)
+
+        def mean(rows: Tensor) -> Tensor:
+            """Of each group, given to each of its channels: [n, 1, c]."""
+            groups = rows.mean(1).view(n, self.groups, -1).mean(-1, keepdim=True)
+            return groups.expand(-1, -1, channels // self.groups).reshape(n, 1, channels)
+
+        centred = rows - mean(rows)
+        scale = (mean(centred.square()) + self.eps).rsqrt_() * self.weight
+        out = torch.addcmul(self.bias, centred, scale, out=centred)
+        return out.view(n, height, width, channels).permute(0, 3, 1, 2)
 
     def silu(self, x: Tensor) -> Tensor:
         """Normalised, and activated in place."""
@@ -128,8 +147,8 @@ class Conv:
         weight, bias = module.weight, module.bias
         if weight.dim() == 5:
             weight = weight[..., 0]
-        if scale is not None:
-            weight, bias = (scaled(tensor, scale) for tensor in (weight, bias))
+        if scale is not None:  # in float32 at least, so that it is rounded once
+            weight, bias = ((scale * tensor).to(tensor.dtype) for tensor in (weight, bias))
         weight = weight.contiguous(memory_format=torch.channels_last)
         return cls(weight, bias, module.padding[:2], module.stride[:2])
 
@@ -147,11 +166,6 @@ class Conv:
         return F.conv2d(x, self.weight, None, self.stride, self.padding).add_(bias[..., None, None])
 
 
-def scaled(tensor: Tensor, scale: Tensor) -> Tensor:
-    """The product, rounded once."""
-    return (tensor.float() * scale.float()).to(tensor.dtype)
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class Upsample:
     """Nearest neighbour to twice the size, then a 3×3 convolution.
@@ -166,7 +180,7 @@ class Upsample:
     @classmethod
     def of(cls, module: Any) -> Upsample:
         """From diffusers' Upsample2D."""
-        weight = module.conv.weight.float()  # [out, in, 3, 3]
+        weight = at_least_float32(module.conv.weight)  # [out, in, 3, 3]
         for axis in (2, 3):
             first, middle, last = weight.unbind(axis)
             weight = torch.stack([last, middle + last, first + middle, first], axis)
@@ -250,8 +264,8 @@ class ClipBlock:
 
 
 def time_share(mixer: Any) -> Tensor:
-    """The temporal half's part in diffusers' AlphaBlender, [1]."""
-    spatial = torch.sigmoid(mixer.mix_factor.float())
+    """The temporal half's part in diffusers' AlphaBlender, [1], not in half precision."""
+    spatial = torch.sigmoid(at_least_float32(mixer.mix_factor))
     return spatial if mixer.switch_spatial_to_temporal_mix else 1 - spatial
 
 
@@ -283,7 +297,7 @@ class FeedForward:
 
 def in_pieces(x: Tensor) -> Iterator[Tensor]:
     """Rows that are best worked on together: all of them on a GPU, and on a CPU as many as its cache holds."""
-    yield from x.split(ROWS if x.device.type == "cpu" else len(x))
+    yield from torch.split(x, ROWS if x.device.type == "cpu" else len(x))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -334,6 +348,11 @@ def cross_attention(module: Any, embedding: Tensor) -> Tensor:
     """
     taken: Tensor = module.to_out[0](module.to_v(embedding))
     return taken
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """For sums of weights, which are then rounded once."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def sinusoids(positions: Tensor, channels: int, longest: float = 10000.0) -> Tensor:

@@ -73,7 +73,7 @@ class Layer:
 
     def __call__(self, clip: Tensor, constants: LayerConstants) -> None:
         """In place."""
-        batch, frames, height, width, channels = clip.shape
+        batch, frames, *_, channels = clip.shape
         rows = pixels(clip)
         self.attention.out.add_to(rows, self.attention.within_frames(clip))
         clip.view(batch, -1, channels).add_(constants.within)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -36,24 +37,22 @@ Shifts = tuple["Tensor", "Tensor"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Level:
-    """One resolution on the way down or up; after is what changes the resolution, if anything does."""
+    """One resolution on the way down or up; `after` is what changes the resolution, if anything does."""
 
-    blocks: tuple[ClipBlock, ...]
-    transformers: tuple[Transformer | None, ...]
+    blocks: tuple[tuple[ClipBlock, Transformer | None], ...]
     after: Conv | Upsample | None
 
     @classmethod
     def of(cls, module: Any) -> Level:
         """From one of diffusers' four kinds of spatio-temporal blocks, or its middle."""
-        blocks = tuple(ClipBlock.of(block) for block in module.resnets)
+        blocks = [ClipBlock.of(block) for block in module.resnets]
         transformers = [Transformer.of(attention) for attention in getattr(module, "attentions", None) or ()]
-        padded = (*transformers, *[None] * (len(blocks) - len(transformers)))
         after: Conv | Upsample | None = None
         if getattr(module, "downsamplers", None):
             after = Conv.of(module.downsamplers[0].conv)
         elif getattr(module, "upsamplers", None):
             after = Upsample.of(module.upsamplers[0])
-        return cls(blocks, padded, after)
+        return cls(tuple(zip_longest(blocks, transformers)), after)
 
 
 class TimeShifts:
@@ -68,7 +67,7 @@ class TimeShifts:
 
     def __call__(self, embedding: Tensor) -> Iterator[Shifts]:
         """[1 or b, d] → for each block, [1 or b, c] of its spatial and its temporal half."""
-        shifts = iter(F.linear(F.silu(embedding), self.weight, self.bias).split(self.widths, -1))
+        shifts = iter(torch.split(F.linear(F.silu(embedding), self.weight, self.bias), self.widths, -1))
         return zip(shifts, shifts, strict=True)
 
 
@@ -83,7 +82,8 @@ class FastUNet:
         """From diffusers' UNetSpatioTemporalConditionModel, in evaluation."""
         self.module = module
         first = module.conv_in
-        noisy, held = first.weight.split([module.config.out_channels, first.in_channels - module.config.out_channels], 1)
+        channels = module.config.out_channels  # of the noise; those of the still come after
+        noisy, held = first.weight[:, :channels], first.weight[:, channels:]
         self.conv_noisy = Conv(noisy.contiguous(memory_format=torch.channels_last), torch.zeros_like(first.bias))
         self.conv_held = Conv(held, first.bias)
         self.down = [Level.of(block) for block in module.down_blocks]
@@ -109,7 +109,7 @@ class FastUNet:
         rows = time_ids[:1] if alike else time_ids
         sines = sinusoids(rows.flatten(), self.module.add_time_proj.num_channels).view(len(rows), -1)
         stages = [*self.down, self.middle, *self.up]
-        transformers = [each for stage in stages for each in stage.transformers if each is not None]
+        transformers = [each for stage in stages for _, each in stage.blocks if each is not None]
         return ClipConstants(
             held=as_clip(self.conv_held(held), 1, *held.shape[2:]),
             ids=self.module.add_embedding(sines.to(embedding.dtype)),
@@ -126,42 +126,52 @@ class FastUNet:
             time: Of the noise level, a scalar.
             constants: Of this clip.
         """
-        clips, frames, _, height, width = sample.shape
-        embedding = self.module.time_embedding(sinusoids(time.reshape(1), self._time_channels).to(sample.dtype))
-        shifts = self.time_shifts(embedding + constants.ids)
+        frames = sample.shape[1]
+        shifts = self.time_shifts(self._embedded(time, sample.dtype) + constants.ids)
         layers = iter(constants.layers)
-        clip = as_clip(self.conv_noisy(sample.flatten(0, 1)), frames, height, width)
-        held = constants.held.unflatten(0, (-1, clips))
-        clip = (clip + held).flatten(0, 1)
-
+        clip = self._first(sample, constants.held)
         skips = [clip]
         for level in self.down:
-            for block, transformer in zip(level.blocks, level.transformers, strict=True):
-                clip = block(clip, next(shifts))
-                if transformer is not None:
-                    transformer(clip, next(layers))
+            for block, transformer in level.blocks:
+                clip = _through(block, transformer, clip, shifts, layers)
                 skips.append(clip)
             if level.after is not None:
                 clip = _resized(clip, level.after(images(clip)))
                 skips.append(clip)
-        for block, transformer in zip(self.middle.blocks, [None, *self.middle.transformers[:-1]], strict=True):
-            if transformer is not None:
-                clip = clip.clone() if clip is skips[-1] else clip
-                transformer(clip, next(layers))
-            clip = block(clip, next(shifts))
+        for block, transformer in self.middle.blocks:
+            clip = _through(block, transformer, clip, shifts, layers)
         for level in self.up:
-            for block, transformer in zip(level.blocks, level.transformers, strict=True):
-                clip = block(torch.cat([clip, skips.pop()], -1), next(shifts))
-                if transformer is not None:
-                    transformer(clip, next(layers))
+            for block, transformer in level.blocks:
+                clip = _through(block, transformer, torch.cat([clip, skips.pop()], -1), shifts, layers)
             if isinstance(level.after, Upsample):
-                clip = _resized(clip, level.after(images(clip), tuple(skips[-1].shape[2:4])))
+                clip = _resized(clip, level.after(images(clip), (skips[-1].shape[2], skips[-1].shape[3])))
         out = self.conv_out(self.norm_out.silu(images(clip)))
-        return out.unflatten(0, (-1, frames))
+        return out.view(-1, frames, *out.shape[1:])
 
-    @property
-    def _time_channels(self) -> int:
-        return int(self.module.time_proj.num_channels)
+    def _embedded(self, time: Tensor, dtype: torch.dtype) -> Tensor:
+        """The time's half of the time embedding, [1, d]."""
+        sines = sinusoids(time.reshape(1), self.module.time_proj.num_channels)
+        return cast(torch.Tensor, self.module.time_embedding(sines.to(dtype)))
+
+    def _first(self, sample: Tensor, held: Tensor) -> Tensor:
+        """The first convolution: of the noise once, and of the still never again."""
+        clips, frames, _, height, width = sample.shape
+        noisy = as_clip(self.conv_noisy(sample.flatten(0, 1)), frames, height, width)
+        return (noisy + held.view(-1, clips, *held.shape[1:])).flatten(0, 1)
+
+
+def _through(
+    block: ClipBlock,
+    transformer: Transformer | None,
+    clip: Tensor,
+    shifts: Iterator[Shifts],
+    layers: Iterator[tuple[LayerConstants, ...]],
+) -> Tensor:
+    """A new clip; what comes stays as it is, for it may be needed on the way up."""
+    clip = block(clip, next(shifts))
+    if transformer is not None:
+        transformer(clip, next(layers))
+    return clip
 
 
 def _resized(clip: Tensor, view: Tensor) -> Tensor:

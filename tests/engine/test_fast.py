@@ -1,0 +1,182 @@
+"""The fast forward gives what diffusers' own gives, for every shape, batch and arithmetic that it is used in."""
+
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from kinema.engine.fast import FastDecoder, FastUNet
+from kinema.models.catalog import POCKET_FOLDER
+from kinema.models.loading import Models, load
+from tiny import make_tiny_svd
+
+# Of float64: where a norm sees few pixels, rounding is divided by nearly nothing.
+EXACT = 1e-9
+
+
+@pytest.fixture(scope="module", params=["two levels", "four levels", "two layers"])
+def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Models:
+    shape = {
+        "two levels": {},
+        "four levels": {"levels": 4, "latent_channels": 8},
+        "two layers": {"layers": 2, "seed": 3},
+    }[request.param]
+    folder = make_tiny_svd(tmp_path_factory.mktemp("fast") / "svd", **shape)
+    return roughened(load(folder, device="cpu", dtype="float32"))
+
+
+def roughened(models: Models) -> Models:
+    """Norms, biases and blends away from the ones, zeros and halves in which a fresh model can hide a mistake."""
+    generator = torch.Generator().manual_seed(5)
+    for part in (models.unet, models.vae):
+        for parameter in part.parameters():
+            if parameter.dim() < 2:
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
+    return models
+
+
+def conditions(models: Models, *, clips: int, frames: int, size: tuple[int, int]) -> dict[str, torch.Tensor]:
+    channels, dtype = models.latent_channels, models.unet.dtype
+    return {
+        "sample": noise(clips, frames, channels, *size).to(dtype),
+        "embedding": noise(clips, 1, models.unet.config.cross_attention_dim).to(dtype),
+        "time_ids": torch.tensor([[6.0, 127.0, 0.02]]).repeat(clips, 1),
+        "held": noise(clips, channels, *size).to(dtype),
+    }
+
+
+def noise(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def as_guided(given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The unconditional half first, as the engine has it; the noise is the same in both."""
+    zeros = {name: torch.zeros_like(given[name]) for name in ("embedding", "held")}
+    both = {name: torch.cat([zeros[name], given[name]]) for name in zeros}
+    return given | both | {"time_ids": given["time_ids"].repeat(2, 1)}
+
+
+TIME = torch.tensor(0.7)
+
+
+@torch.no_grad()
+def reference(unet: torch.nn.Module, given: dict[str, torch.Tensor]) -> torch.Tensor:
+    frames = given["sample"].shape[1]
+    held = given["held"][:, None].expand(-1, frames, -1, -1, -1)
+    sample = given["sample"].repeat(len(held) // len(given["sample"]), 1, 1, 1, 1)
+    return unet(torch.cat([sample, held], 2), TIME, given["embedding"], given["time_ids"], return_dict=False)[0]
+
+
+def fast(unet: torch.nn.Module, given: dict[str, torch.Tensor]) -> torch.Tensor:
+    network, sample = FastUNet(unet), given["sample"]
+    constants = network.constants(given["embedding"], given["time_ids"], given["held"], sample.shape[1])
+    return network(sample, TIME, constants)
+
+
+def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    assert ours.shape == theirs.shape
+    return float((ours.double() - theirs.double()).norm() / theirs.double().norm())
+
+
+@pytest.fixture(scope="module")
+def exact(models: Models) -> Models:
+    """The same in float64, where a mistake can't pass for rounding, however few the pixels that a norm sees."""
+    return replace(models, unet=deepcopy(models.unet).double(), vae=deepcopy(models.vae).double())
+
+
+@pytest.mark.parametrize("size", [(16, 8), (9, 11), (1, 16), (10, 2)])
+@pytest.mark.parametrize("frames", [1, 2, 7])
+@pytest.mark.parametrize("guided", [False, True], ids=["alone", "guided"])
+def test_unet_is_that_of_diffusers(exact: Models, size: tuple[int, int], frames: int, guided: bool) -> None:
+    given = conditions(exact, clips=1, frames=frames, size=size)
+    given = as_guided(given) if guided else given
+    assert relative_error(fast(exact.unet, given), reference(exact.unet, given)) <= EXACT
+
+
+@pytest.mark.parametrize(("frames", "size"), [(25, (16, 16)), (3, (17, 19)), (2, (40, 32)), (1, (20, 36))])
+def test_unet_rounds_no_more_than_diffusers(models: Models, frames: int, size: tuple[int, int]) -> None:
+    given = as_guided(conditions(models, clips=1, frames=frames, size=size))
+    assert relative_error(fast(models.unet, given), reference(models.unet, given)) <= 1e-5
+
+
+def test_clips_of_different_settings_go_through_the_unet_together(exact: Models) -> None:
+    given = conditions(exact, clips=2, frames=3, size=(8, 8))
+    given["time_ids"][1] = torch.tensor([29.0, 5.0, 0.5])
+    assert relative_error(fast(exact.unet, given), reference(exact.unet, given)) <= EXACT
+
+
+def test_several_clips_are_guided_together(exact: Models) -> None:
+    given = as_guided(conditions(exact, clips=2, frames=3, size=(8, 8)))
+    assert relative_error(fast(exact.unet, given), reference(exact.unet, given)) <= EXACT
+
+
+def test_constants_serve_every_step(models: Models) -> None:
+    given = conditions(models, clips=1, frames=3, size=(8, 8))
+    network = FastUNet(models.unet)
+    constants = network.constants(given["embedding"], given["time_ids"], given["held"], 3)
+    network(given["sample"] * 3, torch.tensor(1.5), constants)
+    assert torch.equal(network(given["sample"], TIME, constants), fast(models.unet, given))
+
+
+def test_nothing_given_is_changed(models: Models) -> None:
+    given = conditions(models, clips=1, frames=3, size=(8, 8))
+    before = {name: tensor.clone() for name, tensor in given.items()}
+    weights = {name: tensor.clone() for name, tensor in models.unet.state_dict().items()}
+    fast(models.unet, given)
+    assert all(torch.equal(given[name], tensor) for name, tensor in before.items())
+    assert all(torch.equal(models.unet.state_dict()[name], tensor) for name, tensor in weights.items())
+    latents = noise(3, models.latent_channels, 4, 6)
+    kept = latents.clone()
+    FastDecoder(models.vae)(latents)
+    assert torch.equal(latents, kept)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (3, 5), (1, 4)])
+@pytest.mark.parametrize("frames", [1, 2, 7])
+@torch.no_grad()
+def test_decoder_is_that_of_diffusers(exact: Models, size: tuple[int, int], frames: int) -> None:
+    latents = noise(frames, exact.latent_channels, *size).double()
+    theirs = exact.vae.decode(latents, num_frames=frames).sample
+    assert relative_error(FastDecoder(exact.vae)(latents), theirs) <= EXACT
+
+
+@torch.no_grad()
+def test_decoder_rounds_no_more_than_diffusers(models: Models) -> None:
+    latents = noise(5, models.latent_channels, 9, 8)
+    theirs = models.vae.decode(latents, num_frames=5).sample
+    assert relative_error(FastDecoder(models.vae)(latents), theirs) <= 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_half_precision_is_no_further_from_the_truth_than_diffusers(exact: Models, dtype: torch.dtype) -> None:
+    given = as_guided(conditions(exact, clips=1, frames=4, size=(16, 12)))
+    latents = noise(4, exact.latent_channels, 4, 6)
+    truth, true_frames = reference(exact.unet, given), exact.vae.decode(latents.double(), num_frames=4).sample
+    halves = {name: tensor.to(dtype) for name, tensor in given.items()} | {"time_ids": given["time_ids"]}
+    unet, vae = deepcopy(exact.unet).to(dtype), deepcopy(exact.vae).to(dtype)
+    ours, theirs = (relative_error(run(unet, halves), truth) for run in (fast, reference))
+    assert ours <= 1.2 * theirs
+    latents = latents.to(dtype)
+    theirs = relative_error(vae.decode(latents, num_frames=4).sample, true_frames)
+    assert relative_error(FastDecoder(vae)(latents), true_frames) <= 1.2 * theirs
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_pocket_equals_diffusers() -> None:
+    pocket = load(POCKET_FOLDER, device="cpu", dtype="float32")
+    given = as_guided(conditions(pocket, clips=1, frames=3, size=(20, 36)))
+    assert relative_error(fast(pocket.unet, given), reference(pocket.unet, given)) <= 1e-5
+    theirs = pocket.vae.decode(given["sample"][0], num_frames=3).sample
+    assert (FastDecoder(pocket.vae)(given["sample"][0]) - theirs).abs().max() <= 1 / 255
+
+
+def test_weights_that_fit_are_not_copied(tiny_svd: Path) -> None:
+    unet = load(tiny_svd, device="cpu", dtype="float32").unet
+    network = FastUNet(unet)
+    layer = network.down[0].blocks[0][1].layers[0]
+    wide = unet.down_blocks[0].attentions[0].transformer_blocks[0].ff.net[0].proj.weight
+    assert layer.feed_forward.value.weight.data_ptr() == wide.data_ptr()
