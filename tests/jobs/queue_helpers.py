@@ -1,7 +1,12 @@
 """What the queue's tests share: a request that is quick to serve, and ways to wait for it."""
 
+import contextlib
+import subprocess
+import sys
 import time
 from pathlib import Path
+
+import psutil
 
 from kinema.values import VideoRequest
 
@@ -37,3 +42,26 @@ def begun(notes):
     """(job, part, model, process) of everything the stand-in began."""
     path = Path(notes) / "begun"
     return [tuple(line.split()) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+class Server:
+    """The process that runs the jobs, as it is killed and started again."""
+
+    def __init__(self, settings):
+        self.arguments = [str(settings.data_dir), *filter(None, [settings.database_url])]
+        self.start()
+
+    def start(self):
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("queue_server.py")), *self.arguments]
+        )
+
+    def workers(self):
+        """Its processes that take tasks: they have imported the work by then."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return psutil.Process(self.process.pid).children()
+        return []
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()

@@ -148,6 +148,7 @@ class Runner:
         self._closing = threading.Event()  # running ones are put back
         self._runs: dict[str, Run] = {}
         self._lent: dict[str, Worker] = {}
+        self._claiming = threading.Lock()  # a claimed job is in _lent or _runs for all who hold it
         self._workflow: Callable[[str], None] | None = None
         self._places: dict[str, int | None] = {}
         self._stale_places = False
@@ -163,10 +164,14 @@ class Runner:
         self._stopping.set()
         self._wake.set()
         deadline = time.monotonic() + grace
-        while self._runs and time.monotonic() < deadline:
+        while self._busy() and time.monotonic() < deadline:
             time.sleep(0.05)
         self._closing.set()
         self._thread.join()
+
+    def _busy(self) -> bool:
+        with self._claiming:
+            return bool(self._lent or self._runs)
 
     def changed(self) -> None:
         """The queue is not what it was: jobs came, or went."""
@@ -280,17 +285,18 @@ class Runner:
         """Lend each free worker to the job whose turn it is."""
         from dbos import DBOS, SetWorkflowID
 
+        assert self._workflow is not None, "DBOS is launched before jobs are lent to"
         while not self._stopping.is_set() and (models := self.pool.free_models()):
-            claimed = self._store.claim(models)
-            if claimed is None:
-                return
-            job_id, model = claimed
-            worker = self.pool.take(model)
-            if worker is None:  # one that goes on after a crash was quicker
-                self._store.unclaim(job_id)
-                return
-            assert self._workflow is not None, "DBOS is launched before jobs are lent to"
-            self._lent[job_id] = worker
+            with self._claiming:
+                claimed = self._store.claim(models)
+                if claimed is None:
+                    return
+                job_id, model = claimed
+                worker = self.pool.take(model)
+                if worker is None:  # one that goes on after a crash was quicker
+                    self._store.unclaim(job_id)
+                    return
+                self._lent[job_id] = worker
             self._stale_places = True
             try:
                 with SetWorkflowID(job_id):
@@ -303,7 +309,7 @@ class Runner:
 
     def _run(self, job_id: str) -> None:
         """One job, from its first part to its last; DBOS begins it again after a crash, and skips what is done."""
-        worker = self._lent.pop(job_id, None)
+        worker = self._lent.get(job_id)
         try:
             job = self._insisting(lambda: self._store.get(job_id))
             if job.status != "in_progress":  # cancelled, or completed in the moment of the crash
@@ -319,6 +325,7 @@ class Runner:
             log.exception("job %s failed by a defect", job_id)
             self._fail(job_id, Failure("internal_error", f"{type(error).__name__}: {error}"))
         finally:
+            self._lent.pop(job_id, None)
             self._runs.pop(job_id, None)
             if worker is not None:
                 self.pool.give_back(worker)

@@ -23,7 +23,7 @@ class Watchers:
 
     @contextlib.contextmanager
     def telling(self, job_id: str, tell: Callable[[Job | None], None]) -> Iterator[None]:
-        """Within this context, `tell` is called at each change, in any thread: with the job, or None once it is gone."""
+        """Within this context, `tell` is called at each change, in any thread: the job, or None once it is gone."""
         with self._lock:
             self._told.setdefault(job_id, set()).add(tell)
         try:

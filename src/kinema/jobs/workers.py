@@ -168,6 +168,11 @@ class Worker:
     def _ready(self, wish: Callable[[], Wish]) -> Connection:
         """The link to a process that is ready, as soon as there is one."""
         while True:
+            match wish():
+                case "put back":
+                    raise PutBack
+                case "cancel":
+                    raise WorkCancelled
             with self._state:
                 if self._link is not None:
                     return self._link
@@ -175,11 +180,6 @@ class Worker:
                     epitaph, self._epitaph = self._epitaph, None
                     raise WorkerLost("worker_died", f"the worker could not begin: {epitaph}")
                 self._state.wait(LISTEN_SECONDS)
-            match wish():
-                case "put back":
-                    raise PutBack
-                case "cancel":
-                    raise WorkCancelled
 
     def _keep(self) -> None:
         """Start the process, wait for its end, start it again; after quick ends, with growing pauses."""
@@ -194,6 +194,7 @@ class Worker:
             epitaph = _first_words(link)
             with self._state:
                 self._link = link if epitaph is None else None
+                self._epitaph = None
                 self.model = None
                 self._state.notify_all()
             process.wait()

