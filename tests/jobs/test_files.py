@@ -26,9 +26,8 @@ def test_a_file_appears_only_when_its_writer_is_done(tmp_path):
 def test_a_writer_that_fails_leaves_what_was_there(tmp_path):
     target = tmp_path / "video.mp4"
     write(target, b"the first")
-    with pytest.raises(KeyError), appearing(target) as aside:
-        aside.write_bytes(b"half of the sec")
-        raise KeyError
+    with pytest.raises(TypeError), appearing(target) as aside, aside.open("wb") as file:
+        file.writelines([b"half of the sec", "ond"])
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"the first"]
 
 

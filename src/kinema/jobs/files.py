@@ -51,10 +51,17 @@ class Files:
             ) from None
 
     @contextlib.contextmanager
-    def changing(self) -> Iterator[None]:
+    def deleting(self) -> Iterator[None]:
         """Alone, of all threads and processes, in deciding which stills are needed."""
         with (self.root / ".lock").open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    @contextlib.contextmanager
+    def adding(self) -> Iterator[None]:
+        """While no one decides so: a still is added here, and the job that needs it."""
+        with (self.root / ".lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)
             yield
 
     def check_room(self, reserve_gb: float) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import time
 from typing import TYPE_CHECKING, Any, Self
 
 from kinema.errors import InvalidRequest, JobUnfinished, KeyReused, QueueFull, QueueUnavailable
 from kinema.jobs.files import Files
-from kinema.jobs.running import DAY, PREVIEW, Runner, remove
+from kinema.jobs.running import DAY, PREVIEW, Runner, drop_still, remove
 from kinema.jobs.store import KeyTaken, Store
 from kinema.jobs.values import PRODUCTS, Failure, Job, Page
 from kinema.jobs.watching import AsyncInbox, Inbox, Watchers
@@ -60,6 +61,7 @@ class Queue:
         self._store = Store(url)
         self._watchers = Watchers()
         self._closed = False
+        self._was_full = False
         self._runner: Runner | None = None
         if work is not None:
             devices = devices_for(settings) if devices is None else devices
@@ -134,35 +136,37 @@ class Queue:
         if idempotency_key is not None and (known := self._known(idempotency_key, asked)):
             return known
         self._files.check_room(self._settings.min_free_gb)
-        if self._store.waiting() >= self._settings.queue_size:  # before anything is written
+        if self._was_full and self._store.waiting() >= self._settings.queue_size:  # before anything is written
             raise self._full()
         values: dict[str, Any] = {
             "id": f"video_{secrets.token_hex(16)}",
-            "model": request.model,
-            "priority": priority,
-            "request": request.model_dump_json(),
             "title": request.prompt if title is None else title,
+            "priority": priority,
             "pinned": pinned,
+            "created_at": time.time(),
+        }
+        stored = {
+            "model": request.model,
+            "request": request.model_dump_json(),
             "idempotency_key": idempotency_key,
             "fingerprint": asked,
         }
         try:
-            if still is None:
-                added = self._store.add(values, self._settings.queue_size)
-            else:
-                with self._files.changing():
-                    values["still"] = self._files.add_still(still)
-                    added = self._store.add(values, self._settings.queue_size)
+            with self._files.adding():
+                values["still"] = None if still is None else self._files.add_still(still)
+                place = self._store.add(values | stored, self._settings.queue_size)
         except KeyTaken:  # the same request twice at once
             assert idempotency_key is not None, "keys are all that can be taken"
             return self._known(idempotency_key, asked) or self.submit(
                 request, still=still, title=title, priority=priority, pinned=pinned,
                 idempotency_key=idempotency_key, fingerprint=fingerprint,
             )  # fmt: skip
-        if not added:
+        self._was_full = place is None
+        if place is None:
+            drop_still(self._store, self._files, values["still"])
             raise self._full()
         self._changed()
-        return self.get(str(values["id"]))
+        return Job(status="queued", request=request, queue_position=place, **values)
 
     def get(self, job_id: str) -> Job:
         """A job as it is now.

@@ -188,7 +188,7 @@ class Runner:
         """A job from the store with what is not written down yet."""
         run = self._runs.get(job.id)
         if job.status == "in_progress" and run is not None:
-            return run.snapshot()
+            return dataclasses.replace(run.snapshot(), pinned=job.pinned)
         return job
 
     def running(self) -> list[Job]:
@@ -196,27 +196,27 @@ class Runner:
         return [run.snapshot() for run in list(self._runs.values())]
 
     def _serve(self) -> None:
-        try:
+        """Run jobs until the queue closes; a database that is away at the start is waited for."""
+        while not self._stopping.is_set():
             with self._alone() as alone:
                 if alone:
-                    self._run_jobs()
-        except Exception:
-            log.exception("the queue's jobs are no longer run")
+                    self._guarded(self._run_jobs)
+            self._stopping.wait(LOOK_SECONDS)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[bool]:
         """Wait until no other process runs the jobs of this folder and database; False where it closes before that."""
         with (self._files.root / ".runner").open("ab") as lock, contextlib.ExitStack() as held:
-            while not self._stopping.is_set():
-                with contextlib.suppress(BlockingIOError):
+            alone = False
+            while not alone and not self._stopping.is_set():
+                with contextlib.suppress(BlockingIOError, QueueUnavailable), contextlib.ExitStack() as tried:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    with contextlib.ExitStack() as tried:
-                        if tried.enter_context(self._store.sole_runner()):
-                            held.push(tried.pop_all())
-                            yield True
-                            return
-                self._stopping.wait(0.25)
-            yield False
+                    alone = tried.enter_context(self._store.sole_runner())
+                    if alone:
+                        held.push(tried.pop_all())
+                if not alone:
+                    self._stopping.wait(0.25)
+            yield alone
 
     def _run_jobs(self) -> None:
         self.speeds = Speeds(self._store.latest_completed(20))
@@ -224,7 +224,7 @@ class Runner:
         launched = self._launch()
         self.pool.start()
         try:
-            self._reconcile()
+            self._guarded(self._reconcile)
             self.ready.set()
             kept = swept = time.monotonic()
             while not self._stopping.is_set():
@@ -253,6 +253,8 @@ class Runner:
             action()
         except (KinemaError, OSError, sa.exc.SQLAlchemyError) as error:
             log.warning("%s", error)
+        except Exception:
+            log.exception("a defect of the queue")
 
     def _launch(self) -> Callable[[], None]:
         """Start DBOS, which begins again what was running when its last process ended; how to stop it."""
@@ -391,7 +393,7 @@ class Runner:
     def _keep_still(self, run: Run) -> str:
         """Put a drawn still where the given ones are."""
         drawn = self._files.job(run.job.id) / PRODUCTS["still"]
-        with self._files.changing():
+        with self._files.adding():
             sha256 = self._files.add_still(drawn.read_bytes())
             self._insisting(lambda: self._store.record(run.job.id, still=sha256))
         drawn.unlink()
@@ -485,14 +487,14 @@ class Runner:
             DBOS.delete_workflows(finished)
 
     def _sweep(self) -> None:
-        with self._files.changing():
+        with self._files.deleting():
             known, wanted = self._store.everything()
             self._files.sweep(known, wanted, self._settings.keep_days * DAY)
 
 
 def remove(store: Store, files: Files, job_id: str) -> bool:
     """Forget a job, and delete its files and its still unless another job needs it; whether it was there."""
-    with contextlib.suppress(JobNotFound), files.changing():
+    with contextlib.suppress(JobNotFound), files.deleting():
         job = store.get(job_id)
         if store.remove(job_id):
             if job.finished:
@@ -501,3 +503,11 @@ def remove(store: Store, files: Files, job_id: str) -> bool:
                 files.drop_still(job.still)
             return True
     return False
+
+
+def drop_still(store: Store, files: Files, still: str | None) -> None:
+    """Delete a still whose job was not accepted, unless another job needs it."""
+    if still is not None:
+        with files.deleting():
+            if not store.needs(still):
+                files.drop_still(still)

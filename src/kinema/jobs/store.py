@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter, deque
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from kinema.errors import JobNotFound, QueueUnavailable
 from kinema.jobs.values import Failure, Job, Page
@@ -57,6 +60,7 @@ _jobs = sa.Table(
 _QUEUED = _jobs.c.status == "queued"
 _RUNNING = _jobs.c.status == "in_progress"
 _TURN = (_jobs.c.priority.desc(), _jobs.c.seq)
+_BY_PRIORITY = sa.select(_jobs.c.priority, sa.func.count()).where(_QUEUED).group_by(_jobs.c.priority)
 
 # Keys of PostgreSQL's advisory locks: "kinema" in hexadecimal, and one more.
 _SUBMIT_LOCK = 0x6B696E656D61
@@ -78,6 +82,8 @@ class Store:
             self._sqlite = self._engine.dialect.name == "sqlite"
             # SQLite lets one writer in at a time; here they wait in order, there they would sleep and try again.
             self._writing = Lock() if self._sqlite else nullcontext()
+            self._adding = Lock()
+            self._additions: deque[_Addition] = deque()
             with self._engine.begin() as connection:
                 if not self._sqlite:  # two servers that begin at once
                     connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SUBMIT_LOCK)))
@@ -118,23 +124,49 @@ class Store:
             finally:
                 connection.invalidate()  # the lock is the session's
 
-    def add(self, values: Mapping[str, Any], bound: int) -> bool:
-        """A new queued job, or False where `bound` are waiting.
+    def add(self, values: Mapping[str, Any], bound: int) -> int | None:
+        """A new queued job; its place, or None where `bound` are waiting.
+
+        Whoever comes while another's job is written waits for the next turn, and all who wait share one: a disk that
+        takes some milliseconds to be sure takes no more for twenty.
 
         Raises:
             KeyTaken: where the idempotency key is another job's.
         """
-        waiting = sa.select(sa.func.count()).select_from(_jobs).where(_QUEUED)
-        try:
-            with self._write() as connection:
-                if not self._sqlite:
-                    connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SUBMIT_LOCK)))
-                if connection.execute(waiting).scalar_one() >= bound:
-                    return False
-                connection.execute(_jobs.insert().values(status="queued", created_at=time.time(), **values))
-        except IntegrityError:
-            raise KeyTaken from None
-        return True
+        mine = _Addition(values, bound)
+        self._additions.append(mine)
+        with self._adding:
+            if not mine.done:
+                batch = [self._additions.popleft() for _ in range(len(self._additions))]
+                try:
+                    with self._write() as connection:
+                        self._add_all(batch, connection)
+                except BaseException as error:
+                    for addition in batch:
+                        addition.error = error
+                    raise
+                finally:
+                    for addition in batch:
+                        addition.done = True
+        if mine.error is not None:
+            raise mine.error
+        return mine.place
+
+    def _add_all(self, batch: list[_Addition], connection: sa.Connection) -> None:
+        if not self._sqlite:
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SUBMIT_LOCK)))
+        waiting: Counter[int] = Counter(dict(connection.execute(_BY_PRIORITY).tuples().all()))
+        insert = sqlite.insert(_jobs) if self._sqlite else postgresql.insert(_jobs)
+        for addition in batch:
+            if waiting.total() >= addition.bound:
+                continue
+            added = insert.values(status="queued", **addition.values).on_conflict_do_nothing()
+            if connection.execute(added).rowcount != 1:
+                addition.error = KeyTaken()
+                continue
+            priority = addition.values["priority"]
+            waiting[priority] += 1
+            addition.place = sum(count for other, count in waiting.items() if other >= priority)
 
     def waiting(self) -> int:
         """How many jobs are queued."""
@@ -281,6 +313,17 @@ class KeyTaken(Exception):
     """Another job has this idempotency key."""
 
 
+@dataclass(slots=True, eq=False)
+class _Addition:
+    """A job on its way into the table, and what became of it."""
+
+    values: Mapping[str, Any]
+    bound: int
+    place: int | None = None
+    error: BaseException | None = None
+    done: bool = False
+
+
 def _engine(url: str) -> sa.Engine:
     parsed = sa.make_url(url)
     if parsed.get_backend_name() == "sqlite":
@@ -335,8 +378,6 @@ def _job(row: sa.RowMapping) -> Job:
 def _translated() -> Iterator[None]:
     try:
         yield
-    except IntegrityError:
-        raise
     except SQLAlchemyError as error:
         raise QueueUnavailable(f"the queue's database does not answer: {_reason(error)}") from None
 
