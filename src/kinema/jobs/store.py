@@ -155,13 +155,13 @@ class Store:
     def _add_all(self, batch: list[_Addition], connection: sa.Connection) -> None:
         if not self._sqlite:
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SUBMIT_LOCK)))
-        waiting: Counter[int] = Counter(dict(connection.execute(_BY_PRIORITY).tuples().all()))
+        waiting = Counter(dict(map(tuple, connection.execute(_BY_PRIORITY))))
         insert = sqlite.insert(_jobs) if self._sqlite else postgresql.insert(_jobs)
         for addition in batch:
             if waiting.total() >= addition.bound:
                 continue
             added = insert.values(status="queued", **addition.values).on_conflict_do_nothing()
-            if connection.execute(added).rowcount != 1:
+            if connection.execute(added.returning(_jobs.c.seq)).first() is None:
                 addition.error = KeyTaken()
                 continue
             priority = addition.values["priority"]
