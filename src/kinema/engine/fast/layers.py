@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from torch import Tensor
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 ROWS = 2048
 # Pixels below which torch's group norm on a CPU goes group by group, three channels at a time, when these lie last.
 SMALL = 1024
+# Numbers that the temporal layers work on together on a CPU: 8 MiB in float32.
+BAND = 2**21
 
 
 def images(clip: Tensor) -> Tensor:
@@ -86,6 +88,32 @@ class GroupNorm:
     def silu(self, x: Tensor) -> Tensor:
         """Normalised, and activated in place."""
         return F.silu(self(x), inplace=True)
+
+    def across(self, pieces: Iterable[Tensor]) -> Affine:
+        """Itself over pieces, each [1, c, h, w], that are one thing but not worked on together."""
+        total, count = torch.zeros((), dtype=torch.float64), 0
+        for x in pieces:
+            channels, pixels_here = x.shape[1], x[0, 0].numel()
+            _, mean, rstd = torch.native_group_norm(x, None, None, 1, channels, pixels_here, self.groups, self.eps)
+            mean, variance = mean.double(), rstd.double() ** -2 - self.eps
+            total = total + torch.stack([mean, variance + mean**2]) * pixels_here
+            count += pixels_here
+        mean, square = (total / count).view(2, self.groups, 1)
+        scale = (square - mean**2 + self.eps).rsqrt() * self.weight.view(self.groups, -1)
+        shift = self.bias.view(self.groups, -1) - mean * scale
+        return Affine(*(each.to(self.weight.dtype).view(1, -1, 1, 1) for each in (scale, shift)))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Affine:
+    """What a norm is once its means and variances are known; both [1, c, 1, 1]."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def silu(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """Normalised and activated, in a new tensor or in `out`."""
+        return F.silu(torch.addcmul(self.shift, x, self.scale, out=out), inplace=True)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -221,6 +249,26 @@ class ResBlock:
         hidden = self.conv1(self.norm1.silu(x), shift)
         return self.conv2(self.norm2.silu(hidden))
 
+    def add_to(self, x: Tensor, shift: Tensor | None = None) -> None:
+        """Add what it adds to a strip, [b, c, f, h·w], in place."""
+        if x.device.type != "cpu" or x.dtype.itemsize < 4 or x[0].numel() <= BAND:
+            x.add_(self.change(x, shift))
+            return
+        shifts = [None] * len(x) if shift is None else shift[:, None].expand(len(x), -1, -1)
+        for one, one_shift in zip(torch.split(x, 1), shifts, strict=True):
+            self._add_in_bands(one, one_shift)
+
+    def _add_in_bands(self, x: Tensor, shift: Tensor | None) -> None:
+        """The same, some columns of one strip at a time, so that hardly anything is worked on outside the cache."""
+        _, channels, frames, _ = x.shape
+        rows = x.permute(0, 2, 3, 1).view(1, 1, -1, channels).permute(0, 3, 1, 2)
+        norm1 = self.norm1.across(torch.split(rows, BAND // channels, 3))
+        bands = torch.split(x, max(1, BAND // (channels * frames)), 3)
+        hidden = [self.conv1(norm1.silu(band), shift) for band in bands]
+        norm2 = self.norm2.across(hidden)
+        for band, each in zip(bands, hidden, strict=True):
+            band.add_(self.conv2(norm2.silu(each, out=each)))
+
     def __call__(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
         """A new tensor; x stays as it is."""
         out = self.change(x, shift)
@@ -259,8 +307,7 @@ class ClipBlock:
 
     def move(self, clip: Tensor, shift: Tensor | None = None) -> None:
         """The temporal half, in place."""
-        view = strip(clip)
-        view.add_(self.temporal.change(view, shift))
+        self.temporal.add_to(strip(clip), shift)
 
 
 def time_share(mixer: Any) -> Tensor:
