@@ -5,7 +5,6 @@ python training/assemble.py --vae training/runs/vae/vae --unet training/runs/une
 
 import argparse
 import json
-import shutil
 from pathlib import Path
 
 import torch
@@ -26,7 +25,9 @@ def main() -> None:
     for part, folder in folders.items():
         target = args.out / part
         target.mkdir(parents=True, exist_ok=True)
-        shutil.copy(folder / "config.json", target / "config.json")
+        config = json.loads((folder / "config.json").read_text())
+        config.pop("_name_or_path", None)  # where its training began
+        (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         name = f"{WEIGHTS[part]}.safetensors"
         tensors = {k: v.to(torch.float16) for k, v in load_file(folder / name).items()}
         save_file(tensors, target / name, metadata={"format": "pt"})

@@ -50,15 +50,7 @@ def reconstruction_loss(y: torch.Tensor, x: torch.Tensor, valid: torch.Tensor) -
         e = F.avg_pool2d(error, scale) if scale > 1 else error
         loss = loss + 0.4 * ((e[..., 1:, :] - e[..., :-1, :]).abs().mean() + (e[..., 1:] - e[..., :-1]).abs().mean())
     texture = [F.avg_pool2d(luminance_laplacian(v * valid).abs(), 8, 4) for v in (y, x)]
-    # A chequerboard is the cheapest texture there is; no more of it than the photograph has.
-    checks = [F.avg_pool2d(chequers(v * valid).abs(), 8, 4) for v in (y, x)]
-    return loss + (texture[0] - texture[1]).abs().mean() + 6 * (checks[0] - checks[1]).clamp(min=0).mean()
-
-
-def chequers(frames: torch.Tensor) -> torch.Tensor:
-    """What of frames [n, 3, h, w] changes its sign from pixel to pixel both ways, [n, 3, h − 2, w − 2]."""
-    along = (2 * frames[..., 1:-1] - frames[..., 2:] - frames[..., :-2]) / 4
-    return (2 * along[..., 1:-1, :] - along[..., 2:, :] - along[..., :-2, :]) / 4
+    return loss + (texture[0] - texture[1]).abs().mean()
 
 
 def warp(latents: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -38,7 +38,7 @@ class Settings(BaseSettings):
     data_dir: Path = Field(
         default=Path("~/.local/share/kinema"), description="a folder for the queue, its stills and its videos."
     )
-    database_url: str | None = Field(
+    database_url: SecretStr | None = Field(
         default=None,
         min_length=1,
         description="postgresql://…, or sqlite:///… with a path; unset, an SQLite file in the data folder.",

@@ -48,7 +48,10 @@ class Server:
     """The process that runs the jobs, as it is killed and started again."""
 
     def __init__(self, settings):
-        self.arguments = [str(settings.data_dir), *filter(None, [settings.database_url])]
+        self.arguments = [
+            str(settings.data_dir),
+            *([settings.database_url.get_secret_value()] if settings.database_url else []),
+        ]
         self.start()
 
     def start(self):

@@ -57,7 +57,8 @@ class Queue:
     def __init__(self, settings: Settings, work: str | None = None, *, devices: Sequence[str] | None = None) -> None:
         self._settings = settings
         self._files = Files(settings.data_dir)
-        url = settings.database_url or f"sqlite:///{self._files.root / 'jobs.sqlite3'}"
+        given = settings.database_url
+        url = given.get_secret_value() if given else f"sqlite:///{self._files.root / 'jobs.sqlite3'}"
         self._store = Store(url)
         self._watchers = Watchers()
         self._closed = False
