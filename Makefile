@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check bench clean chromium
+.PHONY: demo test test-all check bench clean chromium
 
 demo: $(VENV)/installed ## a photograph becomes a video, on the embedded model
 	@mkdir -p out
 	@$(BIN)/kinema generate examples/rocket.jpg --model pocket --seed 42 -o out/rocket.mp4 --contact-sheet out/rocket.png
 
-test: check chromium ## every check and every test that this machine can run
+test: check chromium ## every check and every test but the slow ones
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: check chromium ## the slow ones too: notebooks, the pocket's parity, signals, random kills
 	$(BIN)/python -m pytest
 
 check: $(VENV)/installed-dev ## style, types and floors, without running anything
