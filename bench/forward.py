@@ -3,8 +3,10 @@
     python bench/forward.py --out bench/results/forward-cpu.json
     python bench/forward.py --model svd-xt --device cuda --dtype float16 --out bench/results/forward-h100.json
 
-The two take turns in one process, so that what else the machine does meets both. `svd-xt` is the published
-configuration with random weights: their speed is that of the real ones. Errors are against diffusers in float32.
+The two take turns in one process, so that what else the machine does meets both; where it does much, set
+OMP_WAIT_POLICY=passive, or threads that wait for each other take the cores from those that work. `svd-xt` is the
+published configuration with random weights: their speed is that of the real ones. Errors are against diffusers in
+float32.
 """
 
 import argparse
@@ -212,6 +214,7 @@ def peak(work: Callable[[], object], device: torch.device) -> float:
 def machine(device: torch.device) -> dict[str, Any]:
     described = {"processor": platform.machine(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
     described |= {"capability": torch.backends.cpu.get_cpu_capability(), "load": list(os.getloadavg())}
+    described["omp_wait_policy"] = os.environ.get("OMP_WAIT_POLICY", "unset")
     if device.type == "cuda":
         described["gpu"] = torch.cuda.get_device_name(device)
     return described

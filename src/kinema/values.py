@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Fit = Literal["crop", "pad", "stretch"]
 Scheduler = Literal["euler", "euler_ancestral", "ddim", "dpm_solver", "pndm", "unipc"]
+Engine = Literal["fast", "reference"]
 Stage = Literal["paint", "encode", "denoise", "decode"]
 
 MAX_SEED = 2**32 - 1
@@ -263,6 +264,7 @@ class Recipe(BaseModel):
     model: ModelIdentity
     device: str = Field(description="Kind of device: cpu, cuda or mps, and its name.")
     dtype: str
+    engine: Engine = Field(default="reference", description="Whose forward computed: ours (fast) or diffusers' own.")
     memory_plan: str
     decode_chunk_size: int
     events: tuple[str, ...] = Field(default=(), description="What did not go as planned, and what was done about it.")

@@ -6,10 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
+from kinema.engine import generate
 from kinema.engine.fast import FastDecoder, FastUNet
+from kinema.engine.forwards import engine_for
+from kinema.errors import InvalidRequest
+from kinema.media.still import open_still
 from kinema.models.catalog import POCKET_FOLDER
 from kinema.models.loading import Models, load
+from kinema.models.placement import Plan
+from kinema.values import VideoRequest
 from tiny import make_tiny_svd
 
 # Of float64: where a norm sees few pixels, rounding is divided by nearly nothing.
@@ -180,3 +187,55 @@ def test_weights_that_fit_are_not_copied(tiny_svd: Path) -> None:
     layer = network.down[0].blocks[0][1].layers[0]
     wide = unet.down_blocks[0].attentions[0].transformer_blocks[0].ff.net[0].proj.weight
     assert layer.feed_forward.value.weight.data_ptr() == wide.data_ptr()
+
+
+def test_the_recipe_says_which_engine_ran(tiny_svd: Path) -> None:
+    still = open_still(Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 90).convert("RGB"))
+    request = VideoRequest.checked(seed=3, width=64, height=64, num_frames=4, num_inference_steps=2)
+    clips = {}
+    for engine in ("fast", "reference"):
+        *_, clips[engine] = generate(load(tiny_svd, device="cpu", dtype="float32", engine=engine), still, request)
+        assert clips[engine].recipe.engine == engine
+    difference = clips["fast"].frames.astype(int) - clips["reference"].frames
+    assert abs(difference).max() <= 1
+
+
+def test_memory_that_runs_out_in_the_fast_engine_halves_the_chunk(
+    tiny_svd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = load(tiny_svd, device="cpu", dtype="float32", engine="fast")
+    work = FastDecoder.__call__
+
+    def scarce(decoder: FastDecoder, latents: torch.Tensor) -> torch.Tensor:
+        if len(latents) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return work(decoder, latents)
+
+    monkeypatch.setattr(FastDecoder, "__call__", scarce)
+    request = VideoRequest.checked(seed=3, width=64, height=64, num_frames=4, num_inference_steps=1)
+    *_, clip = generate(models, open_still(Image.effect_noise((64, 64), 90).convert("RGB")), request)
+    assert clip.recipe.events == ("memory ran out while decoding 4 frames together: went on with 2",)
+
+
+def test_the_fast_engine_is_the_default_in_float32_on_a_cpu_only(tiny_svd: Path) -> None:
+    assert load(tiny_svd, device="cpu", dtype="float32").engine == "fast"
+    assert load(tiny_svd, device="cpu", dtype="bfloat16").engine == "reference"
+
+
+def test_an_engine_that_is_not_there_is_refused(tiny_svd: Path) -> None:
+    with pytest.raises(InvalidRequest, match="no engine 'quick'; there is fast and reference"):
+        load(tiny_svd, device="cpu", engine="quick")
+
+
+def test_offload_by_layers_goes_through_the_reference(tiny_svd: Path) -> None:
+    models = load(tiny_svd, device="cpu", dtype="float32", engine="fast")
+    assert engine_for(models, Plan("resident", 4)) == "fast"
+    assert engine_for(models, Plan("sequential_offload", 4)) == "reference"
+
+
+def test_a_clip_of_several_bands_is_decoded_as_one(tiny_svd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vae = load(tiny_svd, device="cpu", dtype="float32").vae
+    latents = noise(5, 4, 7, 9)
+    whole = FastDecoder(vae)(latents)
+    monkeypatch.setattr("kinema.engine.fast.layers.BAND", 1000)  # else only large pictures have more than one
+    assert relative_error(FastDecoder(vae)(latents), whole) <= 1e-5

@@ -48,7 +48,7 @@ def inspect(
         **(_identified("painter", "painter's weights", painting.painter) if painting else {}),
         "still": f"SHA-256 {recipe.still_sha256} (of its pixels)",
         **{name: value for name, value in request if name not in {"model", "image_model"} and value is not None},
-        "device": f"{recipe.device}, {recipe.dtype}",
+        "device": f"{recipe.device}, {recipe.dtype}, {recipe.engine} engine",
         "memory plan": f"{recipe.memory_plan}, {recipe.decode_chunk_size} frames decoded together",
         "made by": ", ".join([f"kinema {recipe.kinema}", *(f"{k} {v}" for k, v in recipe.versions.items())]),
     }
@@ -118,6 +118,7 @@ def remake(
         if opened is None:
             job = _drawn_again(job, recipe, image_model, machine, told, anyway=anyway)
         models = load(name, machine, told)
+        models.engine = recipe.engine
         found = models.identity.weights_sha256
         _same("model", name, found, recipe.model.weights_sha256, told, anyway=anyway)
         _tell_versions(recipe, told)

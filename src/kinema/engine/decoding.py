@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from kinema.engine.forwards import decoder_of
 from kinema.engine.memory import insufficient, is_out_of_memory
 from kinema.models.placement import release_cache
 
@@ -14,13 +15,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from kinema.media.video import Frames
+    from kinema.values import Engine
 
 
 class NotFinite(Exception):
     """The decoder gave NaN or infinity."""
 
 
-def decode(vae: torch.nn.Module, latents: torch.Tensor, chunk_size: int, events: list[str]) -> Iterator[Frames]:
+def decode(
+    vae: torch.nn.Module, latents: torch.Tensor, chunk_size: int, events: list[str], engine: Engine = "reference"
+) -> Iterator[Frames]:
     """Yield the frames of each chunk, uint8 [n, height, width, 3].
 
     Frames within a chunk are made to fit each other, so that a border between chunks may show as a flicker. When
@@ -31,6 +35,7 @@ def decode(vae: torch.nn.Module, latents: torch.Tensor, chunk_size: int, events:
         latents: [1, num_frames, channels, h/8, w/8], as the UNet knows them (scaled).
         chunk_size: Frames decoded together.
         events: Lengthened by what did not go as planned.
+        engine: Which forward decodes.
 
     Raises:
         NotFinite: when a frame holds NaN or infinity.
@@ -38,11 +43,12 @@ def decode(vae: torch.nn.Module, latents: torch.Tensor, chunk_size: int, events:
     """
     weight = next(vae.parameters())
     unscaled = latents[0].to(weight.dtype) / vae.config.scaling_factor  # type: ignore[union-attr, operator]
+    decoder = decoder_of(engine, vae)
     start = 0
     while start < len(unscaled):
         chunk = unscaled[start : start + chunk_size]
         try:
-            frames = _to_uint8(vae.decode(chunk, num_frames=len(chunk)).sample)  # type: ignore[operator]
+            frames = _to_uint8(decoder(chunk))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

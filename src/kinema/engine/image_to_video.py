@@ -16,6 +16,7 @@ import torch
 from kinema.engine import sampling
 from kinema.engine.conditioning import ENCODE_STEPS, Conditions, condition
 from kinema.engine.decoding import NotFinite, decode
+from kinema.engine.forwards import engine_for, step_of
 from kinema.engine.memory import insufficient, is_out_of_memory
 from kinema.errors import GenerationFailed
 from kinema.media.clip import Clip
@@ -24,7 +25,7 @@ from kinema.models.placement import place, plan_for
 from kinema.values import Recipe, Step
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
     from PIL import Image
 
@@ -106,21 +107,16 @@ def _denoise(
     if request.guided:
         ramp = sampling.guidance_ramp(request.min_guidance_scale, request.max_guidance_scale, request.num_frames)
         guidance, conditions = ramp.to(device), conditions.for_guidance()
-    held = conditions.latents[:, None].expand(-1, request.num_frames, -1, -1, -1)
     sigmas = sigmas.to(device)
     done, leaner = 0, plan
+    step: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
     while True:
         try:
             with place(models, leaner) as placed, placed.on_device("unet") as unet:
+                step = step_of(engine_for(models, leaner), unet, conditions, request.num_frames)
                 for i in range(done, steps):
                     sample = sampling.scaled_input(latents, sigmas[i]).to(dtype)
-                    v = unet(
-                        torch.cat([sample.expand(len(held), -1, -1, -1, -1), held], dim=2),
-                        sampling.time_of(sigmas[i]),
-                        encoder_hidden_states=conditions.embedding,
-                        added_time_ids=conditions.time_ids,
-                        return_dict=False,
-                    )[0].float()
+                    v = step(sample, sampling.time_of(sigmas[i])).float()
                     if guidance is not None:
                         v = sampling.guided(v, guidance)
                     clean = sampling.denoised(latents, v, sigmas[i])
@@ -134,6 +130,7 @@ def _denoise(
             following = leaner.next() if device.type != "cpu" else None
             if leaner is not plan or following is None:
                 raise insufficient(error, "denoising", SMALLER) from None
+        step = None  # and the weights that it laid out anew
         events.append(f"memory ran out at denoising step {done + 1}: went on with {following.name}")
         leaner = following
     if not latents.isfinite().all():
@@ -155,7 +152,7 @@ def _decode(
         frames: list[Frames] = []
         try:
             with place(models, plan) as placed, placed.on_device("vae", dtype) as vae:
-                for chunk in decode(vae, latents, plan.decode_chunk_size, events):
+                for chunk in decode(vae, latents, plan.decode_chunk_size, events, engine_for(models, plan)):
                     start = sum(map(len, frames))
                     frames.append(chunk)
                     yield Step("decode", start + len(chunk), latents.shape[1], frames=chunk, start=start)
@@ -195,6 +192,7 @@ def _recipe(models: Models, plan: Plan, still: Still, request: VideoRequest, eve
         model=models.identity,
         device=device,
         dtype=str(models.dtype).removeprefix("torch."),
+        engine=engine_for(models, plan),
         memory_plan=plan.name,
         decode_chunk_size=plan.decode_chunk_size,
         events=tuple(events),

@@ -1,0 +1,62 @@
+"""Which forward computes: Kinema's own (`kinema.engine.fast`), or diffusers' as the readable reference and fallback."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from kinema.engine.fast import FastDecoder, FastUNet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from kinema.engine.conditioning import Conditions
+    from kinema.models.loading import Models
+    from kinema.models.placement import Plan
+    from kinema.values import Engine
+
+
+def engine_for(models: Models, plan: Plan) -> Engine:
+    """The one that the model is set to; layers that come and go one by one can be called by diffusers' own only."""
+    return "reference" if plan.name == "sequential_offload" else models.engine
+
+
+def step_of(engine: Engine, unet: Any, conditions: Conditions, num_frames: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """A call of the UNet for one clip.
+
+    Args:
+        engine: Which forward.
+        unet: On its device, and not moved while the call is used.
+        conditions: Of one clip, or twice under guidance.
+        num_frames: Of the clip.
+
+    Returns:
+        (scaled noisy latents [1, f, c, h, w], time) → v for each condition, [1 or 2, f, c, h, w].
+    """
+    if engine == "fast":
+        network = FastUNet(unet)
+        constants = network.constants(conditions.embedding, conditions.time_ids, conditions.latents, num_frames)
+        return lambda sample, time: network(sample, time, constants)
+    held = conditions.latents[:, None].expand(-1, num_frames, -1, -1, -1)
+
+    def step(sample: Tensor, time: Tensor) -> Tensor:
+        v: Tensor = unet(
+            torch.cat([sample.expand(len(held), -1, -1, -1, -1), held], dim=2),
+            time,
+            encoder_hidden_states=conditions.embedding,
+            added_time_ids=conditions.time_ids,
+            return_dict=False,
+        )[0]
+        return v
+
+    return step
+
+
+def decoder_of(engine: Engine, vae: Any) -> Callable[[Tensor], Tensor]:
+    """A call of the temporal decoder: unscaled latents of one chunk, [f, c, h, w] → [f, 3, 8h, 8w] in −1…1."""
+    if engine == "fast":
+        return FastDecoder(vae)
+    return lambda latents: vae.decode(latents, num_frames=len(latents)).sample
