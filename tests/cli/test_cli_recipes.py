@@ -33,7 +33,7 @@ def test_inspect_tells_a_recipe_in_words(kinema, made):
     assert facts["num_inference_steps"] == "2"
     assert recipe.model.weights_sha256 in facts["weights"]
     assert recipe.still_sha256 in facts["still"]
-    assert facts["device"] == f"cpu, {recipe.dtype}"
+    assert facts["device"] == f"cpu, {recipe.dtype}, {recipe.engine} engine"
     assert ran.err == ""
 
 
