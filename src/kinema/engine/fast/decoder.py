@@ -1,4 +1,4 @@
-"""SVD's temporal decoder, computed with few copies: what looks at one frame goes frame by frame on a CPU."""
+"""SVD's temporal decoder, computed with few copies: what looks at single frames takes a few at a time on a CPU."""
 
 from __future__ import annotations
 
@@ -16,15 +16,26 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def frame_by_frame(work: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """`work` on images, [f, c, h, w]: all at once on a GPU, one after the other on a CPU, where memory costs time."""
-    if x.device.type != "cpu" or len(x) == 1:
-        return work(x)
-    first = work(x[:1])
-    out = first.new_empty(len(x), *first.shape[2:], first.shape[1]).permute(0, 3, 1, 2)
-    out[:1] = first
-    for i in range(1, len(x)):
-        out[i : i + 1] = work(x[i : i + 1])
+def few_frames(x: Tensor) -> tuple[Tensor, ...]:
+    """Images, [f, c, h, w], that are worked on together: all on a GPU, one for each thread on a CPU.
+
+    What a few need is small enough to be used again while it is in the cache; a frame for each thread, and none is
+    cut between them.
+    """
+    return torch.split(x, torch.get_num_threads() if x.device.type == "cpu" else len(x))
+
+
+def by_few_frames(work: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`work` on images, [f, c, h, w], of which each becomes one of another shape."""
+    first, *rest = few_frames(x)
+    made = work(first)
+    if not rest:
+        return made
+    out = made.new_empty(len(x), *made.shape[2:], made.shape[1]).permute(0, 3, 1, 2)
+    places = iter(few_frames(out))
+    next(places).copy_(made)
+    for place, images_here in zip(places, rest, strict=True):
+        place.copy_(work(images_here))
     return out
 
 
@@ -87,19 +98,18 @@ class FastDecoder:
             for block in blocks:
                 x = _through(block, x)
             if upsample is not None:
-                x = frame_by_frame(upsample, x)
-        x = frame_by_frame(lambda frame: self.conv_out(self.norm_out.silu(frame)), x)
+                x = by_few_frames(upsample, x)
+        x = by_few_frames(lambda frames: self.conv_out(self.norm_out.silu(frames)), x)
         return images(as_clip(self.conv_time(strip(_clip(x))), *_clip(x).shape[1:4]))
 
 
 def _through(block: ClipBlock, x: Tensor) -> Tensor:
     """A block on images that nobody needs any more; the same tensor where it has no shortcut."""
     if block.spatial.shortcut is None:
-        for i in range(0, len(x), 1 if x.device.type == "cpu" else len(x)):
-            frame = x[i : i + 1] if x.device.type == "cpu" else x
-            frame.add_(block.spatial.change(frame))
+        for frames in few_frames(x):
+            frames.add_(block.spatial.change(frames))
     else:
-        x = frame_by_frame(block.spatial, x)
+        x = by_few_frames(block.spatial, x)
     block.move(_clip(x))
     return x
 
