@@ -5,7 +5,8 @@ from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionM
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 HEIGHT, WIDTH, NUM_FRAMES = 160, 288, 14
-LATENT_CHANNELS = 12
+LATENT_CHANNELS = 16
+STEPS = 8  # the pocket's default, for which it is distilled
 EMBEDDING = 64
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)  # those of CLIP
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -18,8 +19,8 @@ SCHEDULER = {
     "interpolation_type": "linear",
     "num_train_timesteps": 1000,
     "prediction_type": "v_prediction",
-    "sigma_max": 80.0,  # SVD's 700 spends its first steps where this small a latent holds nothing
-    "sigma_min": 0.02,
+    "sigma_max": 30.0,  # SVD's 700 spends its first steps where this small a latent holds nothing,
+    "sigma_min": 0.1,  # and its 0.002 the last one where nothing is left to do
     "steps_offset": 1,
     "timestep_spacing": "leading",
     "timestep_type": "continuous",

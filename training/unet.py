@@ -14,6 +14,8 @@ import argparse
 import copy
 import json
 import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -88,12 +90,14 @@ class Encoder:
 class Gradients:
     """Encodes a batch of clips and leaves the gradients of their loss in `flat`, by a CUDA graph where that works.
 
-    A step launches thousands of small kernels, for which Python needs longer than the GPU does.
+    A step launches thousands of small kernels, for which Python needs longer than the GPU does. `loss` is given
+    (latents, condition, clips, noise_aug).
     """
 
-    def __init__(self, encoder: Encoder, unet: torch.nn.Module, image_encoder: torch.nn.Module, device: str) -> None:
-        self.encoder, self.unet, self.image_encoder, self.device = encoder, unet, image_encoder, device
-        weights = [p for module in (unet, image_encoder) for p in module.parameters()]
+    def __init__(
+        self, encoder: Encoder, weights: list[torch.nn.Parameter], loss: Callable[..., torch.Tensor], device: str
+    ) -> None:
+        self.encoder, self.loss, self.device = encoder, loss, device
         self.flat = torch.zeros(sum(p.numel() for p in weights), device=device)
         for p, part in zip(weights, self.flat.split([p.numel() for p in weights]), strict=True):
             p.grad = part.view_as(p)
@@ -128,9 +132,15 @@ class Gradients:
         self.flat.zero_()
         latents, condition = self.encoder(clips, noise_aug)
         with torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.device == "cuda"):
-            loss = loss_of(self.unet, self.image_encoder, latents, condition, clips, noise_aug)
+            loss = self.loss(latents, condition, clips, noise_aug)
         loss.backward()
         return loss.detach()
+
+
+def draw_noise_aug(batch: int, device: str) -> torch.Tensor:
+    """Strengths of the noise on the stills, [batch]: a log-normal around 0.03, and none for 15% of the clips."""
+    strength = torch.exp(torch.randn(batch, device=device) * 0.7 - 3.5)
+    return strength * (torch.rand(batch, device=device) > 0.15)
 
 
 def export(ema: torch.nn.ModuleDict, out: Path, log: list[dict]) -> None:
@@ -182,10 +192,10 @@ def main() -> None:
         f"{len(train.pixels)} photographs, UNet {parameters(unet) / 1e6:.2f} M, {fleet.world} devices, from {step}"
     )
     fleet.begin()
-    gradients = Gradients(encoder, torch.compile(unet) if args.compile else unet, image_encoder, args.device)
-    noise_of = lambda n: torch.exp(torch.randn(n, device=args.device) * 0.7 - 3.5)  # noqa: E731
+    trained = torch.compile(unet) if args.compile else unet
+    gradients = Gradients(encoder, weights, partial(loss_of, trained, image_encoder), args.device)
     if args.device == "cuda":
-        gradients.record(mover.draw(args.clips, NUM_FRAMES), noise_of(args.clips))
+        gradients.record(mover.draw(args.clips, NUM_FRAMES), draw_noise_aug(args.clips, args.device))
         fleet.say(f"recorded after {fleet.minutes():.1f} minutes")
 
     first, recent, elapsed = step, [], 0.0
@@ -194,9 +204,7 @@ def main() -> None:
         rate = LEARNING_RATE * min(1, (step - first + 1) / 200) * max(0.005, 0.5 * (1 + math.cos(math.pi * progress)))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        clips = mover.draw(args.clips, NUM_FRAMES)
-        noise_aug = noise_of(args.clips) * (torch.rand(args.clips, device=args.device) > 0.15)
-        loss = gradients(clips, noise_aug)
+        loss = gradients(mover.draw(args.clips, NUM_FRAMES), draw_noise_aug(args.clips, args.device))
         fleet.average(gradients.flat)
         gradients.flat.mul_((1.0 / gradients.flat.norm()).clamp(max=1.0))
         optimizer.step()
