@@ -47,6 +47,23 @@ def settings_of(fields: Mapping[str, Any], default_model: Callable[[], str]) -> 
         InvalidRequest: naming a field that is not known, said twice, or not to be read.
     """
     given = {name: value for name, value in fields.items() if is_set(value)}
+    settings = _renamed(given)
+    _check_said_once(given, settings)
+    if "video_length" in given:
+        settings["num_frames"], settings["model"] = _length(given["video_length"])
+    if "model" not in settings:
+        settings["model"] = default_model()
+    if "size" in given:
+        settings["width"], settings["height"] = _size(given["size"])
+    if "motion_scale" in given:
+        settings["motion_bucket_id"] = round(255 * _number("motion_scale", given["motion_scale"], 0, 1))
+    if "seconds" in given:
+        settings["num_frames"] = _frames(given["seconds"], settings)
+    return settings
+
+
+def _renamed(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that are settings of ours, or aliases of them, under our names."""
     settings: dict[str, Any] = {}
     for name, value in sorted(given.items(), key=lambda item: item[0] in ALIASES):
         if name in WORDS:
@@ -58,25 +75,15 @@ def settings_of(fields: Mapping[str, Any], default_model: Callable[[], str]) -> 
         if ours in settings:
             raise InvalidRequest(f"{name} {value!r} is another name for {ours}, and both are given: drop one", ours)
         settings[ours] = value
-    for name in WORDS:
-        if name in given:
-            for meant in WORDS[name]:
-                if meant in settings:
-                    raise InvalidRequest(f"{name} {given[name]!r} and {meant} are both given: drop one", name)
-    if "video_length" in given:
-        settings["num_frames"], settings["model"] = _length(given["video_length"])
-    settings.setdefault("model", None)
-    if settings["model"] is None:
-        settings["model"] = default_model()
-    if "size" in given:
-        settings["width"], settings["height"] = _size(given["size"])
-    if "motion_scale" in given:
-        settings["motion_bucket_id"] = round(255 * _number("motion_scale", given["motion_scale"], 0, 1))
-    if "seconds" in given:
-        if "num_frames" in settings:
-            raise InvalidRequest(f"seconds {given['seconds']!r} and video_length are both given: drop one", "seconds")
-        settings["num_frames"] = _frames(given["seconds"], settings)
     return settings
+
+
+def _check_said_once(given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    for name, meant in WORDS.items():
+        if name in given and (other := next((word for word in meant if word in settings), None)):
+            raise InvalidRequest(f"{name} {given[name]!r} and {other} are both given: drop one", name)
+    if "seconds" in given and "video_length" in given:
+        raise InvalidRequest(f"seconds {given['seconds']!r} and video_length are both given: drop one", "seconds")
 
 
 def _length(value: object) -> tuple[int, str]:
