@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-all check bench clean chromium
+.PHONY: demo test test-all check bench bench-server faults clean chromium
 
 demo: $(VENV)/installed ## a photograph becomes a video, on the embedded model
 	@mkdir -p out
@@ -24,6 +24,12 @@ check: $(VENV)/installed-dev ## style, types and floors, without running anythin
 
 bench: $(VENV)/installed-dev ## the pocket model's speed here, beside diffusers
 	$(BIN)/python bench/pocket.py --out bench/results/pocket-here.json
+
+bench-server: $(VENV)/installed-dev ## the server's speed here, with work that sleeps
+	$(BIN)/python bench/server.py --out bench/results/server-here.json
+
+faults: $(VENV)/installed-dev ## the long runs: 30 kills, 50 cancels, 1,000 examples of the API's document, the tutorial
+	$(BIN)/python -m pytest tests/faults tests/serving -m slow
 
 clean: ## everything that was made here, but not what was generated in out/
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

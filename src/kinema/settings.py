@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
@@ -16,6 +17,15 @@ from pydantic_settings import (
 from kinema.errors import InvalidRequest
 
 CONFIG_FILE = Path("kinema.toml")
+
+
+def _parted(value: Any) -> Any:
+    """One string with commas, as variables and flags bring it, as a list."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_parted)]
+Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_parted)]
 
 
 class Settings(BaseSettings):
@@ -56,6 +66,36 @@ class Settings(BaseSettings):
     step_timeout: float = Field(
         default=1800, gt=0, allow_inf_nan=False, description="seconds without a step after which a worker hangs."
     )
+    api_keys: Secrets = Field(
+        default=(), description="keys, parted by commas, one of which every request to the server must bring."
+    )
+    open: bool = Field(
+        default=False, description="true to let the server answer other machines although no key is asked for."
+    )
+    hosts: Names = Field(
+        default=(), description="names, parted by commas, by which the server may be called beside localhost."
+    )
+    cors_origins: Names = Field(
+        default=(), description="origins, parted by commas, whose pages may call the server; unset, none may."
+    )
+    image_hosts: Names = Field(
+        default=(), description="hosts, parted by commas, from which the server may fetch stills; unset, none."
+    )
+    models: Names = Field(
+        default=(),
+        description="models and painters, parted by commas, that the server offers beside the catalog's.",
+    )
+    max_body_mb: float = Field(
+        default=20, gt=0, le=1000, allow_inf_nan=False, description="megabytes, up to 1000, that a request may have."
+    )
+    max_work: float = Field(
+        default=2000,
+        gt=0,
+        allow_inf_nan=False,
+        description="millions of pixels × frames × steps that one request may ask of the server.",
+    )
+    log_format: Literal["text", "json"] = Field(default="text", description="text or json, for the server's log.")
+    log_prompts: bool = Field(default=False, description="true to have prompts in the server's log.")
 
     @classmethod
     def settings_customise_sources(

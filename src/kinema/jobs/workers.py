@@ -66,12 +66,16 @@ def devices_for(settings: Settings) -> tuple[str, ...]:
     """The device of each worker, told without loading torch: each GPU, or what the settings say."""
     if settings.device != "auto":
         return (settings.device,) * (settings.workers or 1)
-    gpus = len([path for path in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)])
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        gpus = min(gpus, len([name for name in visible.split(",") if name.strip()]))
+    gpus = count_gpus()
     count = settings.workers or max(1, gpus)
     return tuple(f"cuda:{i % gpus}" for i in range(count)) if gpus > 1 else ("auto",) * count
+
+
+def count_gpus() -> int:
+    """How many GPUs processes of this environment may use, told without loading torch."""
+    gpus = len([path for path in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)])
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return gpus if visible is None else min(gpus, len([name for name in visible.split(",") if name.strip()]))
 
 
 class Worker:
@@ -91,7 +95,7 @@ class Worker:
         self._link: Connection | None = None  # there while the process is ready
         self._epitaph: str | None = None  # why the latest process could not even begin
         self._latest_end = "it closed its socket"
-        # Its end would be the process's too (see working._end_with), so it lasts as long as the worker.
+        # Its end would be the process's too (see working.end_with), so it lasts as long as the worker.
         self._keeper = Thread(target=self._keep, name="kinema-worker-keeper", daemon=True)
 
     @property

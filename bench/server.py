@@ -1,0 +1,194 @@
+"""The server with work that sleeps: how quick it answers, starts and lists, and what watching costs.
+
+    python bench/server.py --out bench/results/server-here.json
+
+It starts servers of its own on localhost, with the stand-in of tests/serving. Rest the machine while it runs.
+"""
+
+import argparse
+import asyncio
+import datetime
+import io
+import itertools
+import json
+import os
+import platform
+import sqlite3
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import httpx
+import psutil
+from PIL import Image
+
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "serving"))
+
+from server_process import Server, start, stop, wait_for
+
+CLIENTS, SUBMISSIONS = 20, 200
+QUEUED, WATCHERS = 1000, 100
+QUICK = {"motion_bucket_id": "1", "num_inference_steps": "1", "num_frames": "2"}
+SLOW = {"motion_bucket_id": "1000", "num_inference_steps": "200", "num_frames": "2"}
+
+
+def still() -> bytes:
+    data = io.BytesIO()
+    Image.linear_gradient("L").resize((288, 160)).convert("RGB").save(data, "PNG")
+    return data.getvalue()
+
+
+def centile(values: list[float], which: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(which / 100 * len(values)))]
+
+
+async def submissions(server: Server) -> dict[str, float]:
+    """Milliseconds from a form with a still to the answer, at 20 clients at once."""
+    picture, spans = still(), []
+
+    async def client(count: int) -> None:
+        async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
+            for _ in range(count):
+                began = time.perf_counter()
+                answer = await http.post("/v1/videos", data=SLOW, files={"input_reference": ("a.png", picture)})
+                spans.append(1000 * (time.perf_counter() - began))
+                answer.raise_for_status()
+
+    await client(5)  # the first few open what stays open
+    spans.clear()
+    await asyncio.gather(*(client(SUBMISSIONS // CLIENTS) for _ in range(CLIENTS)))
+    return {"p50_ms": centile(spans, 50), "p99_ms": centile(spans, 99), "count": len(spans)}
+
+
+def starts(server: Server) -> dict[str, float]:
+    """Seconds from one job's end to the next one's start, as the server noted them."""
+    with server.client() as client:
+        asked = [client.post("/v1/videos", data=QUICK, files={"image": ("a.png", still())}) for _ in range(12)]
+        ids = [answer.json()["id"] for answer in asked]
+        wait_for(client, ids[-1])
+        figures = client.get("/metrics").text
+    gaps = []
+    with sqlite3.connect(server.data / "jobs.sqlite3") as jobs:
+        rows = jobs.execute("select started_at, completed_at from kinema_jobs order by seq").fetchall()
+    for (_, before), (after, _) in itertools.pairwise(rows):
+        gaps.append(after - before)
+    assert "kinema_queue_depth" in figures
+    return {"median_s": statistics.median(gaps), "max_s": max(gaps), "count": len(gaps)}
+
+
+def listing(server: Server) -> dict[str, float]:
+    """Milliseconds of a list's page with 1,000 queued, and the memory before and after."""
+    api = server.api_process()
+    with server.client() as client:
+        waiting = len(client.get("/v1/videos?limit=100").json()["data"])
+        before = api.memory_info().rss
+        ask = {"data": SLOW, "files": {"image": ("a.png", still())}}
+        while float(_figure(client, "kinema_queue_depth")) < QUEUED:
+            client.post("/v1/videos", **ask).raise_for_status()
+        spans = []
+        for _ in range(40):
+            began = time.perf_counter()
+            client.get("/v1/videos?limit=20").raise_for_status()
+            spans.append(1000 * (time.perf_counter() - began))
+        hundred = time.perf_counter()
+        client.get("/v1/videos?limit=100").raise_for_status()
+        hundred = 1000 * (time.perf_counter() - hundred)
+    return {
+        "listed_before": waiting,
+        "p50_ms": centile(spans, 50),
+        "p99_ms": centile(spans, 99),
+        "page_of_100_ms": hundred,
+        "memory_before_mb": before / 1e6,
+        "memory_after_mb": api.memory_info().rss / 1e6,
+    }
+
+
+def _figure(client: httpx.Client, name: str) -> str:
+    lines = client.get("/metrics").text.splitlines()
+    return next(line.split()[-1] for line in lines if line.startswith(f"{name} "))
+
+
+async def watching(server: Server) -> dict[str, float]:
+    """Percent of one core that the server takes with nobody watching a running job, and with a hundred."""
+    api = server.api_process()
+    async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
+        fields = SLOW | {"motion_bucket_id": "100"}
+        answer = await http.post("/v1/videos", data=fields, files={"image": ("a.png", still())})
+        job = answer.json()["id"]
+        for _ in range(100):
+            if (await http.get(f"/v1/videos/{job}")).json()["status"] == "in_progress":
+                break
+            await asyncio.sleep(0.05)
+        alone = await cpu(api, 5)
+        events = 0
+
+        async def watch() -> None:
+            nonlocal events
+            async with (
+                httpx.AsyncClient(base_url=server.url, timeout=60) as client,
+                client.stream("GET", f"/v1/videos/{job}/events") as stream,
+            ):
+                async for line in stream.aiter_lines():
+                    events += line.startswith("event: ")
+
+        tasks = [asyncio.create_task(watch()) for _ in range(WATCHERS)]
+        await asyncio.sleep(2)
+        events = 0
+        watched = await cpu(api, 8)
+        seen = events / 8
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await http.post(f"/v1/videos/{job}/cancel")
+    return {"alone_percent": alone, "watched_percent": watched, "events_per_second": seen}
+
+
+async def cpu(process: psutil.Process, seconds: float) -> float:
+    before = process.cpu_times()
+    await asyncio.sleep(seconds)
+    after = process.cpu_times()
+    return 100 * (after.user + after.system - before.user - before.system) / seconds
+
+
+def measure(task: str) -> object:
+    """One figure, on a server of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        server = start(Path(folder) / "data", queue_size=100_000)
+        try:
+            match task:
+                case "submissions":
+                    return asyncio.run(submissions(server))
+                case "starts":
+                    return starts(server)
+                case "listing":
+                    return listing(server)
+                case _:
+                    return asyncio.run(watching(server))
+        finally:
+            stop(server)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="where the results go, as JSON")
+    parser.add_argument("--only", choices=["submissions", "starts", "listing", "watching"])
+    args = parser.parse_args()
+    tasks = [args.only] if args.only else ["submissions", "starts", "listing", "watching"]
+    results = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": f"{platform.machine()}, {psutil.cpu_count()} cores, Python {platform.python_version()}",
+        "load_before": os.getloadavg()[0],
+    }
+    for task in tasks:
+        results[task] = measure(task)
+        print(task, json.dumps(results[task]), flush=True)
+    results["load_after"] = os.getloadavg()[0]
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""What every face does with what it was given: check it whole, say what it will take, hand it to the queue.
+
+    submission = prepare(settings, {"seed": "42", "size": "288x160"}, still=data)
+    seconds = estimate(queue, submission)
+    job = submit(queue, submission, idempotency_key=key)
+
+Nothing here waits for a model; a still of many pixels takes a moment to be read, so event loops call `prepare` in a
+thread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from kinema.errors import InvalidRequest
+from kinema.jobs.workers import count_gpus
+from kinema.library import all_cautions
+from kinema.media.still import open_still
+from kinema.models.catalog import CATALOG, PAINTERS, cautions, for_painter, request_for
+from kinema.serving.fields import is_set, settings_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from kinema.jobs import Job, Queue
+    from kinema.settings import Settings
+    from kinema.values import VideoRequest
+
+MILLION = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What was asked, found to be usable; cautions say what may not come out as hoped."""
+
+    request: VideoRequest
+    still: bytes | None
+    title: str | None
+    cautions: tuple[str, ...]
+    fingerprint: str
+    """Of what was asked, whatever was drawn or filled in for it."""
+
+
+def prepare(settings: Settings, fields: Mapping[str, Any], still: bytes | None = None) -> Submission:
+    """A submission from loose fields, by `VideoRequest`'s names or those of `kinema.serving.fields`.
+
+    Values may be strings; None, "" and "null" leave a setting to the model's own default. Where there is a still,
+    the prompt is only the title.
+
+    Raises:
+        InvalidRequest: naming the first field that is wrong; a model that is not offered; too much work.
+        InvalidStill: where the still is no usable picture.
+    """
+    given = {name: value for name, value in fields.items() if is_set(value)}
+    _check_text(given)
+    fingerprint = _fingerprint(given, still)
+    title = _title(given.pop("prompt", None))
+    if title is not None and still is None:
+        given["prompt"] = title
+    if still is None and title is None:
+        raise InvalidRequest("neither a still nor a prompt is given: give one of them", "prompt")
+    wanted = settings_of(given, lambda: default_model(settings))
+    _check_offered(settings, "model", str(wanted["model"]))
+    request = request_for(**wanted)
+    if request.prompt is not None:
+        painter = request.image_model or default_painter(settings, request.width, request.height)
+        _check_offered(settings, "image_model", painter)
+        request = for_painter(request, painter)
+    _check_work(settings, request)
+    told = cautions(request) if still is None else all_cautions(open_still(still), request)
+    return Submission(request, still, title, tuple(told), fingerprint)
+
+
+def submit(
+    queue: Queue,
+    submission: Submission,
+    *,
+    idempotency_key: str | None = None,
+    title: str | None = None,
+    pinned: bool = False,
+    priority: int = 0,
+) -> Job:
+    """Hand it to the queue; `title` replaces the submission's own.
+
+    Raises:
+        InvalidRequest, QueueFull, InsufficientDisk, KeyReused, QueueUnavailable: as `Queue.submit`.
+    """
+    return queue.submit(
+        submission.request,
+        still=submission.still,
+        title=submission.title if title is None else title,
+        priority=priority,
+        pinned=pinned,
+        idempotency_key=idempotency_key,
+        fingerprint=submission.fingerprint,
+    )
+
+
+def estimate(queue: Queue, submission: Submission) -> float | None:
+    """Seconds that it should take here once it is its turn; None while no job of its model was completed here."""
+    return queue.estimate(submission.request)
+
+
+def work_of(request: VideoRequest) -> float:
+    """How much a request asks for, in millions of pixels × frames × steps."""
+    return request.width * request.height * request.num_frames * request.num_inference_steps / MILLION
+
+
+def offered_models(settings: Settings) -> tuple[str, ...]:
+    """The models that requests may name: the catalog's, and what the settings add."""
+    return tuple(dict.fromkeys([*CATALOG, *([settings.model] if settings.model else []), *settings.models]))
+
+
+def offered_painters(settings: Settings) -> tuple[str, ...]:
+    """The painters that requests may name."""
+    return tuple(dict.fromkeys([*PAINTERS, *settings.models]))
+
+
+def default_model(settings: Settings) -> str:
+    """The model of a request that names none."""
+    if settings.model is not None:
+        return settings.model
+    return "pocket" if _without_gpu(settings) else _asked_apart(_default_model, settings)
+
+
+def default_painter(settings: Settings, width: int, height: int) -> str:
+    """The painter of a prompt for which none is named, at this size of the video in pixels."""
+    if _without_gpu(settings):
+        return "pocket-painter"
+    return _asked_apart(_default_painter, settings, (width, height))
+
+
+def _check_offered(settings: Settings, param: str, name: str) -> None:
+    """Refuse what the operator has not chosen: a client must not make a server read folders or fetch weights."""
+    offered = offered_models(settings) if param == "model" else offered_painters(settings)
+    if name not in offered:
+        raise InvalidRequest(
+            f"{param} {name!r} is not offered here; {', '.join(offered)} are (KINEMA_MODELS adds others)", param
+        )
+
+
+def _check_work(settings: Settings, request: VideoRequest) -> None:
+    work = work_of(request)
+    if work > settings.max_work:
+        size = f"{request.width}×{request.height} pixels × {request.num_frames} frames"
+        raise InvalidRequest(
+            f"{size} × {request.num_inference_steps} steps is {work:,.0f} million, and one request may ask for "
+            f"{settings.max_work:,.0f} (KINEMA_MAX_WORK): take a smaller size, fewer frames or fewer steps",
+            "num_frames",
+        )
+
+
+def _check_text(given: Mapping[str, Any]) -> None:
+    """Refuse characters that no database and no file keeps."""
+    for name, value in given.items():
+        if isinstance(value, str) and ("\0" in value or any("\ud800" <= c <= "\udfff" for c in value)):
+            raise InvalidRequest(f"{name} {value!r} holds what is no character; write it anew", name)
+
+
+def _title(prompt: Any) -> str | None:
+    if prompt is None:
+        return None
+    if not isinstance(prompt, str):
+        raise InvalidRequest(f"prompt {prompt!r} is no sentence", "prompt")
+    return prompt
+
+
+def _fingerprint(given: Mapping[str, Any], still: bytes | None) -> str:
+    asked = json.dumps({name: str(value) for name, value in given.items()}, sort_keys=True)
+    picture = b"" if still is None else hashlib.sha256(still).digest()
+    return hashlib.sha256(asked.encode() + picture).hexdigest()
+
+
+def _without_gpu(settings: Settings) -> bool:
+    """Whether it is plain, without loading torch, that no GPU will do the work."""
+    return settings.device in ("cpu", "mps") or (settings.device == "auto" and not count_gpus())
+
+
+@lru_cache(maxsize=64)
+def _asked_apart(question: Callable[..., str], *given: Any) -> str:
+    """The answer of another process: who asks what fits on a GPU takes hundreds of megabytes there until it ends."""
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as other:
+        return other.submit(question, *given).result()
+
+
+def _default_model(settings: Settings) -> str:
+    from kinema.models import loading
+
+    return loading.default_model(settings)[0]
+
+
+def _default_painter(settings: Settings, size: tuple[int, int]) -> str:
+    from kinema.models import painters
+
+    return painters.default_painter(size, settings)[0]
