@@ -1,0 +1,45 @@
+"""The page at /studio: Gradio's form, with the job that is watched and the gallery beside it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from kinema.jobs import Queue
+    from kinema.settings import Settings
+
+PATH = "/studio"
+
+
+def mount(app: FastAPI, queue: Queue, settings: Settings) -> None:
+    """Put the page at /studio, in each language: /studio itself leads to the browser's.
+
+    Gradio's own life within `app` begins and ends with the app's lifespan.
+    """
+    import os
+    from pathlib import Path
+
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio looks at it when it is imported
+    import gradio as gr
+    from fastapi.staticfiles import StaticFiles
+    from starlette.routing import Mount
+
+    from kinema.serving.page.blocks import Page
+    from kinema.serving.page.files import Drafts, routes
+    from kinema.serving.page.languages import LANGUAGES
+    from kinema.serving.page.look import THEME
+    from kinema.serving.page.shell import Shell
+
+    drafts = Drafts(settings.data_dir)
+    app.include_router(routes(queue, drafts))
+    app.mount(f"{PATH}/static", StaticFiles(directory=Path(__file__).with_name("static")))
+    for language, words in LANGUAGES.items():
+        page = Page(queue, settings, drafts, words)
+        gr.mount_gradio_app(
+            app, page.blocks, f"{PATH}/{language}", theme=THEME, footer_links=[], run_history=False, show_error=False
+        )
+        mounted = app.routes[-1]
+        assert isinstance(mounted, Mount), "Gradio mounts its app last"
+        mounted.app = Shell(mounted.app, language)
