@@ -3,6 +3,9 @@
 One request's life: the still is fitted, embedded and encoded (`conditioning`); noise becomes latents, step by step
 (`sampling`); latents become frames, chunk by chunk (`decoding`). The caller owns progress and cancelling: to
 cancel is to stop iterating.
+
+`generate` is `to_latents` and then `to_clip`. Between the two lies a value that can be kept in a file, and whoever
+takes it from there, in another process too, gets the bytes of an undisturbed run.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import torch
 from kinema.engine import sampling
 from kinema.engine.conditioning import ENCODE_STEPS, Conditions, condition
 from kinema.engine.decoding import NotFinite, decode
+from kinema.engine.denoised import Denoised
 from kinema.engine.forwards import engine_for, step_of
 from kinema.engine.memory import insufficient, is_out_of_memory
 from kinema.errors import GenerationFailed
@@ -55,15 +59,45 @@ def generate(models: Models, still: Still, request: VideoRequest) -> Iterator[St
         InsufficientMemory: before any work when no plan fits; later when none was left all the same.
         GenerationFailed: when the model gave NaN, infinity or one constant colour.
     """
+    for result in to_latents(models, still, request):
+        if isinstance(result, Step):
+            yield result
+        else:
+            yield from to_clip(models, still, request, result)
+
+
+@torch.no_grad()
+def to_latents(models: Models, still: Still, request: VideoRequest) -> Iterator[Step | Denoised]:
+    """The first half: encode and denoise. Yield a `Step` for each piece of work done, and at last the `Denoised`.
+
+    Raises:
+        InsufficientMemory, GenerationFailed: as `generate`.
+    """
     plan = plan_for(models, request)
     events: list[str] = []
     image = fit_still(still, request.width, request.height, request.fit)
     generator = torch.Generator("cpu").manual_seed(request.seed)
     conditions = yield from _encode(models, plan, image, request, generator)
     latents, plan = yield from _denoise(models, plan, conditions, request, generator, events)
-    del conditions
-    frames = yield from _decode(models, plan, latents, image, events)
-    del latents
+    yield Denoised(latents, plan, tuple(events))
+
+
+@torch.no_grad()
+def to_clip(models: Models, still: Still, request: VideoRequest, denoised: Denoised) -> Iterator[Step | Clip]:
+    """The second half: decode, in the plan that denoising ended with. Yield a `Step` a chunk, and at last the `Clip`.
+
+    Args:
+        models: The same model, device and arithmetic as for the first half.
+        still: The same still.
+        request: The same request.
+        denoised: What the first half ended with.
+
+    Raises:
+        InsufficientMemory, GenerationFailed: as `generate`.
+    """
+    plan, events = denoised.plan, list(denoised.events)
+    image = fit_still(still, request.width, request.height, request.fit)
+    frames = yield from _decode(models, plan, denoised.latents.to(models.device), image, events)
     yield Clip(frames, request.frame_rate, _recipe(models, plan, still, request, events), still.image)
 
 
