@@ -15,4 +15,5 @@ queue = Queue(settings, (sys.argv[3:] or ["page_work:Work"])[0])
 app = FastAPI()
 mount(app, queue, settings)
 with queue:
-    uvicorn.run(app, port=int(sys.argv[2]), log_level="warning", timeout_graceful_shutdown=1)
+    # Without a lifespan, as an app lives within another.
+    uvicorn.run(app, port=int(sys.argv[2]), log_level="warning", timeout_graceful_shutdown=1, lifespan="off")

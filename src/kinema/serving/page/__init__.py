@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fastapi import FastAPI
 
     from kinema.jobs import Queue
@@ -13,10 +15,14 @@ if TYPE_CHECKING:
 PATH = "/studio"
 
 
-def mount(app: FastAPI, queue: Queue, settings: Settings) -> None:
+def mount(app: FastAPI, queue: Queue, settings: Settings, stopping: Callable[[], bool] = lambda: False) -> None:
     """Put the page at /studio, in each language: /studio itself leads to the browser's.
 
-    Gradio's own life within `app` begins and ends with the app's lifespan.
+    Args:
+        app: Where to; nothing may be mounted at / before.
+        queue: Whose jobs are shown, and where new ones go.
+        settings: What may be asked, and where the data folder lies.
+        stopping: Whether the server is about to end: who watches a job is let go then, and comes back by itself.
     """
     import os
     from pathlib import Path
@@ -33,7 +39,7 @@ def mount(app: FastAPI, queue: Queue, settings: Settings) -> None:
     from kinema.serving.page.shell import Shell
 
     drafts = Drafts(settings.data_dir)
-    app.include_router(routes(queue, drafts))
+    app.include_router(routes(queue, drafts, stopping))
     app.mount(f"{PATH}/static", StaticFiles(directory=Path(__file__).with_name("static")))
     for language, words in LANGUAGES.items():
         page = Page(queue, settings, drafts, words)
@@ -42,4 +48,4 @@ def mount(app: FastAPI, queue: Queue, settings: Settings) -> None:
         )
         mounted = app.routes[-1]
         assert isinstance(mounted, Mount), "Gradio mounts its app last"
-        mounted.app = Shell(mounted.app, language)
+        mounted.app = Shell(mounted.app, page.blocks, language)

@@ -24,7 +24,7 @@ from kinema.serving.page.languages import LANGUAGES
 from kinema.values import Fit  # noqa: TC001 - FastAPI reads the annotations
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
     from pathlib import Path
 
     from kinema.jobs import Job, Queue
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 MAX_BYTES = 20_000_000
 DRAFT_SECONDS = 24 * 3600.0
 # A watched job is told so often even where nothing changed: its time left runs on, and its place may.
-TELL_SECONDS = 2.0
+TELL_SECONDS = 1.0
 COOKIE = "kinema_language"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _FOR_EVER = {"Cache-Control": "private, max-age=31536000, immutable"}
@@ -85,11 +85,11 @@ class Drafts:
                     path.unlink()
 
 
-def routes(queue: Queue, drafts: Drafts) -> APIRouter:
+def routes(queue: Queue, drafts: Drafts, stopping: Callable[[], bool]) -> APIRouter:
     """Everything beneath /studio that is not Gradio's."""
     router = APIRouter(prefix="/studio", include_in_schema=False)
     _add_stills(router, drafts)
-    _add_jobs(router, queue)
+    _add_jobs(router, queue, stopping)
 
     @router.get("")
     @router.get("/")
@@ -133,7 +133,7 @@ def _add_stills(router: APIRouter, drafts: Drafts) -> None:
         return Response(buffer.getvalue(), media_type="image/jpeg", headers=_FOR_EVER)
 
 
-def _add_jobs(router: APIRouter, queue: Queue) -> None:
+def _add_jobs(router: APIRouter, queue: Queue, stopping: Callable[[], bool]) -> None:
     @router.get("/jobs/{job_id}/events")
     async def events(job_id: str, language: str = ENGLISH.language) -> StreamingResponse:
         """The panel, whenever the job changes: server-sent events, to which browsers connect again by themselves."""
@@ -141,7 +141,7 @@ def _add_jobs(router: APIRouter, queue: Queue) -> None:
 
         async def told() -> AsyncIterator[str]:
             yield "retry: 1000\n\n"
-            async for job in _watched(queue, job_id):
+            async for job in _watched(queue, job_id, stopping):
                 html = view.nothing(words) if job is None else view.panel(job, words)
                 yield f"data: {json.dumps({'html': html, 'finished': job is None or job.finished})}\n\n"
 
@@ -192,12 +192,12 @@ def _found() -> Iterator[None]:
         raise HTTPException(404, str(error)) from None
 
 
-async def _watched(queue: Queue, job_id: str) -> AsyncGenerator[Job | None]:
+async def _watched(queue: Queue, job_id: str, stopping: Callable[[], bool]) -> AsyncGenerator[Job | None]:
     """The job at each change, and now and then between; None when it is gone."""
     watching = queue.watch_async(job_id)
     change = asyncio.ensure_future(_next(watching))
     try:
-        while True:
+        while not stopping():
             await asyncio.wait({change}, timeout=TELL_SECONDS)
             if change.done():
                 job = change.result()

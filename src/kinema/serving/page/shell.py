@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from gradio import Blocks
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # Gradio compiles its templates in the browser, and styles elements one by one: hence both "unsafe". What matters
@@ -24,16 +25,23 @@ CLOSED = ("/gradio_api/upload", "/gradio_api/proxy", "/gradio_api/deep_link", "/
 
 
 class Shell:
-    """Gradio's app in one language."""
+    """Gradio's app in one language.
 
-    def __init__(self, app: ASGIApp, language: str) -> None:
+    It starts Gradio's queue with the first request, because an app that is mounted within another (as BentoML does)
+    never hears of the server's start.
+    """
+
+    def __init__(self, app: ASGIApp, blocks: Blocks, language: str) -> None:
         self._app = app
+        self._blocks = blocks
         self._language = language
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer as Gradio does, but for what is closed; documents are adapted on their way out."""
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
+        if not self._blocks.is_running:
+            self._blocks.run_startup_events()  # type: ignore[no-untyped-call]  # Gradio gives it no types
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         if path.startswith(CLOSED):
             await send({"type": "http.response.start", "status": 404, "headers": []})

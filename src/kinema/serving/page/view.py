@@ -68,8 +68,14 @@ def _screen(job: Job, words: Words) -> str:
             f'preload="auto" data-loop aria-label="{label}"></video>{badge}'
         )
     if job.previews and not job.finished:
+        # Early previews are noise, hard on the eyes: they come forth from the still as the noise goes.
+        clear = job.step / max(1, job.total) if job.stage in ("paint", "denoise") else 1.0
         source = f"../jobs/{job.id}/preview.jpg?n={job.previews}"
-        return f'<img src="{source}" alt="{escape(words.preview_alt)}" {size}>{badge}'
+        beneath = f'<img class="k-beneath" src="{poster(job)}" alt="">' if job.still else ""
+        return (
+            f'{beneath}<img class="k-preview" style="opacity: {max(0.15, clear):.2f}" src="{source}" '
+            f'alt="{escape(words.preview_alt)}" {size}>{badge}'
+        )
     if job.still:
         waiting = "k-dim" if not job.finished else "k-dim k-grey"
         return f'<img class="{waiting}" src="{poster(job)}" alt="{escape(words.crop_alt)}" {size}>'
