@@ -2,6 +2,7 @@
 
     KinemaError
     ├── InvalidRequest        a setting out of range, or settings that contradict each other
+    │   └── RequestTooLarge   more was sent than is read at once
     ├── InvalidStill          what was given is no usable image
     ├── WeightsError          a model can't be had or can't be used
     │   ├── ModelNotFound     no such catalog name, hub repository or folder
@@ -37,6 +38,10 @@ class InvalidRequest(KinemaError, ValueError):
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
         self.param = param
+
+
+class RequestTooLarge(InvalidRequest):
+    """More was sent than is read at once."""
 
 
 class InvalidStill(KinemaError, ValueError):

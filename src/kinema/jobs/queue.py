@@ -16,7 +16,7 @@ from kinema.jobs.watching import AsyncInbox, Inbox, Watchers
 from kinema.jobs.workers import devices_for
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -49,12 +49,20 @@ class Queue:
         work: Where the work (`kinema.jobs.values.Work`) can be imported from, as "package.module:attribute". None
             only looks on, and lets other processes run the jobs.
         devices: The device of each worker; None takes those of the settings.
+        ended: Is told, in some thread, of each job that was run here and is finished.
 
     Raises:
         QueueUnavailable: where the data folder or the database can't be used.
     """
 
-    def __init__(self, settings: Settings, work: str | None = None, *, devices: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        work: str | None = None,
+        *,
+        devices: Sequence[str] | None = None,
+        ended: Callable[[Job], None] | None = None,
+    ) -> None:
         self._settings = settings
         self._files = Files(settings.data_dir)
         given = settings.database_url
@@ -68,7 +76,7 @@ class Queue:
             devices = devices_for(settings) if devices is None else devices
             # Two files, so that the table of jobs never waits for DBOS; in PostgreSQL it has a schema of its own.
             workflows = f"{url}.workflows" if url.startswith("sqlite") else url
-            self._runner = Runner(work, devices, settings, self._store, self._files, self._watchers, workflows)
+            self._runner = Runner(work, devices, settings, self._store, self._files, self._watchers, workflows, ended)
 
     def __enter__(self) -> Self:
         self.open()
@@ -192,6 +200,10 @@ class Queue:
     def waiting(self) -> int:
         """How many jobs are queued."""
         return self._store.waiting()
+
+    def running(self) -> int:
+        """How many jobs are being run here."""
+        return 0 if self._runner is None else len(self._runner.running())
 
     def watch(self, job_id: str) -> Iterator[Job]:
         """The job now, and again whenever it changes, until it is finished or deleted.

@@ -135,8 +135,10 @@ class Runner:
         files: Files,
         watchers: Watchers,
         workflows_url: str,
+        ended: Callable[[Job], None] | None = None,
     ) -> None:
         self.speeds = Speeds()
+        self._ended = ended
         self.ready = threading.Event()
         self._settings = settings
         self._store = store
@@ -417,6 +419,8 @@ class Runner:
                 (folder / name).unlink(missing_ok=True)
             if job.status == "failed":
                 self._files.drop_job(job_id)
+            if self._ended is not None:
+                self._ended(job)
         self._watchers.publish(job_id, job)
 
     def _insisting(self, action: Callable[[], Result]) -> Result:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from kinema.errors import InvalidStill
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     import httpx
 
 MAX_BYTES = 20_000_000
@@ -17,8 +19,12 @@ MAX_SECONDS = 30.0
 MAX_REDIRECTS = 5
 
 
-def fetch(url: str) -> bytes:
+def fetch(url: str, hosts: Collection[str] | None = None) -> bytes:
     """What an http or https address answers: at most 20 MB, within 30 seconds in all, over at most 5 redirects.
+
+    Args:
+        url: The address.
+        hosts: Where given, no other host is asked, whatever the address or a redirect names.
 
     Raises:
         InvalidStill: naming the address, what went wrong and what to do.
@@ -26,16 +32,16 @@ def fetch(url: str) -> bytes:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(_fetch(url))
+        return asyncio.run(_fetch(url, hosts))
     with ThreadPoolExecutor(1) as pool:  # a notebook's cell already runs inside a loop
-        return pool.submit(asyncio.run, _fetch(url)).result()
+        return pool.submit(asyncio.run, _fetch(url, hosts)).result()
 
 
-async def _fetch(url: str) -> bytes:
+async def _fetch(url: str, hosts: Collection[str] | None) -> bytes:
     """The body behind `url`; asyncio, because only there a deadline also ends a read that trickles."""
     import httpx
 
-    address = _parsed(url)
+    address = _parsed(url, hosts)
     headers = {"User-Agent": "kinema", "Accept": "image/jpeg, image/png, image/webp", "Accept-Encoding": "identity"}
     try:
         async with (
@@ -46,7 +52,7 @@ async def _fetch(url: str) -> bytes:
                 async with client.stream("GET", address) as response:
                     if response.next_request is None:
                         return await _body(response)
-                    address = _parsed(str(response.next_request.url))
+                    address = _parsed(str(response.next_request.url), hosts)
     except (TimeoutError, httpx.TimeoutException):
         raise InvalidStill(
             f"{shown(address)} did not answer in full within {MAX_SECONDS:g} seconds; "
@@ -58,11 +64,11 @@ async def _fetch(url: str) -> bytes:
             f"{shown(address)} can't be reached ({reason}); check the address and the network, or give a file"
         ) from None
     raise InvalidStill(
-        f"{shown(_parsed(url))} redirects more than {MAX_REDIRECTS} times; give the address of the image itself"
+        f"{shown(_parsed(url, hosts))} redirects more than {MAX_REDIRECTS} times; give the address of the image itself"
     )
 
 
-def _parsed(url: str) -> httpx.URL:
+def _parsed(url: str, hosts: Collection[str] | None) -> httpx.URL:
     """The address, if it is one that may be fetched."""
     import httpx
 
@@ -75,6 +81,9 @@ def _parsed(url: str) -> httpx.URL:
             f"{shown(address)} is not fetched: only http:// and https:// addresses are; "
             "download it some other way and give the file"
         )
+    if hosts is not None and address.host not in hosts:
+        allowed = f"only {', '.join(hosts)} may be" if hosts else "no address is"
+        raise InvalidStill(f"{shown(address)} is not fetched: {allowed} fetched here; give the file itself")
     return address
 
 

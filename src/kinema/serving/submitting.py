@@ -56,6 +56,7 @@ def prepare(settings: Settings, fields: Mapping[str, Any], still: bytes | None =
         InvalidStill: where the still is no usable picture.
     """
     given = {name: value for name, value in fields.items() if is_set(value)}
+    _check_text(given)
     fingerprint = _fingerprint(given, still)
     title = _title(given.pop("prompt", None))
     if title is not None and still is None:
@@ -151,6 +152,13 @@ def _check_work(settings: Settings, request: VideoRequest) -> None:
             f"{settings.max_work:,.0f} (KINEMA_MAX_WORK): take a smaller size, fewer frames or fewer steps",
             "num_frames",
         )
+
+
+def _check_text(given: Mapping[str, Any]) -> None:
+    """Refuse characters that no database and no file keeps."""
+    for name, value in given.items():
+        if isinstance(value, str) and ("\0" in value or any("\ud800" <= c <= "\udfff" for c in value)):
+            raise InvalidRequest(f"{name} {value!r} holds what is no character; write it anew", name)
 
 
 def _title(prompt: Any) -> str | None:

@@ -1,0 +1,88 @@
+"""What the OpenAPI document says of a request's body: the fields of `VideoRequest`, and what else is understood."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kinema.serving.fields import ALIASES
+from kinema.serving.wire import ERROR_ANSWERS, ErrorAnswer
+from kinema.values import VideoRequest
+
+PIXEL = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAACAAAAAgCAIAAAD8GO2jAAAAMUlEQVR42mNgaGiiKWIYtWDUglELRi0YtWDUglELRi0Y"
+    "tWDUglELRi0YtWDUgsFuAQDcpnBR6jXvQAAAAABJRU5ErkJggg=="
+)
+EXAMPLE = {
+    "prompt": "a red hot-air balloon over a snowy mountain at sunset",
+    "model": "pocket",
+    "seed": 42,
+    "num_inference_steps": 4,
+}
+
+
+def _settings() -> dict[str, Any]:
+    """Each setting, optional, as a form or JSON may bring it."""
+    fields = VideoRequest.model_json_schema()["properties"]
+    settings: dict[str, Any] = {}
+    for name, schema in fields.items():
+        plain = {key: value for key, value in schema.items() if key not in ("title", "default")}
+        if "anyOf" in plain:
+            plain |= next(kind for kind in plain.pop("anyOf") if kind.get("type") != "null")
+        settings[name] = plain
+    for other, ours in ALIASES.items():
+        settings[other] = settings[ours] | {"description": f"Another name for {ours}."}
+    return settings
+
+
+def _others() -> dict[str, Any]:
+    return {
+        "size": {"type": "string", "pattern": r"^\d{2,4}x\d{2,4}$", "description": "Width x height, as 1024x576."},
+        "seconds": {"type": "string", "description": "How long it lasts; it decides num_frames.", "example": "2"},
+        "motion_scale": {"type": "number", "minimum": 0, "maximum": 1, "description": "motion_bucket_id / 255."},
+        "video_length": {"type": "string", "enum": ["14_frames_with_svd", "25_frames_with_svd_xt"]},
+        "title": {"type": "string", "description": "What it will be known by; else the prompt."},
+        "pinned": {"type": "boolean", "description": "Never to expire."},
+        "priority": {"type": "integer", "minimum": -1000, "maximum": 1000, "description": "Those with more go first."},
+        "keep": {
+            "type": "boolean",
+            "description": "Where the call waits for the video: go on though the client is gone.",
+        },
+    }
+
+
+def body() -> dict[str, Any]:
+    """The `requestBody` of whatever makes a video."""
+    shared = _settings() | _others()
+    file = {"type": "string", "format": "binary", "description": "JPEG, PNG or WebP; it drives the video."}
+    address = {
+        "type": "object",
+        "properties": {"image_url": {"type": "string", "description": "A data:image/…;base64, URL.", "example": PIXEL}},
+        "required": ["image_url"],
+        "additionalProperties": False,
+        "description": "The still that drives the video; with one, the prompt is only its title.",
+    }
+    still = {"summary": "A still", "value": {"input_reference": {"image_url": PIXEL}, "model": "pocket", "seed": 42}}
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": {"type": "object", "properties": shared | {"input_reference": address}},
+                    "examples": {"prompt": {"summary": "A sentence", "value": EXAMPLE}, "still": still},
+                },
+                "multipart/form-data": {"schema": {"type": "object", "properties": shared | {"input_reference": file}}},
+            },
+        }
+    }
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The answers that are errors, for a route's `responses`."""
+    every = sorted({*statuses, 401, 403, 500, 503})
+    return {status: {"model": ErrorAnswer, "description": ERROR_ANSWERS[status]} for status in every}
+
+
+def file(kind: str, description: str) -> dict[int | str, dict[str, Any]]:
+    """An answer that is a file."""
+    schema = {"schema": {"type": "string", "format": "binary"}}
+    return {200: {"content": dict.fromkeys(kind.split(), schema), "description": description}}

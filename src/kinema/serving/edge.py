@@ -1,0 +1,170 @@
+"""Who may come in, and with how much: keys, addresses, host names and bodies, before any face sees a request."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import ipaddress
+from typing import TYPE_CHECKING, Any
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+
+from kinema.errors import RequestTooLarge
+from kinema.serving.wire import error_body, refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fastapi import FastAPI
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from kinema.settings import Settings
+
+# What a service manager asks has no secrets in it.
+PROBES = frozenset({"/livez", "/readyz", "/healthz"})
+LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class Edge:
+    """ASGI middleware around everything. Where no key is asked for, only this machine may come in, by its own names.
+
+    `api` is the app whose `state.host` knows the settings once the server has started.
+    """
+
+    def __init__(self, app: ASGIApp, api: FastAPI) -> None:
+        self._app = app
+        self._api = api
+        self._around: ASGIApp | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request in, or say why not."""
+        host = getattr(self._api.state, "host", None)
+        if scope["type"] not in ("http", "websocket") or host is None:
+            await self._app(scope, receive, send)
+            return
+        if self._around is None:
+            self._around = _with_cors(_Guard(self._app, host.settings), host.settings.cors_origins)
+        await self._around(scope, receive, send)
+
+
+class _Guard:
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app = app
+        self._keys = [key.get_secret_value().encode() for key in settings.api_keys]
+        self._open = settings.open
+        self._hosts = LOCAL_NAMES | set(settings.hosts)
+        self._any_host = (bool(self._keys) or settings.open) and not settings.hosts
+        self._limit = int(settings.max_body_mb * 1_000_000)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        refused = self._refusal(scope, headers)
+        if refused is not None:
+            await _refuse(refused, scope, receive, send)
+            return
+        if scope["type"] == "http":
+            sent = headers.get("content-length", "0")
+            if sent.isdigit() and int(sent) > self._limit:
+                status, body, _ = refusal(self._too_large())
+                await _refuse((status, body, {"Connection": "close"}), scope, receive, send)
+                return
+            receive = self._counted(receive)
+        await self._app(scope, receive, send)
+
+    def _refusal(self, scope: Scope, headers: Headers) -> tuple[int, dict[str, Any], dict[str, str]] | None:
+        name = _host_name(headers.get("host", ""))
+        if not self._any_host and name not in self._hosts:
+            told = f"this server is not called {name[:80]!r}; KINEMA_HOSTS names what else it is called"
+            return 403, error_body(403, "host_not_allowed", told), {}
+        if not self._keys:
+            client = scope.get("client")
+            if self._open or client is None or _is_local(client[0]):
+                return None
+            told = "without a key only this machine is answered; set KINEMA_API_KEYS, or KINEMA_OPEN=true"
+            return 403, error_body(403, "address_not_allowed", told), {}
+        if scope["path"] in PROBES or (scope["type"] == "http" and self._knows(headers)):
+            return None
+        if scope["type"] == "websocket" and self._knows(headers):
+            return None
+        told = "a key is asked for: send it as Authorization: Bearer …, or as X-API-Key, or as a password"
+        return 401, error_body(401, "unknown_key", told), {"WWW-Authenticate": 'Basic realm="Kinema", Bearer'}
+
+    def _knows(self, headers: Headers) -> bool:
+        """Whether a key comes with it; every one is compared, each in constant time."""
+        given = _key(headers).encode("utf-8", "surrogateescape")
+        found = [hmac.compare_digest(given, key) for key in self._keys]
+        return any(found)
+
+    def _too_large(self) -> RequestTooLarge:
+        return RequestTooLarge(
+            f"the body is larger than {self._limit / 1_000_000:g} MB (KINEMA_MAX_BODY_MB): shrink the still"
+        )
+
+    def _counted(self, receive: Receive) -> Receive:
+        """The same body, until it turns out to be larger than was said."""
+        read = 0
+
+        async def counted() -> Message:
+            nonlocal read
+            message = await receive()
+            if message["type"] == "http.request":
+                read += len(message.get("body", b""))
+                if read > self._limit:
+                    raise self._too_large()
+            return message
+
+        return counted
+
+
+async def _refuse(
+    refused: tuple[int, dict[str, Any], dict[str, str]], scope: Scope, receive: Receive, send: Send
+) -> None:
+    status, body, headers = refused
+    if scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.close", "code": 1008, "reason": body["error"]["message"][:120]})
+        return
+    await JSONResponse(body, status, headers=headers)(scope, receive, send)
+
+
+def _key(headers: Headers) -> str:
+    """The key that was sent: as a bearer's, in a header of its own, or as the password that a browser asked for."""
+    kind, _, value = headers.get("authorization", "").partition(" ")
+    if kind.lower() == "bearer":
+        return value.strip()
+    if kind.lower() == "basic":
+        try:
+            return base64.b64decode(value, validate=True).decode().partition(":")[2]
+        except (binascii.Error, ValueError):
+            return ""
+    return headers.get("x-api-key", "")
+
+
+def _host_name(host: str) -> str:
+    """A Host header without its port."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0].lower()
+
+
+def _is_local(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:  # a socket that is no address of a network
+        return True
+
+
+def _with_cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
+    if not origins:
+        return app
+    from starlette.middleware.cors import CORSMiddleware
+
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=["GET", "POST", "DELETE"],
+        allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "X-API-Key"],
+        expose_headers=["openai-poll-after-ms", "Retry-After", "X-Kinema-Job", "X-Kinema-Seed", "X-Kinema-Model"],
+    )

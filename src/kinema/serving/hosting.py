@@ -1,0 +1,134 @@
+"""What the faces share while a server runs: its settings, its queue, and whether it is about to end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import threading
+from typing import TYPE_CHECKING
+
+from kinema.errors import QueueUnavailable
+from kinema.jobs import Queue
+from kinema.serving.metrics import Metrics
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from types import FrameType
+
+    from fastapi import FastAPI
+
+    from kinema.jobs import Job
+    from kinema.settings import Settings
+
+log = logging.getLogger(__name__)
+
+WORK = "kinema.serving.work:Work"
+GRACE_SECONDS = 22.0  # of the 30 that a service manager gives, with room for what comes after
+
+
+class Host:
+    """One server process. Made before the event loop runs, opened and closed within it."""
+
+    def __init__(self, settings: Settings, work: str = WORK) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.queue = Queue(settings, work, ended=self._ended)
+        self.stopping = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def open(self) -> None:
+        """Begin to run jobs, and hear of signals."""
+        self._loop = asyncio.get_running_loop()
+        self._listen_to_signals()
+        await asyncio.to_thread(self.queue.open)
+
+    async def close(self) -> None:
+        """Take no more jobs; finish the running ones or put them back."""
+        self.stopping.set()
+        await asyncio.to_thread(self.queue.close, GRACE_SECONDS)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the queue is open and every worker has what it needs."""
+        return self.queue.ready and not self.stopping.is_set() and None not in self.queue.workers
+
+    def check_open(self) -> None:
+        """Refuse new jobs once the server is about to end.
+
+        Raises:
+            QueueUnavailable: saying so.
+        """
+        if self.stopping.is_set():
+            raise QueueUnavailable("the server is ending; try again when it is back")
+
+    async def finished(self, job: Job) -> Job | None:
+        """The job once it is finished; None where it was deleted.
+
+        Raises:
+            QueueUnavailable: where the server ends before that; the job goes on with the next start.
+        """
+        latest: Job | None = None
+        async for latest in self.watch(job.id):
+            if latest.finished:
+                return latest
+        if self.stopping.is_set():
+            raise QueueUnavailable(f"the server is ending; {job.id} goes on when it is back: ask for it then")
+        return None
+
+    async def watch(self, job_id: str) -> AsyncIterator[Job]:
+        """As `Queue.watch_async`, until the server is about to end."""
+        changes = self.queue.watch_async(job_id).__aiter__()
+        ending = asyncio.ensure_future(self.stopping.wait())
+        following: asyncio.Future[Job] | None = None
+        try:
+            while not self.stopping.is_set():
+                following = asyncio.ensure_future(changes.__anext__())
+                await asyncio.wait({following, ending}, return_when=asyncio.FIRST_COMPLETED)
+                if not following.done():
+                    return
+                try:
+                    job = following.result()
+                except StopAsyncIteration:
+                    return
+                yield job
+        finally:
+            ending.cancel()
+            if following is not None and not following.done():
+                following.cancel()
+                with contextlib.suppress(asyncio.CancelledError, StopAsyncIteration):
+                    await following
+
+    def _ended(self, job: Job) -> None:
+        self.metrics.observe(job)
+
+    def _listen_to_signals(self) -> None:
+        """Know of the end before the HTTP server does, which waits for open connections: those that watch must end."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in (signal.SIGTERM, signal.SIGINT):
+            before = signal.getsignal(number)
+
+            def hear(got: int, frame: FrameType | None, before: object = before) -> None:
+                self._begin_to_stop()
+                if callable(before):
+                    before(got, frame)
+
+            signal.signal(number, hear)
+
+    def _begin_to_stop(self) -> None:
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self.stopping.set)
+
+
+def host_of(app: FastAPI) -> Host:
+    """The server that this app belongs to.
+
+    Raises:
+        QueueUnavailable: where it is not there yet.
+    """
+    host: Host | None = getattr(app.state, "host", None)
+    if host is None:
+        raise QueueUnavailable("the server is starting; try again in a moment")
+    return host

@@ -1,0 +1,159 @@
+"""A request's body, form or JSON, as loose fields and a still's bytes."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from kinema.errors import InvalidRequest, InvalidStill
+from kinema.media.fetch import fetch
+from kinema.serving.fields import is_set
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from kinema.settings import Settings
+
+STILL_FIELDS = ("input_reference", "image")
+_DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,(.*)", re.DOTALL)
+_YES, _NO = {"true", "1", "yes", "on"}, {"false", "0", "no", "off"}
+
+
+class UnreadableBody(InvalidRequest):
+    """The body is of a kind that is not read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a body says. `still` is a picture's bytes, or the address of one."""
+
+    fields: dict[str, Any]
+    still: bytes | str | None = None
+    title: str | None = None
+    keep: bool = False
+    pinned: bool = False
+    priority: int = 0
+
+
+async def read(request: Request) -> Asked:
+    """The body, judged only so far as it can be read.
+
+    Raises:
+        InvalidRequest: saying what can't be read.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
+        return await _form(request)
+    if kind in ("application/json", ""):
+        return _asked(_object(await request.body()))
+    raise UnreadableBody(f"a body of {kind} is not read; send multipart/form-data or application/json")
+
+
+async def _form(request: Request) -> Asked:
+    from starlette.datastructures import UploadFile
+    from starlette.exceptions import HTTPException
+
+    try:
+        form = await request.form(max_files=4, max_fields=100)
+    except HTTPException as error:
+        raise InvalidRequest(f"the form can't be read: {error.detail}") from None
+    fields: dict[str, Any] = {}
+    for name, value in form.multi_items():
+        if name in fields:
+            raise InvalidRequest(f"{name} is given twice; give it once", name)
+        if isinstance(value, UploadFile):
+            if name not in STILL_FIELDS:
+                raise InvalidRequest(f"{name} is a file, and only input_reference (or image) can be one", name)
+            fields[name] = await value.read()
+        else:
+            fields[name] = value
+    return _asked(fields)
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        fields = json.loads(body or b"{}")
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"the body is no JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise InvalidRequest("the body is no JSON object; send {...}")
+    return fields
+
+
+def _asked(fields: dict[str, Any]) -> Asked:
+    """The fields apart from those that are no settings of a video."""
+    given = {name: value for name, value in fields.items() if value != b"" and is_set(value)}
+    stills = [name for name in STILL_FIELDS if name in given]
+    if len(stills) > 1:
+        raise InvalidRequest("input_reference and image are the same, and both are given: drop one", "image")
+    still = _still(given.pop(stills[0]), stills[0]) if stills else None
+    return Asked(
+        still=still,
+        title=_text("title", given.pop("title", None)),
+        keep=_truth("keep", given.pop("keep", False)),
+        pinned=_truth("pinned", given.pop("pinned", False)),
+        priority=_whole("priority", given.pop("priority", 0)),
+        fields={name: _scalar(name, value) for name, value in given.items()},
+    )
+
+
+def _still(value: object, name: str) -> bytes | str:
+    """A picture's bytes from a file, a data: URL or {image_url}; or an http(s) address, which is not fetched here."""
+    if isinstance(value, dict):
+        value = value.get("image_url")
+        if isinstance(value, dict):  # as chat messages write it
+            value = value.get("url")
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, str):
+        raise InvalidRequest(f"{name} is neither a file nor {{image_url}} with a data: URL", name)
+    if found := _DATA_URL.fullmatch(value):
+        try:
+            return base64.b64decode(re.sub(r"\s", "", found[1]), validate=True)
+        except (binascii.Error, ValueError):
+            raise InvalidStill("the data: URL of the still is no base64") from None
+    if value.startswith(("http://", "https://")):
+        return value
+    raise InvalidRequest(
+        f"{name} {value[:40]!r} is no picture; send a file, or {{image_url}} with a data:image/…;base64, URL", name
+    )
+
+
+def fetched(settings: Settings, still: bytes | str | None) -> bytes | None:
+    """A still's bytes; an address is asked only where the operator lets that host be.
+
+    Raises:
+        InvalidStill: naming the address.
+    """
+    return fetch(still, settings.image_hosts) if isinstance(still, str) else still
+
+
+def _scalar(name: str, value: object) -> object:
+    if isinstance(value, bool | dict | list | bytes):
+        shown = type(value).__name__ if isinstance(value, bytes) else json.dumps(value)[:40]
+        raise InvalidRequest(f"{name} {shown} is neither a number nor text", name)
+    return value
+
+
+def _text(name: str, value: object) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise InvalidRequest(f"{name} is no text", name)
+    return value
+
+
+def _truth(name: str, value: object) -> bool:
+    word = str(value).strip().lower()
+    if word not in _YES | _NO:
+        raise InvalidRequest(f"{name} {value!r} is neither true nor false", name)
+    return word in _YES
+
+
+def _whole(name: str, value: object) -> int:
+    try:
+        return int(str(value))
+    except ValueError:
+        raise InvalidRequest(f"{name} {value!r} is no whole number", name) from None

@@ -1,0 +1,132 @@
+"""The BentoML service, where all faces and the queue are joined.
+
+bentoml serve service:StableDiffusionVideo
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional, Self
+
+# Before BentoML looks: no one is told of who uses this.
+os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
+
+import bentoml
+from _bentoml_sdk.io_models import IODescriptor
+from pydantic import ConfigDict, create_model
+
+from kinema.errors import KinemaError
+from kinema.serving import logs
+from kinema.serving.edge import Edge
+from kinema.serving.hosting import WORK, Host, host_of
+from kinema.serving.reading import Asked, read
+from kinema.serving.videos import accept, answer_to, make_app, wait_for
+from kinema.settings import read_settings
+from kinema.values import VideoRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+api = make_app()
+
+
+class _Loose(IODescriptor):
+    """What the document says comes in; what does come is read as on /v1/videos, and judged in the same words.
+
+    BentoML's own reading would fetch any address that is given as the image, and decode any picture.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    @classmethod
+    async def from_http_request(cls, request: Request, serde: object) -> Self:  # noqa: ARG003 - BentoML passes it
+        """The body as it came; where it can't be read, why."""
+        try:
+            asked: Asked | KinemaError = await read(request)
+        except KinemaError as error:
+            asked = error
+        loose: Self = cls.model_construct(image=asked)
+        return loose
+
+
+def _fields() -> Mapping[str, Any]:
+    """The tutorial's parameters first, then every other setting."""
+    fields: dict[str, Any] = {"image": (Annotated[Path, bentoml.validators.ContentType("image/*")], ...)}
+    first = ["decode_chunk_size", "seed"]
+    for name in [*first, *(name for name in VideoRequest.model_fields if name not in first)]:
+        field = VideoRequest.model_fields[name]
+        fields[name] = (Optional[field.annotation], None)  # noqa: UP045 - the annotation is a value here
+    return fields | {"keep": (bool | None, None)}
+
+
+Input = create_model("Input", __base__=_Loose, **_fields())
+
+
+@bentoml.asgi_app(api, path="/")
+@bentoml.service(
+    name="StableDiffusionVideo",
+    # A video takes what it takes, and the queue is the bound: no time-out that leaves the work running, no 429 of all
+    # routes. BentoML wants a number; this one is a day.
+    traffic={"timeout": 86_400},
+    workers=1,
+    http={"host": "127.0.0.1"},
+)
+class StableDiffusionVideo:
+    """Turns a still into a short video with Stable Video Diffusion."""
+
+    def __init__(self) -> None:
+        settings = read_settings()
+        logs.set_up(settings.log_format)
+        # Tests put work of their own here, which needs no model.
+        self._host = Host(settings, os.environ.get("KINEMA_WORK", WORK))
+        if importlib.util.find_spec("kinema.serving.page") is not None:
+            importlib.import_module("kinema.serving.page").mount(api, self._host.queue, settings)
+
+    @bentoml.on_startup
+    async def _open(self) -> None:
+        await self._host.open()
+        api.state.host = self._host
+
+    @bentoml.on_shutdown
+    async def _close(self) -> None:
+        await self._host.close()
+
+    @bentoml.api(input_spec=Input)
+    async def generate(
+        self, context: bentoml.Context, image: Asked | KinemaError, **_: object
+    ) -> Annotated[Path, bentoml.validators.ContentType("video/*")]:
+        """A video from a still: the mp4, with its seed and job in the headers X-Kinema-Seed and X-Kinema-Job.
+
+        Every setting but the image may be left out, or sent as `null`. If the client goes, the job is cancelled,
+        unless `keep` is true.
+        """
+        answer = await self._answer(context.request, image)
+        context.response.status_code = answer.status_code
+        return answer  # type: ignore[return-value]  # BentoML sends a response as it is; the annotation is its document
+
+    async def _answer(self, request: Request, asked: Asked | KinemaError) -> Response:
+        try:
+            if isinstance(asked, KinemaError):
+                raise asked
+            host = host_of(api)
+            key = request.headers.get("idempotency-key")
+            job, _ = await accept(host, asked, key)
+            return await wait_for(host, request, job, keep=asked.keep or key is not None)
+        except KinemaError as error:
+            return answer_to(error)
+
+    async def __is_ready__(self) -> bool:
+        return self._host.ready
+
+    async def __metrics__(self, content: str) -> str:
+        return content + await asyncio.to_thread(self._host.metrics.text, self._host.queue)
+
+
+StableDiffusionVideo.add_asgi_middleware(Edge, api=api)  # type: ignore[attr-defined]  # it is a Service now

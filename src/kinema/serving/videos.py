@@ -1,0 +1,287 @@
+"""/v1/videos: the shape that open video servers share, and what of ours has no place in it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from fastapi import FastAPI, Header, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from kinema.errors import InvalidRequest, JobNotFound, KinemaError
+from kinema.models.catalog import CATALOG, PAINTERS
+from kinema.serving import document, wire
+from kinema.serving.events import Events
+from kinema.serving.hosting import Host, host_of
+from kinema.serving.reading import Asked, UnreadableBody, fetched, read
+from kinema.serving.submitting import Submission, default_model, offered_models, prepare, submit
+from kinema.serving.variants import Variant, variant_of
+
+if TYPE_CHECKING:
+    from kinema.jobs import Job
+
+POLL_HEADER = "openai-poll-after-ms"
+_ID = re.compile(r"video_[0-9a-f]{32}")
+_Key = Annotated[str | None, Header(alias="Idempotency-Key", description="The same key gives the same video.")]
+_After = Annotated[str | None, Query(description="The last id of the page before.")]
+_Limit = Annotated[int, Query(ge=1, le=100)]
+
+
+def make_app() -> FastAPI:
+    """The app; whoever serves it puts a `Host` into its `state.host`."""
+    from importlib.metadata import version
+
+    app = FastAPI(
+        title="Kinema",
+        version=version("kinema"),
+        description="A still image, or a sentence, becomes a short video with Stable Video Diffusion.",
+        openapi_url="/v1/openapi.json",
+        docs_url=None,  # its pages ask other machines for scripts
+        redoc_url=None,
+    )
+    app.state.host = None
+    app.state.events = Events()
+    _refuse_in_one_shape(app)
+    _add_making(app)
+    _add_looking(app)
+    _add_changing(app)
+    return app
+
+
+def _refuse_in_one_shape(app: FastAPI) -> None:
+    @app.exception_handler(KinemaError)
+    async def _refused(_: Request, error: KinemaError) -> JSONResponse:
+        return answer_to(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        fault = error.errors()[0]
+        name = str(fault["loc"][-1])
+        return answer_to(InvalidRequest(f"{name} {fault.get('input')!r} is not usable: {fault['msg'].lower()}", name))
+
+    @app.exception_handler(HTTPException)
+    async def _other(_: Request, error: HTTPException) -> JSONResponse:
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
+        body = wire.error_body(error.status_code, code, str(error.detail))
+        return JSONResponse(body, error.status_code, headers=error.headers)
+
+
+def answer_to(error: KinemaError) -> JSONResponse:
+    """An error as it goes over the wire."""
+    status, body, headers = wire.refusal(error)
+    if isinstance(error, UnreadableBody):
+        status = 415
+    return JSONResponse(body, status, headers=headers)
+
+
+async def accept(host: Host, asked: Asked, key: str | None) -> tuple[Job, Submission]:
+    """Check what was asked, and queue it.
+
+    Raises:
+        KinemaError: one of its kinds, nothing being queued.
+    """
+    host.check_open()
+
+    def work() -> tuple[Job, Submission]:
+        submission = prepare(host.settings, asked.fields, fetched(host.settings, asked.still))
+        job = submit(
+            host.queue,
+            submission,
+            idempotency_key=key,
+            title=asked.title,
+            pinned=asked.pinned,
+            priority=asked.priority,
+        )
+        return job, submission
+
+    return await asyncio.to_thread(work)
+
+
+async def wait_for(host: Host, request: Request, job: Job, *, keep: bool) -> Response:
+    """The finished video, or why there is none. A client that goes takes its job along, unless it is to be kept."""
+    waiting = asyncio.ensure_future(host.finished(job))
+    while not waiting.done():
+        await asyncio.wait({waiting}, timeout=0.5)
+        if not waiting.done() and await request.is_disconnected():
+            waiting.cancel()
+            if not keep:
+                await asyncio.to_thread(host.queue.cancel, job.id)
+            return Response(status_code=499)
+    finished = waiting.result()
+    if finished is None:
+        raise JobNotFound(f"{job.id} was deleted before it was made")
+    if finished.status == "failed":
+        status, body, headers = wire.failure(finished.error)
+        return JSONResponse(body, status, headers=headers | made_headers(finished))
+    path = await asyncio.to_thread(host.queue.result, job.id)
+    return FileResponse(path, media_type="video/mp4", filename=f"{job.id}.mp4", headers=made_headers(finished))
+
+
+def made_headers(job: Job) -> dict[str, str]:
+    """What a file can't say: which job it was, and the seed that makes it again."""
+    return {"X-Kinema-Job": job.id, "X-Kinema-Seed": str(job.request.seed), "X-Kinema-Model": job.request.model}
+
+
+def _add_making(app: FastAPI) -> None:
+    refusals = document.errors(400, 409, 413, 415, 429, 507)
+
+    @app.post(
+        "/v1/videos",
+        response_model=wire.Video,
+        response_model_exclude_none=False,
+        responses=refusals,
+        openapi_extra=document.body(),
+        tags=["videos"],
+    )
+    async def create(request: Request, key: _Key = None) -> Response:
+        """Ask for a video; it is made in its turn."""
+        job, submission = await accept(host_of(app), await read(request), key)
+        return _polled(job, wire.video_of(job, submission.cautions))
+
+    @app.post(
+        "/v1/videos/sync",
+        response_class=FileResponse,
+        responses=document.file("video/mp4", "The video.") | refusals | document.errors(404),
+        openapi_extra=document.body(),
+        tags=["videos"],
+    )
+    async def sync(request: Request, key: _Key = None) -> Response:
+        """Ask for a video, and wait for it. Its id and seed are in the headers."""
+        host = host_of(app)
+        asked = await read(request)
+        job, _ = await accept(host, asked, key)
+        return await wait_for(host, request, job, keep=asked.keep or key is not None)
+
+
+def _add_looking(app: FastAPI) -> None:
+    @app.get("/v1/videos", response_model=wire.VideoPage, responses=document.errors(400, 404), tags=["videos"])
+    async def list_videos(after: _After = None, limit: _Limit = 20, order: Literal["asc", "desc"] = "desc") -> Response:
+        """All videos, by the time at which they were asked for."""
+        queue = host_of(app).queue
+        if after is not None:
+            _check_id(after)
+        page = await asyncio.to_thread(queue.list, after=after, limit=limit, newest_first=order == "desc")
+        data = [wire.video_of(job) for job in page.jobs]
+        ends = {"first_id": data[0]["id"] if data else None, "last_id": data[-1]["id"] if data else None}
+        return JSONResponse({"object": "list", "data": data, "has_more": page.has_more, **ends})
+
+    @app.get("/v1/videos/{video_id}", response_model=wire.Video, responses=document.errors(404), tags=["videos"])
+    async def retrieve(video_id: str) -> Response:
+        """One video as it stands."""
+        job = await _job(app, video_id)
+        return _polled(job, wire.video_of(job))
+
+    kinds = document.file("video/mp4 image/webp image/jpeg", "The file; parts of it by Range.")
+    partial: dict[int | str, dict[str, Any]] = {
+        206: {"description": "The part that was asked for.", "content": kinds[200]["content"]}
+    }
+    unmet: dict[int | str, dict[str, Any]] = {
+        416: {"description": "There is no such part.", "content": {"text/plain": {"schema": {"type": "string"}}}}
+    }
+
+    @app.get(
+        "/v1/videos/{video_id}/content",
+        response_class=FileResponse,
+        responses=kinds | partial | unmet | document.errors(400, 404, 409),
+        tags=["videos"],
+    )
+    async def content(video_id: str, variant: Variant = "video") -> Response:
+        """The video's file, its thumbnail, or a sheet of all its frames."""
+        job = await _job(app, video_id)
+        path, kind = await asyncio.to_thread(variant_of, host_of(app).queue, job.id, variant)
+        name = f"{job.id}{path.suffix}"
+        return FileResponse(path, media_type=kind, filename=name, headers=made_headers(job))
+
+    @app.get(
+        "/v1/videos/{video_id}/preview",
+        responses=document.file("image/jpeg", "How far it is.") | document.errors(404),
+        tags=["videos"],
+    )
+    async def preview(video_id: str) -> Response:
+        """The latest small picture of a video that is being made."""
+        job = await _job(app, video_id)
+        data = await asyncio.to_thread(host_of(app).queue.preview, job.id)
+        if data is None:
+            raise JobNotFound(f"there is no preview of {job.id} now; there is one while it is made")
+        return Response(data, media_type="image/jpeg", headers={"Cache-Control": "no-store"})
+
+    stream: dict[int | str, dict[str, Any]] = {
+        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "The events."}
+    }
+
+    @app.get(
+        "/v1/videos/{video_id}/events",
+        response_class=StreamingResponse,
+        responses=stream | document.errors(404),
+        tags=["videos"],
+    )
+    async def events(video_id: str) -> Response:
+        """The video's life as server-sent events: `video`, `preview`, and at last `done` or `deleted`."""
+        job = await _job(app, video_id)
+        told = app.state.events.stream(host_of(app), job.id)
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return StreamingResponse(told, media_type="text/event-stream", headers=headers)
+
+    @app.get("/v1/models", response_model=wire.ModelPage, responses=document.errors(), tags=["models"])
+    async def models() -> Response:
+        """What `model` and `image_model` may name here."""
+        return JSONResponse({"object": "list", "data": await asyncio.to_thread(_models, host_of(app))})
+
+
+def _add_changing(app: FastAPI) -> None:
+    @app.post(
+        "/v1/videos/{video_id}/cancel", response_model=wire.Video, responses=document.errors(404), tags=["videos"]
+    )
+    async def cancel(video_id: str) -> Response:
+        """Stop making a video; one that is finished stays as it is."""
+        job = await _job(app, video_id)
+        return JSONResponse(wire.video_of(await asyncio.to_thread(host_of(app).queue.cancel, job.id)))
+
+    @app.delete("/v1/videos/{video_id}", response_model=wire.Deleted, responses=document.errors(404), tags=["videos"])
+    async def delete(video_id: str) -> Response:
+        """Stop making a video where it is not finished, and delete it with its files."""
+        job = await _job(app, video_id)
+        await asyncio.to_thread(host_of(app).queue.delete, job.id)
+        return JSONResponse({"id": job.id, "deleted": True, "object": "video.deleted"})
+
+
+async def _job(app: FastAPI, video_id: str) -> Job:
+    _check_id(video_id)
+    return await asyncio.to_thread(host_of(app).queue.get, video_id)
+
+
+def _check_id(video_id: str) -> None:
+    if not _ID.fullmatch(video_id):
+        raise JobNotFound(f"there is no video {video_id[:80]!r}; an id is video_ and 32 hexadecimal digits")
+
+
+def _polled(job: Job, body: dict[str, Any]) -> JSONResponse:
+    """The video, and when it pays to ask again."""
+    headers = {}
+    if not job.finished:
+        left = 2.0 if job.status == "queued" else job.eta if job.eta is not None else 1.0
+        headers[POLL_HEADER] = str(round(1000 * min(5.0, max(0.25, left / 4))))
+    return JSONResponse(body, headers=headers)
+
+
+def _models(host: Host) -> list[dict[str, Any]]:
+    usual = default_model(host.settings)
+    told = []
+    for name in dict.fromkeys([*offered_models(host.settings), *PAINTERS]):
+        entry = CATALOG.get(name) or PAINTERS.get(name)
+        told.append(
+            {
+                "id": name,
+                "object": "model",
+                "created": 0,
+                "owned_by": "kinema" if entry is None or entry.repository is None else entry.repository.split("/")[0],
+                "kind": "painter" if name in PAINTERS else "video",
+                "default": name == usual,
+                "licence": None if entry is None else entry.licence,
+                "defaults": {} if entry is None else dict(entry.defaults),
+            }
+        )
+    return told
