@@ -41,6 +41,8 @@ def visit(chromium, visitors):
         key = tuple(sorted(options.items()))
         if key not in visitors:
             usual = {"locale": "en-US", "viewport": {"width": 1280, "height": 900}}
+            if given := options.get("http_credentials"):
+                options["http_credentials"] = dict(zip(("username", "password"), given, strict=True))
             visitors[key] = chromium.new_context(**(usual | options))
             visitors[key].set_default_timeout(20_000)
         page = visitors[key].new_page()

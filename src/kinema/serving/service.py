@@ -6,8 +6,6 @@ bentoml serve service:StableDiffusionVideo
 from __future__ import annotations
 
 import asyncio
-import importlib
-import importlib.util
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional, Self
@@ -20,7 +18,7 @@ from _bentoml_sdk.io_models import IODescriptor
 from pydantic import ConfigDict, create_model
 
 from kinema.errors import KinemaError
-from kinema.serving import logs
+from kinema.serving import logs, page
 from kinema.serving.edge import Edge
 from kinema.serving.hosting import WORK, Host, host_of
 from kinema.serving.reading import Asked, read
@@ -86,8 +84,7 @@ class StableDiffusionVideo:
         logs.set_up(settings.log_format)
         # Tests put work of their own here, which needs no model.
         self._host = Host(settings, os.environ.get("KINEMA_WORK", WORK))
-        if importlib.util.find_spec("kinema.serving.page") is not None:
-            importlib.import_module("kinema.serving.page").mount(api, self._host.queue, settings)
+        page.mount(api, self._host.queue, settings, self._host.stopping.is_set)
 
     @bentoml.on_startup
     async def _open(self) -> None:

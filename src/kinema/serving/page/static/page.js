@@ -131,6 +131,8 @@ window.kinema = (() => {
       if (!calm.matches) video.play().catch(() => {});
     }
     acting(element, trigger, sure);
+    // A browser keeps few connections to one server: a tab that no one sees gives its own back.
+    document.addEventListener("visibilitychange", () => (document.hidden ? source?.close() : follow()));
     watch("value", follow);
     follow();
   }
