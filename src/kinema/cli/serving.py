@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kinema.cli.options import Device, Dtype, Model
+from kinema.cli.options import Device, Dtype, Model  # noqa: TC001 - typer reads annotations
 from kinema.cli.progress import say
 from kinema.errors import InvalidRequest
 from kinema.settings import read_settings

@@ -8,9 +8,10 @@ from kinema.serving.fields import ALIASES
 from kinema.serving.wire import ERROR_ANSWERS, ErrorAnswer
 from kinema.values import VideoRequest
 
-PIXEL = (
-    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAACAAAAAgCAIAAAD8GO2jAAAAMUlEQVR42mNgaGiiKWIYtWDUglELRi0YtWDUglELRi0Y"
-    "tWDUglELRi0YtWDUgsFuAQDcpnBR6jXvQAAAAABJRU5ErkJggg=="
+GRADIENT = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAACAAAAAgBAMAAACBVGfHAAAAGFBMVEXs7OzI"
+    "yMikpKSEhIRkZGREREQoKCgMDAyCCnnwAAAAJElE"
+    "QVR42mMsZ0AFTAyEBFjek6yFGmZQw9pB6w5GQcrNoAkAAPYzBXKfguWxAAAAAElFTkSuQmCC"
 )
 EXAMPLE = {
     "prompt": "a red hot-air balloon over a snowy mountain at sunset",
@@ -56,12 +57,14 @@ def body() -> dict[str, Any]:
     file = {"type": "string", "format": "binary", "description": "JPEG, PNG or WebP; it drives the video."}
     address = {
         "type": "object",
-        "properties": {"image_url": {"type": "string", "description": "A data:image/…;base64, URL.", "example": PIXEL}},
+        "properties": {
+            "image_url": {"type": "string", "description": "A data:image/…;base64, URL.", "example": GRADIENT}
+        },
         "required": ["image_url"],
         "additionalProperties": False,
         "description": "The still that drives the video; with one, the prompt is only its title.",
     }
-    still = {"summary": "A still", "value": {"input_reference": {"image_url": PIXEL}, "model": "pocket", "seed": 42}}
+    still = {"summary": "A still", "value": {"input_reference": {"image_url": GRADIENT}, "model": "pocket", "seed": 42}}
     return {
         "requestBody": {
             "required": True,

@@ -1,0 +1,27 @@
+import io
+
+import pytest
+from PIL import Image
+from server_process import start, stop
+from server_work import FAULTS
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """One server for all tests that leave it as it is."""
+    running = start(tmp_path_factory.mktemp("served") / "data", models=FAULTS)
+    yield running
+    stop(running)
+
+
+@pytest.fixture
+def client(server):
+    with server.client() as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def png():
+    data = io.BytesIO()
+    Image.linear_gradient("L").resize((96, 64)).convert("RGB").save(data, "PNG")
+    return data.getvalue()

@@ -1,0 +1,105 @@
+"""A real server on localhost, as `kinema serve` starts one."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+HERE = Path(__file__).parent
+SERVICE = "kinema.serving.service:StableDiffusionVideo"
+
+
+@dataclass
+class Server:
+    process: subprocess.Popen
+    url: str
+    data: Path
+    log: Path
+
+    def client(self, **more):
+        return httpx.Client(base_url=self.url, timeout=30, **more)
+
+    def end(self, number=signal.SIGTERM, seconds=40):
+        self.process.send_signal(number)
+        return self.process.wait(seconds)
+
+    def api_process(self):
+        """The process that holds the queue; its parent only starts it again."""
+        import psutil
+
+        return next(
+            p for p in psutil.Process(self.process.pid).children() if "_bentoml_impl.worker" in " ".join(p.cmdline())
+        )
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start(data, *, work="server_work:work", port=None, command=None, wait=True, cwd=None, **environment):
+    port = port or free_port()
+    data.mkdir(parents=True, exist_ok=True)
+    log = data.parent / f"server-{port}.log"
+    own = {name: value for name, value in os.environ.items() if not name.startswith("KINEMA_")}
+    env = own | {
+        "KINEMA_DATA_DIR": str(data),
+        "KINEMA_MIN_FREE_GB": "0",
+        "KINEMA_MODEL": "pocket",
+        "KINEMA_DEVICE": "cpu",
+        "BENTOML_HOME": str(data.parent / "bentoml"),
+        "BENTOML_DO_NOT_TRACK": "True",
+        "PYTHONPATH": os.pathsep.join([str(HERE), own.get("PYTHONPATH", "")]),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), own["PATH"]]),
+    }
+    if work is not None:
+        env |= {"KINEMA_WORK": work}
+    env |= {f"KINEMA_{name.upper()}": str(value) for name, value in environment.items()}
+    command = command or [sys.executable, "-m", "bentoml", "serve", SERVICE, "--port", str(port)]
+    with log.open("ab") as file:
+        process = subprocess.Popen(
+            command, env=env, stdout=file, stderr=file, cwd=cwd or tempfile.gettempdir(), start_new_session=True
+        )
+    server = Server(process, f"http://127.0.0.1:{port}", data, log)
+    if wait:
+        wait_ready(server)
+    return server
+
+
+def wait_ready(server, seconds=120):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if server.process.poll() is not None:
+            break
+        with contextlib.suppress(httpx.HTTPError):
+            if httpx.get(f"{server.url}/readyz", timeout=5).status_code == 200:
+                return
+        time.sleep(0.1)
+    stop(server)
+    raise AssertionError(f"the server did not get ready:\n{server.log.read_text()[-4000:]}")
+
+
+def stop(server):
+    """End it with all that it started, however it is."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(server.process.pid, signal.SIGKILL)
+    server.process.wait(10)
+
+
+def wait_for(client, video_id, seconds=60):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        video = client.get(f"/v1/videos/{video_id}").json()
+        if video["status"] in ("completed", "failed"):
+            return video
+        time.sleep(0.03)
+    raise AssertionError(f"{video_id} did not end: {video}")

@@ -1,0 +1,83 @@
+"""Work for tests of the server: no model, no torch; its video is a real one, of bytes that follow from the request.
+
+`motion_bucket_id` is the milliseconds of a step; a `model` whose name is a fault has it.
+"""
+
+import hashlib
+import io
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from kinema.errors import InsufficientMemory
+from kinema.jobs.values import Preview
+from kinema.media.clip import Clip
+from kinema.values import ModelIdentity, Recipe, Step
+
+FAULTS = "memory,defect,killed"
+
+
+@dataclass(frozen=True)
+class Bytes:
+    data: bytes
+
+    def save(self, path):
+        Path(path).write_bytes(self.data)
+
+
+def work(task):
+    request = task.request
+    if request.model == "memory":
+        raise InsufficientMemory("64 GB are needed and 1 is free; ask for fewer frames")
+    if request.model == "defect":
+        raise RuntimeError("a bug")
+    match task.part:
+        case "still":
+            yield from steps(request, "paint", 2)
+            data = io.BytesIO()
+            Image.fromarray(colours(request, request.prompt.encode(), 1)[0]).save(data, "PNG")
+            yield Bytes(data.getvalue())
+        case "latents":
+            yield from steps(request, "encode", 2)
+            yield from steps(request, "denoise", request.num_inference_steps)
+            yield Bytes(task.still.read_bytes())
+        case "video":
+            yield from steps(request, "decode", 2)
+            yield Clip(
+                colours(request, task.latents.read_bytes(), request.num_frames), request.frame_rate, recipe(request)
+            )
+
+
+def steps(request, stage, total):
+    for step in range(1, total + 1):
+        time.sleep(request.motion_bucket_id / 1000)
+        if request.model == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield Step(stage, step, total)
+        yield Preview(lambda: b"\xff\xd8 a picture")
+
+
+def colours(request, source, count):
+    """Frames of 64×64, whatever was asked: small files are quick to encode."""
+    drawn = hashlib.sha256(request.seed.to_bytes(8, "big") + source).digest()
+    first = np.frombuffer(drawn[:12], np.uint8).reshape(2, 2, 3).repeat(32, 0).repeat(32, 1)
+    return np.stack([np.roll(first, i, 1) for i in range(count)])
+
+
+def recipe(request):
+    return Recipe(
+        kinema="0",
+        request=request,
+        still_sha256="0" * 64,
+        model=ModelIdentity(name=request.model, revision=None, weights_sha256="0" * 64),
+        device="cpu",
+        dtype="float32",
+        memory_plan="resident",
+        decode_chunk_size=1,
+        versions={},
+    )

@@ -1,0 +1,112 @@
+"""The clients that people have: the unmodified openai package, bentoml's own, and curl."""
+
+import shutil
+import subprocess
+import sys
+
+import httpx
+import openai
+import pytest
+
+# The hosted API of that shape is closing, and the package says so at each call.
+pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
+
+QUICK = {"motion_bucket_id": 1, "num_frames": 3}
+
+
+@pytest.fixture
+def videos(server):
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none is asked for") as client:
+        yield client.videos
+
+
+def test_the_openai_package_creates_polls_lists_retrieves_downloads_and_deletes(videos, png):
+    video = videos.create_and_poll(
+        prompt="a rocket", model="pocket", seconds="1", size="288x160", input_reference=("a.png", png, "image/png"),
+        extra_body={"seed": 42, "motion_bucket_id": 1},
+    )  # fmt: skip
+    assert (video.status, video.progress, video.seconds, video.size) == ("completed", 100, "1", "288x160")
+    assert video.seed == 42
+    assert videos.retrieve(video.id).status == "completed"
+    assert video.id in [listed.id for listed in videos.list(limit=5)][:5]
+    for variant, magic in (("video", b"ftyp"), ("thumbnail", b"WEBP"), ("spritesheet", b"\xff\xd8")):
+        data = videos.download_content(video.id, variant=variant).read()
+        assert magic in data[:16]
+    assert videos.delete(video.id).deleted
+    with pytest.raises(openai.NotFoundError, match="there is no job"):
+        videos.retrieve(video.id)
+
+
+def test_the_openai_package_gets_our_words(videos):
+    with pytest.raises(openai.BadRequestError, match="not offered here") as fault:
+        videos.create(prompt="x", model="no such model")
+    assert fault.value.param == "model"
+
+
+def test_bentomls_client_generates(server, png, tmp_path):
+    (tmp_path / "girl-image.png").write_bytes(png)
+    script = f"""
+import bentoml
+from pathlib import Path
+
+with bentoml.SyncHTTPClient("{server.url}") as client:
+    result = client.generate(
+        decode_chunk_size=2,
+        image=Path("girl-image.png"),
+        seed=0,
+    )
+print(result.read_bytes()[4:8])
+"""  # as a program of its own, for it warns of much when it is imported
+    ran = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=60, check=True
+    )
+    assert ran.stdout.strip() == "b'ftyp'"
+
+
+def test_the_tutorials_curl_generates(server, png, tmp_path):
+    if shutil.which("curl") is None:
+        pytest.skip("there is no curl here")
+    (tmp_path / "girl-image.png").write_bytes(png)
+    curl = f"""curl -sS -X 'POST' '{server.url}/generate' -H 'accept: video/*' \
+        -H 'Content-Type: multipart/form-data' -F 'image=@girl-image.png;type=image/png' -o generated.mp4 \
+        -F 'decode_chunk_size=2' -F 'seed=null' -D headers"""
+    subprocess.run(curl, shell=True, check=True, cwd=tmp_path, timeout=60)
+    assert (tmp_path / "generated.mp4").read_bytes()[4:8] == b"ftyp"
+    assert "x-kinema-seed" in (tmp_path / "headers").read_text()
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [
+        ({"seed": "x"}, "seed", "not usable"),
+        ({"width": "1001"}, "width", "1000 and 1008"),
+        ({"image": "http://localhost:1/x.png"}, "input_reference", "no address is fetched here"),
+    ],
+)
+def test_generate_refuses_in_the_same_words(server, png, fields, param, words):
+    files = {} if "image" in fields else {"image": ("a.png", png)}
+    answer = httpx.post(f"{server.url}/generate", data=fields, files=files or None)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"], words in error["message"]) == (400, param, True)
+
+
+def test_the_document_and_swagger_are_there_and_ask_for_nothing_elsewhere(server):
+    page = httpx.get(f"{server.url}/")
+    assert page.status_code == 200
+    document = httpx.get(f"{server.url}/docs.json").json()
+    assert {"/generate", "/v1/videos", "/readyz"} <= document["paths"].keys()
+    parameters = document["components"]["schemas"]["generate__Input"]["properties"]
+    assert {"image", "decode_chunk_size", "seed", "motion_bucket_id", "prompt", "keep"} <= parameters.keys()
+
+
+def test_metrics_count_what_ended(server, png):
+    httpx.post(f"{server.url}/v1/videos/sync", data=QUICK, files={"image": ("a.png", png)}, timeout=30)
+    text = httpx.get(f"{server.url}/metrics").text
+    for name in (
+        "kinema_queue_depth",
+        "kinema_jobs_total",
+        "kinema_wait_seconds_bucket",
+        "kinema_stage_seconds_sum",
+        "kinema_resident_bytes",
+    ):
+        assert name in text

@@ -1,0 +1,86 @@
+"""The engine as the queue's work, on a tiny real model: its parts make the bytes of a run in one piece."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kinema.engine import Denoised, Projection, generate, to_clip, to_latents
+from kinema.jobs.values import Preview, Task
+from kinema.media.reading import read_recipe
+from kinema.media.still import open_still
+from kinema.models import loading
+from kinema.models.catalog import request_for
+from kinema.serving.work import Work
+from kinema.values import Step
+
+SMALL = {"width": 64, "height": 64, "num_frames": 2, "num_inference_steps": 2, "seed": 5}
+
+
+@pytest.fixture
+def work(monkeypatch, tiny_svd):
+    monkeypatch.setenv("KINEMA_DEVICE", "cpu")
+    monkeypatch.setenv("KINEMA_DTYPE", "float32")
+    monkeypatch.setenv("KINEMA_MODEL", str(tiny_svd))
+    return Work()
+
+
+def follow(steps):
+    told = list(steps)
+    return told[:-1], told[-1]
+
+
+def test_two_halves_in_a_file_make_the_clip_of_one_run(tiny_svd, png, tmp_path):
+    models = loading.load(tiny_svd, device="cpu", dtype="float32")
+    still, request = open_still(png), request_for(model=str(tiny_svd), **SMALL)
+    *_, whole = generate(models, still, request)
+    *_, denoised = to_latents(models, still, request)
+    denoised.save(tmp_path / "latents.safetensors")
+    *_, again = to_clip(models, still, request, Denoised.load(tmp_path / "latents.safetensors"))
+    assert np.array_equal(whole.frames, again.frames)
+    assert whole.recipe == again.recipe
+
+
+def test_part_by_part_it_makes_the_file_of_one_run(work, tiny_svd, png, tmp_path):
+    request = request_for(model=str(tiny_svd), **SMALL)
+    still = tmp_path / "still"
+    still.write_bytes(png)
+    steps, denoised = follow(work(Task("j", "latents", request, still)))
+    assert [(s.stage, s.step) for s in steps if isinstance(s, Step)] == [
+        ("encode", 1), ("encode", 2), ("denoise", 1), ("denoise", 2),
+    ]  # fmt: skip
+    denoised.save(tmp_path / "latents.safetensors")
+    _, clip = follow(work(Task("j", "video", request, still, tmp_path / "latents.safetensors")))
+    *_, whole = generate(loading.load(tiny_svd, device="cpu", dtype="float32"), open_still(png), request)
+    assert clip.save(tmp_path / "one.mp4").read_bytes() == whole.save(tmp_path / "other.mp4").read_bytes()
+
+
+def test_previews_are_small_pictures_made_when_they_are_wanted(work, tiny_svd, png, tmp_path):
+    still = tmp_path / "still"
+    still.write_bytes(png)
+    steps, _ = follow(work(Task("j", "latents", request_for(model=str(tiny_svd), **SMALL), still)))
+    previews = [step.make() for step in steps if isinstance(step, Preview)]
+    assert len(previews) == 2
+    assert {Image.open(io.BytesIO(data)).format for data in previews} == {"JPEG"}
+
+
+def test_a_projection_shows_a_picture_for_any_number_of_channels(tiny_svd_4_levels):
+    import torch
+
+    projection = Projection.fit(loading.load(tiny_svd_4_levels, device="cpu", dtype="float32"))
+    assert projection.picture(torch.randn(1, 3, 8, 6, 10) * 700).size == (10, 6)
+
+
+def test_a_drawn_stills_recipe_is_kept_to_the_end(work, tiny_svd, tiny_sd, tmp_path):
+    request = request_for(
+        model=str(tiny_svd), prompt="a cat", image_model=str(tiny_sd), image_num_inference_steps=1, **SMALL
+    )
+    _, drawn = follow(work(Task("j", "still", request)))
+    drawn.save(tmp_path / "still.png")
+    _, denoised = follow(work(Task("j", "latents", request, tmp_path / "still.png")))
+    denoised.save(tmp_path / "latents.safetensors")
+    _, clip = follow(work(Task("j", "video", request, tmp_path / "still.png", tmp_path / "latents.safetensors")))
+    recipe = read_recipe(clip.save(tmp_path / "cat.mp4"))
+    assert recipe.painting == drawn.still.painting
+    assert recipe.still_sha256 == drawn.still.sha256

@@ -1,0 +1,144 @@
+"""The server as its operator knows it: keys, a full queue, the log, and how it ends and comes back."""
+
+import os
+import signal
+import threading
+import time
+
+import httpx
+import psutil
+import pytest
+from server_process import start, stop, wait_for, wait_ready
+from starlette.datastructures import Headers
+
+from kinema.serving.edge import _Guard
+from kinema.settings import Settings
+
+SLOW = {"motion_bucket_id": "200", "num_inference_steps": "20", "num_frames": "3"}
+KEY = "a-key-of-tests"
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory):
+    """A server that asks for a key, with room for two jobs to wait."""
+    data = tmp_path_factory.mktemp("guarded") / "data"
+    running = start(
+        data, api_keys=f"another,{KEY}", queue_size=2, log_format="json", cors_origins="https://page.example"
+    )
+    yield running
+    stop(running)
+
+
+@pytest.mark.parametrize("path", ["/", "/v1/videos", "/v1/openapi.json", "/metrics", "/docs.json", "/schema.json"])
+def test_without_a_key_nothing_is_told(guarded, path):
+    for headers in ({}, {"Authorization": "Bearer wrong"}, {"X-API-Key": KEY + "x"}, {"Authorization": "Basic !!"}):
+        answer = httpx.get(guarded.url + path, headers=headers)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (401, "unknown_key")
+    assert "Basic" in answer.headers["www-authenticate"]
+
+
+def test_generate_asks_for_a_key_too(guarded, png):
+    assert httpx.post(f"{guarded.url}/generate", files={"image": ("a.png", png)}).status_code == 401
+
+
+@pytest.mark.parametrize("way", ["bearer", "header", "password"])
+def test_a_key_comes_as_bearer_header_or_password(guarded, way):
+    headers = {"bearer": {"Authorization": f"Bearer {KEY}"}, "header": {"X-API-Key": KEY}}.get(way, {})
+    auth = ("anyone", KEY) if way == "password" else None
+    assert httpx.get(f"{guarded.url}/v1/videos", headers=headers, auth=auth).status_code == 200
+
+
+def test_probes_need_no_key(guarded):
+    assert [httpx.get(guarded.url + path).status_code for path in ("/livez", "/readyz")] == [200, 200]
+
+
+def test_only_the_named_origin_may_call_from_a_page(guarded):
+    ask = {"Access-Control-Request-Method": "POST"}
+    allowed = httpx.options(f"{guarded.url}/v1/videos", headers=ask | {"Origin": "https://page.example"})
+    assert allowed.headers["access-control-allow-origin"] == "https://page.example"
+    other = httpx.options(f"{guarded.url}/v1/videos", headers=ask | {"Origin": "https://other.example"})
+    assert "access-control-allow-origin" not in other.headers
+
+
+def test_a_full_queue_refuses_and_says_when_to_come_again(guarded):
+    with guarded.client(headers={"X-API-Key": KEY}) as client:
+        answers = [client.post("/v1/videos", data=SLOW | {"prompt": "secret words"}) for _ in range(5)]
+        assert [answer.status_code for answer in answers][-1] == 429
+        assert answers[-1].json()["error"]["code"] == "queue_full"
+        assert int(answers[-1].headers["retry-after"]) >= 1
+        for answer in answers:
+            if answer.status_code == 200:
+                client.delete(f"/v1/videos/{answer.json()['id']}")
+
+
+def test_the_log_has_neither_keys_nor_prompts(guarded):
+    with guarded.client(headers={"X-API-Key": KEY}) as client:
+        done = client.post("/v1/videos", data={"prompt": "secret words", "motion_bucket_id": "1", "num_frames": "2"})
+        wait_for(client, done.json()["id"])
+    log = guarded.log.read_text()
+    assert f'"message": "job {done.json()["id"]} is completed"' in log
+    assert KEY not in log
+    assert "secret words" not in log
+
+
+def test_told_to_end_it_finishes_what_runs_and_keeps_what_waits(tmp_path, png):
+    running = start(tmp_path / "data")
+    try:
+        with running.client() as client:
+            fields = SLOW | {"num_inference_steps": "10"}
+            ids = [
+                client.post("/v1/videos", data=fields, files={"image": ("a.png", png)}).json()["id"] for _ in range(2)
+            ]
+            while client.get(f"/v1/videos/{ids[0]}").json()["status"] != "in_progress":
+                time.sleep(0.02)
+            told = []
+
+            def watch():
+                with httpx.stream("GET", f"{running.url}/v1/videos/{ids[1]}/events", timeout=40) as stream:
+                    told.extend(stream.iter_lines())
+
+            watcher = threading.Thread(target=watch)
+            watcher.start()
+            time.sleep(0.3)
+            began = time.monotonic()
+            assert running.end() == 0
+            assert time.monotonic() - began < 30
+            watcher.join(5)
+            assert not watcher.is_alive()
+        again = start(tmp_path / "data")
+        try:
+            with again.client() as client:
+                first = client.get(f"/v1/videos/{ids[0]}").json()
+                assert (first["status"], "attempts" in first) == ("completed", False)
+                assert wait_for(client, ids[1])["status"] == "completed"
+        finally:
+            stop(again)
+    finally:
+        stop(running)
+
+
+@pytest.mark.slow
+def test_a_killed_api_process_comes_back_and_its_job_goes_on(tmp_path, png):
+    running = start(tmp_path / "data")
+    try:
+        with running.client() as client:
+            fields = SLOW | {"num_inference_steps": "8"}
+            video = client.post("/v1/videos", data=fields, files={"image": ("a.png", png)}).json()
+            while client.get(f"/v1/videos/{video['id']}").json()["status"] != "in_progress":
+                time.sleep(0.02)
+            api = running.api_process()
+            workers = [child.pid for child in api.children()]
+            os.kill(api.pid, signal.SIGKILL)
+            wait_ready(running)
+            assert wait_for(client, video["id"])["status"] == "completed"
+        assert not [pid for pid in workers if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]
+    finally:
+        stop(running)
+
+
+def test_other_machines_are_not_answered_without_a_key(tmp_path):
+    guard = _Guard(lambda *_: None, Settings(data_dir=tmp_path))
+    scope = {"type": "http", "path": "/v1/videos", "client": ("192.0.2.7", 5), "headers": [(b"host", b"localhost")]}
+    assert guard._refusal(scope, Headers(scope=scope))[0] == 403
+    opened = _Guard(lambda *_: None, Settings(data_dir=tmp_path, open=True))
+    assert opened._refusal(scope, Headers(scope=scope)) is None

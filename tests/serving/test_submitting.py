@@ -1,0 +1,102 @@
+"""Loose fields become a checked request, in one place for all faces."""
+
+import pytest
+
+from kinema.errors import InvalidRequest, InvalidStill
+from kinema.serving.submitting import estimate, prepare, work_of
+from kinema.settings import Settings
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return Settings(data_dir=tmp_path, model="pocket", device="cpu")
+
+
+def test_the_models_own_defaults_lie_beneath(settings, png):
+    request = prepare(settings, {"seed": "7"}, png).request
+    assert (request.model, request.seed, request.width, request.num_inference_steps) == ("pocket", 7, 288, 4)
+
+
+def test_without_a_gpu_and_a_named_model_the_pocket_is_taken(tmp_path, png):
+    assert prepare(Settings(data_dir=tmp_path, device="cpu"), {}, png).request.model == "pocket"
+
+
+def test_with_a_still_the_prompt_is_the_title_alone(settings, png):
+    submission = prepare(settings, {"prompt": "on its pad"}, png)
+    assert (submission.title, submission.request.prompt) == ("on its pad", None)
+    drawn = prepare(settings, {"prompt": "on its pad"})
+    assert (drawn.title, drawn.request.prompt, drawn.request.image_model) == (
+        "on its pad",
+        "on its pad",
+        "pocket-painter",
+    )
+
+
+def test_cautions_tell_what_may_not_come_out_as_hoped(settings, png):
+    told = prepare(settings, {"motion_bucket_id": 300}, png).cautions
+    assert any("above 255" in caution for caution in told)
+    assert any("enlarged" in caution for caution in told)
+
+
+def test_what_was_asked_is_told_apart_whatever_seed_was_drawn(settings, png):
+    one, same, other = (prepare(settings, fields, png) for fields in ({}, {"seed": "null"}, {"fps": 8}))
+    assert one.fingerprint == same.fingerprint != other.fingerprint
+    assert one.request.seed != same.request.seed
+
+
+@pytest.mark.parametrize(
+    ("given", "length"), [("14_frames_with_svd", (14, "svd")), ("25_frames_with_svd_xt", (25, "svd-xt"))]
+)
+def test_a_video_length_names_frames_and_model(settings, png, given, length):
+    request = prepare(settings, {"video_length": given}, png).request
+    assert (request.num_frames, request.model) == length
+
+
+def test_seconds_count_at_the_rate_of_playback(settings, png):
+    assert prepare(settings, {"seconds": "2"}, png).request.num_frames == 14
+    assert prepare(settings, {"seconds": "2", "playback_fps": "10"}, png).request.num_frames == 20
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"size": "288x160", "width": 288}, "size"),
+        ({"seconds": 1, "num_frames": 7}, "seconds"),
+        ({"seconds": 1, "video_length": "14_frames_with_svd"}, "seconds"),
+        ({"motion_scale": 0.5, "motion_bucket_id": 3}, "motion_scale"),
+        ({"motion_scale": 1.5}, "motion_scale"),
+        ({"video_length": "forever"}, "video_length"),
+        ({"negative_prompt": "rain"}, "negative_prompt"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(settings, png, fields, param):
+    with pytest.raises(InvalidRequest) as fault:
+        prepare(settings, fields, png)
+    assert fault.value.param == param
+
+
+def test_more_work_than_a_request_may_ask_for_is_refused_before_it_is_queued(tmp_path, png):
+    tight = Settings(data_dir=tmp_path, model="pocket", device="cpu", max_work=1)
+    with pytest.raises(InvalidRequest, match=r"3 million, and one request may ask for 1 \(KINEMA_MAX_WORK\)"):
+        prepare(tight, {}, png)
+    assert work_of(prepare(tight, {"num_inference_steps": 1}, png).request) < 1
+
+
+def test_a_still_is_judged_before_it_is_queued(settings):
+    with pytest.raises(InvalidStill):
+        prepare(settings, {}, b"no picture")
+
+
+def test_only_offered_models_may_be_named(settings, png, tmp_path):
+    with pytest.raises(InvalidRequest, match="not offered here"):
+        prepare(settings, {"model": str(tmp_path)}, png)
+    offered = Settings(data_dir=tmp_path, model="pocket", device="cpu", models="someone/theirs, other")
+    assert prepare(offered, {"model": "someone/theirs"}, png).request.model == "someone/theirs"
+
+
+def test_a_job_is_estimated_by_those_before_it(settings, png):
+    class Known:
+        def estimate(self, request):
+            return float(request.num_frames)
+
+    assert estimate(Known(), prepare(settings, {}, png)) == 14.0

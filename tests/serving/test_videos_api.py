@@ -1,0 +1,294 @@
+"""/v1/videos over a real socket: what clients ask, what they get, and how they are refused."""
+
+import base64
+import io
+import json
+import threading
+import time
+
+import httpx
+import pytest
+from PIL import Image
+from server_process import wait_for
+
+QUICK = {"motion_bucket_id": "1", "num_frames": "3"}
+SLOW = {"motion_bucket_id": "300", "num_inference_steps": "40"}
+
+
+def create(client, png=None, **fields):
+    files = None if png is None else {"input_reference": ("still.png", png, "image/png")}
+    given = QUICK | ({"prompt": "a rocket"} if png is None else {}) | fields
+    return client.post("/v1/videos", data=given, files=files)
+
+
+def test_a_video_is_asked_for_made_and_fetched(client, png):
+    asked = create(client, png, seed="42", prompt="on its pad", model="pocket")
+    assert asked.status_code == 200
+    video = asked.json()
+    assert video["object"] == "video"
+    assert (video["status"], video["seed"], video["size"], video["prompt"]) == ("queued", 42, "288x160", "on its pad")
+    assert int(asked.headers["openai-poll-after-ms"]) > 0
+    done = wait_for(client, video["id"])
+    assert (done["status"], done["progress"], done["error"]) == ("completed", 100, None)
+    assert done["expires_at"] > done["completed_at"] >= done["created_at"]
+    content = client.get(f"/v1/videos/{video['id']}/content")
+    assert content.headers["content-type"] == "video/mp4"
+    assert content.headers["x-kinema-seed"] == "42"
+    assert content.content[4:8] == b"ftyp"
+
+
+def test_a_part_of_the_file_is_given_by_range(client, png):
+    video = wait_for(client, create(client, png).json()["id"])
+    path = f"/v1/videos/{video['id']}/content"
+    whole = client.get(path).content
+    part = client.get(path, headers={"Range": "bytes=10-19"})
+    assert (part.status_code, part.content) == (206, whole[10:20])
+    assert part.headers["content-range"] == f"bytes 10-19/{len(whole)}"
+    assert client.get(path, headers={"Range": f"bytes={len(whole) + 1}-"}).status_code == 416
+
+
+@pytest.mark.parametrize(
+    ("variant", "kind", "size"), [("thumbnail", "WEBP", (64, 64)), ("spritesheet", "JPEG", (140, 140))]
+)
+def test_variants_are_pictures_of_the_video(client, png, variant, kind, size):
+    video = wait_for(client, create(client, png).json()["id"])
+    answer = client.get(f"/v1/videos/{video['id']}/content", params={"variant": variant})
+    image = Image.open(io.BytesIO(answer.content))
+    assert (image.format, image.size) == (kind, size)
+
+
+def test_json_with_a_data_url_gives_the_same_video_as_a_form_with_a_file(client, png):
+    url = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    asked = {"input_reference": {"image_url": url}, "seed": 5, "motion_bucket_id": 1, "num_frames": 3}
+    by_json = wait_for(client, client.post("/v1/videos", json=asked).json()["id"])
+    by_form = wait_for(client, create(client, png, seed="5").json()["id"])
+    one, other = (client.get(f"/v1/videos/{video['id']}/content").content for video in (by_json, by_form))
+    assert one == other
+
+
+def test_what_others_call_our_settings_is_understood(client):
+    given = {"steps": "3", "cfg_scale": "2.5", "cond_aug": "0.1", "decoding_t": "2", "size": "320x192", "seconds": "2"}
+    fields = {"prompt": "a rocket", "motion_scale": "0.004", "fps": "6", **given}
+    settings = client.post("/v1/videos", data=fields).json()["settings"]
+    assert (settings["num_inference_steps"], settings["max_guidance_scale"]) == (3, 2.5)
+    assert (settings["noise_aug_strength"], settings["decode_chunk_size"]) == (0.1, 2)
+    assert (settings["width"], settings["height"], settings["num_frames"]) == (320, 192, 12)
+    assert settings["motion_bucket_id"] == 1
+
+
+def test_unset_values_are_left_to_the_model(client, png):
+    settings = create(client, png, seed="null", decode_chunk_size="", num_frames="null").json()["settings"]
+    assert (settings["num_frames"], settings["decode_chunk_size"]) == (14, 7)
+    assert 0 <= settings["seed"] < 2**32
+
+
+def test_a_prompt_draws_the_still(client):
+    done = wait_for(client, create(client, prompt="a red balloon").json()["id"])
+    assert done["status"] == "completed"
+    assert "paint" in done["stage_durations"]
+    assert done["settings"]["image_model"] == "pocket-painter"
+
+
+def test_the_list_is_paged_both_ways(client):
+    ids = [create(client).json()["id"] for _ in range(3)]
+    newest = client.get("/v1/videos", params={"limit": 2}).json()
+    assert [video["id"] for video in newest["data"]] == ids[:0:-1]
+    assert (newest["object"], newest["has_more"], newest["last_id"]) == ("list", True, ids[1])
+    older = client.get("/v1/videos", params={"limit": 1, "after": ids[1]}).json()
+    assert older["first_id"] == ids[0]
+    oldest = client.get("/v1/videos", params={"order": "asc", "limit": 100, "after": ids[0]}).json()
+    assert [video["id"] for video in oldest["data"]][:2] == ids[1:]
+
+
+def test_a_cancelled_video_is_failed_and_says_so(client, png):
+    video = create(client, png, **SLOW).json()
+    cancelled = client.post(f"/v1/videos/{video['id']}/cancel").json()
+    assert (cancelled["status"], cancelled["error"]["code"]) == ("failed", "cancelled")
+    assert client.post(f"/v1/videos/{video['id']}/cancel").json()["status"] == "failed"
+    assert client.get(f"/v1/videos/{video['id']}/content").status_code == 409
+
+
+def test_a_deleted_video_is_gone_with_its_files(server, client, png):
+    video = wait_for(client, create(client, png).json()["id"])
+    folder = server.data / "jobs" / video["id"]
+    assert folder.is_dir()
+    deleted = client.delete(f"/v1/videos/{video['id']}").json()
+    assert deleted == {"id": video["id"], "deleted": True, "object": "video.deleted"}
+    assert client.get(f"/v1/videos/{video['id']}").status_code == 404
+    assert not folder.exists()
+
+
+def test_the_same_key_gives_the_same_video_and_is_refused_for_another(client, png):
+    key = {"Idempotency-Key": f"key-{time.time_ns()}"}
+    files = {"input_reference": ("a.png", png)}
+    first, second = (client.post("/v1/videos", data=QUICK, files=files, headers=key).json() for _ in range(2))
+    assert first["id"] == second["id"]
+    other = client.post("/v1/videos", data=QUICK | {"steps": "7"}, files=files, headers=key)
+    assert (other.status_code, other.json()["error"]["code"]) == (409, "key_reused")
+
+
+def test_events_tell_a_life_from_queue_to_done(client, png):
+    video = create(client, png, motion_bucket_id="60", num_inference_steps="40").json()
+    told = []
+    with client.stream("GET", f"/v1/videos/{video['id']}/events") as stream:
+        assert stream.headers["content-type"].startswith("text/event-stream")
+        for line in stream.iter_lines():
+            if line.startswith("event: "):
+                told.append([line[7:]])
+            elif line.startswith("data: "):
+                told[-1].append(line[6:])
+    states = [json.loads(data) for name, data in told if name == "video"]
+    assert states[-1]["status"] == "completed"
+    assert {"encode", "denoise", "decode"} <= {state["stage"] for state in states}
+    assert [state["progress"] for state in states] == sorted(state["progress"] for state in states)
+    assert any(name == "preview" and data.startswith("data:image/jpeg;base64,") for name, data in told)
+    assert told[-1][0] == "done"
+
+
+def test_sync_answers_the_video_itself(client, png):
+    answer = client.post("/v1/videos/sync", data=QUICK | {"seed": "3"}, files={"image": ("a.png", png)})
+    assert (answer.status_code, answer.headers["x-kinema-seed"]) == (200, "3")
+    assert answer.content == client.get(f"/v1/videos/{answer.headers['x-kinema-job']}/content").content
+
+
+@pytest.mark.parametrize(("keep", "ends"), [("false", "failed"), ("true", "completed")])
+def test_a_client_that_goes_takes_its_job_along_unless_told(client, png, keep, ends):
+    fields = {"motion_bucket_id": "100", "num_inference_steps": "15", "num_frames": "3", "title": f"left {keep}"}
+
+    def leave():
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(
+                f"{client.base_url}/v1/videos/sync", data=fields | {"keep": keep}, files={"image": ("a.png", png)},
+                timeout=httpx.Timeout(10, read=0.5),
+            )  # fmt: skip
+
+    thread = threading.Thread(target=leave)
+    thread.start()
+    thread.join()
+    listed = client.get("/v1/videos").json()["data"]
+    video = next(video for video in listed if video["prompt"] == f"left {keep}")
+    done = wait_for(client, video["id"])
+    assert (done["status"], (done["error"] or {}).get("code")) == (ends, "cancelled" if ends == "failed" else None)
+
+
+@pytest.mark.parametrize(
+    ("model", "status", "code"),
+    [("memory", 507, "insufficient_memory"), ("defect", 500, "internal_error"), ("killed", 500, "worker_died")],
+)
+def test_a_failure_while_waiting_says_why(client, png, model, status, code):
+    answer = client.post("/v1/videos/sync", data=QUICK | {"model": model}, files={"image": ("a.png", png)})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+
+
+def test_models_name_what_is_offered(client):
+    models = {model["id"]: model for model in client.get("/v1/models").json()["data"]}
+    assert {"pocket", "svd", "svd-xt", "svd-xt-1.1", "pocket-painter"} <= models.keys()
+    assert models["pocket"]["default"]
+    assert models["svd-xt"]["licence"] == "Stability AI Community License"
+
+
+BAD = [
+    ({}, "prompt", "neither a still nor a prompt"),
+    ({"prompt": "x", "width": "1001"}, "width", "1000 and 1008 are"),
+    ({"prompt": "x", "seed": "abc"}, "seed", "seed 'abc' is not usable"),
+    ({"prompt": "x", "size": "big"}, "size", "as 1024x576"),
+    ({"prompt": "x", "size": "100000x100000"}, "size", None),
+    ({"prompt": "x", "seconds": "999"}, "seconds", "128 frames"),
+    ({"prompt": "x", "num_frames": "0"}, "num_frames", "1 to 128"),
+    ({"prompt": "x", "bogus": "1"}, "bogus", "there is no setting"),
+    ({"prompt": "x", "steps": "2", "num_inference_steps": "3"}, "num_inference_steps", "drop one"),
+    ({"prompt": "x", "model": "../../etc"}, "model", "not offered here"),
+    ({"prompt": "x", "image_model": "/etc"}, "image_model", "not offered here"),
+    ({"prompt": "x", "pinned": "maybe"}, "pinned", "neither true nor false"),
+    ({"prompt": "x", "priority": "5000"}, "priority", "-1000 to 1000"),
+    ({"prompt": "x" * 10_001}, "prompt", "10001 characters"),
+    ({"prompt": "a\0b"}, "prompt", "no character"),
+    ({"prompt": "x", "width": "2048", "height": "2048", "num_frames": "128"}, "num_frames", "KINEMA_MAX_WORK"),
+    ({"input_reference": "http://localhost:1/a.png"}, "input_reference", "no address is fetched here"),
+    ({"input_reference": "file:///etc/passwd"}, "input_reference", "no picture"),
+    ({"input_reference": "data:image/png;base64,@@"}, "input_reference", "no base64"),
+]
+
+
+@pytest.mark.parametrize(("fields", "param", "words"), BAD)
+def test_a_bad_field_is_named_with_its_remedy(client, fields, param, words):
+    answer = client.post("/v1/videos", data=fields)
+    error = answer.json()["error"]
+    assert answer.status_code == 400
+    assert error["type"] == "invalid_request_error"
+    if words is not None:
+        assert (error["param"], words in error["message"]) == (param, True), error
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "status"),
+    [
+        (b"{", "application/json", 400),
+        (b"[1]", "application/json", 400),
+        (b'{"prompt": "\\ud800"}', "application/json", 400),
+        (b'{"prompt": {"a": 1}}', "application/json", 400),
+        (b'{"prompt": "x", "seed": true}', "application/json", 400),
+        (b'{"prompt": "x", "seconds": NaN}', "application/json", 400),
+        (b"[" * 100_000, "application/json", 400),
+        (b"<a/>", "application/xml", 415),
+        (b"junk", "multipart/form-data", 400),
+        (b"junk", "multipart/form-data; boundary=x", 400),
+        (b"", "application/json", 400),
+    ],
+)
+def test_a_malformed_body_is_refused(client, body, kind, status):
+    answer = client.post("/v1/videos", content=body, headers={"Content-Type": kind})
+    assert (answer.status_code, list(answer.json())) == (status, ["error"]), answer.text
+
+
+@pytest.mark.parametrize("data", [b"no picture", b"GIF89a" + b"x" * 50, b"\x89PNG\r\n\x1a\n" + b"\0" * 40])
+def test_what_is_no_picture_is_refused(client, data):
+    answer = create(client, data)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_still")
+
+
+def test_a_decompression_bomb_is_refused_by_its_header(client):
+    data = io.BytesIO()
+    Image.new("1", (20_000, 20_000)).save(data, "PNG")
+    began = time.monotonic()
+    answer = create(client, data.getvalue())
+    assert (answer.status_code, "megapixels" in answer.json()["error"]["message"]) == (400, True)
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(
+    "video_id", ["nope", "video_", "..%2f..%2fetc%2fpasswd", "video_" + "0" * 32, "%00", "'; drop table kinema_jobs"]
+)
+@pytest.mark.parametrize("what", ["", "/content", "/events", "/preview"])
+def test_an_unknown_id_is_not_found(client, video_id, what):
+    assert client.get(f"/v1/videos/{video_id}{what}").status_code == 404
+
+
+def test_an_unknown_variant_order_limit_and_method_are_refused_in_the_same_shape(client):
+    for path in (
+        "/v1/videos?limit=0",
+        "/v1/videos?limit=x",
+        "/v1/videos?order=up",
+        "/v1/videos/video_x/content?variant=gif",
+    ):
+        answer = client.get(path)
+        assert (answer.status_code, list(answer.json())) == (400, ["error"])
+    assert client.put("/v1/videos").status_code == 405
+
+
+def test_a_body_over_the_limit_is_refused_said_or_not(server, client):
+    told = client.post("/v1/videos", content=b"x" * 20_000_001, headers={"Content-Type": "application/json"})
+    assert (told.status_code, told.json()["error"]["code"]) == (413, "request_too_large")
+
+    def pieces():
+        for _ in range(21):
+            yield b"x" * 1_000_000
+
+    for path in ("/v1/videos", "/generate"):
+        untold = client.post(path, content=pieces(), headers={"Content-Type": "application/json"})
+        assert untold.status_code == 413, path
+
+
+def test_another_host_name_is_refused(client):
+    answer = client.get("/v1/videos", headers={"Host": "evil.example"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "host_not_allowed")
