@@ -201,6 +201,7 @@ def test_the_same_seed_is_used_again_only_when_it_is_kept(server, visit):
 
 def test_all_of_it_works_by_keyboard(server, visit):
     page = visit(server.address)
+    page.on("filechooser", lambda _: None)  # from now on playwright catches it: asked for later, it may miss it
     _tab_to(page, "[data-choose]")
     with page.expect_file_chooser() as chooser:
         page.keyboard.press("Enter")
@@ -225,7 +226,7 @@ def test_all_of_it_works_by_keyboard(server, visit):
 
 
 def test_the_page_speaks_korean(server, visit):
-    page = visit(server.address, locale="ko-KR")
+    page = visit(server.address, locale="ko-KR", reduced_motion="reduce")  # as below, so that they share a browser
     assert page.get_attribute("html", "lang") == "ko"
     assert re.search(r"/studio/ko/", page.url)
     give_still(page)
@@ -241,7 +242,7 @@ def test_the_page_speaks_korean(server, visit):
 
 
 def test_motion_is_left_out_where_it_is_not_wanted(server, visit):
-    page = visit(server.address, reduced_motion="reduce")
+    page = visit(server.address, locale="ko-KR", reduced_motion="reduce")
     give_still(page)
     generate(page)
     finished(page)
