@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psutil
 
 HERE = Path(__file__).parent
 SERVICE = "kinema.serving.service:StableDiffusionVideo"
@@ -33,8 +34,6 @@ class Server:
 
     def api_process(self):
         """The process that holds the queue; its parent only starts it again."""
-        import psutil
-
         return next(
             p for p in psutil.Process(self.process.pid).children() if "_bentoml_impl.worker" in " ".join(p.cmdline())
         )
@@ -89,10 +88,14 @@ def wait_ready(server, seconds=120):
 
 
 def stop(server):
-    """End it with all that it started, however it is."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(server.process.pid, signal.SIGKILL)
+    """End it at once; its processes end with it."""
+    family = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        family = psutil.Process(server.process.pid).children(recursive=True)
+    server.process.kill()
     server.process.wait(10)
+    _, alive = psutil.wait_procs(family, timeout=5)
+    assert not alive, f"outlived the server: {alive}"
 
 
 def wait_for(client, video_id, seconds=60):

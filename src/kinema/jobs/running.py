@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import functools
 import logging
@@ -326,8 +327,11 @@ class Runner:
         except (JobNotFound, WorkCancelled):
             log.info("job %s was cancelled", job_id)
         except Exception as error:  # DBOS's own signals are none
-            log.exception("job %s failed by a defect", job_id)
-            self._fail(job_id, Failure("internal_error", f"{type(error).__name__}: {error}"))
+            if _is_full_disk(error):
+                self._fail(job_id, Failure("insufficient_disk", "the disk is full: make room, and ask again"))
+            else:
+                log.exception("job %s failed by a defect", job_id)
+                self._fail(job_id, Failure("internal_error", f"{type(error).__name__}: {error}"))
         finally:
             self._lent.pop(job_id, None)
             self._runs.pop(job_id, None)
@@ -494,6 +498,11 @@ class Runner:
         with self._files.deleting():
             known, wanted = self._store.everything()
             self._files.sweep(known, wanted, self._settings.keep_days * DAY)
+
+
+def _is_full_disk(error: Exception) -> bool:
+    """Whether a file, or SQLite beneath DBOS, found no room."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "disk is full" in str(error)
 
 
 def remove(store: Store, files: Files, job_id: str) -> bool:

@@ -95,7 +95,7 @@ class Worker:
         self._link: Connection | None = None  # there while the process is ready
         self._epitaph: str | None = None  # why the latest process could not even begin
         self._latest_end = "it closed its socket"
-        # Its end would be the process's too (see working._end_with), so it lasts as long as the worker.
+        # Its end would be the process's too (see working.end_with), so it lasts as long as the worker.
         self._keeper = Thread(target=self._keep, name="kinema-worker-keeper", daemon=True)
 
     @property

@@ -37,7 +37,9 @@ _PR_SET_PDEATHSIG = 1
 def main() -> None:
     """Work until the parent says no more, or is gone."""
     descriptor, name, parent = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-    _end_with(parent)
+    end_with(parent)
+    with suppress(OSError):  # where memory runs out, this process goes before the server
+        Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")
     # What ends the server is the server's to judge: Ctrl-C and a service manager signal all processes at once.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -66,14 +68,12 @@ def find_work(name: str) -> Work:
     return cast("Work", found() if inspect.isclass(found) else found)
 
 
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
     """Be killed when the thread that started this process ends, as it does when its process dies, however it dies."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before that
         os._exit(1)
-    with suppress(OSError):  # where memory runs out, this process goes before the server
-        Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")
 
 
 def _listen(link: Connection, tasks: SimpleQueue[tuple[Task, Path]], cancelled: Event) -> None:

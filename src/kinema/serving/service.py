@@ -5,8 +5,8 @@ bentoml serve service:StableDiffusionVideo
 
 from __future__ import annotations
 
-import asyncio
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional, Self
 
@@ -18,6 +18,7 @@ from _bentoml_sdk.io_models import IODescriptor
 from pydantic import ConfigDict, create_model
 
 from kinema.errors import KinemaError
+from kinema.jobs.working import end_with
 from kinema.serving import logs, page
 from kinema.serving.edge import Edge
 from kinema.serving.hosting import WORK, Host, host_of
@@ -64,6 +65,13 @@ def _fields() -> Mapping[str, Any]:
     return fields | {"keep": (bool | None, None)}
 
 
+def _end_with_arbiter() -> None:
+    """End when the process that started this one does: an orphan would keep the port and the queue from the next."""
+    main = getattr(sys.modules["__main__"], "__spec__", None)
+    if main is not None and main.name == "_bentoml_impl.worker.service":
+        end_with(os.getppid())
+
+
 Input = create_model("Input", __base__=_Loose, **_fields())
 
 
@@ -75,12 +83,15 @@ Input = create_model("Input", __base__=_Loose, **_fields())
     traffic={"timeout": 86_400},
     workers=1,
     http={"host": "127.0.0.1"},
+    # Its figures lie in mapped files, and a full disk would kill whoever writes them; /metrics is ours.
+    metrics={"enabled": False},
 )
 class StableDiffusionVideo:
     """Turns a still into a short video with Stable Video Diffusion."""
 
     def __init__(self) -> None:
         settings = read_settings()
+        _end_with_arbiter()
         logs.set_up(settings.log_format)
         # Tests put work of their own here, which needs no model.
         self._host = Host(settings, os.environ.get("KINEMA_WORK", WORK))
@@ -121,9 +132,6 @@ class StableDiffusionVideo:
 
     async def __is_ready__(self) -> bool:
         return self._host.ready
-
-    async def __metrics__(self, content: str) -> str:
-        return content + await asyncio.to_thread(self._host.metrics.text, self._host.queue)
 
 
 StableDiffusionVideo.add_asgi_middleware(Edge, api=api)  # type: ignore[attr-defined]  # it is a Service now

@@ -48,6 +48,7 @@ def make_app() -> FastAPI:
     _add_making(app)
     _add_looking(app)
     _add_changing(app)
+    _add_figures(app)
     return app
 
 
@@ -229,6 +230,14 @@ def _add_looking(app: FastAPI) -> None:
     async def models() -> Response:
         """What `model` and `image_model` may name here."""
         return JSONResponse({"object": "list", "data": await asyncio.to_thread(_models, host_of(app))})
+
+
+def _add_figures(app: FastAPI) -> None:
+    @app.get("/metrics", include_in_schema=False)
+    async def metrics() -> Response:
+        host = host_of(app)
+        text = await asyncio.to_thread(host.metrics.text, host.queue)
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def _add_changing(app: FastAPI) -> None:

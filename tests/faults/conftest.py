@@ -1,0 +1,17 @@
+"""What goes wrong on real machines, done to a real server. The server and its work are those of tests/serving."""
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+sys.path.append(str(Path(__file__).parents[1] / "serving"))
+
+
+@pytest.fixture(scope="session")
+def png():
+    data = io.BytesIO()
+    Image.linear_gradient("L").resize((96, 64)).convert("RGB").save(data, "PNG")
+    return data.getvalue()

@@ -1,0 +1,26 @@
+"""The tutorial, its Bento, and what a Bento installs."""
+
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_bento_installs_what_pyproject_names():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["server"]]
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    assert [line for line in lines if not line.startswith("#")] == sorted(wanted)
+
+
+@pytest.mark.slow
+def test_the_tutorials_commands_work_as_they_stand(tmp_path):
+    ran = subprocess.run(
+        [ROOT / "examples" / "tutorial.sh"], check=False, capture_output=True, text=True, timeout=600, cwd=tmp_path
+    )
+    assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-3000:]
+    assert ran.stdout.count("bytes of video") == 3
+    assert "the same seed gave the same bytes" in ran.stdout
