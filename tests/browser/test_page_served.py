@@ -47,6 +47,8 @@ def _ready(address):
 def test_a_browser_with_the_key_makes_a_video_with_the_embedded_model(served, chromium, visit):
     address, process = served
     assert httpx.get(f"{address}/studio/en/").status_code == 401
+    upload = httpx.post(f"{address}/studio/en/gradio_api/upload", files={"files": b"x"}, headers={"X-API-Key": KEY})
+    assert upload.status_code == 404
     page = visit(f"{address}/studio", http_credentials=("kinema", KEY))
     page.set_default_timeout(180_000)
     give_still(page)
