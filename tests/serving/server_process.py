@@ -45,10 +45,10 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def start(data, *, work="server_work:work", port=None, command=None, wait=True, cwd=None, **environment):
+def start(data, *, work="server_work:work", port=None, command=None, wait=True, cwd=None, logs=None, **environment):
     port = port or free_port()
     data.mkdir(parents=True, exist_ok=True)
-    log = data.parent / f"server-{port}.log"
+    log = (logs or data.parent) / f"server-{port}.log"
     own = {name: value for name, value in os.environ.items() if not name.startswith("KINEMA_")}
     env = own | {
         "KINEMA_DATA_DIR": str(data),
