@@ -25,6 +25,7 @@ def test_a_still_becomes_a_video_that_plays(server, visit):
     page.wait_for_function("document.querySelector('.k-panel video').currentTime > 0")
     assert page.eval_on_selector(".k-panel video", "v => [v.videoWidth, v.videoHeight, v.loop]") == [288, 160, True]
     assert page.url.endswith(f"?job={job}")
+    page.wait_for_selector("#k-note:has-text('Takes about')")
     assert "AI" in page.inner_text(".k-panel .k-badge")
     assert page.is_visible("text=made by an AI model")
 

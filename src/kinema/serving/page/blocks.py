@@ -106,6 +106,8 @@ class Page:
             part.act(self._act, listed, everything, trigger_mode="multiple", **QUIET)
         for told in (self._panel.finished, self._clock.tick):
             told(self._listing, listed, listing, **QUIET)
+        # What it took, the next one should take.
+        self._panel.finished(self._look, form.inputs, [form.frame, form.note], **QUIET)
         self.blocks.load(self._load, [*form.inputs, *listed], everything, **QUIET)
 
     # What is asked, and what is known of it before it is submitted.
