@@ -89,7 +89,8 @@ class _Guard:
         if scope["type"] == "websocket" and self._knows(headers):
             return None
         told = "a key is asked for: send it as Authorization: Bearer …, or as X-API-Key, or as a password"
-        return 401, error_body(401, "unknown_key", told), {"WWW-Authenticate": 'Basic realm="Kinema", Bearer'}
+        # Basic alone: Chromium asks for no password where another scheme stands in the same header.
+        return 401, error_body(401, "unknown_key", told), {"WWW-Authenticate": 'Basic realm="Kinema", charset="UTF-8"'}
 
     def _knows(self, headers: Headers) -> bool:
         """Whether a key comes with it; every one is compared, each in constant time."""

@@ -5,8 +5,6 @@ bentoml serve service:StableDiffusionVideo
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -21,7 +19,7 @@ from pydantic import ConfigDict, create_model
 
 from kinema.errors import KinemaError
 from kinema.jobs.working import end_with
-from kinema.serving import logs
+from kinema.serving import logs, page
 from kinema.serving.edge import Edge
 from kinema.serving.hosting import WORK, Host, host_of
 from kinema.serving.reading import Asked, read
@@ -97,8 +95,7 @@ class StableDiffusionVideo:
         logs.set_up(settings.log_format)
         # Tests put work of their own here, which needs no model.
         self._host = Host(settings, os.environ.get("KINEMA_WORK", WORK))
-        if importlib.util.find_spec("kinema.serving.page") is not None:
-            importlib.import_module("kinema.serving.page").mount(api, self._host.queue, settings)
+        page.mount(api, self._host.queue, settings, self._host.stopping.is_set)
 
     @bentoml.on_startup
     async def _open(self) -> None:

@@ -1,0 +1,51 @@
+"""The page at /studio: Gradio's form, with the job that is watched and the gallery beside it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fastapi import FastAPI
+
+    from kinema.jobs import Queue
+    from kinema.settings import Settings
+
+PATH = "/studio"
+
+
+def mount(app: FastAPI, queue: Queue, settings: Settings, stopping: Callable[[], bool] = lambda: False) -> None:
+    """Put the page at /studio, in each language: /studio itself leads to the browser's.
+
+    Args:
+        app: Where to; nothing may be mounted at / before.
+        queue: Whose jobs are shown, and where new ones go.
+        settings: What may be asked, and where the data folder lies.
+        stopping: Whether the server is about to end: who watches a job is let go then, and comes back by itself.
+    """
+    import os
+    from pathlib import Path
+
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio looks at it when it is imported
+    import gradio as gr
+    from fastapi.staticfiles import StaticFiles
+    from starlette.routing import Mount
+
+    from kinema.serving.page.blocks import Page
+    from kinema.serving.page.files import Drafts, routes
+    from kinema.serving.page.languages import LANGUAGES
+    from kinema.serving.page.look import THEME
+    from kinema.serving.page.shell import Shell
+
+    drafts = Drafts(settings.data_dir)
+    app.include_router(routes(queue, drafts, stopping))
+    app.mount(f"{PATH}/static", StaticFiles(directory=Path(__file__).with_name("static")))
+    for language, words in LANGUAGES.items():
+        page = Page(queue, settings, drafts, words)
+        gr.mount_gradio_app(
+            app, page.blocks, f"{PATH}/{language}", theme=THEME, footer_links=[], run_history=False, show_error=False
+        )
+        mounted = app.routes[-1]
+        assert isinstance(mounted, Mount), "Gradio mounts its app last"
+        mounted.app = Shell(mounted.app, page.blocks, language)

@@ -1,0 +1,127 @@
+"""What stands around the form, as HTML: head and foot, the still as it will be fitted, and what it will take."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING
+
+from kinema.media.still import crop_box
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from kinema.serving.page.words import Words
+    from kinema.values import Fit, VideoRequest
+
+# Line icons on a grid of 24, drawn for this page.
+_ICONS = {
+    "picture": "M4 5h16v14H4z M4 16l4.5-4.5 4 4 3-3L20 17 M15.5 9.5h.01",
+    "film": "M3 5h18v14H3z M10 9l5 3-5 3z",
+    "use": "M4 7h10 M18 7h2 M4 17h2 M10 17h10 M16 5v4 M8 15v4",
+    "download": "M12 4v11 M7 11l5 5 5-5 M5 20h14",
+    "recipe": "M6 3h9l4 4v14H6z M9 11h7 M9 15h7",
+    "delete": "M5 7h14 M10 7V4h4v3 M7 7l1 13h8l1-13",
+    "cancel": "M6 6l12 12 M18 6L6 18",
+}
+
+
+def icon(name: str) -> str:
+    """A decoration: what it stands for is written beside it."""
+    return (
+        f'<svg class="k-icon" viewBox="0 0 24 24" aria-hidden="true" focusable="false"><path d="{_ICONS[name]}"/></svg>'
+    )
+
+
+def header(words: Words, others: Iterable[Words]) -> str:
+    """The page's head: what this is, and the other languages."""
+    switches = "".join(
+        f'<a class="k-language" href="../{other.language}/" lang="{other.language}" hreflang="{other.language}" '
+        f'data-language="{other.language}">{other.name}</a>'
+        for other in others
+    )
+    return (
+        '<div class="k-header"><div><h1>Kinema</h1>'
+        f"<p>{escape(words.tagline)}</p></div>"
+        f'<nav aria-label="{words.switch}"><a href="../../">{words.api}</a>{switches}</nav></div>'
+    )
+
+
+def footer(words: Words) -> str:
+    """What everyone has to know who uses this."""
+    return f'<p class="k-note">{escape(words.ai_note)}</p>'
+
+
+def empty_frame(words: Words, fault: str = "") -> str:
+    """Where a still is dropped."""
+    said = f'<p class="k-fault" role="alert">{escape(words.bad_still)}: {escape(fault)}</p>' if fault else ""
+    return (
+        f'<div class="k-still k-empty" data-reading="{escape(words.reading)}" data-large="{escape(words.too_large)}">'
+        f'{icon("picture")}<p class="k-drop">{escape(words.drop)}</p>'
+        f'<button type="button" class="k-button k-choose" data-choose>{escape(words.choose)}</button>'
+        f'<p class="k-hint">{escape(words.drop_hint)}</p>{said}</div>'
+    )
+
+
+def frame(still: str, size: tuple[int, int], request: VideoRequest, words: Words) -> str:
+    """The still (`size` is its own) as the engine will fit it, and what that costs."""
+    width, height, fit = request.width, request.height, request.fit
+    alt = escape(words.crop_alt)
+    whole = _whole(still, size, request) if fit == "crop" else ""
+    return (
+        f'<div class="k-still" data-reading="{escape(words.reading)}" data-large="{escape(words.too_large)}">'
+        f'<div class="k-screen" style="aspect-ratio: {width} / {height}">'
+        f'<img src="{fitted(still, width, height, fit)}" alt="{alt}" width="{width}" height="{height}">{whole}'
+        f'<div class="k-over-screen">'
+        f'<button type="button" class="k-button" data-choose>{escape(words.replace)}</button>'
+        f'<button type="button" class="k-button" data-remove>{escape(words.remove)}</button></div></div>'
+        f'<p class="k-hint">{escape(_fitting(size, request, words))}</p></div>'
+    )
+
+
+def _whole(still: str, size: tuple[int, int], request: VideoRequest) -> str:
+    """The whole picture, small in a corner, with what is kept of it outlined."""
+    left, top, right, bottom = crop_box(size, request.width, request.height)
+    if (right - left) * (bottom - top) > 0.97 * size[0] * size[1]:
+        return ""
+    scale = 160 / max(size)
+    small = max(64, round(size[0] * scale)), max(64, round(size[1] * scale))
+    box = f"left: {left / size[0]:.2%}; top: {top / size[1]:.2%}; right: {1 - right / size[0]:.2%}; "
+    return (
+        f'<div class="k-whole" style="aspect-ratio: {size[0]} / {size[1]}" aria-hidden="true">'
+        f'<img src="{fitted(still, *small, "stretch")}" alt="">'
+        f'<i style="{box}bottom: {1 - bottom / size[1]:.2%}"></i></div>'
+    )
+
+
+def _fitting(size: tuple[int, int], request: VideoRequest, words: Words) -> str:
+    begins = words.crop_note.format(f"{request.width}×{request.height}")
+    match request.fit:
+        case "pad":
+            return f"{begins} {words.pad_note}"
+        case "stretch":
+            return f"{begins} {words.stretch_note}"
+    left, top, right, bottom = crop_box(size, request.width, request.height)
+    kept = (right - left) * (bottom - top) / (size[0] * size[1])
+    return f"{begins} {words.crop_whole if kept > 0.99 else words.crop_kept.format(f'{kept:.0%}')}"
+
+
+def fitted(still: str, width: int, height: int, fit: Fit) -> str:
+    """Where the server shows a still as the engine fits it."""
+    return f"../stills/{still}?width={width}&amp;height={height}&amp;fit={fit}"
+
+
+def note(request: VideoRequest, seconds: float | None, waiting: int, cautions: Sequence[str], words: Words) -> str:
+    """What to know before Generate is pressed: length, time, queue, cautions."""
+    long = words.seconds_long.format(request.num_frames, f"{request.num_frames / request.frame_rate:.1f}")
+    takes = words.takes_unknown if seconds is None else words.takes.format(words.duration(seconds))
+    waits = f" {words.waits.format(waiting)}" if waiting else ""
+    listed = "".join(f"<li>{escape(caution)}</li>" for caution in cautions)
+    careful = (
+        f'<div class="k-cautions"><p>{escape(words.cautions)}</p><ul lang="en">{listed}</ul></div>' if listed else ""
+    )
+    return f'<p class="k-estimate"><strong>{escape(long)}</strong> {escape(takes + waits)}</p>{careful}'
+
+
+def refusal(message: str, words: Words) -> str:
+    """Why nothing was submitted, and what to do."""
+    return f'<p class="k-fault" role="alert"><strong>{escape(words.refused)}.</strong> {escape(message)}</p>'

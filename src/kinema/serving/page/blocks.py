@@ -1,0 +1,225 @@
+"""The page in one language: what stands where, and what happens when something is touched."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+from gradio.blocks import Block  # at run time: Gradio reads the handlers' annotations
+
+from kinema.errors import JobNotFound, KinemaError
+from kinema.jobs.queue import MAX_PAGE
+from kinema.media.still import plain_name
+from kinema.models.catalog import cautions, request_for
+from kinema.serving.fields import settings_of
+from kinema.serving.page import asking, view
+from kinema.serving.page import form as forms
+from kinema.serving.page.languages import LANGUAGES
+from kinema.serving.submitting import (
+    Submission,
+    default_model,
+    estimate,
+    offered_models,
+    offered_painters,
+    prepare,
+    submit,
+)
+from kinema.values import draw_seed
+
+if TYPE_CHECKING:
+    from kinema.jobs import Job, Queue
+    from kinema.serving.page.files import Drafts
+    from kinema.serving.page.words import Words
+    from kinema.settings import Settings
+
+CARDS = 12
+# The gallery is told anew so often, while a job in it is not finished.
+CLOCK_SECONDS = 2.0
+Updates = dict[Block, Any]
+# Every handler is private (the page is no API), answers without Gradio's own spinners, and many may run at once.
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
+
+
+class Page:
+    """The page in one language, and its handlers."""
+
+    def __init__(self, queue: Queue, settings: Settings, drafts: Drafts, words: Words) -> None:
+        self._queue, self._settings, self._drafts, self._words = queue, settings, drafts, words
+        self._start = request_for(model=default_model(settings))
+        with gr.Blocks(title="Kinema", analytics_enabled=False) as self.blocks:
+            self._build()
+            self._wire()
+
+    def _build(self) -> None:
+        words = self._words
+        others = [other for other in LANGUAGES.values() if other is not words]
+        gr.HTML(asking.header(words, others), apply_default_css=False, elem_id="k-head")
+        with gr.Row(elem_id="k-main"):
+            with gr.Column(elem_id="k-form", min_width=300):
+                offered = offered_models(self._settings), offered_painters(self._settings)
+                self._form = forms.build(self._start, offered, words)
+            with gr.Column(elem_id="k-stage", min_width=300):
+                sure = json.dumps([words.delete_sure, words.keep])
+                self._panel = gr.HTML(
+                    view.nothing(words),
+                    js_on_load=f"kinema.panel(element, trigger, props, watch, {sure}); // 'act' 'finished'",
+                    apply_default_css=False,
+                )
+        gr.HTML(f'<h2 id="k-videos">{words.gallery}</h2>', apply_default_css=False)
+        self._gallery = gr.HTML(
+            js_on_load=f"kinema.acting(element, trigger, {sure}); // 'act'", apply_default_css=False
+        )
+        gr.HTML(asking.footer(words), apply_default_css=False, elem_id="k-foot")
+        self._shown = gr.Textbox(visible=False)  # the id of the job in the panel
+        self._cards = gr.Number(CARDS, visible=False, precision=0)
+        self._clock = gr.Timer(CLOCK_SECONDS, active=False)
+
+    def _wire(self) -> None:
+        form, listed = self._form, [self._shown, self._cards]
+        form_outputs: list[Block] = [
+            *form.inputs, form.still_side, form.sentence_side, form.painter_side, form.frame, form.note
+        ]  # fmt: skip
+        listing = [self._gallery, self._shown, self._cards, self._clock]
+        everything = [*form_outputs, self._panel, *listing]
+        looked = {"fn": self._look, "inputs": form.inputs, "outputs": [form.frame, form.note], **QUIET}
+        gr.on(
+            [component.change for component in (form.source, form.still, *form.settings.values())],
+            trigger_mode="always_last",
+            **looked,
+        )
+        form.source.input(form.sides, form.source, [form.still_side, form.sentence_side, form.painter_side], **QUIET)
+        form.settings["model"].input(self._model, form.inputs, form_outputs, **QUIET)
+        form.frame.given(self._given, None, [form.still, form.title], **QUIET)
+        form.frame.refused(self._refused, None, [form.still, form.frame], **QUIET)
+        form.frame.removed(lambda: "", None, [form.still], **QUIET)
+        form.dice.click(lambda: (draw_seed(), True), None, [form.settings["seed"], form.locked], **QUIET)
+        gr.on(
+            [form.generate.click, form.settings["prompt"].submit],
+            self._generate,
+            [*form.inputs, *listed],
+            everything,
+            **QUIET,
+        )
+        for part in (self._panel, self._gallery):
+            part.act(self._act, listed, everything, trigger_mode="multiple", **QUIET)
+        for told in (self._panel.finished, self._clock.tick):
+            told(self._listing, listed, listing, **QUIET)
+        # What it took, the next one should take.
+        self._panel.finished(self._look, form.inputs, [form.frame, form.note], **QUIET)
+        self.blocks.load(self._load, [*form.inputs, *listed], everything, **QUIET)
+
+    # What is asked, and what is known of it before it is submitted.
+
+    def _submission(self, asked: forms.Asked) -> Submission:
+        still = None if asked.still is None else self._drafts.read(asked.still)
+        return prepare(self._settings, asked.fields, still)
+
+    def _foreseen(self, asked: forms.Asked) -> Submission:
+        """As `_submission`, also while the still or the sentence is yet to be given."""
+        if asked.source == "sentence":
+            return prepare(self._settings, {"prompt": "…", **asked.fields})
+        if asked.still is not None:
+            return self._submission(asked)
+        request = request_for(**settings_of(asked.fields, lambda: default_model(self._settings)))
+        return Submission(request, None, None, tuple(cautions(request)), fingerprint="")
+
+    def _look(self, *values: Any) -> Updates:
+        """Show the still as it will be fitted, and how long it will all take."""
+        return self._looked(self._form.asked(values))
+
+    def _looked(self, asked: forms.Asked) -> Updates:
+        words = self._words
+        try:
+            submission = self._foreseen(asked)
+        except KinemaError as fault:
+            return {self._form.note: asking.refusal(str(fault), words)}
+        seconds = estimate(self._queue, submission)
+        note = asking.note(submission.request, seconds, self._queue.waiting(), submission.cautions, words)
+        opened = None if asked.still is None else self._drafts.open(asked.still)
+        if asked.still is None or opened is None:
+            return {self._form.note: note, self._form.frame: asking.empty_frame(words)}
+        frame = asking.frame(asked.still, opened.image.size, submission.request, words)
+        return {self._form.note: note, self._form.frame: frame}
+
+    def _model(self, *values: Any) -> Updates:
+        """Another model brings its own size, length and steps."""
+        asked = self._form.asked(values)
+        return self._form.defaults(request_for(model=asked.fields.get("model", self._start.model)))
+
+    def _given(self, event: gr.EventData) -> tuple[str, str]:
+        return str(event.still), plain_name(str(event.name).rpartition(".")[0]) or ""
+
+    def _refused(self, event: gr.EventData) -> tuple[str, str]:
+        return "", asking.empty_frame(self._words, str(event.fault))
+
+    # What is done with jobs.
+
+    def _generate(self, *values: Any) -> Updates:
+        """Submit what is asked, and show it; what can't be made is said where the button is."""
+        *given, _, cards = values
+        asked, words = self._form.asked(given), self._words
+        missing = asked.still is None if asked.source == "still" else "prompt" not in asked.fields
+        if missing:
+            message = words.need_still if asked.source == "still" else words.need_sentence
+            return {self._form.note: asking.refusal(message, words)}
+        fields = asked.fields if asked.locked else {**asked.fields, "seed": draw_seed()}
+        try:
+            submission = self._submission(dataclasses.replace(asked, fields=fields))
+            job = submit(self._queue, submission, title=asked.title)
+        except KinemaError as fault:
+            return {self._form.note: asking.refusal(str(fault), words)}
+        return {self._form.settings["seed"]: job.request.seed, **self._showing(job, cards)}
+
+    def _act(self, shown: str, cards: int, event: gr.EventData) -> Updates:
+        """A button of the panel or of a card."""
+        job_id = str(event.job)
+        try:
+            match event.act:
+                case "cancel":
+                    job = self._queue.cancel(job_id)
+                    return self._showing(job, cards) if job_id == shown else self._listing(shown, cards)
+                case "open":
+                    return self._showing(self._queue.get(job_id), cards)
+                case "use":
+                    return self._using(self._queue.get(job_id))
+                case "more":
+                    return self._listing(shown, cards + CARDS)
+                case "delete":
+                    self._queue.delete(job_id)
+        except JobNotFound:  # deleted elsewhere in the meantime, or expired
+            pass
+        return self._listing(shown, cards) if job_id != shown else {**self._emptied(), **self._listing("", cards)}
+
+    def _load(self, request: gr.Request, *values: Any) -> Updates:
+        """The page is opened: show the job that its address names, with its settings, and all others."""
+        *given, _, cards = values
+        try:
+            job = self._queue.get(request.query_params.get("job", ""))
+        except JobNotFound:
+            return {**self._looked(self._form.asked(given)), **self._listing("", cards)}
+        return {**self._using(job), **self._showing(job, cards)}
+
+    def _using(self, job: Job) -> Updates:
+        """The form, filled as it was for a job."""
+        form, request = self._form, job.request
+        source: forms.Begin = "still" if request.prompt is None else "sentence"
+        still = job.still if source == "still" else None
+        asked = forms.Asked(source, still, job.title, locked=True, fields=request.model_dump(exclude_none=True))
+        return {**form.filled(request, still, job.title), **self._looked(asked)}
+
+    def _showing(self, job: Job, cards: int) -> Updates:
+        return {self._panel: view.panel(job, self._words), **self._listing(job.id, cards)}
+
+    def _emptied(self) -> Updates:
+        return {self._panel: view.nothing(self._words)}
+
+    def _listing(self, shown: str, cards: int) -> Updates:
+        page = self._queue.list(limit=max(1, min(int(cards), MAX_PAGE)))
+        return {
+            self._gallery: view.gallery(page.jobs, self._words, more=page.has_more, shown=shown),
+            self._shown: shown,
+            self._cards: cards,
+            self._clock: gr.Timer(active=not all(job.finished for job in page.jobs)),
+        }

@@ -1,0 +1,218 @@
+"""What the page's own elements fetch: stills and how they are fitted, a job as it goes, previews, videos, recipes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import io
+import json
+import re
+import time
+from typing import TYPE_CHECKING, Annotated
+
+from fastapi import APIRouter, HTTPException, Query, Request
+from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
+
+from kinema.errors import InvalidStill, JobNotFound, JobUnfinished, KinemaError
+from kinema.jobs.files import clear_asides, write
+from kinema.media.reading import read_recipe
+from kinema.media.still import Still, fit_still, open_still
+from kinema.serving.page import view
+from kinema.serving.page.english import ENGLISH
+from kinema.serving.page.languages import LANGUAGES
+from kinema.values import Fit  # noqa: TC001 - FastAPI reads the annotations
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+    from pathlib import Path
+
+    from kinema.jobs import Job, Queue
+
+MAX_BYTES = 20_000_000
+DRAFT_SECONDS = 24 * 3600.0
+# A watched job is told so often even where nothing changed: its time left runs on, and its place may.
+TELL_SECONDS = 1.0
+COOKIE = "kinema_language"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_FOR_EVER = {"Cache-Control": "private, max-age=31536000, immutable"}
+_NEVER = {"Cache-Control": "no-store"}
+
+
+class Drafts:
+    """Stills that were given but not submitted yet, by the SHA-256 of their bytes; a day later they are gone.
+
+    They lie in the data folder, so that neither a reload nor a restart of the server loses what a person chose.
+    """
+
+    def __init__(self, data_dir: Path) -> None:
+        self._root = data_dir.expanduser() / "drafts"
+        self._stills = data_dir.expanduser() / "stills"
+        self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def add(self, data: bytes) -> str:
+        """Keep a still's bytes.
+
+        Raises:
+            InvalidStill: where they are no usable picture.
+        """
+        open_still(data)
+        self._sweep()
+        sha256 = hashlib.sha256(data).hexdigest()
+        write(self._root / sha256, data)
+        return sha256
+
+    def read(self, sha256: str) -> bytes | None:
+        """A draft's bytes, or those of a job's still; None where there is neither."""
+        if not _SHA256.fullmatch(sha256):
+            return None
+        for folder in (self._root, self._stills):
+            with contextlib.suppress(FileNotFoundError):
+                return (folder / sha256).read_bytes()
+        return None
+
+    def open(self, sha256: str) -> Still | None:
+        """The same as a picture."""
+        data = self.read(sha256)
+        return None if data is None else open_still(data)
+
+    def _sweep(self) -> None:
+        oldest = time.time() - DRAFT_SECONDS
+        clear_asides(self._root)
+        for path in self._root.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime < oldest:
+                    path.unlink()
+
+
+def routes(queue: Queue, drafts: Drafts, stopping: Callable[[], bool]) -> APIRouter:
+    """Everything beneath /studio that is not Gradio's."""
+    router = APIRouter(prefix="/studio", include_in_schema=False)
+    _add_stills(router, drafts)
+    _add_jobs(router, queue, stopping)
+
+    @router.get("")
+    @router.get("/")
+    def studio(request: Request) -> Response:
+        """To the page in the browser's language, or the one that was chosen."""
+        query = f"?{request.url.query}" if request.url.query else ""
+        here = request.url.path.rstrip("/").rsplit("/", 1)[-1]
+        return RedirectResponse(f"{'' if request.url.path.endswith('/') else here + '/'}{_language(request)}/{query}")
+
+    return router
+
+
+def _add_stills(router: APIRouter, drafts: Drafts) -> None:
+    @router.post("/stills")
+    async def add_still(request: Request) -> Response:
+        """Keep what was dropped, pasted or chosen: the picture's bytes as they are."""
+        data = bytearray()
+        async for part in request.stream():
+            data += part
+            if len(data) > MAX_BYTES:
+                return JSONResponse({"fault": "it has more than 20 MB; give a smaller one"}, 413)
+        try:
+            sha256 = await asyncio.to_thread(drafts.add, bytes(data))
+        except InvalidStill as fault:
+            return JSONResponse({"fault": str(fault)}, 422)
+        return JSONResponse({"still": sha256})
+
+    @router.get("/stills/{sha256}")
+    def fitted(
+        sha256: str,
+        width: Annotated[int, Query(ge=64, le=2048)],
+        height: Annotated[int, Query(ge=64, le=2048)],
+        fit: Fit = "crop",
+    ) -> Response:
+        """A still as the engine fits it."""
+        still = drafts.open(sha256)
+        if still is None:
+            raise HTTPException(404)
+        buffer = io.BytesIO()
+        fit_still(still, width, height, fit).save(buffer, "JPEG", quality=88)
+        return Response(buffer.getvalue(), media_type="image/jpeg", headers=_FOR_EVER)
+
+
+def _add_jobs(router: APIRouter, queue: Queue, stopping: Callable[[], bool]) -> None:
+    @router.get("/jobs/{job_id}/events")
+    async def events(job_id: str, language: str = ENGLISH.language) -> StreamingResponse:
+        """The panel, whenever the job changes: server-sent events, to which browsers connect again by themselves."""
+        words = LANGUAGES.get(language, ENGLISH)
+
+        async def told() -> AsyncIterator[str]:
+            yield "retry: 1000\n\n"
+            async for job in _watched(queue, job_id, stopping):
+                html = view.nothing(words) if job is None else view.panel(job, words)
+                yield f"data: {json.dumps({'html': html, 'finished': job is None or job.finished})}\n\n"
+
+        return StreamingResponse(told(), media_type="text/event-stream", headers=_NEVER)
+
+    @router.get("/jobs/{job_id}/preview.jpg")
+    def preview(job_id: str) -> Response:
+        """How far the video is."""
+        with _found():
+            picture = queue.preview(job_id)
+        if picture is None:
+            raise HTTPException(404)
+        return Response(picture, media_type="image/jpeg", headers=_NEVER)
+
+    @router.get("/jobs/{job_id}/video.mp4")
+    def video(job_id: str) -> Response:
+        """The result, by ranges too."""
+        with _found():
+            return FileResponse(queue.result(job_id), media_type="video/mp4", headers=_FOR_EVER)
+
+    @router.get("/jobs/{job_id}/recipe.json")
+    def recipe(job_id: str) -> Response:
+        """How the result was made: what lies within its file."""
+        with _found():
+            text = read_recipe(queue.result(job_id)).model_dump_json(indent=2)
+        return Response(text, media_type="application/json", headers=_NEVER)
+
+
+def _language(request: Request) -> str:
+    """The chosen language, else the first of the browser's that is known here."""
+    chosen = request.cookies.get(COOKIE, "")
+    if chosen in LANGUAGES:
+        return chosen
+    for wanted in request.headers.get("accept-language", "").split(","):
+        if (language := wanted.split(";")[0].split("-")[0].strip().lower()) in LANGUAGES:
+            return language
+    return ENGLISH.language
+
+
+@contextlib.contextmanager
+def _found() -> Iterator[None]:
+    """Where there is no such job, or no such file of it, the browser is told so."""
+    try:
+        yield
+    except JobUnfinished as error:
+        raise HTTPException(409, str(error)) from None
+    except KinemaError as error:  # no such job, or a file that is gone or holds no recipe
+        raise HTTPException(404, str(error)) from None
+
+
+async def _watched(queue: Queue, job_id: str, stopping: Callable[[], bool]) -> AsyncGenerator[Job | None]:
+    """The job at each change, and now and then between; None when it is gone."""
+    watching = queue.watch_async(job_id)
+    change = asyncio.ensure_future(_next(watching))
+    try:
+        while not stopping():
+            await asyncio.wait({change}, timeout=TELL_SECONDS)
+            if change.done():
+                job = change.result()
+                change = asyncio.ensure_future(_next(watching))
+            else:
+                job = await asyncio.to_thread(queue.get, job_id)
+            yield job
+            if job is None or job.finished:
+                return
+    except JobNotFound:
+        yield None
+    finally:
+        change.cancel()
+        await asyncio.gather(change, return_exceptions=True)
+
+
+async def _next(watching: AsyncIterator[Job]) -> Job | None:
+    return await anext(watching, None)

@@ -1,0 +1,200 @@
+"""The form: one component of Gradio's for each setting of `VideoRequest`, labelled and explained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import gradio as gr
+
+from kinema.serving.page import asking
+from kinema.values import MAX_SEED, PAINTING, Fit, Scheduler, VideoRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from gradio.blocks import Block
+
+    from kinema.serving.page.words import Words
+
+Begin = Literal["still", "sentence"]
+
+# Numbers in the fold, in the order in which they are met; the other settings stand in sight, or have a list.
+_NUMBERS = (
+    "width",
+    "height",
+    "num_inference_steps",
+    "fps",
+    "playback_fps",
+    "min_guidance_scale",
+    "max_guidance_scale",
+    "noise_aug_strength",
+    "decode_chunk_size",
+)
+_PAINTER_NUMBERS = ("image_guidance_scale", "image_num_inference_steps")
+# A slider's end is what is usual; a job's settings that lie beyond move it.
+_USUAL_ENDS = {"motion_bucket_id": 255, "num_frames": 50}
+
+
+@dataclass(frozen=True)
+class Form:
+    """The form's components; `values` of them come and go in the order of `inputs`."""
+
+    source: gr.Radio
+    still: gr.Textbox  # hidden: SHA-256 of the still that was given
+    title: gr.Textbox  # hidden: its file's name
+    locked: gr.Checkbox
+    settings: Mapping[str, Any]  # Gradio's components, whose events are made as they are asked for
+    frame: gr.HTML
+    still_side: gr.Column
+    sentence_side: gr.Column
+    painter_side: gr.Column
+    dice: gr.Button
+    note: gr.HTML
+    generate: gr.Button
+
+    @property
+    def inputs(self) -> list[Block]:
+        """What a handler needs to know all that was asked."""
+        return [self.source, self.still, self.title, self.locked, *self.settings.values()]
+
+    def asked(self, values: Sequence[Any]) -> Asked:
+        """What the components say."""
+        source, still, title, locked, *settings = values
+        fields = {
+            name: value for name, value in zip(self.settings, settings, strict=True) if value not in (None, "", [])
+        }
+        if source == "still":
+            fields = {name: value for name, value in fields.items() if name not in PAINTING}
+            return Asked(source, still or None, title or None, bool(locked), fields)
+        return Asked(source, None, None, bool(locked), fields)
+
+    def sides(self, source: Begin) -> dict[Block, Any]:
+        """What is shown for a still, or for a sentence."""
+        return {
+            self.still_side: gr.update(visible=source == "still"),
+            self.sentence_side: gr.update(visible=source == "sentence"),
+            self.painter_side: gr.update(visible=source == "sentence"),
+        }
+
+    def filled(self, request: VideoRequest, still: str | None, title: str | None) -> dict[Block, Any]:
+        """The form as it was when this was asked; the seed is kept, so that it gives the same video."""
+        source: Begin = "still" if request.prompt is None else "sentence"
+        updates: dict[Block, Any] = {self.source: source, self.locked: True, **self.sides(source)}
+        if source == "still":
+            updates |= {self.still: still or "", self.title: title or ""}
+        for name, component in self.settings.items():
+            value = getattr(request, name)
+            end = _USUAL_ENDS.get(name)
+            beyond = {} if end is None else {"maximum": max(end, value)}
+            if isinstance(component, gr.Textbox):
+                value = "" if value is None else str(value)
+            updates[component] = gr.update(value=value, **beyond)
+        return updates
+
+    def defaults(self, request: VideoRequest) -> dict[Block, Any]:
+        """What a model brings along, when it is chosen: not what a person gave for this video."""
+        own = [name for name in self.settings if name not in ("model", "seed", "motion_bucket_id", "fit", *PAINTING)]
+        return {self.settings[name]: "" if (value := getattr(request, name)) is None else value for name in own}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a person asked, not yet checked."""
+
+    source: Begin
+    still: str | None
+    title: str | None
+    locked: bool
+    fields: dict[str, Any]
+
+
+def build(start: VideoRequest, offered: tuple[Sequence[str], Sequence[str]], words: Words) -> Form:
+    """The form within the Blocks that are being built, filled with `start`; models and painters are those offered."""
+    made: dict[str, Any] = {}
+    source = gr.Radio(
+        [(words.from_still, "still"), (words.from_sentence, "sentence")],
+        value="still",
+        label=words.source,
+        elem_classes="k-segments",
+    )
+    still, title = gr.Textbox(visible=False), gr.Textbox(visible=False)
+    with gr.Column(elem_classes="k-side") as still_side:
+        frame = gr.HTML(
+            asking.empty_frame(words),
+            js_on_load="kinema.still(element, trigger); // 'given' 'refused' 'removed'",
+            apply_default_css=False,
+        )
+        fits = [(words.fits[fit], fit) for fit in get_args(Fit)]
+        made["fit"] = gr.Radio(fits, value=start.fit, label=words.labels["fit"], elem_classes="k-segments k-small")
+    with gr.Column(visible=False, elem_classes="k-side") as sentence_side:
+        made["prompt"] = gr.Textbox(lines=3, max_lines=6, placeholder=words.sentence_hint, **_told("prompt", words))
+    for name in ("motion_bucket_id", "num_frames"):
+        made[name] = gr.Slider(
+            0 if name == "motion_bucket_id" else 1,
+            _USUAL_ENDS[name],
+            value=getattr(start, name),
+            step=1,
+            buttons=[],
+            **_told(name, words),
+        )
+    with gr.Column(elem_classes="k-side"):
+        made["seed"] = gr.Number(start.seed, precision=0, minimum=0, maximum=MAX_SEED, **_told("seed", words))
+        with gr.Row(elem_classes="k-seed"):
+            dice = gr.Button(words.dice, size="sm", elem_id="k-dice", min_width=100, scale=0)
+            locked = gr.Checkbox(label=words.lock, container=False, min_width=140)
+    painter_side = _folded(made, start, offered, words)
+    with gr.Column(elem_id="k-go"):
+        note = gr.HTML(apply_default_css=False, elem_id="k-note")
+        generate = gr.Button(words.generate, variant="primary", size="lg", elem_id="k-generate")
+    # In the order of the values, whatever the order on the page.
+    settings = {name: made[name] for name in VideoRequest.model_fields}
+    return Form(
+        source, still, title, locked, settings, frame, still_side, sentence_side, painter_side, dice, note, generate
+    )  # fmt: skip
+
+
+def _folded(
+    made: dict[str, Any], start: VideoRequest, offered: tuple[Sequence[str], Sequence[str]], words: Words
+) -> gr.Column:
+    """The rest of the settings; gives the part that is of sentences alone."""
+    with gr.Accordion(words.more, open=False, elem_classes="k-more"):
+        gr.HTML(f'<p class="k-hint">{words.more_hint}</p>', apply_default_css=False)
+        made["model"] = _choice("model", offered[0], start, words)
+        made.update({name: _number(name, start, words) for name in _NUMBERS})
+        painter_side: gr.Column = gr.Column(visible=False, elem_classes="k-side")
+        with painter_side:
+            made["negative_prompt"] = gr.Textbox(**_told("negative_prompt", words))
+            made["image_model"] = _choice("image_model", ["", *offered[1]], start, words)
+            made.update({name: _number(name, start, words) for name in _PAINTER_NUMBERS})
+            made["scheduler"] = _choice("scheduler", ["", *get_args(Scheduler)], start, words)
+    return painter_side
+
+
+def _told(name: str, words: Words) -> dict[str, Any]:
+    return {"label": words.labels[name], "info": words.explained[name]}
+
+
+def _number(name: str, start: VideoRequest, words: Words) -> gr.Number | gr.Textbox:
+    """A number, or a line that may be empty where there may be none; what is out of range the request itself tells."""
+    if VideoRequest.model_fields[name].default is None:
+        value = getattr(start, name)
+        own = words.fps_own if name == "playback_fps" else words.own
+        return gr.Textbox(
+            "" if value is None else str(value),
+            placeholder=own,
+            max_lines=1,
+            elem_classes="k-knob",
+            **_told(name, words),
+        )
+    whole = "float" not in str(VideoRequest.model_fields[name].annotation)
+    step = 8 if name in ("width", "height") else 1 if whole else 0.01 if name == "noise_aug_strength" else 0.1
+    return gr.Number(
+        getattr(start, name), precision=0 if whole else None, step=step, elem_classes="k-knob", **_told(name, words)
+    )
+
+
+def _choice(name: str, choices: Sequence[str], start: VideoRequest, words: Words) -> gr.Dropdown:
+    """One of a list; an empty one leaves it open."""
+    listed = [(choice or words.own, choice) for choice in choices]
+    return gr.Dropdown(listed, value=getattr(start, name) or choices[0], filterable=False, **_told(name, words))

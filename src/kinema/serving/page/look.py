@@ -1,0 +1,96 @@
+"""The theme: calm paper and ink, one accent, the fonts that the computer has. static/page.css does the rest."""
+
+from __future__ import annotations
+
+import gradio as gr
+
+_INK = gr.themes.Color(
+    c50="#faf9f7", c100="#f3f1ed", c200="#e6e3dd", c300="#d3cfc7", c400="#9d978c", c500="#6f6a61",
+    c600="#57534c", c700="#3f3c37", c800="#2a2825", c900="#1d1c1a", c950="#141312", name="ink",
+)  # fmt: skip
+_ACCENT = gr.themes.Color(
+    c50="#eef7f5", c100="#d5ece7", c200="#aedacf", c300="#7ec3b4", c400="#4fa896", c500="#2c8c79",
+    c600="#1f7263", c700="#1a5c50", c800="#174a41", c900="#143d36", c950="#0a2420", name="accent",
+)  # fmt: skip
+
+_SANS = ["system-ui", "-apple-system", "Segoe UI", "Noto Sans", "Noto Sans KR", "Noto Sans CJK KR", "sans-serif"]
+_MONO = ["ui-monospace", "SF Mono", "Menlo", "Consolas", "monospace"]
+
+# Strings, not gr.themes.Font: what a Font object may fetch lies outside.
+THEME = gr.themes.Base(
+    primary_hue=_ACCENT,
+    secondary_hue=_ACCENT,
+    neutral_hue=_INK,
+    radius_size=gr.themes.sizes.radius_md,
+    font=_SANS,
+    font_mono=_MONO,
+).set(
+    body_background_fill="*neutral_50",
+    body_background_fill_dark="*neutral_950",
+    body_text_color="*neutral_900",
+    body_text_color_dark="*neutral_100",
+    body_text_color_subdued="*neutral_500",
+    body_text_color_subdued_dark="*neutral_400",
+    background_fill_primary="white",
+    background_fill_primary_dark="*neutral_900",
+    background_fill_secondary="*neutral_100",
+    background_fill_secondary_dark="*neutral_800",
+    border_color_primary="*neutral_200",
+    border_color_primary_dark="*neutral_700",
+    color_accent="*primary_600",
+    block_background_fill="transparent",
+    block_background_fill_dark="transparent",
+    block_border_width="0px",
+    block_border_width_dark="0px",
+    block_padding="0px",
+    block_shadow="none",
+    block_label_text_color="*neutral_700",
+    block_title_text_color="*neutral_900",
+    block_title_text_color_dark="*neutral_100",
+    block_title_text_weight="600",
+    block_title_background_fill="transparent",
+    block_title_background_fill_dark="transparent",
+    block_title_padding="0",
+    block_info_text_color="*neutral_500",
+    block_info_text_color_dark="*neutral_400",
+    block_info_text_size="12.5px",
+    layout_gap="20px",
+    form_gap_width="0px",
+    input_background_fill="*neutral_50",
+    input_background_fill_dark="*neutral_800",
+    input_border_width="1px",
+    input_border_color="*neutral_300",
+    input_border_color_dark="*neutral_600",
+    input_border_color_focus="*primary_600",
+    input_border_color_focus_dark="*primary_400",
+    input_shadow="none",
+    input_shadow_focus="none",
+    input_placeholder_color="*neutral_500",
+    input_placeholder_color_dark="*neutral_400",
+    checkbox_label_background_fill="transparent",
+    checkbox_label_background_fill_dark="transparent",
+    checkbox_label_border_width="0px",
+    checkbox_label_shadow="none",
+    checkbox_label_text_color_selected_dark="*neutral_100",
+    checkbox_border_color="*neutral_500",
+    checkbox_border_color_dark="*neutral_400",
+    checkbox_background_color_selected="*primary_600",
+    checkbox_background_color_selected_dark="*primary_500",
+    slider_color="*primary_600",
+    slider_color_dark="*primary_400",
+    button_primary_background_fill="*primary_600",
+    button_primary_background_fill_hover="*primary_700",
+    button_primary_background_fill_dark="*primary_300",
+    button_primary_background_fill_hover_dark="*primary_200",
+    button_primary_text_color="white",
+    button_primary_text_color_dark="*neutral_950",
+    button_primary_text_color_hover_dark="*neutral_950",
+    button_primary_border_color_dark="transparent",
+    button_secondary_background_fill="*neutral_100",
+    button_secondary_background_fill_hover="*neutral_200",
+    button_secondary_background_fill_dark="*neutral_800",
+    button_secondary_background_fill_hover_dark="*neutral_700",
+    button_secondary_text_color="*neutral_800",
+    button_secondary_text_color_dark="*neutral_100",
+    button_large_text_weight="650",
+)

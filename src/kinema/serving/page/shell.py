@@ -1,0 +1,91 @@
+"""Around Gradio: the document in its language with our style, and nothing asked of the outside world."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gradio import Blocks
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+# Gradio compiles its templates in the browser, and styles elements one by one: hence both "unsafe". What matters
+# stands first: scripts, fonts, pictures and connections come from this server or not at all.
+POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; "
+    "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
+)
+HEADERS = (
+    (b"content-security-policy", POLICY.encode()),
+    (b"referrer-policy", b"same-origin"),
+    (b"x-content-type-options", b"nosniff"),
+)
+# Gradio serves these for apps that need them; here they would only let strangers fill the disk or ask elsewhere.
+CLOSED = ("/gradio_api/upload", "/gradio_api/proxy", "/gradio_api/deep_link", "/monitoring")
+
+
+class Shell:
+    """Gradio's app in one language.
+
+    It starts Gradio's queue with the first request, because an app that is mounted within another (as BentoML does)
+    never hears of the server's start.
+    """
+
+    def __init__(self, app: ASGIApp, blocks: Blocks, language: str) -> None:
+        self._app = app
+        self._blocks = blocks
+        self._language = language
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer as Gradio does, but for what is closed; documents are adapted on their way out."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        if not self._blocks.is_running:
+            self._blocks.run_startup_events()  # type: ignore[no-untyped-call]  # Gradio gives it no types
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if path.startswith(CLOSED):
+            await send({"type": "http.response.start", "status": 404, "headers": []})
+            return await send({"type": "http.response.body", "body": b""})
+        # A compressed document could not be adapted; everything else may be compressed as Gradio likes.
+        if path in ("", "/"):
+            kept = [(name, value) for name, value in scope["headers"] if name != b"accept-encoding"]
+            scope = {**scope, "headers": kept}
+        return await self._app(scope, receive, self._adapting(send))
+
+    def _adapting(self, send: Send) -> Send:
+        start: Message = {}
+        body = bytearray()
+
+        async def adapt(message: Message) -> None:
+            nonlocal start
+            if message["type"] == "http.response.start":
+                start = {**message, "headers": [*message.get("headers", ()), *HEADERS]}
+                if not _is_document(start):
+                    await send(start)
+            elif not _is_document(start):
+                await send(message)
+            else:
+                body.extend(message.get("body", b""))
+                if not message.get("more_body"):
+                    document = self._document(bytes(body))
+                    start["headers"] = [pair for pair in start["headers"] if pair[0].lower() != b"content-length"]
+                    start["headers"].append((b"content-length", str(len(document)).encode()))
+                    await send(start)
+                    await send({"type": "http.response.body", "body": document})
+
+        return adapt
+
+    def _document(self, html: bytes) -> bytes:
+        ours = (
+            b'<link rel="icon" href="../static/icon.svg" type="image/svg+xml">'
+            b'<link rel="stylesheet" href="../static/page.css"><script src="../static/page.js"></script>'
+        )
+        html = html.replace(b'lang="en"', f'lang="{self._language}"'.encode(), 1)
+        html = html.replace(b'<link rel="manifest" href="/manifest.json" />', b"")  # of an app at the server's root
+        return html.replace(b"</head>", ours + b"</head>", 1)
+
+
+def _is_document(start: Message) -> bool:
+    headers = {name.lower(): value for name, value in start["headers"]}
+    kind: bytes = headers.get(b"content-type", b"")
+    return kind.startswith(b"text/html")

@@ -1,0 +1,210 @@
+"""What the page shows of jobs, as HTML: the one that is watched, and all of them. Pure functions of values."""
+
+from __future__ import annotations
+
+import time
+from html import escape
+from typing import TYPE_CHECKING
+
+from kinema.jobs.timing import stages_of
+from kinema.serving.page.asking import fitted, icon
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from kinema.jobs import Job
+    from kinema.serving.page.words import Words
+
+
+def _action(name: str, job: Job, text: str, *, quiet: bool = False) -> str:
+    """A button that page.js takes to the server; a quiet one shows its icon alone, and its text as a tooltip."""
+    label = f'<span class="{"k-hidden" if quiet else ""}">{escape(text)}</span>'
+    title = f' title="{escape(text)}"' if quiet else ""
+    return (
+        f'<button type="button" class="k-button k-{name}" data-act="{name}" data-job="{job.id}"{title}>'
+        f"{icon(name)}{label}</button>"
+    )
+
+
+def _link(name: str, href: str, file: str, text: str, *, quiet: bool = False) -> str:
+    label = f'<span class="{"k-hidden" if quiet else ""}">{escape(text)}</span>'
+    title = f' title="{escape(text)}"' if quiet else ""
+    return f'<a class="k-button" href="{href}" download="{escape(file)}"{title}>{icon(name)}{label}</a>'
+
+
+def nothing(words: Words) -> str:
+    """The panel, while no job is watched."""
+    return (
+        f'<div class="k-panel" data-job=""><div class="k-screen k-empty">{icon("film")}'
+        f'<p class="k-drop">{escape(words.empty)}</p><p class="k-hint">{escape(words.empty_hint)}</p></div></div>'
+    )
+
+
+def panel(job: Job, words: Words, now: float | None = None) -> str:
+    """A job as it is: its place, its progress, its video or why there is none.
+
+    The screen, the state and the actions stand in the same places throughout, so that what has not changed
+    (a video that plays, a button in focus) is left alone when the page is told anew.
+    """
+    request, finished = job.request, "yes" if job.finished else ""
+    return (
+        f'<div class="k-panel" data-job="{job.id}" data-status="{job.status}" data-finished="{finished}"'
+        f' data-lost="{escape(words.lost)}">'
+        f'<div class="k-screen" style="aspect-ratio: {request.width} / {request.height}">{_screen(job, words)}</div>'
+        f'<p class="k-hidden" role="status">{escape(_headline(job, words))}</p>'
+        f'<div class="k-state"><p class="k-headline">{escape(_told(job, words))}</p>'
+        f'<p class="k-hint k-left">{escape(_left(job, words, now))}</p></div>'
+        f"{_bar(job, words)}{_actions(job, words)}{_facts(job, words)}</div>"
+    )
+
+
+def _screen(job: Job, words: Words) -> str:
+    size = f'width="{job.request.width}" height="{job.request.height}"'
+    badge = f'<span class="k-badge">{escape(words.ai_made)}</span>'
+    if job.status == "completed":
+        label = escape(words.video_alt.format(title(job, words)))
+        return (
+            f'<video src="../jobs/{job.id}/video.mp4" poster="{poster(job)}" {size} controls loop muted playsinline '
+            f'preload="auto" data-loop aria-label="{label}"></video>{badge}'
+        )
+    if job.previews and not job.finished:
+        # Early previews are noise, hard on the eyes: they come forth from the still as the noise goes.
+        clear = job.step / max(1, job.total) if job.stage in ("paint", "denoise") else 1.0
+        source = f"../jobs/{job.id}/preview.jpg?n={job.previews}"
+        beneath = f'<img class="k-beneath" src="{poster(job)}" alt="">' if job.still else ""
+        return (
+            f'{beneath}<img class="k-preview" style="opacity: {max(0.15, clear):.2f}" src="{source}" '
+            f'alt="{escape(words.preview_alt)}" {size}>{badge}'
+        )
+    if job.still:
+        waiting = "k-dim" if not job.finished else "k-dim k-grey"
+        return f'<img class="{waiting}" src="{poster(job)}" alt="{escape(words.crop_alt)}" {size}>'
+    return f'<div class="k-empty">{icon("film")}</div>'
+
+
+def _headline(job: Job, words: Words) -> str:
+    """Where a job is, in words that change seldom: a screen reader tells them."""
+    match job.status:
+        case "queued":
+            return words.next if job.queue_position in (None, 1) else words.queued.format(job.queue_position)
+        case "in_progress":
+            return words.starting if job.stage is None else words.stages.get(job.stage, job.stage)
+        case "completed":
+            return words.done
+    return words.cancelled if job.error and job.error.code == "cancelled" else words.failed
+
+
+def _told(job: Job, words: Words) -> str:
+    headline = _headline(job, words)
+    if job.status == "in_progress" and job.stage is not None and job.total:
+        return words.step.format(headline, job.step, job.total)
+    return headline
+
+
+def _left(job: Job, words: Words, now: float | None) -> str:
+    """The line beneath: time left, time taken, or the reason."""
+    match job.status:
+        case "queued":
+            return words.empty_hint
+        case "completed":
+            spent = sum(job.stage_durations.values())
+            return f"{words.made_in.format(words.duration(spent))} · {ago(job, words, now)}"
+        case "failed":
+            reason = job.error.message if job.error and job.error.code != "cancelled" else ""
+            return f"{reason[:1].upper()}{reason[1:]}{'. ' if reason else ''}{words.kept}"
+    return words.left_unknown if job.eta is None else words.left.format(words.duration(job.eta))
+
+
+def _bar(job: Job, words: Words) -> str:
+    """The whole job in percent, and the stages that it goes through; gone when it is finished."""
+    if job.finished:
+        return '<div class="k-progress"></div>'
+    stages = stages_of(paints=job.request.prompt is not None)
+    here = stages.index(job.stage) if job.stage in stages else -1
+    marks = "".join(
+        f'<li class="{"k-past" if i < here else "k-here" if i == here else ""}">{escape(words.stages[stage])}</li>'
+        for i, stage in enumerate(stages)
+    )
+    return (
+        f'<div class="k-progress"><div class="k-bar" role="progressbar" aria-label="{escape(_headline(job, words))}" '
+        f'aria-valuemin="0" aria-valuemax="100" aria-valuenow="{job.progress}">'
+        f'<div style="width: {job.progress}%"></div></div><ol class="k-stages">{marks}</ol></div>'
+    )
+
+
+def _actions(job: Job, words: Words) -> str:
+    if not job.finished:
+        return f'<div class="k-actions">{_action("cancel", job, words.cancel)}</div>'
+    made = _downloads(job, words) if job.status == "completed" else ""
+    return f'<div class="k-actions">{_action("use", job, words.use)}{made}{_action("delete", job, words.delete)}</div>'
+
+
+def _downloads(job: Job, words: Words, *, quiet: bool = False) -> str:
+    name = f"kinema-{job.request.seed}"
+    return _link("download", f"../jobs/{job.id}/video.mp4", f"{name}.mp4", words.download, quiet=quiet) + _link(
+        "recipe", f"../jobs/{job.id}/recipe.json", f"{name}.json", words.recipe, quiet=quiet
+    )
+
+
+def _facts(job: Job, words: Words) -> str:
+    """The settings that it is made by, all that were set."""
+    rows = "".join(
+        f"<div><dt>{escape(words.labels[name])}</dt><dd>{escape(words.fits.get(str(value), str(value)))}</dd></div>"
+        for name, value in job.request.model_dump(exclude_none=True).items()
+    )
+    return f'<details class="k-facts"><summary>{escape(_meta(job, words))}</summary><dl>{rows}</dl></details>'
+
+
+def title(job: Job, words: Words) -> str:
+    """What a person knows a job by."""
+    return job.title or words.seed.format(job.request.seed)
+
+
+def poster(job: Job) -> str:
+    """Where the server shows the picture that a job's video begins with."""
+    request = job.request
+    return fitted(job.still, request.width, request.height, request.fit) if job.still else ""
+
+
+def ago(job: Job, words: Words, now: float | None = None) -> str:
+    """How long since a job ended, or came."""
+    seconds = (time.time() if now is None else now) - (job.completed_at or job.created_at)
+    return words.now if seconds < 60 else words.ago.format(words.duration(seconds))
+
+
+def _meta(job: Job, words: Words) -> str:
+    request = job.request
+    long = words.seconds_long.format(request.num_frames, f"{request.num_frames / request.frame_rate:.1f}")
+    return f"{request.model} · {long} · {words.seed.format(request.seed)}"
+
+
+def gallery(jobs: Sequence[Job], words: Words, *, more: bool, shown: str | None = None) -> str:
+    """All jobs, newest first; `shown` is the one in the panel."""
+    if not jobs:
+        return f'<div class="k-gallery"><p class="k-hint">{escape(words.gallery_empty)}</p></div>'
+    cards = "".join(_card(job, words, shown=job.id == shown) for job in jobs)
+    again = (
+        f'<button type="button" class="k-button" data-act="more" data-job="">{escape(words.show_more)}</button>'
+        if more
+        else ""
+    )
+    return f'<div class="k-gallery"><ul class="k-cards">{cards}</ul>{again}</div>'
+
+
+def _card(job: Job, words: Words, *, shown: bool) -> str:
+    name = title(job, words)
+    picture = f'<img src="{poster(job)}" alt="" loading="lazy">' if job.still else icon("film")
+    chip = "" if job.status == "completed" else f'<span class="k-badge">{escape(_headline(job, words))}</span>'
+    made = _downloads(job, words, quiet=True) if job.status == "completed" else ""
+    current = ' aria-current="true"' if shown else ""
+    last = (
+        _action("delete", job, words.delete, quiet=True)
+        if job.finished
+        else _action("cancel", job, words.cancel, quiet=True)
+    )
+    return (
+        f'<li class="k-card"{current}><button type="button" class="k-poster" data-act="open" data-job="{job.id}" '
+        f'aria-label="{escape(words.show)}: {escape(name)}">{picture}{chip}</button>'
+        f'<h3>{escape(name)}</h3><p class="k-hint">{escape(_meta(job, words))}<br>{escape(ago(job, words))}</p>'
+        f'<div class="k-actions">{_action("use", job, words.use, quiet=True)}{made}{last}</div></li>'
+    )

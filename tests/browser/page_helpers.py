@@ -1,0 +1,86 @@
+"""What the page's tests do again and again, and the server that they do it to."""
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.request import urlopen
+
+CHROMIUM = shutil.which("chromium")
+QUIET = [
+    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--no-first-run",
+]  # fmt: skip
+ROCKET = Path(__file__).parents[2] / "examples" / "rocket.jpg"
+
+
+class Server:
+    """The page's server in a process of its own, as it is killed and started again."""
+
+    def __init__(self, data, work="page_work:Work"):
+        self.data = data
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.command = [
+            sys.executable, str(Path(__file__).with_name("page_server.py")), str(data), str(self.port), work,
+        ]  # fmt: skip
+        self.address = f"http://127.0.0.1:{self.port}/studio/"
+        self.start()
+
+    def start(self):
+        # Workers find the stand-in beside this file.
+        self.process = subprocess.Popen(
+            self.command, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "2"}
+        )
+        deadline = time.monotonic() + 60
+        while True:
+            with contextlib.suppress(OSError), urlopen(self.address, timeout=5):
+                return
+            assert self.process.poll() is None, "the server ended"
+            assert time.monotonic() < deadline, "the server does not answer"
+            time.sleep(0.1)
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+
+def ready(page):
+    """Wait until the page has told what a video takes: its first answer from the server."""
+    page.wait_for_selector("#k-note .k-estimate")
+
+
+def give_still(page, path=ROCKET):
+    with page.expect_file_chooser() as chooser:
+        page.click("[data-choose]")
+    chooser.value.set_files(path)
+    page.wait_for_selector(".k-still img")
+
+
+def set_number(page, label, value):
+    """Fill a setting of the fold, which opens for it."""
+    field = page.get_by_label(label, exact=True)
+    if not field.is_visible():
+        page.click(".k-more > button")
+    field.fill(str(value))
+    field.press("Tab")
+
+
+def generate(page):
+    """Press Generate; the id of the job that the page shows then."""
+    before = page.get_attribute(".k-panel", "data-job")
+    page.click("#k-generate")
+    page.wait_for_function("(before) => document.querySelector('.k-panel').dataset.job !== before", arg=before)
+    return page.get_attribute(".k-panel", "data-job")
+
+
+def finished(page, status="completed"):
+    page.wait_for_selector(f".k-panel[data-status={status}]")
+
+
+SLOW = 24  # denoising steps with which the stand-in takes three seconds

@@ -1,0 +1,64 @@
+"""Work for tests of the page: no model; coloured frames that drift, in steps that sleep, and a real mp4 of them."""
+
+import io
+import json
+import time
+
+import numpy as np
+from PIL import Image
+
+from kinema.jobs.values import Preview
+from kinema.media.clip import Clip
+from kinema.values import ModelIdentity, Recipe, Step
+
+
+class Saved:
+    def __init__(self, save):
+        self.save = save
+
+
+class Work:
+    def __call__(self, task):
+        request = task.request
+        match task.part:
+            case "still":
+                yield from steps(request, "paint", 4)
+                yield Saved(frame(request, 0).save)
+            case "latents":
+                yield from steps(request, "encode", 2)
+                yield from steps(request, "denoise", request.num_inference_steps)
+                yield Saved(lambda path: path.write_text(json.dumps(request.seed)))
+            case "video":
+                yield from steps(request, "decode", 2)
+                frames = np.stack([np.asarray(frame(request, i)) for i in range(request.num_frames)])
+                yield Clip(frames, request.frame_rate, recipe(request))
+
+
+def steps(request, stage, total):
+    for step in range(1, total + 1):
+        time.sleep(0.12 if request.num_inference_steps > 20 else 0.02)  # or slow enough to be watched
+        yield Step(stage, step, total)
+        yield Preview(lambda step=step: jpeg(frame(request, step)))
+
+
+def frame(request, shift):
+    """A sky whose colour follows from the seed, above a dark ground; it drifts."""
+    y, x = np.mgrid[: request.height, : request.width]
+    wave = np.sin((x + 6 * shift) / 40 + request.seed % 7) * 14
+    sky = np.stack([140 + wave + 60 * y / request.height, 120 + y / 3, 170 - wave], -1)
+    sky[y > request.height * 0.72 + wave] = (38, 52, 56)
+    return Image.fromarray(sky.clip(0, 255).astype(np.uint8))
+
+
+def jpeg(image):
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=70)
+    return buffer.getvalue()
+
+
+def recipe(request):
+    return Recipe(
+        kinema="0", request=request, still_sha256="0" * 64, device="cpu", dtype="float32", memory_plan="resident",
+        model=ModelIdentity(name=request.model, revision=None, weights_sha256="0" * 64), decode_chunk_size=1,
+        versions={},
+    )  # fmt: skip
