@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import platform
+import random
 import sqlite3
 import statistics
 import sys
@@ -45,12 +46,20 @@ def centile(values: list[float], which: float) -> float:
 
 
 async def submissions(server: Server) -> dict[str, float]:
-    """Milliseconds from a form with a still to the answer, at 20 clients at once."""
+    """Milliseconds from a form with a still to the answer, of 20 clients: each twice a second, and flat out."""
+    paced = await _submitted(server, pause=0.5)
+    flat_out = await _submitted(server, pause=0)
+    return paced | {f"flat_out_{name}": value for name, value in flat_out.items()}
+
+
+async def _submitted(server: Server, pause: float) -> dict[str, float]:
     picture, spans = still(), []
 
     async def client(count: int) -> None:
         async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
+            await asyncio.sleep(random.uniform(0, pause))
             for _ in range(count):
+                await asyncio.sleep(pause)
                 began = time.perf_counter()
                 answer = await http.post("/v1/videos", data=SLOW, files={"input_reference": ("a.png", picture)})
                 spans.append(1000 * (time.perf_counter() - began))

@@ -59,11 +59,11 @@ def generate(models: Models, still: Still, request: VideoRequest) -> Iterator[St
         InsufficientMemory: before any work when no plan fits; later when none was left all the same.
         GenerationFailed: when the model gave NaN, infinity or one constant colour.
     """
-    for result in to_latents(models, still, request):
-        if isinstance(result, Step):
-            yield result
-        else:
-            yield from to_clip(models, still, request, result)
+    denoised = yield from _to_denoised(models, still, request)
+    plan, events = denoised.plan, list(denoised.events)
+    frames = yield from _to_frames(models, still, request, denoised, events)
+    del denoised  # a caller may keep the clip for long
+    yield Clip(frames, request.frame_rate, _recipe(models, plan, still, request, events), still.image)
 
 
 @torch.no_grad()
@@ -73,13 +73,7 @@ def to_latents(models: Models, still: Still, request: VideoRequest) -> Iterator[
     Raises:
         InsufficientMemory, GenerationFailed: as `generate`.
     """
-    plan = plan_for(models, request)
-    events: list[str] = []
-    image = fit_still(still, request.width, request.height, request.fit)
-    generator = torch.Generator("cpu").manual_seed(request.seed)
-    conditions = yield from _encode(models, plan, image, request, generator)
-    latents, plan = yield from _denoise(models, plan, conditions, request, generator, events)
-    yield Denoised(latents, plan, tuple(events))
+    yield (yield from _to_denoised(models, still, request))
 
 
 @torch.no_grad()
@@ -95,10 +89,26 @@ def to_clip(models: Models, still: Still, request: VideoRequest, denoised: Denoi
     Raises:
         InsufficientMemory, GenerationFailed: as `generate`.
     """
-    plan, events = denoised.plan, list(denoised.events)
+    events = list(denoised.events)
+    frames = yield from _to_frames(models, still, request, denoised, events)
+    yield Clip(frames, request.frame_rate, _recipe(models, denoised.plan, still, request, events), still.image)
+
+
+def _to_denoised(models: Models, still: Still, request: VideoRequest) -> Generator[Step, None, Denoised]:
+    plan = plan_for(models, request)
+    events: list[str] = []
     image = fit_still(still, request.width, request.height, request.fit)
-    frames = yield from _decode(models, plan, denoised.latents.to(models.device), image, events)
-    yield Clip(frames, request.frame_rate, _recipe(models, plan, still, request, events), still.image)
+    generator = torch.Generator("cpu").manual_seed(request.seed)
+    conditions = yield from _encode(models, plan, image, request, generator)
+    latents, plan = yield from _denoise(models, plan, conditions, request, generator, events)
+    return Denoised(latents, plan, tuple(events))
+
+
+def _to_frames(
+    models: Models, still: Still, request: VideoRequest, denoised: Denoised, events: list[str]
+) -> Generator[Step, None, Frames]:
+    image = fit_still(still, request.width, request.height, request.fit)
+    return (yield from _decode(models, denoised.plan, denoised.latents.to(models.device), image, events))
 
 
 def _encode(

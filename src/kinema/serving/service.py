@@ -85,6 +85,8 @@ Input = create_model("Input", __base__=_Loose, **_fields())
     http={"host": "127.0.0.1"},
     # Its figures lie in mapped files, and a full disk would kill whoever writes them; /metrics is ours.
     metrics={"enabled": False},
+    # A span for each event of a stream would cost more than the event.
+    tracing={"excluded_urls": ["/v1/videos"]},
 )
 class StableDiffusionVideo:
     """Turns a still into a short video with Stable Video Diffusion."""
