@@ -10,6 +10,7 @@ profile-*.txt tell where the time of one step and one decoding goes.
 
 import argparse
 import datetime
+import importlib.metadata
 import json
 import platform
 import statistics
@@ -482,7 +483,7 @@ class Bench:
         return result
 
     def one_video(self, engine: str) -> dict[str, Any]:
-        from kinema.engine import generate
+        from kinema.engine import generate, image_to_video
         from kinema.media.still import open_still
         from kinema.values import Step, VideoRequest
 
@@ -493,6 +494,7 @@ class Bench:
         if self.args.tiny:
             settings["num_inference_steps"] = 2
         stages: dict[str, float] = {}
+        image_to_video.version = known_version
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         parts.synchronize(self.device)
@@ -556,6 +558,14 @@ class Bench:
         )
         models.identity = ModelIdentity(name="svd-xt", weights_sha256="0" * 64, revision=None)
         return models
+
+
+def known_version(name: str) -> str:
+    """Of a distribution, or of none where it is only a folder on the path."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
 
 
 SECTIONS = (
