@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from kinema.engine import generate
-from kinema.engine.fast import FastDecoder, FastUNet
+from kinema.engine.fast import FastDecoder, FastUNet, gpu
 from kinema.engine.forwards import engine_for
 from kinema.errors import InvalidRequest
 from kinema.media.still import open_still
@@ -169,6 +169,24 @@ def test_half_precision_is_no_further_from_the_truth_than_diffusers(exact: Model
     latents = latents.to(dtype)
     theirs = relative_error(vae.decode(latents, num_frames=4).sample, true_frames)
     assert relative_error(FastDecoder(vae)(latents), true_frames) <= 1.2 * theirs
+
+
+@pytest.mark.parametrize("size", [(16, 8), (9, 11), (1, 16)])
+@pytest.mark.parametrize("clips", [1, 2])
+@pytest.mark.parametrize("guided", [False, True], ids=["alone", "guided"])
+@torch.no_grad()
+def test_a_gpus_order_of_work_gives_the_same(
+    exact: Models, size: tuple[int, int], clips: int, guided: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "suits", lambda _: True)
+    monkeypatch.setattr(gpu, "PIECE", 2**14)  # so that the decoder has several
+    given = conditions(exact, clips=clips, frames=3, size=size)
+    given["time_ids"][-1] = torch.tensor([29.0, 5.0, 0.5])
+    given = as_guided(given) if guided else given
+    assert relative_error(fast(exact.unet, given), reference(exact.unet, given)) <= EXACT
+    latents = given["held"].repeat(2, 1, 1, 1)[:, :, :3, :5]
+    theirs = exact.vae.decode(latents, num_frames=len(latents)).sample
+    assert relative_error(FastDecoder(exact.vae)(latents), theirs) <= EXACT
 
 
 @pytest.mark.slow

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from kinema.engine.fast import FastDecoder, FastUNet
+from kinema.engine.fast.graphs import Replayed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,12 +36,18 @@ def step_of(engine: Engine, unet: Any, conditions: Conditions, num_frames: int) 
         num_frames: Of the clip.
 
     Returns:
-        (scaled noisy latents [1, f, c, h, w], time) → v for each condition, [1 or 2, f, c, h, w].
+        (scaled noisy latents [1, f, c, h, w], time) → v for each condition, [1 or 2, f, c, h, w]; of the fast one on a
+        GPU, in memory that the next call overwrites.
     """
     if engine == "fast":
         network = FastUNet(unet)
         constants = network.constants(conditions.embedding, conditions.time_ids, conditions.latents, num_frames)
-        return lambda sample, time: network(sample, time, constants)
+
+        def fast(sample: Tensor, time: Tensor) -> Tensor:
+            with on_device_of(sample):
+                return network(sample, time, constants)
+
+        return Replayed(fast) if conditions.latents.is_cuda else fast
     held = conditions.latents[:, None].expand(-1, num_frames, -1, -1, -1)
 
     def step(sample: Tensor, time: Tensor) -> Tensor:
@@ -58,5 +66,16 @@ def step_of(engine: Engine, unet: Any, conditions: Conditions, num_frames: int) 
 def decoder_of(engine: Engine, vae: Any) -> Callable[[Tensor], Tensor]:
     """A call of the temporal decoder: unscaled latents of one chunk, [f, c, h, w] → [f, 3, 8h, 8w] in −1…1."""
     if engine == "fast":
-        return FastDecoder(vae)
+        decoder = FastDecoder(vae)
+
+        def fast(latents: Tensor) -> Tensor:
+            with on_device_of(latents):
+                return decoder(latents)
+
+        return fast
     return lambda latents: vae.decode(latents, num_frames=len(latents)).sample
+
+
+def on_device_of(x: Tensor) -> AbstractContextManager[None]:
+    """Where a tensor lies on a GPU, that one is the current one while inside; else nothing changes."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

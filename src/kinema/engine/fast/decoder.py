@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
+from kinema.engine.fast import fused, gpu
 from kinema.engine.fast.layers import ClipBlock, Conv, GroupNorm, Linear, Upsample, as_clip, images, strip
 
 if TYPE_CHECKING:
@@ -17,22 +18,22 @@ if TYPE_CHECKING:
 
 
 def few_frames(x: Tensor) -> tuple[Tensor, ...]:
-    """Images, [f, c, h, w], that are worked on together: all on a GPU, one for each thread on a CPU.
+    """Images, [f, c, h, w], that are worked on together: one for each thread on a CPU, as many as fill a GPU.
 
-    What a few need is small enough to be used again while it is in the cache; a frame for each thread, and none is
-    cut between them.
+    What a few need is small enough to be used again while it is in a CPU's cache; a frame for each thread, and none is
+    cut between them. On a GPU it takes little memory.
     """
-    return torch.split(x, torch.get_num_threads() if x.device.type == "cpu" else len(x))
+    return gpu.few_frames(x) if gpu.suits(x) else torch.split(x, torch.get_num_threads())
 
 
 def by_few_frames(work: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """`work` on images, [f, c, h, w], of which each becomes one of another shape."""
-    first, *rest = few_frames(x)
+    first, *rest = pieces = few_frames(x)
     made = work(first)
     if not rest:
         return made
     out = made.new_empty(len(x), *made.shape[2:], made.shape[1]).permute(0, 3, 1, 2)
-    places = iter(few_frames(out))
+    places = iter(torch.split(out, [len(piece) for piece in pieces]))
     next(places).copy_(made)
     for place, images_here in zip(places, rest, strict=True):
         place.copy_(work(images_here))
@@ -62,7 +63,10 @@ class FrameAttention:
         rows = self.norm(x).permute(0, 2, 3, 1).reshape(-1, channels)
         qkv = self.qkv(rows).view(frames, height * width, 3, self.heads, -1)
         q, k, v = qkv.movedim(2, 0).transpose(2, 3)  # [f, heads, h·w, d]
-        seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(-1, channels)
+        if gpu.suits(x):
+            seen = fused.frame_attention(q, k, v).reshape(-1, channels)
+        else:
+            seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(-1, channels)
         self.out.add_to(x.permute(0, 2, 3, 1).view(-1, channels), seen)
 
 
@@ -72,7 +76,7 @@ class FastDecoder:
     def __init__(self, module: Any) -> None:
         """From diffusers' AutoencoderKLTemporalDecoder, in evaluation."""
         decoder = module.decoder
-        self.conv_in = Conv.of(decoder.conv_in)
+        self.conv_in = Conv.of(decoder.conv_in).aligned()
         self.middle = [ClipBlock.of(block) for block in decoder.mid_block.resnets]
         self.attentions = [FrameAttention.of(attention) for attention in decoder.mid_block.attentions]
         self.levels = [
@@ -83,13 +87,14 @@ class FastDecoder:
             for level in decoder.up_blocks
         ]
         self.norm_out = GroupNorm.of(decoder.conv_norm_out)
-        self.conv_out = Conv.of(decoder.conv_out)
-        self.conv_time = Conv.of(decoder.time_conv_out)
+        self.conv_out, self.conv_time = (Conv.of(conv) for conv in (decoder.conv_out, decoder.time_conv_out))
+        self.channels = self.conv_time.weight.shape[0]
+        self.conv_out, self.conv_time = self.conv_out.aligned(), self.conv_time.aligned()
 
     @torch.no_grad()
     def __call__(self, latents: Tensor) -> Tensor:
         """Unscaled latents of frames that belong together, [f, c, h, w], → frames in −1…1, [f, 3, 8h, 8w]."""
-        x = self.conv_in(latents.contiguous(memory_format=torch.channels_last))
+        x = self.conv_in(self.conv_in.filled(latents))
         x = _through(self.middle[0], x)
         for attention, block in zip(self.attentions, self.middle[1:], strict=False):
             attention.add_to(x)
@@ -100,11 +105,13 @@ class FastDecoder:
             if upsample is not None:
                 x = by_few_frames(upsample, x)
         x = by_few_frames(lambda frames: self.conv_out(self.norm_out.silu(frames)), x)
-        return images(as_clip(self.conv_time(strip(_clip(x))), *_clip(x).shape[1:4]))
+        return images(as_clip(self.conv_time(strip(_clip(x))), *_clip(x).shape[1:4]))[:, : self.channels]
 
 
 def _through(block: ClipBlock, x: Tensor) -> Tensor:
     """A block on images that nobody needs any more; the same tensor where it has no shortcut."""
+    if gpu.suits(x):
+        return images(gpu.in_pieces(block, _clip(x)))
     if block.spatial.shortcut is None:
         for frames in few_frames(x):
             frames.add_(block.spatial.change(frames))

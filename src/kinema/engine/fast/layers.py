@@ -17,11 +17,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
+from kinema.engine.fast import fused
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from torch import Tensor
 
+# Channels in multiples of which a GPU's matrix units take numbers of two bytes.
+ALIGNED = 8
 # Pixels that go through a feed-forward together on a CPU, so that its wide middle stays in the processor's cache.
 ROWS = 2048
 # Pixels below which torch's group norm on a CPU goes group by group, three channels at a time, when these lie last.
@@ -66,6 +70,8 @@ class GroupNorm:
 
     def __call__(self, x: Tensor) -> Tensor:
         """[n, c, h, w], channels last in memory, as the result is."""
+        if fused.has_kernels(x):
+            return self._fused(x, silu=False)
         if x.device.type == "cpu" and x.dtype.itemsize >= 4 and x[0, 0].numel() < SMALL:
             return self._of_small(x)
         return F.group_norm(x, self.groups, self.weight, self.bias, self.eps)
@@ -87,7 +93,15 @@ class GroupNorm:
 
     def silu(self, x: Tensor) -> Tensor:
         """Normalised, and activated in place."""
+        if fused.has_kernels(x):
+            return self._fused(x, silu=True)
         return F.silu(self(x), inplace=True)
+
+    def _fused(self, x: Tensor, *, silu: bool) -> Tensor:
+        """By kernels of ours."""
+        n, channels, height, width = x.shape
+        rows = x.permute(0, 2, 3, 1).reshape(n, height * width, channels)
+        return fused.group_norm(rows, self, silu=silu).view(n, height, width, channels).permute(0, 3, 1, 2)
 
     def across(self, pieces: Iterable[Tensor]) -> Affine:
         """Itself over pieces, each [1, c, h, w], that are one thing but not worked on together."""
@@ -191,7 +205,25 @@ class Conv:
             bias = self.bias[None]
         if len(bias) == 1:
             return F.conv2d(x, self.weight, bias[0], self.stride, self.padding)
-        return F.conv2d(x, self.weight, None, self.stride, self.padding).add_(bias[..., None, None])
+        return self.product(x).add_(bias[..., None, None])
+
+    def product(self, x: Tensor) -> Tensor:
+        """Without the bias, for who adds it later."""
+        return F.conv2d(x, self.weight, None, self.stride, self.padding)
+
+    def aligned(self) -> Conv:
+        """With as many zero channels as a GPU's matrix units want, where there are few; what is given must be too."""
+        if not self.weight.is_cuda:
+            return self
+        more_out, more_in = (-size % ALIGNED for size in self.weight.shape[:2])
+        weight = F.pad(self.weight, (0, 0, 0, 0, 0, more_in, 0, more_out))
+        weight = weight.contiguous(memory_format=torch.channels_last)
+        return Conv(weight, F.pad(self.bias, (0, more_out)), self.padding, self.stride)
+
+    def filled(self, x: Tensor) -> Tensor:
+        """x, [n, c, h, w], with zeros for the channels that `aligned` added, channels last in memory."""
+        x = F.pad(x, (0, 0, 0, 0, 0, self.weight.shape[1] - x.shape[1]))
+        return x.contiguous(memory_format=torch.channels_last)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -236,13 +268,17 @@ class ResBlock:
     norm2: GroupNorm
     conv2: Conv
     shortcut: Linear | None
+    bias: Tensor
+    """All that is added to every pixel of the result."""
 
     @classmethod
     def of(cls, module: Any, *, scale: Tensor | None = None) -> ResBlock:
         """From diffusers' ResnetBlock2D or TemporalResnetBlock; `scale` multiplies what it adds."""
         shortcut = None if module.conv_shortcut is None else Linear.of(module.conv_shortcut)
+        norm1, conv1, norm2 = GroupNorm.of(module.norm1), Conv.of(module.conv1), GroupNorm.of(module.norm2)
         conv2 = Conv.of(module.conv2, scale=scale)
-        return cls(GroupNorm.of(module.norm1), Conv.of(module.conv1), GroupNorm.of(module.norm2), conv2, shortcut)
+        bias = at_least_float32(conv2.bias)
+        return cls(norm1, conv1, norm2, conv2, shortcut, bias if shortcut is None else bias + shortcut.bias)
 
     def change(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
         """What the block adds to x, [n, c, h, w]; shift: the first convolution's bias with the time in it."""
@@ -321,6 +357,7 @@ class FeedForward:
     """Norm, GEGLU and back, added in place; the gate and what it gates are two products, as neither need be cut out."""
 
     norm: LayerNorm
+    wide: Linear
     value: Linear
     gate: Linear
     out: Linear
@@ -330,9 +367,8 @@ class FeedForward:
         """From torch's LayerNorm and diffusers' FeedForward."""
         wide = module.net[0].proj
         (value, gate), (value_bias, gate_bias) = wide.weight.chunk(2), wide.bias.chunk(2)
-        return cls(
-            LayerNorm.of(norm), Linear(value.t(), value_bias), Linear(gate.t(), gate_bias), Linear.of(module.net[2])
-        )
+        halves = Linear(value.t(), value_bias), Linear(gate.t(), gate_bias)
+        return cls(LayerNorm.of(norm), Linear.of(wide), *halves, Linear.of(module.net[2]))
 
     def add_to(self, x: Tensor) -> None:
         """x: [pixels, c]."""
@@ -364,8 +400,11 @@ class SelfAttention:
 
     def projected(self, clip: Tensor) -> Tensor:
         """[b, f, h, w, c] → query, key and value, [3, b, f, h·w, heads, c / heads]."""
+        return self.split(self.norm(pixels(clip)) @ self.qkv, clip)
+
+    def split(self, qkv: Tensor, clip: Tensor) -> Tensor:
+        """The product of a clip's pixels, [pixels, 3c], as a view of the same shape."""
         batch, frames, height, width, channels = clip.shape
-        qkv = self.norm(pixels(clip)) @ self.qkv
         return qkv.view(batch, frames, height * width, 3, self.heads, channels // self.heads).movedim(3, 0)
 
     def within_frames(self, clip: Tensor) -> Tensor:

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from kinema.engine.fast import gpu
 from kinema.engine.fast.layers import (
     FeedForward,
     GroupNorm,
     Linear,
     SelfAttention,
     as_clip,
+    at_least_float32,
     cross_attention,
     images,
     pixels,
@@ -28,12 +30,14 @@ if TYPE_CHECKING:
 class LayerConstants:
     """What one layer adds to every pixel of a clip, at every step.
 
-    positions: [f, 1, c], which frame it is; within: [b, 1, c] and along: [b, 1, c], what the embedding says.
+    positions: [f, 1, c], which frame it is; within: [b, 1, c] and along: [b, 1, c], what the embedding says;
+    additions: the same as a GPU needs it, on one.
     """
 
     positions: Tensor
     within: Tensor
     along: Tensor
+    additions: gpu.Additions | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,10 +56,13 @@ class Layer:
     time_feed_forward: FeedForward
     share: float
     """The temporal block's part in the blend."""
+    blended_out: Tensor | None
+    """On a GPU, the weight of the last feed-forward's second product with the temporal block's part in it."""
 
     @classmethod
     def of(cls, spatial: Any, temporal: Any, share: Tensor) -> Layer:
         """From diffusers' BasicTransformerBlock and TemporalBasicTransformerBlock."""
+        last = temporal.ff.net[2]
         return cls(
             (spatial, temporal),
             SelfAttention.of(spatial.norm1, spatial.attn1),
@@ -64,12 +71,14 @@ class Layer:
             SelfAttention.of(temporal.norm1, temporal.attn1),
             FeedForward.of(temporal.norm3, temporal.ff),
             share.item(),
+            (at_least_float32(last.weight) * share).to(last.weight.dtype).t() if gpu.suits(last.weight) else None,
         )
 
     def constants(self, embedding: Tensor, positions: Tensor) -> LayerConstants:
         """embedding: [b, 1, d]; positions: [f, 1, c]."""
         within, along = (cross_attention(block.attn2, embedding) for block in self.module)
-        return LayerConstants(positions, within, along)
+        additions = gpu.Additions.of(self, within, along, positions) if gpu.suits(embedding) else None
+        return LayerConstants(positions, within, along, additions)
 
     def __call__(self, clip: Tensor, constants: LayerConstants) -> None:
         """In place."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 import torch.nn.functional as F
 
+from kinema.engine.fast import gpu
 from kinema.engine.fast.layers import ClipBlock, Conv, GroupNorm, Upsample, as_clip, images, sinusoids
 from kinema.engine.fast.transformer import LayerConstants, Transformer
 
@@ -84,13 +85,15 @@ class FastUNet:
         first = module.conv_in
         channels = module.config.out_channels  # of the noise; those of the still come after
         noisy, held = first.weight[:, :channels], first.weight[:, channels:]
-        self.conv_noisy = Conv(noisy.contiguous(memory_format=torch.channels_last), torch.zeros_like(first.bias))
+        noisy = noisy.contiguous(memory_format=torch.channels_last)
+        self.conv_noisy = Conv(noisy, torch.zeros_like(first.bias)).aligned()
         self.conv_held = Conv(held, first.bias)
         self.down = [Level.of(block) for block in module.down_blocks]
         self.middle = Level.of(module.mid_block)
         self.up = [Level.of(block) for block in module.up_blocks]
         self.norm_out = GroupNorm.of(module.conv_norm_out)
-        self.conv_out = Conv.of(module.conv_out)
+        self.conv_out = Conv.of(module.conv_out).aligned()
+        self.channels = channels
         stages = [*module.down_blocks, module.mid_block, *module.up_blocks]
         self.time_shifts = TimeShifts([block for stage in stages for block in stage.resnets])
 
@@ -145,8 +148,8 @@ class FastUNet:
                 clip = _through(block, transformer, torch.cat([clip, skips.pop()], -1), shifts, layers)
             if isinstance(level.after, Upsample):
                 clip = _resized(clip, level.after(images(clip), (skips[-1].shape[2], skips[-1].shape[3])))
-        out = self.conv_out(self.norm_out.silu(images(clip)))
-        return out.view(-1, frames, *out.shape[1:])
+        out = self.conv_out(self.norm_out.silu(images(clip)))[:, : self.channels]
+        return out.reshape(-1, frames, *out.shape[1:])
 
     def _embedded(self, time: Tensor, dtype: torch.dtype) -> Tensor:
         """The time's half of the time embedding, [1, d]."""
@@ -156,7 +159,8 @@ class FastUNet:
     def _first(self, sample: Tensor, held: Tensor) -> Tensor:
         """The first convolution: of the noise once, and of the still never again."""
         clips, frames, _, height, width = sample.shape
-        noisy = as_clip(self.conv_noisy(sample.flatten(0, 1)), frames, height, width)
+        noisy = self.conv_noisy.product(self.conv_noisy.filled(sample.flatten(0, 1)))
+        noisy = as_clip(noisy, frames, height, width)
         return (noisy + held.view(-1, clips, *held.shape[1:])).flatten(0, 1)
 
 
@@ -168,6 +172,8 @@ def _through(
     layers: Iterator[tuple[LayerConstants, ...]],
 ) -> Tensor:
     """A new clip; what comes stays as it is, for it may be needed on the way up."""
+    if gpu.suits(clip):
+        return gpu.through(block, transformer, clip, next(shifts), next(layers) if transformer else ())
     clip = block(clip, next(shifts))
     if transformer is not None:
         transformer(clip, next(layers))

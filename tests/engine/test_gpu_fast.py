@@ -1,0 +1,193 @@
+"""Our kernels give what plain torch gives, and the fast forward on a CUDA device what diffusers gives.
+
+The kernels can be tried without a GPU too, where Triton is installed, by its interpreter: TRITON_INTERPRET=1.
+"""
+
+import os
+from copy import deepcopy
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from kinema.engine import generate
+from kinema.engine.fast import FastDecoder, FastUNet, fused
+from kinema.engine.fast.graphs import Replayed
+from kinema.engine.fast.layers import GroupNorm, LayerNorm, Linear
+from kinema.media.still import open_still
+from kinema.models.loading import Models, load
+from kinema.values import VideoRequest
+from tiny import make_tiny_svd
+
+CUDA = torch.cuda.is_available()
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cuda" if CUDA else "cpu"
+HALF = torch.float16
+pytestmark = pytest.mark.gpu
+kernels_run = pytest.mark.skipif(
+    not find_spec("triton") or not (CUDA or INTERPRETED), reason="there is no CUDA device with Triton"
+)
+on_cuda = pytest.mark.skipif(not CUDA, reason="there is no CUDA device")
+# What rounding to float16 leaves open, relative to the norm.
+ROUNDING = 1e-3
+
+
+def noise(*shape: int, dtype: torch.dtype = HALF) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(shape, generator=generator).to(DEVICE, dtype)
+
+
+def error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    assert ours.shape == theirs.shape
+    return float((ours.double() - theirs.double()).norm() / theirs.double().norm())
+
+
+def norms(channels: int) -> tuple[GroupNorm, LayerNorm]:
+    weight, bias = noise(channels), noise(channels, 1)[:, 0]
+    return GroupNorm(32, weight, bias, 1e-5), LayerNorm(weight, bias, 1e-5)
+
+
+# Frames, pixels and channels: of full rows, of fewer, and of channels that are no power of two.
+SHAPES = [(4, 70, 96), (2, 600, 64), (6, 33, 320)]
+
+
+@kernels_run
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("span", [1, 2])
+@pytest.mark.parametrize("plus", [None, 1, 2], ids=["no bias", "one bias", "a bias each"])
+def test_group_norm(shape: tuple[int, int, int], span: int, plus: int | None) -> None:
+    from kinema.engine.fast import kernels
+
+    frames, _, channels = shape
+    x, (norm, _) = noise(*shape) + 1, norms(channels)
+    bias = None if plus is None else noise(1 if plus == 1 else frames // span, channels)
+    sums = kernels.channel_sums(x)
+    for silu in (False, True):
+        out = torch.full_like(x, torch.nan)
+        kernels.group_norm(x, sums, norm.groups, norm.weight, norm.bias, norm.eps, span, bias, out, silu=silu)
+        plain = fused.plain_channel_sums(x)
+        true = fused.plain_group_norm(x, norm, span, plain, bias, torch.empty_like(x), silu=silu)
+        assert error(out, true) <= ROUNDING
+
+
+@kernels_run
+@pytest.mark.parametrize("shape", SHAPES)
+def test_sums_and_additions(shape: tuple[int, int, int]) -> None:
+    from kinema.engine.fast import kernels
+
+    x, y, bias = noise(*shape), noise(*shape) + 1, noise(shape[-1], dtype=torch.float32)
+    assert error(kernels.channel_sums(x).sum(1), fused.plain_channel_sums(x).sum(1)) <= 1e-5
+    out, true = torch.full_like(x, torch.nan), torch.empty_like(x)
+    sums, true_sums = kernels.add(x, y, bias, out), fused.plain_add(x, y, bias, true)
+    assert error(out, true) <= ROUNDING
+    assert error(sums.sum(1), true_sums.sum(1)) <= ROUNDING
+    kernels.add(x, y, bias, x)
+    assert torch.equal(x, out)
+
+
+@kernels_run
+@pytest.mark.parametrize("shape", SHAPES)
+def test_layer_norms(shape: tuple[int, int, int]) -> None:
+    from kinema.engine.fast import kernels
+
+    frames, _, channels = shape
+    x, y = noise(*shape).flatten(0, 1), (noise(*shape) + 1).flatten(0, 1)
+    _, norm = norms(channels)
+    plus, blend = noise(frames, channels, dtype=torch.float32), noise(frames, channels, 1, dtype=torch.float32)[..., 0]
+    parts = (norm.weight, norm.bias, norm.eps)
+    assert error(kernels.layer_norm(x, *parts), fused.plain_layer_norm(x, norm)) <= ROUNDING
+    assert error(kernels.layer_norm(x, *parts, plus), fused.plain_layer_norm(x, norm, plus)) <= ROUNDING
+    ours, true = y.clone(), y.clone()
+    out = kernels.layer_norm(x, *parts, plus, add_to=ours)
+    assert error(out, fused.plain_add_layer_norm(x, true, norm, plus)) <= ROUNDING
+    assert error(ours, true) <= ROUNDING
+    ours, true = y.clone(), y.clone()
+    out = kernels.layer_norm(x, *parts, plus, mix_into=ours, blend=blend, share=0.3)
+    assert error(out, fused.plain_mix_layer_norm(x, true, norm, plus, blend, 0.3)) <= ROUNDING
+    assert error(ours, true) <= ROUNDING
+
+
+@kernels_run
+@pytest.mark.parametrize(("rows", "channels", "inner"), [(70, 96, 384), (33, 64, 100)])
+def test_geglu(rows: int, channels: int, inner: int) -> None:
+    from kinema.engine.fast import kernels
+
+    x = noise(rows, channels)
+    linear = Linear((noise(2 * inner, channels) * channels**-0.5).t(), noise(2 * inner))
+    true = fused.plain_geglu(linear(x).double())
+    assert error(kernels.geglu(linear(x)), true) <= ROUNDING
+    in_one = kernels.geglu_linear(x, linear.weight.t(), linear.bias, (32, 64, 32), 4, 2)
+    assert error(in_one, true) <= ROUNDING
+
+
+@kernels_run
+@pytest.mark.parametrize("frames", [1, 14, 25])
+@pytest.mark.parametrize("depth", [16, 64])
+def test_time_attention(frames: int, depth: int) -> None:
+    from kinema.engine.fast import kernels
+
+    qkv = noise(2, frames, 6, 3, 3, depth)
+    assert error(kernels.time_attention(qkv), fused.plain_time_attention(qkv.double())) <= ROUNDING
+
+
+@on_cuda
+def test_wide_attention_is_written_out() -> None:
+    q, k, v = (noise(3, 1, 130, 512 + i)[..., :512] for i in range(3))
+    true = torch.nn.functional.scaled_dot_product_attention(q.double(), k.double(), v.double())
+    assert error(fused.frame_attention(q, k, v), true[:, 0]) <= ROUNDING
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    folder = make_tiny_svd(tmp_path_factory.mktemp("fast") / "svd", levels=4, layers=2)
+    models = load(folder, device="cpu", dtype="float32")
+    for part in (models.unet, models.vae):
+        for parameter in part.parameters():
+            if parameter.dim() < 2:
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5)))
+    return models
+
+
+@on_cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [(16, 12), (9, 11)])
+@torch.no_grad()
+def test_the_unet_and_the_decoder_are_no_further_from_the_truth_than_diffusers(
+    models: Models, dtype: torch.dtype, size: tuple[int, int]
+) -> None:
+    sample, held, embedding = noise(1, 5, 4, *size), noise(2, 4, *size), noise(2, 1, 16)
+    ids, time = torch.tensor([[6.0, 127.0, 0.02]], device=DEVICE).repeat(2, 1), torch.tensor(0.7, device=DEVICE)
+    given = torch.cat([sample.expand(2, -1, -1, -1, -1), held[:, None].expand(-1, 5, -1, -1, -1)], 2)
+    exact, exact_vae = (deepcopy(part).to(DEVICE, torch.float64) for part in (models.unet, models.vae))
+    truth = exact(given.double(), time, embedding.double(), ids, return_dict=False)[0]
+    true_frames = exact_vae.decode(sample[0].double(), num_frames=5).sample
+    unet, vae = (deepcopy(part).to(DEVICE, dtype) for part in (models.unet, models.vae))
+    theirs = unet(given.to(dtype), time, embedding.to(dtype), ids, return_dict=False)[0]
+    network = FastUNet(unet)
+    constants = network.constants(embedding.to(dtype), ids, held.to(dtype), 5)
+    ours = network(sample.to(dtype), time, constants)
+    assert error(ours, truth) <= 1.2 * error(theirs, truth) + 1e-6
+    theirs = vae.decode(sample[0].to(dtype), num_frames=5).sample
+    assert error(FastDecoder(vae)(sample[0].to(dtype)), true_frames) <= 1.2 * error(theirs, true_frames) + 1e-6
+
+
+@on_cuda
+def test_a_replayed_call_gives_what_the_call_gives() -> None:
+    weight = noise(8, 8)
+    replayed = Replayed(lambda x, y: (x @ weight).relu() + y)
+    for i in range(4):
+        x, y = noise(4, 8 + i)[:, :8], noise(4, 8, i + 1)[..., i]
+        assert torch.equal(replayed(x, y), (x @ weight).relu() + y)
+
+
+@on_cuda
+def test_a_video_of_the_fast_engine_is_that_of_the_reference(tiny_svd: Path) -> None:
+    still = open_still(Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 90).convert("RGB"))
+    request = VideoRequest.checked(seed=3, width=64, height=64, num_frames=4, num_inference_steps=4)
+    clips = {}
+    for engine in ("fast", "reference"):
+        *_, clips[engine] = generate(load(tiny_svd, device="cuda", dtype="float32", engine=engine), still, request)
+        assert clips[engine].recipe.engine == engine
+    assert abs(clips["fast"].frames.astype(int) - clips["reference"].frames).max() <= 2
