@@ -1,7 +1,7 @@
 """Judge the pocket painter on captions whose combinations it was never trained on, and say which bars hold:
 
-    python training/evaluate.py --painter --judge training/runs/painter/judge.safetensors
-    python training/evaluate.py --painter --judge … --model out/painter --json out/painter.json --sheets out/painter
+    python training/evaluate.py --painter                # the embedded painter
+    python training/evaluate.py --painter --model out/painter --json out/painter.json --sheets out/painter
 
 200 captions of held-out combinations of thing, colour, ground and hour become stills; a network that learnt from drawn
 scenes (`judge.py`) says what it sees in them, and how well it does on drawn scenes is told beside it. Then the colour's
@@ -30,6 +30,7 @@ from scenes import COLOURS, Scene, held_out_scenes
 from words import bare_caption, caption
 
 PAINTER_FOLDER = Path(__file__).parent.parent / "src" / "kinema" / "models" / "painter"
+JUDGE = Path(__file__).with_name("judge.safetensors")
 SENTENCE = "a red hot-air balloon over a snowy mountain at sunset"
 # What is looked at by eye: the sentences that the README promises, and some words that the painter does not know.
 SENTENCES = (
@@ -175,7 +176,7 @@ def _asked(scene: Scene) -> dict[str, str | None]:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="a folder; the embedded painter if none is named")
-    parser.add_argument("--judge", type=Path, required=True, help="weights of judge.py")
+    parser.add_argument("--judge", type=Path, default=JUDGE, help="weights of judge.py")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--sheets", type=Path, help="folder for contact sheets")
