@@ -13,8 +13,6 @@ A run is a schedule of `--total-minutes`; a piece of it ends after `--minutes` a
 
 import argparse
 import copy
-import json
-import math
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -26,7 +24,7 @@ from transformers import CLIPVisionModelWithProjection
 from motion import Clips, Mover, Photos
 from parallel import Fleet
 from shapes import HEIGHT, NUM_FRAMES, SCHEDULER, STEPS, WIDTH
-from unet import Encoder, Gradients, draw_noise_aug, embed, export
+from unet import Encoder, Gradients, Training, embed
 
 LEARNING_RATE = 2e-4
 DRAWS = 2  # noise levels for each clip
@@ -124,65 +122,26 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--limit", type=int, help="photographs to read, for a quick trial")
     args = parser.parse_args()
-    total = args.total_minutes or args.minutes
     fleet = Fleet.join(args.device)
     args.out.mkdir(parents=True, exist_ok=True)
 
     encoder = Encoder(args.begin_from / "vae", args.device, compiled=False)
     student = UNetSpatioTemporalConditionModel.from_pretrained(args.begin_from / "unet", torch_dtype=torch.float32)
-    student = student.to(args.device).train()
+    student = student.to(args.device)
     teacher = copy.deepcopy(student).requires_grad_(False).eval()
     folder = args.begin_from / "image_encoder"
     image_encoder = CLIPVisionModelWithProjection.from_pretrained(folder, dtype=torch.float32)
     image_encoder.to(args.device).requires_grad_(False).eval()
     train, _ = Photos.read(args.photos, args.device, limit=args.limit).split()
     mover = Mover(train, HEIGHT, WIDTH)
-    ema = copy.deepcopy(student).requires_grad_(False).eval()
-    weights = list(student.parameters())
-    optimizer = torch.optim.AdamW(weights, LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0, fused=True)
-    step, spent, log = 0, 0.0, []
-    if (args.out / "state.pt").exists():
-        state = torch.load(args.out / "state.pt", map_location=args.device, weights_only=True)
-        student.load_state_dict(state["student"])
-        ema.load_state_dict(state["ema"])
-        optimizer.load_state_dict(state["optimizer"])
-        step, spent, log = state["step"], state["spent"], state["log"]
-    averaged = torch.nn.ModuleDict({"unet": ema, "image_encoder": image_encoder})
-    fleet.say(f"{len(train.pixels)} photographs, {fleet.world} devices, from step {step}")
+    training = Training(args, fleet, torch.nn.ModuleDict({"unet": student}), rate=LEARNING_RATE, decay=0, keep=0.998)
+    fleet.say(f"{len(train.pixels)} photographs, {fleet.world} devices, from step {training.step}")
     fleet.begin()
     guidance = torch.linspace(1, args.guidance, NUM_FRAMES, device=args.device)
     loss = partial(loss_of, student, teacher, image_encoder, sublevels().to(args.device), guidance)
-    gradients = Gradients(encoder, weights, loss, args.device)
-    if args.device == "cuda":
-        gradients.record(mover.draw(args.clips, NUM_FRAMES), draw_noise_aug(args.clips, args.device))
-        fleet.say(f"recorded after {fleet.minutes():.1f} minutes")
-
-    first, recent, elapsed = step, [], 0.0
-    while elapsed < args.minutes:
-        progress = min(1, (spent + elapsed) / total)
-        rate = LEARNING_RATE * min(1, (step - first + 1) / 100) * max(0.01, 0.5 * (1 + math.cos(math.pi * progress)))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        recent.append(gradients(mover.draw(args.clips, NUM_FRAMES), draw_noise_aug(args.clips, args.device)))
-        fleet.average(gradients.flat)
-        gradients.flat.mul_((1.0 / gradients.flat.norm()).clamp(max=1.0))
-        optimizer.step()
-        step += 1
-        with torch.no_grad():
-            torch._foreach_lerp_(list(ema.parameters()), weights, 1 - min(0.998, (step + 1) / (step + 10)))
-        if step % 10 == 0 or args.device == "cpu":  # asking for the time makes Python wait for the GPU
-            elapsed = fleet.minutes()
-        if step % 100 == 0 or step - first == 5:
-            log.append({"step": step, "minutes": round(spent + elapsed, 2), "loss": torch.stack(recent).mean().item()})
-            recent = []
-            fleet.say(json.dumps(log[-1]))
-        if step % 500 == 0 and fleet.rank == 0:
-            export(averaged, args.out, log)
+    training.run(Gradients(encoder, training.weights, loss, args.device), mover)
     if fleet.rank == 0:
-        export(averaged, args.out, log)
-        state = {"student": student.state_dict(), "ema": ema.state_dict(), "optimizer": optimizer.state_dict()}
-        torch.save(state | {"step": step, "spent": spent + elapsed, "log": log}, args.out / "state.pt")
-        fleet.say(f"step {step}, {elapsed * 60 / max(1, step - first):.3f} s a step")
+        image_encoder.save_pretrained(args.out / "image_encoder")
     fleet.leave()
 
 

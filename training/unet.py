@@ -143,11 +143,76 @@ def draw_noise_aug(batch: int, device: str) -> torch.Tensor:
     return strength * (torch.rand(batch, device=device) > 0.15)
 
 
-def export(ema: torch.nn.ModuleDict, out: Path, log: list[dict]) -> None:
-    """Write the averaged weights as they will be loaded."""
-    ema.unet.save_pretrained(out / "unet")
-    ema.image_encoder.save_pretrained(out / "image_encoder")
-    (out / "log.json").write_text(json.dumps(log, indent=1))
+class Training:
+    """Modules that learn by the clock and their moving average, from where the last piece in `args.out` ended."""
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        fleet: Fleet,
+        modules: torch.nn.ModuleDict,
+        *,
+        rate: float,
+        decay: float,
+        keep: float,
+    ) -> None:
+        self.args, self.fleet, self.rate, self.keep = args, fleet, rate, keep
+        self.modules = modules.train()
+        self.ema = copy.deepcopy(modules).requires_grad_(False).eval()
+        self.weights = list(modules.parameters())
+        self.optimizer = torch.optim.AdamW(self.weights, rate, betas=(0.9, 0.99), weight_decay=decay, fused=True)
+        self.step, self.spent, self.log = 0, 0.0, []
+        if (args.out / "state.pt").exists():
+            state = torch.load(args.out / "state.pt", map_location=args.device, weights_only=True)
+            self.modules.load_state_dict(state["modules"])
+            self.ema.load_state_dict(state["ema"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.spent, self.log = state["step"], state["spent"], state["log"]
+
+    def run(self, gradients: Gradients, mover: Mover) -> None:
+        """One piece of the schedule."""
+        args, fleet = self.args, self.fleet
+        total = args.total_minutes or args.minutes
+        if args.device == "cuda":
+            gradients.record(mover.draw(args.clips, NUM_FRAMES), draw_noise_aug(args.clips, args.device))
+            fleet.say(f"recorded after {fleet.minutes():.1f} minutes")
+        first, recent, elapsed = self.step, [], 0.0
+        while elapsed < args.minutes:
+            progress = min(1, (self.spent + elapsed) / total)
+            warmth = min(1, (self.step - first + 1) / 200)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.rate * warmth * max(0.005, 0.5 * (1 + math.cos(math.pi * progress)))
+            recent.append(gradients(mover.draw(args.clips, NUM_FRAMES), draw_noise_aug(args.clips, args.device)))
+            fleet.average(gradients.flat)
+            gradients.flat.mul_((1.0 / gradients.flat.norm()).clamp(max=1.0))
+            self.optimizer.step()
+            self.step += 1
+            with torch.no_grad():
+                keep = min(self.keep, (self.step + 1) / (self.step + 10))
+                torch._foreach_lerp_(list(self.ema.parameters()), self.weights, 1 - keep)
+            if self.step % 10 == 0 or args.device == "cpu":  # asking for the time makes Python wait for the GPU
+                elapsed = fleet.minutes()
+            if self.step % 200 == 0 or self.step - first == 5:
+                loss = torch.stack(recent).mean().item()
+                self.log.append({"step": self.step, "minutes": round(self.spent + elapsed, 2), "loss": loss})
+                recent = []
+                fleet.say(json.dumps(self.log[-1]))
+            if self.step % 500 == 0:
+                self.export()
+        self.spent += elapsed
+        self.export()
+        if fleet.rank == 0:
+            state = {"modules": self.modules.state_dict(), "ema": self.ema.state_dict()}
+            state |= {"optimizer": self.optimizer.state_dict(), "step": self.step, "spent": self.spent, "log": self.log}
+            torch.save(state, args.out / "state.pt")
+        fleet.say(f"step {self.step}, {elapsed * 60 / max(1, self.step - first):.3f} s a step")
+
+    def export(self) -> None:
+        """Write the averaged weights as they will be loaded."""
+        if self.fleet.rank == 0:
+            for name, module in self.ema.items():
+                module.save_pretrained(self.args.out / name)
+            (self.args.out / "log.json").write_text(json.dumps(self.log, indent=1))
 
 
 def main() -> None:
@@ -164,7 +229,6 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="compile the UNet: minutes first, then quicker steps")
     parser.add_argument("--limit", type=int, help="photographs to read, for a quick trial")
     args = parser.parse_args()
-    total = args.total_minutes or args.minutes
     fleet = Fleet.join(args.device)
     args.out.mkdir(parents=True, exist_ok=True)
 
@@ -177,55 +241,16 @@ def main() -> None:
         image_encoder.to(args.device)
     train, _ = Photos.read(args.photos, args.device, limit=args.limit).split()
     mover = Mover(train, HEIGHT, WIDTH)
-    modules = torch.nn.ModuleDict({"unet": unet, "image_encoder": image_encoder}).train()
-    ema = copy.deepcopy(modules).requires_grad_(False).eval()
-    weights = list(modules.parameters())
-    optimizer = torch.optim.AdamW(weights, LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
-    step, spent, log = 0, args.spent, []
-    if (args.out / "state.pt").exists():
-        state = torch.load(args.out / "state.pt", map_location=args.device, weights_only=True)
-        modules.load_state_dict(state["modules"])
-        ema.load_state_dict(state["ema"])
-        optimizer.load_state_dict(state["optimizer"])
-        step, spent, log = state["step"], state["spent"], state["log"]
+    modules = torch.nn.ModuleDict({"unet": unet, "image_encoder": image_encoder})
+    training = Training(args, fleet, modules, rate=LEARNING_RATE, decay=0.01, keep=0.9993)
+    training.spent = training.spent or args.spent
     fleet.say(
-        f"{len(train.pixels)} photographs, UNet {parameters(unet) / 1e6:.2f} M, {fleet.world} devices, from {step}"
+        f"{len(train.pixels)} photographs, UNet {parameters(unet) / 1e6:.2f} M, {fleet.world} devices, "
+        f"from {training.step}"
     )
     fleet.begin()
     trained = torch.compile(unet) if args.compile else unet
-    gradients = Gradients(encoder, weights, partial(loss_of, trained, image_encoder), args.device)
-    if args.device == "cuda":
-        gradients.record(mover.draw(args.clips, NUM_FRAMES), draw_noise_aug(args.clips, args.device))
-        fleet.say(f"recorded after {fleet.minutes():.1f} minutes")
-
-    first, recent, elapsed = step, [], 0.0
-    while elapsed < args.minutes:
-        progress = min(1, (spent + elapsed) / total)
-        rate = LEARNING_RATE * min(1, (step - first + 1) / 200) * max(0.005, 0.5 * (1 + math.cos(math.pi * progress)))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        loss = gradients(mover.draw(args.clips, NUM_FRAMES), draw_noise_aug(args.clips, args.device))
-        fleet.average(gradients.flat)
-        gradients.flat.mul_((1.0 / gradients.flat.norm()).clamp(max=1.0))
-        optimizer.step()
-        step += 1
-        with torch.no_grad():
-            keep = min(0.9993, (step + 1) / (step + 10))
-            torch._foreach_lerp_(list(ema.parameters()), weights, 1 - keep)
-        recent.append(loss)
-        if step % 10 == 0:  # asking for the time makes Python wait for the GPU
-            elapsed = fleet.minutes()
-        if step % 200 == 0 or step - first == 5:
-            log.append({"step": step, "minutes": round(spent + elapsed, 2), "loss": torch.stack(recent).mean().item()})
-            recent = []
-            fleet.say(json.dumps(log[-1]))
-        if step % 500 == 0 and fleet.rank == 0:
-            export(ema, args.out, log)
-    if fleet.rank == 0:
-        export(ema, args.out, log)
-        state = {"modules": modules.state_dict(), "ema": ema.state_dict(), "optimizer": optimizer.state_dict()}
-        torch.save(state | {"step": step, "spent": spent + elapsed, "log": log}, args.out / "state.pt")
-        fleet.say(f"step {step}, {elapsed * 60 / max(1, step - first):.3f} s a step")
+    training.run(Gradients(encoder, training.weights, partial(loss_of, trained, image_encoder), args.device), mover)
     fleet.leave()
 
 

@@ -14,7 +14,7 @@ def settings(tmp_path):
 
 def test_the_models_own_defaults_lie_beneath(settings, png):
     request = prepare(settings, {"seed": "7"}, png).request
-    assert (request.model, request.seed, request.width, request.num_inference_steps) == ("pocket", 7, 288, 4)
+    assert (request.model, request.seed, request.width, request.num_inference_steps) == ("pocket", 7, 288, 8)
 
 
 def test_without_a_gpu_and_a_named_model_the_pocket_is_taken(tmp_path, png):
@@ -77,7 +77,7 @@ def test_what_contradicts_itself_is_refused(settings, png, fields, param):
 
 def test_more_work_than_a_request_may_ask_for_is_refused_before_it_is_queued(tmp_path, png):
     tight = Settings(data_dir=tmp_path, model="pocket", device="cpu", max_work=1)
-    with pytest.raises(InvalidRequest, match=r"3 million, and one request may ask for 1 \(KINEMA_MAX_WORK\)"):
+    with pytest.raises(InvalidRequest, match=r"5 million, and one request may ask for 1 \(KINEMA_MAX_WORK\)"):
         prepare(tight, {}, png)
     assert work_of(prepare(tight, {"num_inference_steps": 1}, png).request) < 1
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from kinema.values import VideoRequest
 
 SMALLER = "take smaller width and height or fewer num_frames"
-LIBRARIES = ("torch", "diffusers", "transformers", "accelerate")
+LIBRARIES = ("diffusers", "transformers", "accelerate")
 
 
 @torch.no_grad()
@@ -240,5 +240,5 @@ def _recipe(models: Models, plan: Plan, still: Still, request: VideoRequest, eve
         memory_plan=plan.name,
         decode_chunk_size=plan.decode_chunk_size,
         events=tuple(events),
-        versions={name: version(name) for name in LIBRARIES},
+        versions={"torch": str(torch.__version__)} | {name: version(name) for name in LIBRARIES},  # with torch's build
     )
