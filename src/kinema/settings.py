@@ -25,7 +25,8 @@ def _parted(value: Any) -> Any:
 
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_parted)]
-Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_parted)]
+Secret = Annotated[SecretStr, Field(min_length=1)]
+Secrets = Annotated[tuple[Secret, ...], NoDecode, BeforeValidator(_parted)]
 
 
 class Settings(BaseSettings):

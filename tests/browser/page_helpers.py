@@ -34,9 +34,8 @@ class Server:
 
     def start(self):
         # Workers find the stand-in beside this file.
-        self.process = subprocess.Popen(
-            self.command, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "2"}
-        )
+        paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+        self.process = subprocess.Popen(self.command, env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "2"})
         deadline = time.monotonic() + 60
         while True:
             with contextlib.suppress(OSError), urlopen(self.address, timeout=5):

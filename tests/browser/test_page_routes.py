@@ -1,8 +1,11 @@
 """The page's routes, and what surrounds Gradio: asked by a client without a browser."""
 
 import io
+import json
 import os
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import httpx
 import pytest
@@ -67,10 +70,62 @@ def test_static_files_are_there(client):
     assert client.get("/studio/static/../words.py").status_code == 404
 
 
-@pytest.mark.parametrize("path", ["gradio_api/upload", "gradio_api/proxy=http://localhost/", "gradio_api/deep_link"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "gradio_api/upload", "gradio_api/proxy=http://localhost/", "gradio_api/deep_link", "monitoring", "monitoring/",
+        "gradio_api/file=http://localhost/", "gradio_api/file/http://localhost/", "gradio_api/info", "config",
+        "gradio_api/run/0", "gradio_api/call/0", "gradio_api/component_server", "gradio_api/queue/join/", "login",
+    ],
+)  # fmt: skip
 def test_what_gradio_offers_beyond_the_page_is_closed(client, path):
     assert client.get(f"/studio/en/{path}").status_code == 404
     assert client.post(f"/studio/en/{path}", files={"files": b"x"}).status_code == 404
+
+
+@pytest.fixture
+def elsewhere():
+    """A server that must not be asked, and what was asked of it."""
+    asked = []
+
+    class Told(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"a secret")
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Told) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{other.server_port}/", asked
+        other.shutdown()
+
+
+def test_no_address_is_fetched_through_gradio(client, elsewhere):
+    address, asked = elsewhere
+    for path in (f"file={address}", f"file/{address}", f"proxy={address}"):
+        answer = client.get(f"/studio/en/gradio_api/{path}", follow_redirects=False)
+        assert (answer.status_code, answer.content, dict(answer.headers).get("location")) == (404, b"", None)
+    assert not asked
+
+
+@pytest.mark.parametrize("spelt", ["gradio.FileData", "gradio\\u002eFileData"])
+def test_no_call_names_a_file(client, elsewhere, spelt):
+    address, asked = elsewhere
+    told = {"path": address, "url": address, "meta": {"_type": "SPELT"}}
+    call = json.dumps({"data": [told] * 4, "fn_index": 0, "session_hash": "strange"}).replace("SPELT", spelt)
+    answer = client.post("/studio/en/gradio_api/queue/join", content=call, headers={"content-type": "application/json"})
+    assert answer.status_code == 400
+    assert not asked
+
+
+def test_a_call_that_is_too_large_or_no_json_is_refused(client):
+    path = "/studio/en/gradio_api/queue/join"
+    assert client.post(path, content=b'"' + b"x" * 1_000_000 + b'"').status_code == 413
+    assert client.post(path, content=b"[" * 100_000).status_code == 400
 
 
 def test_a_still_is_kept_and_fitted_as_the_engine_does(client):

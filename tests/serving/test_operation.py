@@ -136,9 +136,38 @@ def test_a_killed_api_process_comes_back_and_its_job_goes_on(tmp_path, png):
         stop(running)
 
 
+def refused(settings, *, client="127.0.0.1", method="POST", **headers):
+    """The status with which a request is refused, None where it may come in."""
+    given = {"host": "localhost:3000"} | {name.replace("_", "-"): value for name, value in headers.items()}
+    scope = {"type": "http", "path": "/v1/videos", "method": method, "client": (client, 5)}
+    scope["headers"] = [(name.encode(), value.encode()) for name, value in given.items()]
+    found = _Guard(lambda *_: None, settings)._refusal(scope, Headers(scope=scope))
+    return None if found is None else found[0]
+
+
 def test_other_machines_are_not_answered_without_a_key(tmp_path):
-    guard = _Guard(lambda *_: None, Settings(data_dir=tmp_path))
-    scope = {"type": "http", "path": "/v1/videos", "client": ("192.0.2.7", 5), "headers": [(b"host", b"localhost")]}
-    assert guard._refusal(scope, Headers(scope=scope))[0] == 403
-    opened = _Guard(lambda *_: None, Settings(data_dir=tmp_path, open=True))
-    assert opened._refusal(scope, Headers(scope=scope)) is None
+    closed, opened = Settings(data_dir=tmp_path), Settings(data_dir=tmp_path, open=True)
+    assert refused(closed) is None
+    assert refused(closed, client="192.0.2.7") == 403
+    assert refused(opened, client="192.0.2.7") is None
+    for name in ("x_forwarded_for", "forwarded", "via"):
+        assert refused(closed, **{name: "192.0.2.7"}) == 403
+
+
+def test_a_page_of_another_site_changes_nothing_here(tmp_path):
+    settings = Settings(data_dir=tmp_path, cors_origins=("https://page.example",))
+    assert refused(settings, sec_fetch_site="cross-site") == 403
+    assert refused(settings, origin="https://other.example") == 403
+    assert refused(settings, origin="null") == 403
+    assert refused(settings, origin="http://localhost:3000", sec_fetch_site="same-origin") is None
+    assert refused(settings, origin="https://page.example", sec_fetch_site="cross-site") is None
+    assert refused(settings, method="GET", sec_fetch_site="cross-site") is None
+
+
+def test_a_name_of_the_server_is_known_however_it_is_written(tmp_path):
+    assert refused(Settings(data_dir=tmp_path, hosts=("Video.Example",)), host="video.example") is None
+
+
+def test_an_empty_key_is_none(tmp_path):
+    with pytest.raises(ValueError, match="at least 1"):
+        Settings(data_dir=tmp_path, api_keys=[""])

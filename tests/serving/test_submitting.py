@@ -100,3 +100,12 @@ def test_a_job_is_estimated_by_those_before_it(settings, png):
             return float(request.num_frames)
 
     assert estimate(Known(), prepare(settings, {}, png)) == 14.0
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"seconds": "1e308"}, {"seconds": "2", "fps": "1" + "0" * 400}, {"\ud800": "1"}, {"prompt": "x" * 10_001}],
+)
+def test_what_no_machine_could_count_or_keep_is_refused(settings, png, given):
+    with pytest.raises(InvalidRequest):
+        prepare(settings, {"model": "pocket"} | given, png)

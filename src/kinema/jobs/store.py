@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from kinema.errors import JobNotFound, QueueUnavailable
+from kinema.errors import InvalidRequest, JobNotFound, QueueUnavailable
 from kinema.jobs.values import Failure, Job, Page
 from kinema.values import VideoRequest
 
@@ -161,7 +161,13 @@ class Store:
             if waiting.total() >= addition.bound:
                 continue
             added = insert.values(status="queued", **addition.values).on_conflict_do_nothing()
-            if connection.execute(added.returning(_jobs.c.seq)).first() is None:
+            try:
+                with connection.begin_nested():  # what is wrong with one is no matter of the others
+                    row = connection.execute(added.returning(_jobs.c.seq)).first()
+            except (sa.exc.DataError, UnicodeError, ValueError) as error:
+                addition.error = InvalidRequest(f"the database can't keep this request: {_reason(error)}")
+                continue
+            if row is None:
                 addition.error = KeyTaken()
                 continue
             priority = addition.values["priority"]

@@ -101,7 +101,7 @@ def _do(work: Work, task: Task, folder: Path, link: Connection, cancelled: Event
         with appearing(folder / PRODUCTS[task.part]) as aside:
             product.save(aside)
     except KinemaError as error:
-        link.send(("failed", code_of(error), str(error)))
+        link.send(("failed", code_of(type(error)), str(error)))
     except Exception as error:  # noqa: BLE001 - a defect fails its job, not the server
         traceback.print_exc()
         link.send(("failed", "internal_error", f"{type(error).__name__}: {error}"))
@@ -137,9 +137,9 @@ def _follow(work: Work, task: Task, link: Connection, cancelled: Event) -> Produ
     return product
 
 
-def code_of(error: KinemaError) -> str:
+def code_of(kind: type[KinemaError]) -> str:
     """An error's name as a code: InsufficientMemory is "insufficient_memory"."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(error).__name__).lower()
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__).lower()
 
 
 if __name__ == "__main__":

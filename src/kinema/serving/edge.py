@@ -7,6 +7,7 @@ import binascii
 import hmac
 import ipaddress
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 # What a service manager asks has no secrets in it.
 PROBES = frozenset({"/livez", "/readyz", "/healthz"})
+# Methods that change nothing, and what a proxy adds to what it passes on.
+SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+PROXIES = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "via")
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -54,7 +58,8 @@ class _Guard:
         self._app = app
         self._keys = [key.get_secret_value().encode() for key in settings.api_keys]
         self._open = settings.open
-        self._hosts = LOCAL_NAMES | set(settings.hosts)
+        self._hosts = LOCAL_NAMES | {name.lower() for name in settings.hosts}
+        self._origins = frozenset(settings.cors_origins)
         self._any_host = (bool(self._keys) or settings.open) and not settings.hosts
         self._limit = int(settings.max_body_mb * 1_000_000)
 
@@ -74,29 +79,42 @@ class _Guard:
         await self._app(scope, receive, send)
 
     def _refusal(self, scope: Scope, headers: Headers) -> tuple[int, dict[str, Any], dict[str, str]] | None:
+        if self._is_foreign(scope, headers):
+            told = "a page of another site asks this; KINEMA_CORS_ORIGINS names the origins whose pages may"
+            return 403, error_body(403, "origin_not_allowed", told), {}
         name = _host_name(headers.get("host", ""))
         if not self._any_host and name not in self._hosts:
             told = f"this server is not called {name[:80]!r}; KINEMA_HOSTS names what else it is called"
             return 403, error_body(403, "host_not_allowed", told), {}
         if not self._keys:
             client = scope.get("client")
-            if self._open or client is None or _is_local(client[0]):
+            passed_on = any(header in headers for header in PROXIES)
+            if self._open or (not passed_on and (client is None or _is_local(client[0]))):
                 return None
-            told = "without a key only this machine is answered; set KINEMA_API_KEYS, or KINEMA_OPEN=true"
+            told = "without a key only this machine is answered, and no proxy; set KINEMA_API_KEYS, or KINEMA_OPEN=true"
             return 403, error_body(403, "address_not_allowed", told), {}
-        if scope["path"] in PROBES or (scope["type"] == "http" and self._knows(headers)):
-            return None
-        if scope["type"] == "websocket" and self._knows(headers):
+        if (scope["type"] == "http" and scope["path"] in PROBES) or self._knows(headers):
             return None
         told = "a key is asked for: send it as Authorization: Bearer …, or as X-API-Key, or as a password"
         # Basic alone: Chromium asks for no password where another scheme stands in the same header.
         return 401, error_body(401, "unknown_key", told), {"WWW-Authenticate": 'Basic realm="Kinema", charset="UTF-8"'}
 
+    def _is_foreign(self, scope: Scope, headers: Headers) -> bool:
+        """Whether a browser asks for a change, or opens a socket, because a page of another site told it to."""
+        if scope["type"] == "http" and scope["method"] in SAFE:
+            return False
+        origin = headers.get("origin")
+        if origin in self._origins or "*" in self._origins:
+            return False
+        if headers.get("sec-fetch-site") == "cross-site":
+            return True
+        return origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower()
+
     def _knows(self, headers: Headers) -> bool:
         """Whether a key comes with it; every one is compared, each in constant time."""
         given = _key(headers).encode("utf-8", "surrogateescape")
         found = [hmac.compare_digest(given, key) for key in self._keys]
-        return any(found)
+        return bool(given) and any(found)
 
     def _too_large(self) -> RequestTooLarge:
         return RequestTooLarge(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -118,14 +117,14 @@ def _frames(seconds: object, settings: Mapping[str, Any]) -> int:
         per_second = int(str(rate))
     except ValueError:
         return 1  # the request refuses the rate itself
-    if per_second < 1:
-        return 1
+    if not 1 <= per_second <= 1000:
+        return 1  # likewise
     longest = _MOST_FRAMES / per_second
     try:
         wanted = float(str(seconds))
     except ValueError:
         raise InvalidRequest(f"seconds {seconds!r} is no number; give one, as 2", "seconds") from None
-    if not math.isfinite(wanted) or not 1 <= (frames := round(wanted * per_second)) <= _MOST_FRAMES:
+    if not 0 <= wanted <= longest + 1 or not 1 <= (frames := round(wanted * per_second)) <= _MOST_FRAMES:
         raise InvalidRequest(
             f"seconds {seconds!r} is out of range: at {per_second} frames a second a video lasts "
             f"{1 / per_second:.2g} to {longest:.3g} seconds, which is {_MOST_FRAMES} frames",

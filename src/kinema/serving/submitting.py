@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from kinema.values import VideoRequest
 
 MILLION = 1_000_000
+MAX_TITLE = 10_000  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,7 @@ def submit(
     Raises:
         InvalidRequest, QueueFull, InsufficientDisk, KeyReused, QueueUnavailable: as `Queue.submit`.
     """
+    _check_text({"title": title})
     return queue.submit(
         submission.request,
         still=submission.still,
@@ -155,10 +157,13 @@ def _check_work(settings: Settings, request: VideoRequest) -> None:
 
 
 def _check_text(given: Mapping[str, Any]) -> None:
-    """Refuse characters that no database and no file keeps."""
+    """Refuse characters that no database and no file keeps, and words that a title would be too long for."""
     for name, value in given.items():
-        if isinstance(value, str) and ("\0" in value or any("\ud800" <= c <= "\udfff" for c in value)):
-            raise InvalidRequest(f"{name} {value!r} holds what is no character; write it anew", name)
+        for text in (name, value):
+            if isinstance(text, str) and ("\0" in text or any("\ud800" <= c <= "\udfff" for c in text)):
+                raise InvalidRequest(f"{name!a} holds what is no character: {ascii(text)[:80]}; write it anew", name)
+        if name in ("prompt", "title") and isinstance(value, str) and len(value) > MAX_TITLE:
+            raise InvalidRequest(f"{name} has {len(value)} characters and at most {MAX_TITLE} are read", name)
 
 
 def _title(prompt: Any) -> str | None:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal
+from urllib.parse import quote
 
 from fastapi import FastAPI, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -134,8 +135,9 @@ async def wait_for(host: Host, request: Request, job: Job, *, keep: bool) -> Res
 
 
 def made_headers(job: Job) -> dict[str, str]:
-    """What a file can't say: which job it was, and the seed that makes it again."""
-    return {"X-Kinema-Job": job.id, "X-Kinema-Seed": str(job.request.seed), "X-Kinema-Model": job.request.model}
+    """What a file can't say: which job it was, and the seed that makes it again; a model's name as in an address."""
+    model = quote(job.request.model, safe="/@:+ ")
+    return {"X-Kinema-Job": job.id, "X-Kinema-Seed": str(job.request.seed), "X-Kinema-Model": model}
 
 
 def _add_making(app: FastAPI) -> None:

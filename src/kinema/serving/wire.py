@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -42,8 +43,6 @@ _STATUS: tuple[tuple[type[KinemaError], int], ...] = (
     (InsufficientMemory, 507),
     (KinemaError, 500),
 )
-# What became of a job that someone waited for.
-_FAILED = {"cancelled": 409, "invalid_request": 400, "invalid_still": 400, "insufficient_memory": 507}
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 RETRY_SECONDS = 5
 
@@ -192,7 +191,7 @@ def video_of(job: Job, cautions: Iterable[str] = ()) -> dict[str, Any]:
 
 def refusal(error: KinemaError) -> tuple[int, dict[str, Any], dict[str, str]]:
     """The status, body and headers that answer an error."""
-    status = next(number for kind, number in _STATUS if isinstance(error, kind))
+    status = _status_of(type(error))
     headers = {}
     if isinstance(error, QueueFull):
         headers["Retry-After"] = str(max(1, round(error.retry_after)))
@@ -201,20 +200,39 @@ def refusal(error: KinemaError) -> tuple[int, dict[str, Any], dict[str, str]]:
     param = error.param if isinstance(error, InvalidRequest) else None
     if isinstance(error, InvalidStill):
         param = "input_reference"
-    return status, error_body(status, code_of(error), str(error), param), headers
+    return status, error_body(status, code_of(type(error)), str(error), param), headers
 
 
 def failure(fault: Failure | None) -> tuple[int, dict[str, Any], dict[str, str]]:
     """The same for a job that failed while someone waited for its video."""
     code, message = ("failed", "the video failed") if fault is None else (fault.code, fault.message)
-    status = _FAILED.get(code, 500)
-    return status, error_body(status, code, message), {}
+    status = 409 if code == "cancelled" else _failed().get(code, 500)
+    return status, error_body(status, code, message), {"Retry-After": str(RETRY_SECONDS)} if status == 503 else {}
+
+
+def _status_of(error: type[KinemaError]) -> int:
+    return next(number for kind, number in _STATUS if issubclass(error, kind))
+
+
+@cache
+def _failed() -> Mapping[str, int]:
+    """The status for each code of our errors."""
+    kinds: list[type[KinemaError]] = [KinemaError]
+    for kind in kinds:
+        kinds.extend(kind.__subclasses__())
+    return {code_of(kind): _status_of(kind) for kind in kinds}
 
 
 def error_body(status: int, code: str, message: str, param: str | None = None) -> dict[str, Any]:
     """An error's body."""
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-    return {"error": {"code": code, "message": message, "param": param, "type": kind}}
+    told = {"code": code, "message": message, "param": param, "type": kind}
+    return {"error": {name: text and _sendable(text) for name, text in told.items()}}
+
+
+def _sendable(text: str) -> str:
+    """Without halves of characters, which JSON from outside may hold and UTF-8 does not."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 ERROR_ANSWERS: Mapping[int, str] = {

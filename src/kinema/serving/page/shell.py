@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,8 +21,13 @@ HEADERS = (
     (b"referrer-policy", b"same-origin"),
     (b"x-content-type-options", b"nosniff"),
 )
-# Gradio serves these for apps that need them; here they would only let strangers fill the disk or ask elsewhere.
-CLOSED = ("/gradio_api/upload", "/gradio_api/proxy", "/gradio_api/deep_link", "/monitoring")
+# What the page asks of Gradio. All else that it serves is for other apps; here it would let strangers fill the disk,
+# read files, or ask elsewhere through this server.
+OPEN = frozenset({"", "/", "/theme.css", "/gradio_api/queue/data", "/gradio_api/queue/join"})
+OPEN_FOLDERS = ("/assets/", "/static/")
+# A call brings the form's values; Gradio would fetch what they name as a file, wherever it lies.
+MAX_CALL = 1_000_000
+FILE_MARK = "gradio.FileData"
 
 
 class Shell:
@@ -37,15 +43,19 @@ class Shell:
         self._language = language
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer as Gradio does, but for what is closed; documents are adapted on their way out."""
-        if scope["type"] != "http":
+        """Answer as Gradio does where the page asks; documents are adapted on their way out."""
+        if scope["type"] == "lifespan":
             return await self._app(scope, receive, send)
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if scope["type"] != "http" or not (path in OPEN or path.startswith(OPEN_FOLDERS)):
+            return await _closed(scope, receive, send, 404)
+        if path == "/gradio_api/queue/join":
+            body = await _body(receive)
+            if body is None or _names_file(body):
+                return await _closed(scope, receive, send, 413 if body is None else 400)
+            receive = _again(body, receive)
         if not self._blocks.is_running:
             self._blocks.run_startup_events()  # type: ignore[no-untyped-call]  # Gradio gives it no types
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
-        if path.startswith(CLOSED):
-            await send({"type": "http.response.start", "status": 404, "headers": []})
-            return await send({"type": "http.response.body", "body": b""})
         # A compressed document could not be adapted; everything else may be compressed as Gradio likes.
         if path in ("", "/"):
             kept = [(name, value) for name, value in scope["headers"] if name != b"accept-encoding"]
@@ -89,3 +99,44 @@ def _is_document(start: Message) -> bool:
     headers = {name.lower(): value for name, value in start["headers"]}
     kind: bytes = headers.get(b"content-type", b"")
     return kind.startswith(b"text/html")
+
+
+async def _closed(scope: Scope, receive: Receive, send: Send, status: int) -> None:
+    if scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.close", "code": 1008})
+    else:
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def _body(receive: Receive) -> bytes | None:
+    """All of a request's body; None where it is too large, or its sender went."""
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            return None
+        body.extend(message.get("body", b""))
+        if len(body) > MAX_CALL:
+            return None
+        if not message.get("more_body"):
+            return bytes(body)
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """The same body, to be received once more."""
+    left: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def again() -> Message:
+        return left.pop() if left else await receive()
+
+    return again
+
+
+def _names_file(body: bytes) -> bool:
+    """Whether a file is named anywhere in it, however it is spelt; what can't be read may name one."""
+    try:  # as pairs, so that nothing hides behind a key that is given twice
+        return FILE_MARK in json.dumps(json.loads(body, object_pairs_hook=list))
+    except (ValueError, RecursionError):
+        return True
