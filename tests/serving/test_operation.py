@@ -158,7 +158,7 @@ def test_a_page_of_another_site_changes_nothing_here(tmp_path):
     settings = Settings(data_dir=tmp_path, cors_origins=("https://page.example",))
     assert refused(settings, sec_fetch_site="cross-site") == 403
     assert refused(settings, origin="https://other.example") == 403
-    assert refused(settings, origin="null") == 403
+    assert [refused(settings, origin=origin) for origin in ("null", "", "http://[")] == [403, 403, 403]
     assert refused(settings, origin="http://localhost:3000", sec_fetch_site="same-origin") is None
     assert refused(settings, origin="https://page.example", sec_fetch_site="cross-site") is None
     assert refused(settings, method="GET", sec_fetch_site="cross-site") is None
