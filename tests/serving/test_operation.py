@@ -150,7 +150,7 @@ def test_other_machines_are_not_answered_without_a_key(tmp_path):
     assert refused(closed) is None
     assert refused(closed, client="192.0.2.7") == 403
     assert refused(opened, client="192.0.2.7") is None
-    for name in ("x_forwarded_for", "forwarded", "via"):
+    for name in ("x_forwarded_for", "x_forwarded_port", "forwarded", "via"):
         assert refused(closed, **{name: "192.0.2.7"}) == 403
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 PROBES = frozenset({"/livez", "/readyz", "/healthz"})
 # Methods that change nothing, and what a proxy adds to what it passes on.
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
-PROXIES = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip", "via")
+PROXIES = ("forwarded", "x-forwarded-", "x-real-ip", "via")
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -87,7 +87,7 @@ class _Guard:
             return 403, error_body(403, "host_not_allowed", told), {}
         if not self._keys:
             client = scope.get("client")
-            passed_on = any(header in headers for header in PROXIES)
+            passed_on = any(name.startswith(PROXIES) for name in headers)
             if self._open or (not passed_on and (client is None or _is_local(client[0]))):
                 return None
             told = "without a key only this machine is answered, and no proxy; set KINEMA_API_KEYS, or KINEMA_OPEN=true"
