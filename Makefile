@@ -11,7 +11,7 @@ demo: $(VENV)/installed ## a photograph becomes a video, on the embedded model
 	@$(BIN)/kinema generate examples/rocket.jpg --model pocket --seed 42 -o out/rocket.mp4 --contact-sheet out/rocket.png
 
 test: check chromium ## every check and every test but the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow"
 
 test-all: check chromium ## the slow ones too: notebooks, the pocket's parity, signals, random kills
 	$(BIN)/python -m pytest

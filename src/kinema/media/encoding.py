@@ -60,7 +60,8 @@ class StreamEncoder:
     """
 
     _CODECS: ClassVar = {
-        ".mp4": ("mp4", "libx264", {"preset": "medium", "crf": "17"}),
+        # On CPUs with AVX-512 x264's macroblock tree decides otherwise from one run to the next.
+        ".mp4": ("mp4", "libx264", {"preset": "medium", "crf": "18", "mbtree": "0"}),
         ".webm": ("webm", "libvpx-vp9", {"crf": "20", "b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "0"}),
     }
 
