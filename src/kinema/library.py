@@ -39,8 +39,8 @@ def load(
             takes `svd-xt` where a CUDA device has room for it, else `pocket`.
         device: "cuda", "cuda:1", "mps" or "cpu"; None takes the best there is.
         dtype: "float16", "bfloat16" or "float32"; None takes the quickest that is safe on the device.
-        engine: "fast" (our own forward) or "reference" (diffusers'); None takes the fast one on a CPU in float32,
-            where it has been measured to be exact and quicker.
+        engine: "fast" (our own forward) or "reference" (diffusers'); None takes the fast one on a CPU, where it has
+            been measured to be as exact and quicker.
 
     Raises:
         WeightsError: one of its kinds, when the model can't be had or used.

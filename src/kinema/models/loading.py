@@ -159,19 +159,19 @@ def load(
         image_size=int(checked["image_encoder"][0].config.image_size),  # type: ignore[union-attr, arg-type]
         snapshot=snapshot,
         defaults=default_settings(str(model)),
-        engine=_engine(engine, chosen, kind),
+        engine=_engine(engine, chosen),
         notes=_notes(chosen, kind, [part for part, (_, _, in_half) in checked.items() if in_half]),
     )
 
 
-def _engine(wanted: str | None, device: torch.device, dtype: torch.dtype) -> Engine:
-    """The forward asked for, or the fast one where it has been measured to be quicker: in float32 on a CPU.
+def _engine(wanted: str | None, device: torch.device) -> Engine:
+    """The forward asked for, or the fast one where it has been measured to be quicker: on a CPU.
 
     Raises:
         InvalidRequest: when there is none of that name.
     """
     if wanted is None:
-        return "fast" if device.type == "cpu" and dtype.itemsize == 4 else "reference"
+        return "fast" if device.type == "cpu" else "reference"
     if wanted not in get_args(Engine):
         raise InvalidRequest(f"there is no engine {wanted!r}; there is {' and '.join(get_args(Engine))}", "engine")
     return cast(Engine, wanted)
