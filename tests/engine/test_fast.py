@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from kinema.engine import generate
-from kinema.engine.fast import FastDecoder, FastUNet, gpu
+from kinema.engine.fast import FastDecoder, FastUNet, gpu, onednn
+from kinema.engine.fast.layers import Linear
 from kinema.engine.forwards import engine_for
 from kinema.errors import InvalidRequest
 from kinema.media.still import open_still
@@ -257,3 +258,18 @@ def test_a_clip_of_several_bands_is_decoded_as_one(tiny_svd: Path, monkeypatch: 
     whole = FastDecoder(vae)(latents)
     monkeypatch.setattr("kinema.engine.fast.layers.BAND", 1000)  # else only large pictures have more than one
     assert relative_error(FastDecoder(vae)(latents), whole) <= 1e-5
+
+
+def test_products_by_onednn_are_those_of_plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = Linear(torch.randn(24, 40).t(), torch.randn(24))
+    x, other = torch.randn(50, 40), torch.randn(50, 24)
+
+    def products() -> list[torch.Tensor]:
+        return [layer(x), layer.gelu(x), layer.times(x, other.clone()), layer.add_to(other.clone(), x)]
+
+    if not onednn.suits(x):
+        pytest.skip("torch has no oneDNN here")
+    by_onednn = products()
+    monkeypatch.setattr(onednn, "suits", lambda _: False)
+    for one, another in zip(by_onednn, products(), strict=True):
+        torch.testing.assert_close(one, another)

@@ -204,7 +204,9 @@ def test_same_frames_give_the_same_bytes_in_another_process(tmp_path, frames):
 def test_same_frames_give_the_same_bytes_again_and_again():
     """At a size and a length at which x264's macroblock tree, with AVX-512, does not."""
     down, right = np.mgrid[:320, :576]
-    frames = np.stack([np.stack([3 * right + 9 * i, 5 * down, right + down + i], -1) for i in range(7)]).astype(np.uint8)
+    frames = np.stack([np.stack([3 * right + 9 * i, 5 * down, right + down + i], -1) for i in range(7)]).astype(
+        np.uint8
+    )
     assert len({encode_video(frames, ".mp4", 7) for _ in range(12)}) == 1
 
 
