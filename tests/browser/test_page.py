@@ -234,6 +234,10 @@ def test_the_page_speaks_korean(server, visit):
     generate(page)
     finished(page)
     assert page.inner_text(".k-headline") == "완성"
+    # Gradio's word on its calls comes and goes; that it is never seen or read aloud holds at any moment.
+    trackers = "all => [...new Set(all.map(e => getComputedStyle(e).display))]"
+    assert page.eval_on_selector_all("[data-testid=status-tracker]", trackers) == ["none"]
+    assert page.is_visible(".k-segments > .wrap:not([data-testid]) >> nth=0")
     latin = re.findall(r"[A-Za-z]{3,}", page.inner_text("#k-form"))
     assert set(latin) <= {"rocket"}, latin
     page.click("a[data-language=en]")  # the same job, and the choice is remembered
