@@ -12,12 +12,13 @@ from kinema.media.still import fit_cautions, open_still
 from kinema.models.catalog import cautions, for_painter, request_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from kinema.media.still import Source, Still
     from kinema.models.loading import Models
     from kinema.models.painters import Painter
+    from kinema.sentences import Sentence
     from kinema.values import Engine, Step, VideoRequest
 
 
@@ -250,7 +251,7 @@ def generate(
     return clip
 
 
-def _warn(found: list[str]) -> None:
+def _warn(found: Iterable[str]) -> None:
     """Warn at the line that called Kinema, however deep this is."""
     frame, level = inspect.currentframe(), 1
     while frame is not None and str(frame.f_globals.get("__name__")) == __name__:
@@ -259,7 +260,7 @@ def _warn(found: list[str]) -> None:
         warnings.warn(caution, KinemaWarning, stacklevel=level)
 
 
-def all_cautions(still: Still, request: VideoRequest) -> list[str]:
+def all_cautions(still: Still, request: VideoRequest) -> list[Sentence]:
     """Everything a person should know before the work begins: of the still, its fitting, and the settings."""
     fitting = fit_cautions(still, request.width, request.height, request.fit)
     return [*still.warnings, *fitting, *cautions(request)]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from kinema.errors import InvalidRequest
+from kinema.sentences import Sentence
 
 if TYPE_CHECKING:
     import numpy as np
@@ -136,21 +137,39 @@ class VideoRequest(BaseModel):
     def _multiple_of_8(cls, value: int, info: Any) -> int:
         if value % 8:
             below = value // 8 * 8
-            raise ValueError(f"{info.field_name} {value} is not a multiple of 8; {below} and {below + 8} are")
+            raise ValueError(
+                Sentence(
+                    "no_multiple_of_8",
+                    "{name} {value} is not a multiple of 8; {below} and {above} are",
+                    name=info.field_name,
+                    value=value,
+                    below=below,
+                    above=below + 8,
+                )
+            )
         return value
 
     @field_validator("prompt")
     @classmethod
     def _says_something(cls, value: str | None) -> str | None:
         if value is not None and not value.strip():
-            raise ValueError(f"prompt {value!r} is empty; say what the still is to show")
+            raise ValueError(
+                Sentence("empty_prompt", "prompt {value!r} is empty; say what the still is to show", value=value)
+            )
         return value
 
     @field_validator(*PAINTING[1:])
     @classmethod
     def _has_a_prompt(cls, value: Any, info: Any) -> Any:
         if value is not None and info.data.get("prompt", "") is None:
-            raise ValueError(f"{info.field_name} {value!r} is of a still that is drawn: drop it, or give a prompt")
+            raise ValueError(
+                Sentence(
+                    "without_prompt",
+                    "{name} {value!r} is of a still that is drawn: drop it, or give a prompt",
+                    name=info.field_name,
+                    value=value,
+                )
+            )
         return value
 
     @classmethod
@@ -188,28 +207,67 @@ def _first_fault(error: ValidationError) -> InvalidRequest:
     value = fault["input"]
     match fault["type"]:
         case "value_error":
-            return InvalidRequest(str(fault["ctx"]["error"]), name)
+            said = fault["ctx"]["error"].args[0]
         case "extra_forbidden":
             known = ", ".join(VideoRequest.model_fields)
-            return InvalidRequest(f"there is no setting {name!r}; the settings are {known}", name)
-        case "string_too_long":
-            return InvalidRequest(
-                f"{name} has {len(value)} characters and at most {fault['ctx']['max_length']} are read", name
+            said = Sentence(
+                "no_setting", "there is no setting {name!r}; the settings are {known}", name=name, known=known
             )
+        case "string_too_long":
+            said = too_long(name, len(value), fault["ctx"]["max_length"])
         case "greater_than_equal" | "less_than_equal":
-            return InvalidRequest(f"{name} {value!r} is out of range: {_range_of(name)}", name)
-        case _:
+            said = Sentence(
+                "out_of_range",
+                "{name} {value!r} is out of range: {range}",
+                name=name,
+                value=value,
+                range=_range_of(name),
+            )
+        case kind:
             message = fault["msg"][:1].lower() + fault["msg"][1:]
-            return InvalidRequest(f"{name} {value!r} is not usable: {message}", name)
+            said = Sentence(
+                "not_usable",
+                "{name} {value!r} is not usable: {wanted}",
+                name=name,
+                value=value,
+                wanted=_wanted(name, kind, message),
+            )
+    return InvalidRequest(said, name)
 
 
-def _range_of(name: str) -> str:
+def too_long(name: str, length: int, longest: int) -> Sentence:
+    """The refusal of a text that has more characters than are read."""
+    return Sentence(
+        "too_long",
+        "{name} has {length} characters and at most {longest} are read",
+        name=name,
+        length=length,
+        longest=longest,
+    )
+
+
+def _wanted(name: str, kind: str, message: str) -> Sentence:
+    """What a setting takes in place of a value of the wrong kind; `message` is pydantic's."""
+    match kind:
+        case "literal_error":
+            choices = {"fit": get_args(Fit), "scheduler": get_args(Scheduler)}[name]
+            return Sentence("one_of_wanted", "{message}", message=message, choices=", ".join(choices))
+        case "string_type" | "string_too_short":
+            return Sentence("text_wanted", "{message}", message=message)
+        case "finite_number" | "float_type" | "float_parsing":
+            return Sentence("number_wanted", "{message}", message=message)
+        case _ if kind.startswith("int_"):
+            return Sentence("whole_number_wanted", "{message}", message=message)
+    return Sentence("other_wanted", "{message}", message=message)
+
+
+def _range_of(name: str) -> Sentence:
     """The allowed range of a setting, as a person reads it."""
     bounds = {type(m).__name__: m for m in VideoRequest.model_fields[name].metadata}
-    low, high = bounds.get("Ge"), bounds.get("Le")
-    if low is None or high is None:
-        return f"at least {low.ge}" if low is not None else f"at most {high.le}" if high is not None else "any"
-    return f"{low.ge} to {high.le}"
+    low, high = bounds["Ge"].ge, bounds.get("Le")
+    if high is None:
+        return Sentence("at_least", "at least {low}", low=low)
+    return Sentence("from_to", "{low} to {high}", low=low, high=high.le)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

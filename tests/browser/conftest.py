@@ -44,7 +44,7 @@ def visit(chromium, visitors):
             if given := options.get("http_credentials"):
                 options["http_credentials"] = dict(zip(("username", "password"), given, strict=True))
             visitors[key] = chromium.new_context(**(usual | options))
-            visitors[key].set_default_timeout(20_000)
+            visitors[key].set_default_timeout(60_000)
         page = visitors[key].new_page()
         pages.append(page)
         page.on("request", lambda request: asked.append(request.url))

@@ -234,12 +234,34 @@ def test_the_page_speaks_korean(server, visit):
     generate(page)
     finished(page)
     assert page.inner_text(".k-headline") == "완성"
+    # Gradio's word on its calls comes and goes; that it is never seen or read aloud holds at any moment.
+    trackers = "all => [...new Set(all.map(e => getComputedStyle(e).display))]"
+    assert page.eval_on_selector_all("[data-testid=status-tracker]", trackers) == ["none"]
+    assert page.is_visible(".k-segments > .wrap:not([data-testid]) >> nth=0")
     latin = re.findall(r"[A-Za-z]{3,}", page.inner_text("#k-form"))
     assert set(latin) <= {"rocket"}, latin
     page.click("a[data-language=en]")  # the same job, and the choice is remembered
     page.wait_for_selector("text=Done")
     page.goto(server.address)
     assert page.wait_for_url("**/studio/en/**") is None
+
+
+def test_refusals_and_cautions_are_korean_too(server, visit, tmp_path):
+    page = visit(server.address, locale="ko-KR", reduced_motion="reduce")
+    set_number(page, "너비", 300)
+    page.wait_for_selector("#k-note .k-fault:has-text('너비: 300 값은 8의 배수가 아닙니다. 296, 304 가운데')")
+    set_number(page, "너비", 320)
+    page.wait_for_selector(
+        "#k-note .k-cautions:has-text('320×160 크기는 pocket 모델이 학습한 288×160 크기와 다릅니다')"
+    )
+    page.get_by_label("시드", exact=True).fill("-1")
+    page.wait_for_selector("#k-note .k-fault:has-text('시드: -1 값은 범위를 벗어났습니다. 0부터 4294967295까지')")
+    (tmp_path / "a.gif").write_bytes(b"GIF89a")
+    with page.expect_file_chooser() as chooser:
+        page.click("[data-choose]")
+    chooser.value.set_files(tmp_path / "a.gif")
+    page.wait_for_selector(".k-still .k-fault:has-text('GIF 그림 같습니다. 한 장면을 PNG로 저장해서 쓰세요.')")
+    assert page.locator("#k-form [lang=en]").count() == 0
 
 
 def test_motion_is_left_out_where_it_is_not_wanted(server, visit):

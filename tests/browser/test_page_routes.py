@@ -146,6 +146,13 @@ def test_what_is_no_still_is_refused(client, data, status, said):
     assert said in answer.json()["fault"]
 
 
+def test_what_is_no_still_is_refused_in_the_pages_language(client):
+    for data in (b"GIF89a", b"0" * 20_000_001):
+        answer = client.post("/studio/stills?language=ko", content=data).json()
+        assert ("PNG로 저장해서" in answer["fault"]) or ("20 MB가 넘습니다" in answer["fault"])
+        assert not answer["english"]
+
+
 @pytest.mark.parametrize("name", ["..%2f..%2fjobs.sqlite3", "A" * 64, "a" * 63, "a" * 64, "%00"])
 def test_no_other_file_is_shown(client, name):
     assert client.get(f"/studio/stills/{name}?width=288&height=160").status_code in (404, 422)

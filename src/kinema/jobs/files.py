@@ -14,6 +14,7 @@ import time
 from typing import TYPE_CHECKING
 
 from kinema.errors import InsufficientDisk, QueueUnavailable
+from kinema.sentences import Sentence
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -73,8 +74,14 @@ class Files:
         free = shutil.disk_usage(self.root).free
         if free < reserve_gb * GIGABYTE:
             raise InsufficientDisk(
-                f"{free / GIGABYTE:.1f} GB are free in {self.root}, and {reserve_gb:g} must stay free "
-                "(KINEMA_MIN_FREE_GB): delete videos, or make room"
+                Sentence(
+                    "little_room",
+                    "{free:.1f} GB are free in {folder}, and {reserve:g} must stay free (KINEMA_MIN_FREE_GB): "
+                    "delete videos, or make room",
+                    free=free / GIGABYTE,
+                    folder=self.root,
+                    reserve=reserve_gb,
+                )
             )
 
     def add_still(self, data: bytes) -> str:
@@ -143,7 +150,14 @@ def appearing(path: Path) -> Iterator[Path]:
         _sync(path.parent)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise InsufficientDisk(f"the disk is full: {path.name} can't be written in {path.parent}") from None
+            raise InsufficientDisk(
+                Sentence(
+                    "disk_full",
+                    "the disk is full: {file} can't be written in {folder}",
+                    file=path.name,
+                    folder=path.parent,
+                )
+            ) from None
         raise
     finally:
         aside.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from kinema.jobs.store import KeyTaken, Store
 from kinema.jobs.values import PRODUCTS, Failure, Job, Page
 from kinema.jobs.watching import AsyncInbox, Inbox, Watchers
 from kinema.jobs.workers import devices_for
+from kinema.sentences import Sentence
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -333,7 +334,7 @@ class Queue:
 
     def _check(self, request: VideoRequest, still: bytes | None, priority: int, key: str | None) -> None:
         if self._closed:
-            raise QueueUnavailable("the queue is closing; try again when the server is back")
+            raise QueueUnavailable(Sentence("queue_closing", "the queue is closing; try again when the server is back"))
         if (still is None) == (request.prompt is None):
             what = "neither a still nor a prompt is" if still is None else "a still and a prompt are both"
             raise InvalidRequest(f"{what} given: give one of them", "prompt")
@@ -360,8 +361,12 @@ class Queue:
         mean = sum(spans) / len(spans) if spans else 30.0
         wait = max(1.0, min(left, default=mean))
         return QueueFull(
-            f"{self._settings.queue_size} jobs are waiting, and no more may (KINEMA_QUEUE_SIZE); "
-            f"try again in {wait:.0f} seconds",
+            Sentence(
+                "queue_full",
+                "{most} jobs are waiting, and no more may (KINEMA_QUEUE_SIZE); try again in {wait:.0f} seconds",
+                most=self._settings.queue_size,
+                wait=wait,
+            ),
             wait,
         )
 

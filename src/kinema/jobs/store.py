@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from kinema.errors import InvalidRequest, JobNotFound, QueueUnavailable
 from kinema.jobs.values import Failure, Job, Page
+from kinema.sentences import Sentence
 from kinema.values import VideoRequest
 
 if TYPE_CHECKING:
@@ -165,7 +166,8 @@ class Store:
                 with connection.begin_nested():  # what is wrong with one is no matter of the others
                     row = connection.execute(added.returning(_jobs.c.seq)).first()
             except (sa.exc.DataError, UnicodeError, ValueError) as error:
-                addition.error = InvalidRequest(f"the database can't keep this request: {_reason(error)}")
+                said = Sentence("not_kept", "the database can't keep this request: {reason}", reason=_reason(error))
+                addition.error = InvalidRequest(said)
                 continue
             if row is None:
                 addition.error = KeyTaken()
@@ -385,7 +387,9 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except SQLAlchemyError as error:
-        raise QueueUnavailable(f"the queue's database does not answer: {_reason(error)}") from None
+        raise QueueUnavailable(
+            Sentence("no_database", "the queue's database does not answer: {reason}", reason=_reason(error))
+        ) from None
 
 
 def _reason(error: Exception) -> str:

@@ -17,10 +17,13 @@ Part = Literal["still", "latents", "video"]
 # What each part of a job leaves behind: a crash costs at most the part that was being made.
 PRODUCTS: Mapping[Part, str] = {"still": "still.png", "latents": "latents.safetensors", "video": "video.mp4"}
 
+# Why a job failed, where it was none of `kinema.errors`.
+OWN_FAILURES = ("cancelled", "worker_died", "worker_hung", "interrupted", "internal_error")
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a job failed. `code` is "cancelled", "worker_died", "worker_hung", or an error's name in small letters."""
+    """Why a job failed. `code` is one of OWN_FAILURES, or an error's name in small letters."""
 
     code: str
     message: str

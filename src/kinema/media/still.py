@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import os
@@ -17,6 +16,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 from kinema.errors import InvalidRequest, InvalidStill
+from kinema.sentences import Sentence
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,9 +26,8 @@ if TYPE_CHECKING:
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_BYTES = 100_000_000
 MAX_PIXELS = 40_000_000
+MILLION = 1_000_000
 MIN_SIDE = 32
-
-DAMAGED_EXIF = "its EXIF data are damaged, so it may lie on its side"
 
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | np.ndarray[Any, np.dtype[Any]]
 
@@ -45,25 +44,39 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+_PNG = Sentence("save_as_png", "save it as PNG")
+_PNG_OR_JPEG = Sentence("save_as_png_or_jpeg", "save it as PNG or JPEG")
+_EXPORT = Sentence("export_as_png", "export it as PNG")
+_JPEG = Sentence("export_as_jpeg", "export it as JPEG")
+_ONE_FRAME = Sentence("save_a_frame", "save one of its frames as PNG")
+_TIFF = Sentence("a_tiff", "a TIFF or camera raw picture")
+_JPEG_XL = Sentence("a_jpeg_xl", "a JPEG XL picture")
+_HEIC = Sentence("a_heic", "a HEIC photo")
+_VIDEO = Sentence("a_video", "a video")
 # First bytes of what people give by mistake: (offset, bytes, what it seems to be, what to do).
 _OTHERS = (
-    (0, b"GIF8", "a GIF", "save one of its frames as PNG"),
-    (0, b"%PDF", "a PDF document", "export the page as PNG"),
-    (0, b"BM", "a BMP picture", "save it as PNG"),
-    (0, b"II*\0", "a TIFF or camera raw picture", "save it as PNG or JPEG"),
-    (0, b"MM\0*", "a TIFF or camera raw picture", "save it as PNG or JPEG"),
-    (0, b"8BPS", "a Photoshop document", "export it as PNG"),
-    (0, b"\xff\x0a", "a JPEG XL picture", "save it as PNG or JPEG"),
-    (0, b"\0\0\0\x0cJXL ", "a JPEG XL picture", "save it as PNG or JPEG"),
-    (0, b"\0\0\0\x0cjP  ", "a JPEG 2000 picture", "save it as PNG or JPEG"),
-    (0, b"\0\0\1\0", "an icon", "save it as PNG"),
-    (0, b"PK\3\4", "a ZIP archive or office document", "take the picture out of it"),
-    (0, b"\x1aE\xdf\xa3", "a video", "save one of its frames as PNG"),
-    (4, b"ftypavi", "an AVIF picture", "save it as PNG or JPEG"),
-    (4, b"ftyphe", "a HEIC photo", "export it as JPEG"),
-    (4, b"ftypmif1", "a HEIC photo", "export it as JPEG"),
-    (4, b"ftypmsf1", "a HEIC photo", "export it as JPEG"),
-    (4, b"ftyp", "a video", "save one of its frames as PNG"),
+    (0, b"GIF8", Sentence("a_gif", "a GIF"), _ONE_FRAME),
+    (0, b"%PDF", Sentence("a_pdf", "a PDF document"), Sentence("export_the_page", "export the page as PNG")),
+    (0, b"BM", Sentence("a_bmp", "a BMP picture"), _PNG),
+    (0, b"II*\0", _TIFF, _PNG_OR_JPEG),
+    (0, b"MM\0*", _TIFF, _PNG_OR_JPEG),
+    (0, b"8BPS", Sentence("a_psd", "a Photoshop document"), _EXPORT),
+    (0, b"\xff\x0a", _JPEG_XL, _PNG_OR_JPEG),
+    (0, b"\0\0\0\x0cJXL ", _JPEG_XL, _PNG_OR_JPEG),
+    (0, b"\0\0\0\x0cjP  ", Sentence("a_jpeg_2000", "a JPEG 2000 picture"), _PNG_OR_JPEG),
+    (0, b"\0\0\1\0", Sentence("an_icon", "an icon"), _PNG),
+    (
+        0,
+        b"PK\3\4",
+        Sentence("a_zip", "a ZIP archive or office document"),
+        Sentence("take_it_out", "take the picture out of it"),
+    ),
+    (0, b"\x1aE\xdf\xa3", _VIDEO, _ONE_FRAME),
+    (4, b"ftypavi", Sentence("an_avif", "an AVIF picture"), _PNG_OR_JPEG),
+    (4, b"ftyphe", _HEIC, _JPEG),
+    (4, b"ftypmif1", _HEIC, _JPEG),
+    (4, b"ftypmsf1", _HEIC, _JPEG),
+    (4, b"ftyp", _VIDEO, _ONE_FRAME),
 )
 _OURS = ((0, b"\xff\xd8\xff", "JPEG"), (0, b"\x89PNG\r\n\x1a\n", "PNG"), (8, b"WEBP", "WebP"))
 
@@ -79,7 +92,7 @@ class Still:
 
     image: Image.Image
     sha256: str
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[Sentence, ...] = ()
     name: str | None = None
     painting: Painting | None = None
 
@@ -142,7 +155,7 @@ def fit_still(still: Still, width: int, height: int, fit: Fit = "crop") -> Image
             raise InvalidRequest(f"fit {fit!r} is not usable: crop, pad and stretch are", "fit")
 
 
-def fit_cautions(still: Still, width: int, height: int, fit: Fit = "crop") -> list[str]:
+def fit_cautions(still: Still, width: int, height: int, fit: Fit = "crop") -> list[Sentence]:
     """What a person should know before the still is fitted: that it is enlarged, or that much is cut off."""
     w, h = still.image.size
     left, top, right, bottom = crop_box((w, h), width, height)
@@ -151,10 +164,26 @@ def fit_cautions(still: Still, width: int, height: int, fit: Fit = "crop") -> li
     cautions = []
     if scale > 1:
         cautions.append(
-            f"the still ({w}×{h}) is enlarged {scale:.2g} times to {width}×{height}; a larger one is sharper"
+            Sentence(
+                "still_enlarged",
+                "the still ({w}×{h}) is enlarged {scale:.2g} times to {width}×{height}; a larger one is sharper",
+                w=w,
+                h=h,
+                scale=scale,
+                width=width,
+                height=height,
+            )
         )
     if fit == "crop" and (kept := shown_w * shown_h / (w * h)) < 0.5:
-        cautions.append(f"crop keeps {kept:.0%} of the still ({w}×{h}); fit pad keeps all of it")
+        cautions.append(
+            Sentence(
+                "still_cut",
+                "crop keeps {kept:.0%} of the still ({w}×{h}); fit pad keeps all of it",
+                kept=kept,
+                w=w,
+                h=h,
+            )
+        )
     return cautions
 
 
@@ -185,9 +214,7 @@ def _read(path: Path) -> bytes:
         if not path.is_file():
             raise InvalidStill(f"{path} is not a regular file; save the picture to one")
         if (size := path.stat().st_size) > MAX_BYTES:
-            raise InvalidStill(
-                f"{path} has {size / 1e6:.0f} MB and at most {MAX_BYTES // 1_000_000} are read; shrink it"
-            )
+            raise InvalidStill(_too_large(size, str(path)))
         return path.read_bytes()
     except OSError as error:
         raise InvalidStill(f"{path} can't be read ({error.strerror}); check its name and permissions") from None
@@ -196,11 +223,9 @@ def _read(path: Path) -> bytes:
 def _decoded(data: bytes, label: str, name: str | None) -> Still:
     """A still from an encoded picture; `label` names it in messages."""
     if not data:
-        raise InvalidStill(f"{label} is empty; get the picture again")
+        raise InvalidStill(Sentence("still_empty", "{label} is empty; get the picture again", label=label))
     if len(data) > MAX_BYTES:
-        raise InvalidStill(
-            f"{label} has {len(data) / 1e6:.0f} MB and at most {MAX_BYTES // 1_000_000} are read; shrink it"
-        )
+        raise InvalidStill(_too_large(len(data), label))
     try:
         with warnings.catch_warnings(record=True) as noticed:
             warnings.simplefilter("always")
@@ -213,32 +238,37 @@ def _decoded(data: bytes, label: str, name: str | None) -> Still:
     except InvalidStill:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise InvalidStill(f"{label} has far more than {MAX_PIXELS // 1_000_000} megapixels; shrink it") from None
+        most = MAX_PIXELS // MILLION
+        raise InvalidStill(
+            Sentence(
+                "still_far_too_wide", "{label} has far more than {most} megapixels; shrink it", label=label, most=most
+            )
+        ) from None
     except UnidentifiedImageError:
         raise InvalidStill(_unknown(data, label)) from None
     except Exception as error:  # noqa: BLE001 - Pillow's readers meet damage with nearly any exception
         raise InvalidStill(_damaged(label, error)) from None
     cautions = []
     if any("EXIF" in str(warning.message) for warning in noticed):
-        cautions.append(DAMAGED_EXIF)
+        cautions.append(_damaged_exif(label))
     # A phone's JPEG may carry a second picture (MPO: depth, gain map); that is no animation.
     if image.format in {"PNG", "WEBP"} and getattr(image, "n_frames", 1) > 1:
-        cautions.append("it is animated; its first frame is used")
+        cautions.append(Sentence("still_animated", "{label}: it is animated; its first frame is used", label=label))
     return _still(image, label, name, cautions)
 
 
-def _still(image: Image.Image, label: str, name: str | None, cautions: Sequence[str] = ()) -> Still:
+def _still(image: Image.Image, label: str, name: str | None, cautions: Sequence[Sentence] = ()) -> Still:
     """A still from an opened picture: bounded, decoded, upright, RGB and hashed."""
     _bounded(image, label)
     if image.mode == "F":
         raise InvalidStill(f"{label} has floating-point pixels; scale them to 0–255 and convert it to mode RGB")
     try:
         image.load()
-        rgb, more = _upright_rgb(image)
+        rgb, more = _upright_rgb(image, label)
     except Exception as error:  # noqa: BLE001 - as above
         raise InvalidStill(_damaged(label, error)) from None
     digest = hashlib.sha256(f"{rgb.width}x{rgb.height}:".encode() + rgb.tobytes()).hexdigest()
-    return Still(rgb, digest, tuple(f"{label}: {caution}" for caution in [*cautions, *more]), name)
+    return Still(rgb, digest, (*cautions, *more), name)
 
 
 def _bounded(image: Image.Image, label: str) -> None:
@@ -246,30 +276,46 @@ def _bounded(image: Image.Image, label: str) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise InvalidStill(
-            f"{label} has {width}×{height} = {width * height / 1e6:.1f} megapixels and at most "
-            f"{MAX_PIXELS // 1_000_000} are read; shrink it"
+            Sentence(
+                "still_too_wide",
+                "{label} has {width}×{height} = {megapixels:.1f} megapixels and at most {most} are read; shrink it",
+                label=label,
+                width=width,
+                height=height,
+                megapixels=width * height / MILLION,
+                most=MAX_PIXELS // MILLION,
+            )
         )
     if min(width, height) < MIN_SIDE:
         raise InvalidStill(
-            f"{label} has {width}×{height} pixels and at least {MIN_SIDE}×{MIN_SIDE} are needed; give a larger picture"
+            Sentence(
+                "still_too_small",
+                "{label} has {width}×{height} pixels and at least {least}×{least} are needed; give a larger picture",
+                label=label,
+                width=width,
+                height=height,
+                least=MIN_SIDE,
+            )
         )
 
 
-def _upright_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
+def _upright_rgb(image: Image.Image, label: str) -> tuple[Image.Image, list[Sentence]]:
     """The picture in 8-bit sRGB, turned as its EXIF says, and what could not be followed."""
     cautions = []
     turn = None
     try:
         turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # noqa: BLE001 - a damaged EXIF block spoils the orientation, not the picture
-        cautions.append(DAMAGED_EXIF)
+        cautions.append(_damaged_exif(label))
     profile = image.info.get("icc_profile")
     rgb = image if image.mode == "CMYK" else _rgb(image)
     if profile:
         try:
             rgb = _in_srgb(rgb, profile)
         except (OSError, ImageCms.PyCMSError):
-            cautions.append("its colour profile is damaged and was ignored")
+            cautions.append(
+                Sentence("colours_damaged", "{label}: its colour profile is damaged and was ignored", label=label)
+            )
     rgb = rgb.convert("RGB")  # a copy where it is RGB already
     if turn is not None:
         rgb = rgb.transpose(turn)
@@ -323,24 +369,51 @@ def _from_array(array: np.ndarray[Any, np.dtype[Any]]) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _damaged(label: str, error: Exception) -> str:
+def _too_large(size: int, label: str) -> Sentence:
+    """The message for more bytes than are read."""
+    return Sentence(
+        "still_too_heavy",
+        "{label} has {megabytes:.0f} MB and at most {most} are read; shrink it",
+        label=label,
+        megabytes=size / MILLION,
+        most=MAX_BYTES // MILLION,
+    )
+
+
+def _damaged(label: str, error: Exception) -> Sentence:
     """The message for a picture that is of a known kind but can't be decoded."""
-    return f"{label} is damaged or cut short ({error}); get the picture again, or save it anew as PNG"
+    return Sentence(
+        "still_damaged",
+        "{label} is damaged or cut short ({reason}); get the picture again, or save it anew as PNG",
+        label=label,
+        reason=str(error),
+    )
 
 
-def _unknown(data: bytes, label: str) -> str:
+def _damaged_exif(label: str) -> Sentence:
+    return Sentence("exif_damaged", "{label}: its EXIF data are damaged, so it may lie on its side", label=label)
+
+
+def _unknown(data: bytes, label: str) -> Sentence:
     """The message for bytes that are no JPEG, PNG or WebP: what they seem to be, and what to do."""
     head = data[:1024].lstrip().lower()
     for offset, magic, kind in _OURS:
         if data.startswith(magic, offset):
             return _damaged(label, ValueError(f"it starts like a {kind}"))
-    seems = remedy = ""
-    with contextlib.suppress(StopIteration):
-        seems, remedy = next(o[2:] for o in _OTHERS if data.startswith(o[1], o[0]))
+    seems, remedy = next((o[2:] for o in _OTHERS if data.startswith(o[1], o[0])), (None, None))
     if head.startswith((b"<!doctype html", b"<html")):
-        seems, remedy = "a web page", "give the address of the picture itself"
+        seems = Sentence("a_web_page", "a web page")
+        remedy = Sentence("give_its_address", "give the address of the picture itself")
     elif b"<svg" in head:
-        seems, remedy = "an SVG drawing", "export it as PNG"
-    if not seems:
-        return f"{label} is no picture that is known here; give a JPEG, PNG or WebP"
-    return f"{label} seems to be {seems}; {remedy} (JPEG, PNG and WebP are read)"
+        seems, remedy = Sentence("an_svg", "an SVG drawing"), _EXPORT
+    if seems is None:
+        return Sentence(
+            "still_unknown", "{label} is no picture that is known here; give a JPEG, PNG or WebP", label=label
+        )
+    return Sentence(
+        "still_of_another_kind",
+        "{label} seems to be {seems}; {remedy} (JPEG, PNG and WebP are read)",
+        label=label,
+        seems=seems,
+        remedy=remedy,
+    )

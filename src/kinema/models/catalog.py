@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kinema.errors import InvalidRequest
+from kinema.sentences import Sentence
 from kinema.values import VideoRequest
 
 if TYPE_CHECKING:
@@ -186,7 +187,10 @@ def request_for(*, defaults: Mapping[str, Any] | None = None, **settings: object
     """
     given = {name: value for name, value in settings.items() if value is not None}
     if "model" not in given:
-        raise InvalidRequest(f"no model is named; {', '.join(CATALOG)} are in the catalog", "model")
+        known = ", ".join(CATALOG)
+        raise InvalidRequest(
+            Sentence("no_model", "no model is named; {known} are in the catalog", known=known), "model"
+        )
     beneath = default_settings(str(given["model"])) if defaults is None else defaults
     return VideoRequest.checked(**{**beneath, **given})
 
@@ -233,39 +237,93 @@ def painter_settings(painter: str) -> dict[str, Any]:
     return usual | ({"scheduler": "euler"} if sampler in {"PNDMScheduler", "DDIMScheduler"} else {})
 
 
-def cautions(request: VideoRequest) -> list[str]:
+def cautions(request: VideoRequest) -> list[Sentence]:
     """What is allowed, but lies outside what the models were trained on, so that the video may be poor."""
     entry = CATALOG.get(request.model)
     found = _painter_cautions(request) if request.prompt is not None else []
-    if request.motion_bucket_id > 255:
-        found.append(f"motion_bucket_id {request.motion_bucket_id} is above 255, the most seen in training")
-    if not 5 <= request.fps <= 30:
-        found.append(f"fps {request.fps} is outside the 5 to 30 seen in training; playback_fps changes the speed alone")
+    motion, fps = request.motion_bucket_id, request.fps
+    if motion > 255:
+        found.append(
+            Sentence(
+                "untrained_motion",
+                "{name} {value} is above 255, the most seen in training",
+                name="motion_bucket_id",
+                value=motion,
+            )
+        )
+    if not 5 <= fps <= 30:
+        found.append(
+            Sentence(
+                "untrained_fps",
+                "{name} {value} is outside the 5 to 30 seen in training; {other} changes the speed alone",
+                name="fps",
+                value=fps,
+                other="playback_fps",
+            )
+        )
     if entry is None:
         return found
-    sizes = entry.native_sizes
-    if sizes and (request.width, request.height) not in sizes:
-        known = " or ".join(f"{width}×{height}" for width, height in sizes)
-        found.append(f"{request.width}×{request.height} is not the {known} that {entry.name} was trained on")
+    found += _size_cautions(request, entry)
     frames = request_for(model=entry.name).num_frames
     if request.num_frames > frames:
-        found.append(f"{request.num_frames} frames are more than the {frames} that {entry.name} was trained on")
+        found.append(
+            Sentence(
+                "untrained_length",
+                "{frames} frames are more than the {trained} that {model} was trained on",
+                frames=request.num_frames,
+                trained=frames,
+                model=entry.name,
+            )
+        )
     for name, value in entry.tuned.items():
         if getattr(request, name) != value:
-            found.append(f"{name} {getattr(request, name)} is not the {value} at which {entry.name} was tuned")
+            found.append(
+                Sentence(
+                    "not_tuned",
+                    "{name} {value} is not the {tuned} at which {model} was tuned",
+                    name=name,
+                    value=getattr(request, name),
+                    tuned=value,
+                    model=entry.name,
+                )
+            )
     return found
 
 
-def _painter_cautions(request: VideoRequest) -> list[str]:
+def _painter_cautions(request: VideoRequest) -> list[Sentence]:
     """The same of the painter; the words of a prompt are judged when its tokenizer is there."""
     entry, guidance = PAINTERS.get(request.image_model or ""), request.image_guidance_scale
-    found = []
-    if entry and entry.native_sizes and (request.width, request.height) not in entry.native_sizes:
-        known = " or ".join(f"{width}×{height}" for width, height in entry.native_sizes)
-        found.append(f"{request.width}×{request.height} is not the {known} that {entry.name} was trained on")
+    found = _size_cautions(request, entry) if entry else []
     if request.negative_prompt and guidance is not None and guidance <= 1:
-        found.append(f"negative_prompt has no effect at image_guidance_scale {guidance:g}; above 1 it has")
+        found.append(
+            Sentence(
+                "no_effect",
+                "{name} has no effect at {other} {value:g}; above 1 it has",
+                name="negative_prompt",
+                other="image_guidance_scale",
+                value=guidance,
+            )
+        )
     return found
+
+
+def _size_cautions(request: VideoRequest, entry: Entry) -> list[Sentence]:
+    if not entry.native_sizes or (request.width, request.height) in entry.native_sizes:
+        return []
+    first, *others = (f"{width}×{height}" for width, height in entry.native_sizes)
+    known: str = first
+    for other in others:
+        known = Sentence("either", "{one} or {two}", one=known, two=other)
+    return [
+        Sentence(
+            "untrained_size",
+            "{width}×{height} is not the {known} that {model} was trained on",
+            width=request.width,
+            height=request.height,
+            known=known,
+            model=entry.name,
+        )
+    ]
 
 
 def human_bytes(count: int) -> str:

@@ -21,7 +21,9 @@ from kinema.jobs.workers import count_gpus
 from kinema.library import all_cautions
 from kinema.media.still import open_still
 from kinema.models.catalog import CATALOG, PAINTERS, cautions, for_painter, request_for
+from kinema.sentences import Sentence
 from kinema.serving.fields import is_set, settings_of
+from kinema.values import too_long
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -41,7 +43,7 @@ class Submission:
     request: VideoRequest
     still: bytes | None
     title: str | None
-    cautions: tuple[str, ...]
+    cautions: tuple[Sentence, ...]
     fingerprint: str
     """Of what was asked, whatever was drawn or filled in for it."""
 
@@ -63,7 +65,9 @@ def prepare(settings: Settings, fields: Mapping[str, Any], still: bytes | None =
     if title is not None and still is None:
         given["prompt"] = title
     if still is None and title is None:
-        raise InvalidRequest("neither a still nor a prompt is given: give one of them", "prompt")
+        raise InvalidRequest(
+            Sentence("nothing_given", "neither a still nor a prompt is given: give one of them"), "prompt"
+        )
     wanted = settings_of(given, lambda: default_model(settings))
     _check_offered(settings, "model", str(wanted["model"]))
     request = request_for(**wanted)
@@ -141,17 +145,32 @@ def _check_offered(settings: Settings, param: str, name: str) -> None:
     offered = offered_models(settings) if param == "model" else offered_painters(settings)
     if name not in offered:
         raise InvalidRequest(
-            f"{param} {name!r} is not offered here; {', '.join(offered)} are (KINEMA_MODELS adds others)", param
+            Sentence(
+                "not_offered",
+                "{name} {value!r} is not offered here; {offered} are (KINEMA_MODELS adds others)",
+                name=param,
+                value=name,
+                offered=", ".join(offered),
+            ),
+            param,
         )
 
 
 def _check_work(settings: Settings, request: VideoRequest) -> None:
     work = work_of(request)
     if work > settings.max_work:
-        size = f"{request.width}×{request.height} pixels × {request.num_frames} frames"
         raise InvalidRequest(
-            f"{size} × {request.num_inference_steps} steps is {work:,.0f} million, and one request may ask for "
-            f"{settings.max_work:,.0f} (KINEMA_MAX_WORK): take a smaller size, fewer frames or fewer steps",
+            Sentence(
+                "too_much_work",
+                "{width}×{height} pixels × {frames} frames × {steps} steps is {work:,.0f} million, and one request may "
+                "ask for {most:,.0f} (KINEMA_MAX_WORK): take a smaller size, fewer frames or fewer steps",
+                width=request.width,
+                height=request.height,
+                frames=request.num_frames,
+                steps=request.num_inference_steps,
+                work=work,
+                most=settings.max_work,
+            ),
             "num_frames",
         )
 
@@ -161,16 +180,24 @@ def _check_text(given: Mapping[str, Any]) -> None:
     for name, value in given.items():
         for text in (name, value):
             if isinstance(text, str) and ("\0" in text or any("\ud800" <= c <= "\udfff" for c in text)):
-                raise InvalidRequest(f"{name!a} holds what is no character: {ascii(text)[:80]}; write it anew", name)
+                raise InvalidRequest(
+                    Sentence(
+                        "no_character",
+                        "{name!a} holds what is no character: {text}; write it anew",
+                        name=name,
+                        text=ascii(text)[:80],
+                    ),
+                    name,
+                )
         if name in ("prompt", "title") and isinstance(value, str) and len(value) > MAX_TITLE:
-            raise InvalidRequest(f"{name} has {len(value)} characters and at most {MAX_TITLE} are read", name)
+            raise InvalidRequest(too_long(name, len(value), MAX_TITLE), name)
 
 
 def _title(prompt: Any) -> str | None:
     if prompt is None:
         return None
     if not isinstance(prompt, str):
-        raise InvalidRequest(f"prompt {prompt!r} is no sentence", "prompt")
+        raise InvalidRequest(Sentence("no_sentence", "prompt {value!r} is no sentence", value=prompt), "prompt")
     return prompt
 
 

@@ -120,7 +120,7 @@ def test_both_languages_fill_in_the_same():
         english, korean = getattr(ENGLISH, field.name), getattr(KOREAN, field.name)
         if isinstance(english, str):
             assert places(english) == places(korean), field.name
-        else:
+        elif field.name not in ("sentences", "faults"):  # the library's own are English: see test_korean.py
             assert english.keys() == korean.keys(), field.name
 
 

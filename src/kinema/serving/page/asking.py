@@ -5,6 +5,8 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
+from kinema.errors import KinemaError
+from kinema.jobs.working import code_of
 from kinema.media.still import crop_box
 
 if TYPE_CHECKING:
@@ -51,11 +53,32 @@ def footer(words: Words) -> str:
     return f'<p class="k-note">{escape(words.ai_note)}</p>'
 
 
-def empty_frame(words: Words, fault: str = "") -> str:
-    """Where a still is dropped."""
-    said = f'<p class="k-fault" role="alert">{escape(words.bad_still)}: {escape(fault)}</p>' if fault else ""
+def told(message: str, words: Words) -> str:
+    """What the library said, in the page's language, or marked as English."""
+    said = words.said(message)
+    return english(message, words) if said is None else escape(said)
+
+
+def english(text: str, words: Words) -> str:
+    """A text in English: where the page is not, browsers and screen readers are told so."""
+    return escape(text) if words.language == "en" else f'<span lang="en">{escape(text)}</span>'
+
+
+def why(fault: KinemaError, words: Words) -> str:
+    """Why something is refused: as a whole sentence, else in general, with the English beside it."""
+    message = fault.args[0] if fault.args else ""
+    general = words.faults.get(code_of(type(fault)))
+    if general is None or words.said(message) is not None:
+        return told(message, words)
+    return f"{escape(general)} {english(str(fault), words)}"
+
+
+def empty_frame(words: Words, fault: str = "", *, in_english: bool = False) -> str:
+    """Where a still is dropped; `fault` says why the last one was refused, in the page's language or in English."""
+    reason = english(fault, words) if in_english else escape(fault)
+    said = f'<p class="k-fault" role="alert">{escape(words.bad_still)}: {reason}</p>' if fault else ""
     return (
-        f'<div class="k-still k-empty" data-reading="{escape(words.reading)}" data-large="{escape(words.too_large)}">'
+        f'<div class="k-still k-empty" {_said_by_script(words)}>'
         f'{icon("picture")}<p class="k-drop">{escape(words.drop)}</p>'
         f'<button type="button" class="k-button k-choose" data-choose>{escape(words.choose)}</button>'
         f'<p class="k-hint">{escape(words.drop_hint)}</p>{said}</div>'
@@ -68,7 +91,7 @@ def frame(still: str, size: tuple[int, int], request: VideoRequest, words: Words
     alt = escape(words.crop_alt)
     whole = _whole(still, size, request) if fit == "crop" else ""
     return (
-        f'<div class="k-still" data-reading="{escape(words.reading)}" data-large="{escape(words.too_large)}">'
+        f'<div class="k-still" {_said_by_script(words)}>'
         f'<div class="k-screen" style="aspect-ratio: {width} / {height}">'
         f'<img src="{fitted(still, width, height, fit)}" alt="{alt}" width="{width}" height="{height}">{whole}'
         f'<div class="k-over-screen">'
@@ -76,6 +99,12 @@ def frame(still: str, size: tuple[int, int], request: VideoRequest, words: Words
         f'<button type="button" class="k-button" data-remove>{escape(words.remove)}</button></div></div>'
         f'<p class="k-hint">{escape(_fitting(size, request, words))}</p></div>'
     )
+
+
+def _said_by_script(words: Words) -> str:
+    """What page.js says while a still is on its way."""
+    said = {"reading": words.reading, "large": words.too_large, "unreachable": words.unreachable}
+    return " ".join(f'data-{name}="{escape(text)}"' for name, text in said.items())
 
 
 def _whole(still: str, size: tuple[int, int], request: VideoRequest) -> str:
@@ -115,13 +144,12 @@ def note(request: VideoRequest, seconds: float | None, waiting: int, cautions: S
     long = words.seconds_long.format(request.num_frames, f"{request.num_frames / request.frame_rate:.1f}")
     takes = words.takes_unknown if seconds is None else words.takes.format(words.duration(seconds))
     waits = f" {words.waits.format(waiting)}" if waiting else ""
-    listed = "".join(f"<li>{escape(caution)}</li>" for caution in cautions)
-    careful = (
-        f'<div class="k-cautions"><p>{escape(words.cautions)}</p><ul lang="en">{listed}</ul></div>' if listed else ""
-    )
+    listed = "".join(f"<li>{told(caution, words)}</li>" for caution in cautions)
+    careful = f'<div class="k-cautions"><p>{escape(words.cautions)}</p><ul>{listed}</ul></div>' if listed else ""
     return f'<p class="k-estimate"><strong>{escape(long)}</strong> {escape(takes + waits)}</p>{careful}'
 
 
-def refusal(message: str, words: Words) -> str:
-    """Why nothing was submitted, and what to do."""
-    return f'<p class="k-fault" role="alert"><strong>{escape(words.refused)}.</strong> {escape(message)}</p>'
+def refusal(reason: str | KinemaError, words: Words) -> str:
+    """Why nothing was submitted, and what to do: in the page's own words, or as the library said it."""
+    said = why(reason, words) if isinstance(reason, KinemaError) else escape(reason)
+    return f'<p class="k-fault" role="alert"><strong>{escape(words.refused)}.</strong> {said}</p>'

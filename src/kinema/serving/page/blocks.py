@@ -134,7 +134,7 @@ class Page:
         try:
             submission = self._foreseen(asked)
         except KinemaError as fault:
-            return {self._form.note: asking.refusal(str(fault), words)}
+            return {self._form.note: asking.refusal(fault, words)}
         seconds = estimate(self._queue, submission)
         note = asking.note(submission.request, seconds, self._queue.waiting(), submission.cautions, words)
         opened = None if asked.still is None else self._drafts.open(asked.still)
@@ -152,7 +152,7 @@ class Page:
         return str(event.still), plain_name(str(event.name).rpartition(".")[0]) or ""
 
     def _refused(self, event: gr.EventData) -> tuple[str, str]:
-        return "", asking.empty_frame(self._words, str(event.fault))
+        return "", asking.empty_frame(self._words, str(event.fault), in_english=bool(event.english))
 
     # What is done with jobs.
 
@@ -169,7 +169,7 @@ class Page:
             submission = self._submission(dataclasses.replace(asked, fields=fields))
             job = submit(self._queue, submission, title=asked.title)
         except KinemaError as fault:
-            return {self._form.note: asking.refusal(str(fault), words)}
+            return {self._form.note: asking.refusal(fault, words)}
         return {self._form.settings["seed"]: job.request.seed, **self._showing(job, cards)}
 
     def _act(self, shown: str, cards: int, event: gr.EventData) -> Updates:

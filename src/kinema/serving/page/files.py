@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import APIRouter, HTTPException, Query, Request
 from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
 
-from kinema.errors import InvalidStill, JobNotFound, JobUnfinished, KinemaError
+from kinema.errors import InsufficientDisk, InvalidStill, JobNotFound, JobUnfinished, KinemaError
 from kinema.jobs.files import clear_asides, write
 from kinema.media.reading import read_recipe
 from kinema.media.still import Still, fit_still, open_still
@@ -104,17 +104,20 @@ def routes(queue: Queue, drafts: Drafts, stopping: Callable[[], bool]) -> APIRou
 
 def _add_stills(router: APIRouter, drafts: Drafts) -> None:
     @router.post("/stills")
-    async def add_still(request: Request) -> Response:
+    async def add_still(request: Request, language: str = ENGLISH.language) -> Response:
         """Keep what was dropped, pasted or chosen: the picture's bytes as they are."""
+        words = LANGUAGES.get(language, ENGLISH)
         data = bytearray()
         async for part in request.stream():
             data += part
             if len(data) > MAX_BYTES:
-                return JSONResponse({"fault": "it has more than 20 MB; give a smaller one"}, 413)
+                return JSONResponse({"fault": words.too_large, "english": False}, 413)
         try:
             sha256 = await asyncio.to_thread(drafts.add, bytes(data))
-        except InvalidStill as fault:
-            return JSONResponse({"fault": str(fault)}, 422)
+        except (InvalidStill, InsufficientDisk) as fault:
+            said = words.said(fault.args[0])
+            told = {"fault": str(fault) if said is None else said, "english": said is None}
+            return JSONResponse(told, 422 if isinstance(fault, InvalidStill) else 507)
         return JSONResponse({"still": sha256})
 
     @router.get("/stills/{sha256}")

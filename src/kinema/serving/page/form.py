@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import gradio as gr
 
 from kinema.serving.page import asking
-from kinema.values import MAX_SEED, PAINTING, Fit, Scheduler, VideoRequest
+from kinema.values import PAINTING, Fit, Scheduler, VideoRequest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -139,7 +139,7 @@ def build(start: VideoRequest, offered: tuple[Sequence[str], Sequence[str]], wor
             **_told(name, words),
         )
     with gr.Column(elem_classes="k-side"):
-        made["seed"] = gr.Number(start.seed, precision=0, minimum=0, maximum=MAX_SEED, **_told("seed", words))
+        made["seed"] = gr.Number(start.seed, precision=0, **_told("seed", words))
         with gr.Row(elem_classes="k-seed"):
             dice = gr.Button(words.dice, size="sm", elem_id="k-dice", min_width=100, scale=0)
             locked = gr.Checkbox(label=words.lock, container=False, min_width=140)

@@ -1,5 +1,6 @@
 """The page in Korean."""
 
+from kinema.serving.page.korean_sentences import FAULTS, SENTENCES
 from kinema.serving.page.words import Words
 
 KOREAN = Words(
@@ -41,6 +42,8 @@ KOREAN = Words(
     need_sentence="사진에 무엇이 보여야 하는지 먼저 쓰세요.",
     bad_still="쓸 수 없는 사진입니다",
     too_large="20 MB가 넘습니다. 더 작은 사진을 주세요",
+    unreachable="서버가 답하지 않습니다. 잠시 뒤 다시 시도하세요",
+    details="자세한 내용(영어)",
     lost="서버가 답하지 않습니다. 다시 시도하는 중…",
     video="영상",
     empty="만든 영상이 여기에 나타납니다",
@@ -125,4 +128,6 @@ KOREAN = Words(
         "image_num_inference_steps": "그림 모델이 잡음을 걷어내는 단계 수입니다.",
         "scheduler": "그림 모델의 샘플러. 비워 두면 모델의 것을 씁니다.",
     },
+    sentences=SENTENCES,
+    faults=FAULTS,
 )

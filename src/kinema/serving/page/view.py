@@ -7,7 +7,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from kinema.jobs.timing import stages_of
-from kinema.serving.page.asking import fitted, icon
+from kinema.serving.page.asking import english, fitted, icon
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,7 +53,7 @@ def panel(job: Job, words: Words, now: float | None = None) -> str:
         f'<div class="k-screen" style="aspect-ratio: {request.width} / {request.height}">{_screen(job, words)}</div>'
         f'<p class="k-hidden" role="status">{escape(_headline(job, words))}</p>'
         f'<div class="k-state"><p class="k-headline">{escape(_told(job, words))}</p>'
-        f'<p class="k-hint k-left">{escape(_left(job, words, now))}</p></div>'
+        f'<p class="k-hint k-left">{_left(job, words, now)}</p>{_details(job, words)}</div>'
         f"{_bar(job, words)}{_actions(job, words)}{_facts(job, words)}</div>"
     )
 
@@ -102,17 +102,34 @@ def _told(job: Job, words: Words) -> str:
 
 
 def _left(job: Job, words: Words, now: float | None) -> str:
-    """The line beneath: time left, time taken, or the reason."""
+    """The line beneath, as HTML: time left, time taken, or the reason."""
     match job.status:
         case "queued":
-            return words.empty_hint
+            return escape(words.empty_hint)
         case "completed":
             spent = sum(job.stage_durations.values())
-            return f"{words.made_in.format(words.duration(spent))} · {ago(job, words, now)}"
+            return escape(f"{words.made_in.format(words.duration(spent))} · {ago(job, words, now)}")
         case "failed":
-            reason = job.error.message if job.error and job.error.code != "cancelled" else ""
-            return f"{reason[:1].upper()}{reason[1:]}{'. ' if reason else ''}{words.kept}"
-    return words.left_unknown if job.eta is None else words.left.format(words.duration(job.eta))
+            return f"{_reason(job, words)}{escape(words.kept)}"
+    return escape(words.left_unknown if job.eta is None else words.left.format(words.duration(job.eta)))
+
+
+def _reason(job: Job, words: Words) -> str:
+    """Why a job failed: in general, as the page has words for it, else what the server wrote down."""
+    if job.error is None or job.error.code == "cancelled":
+        return ""
+    if general := words.faults.get(job.error.code):
+        return f"{escape(general)} "
+    message = job.error.message
+    return f"{english(f'{message[:1].upper()}{message[1:]}.', words)} "
+
+
+def _details(job: Job, words: Words) -> str:
+    """What the server wrote down of a failure, where the reason is said in other words."""
+    if job.error is None or job.error.code == "cancelled" or job.error.code not in words.faults:
+        return ""
+    summary = f"<summary>{escape(words.details)}</summary>"
+    return f'<details class="k-facts">{summary}<p>{english(job.error.message, words)}</p></details>'
 
 
 def _bar(job: Job, words: Words) -> str:

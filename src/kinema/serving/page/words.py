@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from kinema.sentences import Sentence
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -11,7 +13,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """All texts of the page in one language; `{}` are filled in where they are shown."""
+    """All texts of the page in one language; `{}` are filled in where they are shown.
+
+    What the library says, it says in English: `sentences` has it in another language by `Sentence.code`, and `faults`
+    says why in general, by an error's code, where there is no more than that.
+    """
 
     language: str  # as in <html lang>
     name: str  # the language's own name
@@ -51,6 +57,8 @@ class Words:
     need_sentence: str
     bad_still: str
     too_large: str
+    unreachable: str
+    details: str
     lost: str
     video: str
     empty: str
@@ -92,6 +100,8 @@ class Words:
     now: str
     labels: Mapping[str, str]
     explained: Mapping[str, str]
+    sentences: Mapping[str, str] = field(default_factory=dict)
+    faults: Mapping[str, str] = field(default_factory=dict)
 
     def duration(self, seconds: float) -> str:
         """A length of time as a person says it: never finer than its size deserves."""
@@ -100,3 +110,19 @@ class Words:
         if seconds < 90 * 60:
             return self.minute.format(round(seconds / 60))
         return self.hour.format(f"{seconds / 3600:.1f}")
+
+    def said(self, message: object) -> str | None:
+        """What the library said, in this language; None where there are no words for it, and English has to do."""
+        if not isinstance(message, Sentence) or message.code not in self.sentences:
+            return None
+        values: dict[str, Any] = {}
+        for name, value in message.values.items():
+            if name in ("name", "other"):
+                values[name] = self.labels.get(value, value)
+            elif isinstance(value, Sentence):
+                values[name] = self.said(value)
+                if values[name] is None:
+                    return None
+            else:
+                values[name] = value
+        return self.sentences[message.code].format(**values)

@@ -10,18 +10,19 @@ window.kinema = (() => {
     async function take(file) {
       const frame = element.querySelector(".k-still");
       if (!file) return;
-      if (file.size > 20e6) return trigger("refused", { fault: frame.dataset.large });
+      if (file.size > 20e6) return trigger("refused", { fault: frame.dataset.large, english: false });
       frame.setAttribute("aria-busy", "true");
       const hint = element.querySelector(".k-hint");
       hint.textContent = frame.dataset.reading;
       try {
-        const answer = await fetch("../stills", { method: "POST", body: file });
+        const answer = await fetch(`../stills?language=${document.documentElement.lang}`, { method: "POST", body: file });
         const told = await answer.json();
         // What is pasted has no name of its own, whatever browsers call it.
         if (told.still) trigger("given", { still: told.still, name: file.name === "image.png" ? "" : file.name });
-        else trigger("refused", { fault: told.fault || answer.statusText });
-      } catch (error) {
-        trigger("refused", { fault: String(error) });
+        else if (told.fault) trigger("refused", told);
+        else throw new Error(answer.statusText);
+      } catch {
+        trigger("refused", { fault: frame.dataset.unreachable, english: false });
       } finally {
         frame.removeAttribute("aria-busy");
       }

@@ -1,0 +1,27 @@
+"""What is said to people, kept with what it was made of, so that a face may say it in another language."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class Sentence(str):
+    """A sentence in English, ready to be read; `code` names it, `values` fill it in.
+
+    Values may be sentences too. Those called `name` or `other` are names of settings.
+    """
+
+    __slots__ = ("_english", "code", "values")
+
+    code: str
+    values: dict[str, Any]
+    _english: str
+
+    def __new__(cls, code: str, english: str, /, **values: Any) -> Sentence:
+        """The English with its `{}` filled in, as by `str.format`."""
+        sentence = super().__new__(cls, english.format(**values))
+        sentence.code, sentence.values, sentence._english = code, values, english
+        return sentence
+
+    def __getnewargs_ex__(self) -> tuple[tuple[str, str], dict[str, Any]]:  # errors travel between processes
+        return (self.code, self._english), self.values
