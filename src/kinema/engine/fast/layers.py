@@ -170,7 +170,8 @@ class Linear:
         """The same, activated."""
         if onednn.suits(x):
             return onednn.linear(x, self.weight.t(), self.bias, "gelu")
-        return torch.ops.aten.gelu_(self(x))
+        made: Tensor = torch.ops.aten.gelu_(self(x))
+        return made
 
     def times(self, x: Tensor, other: Tensor) -> Tensor:
         """The same, multiplied by another matrix, [rows, out]."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @cache
 def _kinds() -> tuple[torch.dtype, ...]:
     """The arithmetic that oneDNN has here."""
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if not torch._C._has_mkldnn or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # noqa: SLF001
         return ()
     in_half = hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported") and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001
     return (torch.float32, torch.bfloat16) if in_half else (torch.float32,)
