@@ -139,7 +139,7 @@ def _follow(work: Work, task: Task, link: Connection, cancelled: Event) -> Produ
 
 def code_of(kind: type[KinemaError]) -> str:
     """An error's name as a code: InsufficientMemory is "insufficient_memory"."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", kind.__name__).lower()
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower()
 
 
 if __name__ == "__main__":
