@@ -1,10 +1,11 @@
 """The queue's promises that its database keeps, on SQLite and on a real PostgreSQL."""
 
+import asyncio
 import threading
 import warnings
 
 import pytest
-from queue_helpers import STILL, Server, begun, finished, request, until
+from queue_helpers import SLOW, STILL, Server, begun, finished, request, until
 from queue_work import drawn, expected
 
 from kinema.errors import JobNotFound, KeyReused, QueueFull
@@ -104,3 +105,28 @@ def test_a_second_server_of_the_database_runs_nothing_while_the_first_one_lives(
         assert server.workers() == []
     finally:
         server.kill()
+
+
+@pytest.mark.parametrize("act", ["cancel", "delete"])
+@pytest.mark.parametrize("watcher", ["the one that runs jobs", "the other"])
+def test_who_watches_a_queued_job_soon_hears_what_another_process_does_to_it(queue, looking_on, watcher, act):
+    here, there = (queue, looking_on) if watcher == "the one that runs jobs" else (looking_on, queue)
+    running = queue.submit(request(**SLOW), still=STILL)
+    until(lambda: queue.get(running.id).status == "in_progress")
+    job = queue.submit(request(seed=8), still=STILL)
+
+    async def watch():
+        watching = here.watch_async(job.id)
+        told = [(await anext(watching)).status]
+        await asyncio.to_thread(getattr(there, act), job.id)
+        async with asyncio.timeout(5):
+            return told + [now.status async for now in watching]
+
+    told = asyncio.run(watch())
+    assert told[-1] == ("failed" if act == "cancel" else "queued")
+
+
+def test_who_watches_from_another_process_hears_of_begin_and_end(queue, looking_on):
+    job = looking_on.submit(request(motion_bucket_id=60, num_inference_steps=30), still=STILL)
+    told = [now.status for now in looking_on.watch(job.id)]
+    assert list(dict.fromkeys(told)) == ["queued", "in_progress", "completed"]

@@ -154,7 +154,6 @@ class Runner:
         self._claiming = threading.Lock()  # a claimed job is in _lent or _runs for all who hold it
         self._workflow: Callable[[str], None] | None = None
         self._places: dict[str, int | None] = {}
-        self._stale_places = False
         self.pool = Pool(work, devices, settings.step_timeout, self._wake.set)
         self._thread = threading.Thread(target=self._serve, name="kinema-runner", daemon=True)
 
@@ -178,7 +177,6 @@ class Runner:
 
     def changed(self) -> None:
         """The queue is not what it was: jobs came, or went."""
-        self._stale_places = True
         self._wake.set()
 
     def cancel(self, job_id: str) -> None:
@@ -232,7 +230,7 @@ class Runner:
             kept = swept = time.monotonic()
             while not self._stopping.is_set():
                 self._guarded(self._lend)
-                self._guarded(self._publish_places)
+                self._guarded(self._tell_of_waiting)
                 if time.monotonic() - kept > HOUSEKEEPING_SECONDS:
                     self._guarded(self._keep_house)
                     kept = time.monotonic()
@@ -302,7 +300,6 @@ class Runner:
                     self._store.unclaim(job_id)
                     return
                 self._lent[job_id] = worker
-            self._stale_places = True
             try:
                 with SetWorkflowID(job_id):
                     DBOS.start_workflow(self._workflow, job_id)
@@ -334,11 +331,13 @@ class Runner:
                 self._fail(job_id, Failure("internal_error", f"{type(error).__name__}: {error}"))
         finally:
             self._lent.pop(job_id, None)
-            self._runs.pop(job_id, None)
             if worker is not None:
                 self.pool.give_back(worker)
-            if not self._closing.is_set():
-                self._after(job_id)
+            try:
+                if not self._closing.is_set():
+                    self._after(job_id)
+            finally:
+                self._runs.pop(job_id, None)
 
     def _run_parts(self, run: Run, worker: Worker) -> None:
         from dbos import DBOS
@@ -443,17 +442,21 @@ class Runner:
                     raise PutBack from None
                 pause = min(5.0, pause * 2)
 
-    def _publish_places(self) -> None:
-        """Tell who watches a queued job of its new place."""
+    def _tell_of_waiting(self) -> None:
+        """Tell who watches a job that isn't run here of its new place, or that it was cancelled or deleted anywhere."""
         watched = [job_id for job_id in self._watchers.watched() if job_id not in self._runs]
-        if not self._stale_places or not watched:
-            return
-        self._stale_places = False
         before, self._places = self._places, {}
-        for job in self._store.some(watched):
-            self._places[job.id] = job.queue_position
-            if job.status == "queued" and before.get(job.id) != job.queue_position:
-                self._watchers.publish(job.id, job)
+        if not watched:
+            return
+        there = {job.id: job for job in self._store.some(watched)}
+        for job_id in watched:
+            job = there.get(job_id)
+            if job is None or job.finished:
+                self._watchers.publish(job_id, job)
+            elif job.status == "queued":  # what is begun tells of itself
+                self._places[job_id] = job.queue_position
+                if before.get(job_id) != job.queue_position:
+                    self._watchers.publish(job_id, job)
 
     def _reconcile(self) -> None:
         """Jobs in progress of which DBOS knows nothing, or nothing more, don't stay so for ever."""
