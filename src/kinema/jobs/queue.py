@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import secrets
 import time
 from typing import TYPE_CHECKING, Any, Self
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
     from kinema.settings import Settings
     from kinema.values import VideoRequest
+
+log = logging.getLogger(__name__)
 
 CANCELLED = Failure("cancelled", "it was cancelled")
 MAX_PRIORITY = 1000
@@ -255,6 +258,7 @@ class Queue:
         """
         self._store.get(job_id)
         if self._store.fail(job_id, CANCELLED, self._settings.keep_days * DAY):
+            log.info("job %s is cancelled", job_id)
             self._stop(job_id)
         return self.get(job_id)
 
@@ -265,7 +269,8 @@ class Queue:
             JobNotFound: where there is none with this id.
         """
         self._store.get(job_id)
-        remove(self._store, self._files, job_id)
+        if remove(self._store, self._files, job_id):
+            log.info("job %s is deleted", job_id)
         self._stop(job_id)
         self._watchers.publish(job_id, None)
 

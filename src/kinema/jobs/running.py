@@ -322,13 +322,12 @@ class Runner:
                 worker = self.pool.wait_for(job.request.model, run.wish)
             self._run_parts(run, worker)
         except (JobNotFound, WorkCancelled):
-            log.info("job %s was cancelled", job_id)
-        except Exception as error:  # DBOS's own signals are none
+            pass  # who cancelled or deleted it has told
+        except Exception as error:  # noqa: BLE001 - DBOS's own signals are none
             if _is_full_disk(error):
                 self._fail(job_id, Failure("insufficient_disk", "the disk is full: make room, and ask again"))
             else:
-                log.exception("job %s failed by a defect", job_id)
-                self._fail(job_id, Failure("internal_error", f"{type(error).__name__}: {error}"))
+                self._fail(job_id, Failure("internal_error", f"{type(error).__name__}: {error}"), error)
         finally:
             self._lent.pop(job_id, None)
             if worker is not None:
@@ -404,9 +403,10 @@ class Runner:
         drawn.unlink()
         return sha256
 
-    def _fail(self, job_id: str, failure: Failure) -> None:
-        self._insisting(lambda: self._store.fail(job_id, failure, self._settings.keep_days * DAY))
-        log.warning("job %s failed: %s: %s", job_id, failure.code, failure.message)
+    def _fail(self, job_id: str, failure: Failure, defect: Exception | None = None) -> None:
+        """A job fails, unless it was cancelled or deleted meanwhile; a defect of ours is told with its traceback."""
+        if self._insisting(lambda: self._store.fail(job_id, failure, self._settings.keep_days * DAY)):
+            log.warning("job %s failed: %s: %s", job_id, failure.code, failure.message, exc_info=defect)
 
     def _after(self, job_id: str) -> None:
         """Delete what only the work needed, all of it where the job is gone, and tell who watches."""
@@ -483,9 +483,9 @@ class Runner:
         from dbos import DBOS
 
         for job_id in self._store.expired():
-            remove(self._store, self._files, job_id)
-            self._watchers.publish(job_id, None)
-            log.info("job %s expired", job_id)
+            if remove(self._store, self._files, job_id):
+                self._watchers.publish(job_id, None)
+                log.info("job %s expired", job_id)
         done = DBOS.list_workflows(
             status=["SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"],
             load_input=False,
