@@ -20,7 +20,7 @@ from kinema.serving.events import Events
 from kinema.serving.hosting import Host, host_of
 from kinema.serving.reading import Asked, UnreadableBody, fetched, read
 from kinema.serving.submitting import Submission, default_model, offered_models, prepare, submit
-from kinema.serving.variants import Variant, variant_of
+from kinema.serving.variants import Variant, Variants
 
 if TYPE_CHECKING:
     from kinema.jobs import Job
@@ -48,6 +48,7 @@ def make_app() -> FastAPI:
     )
     app.state.host = None
     app.state.events = Events()
+    app.state.variants = Variants()
     _refuse_in_one_shape(app)
     _add_making(app)
     _add_looking(app)
@@ -206,7 +207,7 @@ def _add_looking(app: FastAPI) -> None:
     async def content(video_id: str, variant: Variant = "video") -> Response:
         """The video's file, its thumbnail, or a sheet of all its frames."""
         job = await _job(app, video_id)
-        path, kind = await asyncio.to_thread(variant_of, host_of(app).queue, job.id, variant)
+        path, kind = await app.state.variants.file(host_of(app).queue, job.id, variant)
         name = f"{job.id}{path.suffix}"
         return FileResponse(path, media_type=kind, filename=name, headers=made_headers(job))
 
