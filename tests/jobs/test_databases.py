@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 import warnings
 
 import pytest
@@ -130,3 +131,38 @@ def test_who_watches_from_another_process_hears_of_begin_and_end(queue, looking_
     job = looking_on.submit(request(motion_bucket_id=60, num_inference_steps=30), still=STILL)
     told = [now.status for now in looking_on.watch(job.id)]
     assert list(dict.fromkeys(told)) == ["queued", "in_progress", "completed"]
+
+
+def test_a_pinned_job_does_not_expire_and_an_unpinned_one_does_some_days_later(settings, monkeypatch):
+    monkeypatch.setattr("kinema.jobs.running.HOUSEKEEPING_SECONDS", 0.1)
+    second = settings.model_copy(update={"keep_days": 1.5 / 86_400})
+    with Queue(second, "queue_work:Work") as queue:
+        job = finished(queue, queue.submit(request(), still=STILL))
+        assert job.expires_at is not None
+        assert (queue.pin(job.id).pinned, queue.pin(job.id).expires_at) == (True, None)
+        time.sleep(1.8)
+        before = time.time()
+        unpinned = queue.pin(job.id, pinned=False)
+        assert (unpinned.pinned, unpinned.expires_at) == (False, pytest.approx(before + 1.5, abs=0.5))
+        until(lambda: not queue.list().jobs)
+
+
+def test_a_job_that_is_pinned_as_it_expires_stays(settings):
+    with Queue(settings.model_copy(update={"keep_days": 1e-9})) as queue:
+        job = queue.cancel(queue.submit(request(), still=STILL).id)
+        until(lambda: queue._store.expired() == [job.id])
+        queue.pin(job.id)
+        assert not queue._store.remove(job.id, only_expired=True)
+        assert queue.get(job.id).pinned
+
+
+def test_a_jobs_title_and_pin_may_change_while_it_runs(queue, looking_on):
+    job = queue.submit(request(**SLOW), still=STILL, title="one")
+    told = queue.watch(job.id)
+    next(now for now in told if now.stage == "denoise")
+    assert (queue.rename(job.id, "other").title, queue.pin(job.id).pinned) == ("other", True)
+    assert next((now.title, now.pinned) for now in told if now.step > 3) == ("other", True)
+    assert (looking_on.get(job.id).title, looking_on.cancel(job.id).expires_at) == ("other", None)
+    for change in (looking_on.pin, lambda job_id: looking_on.rename(job_id, "x")):
+        with pytest.raises(JobNotFound):
+            change("video_" + "0" * 32)

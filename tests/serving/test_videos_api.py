@@ -118,6 +118,44 @@ def test_a_deleted_video_is_gone_with_its_files(server, client, png):
     assert not folder.exists()
 
 
+def test_title_and_pin_of_a_video_change_by_form_or_json(client, png):
+    video = wait_for(client, create(client, png, title="one").json()["id"])
+    path = f"/v1/videos/{video['id']}"
+    pinned = client.post(path, json={"pinned": True, "title": "other"}).json()
+    assert pinned == video | {"pinned": True, "prompt": "other", "expires_at": None}
+    began = int(time.time())
+    unpinned = client.post(path, data={"pinned": "false"}).json()
+    assert unpinned == client.get(path).json() == pinned | {"pinned": False, "expires_at": unpinned["expires_at"]}
+    assert 0 <= unpinned["expires_at"] - began - 30 * 86_400 < 60
+
+
+@pytest.mark.parametrize(
+    ("given", "param", "words"),
+    [
+        ({}, "pinned", "neither title nor pinned"),
+        ({"title": " "}, "pinned", "neither title nor pinned"),
+        ({"pinned": "maybe"}, "pinned", "neither true nor false"),
+        ({"title": 5}, "title", "no text"),
+        ({"title": "a\0b"}, "title", "no character"),
+        ({"title": "x" * 10_001}, "title", "10001 characters"),
+        ({"pinned": True, "seed": 3}, "seed", "can't be changed; title and pinned can"),
+    ],
+)
+def test_nothing_else_of_a_video_can_be_changed(client, given, param, words):
+    video = create(client).json()
+    answer = client.post(f"/v1/videos/{video['id']}", json=given)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"], words in error["message"]) == (400, param, True), error
+    assert client.get(f"/v1/videos/{video['id']}").json()["pinned"] is False
+
+
+def test_a_change_of_no_video_or_by_no_body_that_is_read_is_refused(client):
+    assert client.post(f"/v1/videos/video_{'0' * 32}", json={"pinned": True}).status_code == 404
+    path = f"/v1/videos/{create(client).json()['id']}"
+    answer = client.post(path, content=b"<a/>", headers={"Content-Type": "application/xml"})
+    assert (answer.status_code, list(answer.json())) == (415, ["error"])
+
+
 def test_the_same_key_gives_the_same_video_and_is_refused_for_another(client, png):
     key = {"Idempotency-Key": f"key-{time.time_ns()}"}
     files = {"input_reference": ("a.png", png)}

@@ -281,7 +281,16 @@ class Queue:
             JobNotFound: where there is none with this id.
         """
         self._store.pin(job_id, self._settings.keep_days * DAY, pinned=pinned)
-        return self.get(job_id)
+        return self._renewed(job_id)
+
+    def rename(self, job_id: str, title: str) -> Job:
+        """Give a job another title.
+
+        Raises:
+            JobNotFound: where there is none with this id.
+        """
+        self._store.rename(job_id, title)
+        return self._renewed(job_id)
 
     def result(self, job_id: str) -> Path:
         """The video's file.
@@ -382,6 +391,15 @@ class Queue:
         found = self._store.some([job_id])
         if found:
             self._watchers.publish(job_id, found[0])
+
+    def _renewed(self, job_id: str) -> Job:
+        """A job whose title or pin has changed, told to who watches it."""
+        job = self._store.get(job_id)
+        if self._runner is not None:
+            self._runner.renew(job)
+        job = self._as_it_is(job)
+        self._watchers.publish(job_id, job)
+        return job
 
     def _as_it_is(self, job: Job) -> Job:
         return job if self._runner is None else self._runner.as_it_is(job)

@@ -54,6 +54,7 @@ class Run:
 
     def __init__(self, job: Job, speeds: Speeds, store: Store, watchers: Watchers, closing: threading.Event) -> None:
         self.job = job
+        self.title, self.pinned = job.title, job.pinned  # anyone may change them while it runs
         self.paints = job.request.prompt is not None
         self.cancelled = threading.Event()
         self._closing = closing
@@ -87,6 +88,8 @@ class Run:
         meter = self._meter
         return dataclasses.replace(
             self.job,
+            title=self.title,
+            pinned=self.pinned,
             stage=meter.stage,
             step=meter.step,
             total=meter.total,
@@ -189,8 +192,14 @@ class Runner:
         """A job from the store with what is not written down yet."""
         run = self._runs.get(job.id)
         if job.status == "in_progress" and run is not None:
-            return dataclasses.replace(run.snapshot(), pinned=job.pinned)
+            return dataclasses.replace(run.snapshot(), title=job.title, pinned=job.pinned)
         return job
+
+    def renew(self, job: Job) -> None:
+        """Have a job that runs here told of by its new title, and as pinned or not."""
+        run = self._runs.get(job.id)
+        if run is not None:
+            run.title, run.pinned = job.title, job.pinned
 
     def running(self) -> list[Job]:
         """The jobs that are being run here."""
@@ -483,7 +492,7 @@ class Runner:
         from dbos import DBOS
 
         for job_id in self._store.expired():
-            if remove(self._store, self._files, job_id):
+            if remove(self._store, self._files, job_id, only_expired=True):
                 self._watchers.publish(job_id, None)
                 log.info("job %s expired", job_id)
         done = DBOS.list_workflows(
@@ -508,11 +517,11 @@ def _is_full_disk(error: Exception) -> bool:
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "disk is full" in str(error)
 
 
-def remove(store: Store, files: Files, job_id: str) -> bool:
+def remove(store: Store, files: Files, job_id: str, *, only_expired: bool = False) -> bool:
     """Forget a job, and delete its files and its still unless another job needs it; whether it was there."""
     with contextlib.suppress(JobNotFound), files.deleting():
         job = store.get(job_id)
-        if store.remove(job_id):
+        if store.remove(job_id, only_expired=only_expired):
             if job.finished:
                 files.drop_job(job_id)  # else who runs it does so, once its worker has stopped
             if job.still is not None and not store.needs(job.still):

@@ -18,8 +18,8 @@ from kinema.models.catalog import CATALOG, PAINTERS
 from kinema.serving import document, wire
 from kinema.serving.events import Events
 from kinema.serving.hosting import Host, host_of
-from kinema.serving.reading import Asked, UnreadableBody, fetched, read
-from kinema.serving.submitting import Submission, default_model, offered_models, prepare, submit
+from kinema.serving.reading import Asked, UnreadableBody, fetched, read, read_change
+from kinema.serving.submitting import Submission, change, default_model, offered_models, prepare, submit
 from kinema.serving.variants import Variant, Variants
 
 if TYPE_CHECKING:
@@ -256,6 +256,20 @@ def _add_figures(app: FastAPI) -> None:
 
 
 def _add_changing(app: FastAPI) -> None:
+    @app.post(
+        "/v1/videos/{video_id}",
+        response_model=wire.Video,
+        responses=document.errors(400, 404, 413, 415),
+        openapi_extra=document.change_body(),
+        tags=["videos"],
+    )
+    async def update(video_id: str, request: Request) -> Response:
+        """Give a video another title, or pin it, so that it never expires, or no longer."""
+        job = await _job(app, video_id)
+        asked = await read_change(request)
+        job = await asyncio.to_thread(change, host_of(app).queue, job.id, title=asked.title, pinned=asked.pinned)
+        return _polled(job, wire.video_of(job))
+
     @app.post(
         "/v1/videos/{video_id}/cancel", response_model=wire.Video, responses=document.errors(404), tags=["videos"]
     )
