@@ -21,6 +21,7 @@ from kinema.serving.hosting import Host, host_of
 from kinema.serving.reading import Asked, UnreadableBody, fetched, read, read_change
 from kinema.serving.submitting import Submission, change, default_model, offered_models, prepare, submit
 from kinema.serving.variants import Variant, Variants
+from kinema.version import own_version
 
 if TYPE_CHECKING:
     from kinema.jobs import Job
@@ -36,11 +37,9 @@ _Limit = Annotated[int, Query(ge=1, le=100)]
 
 def make_app() -> FastAPI:
     """The app; whoever serves it puts a `Host` into its `state.host`."""
-    from importlib.metadata import version
-
     app = FastAPI(
         title="Kinema",
-        version=version("kinema"),
+        version=own_version(),
         description="A still image, or a sentence, becomes a short video with Stable Video Diffusion.",
         openapi_url="/v1/openapi.json",
         docs_url=None,  # its pages ask other machines for scripts
