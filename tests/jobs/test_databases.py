@@ -9,7 +9,7 @@ import pytest
 from queue_helpers import SLOW, STILL, Server, begun, finished, request, until
 from queue_work import drawn, expected
 
-from kinema.errors import JobNotFound, KeyReused, QueueFull
+from kinema.errors import InvalidRequest, JobNotFound, KeyReused, QueueFull
 from kinema.jobs import Queue
 from kinema.settings import Settings
 
@@ -95,6 +95,31 @@ def test_many_at_once_never_overfill_it(looking_on):
     for thread in threads:
         thread.join()
     assert (looking_on.waiting(), len(refused)) == (8, 12)
+
+
+def test_of_jobs_that_are_written_together_a_bad_one_takes_no_other_along(looking_on):
+    store = looking_on._store
+    # What the queue itself would never let through: SQLite keeps any number, PostgreSQL any text of Python's.
+    bad = {"title": "\ud800"} if store._sqlite else {"priority": 2**40}
+    told = {}
+
+    def add(name, **changes):
+        asked = {"id": name, "model": "a", "request": request().model_dump_json(), "priority": 0, "created_at": 0.0}
+        try:
+            told[name] = store.add(asked | changes, 8)
+        except InvalidRequest as error:
+            told[name] = error
+
+    threads = [threading.Thread(target=add, args=(name,), kwargs=bad if name == "b" else {}) for name in "abc"]
+    with store._adding:  # so that all three wait for the same turn
+        for count, thread in enumerate(threads, 1):
+            thread.start()
+            until(lambda count=count: len(store._additions) == count)
+    for thread in threads:
+        thread.join()
+    assert (told["a"], told["c"]) == (1, 2)
+    assert "can't keep this request" in str(told["b"])
+    assert {job.id for job in looking_on.list().jobs} == {"a", "c"}
 
 
 def test_a_second_server_of_the_database_runs_nothing_while_the_first_one_lives(queue, settings, tmp_path):

@@ -33,7 +33,7 @@ def test_a_video_is_asked_for_made_and_fetched(client, png):
     assert done["expires_at"] > done["completed_at"] >= done["created_at"]
     content = client.get(f"/v1/videos/{video['id']}/content")
     assert content.headers["content-type"] == "video/mp4"
-    assert content.headers["x-kinema-seed"] == "42"
+    assert (content.headers["x-kinema-seed"], content.headers["x-kinema-model"]) == ("42", "pocket")
     assert content.content[4:8] == b"ftyp"
 
 
@@ -87,6 +87,14 @@ def test_a_prompt_draws_the_still(client):
     assert done["status"] == "completed"
     assert "paint" in done["stage_durations"]
     assert done["settings"]["image_model"] == "pocket-painter"
+
+
+def test_a_title_stands_before_the_prompt_and_does_not_stand_for_one(client, png):
+    assert create(client, png, title="Lift-off").json()["prompt"] == "Lift-off"
+    drawn = create(client, prompt="a red balloon", title="Lift-off").json()
+    assert (drawn["prompt"], drawn["settings"]["prompt"]) == ("Lift-off", "a red balloon")
+    alone = client.post("/v1/videos", data={"title": "Lift-off"})
+    assert (alone.status_code, alone.json()["error"]["param"]) == (400, "prompt")
 
 
 def test_the_list_is_paged_both_ways(client):
@@ -211,11 +219,20 @@ def test_a_client_that_goes_takes_its_job_along_unless_told(client, png, keep, e
 
 @pytest.mark.parametrize(
     ("model", "status", "code"),
-    [("memory", 507, "insufficient_memory"), ("defect", 500, "internal_error"), ("killed", 500, "worker_died")],
+    [
+        ("memory", 507, "insufficient_memory"),
+        ("defect", 500, "internal_error"),
+        ("killed", 500, "worker_died"),
+        ("weights", 503, "hub_unreachable"),
+    ],
 )
-def test_a_failure_while_waiting_says_why(client, png, model, status, code):
-    answer = client.post("/v1/videos/sync", data=QUICK | {"model": model}, files={"image": ("a.png", png)})
+@pytest.mark.parametrize("path", ["/v1/videos/sync", "/generate"])
+def test_a_failure_while_waiting_says_why_and_whether_to_try_again(client, png, path, model, status, code):
+    answer = client.post(path, data=QUICK | {"model": model}, files={"image": ("a.png", png)})
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+    # More memory does not come by waiting.
+    assert answer.headers.get("retry-after") == ("5" if status == 503 else None)
+    assert answer.headers["x-kinema-model"] == model
 
 
 def test_models_name_what_is_offered(client):
