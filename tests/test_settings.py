@@ -62,6 +62,15 @@ def test_a_bad_file_is_named_with_what_is_wrong(tmp_path, text, words):
         read_settings()
 
 
+@pytest.mark.parametrize("name", ["api_keys", "hosts", "cors_origins", "image_hosts", "models"])
+def test_a_list_with_an_empty_string_is_refused_and_an_empty_list_is_an_unset_one(tmp_path, name):
+    (tmp_path / "kinema.toml").write_text(f'{name} = [""]')
+    with pytest.raises(InvalidRequest, match=f"{name} in kinema.toml can't be ''"):
+        read_settings()
+    (tmp_path / "kinema.toml").write_text(f"{name} = []")
+    assert getattr(read_settings(), name) == ()
+
+
 def test_a_bad_flag_is_named_as_it_was_given():
     with pytest.raises(InvalidRequest, match=r"^device can't be 'tpu'"):
         read_settings(device="tpu")

@@ -1,13 +1,15 @@
 """The queue's promises that its database keeps, on SQLite and on a real PostgreSQL."""
 
+import asyncio
 import threading
+import time
 import warnings
 
 import pytest
-from queue_helpers import STILL, Server, begun, finished, request, until
+from queue_helpers import SLOW, STILL, Server, begun, finished, request, until
 from queue_work import drawn, expected
 
-from kinema.errors import JobNotFound, KeyReused, QueueFull
+from kinema.errors import InvalidRequest, JobNotFound, KeyReused, QueueFull
 from kinema.jobs import Queue
 from kinema.settings import Settings
 
@@ -95,6 +97,31 @@ def test_many_at_once_never_overfill_it(looking_on):
     assert (looking_on.waiting(), len(refused)) == (8, 12)
 
 
+def test_of_jobs_that_are_written_together_a_bad_one_takes_no_other_along(looking_on):
+    store = looking_on._store
+    # What the queue itself would never let through: SQLite keeps any number, PostgreSQL any text of Python's.
+    bad = {"title": "\ud800"} if store._sqlite else {"priority": 2**40}
+    told = {}
+
+    def add(name, **changes):
+        asked = {"id": name, "model": "a", "request": request().model_dump_json(), "priority": 0, "created_at": 0.0}
+        try:
+            told[name] = store.add(asked | changes, 8)
+        except InvalidRequest as error:
+            told[name] = error
+
+    threads = [threading.Thread(target=add, args=(name,), kwargs=bad if name == "b" else {}) for name in "abc"]
+    with store._adding:  # so that all three wait for the same turn
+        for count, thread in enumerate(threads, 1):
+            thread.start()
+            until(lambda count=count: len(store._additions) == count)
+    for thread in threads:
+        thread.join()
+    assert (told["a"], told["c"]) == (1, 2)
+    assert "can't keep this request" in str(told["b"])
+    assert {job.id for job in looking_on.list().jobs} == {"a", "c"}
+
+
 def test_a_second_server_of_the_database_runs_nothing_while_the_first_one_lives(queue, settings, tmp_path):
     until(lambda: queue.ready)
     elsewhere = settings.model_copy(update={"data_dir": tmp_path / "data"})
@@ -104,3 +131,63 @@ def test_a_second_server_of_the_database_runs_nothing_while_the_first_one_lives(
         assert server.workers() == []
     finally:
         server.kill()
+
+
+@pytest.mark.parametrize("act", ["cancel", "delete"])
+@pytest.mark.parametrize("watcher", ["the one that runs jobs", "the other"])
+def test_who_watches_a_queued_job_soon_hears_what_another_process_does_to_it(queue, looking_on, watcher, act):
+    here, there = (queue, looking_on) if watcher == "the one that runs jobs" else (looking_on, queue)
+    running = queue.submit(request(**SLOW), still=STILL)
+    until(lambda: queue.get(running.id).status == "in_progress")
+    job = queue.submit(request(seed=8), still=STILL)
+
+    async def watch():
+        watching = here.watch_async(job.id)
+        told = [(await anext(watching)).status]
+        await asyncio.to_thread(getattr(there, act), job.id)
+        async with asyncio.timeout(5):
+            return told + [now.status async for now in watching]
+
+    told = asyncio.run(watch())
+    assert told[-1] == ("failed" if act == "cancel" else "queued")
+
+
+def test_who_watches_from_another_process_hears_of_begin_and_end(queue, looking_on):
+    job = looking_on.submit(request(motion_bucket_id=60, num_inference_steps=30), still=STILL)
+    told = [now.status for now in looking_on.watch(job.id)]
+    assert list(dict.fromkeys(told)) == ["queued", "in_progress", "completed"]
+
+
+def test_a_pinned_job_does_not_expire_and_an_unpinned_one_does_some_days_later(settings, monkeypatch):
+    monkeypatch.setattr("kinema.jobs.running.HOUSEKEEPING_SECONDS", 0.1)
+    second = settings.model_copy(update={"keep_days": 1.5 / 86_400})
+    with Queue(second, "queue_work:Work") as queue:
+        job = finished(queue, queue.submit(request(), still=STILL))
+        assert job.expires_at is not None
+        assert (queue.pin(job.id).pinned, queue.pin(job.id).expires_at) == (True, None)
+        time.sleep(1.8)
+        before = time.time()
+        unpinned = queue.pin(job.id, pinned=False)
+        assert (unpinned.pinned, unpinned.expires_at) == (False, pytest.approx(before + 1.5, abs=0.5))
+        until(lambda: not queue.list().jobs)
+
+
+def test_a_job_that_is_pinned_as_it_expires_stays(settings):
+    with Queue(settings.model_copy(update={"keep_days": 1e-9})) as queue:
+        job = queue.cancel(queue.submit(request(), still=STILL).id)
+        until(lambda: queue._store.expired() == [job.id])
+        queue.pin(job.id)
+        assert not queue._store.remove(job.id, only_expired=True)
+        assert queue.get(job.id).pinned
+
+
+def test_a_jobs_title_and_pin_may_change_while_it_runs(queue, looking_on):
+    job = queue.submit(request(**SLOW), still=STILL, title="one")
+    told = queue.watch(job.id)
+    next(now for now in told if now.stage == "denoise")
+    assert (queue.rename(job.id, "other").title, queue.pin(job.id).pinned) == ("other", True)
+    assert next((now.title, now.pinned) for now in told if now.step > 3) == ("other", True)
+    assert (looking_on.get(job.id).title, looking_on.cancel(job.id).expires_at) == ("other", None)
+    for change in (looking_on.pin, lambda job_id: looking_on.rename(job_id, "x")):
+        with pytest.raises(JobNotFound):
+            change("video_" + "0" * 32)

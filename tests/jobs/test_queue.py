@@ -321,3 +321,35 @@ def test_a_closing_queue_takes_no_more(settings):
     queue.close()
     with pytest.raises(QueueUnavailable, match="closing"):
         queue.submit(request(), still=STILL)
+
+
+def told_of(job, caplog):
+    """What the log says of a job, without its id."""
+    return [text.removeprefix(f"job {job.id} ") for text in caplog.messages if job.id in text]
+
+
+def test_the_log_has_one_line_for_each_event_of_a_job(queue, caplog):
+    caplog.set_level("INFO", "kinema")
+    running, waiting, unwanted = (queue.submit(request(seed=seed, **SLOW), still=STILL) for seed in range(3))
+    until(lambda: told_of(running, caplog) == ["begins"])
+    for job in (waiting, running, waiting):
+        queue.cancel(job.id)
+    queue.delete(unwanted.id)
+    failing = finished(queue, queue.submit(request(model="memory"), still=STILL))
+    until(lambda: not queue.running())
+    assert told_of(running, caplog) == ["begins", "is cancelled"]
+    assert told_of(waiting, caplog) == ["is cancelled"]
+    assert told_of(unwanted, caplog) == ["is deleted"]
+    assert [text.partition(":")[0] for text in told_of(failing, caplog)] == ["begins", "failed"]
+
+
+def test_a_job_that_was_cancelled_elsewhere_before_it_failed_is_told_and_counted_as_cancelled(settings, caplog):
+    caplog.set_level("INFO", "kinema")
+    ended = []
+    with Queue(settings, "queue_work:Work", ended=ended.append) as queue, Queue(settings) as other:
+        job = queue.submit(request(model="memory", noise_aug_strength=0.7), still=STILL)
+        until(lambda: told_of(job, caplog) == ["begins"])
+        other.cancel(job.id)
+        until(lambda: ended)
+    assert [job.error.code for job in ended] == ["cancelled"]
+    assert told_of(job, caplog) == ["begins", "is cancelled"]

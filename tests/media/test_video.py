@@ -19,6 +19,7 @@ from kinema.media.video import (
     check_target,
     encode_video,
     probe,
+    read_first_frame,
     read_frames,
     read_recipe,
     save_video,
@@ -62,6 +63,21 @@ def test_every_kind_keeps_frames_rate_and_looks(tmp_path, frames, name):
     seen, fps = read_frames(path)
     assert (path, fps, seen.shape, seen.dtype) == (tmp_path / name, 7, frames.shape, np.uint8)
     assert np.abs(seen.astype(int) - frames).mean() < (6 if name == "a.gif" else 2)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_first_frame_is_the_first_of_all(tmp_path, frames, name):
+    path = save_video(frames, tmp_path / name, 7)
+    assert np.array_equal(read_first_frame(path), read_frames(path)[0][0])
+
+
+def test_the_first_frame_is_read_without_the_others(tmp_path, frames):
+    path = save_video(np.tile(frames, (10, 1, 1, 1)), tmp_path / "a.mp4", 7)
+    first = read_first_frame(path)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(VideoError, match=r"can't be read|cut short"):
+        read_frames(path)
+    assert np.array_equal(read_first_frame(path), first)
 
 
 def test_png_frames_are_exact(tmp_path, frames):
@@ -486,7 +502,7 @@ def test_folder_that_vanishes_meanwhile_is_told(tmp_path, frames):
 # What can't be read
 
 
-@pytest.mark.parametrize("read", [probe, read_frames, read_recipe])
+@pytest.mark.parametrize("read", [probe, read_frames, read_first_frame, read_recipe])
 def test_files_that_are_no_video_are_refused(tmp_path, read):
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "text.mp4").write_text("just some text " * 100)

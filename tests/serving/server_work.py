@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from kinema.errors import InsufficientMemory
+from kinema.errors import HubUnreachable, InsufficientMemory
 from kinema.jobs.values import Preview
 from kinema.media.clip import Clip
 from kinema.values import ModelIdentity, Recipe, Step
 
-FAULTS = "memory,defect,killed"
+FAULTS = "memory,defect,killed,weights"
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ def work(task):
     request = task.request
     if request.model == "memory":
         raise InsufficientMemory("64 GB are needed and 1 is free; ask for fewer frames")
+    if request.model == "weights":
+        raise HubUnreachable("the hub does not answer; try again when it does")
     if request.model == "defect":
         raise RuntimeError("a bug")
     match task.part:

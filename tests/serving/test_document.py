@@ -34,7 +34,7 @@ def test_no_answer_contradicts_the_document(server, tmp_path):
 
 @pytest.mark.slow
 def test_no_answer_contradicts_the_document_in_a_thousand_examples(server, tmp_path):
-    examine(server, tmp_path, 100)  # for each of ten operations
+    examine(server, tmp_path, 100)  # for each of eleven operations
 
 
 def test_the_document_has_examples_and_every_route(server):
@@ -43,5 +43,9 @@ def test_the_document_has_examples_and_every_route(server):
     assert making["application/json"]["examples"]
     assert "input_reference" in making["multipart/form-data"]["schema"]["properties"]
     for example in making["application/json"]["examples"].values():
-        assert httpx.post(f"{server.url}/v1/videos", json=example["value"]).status_code == 200
+        made = httpx.post(f"{server.url}/v1/videos", json=example["value"])
+        assert made.status_code == 200
+    changing = document["paths"]["/v1/videos/{video_id}"]["post"]["requestBody"]["content"]["application/json"]
+    changed = httpx.post(f"{server.url}/v1/videos/{made.json()['id']}", json=changing["example"]).json()
+    assert (changed["prompt"], changed["pinned"]) == (changing["example"]["title"], True)
     assert len(document["paths"]) == 8

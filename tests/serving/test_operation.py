@@ -52,6 +52,12 @@ def test_probes_need_no_key(guarded):
     assert [httpx.get(guarded.url + path).status_code for path in ("/livez", "/readyz")] == [200, 200]
 
 
+def test_probes_may_call_it_by_any_name(server):
+    other = {"Host": "10.0.0.7:3000"}
+    assert [httpx.get(server.url + path, headers=other).status_code for path in ("/livez", "/readyz")] == [200, 200]
+    assert [httpx.get(server.url + path, headers=other).status_code for path in ("/healthz", "/metrics")] == [403, 403]
+
+
 def test_only_the_named_origin_may_call_from_a_page(guarded):
     ask = {"Access-Control-Request-Method": "POST"}
     allowed = httpx.options(f"{guarded.url}/v1/videos", headers=ask | {"Origin": "https://page.example"})
@@ -136,10 +142,10 @@ def test_a_killed_api_process_comes_back_and_its_job_goes_on(tmp_path, png):
         stop(running)
 
 
-def refused(settings, *, client="127.0.0.1", method="POST", **headers):
+def refused(settings, *, client="127.0.0.1", method="POST", path="/v1/videos", **headers):
     """The status with which a request is refused, None where it may come in."""
     given = {"host": "localhost:3000"} | {name.replace("_", "-"): value for name, value in headers.items()}
-    scope = {"type": "http", "path": "/v1/videos", "method": method, "client": (client, 5)}
+    scope = {"type": "http", "path": path, "method": method, "client": (client, 5)}
     scope["headers"] = [(name.encode(), value.encode()) for name, value in given.items()]
     found = _Guard(lambda *_: None, settings)._refusal(scope, Headers(scope=scope))
     return None if found is None else found[0]
@@ -152,6 +158,17 @@ def test_other_machines_are_not_answered_without_a_key(tmp_path):
     assert refused(opened, client="192.0.2.7") is None
     for name in ("x_forwarded_for", "x_forwarded_port", "forwarded", "via"):
         assert refused(closed, **{name: "192.0.2.7"}) == 403
+
+
+@pytest.mark.parametrize("keys", [(), (KEY,)])
+def test_probes_are_answered_whoever_asks_by_whatever_name_and_nothing_else_is(tmp_path, keys):
+    settings = Settings(data_dir=tmp_path, api_keys=keys, hosts=("video.example",))
+    kubelet = {"client": "10.0.0.1", "host": "10.0.0.7:3000"}
+    for path in ("/livez", "/readyz"):
+        assert refused(settings, path=path, method="GET", **kubelet) is None
+        assert refused(settings, path=path, method="POST", **kubelet) == 403
+    for path in ("/", "/healthz", "/metrics", "/livez/", "/livez/x", "/v1/videos", "/studio/livez"):
+        assert refused(settings, path=path, method="GET", **kubelet) == 403
 
 
 def test_a_page_of_another_site_changes_nothing_here(tmp_path):

@@ -33,7 +33,7 @@ def test_a_video_is_asked_for_made_and_fetched(client, png):
     assert done["expires_at"] > done["completed_at"] >= done["created_at"]
     content = client.get(f"/v1/videos/{video['id']}/content")
     assert content.headers["content-type"] == "video/mp4"
-    assert content.headers["x-kinema-seed"] == "42"
+    assert (content.headers["x-kinema-seed"], content.headers["x-kinema-model"]) == ("42", "pocket")
     assert content.content[4:8] == b"ftyp"
 
 
@@ -89,6 +89,14 @@ def test_a_prompt_draws_the_still(client):
     assert done["settings"]["image_model"] == "pocket-painter"
 
 
+def test_a_title_stands_before_the_prompt_and_does_not_stand_for_one(client, png):
+    assert create(client, png, title="Lift-off").json()["prompt"] == "Lift-off"
+    drawn = create(client, prompt="a red balloon", title="Lift-off").json()
+    assert (drawn["prompt"], drawn["settings"]["prompt"]) == ("Lift-off", "a red balloon")
+    alone = client.post("/v1/videos", data={"title": "Lift-off"})
+    assert (alone.status_code, alone.json()["error"]["param"]) == (400, "prompt")
+
+
 def test_the_list_is_paged_both_ways(client):
     ids = [create(client).json()["id"] for _ in range(3)]
     newest = client.get("/v1/videos", params={"limit": 2}).json()
@@ -116,6 +124,44 @@ def test_a_deleted_video_is_gone_with_its_files(server, client, png):
     assert deleted == {"id": video["id"], "deleted": True, "object": "video.deleted"}
     assert client.get(f"/v1/videos/{video['id']}").status_code == 404
     assert not folder.exists()
+
+
+def test_title_and_pin_of_a_video_change_by_form_or_json(client, png):
+    video = wait_for(client, create(client, png, title="one").json()["id"])
+    path = f"/v1/videos/{video['id']}"
+    pinned = client.post(path, json={"pinned": True, "title": "other"}).json()
+    assert pinned == video | {"pinned": True, "prompt": "other", "expires_at": None}
+    began = int(time.time())
+    unpinned = client.post(path, data={"pinned": "false"}).json()
+    assert unpinned == client.get(path).json() == pinned | {"pinned": False, "expires_at": unpinned["expires_at"]}
+    assert 0 <= unpinned["expires_at"] - began - 30 * 86_400 < 60
+
+
+@pytest.mark.parametrize(
+    ("given", "param", "words"),
+    [
+        ({}, "pinned", "neither title nor pinned"),
+        ({"title": " "}, "pinned", "neither title nor pinned"),
+        ({"pinned": "maybe"}, "pinned", "neither true nor false"),
+        ({"title": 5}, "title", "no text"),
+        ({"title": "a\0b"}, "title", "no character"),
+        ({"title": "x" * 10_001}, "title", "10001 characters"),
+        ({"pinned": True, "seed": 3}, "seed", "can't be changed; title and pinned can"),
+    ],
+)
+def test_nothing_else_of_a_video_can_be_changed(client, given, param, words):
+    video = create(client).json()
+    answer = client.post(f"/v1/videos/{video['id']}", json=given)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"], words in error["message"]) == (400, param, True), error
+    assert client.get(f"/v1/videos/{video['id']}").json()["pinned"] is False
+
+
+def test_a_change_of_no_video_or_by_no_body_that_is_read_is_refused(client):
+    assert client.post(f"/v1/videos/video_{'0' * 32}", json={"pinned": True}).status_code == 404
+    path = f"/v1/videos/{create(client).json()['id']}"
+    answer = client.post(path, content=b"<a/>", headers={"Content-Type": "application/xml"})
+    assert (answer.status_code, list(answer.json())) == (415, ["error"])
 
 
 def test_the_same_key_gives_the_same_video_and_is_refused_for_another(client, png):
@@ -173,11 +219,20 @@ def test_a_client_that_goes_takes_its_job_along_unless_told(client, png, keep, e
 
 @pytest.mark.parametrize(
     ("model", "status", "code"),
-    [("memory", 507, "insufficient_memory"), ("defect", 500, "internal_error"), ("killed", 500, "worker_died")],
+    [
+        ("memory", 507, "insufficient_memory"),
+        ("defect", 500, "internal_error"),
+        ("killed", 500, "worker_died"),
+        ("weights", 503, "hub_unreachable"),
+    ],
 )
-def test_a_failure_while_waiting_says_why(client, png, model, status, code):
-    answer = client.post("/v1/videos/sync", data=QUICK | {"model": model}, files={"image": ("a.png", png)})
+@pytest.mark.parametrize("path", ["/v1/videos/sync", "/generate"])
+def test_a_failure_while_waiting_says_why_and_whether_to_try_again(client, png, path, model, status, code):
+    answer = client.post(path, data=QUICK | {"model": model}, files={"image": ("a.png", png)})
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+    # More memory does not come by waiting.
+    assert answer.headers.get("retry-after") == ("5" if status == 503 else None)
+    assert answer.headers["x-kinema-model"] == model
 
 
 def test_models_name_what_is_offered(client):

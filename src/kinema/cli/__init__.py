@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import sys
 import traceback
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,6 +17,7 @@ from kinema.cli import doctor, generating, recipes, serving, weights
 from kinema.cli.exits import EPILOG, Interrupted, code_of, stopping_cleanly
 from kinema.cli.progress import say
 from kinema.errors import KinemaError
+from kinema.version import own_version
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,7 +43,7 @@ app.command(name="doctor")(doctor.doctor)
 
 def _show_version(*, wanted: bool) -> None:
     if wanted:
-        print(f"kinema {version('kinema')}")  # noqa: T201 - the result
+        print(f"kinema {own_version()}")  # noqa: T201 - the result
         raise typer.Exit
 
 

@@ -13,6 +13,7 @@ import typer
 from kinema.cli.progress import stdout_console
 from kinema.errors import InsufficientMemory, InvalidRequest, WeightsError
 from kinema.models.catalog import request_for
+from kinema.version import own_version
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +61,7 @@ def _examined(settings: Settings) -> dict[str, Any]:
     ]
     painter, painter_reason = default_painter(_video_size(model), settings)
     return {
-        "kinema": version("kinema"),
+        "kinema": own_version(),
         "device": str(device),
         "device_name": _device_name(device),
         "devices": available_devices(),

@@ -15,6 +15,7 @@ from kinema.cli.options import OUTPUT_PANEL, Force, Json, Quiet
 from kinema.cli.progress import report
 from kinema.errors import RecipeError
 from kinema.models.catalog import CATALOG, PAINTERS
+from kinema.version import own_version
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -226,7 +227,8 @@ def _tell_versions(recipe: Recipe, told: Report) -> None:
     from importlib.metadata import version
 
     for name, made_by in {"kinema": recipe.kinema, **recipe.versions}.items():
-        if (here := version(name)) != made_by:
+        here = own_version() if name == "kinema" else version(name)
+        if here != made_by:
             told.tell("warning", f"it was made by {name} {made_by}, and {here} is here: the frames may differ")
 
 

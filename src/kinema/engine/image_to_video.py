@@ -27,6 +27,7 @@ from kinema.media.clip import Clip
 from kinema.media.still import fit_still
 from kinema.models.placement import place, plan_for
 from kinema.values import Recipe, Step
+from kinema.version import own_version
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -229,7 +230,7 @@ def _recipe(models: Models, plan: Plan, still: Still, request: VideoRequest, eve
     if still.painting is not None:
         names["image_model"] = still.painting.painter.name
     return Recipe(
-        kinema=version("kinema"),
+        kinema=own_version(),
         request=request.model_copy(update=names),
         still_sha256=still.sha256,
         painting=still.painting,

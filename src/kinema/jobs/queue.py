@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import secrets
 import time
 from typing import TYPE_CHECKING, Any, Self
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
     from kinema.settings import Settings
     from kinema.values import VideoRequest
+
+log = logging.getLogger(__name__)
 
 CANCELLED = Failure("cancelled", "it was cancelled")
 MAX_PRIORITY = 1000
@@ -256,6 +259,7 @@ class Queue:
         """
         self._store.get(job_id)
         if self._store.fail(job_id, CANCELLED, self._settings.keep_days * DAY):
+            log.info("job %s is cancelled", job_id)
             self._stop(job_id)
         return self.get(job_id)
 
@@ -266,7 +270,8 @@ class Queue:
             JobNotFound: where there is none with this id.
         """
         self._store.get(job_id)
-        remove(self._store, self._files, job_id)
+        if remove(self._store, self._files, job_id):
+            log.info("job %s is deleted", job_id)
         self._stop(job_id)
         self._watchers.publish(job_id, None)
 
@@ -277,7 +282,16 @@ class Queue:
             JobNotFound: where there is none with this id.
         """
         self._store.pin(job_id, self._settings.keep_days * DAY, pinned=pinned)
-        return self.get(job_id)
+        return self._renewed(job_id)
+
+    def rename(self, job_id: str, title: str) -> Job:
+        """Give a job another title.
+
+        Raises:
+            JobNotFound: where there is none with this id.
+        """
+        self._store.rename(job_id, title)
+        return self._renewed(job_id)
 
     def result(self, job_id: str) -> Path:
         """The video's file.
@@ -382,6 +396,15 @@ class Queue:
         found = self._store.some([job_id])
         if found:
             self._watchers.publish(job_id, found[0])
+
+    def _renewed(self, job_id: str) -> Job:
+        """A job whose title or pin has changed, told to who watches it."""
+        job = self._store.get(job_id)
+        if self._runner is not None:
+            self._runner.renew(job)
+        job = self._as_it_is(job)
+        self._watchers.publish(job_id, job)
+        return job
 
     def _as_it_is(self, job: Job) -> Job:
         return job if self._runner is None else self._runner.as_it_is(job)

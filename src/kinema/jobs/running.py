@@ -54,6 +54,7 @@ class Run:
 
     def __init__(self, job: Job, speeds: Speeds, store: Store, watchers: Watchers, closing: threading.Event) -> None:
         self.job = job
+        self.title, self.pinned = job.title, job.pinned  # anyone may change them while it runs
         self.paints = job.request.prompt is not None
         self.cancelled = threading.Event()
         self._closing = closing
@@ -87,6 +88,8 @@ class Run:
         meter = self._meter
         return dataclasses.replace(
             self.job,
+            title=self.title,
+            pinned=self.pinned,
             stage=meter.stage,
             step=meter.step,
             total=meter.total,
@@ -154,7 +157,6 @@ class Runner:
         self._claiming = threading.Lock()  # a claimed job is in _lent or _runs for all who hold it
         self._workflow: Callable[[str], None] | None = None
         self._places: dict[str, int | None] = {}
-        self._stale_places = False
         self.pool = Pool(work, devices, settings.step_timeout, self._wake.set)
         self._thread = threading.Thread(target=self._serve, name="kinema-runner", daemon=True)
 
@@ -178,7 +180,6 @@ class Runner:
 
     def changed(self) -> None:
         """The queue is not what it was: jobs came, or went."""
-        self._stale_places = True
         self._wake.set()
 
     def cancel(self, job_id: str) -> None:
@@ -191,8 +192,14 @@ class Runner:
         """A job from the store with what is not written down yet."""
         run = self._runs.get(job.id)
         if job.status == "in_progress" and run is not None:
-            return dataclasses.replace(run.snapshot(), pinned=job.pinned)
+            return dataclasses.replace(run.snapshot(), title=job.title, pinned=job.pinned)
         return job
+
+    def renew(self, job: Job) -> None:
+        """Have a job that runs here told of by its new title, and as pinned or not."""
+        run = self._runs.get(job.id)
+        if run is not None:
+            run.title, run.pinned = job.title, job.pinned
 
     def running(self) -> list[Job]:
         """The jobs that are being run here."""
@@ -232,7 +239,7 @@ class Runner:
             kept = swept = time.monotonic()
             while not self._stopping.is_set():
                 self._guarded(self._lend)
-                self._guarded(self._publish_places)
+                self._guarded(self._tell_of_waiting)
                 if time.monotonic() - kept > HOUSEKEEPING_SECONDS:
                     self._guarded(self._keep_house)
                     kept = time.monotonic()
@@ -302,7 +309,6 @@ class Runner:
                     self._store.unclaim(job_id)
                     return
                 self._lent[job_id] = worker
-            self._stale_places = True
             try:
                 with SetWorkflowID(job_id):
                     DBOS.start_workflow(self._workflow, job_id)
@@ -325,20 +331,21 @@ class Runner:
                 worker = self.pool.wait_for(job.request.model, run.wish)
             self._run_parts(run, worker)
         except (JobNotFound, WorkCancelled):
-            log.info("job %s was cancelled", job_id)
-        except Exception as error:  # DBOS's own signals are none
+            pass  # who cancelled or deleted it has told
+        except Exception as error:  # noqa: BLE001 - DBOS's own signals are none
             if _is_full_disk(error):
                 self._fail(job_id, Failure("insufficient_disk", "the disk is full: make room, and ask again"))
             else:
-                log.exception("job %s failed by a defect", job_id)
-                self._fail(job_id, Failure("internal_error", f"{type(error).__name__}: {error}"))
+                self._fail(job_id, Failure("internal_error", f"{type(error).__name__}: {error}"), error)
         finally:
             self._lent.pop(job_id, None)
-            self._runs.pop(job_id, None)
             if worker is not None:
                 self.pool.give_back(worker)
-            if not self._closing.is_set():
-                self._after(job_id)
+            try:
+                if not self._closing.is_set():
+                    self._after(job_id)
+            finally:
+                self._runs.pop(job_id, None)
 
     def _run_parts(self, run: Run, worker: Worker) -> None:
         from dbos import DBOS
@@ -405,9 +412,10 @@ class Runner:
         drawn.unlink()
         return sha256
 
-    def _fail(self, job_id: str, failure: Failure) -> None:
-        self._insisting(lambda: self._store.fail(job_id, failure, self._settings.keep_days * DAY))
-        log.warning("job %s failed: %s: %s", job_id, failure.code, failure.message)
+    def _fail(self, job_id: str, failure: Failure, defect: Exception | None = None) -> None:
+        """A job fails, unless it was cancelled or deleted meanwhile; a defect of ours is told with its traceback."""
+        if self._insisting(lambda: self._store.fail(job_id, failure, self._settings.keep_days * DAY)):
+            log.warning("job %s failed: %s: %s", job_id, failure.code, failure.message, exc_info=defect)
 
     def _after(self, job_id: str) -> None:
         """Delete what only the work needed, all of it where the job is gone, and tell who watches."""
@@ -443,17 +451,21 @@ class Runner:
                     raise PutBack from None
                 pause = min(5.0, pause * 2)
 
-    def _publish_places(self) -> None:
-        """Tell who watches a queued job of its new place."""
+    def _tell_of_waiting(self) -> None:
+        """Tell who watches a job that isn't run here of its new place, or that it was cancelled or deleted anywhere."""
         watched = [job_id for job_id in self._watchers.watched() if job_id not in self._runs]
-        if not self._stale_places or not watched:
-            return
-        self._stale_places = False
         before, self._places = self._places, {}
-        for job in self._store.some(watched):
-            self._places[job.id] = job.queue_position
-            if job.status == "queued" and before.get(job.id) != job.queue_position:
-                self._watchers.publish(job.id, job)
+        if not watched:
+            return
+        there = {job.id: job for job in self._store.some(watched)}
+        for job_id in watched:
+            job = there.get(job_id)
+            if job is None or job.finished:
+                self._watchers.publish(job_id, job)
+            elif job.status == "queued":  # what is begun tells of itself
+                self._places[job_id] = job.queue_position
+                if before.get(job_id) != job.queue_position:
+                    self._watchers.publish(job_id, job)
 
     def _reconcile(self) -> None:
         """Jobs in progress of which DBOS knows nothing, or nothing more, don't stay so for ever."""
@@ -480,9 +492,9 @@ class Runner:
         from dbos import DBOS
 
         for job_id in self._store.expired():
-            remove(self._store, self._files, job_id)
-            self._watchers.publish(job_id, None)
-            log.info("job %s expired", job_id)
+            if remove(self._store, self._files, job_id, only_expired=True):
+                self._watchers.publish(job_id, None)
+                log.info("job %s expired", job_id)
         done = DBOS.list_workflows(
             status=["SUCCESS", "ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"],
             load_input=False,
@@ -505,11 +517,11 @@ def _is_full_disk(error: Exception) -> bool:
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "disk is full" in str(error)
 
 
-def remove(store: Store, files: Files, job_id: str) -> bool:
+def remove(store: Store, files: Files, job_id: str, *, only_expired: bool = False) -> bool:
     """Forget a job, and delete its files and its still unless another job needs it; whether it was there."""
     with contextlib.suppress(JobNotFound), files.deleting():
         job = store.get(job_id)
-        if store.remove(job_id):
+        if store.remove(job_id, only_expired=only_expired):
             if job.finished:
                 files.drop_job(job_id)  # else who runs it does so, once its worker has stopped
             if job.still is not None and not store.needs(job.still):

@@ -276,6 +276,10 @@ class Store:
         expires = sa.null() if pinned else sa.case((ended, time.time() + keep_seconds), else_=None)
         return self._change(job_id, sa.true(), pinned=pinned, expires_at=expires)
 
+    def rename(self, job_id: str, title: str) -> bool:
+        """Give a job another title; whether it is there."""
+        return self._change(job_id, sa.true(), title=title)
+
     def count_attempt(self, job_id: str) -> int:
         """A worker died or hung under this job; how many there were."""
         with self._write() as connection:
@@ -283,16 +287,16 @@ class Store:
             found = connection.execute(counted.returning(_jobs.c.attempts)).scalar()
         return int(found or 0)
 
-    def remove(self, job_id: str) -> bool:
-        """Forget a job; whether it was there."""
+    def remove(self, job_id: str, *, only_expired: bool = False) -> bool:
+        """Forget a job, or only if its time is over, for it may just have been pinned; whether it was there."""
+        guard = _over() if only_expired else sa.true()
         with self._write() as connection:
-            return connection.execute(_jobs.delete().where(_jobs.c.id == job_id)).rowcount == 1
+            return connection.execute(_jobs.delete().where(_jobs.c.id == job_id, guard)).rowcount == 1
 
     def expired(self) -> list[str]:
         """Jobs whose time is over."""
-        over = sa.select(_jobs.c.id).where(_jobs.c.expires_at < time.time(), sa.not_(_jobs.c.pinned))
         with self._read() as connection:
-            return list(connection.execute(over).scalars())
+            return list(connection.execute(sa.select(_jobs.c.id).where(_over())).scalars())
 
     def needs(self, still: str) -> bool:
         """Whether any job was made, or will be, from this still."""
@@ -346,6 +350,11 @@ def _engine(url: str) -> sa.Engine:
     if parsed.get_backend_name() not in ("postgresql", "postgres"):
         raise ValueError(f"{parsed.drivername!r} is no database that the queue knows")
     return sa.create_engine(parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
+
+
+def _over() -> sa.ColumnElement[bool]:
+    """Whether a job's time is over."""
+    return sa.and_(_jobs.c.expires_at < time.time(), sa.not_(_jobs.c.pinned))
 
 
 def _with_places() -> sa.Select[Any]:

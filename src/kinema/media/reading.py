@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import av
 
 Frames = np.ndarray[Any, np.dtype[np.uint8]]
-"""A video's frames: uint8 [frames, height, width, 3], sRGB."""
+"""A video's frames: uint8 [frames, height, width, 3], sRGB; one frame has no first axis."""
 
 MAX_RECIPE = 1_000_000
 
@@ -113,15 +113,9 @@ def read_frames(path: str | os.PathLike[str]) -> tuple[Frames, int]:
                 fps = int(getattr(images[0], "text", {}).get("fps") or _known_fps(path) or 1)
                 return _stacked(path, [np.asarray(image.convert("RGB")) for image in images]), fps
         case "stream":
-            from av.video.reformatter import Interpolation
-
-            exact = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
             with _opened(path) as container:
                 stream = container.streams.video[0]
-                frames = [
-                    np.asarray(f.to_ndarray(format="rgb24", interpolation=exact), np.uint8)
-                    for f in container.decode(stream)
-                ]
+                frames = [_pixels(frame) for frame in container.decode(stream)]
                 if len(frames) < stream.frames:
                     raise VideoError(
                         f"{path} is cut short: {len(frames)} of {stream.frames} frames are there; get the video again"
@@ -129,6 +123,25 @@ def read_frames(path: str | os.PathLike[str]) -> tuple[Frames, int]:
                 return _stacked(path, frames), round(stream.average_rate or 1)
         case _:
             return _animation(path)
+
+
+def read_first_frame(path: str | os.PathLike[str]) -> Frames:
+    """A video's first frame (uint8 [height, width, 3]); the others are not decoded.
+
+    Raises:
+        VideoError: where there is no video, or it can't be decoded.
+    """
+    path = Path(path)
+    kind = _kind(path)
+    if kind == "stream":
+        with _opened(path) as container:
+            first = next(container.decode(container.streams.video[0]), None)
+            if first is None:
+                raise VideoError(f"{path} holds no frames; get the video again")
+            return _pixels(first)
+    file = min(path.glob("*.png")) if kind == "folder" else path
+    with _faults(path), Image.open(file, formats=["GIF", "WEBP", "PNG"]) as image:
+        return np.asarray(image.convert("RGB"))
 
 
 def read_recipe(path: str | os.PathLike[str]) -> Recipe:
@@ -242,6 +255,14 @@ def _opened(path: Path) -> Iterator[av.container.InputContainer]:
     except (av.FFmpegError, OSError) as error:
         reason = error.strerror or error
         raise VideoError(f"{path} can't be read as a video ({reason}); give an mp4, webm, gif or webp") from None
+
+
+def _pixels(frame: av.VideoFrame) -> Frames:
+    """A decoded frame in RGB, its colours as exact as FFmpeg makes them."""
+    from av.video.reformatter import Interpolation
+
+    exact = Interpolation.BICUBIC | Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
+    return np.asarray(frame.to_ndarray(format="rgb24", interpolation=exact), np.uint8)
 
 
 def _animation(path: Path) -> tuple[Frames, int]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from kinema.errors import InsufficientDisk, VideoError
 from kinema.media.encoding import FASTEST, SUFFIXES, Encoder, encoder_for
-from kinema.media.reading import Frames, VideoInfo, probe, read_frames, read_recipe
+from kinema.media.reading import Frames, VideoInfo, probe, read_first_frame, read_frames, read_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,6 +33,7 @@ __all__ = [
     "encode_video",
     "probe",
     "publish",
+    "read_first_frame",
     "read_frames",
     "read_recipe",
     "save_video",

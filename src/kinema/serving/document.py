@@ -79,6 +79,20 @@ def body() -> dict[str, Any]:
     }
 
 
+def change_body() -> dict[str, Any]:
+    """The `requestBody` of what changes a video that is there."""
+    others = _others()
+    schema = {
+        "type": "object",
+        "properties": {name: others[name] for name in ("title", "pinned")},
+        "minProperties": 1,
+        "additionalProperties": False,
+    }
+    json = {"schema": schema, "example": {"title": "Lift-off", "pinned": True}}
+    content = {"application/json": json, "multipart/form-data": {"schema": schema}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The answers that are errors, for a route's `responses`."""
     every = sorted({*statuses, 401, 403, 500, 503})

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from kinema.settings import Settings
 
-# What a service manager asks has no secrets in it.
-PROBES = frozenset({"/livez", "/readyz", "/healthz"})
+# What a service manager asks has no secrets in it, and it may come from another machine by whatever name.
+PROBES = frozenset({"/livez", "/readyz"})
 # Methods that change nothing, and what a proxy adds to what it passes on.
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 PROXIES = ("forwarded", "x-forwarded-", "x-real-ip", "via")
@@ -78,6 +78,8 @@ class _Guard:
         await self._app(scope, receive, send)
 
     def _refusal(self, scope: Scope, headers: Headers) -> tuple[int, dict[str, Any], dict[str, str]] | None:
+        if scope["type"] == "http" and scope["method"] in ("GET", "HEAD") and scope["path"] in PROBES:
+            return None
         if self._is_foreign(scope, headers):
             told = "a page of another site asks this; KINEMA_CORS_ORIGINS names the origins whose pages may"
             return 403, error_body(403, "origin_not_allowed", told), {}
@@ -85,14 +87,10 @@ class _Guard:
         if not self._any_host and name not in self._hosts:
             told = f"this server is not called {name[:80]!r}; KINEMA_HOSTS names what else it is called"
             return 403, error_body(403, "host_not_allowed", told), {}
-        if not self._keys:
-            client = scope.get("client")
-            passed_on = any(name.startswith(PROXIES) for name in headers)
-            if self._open or (not passed_on and (client is None or _is_local(client[0]))):
-                return None
+        if not self._keys and not self._open and not _is_near(scope, headers):
             told = "without a key only this machine is answered, and no proxy; set KINEMA_API_KEYS, or KINEMA_OPEN=true"
             return 403, error_body(403, "address_not_allowed", told), {}
-        if (scope["type"] == "http" and scope["path"] in PROBES) or self._knows(headers):
+        if not self._keys or self._knows(headers):
             return None
         told = "a key is asked for: send it as Authorization: Bearer …, or as X-API-Key, or as a password"
         # Basic alone: Chromium asks for no password where another scheme stands in the same header.
@@ -165,6 +163,13 @@ def _host_name(host: str) -> str:
     if host.startswith("["):
         return host[1:].partition("]")[0]
     return host.partition(":")[0].lower()
+
+
+def _is_near(scope: Scope, headers: Headers) -> bool:
+    """Whether this machine asks, and not for another as a proxy does."""
+    client = scope.get("client")
+    passed_on = any(name.startswith(PROXIES) for name in headers)
+    return not passed_on and (client is None or _is_local(client[0]))
 
 
 def _is_local(address: str) -> bool:

@@ -39,21 +39,49 @@ class Asked:
     priority: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a body says of a video that is there; None leaves it as it is."""
+
+    title: str | None
+    pinned: bool | None
+
+
 async def read(request: Request) -> Asked:
     """The body, judged only so far as it can be read.
 
     Raises:
         InvalidRequest: saying what can't be read.
     """
+    return _asked(await _fields(request))
+
+
+async def read_change(request: Request) -> Change:
+    """The same of a body that changes a video.
+
+    Raises:
+        InvalidRequest: saying what can't be read, or that nothing which can be changed is given.
+    """
+    given = {name: value for name, value in (await _fields(request)).items() if is_set(value)}
+    title, pinned = _text("title", given.pop("title", None)), given.pop("pinned", None)
+    if given:
+        name = next(iter(given))
+        raise InvalidRequest(f"{name} can't be changed; title and pinned can", name)
+    if title is None and pinned is None:
+        raise InvalidRequest("neither title nor pinned is given: give one of them, or both", "pinned")
+    return Change(title, None if pinned is None else _truth("pinned", pinned))
+
+
+async def _fields(request: Request) -> dict[str, Any]:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
         return await _form(request)
     if kind in ("application/json", ""):
-        return _asked(_object(await request.body()))
+        return _object(await request.body())
     raise UnreadableBody(f"a body of {kind} is not read; send multipart/form-data or application/json")
 
 
-async def _form(request: Request) -> Asked:
+async def _form(request: Request) -> dict[str, Any]:
     from starlette.datastructures import UploadFile
     from starlette.exceptions import HTTPException
 
@@ -71,7 +99,7 @@ async def _form(request: Request) -> Asked:
             fields[name] = await value.read()
         else:
             fields[name] = value
-    return _asked(fields)
+    return fields
 
 
 def _object(body: bytes) -> dict[str, Any]:

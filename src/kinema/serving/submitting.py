@@ -106,6 +106,21 @@ def submit(
     )
 
 
+def change(queue: Queue, job_id: str, *, title: str | None, pinned: bool | None) -> Job:
+    """Give a job another title, or pin it, or no longer; None leaves either as it is.
+
+    Raises:
+        InvalidRequest: where no file or database would keep the title.
+        JobNotFound: where there is no job with this id.
+    """
+    _check_text({"title": title})
+    if title is not None:
+        queue.rename(job_id, title)
+    if pinned is not None:
+        queue.pin(job_id, pinned=pinned)
+    return queue.get(job_id)
+
+
 def estimate(queue: Queue, submission: Submission) -> float | None:
     """Seconds that it should take here once it is its turn; None while no job of its model was completed here."""
     return queue.estimate(submission.request)

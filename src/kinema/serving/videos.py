@@ -18,9 +18,10 @@ from kinema.models.catalog import CATALOG, PAINTERS
 from kinema.serving import document, wire
 from kinema.serving.events import Events
 from kinema.serving.hosting import Host, host_of
-from kinema.serving.reading import Asked, UnreadableBody, fetched, read
-from kinema.serving.submitting import Submission, default_model, offered_models, prepare, submit
-from kinema.serving.variants import Variant, variant_of
+from kinema.serving.reading import Asked, UnreadableBody, fetched, read, read_change
+from kinema.serving.submitting import Submission, change, default_model, offered_models, prepare, submit
+from kinema.serving.variants import Variant, Variants
+from kinema.version import own_version
 
 if TYPE_CHECKING:
     from kinema.jobs import Job
@@ -36,11 +37,9 @@ _Limit = Annotated[int, Query(ge=1, le=100)]
 
 def make_app() -> FastAPI:
     """The app; whoever serves it puts a `Host` into its `state.host`."""
-    from importlib.metadata import version
-
     app = FastAPI(
         title="Kinema",
-        version=version("kinema"),
+        version=own_version(),
         description="A still image, or a sentence, becomes a short video with Stable Video Diffusion.",
         openapi_url="/v1/openapi.json",
         docs_url=None,  # its pages ask other machines for scripts
@@ -48,6 +47,7 @@ def make_app() -> FastAPI:
     )
     app.state.host = None
     app.state.events = Events()
+    app.state.variants = Variants()
     _refuse_in_one_shape(app)
     _add_making(app)
     _add_looking(app)
@@ -206,7 +206,7 @@ def _add_looking(app: FastAPI) -> None:
     async def content(video_id: str, variant: Variant = "video") -> Response:
         """The video's file, its thumbnail, or a sheet of all its frames."""
         job = await _job(app, video_id)
-        path, kind = await asyncio.to_thread(variant_of, host_of(app).queue, job.id, variant)
+        path, kind = await app.state.variants.file(host_of(app).queue, job.id, variant)
         name = f"{job.id}{path.suffix}"
         return FileResponse(path, media_type=kind, filename=name, headers=made_headers(job))
 
@@ -255,6 +255,20 @@ def _add_figures(app: FastAPI) -> None:
 
 
 def _add_changing(app: FastAPI) -> None:
+    @app.post(
+        "/v1/videos/{video_id}",
+        response_model=wire.Video,
+        responses=document.errors(400, 404, 413, 415),
+        openapi_extra=document.change_body(),
+        tags=["videos"],
+    )
+    async def update(video_id: str, request: Request) -> Response:
+        """Give a video another title, or pin it, so that it never expires, or no longer."""
+        job = await _job(app, video_id)
+        asked = await read_change(request)
+        job = await asyncio.to_thread(change, host_of(app).queue, job.id, title=asked.title, pinned=asked.pinned)
+        return _polled(job, wire.video_of(job))
+
     @app.post(
         "/v1/videos/{video_id}/cancel", response_model=wire.Video, responses=document.errors(404), tags=["videos"]
     )

@@ -238,7 +238,7 @@ def _sendable(text: str) -> str:
 ERROR_ANSWERS: Mapping[int, str] = {
     400: "A field is wrong; `param` names it.",
     401: "A key is asked for, and none that is known was sent.",
-    403: "This address, or host name, is not served.",
+    403: "This address, host name, or page of another site is not served.",
     404: "There is no such video.",
     409: "Not in this state: no result yet, or the key came before with something else.",
     413: "The body is larger than is read.",

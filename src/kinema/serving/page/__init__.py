@@ -38,7 +38,7 @@ def mount(app: FastAPI, queue: Queue, settings: Settings, stopping: Callable[[],
     from kinema.serving.page.look import THEME
     from kinema.serving.page.shell import Shell
 
-    drafts = Drafts(settings.data_dir)
+    drafts = Drafts(settings.data_dir, settings.min_free_gb)
     app.include_router(routes(queue, drafts, stopping))
     app.mount(f"{PATH}/static", StaticFiles(directory=Path(__file__).with_name("static")))
     for language, words in LANGUAGES.items():

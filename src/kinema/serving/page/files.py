@@ -15,7 +15,7 @@ from fastapi import APIRouter, HTTPException, Query, Request
 from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
 
 from kinema.errors import InsufficientDisk, InvalidStill, JobNotFound, JobUnfinished, KinemaError
-from kinema.jobs.files import clear_asides, write
+from kinema.jobs.files import Files, write
 from kinema.media.reading import read_recipe
 from kinema.media.still import Still, fit_still, open_still
 from kinema.serving.page import view
@@ -45,18 +45,21 @@ class Drafts:
     They lie in the data folder, so that neither a reload nor a restart of the server loses what a person chose.
     """
 
-    def __init__(self, data_dir: Path) -> None:
-        self._root = data_dir.expanduser() / "drafts"
-        self._stills = data_dir.expanduser() / "stills"
-        self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    def __init__(self, data_dir: Path, reserve_gb: float) -> None:
+        self._files = Files(data_dir)
+        self._reserve_gb = reserve_gb
+        self._root = self._files.root / "drafts"
+        self._root.mkdir(exist_ok=True, mode=0o700)
 
     def add(self, data: bytes) -> str:
         """Keep a still's bytes.
 
         Raises:
             InvalidStill: where they are no usable picture.
+            InsufficientDisk: less is free than must be.
         """
         open_still(data)
+        self._files.check_room(self._reserve_gb)
         self._sweep()
         sha256 = hashlib.sha256(data).hexdigest()
         write(self._root / sha256, data)
@@ -66,7 +69,7 @@ class Drafts:
         """A draft's bytes, or those of a job's still; None where there is neither."""
         if not _SHA256.fullmatch(sha256):
             return None
-        for folder in (self._root, self._stills):
+        for folder in (self._root, self._files.stills):
             with contextlib.suppress(FileNotFoundError):
                 return (folder / sha256).read_bytes()
         return None
@@ -77,8 +80,8 @@ class Drafts:
         return None if data is None else open_still(data)
 
     def _sweep(self) -> None:
+        """Delete old drafts, and what was half-written when a server died; what is being written now is younger."""
         oldest = time.time() - DRAFT_SECONDS
-        clear_asides(self._root)
         for path in self._root.iterdir():
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_mtime < oldest:

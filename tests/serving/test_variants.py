@@ -1,0 +1,33 @@
+"""Pictures of a finished video, made when they are asked for."""
+
+import asyncio
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from server_work import recipe
+
+from kinema.media.clip import Clip
+from kinema.serving.variants import Variants
+from kinema.values import VideoRequest
+
+
+@pytest.fixture
+def queue(tmp_path):
+    """Holds one video of many frames as the result of every job."""
+    frames = np.random.default_rng(1).integers(0, 255, (32, 128, 128, 3), np.uint8)
+    video = Clip(frames, 7, recipe(VideoRequest(model="pocket", seed=1))).save(tmp_path / "video.mp4")
+    return SimpleNamespace(result=lambda _: video)
+
+
+def test_who_ask_at_once_get_the_file_that_was_made_once(queue):
+    async def ask(variants):
+        path, _ = await variants.file(queue, "a job", "spritesheet")
+        return path.stat().st_ino
+
+    async def both():
+        variants = Variants()
+        return await asyncio.gather(ask(variants), ask(variants))
+
+    first, second = asyncio.run(both())
+    assert first == second
