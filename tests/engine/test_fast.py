@@ -236,6 +236,24 @@ def test_memory_that_runs_out_in_the_fast_engine_halves_the_chunk(
     assert clip.recipe.events == ("memory ran out while decoding 4 frames together: went on with 2",)
 
 
+def test_the_fast_decoder_decodes_again_in_float32_what_is_no_number(
+    tiny_svd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = FastDecoder.__call__
+
+    def leaking(self: FastDecoder, latents: torch.Tensor) -> torch.Tensor:
+        frames = whole(self, latents)
+        return frames.fill_(float("nan")) if latents.dtype == torch.bfloat16 else frames
+
+    monkeypatch.setattr(FastDecoder, "__call__", leaking)
+    still = open_still(Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 90).convert("RGB"))
+    models = load(tiny_svd, device="cpu", dtype="bfloat16", engine="fast")
+    *_, clip = generate(models, still, VideoRequest.checked(width=64, height=64, num_frames=2, num_inference_steps=1))
+    assert clip.recipe.events == ("the decoder gave NaN or infinity in torch.bfloat16: decoded again in float32",)
+    assert clip.recipe.engine == "fast"
+    assert {weight.dtype for weight in models.vae.parameters()} == {torch.bfloat16}
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_fast_engine_is_the_default_on_a_cpu(tiny_svd: Path, dtype: str) -> None:
     assert load(tiny_svd, device="cpu", dtype=dtype).engine == "fast"

@@ -55,7 +55,7 @@ def models(tiny_svd: Path) -> Models:
 @pytest.fixture
 def half(tiny_svd: Path) -> Models:
     """The same in bfloat16."""
-    return load(tiny_svd, device="cpu", dtype="bfloat16")
+    return load(tiny_svd, device="cpu", dtype="bfloat16", engine="reference")
 
 
 def request_of(**settings: object) -> VideoRequest:
