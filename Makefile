@@ -22,8 +22,9 @@ check: $(VENV)/installed-dev ## style, types and floors, without running anythin
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/installed-dev ## the pocket model's speed here, beside diffusers
-	$(BIN)/python bench/pocket.py --out bench/results/pocket-here.json
+bench: $(VENV)/installed ## the pocket model's speed here, beside diffusers
+	$(BIN)/kinema bench examples/rocket.jpg --model pocket --against diffusers --seed 42 \
+		--out bench/results/pocket-here.json
 
 bench-server: $(VENV)/installed-dev ## the server's speed here, with work that sleeps
 	$(BIN)/python bench/server.py --out bench/results/server-here.json

@@ -30,7 +30,7 @@ def python(*arguments, **environment):
 # Help and version
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["generate", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["generate", "--help"], ["bench", "--help"]])
 def test_help_loads_no_heavy_library(arguments):
     process = python("-c", f"import sys; from kinema.cli import main; main({arguments}); print(*sys.modules)")
     out, err = process.communicate(timeout=60)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kinema.cli import doctor, generating, recipes, serving, weights
+from kinema.cli import benching, doctor, generating, recipes, serving, weights
 from kinema.cli.exits import EPILOG, Interrupted, code_of, stopping_cleanly
 from kinema.cli.progress import say
 from kinema.errors import KinemaError
@@ -38,6 +38,7 @@ app.command(name="inspect", no_args_is_help=True)(recipes.inspect)
 app.command(name="remake", no_args_is_help=True, epilog=EPILOG)(recipes.remake)
 app.add_typer(weights.app, name="models")
 app.command(name="serve")(serving.serve)
+app.command(name="bench", epilog=EPILOG)(benching.bench)
 app.command(name="doctor")(doctor.doctor)
 
 

@@ -94,7 +94,7 @@ def generate(
         if save_still is not None and not prompt:
             raise InvalidRequest("--save-still keeps a still that is drawn: drop it, or give a --prompt", "save_still")
         opened = [] if prompt else _opened(sources)
-        chosen = machine.model or _chosen(machine, told)
+        chosen = machine.model or chosen_model(machine, told)
         named = _named(chosen, sources, opened, settings, machine, told)
         jobs = _jobs(named, output, contact_sheet, save_still, force=force)
         for caution in dict.fromkeys(caution for job in jobs for caution in job.cautions):
@@ -116,7 +116,7 @@ def _opened(sources: Sequence[str]) -> list[Still]:
     return [open_still(source) for source in sources]
 
 
-def _chosen(machine: Settings, told: Report) -> str:
+def chosen_model(machine: Settings, told: Report) -> str:
     """The model that is taken when none is named, said with the reason."""
     from kinema.models.loading import default_model
 

@@ -83,7 +83,7 @@ def load(model: str, settings: Settings, report: Report) -> Models:
     """A model in memory, told as it comes."""
     from kinema.models import loading
 
-    _tell_fetch(CATALOG.get(model), report)
+    tell_fetch(CATALOG.get(model), report)
     report.tell("load", f"loading {model}", model=model)
     began = time.monotonic()
     models = loading.load(model, settings=settings, progress=report.download)
@@ -95,7 +95,7 @@ def load_painter(painter: str, settings: Settings, report: Report) -> Painter:
     """A painter in memory, told as it comes."""
     from kinema.models import painters
 
-    _tell_fetch(PAINTERS.get(painter), report)
+    tell_fetch(PAINTERS.get(painter), report)
     report.tell("load", f"loading {painter}", model=painter)
     began = time.monotonic()
     loaded = painters.load_painter(painter, settings=settings, progress=report.download)
@@ -103,7 +103,7 @@ def load_painter(painter: str, settings: Settings, report: Report) -> Painter:
     return loaded
 
 
-def _tell_fetch(entry: Entry | None, report: Report) -> None:
+def tell_fetch(entry: Entry | None, report: Report) -> None:
     """Say that a model of the catalog has to be fetched, how large it is, and under which licence it is."""
     from kinema.models.finding import held
 

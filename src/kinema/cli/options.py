@@ -60,9 +60,17 @@ Force = Annotated[
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     """Put an option for each of a video's settings where the command has `**settings`; None is what is not given."""
+    return _with(command, [name for name in VideoRequest.model_fields if name not in {"model", "prompt"}])
+
+
+def with_video_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """The same, without those of a still that is drawn from a prompt."""
+    return _with(command, [name for name in VideoRequest.model_fields if name not in {"model", *PAINTING}])
+
+
+def _with(command: Callable[..., None], names: list[str]) -> Callable[..., None]:
     signature = inspect.signature(command, eval_str=True)
     own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    names = [name for name in VideoRequest.model_fields if name not in {"model", "prompt"}]
     settings = [_option(name, VideoRequest.model_fields[name]) for name in names]
     command.__signature__ = signature.replace(parameters=[*own, *settings])  # type: ignore[attr-defined]
     return command

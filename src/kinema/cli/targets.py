@@ -73,15 +73,39 @@ def sheet_paths(
     for path in paths:
         if path.suffix.lower() != ".png":
             raise VideoError(f"the {what} {path} must end in .png; name it {path.with_suffix('.png')}")
-        if not path.parent.is_dir():
-            raise VideoError(f"the folder {path.parent} does not exist; make it, or choose another")
-        if not os.access(path.parent, os.W_OK):
-            raise VideoError(f"{path.parent} can't be written to; choose another folder, or its permissions")
-        if path.is_dir():
-            raise VideoError(f"{path} is a folder; choose another name for the {what}")
+        _check_place(path, what)
         if path.is_file() and not force and paths != [Path(output)]:
             raise VideoError(f"{path} is there already; --force replaces it, {option} names another")
     return list(paths)
+
+
+def record_path(output: str | None) -> Path | None:
+    """Where a benchmark's record can be written; None where none is asked for.
+
+    Raises:
+        VideoError: naming the path and what would be right.
+    """
+    if output is None:
+        return None
+    path = Path(output)
+    if path.suffix.lower() != ".json":
+        raise VideoError(f"the record {path} must end in .json; name it {path.with_suffix('.json')}")
+    _check_place(path, "record")
+    return path
+
+
+def _check_place(path: Path, what: str) -> None:
+    """Refuse a place where no file can appear.
+
+    Raises:
+        VideoError: naming the path and what would be right.
+    """
+    if not path.parent.is_dir():
+        raise VideoError(f"the folder {path.parent} does not exist; make it, or choose another")
+    if not os.access(path.parent, os.W_OK):
+        raise VideoError(f"{path.parent} can't be written to; choose another folder, or its permissions")
+    if path.is_dir():
+        raise VideoError(f"{path} is a folder; choose another name for the {what}")
 
 
 def keep_apart(results: Sequence[Path | None], sources: Sequence[str]) -> None:

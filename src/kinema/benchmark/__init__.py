@@ -1,0 +1,56 @@
+"""How quick Kinema is on this machine, beside diffusers' own pipeline on the same weights, still, settings and seed.
+
+`measuring.measure` is the whole of it; what stands here is checked before it, and needs no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal, get_args
+
+from kinema.errors import InvalidRequest
+from kinema.values import Engine
+
+if TYPE_CHECKING:
+    from kinema.media.still import Still
+    from kinema.values import VideoRequest
+
+Against = Literal["diffusers", "diffusers-compile", "nothing"]
+
+
+def check(against: str, engine: str | None) -> None:
+    """Refuse a peer or an engine that is not there.
+
+    Raises:
+        InvalidRequest: naming those that are.
+    """
+    if against not in get_args(Against):
+        raise InvalidRequest(f"there is no peer {against!r}; there is {', '.join(get_args(Against))}", "against")
+    if engine is not None and engine not in get_args(Engine):
+        raise InvalidRequest(f"there is no engine {engine!r}; there is {' and '.join(get_args(Engine))}", "engine")
+
+
+def check_settings(against: str, request: VideoRequest) -> None:
+    """Refuse settings at which the peer fails: it prepares for guidance by the last frame's, and guides by the most.
+
+    Raises:
+        InvalidRequest: saying what to take.
+    """
+    low, high = request.min_guidance_scale, request.max_guidance_scale
+    if against != "nothing" and request.guided != (high > 1):
+        raise InvalidRequest(
+            f"diffusers' pipeline fails at num_frames {request.num_frames} with guidance from {low:g} to {high:g}: "
+            "take both 1 or both above 1, or measure --against nothing",
+            "max_guidance_scale",
+        )
+
+
+def gradient(width: int, height: int) -> Still:
+    """A still for those who give none: colours that change evenly from side to side."""
+    import numpy as np
+
+    from kinema.media.still import open_still
+
+    y, x = np.mgrid[:height, :width] / np.array([height, width]).reshape(2, 1, 1)
+    picture = np.stack([x, y, (2 - x - y) / 2], axis=-1)
+    return replace(open_still((picture * 255).round().astype(np.uint8)), name="gradient")

@@ -1,0 +1,284 @@
+"""`measure`: both sides in one run, taking turns, and the record of it."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import re
+import statistics
+import time
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import psutil
+import torch
+
+from kinema.benchmark import check, check_settings
+from kinema.benchmark.arithmetic import counted, matrix_rate
+from kinema.benchmark.cold import in_fresh_process
+from kinema.benchmark.runs import GIB, Task, cuda_peaks, side
+from kinema.models import hub
+from kinema.models.files import VARIANT
+from kinema.models.finding import locate, resolve
+from kinema.models.placement import pick_device, pick_dtype, release_cache
+from kinema.values import PAINTING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from kinema.benchmark.runs import Make, Run
+    from kinema.media.still import Still
+    from kinema.media.video import Frames
+    from kinema.models.hub import Progress, Snapshot
+    from kinema.settings import Settings
+    from kinema.values import Engine, VideoRequest
+
+Record = dict[str, Any]
+
+LIBRARIES = ("torch", "diffusers", "transformers", "triton")
+STAGES = ("encode", "denoise", "step", "decode", "all")
+MEANINGS = {
+    "cold": "a fresh process, once: seconds from its start to the finished file, loaded_after of them until the model "
+    "is in memory; peak memory in GiB; nothing is compiled before",
+    "load_seconds": "the model in this process, its files read and its libraries imported before",
+    "peak_memory_gib": "of the first video in this process, on the GPU, by torch's count, less what the other holds",
+    "warm": "seconds after that first video, the two sides in turns; step is denoise by the number of steps. "
+    "In one process, so that on a CPU the peer too keeps the memory that it frees, as Kinema asks of glibc",
+    "tflop": "counted by torch's FlopCounterMode on diffusers' networks: its arithmetic, whoever computes",
+    "matrix_tflop_per_second": "one large matrix product on this machine, by dtype",
+    "factor": "the peer's seconds (median) by Kinema's",
+    "frames": "the two videos beside each other, in 255ths; psnr_db is null where all pixels are the same",
+}
+
+
+def measure(
+    model: str,
+    still: Still,
+    request: VideoRequest,
+    *,
+    settings: Settings,
+    engine: Engine | None = None,
+    against: str = "diffusers",
+    peer_dtype: str | None = None,
+    runs: int = 3,
+    cold: bool = True,
+    note: str | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Iterator[str | Record]:
+    """Yield a line for each piece of work as it begins, and at last the record.
+
+    Args:
+        model: Catalog name, hub id or folder.
+        still: What both make their video of.
+        request: Every setting; where it leaves `decode_chunk_size` open, the peer gets the one that ours took.
+        settings: The machine's: device and dtype.
+        engine: "fast", "reference", or None for what `kinema.models.loading.load` takes.
+        against: "diffusers", "diffusers-compile" or "nothing".
+        peer_dtype: The peer's arithmetic: "float16", "bfloat16" or "float32"; None for ours.
+        runs: Warm videos of each side.
+        cold: Whether to make a video of each in a fresh process too.
+        note: What a reader of the record should know.
+        progress: Called with each piece of a download.
+
+    Raises:
+        InvalidRequest: at once, as `check` and `check_settings` of `kinema.benchmark`.
+        KinemaError: as loading and generating do; GenerationFailed too when a fresh process made no video.
+    """
+    check(against, engine)
+    check_settings(against, request)
+    device = pick_device(settings.device)
+    dtype = pick_dtype(settings.dtype, device)
+    snapshot = locate(resolve(model), half=dtype.itemsize == 2, progress=progress)
+    half = any(f".{VARIANT}." in name for name in snapshot.files)
+    task = Task(model, snapshot.folder, half, str(device), str(dtype).removeprefix("torch."), engine, still)
+    names = ["kinema"] if against == "nothing" else ["kinema", against]
+    kinds = {
+        name: dtype if name == "kinema" or peer_dtype is None else pick_dtype(peer_dtype, device) for name in names
+    }
+    tasks = {name: replace(task, dtype=str(kind).removeprefix("torch.")) for name, kind in kinds.items()}
+    load = list(psutil.getloadavg())
+    _ready(snapshot)
+    told: dict[str, Record] = {name: {} for name in names}
+    if cold:
+        for name in names:
+            yield f"{name}: a video in a fresh process"
+            found = in_fresh_process(name, tasks[name], request)
+            request = request.changed(decode_chunk_size=found["decode_chunk_size"])
+            told[name]["cold"] = _cold_figures(found)
+    yield "matrix products"
+    rates = {kind: matrix_rate(device, kind) for kind in set(kinds.values())}
+    makes: dict[str, Make] = {}
+    first: dict[str, Run] = {}
+    for name in names:
+        yield f"{name}: loading, and a first video"
+        makes[name], first[name], figures = _opened(name, tasks[name], request)
+        told[name] |= figures
+        if recipe := first[name].recipe:
+            request = request.changed(decode_chunk_size=recipe.decode_chunk_size)
+    made: dict[str, list[Run]] = {name: [] for name in names}
+    for i in range(runs):  # in turns, so that what else the machine does meets both
+        for name in names:
+            yield f"{name}: video {i + 1} of {runs}"
+            made[name].append(makes[name](request))
+    flop = counted(snapshot.folder, request)
+    for name in names:
+        warm = _warm(made[name], request.num_inference_steps)
+        told[name] |= {"warm": warm} | _speeds(warm["median"], flop, rates[kinds[name]], request.num_inference_steps)
+    recipe = made["kinema"][-1].recipe
+    assert recipe is not None, "ours has one"
+    peer = told.get(against)
+    yield {
+        "what": "one video of one still: Kinema" + (f" beside {against}, taking turns" if peer else " alone"),
+        "note": note,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "machine": machine(device) | {"load_before": [round(each, 2) for each in load]},
+        "versions": versions(),
+        "model": recipe.model.model_dump(),
+        "device": recipe.device,
+        "dtype": task.dtype,
+        "peer_dtype": tasks[against].dtype if peer else None,
+        "engine": recipe.engine,
+        "memory_plan": recipe.memory_plan,
+        "events": list(recipe.events),
+        "settings": recipe.request.model_dump(exclude=set(PAINTING)),
+        "still": {"name": still.name, "sha256": still.sha256},
+        "runs": runs,
+        "against": against,
+        "tflop": {name: _brief(count / 1e12) for name, count in flop.items()},
+        "matrix_tflop_per_second": {
+            str(kind).removeprefix("torch."): _brief(rate / 1e12) for kind, rate in rates.items()
+        },
+        "kinema": told["kinema"],
+        "peer": peer,
+        "factor": factors(told["kinema"], peer) if peer else None,
+        "frames": distance(made["kinema"][-1].frames, made[against][-1].frames) if peer else None,
+        "meaning": MEANINGS,
+    }
+
+
+def _ready(snapshot: Snapshot) -> None:
+    """Import what both import, and read the model's files once, so that neither side does it for the other."""
+    import diffusers
+    import transformers
+
+    with hub.quiet():
+        _ = diffusers.StableVideoDiffusionPipeline, transformers.CLIPVisionModelWithProjection  # imported when named
+    for name in snapshot.files:
+        with (snapshot.folder / name).open("rb") as file:
+            while file.read(2**24):
+                pass
+
+
+def _opened(name: str, task: Task, request: VideoRequest) -> tuple[Make, Run, Record]:
+    """One side loaded, its first video, and what was measured meanwhile."""
+    device = torch.device(task.device)
+    release_cache(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    before = cuda_peaks(device)  # what is there now
+    began = time.perf_counter()
+    make = side(name, task)
+    figures: Record = {"load_seconds": _brief(time.perf_counter() - began)}
+    run = make(request)
+    if before:
+        peaks = cuda_peaks(device)
+        figures["peak_memory_gib"] = {kind: _brief((peaks[kind] - before[kind]) / GIB) for kind in peaks}
+    return make, run, figures
+
+
+def _cold_figures(found: Mapping[str, Any]) -> Record:
+    return {
+        "seconds": _brief(found["seconds"]),
+        "loaded_after": _brief(found["loaded"]),
+        "peak_memory_gib": {kind: _brief(count / GIB) for kind, count in found["peak"].items()},
+    }
+
+
+def _warm(made: Sequence[Run], steps: int) -> Record:
+    """Seconds of each stage, of a step and of all: each run's, and the middle, least and most of them."""
+    each = []
+    for run in made:
+        seconds = run.seconds | {"step": run.seconds["denoise"] / steps, "all": sum(run.seconds.values())}
+        each.append({stage: _brief(seconds[stage]) for stage in STAGES})
+    told: dict[str, Callable[[list[float]], float]] = {"median": statistics.median, "min": min, "max": max}
+    return {
+        name: {stage: _brief(of([one[stage] for one in each])) for stage in STAGES} for name, of in told.items()
+    } | {"runs": each}
+
+
+def _speeds(seconds: Mapping[str, float], flop: Mapping[str, int], rate: float, steps: int) -> Record:
+    """TFLOP/s of denoising and decoding, and what share of the matrix products' rate that is."""
+    done = {"denoise": flop["step"] * steps / seconds["denoise"], "decode": flop["decode"] / seconds["decode"]}
+    return {
+        "tflop_per_second": {stage: _brief(each / 1e12) for stage, each in done.items()},
+        "share_of_matrix_rate": {stage: _brief(each / rate) for stage, each in done.items()},
+    }
+
+
+def factors(ours: Record, peer: Record) -> dict[str, float]:
+    """The peer's seconds by ours; above 1 Kinema is the quicker."""
+    pairs = {stage: (peer["warm"]["median"][stage], ours["warm"]["median"][stage]) for stage in STAGES}
+    pairs["load"] = (peer["load_seconds"], ours["load_seconds"])
+    if "cold" in ours:
+        pairs["cold"] = (peer["cold"]["seconds"], ours["cold"]["seconds"])
+    return {name: _brief(theirs / own) for name, (theirs, own) in pairs.items()}
+
+
+def distance(ours: Frames, theirs: Frames) -> Record:
+    """How far two videos (uint8, of one shape) are from each other."""
+    apart = np.abs(ours.astype(np.int16) - theirs)
+    square = float(np.square(apart, dtype=np.float64).mean())
+    return {
+        "psnr_db": _brief(10 * np.log10(255**2 / square)) if square else None,
+        "greatest_difference": int(apart.max()),
+        "mean_difference": _brief(float(apart.mean())),
+    }
+
+
+def machine(device: torch.device) -> Record:
+    """What computes."""
+    facts: Record = {
+        "processor": _processor(),
+        "cores": psutil.cpu_count(logical=False) or psutil.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "memory_gib": _brief(psutil.virtual_memory().total / GIB),
+    }
+    if device.type == "cuda":
+        facts |= {
+            "gpu": torch.cuda.get_device_name(device),
+            "gpu_memory_gib": _brief(torch.cuda.get_device_properties(device).total_memory / GIB),
+            "tf32": {
+                "matrix products": torch.backends.cuda.matmul.allow_tf32,
+                "convolutions": torch.backends.cudnn.allow_tf32,
+            },
+        }
+    return facts
+
+
+def _processor() -> str:
+    """The processor's name, as far as the system tells it."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """Of what takes part."""
+    found = {"kinema": version("kinema"), "python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # Triton comes with torch's CUDA builds alone
+            continue
+    return found | {"torch": str(torch.__version__)}  # with its build
+
+
+def _brief(number: float) -> float:
+    """Five digits that count: more than any clock is good for."""
+    return float(f"{number:.5g}")

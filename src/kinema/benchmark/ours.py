@@ -1,0 +1,35 @@
+"""Our side: the engine, with the time of each stage."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kinema.benchmark.runs import Run, Stopwatch
+from kinema.engine import generate
+from kinema.models.loading import load
+from kinema.values import Step
+
+if TYPE_CHECKING:
+    from kinema.benchmark.runs import Make, Task
+    from kinema.values import VideoRequest
+
+
+def load_ours(task: Task) -> Make:
+    """Load the model as every face of Kinema does; the result makes a video.
+
+    Raises:
+        KinemaError: as `kinema.models.loading.load`.
+    """
+    models = load(task.model, device=task.device, dtype=task.dtype, engine=task.engine)
+
+    def make(request: VideoRequest) -> Run:
+        watch = Stopwatch(models.device)
+        for result in generate(models, task.still, request):
+            if not isinstance(result, Step):
+                watch.ended("decode")
+                return Run(watch.seconds, result.frames, result.recipe)
+            if result.step == result.total:
+                watch.ended(result.stage)
+        raise AssertionError("the engine ends with a clip")
+
+    return make

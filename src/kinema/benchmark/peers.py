@@ -1,0 +1,135 @@
+"""The other side: diffusers' StableVideoDiffusionPipeline, as it is or compiled, with the time of each stage."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from kinema.benchmark.runs import Run, Stopwatch
+from kinema.engine.memory import insufficient, is_out_of_memory
+from kinema.errors import GenerationFailed
+from kinema.media.still import fit_still
+from kinema.models import hub
+from kinema.models.files import VARIANT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from kinema.benchmark.runs import Make, Task
+    from kinema.values import VideoRequest
+
+# What the pipeline calls when a stage is over, as it begins the next: (method, the stage that ended).
+ENDINGS = (("prepare_latents", "encode"), ("decode_latents", "denoise"))
+SETTINGS = (
+    "width", "height", "num_frames", "num_inference_steps", "fps", "motion_bucket_id", "noise_aug_strength",
+    "min_guidance_scale", "max_guidance_scale", "decode_chunk_size",
+)  # fmt: skip
+
+
+def load_peer(name: str, task: Task) -> Make:
+    """Load diffusers' pipeline as its documents say; the result makes a video.
+
+    Args:
+        name: "diffusers", or "diffusers-compile" with the UNet and the decoder under torch.compile, whose work
+            happens when the first video is made.
+        task: Its engine is ours alone.
+    """
+    from diffusers import StableVideoDiffusionPipeline
+
+    device, dtype = torch.device(task.device), getattr(torch, task.dtype)
+    with hub.quiet(), _no_bars():
+        pipeline = StableVideoDiffusionPipeline.from_pretrained(
+            task.folder,
+            torch_dtype=dtype,
+            variant=VARIANT if task.half else None,
+            use_safetensors=True,
+            local_files_only=True,
+        ).to(device)
+        if name == "diffusers-compile":
+            pipeline.unet.compile()
+            pipeline.vae.decoder.compile()
+    pipeline.set_progress_bar_config(disable=True)
+
+    def make(request: VideoRequest) -> Run:
+        image = fit_still(task.still, request.width, request.height, request.fit)
+        latents = _noise(request, pipeline.unet.config.out_channels).to(dtype)
+        settings = {name: getattr(request, name) for name in SETTINGS}
+        with hub.quiet(), _in_our_words():
+            watch = Stopwatch(device)
+            with _timed(pipeline, watch):
+                generator = torch.Generator().manual_seed(request.seed)
+                made = pipeline(image, latents=latents, generator=generator, output_type="np", **settings)
+            watch.ended("decode")
+        return Run(watch.seconds, (made.frames[0] * 255).round().astype("uint8"))
+
+    return make
+
+
+def _noise(request: VideoRequest, channels: int) -> torch.Tensor:
+    """The noise that our latents begin with, so that both make the same video: in half precision diffusers draws other.
+
+    [1, frames, channels, h/8, w/8]; the first draw of a seed is the noise on the still.
+    """
+    generator = torch.Generator().manual_seed(request.seed)
+    torch.randn((1, 3, request.height, request.width), generator=generator)
+    return torch.randn((1, request.num_frames, channels, request.height // 8, request.width // 8), generator=generator)
+
+
+@contextmanager
+def _timed(pipeline: Any, watch: Stopwatch) -> Iterator[None]:
+    """Tell the watch of each stage's end while inside."""
+
+    def telling(method: Callable[..., Any], stage: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            watch.ended(stage)
+            return method(*args, **kwargs)
+
+        return call
+
+    for name, stage in ENDINGS:
+        setattr(pipeline, name, telling(getattr(pipeline, name), stage))
+    try:
+        yield
+    finally:
+        for name, _ in ENDINGS:
+            delattr(pipeline, name)
+
+
+@contextmanager
+def _in_our_words() -> Iterator[None]:
+    """What diffusers and torch.compile fail with, as our errors.
+
+    Raises:
+        InsufficientMemory, GenerationFailed: naming the peer.
+    """
+    from torch._dynamo.exc import TorchDynamoException
+
+    rather = "measure --against nothing"
+    try:
+        yield
+    except TorchDynamoException as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise GenerationFailed(f"torch.compile failed here ({first}); take --against diffusers, or {rather}") from None
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise insufficient(error, "diffusers made the video", f"take smaller settings, or {rather}") from None
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """No bars for what is loaded while inside."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    libraries = [library.utils.logging for library in (diffusers, transformers)]
+    shown = [library for library in libraries if library.is_progress_bar_enabled()]
+    for library in shown:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in shown:
+            library.enable_progress_bar()

@@ -1,0 +1,205 @@
+"""`kinema bench`: how quick Kinema is on this machine, beside diffusers."""
+
+from __future__ import annotations
+
+import json as json_text
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from kinema.benchmark import check, check_settings, gradient
+from kinema.cli.generating import chosen_model
+from kinema.cli.making import tell_fetch
+from kinema.cli.options import MODEL_PANEL, OUTPUT_PANEL, Device, Dtype, Model, Quiet, with_video_settings
+from kinema.cli.progress import report, stdout_console
+from kinema.cli.targets import keep_apart, record_path
+from kinema.models.catalog import CATALOG, request_for
+from kinema.values import VideoRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from kinema.benchmark.measuring import Record
+    from kinema.values import Engine
+
+# Rows of the table: what they are called, and where they lie in a side's `warm` figures.
+ROWS = {"encode": "encode", "denoise": "denoise", "a step of it": "step", "decode": "decode", "in all": "all"}
+
+
+@with_video_settings
+def bench(
+    still: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="STILL",
+            show_default=False,
+            help="A picture (JPEG, PNG, WebP): path, or http(s) address. Unset: a gradient is drawn.",
+        ),
+    ] = None,
+    *,
+    against: Annotated[
+        str, typer.Option(help="Whom to measure beside: diffusers, diffusers-compile (torch.compile), or nothing.")
+    ] = "diffusers",
+    peer_dtype: Annotated[
+        str | None,
+        typer.Option(metavar="float16|bfloat16|float32", help="The peer's arithmetic. Unset: the same as ours."),
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Warm videos of each, in turns; medians are told.")] = 3,
+    cold: Annotated[bool, typer.Option("--cold/--no-cold", help="Make a video of each in a fresh process too.")] = True,
+    note: Annotated[
+        str | None, typer.Option(metavar="TEXT", help='What a reader of the record should know: "random weights".')
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option("--out", metavar="FILE.json", rich_help_panel=OUTPUT_PANEL, help="Write the record there too."),
+    ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", rich_help_panel=OUTPUT_PANEL, help="Write the record to stdout, not the table.")
+    ] = False,
+    quiet: Quiet = False,
+    model: Model = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            metavar="fast|reference",
+            rich_help_panel=MODEL_PANEL,
+            help="Whose forward computes on our side: Kinema's own, or diffusers'. Unset: as generate does.",
+        ),
+    ] = None,
+    **settings: Any,
+) -> None:
+    """Measure Kinema beside diffusers on this machine: the same weights, still, settings and seed, in turns.
+
+    Both are told cold (a fresh process, to the finished file), loading, by stage, in memory and in arithmetic; and how
+    far their frames are from each other. Times are worth what else the machine does meanwhile.
+
+    [dim]kinema bench rocket.png --model pocket --seed 42 --out pocket.json[/dim]
+    """
+    from kinema.library import all_cautions
+    from kinema.media.still import open_still
+    from kinema.media.video import publish
+    from kinema.models.finding import resolve
+    from kinema.settings import read_settings
+
+    with report(json_lines=False, quiet=quiet) as told:
+        machine = read_settings(device=device, dtype=dtype, model=model)
+        target = record_path(output)
+        keep_apart([target], [still] if still else [])
+        check(against, engine)
+        read_settings(dtype=peer_dtype)
+        VideoRequest.checked(**{name: value for name, value in settings.items() if value is not None})
+        opened = open_still(still) if still else None
+        chosen = machine.model or chosen_model(machine, told)
+        resolve(chosen)
+        request = request_for(model=chosen, **settings)
+        check_settings(against, request)
+        opened = opened or gradient(request.width, request.height)
+        for caution in all_cautions(opened, request):
+            told.tell("warning", caution)
+        tell_fetch(CATALOG.get(chosen), told)
+        from kinema.benchmark.measuring import measure
+
+        record: Record = {}
+        for result in measure(
+            chosen,
+            opened,
+            request,
+            settings=machine,
+            engine=cast("Engine | None", engine),  # checked
+            against=against,
+            peer_dtype=peer_dtype,
+            runs=runs,
+            cold=cold,
+            note=note,
+            progress=told.download,
+        ):
+            if isinstance(result, str):
+                told.tell("start", result)
+            else:
+                record = result
+        text = json_text.dumps(record, indent=1, ensure_ascii=False)
+        if target is not None:
+            publish(f"{text}\n".encode(), target)
+            told.tell("note", f"the record: {target}")
+    if json:
+        print(text)  # noqa: T201 - the result
+    else:
+        _show(record)
+
+
+def _show(record: Record) -> None:
+    """The record as a person reads it."""
+    from rich.table import Table
+
+    ours, peer, factor = record["kinema"], record["peer"], record["factor"]
+    sides = [ours, peer] if peer else [ours]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("")
+    for title in ["kinema", record["against"], "factor"] if peer else ["kinema"]:
+        table.add_column(title, justify="right")
+
+    def row(title: str, cells: list[str], name: str | None = None) -> None:
+        table.add_row(title, *cells, f"{factor[name]:.2f}×" if factor and name else "")
+
+    if "cold" in ours:
+        row("a fresh process", [f"{side['cold']['seconds']:.2f} s" for side in sides], "cold")
+        row("  its memory", [_memory(side["cold"]["peak_memory_gib"]) for side in sides])
+    row("loading", [f"{side['load_seconds']:.2f} s" for side in sides], "load")
+    for title, stage in ROWS.items():
+        row(title, [_spread(side["warm"], stage) for side in sides], stage)
+    if "peak_memory_gib" in ours:
+        row("memory", [_memory(side["peak_memory_gib"]) for side in sides])
+    for stage in ("denoise", "decode"):
+        row(f"{stage}, TFLOP/s", [_speed(side, stage) for side in sides])
+    console = stdout_console()
+    console.print(table)
+    console.print()
+    for line in _lines(record):
+        console.print(line, markup=False)
+
+
+def _spread(warm: Mapping[str, Any], stage: str) -> str:
+    middle, least, most = (warm[name][stage] for name in ("median", "min", "max"))
+    return f"{middle:.3f} s ({least:.3f} to {most:.3f})"
+
+
+def _memory(gib: Mapping[str, float]) -> str:
+    return ", ".join(f"{kind} {amount:.2f} GiB" for kind, amount in gib.items())
+
+
+def _speed(side: Mapping[str, Any], stage: str) -> str:
+    return f"{side['tflop_per_second'][stage]:.3g} ({side['share_of_matrix_rate'][stage]:.0%} of matrix products)"
+
+
+def _lines(record: Record) -> list[str]:
+    """What stands under the table: the price of the speed, and whose figures these are."""
+    settings, tflop, there, model = (record[name] for name in ("settings", "tflop", "machine", "model"))
+    size = f"{settings['num_frames']} frames of {settings['width']}×{settings['height']}"
+    rates = ", ".join(f"{rate:.3g} ({kind})" for kind, rate in record["matrix_tflop_per_second"].items())
+    arithmetic = record["dtype"]
+    if record["peer_dtype"] not in (None, arithmetic):
+        arithmetic += f" (the peer in {record['peer_dtype']})"
+    chunk, still = settings["decode_chunk_size"], record["still"]["name"]
+    facts = {
+        "frames": _distance(record["frames"]) if record["frames"] else None,
+        "arithmetic": f"{tflop['step']:.3g} TFLOP a step and {tflop['decode']:.3g} to decode, as diffusers does it; "
+        f"matrix products at {rates} TFLOP/s here",
+        "videos": f"{size} in {settings['num_inference_steps']} steps, seed {settings['seed']}, of {still}; "
+        f"{record['runs']} of each, medians",
+        "model": f"{model['name']} ({model['weights_sha256'][:12]}) in {arithmetic}, {record['engine']} engine, "
+        f"{record['memory_plan']}, {chunk} frames decoded together",
+        "machine": f"{there.get('gpu', there['processor'])}, {there['cores']} cores, {there['threads']} threads, "
+        f"{there['capability']}, load {there['load_before'][0]:g} before",
+        "versions": ", ".join(f"{name} {number}" for name, number in record["versions"].items()),
+        "caution": "; ".join(record["events"]),
+        "note": record["note"],
+    }
+    return [f"{name:<11} {fact}" for name, fact in facts.items() if fact]
+
+
+def _distance(apart: Mapping[str, Any]) -> str:
+    if apart["psnr_db"] is None:
+        return "the peer's, pixel for pixel"
+    return f"PSNR {apart['psnr_db']:.1f} dB beside the peer's, at most {apart['greatest_difference']}/255 apart"

@@ -1,0 +1,163 @@
+"""A benchmark's record agrees with itself, with diffusers, and with what was asked. Nothing here is held to a time."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from kinema.benchmark import check, check_settings, gradient
+from kinema.benchmark.arithmetic import counted
+from kinema.benchmark.measuring import STAGES, distance, measure
+from kinema.errors import InvalidRequest
+from kinema.models.loading import load
+from kinema.settings import read_settings
+from kinema.values import VideoRequest
+
+
+def request_of(folder: Path, **settings: object) -> VideoRequest:
+    small = {"width": 64, "height": 64, "num_frames": 3, "num_inference_steps": 2, "seed": 7}
+    return VideoRequest.checked(**small | {"model": str(folder)} | settings)
+
+
+def record_of(folder: Path, *, dtype: str = "float32", settings: dict[str, object] | None = None, **asked: object):
+    asked = {"runs": 1, "cold": False} | asked
+    machine = read_settings(device="cpu", dtype=dtype)
+    request = request_of(folder, **settings or {})
+    *lines, record = measure(str(folder), gradient(64, 64), request, settings=machine, **asked)
+    assert all(isinstance(line, str) for line in lines)
+    return record
+
+
+@pytest.fixture(scope="module")
+def record(tiny_svd: Path):
+    return record_of(tiny_svd, runs=2, note="random weights", settings={"decode_chunk_size": 2, "fps": 9})
+
+
+def test_the_factor_is_the_peers_time_by_ours(record) -> None:
+    ours, peer, factor = (record[name] for name in ("kinema", "peer", "factor"))
+    assert set(factor) == {*STAGES, "load"}
+    for stage in STAGES:
+        assert factor[stage] == pytest.approx(peer["warm"]["median"][stage] / ours["warm"]["median"][stage], rel=1e-4)
+    assert factor["load"] == pytest.approx(peer["load_seconds"] / ours["load_seconds"], rel=1e-4)
+
+
+@pytest.mark.parametrize("side", ["kinema", "peer"])
+def test_the_stages_of_each_video_add_up_to_all(record, side) -> None:
+    warm = record[side]["warm"]
+    assert len(warm["runs"]) == record["runs"] == 2
+    for run in warm["runs"]:
+        assert min(run.values()) > 0
+        assert run["encode"] + run["denoise"] + run["decode"] == pytest.approx(run["all"], rel=1e-3)
+        assert run["step"] * 2 == pytest.approx(run["denoise"], rel=1e-3)
+    for stage in STAGES:
+        assert warm["min"][stage] <= warm["median"][stage] <= warm["max"][stage]
+
+
+def test_both_make_the_same_video_in_float32(record) -> None:
+    assert record["dtype"] == "float32"
+    assert record["engine"] == "fast"
+    assert record["frames"]["greatest_difference"] <= 1
+    assert record["frames"]["psnr_db"] is None or record["frames"]["psnr_db"] > 55
+
+
+def test_both_begin_with_the_same_noise_in_half_precision(tiny_svd) -> None:
+    strong = {"num_inference_steps": 1, "max_guidance_scale": 1.0}
+    assert record_of(tiny_svd, dtype="bfloat16", settings=strong)["frames"]["psnr_db"] > 30
+
+
+def test_the_peer_may_compute_in_another_dtype(tiny_svd) -> None:
+    record = record_of(tiny_svd, dtype="bfloat16", peer_dtype="float32")
+    assert (record["dtype"], record["peer_dtype"]) == ("bfloat16", "float32")
+    assert set(record["matrix_tflop_per_second"]) == {"bfloat16", "float32"}
+    assert 30 < record["frames"]["psnr_db"] < 70
+
+
+def test_speeds_are_one_count_of_operations_by_each_sides_time(record) -> None:
+    step, decode = record["tflop"]["step"], record["tflop"]["decode"]
+    assert min(step, decode) > 0
+    for side in (record["kinema"], record["peer"]):
+        seconds, speed, share = (side["warm"]["median"], side["tflop_per_second"], side["share_of_matrix_rate"])
+        assert speed["denoise"] * seconds["denoise"] == pytest.approx(step * 2, rel=1e-3)
+        assert speed["decode"] * seconds["decode"] == pytest.approx(decode, rel=1e-3)
+        for stage in ("denoise", "decode"):
+            assert share[stage] * record["matrix_tflop_per_second"]["float32"] == pytest.approx(speed[stage], rel=1e-3)
+
+
+@pytest.mark.parametrize("guided", [True, False])
+def test_operations_are_those_that_diffusers_does(tiny_svd_4_levels, guided) -> None:
+    """Counted while it computes; attention as products, for torch does not count what a CPU's own kernel does."""
+    request = request_of(tiny_svd_4_levels, max_guidance_scale=3.0 if guided else 1.0, decode_chunk_size=2)
+    models = load(tiny_svd_4_levels, device="cpu", dtype="float32")
+    batch = 2 if guided else 1
+    latents = torch.zeros(3, 8, 8, 8)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        with FlopCounterMode(display=False) as step:
+            models.unet(torch.zeros(batch, 3, 16, 8, 8), 1.0, torch.zeros(batch, 1, 16), torch.zeros(batch, 3))
+        with FlopCounterMode(display=False) as decode:
+            for chunk in (latents[:2], latents[2:]):
+                models.vae.decode(chunk, num_frames=len(chunk))
+    found = {"step": step.get_total_flops(), "decode": decode.get_total_flops()}
+    assert counted(tiny_svd_4_levels, request) == found
+
+
+def test_the_record_says_what_was_asked_and_of_what(record, tiny_svd) -> None:
+    assert record["note"] == "random weights"
+    assert record["against"] == "diffusers"
+    asked = request_of(tiny_svd, decode_chunk_size=2, fps=9).model_dump(exclude={"model"})
+    assert record["settings"].items() <= (asked | {"model": "tiny-svd"}).items()
+    assert {"seed", "width", "fps", "decode_chunk_size"} <= set(record["settings"])
+    assert record["model"]["weights_sha256"] == load(tiny_svd, device="cpu").identity.weights_sha256
+    assert record["still"] == {"name": "gradient", "sha256": gradient(64, 64).sha256}
+    assert {"kinema", "python", "torch", "diffusers", "transformers"} <= set(record["versions"])
+    assert record["machine"]["processor"]
+    assert record["machine"]["threads"] == torch.get_num_threads()
+
+
+def test_the_record_is_json_without_private_paths(record, tiny_svd) -> None:
+    text = json.dumps(record, allow_nan=False)
+    assert str(tiny_svd.parent) not in text
+
+
+def test_alone_there_is_nothing_to_compare(tiny_svd) -> None:
+    record = record_of(tiny_svd, against="nothing", engine="reference")
+    assert record["engine"] == "reference"
+    assert record["kinema"]["warm"]["median"]["all"] > 0
+    assert (record["peer"], record["factor"], record["frames"]) == (None, None, None)
+
+
+def test_the_peer_decodes_as_many_frames_together_as_ours_did(tiny_svd) -> None:
+    record = record_of(tiny_svd, settings={"decode_chunk_size": None})
+    assert record["settings"]["decode_chunk_size"] == 3
+    assert record["frames"]["greatest_difference"] <= 1
+
+
+def test_distance_is_told_in_255ths_and_decibels() -> None:
+    black = np.zeros((2, 4, 4, 3), np.uint8)
+    assert distance(black, black) == {"psnr_db": None, "greatest_difference": 0, "mean_difference": 0}
+    assert distance(black, black + 51) == {"psnr_db": 13.979, "greatest_difference": 51, "mean_difference": 51}
+    assert distance(black + 255, black)["psnr_db"] == 0
+
+
+def test_what_can_not_be_measured_is_refused(tiny_svd) -> None:
+    with pytest.raises(InvalidRequest, match="there is no peer 'onediff'; there is diffusers, diffusers-compile, not"):
+        check("onediff", None)
+    with pytest.raises(InvalidRequest, match="there is no engine 'slow'; there is fast and reference"):
+        check("nothing", "slow")
+    single = request_of(tiny_svd, num_frames=1)
+    with pytest.raises(InvalidRequest, match="diffusers' pipeline fails at num_frames 1 with guidance from 1 to 3"):
+        check_settings("diffusers", single)
+    check_settings("nothing", single)
+    check_settings("diffusers", single.changed(max_guidance_scale=1.0))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler of C++")
+def test_a_compiled_peer_makes_the_same_video(tiny_svd) -> None:
+    record = record_of(tiny_svd, against="diffusers-compile")
+    assert record["frames"]["greatest_difference"] <= 1
+    assert record["against"] == "diffusers-compile"

@@ -1,0 +1,101 @@
+import json
+
+import pytest
+from cli_inputs import SMALL, draw
+
+QUICK = [*SMALL, "--device=cpu", "--dtype=float32", "--no-cold", "--runs=1"]
+
+
+@pytest.fixture
+def bench(kinema, tiny_svd):
+    """`bench` with a tiny model, small settings and no fresh processes."""
+
+    def run(*arguments):
+        return kinema("bench", *arguments, "--model", tiny_svd, *QUICK)
+
+    return run
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_record_goes_to_stdout_and_to_a_file_and_progress_to_stderr(bench, still, folder):
+    ran = bench(still.name, "--json", "--out", "out.json", "--note", "random weights")
+    assert ran.code == 0
+    record = json.loads(ran.out)
+    assert json.loads((folder / "out.json").read_text(encoding="utf-8")) == record
+    assert record["note"] == "random weights"
+    assert record["still"]["name"] == "rocket"
+    assert (record["settings"]["seed"], record["settings"]["num_frames"], record["runs"]) == (7, 2, 1)
+    assert "cold" not in record["kinema"]
+    lines = ran.err.splitlines()
+    assert lines.index("kinema: video 1 of 1") < lines.index("diffusers: video 1 of 1")
+    assert lines[-1] == "the record: out.json"
+    assert names(folder) == ["out.json", "rocket.png"]
+
+
+def test_without_a_still_it_needs_no_file_and_speaks_to_persons(bench, folder):
+    ran = bench("--note", "random weights")
+    assert ran.code == 0
+    for words in (
+        "kinema",
+        "diffusers",
+        "factor",
+        "in all",
+        "denoise, TFLOP/s",
+        "gradient",
+        "random weights",
+        "torch ",
+    ):
+        assert words in ran.out
+    assert names(folder) == []
+
+
+MISTAKES = {
+    "no such peer": (["--against=onediff"], 2, "there is no peer 'onediff'; there is diffusers, diffusers-compile, no"),
+    "no such engine": (["--engine=slow"], 2, "there is no engine 'slow'; there is fast and reference"),
+    "no such still": (["nope.png"], 2, "there is no file nope.png; check the name and the folder"),
+    "out of range": (["--fps=500"], 2, "fps 500 is out of range: 1 to 120"),
+    "a painter's setting": (["--scheduler=euler"], 2, "no such option: --scheduler"),
+    "no runs": (["--runs=0"], 2, "invalid value for '--runs': "),
+    "missing folder": (["--out=no/x.json"], 2, "the folder no does not exist; make it, or choose another"),
+    "another ending": (["--out=x.txt"], 2, "the record x.txt must end in .json; name it x.json"),
+    "a folder": (["--out=full.json"], 2, "full.json is a folder; choose another name for the record"),
+    "where the peer fails": (["--min-guidance-scale=2", "--max-guidance-scale=1"], 2, "diffusers' pipeline fails at"),
+    "no such model": (["--model=svdxt"], 3, "there is no model 'svdxt'; did you mean svd-xt?"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "code", "words"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_told_before_anything_is_loaded(kinema, folder, tiny_svd, arguments, code, words):
+    (folder / "full.json").mkdir()
+    ran = kinema("bench", "--model", tiny_svd, *QUICK, *arguments)
+    assert (ran.code, ran.out) == (code, "")
+    error = ran.err[ran.err.index("error: ") :]
+    assert words in error
+    assert error.count("\n") == 1
+    assert "loading" not in ran.err
+    assert names(folder) == ["full.json"]
+
+
+def test_the_record_never_replaces_the_still(bench, folder):
+    draw(folder / "rocket.png").rename(folder / "rocket.json")
+    ran = bench("rocket.json", "--out", "rocket.json")
+    assert ran.code == 2
+    assert "rocket.json is what the video is made from, and would be lost" in ran.err
+
+
+@pytest.mark.slow
+def test_fresh_processes_are_measured_from_their_start(kinema, folder, tiny_svd):
+    ran = kinema("bench", "--model", tiny_svd, *QUICK[:-2], "--runs=1", "--json")
+    assert ran.code == 0
+    record = json.loads(ran.out)
+    for side in (record["kinema"], record["peer"]):
+        cold = side["cold"]
+        assert 0 < cold["loaded_after"] < cold["seconds"]
+        assert cold["peak_memory_gib"]["rss"] > 0.1
+    ours, peer = (record[side]["cold"]["seconds"] for side in ("kinema", "peer"))
+    assert record["factor"]["cold"] == pytest.approx(peer / ours, rel=1e-4)
+    assert record["frames"]["greatest_difference"] <= 1
+    assert names(folder) == []
