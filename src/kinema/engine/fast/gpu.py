@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 # Numbers in the frames that the decoder works on together: half a gigabyte in half precision.
 PIECE = 2**28
+# Bytes of a clip beyond which cuDNN leaves its quick kernels, as a convolution along time can't be cut by pixels.
+QUICK = 2**31
+# Channels from which a convolution along time is quicker as three products.
+BY_PRODUCTS = 640
 
 
 def suits(x: Tensor) -> bool:
@@ -87,8 +91,31 @@ def _frames(clip: Tensor) -> Tensor:
 
 def _convolved(conv: Conv, clip: Tensor, *, along_time: bool) -> Tensor:
     """Of frames or along time, without its bias, at the same size."""
-    view = strip(clip) if along_time else images(clip)
-    return as_clip(conv.product(view), *clip.shape[1:4])
+    if not along_time:
+        return as_clip(conv.product(images(clip)), *clip.shape[1:4])
+    if clip.shape[-1] >= BY_PRODUCTS:
+        return _by_products(conv, clip)
+    count = clip.shape[1]
+    together = max(1, QUICK // (clip[:, :1].numel() * clip.element_size()) - 2)  # two more are seen
+    if count <= together:
+        return as_clip(conv.product(strip(clip)), *clip.shape[1:4])
+    out = clip.new_empty(*clip.shape[:4], len(conv.weight))
+    for start in range(0, count, together):
+        stop = min(start + together, count)
+        first, last = max(0, start - 1), min(count, stop + 1)
+        seen = as_clip(conv.product(strip(clip[:, first:last])), last - first, *clip.shape[2:4])
+        out[:, start:stop] = seen[:, start - first : stop - first]  # what saw an end that is none is left out
+    return out
+
+
+def _by_products(conv: Conv, clip: Tensor) -> Tensor:
+    """Along time: each frame's pixels, and those of the frames before and after it, times a matrix of their own."""
+    before, here, after = (weight.t() for weight in conv.weight[..., 0].unbind(2))
+    out = (pixels(clip) @ here).view(*clip.shape[:4], -1)
+    for one, seen in zip(out, clip, strict=True):
+        pixels(one[1:]).addmm_(pixels(seen[:-1]), before)
+        pixels(one[:-1]).addmm_(pixels(seen[1:]), after)
+    return out
 
 
 def through(
