@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # Channels in multiples of which a GPU's matrix units take numbers of two bytes.
 ALIGNED = 8
 # Pixels that go through a feed-forward together on a CPU, so that its wide middle stays in the processor's cache.
-ROWS = 2048
+ROWS = 4096
 # Pixels below which torch's group norm on a CPU goes group by group, three channels at a time, when these lie last.
 SMALL = 1024
 # Numbers that the temporal layers work on together on a CPU: 8 MiB in float32.
@@ -106,7 +106,7 @@ class GroupNorm:
     def across(self, pieces: Iterable[Tensor]) -> Affine:
         """Itself over pieces, each [1, c, h, w], that are one thing but not worked on together."""
         total, count = torch.zeros((), dtype=torch.float64), 0
-        for x in pieces:
+        for x in map(at_least_float32, pieces):
             channels, pixels_here = x.shape[1], x[0, 0].numel()
             _, mean, rstd = torch.native_group_norm(x, None, None, 1, channels, pixels_here, self.groups, self.eps)
             mean, variance = mean.double(), rstd.double() ** -2 - self.eps
@@ -304,7 +304,7 @@ class ResBlock:
 
     def add_to(self, x: Tensor, shift: Tensor | None = None) -> None:
         """Add what it adds to a strip, [b, c, f, h·w], in place."""
-        if x.device.type != "cpu" or x.dtype.itemsize < 4 or x[0].numel() <= BAND:
+        if x.device.type != "cpu" or x[0].numel() <= BAND:
             x.add_(self.change(x, shift))
             return
         shifts = [None] * len(x) if shift is None else shift[:, None].expand(len(x), -1, -1)
@@ -396,7 +396,7 @@ class FeedForward:
 
 def in_pieces(x: Tensor) -> Iterator[Tensor]:
     """Rows that are best worked on together: all of them on a GPU, and on a CPU as many as its cache holds."""
-    yield from torch.split(x, ROWS if x.device.type == "cpu" else len(x))
+    yield from x.chunk(-(-len(x) // ROWS) if x.device.type == "cpu" else 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -415,19 +415,21 @@ class SelfAttention:
         return cls(LayerNorm.of(norm), qkv, Linear.of(module.to_out[0]), module.heads)
 
     def projected(self, clip: Tensor) -> Tensor:
-        """[b, f, h, w, c] → query, key and value, [3, b, f, h·w, heads, c / heads]."""
+        """[b, f, h, w, c] → query, key and value of each pixel, [pixels, 3c]."""
         seen = self.norm(pixels(clip))
-        product = onednn.linear(seen, self.qkv.t(), None) if onednn.suits(seen) else seen @ self.qkv
-        return self.split(product, clip)
+        return onednn.linear(seen, self.qkv.t(), None) if onednn.suits(seen) else seen @ self.qkv
 
     def split(self, qkv: Tensor, clip: Tensor) -> Tensor:
-        """The product of a clip's pixels, [pixels, 3c], as a view of the same shape."""
+        """The product of a clip's pixels, [pixels, 3c], as a view: [3, b, f, h·w, heads, c / heads]."""
         batch, frames, height, width, channels = clip.shape
         return qkv.view(batch, frames, height * width, 3, self.heads, channels // self.heads).movedim(3, 0)
 
     def within_frames(self, clip: Tensor) -> Tensor:
         """What each pixel takes from its frame, [pixels, c], before the last projection."""
-        q, k, v = self.projected(clip).flatten(1, 2).transpose(2, 3)  # [b·f, heads, h·w, d]
+        qkv = self.split(self.projected(clip), clip).flatten(1, 2)  # [3, b·f, h·w, heads, d]
+        if onednn.suits(clip) and qkv.shape[2] in onednn.PIXELS:
+            return onednn.attention(qkv.movedim(0, 2)).view(-1, clip.shape[-1])
+        q, k, v = qkv.transpose(2, 3)
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(-1, clip.shape[-1])
 
     def along_time(self, clip: Tensor) -> Tensor:
@@ -435,8 +437,8 @@ class SelfAttention:
         batch, frames, *_, channels = clip.shape
         taken = clip.new_empty(batch, frames, clip.shape[2] * clip.shape[3], channels)
         # Where this is called, on a CPU, torch attends to a few keys twice as fast in float32 as in half precision.
-        projected = at_least_float32(self.projected(clip))
-        for i, (q, k, v) in enumerate(projected.permute(1, 0, 3, 4, 2, 5)):  # [h·w, heads, f, d]
+        qkv = self.split(at_least_float32(self.projected(clip)), clip)
+        for i, (q, k, v) in enumerate(qkv.permute(1, 0, 3, 4, 2, 5)):  # [h·w, heads, f, d]
             seen = F.scaled_dot_product_attention(q, k, v)
             taken[i] = seen.permute(2, 0, 1, 3).flatten(2)
         return pixels(taken)

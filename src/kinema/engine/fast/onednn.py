@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+# Pixels of a frame for which `attention` is quicker than torch's own: a head's scores are worth it, and fit the cache.
+PIXELS = range(512, 2049)
+
+
 @cache
 def _kinds() -> tuple[torch.dtype, ...]:
     """The arithmetic that oneDNN has here."""
@@ -40,3 +44,22 @@ def linear_with(x: Tensor, other: Tensor, weight: Tensor, bias: Tensor, operatio
     """x·weightᵀ + bias, and then "add" or "mul" another matrix, [rows, out]."""
     made: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, other, weight, bias, operation)  # noqa: SLF001
     return made
+
+
+def attention(qkv: Tensor) -> Tensor:
+    """Softmax of q·kᵀ/√d, times v, in float32: one frame and head at a time, whose scores stay in the cache.
+
+    Args:
+        qkv: [frames, pixels, 3, heads, d].
+
+    Returns:
+        [frames, pixels, heads, d].
+    """
+    taken = torch.empty_like(qkv[:, :, 0])
+    for frame, out in zip(qkv, taken, strict=True):
+        q, k, v = frame.float().permute(1, 2, 0, 3)  # [heads, pixels, d]
+        q, k, v = q * q.shape[-1] ** -0.5, k.contiguous(), v.mT.contiguous()
+        for head in range(len(q)):
+            scores = linear(q[head], k[head], None)
+            out[:, head] = linear(scores.softmax(-1), v[head], None)
+    return taken
