@@ -13,7 +13,7 @@ demo: $(VENV)/installed ## a photograph becomes a video, on the embedded model
 test: check chromium ## every check and every test but the slow ones
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow"
 
-test-all: check chromium ## the slow ones too: notebooks, the pocket's parity, signals, random kills
+test-all: check chromium ## the slow ones too: the pocket's parity, notebooks in a browser, signals, random kills
 	$(BIN)/python -m pytest
 
 check: $(VENV)/installed-dev ## style, types and floors, without running anything
@@ -29,7 +29,7 @@ bench: $(VENV)/installed ## the pocket model's speed here, beside diffusers
 bench-server: $(VENV)/installed-dev ## the server's speed here, with work that sleeps
 	$(BIN)/python bench/server.py --out bench/results/server-here.json
 
-faults: $(VENV)/installed-dev ## the long runs: 30 kills, 50 cancels, 1,000 examples of the API's document, the tutorial
+faults: $(VENV)/installed-dev ## the long runs: 30 kills, 50 cancels, 1,000 examples of the API's document
 	$(BIN)/python -m pytest tests/faults tests/serving -m slow
 
 clean: ## everything that was made here, but not what was generated in out/

@@ -69,7 +69,6 @@ def test_the_models_are_chosen_on_one_line() -> None:
 # On the pocket models, as they stand
 
 
-@pytest.mark.slow
 def test_a_picture_becomes_a_video_that_plays_in_the_notebook(executed: NotebookNode, place: Path) -> None:
     for name in ("rocket", "cat"):
         video = probe(place / "notebooks" / f"{name}.mp4")
@@ -79,26 +78,22 @@ def test_a_picture_becomes_a_video_that_plays_in_the_notebook(executed: Notebook
         assert "data:video/mp4;base64," in html
 
 
-@pytest.mark.slow
 def test_nothing_complains(executed: NotebookNode) -> None:
     for cell in code(executed):
         assert printed(executed, cell.id, "stderr") == ""
 
 
-@pytest.mark.slow
 def test_the_sheet_has_three_motions_and_two_seeds(executed: NotebookNode) -> None:
     (picture,) = shown(executed, "motion-by-seed", "image/png")
     assert Image.open(io.BytesIO(base64.b64decode(picture))).size == (2 * 2 * 288, 3 * 160)
 
 
-@pytest.mark.slow
 def test_the_recipe_makes_the_same_video_again(executed: NotebookNode, place: Path) -> None:
     assert "identical: True" in printed(executed, "remake")
     assert read_recipe(place / "notebooks" / "calm.mp4").request.motion_bucket_id == 10
 
 
 @PAINTER
-@pytest.mark.slow
 def test_a_sentence_becomes_a_still_and_a_video(executed: NotebookNode, place: Path) -> None:
     for name, seed in (("horse", 1972088094), ("city", 3815670667)):
         video = place / "notebooks" / f"{name}.mp4"
@@ -106,13 +101,13 @@ def test_a_sentence_becomes_a_still_and_a_video(executed: NotebookNode, place: P
         assert read_recipe(video).request.seed == seed
         assert len(shown(executed, f"{name}-video", "image/png")) == 1
         assert len(shown(executed, f"{name}-video", "text/html")) == 1
-    assert Image.open(place / "notebooks" / "horse.png").size == (288, 160)
+    with Image.open(place / "notebooks" / "horse.png") as still:
+        assert still.size == (288, 160)
 
 
 # On other models, by changing one line
 
 
-@pytest.mark.slow
 def test_the_korean_one_runs_on_other_models_by_changing_one_line(
     tiny_svd: Path, tiny_sd: Path, tmp_path: Path
 ) -> None:

@@ -16,7 +16,6 @@ def test_a_bento_installs_what_pyproject_names():
     assert [line for line in lines if not line.startswith("#")] == sorted(wanted)
 
 
-@pytest.mark.slow
 def test_the_tutorials_commands_work_as_they_stand(tmp_path):
     ran = subprocess.run(
         [ROOT / "examples" / "tutorial.sh"], check=False, capture_output=True, text=True, timeout=600, cwd=tmp_path
