@@ -482,6 +482,7 @@ class Runner:
                 self._fail(
                     job.id, Failure("interrupted", f"the server died {MAX_RECOVERIES} times over it, or lost track")
                 )
+                self._after(job.id)
             elif status.app_version != WORKFLOW_VERSION:
                 DBOS.cancel_workflow(job.id)
                 DBOS.delete_workflow(job.id)

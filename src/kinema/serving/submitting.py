@@ -2,7 +2,7 @@
 
     submission = prepare(settings, {"seed": "42", "size": "288x160"}, still=data)
     seconds = estimate(queue, submission)
-    job = submit(queue, submission, idempotency_key=key)
+    job = submit(queue, settings, submission, idempotency_key=key)
 
 Nothing here waits for a model; a still of many pixels takes a moment to be read, so event loops call `prepare` in a
 thread.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from kinema.jobs import Job, Queue
     from kinema.settings import Settings
     from kinema.values import VideoRequest
+
+log = logging.getLogger(__name__)
 
 MILLION = 1_000_000
 MAX_TITLE = 10_000  # characters
@@ -82,6 +85,7 @@ def prepare(settings: Settings, fields: Mapping[str, Any], still: bytes | None =
 
 def submit(
     queue: Queue,
+    settings: Settings,
     submission: Submission,
     *,
     idempotency_key: str | None = None,
@@ -89,13 +93,13 @@ def submit(
     pinned: bool = False,
     priority: int = 0,
 ) -> Job:
-    """Hand it to the queue; `title` replaces the submission's own.
+    """Hand it to the queue, and note that in the log; `title` replaces the submission's own.
 
     Raises:
         InvalidRequest, QueueFull, InsufficientDisk, KeyReused, QueueUnavailable: as `Queue.submit`.
     """
     _check_text({"title": title})
-    return queue.submit(
+    job = queue.submit(
         submission.request,
         still=submission.still,
         title=submission.title if title is None else title,
@@ -104,6 +108,11 @@ def submit(
         idempotency_key=idempotency_key,
         fingerprint=submission.fingerprint,
     )
+    request = job.request
+    words = f": {job.title!r}" if settings.log_prompts and job.title else ""  # only where the operator wants them
+    size = f"{request.num_frames} frames of {request.width}×{request.height} by {request.model}"
+    log.info("job %s is queued, %s%s", job.id, size, words)
+    return job
 
 
 def change(queue: Queue, job_id: str, *, title: str | None, pinned: bool | None) -> Job:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import quote
@@ -26,7 +25,6 @@ from kinema.version import own_version
 if TYPE_CHECKING:
     from kinema.jobs import Job
 
-log = logging.getLogger(__name__)
 
 POLL_HEADER = "openai-poll-after-ms"
 _ID = re.compile(r"video_[0-9a-f]{32}")
@@ -94,24 +92,16 @@ async def accept(host: Host, asked: Asked, key: str | None) -> tuple[Job, Submis
         submission = prepare(host.settings, asked.fields, fetched(host.settings, asked.still))
         job = submit(
             host.queue,
+            host.settings,
             submission,
             idempotency_key=key,
             title=asked.title,
             pinned=asked.pinned,
             priority=asked.priority,
         )
-        _note(host, job)
         return job, submission
 
     return await asyncio.to_thread(work)
-
-
-def _note(host: Host, job: Job) -> None:
-    """A line in the log: what was asked for, and in which words only where the operator wants them."""
-    request = job.request
-    words = f": {job.title!r}" if host.settings.log_prompts and job.title else ""
-    size = f"{request.num_frames} frames of {request.width}×{request.height} by {request.model}"
-    log.info("job %s is queued, %s%s", job.id, size, words)
 
 
 async def wait_for(host: Host, request: Request, job: Job, *, keep: bool) -> Response:

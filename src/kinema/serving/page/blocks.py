@@ -133,10 +133,10 @@ class Page:
         words = self._words
         try:
             submission = self._foreseen(asked)
+            seconds, waiting = estimate(self._queue, submission), self._queue.waiting()
         except KinemaError as fault:
             return {self._form.note: asking.refusal(fault, words)}
-        seconds = estimate(self._queue, submission)
-        note = asking.note(submission.request, seconds, self._queue.waiting(), submission.cautions, words)
+        note = asking.note(submission.request, seconds, waiting, submission.cautions, words)
         opened = None if asked.still is None else self._drafts.open(asked.still)
         if asked.still is None or opened is None:
             return {self._form.note: note, self._form.frame: asking.empty_frame(words)}
@@ -167,7 +167,7 @@ class Page:
         fields = asked.fields if asked.locked else {**asked.fields, "seed": draw_seed()}
         try:
             submission = self._submission(dataclasses.replace(asked, fields=fields))
-            job = submit(self._queue, submission, title=asked.title)
+            job = submit(self._queue, self._settings, submission, title=asked.title)
         except KinemaError as fault:
             return {self._form.note: asking.refusal(fault, words)}
         return {self._form.settings["seed"]: job.request.seed, **self._showing(job, cards)}
