@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -13,7 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from kinema.benchmark import check, check_settings, gradient
 from kinema.benchmark.arithmetic import counted
 from kinema.benchmark.measuring import STAGES, distance, measure
-from kinema.errors import InvalidRequest
+from kinema.benchmark.runs import Task
+from kinema.benchmark.runs import side as loader
+from kinema.benchmark.sides import started
+from kinema.errors import GenerationFailed, InvalidRequest, NotAnSvdModel
 from kinema.models.loading import load
 from kinema.settings import read_settings
 from kinema.values import VideoRequest
@@ -24,26 +28,70 @@ def request_of(folder: Path, **settings: object) -> VideoRequest:
     return VideoRequest.checked(**small | {"model": str(folder)} | settings)
 
 
-def record_of(folder: Path, *, dtype: str = "float32", settings: dict[str, object] | None = None, **asked: object):
-    asked = {"runs": 1, "cold": False} | asked
+def measured(folder: Path, *, dtype: str = "float32", settings: dict[str, object] | None = None, **asked: object):
+    """Each line that `measure` gives with the processes that are there meanwhile, and the record."""
     machine = read_settings(device="cpu", dtype=dtype)
     request = request_of(folder, **settings or {})
-    *lines, record = measure(str(folder), gradient(64, 64), request, settings=machine, **asked)
-    assert all(isinstance(line, str) for line in lines)
-    return record
+    there: dict[str, set[int]] = {}
+    for result in measure(str(folder), gradient(64, 64), request, settings=machine, **asked):
+        if isinstance(result, str):
+            there[result] = children()
+    return there, result
+
+
+def children() -> set[int]:
+    return {process.pid for process in psutil.Process().children()}
+
+
+def task_of(folder: Path, dtype: str = "float32") -> Task:
+    return Task(str(folder), folder, False, "cpu", dtype, None, gradient(64, 64))
 
 
 @pytest.fixture(scope="module")
-def record(tiny_svd: Path):
-    return record_of(tiny_svd, runs=2, note="random weights", settings={"decode_chunk_size": 2, "fps": 9})
+def whole(tiny_svd: Path):
+    return measured(tiny_svd, runs=2, note="random weights", settings={"decode_chunk_size": 2, "fps": 9})
+
+
+@pytest.fixture(scope="module")
+def record(whole):
+    return whole[1]
+
+
+@pytest.fixture(scope="module")
+def mixed(tiny_svd: Path):
+    """Ours in bfloat16 beside the peer in float32, and nobody says how many frames are decoded together."""
+    settings = {"decode_chunk_size": None}
+    return measured(tiny_svd, runs=1, dtype="bfloat16", peer_dtype="float32", settings=settings)[1]
+
+
+def test_each_side_has_one_process_from_its_first_video_to_its_last(whole) -> None:
+    there, _ = whole
+    before = there["kinema: loading in a fresh process, and a first video"]
+    ours = there["diffusers: loading in a fresh process, and a first video"] - before
+    both = there["kinema: video 1 of 2"] - before
+    assert len(ours) == 1
+    assert len(both) == 2
+    assert ours < both
+    for line in ("diffusers: video 1 of 2", "kinema: video 2 of 2", "diffusers: video 2 of 2"):
+        assert there[line] - before == both
+    assert not there["matrix products"] - before
+
+
+@pytest.mark.parametrize("side", ["kinema", "peer"])
+def test_a_process_is_measured_from_its_start(record, side) -> None:
+    cold = record[side]["cold"]
+    assert 0 < record[side]["load_seconds"] < cold["loaded_after"] < cold["seconds"]
+    assert set(record[side]["peak_memory_gib"]) == {"rss"}
+    assert record[side]["peak_memory_gib"]["rss"] > 0.1
 
 
 def test_the_factor_is_the_peers_time_by_ours(record) -> None:
     ours, peer, factor = (record[name] for name in ("kinema", "peer", "factor"))
-    assert set(factor) == {*STAGES, "load"}
+    assert set(factor) == {*STAGES, "load", "cold"}
     for stage in STAGES:
         assert factor[stage] == pytest.approx(peer["warm"]["median"][stage] / ours["warm"]["median"][stage], rel=1e-4)
     assert factor["load"] == pytest.approx(peer["load_seconds"] / ours["load_seconds"], rel=1e-4)
+    assert factor["cold"] == pytest.approx(peer["cold"]["seconds"] / ours["cold"]["seconds"], rel=1e-4)
 
 
 @pytest.mark.parametrize("side", ["kinema", "peer"])
@@ -66,15 +114,15 @@ def test_both_make_the_same_video_in_float32(record) -> None:
 
 
 def test_both_begin_with_the_same_noise_in_half_precision(tiny_svd) -> None:
-    strong = {"num_inference_steps": 1, "max_guidance_scale": 1.0}
-    assert record_of(tiny_svd, dtype="bfloat16", settings=strong)["frames"]["psnr_db"] > 30
+    strong = request_of(tiny_svd, num_inference_steps=1, max_guidance_scale=1.0)
+    ours, theirs = (loader(name)(task_of(tiny_svd, "bfloat16"))(strong).frames for name in ("kinema", "diffusers"))
+    assert distance(ours, theirs)["psnr_db"] > 30
 
 
-def test_the_peer_may_compute_in_another_dtype(tiny_svd) -> None:
-    record = record_of(tiny_svd, dtype="bfloat16", peer_dtype="float32")
-    assert (record["dtype"], record["peer_dtype"]) == ("bfloat16", "float32")
-    assert set(record["matrix_tflop_per_second"]) == {"bfloat16", "float32"}
-    assert 30 < record["frames"]["psnr_db"] < 70
+def test_the_peer_may_compute_in_another_dtype(mixed) -> None:
+    assert (mixed["dtype"], mixed["peer_dtype"]) == ("bfloat16", "float32")
+    assert set(mixed["matrix_tflop_per_second"]) == {"bfloat16", "float32"}
+    assert 30 < mixed["frames"]["psnr_db"] < 70
 
 
 def test_speeds_are_one_count_of_operations_by_each_sides_time(record) -> None:
@@ -123,17 +171,45 @@ def test_the_record_is_json_without_private_paths(record, tiny_svd) -> None:
     assert str(tiny_svd.parent) not in text
 
 
-def test_alone_there_is_nothing_to_compare(tiny_svd) -> None:
-    record = record_of(tiny_svd, against="nothing", engine="reference")
-    assert record["engine"] == "reference"
-    assert record["kinema"]["warm"]["median"]["all"] > 0
-    assert (record["peer"], record["factor"], record["frames"]) == (None, None, None)
+def test_the_frames_decoded_together_are_those_that_ours_took(mixed) -> None:
+    assert mixed["settings"]["decode_chunk_size"] == 3
 
 
-def test_the_peer_decodes_as_many_frames_together_as_ours_did(tiny_svd) -> None:
-    record = record_of(tiny_svd, settings={"decode_chunk_size": None})
-    assert record["settings"]["decode_chunk_size"] == 3
-    assert record["frames"]["greatest_difference"] <= 1
+def test_what_a_process_refuses_is_raised_here_whatever_its_libraries_print(tiny_svd, tmp_path, monkeypatch) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "sys.addaudithook(lambda *event: event[1][:1] == ('diffusers',) and os.write(1, b'diffusers is here\\n'))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    broken = shutil.copytree(tiny_svd, tmp_path / "broken")
+    (broken / "unet" / "config.json").write_text('{"_class_name": "UNet2DModel"}')
+    request = request_of(tiny_svd)
+    with (
+        started("kinema", task_of(broken), tmp_path / "side") as ours,
+        pytest.raises(NotAnSvdModel, match="for an SVD"),
+    ):
+        ours.first(request)
+
+
+def test_a_process_that_dies_leaves_its_last_words(tiny_svd, tmp_path) -> None:
+    request = request_of(tiny_svd)
+    with started("diffusers", task_of(tmp_path), tmp_path / "side") as peer:
+        with pytest.raises(
+            GenerationFailed, match=r"the process of diffusers ended with 1; its last words: OSError: .*"
+        ):
+            peer.first(request)
+        with pytest.raises(GenerationFailed, match="ended with 1"):
+            peer.make(request)
+
+
+def test_a_process_ends_with_the_measuring_that_began_it(tiny_svd) -> None:
+    before = children()
+    machine = read_settings(device="cpu", dtype="float32")
+    measuring = measure(str(tiny_svd), gradient(64, 64), request_of(tiny_svd), settings=machine)
+    while not children() - before:
+        next(measuring)
+    measuring.close()
+    assert children() == before
 
 
 def test_distance_is_told_in_255ths_and_decibels() -> None:
@@ -158,6 +234,6 @@ def test_what_can_not_be_measured_is_refused(tiny_svd) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler of C++")
 def test_a_compiled_peer_makes_the_same_video(tiny_svd) -> None:
-    record = record_of(tiny_svd, against="diffusers-compile")
+    _, record = measured(tiny_svd, runs=1, against="diffusers-compile")
     assert record["frames"]["greatest_difference"] <= 1
     assert record["against"] == "diffusers-compile"

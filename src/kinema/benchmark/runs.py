@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,15 +75,15 @@ def synchronize(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def side(name: str, task: Task) -> Make:
-    """Load one side's model, and give what makes a video with it."""
+def side(name: str) -> Callable[[Task], Make]:
+    """Import what one side computes with, and give what loads its model."""
     if name == "kinema":
         from kinema.benchmark.ours import load_ours
 
-        return load_ours(task)
+        return load_ours
     from kinema.benchmark.peers import load_peer
 
-    return load_peer(name, task)
+    return partial(load_peer, name)
 
 
 def peak_rss() -> int:

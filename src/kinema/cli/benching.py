@@ -45,7 +45,6 @@ def bench(
         typer.Option(metavar="float16|bfloat16|float32", help="The peer's arithmetic. Unset: the same as ours."),
     ] = None,
     runs: Annotated[int, typer.Option(min=1, help="Warm videos of each, in turns; medians are told.")] = 3,
-    cold: Annotated[bool, typer.Option("--cold/--no-cold", help="Make a video of each in a fresh process too.")] = True,
     note: Annotated[
         str | None, typer.Option(metavar="TEXT", help='What a reader of the record should know: "random weights".')
     ] = None,
@@ -72,8 +71,9 @@ def bench(
 ) -> None:
     """Measure Kinema beside diffusers on this machine: the same weights, still, settings and seed, in turns.
 
-    Both are told cold (a fresh process, to the finished file), loading, by stage, in memory and in arithmetic; and how
-    far their frames are from each other. Times are worth what else the machine does meanwhile.
+    Each has a process of its own, and is told cold (from its start to the first finished file), loading, by stage, in
+    memory and in arithmetic; and how far their frames are from each other. Times are worth what else the machine does
+    meanwhile.
 
     [dim]kinema bench rocket.png --model pocket --seed 42 --out pocket.json[/dim]
     """
@@ -111,7 +111,6 @@ def bench(
             against=against,
             peer_dtype=peer_dtype,
             runs=runs,
-            cold=cold,
             note=note,
             progress=told.download,
         ):
@@ -143,14 +142,11 @@ def _show(record: Record) -> None:
     def row(title: str, cells: list[str], name: str | None = None) -> None:
         table.add_row(title, *cells, f"{factor[name]:.2f}×" if factor and name else "")
 
-    if "cold" in ours:
-        row("a fresh process", [f"{side['cold']['seconds']:.2f} s" for side in sides], "cold")
-        row("  its memory", [_memory(side["cold"]["peak_memory_gib"]) for side in sides])
+    row("a fresh process", [f"{side['cold']['seconds']:.2f} s" for side in sides], "cold")
     row("loading", [f"{side['load_seconds']:.2f} s" for side in sides], "load")
     for title, stage in ROWS.items():
         row(title, [_spread(side["warm"], stage) for side in sides], stage)
-    if "peak_memory_gib" in ours:
-        row("memory", [_memory(side["peak_memory_gib"]) for side in sides])
+    row("memory", [_memory(side["peak_memory_gib"]) for side in sides])
     for stage in ("denoise", "decode"):
         row(f"{stage}, TFLOP/s", [_speed(side, stage) for side in sides])
     console = stdout_console()

@@ -1,0 +1,178 @@
+"""A side's own process, from start to end: `started` starts it, `Side` asks it, and `main` lives in it.
+
+A line of JSON asks and one answers; frames go by a file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kinema import errors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kinema.benchmark.runs import Run, Task
+    from kinema.values import VideoRequest
+
+Told = dict[str, Any]
+
+
+class Side:
+    """One side, seen from outside.
+
+    Both methods raise what the process failed with where that is a KinemaError, and else GenerationFailed with its last
+    words.
+    """
+
+    def __init__(self, name: str, task: Task, folder: Path) -> None:
+        folder.mkdir()
+        still = folder / "still.png"
+        task.still.image.save(still)
+        self._name, self._folder = name, folder
+        self._task = vars(task) | {"folder": str(task.folder.absolute()), "still": str(still)}
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
+            "TRITON_CACHE_DIR": str(folder / "triton"),
+        }
+        self._began = time.perf_counter()  # one clock for all processes
+        with (folder / "words").open("w") as words:
+            # -P: the current folder holds no modules of ours, though it may hold some of the same names.
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "kinema.benchmark.sides"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=words,
+                text=True,
+                env=environment,
+            )
+
+    def first(self, request: VideoRequest) -> tuple[Run, Told]:
+        """Load the model and make a first video, to its file.
+
+        Returns:
+            It, and `seconds` from the process's start to the file, `loaded` of them until the model was there,
+            `load_seconds` of those for loading alone, and `peak` bytes by kind of memory.
+        """
+        loaded = self._ask(name=self._name, task=self._task)
+        run, made = self._video(request, video=str(self._folder / "video.mp4"))
+        since = {"seconds": made["finished"] - self._began, "loaded": loaded["loaded"] - self._began}
+        return run, since | {"load_seconds": loaded["load_seconds"], "peak": made["peak"]}
+
+    def make(self, request: VideoRequest) -> Run:
+        """One more video."""
+        return self._video(request)[0]
+
+    def _video(self, request: VideoRequest, video: str | None = None) -> tuple[Run, Told]:
+        import numpy as np
+
+        from kinema.benchmark.runs import Run
+        from kinema.values import Recipe
+
+        frames = self._folder / "frames.npy"
+        made = self._ask(request=request.model_dump(), video=video, frames=str(frames))
+        recipe = Recipe.model_validate(made["recipe"]) if made["recipe"] else None
+        return Run(made["seconds"], np.load(frames), recipe), made
+
+    def _ask(self, **asked: Any) -> Told:
+        assert self.process.stdin is not None, "a pipe was asked for"
+        assert self.process.stdout is not None, "here too"
+        line = ""
+        with suppress(BrokenPipeError):
+            self.process.stdin.write(f"{json.dumps(asked)}\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
+        if not line:
+            words = (self._folder / "words").read_text(encoding="utf-8", errors="replace").split("\n")
+            last = next(filter(None, reversed(words)), "none")
+            code = self.process.wait()
+            raise errors.GenerationFailed(f"the process of {self._name} ended with {code}; its last words: {last}")
+        told: Told = json.loads(line)
+        if "error" in told:
+            raise getattr(errors, told["error"])(told["message"])
+        return told
+
+
+@contextmanager
+def started(name: str, task: Task, folder: Path) -> Iterator[Side]:
+    """One side in a fresh process, with nothing compiled before, which ends where this does.
+
+    Args:
+        name: "kinema", "diffusers" or "diffusers-compile".
+        task: What it loads, and makes its videos of.
+        folder: Where it keeps its files; made here.
+    """
+    side = Side(name, task, folder)
+    try:
+        yield side
+    except BaseException:
+        side.process.kill()
+        raise
+    finally:
+        side.process.communicate()  # what it reads ends here, at which it ends, and is waited for
+
+
+def main() -> None:
+    """Load what the first line of stdin asks for, make a video for each line after it, and answer each by a line."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # so that what a library prints is no answer
+    try:
+        for told in _answers(map(json.loads, sys.stdin)):
+            answers.write(f"{json.dumps(told)}\n")
+            answers.flush()
+    except errors.KinemaError as error:
+        answers.write(json.dumps({"error": type(error).__name__, "message": str(error)}))
+        answers.flush()
+
+
+def _answers(asked: Iterator[Told]) -> Iterator[Told]:
+    """What `Side.first` and `Side.make` are told."""
+    import numpy as np
+    import torch
+
+    from kinema.benchmark.runs import Task, cuda_peaks, peak_rss, side, synchronize
+    from kinema.media.still import open_still
+    from kinema.media.video import save_video
+    from kinema.models.placement import release_cache
+    from kinema.values import VideoRequest
+
+    first = next(asked)
+    given = first["task"]
+    task = Task(**given | {"folder": Path(given["folder"]), "still": open_still(given["still"])})
+    device = torch.device(task.device)
+    load = side(first["name"])
+    synchronize(device)  # which wakes a GPU: that is no part of loading
+    began = time.perf_counter()
+    make = load(task)
+    synchronize(device)
+    loaded = time.perf_counter()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    yield {"loaded": loaded, "load_seconds": loaded - began}
+    for each in asked:
+        request = VideoRequest.checked(**each["request"])
+        run = make(request)
+        if each["video"]:
+            save_video(run.frames, each["video"], request.frame_rate, run.recipe)
+        told = {
+            "finished": time.perf_counter(),
+            "seconds": run.seconds,
+            "peak": {"rss": peak_rss(), **cuda_peaks(device)},
+            "recipe": run.recipe.model_dump(mode="json") if run.recipe else None,
+        }
+        np.save(each["frames"], run.frames)
+        if device.type == "cuda":  # for the other side; on a CPU this would undo `keep_pages`
+            release_cache(device)
+        yield told
+
+
+if __name__ == "__main__":
+    main()
