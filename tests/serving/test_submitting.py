@@ -1,9 +1,12 @@
 """Loose fields become a checked request, in one place for all faces."""
 
+import logging
+
 import pytest
 
 from kinema.errors import InvalidRequest, InvalidStill
-from kinema.serving.submitting import estimate, prepare, work_of
+from kinema.jobs import Queue
+from kinema.serving.submitting import estimate, prepare, submit, work_of
 from kinema.settings import Settings
 
 
@@ -109,3 +112,15 @@ def test_a_job_is_estimated_by_those_before_it(settings, png):
 def test_what_no_machine_could_count_or_keep_is_refused(settings, png, given):
     with pytest.raises(InvalidRequest):
         prepare(settings, {"model": "pocket"} | given, png)
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_the_log_has_a_line_for_each_job_and_words_where_they_are_wanted(tmp_path, caplog, wanted):
+    settings = Settings(data_dir=tmp_path, model="pocket", device="cpu", log_prompts=wanted, min_free_gb=0)
+    queue = Queue(settings)
+    caplog.set_level(logging.INFO, "kinema")
+    job = submit(queue, settings, prepare(settings, {"prompt": "secret words"}))
+    queue.close()
+    (line,) = [record.getMessage() for record in caplog.records if job.id in record.getMessage()]
+    assert "is queued, 14 frames of 288×160 by pocket" in line
+    assert ("secret words" in line) is wanted
