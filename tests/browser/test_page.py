@@ -87,6 +87,21 @@ def test_what_is_no_picture_is_refused_with_the_reason(server, visit, tmp_path, 
     assert said in page.wait_for_selector(".k-still .k-fault").inner_text()
 
 
+def test_a_picture_that_is_refused_takes_the_place_of_the_one_before(server, visit, tmp_path):
+    (tmp_path / "a.gif").write_bytes(b"GIF89a" + b"0" * 99)
+    page = visit(server.address)
+    give_still(page)
+    with page.expect_file_chooser() as chooser:
+        page.click("[data-choose]")
+    chooser.value.set_files(tmp_path / "a.gif")
+    page.wait_for_selector(".k-still .k-fault")
+    set_number(page, "Steps", 5)  # the page is told anew what it will take
+    page.wait_for_timeout(1000)
+    assert page.is_visible(".k-still .k-fault")
+    page.click("#k-generate")
+    page.wait_for_selector("#k-note .k-fault:has-text('Give a picture first')")
+
+
 def test_what_can_not_be_made_is_said_beside_the_button(server, visit):
     page = visit(server.address)
     page.click("#k-generate")

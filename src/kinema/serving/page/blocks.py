@@ -93,7 +93,7 @@ class Page:
         form.settings["model"].input(self._model, form.inputs, form_outputs, **QUIET)
         form.frame.given(self._given, None, [form.still, form.title], **QUIET)
         form.frame.refused(self._refused, None, [form.still, form.frame], **QUIET)
-        form.frame.removed(lambda: "", None, [form.still], **QUIET)
+        form.frame.removed(self._removed, None, [form.still, form.frame], **QUIET)
         form.dice.click(lambda: (draw_seed(), True), None, [form.settings["seed"], form.locked], **QUIET)
         gr.on(
             [form.generate.click, form.settings["prompt"].submit],
@@ -127,7 +127,11 @@ class Page:
 
     def _look(self, *values: Any) -> Updates:
         """Show the still as it will be fitted, and how long it will all take."""
-        return self._looked(self._form.asked(values))
+        asked = self._form.asked(values)
+        updates = self._looked(asked)
+        if asked.still is None:
+            updates.pop(self._form.frame, None)  # it may say why a picture was refused
+        return updates
 
     def _looked(self, asked: forms.Asked) -> Updates:
         words = self._words
@@ -153,6 +157,9 @@ class Page:
 
     def _refused(self, event: gr.EventData) -> tuple[str, str]:
         return "", asking.empty_frame(self._words, str(event.fault), in_english=bool(event.english))
+
+    def _removed(self) -> tuple[str, str]:
+        return "", asking.empty_frame(self._words)
 
     # What is done with jobs.
 
@@ -198,7 +205,7 @@ class Page:
         try:
             job = self._queue.get(request.query_params.get("job", ""))
         except JobNotFound:
-            return {**self._looked(self._form.asked(given)), **self._listing("", cards)}
+            return {**self._look(*given), **self._listing("", cards)}
         return {**self._using(job), **self._showing(job, cards)}
 
     def _using(self, job: Job) -> Updates:
