@@ -147,7 +147,7 @@ def refused(settings, *, client="127.0.0.1", method="POST", path="/v1/videos", *
     given = {"host": "localhost:3000"} | {name.replace("_", "-"): value for name, value in headers.items()}
     scope = {"type": "http", "path": path, "method": method, "client": (client, 5)}
     scope["headers"] = [(name.encode(), value.encode()) for name, value in given.items()]
-    found = _Guard(lambda *_: None, settings)._refusal(scope, Headers(scope=scope))
+    found = _Guard(lambda *_: None, settings, [])._refusal(scope, Headers(scope=scope))
     return None if found is None else found[0]
 
 

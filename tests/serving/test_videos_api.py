@@ -312,11 +312,13 @@ def test_a_decompression_bomb_is_refused_by_its_header(client):
 
 
 @pytest.mark.parametrize(
-    "video_id", ["nope", "video_", "..%2f..%2fetc%2fpasswd", "video_" + "0" * 32, "%00", "'; drop table kinema_jobs"]
+    "video_id",
+    ["nope", "video_", "..%2f..%2fetc%2fpasswd", "video_" + "0" * 32, "%00", "%0aa", "'; drop table kinema_jobs"],
 )
 @pytest.mark.parametrize("what", ["", "/content", "/events", "/preview"])
 def test_an_unknown_id_is_not_found(client, video_id, what):
-    assert client.get(f"/v1/videos/{video_id}{what}").status_code == 404
+    answer = client.get(f"/v1/videos/{video_id}{what}")
+    assert (answer.status_code, answer.json()["error"]["type"]) == (404, "not_found_error")
 
 
 def test_an_unknown_variant_order_limit_and_method_are_refused_in_the_same_shape(client):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
+from starlette.routing import Match
 
 from kinema.errors import RequestTooLarge
 from kinema.serving.wire import error_body, refusal
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from fastapi import FastAPI
+    from starlette.routing import BaseRoute
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from kinema.settings import Settings
@@ -48,13 +50,14 @@ class Edge:
             await self._app(scope, receive, send)
             return
         if self._around is None:
-            self._around = _with_cors(_Guard(self._app, host.settings), host.settings.cors_origins)
+            self._around = _with_cors(_Guard(self._app, host.settings, self._api.routes), host.settings.cors_origins)
         await self._around(scope, receive, send)
 
 
 class _Guard:
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, routes: Sequence[BaseRoute]) -> None:
         self._app = app
+        self._routes = routes
         self._keys = [key.get_secret_value().encode() for key in settings.api_keys]
         self._open = settings.open
         self._hosts = LOCAL_NAMES | {name.lower() for name in settings.hosts}
@@ -65,6 +68,8 @@ class _Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         refused = self._refusal(scope, headers)
+        if refused is None and self._leads_nowhere(scope):
+            refused = 404, error_body(404, "not_found", f"there is nothing at {scope['path'][:80]!r}"), {}
         if refused is not None:
             await _refuse(refused, scope, receive, send)
             return
@@ -95,6 +100,13 @@ class _Guard:
         told = "a key is asked for: send it as Authorization: Bearer …, or as X-API-Key, or as a password"
         # Basic alone: Chromium asks for no password where another scheme stands in the same header.
         return 401, error_body(401, "unknown_key", told), {"WWW-Authenticate": 'Basic realm="Kinema", charset="UTF-8"'}
+
+    def _leads_nowhere(self, scope: Scope) -> bool:
+        """Whether no route of the API knows this address; BentoML would say so in another shape."""
+        if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
+            return False
+        # Routes match a line break, but what BentoML mounts them in does not.
+        return "\n" in scope["path"] or all(route.matches(scope)[0] is Match.NONE for route in self._routes)
 
     def _is_foreign(self, scope: Scope, headers: Headers) -> bool:
         """Whether a browser asks for a change, or opens a socket, because a page of another site told it to."""
