@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 # Numbers in the frames that the decoder works on together: half a gigabyte in half precision.
 PIECE = 2**28
-# Bytes of a clip beyond which cuDNN leaves its quick kernels, as a convolution along time can't be cut by pixels.
+# Bytes of a clip beyond which cuDNN leaves its quick kernels; what looks along time then goes in pieces.
 QUICK = 2**31
-# Channels from which a convolution along time is quicker as three products.
+# Channels from which a convolution along time is quicker as three products (measured alone, not in a step yet).
 BY_PRODUCTS = 640
 
 

@@ -1,6 +1,6 @@
 """Matrix products on a CPU by oneDNN, which does what follows a product while its numbers are at hand.
 
-torch's own products in float32 are MKL's, which takes twice as long on AMD's processors, and bias, activation and
+torch's own products in float32 are MKL's, which are slow on AMD's processors, and bias, activation and
 residual are passes of their own. The operators are those that torch's compiler calls; where a build of torch has none,
 `suits` says no and plain torch computes.
 """
