@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 Against = Literal["diffusers", "diffusers-compile", "nothing"]
 
 
-def check(against: str, engine: str | None) -> None:
-    """Refuse a peer or an engine that is not there.
+DTYPES = ("float16", "bfloat16", "float32")
+
+
+def check(against: str, engine: str | None, peer_dtype: str | None = None) -> None:
+    """Refuse a peer, an engine or an arithmetic that is not there.
 
     Raises:
         InvalidRequest: naming those that are.
@@ -28,6 +31,8 @@ def check(against: str, engine: str | None) -> None:
         raise InvalidRequest(f"there is no peer {against!r}; there is {', '.join(get_args(Against))}", "against")
     if engine is not None and engine not in get_args(Engine):
         raise InvalidRequest(f"there is no engine {engine!r}; there is {' and '.join(get_args(Engine))}", "engine")
+    if peer_dtype is not None and peer_dtype not in DTYPES:
+        raise InvalidRequest(f"there is no peer_dtype {peer_dtype!r}; there is {', '.join(DTYPES)}", "peer_dtype")
 
 
 def check_settings(against: str, request: VideoRequest) -> None:

@@ -26,6 +26,7 @@ from kinema.models.files import VARIANT
 from kinema.models.finding import locate, resolve
 from kinema.models.placement import pick_device, pick_dtype
 from kinema.values import PAINTING
+from kinema.version import own_version
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -87,7 +88,7 @@ def measure(
         InvalidRequest: at once, as `check` and `check_settings` of `kinema.benchmark`.
         KinemaError: as loading and generating do; GenerationFailed too when a side's process ended before its time.
     """
-    check(against, engine)
+    check(against, engine, peer_dtype)
     check_settings(against, request)
     device = pick_device(settings.device)
     dtype = pick_dtype(settings.dtype, device)
@@ -248,7 +249,7 @@ def _processor() -> str:
 
 def versions() -> dict[str, str]:
     """Of what takes part."""
-    found = {"kinema": version("kinema"), "python": platform.python_version()}
+    found = {"kinema": own_version(), "python": platform.python_version()}
     for name in LIBRARIES:
         try:
             found[name] = version(name)

@@ -87,8 +87,7 @@ def bench(
         machine = read_settings(device=device, dtype=dtype, model=model)
         target = record_path(output)
         keep_apart([target], [still] if still else [])
-        check(against, engine)
-        read_settings(dtype=peer_dtype)
+        check(against, engine, peer_dtype)
         VideoRequest.checked(**{name: value for name, value in settings.items() if value is not None})
         opened = open_still(still) if still else None
         chosen = machine.model or chosen_model(machine, told)
