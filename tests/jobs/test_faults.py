@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import time
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -178,3 +179,23 @@ def test_whatever_is_killed_whenever_every_job_is_completed_once_to_the_same_byt
         assert client.result(job.id).read_bytes() == expected(job.request, source)
     until(lambda: not list(settings.data_dir.rglob(".part-*")))
     assert client.waiting() == 0
+
+
+def test_a_job_that_dbos_gave_up_is_failed_counted_and_cleared_away(settings, monkeypatch):
+    """Only a server that died fifty times over one job comes to this, so DBOS's answer is made up."""
+    from dbos import DBOS
+
+    ended = []
+    queue = Queue(settings, "queue_work:Work", ended=ended.append)  # not opened: nothing else runs the job
+    job = queue.submit(request(), still=STILL)
+    runner = queue._runner
+    assert runner._store.claim([None])[0] == job.id
+    runner._files.job(job.id).mkdir()
+    given_up = SimpleNamespace(status="MAX_RECOVERY_ATTEMPTS_EXCEEDED", app_version="1")
+    monkeypatch.setattr(DBOS, "get_workflow_status", lambda _: given_up)
+    runner._reconcile()
+    failed = queue.get(job.id)
+    assert (failed.status, failed.error.code) == ("failed", "interrupted")
+    assert [each.id for each in ended] == [job.id]
+    assert not runner._files.job(job.id).exists()
+    runner._store.close()
