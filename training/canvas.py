@@ -21,6 +21,7 @@ class Sheet:
     """
 
     pixels: Tensor
+    covered: Tensor  # how much of each pixel is a thing, [b, 1, h, w]
     x: Tensor  # [1, 1, 1, w]
     y: Tensor  # [1, 1, h, 1]
     generator: torch.Generator

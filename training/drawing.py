@@ -61,6 +61,14 @@ def draw(
     scenes: Sequence[Scene], generator: torch.Generator, device: str = "cpu", height: int = HEIGHT, width: int = WIDTH
 ) -> Tensor:
     """Pictures [b, 3, height, width] in 0…1; the same scenes, generator state and device give the same ones."""
+    return draw_with_things(scenes, generator, device, height, width)[0]
+
+
+@torch.no_grad()
+def draw_with_things(
+    scenes: Sequence[Scene], generator: torch.Generator, device: str = "cpu", height: int = HEIGHT, width: int = WIDTH
+) -> tuple[Tensor, Tensor]:
+    """The pictures, and how much of each pixel is a thing: [b, 1, height, width] in 0…1."""
     sheet = begin(scenes, height, width, device, generator)
     _each(sheet, [s.ground for s in scenes], GROUNDS, lambda part, name, _: GROUND_PAINTERS[name](part))
     _each(
@@ -71,7 +79,7 @@ def draw(
     )
     fall(sheet, scenes)
     _each(sheet, [s.style for s in scenes], STYLES, lambda part, name, _: STYLE_PAINTERS[name](part))
-    return sheet.pixels.clamp(0, 1)
+    return sheet.pixels.clamp(0, 1), sheet.covered
 
 
 def _each(
@@ -84,7 +92,7 @@ def _each(
             index = torch.tensor(rows, device=sheet.pixels.device)
             part = sheet.pick(index)
             paint(part, name, rows)
-            sheet.pixels[index] = part.pixels
+            sheet.pixels[index], sheet.covered[index] = part.pixels, part.covered
 
 
 def _things(sheet: Sheet, name: str, scenes: Sequence[Scene]) -> None:
@@ -99,7 +107,7 @@ def _things(sheet: Sheet, name: str, scenes: Sequence[Scene]) -> None:
         part = sheet.pick(index)
         group = [scenes[j] for j in rows]
         _thing(part, name, group, i, mirrored[index], side[index], jitter[index])
-        sheet.pixels[index] = part.pixels
+        sheet.pixels[index], sheet.covered[index] = part.pixels, part.covered
 
 
 def _thing(
@@ -164,6 +172,7 @@ def _thing(
     lit = (sticker.rgb * sheet.ambient_things).clamp(0, 1)
     lit = torch.lerp(lit, sheet.low.expand_as(lit), (depth + 0.25 * sheet.fog).expand_as(lit[:, :1]))
     sheet.over(sticker.alpha, lit)
+    sheet.covered = torch.maximum(sheet.covered, sticker.alpha)
     sheet.pixels = 1 - (1 - sheet.pixels.clamp(0, 1)) * (1 - sticker.glow.clamp(0, 1))
 
 

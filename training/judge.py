@@ -104,7 +104,7 @@ def main() -> None:
         vae.to(args.device).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def encode(pixels: torch.Tensor) -> torch.Tensor:
+    def encode(pixels: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
         half = pixels[: len(pixels) // 2 if vae else 0]
         with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=args.device == "cuda"):
             seen = [vae.decode(vae.encode(p * 2 - 1).latent_dist.mode()).sample.float() for p in half.split(32)]

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, EulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
 
-from drawing import draw
+from drawing import draw, draw_with_things
 from painter_card import card
 from painter_shapes import (
     HEIGHT,
@@ -43,6 +43,7 @@ from words import END, MAX_TOKENS, UNKNOWN, caption, token_numbers, vocabulary, 
 VAE_RATE, UNET_RATE = 1e-3, 8e-4
 WORDINGS = 4  # captions kept with each picture
 CAPTIONLESS = 0.1
+THINGS_COUNT = 5  # how much more an error in a thing counts, at the levels at which its shape is decided
 TOKENS = vocabulary()
 WEIGHTS = {"vae": "diffusion_pytorch_model", "unet": "diffusion_pytorch_model", "text_encoder": "model"}
 
@@ -71,8 +72,8 @@ def tell(rng: random.Random, scene: Scene) -> list[list[int]]:
 class Scenes:
     """A pool of drawn scenes on the device, whose oldest are replaced by new ones as training goes on.
 
-    `encode` makes of pictures [n, 3, h, w] in 0…1 what is kept of them; `tell` gives one or more lists of numbers, all
-    of one length, that say what a scene shows.
+    `encode` makes of pictures, [n, 3, h, w] in 0…1, and of where things are in them, [n, 1, h, w], what is kept; `tell`
+    gives one or more lists of numbers, all of one length, that say what a scene shows.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class Scenes:
         drawn: int,
         device: str,
         *,
-        encode: Callable[[torch.Tensor], torch.Tensor],
+        encode: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
         tell: Callable[[random.Random, Scene], list[list[int]]] = tell,
     ) -> None:
         self.size, self.drawn, self.device, self._encode, self._tell = size, min(drawn, size), device, encode, tell
@@ -111,8 +112,8 @@ class Scenes:
     def _new(self) -> tuple[torch.Tensor, torch.Tensor]:
         scenes = [training_scene(self._rng) for _ in range(self.drawn)]
         numbers = torch.tensor([self._tell(self._rng, s) for s in scenes])
-        pixels = draw(scenes, self._generator, self.device, HEIGHT, WIDTH)
-        return self._encode(pixels), numbers.to(self.device)
+        pixels, covered = draw_with_things(scenes, self._generator, self.device, HEIGHT, WIDTH)
+        return self._encode(pixels, covered), numbers.to(self.device)
 
 
 class Step:
@@ -177,18 +178,31 @@ def unet_loss(
     text_encoder: torch.nn.Module,
     alphas: torch.Tensor,
     nothing: torch.Tensor,
-    latents: torch.Tensor,
+    kept: torch.Tensor,
     tokens: torch.Tensor,
 ) -> torch.Tensor:
-    """Mean squared error of v at random levels; alphas are cumulated [1000], `nothing` the empty caption's tokens."""
-    z = latents.float()
+    """Mean squared error of v at random levels.
+
+    Things are a small part of a picture, so that errors in them count for more: most of all between pure noise, where
+    nothing is decided, and the picture, where all is.
+
+    Args:
+        unet: Of diffusers.
+        text_encoder: Of transformers.
+        alphas: Cumulated, [1000].
+        nothing: The empty caption's tokens, [1, tokens].
+        kept: Latents and, as their last channel, where things are: [n, c + 1, h, w].
+        tokens: [n, tokens].
+    """
+    z, things = kept.float().split([kept.shape[1] - 1, 1], 1)
     t = torch.randint(len(alphas), (len(z),), device=z.device)
     signal, level = alphas[t].sqrt().view(-1, 1, 1, 1), (1 - alphas[t]).sqrt().view(-1, 1, 1, 1)
     noise = torch.randn_like(z)
     left_out = torch.rand(len(z), 1, device=z.device) < CAPTIONLESS
     words = text_encoder(input_ids=torch.where(left_out, nothing, tokens)).last_hidden_state
     v = unet(signal * z + level * noise, t, words, return_dict=False)[0]
-    return (v.float() - (signal * noise - level * z)).square().mean()
+    weight = 1 + THINGS_COUNT * things * (2 * signal * level).square()
+    return (weight * (v.float() - (signal * noise - level * z)).square()).mean() / weight.mean()
 
 
 @torch.no_grad()
@@ -208,7 +222,7 @@ def validate_vae(vae: AutoencoderKL, device: str, number: int) -> dict[str, floa
     }
 
 
-def as_bytes(pixels: torch.Tensor) -> torch.Tensor:
+def as_bytes(pixels: torch.Tensor, _: torch.Tensor | None = None) -> torch.Tensor:
     return (pixels * 255).round().to(torch.uint8)
 
 
@@ -226,7 +240,7 @@ def train(
     weights = [p for p in modules.parameters() if p.requires_grad]
     fused = args.device == "cuda"
     optimizer = torch.optim.AdamW(weights, rate, betas=(0.9, 0.99), weight_decay=0.01, fused=fused)
-    step, spent, log = 0, 0.0, []
+    step, spent, log = 0, args.spent, []
     if (args.out / name).exists():
         state = torch.load(args.out / name, map_location=args.device, weights_only=True)
         modules.load_state_dict(state["modules"])
@@ -289,7 +303,7 @@ def train_vae(args: argparse.Namespace) -> None:
 
     def finish(ema: torch.nn.ModuleDict, state: dict) -> None:
         """Write the VAE with the scale of its latents, which the UNet needs."""
-        scenes = Scenes(64 if args.device == "cpu" else 1024, 32, args.device, encode=lambda p: p)
+        scenes = Scenes(64 if args.device == "cpu" else 1024, 32, args.device, encode=lambda p, _: p)
         with torch.no_grad():
             z = torch.cat([ema.vae.encode(p * 2 - 1).latent_dist.mode() for p in scenes.kept.split(32)])
         ema.vae.register_to_config(scaling_factor=float(1 / z.std()))
@@ -318,14 +332,17 @@ def train_unet(args: argparse.Namespace) -> None:
         for name, module in (("unet", unet), ("text_encoder", text_encoder)):
             module.load_state_dict(load_file(args.begin_from / name / f"{WEIGHTS[name]}.safetensors"), strict=True)
     modules = torch.nn.ModuleDict({"unet": unet, "text_encoder": text_encoder})
+    seeing = torch.compile(unet) if args.compile else unet
     alphas = EulerDiscreteScheduler.from_config(SCHEDULER).alphas_cumprod.to(args.device)
     nothing = torch.tensor([padded(token_numbers("", TOKENS))], device=args.device)
 
     @torch.no_grad()
-    def encode(pixels: torch.Tensor) -> torch.Tensor:
-        """Scaled latents, as they are sampled later: the mode of the posterior."""
+    def encode(pixels: torch.Tensor, covered: torch.Tensor) -> torch.Tensor:
+        """Scaled latents, as they are sampled later: the mode of the posterior; and where a thing is in or beside."""
         moments = torch.cat([encoder((p * 2 - 1).to(dtype)) for p in pixels.split(64)])
-        return (moments.chunk(2, 1)[0].float() * vae.config.scaling_factor).to(dtype)
+        latents = moments.chunk(2, 1)[0].float() * vae.config.scaling_factor
+        things = F.max_pool2d(F.avg_pool2d(covered, 8), 3, 1, 1)
+        return torch.cat([latents, things], 1).to(dtype)
 
     def finish(ema: torch.nn.ModuleDict, _: dict) -> None:
         ema.unet.save_pretrained(args.out / "unet")
@@ -335,7 +352,7 @@ def train_unet(args: argparse.Namespace) -> None:
         args,
         modules,
         UNET_RATE,
-        lambda z, tokens: unet_loss(unet, text_encoder, alphas, nothing, z, tokens),
+        lambda kept, tokens: unet_loss(seeing, text_encoder, alphas, nothing, kept, tokens),
         lambda: Scenes(args.pool or 32768, args.drawn, args.device, encode=encode),
         finish,
     )
@@ -385,6 +402,8 @@ def main() -> None:
     parser.add_argument("--begin-from", type=Path, help="folder of a model whose weights to begin a new schedule from")
     parser.add_argument("--minutes", type=float, default=9)
     parser.add_argument("--total-minutes", type=float)
+    parser.add_argument("--spent", type=float, default=0.0, help="minutes of the schedule that --begin-from has behind")
+    parser.add_argument("--compile", action="store_true", help="compile the UNet: a minute or two before the first step")
     parser.add_argument("--steps", type=int, default=10**9, help="at most so many, for a quick trial")
     parser.add_argument("--batch", type=int, help="pictures a GPU and step: 48 for the VAE, 320 for the UNet")
     parser.add_argument("--pool", type=int, help="scenes kept on each device: 8192 for the VAE, 32768 for the UNet")

@@ -47,6 +47,7 @@ def begin(scenes: Sequence[Scene], height: int, width: int, device: str, generat
     zero = flag([0] * len(scenes))
     sheet = Sheet(
         pixels=torch.zeros(len(scenes), 3, height, width, device=device),
+        covered=torch.zeros(len(scenes), 1, height, width, device=device),
         x=((torch.arange(width, device=device) + 0.5) / height).view(1, 1, 1, -1),
         y=((torch.arange(height, device=device) + 0.5) / height).view(1, 1, -1, 1),
         generator=generator,

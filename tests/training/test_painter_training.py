@@ -48,8 +48,38 @@ def test_the_loss_is_nothing_for_the_right_answer_and_as_large_as_v_for_none():
         return ((a.sqrt() * noisy - z) / (1 - a).sqrt(),)
 
     tokens = torch.zeros(64, MAX_TOKENS, dtype=torch.long)
-    assert unet_loss(silent, encoder, alphas(), tokens[:1], z, tokens).item() == pytest.approx(1, abs=0.1)
-    assert unet_loss(knowing, encoder, alphas(), tokens[:1], z, tokens).item() < 1e-6
+    kept = torch.cat([z, torch.rand(64, 1, 4, 4)], 1)
+    assert unet_loss(silent, encoder, alphas(), tokens[:1], kept, tokens).item() == pytest.approx(1, abs=0.1)
+    assert unet_loss(knowing, encoder, alphas(), tokens[:1], kept, tokens).item() < 1e-6
+
+
+def test_an_error_in_a_thing_counts_for_more():
+    things = torch.zeros(64, 1, 4, 4)
+    things[..., 0] = 1
+    kept = torch.cat([torch.zeros(64, 8, 4, 4), things], 1)
+
+    def loss(wrong):
+        """Of a network that is right but for some columns."""
+
+        def wrong_there(noisy, t, *_, **__):
+            a = alphas()[t].view(-1, 1, 1, 1)
+            v = a.sqrt() / (1 - a).sqrt() * noisy  # of latents that are all zero
+            v[..., wrong] += 1
+            return (v,)
+
+        torch.manual_seed(0)
+        tokens = torch.zeros(64, MAX_TOKENS, dtype=torch.long)
+        return unet_loss(
+            wrong_there,
+            lambda **_: argparse.Namespace(last_hidden_state=None),
+            alphas(),
+            tokens[:1],
+            kept,
+            tokens,
+        )
+
+    assert loss(slice(0, 1)) > 2 * loss(slice(1, 2))
+    assert loss(slice(0, 4)).item() == pytest.approx(1)
 
 
 def test_a_step_leaves_the_gradients_in_one_row():
@@ -65,7 +95,7 @@ def test_a_step_leaves_the_gradients_in_one_row():
 
 def test_the_pool_is_refreshed_from_its_oldest():
     torch.manual_seed(0)
-    scenes = Scenes(4, 2, "cpu", encode=lambda p: as_bytes(p[..., ::8, ::8]))
+    scenes = Scenes(4, 2, "cpu", encode=lambda p, _: as_bytes(p[..., ::8, ::8]))
     before = scenes.kept.clone()
     scenes.refresh()
     assert [torch.equal(a, b) for a, b in zip(before, scenes.kept, strict=True)] == [False, False, True, True]
