@@ -95,29 +95,41 @@ class FastDecoder:
     def __call__(self, latents: Tensor) -> Tensor:
         """Unscaled latents of frames that belong together, [f, c, h, w], → frames in −1…1, [f, 3, 8h, 8w]."""
         x = self.conv_in(self.conv_in.filled(latents))
-        x = _through(self.middle[0], x)
+        x = _moved(self.middle[0], *_each_frame(self.middle[0], x))
         for attention, block in zip(self.attentions, self.middle[1:], strict=False):
             attention.add_to(x)
-            x = _through(block, x)
+            x = _moved(block, *_each_frame(block, x))
+        larger: Upsample | None = None
         for blocks, upsample in self.levels:
             for block in blocks:
-                x = _through(block, x)
-            if upsample is not None:
-                x = by_few_frames(upsample, x)
+                x, sums = _each_frame(block, x, larger)
+                x, larger = _moved(block, x, sums), None
+            larger = upsample
         x = by_few_frames(lambda frames: self.conv_out(self.norm_out.silu(frames)), x)
         return images(as_clip(self.conv_time(strip(_clip(x))), *_clip(x).shape[1:4]))[:, : self.channels]
 
 
-def _through(block: ClipBlock, x: Tensor) -> Tensor:
-    """A block on images that nobody needs any more; the same tensor where it has no shortcut."""
+def _each_frame(block: ClipBlock, x: Tensor, upsample: Upsample | None = None) -> tuple[Tensor, Tensor | None]:
+    """The spatial half of a block, after an upsampling, on images that nobody needs any more; and a GPU's sums of it."""
     if gpu.suits(x):
-        return images(gpu.in_pieces(block, _clip(x)))
-    if block.spatial.shortcut is None:
-        for frames in few_frames(x):
-            frames.add_(block.spatial.change(frames))
+        clip, sums = gpu.each_frame(block.spatial, _clip(x), upsample)
+        return images(clip), sums
+    if upsample is not None:
+        x = by_few_frames(upsample, x)
+    if block.spatial.shortcut is not None:
+        return by_few_frames(block.spatial, x), None
+    for frames in few_frames(x):
+        frames.add_(block.spatial.change(frames))
+    return x, None
+
+
+def _moved(block: ClipBlock, x: Tensor, sums: Tensor | None) -> Tensor:
+    """The temporal half, in place."""
+    if gpu.suits(x):
+        clip = _clip(x)
+        gpu.residual(block.temporal, clip, along_time=True, sums=sums, out=clip)
     else:
-        x = by_few_frames(block.spatial, x)
-    block.move(_clip(x))
+        block.move(_clip(x))
     return x
 
 

@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kinema.engine.fast.layers import GroupNorm, LayerNorm, Linear
+    from kinema.engine.fast.layers import GroupNorm, LayerNorm, Product
 
 # Attention within frames, best first: as measured on an H100 for SVD's shapes.
 BACKENDS = [
@@ -27,6 +27,10 @@ BACKENDS = [
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
 ]
+# Numbers of one byte (fp8): 4 bits of exponent and 3 of mantissa. `SPREAD` lifts standardised numbers to where they are
+# finest and still far from the largest.
+EIGHTH = torch.float8_e4m3fn
+LARGEST, SPREAD = 448.0, 8.0
 # Frames whose attention along time one program of the kernel holds in its registers.
 MOST_FRAMES = 64
 # Heads wider than this no library attends to quickly; the scores of one frame at a time are written out instead.
@@ -40,12 +44,23 @@ def _triton() -> bool:
 
 def has_kernels(x: Tensor) -> bool:
     """Whether our kernels compute with this tensor."""
-    return x.is_cuda and x.dtype in (torch.float16, torch.bfloat16) and _triton()
+    return x.is_cuda and x.dtype in (torch.float16, torch.bfloat16, EIGHTH) and _triton()
+
+
+@cache
+def multiplies(device: torch.device) -> bool:
+    """Whether the kernel of `gated` is quicker there than a product and a pass for the gate: from Hopper on."""
+    return torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def can_multiply_bytes(device: torch.device) -> bool:
+    """Whether a GPU multiplies numbers of one byte: NVIDIA's from Ada and Hopper on, where there is Triton."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9) and _triton()
 
 
 def wide(x: Tensor) -> Tensor:
     """In float32 at least."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x.float() if x.dtype == EIGHTH else x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def channel_sums(x: Tensor) -> Tensor:
@@ -99,21 +114,36 @@ def group_norm(
         silu: Whether the result is activated.
         out: Where the result goes, which may be x; else a new tensor.
     """
-    if sums is None:
-        sums = channel_sums(x)
-    out = torch.empty_like(x) if out is None else out
-    if has_kernels(x):
+    scales = affine(channel_sums(x) if sums is None else sums, norm, x.shape[1], span=span, plus=plus)
+    return normalised(x, scales, span=span, silu=silu, out=torch.empty_like(x) if out is None else out)
+
+
+Scales = tuple["Tensor", "Tensor"]
+
+
+def affine(sums: Tensor, norm: GroupNorm, pixels: int, *, span: int = 1, plus: Tensor | None = None) -> Scales:
+    """What a group norm comes to once sums are known: a factor for each channel, and what is added after it.
+
+    Args:
+        sums: `channel_sums` of the frames.
+        norm: Its groups, weight and bias.
+        pixels: Of a frame.
+        span: Frames that are normalised together.
+        plus: [1 or frames / span, c], to be added before; the second of the result has it in.
+
+    Returns:
+        Both float32, [frames / span, c].
+    """
+    if has_kernels(norm.weight):
         from kinema.engine.fast import kernels
 
-        return kernels.group_norm(x, sums, norm.groups, norm.weight, norm.bias, norm.eps, span, plus, out, silu=silu)
-    return plain_group_norm(x, norm, span, sums, plus, out, silu=silu)
+        return kernels.affine(sums, norm.groups, norm.weight, norm.bias, norm.eps, span, pixels, plus)
+    return plain_affine(sums, norm, pixels, span=span, plus=plus)
 
 
-def plain_group_norm(
-    x: Tensor, norm: GroupNorm, span: int, sums: Tensor, plus: Tensor | None, out: Tensor, *, silu: bool
-) -> Tensor:
-    """By the sums."""
-    frames, pixels, channels = x.shape
+def plain_affine(sums: Tensor, norm: GroupNorm, pixels: int, *, span: int = 1, plus: Tensor | None = None) -> Scales:
+    """In the arithmetic of the sums."""
+    frames, channels = len(sums), sums.shape[-1]
     count = span * pixels
     total, square = sums.view(frames // span, -1, 2, channels).sum(1).unbind(1)
     added = torch.zeros_like(total) if plus is None else wide(plus).expand_as(total)
@@ -127,55 +157,114 @@ def plain_group_norm(
 
     variance = mean(square) - mean(total).square()
     scale = (variance.clamp_min(0) + norm.eps).rsqrt() * wide(norm.weight)
-    shift = wide(norm.bias) + (added - mean(total)) * scale
-    scale, shift = (each.repeat_interleave(span, 0)[:, None] for each in (scale, shift))
+    return scale, wide(norm.bias) + (added - mean(total)) * scale
+
+
+def normalised(x: Tensor, scales: Scales, *, span: int = 1, silu: bool = False, out: Tensor) -> Tensor:
+    """x, [frames, pixels, c], by a norm's `affine`, into `out`, which may be x."""
+    if has_kernels(x):
+        from kinema.engine.fast import kernels
+
+        return kernels.normalised(x, *scales, span, out, silu=silu)
+    return plain_normalised(x, scales, span=span, silu=silu, out=out)
+
+
+def plain_normalised(x: Tensor, scales: Scales, *, span: int = 1, silu: bool = False, out: Tensor) -> Tensor:
+    """In two passes."""
+    scale, shift = (each.repeat_interleave(span, 0)[:, None] for each in scales)
     value = wide(x) * scale + shift
     return out.copy_(F.silu(value) if silu else value)
 
 
-def layer_norm(x: Tensor, norm: LayerNorm, plus: Tensor | None = None) -> Tensor:
-    """Layer norm of x + plus; x: [pixels of all frames, c]."""
+def framed(x: Tensor, scales: Scales, *, silu: bool, sides: bool) -> Tensor:
+    """The same for `convolved`, in numbers of one byte, multiplied by `SPREAD`, and with a frame of zeros.
+
+    Args:
+        x: [pictures, h, w, c], whose last two axes lie together in memory.
+        scales: Of each picture.
+        silu: Whether the result is activated.
+        sides: Whether zeros stand at the sides too, or only above and below.
+
+    Returns:
+        [rows of all pictures, c]: each picture with a row of zeros below it, and each row with a zero after it if there
+        are `sides`. What lies above a picture is the row below the one before, and what lies left the row before's end.
+    """
+    pictures, high, width, channels = x.shape
+    out = x.new_empty(pictures * (high + 1) * (width + sides), channels, dtype=EIGHTH)
     if has_kernels(x):
         from kinema.engine.fast import kernels
 
-        return kernels.layer_norm(x, norm.weight, norm.bias, norm.eps, plus)
-    return plain_layer_norm(x, norm, plus)
+        return kernels.framed(x, *scales, out, SPREAD, silu=silu)
+    return plain_framed(x, scales, out, silu=silu)
 
 
-def plain_layer_norm(x: Tensor, norm: LayerNorm, plus: Tensor | None = None) -> Tensor:
-    """Rounded once."""
+def plain_framed(x: Tensor, scales: Scales, out: Tensor, *, silu: bool) -> Tensor:
+    """In several passes."""
+    pictures, high, width, channels = x.shape
+    scale, shift = (each[:, None, None] for each in scales)
+    value = wide(x) * scale + shift
+    value = (F.silu(value) if silu else value) * SPREAD
+    across = len(out) // (pictures * (high + 1))
+    padded = F.pad(value.clamp(-LARGEST, LARGEST), (0, 0, 0, across - width, 0, 1))
+    return out.copy_(padded.reshape(out.shape))
+
+
+def layer_norm(x: Tensor, norm: LayerNorm, plus: Tensor | None = None, *, bare: bool = False) -> Tensor:
+    """Layer norm of x + plus; x: [pixels of all frames, c].
+
+    If it is to be `bare`, its weight and bias are left to the product that follows, and the result is in numbers of one
+    byte, multiplied by `SPREAD`: standardised, nothing exceeds √c, so that no scale need be found.
+    """
+    if has_kernels(x):
+        from kinema.engine.fast import kernels
+
+        return kernels.layer_norm(x, norm.weight, norm.bias, norm.eps, plus, spread=SPREAD if bare else None)
+    return plain_layer_norm(x, norm, plus, bare=bare)
+
+
+def plain_layer_norm(x: Tensor, norm: LayerNorm, plus: Tensor | None = None, *, bare: bool = False) -> Tensor:
+    """In two passes."""
     value = wide(x) if plus is None else _plus(wide(x), plus)
+    if bare:
+        return (F.layer_norm(value, norm.weight.shape, None, None, norm.eps) * SPREAD).to(EIGHTH)
     return F.layer_norm(value, norm.weight.shape, wide(norm.weight), wide(norm.bias), norm.eps).to(x.dtype)
 
 
-def add_layer_norm(x: Tensor, y: Tensor, norm: LayerNorm, plus: Tensor) -> Tensor:
-    """Layer norm of x + y + plus, which y becomes."""
+def add_layer_norm(x: Tensor, y: Tensor, norm: LayerNorm, plus: Tensor, *, bare: bool = False) -> Tensor:
+    """Layer norm of x + y + plus, which goes into y."""
     if has_kernels(x):
         from kinema.engine.fast import kernels
 
-        return kernels.layer_norm(x, norm.weight, norm.bias, norm.eps, plus, add_to=y)
-    return plain_add_layer_norm(x, y, norm, plus)
+        spread = SPREAD if bare else None
+        return kernels.layer_norm(x, norm.weight, norm.bias, norm.eps, plus, add_to=y, spread=spread)
+    return plain_add_layer_norm(x, y, norm, plus, bare=bare)
 
 
-def plain_add_layer_norm(x: Tensor, y: Tensor, norm: LayerNorm, plus: Tensor) -> Tensor:
+def plain_add_layer_norm(x: Tensor, y: Tensor, norm: LayerNorm, plus: Tensor, *, bare: bool = False) -> Tensor:
     """In two passes."""
     y.copy_(_plus(wide(x) + wide(y), plus))
-    return plain_layer_norm(y, norm)
+    return plain_layer_norm(y, norm, bare=bare)
 
 
-def mix_layer_norm(x: Tensor, y: Tensor, norm: LayerNorm, plus: Tensor, blend: Tensor, share: float) -> Tensor:
+def mix_layer_norm(
+    x: Tensor, y: Tensor, norm: LayerNorm, plus: Tensor, blend: Tensor, share: float, *, bare: bool = False
+) -> Tensor:
     """Layer norm of x + plus; y becomes share · x + (1 − share) · y + blend."""
     if has_kernels(x):
         from kinema.engine.fast import kernels
 
-        return kernels.layer_norm(x, norm.weight, norm.bias, norm.eps, plus, mix_into=y, blend=blend, share=share)
-    return plain_mix_layer_norm(x, y, norm, plus, blend, share)
+        spread = SPREAD if bare else None
+        given = norm.weight, norm.bias, norm.eps, plus
+        return kernels.layer_norm(x, *given, mix_into=y, blend=blend, share=share, spread=spread)
+    return plain_mix_layer_norm(x, y, norm, plus, blend, share, bare=bare)
 
 
-def plain_mix_layer_norm(x: Tensor, y: Tensor, norm: LayerNorm, plus: Tensor, blend: Tensor, share: float) -> Tensor:
+def plain_mix_layer_norm(
+    x: Tensor, y: Tensor, norm: LayerNorm, plus: Tensor, blend: Tensor, share: float, *, bare: bool = False
+) -> Tensor:
     """In two passes."""
     y.copy_(_plus(share * wide(x) + (1 - share) * wide(y), blend))
-    return plain_layer_norm(x, norm, plus)
+    return plain_layer_norm(x, norm, plus, bare=bare)
 
 
 def _plus(x: Tensor, plus: Tensor) -> Tensor:
@@ -183,27 +272,89 @@ def _plus(x: Tensor, plus: Tensor) -> Tensor:
     return (x.view(len(plus), -1, x.shape[1]) + plus[:, None]).view_as(x)
 
 
-def geglu(x: Tensor, linear: Linear) -> Tensor:
-    """[rows, c] → the first half of the product's columns, times the GELU of the second half."""
-    product = linear(x)
+def gated(x: Tensor, product: Product, factor: float = 1.0) -> Tensor:
+    """GEGLU of a product whose columns are values and their gates in turn: value · GELU(gate), [rows, out / 2].
+
+    A product in numbers of one byte gives such numbers, multiplied by `factor`.
+    """
+    if has_kernels(x) and multiplies(x.device):
+        from kinema.engine.fast import kernels
+
+        out = x.new_empty(len(x), len(product.weight) // 2)
+        given = product.weight, product.bias, product.scale, out
+        return kernels.product(x, *given, gated=True, factor=factor)
     if has_kernels(x):
         from kinema.engine.fast import kernels
 
-        return kernels.geglu(product)
-    return plain_geglu(product)
+        return kernels.geglu(plain_product(x, product, x.dtype))
+    return plain_gated(x, product, factor)
 
 
-def plain_geglu(product: Tensor) -> Tensor:
-    """[rows, 2n] → [rows, n]."""
-    value, gate = product.chunk(2, -1)
-    return value * F.gelu(gate)
+def plain_gated(x: Tensor, product: Product, factor: float = 1.0) -> Tensor:
+    """In three passes."""
+    value, gate = plain_product(x, product, wide(x).dtype).view(len(x), -1, 2).unbind(-1)
+    made = value * F.gelu(gate)
+    return (made * factor).clamp(-LARGEST, LARGEST).to(EIGHTH) if x.dtype == EIGHTH else made.to(x.dtype)
 
 
-def geglu_in_one(x: Tensor, linear: Linear) -> Tensor:
-    """The same as `geglu` by one kernel, in which the wide product never reaches memory."""
-    from kinema.engine.fast import kernels
+def product(x: Tensor, by: Product, dtype: torch.dtype) -> Tensor:
+    """[rows, in] → [rows, out] in an arithmetic."""
+    if x.dtype == EIGHTH and has_kernels(x):
+        from kinema.engine.fast import kernels
 
-    return kernels.geglu_linear(x, linear.weight.t(), linear.bias)
+        return kernels.product(x, by.weight, by.bias, by.scale, x.new_empty(len(x), len(by.weight), dtype=dtype))
+    return plain_product(x, by, dtype)
+
+
+def plain_product(x: Tensor, by: Product, dtype: torch.dtype) -> Tensor:
+    """By torch's own."""
+    if x.dtype == dtype:
+        return F.linear(x, by.weight, by.bias)
+    made = wide(x) @ wide(by.weight).t()
+    made = made if by.scale is None else made * by.scale
+    return (made if by.bias is None else made + by.bias).to(dtype)
+
+
+def add_product(out: Tensor, x: Tensor, by: Product) -> Tensor:
+    """Add a product without bias to `out`, [rows, out], in place."""
+    if x.dtype == EIGHTH and has_kernels(x):
+        from kinema.engine.fast import kernels
+
+        return kernels.product(x, by.weight, None, by.scale, out, add=True)
+    if x.dtype == out.dtype:
+        return out.addmm_(x, by.weight.t())
+    return out.add_(plain_product(x, by, out.dtype))
+
+
+def convolved(x: Tensor, by: Product, shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
+    """A convolution of kernel 3×3, or 3×1, of what `framed` gave.
+
+    Args:
+        x: [rows, c], numbers of one byte.
+        by: Its weight [out, 3 · 3 · c] or [out, 3 · c], numbers of one byte.
+        shape: Pictures, height and width without the frame.
+        dtype: Of the result.
+
+    Returns:
+        [pictures, h, w, out].
+    """
+    if has_kernels(x):
+        from kinema.engine.fast import kernels
+
+        assert by.scale is not None
+        return kernels.convolution(x, by.weight, by.scale, x.new_empty(*shape, len(by.weight), dtype=dtype))
+    return plain_convolved(x, by, shape, dtype)
+
+
+def plain_convolved(x: Tensor, by: Product, shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
+    """By torch's own, in float32."""
+    pictures, high, width = shape
+    channels = x.shape[1]
+    across = len(x) // (pictures * (high + 1))
+    seen = wide(x).view(pictures, high + 1, across, channels)[:, :high, :width].permute(0, 3, 1, 2)
+    weight = wide(by.weight).view(len(by.weight), 3, -1, channels).permute(0, 3, 1, 2)
+    made = F.conv2d(seen, weight, None, 1, (1, weight.shape[3] // 2)).permute(0, 2, 3, 1)
+    return (made * by.scale).to(dtype).contiguous()
 
 
 def time_attention(qkv: Tensor) -> Tensor:

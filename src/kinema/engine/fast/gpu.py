@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING
 import torch
 
 from kinema.engine.fast import fused
-from kinema.engine.fast.layers import as_clip, at_least_float32, images, pixels, strip
+from kinema.engine.fast.layers import Product, as_clip, at_least_float32, images, pixels, strip
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from kinema.engine.fast.layers import ClipBlock, Conv, FeedForward, ResBlock, SelfAttention
+    from kinema.engine.fast.layers import ClipBlock, Conv, FeedForward, ResBlock, SelfAttention, Upsample
     from kinema.engine.fast.transformer import Layer, LayerConstants, Transformer
 
 # Numbers in the frames that the decoder works on together: half a gigabyte in half precision.
 PIECE = 2**28
-# Bytes of a clip beyond which cuDNN leaves its quick kernels; what looks along time then goes in pieces.
-QUICK = 2**31
-# Channels from which a convolution along time is quicker as three products (measured alone, not in a step yet).
+# Numbers of a clip that a convolution along time sees together.
+BAND = 2**27
+# Channels from which a convolution along time is quicker as three products.
 BY_PRODUCTS = 640
 
 
@@ -64,24 +64,67 @@ def residual(
     Returns:
         The result, [b, f, h, w, c'], and its sums.
     """
-    frames = clip.shape[1]
+    batch, frames, height, width, _ = clip.shape
+    rows = _frames(clip)
     span = frames if along_time else 1
     shift = block.conv1.bias[None] if shift is None else shift
     if len(shift) > 1 and not along_time:
         shift = shift.repeat_interleave(frames, 0)
-    seen = fused.group_norm(_frames(clip), block.norm1, span=span, sums=sums, silu=True)
-    hidden = _convolved(block.conv1, seen.view_as(clip), along_time=along_time)
-    rows = _frames(hidden)
-    del seen
-    fused.group_norm(rows, block.norm2, span=span, plus=shift, silu=True, out=rows)
-    hidden = _convolved(block.conv2, hidden, along_time=along_time)
-    rows = _frames(hidden)
-    kept = _frames(clip)
-    if block.shortcut is not None:
-        kept = (pixels(clip) @ block.shortcut.weight).view_as(rows)
-    out = hidden if out is None else out
     bias = block.bias if more is None else block.bias + more
-    return out, fused.add(rows, kept, bias, _frames(out))
+    sums = fused.channel_sums(rows) if sums is None else sums
+    scales = fused.affine(sums, block.norm1, rows.shape[1], span=span)
+    if along_time and batch == 1 and clip.numel() > BAND and block.in_bytes is None:
+        out = torch.empty_like(clip) if out is None else out
+        return out, _in_bands(block, clip, scales, shift, bias, out)
+    if block.in_bytes is not None:
+        pictures = (batch, frames, height * width) if along_time else (batch * frames, height, width)
+        first, second = block.in_bytes
+        hidden = _convolved_in_bytes(first, clip.view(*pictures, -1), scales)
+        sums = fused.channel_sums(hidden.view(*rows.shape[:2], -1))
+        scales = fused.affine(sums, block.norm2, rows.shape[1], span=span, plus=shift)
+        hidden = _convolved_in_bytes(second, hidden, scales).view(*clip.shape[:4], -1)
+    else:
+        seen = fused.normalised(rows, scales, span=span, silu=True, out=torch.empty_like(rows))
+        hidden = _convolved(block.conv1, seen.view_as(clip), along_time=along_time)
+        del seen
+        fused.group_norm(_frames(hidden), block.norm2, span=span, plus=shift, silu=True, out=_frames(hidden))
+        hidden = _convolved(block.conv2, hidden, along_time=along_time)
+    kept = rows
+    if block.shortcut is not None:
+        kept = (pixels(clip) @ block.shortcut.weight).view_as(_frames(hidden))
+    out = hidden if out is None else out
+    return out, fused.add(_frames(hidden), kept, bias, _frames(out))
+
+
+def _in_bands(
+    block: ResBlock, clip: Tensor, scales: fused.Scales, shift: Tensor, bias: Tensor, out: Tensor
+) -> Tensor:
+    """A ResBlock along time into `out`, a band of each frame's pixels at a time: of one clip and without shortcut.
+
+    Time is all that it sees but for its norms, and these need sums alone. Beside the clip there is only what lies
+    between the two convolutions; and cuDNN leaves its quick kernels for larger tensors.
+
+    Returns:
+        The sums of the result.
+    """
+    frames = clip.shape[1]
+    rows, places = _frames(clip), _frames(out)
+    bands = range(0, rows.shape[1], max(1, BAND // (frames * rows.shape[2])))
+    hidden, sums = [], []
+    for start in bands:
+        band = rows[:, start : start + bands.step]
+        seen = fused.normalised(band, scales, span=frames, silu=True, out=band.new_empty(band.shape))
+        hidden.append(_frames(_convolved(block.conv1, seen[None, :, None], along_time=True)))
+        sums.append(fused.channel_sums(hidden[-1]))
+    scales = fused.affine(torch.cat(sums, 1), block.norm2, rows.shape[1], span=frames, plus=shift)
+    sums = []
+    for start in bands:
+        band = hidden.pop(0)
+        fused.normalised(band, scales, span=frames, silu=True, out=band)
+        band = _frames(_convolved(block.conv2, band[None, :, None], along_time=True))
+        here = slice(start, start + bands.step)
+        sums.append(fused.add(band, rows[:, here], bias, places[:, here]))
+    return torch.cat(sums, 1)
 
 
 def _frames(clip: Tensor) -> Tensor:
@@ -95,17 +138,14 @@ def _convolved(conv: Conv, clip: Tensor, *, along_time: bool) -> Tensor:
         return as_clip(conv.product(images(clip)), *clip.shape[1:4])
     if clip.shape[-1] >= BY_PRODUCTS:
         return _by_products(conv, clip)
-    count = clip.shape[1]
-    together = max(1, QUICK // (clip[:, :1].numel() * clip.element_size()) - 2)  # two more are seen
-    if count <= together:
-        return as_clip(conv.product(strip(clip)), *clip.shape[1:4])
-    out = clip.new_empty(*clip.shape[:4], len(conv.weight))
-    for start in range(0, count, together):
-        stop = min(start + together, count)
-        first, last = max(0, start - 1), min(count, stop + 1)
-        seen = as_clip(conv.product(strip(clip[:, first:last])), last - first, *clip.shape[2:4])
-        out[:, start:stop] = seen[:, start - first : stop - first]  # what saw an end that is none is left out
-    return out
+    return as_clip(conv.product(strip(clip)), *clip.shape[1:4])
+
+
+def _convolved_in_bytes(by: Product, pictures: Tensor, scales: fused.Scales) -> Tensor:
+    """The same of numbers of one byte, after a norm and SiLU: [pictures, h, w, c] → [pictures, h, w, c']."""
+    sides = by.weight.shape[1] > 3 * pictures.shape[3]
+    framed = fused.framed(pictures, scales, silu=True, sides=sides)
+    return fused.convolved(framed, by, pictures.shape[:3], pictures.dtype)
 
 
 def _by_products(conv: Conv, clip: Tensor) -> Tensor:
@@ -142,17 +182,29 @@ def through(
     return clip
 
 
-def in_pieces(block: ClipBlock, clip: Tensor) -> Tensor:
-    """A ClipBlock on one clip that nobody needs any more, a few frames at a time where they are large."""
-    out = clip
-    if block.spatial.shortcut is not None:
-        out = clip.new_empty(*clip.shape[:4], block.spatial.shortcut.weight.shape[1])
-    together = len(few_frames(max(clip[0], out[0], key=torch.numel))[0])
-    pieces = zip(torch.split(clip, together, 1), torch.split(out, together, 1), strict=True)
-    sums = [residual(block.spatial, piece, along_time=False, out=place)[1] for piece, place in pieces]
-    del clip
-    residual(block.temporal, out, along_time=True, sums=torch.cat(sums), out=out)
-    return out
+def each_frame(block: ResBlock, clip: Tensor, upsample: Upsample | None = None) -> tuple[Tensor, Tensor]:
+    """A spatial ResBlock on one clip that nobody needs any more, a few frames at a time where they are large.
+
+    Args:
+        block: Its weights.
+        clip: [1, f, h, w, c].
+        upsample: What doubles the clip's height and width before; only a few frames at a time are ever held at that
+            size with the channels that they have then.
+
+    Returns:
+        The result, which is the clip itself where it can be, and its sums.
+    """
+    made, channels = clip, len(block.conv2.weight)
+    if upsample is not None:
+        made = clip.new_empty(1, clip.shape[1], 2 * clip.shape[2], 2 * clip.shape[3], channels)
+    elif channels != clip.shape[4]:
+        made = clip.new_empty(*clip.shape[:4], channels)
+    together = max(1, PIECE // (made.shape[2] * made.shape[3] * max(clip.shape[4], channels)))
+    sums = []
+    for seen, place in zip(torch.split(clip, together, 1), torch.split(made, together, 1), strict=True):
+        piece = seen if upsample is None else as_clip(upsample(images(seen)), *place.shape[1:4])
+        sums.append(residual(block, piece, along_time=False, out=place)[1])
+    return made, torch.cat(sums)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -179,40 +231,116 @@ class Additions:
         return cls(*(each.expand_as(before_time).flatten(0, 1).contiguous() for each in every))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Gated:
+    """A feed-forward's two products, of which the first is gated (GEGLU) as it arises."""
+
+    wide: Product
+    """Its columns are values and their gates in turn."""
+    out: Product
+    factor: float = 1.0
+    """What the numbers between the two are multiplied by, where they have one byte."""
+
+    @classmethod
+    def of(cls, feed_forward: FeedForward, *, share: Tensor | float = 1.0, in_bytes: bool = False) -> Gated:
+        """From a feed-forward whose result is to be multiplied by `share`."""
+        parts = feed_forward.value, feed_forward.gate
+        wide = torch.stack([each.weight.t() for each in parts], 1).flatten(0, 1)
+        bias = torch.stack([each.bias for each in parts], 1).flatten()
+        last = feed_forward.out.weight.t()
+        out = last if isinstance(share, float) else (at_least_float32(last) * share).to(last.dtype)
+        if not in_bytes:
+            return cls(Product(wide, bias), Product(out))
+        first = Product.in_bytes(wide, bias, norm=feed_forward.norm)
+        factor = fused.SPREAD / _usual(first)
+        return cls(first, Product.in_bytes(out, factor=factor), factor)
+
+    def __call__(self, seen: Tensor, dtype: torch.dtype) -> Tensor:
+        """[rows, c] → [rows, c], without the last bias."""
+        return fused.product(fused.gated(seen, self.wide, self.factor), self.out, dtype)
+
+    def add_to(self, rows: Tensor, seen: Tensor) -> None:
+        """The same, added in place."""
+        fused.add_product(rows, fused.gated(seen, self.wide, self.factor), self.out)
+
+
+def _usual(wide: Product) -> float:
+    """Root mean square of value · gate, where what comes in is standardised: what their weights and biases say."""
+    assert wide.scale is not None
+    assert wide.bias is not None
+    weight = fused.wide(wide.weight) * (wide.scale * fused.SPREAD)[:, None]
+    value, gate = (weight.square().sum(1) + at_least_float32(wide.bias).square()).view(-1, 2).unbind(1)
+    return float((value * gate).mean().sqrt().clamp_min(1e-6))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Products:
+    """The large products of a transformer's layer."""
+
+    qkv: Product
+    feed_forward: Gated
+    time_feed_forward_in: Gated
+    time_qkv: Product
+    time_feed_forward: Gated
+    """With the temporal block's part in the blend in its weights."""
+    in_bytes: bool
+
+    @classmethod
+    def of(
+        cls,
+        attention: SelfAttention,
+        feed_forward: FeedForward,
+        time_feed_forward_in: FeedForward,
+        time_attention: SelfAttention,
+        time_feed_forward: FeedForward,
+        share: Tensor,
+        *,
+        in_bytes: bool,
+    ) -> Products:
+        """From the layer's parts."""
+
+        def qkv(attention: SelfAttention) -> Product:
+            weight = attention.qkv.t()
+            return Product.in_bytes(weight, norm=attention.norm) if in_bytes else Product(weight)
+
+        return cls(
+            qkv(attention),
+            Gated.of(feed_forward, in_bytes=in_bytes),
+            Gated.of(time_feed_forward_in, in_bytes=in_bytes),
+            qkv(time_attention),
+            Gated.of(time_feed_forward, share=share, in_bytes=in_bytes),
+            in_bytes,
+        )
+
+
 def attend(layer: Layer, clip: Tensor, additions: Additions) -> None:
     """A transformer's layer, in place."""
-    rows = pixels(clip)
-    attention, feed_forward = layer.attention, layer.feed_forward
-    seen = fused.layer_norm(rows, attention.norm)
-    rows.addmm_(_within_frames(attention, seen, clip), attention.out.weight)
-    seen = fused.layer_norm(rows, feed_forward.norm, additions.before_feed_forward)
-    rows.addmm_(_gated(feed_forward, seen), feed_forward.out.weight)
+    products = layer.products
+    assert products is not None
+    rows, bare = pixels(clip), products.in_bytes
+    seen = fused.layer_norm(rows, layer.attention.norm, bare=bare)
+    taken = _within_frames(layer.attention, fused.product(seen, products.qkv, rows.dtype), clip)
+    rows.addmm_(taken, layer.attention.out.weight)
+    seen = fused.layer_norm(rows, layer.feed_forward.norm, additions.before_feed_forward, bare=bare)
+    products.feed_forward.add_to(rows, seen)
 
-    feed_forward, attention = layer.time_feed_forward_in, layer.time_attention
-    seen = fused.layer_norm(rows, feed_forward.norm, additions.before_time)
-    moved = _gated(feed_forward, seen) @ feed_forward.out.weight
-    seen = fused.add_layer_norm(rows, moved, attention.norm, additions.after_time_in)
-    moved.addmm_(_along_time(attention, seen, clip), attention.out.weight)
-    feed_forward = layer.time_feed_forward
-    table = additions.before_time_feed_forward
-    seen = fused.mix_layer_norm(moved, rows, feed_forward.norm, table, additions.blend, layer.share)
-    del moved
-    assert layer.blended_out is not None
-    rows.addmm_(_gated(feed_forward, seen), layer.blended_out)
-
-
-def _gated(feed_forward: FeedForward, seen: Tensor) -> Tensor:
-    """The wide middle of a feed-forward."""
-    return fused.geglu(seen, feed_forward.wide)
+    seen = fused.layer_norm(rows, layer.time_feed_forward_in.norm, additions.before_time, bare=bare)
+    moved = products.time_feed_forward_in(seen, rows.dtype)
+    seen = fused.add_layer_norm(rows, moved, layer.time_attention.norm, additions.after_time_in, bare=bare)
+    taken = _along_time(layer.time_attention, fused.product(seen, products.time_qkv, rows.dtype), clip)
+    moved.addmm_(taken, layer.time_attention.out.weight)
+    table, blend = additions.before_time_feed_forward, additions.blend
+    seen = fused.mix_layer_norm(moved, rows, layer.time_feed_forward.norm, table, blend, layer.share, bare=bare)
+    del moved, taken
+    products.time_feed_forward.add_to(rows, seen)
 
 
-def _within_frames(attention: SelfAttention, seen: Tensor, clip: Tensor) -> Tensor:
-    """Of pixels after their norm: what each takes from its frame, before the last product."""
-    q, k, v = attention.split(seen @ attention.qkv, clip).flatten(1, 2).transpose(2, 3)
-    return fused.frame_attention(q, k, v).reshape(len(seen), -1)
+def _within_frames(attention: SelfAttention, qkv: Tensor, clip: Tensor) -> Tensor:
+    """Of query, key and value of each pixel, [pixels, 3c]: what it takes from its frame, before the last product."""
+    q, k, v = attention.split(qkv, clip).flatten(1, 2).transpose(2, 3)
+    return fused.frame_attention(q, k, v).reshape(len(qkv), -1)
 
 
-def _along_time(attention: SelfAttention, seen: Tensor, clip: Tensor) -> Tensor:
-    """Likewise, what each takes from its place in all frames."""
-    qkv = attention.split(seen @ attention.qkv, clip)
-    return fused.time_attention(qkv.movedim(0, 3)).reshape(len(seen), -1)
+def _along_time(attention: SelfAttention, qkv: Tensor, clip: Tensor) -> Tensor:
+    """Likewise, what it takes from its place in all frames."""
+    return fused.time_attention(attention.split(qkv, clip).movedim(0, 3)).reshape(len(qkv), -1)

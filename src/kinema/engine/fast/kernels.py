@@ -1,6 +1,7 @@
-"""Triton kernels for what only moves memory: norms, gates, sums, and attention over a handful of frames.
+"""Triton kernels: for what only moves memory (norms, sums, attention over a handful of frames), and for products.
 
-Each reads what it needs once and writes what it makes once; torch would take several passes over the same tensors.
+The first read what they need once and write what they make once; torch would take several passes over the same tensors.
+The second are a feed-forward's gate in one with its product, and products and convolutions of numbers of one byte.
 `kinema.engine.fast.fused` says what each computes, in plain torch, and decides where these are called. All arithmetic
 is in float32. Sizes of pictures are no part of what is compiled, so another size of video compiles nothing anew.
 
@@ -9,37 +10,63 @@ Imported only where there is CUDA, to which torch brings Triton.
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from kinema.engine.fast.fused import EIGHTH
+
+# Rows, columns and depth of what one program multiplies at a time, its warps and the stages of its pipeline, and how
+# many programs a multiprocessor keeps for the whole of the work (0: each program has one tile).
+Tile = tuple[int, int, int, int, int, int]
 
 # Columns of a tile: 64 numbers of two bytes are a cache line.
 COLUMNS = 64
 # Pieces in which the channels of a frame are summed up, at most.
 MOST_CHUNKS = 512
+# The quickest of those tried on an H100 at SVD's sizes, by bytes of a number.
+PRODUCT: dict[int, Tile] = {2: (128, 128, 64, 4, 3, 0), 1: (128, 128, 128, 4, 3, 0)}
+CONVOLUTION: Tile = (256, 128, 128, 8, 3, 0)
 
 
 @triton.jit
-def _sums(x, y, bias, out, sums, rows, channels, per, ADD: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
-    block, chunk, n = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+def _sums(
+    x,
+    y,
+    bias,
+    out,
+    sums,
+    rows,
+    channels,
+    per,
+    x_frame,
+    y_frame,
+    out_frame,
+    ADD: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    block, chunk, n = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     cols = block * COLS + tl.arange(0, COLS)
     here = cols < channels
-    base = n.to(tl.int64) * rows * channels
     total = tl.zeros([ROWS, COLS], tl.float32)
     square = tl.zeros([ROWS, COLS], tl.float32)
     for start in range(0, per, ROWS):
         row = chunk * per + start + tl.arange(0, ROWS)
         inside = (row < rows)[:, None] & here[None, :]
-        at = base + row[:, None].to(tl.int64) * channels + cols[None, :]
-        value = tl.load(x + at, inside, 0.0).to(tl.float32)
+        at = row[:, None].to(tl.int64) * channels + cols[None, :]
+        value = tl.load(x + n * x_frame + at, inside, 0.0).to(tl.float32)
         if ADD:
-            value += tl.load(y + at, inside, 0.0).to(tl.float32)
+            value += tl.load(y + n * y_frame + at, inside, 0.0).to(tl.float32)
             value += tl.load(bias + cols, here, 0.0).to(tl.float32)[None, :]
-            tl.store(out + at, value, inside)
+            tl.store(out + n * out_frame + at, value, inside)
             value = tl.where(inside, value, 0.0)
         total += value
         square += value * value
-    to = sums + (n.to(tl.int64) * tl.num_programs(1) + chunk) * 2 * channels + cols
+    to = sums + (n * tl.num_programs(1) + chunk) * 2 * channels + cols
     tl.store(to, tl.sum(total, 0), here)
     tl.store(to + channels, tl.sum(square, 0), here)
 
@@ -51,20 +78,20 @@ def _chunks(rows: int) -> tuple[int, int]:
 
 
 def channel_sums(x: torch.Tensor) -> torch.Tensor:
-    n, rows, channels = x.shape
-    chunks, per = _chunks(rows)
-    sums = x.new_empty(n, chunks, 2, channels, dtype=torch.float32)
-    grid = (triton.cdiv(channels, COLUMNS), chunks, n)
-    _sums[grid](x, x, x, x, sums, rows, channels, per, ADD=False, ROWS=32, COLS=COLUMNS)
-    return sums
+    return _summed(x, x, x, x, add=False)
 
 
 def add(x: torch.Tensor, y: torch.Tensor, bias: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    return _summed(x, y, bias, out, add=True)
+
+
+def _summed(x: torch.Tensor, y: torch.Tensor, bias: torch.Tensor, out: torch.Tensor, *, add: bool) -> torch.Tensor:
     n, rows, channels = x.shape
     chunks, per = _chunks(rows)
     sums = x.new_empty(n, chunks, 2, channels, dtype=torch.float32)
     grid = (triton.cdiv(channels, COLUMNS), chunks, n)
-    _sums[grid](x, y, bias, out, sums, rows, channels, per, ADD=True, ROWS=32, COLS=COLUMNS)
+    frames = x.stride(0), y.stride(0), out.stride(0)
+    _sums[grid](x, y, bias, out, sums, rows, channels, per, *frames, ADD=add, ROWS=32, COLS=COLUMNS)
     return sums
 
 
@@ -113,37 +140,82 @@ def _affine(
 
 
 @triton.jit
-def _apply(x, out, scale, shift, rows, channels, span, SILU: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
-    n = tl.program_id(2)
+def _apply(
+    x,
+    out,
+    scale,
+    shift,
+    rows,
+    channels,
+    span,
+    x_frame,
+    out_frame,
+    SILU: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    n = tl.program_id(2).to(tl.int64)
     cols = tl.program_id(0) * COLS + tl.arange(0, COLS)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     here = cols < channels
     inside = (row < rows)[:, None] & here[None, :]
-    at = n.to(tl.int64) * rows * channels + row[:, None].to(tl.int64) * channels + cols[None, :]
+    at = row[:, None].to(tl.int64) * channels + cols[None, :]
     known = (n // span) * channels + cols
     factor, offset = tl.load(scale + known, here, 0.0), tl.load(shift + known, here, 0.0)
-    value = tl.load(x + at, inside, 0.0).to(tl.float32) * factor[None, :] + offset[None, :]
+    value = tl.load(x + n * x_frame + at, inside, 0.0).to(tl.float32) * factor[None, :] + offset[None, :]
     if SILU:
         value = value / (1 + tl.exp(-value))
-    tl.store(out + at, value, inside)
+    tl.store(out + n * out_frame + at, value, inside)
 
 
-def group_norm(
-    x: torch.Tensor,
+@triton.jit
+def _apply_framed(
+    x,
+    out,
+    scale,
+    shift,
+    rows,
+    high,
+    width,
+    across,
+    channels,
+    picture_stride,
+    row_stride,
+    factor,
+    SILU: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    cols = tl.program_id(0) * COLS + tl.arange(0, COLS)
+    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    here = cols < channels
+    picture, left = (row // (across * (high + 1))).to(tl.int64), row % (across * (high + 1))
+    down, along = left // across, left % across
+    inside = ((row < rows) & (down < high) & (along < width))[:, None] & here[None, :]
+    at = (picture * picture_stride + down.to(tl.int64) * row_stride + along * channels)[:, None] + cols[None, :]
+    known = (picture * channels)[:, None] + cols[None, :]
+    value = tl.load(x + at, inside, 0.0).to(tl.float32)
+    value = value * tl.load(scale + known, inside, 0.0) + tl.load(shift + known, inside, 0.0)
+    if SILU:
+        value = value / (1 + tl.exp(-value))
+    value = tl.clamp(value * factor, -448.0, 448.0)
+    to = row[:, None].to(tl.int64) * channels + cols[None, :]
+    tl.store(out + to, value.to(out.dtype.element_ty), (row < rows)[:, None] & here[None, :])
+
+
+def affine(
     sums: torch.Tensor,
     groups: int,
     weight: torch.Tensor,
     bias: torch.Tensor,
     eps: float,
     span: int,
+    pixels: int,
     plus: torch.Tensor | None,
-    out: torch.Tensor,
-    *,
-    silu: bool,
-) -> torch.Tensor:
-    frames, rows, channels = x.shape
+) -> tuple[torch.Tensor, torch.Tensor]:
+    frames, channels = len(sums), sums.shape[-1]
     n, group, chunks = frames // span, channels // groups, span * sums.shape[1]
-    scale, shift = x.new_empty(2, n, channels, dtype=torch.float32)
+    scale, shift = sums.new_empty(2, n, channels)
     lanes = triton.next_power_of_2(group)
     _affine[groups, n](
         sums,
@@ -155,15 +227,34 @@ def group_norm(
         chunks,
         channels,
         group,
-        float(span * rows),
+        float(span * pixels),
         eps,
         0 if plus is None or len(plus) == 1 else channels,
         PLUS=plus is not None,
         CHUNKS=max(16, 2048 // lanes),
         GROUP=lanes,
     )
+    return scale, shift
+
+
+def normalised(
+    x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, span: int, out: torch.Tensor, *, silu: bool
+) -> torch.Tensor:
+    frames, rows, channels = x.shape
     grid = (triton.cdiv(channels, COLUMNS), triton.cdiv(rows, 64), frames)
-    _apply[grid](x, out, scale, shift, rows, channels, span, SILU=silu, ROWS=64, COLS=COLUMNS)
+    strides = x.stride(0), out.stride(0)
+    _apply[grid](x, out, scale, shift, rows, channels, span, *strides, SILU=silu, ROWS=64, COLS=COLUMNS)
+    return out
+
+
+def framed(
+    x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, out: torch.Tensor, factor: float, *, silu: bool
+) -> torch.Tensor:
+    pictures, high, width, channels = x.shape
+    across = len(out) // (pictures * (high + 1))
+    grid = (triton.cdiv(channels, COLUMNS), triton.cdiv(len(out), 64))
+    sizes = len(out), high, width, across, channels, x.stride(0), x.stride(1)
+    _apply_framed[grid](x, out, scale, shift, *sizes, factor, SILU=silu, ROWS=64, COLS=COLUMNS)
     return out
 
 
@@ -181,9 +272,11 @@ def _layer_norm(
     pixels,
     eps,
     share,
+    spread,
     PLUS: tl.constexpr,
     ADD: tl.constexpr,
     MIX: tl.constexpr,
+    BARE: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
@@ -204,11 +297,14 @@ def _layer_norm(
         tl.store(y + at, value, inside)
     mean = tl.sum(value, 1)[:, None] / channels
     centred = tl.where(here, value - mean, 0.0)
-    factor = 1 / tl.sqrt(tl.sum(centred * centred, 1)[:, None] / channels + eps)
-    on = cols < channels
-    scale = tl.load(weight + cols, on, 0.0).to(tl.float32)[None, :]
-    shift = tl.load(bias + cols, on, 0.0).to(tl.float32)[None, :]
-    tl.store(out + at, centred * factor * scale + shift, inside)
+    made = centred / tl.sqrt(tl.sum(centred * centred, 1)[:, None] / channels + eps)
+    if BARE:
+        made *= spread
+    else:
+        on = cols < channels
+        made = made * tl.load(weight + cols, on, 0.0).to(tl.float32)[None, :]
+        made += tl.load(bias + cols, on, 0.0).to(tl.float32)[None, :]
+    tl.store(out + at, made.to(out.dtype.element_ty), inside)
 
 
 def layer_norm(
@@ -221,9 +317,10 @@ def layer_norm(
     mix_into: torch.Tensor | None = None,
     blend: torch.Tensor | None = None,
     share: float = 0.0,
+    spread: float | None = None,
 ) -> torch.Tensor:
     rows, channels = x.shape
-    out = torch.empty_like(x)
+    out = torch.empty_like(x, dtype=x.dtype if spread is None else EIGHTH)
     cols = triton.next_power_of_2(channels)
     height = max(1, 2048 // cols)
     other = x if add_to is None else add_to
@@ -240,9 +337,11 @@ def layer_norm(
         rows if plus is None else rows // len(plus),
         eps,
         share,
+        spread or 1.0,
         PLUS=plus is not None,
         ADD=add_to is not None,
         MIX=mix_into is not None,
+        BARE=spread is not None,
         ROWS=height,
         COLS=cols,
     )
@@ -257,13 +356,12 @@ def _gelu(x):
 @triton.jit
 def _geglu(wide, out, rows, inner, ROWS: tl.constexpr, COLS: tl.constexpr):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    col = tl.program_id(1) * COLS + tl.arange(0, COLS)
+    col, pair = tl.program_id(1) * COLS + tl.arange(0, COLS), tl.program_id(1) * 2 * COLS + tl.arange(0, 2 * COLS)
+    source = wide + row[:, None].to(tl.int64) * 2 * inner + pair[None, :]
+    both = tl.load(source, (row < rows)[:, None] & (pair < 2 * inner)[None, :], 0.0).to(tl.float32)
+    value, gate = tl.split(tl.reshape(both, [ROWS, COLS, 2]))
     inside = (row < rows)[:, None] & (col < inner)[None, :]
-    at = row[:, None].to(tl.int64) * inner + col[None, :]
-    source = wide + at + row[:, None].to(tl.int64) * inner
-    value = tl.load(source, inside, 0.0).to(tl.float32)
-    gate = tl.load(source + inner, inside, 0.0).to(tl.float32)
-    tl.store(out + at, value * _gelu(gate), inside)
+    tl.store(out + row[:, None].to(tl.int64) * inner + col[None, :], value * _gelu(gate), inside)
 
 
 def geglu(wide: torch.Tensor) -> torch.Tensor:
@@ -274,44 +372,171 @@ def geglu(wide: torch.Tensor) -> torch.Tensor:
 
 
 @triton.jit
-def _geglu_linear(x, weight, bias, out, rows, inner, depth, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
-    across = tl.cdiv(2 * inner, BN)
-    row = (tl.program_id(0) // across) * BM + tl.arange(0, BM)
-    col = (tl.program_id(0) % across) * BN + tl.arange(0, BN)
-    k = tl.arange(0, BK)
-    # Even columns of a tile are values, odd ones their gates: a thread holds both, side by side.
-    source = col // 2 + (col % 2) * inner
-    source = tl.where(col < 2 * inner, source, 0)
-    a = x + (tl.where(row < rows, row, 0)[:, None]).to(tl.int64) * depth + k[None, :]
-    b = weight + source[None, :] * depth + k[:, None]
-    both = tl.zeros([BM, BN], tl.float32)
-    for start in range(0, depth, BK):
-        left = k < depth - start
-        both = tl.dot(tl.load(a, left[None, :], 0.0), tl.load(b, left[:, None], 0.0), both)
-        a += BK
-        b += BK
-    both += tl.load(bias + source).to(tl.float32)[None, :]
-    value, gate = tl.split(tl.reshape(both, [BM, BN // 2, 2]))
-    place = (tl.program_id(0) % across) * (BN // 2) + tl.arange(0, BN // 2)
-    at = row[:, None].to(tl.int64) * inner + place[None, :]
-    tl.store(out + at, value * _gelu(gate), (row < rows)[:, None] & (place < inner)[None, :])
+def _product(
+    x,
+    weight,
+    out,
+    bias,
+    scale,
+    rows,
+    cols,
+    depth,
+    factor,
+    GATED: tl.constexpr,
+    ADD: tl.constexpr,
+    SCALED: tl.constexpr,
+    BIASED: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    GROUP: tl.constexpr,
+    LASTING: tl.constexpr,
+):
+    down, across = tl.cdiv(rows, BM), tl.cdiv(cols, BN)
+    for tile in tl.range(tl.program_id(0), down * across, tl.num_programs(0), flatten=LASTING):
+        m, n = _place(tile, down, across, GROUP)
+        m, n = m * BM, n * BN
+        sums = tl.zeros([BM, BN], tl.float32)
+        for k in range(0, depth, BK):
+            sums = tl.dot(x.load([m, k]), weight.load([n, k]).T, sums)
+        col = n + tl.arange(0, BN)
+        if SCALED:
+            sums *= tl.load(scale + col, col < cols, 0.0)[None, :]
+        if BIASED:
+            sums += tl.load(bias + col, col < cols, 0.0).to(tl.float32)[None, :]
+        if GATED:  # columns are values and their gates in turn: a thread holds both, side by side
+            value, gate = tl.split(tl.reshape(sums, [BM, BN // 2, 2]))
+            made = value * _gelu(gate)
+            if SCALED:
+                made = tl.clamp(made * factor, -448.0, 448.0)
+            out.store([m, n // 2], made.to(out.dtype))
+        else:
+            if ADD:
+                sums += out.load([m, n]).to(tl.float32)
+            out.store([m, n], sums.to(out.dtype))
 
 
-def geglu_linear(
+@triton.jit
+def _place(tile, down, across, GROUP: tl.constexpr):
+    """Tiles in groups of some rows, whose weights and pixels are then still in the cache."""
+    first = tile // (GROUP * across) * GROUP
+    high = min(down - first, GROUP)
+    inside = tile % (GROUP * across)
+    return first + inside % high, inside // high
+
+
+def product(
     x: torch.Tensor,
     weight: torch.Tensor,
-    bias: torch.Tensor,
-    tile: tuple[int, int, int] = (128, 256, 64),
-    warps: int = 8,
-    stages: int = 3,
+    bias: torch.Tensor | None,
+    scale: torch.Tensor | None,
+    out: torch.Tensor,
+    *,
+    gated: bool = False,
+    add: bool = False,
+    factor: float = 1.0,
+    tile: Tile | None = None,
 ) -> torch.Tensor:
     rows, depth = x.shape
-    inner = len(weight) // 2
-    out = x.new_empty(rows, inner)
-    grid = (triton.cdiv(rows, tile[0]) * triton.cdiv(2 * inner, tile[1]),)
-    bm, bn, bk = tile
-    _geglu_linear[grid](
-        x, weight, bias, out, rows, inner, depth, BM=bm, BN=bn, BK=bk, num_warps=warps, num_stages=stages
+    cols = len(weight)
+    bm, bn, bk, warps, stages, lasting = tile or PRODUCT[x.dtype.itemsize]
+    tiles = triton.cdiv(rows, bm) * triton.cdiv(cols, bn)
+    _product[min(tiles, lasting * _processors(x.device)) if lasting else tiles,](
+        TensorDescriptor.from_tensor(x, [bm, bk]),
+        TensorDescriptor.from_tensor(weight, [bn, bk]),
+        TensorDescriptor.from_tensor(out, [bm, bn // 2 if gated else bn]),
+        x if bias is None else bias,
+        x if scale is None else scale,
+        rows,
+        cols,
+        depth,
+        factor,
+        GATED=gated,
+        ADD=add,
+        SCALED=scale is not None,
+        BIASED=bias is not None,
+        BM=bm,
+        BN=bn,
+        BK=bk,
+        GROUP=8,
+        LASTING=lasting > 0,
+        num_warps=warps,
+        num_stages=stages,
+    )
+    return out
+
+
+@cache
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+
+
+@triton.jit
+def _convolution(
+    x,
+    weight,
+    out,
+    scale,
+    rows,
+    cols,
+    depth,
+    high,
+    width,
+    across,
+    WIDE: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    down = tl.cdiv(rows, BM)
+    m, n = _place(tl.program_id(0), down, tl.cdiv(cols, BN), GROUP)
+    m, n = m * BM, n * BN
+    pieces = tl.cdiv(depth, BK)
+    sums = tl.zeros([BM, BN], tl.float32)
+    for i in range(3 * WIDE * pieces):
+        tap, k = i // pieces, i % pieces * BK
+        away = (tap // WIDE - 1) * across + tap % WIDE - WIDE // 2
+        sums = tl.dot(x.load([m + away, k]), weight.load([n, tap * depth + k]).T, sums)
+    col = n + tl.arange(0, BN)
+    sums *= tl.load(scale + col, col < cols, 0.0)[None, :]
+    row = m + tl.arange(0, BM)
+    picture, left = row // (across * (high + 1)), row % (across * (high + 1))
+    y, along = left // across, left % across
+    seen = (row < rows) & (y < high) & (along < width)
+    to = ((picture * high + y) * width + along).to(tl.int64)[:, None] * cols + col[None, :]
+    tl.store(out + to, sums.to(out.dtype.element_ty), seen[:, None] & (col < cols)[None, :])
+
+
+def convolution(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    out: torch.Tensor,
+    *,
+    tile: Tile | None = None,
+) -> torch.Tensor:
+    pictures, high, width, cols = out.shape
+    rows, depth = x.shape
+    bm, bn, bk, warps, stages, _ = tile or CONVOLUTION
+    _convolution[triton.cdiv(rows, bm) * triton.cdiv(cols, bn),](
+        TensorDescriptor.from_tensor(x, [bm, bk]),
+        TensorDescriptor.from_tensor(weight, [bn, bk]),
+        out,
+        scale,
+        rows,
+        cols,
+        depth,
+        high,
+        width,
+        rows // (pictures * (high + 1)),
+        WIDE=weight.shape[1] // (3 * depth),
+        BM=bm,
+        BN=bn,
+        BK=bk,
+        GROUP=8,
+        num_warps=warps,
+        num_stages=stages,
     )
     return out
 

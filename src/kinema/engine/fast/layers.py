@@ -187,6 +187,34 @@ class Linear:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Product:
+    """A product as a GPU takes it: [out, in], with what its columns are multiplied by and what is added to them."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: Tensor | None = None
+
+    @classmethod
+    def in_bytes(
+        cls, weight: Tensor, bias: Tensor | None = None, *, norm: LayerNorm | None = None, factor: float = fused.SPREAD
+    ) -> Product:
+        """In numbers of one byte, each row of the weight with a scale of its own.
+
+        Args:
+            weight: [out, in].
+            bias: [out].
+            norm: Whose weight and bias come before, which become the product's.
+            factor: What the numbers that it is given were multiplied by.
+        """
+        weight = at_least_float32(weight)
+        if norm is not None:
+            shift = weight @ at_least_float32(norm.bias)
+            weight, bias = weight * norm.weight, shift if bias is None else shift + bias
+        unit = weight.abs().amax(1, keepdim=True).clamp_min(1e-12) / fused.LARGEST
+        return cls((weight / unit).to(fused.EIGHTH), bias, (unit[:, 0] / factor).contiguous())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Conv:
     """A convolution of a view whose channels lie last in memory, as its weight's do."""
 
@@ -204,11 +232,14 @@ class Conv:
             scale: What its result is to be multiplied by, which the weights can be once and for all.
         """
         weight, bias = module.weight, module.bias
-        if weight.dim() == 5:
+        along_time = weight.dim() == 5
+        if along_time:
             weight = weight[..., 0]
         if scale is not None:  # in float32 at least, so that it is rounded once
             weight, bias = ((scale * tensor).to(tensor.dtype) for tensor in (weight, bias))
         weight = weight.contiguous(memory_format=torch.channels_last)
+        if scale is None:  # the module's own numbers in another order: no need to have them twice
+            module.weight.data = weight[..., None] if along_time else weight
         return cls(weight, bias, module.padding[:2], module.stride[:2])
 
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -287,15 +318,21 @@ class ResBlock:
     shortcut: Linear | None
     bias: Tensor
     """All that is added to every pixel of the result."""
+    in_bytes: tuple[Product, Product] | None = None
+    """Both convolutions in numbers of one byte, if these compute: [out, kernel's pixels · in]."""
 
     @classmethod
-    def of(cls, module: Any, *, scale: Tensor | None = None) -> ResBlock:
+    def of(cls, module: Any, *, scale: Tensor | None = None, in_bytes: bool = False) -> ResBlock:
         """From diffusers' ResnetBlock2D or TemporalResnetBlock; `scale` multiplies what it adds."""
         shortcut = None if module.conv_shortcut is None else Linear.of(module.conv_shortcut)
         norm1, conv1, norm2 = GroupNorm.of(module.norm1), Conv.of(module.conv1), GroupNorm.of(module.norm2)
         conv2 = Conv.of(module.conv2, scale=scale)
         bias = at_least_float32(conv2.bias)
-        return cls(norm1, conv1, norm2, conv2, shortcut, bias if shortcut is None else bias + shortcut.bias)
+        bias = bias if shortcut is None else bias + shortcut.bias
+        if not in_bytes:
+            return cls(norm1, conv1, norm2, conv2, shortcut, bias)
+        first, second = (Product.in_bytes(conv.weight.permute(0, 2, 3, 1).flatten(1)) for conv in (conv1, conv2))
+        return cls(norm1, conv1, norm2, conv2, shortcut, bias, (first, second))
 
     def change(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
         """What the block adds to x, [n, c, h, w]; shift: the first convolution's bias with the time in it."""
@@ -343,10 +380,11 @@ class ClipBlock:
     temporal: ResBlock
 
     @classmethod
-    def of(cls, module: Any) -> ClipBlock:
+    def of(cls, module: Any, *, in_bytes: bool = False) -> ClipBlock:
         """From diffusers' SpatioTemporalResBlock."""
         share = time_share(module.time_mixer)
-        return cls(ResBlock.of(module.spatial_res_block), ResBlock.of(module.temporal_res_block, scale=share))
+        spatial = ResBlock.of(module.spatial_res_block, in_bytes=in_bytes)
+        return cls(spatial, ResBlock.of(module.temporal_res_block, scale=share, in_bytes=in_bytes))
 
     def __call__(self, clip: Tensor, shifts: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """A new clip; shifts: [1 or b, c] for the spatial and the temporal first convolution."""
@@ -374,7 +412,6 @@ class FeedForward:
     """Norm, GEGLU and back, added in place; the gate and what it gates are two products, as neither need be cut out."""
 
     norm: LayerNorm
-    wide: Linear
     value: Linear
     gate: Linear
     out: Linear
@@ -385,7 +422,7 @@ class FeedForward:
         wide = module.net[0].proj
         (value, gate), (value_bias, gate_bias) = wide.weight.chunk(2), wide.bias.chunk(2)
         halves = Linear(value.t(), value_bias), Linear(gate.t(), gate_bias)
-        return cls(LayerNorm.of(norm), Linear.of(wide), *halves, Linear.of(module.net[2]))
+        return cls(LayerNorm.of(norm), *halves, Linear.of(module.net[2]))
 
     def add_to(self, x: Tensor) -> None:
         """x: [pixels, c]."""
@@ -411,8 +448,11 @@ class SelfAttention:
     @classmethod
     def of(cls, norm: Any, module: Any) -> SelfAttention:
         """From torch's LayerNorm and diffusers' Attention, whose projections have no bias but the last."""
-        qkv = torch.cat([module.to_q.weight, module.to_k.weight, module.to_v.weight]).t()
-        return cls(LayerNorm.of(norm), qkv, Linear.of(module.to_out[0]), module.heads)
+        projections = module.to_q, module.to_k, module.to_v
+        joined = torch.cat([each.weight for each in projections])
+        for each, part in zip(projections, joined.chunk(3), strict=True):
+            each.weight.data = part  # no need to have them twice
+        return cls(LayerNorm.of(norm), joined.t(), Linear.of(module.to_out[0]), module.heads)
 
     def projected(self, clip: Tensor) -> Tensor:
         """[b, f, h, w, c] → query, key and value of each pixel, [pixels, 3c]."""

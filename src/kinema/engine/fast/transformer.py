@@ -56,23 +56,19 @@ class Layer:
     time_feed_forward: FeedForward
     share: float
     """The temporal block's part in the blend."""
-    blended_out: Tensor | None
-    """On a GPU, the weight of the last feed-forward's second product with the temporal block's part in it."""
+    products: gpu.Products | None
+    """The same weights as a GPU takes them, on one."""
 
     @classmethod
-    def of(cls, spatial: Any, temporal: Any, share: Tensor) -> Layer:
+    def of(cls, spatial: Any, temporal: Any, share: Tensor, *, in_bytes: bool = False) -> Layer:
         """From diffusers' BasicTransformerBlock and TemporalBasicTransformerBlock."""
-        last = temporal.ff.net[2]
-        return cls(
-            (spatial, temporal),
-            SelfAttention.of(spatial.norm1, spatial.attn1),
-            FeedForward.of(spatial.norm3, spatial.ff),
-            FeedForward.of(temporal.norm_in, temporal.ff_in),
-            SelfAttention.of(temporal.norm1, temporal.attn1),
-            FeedForward.of(temporal.norm3, temporal.ff),
-            share.item(),
-            (at_least_float32(last.weight) * share).to(last.weight.dtype).t() if gpu.suits(last.weight) else None,
-        )
+        attention, feed_forward = SelfAttention.of(spatial.norm1, spatial.attn1), FeedForward.of(spatial.norm3, spatial.ff)
+        time_in = FeedForward.of(temporal.norm_in, temporal.ff_in)
+        time_attention = SelfAttention.of(temporal.norm1, temporal.attn1)
+        time_feed_forward = FeedForward.of(temporal.norm3, temporal.ff)
+        parts = attention, feed_forward, time_in, time_attention, time_feed_forward
+        products = gpu.Products.of(*parts, share, in_bytes=in_bytes) if gpu.suits(attention.qkv) else None
+        return cls((spatial, temporal), *parts, share.item(), products)
 
     def constants(self, embedding: Tensor, positions: Tensor) -> LayerConstants:
         """embedding: [b, 1, d]; positions: [f, 1, c]."""
@@ -109,11 +105,11 @@ class Transformer:
     proj_out: Linear
 
     @classmethod
-    def of(cls, module: Any) -> Transformer:
+    def of(cls, module: Any, *, in_bytes: bool = False) -> Transformer:
         """From diffusers' TransformerSpatioTemporalModel."""
         share = time_share(module.time_mixer)
         blocks = zip(module.transformer_blocks, module.temporal_transformer_blocks, strict=True)
-        layers = tuple(Layer.of(spatial, temporal, share) for spatial, temporal in blocks)
+        layers = tuple(Layer.of(spatial, temporal, share, in_bytes=in_bytes) for spatial, temporal in blocks)
         norm, proj_in, proj_out = GroupNorm.of(module.norm), Linear.of(module.proj_in), Linear.of(module.proj_out)
         return cls(module, norm, proj_in, layers, proj_out)
 

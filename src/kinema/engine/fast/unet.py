@@ -44,10 +44,11 @@ class Level:
     after: Conv | Upsample | None
 
     @classmethod
-    def of(cls, module: Any) -> Level:
+    def of(cls, module: Any, *, in_bytes: bool) -> Level:
         """From one of diffusers' four kinds of spatio-temporal blocks, or its middle."""
-        blocks = [ClipBlock.of(block) for block in module.resnets]
-        transformers = [Transformer.of(attention) for attention in getattr(module, "attentions", None) or ()]
+        attentions = getattr(module, "attentions", None) or ()
+        blocks = [ClipBlock.of(block, in_bytes=in_bytes) for block in module.resnets]
+        transformers = [Transformer.of(attention, in_bytes=in_bytes) for attention in attentions]
         after: Conv | Upsample | None = None
         if getattr(module, "downsamplers", None):
             after = Conv.of(module.downsamplers[0].conv)
@@ -75,12 +76,18 @@ class TimeShifts:
 class FastUNet:
     """The same network as the module it is made from, on its device and in its arithmetic.
 
-    Make it anew when the module has been moved. Convolutions, products for query, key and value, and upsamplings hold
-    weights of their own in another layout; all others are the module's.
+    Make it anew when the module has been moved. The module's weights are shared where the layout fits, or laid out
+    anew in its place; only what is multiplied or joined with something else is held beside them.
     """
 
-    def __init__(self, module: Any) -> None:
-        """From diffusers' UNetSpatioTemporalConditionModel, in evaluation."""
+    def __init__(self, module: Any, *, in_bytes: bool = False) -> None:
+        """From diffusers' UNetSpatioTemporalConditionModel, in evaluation.
+
+        Args:
+            module: On the device where it will compute.
+            in_bytes: Whether the large products and convolutions are of numbers of one byte (fp8), on a GPU that
+                multiplies those: quicker, and not exact.
+        """
         self.module = module
         first = module.conv_in
         channels = module.config.out_channels  # of the noise; those of the still come after
@@ -88,9 +95,9 @@ class FastUNet:
         noisy = noisy.contiguous(memory_format=torch.channels_last)
         self.conv_noisy = Conv(noisy, torch.zeros_like(first.bias)).aligned()
         self.conv_held = Conv(held, first.bias)
-        self.down = [Level.of(block) for block in module.down_blocks]
-        self.middle = Level.of(module.mid_block)
-        self.up = [Level.of(block) for block in module.up_blocks]
+        self.down = [Level.of(block, in_bytes=in_bytes) for block in module.down_blocks]
+        self.middle = Level.of(module.mid_block, in_bytes=in_bytes)
+        self.up = [Level.of(block, in_bytes=in_bytes) for block in module.up_blocks]
         self.norm_out = GroupNorm.of(module.conv_norm_out)
         self.conv_out = Conv.of(module.conv_out).aligned()
         self.channels = channels
