@@ -132,27 +132,18 @@ class Bench:
         norm = layers.LayerNorm(new(channels), new(channels), 1e-5)
         groups = layers.GroupNorm(32, new(channels), new(channels), 1e-5)
         table, shift = new(frames, channels).float(), new(2, channels)
-        linear = layers.Linear((new(8 * channels, channels) * channels**-0.5).t(), new(8 * channels))
+        weight = new(8 * channels, channels) * channels**-0.5
+        product, in_bytes = (
+            layers.Product(weight, new(8 * channels)),
+            layers.Product.in_bytes(weight, new(8 * channels)),
+        )
+        known = fused.affine(fused.channel_sums(x), groups, pixels, span=frames // 2, plus=shift)
+        high = 24 if pixels == 576 else 3
+        pictures, every = x.view(frames, high, -1, channels), new(frames, channels).float()
         qkv, rows = new(2, frames // 2, pixels, 3, 5, 64), layers.pixels(x)
+        eighths = (rows * fused.SPREAD).to(fused.EIGHTH)
+        conv = layers.Product.in_bytes(new(channels, 9 * channels))
         wide = new(2, 1, pixels, 512)
-
-        def plain_group_norm(
-            x: torch.Tensor,
-            norm: Any,
-            *,
-            span: int = 1,
-            sums: Any = None,
-            plus: Any = None,
-            silu: bool,
-            out: Any = None,
-        ) -> torch.Tensor:
-            sums = fused.plain_channel_sums(x) if sums is None else sums
-            return fused.plain_group_norm(
-                x, norm, span, sums, plus, torch.empty_like(x) if out is None else out, silu=silu
-            )
-
-        def plain_geglu(x: torch.Tensor, linear: Any) -> torch.Tensor:
-            return fused.plain_geglu(linear(x))
 
         def plain_frame_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(len(q), q.shape[2], -1)
@@ -169,12 +160,25 @@ class Bench:
         checks: dict[str, tuple[Callable[..., Any], Callable[[Callable[..., Any]], torch.Tensor]]] = {
             "channel_sums": (fused.plain_channel_sums, lambda f: f(x).sum(1)),
             "add": (fused.plain_add, added),
-            "group_norm": (plain_group_norm, lambda f: f(x, groups, span=frames // 2, plus=shift, silu=True)),
+            "affine": (
+                fused.plain_affine,
+                lambda f: torch.cat(f(fused.channel_sums(x), groups, pixels, span=frames // 2, plus=shift)),
+            ),
+            "normalised": (
+                fused.plain_normalised,
+                lambda f: f(x, known, span=frames // 2, silu=True, out=torch.empty_like(x)),
+            ),
             "layer_norm": (fused.plain_layer_norm, lambda f: f(rows, norm, table)),
             "add_layer_norm": (fused.plain_add_layer_norm, settled),
             "mix_layer_norm": (fused.plain_mix_layer_norm, lambda f: settled(f, table, 0.3)),
-            "geglu": (plain_geglu, lambda f: f(rows, linear)),
-            "geglu_in_one": (plain_geglu, lambda f: f(rows, linear)),
+            "gated": (fused.plain_gated, lambda f: f(rows, product)),
+            "product": (fused.plain_product, lambda f: f(eighths, in_bytes, self.dtype)),
+            "convolved": (
+                fused.plain_convolved,
+                lambda f: f(
+                    fused.framed(pictures, (every, every), silu=True, sides=True), conv, pictures.shape[:3], self.dtype
+                ),
+            ),
             "time_attention": (fused.plain_time_attention, lambda f: f(qkv)),
             "frame_attention": (
                 plain_frame_attention,
@@ -267,6 +271,7 @@ class Bench:
 
         unet = deepcopy(self.unet).float()
         true = parts.theirs(unet, self.vae, wide)["step"]()
+        self.true = true.cpu()
         del unet
         told("step", true, {"kinema": self.step(), "diffusers": self.outputs["step"]})
         few = self.given["latents"][:8]
@@ -277,15 +282,11 @@ class Bench:
 
     def variants(self) -> dict[str, Any]:
         """One thing otherwise at a time: ms of the step and, where it matters there, of the decoding."""
-        plain = {name: getattr(fused, f"plain_{name}") for name in ("time_attention", "layer_norm", "geglu")}
 
-        def geglu(x: torch.Tensor, linear: Any) -> torch.Tensor:
-            return fused.plain_geglu(linear(x))
-
-        def geglu_in_one(*config: Any) -> Callable[..., torch.Tensor]:
+        def tiled(*tile: int) -> Any:
             from kinema.engine.fast import kernels
 
-            return lambda x, linear: kernels.geglu_linear(x, linear.weight.t(), linear.bias, *config)
+            return mock.patch.dict(kernels.PRODUCT, {2: tile})
 
         def efficient(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             seen = F.scaled_dot_product_attention(q, k, v)
@@ -298,21 +299,13 @@ class Bench:
         patches: dict[str, tuple[list[Any], str]] = {
             "upsampling by interpolation": ([mock.patch.object(layers.Upsample, "__call__", upsample)], "both"),
             "cudnn benchmark": ([torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False)], "both"),
-            "geglu in one, 128×256, 3 stages": (
-                [mock.patch.object(fused, "geglu", geglu_in_one((128, 256, 64), 8, 3))],
-                "step",
-            ),
-            "geglu in one, 128×128, 4 warps": (
-                [mock.patch.object(fused, "geglu", geglu_in_one((128, 128, 64), 4, 3))],
-                "step",
-            ),
-            "geglu in one, 128×256, 4 stages": (
-                [mock.patch.object(fused, "geglu", geglu_in_one((128, 256, 64), 8, 4))],
-                "step",
-            ),
+            **{f"gate in one with its product, {tile}": ([tiled(*tile)], "step") for tile in self.tiles()},
+            "gate in a pass of its own": ([mock.patch.object(fused, "multiplies", return_value=False)], "step"),
             "attention of torch's choice": ([mock.patch.object(fused, "frame_attention", efficient)], "both"),
-            "time attention plain": ([mock.patch.object(fused, "time_attention", plain["time_attention"])], "step"),
-            "geglu plain": ([mock.patch.object(fused, "geglu", geglu)], "step"),
+            "time attention plain": (
+                [mock.patch.object(fused, "time_attention", fused.plain_time_attention)],
+                "step",
+            ),
             "layer norm plain": (
                 [
                     mock.patch.object(fused, name, getattr(fused, f"plain_{name}"))
@@ -320,7 +313,6 @@ class Bench:
                 ],
                 "step",
             ),
-            "no kernels": ([mock.patch.object(fused, "has_kernels", return_value=False)], "step"),
         }
         result: dict[str, Any] = {}
         for name, (changes, where) in patches.items():
@@ -339,6 +331,65 @@ class Bench:
                 return row
 
             self.guarded(name, one, result)
+        return result
+
+    def tiles(self) -> list[tuple[int, ...]]:
+        """Ways to cut up a product, as in `kernels.PRODUCT`; on a CPU there is none to try."""
+        if self.device.type == "cpu":
+            return []
+        return [(128, 128, 64, 4, 3, 2), (128, 128, 64, 4, 4, 1), (128, 256, 64, 8, 3, 1), (256, 128, 64, 8, 3, 1)]
+
+    def fp8(self) -> dict[str, Any]:
+        """The step with numbers of one byte: time, memory, a profile, its error, and other ways to cut up products."""
+        self.network = FastUNet(self.unet, in_bytes=True)
+        given = self.given
+        self.constants = self.network.constants(given["embedding"], given["time_ids"], given["held"], self.frames)
+        result: dict[str, Any] = {"step_ms": self.ms(self.step), "step_peak_gib": self.peak(self.step)}
+        result["graph"] = self.graph()
+        result["step_from_diffusers"] = parts.relative_error(self.step().cpu(), self.outputs["step"])
+        if hasattr(self, "true"):
+            result["error"] = parts.relative_error(self.step().float().cpu(), self.true)
+        result["profile"] = self.profiled("step fp8", self.step)
+        if self.device.type == "cuda":
+            from kinema.engine.fast import kernels
+
+            for tile in [(128, 128, 128, 4, 3, 2), (128, 256, 128, 8, 3, 1), (256, 128, 128, 8, 3, 1)]:
+                with mock.patch.dict(kernels.PRODUCT, {1: tile}):
+                    result[f"products {tile}, step_ms"] = self.ms(self.step, 3)
+            for tile in [(128, 128, 128, 4, 3, 0), (256, 128, 128, 8, 4, 0)]:
+                with mock.patch.object(kernels, "CONVOLUTION", tile):
+                    result[f"convolutions {tile}, step_ms"] = self.ms(self.step, 3)
+        self.make()
+        return result
+
+    def together(self) -> dict[str, Any]:
+        """Two videos in one step, beside one."""
+        given = {name: tensor.repeat_interleave(2, 0) for name, tensor in self.given.items() if name != "latents"}
+        constants = self.network.constants(given["embedding"], given["time_ids"], given["held"], self.frames)
+        two = lambda: self.network(given["sample"], self.moment, constants)  # noqa: E731
+        return {"one_ms": self.ms(self.step, 3), "two_ms": self.ms(two, 3), "two_peak_gib": self.peak(two)}
+
+    def plans(self) -> dict[str, Any]:
+        """A whole video in less and less memory, of which the process is allowed no more: plan, time and peak."""
+        from kinema.models import placement
+
+        for name in ("network", "decoder", "constants"):
+            delattr(self, name)
+        self.stock.clear()
+        result: dict[str, Any] = {}
+        total = torch.cuda.mem_get_info()[1]
+        for gib in (80, 16, 14, 12, 10, 8, 6):
+            torch.cuda.empty_cache()
+            limit = gib * 2**30
+
+            def free(_: torch.device, limit: int = limit) -> int:
+                return limit - torch.cuda.memory_allocated()
+
+            if limit < total:
+                torch.cuda.set_per_process_memory_fraction(limit / total)
+            with mock.patch.object(placement, "free_memory", free) if limit < total else ExitStack():
+                self.guarded(f"{gib} GiB", lambda: self.one_video("fast"), result)
+            torch.cuda.set_per_process_memory_fraction(1.0)
         return result
 
     def micro(self) -> dict[str, Any]:
@@ -369,9 +420,10 @@ class Bench:
         norm = layers.LayerNorm(new(channels), new(channels), 1e-5)
         groups = layers.GroupNorm(32, new(channels), new(channels), 1e-5)
         sums, into = fused.channel_sums(by_frame), torch.empty_like(by_frame)
-        wide = layers.Linear(new(8 * channels, channels).t() * channels**-0.5, new(8 * channels))
+        wide = layers.Product(new(8 * channels, channels) * channels**-0.5, new(8 * channels))
         qkv = new(2, frames, pixels, 3, heads, channels // heads)
-        product, added_to = wide(flat), layers.pixels(other)
+        product, added_to = fused.plain_product(flat, wide, self.dtype), layers.pixels(other)
+        scales = fused.affine(sums, groups, pixels), fused.affine(sums, groups, pixels, span=frames)
         conv = new(channels, channels, 3, 3).contiguous(memory_format=torch.channels_last)
         time_conv = new(channels, channels, 3, 1).contiguous(memory_format=torch.channels_last)
         time_weight = time_conv[..., 0].permute(2, 1, 0).contiguous()  # [3, in, out]
@@ -389,7 +441,7 @@ class Bench:
             with sdpa_kernel(backend):
                 return F.scaled_dot_product_attention(q, k, v)
 
-        flop = 2 * rows * channels**2
+        added_weight, flop = new(channels, 4 * channels), 2 * rows * channels**2
         works: dict[str, tuple[Work, float, float]] = {
             "time attention": (lambda: fused.time_attention(qkv), 4 * unit, 0),
             "time attention plain": (lambda: fused.plain_time_attention(qkv), 4 * unit, 0),
@@ -404,12 +456,12 @@ class Bench:
             "channel sums": (lambda: fused.channel_sums(by_frame), unit, 0),
             "add": (lambda: fused.add(by_frame, other.view_as(by_frame), table[0], into), 3 * unit, 0),
             "group norm after sums": (
-                lambda: fused.group_norm(by_frame, groups, sums=sums, silu=True, out=into),
+                lambda: fused.normalised(by_frame, scales[0], silu=True, out=into),
                 2 * unit,
                 0,
             ),
             "group norm of frames after sums": (
-                lambda: fused.group_norm(by_frame, groups, span=frames, sums=sums, silu=True, out=into),
+                lambda: fused.normalised(by_frame, scales[1], span=frames, silu=True, out=into),
                 2 * unit,
                 0,
             ),
@@ -418,18 +470,16 @@ class Bench:
                 2 * unit,
                 0,
             ),
-            "geglu of a product": (lambda: fused.geglu(flat, wide), 0, 8 * flop),
-            "its product": (lambda: wide(flat), 0, 8 * flop),
-            "its gate": (lambda: fused.plain_geglu(product), 12 * unit, 0),
-            "geglu in one": (lambda: fused.geglu_in_one(flat, wide), 0, 8 * flop),
-            "qkv product": (lambda: flat @ wide.weight[:, : 3 * channels], 0, 3 * flop),
+            "gate in one with its product": (lambda: fused.gated(flat, wide), 0, 8 * flop),
+            "the product alone": (lambda: fused.plain_product(flat, wide, self.dtype), 0, 8 * flop),
+            "qkv product": (lambda: flat @ wide.weight[: 3 * channels].t(), 0, 3 * flop),
             "convolution": (lambda: F.conv2d(layers.images(clip), conv, None, 1, 1), 0, 9 * flop),
             "time convolution": (lambda: F.conv2d(layers.strip(clip), time_conv, None, 1, (1, 0)), 0, 3 * flop),
             "time convolution by products": (by_products, 0, 3 * flop),
             "attention, cuDNN": (lambda: within(SDPBackend.CUDNN_ATTENTION), 0, 4 * 2 * frames * pixels**2 * channels),
             "attention, flash": (lambda: within(SDPBackend.FLASH_ATTENTION), 0, 4 * 2 * frames * pixels**2 * channels),
             "product added": (
-                lambda: added_to.addmm_(product[:, : 4 * channels], wide.weight[:, : 4 * channels].t()),
+                lambda: added_to.addmm_(product[:, : 4 * channels], added_weight.t()),
                 0,
                 4 * flop,
             ),
@@ -446,24 +496,24 @@ class Bench:
         return result
 
     def profile(self) -> dict[str, Any]:
+        return {name: self.profiled(name, work) for name, work in (("step", self.step), ("decode", self.decode))}
+
+    def profiled(self, name: str, work: Work) -> dict[str, Any]:
         from torch.profiler import ProfilerActivity, profile
 
-        result: dict[str, Any] = {}
-        for name, work in (("step", self.step), ("decode", self.decode)):
-            activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (self.device.type == "cuda")
-            with profile(activities=activities) as seen:
-                work()
-                parts.synchronize(self.device)
-            table = seen.key_averages().table(sort_by="self_cuda_time_total", row_limit=40, max_name_column_width=110)
-            (self.args.out / f"profile-{name}.txt").write_text(table)
-            kernels = [e for e in seen.key_averages() if "CUDA" in str(e.device_type) and e.self_device_time_total]
-            kernels.sort(key=lambda e: -e.self_device_time_total)
-            result[name] = {
-                "kernels_ms": round(sum(e.self_device_time_total for e in kernels) / 1000, 2),
-                "launches": sum(e.count for e in kernels),
-                "top": [[e.key[:120], e.count, round(e.self_device_time_total / 1000, 3)] for e in kernels[:25]],
-            }
-        return result
+        activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (self.device.type == "cuda")
+        with profile(activities=activities) as seen:
+            work()
+            parts.synchronize(self.device)
+        table = seen.key_averages().table(sort_by="self_cuda_time_total", row_limit=40, max_name_column_width=110)
+        (self.args.out / f"profile-{name.replace(' ', '-')}.txt").write_text(table)
+        kernels = [e for e in seen.key_averages() if "CUDA" in str(e.device_type) and e.self_device_time_total]
+        kernels.sort(key=lambda e: -e.self_device_time_total)
+        return {
+            "kernels_ms": round(sum(e.self_device_time_total for e in kernels) / 1000, 2),
+            "launches": sum(e.count for e in kernels),
+            "top": [[e.key[:120], e.count, round(e.self_device_time_total / 1000, 3)] for e in kernels[:25]],
+        }
 
     def video(self) -> dict[str, Any]:
         """`kinema.engine.generate` from a still to frames, by our engine, twice."""
@@ -580,19 +630,26 @@ SECTIONS = (
     "profile",
     "video",
     "variants",
+    "fp8",
+    "together",
     "micro",
     "reference",
+    "plans",
 )
-CONTAINERS = ("kernels", "variants", "micro", "video", "reference")
+CONTAINERS = ("kernels", "variants", "micro", "video", "reference", "plans")
 
 
 @contextmanager
 def as_on_a_gpu(*, kernels: bool) -> Iterator[None]:
     """The order of work of a GPU on a CPU, and its kernels too under Triton's interpreter."""
-    with (
-        mock.patch.object(gpu, "suits", return_value=True),
-        mock.patch.object(fused, "has_kernels", return_value=kernels),
-    ):
+    with ExitStack() as stack:
+        if kernels:  # which have no tile for float32, in which this proves the script
+            from kinema.engine.fast.kernels import PRODUCT
+
+            stack.enter_context(mock.patch.dict(PRODUCT, {4: (32, 64, 32, 4, 2, 0)}))
+        stack.enter_context(mock.patch.object(gpu, "suits", return_value=True))
+        stack.enter_context(mock.patch.object(fused, "has_kernels", return_value=kernels))
+        stack.enter_context(mock.patch.object(fused, "multiplies", return_value=kernels))
         yield
 
 

@@ -403,7 +403,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=9)
     parser.add_argument("--total-minutes", type=float)
     parser.add_argument("--spent", type=float, default=0.0, help="minutes of the schedule that --begin-from has behind")
-    parser.add_argument("--compile", action="store_true", help="compile the UNet: a minute or two before the first step")
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the UNet: a minute or two before the first step"
+    )
     parser.add_argument("--steps", type=int, default=10**9, help="at most so many, for a quick trial")
     parser.add_argument("--batch", type=int, help="pictures a GPU and step: 48 for the VAE, 320 for the UNet")
     parser.add_argument("--pool", type=int, help="scenes kept on each device: 8192 for the VAE, 32768 for the UNet")

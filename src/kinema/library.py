@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from kinema.models.loading import Models
     from kinema.models.painters import Painter
     from kinema.sentences import Sentence
-    from kinema.values import Engine, Step, VideoRequest
+    from kinema.values import Engine, Precision, Step, VideoRequest
 
 
 class KinemaWarning(UserWarning):
@@ -32,6 +32,7 @@ def load(
     device: str | None = None,
     dtype: str | None = None,
     engine: Engine | None = None,
+    precision: Precision | None = None,
 ) -> Models:
     """A model in memory, to make several videos with.
 
@@ -40,17 +41,20 @@ def load(
             takes `svd-xt` where a CUDA device has room for it, else `pocket`.
         device: "cuda", "cuda:1", "mps" or "cpu"; None takes the best there is.
         dtype: "float16", "bfloat16" or "float32"; None takes the quickest that is safe on the device.
-        engine: "fast" (our own forward) or "reference" (diffusers'); None takes the fast one on a CPU, where it has
-            been measured to be as exact and quicker.
+        engine: "fast" (our own forward) or "reference" (diffusers'); None takes the fast one on CUDA devices and CPUs,
+            where it has been measured to be as exact and quicker.
+        precision: "fp8" computes the UNet's large products in numbers of one byte, which is quicker and not exact
+            (docs/performance.md tells the price); it needs the fast engine and an NVIDIA GPU from Ada or Hopper on.
+            None asks the settings, whose default is "full".
 
     Raises:
         WeightsError: one of its kinds, when the model can't be had or used.
-        InvalidRequest: for a device, dtype or engine that is not there.
+        InvalidRequest: for a device, dtype, engine or precision that is not there.
     """
     from kinema.models import loading
     from kinema.settings import read_settings
 
-    settings = read_settings(device=device, dtype=dtype)
+    settings = read_settings(device=device, dtype=dtype, precision=precision)
     if model is None:
         model, _ = loading.default_model(settings)
     return loading.load(model, engine=engine, settings=settings)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Fit = Literal["crop", "pad", "stretch"]
 Scheduler = Literal["euler", "euler_ancestral", "ddim", "dpm_solver", "pndm", "unipc"]
 Engine = Literal["fast", "reference"]
+Precision = Literal["full", "fp8"]
 Stage = Literal["paint", "encode", "denoise", "decode"]
 
 MAX_SEED = 2**32 - 1
@@ -323,6 +324,9 @@ class Recipe(BaseModel):
     device: str = Field(description="Kind of device: cpu, cuda or mps, and its name.")
     dtype: str
     engine: Engine = Field(default="reference", description="Whose forward computed: ours (fast) or diffusers' own.")
+    precision: Precision = Field(
+        default="full", description="full: all in the dtype; fp8: the UNet's large products in numbers of one byte."
+    )
     memory_plan: str
     decode_chunk_size: int
     events: tuple[str, ...] = Field(default=(), description="What did not go as planned, and what was done about it.")

@@ -44,7 +44,7 @@ def children() -> set[int]:
 
 
 def task_of(folder: Path, dtype: str = "float32") -> Task:
-    return Task(str(folder), folder, False, "cpu", dtype, None, gradient(64, 64))
+    return Task(str(folder), folder, False, "cpu", dtype, None, "full", gradient(64, 64))
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ The kernels can be tried without a GPU too, where Triton is installed, by its in
 """
 
 import os
+from collections.abc import Iterator
 from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
@@ -196,7 +197,15 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     return models
 
 
+@pytest.fixture
+def exact() -> Iterator[None]:
+    """Convolutions in float32 that is float32, where torch's own default is TF32."""
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        yield
+
+
 @on_cuda
+@pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("size", [(16, 12), (9, 11)])
 @torch.no_grad()

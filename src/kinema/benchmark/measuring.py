@@ -76,7 +76,7 @@ def measure(
         model: Catalog name, hub id or folder.
         still: What both make their video of.
         request: Every setting; where it leaves `decode_chunk_size` open, the peer gets the one that ours took.
-        settings: The machine's: device and dtype.
+        settings: The machine's: device, dtype and our precision.
         engine: "fast", "reference", or None for what `kinema.models.loading.load` takes.
         against: "diffusers", "diffusers-compile" or "nothing".
         peer_dtype: The peer's arithmetic: "float16", "bfloat16" or "float32"; None for ours.
@@ -94,7 +94,8 @@ def measure(
     dtype = pick_dtype(settings.dtype, device)
     snapshot = locate(resolve(model), half=dtype.itemsize == 2, progress=progress)
     half = any(f".{VARIANT}." in name for name in snapshot.files)
-    task = Task(model, snapshot.folder, half, str(device), str(dtype).removeprefix("torch."), engine, still)
+    arithmetic = str(dtype).removeprefix("torch.")
+    task = Task(model, snapshot.folder, half, str(device), arithmetic, engine, settings.precision, still)
     names = ["kinema"] if against == "nothing" else ["kinema", against]
     kinds = {
         name: dtype if name == "kinema" or peer_dtype is None else pick_dtype(peer_dtype, device) for name in names
@@ -137,6 +138,7 @@ def measure(
         "dtype": task.dtype,
         "peer_dtype": tasks[against].dtype if peer else None,
         "engine": recipe.engine,
+        "precision": recipe.precision,
         "memory_plan": recipe.memory_plan,
         "events": list(recipe.events),
         "settings": recipe.request.model_dump(exclude=set(PAINTING)),

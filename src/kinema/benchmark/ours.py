@@ -11,6 +11,7 @@ from transformers import CLIPVisionModelWithProjection  # noqa: F401
 from kinema.benchmark.runs import Run, Stopwatch
 from kinema.engine import generate
 from kinema.models.loading import load
+from kinema.settings import read_settings
 from kinema.values import Step
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ def load_ours(task: Task) -> Make:
     Raises:
         KinemaError: as `kinema.models.loading.load`.
     """
-    models = load(task.model, device=task.device, dtype=task.dtype, engine=task.engine)
+    settings = read_settings(device=task.device, dtype=task.dtype, precision=task.precision)
+    models = load(task.model, engine=task.engine, settings=settings)
 
     def make(request: VideoRequest) -> Run:
         watch = Stopwatch(models.device)

@@ -18,7 +18,7 @@ from kinema.values import VideoRequest
 if TYPE_CHECKING:
     from kinema.media.still import Still
     from kinema.media.video import Frames
-    from kinema.values import Engine, Recipe
+    from kinema.values import Engine, Precision, Recipe
 
 GIB = 2**30
 
@@ -35,6 +35,7 @@ class Task:
     device: str
     dtype: str
     engine: Engine | None
+    precision: Precision
     still: Still
 
 

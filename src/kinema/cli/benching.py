@@ -10,7 +10,7 @@ import typer
 from kinema.benchmark import check, check_settings, gradient
 from kinema.cli.generating import chosen_model
 from kinema.cli.making import tell_fetch
-from kinema.cli.options import MODEL_PANEL, OUTPUT_PANEL, Device, Dtype, Model, Quiet, with_video_settings
+from kinema.cli.options import MODEL_PANEL, OUTPUT_PANEL, Device, Dtype, Model, Precision, Quiet, with_video_settings
 from kinema.cli.progress import report, stdout_console
 from kinema.cli.targets import keep_apart, record_path
 from kinema.models.catalog import CATALOG, request_for
@@ -59,6 +59,7 @@ def bench(
     model: Model = None,
     device: Device = None,
     dtype: Dtype = None,
+    precision: Precision = None,
     engine: Annotated[
         str | None,
         typer.Option(
@@ -84,7 +85,7 @@ def bench(
     from kinema.settings import read_settings
 
     with report(json_lines=False, quiet=quiet) as told:
-        machine = read_settings(device=device, dtype=dtype, model=model)
+        machine = read_settings(device=device, dtype=dtype, precision=precision, model=model)
         target = record_path(output)
         keep_apart([target], [still] if still else [])
         check(against, engine, peer_dtype)
@@ -176,6 +177,8 @@ def _lines(record: Record) -> list[str]:
     arithmetic = record["dtype"]
     if record["peer_dtype"] not in (None, arithmetic):
         arithmetic += f" (the peer in {record['peer_dtype']})"
+    if record["precision"] != "full":
+        arithmetic += f", {record['precision']}"
     chunk, still = settings["decode_chunk_size"], record["still"]["name"]
     facts = {
         "frames": _distance(record["frames"]) if record["frames"] else None,

@@ -153,6 +153,7 @@ def _plan(held: Held, device: torch.device, dtype: torch.dtype) -> Plan:
         guided=request.guided,
         dtype_bytes=dtype.itemsize,
         free_bytes=free_memory(device),
+        fast=device.type == "cuda",
         shape=shape,
         offload=device.type != "cpu",
     )

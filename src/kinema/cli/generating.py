@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kinema.cli.options import OUTPUT_PANEL, Device, Dtype, Force, Json, Model, Prompt, Quiet, with_settings
+from kinema.cli.options import OUTPUT_PANEL, Device, Dtype, Force, Json, Model, Precision, Prompt, Quiet, with_settings
 from kinema.cli.progress import report
 from kinema.errors import InvalidRequest
 from kinema.models.catalog import for_painter, request_for
@@ -68,6 +68,7 @@ def generate(
     model: Model = None,
     device: Device = None,
     dtype: Dtype = None,
+    precision: Precision = None,
     **settings: Any,
 ) -> None:
     """Turn stills, or prompts from which they are drawn, into short videos. Each video's path goes to stdout.
@@ -85,7 +86,7 @@ def generate(
     from kinema.settings import read_settings
 
     with report(json_lines=json, quiet=quiet) as told:
-        machine = read_settings(device=device, dtype=dtype, model=model)
+        machine = read_settings(device=device, dtype=dtype, precision=precision, model=model)
         check_source(stills or None, prompt or None)
         sources = prompt or stills or []
         # Checked before torch is there to choose a model: no setting's range depends on it.

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
     from pydantic.fields import FieldInfo
 
-MODEL_PANEL = "Model and device (set for good by KINEMA_MODEL, KINEMA_DEVICE, KINEMA_DTYPE, or kinema.toml)"
+MODEL_PANEL = (
+    "Model and device (set for good by KINEMA_MODEL, KINEMA_DEVICE, KINEMA_DTYPE, KINEMA_PRECISION, or kinema.toml)"
+)
 OUTPUT_PANEL = "Output"
 PAINT_PANEL = "Still drawn from a prompt"
 
@@ -46,6 +48,10 @@ Device = Annotated[
 Dtype = Annotated[
     str | None,
     typer.Option(help=Settings.model_fields["dtype"].description, rich_help_panel=MODEL_PANEL),
+]
+Precision = Annotated[
+    str | None,
+    typer.Option(metavar="full|fp8", help=Settings.model_fields["precision"].description, rich_help_panel=MODEL_PANEL),
 ]
 Json = Annotated[
     bool, typer.Option("--json", help="Write events as JSON lines to stdout.", rich_help_panel=OUTPUT_PANEL)

@@ -49,7 +49,8 @@ def inspect(
         **(_identified("painter", "painter's weights", painting.painter) if painting else {}),
         "still": f"SHA-256 {recipe.still_sha256} (of its pixels)",
         **{name: value for name, value in request if name not in {"model", "image_model"} and value is not None},
-        "device": f"{recipe.device}, {recipe.dtype}, {recipe.engine} engine",
+        "device": f"{recipe.device}, {recipe.dtype}, {recipe.engine} engine"
+        + (f", {recipe.precision}" if recipe.precision != "full" else ""),
         "memory plan": f"{recipe.memory_plan}, {recipe.decode_chunk_size} frames decoded together",
         "made by": ", ".join([f"kinema {recipe.kinema}", *(f"{k} {v}" for k, v in recipe.versions.items())]),
     }
@@ -219,7 +220,7 @@ def _machine(recipe: Recipe, told: Report) -> Settings:
     if kind not in available_devices():
         told.tell("warning", f"it was made on {recipe.device}, which is not here: the frames may differ")
         return read_settings(dtype=recipe.dtype)
-    return read_settings(device=kind, dtype=recipe.dtype)
+    return read_settings(device=kind, dtype=recipe.dtype, precision=recipe.precision)
 
 
 def _tell_versions(recipe: Recipe, told: Report) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kinema.cli.options import Device, Dtype, Model  # noqa: TC001 - typer reads annotations
+from kinema.cli.options import Device, Dtype, Model, Precision  # noqa: TC001 - typer reads annotations
 from kinema.cli.progress import say
 from kinema.errors import InvalidRequest
 from kinema.settings import read_settings
@@ -29,6 +29,7 @@ def serve(
     model: Model = None,
     device: Device = None,
     dtype: Dtype = None,
+    precision: Precision = None,
     workers: Annotated[
         str | None, typer.Option(help="Processes that generate; unset, one for each GPU, or one.", show_default=False)
     ] = None,
@@ -51,7 +52,14 @@ def serve(
 
     Each option is also a setting: KINEMA_MODEL, KINEMA_WORKERS, … in the environment or kinema.toml.
     """
-    given = {"model": model, "device": device, "dtype": dtype, "workers": workers, "data_dir": data_dir}
+    given = {
+        "model": model,
+        "device": device,
+        "dtype": dtype,
+        "precision": precision,
+        "workers": workers,
+        "data_dir": data_dir,
+    }
     given |= {"api_keys": api_keys, "open": "true" if open_ else None}
     settings = read_settings(**given)
     _check_address(host, settings)

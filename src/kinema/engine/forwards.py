@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from kinema.engine.conditioning import Conditions
     from kinema.models.loading import Models
     from kinema.models.placement import Plan
-    from kinema.values import Engine
+    from kinema.values import Engine, Precision
 
 
 def engine_for(models: Models, plan: Plan) -> Engine:
@@ -26,11 +26,19 @@ def engine_for(models: Models, plan: Plan) -> Engine:
     return "reference" if plan.name == "sequential_offload" else models.engine
 
 
-def step_of(engine: Engine, unet: Any, conditions: Conditions, num_frames: int) -> Callable[[Tensor, Tensor], Tensor]:
+def precision_for(models: Models, plan: Plan) -> Precision:
+    """Likewise: diffusers' forward is never anything but exact."""
+    return models.precision if engine_for(models, plan) == "fast" else "full"
+
+
+def step_of(
+    models: Models, plan: Plan, unet: Any, conditions: Conditions, num_frames: int
+) -> Callable[[Tensor, Tensor], Tensor]:
     """A call of the UNet for one clip.
 
     Args:
-        engine: Which forward.
+        models: Says which forward, and keeps ours for the next video where the plan leaves the UNet on the device.
+        plan: Where the UNet is before and after.
         unet: On its device, and not moved while the call is used.
         conditions: Of one clip, or twice under guidance.
         num_frames: Of the clip.
@@ -39,8 +47,12 @@ def step_of(engine: Engine, unet: Any, conditions: Conditions, num_frames: int) 
         (scaled noisy latents [1, f, c, h, w], time) → v for each condition, [1 or 2, f, c, h, w]; of the fast one on a
         GPU, in memory that the next call overwrites.
     """
-    if engine == "fast":
-        network = FastUNet(unet)
+    if plan.name != "resident":
+        models.forwards.clear()
+    if engine_for(models, plan) == "fast":
+        network = models.forwards.get("unet") or FastUNet(unet, in_bytes=models.precision == "fp8")
+        if plan.name == "resident":
+            models.forwards["unet"] = network
         constants = network.constants(conditions.embedding, conditions.time_ids, conditions.latents, num_frames)
 
         def fast(sample: Tensor, time: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from kinema.engine import sampling
 from kinema.engine.conditioning import ENCODE_STEPS, Conditions, condition
 from kinema.engine.decoding import NotFinite, decode
 from kinema.engine.denoised import Denoised
-from kinema.engine.forwards import engine_for, step_of
+from kinema.engine.forwards import engine_for, precision_for, step_of
 from kinema.engine.memory import insufficient, is_out_of_memory
 from kinema.errors import GenerationFailed
 from kinema.media.clip import Clip
@@ -158,7 +158,7 @@ def _denoise(
     while True:
         try:
             with place(models, leaner) as placed, placed.on_device("unet") as unet:
-                step = step_of(engine_for(models, leaner), unet, conditions, request.num_frames)
+                step = step_of(models, leaner, unet, conditions, request.num_frames)
                 for i in range(done, steps):
                     sample = sampling.scaled_input(latents, sigmas[i]).to(dtype)
                     v = step(sample, sampling.time_of(sigmas[i])).float()
@@ -238,6 +238,7 @@ def _recipe(models: Models, plan: Plan, still: Still, request: VideoRequest, eve
         device=device,
         dtype=str(models.dtype).removeprefix("torch."),
         engine=engine_for(models, plan),
+        precision=precision_for(models, plan),
         memory_plan=plan.name,
         decode_chunk_size=plan.decode_chunk_size,
         events=tuple(events),

@@ -36,7 +36,7 @@ from kinema.models.placement import (
     release_cache,
 )
 from kinema.settings import Settings, read_settings
-from kinema.values import Engine, ModelIdentity
+from kinema.values import Engine, ModelIdentity, Precision
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -76,6 +76,10 @@ class Models:
     """What a person should know of how it was loaded."""
     engine: Engine = "reference"
     """Which forward computes: ours (fast), or diffusers' own."""
+    precision: Precision = "full"
+    """Whether the fast UNet computes its large products in numbers of one byte."""
+    forwards: dict[str, Any] = field(default_factory=dict, repr=False)
+    """What `kinema.engine.forwards` keeps from one video to the next while the parts stay on the device."""
 
     @property
     def force_upcast(self) -> bool:
@@ -101,6 +105,7 @@ class Models:
         """Give the memory back; the model can't be used afterwards."""
         import torch
 
+        self.forwards.clear()
         for part in PARTS:
             torch.nn.Module.to(getattr(self, part), device="meta")
         gc.collect()  # what only cycles of references hold
@@ -122,12 +127,12 @@ def load(
         model: Catalog name, hub id ("owner/name", or "owner/name@revision"), or folder in diffusers' layout.
         device: "cuda", "cuda:1", "mps", "cpu"; "auto" or None asks the settings, and then takes the best there is.
         dtype: "float16", "bfloat16", "float32"; "auto" or None likewise.
-        engine: "fast" or "reference"; None takes the fast one where it is known to be exact and quicker.
-        settings: Read now when not given.
+        engine: "fast" or "reference"; None takes the fast one where it is known to be as exact and quicker.
+        settings: Read now when not given; also says the precision.
         progress: Called with each piece of a download.
 
     Raises:
-        InvalidRequest: no such device or dtype.
+        InvalidRequest: no such device, dtype or engine, or fp8 where it can't be.
         WeightsError: one of its kinds, naming the file and what to do.
         InsufficientMemory: when the weights alone do not fit.
         InsufficientDisk: when a download has no room.
@@ -135,6 +140,8 @@ def load(
     settings = settings or read_settings()
     chosen = pick_device(device if device not in (None, "auto") else settings.device)
     kind = pick_dtype(dtype if dtype not in (None, "auto") else settings.dtype, chosen)
+    forward = _engine(engine, chosen)
+    _check_precision(settings.precision, forward, chosen, kind)
     source = resolve(model)
     half = kind.itemsize == 2
     snapshot = locate(source, half=half, progress=progress)
@@ -149,7 +156,9 @@ def load(
     red, green, blue = zip(*(configs["feature_extractor"][name] for name in ("image_mean", "image_std")), strict=True)
     return Models(
         name=source.name,
-        **{part: module for part, (module, _, _) in checked.items()},
+        unet=checked["unet"][0],
+        vae=checked["vae"][0],
+        image_encoder=checked["image_encoder"][0],
         image_mean=(red[0], green[0], blue[0]),
         image_std=(red[1], green[1], blue[1]),
         scheduler=configs["scheduler"],
@@ -159,22 +168,44 @@ def load(
         image_size=int(checked["image_encoder"][0].config.image_size),  # type: ignore[union-attr, arg-type]
         snapshot=snapshot,
         defaults=default_settings(str(model)),
-        engine=_engine(engine, chosen),
+        engine=forward,
+        precision=settings.precision,
         notes=_notes(chosen, kind, [part for part, (_, _, in_half) in checked.items() if in_half]),
     )
 
 
 def _engine(wanted: str | None, device: torch.device) -> Engine:
-    """The forward asked for, or the fast one where it has been measured to be quicker: on a CPU.
+    """The forward asked for, or the fast one where it has been measured to be as exact and quicker.
 
     Raises:
         InvalidRequest: when there is none of that name.
     """
     if wanted is None:
-        return "fast" if device.type == "cpu" else "reference"
+        return "fast" if device.type in {"cpu", "cuda"} else "reference"
     if wanted not in get_args(Engine):
         raise InvalidRequest(f"there is no engine {wanted!r}; there is {' and '.join(get_args(Engine))}", "engine")
     return cast(Engine, wanted)
+
+
+def _check_precision(precision: Precision, engine: Engine, device: torch.device, dtype: torch.dtype) -> None:
+    """Refuse numbers of one byte where they can't be multiplied.
+
+    Raises:
+        InvalidRequest: saying what they need.
+    """
+    from kinema.engine.fast.fused import can_multiply_bytes
+
+    if precision == "full":
+        return
+    lack = None
+    if engine != "fast":
+        lack = f"the fast engine, not {engine!r}"
+    elif not can_multiply_bytes(device):
+        lack = f"an NVIDIA GPU from Ada or Hopper on, with Triton, not {device}"
+    elif dtype.itemsize != 2:
+        lack = f"dtype float16 or bfloat16 for all else, not {str(dtype).removeprefix('torch.')}"
+    if lack:
+        raise InvalidRequest(f"precision 'fp8' needs {lack}; take precision 'full'", "precision")
 
 
 def _notes(device: torch.device, dtype: torch.dtype, in_half: Sequence[Part]) -> tuple[str, ...]:
@@ -287,6 +318,7 @@ def default_model(settings: Settings | None = None) -> tuple[str, str]:
             guided=request.guided,
             dtype_bytes=dtype.itemsize,
             free_bytes=free_memory(device),
+            fast=True,
         )
     except InsufficientMemory as lack:
         return "pocket", f"svd-xt does not fit on {device}: {lack}"

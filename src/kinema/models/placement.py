@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from kinema.values import VideoRequest
+    from kinema.values import Engine, VideoRequest
 
 Part = Literal["image_encoder", "vae", "unet"]
 PlanName = Literal["resident", "model_offload", "sequential_offload"]
@@ -28,6 +28,9 @@ PARTS: tuple[Part, ...] = get_args(Part)
 DENOISE_MAPS = 28  # of latent size, for each frame (and twice with guidance): the feed-forward's gate is widest
 DECODE_MAPS = 8  # of frame size, for each frame of a chunk: the last up block
 ENCODE_MAPS = 5  # of frame size, for one still
+# The same of our own forward on a GPU: it decodes all frames in two maps, and in a few frames' worth more. What it lays
+# out anew beside the UNet's weights is a share of these.
+FAST_DENOISE_MAPS, FAST_DECODE_MAPS, FAST_PIECES, FAST_SHARE = 5, 2.05, 2**30, 0.35
 # What the allocator and the libraries take beyond that. Measured on an H100, SVD-XT in float16 at 1024×576 with 4.2 GiB
 # of weights: 13.3 GiB at chunk 8 and 32.4 at chunk 25, where 13.2 and 32.3 are counted.
 WORKSPACE = 1.1
@@ -71,6 +74,7 @@ class Placeable(Protocol):
     image_encoder: torch.nn.Module
     device: torch.device
     dtype: torch.dtype
+    engine: Engine
 
     @property
     def shape(self) -> Shape:
@@ -177,6 +181,7 @@ def plan_memory(
     shape: Shape = Shape(),
     decode_chunk_size: int | None = None,
     offload: bool = True,
+    fast: bool = False,
 ) -> Plan:
     """The quickest plan that fits, and the most frames that can be decoded together under it.
 
@@ -191,6 +196,7 @@ def plan_memory(
         shape: The model's own sizes.
         decode_chunk_size: Frames decoded together, when it was asked for; else chosen here.
         offload: Whether parts may wait in another memory: not where the device is the CPU.
+        fast: Whether our own forward computes, on a GPU; layer by layer it is always diffusers'.
 
     Raises:
         InsufficientMemory: when even the leanest plan does not fit, with the figures and what would help.
@@ -201,8 +207,11 @@ def plan_memory(
     flickering = [chunk for chunk in chunks if chunk < STEADY_CHUNK]
     needed = 0
     for name, chunk in [(name, chunk) for some in (steady, flickering) for name in names for chunk in some]:
-        stages = _stages(width, height, num_frames, chunk, guided=guided, dtype_bytes=dtype_bytes, shape=shape)
-        needed = _peak(name, weights, stages, dtype_bytes, shape)
+        ours = fast and name != "sequential_offload"
+        stages = _stages(
+            width, height, num_frames, chunk, guided=guided, dtype_bytes=dtype_bytes, shape=shape, fast=ours
+        )
+        needed = _peak(name, weights, stages, dtype_bytes, shape, fast=ours)
         if needed <= free_bytes:
             return Plan(name, chunk, needed, free_bytes)
     raise InsufficientMemory(
@@ -221,7 +230,7 @@ def _halvings(frames: int) -> list[int]:
 
 
 def _stages(
-    width: int, height: int, frames: int, chunk: int, *, guided: bool, dtype_bytes: int, shape: Shape
+    width: int, height: int, frames: int, chunk: int, *, guided: bool, dtype_bytes: int, shape: Shape, fast: bool
 ) -> dict[str, int]:
     """Bytes that each stage keeps beside its weights; linear in pixels × frames."""
     pixels = width * height
@@ -229,26 +238,37 @@ def _stages(
     latent_map = pixels // 64 * frames * (2 if guided else 1) * shape.unet_channels * dtype_bytes
     frame_map = pixels * shape.vae_channels
     encode_bytes = max(dtype_bytes, 4) if shape.force_upcast else dtype_bytes
+    clip_map = frame_map * chunk * dtype_bytes
+    decode: float = DECODE_MAPS * clip_map
+    if fast:
+        decode = min(decode, FAST_DECODE_MAPS * clip_map + FAST_PIECES)
     return {
         "encode": int(WORKSPACE * ENCODE_MAPS * frame_map * encode_bytes),
-        "denoise": int(WORKSPACE * DENOISE_MAPS * latent_map),
-        "decode": int(WORKSPACE * DECODE_MAPS * frame_map * chunk * dtype_bytes) + video,
+        "denoise": int(WORKSPACE * (FAST_DENOISE_MAPS if fast else DENOISE_MAPS) * latent_map),
+        "decode": int(WORKSPACE * decode) + video,
     }
 
 
 def _peak(
-    name: PlanName, weights: Mapping[Part, int], stages: Mapping[str, int], dtype_bytes: int, shape: Shape
+    name: PlanName,
+    weights: Mapping[Part, int],
+    stages: Mapping[str, int],
+    dtype_bytes: int,
+    shape: Shape,
+    *,
+    fast: bool,
 ) -> int:
     """Bytes on the device at the plan's worst moment."""
     upcast = weights["vae"] * (4 // dtype_bytes - 1) if shape.force_upcast else 0  # the VAE in float32, to encode
+    laid_out = int(weights["unet"] * FAST_SHARE) if fast else 0
     used: dict[str, tuple[int, ...]] = {
         "embed": (weights["image_encoder"],),
         "encode": (weights["vae"], upcast),
-        "denoise": (weights["unet"],),
+        "denoise": (weights["unet"], laid_out),
         "decode": (weights["vae"],),
     }
     if name == "resident":
-        return sum(weights.values()) + max(upcast + stages["encode"], stages["denoise"], stages["decode"])
+        return sum(weights.values()) + laid_out + max(upcast + stages["encode"], stages["denoise"], stages["decode"])
     share = LAYER_SHARE if name == "sequential_offload" else 1
     return max(int(sum(parts) * share) + stages.get(stage, 0) for stage, parts in used.items())
 
@@ -272,6 +292,7 @@ def plan_for(models: Placeable, request: VideoRequest) -> Plan:
         shape=models.shape,
         decode_chunk_size=request.decode_chunk_size,
         offload=not on_cpu,
+        fast=models.engine == "fast" and models.device.type == "cuda",
     )
 
 

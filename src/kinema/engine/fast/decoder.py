@@ -110,7 +110,7 @@ class FastDecoder:
 
 
 def _each_frame(block: ClipBlock, x: Tensor, upsample: Upsample | None = None) -> tuple[Tensor, Tensor | None]:
-    """The spatial half of a block, after an upsampling, on images that nobody needs any more; and a GPU's sums of it."""
+    """The spatial half of a block, after an upsampling, on images that nobody needs any more; a GPU knows its sums."""
     if gpu.suits(x):
         clip, sums = gpu.each_frame(block.spatial, _clip(x), upsample)
         return images(clip), sums

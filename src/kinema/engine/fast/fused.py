@@ -200,7 +200,7 @@ def framed(x: Tensor, scales: Scales, *, silu: bool, sides: bool) -> Tensor:
 
 def plain_framed(x: Tensor, scales: Scales, out: Tensor, *, silu: bool) -> Tensor:
     """In several passes."""
-    pictures, high, width, channels = x.shape
+    pictures, high, width, _ = x.shape
     scale, shift = (each[:, None, None] for each in scales)
     value = wide(x) * scale + shift
     value = (F.silu(value) if silu else value) * SPREAD
@@ -354,6 +354,7 @@ def plain_convolved(x: Tensor, by: Product, shape: tuple[int, int, int], dtype: 
     seen = wide(x).view(pictures, high + 1, across, channels)[:, :high, :width].permute(0, 3, 1, 2)
     weight = wide(by.weight).view(len(by.weight), 3, -1, channels).permute(0, 3, 1, 2)
     made = F.conv2d(seen, weight, None, 1, (1, weight.shape[3] // 2)).permute(0, 2, 3, 1)
+    assert by.scale is not None
     return (made * by.scale).to(dtype).contiguous()
 
 

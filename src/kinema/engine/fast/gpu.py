@@ -96,9 +96,7 @@ def residual(
     return out, fused.add(_frames(hidden), kept, bias, _frames(out))
 
 
-def _in_bands(
-    block: ResBlock, clip: Tensor, scales: fused.Scales, shift: Tensor, bias: Tensor, out: Tensor
-) -> Tensor:
+def _in_bands(block: ResBlock, clip: Tensor, scales: fused.Scales, shift: Tensor, bias: Tensor, out: Tensor) -> Tensor:
     """A ResBlock along time into `out`, a band of each frame's pixels at a time: of one clip and without shortcut.
 
     Time is all that it sees but for its norms, and these need sums alone. Beside the clip there is only what lies
@@ -143,9 +141,9 @@ def _convolved(conv: Conv, clip: Tensor, *, along_time: bool) -> Tensor:
 
 def _convolved_in_bytes(by: Product, pictures: Tensor, scales: fused.Scales) -> Tensor:
     """The same of numbers of one byte, after a norm and SiLU: [pictures, h, w, c] → [pictures, h, w, c']."""
-    sides = by.weight.shape[1] > 3 * pictures.shape[3]
-    framed = fused.framed(pictures, scales, silu=True, sides=sides)
-    return fused.convolved(framed, by, pictures.shape[:3], pictures.dtype)
+    count, height, width, channels = pictures.shape
+    framed = fused.framed(pictures, scales, silu=True, sides=by.weight.shape[1] > 3 * channels)
+    return fused.convolved(framed, by, (count, height, width), pictures.dtype)
 
 
 def _by_products(conv: Conv, clip: Tensor) -> Tensor:

@@ -14,7 +14,6 @@ from kinema.engine.fast.layers import (
     Linear,
     SelfAttention,
     as_clip,
-    at_least_float32,
     cross_attention,
     images,
     pixels,
@@ -62,7 +61,10 @@ class Layer:
     @classmethod
     def of(cls, spatial: Any, temporal: Any, share: Tensor, *, in_bytes: bool = False) -> Layer:
         """From diffusers' BasicTransformerBlock and TemporalBasicTransformerBlock."""
-        attention, feed_forward = SelfAttention.of(spatial.norm1, spatial.attn1), FeedForward.of(spatial.norm3, spatial.ff)
+        attention, feed_forward = (
+            SelfAttention.of(spatial.norm1, spatial.attn1),
+            FeedForward.of(spatial.norm3, spatial.ff),
+        )
         time_in = FeedForward.of(temporal.norm_in, temporal.ff_in)
         time_attention = SelfAttention.of(temporal.norm1, temporal.attn1)
         time_feed_forward = FeedForward.of(temporal.norm3, temporal.ff)
