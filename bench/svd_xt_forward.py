@@ -356,7 +356,7 @@ class Bench:
         if self.device.type == "cuda":
             from kinema.engine.fast import kernels
 
-            for tile in [(128, 128, 128, 4, 3, 2), (128, 256, 128, 8, 3, 1), (256, 128, 128, 8, 3, 1)]:
+            for tile in [(128, 128, 128, 4, 3, 2), (128, 256, 64, 8, 3, 1), (256, 128, 64, 8, 3, 1)]:
                 with mock.patch.dict(kernels.PRODUCT, {1: tile}):
                     result[f"products {tile}, step_ms"] = self.ms(self.step, 3)
             for tile in [(128, 128, 128, 4, 3, 0), (256, 128, 64, 8, 4, 0)]:
