@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from kinema.engine import generate
-from kinema.engine.fast import FastDecoder, FastUNet, gpu, onednn
+from kinema.engine.fast import FastDecoder, FastUNet, fused, gpu, onednn
 from kinema.engine.fast.layers import Linear
 from kinema.engine.forwards import engine_for
 from kinema.errors import InvalidRequest
@@ -17,6 +17,7 @@ from kinema.media.still import open_still
 from kinema.models.catalog import POCKET_FOLDER
 from kinema.models.loading import Models, load
 from kinema.models.placement import Plan
+from kinema.settings import Settings
 from kinema.values import VideoRequest
 from tiny import make_tiny_svd
 
@@ -279,6 +280,37 @@ def test_the_fast_engine_is_the_default_on_a_cpu(tiny_svd: Path, dtype: str) -> 
 def test_an_engine_that_is_not_there_is_refused(tiny_svd: Path) -> None:
     with pytest.raises(InvalidRequest, match="no engine 'quick'; there is fast and reference"):
         load(tiny_svd, device="cpu", engine="quick")
+
+
+def test_numbers_of_one_byte_are_refused_where_nothing_multiplies_them(
+    tiny_svd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fp8 = Settings(device="cpu", precision="fp8")
+    with pytest.raises(InvalidRequest, match="'fp8' needs an NVIDIA GPU from Ada .* not cpu; take precision 'full'"):
+        load(tiny_svd, settings=fp8)
+    with pytest.raises(InvalidRequest, match="'fp8' needs the fast engine, not 'reference'"):
+        load(tiny_svd, engine="reference", settings=fp8)
+    monkeypatch.setattr(fused, "can_multiply_bytes", lambda _: True)
+    with pytest.raises(InvalidRequest, match=r"float16 or bfloat16 for all else, not float32"):
+        load(tiny_svd, dtype="float32", settings=fp8)
+
+
+@torch.no_grad()
+def test_the_recipe_tells_the_precision_and_the_next_video_finds_the_unet_laid_out(
+    tiny_svd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "suits", lambda _: True)
+    models = replace(load(tiny_svd, device="cpu", dtype="float32"), precision="fp8", forwards={})
+    request = VideoRequest.checked(seed=3, width=64, height=64, num_frames=2, num_inference_steps=2)
+    still = open_still(Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 90).convert("RGB"))
+    *_, clip = generate(models, still, request)
+    assert clip.recipe.precision == "fp8"
+    kept = models.forwards["unet"]
+    *_, again = generate(models, still, request)
+    assert models.forwards["unet"] is kept
+    assert (clip.frames == again.frames).all()
+    models.release()
+    assert not models.forwards
 
 
 def test_offload_by_layers_goes_through_the_reference(tiny_svd: Path) -> None:
