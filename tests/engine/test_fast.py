@@ -286,7 +286,7 @@ def test_numbers_of_one_byte_are_refused_where_nothing_multiplies_them(
     tiny_svd: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fp8 = Settings(device="cpu", precision="fp8")
-    with pytest.raises(InvalidRequest, match="'fp8' needs an NVIDIA GPU from Ada .* not cpu; take precision 'full'"):
+    with pytest.raises(InvalidRequest, match=r"'fp8' needs an NVIDIA GPU from Ada .* not cpu; take precision 'full'"):
         load(tiny_svd, settings=fp8)
     with pytest.raises(InvalidRequest, match="'fp8' needs the fast engine, not 'reference'"):
         load(tiny_svd, engine="reference", settings=fp8)
