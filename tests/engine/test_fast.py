@@ -9,11 +9,12 @@ import torch
 from PIL import Image
 
 from kinema.engine import generate
-from kinema.engine.fast import FastDecoder, FastUNet, fused, gpu, onednn
+from kinema.engine.fast import FastDecoder, FastUNet, gpu, onednn
 from kinema.engine.fast.layers import Linear
 from kinema.engine.forwards import engine_for
 from kinema.errors import InvalidRequest
 from kinema.media.still import open_still
+from kinema.models import loading
 from kinema.models.catalog import POCKET_FOLDER
 from kinema.models.loading import Models, load
 from kinema.models.placement import Plan
@@ -290,7 +291,7 @@ def test_numbers_of_one_byte_are_refused_where_nothing_multiplies_them(
         load(tiny_svd, settings=fp8)
     with pytest.raises(InvalidRequest, match="'fp8' needs the fast engine, not 'reference'"):
         load(tiny_svd, engine="reference", settings=fp8)
-    monkeypatch.setattr(fused, "can_multiply_bytes", lambda _: True)
+    monkeypatch.setattr(loading, "has_native_fp8", lambda _: True)
     with pytest.raises(InvalidRequest, match=r"float16 or bfloat16 for all else, not float32"):
         load(tiny_svd, dtype="float32", settings=fp8)
 

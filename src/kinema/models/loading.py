@@ -29,6 +29,7 @@ from kinema.models.placement import (
     Part,
     Shape,
     free_memory,
+    has_native_fp8,
     keep_pages,
     pick_device,
     pick_dtype,
@@ -193,14 +194,12 @@ def _check_precision(precision: Precision, engine: Engine, device: torch.device,
     Raises:
         InvalidRequest: saying what they need.
     """
-    from kinema.engine.fast.fused import can_multiply_bytes
-
     if precision == "full":
         return
     lack = None
     if engine != "fast":
         lack = f"the fast engine, not {engine!r}"
-    elif not can_multiply_bytes(device):
+    elif not has_native_fp8(device):
         lack = f"an NVIDIA GPU from Ada or Hopper on, with Triton, not {device}"
     elif dtype.itemsize != 2:
         lack = f"dtype float16 or bfloat16 for all else, not {str(dtype).removeprefix('torch.')}"

@@ -7,6 +7,7 @@ import ctypes
 import re
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
@@ -140,6 +141,13 @@ def has_native_bf16() -> bool:
     except OSError:
         return False
     return re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", flags) is not None
+
+
+def has_native_fp8(device: torch.device) -> bool:
+    """Whether a GPU multiplies numbers of one byte: NVIDIA's from Ada and Hopper on, where there is Triton."""
+    import torch
+
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9) and bool(find_spec("triton"))
 
 
 def free_memory(device: torch.device) -> int:

@@ -53,11 +53,6 @@ def multiplies(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= (9, 0)
 
 
-def can_multiply_bytes(device: torch.device) -> bool:
-    """Whether a GPU multiplies numbers of one byte: NVIDIA's from Ada and Hopper on, where there is Triton."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9) and _triton()
-
-
 def wide(x: Tensor) -> Tensor:
     """In float32 at least."""
     return x.float() if x.dtype == EIGHTH else x.to(torch.promote_types(x.dtype, torch.float32))
