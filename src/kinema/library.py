@@ -41,10 +41,10 @@ def load(
             takes `svd-xt` where a CUDA device has room for it, else `pocket`.
         device: "cuda", "cuda:1", "mps" or "cpu"; None takes the best there is.
         dtype: "float16", "bfloat16" or "float32"; None takes the quickest that is safe on the device.
-        engine: "fast" (our own forward) or "reference" (diffusers'); None takes the fast one on CUDA devices and CPUs,
-            where it has been measured to be as exact and quicker.
+        engine: "fast" (our own forward) or "reference" (diffusers'); None takes the fast one where it has been
+            measured to be as exact and quicker: on CPUs, and in half precision on NVIDIA's GPUs from Ampere on.
         precision: "fp8" computes the UNet's large products in numbers of one byte, which is quicker and not exact
-            (docs/performance.md tells the price); it needs the fast engine and an NVIDIA GPU from Ada or Hopper on.
+            (docs/performance.md tells the price); it needs the fast engine and an NVIDIA H100 or H200.
             None asks the settings, whose default is "full".
 
     Raises:

@@ -50,7 +50,7 @@ class Settings(BaseSettings):
     precision: Literal["full", "fp8"] = Field(
         default="full",
         description="full, or fp8: the UNet's large products in numbers of one byte, quicker and not exact, on NVIDIA "
-        "GPUs from Ada and Hopper on.",
+        "Hopper GPUs (H100, H200).",
     )
     data_dir: Path = Field(
         default=Path("~/.local/share/kinema"), description="a folder for the queue, its stills and its videos."

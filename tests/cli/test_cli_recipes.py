@@ -120,6 +120,18 @@ def test_a_recipe_from_elsewhere_warns_that_frames_may_differ(kinema, made, fold
     assert "caution: it was made by torch 1.0, and " in err
 
 
+def test_a_recipe_in_fp8_is_made_in_full_where_nothing_multiplies_that(kinema, made, folder, tiny_svd):
+    from kinema.media.video import read_frames
+
+    frames, fps = read_frames(made)
+    changes = {"precision": "fp8", "dtype": "float32"}
+    save_video(frames, folder / "fp8.mp4", fps, read_recipe(made).model_copy(update=changes))
+    assert ", fp8\n" in kinema("inspect", "fp8.mp4").out
+    remade = kinema("remake", "fp8.mp4", "--still", "rocket.png", "--model", tiny_svd)
+    assert "caution: it was made in fp8, which this device can't multiply: the frames differ" in remade.err
+    assert read_recipe(folder / "fp8-remade.mp4").precision == "full"
+
+
 def test_a_png_folder_can_be_inspected_and_remade(generate, kinema, folder, tiny_svd):
     assert generate("-o", "frames").code == 0
     assert json.loads(kinema("inspect", "frames", "--json").out)["request"]["seed"] == 7

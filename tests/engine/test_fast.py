@@ -17,7 +17,7 @@ from kinema.media.still import open_still
 from kinema.models import loading
 from kinema.models.catalog import POCKET_FOLDER
 from kinema.models.loading import Models, load
-from kinema.models.placement import Plan
+from kinema.models.placement import Plan, place
 from kinema.settings import Settings
 from kinema.values import VideoRequest
 from tiny import make_tiny_svd
@@ -225,6 +225,10 @@ def test_weights_that_fit_are_not_copied(tiny_svd: Path) -> None:
     layer = network.down[0].blocks[0][1].layers[0]
     wide = unet.down_blocks[0].attentions[0].transformer_blocks[0].ff.net[0].proj.weight
     assert layer.feed_forward.value.weight.data_ptr() == wide.data_ptr()
+    attention = unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1
+    assert layer.attention.qkv.data_ptr() == attention.to_q.weight.data_ptr()
+    convolution = unet.down_blocks[0].resnets[0].spatial_res_block.conv1
+    assert network.down[0].blocks[0][0].spatial.conv1.weight.data_ptr() == convolution.weight.data_ptr()
 
 
 def test_the_recipe_says_which_engine_ran(tiny_svd: Path) -> None:
@@ -287,12 +291,12 @@ def test_numbers_of_one_byte_are_refused_where_nothing_multiplies_them(
     tiny_svd: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fp8 = Settings(device="cpu", precision="fp8")
-    with pytest.raises(InvalidRequest, match=r"'fp8' needs an NVIDIA GPU from Ada .* not cpu; take precision 'full'"):
+    with pytest.raises(InvalidRequest, match=r"'fp8' needs an NVIDIA GPU .* not cpu; take precision 'full'"):
         load(tiny_svd, settings=fp8)
     with pytest.raises(InvalidRequest, match="'fp8' needs the fast engine, not 'reference'"):
         load(tiny_svd, engine="reference", settings=fp8)
-    monkeypatch.setattr(loading, "has_native_fp8", lambda _: True)
-    with pytest.raises(InvalidRequest, match=r"float16 or bfloat16 for all else, not float32"):
+    monkeypatch.setattr(loading, "is_hopper", lambda _: True)
+    with pytest.raises(InvalidRequest, match="float16 or bfloat16 for all else; this is float32"):
         load(tiny_svd, dtype="float32", settings=fp8)
 
 
@@ -310,6 +314,9 @@ def test_the_recipe_tells_the_precision_and_the_next_video_finds_the_unet_laid_o
     *_, again = generate(models, still, request)
     assert models.forwards["unet"] is kept
     assert (clip.frames == again.frames).all()
+    with place(models, Plan("model_offload", 2)):  # after which its weights would lie on the device for nothing
+        assert not models.forwards
+    models.forwards["unet"] = kept
     models.release()
     assert not models.forwards
 

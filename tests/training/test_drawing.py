@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from drawing import TINTS, draw
+from drawing import TINTS, draw, draw_with_things
 from scenes import COLOURS, GROUNDS, HOURS, STYLES, THINGS, WEATHERS, Scene
 
 HEIGHT, WIDTH = 80, 144
@@ -83,3 +83,17 @@ def test_a_picture_has_as_many_boats_as_were_asked_for():
         areas.append(int((columns[1:] & ~columns[:-1]).sum()))
     assert areas[0] == 1
     assert areas[1] >= 3
+
+
+def test_where_things_are_is_told_with_the_picture():
+    with_boats, without = (
+        Scene("sea", thing=thing, colour="red" if thing else None, count=2 if thing else 1) for thing in ("boat", None)
+    )
+    generator = torch.Generator().manual_seed(0)
+    pictures, covered = draw_with_things([with_boats, without], generator, height=HEIGHT, width=WIDTH)
+    assert torch.equal(pictures, paint(with_boats, without))
+    assert covered.shape == (2, 1, HEIGHT, WIDTH)
+    assert not covered[1].any()
+    assert 0.01 < covered[0].mean() < 0.3
+    red = pictures[0, 0] - pictures[0, 1]
+    assert red[covered[0, 0] > 0.9].mean() > red[covered[0, 0] == 0].mean() + 0.1

@@ -141,7 +141,7 @@ def _fitting(held: Held, device: torch.device, dtype: torch.dtype) -> dict[str, 
 
 def _plan(held: Held, device: torch.device, dtype: torch.dtype) -> Plan:
     """The memory plan of a model of the catalog at its own defaults, whether it is here or not."""
-    from kinema.models.placement import free_memory, plan_memory
+    from kinema.models.placement import free_memory, has_kernels, plan_memory
 
     request = request_for(model=held.entry.name)
     weights, shape = _sizes(held, dtype.itemsize)
@@ -153,7 +153,7 @@ def _plan(held: Held, device: torch.device, dtype: torch.dtype) -> Plan:
         guided=request.guided,
         dtype_bytes=dtype.itemsize,
         free_bytes=free_memory(device),
-        fast=device.type == "cuda",
+        fast=has_kernels(device, dtype),
         shape=shape,
         offload=device.type != "cpu",
     )

@@ -213,14 +213,18 @@ def _job(
 
 def _machine(recipe: Recipe, told: Report) -> Settings:
     """The settings of this machine, with the recipe's arithmetic, and its kind of device where it is there."""
-    from kinema.models.placement import available_devices
+    from kinema.models.placement import available_devices, is_hopper, pick_device
     from kinema.settings import read_settings
 
     kind = recipe.device.split()[0]
     if kind not in available_devices():
         told.tell("warning", f"it was made on {recipe.device}, which is not here: the frames may differ")
         return read_settings(dtype=recipe.dtype)
-    return read_settings(device=kind, dtype=recipe.dtype, precision=recipe.precision)
+    precision = recipe.precision
+    if precision == "fp8" and not is_hopper(pick_device(kind)):
+        told.tell("warning", "it was made in fp8, which this device can't multiply: the frames differ")
+        precision = "full"
+    return read_settings(device=kind, dtype=recipe.dtype, precision=precision)
 
 
 def _tell_versions(recipe: Recipe, told: Report) -> None:

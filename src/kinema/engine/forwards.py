@@ -47,8 +47,6 @@ def step_of(
         (scaled noisy latents [1, f, c, h, w], time) → v for each condition, [1 or 2, f, c, h, w]; of the fast one on a
         GPU, in memory that the next call overwrites.
     """
-    if plan.name != "resident":
-        models.forwards.clear()
     if engine_for(models, plan) == "fast":
         network = models.forwards.get("unet") or FastUNet(unet, in_bytes=models.precision == "fp8")
         if plan.name == "resident":

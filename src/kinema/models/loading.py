@@ -29,7 +29,8 @@ from kinema.models.placement import (
     Part,
     Shape,
     free_memory,
-    has_native_fp8,
+    has_kernels,
+    is_hopper,
     keep_pages,
     pick_device,
     pick_dtype,
@@ -141,7 +142,7 @@ def load(
     settings = settings or read_settings()
     chosen = pick_device(device if device not in (None, "auto") else settings.device)
     kind = pick_dtype(dtype if dtype not in (None, "auto") else settings.dtype, chosen)
-    forward = _engine(engine, chosen)
+    forward = _engine(engine, chosen, kind)
     _check_precision(settings.precision, forward, chosen, kind)
     source = resolve(model)
     half = kind.itemsize == 2
@@ -175,14 +176,14 @@ def load(
     )
 
 
-def _engine(wanted: str | None, device: torch.device) -> Engine:
+def _engine(wanted: str | None, device: torch.device, dtype: torch.dtype) -> Engine:
     """The forward asked for, or the fast one where it has been measured to be as exact and quicker.
 
     Raises:
         InvalidRequest: when there is none of that name.
     """
     if wanted is None:
-        return "fast" if device.type in {"cpu", "cuda"} else "reference"
+        return "fast" if device.type == "cpu" or has_kernels(device, dtype) else "reference"
     if wanted not in get_args(Engine):
         raise InvalidRequest(f"there is no engine {wanted!r}; there is {' and '.join(get_args(Engine))}", "engine")
     return cast(Engine, wanted)
@@ -199,10 +200,10 @@ def _check_precision(precision: Precision, engine: Engine, device: torch.device,
     lack = None
     if engine != "fast":
         lack = f"the fast engine, not {engine!r}"
-    elif not has_native_fp8(device):
-        lack = f"an NVIDIA GPU from Ada or Hopper on, with Triton, not {device}"
-    elif dtype.itemsize != 2:
-        lack = f"dtype float16 or bfloat16 for all else, not {str(dtype).removeprefix('torch.')}"
+    elif not is_hopper(device):
+        lack = f"an NVIDIA GPU of the Hopper generation (H100, H200), not {device}"
+    elif not has_kernels(device, dtype):
+        lack = f"Triton, and float16 or bfloat16 for all else; this is {str(dtype).removeprefix('torch.')}"
     if lack:
         raise InvalidRequest(f"precision 'fp8' needs {lack}; take precision 'full'", "precision")
 
@@ -317,7 +318,7 @@ def default_model(settings: Settings | None = None) -> tuple[str, str]:
             guided=request.guided,
             dtype_bytes=dtype.itemsize,
             free_bytes=free_memory(device),
-            fast=True,
+            fast=has_kernels(device, dtype),
         )
     except InsufficientMemory as lack:
         return "pocket", f"svd-xt does not fit on {device}: {lack}"

@@ -7,6 +7,7 @@ import ctypes
 import re
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
@@ -77,6 +78,7 @@ class Placeable(Protocol):
     device: torch.device
     dtype: torch.dtype
     engine: Engine
+    forwards: dict[str, Any]
 
     @property
     def shape(self) -> Shape:
@@ -143,11 +145,22 @@ def has_native_bf16() -> bool:
     return re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", flags) is not None
 
 
-def has_native_fp8(device: torch.device) -> bool:
-    """Whether a GPU multiplies numbers of one byte: NVIDIA's from Ada and Hopper on, where there is Triton."""
+@cache
+def has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether our own kernels compute on a device: in half precision, on NVIDIA's from Ampere on, where Triton is."""
     import torch
 
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9) and bool(find_spec("triton"))
+    if device.type != "cuda" or dtype.itemsize != 2 or find_spec("triton") is None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+@cache
+def is_hopper(device: torch.device) -> bool:
+    """Whether it is a GPU of NVIDIA's Hopper generation, for which our products are cut up and were measured."""
+    import torch
+
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
 
 
 def free_memory(device: torch.device) -> int:
@@ -205,7 +218,7 @@ def plan_memory(
         shape: The model's own sizes.
         decode_chunk_size: Frames decoded together, when it was asked for; else chosen here.
         offload: Whether parts may wait in another memory: not where the device is the CPU.
-        fast: Whether our own forward computes, on a GPU; layer by layer it is always diffusers'.
+        fast: Whether our own forward computes, by its kernels; layer by layer it is always diffusers'.
 
     Raises:
         InsufficientMemory: when even the leanest plan does not fit, with the figures and what would help.
@@ -290,6 +303,8 @@ def plan_for(models: Placeable, request: VideoRequest) -> Plan:
     """
     on_cpu = models.device.type == "cpu"
     there = sum(_bytes(_module(models, part), models.device) for part in PARTS)
+    if models.forwards:  # which is counted again with what the plan needs
+        there += int(_bytes(models.unet) * FAST_SHARE)
     return plan_memory(
         {part: _bytes(_module(models, part)) for part in PARTS},
         width=request.width,
@@ -301,7 +316,7 @@ def plan_for(models: Placeable, request: VideoRequest) -> Plan:
         shape=models.shape,
         decode_chunk_size=request.decode_chunk_size,
         offload=not on_cpu,
-        fast=models.engine == "fast" and models.device.type == "cuda",
+        fast=models.engine == "fast" and has_kernels(models.device, models.dtype),
     )
 
 
@@ -366,6 +381,7 @@ def place(models: Placeable, plan: Plan) -> Iterator[Placed]:
     for part in PARTS:
         _move(_module(models, part), where, dtype=None)
     if plan.name != "resident":
+        models.forwards.clear()
         release_cache(models.device)
     yield Placed(models, plan)
 

@@ -7,13 +7,13 @@ what is added to every pixel of a frame, [frames, c], in float32 at least.
 
 from __future__ import annotations
 
-from functools import cache
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from kinema.models import placement
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,20 +37,14 @@ MOST_FRAMES = 64
 WIDEST = 256
 
 
-@cache
-def _triton() -> bool:
-    return find_spec("triton") is not None
-
-
 def has_kernels(x: Tensor) -> bool:
     """Whether our kernels compute with this tensor."""
-    return x.is_cuda and x.dtype in (torch.float16, torch.bfloat16, EIGHTH) and _triton()
+    return x.is_cuda and (x.dtype == EIGHTH or placement.has_kernels(x.device, x.dtype))
 
 
-@cache
 def multiplies(device: torch.device) -> bool:
-    """Whether the kernel of `gated` is quicker there than a product and a pass for the gate: from Hopper on."""
-    return torch.cuda.get_device_capability(device) >= (9, 0)
+    """Whether the kernel of `gated` is known to be quicker there than a product and a pass for the gate."""
+    return placement.is_hopper(device)
 
 
 def wide(x: Tensor) -> Tensor:

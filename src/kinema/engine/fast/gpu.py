@@ -100,7 +100,7 @@ def _in_bands(block: ResBlock, clip: Tensor, scales: fused.Scales, shift: Tensor
     """A ResBlock along time into `out`, a band of each frame's pixels at a time: of one clip and without shortcut.
 
     Time is all that it sees but for its norms, and these need sums alone. Beside the clip there is only what lies
-    between the two convolutions; and cuDNN leaves its quick kernels for larger tensors.
+    between the two convolutions.
 
     Returns:
         The sums of the result.
