@@ -8,6 +8,7 @@ from kinema.models.loading import load
 from kinema.models.placement import (
     GIB,
     PARTS,
+    PLANS,
     Plan,
     available_devices,
     free_memory,
@@ -16,6 +17,7 @@ from kinema.models.placement import (
     place,
     plan_for,
     plan_memory,
+    plans,
 )
 
 XT = CATALOG["svd-xt"].weights_bytes
@@ -75,17 +77,16 @@ def test_the_estimate_meets_what_our_own_forward_was_measured_to_take():
     plan = plan_xt(80, fast=True)
     assert (plan.name, plan.decode_chunk_size) == ("resident", 25)
     assert 12.69 <= plan.needed_bytes / GIB <= 1.2 * 12.69
-    assert [plan_xt(free, fast=True).name for free in (16, 12, 10)] == ["resident", "resident", "model_offload"]
-    assert plan_xt(9, fast=True).name == "sequential_offload"  # in which diffusers' forward computes
+    names = ["resident", "resident", "resident_split", "model_offload", "sequential_offload"]
+    assert [plan_xt(free, fast=True).name for free in (16, 12, 9, 7, 6)] == names
 
 
 def test_less_memory_takes_leaner_plans_in_turn():
-    order = ["resident", "model_offload", "sequential_offload"]
-    plans = [plan_xt(free) for free in (80, 40, 24, 16, 13, 12, 10)]
-    ranks = [order.index(plan.name) for plan in plans]
+    found = [plan_xt(free) for free in (80, 40, 24, 16, 13, 12, 10, 8, 6)]
+    ranks = [PLANS.index(plan.name) for plan in found]
     assert ranks == sorted(ranks)
-    assert set(ranks) == {0, 1, 2}
-    for plan in plans:
+    assert set(ranks) == {0, 1, 2, 3}
+    for plan in found:
         assert plan.needed_bytes <= plan.free_bytes
 
 
@@ -127,7 +128,8 @@ def test_plans_follow_each_other_to_the_leanest():
     while plan is not None:
         names.append(plan.name)
         plan = plan.next()
-    assert names == ["resident", "model_offload", "sequential_offload"]
+    assert names == ["resident", "resident_split", "model_offload", "sequential_offload"]
+    assert Plan("resident", 8).next(plans(guided=False)) == Plan("model_offload", 8)
 
 
 def test_a_loaded_model_is_planned_by_its_own_shape(models):
@@ -137,7 +139,7 @@ def test_a_loaded_model_is_planned_by_its_own_shape(models):
     assert plan.needed_bytes < GIB
 
 
-@pytest.mark.parametrize("name", ["resident", "model_offload", "sequential_offload"])
+@pytest.mark.parametrize("name", PLANS)
 def test_every_plan_computes_the_same_and_leaves_the_weights_as_they_were(models, name):
     still = torch.linspace(-1, 1, 3 * 64 * 64).reshape(1, 3, 64, 64)
     before = {part: {k: v.clone() for k, v in getattr(models, part).state_dict().items()} for part in PARTS}
@@ -153,7 +155,7 @@ def test_every_plan_computes_the_same_and_leaves_the_weights_as_they_were(models
             assert torch.equal(value, before[part][key])
 
 
-@pytest.mark.parametrize("name", ["resident", "model_offload", "sequential_offload"])
+@pytest.mark.parametrize("name", PLANS)
 def test_a_part_computes_in_other_arithmetic_for_a_while(tiny_svd, name):
     models = load(tiny_svd, device="cpu", dtype="bfloat16")
     plan = Plan(name, 4)

@@ -23,7 +23,7 @@ ENCODE_STEPS = 2
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """embedding: [1, 1, cross_attention_dim]; latents: [1, channels, h/8, w/8]; time_ids: [1, 3]."""
+    """embedding: [n, 1, cross_attention_dim]; latents: [n, channels, h/8, w/8]; time_ids: [n, 3]; n is 1 at first."""
 
     embedding: torch.Tensor
     latents: torch.Tensor
@@ -36,6 +36,11 @@ class Conditions:
             torch.cat([torch.zeros_like(self.latents), self.latents]),
             torch.cat([self.time_ids, self.time_ids]),
         )
+
+    def each(self) -> list[Conditions]:
+        """One by one, each with n = 1."""
+        parts = (torch.split(part, 1) for part in (self.embedding, self.latents, self.time_ids))
+        return [Conditions(*part) for part in zip(*parts, strict=True)]
 
 
 def condition(

@@ -38,7 +38,7 @@ def step_of(
 
     Args:
         models: Says which forward, and keeps ours for the next video where the plan leaves the UNet on the device.
-        plan: Where the UNet is before and after.
+        plan: Where the UNet is before and after, and whether the conditions are taken one after the other.
         unet: On its device, and not moved while the call is used.
         conditions: Of one clip, or twice under guidance.
         num_frames: Of the clip.
@@ -47,20 +47,42 @@ def step_of(
         (scaled noisy latents [1, f, c, h, w], time) → v for each condition, [1 or 2, f, c, h, w]; of the fast one on a
         GPU, in memory that the next call overwrites.
     """
-    if engine_for(models, plan) == "fast":
-        network = models.forwards.get("unet") or FastUNet(unet, in_bytes=models.precision == "fp8")
-        if plan.name == "resident":
-            models.forwards["unet"] = network
-        constants = network.constants(conditions.embedding, conditions.time_ids, conditions.latents, num_frames)
-
-        def fast(sample: Tensor, time: Tensor) -> Tensor:
-            with on_device_of(sample):
-                return network(sample, time, constants)
-
-        return Replayed(fast) if conditions.latents.is_cuda else fast
-    held = conditions.latents[:, None].expand(-1, num_frames, -1, -1, -1)
+    fast = engine_for(models, plan) == "fast"
+    network = _network(models, plan, unet) if fast else None
+    parts = conditions.each() if plan.splits else [conditions]
+    calls = [_ours(network, part, num_frames) if network else _theirs(unet, part, num_frames) for part in parts]
 
     def step(sample: Tensor, time: Tensor) -> Tensor:
+        made = [call(sample, time) for call in calls]
+        return made[0] if len(made) == 1 else torch.cat(made)
+
+    # A graph keeps memory of its own, which a plan that splits has none of to give.
+    return Replayed(step) if fast and conditions.latents.is_cuda and not plan.splits else step
+
+
+def _network(models: Models, plan: Plan, unet: Any) -> FastUNet:
+    network: FastUNet = models.forwards.get("unet") or FastUNet(unet, in_bytes=models.precision == "fp8")
+    if plan.stays:
+        models.forwards["unet"] = network
+    return network
+
+
+def _ours(network: FastUNet, conditions: Conditions, num_frames: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """A call of our own forward."""
+    constants = network.constants(conditions.embedding, conditions.time_ids, conditions.latents, num_frames)
+
+    def call(sample: Tensor, time: Tensor) -> Tensor:
+        with on_device_of(sample):
+            return network(sample, time, constants)
+
+    return call
+
+
+def _theirs(unet: Any, conditions: Conditions, num_frames: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """A call of diffusers'."""
+    held = conditions.latents[:, None].expand(-1, num_frames, -1, -1, -1)
+
+    def call(sample: Tensor, time: Tensor) -> Tensor:
         v: Tensor = unet(
             torch.cat([sample.expand(len(held), -1, -1, -1, -1), held], dim=2),
             time,
@@ -70,7 +92,7 @@ def step_of(
         )[0]
         return v
 
-    return step
+    return call
 
 
 def decoder_of(engine: Engine, vae: Any) -> Callable[[Tensor], Tensor]:

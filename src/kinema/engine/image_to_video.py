@@ -25,7 +25,7 @@ from kinema.engine.memory import insufficient, is_out_of_memory
 from kinema.errors import GenerationFailed
 from kinema.media.clip import Clip
 from kinema.media.still import fit_still
-from kinema.models.placement import place, plan_for
+from kinema.models.placement import place, plan_for, plans
 from kinema.values import Recipe, Step
 from kinema.version import own_version
 
@@ -139,7 +139,7 @@ def _denoise(
 ) -> Generator[Step, None, tuple[torch.Tensor, Plan]]:
     """Yield a step for each noise level; return the latents, float32 [1, frames, c, h/8, w/8], and the plan in the end.
 
-    Where memory runs out, the next leaner plan takes over, once, at the step that failed.
+    Where memory runs out, leaner plans take over one after the other, at the step that failed.
     """
     device, dtype = models.device, models.dtype
     steps = request.num_inference_steps
@@ -172,8 +172,8 @@ def _denoise(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            following = leaner.next() if device.type != "cpu" else None
-            if leaner is not plan or following is None:
+            following = leaner.next(plans(guided=request.guided)) if device.type != "cpu" else None
+            if following is None:
                 raise insufficient(error, "denoising", SMALLER) from None
         step = None  # and the weights that it laid out anew
         events.append(f"memory ran out at denoising step {done + 1}: went on with {following.name}")

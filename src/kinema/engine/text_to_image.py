@@ -20,7 +20,7 @@ from kinema.engine.stepwise import stepwise
 from kinema.errors import GenerationFailed, InvalidRequest
 from kinema.media.still import open_still, plain_name
 from kinema.models import hub
-from kinema.models.painter_placement import on_device, plan_for
+from kinema.models.painter_placement import PLANS, on_device, plan_for
 from kinema.models.painters import completed
 from kinema.values import Painting, Step
 
@@ -84,7 +84,7 @@ def _painted(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            following = plan.next() if had_room and painter.device.type != "cpu" else None
+            following = plan.next(PLANS) if had_room and painter.device.type != "cpu" else None
             if following is None:
                 raise insufficient(error, "painting the still", "take smaller width and height") from None
             events.append(f"memory ran out while painting: painted again with {following.name}")

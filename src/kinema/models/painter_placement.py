@@ -6,7 +6,7 @@ It waits in the computer's memory, for the room on the device is the video model
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from kinema.errors import InsufficientMemory
 from kinema.models.placement import (
@@ -16,7 +16,6 @@ from kinema.models.placement import (
     LAYER_SHARE,
     WORKSPACE,
     Plan,
-    PlanName,
     free_memory,
     release_cache,
 )
@@ -27,7 +26,11 @@ if TYPE_CHECKING:
     import torch
 
     from kinema.models.painters import Painter
+    from kinema.models.placement import PlanName
     from kinema.values import VideoRequest
+
+# Those of a painter, quickest first: a still's step is too small for its guidance to be split.
+PLANS: tuple[PlanName, ...] = ("resident", "model_offload", "sequential_offload")
 
 
 def plan_painting(
@@ -72,7 +75,7 @@ def plan_painting(
         "model_offload": max(sizes[name] + stages[name] for name in sizes),
         "sequential_offload": max(int(sizes[name] * LAYER_SHARE) + stages[name] for name in sizes),
     }
-    names: tuple[PlanName, ...] = get_args(PlanName) if offload else ("resident",)
+    names = PLANS if offload else PLANS[:1]
     for name in names:
         if needed[name] <= free_bytes:
             return Plan(name, 1, needed[name], free_bytes)

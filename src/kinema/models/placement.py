@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     from kinema.values import Engine, VideoRequest
 
 Part = Literal["image_encoder", "vae", "unet"]
-PlanName = Literal["resident", "model_offload", "sequential_offload"]
+PlanName = Literal["resident", "resident_split", "model_offload", "sequential_offload"]
 PARTS: tuple[Part, ...] = get_args(Part)
+PLANS: tuple[PlanName, ...] = get_args(PlanName)
 
 # Peak of what one stage keeps beside its weights, in feature maps of the first level's channels. Counted by adding up
 # the live tensors of diffusers' modules at SVD-XT's sizes; the count is the same for every size, within 4%.
-DENOISE_MAPS = 28  # of latent size, for each frame (and twice with guidance): the feed-forward's gate is widest
+DENOISE_MAPS = 28  # of latent size, for each frame of what is computed at once: the feed-forward's gate is widest
 DECODE_MAPS = 8  # of frame size, for each frame of a chunk: the last up block
 ENCODE_MAPS = 5  # of frame size, for one still
 # The same of our own forward on a GPU: it decodes all frames in two maps, and in a few frames' worth more. What it lays
@@ -62,11 +63,25 @@ class Plan:
     needed_bytes: int = 0
     free_bytes: int = 0
 
-    def next(self) -> Plan | None:
-        """The plan to take when memory ran out all the same, or None after the last."""
-        names = get_args(PlanName)
-        place = names.index(self.name) + 1
-        return Plan(names[place], self.decode_chunk_size) if place < len(names) else None
+    @property
+    def stays(self) -> bool:
+        """Whether the whole model is on the device, and left there."""
+        return self.name in ("resident", "resident_split")
+
+    @property
+    def splits(self) -> bool:
+        """Whether guidance's two halves are computed one after the other: half the memory, and hardly slower."""
+        return self.name != "resident"
+
+    def next(self, plans: tuple[PlanName, ...] = PLANS) -> Plan | None:
+        """The one of `plans` to take when memory ran out all the same, or None after the last."""
+        place = plans.index(self.name) + 1
+        return Plan(plans[place], self.decode_chunk_size) if place < len(plans) else None
+
+
+def plans(*, guided: bool) -> tuple[PlanName, ...]:
+    """Those of a video, quickest first; without guidance there is nothing to split."""
+    return PLANS if guided else tuple(name for name in PLANS if name != "resident_split")
 
 
 class Placeable(Protocol):
@@ -224,14 +239,15 @@ def plan_memory(
         InsufficientMemory: when even the leanest plan does not fit, with the figures and what would help.
     """
     chunks = [min(decode_chunk_size, num_frames)] if decode_chunk_size else _halvings(num_frames)
-    names: tuple[PlanName, ...] = get_args(PlanName) if offload else ("resident",)
+    names = plans(guided=guided) if offload else ("resident",)
     steady = [chunk for chunk in chunks if chunk >= STEADY_CHUNK]
     flickering = [chunk for chunk in chunks if chunk < STEADY_CHUNK]
     needed = 0
     for name, chunk in [(name, chunk) for some in (steady, flickering) for name in names for chunk in some]:
         ours = fast and name != "sequential_offload"
+        at_once = 2 if guided and name == "resident" else 1
         stages = _stages(
-            width, height, num_frames, chunk, guided=guided, dtype_bytes=dtype_bytes, shape=shape, fast=ours
+            width, height, num_frames, chunk, at_once=at_once, dtype_bytes=dtype_bytes, shape=shape, fast=ours
         )
         needed = _peak(name, weights, stages, dtype_bytes, shape, fast=ours)
         if needed <= free_bytes:
@@ -252,12 +268,12 @@ def _halvings(frames: int) -> list[int]:
 
 
 def _stages(
-    width: int, height: int, frames: int, chunk: int, *, guided: bool, dtype_bytes: int, shape: Shape, fast: bool
+    width: int, height: int, frames: int, chunk: int, *, at_once: int, dtype_bytes: int, shape: Shape, fast: bool
 ) -> dict[str, int]:
-    """Bytes that each stage keeps beside its weights; linear in pixels × frames."""
+    """Bytes that each stage keeps beside its weights, where denoising has one or two clips `at_once`."""
     pixels = width * height
     video = pixels * frames * 3  # what is decoded already, as uint8
-    latent_map = pixels // 64 * frames * (2 if guided else 1) * shape.unet_channels * dtype_bytes
+    latent_map = pixels // 64 * frames * at_once * shape.unet_channels * dtype_bytes
     frame_map = pixels * shape.vae_channels
     encode_bytes = max(dtype_bytes, 4) if shape.force_upcast else dtype_bytes
     clip_map = frame_map * chunk * dtype_bytes
@@ -289,7 +305,7 @@ def _peak(
         "denoise": (weights["unet"], laid_out),
         "decode": (weights["vae"],),
     }
-    if name == "resident":
+    if name in ("resident", "resident_split"):
         return sum(weights.values()) + laid_out + max(upcast + stages["encode"], stages["denoise"], stages["decode"])
     share = LAYER_SHARE if name == "sequential_offload" else 1
     return max(int(sum(parts) * share) + stages.get(stage, 0) for stage, parts in used.items())
@@ -375,12 +391,12 @@ class Placed:
 def place(models: Placeable, plan: Plan) -> Iterator[Placed]:
     """Put a model where its plan wants it, and hand out its parts by `Placed.on_device`.
 
-    Under "resident" all parts stay on the device afterwards; under the others none does.
+    Under a plan that stays all parts are on the device afterwards; under the others none is.
     """
-    where = models.device if plan.name == "resident" else "cpu"
+    where = models.device if plan.stays else "cpu"
     for part in PARTS:
         _move(_module(models, part), where, dtype=None)
-    if plan.name != "resident":
+    if not plan.stays:
         models.forwards.clear()
         release_cache(models.device)
     yield Placed(models, plan)
