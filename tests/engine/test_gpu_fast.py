@@ -170,6 +170,30 @@ def test_convolutions_of_one_byte(*, sides: bool) -> None:
 
 
 @kernels_run
+@pytest.mark.parametrize(("clips", "frames"), [(1, 1), (1, 4), (2, 3)])
+@pytest.mark.parametrize(("pixels", "channels", "out_channels"), [(70, 96, 80), (33, 32, 64)])
+def test_convolutions_along_time_in_one_with_their_norms(
+    clips: int, frames: int, pixels: int, channels: int, out_channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kinema.engine.fast import kernels
+
+    x, weight = noise(clips * frames, pixels, channels), noise(out_channels, 3 * channels) * channels**-0.5
+    scales = noise(clips, channels, dtype=torch.float32), noise(clips, channels, 1, dtype=torch.float32)[..., 0]
+    kept, bias = noise(clips * frames, pixels, out_channels), noise(out_channels, dtype=torch.float32)
+    for most, given in ((1, (None, None)), (512, (kept, bias))):
+        monkeypatch.setattr(kernels, "MOST_CHUNKS", most)
+        out, true = torch.full_like(kept, torch.nan), torch.empty_like(kept)
+        sums = kernels.along_time(x, *scales, weight, *given, out, tile=(*TILE, 0))
+        true_sums = fused.plain_along_time(x.float(), scales, weight.float(), *given, true.float())
+        fused.plain_along_time(x.float(), scales, weight.float(), *given, true)
+        assert error(out, true) <= ROUNDING
+        assert error(sums.sum(1), true_sums.sum(1)) <= ROUNDING
+    place = kept.clone()
+    kernels.along_time(x, *scales, weight, place, bias, place, tile=(*TILE, 0))
+    assert torch.equal(place, out)
+
+
+@kernels_run
 @pytest.mark.parametrize("frames", [1, 14, 25])
 @pytest.mark.parametrize("depth", [16, 64])
 def test_time_attention(frames: int, depth: int) -> None:

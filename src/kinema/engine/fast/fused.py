@@ -347,6 +347,51 @@ def plain_convolved(x: Tensor, by: Product, shape: tuple[int, int, int], dtype: 
     return (made * by.scale).to(dtype).contiguous()
 
 
+def along_time(
+    x: Tensor,
+    scales: Scales,
+    weight: Tensor,
+    *,
+    kept: Tensor | None = None,
+    bias: Tensor | None = None,
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """A convolution along time of what a norm and SiLU make of clips, in one pass with both.
+
+    Args:
+        x: [frames of all clips, pixels, c].
+        scales: `affine` of the norm, [clips, c].
+        weight: [out, 3 · c].
+        kept: What is added to the result, [frames of all clips, pixels, out], and with it
+        bias: [out].
+        out: Where the result goes, which may be `kept`; else a new tensor.
+
+    Returns:
+        The result, and its `channel_sums`.
+    """
+    out = x.new_empty(*x.shape[:2], len(weight)) if out is None else out
+    if has_kernels(x):
+        from kinema.engine.fast import kernels
+
+        return out, kernels.along_time(x, *scales, weight, kept, bias, out)
+    return out, plain_along_time(x, scales, weight, kept, bias, out)
+
+
+def plain_along_time(
+    x: Tensor, scales: Scales, weight: Tensor, kept: Tensor | None, bias: Tensor | None, out: Tensor
+) -> Tensor:
+    """In several passes."""
+    span, channels = len(x) // len(scales[0]), x.shape[2]
+    seen = plain_normalised(x, scales, span=span, silu=True, out=torch.empty_like(x))
+    strips = seen.view(-1, span, *x.shape[1:]).permute(0, 3, 1, 2)
+    made = F.conv2d(strips, weight.view(-1, 3, channels).transpose(1, 2)[..., None], None, 1, (1, 0))
+    made = made.permute(0, 2, 3, 1).reshape(out.shape)
+    if kept is None or bias is None:
+        out.copy_(made)
+        return plain_channel_sums(out)
+    return plain_add(made, kept, bias, out)
+
+
 def time_attention(qkv: Tensor) -> Tensor:
     """Attention of each pixel to its place in all frames: [b, f, pixels, 3, heads, d] → [b, f, pixels, heads · d]."""
     depth = qkv.shape[-1]

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 # Numbers in the frames that the decoder works on together: half a gigabyte in half precision.
 PIECE = 2**28
-# Numbers of a clip that a convolution along time sees together.
-BAND = 2**27
+# Channels up to which a convolution along time is quicker in one with its norm.
+JOINED = 256
 # Channels from which a convolution along time is quicker as three products.
 BY_PRODUCTS = 640
 
@@ -73,9 +73,9 @@ def residual(
     bias = block.bias if more is None else block.bias + more
     sums = fused.channel_sums(rows) if sums is None else sums
     scales = fused.affine(sums, block.norm1, rows.shape[1], span=span)
-    if along_time and batch == 1 and clip.numel() > BAND and block.in_bytes is None:
+    if along_time and clip.shape[4] <= JOINED and block.in_bytes is None:
         out = torch.empty_like(clip) if out is None else out
-        return out, _in_bands(block, clip, scales, shift, bias, out)
+        return out, _joined(block, clip, scales, shift, bias, out)
     if block.in_bytes is not None:
         pictures = (batch, frames, height * width) if along_time else (batch * frames, height, width)
         first, second = block.in_bytes
@@ -96,33 +96,17 @@ def residual(
     return out, fused.add(_frames(hidden), kept, bias, _frames(out))
 
 
-def _in_bands(block: ResBlock, clip: Tensor, scales: fused.Scales, shift: Tensor, bias: Tensor, out: Tensor) -> Tensor:
-    """A ResBlock along time into `out`, a band of each frame's pixels at a time: of one clip and without shortcut.
-
-    Time is all that it sees but for its norms, and these need sums alone. Beside the clip there is only what lies
-    between the two convolutions.
+def _joined(block: ResBlock, clip: Tensor, scales: fused.Scales, shift: Tensor, bias: Tensor, out: Tensor) -> Tensor:
+    """A ResBlock along time without shortcut, into `out`, by convolutions that are one with their norms.
 
     Returns:
         The sums of the result.
     """
-    frames = clip.shape[1]
-    rows, places = _frames(clip), _frames(out)
-    bands = range(0, rows.shape[1], max(1, BAND // (frames * rows.shape[2])))
-    hidden, sums = [], []
-    for start in bands:
-        band = rows[:, start : start + bands.step]
-        seen = fused.normalised(band, scales, span=frames, silu=True, out=band.new_empty(band.shape))
-        hidden.append(_frames(_convolved(block.conv1, seen[None, :, None], along_time=True)))
-        sums.append(fused.channel_sums(hidden[-1]))
-    scales = fused.affine(torch.cat(sums, 1), block.norm2, rows.shape[1], span=frames, plus=shift)
-    sums = []
-    for start in bands:
-        band = hidden.pop(0)
-        fused.normalised(band, scales, span=frames, silu=True, out=band)
-        band = _frames(_convolved(block.conv2, band[None, :, None], along_time=True))
-        here = slice(start, start + bands.step)
-        sums.append(fused.add(band, rows[:, here], bias, places[:, here]))
-    return torch.cat(sums, 1)
+    rows, frames = _frames(clip), clip.shape[1]
+    first, second = (conv.weight.permute(0, 2, 3, 1).flatten(1) for conv in (block.conv1, block.conv2))
+    hidden, sums = fused.along_time(rows, scales, first)
+    scales = fused.affine(sums, block.norm2, rows.shape[1], span=frames, plus=shift)
+    return fused.along_time(hidden, scales, second, kept=rows, bias=bias, out=_frames(out))[1]
 
 
 def _frames(clip: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ MOST_CHUNKS = 512
 # The quickest of those tried on an H100 at SVD's sizes, by bytes of a number.
 PRODUCT: dict[int, Tile] = {2: (128, 256, 64, 8, 3, 1), 1: (128, 128, 128, 4, 3, 0)}
 CONVOLUTION: Tile = (256, 128, 128, 8, 3, 0)
+ALONG_TIME: Tile = (128, 128, 64, 8, 3, 0)
 
 
 @triton.jit
@@ -539,6 +540,98 @@ def convolution(
         num_stages=stages,
     )
     return out
+
+
+@triton.jit
+def _along_time(
+    x,
+    scale,
+    shift,
+    weight,
+    kept,
+    bias,
+    out,
+    sums,
+    frames,
+    pixels,
+    depth,
+    cols,
+    KEPT: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+):
+    across = tl.cdiv(cols, BN)
+    n, left = tl.program_id(0) % across, tl.program_id(0) // across
+    frame, tile = left % frames, left // frames  # all frames of some pixels at once: each is seen by three programs
+    clip = tl.program_id(1)
+    row, col = tile * BM + tl.arange(0, BM), n * BN + tl.arange(0, BN)
+    here = (row < pixels)[:, None]
+    pieces = tl.cdiv(depth, BK)
+    first, last = tl.maximum(1 - frame, 0), tl.minimum(frames + 1 - frame, 3)
+    made = tl.zeros([BM, BN], tl.float32)
+    for i in range(first * pieces, last * pieces):
+        tap, k = i // pieces, i % pieces * BK + tl.arange(0, BK)
+        there = k < depth
+        seen = (clip * frames + frame + tap - 1).to(tl.int64) * pixels * depth
+        value = tl.load(x + seen + row[:, None].to(tl.int64) * depth + k[None, :], here & there[None, :], 0.0)
+        factor = tl.load(scale + clip * depth + k, there, 0.0)[None, :]
+        offset = tl.load(shift + clip * depth + k, there, 0.0)[None, :]
+        value = value.to(tl.float32) * factor + offset
+        value = value / (1 + tl.exp(-value))
+        by = (col[None, :] * 3 + tap) * depth + k[:, None]
+        by = tl.load(weight + by, (col < cols)[None, :] & there[:, None], 0.0)
+        made = tl.dot(value.to(x.dtype.element_ty), by, made)
+    inside = here & (col < cols)[None, :]
+    place = (clip * frames + frame).to(tl.int64)
+    at = (place * pixels + row[:, None]) * cols + col[None, :]
+    if KEPT:
+        made += tl.load(kept + at, inside, 0.0).to(tl.float32)
+        made += tl.load(bias + col, col < cols, 0.0).to(tl.float32)[None, :]
+    tl.store(out + at, made.to(out.dtype.element_ty), inside)
+    made = tl.where(inside, made, 0.0)
+    to = sums + (place * tl.cdiv(pixels, BM) + tile) * 2 * cols + col
+    tl.store(to, tl.sum(made, 0), col < cols)
+    tl.store(to + cols, tl.sum(made * made, 0), col < cols)
+
+
+def along_time(
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    shift: torch.Tensor,
+    weight: torch.Tensor,
+    kept: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    out: torch.Tensor,
+    *,
+    tile: Tile | None = None,
+) -> torch.Tensor:
+    frames, pixels, depth = x.shape
+    clips, cols = len(scale), len(weight)
+    bm, bn, bk, warps, stages, _ = tile or ALONG_TIME
+    tiles = triton.cdiv(pixels, bm)
+    sums = x.new_empty(frames, tiles, 2, cols, dtype=torch.float32)
+    _along_time[tiles * (frames // clips) * triton.cdiv(cols, bn), clips](
+        x,
+        scale,
+        shift,
+        weight,
+        x if kept is None else kept,
+        x if bias is None else bias,
+        out,
+        sums,
+        frames // clips,
+        pixels,
+        depth,
+        cols,
+        KEPT=kept is not None,
+        BM=bm,
+        BN=bn,
+        BK=bk,
+        num_warps=warps,
+        num_stages=stages,
+    )
+    return sums if tiles <= MOST_CHUNKS else sums.sum(1, keepdim=True)
 
 
 @triton.jit
