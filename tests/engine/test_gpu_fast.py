@@ -76,6 +76,9 @@ def test_group_norm(shape: tuple[int, int, int], span: int, plus: int | None) ->
         assert error(kernels.normalised(x, *scales, span, out, silu=silu), true) <= ROUNDING
         band, place = x[:, 5:20], out.fill_(torch.nan)[:, 5:20]
         assert error(kernels.normalised(band, *scales, span, place, silu=silu), true[:, 5:20]) <= ROUNDING
+        half = torch.full_like(x.repeat(1, 1, 2), torch.nan)
+        known = [each.repeat(1, 2)[:, channels:] for each in scales]
+        assert error(kernels.normalised(x, *known, span, half[..., channels:], silu=silu), true) <= ROUNDING
 
 
 @kernels_run
@@ -163,6 +166,11 @@ def test_convolutions_of_one_byte(*, sides: bool) -> None:
     true = fused.plain_framed(x, scales, x.new_empty(shape, dtype=fused.EIGHTH), silu=True)
     seen = kernels.framed(x, *scales, torch.full_like(true, torch.nan), fused.SPREAD, silu=True)
     assert error(seen, true) <= ONE_BYTE
+    half = torch.full_like(true.repeat(1, 2), torch.nan)
+    kernels.framed(
+        x, *(each.repeat(1, 2)[:, channels:] for each in scales), half[:, channels:], fused.SPREAD, silu=True
+    )
+    assert torch.equal(half[:, channels:].contiguous(), seen)
     by = Product.in_bytes(noise(out_channels, (9 if sides else 3) * channels) * channels**-0.5)
     true = fused.plain_convolved(seen, by, (pictures, high, width), HALF)
     ours = kernels.convolution(seen, by.weight, by.scale, torch.full_like(true, torch.nan), tile=(*TILE, 0))
@@ -180,12 +188,11 @@ def test_convolutions_along_time_in_one_with_their_norms(
     x, weight = noise(clips * frames, pixels, channels), noise(out_channels, 3 * channels) * channels**-0.5
     scales = noise(clips, channels, dtype=torch.float32), noise(clips, channels, 1, dtype=torch.float32)[..., 0]
     kept, bias = noise(clips * frames, pixels, out_channels), noise(out_channels, dtype=torch.float32)
-    for most, given in ((1, (None, None)), (512, (kept, bias))):
+    for most, given in ((1, {}), (512, {"kept": kept, "bias": bias})):
         monkeypatch.setattr(kernels, "MOST_CHUNKS", most)
-        out, true = torch.full_like(kept, torch.nan), torch.empty_like(kept)
-        sums = kernels.along_time(x, *scales, weight, *given, out, tile=(*TILE, 0))
-        true_sums = fused.plain_along_time(x.float(), scales, weight.float(), *given, true.float())
-        fused.plain_along_time(x.float(), scales, weight.float(), *given, true)
+        out = torch.full_like(kept, torch.nan)
+        sums = kernels.along_time(x, *scales, weight, given.get("kept"), given.get("bias"), out, tile=(*TILE, 0))
+        true, true_sums = fused.plain_along_time(x.float(), scales, weight.float(), **given)
         assert error(out, true) <= ROUNDING
         assert error(sums.sum(1), true_sums.sum(1)) <= ROUNDING
     place = kept.clone()

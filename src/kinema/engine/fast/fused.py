@@ -165,21 +165,17 @@ def plain_normalised(x: Tensor, scales: Scales, *, span: int = 1, silu: bool = F
     return out.copy_(F.silu(value) if silu else value)
 
 
-def framed(x: Tensor, scales: Scales, *, silu: bool, sides: bool) -> Tensor:
+def framed(x: Tensor, scales: Scales, out: Tensor, *, silu: bool) -> Tensor:
     """The same for `convolved`, in numbers of one byte, multiplied by `SPREAD`, and with a frame of zeros.
 
     Args:
         x: [pictures, h, w, c], whose last two axes lie together in memory.
         scales: Of each picture.
+        out: [rows of all pictures, c], of one byte: each picture with a row of zeros below it, and each row with
+            a zero after it where `out` is that long. What lies above a picture is the row below the one before, and
+            what lies left the row before's end.
         silu: Whether the result is activated.
-        sides: Whether zeros stand at the sides too, or only above and below.
-
-    Returns:
-        [rows of all pictures, c]: each picture with a row of zeros below it, and each row with a zero after it if there
-        are `sides`. What lies above a picture is the row below the one before, and what lies left the row before's end.
     """
-    pictures, high, width, channels = x.shape
-    out = x.new_empty(pictures * (high + 1) * (width + sides), channels, dtype=EIGHTH)
     if has_kernels(x):
         from kinema.engine.fast import kernels
 
@@ -369,27 +365,34 @@ def along_time(
     Returns:
         The result, and its `channel_sums`.
     """
-    out = x.new_empty(*x.shape[:2], len(weight)) if out is None else out
     if has_kernels(x):
         from kinema.engine.fast import kernels
 
+        out = x.new_empty(*x.shape[:2], len(weight)) if out is None else out
         return out, kernels.along_time(x, *scales, weight, kept, bias, out)
-    return out, plain_along_time(x, scales, weight, kept, bias, out)
+    return plain_along_time(x, scales, weight, kept=kept, bias=bias, out=out)
 
 
 def plain_along_time(
-    x: Tensor, scales: Scales, weight: Tensor, kept: Tensor | None, bias: Tensor | None, out: Tensor
-) -> Tensor:
+    x: Tensor,
+    scales: Scales,
+    weight: Tensor,
+    *,
+    kept: Tensor | None = None,
+    bias: Tensor | None = None,
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """In several passes."""
     span, channels = len(x) // len(scales[0]), x.shape[2]
     seen = plain_normalised(x, scales, span=span, silu=True, out=torch.empty_like(x))
     strips = seen.view(-1, span, *x.shape[1:]).permute(0, 3, 1, 2)
     made = F.conv2d(strips, weight.view(-1, 3, channels).transpose(1, 2)[..., None], None, 1, (1, 0))
-    made = made.permute(0, 2, 3, 1).reshape(out.shape)
+    made = made.permute(0, 2, 3, 1).reshape(*x.shape[:2], -1)
     if kept is None or bias is None:
-        out.copy_(made)
-        return plain_channel_sums(out)
-    return plain_add(made, kept, bias, out)
+        out = made if out is None else out.copy_(made)
+        return out, plain_channel_sums(out)
+    out = made if out is None else out
+    return out, plain_add(made, kept, bias, out)
 
 
 def time_attention(qkv: Tensor) -> Tensor:

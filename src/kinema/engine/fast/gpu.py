@@ -17,6 +17,8 @@ from kinema.engine.fast import fused
 from kinema.engine.fast.layers import Product, as_clip, at_least_float32, images, pixels, strip
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
     from kinema.engine.fast.layers import ClipBlock, Conv, FeedForward, ResBlock, SelfAttention, Upsample
@@ -45,6 +47,8 @@ def residual(
     clip: Tensor,
     *,
     along_time: bool,
+    skip: Tensor | None = None,
+    before: Tensor | None = None,
     shift: Tensor | None = None,
     sums: Tensor | None = None,
     more: Tensor | None = None,
@@ -56,44 +60,72 @@ def residual(
         block: Its weights.
         clip: [b, f, h, w, c].
         along_time: Whether the convolutions see time.
+        skip: [b, f, h, w, c''], channels that come after the clip's: the two are never joined but by the norm.
+        before: [c], what has yet to be added to the clip.
         shift: [1 or b, c'], the first convolution's bias with the time embedding in it.
         sums: `channel_sums` of the clip's frames, where they are known.
-        more: [c'], added to every pixel of the result.
+        more: [c'], added to every pixel of the result as well.
         out: Where the result goes, which may be the clip; else a new tensor.
 
     Returns:
         The result, [b, f, h, w, c'], and its sums.
     """
-    batch, frames, height, width, _ = clip.shape
-    rows = _frames(clip)
+    frames = clip.shape[1]
     span = frames if along_time else 1
+    parts = [_frames(clip)] if skip is None else [_frames(clip), _frames(skip)]
     shift = block.conv1.bias[None] if shift is None else shift
     if len(shift) > 1 and not along_time:
         shift = shift.repeat_interleave(frames, 0)
     bias = block.bias if more is None else block.bias + more
-    sums = fused.channel_sums(rows) if sums is None else sums
-    scales = fused.affine(sums, block.norm1, rows.shape[1], span=span)
+    if before is not None:
+        bias = bias + (before if block.shortcut is None else before @ block.shortcut.weight)
+    sums = torch.cat([fused.channel_sums(part) for part in parts], -1) if sums is None else sums
+    pixels_of_frame, plus = parts[0].shape[1], None if before is None else before[None]
+    scales = fused.affine(sums, block.norm1, pixels_of_frame, span=span, plus=plus)
     if along_time and clip.shape[4] <= JOINED and block.in_bytes is None:
         out = torch.empty_like(clip) if out is None else out
         return out, _joined(block, clip, scales, shift, bias, out)
     if block.in_bytes is not None:
-        pictures = (batch, frames, height * width) if along_time else (batch * frames, height, width)
+        by_time = len(clip), frames, pixels_of_frame
+        shape = by_time if along_time else (len(clip) * frames, *clip.shape[2:4])
         first, second = block.in_bytes
-        hidden = _convolved_in_bytes(first, clip.view(*pictures, -1), scales)
-        sums = fused.channel_sums(hidden.view(*rows.shape[:2], -1))
-        scales = fused.affine(sums, block.norm2, rows.shape[1], span=span, plus=shift)
-        hidden = _convolved_in_bytes(second, hidden, scales).view(*clip.shape[:4], -1)
+        hidden = _convolved_in_bytes(first, [part.view(*shape, -1) for part in parts], scales)
+        sums = fused.channel_sums(hidden.view(*parts[0].shape[:2], -1))
+        scales = fused.affine(sums, block.norm2, pixels_of_frame, span=span, plus=shift)
+        hidden = _convolved_in_bytes(second, [hidden], scales).view(*clip.shape[:4], -1)
     else:
-        seen = fused.normalised(rows, scales, span=span, silu=True, out=torch.empty_like(rows))
-        hidden = _convolved(block.conv1, seen.view_as(clip), along_time=along_time)
+        seen = parts[0].new_empty(*parts[0].shape[:2], len(block.norm1.weight))
+        for part, known, place in _side_by_side(parts, scales, seen):
+            fused.normalised(part, known, span=span, silu=True, out=place)
+        hidden = _convolved(block.conv1, seen.view(*clip.shape[:4], -1), along_time=along_time)
         del seen
         fused.group_norm(_frames(hidden), block.norm2, span=span, plus=shift, silu=True, out=_frames(hidden))
         hidden = _convolved(block.conv2, hidden, along_time=along_time)
-    kept = rows
-    if block.shortcut is not None:
-        kept = (pixels(clip) @ block.shortcut.weight).view_as(_frames(hidden))
+    kept = parts[0] if block.shortcut is None else _shortened(parts, block.shortcut.weight)
     out = hidden if out is None else out
     return out, fused.add(_frames(hidden), kept, bias, _frames(out))
+
+
+def _side_by_side(
+    parts: list[Tensor], scales: fused.Scales, out: Tensor
+) -> Iterator[tuple[Tensor, fused.Scales, Tensor]]:
+    """Of each part its channels of the scales and of the result."""
+    start = 0
+    for part in parts:
+        here = slice(start, start + part.shape[-1])
+        yield part, (scales[0][:, here], scales[1][:, here]), out[..., here]
+        start = here.stop
+
+
+def _shortened(parts: list[Tensor], weight: Tensor) -> Tensor:
+    """The product of all channels, [frames, pixels, c] each, as the sum of the parts'."""
+    first, *rest = parts
+    made = pixels(first) @ weight[: first.shape[-1]]
+    start = first.shape[-1]
+    for part in rest:
+        made.addmm_(pixels(part), weight[start : start + part.shape[-1]])
+        start += part.shape[-1]
+    return made.view(*first.shape[:2], -1)
 
 
 def _joined(block: ResBlock, clip: Tensor, scales: fused.Scales, shift: Tensor, bias: Tensor, out: Tensor) -> Tensor:
@@ -123,11 +155,15 @@ def _convolved(conv: Conv, clip: Tensor, *, along_time: bool) -> Tensor:
     return as_clip(conv.product(strip(clip)), *clip.shape[1:4])
 
 
-def _convolved_in_bytes(by: Product, pictures: Tensor, scales: fused.Scales) -> Tensor:
-    """The same of numbers of one byte, after a norm and SiLU: [pictures, h, w, c] → [pictures, h, w, c']."""
-    count, height, width, channels = pictures.shape
-    framed = fused.framed(pictures, scales, silu=True, sides=by.weight.shape[1] > 3 * channels)
-    return fused.convolved(framed, by, (count, height, width), pictures.dtype)
+def _convolved_in_bytes(by: Product, parts: list[Tensor], scales: fused.Scales) -> Tensor:
+    """The same of numbers of one byte, after a norm and SiLU: [pictures, h, w, c] each → [pictures, h, w, c']."""
+    count, height, width, _ = parts[0].shape
+    channels = scales[0].shape[1]
+    sides = by.weight.shape[1] > 3 * channels
+    framed = parts[0].new_empty(count * (height + 1) * (width + sides), channels, dtype=fused.EIGHTH)
+    for part, known, place in _side_by_side(parts, scales, framed):
+        fused.framed(part, known, place, silu=True)
+    return fused.convolved(framed, by, (count, height, width), parts[0].dtype)
 
 
 def _by_products(conv: Conv, clip: Tensor) -> Tensor:
@@ -146,9 +182,10 @@ def through(
     clip: Tensor,
     shifts: tuple[Tensor, Tensor],
     constants: tuple[LayerConstants, ...],
+    skip: Tensor | None = None,
 ) -> Tensor:
-    """A ClipBlock and the transformer after it, if there is one: a new clip."""
-    clip, sums = residual(block.spatial, clip, along_time=False, shift=shifts[0])
+    """A ClipBlock of a clip, and of what skipped to it, and the transformer after it, if there is one: a new clip."""
+    clip, sums = residual(block.spatial, clip, along_time=False, skip=skip, shift=shifts[0])
     if transformer is None:
         return residual(block.temporal, clip, along_time=True, shift=shifts[1], sums=sums)[0]
     # What the transformer's last product adds to every pixel is added here, and hidden from its norm.
@@ -184,8 +221,10 @@ def each_frame(block: ResBlock, clip: Tensor, upsample: Upsample | None = None) 
     together = max(1, PIECE // (made.shape[2] * made.shape[3] * max(clip.shape[4], channels)))
     sums = []
     for seen, place in zip(torch.split(clip, together, 1), torch.split(made, together, 1), strict=True):
-        piece = seen if upsample is None else as_clip(upsample(images(seen)), *place.shape[1:4])
-        sums.append(residual(block, piece, along_time=False, out=place)[1])
+        piece, before = seen, None
+        if upsample is not None:  # its bias is no pass of its own
+            piece, before = as_clip(upsample.product(images(seen)), *place.shape[1:4]), upsample.conv.bias
+        sums.append(residual(block, piece, along_time=False, before=before, out=place)[1])
     return made, torch.cat(sums)
 
 

@@ -25,6 +25,8 @@ Tile = tuple[int, int, int, int, int, int]
 
 # Columns of a tile: 64 numbers of two bytes are a cache line.
 COLUMNS = 64
+# Numbers that one program of a layer norm has at a time, how many times, and its warps.
+NORM = 2048, 8, 4
 # Pieces in which the channels of a frame are summed up, at most.
 MOST_CHUNKS = 512
 # The quickest of those tried on an H100 at SVD's sizes, by bytes of a number.
@@ -151,6 +153,8 @@ def _apply(
     span,
     x_frame,
     out_frame,
+    out_row,
+    known_stride,
     SILU: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
@@ -160,13 +164,14 @@ def _apply(
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     here = cols < channels
     inside = (row < rows)[:, None] & here[None, :]
-    at = row[:, None].to(tl.int64) * channels + cols[None, :]
-    known = (n // span) * channels + cols
+    row = row[:, None].to(tl.int64)
+    known = (n // span) * known_stride + cols
     factor, offset = tl.load(scale + known, here, 0.0), tl.load(shift + known, here, 0.0)
-    value = tl.load(x + n * x_frame + at, inside, 0.0).to(tl.float32) * factor[None, :] + offset[None, :]
+    value = tl.load(x + n * x_frame + row * channels + cols[None, :], inside, 0.0).to(tl.float32)
+    value = value * factor[None, :] + offset[None, :]
     if SILU:
         value = value / (1 + tl.exp(-value))
-    tl.store(out + n * out_frame + at, value, inside)
+    tl.store(out + n * out_frame + row * out_row + cols[None, :], value, inside)
 
 
 @triton.jit
@@ -182,6 +187,8 @@ def _apply_framed(
     channels,
     picture_stride,
     row_stride,
+    out_row,
+    known_stride,
     factor,
     SILU: tl.constexpr,
     ROWS: tl.constexpr,
@@ -194,13 +201,13 @@ def _apply_framed(
     down, along = left // across, left % across
     inside = ((row < rows) & (down < high) & (along < width))[:, None] & here[None, :]
     at = (picture * picture_stride + down.to(tl.int64) * row_stride + along * channels)[:, None] + cols[None, :]
-    known = (picture * channels)[:, None] + cols[None, :]
+    known = (picture * known_stride)[:, None] + cols[None, :]
     value = tl.load(x + at, inside, 0.0).to(tl.float32)
     value = value * tl.load(scale + known, inside, 0.0) + tl.load(shift + known, inside, 0.0)
     if SILU:
         value = value / (1 + tl.exp(-value))
     value = tl.clamp(value * factor, -448.0, 448.0)
-    to = row[:, None].to(tl.int64) * channels + cols[None, :]
+    to = row[:, None].to(tl.int64) * out_row + cols[None, :]
     tl.store(out + to, value.to(out.dtype.element_ty), (row < rows)[:, None] & here[None, :])
 
 
@@ -243,7 +250,7 @@ def normalised(
 ) -> torch.Tensor:
     frames, rows, channels = x.shape
     grid = (triton.cdiv(channels, COLUMNS), triton.cdiv(rows, 64), frames)
-    strides = x.stride(0), out.stride(0)
+    strides = x.stride(0), out.stride(0), out.stride(1), scale.stride(0)
     _apply[grid](x, out, scale, shift, rows, channels, span, *strides, SILU=silu, ROWS=64, COLS=COLUMNS)
     return out
 
@@ -254,7 +261,7 @@ def framed(
     pictures, high, width, channels = x.shape
     across = len(out) // (pictures * (high + 1))
     grid = (triton.cdiv(channels, COLUMNS), triton.cdiv(len(out), 64))
-    sizes = len(out), high, width, across, channels, x.stride(0), x.stride(1)
+    sizes = len(out), high, width, across, channels, x.stride(0), x.stride(1), out.stride(0), scale.stride(0)
     _apply_framed[grid](x, out, scale, shift, *sizes, factor, SILU=silu, ROWS=64, COLS=COLUMNS)
     return out
 
@@ -270,7 +277,7 @@ def _layer_norm(
     bias,
     rows,
     channels,
-    pixels,
+    per,
     eps,
     share,
     spread,
@@ -281,31 +288,39 @@ def _layer_norm(
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    row, cols = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLS)
-    here = (cols < channels)[None, :]
-    inside = (row < rows)[:, None] & here
-    at = row[:, None].to(tl.int64) * channels + cols[None, :]
-    of_frame = (row // pixels)[:, None] * channels + cols[None, :]
-    value = tl.load(x + at, inside, 0.0).to(tl.float32)
-    if MIX:
-        mixed = share * value + (1 - share) * tl.load(y + at, inside, 0.0).to(tl.float32)
-        tl.store(y + at, mixed + tl.load(blend + of_frame, inside, 0.0), inside)
-    if ADD:
-        value += tl.load(y + at, inside, 0.0).to(tl.float32)
+    frame, cols = tl.program_id(1), tl.arange(0, COLS)
+    here = cols < channels
+    # Read once for all rows of this program, which are of one frame.
+    table, mixed_in = tl.zeros([COLS], tl.float32), tl.zeros([COLS], tl.float32)
     if PLUS:
-        value += tl.load(plus + of_frame, inside, 0.0)
-    if ADD:
-        tl.store(y + at, value, inside)
-    mean = tl.sum(value, 1)[:, None] / channels
-    centred = tl.where(here, value - mean, 0.0)
-    made = centred / tl.sqrt(tl.sum(centred * centred, 1)[:, None] / channels + eps)
-    if BARE:
-        made *= spread
-    else:
-        on = cols < channels
-        made = made * tl.load(weight + cols, on, 0.0).to(tl.float32)[None, :]
-        made += tl.load(bias + cols, on, 0.0).to(tl.float32)[None, :]
-    tl.store(out + at, made.to(out.dtype.element_ty), inside)
+        table = tl.load(plus + frame * channels + cols, here, 0.0)
+    if MIX:
+        mixed_in = tl.load(blend + frame * channels + cols, here, 0.0)
+    if not BARE:
+        factor = tl.load(weight + cols, here, 0.0).to(tl.float32)[None, :]
+        offset = tl.load(bias + cols, here, 0.0).to(tl.float32)[None, :]
+    for start in range(0, per, ROWS):
+        row = tl.program_id(0) * per + start + tl.arange(0, ROWS)
+        inside = (row < rows)[:, None] & here[None, :]
+        at = (frame.to(tl.int64) * rows + row)[:, None] * channels + cols[None, :]
+        value = tl.load(x + at, inside, 0.0).to(tl.float32)
+        if MIX:
+            mixed = share * value + (1 - share) * tl.load(y + at, inside, 0.0).to(tl.float32)
+            tl.store(y + at, mixed + mixed_in[None, :], inside)
+        if ADD:
+            value += tl.load(y + at, inside, 0.0).to(tl.float32)
+        if PLUS:
+            value += table[None, :]
+        if ADD:
+            tl.store(y + at, value, inside)
+        mean = tl.sum(value, 1)[:, None] / channels
+        centred = tl.where(here[None, :], value - mean, 0.0)
+        made = centred / tl.sqrt(tl.sum(centred * centred, 1)[:, None] / channels + eps)
+        if BARE:
+            made *= spread
+        else:
+            made = made * factor + offset
+        tl.store(out + at, made.to(out.dtype.element_ty), inside)
 
 
 def layer_norm(
@@ -320,12 +335,15 @@ def layer_norm(
     share: float = 0.0,
     spread: float | None = None,
 ) -> torch.Tensor:
-    rows, channels = x.shape
+    channels = x.shape[1]
+    frames = 1 if plus is None else len(plus)
+    rows = len(x) // frames
     out = torch.empty_like(x, dtype=x.dtype if spread is None else EIGHTH)
     cols = triton.next_power_of_2(channels)
-    height = max(1, 2048 // cols)
+    together, turns, warps = NORM
+    height = max(1, together // cols)
     other = x if add_to is None else add_to
-    _layer_norm[(triton.cdiv(rows, height),)](
+    _layer_norm[triton.cdiv(rows, turns * height), frames](
         x,
         other if mix_into is None else mix_into,
         weight if plus is None else plus,
@@ -335,7 +353,7 @@ def layer_norm(
         bias,
         rows,
         channels,
-        rows if plus is None else rows // len(plus),
+        turns * height,
         eps,
         share,
         spread or 1.0,
@@ -345,6 +363,7 @@ def layer_norm(
         BARE=spread is not None,
         ROWS=height,
         COLS=cols,
+        num_warps=warps,
     )
     return out
 

@@ -302,6 +302,10 @@ class Upsample:
             return self.conv(F.interpolate(x, size, mode="nearest"))
         return F.conv_transpose2d(x, self.joined, self.conv.bias, stride=2, padding=1)
 
+    def product(self, x: Tensor) -> Tensor:
+        """[n, c, h, w] → [n, c, 2h, 2w], without the bias, for who adds it later."""
+        return F.conv_transpose2d(x, self.joined, None, stride=2, padding=1)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ResBlock:

@@ -152,7 +152,7 @@ class FastUNet:
             clip = _through(block, transformer, clip, shifts, layers)
         for level in self.up:
             for block, transformer in level.blocks:
-                clip = _through(block, transformer, torch.cat([clip, skips.pop()], -1), shifts, layers)
+                clip = _through(block, transformer, clip, shifts, layers, skips.pop())
             if isinstance(level.after, Upsample):
                 clip = _resized(clip, level.after(images(clip), (skips[-1].shape[2], skips[-1].shape[3])))
         out = self.conv_out(self.norm_out.silu(images(clip)))[:, : self.channels]
@@ -177,10 +177,13 @@ def _through(
     clip: Tensor,
     shifts: Iterator[Shifts],
     layers: Iterator[tuple[LayerConstants, ...]],
+    skip: Tensor | None = None,
 ) -> Tensor:
     """A new clip; what comes stays as it is, for it may be needed on the way up."""
     if gpu.suits(clip):
-        return gpu.through(block, transformer, clip, next(shifts), next(layers) if transformer else ())
+        return gpu.through(block, transformer, clip, next(shifts), next(layers) if transformer else (), skip)
+    if skip is not None:
+        clip = torch.cat([clip, skip], -1)
     clip = block(clip, next(shifts))
     if transformer is not None:
         transformer(clip, next(layers))
