@@ -145,7 +145,7 @@ class Bench:
         eighths = (rows * fused.SPREAD).to(fused.EIGHTH)
         conv = layers.Product.in_bytes(new(channels, 9 * channels))
         framed = eighths.new_empty(frames * (high + 1) * (pixels // high + 1), channels)
-        by_time, factors = new(channels, 3 * channels) * channels**-0.5, (every[:2], every[2:4])
+        by_time = layers.Product(new(channels, 3 * channels) * channels**-0.5)
         wide = new(2, 1, pixels, 512)
 
         def plain_frame_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -182,7 +182,7 @@ class Bench:
                     fused.framed(pictures, (every, every), framed, silu=True), conv, pictures.shape[:3], self.dtype
                 ),
             ),
-            "along_time": (fused.plain_along_time, lambda f: f(x, factors, by_time)[0]),
+            "along_time": (fused.plain_along_time, lambda f: f(x, by_time, frames // 2, self.dtype)[0]),
             "time_attention": (fused.plain_time_attention, lambda f: f(qkv)),
             "frame_attention": (
                 plain_frame_attention,

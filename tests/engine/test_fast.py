@@ -177,17 +177,12 @@ def test_half_precision_is_no_further_from_the_truth_than_diffusers(exact: Model
 @pytest.mark.parametrize("size", [(16, 8), (9, 11), (1, 16)])
 @pytest.mark.parametrize("clips", [1, 2])
 @pytest.mark.parametrize("guided", [False, True], ids=["alone", "guided"])
-@pytest.mark.parametrize("along_time", ["joined", "whole", "by products"])
 @torch.no_grad()
 def test_a_gpus_order_of_work_gives_the_same(
-    exact: Models, size: tuple[int, int], clips: int, guided: bool, along_time: str, monkeypatch: pytest.MonkeyPatch
+    exact: Models, size: tuple[int, int], clips: int, guided: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpu, "suits", lambda _: True)
-    monkeypatch.setattr(gpu, "PIECE", 2**14)  # so that the decoder has several
-    if along_time != "joined":
-        monkeypatch.setattr(gpu, "JOINED", 0)
-    if along_time == "by products":
-        monkeypatch.setattr(gpu, "BY_PRODUCTS", 1)
+    monkeypatch.setattr(gpu, "PIECE", 2**14)  # so that there are several
     given = conditions(exact, clips=clips, frames=3, size=size)
     given["time_ids"][-1] = torch.tensor([29.0, 5.0, 0.5])
     given = as_guided(given) if guided else given

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from kinema.engine import generate
-from kinema.engine.fast import FastDecoder, FastUNet, fused
+from kinema.engine.fast import FastDecoder, FastUNet, fused, gpu
 from kinema.engine.fast.graphs import Replayed
-from kinema.engine.fast.layers import GroupNorm, LayerNorm, Product
+from kinema.engine.fast.layers import GroupNorm, LayerNorm, Product, ResBlock
 from kinema.media.still import open_still
 from kinema.models.loading import Models, load
 from kinema.values import VideoRequest
@@ -73,12 +73,15 @@ def test_group_norm(shape: tuple[int, int, int], span: int, plus: int | None) ->
     for silu in (False, True):
         true = fused.plain_normalised(x, true_scales, span=span, silu=silu, out=torch.empty_like(x))
         out = torch.full_like(x, torch.nan)
-        assert error(kernels.normalised(x, *scales, span, out, silu=silu), true) <= ROUNDING
+        assert error(kernels.normalised(x, *scales, span, out, 1.0, silu=silu), true) <= ROUNDING
         band, place = x[:, 5:20], out.fill_(torch.nan)[:, 5:20]
-        assert error(kernels.normalised(band, *scales, span, place, silu=silu), true[:, 5:20]) <= ROUNDING
+        assert error(kernels.normalised(band, *scales, span, place, 1.0, silu=silu), true[:, 5:20]) <= ROUNDING
         half = torch.full_like(x.repeat(1, 1, 2), torch.nan)
         known = [each.repeat(1, 2)[:, channels:] for each in scales]
-        assert error(kernels.normalised(x, *known, span, half[..., channels:], silu=silu), true) <= ROUNDING
+        assert error(kernels.normalised(x, *known, span, half[..., channels:], 1.0, silu=silu), true) <= ROUNDING
+    eighths = torch.empty_like(x, dtype=fused.EIGHTH)
+    true = fused.plain_normalised(x, true_scales, span=span, out=eighths.clone())
+    assert error(kernels.normalised(x, *scales, span, eighths, fused.SPREAD, silu=False), true) <= ONE_BYTE
 
 
 @kernels_run
@@ -155,14 +158,13 @@ def test_products(rows: int, depth: int, inner: int, lasting: int) -> None:
 
 
 @kernels_run
-@pytest.mark.parametrize("sides", [True, False], ids=["within frames", "along time"])
-def test_convolutions_of_one_byte(*, sides: bool) -> None:
+def test_convolutions_of_one_byte() -> None:
     from kinema.engine.fast import kernels
 
     pictures, high, width, channels, out_channels = 3, 5, 7, 32, 48
     x = noise(pictures, high, width, channels)
     scales = noise(pictures, channels, dtype=torch.float32), noise(pictures, channels, 1, dtype=torch.float32)[..., 0]
-    shape = pictures * (high + 1) * (width + sides), channels
+    shape = pictures * (high + 1) * (width + 1), channels
     true = fused.plain_framed(x, scales, x.new_empty(shape, dtype=fused.EIGHTH), silu=True)
     seen = kernels.framed(x, *scales, torch.full_like(true, torch.nan), fused.SPREAD, silu=True)
     assert error(seen, true) <= ONE_BYTE
@@ -171,7 +173,7 @@ def test_convolutions_of_one_byte(*, sides: bool) -> None:
         x, *(each.repeat(1, 2)[:, channels:] for each in scales), half[:, channels:], fused.SPREAD, silu=True
     )
     assert torch.equal(half[:, channels:].contiguous(), seen)
-    by = Product.in_bytes(noise(out_channels, (9 if sides else 3) * channels) * channels**-0.5)
+    by = Product.in_bytes(noise(out_channels, 9 * channels) * channels**-0.5)
     true = fused.plain_convolved(seen, by, (pictures, high, width), HALF)
     ours = kernels.convolution(seen, by.weight, by.scale, torch.full_like(true, torch.nan), tile=(*TILE, 0))
     assert error(ours, true) <= ROUNDING
@@ -180,24 +182,53 @@ def test_convolutions_of_one_byte(*, sides: bool) -> None:
 @kernels_run
 @pytest.mark.parametrize(("clips", "frames"), [(1, 1), (1, 4), (2, 3)])
 @pytest.mark.parametrize(("pixels", "channels", "out_channels"), [(70, 96, 80), (33, 32, 64)])
-def test_convolutions_along_time_in_one_with_their_norms(
-    clips: int, frames: int, pixels: int, channels: int, out_channels: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("in_bytes", [False, True], ids=["two bytes", "one byte"])
+def test_convolutions_along_time(
+    clips: int, frames: int, pixels: int, channels: int, out_channels: int, *, in_bytes: bool
 ) -> None:
     from kinema.engine.fast import kernels
 
     x, weight = noise(clips * frames, pixels, channels), noise(out_channels, 3 * channels) * channels**-0.5
-    scales = noise(clips, channels, dtype=torch.float32), noise(clips, channels, 1, dtype=torch.float32)[..., 0]
-    kept, bias = noise(clips * frames, pixels, out_channels), noise(out_channels, dtype=torch.float32)
-    for most, given in ((1, {}), (512, {"kept": kept, "bias": bias})):
-        monkeypatch.setattr(kernels, "MOST_CHUNKS", most)
-        out = torch.full_like(kept, torch.nan)
-        sums = kernels.along_time(x, *scales, weight, given.get("kept"), given.get("bias"), out, tile=(*TILE, 0))
-        true, true_sums = fused.plain_along_time(x.float(), scales, weight.float(), **given)
+    by = Product.in_bytes(weight) if in_bytes else Product(weight)
+    x = (x * fused.SPREAD).to(fused.EIGHTH) if in_bytes else x
+    exact = Product(by.weight.float(), scale=by.scale)
+    wide = noise(clips * frames, pixels + 9, out_channels)
+    kept, bias = wide[:, 5:-4], noise(out_channels, dtype=torch.float32)  # a band of it
+
+    def ours(out: torch.Tensor, **adding: torch.Tensor) -> torch.Tensor:
+        given = by.weight, by.scale, frames, adding.get("kept"), adding.get("bias"), out
+        return kernels.along_time(x, *given, tile=(*TILE, 0))
+
+    for adding in ({}, {"kept": kept, "bias": bias}):
+        out = torch.full_like(wide, torch.nan)[:, 5:-4]
+        sums = ours(out, **adding)
+        true, true_sums = fused.plain_along_time(x.float(), exact, frames, torch.float32, **adding)
         assert error(out, true) <= ROUNDING
         assert error(sums.sum(1), true_sums.sum(1)) <= ROUNDING
-    place = kept.clone()
-    kernels.along_time(x, *scales, weight, place, bias, place, tile=(*TILE, 0))
-    assert torch.equal(place, out)
+    ours(kept, kept=kept, bias=bias)
+    assert torch.equal(kept, out)
+
+
+@kernels_run
+@pytest.mark.parametrize("clips", [1, 2])
+@pytest.mark.parametrize("in_bytes", [False, True], ids=["two bytes", "one byte"])
+def test_a_block_along_time_goes_in_bands(
+    models: Models, clips: int, monkeypatch: pytest.MonkeyPatch, *, in_bytes: bool
+) -> None:
+    """As in plain torch and in one piece; a tile of the size that is taken on a GPU has many rows too many here."""
+    module = deepcopy(models.unet.down_blocks[0].resnets[0].temporal_res_block).to(DEVICE, HALF)
+    block = ResBlock.of(module, in_bytes=in_bytes)
+    clip = noise(clips, 3, 5, 13, block.conv1.weight.shape[1])
+    monkeypatch.setattr(fused, "multiplies", lambda _: False)
+    monkeypatch.setattr(fused, "has_kernels", lambda _: False)
+    true, true_sums = gpu.temporal(block, clip)
+    monkeypatch.setattr(fused, "has_kernels", lambda _: True)
+    monkeypatch.setattr(fused, "multiplies", lambda _: True)
+    monkeypatch.setattr(gpu, "PIECE", clip.numel() // 4)
+    out, sums = gpu.temporal(block, clip, out=clip)
+    assert out is clip
+    assert error(out, true) <= (ONE_BYTE if in_bytes else ROUNDING)
+    assert error(sums.sum(1), true_sums.sum(1)) <= (ONE_BYTE if in_bytes else ROUNDING)
 
 
 @kernels_run
@@ -208,6 +239,18 @@ def test_time_attention(frames: int, depth: int) -> None:
 
     qkv = noise(2, frames, 6, 3, 3, depth)
     assert error(kernels.time_attention(qkv), fused.plain_time_attention(qkv.double())) <= ROUNDING
+
+
+@kernels_run
+@pytest.mark.parametrize("cols", [130, 256])
+def test_softmax(cols: int) -> None:
+    from kinema.engine.fast import kernels
+
+    scores = noise(70, cols, dtype=torch.float32) * 9
+    out = torch.full_like(scores, torch.nan, dtype=HALF)
+    assert (
+        error(kernels.softmax(scores, 0.3, out), fused.plain_softmax(scores.double(), 0.3, torch.float64)) <= ROUNDING
+    )
 
 
 @on_cuda

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from kinema.engine.forwards import decoder_of
@@ -68,4 +67,5 @@ def _to_uint8(decoded: torch.Tensor) -> Frames:
     if not decoded.isfinite().all():
         raise NotFinite
     scaled = (decoded.float() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
-    return np.ascontiguousarray(scaled.permute(0, 2, 3, 1).cpu().numpy())
+    frames: Frames = scaled.permute(0, 2, 3, 1).contiguous().cpu().numpy()  # in order on the device, which is quick
+    return frames

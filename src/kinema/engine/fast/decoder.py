@@ -127,7 +127,7 @@ def _moved(block: ClipBlock, x: Tensor, sums: Tensor | None) -> Tensor:
     """The temporal half, in place."""
     if gpu.suits(x):
         clip = _clip(x)
-        gpu.residual(block.temporal, clip, along_time=True, sums=sums, out=clip)
+        gpu.temporal(block.temporal, clip, sums=sums, out=clip)
     else:
         block.move(_clip(x))
     return x

@@ -150,11 +150,14 @@ def plain_affine(sums: Tensor, norm: GroupNorm, pixels: int, *, span: int = 1, p
 
 
 def normalised(x: Tensor, scales: Scales, *, span: int = 1, silu: bool = False, out: Tensor) -> Tensor:
-    """x, [frames, pixels, c], by a norm's `affine`, into `out`, which may be x."""
+    """x, [frames, pixels, c], by a norm's `affine`, into `out`, which may be x.
+
+    If `out` is of numbers of one byte, they are multiplied by `SPREAD`.
+    """
     if has_kernels(x):
         from kinema.engine.fast import kernels
 
-        return kernels.normalised(x, *scales, span, out, silu=silu)
+        return kernels.normalised(x, *scales, span, out, SPREAD, silu=silu)
     return plain_normalised(x, scales, span=span, silu=silu, out=out)
 
 
@@ -162,7 +165,8 @@ def plain_normalised(x: Tensor, scales: Scales, *, span: int = 1, silu: bool = F
     """In two passes."""
     scale, shift = (each.repeat_interleave(span, 0)[:, None] for each in scales)
     value = wide(x) * scale + shift
-    return out.copy_(F.silu(value) if silu else value)
+    value = F.silu(value) if silu else value
+    return out.copy_((value * SPREAD).clamp(-LARGEST, LARGEST) if out.dtype == EIGHTH else value)
 
 
 def framed(x: Tensor, scales: Scales, out: Tensor, *, silu: bool) -> Tensor:
@@ -171,9 +175,9 @@ def framed(x: Tensor, scales: Scales, out: Tensor, *, silu: bool) -> Tensor:
     Args:
         x: [pictures, h, w, c], whose last two axes lie together in memory.
         scales: Of each picture.
-        out: [rows of all pictures, c], of one byte: each picture with a row of zeros below it, and each row with
-            a zero after it where `out` is that long. What lies above a picture is the row below the one before, and
-            what lies left the row before's end.
+        out: [rows of all pictures, c], numbers of one byte: each picture with a row of zeros below it, and each row
+            with a zero after it. What lies above a picture is the row below the one before; left of a row lies the
+            zero of the row before.
         silu: Whether the result is activated.
     """
     if has_kernels(x):
@@ -185,13 +189,10 @@ def framed(x: Tensor, scales: Scales, out: Tensor, *, silu: bool) -> Tensor:
 
 def plain_framed(x: Tensor, scales: Scales, out: Tensor, *, silu: bool) -> Tensor:
     """In several passes."""
-    pictures, high, width, _ = x.shape
     scale, shift = (each[:, None, None] for each in scales)
     value = wide(x) * scale + shift
     value = (F.silu(value) if silu else value) * SPREAD
-    across = len(out) // (pictures * (high + 1))
-    padded = F.pad(value.clamp(-LARGEST, LARGEST), (0, 0, 0, across - width, 0, 1))
-    return out.copy_(padded.reshape(out.shape))
+    return out.copy_(F.pad(value.clamp(-LARGEST, LARGEST), (0, 0, 0, 1, 0, 1)).reshape(out.shape))
 
 
 def layer_norm(x: Tensor, norm: LayerNorm, plus: Tensor | None = None, *, bare: bool = False) -> Tensor:
@@ -312,11 +313,11 @@ def add_product(out: Tensor, x: Tensor, by: Product) -> Tensor:
 
 
 def convolved(x: Tensor, by: Product, shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
-    """A convolution of kernel 3×3, or 3×1, of what `framed` gave.
+    """A convolution of kernel 3×3 of what `framed` gave.
 
     Args:
         x: [rows, c], numbers of one byte.
-        by: Its weight [out, 3 · 3 · c] or [out, 3 · c], numbers of one byte.
+        by: Its weight [out, 3 · 3 · c], numbers of one byte.
         shape: Pictures, height and width without the frame.
         dtype: Of the result.
 
@@ -335,29 +336,30 @@ def plain_convolved(x: Tensor, by: Product, shape: tuple[int, int, int], dtype: 
     """By torch's own, in float32."""
     pictures, high, width = shape
     channels = x.shape[1]
-    across = len(x) // (pictures * (high + 1))
-    seen = wide(x).view(pictures, high + 1, across, channels)[:, :high, :width].permute(0, 3, 1, 2)
-    weight = wide(by.weight).view(len(by.weight), 3, -1, channels).permute(0, 3, 1, 2)
-    made = F.conv2d(seen, weight, None, 1, (1, weight.shape[3] // 2)).permute(0, 2, 3, 1)
+    seen = wide(x).view(pictures, high + 1, width + 1, channels)[:, :high, :width].permute(0, 3, 1, 2)
+    weight = wide(by.weight).view(len(by.weight), 3, 3, channels).permute(0, 3, 1, 2)
+    made = F.conv2d(seen, weight, None, 1, 1).permute(0, 2, 3, 1)
     assert by.scale is not None
     return (made * by.scale).to(dtype).contiguous()
 
 
 def along_time(
     x: Tensor,
-    scales: Scales,
-    weight: Tensor,
+    by: Product,
+    span: int,
+    dtype: torch.dtype,
     *,
     kept: Tensor | None = None,
     bias: Tensor | None = None,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """A convolution along time of what a norm and SiLU make of clips, in one pass with both.
+    """A convolution along time of kernel 3.
 
     Args:
         x: [frames of all clips, pixels, c].
-        scales: `affine` of the norm, [clips, c].
-        weight: [out, 3 · c].
+        by: Its weight, [out, 3 · c].
+        span: Frames of a clip.
+        dtype: Of the result.
         kept: What is added to the result, [frames of all clips, pixels, out], and with it
         bias: [out].
         out: Where the result goes, which may be `kept`; else a new tensor.
@@ -365,34 +367,36 @@ def along_time(
     Returns:
         The result, and its `channel_sums`.
     """
-    if has_kernels(x):
+    if has_kernels(x) and multiplies(x.device):
         from kinema.engine.fast import kernels
 
-        out = x.new_empty(*x.shape[:2], len(weight)) if out is None else out
-        return out, kernels.along_time(x, *scales, weight, kept, bias, out)
-    return plain_along_time(x, scales, weight, kept=kept, bias=bias, out=out)
+        out = x.new_empty(*x.shape[:2], len(by.weight), dtype=dtype) if out is None else out
+        return out, kernels.along_time(x, by.weight, by.scale, span, kept, bias, out)
+    return plain_along_time(x, by, span, dtype, kept=kept, bias=bias, out=out)
 
 
 def plain_along_time(
     x: Tensor,
-    scales: Scales,
-    weight: Tensor,
+    by: Product,
+    span: int,
+    dtype: torch.dtype,
     *,
     kept: Tensor | None = None,
     bias: Tensor | None = None,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """In several passes."""
-    span, channels = len(x) // len(scales[0]), x.shape[2]
-    seen = plain_normalised(x, scales, span=span, silu=True, out=torch.empty_like(x))
-    strips = seen.view(-1, span, *x.shape[1:]).permute(0, 3, 1, 2)
-    made = F.conv2d(strips, weight.view(-1, 3, channels).transpose(1, 2)[..., None], None, 1, (1, 0))
-    made = made.permute(0, 2, 3, 1).reshape(*x.shape[:2], -1)
+    """By torch's own, and then another pass."""
+    _, pixels, channels = x.shape
+    seen, weight = (wide(x), wide(by.weight)) if x.dtype == EIGHTH else (x, by.weight)
+    strips = seen.view(-1, span, pixels, channels).permute(0, 3, 1, 2)
+    weight = weight.view(len(weight), 3, 1, channels).permute(0, 3, 1, 2)
+    made = F.conv2d(strips, weight, None, 1, (1, 0)).permute(0, 2, 3, 1).reshape(len(x), pixels, -1)
+    made = made if by.scale is None else made * by.scale
     if kept is None or bias is None:
-        out = made if out is None else out.copy_(made)
-        return out, plain_channel_sums(out)
-    out = made if out is None else out
-    return out, plain_add(made, kept, bias, out)
+        made = made.to(dtype) if out is None else out.copy_(made)
+        return made, channel_sums(made)
+    out = made.to(dtype) if out is None else out
+    return out, add(made.to(dtype), kept, bias, out)
 
 
 def time_attention(qkv: Tensor) -> Tensor:
@@ -425,5 +429,18 @@ def frame_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def _written_out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention of one frame and head, [pixels, d] each, by two products, with scores in float32."""
-    scores = torch.mm(q, k.t(), out_dtype=torch.float32)
-    return torch.softmax(scores.mul_(q.shape[-1] ** -0.5), -1, dtype=torch.float32).to(v.dtype) @ v
+    return softmax(torch.mm(q, k.t(), out_dtype=torch.float32), q.shape[-1] ** -0.5, v.dtype) @ v
+
+
+def softmax(scores: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    """Of each row of scale · scores, float32 [rows, cols], in an arithmetic."""
+    if placement.has_kernels(scores.device, dtype):
+        from kinema.engine.fast import kernels
+
+        return kernels.softmax(scores, scale, scores.new_empty(scores.shape, dtype=dtype))
+    return plain_softmax(scores, scale, dtype)
+
+
+def plain_softmax(scores: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    """In three passes."""
+    return torch.softmax(scores * scale, -1).to(dtype)

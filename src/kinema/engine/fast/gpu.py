@@ -14,22 +14,18 @@ from typing import TYPE_CHECKING
 import torch
 
 from kinema.engine.fast import fused
-from kinema.engine.fast.layers import Product, as_clip, at_least_float32, images, pixels, strip
+from kinema.engine.fast.layers import Product, as_clip, at_least_float32, images, pixels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import Tensor
 
-    from kinema.engine.fast.layers import ClipBlock, Conv, FeedForward, ResBlock, SelfAttention, Upsample
+    from kinema.engine.fast.layers import ClipBlock, FeedForward, ResBlock, SelfAttention, Upsample
     from kinema.engine.fast.transformer import Layer, LayerConstants, Transformer
 
-# Numbers in the frames that the decoder works on together: half a gigabyte in half precision.
+# Numbers that the decoder works on together: half a gigabyte in half precision.
 PIECE = 2**28
-# Channels up to which a convolution along time is quicker in one with its norm.
-JOINED = 256
-# Channels from which a convolution along time is quicker as three products.
-BY_PRODUCTS = 640
 
 
 def suits(x: Tensor) -> bool:
@@ -42,68 +38,107 @@ def few_frames(frames: Tensor) -> tuple[Tensor, ...]:
     return torch.split(frames, max(1, PIECE // frames[0].numel()))
 
 
-def residual(
+def spatial(
     block: ResBlock,
     clip: Tensor,
     *,
-    along_time: bool,
     skip: Tensor | None = None,
     before: Tensor | None = None,
+    shift: Tensor | None = None,
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """A ResBlock on frames, which changes nothing but `out`.
+
+    Args:
+        block: Its weights.
+        clip: [b, f, h, w, c].
+        skip: [b, f, h, w, c''], channels that come after the clip's: the two are never joined but by the norm.
+        before: [c], what has yet to be added to the clip.
+        shift: [1 or b, c'], the first convolution's bias with the time embedding in it.
+        out: Where the result goes, which may be the clip; else a new tensor.
+
+    Returns:
+        The result, [b, f, h, w, c'], and its `channel_sums`.
+    """
+    size = clip.shape[:4]
+    parts = [_frames(clip)] if skip is None else [_frames(clip), _frames(skip)]
+    shift = block.conv1.bias[None] if shift is None else shift
+    if len(shift) > 1:
+        shift = shift.repeat_interleave(size[1], 0)
+    bias, plus = block.bias, None
+    if before is not None:
+        plus = before[None]
+        bias = bias + (before if block.shortcut is None else before @ block.shortcut.weight)
+    sums = torch.cat([fused.channel_sums(part) for part in parts], -1)
+    scales = fused.affine(sums, block.norm1, parts[0].shape[1], plus=plus)
+    if block.in_bytes is not None:
+        pictures = [part.view(-1, *size[2:], part.shape[-1]) for part in parts]
+        first, second = block.in_bytes
+        hidden = _convolved_in_bytes(first, pictures, scales)
+        scales = fused.affine(fused.channel_sums(hidden.flatten(1, 2)), block.norm2, parts[0].shape[1], plus=shift)
+        hidden = _convolved_in_bytes(second, [hidden], scales).flatten(1, 2)
+    else:
+        seen = parts[0].new_empty(*parts[0].shape[:2], len(block.norm1.weight))
+        for part, known, place in _side_by_side(parts, scales, seen):
+            fused.normalised(part, known, silu=True, out=place)
+        hidden = _frames(as_clip(block.conv1.product(images(seen.view(*size, -1))), *size[1:]))
+        del seen
+        fused.group_norm(hidden, block.norm2, plus=shift, silu=True, out=hidden)
+        hidden = _frames(as_clip(block.conv2.product(images(hidden.view(*size, -1))), *size[1:]))
+    kept = parts[0] if block.shortcut is None else _shortened(parts, block.shortcut.weight)
+    out = hidden.view(*size, -1) if out is None else out
+    return out, fused.add(hidden, kept, bias, _frames(out))
+
+
+def temporal(
+    block: ResBlock,
+    clip: Tensor,
+    *,
     shift: Tensor | None = None,
     sums: Tensor | None = None,
     more: Tensor | None = None,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """A ResBlock on frames or along time, which changes nothing but `out`.
+    """A ResBlock along time, without shortcut, which changes nothing but `out`.
+
+    Time is all that it sees but for its norms, and these need sums alone. So it goes through a large clip in bands of
+    pixels, all frames of each, and beside the clip there is only what lies between the two convolutions.
 
     Args:
         block: Its weights.
         clip: [b, f, h, w, c].
-        along_time: Whether the convolutions see time.
-        skip: [b, f, h, w, c''], channels that come after the clip's: the two are never joined but by the norm.
-        before: [c], what has yet to be added to the clip.
-        shift: [1 or b, c'], the first convolution's bias with the time embedding in it.
+        shift: [1 or b, c], the first convolution's bias with the time embedding in it.
         sums: `channel_sums` of the clip's frames, where they are known.
-        more: [c'], added to every pixel of the result as well.
+        more: [c], added to every pixel of the result as well.
         out: Where the result goes, which may be the clip; else a new tensor.
 
     Returns:
-        The result, [b, f, h, w, c'], and its sums.
+        The result, [b, f, h, w, c], and its `channel_sums`.
     """
-    frames = clip.shape[1]
-    span = frames if along_time else 1
-    parts = [_frames(clip)] if skip is None else [_frames(clip), _frames(skip)]
+    out = torch.empty_like(clip) if out is None else out
+    rows, places, span = _frames(clip), _frames(out), clip.shape[1]
     shift = block.conv1.bias[None] if shift is None else shift
-    if len(shift) > 1 and not along_time:
-        shift = shift.repeat_interleave(frames, 0)
     bias = block.bias if more is None else block.bias + more
-    if before is not None:
-        bias = bias + (before if block.shortcut is None else before @ block.shortcut.weight)
-    sums = torch.cat([fused.channel_sums(part) for part in parts], -1) if sums is None else sums
-    pixels_of_frame, plus = parts[0].shape[1], None if before is None else before[None]
-    scales = fused.affine(sums, block.norm1, pixels_of_frame, span=span, plus=plus)
-    if along_time and clip.shape[4] <= JOINED and block.in_bytes is None:
-        out = torch.empty_like(clip) if out is None else out
-        return out, _joined(block, clip, scales, shift, bias, out)
-    if block.in_bytes is not None:
-        by_time = len(clip), frames, pixels_of_frame
-        shape = by_time if along_time else (len(clip) * frames, *clip.shape[2:4])
-        first, second = block.in_bytes
-        hidden = _convolved_in_bytes(first, [part.view(*shape, -1) for part in parts], scales)
-        sums = fused.channel_sums(hidden.view(*parts[0].shape[:2], -1))
-        scales = fused.affine(sums, block.norm2, pixels_of_frame, span=span, plus=shift)
-        hidden = _convolved_in_bytes(second, [hidden], scales).view(*clip.shape[:4], -1)
-    else:
-        seen = parts[0].new_empty(*parts[0].shape[:2], len(block.norm1.weight))
-        for part, known, place in _side_by_side(parts, scales, seen):
-            fused.normalised(part, known, span=span, silu=True, out=place)
-        hidden = _convolved(block.conv1, seen.view(*clip.shape[:4], -1), along_time=along_time)
-        del seen
-        fused.group_norm(_frames(hidden), block.norm2, span=span, plus=shift, silu=True, out=_frames(hidden))
-        hidden = _convolved(block.conv2, hidden, along_time=along_time)
-    kept = parts[0] if block.shortcut is None else _shortened(parts, block.shortcut.weight)
-    out = hidden if out is None else out
-    return out, fused.add(_frames(hidden), kept, bias, _frames(out))
+    first, second = block.in_bytes or (Product(conv.weight.permute(0, 2, 3, 1).flatten(1)) for conv in block.convs)
+    bands = range(0, rows.shape[1], max(1, PIECE // (len(rows) * rows.shape[2])))
+    scales = fused.affine(fused.channel_sums(rows) if sums is None else sums, block.norm1, rows.shape[1], span=span)
+    hidden, found = [], []
+    for start in bands:
+        band = rows[:, start : start + bands.step]
+        seen = band.new_empty(band.shape, dtype=first.weight.dtype)
+        fused.normalised(band, scales, span=span, silu=True, out=seen)
+        made, sums = fused.along_time(seen, first, span, band.dtype)
+        hidden.append(made)
+        found.append(sums)
+    scales = fused.affine(torch.cat(found, 1), block.norm2, rows.shape[1], span=span, plus=shift)
+    found = []
+    for start in bands:
+        band, here = hidden.pop(0), slice(start, start + bands.step)
+        seen = band if band.dtype == second.weight.dtype else torch.empty_like(band, dtype=second.weight.dtype)
+        fused.normalised(band, scales, span=span, silu=True, out=seen)
+        adding = {"kept": rows[:, here], "bias": bias, "out": places[:, here]}
+        found.append(fused.along_time(seen, second, span, band.dtype, **adding)[1])
+    return out, torch.cat(found, 1)
 
 
 def _side_by_side(
@@ -128,52 +163,18 @@ def _shortened(parts: list[Tensor], weight: Tensor) -> Tensor:
     return made.view(*first.shape[:2], -1)
 
 
-def _joined(block: ResBlock, clip: Tensor, scales: fused.Scales, shift: Tensor, bias: Tensor, out: Tensor) -> Tensor:
-    """A ResBlock along time without shortcut, into `out`, by convolutions that are one with their norms.
-
-    Returns:
-        The sums of the result.
-    """
-    rows, frames = _frames(clip), clip.shape[1]
-    first, second = (conv.weight.permute(0, 2, 3, 1).flatten(1) for conv in (block.conv1, block.conv2))
-    hidden, sums = fused.along_time(rows, scales, first)
-    scales = fused.affine(sums, block.norm2, rows.shape[1], span=frames, plus=shift)
-    return fused.along_time(hidden, scales, second, kept=rows, bias=bias, out=_frames(out))[1]
-
-
 def _frames(clip: Tensor) -> Tensor:
     """[b, f, h, w, c] → [frames of all clips, h·w, c]."""
     return clip.view(-1, clip.shape[2] * clip.shape[3], clip.shape[4])
 
 
-def _convolved(conv: Conv, clip: Tensor, *, along_time: bool) -> Tensor:
-    """Of frames or along time, without its bias, at the same size."""
-    if not along_time:
-        return as_clip(conv.product(images(clip)), *clip.shape[1:4])
-    if clip.shape[-1] >= BY_PRODUCTS:
-        return _by_products(conv, clip)
-    return as_clip(conv.product(strip(clip)), *clip.shape[1:4])
-
-
 def _convolved_in_bytes(by: Product, parts: list[Tensor], scales: fused.Scales) -> Tensor:
-    """The same of numbers of one byte, after a norm and SiLU: [pictures, h, w, c] each → [pictures, h, w, c']."""
+    """After a norm and SiLU, by numbers of one byte: [pictures, h, w, c] each → [pictures, h, w, c']."""
     count, height, width, _ = parts[0].shape
-    channels = scales[0].shape[1]
-    sides = by.weight.shape[1] > 3 * channels
-    framed = parts[0].new_empty(count * (height + 1) * (width + sides), channels, dtype=fused.EIGHTH)
+    framed = parts[0].new_empty(count * (height + 1) * (width + 1), scales[0].shape[1], dtype=fused.EIGHTH)
     for part, known, place in _side_by_side(parts, scales, framed):
         fused.framed(part, known, place, silu=True)
     return fused.convolved(framed, by, (count, height, width), parts[0].dtype)
-
-
-def _by_products(conv: Conv, clip: Tensor) -> Tensor:
-    """Along time: each frame's pixels, and those of the frames before and after it, times a matrix of their own."""
-    before, here, after = (weight.t() for weight in conv.weight[..., 0].unbind(2))
-    out = (pixels(clip) @ here).view(*clip.shape[:4], -1)
-    for one, seen in zip(out, clip, strict=True):
-        pixels(one[1:]).addmm_(pixels(seen[:-1]), before)
-        pixels(one[:-1]).addmm_(pixels(seen[1:]), after)
-    return out
 
 
 def through(
@@ -185,12 +186,12 @@ def through(
     skip: Tensor | None = None,
 ) -> Tensor:
     """A ClipBlock of a clip, and of what skipped to it, and the transformer after it, if there is one: a new clip."""
-    clip, sums = residual(block.spatial, clip, along_time=False, skip=skip, shift=shifts[0])
+    clip, sums = spatial(block.spatial, clip, skip=skip, shift=shifts[0])
     if transformer is None:
-        return residual(block.temporal, clip, along_time=True, shift=shifts[1], sums=sums)[0]
+        return temporal(block.temporal, clip, shift=shifts[1], sums=sums)[0]
     # What the transformer's last product adds to every pixel is added here, and hidden from its norm.
     later = at_least_float32(transformer.proj_out.bias)
-    clip, sums = residual(block.temporal, clip, along_time=True, shift=shifts[1], sums=sums, more=later)
+    clip, sums = temporal(block.temporal, clip, shift=shifts[1], sums=sums, more=later)
     seen = fused.group_norm(_frames(clip), transformer.norm, sums=sums, plus=-later[None])
     inner = transformer.proj_in(pixels(seen)).view_as(clip)
     del seen
@@ -224,7 +225,7 @@ def each_frame(block: ResBlock, clip: Tensor, upsample: Upsample | None = None) 
         piece, before = seen, None
         if upsample is not None:  # its bias is no pass of its own
             piece, before = as_clip(upsample.product(images(seen)), *place.shape[1:4]), upsample.conv.bias
-        sums.append(residual(block, piece, along_time=False, before=before, out=place)[1])
+        sums.append(spatial(block, piece, before=before, out=place)[1])
     return made, torch.cat(sums)
 
 

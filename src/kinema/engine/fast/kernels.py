@@ -26,13 +26,12 @@ Tile = tuple[int, int, int, int, int, int]
 # Columns of a tile: 64 numbers of two bytes are a cache line.
 COLUMNS = 64
 # Numbers that one program of a layer norm has at a time, how many times, and its warps.
-NORM = 2048, 8, 4
+NORM = 4096, 4, 4
 # Pieces in which the channels of a frame are summed up, at most.
 MOST_CHUNKS = 512
 # The quickest of those tried on an H100 at SVD's sizes, by bytes of a number.
 PRODUCT: dict[int, Tile] = {2: (128, 256, 64, 8, 3, 1), 1: (128, 128, 128, 4, 3, 0)}
 CONVOLUTION: Tile = (256, 128, 128, 8, 3, 0)
-ALONG_TIME: Tile = (128, 128, 64, 8, 3, 0)
 
 
 @triton.jit
@@ -155,7 +154,9 @@ def _apply(
     out_frame,
     out_row,
     known_stride,
+    spread,
     SILU: tl.constexpr,
+    BYTES: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
@@ -171,7 +172,9 @@ def _apply(
     value = value * factor[None, :] + offset[None, :]
     if SILU:
         value = value / (1 + tl.exp(-value))
-    tl.store(out + n * out_frame + row * out_row + cols[None, :], value, inside)
+    if BYTES:
+        value = tl.clamp(value * spread, -448.0, 448.0)
+    tl.store(out + n * out_frame + row * out_row + cols[None, :], value.to(out.dtype.element_ty), inside)
 
 
 @triton.jit
@@ -183,7 +186,6 @@ def _apply_framed(
     rows,
     high,
     width,
-    across,
     channels,
     picture_stride,
     row_stride,
@@ -197,6 +199,7 @@ def _apply_framed(
     cols = tl.program_id(0) * COLS + tl.arange(0, COLS)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     here = cols < channels
+    across = width + 1
     picture, left = (row // (across * (high + 1))).to(tl.int64), row % (across * (high + 1))
     down, along = left // across, left % across
     inside = ((row < rows) & (down < high) & (along < width))[:, None] & here[None, :]
@@ -246,22 +249,30 @@ def affine(
 
 
 def normalised(
-    x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, span: int, out: torch.Tensor, *, silu: bool
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    shift: torch.Tensor,
+    span: int,
+    out: torch.Tensor,
+    spread: float,
+    *,
+    silu: bool,
 ) -> torch.Tensor:
     frames, rows, channels = x.shape
     grid = (triton.cdiv(channels, COLUMNS), triton.cdiv(rows, 64), frames)
     strides = x.stride(0), out.stride(0), out.stride(1), scale.stride(0)
-    _apply[grid](x, out, scale, shift, rows, channels, span, *strides, SILU=silu, ROWS=64, COLS=COLUMNS)
+    in_bytes = out.dtype == EIGHTH
+    given = x, out, scale, shift, rows, channels, span, *strides, spread
+    _apply[grid](*given, SILU=silu, BYTES=in_bytes, ROWS=64, COLS=COLUMNS)
     return out
 
 
 def framed(
     x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, out: torch.Tensor, factor: float, *, silu: bool
 ) -> torch.Tensor:
-    pictures, high, width, channels = x.shape
-    across = len(out) // (pictures * (high + 1))
+    _, high, width, channels = x.shape
     grid = (triton.cdiv(channels, COLUMNS), triton.cdiv(len(out), 64))
-    sizes = len(out), high, width, across, channels, x.stride(0), x.stride(1), out.stride(0), scale.stride(0)
+    sizes = len(out), high, width, channels, x.stride(0), x.stride(1), out.stride(0), scale.stride(0)
     _apply_framed[grid](x, out, scale, shift, *sizes, factor, SILU=silu, ROWS=64, COLS=COLUMNS)
     return out
 
@@ -502,8 +513,6 @@ def _convolution(
     depth,
     high,
     width,
-    across,
-    WIDE: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
@@ -512,11 +521,11 @@ def _convolution(
     down = tl.cdiv(rows, BM)
     m, n = _place(tl.program_id(0), down, tl.cdiv(cols, BN), GROUP)
     m, n = m * BM, n * BN
-    pieces = tl.cdiv(depth, BK)
+    pieces, across = tl.cdiv(depth, BK), width + 1
     sums = tl.zeros([BM, BN], tl.float32)
-    for i in range(3 * WIDE * pieces):
+    for i in range(9 * pieces):
         tap, k = i // pieces, i % pieces * BK
-        away = (tap // WIDE - 1) * across + tap % WIDE - WIDE // 2
+        away = (tap // 3 - 1) * across + tap % 3 - 1
         sums = tl.dot(x.load([m + away, k]), weight.load([n, tap * depth + k]).T, sums)
     col = n + tl.arange(0, BN)
     sums *= tl.load(scale + col, col < cols, 0.0)[None, :]
@@ -536,7 +545,7 @@ def convolution(
     *,
     tile: Tile | None = None,
 ) -> torch.Tensor:
-    pictures, high, width, cols = out.shape
+    _, high, width, cols = out.shape
     rows, depth = x.shape
     bm, bn, bk, warps, stages, _ = tile or CONVOLUTION
     _convolution[triton.cdiv(rows, bm) * triton.cdiv(cols, bn),](
@@ -549,8 +558,6 @@ def convolution(
         depth,
         high,
         width,
-        rows // (pictures * (high + 1)),
-        WIDE=weight.shape[1] // (3 * depth),
         BM=bm,
         BN=bn,
         BK=bk,
@@ -564,9 +571,8 @@ def convolution(
 @triton.jit
 def _along_time(
     x,
-    scale,
-    shift,
     weight,
+    scale,
     kept,
     bias,
     out,
@@ -575,50 +581,45 @@ def _along_time(
     pixels,
     depth,
     cols,
+    kept_frame,
+    out_frame,
     KEPT: tl.constexpr,
+    SCALED: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
 ):
     across = tl.cdiv(cols, BN)
-    n, left = tl.program_id(0) % across, tl.program_id(0) // across
+    n, left = tl.program_id(0) % across * BN, tl.program_id(0) // across
     frame, tile = left % frames, left // frames  # all frames of some pixels at once: each is seen by three programs
-    clip = tl.program_id(1)
-    row, col = tile * BM + tl.arange(0, BM), n * BN + tl.arange(0, BN)
-    here = (row < pixels)[:, None]
+    place = tl.program_id(1) * frames + frame
+    row, col = tile * BM + tl.arange(0, BM), n + tl.arange(0, BN)
     pieces = tl.cdiv(depth, BK)
-    first, last = tl.maximum(1 - frame, 0), tl.minimum(frames + 1 - frame, 3)
     made = tl.zeros([BM, BN], tl.float32)
-    for i in range(first * pieces, last * pieces):
-        tap, k = i // pieces, i % pieces * BK + tl.arange(0, BK)
-        there = k < depth
-        seen = (clip * frames + frame + tap - 1).to(tl.int64) * pixels * depth
-        value = tl.load(x + seen + row[:, None].to(tl.int64) * depth + k[None, :], here & there[None, :], 0.0)
-        factor = tl.load(scale + clip * depth + k, there, 0.0)[None, :]
-        offset = tl.load(shift + clip * depth + k, there, 0.0)[None, :]
-        value = value.to(tl.float32) * factor + offset
-        value = value / (1 + tl.exp(-value))
-        by = (col[None, :] * 3 + tap) * depth + k[:, None]
-        by = tl.load(weight + by, (col < cols)[None, :] & there[:, None], 0.0)
-        made = tl.dot(value.to(x.dtype.element_ty), by, made)
-    inside = here & (col < cols)[None, :]
-    place = (clip * frames + frame).to(tl.int64)
-    at = (place * pixels + row[:, None]) * cols + col[None, :]
+    for i in range(tl.maximum(1 - frame, 0) * pieces, tl.minimum(frames + 1 - frame, 3) * pieces):
+        tap, k = i // pieces, i % pieces * BK
+        seen = x.load([place + tap - 1, tile * BM, k]).reshape(BM, BK)
+        made = tl.dot(seen, weight.load([n, tap * depth + k]).T, made)
+    there = col < cols
+    if SCALED:
+        made *= tl.load(scale + col, there, 0.0)[None, :]
+    inside = (row < pixels)[:, None] & there[None, :]
+    at = row[:, None].to(tl.int64) * cols + col[None, :]
     if KEPT:
-        made += tl.load(kept + at, inside, 0.0).to(tl.float32)
-        made += tl.load(bias + col, col < cols, 0.0).to(tl.float32)[None, :]
-    tl.store(out + at, made.to(out.dtype.element_ty), inside)
+        made += tl.load(kept + place.to(tl.int64) * kept_frame + at, inside, 0.0).to(tl.float32)
+        made += tl.load(bias + col, there, 0.0).to(tl.float32)[None, :]
+    tl.store(out + place.to(tl.int64) * out_frame + at, made.to(out.dtype.element_ty), inside)
     made = tl.where(inside, made, 0.0)
-    to = sums + (place * tl.cdiv(pixels, BM) + tile) * 2 * cols + col
-    tl.store(to, tl.sum(made, 0), col < cols)
-    tl.store(to + cols, tl.sum(made * made, 0), col < cols)
+    to = sums + (place.to(tl.int64) * tl.cdiv(pixels, BM) + tile) * 2 * cols + col
+    tl.store(to, tl.sum(made, 0), there)
+    tl.store(to + cols, tl.sum(made * made, 0), there)
 
 
 def along_time(
     x: torch.Tensor,
-    scale: torch.Tensor,
-    shift: torch.Tensor,
     weight: torch.Tensor,
+    scale: torch.Tensor | None,
+    span: int,
     kept: torch.Tensor | None,
     bias: torch.Tensor | None,
     out: torch.Tensor,
@@ -626,31 +627,39 @@ def along_time(
     tile: Tile | None = None,
 ) -> torch.Tensor:
     frames, pixels, depth = x.shape
-    clips, cols = len(scale), len(weight)
-    bm, bn, bk, warps, stages, _ = tile or ALONG_TIME
+    cols = len(weight)
+    bm, bn, bk, warps, stages, _ = tile or _along_time_tile(pixels, x.dtype.itemsize)
     tiles = triton.cdiv(pixels, bm)
-    sums = x.new_empty(frames, tiles, 2, cols, dtype=torch.float32)
-    _along_time[tiles * (frames // clips) * triton.cdiv(cols, bn), clips](
-        x,
-        scale,
-        shift,
-        weight,
+    sums = out.new_empty(frames, tiles, 2, cols, dtype=torch.float32)
+    _along_time[tiles * span * triton.cdiv(cols, bn), frames // span](
+        TensorDescriptor.from_tensor(x, [1, bm, bk]),
+        TensorDescriptor.from_tensor(weight, [bn, bk]),
+        x if scale is None else scale,
         x if kept is None else kept,
         x if bias is None else bias,
         out,
         sums,
-        frames // clips,
+        span,
         pixels,
         depth,
         cols,
+        0 if kept is None else kept.stride(0),
+        out.stride(0),
         KEPT=kept is not None,
+        SCALED=scale is not None,
         BM=bm,
         BN=bn,
         BK=bk,
         num_warps=warps,
         num_stages=stages,
     )
-    return sums if tiles <= MOST_CHUNKS else sums.sum(1, keepdim=True)
+    return sums
+
+
+def _along_time_tile(pixels: int, itemsize: int) -> Tile:
+    """As few rows beyond a frame's last as may be, which is why small frames have small tiles."""
+    rows = min(256, max(64, triton.next_power_of_2(pixels // 8)))
+    return rows, 128, 128 // itemsize, max(4, rows // 32), 3, 0
 
 
 @triton.jit
@@ -685,4 +694,18 @@ def time_attention(qkv: torch.Tensor) -> torch.Tensor:
         DEPTH=depth,
         num_warps=1,
     )
+    return out
+
+
+@triton.jit
+def _softmax(scores, out, cols, scale, COLS: tl.constexpr):
+    row, col = tl.program_id(0).to(tl.int64), tl.arange(0, COLS)
+    value = tl.load(scores + row * cols + col, col < cols, float("-inf")) * scale
+    value = tl.exp(value - tl.max(value, 0))
+    tl.store(out + row * cols + col, (value / tl.sum(value, 0)).to(out.dtype.element_ty), col < cols)
+
+
+def softmax(scores: torch.Tensor, scale: float, out: torch.Tensor) -> torch.Tensor:
+    rows, cols = scores.shape
+    _softmax[rows,](scores, out, cols, scale, COLS=triton.next_power_of_2(cols), num_warps=8)
     return out

@@ -338,6 +338,11 @@ class ResBlock:
         first, second = (Product.in_bytes(conv.weight.permute(0, 2, 3, 1).flatten(1)) for conv in (conv1, conv2))
         return cls(norm1, conv1, norm2, conv2, shortcut, bias, (first, second))
 
+    @property
+    def convs(self) -> tuple[Conv, Conv]:
+        """Both."""
+        return self.conv1, self.conv2
+
     def change(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
         """What the block adds to x, [n, c, h, w]; shift: the first convolution's bias with the time in it."""
         hidden = self.conv1(self.norm1.silu(x), shift)
