@@ -345,7 +345,7 @@ def test_without_cuda_the_default_model_is_the_pocket():
         (80, False, True, "svd-xt", "has room"),
         (80, False, False, "pocket", "hub can't be reached"),
         (4, True, True, "pocket", "does not fit"),
-        (9, True, True, "pocket", "layer by layer"),
+        (6, True, True, "pocket", "layer by layer"),
     ],
 )
 def test_a_gpu_with_room_takes_svd_xt_where_it_can_be_had(monkeypatch, free_gib, there, reachable, name, why):

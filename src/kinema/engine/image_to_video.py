@@ -217,8 +217,9 @@ def _decode(
 
 
 def _one_colour(pixels: Frames) -> bool:
-    """Whether all pixels, [..., 3], are the same."""
-    return bool((pixels == pixels.reshape(-1, 3)[0]).all())
+    """Whether all pixels, [n, ..., 3], are the same; the first that are not end the search."""
+    first = pixels.reshape(-1, 3)[0]
+    return all((part == first).all() for part in pixels)
 
 
 def _recipe(models: Models, plan: Plan, still: Still, request: VideoRequest, events: list[str]) -> Recipe:

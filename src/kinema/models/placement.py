@@ -403,10 +403,15 @@ def place(models: Placeable, plan: Plan) -> Iterator[Placed]:
 
 
 def _move(module: torch.nn.Module, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
-    """`module.to`, past diffusers' own, which warns of modules that no SVD has."""
+    """`module.to` where it is not there yet, past diffusers' own, which warns of modules that no SVD has."""
     import torch
 
-    torch.nn.Module.to(module, device=device, dtype=dtype)
+    wanted = torch.empty(0, device=device or "cpu").device  # with its index
+    for tensor in (*module.parameters(), *module.buffers()):
+        turns = dtype is not None and tensor.is_floating_point() and tensor.dtype != dtype
+        if turns or (device is not None and tensor.device != wanted):
+            torch.nn.Module.to(module, device=device, dtype=dtype)
+            return
 
 
 @contextmanager
