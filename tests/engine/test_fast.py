@@ -10,7 +10,8 @@ from PIL import Image
 
 from kinema.engine import generate
 from kinema.engine.fast import FastDecoder, FastUNet, gpu, onednn
-from kinema.engine.fast.layers import Linear
+from kinema.engine.fast.layers import Linear, Product
+from kinema.engine.fast.streaming import Streamed
 from kinema.engine.forwards import engine_for
 from kinema.errors import InvalidRequest
 from kinema.media.still import open_still
@@ -69,6 +70,7 @@ def as_guided(given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 TIME = torch.tensor(0.7)
+CPU = torch.device("cpu")
 
 
 @torch.no_grad()
@@ -192,6 +194,41 @@ def test_a_gpus_order_of_work_gives_the_same(
     assert relative_error(FastDecoder(exact.vae)(latents), theirs) <= EXACT
 
 
+@pytest.mark.parametrize("in_bytes", [False, True])
+@torch.no_grad()
+def test_a_streamed_network_is_the_same_with_two_pieces_of_it_in_their_places(
+    models: Models, monkeypatch: pytest.MonkeyPatch, *, in_bytes: bool
+) -> None:
+    monkeypatch.setattr(gpu, "suits", lambda _: True)
+    given = as_guided(conditions(models, clips=1, frames=3, size=(16, 8)))
+    networks = [FastUNet(models.unet, in_bytes=in_bytes, stream_to=place) for place in (None, CPU)]
+    stages = networks[1].stages
+    assert isinstance(stages, Streamed)
+    assert sum(map(len, stages.places)) < sum(map(len, stages.waiting))
+    first = given["sample"]
+    for sample in (first, first + 1):
+        made = []
+        for network in networks:
+            constants = network.constants(given["embedding"], given["time_ids"], given["held"], 3)
+            made.append(network(sample, TIME, constants))
+        assert torch.equal(*made)
+
+
+def test_views_of_the_same_numbers_wait_once() -> None:
+    weight = torch.randn(3, 5)
+    stages = Streamed([(Linear(weight.t(), torch.ones(3)), Product(weight)), (Linear(weight, weight[0]), None)], CPU)
+    assert len(stages.waiting[0]) == 2 * 256
+    for _ in range(2):
+        there = iter(stages)
+        linear, product = next(there)
+        assert torch.equal(linear.weight, weight.t())
+        assert torch.equal(product.weight, weight)
+        assert linear.weight.data_ptr() == product.weight.data_ptr()
+        linear, nothing = next(there)
+        assert torch.equal(linear.weight, weight)
+        assert nothing is None
+
+
 @pytest.mark.parametrize("size", [(16, 8), (9, 11)])
 @torch.no_grad()
 def test_numbers_of_one_byte_stay_near(exact: Models, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,13 +254,13 @@ def test_pocket_equals_diffusers() -> None:
 def test_weights_that_fit_are_not_copied(tiny_svd: Path) -> None:
     unet = load(tiny_svd, device="cpu", dtype="float32").unet
     network = FastUNet(unet)
-    layer = network.down[0].blocks[0][1].layers[0]
+    layer = network.stages[0].transformer.layers[0]
     wide = unet.down_blocks[0].attentions[0].transformer_blocks[0].ff.net[0].proj.weight
     assert layer.feed_forward.value.weight.data_ptr() == wide.data_ptr()
     attention = unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1
     assert layer.attention.qkv.data_ptr() == attention.to_q.weight.data_ptr()
     convolution = unet.down_blocks[0].resnets[0].spatial_res_block.conv1
-    assert network.down[0].blocks[0][0].spatial.conv1.weight.data_ptr() == convolution.weight.data_ptr()
+    assert network.stages[0].block.spatial.conv1.weight.data_ptr() == convolution.weight.data_ptr()
 
 
 def test_the_recipe_says_which_engine_ran(tiny_svd: Path) -> None:
@@ -305,13 +342,13 @@ def test_the_recipe_tells_the_precision_and_the_next_video_finds_the_unet_laid_o
     still = open_still(Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 90).convert("RGB"))
     *_, clip = generate(models, still, request)
     assert clip.recipe.precision == "fp8"
-    kept = models.forwards["unet"]
+    kept = models.forwards["resident"]
     *_, again = generate(models, still, request)
-    assert models.forwards["unet"] is kept
+    assert models.forwards["resident"] is kept
     assert (clip.frames == again.frames).all()
     with place(models, Plan("model_offload", 2)):  # after which its weights would lie on the device for nothing
         assert not models.forwards
-    models.forwards["unet"] = kept
+    models.forwards["resident"] = kept
     models.release()
     assert not models.forwards
 

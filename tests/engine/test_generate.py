@@ -621,7 +621,8 @@ def test_denoising_goes_on_in_the_next_plan_at_the_step_that_failed(models: Mode
     assert [step.step for step in steps if step.stage == "denoise"] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize(("guidance", "plans"), [(3.0, 4), (1.0, 3)])  # unguided, there is nothing to split
+# Unguided, there is nothing to split; and nothing is streamed without kernels.
+@pytest.mark.parametrize(("guidance", "plans"), [(3.0, 4), (1.0, 3)])
 def test_denoising_tries_each_leaner_plan_once(models: Models, still: Still, guidance: float, plans: int) -> None:
     calls: list[int] = []
     run_out(models.unet, lambda _: calls.append(1) is None)

@@ -61,9 +61,13 @@ def step_of(
 
 
 def _network(models: Models, plan: Plan, unet: Any) -> FastUNet:
-    network: FastUNet = models.forwards.get("unet") or FastUNet(unet, in_bytes=models.precision == "fp8")
-    if plan.stays:
-        models.forwards["unet"] = network
+    """Our forward of the UNet as it lies by the plan: that of the last video, where it still does."""
+    network: FastUNet | None = models.forwards.get(plan.keeps or "")
+    if network is None:
+        stream_to = models.device if plan.name == "streamed" else None
+        network = FastUNet(unet, in_bytes=models.precision == "fp8", stream_to=stream_to)
+    if plan.keeps is not None:
+        models.forwards[plan.keeps] = network
     return network
 
 

@@ -25,7 +25,7 @@ from kinema.engine.memory import insufficient, is_out_of_memory
 from kinema.errors import GenerationFailed
 from kinema.media.clip import Clip
 from kinema.media.still import fit_still
-from kinema.models.placement import place, plan_for, plans
+from kinema.models.placement import is_fast, place, plan_for, plans
 from kinema.values import Recipe, Step
 from kinema.version import own_version
 
@@ -172,7 +172,8 @@ def _denoise(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            following = leaner.next(plans(guided=request.guided)) if device.type != "cpu" else None
+            order = plans(guided=request.guided, fast=is_fast(models))
+            following = leaner.next(order) if device.type != "cpu" else None
             if following is None:
                 raise insufficient(error, "denoising", SMALLER) from None
         step = None  # and the weights that it laid out anew

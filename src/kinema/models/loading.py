@@ -81,7 +81,7 @@ class Models:
     precision: Precision = "full"
     """Whether the fast UNet computes its large products in numbers of one byte."""
     forwards: dict[str, Any] = field(default_factory=dict, repr=False)
-    """What `kinema.engine.forwards` keeps from one video to the next while the parts stay on the device."""
+    """What `kinema.engine.forwards` keeps from one video to the next, by `Plan.keeps`."""
 
     @property
     def force_upcast(self) -> bool:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from kinema.values import Engine, VideoRequest
 
 Part = Literal["image_encoder", "vae", "unet"]
-PlanName = Literal["resident", "resident_split", "model_offload", "sequential_offload"]
+PlanName = Literal["resident", "resident_split", "model_offload", "streamed", "sequential_offload"]
 PARTS: tuple[Part, ...] = get_args(Part)
 PLANS: tuple[PlanName, ...] = get_args(PlanName)
 
@@ -38,6 +38,9 @@ FAST_DENOISE_MAPS, FAST_DECODE_MAPS, FAST_PIECES, FAST_SHARE = 18, 2.05, 2**30, 
 # What the allocator and the libraries take beyond that. Measured on an H100, SVD-XT in float16 at 1024×576 with 4.2 GiB
 # of weights: 13.3 GiB at chunk 8 and 32.4 at chunk 25, where 13.2 and 32.3 are counted.
 WORKSPACE = 1.1
+# The two pieces of the UNet that are on the device while it is streamed, as a share of all that is laid out for it: 0.7
+# of 3.9 GiB, as of SVD-XT.
+STREAMED_SHARE = 0.18
 # The largest single layer of a part, as a share of its weights: what sequential offload has on the device at a time.
 LAYER_SHARE = 0.05
 # A chunk of fewer frames may flicker at its borders, so a slower plan that decodes this many is preferred to it.
@@ -69,6 +72,11 @@ class Plan:
         return self.name in ("resident", "resident_split")
 
     @property
+    def keeps(self) -> str | None:
+        """Which of `Models.forwards` serves the next video too."""
+        return "resident" if self.stays else "streamed" if self.name == "streamed" else None
+
+    @property
     def splits(self) -> bool:
         """Whether guidance's two halves are computed one after the other: half the memory, and hardly slower."""
         return self.name != "resident"
@@ -79,9 +87,10 @@ class Plan:
         return Plan(plans[place], self.decode_chunk_size) if place < len(plans) else None
 
 
-def plans(*, guided: bool) -> tuple[PlanName, ...]:
-    """Those of a video, quickest first; without guidance there is nothing to split."""
-    return PLANS if guided else tuple(name for name in PLANS if name != "resident_split")
+def plans(*, guided: bool, fast: bool) -> tuple[PlanName, ...]:
+    """Those of a video, quickest first: guidance alone can be split, and our own forward alone streamed."""
+    there = {"resident_split": guided, "streamed": fast}
+    return tuple(name for name in PLANS if there.get(name, True))
 
 
 class Placeable(Protocol):
@@ -239,7 +248,7 @@ def plan_memory(
         InsufficientMemory: when even the leanest plan does not fit, with the figures and what would help.
     """
     chunks = [min(decode_chunk_size, num_frames)] if decode_chunk_size else _halvings(num_frames)
-    names = plans(guided=guided) if offload else ("resident",)
+    names = plans(guided=guided, fast=fast) if offload else ("resident",)
     steady = [chunk for chunk in chunks if chunk >= STEADY_CHUNK]
     flickering = [chunk for chunk in chunks if chunk < STEADY_CHUNK]
     needed = 0
@@ -307,8 +316,12 @@ def _peak(
     }
     if name in ("resident", "resident_split"):
         return sum(weights.values()) + laid_out + max(upcast + stages["encode"], stages["denoise"], stages["decode"])
+    pieces = 0
+    if name == "streamed":  # which have their place on the device for good
+        pieces = int(STREAMED_SHARE * sum(used.pop("denoise")))
+        used["denoise"] = ()
     share = LAYER_SHARE if name == "sequential_offload" else 1
-    return max(int(sum(parts) * share) + stages.get(stage, 0) for stage, parts in used.items())
+    return pieces + max(int(sum(parts) * share) + stages.get(stage, 0) for stage, parts in used.items())
 
 
 def plan_for(models: Placeable, request: VideoRequest) -> Plan:
@@ -319,8 +332,9 @@ def plan_for(models: Placeable, request: VideoRequest) -> Plan:
     """
     on_cpu = models.device.type == "cpu"
     there = sum(_bytes(_module(models, part), models.device) for part in PARTS)
-    if models.forwards:  # which is counted again with what the plan needs
-        there += int(_bytes(models.unet) * FAST_SHARE)
+    # What is kept there is counted again with what the plan needs.
+    shares = {"resident": FAST_SHARE, "streamed": (1 + FAST_SHARE) * STREAMED_SHARE}
+    there += sum(int(_bytes(models.unet) * shares[name]) for name in models.forwards)
     return plan_memory(
         {part: _bytes(_module(models, part)) for part in PARTS},
         width=request.width,
@@ -332,8 +346,13 @@ def plan_for(models: Placeable, request: VideoRequest) -> Plan:
         shape=models.shape,
         decode_chunk_size=request.decode_chunk_size,
         offload=not on_cpu,
-        fast=models.engine == "fast" and has_kernels(models.device, models.dtype),
+        fast=is_fast(models),
     )
+
+
+def is_fast(models: Placeable) -> bool:
+    """Whether our own forward computes by its kernels, which decides what it needs and how it may be placed."""
+    return models.engine == "fast" and has_kernels(models.device, models.dtype)
 
 
 def _module(models: Placeable, part: Part) -> torch.nn.Module:
@@ -365,15 +384,18 @@ class Placed:
         """
         module, home = _module(self.models, part), self.models.dtype
         try:
-            with self._offloaded(module, dtype or home):
+            with self._offloaded(part, module, dtype or home):
                 yield module
         finally:
             _move(module, device=None, dtype=home)
 
     @contextmanager
-    def _offloaded(self, module: torch.nn.Module, dtype: torch.dtype) -> Iterator[None]:
-        """The module on the device while inside, and back where the plan keeps it after."""
+    def _offloaded(self, part: Part, module: torch.nn.Module, dtype: torch.dtype) -> Iterator[None]:
+        """The module on the device while inside, and back where the plan keeps it after; streamed, it never moves."""
         device = self.models.device
+        if self.plan.name == "streamed" and part == "unet":
+            yield
+            return
         if self.plan.name == "sequential_offload":
             with _sequential(module, device, dtype):
                 yield
@@ -382,7 +404,7 @@ class Placed:
         try:
             yield
         finally:
-            if self.plan.name == "model_offload":
+            if not self.plan.stays:
                 _move(module, "cpu", dtype=None)
                 release_cache(device)
 
@@ -396,8 +418,9 @@ def place(models: Placeable, plan: Plan) -> Iterator[Placed]:
     where = models.device if plan.stays else "cpu"
     for part in PARTS:
         _move(_module(models, part), where, dtype=None)
+    for name in set(models.forwards) - {plan.keeps}:
+        del models.forwards[name]
     if not plan.stays:
-        models.forwards.clear()
         release_cache(models.device)
     yield Placed(models, plan)
 

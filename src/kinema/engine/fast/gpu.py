@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from kinema.engine.fast.layers import ClipBlock, FeedForward, ResBlock, SelfAttention, Upsample
+    from kinema.engine.fast.layers import ClipBlock, FeedForward, LayerNorm, ResBlock, SelfAttention, Upsample
     from kinema.engine.fast.transformer import Layer, LayerConstants, Transformer
 
 # Numbers that the decoder works on together: half a gigabyte in half precision.
@@ -196,8 +196,9 @@ def through(
     inner = transformer.proj_in(pixels(seen)).view_as(clip)
     del seen
     for layer, each in zip(transformer.layers, constants, strict=True):
+        assert layer.on_gpu is not None
         assert each.additions is not None
-        attend(layer, inner, each.additions)
+        layer.on_gpu(inner, each.additions)
     pixels(clip).addmm_(pixels(inner), transformer.proj_out.weight)
     return clip
 
@@ -254,9 +255,42 @@ class Additions:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Gated:
-    """A feed-forward's two products, of which the first is gated (GEGLU) as it arises."""
+class Attending:
+    """A norm, the product to query, key and value, and the one after attention."""
 
+    norm: LayerNorm
+    qkv: Product
+    out: Product
+    heads: int
+
+    @classmethod
+    def of(cls, attention: SelfAttention, *, in_bytes: bool) -> Attending:
+        """From what a CPU takes."""
+        weight = attention.qkv.t()
+        qkv = Product.in_bytes(weight, norm=attention.norm) if in_bytes else Product(weight)
+        return cls(attention.norm, qkv, Product(attention.out.weight.t()), attention.heads)
+
+    def projected(self, seen: Tensor, clip: Tensor) -> Tensor:
+        """Of a clip's normed pixels, [pixels, c]: [b, f, h·w, 3, heads, c / heads]."""
+        batch, frames, height, width, channels = clip.shape
+        made = fused.product(seen, self.qkv, clip.dtype)
+        return made.view(batch, frames, height * width, 3, self.heads, channels // self.heads)
+
+    def within_frames(self, seen: Tensor, clip: Tensor) -> Tensor:
+        """What each pixel takes from its frame, [pixels, c], before the last product."""
+        q, k, v = self.projected(seen, clip).flatten(0, 1).movedim(2, 0).transpose(2, 3)
+        return fused.frame_attention(q, k, v).reshape(len(seen), -1)
+
+    def along_time(self, seen: Tensor, clip: Tensor) -> Tensor:
+        """Likewise, what it takes from its place in all frames."""
+        return fused.time_attention(self.projected(seen, clip)).reshape(len(seen), -1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Gated:
+    """A norm, and a feed-forward's two products, of which the first is gated (GEGLU) as it arises."""
+
+    norm: LayerNorm
     wide: Product
     """Its columns are values and their gates in turn."""
     out: Product
@@ -266,16 +300,16 @@ class Gated:
     @classmethod
     def of(cls, feed_forward: FeedForward, *, share: Tensor | float = 1.0, in_bytes: bool = False) -> Gated:
         """From a feed-forward whose result is to be multiplied by `share`."""
-        parts = feed_forward.value, feed_forward.gate
+        parts, norm = (feed_forward.value, feed_forward.gate), feed_forward.norm
         wide = torch.stack([each.weight.t() for each in parts], 1).flatten(0, 1)
         bias = torch.stack([each.bias for each in parts], 1).flatten()
         last = feed_forward.out.weight.t()
         out = last if isinstance(share, float) else (at_least_float32(last) * share).to(last.dtype)
         if not in_bytes:
-            return cls(Product(wide, bias), Product(out))
-        first = Product.in_bytes(wide, bias, norm=feed_forward.norm)
+            return cls(norm, Product(wide, bias), Product(out))
+        first = Product.in_bytes(wide, bias, norm=norm)
         factor = fused.SPREAD / _usual(first)
-        return cls(first, Product.in_bytes(out, factor=factor), factor)
+        return cls(norm, first, Product.in_bytes(out, factor=factor), factor)
 
     def __call__(self, seen: Tensor, dtype: torch.dtype) -> Tensor:
         """[rows, c] → [rows, c], without the last bias."""
@@ -296,15 +330,16 @@ def _usual(wide: Product) -> float:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Products:
-    """The large products of a transformer's layer."""
+class GpuLayer:
+    """A transformer's layer in the order that a GPU takes it."""
 
-    qkv: Product
+    attention: Attending
     feed_forward: Gated
     time_feed_forward_in: Gated
-    time_qkv: Product
+    time_attention: Attending
     time_feed_forward: Gated
     """With the temporal block's part in the blend in its weights."""
+    share: float
     in_bytes: bool
 
     @classmethod
@@ -318,51 +353,32 @@ class Products:
         share: Tensor,
         *,
         in_bytes: bool,
-    ) -> Products:
-        """From the layer's parts."""
-
-        def qkv(attention: SelfAttention) -> Product:
-            weight = attention.qkv.t()
-            return Product.in_bytes(weight, norm=attention.norm) if in_bytes else Product(weight)
-
+    ) -> GpuLayer:
+        """From the layer's parts as a CPU takes them, and the temporal block's part in the blend."""
         return cls(
-            qkv(attention),
+            Attending.of(attention, in_bytes=in_bytes),
             Gated.of(feed_forward, in_bytes=in_bytes),
             Gated.of(time_feed_forward_in, in_bytes=in_bytes),
-            qkv(time_attention),
+            Attending.of(time_attention, in_bytes=in_bytes),
             Gated.of(time_feed_forward, share=share, in_bytes=in_bytes),
+            share.item(),
             in_bytes,
         )
 
+    def __call__(self, clip: Tensor, additions: Additions) -> None:
+        """In place."""
+        rows, bare = pixels(clip), self.in_bytes
+        seen = fused.layer_norm(rows, self.attention.norm, bare=bare)
+        fused.add_product(rows, self.attention.within_frames(seen, clip), self.attention.out)
+        seen = fused.layer_norm(rows, self.feed_forward.norm, additions.before_feed_forward, bare=bare)
+        self.feed_forward.add_to(rows, seen)
 
-def attend(layer: Layer, clip: Tensor, additions: Additions) -> None:
-    """A transformer's layer, in place."""
-    products = layer.products
-    assert products is not None
-    rows, bare = pixels(clip), products.in_bytes
-    seen = fused.layer_norm(rows, layer.attention.norm, bare=bare)
-    taken = _within_frames(layer.attention, fused.product(seen, products.qkv, rows.dtype), clip)
-    rows.addmm_(taken, layer.attention.out.weight)
-    seen = fused.layer_norm(rows, layer.feed_forward.norm, additions.before_feed_forward, bare=bare)
-    products.feed_forward.add_to(rows, seen)
-
-    seen = fused.layer_norm(rows, layer.time_feed_forward_in.norm, additions.before_time, bare=bare)
-    moved = products.time_feed_forward_in(seen, rows.dtype)
-    seen = fused.add_layer_norm(rows, moved, layer.time_attention.norm, additions.after_time_in, bare=bare)
-    taken = _along_time(layer.time_attention, fused.product(seen, products.time_qkv, rows.dtype), clip)
-    moved.addmm_(taken, layer.time_attention.out.weight)
-    table, blend = additions.before_time_feed_forward, additions.blend
-    seen = fused.mix_layer_norm(moved, rows, layer.time_feed_forward.norm, table, blend, layer.share, bare=bare)
-    del moved, taken
-    products.time_feed_forward.add_to(rows, seen)
-
-
-def _within_frames(attention: SelfAttention, qkv: Tensor, clip: Tensor) -> Tensor:
-    """Of query, key and value of each pixel, [pixels, 3c]: what it takes from its frame, before the last product."""
-    q, k, v = attention.split(qkv, clip).flatten(1, 2).transpose(2, 3)
-    return fused.frame_attention(q, k, v).reshape(len(qkv), -1)
-
-
-def _along_time(attention: SelfAttention, qkv: Tensor, clip: Tensor) -> Tensor:
-    """Likewise, what it takes from its place in all frames."""
-    return fused.time_attention(attention.split(qkv, clip).movedim(0, 3)).reshape(len(qkv), -1)
+        seen = fused.layer_norm(rows, self.time_feed_forward_in.norm, additions.before_time, bare=bare)
+        moved = self.time_feed_forward_in(seen, rows.dtype)
+        seen = fused.add_layer_norm(rows, moved, self.time_attention.norm, additions.after_time_in, bare=bare)
+        fused.add_product(moved, self.time_attention.along_time(seen, clip), self.time_attention.out)
+        table, blend = additions.before_time_feed_forward, additions.blend
+        norm = self.time_feed_forward.norm
+        seen = fused.mix_layer_norm(moved, rows, norm, table, blend, self.share, bare=bare)
+        del moved
+        self.time_feed_forward.add_to(rows, seen)

@@ -657,7 +657,7 @@ def along_time(
 
 
 def _along_time_tile(depth: int, pixels: int, itemsize: int) -> Tile:
-    """The quickest of those tried on an H100, for the decoder's few channels and for the UNet's large and small frames."""
+    """The quickest of those tried on an H100: of few channels, as in the decoder, and of large and of small frames."""
     if itemsize == 1:
         return 128, 128, 128, 4, 3, 0
     if depth <= 256:

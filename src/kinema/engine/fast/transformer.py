@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -55,11 +55,12 @@ class Layer:
     time_feed_forward: FeedForward
     share: float
     """The temporal block's part in the blend."""
-    products: gpu.Products | None
-    """The same weights as a GPU takes them, on one."""
+    on_gpu: gpu.GpuLayer | None
+    """The same weights as a GPU takes them, for one."""
+    STREAMED: ClassVar = ("on_gpu",)
 
     @classmethod
-    def of(cls, spatial: Any, temporal: Any, share: Tensor, *, in_bytes: bool = False) -> Layer:
+    def of(cls, spatial: Any, temporal: Any, share: Tensor, *, for_gpu: bool, in_bytes: bool = False) -> Layer:
         """From diffusers' BasicTransformerBlock and TemporalBasicTransformerBlock."""
         attention, feed_forward = (
             SelfAttention.of(spatial.norm1, spatial.attn1),
@@ -69,13 +70,13 @@ class Layer:
         time_attention = SelfAttention.of(temporal.norm1, temporal.attn1)
         time_feed_forward = FeedForward.of(temporal.norm3, temporal.ff)
         parts = attention, feed_forward, time_in, time_attention, time_feed_forward
-        products = gpu.Products.of(*parts, share, in_bytes=in_bytes) if gpu.suits(attention.qkv) else None
-        return cls((spatial, temporal), *parts, share.item(), products)
+        on_gpu = gpu.GpuLayer.of(*parts, share, in_bytes=in_bytes) if for_gpu else None
+        return cls((spatial, temporal), *parts, share.item(), on_gpu)
 
     def constants(self, embedding: Tensor, positions: Tensor) -> LayerConstants:
         """embedding: [b, 1, d]; positions: [f, 1, c]."""
         within, along = (cross_attention(block.attn2, embedding) for block in self.module)
-        additions = gpu.Additions.of(self, within, along, positions) if gpu.suits(embedding) else None
+        additions = gpu.Additions.of(self, within, along, positions) if self.on_gpu else None
         return LayerConstants(positions, within, along, additions)
 
     def __call__(self, clip: Tensor, constants: LayerConstants) -> None:
@@ -107,11 +108,12 @@ class Transformer:
     proj_out: Linear
 
     @classmethod
-    def of(cls, module: Any, *, in_bytes: bool = False) -> Transformer:
+    def of(cls, module: Any, *, for_gpu: bool, in_bytes: bool = False) -> Transformer:
         """From diffusers' TransformerSpatioTemporalModel."""
         share = time_share(module.time_mixer)
         blocks = zip(module.transformer_blocks, module.temporal_transformer_blocks, strict=True)
-        layers = tuple(Layer.of(spatial, temporal, share, in_bytes=in_bytes) for spatial, temporal in blocks)
+        choices = {"for_gpu": for_gpu, "in_bytes": in_bytes}
+        layers = tuple(Layer.of(spatial, temporal, share, **choices) for spatial, temporal in blocks)
         norm, proj_in, proj_out = GroupNorm.of(module.norm), Linear.of(module.proj_in), Linear.of(module.proj_out)
         return cls(module, norm, proj_in, layers, proj_out)
 

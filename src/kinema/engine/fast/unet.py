@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 
 from kinema.engine.fast import gpu
 from kinema.engine.fast.layers import ClipBlock, Conv, GroupNorm, Upsample, as_clip, images, sinusoids
+from kinema.engine.fast.streaming import Streamed, mapped
 from kinema.engine.fast.transformer import LayerConstants, Transformer
 
 if TYPE_CHECKING:
@@ -37,35 +39,43 @@ Shifts = tuple["Tensor", "Tensor"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Level:
-    """One resolution on the way down or up; `after` is what changes the resolution, if anything does."""
+class Stage:
+    """A block, the transformer after it, if there is one, and what then changes the resolution, if anything does."""
 
-    blocks: tuple[tuple[ClipBlock, Transformer | None], ...]
+    block: ClipBlock
+    transformer: Transformer | None
     after: Conv | Upsample | None
 
     @classmethod
-    def of(cls, module: Any, *, in_bytes: bool) -> Level:
-        """From one of diffusers' four kinds of spatio-temporal blocks, or its middle."""
+    def all_of(cls, module: Any, *, for_gpu: bool, in_bytes: bool) -> list[Stage]:
+        """Of one resolution on the way down or up: one of diffusers' four kinds of such blocks, or its middle."""
         attentions = getattr(module, "attentions", None) or ()
         blocks = [ClipBlock.of(block, in_bytes=in_bytes) for block in module.resnets]
-        transformers = [Transformer.of(attention, in_bytes=in_bytes) for attention in attentions]
+        transformers = [Transformer.of(attention, for_gpu=for_gpu, in_bytes=in_bytes) for attention in attentions]
+        *rest, (block, transformer) = zip_longest(blocks, transformers)
         after: Conv | Upsample | None = None
         if getattr(module, "downsamplers", None):
             after = Conv.of(module.downsamplers[0].conv)
         elif getattr(module, "upsamplers", None):
             after = Upsample.of(module.upsamplers[0])
-        return cls(tuple(zip_longest(blocks, transformers)), after)
+        return [*(cls(*each, None) for each in rest), cls(block, transformer, after)]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class TimeShifts:
     """All projections of the time embedding in one product; each is added to the bias of a first convolution."""
 
-    def __init__(self, modules: list[Any]) -> None:
+    weight: Tensor
+    bias: Tensor
+    widths: list[int]
+
+    @classmethod
+    def of(cls, modules: list[Any]) -> TimeShifts:
         """From diffusers' SpatioTemporalResBlocks, in the order in which they are used."""
         halves = [half for module in modules for half in (module.spatial_res_block, module.temporal_res_block)]
-        self.weight = torch.cat([half.time_emb_proj.weight for half in halves])
-        self.bias = torch.cat([half.time_emb_proj.bias + half.conv1.bias for half in halves])
-        self.widths = [len(half.conv1.bias) for half in halves]
+        weight = torch.cat([half.time_emb_proj.weight for half in halves])
+        bias = torch.cat([half.time_emb_proj.bias + half.conv1.bias for half in halves])
+        return cls(weight, bias, [len(half.conv1.bias) for half in halves])
 
     def __call__(self, embedding: Tensor) -> Iterator[Shifts]:
         """[1 or b, d] → for each block, [1 or b, c] of its spatial and its temporal half."""
@@ -80,29 +90,48 @@ class FastUNet:
     anew in its place; only what is multiplied or joined with something else is held beside them.
     """
 
-    def __init__(self, module: Any, *, in_bytes: bool = False) -> None:
+    def __init__(self, module: Any, *, in_bytes: bool = False, stream_to: torch.device | None = None) -> None:
         """From diffusers' UNetSpatioTemporalConditionModel, in evaluation.
 
         Args:
-            module: On the device where it will compute.
+            module: On the device where it will compute, or in the computer's memory if it is streamed.
             in_bytes: Whether the large products and convolutions are of numbers of one byte (fp8), on a GPU that
                 multiplies those: quicker, and not exact.
+            stream_to: The GPU that computes, where its memory is to hold two pieces of the network at a time.
         """
         self.module = module
         first = module.conv_in
         channels = module.config.out_channels  # of the noise; those of the still come after
         noisy, held = first.weight[:, :channels], first.weight[:, channels:]
         noisy = noisy.contiguous(memory_format=torch.channels_last)
-        self.conv_noisy = Conv(noisy, torch.zeros_like(first.bias)).aligned()
+        for_gpu = stream_to is not None or gpu.suits(noisy)
+        self.conv_noisy = Conv(noisy, torch.zeros_like(first.bias))
         self.conv_held = Conv(held, first.bias)
-        self.down = [Level.of(block, in_bytes=in_bytes) for block in module.down_blocks]
-        self.middle = Level.of(module.mid_block, in_bytes=in_bytes)
-        self.up = [Level.of(block, in_bytes=in_bytes) for block in module.up_blocks]
+        choices = {"for_gpu": for_gpu, "in_bytes": in_bytes}
+        down = [stage for block in module.down_blocks for stage in Stage.all_of(block, **choices)]
+        middle = Stage.all_of(module.mid_block, **choices)
+        up = [stage for block in module.up_blocks for stage in Stage.all_of(block, **choices)]
+        self.counts = len(down), len(middle), len(up)
+        self.stages: list[Stage] | Streamed[Stage] = [*down, *middle, *up]
         self.norm_out = GroupNorm.of(module.conv_norm_out)
-        self.conv_out = Conv.of(module.conv_out).aligned()
+        self.conv_out = Conv.of(module.conv_out)
         self.channels = channels
-        stages = [*module.down_blocks, module.mid_block, *module.up_blocks]
-        self.time_shifts = TimeShifts([block for stage in stages for block in stage.resnets])
+        blocks = [*module.down_blocks, module.mid_block, *module.up_blocks]
+        self.time_shifts = TimeShifts.of([resnet for block in blocks for resnet in block.resnets])
+        self.time_embedding = module.time_embedding
+        if stream_to is not None:
+            self._stream(stream_to)
+        stages = self.stages.pieces if isinstance(self.stages, Streamed) else self.stages
+        self.transformers = [stage.transformer for stage in stages if stage.transformer is not None]
+        self.conv_noisy, self.conv_out = self.conv_noisy.aligned(), self.conv_out.aligned()
+
+    def _stream(self, device: torch.device) -> None:
+        """Keep the stages where they can be fetched from, and the little that is not of them on the device."""
+        assert isinstance(self.stages, list)
+        self.stages = Streamed(self.stages, device)
+        self.time_embedding = deepcopy(self.time_embedding).to(device)
+        for name in ("conv_noisy", "conv_held", "norm_out", "conv_out", "time_shifts"):
+            setattr(self, name, mapped(getattr(self, name), lambda tensor: tensor.to(device)))
 
     @torch.no_grad()
     def constants(self, embedding: Tensor, time_ids: Tensor, held: Tensor, num_frames: int) -> ClipConstants:
@@ -115,16 +144,15 @@ class FastUNet:
             num_frames: Of the clip.
         """
         assert embedding.shape[1] == 1, "SVD's cross-attention has one key"
+        device, home = embedding.device, next(self.module.parameters()).device
+        held = as_clip(self.conv_held(held), 1, *held.shape[2:])
+        embedding, time_ids = embedding.to(home), time_ids.to(home)
         alike = bool((time_ids == time_ids[:1]).all())
         rows = time_ids[:1] if alike else time_ids
         sines = sinusoids(rows.flatten(), self.module.add_time_proj.num_channels).view(len(rows), -1)
-        stages = [*self.down, self.middle, *self.up]
-        transformers = [each for stage in stages for _, each in stage.blocks if each is not None]
-        return ClipConstants(
-            held=as_clip(self.conv_held(held), 1, *held.shape[2:]),
-            ids=self.module.add_embedding(sines.to(embedding.dtype)),
-            layers=tuple(each.constants(embedding, num_frames) for each in transformers),
-        )
+        ids = self.module.add_embedding(sines.to(embedding.dtype))
+        layers = tuple(each.constants(embedding, num_frames) for each in self.transformers)
+        return mapped(ClipConstants(held, ids, layers), lambda tensor: tensor.to(device))
 
     @torch.no_grad()
     def __call__(self, sample: Tensor, time: Tensor, constants: ClipConstants) -> Tensor:
@@ -141,27 +169,26 @@ class FastUNet:
         layers = iter(constants.layers)
         clip = self._first(sample, constants.held)
         skips = [clip]
-        for level in self.down:
-            for block, transformer in level.blocks:
-                clip = _through(block, transformer, clip, shifts, layers)
+        stages, (down, middle, up) = iter(self.stages), self.counts
+        for stage in islice(stages, down):
+            clip = _through(stage, clip, shifts, layers)
+            skips.append(clip)
+            if stage.after is not None:
+                clip = _resized(clip, stage.after(images(clip)))
                 skips.append(clip)
-            if level.after is not None:
-                clip = _resized(clip, level.after(images(clip)))
-                skips.append(clip)
-        for block, transformer in self.middle.blocks:
-            clip = _through(block, transformer, clip, shifts, layers)
-        for level in self.up:
-            for block, transformer in level.blocks:
-                clip = _through(block, transformer, clip, shifts, layers, skips.pop())
-            if isinstance(level.after, Upsample):
-                clip = _resized(clip, level.after(images(clip), (skips[-1].shape[2], skips[-1].shape[3])))
+        for stage in islice(stages, middle):
+            clip = _through(stage, clip, shifts, layers)
+        for stage in islice(stages, up):
+            clip = _through(stage, clip, shifts, layers, skips.pop())
+            if isinstance(stage.after, Upsample):
+                clip = _resized(clip, stage.after(images(clip), (skips[-1].shape[2], skips[-1].shape[3])))
         out = self.conv_out(self.norm_out.silu(images(clip)))[:, : self.channels]
         return out.reshape(-1, frames, *out.shape[1:])
 
     def _embedded(self, time: Tensor, dtype: torch.dtype) -> Tensor:
         """The time's half of the time embedding, [1, d]."""
         sines = sinusoids(time.reshape(1), self.module.time_proj.num_channels)
-        return cast(torch.Tensor, self.module.time_embedding(sines.to(dtype)))
+        return cast(torch.Tensor, self.time_embedding(sines.to(dtype)))
 
     def _first(self, sample: Tensor, held: Tensor) -> Tensor:
         """The first convolution: of the noise once, and of the still never again."""
@@ -172,14 +199,14 @@ class FastUNet:
 
 
 def _through(
-    block: ClipBlock,
-    transformer: Transformer | None,
+    stage: Stage,
     clip: Tensor,
     shifts: Iterator[Shifts],
     layers: Iterator[tuple[LayerConstants, ...]],
     skip: Tensor | None = None,
 ) -> Tensor:
-    """A new clip; what comes stays as it is, for it may be needed on the way up."""
+    """A new clip, of its size; what comes stays as it is, for it may be needed on the way up."""
+    block, transformer = stage.block, stage.transformer
     if gpu.suits(clip):
         return gpu.through(block, transformer, clip, next(shifts), next(layers) if transformer else (), skip)
     if skip is not None:
