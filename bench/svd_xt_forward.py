@@ -356,15 +356,16 @@ class Bench:
         if hasattr(self, "true"):
             result["error"] = parts.relative_error(self.step().float().cpu(), self.true)
         result["profile"] = self.profiled("step fp8", self.step)
+        models = self.models("fast", "fp8")
+        for name in ("video", "video, the next"):
+            self.guarded(name, lambda models=models: self.one_video("fast", models), result)
+        del models
         if self.device.type == "cuda":
             from kinema.engine.fast import kernels
 
-            for tile in [(128, 128, 128, 4, 3, 2), (128, 256, 64, 8, 3, 1), (256, 128, 64, 8, 3, 1)]:
+            for tile in [(128, 128, 128, 4, 3, 2), (128, 256, 64, 8, 3, 1)]:
                 with mock.patch.dict(kernels.PRODUCT, {1: tile}):
                     self.guarded(f"products {tile}, step_ms", lambda: self.ms(self.step, 3), result)
-            for tile in [(128, 128, 128, 4, 3, 0), (256, 128, 64, 8, 4, 0)]:
-                with mock.patch.object(kernels, "CONVOLUTION", tile):
-                    self.guarded(f"convolutions {tile}, step_ms", lambda: self.ms(self.step, 3), result)
         self.make()
         return result
 
@@ -376,26 +377,58 @@ class Bench:
         return {"one_ms": self.ms(self.step, 3), "two_ms": self.ms(two, 3), "two_peak_gib": self.peak(two)}
 
     def plans(self) -> dict[str, Any]:
-        """A whole video in less and less memory, of which the process is allowed no more: plan, time and peak."""
+        """Whole videos in less and less memory, of which torch is allowed no more."""
         from kinema.models import placement
 
         for name in ("network", "decoder", "constants"):
-            delattr(self, name)
+            self.__dict__.pop(name, None)
         self.stock.clear()
         result: dict[str, Any] = {}
         total = torch.cuda.mem_get_info()[1]
-        for gib in (80, 16, 14, 12, 10, 8, 6):
+        for gib in (14, 12, 10, 8, 6, 4):
             torch.cuda.empty_cache()
             limit = gib * 2**30
 
             def free(_: torch.device, limit: int = limit) -> int:
                 return limit - torch.cuda.memory_allocated()
 
-            if limit < total:
-                torch.cuda.set_per_process_memory_fraction(limit / total)
-            with mock.patch.object(placement, "free_memory", free) if limit < total else ExitStack():
-                self.guarded(f"{gib} GiB", lambda: self.one_video("fast"), result)
+            torch.cuda.set_per_process_memory_fraction(limit / total)
+            models = self.models("fast")
+            with mock.patch.object(placement, "free_memory", free):
+                made = self.guarded(f"{gib} GiB", lambda models=models: self.one_video("fast", models), result)
+                if made.get("plan") == "streamed":  # whose first has the weights laid out
+                    again = f"{gib} GiB, the next"
+                    self.guarded(again, lambda models=models: self.one_video("fast", models), result)
+            models.release()
             torch.cuda.set_per_process_memory_fraction(1.0)
+        return result
+
+    def pocket(self) -> dict[str, Any]:
+        """The pocket model's frames in each arithmetic: PSNR, and the greatest difference, beside float32."""
+        from kinema.engine import generate, image_to_video
+        from kinema.media.still import open_still
+        from kinema.models.catalog import request_for
+        from kinema.models.loading import load
+        from kinema.settings import Settings
+        from kinema.values import Step
+
+        image_to_video.version = known_version
+        still = open_still(Path(__file__).parent.parent / "examples" / "rocket.jpg")
+        frames = {}
+        for name, dtype in (("float32", "float32"), ("bfloat16", "bfloat16"), ("fp8", "bfloat16")):
+            settings = Settings(precision="fp8" if name == "fp8" else "full")
+            models = load("pocket", device=str(self.device), dtype=dtype, settings=settings)
+            *_, clip = (
+                each
+                for each in generate(models, still, request_for(model="pocket", seed=42))
+                if not isinstance(each, Step)
+            )
+            frames[name] = clip.frames.astype(int)
+        result: dict[str, Any] = {}
+        for one, other in (("bfloat16", "float32"), ("fp8", "bfloat16"), ("fp8", "float32")):
+            apart = frames[one] - frames[other]
+            psnr = round(float(10 * np.log10(255**2 / np.square(apart).mean())), 2)
+            result[f"{one} beside {other}"] = {"psnr_db": psnr, "greatest_difference": int(np.abs(apart).max())}
         return result
 
     def micro(self) -> dict[str, Any]:
@@ -432,15 +465,7 @@ class Bench:
         scales = fused.affine(sums, groups, pixels), fused.affine(sums, groups, pixels, span=frames)
         conv = new(channels, channels, 3, 3).contiguous(memory_format=torch.channels_last)
         time_conv = new(channels, channels, 3, 1).contiguous(memory_format=torch.channels_last)
-        time_weight = time_conv[..., 0].permute(2, 1, 0).contiguous()  # [3, in, out]
-
-        def by_products() -> torch.Tensor:
-            """A convolution along time as three products, of which two are of all frames but one."""
-            out = flat @ time_weight[1]
-            for clip_in, clip_out in zip(clip, out.view_as(clip), strict=True):
-                layers.pixels(clip_out[1:]).addmm_(layers.pixels(clip_in[:-1]), time_weight[0])
-                layers.pixels(clip_out[:-1]).addmm_(layers.pixels(clip_in[1:]), time_weight[2])
-            return out
+        time_product = layers.Product(time_conv.permute(0, 2, 3, 1).flatten(1))
 
         def within(backend: SDPBackend) -> torch.Tensor:
             q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).flatten(1, 2)
@@ -481,7 +506,11 @@ class Bench:
             "qkv product": (lambda: flat @ wide.weight[: 3 * channels].t(), 0, 3 * flop),
             "convolution": (lambda: F.conv2d(layers.images(clip), conv, None, 1, 1), 0, 9 * flop),
             "time convolution": (lambda: F.conv2d(layers.strip(clip), time_conv, None, 1, (1, 0)), 0, 3 * flop),
-            "time convolution by products": (by_products, 0, 3 * flop),
+            "time convolution in one with its sums": (
+                lambda: fused.along_time(by_frame, time_product, frames, self.dtype),
+                0,
+                3 * flop,
+            ),
             "attention, cuDNN": (lambda: within(SDPBackend.CUDNN_ATTENTION), 0, 4 * 2 * frames * pixels**2 * channels),
             "attention, flash": (lambda: within(SDPBackend.FLASH_ATTENTION), 0, 4 * 2 * frames * pixels**2 * channels),
             "product added": (
@@ -539,12 +568,13 @@ class Bench:
         self.guarded("video reference", lambda: self.one_video("reference"), result)
         return result
 
-    def one_video(self, engine: str) -> dict[str, Any]:
+    def one_video(self, engine: str, models: Any = None) -> dict[str, Any]:
+        """Seconds by stage, memory and plan of one; `models` from another keep what was laid out for it."""
         from kinema.engine import generate, image_to_video
         from kinema.media.still import open_still
         from kinema.values import Step, VideoRequest
 
-        models = self.models(engine)
+        models = models or self.models(engine)
         width, height = self.size
         noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), "uint8")
         settings = {"width": width, "height": height, "num_frames": self.frames, "num_inference_steps": 25}
@@ -561,7 +591,8 @@ class Bench:
             if not isinstance(step, Step):
                 result |= {"plan": step.recipe.memory_plan, "decode_chunk_size": step.recipe.decode_chunk_size}
                 result |= {"engine": step.recipe.engine, "events": list(step.recipe.events)}
-                self.videos = {**getattr(self, "videos", {}), engine: step.frames}
+                name = engine if models.precision == "full" else models.precision
+                self.videos = {**getattr(self, "videos", {}), name: step.frames}
                 break
             if step.stage != "denoise" or step.step == step.total:  # no waiting between steps
                 parts.synchronize(self.device)
@@ -573,12 +604,12 @@ class Bench:
         if self.device.type == "cuda":
             result["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
             result["reserved_gib"] = round(torch.cuda.max_memory_reserved() / 2**30, 2)
-        if len(self.videos) == 2:
-            fast, reference = (self.videos[name].astype(int) for name in ("fast", "reference"))
-            result["mean_difference_in_255ths"] = round(float(np.abs(fast - reference).mean()), 3)
+        for name in self.videos.keys() - {"fast"}:
+            apart = self.videos["fast"].astype(int) - self.videos[name]
+            result[f"psnr_beside_{name}_db"] = round(float(10 * np.log10(255**2 / np.square(apart).mean())), 2)
         return result
 
-    def models(self, engine: str) -> Any:
+    def models(self, engine: str, precision: str = "full") -> Any:
         """The networks of this bench as the engine takes them, without a folder."""
         from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
@@ -612,6 +643,7 @@ class Bench:
             image_size=224,
             snapshot=None,  # never asked for, as the identity is known
             engine=engine,
+            precision=precision,
         )
         models.identity = ModelIdentity(name="svd-xt", weights_sha256="0" * 64, revision=None)
         return models
@@ -638,6 +670,7 @@ SECTIONS = (
     "variants",
     "fp8",
     "together",
+    "pocket",
     "micro",
     "reference",
     "plans",

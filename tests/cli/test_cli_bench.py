@@ -43,12 +43,12 @@ def test_alone_and_without_a_still_it_needs_no_file(bench, folder):
     assert record["engine"] == "reference"
     assert record["still"]["name"] == "gradient"
     assert len(record["kinema"]["warm"]["runs"]) == 1
-    assert (record["peer"], record["factor"], record["frames"]) == (None, None, None)
+    assert record["peers"] == {}
     assert names(folder) == []
 
 
 MISTAKES = {
-    "no such peer": (["--against=onediff"], 2, "there is no peer 'onediff'; there is diffusers, diffusers-compile, no"),
+    "no such peer": (["--against=onediff"], 2, "there is no peer 'onediff'; there is diffusers, diffusers-compile, or"),
     "no such peer's dtype": (
         ["--peer-dtype=fp8"],
         2,

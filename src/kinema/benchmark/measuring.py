@@ -1,4 +1,4 @@
-"""`measure`: both sides, each in its own process, taking turns; and the record of it."""
+"""`measure`: Kinema and its peers, each in its own process, taking turns; and the record of it."""
 
 from __future__ import annotations
 
@@ -45,15 +45,16 @@ STAGES = ("encode", "denoise", "step", "decode", "all")
 MEANINGS = {
     "cold": "a process of each side's own, once: seconds from its start to its first finished file, loaded_after of "
     "them until the model is in memory; nothing is compiled before",
+    "cold_again": "the same in one more process, which finds what the first compiled; null where nothing was",
     "load_seconds": "of those, loading the model, its files read and its libraries imported before",
     "peak_memory_gib": "of that process when its first video is done: rss of its whole life, and on a GPU what torch "
     "counts from the loaded model on",
-    "warm": "seconds of further videos in those same processes, the two sides in turns; step is denoise by the number "
+    "warm": "seconds of further videos in those same processes, all sides in turns; step is denoise by the number "
     "of steps. After each video, outside these seconds, torch gives back what it keeps of a GPU's memory for later",
     "tflop": "counted by torch's FlopCounterMode on diffusers' networks: its arithmetic, whoever computes",
     "matrix_tflop_per_second": "one large matrix product on this machine, by dtype",
-    "factor": "the peer's seconds (median) by Kinema's",
-    "frames": "the two videos beside each other, in 255ths; psnr_db is null where all pixels are the same",
+    "factor": "a peer's seconds (median) by Kinema's",
+    "frames": "a peer's video beside Kinema's, in 255ths; psnr_db is null where all pixels are the same",
 }
 
 
@@ -64,9 +65,10 @@ def measure(
     *,
     settings: Settings,
     engine: Engine | None = None,
-    against: str = "diffusers",
+    peers: Sequence[str] = ("diffusers",),
     peer_dtype: str | None = None,
     runs: int = 3,
+    again: bool = True,
     note: str | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Iterator[str | Record]:
@@ -74,13 +76,14 @@ def measure(
 
     Args:
         model: Catalog name, hub id or folder.
-        still: What both make their video of.
-        request: Every setting; where it leaves `decode_chunk_size` open, the peer gets the one that ours took.
+        still: What all make their video of.
+        request: Every setting; where it leaves `decode_chunk_size` open, the peers get the one that ours took.
         settings: The machine's: device, dtype and our precision.
         engine: "fast", "reference", or None for what `kinema.models.loading.load` takes.
-        against: "diffusers", "diffusers-compile" or "nothing".
-        peer_dtype: The peer's arithmetic: "float16", "bfloat16" or "float32"; None for ours.
+        peers: Of "diffusers" and "diffusers-compile", or none.
+        peer_dtype: The peers' arithmetic: "float16", "bfloat16" or "float32"; None for ours.
         runs: Warm videos of each side.
+        again: Whether each side that compiled something is started once more, to find it compiled.
         note: What a reader of the record should know.
         progress: Called with each piece of a download.
 
@@ -88,15 +91,15 @@ def measure(
         InvalidRequest: at once, as `check` and `check_settings` of `kinema.benchmark`.
         KinemaError: as loading and generating do; GenerationFailed too when a side's process ended before its time.
     """
-    check(against, engine, peer_dtype)
-    check_settings(against, request)
+    check(engine, peer_dtype)
+    check_settings(peers, request)
     device = pick_device(settings.device)
     dtype = pick_dtype(settings.dtype, device)
     snapshot = locate(resolve(model), half=dtype.itemsize == 2, progress=progress)
     half = any(f".{VARIANT}." in name for name in snapshot.files)
     arithmetic = str(dtype).removeprefix("torch.")
     task = Task(model, snapshot.folder, half, str(device), arithmetic, engine, settings.precision, still)
-    names = ["kinema"] if against == "nothing" else ["kinema", against]
+    names = ["kinema", *peers]
     kinds = {
         name: dtype if name == "kinema" or peer_dtype is None else pick_dtype(peer_dtype, device) for name in names
     }
@@ -106,18 +109,26 @@ def measure(
     told: dict[str, Record] = {}
     sides: dict[str, Side] = {}
     made: dict[str, list[Run]] = {name: [] for name in names}
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, ExitStack() as living:
-        for name in names:
-            yield f"{name}: loading in a fresh process, and a first video"
-            sides[name] = living.enter_context(started(name, tasks[name], Path(folder) / name))
-            run, found = sides[name].first(request)
-            told[name] = _first_figures(found)
-            if run.recipe:
-                request = request.changed(decode_chunk_size=run.recipe.decode_chunk_size)
-        for i in range(runs):  # in turns, so that what else the machine does meets both
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        caches = {name: Path(folder) / f"{name}-caches" for name in names}
+        with ExitStack() as living:
             for name in names:
-                yield f"{name}: video {i + 1} of {runs}"
-                made[name].append(sides[name].make(request))
+                yield f"{name}: loading in a fresh process, and a first video"
+                start = started(name, tasks[name], Path(folder) / name, caches[name])
+                sides[name] = living.enter_context(start)
+                run, found = sides[name].first(request)
+                told[name] = _first_figures(found)
+                if run.recipe:
+                    request = request.changed(decode_chunk_size=run.recipe.decode_chunk_size)
+            for i in range(runs):  # in turns, so that what else the machine does meets all
+                for name in names:
+                    yield f"{name}: video {i + 1} of {runs}"
+                    made[name].append(sides[name].make(request))
+        for name in names:
+            if again and any(path.is_file() for path in caches[name].rglob("*")):
+                yield f"{name}: once more in a fresh process, which finds what the first compiled"
+                with started(name, tasks[name], Path(folder) / f"{name}-again", caches[name]) as side:
+                    told[name]["cold_again"] = _first_figures(side.first(request)[1])["cold"]
     yield "matrix products"
     rates = {kind: matrix_rate(device, kind) for kind in set(kinds.values())}
     flop = counted(snapshot.folder, request)
@@ -126,9 +137,12 @@ def measure(
         told[name] |= {"warm": warm} | _speeds(warm["median"], flop, rates[kinds[name]], request.num_inference_steps)
     recipe = made["kinema"][-1].recipe
     assert recipe is not None, "ours has one"
-    peer = told.get(against)
+    for name in peers:
+        told[name]["factor"] = factors(told["kinema"], told[name])
+        told[name]["frames"] = distance(made["kinema"][-1].frames, made[name][-1].frames)
+    beside = f" beside {' and '.join(peers)}, taking turns" if peers else " alone"
     yield {
-        "what": "one video of one still: Kinema" + (f" beside {against}, taking turns" if peer else " alone"),
+        "what": f"one video of one still: Kinema{beside}",
         "note": note,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": machine(device) | {"load_before": [round(each, 2) for each in load]},
@@ -136,7 +150,7 @@ def measure(
         "model": recipe.model.model_dump(),
         "device": recipe.device,
         "dtype": task.dtype,
-        "peer_dtype": tasks[against].dtype if peer else None,
+        "peer_dtype": tasks[names[-1]].dtype if peers else None,
         "engine": recipe.engine,
         "precision": recipe.precision,
         "memory_plan": recipe.memory_plan,
@@ -144,21 +158,18 @@ def measure(
         "settings": recipe.request.model_dump(exclude=set(PAINTING)),
         "still": {"name": still.name, "sha256": still.sha256},
         "runs": runs,
-        "against": against,
         "tflop": {name: _brief(count / 1e12) for name, count in flop.items()},
         "matrix_tflop_per_second": {
             str(kind).removeprefix("torch."): _brief(rate / 1e12) for kind, rate in rates.items()
         },
         "kinema": told["kinema"],
-        "peer": peer,
-        "factor": factors(told["kinema"], peer) if peer else None,
-        "frames": distance(made["kinema"][-1].frames, made[against][-1].frames) if peer else None,
+        "peers": {name: told[name] for name in peers},
         "meaning": MEANINGS,
     }
 
 
 def _ready(snapshot: Snapshot) -> None:
-    """Read both sides' libraries and the model's files from the disk, so that neither does it for the other."""
+    """Read all sides' libraries and the model's files from the disk, so that none does it for another."""
     import diffusers
     import transformers
 
@@ -174,6 +185,7 @@ def _first_figures(found: Mapping[str, Any]) -> Record:
     """What is told of a side's start: see `Side.first`."""
     return {
         "cold": {"seconds": _brief(found["seconds"]), "loaded_after": _brief(found["loaded"])},
+        "cold_again": None,
         "load_seconds": _brief(found["load_seconds"]),
         "peak_memory_gib": {kind: _brief(count / GIB) for kind, count in found["peak"].items()},
     }

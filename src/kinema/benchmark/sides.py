@@ -32,7 +32,7 @@ class Side:
     words.
     """
 
-    def __init__(self, name: str, task: Task, folder: Path) -> None:
+    def __init__(self, name: str, task: Task, folder: Path, caches: Path) -> None:
         folder.mkdir()
         still = folder / "still.png"
         task.still.image.save(still)
@@ -40,8 +40,8 @@ class Side:
         self._task = vars(task) | {"folder": str(task.folder.absolute()), "still": str(still)}
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-            "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
-            "TRITON_CACHE_DIR": str(folder / "triton"),
+            "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
+            "TRITON_CACHE_DIR": str(caches / "triton"),
         }
         self._began = time.perf_counter()  # one clock for all processes
         with (folder / "words").open("w") as words:
@@ -102,15 +102,16 @@ class Side:
 
 
 @contextmanager
-def started(name: str, task: Task, folder: Path) -> Iterator[Side]:
-    """One side in a fresh process, with nothing compiled before, which ends where this does.
+def started(name: str, task: Task, folder: Path, caches: Path) -> Iterator[Side]:
+    """One side in a fresh process, which ends where this does.
 
     Args:
         name: "kinema", "diffusers" or "diffusers-compile".
         task: What it loads, and makes its videos of.
         folder: Where it keeps its files; made here.
+        caches: Where it keeps what it compiles, and finds what was compiled before; made when it is needed.
     """
-    side = Side(name, task, folder)
+    side = Side(name, task, folder, caches)
     try:
         yield side
     except BaseException:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json as json_text
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from kinema.benchmark import check, check_settings, gradient
+from kinema.benchmark import check, check_settings, gradient, named
 from kinema.cli.generating import chosen_model
 from kinema.cli.making import tell_fetch
 from kinema.cli.options import MODEL_PANEL, OUTPUT_PANEL, Device, Dtype, Model, Precision, Quiet, with_video_settings
@@ -17,7 +18,7 @@ from kinema.models.catalog import CATALOG, request_for
 from kinema.values import VideoRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from kinema.benchmark.measuring import Record
     from kinema.values import Engine
@@ -38,13 +39,20 @@ def bench(
     ] = None,
     *,
     against: Annotated[
-        str, typer.Option(help="Whom to measure beside: diffusers, diffusers-compile (torch.compile), or nothing.")
+        str,
+        typer.Option(
+            metavar="PEER[,PEER]",
+            help="Whom to measure beside: diffusers, diffusers-compile (torch.compile), both, or nothing.",
+        ),
     ] = "diffusers",
     peer_dtype: Annotated[
         str | None,
-        typer.Option(metavar="float16|bfloat16|float32", help="The peer's arithmetic. Unset: the same as ours."),
+        typer.Option(metavar="float16|bfloat16|float32", help="The peers' arithmetic. Unset: the same as ours."),
     ] = None,
     runs: Annotated[int, typer.Option(min=1, help="Warm videos of each, in turns; medians are told.")] = 3,
+    again: Annotated[
+        bool, typer.Option(help="Start each side that compiled something once more, to find it compiled.")
+    ] = True,
     note: Annotated[
         str | None, typer.Option(metavar="TEXT", help='What a reader of the record should know: "random weights".')
     ] = None,
@@ -88,13 +96,14 @@ def bench(
         machine = read_settings(device=device, dtype=dtype, precision=precision, model=model)
         target = record_path(output)
         keep_apart([target], [still] if still else [])
-        check(against, engine, peer_dtype)
+        peers = named(against)
+        check(engine, peer_dtype)
         VideoRequest.checked(**{name: value for name, value in settings.items() if value is not None})
         opened = open_still(still) if still else None
         chosen = machine.model or chosen_model(machine, told)
         resolve(chosen)
         request = request_for(model=chosen, **settings)
-        check_settings(against, request)
+        check_settings(peers, request)
         opened = opened or gradient(request.width, request.height)
         for caution in all_cautions(opened, request):
             told.tell("warning", caution)
@@ -108,9 +117,10 @@ def bench(
             request,
             settings=machine,
             engine=cast("Engine | None", engine),  # checked
-            against=against,
+            peers=peers,
             peer_dtype=peer_dtype,
             runs=runs,
+            again=again,
             note=note,
             progress=told.download,
         ):
@@ -132,23 +142,24 @@ def _show(record: Record) -> None:
     """The record as a person reads it."""
     from rich.table import Table
 
-    ours, peer, factor = record["kinema"], record["peer"], record["factor"]
-    sides = [ours, peer] if peer else [ours]
+    ours, peers = record["kinema"], record["peers"]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("")
-    for title in ["kinema", record["against"], "factor"] if peer else ["kinema"]:
-        table.add_column(title, justify="right")
+    for title in ["", "kinema", *(title for name in peers for title in (name, "factor"))]:
+        table.add_column(title, justify="right" if title else "left")
 
-    def row(title: str, cells: list[str], name: str | None = None) -> None:
-        table.add_row(title, *cells, f"{factor[name]:.2f}×" if factor and name else "")
+    def row(title: str, cell: Callable[[Any], str], factor: str | None = None) -> None:
+        theirs = ((cell(peer), f"{peer['factor'][factor]:.2f}×" if factor else "") for peer in peers.values())
+        table.add_row(title, cell(ours), *(text for pair in theirs for text in pair))
 
-    row("a fresh process", [f"{side['cold']['seconds']:.2f} s" for side in sides], "cold")
-    row("loading", [f"{side['load_seconds']:.2f} s" for side in sides], "load")
+    row("a fresh process", lambda side: f"{side['cold']['seconds']:.2f} s", "cold")
+    if any(side["cold_again"] for side in (ours, *peers.values())):
+        row("another", lambda side: f"{side['cold_again']['seconds']:.2f} s" if side["cold_again"] else "")
+    row("loading", lambda side: f"{side['load_seconds']:.2f} s", "load")
     for title, stage in ROWS.items():
-        row(title, [_spread(side["warm"], stage) for side in sides], stage)
-    row("memory", [_memory(side["peak_memory_gib"]) for side in sides])
+        row(title, partial(_spread, stage=stage), stage)
+    row("memory", _memory)
     for stage in ("denoise", "decode"):
-        row(f"{stage}, TFLOP/s", [_speed(side, stage) for side in sides])
+        row(f"{stage}, TFLOP/s", partial(_speed, stage=stage))
     console = stdout_console()
     console.print(table)
     console.print()
@@ -156,13 +167,13 @@ def _show(record: Record) -> None:
         console.print(line, markup=False)
 
 
-def _spread(warm: Mapping[str, Any], stage: str) -> str:
-    middle, least, most = (warm[name][stage] for name in ("median", "min", "max"))
+def _spread(side: Mapping[str, Any], stage: str) -> str:
+    middle, least, most = (side["warm"][name][stage] for name in ("median", "min", "max"))
     return f"{middle:.3f} s ({least:.3f} to {most:.3f})"
 
 
-def _memory(gib: Mapping[str, float]) -> str:
-    return ", ".join(f"{kind} {amount:.2f} GiB" for kind, amount in gib.items())
+def _memory(side: Mapping[str, Any]) -> str:
+    return ", ".join(f"{kind} {amount:.2f} GiB" for kind, amount in side["peak_memory_gib"].items())
 
 
 def _speed(side: Mapping[str, Any], stage: str) -> str:
@@ -176,12 +187,12 @@ def _lines(record: Record) -> list[str]:
     rates = ", ".join(f"{rate:.3g} ({kind})" for kind, rate in record["matrix_tflop_per_second"].items())
     arithmetic = record["dtype"]
     if record["peer_dtype"] not in (None, arithmetic):
-        arithmetic += f" (the peer in {record['peer_dtype']})"
+        arithmetic += f" (the peers in {record['peer_dtype']})"
     if record["precision"] != "full":
         arithmetic += f", {record['precision']}"
     chunk, still = settings["decode_chunk_size"], record["still"]["name"]
     facts = {
-        "frames": _distance(record["frames"]) if record["frames"] else None,
+        "frames": "; ".join(_distance(name, peer["frames"]) for name, peer in record["peers"].items()),
         "arithmetic": f"{tflop['step']:.3g} TFLOP a step and {tflop['decode']:.3g} to decode, as diffusers does it; "
         f"matrix products at {rates} TFLOP/s here",
         "videos": f"{size} in {settings['num_inference_steps']} steps, seed {settings['seed']}, of {still}; "
@@ -197,7 +208,7 @@ def _lines(record: Record) -> list[str]:
     return [f"{name:<11} {fact}" for name, fact in facts.items() if fact]
 
 
-def _distance(apart: Mapping[str, Any]) -> str:
+def _distance(name: str, apart: Mapping[str, Any]) -> str:
     if apart["psnr_db"] is None:
-        return "the peer's, pixel for pixel"
-    return f"PSNR {apart['psnr_db']:.1f} dB beside the peer's, at most {apart['greatest_difference']}/255 apart"
+        return f"that of {name}, pixel for pixel"
+    return f"PSNR {apart['psnr_db']:.1f} dB beside that of {name}, at most {apart['greatest_difference']}/255 apart"
