@@ -72,7 +72,7 @@ def measure(
     note: str | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Iterator[str | Record]:
-    """Yield a line for each piece of work as it begins, and at last the record.
+    """Yield a line for each piece of work as it begins, and the record, which is told again as it grows.
 
     Args:
         model: Catalog name, hub id or folder.
@@ -124,48 +124,52 @@ def measure(
                 for name in names:
                     yield f"{name}: video {i + 1} of {runs}"
                     made[name].append(sides[name].make(request))
+        yield "matrix products"
+        rates = {kind: matrix_rate(device, kind) for kind in set(kinds.values())}
+        flop = counted(snapshot.folder, request)
+        for name in names:
+            warm = _warm(made[name], request.num_inference_steps)
+            told[name] |= {"warm": warm} | _speeds(
+                warm["median"], flop, rates[kinds[name]], request.num_inference_steps
+            )
+        recipe = made["kinema"][-1].recipe
+        assert recipe is not None, "ours has one"
+        for name in peers:
+            told[name]["factor"] = factors(told["kinema"], told[name])
+            told[name]["frames"] = distance(made["kinema"][-1].frames, made[name][-1].frames)
+        beside = f" beside {' and '.join(peers)}, taking turns" if peers else " alone"
+        record = {
+            "what": f"one video of one still: Kinema{beside}",
+            "note": note,
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "machine": machine(device) | {"load_before": [round(each, 2) for each in load]},
+            "versions": versions(),
+            "model": recipe.model.model_dump(),
+            "device": recipe.device,
+            "dtype": task.dtype,
+            "peer_dtype": tasks[names[-1]].dtype if peers else None,
+            "engine": recipe.engine,
+            "precision": recipe.precision,
+            "memory_plan": recipe.memory_plan,
+            "events": list(recipe.events),
+            "settings": recipe.request.model_dump(exclude=set(PAINTING)),
+            "still": {"name": still.name, "sha256": still.sha256},
+            "runs": runs,
+            "tflop": {name: _brief(count / 1e12) for name, count in flop.items()},
+            "matrix_tflop_per_second": {
+                str(kind).removeprefix("torch."): _brief(rate / 1e12) for kind, rate in rates.items()
+            },
+            "kinema": told["kinema"],
+            "peers": {name: told[name] for name in peers},
+            "meaning": MEANINGS,
+        }
+        yield record
         for name in names:
             if again and any(path.is_file() for path in caches[name].rglob("*")):
                 yield f"{name}: once more in a fresh process, which finds what the first compiled"
                 with started(name, tasks[name], Path(folder) / f"{name}-again", caches[name]) as side:
                     told[name]["cold_again"] = _first_figures(side.first(request)[1])["cold"]
-    yield "matrix products"
-    rates = {kind: matrix_rate(device, kind) for kind in set(kinds.values())}
-    flop = counted(snapshot.folder, request)
-    for name in names:
-        warm = _warm(made[name], request.num_inference_steps)
-        told[name] |= {"warm": warm} | _speeds(warm["median"], flop, rates[kinds[name]], request.num_inference_steps)
-    recipe = made["kinema"][-1].recipe
-    assert recipe is not None, "ours has one"
-    for name in peers:
-        told[name]["factor"] = factors(told["kinema"], told[name])
-        told[name]["frames"] = distance(made["kinema"][-1].frames, made[name][-1].frames)
-    beside = f" beside {' and '.join(peers)}, taking turns" if peers else " alone"
-    yield {
-        "what": f"one video of one still: Kinema{beside}",
-        "note": note,
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "machine": machine(device) | {"load_before": [round(each, 2) for each in load]},
-        "versions": versions(),
-        "model": recipe.model.model_dump(),
-        "device": recipe.device,
-        "dtype": task.dtype,
-        "peer_dtype": tasks[names[-1]].dtype if peers else None,
-        "engine": recipe.engine,
-        "precision": recipe.precision,
-        "memory_plan": recipe.memory_plan,
-        "events": list(recipe.events),
-        "settings": recipe.request.model_dump(exclude=set(PAINTING)),
-        "still": {"name": still.name, "sha256": still.sha256},
-        "runs": runs,
-        "tflop": {name: _brief(count / 1e12) for name, count in flop.items()},
-        "matrix_tflop_per_second": {
-            str(kind).removeprefix("torch."): _brief(rate / 1e12) for kind, rate in rates.items()
-        },
-        "kinema": told["kinema"],
-        "peers": {name: told[name] for name in peers},
-        "meaning": MEANINGS,
-    }
+                yield record
 
 
 def _ready(snapshot: Snapshot) -> None:

@@ -128,14 +128,18 @@ def bench(
                 told.tell("start", result)
             else:
                 record = result
-        text = json_text.dumps(record, indent=1, ensure_ascii=False)
+                if target is not None:  # what is known already outlives an interruption
+                    publish(f"{_text(record)}\n".encode(), target)
         if target is not None:
-            publish(f"{text}\n".encode(), target)
             told.tell("note", f"the record: {target}")
     if json:
-        print(text)  # noqa: T201 - the result
+        print(_text(record))  # noqa: T201 - the result
     else:
         _show(record)
+
+
+def _text(record: Record) -> str:
+    return json_text.dumps(record, indent=1, ensure_ascii=False)
 
 
 def _show(record: Record) -> None:
