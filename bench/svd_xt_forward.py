@@ -399,7 +399,7 @@ class Bench:
                 if made.get("plan") == "streamed":  # whose first has the weights laid out
                     again = f"{gib} GiB, the next"
                     self.guarded(again, lambda models=models: self.one_video("fast", models), result)
-            models.release()
+            models.forwards.clear()
             torch.cuda.set_per_process_memory_fraction(1.0)
         return result
 
@@ -591,8 +591,7 @@ class Bench:
             if not isinstance(step, Step):
                 result |= {"plan": step.recipe.memory_plan, "decode_chunk_size": step.recipe.decode_chunk_size}
                 result |= {"engine": step.recipe.engine, "events": list(step.recipe.events)}
-                name = engine if models.precision == "full" else models.precision
-                self.videos = {**getattr(self, "videos", {}), name: step.frames}
+                frames = step.frames
                 break
             if step.stage != "denoise" or step.step == step.total:  # no waiting between steps
                 parts.synchronize(self.device)
@@ -604,9 +603,12 @@ class Bench:
         if self.device.type == "cuda":
             result["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
             result["reserved_gib"] = round(torch.cuda.max_memory_reserved() / 2**30, 2)
-        for name in self.videos.keys() - {"fast"}:
-            apart = self.videos["fast"].astype(int) - self.videos[name]
-            result[f"psnr_beside_{name}_db"] = round(float(10 * np.log10(255**2 / np.square(apart).mean())), 2)
+        name = engine if models.precision == "full" else models.precision
+        self.videos = getattr(self, "videos", {})
+        for other, theirs in self.videos.items():  # the first of each kind
+            square = np.square(frames.astype(int) - theirs).mean()
+            result[f"psnr_beside_{other}_db"] = round(float(10 * np.log10(255**2 / square)), 2) if square else None
+        self.videos.setdefault(name, frames)
         return result
 
     def models(self, engine: str, precision: str = "full") -> Any:

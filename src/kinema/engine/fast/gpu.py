@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 # Numbers that the decoder works on together: half a gigabyte in half precision.
 PIECE = 2**28
+# Pixels of which a band has a multiple where it can: those of a kernel's largest tile.
+TILED = 256
 
 
 def suits(x: Tensor) -> bool:
@@ -120,7 +122,8 @@ def temporal(
     shift = block.conv1.bias[None] if shift is None else shift
     bias = block.bias if more is None else block.bias + more
     first, second = block.in_bytes or (Product(conv.weight.permute(0, 2, 3, 1).flatten(1)) for conv in block.convs)
-    bands = range(0, rows.shape[1], max(1, PIECE // (len(rows) * rows.shape[2])))
+    together = max(1, PIECE // (len(rows) * rows.shape[2]))
+    bands = range(0, rows.shape[1], together // TILED * TILED or together)
     scales = fused.affine(fused.channel_sums(rows) if sums is None else sums, block.norm1, rows.shape[1], span=span)
     hidden, found = [], []
     for start in bands:

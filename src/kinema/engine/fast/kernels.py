@@ -30,7 +30,7 @@ NORM = 4096, 4, 4
 # Pieces in which the channels of a frame are summed up, at most.
 MOST_CHUNKS = 512
 # The quickest of those tried on an H100 at SVD's sizes, by bytes of a number.
-PRODUCT: dict[int, Tile] = {2: (128, 256, 64, 8, 3, 1), 1: (128, 128, 128, 4, 3, 0)}
+PRODUCT: dict[int, Tile] = {2: (128, 256, 64, 8, 3, 1), 1: (128, 128, 128, 4, 3, 2)}
 CONVOLUTION: Tile = (256, 128, 128, 8, 3, 0)
 
 
