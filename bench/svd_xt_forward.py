@@ -396,7 +396,7 @@ class Bench:
             models = self.models("fast")
             with mock.patch.object(placement, "free_memory", free):
                 made = self.guarded(f"{gib} GiB", lambda models=models: self.one_video("fast", models), result)
-                if made.get("plan") == "streamed":  # whose first has the weights laid out
+                if made.get("plan") == "streamed":  # whose first lays the weights out
                     again = f"{gib} GiB, the next"
                     self.guarded(again, lambda models=models: self.one_video("fast", models), result)
             models.forwards.clear()

@@ -121,6 +121,23 @@ def test_shards_load_as_the_whole_does(tiny_svd, tmp_path):
         assert all(torch.equal(value, theirs[name]) for name, value in getattr(sharded, part).state_dict().items())
 
 
+def test_the_weights_are_hashed_once_and_a_fault_is_told_to_who_asks(own, monkeypatch):
+    asked = []
+    monkeypatch.setattr(loading, "weights_sha256", lambda *_: asked.append(1) or "0" * 64)
+    models = load_here(own)
+    for _ in range(2):
+        models.prepare_identity()
+        assert models.identity.weights_sha256 == "0" * 64
+    assert asked == [1]
+    monkeypatch.undo()
+    models = load_here(own)
+    for path in own.rglob("*.safetensors"):
+        path.unlink()
+    models.prepare_identity()
+    with pytest.raises(FileNotFoundError):
+        _ = models.identity
+
+
 def test_the_identity_names_the_folder_but_not_its_path(tiny_svd, own):
     identity = load_here(tiny_svd).identity
     assert (identity.name, identity.revision) == ("tiny-svd", None)

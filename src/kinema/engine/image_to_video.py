@@ -97,6 +97,7 @@ def to_clip(models: Models, still: Still, request: VideoRequest, denoised: Denoi
 
 def _to_denoised(models: Models, still: Still, request: VideoRequest) -> Generator[Step, None, Denoised]:
     plan = plan_for(models, request)
+    models.prepare_identity()  # for the recipe
     events: list[str] = []
     image = fit_still(still, request.width, request.height, request.fit)
     generator = torch.Generator("cpu").manual_seed(request.seed)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast, get_args
+from functools import cached_property, partial
+from threading import Thread
+from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
 from kinema.errors import InsufficientMemory, InvalidRequest
 from kinema.models import hub
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
     import torch
 
     from kinema.models.hub import Progress, Snapshot
+
+Result = TypeVar("Result")
 
 __all__ = ["Held", "Models", "default_model", "inventory", "load", "pull", "resolve"]
 
@@ -95,13 +99,20 @@ class Models:
 
     @cached_property
     def identity(self) -> ModelIdentity:
-        """Which weights these are; hashed when first asked for."""
+        """Which weights these are; hashed when first asked for, or since `prepare_identity`."""
+        self.prepare_identity()
+        digest = self._digest.result()
+        return ModelIdentity(name=self.name, revision=self.snapshot.revision, weights_sha256=digest)
+
+    def prepare_identity(self) -> None:
+        """Begin to hash the weights while others compute: seconds for a folder of gigabytes."""
+        if "identity" not in self.__dict__:
+            _ = self._digest
+
+    @cached_property
+    def _digest(self) -> Future[str]:
         weights = [name for name in self.snapshot.files if name.endswith(".safetensors")]
-        return ModelIdentity(
-            name=self.name,
-            revision=self.snapshot.revision,
-            weights_sha256=weights_sha256(self.snapshot.folder, weights),
-        )
+        return _in_background(partial(weights_sha256, self.snapshot.folder, weights))
 
     def release(self) -> None:
         """Give the memory back; the model can't be used afterwards."""
@@ -112,6 +123,20 @@ class Models:
             torch.nn.Module.to(getattr(self, part), device="meta")
         gc.collect()  # what only cycles of references hold
         release_cache(self.device)
+
+
+def _in_background(work: Callable[[], Result]) -> Future[Result]:
+    """By a thread that nobody waits for but who asks for the result."""
+    future: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except Exception as error:  # noqa: BLE001 - raised where the result is asked for
+            future.set_exception(error)
+
+    Thread(target=run, name="kinema-hashing", daemon=True).start()
+    return future
 
 
 def load(
