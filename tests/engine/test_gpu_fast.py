@@ -242,6 +242,25 @@ def test_time_attention(frames: int, depth: int) -> None:
 
 
 @kernels_run
+def test_kernels_are_compiled_together_and_then_launched() -> None:
+    from kinema.engine.fast import kernels
+
+    x, y, bias = noise(4, 70, 96), noise(4, 70, 96) + 1, noise(96, dtype=torch.float32)
+    out = torch.full_like(x, torch.nan)
+    with kernels.compiled_together():
+        kernels.add(x, y, bias, out)
+        kernels.channel_sums(x)
+    assert out.isnan().all()
+    if CUDA:
+        compiled = [len(caches[0]) for caches in kernels._sums.device_caches.values()]
+    kernels.add(x, y, bias, out)
+    kernels.channel_sums(x)
+    assert error(out, x + y + bias) <= ROUNDING
+    if CUDA:
+        assert [len(caches[0]) for caches in kernels._sums.device_caches.values()] == compiled
+
+
+@kernels_run
 @pytest.mark.parametrize("cols", [130, 256])
 def test_softmax(cols: int) -> None:
     from kinema.engine.fast import kernels

@@ -9,6 +9,7 @@ import torch
 
 from kinema.engine.fast import FastDecoder, FastUNet
 from kinema.engine.fast.graphs import Replayed
+from kinema.models.placement import has_kernels
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,7 +80,7 @@ def _ours(network: FastUNet, conditions: Conditions, num_frames: int) -> Callabl
         with on_device_of(sample):
             return network(sample, time, constants)
 
-    return call
+    return _compiled_first(call, "unet", network.shape)
 
 
 def _theirs(unet: Any, conditions: Conditions, num_frames: int) -> Callable[[Tensor, Tensor], Tensor]:
@@ -108,8 +109,32 @@ def decoder_of(engine: Engine, vae: Any) -> Callable[[Tensor], Tensor]:
             with on_device_of(latents):
                 return decoder(latents)
 
-        return fast
+        return _compiled_first(fast, "decoder", tuple(vae.config.block_out_channels))
     return lambda latents: vae.decode(latents, num_frames=len(latents)).sample
+
+
+# What a network's kernels depend on, of those whose kernels this process has met.
+_met: set[tuple[Any, ...]] = set()
+
+
+def _compiled_first(call: Callable[..., Tensor], *kind: Any) -> Callable[..., Tensor]:
+    """The same, whose kernels are compiled together before it is made for the first time.
+
+    For that it is made once without them, which takes as long as a call and gives nothing.
+    """
+
+    def prepared(*given: Tensor) -> Tensor:
+        first = given[0]
+        met = (*kind, first.device, first.dtype, first.shape)
+        if met not in _met and has_kernels(first.device, first.dtype):
+            from kinema.engine.fast import kernels
+
+            with kernels.compiled_together():
+                call(*given)
+            _met.add(met)
+        return call(*given)
+
+    return prepared
 
 
 def on_device_of(x: Tensor) -> AbstractContextManager[None]:

@@ -10,7 +10,11 @@ Imported only where there is CUDA, to which torch brings Triton.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
@@ -19,10 +23,15 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kinema.engine.fast.fused import EIGHTH
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 # Rows, columns and depth of what one program multiplies at a time, its warps and the stages of its pipeline, and how
 # many programs a multiprocessor keeps for the whole of the work (0: each program has one tile).
 Tile = tuple[int, int, int, int, int, int]
 
+# Kernels that are compiled at a time.
+TOGETHER = 16
 # Columns of a tile: 64 numbers of two bytes are a cache line.
 COLUMNS = 64
 # Numbers that one program of a layer norm has at a time, how many times, and its warps.
@@ -34,7 +43,33 @@ PRODUCT: dict[int, Tile] = {2: (128, 256, 64, 8, 3, 1), 1: (128, 128, 128, 4, 3,
 CONVOLUTION: Tile = (256, 128, 128, 8, 3, 0)
 
 
-@triton.jit
+# Whether kernels are launched, or only compiled.
+_compiling = ContextVar("compiling", default=False)
+
+
+@contextmanager
+def compiled_together() -> Iterator[None]:
+    """While inside, no kernel is launched, and at the end all that would have been are compiled, several at a time.
+
+    What they would have written is left as it is. One after the other takes four times as long, when a process comes to
+    each for the first time.
+    """
+    with ThreadPoolExecutor(TOGETHER) as pool, triton.AsyncCompileMode(pool):
+        before = _compiling.set(True)
+        try:
+            yield
+        finally:
+            _compiling.reset(before)
+
+
+def _launch(kernel: Any, grid: tuple[int, ...], *given: Any, **chosen: Any) -> None:
+    if _compiling.get():
+        kernel.warmup(*given, grid=grid, **chosen)
+    else:
+        kernel[grid](*given, **chosen)
+
+
+@triton.jit(do_not_specialize=["rows", "per"])
 def _sums(
     x,
     y,
@@ -93,11 +128,11 @@ def _summed(x: torch.Tensor, y: torch.Tensor, bias: torch.Tensor, out: torch.Ten
     sums = x.new_empty(n, chunks, 2, channels, dtype=torch.float32)
     grid = (triton.cdiv(channels, COLUMNS), chunks, n)
     frames = x.stride(0), y.stride(0), out.stride(0)
-    _sums[grid](x, y, bias, out, sums, rows, channels, per, *frames, ADD=add, ROWS=32, COLS=COLUMNS)
+    _launch(_sums, grid, x, y, bias, out, sums, rows, channels, per, *frames, ADD=add, ROWS=32, COLS=COLUMNS)
     return sums
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunks", "channels", "group", "plus_stride"])
 def _affine(
     sums,
     weight,
@@ -141,7 +176,7 @@ def _affine(
     tl.store(shift + n * channels + cols, offset, here)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "span"])
 def _apply(
     x,
     out,
@@ -177,7 +212,7 @@ def _apply(
     tl.store(out + n * out_frame + row * out_row + cols[None, :], value.to(out.dtype.element_ty), inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "high", "width"])
 def _apply_framed(
     x,
     out,
@@ -227,8 +262,10 @@ def affine(
     frames, channels = len(sums), sums.shape[-1]
     n, group, chunks = frames // span, channels // groups, span * sums.shape[1]
     scale, shift = sums.new_empty(2, n, channels)
-    lanes = triton.next_power_of_2(group)
-    _affine[groups, n](
+    lanes = 32 if group <= 32 else triton.next_power_of_2(max(group, 128))  # few ways in which it is compiled
+    _launch(
+        _affine,
+        (groups, n),
         sums,
         weight,
         bias,
@@ -242,7 +279,7 @@ def affine(
         eps,
         0 if plus is None or len(plus) == 1 else channels,
         PLUS=plus is not None,
-        CHUNKS=max(16, 2048 // lanes),
+        CHUNKS=max(4, 2048 // lanes),
         GROUP=lanes,
     )
     return scale, shift
@@ -263,7 +300,7 @@ def normalised(
     strides = x.stride(0), out.stride(0), out.stride(1), scale.stride(0)
     in_bytes = out.dtype == EIGHTH
     given = x, out, scale, shift, rows, channels, span, *strides, spread
-    _apply[grid](*given, SILU=silu, BYTES=in_bytes, ROWS=64, COLS=COLUMNS)
+    _launch(_apply, grid, *given, SILU=silu, BYTES=in_bytes, ROWS=64, COLS=COLUMNS)
     return out
 
 
@@ -273,11 +310,11 @@ def framed(
     _, high, width, channels = x.shape
     grid = (triton.cdiv(channels, COLUMNS), triton.cdiv(len(out), 64))
     sizes = len(out), high, width, channels, x.stride(0), x.stride(1), out.stride(0), scale.stride(0)
-    _apply_framed[grid](x, out, scale, shift, *sizes, factor, SILU=silu, ROWS=64, COLS=COLUMNS)
+    _launch(_apply_framed, grid, x, out, scale, shift, *sizes, factor, SILU=silu, ROWS=64, COLS=COLUMNS)
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "per"])
 def _layer_norm(
     x,
     y,
@@ -354,7 +391,9 @@ def layer_norm(
     together, turns, warps = NORM
     height = max(1, together // cols)
     other = x if add_to is None else add_to
-    _layer_norm[triton.cdiv(rows, turns * height), frames](
+    _launch(
+        _layer_norm,
+        (triton.cdiv(rows, turns * height), frames),
         x,
         other if mix_into is None else mix_into,
         weight if plus is None else plus,
@@ -384,7 +423,7 @@ def _gelu(x):
     return 0.5 * x * (1 + tl.erf(x * 0.7071067811865476))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _geglu(wide, out, rows, inner, ROWS: tl.constexpr, COLS: tl.constexpr):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     col, pair = tl.program_id(1) * COLS + tl.arange(0, COLS), tl.program_id(1) * 2 * COLS + tl.arange(0, 2 * COLS)
@@ -398,11 +437,11 @@ def _geglu(wide, out, rows, inner, ROWS: tl.constexpr, COLS: tl.constexpr):
 def geglu(wide: torch.Tensor) -> torch.Tensor:
     rows, inner = len(wide), wide.shape[1] // 2
     out = wide.new_empty(rows, inner)
-    _geglu[triton.cdiv(rows, 8), triton.cdiv(inner, 256)](wide, out, rows, inner, ROWS=8, COLS=256)
+    _launch(_geglu, (triton.cdiv(rows, 8), triton.cdiv(inner, 256)), wide, out, rows, inner, ROWS=8, COLS=256)
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _product(
     x,
     weight,
@@ -472,7 +511,9 @@ def product(
     cols = len(weight)
     bm, bn, bk, warps, stages, lasting = tile or PRODUCT[x.dtype.itemsize]
     tiles = triton.cdiv(rows, bm) * triton.cdiv(cols, bn)
-    _product[min(tiles, lasting * _processors(x.device)) if lasting else tiles,](
+    _launch(
+        _product,
+        (min(tiles, lasting * _processors(x.device)) if lasting else tiles,),
         TensorDescriptor.from_tensor(x, [bm, bk]),
         TensorDescriptor.from_tensor(weight, [bn, bk]),
         TensorDescriptor.from_tensor(out, [bm, bn // 2 if gated else bn]),
@@ -502,7 +543,7 @@ def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "high", "width"])
 def _convolution(
     x,
     weight,
@@ -548,7 +589,9 @@ def convolution(
     _, high, width, cols = out.shape
     rows, depth = x.shape
     bm, bn, bk, warps, stages, _ = tile or CONVOLUTION
-    _convolution[triton.cdiv(rows, bm) * triton.cdiv(cols, bn),](
+    _launch(
+        _convolution,
+        (triton.cdiv(rows, bm) * triton.cdiv(cols, bn),),
         TensorDescriptor.from_tensor(x, [bm, bk]),
         TensorDescriptor.from_tensor(weight, [bn, bk]),
         out,
@@ -568,7 +611,7 @@ def convolution(
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["frames", "pixels"])
 def _along_time(
     x,
     weight,
@@ -631,7 +674,9 @@ def along_time(
     bm, bn, bk, warps, stages, _ = tile or _along_time_tile(depth, pixels, x.dtype.itemsize)
     tiles = triton.cdiv(pixels, bm)
     sums = out.new_empty(frames, tiles, 2, cols, dtype=torch.float32)
-    _along_time[tiles * span * triton.cdiv(cols, bn), frames // span](
+    _launch(
+        _along_time,
+        (tiles * span * triton.cdiv(cols, bn), frames // span),
         TensorDescriptor.from_tensor(x, [1, bm, bk]),
         TensorDescriptor.from_tensor(weight, [bn, bk]),
         x if scale is None else scale,
@@ -653,7 +698,7 @@ def along_time(
         num_warps=warps,
         num_stages=stages,
     )
-    return sums
+    return sums if tiles <= 64 else sums.sum(1, keepdim=True)
 
 
 def _along_time_tile(depth: int, pixels: int, itemsize: int) -> Tile:
@@ -665,7 +710,7 @@ def _along_time_tile(depth: int, pixels: int, itemsize: int) -> Tile:
     return (256, 128, 64, 8, 4, 0) if pixels >= 2048 else (128, 256, 64, 8, 3, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["frames", "pixels"])
 def _time_attention(qkv, out, frames, pixels, heads, scale, FRAMES: tl.constexpr, DEPTH: tl.constexpr):
     head, pixel = tl.program_id(0) % heads, tl.program_id(0) // heads
     channels = heads * DEPTH
@@ -686,7 +731,9 @@ def _time_attention(qkv, out, frames, pixels, heads, scale, FRAMES: tl.constexpr
 def time_attention(qkv: torch.Tensor) -> torch.Tensor:
     batch, frames, pixels, _, heads, depth = qkv.shape
     out = qkv.new_empty(batch, frames, pixels, heads * depth)
-    _time_attention[pixels * heads, batch](
+    _launch(
+        _time_attention,
+        (pixels * heads, batch),
         qkv,
         out,
         frames,
@@ -710,5 +757,5 @@ def _softmax(scores, out, cols, scale, COLS: tl.constexpr):
 
 def softmax(scores: torch.Tensor, scale: float, out: torch.Tensor) -> torch.Tensor:
     rows, cols = scores.shape
-    _softmax[rows,](scores, out, cols, scale, COLS=triton.next_power_of_2(cols), num_warps=8)
+    _launch(_softmax, (rows,), scores, out, cols, scale, COLS=triton.next_power_of_2(cols), num_warps=8)
     return out
