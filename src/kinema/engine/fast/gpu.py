@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from kinema.engine.fast.layers import ClipBlock, FeedForward, LayerNorm, ResBlock, SelfAttention, Upsample
     from kinema.engine.fast.transformer import Layer, LayerConstants, Transformer
 
-# Numbers that the decoder works on together: half a gigabyte in half precision.
+# Numbers of a large clip that are worked on together: half a gigabyte in half precision.
 PIECE = 2**28
 # Pixels of which a band has a multiple where it can: those of a kernel's largest tile.
 TILED = 256
@@ -87,7 +87,7 @@ def spatial(
         del seen
         fused.group_norm(hidden, block.norm2, plus=shift, silu=True, out=hidden)
         hidden = _frames(as_clip(block.conv2.product(images(hidden.view(*size, -1))), *size[1:]))
-    kept = parts[0] if block.shortcut is None else _shortened(parts, block.shortcut.weight)
+    kept = parts[0] if block.shortcut is None else _through_shortcut(parts, block.shortcut.weight)
     out = hidden.view(*size, -1) if out is None else out
     return out, fused.add(hidden, kept, bias, _frames(out))
 
@@ -148,21 +148,17 @@ def _side_by_side(
     parts: list[Tensor], scales: fused.Scales, out: Tensor
 ) -> Iterator[tuple[Tensor, fused.Scales, Tensor]]:
     """Of each part its channels of the scales and of the result."""
-    start = 0
-    for part in parts:
-        here = slice(start, start + part.shape[-1])
-        yield part, (scales[0][:, here], scales[1][:, here]), out[..., here]
-        start = here.stop
+    widths = [part.shape[-1] for part in parts]
+    scale, shift, places = (torch.split(each, widths, -1) for each in (*scales, out))
+    return zip(parts, zip(scale, shift, strict=True), places, strict=True)
 
 
-def _shortened(parts: list[Tensor], weight: Tensor) -> Tensor:
+def _through_shortcut(parts: list[Tensor], weight: Tensor) -> Tensor:
     """The product of all channels, [frames, pixels, c] each, as the sum of the parts'."""
-    first, *rest = parts
-    made = pixels(first) @ weight[: first.shape[-1]]
-    start = first.shape[-1]
-    for part in rest:
-        made.addmm_(pixels(part), weight[start : start + part.shape[-1]])
-        start += part.shape[-1]
+    (first, by), *rest = zip(parts, torch.split(weight, [part.shape[-1] for part in parts]), strict=True)
+    made = pixels(first) @ by
+    for part, by in rest:
+        made.addmm_(pixels(part), by)
     return made.view(*first.shape[:2], -1)
 
 
