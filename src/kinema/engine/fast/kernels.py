@@ -51,8 +51,7 @@ _compiling = ContextVar("compiling", default=False)
 def compiled_together() -> Iterator[None]:
     """While inside, no kernel is launched, and at the end all that would have been are compiled, several at a time.
 
-    What they would have written is left as it is. One after the other takes four times as long, when a process comes to
-    each for the first time.
+    What they would have written is left as it is. Else each would be compiled when it is come to, one after the other.
     """
     with ThreadPoolExecutor(TOGETHER) as pool, triton.AsyncCompileMode(pool):
         before = _compiling.set(True)
