@@ -38,8 +38,8 @@ FAST_DENOISE_MAPS, FAST_DECODE_MAPS, FAST_PIECES, FAST_SHARE = 16, 2.05, 2**30, 
 # What the allocator and the libraries take beyond that. Measured on an H100, SVD-XT in float16 at 1024×576 with 4.2 GiB
 # of weights: 13.3 GiB at chunk 8 and 32.4 at chunk 25, where 13.2 and 32.3 are counted.
 WORKSPACE = 1.1
-# The two pieces of the UNet that are on the device while it is streamed, as a share of its weights and of what is laid out
-# anew beside them: SVD-XT's largest has 0.31 GiB, and all that counts as such 3.9.
+# The two pieces of the UNet that are on the device while it is streamed, as a share of its weights and what is laid out
+# anew beside them: SVD-XT's largest has 0.31 GiB, of 3.9.
 STREAMED_SHARE = 0.18
 # The largest single layer of a part, as a share of its weights: what sequential offload has on the device at a time.
 LAYER_SHARE = 0.05
