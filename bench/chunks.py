@@ -2,8 +2,8 @@
 
     python bench/chunks.py --out bench/results/pocket-chunks.json
 
-A border shows where two frames that follow each other differ by more than the same two do when all were decoded together:
-`border` is the mean of that over the borders, in 255ths, and `within` over all other pairs.
+A border shows where two frames that follow each other differ by more than the same two do when all were decoded
+together: `border` is the mean of that over the borders, in 255ths, and `within` over all other pairs.
 """
 
 import argparse
