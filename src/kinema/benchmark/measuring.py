@@ -7,7 +7,7 @@ import platform
 import re
 import statistics
 import tempfile
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,14 +29,14 @@ from kinema.values import PAINTING
 from kinema.version import own_version
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
     from kinema.benchmark.runs import Run
     from kinema.media.still import Still
     from kinema.media.video import Frames
     from kinema.models.hub import Progress, Snapshot
     from kinema.settings import Settings
-    from kinema.values import Engine, VideoRequest
+    from kinema.values import Engine, Recipe, VideoRequest
 
 Record = dict[str, Any]
 
@@ -99,77 +99,111 @@ def measure(
     half = any(f".{VARIANT}." in name for name in snapshot.files)
     arithmetic = str(dtype).removeprefix("torch.")
     task = Task(model, snapshot.folder, half, str(device), arithmetic, engine, settings.precision, still)
-    names = ["kinema", *peers]
-    kinds = {
-        name: dtype if name == "kinema" or peer_dtype is None else pick_dtype(peer_dtype, device) for name in names
-    }
+    kinds = {"kinema": dtype} | {name: pick_dtype(peer_dtype, device) if peer_dtype else dtype for name in peers}
     tasks = {name: replace(task, dtype=str(kind).removeprefix("torch.")) for name, kind in kinds.items()}
     load = list(psutil.getloadavg())
     _ready(snapshot)
-    told: dict[str, Record] = {}
-    sides: dict[str, Side] = {}
-    made: dict[str, list[Run]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        caches = {name: Path(folder) / f"{name}-caches" for name in names}
-        with ExitStack() as living:
-            for name in names:
-                yield f"{name}: loading in a fresh process, and a first video"
-                start = started(name, tasks[name], Path(folder) / name, caches[name])
-                sides[name] = living.enter_context(start)
-                run, found = sides[name].first(request)
-                told[name] = _first_figures(found)
-                if run.recipe:
-                    request = request.changed(decode_chunk_size=run.recipe.decode_chunk_size)
-            for i in range(runs):  # in turns, so that what else the machine does meets all
-                for name in names:
-                    yield f"{name}: video {i + 1} of {runs}"
-                    made[name].append(sides[name].make(request))
+        race = _Race(tasks, Path(folder))
+        request = yield from race.run(request, runs)
         yield "matrix products"
-        rates = {kind: matrix_rate(device, kind) for kind in set(kinds.values())}
+        rates = {str(kind): matrix_rate(device, kind) for kind in set(kinds.values())}
         flop = counted(snapshot.folder, request)
-        for name in names:
-            warm = _warm(made[name], request.num_inference_steps)
-            told[name] |= {"warm": warm} | _speeds(
-                warm["median"], flop, rates[kinds[name]], request.num_inference_steps
-            )
-        recipe = made["kinema"][-1].recipe
-        assert recipe is not None, "ours has one"
-        for name in peers:
-            told[name]["factor"] = factors(told["kinema"], told[name])
-            told[name]["frames"] = distance(made["kinema"][-1].frames, made[name][-1].frames)
-        beside = f" beside {' and '.join(peers)}, taking turns" if peers else " alone"
+        race.tell(request.num_inference_steps, flop, {name: rates[str(kind)] for name, kind in kinds.items()})
         record = {
-            "what": f"one video of one still: Kinema{beside}",
+            "what": "one video of one still: Kinema"
+            + (f" beside {' and '.join(peers)}, taking turns" if peers else " alone"),
             "note": note,
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
             "machine": machine(device) | {"load_before": [round(each, 2) for each in load]},
             "versions": versions(),
-            "model": recipe.model.model_dump(),
-            "device": recipe.device,
             "dtype": task.dtype,
-            "peer_dtype": tasks[names[-1]].dtype if peers else None,
-            "engine": recipe.engine,
-            "precision": recipe.precision,
-            "memory_plan": recipe.memory_plan,
-            "events": list(recipe.events),
-            "settings": recipe.request.model_dump(exclude=set(PAINTING)),
+            "peer_dtype": tasks[peers[-1]].dtype if peers else None,
+            **_made_by(race.recipe),
             "still": {"name": still.name, "sha256": still.sha256},
             "runs": runs,
             "tflop": {name: _brief(count / 1e12) for name, count in flop.items()},
             "matrix_tflop_per_second": {
-                str(kind).removeprefix("torch."): _brief(rate / 1e12) for kind, rate in rates.items()
+                name.removeprefix("torch."): _brief(rate / 1e12) for name, rate in rates.items()
             },
-            "kinema": told["kinema"],
-            "peers": {name: told[name] for name in peers},
+            "kinema": race.told["kinema"],
+            "peers": {name: race.told[name] for name in peers},
             "meaning": MEANINGS,
         }
         yield record
-        for name in names:
-            if again and any(path.is_file() for path in caches[name].rglob("*")):
+        if again:
+            yield from race.run_again(request)
+            yield record
+
+
+class _Race:
+    """All sides of one measuring, Kinema's first, and what was found of each."""
+
+    def __init__(self, tasks: Mapping[str, Task], folder: Path) -> None:
+        self.tasks, self.folder = tasks, folder
+        self.told: dict[str, Record] = {}
+        self.made: dict[str, list[Run]] = {name: [] for name in tasks}
+
+    @property
+    def recipe(self) -> Recipe:
+        """Of our last video."""
+        recipe = self.made["kinema"][-1].recipe
+        assert recipe is not None, "ours has one"
+        return recipe
+
+    def run(self, request: VideoRequest, runs: int) -> Generator[str, None, VideoRequest]:
+        """Each side's first video, and then theirs in turns; return the request with the chunk that ours took."""
+        sides: dict[str, Side] = {}
+        with ExitStack() as living:
+            for name in self.tasks:
+                yield f"{name}: loading in a fresh process, and a first video"
+                sides[name] = living.enter_context(self._started(name, name))
+                run, found = sides[name].first(request)
+                self.told[name] = _first_figures(found)
+                if run.recipe:
+                    request = request.changed(decode_chunk_size=run.recipe.decode_chunk_size)
+            for i in range(runs):  # in turns, so that what else the machine does meets all
+                for name, side in sides.items():
+                    yield f"{name}: video {i + 1} of {runs}"
+                    self.made[name].append(side.make(request))
+        return request
+
+    def tell(self, steps: int, flop: Mapping[str, int], rates: Mapping[str, float]) -> None:
+        """Note what the warm videos come to; `rates` are those of each side's arithmetic."""
+        for name, made in self.made.items():
+            warm = _warm(made, steps)
+            self.told[name] |= {"warm": warm} | _speeds(warm["median"], flop, rates[name], steps)
+        ours = self.told["kinema"], self.made["kinema"][-1].frames
+        for name in [*self.tasks][1:]:
+            self.told[name]["factor"] = factors(ours[0], self.told[name])
+            self.told[name]["frames"] = distance(ours[1], self.made[name][-1].frames)
+
+    def run_again(self, request: VideoRequest) -> Iterator[str]:
+        """One more process for each side that compiled something."""
+        for name in self.tasks:
+            if any(path.is_file() for path in self._caches(name).rglob("*")):
                 yield f"{name}: once more in a fresh process, which finds what the first compiled"
-                with started(name, tasks[name], Path(folder) / f"{name}-again", caches[name]) as side:
-                    told[name]["cold_again"] = _first_figures(side.first(request)[1])["cold"]
-                yield record
+                with self._started(name, f"{name}-again") as side:
+                    self.told[name]["cold_again"] = _first_figures(side.first(request)[1])["cold"]
+
+    def _started(self, name: str, folder: str) -> AbstractContextManager[Side]:
+        return started(name, self.tasks[name], self.folder / folder, self._caches(name))
+
+    def _caches(self, name: str) -> Path:
+        return self.folder / f"{name}-caches"
+
+
+def _made_by(recipe: Recipe) -> Record:
+    """What of a recipe belongs into the record."""
+    return {
+        "model": recipe.model.model_dump(),
+        "device": recipe.device,
+        "engine": recipe.engine,
+        "precision": recipe.precision,
+        "memory_plan": recipe.memory_plan,
+        "events": list(recipe.events),
+        "settings": recipe.request.model_dump(exclude=set(PAINTING)),
+    }
 
 
 def _ready(snapshot: Snapshot) -> None:
