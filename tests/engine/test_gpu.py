@@ -103,9 +103,9 @@ def test_every_memory_plan_gives_the_same_frames(
         monkeypatch.setattr(engine, "plan_for", lambda *_, name=name: Plan(name, 4))
         split.append(clip_of(models, still).frames)
     assert farthest(split.pop(), resident) == 0
-    assert farthest(split[0], split[1]) == 0
-    # Half a batch is summed up in another order; a streamed network has its constants from the CPU; and layers that
-    # come one by one go through diffusers' forward.
+    *ours, _ = split
+    assert all(farthest(frames, ours[0]) == 0 for frames in ours)
+    # Half a batch is summed up in another order, and layers that come one by one go through diffusers' forward.
     assert all(farthest(frames, resident) <= (1 if dtype == "float32" else 3) for frames in split)
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from kinema.engine.fast.layers import ClipBlock, FeedForward, LayerNorm, ResBlock, SelfAttention, Upsample
+    from kinema.engine.fast.layers import ClipBlock, FeedForward, LayerNorm, Linear, ResBlock, SelfAttention, Upsample
     from kinema.engine.fast.transformer import Layer, LayerConstants, Transformer
 
 # Numbers of a large clip that are worked on together: half a gigabyte in half precision.
@@ -242,13 +242,18 @@ class Additions:
     @classmethod
     def of(cls, layer: Layer, within: Tensor, along: Tensor, positions: Tensor) -> Additions:
         """From the constants of a clip: [b, 1, c], [b, 1, c] and [f, 1, c]."""
+
+        def bias(product: Linear) -> Tensor:
+            """Which is elsewhere where the layer is streamed."""
+            return product.bias.to(within.device)
+
         wide = at_least_float32
-        spatial = wide(within) + layer.attention.out.bias
-        settled = spatial + layer.feed_forward.out.bias
+        spatial = wide(within) + bias(layer.attention.out)
+        settled = spatial + bias(layer.feed_forward.out)
         before_time = settled + wide(positions)[:, 0]
-        temporal = wide(along) + layer.time_attention.out.bias
-        blend = torch.lerp(settled, temporal + layer.time_feed_forward.out.bias, layer.share)
-        entering = before_time + layer.time_feed_forward_in.out.bias
+        temporal = wide(along) + bias(layer.time_attention.out)
+        blend = torch.lerp(settled, temporal + bias(layer.time_feed_forward.out), layer.share)
+        entering = before_time + bias(layer.time_feed_forward_in.out)
         every = (spatial, before_time, entering, temporal, blend)
         return cls(*(each.expand_as(before_time).flatten(0, 1).contiguous() for each in every))
 

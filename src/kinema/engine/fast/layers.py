@@ -411,9 +411,13 @@ class ClipBlock:
 
 
 def time_share(mixer: Any) -> Tensor:
-    """The temporal half's part in diffusers' AlphaBlender, [1], not in half precision."""
-    spatial = torch.sigmoid(at_least_float32(mixer.mix_factor))
-    return spatial if mixer.switch_spatial_to_temporal_mix else 1 - spatial
+    """The temporal half's part in diffusers' AlphaBlender, [1], not in half precision.
+
+    Computed on the CPU, so that it is the same to the last bit wherever the network lies.
+    """
+    spatial = torch.sigmoid(at_least_float32(mixer.mix_factor.cpu()))
+    share = spatial if mixer.switch_spatial_to_temporal_mix else 1 - spatial
+    return share.to(mixer.mix_factor.device)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,6 +6,7 @@ fetches by itself while it computes, into two places that they take in turn: one
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -33,6 +34,20 @@ def mapped(tree: Tree, change: Callable[[Tensor], Tensor]) -> Tree:
         names = getattr(tree, "STREAMED", None) or [field.name for field in fields(tree)]
         found = replace(tree, **{name: mapped(getattr(tree, name), change) for name in names})
     return found  # type: ignore[no-any-return] # as what came
+
+
+@contextmanager
+def brought(modules: Sequence[Any], device: torch.device) -> Iterator[None]:
+    """Small modules on a device while inside, wherever else they are kept."""
+    homes = [next(module.parameters()).device for module in modules]
+    away = [(module, home) for module, home in zip(modules, homes, strict=True) if home != device]
+    try:
+        for module, _ in away:
+            module.to(device)
+        yield
+    finally:
+        for module, home in away:
+            module.to(home)
 
 
 class Streamed(Generic[Tree]):

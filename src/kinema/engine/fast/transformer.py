@@ -20,6 +20,7 @@ from kinema.engine.fast.layers import (
     sinusoids,
     time_share,
 )
+from kinema.engine.fast.streaming import brought
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,7 +76,8 @@ class Layer:
 
     def constants(self, embedding: Tensor, positions: Tensor) -> LayerConstants:
         """embedding: [b, 1, d]; positions: [f, 1, c]."""
-        within, along = (cross_attention(block.attn2, embedding) for block in self.module)
+        with brought([block.attn2 for block in self.module], embedding.device):
+            within, along = (cross_attention(block.attn2, embedding) for block in self.module)
         additions = gpu.Additions.of(self, within, along, positions) if self.on_gpu else None
         return LayerConstants(positions, within, along, additions)
 
@@ -120,7 +122,8 @@ class Transformer:
     def constants(self, embedding: Tensor, num_frames: int) -> tuple[LayerConstants, ...]:
         """Of each layer, for a clip of this embedding, [b, 1, d], and this many frames."""
         places = sinusoids(torch.arange(num_frames, device=embedding.device), self.module.in_channels)
-        positions = self.module.time_pos_embed(places.to(embedding.dtype))[:, None]
+        with brought([self.module.time_pos_embed], embedding.device):
+            positions = self.module.time_pos_embed(places.to(embedding.dtype))[:, None]
         return tuple(layer.constants(embedding, positions) for layer in self.layers)
 
     def __call__(self, clip: Tensor, constants: tuple[LayerConstants, ...]) -> None:

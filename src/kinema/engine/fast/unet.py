@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from kinema.engine.fast import gpu
 from kinema.engine.fast.layers import ClipBlock, Conv, GroupNorm, Upsample, as_clip, images, sinusoids
-from kinema.engine.fast.streaming import Streamed, mapped
+from kinema.engine.fast.streaming import Streamed, brought, mapped
 from kinema.engine.fast.transformer import LayerConstants, Transformer
 
 if TYPE_CHECKING:
@@ -145,15 +145,13 @@ class FastUNet:
             num_frames: Of the clip.
         """
         assert embedding.shape[1] == 1, "SVD's cross-attention has one key"
-        device, home = embedding.device, next(self.module.parameters()).device
-        held = as_clip(self.conv_held(held), 1, *held.shape[2:])
-        embedding, time_ids = embedding.to(home), time_ids.to(home)
         alike = bool((time_ids == time_ids[:1]).all())
         rows = time_ids[:1] if alike else time_ids
         sines = sinusoids(rows.flatten(), self.module.add_time_proj.num_channels).view(len(rows), -1)
-        ids = self.module.add_embedding(sines.to(embedding.dtype))
+        with brought([self.module.add_embedding], embedding.device):
+            ids = self.module.add_embedding(sines.to(embedding.dtype))
         layers = tuple(each.constants(embedding, num_frames) for each in self.transformers)
-        return mapped(ClipConstants(held, ids, layers), lambda tensor: tensor.to(device))
+        return ClipConstants(as_clip(self.conv_held(held), 1, *held.shape[2:]), ids, layers)
 
     @torch.no_grad()
     def __call__(self, sample: Tensor, time: Tensor, constants: ClipConstants) -> Tensor:
