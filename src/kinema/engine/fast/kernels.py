@@ -1,9 +1,10 @@
 """Triton kernels: for what only moves memory (norms, sums, attention over a handful of frames), and for products.
 
 The first read what they need once and write what they make once; torch would take several passes over the same tensors.
-The second are a feed-forward's gate in one with its product, and products and convolutions of numbers of one byte.
-`kinema.engine.fast.fused` says what each computes, in plain torch, and decides where these are called. All arithmetic
-is in float32. Sizes of pictures are no part of what is compiled, so another size of video compiles nothing anew.
+The second are a feed-forward's gate in one with its product, convolutions along time, and products and convolutions of
+numbers of one byte. `kinema.engine.fast.fused` says what each computes, in plain torch, and decides where these are
+called. All arithmetic is in float32. Sizes of pictures are no part of what is compiled, so another size of video
+compiles hardly anything anew: a tile of another kind, or more frames than a power of two.
 
 Imported only where there is CUDA, to which torch brings Triton.
 """
