@@ -621,6 +621,20 @@ def test_denoising_goes_on_in_the_next_plan_at_the_step_that_failed(models: Mode
     assert [step.step for step in steps if step.stage == "denoise"] == [1, 2, 3, 4]
 
 
+def test_denoising_goes_down_as_many_plans_as_it_must(models: Models, still: Still) -> None:
+    undisturbed = clip_of(models, still, num_inference_steps=4).frames
+    calls: list[int] = []
+    run_out(models.unet, lambda _: calls.append(1) is None and len(calls) in (3, 4))
+    models.device = Elsewhere("cpu")
+    clip = clip_of(models, still, num_inference_steps=4)
+    assert farthest(clip.frames, undisturbed) <= 1
+    assert clip.recipe.events == (
+        "memory ran out at denoising step 3: went on with resident_split",
+        "memory ran out at denoising step 3: went on with model_offload",
+    )
+    assert clip.recipe.memory_plan == "model_offload"
+
+
 # Unguided, there is nothing to split; and nothing is streamed without kernels.
 @pytest.mark.parametrize(("guidance", "plans"), [(3.0, 4), (1.0, 3)])
 def test_denoising_tries_each_leaner_plan_once(models: Models, still: Still, guidance: float, plans: int) -> None:

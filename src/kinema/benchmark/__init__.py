@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
 from kinema.errors import InvalidRequest
 from kinema.values import Engine
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from kinema.media.still import Still
     from kinema.values import VideoRequest
 
-Peer = Literal["diffusers", "diffusers-compile"]
-PEERS: tuple[str, ...] = get_args(Peer)
+PEERS = ("diffusers", "diffusers-compile")
 DTYPES = ("float16", "bfloat16", "float32")
 
 

@@ -68,7 +68,6 @@ def measure(
     peers: Sequence[str] = ("diffusers",),
     peer_dtype: str | None = None,
     runs: int = 3,
-    again: bool = True,
     note: str | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Iterator[str | Record]:
@@ -83,7 +82,6 @@ def measure(
         peers: Of "diffusers" and "diffusers-compile", or none.
         peer_dtype: The peers' arithmetic: "float16", "bfloat16" or "float32"; None for ours.
         runs: Warm videos of each side.
-        again: Whether each side that compiled something is started once more, to find it compiled.
         note: What a reader of the record should know.
         progress: Called with each piece of a download.
 
@@ -131,9 +129,8 @@ def measure(
             "meaning": MEANINGS,
         }
         yield record
-        if again:
-            yield from race.run_again(request)
-            yield record
+        yield from race.run_again(request)
+        yield record
 
 
 class _Race:

@@ -50,9 +50,6 @@ def bench(
         typer.Option(metavar="float16|bfloat16|float32", help="The peers' arithmetic. Unset: the same as ours."),
     ] = None,
     runs: Annotated[int, typer.Option(min=1, help="Warm videos of each, in turns; medians are told.")] = 3,
-    again: Annotated[
-        bool, typer.Option(help="Start each side that compiled something once more, to find it compiled.")
-    ] = True,
     note: Annotated[
         str | None, typer.Option(metavar="TEXT", help='What a reader of the record should know: "random weights".')
     ] = None,
@@ -120,7 +117,6 @@ def bench(
             peers=peers,
             peer_dtype=peer_dtype,
             runs=runs,
-            again=again,
             note=note,
             progress=told.download,
         ):

@@ -80,7 +80,7 @@ def _ours(network: FastUNet, conditions: Conditions, num_frames: int) -> Callabl
         with on_device_of(sample):
             return network(sample, time, constants)
 
-    return _compiled_first(call, "unet", network.shape)
+    return _compiled_first(call, "unet", network.kind)
 
 
 def _theirs(unet: Any, conditions: Conditions, num_frames: int) -> Callable[[Tensor, Tensor], Tensor]:
@@ -113,7 +113,7 @@ def decoder_of(engine: Engine, vae: Any) -> Callable[[Tensor], Tensor]:
     return lambda latents: vae.decode(latents, num_frames=len(latents)).sample
 
 
-# What a network's kernels depend on, of those whose kernels this process has met.
+# Networks and sizes of which this process has met the kernels. The number of frames decides on hardly any.
 _met: set[tuple[Any, ...]] = set()
 
 
@@ -125,7 +125,7 @@ def _compiled_first(call: Callable[..., Tensor], *kind: Any) -> Callable[..., Te
 
     def prepared(*given: Tensor) -> Tensor:
         first = given[0]
-        met = (*kind, first.device, first.dtype, first.shape)
+        met = (*kind, first.device, first.dtype, first.shape[-3:])
         if met not in _met and has_kernels(first.device, first.dtype):
             from kinema.engine.fast import kernels
 

@@ -25,6 +25,7 @@ Part = Literal["image_encoder", "vae", "unet"]
 PlanName = Literal["resident", "resident_split", "model_offload", "streamed", "sequential_offload"]
 PARTS: tuple[Part, ...] = get_args(Part)
 PLANS: tuple[PlanName, ...] = get_args(PlanName)
+STAYING: tuple[PlanName, ...] = ("resident", "resident_split")
 
 # Peak of what one stage keeps beside its weights, in feature maps of the first level's channels. Counted by adding up
 # the live tensors of diffusers' modules at SVD-XT's sizes; the count is the same for every size, within 4%.
@@ -69,7 +70,7 @@ class Plan:
     @property
     def stays(self) -> bool:
         """Whether the whole model is on the device, and left there."""
-        return self.name in ("resident", "resident_split")
+        return self.name in STAYING
 
     @property
     def keeps(self) -> str | None:
@@ -315,11 +316,11 @@ def _peak(
         "denoise": (weights["unet"], laid_out),
         "decode": (weights["vae"],),
     }
-    if name in ("resident", "resident_split"):
+    if name in STAYING:
         return sum(weights.values()) + laid_out + max(upcast + stages["encode"], stages["denoise"], stages["decode"])
     pieces = 0
     if name == "streamed":  # which have their place on the device for good
-        pieces = int(STREAMED_SHARE * sum(used.pop("denoise")))
+        pieces = int(STREAMED_SHARE * sum(used["denoise"]))
         used["denoise"] = ()
     share = LAYER_SHARE if name == "sequential_offload" else 1
     return pieces + max(int(sum(parts) * share) + stages.get(stage, 0) for stage, parts in used.items())

@@ -121,7 +121,7 @@ def temporal(
     rows, places, span = _frames(clip), _frames(out), clip.shape[1]
     shift = block.conv1.bias[None] if shift is None else shift
     bias = block.bias if more is None else block.bias + more
-    first, second = block.in_bytes or (Product(conv.weight.permute(0, 2, 3, 1).flatten(1)) for conv in block.convs)
+    first, second = block.in_bytes or (Product(conv.rows) for conv in (block.conv1, block.conv2))
     together = max(1, PIECE // (len(rows) * rows.shape[2]))
     bands = range(0, rows.shape[1], together // TILED * TILED or together)
     scales = fused.affine(fused.channel_sums(rows) if sums is None else sums, block.norm1, rows.shape[1], span=span)

@@ -53,8 +53,9 @@ def compiled_together() -> Iterator[None]:
     """While inside, no kernel is launched, and at the end all that would have been are compiled, several at a time.
 
     What they would have written is left as it is. Else each would be compiled when it is come to, one after the other.
+    One that can't be compiled is left to its launch, which says why.
     """
-    with ThreadPoolExecutor(TOGETHER) as pool, triton.AsyncCompileMode(pool):
+    with ThreadPoolExecutor(TOGETHER) as pool, triton.AsyncCompileMode(pool, ignore_errors=True):
         before = _compiling.set(True)
         try:
             yield

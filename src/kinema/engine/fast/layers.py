@@ -255,6 +255,11 @@ class Conv:
             return F.conv2d(x, self.weight, bias[0], self.stride, self.padding)
         return self.product(x).add_(bias[..., None, None])
 
+    @property
+    def rows(self) -> Tensor:
+        """Its weight as a product takes it: [out, kernel's pixels · in]."""
+        return self.weight.permute(0, 2, 3, 1).flatten(1)
+
     def product(self, x: Tensor) -> Tensor:
         """Without the bias, for who adds it later."""
         return F.conv2d(x, self.weight, None, self.stride, self.padding)
@@ -335,13 +340,8 @@ class ResBlock:
         bias = bias if shortcut is None else bias + shortcut.bias
         if not in_bytes:
             return cls(norm1, conv1, norm2, conv2, shortcut, bias)
-        first, second = (Product.in_bytes(conv.weight.permute(0, 2, 3, 1).flatten(1)) for conv in (conv1, conv2))
+        first, second = (Product.in_bytes(conv.rows) for conv in (conv1, conv2))
         return cls(norm1, conv1, norm2, conv2, shortcut, bias, (first, second))
-
-    @property
-    def convs(self) -> tuple[Conv, Conv]:
-        """Both."""
-        return self.conv1, self.conv2
 
     def change(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
         """What the block adds to x, [n, c, h, w]; shift: the first convolution's bias with the time in it."""

@@ -116,7 +116,7 @@ class FastUNet:
         self.norm_out = GroupNorm.of(module.conv_norm_out)
         self.conv_out = Conv.of(module.conv_out)
         self.channels = channels
-        self.shape = tuple(module.config.block_out_channels), in_bytes
+        self.kind = tuple(module.config.block_out_channels), in_bytes  # which decides on its kernels
         blocks = [*module.down_blocks, module.mid_block, *module.up_blocks]
         self.time_shifts = TimeShifts.of([resnet for block in blocks for resnet in block.resnets])
         self.time_embedding = module.time_embedding
