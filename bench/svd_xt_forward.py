@@ -293,10 +293,12 @@ class Bench:
     def variants(self) -> dict[str, Any]:
         """One thing otherwise at a time: ms of the step and, where it matters there, of the decoding."""
 
-        def tiled(*tile: int) -> Any:
-            from kinema.engine.fast import kernels
+        @contextmanager
+        def tiled(*tile: int) -> Iterator[None]:
+            from kinema.engine.fast import kernels, stationary
 
-            return mock.patch.dict(kernels.PRODUCT, {2: tile})
+            with mock.patch.object(stationary, "FEWEST", 2**30), mock.patch.dict(kernels.PRODUCT, {2: tile}):
+                yield
 
         def efficient(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             seen = F.scaled_dot_product_attention(q, k, v)
@@ -304,13 +306,14 @@ class Bench:
 
         def upsample(module: Any, x: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
             doubled = (2 * x.shape[2], 2 * x.shape[3])
-            return module.conv(F.interpolate(x, size or doubled, mode="nearest"))
+            return module.conv.product(F.interpolate(x, size or doubled, mode="nearest"))
 
         patches: dict[str, tuple[list[Any], str]] = {
-            "upsampling by interpolation": ([mock.patch.object(layers.Upsample, "__call__", upsample)], "both"),
+            "upsampling by interpolation": ([mock.patch.object(layers.Upsample, "product", upsample)], "both"),
             "cudnn benchmark": ([torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False)], "both"),
             **{f"gate in one with its product, {tile}": ([tiled(*tile)], "step") for tile in self.tiles()},
-            "gate in a pass of its own": ([mock.patch.object(fused, "multiplies", return_value=False)], "step"),
+            "no matrix kernels of ours": ([mock.patch.object(fused, "multiplies", return_value=False)], "both"),
+            "attention by cuDNN": ([mock.patch.object(fused, "MANY_PIXELS", 2**30)], "step"),
             "attention of torch's choice": ([mock.patch.object(fused, "frame_attention", efficient)], "both"),
             "time attention plain": (
                 [mock.patch.object(fused, "time_attention", fused.plain_time_attention)],

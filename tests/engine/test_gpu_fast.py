@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -31,6 +32,9 @@ kernels_run = pytest.mark.skipif(
     not find_spec("triton") or not (CUDA or INTERPRETED), reason="there is no CUDA device with Triton"
 )
 on_cuda = pytest.mark.skipif(not CUDA, reason="there is no CUDA device")
+on_hopper = pytest.mark.skipif(
+    not CUDA or torch.cuda.get_device_capability() != (9, 0), reason="there is no NVIDIA GPU of the Hopper generation"
+)
 # What rounding to float16 leaves open, relative to the norm.
 ROUNDING = 1e-3
 # What a number of one byte now and then rounded the other way leaves open; the interpreter always rounds towards 0.
@@ -132,7 +136,7 @@ TILE = (32, 64, 32, 4, 2)
 
 @kernels_run
 @pytest.mark.parametrize("lasting", [0, 1], ids=["a tile each", "several tiles each"])
-@pytest.mark.parametrize(("rows", "depth", "inner"), [(70, 96, 384), (33, 64, 112)])
+@pytest.mark.parametrize(("rows", "depth", "inner"), [(70, 96, 384), (33, 64, 96)])
 def test_products(rows: int, depth: int, inner: int, lasting: int) -> None:
     from kinema.engine.fast import kernels
 
@@ -155,6 +159,47 @@ def test_products(rows: int, depth: int, inner: int, lasting: int) -> None:
     plain = noise(rows, 2 * inner)
     ours, true = plain.clone(), fused.add_product(plain.float(), seen, Product(by.weight, scale=by.scale))
     assert error(kernels.product(seen, by.weight, None, by.scale, ours, add=True, tile=tile), true) <= ROUNDING
+
+
+@on_hopper
+@pytest.mark.parametrize("inner", [128, 352], ids=["whole blocks", "half a block"])
+@pytest.mark.parametrize("depth", [320, 344, 640], ids=["few pieces", "half a piece", "many pieces"])
+def test_a_product_whose_weights_stay(depth: int, inner: int) -> None:
+    from kinema.engine.fast import kernels, stationary
+
+    processors = torch.cuda.get_device_properties(DEVICE).multi_processor_count
+    x, weight, bias = noise(70_001, depth), noise(2 * inner, depth) * depth**-0.5, noise(2 * inner)
+    assert stationary.fits(x, weight, processors)
+    assert not stationary.fits(x[:1000], weight, processors)
+    true = fused.plain_gated(x.double(), Product(weight.double(), bias.double()))
+    out = torch.full((len(x), inner), torch.nan, device=DEVICE, dtype=HALF)
+    assert error(kernels.gated(x, weight, bias, None, out, 1.0), true) <= ROUNDING
+
+
+@on_hopper
+@pytest.mark.parametrize("depth", [640, 1280], ids=["few pieces", "many pieces"])
+def test_a_product_of_one_byte_whose_weights_stay(depth: int) -> None:
+    from kinema.engine.fast import kernels, stationary
+
+    x, inner = noise(70_001, depth), 352
+    seen, by = (x * fused.SPREAD).to(fused.EIGHTH), Product.in_bytes(noise(2 * inner, depth) * depth**-0.5, noise(704))
+    assert by.bias is not None
+    assert stationary.fits(seen, by.weight, torch.cuda.get_device_properties(DEVICE).multi_processor_count)
+    ours = kernels.gated(seen, by.weight, by.bias, by.scale, seen.new_empty(len(x), inner), 2.0)
+    assert error(ours, fused.plain_gated(seen, by, 2.0)) <= ONE_BYTE
+
+
+@on_hopper
+@pytest.mark.parametrize("pixels", [1024, 1100], ids=["whole blocks of keys", "part of one"])
+@pytest.mark.parametrize("dtype", [HALF, torch.bfloat16])
+def test_frame_attention(pixels: int, dtype: torch.dtype) -> None:
+    frames, heads, depth = 3, 5, fused.HEAD
+    q, k, v = noise(frames, pixels, 3, heads, depth, dtype=dtype).movedim(2, 0).transpose(2, 3)
+    seen = torch.nn.functional.scaled_dot_product_attention(q.double(), k.double(), v.double())
+    true = seen.transpose(1, 2).reshape(frames, pixels, heads * depth)
+    ours = error(fused.frame_attention(q, k, v), true)
+    with mock.patch.object(fused, "MANY_PIXELS", pixels + 1):  # the library's
+        assert ours <= 1.1 * error(fused.frame_attention(q, k, v), true)
 
 
 @kernels_run

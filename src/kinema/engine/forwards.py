@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from kinema.values import Engine, Precision
 
 
+# Pixels of latents up to which a step is replayed as a CUDA graph: beyond, the GPU always has work waiting, and to
+# record the graph takes longer than it saves.
+REPLAYED = 2**17
+
+
 def engine_for(models: Models, plan: Plan) -> Engine:
     """The one that the model is set to; layers that come and go one by one can be called by diffusers' own only."""
     return "reference" if plan.name == "sequential_offload" else models.engine
@@ -58,7 +63,8 @@ def step_of(
         return made[0] if len(made) == 1 else torch.cat(made)
 
     # A graph keeps memory of its own, which a plan that splits has none of to give.
-    return Replayed(step) if fast and conditions.latents.is_cuda and not plan.splits else step
+    small = conditions.latents[:, 0].numel() * num_frames <= REPLAYED
+    return Replayed(step) if fast and small and conditions.latents.is_cuda and not plan.splits else step
 
 
 def _network(models: Models, plan: Plan, unet: Any) -> FastUNet:

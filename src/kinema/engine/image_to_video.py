@@ -60,9 +60,11 @@ def generate(models: Models, still: Still, request: VideoRequest) -> Iterator[St
         InsufficientMemory: before any work when no plan fits; later when none was left all the same.
         GenerationFailed: when the model gave NaN, infinity or one constant colour.
     """
-    denoised = yield from _to_denoised(models, still, request)
+    plan = plan_for(models, request)
+    image = fit_still(still, request.width, request.height, request.fit)
+    denoised = yield from _to_denoised(models, plan, image, request)
     plan, events = denoised.plan, list(denoised.events)
-    frames = yield from _to_frames(models, still, request, denoised, events)
+    frames = yield from _decode(models, plan, denoised.latents.to(models.device), image, events)
     del denoised  # a caller may keep the clip for long
     yield Clip(frames, request.frame_rate, _recipe(models, plan, still, request, events), still.image)
 
@@ -74,7 +76,9 @@ def to_latents(models: Models, still: Still, request: VideoRequest) -> Iterator[
     Raises:
         InsufficientMemory, GenerationFailed: as `generate`.
     """
-    yield (yield from _to_denoised(models, still, request))
+    plan = plan_for(models, request)
+    image = fit_still(still, request.width, request.height, request.fit)
+    yield (yield from _to_denoised(models, plan, image, request))
 
 
 @torch.no_grad()
@@ -91,26 +95,20 @@ def to_clip(models: Models, still: Still, request: VideoRequest, denoised: Denoi
         InsufficientMemory, GenerationFailed: as `generate`.
     """
     events = list(denoised.events)
-    frames = yield from _to_frames(models, still, request, denoised, events)
+    image = fit_still(still, request.width, request.height, request.fit)
+    frames = yield from _decode(models, denoised.plan, denoised.latents.to(models.device), image, events)
     yield Clip(frames, request.frame_rate, _recipe(models, denoised.plan, still, request, events), still.image)
 
 
-def _to_denoised(models: Models, still: Still, request: VideoRequest) -> Generator[Step, None, Denoised]:
-    plan = plan_for(models, request)
+def _to_denoised(
+    models: Models, plan: Plan, image: Image.Image, request: VideoRequest
+) -> Generator[Step, None, Denoised]:
     models.prepare_identity()  # for the recipe
     events: list[str] = []
-    image = fit_still(still, request.width, request.height, request.fit)
     generator = torch.Generator("cpu").manual_seed(request.seed)
     conditions = yield from _encode(models, plan, image, request, generator)
     latents, plan = yield from _denoise(models, plan, conditions, request, generator, events)
     return Denoised(latents, plan, tuple(events))
-
-
-def _to_frames(
-    models: Models, still: Still, request: VideoRequest, denoised: Denoised, events: list[str]
-) -> Generator[Step, None, Frames]:
-    image = fit_still(still, request.width, request.height, request.fit)
-    return (yield from _decode(models, denoised.plan, denoised.latents.to(models.device), image, events))
 
 
 def _encode(
@@ -210,7 +208,7 @@ def _decode(
             if not is_out_of_memory(error):
                 raise
             raise insufficient(error, "decoding", SMALLER) from None
-        video = np.concatenate(frames)
+        video = frames[0] if len(frames) == 1 else np.concatenate(frames)
         # Of a still of one colour a constant video is right.
         if not _one_colour(video) or _one_colour(np.asarray(image)):
             return video

@@ -33,6 +33,8 @@ EIGHTH = torch.float8_e4m3fn
 LARGEST, SPREAD = 448.0, 8.0
 # Frames whose attention along time one program of the kernel holds in its registers.
 MOST_FRAMES = 64
+# The width of a head, and the least pixels of a frame, that our kernel attends within frames more quickly than cuDNN.
+HEAD, MANY_PIXELS = 64, 1024
 # Heads wider than this no library attends to quickly; the scores of one frame at a time are written out instead.
 WIDEST = 256
 
@@ -43,7 +45,7 @@ def has_kernels(x: Tensor) -> bool:
 
 
 def multiplies(device: torch.device) -> bool:
-    """Whether the kernel of `gated` is known to be quicker there than a product and a pass for the gate."""
+    """Whether those of our kernels that multiply matrices are known to be quicker there than the libraries'."""
     return placement.is_hopper(device)
 
 
@@ -258,8 +260,18 @@ def _plus(x: Tensor, plus: Tensor) -> Tensor:
     return (x.view(len(plus), -1, x.shape[1]) + plus[:, None]).view_as(x)
 
 
+def in_turn(values: Tensor, gates: Tensor) -> Tensor:
+    """What makes values and what makes their gates, [n, …] each, n a multiple of 32, in the order of `gated`: [2n, …].
+
+    Each value is beside its gate, as a thread of the matrix units has them. And of 32 outputs, which four threads have,
+    eight that lie together are one's, to be stored at once: after the first of each come the second, and so on.
+    """
+    both = torch.stack([values, gates], 1)
+    return both.view(-1, 4, 8, *both.shape[1:]).transpose(1, 2).flatten(0, 3)
+
+
 def gated(x: Tensor, product: Product, factor: float = 1.0) -> Tensor:
-    """GEGLU of a product whose columns are values and their gates in turn: value · GELU(gate), [rows, out / 2].
+    """GEGLU of a product whose columns are `in_turn`: value · GELU(gate), [rows, out / 2].
 
     A product in numbers of one byte gives such numbers, multiplied by `factor`.
     """
@@ -267,8 +279,8 @@ def gated(x: Tensor, product: Product, factor: float = 1.0) -> Tensor:
         from kinema.engine.fast import kernels
 
         out = x.new_empty(len(x), len(product.weight) // 2)
-        given = product.weight, product.bias, product.scale, out
-        return kernels.product(x, *given, gated=True, factor=factor)
+        assert product.bias is not None
+        return kernels.gated(x, product.weight, product.bias, product.scale, out, factor)
     if has_kernels(x):
         from kinema.engine.fast import kernels
 
@@ -278,7 +290,8 @@ def gated(x: Tensor, product: Product, factor: float = 1.0) -> Tensor:
 
 def plain_gated(x: Tensor, product: Product, factor: float = 1.0) -> Tensor:
     """In three passes."""
-    value, gate = plain_product(x, product, wide(x).dtype).view(len(x), -1, 2).unbind(-1)
+    both = plain_product(x, product, wide(x).dtype).view(len(x), -1, 8, 4, 2).transpose(2, 3)
+    value, gate = both.reshape(len(x), -1, 2).unbind(-1)
     made = value * F.gelu(gate)
     return (made * factor).clamp(-LARGEST, LARGEST).to(EIGHTH) if x.dtype == EIGHTH else made.to(x.dtype)
 
@@ -422,6 +435,10 @@ def frame_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     frames, heads, pixels, depth = q.shape
     if q.is_cuda and heads == 1 and depth > WIDEST and q.dtype.itemsize == 2:
         return torch.stack([_written_out(*each) for each in zip(q[:, 0], k[:, 0], v[:, 0], strict=True)])
+    if has_kernels(q) and multiplies(q.device) and depth == HEAD and pixels >= MANY_PIXELS:
+        from kinema.engine.fast import kernels
+
+        return kernels.frame_attention(q, k, v)
     with sdpa_kernel(BACKENDS, set_priority=True):
         seen = F.scaled_dot_product_attention(q, k, v)
     return seen.transpose(1, 2).reshape(frames, pixels, heads * depth)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 
 from kinema.engine.fast import fused
 from kinema.engine.fast.layers import Product, as_clip, at_least_float32, images, pixels
@@ -69,8 +70,8 @@ def spatial(
         shift = shift.repeat_interleave(size[1], 0)
     bias, plus = block.bias, None
     if before is not None:
-        plus = before[None]
-        bias = bias + (before if block.shortcut is None else before @ block.shortcut.weight)
+        plus = F.pad(before, (0, len(block.norm1.weight) - len(before)))[None]
+        bias = bias + (before if block.shortcut is None else before @ block.shortcut.weight[: len(before)])
     sums = torch.cat([fused.channel_sums(part) for part in parts], -1)
     scales = fused.affine(sums, block.norm1, parts[0].shape[1], plus=plus)
     if block.in_bytes is not None:
@@ -182,10 +183,15 @@ def through(
     clip: Tensor,
     shifts: tuple[Tensor, Tensor],
     constants: tuple[LayerConstants, ...],
+    *,
     skip: Tensor | None = None,
+    before: Tensor | None = None,
 ) -> Tensor:
-    """A ClipBlock of a clip, and of what skipped to it, and the transformer after it, if there is one: a new clip."""
-    clip, sums = spatial(block.spatial, clip, skip=skip, shift=shifts[0])
+    """A ClipBlock of a clip, and of what skipped to it, and the transformer after it, if there is one: a new clip.
+
+    What is to be added to the clip `before` is.
+    """
+    clip, sums = spatial(block.spatial, clip, skip=skip, before=before, shift=shifts[0])
     if transformer is None:
         return temporal(block.temporal, clip, shift=shifts[1], sums=sums)[0]
     # What the transformer's last product adds to every pixel is added here, and hidden from its norm.
@@ -296,7 +302,7 @@ class Gated:
 
     norm: LayerNorm
     wide: Product
-    """Its columns are values and their gates in turn."""
+    """Its columns are values and their gates, `in_turn`."""
     out: Product
     factor: float = 1.0
     """What the numbers between the two are multiplied by, where they have one byte."""
@@ -305,8 +311,8 @@ class Gated:
     def of(cls, feed_forward: FeedForward, *, share: Tensor | float = 1.0, in_bytes: bool = False) -> Gated:
         """From a feed-forward whose result is to be multiplied by `share`."""
         parts, norm = (feed_forward.value, feed_forward.gate), feed_forward.norm
-        wide = torch.stack([each.weight.t() for each in parts], 1).flatten(0, 1)
-        bias = torch.stack([each.bias for each in parts], 1).flatten()
+        wide = fused.in_turn(*(each.weight.t() for each in parts))
+        bias = fused.in_turn(*(each.bias for each in parts))
         last = feed_forward.out.weight.t()
         out = last if isinstance(share, float) else (at_least_float32(last) * share).to(last.dtype)
         if not in_bytes:

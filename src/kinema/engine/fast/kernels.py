@@ -22,6 +22,7 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from kinema.engine.fast import attention, stationary
 from kinema.engine.fast.fused import EIGHTH
 
 if TYPE_CHECKING:
@@ -421,7 +422,13 @@ def layer_norm(
 
 @triton.jit
 def _gelu(x):
-    return 0.5 * x * (1 + tl.erf(x * 0.7071067811865476))
+    """GELU with Φ(x) as 1 / (1 + 2^(x · p(x²))): half the instructions of erf's, and no more than 4e-6 from it."""
+    square = x * x
+    power = -3.21037941830582e-06 * square + 8.790979336481541e-05
+    power = power * square + 3.6204763455316424e-04
+    power = power * square - 1.0522997379302979e-01
+    power = power * square - 2.3020436763763428
+    return x / (1 + tl.exp2(x * power))
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -431,8 +438,9 @@ def _geglu(wide, out, rows, inner, ROWS: tl.constexpr, COLS: tl.constexpr):
     source = wide + row[:, None].to(tl.int64) * 2 * inner + pair[None, :]
     both = tl.load(source, (row < rows)[:, None] & (pair < 2 * inner)[None, :], 0.0).to(tl.float32)
     value, gate = tl.split(tl.reshape(both, [ROWS, COLS, 2]))
+    made = tl.permute(tl.reshape(value * _gelu(gate), [ROWS, COLS // 32, 8, 4]), [0, 1, 3, 2])
     inside = (row < rows)[:, None] & (col < inner)[None, :]
-    tl.store(out + row[:, None].to(tl.int64) * inner + col[None, :], value * _gelu(gate), inside)
+    tl.store(out + row[:, None].to(tl.int64) * inner + col[None, :], tl.reshape(made, [ROWS, COLS]), inside)
 
 
 def geglu(wide: torch.Tensor) -> torch.Tensor:
@@ -475,9 +483,10 @@ def _product(
             sums *= tl.load(scale + col, col < cols, 0.0)[None, :]
         if BIASED:
             sums += tl.load(bias + col, col < cols, 0.0).to(tl.float32)[None, :]
-        if GATED:  # columns are values and their gates in turn: a thread holds both, side by side
+        if GATED:  # a thread has each value beside its gate
             value, gate = tl.split(tl.reshape(sums, [BM, BN // 2, 2]))
-            made = value * _gelu(gate)
+            made = tl.permute(tl.reshape(value * _gelu(gate), [BM, BN // 64, 8, 4]), [0, 1, 3, 2])
+            made = tl.reshape(made, [BM, BN // 2])
             if SCALED:
                 made = tl.clamp(made * factor, -448.0, 448.0)
             out.store([m, n // 2], made.to(out.dtype))
@@ -494,6 +503,20 @@ def _place(tile, down, across, GROUP: tl.constexpr):
     high = min(down - first, GROUP)
     inside = tile % (GROUP * across)
     return first + inside % high, inside // high
+
+
+def gated(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    scale: torch.Tensor | None,
+    out: torch.Tensor,
+    factor: float,
+) -> torch.Tensor:
+    processors = _processors(x.device)
+    if x.is_cuda and stationary.fits(x, weight, processors):
+        return stationary.gated(_launch, x, weight, bias, scale, out, factor, processors)
+    return product(x, weight, bias, scale, out, gated=True, factor=factor)
 
 
 def product(
@@ -746,6 +769,11 @@ def time_attention(qkv: torch.Tensor) -> torch.Tensor:
         num_warps=1,
     )
     return out
+
+
+def frame_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    frames, heads, pixels, depth = q.shape
+    return attention.frame_attention(_launch, q, k, v, q.new_empty(frames, pixels, heads * depth))
 
 
 @triton.jit

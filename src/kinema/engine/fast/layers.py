@@ -302,14 +302,17 @@ class Upsample:
 
     def __call__(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """[n, c, h, w] → [n, c, *size]; 2h × 2w when no size is given, and one less where the size is odd."""
-        doubled = (2 * x.shape[2], 2 * x.shape[3])
-        if size not in (None, doubled):
-            return self.conv(F.interpolate(x, size, mode="nearest"))
-        return F.conv_transpose2d(x, self.joined, self.conv.bias, stride=2, padding=1)
+        return self._enlarged(x, size, self.conv.bias)
 
-    def product(self, x: Tensor) -> Tensor:
-        """[n, c, h, w] → [n, c, 2h, 2w], without the bias, for who adds it later."""
-        return F.conv_transpose2d(x, self.joined, None, stride=2, padding=1)
+    def product(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """The same without the bias, for who adds it later."""
+        return self._enlarged(x, size, None)
+
+    def _enlarged(self, x: Tensor, size: tuple[int, int] | None, bias: Tensor | None) -> Tensor:
+        if size in (None, (2 * x.shape[2], 2 * x.shape[3])):
+            return F.conv_transpose2d(x, self.joined, bias, stride=2, padding=1)
+        x = F.interpolate(x, size, mode="nearest")
+        return F.conv2d(x, self.conv.weight, bias, padding=1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import dataclass
-from itertools import islice, zip_longest
+from dataclasses import dataclass, replace
+from itertools import islice, pairwise, zip_longest
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -45,6 +45,8 @@ class Stage:
     block: ClipBlock
     transformer: Transformer | None
     after: Conv | Upsample | None
+    before: Tensor | None = None
+    """On a GPU what the upsampling before leaves to be added to the clip: its bias, [c]."""
 
     @classmethod
     def all_of(cls, module: Any, *, for_gpu: bool, in_bytes: bool) -> list[Stage]:
@@ -111,6 +113,8 @@ class FastUNet:
         down = [stage for block in module.down_blocks for stage in Stage.all_of(block, **choices)]
         middle = Stage.all_of(module.mid_block, **choices)
         up = [stage for block in module.up_blocks for stage in Stage.all_of(block, **choices)]
+        if for_gpu:
+            up = [up[0], *(_with_bias_of(last, stage) for last, stage in pairwise(up))]
         self.counts = len(down), len(middle), len(up)
         self.stages: list[Stage] | Streamed[Stage] = [*down, *middle, *up]
         self.norm_out = GroupNorm.of(module.conv_norm_out)
@@ -180,7 +184,8 @@ class FastUNet:
         for stage in islice(stages, up):
             clip = _through(stage, clip, shifts, layers, skips.pop())
             if isinstance(stage.after, Upsample):
-                clip = _resized(clip, stage.after(images(clip), (skips[-1].shape[2], skips[-1].shape[3])))
+                enlarge = stage.after.product if gpu.suits(clip) else stage.after
+                clip = _resized(clip, enlarge(images(clip), (skips[-1].shape[2], skips[-1].shape[3])))
         out = self.conv_out(self.norm_out.silu(images(clip)))[:, : self.channels]
         return out.reshape(-1, frames, *out.shape[1:])
 
@@ -197,6 +202,11 @@ class FastUNet:
         return (noisy + held.view(-1, clips, *held.shape[1:])).flatten(0, 1)
 
 
+def _with_bias_of(last: Stage, stage: Stage) -> Stage:
+    """A stage that adds what the last one's upsampling does not."""
+    return replace(stage, before=last.after.conv.bias) if isinstance(last.after, Upsample) else stage
+
+
 def _through(
     stage: Stage,
     clip: Tensor,
@@ -207,7 +217,8 @@ def _through(
     """A new clip, of its size; what comes stays as it is, for it may be needed on the way up."""
     block, transformer = stage.block, stage.transformer
     if gpu.suits(clip):
-        return gpu.through(block, transformer, clip, next(shifts), next(layers) if transformer else (), skip)
+        constants = next(layers) if transformer else ()
+        return gpu.through(block, transformer, clip, next(shifts), constants, skip=skip, before=stage.before)
     if skip is not None:
         clip = torch.cat([clip, skip], -1)
     clip = block(clip, next(shifts))

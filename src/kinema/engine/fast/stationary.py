@@ -1,0 +1,253 @@
+"""A feed-forward's first product whose weights stay in a multiprocessor, in one with its gate (Gluon, for Hopper).
+
+A program keeps a block of the weights in shared memory for the whole of its life, and pixels stream past it, so that
+far less is read from the second-level cache than where both are fetched for each tile. Five roles share a program. One
+warp has the copy engine bring pixels, into a ring of places. Four groups of four warps multiply, a team after the
+other, and while one team does, the others gate and store what they multiplied before: the matrix units hardly wait.
+
+Where a row is short, a team is two groups, each with half of the columns, and else one. Where it is shorter or longer
+than this pays for, or a GPU's multiprocessors can't be shared out among the columns, `kernels.product` is called
+(`fits`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import triton
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+# Pixels and columns that a group multiplies at a time, and how many bytes of a row the copy engine brings together.
+ROWS, COLUMNS, BYTES = 64, 128, 128
+# Groups that multiply; the kernel names each.
+GROUPS = gl.constexpr(4)
+# With how many pieces of a row left a team lets the next one begin.
+LEAD = gl.constexpr(2)
+# Shared memory of a program, less a little for its barriers; and how many places for pixels are enough.
+SHARED, MOST_PLACES = 225 * 1024, 16
+# Of how many pieces a row is that this is quicker for, at least, and the part of the multiprocessors that has to be at
+# work.
+FEWEST, ENOUGH = 5, 0.85
+
+
+def fits(x: torch.Tensor, weight: torch.Tensor, processors: int) -> bool:
+    """Whether this is the way to multiply rows, [rows, depth], by a weight, [columns, depth]."""
+    if _pieces(x) < FEWEST or _places(x) < GROUPS.value or x.shape[1] * x.itemsize % 16:
+        return False
+    across, lanes = _shared_out(x, weight, processors)
+    return lanes * across >= ENOUGH * processors and len(x) >= ROWS * GROUPS.value * lanes
+
+
+def _pieces(x: torch.Tensor) -> int:
+    """In how many steps the depth is gone through."""
+    return -(-x.shape[1] * x.itemsize // BYTES)
+
+
+def _team(x: torch.Tensor) -> int:
+    """Groups of a team: as many as there is room for the weights of."""
+    return 2 if SHARED - 2 * _pieces(x) * COLUMNS * BYTES >= GROUPS.value * ROWS * BYTES else 1
+
+
+def _places(x: torch.Tensor) -> int:
+    """How many places for pixels there are beside the weights."""
+    return min(MOST_PLACES, (SHARED - _team(x) * _pieces(x) * COLUMNS * BYTES) // (ROWS * BYTES))
+
+
+def _shared_out(x: torch.Tensor, weight: torch.Tensor, processors: int) -> tuple[int, int]:
+    """Among how many programs the columns are, and the pixels."""
+    across = triton.cdiv(len(weight), _team(x) * COLUMNS)
+    return across, processors // across
+
+
+def gated(
+    launch: Callable[..., None],
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    scale: torch.Tensor | None,
+    out: torch.Tensor,
+    factor: float,
+    processors: int,
+) -> torch.Tensor:
+    """As `kinema.engine.fast.fused.gated`, where it `fits`."""
+    across, lanes = _shared_out(x, weight, processors)
+    layout, deep = gl.NVMMASharedLayout(BYTES, 8 * x.itemsize, 2), BYTES // x.itemsize
+    launch(
+        _gated,
+        (across * lanes,),
+        TensorDescriptor.from_tensor(x, [ROWS, deep], layout),
+        TensorDescriptor.from_tensor(weight, [_team(x) * COLUMNS, deep], layout),
+        out,
+        bias,
+        bias if scale is None else scale,
+        len(x),
+        out.shape[1],
+        factor,
+        PIECES=_pieces(x),
+        PLACES=_places(x),
+        TEAM=_team(x),
+        SCALED=scale is not None,
+        num_warps=4,
+    )
+    return out
+
+
+@gluon.jit(do_not_specialize=["rows"])
+def _gated(
+    x,
+    weight,
+    out,
+    bias,
+    scale,
+    rows,
+    width,
+    factor,
+    PIECES: gl.constexpr,
+    PLACES: gl.constexpr,
+    TEAM: gl.constexpr,
+    SCALED: gl.constexpr,
+):
+    across = gl.cdiv(2 * width, weight.block_type.shape[0])
+    block, first, lanes = gl.program_id(0) % across, gl.program_id(0) // across, gl.num_programs(0) // across
+    pixels = gl.allocate_shared_memory(x.dtype, [PLACES] + x.block_type.shape, x.layout)
+    weights = gl.allocate_shared_memory(weight.dtype, [PIECES] + weight.block_type.shape, weight.layout)
+    layout: gl.constexpr = mbarrier.MBarrierLayout()
+    full = gl.allocate_shared_memory(gl.int64, [PLACES, 1], layout)
+    free = gl.allocate_shared_memory(gl.int64, [PLACES, 1], layout)
+    turns = gl.allocate_shared_memory(gl.int64, [GROUPS // TEAM, 1], layout)
+    kept = gl.allocate_shared_memory(gl.int64, [1], layout)
+    for i in gl.static_range(PLACES):
+        mbarrier.init(full.index(i), count=1)
+        mbarrier.init(free.index(i), count=TEAM)
+    for i in gl.static_range(GROUPS // TEAM):
+        mbarrier.init(turns.index(i), count=TEAM)
+    mbarrier.init(kept, count=1)
+    fence_async_shared()
+    mbarrier.arrive(turns.index(0), count=TEAM)
+    shared = pixels, weights, full, free, turns, kept
+    work = x, weight, out, bias, scale, rows, width, factor, block, first, lanes
+    gl.warp_specialize(
+        [
+            (_multiply, (0, shared, work, PIECES, PLACES, TEAM, SCALED)),
+            (_multiply, (1, shared, work, PIECES, PLACES, TEAM, SCALED)),
+            (_multiply, (2, shared, work, PIECES, PLACES, TEAM, SCALED)),
+            (_multiply, (3, shared, work, PIECES, PLACES, TEAM, SCALED)),
+            (_bring, (shared, work, PIECES, PLACES)),
+        ],
+        [4, 4, 4, 1],  # warps of all but the first, which has 4 too
+        [112, 112, 112, 24],  # registers of a thread; the first group's have what is left
+    )
+
+
+@gluon.jit
+def _bring(shared, work, PIECES: gl.constexpr, PLACES: gl.constexpr):
+    """The weights once, and then pixels, piece by piece, wherever a place is free."""
+    pixels, weights, full, free, turns, kept = shared
+    x, weight, out, bias, scale, rows, width, factor, block, first, lanes = work
+    BM: gl.constexpr = x.block_type.shape[0]
+    BK: gl.constexpr = x.block_type.shape[1]
+    mbarrier.expect(kept, PIECES * weight.block_type.nbytes)
+    for k in range(PIECES):
+        tma.async_copy_global_to_shared(weight, [block * weight.block_type.shape[0], k * BK], kept, weights.index(k))
+    count = 0
+    for tile in range(first, gl.cdiv(rows, BM), lanes):
+        for k in range(PIECES):
+            place = count % PLACES
+            mbarrier.wait(free.index(place), (count // PLACES & 1) ^ 1)
+            mbarrier.expect(full.index(place), x.block_type.nbytes)
+            tma.async_copy_global_to_shared(x, [tile * BM, k * BK], full.index(place), pixels.index(place))
+            count += 1
+
+
+@gluon.jit
+def _multiply(
+    WHICH: gl.constexpr,
+    shared,
+    work,
+    PIECES: gl.constexpr,
+    PLACES: gl.constexpr,
+    TEAM: gl.constexpr,
+    SCALED: gl.constexpr,
+):
+    """A group: its part of its team's tiles, each when the team before has nearly begun the whole of its own."""
+    pixels, weights, full, free, turns, kept = shared
+    x, weight, out, bias, scale, rows, width, factor, block, first, lanes = work
+    BM: gl.constexpr = x.block_type.shape[0]
+    BN: gl.constexpr = weight.block_type.shape[0] // TEAM
+    TEAMS: gl.constexpr = GROUPS // TEAM
+    MINE: gl.constexpr = WHICH // TEAM
+    PART: gl.constexpr = WHICH % TEAM
+    UNTIL: gl.constexpr = PIECES - LEAD if PIECES > LEAD else 0
+    BITS: gl.constexpr = x.dtype.primitive_bitwidth
+    layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 256 // BITS])
+    made_layout: gl.constexpr = _rows_of(BN // 2)
+    col = (block * TEAM + PART) * BN + gl.arange(0, BN, gl.SliceLayout(0, layout))
+    there = col < 2 * width
+    mbarrier.wait(kept, 0)
+    turn = 0
+    for tile in range(first + MINE * lanes, gl.cdiv(rows, BM), TEAMS * lanes):
+        added = gl.load(bias + col, there, 0.0).to(gl.float32)[None, :]
+        sums = gl.zeros([BM, BN], gl.float32, layout)
+        if not SCALED:
+            sums += added
+        mbarrier.wait(turns.index(MINE), turn & 1)
+        count = (TEAMS * turn + MINE) * PIECES
+        for k in range(PIECES):
+            place = (count + k) % PLACES
+            mbarrier.wait(full.index(place), (count + k) // PLACES & 1)
+            by = weights.index(k).slice(PART * BN, BN).permute([1, 0])
+            sums = warpgroup_mma(pixels.index(place), by, sums, is_async=True)
+            mbarrier.arrive(turns.index((MINE + 1) % TEAMS), pred=k == UNTIL)
+            sums = warpgroup_mma_wait(1, [sums])
+            mbarrier.arrive(free.index((count + k + PLACES - 1) % PLACES), pred=k > 0)
+        sums = warpgroup_mma_wait(0, [sums])
+        mbarrier.arrive(free.index((count + PIECES - 1) % PLACES))
+        turn += 1
+        if SCALED:
+            sums = sums * gl.load(scale + col, there, 0.0)[None, :] + added
+        # A thread has each value beside its gate. Of every 64 columns it has those of eight outputs that lie together.
+        value, gate = gl.split(gl.reshape(sums, [BM, BN // 2, 2]))
+        made = _gated_value(value, gate)
+        if SCALED:
+            made = gl.minimum(gl.maximum(made * factor, -448.0), 448.0)
+        made = gl.permute(gl.reshape(made, [BM, BN // 64, 8, 4]), [0, 1, 3, 2])
+        made = gl.convert_layout(gl.reshape(made, [BM, BN // 2]), made_layout)
+        row = tile * BM + gl.arange(0, BM, gl.SliceLayout(1, made_layout))
+        to = (block * TEAM + PART) * (BN // 2) + gl.arange(0, BN // 2, gl.SliceLayout(0, made_layout))
+        inside = (row < rows)[:, None] & (to < width)[None, :]
+        gl.store(out + row[:, None].to(gl.int64) * width + to[None, :], made.to(out.dtype.element_ty), inside)
+
+
+@gluon.constexpr_function
+def _rows_of(width):
+    """The layout of what a group has made: eight numbers of a row are a thread's, and stored at once."""
+    registers = [[0, 1], [0, 2], [0, 4], [8, 0], *([0, 32 << i] for i in range((width // 32).bit_length() - 1))]
+    lanes = [[0, 8], [0, 16], [1, 0], [2, 0], [4, 0]]
+    return gl.DistributedLinearLayout(registers, lanes, [[16, 0], [32, 0]], [], [64, width])
+
+
+@gluon.jit
+def _gated_value(value, gate):
+    """The value times GELU of the gate as `kernels` has it, by approximate instructions, off by some 2^-22."""
+    square = gate * gate
+    power = -3.21037941830582e-06 * square + 8.790979336481541e-05
+    power = power * square + 3.6204763455316424e-04
+    power = power * square - 1.0522997379302979e-01
+    power = (power * square - 2.3020436763763428) * gate
+    below = gl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [power], gl.float32, True, 1) + 1
+    share = gl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [below], gl.float32, True, 1)
+    return value * gate * share
