@@ -55,7 +55,7 @@ def condition(
         request: Its `fps`, `motion_bucket_id` and `noise_aug_strength` become conditions.
         generator: On the CPU; the noise on the still is its first draw.
     """
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255  # [1, 3, h, w] in 0…1
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].contiguous().float() / 255  # [1, 3, h, w] in 0…1
     with placed.on_device("image_encoder") as image_encoder:
         seen = clip_pixels(pixels, models.image_size, models.image_mean, models.image_std)
         embedding = image_encoder(seen.to(models.device, models.dtype)).image_embeds[:, None]

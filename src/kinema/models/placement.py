@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import re
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -333,12 +334,13 @@ def plan_for(models: Placeable, request: VideoRequest) -> Plan:
         InsufficientMemory: as `plan_memory`.
     """
     on_cpu = models.device.type == "cpu"
-    there = sum(_bytes(_module(models, part), models.device) for part in PARTS)
+    lying = {part: _bytes(_module(models, part)) for part in PARTS}
+    there = sum(each[models.device.type] for each in lying.values())
     # What is kept there is counted again with what the plan needs.
     shares = {"resident": FAST_SHARE, "streamed": (1 + FAST_SHARE) * STREAMED_SHARE}
-    there += sum(int(_bytes(models.unet) * shares[name]) for name in models.forwards)
+    there += sum(int(lying["unet"].total() * shares[name]) for name in models.forwards)
     return plan_memory(
-        {part: _bytes(_module(models, part)) for part in PARTS},
+        {part: each.total() for part, each in lying.items()},
         width=request.width,
         height=request.height,
         num_frames=request.num_frames,
@@ -362,11 +364,12 @@ def _module(models: Placeable, part: Part) -> torch.nn.Module:
     return module
 
 
-def _bytes(module: torch.nn.Module, device: torch.device | None = None) -> int:
-    """Bytes of a module's weights, or of those that lie on one device."""
-    return sum(
-        p.numel() * p.element_size() for p in module.parameters() if device is None or p.device.type == device.type
-    )
+def _bytes(module: torch.nn.Module) -> Counter[str]:
+    """Bytes of a module's weights, by the type of device where they lie."""
+    lying: Counter[str] = Counter()
+    for weight in module.parameters():
+        lying[weight.device.type] += weight.numel() * weight.element_size()
+    return lying
 
 
 @dataclass
