@@ -6,6 +6,7 @@ The kernels can be tried without a GPU too, where Triton is installed, by its in
 import os
 from collections.abc import Iterator
 from copy import deepcopy
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from unittest import mock
@@ -33,7 +34,10 @@ kernels_run = pytest.mark.skipif(
 )
 on_cuda = pytest.mark.skipif(not CUDA, reason="there is no CUDA device")
 on_hopper = pytest.mark.skipif(
-    not CUDA or torch.cuda.get_device_capability() != (9, 0), reason="there is no NVIDIA GPU of the Hopper generation"
+    not CUDA
+    or torch.cuda.get_device_capability() != (9, 0)
+    or not import_module("kinema.engine.fast.kernels").HAS_GLUON,
+    reason="there is no NVIDIA GPU of the Hopper generation, or Triton's Gluon is another",
 )
 # What rounding to float16 leaves open, relative to the norm.
 ROUNDING = 1e-3

@@ -435,10 +435,11 @@ def frame_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     frames, heads, pixels, depth = q.shape
     if q.is_cuda and heads == 1 and depth > WIDEST and q.dtype.itemsize == 2:
         return torch.stack([_written_out(*each) for each in zip(q[:, 0], k[:, 0], v[:, 0], strict=True)])
-    if has_kernels(q) and multiplies(q.device) and depth == HEAD and pixels >= MANY_PIXELS:
+    if depth == HEAD and pixels >= MANY_PIXELS and has_kernels(q) and multiplies(q.device):
         from kinema.engine.fast import kernels
 
-        return kernels.frame_attention(q, k, v)
+        if kernels.HAS_GLUON:
+            return kernels.frame_attention(q, k, v)
     with sdpa_kernel(BACKENDS, set_priority=True):
         seen = F.scaled_dot_product_attention(q, k, v)
     return seen.transpose(1, 2).reshape(frames, pixels, heads * depth)

@@ -2,9 +2,10 @@
 
 The first read what they need once and write what they make once; torch would take several passes over the same tensors.
 The second are a feed-forward's gate in one with its product, convolutions along time, and products and convolutions of
-numbers of one byte. `kinema.engine.fast.fused` says what each computes, in plain torch, and decides where these are
-called. All arithmetic is in float32. Sizes of pictures are no part of what is compiled, so another size of video
-compiles hardly anything anew: a tile of another kind, or more frames than a power of two.
+numbers of one byte; what is written in Gluon, for Hopper alone, lies in `stationary` and `attention`.
+`kinema.engine.fast.fused` says what each computes, in plain torch, and decides where it is called. All arithmetic is
+in float32. Sizes of pictures are no part of what is compiled, so another size of video compiles hardly anything anew: a
+tile of another kind, or more frames than a power of two.
 
 Imported only where there is CUDA, to which torch brings Triton.
 """
@@ -22,11 +23,15 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from kinema.engine.fast import attention, stationary
 from kinema.engine.fast.fused import EIGHTH
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+# Gluon, Triton's lower language, still changes: by these versions `attention` and `stationary` compile for Hopper.
+HAS_GLUON = triton.__version__.startswith(("3.6.", "3.7.", "3.8."))
+if HAS_GLUON:
+    from kinema.engine.fast import attention, stationary
 
 # Rows, columns and depth of what one program multiplies at a time, its warps and the stages of its pipeline, and how
 # many programs a multiprocessor keeps for the whole of the work (0: each program has one tile).
@@ -514,7 +519,7 @@ def gated(
     factor: float,
 ) -> torch.Tensor:
     processors = _processors(x.device)
-    if x.is_cuda and stationary.fits(x, weight, processors):
+    if HAS_GLUON and x.is_cuda and stationary.fits(x, weight, processors):
         return stationary.gated(_launch, x, weight, bias, scale, out, factor, processors)
     return product(x, weight, bias, scale, out, gated=True, factor=factor)
 
