@@ -165,6 +165,16 @@ def test_a_part_computes_in_other_arithmetic_for_a_while(tiny_svd, name):
     assert {p.dtype for p in models.vae.parameters()} == {torch.bfloat16}
 
 
+@pytest.mark.parametrize("name", PLANS)
+def test_some_modules_of_a_part_compute_in_other_arithmetic_for_a_while(tiny_svd, name):
+    models, used = load(tiny_svd, device="cpu", dtype="bfloat16"), ("encoder", "quant_conv")
+    plan, wide = Plan(name, 4), torch.float32
+    with torch.inference_mode(), place(models, plan) as placed, placed.on_device("vae", wide, of=used) as vae:
+        assert vae.encode(torch.zeros(1, 3, 64, 64)).latent_dist.mode().dtype == wide
+        assert {p.dtype for p in vae.decoder.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in models.vae.parameters()} == {torch.bfloat16}
+
+
 def test_weights_come_home_when_computing_fails(models):
     plan = Plan("sequential_offload", 4)
     with pytest.raises(RuntimeError), place(models, plan) as placed, placed.on_device("vae") as vae:

@@ -64,7 +64,7 @@ def condition(
     noisy = 2 * pixels - 1 + request.noise_aug_strength * noise
     # Float16 overflows in the encoder of SVD's VAE.
     dtype = torch.float32 if models.force_upcast and models.dtype == torch.float16 else models.dtype
-    with placed.on_device("vae", dtype) as vae:
+    with placed.on_device("vae", dtype, of=("encoder", "quant_conv")) as vae:
         latents = vae.encode(noisy.to(models.device, dtype)).latent_dist.mode().to(models.dtype)
     yield 2
     # SVD was trained on fps − 1. Always float32, for bfloat16 has no 1023.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 from kinema.errors import InsufficientMemory, InvalidRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     import torch
 
@@ -380,32 +380,39 @@ class Placed:
     plan: Plan
 
     @contextmanager
-    def on_device(self, part: Part, dtype: torch.dtype | None = None) -> Iterator[Any]:
+    def on_device(self, part: Part, dtype: torch.dtype | None = None, of: Sequence[str] | None = None) -> Iterator[Any]:
         """The part, ready to compute on the model's device; enter once for each stage, not for each step.
 
         Args:
             part: "image_encoder", "vae" or "unet".
             dtype: Other arithmetic than the model's, for this while only.
+            of: The part's modules that it is for, where others are not used.
         """
         module, home = _module(self.models, part), self.models.dtype
+        turned = [module] if of is None else [module.get_submodule(name) for name in of]
         try:
-            with self._offloaded(part, module, dtype or home):
+            with self._offloaded(part, module, turned, dtype or home):
                 yield module
         finally:
-            _move(module, device=None, dtype=home)
+            for each in turned:
+                _move(each, device=None, dtype=home)
 
     @contextmanager
-    def _offloaded(self, part: Part, module: torch.nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    def _offloaded(
+        self, part: Part, module: torch.nn.Module, turned: Sequence[torch.nn.Module], dtype: torch.dtype
+    ) -> Iterator[None]:
         """The module on the device while inside, and back where the plan keeps it after; streamed, it never moves."""
         device = self.models.device
         if self.plan.name == "streamed" and part == "unet":
             yield
             return
         if self.plan.name == "sequential_offload":
-            with _sequential(module, device, dtype):
+            with _sequential(module, turned, device, dtype):
                 yield
             return
-        _move(module, device, dtype)
+        _move(module, device, dtype=None)
+        for each in turned:
+            _move(each, device=None, dtype=dtype)
         try:
             yield
         finally:
@@ -443,12 +450,16 @@ def _move(module: torch.nn.Module, device: torch.device | str | None, dtype: tor
 
 
 @contextmanager
-def _sequential(module: torch.nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+def _sequential(
+    module: torch.nn.Module, turned: Sequence[torch.nn.Module], device: torch.device, dtype: torch.dtype
+) -> Iterator[None]:
     """Each layer comes to the device as it is called, and leaves after: slow, and hardly any memory."""
     from accelerate import cpu_offload
     from accelerate.hooks import remove_hook_from_module
 
-    _move(module, "cpu", dtype)
+    _move(module, "cpu", dtype=None)
+    for each in turned:
+        _move(each, device=None, dtype=dtype)
     cpu_offload(module, device, offload_buffers=True)
     try:
         yield
