@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     import torch
 
+_fetch = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared  # as before Triton 3.8
 # Pixels of a group, keys that it attends to at a time, and places for these. The kernel names each of the groups.
 PIXELS, KEYS, PLACES = 64, 128, 3
 GROUPS = gl.constexpr(3)
@@ -97,14 +98,14 @@ def _bring(shared, work, PLACES: gl.constexpr):
     mbarrier.expect(asked, GROUPS * q.block_type.nbytes)
     for i in gl.static_range(GROUPS):
         at = start + i * q.block_type.shape[1]
-        tma.async_copy_global_to_shared(q, [frame, at, head * D], asked, queries.index(i))
+        _fetch(q, [frame, at, head * D], asked, queries.index(i))
     count = 0
     for at in range(0, pixels, k.block_type.shape[1]):
         place = count % PLACES
         mbarrier.wait(free.index(place), (count // PLACES & 1) ^ 1)
         mbarrier.expect(full.index(place), k.block_type.nbytes + v.block_type.nbytes)
-        tma.async_copy_global_to_shared(k, [frame, at, head * D], full.index(place), keys.index(place))
-        tma.async_copy_global_to_shared(v, [frame, at, head * D], full.index(place), values.index(place))
+        _fetch(k, [frame, at, head * D], full.index(place), keys.index(place))
+        _fetch(v, [frame, at, head * D], full.index(place), values.index(place))
         count += 1
 
 
@@ -122,13 +123,13 @@ def _attend(WHICH: gl.constexpr, shared, work, WHOLE: gl.constexpr, PLACES: gl.c
     total = gl.zeros([BM], gl.float32, gl.SliceLayout(1, scored))
     taken = gl.zeros([BM, D], gl.float32, taking)
     nothing = gl.zeros([BM, BN], gl.float32, scored)
-    asking = _rows(queries.index(WHICH), BM, D)
+    asking = queries.index(WHICH).reshape([BM, D])
     mbarrier.wait(asked, 0)
     count = 0
     for at in range(0, pixels, BN):
         place = count % PLACES
         mbarrier.wait(full.index(place), count // PLACES & 1)
-        by = _rows(keys.index(place), BN, D).permute([1, 0])
+        by = keys.index(place).reshape([BN, D]).permute([1, 0])
         scores = warpgroup_mma(asking, by, nothing, use_acc=False, is_async=True)
         scores = warpgroup_mma_wait(0, [scores])
         if not WHOLE:
@@ -141,7 +142,7 @@ def _attend(WHICH: gl.constexpr, shared, work, WHOLE: gl.constexpr, PLACES: gl.c
         most = new
         taken *= gl.convert_layout(faded, gl.SliceLayout(1, taking))[:, None]
         given = gl.convert_layout(weights.to(v.dtype), gl.DotOperandLayout(0, taking, 2))
-        taken = warpgroup_mma(given, _rows(values.index(place), BN, D), taken, is_async=True)
+        taken = warpgroup_mma(given, values.index(place).reshape([BN, D]), taken, is_async=True)
         taken = warpgroup_mma_wait(0, [taken])
         mbarrier.arrive(free.index(place))
         count += 1
@@ -150,12 +151,6 @@ def _attend(WHICH: gl.constexpr, shared, work, WHOLE: gl.constexpr, PLACES: gl.c
     to = out + (frame.to(gl.int64) * pixels + row[:, None]) * heads * D + head * D
     to += gl.arange(0, D, gl.SliceLayout(0, taking))[None, :]
     gl.store(to, taken.to(out.dtype.element_ty), (row < pixels)[:, None])
-
-
-@gluon.jit
-def _rows(place, ROWS: gl.constexpr, D: gl.constexpr):
-    """What was brought for one frame, as rows."""
-    return place._reinterpret(place.dtype, [ROWS, D], gl.NVMMASharedLayout(128, place.dtype.primitive_bitwidth, 2))
 
 
 @gluon.jit

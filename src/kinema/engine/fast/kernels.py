@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 # Gluon, Triton's lower language, still changes: by these versions `attention` and `stationary` compile for Hopper.
-HAS_GLUON = triton.__version__.startswith(("3.6.", "3.7.", "3.8."))
+HAS_GLUON = triton.__version__.startswith(("3.6.", "3.7.", "3.8.", "3.9."))
 if HAS_GLUON:
     from kinema.engine.fast import attention, stationary
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     import torch
 
+_fetch = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared  # as before Triton 3.8
 # Pixels and columns that a group multiplies at a time, and how many bytes of a row the copy engine brings together.
 ROWS, COLUMNS, BYTES = 64, 128, 128
 # Groups that multiply; the kernel names each.
@@ -162,14 +163,14 @@ def _bring(shared, work, PIECES: gl.constexpr, PLACES: gl.constexpr):
     BK: gl.constexpr = x.block_type.shape[1]
     mbarrier.expect(kept, PIECES * weight.block_type.nbytes)
     for k in range(PIECES):
-        tma.async_copy_global_to_shared(weight, [block * weight.block_type.shape[0], k * BK], kept, weights.index(k))
+        _fetch(weight, [block * weight.block_type.shape[0], k * BK], kept, weights.index(k))
     count = 0
     for tile in range(first, gl.cdiv(rows, BM), lanes):
         for k in range(PIECES):
             place = count % PLACES
             mbarrier.wait(free.index(place), (count // PLACES & 1) ^ 1)
             mbarrier.expect(full.index(place), x.block_type.nbytes)
-            tma.async_copy_global_to_shared(x, [tile * BM, k * BK], full.index(place), pixels.index(place))
+            _fetch(x, [tile * BM, k * BK], full.index(place), pixels.index(place))
             count += 1
 
 
