@@ -118,6 +118,7 @@ def test_both_make_the_same_video_in_float32(record) -> None:
     frames = record["peers"]["diffusers"]["frames"]
     assert frames["greatest_difference"] <= 1
     assert frames["psnr_db"] is None or frames["psnr_db"] > 55
+    assert 0 < record["peers"]["diffusers"]["latents_apart"] < 1e-4
 
 
 def test_both_begin_with_the_same_noise_in_half_precision(tiny_svd) -> None:
@@ -130,6 +131,7 @@ def test_the_peer_may_compute_in_another_dtype(mixed) -> None:
     assert (mixed["dtype"], mixed["peer_dtype"]) == ("bfloat16", "float32")
     assert set(mixed["matrix_tflop_per_second"]) == {"bfloat16", "float32"}
     assert 30 < mixed["peers"]["diffusers"]["frames"]["psnr_db"] < 70
+    assert 1e-4 < mixed["peers"]["diffusers"]["latents_apart"] < 0.1
 
 
 def test_speeds_are_one_count_of_operations_by_each_sides_time(record) -> None:

@@ -55,6 +55,7 @@ MEANINGS = {
     "matrix_tflop_per_second": "one large matrix product on this machine, by dtype",
     "factor": "a peer's seconds (median) by Kinema's",
     "frames": "a peer's video beside Kinema's, in 255ths; psnr_db is null where all pixels are the same",
+    "latents_apart": "of the last step: the norm of a peer's less Kinema's, by that of the peer's",
 }
 
 
@@ -170,10 +171,13 @@ class _Race:
         for name, made in self.made.items():
             warm = _warm(made, steps)
             self.told[name] |= {"warm": warm} | _speeds(warm["median"], flop, rates[name], steps)
-        ours = self.told["kinema"], self.made["kinema"][-1].frames
+        ours, last = self.told["kinema"], self.made["kinema"][-1]
         for name in [*self.tasks][1:]:
-            self.told[name]["factor"] = factors(ours[0], self.told[name])
-            self.told[name]["frames"] = distance(ours[1], self.made[name][-1].frames)
+            theirs = self.made[name][-1]
+            self.told[name]["factor"] = factors(ours, self.told[name])
+            self.told[name]["frames"] = distance(last.frames, theirs.frames)
+            apart = np.linalg.norm(theirs.latents - last.latents) / np.linalg.norm(theirs.latents)
+            self.told[name]["latents_apart"] = _brief(float(apart))
 
     def run_again(self, request: VideoRequest) -> Iterator[str]:
         """One more process for each side that compiled something."""

@@ -29,13 +29,16 @@ def load_ours(task: Task) -> Make:
     models = load(task.model, engine=task.engine, settings=settings)
 
     def make(request: VideoRequest) -> Run:
-        watch = Stopwatch(models.device)
+        watch, latents = Stopwatch(models.device), None
         for result in generate(models, task.still, request):
             if not isinstance(result, Step):
                 watch.ended("decode")
-                return Run(watch.seconds, result.frames, result.recipe)
+                assert latents is not None, "denoising comes before the clip"
+                return Run(watch.seconds, result.frames, latents.float().cpu().numpy(), result.recipe)
             if result.step == result.total:
                 watch.ended(result.stage)
+            if result.latents is not None:
+                latents = result.latents
         raise AssertionError("the engine ends with a clip")
 
     return make

@@ -57,11 +57,12 @@ def load_peer(name: str, task: Task) -> Make:
         settings = {name: getattr(request, name) for name in SETTINGS}
         with hub.quiet(), _in_our_words():
             watch = Stopwatch(device)
-            with _timed(pipeline, watch):
+            with _timed(pipeline, watch) as begun:
                 generator = torch.Generator().manual_seed(request.seed)
                 made = pipeline(image, latents=latents, generator=generator, output_type="np", **settings)
             watch.ended("decode")
-        return Run(watch.seconds, (made.frames[0] * 255).round().astype("uint8"))
+        last = begun["decode_latents"][0].float().cpu().numpy()
+        return Run(watch.seconds, (made.frames[0] * 255).round().astype("uint8"), last)
 
     return make
 
@@ -77,20 +78,24 @@ def _noise(request: VideoRequest, channels: int) -> torch.Tensor:
 
 
 @contextmanager
-def _timed(pipeline: Any, watch: Stopwatch) -> Iterator[None]:
-    """Tell the watch of each stage's end while inside."""
+def _timed(pipeline: Any, watch: Stopwatch) -> Iterator[dict[str, tuple[Any, ...]]]:
+    """Tell the watch of each stage's end while inside, and keep what the method that begins the next is called with."""
+    begun: dict[str, tuple[Any, ...]] = {}
 
-    def telling(method: Callable[..., Any], stage: str) -> Callable[..., Any]:
+    def telling(name: str, stage: str) -> Callable[..., Any]:
+        method = getattr(pipeline, name)
+
         def call(*args: Any, **kwargs: Any) -> Any:
             watch.ended(stage)
+            begun[name] = args
             return method(*args, **kwargs)
 
         return call
 
     for name, stage in ENDINGS:
-        setattr(pipeline, name, telling(getattr(pipeline, name), stage))
+        setattr(pipeline, name, telling(name, stage))
     try:
-        yield
+        yield begun
     finally:
         for name, _ in ENDINGS:
             delattr(pipeline, name)

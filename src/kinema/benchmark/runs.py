@@ -9,13 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from kinema.values import VideoRequest
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from kinema.media.still import Still
     from kinema.media.video import Frames
     from kinema.values import Engine, Precision, Recipe
@@ -41,10 +43,12 @@ class Task:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One video: seconds by stage (`encode`, `denoise`, `decode`), and its frames. Ours has a recipe."""
+    """One video: seconds by stage (`encode`, `denoise`, `decode`), and what it is. Ours has a recipe."""
 
     seconds: dict[str, float]
     frames: Frames
+    latents: np.ndarray[Any, np.dtype[np.float32]]
+    """After the last step, scaled: [1, num_frames, channels, h/8, w/8]."""
     recipe: Recipe | None = None
 
 

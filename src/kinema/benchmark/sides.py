@@ -1,6 +1,6 @@
 """A side's own process, from start to end: `started` starts it, `Side` asks it, and `main` lives in it.
 
-A line of JSON asks and one answers; frames go by a file.
+A line of JSON asks and one answers; frames and latents go by a file.
 """
 
 from __future__ import annotations
@@ -77,10 +77,11 @@ class Side:
         from kinema.benchmark.runs import Run
         from kinema.values import Recipe
 
-        frames = self._folder / "frames.npy"
-        made = self._ask(request=request.model_dump(), video=video, frames=str(frames))
+        arrays = self._folder / "made.npz"
+        made = self._ask(request=request.model_dump(), video=video, arrays=str(arrays))
         recipe = Recipe.model_validate(made["recipe"]) if made["recipe"] else None
-        return Run(made["seconds"], np.load(frames), recipe), made
+        with np.load(arrays) as read:
+            return Run(made["seconds"], read["frames"], read["latents"], recipe), made
 
     def _ask(self, **asked: Any) -> Told:
         assert self.process.stdin is not None, "a pipe was asked for"
@@ -169,7 +170,7 @@ def _answers(asked: Iterator[Told]) -> Iterator[Told]:
             "peak": {"rss": peak_rss(), **cuda_peaks(device)},
             "recipe": run.recipe.model_dump(mode="json") if run.recipe else None,
         }
-        np.save(each["frames"], run.frames)
+        np.savez(each["arrays"], frames=run.frames, latents=run.latents)
         if device.type == "cuda":  # for the other side; on a CPU this would undo `keep_pages`
             release_cache(device)
         yield told

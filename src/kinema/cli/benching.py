@@ -192,7 +192,7 @@ def _lines(record: Record) -> list[str]:
         arithmetic += f", {record['precision']}"
     chunk, still = settings["decode_chunk_size"], record["still"]["name"]
     facts = {
-        "frames": "; ".join(_distance(name, peer["frames"]) for name, peer in record["peers"].items()),
+        "frames": "; ".join(_distance(name, peer) for name, peer in record["peers"].items()),
         "arithmetic": f"{tflop['step']:.3g} TFLOP a step and {tflop['decode']:.3g} to decode, as diffusers does it; "
         f"matrix products at {rates} TFLOP/s here",
         "videos": f"{size} in {settings['num_inference_steps']} steps, seed {settings['seed']}, of {still}; "
@@ -208,7 +208,9 @@ def _lines(record: Record) -> list[str]:
     return [f"{name:<11} {fact}" for name, fact in facts.items() if fact]
 
 
-def _distance(name: str, apart: Mapping[str, Any]) -> str:
+def _distance(name: str, peer: Mapping[str, Any]) -> str:
+    apart, latents = peer["frames"], f"the last latents by {peer['latents_apart']:.2g} of their norm"
     if apart["psnr_db"] is None:
-        return f"that of {name}, pixel for pixel"
-    return f"PSNR {apart['psnr_db']:.1f} dB beside that of {name}, at most {apart['greatest_difference']}/255 apart"
+        return f"that of {name}, pixel for pixel; {latents}"
+    most = apart["greatest_difference"]
+    return f"PSNR {apart['psnr_db']:.1f} dB beside that of {name}, at most {most}/255 apart; {latents}"
