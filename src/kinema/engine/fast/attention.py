@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
     import torch
 
-_fetch = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared  # as before Triton 3.8
+# The second is its name before Triton 3.8.
+_fetch = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
 # Pixels of a group, keys that it attends to at a time, and places for these. The kernel names each of the groups.
 PIXELS, KEYS, PLACES = 64, 128, 3
 GROUPS = gl.constexpr(3)

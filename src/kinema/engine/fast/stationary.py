@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
     import torch
 
-_fetch = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared  # as before Triton 3.8
+# The second is its name before Triton 3.8.
+_fetch = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
 # Pixels and columns that a group multiplies at a time, and how many bytes of a row the copy engine brings together.
 ROWS, COLUMNS, BYTES = 64, 128, 128
 # Groups that multiply; the kernel names each.
