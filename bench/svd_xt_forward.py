@@ -515,6 +515,11 @@ class Bench:
                 0,
                 3 * flop,
             ),
+            "attention, the quickest known": (
+                lambda: fused.frame_attention(*qkv.permute(3, 0, 1, 4, 2, 5).flatten(1, 2)),
+                0,
+                4 * 2 * frames * pixels**2 * channels,
+            ),
             "attention, cuDNN": (lambda: within(SDPBackend.CUDNN_ATTENTION), 0, 4 * 2 * frames * pixels**2 * channels),
             "attention, flash": (lambda: within(SDPBackend.FLASH_ATTENTION), 0, 4 * 2 * frames * pixels**2 * channels),
             "product added": (

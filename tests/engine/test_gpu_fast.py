@@ -165,6 +165,15 @@ def test_products(rows: int, depth: int, inner: int, lasting: int) -> None:
     assert error(kernels.product(seen, by.weight, None, by.scale, ours, add=True, tile=tile), true) <= ROUNDING
 
 
+@kernels_run
+def test_gelu_is_that_of_erf() -> None:
+    from kinema.engine.fast import kernels
+
+    gates = torch.linspace(-30, 30, 16_384, device=DEVICE)
+    made = kernels.geglu(fused.in_turn(torch.ones_like(gates), gates)[None])[0]
+    assert (made - torch.nn.functional.gelu(gates.double())).abs().max() <= 4e-6
+
+
 @on_hopper
 @pytest.mark.parametrize("inner", [128, 352], ids=["whole blocks", "half a block"])
 @pytest.mark.parametrize("depth", [320, 344, 640], ids=["few pieces", "half a piece", "many pieces"])

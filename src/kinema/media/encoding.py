@@ -59,17 +59,15 @@ class StreamEncoder:
     keeps every frame's time exactly, webm to the millisecond (its frame rate is exact all the same).
     """
 
-    # x264's threads do what they would have done one after the other, so only their number decides on the bytes.
-    _THREADS: ClassVar = {".mp4": 4, ".webm": 1}
+    # Of x264's threads only the number decides on the bytes.
     _CODECS: ClassVar = {
         # On CPUs with AVX-512 x264's macroblock tree decides otherwise from one run to the next.
-        ".mp4": ("mp4", "libx264", {"preset": "medium", "crf": "18", "mbtree": "0"}),
-        ".webm": ("webm", "libvpx-vp9", {"crf": "20", "b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "0"}),
+        ".mp4": ("mp4", "libx264", 4, {"preset": "medium", "crf": "18", "mbtree": "0"}),
+        ".webm": ("webm", "libvpx-vp9", 1, {"crf": "20", "b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "0"}),
     }
 
     def __init__(self, suffix: str, fps: int) -> None:
-        self._format, self._codec, self._options = self._CODECS[suffix]
-        self._threads = self._THREADS[suffix]
+        self._format, self._codec, self._threads, self._options = self._CODECS[suffix]
         self._fps = fps
         self._buffer = _Buffer()
         self._container: av.container.OutputContainer | None = None

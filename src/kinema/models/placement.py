@@ -391,28 +391,26 @@ class Placed:
         module, home = _module(self.models, part), self.models.dtype
         turned = [module] if of is None else [module.get_submodule(name) for name in of]
         try:
-            with self._offloaded(part, module, turned, dtype or home):
+            for each in turned:
+                _move(each, device=None, dtype=dtype or home)
+            with self._offloaded(part, module):
                 yield module
         finally:
             for each in turned:
                 _move(each, device=None, dtype=home)
 
     @contextmanager
-    def _offloaded(
-        self, part: Part, module: torch.nn.Module, turned: Sequence[torch.nn.Module], dtype: torch.dtype
-    ) -> Iterator[None]:
+    def _offloaded(self, part: Part, module: torch.nn.Module) -> Iterator[None]:
         """The module on the device while inside, and back where the plan keeps it after; streamed, it never moves."""
         device = self.models.device
         if self.plan.name == "streamed" and part == "unet":
             yield
             return
         if self.plan.name == "sequential_offload":
-            with _sequential(module, turned, device, dtype):
+            with _sequential(module, device):
                 yield
             return
         _move(module, device, dtype=None)
-        for each in turned:
-            _move(each, device=None, dtype=dtype)
         try:
             yield
         finally:
@@ -450,16 +448,12 @@ def _move(module: torch.nn.Module, device: torch.device | str | None, dtype: tor
 
 
 @contextmanager
-def _sequential(
-    module: torch.nn.Module, turned: Sequence[torch.nn.Module], device: torch.device, dtype: torch.dtype
-) -> Iterator[None]:
+def _sequential(module: torch.nn.Module, device: torch.device) -> Iterator[None]:
     """Each layer comes to the device as it is called, and leaves after: slow, and hardly any memory."""
     from accelerate import cpu_offload
     from accelerate.hooks import remove_hook_from_module
 
     _move(module, "cpu", dtype=None)
-    for each in turned:
-        _move(each, device=None, dtype=dtype)
     cpu_offload(module, device, offload_buffers=True)
     try:
         yield

@@ -16,19 +16,18 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
-    tma,
     warpgroup_mma,
     warpgroup_mma_wait,
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from kinema.engine.fast.hopper import exp2, fetch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import torch
 
-# The second is its name before Triton 3.8.
-_fetch = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
 # Pixels of a group, keys that it attends to at a time, and places for these. The kernel names each of the groups.
 PIXELS, KEYS, PLACES = 64, 128, 3
 GROUPS = gl.constexpr(3)
@@ -99,14 +98,14 @@ def _bring(shared, work, PLACES: gl.constexpr):
     mbarrier.expect(asked, GROUPS * q.block_type.nbytes)
     for i in gl.static_range(GROUPS):
         at = start + i * q.block_type.shape[1]
-        _fetch(q, [frame, at, head * D], asked, queries.index(i))
+        fetch(q, [frame, at, head * D], asked, queries.index(i))
     count = 0
     for at in range(0, pixels, k.block_type.shape[1]):
         place = count % PLACES
         mbarrier.wait(free.index(place), (count // PLACES & 1) ^ 1)
         mbarrier.expect(full.index(place), k.block_type.nbytes + v.block_type.nbytes)
-        _fetch(k, [frame, at, head * D], full.index(place), keys.index(place))
-        _fetch(v, [frame, at, head * D], full.index(place), values.index(place))
+        fetch(k, [frame, at, head * D], full.index(place), keys.index(place))
+        fetch(v, [frame, at, head * D], full.index(place), values.index(place))
         count += 1
 
 
@@ -137,8 +136,8 @@ def _attend(WHICH: gl.constexpr, shared, work, WHOLE: gl.constexpr, PLACES: gl.c
             there = at + gl.arange(0, BN, gl.SliceLayout(0, scored)) < pixels
             scores = gl.where(there[None, :], scores, float("-inf"))
         new = gl.maximum(most, gl.max(scores, 1) * scale)
-        faded = _exp2(most - new)
-        weights = _exp2(scores * scale - new[:, None])
+        faded = exp2(most - new)
+        weights = exp2(scores * scale - new[:, None])
         total = total * faded + gl.sum(weights, 1)
         most = new
         taken *= gl.convert_layout(faded, gl.SliceLayout(1, taking))[:, None]
@@ -152,8 +151,3 @@ def _attend(WHICH: gl.constexpr, shared, work, WHOLE: gl.constexpr, PLACES: gl.c
     to = out + (frame.to(gl.int64) * pixels + row[:, None]) * heads * D + head * D
     to += gl.arange(0, D, gl.SliceLayout(0, taking))[None, :]
     gl.store(to, taken.to(out.dtype.element_ty), (row < pixels)[:, None])
-
-
-@gluon.jit
-def _exp2(x):
-    return gl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], gl.float32, True, 1)

@@ -189,7 +189,7 @@ def through(
 ) -> Tensor:
     """A ClipBlock of a clip, and of what skipped to it, and the transformer after it, if there is one: a new clip.
 
-    What is to be added to the clip `before` is.
+    `skip` and `before` are those of `spatial`.
     """
     clip, sums = spatial(block.spatial, clip, skip=skip, before=before, shift=shifts[0])
     if transformer is None:

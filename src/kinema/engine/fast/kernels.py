@@ -5,7 +5,7 @@ The second are a feed-forward's gate in one with its product, convolutions along
 numbers of one byte; what is written in Gluon, for Hopper alone, lies in `stationary` and `attention`.
 `kinema.engine.fast.fused` says what each computes, in plain torch, and decides where it is called. All arithmetic is
 in float32. Sizes of pictures are no part of what is compiled, so another size of video compiles hardly anything anew: a
-tile of another kind, or more frames than a power of two.
+tile of another kind, more frames than a power of two, or a frame that is no whole number of tiles.
 
 Imported only where there is CUDA, to which torch brings Triton.
 """
@@ -24,6 +24,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kinema.engine.fast.fused import EIGHTH
+from kinema.engine.fast.gelu import power
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -427,13 +428,7 @@ def layer_norm(
 
 @triton.jit
 def _gelu(x):
-    """GELU with Φ(x) as 1 / (1 + 2^(x · p(x²))): half the instructions of erf's, and no more than 4e-6 from it."""
-    square = x * x
-    power = -3.21037941830582e-06 * square + 8.790979336481541e-05
-    power = power * square + 3.6204763455316424e-04
-    power = power * square - 1.0522997379302979e-01
-    power = power * square - 2.3020436763763428
-    return x / (1 + tl.exp2(x * power))
+    return x / (1 + tl.exp2(power(x)))
 
 
 @triton.jit(do_not_specialize=["rows"])

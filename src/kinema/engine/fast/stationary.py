@@ -20,19 +20,19 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     fence_async_shared,
     mbarrier,
-    tma,
     warpgroup_mma,
     warpgroup_mma_wait,
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from kinema.engine.fast.gelu import power
+from kinema.engine.fast.hopper import exp2, fetch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import torch
 
-# The second is its name before Triton 3.8.
-_fetch = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
 # Pixels and columns that a group multiplies at a time, and how many bytes of a row the copy engine brings together.
 ROWS, COLUMNS, BYTES = 64, 128, 128
 # Groups that multiply; the kernel names each.
@@ -164,14 +164,14 @@ def _bring(shared, work, PIECES: gl.constexpr, PLACES: gl.constexpr):
     BK: gl.constexpr = x.block_type.shape[1]
     mbarrier.expect(kept, PIECES * weight.block_type.nbytes)
     for k in range(PIECES):
-        _fetch(weight, [block * weight.block_type.shape[0], k * BK], kept, weights.index(k))
+        fetch(weight, [block * weight.block_type.shape[0], k * BK], kept, weights.index(k))
     count = 0
     for tile in range(first, gl.cdiv(rows, BM), lanes):
         for k in range(PIECES):
             place = count % PLACES
             mbarrier.wait(free.index(place), (count // PLACES & 1) ^ 1)
             mbarrier.expect(full.index(place), x.block_type.nbytes)
-            _fetch(x, [tile * BM, k * BK], full.index(place), pixels.index(place))
+            fetch(x, [tile * BM, k * BK], full.index(place), pixels.index(place))
             count += 1
 
 
@@ -244,12 +244,7 @@ def _rows_of(width):
 
 @gluon.jit
 def _gated_value(value, gate):
-    """The value times GELU of the gate as `kernels` has it, by approximate instructions, off by some 2^-22."""
-    square = gate * gate
-    power = -3.21037941830582e-06 * square + 8.790979336481541e-05
-    power = power * square + 3.6204763455316424e-04
-    power = power * square - 1.0522997379302979e-01
-    power = (power * square - 2.3020436763763428) * gate
-    below = gl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [power], gl.float32, True, 1) + 1
+    """The value times GELU of the gate, as `kernels` has it."""
+    below = exp2(power(gate)) + 1
     share = gl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [below], gl.float32, True, 1)
     return value * gate * share
