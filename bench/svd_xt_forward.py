@@ -141,11 +141,10 @@ class Bench:
         )
         known = fused.affine(fused.channel_sums(x), groups, pixels, span=frames // 2, plus=shift)
         high = 24 if pixels == 576 else 3
-        pictures, every = x.view(frames, high, -1, channels), new(frames, channels).float()
+        pictures = x.view(frames, high, -1, channels)
         qkv, rows = new(2, frames // 2, pixels, 3, 5, 64), layers.pixels(x)
         eighths = (rows * fused.SPREAD).to(fused.EIGHTH)
-        conv = layers.Product.in_bytes(new(channels, 9 * channels))
-        framed = eighths.new_empty(frames * (high + 1) * (pixels // high + 1), channels)
+        conv = layers.Product(new(channels, 9 * channels) * (9 * channels) ** -0.5)
         by_time = layers.Product(new(channels, 3 * channels) * channels**-0.5)
         wide = new(2, 1, pixels, 512)
 
@@ -179,9 +178,7 @@ class Bench:
             "product": (fused.plain_product, lambda f: f(eighths, in_bytes, self.dtype)),
             "convolved": (
                 fused.plain_convolved,
-                lambda f: f(
-                    fused.framed(pictures, (every, every), framed, silu=True), conv, pictures.shape[:3], self.dtype
-                ),
+                lambda f: torch.cat([made.flatten().float() for made in f(pictures, conv, self.dtype)]),
             ),
             "along_time": (fused.plain_along_time, lambda f: f(x, by_time, frames // 2, self.dtype)[0]),
             "time_attention": (fused.plain_time_attention, lambda f: f(qkv)),

@@ -41,6 +41,8 @@ on_hopper = pytest.mark.skipif(
 )
 # What rounding to float16 leaves open, relative to the norm.
 ROUNDING = 1e-3
+# What matrix units leave open of many products of one byte, of which they keep few bits of a sum.
+ADDED_UP = 4e-3
 # What a number of one byte now and then rounded the other way leaves open; the interpreter always rounds towards 0.
 ONE_BYTE = 0.01 if CUDA else 0.12
 
@@ -215,26 +217,55 @@ def test_frame_attention(pixels: int, dtype: torch.dtype) -> None:
         assert ours <= 1.1 * error(fused.frame_attention(q, k, v), true)
 
 
-@kernels_run
-def test_convolutions_of_one_byte() -> None:
+@on_hopper
+@pytest.mark.parametrize(
+    ("high", "width", "channels", "out_channels"),
+    [(36, 64, 320, 320), (40, 70, 80, 128), (72, 128, 128, 640), (9, 16, 96, 192), (18, 30, 64, 40)],
+    ids=["whole tiles", "parts of tiles", "many columns", "narrow", "few columns"],
+)
+@pytest.mark.parametrize("in_bytes", [False, True], ids=["two bytes", "one byte"])
+def test_convolutions_with_their_sums(
+    high: int, width: int, channels: int, out_channels: int, *, in_bytes: bool
+) -> None:
     from kinema.engine.fast import kernels
 
-    pictures, high, width, channels, out_channels = 3, 5, 7, 32, 48
-    x = noise(pictures, high, width, channels)
-    scales = noise(pictures, channels, dtype=torch.float32), noise(pictures, channels, 1, dtype=torch.float32)[..., 0]
-    shape = pictures * (high + 1) * (width + 1), channels
-    true = fused.plain_framed(x, scales, x.new_empty(shape, dtype=fused.EIGHTH), silu=True)
-    seen = kernels.framed(x, *scales, torch.full_like(true, torch.nan), fused.SPREAD, silu=True)
-    assert error(seen, true) <= ONE_BYTE
-    half = torch.full_like(true.repeat(1, 2), torch.nan)
-    kernels.framed(
-        x, *(each.repeat(1, 2)[:, channels:] for each in scales), half[:, channels:], fused.SPREAD, silu=True
-    )
-    assert torch.equal(half[:, channels:].contiguous(), seen)
-    by = Product.in_bytes(noise(out_channels, 9 * channels) * channels**-0.5)
-    true = fused.plain_convolved(seen, by, (pictures, high, width), HALF)
-    ours = kernels.convolution(seen, by.weight, by.scale, torch.full_like(true, torch.nan), tile=(*TILE, 0))
-    assert error(ours, true) <= ROUNDING
+    pictures = 5
+    x, weight = noise(pictures, high, width, channels), noise(out_channels, 9 * channels) * (9 * channels) ** -0.5
+    by = Product.in_bytes(weight) if in_bytes else Product(weight)
+    x = (x * fused.SPREAD).to(fused.EIGHTH) if in_bytes else x
+    exact = Product(by.weight.float(), scale=by.scale)
+    kept, bias = noise(pictures, high, width, out_channels), noise(out_channels, dtype=torch.float32)
+    for adding in ({}, {"kept": kept, "bias": bias}):
+        out = torch.full_like(kept, torch.nan)
+        sums = kernels.convolved(x, by.weight, by.scale, adding.get("kept"), adding.get("bias"), out)
+        true, true_sums = fused.plain_convolved(x.float(), exact, torch.float32, **adding)
+        assert error(out, true) <= (ADDED_UP if in_bytes else ROUNDING)
+        assert error(sums.sum(1), true_sums.sum(1)) <= (ADDED_UP if in_bytes else ROUNDING)
+    kernels.convolved(x, by.weight, by.scale, kept, bias, kept)
+    assert torch.equal(kept, out)
+
+
+@on_hopper
+@pytest.mark.parametrize(("clips", "frames", "pixels"), [(2, 25, 576), (1, 14, 1000), (2, 4, 70)])
+@pytest.mark.parametrize("channels", [320, 384])
+@pytest.mark.parametrize("in_bytes", [False, True], ids=["two bytes", "one byte"])
+def test_convolutions_along_time_of_many_channels(
+    clips: int, frames: int, pixels: int, channels: int, *, in_bytes: bool
+) -> None:
+    from kinema.engine.fast import kernels
+
+    x, weight = noise(clips * frames, pixels, channels), noise(channels, 3 * channels) * (3 * channels) ** -0.5
+    by = Product.in_bytes(weight) if in_bytes else Product(weight)
+    x = (x * fused.SPREAD).to(fused.EIGHTH) if in_bytes else x
+    exact = Product(by.weight.float(), scale=by.scale)
+    wide = noise(clips * frames, pixels + 16, channels)
+    kept, bias = wide[:, 8:-8], noise(channels, dtype=torch.float32)  # a band of it
+    for adding in ({}, {"kept": kept, "bias": bias}):
+        out = torch.full_like(wide, torch.nan)[:, 8:-8]
+        sums = kernels.along_time(x, by.weight, by.scale, frames, adding.get("kept"), adding.get("bias"), out)
+        true, true_sums = fused.plain_along_time(x.float(), exact, frames, torch.float32, **adding)
+        assert error(out, true) <= (ADDED_UP if in_bytes else ROUNDING)
+        assert error(sums.sum(1), true_sums.sum(1)) <= (ADDED_UP if in_bytes else ROUNDING)
 
 
 @kernels_run

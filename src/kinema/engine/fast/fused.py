@@ -171,32 +171,6 @@ def plain_normalised(x: Tensor, scales: Scales, *, span: int = 1, silu: bool = F
     return out.copy_((value * SPREAD).clamp(-LARGEST, LARGEST) if out.dtype == EIGHTH else value)
 
 
-def framed(x: Tensor, scales: Scales, out: Tensor, *, silu: bool) -> Tensor:
-    """The same for `convolved`, in numbers of one byte, multiplied by `SPREAD`, and with a frame of zeros.
-
-    Args:
-        x: [pictures, h, w, c], whose last two axes lie together in memory.
-        scales: Of each picture.
-        out: [rows of all pictures, c], numbers of one byte: each picture with a row of zeros below it, and each row
-            with a zero after it. What lies above a picture is the row below the one before; left of a row lies the
-            zero of the row before.
-        silu: Whether the result is activated.
-    """
-    if has_kernels(x):
-        from kinema.engine.fast import kernels
-
-        return kernels.framed(x, *scales, out, SPREAD, silu=silu)
-    return plain_framed(x, scales, out, silu=silu)
-
-
-def plain_framed(x: Tensor, scales: Scales, out: Tensor, *, silu: bool) -> Tensor:
-    """In several passes."""
-    scale, shift = (each[:, None, None] for each in scales)
-    value = wide(x) * scale + shift
-    value = (F.silu(value) if silu else value) * SPREAD
-    return out.copy_(F.pad(value.clamp(-LARGEST, LARGEST), (0, 0, 0, 1, 0, 1)).reshape(out.shape))
-
-
 def layer_norm(x: Tensor, norm: LayerNorm, plus: Tensor | None = None, *, bare: bool = False) -> Tensor:
     """Layer norm of x + plus; x: [pixels of all frames, c].
 
@@ -325,35 +299,62 @@ def add_product(out: Tensor, x: Tensor, by: Product) -> Tensor:
     return out.add_(plain_product(x, by, out.dtype))
 
 
-def convolved(x: Tensor, by: Product, shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
-    """A convolution of kernel 3×3 of what `framed` gave.
+def convolved(
+    x: Tensor,
+    by: Product,
+    dtype: torch.dtype,
+    *,
+    kept: Tensor | None = None,
+    bias: Tensor | None = None,
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """A convolution of kernel 3×3.
 
     Args:
-        x: [rows, c], numbers of one byte.
-        by: Its weight [out, 3 · 3 · c], numbers of one byte.
-        shape: Pictures, height and width without the frame.
+        x: [pictures, h, w, c].
+        by: Its weight, [out, 3 · 3 · c].
         dtype: Of the result.
+        kept: What is added to the result, [pictures, h, w, out], and with it
+        bias: [out].
+        out: Where the result goes, which may be `kept`; else a new tensor.
 
     Returns:
-        [pictures, h, w, out].
+        The result, and its `channel_sums`.
     """
-    if has_kernels(x):
+    if has_kernels(x) and multiplies(x.device):
         from kinema.engine.fast import kernels
 
-        assert by.scale is not None
-        return kernels.convolution(x, by.weight, by.scale, x.new_empty(*shape, len(by.weight), dtype=dtype))
-    return plain_convolved(x, by, shape, dtype)
+        if kernels.convolves(x, by.weight):
+            out = x.new_empty(*x.shape[:3], len(by.weight), dtype=dtype) if out is None else out
+            return out, kernels.convolved(x, by.weight, by.scale, kept, bias, out)
+    return plain_convolved(x, by, dtype, kept=kept, bias=bias, out=out)
 
 
-def plain_convolved(x: Tensor, by: Product, shape: tuple[int, int, int], dtype: torch.dtype) -> Tensor:
-    """By torch's own, in float32."""
-    pictures, high, width = shape
-    channels = x.shape[1]
-    seen = wide(x).view(pictures, high + 1, width + 1, channels)[:, :high, :width].permute(0, 3, 1, 2)
-    weight = wide(by.weight).view(len(by.weight), 3, 3, channels).permute(0, 3, 1, 2)
-    made = F.conv2d(seen, weight, None, 1, 1).permute(0, 2, 3, 1)
-    assert by.scale is not None
-    return (made * by.scale).to(dtype).contiguous()
+def plain_convolved(
+    x: Tensor,
+    by: Product,
+    dtype: torch.dtype,
+    *,
+    kept: Tensor | None = None,
+    bias: Tensor | None = None,
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """By torch's own, and then another pass."""
+    made = _by_torch(x, by, (3, 3)).to(dtype)
+    rows = made.flatten(1, 2)
+    if kept is None or bias is None:
+        return (made if out is None else out.copy_(made)), channel_sums(rows)
+    out = made if out is None else out
+    return out, add(rows, kept.flatten(1, 2), bias, out.flatten(1, 2))
+
+
+def _by_torch(x: Tensor, by: Product, kernel: tuple[int, int]) -> Tensor:
+    """A convolution of [n, h, w, c] that keeps their size, and whose result has channels last in memory too."""
+    seen, weight = (wide(x), wide(by.weight)) if x.dtype == EIGHTH else (x, by.weight)
+    weight = weight.view(len(weight), *kernel, -1).permute(0, 3, 1, 2)
+    made = F.conv2d(seen.permute(0, 3, 1, 2), weight, None, 1, tuple(size // 2 for size in kernel))
+    made = made.permute(0, 2, 3, 1).contiguous()
+    return made if by.scale is None else made * by.scale
 
 
 def along_time(
@@ -378,7 +379,7 @@ def along_time(
         out: Where the result goes, which may be `kept`; else a new tensor.
 
     Returns:
-        The result, and its `channel_sums`.
+        The result, and its `channel_sums`: of its frames where something is added, else of its clips.
     """
     if has_kernels(x) and multiplies(x.device):
         from kinema.engine.fast import kernels
@@ -399,17 +400,13 @@ def plain_along_time(
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """By torch's own, and then another pass."""
-    _, pixels, channels = x.shape
-    seen, weight = (wide(x), wide(by.weight)) if x.dtype == EIGHTH else (x, by.weight)
-    strips = seen.view(-1, span, pixels, channels).permute(0, 3, 1, 2)
-    weight = weight.view(len(weight), 3, 1, channels).permute(0, 3, 1, 2)
-    made = F.conv2d(strips, weight, None, 1, (1, 0)).permute(0, 2, 3, 1).reshape(len(x), pixels, -1)
-    made = made if by.scale is None else made * by.scale
+    made = _by_torch(x.unflatten(0, (-1, span)), by, (3, 1)).to(dtype)
     if kept is None or bias is None:
-        made = made.to(dtype) if out is None else out.copy_(made)
-        return made, channel_sums(made)
-    out = made.to(dtype) if out is None else out
-    return out, add(made.to(dtype), kept, bias, out)
+        made = made.flatten(0, 1) if out is None else out.copy_(made.flatten(0, 1))
+        return made, channel_sums(made.unflatten(0, (-1, span)).flatten(1, 2))
+    made = made.flatten(0, 1)
+    out = made if out is None else out
+    return out, add(made, kept, bias, out)
 
 
 def time_attention(qkv: Tensor) -> Tensor:

@@ -72,25 +72,24 @@ def spatial(
     if before is not None:
         plus = F.pad(before, (0, len(block.norm1.weight) - len(before)))[None]
         bias = bias + (before if block.shortcut is None else before @ block.shortcut.weight[: len(before)])
+    first, second = block.in_bytes or (Product(conv.rows) for conv in (block.conv1, block.conv2))
     sums = torch.cat([fused.channel_sums(part) for part in parts], -1)
     scales = fused.affine(sums, block.norm1, parts[0].shape[1], plus=plus)
-    if block.in_bytes is not None:
-        pictures = [part.view(-1, *size[2:], part.shape[-1]) for part in parts]
-        first, second = block.in_bytes
-        hidden = _convolved_in_bytes(first, pictures, scales)
-        scales = fused.affine(fused.channel_sums(hidden.flatten(1, 2)), block.norm2, parts[0].shape[1], plus=shift)
-        hidden = _convolved_in_bytes(second, [hidden], scales).flatten(1, 2)
-    else:
-        seen = parts[0].new_empty(*parts[0].shape[:2], len(block.norm1.weight))
-        for part, known, place in _side_by_side(parts, scales, seen):
-            fused.normalised(part, known, silu=True, out=place)
-        hidden = _frames(as_clip(block.conv1.product(images(seen.view(*size, -1))), *size[1:]))
-        del seen
-        fused.group_norm(hidden, block.norm2, plus=shift, silu=True, out=hidden)
-        hidden = _frames(as_clip(block.conv2.product(images(hidden.view(*size, -1))), *size[1:]))
-    kept = parts[0] if block.shortcut is None else _through_shortcut(parts, block.shortcut.weight)
-    out = hidden.view(*size, -1) if out is None else out
-    return out, fused.add(hidden, kept, bias, _frames(out))
+    seen = parts[0].new_empty(*parts[0].shape[:2], len(block.norm1.weight), dtype=first.weight.dtype)
+    for part, known, place in _side_by_side(parts, scales, seen):
+        fused.normalised(part, known, silu=True, out=place)
+    hidden, sums = fused.convolved(seen.view(-1, *size[2:], seen.shape[-1]), first, clip.dtype)
+    del seen
+    scales = fused.affine(sums, block.norm2, parts[0].shape[1], plus=shift)
+    seen = hidden if second.weight.dtype == hidden.dtype else torch.empty_like(hidden, dtype=second.weight.dtype)
+    fused.normalised(hidden.flatten(1, 2), scales, silu=True, out=seen.flatten(1, 2))
+    del hidden
+    out = clip.new_empty(*size, len(block.bias)) if out is None else out
+    places = out.view(-1, *out.shape[2:])
+    kept = clip.view(places.shape) if block.shortcut is None else places
+    if block.shortcut is not None:
+        _through_shortcut(parts, block.shortcut.weight, pixels(out))
+    return out, fused.convolved(seen, second, clip.dtype, kept=kept, bias=bias, out=places)[1]
 
 
 def temporal(
@@ -134,7 +133,7 @@ def temporal(
         made, sums = fused.along_time(seen, first, span, band.dtype)
         hidden.append(made)
         found.append(sums)
-    scales = fused.affine(torch.cat(found, 1), block.norm2, rows.shape[1], span=span, plus=shift)
+    scales = fused.affine(torch.cat(found, 1), block.norm2, span * rows.shape[1], plus=shift)
     found = []
     for start in bands:
         band, here = hidden.pop(0), slice(start, start + bands.step)
@@ -154,27 +153,17 @@ def _side_by_side(
     return zip(parts, zip(scale, shift, strict=True), places, strict=True)
 
 
-def _through_shortcut(parts: list[Tensor], weight: Tensor) -> Tensor:
-    """The product of all channels, [frames, pixels, c] each, as the sum of the parts'."""
+def _through_shortcut(parts: list[Tensor], weight: Tensor, out: Tensor) -> None:
+    """The product of all channels, [frames, pixels, c] each, as the sum of the parts', into [pixels of all frames, c']."""
     (first, by), *rest = zip(parts, torch.split(weight, [part.shape[-1] for part in parts]), strict=True)
-    made = pixels(first) @ by
+    torch.mm(pixels(first), by, out=out)
     for part, by in rest:
-        made.addmm_(pixels(part), by)
-    return made.view(*first.shape[:2], -1)
+        out.addmm_(pixels(part), by)
 
 
 def _frames(clip: Tensor) -> Tensor:
     """[b, f, h, w, c] → [frames of all clips, h·w, c]."""
     return clip.view(-1, clip.shape[2] * clip.shape[3], clip.shape[4])
-
-
-def _convolved_in_bytes(by: Product, parts: list[Tensor], scales: fused.Scales) -> Tensor:
-    """After a norm and SiLU, by numbers of one byte: [pictures, h, w, c] each → [pictures, h, w, c']."""
-    count, height, width, _ = parts[0].shape
-    framed = parts[0].new_empty(count * (height + 1) * (width + 1), scales[0].shape[1], dtype=fused.EIGHTH)
-    for part, known, place in _side_by_side(parts, scales, framed):
-        fused.framed(part, known, place, silu=True)
-    return fused.convolved(framed, by, (count, height, width), parts[0].dtype)
 
 
 def through(

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # Gluon, Triton's lower language, still changes: by these versions `attention` and `stationary` compile for Hopper.
 HAS_GLUON = triton.__version__.startswith(("3.6.", "3.7.", "3.8.", "3.9."))
 if HAS_GLUON:
-    from kinema.engine.fast import attention, stationary
+    from kinema.engine.fast import attention, convolution, stationary
 
 # Rows, columns and depth of what one program multiplies at a time, its warps and the stages of its pipeline, and how
 # many programs a multiprocessor keeps for the whole of the work (0: each program has one tile).
@@ -48,7 +48,6 @@ NORM = 4096, 4, 4
 MOST_CHUNKS = 512
 # The quickest of those tried on an H100 at SVD's sizes, by bytes of a number.
 PRODUCT: dict[int, Tile] = {2: (128, 256, 64, 8, 3, 1), 1: (128, 128, 128, 4, 3, 2)}
-CONVOLUTION: Tile = (256, 128, 128, 8, 3, 0)
 
 
 # Whether kernels are launched, or only compiled.
@@ -220,43 +219,6 @@ def _apply(
     tl.store(out + n * out_frame + row * out_row + cols[None, :], value.to(out.dtype.element_ty), inside)
 
 
-@triton.jit(do_not_specialize=["rows", "high", "width"])
-def _apply_framed(
-    x,
-    out,
-    scale,
-    shift,
-    rows,
-    high,
-    width,
-    channels,
-    picture_stride,
-    row_stride,
-    out_row,
-    known_stride,
-    factor,
-    SILU: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLS: tl.constexpr,
-):
-    cols = tl.program_id(0) * COLS + tl.arange(0, COLS)
-    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    here = cols < channels
-    across = width + 1
-    picture, left = (row // (across * (high + 1))).to(tl.int64), row % (across * (high + 1))
-    down, along = left // across, left % across
-    inside = ((row < rows) & (down < high) & (along < width))[:, None] & here[None, :]
-    at = (picture * picture_stride + down.to(tl.int64) * row_stride + along * channels)[:, None] + cols[None, :]
-    known = (picture * known_stride)[:, None] + cols[None, :]
-    value = tl.load(x + at, inside, 0.0).to(tl.float32)
-    value = value * tl.load(scale + known, inside, 0.0) + tl.load(shift + known, inside, 0.0)
-    if SILU:
-        value = value / (1 + tl.exp(-value))
-    value = tl.clamp(value * factor, -448.0, 448.0)
-    to = row[:, None].to(tl.int64) * out_row + cols[None, :]
-    tl.store(out + to, value.to(out.dtype.element_ty), (row < rows)[:, None] & here[None, :])
-
-
 def affine(
     sums: torch.Tensor,
     groups: int,
@@ -309,16 +271,6 @@ def normalised(
     in_bytes = out.dtype == EIGHTH
     given = x, out, scale, shift, rows, channels, span, *strides, spread
     _launch(_apply, grid, *given, SILU=silu, BYTES=in_bytes, ROWS=64, COLS=COLUMNS)
-    return out
-
-
-def framed(
-    x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, out: torch.Tensor, factor: float, *, silu: bool
-) -> torch.Tensor:
-    _, high, width, channels = x.shape
-    grid = (triton.cdiv(channels, COLUMNS), triton.cdiv(len(out), 64))
-    sizes = len(out), high, width, channels, x.stride(0), x.stride(1), out.stride(0), scale.stride(0)
-    _launch(_apply_framed, grid, x, out, scale, shift, *sizes, factor, SILU=silu, ROWS=64, COLS=COLUMNS)
     return out
 
 
@@ -567,72 +519,20 @@ def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
 
 
-@triton.jit(do_not_specialize=["rows", "high", "width"])
-def _convolution(
-    x,
-    weight,
-    out,
-    scale,
-    rows,
-    cols,
-    depth,
-    high,
-    width,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-    BK: tl.constexpr,
-    GROUP: tl.constexpr,
-):
-    down = tl.cdiv(rows, BM)
-    m, n = _place(tl.program_id(0), down, tl.cdiv(cols, BN), GROUP)
-    m, n = m * BM, n * BN
-    pieces, across = tl.cdiv(depth, BK), width + 1
-    sums = tl.zeros([BM, BN], tl.float32)
-    for i in range(9 * pieces):
-        tap, k = i // pieces, i % pieces * BK
-        away = (tap // 3 - 1) * across + tap % 3 - 1
-        sums = tl.dot(x.load([m + away, k]), weight.load([n, tap * depth + k]).T, sums)
-    col = n + tl.arange(0, BN)
-    sums *= tl.load(scale + col, col < cols, 0.0)[None, :]
-    row = m + tl.arange(0, BM)
-    picture, left = row // (across * (high + 1)), row % (across * (high + 1))
-    y, along = left // across, left % across
-    seen = (row < rows) & (y < high) & (along < width)
-    to = ((picture * high + y) * width + along).to(tl.int64)[:, None] * cols + col[None, :]
-    tl.store(out + to, sums.to(out.dtype.element_ty), seen[:, None] & (col < cols)[None, :])
+def convolves(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether `convolved` is the way to convolve [pictures, h, w, c] by [out, 3 · 3 · c]."""
+    return HAS_GLUON and x.is_cuda and convolution.fits(x, weight)
 
 
-def convolution(
+def convolved(
     x: torch.Tensor,
     weight: torch.Tensor,
-    scale: torch.Tensor,
+    scale: torch.Tensor | None,
+    kept: torch.Tensor | None,
+    bias: torch.Tensor | None,
     out: torch.Tensor,
-    *,
-    tile: Tile | None = None,
 ) -> torch.Tensor:
-    _, high, width, cols = out.shape
-    rows, depth = x.shape
-    bm, bn, bk, warps, stages, _ = tile or CONVOLUTION
-    _launch(
-        _convolution,
-        (triton.cdiv(rows, bm) * triton.cdiv(cols, bn),),
-        TensorDescriptor.from_tensor(x, [bm, bk]),
-        TensorDescriptor.from_tensor(weight, [bn, bk]),
-        out,
-        scale,
-        rows,
-        cols,
-        depth,
-        high,
-        width,
-        BM=bm,
-        BN=bn,
-        BK=bk,
-        GROUP=8,
-        num_warps=warps,
-        num_stages=stages,
-    )
-    return out
+    return convolution.convolved(_launch, x, weight, scale, kept, bias, out, _processors(x.device))
 
 
 @triton.jit(do_not_specialize=["frames", "pixels"])
@@ -695,6 +595,11 @@ def along_time(
 ) -> torch.Tensor:
     frames, pixels, depth = x.shape
     cols = len(weight)
+    if tile is None and HAS_GLUON and x.is_cuda:
+        x, out, kept = (each if each is None else each.unflatten(0, (-1, span)) for each in (x, out, kept))
+        if convolution.fits(x, weight):
+            return convolved(x, weight, scale, kept, bias, out)
+        x, out, kept = (each if each is None else each.flatten(0, 1) for each in (x, out, kept))
     bm, bn, bk, warps, stages, _ = tile or _along_time_tile(depth, pixels, x.dtype.itemsize)
     tiles = triton.cdiv(pixels, bm)
     sums = out.new_empty(frames, tiles, 2, cols, dtype=torch.float32)
@@ -722,7 +627,8 @@ def along_time(
         num_warps=warps,
         num_stages=stages,
     )
-    return sums if tiles <= 64 else sums.sum(1, keepdim=True)
+    sums = sums if tiles <= 64 else sums.sum(1, keepdim=True)
+    return sums.view(frames // span, -1, 2, cols) if kept is None else sums
 
 
 def _along_time_tile(depth: int, pixels: int, itemsize: int) -> Tile:
