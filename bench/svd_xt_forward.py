@@ -9,6 +9,7 @@ profile-*.txt tell where the time of one step and one decoding goes.
 """
 
 import argparse
+import ctypes
 import datetime
 import importlib.metadata
 import json
@@ -36,6 +37,47 @@ from kinema.engine.fast import FastDecoder, FastUNet, fused, gpu, layers
 from kinema.engine.fast.graphs import Replayed
 
 Work = Callable[[], Any]
+
+
+@contextmanager
+def by_library(*, along_time: bool) -> Iterator[None]:
+    """While inside, convolutions along time, or all others, are not those of `fast.convolution`."""
+    from kinema.engine.fast import convolution
+
+    fits = convolution.fits
+
+    def some(x: torch.Tensor, weight: torch.Tensor, *, adds: bool = False) -> bool:
+        return (weight.shape[1] == 3 * x.shape[3]) != along_time and fits(x, weight, adds=adds)
+
+    with mock.patch.object(convolution, "fits", some):
+        yield
+
+
+class Meter:
+    """A GPU's own counters, by NVIDIA's management library, which comes with the driver."""
+
+    def __init__(self) -> None:
+        self._library = ctypes.CDLL("libnvidia-ml.so.1")
+        self._device = ctypes.c_void_p()
+        self._library.nvmlInit_v2()
+        bus = torch.cuda.get_device_properties(torch.cuda.current_device()).pci_bus_id
+        self._library.nvmlDeviceGetHandleByPciBusId_v2(f"0000:{bus:02x}:00.0".encode(), ctypes.byref(self._device))
+
+    def _read(self, name: str, into: Any, *given: int) -> int:
+        if getattr(self._library, name)(self._device, *given, ctypes.byref(into)):
+            raise RuntimeError(f"{name} gives nothing here")
+        return int(into.value)
+
+    def joules(self) -> float:
+        return self._read("nvmlDeviceGetTotalEnergyConsumption", ctypes.c_ulonglong()) / 1000
+
+    def limit(self) -> float:
+        """Watts."""
+        return self._read("nvmlDeviceGetEnforcedPowerLimit", ctypes.c_uint()) / 1000
+
+    def clock(self) -> int:
+        """MHz of the multiprocessors, right now."""
+        return self._read("nvmlDeviceGetClockInfo", ctypes.c_uint(), 1)
 
 
 class Bench:
@@ -306,6 +348,9 @@ class Bench:
             return module.conv.product(F.interpolate(x, size or doubled, mode="nearest"))
 
         patches: dict[str, tuple[list[Any], str]] = {
+            "as it is": ([], "both"),
+            "3×3 convolutions by cuDNN": ([by_library(along_time=False)], "both"),
+            "convolutions along time by plain Triton": ([by_library(along_time=True)], "both"),
             "upsampling by interpolation": ([mock.patch.object(layers.Upsample, "product", upsample)], "both"),
             "cudnn benchmark": ([torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False)], "both"),
             **{f"gate in one with its product, {tile}": ([tiled(*tile)], "step") for tile in self.tiles()},
@@ -556,6 +601,35 @@ class Bench:
             "top": [[e.key[:120], e.count, round(e.self_device_time_total / 1000, 3)] for e in kernels[:25]],
         }
 
+    def power(self) -> dict[str, Any]:
+        """What the GPU draws while it does the same for some seconds; its counter of energy turns every 0.1 s or so."""
+        if self.device.type != "cuda":
+            return {}
+        size = 8192
+        a, b = (torch.randn(size, size, device=self.device, dtype=self.dtype) for _ in range(2))
+        meter = Meter()
+        result: dict[str, Any] = {"limit_w": meter.limit()}
+        for name, work in (("step", self.step), ("decode", self.decode), ("a product of 8192", lambda: a @ b)):
+            work()
+            torch.cuda.synchronize()
+            joules, began, calls = meter.joules(), time.perf_counter(), 0
+            while time.perf_counter() - began < 4:
+                work()
+                torch.cuda.synchronize()
+                calls += 1
+            taken = time.perf_counter() - began
+            joules = meter.joules() - joules
+            result[name] = {
+                "ms": round(1000 * taken / calls, 3),
+                "watts": round(joules / taken),
+                "joules": round(joules / calls, 3),
+                "mhz": meter.clock(),
+            }
+        result["a product of 8192"]["joules_a_tflop"] = round(
+            result["a product of 8192"]["joules"] / (2 * size**3 / 1e12), 3
+        )
+        return result
+
     def video(self) -> dict[str, Any]:
         """`kinema.engine.generate` from a still to frames, by our engine, twice."""
         for name in ("network", "decoder", "constants"):  # the engine makes its own
@@ -673,6 +747,7 @@ SECTIONS = (
     "graph",
     "errors",
     "profile",
+    "power",
     "video",
     "variants",
     "fp8",

@@ -50,7 +50,8 @@ MEANINGS = {
     "peak_memory_gib": "of that process when its first video is done: rss of its whole life, and on a GPU what torch "
     "counts from the loaded model on",
     "warm": "seconds of further videos in those same processes, all sides in turns; step is denoise by the number "
-    "of steps. After each video, outside these seconds, torch gives back what it keeps of a GPU's memory for later",
+    "of steps. After each video, outside these seconds, torch gives back what it keeps of a GPU's memory, for the "
+    "other sides, and has it again before the next by a video of one step",
     "tflop": "counted by torch's FlopCounterMode on diffusers' networks: its arithmetic, whoever computes",
     "matrix_tflop_per_second": "one large matrix product on this machine, by dtype",
     "factor": "a peer's seconds (median) by Kinema's",

@@ -1,10 +1,10 @@
-"""Convolutions whose kernel is three pixels high (Gluon, for Hopper): 3×3, and 3×1 along time, where a picture's rows are frames.
+"""Convolutions of 3×3, and of 3×1 along time, where frames are a picture's rows (Gluon, for Hopper).
 
-A program makes one tile after the other, of 192 pixels and 128 columns. One warp has the copy engine bring a tile's
-pixels with a row more above and below, some channels at a time, and what lies outside the picture as zeros: so the
-kernel's three rows are three places in what was brought once. Three groups of four warps multiply 64 of the pixels each,
-and leave what they made in shared memory. From there one more group adds, sums up and stores it, while the three have
-long gone on with the next tile.
+A program makes one tile after the other, of 192 pixels and 128 columns. One warp has the copy engine bring strips of
+pixels, some channels at a time: a tile's own, and those a row above and below, with zeros for what lies outside the
+picture. Where pictures are wide a strip is a row's part, so that it serves for all three rows of the kernel. Three
+groups of four warps multiply a strip's 64 pixels each, and leave what they made in shared memory. From there one more
+group adds, sums up and stores it, while the three have long gone on with the next tile.
 """
 
 from __future__ import annotations
@@ -30,23 +30,24 @@ if TYPE_CHECKING:
 
 # Groups that multiply, of which the kernel names each; pixels of each, and columns of a tile.
 GROUPS, PIXELS, COLUMNS = gl.constexpr(3), gl.constexpr(64), gl.constexpr(128)
-# Bytes of a pixel's channels, or a column's, that are brought at a time, and places for them.
-BYTES, PIXELS_PLACES, WEIGHTS_PLACES = 128, 2, 6
-# A tile's rows, and its pixels in each: within frames, within narrow ones, and along time.
-WITHIN, NARROW, ALONG = (6, 32), (12, 16), (3, 64)
-# Pixels of a frame from which on this is quicker than cuDNN's, and channels for which it is than a plain kernel along time.
-MANY_PIXELS, MANY_CHANNELS = 1024, 320
+# Bytes of a pixel's channels, or of a column's, that are brought at a time, and places for all strips of a tile.
+BYTES, PLACES = 128, gl.constexpr(2)
+# Shared memory for them and the weights.
+SHARED = 176 * 1024
+# A frame's pixels in a row from which on this is quicker than cuDNN's, and channels from which on it is, adding, along
+# time.
+WIDE_ENOUGH, MANY_CHANNELS = 40, 320
 
 
-def fits(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether this is the way to convolve [n, h, w, c] by a weight, [columns, 3 · across · c]."""
+def fits(x: torch.Tensor, weight: torch.Tensor, *, adds: bool = False) -> bool:
+    """Whether this is the way to convolve [n, h, w, c] by a weight, [columns, 3 · across · c], and add to it, maybe."""
     if x.shape[3] * x.itemsize % 16:
         return False
     if x.itemsize == 1:
         return True
     if weight.shape[1] == 3 * x.shape[3]:
-        return x.shape[3] >= MANY_CHANNELS
-    return len(weight) % (COLUMNS.value // 2) == 0 and x.shape[1] * x.shape[2] >= MANY_PIXELS
+        return x.shape[3] >= MANY_CHANNELS or not adds
+    return len(weight) % (COLUMNS.value // 2) == 0 and x.shape[2] >= WIDE_ENOUGH
 
 
 def convolved(
@@ -58,13 +59,26 @@ def convolved(
     bias: torch.Tensor | None,
     out: torch.Tensor,
     processors: int,
-    places: tuple[int, int] = (PIXELS_PLACES, WEIGHTS_PLACES),
 ) -> torch.Tensor:
-    """x: [n, h, w, c]; weight: [columns, 3 · across · c]; → sums, [n or n · h, pieces, 2, columns]."""
+    """Convolve into `out`, add what is `kept` and a bias, if that is given, and give the result's channel sums.
+
+    Args:
+        launch: Of kernels.
+        x: [n, h, w, c], numbers of two bytes or of one.
+        weight: [columns, 3 · across · c], of such numbers; `across` is 3, or 1 along time.
+        scale: [columns], which multiplies the result.
+        kept: [n, h, w, columns].
+        bias: [columns], float32.
+        out: [n, h, w, columns], which may be `kept`; columns lie together in memory, and a row's pixels.
+        processors: Of the GPU.
+
+    Returns:
+        Sums of each n, or of each n · h where something is added along time: [n or n · h, pieces, 2, columns].
+    """
     count, high, wide, depth = x.shape
     columns, across = len(weight), weight.shape[1] // (3 * depth)
-    rows, pixels = ALONG if across == 1 else NARROW if wide <= NARROW[1] else WITHIN
-    box = (rows + 2) & -(rows + 2)  # rows that are brought at once: a power of two
+    rise = 1 if across == 1 or wide > 32 else 2 if wide > 16 else 4  # rows of a strip
+    rows, pixels = GROUPS.value * rise, PIXELS.value // rise
     down, along = triton.cdiv(high, rows), triton.cdiv(wide, pixels)
     apart = across == 1 and kept is not None
     pieces = (count * high, along) if apart else (count, down * along)
@@ -73,8 +87,8 @@ def convolved(
     launch(
         _convolved,
         (min(count * down * along * triton.cdiv(columns, COLUMNS.value), processors),),
-        TensorDescriptor.from_tensor(x, [1, box, pixels, deep], _layout(bits, 4)),
-        TensorDescriptor.from_tensor(weight, [COLUMNS.value, deep], _layout(bits, 2)),
+        TensorDescriptor.from_tensor(x, [1, rise, pixels, deep], gl.NVMMASharedLayout(BYTES, bits, 4)),
+        TensorDescriptor.from_tensor(weight, [COLUMNS.value, deep], gl.NVMMASharedLayout(BYTES, bits, 2)),
         out,
         out if kept is None else kept,
         sums if bias is None else bias,
@@ -88,9 +102,7 @@ def convolved(
         (out.stride(0), out.stride(1)),
         (0, 0) if kept is None else (kept.stride(0), kept.stride(1)),
         ACROSS=across,
-        HIGH=rows,
-        PIXELS_PLACES=places[0],
-        WEIGHTS_PLACES=places[1],
+        WEIGHTS_PLACES=(SHARED - PLACES.value * _strips(rise) * PIXELS.value * BYTES) // (COLUMNS.value * BYTES),
         KEPT=kept is not None,
         SCALED=scale is not None,
         WHOLE=high % rows == 0 and wide % pixels == 0,
@@ -100,8 +112,10 @@ def convolved(
     return sums
 
 
-def _layout(bits: int, rank: int) -> gl.NVMMASharedLayout:
-    return gl.NVMMASharedLayout(BYTES, bits, rank)
+def _strips(rise: int) -> int:
+    """Of a tile, all that its groups multiply by the kernel's three rows."""
+    count: int = min(rise, 3) * (GROUPS.value - 1) + 3
+    return count
 
 
 @gluon.jit(do_not_specialize=["count", "high", "wide"])
@@ -121,29 +135,25 @@ def _convolved(
     out_strides,
     kept_strides,
     ACROSS: gl.constexpr,
-    HIGH: gl.constexpr,
-    PIXELS_PLACES: gl.constexpr,
     WEIGHTS_PLACES: gl.constexpr,
     KEPT: gl.constexpr,
     SCALED: gl.constexpr,
     WHOLE: gl.constexpr,
     HALF: gl.constexpr,
 ):
-    WIDE: gl.constexpr = x.block_type.shape[2]
-    STRIPS: gl.constexpr = (HIGH + 2) * WIDE // min(WIDE, PIXELS)
-    deep: gl.constexpr = x.block_type.shape[3]
-    pixels = gl.allocate_shared_memory(x.dtype, [PIXELS_PLACES * STRIPS, min(WIDE, PIXELS), deep], weight.layout)
-    weights = gl.allocate_shared_memory(weight.dtype, [WEIGHTS_PLACES, COLUMNS, deep], weight.layout)
+    STRIPS: gl.constexpr = min(x.block_type.shape[1], 3) * (GROUPS - 1) + 3
+    pixels = gl.allocate_shared_memory(x.dtype, [PLACES * STRIPS] + x.block_type.shape, x.layout)
+    weights = gl.allocate_shared_memory(weight.dtype, [WEIGHTS_PLACES] + weight.block_type.shape, weight.layout)
     staged_layout: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
     staged = gl.allocate_shared_memory(out.dtype.element_ty, [GROUPS * COLUMNS // 64, PIXELS, 64], staged_layout)
     layout: gl.constexpr = mbarrier.MBarrierLayout()
-    full = gl.allocate_shared_memory(gl.int64, [PIXELS_PLACES, 1], layout)
-    free = gl.allocate_shared_memory(gl.int64, [PIXELS_PLACES, 1], layout)
+    full = gl.allocate_shared_memory(gl.int64, [PLACES, 1], layout)
+    free = gl.allocate_shared_memory(gl.int64, [PLACES, 1], layout)
     filled = gl.allocate_shared_memory(gl.int64, [WEIGHTS_PLACES, 1], layout)
     freed = gl.allocate_shared_memory(gl.int64, [WEIGHTS_PLACES, 1], layout)
     ready = gl.allocate_shared_memory(gl.int64, [GROUPS, 1], layout)
     taken = gl.allocate_shared_memory(gl.int64, [GROUPS, 1], layout)
-    for i in gl.static_range(PIXELS_PLACES):
+    for i in gl.static_range(PLACES):
         mbarrier.init(full.index(i), count=1)
         mbarrier.init(free.index(i), count=GROUPS)
     for i in gl.static_range(WEIGHTS_PLACES):
@@ -157,11 +167,11 @@ def _convolved(
     work = x, weight, out, kept, bias, scale, sums, count, high, wide, depth, columns, out_strides, kept_strides
     gl.warp_specialize(
         [
-            (_multiply, (0, shared, work, ACROSS, HIGH, PIXELS_PLACES, WEIGHTS_PLACES, KEPT, SCALED, HALF)),
-            (_multiply, (1, shared, work, ACROSS, HIGH, PIXELS_PLACES, WEIGHTS_PLACES, KEPT, SCALED, HALF)),
-            (_multiply, (2, shared, work, ACROSS, HIGH, PIXELS_PLACES, WEIGHTS_PLACES, KEPT, SCALED, HALF)),
-            (_finish, (shared, work, ACROSS, HIGH, KEPT, WHOLE, HALF)),
-            (_bring, (shared, work, ACROSS, HIGH, PIXELS_PLACES, WEIGHTS_PLACES)),
+            (_multiply, (0, shared, work, ACROSS, KEPT, SCALED, HALF)),
+            (_multiply, (1, shared, work, ACROSS, KEPT, SCALED, HALF)),
+            (_multiply, (2, shared, work, ACROSS, KEPT, SCALED, HALF)),
+            (_finish, (shared, work, ACROSS, KEPT, WHOLE, HALF)),
+            (_bring, (shared, work, ACROSS)),
         ],
         [4, 4, 4, 1],  # warps of all but the first, which has 4 too
         [96, 96, 128, 24],  # registers of a thread; the first group's have what is left
@@ -169,59 +179,55 @@ def _convolved(
 
 
 @gluon.jit
-def _tiles(work, HIGH: gl.constexpr):
-    """How many there are."""
+def _tiles(work):
+    """How many there are down a picture, along its rows, and in all."""
     x, weight, out, kept, bias, scale, sums, count, high, wide, depth, columns, out_strides, kept_strides = work
-    return count * gl.cdiv(high, HIGH) * gl.cdiv(wide, x.block_type.shape[2]) * gl.cdiv(columns, COLUMNS)
+    down, along = gl.cdiv(high, GROUPS * x.block_type.shape[1]), gl.cdiv(wide, x.block_type.shape[2])
+    return down, along, count * down * along * gl.cdiv(columns, COLUMNS)
 
 
 @gluon.jit
-def _place(tile, work, HIGH: gl.constexpr):
+def _place(tile, work):
     """A tile's picture, its number in it, its first row, first pixel there and first column.
 
     Neighbours have the same pixels, and each program comes to all columns.
     """
     x, weight, out, kept, bias, scale, sums, count, high, wide, depth, columns, out_strides, kept_strides = work
-    parts, along = gl.cdiv(columns, COLUMNS), gl.cdiv(wide, x.block_type.shape[2])
-    each = gl.cdiv(high, HIGH) * along
-    picture, number = tile // parts // each, tile // parts % each
+    down, along, every = _tiles(work)
+    parts = gl.cdiv(columns, COLUMNS)
+    picture, number = tile // parts // (down * along), tile // parts % (down * along)
     part = (tile + tile // parts // gl.cdiv(gl.num_programs(0), parts)) % parts
-    return picture, number, number // along * HIGH, number % along * x.block_type.shape[2], part * COLUMNS
+    top, left = number // along * GROUPS * x.block_type.shape[1], number % along * x.block_type.shape[2]
+    return picture, number, top, left, part * COLUMNS
 
 
 @gluon.jit
-def _bring(
-    shared,
-    work,
-    ACROSS: gl.constexpr,
-    HIGH: gl.constexpr,
-    PIXELS_PLACES: gl.constexpr,
-    WEIGHTS_PLACES: gl.constexpr,
-):
+def _bring(shared, work, ACROSS: gl.constexpr):
     """Pixels and weights, piece by piece, wherever a place is free."""
     pixels, weights, staged, full, free, filled, freed, ready, taken = shared
     x, weight, out, kept, bias, scale, sums, count, high, wide, depth, columns, out_strides, kept_strides = work
-    BOX: gl.constexpr = x.block_type.shape[1]
-    WIDE: gl.constexpr = x.block_type.shape[2]
+    STRIPS: gl.constexpr = pixels.shape[0] // PLACES
+    WEIGHTS_PLACES: gl.constexpr = weights.shape[0]
+    RISE: gl.constexpr = x.block_type.shape[1]
+    STEP: gl.constexpr = min(RISE, 3)
     DEEP: gl.constexpr = x.block_type.shape[3]
-    STRIPS: gl.constexpr = WIDE // pixels.shape[1]
     turn = 0
-    for tile in range(gl.program_id(0), _tiles(work, HIGH), gl.num_programs(0)):
-        picture, number, top, left, column = _place(tile, work, HIGH)
+    for tile in range(gl.program_id(0), _tiles(work)[2], gl.num_programs(0)):
+        picture, number, top, left, column = _place(tile, work)
         for i in range(gl.cdiv(depth, DEEP) * ACROSS):
             k, tap = i // ACROSS * DEEP, i % ACROSS
-            place = turn % PIXELS_PLACES
-            mbarrier.wait(free.index(place), (turn // PIXELS_PLACES & 1) ^ 1)
-            mbarrier.expect(full.index(place), (HIGH + 2) // BOX * x.block_type.nbytes)
-            for y in gl.static_range(0, HIGH + 2, BOX):
-                to = pixels.index((place * (HIGH + 2) + y) * STRIPS)
-                to = to._reinterpret(x.dtype, x.block_type.shape, x.layout)
-                fetch(x, [picture, top - 1 + y, left + tap - ACROSS // 2, k], full.index(place), to)
+            place = turn % PLACES
+            mbarrier.wait(free.index(place), (turn // PLACES & 1) ^ 1)
+            mbarrier.expect(full.index(place), STRIPS * x.block_type.nbytes)
+            for strip in gl.static_range(STRIPS):
+                at = [picture, top - 1 + strip // STEP * RISE + strip % STEP, left + tap - ACROSS // 2, k]
+                fetch(x, at, full.index(place), pixels.index(place * STRIPS + strip))
             for y in gl.static_range(3):
-                at = (3 * turn + y) % WEIGHTS_PLACES
-                mbarrier.wait(freed.index(at), ((3 * turn + y) // WEIGHTS_PLACES & 1) ^ 1)
-                mbarrier.expect(filled.index(at), weight.block_type.nbytes)
-                fetch(weight, [column, (y * ACROSS + tap) * depth + k], filled.index(at), weights.index(at))
+                each = 3 * turn + y
+                mbarrier.wait(freed.index(each % WEIGHTS_PLACES), (each // WEIGHTS_PLACES & 1) ^ 1)
+                mbarrier.expect(filled.index(each % WEIGHTS_PLACES), weight.block_type.nbytes)
+                at = [column, (y * ACROSS + tap) * depth + k]
+                fetch(weight, at, filled.index(each % WEIGHTS_PLACES), weights.index(each % WEIGHTS_PLACES))
             turn += 1
 
 
@@ -231,9 +237,6 @@ def _multiply(
     shared,
     work,
     ACROSS: gl.constexpr,
-    HIGH: gl.constexpr,
-    PIXELS_PLACES: gl.constexpr,
-    WEIGHTS_PLACES: gl.constexpr,
     KEPT: gl.constexpr,
     SCALED: gl.constexpr,
     HALF: gl.constexpr,
@@ -243,19 +246,38 @@ def _multiply(
     x, weight, out, kept, bias, scale, sums, count, high, wide, depth, columns, out_strides, kept_strides = work
     turn = 0
     now = 0
-    for tile in range(gl.program_id(0), _tiles(work, HIGH), gl.num_programs(0)):
-        column = _place(tile, work, HIGH)[4]
+    for tile in range(gl.program_id(0), _tiles(work)[2], gl.num_programs(0)):
+        picture, number, top, left, column = _place(tile, work)
         pieces = gl.cdiv(depth, x.block_type.shape[3]) * ACROSS
         at = turn, pieces, now, column
-        if HALF:
+        if top + WHICH * x.block_type.shape[1] >= high:  # none of its pixels is in the picture
+            _skip(WHICH, at, shared)
+        elif HALF:
             if column + COLUMNS // 2 >= columns:
-                _tile(WHICH, at, shared, work, HIGH, PIXELS_PLACES, WEIGHTS_PLACES, KEPT, SCALED, COLUMNS // 2)
+                _tile(WHICH, at, shared, work, KEPT, SCALED, COLUMNS // 2)
             else:
-                _tile(WHICH, at, shared, work, HIGH, PIXELS_PLACES, WEIGHTS_PLACES, KEPT, SCALED, COLUMNS)
+                _tile(WHICH, at, shared, work, KEPT, SCALED, COLUMNS)
         else:
-            _tile(WHICH, at, shared, work, HIGH, PIXELS_PLACES, WEIGHTS_PLACES, KEPT, SCALED, COLUMNS)
+            _tile(WHICH, at, shared, work, KEPT, SCALED, COLUMNS)
         turn += pieces
         now += 1
+
+
+@gluon.jit
+def _skip(WHICH: gl.constexpr, at, shared):
+    """A tile of which a group has nothing: what was brought goes by."""
+    pixels, weights, staged, full, free, filled, freed, ready, taken = shared
+    WEIGHTS_PLACES: gl.constexpr = weights.shape[0]
+    turn, pieces, now, column = at
+    for i in range(turn, turn + pieces):
+        mbarrier.wait(full.index(i % PLACES), i // PLACES & 1)
+        mbarrier.arrive(free.index(i % PLACES))
+        for y in gl.static_range(3):
+            each = 3 * i + y
+            mbarrier.wait(filled.index(each % WEIGHTS_PLACES), each // WEIGHTS_PLACES & 1)
+            mbarrier.arrive(freed.index(each % WEIGHTS_PLACES))
+    mbarrier.wait(taken.index(WHICH), (now & 1) ^ 1)
+    mbarrier.arrive(ready.index(WHICH))
 
 
 @gluon.jit
@@ -264,9 +286,6 @@ def _tile(
     at,
     shared,
     work,
-    HIGH: gl.constexpr,
-    PIXELS_PLACES: gl.constexpr,
-    WEIGHTS_PLACES: gl.constexpr,
     KEPT: gl.constexpr,
     SCALED: gl.constexpr,
     BN: gl.constexpr,
@@ -275,8 +294,9 @@ def _tile(
     turn, pieces, now, column = at
     pixels, weights, staged, full, free, filled, freed, ready, taken = shared
     x, weight, out, kept, bias, scale, sums, count, high, wide, depth, columns, out_strides, kept_strides = work
-    WIDE: gl.constexpr = x.block_type.shape[2]
-    STRIP: gl.constexpr = pixels.shape[1]
+    STRIPS: gl.constexpr = pixels.shape[0] // PLACES
+    WEIGHTS_PLACES: gl.constexpr = weights.shape[0]
+    STEP: gl.constexpr = min(x.block_type.shape[1], 3)
     BITS: gl.constexpr = x.dtype.primitive_bitwidth
     layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, 256 // BITS])
     made = gl.zeros([PIXELS, BN], gl.float32, layout)
@@ -284,25 +304,24 @@ def _tile(
         col = column + gl.arange(0, BN, gl.SliceLayout(0, layout))
         made += gl.load(bias + col, col < columns, 0.0)[None, :]
     for i in range(pieces):
-        place = (turn + i) % PIXELS_PLACES
-        mbarrier.wait(full.index(place), (turn + i) // PIXELS_PLACES & 1)
+        place = (turn + i) % PLACES
+        mbarrier.wait(full.index(place), (turn + i) // PLACES & 1)
         for y in gl.static_range(3):
-            count_of = 3 * (turn + i) + y
-            mbarrier.wait(filled.index(count_of % WEIGHTS_PLACES), count_of // WEIGHTS_PLACES & 1)
-            seen = pixels.index((place * (HIGH + 2) * WIDE + WHICH * PIXELS + y * WIDE) // STRIP)
-            seen = seen._reinterpret(x.dtype, [PIXELS, x.block_type.shape[3]], weight.layout)
-            by = weights.index(count_of % WEIGHTS_PLACES).slice(0, BN).permute([1, 0])
+            each = 3 * (turn + i) + y
+            mbarrier.wait(filled.index(each % WEIGHTS_PLACES), each // WEIGHTS_PLACES & 1)
+            seen = pixels.index(place * STRIPS + STEP * WHICH + y).reshape([PIXELS, x.block_type.shape[3]])
+            by = weights.index(each % WEIGHTS_PLACES).slice(0, BN).permute([1, 0])
             made = warpgroup_mma(seen, by, made, is_async=True)
             made = warpgroup_mma_wait(1, [made])
-            before = (count_of + WEIGHTS_PLACES - 1) % WEIGHTS_PLACES
+            before = (each + WEIGHTS_PLACES - 1) % WEIGHTS_PLACES
             if y == 0:
                 mbarrier.arrive(freed.index(before), pred=i > 0)
-                mbarrier.arrive(free.index((turn + i + PIXELS_PLACES - 1) % PIXELS_PLACES), pred=i > 0)
+                mbarrier.arrive(free.index((turn + i + PLACES - 1) % PLACES), pred=i > 0)
             else:
                 mbarrier.arrive(freed.index(before))
     made = warpgroup_mma_wait(0, [made])
     mbarrier.arrive(freed.index((3 * (turn + pieces) + WEIGHTS_PLACES - 1) % WEIGHTS_PLACES))
-    mbarrier.arrive(free.index((turn + pieces + PIXELS_PLACES - 1) % PIXELS_PLACES))
+    mbarrier.arrive(free.index((turn + pieces + PLACES - 1) % PLACES))
     mbarrier.wait(taken.index(WHICH), (now & 1) ^ 1)
     if BN == 64:
         _stage(made, WHICH * 2, column, shared, work, KEPT, SCALED)
@@ -343,7 +362,6 @@ def _finish(
     shared,
     work,
     ACROSS: gl.constexpr,
-    HIGH: gl.constexpr,
     KEPT: gl.constexpr,
     WHOLE: gl.constexpr,
     HALF: gl.constexpr,
@@ -352,14 +370,14 @@ def _finish(
     pixels, weights, staged, full, free, filled, freed, ready, taken = shared
     x, weight, out, kept, bias, scale, sums, count, high, wide, depth, columns, out_strides, kept_strides = work
     now = 0
-    for tile in range(gl.program_id(0), _tiles(work, HIGH), gl.num_programs(0)):
-        place = _place(tile, work, HIGH)
-        _finish_part(0, place, now, shared, work, ACROSS, HIGH, KEPT, WHOLE)
+    for tile in range(gl.program_id(0), _tiles(work)[2], gl.num_programs(0)):
+        place = _place(tile, work)
+        _finish_part(0, place, now, shared, work, ACROSS, KEPT, WHOLE)
         if HALF:
             if place[4] + COLUMNS // 2 < columns:
-                _finish_part(1, place, now, shared, work, ACROSS, HIGH, KEPT, WHOLE)
+                _finish_part(1, place, now, shared, work, ACROSS, KEPT, WHOLE)
         else:
-            _finish_part(1, place, now, shared, work, ACROSS, HIGH, KEPT, WHOLE)
+            _finish_part(1, place, now, shared, work, ACROSS, KEPT, WHOLE)
         for i in gl.static_range(GROUPS):
             mbarrier.arrive(taken.index(i))
         now += 1
@@ -373,7 +391,6 @@ def _finish_part(
     shared,
     work,
     ACROSS: gl.constexpr,
-    HIGH: gl.constexpr,
     KEPT: gl.constexpr,
     WHOLE: gl.constexpr,
 ):
@@ -409,13 +426,14 @@ def _finish_part(
             made = gl.where(inside, made, 0.0)
         made = made.to(gl.float32)
         if APART:
-            piece = (picture * high + top + i) * gl.cdiv(wide, WIDE) + left // WIDE
+            piece = (picture * high + top + i) * _tiles(work)[1] + left // WIDE
             _sum_up(made, made * made, piece, col, there & (top + i < high), work)
         else:
             total += made
             square += made * made
     if not APART:
-        _sum_up(total, square, picture * gl.cdiv(high, HIGH) * gl.cdiv(wide, WIDE) + number, col, there, work)
+        down, of_row, every = _tiles(work)
+        _sum_up(total, square, picture * down * of_row + number, col, there, work)
 
 
 @gluon.jit

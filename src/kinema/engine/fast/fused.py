@@ -400,10 +400,10 @@ def plain_along_time(
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """By torch's own, and then another pass."""
-    made = _by_torch(x.unflatten(0, (-1, span)), by, (3, 1)).to(dtype)
+    made = _by_torch(x.view(-1, span, *x.shape[1:]), by, (3, 1)).to(dtype)
     if kept is None or bias is None:
         made = made.flatten(0, 1) if out is None else out.copy_(made.flatten(0, 1))
-        return made, channel_sums(made.unflatten(0, (-1, span)).flatten(1, 2))
+        return made, channel_sums(made.reshape(len(x) // span, -1, made.shape[-1]))
     made = made.flatten(0, 1)
     out = made if out is None else out
     return out, add(made, kept, bias, out)

@@ -41,6 +41,17 @@ def few_frames(frames: Tensor) -> tuple[Tensor, ...]:
     return torch.split(frames, max(1, PIECE // frames[0].numel()))
 
 
+def with_each(clip: Tensor, held: Tensor) -> Tensor:
+    """Clips, [n, f, h, w, c], with pictures added to all frames, [b, n, 1, h, w, c]: [b · n, f, h, w, c]."""
+    made = clip.new_empty(len(held), *clip.shape)
+    nothing = clip.new_zeros(clip.shape[-1], dtype=torch.float32)
+    for pictures, out in zip(held, made, strict=True):
+        for one, picture, place in zip(clip, pictures, out, strict=True):  # torch's own is slow where one is repeated
+            frames = one.flatten(1, 2)
+            fused.add(frames, picture.flatten(1, 2).expand_as(frames), nothing, place.flatten(1, 2))
+    return made.flatten(0, 1)
+
+
 def spatial(
     block: ResBlock,
     clip: Tensor,
@@ -154,7 +165,7 @@ def _side_by_side(
 
 
 def _through_shortcut(parts: list[Tensor], weight: Tensor, out: Tensor) -> None:
-    """The product of all channels, [frames, pixels, c] each, as the sum of the parts', into [pixels of all frames, c']."""
+    """The product of all channels, [frames, pixels, c] each, as the sum of the parts', into `out`, [rows, c']."""
     (first, by), *rest = zip(parts, torch.split(weight, [part.shape[-1] for part in parts]), strict=True)
     torch.mm(pixels(first), by, out=out)
     for part, by in rest:

@@ -532,7 +532,12 @@ def convolved(
     bias: torch.Tensor | None,
     out: torch.Tensor,
 ) -> torch.Tensor:
-    return convolution.convolved(_launch, x, weight, scale, kept, bias, out, _processors(x.device))
+    return _few(convolution.convolved(_launch, x, weight, scale, kept, bias, out, _processors(x.device)))
+
+
+def _few(sums: torch.Tensor) -> torch.Tensor:
+    """Sums in as few pieces as the norm reads quickly."""
+    return sums if sums.shape[1] <= 64 else sums.sum(1, keepdim=True)
 
 
 @triton.jit(do_not_specialize=["frames", "pixels"])
@@ -596,10 +601,10 @@ def along_time(
     frames, pixels, depth = x.shape
     cols = len(weight)
     if tile is None and HAS_GLUON and x.is_cuda:
-        x, out, kept = (each if each is None else each.unflatten(0, (-1, span)) for each in (x, out, kept))
-        if convolution.fits(x, weight):
-            return convolved(x, weight, scale, kept, bias, out)
-        x, out, kept = (each if each is None else each.flatten(0, 1) for each in (x, out, kept))
+        clips = _by_clip(x, span)
+        if convolution.fits(clips, weight, adds=kept is not None):
+            added = None if kept is None else _by_clip(kept, span)
+            return convolved(clips, weight, scale, added, bias, _by_clip(out, span))
     bm, bn, bk, warps, stages, _ = tile or _along_time_tile(depth, pixels, x.dtype.itemsize)
     tiles = triton.cdiv(pixels, bm)
     sums = out.new_empty(frames, tiles, 2, cols, dtype=torch.float32)
@@ -627,8 +632,12 @@ def along_time(
         num_warps=warps,
         num_stages=stages,
     )
-    sums = sums if tiles <= 64 else sums.sum(1, keepdim=True)
-    return sums.view(frames // span, -1, 2, cols) if kept is None else sums
+    return _few(sums.view(frames // span, -1, 2, cols) if kept is None else sums)
+
+
+def _by_clip(x: torch.Tensor, span: int) -> torch.Tensor:
+    """[frames, pixels, c] → [clips, span, pixels, c]."""
+    return x.view(-1, span, *x.shape[1:])
 
 
 def _along_time_tile(depth: int, pixels: int, itemsize: int) -> Tile:

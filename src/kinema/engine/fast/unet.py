@@ -199,7 +199,8 @@ class FastUNet:
         clips, frames, _, height, width = sample.shape
         noisy = self.conv_noisy.product(self.conv_noisy.filled(sample.flatten(0, 1)))
         noisy = as_clip(noisy, frames, height, width)
-        return (noisy + held.view(-1, clips, *held.shape[1:])).flatten(0, 1)
+        held = held.view(-1, clips, *held.shape[1:])
+        return gpu.with_each(noisy, held) if gpu.suits(noisy) else (noisy + held).flatten(0, 1)
 
 
 def _with_bias_of(last: Stage, stage: Stage) -> Stage:
