@@ -13,6 +13,7 @@ import ctypes
 import datetime
 import importlib.metadata
 import json
+import os
 import platform
 import statistics
 import time
@@ -60,8 +61,8 @@ class Meter:
         self._library = ctypes.CDLL("libnvidia-ml.so.1")
         self._device = ctypes.c_void_p()
         self._library.nvmlInit_v2()
-        bus = torch.cuda.get_device_properties(torch.cuda.current_device()).pci_bus_id
-        self._library.nvmlDeviceGetHandleByPciBusId_v2(f"0000:{bus:02x}:00.0".encode(), ctypes.byref(self._device))
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+        self._library.nvmlDeviceGetHandleByIndex_v2(int(seen), ctypes.byref(self._device))
 
     def _read(self, name: str, into: Any, *given: int) -> int:
         if getattr(self._library, name)(self._device, *given, ctypes.byref(into)):

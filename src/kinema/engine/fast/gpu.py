@@ -42,7 +42,10 @@ def few_frames(frames: Tensor) -> tuple[Tensor, ...]:
 
 
 def with_each(clip: Tensor, held: Tensor) -> Tensor:
-    """Clips, [n, f, h, w, c], with pictures added to all frames, [b, n, 1, h, w, c]: [b · n, f, h, w, c]."""
+    """Clips, [n, f, h, w, c], with pictures added to all frames, [b, n, 1, h, w, c]: [b · n, f, h, w, c].
+
+    Both contiguous.
+    """
     made = clip.new_empty(len(held), *clip.shape)
     nothing = clip.new_zeros(clip.shape[-1], dtype=torch.float32)
     for pictures, out in zip(held, made, strict=True):

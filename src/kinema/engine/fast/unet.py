@@ -155,7 +155,7 @@ class FastUNet:
         with brought([self.module.add_embedding], embedding.device):
             ids = self.module.add_embedding(sines.to(embedding.dtype))
         layers = tuple(each.constants(embedding, num_frames) for each in self.transformers)
-        return ClipConstants(as_clip(self.conv_held(held), 1, *held.shape[2:]), ids, layers)
+        return ClipConstants(as_clip(self.conv_held(held), 1, *held.shape[2:]).contiguous(), ids, layers)
 
     @torch.no_grad()
     def __call__(self, sample: Tensor, time: Tensor, constants: ClipConstants) -> Tensor:
