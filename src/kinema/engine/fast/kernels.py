@@ -323,7 +323,7 @@ def _layer_norm(
             tl.store(y + at, value, inside)
         mean = tl.sum(value, 1)[:, None] / channels
         centred = tl.where(here[None, :], value - mean, 0.0)
-        made = centred / tl.sqrt(tl.sum(centred * centred, 1)[:, None] / channels + eps)
+        made = centred * tl.rsqrt(tl.sum(centred * centred, 1)[:, None] / channels + eps)
         if BARE:
             made *= spread
         else:
