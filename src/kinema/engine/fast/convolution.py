@@ -69,7 +69,8 @@ def convolved(
         scale: [columns], which multiplies the result.
         kept: [n, h, w, columns].
         bias: [columns], float32.
-        out: [n, h, w, columns], which may be `kept`; columns lie together in memory, and a row's pixels.
+        out: [n, h, w, columns], which may be `kept`; a row's pixels lie together in memory, and rows, all of them, at
+            equal distances. `kept` lies likewise.
         processors: Of the GPU.
 
     Returns:
@@ -99,13 +100,12 @@ def convolved(
         wide,
         depth,
         columns,
-        (out.stride(0), out.stride(1)),
-        (0, 0) if kept is None else (kept.stride(0), kept.stride(1)),
+        out.stride(1),
+        0 if kept is None else kept.stride(1),
         ACROSS=across,
         WEIGHTS_PLACES=(SHARED - PLACES.value * _strips(rise) * PIXELS.value * BYTES) // (COLUMNS.value * BYTES),
         KEPT=kept is not None,
         SCALED=scale is not None,
-        WHOLE=high % rows == 0 and wide % pixels == 0,
         HALF=0 < columns % COLUMNS.value <= COLUMNS.value // 2,
         num_warps=4,
     )
@@ -132,13 +132,12 @@ def _convolved(
     wide,
     depth,
     columns,
-    out_strides,
-    kept_strides,
+    out_row,
+    kept_row,
     ACROSS: gl.constexpr,
     WEIGHTS_PLACES: gl.constexpr,
     KEPT: gl.constexpr,
     SCALED: gl.constexpr,
-    WHOLE: gl.constexpr,
     HALF: gl.constexpr,
 ):
     STRIPS: gl.constexpr = min(x.block_type.shape[1], 3) * (GROUPS - 1) + 3
@@ -164,13 +163,13 @@ def _convolved(
         mbarrier.init(taken.index(i), count=1)
     fence_async_shared()
     shared = pixels, weights, staged, full, free, filled, freed, ready, taken
-    work = x, weight, out, kept, bias, scale, sums, count, high, wide, depth, columns, out_strides, kept_strides
+    work = x, weight, out, kept, bias, scale, sums, count, high, wide, depth, columns, out_row, kept_row
     gl.warp_specialize(
         [
             (_multiply, (0, shared, work, ACROSS, KEPT, SCALED, HALF)),
             (_multiply, (1, shared, work, ACROSS, KEPT, SCALED, HALF)),
             (_multiply, (2, shared, work, ACROSS, KEPT, SCALED, HALF)),
-            (_finish, (shared, work, ACROSS, KEPT, WHOLE, HALF)),
+            (_finish, (shared, work, ACROSS, KEPT, HALF)),
             (_bring, (shared, work, ACROSS)),
         ],
         [4, 4, 4, 1],  # warps of all but the first, which has 4 too
@@ -181,7 +180,7 @@ def _convolved(
 @gluon.jit
 def _tiles(work):
     """How many there are down a picture, along its rows, and in all."""
-    x, weight, out, kept, bias, scale, sums, count, high, wide, depth, columns, out_strides, kept_strides = work
+    x, weight, out, kept, bias, scale, sums, count, high, wide, depth, columns, out_row, kept_row = work
     down, along = gl.cdiv(high, GROUPS * x.block_type.shape[1]), gl.cdiv(wide, x.block_type.shape[2])
     return down, along, count * down * along * gl.cdiv(columns, COLUMNS)
 
@@ -192,7 +191,7 @@ def _place(tile, work):
 
     Neighbours have the same pixels, and each program comes to all columns.
     """
-    x, weight, out, kept, bias, scale, sums, count, high, wide, depth, columns, out_strides, kept_strides = work
+    x, weight, out, kept, bias, scale, sums, count, high, wide, depth, columns, out_row, kept_row = work
     down, along, every = _tiles(work)
     parts = gl.cdiv(columns, COLUMNS)
     picture, number = tile // parts // (down * along), tile // parts % (down * along)
@@ -205,7 +204,7 @@ def _place(tile, work):
 def _bring(shared, work, ACROSS: gl.constexpr):
     """Pixels and weights, piece by piece, wherever a place is free."""
     pixels, weights, staged, full, free, filled, freed, ready, taken = shared
-    x, weight, out, kept, bias, scale, sums, count, high, wide, depth, columns, out_strides, kept_strides = work
+    x, weight, out, kept, bias, scale, sums, count, high, wide, depth, columns, out_row, kept_row = work
     STRIPS: gl.constexpr = pixels.shape[0] // PLACES
     WEIGHTS_PLACES: gl.constexpr = weights.shape[0]
     RISE: gl.constexpr = x.block_type.shape[1]
@@ -243,7 +242,7 @@ def _multiply(
 ):
     """A group: its 64 pixels of each tile."""
     pixels, weights, staged, full, free, filled, freed, ready, taken = shared
-    x, weight, out, kept, bias, scale, sums, count, high, wide, depth, columns, out_strides, kept_strides = work
+    x, weight, out, kept, bias, scale, sums, count, high, wide, depth, columns, out_row, kept_row = work
     turn = 0
     now = 0
     for tile in range(gl.program_id(0), _tiles(work)[2], gl.num_programs(0)):
@@ -293,7 +292,7 @@ def _tile(
     """A group's part of one tile, left in shared memory."""
     turn, pieces, now, column = at
     pixels, weights, staged, full, free, filled, freed, ready, taken = shared
-    x, weight, out, kept, bias, scale, sums, count, high, wide, depth, columns, out_strides, kept_strides = work
+    x, weight, out, kept, bias, scale, sums, count, high, wide, depth, columns, out_row, kept_row = work
     STRIPS: gl.constexpr = pixels.shape[0] // PLACES
     WEIGHTS_PLACES: gl.constexpr = weights.shape[0]
     STEP: gl.constexpr = min(x.block_type.shape[1], 3)
@@ -336,7 +335,7 @@ def _tile(
 def _stage(made, place, column, shared, work, KEPT: gl.constexpr, SCALED: gl.constexpr):
     """64 columns, in the result's arithmetic."""
     pixels, weights, staged, full, free, filled, freed, ready, taken = shared
-    x, weight, out, kept, bias, scale, sums, count, high, wide, depth, columns, out_strides, kept_strides = work
+    x, weight, out, kept, bias, scale, sums, count, high, wide, depth, columns, out_row, kept_row = work
     if SCALED:
         col = column + gl.arange(0, 64, gl.SliceLayout(0, made.type.layout))
         made *= gl.load(scale + col, col < columns, 0.0)[None, :]
@@ -363,21 +362,20 @@ def _finish(
     work,
     ACROSS: gl.constexpr,
     KEPT: gl.constexpr,
-    WHOLE: gl.constexpr,
     HALF: gl.constexpr,
 ):
     """Add to what the groups have made, sum it up and store it."""
     pixels, weights, staged, full, free, filled, freed, ready, taken = shared
-    x, weight, out, kept, bias, scale, sums, count, high, wide, depth, columns, out_strides, kept_strides = work
+    x, weight, out, kept, bias, scale, sums, count, high, wide, depth, columns, out_row, kept_row = work
     now = 0
     for tile in range(gl.program_id(0), _tiles(work)[2], gl.num_programs(0)):
         place = _place(tile, work)
-        _finish_part(0, place, now, shared, work, ACROSS, KEPT, WHOLE)
+        _finish_part(0, place, now, shared, work, ACROSS, KEPT)
         if HALF:
             if place[4] + COLUMNS // 2 < columns:
-                _finish_part(1, place, now, shared, work, ACROSS, KEPT, WHOLE)
+                _finish_part(1, place, now, shared, work, ACROSS, KEPT)
         else:
-            _finish_part(1, place, now, shared, work, ACROSS, KEPT, WHOLE)
+            _finish_part(1, place, now, shared, work, ACROSS, KEPT)
         for i in gl.static_range(GROUPS):
             mbarrier.arrive(taken.index(i))
         now += 1
@@ -392,11 +390,10 @@ def _finish_part(
     work,
     ACROSS: gl.constexpr,
     KEPT: gl.constexpr,
-    WHOLE: gl.constexpr,
 ):
     """64 columns of all groups."""
     pixels, weights, staged, full, free, filled, freed, ready, taken = shared
-    x, weight, out, kept, bias, scale, sums, count, high, wide, depth, columns, out_strides, kept_strides = work
+    x, weight, out, kept, bias, scale, sums, count, high, wide, depth, columns, out_row, kept_row = work
     picture, number, top, left, column = place
     WIDE: gl.constexpr = x.block_type.shape[2]
     APART: gl.constexpr = ACROSS == 1 and KEPT
@@ -404,27 +401,20 @@ def _finish_part(
     there = col < columns
     total = gl.zeros([PIXELS, 64], gl.float32, ROWS)
     square = gl.zeros([PIXELS, 64], gl.float32, ROWS)
-    to_picture = out + picture.to(gl.int64) * out_strides[0] + top.to(gl.int64) * out_strides[1]
-    from_picture = kept + picture.to(gl.int64) * kept_strides[0] + top.to(gl.int64) * kept_strides[1]
     for i in gl.static_range(GROUPS):
         pixel = i * PIXELS + gl.arange(0, PIXELS, gl.SliceLayout(1, ROWS))
-        y, along = pixel // WIDE, left + pixel % WIDE
-        inside = there[None, :]
-        if not WHOLE:
-            inside = inside & ((top + y < high) & (along < wide))[:, None]
+        y, along = top + pixel // WIDE, left + pixel % WIDE
+        inside = ((y < high) & (along < wide))[:, None] & there[None, :]
+        row, within = (picture * high + y).to(gl.int64), along * columns
         if KEPT:
-            row = from_picture + y.to(gl.int64) * kept_strides[1] + along * columns
-            add = gl.load(row[:, None] + col[None, :], inside, 0.0)
+            add = gl.load(kept + (row * kept_row + within)[:, None] + col[None, :], inside, 0.0)
         if PART == 0:
             mbarrier.wait(ready.index(i), now & 1)
         made = staged.index(i * 2 + PART).load(ROWS)
         if KEPT:
             made += add
-        row = to_picture + y.to(gl.int64) * out_strides[1] + along * columns
-        gl.store(row[:, None] + col[None, :], made, inside)
-        if not WHOLE:
-            made = gl.where(inside, made, 0.0)
-        made = made.to(gl.float32)
+        gl.store(out + (row * out_row + within)[:, None] + col[None, :], made, inside)
+        made = gl.where(inside, made, 0.0).to(gl.float32)
         if APART:
             piece = (picture * high + top + i) * _tiles(work)[1] + left // WIDE
             _sum_up(made, made * made, piece, col, there & (top + i < high), work)
@@ -439,7 +429,7 @@ def _finish_part(
 @gluon.jit
 def _sum_up(made, square, piece, col, there, work):
     """Over all rows."""
-    x, weight, out, kept, bias, scale, sums, count, high, wide, depth, columns, out_strides, kept_strides = work
+    x, weight, out, kept, bias, scale, sums, count, high, wide, depth, columns, out_row, kept_row = work
     to = sums + piece.to(gl.int64) * 2 * columns + col
     total, square = gl.split(gl.sum(gl.join(made, square), 0))
     gl.store(to, gl.convert_layout(total, gl.SliceLayout(0, ROWS)), there)
