@@ -1,8 +1,8 @@
 """Triton kernels: for what only moves memory (norms, sums, attention over a handful of frames), and for products.
 
 The first read what they need once and write what they make once; torch would take several passes over the same tensors.
-The second are a feed-forward's gate in one with its product, convolutions along time, and products and convolutions of
-numbers of one byte; what is written in Gluon, for Hopper alone, lies in `stationary` and `attention`.
+The second are a feed-forward's gate in one with its product, convolutions along time, and products of numbers of one
+byte; what is written in Gluon, for Hopper alone, lies in `stationary`, `attention` and `convolution`.
 `kinema.engine.fast.fused` says what each computes, in plain torch, and decides where it is called. All arithmetic is
 in float32. Sizes of pictures are no part of what is compiled, so another size of video compiles hardly anything anew: a
 tile of another kind, more frames than a power of two, or a frame that is no whole number of tiles.
@@ -29,7 +29,7 @@ from kinema.engine.fast.gelu import power
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Gluon, Triton's lower language, still changes: by these versions `attention` and `stationary` compile for Hopper.
+# Gluon, Triton's lower language, still changes: by these versions what is written in it compiles for Hopper.
 HAS_GLUON = triton.__version__.startswith(("3.6.", "3.7.", "3.8.", "3.9."))
 if HAS_GLUON:
     from kinema.engine.fast import attention, convolution, stationary
