@@ -34,13 +34,16 @@ GROUPS, PIXELS, COLUMNS = gl.constexpr(3), gl.constexpr(64), gl.constexpr(128)
 BYTES, PLACES = 128, gl.constexpr(2)
 # Shared memory for them and the weights.
 SHARED = 176 * 1024
-# A frame's pixels in a row from which on this is quicker than cuDNN's, and channels from which on it is, adding, along
-# time.
+# Pixels of a row from which on this is quicker than cuDNN's 3×3; and channels from which on it is quicker along time than
+# a plain kernel where something is added, for then there is enough to multiply while that is done.
 WIDE_ENOUGH, MANY_CHANNELS = 40, 320
 
 
 def fits(x: torch.Tensor, weight: torch.Tensor, *, adds: bool = False) -> bool:
-    """Whether this is the way to convolve [n, h, w, c] by a weight, [columns, 3 · across · c], and add to it, maybe."""
+    """Whether this is the way to convolve [n, h, w, c] by a weight, [columns, 3 · across · c].
+
+    Numbers of one byte nothing else convolves quickly. `adds` says that something is to be added along time.
+    """
     if x.shape[3] * x.itemsize % 16:
         return False
     if x.itemsize == 1:
@@ -103,6 +106,7 @@ def convolved(
         out.stride(1),
         0 if kept is None else kept.stride(1),
         ACROSS=across,
+        STRIPS=_strips(rise),
         WEIGHTS_PLACES=(SHARED - PLACES.value * _strips(rise) * PIXELS.value * BYTES) // (COLUMNS.value * BYTES),
         KEPT=kept is not None,
         SCALED=scale is not None,
@@ -113,7 +117,7 @@ def convolved(
 
 
 def _strips(rise: int) -> int:
-    """Of a tile, all that its groups multiply by the kernel's three rows."""
+    """Of a tile: one for each of a group's three rows, where the next group's are not among them."""
     count: int = min(rise, 3) * (GROUPS.value - 1) + 3
     return count
 
@@ -135,12 +139,12 @@ def _convolved(
     out_row,
     kept_row,
     ACROSS: gl.constexpr,
+    STRIPS: gl.constexpr,
     WEIGHTS_PLACES: gl.constexpr,
     KEPT: gl.constexpr,
     SCALED: gl.constexpr,
     HALF: gl.constexpr,
 ):
-    STRIPS: gl.constexpr = min(x.block_type.shape[1], 3) * (GROUPS - 1) + 3
     pixels = gl.allocate_shared_memory(x.dtype, [PLACES * STRIPS] + x.block_type.shape, x.layout)
     weights = gl.allocate_shared_memory(weight.dtype, [WEIGHTS_PLACES] + weight.block_type.shape, weight.layout)
     staged_layout: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
