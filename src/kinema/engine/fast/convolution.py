@@ -34,8 +34,8 @@ GROUPS, PIXELS, COLUMNS = gl.constexpr(3), gl.constexpr(64), gl.constexpr(128)
 BYTES, PLACES = 128, gl.constexpr(2)
 # Shared memory for them and the weights.
 SHARED = 176 * 1024
-# Pixels of a row from which on this is quicker than cuDNN's 3×3; and channels from which on it is quicker along time than
-# a plain kernel where something is added, for then there is enough to multiply while that is done.
+# Pixels of a row from which on this is quicker than cuDNN's 3×3; and channels from which on it is quicker along time
+# than a plain kernel where something is added, for then there is enough to multiply while that is done.
 WIDE_ENOUGH, MANY_CHANNELS = 40, 320
 
 
