@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from kinema.engine import generate
-from kinema.engine.fast import FastDecoder, FastUNet, gpu, onednn
+from kinema.engine.fast import FastDecoder, FastUNet, fused, gpu, onednn
 from kinema.engine.fast.layers import Linear, Product
 from kinema.engine.fast.streaming import Streamed
 from kinema.engine.forwards import engine_for
@@ -192,6 +192,20 @@ def test_a_gpus_order_of_work_gives_the_same(
     latents = given["held"].repeat(2, 1, 1, 1)[:, :, :3, :5]
     theirs = exact.vae.decode(latents, num_frames=len(latents)).sample
     assert relative_error(FastDecoder(exact.vae)(latents), theirs) <= EXACT
+
+
+@torch.no_grad()
+def test_on_a_gpu_no_clip_is_summed_up_twice(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "suits", lambda _: True)
+    summed = []
+
+    def noted(x: torch.Tensor) -> torch.Tensor:
+        summed.append(x)  # kept, so that none has another's place in memory
+        return fused.plain_channel_sums(x)
+
+    monkeypatch.setattr(fused, "channel_sums", noted)
+    fast(models.unet, as_guided(conditions(models, clips=1, frames=3, size=(16, 8))))
+    assert len({(x.data_ptr(), x.shape) for x in summed}) == len(summed)
 
 
 @pytest.mark.parametrize("in_bytes", [False, True])

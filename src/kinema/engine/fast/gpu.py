@@ -31,6 +31,10 @@ PIECE = 2**28
 TILED = 256
 
 
+Summed = tuple["Tensor", "Tensor | None"]
+"""A clip, and the `channel_sums` of its frames where they are known."""
+
+
 def suits(x: Tensor) -> bool:
     """Whether this order of work is the better one where the tensor lies."""
     return x.is_cuda
@@ -39,6 +43,11 @@ def suits(x: Tensor) -> bool:
 def few_frames(frames: Tensor) -> tuple[Tensor, ...]:
     """Frames, [f, …], in pieces that fill a GPU and spare its memory."""
     return torch.split(frames, max(1, PIECE // frames[0].numel()))
+
+
+def summed(clip: Tensor) -> Summed:
+    """With its sums, for a clip that more than one norm reads."""
+    return clip, fused.channel_sums(_frames(clip))
 
 
 def with_each(clip: Tensor, held: Tensor) -> Tensor:
@@ -59,7 +68,8 @@ def spatial(
     block: ResBlock,
     clip: Tensor,
     *,
-    skip: Tensor | None = None,
+    sums: Tensor | None = None,
+    skip: Summed | None = None,
     before: Tensor | None = None,
     shift: Tensor | None = None,
     out: Tensor | None = None,
@@ -69,6 +79,7 @@ def spatial(
     Args:
         block: Its weights.
         clip: [b, f, h, w, c].
+        sums: `channel_sums` of its frames, where they are known.
         skip: [b, f, h, w, c''], channels that come after the clip's: the two are never joined but by the norm.
         before: [c], what has yet to be added to the clip.
         shift: [1 or b, c'], the first convolution's bias with the time embedding in it.
@@ -78,7 +89,8 @@ def spatial(
         The result, [b, f, h, w, c'], and its `channel_sums`.
     """
     size = clip.shape[:4]
-    parts = [_frames(clip)] if skip is None else [_frames(clip), _frames(skip)]
+    read = [(clip, sums)] if skip is None else [(clip, sums), skip]
+    parts = [_frames(each) for each, _ in read]
     shift = block.conv1.bias[None] if shift is None else shift
     if len(shift) > 1:
         shift = shift.repeat_interleave(size[1], 0)
@@ -87,7 +99,7 @@ def spatial(
         plus = F.pad(before, (0, len(block.norm1.weight) - len(before)))[None]
         bias = bias + (before if block.shortcut is None else before @ block.shortcut.weight[: len(before)])
     first, second = block.in_bytes or (Product(conv.rows) for conv in (block.conv1, block.conv2))
-    sums = torch.cat([fused.channel_sums(part) for part in parts], -1)
+    sums = torch.cat([fused.channel_sums(_frames(each)) if of is None else of for each, of in read], -1)
     scales = fused.affine(sums, block.norm1, parts[0].shape[1], plus=plus)
     seen = parts[0].new_empty(*parts[0].shape[:2], len(block.norm1.weight), dtype=first.weight.dtype)
     for part, known, place in _side_by_side(parts, scales, seen):
@@ -187,14 +199,15 @@ def through(
     shifts: tuple[Tensor, Tensor],
     constants: tuple[LayerConstants, ...],
     *,
-    skip: Tensor | None = None,
+    sums: Tensor | None = None,
+    skip: Summed | None = None,
     before: Tensor | None = None,
 ) -> Tensor:
     """A ClipBlock of a clip, and of what skipped to it, and the transformer after it, if there is one: a new clip.
 
-    `skip` and `before` are those of `spatial`.
+    `sums`, `skip` and `before` are those of `spatial`.
     """
-    clip, sums = spatial(block.spatial, clip, skip=skip, before=before, shift=shifts[0])
+    clip, sums = spatial(block.spatial, clip, sums=sums, skip=skip, before=before, shift=shifts[0])
     if transformer is None:
         return temporal(block.temporal, clip, shift=shifts[1], sums=sums)[0]
     # What the transformer's last product adds to every pixel is added here, and hidden from its norm.

@@ -170,22 +170,24 @@ class FastUNet:
         frames = sample.shape[1]
         shifts = self.time_shifts(self._embedded(time, sample.dtype) + constants.ids)
         layers = iter(constants.layers)
-        clip = self._first(sample, constants.held)
-        skips = [clip]
+        seen = _summed(self._first(sample, constants.held))
+        skips = [seen]
         stages, (down, middle, up) = iter(self.stages), self.counts
         for stage in islice(stages, down):
-            clip = _through(stage, clip, shifts, layers)
-            skips.append(clip)
+            seen = _summed(_through(stage, seen, shifts, layers))
+            skips.append(seen)
             if stage.after is not None:
-                clip = _resized(clip, stage.after(images(clip)))
-                skips.append(clip)
+                seen = _summed(_resized(seen[0], stage.after(images(seen[0]))))
+                skips.append(seen)
         for stage in islice(stages, middle):
-            clip = _through(stage, clip, shifts, layers)
+            seen = _through(stage, seen, shifts, layers), None
+        clip, _ = seen
         for stage in islice(stages, up):
-            clip = _through(stage, clip, shifts, layers, skips.pop())
+            clip = _through(stage, (clip, None), shifts, layers, skips.pop())
             if isinstance(stage.after, Upsample):
                 enlarge = stage.after.product if gpu.suits(clip) else stage.after
-                clip = _resized(clip, enlarge(images(clip), (skips[-1].shape[2], skips[-1].shape[3])))
+                _, _, height, width, _ = skips[-1][0].shape
+                clip = _resized(clip, enlarge(images(clip), (height, width)))
         out = self.conv_out(self.norm_out.silu(images(clip)))[:, : self.channels]
         return out.reshape(-1, frames, *out.shape[1:])
 
@@ -208,20 +210,25 @@ def _with_bias_of(last: Stage, stage: Stage) -> Stage:
     return replace(stage, before=last.after.conv.bias) if isinstance(last.after, Upsample) else stage
 
 
+def _summed(clip: Tensor) -> gpu.Summed:
+    """What the next block and one on the way up will norm: on a GPU it is summed up once for both."""
+    return gpu.summed(clip) if gpu.suits(clip) else (clip, None)
+
+
 def _through(
     stage: Stage,
-    clip: Tensor,
+    seen: gpu.Summed,
     shifts: Iterator[Shifts],
     layers: Iterator[tuple[LayerConstants, ...]],
-    skip: Tensor | None = None,
+    skip: gpu.Summed | None = None,
 ) -> Tensor:
     """A new clip, of its size; what comes stays as it is, for it may be needed on the way up."""
-    block, transformer = stage.block, stage.transformer
+    block, transformer, (clip, sums) = stage.block, stage.transformer, seen
     if gpu.suits(clip):
-        constants = next(layers) if transformer else ()
-        return gpu.through(block, transformer, clip, next(shifts), constants, skip=skip, before=stage.before)
+        constants, before = next(layers) if transformer else (), stage.before
+        return gpu.through(block, transformer, clip, next(shifts), constants, sums=sums, skip=skip, before=before)
     if skip is not None:
-        clip = torch.cat([clip, skip], -1)
+        clip = torch.cat([clip, skip[0]], -1)
     clip = block(clip, next(shifts))
     if transformer is not None:
         transformer(clip, next(layers))
