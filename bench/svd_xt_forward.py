@@ -54,6 +54,15 @@ def by_library(*, along_time: bool) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def every_multiplication() -> Iterator[None]:
+    """While inside, no convolution is that of `fast.winograd`."""
+    from kinema.engine.fast import winograd
+
+    with mock.patch.object(winograd, "fits", return_value=False):
+        yield
+
+
 class Meter:
     """A GPU's own counters, by NVIDIA's management library, which comes with the driver."""
 
@@ -168,7 +177,7 @@ class Bench:
 
     def kernels(self) -> dict[str, Any]:
         """Each kernel against plain torch; one that fails is left to plain torch from here on."""
-        frames, pixels, channels = (6, 33, 320) if self.args.tiny else (50, 576, 320)
+        frames, pixels, channels = (6, 33, 320) if self.args.tiny else (50, 576, 640)
 
         def new(*shape: int) -> torch.Tensor:
             return torch.randn(shape, device=self.device, dtype=self.dtype)
@@ -183,6 +192,7 @@ class Bench:
             layers.Product.in_bytes(weight, new(8 * channels)),
         )
         known = fused.affine(fused.channel_sums(x), groups, pixels, span=frames // 2, plus=shift)
+        one_by_one = fused.affine(fused.channel_sums(x), groups, pixels)
         high = 12 if pixels == 576 else 3
         pictures = x.view(frames, high, -1, channels)
         qkv, rows = new(2, frames // 2, pixels, 3, 5, 64), layers.pixels(x)
@@ -225,6 +235,10 @@ class Bench:
             "convolved": (
                 fused.plain_convolved,
                 lambda f: summed(*f(pictures, conv, self.dtype)),
+            ),
+            "activated_convolved": (
+                fused.plain_activated_convolved,
+                lambda f: summed(*f([pictures], one_by_one, conv, self.dtype)),
             ),
             "along_time": (fused.plain_along_time, lambda f: f(x, by_time, frames // 2, self.dtype)[0]),
             "time_attention": (fused.plain_time_attention, lambda f: f(qkv)),
@@ -353,6 +367,7 @@ class Bench:
 
         patches: dict[str, tuple[list[Any], str]] = {
             "as it is": ([], "both"),
+            "3×3 convolutions in all multiplications": ([every_multiplication()], "step"),
             "3×3 convolutions by cuDNN": ([by_library(along_time=False)], "both"),
             "convolutions along time by plain Triton": ([by_library(along_time=True)], "both"),
             "upsampling by interpolation": ([mock.patch.object(layers.Upsample, "product", upsample)], "both"),

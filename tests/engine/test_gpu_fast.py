@@ -245,6 +245,89 @@ def test_convolutions_with_their_sums(
     assert torch.equal(kept, out)
 
 
+@kernels_run
+@pytest.mark.parametrize(
+    ("high", "width", "channels", "out_channels"),
+    [(18, 32, [64], 128), (9, 16, [80, 64], 96), (5, 7, [64, 40], 70)],
+    ids=["whole squares", "half a square", "parts of tiles"],
+)
+def test_convolutions_of_fewer_multiplications(high: int, width: int, channels: list[int], out_channels: int) -> None:
+    from kinema.engine.fast import kernels
+
+    depth = sum(channels)
+    parts, scales = (
+        [noise(3, high, width, each) for each in channels],
+        (noise(3, depth).float(), noise(3, depth, 1)[..., 0].float()),
+    )
+    weight = noise(out_channels, 9 * depth) * (9 * depth) ** -0.5
+    seen = fused.plain_normalised(
+        torch.cat(parts, -1).double().flatten(1, 2), scales, silu=True, out=noise(3, high * width, depth).double()
+    )
+    kept, bias = noise(3, high, width, out_channels), noise(out_channels, dtype=torch.float32)
+    for adding in ({}, {"kept": kept, "bias": bias}):
+        out = torch.full_like(kept, torch.nan)
+        sums = kernels.activated_convolved(parts, scales, weight, adding.get("kept"), adding.get("bias"), out)
+        true, true_sums = fused.plain_convolved(
+            seen.view(3, high, width, depth), Product(weight.double()), torch.float64, **adding
+        )
+        assert error(out, true) <= ROUNDING
+        assert error(sums.sum(1), true_sums.sum(1)) <= ROUNDING
+    kernels.activated_convolved(parts, scales, weight, kept, bias, kept)
+    assert torch.equal(kept, out)
+
+
+@kernels_run
+@pytest.mark.parametrize("level", [0, 2], ids=["without a shortcut", "with one"])
+def test_a_block_of_fewer_multiplications(models: Models, level: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a clip and what skipped to it, as in plain torch."""
+    from kinema.engine.fast import winograd
+
+    block = ResBlock.of(deepcopy(models.unet.down_blocks[level].resnets[0].spatial_res_block).to(DEVICE, HALF))
+    channels = block.conv1.weight.shape[1]
+    clip, skip = noise(2, 3, 5, 13, channels - 8), noise(2, 3, 5, 13, 8)
+    given = {"skip": (skip, None), "before": noise(channels - 8), "shift": noise(2, len(block.bias))}
+    if block.shortcut is None:
+        clip, given = noise(2, 3, 5, 13, channels), {}
+    monkeypatch.setattr(fused, "multiplies", lambda _: False)
+    monkeypatch.setattr(fused, "has_kernels", lambda _: False)
+    true, true_sums = gpu.spatial(block, clip, **given)
+    monkeypatch.setattr(fused, "has_kernels", lambda _: True)
+    monkeypatch.setattr(fused, "multiplies", lambda _: True)
+    monkeypatch.setattr(winograd, "MANY_CHANNELS", 1)
+    monkeypatch.setattr(winograd, "MANY_PIXELS", 1)
+    out, sums = gpu.spatial(block, clip, **given)
+    assert error(out, true) <= ROUNDING
+    assert error(sums.sum(1), true_sums.sum(1)) <= ROUNDING
+
+
+@kernels_run
+def test_fewer_multiplications_make_nothing_too_large() -> None:
+    from kinema.engine.fast import kernels
+
+    x, weight = torch.full((1, 6, 6, 16), 6e4, dtype=HALF, device=DEVICE), noise(16, 9 * 16) * 1e-2
+    x[:, ::2] = 0
+    scales = torch.full((2, 1, 16), 1.0, device=DEVICE).unbind()
+    true, _ = fused.plain_convolved(x.double(), Product(weight.double()), torch.float64)
+    out = torch.full_like(x, torch.nan)
+    kernels.activated_convolved([x], scales, weight, None, None, out)
+    assert error(out, true) <= 2 * ROUNDING
+
+
+@kernels_run
+def test_which_convolutions_take_fewer_multiplications() -> None:
+    from kinema.engine.fast import kernels
+
+    def suits(*shape: int, columns: int = 640, dtype: torch.dtype = HALF) -> bool:
+        x = torch.empty(shape, dtype=dtype, device=DEVICE)
+        return kernels.activated_convolves([x, x], x.new_empty(columns, 9 * 2 * shape[-1]))
+
+    assert suits(50, 18, 32, 320)
+    assert not suits(50, 18, 32, 320, dtype=torch.bfloat16)
+    assert not suits(50, 18, 32, 320, columns=320)
+    assert not suits(50, 18, 32, 160)
+    assert not suits(2, 18, 32, 320)
+
+
 @on_hopper
 @pytest.mark.parametrize(("clips", "frames", "pixels"), [(2, 25, 576), (1, 14, 1000), (2, 4, 70)])
 @pytest.mark.parametrize("channels", [320, 384])

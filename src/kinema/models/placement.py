@@ -389,10 +389,12 @@ class Placed:
             of: The part's modules that it is for, where others are not used.
         """
         module, home = _module(self.models, part), self.models.dtype
-        turned = [module] if of is None else [module.get_submodule(name) for name in of]
+        turned = []
+        if dtype not in (None, home):
+            turned = [module] if of is None else [module.get_submodule(name) for name in of]
         try:
             for each in turned:
-                _move(each, device=None, dtype=dtype or home)
+                _move(each, device=None, dtype=dtype)
             with self._offloaded(part, module):
                 yield module
         finally:
@@ -403,7 +405,7 @@ class Placed:
     def _offloaded(self, part: Part, module: torch.nn.Module) -> Iterator[None]:
         """The module on the device while inside, and back where the plan keeps it after; streamed, it never moves."""
         device = self.models.device
-        if self.plan.name == "streamed" and part == "unet":
+        if self.plan.stays or (self.plan.name == "streamed" and part == "unet"):  # `place` has put it there
             yield
             return
         if self.plan.name == "sequential_offload":
@@ -414,9 +416,8 @@ class Placed:
         try:
             yield
         finally:
-            if not self.plan.stays:
-                _move(module, "cpu", dtype=None)
-                release_cache(device)
+            _move(module, "cpu", dtype=None)
+            release_cache(device)
 
 
 @contextmanager
@@ -440,11 +441,19 @@ def _move(module: torch.nn.Module, device: torch.device | str | None, dtype: tor
     import torch
 
     wanted = torch.empty(0, device=device or "cpu").device  # with its index
-    for tensor in (*module.parameters(), *module.buffers()):
+    for tensor in _tensors(module):
         turns = dtype is not None and tensor.is_floating_point() and tensor.dtype != dtype
         if turns or (device is not None and tensor.device != wanted):
             torch.nn.Module.to(module, device=device, dtype=dtype)
             return
+
+
+def _tensors(module: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """Weights and buffers. torch's own ways to them take several milliseconds, for which a GPU would wait."""
+    for each in module.modules():
+        for tensor in (*each._parameters.values(), *each._buffers.values()):  # noqa: SLF001
+            if tensor is not None:
+                yield tensor
 
 
 @contextmanager

@@ -16,6 +16,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from kinema.models import placement
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from kinema.engine.fast.layers import GroupNorm, LayerNorm, Product
@@ -297,6 +299,62 @@ def add_product(out: Tensor, x: Tensor, by: Product) -> Tensor:
     if x.dtype == out.dtype:
         return out.addmm_(x, by.weight.t())
     return out.add_(plain_product(x, by, out.dtype))
+
+
+def activated_convolved(
+    parts: Sequence[Tensor],
+    scales: Scales,
+    by: Product,
+    dtype: torch.dtype,
+    *,
+    into: Tensor | None = None,
+    kept: Tensor | None = None,
+    bias: Tensor | None = None,
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """A convolution of kernel 3×3 of what a group norm and SiLU make of pictures.
+
+    Args:
+        parts: [pictures, h, w, c] each, whose channels come one after the other.
+        scales: The norm's `affine`, of all of them.
+        by: The convolution's weight, [out, 3 · 3 · c of all].
+        dtype: Of the result.
+        into: A tensor that may be overwritten with what is convolved, [pictures, h, w, c of all].
+        kept: What is added to the result, [pictures, h, w, out], and with it
+        bias: [out].
+        out: Where the result goes, which may be `kept`; else a new tensor.
+
+    Returns:
+        The result, and its `channel_sums`.
+    """
+    if has_kernels(parts[0]) and multiplies(parts[0].device):
+        from kinema.engine.fast import kernels
+
+        if kernels.activated_convolves(parts, by.weight):
+            out = parts[0].new_empty(*parts[0].shape[:3], len(by.weight)) if out is None else out
+            return out, kernels.activated_convolved(parts, scales, by.weight, kept, bias, out)
+    return plain_activated_convolved(parts, scales, by, dtype, into=into, kept=kept, bias=bias, out=out)
+
+
+def plain_activated_convolved(
+    parts: Sequence[Tensor],
+    scales: Scales,
+    by: Product,
+    dtype: torch.dtype,
+    *,
+    into: Tensor | None = None,
+    kept: Tensor | None = None,
+    bias: Tensor | None = None,
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One after the other."""
+    widths = [part.shape[-1] for part in parts]
+    if into is None or into.dtype != by.weight.dtype:
+        into = parts[0].new_empty(*parts[0].shape[:3], sum(widths), dtype=by.weight.dtype)
+    split = (torch.split(each, widths, -1) for each in (*scales, into))
+    for part, scale, shift, place in zip(parts, *split, strict=True):
+        normalised(part.flatten(1, 2), (scale, shift), silu=True, out=place.flatten(1, 2))
+    return convolved(into, by, dtype, kept=kept, bias=bias, out=out)
 
 
 def convolved(

@@ -18,8 +18,6 @@ from kinema.engine.fast import fused
 from kinema.engine.fast.layers import Product, as_clip, at_least_float32, images, pixels
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from torch import Tensor
 
     from kinema.engine.fast.layers import ClipBlock, FeedForward, LayerNorm, Linear, ResBlock, SelfAttention, Upsample
@@ -90,7 +88,7 @@ def spatial(
     """
     size = clip.shape[:4]
     read = [(clip, sums)] if skip is None else [(clip, sums), skip]
-    parts = [_frames(each) for each, _ in read]
+    parts = [each.flatten(0, 1) for each, _ in read]
     shift = block.conv1.bias[None] if shift is None else shift
     if len(shift) > 1:
         shift = shift.repeat_interleave(size[1], 0)
@@ -100,22 +98,15 @@ def spatial(
         bias = bias + (before if block.shortcut is None else before @ block.shortcut.weight[: len(before)])
     first, second = block.in_bytes or (Product(conv.rows) for conv in (block.conv1, block.conv2))
     sums = torch.cat([fused.channel_sums(_frames(each)) if of is None else of for each, of in read], -1)
-    scales = fused.affine(sums, block.norm1, parts[0].shape[1], plus=plus)
-    seen = parts[0].new_empty(*parts[0].shape[:2], len(block.norm1.weight), dtype=first.weight.dtype)
-    for part, known, place in _side_by_side(parts, scales, seen):
-        fused.normalised(part, known, silu=True, out=place)
-    hidden, sums = fused.convolved(seen.view(-1, *size[2:], seen.shape[-1]), first, clip.dtype)
-    del seen
-    scales = fused.affine(sums, block.norm2, parts[0].shape[1], plus=shift)
-    seen = hidden if second.weight.dtype == hidden.dtype else torch.empty_like(hidden, dtype=second.weight.dtype)
-    fused.normalised(hidden.flatten(1, 2), scales, silu=True, out=seen.flatten(1, 2))
-    del hidden
+    scales = fused.affine(sums, block.norm1, size[2] * size[3], plus=plus)
+    hidden, sums = fused.activated_convolved(parts, scales, first, clip.dtype)
+    scales = fused.affine(sums, block.norm2, size[2] * size[3], plus=shift)
     out = clip.new_empty(*size, len(block.bias)) if out is None else out
-    places = out.view(-1, *out.shape[2:])
-    kept = clip.view(places.shape) if block.shortcut is None else places
+    place = out.flatten(0, 1)
     if block.shortcut is not None:
         _through_shortcut(parts, block.shortcut.weight, pixels(out))
-    return out, fused.convolved(seen, second, clip.dtype, kept=kept, bias=bias, out=places)[1]
+    adding = {"kept": parts[0] if block.shortcut is None else place, "bias": bias, "out": place}
+    return out, fused.activated_convolved([hidden], scales, second, clip.dtype, into=hidden, **adding)[1]
 
 
 def temporal(
@@ -170,17 +161,8 @@ def temporal(
     return out, torch.cat(found, 1)
 
 
-def _side_by_side(
-    parts: list[Tensor], scales: fused.Scales, out: Tensor
-) -> Iterator[tuple[Tensor, fused.Scales, Tensor]]:
-    """Of each part its channels of the scales and of the result."""
-    widths = [part.shape[-1] for part in parts]
-    scale, shift, places = (torch.split(each, widths, -1) for each in (*scales, out))
-    return zip(parts, zip(scale, shift, strict=True), places, strict=True)
-
-
 def _through_shortcut(parts: list[Tensor], weight: Tensor, out: Tensor) -> None:
-    """The product of all channels, [frames, pixels, c] each, as the sum of the parts', into `out`, [rows, c']."""
+    """The product of all channels, [frames, h, w, c] each, as the sum of the parts', into `out`, [rows, c']."""
     (first, by), *rest = zip(parts, torch.split(weight, [part.shape[-1] for part in parts]), strict=True)
     torch.mm(pixels(first), by, out=out)
     for part, by in rest:

@@ -23,11 +23,12 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from kinema.engine.fast import winograd
 from kinema.engine.fast.fused import EIGHTH
 from kinema.engine.fast.gelu import power
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 # Gluon, Triton's lower language, still changes: by these versions what is written in it compiles for Hopper.
 HAS_GLUON = triton.__version__.startswith(("3.6.", "3.7.", "3.8.", "3.9."))
@@ -533,6 +534,22 @@ def convolved(
     out: torch.Tensor,
 ) -> torch.Tensor:
     return _few(convolution.convolved(_launch, x, weight, scale, kept, bias, out, _processors(x.device)))
+
+
+def activated_convolves(parts: Sequence[torch.Tensor], weight: torch.Tensor) -> bool:
+    """Whether `activated_convolved` is the way to norm, activate and convolve pictures, [n, h, w, c] each."""
+    return winograd.fits(parts, weight)
+
+
+def activated_convolved(
+    parts: Sequence[torch.Tensor],
+    scales: tuple[torch.Tensor, torch.Tensor],
+    weight: torch.Tensor,
+    kept: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    out: torch.Tensor,
+) -> torch.Tensor:
+    return _few(winograd.convolved(_launch, parts, scales, weight, kept, bias, out))
 
 
 def _few(sums: torch.Tensor) -> torch.Tensor:
