@@ -43,6 +43,8 @@ on_hopper = pytest.mark.skipif(
 ROUNDING = 1e-3
 # What matrix units leave open of many products of one byte, of which they keep few bits of a sum.
 ADDED_UP = 4e-3
+# What float16 leaves open of sums that are apart, multiplied and together again.
+APART = 2e-3
 # What a number of one byte now and then rounded the other way leaves open; the interpreter always rounds towards 0.
 ONE_BYTE = 0.01 if CUDA else 0.12
 
@@ -270,8 +272,8 @@ def test_convolutions_of_fewer_multiplications(high: int, width: int, channels: 
         true, true_sums = fused.plain_convolved(
             seen.view(3, high, width, depth), Product(weight.double()), torch.float64, **adding
         )
-        assert error(out, true) <= ROUNDING
-        assert error(sums.sum(1), true_sums.sum(1)) <= ROUNDING
+        assert error(out, true) <= APART
+        assert error(sums.sum(1), true_sums.sum(1)) <= APART
     kernels.activated_convolved(parts, scales, weight, kept, bias, kept)
     assert torch.equal(kept, out)
 
@@ -310,7 +312,7 @@ def test_fewer_multiplications_make_nothing_too_large() -> None:
     true, _ = fused.plain_convolved(x.double(), Product(weight.double()), torch.float64)
     out = torch.full_like(x, torch.nan)
     kernels.activated_convolved([x], scales, weight, None, None, out)
-    assert error(out, true) <= 2 * ROUNDING
+    assert error(out, true) <= APART
 
 
 @kernels_run

@@ -1,11 +1,13 @@
-"""Norm, SiLU and a convolution of 3×3 in 16/36 of the multiplications, where there are many channels.
+"""Norm, SiLU and a convolution of 3×3 in a quarter of the multiplications, where there are many channels.
 
-Four pixels that form a square see sixteen. Sums of these, times sums of the kernel's nine weights, are sixteen products
-of which the four results are sums again: F(2×2, 3×3) of Lavin and Gray, "Fast Algorithms for Convolutional Neural
-Networks" (2016), after Winograd. So a convolution is sixteen products of matrices, by the library, between two kernels
-that only move memory: the one norms, activates and spreads pixels, the other gathers, adds and sums up.
+Sixteen pixels that form a square see 36. Sums of these, times sums of the kernel's nine weights, are 36 products of
+which the sixteen results are sums again: F(4×4, 3×3) of Lavin and Gray, "Fast Algorithms for Convolutional Neural
+Networks" (2016), after Winograd. So a convolution is 36 products of matrices, by the library, between two kernels that
+only move memory: the one norms, activates and spreads pixels, the other gathers, adds and sums up.
 
-A convolution in float16 is so 6e-4 from its true value, by the norm, where else it is 2e-4 from rounding its result.
+Along a line the sums are values of polynomials, at 0, ±2/3, ±3/2 and infinity. At these points the error of float16 is
+less than half of what it is at the usual ±1 and ±2: a convolution is 1.6e-3 from its true value, by the norm, where
+rounding nothing but its result makes 2e-4.
 """
 
 from __future__ import annotations
@@ -21,13 +23,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 # Channels, in and out, from which on it is quicker, and pixels in all that make up for the weights, which are spread
-# anew each time: to keep them would take half as much memory as the whole network.
+# anew each time: to keep them would take more memory than the network has.
 MANY_CHANNELS, MANY_PIXELS = 640, 4096
-# Squares and channels that a program has at a time, and squares that it sums up.
-ROWS, COLUMNS, SUMMED = 8, 64, 48
+# Results and pixels of a square along each side.
+SIDE, SEEN = tl.constexpr(4), tl.constexpr(6)
+# Squares that a program has at a time, to spread and to gather, channels of them, and squares that it sums up.
+SPREAD, GATHERED, COLUMNS, SUMMED = 4, 8, 64, 16
+# The points that are not 0, and their squares.
+P, Q = tl.constexpr(2 / 3), tl.constexpr(3 / 2)
+PP, QQ = tl.constexpr(4 / 9), tl.constexpr(9 / 4)
+# What is convolved is made smaller by this, so that no sum of 36 is much greater than the greatest of them.
+SMALLER = tl.constexpr(1 / 16)
 LOG2_E = tl.constexpr(1.4426950408889634)
-# A quarter of what is convolved, so that no sum of sixteen is greater than the greatest of them. `_together` undoes it.
-QUARTER = tl.constexpr(0.25)
 
 
 def fits(parts: Sequence[torch.Tensor], weight: torch.Tensor) -> bool:
@@ -64,15 +71,16 @@ def convolved(
         Sums of each picture: [pictures, pieces, 2, columns].
     """
     pictures, high, wide, columns = out.shape
-    channels, squares = weight.shape[1] // 9, triton.cdiv(high, 2) * triton.cdiv(wide, 2)
-    block = {"ROWS": ROWS, "COLS": COLUMNS}
-    weights = weight.new_empty(16, columns, channels)
-    grid: tuple[int, ...] = triton.cdiv(channels, COLUMNS), triton.cdiv(columns, ROWS)
+    channels, products = weight.shape[1] // 9, SEEN.value**2
+    squares = triton.cdiv(high, SIDE.value) * triton.cdiv(wide, SIDE.value)
+    block = {"ROWS": SPREAD, "COLS": COLUMNS}
+    weights = weight.new_empty(products, columns, channels)
+    grid: tuple[int, ...] = triton.cdiv(channels, COLUMNS), triton.cdiv(columns, SPREAD)
     launch(_spread_weights, grid, weight, weights, columns, channels, **block)
-    seen = weight.new_empty(16, pictures * squares, channels)
+    seen = weight.new_empty(products, pictures * squares, channels)
     for part, end in zip(parts, accumulate(part.shape[-1] for part in parts), strict=True):
         start = end - part.shape[-1]
-        grid = triton.cdiv(end - start, COLUMNS), triton.cdiv(squares, ROWS), pictures
+        grid = triton.cdiv(end - start, COLUMNS), triton.cdiv(squares, SPREAD), pictures
         known = (each[:, start:end] for each in scales)
         launch(_spread, grid, part, *known, seen[..., start:end], high, wide, end - start, channels, **block)
     made = torch.bmm(seen, weights.transpose(1, 2))
@@ -80,7 +88,8 @@ def convolved(
     sums = out.new_empty(pictures, pieces, 2, columns, dtype=torch.float32)
     grid = triton.cdiv(columns, COLUMNS), pieces, pictures
     given = made, out if kept is None else kept, sums if bias is None else bias, out, sums
-    launch(_gathered, grid, *given, high, wide, columns, KEPT=kept is not None, SUMMED=SUMMED, **block)
+    block = {"SUMMED": SUMMED, "ROWS": GATHERED, "COLS": COLUMNS}
+    launch(_gathered, grid, *given, high, wide, columns, KEPT=kept is not None, **block)
     return sums
 
 
@@ -89,67 +98,66 @@ def _spread_weights(weight, out, columns, channels, ROWS: tl.constexpr, COLS: tl
     row, col = tl.program_id(1) * ROWS + tl.arange(0, ROWS), tl.program_id(0) * COLS + tl.arange(0, COLS)
     inside = (row < columns)[:, None] & (col < channels)[None, :]
     at = weight + row[:, None].to(tl.int64) * 9 * channels + col[None, :]
-    a0, a1, a2, a3 = _kernel_row(at, channels, inside)
-    b0, b1, b2, b3 = _kernel_row(at + 3 * channels, channels, inside)
-    c0, c1, c2, c3 = _kernel_row(at + 6 * channels, channels, inside)
+    first = _kernel_row(at, channels, inside)
+    second = _kernel_row(at + 3 * channels, channels, inside)
+    third = _kernel_row(at + 6 * channels, channels, inside)
     to, plane = out + row[:, None].to(tl.int64) * channels + col[None, :], columns.to(tl.int64) * channels
-    _store(to, 4 * plane, inside, _weighted(a0, b0, c0))
-    _store(to + plane, 4 * plane, inside, _weighted(a1, b1, c1))
-    _store(to + 2 * plane, 4 * plane, inside, _weighted(a2, b2, c2))
-    _store(to + 3 * plane, 4 * plane, inside, _weighted(a3, b3, c3))
+    for i in tl.static_range(SEEN):
+        _store(to + i * plane, plane, inside, _weighted(first[i], second[i], third[i]))
 
 
 @triton.jit
 def _kernel_row(at, channels, inside):
-    """Three weights side by side, as four sums."""
-    first = tl.load(at, inside, 0.0).to(tl.float32)
-    second = tl.load(at + channels, inside, 0.0).to(tl.float32)
-    third = tl.load(at + 2 * channels, inside, 0.0).to(tl.float32)
-    return _weighted(first, second, third)
+    """Three weights side by side, as six sums."""
+    return _weighted(
+        tl.load(at, inside, 0.0).to(tl.float32),
+        tl.load(at + channels, inside, 0.0).to(tl.float32),
+        tl.load(at + 2 * channels, inside, 0.0).to(tl.float32),
+    )
 
 
 @triton.jit
 def _weighted(first, second, third):
-    ends, middle = (first + third) / 2, second / 2
-    return first, ends + middle, ends - middle, third
+    """A polynomial at all points, over what makes up for the other two."""
+    p_even, p_odd = (first + third * PP) / (2 * PP * (PP - QQ)), second * P / (2 * PP * (PP - QQ))
+    q_even, q_odd = (first + third * QQ) / (2 * QQ * (QQ - PP)), second * Q / (2 * QQ * (QQ - PP))
+    return first, p_even + p_odd, p_even - p_odd, q_even + q_odd, q_even - q_odd, third
 
 
 @triton.jit
 def _store(to, plane, inside, values):
-    """Four sums, each to a plane of its own."""
-    tl.store(to, values[0].to(to.dtype.element_ty), inside)
-    tl.store(to + plane, values[1].to(to.dtype.element_ty), inside)
-    tl.store(to + 2 * plane, values[2].to(to.dtype.element_ty), inside)
-    tl.store(to + 3 * plane, values[3].to(to.dtype.element_ty), inside)
+    """Six sums of a column, each to a plane of its own; between two of them are those of the other columns."""
+    for i in tl.static_range(SEEN):
+        tl.store(to + i * SEEN * plane, values[i].to(to.dtype.element_ty), inside)
 
 
 @triton.jit(do_not_specialize=["high", "wide"])
 def _spread(x, factor, offset, out, high, wide, channels, out_row, ROWS: tl.constexpr, COLS: tl.constexpr):
-    across = tl.cdiv(wide, 2)
-    squares = tl.cdiv(high, 2) * across
+    across = tl.cdiv(wide, SIDE)
+    squares = tl.cdiv(high, SIDE) * across
     picture = tl.program_id(2).to(tl.int64)
     square, col = tl.program_id(1) * ROWS + tl.arange(0, ROWS), tl.program_id(0) * COLS + tl.arange(0, COLS)
     here = col < channels
     inside = (square < squares)[:, None] & here[None, :]
     known = picture * out_row + col
-    by = -LOG2_E * tl.load(factor + known, here, 0.0)[None, :], -LOG2_E * tl.load(offset + known, here, 0.0)[None, :]
-    top, left = square // across * 2 - 1, square % across * 2 - 1
+    by = tl.load(factor + known, here, 0.0)[None, :] * -LOG2_E, tl.load(offset + known, here, 0.0)[None, :] * -LOG2_E
+    y, left = square // across * SIDE - 1, square % across * SIDE - 1
     at = x + picture * high * wide * channels + col[None, :]
-    a0, a1, a2, a3 = _pixel_row(at, by, top, left, high, wide, channels, inside)
-    b0, b1, b2, b3 = _pixel_row(at, by, top + 1, left, high, wide, channels, inside)
-    c0, c1, c2, c3 = _pixel_row(at, by, top + 2, left, high, wide, channels, inside)
-    d0, d1, d2, d3 = _pixel_row(at, by, top + 3, left, high, wide, channels, inside)
+    a = _pixel_row(at, by, y, left, high, wide, channels, inside)
+    b = _pixel_row(at, by, y + 1, left, high, wide, channels, inside)
+    c = _pixel_row(at, by, y + 2, left, high, wide, channels, inside)
+    d = _pixel_row(at, by, y + 3, left, high, wide, channels, inside)
+    e = _pixel_row(at, by, y + 4, left, high, wide, channels, inside)
+    f = _pixel_row(at, by, y + 5, left, high, wide, channels, inside)
     plane = tl.num_programs(2).to(tl.int64) * squares * out_row
     to = out + (picture * squares + square[:, None]) * out_row + col[None, :]
-    _store(to, 4 * plane, inside, _apart(a0, b0, c0, d0))
-    _store(to + plane, 4 * plane, inside, _apart(a1, b1, c1, d1))
-    _store(to + 2 * plane, 4 * plane, inside, _apart(a2, b2, c2, d2))
-    _store(to + 3 * plane, 4 * plane, inside, _apart(a3, b3, c3, d3))
+    for i in tl.static_range(SEEN):
+        _store(to + i * plane, plane, inside, _apart(a[i], b[i], c[i], d[i], e[i], f[i]))
 
 
 @triton.jit
 def _pixel_row(at, by, y, left, high, wide, channels, inside):
-    """Four pixels side by side, as four sums."""
+    """Six pixels side by side, as six sums."""
     there = inside & ((y >= 0) & (y < high))[:, None]
     first = at + (y * wide + left)[:, None] * channels
     return _apart(
@@ -157,6 +165,8 @@ def _pixel_row(at, by, y, left, high, wide, channels, inside):
         _activated(first + channels, by, there),
         _activated(first + 2 * channels, by, there & (left + 2 < wide)[:, None]),
         _activated(first + 3 * channels, by, there & (left + 3 < wide)[:, None]),
+        _activated(first + 4 * channels, by, there & (left + 4 < wide)[:, None]),
+        _activated(first + 5 * channels, by, there & (left + 5 < wide)[:, None]),
     )
 
 
@@ -165,12 +175,16 @@ def _activated(at, by, there):
     """Normed, and by SiLU, x / (1 + 2^(-x·log₂e)); zero outside the picture. `by` gives the power of two."""
     power = tl.load(at, there, 0.0).to(tl.float32) * by[0] + by[1]
     root = tl.rsqrt(1 + tl.exp2(power))  # quicker than to divide
-    return tl.where(there, power * (-QUARTER / LOG2_E) * root * root, 0.0)
+    return tl.where(there, power * (-SMALLER / LOG2_E) * root * root, 0.0)
 
 
 @triton.jit
-def _apart(first, second, third, fourth):
-    return first - third, second + third, third - second, second - fourth
+def _apart(x0, x1, x2, x3, x4, x5):
+    """A line of pixels, as what is to be multiplied at each point."""
+    p_even, p_odd = x4 - x2 * QQ, x3 * P - x1 * Q
+    q_even, q_odd = x4 - x2 * PP, x3 * Q - x1 * P
+    first, last = x0 - x2 * (PP + QQ) + x4, x1 - x3 * (PP + QQ) + x5
+    return first, p_even + p_odd, p_even - p_odd, q_even + q_odd, q_even - q_odd, last
 
 
 @triton.jit(do_not_specialize=["high", "wide"])
@@ -188,8 +202,8 @@ def _gathered(
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    across = tl.cdiv(wide, 2)
-    squares = tl.cdiv(high, 2) * across
+    across = tl.cdiv(wide, SIDE)
+    squares = tl.cdiv(high, SIDE) * across
     picture = tl.program_id(2).to(tl.int64)
     col = tl.program_id(0) * COLS + tl.arange(0, COLS)
     here = col < columns
@@ -203,24 +217,22 @@ def _gathered(
         square = tl.program_id(1) * SUMMED + start + tl.arange(0, ROWS)
         inside = (square < squares)[:, None] & here[None, :]
         at = made + (picture * squares + square[:, None]) * columns + col[None, :]
-        a0, a1 = _product_row(at, plane, inside)
-        b0, b1 = _product_row(at + 4 * plane, plane, inside)
-        c0, c1 = _product_row(at + 8 * plane, plane, inside)
-        d0, d1 = _product_row(at + 12 * plane, plane, inside)
-        y, along = square // across * 2, square % across * 2
-        at = (picture * high * wide + y * wide + along)[:, None] * columns + col[None, :]
-        below = inside & (y + 1 < high)[:, None]
-        upper, lower = _together(a0, b0, c0, d0)
-        upper = _settled(upper, at, inside, kept, added, out, KEPT)
-        lower = _settled(lower, at + wide * columns, below, kept, added, out, KEPT)
-        total += upper + lower
-        square_of += upper * upper + lower * lower
-        at, beside = at + columns, (along + 1 < wide)[:, None]
-        upper, lower = _together(a1, b1, c1, d1)
-        upper = _settled(upper, at, inside & beside, kept, added, out, KEPT)
-        lower = _settled(lower, at + wide * columns, below & beside, kept, added, out, KEPT)
-        total += upper + lower
-        square_of += upper * upper + lower * lower
+        a = _product_row(at, plane, inside)
+        b = _product_row(at + SEEN * plane, plane, inside)
+        c = _product_row(at + 2 * SEEN * plane, plane, inside)
+        d = _product_row(at + 3 * SEEN * plane, plane, inside)
+        e = _product_row(at + 4 * SEEN * plane, plane, inside)
+        f = _product_row(at + 5 * SEEN * plane, plane, inside)
+        y, left = square // across * SIDE, square % across * SIDE
+        at = (picture * high * wide + y * wide + left)[:, None] * columns + col[None, :]
+        for i in tl.static_range(SIDE):
+            there = inside & (left + i < wide)[:, None]
+            results = _together(a[i], b[i], c[i], d[i], e[i], f[i])
+            for j in tl.static_range(SIDE):
+                place = at + (j * wide + i) * columns
+                result = _settled(results[j], place, there & (y + j < high)[:, None], kept, added, out, KEPT)
+                total += result
+                square_of += result * result
     to = sums + (picture * tl.num_programs(1) + tl.program_id(1)) * 2 * columns + col
     tl.store(to, tl.sum(total, 0), here)
     tl.store(to + columns, tl.sum(square_of, 0), here)
@@ -228,24 +240,29 @@ def _gathered(
 
 @triton.jit
 def _product_row(at, plane, inside):
-    """Four of the sixteen products, as two sums."""
+    """A row of products, as four sums."""
     return _together(
         tl.load(at, inside, 0.0).to(tl.float32),
         tl.load(at + plane, inside, 0.0).to(tl.float32),
         tl.load(at + 2 * plane, inside, 0.0).to(tl.float32),
         tl.load(at + 3 * plane, inside, 0.0).to(tl.float32),
+        tl.load(at + 4 * plane, inside, 0.0).to(tl.float32),
+        tl.load(at + 5 * plane, inside, 0.0).to(tl.float32),
     )
 
 
 @triton.jit
-def _together(first, second, third, fourth):
-    """Once across and once down, so that each doubles."""
-    return (first + second + third) * 2, (second - third - fourth) * 2
+def _together(first, p_plus, p_minus, q_plus, q_minus, last):
+    """A line of results, from what was multiplied at each point."""
+    p_even, p_odd, q_even, q_odd = p_plus + p_minus, p_plus - p_minus, q_plus + q_minus, q_plus - q_minus
+    second, fourth = p_odd * P + q_odd * Q, p_odd * (P * PP) + q_odd * (Q * QQ) + last
+    return first + p_even + q_even, second, p_even * PP + q_even * QQ, fourth
 
 
 @triton.jit
 def _settled(value, at, inside, kept, added, out, KEPT: tl.constexpr):
     """A result with what is added, stored; zero outside the picture."""
+    value /= SMALLER
     if KEPT:
         value += tl.load(kept + at, inside, 0.0).to(tl.float32) + added[None, :]
     tl.store(out + at, value.to(out.dtype.element_ty), inside)
