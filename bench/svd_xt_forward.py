@@ -661,6 +661,33 @@ class Bench:
         self.constants = self.network.constants(given["embedding"], given["time_ids"], given["held"], self.frames)
         return result
 
+    def sizes(self) -> dict[str, Any]:
+        """What another size costs: seconds of its first video, of two steps, and of the next; one after the other."""
+        from kinema.engine import generate, image_to_video
+        from kinema.media.still import open_still
+        from kinema.values import VideoRequest
+
+        image_to_video.version = known_version
+        models, result = self.models("fast"), {}
+        still = open_still(Image.effect_mandelbrot((512, 512), (-2, -1.5, 1, 1.5), 90).convert("RGB"))
+        sizes = [(1024, 576, 25), (1024, 576, 14), (576, 1024, 25), (768, 448, 21), (512, 320, 14), (256, 256, 14)]
+        for width, height, frames in [(64, 64, 3), (96, 64, 2)] if self.args.tiny else sizes:
+            settings = {"width": width, "height": height, "num_frames": frames, "num_inference_steps": 2}
+            request = VideoRequest.checked(seed=0, **settings)
+
+            def both(request: VideoRequest = request) -> dict[str, float]:
+                taken = {}
+                for name in ("first_s", "next_s"):
+                    began = time.perf_counter()
+                    for _ in generate(models, still, request):
+                        pass
+                    parts.synchronize(self.device)
+                    taken[name] = round(time.perf_counter() - began, 3)
+                return taken
+
+            self.guarded(f"{frames} frames of {width}×{height}", both, result)
+        return result
+
     def reference(self) -> dict[str, Any]:
         """The same by diffusers' forward."""
         result: dict[str, Any] = {}
@@ -768,6 +795,7 @@ SECTIONS = (
     "profile",
     "power",
     "video",
+    "sizes",
     "variants",
     "fp8",
     "together",
@@ -776,7 +804,7 @@ SECTIONS = (
     "reference",
     "plans",
 )
-CONTAINERS = ("kernels", "variants", "micro", "video", "reference", "plans")
+CONTAINERS = ("kernels", "variants", "micro", "video", "sizes", "reference", "plans")
 
 
 @contextmanager

@@ -295,7 +295,7 @@ def test_a_block_of_fewer_multiplications(models: Models, level: int, monkeypatc
     true, true_sums = gpu.spatial(block, clip, **given)
     monkeypatch.setattr(fused, "has_kernels", lambda _: True)
     monkeypatch.setattr(fused, "multiplies", lambda _: True)
-    monkeypatch.setattr(winograd, "MANY_CHANNELS", 1)
+    monkeypatch.setattr(fused, "MANY_CHANNELS", 1)
     monkeypatch.setattr(winograd, "MANY_PIXELS", 1)
     out, sums = gpu.spatial(block, clip, **given)
     assert error(out, true) <= ROUNDING

@@ -331,7 +331,7 @@ class ResBlock:
     bias: Tensor
     """All that is added to every pixel of the result."""
     in_bytes: tuple[Product, Product] | None = None
-    """Both convolutions in numbers of one byte, if these compute: [out, kernel's pixels · in]."""
+    """Both convolutions, [out, kernel's pixels · in], in numbers of one byte, if these compute and are quickest."""
 
     @classmethod
     def of(cls, module: Any, *, scale: Tensor | None = None, in_bytes: bool = False) -> ResBlock:
@@ -343,7 +343,10 @@ class ResBlock:
         bias = bias if shortcut is None else bias + shortcut.bias
         if not in_bytes:
             return cls(norm1, conv1, norm2, conv2, shortcut, bias)
-        first, second = (Product.in_bytes(conv.rows) for conv in (conv1, conv2))
+        first, second = (
+            Product(conv.rows) if fused.takes_fewer(conv.weight) else Product.in_bytes(conv.rows)
+            for conv in (conv1, conv2)
+        )
         return cls(norm1, conv1, norm2, conv2, shortcut, bias, (first, second))
 
     def change(self, x: Tensor, shift: Tensor | None = None) -> Tensor:

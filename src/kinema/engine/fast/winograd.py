@@ -19,12 +19,14 @@ import torch
 import triton
 import triton.language as tl
 
+from kinema.engine.fast.fused import takes_fewer
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-# Channels, in and out, from which on it is quicker, and pixels in all that make up for the weights, which are spread
-# anew each time: to keep them would take more memory than the network has.
-MANY_CHANNELS, MANY_PIXELS = 640, 4096
+# Pixels in all that make up for the weights, which are spread anew each time: to keep them would take more memory than
+# the network has.
+MANY_PIXELS = 4096
 # Results and pixels of a square along each side.
 SIDE, SEEN = tl.constexpr(4), tl.constexpr(6)
 # Squares that a program has at a time, to spread and to gather, channels of them, and squares that it sums up.
@@ -38,13 +40,10 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 def fits(parts: Sequence[torch.Tensor], weight: torch.Tensor) -> bool:
-    """Whether this is the way to convolve pictures, [n, h, w, c] each, side by side by [columns, 3 · 3 · c of all].
-
-    In bfloat16 the sums would be rounded too coarsely.
-    """
-    columns, depth = weight.shape
-    many = min(columns, depth // 9) >= MANY_CHANNELS and parts[0][..., 0].numel() >= MANY_PIXELS
-    return many and weight.dtype == torch.float16
+    """Whether this is the way to convolve pictures, [n, h, w, c] each, side by side by [columns, 3 · 3 · c of all]."""
+    channels = sum(part.shape[-1] for part in parts)
+    many = weight.shape[1] == 9 * channels and parts[0][..., 0].numel() >= MANY_PIXELS
+    return many and takes_fewer(weight.view(len(weight), 3, 3, -1).permute(0, 3, 1, 2))
 
 
 def convolved(
