@@ -88,7 +88,7 @@ def spatial(
     """
     size = clip.shape[:4]
     read = [(clip, sums)] if skip is None else [(clip, sums), skip]
-    parts = [each.flatten(0, 1) for each, _ in read]
+    parts = [each.view(-1, *size[2:], each.shape[-1]) for each, _ in read]
     shift = block.conv1.bias[None] if shift is None else shift
     if len(shift) > 1:
         shift = shift.repeat_interleave(size[1], 0)
@@ -102,7 +102,7 @@ def spatial(
     hidden, sums = fused.activated_convolved(parts, scales, first, clip.dtype)
     scales = fused.affine(sums, block.norm2, size[2] * size[3], plus=shift)
     out = clip.new_empty(*size, len(block.bias)) if out is None else out
-    place = out.flatten(0, 1)
+    place = out.view(-1, *out.shape[2:])
     if block.shortcut is not None:
         _through_shortcut(parts, block.shortcut.weight, pixels(out))
     adding = {"kept": parts[0] if block.shortcut is None else place, "bias": bias, "out": place}

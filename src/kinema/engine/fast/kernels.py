@@ -2,7 +2,8 @@
 
 The first read what they need once and write what they make once; torch would take several passes over the same tensors.
 The second are a feed-forward's gate in one with its product, convolutions along time, and products of numbers of one
-byte; what is written in Gluon, for Hopper alone, lies in `stationary`, `attention` and `convolution`.
+byte; `winograd` has what surrounds products that convolve, and what is written in Gluon, for Hopper alone, lies in
+`stationary`, `attention` and `convolution`.
 `kinema.engine.fast.fused` says what each computes, in plain torch, and decides where it is called. All arithmetic is
 in float32. Sizes of pictures are no part of what is compiled, so another size of video compiles hardly anything anew: a
 tile of another kind, more frames than a power of two, or a frame that is no whole number of tiles.
