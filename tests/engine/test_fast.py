@@ -10,7 +10,7 @@ from PIL import Image
 
 from kinema.engine import generate
 from kinema.engine.fast import FastDecoder, FastUNet, fused, gpu, onednn
-from kinema.engine.fast.layers import Linear, Product
+from kinema.engine.fast.layers import Linear, Product, ResBlock
 from kinema.engine.fast.streaming import Streamed
 from kinema.engine.forwards import engine_for
 from kinema.errors import InvalidRequest
@@ -241,6 +241,25 @@ def test_views_of_the_same_numbers_wait_once() -> None:
         linear, nothing = next(there)
         assert torch.equal(linear.weight, weight)
         assert nothing is None
+
+
+def test_fp8_leaves_as_they_are_what_takes_fewer_multiplications(
+    models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block = deepcopy(models.unet.down_blocks[-1].resnets[0]).half()
+    channels = block.spatial_res_block.conv2.weight.shape[0]
+    monkeypatch.setattr(fused, "MANY_CHANNELS", channels)
+    spatial, temporal = (
+        ResBlock.of(each, in_bytes=True) for each in (block.spatial_res_block, block.temporal_res_block)
+    )
+    assert spatial.products is not None
+    assert temporal.products is not None
+    assert spatial.products[1].weight.data_ptr() == spatial.conv2.weight.data_ptr()
+    assert {product.weight.dtype for product in temporal.products} == {fused.EIGHTH}
+    monkeypatch.setattr(fused, "MANY_CHANNELS", channels + 1)
+    products = ResBlock.of(block.spatial_res_block, in_bytes=True).products
+    assert products is not None
+    assert {product.weight.dtype for product in products} == {fused.EIGHTH}
 
 
 @pytest.mark.parametrize("size", [(16, 8), (9, 11)])

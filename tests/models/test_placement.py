@@ -15,6 +15,7 @@ from kinema.models.placement import (
     pick_device,
     pick_dtype,
     place,
+    plan_as_it_lies,
     plan_for,
     plan_memory,
     plans,
@@ -173,6 +174,18 @@ def test_some_modules_of_a_part_compute_in_other_arithmetic_for_a_while(tiny_svd
         assert vae.encode(torch.zeros(1, 3, 64, 64)).latent_dist.mode().dtype == wide
         assert {p.dtype for p in vae.decoder.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in models.vae.parameters()} == {torch.bfloat16}
+
+
+def test_a_moments_work_moves_nothing_where_the_model_is_on_its_device(models):
+    assert plan_as_it_lies(models).name == "resident"
+    models.unet.to("meta")
+    assert plan_as_it_lies(models).name == "model_offload"
+
+
+def test_a_part_left_in_other_arithmetic_is_mended(models):
+    models.vae.double()
+    with place(models, Plan("resident", 4)):
+        assert {p.dtype for p in models.vae.parameters()} == {models.dtype}
 
 
 def test_weights_come_home_when_computing_fails(models):

@@ -65,6 +65,19 @@ def test_previews_are_small_pictures_made_when_they_are_wanted(work, tiny_svd, p
     assert {Image.open(io.BytesIO(data)).format for data in previews} == {"JPEG"}
 
 
+def test_what_previews_need_of_the_model_is_taken_before_the_first_step(work, tiny_svd, png, tmp_path, monkeypatch):
+    """For it may move parts of the model, with which the steps compute."""
+    still, told, fit = tmp_path / "still", [], Projection.fit
+    still.write_bytes(png)
+    monkeypatch.setattr(Projection, "fit", staticmethod(lambda models: told.append("fit") or fit(models)))
+    for result in work(Task("j", "latents", request_for(model=str(tiny_svd), **SMALL), still)):
+        told.append(type(result).__name__)
+        if isinstance(result, Preview):
+            result.make()
+    assert told[0] == "fit"
+    assert told.count("fit") == 1
+
+
 def test_a_projection_shows_a_picture_for_any_number_of_channels(tiny_svd_4_levels):
     import torch
 

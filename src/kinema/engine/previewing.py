@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from kinema.models.placement import Plan, place
+from kinema.models.placement import place, plan_as_it_lies
 
 if TYPE_CHECKING:
     from kinema.models.loading import Models
@@ -26,12 +26,15 @@ class Projection:
     @staticmethod
     @torch.no_grad()
     def fit(models: Models) -> Projection:
-        """The map of this model's VAE, by least squares over one encoded picture of many colours."""
+        """The map of this model's VAE, by least squares over one encoded picture of many colours.
+
+        Not while a generator of this model is between two steps: the VAE may have to change places with what it uses.
+        """
         generator = torch.Generator("cpu").manual_seed(0)
         coarse = torch.rand((1, 3, _SIDE // 32, _SIDE // 32), generator=generator)
         pixels = torch.nn.functional.interpolate(coarse, (_SIDE, _SIDE), mode="bicubic", align_corners=True).clamp(0, 1)
         dtype = torch.float32 if models.force_upcast and models.dtype == torch.float16 else models.dtype
-        with place(models, Plan("model_offload", 1)) as placed, placed.on_device("vae", dtype) as vae:
+        with place(models, plan_as_it_lies(models)) as placed, placed.on_device("vae", dtype) as vae:
             encoded = vae.encode((2 * pixels - 1).to(models.device, dtype)).latent_dist.mode()
             latents = (encoded * vae.config.scaling_factor)[0].float().cpu()
         colours = torch.nn.functional.interpolate(pixels, latents.shape[1:], mode="area")[0]

@@ -354,6 +354,12 @@ def plan_for(models: Placeable, request: VideoRequest) -> Plan:
     )
 
 
+def plan_as_it_lies(models: Placeable) -> Plan:
+    """For a moment's work of one part: nothing moves where the whole model is on its device, else that part comes."""
+    there = all(set(_bytes(_module(models, part))) == {models.device.type} for part in PARTS)
+    return Plan("resident" if there else "model_offload", 1)
+
+
 def is_fast(models: Placeable) -> bool:
     """Whether our own forward computes by its kernels, which decides what it needs and how it may be placed."""
     return models.engine == "fast" and has_kernels(models.device, models.dtype)
@@ -424,11 +430,12 @@ class Placed:
 def place(models: Placeable, plan: Plan) -> Iterator[Placed]:
     """Put a model where its plan wants it, and hand out its parts by `Placed.on_device`.
 
-    Under a plan that stays all parts are on the device afterwards; under the others none is.
+    Under a plan that stays all parts are on the device afterwards; under the others none is. Each is in the model's
+    arithmetic. They are one generator's until it ends: nobody else may place them between two of its steps.
     """
     where = models.device if plan.stays else "cpu"
     for part in PARTS:
-        _move(_module(models, part), where, dtype=None)
+        _move(_module(models, part), where, models.dtype)
     for name in set(models.forwards) - {plan.keeps}:
         del models.forwards[name]
     if not plan.stays:

@@ -85,14 +85,16 @@ class Work:
                 yield Drawn(result)
 
     def _denoise(self, task: Task) -> Iterator[Step | Preview | Product]:
-        from kinema.engine import to_latents
+        from kinema.engine import Projection, to_latents
 
         models = self._models_of(task.request.model)
+        if self._projection is None:  # before the first step: it encodes, and no part may move while the steps compute
+            self._projection = Projection.fit(models)
         result: Step | Denoised
         for result in to_latents(models, _still_of(task), task.request):
             yield result
             if isinstance(result, Step) and result.latents is not None:
-                yield Preview(lambda latents=result.latents: self._seen(models, latents))  # type: ignore[misc]
+                yield Preview(lambda latents=result.latents: self._seen(latents))  # type: ignore[misc]
 
     def _decode(self, task: Task) -> Iterator[Step | Preview | Product]:
         from PIL import Image
@@ -106,14 +108,11 @@ class Work:
             if isinstance(result, Step) and result.frames is not None:
                 yield Preview(lambda frame=result.frames[-1]: _jpeg(Image.fromarray(frame)))  # type: ignore[misc]
 
-    def _seen(self, models: Models, latents: object) -> bytes:
+    def _seen(self, latents: object) -> bytes:
         """A picture of what is being denoised."""
         import torch
 
-        from kinema.engine import Projection
-
-        if self._projection is None:
-            self._projection = Projection.fit(models)
+        assert self._projection is not None, "it was fitted before the first step"
         assert isinstance(latents, torch.Tensor), "a step's latents are one"
         picture = self._projection.picture(latents)
         return _jpeg(picture.resize((picture.width * 8, picture.height * 8)))

@@ -37,8 +37,8 @@ LARGEST, SPREAD = 448.0, 8.0
 MOST_FRAMES = 64
 # The width of a head, and the least pixels of a frame, that our kernel attends within frames more quickly than cuDNN.
 HEAD, MANY_PIXELS = 64, 1024
-# Channels, in and out, from which on a convolution of 3×3 is quicker in fewer multiplications than in all, and than in
-# numbers of one byte.
+# Channels, in and out, from which on a convolution of 3×3 is quicker in fewer multiplications than in all, and as quick
+# as in numbers of one byte.
 MANY_CHANNELS = 640
 # Heads wider than this no library attends to quickly; the scores of one frame at a time are written out instead.
 WIDEST = 256
@@ -342,7 +342,7 @@ def activated_convolved(
         from kinema.engine.fast import kernels
 
         if kernels.activated_convolves(parts, by.weight):
-            out = parts[0].new_empty(*parts[0].shape[:3], len(by.weight)) if out is None else out
+            out = parts[0].new_empty(*parts[0].shape[:3], len(by.weight), dtype=dtype) if out is None else out
             return out, kernels.activated_convolved(parts, scales, by.weight, kept, bias, out)
     return plain_activated_convolved(parts, scales, by, dtype, into=into, kept=kept, bias=bias, out=out)
 

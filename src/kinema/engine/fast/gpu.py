@@ -96,7 +96,7 @@ def spatial(
     if before is not None:
         plus = F.pad(before, (0, len(block.norm1.weight) - len(before)))[None]
         bias = bias + (before if block.shortcut is None else before @ block.shortcut.weight[: len(before)])
-    first, second = block.in_bytes or (Product(conv.rows) for conv in (block.conv1, block.conv2))
+    first, second = block.products or (Product(conv.rows) for conv in (block.conv1, block.conv2))
     sums = torch.cat([fused.channel_sums(_frames(each)) if of is None else of for each, of in read], -1)
     scales = fused.affine(sums, block.norm1, size[2] * size[3], plus=plus)
     hidden, sums = fused.activated_convolved(parts, scales, first, clip.dtype)
@@ -138,7 +138,7 @@ def temporal(
     rows, places, span = _frames(clip), _frames(out), clip.shape[1]
     shift = block.conv1.bias[None] if shift is None else shift
     bias = block.bias if more is None else block.bias + more
-    first, second = block.in_bytes or (Product(conv.rows) for conv in (block.conv1, block.conv2))
+    first, second = block.products or (Product(conv.rows) for conv in (block.conv1, block.conv2))
     together = max(1, PIECE // (len(rows) * rows.shape[2]))
     bands = range(0, rows.shape[1], together // TILED * TILED or together)
     scales = fused.affine(fused.channel_sums(rows) if sums is None else sums, block.norm1, rows.shape[1], span=span)

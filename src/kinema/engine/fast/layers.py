@@ -330,8 +330,8 @@ class ResBlock:
     shortcut: Linear | None
     bias: Tensor
     """All that is added to every pixel of the result."""
-    in_bytes: tuple[Product, Product] | None = None
-    """Both convolutions, [out, kernel's pixels · in], in numbers of one byte, if these compute and are quickest."""
+    products: tuple[Product, Product] | None = None
+    """Both convolutions as fp8 takes them, [out, kernel's pixels · in]: in bytes, or as they are (`takes_fewer`)."""
 
     @classmethod
     def of(cls, module: Any, *, scale: Tensor | None = None, in_bytes: bool = False) -> ResBlock:

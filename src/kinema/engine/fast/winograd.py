@@ -2,12 +2,12 @@
 
 Sixteen pixels that form a square see 36. Sums of these, times sums of the kernel's nine weights, are 36 products of
 which the sixteen results are sums again: F(4×4, 3×3) of Lavin and Gray, "Fast Algorithms for Convolutional Neural
-Networks" (2016), after Winograd. So a convolution is 36 products of matrices, by the library, between two kernels that
-only move memory: the one norms, activates and spreads pixels, the other gathers, adds and sums up.
+Networks" (2016), after Winograd. So a convolution is 36 products of matrices, by the library, amid kernels that only
+move memory: one spreads the weights, one norms, activates and spreads pixels, and one gathers, adds and sums up.
 
-Along a line the sums are values of polynomials, at 0, ±2/3, ±3/2 and infinity. At these points the error of float16 is
-less than half of what it is at the usual ±1 and ±2: a convolution of random numbers is 1.6e-3 from its true value, by
-the norm, and those of trained weights are 7e-4 (bench/squares.py), where rounding nothing but the result makes 2e-4.
+Along a line the sums are values of polynomials, at 0, ±2/3, ±3/2 and infinity. At these points float16 loses about half
+of what it does at the usual ±1 and ±2: with trained weights a convolution is 7e-4 from its true value, by the norm,
+where rounding nothing but the result makes 2e-4 (bench/squares.py), and with random numbers up to 2e-3.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ MANY_PIXELS = 4096
 SIDE, SEEN = tl.constexpr(4), tl.constexpr(6)
 # Squares that a program has at a time, to spread and to gather, channels of them, and squares that it sums up.
 SPREAD, GATHERED, COLUMNS, SUMMED = 4, 8, 64, 16
-# The points that are not 0, and their squares.
+# The points that are not 0, each the other's inverse, on which the sums rely; and their squares.
 P, Q = tl.constexpr(2 / 3), tl.constexpr(3 / 2)
 PP, QQ = tl.constexpr(4 / 9), tl.constexpr(9 / 4)
-# What is convolved is made smaller by this, so that no sum of 36 is much greater than the greatest of them.
+# What is convolved is made smaller by this, so that no sum of 36 is more than twice the greatest of them.
 SMALLER = tl.constexpr(1 / 16)
 LOG2_E = tl.constexpr(1.4426950408889634)
 
@@ -62,7 +62,7 @@ def convolved(
         parts: [pictures, h, w, c] each, whose channels come one after the other.
         scales: A group norm's factors and what is added after them, [pictures, c of all] each.
         weight: [columns, 3 · 3 · c of all].
-        kept: [pictures, h, w, columns].
+        kept: [pictures, h, w, columns], and with it
         bias: [columns], float32.
         out: [pictures, h, w, columns], which may be `kept` or one of the parts; all of them contiguous.
 
@@ -117,7 +117,7 @@ def _kernel_row(at, channels, inside):
 
 @triton.jit
 def _weighted(first, second, third):
-    """A polynomial at all points, over what makes up for the other two."""
+    """A polynomial at all points, divided by the product of a point's distances from the others, so that no sum is."""
     p_even, p_odd = (first + third * PP) / (2 * PP * (PP - QQ)), second * P / (2 * PP * (PP - QQ))
     q_even, q_odd = (first + third * QQ) / (2 * QQ * (QQ - PP)), second * Q / (2 * QQ * (QQ - PP))
     return first, p_even + p_odd, p_even - p_odd, q_even + q_odd, q_even - q_odd, third
@@ -211,7 +211,7 @@ def _gathered(
     if KEPT:
         added = tl.load(bias + col, here, 0.0).to(tl.float32)
     total = tl.zeros([ROWS, COLS], tl.float32)
-    square_of = tl.zeros([ROWS, COLS], tl.float32)
+    of_squares = tl.zeros([ROWS, COLS], tl.float32)
     for start in range(0, SUMMED, ROWS):
         square = tl.program_id(1) * SUMMED + start + tl.arange(0, ROWS)
         inside = (square < squares)[:, None] & here[None, :]
@@ -231,10 +231,10 @@ def _gathered(
                 place = at + (j * wide + i) * columns
                 result = _settled(results[j], place, there & (y + j < high)[:, None], kept, added, out, KEPT)
                 total += result
-                square_of += result * result
+                of_squares += result * result
     to = sums + (picture * tl.num_programs(1) + tl.program_id(1)) * 2 * columns + col
     tl.store(to, tl.sum(total, 0), here)
-    tl.store(to + columns, tl.sum(square_of, 0), here)
+    tl.store(to + columns, tl.sum(of_squares, 0), here)
 
 
 @triton.jit
