@@ -34,6 +34,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import forward as parts
 from kinema.benchmark.measuring import distance
+from kinema.engine import image_to_video
 from kinema.engine.fast import FastDecoder, FastUNet, fused, gpu, layers
 from kinema.engine.fast.graphs import Replayed
 
@@ -426,7 +427,7 @@ class Bench:
             result["error"] = parts.relative_error(self.step().float().cpu(), self.true)
         result["profile"] = self.profiled("step fp8", self.step)
         models = self.models("fast", "fp8")
-        for name in ("video", "video, the next"):
+        for name in ("fp8 video", "fp8 video, the next"):
             self.guarded(name, lambda models=models: self.one_video("fast", models), result)
         del models
         if self.device.type == "cuda":
@@ -474,14 +475,13 @@ class Bench:
 
     def pocket(self) -> dict[str, Any]:
         """The pocket model's frames in each arithmetic: PSNR, and the greatest difference, beside float32."""
-        from kinema.engine import generate, image_to_video
+        from kinema.engine import generate
         from kinema.media.still import open_still
         from kinema.models.catalog import request_for
         from kinema.models.loading import load
         from kinema.settings import Settings
         from kinema.values import Step
 
-        image_to_video.version = known_version
         still = open_still(Path(__file__).parent.parent / "examples" / "rocket.jpg")
         frames = {}
         for name, dtype in (("float32", "float32"), ("bfloat16", "bfloat16"), ("fp8", "bfloat16")):
@@ -663,11 +663,10 @@ class Bench:
 
     def sizes(self) -> dict[str, Any]:
         """What another size costs: seconds of its first video, of two steps, and of the next; one after the other."""
-        from kinema.engine import generate, image_to_video
+        from kinema.engine import generate
         from kinema.media.still import open_still
         from kinema.values import VideoRequest
 
-        image_to_video.version = known_version
         models, result = self.models("fast"), {}
         still = open_still(Image.effect_mandelbrot((512, 512), (-2, -1.5, 1, 1.5), 90).convert("RGB"))
         sizes = [(1024, 576, 25), (1024, 576, 14), (576, 1024, 25), (768, 448, 21), (512, 320, 14), (256, 256, 14)]
@@ -696,7 +695,7 @@ class Bench:
 
     def one_video(self, engine: str, models: Any = None) -> dict[str, Any]:
         """Seconds by stage, memory and plan of one; `models` from another keep what was laid out for it."""
-        from kinema.engine import generate, image_to_video
+        from kinema.engine import generate
         from kinema.media.still import open_still
         from kinema.values import Step, VideoRequest
 
@@ -707,7 +706,6 @@ class Bench:
         if self.args.tiny:
             settings["num_inference_steps"] = 2
         stages: dict[str, float] = {}
-        image_to_video.version = known_version
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         parts.synchronize(self.device)
@@ -832,6 +830,7 @@ def main() -> None:
     parser.add_argument("--interpreted", action="store_true", help="the GPU's path on a CPU, with TRITON_INTERPRET=1")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
+    image_to_video.version = known_version
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     bench = Bench(args)
     with torch.inference_mode(), ExitStack() as stack:

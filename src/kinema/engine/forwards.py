@@ -86,7 +86,7 @@ def _ours(network: FastUNet, conditions: Conditions, num_frames: int) -> Callabl
         with on_device_of(sample):
             return network(sample, time, constants)
 
-    return _compiled_first(call, "unet", network.kind, num_frames)
+    return _compiled_first(call, "unet", network.kind)
 
 
 def _theirs(unet: Any, conditions: Conditions, num_frames: int) -> Callable[[Tensor, Tensor], Tensor]:
@@ -119,7 +119,7 @@ def decoder_of(engine: Engine, vae: Any) -> Callable[[Tensor], Tensor]:
     return lambda latents: vae.decode(latents, num_frames=len(latents)).sample
 
 
-# Networks and sizes of which this process has met the kernels. The decoder's hardly depend on the number of frames.
+# Networks and sizes of which this process has met the kernels. The number of frames decides on hardly any.
 _met: set[tuple[Any, ...]] = set()
 
 

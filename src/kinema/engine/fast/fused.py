@@ -304,12 +304,13 @@ def add_product(out: Tensor, x: Tensor, by: Product) -> Tensor:
     return out.add_(plain_product(x, by, out.dtype))
 
 
-def takes_fewer(weight: Tensor) -> bool:
-    """Whether a convolution by [out, in, h, w] takes fewer multiplications where there are pixels enough (`winograd`).
+def takes_fewer(weight: Tensor, channels: int) -> bool:
+    """Whether a convolution by [out, kernel's pixels · channels] takes fewer multiplications (`winograd`).
 
-    In bfloat16 the sums that it needs would be rounded too coarsely.
+    It does where there are pixels enough. In bfloat16 the sums that it needs would be rounded too coarsely.
     """
-    return weight.dtype == torch.float16 and weight.shape[2:] == (3, 3) and min(weight.shape[:2]) >= MANY_CHANNELS
+    out, depth = weight.shape
+    return weight.dtype == torch.float16 and depth == 9 * channels and min(out, channels) >= MANY_CHANNELS
 
 
 def activated_convolved(

@@ -344,7 +344,7 @@ class ResBlock:
         if not in_bytes:
             return cls(norm1, conv1, norm2, conv2, shortcut, bias)
         first, second = (
-            Product(conv.rows) if fused.takes_fewer(conv.weight) else Product.in_bytes(conv.rows)
+            Product(conv.rows) if fused.takes_fewer(conv.rows, conv.weight.shape[1]) else Product.in_bytes(conv.rows)
             for conv in (conv1, conv2)
         )
         return cls(norm1, conv1, norm2, conv2, shortcut, bias, (first, second))
