@@ -1,0 +1,28 @@
+"""Record the figures that fault tests measure, so that a run of `make faults` ends with a table and a JSON file."""
+
+import json
+import os
+import platform
+from datetime import UTC, datetime
+from pathlib import Path
+
+FILE = Path(os.environ.get("KINEMA_FAULT_FIGURES", Path(__file__).parents[2] / "bench/results/faults-here.json"))
+
+
+def record(name: str, value: float, *, bar: float, unit: str) -> None:
+    """Print and store one measured figure, then fail if it exceeds its bar.
+
+    name: what was measured, in plain words; value and bar: in `unit`; a figure measured again replaces the old one.
+    """
+    stored = json.loads(FILE.read_text()) if FILE.exists() else {"figures": {}}
+    stored["machine"] = {"processor": platform.processor(), "cores": os.cpu_count(), "python": platform.python_version()}
+    stored["figures"][name] = {
+        "value": round(value, 3),
+        "bar": bar,
+        "unit": unit,
+        "measured": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    FILE.parent.mkdir(parents=True, exist_ok=True)
+    FILE.write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n")
+    print(f"\n{name}: {value:.2f} {unit} (bar {bar:g})")
+    assert value <= bar, f"{name}: {value:.2f} {unit}, expected at most {bar:g}"
