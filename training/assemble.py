@@ -1,6 +1,8 @@
 """Put trained parts together as one model folder in SVD's layout, weights in fp16:
 
 python training/assemble.py --vae training/runs/vae/vae --unet training/runs/unet --out src/kinema/models/pocket
+
+Where the UNet denoises flow channels too, the VAE gets as many: the encoder sets them to 0, the decoder ignores them.
 """
 
 import argparse
@@ -10,9 +12,30 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from shapes import IMAGE_MEAN, IMAGE_STD, SCHEDULER
+from shapes import FLOW_CHANNELS, IMAGE_MEAN, IMAGE_STD, SCHEDULER
 
 WEIGHTS = {"vae": "diffusion_pytorch_model", "unet": "diffusion_pytorch_model", "image_encoder": "model"}
+
+
+def with_flow_channels(vae: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return a VAE's tensors with FLOW_CHANNELS more latent channels: 0 when encoded, ignored when decoded."""
+
+    def widen(tensor: torch.Tensor, axis: int) -> torch.Tensor:
+        """Insert zeros after the mean and after the log-variance."""
+        parts = []
+        for part in tensor.chunk(2, axis):
+            empty = torch.zeros_like(part.narrow(axis, 0, FLOW_CHANNELS))
+            parts += [part, empty]
+        return torch.cat(parts, axis)
+
+    wide = dict(vae)
+    for name in ("encoder.conv_out", "quant_conv"):
+        for leaf in ("weight", "bias"):
+            wide[f"{name}.{leaf}"] = widen(wide[f"{name}.{leaf}"], 0)
+    wide["quant_conv.weight"] = widen(wide["quant_conv.weight"], 1)
+    first = wide["decoder.conv_in.weight"]
+    wide["decoder.conv_in.weight"] = torch.cat([first, torch.zeros_like(first[:, :FLOW_CHANNELS])], 1)
+    return wide
 
 
 def main() -> None:
@@ -21,15 +44,19 @@ def main() -> None:
     parser.add_argument("--unet", type=Path, required=True, help="folder that holds unet/ and image_encoder/")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
+    channels = json.loads((args.unet / "unet/config.json").read_text())["out_channels"]
     folders = {"vae": args.vae, "unet": args.unet / "unet", "image_encoder": args.unet / "image_encoder"}
     for part, folder in folders.items():
         target = args.out / part
         target.mkdir(parents=True, exist_ok=True)
         config = json.loads((folder / "config.json").read_text())
         config.pop("_name_or_path", None)  # where its training began
-        (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         name = f"{WEIGHTS[part]}.safetensors"
-        tensors = {k: v.to(torch.float16) for k, v in load_file(folder / name).items()}
+        loaded = load_file(folder / name)
+        if part == "vae" and channels > config["latent_channels"]:
+            config["latent_channels"], loaded = channels, with_flow_channels(loaded)
+        (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        tensors = {k: v.to(torch.float16).contiguous() for k, v in loaded.items()}
         save_file(tensors, target / name, metadata={"format": "pt"})
         (target / name).chmod(0o644)  # safetensors writes for the owner alone
         print(f"{part}: {sum(v.numel() for v in tensors.values()) / 1e6:.2f} M parameters")

@@ -1,7 +1,7 @@
 r"""Train the VAE's decoder to give texture where the latents hold none, on one GPU:
 
-    python training/decoder.py --photos training/data/photos.tar --begin-from src/kinema/models/pocket \
-        --out training/runs/decoder --minutes 9
+    python training/decoder.py --photos training/data/photos.tar --vae training/runs/vae/vae \
+        --unet training/runs/distilled --out training/runs/decoder --minutes 9
 
 First by squared and absolute errors alone, then with a discriminator beside them (Esser et al. 2021: its weight follows
 the gradients, so that neither side drowns the other) and the distance of the discriminator's own features. Encoder
@@ -18,7 +18,6 @@ import argparse
 import copy
 import json
 import math
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -27,14 +26,16 @@ from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionM
 from torch import nn
 from transformers import CLIPVisionModelWithProjection
 
+from denoising import denoise, draw_noise_aug, embed, with_flow
+from discriminator import Discriminator, adversarial_loss, gradient_ratio, train_discriminator
 from metrics import chroma_error, psnr, sharpness
 from motion import Clips, Mover, Photos
 from parallel import Fleet
 from shapes import HEIGHT, NUM_FRAMES, WIDTH
-from unet import draw_noise_aug, embed
+from vae import error_of, whole_photographs
 
 LEARNING_RATE = 4e-4
-JUDGES_RATE = 3e-4
+DISCRIMINATOR_RATE = 3e-4
 CHUNK = 7  # frames decoded together, as the pocket does
 BLUR_MEAN, BLUR_STD = 0.3, 0.8  # of ln σ, of the noise that the UNet takes away again
 
@@ -45,43 +46,6 @@ def keep_middle_taps(vae: AutoencoderKLTemporalDecoder) -> None:
         for layer in vae.decoder.modules():
             if isinstance(layer, nn.Conv3d):
                 layer.weight[:, :, 0::2] = 0
-
-
-class Judge(nn.Module):
-    """Tells photographs from decoded frames, [n, 3, h, w] in −1…1, patch by patch, at two sizes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scales = nn.ModuleList(self._scale() for _ in range(2))
-
-    @staticmethod
-    def _scale() -> nn.ModuleList:
-        norm = nn.utils.parametrizations.spectral_norm
-        widths = (3, 48, 96, 192, 192)
-        layers = [norm(nn.Conv2d(a, b, 4, 2, 1)) for a, b in pairwise(widths[:-1])]
-        return nn.ModuleList([*layers, norm(nn.Conv2d(192, 192, 3, 1, 1)), nn.Conv2d(192, 1, 3, 1, 1)])
-
-    def forward(self, frames: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """For each size the verdicts, more for a photograph; and the features of all layers."""
-        verdicts, features = [], []
-        for scale in self.scales:
-            x = frames
-            for layer in scale[:-1]:
-                x = F.leaky_relu(layer(x), 0.2)
-                features.append(x)
-            verdicts.append(scale[-1](x))
-            frames = F.avg_pool2d(frames, 2)
-        return verdicts, features
-
-
-def error_of(made: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
-    """Squared and absolute errors, and those of the gradients at three scales."""
-    error = made - frames
-    loss = error.abs().mean() + 4 * error.square().mean()
-    for scale in (1, 2, 4):
-        e = F.avg_pool2d(error, scale) if scale > 1 else error
-        loss = loss + 0.4 * ((e[..., 1:, :] - e[..., :-1, :]).abs().mean() + (e[..., 1:] - e[..., :-1]).abs().mean())
-    return loss
 
 
 class Latents:
@@ -96,7 +60,7 @@ class Latents:
 
     @torch.no_grad()
     def encode(self, frames: torch.Tensor) -> torch.Tensor:
-        """Unscaled latents [n, c, h/8, w/8] of frames [n, 3, h, w]."""
+        """Unscaled latents [n, c, h/4, w/4] of frames [n, 3, h, w]."""
         with torch.autocast(frames.device.type, torch.bfloat16, enabled=frames.device.type == "cuda"):
             return self.vae.encode(frames).latent_dist.mean.float()
 
@@ -104,21 +68,21 @@ class Latents:
     def __call__(self, clips: Clips) -> tuple[torch.Tensor, torch.Tensor]:
         """Unscaled latents [batch, frames, c, h, w] twice: whole, and blurred as sampled ones are."""
         batch, device = len(clips.frames), clips.frames.device
+        channels, scale = self.vae.config.latent_channels, self.vae.config.scaling_factor
         noise_aug = draw_noise_aug(batch, str(device))
-        still = clips.frames[:, 0]
-        noisy_still = still + noise_aug.view(-1, 1, 1, 1) * torch.randn_like(still)
-        mean = self.encode(torch.cat([clips.frames.flatten(0, 1), noisy_still]))
-        whole, held = mean[:-batch].unflatten(0, (batch, -1)), mean[-batch:]
-        z = whole * self.vae.config.scaling_factor
+        image = clips.frames[:, 0]
+        noisy_image = image + noise_aug.view(-1, 1, 1, 1) * torch.randn_like(image)
+        mean = self.encode(torch.cat([clips.frames.flatten(0, 1), noisy_image]))
+        whole, condition = mean[:-batch].unflatten(0, (batch, -1)), mean[-batch:]
+        z = whole * scale
+        if self.unet.config.out_channels > channels:
+            z, condition = with_flow(z, condition, clips.positions)
         sigma = torch.exp(torch.randn(batch, 1, 1, 1, 1, device=device) * BLUR_STD + BLUR_MEAN).clamp(0.05, 10)
         noisy = z + sigma * torch.randn_like(z)
         ids = torch.stack([clips.fps - 1, clips.motion_bucket_id, noise_aug], 1)
-        sample = torch.cat([noisy / (sigma**2 + 1).sqrt(), held[:, None].expand(-1, z.shape[1], -1, -1, -1)], 2)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            embedding = embed(self.image_encoder, still)
-            v = self.unet(sample, 0.25 * sigma.flatten().log(), embedding, ids, return_dict=False)[0].float()
-        denoised = noisy / (sigma**2 + 1) - v * sigma / (sigma**2 + 1).sqrt()
-        return whole, denoised / self.vae.config.scaling_factor
+            denoised = denoise(self.unet, noisy, sigma, condition, embed(self.image_encoder, image), ids)
+        return whole, denoised[:, :, :channels] / scale
 
 
 def pick_chunks(clips: Clips, latents: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -129,24 +93,10 @@ def pick_chunks(clips: Clips, latents: tuple[torch.Tensor, torch.Tensor]) -> tup
     return torch.cat(parts), torch.cat([clips.frames[i, s : s + CHUNK] for i, s in enumerate(starts)])
 
 
-def whole_photographs(photos: Photos, count: int) -> torch.Tensor:
-    """Photographs brought down to the pocket's size, [count, 3, h, w] in −1…1, half of them mirrored."""
-    index = torch.randint(len(photos.pixels), (count,), device=photos.pixels.device)
-    pixels = photos.pixels[index].float() / 127.5 - 1
-    pixels[::2] = pixels[::2].flip(-1)
-    return F.interpolate(pixels, (HEIGHT, WIDTH), mode="bicubic", antialias=True).clamp(-1, 1)
-
-
 def decode(vae: AutoencoderKLTemporalDecoder, latents: torch.Tensor, num_frames: int = CHUNK) -> torch.Tensor:
     """Frames [n, 3, h, w] of unscaled latents, `num_frames` of each clip together."""
     with torch.autocast(latents.device.type, torch.bfloat16, enabled=latents.device.type == "cuda"):
         return vae.decode(latents, num_frames=num_frames).sample.float()
-
-
-def weight_of(error: torch.Tensor, against: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
-    """What `against` is multiplied by to pull at the decoder's last weights as much as the error does."""
-    pulls = [torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (error, against)]
-    return (pulls[0] / (pulls[1] + 1e-6)).clamp(0, 100).detach()
 
 
 @torch.no_grad()
@@ -208,35 +158,37 @@ def finish(args: argparse.Namespace) -> None:
     vae = AutoencoderKLTemporalDecoder.from_pretrained(args.out / "vae", torch_dtype=torch.float32).eval()
     train, _ = Photos.read(args.photos, "cpu", limit=args.limit).split()
     torch.manual_seed(0)
-    sharpen(vae, whole_photographs(train, 40), args.sharpen)
+    sharpen(vae, whole_photographs(train, 40, (HEIGHT, WIDTH)), args.sharpen)
     vae.save_pretrained(args.out / "sharpened")
 
 
 def train(args: argparse.Namespace) -> None:
     device = args.device
     fleet = Fleet.join(device)
-    vae = AutoencoderKLTemporalDecoder.from_pretrained(args.begin_from / "vae", torch_dtype=torch.float32).to(device)
+    vae = AutoencoderKLTemporalDecoder.from_pretrained(args.vae, torch_dtype=torch.float32).to(device)
     vae.requires_grad_(False).decoder.requires_grad_(True)
     keep_middle_taps(vae)
-    latents_of = Latents(args.begin_from, vae, device)
+    latents_of = Latents(args.unet, vae, device)
     stack, held_out = Photos.read(args.photos, device, limit=args.limit).split()
     mover = Mover(stack, HEIGHT, WIDTH)
     torch.manual_seed(0)
-    judge = Judge().to(device)
+    discriminator = Discriminator().to(device)
     watched = Mover(held_out, HEIGHT, WIDTH).draw(args.watched, NUM_FRAMES)
     watched_latents = torch.stack(latents_of(watched))[:, :, -CHUNK:]
     weights, last = list(vae.decoder.parameters()), vae.decoder.conv_out.weight
     ema = copy.deepcopy(vae.decoder).requires_grad_(False)
     optimizer = torch.optim.AdamW(weights, LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0, fused=True)
-    judges = torch.optim.AdamW(judge.parameters(), JUDGES_RATE, betas=(0.5, 0.9), weight_decay=0, fused=True)
+    adversary = torch.optim.AdamW(
+        discriminator.parameters(), DISCRIMINATOR_RATE, betas=(0.5, 0.9), weight_decay=0, fused=True
+    )
     log = [{"step": 0, **validate(vae, watched.frames, watched_latents)}]
     fleet.say(json.dumps(log[0]))
     fleet.begin()
 
-    step, elapsed, judging = 0, 0.0, False
+    step, elapsed, adversarial = 0, 0.0, False
     while (progress := elapsed / args.minutes) < 1:
-        if not judging and progress >= args.errors_share:
-            judging = True
+        if not adversarial and progress >= args.errors_share:
+            adversarial = True
             log.append({"step": step, "errors": True, **validate_ema(vae, ema, watched, watched_latents)})
             fleet.say(json.dumps(log[-1]))
         rate = LEARNING_RATE * min(1, (step + 1) / 100) * max(0.02, 0.5 * (1 + math.cos(math.pi * progress)))
@@ -244,22 +196,21 @@ def train(args: argparse.Namespace) -> None:
             group["lr"] = rate
         clips = mover.draw(args.clips, NUM_FRAMES)
         latents, frames = pick_chunks(clips, latents_of(clips))
-        stills = whole_photographs(stack, args.stills)
+        stills = whole_photographs(stack, args.stills, (HEIGHT, WIDTH))
         made = torch.cat([decode(vae, latents), decode(vae, latents_of.encode(stills), num_frames=1)])
         frames = torch.cat([frames, stills])
-        loss = error_of(made, frames)
-        if judging:
-            loss = loss + args.features * feature_distance(judge, made, frames, autocast=device == "cuda")
-            verdicts, _ = judge(made)
-            against = -sum(v.mean() for v in verdicts) / len(verdicts)
-            loss = loss + args.texture * weight_of(loss, against, last) * against
+        loss = error_of(made - frames)
+        if adversarial:
+            against, distance = adversarial_loss(discriminator, made, frames)
+            loss = loss + args.features * distance
+            loss = loss + args.texture * gradient_ratio(loss, against, last) * against
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         keep_middle_taps(vae)
-        if judging:
-            train_judge(judge, judges, made.detach(), frames)
+        if adversarial:
+            train_discriminator(discriminator, adversary, made.detach(), frames)
         step += 1
         with torch.no_grad():
             torch._foreach_lerp_(list(ema.parameters()), weights, 1 - min(0.998, (step + 1) / (step + 10)))
@@ -275,30 +226,6 @@ def train(args: argparse.Namespace) -> None:
     (args.out / "log.json").write_text(json.dumps(log, indent=1))
 
 
-def feature_distance(judge: Judge, made: torch.Tensor, frames: torch.Tensor, *, autocast: bool) -> torch.Tensor:
-    """Mean distance of the judge's features, each relative to their own size."""
-    with torch.autocast(made.device.type, torch.bfloat16, enabled=autocast):
-        _, found = judge(made)
-        with torch.no_grad():
-            _, true = judge(frames)
-    distances = [
-        (a.float() - b.float()).abs().mean() / b.float().abs().mean() for a, b in zip(found, true, strict=True)
-    ]
-    return torch.stack(distances).mean()
-
-
-def train_judge(judge: Judge, optimizer: torch.optim.Optimizer, made: torch.Tensor, frames: torch.Tensor) -> None:
-    """One step by the hinge loss."""
-    loss = made.new_zeros(())
-    for verdict in judge(frames)[0]:
-        loss = loss + F.relu(1 - verdict).mean()
-    for verdict in judge(made)[0]:
-        loss = loss + F.relu(1 + verdict).mean()
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
-
-
 def validate_ema(
     vae: AutoencoderKLTemporalDecoder, ema: nn.Module, watched: Clips, latents: torch.Tensor
 ) -> dict[str, float]:
@@ -312,7 +239,8 @@ def validate_ema(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, required=True)
-    parser.add_argument("--begin-from", type=Path, help="folder of vae, unet and image_encoder")
+    parser.add_argument("--vae", type=Path, help="folder with the trained VAE")
+    parser.add_argument("--unet", type=Path, help="folder that holds unet/ and image_encoder/")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=9)
     parser.add_argument("--errors-share", type=float, default=0.4, help="share of the time before the discriminator")
@@ -327,8 +255,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.sharpen is not None:
         finish(args)
-    elif args.begin_from is None:
-        parser.error("training needs --begin-from")
+    elif args.vae is None or args.unet is None:
+        parser.error("training needs --vae and --unet")
     else:
         train(args)
 

@@ -1,7 +1,7 @@
 r"""Teach the pocket UNet to take few large steps without guidance, on one GPU or several of a machine:
 
     torchrun --nproc-per-node 2 training/distil.py --photos training/data/photos.tar \
-        --begin-from src/kinema/models/pocket --out training/runs/distilled --minutes 9
+        --vae training/runs/vae/vae --begin-from training/runs/unet --out training/runs/distilled --minutes 9
 
 Progressive distillation (Salimans and Ho 2022): the teacher, the same network as it was, takes several guided steps
 between two noise levels of the pocket's default schedule, and the student learns to land there in one. The image
@@ -21,10 +21,11 @@ import torch
 from diffusers import UNetSpatioTemporalConditionModel
 from transformers import CLIPVisionModelWithProjection
 
+from denoising import Encoder, denoise, embed
 from motion import Clips, Mover, Photos
 from parallel import Fleet
 from shapes import HEIGHT, NUM_FRAMES, SCHEDULER, STEPS, WIDTH
-from unet import Encoder, Gradients, Training, embed
+from unet import Gradients, Training
 
 LEARNING_RATE = 2e-4
 DRAWS = 2  # noise levels for each clip
@@ -48,36 +49,25 @@ def sublevels() -> torch.Tensor:
     return between
 
 
-class Denoiser:
-    """A UNet on one batch of conditions, as EDM's D(x, σ); with `guidance` [frames] also without the conditions."""
-
-    def __init__(
-        self,
-        unet: torch.nn.Module,
-        condition: torch.Tensor,
-        embedding: torch.Tensor,
-        ids: torch.Tensor,
-        guidance: torch.Tensor | None = None,
-    ) -> None:
-        self.unet, self.guidance = unet, guidance
-        self.held = condition[:, None].expand(-1, NUM_FRAMES, -1, -1, -1)
-        self.embedding, self.ids = embedding, ids
-        if guidance is not None:
-            self.held = torch.cat([torch.zeros_like(self.held), self.held])
-            self.embedding = torch.cat([torch.zeros_like(embedding), embedding])
-            self.ids = torch.cat([ids, ids])
-
-    def __call__(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        """x: [batch, frames, c, h, w], sigma: [batch, 1, 1, 1, 1]."""
-        scaled, time = x / (sigma**2 + 1).sqrt(), 0.25 * sigma.flatten().log()
-        if self.guidance is not None:
-            scaled, time = torch.cat([scaled, scaled]), torch.cat([time, time])
-        sample = torch.cat([scaled, self.held], 2)
-        v = self.unet(sample, time, self.embedding, self.ids, return_dict=False)[0].float()
-        if self.guidance is not None:
-            free, bound = v.chunk(2)
-            v = free + self.guidance.view(1, -1, 1, 1, 1) * (bound - free)
-        return x / (sigma**2 + 1) - v * sigma / (sigma**2 + 1).sqrt()
+def denoise_guided(
+    unet: torch.nn.Module,
+    noisy: torch.Tensor,
+    sigma: torch.Tensor,
+    condition: torch.Tensor,
+    embedding: torch.Tensor,
+    ids: torch.Tensor,
+    guidance: torch.Tensor,
+) -> torch.Tensor:
+    """D(x, σ) under guidance [frames], with and without the conditions in one batch; shapes as in `denoise`."""
+    free, bound = denoise(
+        unet,
+        torch.cat([noisy, noisy]),
+        torch.cat([sigma, sigma]),
+        torch.cat([torch.zeros_like(condition), condition]),
+        torch.cat([torch.zeros_like(embedding), embedding]),
+        torch.cat([ids, ids]),
+    ).chunk(2)
+    return free + guidance.view(1, -1, 1, 1, 1) * (bound - free)
 
 
 def loss_of(
@@ -100,20 +90,20 @@ def loss_of(
     with torch.no_grad():
         embedding = embed(encoder, clips.frames[:, 0]).repeat(DRAWS, 1, 1)
         ids = torch.stack([clips.fps - 1, clips.motion_bucket_id, noise_aug], 1).repeat(DRAWS, 1)
-        guided = Denoiser(teacher, condition, embedding, ids, guidance)
         x = noisy
         for sigma, following in pairwise(path):
-            clean = guided(x, sigma)
+            clean = denoise_guided(teacher, x, sigma, condition, embedding, ids, guidance)
             x = clean + (x - clean) * (following / sigma)
         target = noisy + (x - noisy) * (first / (first - last))  # from there one Euler step ends at x
-    denoised = Denoiser(student, condition, embedding, ids)(noisy, first)
+    denoised = denoise(student, noisy, first, condition, embedding, ids)
     return ((denoised - target) ** 2 * (first**2 + 1) / first**2).mean()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, required=True)
-    parser.add_argument("--begin-from", type=Path, required=True, help="folder of vae, unet and image_encoder")
+    parser.add_argument("--vae", type=Path, required=True, help="folder with the trained VAE")
+    parser.add_argument("--begin-from", type=Path, required=True, help="folder of unet and image_encoder")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=9)
     parser.add_argument("--total-minutes", type=float)
@@ -121,13 +111,14 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=8, help="clips a GPU and step")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--limit", type=int, help="photographs to read, for a quick trial")
+    parser.add_argument("--steps", type=int, help="steps at most, for a quick trial")
     args = parser.parse_args()
     fleet = Fleet.join(args.device)
     args.out.mkdir(parents=True, exist_ok=True)
 
-    encoder = Encoder(args.begin_from / "vae", args.device, compiled=False)
     student = UNetSpatioTemporalConditionModel.from_pretrained(args.begin_from / "unet", torch_dtype=torch.float32)
     student = student.to(args.device)
+    encoder = Encoder(args.vae, args.device, compiled=False, channels=student.config.out_channels)
     teacher = copy.deepcopy(student).requires_grad_(False).eval()
     folder = args.begin_from / "image_encoder"
     image_encoder = CLIPVisionModelWithProjection.from_pretrained(folder, dtype=torch.float32)
@@ -139,7 +130,7 @@ def main() -> None:
     fleet.begin()
     guidance = torch.linspace(1, args.guidance, NUM_FRAMES, device=args.device)
     loss = partial(loss_of, student, teacher, image_encoder, sublevels().to(args.device), guidance)
-    training.run(Gradients(encoder, training.weights, loss, args.device), mover)
+    training.run(Gradients(encoder, training.weights, loss, args.device), lambda _: mover.draw(args.clips, NUM_FRAMES))
     if fleet.rank == 0:
         image_encoder.save_pretrained(args.out / "image_encoder")
     fleet.leave()

@@ -11,6 +11,7 @@ Depth and regions are smooth functions of the photograph's own colours, so that 
 they are looked up where the content came from (a fixed-point iteration), so that they travel with it.
 """
 
+import json
 import math
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
@@ -24,16 +25,18 @@ import torch.nn.functional as F
 from PIL import Image
 
 PHOTO_WIDTH, PHOTO_HEIGHT = 1152, 648
-# A motion bucket of 64 means a mean flow of one pixel a frame at seven frames a second.
-BUCKET_PER_PIXEL = 64.0
+# SVD's default motion bucket, 127, means a mean flow of 0.8 pixels a frame at seven frames a second; linear.
+BUCKET_PER_PIXEL = 127 / 0.8
 REFERENCE_FPS = 7.0
-MOST_PIXELS = 4.5  # a frame; at few frames a second a clip would else cross the whole photograph
+FASTEST = 2.5  # pixels a frame; at few frames a second a clip would otherwise leave the photograph
+HELD_OUT = Path(__file__).parent / "held_out.json"
 
 
 @dataclass(frozen=True)
 class Photos:
     """A stack of photographs on the device: pixels uint8 [n, 3, 648, 1152], thumbs float [n, 3, 54, 96] in −1…1."""
 
+    names: tuple[str, ...]  # in the archive
     pixels: torch.Tensor
     thumbs: torch.Tensor
     detail: torch.Tensor  # [n]: the photograph's own width over PHOTO_WIDTH, at most 1
@@ -54,12 +57,19 @@ class Photos:
             decoded = list(pool.map(decode, blobs))
         pixels = torch.from_numpy(np.stack([d[0] for d in decoded])).permute(0, 3, 1, 2).contiguous().to(device)
         thumbs = torch.cat([F.adaptive_avg_pool2d(p[None].float() / 127.5 - 1, (54, 96)) for p in pixels])
-        return cls(pixels, thumbs, torch.tensor([d[1] for d in decoded], device=device))
+        return cls(tuple(names), pixels, thumbs, torch.tensor([d[1] for d in decoded], device=device))
 
     def split(self) -> tuple["Photos", "Photos"]:
-        """The photographs to train on, and every 16th, held out."""
-        held_out = torch.arange(len(self.pixels), device=self.pixels.device) % 16 == 0
-        return tuple(Photos(self.pixels[m], self.thumbs[m], self.detail[m]) for m in (~held_out, held_out))
+        """Return the photographs to train on and those to validate on; held_out.json's other sets are in neither."""
+        sets = {name: set(members) for name, members in json.loads(HELD_OUT.read_text()).items()}
+        held_out = set().union(*sets.values())
+        train = [name not in held_out for name in self.names]
+        return self._where(train), self._where([name in sets["validation"] for name in self.names])
+
+    def _where(self, chosen: list[bool]) -> "Photos":
+        mask = torch.tensor(chosen, device=self.pixels.device)
+        names = tuple(name for name, keep in zip(self.names, chosen, strict=True) if keep)
+        return Photos(names, self.pixels[mask], self.thumbs[mask], self.detail[mask])
 
 
 @dataclass(frozen=True)
@@ -83,13 +93,13 @@ class Mover:
         self.photos, self.height, self.width = photos, height, width
         self.device = photos.pixels.device
 
-    def draw(self, batch: int, num_frames: int) -> Clips:
-        """A fresh batch of clips; frame 0 is the still."""
+    def draw(self, batch: int, num_frames: int, fastest: float = FASTEST) -> Clips:
+        """Draw a batch of clips of at most `fastest` pixels a frame; frame 0 is the image."""
         index = torch.randint(0, len(self.photos.pixels), (batch,), device=self.device)
         fps = self._fps(batch)
         # Square the draw a little towards stillness: a slow clip is the harder one to keep steady.
         bucket = 255 * self._uniform(batch) ** 1.2
-        target = (bucket / BUCKET_PER_PIXEL * REFERENCE_FPS / fps).clamp(max=MOST_PIXELS)
+        target = (bucket / BUCKET_PER_PIXEL * REFERENCE_FPS / fps).clamp(max=fastest)
         pitch = self._pitch(index)
         scene = _Scene.draw(self, index, num_frames, pitch)
         coarse = _grid(self.height // 4, self.width // 4, 4.0, self.device)

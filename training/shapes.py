@@ -5,7 +5,9 @@ from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionM
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 HEIGHT, WIDTH, NUM_FRAMES = 160, 288, 14
-LATENT_CHANNELS = 16
+VAE_FACTOR = 4  # pixels to one latent, a side
+LATENT_CHANNELS = 8  # of the VAE
+FLOW_CHANNELS = 2  # beside them, for a UNet that denoises its motion too (`Arm.flow`)
 STEPS = 8  # the pocket's default, for which it is distilled
 EMBEDDING = 64
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)  # those of CLIP
@@ -19,8 +21,8 @@ SCHEDULER = {
     "interpolation_type": "linear",
     "num_train_timesteps": 1000,
     "prediction_type": "v_prediction",
-    "sigma_max": 30.0,  # SVD's 700 spends its first steps where this small a latent holds nothing,
-    "sigma_min": 0.1,  # and its 0.002 the last one where nothing is left to do
+    "sigma_max": 40.0,  # SVD's 700 spends its first steps where this small a latent holds nothing,
+    "sigma_min": 0.05,  # and its 0.002 the last one where nothing is left to do
     "steps_offset": 1,
     "timestep_spacing": "leading",
     "timestep_type": "continuous",
@@ -29,42 +31,38 @@ SCHEDULER = {
 
 
 def make_vae(latent_channels: int = LATENT_CHANNELS) -> AutoencoderKLTemporalDecoder:
-    """8× smaller a side. 64 channels and more a level: with 32, its 32 norm groups would erase colour."""
+    """4× smaller a side. 64 channels and more a level: with 32, its 32 norm groups would erase colour."""
     return AutoencoderKLTemporalDecoder(
-        block_out_channels=(64, 64, 96, 160),
+        block_out_channels=(64, 96, 128),
         layers_per_block=1,
         latent_channels=latent_channels,
         sample_size=WIDTH,
-        down_block_types=("DownEncoderBlock2D",) * 4,
+        down_block_types=("DownEncoderBlock2D",) * 3,
         scaling_factor=1.0,
         force_upcast=False,
     )
 
 
-def make_unet(latent_channels: int = LATENT_CHANNELS) -> UNetSpatioTemporalConditionModel:
-    """Three levels of 20×36, 10×18 and 5×9 latents."""
+def make_unet(
+    latent_channels: int = LATENT_CHANNELS, *, attention_at_top: bool = False
+) -> UNetSpatioTemporalConditionModel:
+    """Four levels of 40×72, 20×36, 10×18 and 5×9 latents; on the way up the first may attend within a frame too."""
+    attends = "CrossAttn{}BlockSpatioTemporal".format
+    plain = "{}BlockSpatioTemporal".format
     return UNetSpatioTemporalConditionModel(
-        sample_size=WIDTH // 8,
+        sample_size=WIDTH // VAE_FACTOR,
         in_channels=2 * latent_channels,
         out_channels=latent_channels,
         num_frames=NUM_FRAMES,
-        down_block_types=(
-            "CrossAttnDownBlockSpatioTemporal",
-            "CrossAttnDownBlockSpatioTemporal",
-            "DownBlockSpatioTemporal",
-        ),
-        up_block_types=(
-            "UpBlockSpatioTemporal",
-            "CrossAttnUpBlockSpatioTemporal",
-            "CrossAttnUpBlockSpatioTemporal",
-        ),
-        block_out_channels=(96, 128, 160),
+        down_block_types=(plain("Down"), attends("Down"), attends("Down"), plain("Down")),
+        up_block_types=(plain("Up"), attends("Up"), attends("Up"), (attends if attention_at_top else plain)("Up")),
+        block_out_channels=(64, 96, 128, 160),
         addition_time_embed_dim=64,
         projection_class_embeddings_input_dim=192,
         layers_per_block=1,
         cross_attention_dim=EMBEDDING,
         transformer_layers_per_block=1,
-        num_attention_heads=(3, 4, 5),
+        num_attention_heads=(2, 3, 4, 5),
     )
 
 

@@ -1,11 +1,13 @@
 r"""Train the pocket UNet and image encoder on moving photographs, on one GPU or several of a machine:
 
-    torchrun --nproc-per-node 4 training/unet.py --photos training/data/photos.tar \
-        --vae training/runs/vae/vae --out training/runs/unet --minutes 9
+    torchrun --nproc-per-node 2 training/unet.py --arm flow --photos training/data/photos.tar \
+        --vae training/runs/vae/vae --out training/runs/unet --minutes 9 --total-minutes 30
 
 The preconditioning is EDM's (Karras et al. 2022) in the form that SVD's scheduler expects: v-prediction, time
-0.25·ln σ, loss weight (σ²+1)/σ². Conditions are those of SVD (Blattmann et al. 2023): the latents of the still
+0.25·ln σ, loss weight (σ²+1)/σ². Conditions are those of SVD (Blattmann et al. 2023): the latents of the image
 with noise added, its CLIP embedding, and the ids fps − 1, motion bucket and noise strength.
+
+An arm says how the UNet learns to carry the image instead of repainting it (`ARMS`); transport.py measures it.
 
 A run is a schedule of `--total-minutes`; a piece of it ends after `--minutes` and the next one resumes from `--out`.
 """
@@ -15,76 +17,84 @@ import copy
 import json
 import math
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKLTemporalDecoder
 
-from motion import Clips, Mover, Photos
+from denoising import Encoder, denoise, draw_noise_aug, embed
+from motion import FASTEST, Clips, Mover, Photos
 from parallel import Fleet
-from shapes import HEIGHT, IMAGE_MEAN, IMAGE_STD, NUM_FRAMES, WIDTH, make_image_encoder, make_unet, parameters
+from pointing import Pointing
+from shapes import FLOW_CHANNELS, HEIGHT, LATENT_CHANNELS, NUM_FRAMES, WIDTH, make_image_encoder, make_unet, parameters
+from transport import calm_clips, transport
 
 LEARNING_RATE = 7e-4
-SIGMA_MEAN, SIGMA_STD = 0.7, 1.6  # of ln σ: where a clip of many like frames is nearly lost, its motion is decided
+SIGMA_MEAN, SIGMA_STD = 1.0, 1.6  # of ln σ: where a clip of many like frames is nearly lost, its motion is decided
 DRAWS = 2  # noise levels for each clip: encoding a clip costs as much as a step on it
+IMAGE_DROPOUT = 0.1
+SLOWEST = 0.5  # pixels a frame, at most, where the curriculum begins
+FLOW_WEIGHT = 0.5
+POINTING_WEIGHT = 0.02
 
 
-def embed(encoder: torch.nn.Module, stills: torch.Tensor) -> torch.Tensor:
-    """CLIP embeddings [batch, 1, 64] of stills [batch, 3, h, w] in −1…1."""
-    pixels = F.interpolate((stills + 1) / 2, (224, 224), mode="bicubic", antialias=True)
-    channels = [(pixels[:, i] - IMAGE_MEAN[i]) / IMAGE_STD[i] for i in range(3)]
-    return encoder(pixel_values=torch.stack(channels, 1)).image_embeds[:, None]
+@dataclass(frozen=True)
+class Arm:
+    """How the UNet is taught to fetch the image's content."""
+
+    flow: bool = False  # two more latent channels hold where each frame's content came from; the decoder ignores them
+    pointing: bool = False  # one head of some self-attentions is trained to attend to where the content came from
+    attention_at_top: bool = False  # self-attention at 40×72, on the way up
 
 
-def loss_of(
-    unet: torch.nn.Module,
-    encoder: torch.nn.Module,
-    latents: torch.Tensor,
-    condition: torch.Tensor,
-    clips: Clips,
-    noise_aug: torch.Tensor,
-) -> torch.Tensor:
-    """Denoising loss at DRAWS levels a clip; latents [batch, frames, c, h, w], condition [batch, c, h, w]."""
-    z, condition = latents.repeat(DRAWS, 1, 1, 1, 1), condition.repeat(DRAWS, 1, 1, 1)
-    batch, device = len(z), z.device
-    sigma = torch.exp(torch.randn(batch, device=device) * SIGMA_STD + SIGMA_MEAN).clamp(0.01, 200).view(-1, 1, 1, 1, 1)
-    # Both conditions are dropped together for guidance, and each alone now and then.
-    drop = torch.rand(batch, device=device)
-    keep_still = (drop > 0.10).float().view(-1, 1, 1, 1)
-    keep_embedding = ((drop > 0.08) & (drop < 0.98)).float().view(-1, 1, 1)
-    ids = torch.stack([clips.fps - 1, clips.motion_bucket_id, noise_aug], 1).repeat(DRAWS, 1)
-    noisy = z + sigma * torch.randn_like(z)
-    embedding = embed(encoder, clips.frames[:, 0]).repeat(DRAWS, 1, 1) * keep_embedding
-    held = (condition * keep_still)[:, None].expand(-1, z.shape[1], -1, -1, -1)
-    sample = torch.cat([noisy / (sigma**2 + 1).sqrt(), held], 2)
-    v = unet(sample, 0.25 * sigma.flatten().log(), embedding, ids, return_dict=False)[0].float()
-    denoised = noisy / (sigma**2 + 1) - v * sigma / (sigma**2 + 1).sqrt()
-    return ((denoised - z) ** 2 * (sigma**2 + 1) / sigma**2).mean()
+ARMS = {
+    "conv": Arm(),
+    "pointing": Arm(pointing=True),
+    "flow": Arm(flow=True),
+    "lookup": Arm(flow=True, pointing=True, attention_at_top=True),
+}
 
 
-class Encoder:
-    """The trained VAE's half that makes latents, in bfloat16 where the device computes in it."""
+class Loss:
+    """The denoising loss at DRAWS levels a clip, and that of `pointing` beside it.
 
-    def __init__(self, folder: Path, device: str, *, compiled: bool) -> None:
-        vae = AutoencoderKLTemporalDecoder.from_pretrained(folder, torch_dtype=torch.float32).eval()
-        self.dtype = torch.bfloat16 if device == "cuda" else torch.float32
-        self.scaling_factor, self.channels = vae.config.scaling_factor, vae.config.latent_channels
-        kept = torch.nn.Sequential(vae.encoder, vae.quant_conv).requires_grad_(False)
-        kept = kept.to(device, self.dtype, memory_format=torch.channels_last)
-        self._kept = torch.compile(kept) if compiled else kept
+    `pointing_weight` is a tensor that falls to 0 in the course of the schedule.
+    """
 
-    @torch.no_grad()
-    def __call__(self, clips: Clips, noise_aug: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scaled latents of all frames, and unscaled ones of the still with noise added."""
-        still = clips.frames[:, 0]
-        still = still + noise_aug.view(-1, 1, 1, 1) * torch.randn_like(still)
-        batch, num_frames = clips.frames.shape[:2]
-        pixels = torch.cat([clips.frames.flatten(0, 1), still])
-        moments = self._kept(pixels.to(self.dtype, memory_format=torch.channels_last))
-        mean = moments.chunk(2, 1)[0].float()  # the mode of the posterior
-        return mean[:-batch].unflatten(0, (batch, num_frames)) * self.scaling_factor, mean[-batch:]
+    def __init__(
+        self, unet: torch.nn.Module, encoder: torch.nn.Module, pointing: Pointing | None, *, flow: bool
+    ) -> None:
+        self.unet, self.encoder, self.pointing, self.flow = unet, encoder, pointing, flow
+        self.pointing_weight = torch.tensor(POINTING_WEIGHT, device=next(unet.parameters()).device)
+
+    def __call__(
+        self, latents: torch.Tensor, condition: torch.Tensor, clips: Clips, noise_aug: torch.Tensor
+    ) -> torch.Tensor:
+        """latents [batch, frames, c, h, w], condition [batch, c, h, w]."""
+        z, condition = latents.repeat(DRAWS, 1, 1, 1, 1), condition.repeat(DRAWS, 1, 1, 1)
+        batch, device = len(z), z.device
+        # Stratified over the batch, and so less noisy than independent draws.
+        u = (torch.arange(batch, device=device) + torch.rand(batch, device=device)) / batch
+        normal = torch.erfinv((2 * u - 1).clamp(-0.9999, 0.9999)) * math.sqrt(2)
+        sigma = torch.exp(normal * SIGMA_STD + SIGMA_MEAN).clamp(0.01, 300).view(-1, 1, 1, 1, 1)
+        # Both conditions are dropped together for guidance, and the embedding alone now and then.
+        drop = torch.rand(batch, device=device)
+        keep_image = (drop > IMAGE_DROPOUT).float().view(-1, 1, 1, 1)
+        keep_embedding = ((drop > IMAGE_DROPOUT) & (drop < 0.98)).float().view(-1, 1, 1)
+        ids = torch.stack([clips.fps - 1, clips.motion_bucket_id, noise_aug], 1).repeat(DRAWS, 1)
+        noisy = z + sigma * torch.randn_like(z)
+        embedding = embed(self.encoder, clips.frames[:, 0]).repeat(DRAWS, 1, 1) * keep_embedding
+        denoised = denoise(self.unet, noisy, sigma, condition * keep_image, embedding, ids)
+        error = (denoised - z) ** 2 * (sigma**2 + 1) / sigma**2
+        picture = error.shape[2] - FLOW_CHANNELS if self.flow else error.shape[2]
+        loss = error[:, :, :picture].mean()
+        if self.flow:
+            loss = loss + FLOW_WEIGHT * error[:, :, picture:].mean()
+        if self.pointing:
+            positions = clips.positions.repeat(DRAWS, 1, 1, 1, 1)
+            loss = loss + self.pointing_weight * self.pointing(positions, sigma)
+        return loss
 
 
 class Gradients:
@@ -137,12 +147,6 @@ class Gradients:
         return loss.detach()
 
 
-def draw_noise_aug(batch: int, device: str) -> torch.Tensor:
-    """Strengths of the noise on the stills, [batch]: a log-normal around 0.03, and none for 15% of the clips."""
-    strength = torch.exp(torch.randn(batch, device=device) * 0.7 - 3.5)
-    return strength * (torch.rand(batch, device=device) > 0.15)
-
-
 class Training:
     """Modules that learn by the clock and their moving average, from where the last piece in `args.out` ended."""
 
@@ -160,7 +164,8 @@ class Training:
         self.modules = modules.train()
         self.ema = copy.deepcopy(modules).requires_grad_(False).eval()
         self.weights = list(modules.parameters())
-        self.optimizer = torch.optim.AdamW(self.weights, rate, betas=(0.9, 0.99), weight_decay=decay, fused=True)
+        fused = args.device == "cuda"
+        self.optimizer = torch.optim.AdamW(self.weights, rate, betas=(0.9, 0.99), weight_decay=decay, fused=fused)
         self.step, self.spent, self.log = 0, 0.0, []
         if (args.out / "state.pt").exists():
             state = torch.load(args.out / "state.pt", map_location=args.device, weights_only=True)
@@ -169,20 +174,20 @@ class Training:
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.spent, self.log = state["step"], state["spent"], state["log"]
 
-    def run(self, gradients: Gradients, mover: Mover) -> None:
-        """One piece of the schedule."""
+    def run(self, gradients: Gradients, draw: Callable[[float], Clips]) -> None:
+        """Train for one piece of the schedule on clips of `draw(progress)`, progress from 0 to 1."""
         args, fleet = self.args, self.fleet
         total = args.total_minutes or args.minutes
         if args.device == "cuda":
-            gradients.record(mover.draw(args.clips, NUM_FRAMES), draw_noise_aug(args.clips, args.device))
+            gradients.record(draw(self.spent / total), draw_noise_aug(args.clips, args.device))
             fleet.say(f"recorded after {fleet.minutes():.1f} minutes")
         first, recent, elapsed = self.step, [], 0.0
-        while elapsed < args.minutes:
+        while elapsed < args.minutes and not (args.steps and self.step - first >= args.steps):
             progress = min(1, (self.spent + elapsed) / total)
             warmth = min(1, (self.step - first + 1) / 200)
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate * warmth * max(0.005, 0.5 * (1 + math.cos(math.pi * progress)))
-            recent.append(gradients(mover.draw(args.clips, NUM_FRAMES), draw_noise_aug(args.clips, args.device)))
+            recent.append(gradients(draw(progress), draw_noise_aug(args.clips, args.device)))
             fleet.average(gradients.flat)
             gradients.flat.mul_((1.0 / gradients.flat.norm()).clamp(max=1.0))
             self.optimizer.step()
@@ -220,37 +225,58 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--vae", type=Path, required=True, help="folder with the trained VAE")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--arm", choices=ARMS, required=True)
     parser.add_argument("--begin-from", type=Path, help="folder of an exported unet and image_encoder")
     parser.add_argument("--minutes", type=float, default=9)
     parser.add_argument("--total-minutes", type=float)
     parser.add_argument("--spent", type=float, default=0.0, help="minutes of the schedule already behind --begin-from")
-    parser.add_argument("--clips", type=int, default=10, help="clips a GPU and step")
+    parser.add_argument("--clips", type=int, default=8, help="clips a GPU and step")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="compile the UNet: minutes first, then quicker steps")
+    parser.add_argument("--judged", type=int, default=24, help="held-out clips to measure transport on")
     parser.add_argument("--limit", type=int, help="photographs to read, for a quick trial")
+    parser.add_argument("--steps", type=int, help="steps at most, for a quick trial")
     args = parser.parse_args()
+    arm = ARMS[args.arm]
     fleet = Fleet.join(args.device)
     args.out.mkdir(parents=True, exist_ok=True)
 
-    encoder = Encoder(args.vae, args.device, compiled=args.compile)
     torch.manual_seed(0)
-    unet, image_encoder = make_unet(encoder.channels).to(args.device), make_image_encoder().to(args.device)
+    channels = LATENT_CHANNELS + FLOW_CHANNELS * arm.flow
+    encoder = Encoder(args.vae, args.device, compiled=args.compile, channels=channels)
+    unet = make_unet(channels, attention_at_top=arm.attention_at_top).to(args.device)
+    image_encoder = make_image_encoder().to(args.device)
     if args.begin_from:
         unet = type(unet).from_pretrained(args.begin_from / "unet", torch_dtype=torch.float32).to(args.device)
         image_encoder = type(image_encoder).from_pretrained(args.begin_from / "image_encoder", dtype=torch.float32)
         image_encoder.to(args.device)
-    train, _ = Photos.read(args.photos, args.device, limit=args.limit).split()
-    mover = Mover(train, HEIGHT, WIDTH)
+    photos, held_out = Photos.read(args.photos, args.device, limit=args.limit).split()
+    mover = Mover(photos, HEIGHT, WIDTH)
     modules = torch.nn.ModuleDict({"unet": unet, "image_encoder": image_encoder})
     training = Training(args, fleet, modules, rate=LEARNING_RATE, decay=0.01, keep=0.9993)
     training.spent = training.spent or args.spent
+    pointing = Pointing(unet) if arm.pointing else None
+    trained = torch.compile(unet, dynamic=False) if args.compile else unet
+    loss = Loss(trained, image_encoder, pointing, flow=arm.flow)
+
+    def draw(progress: float) -> Clips:
+        loss.pointing_weight.fill_(POINTING_WEIGHT * (1 - progress))
+        # The motion grows over the first half of the schedule.
+        fastest = SLOWEST + (FASTEST - SLOWEST) * min(1, 2 * progress)
+        return mover.draw(args.clips, NUM_FRAMES, fastest)
+
     fleet.say(
-        f"{len(train.pixels)} photographs, UNet {parameters(unet) / 1e6:.2f} M, {fleet.world} devices, "
-        f"from {training.step}"
+        f"{len(photos.pixels)} photographs, arm {args.arm}, UNet {parameters(unet) / 1e6:.2f} M, "
+        f"{fleet.world} devices, from step {training.step}"
     )
     fleet.begin()
-    trained = torch.compile(unet) if args.compile else unet
-    training.run(Gradients(encoder, training.weights, partial(loss_of, trained, image_encoder), args.device), mover)
+    training.run(Gradients(encoder, training.weights, loss, args.device), draw)
+    if fleet.rank == 0:
+        clips = calm_clips(Mover(held_out, HEIGHT, WIDTH), args.judged)
+        vae = AutoencoderKLTemporalDecoder.from_pretrained(args.vae, torch_dtype=torch.float32).to(args.device)
+        figures = transport(training.ema["unet"], training.ema["image_encoder"], vae.eval(), clips)
+        (args.out / "transport.json").write_text(json.dumps(figures, indent=1) + "\n")
+        fleet.say(json.dumps(figures))
     fleet.leave()
 
 

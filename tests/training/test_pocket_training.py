@@ -1,0 +1,99 @@
+"""What the pocket's training relies on: exact motion, held-out photographs, flow channels, pointing attention."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from assemble import with_flow_channels
+from denoising import flow_channels
+from motion import HELD_OUT, Mover, Photos
+from pointing import bilinear_cross_entropy
+from shapes import FLOW_CHANNELS, LATENT_CHANNELS, make_vae
+from vae import by_single_frames, full_state, grid_of, move
+
+
+@pytest.fixture(scope="module")
+def clips():
+    torch.manual_seed(0)
+    pixels = torch.nn.functional.interpolate(torch.rand(2, 3, 9, 16), (648, 1152), mode="bicubic").clamp(0, 1)
+    photos = Photos(
+        ("a.jpg", "b.jpg"),
+        (pixels * 255).byte(),
+        torch.nn.functional.adaptive_avg_pool2d(pixels * 2 - 1, (54, 96)),
+        torch.ones(2),
+    )
+    return Mover(photos, 64, 96).draw(4, 5)
+
+
+def test_held_out_sets_share_no_photograph():
+    sets = json.loads(HELD_OUT.read_text())
+    names = [name for members in sets.values() for name in members]
+    assert {name: len(members) for name, members in sets.items()} == {"validation": 42, "choose": 12, "report": 12}
+    assert len(set(names)) == len(names)
+
+
+def test_photographs_of_other_sets_are_neither_trained_nor_validated_on():
+    sets = json.loads(HELD_OUT.read_text())
+    names = (sets["validation"][0], sets["choose"][0], sets["report"][0], "another.jpg")
+    photos = Photos(names, torch.zeros(4, 3, 2, 2), torch.zeros(4, 3, 2, 2), torch.ones(4))
+    train, validation = photos.split()
+    assert (train.names, validation.names) == (("another.jpg",), (sets["validation"][0],))
+
+
+def test_motion_bucket_127_is_a_flow_of_0_8_pixels_at_7_frames_a_second(clips):
+    flow = (clips.positions[:, 1:] - clips.positions[:, :-1]).norm(dim=2).mean((1, 2, 3))
+    torch.testing.assert_close(clips.motion_bucket_id, flow * clips.fps / 7 * 127 / 0.8)
+
+
+def test_flow_channels_are_displacements_from_the_first_frame_in_units_of_2_pixels(clips):
+    flow = flow_channels(clips.positions)
+    assert flow[:, 0].abs().max() < 1e-4
+    torch.testing.assert_close(flow * 2, clips.positions - clips.positions[:, :1], atol=1e-3, rtol=0)
+
+
+def test_a_clip_is_its_first_frame_moved_by_the_positions(clips):
+    grid, inside = grid_of(clips.positions[:, -1])
+    grid = torch.nn.functional.interpolate(grid.permute(0, 3, 1, 2), scale_factor=4, mode="bilinear").permute(
+        0, 2, 3, 1
+    )
+    error = ((move(clips.frames[:, 0], grid) - clips.frames[:, -1]) * inside).abs()
+    assert error.mean() < 0.02
+
+
+def test_a_vae_with_flow_channels_encodes_and_decodes_as_before():
+    torch.manual_seed(0)
+    vae, wide = make_vae().eval(), make_vae(LATENT_CHANNELS + FLOW_CHANNELS).eval()
+    wide.load_state_dict(with_flow_channels(vae.state_dict()))
+    frames = torch.rand(1, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        latents, more = vae.encode(frames).latent_dist.mode(), wide.encode(frames).latent_dist.mode()
+        noise = torch.randn(1, FLOW_CHANNELS, 8, 8)
+        made = wide.decode(torch.cat([latents, noise], 1), num_frames=1).sample
+        torch.testing.assert_close(made, vae.decode(latents, num_frames=1).sample)
+    torch.testing.assert_close(more[:, :LATENT_CHANNELS], latents)
+    assert (more[:, LATENT_CHANNELS:] == 0).all()
+
+
+def test_middle_taps_decode_a_frame_as_the_whole_decoder_of_their_state():
+    torch.manual_seed(0)
+    vae, whole = by_single_frames(make_vae()).eval(), make_vae().eval()
+    whole.load_state_dict(full_state(vae))
+    latents = torch.randn(1, LATENT_CHANNELS, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(whole.decode(latents, num_frames=1).sample, vae.decode(latents, num_frames=1).sample)
+
+
+def test_attention_that_points_between_two_tokens_loses_least():
+    source = torch.tensor([[[1.5], [1.0]]])  # between tokens (1, 1) and (2, 1) of a grid of 3 × 4
+    right = torch.full((1, 1, 12), -math.inf).log_softmax(-1).nan_to_num(-50.0)
+    right[0, 0, [5, 6]] = math.log(0.5)
+    wrong = right.roll(1, -1)
+    assert bilinear_cross_entropy(right, source, 3, 4).item() == pytest.approx(math.log(2))
+    assert bilinear_cross_entropy(wrong, source, 3, 4).item() > 10
+
+
+def test_content_from_outside_is_not_pointed_at():
+    source = torch.tensor([[[-1.0, 4.0], [0.0, 0.0]]])
+    assert (bilinear_cross_entropy(torch.zeros(1, 2, 12).log_softmax(-1), source, 3, 4) == 0).all()
