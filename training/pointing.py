@@ -41,8 +41,8 @@ class Pointing:
         tokens = hidden_states.shape[1]
         size = round(math.sqrt(positions.shape[-1] * positions.shape[-2] / tokens))  # latents to a token, a side
         height, width = positions.shape[-2] // size, positions.shape[-1] // size
-        middle = positions.new_tensor([(width - 1) / 2, (height - 1) / 2]).view(1, 2, 1)
-        source = F.avg_pool2d(positions, size).flatten(2) / (VAE_FACTOR * size) + middle
+        x, y = (F.avg_pool2d(positions, size).flatten(2) / (VAE_FACTOR * size)).unbind(1)
+        source = torch.stack([x + (width - 1) / 2, y + (height - 1) / 2], 1)
         chosen = torch.randint(tokens, (min(QUERIES, tokens),), device=positions.device)
         source = source[:, :, chosen]
         head = attention.to_q.weight.shape[0] // attention.heads
@@ -67,5 +67,5 @@ def bilinear_cross_entropy(likelihood: torch.Tensor, source: torch.Tensor, heigh
             share = (part_x if dx else 1 - part_x) * (part_y if dy else 1 - part_y)
             index = (row * width + column).long()[..., None]
             loss = loss - share * likelihood.gather(-1, index)[..., 0]
-    most = source.new_tensor([width - 0.5, height - 0.5]).view(1, 2, 1)
-    return loss * ((source >= -0.5) & (source <= most)).all(1)
+    x, y = source.unbind(1)
+    return loss * ((x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5))
