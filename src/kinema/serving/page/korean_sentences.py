@@ -51,6 +51,11 @@ SENTENCES = {
     "사진을 줄이세요.",
     "still_too_small": "사진이 {width}×{height} 픽셀입니다. {least}×{least} 픽셀은 되어야 합니다. 더 큰 사진을 주세요.",
     "still_damaged": "사진이 손상되었거나 끝이 잘렸습니다. 사진을 다시 받거나 PNG로 새로 저장하세요.",
+    "image_too_complex": "사진에 {parts} {most}개가 넘게 들어 있어 푸는 데 너무 오래 걸릴 수 있습니다. "
+    "PNG로 새로 저장해서 쓰세요.",
+    "jpeg_scans": "JPEG 스캔이",
+    "jpeg_segments": "JPEG 세그먼트가",
+    "png_chunks": "PNG 청크가",
     "still_unknown": "알 수 없는 파일입니다. JPEG, PNG, WebP 사진을 주세요.",
     "still_of_another_kind": "이 파일은 {seems} 같습니다. {remedy} (JPEG, PNG, WebP를 읽습니다)",
     "a_gif": "GIF 그림",
