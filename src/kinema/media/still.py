@@ -299,8 +299,6 @@ def _decoded(data: bytes, label: str, at_least: int | None = None) -> _Decoded:
         ) from None
     except UnidentifiedImageError:
         raise InvalidStill(_unknown(data, label)) from None
-    except MemoryError:
-        raise
     except Exception as error:  # noqa: BLE001 - Pillow's readers meet damage with nearly any exception
         raise InvalidStill(_damaged(label, error)) from None
     cautions = []
@@ -341,7 +339,7 @@ def _upright(
     width, height = image.size
     try:
         if at_least is not None and own:
-            image.draft(None, (at_least, at_least))  # type: ignore[arg-type]  # as its code has it: None keeps the mode
+            image.draft(None, (at_least, at_least))
         image = _loaded(image)
         turn, more = _turn(image, label)
         rgb, others = _rgb(image, label)
@@ -349,8 +347,6 @@ def _upright(
             image.close()
         if turn is not None:
             rgb = rgb.transpose(turn)
-    except MemoryError:
-        raise
     except Exception as error:  # noqa: BLE001 - as above
         raise InvalidStill(_damaged(label, error)) from None
     size = (height, width) if turn in _ON_ITS_SIDE else (width, height)
@@ -498,6 +494,10 @@ def _too_large(size: int, label: str) -> Sentence:
 
 def _damaged(label: str, error: Exception) -> Sentence:
     """The message for a picture that is of a known kind but can't be decoded."""
+    if isinstance(error, MemoryError):
+        return Sentence(
+            "image_out_of_memory", "{label} needs more memory to be decoded than there is; shrink it", label=label
+        )
     return Sentence(
         "still_damaged",
         "{label} is damaged or cut short ({reason}); get the picture again, or save it anew as PNG",

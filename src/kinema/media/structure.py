@@ -94,7 +94,8 @@ def png_structure(data: bytes, label: str) -> PngStructure:
     Raises:
         InvalidStill: so many that only walking through them takes long.
     """
-    at, header, pieces = 8, b"", []
+    at, header = 8, b""
+    pieces: list[tuple[int, int]] = []
     for _ in range(MAX_CHUNKS):
         if at + 8 > len(data):
             return PngStructure(header, tuple(pieces))

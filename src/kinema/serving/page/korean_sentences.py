@@ -56,6 +56,7 @@ SENTENCES = {
     "jpeg_scans": "JPEG 스캔이",
     "jpeg_segments": "JPEG 세그먼트가",
     "png_chunks": "PNG 청크가",
+    "image_out_of_memory": "사진을 푸는 데 메모리가 모자랍니다. 사진을 줄이세요.",
     "still_unknown": "알 수 없는 파일입니다. JPEG, PNG, WebP 사진을 주세요.",
     "still_of_another_kind": "이 파일은 {seems} 같습니다. {remedy} (JPEG, PNG, WebP를 읽습니다)",
     "a_gif": "GIF 그림",
