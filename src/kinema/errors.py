@@ -45,7 +45,11 @@ class RequestTooLarge(InvalidRequest):
 
 
 class InvalidStill(KinemaError, ValueError):
-    """What was given is no usable image."""
+    """What was given is no usable image. `param` names the field that it came in, where it came in one."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 class WeightsError(KinemaError):

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import json
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote_to_bytes
 
 from kinema.errors import InvalidRequest, InvalidStill
 from kinema.media.fetch import fetch
 from kinema.serving.fields import is_set
+from kinema.serving.forms import IMAGE_FIELDS, read_multipart
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
     from kinema.settings import Settings
 
-STILL_FIELDS = ("input_reference", "image")
-_DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,(.*)", re.DOTALL)
+_DATA_URL = re.compile(r"data:([^,]*),(.*)", re.DOTALL | re.IGNORECASE)
 _YES, _NO = {"true", "1", "yes", "on"}, {"false", "0", "no", "off"}
 
 
@@ -29,10 +31,11 @@ class UnreadableBody(InvalidRequest):
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a body says. `still` is a picture's bytes, or the address of one."""
+    """What a body says. `still` is a picture's bytes, or the address of one, and `image_field` what it came in."""
 
     fields: dict[str, Any]
     still: bytes | str | None = None
+    image_field: str = IMAGE_FIELDS[0]
     title: str | None = None
     keep: bool = False
     pinned: bool = False
@@ -74,7 +77,9 @@ async def read_change(request: Request) -> Change:
 
 async def _fields(request: Request) -> dict[str, Any]:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
+    if kind == "multipart/form-data":
+        return dict(await read_multipart(request.headers["content-type"], request.stream()))
+    if kind == "application/x-www-form-urlencoded":
         return await _form(request)
     if kind in ("application/json", ""):
         return _object(await request.body())
@@ -82,23 +87,17 @@ async def _fields(request: Request) -> dict[str, Any]:
 
 
 async def _form(request: Request) -> dict[str, Any]:
-    from starlette.datastructures import UploadFile
     from starlette.exceptions import HTTPException
 
     try:
-        form = await request.form(max_files=4, max_fields=100)
+        form = await request.form(max_fields=100)
     except HTTPException as error:
         raise InvalidRequest(f"the form can't be read: {error.detail}") from None
     fields: dict[str, Any] = {}
     for name, value in form.multi_items():
         if name in fields:
             raise InvalidRequest(f"{name} is given twice; give it once", name)
-        if isinstance(value, UploadFile):
-            if name not in STILL_FIELDS:
-                raise InvalidRequest(f"{name} is a file, and only input_reference (or image) can be one", name)
-            fields[name] = await value.read()
-        else:
-            fields[name] = value
+        fields[name] = value
     return fields
 
 
@@ -115,12 +114,13 @@ def _object(body: bytes) -> dict[str, Any]:
 def _asked(fields: dict[str, Any]) -> Asked:
     """The fields apart from those that are no settings of a video."""
     given = {name: value for name, value in fields.items() if value != b"" and is_set(value)}
-    stills = [name for name in STILL_FIELDS if name in given]
+    stills = [name for name in IMAGE_FIELDS if name in given]
     if len(stills) > 1:
         raise InvalidRequest("input_reference and image are the same, and both are given: drop one", "image")
-    still = _still(given.pop(stills[0]), stills[0]) if stills else None
+    field = stills[0] if stills else IMAGE_FIELDS[0]
     return Asked(
-        still=still,
+        still=_still(given.pop(field), field) if stills else None,
+        image_field=field,
         title=_text("title", given.pop("title", None)),
         keep=_truth("keep", given.pop("keep", False)),
         pinned=_truth("pinned", given.pop("pinned", False)),
@@ -131,6 +131,9 @@ def _asked(fields: dict[str, Any]) -> Asked:
 
 def _still(value: object, name: str) -> bytes | str:
     """A picture's bytes from a file, a data: URL or {image_url}; or an http(s) address, which is not fetched here."""
+    if isinstance(value, str) and value.lstrip().startswith("{"):  # an object in a form
+        with contextlib.suppress(ValueError, RecursionError):
+            value = json.loads(value)
     if isinstance(value, dict):
         value = value.get("image_url")
         if isinstance(value, dict):  # as chat messages write it
@@ -139,16 +142,29 @@ def _still(value: object, name: str) -> bytes | str:
         return value
     if not isinstance(value, str):
         raise InvalidRequest(f"{name} is neither a file nor {{image_url}} with a data: URL", name)
+    value = value.strip()
     if found := _DATA_URL.fullmatch(value):
-        try:
-            return base64.b64decode(re.sub(r"\s", "", found[1]), validate=True)
-        except (binascii.Error, ValueError):
-            raise InvalidStill("the data: URL of the still is no base64") from None
-    if value.startswith(("http://", "https://")):
+        return _data(found[1], found[2], name)
+    if value[:8].lower().startswith(("http://", "https://")):
         return value
     raise InvalidRequest(
         f"{name} {value[:40]!r} is no picture; send a file, or {{image_url}} with a data:image/…;base64, URL", name
     )
+
+
+def _data(kind: str, payload: str, name: str) -> bytes:
+    """What a data: URL holds, read as browsers do (https://fetch.spec.whatwg.org/#data-url-processor).
+
+    Its media type and parameters count for nothing: what a picture is, its bytes tell.
+    """
+    data = unquote_to_bytes(payload)
+    if kind.rpartition(";")[2].strip().lower() != "base64":
+        return data
+    data = re.sub(rb"[\t\n\f\r ]", b"", data)
+    try:
+        return base64.b64decode(data.rstrip(b"=") + b"=" * (-len(data.rstrip(b"=")) % 4), validate=True)
+    except binascii.Error:
+        raise InvalidStill(f"the data: URL in {name} is not valid base64; encode the file anew", name) from None
 
 
 def fetched(settings: Settings, still: bytes | str | None) -> bytes | None:

@@ -15,12 +15,13 @@ os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
 
 import bentoml
 from _bentoml_sdk.io_models import IODescriptor
-from pydantic import ConfigDict, create_model
+from pydantic import ConfigDict, Field, create_model
 
-from kinema.errors import KinemaError
+from kinema.errors import InvalidRequest, KinemaError
 from kinema.jobs.working import end_with
-from kinema.serving import logs, page
+from kinema.serving import logs, page, swagger
 from kinema.serving.edge import Edge
+from kinema.serving.fields import is_set
 from kinema.serving.hosting import WORK, Host, host_of
 from kinema.serving.reading import Asked, read
 from kinema.serving.videos import accept, answer_to, make_app, wait_for
@@ -61,7 +62,8 @@ def _fields() -> Mapping[str, Any]:
     first = ["decode_chunk_size", "seed"]
     for name in [*first, *(name for name in VideoRequest.model_fields if name not in first)]:
         field = VideoRequest.model_fields[name]
-        fields[name] = (Optional[field.annotation], None)  # noqa: UP045 - the annotation is a value here
+        told = Field(None, description=field.description)
+        fields[name] = (Optional[field.annotation], told)  # noqa: UP045 - the annotation is a value here
     return fields | {"keep": (bool | None, None)}
 
 
@@ -125,6 +127,8 @@ class StableDiffusionVideo:
         try:
             if isinstance(asked, KinemaError):
                 raise asked
+            if asked.still is None and not is_set(asked.fields.get("prompt")):
+                raise InvalidRequest("no image is given; send a JPEG, PNG or WebP file as image", "image")
             host = host_of(api)
             key = request.headers.get("idempotency-key")
             job, _ = await accept(host, asked, key)
@@ -137,3 +141,4 @@ class StableDiffusionVideo:
 
 
 StableDiffusionVideo.add_asgi_middleware(Edge, api=api)  # type: ignore[attr-defined]  # it is a Service now
+swagger.add(api, StableDiffusionVideo)

@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from kinema.errors import InvalidRequest, JobNotFound, KinemaError
+from kinema.errors import InvalidRequest, InvalidStill, JobNotFound, KinemaError
 from kinema.models.catalog import CATALOG, PAINTERS
 from kinema.serving import document, wire
 from kinema.serving.events import Events
@@ -101,7 +101,11 @@ async def accept(host: Host, asked: Asked, key: str | None) -> tuple[Job, Submis
         )
         return job, submission
 
-    return await asyncio.to_thread(work)
+    try:
+        return await asyncio.to_thread(work)
+    except InvalidStill as error:
+        error.param = asked.image_field
+        raise
 
 
 async def wait_for(host: Host, request: Request, job: Job, *, keep: bool) -> Response:

@@ -197,9 +197,7 @@ def refusal(error: KinemaError) -> tuple[int, dict[str, Any], dict[str, str]]:
         headers["Retry-After"] = str(max(1, round(error.retry_after)))
     elif status == 503:
         headers["Retry-After"] = str(RETRY_SECONDS)
-    param = error.param if isinstance(error, InvalidRequest) else None
-    if isinstance(error, InvalidStill):
-        param = "input_reference"
+    param = error.param if isinstance(error, InvalidRequest | InvalidStill) else None
     return status, error_body(status, code_of(type(error)), str(error), param), headers
 
 
