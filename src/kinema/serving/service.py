@@ -20,6 +20,7 @@ from pydantic import ConfigDict, create_model
 from kinema.errors import KinemaError
 from kinema.jobs.working import end_with
 from kinema.serving import logs, page
+from kinema.serving.arbiter import close_control_ports
 from kinema.serving.edge import Edge
 from kinema.serving.hosting import WORK, Host, host_of
 from kinema.serving.reading import Asked, read
@@ -65,11 +66,14 @@ def _fields() -> Mapping[str, Any]:
     return fields | {"keep": (bool | None, None)}
 
 
-def _end_with_arbiter() -> None:
-    """End when the process that started this one does: an orphan would keep the port and the queue from the next."""
+def _started_by_arbiter() -> bool:
+    """Whether this is the process that serves, and another starts it again when it dies."""
     main = getattr(sys.modules["__main__"], "__spec__", None)
-    if main is not None and main.name == "_bentoml_impl.worker.service":
-        end_with(os.getppid())
+    return main is not None and main.name == "_bentoml_impl.worker.service"
+
+
+if not _started_by_arbiter():  # then this process may become the arbiter; BentoML has not made it yet
+    close_control_ports()
 
 
 Input = create_model("Input", __base__=_Loose, **_fields())
@@ -93,7 +97,8 @@ class StableDiffusionVideo:
 
     def __init__(self) -> None:
         settings = read_settings()
-        _end_with_arbiter()
+        if _started_by_arbiter():  # an orphan would keep the port and the queue from the next
+            end_with(os.getppid())
         logs.set_up(settings.log_format)
         # Tests put work of their own here, which needs no model.
         self._host = Host(settings, os.environ.get("KINEMA_WORK", WORK))
