@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional, Self
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
 
 import bentoml
+import uvicorn.config
 from _bentoml_sdk.io_models import IODescriptor
 from pydantic import ConfigDict, create_model
 
@@ -72,7 +73,9 @@ def _started_by_arbiter() -> bool:
     return main is not None and main.name == "_bentoml_impl.worker.service"
 
 
-if not _started_by_arbiter():  # then this process may become the arbiter; BentoML has not made it yet
+if _started_by_arbiter():  # BentoML has not made uvicorn's configuration yet, nor any arbiter
+    uvicorn.config.HTTP_PROTOCOLS["auto"] = "kinema.serving.connections:Connection"
+else:
     close_control_ports()
 
 
@@ -132,8 +135,9 @@ class StableDiffusionVideo:
                 raise asked
             host = host_of(api)
             key = request.headers.get("idempotency-key")
-            job, _ = await accept(host, asked, key)
-            return await wait_for(host, request, job, keep=asked.keep or key is not None)
+            job, submission = await accept(host, asked, key, waits=True)
+            keep = asked.keep or key is not None
+            return await wait_for(host, request, job, submission.fingerprint, keep=keep)
         except KinemaError as error:
             return answer_to(error)
 
