@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from kinema.errors import QueueUnavailable
 from kinema.jobs import Queue
+from kinema.serving.abandoned import Abandoned
 from kinema.serving.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Host:
         self.settings = settings
         self.metrics = Metrics()
         self.queue = Queue(settings, work, ended=self._ended)
+        self.abandoned = Abandoned(self.queue)
         self.stopping = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 

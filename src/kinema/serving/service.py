@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional, Self
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
 
 import bentoml
+import uvicorn.config
 from _bentoml_sdk.io_models import IODescriptor
 from pydantic import ConfigDict, Field, create_model
 
 from kinema.errors import InvalidRequest, KinemaError
 from kinema.jobs.working import end_with
 from kinema.serving import logs, page, swagger
+from kinema.serving.arbiter import close_control_ports
 from kinema.serving.edge import Edge
 from kinema.serving.fields import is_set
 from kinema.serving.hosting import WORK, Host, host_of
@@ -67,11 +69,16 @@ def _fields() -> Mapping[str, Any]:
     return fields | {"keep": (bool | None, None)}
 
 
-def _end_with_arbiter() -> None:
-    """End when the process that started this one does: an orphan would keep the port and the queue from the next."""
+def _started_by_arbiter() -> bool:
+    """Whether this is the process that serves, and another starts it again when it dies."""
     main = getattr(sys.modules["__main__"], "__spec__", None)
-    if main is not None and main.name == "_bentoml_impl.worker.service":
-        end_with(os.getppid())
+    return main is not None and main.name == "_bentoml_impl.worker.service"
+
+
+if _started_by_arbiter():  # BentoML has not made uvicorn's configuration yet, nor any arbiter
+    uvicorn.config.HTTP_PROTOCOLS["auto"] = "kinema.serving.connections:Connection"
+else:
+    close_control_ports()
 
 
 Input = create_model("Input", __base__=_Loose, **_fields())
@@ -95,7 +102,8 @@ class StableDiffusionVideo:
 
     def __init__(self) -> None:
         settings = read_settings()
-        _end_with_arbiter()
+        if _started_by_arbiter():  # an orphan would keep the port and the queue from the next
+            end_with(os.getppid())
         logs.set_up(settings.log_format)
         # Tests put work of their own here, which needs no model.
         self._host = Host(settings, os.environ.get("KINEMA_WORK", WORK))
@@ -131,8 +139,9 @@ class StableDiffusionVideo:
                 raise InvalidRequest("no image is given; send a JPEG, PNG or WebP file as image", "image")
             host = host_of(api)
             key = request.headers.get("idempotency-key")
-            job, _ = await accept(host, asked, key)
-            return await wait_for(host, request, job, keep=asked.keep or key is not None)
+            job, submission = await accept(host, asked, key, waits=True)
+            keep = asked.keep or key is not None
+            return await wait_for(host, request, job, submission.fingerprint, keep=keep)
         except KinemaError as error:
             return answer_to(error)
 

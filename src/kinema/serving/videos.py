@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from kinema.errors import InvalidRequest, InvalidStill, JobNotFound, KinemaError
 from kinema.models.catalog import CATALOG, PAINTERS
 from kinema.serving import document, wire
+from kinema.serving.connections import interim_sender
 from kinema.serving.events import Events
 from kinema.serving.hosting import Host, host_of
 from kinema.serving.reading import Asked, UnreadableBody, fetched, read, read_change
@@ -80,8 +81,8 @@ def answer_to(error: KinemaError) -> JSONResponse:
     return JSONResponse(body, status, headers=headers)
 
 
-async def accept(host: Host, asked: Asked, key: str | None) -> tuple[Job, Submission]:
-    """Check what was asked, and queue it.
+async def accept(host: Host, asked: Asked, key: str | None, *, waits: bool = False) -> tuple[Job, Submission]:
+    """Check what was asked, and queue it; a call that waits first looks for the job of a caller that was cut off.
 
     Raises:
         KinemaError: one of its kinds, nothing being queued.
@@ -90,6 +91,8 @@ async def accept(host: Host, asked: Asked, key: str | None) -> tuple[Job, Submis
 
     def work() -> tuple[Job, Submission]:
         submission = prepare(host.settings, asked.fields, fetched(host.settings, asked.still))
+        if waits and key is None and (job := host.abandoned.take(submission.fingerprint)):
+            return job, submission
         job = submit(
             host.queue,
             host.settings,
@@ -108,16 +111,29 @@ async def accept(host: Host, asked: Asked, key: str | None) -> tuple[Job, Submis
         raise
 
 
-async def wait_for(host: Host, request: Request, job: Job, *, keep: bool) -> Response:
-    """The finished video, or why there is none. A client that goes takes its job along, unless it is to be kept."""
-    waiting = asyncio.ensure_future(host.finished(job))
-    while not waiting.done():
-        await asyncio.wait({waiting}, timeout=0.5)
-        if not waiting.done() and await request.is_disconnected():
-            waiting.cancel()
-            if not keep:
-                await asyncio.to_thread(host.queue.cancel, job.id)
-            return Response(status_code=499)
+async def wait_for(host: Host, request: Request, job: Job, fingerprint: str, *, keep: bool) -> Response:
+    """The finished video, or why there is none. A client that goes takes its job along, unless it is to be kept.
+
+    While the job goes on, interim responses keep the client from giving up. One to which none can be sent may have
+    given up against its will: its job waits a while for the same request.
+    """
+    every = host.settings.interim_seconds
+    send_interim = interim_sender(request.scope) if every else None
+    waiting, leaving = asyncio.ensure_future(host.finished(job)), asyncio.ensure_future(_gone(request))
+    try:
+        while not waiting.done():
+            done, _ = await asyncio.wait({waiting, leaving}, timeout=every or None, return_when=asyncio.FIRST_COMPLETED)
+            if leaving in done and not waiting.done():
+                if not keep and send_interim is None:
+                    host.abandoned.add(job.id, fingerprint)
+                elif not keep:
+                    await asyncio.to_thread(host.queue.cancel, job.id)
+                return Response(status_code=499)
+            if not done and send_interim is not None:
+                send_interim()
+    finally:
+        waiting.cancel()
+        leaving.cancel()
     finished = waiting.result()
     if finished is None:
         raise JobNotFound(f"{job.id} was deleted before it was made")
@@ -126,6 +142,12 @@ async def wait_for(host: Host, request: Request, job: Job, *, keep: bool) -> Res
         return JSONResponse(body, status, headers=headers | made_headers(finished))
     path = await asyncio.to_thread(host.queue.result, job.id)
     return FileResponse(path, media_type="video/mp4", filename=f"{job.id}.mp4", headers=made_headers(finished))
+
+
+async def _gone(request: Request) -> None:
+    """Return when the client of a request whose body was read is gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def made_headers(job: Job) -> dict[str, str]:
@@ -161,8 +183,8 @@ def _add_making(app: FastAPI) -> None:
         """Ask for a video, and wait for it. Its id and seed are in the headers."""
         host = host_of(app)
         asked = await read(request)
-        job, _ = await accept(host, asked, key)
-        return await wait_for(host, request, job, keep=asked.keep or key is not None)
+        job, submission = await accept(host, asked, key, waits=True)
+        return await wait_for(host, request, job, submission.fingerprint, keep=asked.keep or key is not None)
 
 
 def _add_looking(app: FastAPI) -> None:
