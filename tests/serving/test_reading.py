@@ -3,12 +3,13 @@
 import asyncio
 import base64
 import json
+from contextlib import closing
 
 import pytest
 from starlette.requests import Request
 
-from kinema.errors import InvalidRequest, InvalidStill
-from kinema.serving.reading import read
+from kinema.errors import InvalidRequest, InvalidStill, RequestTooLarge
+from kinema.serving import reading
 
 PNG = b"\x89PNG\r\n\x1a\n\0\xff picture"
 
@@ -21,7 +22,8 @@ def asked(body, content_type):
         return {"type": "http.request", "body": pieces.pop(0), "more_body": bool(pieces)}
 
     scope = {"type": "http", "method": "POST", "headers": [(b"content-type", content_type.encode())]}
-    return asyncio.run(read(Request(scope, receive)))
+    with closing(asyncio.run(reading.receive(Request(scope, receive)))) as came:
+        return came.asked()
 
 
 def form(*parts, end=b"--x--\r\n"):
@@ -124,3 +126,61 @@ def test_what_is_not_base64_is_refused_by_the_fields_name(url):
 
 def test_an_address_may_be_written_in_capitals():
     assert image_url("HTTPS://example.org/A.png").still == "HTTPS://example.org/A.png"
+
+
+def as_json(fields):
+    return asked(json.dumps(fields).encode(), "application/json")
+
+
+@pytest.mark.parametrize(
+    "place", [lambda url: url, lambda url: {"image_url": url}, lambda url: {"image_url": {"url": url}}]
+)
+@pytest.mark.parametrize("escape", [False, True])
+def test_json_may_be_large_for_its_image(place, escape):
+    picture = PNG + bytes(1_500_000)
+    text = json.dumps({"seed": 7, "image": place("Data:image/png;base64," + base64.b64encode(picture).decode())})
+    body = (text.replace("/", r"\/") if escape else text).encode()
+    with closing(asyncio.run(reading.received(Whole(body), "application/json"))) as came:
+        given = came.asked()
+    assert (given.still, given.fields) == (picture, {"seed": 7})
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b'{"prompt": "' + b"x" * 1_100_000 + b'"}', "application/json"),
+        (b"[" + b"[]," * 400_000 + b"[]]", "application/json"),
+        (b'{"prompt": "data:' + b"x" * 1_100_000 + b'"}', "application/json"),
+        (b'{"image": "data:,a", "prompt": "' + b"x" * 1_100_000 + b'"}', "application/json"),
+        (b'"data:' + b'\\"' * 600_000, "application/json"),
+        (b"prompt=" + b"x" * 1_100_000, "application/x-www-form-urlencoded"),
+        (b'{"image": "http://host/a.png", "prompt": "' + b"x" * 200_000 + b'"}', "application/json"),
+    ],
+)
+def test_bodies_without_an_image_have_a_bound_of_their_own(body, kind):
+    with closing(asyncio.run(reading.received(Whole(body), kind))) as came, pytest.raises(RequestTooLarge):
+        came.asked()
+
+
+def test_a_form_has_few_fields():
+    with pytest.raises(InvalidRequest, match="form can't be read"):
+        asked(b"&".join(b"a%d=1" % i for i in range(200)), "application/x-www-form-urlencoded")
+
+
+def test_a_large_body_is_not_in_memory_until_it_is_read():
+    with closing(asyncio.run(reading.received(Whole(bytes(5_000_000))))) as came:
+        assert not came.small
+        assert came.file.fileno() >= 0  # a file on the disk
+    with pytest.raises(RequestTooLarge):
+        asyncio.run(reading.received(Whole(bytes(2000)), most=1000))
+
+
+class Whole:
+    """A request whose body comes in pieces as a server reads them."""
+
+    def __init__(self, body):
+        self._body = body
+
+    async def stream(self):
+        for start in range(0, len(self._body), 65536):
+            yield self._body[start : start + 65536]

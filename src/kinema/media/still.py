@@ -495,14 +495,19 @@ def _too_large(size: int, label: str) -> Sentence:
 def _damaged(label: str, error: Exception) -> Sentence:
     """The message for a picture that is of a known kind but can't be decoded."""
     if isinstance(error, MemoryError):
-        return Sentence(
-            "image_out_of_memory", "{label} needs more memory to be decoded than there is; shrink it", label=label
-        )
+        return out_of_memory(label)
     return Sentence(
         "still_damaged",
         "{label} is damaged or cut short ({reason}); get the picture again, or save it anew as PNG",
         label=label,
         reason=str(error),
+    )
+
+
+def out_of_memory(label: str) -> Sentence:
+    """The message for a picture that may be sound, and does not fit in memory."""
+    return Sentence(
+        "image_out_of_memory", "{label} needs more memory to be decoded than there is; shrink it", label=label
     )
 
 

@@ -11,7 +11,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from kinema.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import Iterable
 
     from python_multipart.multipart import MultipartCallbacks
 
@@ -21,8 +21,8 @@ MAX_PARTS = 100
 MAX_VALUE_BYTES = 128 * 1024
 
 
-async def read_multipart(content_type: str, body: AsyncIterator[bytes]) -> dict[str, str | bytes]:
-    """The fields of a multipart body as it arrives; an image that comes as text (a data URL, say) is text.
+def read_multipart(content_type: str, body: Iterable[bytes]) -> dict[str, str | bytes]:
+    """The fields of a multipart body in pieces; an image that comes as text (a data URL, say) is text.
 
     The field's name decides what a part is, because clients disagree about the rest: browsers give every Blob a file
     name, Swagger UI sends each value as a Blob of JSON, and other clients send files without a name.
@@ -33,7 +33,7 @@ async def read_multipart(content_type: str, body: AsyncIterator[bytes]) -> dict[
     form = _Form()
     try:
         parser = MultipartParser(_boundary(content_type), form.callbacks)
-        async for chunk in body:
+        for chunk in body:
             parser.write(chunk)
         parser.finalize()
     except FormParserError as error:
@@ -97,7 +97,7 @@ class _Form:
             raise self._no_text()
 
     def _end(self) -> None:
-        data = bytes(self._data)
+        data, self._data = bytes(self._data), bytearray()
         if self._field in IMAGE_FIELDS and self._is_file:
             self.fields[self._field] = data
             return

@@ -1,4 +1,4 @@
-"""A request's body, form or JSON, as loose fields and a still's bytes."""
+"""A request's body, form or JSON: received to a file, then read as loose fields and a still's bytes."""
 
 from __future__ import annotations
 
@@ -7,20 +7,31 @@ import binascii
 import contextlib
 import json
 import re
+import secrets
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote_to_bytes
+from tempfile import SpooledTemporaryFile
+from typing import IO, TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, unquote_to_bytes
 
-from kinema.errors import InvalidRequest, InvalidStill
+from kinema.errors import InsufficientDisk, InvalidRequest, InvalidStill, RequestTooLarge
 from kinema.media.fetch import fetch
 from kinema.serving.fields import is_set
 from kinema.serving.forms import IMAGE_FIELDS, read_multipart
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from starlette.requests import Request
 
     from kinema.settings import Settings
 
+# A body of no more is kept in memory, and read in the event loop; the longest prompt in JSON's escapes takes 120,000.
+SMALL_BYTES = 128 * 1024
+# Of JSON apart from its image, and of a form that holds no file.
+MAX_PLAIN_BYTES = 1_000_000
+MAX_FIELDS = 100
+PIECE_BYTES = 64 * 1024
+_JSON_IMAGE = re.compile(rb'"data:[^"\\]*+(?:\\.[^"\\]*+)*+"', re.IGNORECASE | re.DOTALL)
 _DATA_URL = re.compile(r"data:([^,]*),(.*)", re.DOTALL | re.IGNORECASE)
 _YES, _NO = {"true", "1", "yes", "on"}, {"false", "0", "no", "off"}
 
@@ -50,51 +61,126 @@ class Change:
     pinned: bool | None
 
 
-async def read(request: Request) -> Asked:
-    """The body, judged only so far as it can be read.
+@dataclass(frozen=True, slots=True)
+class Body:
+    """A body that has come whole; a large one is on the disk, and takes no memory until it is read."""
+
+    content_type: str
+    size: int
+    file: IO[bytes]
+
+    @property
+    def small(self) -> bool:
+        """Whether it may be read in the event loop."""
+        return self.size <= SMALL_BYTES
+
+    def close(self) -> None:
+        """Let it go."""
+        self.file.close()
+
+    def asked(self) -> Asked:
+        """What it asks for, judged only so far as it can be read.
+
+        Raises:
+            InvalidRequest: saying what can't be read.
+        """
+        asked = _asked(self._fields())
+        if isinstance(asked.still, str) and not self.small:
+            raise RequestTooLarge(
+                f"the body has {self.size} bytes, and at most {SMALL_BYTES} are read with the address of an image; "
+                "send less, or the image itself"
+            )
+        return asked
+
+    def change(self) -> Change:
+        """The same of a body that changes a video.
+
+        Raises:
+            InvalidRequest: saying what can't be read, or that nothing which can be changed is given.
+        """
+        given = {name: value for name, value in self._fields().items() if is_set(value)}
+        title, pinned = _text("title", given.pop("title", None)), given.pop("pinned", None)
+        if given:
+            name = next(iter(given))
+            raise InvalidRequest(f"{name} can't be changed; title and pinned can", name)
+        if title is None and pinned is None:
+            raise InvalidRequest("neither title nor pinned is given: give one of them, or both", "pinned")
+        return Change(title, None if pinned is None else _truth("pinned", pinned))
+
+    def _fields(self) -> dict[str, Any]:
+        match _kind(self.content_type):
+            case "multipart/form-data":
+                return dict(read_multipart(self.content_type, self._pieces()))
+            case "application/x-www-form-urlencoded":
+                return _form(self.file.read(MAX_PLAIN_BYTES + 1))
+        return _object(self.file.read())
+
+    def _pieces(self) -> Iterator[bytes]:
+        while piece := self.file.read(PIECE_BYTES):
+            yield piece
+
+
+def _kind(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower() or "application/json"
+
+
+async def receive(request: Request) -> Body:
+    """The body, as it comes.
 
     Raises:
-        InvalidRequest: saying what can't be read.
+        InvalidRequest: where bodies of its kind are not read.
+        InsufficientDisk: where there is no room for it.
     """
-    return _asked(await _fields(request))
+    content_type = request.headers.get("content-type", "")
+    kind = _kind(content_type)
+    if kind not in ("multipart/form-data", "application/x-www-form-urlencoded", "application/json"):
+        raise UnreadableBody(f"a body of {kind} is not read; send multipart/form-data or application/json")
+    return await received(request, content_type)
 
 
-async def read_change(request: Request) -> Change:
-    """The same of a body that changes a video.
+async def received(request: Request, content_type: str = "", most: float = float("inf")) -> Body:
+    """Any body, as it comes.
 
     Raises:
-        InvalidRequest: saying what can't be read, or that nothing which can be changed is given.
+        RequestTooLarge: it has more than `most` bytes.
+        InsufficientDisk: there is no room for it.
     """
-    given = {name: value for name, value in (await _fields(request)).items() if is_set(value)}
-    title, pinned = _text("title", given.pop("title", None)), given.pop("pinned", None)
-    if given:
-        name = next(iter(given))
-        raise InvalidRequest(f"{name} can't be changed; title and pinned can", name)
-    if title is None and pinned is None:
-        raise InvalidRequest("neither title nor pinned is given: give one of them, or both", "pinned")
-    return Change(title, None if pinned is None else _truth("pinned", pinned))
+    from starlette.concurrency import run_in_threadpool
 
-
-async def _fields(request: Request) -> dict[str, Any]:
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind == "multipart/form-data":
-        return dict(await read_multipart(request.headers["content-type"], request.stream()))
-    if kind == "application/x-www-form-urlencoded":
-        return await _form(request)
-    if kind in ("application/json", ""):
-        return _object(await request.body())
-    raise UnreadableBody(f"a body of {kind} is not read; send multipart/form-data or application/json")
-
-
-async def _form(request: Request) -> dict[str, Any]:
-    from starlette.exceptions import HTTPException
-
+    file: IO[bytes] = SpooledTemporaryFile(SMALL_BYTES)  # noqa: SIM115 - the body closes it
+    size = 0
     try:
-        form = await request.form(max_fields=100)
-    except HTTPException as error:
-        raise InvalidRequest(f"the form can't be read: {error.detail}") from None
+        async for piece in request.stream():
+            size += len(piece)
+            if size > most:
+                raise RequestTooLarge(f"the body is larger than {most / 1_000_000:g} MB: shrink the image")
+            if size <= SMALL_BYTES:
+                file.write(piece)
+            else:
+                await run_in_threadpool(file.write, piece)
+    except OSError as error:
+        file.close()
+        raise InsufficientDisk(f"the server has no room for the body ({error.strerror}); try again later") from None
+    except BaseException:
+        file.close()
+        raise
+    file.seek(0)
+    return Body(content_type, size, file)
+
+
+def _form(body: bytes) -> dict[str, Any]:
+    """The fields of an URL-encoded form."""
+    if len(body) > MAX_PLAIN_BYTES:
+        raise RequestTooLarge(
+            f"a form without a file is larger than {MAX_PLAIN_BYTES / 1_000_000:g} MB; send an image as "
+            "multipart/form-data"
+        )
+    try:
+        pairs = parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=MAX_FIELDS)
+    except ValueError as error:
+        raise InvalidRequest(f"the form can't be read: {error}") from None
     fields: dict[str, Any] = {}
-    for name, value in form.multi_items():
+    for name, value in pairs:
         if name in fields:
             raise InvalidRequest(f"{name} is given twice; give it once", name)
         fields[name] = value
@@ -102,13 +188,48 @@ async def _form(request: Request) -> dict[str, Any]:
 
 
 def _object(body: bytes) -> dict[str, Any]:
+    """The fields of a JSON object. The data: URL of a large one is taken out before it is parsed, and put back."""
+    image, mark = None, f"data:{secrets.token_hex(16)}"
+    if len(body) > MAX_PLAIN_BYTES and (found := _JSON_IMAGE.search(body)):
+        image = found[0]
+        start, end = found.span()
+        del found  # it holds the body
+        body = body[:start] + json.dumps(mark).encode() + body[end:]
+    if len(body) > MAX_PLAIN_BYTES:
+        raise RequestTooLarge(
+            f"apart from an image, the JSON body is larger than {MAX_PLAIN_BYTES / 1_000_000:g} MB; send less, and an "
+            "image as a data: URL in input_reference"
+        )
     try:
         fields = json.loads(body or b"{}")
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"the body is no JSON: {error}") from None
     if not isinstance(fields, dict):
         raise InvalidRequest("the body is no JSON object; send {...}")
+    if image is not None:
+        _put_back(fields, mark, image)
     return fields
+
+
+def _put_back(fields: dict[str, Any], mark: str, image: bytes) -> None:
+    """Replace the mark by the text that it stands for, wherever an image may be."""
+    text = image[1:-1] if b"\\" not in image else json.loads(image).encode("utf-8", "surrogatepass")
+    for name in IMAGE_FIELDS:
+        place: Any = fields
+        key = name
+        while isinstance(place, dict) and key in place:
+            if place[key] == mark:
+                place[key] = DataUrl(text)
+                return
+            place, key = place[key], "url" if place is not fields else "image_url"
+    raise RequestTooLarge(f"only {' and '.join(IMAGE_FIELDS)} may be as large as an image")
+
+
+@dataclass(frozen=True, slots=True)
+class DataUrl:
+    """The text of a data: URL, in UTF-8."""
+
+    text: bytes
 
 
 def _asked(fields: dict[str, Any]) -> Asked:
@@ -140,11 +261,14 @@ def _still(value: object, name: str) -> bytes | str:
             value = value.get("url")
     if isinstance(value, bytes):
         return value
+    if isinstance(value, DataUrl):
+        kind, _, payload = value.text.partition(b",")
+        return _data(kind.decode("utf-8", "replace"), payload, name)
     if not isinstance(value, str):
         raise InvalidRequest(f"{name} is neither a file nor {{image_url}} with a data: URL", name)
     value = value.strip()
     if found := _DATA_URL.fullmatch(value):
-        return _data(found[1], found[2], name)
+        return _data(found[1], found[2].encode("utf-8", "surrogatepass"), name)
     if value[:8].lower().startswith(("http://", "https://")):
         return value
     raise InvalidRequest(
@@ -152,17 +276,18 @@ def _still(value: object, name: str) -> bytes | str:
     )
 
 
-def _data(kind: str, payload: str, name: str) -> bytes:
+def _data(kind: str, payload: bytes, name: str) -> bytes:
     """What a data: URL holds, read as browsers do (https://fetch.spec.whatwg.org/#data-url-processor).
 
     Its media type and parameters count for nothing: what a picture is, its bytes tell.
     """
-    data = unquote_to_bytes(payload)
+    if b"%" in payload:
+        payload = unquote_to_bytes(payload)
     if kind.rpartition(";")[2].strip().lower() != "base64":
-        return data
-    data = re.sub(rb"[\t\n\f\r ]", b"", data)
+        return payload
+    payload = payload.translate(None, b"\t\n\f\r ").rstrip(b"=")
     try:
-        return base64.b64decode(data.rstrip(b"=") + b"=" * (-len(data.rstrip(b"=")) % 4), validate=True)
+        return base64.b64decode(payload + b"=" * (-len(payload) % 4), validate=True)
     except binascii.Error:
         raise InvalidStill(f"the data: URL in {name} is not valid base64; encode the file anew", name) from None
 
