@@ -101,6 +101,14 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         description="millions of pixels × frames × steps that one request may ask of the server.",
     )
+    interim_seconds: float = Field(
+        default=10,
+        ge=0,
+        le=3600,
+        allow_inf_nan=False,
+        description="seconds, up to 3600, between the interim responses that keep waiting clients from giving up; "
+        "0 sends none.",
+    )
     log_format: Literal["text", "json"] = Field(default="text", description="text or json, for the server's log.")
     log_prompts: bool = Field(default=False, description="true to have prompts in the server's log.")
 

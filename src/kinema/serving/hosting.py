@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from kinema.errors import QueueUnavailable
 from kinema.jobs import Queue
+from kinema.serving.abandoned import Abandoned
+from kinema.serving.image_service import ImageService
 from kinema.serving.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -36,6 +38,8 @@ class Host:
         self.settings = settings
         self.metrics = Metrics()
         self.queue = Queue(settings, work, ended=self._ended)
+        self.abandoned = Abandoned(self.queue)
+        self.images = ImageService()
         self.stopping = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -51,6 +55,7 @@ class Host:
     async def close(self) -> None:
         """Take no more jobs; finish the running ones or put them back."""
         self.stopping.set()
+        self.images.close()
         await asyncio.to_thread(self.queue.close, GRACE_SECONDS)
 
     @property

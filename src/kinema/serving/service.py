@@ -14,15 +14,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional, Self
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
 
 import bentoml
+import uvicorn.config
 from _bentoml_sdk.io_models import IODescriptor
-from pydantic import ConfigDict, create_model
+from pydantic import ConfigDict, Field, create_model
+from starlette.responses import Response
 
 from kinema.errors import KinemaError
 from kinema.jobs.working import end_with
-from kinema.serving import logs, page
+from kinema.serving import logs, page, swagger
+from kinema.serving.arbiter import close_control_ports
+from kinema.serving.decode_process import ClientGone
 from kinema.serving.edge import Edge
 from kinema.serving.hosting import WORK, Host, host_of
-from kinema.serving.reading import Asked, read
+from kinema.serving.reading import Body, receive
 from kinema.serving.videos import accept, answer_to, make_app, wait_for
 from kinema.settings import read_settings
 from kinema.values import VideoRequest
@@ -31,7 +35,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from starlette.requests import Request
-    from starlette.responses import Response
 
 api = make_app()
 
@@ -48,10 +51,10 @@ class _Loose(IODescriptor):
     async def from_http_request(cls, request: Request, serde: object) -> Self:  # noqa: ARG003 - BentoML passes it
         """The body as it came; where it can't be read, why."""
         try:
-            asked: Asked | KinemaError = await read(request)
+            body: Body | KinemaError = await receive(request)
         except KinemaError as error:
-            asked = error
-        loose: Self = cls.model_construct(image=asked)
+            body = error
+        loose: Self = cls.model_construct(image=body)
         return loose
 
 
@@ -61,15 +64,21 @@ def _fields() -> Mapping[str, Any]:
     first = ["decode_chunk_size", "seed"]
     for name in [*first, *(name for name in VideoRequest.model_fields if name not in first)]:
         field = VideoRequest.model_fields[name]
-        fields[name] = (Optional[field.annotation], None)  # noqa: UP045 - the annotation is a value here
+        told = Field(None, description=field.description)
+        fields[name] = (Optional[field.annotation], told)  # noqa: UP045 - the annotation is a value here
     return fields | {"keep": (bool | None, None)}
 
 
-def _end_with_arbiter() -> None:
-    """End when the process that started this one does: an orphan would keep the port and the queue from the next."""
+def _started_by_arbiter() -> bool:
+    """Whether this is the process that serves, and another starts it again when it dies."""
     main = getattr(sys.modules["__main__"], "__spec__", None)
-    if main is not None and main.name == "_bentoml_impl.worker.service":
-        end_with(os.getppid())
+    return main is not None and main.name == "_bentoml_impl.worker.service"
+
+
+if _started_by_arbiter():  # BentoML has not made uvicorn's configuration yet, nor any arbiter
+    uvicorn.config.HTTP_PROTOCOLS["auto"] = "kinema.serving.connections:Connection"
+else:
+    close_control_ports()
 
 
 Input = create_model("Input", __base__=_Loose, **_fields())
@@ -93,11 +102,12 @@ class StableDiffusionVideo:
 
     def __init__(self) -> None:
         settings = read_settings()
-        _end_with_arbiter()
+        if _started_by_arbiter():  # an orphan would keep the port and the queue from the next
+            end_with(os.getppid())
         logs.set_up(settings.log_format)
         # Tests put work of their own here, which needs no model.
         self._host = Host(settings, os.environ.get("KINEMA_WORK", WORK))
-        page.mount(api, self._host.queue, settings, self._host.stopping.is_set)
+        page.mount(api, self._host.queue, settings, self._host.stopping.is_set, self._host.images)
 
     @bentoml.on_startup
     async def _open(self) -> None:
@@ -110,7 +120,7 @@ class StableDiffusionVideo:
 
     @bentoml.api(input_spec=Input)
     async def generate(
-        self, context: bentoml.Context, image: Asked | KinemaError, **_: object
+        self, context: bentoml.Context, image: Body | KinemaError, **_: object
     ) -> Annotated[Path, bentoml.validators.ContentType("video/*")]:
         """A video from a still: the mp4, with its seed and job in the headers X-Kinema-Seed and X-Kinema-Job.
 
@@ -121,19 +131,23 @@ class StableDiffusionVideo:
         context.response.status_code = answer.status_code
         return answer  # type: ignore[return-value]  # BentoML sends a response as it is; the annotation is its document
 
-    async def _answer(self, request: Request, asked: Asked | KinemaError) -> Response:
+    async def _answer(self, request: Request, body: Body | KinemaError) -> Response:
         try:
-            if isinstance(asked, KinemaError):
-                raise asked
+            if isinstance(body, KinemaError):
+                raise body
             host = host_of(api)
             key = request.headers.get("idempotency-key")
-            job, _ = await accept(host, asked, key)
-            return await wait_for(host, request, job, keep=asked.keep or key is not None)
+            job, submission, asked = await accept(host, request, body, key, waits=True, image_only=True)
+            keep = asked.keep or key is not None
+            return await wait_for(host, request, job, submission.fingerprint, keep=keep)
         except KinemaError as error:
             return answer_to(error)
+        except ClientGone:
+            return Response(status_code=499)  # no one reads it
 
     async def __is_ready__(self) -> bool:
         return self._host.ready
 
 
 StableDiffusionVideo.add_asgi_middleware(Edge, api=api)  # type: ignore[attr-defined]  # it is a Service now
+swagger.add(api, StableDiffusionVideo)
