@@ -95,6 +95,9 @@ class Settings(BaseSettings):
     max_body_mb: float = Field(
         default=20, gt=0, le=1000, allow_inf_nan=False, description="megabytes, up to 1000, that a request may have."
     )
+    max_connections: int = Field(
+        default=1000, ge=10, le=100_000, description="10 to 100000 connections that the server may have open at once."
+    )
     max_work: float = Field(
         default=2000,
         gt=0,

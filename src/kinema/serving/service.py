@@ -22,6 +22,7 @@ from kinema.errors import KinemaError
 from kinema.jobs.working import end_with
 from kinema.serving import logs, page
 from kinema.serving.arbiter import close_control_ports
+from kinema.serving.connections import Connection, Limits
 from kinema.serving.edge import Edge
 from kinema.serving.hosting import WORK, Host, host_of
 from kinema.serving.reading import Asked, read
@@ -102,6 +103,7 @@ class StableDiffusionVideo:
         settings = read_settings()
         if _started_by_arbiter():  # an orphan would keep the port and the queue from the next
             end_with(os.getppid())
+            Connection.limits = Limits.within_descriptors(settings.max_connections)
         logs.set_up(settings.log_format)
         # Tests put work of their own here, which needs no model.
         self._host = Host(settings, os.environ.get("KINEMA_WORK", WORK))
