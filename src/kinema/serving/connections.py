@@ -58,7 +58,7 @@ class Limits:
     body_rate: float = 1000.0
     reading: float = 60.0
     """For a client that reads nothing of its response."""
-    ending: float = 4.0
+    ending: int = 4
     """For responses that are being sent when the server ends."""
 
     @classmethod
@@ -93,6 +93,8 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin, where there is room."""
         super().connection_made(transport)
+        if self.config.timeout_graceful_shutdown is None:  # then a request would be waited for, however long it takes
+            self.config.timeout_graceful_shutdown = self.limits.ending + 2
         self._since = self.loop.time()  # when the client was last known to do what is expected of it
         self._received = 0  # bytes since then
         self._unsent, self._read = 0, self._since  # bytes of a response that wait, and when they last changed

@@ -8,6 +8,7 @@ import gc
 import logging
 import signal
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from kinema.errors import QueueUnavailable
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 WORK = "kinema.serving.work:Work"
-GRACE_SECONDS = 22.0  # of the 30 that a service manager gives, with room for what comes after
+# Of the 30 that a service manager gives: for running jobs, and until the process ends whatever it is doing.
+GRACE_SECONDS = 22.0
+END_SECONDS = 28
 
 
 class Host:
@@ -39,6 +42,7 @@ class Host:
         self.queue = Queue(settings, work, ended=self._ended)
         self.abandoned = Abandoned(self.queue)
         self.stopping = asyncio.Event()
+        self._stopped_at: float | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def open(self) -> None:
@@ -51,9 +55,10 @@ class Host:
         gc.freeze()
 
     async def close(self) -> None:
-        """Take no more jobs; finish the running ones or put them back."""
+        """Take no more jobs; finish the running ones within what is left since the signal, or put them back."""
         self.stopping.set()
-        await asyncio.to_thread(self.queue.close, GRACE_SECONDS)
+        spent = 0.0 if self._stopped_at is None else time.monotonic() - self._stopped_at
+        await asyncio.to_thread(self.queue.close, max(0.0, GRACE_SECONDS - spent))
 
     @property
     def ready(self) -> bool:
@@ -124,6 +129,10 @@ class Host:
             signal.signal(number, hear)
 
     def _begin_to_stop(self) -> None:
+        if self._stopped_at is None:
+            self._stopped_at = time.monotonic()
+            # The kernel ends the process then, even where a thread never comes back. What is lost, a start makes again.
+            signal.alarm(END_SECONDS)
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self.stopping.set)
 
