@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -24,8 +25,17 @@ def _parted(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+def _place(value: str) -> str:
+    """A host, or a host and a port, and nothing else of an address."""
+    parts = urlsplit(f"//{value}")
+    if parts.netloc != value or not parts.hostname or parts.username is not None or parts.port == 0:
+        raise ValueError(value)
+    return value
+
+
 Name = Annotated[str, Field(min_length=1)]
 Names = Annotated[tuple[Name, ...], NoDecode, BeforeValidator(_parted)]
+Places = Annotated[tuple[Annotated[Name, AfterValidator(_place)], ...], NoDecode, BeforeValidator(_parted)]
 Secret = Annotated[SecretStr, Field(min_length=1)]
 Secrets = Annotated[tuple[Secret, ...], NoDecode, BeforeValidator(_parted)]
 
@@ -85,8 +95,10 @@ class Settings(BaseSettings):
     cors_origins: Names = Field(
         default=(), description="origins, parted by commas, whose pages may call the server; unset, none may."
     )
-    image_hosts: Names = Field(
-        default=(), description="hosts, parted by commas, from which the server may fetch stills; unset, none."
+    image_hosts: Places = Field(
+        default=(),
+        description="comma-separated hosts from which the server may fetch images, at ports 80 and 443; host:port is "
+        "that port alone; unset, none.",
     )
     models: Names = Field(
         default=(),
