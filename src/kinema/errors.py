@@ -21,6 +21,7 @@
     │   ├── JobNotFound       no job has this id
     │   ├── JobUnfinished     the job has no result: not yet, or it failed
     │   └── KeyReused         an idempotency key came again with another request
+    ├── ServerBusy            more is asked of a server at once than it handles
     ├── VideoError            a video file can't be written or read
     └── RecipeError           a file carries no recipe, or one that can't be followed
 
@@ -45,7 +46,11 @@ class RequestTooLarge(InvalidRequest):
 
 
 class InvalidStill(KinemaError, ValueError):
-    """What was given is no usable image."""
+    """What was given is no usable image. `param` names the field that it came in, where it came in one."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 class WeightsError(KinemaError):
@@ -118,6 +123,10 @@ class JobUnfinished(JobError):
 
 class KeyReused(JobError):
     """An idempotency key came again with another request."""
+
+
+class ServerBusy(KinemaError):
+    """More is asked of a server at once than it handles; a little later it may be free."""
 
 
 class VideoError(KinemaError):

@@ -266,5 +266,5 @@ def _warn(found: Iterable[str]) -> None:
 
 def all_cautions(still: Still, request: VideoRequest) -> list[Sentence]:
     """Everything a person should know before the work begins: of the still, its fitting, and the settings."""
-    fitting = fit_cautions(still, request.width, request.height, request.fit)
+    fitting = fit_cautions(still.image.size, request.width, request.height, request.fit)
     return [*still.warnings, *fitting, *cautions(request)]

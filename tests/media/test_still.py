@@ -503,12 +503,12 @@ def test_unknown_fit_is_refused():
 
 
 def test_cautions_tell_of_enlarging_and_of_heavy_cropping():
-    assert fit_cautions(open_still(gradient(96, 64)), 96, 64) == []
-    (enlarged,) = fit_cautions(open_still(gradient(96, 64)), 192, 128)
+    assert fit_cautions((96, 64), 96, 64) == []
+    (enlarged,) = fit_cautions((96, 64), 192, 128)
     assert "enlarged 2 times" in enlarged
-    (cut,) = fit_cautions(open_still(gradient(100, 300)), 96, 64)
+    (cut,) = fit_cautions((100, 300), 96, 64)
     assert "22%" in cut
-    assert fit_cautions(open_still(gradient(100, 300)), 96, 64, "pad") == []
+    assert fit_cautions((100, 300), 96, 64, "pad") == []
 
 
 def test_opening_a_still_leaves_the_warning_filters_alone():

@@ -1,5 +1,7 @@
 """The clients that people have: the unmodified openai package, bentoml's own, and curl."""
 
+import json
+import re
 import shutil
 import subprocess
 import sys
@@ -80,7 +82,10 @@ def test_the_tutorials_curl_generates(server, png, tmp_path):
     [
         ({"seed": "x"}, "seed", "not usable"),
         ({"width": "1001"}, "width", "1000 and 1008"),
-        ({"image": "http://localhost:1/x.png"}, "input_reference", "no address is fetched here"),
+        ({"image": "http://localhost:1/x.png"}, "image", "no address is fetched here"),
+        ({"image": "data:image/png;base64,@@"}, "image", "not valid base64"),
+        ({"image": "data:image/png,hello"}, "image", "no picture that is known here"),
+        ({"image": "null"}, "image", "no image is given"),
     ],
 )
 def test_generate_refuses_in_the_same_words(server, png, fields, param, words):
@@ -93,7 +98,11 @@ def test_generate_refuses_in_the_same_words(server, png, fields, param, words):
 def test_the_document_and_swagger_are_there_and_ask_for_nothing_elsewhere(server):
     page = httpx.get(f"{server.url}/")
     assert page.status_code == 200
-    document = httpx.get(f"{server.url}/docs.json").json()
+    text = httpx.get(f"{server.url}/docs.json").text
+    assert not re.search("https?://", page.text + text)
+    document = json.loads(text)
+    errors = document["paths"]["/generate"]["post"]["responses"]["400"]["content"]["application/json"]["schema"]
+    assert errors == {"$ref": "#/components/schemas/ErrorAnswer"}
     assert {"/generate", "/v1/videos", "/readyz"} <= document["paths"].keys()
     parameters = document["components"]["schemas"]["generate__Input"]["properties"]
     assert {"image", "decode_chunk_size", "seed", "motion_bucket_id", "prompt", "keep"} <= parameters.keys()

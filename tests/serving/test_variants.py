@@ -1,6 +1,7 @@
 """Pictures of a finished video, made when they are asked for."""
 
 import asyncio
+import io
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +9,9 @@ import pytest
 from server_work import recipe
 
 from kinema.media.clip import Clip
+from kinema.media.reading import read_frames
+from kinema.serving.image_service import ImageService
+from kinema.serving.image_tasks import contact_sheet
 from kinema.serving.variants import Variants
 from kinema.values import VideoRequest
 
@@ -21,8 +25,10 @@ def queue(tmp_path):
 
 
 def test_who_ask_at_once_get_the_file_that_was_made_once(queue):
+    host = SimpleNamespace(queue=queue, images=ImageService())
+
     async def ask(variants):
-        path, _ = await variants.file(queue, "a job", "spritesheet")
+        path, _ = await variants.file(host, None, "a job", "spritesheet")
         return path.stat().st_ino
 
     async def both():
@@ -30,4 +36,12 @@ def test_who_ask_at_once_get_the_file_that_was_made_once(queue):
         return await asyncio.gather(ask(variants), ask(variants))
 
     first, second = asyncio.run(both())
+    host.images.close()
     assert first == second
+
+
+def test_a_sheet_made_frame_by_frame_is_the_clips(queue):
+    frames, fps = read_frames(queue.result(""))
+    whole = io.BytesIO()
+    Clip(frames, fps, recipe(VideoRequest(model="pocket", seed=1))).contact_sheet().save(whole, "JPEG", quality=85)
+    assert contact_sheet(queue.result("")) == whole.getvalue()

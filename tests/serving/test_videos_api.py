@@ -261,7 +261,7 @@ BAD = [
     ({"prompt": "x", "width": "2048", "height": "2048", "num_frames": "128"}, "num_frames", "KINEMA_MAX_WORK"),
     ({"input_reference": "http://localhost:1/a.png"}, "input_reference", "no address is fetched here"),
     ({"input_reference": "file:///etc/passwd"}, "input_reference", "no picture"),
-    ({"input_reference": "data:image/png;base64,@@"}, "input_reference", "no base64"),
+    ({"input_reference": "data:image/png;base64,@@"}, "input_reference", "not valid base64"),
 ]
 
 

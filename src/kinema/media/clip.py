@@ -15,6 +15,7 @@ from kinema.media.video import Frames, encode_video, save_video
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Iterable
     from pathlib import Path
 
     from kinema.values import Recipe
@@ -61,19 +62,7 @@ class Clip:
         Raises:
             InvalidRequest: where `columns` is not 1 to the number of frames.
         """
-        count, height, width, _ = self.frames.shape
-        columns = math.ceil(count**0.5) if columns is None else columns
-        if not 1 <= columns <= count:
-            raise InvalidRequest(f"columns {columns} is out of range: 1 to {count}", "columns")
-        scale = min(1.0, (SHEET_WIDTH - SHEET_GAP * (columns + 1)) / (columns * width))
-        w, h = max(1, int(width * scale)), max(1, round(height * scale))
-        rows = math.ceil(count / columns)
-        size = (columns * (w + SHEET_GAP) + SHEET_GAP, rows * (h + SHEET_GAP) + SHEET_GAP)
-        sheet = Image.new("RGB", size)
-        for i, frame in enumerate(self.frames):
-            tile = Image.fromarray(frame).resize((w, h), Image.Resampling.LANCZOS)
-            sheet.paste(tile, (SHEET_GAP + i % columns * (w + SHEET_GAP), SHEET_GAP + i // columns * (h + SHEET_GAP)))
-        return sheet
+        return tiled(self.frames, len(self.frames), columns)
 
     def __repr__(self) -> str:
         count, height, width, _ = self.frames.shape
@@ -86,3 +75,27 @@ class Clip:
             f'<video width="{self.frames.shape[2]}" style="max-width: 100%" autoplay loop muted playsinline controls '
             f'aria-label="Generated video, seed {self.seed}" src="data:video/mp4;base64,{data}"></video>'
         )
+
+
+def tiled(frames: Iterable[Frames], count: int, columns: int | None = None) -> Image.Image:
+    """`count` frames of one size, each uint8 [height, width, 3], on one picture as `Clip.contact_sheet` has it.
+
+    Raises:
+        InvalidRequest: as `Clip.contact_sheet`.
+    """
+    columns = math.ceil(count**0.5) if columns is None else columns
+    if not 1 <= columns <= count:
+        raise InvalidRequest(f"columns {columns} is out of range: 1 to {count}", "columns")
+    sheet: Image.Image | None = None
+    w = h = 0
+    for i, frame in enumerate(frames):
+        if sheet is None:
+            height, width, _ = frame.shape
+            scale = min(1.0, (SHEET_WIDTH - SHEET_GAP * (columns + 1)) / (columns * width))
+            w, h = max(1, int(width * scale)), max(1, round(height * scale))
+            rows = math.ceil(count / columns)
+            sheet = Image.new("RGB", (columns * (w + SHEET_GAP) + SHEET_GAP, rows * (h + SHEET_GAP) + SHEET_GAP))
+        tile = Image.fromarray(frame).resize((w, h), Image.Resampling.LANCZOS)
+        sheet.paste(tile, (SHEET_GAP + i % columns * (w + SHEET_GAP), SHEET_GAP + i // columns * (h + SHEET_GAP)))
+    assert sheet is not None, "there is a column, so there is a frame"
+    return sheet

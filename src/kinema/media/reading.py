@@ -125,6 +125,17 @@ def read_frames(path: str | os.PathLike[str]) -> tuple[Frames, int]:
             return _animation(path)
 
 
+def each_frame(path: str | os.PathLike[str]) -> Iterator[Frames]:
+    """The frames of an mp4 or webm one by one, uint8 [height, width, 3]; those before are not kept.
+
+    Raises:
+        VideoError: where there is no such video, or it can't be decoded.
+    """
+    with _opened(Path(path)) as container:
+        for frame in container.decode(container.streams.video[0]):
+            yield _pixels(frame)
+
+
 def read_first_frame(path: str | os.PathLike[str]) -> Frames:
     """A video's first frame (uint8 [height, width, 3]); the others are not decoded.
 

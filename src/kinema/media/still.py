@@ -9,17 +9,19 @@ import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
+from PIL.WebPImagePlugin import WebPImageFile
 
 from kinema.errors import InvalidRequest, InvalidStill
+from kinema.media.structure import check_png_rows, checked_jpeg, png_structure
 from kinema.sentences import Sentence
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from kinema.values import Fit, Painting
 
@@ -28,6 +30,7 @@ MAX_BYTES = 100_000_000
 MAX_PIXELS = 40_000_000
 MILLION = 1_000_000
 MIN_SIDE = 32
+STRIP_ROWS = 256
 
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | np.ndarray[Any, np.dtype[Any]]
 
@@ -43,6 +46,9 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+# What exchanges width and height.
+_ON_ITS_SIDE = frozenset(_UPRIGHT[orientation] for orientation in (5, 6, 7, 8))
 
 _PNG = Sentence("save_as_png", "save it as PNG")
 _PNG_OR_JPEG = Sentence("save_as_png_or_jpeg", "save it as PNG or JPEG")
@@ -97,6 +103,33 @@ class Still:
     painting: Painting | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class StillFacts:
+    """What is known of a still without keeping its pixels: its upright size, and what could not be followed."""
+
+    size: tuple[int, int]
+    warnings: tuple[Sentence, ...] = ()
+
+
+def inspect_still(data: bytes) -> StillFacts:
+    """Check encoded bytes as `open_still` does, decoding a JPEG at an eighth of its size.
+
+    Raises:
+        InvalidStill: as `open_still`.
+    """
+    return _decoded(data, "the image data", at_least=1).facts
+
+
+def fit_encoded(data: bytes, width: int, height: int, fit: Fit = "crop") -> Image.Image:
+    """As `fit_still` of encoded bytes, for looking at: a JPEG is decoded at the smallest size that has enough pixels.
+
+    Raises:
+        InvalidStill: as `open_still`.
+        InvalidRequest: as `fit_still`.
+    """
+    return _fitted(_decoded(data, "the image data", at_least=max(width, height)).image, width, height, fit)
+
+
 def open_still(source: Source, *, allow_urls: bool = True) -> Still:
     """A still from a path, an http(s) address, encoded bytes, a PIL image, or a uint8 array ([h, w] or [h, w, 3 or 4]).
 
@@ -109,16 +142,16 @@ def open_still(source: Source, *, allow_urls: bool = True) -> Still:
     """
     match source:
         case Image.Image():
-            return _still(source, "the image", None)
+            return _still(_upright(source, "the image"), None)
         case np.ndarray():
-            return _still(_from_array(source), "the array", None)
+            return _still(_upright(_from_array(source), "the array"), None)
         case bytes() | bytearray() | memoryview():
-            return _decoded(bytes(source), "the image data", None)
+            return _still(_decoded(bytes(source), "the image data"), None)
         case str() if _ADDRESS.match(source):
             return _from_address(source, allowed=allow_urls)
         case str() | os.PathLike():
             path = Path(source)
-            return _decoded(_read(path), str(path), path.stem)
+            return _still(_decoded(_read(path), str(path)), path.stem)
         case _:
             kind = type(source).__name__
             raise InvalidStill(f"a {kind} is no still; give a path, an address, bytes, a PIL image or a uint8 array")
@@ -139,7 +172,10 @@ def fit_still(still: Still, width: int, height: int, fit: Fit = "crop") -> Image
     Raises:
         InvalidRequest: where `fit` is none of these.
     """
-    image = still.image
+    return _fitted(still.image, width, height, fit)
+
+
+def _fitted(image: Image.Image, width: int, height: int, fit: Fit) -> Image.Image:
     match fit:
         case "crop":
             box = crop_box(image.size, width, height)
@@ -155,9 +191,9 @@ def fit_still(still: Still, width: int, height: int, fit: Fit = "crop") -> Image
             raise InvalidRequest(f"fit {fit!r} is not usable: crop, pad and stretch are", "fit")
 
 
-def fit_cautions(still: Still, width: int, height: int, fit: Fit = "crop") -> list[Sentence]:
-    """What a person should know before the still is fitted: that it is enlarged, or that much is cut off."""
-    w, h = still.image.size
+def fit_cautions(size: tuple[int, int], width: int, height: int, fit: Fit = "crop") -> list[Sentence]:
+    """What a person should know before a still of this size is fitted: that it is enlarged, or that much is cut off."""
+    w, h = size
     left, top, right, bottom = crop_box((w, h), width, height)
     shown_w, shown_h = (right - left, bottom - top) if fit == "crop" else (w, h)
     scale = min(width / shown_w, height / shown_h) if fit == "pad" else max(width / shown_w, height / shown_h)
@@ -196,7 +232,8 @@ def _from_address(url: str, *, allowed: bool) -> Still:
     parts = urlsplit(url)
     data = fetch(url)
     stem = PurePosixPath(unquote(parts.path)).stem
-    return _decoded(data, f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}", plain_name(stem))
+    label = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    return _still(_decoded(data, label), plain_name(stem))
 
 
 def plain_name(text: str, longest: int = 100) -> str | None:
@@ -220,8 +257,28 @@ def _read(path: Path) -> bytes:
         raise InvalidStill(f"{path} can't be read ({error.strerror}); check its name and permissions") from None
 
 
-def _decoded(data: bytes, label: str, name: str | None) -> Still:
-    """A still from an encoded picture; `label` names it in messages."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Decoded:
+    """An upright RGB image; `facts` are those of the full size, where it is decoded smaller."""
+
+    image: Image.Image
+    facts: StillFacts
+
+
+def _still(decoded: _Decoded, name: str | None) -> Still:
+    """The still with its hash."""
+    image = decoded.image
+    digest = hashlib.sha256(f"{image.width}x{image.height}:".encode())
+    for strip in _strips(image):
+        digest.update(strip.tobytes())
+    return Still(image, digest.hexdigest(), decoded.facts.warnings, name)
+
+
+def _decoded(data: bytes, label: str, at_least: int | None = None) -> _Decoded:
+    """An encoded picture, checked and decoded; `label` names it in messages.
+
+    Where `at_least` is given, a JPEG may be decoded at a fraction of its size, if no side gets smaller than that.
+    """
     if not data:
         raise InvalidStill(Sentence("still_empty", "{label} is empty; get the picture again", label=label))
     if len(data) > MAX_BYTES:
@@ -230,11 +287,7 @@ def _decoded(data: bytes, label: str, name: str | None) -> Still:
         with warnings.catch_warnings(record=True) as noticed:
             warnings.simplefilter("always")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            if image.format == "PNG":  # Pillow checks a PNG's checksums only here, and then wants it opened again
-                _bounded(image, label)
-                image.verify()
-                image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image = _opened(data, label)
     except InvalidStill:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
@@ -254,21 +307,72 @@ def _decoded(data: bytes, label: str, name: str | None) -> Still:
     # A phone's JPEG may carry a second picture (MPO: depth, gain map); that is no animation.
     if image.format in {"PNG", "WEBP"} and getattr(image, "n_frames", 1) > 1:
         cautions.append(Sentence("still_animated", "{label}: it is animated; its first frame is used", label=label))
-    return _still(image, label, name, cautions)
+    return _upright(image, label, cautions, at_least=at_least, own=True)
 
 
-def _still(image: Image.Image, label: str, name: str | None, cautions: Sequence[Sentence] = ()) -> Still:
-    """A still from an opened picture: bounded, decoded, upright, RGB and hashed."""
+def _opened(data: bytes, label: str) -> Image.Image:
+    """A picture of one of our kinds, whose structure is sound; its pixels are not decoded yet."""
+    if data.startswith(b"\xff\xd8\xff"):
+        data = checked_jpeg(data, label)
+    png = png_structure(data, label) if data.startswith(b"\x89PNG\r\n\x1a\n") else None
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    if png is None:
+        return image
+    _bounded(image, label)
+    check_png_rows(data, png)
+    image.verify()  # Pillow checks a PNG's checksums only here, and then wants it opened again
+    return Image.open(io.BytesIO(data), formats=FORMATS)
+
+
+def _upright(
+    image: Image.Image,
+    label: str,
+    cautions: Sequence[Sentence] = (),
+    *,
+    at_least: int | None = None,
+    own: bool = False,
+) -> _Decoded:
+    """An opened picture: bounded, decoded, RGB and upright. `own` is one that no one else needs, so it is let go."""
     _bounded(image, label)
     if image.mode == "F":
         raise InvalidStill(f"{label} has floating-point pixels; scale them to 0–255 and convert it to mode RGB")
+    width, height = image.size
     try:
-        image.load()
-        rgb, more = _upright_rgb(image, label)
+        if at_least is not None and own:
+            image.draft(None, (at_least, at_least))
+        image = _loaded(image)
+        turn, more = _turn(image, label)
+        rgb, others = _rgb(image, label)
+        if own:
+            image.close()
+        if turn is not None:
+            rgb = rgb.transpose(turn)
     except Exception as error:  # noqa: BLE001 - as above
         raise InvalidStill(_damaged(label, error)) from None
-    digest = hashlib.sha256(f"{rgb.width}x{rgb.height}:".encode() + rgb.tobytes()).hexdigest()
-    return Still(rgb, digest, (*cautions, *more), name)
+    size = (height, width) if turn in _ON_ITS_SIDE else (width, height)
+    return _Decoded(rgb, StillFacts(size, (*cautions, *more, *others)))
+
+
+def _loaded(image: Image.Image) -> Image.Image:
+    """The picture, decoded.
+
+    A WebP's frame is taken as it is: Pillow would copy it while the decoder still holds two more, 640 MB in all for
+    40 megapixels.
+    """
+    if not isinstance(image, WebPImageFile):
+        image.load()
+        return image
+    pixels, _, _ = image._get_next()  # noqa: SLF001 - there is no public way
+    image._decoder = None  # noqa: SLF001 - likewise
+    frame = Image.frombuffer(image.rawmode, image.size, pixels, "raw", image.rawmode, 0, 1)
+    frame.info = image.info
+    return frame
+
+
+def _strips(image: Image.Image) -> Iterator[Image.Image]:
+    """The picture from top to bottom, few rows at a time: what is made of it needs no copy of the whole."""
+    for top in range(0, image.height, STRIP_ROWS):
+        yield image.crop((0, top, image.width, min(top + STRIP_ROWS, image.height)))
 
 
 def _bounded(image: Image.Image, label: str) -> None:
@@ -299,31 +403,40 @@ def _bounded(image: Image.Image, label: str) -> None:
         )
 
 
-def _upright_rgb(image: Image.Image, label: str) -> tuple[Image.Image, list[Sentence]]:
-    """The picture in 8-bit sRGB, turned as its EXIF says, and what could not be followed."""
-    cautions = []
-    turn = None
+def _turn(image: Image.Image, label: str) -> tuple[Image.Transpose | None, list[Sentence]]:
+    """What turns the picture upright, by its EXIF, and what could not be followed."""
     try:
-        turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        return _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1)), []
     except Exception:  # noqa: BLE001 - a damaged EXIF block spoils the orientation, not the picture
-        cautions.append(_damaged_exif(label))
+        return None, [_damaged_exif(label)]
+
+
+def _rgb(image: Image.Image, label: str) -> tuple[Image.Image, list[Sentence]]:
+    """A copy of the picture in 8-bit sRGB, and what could not be followed.
+
+    Nothing of its metadata (places, names) is in the copy.
+    """
+    cautions = []
     profile = image.info.get("icc_profile")
-    rgb = image if image.mode == "CMYK" else _rgb(image)
-    if profile:
-        try:
-            rgb = _in_srgb(rgb, profile)
-        except (OSError, ImageCms.PyCMSError):
-            cautions.append(
-                Sentence("colours_damaged", "{label}: its colour profile is damaged and was ignored", label=label)
-            )
-    rgb = rgb.convert("RGB")  # a copy where it is RGB already
-    if turn is not None:
-        rgb = rgb.transpose(turn)
-    rgb.info.clear()  # orientation and profile are applied; what else was noted (places, names) must not travel on
+    try:
+        transform = _to_srgb("CMYK" if image.mode == "CMYK" else "RGB", profile) if profile else None
+    except (OSError, ImageCms.PyCMSError):
+        transform = None
+        cautions.append(
+            Sentence("colours_damaged", "{label}: its colour profile is damaged and was ignored", label=label)
+        )
+    rgb = Image.new("RGB", image.size)
+    top = 0
+    for strip in _strips(image):
+        plain = strip if strip.mode == "CMYK" else _plain(strip)
+        if transform is not None:
+            plain = ImageCms.applyTransform(plain, transform) or plain
+        rgb.paste(plain.convert("RGB"), (0, top))
+        top += strip.height
     return rgb, cautions
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _plain(image: Image.Image) -> Image.Image:
     """Any mode as 8-bit RGB; alpha over white."""
     if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion would clip at 255
         wide = np.asarray(image).astype(np.int64).clip(0, 65535)
@@ -335,14 +448,13 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB") if image.mode != "RGB" else image
 
 
-def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    """The picture (RGB or CMYK) from its embedded colour profile to sRGB."""
+def _to_srgb(mode: str, profile: bytes) -> ImageCms.ImageCmsTransform | None:
+    """What takes a picture (RGB or CMYK) from its embedded colour profile to sRGB, where it is not there already."""
     embedded = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     described = embedded.profile
-    if described.xcolor_space.strip() != image.mode or "srgb" in (described.profile_description or "").lower():
-        return image  # sRGB already, or a profile of some other kind of picture
-    srgb = ImageCms.createProfile("sRGB")
-    return cast(Image.Image, ImageCms.profileToProfile(image, embedded, srgb, outputMode="RGB"))
+    if described.xcolor_space.strip() != mode or "srgb" in (described.profile_description or "").lower():
+        return None  # sRGB already, or a profile of some other kind of picture
+    return ImageCms.buildTransform(embedded, ImageCms.createProfile("sRGB"), mode, "RGB")
 
 
 def _from_array(array: np.ndarray[Any, np.dtype[Any]]) -> Image.Image:
@@ -382,11 +494,20 @@ def _too_large(size: int, label: str) -> Sentence:
 
 def _damaged(label: str, error: Exception) -> Sentence:
     """The message for a picture that is of a known kind but can't be decoded."""
+    if isinstance(error, MemoryError):
+        return out_of_memory(label)
     return Sentence(
         "still_damaged",
         "{label} is damaged or cut short ({reason}); get the picture again, or save it anew as PNG",
         label=label,
         reason=str(error),
+    )
+
+
+def out_of_memory(label: str) -> Sentence:
+    """The message for a picture that may be sound, and does not fit in memory."""
+    return Sentence(
+        "image_out_of_memory", "{label} needs more memory to be decoded than there is; shrink it", label=label
     )
 
 

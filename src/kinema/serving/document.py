@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from typing import TYPE_CHECKING, Any
 
 from kinema.serving.fields import ALIASES
 from kinema.serving.wire import ERROR_ANSWERS, ErrorAnswer
 from kinema.values import VideoRequest
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 GRADIENT = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAACAAAAAgBAMAAACBVGfHAAAAGFBMVEXs7OzI"
@@ -103,3 +107,18 @@ def file(kind: str, description: str) -> dict[int | str, dict[str, Any]]:
     """An answer that is a file."""
     schema = {"schema": {"type": "string", "format": "binary"}}
     return {200: {"content": dict.fromkeys(kind.split(), schema), "description": description}}
+
+
+def whole(spec: dict[str, Any], app: FastAPI) -> dict[str, Any]:
+    """BentoML's document in our words: what this is, and the errors of /generate as they are."""
+    spec["info"] = {"title": app.title, "version": app.version, "description": app.description}
+    schema = {"schema": {"$ref": "#/components/schemas/ErrorAnswer"}}
+    generate = spec["paths"]["/generate"]["post"]
+    generate["description"] = inspect.cleandoc(generate["description"])  # an indented text would be code
+    generate["responses"] = {200: generate["responses"][200]} | {
+        status: {"description": answer["description"], "content": {"application/json": schema}}
+        for status, answer in errors(400, 404, 409, 413, 415, 429, 507).items()
+    }
+    for name in ("InvalidArgument", "NotFound", "InternalServerError"):  # BentoML's own shapes, which nothing answers
+        spec["components"]["schemas"].pop(name, None)
+    return spec

@@ -30,6 +30,9 @@ Refused: TypeAlias = "tuple[int, dict[str, Any], dict[str, str]]"  # status, bod
 
 # What a service manager asks has no secrets in it, and it may come from another machine by whatever name.
 PROBES = frozenset({"/livez", "/readyz"})
+# Where an image may come; all other bodies are read whole, and parsed at once.
+IMAGE_PATHS = frozenset({"/generate", "/v1/videos", "/v1/videos/sync", "/studio/stills"})
+PLAIN_BYTES = 1_000_000
 # Methods that change nothing, and what a proxy adds to what it passes on.
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 PROXIES = ("forwarded", "x-forwarded-", "x-real-ip", "via")
@@ -68,7 +71,7 @@ class _Guard:
         self._hosts = LOCAL_NAMES | {name.lower() for name in settings.hosts}
         self._origins = frozenset(settings.cors_origins)
         self._any_host = (bool(self._keys) or settings.open) and not settings.hosts
-        self._limit = int(settings.max_body_mb * 1_000_000)
+        self._largest = int(settings.max_body_mb * 1_000_000)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
@@ -79,12 +82,13 @@ class _Guard:
             await _refuse(refused, scope, receive, send)
             return
         if scope["type"] == "http":
+            limit = self._largest if scope["path"] in IMAGE_PATHS else min(self._largest, PLAIN_BYTES)
             sent = headers.get("content-length", "0")
-            if sent.isdigit() and int(sent) > self._limit:
-                status, body, _ = refusal(self._too_large())
+            if sent.isdigit() and int(sent) > limit:
+                status, body, _ = refusal(_too_large(limit))
                 await _refuse((status, body, {"Connection": "close"}), scope, receive, send)
                 return
-            receive = self._counted(receive)
+            receive = _counted(receive, limit)
         await self._app(scope, receive, send)
 
     async def _slowed(self, scope: Scope, headers: Headers) -> Refused | None:
@@ -141,25 +145,27 @@ class _Guard:
         found = [hmac.compare_digest(given, key) for key in self._keys]
         return bool(given) and any(found)
 
-    def _too_large(self) -> RequestTooLarge:
-        return RequestTooLarge(
-            f"the body is larger than {self._limit / 1_000_000:g} MB (KINEMA_MAX_BODY_MB): shrink the still"
-        )
 
-    def _counted(self, receive: Receive) -> Receive:
-        """The same body, until it turns out to be larger than was said."""
-        read = 0
+def _too_large(limit: int) -> RequestTooLarge:
+    if limit == PLAIN_BYTES:
+        return RequestTooLarge("the body is larger than 1 MB, which is the most where no image comes: send less")
+    return RequestTooLarge(f"the body is larger than {limit / 1_000_000:g} MB (KINEMA_MAX_BODY_MB): shrink the still")
 
-        async def counted() -> Message:
-            nonlocal read
-            message = await receive()
-            if message["type"] == "http.request":
-                read += len(message.get("body", b""))
-                if read > self._limit:
-                    raise self._too_large()
-            return message
 
-        return counted
+def _counted(receive: Receive, limit: int) -> Receive:
+    """The same body, until it turns out to be larger than was said."""
+    read = 0
+
+    async def counted() -> Message:
+        nonlocal read
+        message = await receive()
+        if message["type"] == "http.request":
+            read += len(message.get("body", b""))
+            if read > limit:
+                raise _too_large(limit)
+        return message
+
+    return counted
 
 
 async def _refuse(refused: Refused, scope: Scope, receive: Receive, send: Send) -> None:

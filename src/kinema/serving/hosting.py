@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from kinema.errors import QueueUnavailable
 from kinema.jobs import Queue
 from kinema.serving.abandoned import Abandoned
+from kinema.serving.image_service import ImageService
 from kinema.serving.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Host:
         self.metrics = Metrics()
         self.queue = Queue(settings, work, ended=self._ended)
         self.abandoned = Abandoned(self.queue)
+        self.images = ImageService()
         self.stopping = asyncio.Event()
         self._stopped_at: float | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -57,6 +59,7 @@ class Host:
     async def close(self) -> None:
         """Take no more jobs; finish the running ones within what is left since the signal, or put them back."""
         self.stopping.set()
+        self.images.close()
         spent = 0.0 if self._stopped_at is None else time.monotonic() - self._stopped_at
         await asyncio.to_thread(self.queue.close, max(0.0, GRACE_SECONDS - spent))
 

@@ -1,25 +1,38 @@
-"""A request's body, form or JSON, as loose fields and a still's bytes."""
+"""A request's body, form or JSON: received to a file, then read as loose fields and a still's bytes."""
 
 from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import json
 import re
+import secrets
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from tempfile import SpooledTemporaryFile
+from typing import IO, TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, unquote_to_bytes
 
-from kinema.errors import InvalidRequest, InvalidStill
+from kinema.errors import InsufficientDisk, InvalidRequest, InvalidStill, RequestTooLarge
 from kinema.media.fetch import fetch
 from kinema.serving.fields import is_set
+from kinema.serving.forms import IMAGE_FIELDS, read_multipart
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from starlette.requests import Request
 
     from kinema.settings import Settings
 
-STILL_FIELDS = ("input_reference", "image")
-_DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,(.*)", re.DOTALL)
+# A body of no more is kept in memory, and read in the event loop; the longest prompt in JSON's escapes takes 120,000.
+SMALL_BYTES = 128 * 1024
+# Of JSON apart from its image, and of a form that holds no file.
+MAX_PLAIN_BYTES = 1_000_000
+MAX_FIELDS = 100
+PIECE_BYTES = 64 * 1024
+_JSON_IMAGE = re.compile(rb'"data:[^"\\]*+(?:\\.[^"\\]*+)*+"', re.IGNORECASE | re.DOTALL)
+_DATA_URL = re.compile(r"data:([^,]*),(.*)", re.DOTALL | re.IGNORECASE)
 _YES, _NO = {"true", "1", "yes", "on"}, {"false", "0", "no", "off"}
 
 
@@ -29,10 +42,11 @@ class UnreadableBody(InvalidRequest):
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a body says. `still` is a picture's bytes, or the address of one."""
+    """What a body says. `still` is a picture's bytes, or the address of one, and `image_field` what it came in."""
 
     fields: dict[str, Any]
     still: bytes | str | None = None
+    image_field: str = IMAGE_FIELDS[0]
     title: str | None = None
     keep: bool = False
     pinned: bool = False
@@ -47,80 +61,187 @@ class Change:
     pinned: bool | None
 
 
-async def read(request: Request) -> Asked:
-    """The body, judged only so far as it can be read.
+@dataclass(frozen=True, slots=True)
+class Body:
+    """A body that has come whole; a large one is on the disk, and takes no memory until it is read."""
+
+    content_type: str
+    size: int
+    file: IO[bytes]
+
+    @property
+    def small(self) -> bool:
+        """Whether it may be read in the event loop."""
+        return self.size <= SMALL_BYTES
+
+    def close(self) -> None:
+        """Let it go."""
+        self.file.close()
+
+    def asked(self) -> Asked:
+        """What it asks for, judged only so far as it can be read.
+
+        Raises:
+            InvalidRequest: saying what can't be read.
+        """
+        asked = _asked(self._fields())
+        if isinstance(asked.still, str) and not self.small:
+            raise RequestTooLarge(
+                f"the body has {self.size} bytes, and at most {SMALL_BYTES} are read with the address of an image; "
+                "send less, or the image itself"
+            )
+        return asked
+
+    def change(self) -> Change:
+        """The same of a body that changes a video.
+
+        Raises:
+            InvalidRequest: saying what can't be read, or that nothing which can be changed is given.
+        """
+        given = {name: value for name, value in self._fields().items() if is_set(value)}
+        title, pinned = _text("title", given.pop("title", None)), given.pop("pinned", None)
+        if given:
+            name = next(iter(given))
+            raise InvalidRequest(f"{name} can't be changed; title and pinned can", name)
+        if title is None and pinned is None:
+            raise InvalidRequest("neither title nor pinned is given: give one of them, or both", "pinned")
+        return Change(title, None if pinned is None else _truth("pinned", pinned))
+
+    def _fields(self) -> dict[str, Any]:
+        match _kind(self.content_type):
+            case "multipart/form-data":
+                return dict(read_multipart(self.content_type, self._pieces()))
+            case "application/x-www-form-urlencoded":
+                return _form(self.file.read(MAX_PLAIN_BYTES + 1))
+        return _object(self.file.read())
+
+    def _pieces(self) -> Iterator[bytes]:
+        while piece := self.file.read(PIECE_BYTES):
+            yield piece
+
+
+def _kind(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower() or "application/json"
+
+
+async def receive(request: Request) -> Body:
+    """The body, as it comes.
 
     Raises:
-        InvalidRequest: saying what can't be read.
+        InvalidRequest: where bodies of its kind are not read.
+        InsufficientDisk: where there is no room for it.
     """
-    return _asked(await _fields(request))
+    content_type = request.headers.get("content-type", "")
+    kind = _kind(content_type)
+    if kind not in ("multipart/form-data", "application/x-www-form-urlencoded", "application/json"):
+        raise UnreadableBody(f"a body of {kind} is not read; send multipart/form-data or application/json")
+    return await received(request, content_type)
 
 
-async def read_change(request: Request) -> Change:
-    """The same of a body that changes a video.
+async def received(request: Request, content_type: str = "", most: float = float("inf")) -> Body:
+    """Any body, as it comes.
 
     Raises:
-        InvalidRequest: saying what can't be read, or that nothing which can be changed is given.
+        RequestTooLarge: it has more than `most` bytes.
+        InsufficientDisk: there is no room for it.
     """
-    given = {name: value for name, value in (await _fields(request)).items() if is_set(value)}
-    title, pinned = _text("title", given.pop("title", None)), given.pop("pinned", None)
-    if given:
-        name = next(iter(given))
-        raise InvalidRequest(f"{name} can't be changed; title and pinned can", name)
-    if title is None and pinned is None:
-        raise InvalidRequest("neither title nor pinned is given: give one of them, or both", "pinned")
-    return Change(title, None if pinned is None else _truth("pinned", pinned))
+    from starlette.concurrency import run_in_threadpool
 
-
-async def _fields(request: Request) -> dict[str, Any]:
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
-        return await _form(request)
-    if kind in ("application/json", ""):
-        return _object(await request.body())
-    raise UnreadableBody(f"a body of {kind} is not read; send multipart/form-data or application/json")
-
-
-async def _form(request: Request) -> dict[str, Any]:
-    from starlette.datastructures import UploadFile
-    from starlette.exceptions import HTTPException
-
+    file: IO[bytes] = SpooledTemporaryFile(SMALL_BYTES)  # noqa: SIM115 - the body closes it
+    size = 0
     try:
-        form = await request.form(max_files=4, max_fields=100)
-    except HTTPException as error:
-        raise InvalidRequest(f"the form can't be read: {error.detail}") from None
+        async for piece in request.stream():
+            size += len(piece)
+            if size > most:
+                raise RequestTooLarge(f"the body is larger than {most / 1_000_000:g} MB: shrink the image")
+            if size <= SMALL_BYTES:
+                file.write(piece)
+            else:
+                await run_in_threadpool(file.write, piece)
+    except OSError as error:
+        file.close()
+        raise InsufficientDisk(f"the server has no room for the body ({error.strerror}); try again later") from None
+    except BaseException:
+        file.close()
+        raise
+    file.seek(0)
+    return Body(content_type, size, file)
+
+
+def _form(body: bytes) -> dict[str, Any]:
+    """The fields of an URL-encoded form."""
+    if len(body) > MAX_PLAIN_BYTES:
+        raise RequestTooLarge(
+            f"a form without a file is larger than {MAX_PLAIN_BYTES / 1_000_000:g} MB; send an image as "
+            "multipart/form-data"
+        )
+    try:
+        pairs = parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=MAX_FIELDS)
+    except ValueError as error:
+        raise InvalidRequest(f"the form can't be read: {error}") from None
     fields: dict[str, Any] = {}
-    for name, value in form.multi_items():
+    for name, value in pairs:
         if name in fields:
             raise InvalidRequest(f"{name} is given twice; give it once", name)
-        if isinstance(value, UploadFile):
-            if name not in STILL_FIELDS:
-                raise InvalidRequest(f"{name} is a file, and only input_reference (or image) can be one", name)
-            fields[name] = await value.read()
-        else:
-            fields[name] = value
+        fields[name] = value
     return fields
 
 
 def _object(body: bytes) -> dict[str, Any]:
+    """The fields of a JSON object. The data: URL of a large one is taken out before it is parsed, and put back."""
+    image, mark = None, f"data:{secrets.token_hex(16)}"
+    if len(body) > MAX_PLAIN_BYTES and (found := _JSON_IMAGE.search(body)):
+        image = found[0]
+        start, end = found.span()
+        del found  # it holds the body
+        body = body[:start] + json.dumps(mark).encode() + body[end:]
+    if len(body) > MAX_PLAIN_BYTES:
+        raise RequestTooLarge(
+            f"apart from an image, the JSON body is larger than {MAX_PLAIN_BYTES / 1_000_000:g} MB; send less, and an "
+            "image as a data: URL in input_reference"
+        )
     try:
         fields = json.loads(body or b"{}")
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"the body is no JSON: {error}") from None
     if not isinstance(fields, dict):
         raise InvalidRequest("the body is no JSON object; send {...}")
+    if image is not None:
+        _put_back(fields, mark, image)
     return fields
+
+
+def _put_back(fields: dict[str, Any], mark: str, image: bytes) -> None:
+    """Replace the mark by the text that it stands for, wherever an image may be."""
+    text = image[1:-1] if b"\\" not in image else json.loads(image).encode("utf-8", "surrogatepass")
+    for name in IMAGE_FIELDS:
+        place: Any = fields
+        key = name
+        while isinstance(place, dict) and key in place:
+            if place[key] == mark:
+                place[key] = DataUrl(text)
+                return
+            place, key = place[key], "url" if place is not fields else "image_url"
+    raise RequestTooLarge(f"only {' and '.join(IMAGE_FIELDS)} may be as large as an image")
+
+
+@dataclass(frozen=True, slots=True)
+class DataUrl:
+    """The text of a data: URL, in UTF-8."""
+
+    text: bytes
 
 
 def _asked(fields: dict[str, Any]) -> Asked:
     """The fields apart from those that are no settings of a video."""
     given = {name: value for name, value in fields.items() if value != b"" and is_set(value)}
-    stills = [name for name in STILL_FIELDS if name in given]
+    stills = [name for name in IMAGE_FIELDS if name in given]
     if len(stills) > 1:
         raise InvalidRequest("input_reference and image are the same, and both are given: drop one", "image")
-    still = _still(given.pop(stills[0]), stills[0]) if stills else None
+    field = stills[0] if stills else IMAGE_FIELDS[0]
     return Asked(
-        still=still,
+        still=_still(given.pop(field), field) if stills else None,
+        image_field=field,
         title=_text("title", given.pop("title", None)),
         keep=_truth("keep", given.pop("keep", False)),
         pinned=_truth("pinned", given.pop("pinned", False)),
@@ -131,24 +252,44 @@ def _asked(fields: dict[str, Any]) -> Asked:
 
 def _still(value: object, name: str) -> bytes | str:
     """A picture's bytes from a file, a data: URL or {image_url}; or an http(s) address, which is not fetched here."""
+    if isinstance(value, str) and value.lstrip().startswith("{"):  # an object in a form
+        with contextlib.suppress(ValueError, RecursionError):
+            value = json.loads(value)
     if isinstance(value, dict):
         value = value.get("image_url")
         if isinstance(value, dict):  # as chat messages write it
             value = value.get("url")
     if isinstance(value, bytes):
         return value
+    if isinstance(value, DataUrl):
+        kind, _, payload = value.text.partition(b",")
+        return _data(kind.decode("utf-8", "replace"), payload, name)
     if not isinstance(value, str):
         raise InvalidRequest(f"{name} is neither a file nor {{image_url}} with a data: URL", name)
+    value = value.strip()
     if found := _DATA_URL.fullmatch(value):
-        try:
-            return base64.b64decode(re.sub(r"\s", "", found[1]), validate=True)
-        except (binascii.Error, ValueError):
-            raise InvalidStill("the data: URL of the still is no base64") from None
-    if value.startswith(("http://", "https://")):
+        return _data(found[1], found[2].encode("utf-8", "surrogatepass"), name)
+    if value[:8].lower().startswith(("http://", "https://")):
         return value
     raise InvalidRequest(
         f"{name} {value[:40]!r} is no picture; send a file, or {{image_url}} with a data:image/…;base64, URL", name
     )
+
+
+def _data(kind: str, payload: bytes, name: str) -> bytes:
+    """What a data: URL holds, read as browsers do (https://fetch.spec.whatwg.org/#data-url-processor).
+
+    Its media type and parameters count for nothing: what a picture is, its bytes tell.
+    """
+    if b"%" in payload:
+        payload = unquote_to_bytes(payload)
+    if kind.rpartition(";")[2].strip().lower() != "base64":
+        return payload
+    payload = payload.translate(None, b"\t\n\f\r ").rstrip(b"=")
+    try:
+        return base64.b64decode(payload + b"=" * (-len(payload) % 4), validate=True)
+    except binascii.Error:
+        raise InvalidStill(f"the data: URL in {name} is not valid base64; encode the file anew", name) from None
 
 
 def fetched(settings: Settings, still: bytes | str | None) -> bytes | None:

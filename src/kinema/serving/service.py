@@ -16,16 +16,18 @@ os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
 import bentoml
 import uvicorn.config
 from _bentoml_sdk.io_models import IODescriptor
-from pydantic import ConfigDict, create_model
+from pydantic import ConfigDict, Field, create_model
+from starlette.responses import Response
 
 from kinema.errors import KinemaError
 from kinema.jobs.working import end_with
-from kinema.serving import logs, page
+from kinema.serving import logs, page, swagger
 from kinema.serving.arbiter import close_control_ports
 from kinema.serving.connections import Connection, Limits
+from kinema.serving.decode_process import ClientGone
 from kinema.serving.edge import Edge
 from kinema.serving.hosting import WORK, Host, host_of
-from kinema.serving.reading import Asked, read
+from kinema.serving.reading import Body, receive
 from kinema.serving.videos import accept, answer_to, make_app, wait_for
 from kinema.settings import read_settings
 from kinema.values import VideoRequest
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from starlette.requests import Request
-    from starlette.responses import Response
 
 api = make_app()
 
@@ -51,10 +52,10 @@ class _Loose(IODescriptor):
     async def from_http_request(cls, request: Request, serde: object) -> Self:  # noqa: ARG003 - BentoML passes it
         """The body as it came; where it can't be read, why."""
         try:
-            asked: Asked | KinemaError = await read(request)
+            body: Body | KinemaError = await receive(request)
         except KinemaError as error:
-            asked = error
-        loose: Self = cls.model_construct(image=asked)
+            body = error
+        loose: Self = cls.model_construct(image=body)
         return loose
 
 
@@ -64,7 +65,8 @@ def _fields() -> Mapping[str, Any]:
     first = ["decode_chunk_size", "seed"]
     for name in [*first, *(name for name in VideoRequest.model_fields if name not in first)]:
         field = VideoRequest.model_fields[name]
-        fields[name] = (Optional[field.annotation], None)  # noqa: UP045 - the annotation is a value here
+        told = Field(None, description=field.description)
+        fields[name] = (Optional[field.annotation], told)  # noqa: UP045 - the annotation is a value here
     return fields | {"keep": (bool | None, None)}
 
 
@@ -107,7 +109,7 @@ class StableDiffusionVideo:
         logs.set_up(settings.log_format)
         # Tests put work of their own here, which needs no model.
         self._host = Host(settings, os.environ.get("KINEMA_WORK", WORK))
-        page.mount(api, self._host.queue, settings, self._host.stopping.is_set)
+        page.mount(api, self._host.queue, settings, self._host.stopping.is_set, self._host.images)
 
     @bentoml.on_startup
     async def _open(self) -> None:
@@ -120,7 +122,7 @@ class StableDiffusionVideo:
 
     @bentoml.api(input_spec=Input)
     async def generate(
-        self, context: bentoml.Context, image: Asked | KinemaError, **_: object
+        self, context: bentoml.Context, image: Body | KinemaError, **_: object
     ) -> Annotated[Path, bentoml.validators.ContentType("video/*")]:
         """A video from a still: the mp4, with its seed and job in the headers X-Kinema-Seed and X-Kinema-Job.
 
@@ -131,20 +133,23 @@ class StableDiffusionVideo:
         context.response.status_code = answer.status_code
         return answer  # type: ignore[return-value]  # BentoML sends a response as it is; the annotation is its document
 
-    async def _answer(self, request: Request, asked: Asked | KinemaError) -> Response:
+    async def _answer(self, request: Request, body: Body | KinemaError) -> Response:
         try:
-            if isinstance(asked, KinemaError):
-                raise asked
+            if isinstance(body, KinemaError):
+                raise body
             host = host_of(api)
             key = request.headers.get("idempotency-key")
-            job, submission = await accept(host, asked, key, waits=True)
+            job, submission, asked = await accept(host, request, body, key, waits=True, image_only=True)
             keep = asked.keep or key is not None
             return await wait_for(host, request, job, submission.fingerprint, keep=keep)
         except KinemaError as error:
             return answer_to(error)
+        except ClientGone:
+            return Response(status_code=499)  # no one reads it
 
     async def __is_ready__(self) -> bool:
         return self._host.ready
 
 
 StableDiffusionVideo.add_asgi_middleware(Edge, api=api)  # type: ignore[attr-defined]  # it is a Service now
+swagger.add(api, StableDiffusionVideo)

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from kinema.errors import InvalidRequest
 from kinema.jobs.workers import count_gpus
-from kinema.library import all_cautions
-from kinema.media.still import open_still
+from kinema.media.still import StillFacts, fit_cautions, inspect_still
 from kinema.models.catalog import CATALOG, PAINTERS, cautions, for_painter, request_for
 from kinema.sentences import Sentence
 from kinema.serving.fields import is_set, settings_of
@@ -51,11 +50,16 @@ class Submission:
     """Of what was asked, whatever was drawn or filled in for it."""
 
 
-def prepare(settings: Settings, fields: Mapping[str, Any], still: bytes | None = None) -> Submission:
+def prepare(
+    settings: Settings,
+    fields: Mapping[str, Any],
+    still: bytes | None = None,
+    inspect: Callable[[bytes], StillFacts] = inspect_still,
+) -> Submission:
     """A submission from loose fields, by `VideoRequest`'s names or those of `kinema.serving.fields`.
 
     Values may be strings; None, "" and "null" leave a setting to the model's own default. Where there is a still,
-    the prompt is only the title.
+    the prompt is only the title. `inspect` checks the still, last of all: a server does that where it can be stopped.
 
     Raises:
         InvalidRequest: naming the first field that is wrong; a model that is not offered; too much work.
@@ -79,7 +83,10 @@ def prepare(settings: Settings, fields: Mapping[str, Any], still: bytes | None =
         _check_offered(settings, "image_model", painter)
         request = for_painter(request, painter)
     _check_work(settings, request)
-    told = cautions(request) if still is None else all_cautions(open_still(still), request)
+    told = cautions(request)
+    if still is not None:
+        facts = inspect(still)
+        told = [*facts.warnings, *fit_cautions(facts.size, request.width, request.height, request.fit), *told]
     return Submission(request, still, title, tuple(told), fingerprint)
 
 

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import io
 from typing import TYPE_CHECKING, Literal
 from weakref import WeakValueDictionary
 
 from kinema.jobs.files import write
+from kinema.serving.image_tasks import contact_sheet, thumbnail
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
+    from starlette.requests import Request
+
     from kinema.jobs import Queue
+    from kinema.serving.hosting import Host
+    from kinema.serving.image_service import ImageService
 
 Variant = Literal["video", "thumbnail", "spritesheet"]
-THUMBNAIL_WIDTH = 512
+# Of a core: a video may have hundreds of frames.
+MAKE_SECONDS = 120
 _FILES = {
     "video": ("video.mp4", "video/mp4"),
     "thumbnail": ("thumbnail.webp", "image/webp"),
@@ -29,37 +35,27 @@ class Variants:
     def __init__(self) -> None:
         self._making: WeakValueDictionary[tuple[str, Variant], asyncio.Lock] = WeakValueDictionary()
 
-    async def file(self, queue: Queue, job_id: str, variant: Variant) -> tuple[Path, str]:
+    async def file(self, host: Host, request: Request, job_id: str, variant: Variant) -> tuple[Path, str]:
         """The file and its media type; it is made at the first asking, and goes when the job does.
 
         Raises:
             JobNotFound, JobUnfinished: as `Queue.result`.
+            ServerBusy, ClientGone: as `BoundedPool.run`.
         """
+        name, kind = _FILES[variant]
         async with self._making.setdefault((job_id, variant), asyncio.Lock()):
-            return await asyncio.to_thread(_file, queue, job_id, variant)
+            path, there = await asyncio.to_thread(_look, host.queue, job_id, name)
+            if not there:
+                await host.images.pictures.run(lambda gone: _make(host.images, path, gone), request)
+            return path, kind
 
 
-def _file(queue: Queue, job_id: str, variant: Variant) -> tuple[Path, str]:
-    video = queue.result(job_id)
-    name, kind = _FILES[variant]
-    path = video.with_name(name)
-    if not path.exists():
-        write(path, _made(video, variant))
-    return path, kind
+def _look(queue: Queue, job_id: str, name: str) -> tuple[Path, bool]:
+    path = queue.result(job_id).with_name(name)
+    return path, path.exists()
 
 
-def _made(video: Path, variant: Variant) -> bytes:
-    from PIL import Image
-
-    from kinema.media.clip import Clip
-    from kinema.media.reading import read_first_frame, read_frames, read_recipe
-
-    data = io.BytesIO()
-    if variant == "thumbnail":
-        image = Image.fromarray(read_first_frame(video))
-        image.thumbnail((THUMBNAIL_WIDTH, THUMBNAIL_WIDTH))
-        image.save(data, "WEBP", quality=85)
-    else:
-        frames, fps = read_frames(video)
-        Clip(frames, fps, read_recipe(video)).contact_sheet().save(data, "JPEG", quality=85)
-    return data.getvalue()
+def _make(images: ImageService, path: Path, gone: Callable[[], bool]) -> None:
+    video = path.with_name(_FILES["video"][0])
+    make = thumbnail if path.name == _FILES["thumbnail"][0] else contact_sheet
+    write(path, images.process.run(make, video, gone=gone, cpu_seconds=MAKE_SECONDS))

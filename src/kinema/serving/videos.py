@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+from contextlib import closing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import quote
 
@@ -12,18 +14,23 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from kinema.errors import InvalidRequest, JobNotFound, KinemaError
+from kinema.errors import InvalidRequest, InvalidStill, JobNotFound, KinemaError
 from kinema.models.catalog import CATALOG, PAINTERS
 from kinema.serving import document, wire
+from kinema.serving.bounded_pool import client_gone
 from kinema.serving.connections import interim_sender
+from kinema.serving.decode_process import ClientGone
 from kinema.serving.events import Events
+from kinema.serving.fields import is_set
 from kinema.serving.hosting import Host, host_of
-from kinema.serving.reading import Asked, UnreadableBody, fetched, read, read_change
+from kinema.serving.reading import Asked, Body, UnreadableBody, fetched, receive
 from kinema.serving.submitting import Submission, change, default_model, offered_models, prepare, submit
 from kinema.serving.variants import Variant, Variants
 from kinema.version import own_version
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kinema.jobs import Job
 
 
@@ -66,6 +73,10 @@ def _refuse_in_one_shape(app: FastAPI) -> None:
         name = str(fault["loc"][-1])
         return answer_to(InvalidRequest(f"{name} {fault.get('input')!r} is not usable: {fault['msg'].lower()}", name))
 
+    @app.exception_handler(ClientGone)
+    async def _unheard(_: Request, __: ClientGone) -> Response:
+        return Response(status_code=499)  # no one reads it
+
     @app.exception_handler(HTTPException)
     async def _other(_: Request, error: HTTPException) -> JSONResponse:
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
@@ -81,30 +92,56 @@ def answer_to(error: KinemaError) -> JSONResponse:
     return JSONResponse(body, status, headers=headers)
 
 
-async def accept(host: Host, asked: Asked, key: str | None, *, waits: bool = False) -> tuple[Job, Submission]:
+async def accept(
+    host: Host, request: Request, body: Body, key: str | None, *, waits: bool = False, image_only: bool = False
+) -> tuple[Job, Submission, Asked]:
     """Check what was asked, and queue it; a call that waits first looks for the job of a caller that was cut off.
+
+    The body is closed. `image_only` asks for an image, or a prompt, in the words of a face that is called with images.
 
     Raises:
         KinemaError: one of its kinds, nothing being queued.
+        ClientGone: the client of `request` closed its connection before.
     """
-    host.check_open()
+    asked: Asked | None = None
 
-    def work() -> tuple[Job, Submission]:
-        submission = prepare(host.settings, asked.fields, fetched(host.settings, asked.still))
+    def work(gone: Callable[[], bool]) -> tuple[Job, Submission, Asked]:
+        with closing(body):
+            given = body.asked() if asked is None else asked
+        if image_only and given.still is None and not is_set(given.fields.get("prompt")):
+            raise InvalidRequest("no image is given; send a JPEG, PNG or WebP file as image", "image")
+        try:
+            data = fetched(host.settings, given.still)
+            submission = prepare(host.settings, given.fields, data, lambda data: host.images.inspect(data, gone))
+        except InvalidStill as error:
+            error.param = given.image_field
+            raise
+        given = replace(given, still=None)  # it is in the submission
         if waits and key is None and (job := host.abandoned.take(submission.fingerprint)):
-            return job, submission
+            return job, submission, given
         job = submit(
             host.queue,
             host.settings,
             submission,
             idempotency_key=key,
-            title=asked.title,
-            pinned=asked.pinned,
-            priority=asked.priority,
+            title=given.title,
+            pinned=given.pinned,
+            priority=given.priority,
         )
-        return job, submission
+        return job, replace(submission, still=None), given
 
-    return await asyncio.to_thread(work)
+    try:
+        host.check_open()
+        if body.small:
+            asked = body.asked()
+            if asked.still is None:
+                return await asyncio.to_thread(work, lambda: False)
+            if isinstance(asked.still, str):
+                return await host.images.addresses.run(work, request)
+        return await host.images.uploads(body.size).run(work, request)
+    except BaseException:
+        body.close()
+        raise
 
 
 async def wait_for(host: Host, request: Request, job: Job, fingerprint: str, *, keep: bool) -> Response:
@@ -115,7 +152,7 @@ async def wait_for(host: Host, request: Request, job: Job, fingerprint: str, *, 
     """
     every = host.settings.interim_seconds
     send_interim = interim_sender(request.scope) if every else None
-    waiting, leaving = asyncio.ensure_future(host.finished(job)), asyncio.ensure_future(_gone(request))
+    waiting, leaving = asyncio.ensure_future(host.finished(job)), asyncio.ensure_future(client_gone(request))
     try:
         while not waiting.done():
             done, _ = await asyncio.wait({waiting, leaving}, timeout=every or None, return_when=asyncio.FIRST_COMPLETED)
@@ -140,12 +177,6 @@ async def wait_for(host: Host, request: Request, job: Job, fingerprint: str, *, 
     return FileResponse(path, media_type="video/mp4", filename=f"{job.id}.mp4", headers=made_headers(finished))
 
 
-async def _gone(request: Request) -> None:
-    """Return when the client of a request whose body was read is gone."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
 def made_headers(job: Job) -> dict[str, str]:
     """What a file can't say: which job it was, and the seed that makes it again; a model's name as in an address."""
     model = quote(job.request.model, safe="/@:+ ")
@@ -165,7 +196,7 @@ def _add_making(app: FastAPI) -> None:
     )
     async def create(request: Request, key: _Key = None) -> Response:
         """Ask for a video; it is made in its turn."""
-        job, submission = await accept(host_of(app), await read(request), key)
+        job, submission, _ = await accept(host_of(app), request, await receive(request), key)
         return _polled(job, wire.video_of(job, submission.cautions))
 
     @app.post(
@@ -178,8 +209,7 @@ def _add_making(app: FastAPI) -> None:
     async def sync(request: Request, key: _Key = None) -> Response:
         """Ask for a video, and wait for it. Its id and seed are in the headers."""
         host = host_of(app)
-        asked = await read(request)
-        job, submission = await accept(host, asked, key, waits=True)
+        job, submission, asked = await accept(host, request, await receive(request), key, waits=True)
         return await wait_for(host, request, job, submission.fingerprint, keep=asked.keep or key is not None)
 
 
@@ -215,10 +245,10 @@ def _add_looking(app: FastAPI) -> None:
         responses=kinds | partial | unmet | document.errors(400, 404, 409),
         tags=["videos"],
     )
-    async def content(video_id: str, variant: Variant = "video") -> Response:
+    async def content(request: Request, video_id: str, variant: Variant = "video") -> Response:
         """The video's file, its thumbnail, or a sheet of all its frames."""
         job = await _job(app, video_id)
-        path, kind = await app.state.variants.file(host_of(app).queue, job.id, variant)
+        path, kind = await app.state.variants.file(host_of(app), request, job.id, variant)
         name = f"{job.id}{path.suffix}"
         return FileResponse(path, media_type=kind, filename=name, headers=made_headers(job))
 
@@ -277,7 +307,8 @@ def _add_changing(app: FastAPI) -> None:
     async def update(video_id: str, request: Request) -> Response:
         """Give a video another title, or pin it, so that it never expires, or no longer."""
         job = await _job(app, video_id)
-        asked = await read_change(request)
+        with closing(await receive(request)) as body:
+            asked = body.change()
         job = await asyncio.to_thread(change, host_of(app).queue, job.id, title=asked.title, pinned=asked.pinned)
         return _polled(job, wire.video_of(job))
 

@@ -19,6 +19,7 @@ from kinema.errors import (
     QueueFull,
     QueueUnavailable,
     RequestTooLarge,
+    ServerBusy,
     WeightsError,
 )
 from kinema.jobs.working import code_of
@@ -38,6 +39,7 @@ _STATUS: tuple[tuple[type[KinemaError], int], ...] = (
     (KeyReused, 409),
     (QueueFull, 429),
     (QueueUnavailable, 503),
+    (ServerBusy, 503),
     (WeightsError, 503),
     (InsufficientDisk, 507),
     (InsufficientMemory, 507),
@@ -197,9 +199,7 @@ def refusal(error: KinemaError) -> tuple[int, dict[str, Any], dict[str, str]]:
         headers["Retry-After"] = str(max(1, round(error.retry_after)))
     elif status == 503:
         headers["Retry-After"] = str(RETRY_SECONDS)
-    param = error.param if isinstance(error, InvalidRequest) else None
-    if isinstance(error, InvalidStill):
-        param = "input_reference"
+    param = error.param if isinstance(error, InvalidRequest | InvalidStill) else None
     return status, error_body(status, code_of(type(error)), str(error), param), headers
 
 
@@ -245,7 +245,7 @@ ERROR_ANSWERS: Mapping[int, str] = {
     415: "The body is neither a form nor JSON.",
     429: "The queue is full; `Retry-After` says when to come again.",
     500: "A defect, or what a model did not manage.",
-    503: "The server is starting or ending.",
+    503: "The server is starting or ending, or has as much to do as it can.",
     507: "The disk is full.",
 }
 

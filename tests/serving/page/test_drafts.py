@@ -3,15 +3,24 @@
 import os
 import time
 
+import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from kinema.jobs.files import appearing
+from kinema.serving.image_service import ImageService
 from kinema.serving.page.files import Drafts, routes
 
 
-def test_a_draft_leaves_alone_what_others_are_writing(tmp_path, png):
-    drafts = Drafts(tmp_path, 0)
+@pytest.fixture
+def images():
+    service = ImageService()
+    yield service
+    service.close()
+
+
+def test_a_draft_leaves_alone_what_others_are_writing(tmp_path, png, images):
+    drafts = Drafts(tmp_path, 0, images)
     other = tmp_path / "drafts" / ("b" * 64)
     with appearing(other) as aside:
         aside.write_bytes(b"half of it")
@@ -19,8 +28,8 @@ def test_a_draft_leaves_alone_what_others_are_writing(tmp_path, png):
     assert other.read_bytes() == b"half of it"
 
 
-def test_what_was_half_written_a_day_ago_goes(tmp_path, png):
-    drafts = Drafts(tmp_path, 0)
+def test_what_was_half_written_a_day_ago_goes(tmp_path, png, images):
+    drafts = Drafts(tmp_path, 0, images)
     left = tmp_path / "drafts" / ".part-0-left"
     left.write_bytes(b"half of it")
     os.utime(left, (time.time() - 90_000,) * 2)
@@ -28,9 +37,9 @@ def test_what_was_half_written_a_day_ago_goes(tmp_path, png):
     assert not left.exists()
 
 
-def test_no_draft_is_kept_where_the_disk_has_less_than_its_reserve(tmp_path, png):
+def test_no_draft_is_kept_where_the_disk_has_less_than_its_reserve(tmp_path, png, images):
     app = FastAPI()
-    app.include_router(routes(None, Drafts(tmp_path, 1e9), lambda: False))
+    app.include_router(routes(None, Drafts(tmp_path, 1e9, images), lambda: False))
     answer = TestClient(app).post("/studio/stills", content=png)
     assert answer.status_code == 507
     assert "must stay free (KINEMA_MIN_FREE_GB): delete videos, or make room" in answer.json()["fault"]

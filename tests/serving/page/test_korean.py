@@ -8,7 +8,6 @@ import re
 import string
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 from test_view import job, text
@@ -36,7 +35,8 @@ SOURCE = Path(kinema.__file__).parent
 TELLING = {
     "values.py": set(),
     "models/catalog.py": set(),
-    "media/still.py": {"open_still", "fit_still", "_from_address", "_read", "_from_array", "_still"},
+    "media/still.py": {"open_still", "_fitted", "_from_address", "_read", "_from_array", "_upright"},
+    "media/structure.py": set(),
     "serving/submitting.py": set(),
     "jobs/queue.py": {"list", "result", "_check", "_known"},
     "jobs/files.py": {"__init__"},
@@ -168,7 +168,7 @@ def all_cautions():
     for painter in PAINTERS:
         drawn = {"prompt": "a boat", "image_model": painter, "negative_prompt": "fog", "image_guidance_scale": 1}
         yield from cautions(request_for(model="svd", width=512, **drawn))
-    yield from fit_cautions(open_still(np.zeros((64, 64, 3), np.uint8)), 1024, 320)
+    yield from fit_cautions((64, 64), 1024, 320)
 
 
 def test_cautions_are_korean_and_name_the_same_figures():

@@ -10,18 +10,26 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from kinema.jobs import Queue
+    from kinema.serving.image_service import ImageService
     from kinema.settings import Settings
 
 PATH = "/studio"
 
 
-def mount(app: FastAPI, queue: Queue, settings: Settings, stopping: Callable[[], bool] = lambda: False) -> None:
+def mount(
+    app: FastAPI,
+    queue: Queue,
+    settings: Settings,
+    stopping: Callable[[], bool] = lambda: False,
+    images: ImageService | None = None,
+) -> None:
     """Put the page at /studio, in each language: /studio itself leads to the browser's.
 
     Args:
         app: Where to; nothing may be mounted at / before.
         queue: Whose jobs are shown, and where new ones go.
         settings: What may be asked, and where the data folder lies.
+        images: Where they are checked and decoded; unset, in a process of the page's own.
         stopping: Whether the server is about to end: who watches a job is let go then, and comes back by itself.
     """
     import os
@@ -32,13 +40,14 @@ def mount(app: FastAPI, queue: Queue, settings: Settings, stopping: Callable[[],
     from fastapi.staticfiles import StaticFiles
     from starlette.routing import Mount
 
+    from kinema.serving.image_service import ImageService
     from kinema.serving.page.blocks import Page
     from kinema.serving.page.files import Drafts, routes
     from kinema.serving.page.languages import LANGUAGES
     from kinema.serving.page.look import THEME
     from kinema.serving.page.shell import Shell
 
-    drafts = Drafts(settings.data_dir, settings.min_free_gb)
+    drafts = Drafts(settings.data_dir, settings.min_free_gb, images or ImageService())
     app.include_router(routes(queue, drafts, stopping))
     app.mount(f"{PATH}/static", StaticFiles(directory=Path(__file__).with_name("static")))
     for language, words in LANGUAGES.items():

@@ -114,7 +114,7 @@ class Page:
 
     def _submission(self, asked: forms.Asked) -> Submission:
         still = None if asked.still is None else self._drafts.read(asked.still)
-        return prepare(self._settings, asked.fields, still)
+        return prepare(self._settings, asked.fields, still, self._drafts.inspect)
 
     def _foreseen(self, asked: forms.Asked) -> Submission:
         """As `_submission`, also while the still or the sentence is yet to be given."""
@@ -141,10 +141,10 @@ class Page:
         except KinemaError as fault:
             return {self._form.note: asking.refusal(fault, words)}
         note = asking.note(submission.request, seconds, waiting, submission.cautions, words)
-        opened = None if asked.still is None else self._drafts.open(asked.still)
-        if asked.still is None or opened is None:
+        size = None if asked.still is None else self._drafts.size(asked.still)
+        if asked.still is None or size is None:
             return {self._form.note: note, self._form.frame: asking.empty_frame(words)}
-        frame = asking.frame(asked.still, opened.image.size, submission.request, words)
+        frame = asking.frame(asked.still, size, submission.request, words)
         return {self._form.note: note, self._form.frame: frame}
 
     def _model(self, *values: Any) -> Updates:

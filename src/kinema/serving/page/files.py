@@ -5,22 +5,32 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import io
 import json
 import re
 import time
+from contextlib import closing
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, HTTPException, Query, Request
 from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
 
-from kinema.errors import InsufficientDisk, InvalidStill, JobNotFound, JobUnfinished, KinemaError
+from kinema.errors import (
+    InsufficientDisk,
+    InvalidStill,
+    JobNotFound,
+    JobUnfinished,
+    KinemaError,
+    RequestTooLarge,
+    ServerBusy,
+)
 from kinema.jobs.files import Files, write
 from kinema.media.reading import read_recipe
-from kinema.media.still import Still, fit_still, open_still
+from kinema.serving.decode_process import ClientGone
+from kinema.serving.image_tasks import fitted
 from kinema.serving.page import view
 from kinema.serving.page.english import ENGLISH
 from kinema.serving.page.languages import LANGUAGES
+from kinema.serving.reading import received
 from kinema.values import Fit  # noqa: TC001 - FastAPI reads the annotations
 
 if TYPE_CHECKING:
@@ -28,6 +38,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kinema.jobs import Job, Queue
+    from kinema.media.still import StillFacts
+    from kinema.serving.image_service import ImageService
 
 MAX_BYTES = 20_000_000
 DRAFT_SECONDS = 24 * 3600.0
@@ -39,26 +51,30 @@ _FOR_EVER = {"Cache-Control": "private, max-age=31536000, immutable"}
 _NEVER = {"Cache-Control": "no-store"}
 
 
+_STATUS = {InvalidStill: 422, InsufficientDisk: 507, ServerBusy: 503}
+
+
 class Drafts:
     """Stills that were given but not submitted yet, by the SHA-256 of their bytes; a day later they are gone.
 
     They lie in the data folder, so that neither a reload nor a restart of the server loses what a person chose.
     """
 
-    def __init__(self, data_dir: Path, reserve_gb: float) -> None:
+    def __init__(self, data_dir: Path, reserve_gb: float, images: ImageService) -> None:
+        self.images = images
         self._files = Files(data_dir)
         self._reserve_gb = reserve_gb
         self._root = self._files.root / "drafts"
         self._root.mkdir(exist_ok=True, mode=0o700)
 
-    def add(self, data: bytes) -> str:
-        """Keep a still's bytes.
+    def add(self, data: bytes, gone: Callable[[], bool] = lambda: False) -> str:
+        """Keep a still's bytes; `gone` is asked whether that is still wanted.
 
         Raises:
             InvalidStill: where they are no usable picture.
             InsufficientDisk: less is free than must be.
         """
-        open_still(data)
+        self.images.inspect(data, gone)
         self._files.check_room(self._reserve_gb)
         self._sweep()
         sha256 = hashlib.sha256(data).hexdigest()
@@ -74,10 +90,23 @@ class Drafts:
                 return (folder / sha256).read_bytes()
         return None
 
-    def open(self, sha256: str) -> Still | None:
-        """The same as a picture."""
+    def inspect(self, data: bytes) -> StillFacts:
+        """Check a picture's bytes.
+
+        Raises:
+            InvalidStill: where they are no usable picture.
+        """
+        return self.images.inspect(data, lambda: False)
+
+    def size(self, sha256: str) -> tuple[int, int] | None:
+        """The same picture's width and height, upright."""
         data = self.read(sha256)
-        return None if data is None else open_still(data)
+        return None if data is None else self.inspect(data).size
+
+    def fitted(self, sha256: str, width: int, height: int, fit: Fit, gone: Callable[[], bool]) -> bytes | None:
+        """The same picture as the engine fits it, as JPEG."""
+        data = self.read(sha256)
+        return None if data is None else self.images.process.run(fitted, data, width, height, fit, gone=gone)
 
     def _sweep(self) -> None:
         """Delete old drafts, and what was half-written when a server died; what is being written now is younger."""
@@ -110,33 +139,41 @@ def _add_stills(router: APIRouter, drafts: Drafts) -> None:
     async def add_still(request: Request, language: str = ENGLISH.language) -> Response:
         """Keep what was dropped, pasted or chosen: the picture's bytes as they are."""
         words = LANGUAGES.get(language, ENGLISH)
-        data = bytearray()
-        async for part in request.stream():
-            data += part
-            if len(data) > MAX_BYTES:
-                return JSONResponse({"fault": words.too_large, "english": False}, 413)
         try:
-            sha256 = await asyncio.to_thread(drafts.add, bytes(data))
-        except (InvalidStill, InsufficientDisk) as fault:
+            with closing(await received(request, most=MAX_BYTES)) as body:
+                sha256 = await drafts.images.uploads(body.size).run(
+                    lambda gone: drafts.add(body.file.read(), gone), request
+                )
+        except RequestTooLarge:
+            return JSONResponse({"fault": words.too_large, "english": False}, 413)
+        except ClientGone:
+            return Response(status_code=499)  # no one reads it
+        except (InvalidStill, InsufficientDisk, ServerBusy) as fault:
             said = words.said(fault.args[0])
             told = {"fault": str(fault) if said is None else said, "english": said is None}
-            return JSONResponse(told, 422 if isinstance(fault, InvalidStill) else 507)
+            return JSONResponse(told, next(status for kind, status in _STATUS.items() if isinstance(fault, kind)))
         return JSONResponse({"still": sha256})
 
     @router.get("/stills/{sha256}")
-    def fitted(
+    async def fitted(
+        request: Request,
         sha256: str,
         width: Annotated[int, Query(ge=64, le=2048)],
         height: Annotated[int, Query(ge=64, le=2048)],
         fit: Fit = "crop",
     ) -> Response:
         """A still as the engine fits it."""
-        still = drafts.open(sha256)
-        if still is None:
+        try:
+            data = await drafts.images.pictures.run(
+                lambda gone: drafts.fitted(sha256, width, height, fit, gone), request
+            )
+        except ClientGone:
+            return Response(status_code=499)  # no one reads it
+        except ServerBusy as error:
+            raise HTTPException(503, str(error), {"Retry-After": "5"}) from None
+        if data is None:
             raise HTTPException(404)
-        buffer = io.BytesIO()
-        fit_still(still, width, height, fit).save(buffer, "JPEG", quality=88)
-        return Response(buffer.getvalue(), media_type="image/jpeg", headers=_FOR_EVER)
+        return Response(data, media_type="image/jpeg", headers=_FOR_EVER)
 
 
 def _add_jobs(router: APIRouter, queue: Queue, stopping: Callable[[], bool]) -> None:

@@ -51,6 +51,14 @@ SENTENCES = {
     "사진을 줄이세요.",
     "still_too_small": "사진이 {width}×{height} 픽셀입니다. {least}×{least} 픽셀은 되어야 합니다. 더 큰 사진을 주세요.",
     "still_damaged": "사진이 손상되었거나 끝이 잘렸습니다. 사진을 다시 받거나 PNG로 새로 저장하세요.",
+    "image_too_complex": "사진에 {parts} {most}개가 넘게 들어 있어 푸는 데 너무 오래 걸릴 수 있습니다. "
+    "PNG로 새로 저장해서 쓰세요.",
+    "jpeg_scans": "JPEG 스캔이",
+    "jpeg_segments": "JPEG 세그먼트가",
+    "png_chunks": "PNG 청크가",
+    "image_out_of_memory": "사진을 푸는 데 메모리가 모자랍니다. 사진을 줄이세요.",
+    "image_too_slow": "사진을 푸는 데 {seconds}초가 넘게 걸립니다. 사진을 줄이거나 PNG로 새로 저장해서 쓰세요.",
+    "image_undecodable": "이 사진은 여기서 풀 수 없습니다. PNG로 새로 저장하거나 사진을 줄이세요.",
     "still_unknown": "알 수 없는 파일입니다. JPEG, PNG, WebP 사진을 주세요.",
     "still_of_another_kind": "이 파일은 {seems} 같습니다. {remedy} (JPEG, PNG, WebP를 읽습니다)",
     "a_gif": "GIF 그림",
@@ -76,6 +84,7 @@ SENTENCES = {
     "take_it_out": "안에 든 사진을 꺼내서 쓰세요.",
     "give_its_address": "사진 자체를 저장해서 쓰세요.",
     # The queue and the disk.
+    "server_busy": "서버가 같은 요청을 한꺼번에 {count}개까지만 처리합니다. 몇 초 뒤에 다시 시도하세요.",
     "queue_full": "{most}개가 기다리고 있어 더 받을 수 없습니다(KINEMA_QUEUE_SIZE). {wait:.0f}초 뒤에 다시 시도하세요.",
     "queue_closing": "서버가 끝나는 중입니다. 서버가 돌아오면 다시 시도하세요.",
     "little_room": "{folder}: 디스크에 {free:.1f} GB가 남았고, {reserve:g} GB는 비워 두어야 합니다"
@@ -110,6 +119,7 @@ FAULTS = {
     "queue_unavailable": "대기열을 쓸 수 없습니다. 잠시 뒤 다시 시도하세요.",
     "job_not_found": "그런 영상은 없습니다. 삭제되었거나 보관 기간이 지났습니다.",
     "job_unfinished": "아직 완성된 영상이 없습니다.",
+    "server_busy": "서버가 바쁩니다. 몇 초 뒤에 다시 시도하세요.",
     "key_reused": "같은 요청 키가 다른 설정으로 이미 쓰였습니다. 새 키를 쓰세요.",
     "video_error": "영상 파일을 쓰거나 읽을 수 없습니다. 다시 시도하세요.",
     "recipe_error": "따를 수 있는 레시피가 없습니다.",

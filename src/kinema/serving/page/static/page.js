@@ -5,6 +5,13 @@
 window.kinema = (() => {
   const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
+  // Gradio calls the document after the browser's language; what stands in it is in the page's own.
+  const root = document.documentElement;
+  const language = root.lang;
+  new MutationObserver(() => {
+    if (root.lang !== language) root.lang = language;
+  }).observe(root, { attributeFilter: ["lang"] });
+
   // The still: dropped, pasted or chosen.
   function still(element, trigger) {
     async function take(file) {
@@ -15,7 +22,7 @@ window.kinema = (() => {
       const hint = element.querySelector(".k-hint");
       hint.textContent = frame.dataset.reading;
       try {
-        const answer = await fetch(`../stills?language=${document.documentElement.lang}`, { method: "POST", body: file });
+        const answer = await fetch(`../stills?language=${language}`, { method: "POST", body: file });
         const told = await answer.json();
         // What is pasted has no name of its own, whatever browsers call it.
         if (told.still) trigger("given", { still: told.still, name: file.name === "image.png" ? "" : file.name });
@@ -110,7 +117,7 @@ window.kinema = (() => {
       if (job && !shown.dataset.finished) connect(job);
     }
     function connect(job) {
-      source = new EventSource(`../jobs/${job}/events?language=${document.documentElement.lang}`);
+      source = new EventSource(`../jobs/${job}/events?language=${language}`);
       source.onmessage = (event) => {
         const told = JSON.parse(event.data);
         props.value = told.html;

@@ -1,0 +1,64 @@
+"""Swagger UI at /, of all that the server answers: BentoML's own page and document would ask other machines."""
+
+from __future__ import annotations
+
+from functools import cache
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from fastapi.responses import HTMLResponse, JSONResponse
+
+from kinema.serving import document
+from kinema.serving.page import PATH
+from kinema.serving.page.languages import LANGUAGES
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+# Its script styles elements one by one, and shows what was answered as a blob.
+POLICY = (
+    "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; media-src 'self' blob:; "
+    "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
+)
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Kinema API</title>
+<link rel="icon" href=".{page}/static/icon.svg" type="image/svg+xml">
+<link rel="stylesheet" href="./static_content/swagger-ui.css">
+</head>
+<body>
+<header class="swagger-ui"><div class="wrapper"><p><b>Make videos on the page:</b> {links}</p></div></header>
+<main id="swagger-ui"></main>
+<script src="./static_content/swagger-ui-bundle.js"></script>
+<script src="./static_content/swagger-ui-standalone-preset.js"></script>
+<script src="./static_content/swagger-initializer.js"></script>
+</body>
+</html>
+"""
+
+
+def add(app: FastAPI, service: Any) -> None:
+    """Answer / and /docs.json, before BentoML does; the service's document has the app's own in it.
+
+    Scripts and styles are BentoML's, at /static_content.
+    """
+    links = " · ".join(
+        f'<a href=".{PATH}/{words.language}/" lang="{words.language}">{escape(words.name)}</a>'
+        for words in LANGUAGES.values()
+    )
+    html = _PAGE.format(page=PATH, links=links)
+
+    @cache
+    def whole() -> dict[str, Any]:
+        return document.whole(service.openapi_spec.asdict(), app)
+
+    @app.get("/", include_in_schema=False)
+    async def index() -> HTMLResponse:
+        return HTMLResponse(html, headers={"Content-Security-Policy": POLICY})
+
+    @app.get("/docs.json", include_in_schema=False)
+    async def docs() -> JSONResponse:
+        return JSONResponse(whole())

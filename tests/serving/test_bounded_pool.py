@@ -1,0 +1,72 @@
+"""Threads for one kind of work: how many wait, and what a client that goes leaves behind."""
+
+import asyncio
+import threading
+
+import pytest
+
+from kinema.errors import ServerBusy
+from kinema.serving.bounded_pool import BoundedPool
+from kinema.serving.decode_process import ClientGone
+
+
+class Client:
+    """A request whose body was read; `leave` closes its connection."""
+
+    def __init__(self):
+        self._left = asyncio.Event()
+        self.leave = self._left.set
+
+    async def receive(self):
+        await self._left.wait()
+        return {"type": "http.disconnect"}
+
+
+def test_work_is_done_in_a_thread_and_its_error_is_the_callers():
+    async def run():
+        pool = BoundedPool("test", threads=1, waiting=0)
+        assert await pool.run(lambda _: threading.current_thread()) is not threading.main_thread()
+        with pytest.raises(ZeroDivisionError):
+            await pool.run(lambda _: 1 / 0)
+
+    asyncio.run(run())
+
+
+def test_more_than_may_wait_are_refused_and_none_once_there_is_room():
+    async def run():
+        pool, free = BoundedPool("test", threads=1, waiting=1), threading.Event()
+        kept = [asyncio.ensure_future(pool.run(lambda _: free.wait(10))) for _ in range(2)]
+        await asyncio.sleep(0)
+        with pytest.raises(ServerBusy, match="2 requests"):
+            await pool.run(lambda _: None)
+        free.set()
+        assert await asyncio.gather(*kept) == [True, True]
+        assert await pool.run(lambda _: "done") == "done"
+
+    asyncio.run(run())
+
+
+def test_work_of_clients_that_are_gone_is_stopped_or_never_begun():
+    async def run():
+        pool, begun, stopped, never = BoundedPool("test", 1, 1), threading.Event(), threading.Event(), []
+        clients = [Client(), Client()]
+
+        def work(gone):
+            begun.set()
+            while not gone():
+                stopped.wait(0.01)
+            stopped.set()
+
+        running = asyncio.ensure_future(pool.run(work, clients[0]))
+        waiting = asyncio.ensure_future(pool.run(never.append, clients[1]))
+        await asyncio.to_thread(begun.wait)
+        for client in reversed(clients):
+            client.leave()
+        for each in (running, waiting):
+            with pytest.raises(ClientGone):
+                await each
+        assert await asyncio.to_thread(stopped.wait, 10)
+        assert await pool.run(lambda _: "free again") == "free again"
+        assert never == []
+
+    asyncio.run(run())
