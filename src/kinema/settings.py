@@ -26,9 +26,10 @@ def _parted(value: Any) -> Any:
 
 
 def _place(value: str) -> str:
-    """A host, or a host and a port, and nothing else of an address."""
+    """A host, or a host and a port, and nothing else of an address; in ASCII, as DNS has it."""
     parts = urlsplit(f"//{value}")
-    if parts.netloc != value or not parts.hostname or parts.username is not None or parts.port == 0:
+    plain = value.isascii() and parts.netloc == value and parts.username is None
+    if not plain or not parts.hostname or parts.port == 0:
         raise ValueError(value)
     return value
 

@@ -114,7 +114,9 @@ def test_a_fetch_that_nobody_waits_for_is_given_up(deaf):
         pass
 
 
-@pytest.mark.parametrize("wrong", ["http://host", "host/path", "host:99999", "host:0", "name@host", ":80", "host:port"])
+@pytest.mark.parametrize(
+    "wrong", ["http://host", "host/path", "host:99999", "host:0", "me@host", ":80", "a:b", "é.org"]
+)
 def test_a_setting_that_names_no_place_is_refused(wrong):
     with pytest.raises(InvalidRequest, match="image_hosts can't be"):
         read_settings(image_hosts=wrong)

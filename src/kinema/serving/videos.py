@@ -111,7 +111,7 @@ async def accept(
         if image_only and given.still is None and not is_set(given.fields.get("prompt")):
             raise InvalidRequest("no image is given; send a JPEG, PNG or WebP file as image", "image")
         try:
-            data = fetched(host.settings, given.still)
+            data = fetched(host.settings, given.still, gone)
             submission = prepare(host.settings, given.fields, data, lambda data: host.images.inspect(data, gone))
         except InvalidStill as error:
             error.param = given.image_field
