@@ -3,13 +3,22 @@
 import asyncio
 import base64
 import time
+from types import SimpleNamespace
 
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 
-from kinema.serving import throttle
+from kinema.errors import AllowanceUsedUp
+from kinema.jobs.values import Job
+from kinema.serving import throttle, videos, wire
 from kinema.serving.edge import _Guard
-from kinema.serving.throttle import FREE_KEYS, MAX_WAITING, WrongKeys
+from kinema.serving.image_service import ImageService
+from kinema.serving.metrics import Metrics
+from kinema.serving.page.files import Drafts, routes
+from kinema.serving.throttle import CALLER, FREE_KEYS, MAX_WAITING, DraftBytes, Pins, WrongKeys
 from kinema.settings import Settings
+from kinema.values import VideoRequest
 
 KEY = "schlüssel-Ключ"
 
@@ -92,7 +101,7 @@ def test_others_are_not_slowed(tmp_path, monkeypatch):
 
 def test_wrong_keys_are_forgotten_and_take_no_memory_for_ever(monkeypatch):
     monkeypatch.setattr(throttle, "TURN_SECONDS", 1000.0)
-    monkeypatch.setattr(throttle, "MAX_ADDRESSES", 50)
+    monkeypatch.setattr(throttle, "MAX_NAMES", 50)
     wrong = WrongKeys()
     for _ in range(FREE_KEYS + 1):
         wrong.add("2001:db8::1")
@@ -102,4 +111,64 @@ def test_wrong_keys_are_forgotten_and_take_no_memory_for_ever(monkeypatch):
     for number in range(100):
         wrong.add(f"2001:db8:0:{number:x}::1")
         wrong.add(f"2001:db8:0:{number:x}::2")  # of the same network
-    assert len(wrong._addresses) == 50
+    assert len(wrong) == 50
+
+
+def scope_of(key):
+    return {CALLER: key}
+
+
+def test_an_allowance_is_each_callers_own_and_comes_back_over_a_day(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(throttle.time, "monotonic", lambda: now[0])
+    pins = Pins(2)
+    pins.check(scope_of("key 1"))
+    pins.check(scope_of("key 1"))
+    with pytest.raises(AllowanceUsedUp, match="may pin 2 videos a day; try again in 43200 seconds") as refused:
+        pins.check(scope_of("key 1"))
+    assert wire.refusal(refused.value)[0] == 429
+    assert wire.refusal(refused.value)[2] == {"Retry-After": "43200"}
+    pins.check(scope_of("key 2"))
+    now[0] += 43_201
+    pins.check(scope_of("key 1"))
+
+
+def test_pinning_is_bounded_for_each_key(tmp_path):
+    request = VideoRequest(model="pocket", seed=1)
+    job = Job(
+        id=f"video_{'0' * 32}", status="queued", request=request, created_at=0, title=None, still=None, priority=0
+    )
+    queue = SimpleNamespace(get=lambda _: job, pin=lambda *_, **__: None)
+    app = videos.make_app()
+    app.state.host = SimpleNamespace(queue=queue, pins=Pins(3))
+    settings = Settings(data_dir=tmp_path, api_keys=("one", "two"))
+    app.add_middleware(lambda inner: _Guard(inner, settings, app.routes))
+    client = TestClient(app)
+
+    def pin(key, pinned):
+        return client.post(f"/v1/videos/{job.id}", json={"pinned": pinned}, headers={"X-API-Key": key}).status_code
+
+    assert [pin("one", True) for _ in range(4)] == [200, 200, 200, 429]
+    assert [pin("one", False), pin("two", True)] == [200, 200]
+
+
+def test_images_given_to_the_page_are_bounded_for_each_caller(tmp_path, png):
+    images = ImageService()
+    try:
+        drafts = Drafts(tmp_path, 0, images)
+        drafts.bytes = DraftBytes(2.5 * len(png))
+        app = FastAPI()
+        app.include_router(routes(None, drafts, lambda: False))
+        answers = [TestClient(app).post("/studio/stills?language=ko", content=png) for _ in range(3)]
+        assert [answer.status_code for answer in answers] == [200, 200, 429]
+        assert answers[2].json()["fault"].startswith("하루에 사진을")
+    finally:
+        images.close()
+
+
+def test_asking_for_figures_often_costs_no_more():
+    asked = []
+    queue = SimpleNamespace(waiting=lambda: asked.append(1) or 0, running=lambda: 0, workers=())
+    metrics = Metrics()
+    assert len({metrics.text(queue) for _ in range(50)}) == 1
+    assert len(asked) <= 2

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Match
 
 from kinema.errors import RequestTooLarge
-from kinema.serving.throttle import WrongKeys
+from kinema.serving.throttle import CALLER, WrongKeys
 from kinema.serving.wire import error_body, refusal
 
 if TYPE_CHECKING:
@@ -65,7 +65,11 @@ class _Guard:
     def __init__(self, app: ASGIApp, settings: Settings, routes: Sequence[BaseRoute]) -> None:
         self._app = app
         self._routes = routes
-        self._keys = [sent for key in settings.api_keys for sent in _as_sent(key.get_secret_value())]
+        self._keys = [
+            (sent, f"key {number}")
+            for number, key in enumerate(settings.api_keys, 1)
+            for sent in _as_sent(key.get_secret_value())
+        ]
         self._wrong_keys = WrongKeys()
         self._open = settings.open
         self._hosts = LOCAL_NAMES | {name.lower() for name in settings.hosts}
@@ -113,7 +117,9 @@ class _Guard:
         if not self._keys and not self._open and not _is_near(scope, headers):
             told = "without a key only this machine is answered, and no proxy; set KINEMA_API_KEYS, or KINEMA_OPEN=true"
             return 403, error_body(403, "address_not_allowed", told), {}
-        if not self._keys or self._knows(headers):
+        caller = self._known(headers) if self._keys else _address(scope)
+        if caller is not None:
+            scope[CALLER] = caller
             return None
         if _key(headers):
             self._wrong_keys.add(_address(scope))
@@ -139,11 +145,11 @@ class _Guard:
             return True
         return origin is not None and origin.partition("://")[2].lower() != headers.get("host", "").lower()
 
-    def _knows(self, headers: Headers) -> bool:
-        """Whether a key comes with it; every one is compared, each in constant time."""
+    def _known(self, headers: Headers) -> str | None:
+        """Which key comes with it; every one is compared, each in constant time."""
         given = _key(headers)
-        found = [hmac.compare_digest(given, key) for key in self._keys]
-        return bool(given) and any(found)
+        found = [name for key, name in self._keys if hmac.compare_digest(given, key)]
+        return found[0] if found else None
 
 
 def _too_large(limit: int) -> RequestTooLarge:

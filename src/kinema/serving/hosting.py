@@ -16,6 +16,7 @@ from kinema.jobs import Queue
 from kinema.serving.abandoned import Abandoned
 from kinema.serving.image_service import ImageService
 from kinema.serving.metrics import Metrics
+from kinema.serving.throttle import Pins
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -42,6 +43,7 @@ class Host:
         self.metrics = Metrics()
         self.queue = Queue(settings, work, ended=self._ended)
         self.abandoned = Abandoned(self.queue)
+        self.pins = Pins(500)
         self.images = ImageService()
         self.stopping = asyncio.Event()
         self._stopped_at: float | None = None
