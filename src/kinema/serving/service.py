@@ -115,6 +115,8 @@ class StableDiffusionVideo:
     async def _open(self) -> None:
         await self._host.open()
         api.state.host = self._host
+        if _started_by_arbiter():
+            logs.announce(self._host.settings.data_dir)
 
     @bentoml.on_shutdown
     async def _close(self) -> None:
