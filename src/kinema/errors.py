@@ -22,6 +22,7 @@
     │   ├── JobUnfinished     the job has no result: not yet, or it failed
     │   └── KeyReused         an idempotency key came again with another request
     ├── ServerBusy            more is asked of a server at once than it handles
+    ├── AllowanceUsedUp       a caller has had what it may have in a day
     ├── VideoError            a video file can't be written or read
     └── RecipeError           a file carries no recipe, or one that can't be followed
 
@@ -127,6 +128,14 @@ class KeyReused(JobError):
 
 class ServerBusy(KinemaError):
     """More is asked of a server at once than it handles; a little later it may be free."""
+
+
+class AllowanceUsedUp(KinemaError):
+    """A caller has had what it may have in a day. `retry_after` is when it may have more, in seconds."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class VideoError(KinemaError):

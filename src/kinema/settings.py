@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -24,8 +25,18 @@ def _parted(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+def _place(value: str) -> str:
+    """A host, or a host and a port, and nothing else of an address; in ASCII, as DNS has it."""
+    parts = urlsplit(f"//{value}")
+    plain = value.isascii() and parts.netloc == value and parts.username is None
+    if not plain or not parts.hostname or parts.port == 0:
+        raise ValueError(value)
+    return value
+
+
 Name = Annotated[str, Field(min_length=1)]
 Names = Annotated[tuple[Name, ...], NoDecode, BeforeValidator(_parted)]
+Places = Annotated[tuple[Annotated[Name, AfterValidator(_place)], ...], NoDecode, BeforeValidator(_parted)]
 Secret = Annotated[SecretStr, Field(min_length=1)]
 Secrets = Annotated[tuple[Secret, ...], NoDecode, BeforeValidator(_parted)]
 
@@ -85,8 +96,10 @@ class Settings(BaseSettings):
     cors_origins: Names = Field(
         default=(), description="origins, parted by commas, whose pages may call the server; unset, none may."
     )
-    image_hosts: Names = Field(
-        default=(), description="hosts, parted by commas, from which the server may fetch stills; unset, none."
+    image_hosts: Places = Field(
+        default=(),
+        description="comma-separated hosts from which the server may fetch images, at ports 80 and 443; host:port is "
+        "that port alone; unset, none.",
     )
     models: Names = Field(
         default=(),
@@ -94,6 +107,9 @@ class Settings(BaseSettings):
     )
     max_body_mb: float = Field(
         default=20, gt=0, le=1000, allow_inf_nan=False, description="megabytes, up to 1000, that a request may have."
+    )
+    max_connections: int = Field(
+        default=1000, ge=10, le=100_000, description="10 to 100000 connections that the server may have open at once."
     )
     max_work: float = Field(
         default=2000,

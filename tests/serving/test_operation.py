@@ -1,7 +1,10 @@
 """The server as its operator knows it: keys, a full queue, the log, and how it ends and comes back."""
 
+import asyncio
+import contextlib
 import os
 import signal
+import socket
 import threading
 import time
 
@@ -11,7 +14,9 @@ import pytest
 from server_process import start, stop, wait_for, wait_ready
 from starlette.datastructures import Headers
 
+from kinema.jobs import Queue
 from kinema.serving.edge import _Guard
+from kinema.serving.hosting import Host
 from kinema.settings import Settings
 
 SLOW = {"motion_bucket_id": "200", "num_inference_steps": "20", "num_frames": "3"}
@@ -106,9 +111,19 @@ def test_told_to_end_it_finishes_what_runs_and_keeps_what_waits(tmp_path, png):
             watcher = threading.Thread(target=watch)
             watcher.start()
             time.sleep(0.3)
-            began = time.monotonic()
-            assert running.end() == 0
-            assert time.monotonic() - began < 30
+            with contextlib.ExitStack() as opened:
+                # Clients that never finish, and one that never reads.
+                content = f"GET /v1/videos/{ids[0]}/events HTTP/1.1\r\nHost: localhost\r\n\r\n"
+                for sent in (
+                    "POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nhalf",
+                    "GET /",
+                    content,
+                ):
+                    half = socket.create_connection(("127.0.0.1", int(running.url.rpartition(":")[2])))
+                    opened.enter_context(half).sendall(sent.encode())
+                began = time.monotonic()
+                assert running.end() == 0
+                assert time.monotonic() - began < 30
             watcher.join(5)
             assert not watcher.is_alive()
         again = start(tmp_path / "data")
@@ -121,6 +136,22 @@ def test_told_to_end_it_finishes_what_runs_and_keeps_what_waits(tmp_path, png):
             stop(again)
     finally:
         stop(running)
+
+
+def test_the_end_is_bounded_from_the_signal_on(tmp_path, monkeypatch):
+    alarms, graces = [], []
+    monkeypatch.setattr(signal, "alarm", alarms.append)
+    monkeypatch.setattr(Queue, "close", lambda _, grace: graces.append(grace))
+    host = Host(Settings(data_dir=tmp_path))
+
+    async def end():
+        host._begin_to_stop()
+        host._stopped_at -= 7  # as long as it took to let clients go
+        await host.close()
+
+    asyncio.run(end())
+    assert alarms == [28]
+    assert 14 < graces[0] <= 15
 
 
 @pytest.mark.slow

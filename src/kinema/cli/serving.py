@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kinema.cli.options import Device, Dtype, Model, Precision  # noqa: TC001 - typer reads annotations
-from kinema.cli.progress import say
 from kinema.errors import InvalidRequest
+from kinema.serving.arbiter import check_port
 from kinema.settings import read_settings
 
 if TYPE_CHECKING:
@@ -64,7 +64,8 @@ def serve(
     settings = read_settings(**given)
     _check_address(host, settings)
     _check_installed()
-    _tell(host, port, settings)
+    host = "127.0.0.1" if host == "localhost" else host  # BentoML takes addresses alone
+    check_port(host, port)
     # A key on the command line is seen by everyone on this machine; in the environment by its owner alone.
     environment = os.environ | {f"KINEMA_{name.upper()}": value for name, value in given.items() if value is not None}
     environment.setdefault("BENTOML_DO_NOT_TRACK", "True")
@@ -96,12 +97,3 @@ def _check_installed() -> None:
 
     if find_spec("bentoml") is None or find_spec("dbos") is None:
         raise InvalidRequest("the server's packages are not installed: pip install 'kinema[server]'")
-
-
-def _tell(host: str, port: int, settings: Settings) -> None:
-    name = "localhost" if host in ("127.0.0.1", "0.0.0.0", "::", "::1") else host  # noqa: S104 - compared, not bound
-    address = f"http://{name}:{port}"
-    say(f"the page        {address}/studio")
-    say(f"Swagger         {address}/")
-    say(f"the API         {address}/v1/videos  (its document: {address}/v1/openapi.json)")
-    say(f"jobs and videos {settings.data_dir.expanduser()}")

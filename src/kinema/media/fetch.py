@@ -1,4 +1,4 @@
-"""An address → the bytes behind it, bounded in size, time and redirects."""
+"""An address → the bytes behind it, bounded in size, time, redirects and places."""
 
 from __future__ import annotations
 
@@ -6,35 +6,55 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from kinema.errors import InvalidStill
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
     import httpx
 
 MAX_BYTES = 20_000_000
 MAX_SECONDS = 30.0
 MAX_REDIRECTS = 5
+PORTS = {"http": 80, "https": 443}
+LISTEN_SECONDS = 0.1
 
 
-def fetch(url: str, hosts: Collection[str] | None = None) -> bytes:
+class Unwanted(Exception):
+    """Nobody waits for the answer any more."""
+
+
+def fetch(url: str, hosts: Collection[str] | None = None, gone: Callable[[], bool] | None = None) -> bytes:
     """What an http or https address answers: at most 20 MB, within 30 seconds in all, over at most 5 redirects.
 
     Args:
         url: The address.
-        hosts: Where given, no other host is asked, whatever the address or a redirect names.
+        hosts: Where given, nothing else is asked, whatever the address or a redirect names: each is a host, of which
+            the usual ports 80 and 443 may be asked, or a host with the one port that may, as "host:8080".
+        gone: Asked often; where it says yes, the fetch is given up.
 
     Raises:
         InvalidStill: naming the address, what went wrong and what to do.
+        Unwanted: as `gone` said.
     """
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(_fetch(url, hosts))
+        return asyncio.run(_while_wanted(url, hosts, gone))
     with ThreadPoolExecutor(1) as pool:  # a notebook's cell already runs inside a loop
-        return pool.submit(asyncio.run, _fetch(url, hosts)).result()
+        return pool.submit(asyncio.run, _while_wanted(url, hosts, gone)).result()
+
+
+async def _while_wanted(url: str, hosts: Collection[str] | None, gone: Callable[[], bool] | None) -> bytes:
+    fetching = asyncio.ensure_future(_fetch(url, hosts))
+    while not (await asyncio.wait({fetching}, timeout=None if gone is None else LISTEN_SECONDS))[0]:
+        if gone is not None and gone():
+            fetching.cancel()
+            await asyncio.wait({fetching})
+            raise Unwanted
+    return fetching.result()
 
 
 async def _fetch(url: str, hosts: Collection[str] | None) -> bytes:
@@ -58,7 +78,7 @@ async def _fetch(url: str, hosts: Collection[str] | None) -> bytes:
             f"{shown(address)} did not answer in full within {MAX_SECONDS:g} seconds; "
             "try again, or download it and give the file"
         ) from None
-    except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:  # ValueError: a name that DNS can't have
         reason = str(error) or type(error).__name__
         raise InvalidStill(
             f"{shown(address)} can't be reached ({reason}); check the address and the network, or give a file"
@@ -74,17 +94,30 @@ def _parsed(url: str, hosts: Collection[str] | None) -> httpx.URL:
 
     try:
         address = httpx.URL(url)
+        host = address.host  # which is where httpx looks whether the name can be one
     except (httpx.InvalidURL, UnicodeError) as error:
         raise InvalidStill(f"{url!r} is no usable address ({error}); give one such as https://host/photo.jpg") from None
-    if address.scheme not in {"http", "https"} or not address.host:
+    if address.scheme not in PORTS or not host:
         raise InvalidStill(
             f"{shown(address)} is not fetched: only http:// and https:// addresses are; "
             "download it some other way and give the file"
         )
-    if hosts is not None and address.host not in hosts:
+    if address.port is not None and not 0 < address.port < 65536:
+        raise InvalidStill(f"{shown(address)} is no usable address: a port is a number from 1 to 65535; correct it")
+    if hosts is not None and not any(_allows(allowed, address) for allowed in hosts):
         allowed = f"only {', '.join(hosts)} may be" if hosts else "no address is"
         raise InvalidStill(f"{shown(address)} is not fetched: {allowed} fetched here; give the file itself")
     return address
+
+
+def _allows(allowed: str, address: httpx.URL) -> bool:
+    """Whether "host" or "host:port" lets an address be fetched; names are the same in capitals, and in Punycode."""
+    import httpx
+
+    place = httpx.URL(f"http://{allowed}")
+    port = address.port or PORTS[address.scheme]
+    ports = {urlsplit(f"//{allowed}").port} if urlsplit(f"//{allowed}").port else set(PORTS.values())
+    return place.raw_host == address.raw_host and port in ports
 
 
 async def _body(response: httpx.Response) -> bytes:

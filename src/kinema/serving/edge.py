@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import hmac
 import ipaddress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.routing import Match
 
 from kinema.errors import RequestTooLarge
+from kinema.serving.throttle import CALLER, WrongKeys
 from kinema.serving.wire import error_body, refusal
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from kinema.settings import Settings
+
+Refused: TypeAlias = "tuple[int, dict[str, Any], dict[str, str]]"  # status, body, headers
 
 # What a service manager asks has no secrets in it, and it may come from another machine by whatever name.
 PROBES = frozenset({"/livez", "/readyz"})
@@ -61,7 +65,12 @@ class _Guard:
     def __init__(self, app: ASGIApp, settings: Settings, routes: Sequence[BaseRoute]) -> None:
         self._app = app
         self._routes = routes
-        self._keys = [key.get_secret_value().encode() for key in settings.api_keys]
+        self._keys = [
+            (sent, f"key {number}")
+            for number, key in enumerate(settings.api_keys, 1)
+            for sent in _as_sent(key.get_secret_value())
+        ]
+        self._wrong_keys = WrongKeys()
         self._open = settings.open
         self._hosts = LOCAL_NAMES | {name.lower() for name in settings.hosts}
         self._origins = frozenset(settings.cors_origins)
@@ -70,7 +79,7 @@ class _Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        refused = self._refusal(scope, headers)
+        refused = await self._slowed(scope, headers) or self._refusal(scope, headers)
         if refused is None and self._leads_nowhere(scope):
             refused = 404, error_body(404, "not_found", f"there is nothing at {scope['path'][:80]!r}"), {}
         if refused is not None:
@@ -86,8 +95,17 @@ class _Guard:
             receive = _counted(receive, limit)
         await self._app(scope, receive, send)
 
-    def _refusal(self, scope: Scope, headers: Headers) -> tuple[int, dict[str, Any], dict[str, str]] | None:
-        if scope["type"] == "http" and scope["method"] in ("GET", "HEAD") and scope["path"] in PROBES:
+    async def _slowed(self, scope: Scope, headers: Headers) -> Refused | None:
+        """Wait where this address sent many wrong keys; refuse where many requests wait already."""
+        if not self._keys or not _key(headers) or _is_probe(scope) or await self._wrong_keys.turn(_address(scope)):
+            return None
+        told = (
+            "many wrong keys came from this address, so that its keys are looked at one by one; try again in a moment"
+        )
+        return 429, error_body(429, "too_many_wrong_keys", told), {"Retry-After": "10"}
+
+    def _refusal(self, scope: Scope, headers: Headers) -> Refused | None:
+        if _is_probe(scope):
             return None
         if self._is_foreign(scope, headers):
             told = "a page of another site asks this; KINEMA_CORS_ORIGINS names the origins whose pages may"
@@ -99,8 +117,12 @@ class _Guard:
         if not self._keys and not self._open and not _is_near(scope, headers):
             told = "without a key only this machine is answered, and no proxy; set KINEMA_API_KEYS, or KINEMA_OPEN=true"
             return 403, error_body(403, "address_not_allowed", told), {}
-        if not self._keys or self._knows(headers):
+        caller = self._known(headers) if self._keys else _address(scope)
+        if caller is not None:
+            scope[CALLER] = caller
             return None
+        if _key(headers):
+            self._wrong_keys.add(_address(scope))
         told = "a key is asked for: send it as Authorization: Bearer …, or as X-API-Key, or as a password"
         # Basic alone: Chromium asks for no password where another scheme stands in the same header.
         return 401, error_body(401, "unknown_key", told), {"WWW-Authenticate": 'Basic realm="Kinema", charset="UTF-8"'}
@@ -123,11 +145,11 @@ class _Guard:
             return True
         return origin is not None and origin.partition("://")[2].lower() != headers.get("host", "").lower()
 
-    def _knows(self, headers: Headers) -> bool:
-        """Whether a key comes with it; every one is compared, each in constant time."""
-        given = _key(headers).encode("utf-8", "surrogateescape")
-        found = [hmac.compare_digest(given, key) for key in self._keys]
-        return bool(given) and any(found)
+    def _known(self, headers: Headers) -> str | None:
+        """Which key comes with it; every one is compared, each in constant time."""
+        given = _key(headers)
+        found = [name for key, name in self._keys if hmac.compare_digest(given, key)]
+        return found[0] if found else None
 
 
 def _too_large(limit: int) -> RequestTooLarge:
@@ -152,9 +174,7 @@ def _counted(receive: Receive, limit: int) -> Receive:
     return counted
 
 
-async def _refuse(
-    refused: tuple[int, dict[str, Any], dict[str, str]], scope: Scope, receive: Receive, send: Send
-) -> None:
+async def _refuse(refused: Refused, scope: Scope, receive: Receive, send: Send) -> None:
     status, body, headers = refused
     if scope["type"] == "websocket":
         await receive()
@@ -163,17 +183,34 @@ async def _refuse(
     await JSONResponse(body, status, headers=headers)(scope, receive, send)
 
 
-def _key(headers: Headers) -> str:
+def _key(headers: Headers) -> bytes:
     """The key that was sent: as a bearer's, in a header of its own, or as the password that a browser asked for."""
     kind, _, value = headers.get("authorization", "").partition(" ")
     if kind.lower() == "bearer":
-        return value.strip()
+        return value.strip().encode("latin-1")  # as it came: that is how Starlette decodes headers
     if kind.lower() == "basic":
         try:
-            return base64.b64decode(value, validate=True).decode().partition(":")[2]
+            return base64.b64decode(value, validate=True).partition(b":")[2]
         except (binascii.Error, ValueError):
-            return ""
-    return headers.get("x-api-key", "")
+            return b""
+    return headers.get("x-api-key", "").encode("latin-1")
+
+
+def _as_sent(key: str) -> set[bytes]:
+    """A key as clients send it: in UTF-8, or in Latin-1 as HTTP once had it."""
+    sent = {key.encode(errors="surrogateescape")}  # bytes of the environment that are no UTF-8 stay as they are
+    with contextlib.suppress(UnicodeEncodeError):
+        sent.add(key.encode("latin-1"))
+    return sent
+
+
+def _is_probe(scope: Scope) -> bool:
+    return scope["type"] == "http" and scope["method"] in ("GET", "HEAD") and scope["path"] in PROBES
+
+
+def _address(scope: Scope) -> str:
+    client = scope.get("client")
+    return client[0] if client else "a local socket"
 
 
 def _host_name(host: str) -> str:

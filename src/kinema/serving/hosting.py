@@ -8,6 +8,7 @@ import gc
 import logging
 import signal
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from kinema.errors import QueueUnavailable
@@ -15,6 +16,7 @@ from kinema.jobs import Queue
 from kinema.serving.abandoned import Abandoned
 from kinema.serving.image_service import ImageService
 from kinema.serving.metrics import Metrics
+from kinema.serving.throttle import Pins
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -28,7 +30,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 WORK = "kinema.serving.work:Work"
-GRACE_SECONDS = 22.0  # of the 30 that a service manager gives, with room for what comes after
+# Of the 30 that a service manager gives: for running jobs, and until the process ends whatever it is doing.
+GRACE_SECONDS = 22.0
+END_SECONDS = 28
 
 
 class Host:
@@ -39,8 +43,10 @@ class Host:
         self.metrics = Metrics()
         self.queue = Queue(settings, work, ended=self._ended)
         self.abandoned = Abandoned(self.queue)
+        self.pins = Pins(500)
         self.images = ImageService()
         self.stopping = asyncio.Event()
+        self._stopped_at: float | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def open(self) -> None:
@@ -53,10 +59,11 @@ class Host:
         gc.freeze()
 
     async def close(self) -> None:
-        """Take no more jobs; finish the running ones or put them back."""
+        """Take no more jobs; finish the running ones within what is left since the signal, or put them back."""
         self.stopping.set()
         self.images.close()
-        await asyncio.to_thread(self.queue.close, GRACE_SECONDS)
+        spent = 0.0 if self._stopped_at is None else time.monotonic() - self._stopped_at
+        await asyncio.to_thread(self.queue.close, max(0.0, GRACE_SECONDS - spent))
 
     @property
     def ready(self) -> bool:
@@ -127,6 +134,10 @@ class Host:
             signal.signal(number, hear)
 
     def _begin_to_stop(self) -> None:
+        if self._stopped_at is None:
+            self._stopped_at = time.monotonic()
+            # The kernel ends the process then, even where a thread never comes back. What is lost, a start makes again.
+            signal.alarm(END_SECONDS)
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self.stopping.set)
 

@@ -5,6 +5,8 @@ They are kept as plain numbers: prometheus_client's own would go through files t
 
 from __future__ import annotations
 
+import math
+import time
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from threading import Lock
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
     from kinema.jobs import Job, Queue
 
+TEXT_SECONDS = 0.25  # so that asking often costs no more, whoever does it
 _BOUNDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 
 
@@ -45,6 +48,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._lock = Lock()
+        self._writing, self._text, self._written = Lock(), "", -math.inf
         self._ended: Counter[tuple[str, str]] = Counter()
         self._waits = _Histogram()
         self._stages = _Histogram()
@@ -66,12 +70,15 @@ class Metrics:
                 self._steps.observe(job.request.model, step)
 
     def text(self, queue: Queue) -> str:
-        """Everything in Prometheus's text format."""
+        """Everything in Prometheus's text format; who asks within a quarter of a second gets the same."""
         from prometheus_client import CollectorRegistry, generate_latest
 
-        registry = CollectorRegistry(auto_describe=False)
-        registry.register(_Collector(self, queue))
-        return generate_latest(registry).decode()
+        with self._writing:
+            if time.monotonic() - self._written > TEXT_SECONDS:
+                registry = CollectorRegistry(auto_describe=False)
+                registry.register(_Collector(self, queue))
+                self._text, self._written = generate_latest(registry).decode(), time.monotonic()
+            return self._text
 
     def collect(self, queue: Queue) -> Iterator[Metric]:
         """Each figure as it is now."""

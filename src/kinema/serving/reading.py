@@ -19,7 +19,7 @@ from kinema.serving.fields import is_set
 from kinema.serving.forms import IMAGE_FIELDS, read_multipart
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from starlette.requests import Request
 
@@ -292,13 +292,14 @@ def _data(kind: str, payload: bytes, name: str) -> bytes:
         raise InvalidStill(f"the data: URL in {name} is not valid base64; encode the file anew", name) from None
 
 
-def fetched(settings: Settings, still: bytes | str | None) -> bytes | None:
-    """A still's bytes; an address is asked only where the operator lets that host be.
+def fetched(settings: Settings, still: bytes | str | None, gone: Callable[[], bool]) -> bytes | None:
+    """A still's bytes; an address is asked only where the operator lets that host be, and until the client is `gone`.
 
     Raises:
         InvalidStill: naming the address.
+        Unwanted: as `gone` said.
     """
-    return fetch(still, settings.image_hosts) if isinstance(still, str) else still
+    return fetch(still, settings.image_hosts, gone) if isinstance(still, str) else still
 
 
 def _scalar(name: str, value: object) -> object:

@@ -23,6 +23,7 @@ from kinema.errors import KinemaError
 from kinema.jobs.working import end_with
 from kinema.serving import logs, page, swagger
 from kinema.serving.arbiter import close_control_ports
+from kinema.serving.connections import Connection, Limits
 from kinema.serving.decode_process import ClientGone
 from kinema.serving.edge import Edge
 from kinema.serving.hosting import WORK, Host, host_of
@@ -104,6 +105,7 @@ class StableDiffusionVideo:
         settings = read_settings()
         if _started_by_arbiter():  # an orphan would keep the port and the queue from the next
             end_with(os.getppid())
+            Connection.limits = Limits.within_descriptors(settings.max_connections)
         logs.set_up(settings.log_format)
         # Tests put work of their own here, which needs no model.
         self._host = Host(settings, os.environ.get("KINEMA_WORK", WORK))
@@ -113,6 +115,8 @@ class StableDiffusionVideo:
     async def _open(self) -> None:
         await self._host.open()
         api.state.host = self._host
+        if _started_by_arbiter():
+            logs.announce(self._host.settings.data_dir)
 
     @bentoml.on_shutdown
     async def _close(self) -> None:

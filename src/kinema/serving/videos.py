@@ -111,7 +111,7 @@ async def accept(
         if image_only and given.still is None and not is_set(given.fields.get("prompt")):
             raise InvalidRequest("no image is given; send a JPEG, PNG or WebP file as image", "image")
         try:
-            data = fetched(host.settings, given.still)
+            data = fetched(host.settings, given.still, gone)
             submission = prepare(host.settings, given.fields, data, lambda data: host.images.inspect(data, gone))
         except InvalidStill as error:
             error.param = given.image_field
@@ -119,6 +119,8 @@ async def accept(
         given = replace(given, still=None)  # it is in the submission
         if waits and key is None and (job := host.abandoned.take(submission.fingerprint)):
             return job, submission, given
+        if given.pinned:
+            host.pins.check(request.scope)
         job = submit(
             host.queue,
             host.settings,
@@ -300,7 +302,7 @@ def _add_changing(app: FastAPI) -> None:
     @app.post(
         "/v1/videos/{video_id}",
         response_model=wire.Video,
-        responses=document.errors(400, 404, 413, 415),
+        responses=document.errors(400, 404, 413, 415, 429),
         openapi_extra=document.change_body(),
         tags=["videos"],
     )
@@ -309,6 +311,8 @@ def _add_changing(app: FastAPI) -> None:
         job = await _job(app, video_id)
         with closing(await receive(request)) as body:
             asked = body.change()
+        if asked.pinned and not job.pinned:
+            host_of(app).pins.check(request.scope)
         job = await asyncio.to_thread(change, host_of(app).queue, job.id, title=asked.title, pinned=asked.pinned)
         return _polled(job, wire.video_of(job))
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from kinema.errors import (
+    AllowanceUsedUp,
     InsufficientDisk,
     InsufficientMemory,
     InvalidRequest,
@@ -38,6 +39,7 @@ _STATUS: tuple[tuple[type[KinemaError], int], ...] = (
     (JobUnfinished, 409),
     (KeyReused, 409),
     (QueueFull, 429),
+    (AllowanceUsedUp, 429),
     (QueueUnavailable, 503),
     (ServerBusy, 503),
     (WeightsError, 503),
@@ -195,7 +197,7 @@ def refusal(error: KinemaError) -> tuple[int, dict[str, Any], dict[str, str]]:
     """The status, body and headers that answer an error."""
     status = _status_of(type(error))
     headers = {}
-    if isinstance(error, QueueFull):
+    if isinstance(error, QueueFull | AllowanceUsedUp):
         headers["Retry-After"] = str(max(1, round(error.retry_after)))
     elif status == 503:
         headers["Retry-After"] = str(RETRY_SECONDS)
@@ -243,7 +245,7 @@ ERROR_ANSWERS: Mapping[int, str] = {
     409: "Not in this state: no result yet, or the key came before with something else.",
     413: "The body is larger than is read.",
     415: "The body is neither a form nor JSON.",
-    429: "The queue is full; `Retry-After` says when to come again.",
+    429: "The queue is full, or the key had what it may have; `Retry-After` says when to come again.",
     500: "A defect, or what a model did not manage.",
     503: "The server is starting or ending, or has as much to do as it can.",
     507: "The disk is full.",

@@ -15,6 +15,7 @@ from fastapi import APIRouter, HTTPException, Query, Request
 from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
 
 from kinema.errors import (
+    AllowanceUsedUp,
     InsufficientDisk,
     InvalidStill,
     JobNotFound,
@@ -31,6 +32,7 @@ from kinema.serving.page import view
 from kinema.serving.page.english import ENGLISH
 from kinema.serving.page.languages import LANGUAGES
 from kinema.serving.reading import received
+from kinema.serving.throttle import DraftBytes
 from kinema.values import Fit  # noqa: TC001 - FastAPI reads the annotations
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ _FOR_EVER = {"Cache-Control": "private, max-age=31536000, immutable"}
 _NEVER = {"Cache-Control": "no-store"}
 
 
-_STATUS = {InvalidStill: 422, InsufficientDisk: 507, ServerBusy: 503}
+_STATUS = {InvalidStill: 422, InsufficientDisk: 507, ServerBusy: 503, AllowanceUsedUp: 429}
 
 
 class Drafts:
@@ -62,6 +64,7 @@ class Drafts:
 
     def __init__(self, data_dir: Path, reserve_gb: float, images: ImageService) -> None:
         self.images = images
+        self.bytes = DraftBytes(1_000_000_000)
         self._files = Files(data_dir)
         self._reserve_gb = reserve_gb
         self._root = self._files.root / "drafts"
@@ -141,6 +144,7 @@ def _add_stills(router: APIRouter, drafts: Drafts) -> None:
         words = LANGUAGES.get(language, ENGLISH)
         try:
             with closing(await received(request, most=MAX_BYTES)) as body:
+                drafts.bytes.check(request.scope, body.size)
                 sha256 = await drafts.images.uploads(body.size).run(
                     lambda gone: drafts.add(body.file.read(), gone), request
                 )
@@ -148,7 +152,7 @@ def _add_stills(router: APIRouter, drafts: Drafts) -> None:
             return JSONResponse({"fault": words.too_large, "english": False}, 413)
         except ClientGone:
             return Response(status_code=499)  # no one reads it
-        except (InvalidStill, InsufficientDisk, ServerBusy) as fault:
+        except (InvalidStill, InsufficientDisk, ServerBusy, AllowanceUsedUp) as fault:
             said = words.said(fault.args[0])
             told = {"fault": str(fault) if said is None else said, "english": said is None}
             return JSONResponse(told, next(status for kind, status in _STATUS.items() if isinstance(fault, kind)))

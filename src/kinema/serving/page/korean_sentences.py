@@ -84,6 +84,8 @@ SENTENCES = {
     "take_it_out": "안에 든 사진을 꺼내서 쓰세요.",
     "give_its_address": "사진 자체를 저장해서 쓰세요.",
     # The queue and the disk.
+    "pins_used_up": "하루에 영상을 {most:.0f}개까지만 고정할 수 있습니다. {seconds:.0f}초 뒤에 다시 시도하세요.",
+    "drafts_used_up": "하루에 사진을 {most:.0f} MB까지만 올릴 수 있습니다. {seconds:.0f}초 뒤에 다시 시도하세요.",
     "server_busy": "서버가 같은 요청을 한꺼번에 {count}개까지만 처리합니다. 몇 초 뒤에 다시 시도하세요.",
     "queue_full": "{most}개가 기다리고 있어 더 받을 수 없습니다(KINEMA_QUEUE_SIZE). {wait:.0f}초 뒤에 다시 시도하세요.",
     "queue_closing": "서버가 끝나는 중입니다. 서버가 돌아오면 다시 시도하세요.",
@@ -119,6 +121,7 @@ FAULTS = {
     "queue_unavailable": "대기열을 쓸 수 없습니다. 잠시 뒤 다시 시도하세요.",
     "job_not_found": "그런 영상은 없습니다. 삭제되었거나 보관 기간이 지났습니다.",
     "job_unfinished": "아직 완성된 영상이 없습니다.",
+    "allowance_used_up": "하루에 쓸 수 있는 만큼 다 썼습니다. 나중에 다시 시도하세요.",
     "server_busy": "서버가 바쁩니다. 몇 초 뒤에 다시 시도하세요.",
     "key_reused": "같은 요청 키가 다른 설정으로 이미 쓰였습니다. 새 키를 쓰세요.",
     "video_error": "영상 파일을 쓰거나 읽을 수 없습니다. 다시 시도하세요.",

@@ -1,0 +1,161 @@
+"""Clients that keep silent, are slow or many: what one connection may cost, and how the server ends all the same."""
+
+import contextlib
+import resource
+import socket
+import threading
+import time
+
+import pytest
+import uvicorn
+
+from kinema.serving import connections
+from kinema.serving.connections import Connection, Limits
+
+HALF_A_HEADER = b"GET / HTTP/1.1\r\nHost: local"
+HALF_A_BODY = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nhalf"
+LARGE = 50_000_000
+
+
+async def app(scope, receive, send):
+    """Read the body; answer at once, with much, or never."""
+    if scope["type"] != "http":
+        return
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return
+        if not message["more_body"]:
+            break
+    if scope["path"] == "/never":
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        return
+    body = bytes(LARGE) if scope["path"] == "/large" else b"hello"
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+    await send({"type": "http.response.body", "body": body})
+
+
+@contextlib.contextmanager
+def served(**limits):
+    """The port of a server in this process whose connections have these limits."""
+
+    class Limited(Connection):
+        pass
+
+    Limited.limits = Limits(**limits)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, http=Limited, ws="none", lifespan="off", log_config=None))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        until(lambda: server.started)
+        yield server, server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def until(condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def connect(port, sent=b""):
+    connection = socket.create_connection(("127.0.0.1", port), timeout=30)
+    connection.sendall(sent)
+    return connection
+
+
+def answered(connection):
+    """All that comes until the other side closes."""
+    received = b""
+    with connection, contextlib.suppress(ConnectionResetError):
+        while piece := connection.recv(1 << 20):
+            received += piece
+    return received
+
+
+def ask(port, path="/"):
+    return connect(port, b"GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" % path.encode())
+
+
+@pytest.mark.parametrize("sent", [b"", HALF_A_HEADER, HALF_A_BODY])
+def test_a_half_sent_request_is_dropped(sent):
+    with served(header=0.4, body=0.4) as (_, port):
+        answer = answered(connect(port, sent))
+        assert answer.startswith(b"HTTP/1.1 408")
+        assert b'"code": "request_timeout"' in answer
+        assert answered(ask(port)).endswith(b"hello")
+
+
+def test_a_body_that_trickles_is_dropped_and_one_that_flows_is_read():
+    with served(body=2, body_rate=100) as (_, port):
+        slow, flowing = connect(port, HALF_A_BODY), connect(port, HALF_A_BODY)
+        for _ in range(20):
+            with contextlib.suppress(OSError):
+                slow.sendall(b"x")
+            flowing.sendall(b"x" * 49)
+            time.sleep(0.1)
+        flowing.sendall(b"x" * (1000 - 4 - 20 * 49))
+        assert answered(slow).startswith(b"HTTP/1.1 408")
+        flowing.settimeout(10)
+        assert flowing.recv(1000).startswith(b"HTTP/1.1 200")
+        flowing.close()
+
+
+def test_a_client_that_reads_nothing_is_dropped_and_one_that_waits_for_its_answer_is_not():
+    limits = {"header": 0.3, "body": 0.3, "reading": 0.4}
+    with served(**limits) as (server, port), ask(port, "/never"), ask(port, "/large") as deaf:
+        until(lambda: len(server.server_state.connections) == 2)
+        until(lambda: len(server.server_state.connections) == 1)
+        assert len(answered(deaf)) < LARGE
+
+
+def test_connections_that_keep_silent_make_room_for_others():
+    with served(connections=5) as (server, port), contextlib.ExitStack() as opened:
+
+        def busy():
+            return sum(not (c.misses_header or c.misses_body) for c in server.server_state.connections)
+
+        for _ in range(3):
+            opened.enter_context(ask(port, "/never"))
+        body = opened.enter_context(connect(port, HALF_A_BODY))
+        until(lambda: busy() == 3)
+        silent = [connect(port, HALF_A_HEADER) for _ in range(20)]
+        assert answered(ask(port)).endswith(b"hello")
+        assert len(server.server_state.connections) <= 6
+        assert all(answered(connection) == b"" for connection in silent)
+        # Who sends a body is dropped last, and who waits for an answer never.
+        body.sendall(b"x" * 996)
+        assert body.recv(1000).startswith(b"HTTP/1.1 200")
+        for _ in range(2):
+            opened.enter_context(ask(port, "/never"))
+        until(lambda: busy() == 5)
+        assert answered(ask(port)).startswith(b"HTTP/1.1 503")
+
+
+def test_the_server_ends_whatever_its_clients_do():
+    with served(ending=1) as (server, port):
+        clients = [connect(port, sent) for sent in (b"", HALF_A_HEADER, HALF_A_BODY)]
+        clients += [ask(port, "/never"), ask(port, "/large")]
+        until(lambda: len(server.server_state.connections) == len(clients))
+        time.sleep(0.1)
+        server.should_exit = True
+        assert b'"code": "queue_unavailable"' in answered(clients[2])
+        until(lambda: not server.server_state.connections)
+        for client in clients:
+            client.close()
+
+
+def test_connections_leave_descriptors_for_the_rest(monkeypatch):
+    given = []
+    monkeypatch.setattr(connections.resource, "setrlimit", lambda _, limits: given.append(limits))
+    for soft, hard, most in ((1024, 1024, 384), (1024, 4096, 1000), (10_000, 20_000, 1000)):
+        monkeypatch.setattr(connections.resource, "getrlimit", lambda _, limits=(soft, hard): limits)
+        assert Limits.within_descriptors(1000).connections == most
+    assert given == [(1024, 1024), (4096, 4096)]
+    monkeypatch.setattr(connections.resource, "getrlimit", lambda _: (1024, resource.RLIM_INFINITY))
+    assert Limits.within_descriptors(1000).connections == 1000
