@@ -58,10 +58,10 @@ def test_a_crash_costs_nothing_that_was_done(settings, looking_on, notes):
     job = looking_on.submit(request(motion_bucket_id=60, num_inference_steps=20, prompt="a fox"))
     server = Server(settings)
     try:
-        until(lambda: looking_on.get(job.id).stage == "denoise", 20)
+        until(lambda: looking_on.get(job.id).stage == "denoise")
         server.kill()
         server.start()
-        job = finished(looking_on, job, 30)
+        job = finished(looking_on, job)
     finally:
         server.kill()
     assert looking_on.result(job.id).read_bytes() == expected(job.request, drawn(job.request))

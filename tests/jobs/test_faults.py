@@ -31,7 +31,7 @@ def client(settings):
 
 
 def at(client, job, stage):
-    until(lambda: client.get(job.id).stage == stage, 20)
+    until(lambda: client.get(job.id).stage == stage)
 
 
 def test_after_a_crash_a_job_goes_on_at_the_part_it_was_in_to_the_same_bytes(server, client, notes):
@@ -40,7 +40,7 @@ def test_after_a_crash_a_job_goes_on_at_the_part_it_was_in_to_the_same_bytes(ser
     at(client, job, "denoise")
     server.kill()
     server.start()
-    job = finished(client, job, 30)
+    job = finished(client, job)
     assert (job.status, job.attempts) == ("completed", 0)
     assert client.result(job.id).read_bytes() == expected(asked, drawn(asked))
     assert [part for _, part, *_ in begun(notes)] == ["still", "latents", "latents", "video"]
@@ -103,7 +103,7 @@ def test_work_that_can_not_be_imported_fails_its_jobs_with_the_reason(settings):
 
 
 def test_another_process_takes_over_when_the_first_one_dies(server, settings):
-    until(server.workers, 20)
+    until(server.workers)
     with Queue(settings, "queue_work:Work") as second:
         job = second.submit(request(**SLOW), still=STILL)
         at(second, job, "denoise")
@@ -173,7 +173,7 @@ def test_whatever_is_killed_whenever_every_job_is_completed_once_to_the_same_byt
             server.kill()
             server.start()
     for job in jobs:
-        done = finished(client, job, 60)
+        done = finished(client, job)
         source = STILL if job.request.prompt is None else drawn(job.request)
         assert (done.status, done.error) == ("completed", None)
         assert client.result(job.id).read_bytes() == expected(job.request, source)

@@ -114,6 +114,11 @@ class Queue:
         """The process of each worker, None for one that is not ready."""
         return () if self._runner is None else tuple(worker.pid for worker in self._runner.pool.workers)
 
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Why this process runs no jobs, or fewer at once than it has workers for; none where all is well."""
+        return () if self._runner is None else self._runner.problems()
+
     def submit(
         self,
         request: VideoRequest,
@@ -257,9 +262,11 @@ class Queue:
         Raises:
             JobNotFound: where there is none with this id.
         """
-        self._store.get(job_id)
+        before = self._store.get(job_id)
         if self._store.fail(job_id, CANCELLED, self._settings.keep_days * DAY):
             log.info("job %s is cancelled", job_id)
+            if before.status == "queued":  # parts of it may be made: it was in progress before
+                self._files.drop_job(job_id)
             self._stop(job_id)
         return self.get(job_id)
 

@@ -239,9 +239,10 @@ class Store:
             connection.execute(_jobs.update().where(_jobs.c.id == chosen.id, _QUEUED).values(started))
         return chosen.id, chosen.model
 
-    def unclaim(self, job_id: str) -> None:
-        """Queue a claimed job again, at its old place, where its work never began."""
-        self._change(job_id, _RUNNING, status="queued", started_at=None)
+    def unclaim(self, job_id: str) -> bool:
+        """Queue a claimed job again, at its old place; whether it was in progress."""
+        unbegun = {"started_at": None, "stage": None, "step": 0, "total": 0, "progress": 0, "eta": None}
+        return self._change(job_id, _RUNNING, status="queued", **unbegun)
 
     def running(self) -> list[Job]:
         """All jobs in progress."""

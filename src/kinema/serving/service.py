@@ -16,6 +16,7 @@ os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
 import bentoml
 from _bentoml_sdk.io_models import IODescriptor
 from pydantic import ConfigDict, create_model
+from starlette.exceptions import HTTPException
 
 from kinema.errors import KinemaError
 from kinema.jobs.working import end_with
@@ -133,6 +134,9 @@ class StableDiffusionVideo:
             return answer_to(error)
 
     async def __is_ready__(self) -> bool:
+        problems = self._host.queue.problems
+        if problems and not self._host.ready:  # BentoML's own answer would only say that it is not ready
+            raise HTTPException(503, "; ".join(problems))
         return self._host.ready
 
 
