@@ -136,7 +136,7 @@ class Queue:
             request: What to make. Its prompt draws the still; with a still given, it has none.
             still: The picture's bytes, as they came, already found to be usable.
             title: What people will know the job by; the request's prompt if None.
-            priority: Those with more go first, whenever they came: -1000 to 1000.
+            priority: Each step puts it ahead of those that came up to a minute before it: -1000 to 1000.
             pinned: Never to expire.
             idempotency_key: The same key gives the same job, however often it comes.
             fingerprint: What was asked, where request, still and title don't tell: a seed that was drawn for the
