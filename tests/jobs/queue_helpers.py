@@ -13,7 +13,8 @@ from kinema.values import VideoRequest
 STILL = b"a still, as it came"
 # Seconds after which a test gives up: no measure of anything, so that tests pass on a machine that is busy.
 PATIENCE = 180
-SLOW = {"motion_bucket_id": 50, "num_inference_steps": 100}
+# It takes steps of denoising until it is let go.
+HELD = {"model": "held"}
 
 
 def request(**changes):
@@ -23,7 +24,7 @@ def request(**changes):
 
 
 def let_go(notes):
-    """Have jobs with the model "held" go on: they wait for it in the second step of denoising."""
+    """Have the jobs that are held go on."""
     (Path(notes) / "go").touch()
 
 

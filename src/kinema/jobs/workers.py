@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 # A step that lasts longer than this after a cancel is not waited for: the worker is replaced.
 CANCEL_SECONDS = 1.5
 LISTEN_SECONDS = 0.1
+# Importing the work takes some seconds; a process that takes so long hangs, and is replaced.
+READY_SECONDS = 600.0
 # A job whose worker can't be started waits so long for it, then goes back to the queue.
 START_SECONDS = 5.0
 
@@ -89,8 +91,8 @@ def count_gpus() -> int:
 class Worker:
     """One process on one device, replaced whenever it ends. Its tasks are done one at a time.
 
-    `work` names the callable as "package.module:attribute"; `patience` is how many seconds a step or the start may
-    take; `changed` is called when the process is ready.
+    `work` names the callable as "package.module:attribute"; `patience` is how many seconds a step may take;
+    `changed` is called when the process is ready.
     """
 
     def __init__(self, work: str, device: str, patience: float, changed: Callable[[], None]) -> None:
@@ -229,8 +231,8 @@ class Worker:
             process.wait()
 
     def _follow(self, process: subprocess.Popen[bytes], link: Connection) -> None:
-        if not link.poll(self._patience):
-            raise StartFailed(f"it was not ready within {self._patience:g} seconds (KINEMA_STEP_TIMEOUT)")
+        if not link.poll(READY_SECONDS):
+            raise StartFailed(f"it was not ready within {READY_SECONDS:g} seconds")
         broken = _first_words(link)
         with self._state:
             self._epitaph = self.model = None
