@@ -8,6 +8,7 @@ import pytest
 from server_process import start, stop, wait_for
 
 FIELDS = {"motion_bucket_id": "30", "num_inference_steps": "10", "num_frames": "3"}
+LONG = FIELDS | {"num_inference_steps": "200"}  # it is still at work once the disk is full
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def test_a_full_disk_fails_jobs_and_not_the_server(small_disk, tmp_path, png):
     try:
         with server.client() as client:
             ask = {"data": FIELDS, "files": {"image": ("a.png", png)}}
-            running = client.post("/v1/videos", **ask).json()
+            running = client.post("/v1/videos", **ask | {"data": LONG}).json()
             while client.get(f"/v1/videos/{running['id']}").json()["stage"] != "denoise":
                 time.sleep(0.01)
             filler = fill(small_disk)

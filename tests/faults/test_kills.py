@@ -29,7 +29,7 @@ def a_running_job(server, hit):
     """One that was not hit yet, once it runs; None when none is left."""
     while True:
         try:
-            videos = httpx.get(f"{server.url}/v1/videos?limit=100", timeout=5).json()["data"]
+            videos = httpx.get(f"{server.url}/v1/videos?limit=100", timeout=60).json()["data"]
         except (httpx.HTTPError, ValueError):
             time.sleep(0.1)
             continue
@@ -57,14 +57,15 @@ def strike(server, what):
     return start(server.data)
 
 
-def survive(tmp_path, png, kills, dice):
+def survive(tmp_path, png, kills, dice, steps=16):
     server = start(tmp_path / "data")
     try:
         with server.client() as client:
-            ids = [
-                client.post("/v1/videos", data=FIELDS | {"seed": str(i)}, files={"image": ("a.png", png)}).json()["id"]
-                for i in range(len(kills))
-            ]
+            ids = []
+            for seed in range(len(kills)):
+                fields = FIELDS | {"seed": str(seed), "num_inference_steps": str(steps)}
+                answer = client.post("/v1/videos", data=fields, files={"image": ("a.png", png)})
+                ids.append(answer.json()["id"])
         hit = set()
         for what in kills:
             job = a_running_job(server, hit)
@@ -75,7 +76,7 @@ def survive(tmp_path, png, kills, dice):
             server = strike(server, what)
         with server.client() as client:
             for video_id in ids:
-                video = wait_for(client, video_id, 120)
+                video = wait_for(client, video_id)
                 assert (video["status"], video["error"]) == ("completed", None)
                 made = client.get(f"/v1/videos/{video_id}/content").content
                 assert made == undisturbed(video["settings"], png, tmp_path)
@@ -88,7 +89,8 @@ def survive(tmp_path, png, kills, dice):
 
 
 def test_jobs_survive_kills_of_workers_and_of_everything(tmp_path, png):
-    assert survive(tmp_path, png, ["worker", "all", "worker"], random.Random(1)) == 3
+    # Each job is long enough to be found at work, also on a busy machine.
+    assert survive(tmp_path, png, ["worker", "all", "worker"], random.Random(1), steps=120) == 3
 
 
 @pytest.mark.slow
@@ -115,7 +117,7 @@ def cancel_at_random(tmp_path, png, count):
                 cancelled = client.post(f"/v1/videos/{video_id}/cancel").json()
                 assert (cancelled["status"], cancelled["error"]["code"]) == ("failed", "cancelled")
                 while "kinema_running_jobs 0.0" not in client.get("/metrics").text:
-                    assert time.monotonic() - began < 20, "the worker is not free again"
+                    assert time.monotonic() - began < 120, "the worker is not free again"
                     time.sleep(0.01)
                 if i == count // 2:
                     before = server.api_process().memory_info().rss

@@ -1,3 +1,6 @@
+import time
+from types import SimpleNamespace
+
 import pytest
 
 from kinema.jobs import Queue
@@ -16,6 +19,14 @@ def notes(tmp_path, monkeypatch):
 @pytest.fixture
 def settings(tmp_path, notes):
     return Settings(data_dir=tmp_path / "data", min_free_gb=0)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The time of day as the table of jobs knows it; it stands still, but for what a test adds to `now`."""
+    clock = SimpleNamespace(now=time.time(), time=lambda: clock.now)
+    monkeypatch.setattr("kinema.jobs.store.time", clock)
+    return clock
 
 
 @pytest.fixture

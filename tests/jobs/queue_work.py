@@ -1,6 +1,8 @@
 """Work for tests of the queue: no model, no torch; its video is a file of bytes that follow from the request alone.
 
-Faults are asked for by the request: its model names them, so that they reach the worker as any setting does.
+Faults are asked for by the request: its model names them, so that they reach the worker as any setting does. The model
+"held" is none: it takes steps of denoising until the file "go" is there, so that no test depends on how long one takes;
+"held memory" waits for it, too, and then fails.
 """
 
 import hashlib
@@ -48,7 +50,9 @@ class Work:
             time.sleep(request.noise_aug_strength)
             self.loaded = request.model
         note(task)
-        if request.model == "memory":
+        while request.model == "held memory" and not noted("go").exists():
+            time.sleep(0.01)
+        if "memory" in request.model:
             raise InsufficientMemory("64 GB are needed and 1 is free; ask for fewer frames")
         if request.model == "defect":
             raise RuntimeError("a bug")
@@ -74,19 +78,27 @@ def steps(request, stage, total):
             os.kill(os.getpid(), signal.SIGKILL)
         if request.model == "hangs" and stage == "denoise" and first_time("hung"):
             time.sleep(3600)
+        while request.model == "held" and stage == "denoise" and step == 3 and not noted("go").exists():
+            yield Step(stage, step, total)
+            yield Preview(lambda: b"a picture")
+            time.sleep(0.01)
         yield Step(stage, step, total)
         yield Preview(lambda: b"a picture")
 
 
 def first_time(what):
-    path = Path(os.environ["STANDIN_NOTES"]) / what
+    path = noted(what)
     if path.exists():
         return False
     path.touch()
     return True
 
 
+def noted(what):
+    return Path(os.environ["STANDIN_NOTES"]) / what
+
+
 def note(task):
     """What was begun, in order: tests read what was done again, and what was not."""
-    with (Path(os.environ["STANDIN_NOTES"]) / "begun").open("a") as notes:
+    with noted("begun").open("a") as notes:
         notes.write(f"{task.job} {task.part} {task.request.model} {os.getpid()}\n")

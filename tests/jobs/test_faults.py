@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from queue_helpers import SLOW, STILL, Server, begun, finished, request, until
+from queue_helpers import HELD, PATIENCE, STILL, Server, begun, finished, let_go, request, until
 from queue_work import drawn, expected
 
 from kinema.jobs import Queue
@@ -31,35 +31,37 @@ def client(settings):
 
 
 def at(client, job, stage):
-    until(lambda: client.get(job.id).stage == stage, 20)
+    until(lambda: client.get(job.id).stage == stage)
 
 
 def test_after_a_crash_a_job_goes_on_at_the_part_it_was_in_to_the_same_bytes(server, client, notes):
-    asked = request(prompt="a red balloon", motion_bucket_id=60, num_inference_steps=30)
+    asked = request(prompt="a red balloon", **HELD)
     job = client.submit(asked)
     at(client, job, "denoise")
     server.kill()
+    let_go(notes)
     server.start()
-    job = finished(client, job, 30)
+    job = finished(client, job)
     assert (job.status, job.attempts) == ("completed", 0)
     assert client.result(job.id).read_bytes() == expected(asked, drawn(asked))
     assert [part for _, part, *_ in begun(notes)] == ["still", "latents", "latents", "video"]
 
 
 def test_workers_end_with_the_server_however_it_ends(server, client):
-    job = client.submit(request(**SLOW), still=STILL)
+    job = client.submit(request(**HELD), still=STILL)
     at(client, job, "denoise")
     workers = server.workers()
     assert workers
     server.kill()
-    _, alive = psutil.wait_procs(workers, 2)
+    _, alive = psutil.wait_procs(workers, PATIENCE)
     assert not alive
 
 
 def test_a_queue_that_is_closed_puts_its_job_back_and_it_goes_on_when_opened(settings, notes):
     with Queue(settings, "queue_work:Work") as queue:
-        job = queue.submit(request(motion_bucket_id=30, num_inference_steps=30), still=STILL)
+        job = queue.submit(request(**HELD), still=STILL)
         until(lambda: queue.get(job.id).stage == "denoise")
+    let_go(notes)
     with Queue(settings, "queue_work:Work") as queue:
         job = finished(queue, job)
         assert (job.status, job.attempts) == ("completed", 0)
@@ -71,7 +73,7 @@ def test_a_queue_that_closes_with_grace_finishes_what_runs(settings):
     queue.open()
     job = queue.submit(request(motion_bucket_id=30), still=STILL)
     until(lambda: queue.get(job.id).status == "in_progress")
-    queue.close(grace=10)
+    queue.close(grace=PATIENCE)
     with Queue(settings) as after:
         assert after.get(job.id).status == "completed"
 
@@ -91,9 +93,10 @@ def test_a_job_under_which_every_worker_dies_fails_with_the_reason_and_the_next_
 
 
 def test_a_worker_that_hangs_is_replaced_and_the_job_goes_on(tmp_path, notes):
-    with Queue(Settings(data_dir=tmp_path / "data", step_timeout=2, min_free_gb=0), "queue_work:Work") as queue:
+    with Queue(Settings(data_dir=tmp_path / "data", step_timeout=3, min_free_gb=0), "queue_work:Work") as queue:
         job = finished(queue, queue.submit(request(model="hangs"), still=STILL))
-        assert (job.status, job.attempts) == ("completed", 1)
+        assert (job.status, job.error) == ("completed", None)
+        assert job.attempts >= 1  # on a machine that stands still for 3 seconds, more
 
 
 def test_work_that_can_not_be_imported_fails_its_jobs_with_the_reason(settings):
@@ -103,21 +106,22 @@ def test_work_that_can_not_be_imported_fails_its_jobs_with_the_reason(settings):
 
 
 def test_another_process_takes_over_when_the_first_one_dies(server, settings):
-    until(server.workers, 20)
+    until(server.workers)
     with Queue(settings, "queue_work:Work") as second:
-        job = second.submit(request(**SLOW), still=STILL)
+        job = second.submit(request(**HELD), still=STILL)
         at(second, job, "denoise")
         assert not second.ready
         server.kill()
         until(lambda: second.ready)
-        second.cancel(job.id)
+        assert second.cancel(job.id).error.code == "cancelled"
         assert finished(second, second.submit(request(), still=STILL)).status == "completed"
 
 
-def test_two_workers_do_two_jobs_at_once(settings):
+def test_two_workers_do_two_jobs_at_once(settings, notes):
     with Queue(settings, "queue_work:Work", devices=("cpu", "cpu")) as queue:
-        jobs = [queue.submit(request(seed=seed, motion_bucket_id=100), still=STILL) for seed in range(2)]
-        until(lambda: all(queue.get(job.id).status == "in_progress" for job in jobs))
+        jobs = [queue.submit(request(seed=seed, **HELD), still=STILL) for seed in range(2)]
+        until(lambda: all(queue.get(job.id).stage == "denoise" for job in jobs))
+        let_go(notes)
         for job in jobs:
             assert queue.result(finished(queue, job).id).read_bytes() == expected(job.request, STILL)
 
@@ -136,17 +140,18 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_full_disk_fails_its_job_and_the_queue_goes_on_when_there_is_room(small_disk, notes):
+def test_a_full_disk_fails_its_job_and_the_queue_goes_on_when_there_is_room(small_disk, notes, caplog):
     with Queue(Settings(data_dir=small_disk, min_free_gb=0), "queue_work:Work") as queue:
         finished(queue, queue.submit(request(), still=STILL))
-        job = queue.submit(request(motion_bucket_id=60, num_inference_steps=10), still=STILL)
+        job = queue.submit(request(**HELD), still=STILL)
         at(queue, job, "denoise")
         filler = small_disk / "filler"
         with contextlib.suppress(OSError), filler.open("wb") as file:
             for _ in range(4096):
                 file.write(bytes(1024))
                 file.flush()
-        time.sleep(2)
+        let_go(notes)
+        until(lambda: "full" in caplog.text or queue.get(job.id).finished)
         filler.unlink()
         job = finished(queue, job)
         assert job.status == "completed" or job.error.code in ("insufficient_disk", "internal_error")
@@ -173,7 +178,7 @@ def test_whatever_is_killed_whenever_every_job_is_completed_once_to_the_same_byt
             server.kill()
             server.start()
     for job in jobs:
-        done = finished(client, job, 60)
+        done = finished(client, job)
         source = STILL if job.request.prompt is None else drawn(job.request)
         assert (done.status, done.error) == ("completed", None)
         assert client.result(job.id).read_bytes() == expected(job.request, source)

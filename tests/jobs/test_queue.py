@@ -2,10 +2,9 @@
 
 import asyncio
 import threading
-import time
 
 import pytest
-from queue_helpers import SLOW, STILL, begun, finished, request, until
+from queue_helpers import HELD, PATIENCE, STILL, begun, finished, let_go, request, until
 from queue_work import drawn, expected
 
 from kinema.errors import (
@@ -18,6 +17,7 @@ from kinema.errors import (
     QueueUnavailable,
 )
 from kinema.jobs import Queue
+from kinema.jobs.running import DAY
 from kinema.settings import Settings
 
 
@@ -28,9 +28,21 @@ def looking_on(settings):
         yield queue
 
 
-def test_a_still_becomes_a_video_by_steps_that_are_told(queue):
+@pytest.fixture
+def unopened(settings):
+    """A queue that runs jobs once it is opened, so that nothing of them is missed."""
+    queue = Queue(settings, "queue_work:Work")
+    yield queue
+    queue.close(grace=0)
+
+
+def test_a_still_becomes_a_video_by_steps_that_are_told(unopened):
+    queue = unopened
     job = queue.submit(request(motion_bucket_id=30), still=STILL, title="Rocket")
-    seen = list(queue.watch(job.id))
+    watching = queue.watch(job.id)
+    seen = [next(watching)]
+    queue.open()
+    seen += watching
     assert [job.status for job in seen][0 :: len(seen) - 1] == ["queued", "completed"]
     assert {job.stage for job in seen} >= {"encode", "denoise", "decode"}
     percents = [job.progress for job in seen]
@@ -39,7 +51,7 @@ def test_a_still_becomes_a_video_by_steps_that_are_told(queue):
     done = seen[-1]
     assert (done.title, done.eta, done.error, done.queue_position) == ("Rocket", None, None, None)
     assert done.created_at <= done.started_at <= done.completed_at < done.expires_at
-    assert 0.12 < done.stage_durations["denoise"] < 2
+    assert done.stage_durations["denoise"] > 0.12  # five steps of 30 ms
     assert queue.result(job.id).read_bytes() == expected(job.request, STILL)
     assert queue.still(job.id).read_bytes() == STILL
 
@@ -152,7 +164,7 @@ def test_a_list_comes_in_pages_in_both_orders(looking_on):
 
 
 def test_a_queued_job_is_cancelled_at_once_and_never_begins(queue, notes):
-    running = queue.submit(request(**SLOW), still=STILL)
+    running = queue.submit(request(**HELD), still=STILL)
     waiting = queue.submit(request(), still=STILL)
     cancelled = queue.cancel(waiting.id)
     assert (cancelled.status, cancelled.error.code) == ("failed", "cancelled")
@@ -161,25 +173,26 @@ def test_a_queued_job_is_cancelled_at_once_and_never_begins(queue, notes):
     assert waiting.id not in {job_id for job_id, *_ in begun(notes)}
 
 
-def test_a_running_job_is_cancelled_within_a_step_and_its_worker_does_the_next(queue, notes):
-    job = queue.submit(request(**SLOW), still=STILL)
+def test_a_running_job_is_cancelled_within_a_step_and_its_worker_does_the_next(queue, notes, monkeypatch):
+    monkeypatch.setattr("kinema.jobs.workers.CANCEL_SECONDS", PATIENCE)
+    job = queue.submit(request(**HELD), still=STILL)
     until(lambda: queue.get(job.id).step > 2)
-    began = time.monotonic()
     assert queue.cancel(job.id).error.code == "cancelled"
     finished(queue, queue.submit(request(), still=STILL))
-    assert time.monotonic() - began < 2
     assert len({pid for *_, pid in begun(notes)}) == 1  # it still has its model
     with pytest.raises(JobUnfinished, match="cancelled"):
         queue.result(job.id)
 
 
-def test_a_cancel_in_an_endless_step_frees_the_worker_all_the_same(queue):
+def test_a_cancel_in_an_endless_step_frees_the_worker_and_is_logged_as_that(queue, caplog):
+    caplog.set_level("INFO", "kinema")
     job = queue.submit(request(model="hangs"), still=STILL)
     until(lambda: queue.get(job.id).stage == "encode" and queue.get(job.id).step == 2)
     queue.cancel(job.id)
-    began = time.monotonic()
-    finished(queue, queue.submit(request(), still=STILL))
-    assert time.monotonic() - began < 6  # CANCEL_SECONDS and a new process
+    assert finished(queue, queue.submit(request(), still=STILL)).status == "completed"
+    (ended,) = [record for record in caplog.records if record.msg.startswith("worker ")]
+    assert (ended.levelname, "its job was cancelled" in ended.getMessage()) == ("INFO", True)
+    assert "memory" not in caplog.text
 
 
 def test_a_finished_job_stays_as_it_is_when_it_is_cancelled(queue):
@@ -198,7 +211,7 @@ def test_deleting_leaves_nothing(queue, settings):
 
 
 def test_deleting_a_running_job_ends_its_work_and_leaves_nothing(queue, settings):
-    job = queue.submit(request(**SLOW), still=STILL)
+    job = queue.submit(request(**HELD), still=STILL)
     until(lambda: queue.get(job.id).step > 2)
     queue.delete(job.id)
     until(lambda: not list((settings.data_dir / "jobs").iterdir()))
@@ -211,19 +224,19 @@ def test_a_still_that_another_job_needs_stays(queue):
     assert queue.still(jobs[1].id).read_bytes() == STILL
 
 
-def test_results_expire_and_pinned_ones_stay(tmp_path, notes, monkeypatch):
+def test_results_expire_and_pinned_ones_stay(tmp_path, notes, monkeypatch, clock):
     monkeypatch.setattr("kinema.jobs.running.HOUSEKEEPING_SECONDS", 0.1)
-    with Queue(Settings(data_dir=tmp_path, keep_days=1 / 86_400, min_free_gb=0), "queue_work:Work") as queue:
-        kept = queue.submit(request(seed=1), still=b"one still", pinned=True)
-        goes = queue.submit(request(seed=2), still=b"other still")
-        finished(queue, kept)
-        finished(queue, goes)
+    with Queue(Settings(data_dir=tmp_path, keep_days=1, min_free_gb=0), "queue_work:Work") as queue:
+        kept = finished(queue, queue.submit(request(seed=1), still=b"one still", pinned=True))
+        goes = finished(queue, queue.submit(request(seed=2), still=b"other still"))
+        clock.now += 2 * DAY
         until(lambda: goes.id not in {job.id for job in queue.list().jobs})
         until(lambda: len(list((tmp_path / "stills").iterdir())) == 1)
         assert queue.get(kept.id).expires_at is None
         assert queue.result(kept.id).exists()
         assert queue.still(kept.id).read_bytes() == b"one still"
-        assert queue.pin(kept.id, pinned=False).expires_at is not None
+        assert queue.pin(kept.id, pinned=False).expires_at == clock.now + DAY
+        clock.now += 2 * DAY
         until(lambda: not queue.list().jobs)
 
 
@@ -239,47 +252,51 @@ def test_what_the_work_can_not_do_fails_with_its_reason_and_the_next_job_goes_on
 
 
 def test_previews_come_now_and_then_and_go_with_the_work(queue, monkeypatch):
-    job = queue.submit(request(motion_bucket_id=300, num_inference_steps=9), still=STILL)
+    job = queue.submit(request(**HELD), still=STILL)
     until(lambda: queue.get(job.id).previews)
     assert queue.preview(job.id) == b"a picture"
     queue.cancel(job.id)
     assert queue.preview(job.id) is None
 
 
-def test_what_is_left_and_what_it_will_take_are_known_from_the_jobs_before(queue):
-    asked = request(motion_bucket_id=40, num_inference_steps=20)
+def test_what_a_job_will_take_is_known_from_the_jobs_before(queue):
+    asked = request()
     assert queue.estimate(asked) is None
     done = finished(queue, queue.submit(asked, still=STILL))
     spent = sum(done.stage_durations.values())
     assert queue.estimate(asked) == pytest.approx(spent)
-    assert queue.estimate(asked.changed(num_inference_steps=40)) == pytest.approx(
+    assert queue.estimate(asked.changed(num_inference_steps=10)) == pytest.approx(
         spent + done.stage_durations["denoise"]
     )
-    job = queue.submit(asked, still=STILL)
-    for now in queue.watch(job.id):
-        if now.stage == "denoise" and now.step >= 10:
-            assert 0 < now.eta < spent
-            return
-    pytest.fail("it was never seen at work")
 
 
-def test_watching_in_an_event_loop_tells_the_same(queue):
-    async def watch(job_id):
-        return [(job.status, job.progress) async for job in queue.watch_async(job_id)]
+def test_watching_in_an_event_loop_tells_the_same(unopened):
+    queue = unopened
+    job = queue.submit(request(motion_bucket_id=30), still=STILL)
+
+    async def watch():
+        watching = queue.watch_async(job.id)
+        seen = [await anext(watching)]
+        watched.release()
+        return seen + [job async for job in watching]
 
     async def many():
-        job = await asyncio.to_thread(queue.submit, request(motion_bucket_id=30), still=STILL)
-        return await asyncio.gather(*(watch(job.id) for _ in range(20)))
+        watching = asyncio.gather(*(watch() for _ in range(20)))
+        for _ in range(20):
+            await watched.acquire()
+        queue.open()
+        return [[(job.status, job.progress) for job in seen] for seen in await watching]
 
-    told = asyncio.run(asyncio.wait_for(many(), 20))
+    watched = asyncio.Semaphore(0)
+    told = asyncio.run(asyncio.wait_for(many(), PATIENCE))
     assert {seen[-1] for seen in told} == {("completed", 100)}
     assert all(len(seen) > 3 for seen in told)
 
 
 def test_a_watched_job_tells_its_place_as_it_changes(queue):
-    first = queue.submit(request(**SLOW), still=STILL)
+    first = queue.submit(request(**HELD), still=STILL)
     until(lambda: queue.get(first.id).status == "in_progress")
-    second, third = (queue.submit(request(seed=seed, **SLOW), still=STILL) for seed in (1, 2))
+    second, third = (queue.submit(request(seed=seed, **HELD), still=STILL) for seed in (1, 2))
     places = []
     for job in queue.watch(third.id):
         places.append(job.queue_position)
@@ -297,7 +314,7 @@ def test_another_process_may_do_all_but_run_the_jobs(queue, settings):
         job = other.submit(request(motion_bucket_id=30), still=STILL)
         assert [now.status for now in other.watch(job.id)][-1] == "completed"
         assert other.result(job.id).read_bytes() == expected(job.request, STILL)
-        slow = other.submit(request(**SLOW), still=STILL)
+        slow = other.submit(request(**HELD), still=STILL)
         until(lambda: other.get(slow.id).status == "in_progress")
         other.cancel(slow.id)
         assert finished(queue, queue.submit(request(), still=STILL)).status == "completed"
@@ -330,7 +347,7 @@ def told_of(job, caplog):
 
 def test_the_log_has_one_line_for_each_event_of_a_job(queue, caplog):
     caplog.set_level("INFO", "kinema")
-    running, waiting, unwanted = (queue.submit(request(seed=seed, **SLOW), still=STILL) for seed in range(3))
+    running, waiting, unwanted = (queue.submit(request(seed=seed, **HELD), still=STILL) for seed in range(3))
     until(lambda: told_of(running, caplog) == ["begins"])
     for job in (waiting, running, waiting):
         queue.cancel(job.id)
@@ -343,13 +360,14 @@ def test_the_log_has_one_line_for_each_event_of_a_job(queue, caplog):
     assert [text.partition(":")[0] for text in told_of(failing, caplog)] == ["begins", "failed"]
 
 
-def test_a_job_that_was_cancelled_elsewhere_before_it_failed_is_told_and_counted_as_cancelled(settings, caplog):
+def test_a_job_that_was_cancelled_elsewhere_before_it_failed_is_told_and_counted_as_cancelled(settings, notes, caplog):
     caplog.set_level("INFO", "kinema")
     ended = []
     with Queue(settings, "queue_work:Work", ended=ended.append) as queue, Queue(settings) as other:
-        job = queue.submit(request(model="memory", noise_aug_strength=0.7), still=STILL)
+        job = queue.submit(request(model="held memory"), still=STILL)
         until(lambda: told_of(job, caplog) == ["begins"])
         other.cancel(job.id)
+        let_go(notes)
         until(lambda: ended)
     assert [job.error.code for job in ended] == ["cancelled"]
     assert told_of(job, caplog) == ["begins", "is cancelled"]

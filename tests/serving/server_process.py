@@ -74,7 +74,7 @@ def start(data, *, work="server_work:work", port=None, command=None, wait=True, 
     return server
 
 
-def wait_ready(server, seconds=120):
+def wait_ready(server, seconds=300):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if server.process.poll() is not None:
@@ -93,12 +93,12 @@ def stop(server):
     with contextlib.suppress(psutil.NoSuchProcess):
         family = psutil.Process(server.process.pid).children(recursive=True)
     server.process.kill()
-    server.process.wait(10)
-    _, alive = psutil.wait_procs(family, timeout=5)
+    server.process.wait(60)
+    _, alive = psutil.wait_procs(family, timeout=60)
     assert not alive, f"outlived the server: {alive}"
 
 
-def wait_for(client, video_id, seconds=60):
+def wait_for(client, video_id, seconds=300):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         video = client.get(f"/v1/videos/{video_id}").json()

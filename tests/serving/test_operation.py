@@ -219,3 +219,17 @@ def test_a_name_of_the_server_is_known_however_it_is_written(tmp_path):
 def test_an_empty_key_is_none(tmp_path):
     with pytest.raises(ValueError, match="at least 1"):
         Settings(data_dir=tmp_path, api_keys=[""])
+
+
+def test_a_server_whose_worker_is_not_ready_says_why(tmp_path):
+    server = start(tmp_path / "data", work="server_work:missing", wait=False)
+    try:
+        answer = None
+        while answer is None or "can't load its work" not in answer.text:
+            assert server.process.poll() is None
+            with contextlib.suppress(httpx.HTTPError):
+                answer = httpx.get(f"{server.url}/readyz", timeout=30)
+            time.sleep(0.1)
+        assert answer.status_code == 503
+    finally:
+        stop(server)

@@ -114,6 +114,11 @@ class Queue:
         """The process of each worker, None for one that is not ready."""
         return () if self._runner is None else tuple(worker.pid for worker in self._runner.pool.workers)
 
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Why this process runs no jobs, or fewer at once than it has workers for; none where all is well."""
+        return () if self._runner is None else self._runner.problems()
+
     def submit(
         self,
         request: VideoRequest,
@@ -131,7 +136,7 @@ class Queue:
             request: What to make. Its prompt draws the still; with a still given, it has none.
             still: The picture's bytes, as they came, already found to be usable.
             title: What people will know the job by; the request's prompt if None.
-            priority: Those with more go first, whenever they came: -1000 to 1000.
+            priority: Each step puts it ahead of those that came up to a minute before it: -1000 to 1000.
             pinned: Never to expire.
             idempotency_key: The same key gives the same job, however often it comes.
             fingerprint: What was asked, where request, still and title don't tell: a seed that was drawn for the
@@ -257,9 +262,11 @@ class Queue:
         Raises:
             JobNotFound: where there is none with this id.
         """
-        self._store.get(job_id)
+        before = self._store.get(job_id)
         if self._store.fail(job_id, CANCELLED, self._settings.keep_days * DAY):
             log.info("job %s is cancelled", job_id)
+            if before.status == "queued":  # parts of it may be made: it was in progress before
+                self._files.drop_job(job_id)
             self._stop(job_id)
         return self.get(job_id)
 

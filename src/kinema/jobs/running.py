@@ -16,6 +16,7 @@ import sqlalchemy as sa
 
 from kinema.errors import JobNotFound, KinemaError, QueueUnavailable
 from kinema.jobs.files import clear_asides
+from kinema.jobs.supervisor import Supervisor
 from kinema.jobs.timing import Meter, Speeds
 from kinema.jobs.values import PRODUCTS, Failure, Job, Part, Task
 from kinema.jobs.workers import Pool, PutBack, WorkCancelled, Worker, WorkerLost, WorkFailed
@@ -42,6 +43,8 @@ RECORD_SECONDS = 1.0
 LOOK_SECONDS = 1.0
 HOUSEKEEPING_SECONDS = 30.0
 SWEEP_SECONDS = 3600.0
+# How long a job waits before it goes back to the queue, where the server ran out of something.
+SHORTAGE_SECONDS = 1.0
 DAY = 86_400.0
 # Raised when the order or meaning of a job's parts changes: DBOS then leaves older ones alone, and they are begun anew.
 WORKFLOW_VERSION = "1"
@@ -150,19 +153,22 @@ class Runner:
         self._watchers = watchers
         self._workflows_url = workflows_url
         self._wake = threading.Event()
-        self._stopping = threading.Event()  # no new jobs
+        self._supervisor = Supervisor("kinema-runner", self._serve, self._failed)
+        self._stopping = self._supervisor.stopping  # no new jobs
         self._closing = threading.Event()  # running ones are put back
+        self._problem: str | None = None  # why no jobs are run
         self._runs: dict[str, Run] = {}
         self._lent: dict[str, Worker] = {}
+        self._left: set[str] = set()  # jobs in progress that no one works on any more
+        self._idle: set[str] = set()  # those that no one worked on when it was last looked at
         self._claiming = threading.Lock()  # a claimed job is in _lent or _runs for all who hold it
         self._workflow: Callable[[str], None] | None = None
         self._places: dict[str, int | None] = {}
         self.pool = Pool(work, devices, settings.step_timeout, self._wake.set)
-        self._thread = threading.Thread(target=self._serve, name="kinema-runner", daemon=True)
 
     def start(self) -> None:
         """Begin to run jobs, as soon as no other process does."""
-        self._thread.start()
+        self._supervisor.start()
 
     def close(self, grace: float) -> None:
         """Begin no more jobs, wait so many seconds for running ones, put back the rest, end the workers."""
@@ -172,7 +178,7 @@ class Runner:
         while self._busy() and time.monotonic() < deadline:
             time.sleep(0.05)
         self._closing.set()
-        self._thread.join()
+        self._supervisor.join()
 
     def _busy(self) -> bool:
         with self._claiming:
@@ -205,13 +211,25 @@ class Runner:
         """The jobs that are being run here."""
         return [run.snapshot() for run in list(self._runs.values())]
 
+    def problems(self) -> tuple[str, ...]:
+        """Why jobs are not run here, or by fewer workers than there should be."""
+        own = () if self._problem is None else (self._problem,)
+        return own + tuple(worker.problem for worker in self.pool.workers if worker.problem is not None)
+
     def _serve(self) -> None:
-        """Run jobs until the queue closes; a database that is away at the start is waited for."""
-        while not self._stopping.is_set():
-            with self._alone() as alone:
-                if alone:
-                    self._guarded(self._run_jobs)
-            self._stopping.wait(LOOK_SECONDS)
+        """Run jobs until the queue closes, once no other process does."""
+        with self._alone() as alone:
+            if alone:
+                self._run_jobs()
+
+    def _failed(self, error: Exception, pause: float) -> None:
+        """Jobs can't be run: the database may be away, or a lock's file can't be opened."""
+        self._problem = "the queue's jobs can't be run at the moment (see the log)"
+        expected = isinstance(error, KinemaError | OSError | sa.exc.SQLAlchemyError)
+        log.warning(
+            "jobs can't be run: %s; next attempt in %.1f seconds",
+            _first_line(error), pause, exc_info=None if expected else error,
+        )  # fmt: skip
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[bool]:
@@ -219,25 +237,33 @@ class Runner:
         with (self._files.root / ".runner").open("ab") as lock, contextlib.ExitStack() as held:
             alone = False
             while not alone and not self._stopping.is_set():
-                with contextlib.suppress(BlockingIOError, QueueUnavailable), contextlib.ExitStack() as tried:
+                with contextlib.suppress(BlockingIOError), contextlib.ExitStack() as tried:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     alone = tried.enter_context(self._store.sole_runner())
                     if alone:
                         held.push(tried.pop_all())
+                self._problem = None
                 if not alone:
                     self._stopping.wait(0.25)
             yield alone
 
     def _run_jobs(self) -> None:
+        self._closing.clear()  # it is set where an earlier attempt failed
+        if self._stopping.is_set():
+            self._closing.set()  # by `close`, maybe before it was cleared
+        self._left.clear()  # DBOS goes on with those
         self.speeds = Speeds(self._store.latest_completed(20))
         self._sweep()
-        launched = self._launch()
-        self.pool.start()
-        try:
+        with contextlib.ExitStack() as begun:
+            begun.callback(self._launch())
+            begun.callback(self.pool.close)
+            self.pool.start()
+            begun.callback(self._end_runs)
             self._guarded(self._reconcile)
             self.ready.set()
             kept = swept = time.monotonic()
             while not self._stopping.is_set():
+                self._guarded(self._queue_again)
                 self._guarded(self._lend)
                 self._guarded(self._tell_of_waiting)
                 if time.monotonic() - kept > HOUSEKEEPING_SECONDS:
@@ -248,23 +274,30 @@ class Runner:
                     swept = time.monotonic()
                 self._wake.wait(LOOK_SECONDS)  # jobs may come from other processes, too
                 self._wake.clear()
+
+    def _end_runs(self) -> None:
+        """Have the running jobs put back: at the end of the grace, or at once where their thread failed."""
+        self.ready.clear()
+        if self._stopping.is_set():
             self._closing.wait()
-            deadline = time.monotonic() + 5
-            while self._runs and time.monotonic() < deadline:
-                time.sleep(0.02)
-        finally:
-            self._closing.set()
-            self.pool.close()
-            launched()
+        self._closing.set()
+        deadline = time.monotonic() + 5
+        while self._runs and time.monotonic() < deadline:
+            time.sleep(0.02)
 
     def _guarded(self, action: Callable[[], None]) -> None:
         """The queue lives through a full disk and a database that is away; both are told, and tried again."""
         try:
             action()
+        except PutBack:  # the queue closes
+            return
         except (KinemaError, OSError, sa.exc.SQLAlchemyError) as error:
-            log.warning("%s", error)
+            log.warning("%s", _first_line(error))
         except Exception:
             log.exception("a defect of the queue")
+        else:
+            return
+        self._stopping.wait(LOOK_SECONDS)
 
     def _launch(self) -> Callable[[], None]:
         """Start DBOS, which begins again what was running when its last process ended; how to stop it."""
@@ -305,7 +338,7 @@ class Runner:
                     return
                 job_id, model = claimed
                 worker = self.pool.take(model)
-                if worker is None:  # one that goes on after a crash was quicker
+                if worker is None:  # one that goes on after a crash was quicker, or it has just died
                     self._store.unclaim(job_id)
                     return
                 self._lent[job_id] = worker
@@ -314,38 +347,62 @@ class Runner:
                     DBOS.start_workflow(self._workflow, job_id)
             except Exception:
                 del self._lent[job_id]
+                self._left.add(job_id)  # DBOS may have noted it, and would not begin it a second time
                 self.pool.give_back(worker)
-                self._store.unclaim(job_id)
                 raise
 
     def _run(self, job_id: str) -> None:
         """One job, from its first part to its last; DBOS begins it again after a crash, and skips what is done."""
-        worker = self._lent.get(job_id)
+        left = False
+        try:
+            self._work_on(job_id)
+        except PutBack:
+            left = not self._closing.is_set()
+            raise
+        finally:
+            worker = self._lent.pop(job_id, None)
+            if worker is not None:
+                self.pool.give_back(worker)
+            try:
+                if not left and not self._closing.is_set():
+                    self._after(job_id)
+            finally:
+                self._runs.pop(job_id, None)
+                if left:
+                    self._left.add(job_id)
+                    self._wake.set()
+
+    def _work_on(self, job_id: str) -> None:
         try:
             job = self._insisting(lambda: self._store.get(job_id))
             if job.status != "in_progress":  # cancelled, or completed in the moment of the crash
                 return
             run = self._runs[job_id] = Run(job, self.speeds, self._store, self._watchers, self._closing)
+            worker = self._lent.get(job_id) or self.pool.take(job.request.model)
+            if worker is None:  # it goes on after a crash, and others have all workers
+                raise PutBack
+            self._lent[job_id] = worker
             log.info("job %s begins", job_id)
-            if worker is None:
-                worker = self.pool.wait_for(job.request.model, run.wish)
             self._run_parts(run, worker)
         except (JobNotFound, WorkCancelled):
             pass  # who cancelled or deleted it has told
         except Exception as error:  # noqa: BLE001 - DBOS's own signals are none
-            if _is_full_disk(error):
-                self._fail(job_id, Failure("insufficient_disk", "the disk is full: make room, and ask again"))
-            else:
-                self._fail(job_id, Failure("internal_error", f"{type(error).__name__}: {error}"), error)
-        finally:
-            self._lent.pop(job_id, None)
-            if worker is not None:
-                self.pool.give_back(worker)
-            try:
-                if not self._closing.is_set():
-                    self._after(job_id)
-            finally:
-                self._runs.pop(job_id, None)
+            self._end_with(job_id, error)
+
+    def _end_with(self, job_id: str, error: Exception) -> None:
+        """A job fails, or goes back to the queue where the server has run out of something.
+
+        Raises:
+            PutBack: then.
+        """
+        if _is_shortage(error):
+            log.warning("job %s can't go on for now: %s", job_id, _first_line(error))
+            self._closing.wait(SHORTAGE_SECONDS)
+            raise PutBack
+        if _is_full_disk(error):
+            self._fail(job_id, Failure("insufficient_disk", "the disk is full: make room, and ask again"))
+        else:
+            self._fail(job_id, Failure("internal_error", f"{type(error).__name__}: {error}"), error)
 
     def _run_parts(self, run: Run, worker: Worker) -> None:
         from dbos import DBOS
@@ -368,6 +425,9 @@ class Runner:
         folder = self._files.job(run.job.id)
         folder.mkdir(exist_ok=True, mode=0o700)
         still = run.job.still
+        made = still is not None if part == "still" else (folder / PRODUCTS[part]).exists()
+        if made:  # before the job went back to the queue
+            return {"still": still}
         while True:
             clear_asides(folder)
             task = Task(
@@ -467,26 +527,46 @@ class Runner:
                 if before.get(job_id) != job.queue_position:
                     self._watchers.publish(job_id, job)
 
-    def _reconcile(self) -> None:
-        """Jobs in progress of which DBOS knows nothing, or nothing more, don't stay so for ever."""
+    def _queue_again(self) -> None:
+        """Queue the jobs that no one works on any more: DBOS forgets them, so that it begins them anew."""
         from dbos import DBOS
 
+        for job_id in list(self._left):
+            if DBOS.get_workflow_status(job_id) is not None:
+                DBOS.cancel_workflow(job_id)
+                DBOS.delete_workflow(job_id)
+            if self._store.unclaim(job_id):
+                log.info("job %s is queued again", job_id)
+            else:  # it was cancelled or deleted meanwhile
+                self._after(job_id)
+            self._left.discard(job_id)
+
+    def _reconcile(self) -> None:
+        """No job stays in progress while no one works on it: such a job is queued again, or failed.
+
+        DBOS may be about to begin one that it knows, so only one that was idle at the last look, too, is queued again.
+        """
+        from dbos import DBOS
+
+        idle_before, self._idle = self._idle, set()
         for job in self._store.running():
-            if job.id in self._runs or job.id in self._lent:
+            if job.id in self._runs or job.id in self._lent or job.id in self._left:
                 continue
             status = DBOS.get_workflow_status(job.id)
             if status is None:  # the server died between claiming it and telling DBOS
-                self._store.unclaim(job.id)
-                self.changed()
+                self._left.add(job.id)
             elif status.status not in ("PENDING", "ENQUEUED", "DELAYED"):
                 self._fail(
                     job.id, Failure("interrupted", f"the server died {MAX_RECOVERIES} times over it, or lost track")
                 )
                 self._after(job.id)
             elif status.app_version != WORKFLOW_VERSION:
-                DBOS.cancel_workflow(job.id)
-                DBOS.delete_workflow(job.id)
-                self._store.unclaim(job.id)
+                self._files.drop_job(job.id)
+                self._left.add(job.id)
+            elif job.id in idle_before:
+                self._left.add(job.id)
+            else:
+                self._idle.add(job.id)
 
     def _keep_house(self) -> None:
         """Delete what expired, and what DBOS noted of jobs that are done."""
@@ -518,12 +598,26 @@ def _is_full_disk(error: Exception) -> bool:
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "disk is full" in str(error)
 
 
+def _first_line(error: Exception) -> str:
+    """What went wrong, without the statement and the values that SQLAlchemy adds."""
+    return str(error).partition("\n")[0]
+
+
+def _is_shortage(error: Exception) -> bool:
+    """Whether the server ran out of something that it will have again: descriptors, memory, threads."""
+    return (
+        getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
+        or isinstance(error, MemoryError)
+        or "unable to open database file" in str(error)  # SQLite beneath DBOS, without a descriptor
+    )
+
+
 def remove(store: Store, files: Files, job_id: str, *, only_expired: bool = False) -> bool:
     """Forget a job, and delete its files and its still unless another job needs it; whether it was there."""
     with contextlib.suppress(JobNotFound), files.deleting():
         job = store.get(job_id)
         if store.remove(job_id, only_expired=only_expired):
-            if job.finished:
+            if job.status != "in_progress":
                 files.drop_job(job_id)  # else who runs it does so, once its worker has stopped
             if job.still is not None and not store.needs(job.still):
                 files.drop_still(job.still)

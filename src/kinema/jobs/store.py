@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter, deque
+from collections import deque
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from threading import Lock
@@ -60,8 +60,12 @@ _jobs = sa.Table(
 )
 _QUEUED = _jobs.c.status == "queued"
 _RUNNING = _jobs.c.status == "in_progress"
-_TURN = (_jobs.c.priority.desc(), _jobs.c.seq)
-_BY_PRIORITY = sa.select(_jobs.c.priority, sa.func.count()).where(_QUEUED).group_by(_jobs.c.priority)
+# Each step of priority is worth so much waiting: a job goes ahead of those that came up to so many seconds before it.
+AGING_SECONDS = 60.0
+# Smallest first. What waits rises as time passes, all alike, so their order is fixed when they come.
+_rank = _jobs.c.created_at - _jobs.c.priority * AGING_SECONDS
+_TURN = (_rank, _jobs.c.seq)
+_WAITING = sa.select(sa.func.count()).select_from(_jobs).where(_QUEUED)
 
 # Keys of PostgreSQL's advisory locks: "kinema" in hexadecimal, and one more.
 _SUBMIT_LOCK = 0x6B696E656D61
@@ -156,15 +160,15 @@ class Store:
     def _add_all(self, batch: list[_Addition], connection: sa.Connection) -> None:
         if not self._sqlite:
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SUBMIT_LOCK)))
-        waiting = Counter(dict(map(tuple, connection.execute(_BY_PRIORITY))))
+        waiting = connection.execute(_WAITING).scalar_one()
         insert = sqlite.insert(_jobs) if self._sqlite else postgresql.insert(_jobs)
         for addition in batch:
-            if waiting.total() >= addition.bound:
+            if waiting >= addition.bound:
                 continue
             added = insert.values(status="queued", **addition.values).on_conflict_do_nothing()
             try:
                 with connection.begin_nested():  # what is wrong with one is no matter of the others
-                    row = connection.execute(added.returning(_jobs.c.seq)).first()
+                    row = connection.execute(added.returning(_rank)).first()
             except (sa.exc.DataError, UnicodeError, ValueError) as error:
                 said = Sentence("not_kept", "the database can't keep this request: {reason}", reason=_reason(error))
                 addition.error = InvalidRequest(said)
@@ -172,14 +176,13 @@ class Store:
             if row is None:
                 addition.error = KeyTaken()
                 continue
-            priority = addition.values["priority"]
-            waiting[priority] += 1
-            addition.place = sum(count for other, count in waiting.items() if other >= priority)
+            waiting += 1
+            addition.place = connection.execute(_WAITING.where(_rank <= row[0])).scalar_one()
 
     def waiting(self) -> int:
         """How many jobs are queued."""
         with self._read() as connection:
-            return connection.execute(sa.select(sa.func.count()).select_from(_jobs).where(_QUEUED)).scalar_one()
+            return connection.execute(_WAITING).scalar_one()
 
     def by_key(self, key: str) -> tuple[Job, str] | None:
         """The job with an idempotency key, and the fingerprint of what was asked."""
@@ -239,9 +242,10 @@ class Store:
             connection.execute(_jobs.update().where(_jobs.c.id == chosen.id, _QUEUED).values(started))
         return chosen.id, chosen.model
 
-    def unclaim(self, job_id: str) -> None:
-        """Queue a claimed job again, at its old place, where its work never began."""
-        self._change(job_id, _RUNNING, status="queued", started_at=None)
+    def unclaim(self, job_id: str) -> bool:
+        """Queue a claimed job again, at its old place; whether it was in progress."""
+        unbegun = {"started_at": None, "stage": None, "step": 0, "total": 0, "progress": 0, "eta": None}
+        return self._change(job_id, _RUNNING, status="queued", **unbegun)
 
     def running(self) -> list[Job]:
         """All jobs in progress."""

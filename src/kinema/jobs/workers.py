@@ -1,7 +1,8 @@
 """Where work is done: one process for each device, started again when it dies, killed when it hangs.
 
-A worker can't outlive the server: the kernel kills it when the thread that started it ends (Linux), and the end of
-the socket between them tells it everywhere.
+Where a process can't be started, that is tried again for ever: what was missing may come back. A worker can't outlive
+the server: the kernel kills it when the thread that started it ends (Linux), and the end of the socket between them
+tells it everywhere.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ import sys
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
-from threading import Condition, Event, Thread
+from threading import Condition, Lock
 from typing import TYPE_CHECKING, Any, Literal
+
+from kinema.jobs.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,7 +33,10 @@ log = logging.getLogger(__name__)
 # A step that lasts longer than this after a cancel is not waited for: the worker is replaced.
 CANCEL_SECONDS = 1.5
 LISTEN_SECONDS = 0.1
-MAX_PAUSE_SECONDS = 10.0
+# Importing the work takes some seconds; a process that takes so long hangs, and is replaced.
+READY_SECONDS = 600.0
+# A job whose worker can't be started waits so long for it, then goes back to the queue.
+START_SECONDS = 5.0
 
 Wish = Literal["go on", "cancel", "put back"]
 
@@ -55,8 +61,12 @@ class WorkCancelled(Exception):
     """The work was stopped because it was no longer wanted."""
 
 
+class StartFailed(Exception):
+    """A worker's process was not ready in time, or ended before that and did not say why."""
+
+
 class PutBack(BaseException):
-    """The queue is closing, and the work will go on when it is open again.
+    """The queue is closing, or there is no worker for the work: it goes on when there is.
 
     No `Exception`, so that nothing on the way takes it for the job's failure and writes that down.
     """
@@ -81,22 +91,26 @@ def count_gpus() -> int:
 class Worker:
     """One process on one device, replaced whenever it ends. Its tasks are done one at a time.
 
-    `work` names the callable as "package.module:attribute"; `patience` is how many seconds a step may take.
+    `work` names the callable as "package.module:attribute"; `patience` is how many seconds a step may take;
+    `changed` is called when the process is ready.
     """
 
-    def __init__(self, work: str, device: str, patience: float) -> None:
+    def __init__(self, work: str, device: str, patience: float, changed: Callable[[], None]) -> None:
         self.model: str | None = None  # of its latest task: what it most likely has loaded
         self.device = device
         self._work = work
         self._patience = patience
-        self._closing = Event()
+        self._changed = changed
         self._state = Condition()
         self._process: subprocess.Popen[bytes] | None = None
         self._link: Connection | None = None  # there while the process is ready
-        self._epitaph: str | None = None  # why the latest process could not even begin
+        self._problem: str | None = None  # why there is no process that is ready
+        self._down_since: float | None = None  # when the first of several attempts to start it failed
+        self._epitaph: str | None = None  # why the latest process can't do any work
+        self._killed_for: str | None = None  # why we ended the process
         self._latest_end = "it closed its socket"
         # Its end would be the process's too (see working.end_with), so it lasts as long as the worker.
-        self._keeper = Thread(target=self._keep, name="kinema-worker-keeper", daemon=True)
+        self._keeper = Supervisor("kinema-worker-keeper", self._live, self._not_started)
 
     @property
     def pid(self) -> int | None:
@@ -104,16 +118,28 @@ class Worker:
         with self._state:
             return None if self._link is None or self._process is None else self._process.pid
 
+    @property
+    def problem(self) -> str | None:
+        """Why no process is ready, where more than a moment's start is missing."""
+        return self._problem
+
+    @property
+    def down(self) -> bool:
+        """Whether no process can be started for now, so that no job should be given to this worker."""
+        return self._down_since is not None
+
     def start(self) -> None:
         """Start the process; it is ready when the work is imported."""
         self._keeper.start()
 
     def close(self) -> None:
         """End the process, whatever it does."""
-        self._closing.set()
-        self._kill()
+        self._keeper.stopping.set()
         with self._state:
+            process, self._link = self._process, None
             self._state.notify_all()
+        if process is not None:
+            process.kill()
         self._keeper.join()
 
     def perform(self, task: Task, folder: Path, heard: Callable[[Any], None], wish: Callable[[], Wish]) -> None:
@@ -124,7 +150,7 @@ class Worker:
         Raises:
             WorkFailed, WorkCancelled: as they say; the worker is there for the next task.
             WorkerLost: the process died or hung; another one is on its way.
-            PutBack: as wished.
+            PutBack: as wished, or no process can be started.
         """
         link = self._ready(wish)
         self.model = task.request.model
@@ -157,17 +183,18 @@ class Worker:
             now = time.monotonic()
             match wish():
                 case "put back":
-                    self._kill()
+                    self._kill(link, "the queue is closing")
                     raise PutBack
                 case "cancel" if deadline is None:
                     link.send(("cancel",))
                     deadline = now + CANCEL_SECONDS
                 case "cancel" if deadline is not None and now > deadline:
-                    self._kill()
+                    self._kill(link, f"its job was cancelled, and a step did not end within {CANCEL_SECONDS:g} seconds")
                     raise WorkCancelled
             if now - sign > self._patience:
-                self._kill()
-                raise WorkerLost("worker_hung", f"no step for {self._patience:g} seconds (KINEMA_STEP_TIMEOUT)")
+                hung = f"no step for {self._patience:g} seconds (KINEMA_STEP_TIMEOUT)"
+                self._kill(link, hung)
+                raise WorkerLost("worker_hung", hung)
 
     def _ready(self, wish: Callable[[], Wish]) -> Connection:
         """The link to a process that is ready, as soon as there is one."""
@@ -183,59 +210,106 @@ class Worker:
                 if self._epitaph is not None:
                     epitaph, self._epitaph = self._epitaph, None
                     raise WorkerLost("worker_died", f"the worker could not begin: {epitaph}")
+                if self._down_since is not None and time.monotonic() - self._down_since > START_SECONDS:
+                    raise PutBack
                 self._state.wait(LISTEN_SECONDS)
 
-    def _keep(self) -> None:
-        """Start the process, wait for its end, start it again; after quick ends, with growing pauses."""
-        quick_ends = 0
-        while not self._closing.is_set():
-            born = time.monotonic()
-            process, link = self._spawn()
+    def _live(self) -> None:
+        """One process, from its start to its end.
+
+        Raises:
+            OSError, StartFailed: there is none.
+        """
+        process, link = self._spawn()
+        try:
             with self._state:
-                self._process = process
-            if self._closing.is_set():
-                process.kill()
-            epitaph = _first_words(link)
-            with self._state:
-                self._link = link if epitaph is None else None
-                self._epitaph = None
-                self.model = None
-                self._state.notify_all()
+                self._process, self._killed_for = process, None
+            if not self._keeper.stopping.is_set():
+                self._follow(process, link)
+        finally:
+            process.kill()
             process.wait()
-            end = _ending(process.returncode)
-            with self._state:
-                self._link, self._latest_end = None, end
-                if epitaph is not None:
-                    self._epitaph = epitaph or end
-                self._state.notify_all()
-            if not self._closing.is_set():
-                log.warning("worker %d on %s ended: %s", process.pid, self.device, end)
-            quick_ends = quick_ends + 1 if time.monotonic() - born < MAX_PAUSE_SECONDS else 0
-            # The first end is most often one job's doing; several in a row are the machine's, and would only heat it.
-            self._closing.wait(min(MAX_PAUSE_SECONDS, 0.05 * 2**quick_ends) if quick_ends > 1 else 0)
+
+    def _follow(self, process: subprocess.Popen[bytes], link: Connection) -> None:
+        if not link.poll(READY_SECONDS):
+            raise StartFailed(f"it was not ready within {READY_SECONDS:g} seconds")
+        broken = _first_words(link)
+        with self._state:
+            self._epitaph = self.model = None
+            if broken is None:
+                self._link = link
+                self._problem = self._down_since = None
+            elif broken:
+                self._problem = f"the worker on {self.device} can't load its work (see the log)"
+                self._down_since = None
+            self._state.notify_all()
+        self._changed()
+        process.wait()
+        with self._state:
+            killed_for = self._killed_for
+            end = self._latest_end = killed_for or _ending(process.returncode)
+            self._link = None
+            self._epitaph = broken or None
+            self._state.notify_all()
+        if self._keeper.stopping.is_set():
+            return
+        if broken == "":
+            raise StartFailed(f"it ended at once: {end}")
+        level = logging.WARNING if killed_for is None else logging.INFO
+        log.log(level, "worker %d on %s ended: %s", process.pid, self.device, end)
+
+    def _not_started(self, error: Exception, pause: float) -> None:
+        """There is no process: say so wherever it is asked for, until there is one."""
+        expected = isinstance(error, OSError | StartFailed)
+        reason = str(error) if isinstance(error, StartFailed) else getattr(error, "strerror", None)
+        with self._state:
+            self._problem = f"the worker on {self.device} can't be started: {reason or type(error).__name__}"
+            if self._down_since is None:
+                self._down_since = time.monotonic()
+            self._state.notify_all()
+        log.warning(
+            "the worker on %s can't be started: %s; next attempt in %.1f seconds",
+            self.device, error, pause, exc_info=None if expected else error,
+        )  # fmt: skip
 
     def _spawn(self) -> tuple[subprocess.Popen[bytes], Connection]:
         ours, theirs = socket.socketpair()
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         if self.device != "auto":
             environment["KINEMA_DEVICE"] = self.device
+        # -P: the current folder holds no modules of ours, though it may hold some of the same names.
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "kinema.jobs.working",
+            str(theirs.fileno()),
+            self._work,
+            str(os.getpid()),
+        ]
         with theirs:
-            # -P: the current folder holds no modules of ours, though it may hold some of the same names.
-            process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                [sys.executable, "-P", "-m", "kinema.jobs.working", str(theirs.fileno()), self._work, str(os.getpid())],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=2,  # what the server prints is its own
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,
-            )
+            try:
+                process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                    [*command, str(theirs.fileno()), self._work, str(os.getpid())],
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=2,  # what the server prints is its own
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,
+                )
+            except BaseException:
+                ours.close()
+                raise
         return process, Connection(ours.detach())
 
-    def _kill(self) -> None:
+    def _kill(self, link: Connection, why: str) -> None:
+        """End the process at the other end of this link, unless it has ended."""
         with self._state:
+            if self._link is not link or self._process is None:
+                return
             process, self._link = self._process, None  # never handed out again
-        if process is not None:
-            process.kill()
+            self._killed_for = why
+        process.kill()
 
     def _cause_of_death(self, link: Connection) -> str:
         with self._state:
@@ -266,10 +340,9 @@ class Pool:
     """All workers, each either free or lent to one job."""
 
     def __init__(self, work: str, devices: Sequence[str], patience: float, freed: Callable[[], None]) -> None:
-        self.workers = tuple(Worker(work, device, patience) for device in devices)
+        self.workers = tuple(Worker(work, device, patience, freed) for device in devices)
         self._free = list(self.workers)
-        self._state = Condition()
-        self._waiting = 0
+        self._lock = Lock()
         self._freed = freed
 
     def start(self) -> None:
@@ -283,42 +356,22 @@ class Pool:
             worker.close()
 
     def free_models(self) -> list[str | None]:
-        """What each free worker has loaded; none while someone waits in `wait_for`, who goes first."""
-        with self._state:
-            return [] if self._waiting else [worker.model for worker in self._free]
+        """What each free worker has loaded."""
+        with self._lock:
+            return [worker.model for worker in self._free if not worker.down]
 
     def take(self, model: str) -> Worker | None:
-        """A free worker, best one with this model, else one with none."""
-        with self._state:
-            if not self._free:
+        """A free worker, best one with this model, else one with none; None where there is none."""
+        with self._lock:
+            able = [worker for worker in self._free if not worker.down]
+            if not able:
                 return None
-            best = min(self._free, key=lambda worker: (worker.model != model, worker.model is not None))
+            best = min(able, key=lambda worker: (worker.model != model, worker.model is not None))
             self._free.remove(best)
             return best
 
-    def wait_for(self, model: str, wish: Callable[[], Wish]) -> Worker:
-        """As `take`, as soon as one is free.
-
-        Raises:
-            WorkCancelled, PutBack: as wished.
-        """
-        with self._state:
-            self._waiting += 1
-            try:
-                while (worker := self.take(model)) is None:
-                    self._state.wait(LISTEN_SECONDS)
-                    match wish():
-                        case "put back":
-                            raise PutBack
-                        case "cancel":
-                            raise WorkCancelled
-                return worker
-            finally:
-                self._waiting -= 1
-
     def give_back(self, worker: Worker) -> None:
         """This worker is free for the next job."""
-        with self._state:
+        with self._lock:
             self._free.append(worker)
-            self._state.notify()
         self._freed()

@@ -77,7 +77,10 @@ def end_with(parent: int) -> None:
 
 
 def _listen(link: Connection, tasks: SimpleQueue[tuple[Task, Path]], cancelled: Event) -> None:
-    """Hear the parent while the main thread works; the socket's end is the parent's."""
+    """Hear the parent while the main thread works; the socket's end is the parent's.
+
+    A process that hears nothing is of no use: whatever ends this thread ends it.
+    """
     try:
         while True:
             kind, *rest = link.recv()
@@ -87,7 +90,10 @@ def _listen(link: Connection, tasks: SimpleQueue[tuple[Task, Path]], cancelled: 
             else:
                 cancelled.set()
     except (EOFError, OSError):
-        os._exit(1)
+        pass
+    except Exception:  # noqa: BLE001 - told, and the end all the same
+        traceback.print_exc()
+    os._exit(1)
 
 
 def _do(work: Work, task: Task, folder: Path, link: Connection, cancelled: Event) -> bool:

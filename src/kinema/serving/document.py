@@ -47,7 +47,12 @@ def _others() -> dict[str, Any]:
         "video_length": {"type": "string", "enum": ["14_frames_with_svd", "25_frames_with_svd_xt"]},
         "title": {"type": "string", "description": "What it will be known by; else the prompt."},
         "pinned": {"type": "boolean", "description": "Never to expire."},
-        "priority": {"type": "integer", "minimum": -1000, "maximum": 1000, "description": "Those with more go first."},
+        "priority": {
+            "type": "integer",
+            "minimum": -1000,
+            "maximum": 1000,
+            "description": "Each step puts it ahead of those that came up to a minute before it.",
+        },
         "keep": {
             "type": "boolean",
             "description": "Where the call waits for the video: go on though the client is gone.",

@@ -17,6 +17,7 @@ import bentoml
 import uvicorn.config
 from _bentoml_sdk.io_models import IODescriptor
 from pydantic import ConfigDict, Field, create_model
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from kinema.errors import KinemaError
@@ -150,6 +151,9 @@ class StableDiffusionVideo:
             return Response(status_code=499)  # no one reads it
 
     async def __is_ready__(self) -> bool:
+        problems = self._host.queue.problems
+        if problems and not self._host.ready:  # BentoML's own answer would only say that it is not ready
+            raise HTTPException(503, "; ".join(problems))
         return self._host.ready
 
 

@@ -1,0 +1,46 @@
+"""Connections that send half a request and keep all descriptors: a dead worker comes back, and its job goes on."""
+
+import contextlib
+import socket
+import sys
+import time
+
+import pytest
+from server_process import SERVICE, free_port, start, stop, wait_for, wait_ready
+
+LIMIT = 400
+FIELDS = {"motion_bucket_id": "200", "num_inference_steps": "30", "num_frames": "3"}
+HALF = b"POST /v1/videos HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9999\r\n\r\n{"
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_while_connections_hold_all_descriptors_comes_back(tmp_path, png):
+    port = free_port()
+    serve = f"ulimit -n {LIMIT} && exec {sys.executable} -m bentoml serve {SERVICE} --port {port}"
+    server = start(tmp_path / "data", port=port, command=["bash", "-c", serve])
+    half_sent = []
+    try:
+        api = server.api_process()
+        with server.client() as client:
+            job = client.post("/v1/videos", data=FIELDS, files={"image": ("a.png", png)}).json()
+            while client.get(f"/v1/videos/{job['id']}").json()["stage"] != "denoise":
+                time.sleep(0.05)
+        for _ in range(LIMIT):
+            connection = socket.create_connection(("127.0.0.1", port), timeout=5)
+            half_sent.append(connection)
+            with contextlib.suppress(OSError):
+                connection.sendall(HALF)
+        time.sleep(3)  # the server has taken as many as it can
+        (worker,) = api.children()
+        worker.kill()
+        time.sleep(5)
+        while half_sent:
+            half_sent.pop().close()
+        wait_ready(server)
+        with server.client() as client:
+            assert wait_for(client, job["id"])["status"] == "completed"
+            assert client.get("/readyz").status_code == 200
+    finally:
+        for connection in half_sent:
+            connection.close()
+        stop(server)
