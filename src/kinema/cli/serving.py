@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import sys
@@ -11,7 +12,7 @@ import typer
 
 from kinema.cli.options import Device, Dtype, Model, Precision  # noqa: TC001 - typer reads annotations
 from kinema.cli.progress import say
-from kinema.errors import InvalidRequest
+from kinema.errors import InvalidRequest, QueueUnavailable
 from kinema.settings import read_settings
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def serve(
     settings = read_settings(**given)
     _check_address(host, settings)
     _check_installed()
+    _check_data(settings)
     _tell(host, port, settings)
     # A key on the command line is seen by everyone on this machine; in the environment by its owner alone.
     environment = os.environ | {f"KINEMA_{name.upper()}": value for name, value in given.items() if value is not None}
@@ -96,6 +98,18 @@ def _check_installed() -> None:
 
     if find_spec("bentoml") is None or find_spec("dbos") is None:
         raise InvalidRequest("the server's packages are not installed: pip install 'kinema[server]'")
+
+
+def _check_data(settings: Settings) -> None:
+    """Refuse a data folder and a database that do not belong together; one that is away is waited for.
+
+    Raises:
+        InvalidRequest: saying what to set.
+    """
+    from kinema.jobs import Queue
+
+    with contextlib.suppress(QueueUnavailable):
+        Queue(settings).close()
 
 
 def _tell(host: str, port: int, settings: Settings) -> None:
