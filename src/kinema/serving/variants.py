@@ -7,6 +7,7 @@ import io
 from typing import TYPE_CHECKING, Literal
 from weakref import WeakValueDictionary
 
+from kinema.errors import JobNotFound, KinemaError
 from kinema.jobs.files import write
 
 if TYPE_CHECKING:
@@ -44,7 +45,12 @@ def _file(queue: Queue, job_id: str, variant: Variant) -> tuple[Path, str]:
     name, kind = _FILES[variant]
     path = video.with_name(name)
     if not path.exists():
-        write(path, _made(video, variant))
+        try:
+            write(path, _made(video, variant))
+        except (OSError, KinemaError):
+            if video.exists():
+                raise
+            raise JobNotFound(f"there is no video of {job_id} any more; it was deleted") from None
     return path, kind
 
 

@@ -17,6 +17,7 @@ from kinema.models.catalog import CATALOG, PAINTERS
 from kinema.serving import document, wire
 from kinema.serving.events import Events
 from kinema.serving.hosting import Host, host_of
+from kinema.serving.opened_file import OpenedFile
 from kinema.serving.reading import Asked, UnreadableBody, fetched, read, read_change
 from kinema.serving.submitting import Submission, change, default_model, offered_models, prepare, submit
 from kinema.serving.variants import Variant, Variants
@@ -121,7 +122,7 @@ async def wait_for(host: Host, request: Request, job: Job, *, keep: bool) -> Res
         status, body, headers = wire.failure(finished.error)
         return JSONResponse(body, status, headers=headers | made_headers(finished))
     path = await asyncio.to_thread(host.queue.result, job.id)
-    return FileResponse(path, media_type="video/mp4", filename=f"{job.id}.mp4", headers=made_headers(finished))
+    return OpenedFile(path, media_type="video/mp4", filename=f"{job.id}.mp4", headers=made_headers(finished))
 
 
 def made_headers(job: Job) -> dict[str, str]:
@@ -198,7 +199,7 @@ def _add_looking(app: FastAPI) -> None:
         job = await _job(app, video_id)
         path, kind = await app.state.variants.file(host_of(app).queue, job.id, variant)
         name = f"{job.id}{path.suffix}"
-        return FileResponse(path, media_type=kind, filename=name, headers=made_headers(job))
+        return OpenedFile(path, media_type=kind, filename=name, headers=made_headers(job))
 
     @app.get(
         "/v1/videos/{video_id}/preview",
