@@ -8,6 +8,7 @@ import gc
 import logging
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from kinema.errors import QueueUnavailable
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 WORK = "kinema.serving.work:Work"
+PROBE_SECONDS = 3.0
 GRACE_SECONDS = 22.0  # of the 30 that a service manager gives, with room for what comes after
 
 
@@ -38,6 +40,9 @@ class Host:
         self.queue = Queue(settings, work, ended=self._ended)
         self.stopping = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._prober = ThreadPoolExecutor(1, "kinema-probe")
+        self._probe: asyncio.Future[bool] | None = None
+        self._fault: str | None = None  # what the latest probe found, so that it is logged once
 
     async def open(self) -> None:
         """Begin to run jobs, and hear of signals."""
@@ -53,10 +58,25 @@ class Host:
         self.stopping.set()
         await asyncio.to_thread(self.queue.close, GRACE_SECONDS)
 
-    @property
-    def ready(self) -> bool:
-        """Whether the queue is open and every worker has what it needs."""
-        return self.queue.ready and not self.stopping.is_set() and None not in self.queue.workers
+    async def ready(self) -> bool:
+        """Whether the queue is open, every worker has what it needs, and the database answers, within PROBE_SECONDS."""
+        if not self.queue.ready or self.stopping.is_set() or None in self.queue.workers:
+            return False
+        if self._probe is None or self._probe.done():  # a database that hangs holds one thread, whoever asks
+            self._probe = asyncio.get_running_loop().run_in_executor(self._prober, self._probe_database)
+        await asyncio.wait({self._probe}, timeout=PROBE_SECONDS)
+        return self._probe.done() and self._probe.result()
+
+    def _probe_database(self) -> bool:
+        try:
+            self.queue.check_database()
+        except QueueUnavailable as error:
+            if str(error) != self._fault:
+                log.warning("not ready: %s", error)
+            self._fault = str(error)
+            return False
+        self._fault = None
+        return True
 
     def check_open(self) -> None:
         """Refuse new jobs once the server is about to end.

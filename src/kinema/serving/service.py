@@ -6,9 +6,10 @@ bentoml serve service:StableDiffusionVideo
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional, Self
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Optional, Self
 
 # Before BentoML looks: no one is told of who uses this.
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
@@ -17,7 +18,7 @@ import bentoml
 from _bentoml_sdk.io_models import IODescriptor
 from pydantic import ConfigDict, create_model
 
-from kinema.errors import KinemaError
+from kinema.errors import InvalidRequest, KinemaError
 from kinema.jobs.working import end_with
 from kinema.serving import logs, page
 from kinema.serving.edge import Edge
@@ -65,11 +66,26 @@ def _fields() -> Mapping[str, Any]:
     return fields | {"keep": (bool | None, None)}
 
 
+def _has_arbiter() -> bool:
+    """Whether BentoML's arbiter started this process, and would start it again."""
+    main = getattr(sys.modules["__main__"], "__spec__", None)
+    return main is not None and main.name == "_bentoml_impl.worker.service"
+
+
 def _end_with_arbiter() -> None:
     """End when the process that started this one does: an orphan would keep the port and the queue from the next."""
-    main = getattr(sys.modules["__main__"], "__spec__", None)
-    if main is not None and main.name == "_bentoml_impl.worker.service":
+    if _has_arbiter():
         end_with(os.getppid())
+
+
+def _refuse_to_start(error: InvalidRequest) -> NoReturn:
+    """End, and the arbiter too: each new process would be refused for the same reason."""
+    if not _has_arbiter():
+        raise error
+    sys.stderr.write(f"kinema: {error}\n")
+    sys.stderr.flush()
+    os.kill(os.getppid(), signal.SIGTERM)
+    os._exit(2)
 
 
 Input = create_model("Input", __base__=_Loose, **_fields())
@@ -92,11 +108,14 @@ class StableDiffusionVideo:
     """Turns a still into a short video with Stable Video Diffusion."""
 
     def __init__(self) -> None:
-        settings = read_settings()
-        _end_with_arbiter()
-        logs.set_up(settings.log_format)
-        # Tests put work of their own here, which needs no model.
-        self._host = Host(settings, os.environ.get("KINEMA_WORK", WORK))
+        try:
+            settings = read_settings()
+            _end_with_arbiter()
+            logs.set_up(settings.log_format)
+            # Tests put work of their own here, which needs no model.
+            self._host = Host(settings, os.environ.get("KINEMA_WORK", WORK))
+        except InvalidRequest as error:
+            _refuse_to_start(error)
         page.mount(api, self._host.queue, settings, self._host.stopping.is_set)
 
     @bentoml.on_startup
@@ -133,7 +152,7 @@ class StableDiffusionVideo:
             return answer_to(error)
 
     async def __is_ready__(self) -> bool:
-        return self._host.ready
+        return await self._host.ready()
 
 
 StableDiffusionVideo.add_asgi_middleware(Edge, api=api)  # type: ignore[attr-defined]  # it is a Service now
