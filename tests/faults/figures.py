@@ -15,7 +15,7 @@ def record(name: str, value: float, *, bar: float, unit: str) -> None:
     name: what was measured, in plain words; value and bar: in `unit`; a figure measured again replaces the old one.
     """
     stored = json.loads(FILE.read_text()) if FILE.exists() else {"figures": {}}
-    stored["machine"] = {"processor": platform.processor(), "cores": os.cpu_count(), "python": platform.python_version()}
+    stored["machine"] = {"system": platform.platform(), "cores": os.cpu_count(), "python": platform.python_version()}
     stored["figures"][name] = {
         "value": round(value, 3),
         "bar": bar,
@@ -24,5 +24,5 @@ def record(name: str, value: float, *, bar: float, unit: str) -> None:
     }
     FILE.parent.mkdir(parents=True, exist_ok=True)
     FILE.write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n")
-    print(f"\n{name}: {value:.2f} {unit} (bar {bar:g})")
+    print(f"\n{name}: {value:.2f} {unit} (bar {bar:g})")  # noqa: T201 - seen under pytest -s
     assert value <= bar, f"{name}: {value:.2f} {unit}, expected at most {bar:g}"

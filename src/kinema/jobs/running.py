@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
 
-from kinema.errors import JobNotFound, KinemaError, QueueUnavailable
+from kinema.errors import InsufficientDisk, JobNotFound, KinemaError, QueueUnavailable
 from kinema.jobs.files import clear_asides
 from kinema.jobs.supervisor import Supervisor
 from kinema.jobs.timing import Meter, Speeds
@@ -125,7 +125,7 @@ class Run:
             try:
                 if not self.record():
                     self.cancelled.set()
-            except QueueUnavailable as error:
+            except (QueueUnavailable, InsufficientDisk) as error:
                 log.warning("job %s: %s", self.job.id, error)
         return "cancel" if self.cancelled.is_set() else "go on"
 
@@ -145,6 +145,7 @@ class Runner:
         ended: Callable[[Job], None] | None = None,
     ) -> None:
         self.speeds = Speeds()
+        self.unknown: list[str] = []  # what is in the data folder but in no record
         self._ended = ended
         self.ready = threading.Event()
         self._settings = settings
@@ -459,6 +460,7 @@ class Runner:
                 path = self._files.job(run.job.id) / PREVIEW
                 with contextlib.suppress(OSError):  # a preview is no reason to fail
                     aside = path.with_name(f".{PREVIEW}")
+                    aside.touch(mode=0o600)
                     aside.write_bytes(data)
                     aside.replace(path)
                     run.tell_preview()
@@ -466,9 +468,10 @@ class Runner:
     def _keep_still(self, run: Run) -> str:
         """Put a drawn still where the given ones are."""
         drawn = self._files.job(run.job.id) / PRODUCTS["still"]
-        with self._files.adding():
-            sha256 = self._files.add_still(drawn.read_bytes())
-            self._insisting(lambda: self._store.record(run.job.id, still=sha256))
+        with self._files.adding(drawn.read_bytes()) as sha256:
+            assert sha256 is not None, "an image was given"
+            if not self._insisting(lambda: self._store.record(run.job.id, still=sha256)):
+                raise WorkCancelled  # and the next sweep deletes what no job needs
         drawn.unlink()
         return sha256
 
@@ -496,7 +499,7 @@ class Runner:
         self._watchers.publish(job_id, job)
 
     def _insisting(self, action: Callable[[], Result]) -> Result:
-        """What must be done before a job goes on, tried until the database is there.
+        """What must be done before a job goes on, tried until the database is there and has room.
 
         Raises:
             PutBack: where the queue closes before that.
@@ -505,7 +508,7 @@ class Runner:
         while True:
             try:
                 return action()
-            except QueueUnavailable as error:
+            except (QueueUnavailable, InsufficientDisk) as error:
                 log.warning("%s", error)
                 if self._closing.wait(pause) or not threading.main_thread().is_alive():
                     raise PutBack from None
@@ -583,14 +586,42 @@ class Runner:
             limit=1000,
         )
         self._reconcile()
+        self._clear_deleted()
+        self._store.check()
         finished = [workflow.workflow_id for workflow in done if workflow.workflow_id not in self._runs]
         if finished:
             DBOS.delete_workflows(finished)
 
     def _sweep(self) -> None:
+        """Finish what a crash interrupted, and report what is in the folder but in no record of the database."""
+        self._clear_deleted()
         with self._files.deleting():
             known, wanted = self._store.everything()
-            self._files.sweep(known, wanted, self._settings.keep_days * DAY)
+            known |= {job_id for job_id, _ in self._store.deletions()}
+            unknown = self._files.sweep(known, wanted)
+        if unknown and unknown != self.unknown:
+            log.warning(
+                "%d entries of the data folder %s are in no record of the database and are kept: %s%s",
+                len(unknown),
+                self._files.root,
+                ", ".join(unknown[:5]),
+                ", …" if len(unknown) > 5 else "",
+            )
+        self.unknown = unknown
+
+    def _clear_deleted(self) -> None:
+        """Delete the files of jobs that were removed while nothing could do so, and those of none that still runs."""
+        with self._claiming:
+            busy = self._lent.keys() | self._runs.keys()
+        with self._files.deleting():
+            gone = [(job_id, still) for job_id, still in self._store.deletions() if job_id not in busy]
+            for job_id, still in gone:
+                self._files.drop_job(job_id)
+                if still is not None and not self._store.needs(still):
+                    self._files.drop_still(still)
+            if gone:
+                self._store.forget_deletions([job_id for job_id, _ in gone])
+        self._store.refill_reserve()
 
 
 def _is_full_disk(error: Exception) -> bool:
@@ -614,15 +645,16 @@ def _is_shortage(error: Exception) -> bool:
 
 def remove(store: Store, files: Files, job_id: str, *, only_expired: bool = False) -> bool:
     """Forget a job, and delete its files and its still unless another job needs it; whether it was there."""
-    with contextlib.suppress(JobNotFound), files.deleting():
-        job = store.get(job_id)
-        if store.remove(job_id, only_expired=only_expired):
-            if job.status != "in_progress":
-                files.drop_job(job_id)  # else who runs it does so, once its worker has stopped
-            if job.still is not None and not store.needs(job.still):
-                files.drop_still(job.still)
-            return True
-    return False
+    with files.deleting():
+        gone = store.remove(job_id, only_expired=only_expired)
+        if gone is None:
+            return False
+        if gone.status != "in_progress":  # else who runs it does so, once its worker has stopped
+            files.drop_job(job_id)
+        if gone.still is not None and not store.needs(gone.still):
+            files.drop_still(gone.still)
+    store.refill_reserve()
+    return True
 
 
 def drop_still(store: Store, files: Files, still: str | None) -> None:
