@@ -1,10 +1,12 @@
 """A video that is deleted while it is sent arrives whole; one that is gone before is not found."""
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 
 from kinema.errors import JobNotFound, JobUnfinished
+from kinema.serving.image_service import ImageService
 from kinema.serving.opened_file import OpenedFile
 from kinema.serving.variants import Variants
 
@@ -68,8 +70,10 @@ def test_a_picture_of_a_video_that_is_deleted_meanwhile_is_not_found(video, vari
     folder = video.parent / "job"
     folder.mkdir()
     moved = video.rename(folder / video.name)
+    host = SimpleNamespace(queue=Deleting(moved), images=ImageService())
     with pytest.raises(JobNotFound, match="was deleted"):
-        asyncio.run(Variants().file(Deleting(moved), "job", variant))
+        asyncio.run(Variants().file(host, None, "job", variant))
+    host.images.close()
 
 
 def test_an_unfinished_job_still_has_no_picture():
@@ -78,4 +82,4 @@ def test_an_unfinished_job_still_has_no_picture():
             raise JobUnfinished("it runs")
 
     with pytest.raises(JobUnfinished):
-        asyncio.run(Variants().file(Unfinished(), "job", "thumbnail"))
+        asyncio.run(Variants().file(SimpleNamespace(queue=Unfinished()), None, "job", "thumbnail"))
