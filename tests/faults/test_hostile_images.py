@@ -8,23 +8,18 @@ import contextlib
 import io
 import json
 import random
-import sys
 import threading
 import time
-from pathlib import Path
 
 import httpx
 import numpy as np
 import psutil
 import pytest
 from figures import record
+from image_attacks import cut_jpeg, jpeg, large_webp, many_chunks, many_scans, many_segments
 from PIL import Image
 from server_process import start, stop, wait_for
 from server_work import recipe
-
-sys.path.append(str(Path(__file__).parents[1] / "media"))
-
-from image_attacks import cut_jpeg, jpeg, large_webp, many_chunks, many_scans, many_segments
 
 pytestmark = pytest.mark.slow
 
@@ -180,9 +175,14 @@ def test_bodies_of_json(server):
         b'{"a": ' + b"[" * 9_000_000 + b"]" * 9_000_000 + b"}",
         b"[" + b"{}," * 6_000_000 + b"{}]",
         json.dumps({"image": {"image_url": "data:image/png;base64," + "A" * 19_000_000}}).encode(),
+        b'{"image": "data:;base64,' + b"\\u0041" * 3_100_000 + b'"}',
+        b'{"image": "data:,' + b"%41" * 6_000_000 + b'"}',
+        b'{"a": [' + b"[]," * 40_000 + b"[]]}",
     ]
     with Meter(server) as meter:
         statuses = send(server, [as_json(body) for body in large * 4], at_once=8)
+        calls = [as_json(large[-1], "/studio/en/gradio_api/queue/join")] * 12
+        assert set(send(server, calls)) == {422}
     assert set(statuses) <= {400, 413, 503}
     with server.client() as client:  # Gradio's own routes parse what comes
         status = client.post(
