@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import contextlib
@@ -10,6 +11,7 @@ import ipaddress
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.routing import Match
 
@@ -93,7 +95,10 @@ class _Guard:
                 await _refuse((status, body, {"Connection": "close"}), scope, receive, send)
                 return
             receive = _counted(receive, limit)
-        await self._app(scope, receive, send)
+            if scope["method"] == "HEAD":
+                scope, receive, send = _answering_head(scope, send)
+        with contextlib.suppress(ClientDisconnect):  # in Gradio's own routes; there is nothing to answer any more
+            await self._app(scope, receive, send)
 
     async def _slowed(self, scope: Scope, headers: Headers) -> Refused | None:
         """Wait where this address sent many wrong keys; refuse where many requests wait already."""
@@ -150,6 +155,28 @@ class _Guard:
         given = _key(headers)
         found = [name for key, name in self._keys if hmac.compare_digest(given, key)]
         return found[0] if found else None
+
+
+def _answering_head(scope: Scope, send: Send) -> tuple[Scope, Receive, Send]:
+    """A HEAD request as the GET that it stands for, whose answer ends with its header."""
+    ended = asyncio.Event()
+    asked = False
+
+    async def receive() -> Message:
+        nonlocal asked
+        if not asked:
+            asked = True
+            return {"type": "http.request", "body": b"", "more_body": False}
+        await ended.wait()
+        return {"type": "http.disconnect"}  # which ends streams
+
+    async def send_header(message: Message) -> None:
+        if message["type"] == "http.response.start" and not ended.is_set():
+            await send(message)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            ended.set()
+
+    return {**scope, "method": "GET"}, receive, send_header
 
 
 def _too_large(limit: int) -> RequestTooLarge:
