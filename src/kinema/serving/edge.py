@@ -102,7 +102,8 @@ class _Guard:
 
     async def _slowed(self, scope: Scope, headers: Headers) -> Refused | None:
         """Wait where this address sent many wrong keys; refuse where many requests wait already."""
-        if not self._keys or not _key(headers) or _is_probe(scope) or await self._wrong_keys.turn(_address(scope)):
+        key = _key(headers)
+        if not self._keys or not key or _is_probe(scope) or await self._wrong_keys.turn(_address(scope), key):
             return None
         told = (
             "many wrong keys came from this address, so that its keys are looked at one by one; try again in a moment"
@@ -126,8 +127,8 @@ class _Guard:
         if caller is not None:
             scope[CALLER] = caller
             return None
-        if _key(headers):
-            self._wrong_keys.add(_address(scope))
+        if key := _key(headers):
+            self._wrong_keys.add(_address(scope), key)
         told = "a key is asked for: send it as Authorization: Bearer …, or as X-API-Key, or as a password"
         # Basic alone: Chromium asks for no password where another scheme stands in the same header.
         return 401, error_body(401, "unknown_key", told), {"WWW-Authenticate": 'Basic realm="Kinema", charset="UTF-8"'}
