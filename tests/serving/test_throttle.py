@@ -48,7 +48,10 @@ def guard(tmp_path, key=KEY):
     return _Guard(app, Settings(data_dir=tmp_path, api_keys=(key,)), [])
 
 
-WRONG = [(b"x-api-key", b"guessed")]
+def wrong(number=0):
+    return [(b"x-api-key", b"guess %d" % number)]
+
+
 RIGHT = [(b"x-api-key", KEY.encode())]
 
 
@@ -71,10 +74,11 @@ def test_keys_from_an_address_that_guesses_are_looked_at_one_by_one(tmp_path, mo
 
     async def guess():
         guarded = guard(tmp_path)
-        for _ in range(FREE_KEYS + 1):
-            assert await ask(guarded, headers=WRONG) == 401
+        for number in range(FREE_KEYS + 1):
+            assert await ask(guarded, headers=wrong(number)) == 401
         began = time.monotonic()
-        statuses = await asyncio.gather(*(ask(guarded, headers=WRONG) for _ in range(MAX_WAITING + 30)))
+        more = range(FREE_KEYS + 1, FREE_KEYS + MAX_WAITING + 31)
+        statuses = await asyncio.gather(*(ask(guarded, headers=wrong(number)) for number in more))
         assert sorted(statuses) == [401] * MAX_WAITING + [429] * 30
         assert time.monotonic() - began >= 0.1 * MAX_WAITING - 0.01
         # A right key from there takes its turn too, so that guessing does not tell at once.
@@ -90,28 +94,43 @@ def test_others_are_not_slowed(tmp_path, monkeypatch):
 
     async def guess():
         guarded = guard(tmp_path)
-        for _ in range(FREE_KEYS + 1):
-            await ask(guarded, headers=WRONG)
+        for number in range(FREE_KEYS + 1):
+            await ask(guarded, headers=wrong(number))
         assert await ask(guarded, address="192.0.2.2", headers=RIGHT) == 200
         assert await ask(guarded) == 401  # who brings no key guesses none
-        assert await ask(guarded, path="/livez", headers=WRONG) == 200
+        assert await ask(guarded, path="/livez", headers=wrong()) == 200
 
     asyncio.run(asyncio.wait_for(guess(), 60))
+
+
+def test_a_client_that_was_set_up_wrongly_slows_down_itself_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(throttle, "TURN_SECONDS", 0.1)
+
+    async def repeat():
+        guarded = guard(tmp_path)
+        for _ in range(FREE_KEYS + 1):
+            assert await ask(guarded, headers=wrong()) == 401
+        statuses = await asyncio.gather(*(ask(guarded, headers=wrong()) for _ in range(MAX_WAITING + 30)))
+        assert sorted(statuses) == [401] * MAX_WAITING + [429] * 30
+        monkeypatch.setattr(throttle, "TURN_SECONDS", 1000.0)
+        assert await ask(guarded, headers=RIGHT) == 200
+
+    asyncio.run(asyncio.wait_for(repeat(), 60))
 
 
 def test_wrong_keys_are_forgotten_and_take_no_memory_for_ever(monkeypatch):
     monkeypatch.setattr(throttle, "TURN_SECONDS", 1000.0)
     monkeypatch.setattr(throttle, "MAX_NAMES", 50)
-    wrong = WrongKeys()
-    for _ in range(FREE_KEYS + 1):
-        wrong.add("2001:db8::1")
+    known = WrongKeys()
+    for number in range(FREE_KEYS + 1):
+        known.add("2001:db8::1", b"%d" % number)
     monkeypatch.setattr(throttle, "FORGET_SECONDS", 0.001)
     time.sleep(0.05)
-    assert asyncio.run(wrong.turn("2001:db8::1"))
+    assert asyncio.run(known.turn("2001:db8::1", b"another"))
     for number in range(100):
-        wrong.add(f"2001:db8:0:{number:x}::1")
-        wrong.add(f"2001:db8:0:{number:x}::2")  # of the same network
-    assert len(wrong) == 50
+        known.add(f"2001:db8:0:{number:x}::1", b"guess")
+        known.add(f"2001:db8:0:{number:x}::2", b"guess")  # of the same network
+    assert len(known) == 100  # 50 networks, and 50 keys
 
 
 def scope_of(key):

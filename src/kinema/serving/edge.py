@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import contextlib
@@ -10,6 +11,7 @@ import ipaddress
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.routing import Match
 
@@ -93,11 +95,15 @@ class _Guard:
                 await _refuse((status, body, {"Connection": "close"}), scope, receive, send)
                 return
             receive = _counted(receive, limit)
-        await self._app(scope, receive, send)
+            if scope["method"] == "HEAD":
+                scope, receive, send = _answering_head(scope, send)
+        with contextlib.suppress(ClientDisconnect):  # in Gradio's own routes; there is nothing to answer any more
+            await self._app(scope, receive, send)
 
     async def _slowed(self, scope: Scope, headers: Headers) -> Refused | None:
         """Wait where this address sent many wrong keys; refuse where many requests wait already."""
-        if not self._keys or not _key(headers) or _is_probe(scope) or await self._wrong_keys.turn(_address(scope)):
+        key = _key(headers)
+        if not self._keys or not key or _is_probe(scope) or await self._wrong_keys.turn(_address(scope), key):
             return None
         told = (
             "many wrong keys came from this address, so that its keys are looked at one by one; try again in a moment"
@@ -121,8 +127,8 @@ class _Guard:
         if caller is not None:
             scope[CALLER] = caller
             return None
-        if _key(headers):
-            self._wrong_keys.add(_address(scope))
+        if key := _key(headers):
+            self._wrong_keys.add(_address(scope), key)
         told = "a key is asked for: send it as Authorization: Bearer …, or as X-API-Key, or as a password"
         # Basic alone: Chromium asks for no password where another scheme stands in the same header.
         return 401, error_body(401, "unknown_key", told), {"WWW-Authenticate": 'Basic realm="Kinema", charset="UTF-8"'}
@@ -150,6 +156,28 @@ class _Guard:
         given = _key(headers)
         found = [name for key, name in self._keys if hmac.compare_digest(given, key)]
         return found[0] if found else None
+
+
+def _answering_head(scope: Scope, send: Send) -> tuple[Scope, Receive, Send]:
+    """A HEAD request as the GET that it stands for, whose answer ends with its header."""
+    ended = asyncio.Event()
+    asked = False
+
+    async def receive() -> Message:
+        nonlocal asked
+        if not asked:
+            asked = True
+            return {"type": "http.request", "body": b"", "more_body": False}
+        await ended.wait()
+        return {"type": "http.disconnect"}  # which ends streams
+
+    async def send_header(message: Message) -> None:
+        if message["type"] == "http.response.start" and not ended.is_set():
+            await send(message)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            ended.set()
+
+    return {**scope, "method": "GET"}, receive, send_header
 
 
 def _too_large(limit: int) -> RequestTooLarge:

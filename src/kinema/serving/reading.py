@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl, unquote_to_bytes
 
 from kinema.errors import InsufficientDisk, InvalidRequest, InvalidStill, RequestTooLarge
 from kinema.media.fetch import fetch
+from kinema.serving.decode_process import ClientGone
 from kinema.serving.fields import is_set
 from kinema.serving.forms import IMAGE_FIELDS, read_multipart
 
@@ -144,8 +145,10 @@ async def received(request: Request, content_type: str = "", most: float = float
     Raises:
         RequestTooLarge: it has more than `most` bytes.
         InsufficientDisk: there is no room for it.
+        ClientGone: the client closed its connection before it was whole.
     """
     from starlette.concurrency import run_in_threadpool
+    from starlette.requests import ClientDisconnect
 
     file: IO[bytes] = SpooledTemporaryFile(SMALL_BYTES)  # noqa: SIM115 - the body closes it
     size = 0
@@ -158,6 +161,9 @@ async def received(request: Request, content_type: str = "", most: float = float
                 file.write(piece)
             else:
                 await run_in_threadpool(file.write, piece)
+    except ClientDisconnect:
+        file.close()
+        raise ClientGone from None
     except OSError as error:
         file.close()
         raise InsufficientDisk(f"the server has no room for the body ({error.strerror}); try again later") from None

@@ -54,8 +54,8 @@ class _Loose(IODescriptor):
     async def from_http_request(cls, request: Request, serde: object) -> Self:  # noqa: ARG003 - BentoML passes it
         """The body as it came; where it can't be read, why."""
         try:
-            body: Body | KinemaError = await receive(request)
-        except KinemaError as error:
+            body: Body | KinemaError | ClientGone = await receive(request)
+        except (KinemaError, ClientGone) as error:
             body = error
         loose: Self = cls.model_construct(image=body)
         return loose
@@ -107,6 +107,8 @@ Input = create_model("Input", __base__=_Loose, **_fields())
     http={"host": "127.0.0.1"},
     # Its figures lie in mapped files, and a full disk would kill whoever writes them; /metrics is ours.
     metrics={"enabled": False},
+    # Whom a service manager asks, and what Gradio asks by itself while the page is open, several times a second.
+    logging={"access": {"skip_paths": ["/metrics", "/healthz", "/livez", "/readyz", *page.POLLED]}},
     # A span for each event of a stream would cost more than the event.
     tracing={"excluded_urls": ["/v1/videos"]},
 )
@@ -139,7 +141,7 @@ class StableDiffusionVideo:
 
     @bentoml.api(input_spec=Input)
     async def generate(
-        self, context: bentoml.Context, image: Body | KinemaError, **_: object
+        self, context: bentoml.Context, image: Body | KinemaError | ClientGone, **_: object
     ) -> Annotated[Path, bentoml.validators.ContentType("video/*")]:
         """A video from a still: the mp4, with its seed and job in the headers X-Kinema-Seed and X-Kinema-Job.
 
@@ -150,9 +152,9 @@ class StableDiffusionVideo:
         context.response.status_code = answer.status_code
         return answer  # type: ignore[return-value]  # BentoML sends a response as it is; the annotation is its document
 
-    async def _answer(self, request: Request, body: Body | KinemaError) -> Response:
+    async def _answer(self, request: Request, body: Body | KinemaError | ClientGone) -> Response:
         try:
-            if isinstance(body, KinemaError):
+            if isinstance(body, KinemaError | ClientGone):
                 raise body
             host = host_of(api)
             key = request.headers.get("idempotency-key")

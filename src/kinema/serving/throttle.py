@@ -52,21 +52,27 @@ class _Turns:
 
 
 class WrongKeys:
-    """Of each address the wrong keys that it sent of late, one of which is forgotten every 10 seconds.
+    """The wrong keys that came of late from each address, one of which is forgotten every 10 seconds.
 
-    After 20 of them its keys are looked at one a second, and as many as 10 requests wait for that, whatever their keys:
-    who is told at once that a key is right can guess as fast as requests can be sent.
+    After 20 different ones the address's keys are looked at one a second, and as many as 10 requests wait for that,
+    whatever their keys: who is told at once that a key is right can guess as fast as requests can be sent. A wrong key
+    that comes again and again, as from a client that was set up wrongly, is no guess, and slows down itself alone.
     """
 
     def __init__(self) -> None:
-        self._wrong = _Levels()
-        self._turns: dict[str, _Turns] = {}  # of addresses whose requests wait
+        self._guesses = _Levels()  # of addresses
+        self._repeats = _Levels()  # of addresses' keys
+        self._turns: dict[str, _Turns] = {}  # of either, while requests wait
 
-    async def turn(self, address: str) -> bool:
-        """Wait until a key from this address may be looked at; False where as many wait as may."""
-        name = _network(address)
-        if self._wrong.level(name, 1 / FORGET_SECONDS) < FREE_KEYS:
-            return True
+    async def turn(self, address: str, key: bytes) -> bool:
+        """Wait until this key from this address may be looked at; False where as many wait as may."""
+        network = _network(address)
+        for name, levels in ((_name(network, key), self._repeats), (network, self._guesses)):
+            if levels.level(name, 1 / FORGET_SECONDS) >= FREE_KEYS:
+                return await self._wait(name)
+        return True
+
+    async def _wait(self, name: str) -> bool:
         now = time.monotonic()
         turns = self._turns.setdefault(name, _Turns(now))
         if turns.waiting >= MAX_WAITING:
@@ -81,12 +87,16 @@ class WrongKeys:
                 self._turns.pop(name, None)
         return True
 
-    def add(self, address: str) -> None:
-        """Note a wrong key from this address."""
-        self._wrong.rise(_network(address), 1, 1 / FORGET_SECONDS)
+    def add(self, address: str, key: bytes) -> None:
+        """Note that this key from this address is wrong."""
+        network = _network(address)
+        name = _name(network, key)
+        if not self._repeats.level(name, 1 / FORGET_SECONDS):
+            self._guesses.rise(network, 1, 1 / FORGET_SECONDS)
+        self._repeats.rise(name, 1, 1 / FORGET_SECONDS)
 
     def __len__(self) -> int:
-        return len(self._wrong)
+        return len(self._guesses) + len(self._repeats)
 
 
 class Allowance:
@@ -141,6 +151,10 @@ class DraftBytes(Allowance):
                 seconds=math.ceil(wait),
             )
             raise AllowanceUsedUp(message, wait)
+
+
+def _name(network: str, key: bytes) -> str:
+    return f"{network} {hash(key)}"
 
 
 def _network(address: str) -> str:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from kinema.settings import Settings
 
 PATH = "/studio"
+# What Gradio's script asks by itself, in each language; paths that begin so are no one's doing.
+POLLED = ("/studio/en/gradio_api/", "/studio/ko/gradio_api/")
 
 
 def mount(

@@ -1,0 +1,72 @@
+"""What the access log holds of cut-off uploads and of Gradio's polling; and HEAD, which answers as GET would."""
+
+import socket
+import time
+
+import httpx
+import pytest
+
+from kinema.serving import page
+from kinema.serving.page.languages import LANGUAGES
+
+SLOW = {"motion_bucket_id": "250", "num_inference_steps": "100", "num_frames": "3"}
+
+
+def logged(server, before):
+    return server.log.read_text()[len(before) :]
+
+
+@pytest.mark.parametrize("kind", ["application/json", "multipart/form-data; boundary=x"])
+@pytest.mark.parametrize("path", ["/generate", "/v1/videos", "/v1/videos/sync", "/studio/stills"])
+def test_an_upload_that_is_cut_off_is_one_line_in_the_log(server, path, kind):
+    before = server.log.read_text()
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: 1000\r\n\r\n--x\r\n"
+    with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as client:
+        client.sendall(head.encode())
+        time.sleep(0.2)
+    deadline = time.monotonic() + 20
+    while "\n" not in logged(server, before):
+        assert time.monotonic() < deadline, "it is not logged"
+        time.sleep(0.05)
+    time.sleep(0.2)
+    (line,) = logged(server, before).splitlines()
+    assert f"method=POST,path={path}," in line
+    assert "status=499" in line
+
+
+def test_what_the_page_asks_by_itself_is_not_logged(server):
+    assert tuple(f"{page.PATH}/{language}/gradio_api/" for language in LANGUAGES) == page.POLLED
+    before = server.log.read_text()
+    for language in LANGUAGES:
+        httpx.post(f"{server.url}/studio/{language}/gradio_api/queue/join", json={"data": []})
+        assert httpx.get(f"{server.url}/studio/{language}/").status_code == 200
+    assert "gradio_api" not in logged(server, before)
+    assert "path=/studio/ko/," in logged(server, before)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/livez", "/metrics", "/studio", "/studio/en/", "/v1/models", "/v1/openapi.json", "/v1/videos", "/v1/none"],
+)
+def test_head_answers_as_get_without_the_body(client, path):
+    got, head = client.get(path), client.head(path)
+    assert (head.status_code, head.content) == (got.status_code, b"")
+    assert head.headers.get("content-type") == got.headers.get("content-type")
+
+
+def test_head_of_what_has_no_get_is_refused(client):
+    assert client.head("/generate").status_code == client.get("/generate").status_code == 405
+
+
+def test_head_of_a_video_tells_its_length_and_of_a_stream_ends(client, png):
+    done = client.post(
+        "/v1/videos/sync", data={"num_frames": "2", "motion_bucket_id": "1"}, files={"image": ("a.png", png)}
+    )
+    content = f"/v1/videos/{done.headers['x-kinema-job']}/content"
+    assert client.head(content).headers["content-length"] == str(len(client.get(content).content))
+    running = client.post("/v1/videos", data=SLOW, files={"image": ("a.png", png)}).json()
+    try:
+        answer = client.head(f"/v1/videos/{running['id']}/events")
+        assert answer.headers["content-type"].startswith("text/event-stream")
+    finally:
+        client.delete(f"/v1/videos/{running['id']}")
