@@ -3,6 +3,7 @@
 import contextlib
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -30,12 +31,13 @@ def let_go(notes):
 
 def finished(queue, job):
     """The job when it is finished."""
-    deadline = time.monotonic() + PATIENCE
-    for now in queue.watch(job.id):
-        assert time.monotonic() < deadline, f"{now} is not finished after {PATIENCE} s"
-        job = now
-    assert job.finished
-    return job
+    told = []
+    watching = threading.Thread(target=lambda: told.extend(queue.watch(job.id)), daemon=True)
+    watching.start()
+    watching.join(PATIENCE)
+    assert not watching.is_alive(), f"{told[-1:]} is not finished after {PATIENCE} s"
+    assert told[-1].finished
+    return told[-1]
 
 
 def until(condition):

@@ -535,6 +535,9 @@ class Runner:
         from dbos import DBOS
 
         for job_id in list(self._left):
+            if job_id in self._runs:  # DBOS was only late
+                self._left.discard(job_id)
+                continue
             if DBOS.get_workflow_status(job_id) is not None:
                 DBOS.cancel_workflow(job_id)
                 DBOS.delete_workflow(job_id)
