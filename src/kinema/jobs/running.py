@@ -41,6 +41,7 @@ PUBLISH_SECONDS = 0.25
 RECORD_SECONDS = 1.0
 LOOK_SECONDS = 1.0
 HOUSEKEEPING_SECONDS = 30.0
+IDLE_SECONDS = 20.0
 SWEEP_SECONDS = 3600.0
 DAY = 86_400.0
 # Raised when the order or meaning of a job's parts changes: DBOS then leaves older ones alone, and they are begun anew.
@@ -158,6 +159,7 @@ class Runner:
         self._claiming = threading.Lock()  # a claimed job is in _lent or _runs for all who hold it
         self._workflow: Callable[[str], None] | None = None
         self._places: dict[str, int | None] = {}
+        self._idle: dict[str, float] = {}  # since when a job in progress was seen that no one works on
         self.pool = Pool(work, devices, settings.step_timeout, self._wake.set)
         self._thread = threading.Thread(target=self._serve, name="kinema-runner", daemon=True)
 
@@ -474,9 +476,10 @@ class Runner:
         """Jobs in progress of which DBOS knows nothing, or nothing more, don't stay so for ever."""
         from dbos import DBOS
 
-        for job in self._store.running():
-            if job.id in self._runs or job.id in self._lent:
-                continue
+        running = [job for job in self._store.running() if job.id not in self._runs and job.id not in self._lent]
+        now = time.monotonic()
+        self._idle = {job.id: self._idle.get(job.id, now) for job in running}
+        for job in running:
             status = DBOS.get_workflow_status(job.id)
             if status is None:  # the server died between claiming it and telling DBOS
                 self._store.unclaim(job.id)
@@ -490,6 +493,8 @@ class Runner:
                 DBOS.cancel_workflow(job.id)
                 DBOS.delete_workflow(job.id)
                 self._store.unclaim(job.id)
+            elif status.status == "PENDING" and now - self._idle[job.id] > IDLE_SECONDS:
+                DBOS.resume_workflow(job.id)  # what it tries once, at the start, failed: on a full disk, for one
 
     def _keep_house(self) -> None:
         """Delete what expired, and what DBOS noted of jobs that are done."""

@@ -245,7 +245,7 @@ ERROR_ANSWERS: Mapping[int, str] = {
     415: "The body is neither a form nor JSON.",
     429: "The queue is full; `Retry-After` says when to come again.",
     500: "A defect, or what a model did not manage.",
-    503: "The server is starting or ending.",
+    503: "The server is starting or ending, or its database is not available.",
     507: "The disk is full.",
 }
 
