@@ -27,7 +27,7 @@ def small_disk(tmp_path):
 
 def fill(folder):
     filler = folder / "filler"
-    with filler.open("wb", buffering=0) as file:
+    with filler.open("ab", buffering=0) as file:
         try:
             while True:
                 file.write(bytes(4096))
@@ -71,7 +71,13 @@ def test_less_than_the_reserve_refuses_before_anything_is_written(tmp_path, png)
         stop(server)
 
 
-def test_videos_can_be_deleted_on_a_full_disk_and_make_room(small_disk, tmp_path, png):
+def delete(client, ids):
+    for video_id in ids:
+        answer = client.delete(f"/v1/videos/{video_id}")
+        assert answer.status_code == 200, answer.text
+
+
+def test_videos_can_be_deleted_on_a_full_disk_also_after_a_start_on_it(small_disk, tmp_path, png):
     server = start(small_disk / "data", logs=tmp_path, queue_size=100)
     try:
         with server.client() as client:
@@ -82,9 +88,12 @@ def test_videos_can_be_deleted_on_a_full_disk_and_make_room(small_disk, tmp_path
             slow = [client.post("/v1/videos", **slow, **image).json()["id"] for _ in range(30)]
             fill(small_disk)
             # Those without files first: nothing but the reserve makes room for their deletion.
-            for video_id in [*reversed(slow), *done]:
-                answer = client.delete(f"/v1/videos/{video_id}")
-                assert answer.status_code == 200, answer.text
+            delete(client, slow[::-1])
+        stop(server)
+        fill(small_disk)
+        server = start(small_disk / "data", logs=tmp_path)
+        with server.client() as client:
+            delete(client, done)
             assert client.get("/v1/videos").json()["data"] == []
             assert not any((server.data / "stills").iterdir())
             deadline = time.monotonic() + 10

@@ -106,6 +106,16 @@ def test_a_job_goes_ahead_only_of_those_that_came_a_minute_before_it_for_each_st
     assert claimed == [ahead.id, waiting.id, behind.id]
 
 
+def test_a_deletion_is_noted_until_its_files_are_gone(looking_on):
+    looking_on.check_database()
+    job = looking_on.submit(request(), still=STILL)
+    looking_on.delete(job.id)
+    assert looking_on._store.deletions() == [(job.id, job.still)]
+    looking_on._store.forget_deletions([job.id])
+    assert looking_on._store.deletions() == []
+    looking_on.check_database()
+
+
 def test_many_at_once_never_overfill_it(looking_on):
     refused = []
 

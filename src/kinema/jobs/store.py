@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import secrets
 import sqlite3
 import time
@@ -89,6 +90,8 @@ _WAITING = sa.select(sa.func.count()).select_from(_jobs).where(_QUEUED)
 # Keys of PostgreSQL's advisory locks: "kinema" in hexadecimal, and one more.
 _SUBMIT_LOCK = 0x6B696E656D61
 _RUNNER_LOCK = _SUBMIT_LOCK + 1
+# Reading all pages is work, and anyone may ask whether the server is ready: it is done no more often than this.
+READ_THROUGH_SECONDS = 30.0
 # How often a job may be passed over for another of the model that is loaded.
 MAX_PASSED = 3
 
@@ -116,15 +119,14 @@ class Store:
             self._adding = Lock()
             self._additions: deque[_Addition] = deque()
             self._fault: str | None = None
-            with self._engine.begin() as connection:  # two servers that begin at once
-                if self._sqlite:
-                    connection.exec_driver_sql("BEGIN IMMEDIATE")
-                else:
-                    connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SUBMIT_LOCK)))
-                _tables.create_all(connection)
-                own = self._insert(_identity).values(only=1, id=secrets.token_hex(16)).on_conflict_do_nothing()
-                connection.execute(own)
-                self.id: str = connection.execute(sa.select(_identity.c.id)).scalar_one()
+            self._read_through = -math.inf  # when all pages were read
+            try:
+                self.id = self._prepare()
+            except (SQLAlchemyError, sqlite3.Error) as error:
+                if self._file is None or not _is_full(error):
+                    raise
+                self._file.release_reserve()
+                self.id = self._prepare()
             if self._file is not None:
                 self._file.hold()
         except (SQLAlchemyError, sqlite3.Error, OSError, ImportError, ValueError) as error:
@@ -132,6 +134,18 @@ class Store:
                 f"the queue's database can't be opened ({_reason(error)}); KINEMA_DATABASE_URL is postgresql://…, or "
                 "unset for an SQLite file in the data folder"
             ) from None
+
+    def _prepare(self) -> str:
+        """Create the tables where there are none; return the database's id."""
+        with self._engine.begin() as connection:  # two servers that begin at once
+            if self._sqlite:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            else:
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SUBMIT_LOCK)))
+            _tables.create_all(connection)
+            own = self._insert(_identity).values(only=1, id=secrets.token_hex(16)).on_conflict_do_nothing()
+            connection.execute(own)
+            return str(connection.execute(sa.select(_identity.c.id)).scalar_one())
 
     def close(self) -> None:
         """Close all connections."""
@@ -154,7 +168,9 @@ class Store:
                 try:
                     with self._file.fresh() as fresh:
                         found = (fresh.execute("SELECT id FROM kinema_database").fetchone() or (None,))[0]
-                    self._fault = self._file.fault()
+                    now = time.monotonic()
+                    if self._fault is not None or now - self._read_through > READ_THROUGH_SECONDS:
+                        self._fault, self._read_through = self._file.fault(), now
                 except sqlite3.DatabaseError as error:
                     self._fault = _reason(error)
             self._check_whole()
@@ -555,7 +571,7 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except (SQLAlchemyError, sqlite3.Error) as error:
-        if getattr(getattr(error, "orig", error), "sqlite_errorcode", None) in _FULL:
+        if _is_full(error):
             raise InsufficientDisk(
                 Sentence("database_full", "the disk of the queue's database is full: delete videos, or make room")
             ) from None
@@ -567,6 +583,10 @@ def _translated() -> Iterator[None]:
 
 # Without room SQLite raises either, the second for the file that its processes share.
 _FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
+
+
+def _is_full(error: Exception) -> bool:
+    return getattr(getattr(error, "orig", error), "sqlite_errorcode", None) in _FULL
 
 
 def _replaced() -> QueueUnavailable:

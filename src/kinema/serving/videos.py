@@ -303,7 +303,7 @@ def _add_changing(app: FastAPI) -> None:
     @app.post(
         "/v1/videos/{video_id}",
         response_model=wire.Video,
-        responses=document.errors(400, 404, 413, 415, 429),
+        responses=document.errors(400, 404, 413, 415, 429, 507),
         openapi_extra=document.change_body(),
         tags=["videos"],
     )
@@ -318,14 +318,16 @@ def _add_changing(app: FastAPI) -> None:
         return _polled(job, wire.video_of(job))
 
     @app.post(
-        "/v1/videos/{video_id}/cancel", response_model=wire.Video, responses=document.errors(404), tags=["videos"]
+        "/v1/videos/{video_id}/cancel", response_model=wire.Video, responses=document.errors(404, 507), tags=["videos"]
     )
     async def cancel(video_id: str) -> Response:
         """Stop making a video; one that is finished stays as it is."""
         job = await _job(app, video_id)
         return JSONResponse(wire.video_of(await asyncio.to_thread(host_of(app).queue.cancel, job.id)))
 
-    @app.delete("/v1/videos/{video_id}", response_model=wire.Deleted, responses=document.errors(404), tags=["videos"])
+    @app.delete(
+        "/v1/videos/{video_id}", response_model=wire.Deleted, responses=document.errors(404, 507), tags=["videos"]
+    )
     async def delete(video_id: str) -> Response:
         """Stop making a video where it is not finished, and delete it with its files."""
         job = await _job(app, video_id)
