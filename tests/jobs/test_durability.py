@@ -8,7 +8,7 @@ from unittest import mock
 import pytest
 from queue_helpers import STILL, finished, request, until
 
-from kinema.errors import QueueUnavailable
+from kinema.errors import InsufficientDisk, QueueUnavailable
 from kinema.jobs import Queue
 
 
@@ -97,3 +97,33 @@ def test_a_job_that_dbos_could_not_begin_again_at_the_start_is_begun_later(setti
     runner._reconcile()
     resumed.assert_called_once_with(job.id)
     runner._store.close()
+
+
+def refusing_images(monkeypatch, queue, error):
+    """Have the store refuse to write down which image a job has; what undoes that, and whether it was tried."""
+    record, tried = queue._store.record, []
+
+    def refuse(job_id, **values):
+        if "still" in values and not (tried and tried[-1] == "undone"):
+            tried.append("refused")
+            raise error
+        return record(job_id, **values)
+
+    monkeypatch.setattr(queue._store, "record", refuse)
+    return tried
+
+
+def test_a_job_that_waits_for_its_database_hinders_no_deletion(queue, monkeypatch):
+    tried = refusing_images(monkeypatch, queue, QueueUnavailable("away"))
+    job = queue.submit(request(prompt="a fox"))
+    until(lambda: tried)
+    other = queue.submit(request(), still=STILL)
+    queue.delete(other.id)
+    tried.append("undone")
+    assert finished(queue, job).status == "completed"
+
+
+def test_an_image_that_can_not_be_recorded_on_a_full_disk_fails_its_job(queue, monkeypatch):
+    refusing_images(monkeypatch, queue, InsufficientDisk("the disk of the queue's database is full"))
+    job = finished(queue, queue.submit(request(prompt="a fox")))
+    assert (job.status, job.error.code) == ("failed", "insufficient_disk")

@@ -468,10 +468,19 @@ class Runner:
     def _keep_still(self, run: Run) -> str:
         """Put a drawn still where the given ones are."""
         drawn = self._files.job(run.job.id) / PRODUCTS["still"]
-        with self._files.adding(drawn.read_bytes()) as sha256:
-            assert sha256 is not None, "an image was given"
-            if not self._insisting(lambda: self._store.record(run.job.id, still=sha256)):
-                raise WorkCancelled  # and the next sweep deletes what no job needs
+        data = drawn.read_bytes()
+
+        def keep() -> str:  # between attempts nothing is locked: a deletion may be what makes room
+            try:
+                with self._files.adding(data) as sha256:
+                    assert sha256 is not None, "an image was given"
+                    if not self._store.record(run.job.id, still=sha256):
+                        raise WorkCancelled  # and the next sweep deletes what no job needs
+                    return sha256
+            except InsufficientDisk as full:
+                raise WorkFailed("insufficient_disk", str(full)) from None
+
+        sha256 = self._insisting(keep)
         drawn.unlink()
         return sha256
 
@@ -590,10 +599,10 @@ class Runner:
         )
         self._reconcile()
         self._clear_deleted()
-        self._store.check()
         finished = [workflow.workflow_id for workflow in done if workflow.workflow_id not in self._runs]
         if finished:
             DBOS.delete_workflows(finished)
+        self._store.check()
 
     def _sweep(self) -> None:
         """Finish what a crash interrupted, and report what is in the folder but in no record of the database."""
