@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from kinema.media.still import Source, Still
+    from kinema.media.still import Source, Still, StillFacts
     from kinema.models.loading import Models
     from kinema.models.painters import Painter
     from kinema.sentences import Sentence
@@ -109,7 +109,7 @@ def stream(
         if image_model is not None:
             raise InvalidRequest("image_model is of a still that is drawn: drop it, or give a prompt", "image_model")
         opened = open_still(still)  # type: ignore[arg-type]  # checked: it is there
-        _warn(all_cautions(opened, request))
+        _warn(all_cautions(opened.facts, request))
         return _from_still(name if model is None else model, device, dtype, opened, request)
     painter, request = _with_painter(model, image_model, device, request)
     _warn(cautions(request))
@@ -264,7 +264,7 @@ def _warn(found: Iterable[str]) -> None:
         warnings.warn(caution, KinemaWarning, stacklevel=level)
 
 
-def all_cautions(still: Still, request: VideoRequest) -> list[Sentence]:
+def all_cautions(still: StillFacts, request: VideoRequest) -> list[Sentence]:
     """Everything a person should know before the work begins: of the still, its fitting, and the settings."""
-    fitting = fit_cautions(still.image.size, request.width, request.height, request.fit)
+    fitting = fit_cautions(still.size, request.width, request.height, request.fit)
     return [*still.warnings, *fitting, *cautions(request)]

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 sys.path.append(str(Path(__file__).parents[1] / "serving"))
+sys.path.append(str(Path(__file__).parents[1] / "media"))  # for image_attacks
 
 
 @pytest.fixture(scope="session")

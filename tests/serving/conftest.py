@@ -1,9 +1,13 @@
 import io
+import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
 from server_process import start, stop
 from server_work import FAULTS
+
+sys.path.append(str(Path(__file__).parents[1] / "media"))  # for image_attacks
 
 
 @pytest.fixture(scope="session")

@@ -2,16 +2,11 @@
 
 import os
 import signal
-import sys
 import threading
 import time
-from pathlib import Path
 
 import psutil
 import pytest
-
-sys.path.append(str(Path(__file__).parents[1] / "media"))
-
 from image_attacks import jpeg, large_webp
 
 from kinema.errors import InvalidStill

@@ -153,12 +153,24 @@ def test_json_may_be_large_for_its_image(place, escape):
         (b'{"prompt": "data:' + b"x" * 1_100_000 + b'"}', "application/json"),
         (b'{"image": "data:,a", "prompt": "' + b"x" * 1_100_000 + b'"}', "application/json"),
         (b'"data:' + b'\\"' * 600_000, "application/json"),
+        (b'{"a":[' + b"[]," * 50_000 + b"[]]}", "application/json"),
         (b"prompt=" + b"x" * 1_100_000, "application/x-www-form-urlencoded"),
         (b'{"image": "http://host/a.png", "prompt": "' + b"x" * 200_000 + b'"}', "application/json"),
     ],
 )
 def test_bodies_without_an_image_have_a_bound_of_their_own(body, kind):
     with closing(asyncio.run(reading.received(Whole(body), kind))) as came, pytest.raises(RequestTooLarge):
+        came.asked()
+
+
+@pytest.mark.parametrize(
+    ("payload", "error"),
+    [(b";base64," + rb"\u0041" * 100_000, RequestTooLarge), (b"," + b"%41" * 100_000, InvalidStill)],
+)
+def test_a_large_data_url_is_plain_base64(payload, error):
+    body = b'{"image": "data:image/png' + payload + b'"}'
+    came = asyncio.run(reading.received(Whole(body), "application/json"))
+    with closing(came), pytest.raises(error, match="plain base64"):
         came.asked()
 
 

@@ -8,6 +8,7 @@ import time
 
 import httpx
 import pytest
+from image_attacks import many_scans
 from PIL import Image
 from server_process import wait_for
 
@@ -349,3 +350,27 @@ def test_a_body_over_the_limit_is_refused_said_or_not(server, client):
 def test_another_host_name_is_refused(client):
     answer = client.get("/v1/videos", headers={"Host": "evil.example"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (403, "host_not_allowed")
+
+
+def test_only_addresses_that_take_an_image_take_large_bodies(client):
+    body = b'{"title": "' + b"x" * 200_000 + b'"}'
+    headers = {"Content-Type": "application/json"}
+    for path in (f"/v1/videos/video_{'0' * 32}", "/studio/en/gradio_api/queue/join", "/studio/en/"):
+        refused = client.post(path, content=body, headers=headers)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (413, "request_too_large")
+    assert "128 KB" in refused.json()["error"]["message"]
+
+
+def test_calls_of_the_page_are_not_repeated_to_who_sends_them(client):
+    call = b'{"data": 7, "fn_index": [' + b"[]," * 1000 + b"[]]}"
+    refused = client.post(
+        "/studio/en/gradio_api/queue/join", content=call, headers={"Content-Type": "application/json"}
+    )
+    assert refused.status_code == 422
+    assert len(refused.content) < 500
+
+
+def test_an_image_that_is_slow_to_decode_is_refused_before_that(client):
+    refused = client.post("/v1/videos", files={"image": ("a.jpg", many_scans(100, 64, 64))})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_still")
+    assert "more than 32 JPEG scans" in refused.json()["error"]["message"]

@@ -102,7 +102,7 @@ def bench(
         request = request_for(model=chosen, **settings)
         check_settings(peers, request)
         opened = opened or gradient(request.width, request.height)
-        for caution in all_cautions(opened, request):
+        for caution in all_cautions(opened.facts, request):
             told.tell("warning", caution)
         tell_fetch(CATALOG.get(chosen), told)
         from kinema.benchmark.measuring import measure

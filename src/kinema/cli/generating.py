@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kinema.cli.checked_images import check_images
 from kinema.cli.options import OUTPUT_PANEL, Device, Dtype, Force, Json, Model, Precision, Prompt, Quiet, with_settings
 from kinema.cli.progress import report
 from kinema.errors import InvalidRequest
@@ -15,9 +19,9 @@ from kinema.values import VideoRequest
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from kinema.cli.checked_images import CheckedImage
     from kinema.cli.making import Job
     from kinema.cli.progress import Report
-    from kinema.media.still import Still
     from kinema.settings import Settings
 
 
@@ -85,7 +89,7 @@ def generate(
     from kinema.library import check_source
     from kinema.settings import read_settings
 
-    with report(json_lines=json, quiet=quiet) as told:
+    with report(json_lines=json, quiet=quiet) as told, TemporaryDirectory(prefix="kinema-") as fetched:
         machine = read_settings(device=device, dtype=dtype, precision=precision, model=model)
         check_source(stills or None, prompt or None)
         sources = prompt or stills or []
@@ -94,9 +98,9 @@ def generate(
             _checked(source if prompt else None, settings)
         if save_still is not None and not prompt:
             raise InvalidRequest("--save-still keeps a still that is drawn: drop it, or give a --prompt", "save_still")
-        opened = [] if prompt else _opened(sources)
+        images = [] if prompt else check_images(sources, Path(fetched))
         chosen = machine.model or chosen_model(machine, told)
-        named = _named(chosen, sources, opened, settings, machine, told)
+        named = _named(chosen, sources, images, settings, machine, told)
         jobs = _jobs(named, output, contact_sheet, save_still, force=force)
         for caution in dict.fromkeys(caution for job in jobs for caution in job.cautions):
             told.tell("warning", caution)
@@ -108,13 +112,7 @@ def generate(
             jobs = draw_all(jobs, painter, machine, told)
         models = load(chosen, machine, told)
         for job in jobs:
-            make(models, job, told)
-
-
-def _opened(sources: Sequence[str]) -> list[Still]:
-    from kinema.media.still import open_still
-
-    return [open_still(source) for source in sources]
+            make(models, job if job.image is None else replace(job, still=job.image.open()), told)
 
 
 def chosen_model(machine: Settings, told: Report) -> str:
@@ -129,19 +127,17 @@ def chosen_model(machine: Settings, told: Report) -> str:
 def _named(
     model: str,
     sources: Sequence[str],
-    stills: Sequence[Still],
+    images: Sequence[CheckedImage],
     settings: dict[str, Any],
     machine: Settings,
     told: Report,
-) -> list[tuple[str, Still | None, VideoRequest]]:
-    """Every video to be made: what from, its still where it is there, and its request with all models named."""
+) -> list[tuple[str, CheckedImage | None, VideoRequest]]:
+    """Every video to be made: what from, its image where one is given, and its request with all models named."""
     from kinema.models.finding import resolve
 
     resolve(model)
-    if stills:
-        return [
-            (source, still, request_for(model=model, **settings)) for source, still in zip(sources, stills, strict=True)
-        ]
+    if images:
+        return [(image.source, image, request_for(model=model, **settings)) for image in images]
     requests = [request_for(model=model, prompt=prompt, **settings) for prompt in sources]
     painter = requests[0].image_model or _painter((requests[0].width, requests[0].height), machine, told)
     resolve(painter, paints=True)
@@ -163,7 +159,7 @@ def _checked(prompt: str | None, settings: dict[str, Any]) -> None:
 
 
 def _jobs(
-    named: Sequence[tuple[str, Still | None, VideoRequest]],
+    named: Sequence[tuple[str, CheckedImage | None, VideoRequest]],
     output: str | None,
     contact_sheet: str | None,
     save_still: str | None,
@@ -178,24 +174,25 @@ def _jobs(
     from kinema.models.catalog import cautions
 
     requests = [request for _, _, request in named]
-    stems = [(still.name if still else plain_name(source, 60)) or "video" for source, still, _ in named]
+    stems = [(image.name if image else plain_name(source, 60)) or "video" for source, image, _ in named]
     targets = video_paths(output, stems, requests, force=force)
     sheets = sheet_paths(contact_sheet, stems, requests, force=force)
     drawn = sheet_paths(save_still, stems, requests, force=force, what="still", option="--save-still")
-    keep_apart([*targets, *sheets, *drawn], [source for source, still, _ in named if still])
+    keep_apart([*targets, *sheets, *drawn], [source for source, image, _ in named if image])
     count = len(named)
     return [
         Job(
             source,
-            still,
+            None,
             request,
             target,
             sheet,
             picture,
             f"{index}/{count}" if count > 1 else "",
-            tuple(all_cautions(still, request) if still else cautions(request)),
+            tuple(all_cautions(image.facts, request) if image else cautions(request)),
+            image=image,
         )
-        for index, ((source, still, request), target, sheet, picture) in enumerate(
+        for index, ((source, image, request), target, sheet, picture) in enumerate(
             zip(named, targets, sheets, drawn, strict=True), 1
         )
     ]

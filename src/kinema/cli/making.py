@@ -12,6 +12,7 @@ from kinema.models.catalog import CATALOG, PAINTERS, human_bytes
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from kinema.cli.checked_images import CheckedImage
     from kinema.cli.progress import Report
     from kinema.media.clip import Clip
     from kinema.media.still import Still
@@ -29,7 +30,7 @@ class Job:
     source: str
     """The still as it was named, or the prompt."""
     still: Still | None
-    """None while it is not drawn yet."""
+    """None while it is not drawn yet, or not opened again."""
     request: VideoRequest
     target: Path
     sheet: Path | None = None
@@ -42,6 +43,8 @@ class Job:
     """What the recipe is to say was asked, where it is not `request`: a remake's recipe is that of the original."""
     paint_seconds: float | None = None
     """How long its still took, once it is drawn."""
+    image: CheckedImage | None = None
+    """What the still is to be opened from, where one is given."""
 
     @property
     def headline(self) -> str:

@@ -87,6 +87,14 @@ _OTHERS = (
 _OURS = ((0, b"\xff\xd8\xff", "JPEG"), (0, b"\x89PNG\r\n\x1a\n", "PNG"), (8, b"WEBP", "WebP"))
 
 
+@dataclass(frozen=True, slots=True)
+class StillFacts:
+    """What is known of a still without keeping its pixels: its upright size, and what could not be followed."""
+
+    size: tuple[int, int]
+    warnings: tuple[Sentence, ...] = ()
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Still:
     """An upright RGB picture at its full size.
@@ -102,13 +110,27 @@ class Still:
     name: str | None = None
     painting: Painting | None = None
 
+    @property
+    def facts(self) -> StillFacts:
+        """What is known of it without its pixels."""
+        return StillFacts(self.image.size, self.warnings)
+
 
 @dataclass(frozen=True, slots=True)
-class StillFacts:
-    """What is known of a still without keeping its pixels: its upright size, and what could not be followed."""
+class EncodedStill:
+    """A picture's file, whole in memory and not checked yet: what messages call it, and the still's name."""
 
-    size: tuple[int, int]
-    warnings: tuple[Sentence, ...] = ()
+    data: bytes
+    label: str
+    name: str | None
+
+    def decoded(self) -> Still:
+        """The still.
+
+        Raises:
+            InvalidStill: as `open_still`.
+        """
+        return _still(_decoded(self.data, self.label), self.name)
 
 
 def inspect_still(data: bytes) -> StillFacts:
@@ -147,11 +169,13 @@ def open_still(source: Source, *, allow_urls: bool = True) -> Still:
             return _still(_upright(_from_array(source), "the array"), None)
         case bytes() | bytearray() | memoryview():
             return _still(_decoded(bytes(source), "the image data"), None)
-        case str() if _ADDRESS.match(source):
-            return _from_address(source, allowed=allow_urls)
+        case str() if is_address(source):
+            if not allow_urls:
+                raise InvalidStill("addresses are not fetched here; download the picture and send the file")
+            return fetch_still(source).decoded()
         case str() | os.PathLike():
             path = Path(source)
-            return _still(_decoded(_read(path), str(path)), path.stem)
+            return EncodedStill(_read(path), str(path), path.stem).decoded()
         case _:
             kind = type(source).__name__
             raise InvalidStill(f"a {kind} is no still; give a path, an address, bytes, a PIL image or a uint8 array")
@@ -223,17 +247,24 @@ def fit_cautions(size: tuple[int, int], width: int, height: int, fit: Fit = "cro
     return cautions
 
 
-def _from_address(url: str, *, allowed: bool) -> Still:
-    """The still behind an http or https address."""
-    if not allowed:
-        raise InvalidStill("addresses are not fetched here; download the picture and send the file")
+def is_address(source: str) -> bool:
+    """Whether a source is an address rather than a path."""
+    return _ADDRESS.match(source) is not None
+
+
+def fetch_still(url: str) -> EncodedStill:
+    """The file behind an http or https address.
+
+    Raises:
+        InvalidStill: as `fetch`.
+    """
     from kinema.media.fetch import fetch
 
     parts = urlsplit(url)
     data = fetch(url)
     stem = PurePosixPath(unquote(parts.path)).stem
     label = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-    return _still(_decoded(data, label), plain_name(stem))
+    return EncodedStill(data, label, plain_name(stem))
 
 
 def plain_name(text: str, longest: int = 100) -> str | None:

@@ -34,7 +34,7 @@ Refused: TypeAlias = "tuple[int, dict[str, Any], dict[str, str]]"  # status, bod
 PROBES = frozenset({"/livez", "/readyz"})
 # Where an image may come; all other bodies are read whole, and parsed at once.
 IMAGE_PATHS = frozenset({"/generate", "/v1/videos", "/v1/videos/sync", "/studio/stills"})
-PLAIN_BYTES = 1_000_000
+PLAIN_BYTES = 128 * 1024
 # Methods that change nothing, and what a proxy adds to what it passes on.
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 PROXIES = ("forwarded", "x-forwarded-", "x-real-ip", "via")
@@ -182,7 +182,9 @@ def _answering_head(scope: Scope, send: Send) -> tuple[Scope, Receive, Send]:
 
 def _too_large(limit: int) -> RequestTooLarge:
     if limit == PLAIN_BYTES:
-        return RequestTooLarge("the body is larger than 1 MB, which is the most where no image comes: send less")
+        return RequestTooLarge(
+            "the body is larger than 128 KB, which is the most at an address that takes no image: send less"
+        )
     return RequestTooLarge(f"the body is larger than {limit / 1_000_000:g} MB (KINEMA_MAX_BODY_MB): shrink the still")
 
 

@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
     from kinema.settings import Settings
 
-# A body of no more is kept in memory, and read in the event loop; the longest prompt in JSON's escapes takes 120,000.
+# A body of no more is kept in memory, and parsed in the event loop, at once: JSON is parsed in one go, whatever thread
+# does it, and no other runs meanwhile. The longest prompt in JSON's escapes takes 120,000.
 SMALL_BYTES = 128 * 1024
-# Of JSON apart from its image, and of a form that holds no file.
-MAX_PLAIN_BYTES = 1_000_000
 MAX_FIELDS = 100
 PIECE_BYTES = 64 * 1024
-_JSON_IMAGE = re.compile(rb'"data:[^"\\]*+(?:\\.[^"\\]*+)*+"', re.IGNORECASE | re.DOTALL)
+# Base64 needs no escapes in JSON, but PHP writes / as \/.
+_JSON_IMAGE = re.compile(rb'"data:[^"\\]*+(?:\\/[^"\\]*+)*+"', re.IGNORECASE)
 _DATA_URL = re.compile(r"data:([^,]*),(.*)", re.DOTALL | re.IGNORECASE)
 _YES, _NO = {"true", "1", "yes", "on"}, {"false", "0", "no", "off"}
 
@@ -113,7 +113,7 @@ class Body:
             case "multipart/form-data":
                 return dict(read_multipart(self.content_type, self._pieces()))
             case "application/x-www-form-urlencoded":
-                return _form(self.file.read(MAX_PLAIN_BYTES + 1))
+                return _form(self.file.read(SMALL_BYTES + 1))
         return _object(self.file.read())
 
     def _pieces(self) -> Iterator[bytes]:
@@ -176,10 +176,9 @@ async def received(request: Request, content_type: str = "", most: float = float
 
 def _form(body: bytes) -> dict[str, Any]:
     """The fields of an URL-encoded form."""
-    if len(body) > MAX_PLAIN_BYTES:
+    if len(body) > SMALL_BYTES:
         raise RequestTooLarge(
-            f"a form without a file is larger than {MAX_PLAIN_BYTES / 1_000_000:g} MB; send an image as "
-            "multipart/form-data"
+            f"a form without a file is larger than {SMALL_BYTES // 1024} KB; send an image as multipart/form-data"
         )
     try:
         pairs = parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=MAX_FIELDS)
@@ -196,15 +195,15 @@ def _form(body: bytes) -> dict[str, Any]:
 def _object(body: bytes) -> dict[str, Any]:
     """The fields of a JSON object. The data: URL of a large one is taken out before it is parsed, and put back."""
     image, mark = None, f"data:{secrets.token_hex(16)}"
-    if len(body) > MAX_PLAIN_BYTES and (found := _JSON_IMAGE.search(body)):
+    if len(body) > SMALL_BYTES and (found := _JSON_IMAGE.search(body)):
         image = found[0]
         start, end = found.span()
         del found  # it holds the body
         body = body[:start] + json.dumps(mark).encode() + body[end:]
-    if len(body) > MAX_PLAIN_BYTES:
+    if len(body) > SMALL_BYTES:
         raise RequestTooLarge(
-            f"apart from an image, the JSON body is larger than {MAX_PLAIN_BYTES / 1_000_000:g} MB; send less, and an "
-            "image as a data: URL in input_reference"
+            f"apart from an image, the JSON body is larger than {SMALL_BYTES // 1024} KB; send less, and an "
+            "image as a data: URL of plain base64 in input_reference"
         )
     try:
         fields = json.loads(body or b"{}")
@@ -219,7 +218,7 @@ def _object(body: bytes) -> dict[str, Any]:
 
 def _put_back(fields: dict[str, Any], mark: str, image: bytes) -> None:
     """Replace the mark by the text that it stands for, wherever an image may be."""
-    text = image[1:-1] if b"\\" not in image else json.loads(image).encode("utf-8", "surrogatepass")
+    text = image[1:-1].replace(b"\\/", b"/")
     for name in IMAGE_FIELDS:
         place: Any = fields
         key = name
@@ -288,6 +287,8 @@ def _data(kind: str, payload: bytes, name: str) -> bytes:
     Its media type and parameters count for nothing: what a picture is, its bytes tell.
     """
     if b"%" in payload:
+        if len(payload) > SMALL_BYTES:
+            raise InvalidStill(f"the data: URL in {name} is large and percent-encoded; send plain base64", name)
         payload = unquote_to_bytes(payload)
     if kind.rpartition(";")[2].strip().lower() != "base64":
         return payload

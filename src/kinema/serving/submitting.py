@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from kinema.errors import InvalidRequest
 from kinema.jobs.workers import count_gpus
-from kinema.media.still import StillFacts, fit_cautions, inspect_still
+from kinema.library import all_cautions
+from kinema.media.still import inspect_still
 from kinema.models.catalog import CATALOG, PAINTERS, cautions, for_painter, request_for
 from kinema.sentences import Sentence
 from kinema.serving.fields import is_set, settings_of
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from kinema.jobs import Job, Queue
+    from kinema.media.still import StillFacts
     from kinema.settings import Settings
     from kinema.values import VideoRequest
 
@@ -83,10 +85,7 @@ def prepare(
         _check_offered(settings, "image_model", painter)
         request = for_painter(request, painter)
     _check_work(settings, request)
-    told = cautions(request)
-    if still is not None:
-        facts = inspect(still)
-        told = [*facts.warnings, *fit_cautions(facts.size, request.width, request.height, request.fit), *told]
+    told = cautions(request) if still is None else all_cautions(inspect(still), request)
     return Submission(request, still, title, tuple(told), fingerprint)
 
 

@@ -35,7 +35,7 @@ SOURCE = Path(kinema.__file__).parent
 TELLING = {
     "values.py": set(),
     "models/catalog.py": set(),
-    "media/still.py": {"open_still", "_fitted", "_from_address", "_read", "_from_array", "_upright"},
+    "media/still.py": {"open_still", "_fitted", "_read", "_from_array", "_upright"},
     "media/structure.py": set(),
     "serving/submitting.py": set(),
     "jobs/queue.py": {"list", "result", "_check", "_known"},

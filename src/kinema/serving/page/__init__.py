@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fastapi import FastAPI
+    from starlette.requests import Request
+    from starlette.responses import Response
 
     from kinema.jobs import Queue
     from kinema.serving.image_service import ImageService
@@ -39,6 +41,8 @@ def mount(
 
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio looks at it when it is imported
     import gradio as gr
+    from fastapi import FastAPI
+    from fastapi.exceptions import RequestValidationError
     from fastapi.staticfiles import StaticFiles
     from starlette.routing import Mount
 
@@ -59,4 +63,13 @@ def mount(
         )
         mounted = app.routes[-1]
         assert isinstance(mounted, Mount), "Gradio mounts its app last"
+        assert isinstance(mounted.app, FastAPI), "Gradio's app is one"
+        # FastAPI's own answer repeats what came, which takes seconds for a body of many values.
+        mounted.app.add_exception_handler(RequestValidationError, _invalid)
         mounted.app = Shell(mounted.app, page.blocks, language)
+
+
+async def _invalid(_: Request, __: Exception) -> Response:
+    from starlette.responses import JSONResponse
+
+    return JSONResponse({"detail": "the call is not one of the page's"}, 422)

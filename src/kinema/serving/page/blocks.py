@@ -42,6 +42,10 @@ Updates = dict[Block, Any]
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
 
 
+# What reads a still that was given, which may be large: few at once.
+STILL = QUIET | {"concurrency_limit": 2, "concurrency_id": "still"}
+
+
 class Page:
     """The page in one language, and its handlers."""
 
@@ -83,7 +87,7 @@ class Page:
         ]  # fmt: skip
         listing = [self._gallery, self._shown, self._cards, self._clock]
         everything = [*form_outputs, self._panel, *listing]
-        looked = {"fn": self._look, "inputs": form.inputs, "outputs": [form.frame, form.note], **QUIET}
+        looked = {"fn": self._look, "inputs": form.inputs, "outputs": [form.frame, form.note], **STILL}
         gr.on(
             [component.change for component in (form.source, form.still, *form.settings.values())],
             trigger_mode="always_last",
@@ -100,15 +104,15 @@ class Page:
             self._generate,
             [*form.inputs, *listed],
             everything,
-            **QUIET,
+            **STILL,
         )
         for part in (self._panel, self._gallery):
             part.act(self._act, listed, everything, trigger_mode="multiple", **QUIET)
         for told in (self._panel.finished, self._clock.tick):
             told(self._listing, listed, listing, **QUIET)
         # What it took, the next one should take.
-        self._panel.finished(self._look, form.inputs, [form.frame, form.note], **QUIET)
-        self.blocks.load(self._load, [*form.inputs, *listed], everything, **QUIET)
+        self._panel.finished(self._look, form.inputs, [form.frame, form.note], **STILL)
+        self.blocks.load(self._load, [*form.inputs, *listed], everything, **STILL)
 
     # What is asked, and what is known of it before it is submitted.
 

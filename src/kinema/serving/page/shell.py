@@ -26,7 +26,7 @@ HEADERS = (
 OPEN = frozenset({"", "/", "/theme.css", "/gradio_api/queue/data", "/gradio_api/queue/join"})
 OPEN_FOLDERS = ("/assets/", "/static/")
 # A call brings the form's values; Gradio would fetch what they name as a file, wherever it lies.
-MAX_CALL = 1_000_000
+MAX_CALL = 128 * 1024
 FILE_MARK = "gradio.FileData"
 
 
