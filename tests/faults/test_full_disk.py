@@ -26,7 +26,7 @@ def small_disk(tmp_path):
 
 def fill(folder):
     filler = folder / "filler"
-    with filler.open("wb", buffering=0) as file:
+    with filler.open("ab", buffering=0) as file:
         try:
             while True:
                 file.write(bytes(4096))
@@ -66,5 +66,38 @@ def test_less_than_the_reserve_refuses_before_anything_is_written(tmp_path, png)
             refused = client.post("/v1/videos", data=FIELDS, files={"image": ("a.png", png)})
         assert (refused.status_code, refused.json()["error"]["code"]) == (507, "insufficient_disk")
         assert not list((server.data / "stills").iterdir())
+    finally:
+        stop(server)
+
+
+def delete(client, ids):
+    for video_id in ids:
+        answer = client.delete(f"/v1/videos/{video_id}")
+        assert answer.status_code == 200, answer.text
+
+
+def test_videos_can_be_deleted_on_a_full_disk_also_after_a_start_on_it(small_disk, tmp_path, png):
+    server = start(small_disk / "data", logs=tmp_path, queue_size=100)
+    try:
+        with server.client() as client:
+            ask = {"data": FIELDS | {"num_inference_steps": "1", "motion_bucket_id": "1"}}
+            image = {"files": {"image": ("a.png", png)}}
+            done = [wait_for(client, client.post("/v1/videos", **ask, **image).json()["id"])["id"] for _ in range(3)]
+            slow = {"data": FIELDS | {"num_inference_steps": "100", "motion_bucket_id": "250"}}
+            slow = [client.post("/v1/videos", **slow, **image).json()["id"] for _ in range(30)]
+            fill(small_disk)
+            # Those without files first: nothing but the reserve makes room for their deletion.
+            delete(client, slow[::-1])
+        stop(server)
+        fill(small_disk)
+        server = start(small_disk / "data", logs=tmp_path)
+        with server.client() as client:
+            delete(client, done)
+            assert client.get("/v1/videos").json()["data"] == []
+            assert not any((server.data / "stills").iterdir())
+            deadline = time.monotonic() + 10
+            while any((server.data / "jobs").iterdir()):
+                assert time.monotonic() < deadline, "files are left"
+                time.sleep(0.1)
     finally:
         stop(server)

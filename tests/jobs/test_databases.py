@@ -80,6 +80,16 @@ def test_order_places_and_pages(looking_on):
         looking_on.get(ids[1])
 
 
+def test_a_deletion_is_noted_until_its_files_are_gone(looking_on):
+    looking_on.check_database()
+    job = looking_on.submit(request(), still=STILL)
+    looking_on.delete(job.id)
+    assert looking_on._store.deletions() == [(job.id, job.still)]
+    looking_on._store.forget_deletions([job.id])
+    assert looking_on._store.deletions() == []
+    looking_on.check_database()
+
+
 def test_many_at_once_never_overfill_it(looking_on):
     refused = []
 

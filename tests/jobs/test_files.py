@@ -1,17 +1,18 @@
 """Files are there whole or not at all, and only as long as they are needed."""
 
+import contextlib
 import errno
 import os
-import time
+import stat
 
 import pytest
+from queue_helpers import STILL, finished, request, until
 
 from kinema.errors import InsufficientDisk
+from kinema.jobs import Queue
 from kinema.jobs.files import Files, appearing, write
 from kinema.jobs.workers import devices_for
 from kinema.settings import Settings
-
-DAY = 86_400
 
 
 def test_a_file_appears_only_when_its_writer_is_done(tmp_path):
@@ -36,24 +37,83 @@ def test_a_full_disk_is_told_as_one(tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
+def add(files, data):
+    with files.adding(data) as sha256:
+        return sha256
+
+
 def test_a_still_is_found_by_its_content(tmp_path):
     files = Files(tmp_path)
-    assert files.add_still(b"one") == files.add_still(b"one") != files.add_still(b"other")
-    assert files.still(files.add_still(b"one")).read_bytes() == b"one"
+    assert add(files, b"one") == add(files, b"one") != add(files, b"other")
+    assert files.still(add(files, b"one")).read_bytes() == b"one"
 
 
-def test_a_sweep_clears_what_no_job_knows_and_old_stills_that_none_wants(tmp_path):
+def test_a_sweep_deletes_what_was_marked_and_reports_what_no_record_names(tmp_path):
     files = Files(tmp_path)
-    wanted, unwanted, fresh = (files.add_still(name) for name in (b"wanted", b"unwanted", b"fresh"))
-    for sha256 in (wanted, unwanted):
-        os.utime(files.still(sha256), (time.time() - 3 * DAY,) * 2)
+    wanted, unknown_still = add(files, b"wanted"), add(files, b"unknown")
+    with pytest.raises(ZeroDivisionError), files.adding(b"never recorded"):
+        _ = 1 / 0
+    with pytest.raises(ZeroDivisionError), files.adding(b"wanted"):
+        _ = 1 / 0
     known, unknown = (files.job(f"video_{digit * 32}") for digit in "ab")
-    for folder in (known, unknown, files.trash / "x"):
+    half_deleted, foreign = files.jobs / f".deleted-0123abcd-video_{'c' * 32}", files.jobs / ".deleted"
+    for folder in (known, unknown, half_deleted, foreign):
         folder.mkdir()
-    files.sweep({known.name}, {wanted}, 2 * DAY)
-    assert {path.name for path in files.stills.iterdir()} == {wanted, fresh}
-    assert list(files.jobs.iterdir()) == [known]
-    assert list(files.trash.iterdir()) == []
+    (files.stills / ".part-0123abcd-x").touch()
+    kept = sorted([f"jobs/{unknown.name}", "jobs/.deleted", f"stills/{unknown_still}"])
+    assert files.sweep({known.name}, {wanted}) == kept
+    assert {path.name for path in files.stills.iterdir()} == {wanted, unknown_still}
+    assert set(files.jobs.iterdir()) == {known, unknown, foreign}
+
+
+def modes(folder):
+    found = {}
+    for path in (folder, *folder.rglob("*")):
+        with contextlib.suppress(FileNotFoundError):  # what is being written
+            found[path] = stat.S_IMODE(path.stat().st_mode)
+    return found
+
+
+def test_everything_is_readable_by_its_owner_alone_whatever_the_umask(tmp_path, notes):
+    before = os.umask(0)
+    try:
+        with Queue(Settings(data_dir=tmp_path / "data", min_free_gb=0), "queue_work:Work") as queue:
+            job = queue.submit(request(motion_bucket_id=50, num_inference_steps=60, prompt="a fox"))
+            until(lambda: queue.preview(job.id))
+            found = modes(tmp_path / "data")
+            queue.cancel(job.id)
+            finished(queue, queue.submit(request(), still=STILL))
+            found |= modes(tmp_path / "data")
+    finally:
+        os.umask(before)
+    files = {path.name for path in found if not path.is_dir()}
+    assert {".lock", ".runner", "jobs.sqlite3-wal", "jobs.sqlite3-shm", "jobs.sqlite3.workflows"} <= files
+    assert {path: oct(mode) for path, mode in found.items() if mode not in (0o700, 0o600)} == {}
+
+
+def test_a_folder_that_others_could_read_is_closed_to_them(tmp_path):
+    data = tmp_path / "data"
+    queue = Queue(Settings(data_dir=data))
+    for name in (f"jobs/video_{'a' * 32}", "drafts", "jobs/2019"):
+        (data / name).mkdir()
+    (data / f"jobs/video_{'a' * 32}/video.mp4").touch()
+    (data / "stills" / ("b" * 64)).touch()
+    queue.close()
+    for path in (data, *data.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    Queue(Settings(data_dir=data)).close()
+    others = {path.relative_to(data).as_posix() for path, mode in modes(data).items() if mode & 0o077}
+    assert others == {"jobs/2019"}  # not Kinema's, and in a folder that no one else can enter
+
+
+@pytest.mark.parametrize("beside", ["letters", None])
+def test_a_folder_that_holds_more_than_kinemas_files_keeps_its_mode(tmp_path, beside):
+    tmp_path.chmod(0o755)
+    if beside:
+        (tmp_path / beside).mkdir()
+    Queue(Settings(data_dir=tmp_path)).close()
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == (0o755 if beside else 0o700)
+    assert stat.S_IMODE((tmp_path / "jobs.sqlite3").stat().st_mode) == 0o600
 
 
 @pytest.mark.parametrize("name", ["../x", "video_..", "", "video_" + "a" * 31, f"video_{'a' * 32}/.."])

@@ -190,7 +190,7 @@ def test_a_finished_job_stays_as_it_is_when_it_is_cancelled(queue):
 def test_deleting_leaves_nothing(queue, settings):
     job = finished(queue, queue.submit(request(), still=STILL))
     queue.delete(job.id)
-    folders = [settings.data_dir / name for name in ("stills", "jobs", "trash")]
+    folders = [settings.data_dir / name for name in ("stills", "jobs")]
     until(lambda: not any(list(folder.iterdir()) for folder in folders))
     for act in (queue.get, queue.cancel, queue.delete, queue.result, queue.still, queue.preview, queue.pin):
         with pytest.raises(JobNotFound, match=job.id):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import sys
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kinema.cli.options import Device, Dtype, Model, Precision  # noqa: TC001 - typer reads annotations
-from kinema.errors import InvalidRequest
+from kinema.errors import InvalidRequest, QueueUnavailable
 from kinema.serving.arbiter import check_port
 from kinema.settings import read_settings
 
@@ -66,6 +67,7 @@ def serve(
     _check_installed()
     host = "127.0.0.1" if host == "localhost" else host  # BentoML takes addresses alone
     check_port(host, port)
+    _check_data(settings)
     # A key on the command line is seen by everyone on this machine; in the environment by its owner alone.
     environment = os.environ | {f"KINEMA_{name.upper()}": value for name, value in given.items() if value is not None}
     environment.setdefault("BENTOML_DO_NOT_TRACK", "True")
@@ -97,3 +99,15 @@ def _check_installed() -> None:
 
     if find_spec("bentoml") is None or find_spec("dbos") is None:
         raise InvalidRequest("the server's packages are not installed: pip install 'kinema[server]'")
+
+
+def _check_data(settings: Settings) -> None:
+    """Refuse a data folder and a database that do not belong together; one that is away is waited for.
+
+    Raises:
+        InvalidRequest: saying what to set.
+    """
+    from kinema.jobs import Queue
+
+    with contextlib.suppress(QueueUnavailable):
+        Queue(settings).close()

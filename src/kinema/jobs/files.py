@@ -1,4 +1,7 @@
-"""What the queue keeps on disk: stills by their content, each job's products; a file is there whole or not at all."""
+"""What the queue stores on disk: images by their content, each job's products; a file is there whole or not at all.
+
+Everything is readable by the server's user alone, and only what Kinema itself wrote is ever deleted.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,12 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import logging
 import os
 import re
 import secrets
 import shutil
-import time
+import stat
 from typing import TYPE_CHECKING
 
 from kinema.errors import InsufficientDisk, QueueUnavailable
@@ -20,18 +24,27 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
     from pathlib import Path
 
+log = logging.getLogger(__name__)
+
 GIGABYTE = 1_000_000_000
 # What is half-written hides behind this, beside where it will be.
 ASIDE = ".part-"
-_JOB_ID = re.compile(r"[a-z]+_[0-9a-f]{32}")
+# Stands beside an image until the job that needs it is recorded.
+_PENDING = ".pending-"
+_JOB_ID = re.compile(r"video_[0-9a-f]{32}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_ASIDE = re.compile(re.escape(ASIDE) + r"[0-9a-f]{8}-.+")
+_DELETED = re.compile(r"\.deleted-[0-9a-f]{8}-video_[0-9a-f]{32}")
+# All that Kinema keeps at the top of a data folder, and what a file system puts there.
+_OWN = re.compile(r"stills|jobs|drafts|trash|\.lock|\.runner|database-id|jobs\.sqlite3([.-].*)?|lost\+found|\.part-.*")
 
 
 class Files:
     """The files in one data folder.
 
-        stills/<sha256>           as they were given or drawn
-        jobs/<id>/video.mp4 …     what was made, and latents while it is
-        trash/                    what is being deleted
+        stills/<sha256>           images as they were given or made
+        jobs/<id>/video.mp4 …     products, and latents while a job runs
+        database-id               the id of the database that knows these jobs
 
     Raises:
         QueueUnavailable: where the folder can't be made or written to.
@@ -41,37 +54,102 @@ class Files:
         self.root = root.expanduser().absolute()
         self.stills = self.root / "stills"
         self.jobs = self.root / "jobs"
-        self.trash = self.root / "trash"
+        self.id_file = self.root / "database-id"
+        self._lock = self.root / ".lock"
         try:
-            for folder in (self.stills, self.jobs, self.trash):
-                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            (self.root / ".lock").touch()
+            self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for folder in (self.stills, self.jobs):
+                folder.mkdir(exist_ok=True, mode=0o700)
+            for lock in (self._lock, self.root / ".runner"):
+                lock.touch(mode=0o600)
         except OSError as error:
             raise QueueUnavailable(
                 f"the data folder {self.root} can't be used ({error.strerror}); set KINEMA_DATA_DIR to one that can"
             ) from None
 
-    @contextlib.contextmanager
-    def deleting(self) -> Iterator[None]:
-        """Alone, of all threads and processes, in deciding which stills are needed."""
-        with (self.root / ".lock").open("rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+    def make_private(self) -> None:
+        """Take the access of other users away from all that Kinema wrote here, also from what was there before.
+
+        A folder that also holds other things keeps its own mode: it is not Kinema's alone.
+        """
+        ours = [self.id_file, self._lock, self.root / ".runner"]
+        for folder in (self.stills, self.jobs, self.root / "drafts"):
+            ours += [folder, *_below(folder)] if folder.is_dir() else []
+        if all(_OWN.fullmatch(path.name) for path in self.root.iterdir()):
+            ours.append(self.root)
+        refused = [path for path in ours if not make_private(path)]
+        if refused:
+            log.warning(
+                "%d files of the data folder %s belong to another user and stay readable to others, %s for one; "
+                "give them to the user of the server (chown)",
+                len(refused),
+                self.root,
+                refused[0],
+            )
+
+    def database_id(self) -> str | None:
+        """The id of the database that this folder belongs to, None where it belongs to none yet."""
+        try:
+            return self.id_file.read_text(encoding="utf-8", errors="replace").strip() or None
+        except FileNotFoundError:
+            return None
+
+    def set_database_id(self, database_id: str) -> None:
+        """Bind this folder to a database."""
+        write(self.id_file, f"{database_id}\n".encode())
+
+    def held(self) -> set[str]:
+        """The ids of all jobs that have a folder here, and the hashes of all images."""
+        jobs = {path.name for path in self.jobs.iterdir() if _JOB_ID.fullmatch(path.name)}
+        return jobs | {path.name for path in self.stills.iterdir() if _SHA256.fullmatch(path.name)}
 
     @contextlib.contextmanager
-    def adding(self) -> Iterator[None]:
-        """While no one decides so: a still is added here, and the job that needs it."""
-        with (self.root / ".lock").open("rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH)
+    def _locked(self, kind: int) -> Iterator[None]:
+        with contextlib.ExitStack() as held:
+            try:
+                lock = held.enter_context(self._lock.open("rb"))
+            except OSError as error:
+                raise _gone(error) from None
+            fcntl.flock(lock, kind)
             yield
+
+    def deleting(self) -> contextlib.AbstractContextManager[None]:
+        """Alone, of all threads and processes, in deciding which images are needed."""
+        return self._locked(fcntl.LOCK_EX)
+
+    @contextlib.contextmanager
+    def adding(self, data: bytes | None) -> Iterator[str | None]:
+        """Store an image, and give its SHA-256, while the job that needs it is recorded and no one deletes.
+
+        Where recording fails, or everything dies before it, the next sweep deletes the image again.
+        """
+        with self._locked(fcntl.LOCK_SH):
+            if data is None:
+                yield None
+                return
+            sha256 = hashlib.sha256(data).hexdigest()
+            path, pending = self.still(sha256), self.stills / f"{_PENDING}{sha256}"
+            try:
+                with disk_errors(path):
+                    pending.touch(mode=0o600)
+                if not path.exists():
+                    write(path, data)
+            except OSError as error:
+                raise _gone(error) from None
+            yield sha256
+            pending.unlink(missing_ok=True)
 
     def check_room(self, reserve_gb: float) -> None:
         """Refuse new work while less than the reserve is free.
 
         Raises:
             InsufficientDisk: with what is free and what must be.
+            QueueUnavailable: where the folder is gone.
         """
-        free = shutil.disk_usage(self.root).free
+        try:
+            free = shutil.disk_usage(self.root).free
+        except OSError as error:
+            raise _gone(error) from None
         if free < reserve_gb * GIGABYTE:
             raise InsufficientDisk(
                 Sentence(
@@ -84,22 +162,12 @@ class Files:
                 )
             )
 
-    def add_still(self, data: bytes) -> str:
-        """Keep a still's bytes; give their SHA-256, by which they are found again."""
-        sha256 = hashlib.sha256(data).hexdigest()
-        path = self.still(sha256)
-        if path.exists():
-            os.utime(path)  # wanted again: its time to expire starts anew
-        else:
-            write(path, data)
-        return sha256
-
     def still(self, sha256: str) -> Path:
-        """Where a still with this hash lies, if it is there."""
+        """Where an image with this hash is stored, if it is there."""
         return self.stills / sha256
 
     def drop_still(self, sha256: str) -> None:
-        """Delete a still that no job needs."""
+        """Delete an image that no job needs."""
         self.still(sha256).unlink(missing_ok=True)
 
     def job(self, job_id: str) -> Path:
@@ -109,24 +177,68 @@ class Files:
         return self.jobs / job_id
 
     def drop_job(self, job_id: str) -> None:
-        """Delete all that a job made: at once out of sight, then from the disk."""
-        gone = self.trash / secrets.token_hex(8)
-        with contextlib.suppress(FileNotFoundError):
-            self.job(job_id).rename(gone)
+        """Delete all that a job made: first out of sight, so that nothing more can appear in it, then from the disk."""
+        folder = self.job(job_id)
+        gone = self.jobs / f".deleted-{secrets.token_hex(4)}-{job_id}"
+        try:
+            folder.rename(gone)
+        except FileNotFoundError:
+            return
+        except OSError:  # no room for another name
+            gone = folder
         shutil.rmtree(gone, ignore_errors=True)
 
-    def sweep(self, known: Collection[str], wanted: Collection[str], keep_seconds: float) -> None:
-        """Clear what a crash or a deletion left: jobs that are not known, and old stills that no job wants."""
-        for gone in self.trash.iterdir():
-            shutil.rmtree(gone, ignore_errors=True)
-        for folder in self.jobs.iterdir():
-            if folder.name not in known:
-                shutil.rmtree(folder, ignore_errors=True)
-        oldest = time.time() - keep_seconds
+    def sweep(self, known: Collection[str], wanted: Collection[str]) -> list[str]:
+        """Finish what a crash interrupted; return what is in `jobs` and `stills` but in no record. Needs `deleting`.
+
+        Deleted is only what Kinema itself marked to be: jobs' folders that were being deleted, half-written files, and
+        images whose job was never recorded. Everything else is kept, whoever put it there.
+
+        known: the ids of all jobs; wanted: the hashes of all images that they need.
+        """
+        for path in self.stills.glob(f"{_PENDING}*"):
+            sha256 = path.name.removeprefix(_PENDING)
+            if _SHA256.fullmatch(sha256):
+                if sha256 not in wanted:
+                    self.drop_still(sha256)
+                path.unlink(missing_ok=True)
         for path in self.stills.iterdir():
-            with contextlib.suppress(FileNotFoundError):
-                if path.name not in wanted and path.stat().st_mtime < oldest:
-                    path.unlink()
+            if _ASIDE.fullmatch(path.name):
+                path.unlink(missing_ok=True)
+        for path in self.jobs.iterdir():
+            if _DELETED.fullmatch(path.name):
+                shutil.rmtree(path, ignore_errors=True)
+        unknown = [path for path in self.jobs.iterdir() if path.name not in known]
+        unknown += [path for path in self.stills.iterdir() if path.name not in wanted]
+        return sorted(str(path.relative_to(self.root)) for path in unknown)
+
+
+def make_private(path: Path) -> bool:
+    """Take the access of other users away from a file or folder, if it is there; whether that could be done."""
+    try:
+        mode = path.lstat().st_mode
+        if mode & 0o077 and not stat.S_ISLNK(mode) and not mode & stat.S_ISVTX:
+            path.chmod(stat.S_IMODE(mode) & 0o700)
+    except FileNotFoundError:
+        pass
+    except PermissionError:
+        return False
+    return True
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """What Kinema wrote in a folder of its own, by its names; of what has another name nothing."""
+    for path in folder.iterdir():
+        if any(name.fullmatch(path.name) for name in (_JOB_ID, _SHA256, _ASIDE, _DELETED)):
+            yield path
+            if path.is_dir() and not path.is_symlink():
+                yield from path.iterdir()
+
+
+def _gone(error: OSError) -> QueueUnavailable:
+    return QueueUnavailable(
+        Sentence("no_folder", "the server's data folder can't be used: {reason}", reason=error.strerror)
+    )
 
 
 def clear_asides(folder: Path) -> None:
@@ -144,10 +256,25 @@ def appearing(path: Path) -> Iterator[Path]:
     """
     aside = path.with_name(f"{ASIDE}{secrets.token_hex(4)}-{path.name}")
     try:
-        yield aside
-        _sync(aside)
-        aside.replace(path)
-        _sync(path.parent)
+        with disk_errors(path):
+            yield aside
+            aside.chmod(0o600)
+            _sync(aside)
+            aside.replace(path)
+            _sync(path.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Say of a full disk which file could not be written.
+
+    Raises:
+        InsufficientDisk: where the disk is full.
+    """
+    try:
+        yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise InsufficientDisk(
@@ -159,13 +286,12 @@ def appearing(path: Path) -> Iterator[Path]:
                 )
             ) from None
         raise
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def write(path: Path, data: bytes) -> None:
     """Write bytes to a file that is there whole or not at all, also after a power cut."""
     with appearing(path) as aside:
+        aside.touch(mode=0o600)
         aside.write_bytes(data)
 
 

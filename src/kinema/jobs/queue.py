@@ -8,9 +8,13 @@ import secrets
 import time
 from typing import TYPE_CHECKING, Any, Self
 
+import sqlalchemy as sa
+
 from kinema.errors import InvalidRequest, JobUnfinished, KeyReused, QueueFull, QueueUnavailable
+from kinema.jobs.binding import bind
 from kinema.jobs.files import Files
 from kinema.jobs.running import DAY, PREVIEW, Runner, drop_still, remove
+from kinema.jobs.sqlite_file import SqliteFile
 from kinema.jobs.store import KeyTaken, Store
 from kinema.jobs.values import PRODUCTS, Failure, Job, Page
 from kinema.jobs.watching import AsyncInbox, Inbox, Watchers
@@ -57,6 +61,7 @@ class Queue:
 
     Raises:
         QueueUnavailable: where the data folder or the database can't be used.
+        InvalidRequest: where they do not belong together.
     """
 
     def __init__(
@@ -69,17 +74,22 @@ class Queue:
     ) -> None:
         self._settings = settings
         self._files = Files(settings.data_dir)
+        self._files.make_private()
         given = settings.database_url
         url = given.get_secret_value() if given else f"sqlite:///{self._files.root / 'jobs.sqlite3'}"
         self._store = Store(url)
+        try:
+            bind(self._files, self._store)
+            workflows = _workflows_url(url)
+        except BaseException:
+            self._store.close()
+            raise
         self._watchers = Watchers()
         self._closed = False
         self._was_full = False
         self._runner: Runner | None = None
         if work is not None:
             devices = devices_for(settings) if devices is None else devices
-            # Two files, so that the table of jobs never waits for DBOS; in PostgreSQL it has a schema of its own.
-            workflows = f"{url}.workflows" if url.startswith("sqlite") else url
             self._runner = Runner(work, devices, settings, self._store, self._files, self._watchers, workflows, ended)
 
     def __enter__(self) -> Self:
@@ -108,6 +118,19 @@ class Queue:
     def ready(self) -> bool:
         """Whether this process runs the jobs."""
         return self._runner is not None and self._runner.ready.is_set() and not self._closed
+
+    def check_database(self) -> None:
+        """Ask the database whether it is there, the one that was opened, and whole; this may take seconds.
+
+        Raises:
+            QueueUnavailable: saying what is wrong with it.
+        """
+        self._store.check()
+
+    @property
+    def unknown_files(self) -> int:
+        """How many entries of the data folder are in no record of the database; they are kept."""
+        return 0 if self._runner is None else len(self._runner.unknown)
 
     @property
     def workers(self) -> tuple[int | None, ...]:
@@ -165,8 +188,7 @@ class Queue:
             "fingerprint": asked,
         }
         try:
-            with self._files.adding():
-                values["still"] = None if still is None else self._files.add_still(still)
+            with self._files.adding(still) as values["still"]:
                 place = self._store.add(values | stored, self._settings.queue_size)
         except KeyTaken:  # the same request twice at once
             assert idempotency_key is not None, "keys are all that can be taken"
@@ -269,9 +291,9 @@ class Queue:
         Raises:
             JobNotFound: where there is none with this id.
         """
-        self._store.get(job_id)
-        if remove(self._store, self._files, job_id):
-            log.info("job %s is deleted", job_id)
+        if not remove(self._store, self._files, job_id):
+            self._store.get(job_id)  # says that there is none
+        log.info("job %s is deleted", job_id)
         self._stop(job_id)
         self._watchers.publish(job_id, None)
 
@@ -420,3 +442,13 @@ class Queue:
 def _fingerprint(request: VideoRequest, still: bytes | None, title: str | None) -> str:
     parts = (request.model_dump_json().encode(), b"" if still is None else still, (title or "").encode())
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
+
+
+def _workflows_url(url: str) -> str:
+    """DBOS's database: a second file, so that the table of jobs never waits; in PostgreSQL it has its own schema."""
+    parsed = sa.make_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        return url
+    beside = parsed.set(database=f"{parsed.database}.workflows")
+    SqliteFile(beside)  # is private from the beginning
+    return beside.render_as_string(hide_password=False)

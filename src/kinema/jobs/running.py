@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
 
-from kinema.errors import JobNotFound, KinemaError, QueueUnavailable
+from kinema.errors import InsufficientDisk, JobNotFound, KinemaError, QueueUnavailable
 from kinema.jobs.files import clear_asides
 from kinema.jobs.timing import Meter, Speeds
 from kinema.jobs.values import PRODUCTS, Failure, Job, Part, Task
@@ -41,6 +41,7 @@ PUBLISH_SECONDS = 0.25
 RECORD_SECONDS = 1.0
 LOOK_SECONDS = 1.0
 HOUSEKEEPING_SECONDS = 30.0
+IDLE_SECONDS = 20.0
 SWEEP_SECONDS = 3600.0
 DAY = 86_400.0
 # Raised when the order or meaning of a job's parts changes: DBOS then leaves older ones alone, and they are begun anew.
@@ -122,7 +123,7 @@ class Run:
             try:
                 if not self.record():
                     self.cancelled.set()
-            except QueueUnavailable as error:
+            except (QueueUnavailable, InsufficientDisk) as error:
                 log.warning("job %s: %s", self.job.id, error)
         return "cancel" if self.cancelled.is_set() else "go on"
 
@@ -142,6 +143,7 @@ class Runner:
         ended: Callable[[Job], None] | None = None,
     ) -> None:
         self.speeds = Speeds()
+        self.unknown: list[str] = []  # what is in the data folder but in no record
         self._ended = ended
         self.ready = threading.Event()
         self._settings = settings
@@ -157,6 +159,7 @@ class Runner:
         self._claiming = threading.Lock()  # a claimed job is in _lent or _runs for all who hold it
         self._workflow: Callable[[str], None] | None = None
         self._places: dict[str, int | None] = {}
+        self._idle: dict[str, float] = {}  # since when a job in progress was seen that no one works on
         self.pool = Pool(work, devices, settings.step_timeout, self._wake.set)
         self._thread = threading.Thread(target=self._serve, name="kinema-runner", daemon=True)
 
@@ -399,6 +402,7 @@ class Runner:
                 path = self._files.job(run.job.id) / PREVIEW
                 with contextlib.suppress(OSError):  # a preview is no reason to fail
                     aside = path.with_name(f".{PREVIEW}")
+                    aside.touch(mode=0o600)
                     aside.write_bytes(data)
                     aside.replace(path)
                     run.tell_preview()
@@ -406,9 +410,10 @@ class Runner:
     def _keep_still(self, run: Run) -> str:
         """Put a drawn still where the given ones are."""
         drawn = self._files.job(run.job.id) / PRODUCTS["still"]
-        with self._files.adding():
-            sha256 = self._files.add_still(drawn.read_bytes())
-            self._insisting(lambda: self._store.record(run.job.id, still=sha256))
+        with self._files.adding(drawn.read_bytes()) as sha256:
+            assert sha256 is not None, "an image was given"
+            if not self._insisting(lambda: self._store.record(run.job.id, still=sha256)):
+                raise WorkCancelled  # and the next sweep deletes what no job needs
         drawn.unlink()
         return sha256
 
@@ -436,7 +441,7 @@ class Runner:
         self._watchers.publish(job_id, job)
 
     def _insisting(self, action: Callable[[], Result]) -> Result:
-        """What must be done before a job goes on, tried until the database is there.
+        """What must be done before a job goes on, tried until the database is there and has room.
 
         Raises:
             PutBack: where the queue closes before that.
@@ -445,7 +450,7 @@ class Runner:
         while True:
             try:
                 return action()
-            except QueueUnavailable as error:
+            except (QueueUnavailable, InsufficientDisk) as error:
                 log.warning("%s", error)
                 if self._closing.wait(pause) or not threading.main_thread().is_alive():
                     raise PutBack from None
@@ -471,9 +476,10 @@ class Runner:
         """Jobs in progress of which DBOS knows nothing, or nothing more, don't stay so for ever."""
         from dbos import DBOS
 
-        for job in self._store.running():
-            if job.id in self._runs or job.id in self._lent:
-                continue
+        running = [job for job in self._store.running() if job.id not in self._runs and job.id not in self._lent]
+        now = time.monotonic()
+        self._idle = {job.id: self._idle.get(job.id, now) for job in running}
+        for job in running:
             status = DBOS.get_workflow_status(job.id)
             if status is None:  # the server died between claiming it and telling DBOS
                 self._store.unclaim(job.id)
@@ -487,6 +493,8 @@ class Runner:
                 DBOS.cancel_workflow(job.id)
                 DBOS.delete_workflow(job.id)
                 self._store.unclaim(job.id)
+            elif status.status == "PENDING" and now - self._idle[job.id] > IDLE_SECONDS:
+                DBOS.resume_workflow(job.id)  # what it tries once, at the start, failed: on a full disk, for one
 
     def _keep_house(self) -> None:
         """Delete what expired, and what DBOS noted of jobs that are done."""
@@ -503,14 +511,42 @@ class Runner:
             limit=1000,
         )
         self._reconcile()
+        self._clear_deleted()
+        self._store.check()
         finished = [workflow.workflow_id for workflow in done if workflow.workflow_id not in self._runs]
         if finished:
             DBOS.delete_workflows(finished)
 
     def _sweep(self) -> None:
+        """Finish what a crash interrupted, and report what is in the folder but in no record of the database."""
+        self._clear_deleted()
         with self._files.deleting():
             known, wanted = self._store.everything()
-            self._files.sweep(known, wanted, self._settings.keep_days * DAY)
+            known |= {job_id for job_id, _ in self._store.deletions()}
+            unknown = self._files.sweep(known, wanted)
+        if unknown and unknown != self.unknown:
+            log.warning(
+                "%d entries of the data folder %s are in no record of the database and are kept: %s%s",
+                len(unknown),
+                self._files.root,
+                ", ".join(unknown[:5]),
+                ", …" if len(unknown) > 5 else "",
+            )
+        self.unknown = unknown
+
+    def _clear_deleted(self) -> None:
+        """Delete the files of jobs that were removed while nothing could do so, and those of none that still runs."""
+        with self._claiming:
+            busy = self._lent.keys() | self._runs.keys()
+        with self._files.deleting():
+            gone = [(job_id, still) for job_id, still in self._store.deletions() if job_id not in busy]
+            for job_id, still in gone:
+                self._files.drop_job(job_id)
+                if still is not None and not self._store.needs(still):
+                    self._files.drop_still(still)
+            if gone:
+                self._store.forget_deletions([job_id for job_id, _ in gone])
+        self._store.refill_reserve()
 
 
 def _is_full_disk(error: Exception) -> bool:
@@ -520,15 +556,16 @@ def _is_full_disk(error: Exception) -> bool:
 
 def remove(store: Store, files: Files, job_id: str, *, only_expired: bool = False) -> bool:
     """Forget a job, and delete its files and its still unless another job needs it; whether it was there."""
-    with contextlib.suppress(JobNotFound), files.deleting():
-        job = store.get(job_id)
-        if store.remove(job_id, only_expired=only_expired):
-            if job.finished:
-                files.drop_job(job_id)  # else who runs it does so, once its worker has stopped
-            if job.still is not None and not store.needs(job.still):
-                files.drop_still(job.still)
-            return True
-    return False
+    with files.deleting():
+        gone = store.remove(job_id, only_expired=only_expired)
+        if gone is None:
+            return False
+        if gone.status != "in_progress":  # else who runs it does so, once its worker has stopped
+            files.drop_job(job_id)
+        if gone.still is not None and not store.needs(gone.still):
+            files.drop_still(gone.still)
+    store.refill_reserve()
+    return True
 
 
 def drop_still(store: Store, files: Files, still: str | None) -> None:

@@ -6,6 +6,10 @@ What is true of a job stands here; DBOS knows which parts of a running one are d
 from __future__ import annotations
 
 import json
+import logging
+import math
+import secrets
+import sqlite3
 import time
 from collections import Counter, deque
 from contextlib import contextmanager, nullcontext
@@ -17,13 +21,18 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from kinema.errors import InvalidRequest, JobNotFound, QueueUnavailable
+from kinema.errors import InsufficientDisk, InvalidRequest, JobNotFound, QueueUnavailable
+from kinema.jobs.sqlite_file import SqliteFile
 from kinema.jobs.values import Failure, Job, Page
 from kinema.sentences import Sentence
 from kinema.values import VideoRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
+
+    from kinema.jobs.values import Status
+
+log = logging.getLogger(__name__)
 
 _tables = sa.MetaData()
 _jobs = sa.Table(
@@ -58,6 +67,17 @@ _jobs = sa.Table(
     sa.Index("kinema_jobs_order", "status", "priority", "seq"),
     sqlite_autoincrement=True,  # a deleted job's number is never given again, so that paging stays true
 )
+# Which database this is: the folder whose files it knows has the same id.
+_identity = sa.Table(
+    "kinema_database",
+    _tables,
+    sa.Column("only", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("id", sa.Text, nullable=False),
+)
+# Jobs whose files may still be there: noted with the deletion itself, so that no crash makes them unknown.
+_deletions = sa.Table(
+    "kinema_deletions", _tables, sa.Column("job", sa.Text, primary_key=True), sa.Column("still", sa.Text)
+)
 _QUEUED = _jobs.c.status == "queued"
 _RUNNING = _jobs.c.status == "in_progress"
 _TURN = (_jobs.c.priority.desc(), _jobs.c.seq)
@@ -66,6 +86,8 @@ _BY_PRIORITY = sa.select(_jobs.c.priority, sa.func.count()).where(_QUEUED).group
 # Keys of PostgreSQL's advisory locks: "kinema" in hexadecimal, and one more.
 _SUBMIT_LOCK = 0x6B696E656D61
 _RUNNER_LOCK = _SUBMIT_LOCK + 1
+# Reading all pages is work, and anyone may ask whether the server is ready: it is done no more often than this.
+READ_THROUGH_SECONDS = 30.0
 # How often a job may be passed over for another of the model that is loaded.
 MAX_PASSED = 3
 
@@ -73,34 +95,106 @@ MAX_PASSED = 3
 class Store:
     """The table of jobs at a database's address; made at its first use.
 
+    Attributes:
+        id: The database's own, drawn when it was made.
+
     Raises:
-        QueueUnavailable: from every method, where the database does not answer.
+        QueueUnavailable: from every method, where the database does not answer, or is no longer the one it was.
+        InsufficientDisk: from every method that changes something, where its disk is full.
     """
 
     def __init__(self, url: str) -> None:
         try:
-            self._engine = _engine(url)
-            self._sqlite = self._engine.dialect.name == "sqlite"
+            parsed = sa.make_url(url)
+            self.address = parsed.render_as_string()
+            self._file = SqliteFile(parsed) if parsed.get_backend_name() == "sqlite" else None
+            self._engine = _engine(parsed if self._file is None else self._file.url)
+            self._sqlite = self._file is not None
             # SQLite lets one writer in at a time; here they wait in order, there they would sleep and try again.
             self._writing = Lock() if self._sqlite else nullcontext()
             self._adding = Lock()
             self._additions: deque[_Addition] = deque()
-            with self._engine.begin() as connection:
-                if not self._sqlite:  # two servers that begin at once
-                    connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SUBMIT_LOCK)))
-                _tables.create_all(connection)
-        except (SQLAlchemyError, ImportError, ValueError) as error:
+            self._fault: str | None = None
+            self._read_through = -math.inf  # when all pages were read
+            try:
+                self.id = self._prepare()
+            except (SQLAlchemyError, sqlite3.Error) as error:
+                if self._file is None or not _is_full(error):
+                    raise
+                self._file.release_reserve()
+                self.id = self._prepare()
+            if self._file is not None:
+                self._file.hold()
+        except (SQLAlchemyError, sqlite3.Error, OSError, ImportError, ValueError) as error:
             raise QueueUnavailable(
                 f"the queue's database can't be opened ({_reason(error)}); KINEMA_DATABASE_URL is postgresql://…, or "
                 "unset for an SQLite file in the data folder"
             ) from None
 
+    def _prepare(self) -> str:
+        """Create the tables where there are none; return the database's id."""
+        with self._engine.begin() as connection:  # two servers that begin at once
+            if self._sqlite:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            else:
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SUBMIT_LOCK)))
+            _tables.create_all(connection)
+            own = self._insert(_identity).values(only=1, id=secrets.token_hex(16)).on_conflict_do_nothing()
+            connection.execute(own)
+            return str(connection.execute(sa.select(_identity.c.id)).scalar_one())
+
     def close(self) -> None:
         """Close all connections."""
         self._engine.dispose()
+        if self._file is not None:
+            self._file.close()
+
+    def check(self) -> None:
+        """Ask the database itself, not what is cached of it, whether it is there, the one that was opened, and whole.
+
+        Raises:
+            QueueUnavailable: where it is not; no job is added until a later check finds it whole.
+        """
+        if self._file is None:
+            with self._read() as connection:
+                found = connection.execute(sa.select(_identity.c.id)).scalar()
+        else:
+            self._check_in_place()
+            with _translated():
+                try:
+                    with self._file.fresh() as fresh:
+                        found = (fresh.execute("SELECT id FROM kinema_database").fetchone() or (None,))[0]
+                    now = time.monotonic()
+                    if self._fault is not None or now - self._read_through > READ_THROUGH_SECONDS:
+                        self._fault, self._read_through = self._file.fault(), now
+                except sqlite3.DatabaseError as error:
+                    self._fault = _reason(error)
+            self._check_whole()
+        if found != self.id:
+            raise _replaced()
+
+    def _check_in_place(self) -> None:
+        if self._file is not None and not self._file.is_in_place():
+            raise _replaced()
+
+    def _check_whole(self) -> None:
+        if self._fault is not None:
+            raise QueueUnavailable(
+                Sentence(
+                    "database_damaged",
+                    "the queue's database is damaged ({reason}), so no job can be stored; stop the server and restore "
+                    "its database from a backup",
+                    reason=self._fault,
+                )
+            )
+
+    @property
+    def _insert(self) -> Callable[[sa.Table], Any]:
+        return sqlite.insert if self._sqlite else postgresql.insert
 
     @contextmanager
     def _write(self) -> Iterator[sa.Connection]:
+        self._check_in_place()
         with self._writing, _translated(), self._engine.begin() as connection:
             if self._sqlite:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
@@ -108,6 +202,7 @@ class Store:
 
     @contextmanager
     def _read(self) -> Iterator[sa.Connection]:
+        self._check_in_place()
         with _translated(), self._engine.connect() as connection:
             yield connection
 
@@ -140,8 +235,10 @@ class Store:
             if not mine.done:
                 batch = [self._additions.popleft() for _ in range(len(self._additions))]
                 try:
+                    self._check_whole()
                     with self._write() as connection:
                         self._add_all(batch, connection)
+                    self._check_kept(batch)
                 except BaseException as error:
                     for addition in batch:
                         addition.error = error
@@ -153,11 +250,34 @@ class Store:
             raise mine.error
         return mine.place
 
+    def _check_kept(self, batch: list[_Addition]) -> None:
+        """See with a new connection to SQLite's file that the next start would find these jobs.
+
+        What is written to a file that was removed or overwritten meanwhile is reported as stored, and lost.
+        """
+        if self._file is None:
+            return  # a server that is asked over a socket has only one answer
+        ids = [addition.values["id"] for addition in batch if addition.place is not None]
+        self._check_in_place()
+        with _translated():
+            try:
+                with self._file.fresh() as fresh:
+                    found = fresh.execute(
+                        "SELECT count(*) FROM kinema_jobs WHERE id IN (SELECT value FROM json_each(?))",
+                        [json.dumps(ids)],
+                    )
+                    kept = found.fetchone()[0] == len(ids)
+            except sqlite3.DatabaseError as error:
+                self._fault = _reason(error)
+                self._check_whole()
+        if not kept:
+            raise _replaced()
+
     def _add_all(self, batch: list[_Addition], connection: sa.Connection) -> None:
         if not self._sqlite:
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SUBMIT_LOCK)))
         waiting = Counter(dict(map(tuple, connection.execute(_BY_PRIORITY))))
-        insert = sqlite.insert(_jobs) if self._sqlite else postgresql.insert(_jobs)
+        insert = self._insert(_jobs)
         for addition in batch:
             if waiting.total() >= addition.bound:
                 continue
@@ -287,11 +407,43 @@ class Store:
             found = connection.execute(counted.returning(_jobs.c.attempts)).scalar()
         return int(found or 0)
 
-    def remove(self, job_id: str, *, only_expired: bool = False) -> bool:
-        """Forget a job, or only if its time is over, for it may just have been pinned; whether it was there."""
+    def remove(self, job_id: str, *, only_expired: bool = False) -> Removed | None:
+        """Forget a job, or only if its time is over, for it may just have been pinned; None where it was not there.
+
+        That its files are to be deleted is noted with it (`deletions`). A full disk does not hinder it.
+        """
         guard = _over() if only_expired else sa.true()
+        try:
+            return self._remove(job_id, guard)
+        except InsufficientDisk:
+            if self._file is None:
+                raise
+            self._file.release_reserve()
+            return self._remove(job_id, guard)
+
+    def _remove(self, job_id: str, guard: sa.ColumnElement[bool]) -> Removed | None:
+        delete = _jobs.delete().where(_jobs.c.id == job_id, guard).returning(_jobs.c.status, _jobs.c.still)
         with self._write() as connection:
-            return connection.execute(_jobs.delete().where(_jobs.c.id == job_id, guard)).rowcount == 1
+            gone = connection.execute(delete).first()
+            if gone is None:
+                return None
+            connection.execute(self._insert(_deletions).values(job=job_id, still=gone.still).on_conflict_do_nothing())
+        return Removed(gone.status, gone.still)
+
+    def deletions(self) -> list[tuple[str, str | None]]:
+        """Jobs that were removed, and their images, whose files may still be there."""
+        with self._read() as connection:
+            return [(row.job, row.still) for row in connection.execute(sa.select(_deletions))]
+
+    def forget_deletions(self, jobs: Collection[str]) -> None:
+        """The files of these jobs are gone."""
+        with self._write() as connection:
+            connection.execute(_deletions.delete().where(_deletions.c.job.in_(jobs)))
+
+    def refill_reserve(self) -> None:
+        """Keep room on the database's disk for the next deletions on a full one."""
+        if self._file is not None:
+            self._file.refill_reserve()
 
     def expired(self) -> list[str]:
         """Jobs whose time is over."""
@@ -309,6 +461,13 @@ class Store:
             rows = connection.execute(sa.select(_jobs.c.id, _jobs.c.still)).all()
         return {row.id for row in rows}, {row.still for row in rows if row.still is not None}
 
+    def needed(self) -> set[str]:
+        """The ids of all jobs that have a video, and the images of all jobs: what is to be found in the data folder."""
+        with self._read() as connection:
+            rows = connection.execute(sa.select(_jobs.c.id, _jobs.c.still, _jobs.c.status)).all()
+        done = {row.id for row in rows if row.status == "completed"}
+        return done | {row.still for row in rows if row.still is not None}
+
     def latest_completed(self, count: int) -> list[Job]:
         """The jobs that were completed last, the newest first."""
         query = sa.select(_jobs, sa.null().label("place")).where(_jobs.c.status == "completed")
@@ -325,6 +484,14 @@ class KeyTaken(Exception):
     """Another job has this idempotency key."""
 
 
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """A job as it was at the moment of its removal."""
+
+    status: Status
+    still: str | None
+
+
 @dataclass(slots=True, eq=False)
 class _Addition:
     """A job on its way into the table, and what became of it."""
@@ -336,20 +503,24 @@ class _Addition:
     done: bool = False
 
 
-def _engine(url: str) -> sa.Engine:
-    parsed = sa.make_url(url)
-    if parsed.get_backend_name() == "sqlite":
-        engine = sa.create_engine(parsed, connect_args={"timeout": 30, "isolation_level": "IMMEDIATE"})
+def _engine(url: sa.URL) -> sa.Engine:
+    if url.get_backend_name() == "sqlite":
+        engine = sa.create_engine(url, connect_args={"timeout": 30, "isolation_level": "IMMEDIATE"})
 
         @sa.event.listens_for(engine, "connect")
         def _(connection: Any, _record: Any) -> None:
             connection.execute("PRAGMA journal_mode=WAL")  # who reads never waits for who writes
             connection.execute("PRAGMA synchronous=FULL")  # what was accepted survives a power cut
+            connection.execute("PRAGMA temp_store=MEMORY")  # so that a full disk hinders no deletion
 
         return engine
-    if parsed.get_backend_name() not in ("postgresql", "postgres"):
-        raise ValueError(f"{parsed.drivername!r} is no database that the queue knows")
-    return sa.create_engine(parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
+    if url.get_backend_name() not in ("postgresql", "postgres"):
+        raise ValueError(f"{url.drivername!r} is no database that the queue knows")
+    # A server that is cut off is noticed within seconds, not after the many minutes that TCP would wait.
+    patience = {"connect_timeout": 5, "tcp_user_timeout": 10_000, "keepalives_idle": 10, "keepalives_interval": 5}
+    return sa.create_engine(
+        url.set(drivername="postgresql+psycopg"), pool_pre_ping=True, connect_args=patience | dict(url.query)
+    )
 
 
 def _over() -> sa.ColumnElement[bool]:
@@ -395,10 +566,33 @@ def _job(row: sa.RowMapping) -> Job:
 def _translated() -> Iterator[None]:
     try:
         yield
-    except SQLAlchemyError as error:
+    except (SQLAlchemyError, sqlite3.Error) as error:
+        if _is_full(error):
+            raise InsufficientDisk(
+                Sentence("database_full", "the disk of the queue's database is full: delete videos, or make room")
+            ) from None
+        log.warning("the queue's database does not answer: %s", _reason(error))  # with its address, perhaps
         raise QueueUnavailable(
-            Sentence("no_database", "the queue's database does not answer: {reason}", reason=_reason(error))
+            Sentence("no_database", "the queue's database does not answer; try again in a moment")
         ) from None
+
+
+# Without room SQLite raises either, the second for the file that its processes share.
+_FULL = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
+
+
+def _is_full(error: Exception) -> bool:
+    return getattr(getattr(error, "orig", error), "sqlite_errorcode", None) in _FULL
+
+
+def _replaced() -> QueueUnavailable:
+    return QueueUnavailable(
+        Sentence(
+            "database_gone",
+            "the queue's database was removed or replaced while the server runs; put it back, or stop the server and "
+            "restore it from a backup",
+        )
+    )
 
 
 def _reason(error: Exception) -> str:

@@ -38,6 +38,7 @@ def main() -> None:
     """Work until the parent says no more, or is gone."""
     descriptor, name, parent = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     end_with(parent)
+    os.umask(0o077)  # what it writes is for the server's user alone
     with suppress(OSError):  # where memory runs out, this process goes before the server
         Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")
     # What ends the server is the server's to judge: Ctrl-C and a service manager signal all processes at once.

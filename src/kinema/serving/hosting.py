@@ -9,6 +9,7 @@ import logging
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from kinema.errors import QueueUnavailable
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 WORK = "kinema.serving.work:Work"
+PROBE_SECONDS = 3.0
 # Of the 30 that a service manager gives: for running jobs, and until the process ends whatever it is doing.
 GRACE_SECONDS = 22.0
 END_SECONDS = 28
@@ -48,6 +50,9 @@ class Host:
         self.stopping = asyncio.Event()
         self._stopped_at: float | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._prober = ThreadPoolExecutor(1, "kinema-probe")
+        self._probe: asyncio.Future[bool] | None = None
+        self._fault: str | None = None  # what the latest probe found, so that it is logged once
 
     async def open(self) -> None:
         """Begin to run jobs, and hear of signals."""
@@ -65,10 +70,25 @@ class Host:
         spent = 0.0 if self._stopped_at is None else time.monotonic() - self._stopped_at
         await asyncio.to_thread(self.queue.close, max(0.0, GRACE_SECONDS - spent))
 
-    @property
-    def ready(self) -> bool:
-        """Whether the queue is open and every worker has what it needs."""
-        return self.queue.ready and not self.stopping.is_set() and None not in self.queue.workers
+    async def ready(self) -> bool:
+        """Whether the queue is open, every worker has what it needs, and the database answers, within PROBE_SECONDS."""
+        if not self.queue.ready or self.stopping.is_set() or None in self.queue.workers:
+            return False
+        if self._probe is None or self._probe.done():  # a database that hangs holds one thread, whoever asks
+            self._probe = asyncio.get_running_loop().run_in_executor(self._prober, self._probe_database)
+        await asyncio.wait({self._probe}, timeout=PROBE_SECONDS)
+        return self._probe.done() and self._probe.result()
+
+    def _probe_database(self) -> bool:
+        try:
+            self.queue.check_database()
+        except QueueUnavailable as error:
+            if str(error) != self._fault:
+                log.warning("not ready: %s", error)
+            self._fault = str(error)
+            return False
+        self._fault = None
+        return True
 
     def check_open(self) -> None:
         """Refuse new jobs once the server is about to end.

@@ -88,6 +88,9 @@ class Metrics:
         yield GaugeMetricFamily("kinema_queue_depth", "Jobs that wait.", queue.waiting())
         yield GaugeMetricFamily("kinema_running_jobs", "Jobs that are being run.", queue.running())
         yield GaugeMetricFamily("kinema_workers_ready", "Workers that are ready.", _ready_workers(queue))
+        yield GaugeMetricFamily(
+            "kinema_unknown_files", "Entries of the data folder that no record names.", queue.unknown_files
+        )
         memory = GaugeMetricFamily("kinema_resident_bytes", "Memory of the processes.", labels=["process"])
         memory.add_metric(["server"], psutil.Process().memory_info().rss)
         for place, pid in enumerate(queue.workers):

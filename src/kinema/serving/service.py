@@ -6,9 +6,10 @@ bentoml serve service:StableDiffusionVideo
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional, Self
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Optional, Self
 
 # Before BentoML looks: no one is told of who uses this.
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
@@ -19,7 +20,7 @@ from _bentoml_sdk.io_models import IODescriptor
 from pydantic import ConfigDict, Field, create_model
 from starlette.responses import Response
 
-from kinema.errors import KinemaError
+from kinema.errors import InvalidRequest, KinemaError
 from kinema.jobs.working import end_with
 from kinema.serving import logs, page, swagger
 from kinema.serving.arbiter import close_control_ports
@@ -82,6 +83,16 @@ else:
     close_control_ports()
 
 
+def _refuse_to_start(error: InvalidRequest) -> NoReturn:
+    """End, and the arbiter too: each new process would be refused for the same reason."""
+    if not _started_by_arbiter():
+        raise error
+    sys.stderr.write(f"kinema: {error}\n")
+    sys.stderr.flush()
+    os.kill(os.getppid(), signal.SIGTERM)
+    os._exit(2)
+
+
 Input = create_model("Input", __base__=_Loose, **_fields())
 
 
@@ -104,13 +115,16 @@ class StableDiffusionVideo:
     """Turns a still into a short video with Stable Video Diffusion."""
 
     def __init__(self) -> None:
-        settings = read_settings()
-        if _started_by_arbiter():  # an orphan would keep the port and the queue from the next
-            end_with(os.getppid())
-            Connection.limits = Limits.within_descriptors(settings.max_connections)
-        logs.set_up(settings.log_format)
-        # Tests put work of their own here, which needs no model.
-        self._host = Host(settings, os.environ.get("KINEMA_WORK", WORK))
+        try:
+            settings = read_settings()
+            if _started_by_arbiter():  # an orphan would keep the port and the queue from the next
+                end_with(os.getppid())
+                Connection.limits = Limits.within_descriptors(settings.max_connections)
+            logs.set_up(settings.log_format)
+            # Tests put work of their own here, which needs no model.
+            self._host = Host(settings, os.environ.get("KINEMA_WORK", WORK))
+        except InvalidRequest as error:
+            _refuse_to_start(error)
         page.mount(api, self._host.queue, settings, self._host.stopping.is_set, self._host.images)
 
     @bentoml.on_startup
@@ -152,7 +166,7 @@ class StableDiffusionVideo:
             return Response(status_code=499)  # no one reads it
 
     async def __is_ready__(self) -> bool:
-        return self._host.ready
+        return await self._host.ready()
 
 
 StableDiffusionVideo.add_asgi_middleware(Edge, api=api)  # type: ignore[attr-defined]  # it is a Service now

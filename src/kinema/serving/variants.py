@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Literal
 from weakref import WeakValueDictionary
 
+from kinema.errors import JobNotFound, KinemaError
 from kinema.jobs.files import write
 from kinema.serving.image_tasks import contact_sheet, thumbnail
 
@@ -58,4 +59,9 @@ def _look(queue: Queue, job_id: str, name: str) -> tuple[Path, bool]:
 def _make(images: ImageService, path: Path, gone: Callable[[], bool]) -> None:
     video = path.with_name(_FILES["video"][0])
     make = thumbnail if path.name == _FILES["thumbnail"][0] else contact_sheet
-    write(path, images.process.run(make, video, gone=gone, cpu_seconds=MAKE_SECONDS))
+    try:
+        write(path, images.process.run(make, video, gone=gone, cpu_seconds=MAKE_SECONDS))
+    except (OSError, KinemaError):
+        if video.exists():
+            raise
+        raise JobNotFound(f"there is no video of {path.parent.name} any more; it was deleted") from None

@@ -23,6 +23,7 @@ from kinema.serving.decode_process import ClientGone
 from kinema.serving.events import Events
 from kinema.serving.fields import is_set
 from kinema.serving.hosting import Host, host_of
+from kinema.serving.opened_file import OpenedFile
 from kinema.serving.reading import Asked, Body, UnreadableBody, fetched, receive
 from kinema.serving.submitting import Submission, change, default_model, offered_models, prepare, submit
 from kinema.serving.variants import Variant, Variants
@@ -176,7 +177,7 @@ async def wait_for(host: Host, request: Request, job: Job, fingerprint: str, *, 
         status, body, headers = wire.failure(finished.error)
         return JSONResponse(body, status, headers=headers | made_headers(finished))
     path = await asyncio.to_thread(host.queue.result, job.id)
-    return FileResponse(path, media_type="video/mp4", filename=f"{job.id}.mp4", headers=made_headers(finished))
+    return OpenedFile(path, media_type="video/mp4", filename=f"{job.id}.mp4", headers=made_headers(finished))
 
 
 def made_headers(job: Job) -> dict[str, str]:
@@ -252,7 +253,7 @@ def _add_looking(app: FastAPI) -> None:
         job = await _job(app, video_id)
         path, kind = await app.state.variants.file(host_of(app), request, job.id, variant)
         name = f"{job.id}{path.suffix}"
-        return FileResponse(path, media_type=kind, filename=name, headers=made_headers(job))
+        return OpenedFile(path, media_type=kind, filename=name, headers=made_headers(job))
 
     @app.get(
         "/v1/videos/{video_id}/preview",
@@ -302,7 +303,7 @@ def _add_changing(app: FastAPI) -> None:
     @app.post(
         "/v1/videos/{video_id}",
         response_model=wire.Video,
-        responses=document.errors(400, 404, 413, 415, 429),
+        responses=document.errors(400, 404, 413, 415, 429, 507),
         openapi_extra=document.change_body(),
         tags=["videos"],
     )
@@ -317,14 +318,16 @@ def _add_changing(app: FastAPI) -> None:
         return _polled(job, wire.video_of(job))
 
     @app.post(
-        "/v1/videos/{video_id}/cancel", response_model=wire.Video, responses=document.errors(404), tags=["videos"]
+        "/v1/videos/{video_id}/cancel", response_model=wire.Video, responses=document.errors(404, 507), tags=["videos"]
     )
     async def cancel(video_id: str) -> Response:
         """Stop making a video; one that is finished stays as it is."""
         job = await _job(app, video_id)
         return JSONResponse(wire.video_of(await asyncio.to_thread(host_of(app).queue.cancel, job.id)))
 
-    @app.delete("/v1/videos/{video_id}", response_model=wire.Deleted, responses=document.errors(404), tags=["videos"])
+    @app.delete(
+        "/v1/videos/{video_id}", response_model=wire.Deleted, responses=document.errors(404, 507), tags=["videos"]
+    )
     async def delete(video_id: str) -> Response:
         """Stop making a video where it is not finished, and delete it with its files."""
         job = await _job(app, video_id)

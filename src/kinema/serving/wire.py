@@ -247,7 +247,7 @@ ERROR_ANSWERS: Mapping[int, str] = {
     415: "The body is neither a form nor JSON.",
     429: "The queue is full, or the key had what it may have; `Retry-After` says when to come again.",
     500: "A defect, or what a model did not manage.",
-    503: "The server is starting or ending, or has as much to do as it can.",
+    503: "The server is starting or ending, its database is not available, or it has as much to do as it can.",
     507: "The disk is full.",
 }
 

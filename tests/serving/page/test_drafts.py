@@ -37,6 +37,15 @@ def test_what_was_half_written_a_day_ago_goes(tmp_path, png, images):
     assert not left.exists()
 
 
+def test_an_old_file_that_is_no_draft_stays(tmp_path, png, images):
+    drafts = Drafts(tmp_path, 0, images)
+    letter = tmp_path / "drafts" / "letter.txt"
+    letter.write_text("someone's")
+    os.utime(letter, (time.time() - 90_000,) * 2)
+    drafts.add(png)
+    assert letter.exists()
+
+
 def test_no_draft_is_kept_where_the_disk_has_less_than_its_reserve(tmp_path, png, images):
     app = FastAPI()
     app.include_router(routes(None, Drafts(tmp_path, 1e9, images), lambda: False))

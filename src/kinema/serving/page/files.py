@@ -12,7 +12,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, HTTPException, Query, Request
-from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 
 from kinema.errors import (
     AllowanceUsedUp,
@@ -28,6 +28,7 @@ from kinema.jobs.files import Files, write
 from kinema.media.reading import read_recipe
 from kinema.serving.decode_process import ClientGone
 from kinema.serving.image_tasks import fitted
+from kinema.serving.opened_file import OpenedFile
 from kinema.serving.page import view
 from kinema.serving.page.english import ENGLISH
 from kinema.serving.page.languages import LANGUAGES
@@ -49,6 +50,7 @@ DRAFT_SECONDS = 24 * 3600.0
 TELL_SECONDS = 1.0
 COOKIE = "kinema_language"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_DRAFT = re.compile(r"\.part-[0-9a-f]+-.+|[0-9a-f]{64}")
 _FOR_EVER = {"Cache-Control": "private, max-age=31536000, immutable"}
 _NEVER = {"Cache-Control": "no-store"}
 
@@ -115,6 +117,8 @@ class Drafts:
         """Delete old drafts, and what was half-written when a server died; what is being written now is younger."""
         oldest = time.time() - DRAFT_SECONDS
         for path in self._root.iterdir():
+            if not _DRAFT.fullmatch(path.name):
+                continue  # not Kinema's
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_mtime < oldest:
                     path.unlink()
@@ -207,7 +211,7 @@ def _add_jobs(router: APIRouter, queue: Queue, stopping: Callable[[], bool]) -> 
     def video(job_id: str) -> Response:
         """The result, by ranges too."""
         with _found():
-            return FileResponse(queue.result(job_id), media_type="video/mp4", headers=_FOR_EVER)
+            return OpenedFile(queue.result(job_id), media_type="video/mp4", headers=_FOR_EVER)
 
     @router.get("/jobs/{job_id}/recipe.json")
     def recipe(job_id: str) -> Response:

@@ -1,0 +1,81 @@
+"""A video that is deleted while it is sent arrives whole; one that is gone before is not found."""
+
+import asyncio
+
+import pytest
+
+from kinema.errors import JobNotFound, JobUnfinished
+from kinema.serving.opened_file import OpenedFile
+from kinema.serving.variants import Variants
+
+CONTENT = bytes(range(256)) * 2000
+
+
+def answered(response, **headers):
+    """Status and body of a response, as a client gets them."""
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    async def receive():
+        await asyncio.sleep(60)
+
+    scope = {"type": "http", "method": "GET", "headers": [(k.encode(), v.encode()) for k, v in headers.items()]}
+    asyncio.run(response(scope, receive, send))
+    return sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:])
+
+
+@pytest.fixture
+def video(tmp_path):
+    path = tmp_path / "video.mp4"
+    path.write_bytes(CONTENT)
+    return path
+
+
+def test_a_file_that_is_deleted_after_it_was_opened_is_sent_whole(video):
+    response = OpenedFile(video, media_type="video/mp4")
+    video.unlink()
+    assert answered(response) == (200, CONTENT)
+
+
+def test_a_range_of_it_too(video):
+    response = OpenedFile(video, media_type="video/mp4")
+    video.unlink()
+    assert answered(response, range="bytes=300-399999") == (206, CONTENT[300:400_000])
+
+
+def test_a_file_that_is_gone_is_not_found(video):
+    video.unlink()
+    with pytest.raises(JobNotFound, match="was deleted"):
+        OpenedFile(video, media_type="video/mp4")
+
+
+class Deleting:
+    """A queue whose job is deleted just after its result was asked for."""
+
+    def __init__(self, video):
+        self.video = video
+
+    def result(self, _):
+        self.video.unlink(missing_ok=True)
+        self.video.parent.rmdir()
+        return self.video
+
+
+@pytest.mark.parametrize("variant", ["thumbnail", "spritesheet"])
+def test_a_picture_of_a_video_that_is_deleted_meanwhile_is_not_found(video, variant):
+    folder = video.parent / "job"
+    folder.mkdir()
+    moved = video.rename(folder / video.name)
+    with pytest.raises(JobNotFound, match="was deleted"):
+        asyncio.run(Variants().file(Deleting(moved), "job", variant))
+
+
+def test_an_unfinished_job_still_has_no_picture():
+    class Unfinished:
+        def result(self, _):
+            raise JobUnfinished("it runs")
+
+    with pytest.raises(JobUnfinished):
+        asyncio.run(Variants().file(Unfinished(), "job", "thumbnail"))
