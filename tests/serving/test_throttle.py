@@ -187,7 +187,7 @@ def test_images_given_to_the_page_are_bounded_for_each_caller(tmp_path, png):
 
 def test_asking_for_figures_often_costs_no_more():
     asked = []
-    queue = SimpleNamespace(waiting=lambda: asked.append(1) or 0, running=lambda: 0, workers=())
+    queue = SimpleNamespace(waiting=lambda: asked.append(1) or 0, running=lambda: 0, workers=(), unknown_files=0)
     metrics = Metrics()
     assert len({metrics.text(queue) for _ in range(50)}) == 1
     assert len(asked) <= 2
