@@ -136,6 +136,8 @@ def _again(body: bytes, receive: Receive) -> Receive:
 
 def _names_file(body: bytes) -> bool:
     """Whether a file is named anywhere in it, however it is spelt; what can't be read may name one."""
+    if b"\\u" not in body and b"\0" not in body:  # neither escapes nor UTF-16
+        return FILE_MARK.encode() in body
     try:  # as pairs, so that nothing hides behind a key that is given twice
         return FILE_MARK in json.dumps(json.loads(body, object_pairs_hook=list))
     except (ValueError, RecursionError):
