@@ -310,7 +310,7 @@ def fetched(settings: Settings, still: bytes | str | None) -> bytes | None:
 
 def _scalar(name: str, value: object) -> object:
     if isinstance(value, bool | dict | list | bytes):
-        shown = type(value).__name__ if isinstance(value, bytes) else json.dumps(value)[:40]
+        shown = json.dumps(value) if isinstance(value, bool) else type(value).__name__
         raise InvalidRequest(f"{name} {shown} is neither a number nor text", name)
     return value
 
