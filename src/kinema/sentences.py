@@ -23,5 +23,9 @@ class Sentence(str):
         sentence.code, sentence.values, sentence._english = code, values, english
         return sentence
 
+    def replaced(self, **values: Any) -> Sentence:
+        """The same sentence with other values."""
+        return type(self)(self.code, self._english, **{**self.values, **values})
+
     def __getnewargs_ex__(self) -> tuple[tuple[str, str], dict[str, Any]]:  # errors travel between processes
         return (self.code, self._english), self.values

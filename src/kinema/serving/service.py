@@ -23,6 +23,7 @@ from kinema.serving import logs, page, swagger
 from kinema.serving.edge import Edge
 from kinema.serving.fields import is_set
 from kinema.serving.hosting import WORK, Host, host_of
+from kinema.serving.http_errors import OneErrorShape
 from kinema.serving.reading import Asked, read
 from kinema.serving.videos import accept, answer_to, make_app, wait_for
 from kinema.settings import read_settings
@@ -140,5 +141,6 @@ class StableDiffusionVideo:
         return self._host.ready
 
 
-StableDiffusionVideo.add_asgi_middleware(Edge, api=api)  # type: ignore[attr-defined]  # it is a Service now
+StableDiffusionVideo.add_asgi_middleware(OneErrorShape)  # type: ignore[attr-defined]  # it is a Service now
+StableDiffusionVideo.add_asgi_middleware(Edge, api=api)  # type: ignore[attr-defined]  # likewise
 swagger.add(api, StableDiffusionVideo)

@@ -187,9 +187,7 @@ def _add_looking(app: FastAPI) -> None:
     partial: dict[int | str, dict[str, Any]] = {
         206: {"description": "The part that was asked for.", "content": kinds[200]["content"]}
     }
-    unmet: dict[int | str, dict[str, Any]] = {
-        416: {"description": "There is no such part.", "content": {"text/plain": {"schema": {"type": "string"}}}}
-    }
+    unmet: dict[int | str, dict[str, Any]] = {416: {"model": wire.ErrorAnswer, "description": "There is no such part."}}
 
     @app.get(
         "/v1/videos/{video_id}/content",

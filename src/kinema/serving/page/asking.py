@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from kinema.errors import KinemaError
 from kinema.jobs.working import code_of
 from kinema.media.still import crop_box
+from kinema.serving.client_messages import refusal_message
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -66,11 +67,14 @@ def english(text: str, words: Words) -> str:
 
 def why(fault: KinemaError, words: Words) -> str:
     """Why something is refused: as a whole sentence, else in general, with the English beside it."""
-    message = fault.args[0] if fault.args else ""
+    message = refusal_message(fault)
     general = words.faults.get(code_of(type(fault)))
     if general is None or words.said(message) is not None:
         return told(message, words)
-    return f"{escape(general)} {english(str(fault), words)}"
+    details = (
+        f" {english(message, words)}" if message == str(fault) else ""
+    )  # else it says no more than the general one
+    return escape(general) + details
 
 
 def empty_frame(words: Words, fault: str = "", *, in_english: bool = False) -> str:

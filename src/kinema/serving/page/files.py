@@ -16,11 +16,14 @@ from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Resp
 
 from kinema.errors import InsufficientDisk, InvalidStill, JobNotFound, JobUnfinished, KinemaError
 from kinema.jobs.files import Files, write
+from kinema.jobs.working import code_of
 from kinema.media.reading import read_recipe
 from kinema.media.still import Still, fit_still, open_still
+from kinema.serving.client_messages import refusal_message
 from kinema.serving.page import view
 from kinema.serving.page.english import ENGLISH
 from kinema.serving.page.languages import LANGUAGES
+from kinema.serving.wire import error_body
 from kinema.values import Fit  # noqa: TC001 - FastAPI reads the annotations
 
 if TYPE_CHECKING:
@@ -114,13 +117,14 @@ def _add_stills(router: APIRouter, drafts: Drafts) -> None:
         async for part in request.stream():
             data += part
             if len(data) > MAX_BYTES:
-                return JSONResponse({"fault": words.too_large, "english": False}, 413)
+                return _fault(413, "request_too_large", words.too_large, words.language)
         try:
             sha256 = await asyncio.to_thread(drafts.add, bytes(data))
         except (InvalidStill, InsufficientDisk) as fault:
-            said = words.said(fault.args[0])
-            told = {"fault": str(fault) if said is None else said, "english": said is None}
-            return JSONResponse(told, 422 if isinstance(fault, InvalidStill) else 507)
+            message = refusal_message(fault)
+            said = words.said(message)
+            status, language = (422 if isinstance(fault, InvalidStill) else 507), words.language if said else "en"
+            return _fault(status, code_of(type(fault)), said or message, language)
         return JSONResponse({"still": sha256})
 
     @router.get("/stills/{sha256}")
@@ -176,6 +180,11 @@ def _add_jobs(router: APIRouter, queue: Queue, stopping: Callable[[], bool]) -> 
         return Response(text, media_type="application/json", headers=_NEVER)
 
 
+def _fault(status: int, code: str, message: str, language: str) -> JSONResponse:
+    """Why an image is refused, in the language that the header names."""
+    return JSONResponse(error_body(status, code, message), status, headers={"Content-Language": language})
+
+
 def _language(request: Request) -> str:
     """The chosen language, else the first of the browser's that is known here."""
     chosen = request.cookies.get(COOKIE, "")
@@ -193,9 +202,9 @@ def _found() -> Iterator[None]:
     try:
         yield
     except JobUnfinished as error:
-        raise HTTPException(409, str(error)) from None
+        raise HTTPException(409, refusal_message(error)) from None
     except KinemaError as error:  # no such job, or a file that is gone or holds no recipe
-        raise HTTPException(404, str(error)) from None
+        raise HTTPException(404, refusal_message(error)) from None
 
 
 async def _watched(queue: Queue, job_id: str, stopping: Callable[[], bool]) -> AsyncGenerator[Job | None]:

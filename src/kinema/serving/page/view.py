@@ -7,6 +7,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from kinema.jobs.timing import stages_of
+from kinema.serving.client_messages import failure_message
 from kinema.serving.page.asking import english, fitted, icon
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def _reason(job: Job, words: Words) -> str:
         return ""
     if general := words.faults.get(job.error.code):
         return f"{escape(general)} "
-    message = job.error.message
+    message = failure_message(job.error)
     return f"{english(f'{message[:1].upper()}{message[1:]}.', words)} "
 
 
@@ -128,8 +129,11 @@ def _details(job: Job, words: Words) -> str:
     """What the server wrote down of a failure, where the reason is said in other words."""
     if job.error is None or job.error.code == "cancelled" or job.error.code not in words.faults:
         return ""
+    message = failure_message(job.error)
+    if message != job.error.message:
+        return ""  # in general is all that a client is told
     summary = f"<summary>{escape(words.details)}</summary>"
-    return f'<details class="k-facts">{summary}<p>{english(job.error.message, words)}</p></details>'
+    return f'<details class="k-facts">{summary}<p>{english(message, words)}</p></details>'
 
 
 def _bar(job: Job, words: Words) -> str:

@@ -26,7 +26,9 @@ window.kinema = (() => {
         const told = await answer.json();
         // What is pasted has no name of its own, whatever browsers call it.
         if (told.still) trigger("given", { still: told.still, name: file.name === "image.png" ? "" : file.name });
-        else if (told.fault) trigger("refused", told);
+        else if (told.error) {
+          trigger("refused", { fault: told.error.message, english: answer.headers.get("Content-Language") === "en" });
+        }
         else throw new Error(answer.statusText);
       } catch {
         trigger("refused", { fault: frame.dataset.unreachable, english: false });
