@@ -5,6 +5,7 @@ bentoml serve service:StableDiffusionVideo
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from pydantic import ConfigDict, Field, create_model
 from kinema.errors import InvalidRequest, KinemaError
 from kinema.jobs.working import end_with
 from kinema.serving import logs, page, swagger
+from kinema.serving.address import own_address
 from kinema.serving.edge import Edge
 from kinema.serving.fields import is_set
 from kinema.serving.hosting import WORK, Host, host_of
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
+log = logging.getLogger(__name__)
 api = make_app()
 
 
@@ -106,6 +109,9 @@ class StableDiffusionVideo:
     async def _open(self) -> None:
         await self._host.open()
         api.state.host = self._host
+        if address := own_address():
+            places = f"{address}{page.PATH}, Swagger UI at {address}/, the API at {address}/v1/videos"
+            log.info("the page is at %s", places)
 
     @bentoml.on_shutdown
     async def _close(self) -> None:

@@ -23,6 +23,7 @@ from kinema.serving.client_messages import refusal_message
 from kinema.serving.page import view
 from kinema.serving.page.english import ENGLISH
 from kinema.serving.page.languages import LANGUAGES
+from kinema.serving.variants import Variants
 from kinema.serving.wire import error_body
 from kinema.values import Fit  # noqa: TC001 - FastAPI reads the annotations
 
@@ -144,6 +145,8 @@ def _add_stills(router: APIRouter, drafts: Drafts) -> None:
 
 
 def _add_jobs(router: APIRouter, queue: Queue, stopping: Callable[[], bool]) -> None:
+    variants = Variants()
+
     @router.get("/jobs/{job_id}/events")
     async def events(job_id: str, language: str = ENGLISH.language) -> StreamingResponse:
         """The panel, whenever the job changes: server-sent events, to which browsers connect again by themselves."""
@@ -171,6 +174,13 @@ def _add_jobs(router: APIRouter, queue: Queue, stopping: Callable[[], bool]) -> 
         """The result, by ranges too."""
         with _found():
             return FileResponse(queue.result(job_id), media_type="video/mp4", headers=_FOR_EVER)
+
+    @router.get("/jobs/{job_id}/thumbnail.webp")
+    async def thumbnail(job_id: str) -> Response:
+        """A frame of the result."""
+        with _found():
+            path, kind = await variants.file(queue, job_id, "thumbnail")
+        return FileResponse(path, media_type=kind, headers=_FOR_EVER)
 
     @router.get("/jobs/{job_id}/recipe.json")
     def recipe(job_id: str) -> Response:
