@@ -227,7 +227,7 @@ def test_the_page_goes_on_when_the_server_died_and_is_back(tmp_path, visit):
 def test_cancel_keeps_the_settings(server, visit):
     page = visit(server.address)
     give_still(page)
-    set_number(page, "Steps", SLOW)
+    set_number(page, "Steps", 5 * SLOW)  # so that neither is done before it is cancelled
     page.get_by_label("number input for Motion").fill("33")
     page.keyboard.press("Tab")
     running = generate(page)
@@ -238,7 +238,7 @@ def test_cancel_keeps_the_settings(server, visit):
         page.click(f".k-poster[data-job={job}]")
         page.click(f".k-panel .k-cancel[data-job={job}]")
         page.wait_for_selector(f".k-panel[data-job={job}] .k-headline:has-text('Cancelled')")
-    assert page.get_by_label("Steps", exact=True).input_value() == str(SLOW)
+    assert page.get_by_label("Steps", exact=True).input_value() == str(5 * SLOW)
     assert page.get_by_label("number input for Motion").input_value() == "33"
     assert page.is_visible(".k-still .k-screen img")
 
