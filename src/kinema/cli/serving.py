@@ -64,7 +64,7 @@ def serve(
     settings = read_settings(**given)
     _check_address(host, settings)
     _check_installed()
-    _tell(host, port, settings)
+    say(f"jobs and videos are in {settings.data_dir.expanduser()}")
     # A key on the command line is seen by everyone on this machine; in the environment by its owner alone.
     environment = os.environ | {f"KINEMA_{name.upper()}": value for name, value in given.items() if value is not None}
     environment.setdefault("BENTOML_DO_NOT_TRACK", "True")
@@ -96,12 +96,3 @@ def _check_installed() -> None:
 
     if find_spec("bentoml") is None or find_spec("dbos") is None:
         raise InvalidRequest("the server's packages are not installed: pip install 'kinema[server]'")
-
-
-def _tell(host: str, port: int, settings: Settings) -> None:
-    name = "localhost" if host in ("127.0.0.1", "0.0.0.0", "::", "::1") else host  # noqa: S104 - compared, not bound
-    address = f"http://{name}:{port}"
-    say(f"the page        {address}/studio")
-    say(f"Swagger         {address}/")
-    say(f"the API         {address}/v1/videos  (its document: {address}/v1/openapi.json)")
-    say(f"jobs and videos {settings.data_dir.expanduser()}")
