@@ -6,22 +6,26 @@ from typing import Any
 
 
 class Sentence(str):
-    """A sentence in English, ready to be read; `code` names it, `values` fill it in.
+    """A sentence in English, ready to be read; `code` names it, `values` fill in `english`.
 
     Values may be sentences too. Those called `name` or `other` are names of settings.
     """
 
-    __slots__ = ("_english", "code", "values")
+    __slots__ = ("code", "english", "values")
 
     code: str
     values: dict[str, Any]
-    _english: str
+    english: str
 
     def __new__(cls, code: str, english: str, /, **values: Any) -> Sentence:
         """The English with its `{}` filled in, as by `str.format`."""
         sentence = super().__new__(cls, english.format(**values))
-        sentence.code, sentence.values, sentence._english = code, values, english
+        sentence.code, sentence.values, sentence.english = code, values, english
         return sentence
 
+    def replaced(self, **values: Any) -> Sentence:
+        """The same sentence with other values."""
+        return type(self)(self.code, self.english, **{**self.values, **values})
+
     def __getnewargs_ex__(self) -> tuple[tuple[str, str], dict[str, Any]]:  # errors travel between processes
-        return (self.code, self._english), self.values
+        return (self.code, self.english), self.values

@@ -45,9 +45,9 @@ def test_the_crop_follows_the_settings(server, visit):
     page = visit(server.address)
     give_still(page)
     page.get_by_text("Bars", exact=True).click()
-    page.wait_for_selector(".k-still img[src*='fit=pad']")
+    page.wait_for_selector(".k-still .k-screen img[src*='fit=pad']")
     set_number(page, "Height", 288)
-    page.wait_for_selector(".k-still img[src*='height=288']")
+    page.wait_for_selector(".k-still .k-screen img[src*='height=288']")
     assert page.eval_on_selector(
         ".k-still .k-screen > img", "i => i.decode().then(() => [i.naturalWidth, i.naturalHeight])"
     ) == [288, 288]
@@ -67,7 +67,7 @@ def test_a_still_may_be_dropped_or_pasted(server, visit):
             f"document.querySelector('.k-still').dispatchEvent({event}); }}",
             _base64(ROCKET),
         )
-        page.wait_for_selector(".k-still img")
+        page.wait_for_selector(".k-still .k-screen img")
         page.click("[data-remove]")
 
 
@@ -102,6 +102,81 @@ def test_a_picture_that_is_refused_takes_the_place_of_the_one_before(server, vis
     page.wait_for_selector("#k-note .k-fault:has-text('Give a picture first')")
 
 
+def test_an_example_is_one_click_away(server, visit):
+    page = visit(server.address)
+    assert page.locator("[data-example]").count() == 3
+    page.get_by_role("button", name="Coffee").click()
+    page.wait_for_selector(".k-still .k-screen img")
+    generate(page)
+    finished(page)
+    assert page.locator(".k-card h3").first.inner_text() == "Coffee"
+
+
+def test_framing_is_called_the_same_everywhere(server, visit):
+    page = visit(server.address)
+    give_still(page)
+    for name in ("Bars", "Stretch", "Crop"):
+        page.get_by_text(name, exact=True).click()
+        page.wait_for_selector(f".k-still > .k-hint:has-text('{name}:')")
+
+
+@pytest.mark.parametrize(
+    ("locale", "label", "said"),
+    [
+        ("en-US", "number input for Motion", "Motion 7.5 is not usable"),
+        ("ko-KR", "number input for 움직임", "움직임: 7.5 값은 쓸 수 없습니다. 정수를"),
+    ],
+)
+def test_what_is_typed_wrong_is_refused_in_the_pages_words_and_by_the_fields_name(server, visit, locale, label, said):
+    page = visit(server.address, locale=locale)
+    motion = page.get_by_label(label)
+    for value, shown in (("7.5", f".k-fault:has-text('{said}')"), ("", ".k-estimate"), ("300", ".k-cautions")):
+        motion.fill(value)
+        page.wait_for_selector(f"#k-note {shown}")
+    page.wait_for_timeout(500)
+    assert page.locator(".toast-wrap .toast-body").count() == 0  # Gradio's own, in its own words
+
+
+def test_the_model_is_in_sight_and_a_demo_is_called_one(server, visit):
+    page = visit(server.address)
+    assert page.get_by_label("Model", exact=True).input_value() == "pocket (demo model)"
+    assert page.is_visible("text=pocket is a demo model")
+    page.get_by_label("Model", exact=True).click()
+    page.get_by_role("option", name="svd-xt", exact=True).click()
+    page.wait_for_selector("text=Each model brings its own size")
+    assert page.locator("text=pocket is a demo model").count() == 0
+
+
+def test_the_page_is_as_wide_as_its_screen(server, visit):
+    page = visit(server.address)
+    page.set_viewport_size({"width": 1920, "height": 1080})
+    page.wait_for_function("document.querySelector('#k-main').getBoundingClientRect().width > 1650")
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.wait_for_function("document.documentElement.scrollWidth <= 390")
+
+
+def test_a_card_shows_a_frame_of_its_video_and_can_be_renamed_and_pinned(server, visit):
+    page = visit(server.address)
+    give_still(page)
+    job = generate(page)
+    finished(page)
+    card = page.locator(f".k-card:has([data-job={job}])")
+    picture = card.locator(".k-poster img[src$='thumbnail.webp']")
+    picture.wait_for()
+    assert picture.evaluate("i => i.decode().then(() => [i.naturalWidth, i.naturalHeight])") == [288, 160]
+    card.get_by_text("Rename").click()
+    page.get_by_role("textbox", name="Title of this video").fill("Lift-off & <b>up</b>")
+    page.keyboard.press("Enter")
+    card.locator("h3:text-is('Lift-off & <b>up</b>')").wait_for()
+    assert page.locator("dialog").count() == 0
+    for pressed in ("true", "false"):
+        card.locator(".k-pin").click()
+        card.locator(f".k-pin[aria-pressed={pressed}]").wait_for()
+    card.get_by_text("Rename").click()
+    page.keyboard.press("Escape")
+    assert card.locator("h3").inner_text() == "Lift-off & <b>up</b>"
+
+
 def test_what_can_not_be_made_is_said_beside_the_button(server, visit):
     page = visit(server.address)
     page.click("#k-generate")
@@ -121,7 +196,7 @@ def test_a_reload_in_mid_job_finds_it_and_its_settings(server, visit):
     page.close()
     again = visit(f"{server.address}?job={job}")
     again.wait_for_selector(".k-panel[data-status=in_progress]")
-    again.wait_for_selector(".k-still img")
+    again.wait_for_selector(".k-still .k-screen img")
     again.click(".k-more > button")
     assert again.get_by_label("Steps", exact=True).input_value() == str(SLOW)
     finished(again)
@@ -152,7 +227,7 @@ def test_the_page_goes_on_when_the_server_died_and_is_back(tmp_path, visit):
 def test_cancel_keeps_the_settings(server, visit):
     page = visit(server.address)
     give_still(page)
-    set_number(page, "Steps", SLOW)
+    set_number(page, "Steps", 5 * SLOW)  # so that neither is done before it is cancelled
     page.get_by_label("number input for Motion").fill("33")
     page.keyboard.press("Tab")
     running = generate(page)
@@ -163,9 +238,9 @@ def test_cancel_keeps_the_settings(server, visit):
         page.click(f".k-poster[data-job={job}]")
         page.click(f".k-panel .k-cancel[data-job={job}]")
         page.wait_for_selector(f".k-panel[data-job={job}] .k-headline:has-text('Cancelled')")
-    assert page.get_by_label("Steps", exact=True).input_value() == str(SLOW)
+    assert page.get_by_label("Steps", exact=True).input_value() == str(5 * SLOW)
     assert page.get_by_label("number input for Motion").input_value() == "33"
-    assert page.is_visible(".k-still img")
+    assert page.is_visible(".k-still .k-screen img")
 
 
 def test_the_gallery_gives_settings_file_and_recipe_and_deletes(server, visit):
@@ -179,7 +254,7 @@ def test_the_gallery_gives_settings_file_and_recipe_and_deletes(server, visit):
     other = visit(server.address)
     card = other.locator(f".k-card:has([data-job={job}])")
     card.locator(".k-use").click()
-    other.wait_for_selector(".k-still img")
+    other.wait_for_selector(".k-still .k-screen img")
     assert other.get_by_label("number input for Motion").input_value() == "77"
     assert other.get_by_label("Seed", exact=True).input_value() == seed
     assert other.get_by_label("Keep the seed").is_checked()
@@ -222,7 +297,7 @@ def test_all_of_it_works_by_keyboard(server, visit):
     with page.expect_file_chooser() as chooser:
         page.keyboard.press("Enter")
     chooser.value.set_files(ROCKET)
-    page.wait_for_selector(".k-still img")
+    page.wait_for_selector(".k-still .k-screen img")
     _tab_to(page, "[aria-label='range slider for Motion']")
     page.keyboard.press("ArrowRight")
     assert page.get_by_label("number input for Motion").input_value() == "128"
@@ -254,7 +329,7 @@ def test_the_page_speaks_korean(server, visit):
     assert page.eval_on_selector_all("[data-testid=status-tracker]", trackers) == ["none"]
     assert page.is_visible(".k-segments > .wrap:not([data-testid]) >> nth=0")
     latin = re.findall(r"[A-Za-z]{3,}", page.inner_text("#k-form"))
-    assert set(latin) <= {"rocket"}, latin
+    assert set(latin) <= {"rocket", "pocket", "svd", "GPU"}, latin
     page.click("a[data-language=en]")  # the same job, and the choice is remembered
     page.wait_for_selector("text=Done")
     page.goto(server.address)

@@ -143,14 +143,15 @@ def test_a_still_is_kept_and_fitted_as_the_engine_does(client):
 def test_what_is_no_still_is_refused(client, data, status, said):
     answer = client.post("/studio/stills", content=data)
     assert answer.status_code == status
-    assert said in answer.json()["fault"]
+    assert said in answer.json()["error"]["message"]
 
 
 def test_what_is_no_still_is_refused_in_the_pages_language(client):
     for data in (b"GIF89a", b"0" * 20_000_001):
-        answer = client.post("/studio/stills?language=ko", content=data).json()
-        assert ("PNG로 저장해서" in answer["fault"]) or ("20 MB가 넘습니다" in answer["fault"])
-        assert not answer["english"]
+        answer = client.post("/studio/stills?language=ko", content=data)
+        said = answer.json()["error"]["message"]
+        assert ("PNG로 저장해서" in said) or ("20 MB가 넘습니다" in said)
+        assert answer.headers["content-language"] == "ko"
 
 
 @pytest.mark.parametrize("name", ["..%2f..%2fjobs.sqlite3", "A" * 64, "a" * 63, "a" * 64, "%00"])

@@ -116,6 +116,9 @@ def test_denoising_steps_carry_latents_that_change(shared: Models, still: Still)
     assert [tensor.shape for tensor in latents] == [(1, 4, 4, 8, 8)] * 3
     assert all(not torch.equal(a, b) for a, b in pairwise(latents))
     assert all(step.latents is None for step in steps if step.stage != "denoise")
+    clean = [step.clean for step in steps if step.stage == "denoise"]
+    assert torch.allclose(clean[-1], latents[-1], atol=1e-5)  # the last step ends without noise
+    assert all(estimate.std() < noisy.std() for estimate, noisy in zip(clean[:-1], latents[:-1], strict=True))
 
 
 def test_the_frames_of_the_decoding_steps_are_the_clip(shared: Models, still: Still) -> None:

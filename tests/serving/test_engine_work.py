@@ -1,6 +1,7 @@
 """The engine as the queue's work, on a tiny real model: its parts make the bytes of a run in one piece."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 from kinema.engine import Denoised, Projection, generate, to_clip, to_latents
 from kinema.jobs.values import Preview, Task
 from kinema.media.reading import read_recipe
-from kinema.media.still import open_still
+from kinema.media.still import fit_still, open_still
 from kinema.models import loading
 from kinema.models.catalog import request_for
 from kinema.serving.work import Work
@@ -76,6 +77,18 @@ def test_what_previews_need_of_the_model_is_taken_before_the_first_step(work, ti
             result.make()
     assert told[0] == "fit"
     assert told.count("fit") == 1
+
+
+def test_the_first_preview_shows_the_scene(monkeypatch, tmp_path):
+    monkeypatch.setenv("KINEMA_DEVICE", "cpu")
+    monkeypatch.setenv("KINEMA_MODEL", "pocket")
+    rocket = Path(__file__).parents[2] / "examples" / "rocket.jpg"
+    request = request_for(model="pocket", seed=3, num_frames=2)
+    preview = next(told for told in Work()(Task("j", "latents", request, rocket)) if isinstance(told, Preview))
+    seen = Image.open(io.BytesIO(preview.make())).resize((36, 20))
+    scene = fit_still(open_still(rocket), 288, 160).resize((36, 20))
+    alike = np.corrcoef(np.asarray(seen, float).ravel(), np.asarray(scene, float).ravel())[0, 1]
+    assert alike > 0.6, alike
 
 
 def test_a_projection_shows_a_picture_for_any_number_of_channels(tiny_svd_4_levels):

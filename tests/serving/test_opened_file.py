@@ -1,7 +1,6 @@
 """A video that is deleted while it is sent arrives whole; one that is gone before is not found."""
 
 import asyncio
-from types import SimpleNamespace
 
 import pytest
 
@@ -70,10 +69,10 @@ def test_a_picture_of_a_video_that_is_deleted_meanwhile_is_not_found(video, vari
     folder = video.parent / "job"
     folder.mkdir()
     moved = video.rename(folder / video.name)
-    host = SimpleNamespace(queue=Deleting(moved), images=ImageService())
+    images = ImageService()
     with pytest.raises(JobNotFound, match="was deleted"):
-        asyncio.run(Variants().file(host, None, "job", variant))
-    host.images.close()
+        asyncio.run(Variants().file(Deleting(moved), images, None, "job", variant))
+    images.close()
 
 
 def test_an_unfinished_job_still_has_no_picture():
@@ -82,4 +81,4 @@ def test_an_unfinished_job_still_has_no_picture():
             raise JobUnfinished("it runs")
 
     with pytest.raises(JobUnfinished):
-        asyncio.run(Variants().file(SimpleNamespace(queue=Unfinished()), None, "job", "thumbnail"))
+        asyncio.run(Variants().file(Unfinished(), None, None, "job", "thumbnail"))

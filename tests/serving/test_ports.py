@@ -32,7 +32,7 @@ def test_no_port_is_open_but_https_and_every_socket_is_in_a_private_folder(tmp_p
         for path in paths:
             assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700, path
             assert path.parent.stat().st_uid == os.getuid()
-        assert f"the page:        http://localhost:{port}/studio\n" in running.log.read_text()
+        assert f"the page is at http://localhost:{port}/studio," in running.log.read_text()
         running.end()
         assert not [path for path in paths if path.parent.exists()]
     finally:

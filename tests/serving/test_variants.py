@@ -25,10 +25,10 @@ def queue(tmp_path):
 
 
 def test_who_ask_at_once_get_the_file_that_was_made_once(queue):
-    host = SimpleNamespace(queue=queue, images=ImageService())
+    images = ImageService()
 
     async def ask(variants):
-        path, _ = await variants.file(host, None, "a job", "spritesheet")
+        path, _ = await variants.file(queue, images, None, "a job", "spritesheet")
         return path.stat().st_ino
 
     async def both():
@@ -36,7 +36,7 @@ def test_who_ask_at_once_get_the_file_that_was_made_once(queue):
         return await asyncio.gather(ask(variants), ask(variants))
 
     first, second = asyncio.run(both())
-    host.images.close()
+    images.close()
     assert first == second
 
 

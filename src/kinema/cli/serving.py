@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kinema.cli.options import Device, Dtype, Model, Precision  # noqa: TC001 - typer reads annotations
+from kinema.cli.progress import say
 from kinema.errors import InvalidRequest, QueueUnavailable
 from kinema.serving.arbiter import check_port
 from kinema.settings import read_settings
@@ -68,6 +69,7 @@ def serve(
     host = "127.0.0.1" if host == "localhost" else host  # BentoML takes addresses alone
     check_port(host, port)
     _check_data(settings)
+    say(f"jobs and videos are in {settings.data_dir.expanduser()}")
     # A key on the command line is seen by everyone on this machine; in the environment by its owner alone.
     environment = os.environ | {f"KINEMA_{name.upper()}": value for name, value in given.items() if value is not None}
     environment.setdefault("BENTOML_DO_NOT_TRACK", "True")

@@ -53,4 +53,4 @@ class Denoised:
                 latents = file.get_tensor("latents").clone()
             return Denoised(latents, Plan(noted["plan"], noted["chunk"]), tuple(noted["events"]))
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise GenerationFailed(f"the kept latents {path} can't be read ({error}); make the video again") from None
+            raise GenerationFailed("the kept latents can't be read; make the video again") from error

@@ -166,7 +166,7 @@ def _denoise(
                     clean = sampling.denoised(latents, v, sigmas[i])
                     latents = sampling.euler_step(latents, clean, sigmas[i], sigmas[i + 1])
                     done = i + 1
-                    yield Step("denoise", done, steps, latents=latents)
+                    yield Step("denoise", done, steps, latents=latents, clean=clean)
             break
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):

@@ -331,8 +331,7 @@ class Queue:
         """
         job = self.get(job_id)
         if job.status == "failed":
-            reason = "it failed" if job.error is None else f"{job.error.code}: {job.error.message}"
-            raise JobUnfinished(f"job {job_id} has no video: {reason}")
+            raise JobUnfinished(f"job {job_id} has no video: it failed{f' ({job.error.code})' if job.error else ''}")
         if job.status != "completed":
             raise JobUnfinished(
                 f"job {job_id} is {job.status.replace('_', ' ')}; its video is there when it is completed"

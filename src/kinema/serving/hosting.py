@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from kinema.errors import QueueUnavailable
 from kinema.jobs import Queue
+from kinema.sentences import Sentence
 from kinema.serving.abandoned import Abandoned
 from kinema.serving.image_service import ImageService
 from kinema.serving.metrics import Metrics
@@ -103,7 +104,7 @@ class Host:
             QueueUnavailable: saying so.
         """
         if self.stopping.is_set():
-            raise QueueUnavailable("the server is ending; try again when it is back")
+            raise QueueUnavailable(Sentence("server_ending", "the server is ending; try again when it is back"))
 
     async def finished(self, job: Job) -> Job | None:
         """The job once it is finished; None where it was deleted.
@@ -116,7 +117,13 @@ class Host:
             if latest.finished:
                 return latest
         if self.stopping.is_set():
-            raise QueueUnavailable(f"the server is ending; {job.id} goes on when it is back: ask for it then")
+            raise QueueUnavailable(
+                Sentence(
+                    "server_ending_job",
+                    "the server is ending; {job} goes on when it is back: ask for it then",
+                    job=job.id,
+                )
+            )
         return None
 
     async def watch(self, job_id: str) -> AsyncIterator[Job]:
@@ -176,5 +183,5 @@ def host_of(app: FastAPI) -> Host:
     """
     host: Host | None = getattr(app.state, "host", None)
     if host is None:
-        raise QueueUnavailable("the server is starting; try again in a moment")
+        raise QueueUnavailable(Sentence("server_starting", "the server is starting; try again in a moment"))
     return host

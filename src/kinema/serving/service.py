@@ -5,6 +5,7 @@ bentoml serve service:StableDiffusionVideo
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -24,11 +25,13 @@ from starlette.responses import Response
 from kinema.errors import InvalidRequest, KinemaError
 from kinema.jobs.working import end_with
 from kinema.serving import logs, page, swagger
+from kinema.serving.address import own_address
 from kinema.serving.arbiter import close_control_ports
 from kinema.serving.connections import Connection, Limits
 from kinema.serving.decode_process import ClientGone
 from kinema.serving.edge import Edge
 from kinema.serving.hosting import WORK, Host, host_of
+from kinema.serving.http_errors import OneErrorShape
 from kinema.serving.reading import Body, receive
 from kinema.serving.videos import accept, answer_to, make_app, wait_for
 from kinema.settings import read_settings
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
+log = logging.getLogger(__name__)
 api = make_app()
 
 
@@ -132,8 +136,9 @@ class StableDiffusionVideo:
     async def _open(self) -> None:
         await self._host.open()
         api.state.host = self._host
-        if _started_by_arbiter():
-            logs.announce(self._host.settings.data_dir)
+        if address := own_address():
+            places = f"{address}{page.PATH}, Swagger UI at {address}/, the API at {address}/v1/videos"
+            log.info("the page is at %s", places)
 
     @bentoml.on_shutdown
     async def _close(self) -> None:
@@ -174,5 +179,6 @@ class StableDiffusionVideo:
         return ready
 
 
-StableDiffusionVideo.add_asgi_middleware(Edge, api=api)  # type: ignore[attr-defined]  # it is a Service now
+StableDiffusionVideo.add_asgi_middleware(OneErrorShape)  # type: ignore[attr-defined]  # it is a Service now
+StableDiffusionVideo.add_asgi_middleware(Edge, api=api)  # type: ignore[attr-defined]  # likewise
 swagger.add(api, StableDiffusionVideo)

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from kinema.jobs import Queue
-    from kinema.serving.hosting import Host
     from kinema.serving.image_service import ImageService
 
 Variant = Literal["video", "thumbnail", "spritesheet"]
@@ -36,7 +35,9 @@ class Variants:
     def __init__(self) -> None:
         self._making: WeakValueDictionary[tuple[str, Variant], asyncio.Lock] = WeakValueDictionary()
 
-    async def file(self, host: Host, request: Request, job_id: str, variant: Variant) -> tuple[Path, str]:
+    async def file(
+        self, queue: Queue, images: ImageService, request: Request | None, job_id: str, variant: Variant
+    ) -> tuple[Path, str]:
         """The file and its media type; it is made at the first asking, and goes when the job does.
 
         Raises:
@@ -45,9 +46,9 @@ class Variants:
         """
         name, kind = _FILES[variant]
         async with self._making.setdefault((job_id, variant), asyncio.Lock()):
-            path, there = await asyncio.to_thread(_look, host.queue, job_id, name)
+            path, there = await asyncio.to_thread(_look, queue, job_id, name)
             if not there:
-                await host.images.pictures.run(lambda gone: _make(host.images, path, gone), request)
+                await images.pictures.run(lambda gone: _make(images, path, gone), request)
             return path, kind
 
 

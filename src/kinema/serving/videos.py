@@ -238,9 +238,7 @@ def _add_looking(app: FastAPI) -> None:
     partial: dict[int | str, dict[str, Any]] = {
         206: {"description": "The part that was asked for.", "content": kinds[200]["content"]}
     }
-    unmet: dict[int | str, dict[str, Any]] = {
-        416: {"description": "There is no such part.", "content": {"text/plain": {"schema": {"type": "string"}}}}
-    }
+    unmet: dict[int | str, dict[str, Any]] = {416: {"model": wire.ErrorAnswer, "description": "There is no such part."}}
 
     @app.get(
         "/v1/videos/{video_id}/content",
@@ -251,7 +249,8 @@ def _add_looking(app: FastAPI) -> None:
     async def content(request: Request, video_id: str, variant: Variant = "video") -> Response:
         """The video's file, its thumbnail, or a sheet of all its frames."""
         job = await _job(app, video_id)
-        path, kind = await app.state.variants.file(host_of(app), request, job.id, variant)
+        host = host_of(app)
+        path, kind = await app.state.variants.file(host.queue, host.images, request, job.id, variant)
         name = f"{job.id}{path.suffix}"
         return OpenedFile(path, media_type=kind, filename=name, headers=made_headers(job))
 

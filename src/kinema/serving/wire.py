@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -24,11 +25,14 @@ from kinema.errors import (
     WeightsError,
 )
 from kinema.jobs.working import code_of
+from kinema.serving.client_messages import failure_message, refusal_message
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from kinema.jobs import Failure, Job
+
+log = logging.getLogger(__name__)
 
 # The first that fits counts.
 _STATUS: tuple[tuple[type[KinemaError], int], ...] = (
@@ -180,7 +184,7 @@ def video_of(job: Job, cautions: Iterable[str] = ()) -> dict[str, Any]:
         "seconds": f"{request.num_frames / request.frame_rate:.4g}",
         "size": f"{request.width}x{request.height}",
         "seed": request.seed,
-        "error": None if job.error is None else {"code": job.error.code, "message": job.error.message},
+        "error": None if job.error is None else {"code": job.error.code, "message": failure_message(job.error)},
         "queue_position": job.queue_position,
         "stage": job.stage,
         "step": job.step,
@@ -202,12 +206,15 @@ def refusal(error: KinemaError) -> tuple[int, dict[str, Any], dict[str, str]]:
     elif status == 503:
         headers["Retry-After"] = str(RETRY_SECONDS)
     param = error.param if isinstance(error, InvalidRequest | InvalidStill) else None
-    return status, error_body(status, code_of(type(error)), str(error), param), headers
+    message = refusal_message(error)
+    if message != str(error):
+        log.warning("%s: %s", code_of(type(error)), error)
+    return status, error_body(status, code_of(type(error)), message, param), headers
 
 
 def failure(fault: Failure | None) -> tuple[int, dict[str, Any], dict[str, str]]:
     """The same for a job that failed while someone waited for its video."""
-    code, message = ("failed", "the video failed") if fault is None else (fault.code, fault.message)
+    code, message = ("failed", "the video failed") if fault is None else (fault.code, failure_message(fault))
     status = 409 if code == "cancelled" else _failed().get(code, 500)
     return status, error_body(status, code, message), {"Retry-After": str(RETRY_SECONDS)} if status == 503 else {}
 

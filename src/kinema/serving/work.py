@@ -93,8 +93,8 @@ class Work:
         result: Step | Denoised
         for result in to_latents(models, _still_of(task), task.request):
             yield result
-            if isinstance(result, Step) and result.latents is not None:
-                yield Preview(lambda latents=result.latents: self._seen(latents))  # type: ignore[misc]
+            if isinstance(result, Step) and result.clean is not None:
+                yield Preview(lambda clean=result.clean: self._seen(clean))  # type: ignore[misc]
 
     def _decode(self, task: Task) -> Iterator[Step | Preview | Product]:
         from PIL import Image
@@ -108,13 +108,13 @@ class Work:
             if isinstance(result, Step) and result.frames is not None:
                 yield Preview(lambda frame=result.frames[-1]: _jpeg(Image.fromarray(frame)))  # type: ignore[misc]
 
-    def _seen(self, latents: object) -> bytes:
-        """A picture of what is being denoised."""
+    def _seen(self, clean: object) -> bytes:
+        """An image of the model's estimate so far."""
         import torch
 
         assert self._projection is not None, "it was fitted before the first step"
-        assert isinstance(latents, torch.Tensor), "a step's latents are one"
-        picture = self._projection.picture(latents)
+        assert isinstance(clean, torch.Tensor), "a step's estimate is one"
+        picture = self._projection.picture(clean)
         return _jpeg(picture.resize((picture.width * 8, picture.height * 8)))
 
     def _models_of(self, model: str) -> Models:

@@ -14,7 +14,7 @@ from test_view import job, text
 
 import kinema
 from kinema import errors
-from kinema.errors import InvalidRequest, InvalidStill, KinemaError, QueueFull, QueueUnavailable
+from kinema.errors import InvalidRequest, InvalidStill, JobUnfinished, KinemaError, QueueFull
 from kinema.jobs import Failure
 from kinema.jobs.files import Files
 from kinema.jobs.values import OWN_FAILURES
@@ -22,6 +22,7 @@ from kinema.jobs.working import code_of
 from kinema.media.still import fit_cautions, open_still
 from kinema.models.catalog import CATALOG, PAINTERS, cautions, request_for
 from kinema.sentences import Sentence
+from kinema.serving.client_messages import failure_message
 from kinema.serving.page import asking, view
 from kinema.serving.page.english import ENGLISH
 from kinema.serving.page.korean import KOREAN
@@ -232,11 +233,9 @@ def test_a_server_refuses_in_korean(tmp_path):
 
 
 def test_what_has_no_korean_is_marked_as_english():
-    plain = QueueUnavailable("the <server> is ending")
-    assert asking.why(plain, KOREAN) == (
-        '대기열을 쓸 수 없습니다. 잠시 뒤 다시 시도하세요. <span lang="en">the &lt;server&gt; is ending</span>'
-    )
-    assert asking.why(plain, ENGLISH) == "the &lt;server&gt; is ending"
+    plain = JobUnfinished("it is <queued>")
+    assert asking.why(plain, KOREAN) == '아직 완성된 영상이 없습니다. <span lang="en">it is &lt;queued&gt;</span>'
+    assert asking.why(plain, ENGLISH) == "it is &lt;queued&gt;"
     unknown = Sentence("of_tomorrow", "it is {what}", what=Sentence("new", "new"))
     assert asking.why(QueueFull(unknown, 1), KOREAN).endswith('<span lang="en">it is new</span>')
     assert asking.told(Sentence("not_usable", "{wanted}", wanted=unknown), KOREAN) == '<span lang="en">it is new</span>'
@@ -247,8 +246,10 @@ def test_a_failed_job_says_why_and_keeps_the_servers_words(code):
     failed = job("failed", error=Failure(code, "no <room> for 3 GB"))
     panel = view.panel(failed, KOREAN)
     assert f"{KOREAN.faults[code]} {KOREAN.kept}" in text(panel)
-    assert '<p><span lang="en">no &lt;room&gt; for 3 GB</span></p></details>' in panel
-    assert "No <room> for 3 GB. Your settings" in text(view.panel(failed, ENGLISH))
+    said = failure_message(failed.error)  # what the server keeps to itself is said in general
+    kept = said == failed.error.message
+    assert ('<p><span lang="en">no &lt;room&gt; for 3 GB</span></p></details>' in panel) is kept
+    assert f"{said[:1].upper()}{said[1:]}. Your settings" in text(view.panel(failed, ENGLISH))
     assert ENGLISH.details not in text(view.panel(failed, ENGLISH))
 
 

@@ -40,7 +40,7 @@ def text(markup):
         (job(stage="denoise", step=1, total=25), "time left is not known yet"),
         (job("completed", stage_durations={"denoise": 30.0, "decode": 11.6}, completed_at=2000.0), "made in 42 s"),
         (job("failed", error=Failure("cancelled", "it was cancelled")), "Cancelled"),
-        (job("failed", error=Failure("worker_died", "three workers died")), "Three workers died. Your settings are"),
+        (job("failed", error=Failure("worker_hung", "three workers hung")), "Three workers hung. Your settings are"),
     ],
 )
 def test_a_job_is_told_as_it_is(state, told):

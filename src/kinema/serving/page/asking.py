@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from kinema.errors import KinemaError
 from kinema.jobs.working import code_of
 from kinema.media.still import crop_box
+from kinema.serving.client_messages import refusal_message
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -22,6 +23,8 @@ _ICONS = {
     "use": "M4 7h10 M18 7h2 M4 17h2 M10 17h10 M16 5v4 M8 15v4",
     "download": "M12 4v11 M7 11l5 5 5-5 M5 20h14",
     "recipe": "M6 3h9l4 4v14H6z M9 11h7 M9 15h7",
+    "rename": "M4 20l1-4L16.5 4.5l3 3L8 19z M14 7l3 3",
+    "pin": "M9 3h6 M10 3v7l-3 4h10l-3-4V3 M12 14v7",
     "delete": "M5 7h14 M10 7V4h4v3 M7 7l1 13h8l1-13",
     "cancel": "M6 6l12 12 M18 6L6 18",
 }
@@ -66,11 +69,14 @@ def english(text: str, words: Words) -> str:
 
 def why(fault: KinemaError, words: Words) -> str:
     """Why something is refused: as a whole sentence, else in general, with the English beside it."""
-    message = fault.args[0] if fault.args else ""
+    message = refusal_message(fault)
     general = words.faults.get(code_of(type(fault)))
     if general is None or words.said(message) is not None:
         return told(message, words)
-    return f"{escape(general)} {english(str(fault), words)}"
+    details = (
+        f" {english(message, words)}" if message == str(fault) else ""
+    )  # else it says no more than the general one
+    return escape(general) + details
 
 
 def empty_frame(words: Words, fault: str = "", *, in_english: bool = False) -> str:
@@ -81,8 +87,18 @@ def empty_frame(words: Words, fault: str = "", *, in_english: bool = False) -> s
         f'<div class="k-still k-empty" {_said_by_script(words)}>'
         f'{icon("picture")}<p class="k-drop">{escape(words.drop)}</p>'
         f'<button type="button" class="k-button k-choose" data-choose>{escape(words.choose)}</button>'
-        f'<p class="k-hint">{escape(words.drop_hint)}</p>{said}</div>'
+        f'<p class="k-hint">{escape(words.drop_hint)}</p>{said}{_examples(words)}</div>'
     )
+
+
+def _examples(words: Words) -> str:
+    """Images to try without one of one's own."""
+    buttons = "".join(
+        f'<button type="button" class="k-example" data-example="{name}" data-title="{escape(title)}" '
+        f'title="{escape(title)}"><img src="../static/examples/{name}.jpg" alt="{escape(title)}"></button>'
+        for name, title in words.examples.items()
+    )
+    return f'<p class="k-hint">{escape(words.try_example)}</p><div class="k-examples">{buttons}</div>'
 
 
 def frame(still: str, size: tuple[int, int], request: VideoRequest, words: Words) -> str:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import logging
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
@@ -19,6 +22,7 @@ from kinema.serving.page import form as forms
 from kinema.serving.page.languages import LANGUAGES
 from kinema.serving.submitting import (
     Submission,
+    change,
     default_model,
     estimate,
     offered_models,
@@ -29,10 +33,14 @@ from kinema.serving.submitting import (
 from kinema.values import draw_seed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kinema.jobs import Job, Queue
     from kinema.serving.page.files import Drafts
     from kinema.serving.page.words import Words
     from kinema.settings import Settings
+
+log = logging.getLogger(__name__)
 
 CARDS = 12
 # The gallery is told anew so often, while a job in it is not finished.
@@ -87,32 +95,49 @@ class Page:
         ]  # fmt: skip
         listing = [self._gallery, self._shown, self._cards, self._clock]
         everything = [*form_outputs, self._panel, *listing]
-        looked = {"fn": self._look, "inputs": form.inputs, "outputs": [form.frame, form.note], **STILL}
+        looked = {"fn": self._answering(self._look), "inputs": form.inputs, "outputs": [form.frame, form.note], **STILL}
         gr.on(
             [component.change for component in (form.source, form.still, *form.settings.values())],
             trigger_mode="always_last",
             **looked,
         )
         form.source.input(form.sides, form.source, [form.still_side, form.sentence_side, form.painter_side], **QUIET)
-        form.settings["model"].input(self._model, form.inputs, form_outputs, **QUIET)
+        form.settings["model"].input(self._answering(self._model), form.inputs, form_outputs, **QUIET)
         form.frame.given(self._given, None, [form.still, form.title], **QUIET)
         form.frame.refused(self._refused, None, [form.still, form.frame], **QUIET)
         form.frame.removed(self._removed, None, [form.still, form.frame], **QUIET)
         form.dice.click(lambda: (draw_seed(), True), None, [form.settings["seed"], form.locked], **QUIET)
         gr.on(
             [form.generate.click, form.settings["prompt"].submit],
-            self._generate,
+            self._answering(self._generate),
             [*form.inputs, *listed],
             everything,
             **STILL,
         )
         for part in (self._panel, self._gallery):
-            part.act(self._act, listed, everything, trigger_mode="multiple", **QUIET)
+            part.act(self._answering(self._act), listed, everything, trigger_mode="multiple", **QUIET)
         for told in (self._panel.finished, self._clock.tick):
-            told(self._listing, listed, listing, **QUIET)
+            told(self._answering(self._listing), listed, listing, **QUIET)
         # What it took, the next one should take.
-        self._panel.finished(self._look, form.inputs, [form.frame, form.note], **STILL)
-        self.blocks.load(self._load, [*form.inputs, *listed], everything, **STILL)
+        self._panel.finished(self._answering(self._look), form.inputs, [form.frame, form.note], **STILL)
+        self.blocks.load(self._answering(self._load), [*form.inputs, *listed], everything, **STILL)
+
+    def _answering(self, handler: Callable[..., Updates]) -> Callable[..., Updates]:
+        """The same handler; what goes wrong in it is shown in the page's words, not in Gradio's."""
+        words = self._words
+
+        @functools.wraps(handler)
+        def answered(*given: Any, **named: Any) -> Updates:
+            try:
+                return handler(*given, **named)
+            except KinemaError as fault:
+                said = asking.why(fault, words)
+            except Exception:
+                log.exception("a defect of the page")
+                said = escape(words.defect)
+            raise gr.Error(said, title=words.failed, print_exception=False) from None
+
+        return answered
 
     # What is asked, and what is known of it before it is submitted.
 
@@ -187,21 +212,32 @@ class Page:
         """A button of the panel or of a card."""
         job_id = str(event.job)
         try:
-            match event.act:
-                case "cancel":
-                    job = self._queue.cancel(job_id)
-                    return self._showing(job, cards) if job_id == shown else self._listing(shown, cards)
-                case "open":
-                    return self._showing(self._queue.get(job_id), cards)
-                case "use":
-                    return self._using(self._queue.get(job_id))
-                case "more":
-                    return self._listing(shown, cards + CARDS)
-                case "delete":
-                    self._queue.delete(job_id)
+            if event.act == "open":
+                return self._showing(self._queue.get(job_id), cards)
+            if event.act == "use":
+                return self._using(self._queue.get(job_id))
+            if event.act == "more":
+                cards += CARDS
+            elif event.act == "delete":
+                self._queue.delete(job_id)
+            else:
+                self._do(event, job_id)
         except JobNotFound:  # deleted elsewhere in the meantime, or expired
             pass
-        return self._listing(shown, cards) if job_id != shown else {**self._emptied(), **self._listing("", cards)}
+        try:
+            return self._showing(self._queue.get(shown), cards) if shown == job_id else self._listing(shown, cards)
+        except JobNotFound:
+            return {**self._emptied(), **self._listing("", cards)}
+
+    def _do(self, event: gr.EventData, job_id: str) -> None:
+        """What a button changes of a job that stays."""
+        match event.act:
+            case "cancel":
+                self._queue.cancel(job_id)
+            case "rename":
+                change(self._queue, job_id, title=str(event.title).strip(), pinned=None)
+            case "pin":
+                change(self._queue, job_id, title=None, pinned=not self._queue.get(job_id).pinned)
 
     def _load(self, request: gr.Request, *values: Any) -> Updates:
         """The page is opened: show the job that its address names, with its settings, and all others."""

@@ -25,7 +25,9 @@ from kinema.errors import (
     ServerBusy,
 )
 from kinema.jobs.files import Files, write
+from kinema.jobs.working import code_of
 from kinema.media.reading import read_recipe
+from kinema.serving.client_messages import refusal_message
 from kinema.serving.decode_process import ClientGone
 from kinema.serving.image_tasks import fitted
 from kinema.serving.opened_file import OpenedFile
@@ -34,6 +36,8 @@ from kinema.serving.page.english import ENGLISH
 from kinema.serving.page.languages import LANGUAGES
 from kinema.serving.reading import received
 from kinema.serving.throttle import DraftBytes
+from kinema.serving.variants import Variants
+from kinema.serving.wire import error_body
 from kinema.values import Fit  # noqa: TC001 - FastAPI reads the annotations
 
 if TYPE_CHECKING:
@@ -128,7 +132,7 @@ def routes(queue: Queue, drafts: Drafts, stopping: Callable[[], bool]) -> APIRou
     """Everything beneath /studio that is not Gradio's."""
     router = APIRouter(prefix="/studio", include_in_schema=False)
     _add_stills(router, drafts)
-    _add_jobs(router, queue, stopping)
+    _add_jobs(router, queue, drafts.images, stopping)
 
     @router.get("")
     @router.get("/")
@@ -153,13 +157,14 @@ def _add_stills(router: APIRouter, drafts: Drafts) -> None:
                     lambda gone: drafts.add(body.file.read(), gone), request
                 )
         except RequestTooLarge:
-            return JSONResponse({"fault": words.too_large, "english": False}, 413)
+            return _fault(413, "request_too_large", words.too_large, words.language)
         except ClientGone:
             return Response(status_code=499)  # no one reads it
         except (InvalidStill, InsufficientDisk, ServerBusy, AllowanceUsedUp) as fault:
-            said = words.said(fault.args[0])
-            told = {"fault": str(fault) if said is None else said, "english": said is None}
-            return JSONResponse(told, next(status for kind, status in _STATUS.items() if isinstance(fault, kind)))
+            message = refusal_message(fault)
+            said = words.said(message)
+            status = next(status for kind, status in _STATUS.items() if isinstance(fault, kind))
+            return _fault(status, code_of(type(fault)), said or message, words.language if said else "en")
         return JSONResponse({"still": sha256})
 
     @router.get("/stills/{sha256}")
@@ -171,20 +176,18 @@ def _add_stills(router: APIRouter, drafts: Drafts) -> None:
         fit: Fit = "crop",
     ) -> Response:
         """A still as the engine fits it."""
-        try:
+        with _wanted():
             data = await drafts.images.pictures.run(
                 lambda gone: drafts.fitted(sha256, width, height, fit, gone), request
             )
-        except ClientGone:
-            return Response(status_code=499)  # no one reads it
-        except ServerBusy as error:
-            raise HTTPException(503, str(error), {"Retry-After": "5"}) from None
         if data is None:
             raise HTTPException(404)
         return Response(data, media_type="image/jpeg", headers=_FOR_EVER)
 
 
-def _add_jobs(router: APIRouter, queue: Queue, stopping: Callable[[], bool]) -> None:
+def _add_jobs(router: APIRouter, queue: Queue, images: ImageService, stopping: Callable[[], bool]) -> None:
+    variants = Variants()
+
     @router.get("/jobs/{job_id}/events")
     async def events(job_id: str, language: str = ENGLISH.language) -> StreamingResponse:
         """The panel, whenever the job changes: server-sent events, to which browsers connect again by themselves."""
@@ -213,12 +216,24 @@ def _add_jobs(router: APIRouter, queue: Queue, stopping: Callable[[], bool]) -> 
         with _found():
             return OpenedFile(queue.result(job_id), media_type="video/mp4", headers=_FOR_EVER)
 
+    @router.get("/jobs/{job_id}/thumbnail.webp")
+    async def thumbnail(request: Request, job_id: str) -> Response:
+        """A frame of the result."""
+        with _found(), _wanted():
+            path, kind = await variants.file(queue, images, request, job_id, "thumbnail")
+        return OpenedFile(path, media_type=kind, headers=_FOR_EVER)
+
     @router.get("/jobs/{job_id}/recipe.json")
     def recipe(job_id: str) -> Response:
         """How the result was made: what lies within its file."""
         with _found():
             text = read_recipe(queue.result(job_id)).model_dump_json(indent=2)
         return Response(text, media_type="application/json", headers=_NEVER)
+
+
+def _fault(status: int, code: str, message: str, language: str) -> JSONResponse:
+    """Why an image is refused, in the language that the header names."""
+    return JSONResponse(error_body(status, code, message), status, headers={"Content-Language": language})
 
 
 def _language(request: Request) -> str:
@@ -233,14 +248,25 @@ def _language(request: Request) -> str:
 
 
 @contextlib.contextmanager
+def _wanted() -> Iterator[None]:
+    """Where the browser has gone, or too many ask, nothing is made."""
+    try:
+        yield
+    except ClientGone:
+        raise HTTPException(499) from None  # no one reads it
+    except ServerBusy as error:
+        raise HTTPException(503, str(error), {"Retry-After": "5"}) from None
+
+
+@contextlib.contextmanager
 def _found() -> Iterator[None]:
     """Where there is no such job, or no such file of it, the browser is told so."""
     try:
         yield
     except JobUnfinished as error:
-        raise HTTPException(409, str(error)) from None
+        raise HTTPException(409, refusal_message(error)) from None
     except KinemaError as error:  # no such job, or a file that is gone or holds no recipe
-        raise HTTPException(404, str(error)) from None
+        raise HTTPException(404, refusal_message(error)) from None
 
 
 async def _watched(queue: Queue, job_id: str, stopping: Callable[[], bool]) -> AsyncGenerator[Job | None]:

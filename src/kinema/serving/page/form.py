@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABCMeta
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -36,6 +37,19 @@ _PAINTER_NUMBERS = ("image_guidance_scale", "image_num_inference_steps")
 _USUAL_ENDS = {"motion_bucket_id": 255, "num_frames": 50}
 
 
+def _as_typed(kind: type[Any]) -> type[Any]:
+    """A component of Gradio's that hands over what was typed or chosen as it is.
+
+    `VideoRequest` refuses what is wrong, in the page's words and by the field's name; Gradio would round it, or refuse
+    it in English without a name. Its metaclass is bypassed, because it writes a .pyi file beside this one.
+    """
+    own = {"preprocess": lambda _, payload: payload, "__module__": __name__}
+    return ABCMeta.__new__(type(kind), kind.__name__, (kind,), own)
+
+
+Slider, Number, Dropdown, Radio = (_as_typed(kind) for kind in (gr.Slider, gr.Number, gr.Dropdown, gr.Radio))
+
+
 @dataclass(frozen=True)
 class Form:
     """The form's components; `values` of them come and go in the order of `inputs`."""
@@ -52,6 +66,7 @@ class Form:
     dice: gr.Button
     note: gr.HTML
     generate: gr.Button
+    words: Words
 
     @property
     def inputs(self) -> list[Block]:
@@ -90,12 +105,17 @@ class Form:
             if isinstance(component, gr.Textbox):
                 value = "" if value is None else str(value)
             updates[component] = gr.update(value=value, **beyond)
+        updates[self.settings["model"]] = gr.update(value=request.model, info=self.words.about_model(request.model))
         return updates
 
     def defaults(self, request: VideoRequest) -> dict[Block, Any]:
         """What a model brings along, when it is chosen: not what a person gave for this video."""
         own = [name for name in self.settings if name not in ("model", "seed", "motion_bucket_id", "fit", *PAINTING)]
-        return {self.settings[name]: "" if (value := getattr(request, name)) is None else value for name in own}
+        updates: dict[Block, Any] = {
+            self.settings[name]: "" if (value := getattr(request, name)) is None else value for name in own
+        }
+        updates[self.settings["model"]] = gr.update(info=self.words.about_model(request.model))
+        return updates
 
 
 @dataclass(frozen=True)
@@ -112,7 +132,7 @@ class Asked:
 def build(start: VideoRequest, offered: tuple[Sequence[str], Sequence[str]], words: Words) -> Form:
     """The form within the Blocks that are being built, filled with `start`; models and painters are those offered."""
     made: dict[str, Any] = {}
-    source = gr.Radio(
+    source = Radio(
         [(words.from_still, "still"), (words.from_sentence, "sentence")],
         value="still",
         label=words.source,
@@ -126,11 +146,12 @@ def build(start: VideoRequest, offered: tuple[Sequence[str], Sequence[str]], wor
             apply_default_css=False,
         )
         fits = [(words.fits[fit], fit) for fit in get_args(Fit)]
-        made["fit"] = gr.Radio(fits, value=start.fit, label=words.labels["fit"], elem_classes="k-segments k-small")
+        made["fit"] = Radio(fits, value=start.fit, label=words.labels["fit"], elem_classes="k-segments k-small")
     with gr.Column(visible=False, elem_classes="k-side") as sentence_side:
         made["prompt"] = gr.Textbox(lines=3, max_lines=6, placeholder=words.sentence_hint, **_told("prompt", words))
+    made["model"] = _choice("model", offered[0], start, words)
     for name in ("motion_bucket_id", "num_frames"):
-        made[name] = gr.Slider(
+        made[name] = Slider(
             0 if name == "motion_bucket_id" else 1,
             _USUAL_ENDS[name],
             value=getattr(start, name),
@@ -139,7 +160,7 @@ def build(start: VideoRequest, offered: tuple[Sequence[str], Sequence[str]], wor
             **_told(name, words),
         )
     with gr.Column(elem_classes="k-side"):
-        made["seed"] = gr.Number(start.seed, precision=0, **_told("seed", words))
+        made["seed"] = Number(start.seed, **_told("seed", words))
         with gr.Row(elem_classes="k-seed"):
             dice = gr.Button(words.dice, size="sm", elem_id="k-dice", min_width=100, scale=0)
             locked = gr.Checkbox(label=words.lock, container=False, min_width=140)
@@ -150,7 +171,8 @@ def build(start: VideoRequest, offered: tuple[Sequence[str], Sequence[str]], wor
     # In the order of the values, whatever the order on the page.
     settings = {name: made[name] for name in VideoRequest.model_fields}
     return Form(
-        source, still, title, locked, settings, frame, still_side, sentence_side, painter_side, dice, note, generate
+        source, still, title, locked, settings, frame, still_side, sentence_side, painter_side, dice, note, generate,
+        words,
     )  # fmt: skip
 
 
@@ -160,7 +182,6 @@ def _folded(
     """The rest of the settings; gives the part that is of sentences alone."""
     with gr.Accordion(words.more, open=False, elem_classes="k-more"):
         gr.HTML(f'<p class="k-hint">{words.more_hint}</p>', apply_default_css=False)
-        made["model"] = _choice("model", offered[0], start, words)
         made.update({name: _number(name, start, words) for name in _NUMBERS})
         painter_side: gr.Column = gr.Column(visible=False, elem_classes="k-side")
         with painter_side:
@@ -175,7 +196,7 @@ def _told(name: str, words: Words) -> dict[str, Any]:
     return {"label": words.labels[name], "info": words.explained[name]}
 
 
-def _number(name: str, start: VideoRequest, words: Words) -> gr.Number | gr.Textbox:
+def _number(name: str, start: VideoRequest, words: Words) -> Any:
     """A number, or a line that may be empty where there may be none; what is out of range the request itself tells."""
     if VideoRequest.model_fields[name].default is None:
         value = getattr(start, name)
@@ -189,12 +210,13 @@ def _number(name: str, start: VideoRequest, words: Words) -> gr.Number | gr.Text
         )
     whole = "float" not in str(VideoRequest.model_fields[name].annotation)
     step = 8 if name in ("width", "height") else 1 if whole else 0.01 if name == "noise_aug_strength" else 0.1
-    return gr.Number(
-        getattr(start, name), precision=0 if whole else None, step=step, elem_classes="k-knob", **_told(name, words)
-    )
+    return Number(getattr(start, name), step=step, elem_classes="k-knob", **_told(name, words))
 
 
-def _choice(name: str, choices: Sequence[str], start: VideoRequest, words: Words) -> gr.Dropdown:
+def _choice(name: str, choices: Sequence[str], start: VideoRequest, words: Words) -> Any:
     """One of a list; an empty one leaves it open."""
-    listed = [(choice or words.own, choice) for choice in choices]
-    return gr.Dropdown(listed, value=getattr(start, name) or choices[0], filterable=False, **_told(name, words))
+    listed = [(words.model(choice) if choice else words.own, choice) for choice in choices]
+    told = _told(name, words)
+    if name == "model":
+        told["info"] = words.about_model(start.model)
+    return Dropdown(listed, value=getattr(start, name) or choices[0], filterable=False, **told)

@@ -88,6 +88,9 @@ SENTENCES = {
     "drafts_used_up": "하루에 사진을 {most:.0f} MB까지만 올릴 수 있습니다. {seconds:.0f}초 뒤에 다시 시도하세요.",
     "server_busy": "서버가 같은 요청을 한꺼번에 {count}개까지만 처리합니다. 몇 초 뒤에 다시 시도하세요.",
     "queue_full": "{most}개가 기다리고 있어 더 받을 수 없습니다(KINEMA_QUEUE_SIZE). {wait:.0f}초 뒤에 다시 시도하세요.",
+    "server_ending": "서버가 종료되는 중입니다. 다시 시작된 뒤 시도하세요.",
+    "server_ending_job": "서버가 종료되는 중입니다. {job} 작업은 서버가 다시 시작되면 계속되니 그때 확인하세요.",
+    "server_starting": "서버가 시작되는 중입니다. 잠시 뒤 다시 시도하세요.",
     "queue_closing": "서버가 끝나는 중입니다. 서버가 돌아오면 다시 시도하세요.",
     "little_room": "{folder}: 디스크에 {free:.1f} GB가 남았고, {reserve:g} GB는 비워 두어야 합니다"
     "(KINEMA_MIN_FREE_GB). 영상을 삭제하거나 자리를 만드세요.",
@@ -100,6 +103,8 @@ SENTENCES = {
     "서버를 멈추고 백업에서 복구하세요.",
     "database_damaged": "대기열의 데이터베이스가 손상되어({reason}) 작업을 저장할 수 없습니다. 서버를 멈추고 백업에서 "
     "복구하세요.",
+    "data_folder": "데이터 폴더",
+    "in_the_log": "이유는 서버 로그에 있습니다.",
     "not_kept": "데이터베이스에 담을 수 없는 값이 있습니다. 문장과 설정을 새로 쓰세요.",
 }
 

@@ -136,7 +136,10 @@ def _again(body: bytes, receive: Receive) -> Receive:
 
 def _names_file(body: bytes) -> bool:
     """Whether a file is named anywhere in it, however it is spelt; what can't be read may name one."""
-    try:  # as pairs, so that nothing hides behind a key that is given twice
-        return FILE_MARK in json.dumps(json.loads(body, object_pairs_hook=list))
+    try:
+        if b"\\u" in body or b"\0" in body:  # escapes, or UTF-16: as pairs, so that nothing hides behind a repeated key
+            return FILE_MARK in json.dumps(json.loads(body, object_pairs_hook=list))
+        json.loads(body)
     except (ValueError, RecursionError):
         return True
+    return FILE_MARK.encode() in body

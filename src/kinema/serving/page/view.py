@@ -7,6 +7,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from kinema.jobs.timing import stages_of
+from kinema.serving.client_messages import failure_message
 from kinema.serving.page.asking import english, fitted, icon
 
 if TYPE_CHECKING:
@@ -16,12 +17,15 @@ if TYPE_CHECKING:
     from kinema.serving.page.words import Words
 
 
-def _action(name: str, job: Job, text: str, *, quiet: bool = False) -> str:
-    """A button that page.js takes to the server; a quiet one shows its icon alone, and its text as a tooltip."""
+def _action(name: str, job: Job, text: str, *, quiet: bool = False, more: str = "") -> str:
+    """A button that page.js takes to the server; a quiet one shows its icon alone, and its text as a tooltip.
+
+    `more` are attributes, escaped.
+    """
     label = f'<span class="{"k-hidden" if quiet else ""}">{escape(text)}</span>'
-    title = f' title="{escape(text)}"' if quiet else ""
+    tip = f' title="{escape(text)}"' if quiet else ""
     return (
-        f'<button type="button" class="k-button k-{name}" data-act="{name}" data-job="{job.id}"{title}>'
+        f'<button type="button" class="k-button k-{name}" data-act="{name}" data-job="{job.id}"{tip}{more}>'
         f"{icon(name)}{label}</button>"
     )
 
@@ -68,14 +72,8 @@ def _screen(job: Job, words: Words) -> str:
             f'preload="auto" data-loop aria-label="{label}"></video>{badge}'
         )
     if job.previews and not job.finished:
-        # Early previews are noise, hard on the eyes: they come forth from the still as the noise goes.
-        clear = job.step / max(1, job.total) if job.stage in ("paint", "denoise") else 1.0
         source = f"../jobs/{job.id}/preview.jpg?n={job.previews}"
-        beneath = f'<img class="k-beneath" src="{poster(job)}" alt="">' if job.still else ""
-        return (
-            f'{beneath}<img class="k-preview" style="opacity: {max(0.15, clear):.2f}" src="{source}" '
-            f'alt="{escape(words.preview_alt)}" {size}>{badge}'
-        )
+        return f'<img class="k-preview" src="{source}" alt="{escape(words.preview_alt)}" {size}>{badge}'
     if job.still:
         waiting = "k-dim" if not job.finished else "k-dim k-grey"
         return f'<img class="{waiting}" src="{poster(job)}" alt="{escape(words.crop_alt)}" {size}>'
@@ -120,7 +118,7 @@ def _reason(job: Job, words: Words) -> str:
         return ""
     if general := words.faults.get(job.error.code):
         return f"{escape(general)} "
-    message = job.error.message
+    message = failure_message(job.error)
     return f"{english(f'{message[:1].upper()}{message[1:]}.', words)} "
 
 
@@ -128,8 +126,11 @@ def _details(job: Job, words: Words) -> str:
     """What the server wrote down of a failure, where the reason is said in other words."""
     if job.error is None or job.error.code == "cancelled" or job.error.code not in words.faults:
         return ""
+    message = failure_message(job.error)
+    if message != job.error.message:
+        return ""  # in general is all that a client is told
     summary = f"<summary>{escape(words.details)}</summary>"
-    return f'<details class="k-facts">{summary}<p>{english(job.error.message, words)}</p></details>'
+    return f'<details class="k-facts">{summary}<p>{english(message, words)}</p></details>'
 
 
 def _bar(job: Job, words: Words) -> str:
@@ -174,11 +175,13 @@ def _facts(job: Job, words: Words) -> str:
 
 def title(job: Job, words: Words) -> str:
     """What a person knows a job by."""
-    return job.title or words.seed.format(job.request.seed)
+    return job.title or words.untitled
 
 
 def poster(job: Job) -> str:
-    """Where the server shows the picture that a job's video begins with."""
+    """Where the server shows a frame of a job's video, or the image that it will begin with."""
+    if job.status == "completed":
+        return f"../jobs/{job.id}/thumbnail.webp"
     request = job.request
     return fitted(job.still, request.width, request.height, request.fit) if job.still else ""
 
@@ -190,9 +193,12 @@ def ago(job: Job, words: Words, now: float | None = None) -> str:
 
 
 def _meta(job: Job, words: Words) -> str:
+    return f"{words.model(job.request.model)} · {_long(job, words)} · {words.seed.format(job.request.seed)}"
+
+
+def _long(job: Job, words: Words) -> str:
     request = job.request
-    long = words.seconds_long.format(request.num_frames, f"{request.num_frames / request.frame_rate:.1f}")
-    return f"{request.model} · {long} · {words.seed.format(request.seed)}"
+    return words.seconds_long.format(request.num_frames, f"{request.num_frames / request.frame_rate:.1f}")
 
 
 def gallery(jobs: Sequence[Job], words: Words, *, more: bool, shown: str | None = None) -> str:
@@ -210,7 +216,8 @@ def gallery(jobs: Sequence[Job], words: Words, *, more: bool, shown: str | None 
 
 def _card(job: Job, words: Words, *, shown: bool) -> str:
     name = title(job, words)
-    picture = f'<img src="{poster(job)}" alt="" loading="lazy">' if job.still else icon("film")
+    shows = job.still or job.status == "completed"
+    picture = f'<img src="{poster(job)}" alt="" loading="lazy">' if shows else icon("film")
     chip = "" if job.status == "completed" else f'<span class="k-badge">{escape(_headline(job, words))}</span>'
     made = _downloads(job, words, quiet=True) if job.status == "completed" else ""
     current = ' aria-current="true"' if shown else ""
@@ -222,6 +229,23 @@ def _card(job: Job, words: Words, *, shown: bool) -> str:
     return (
         f'<li class="k-card"{current}><button type="button" class="k-poster" data-act="open" data-job="{job.id}" '
         f'aria-label="{escape(words.show)}: {escape(name)}">{picture}{chip}</button>'
-        f'<h3>{escape(name)}</h3><p class="k-hint">{escape(_meta(job, words))}<br>{escape(ago(job, words))}</p>'
-        f'<div class="k-actions">{_action("use", job, words.use, quiet=True)}{made}{last}</div></li>'
+        f'<h3>{escape(name)}</h3><p class="k-hint">{escape(job.request.model)} · {escape(_long(job, words))}<br>'
+        f'{escape(ago(job, words))}</p><div class="k-actions">'
+        f"{_action('use', job, words.use, quiet=True)}{made}{_naming(job, words)}{last}</div></li>"
     )
+
+
+def _naming(job: Job, words: Words) -> str:
+    """Rename and pin, on a card."""
+    texts = (words.new_title, words.save, words.no_change, job.title or "")
+    asks = " ".join(
+        f'data-{key}="{escape(text)}"' for key, text in zip(("ask", "yes", "no", "title"), texts, strict=True)
+    )
+    pin = _action(
+        "pin",
+        job,
+        words.unpin if job.pinned else words.pin,
+        quiet=True,
+        more=f' aria-pressed="{"true" if job.pinned else "false"}"',
+    )
+    return _action("rename", job, words.rename, quiet=True, more=f" {asks}") + pin

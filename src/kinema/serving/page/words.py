@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from kinema.models.catalog import CATALOG, PAINTERS
 from kinema.sentences import Sentence
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ class Words:
     from_sentence: str
     drop: str
     drop_hint: str
+    try_example: str
+    examples: Mapping[str, str]  # by the name of the file in static/examples
     choose: str
     replace: str
     remove: str
@@ -42,6 +45,8 @@ class Words:
     generate: str
     dice: str
     lock: str
+    demo: str
+    demo_note: str
     own: str
     fps_own: str
     more: str
@@ -53,6 +58,7 @@ class Words:
     waits: str
     cautions: str
     refused: str
+    defect: str
     need_still: str
     need_sentence: str
     bad_still: str
@@ -83,6 +89,12 @@ class Words:
     use: str
     download: str
     recipe: str
+    rename: str
+    new_title: str
+    save: str
+    no_change: str
+    pin: str
+    unpin: str
     delete: str
     delete_sure: str
     keep: str
@@ -91,6 +103,7 @@ class Words:
     show: str
     show_more: str
     seed: str
+    untitled: str
     api: str
     switch: str
     second: str
@@ -111,9 +124,23 @@ class Words:
             return self.minute.format(round(seconds / 60))
         return self.hour.format(f"{seconds / 3600:.1f}")
 
+    def model(self, name: str) -> str:
+        """A model's name, and whether it only shows what models of its kind do."""
+        return f"{name} ({self.demo})" if is_demo(name) else name
+
+    def about_model(self, name: str) -> str:
+        """What to know of a model before it is chosen."""
+        return self.demo_note.format(name) if is_demo(name) else self.explained["model"]
+
     def said(self, message: object) -> str | None:
-        """What the library said, in this language; None where there are no words for it, and English has to do."""
-        if not isinstance(message, Sentence) or message.code not in self.sentences:
+        """What the library said, in this language; None where there are no words for it, and English has to do.
+
+        Settings are called as the form calls them, in English too.
+        """
+        if not isinstance(message, Sentence):
+            return None
+        template = self.sentences.get(message.code, message.english if self.language == "en" else None)
+        if template is None:
             return None
         values: dict[str, Any] = {}
         for name, value in message.values.items():
@@ -125,4 +152,10 @@ class Words:
                     return None
             else:
                 values[name] = value
-        return self.sentences[message.code].format(**values)
+        return template.format(**values)
+
+
+def is_demo(model: str) -> bool:
+    """Whether it comes with Kinema, small enough for every computer."""
+    entry = CATALOG.get(model) or PAINTERS.get(model)
+    return entry is not None and entry.folder is not None

@@ -26,7 +26,9 @@ window.kinema = (() => {
         const told = await answer.json();
         // What is pasted has no name of its own, whatever browsers call it.
         if (told.still) trigger("given", { still: told.still, name: file.name === "image.png" ? "" : file.name });
-        else if (told.fault) trigger("refused", told);
+        else if (told.error) {
+          trigger("refused", { fault: told.error.message, english: answer.headers.get("Content-Language") === "en" });
+        }
         else throw new Error(answer.statusText);
       } catch {
         trigger("refused", { fault: frame.dataset.unreachable, english: false });
@@ -46,7 +48,12 @@ window.kinema = (() => {
     element.addEventListener("click", (event) => {
       if (event.target.closest("[data-choose]")) choose();
       else if (event.target.closest("[data-remove]")) trigger("removed", {});
+      else if (event.target.closest("[data-example]")) example(event.target.closest("[data-example]").dataset);
     });
+    async function example({ example, title }) {
+      const answer = await fetch(`../static/examples/${example}.jpg`);
+      take(new File([await answer.blob()], `${title}.jpg`, { type: "image/jpeg" }));
+    }
     for (const kind of ["dragenter", "dragover", "dragleave", "drop"]) {
       element.addEventListener(kind, (event) => {
         event.preventDefault();
@@ -66,35 +73,50 @@ window.kinema = (() => {
     element.addEventListener("click", async (event) => {
       const button = event.target.closest("[data-act]");
       if (!button) return;
-      const { act, job } = button.dataset;
-      if (act === "delete" && !(await asked(sure, button.textContent))) return;
-      trigger("act", { act, job });
+      const { act, job, ask, yes, no, title } = button.dataset;
+      if (act === "delete" && (await asked(sure, button.textContent)) === null) return;
+      if (act !== "rename") return trigger("act", { act, job });
+      const given = await asked([ask, no], yes, title);
+      if (given?.trim()) trigger("act", { act, job, title: given });
     });
   }
 
-  function asked([question, keep], yes) {
+  // What was typed into a dialog, "" where nothing is asked to be typed; null where it was declined.
+  function asked([question, keep], yes, before = null) {
     const dialog = document.createElement("dialog");
     dialog.className = "k-dialog";
-    const text = document.createElement("p");
+    const text = document.createElement(before === null ? "p" : "label");
     text.id = "k-question";
     text.textContent = question;
     dialog.setAttribute("aria-labelledby", text.id);
+    const input = document.createElement("input");
+    input.id = "k-answer";
+    input.value = before ?? "";
+    input.maxLength = 200;
+    input.onkeydown = (event) => {
+      if (event.key !== "Enter" || event.isComposing) return;
+      event.preventDefault(); // or the button that has the focus again would be pressed by it
+      dialog.close("yes");
+    };
+    if (before !== null) text.htmlFor = input.id;
     const actions = document.createElement("div");
     actions.className = "k-actions";
     for (const [value, label] of [["no", keep], ["yes", yes]]) {
       const button = document.createElement("button");
-      button.className = value === "yes" ? "k-button k-danger" : "k-button";
+      const accent = before === null ? "k-danger" : "k-accent";
+      button.className = value === "yes" ? `k-button ${accent}` : "k-button";
       button.textContent = label;
       button.onclick = () => dialog.close(value);
       actions.append(button);
     }
-    dialog.append(text, actions);
+    dialog.append(text, ...(before === null ? [] : [input]), actions);
     document.body.append(dialog);
     dialog.showModal();
+    if (before !== null) input.select();
     return new Promise((resolve) => {
       dialog.onclose = () => {
         dialog.remove();
-        resolve(dialog.returnValue === "yes");
+        resolve(dialog.returnValue === "yes" ? input.value : null);
       };
     });
   }

@@ -1,0 +1,144 @@
+"""Every error has one shape, wherever it arises, and none holds a path, a statement or the database's address."""
+
+import asyncio
+from pathlib import Path
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse, StreamingResponse
+from starlette.routing import Route
+
+from kinema import errors
+from kinema.errors import InsufficientDisk, InvalidRequest, KinemaError, QueueFull, QueueUnavailable
+from kinema.jobs import Failure
+from kinema.jobs.values import OWN_FAILURES
+from kinema.jobs.working import code_of
+from kinema.sentences import Sentence
+from kinema.serving import wire
+from kinema.serving.http_errors import OneErrorShape
+from kinema.serving.page import asking
+from kinema.serving.page.english import ENGLISH
+from kinema.serving.page.korean import KOREAN
+
+SECRET = "/srv/kinema/jobs.sqlite3: SELECT * FROM kinema_jobs (postgresql://kinema:password@db.internal:5432/kinema)"
+# What the client itself gave is told in full, and these are made of nothing else.
+OF_CLIENTS = {
+    "invalid_request", "request_too_large", "invalid_still", "model_gated", "insufficient_memory", "generation_failed",
+    "queue_full", "job_not_found", "job_unfinished", "key_reused",
+}  # fmt: skip
+
+
+def is_private(text):
+    return any(part in text for part in ("/srv", "sqlite3", "SELECT", "kinema_jobs", "postgresql", "password", "5432"))
+
+
+def kinds(kind=KinemaError):
+    yield kind
+    for other in kind.__subclasses__():
+        yield from kinds(other)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in kinds() if kind.__module__ == errors.__name__], ids=code_of)
+def test_a_refusal_tells_what_the_client_can_mend_and_nothing_of_the_server(kind, caplog):
+    error = kind(SECRET, 5.0) if kind is QueueFull else kind(SECRET)
+    _, body, _ = wire.refusal(error)
+    told_in_full = code_of(kind) in OF_CLIENTS
+    assert is_private(body["error"]["message"]) is told_in_full
+    assert (SECRET in caplog.text) is not told_in_full  # the log has what the client has not
+    for words in (ENGLISH, KOREAN):
+        assert is_private(asking.why(error, words)) is told_in_full
+
+
+@pytest.mark.parametrize("code", [*(code_of(kind) for kind in kinds()), *OWN_FAILURES], ids=str)
+def test_a_jobs_failure_says_nothing_of_the_server(code):
+    told_in_full = code in (OF_CLIENTS - {"invalid_still"}) | {"cancelled", "worker_hung", "interrupted"}
+    _, body, _ = wire.failure(Failure(code, SECRET))
+    assert is_private(body["error"]["message"]) is told_in_full
+
+
+def test_a_sentence_is_told_without_its_folder_and_without_a_librarys_words():
+    said = Sentence("x", "{free} GB are free in {folder}", free=1, folder=Path("/srv/kinema"))
+    assert wire.refusal(InsufficientDisk(said))[1]["error"]["message"] == "1 GB are free in the data folder"
+    said = Sentence("y", "no answer: {reason}", reason=SECRET)
+    for error in (QueueUnavailable(said), InvalidRequest(said)):
+        assert wire.refusal(error)[1]["error"]["message"] == "no answer: the server's log says why"
+
+
+def fails(_):
+    raise RuntimeError(SECRET)
+
+
+async def streams(_):
+    async def body():
+        yield b"one "
+        yield b"two"
+
+    return StreamingResponse(body(), 200)
+
+
+ROUTES = [
+    Route("/plain", lambda _: PlainTextResponse(SECRET, 500, headers={"X-Kept": "yes"})),
+    Route("/teapot", lambda _: PlainTextResponse("no", 418)),
+    Route("/defect", fails),
+    Route("/stream", streams),
+]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code", "words"),
+    [
+        ("GET", "/plain", 500, "internal_error", "the server's log"),
+        ("GET", "/defect", 500, "internal_error", "the server's log"),
+        ("GET", "/nowhere", 404, "not_found", "nothing at '/nowhere'"),
+        ("POST", "/plain", 405, "method_not_allowed", "/plain does not take POST; it takes"),
+        ("GET", "/teapot", 418, "invalid_request", "teapot"),
+    ],
+)
+def test_an_error_of_another_shape_goes_out_in_ours(method, path, status, code, words):
+    async def ask():
+        transport = httpx.ASGITransport(OneErrorShape(Starlette(routes=ROUTES)), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            assert (await client.get("/stream")).text == "one two"
+            return await client.request(method, path)
+
+    answer = asyncio.run(ask())
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], words in error["message"]) == (status, code, True), error
+    assert error.keys() == {"code", "message", "param", "type"}
+    assert answer.headers.get("x-kept") == ("yes" if path == "/plain" and method == "GET" else None)
+    assert not is_private(answer.text)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/nowhere", 404), ("GET", "/v1/nowhere", 404), ("GET", "/v1/%0a", 404), ("GET", "/generate", 405),
+        ("PUT", "/v1/videos", 405), ("DELETE", "/readyz", 405), ("GET", "/static_content/none.js", 404),
+        ("GET", "/studio/none", 404), ("GET", "/studio/static/none.css", 404),
+        ("GET", "/studio/en/gradio_api/upload", 404),
+        ("POST", "/studio/en/gradio_api/queue/join", 400), ("POST", "/studio/stills", 422),
+        ("GET", f"/studio/jobs/video_{'0' * 32}/video.mp4", 404), ("GET", "/studio/stills/x?width=288&height=160", 404),
+        ("GET", "/studio/stills/x", 400),
+    ],
+)  # fmt: skip
+def test_every_face_answers_errors_in_one_shape(client, method, path, status):
+    answer = client.request(method, path)
+    assert answer.status_code == status
+    assert answer.json()["error"].keys() == {"code", "message", "param", "type"}
+
+
+def test_a_part_of_a_file_that_is_not_there_is_refused_in_that_shape(client, png):
+    made = client.post("/v1/videos/sync", data={"motion_bucket_id": "1"}, files={"image": ("a.png", png)})
+    path = f"/v1/videos/{made.headers['x-kinema-job']}/content"
+    answer = client.get(path, headers={"Range": "bytes=999999999-"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (416, "range_not_satisfiable")
+    assert answer.headers["content-range"].startswith("bytes */")
+
+
+def test_a_defects_words_are_in_the_log_and_not_in_the_answer(server, client, png):
+    answer = client.post("/v1/videos/sync", data={"model": "defect"}, files={"image": ("a.png", png)})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
+    video = client.get(f"/v1/videos/{answer.headers['x-kinema-job']}")
+    assert "a bug" not in answer.text + video.text
+    assert "RuntimeError: a bug" in server.log.read_text()
