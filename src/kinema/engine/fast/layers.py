@@ -525,6 +525,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 def sinusoids(positions: Tensor, channels: int, longest: float = 10000.0) -> Tensor:
     """Cosines and sines of each position, float32 [n, channels] (Vaswani et al. 2017, cosines first)."""
     half = channels // 2
-    exponents = torch.arange(half, dtype=torch.float32, device=positions.device) / half
-    angles = positions.float()[:, None] * torch.exp(-math.log(longest) * exponents)
+    # In diffusers' order, so that both round alike.
+    exponents = -math.log(longest) * torch.arange(half, dtype=torch.float32, device=positions.device) / half
+    angles = positions.float()[:, None] * torch.exp(exponents)
     return torch.cat([angles.cos(), angles.sin()], -1)
