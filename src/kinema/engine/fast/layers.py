@@ -486,7 +486,7 @@ class SelfAttention:
     def within_frames(self, clip: Tensor) -> Tensor:
         """What each pixel takes from its frame, [pixels, c], before the last projection."""
         qkv = self.split(self.projected(clip), clip).flatten(1, 2)  # [3, b·f, h·w, heads, d]
-        if onednn.suits(clip) and qkv.shape[2] in onednn.PIXELS:
+        if onednn.suits(clip) and onednn.attends(qkv.shape[2]):
             return onednn.attention(qkv.movedim(0, 2)).view(-1, clip.shape[-1])
         q, k, v = qkv.transpose(2, 3)
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(-1, clip.shape[-1])
