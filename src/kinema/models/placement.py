@@ -57,6 +57,15 @@ class Shape:
     unet_channels: int = 320
     vae_channels: int = 128
     force_upcast: bool = True
+    vae_factor: int = 8
+    """Pixels to one latent, a side."""
+
+    @classmethod
+    def of(cls, unet: Mapping[str, Any], vae: Mapping[str, Any]) -> Shape:
+        """From the configurations of both networks, checked: each level of the VAE but the last halves the size."""
+        levels = vae["block_out_channels"]
+        force_upcast = bool(vae.get("force_upcast", True))
+        return cls(unet["block_out_channels"][0], levels[0], force_upcast, 2 ** (len(levels) - 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,7 +294,7 @@ def _stages(
     """Bytes that each stage keeps beside its weights, where denoising has one or two clips `at_once`."""
     pixels = width * height
     video = pixels * frames * 3  # what is decoded already, as uint8
-    latent_map = pixels // 64 * frames * at_once * shape.unet_channels * dtype_bytes
+    latent_map = pixels // shape.vae_factor**2 * frames * at_once * shape.unet_channels * dtype_bytes
     frame_map = pixels * shape.vae_channels
     encode_bytes = max(dtype_bytes, 4) if shape.force_upcast else dtype_bytes
     clip_map = frame_map * chunk * dtype_bytes
