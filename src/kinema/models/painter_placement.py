@@ -98,6 +98,7 @@ def plan_for(painter: Painter, request: VideoRequest, dtype: torch.dtype | None 
     counts = {name: sum(p.numel() for p in network.parameters()) for name, network in painter.networks.items()}
     on_cpu = painter.device.type == "cpu"
     vae = getattr(getattr(painter.pipeline, "vae", None), "config", {})
+    vae_levels = vae.get("block_out_channels") or (128, 256, 512, 512)
     unet = getattr(getattr(painter.pipeline, "unet", None), "config", {})
     free = free_memory(painter.device)
     return plan_painting(
@@ -109,8 +110,8 @@ def plan_for(painter: Painter, request: VideoRequest, dtype: torch.dtype | None 
         # On the CPU the weights lie in that memory already.
         free_bytes=free + sum(counts.values()) * painter.dtype.itemsize if on_cpu else free,
         channels=(unet.get("block_out_channels") or (320,))[0],
-        vae_channels=(vae.get("block_out_channels") or (128,))[0],
-        vae_factor=getattr(painter.pipeline, "vae_scale_factor", 8),
+        vae_channels=vae_levels[0],
+        vae_factor=2 ** (len(vae_levels) - 1),
         upcast=bool(vae.get("force_upcast")) and "XL" in type(painter.pipeline).__name__,
         offload=not on_cpu,
     )
