@@ -59,12 +59,30 @@ MODEL_INDEX = {
 }
 
 
+# The first level without attention, heads that differ from level to level, and a VAE that shrinks 4 times.
+PLAIN_TOP = {
+    "levels": 4,
+    "channels": (32, 96, 64, 160),
+    "heads": (1, 3, 2, 5),
+    "down": "-aa-",
+    "latent_channels": 8,
+    "vae_levels": 3,
+}
+# The same with attention at the first level on the way up alone, and latents of another number of channels.
+UP_ALONE = {**PLAIN_TOP, "up": "-aaa", "latent_channels": 10}
+
+
 def make_tiny_svd(
     folder: Path,
     *,
     levels: int = 2,
     latent_channels: int = 4,
     layers: int = 1,
+    channels: tuple[int, ...] | None = None,
+    heads: int | tuple[int, ...] = 2,
+    down: str | None = None,
+    up: str | None = None,
+    vae_levels: int = 4,
     num_frames: int = 4,
     seed: int = 0,
     dtype: torch.dtype | None = None,
@@ -77,9 +95,15 @@ def make_tiny_svd(
 
     Args:
         folder: Made if it is not there.
-        levels: Resolutions of the UNet: 2 or 4. The VAE always shrinks 8 times, as the real one does.
+        levels: Resolutions of the UNet: 2 or 4.
         latent_channels: Channels of a latent; the UNet takes twice as many.
         layers: Layers per block, in the UNet and the VAE.
+        channels: Of each level of the UNet, `CHANNELS` when not given.
+        heads: Of each level's attention.
+        down: Which levels of the UNet attend, in order on the way down: "aa-" when the last of three does not, which
+            is the default.
+        up: The same on the way up; by default the same levels.
+        vae_levels: Resolutions of the VAE: 4 shrink 8 times, as the real one does.
         num_frames: What the UNet's configuration says of its training.
         seed: Of the random weights.
         dtype: Of the weights, float32 when not given.
@@ -92,26 +116,27 @@ def make_tiny_svd(
     from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-    attended = ("CrossAttnDownBlockSpatioTemporal",) * (levels - 1) + ("DownBlockSpatioTemporal",)
+    down = down or "a" * (levels - 1) + "-"
+    up = up or down[::-1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unet = UNetSpatioTemporalConditionModel(
             sample_size=8,
             in_channels=2 * latent_channels,
             out_channels=latent_channels,
-            down_block_types=attended,
-            up_block_types=tuple(name.replace("Down", "Up") for name in reversed(attended)),
-            block_out_channels=(CHANNELS,) * levels,
+            down_block_types=tuple(f"{'CrossAttn' * (a == 'a')}DownBlockSpatioTemporal" for a in down),
+            up_block_types=tuple(f"{'CrossAttn' * (a == 'a')}UpBlockSpatioTemporal" for a in up),
+            block_out_channels=channels or (CHANNELS,) * levels,
             addition_time_embed_dim=8,
             projection_class_embeddings_input_dim=24,
             layers_per_block=layers,
             cross_attention_dim=16,
-            num_attention_heads=2,
+            num_attention_heads=heads,
             num_frames=num_frames,
         )
         vae = AutoencoderKLTemporalDecoder(
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            block_out_channels=(CHANNELS,) * 4,
+            down_block_types=("DownEncoderBlock2D",) * vae_levels,
+            block_out_channels=(CHANNELS,) * vae_levels,
             layers_per_block=layers,
             latent_channels=latent_channels,
             sample_size=64,

@@ -275,9 +275,10 @@ def _range_of(name: str) -> Sentence:
 class Step:
     """One piece of progress: `step` of `total` in `stage` is done.
 
-    `latents` ([1, num_frames, channels, height/8, width/8]) come with denoising steps, and with painting steps as
-    those of one frame, where the painter has such latents; `clean`, with denoising steps, is the model's estimate of
-    the latents without noise, which shows the scene from the first step on; `frames` (uint8
+    `latents` ([1, num_frames, channels, height/f, width/f], f the VAE's factor: 8 in every published SVD) come with
+    denoising steps, and with painting steps as those of one frame, where the painter has such latents; `clean`, with
+    denoising steps, is the model's estimate of the latents without noise, which shows the scene from the first step
+    on; `frames` (uint8
     [n, height, width, 3], those just decoded) with decoding steps. Where a video had to be decoded again,
     a decoding step with `start` 0 tells that the frames before it no longer hold.
     """

@@ -21,6 +21,7 @@ from kinema.errors import GenerationFailed, InvalidRequest, NotAnSvdModel
 from kinema.models.loading import load
 from kinema.settings import read_settings
 from kinema.values import VideoRequest
+from tiny import make_tiny_svd
 
 
 def request_of(folder: Path, **settings: object) -> VideoRequest:
@@ -121,9 +122,11 @@ def test_both_make_the_same_video_in_float32(record) -> None:
     assert 0 < record["peers"]["diffusers"]["latents_apart"] < 1e-4
 
 
-def test_both_begin_with_the_same_noise_in_half_precision(tiny_svd) -> None:
-    strong = request_of(tiny_svd, num_inference_steps=1, max_guidance_scale=1.0)
-    ours, theirs = (loader(name)(task_of(tiny_svd, "bfloat16"))(strong).frames for name in ("kinema", "diffusers"))
+@pytest.mark.parametrize("vae_levels", [3, 4])
+def test_both_begin_with_the_same_noise_in_half_precision(tmp_path, vae_levels) -> None:
+    folder = make_tiny_svd(tmp_path, vae_levels=vae_levels)
+    strong = request_of(folder, num_inference_steps=1, max_guidance_scale=1.0)
+    ours, theirs = (loader(name)(task_of(folder, "bfloat16"))(strong).frames for name in ("kinema", "diffusers"))
     assert distance(ours, theirs)["psnr_db"] > 30
 
 
@@ -146,20 +149,22 @@ def test_speeds_are_one_count_of_operations_by_each_sides_time(record) -> None:
 
 
 @pytest.mark.parametrize("guided", [True, False])
-def test_operations_are_those_that_diffusers_does(tiny_svd_4_levels, guided) -> None:
+@pytest.mark.parametrize(("vae_levels", "factor"), [(4, 8), (3, 4)])
+def test_operations_are_those_that_diffusers_does(tmp_path, guided, vae_levels, factor) -> None:
     """Counted while it computes; attention as products, for torch does not count what a CPU's own kernel does."""
-    request = request_of(tiny_svd_4_levels, max_guidance_scale=3.0 if guided else 1.0, decode_chunk_size=2)
-    models = load(tiny_svd_4_levels, device="cpu", dtype="float32")
-    batch = 2 if guided else 1
-    latents = torch.zeros(3, 8, 8, 8)
+    folder = make_tiny_svd(tmp_path, levels=4, latent_channels=8, vae_levels=vae_levels)
+    request = request_of(folder, max_guidance_scale=3.0 if guided else 1.0, decode_chunk_size=2)
+    models = load(folder, device="cpu", dtype="float32")
+    batch, size = 2 if guided else 1, (64 // factor, 64 // factor)
+    latents = torch.zeros(3, 8, *size)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         with FlopCounterMode(display=False) as step:
-            models.unet(torch.zeros(batch, 3, 16, 8, 8), 1.0, torch.zeros(batch, 1, 16), torch.zeros(batch, 3))
+            models.unet(torch.zeros(batch, 3, 16, *size), 1.0, torch.zeros(batch, 1, 16), torch.zeros(batch, 3))
         with FlopCounterMode(display=False) as decode:
             for chunk in (latents[:2], latents[2:]):
                 models.vae.decode(chunk, num_frames=len(chunk))
     found = {"step": step.get_total_flops(), "decode": decode.get_total_flops()}
-    assert counted(tiny_svd_4_levels, request) == found
+    assert counted(folder, request) == found
 
 
 def test_the_record_says_what_was_asked_and_of_what(record, tiny_svd) -> None:

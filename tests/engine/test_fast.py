@@ -21,20 +21,24 @@ from kinema.models.loading import Models, load
 from kinema.models.placement import Plan, place
 from kinema.settings import Settings
 from kinema.values import VideoRequest
-from tiny import make_tiny_svd
+from tiny import PLAIN_TOP, UP_ALONE, make_tiny_svd
 
 # Of float64: where a norm sees few pixels, rounding is divided by nearly nothing.
 EXACT = 1e-9
 
 
-@pytest.fixture(scope="module", params=["two levels", "four levels", "two layers"])
+SHAPES = {
+    "two levels": {},
+    "four levels": {"levels": 4, "latent_channels": 8},
+    "two layers": {"layers": 2, "seed": 3},
+    "a plain first level": PLAIN_TOP,
+    "attention at the top on the way up alone": {**UP_ALONE, "vae_levels": 2},
+}
+
+
+@pytest.fixture(scope="module", params=SHAPES.values(), ids=SHAPES)
 def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Models:
-    shape = {
-        "two levels": {},
-        "four levels": {"levels": 4, "latent_channels": 8},
-        "two layers": {"layers": 2, "seed": 3},
-    }[request.param]
-    folder = make_tiny_svd(tmp_path_factory.mktemp("fast") / "svd", **shape)
+    folder = make_tiny_svd(tmp_path_factory.mktemp("fast") / "svd", **request.param)
     return roughened(load(folder, device="cpu", dtype="float32"))
 
 
@@ -111,6 +115,17 @@ def test_unet_is_that_of_diffusers(exact: Models, size: tuple[int, int], frames:
 def test_unet_rounds_no_more_than_diffusers(models: Models, frames: int, size: tuple[int, int]) -> None:
     given = as_guided(conditions(models, clips=1, frames=frames, size=size))
     assert relative_error(fast(models.unet, given), reference(models.unet, given)) <= 1e-5
+
+
+def test_attention_within_frames_is_the_same_with_and_without_amx(
+    models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = conditions(models, clips=1, frames=1, size=(48, 48))  # on some level a number of pixels that both may take
+    made = []
+    for amx in (True, False):
+        monkeypatch.setattr(onednn, "_has_amx", lambda amx=amx: amx)
+        made.append(fast(models.unet, given))
+    assert relative_error(*made) <= 1e-5
 
 
 def test_clips_of_different_settings_go_through_the_unet_together(exact: Models) -> None:

@@ -22,7 +22,7 @@ from kinema.engine.fast.layers import GroupNorm, LayerNorm, Product, ResBlock
 from kinema.media.still import open_still
 from kinema.models.loading import Models, load
 from kinema.values import VideoRequest
-from tiny import make_tiny_svd
+from tiny import PLAIN_TOP, UP_ALONE, make_tiny_svd
 
 CUDA = torch.cuda.is_available()
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -460,7 +460,15 @@ def test_wide_attention_is_written_out() -> None:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
-    folder = make_tiny_svd(tmp_path_factory.mktemp("fast") / "svd", levels=4, layers=2)
+    return roughened(make_tiny_svd(tmp_path_factory.mktemp("fast") / "svd", levels=4, layers=2))
+
+
+@pytest.fixture(scope="module", params=[PLAIN_TOP, UP_ALONE], ids=["a plain first level", "attention going up alone"])
+def pocket_like(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Models:
+    return roughened(make_tiny_svd(tmp_path_factory.mktemp("fast") / "svd", **request.param))
+
+
+def roughened(folder: Path) -> Models:
     models = load(folder, device="cpu", dtype="float32")
     for part in (models.unet, models.vae):
         for parameter in part.parameters():
@@ -484,7 +492,20 @@ def exact() -> Iterator[None]:
 def test_the_unet_and_the_decoder_are_no_further_from_the_truth_than_diffusers(
     models: Models, dtype: torch.dtype, size: tuple[int, int]
 ) -> None:
-    sample, held, embedding = noise(1, 5, 4, *size), noise(2, 4, *size), noise(2, 1, 16)
+    assert_no_further(models, dtype, size)
+
+
+@on_cuda
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_nor_are_those_of_the_pockets_kind(pocket_like: Models, dtype: torch.dtype) -> None:
+    assert_no_further(pocket_like, dtype, (16, 12))
+
+
+def assert_no_further(models: Models, dtype: torch.dtype, size: tuple[int, int]) -> None:
+    channels = models.latent_channels
+    sample, held, embedding = noise(1, 5, channels, *size), noise(2, channels, *size), noise(2, 1, 16)
     ids, time = torch.tensor([[6.0, 127.0, 0.02]], device=DEVICE).repeat(2, 1), torch.tensor(0.7, device=DEVICE)
     given = torch.cat([sample.expand(2, -1, -1, -1, -1), held[:, None].expand(-1, 5, -1, -1, -1)], 2)
     exact, exact_vae = (deepcopy(part).to(DEVICE, torch.float64) for part in (models.unet, models.vae))

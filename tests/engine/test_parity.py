@@ -14,7 +14,7 @@ from kinema.media.still import open_still
 from kinema.models.catalog import POCKET_FOLDER
 from kinema.models.loading import load
 from kinema.values import VideoRequest
-from tiny import make_tiny_svd
+from tiny import PLAIN_TOP, UP_ALONE, make_tiny_svd
 
 
 def picture(width: int, height: int) -> Image.Image:
@@ -116,6 +116,15 @@ def test_frames_equal_diffusers_with_four_levels(tiny_svd_4_levels: Path, settin
 
 def test_frames_equal_diffusers_with_two_layers(tmp_path: Path) -> None:
     assert_parity(make_tiny_svd(tmp_path / "svd", layers=2, seed=3), **SMALL)
+
+
+@pytest.mark.parametrize("vae_levels", [2, 3, 4], ids=["2 times", "4 times", "8 times"])
+@pytest.mark.parametrize("shape", [PLAIN_TOP, UP_ALONE], ids=["a plain first level", "attention at the top going up"])
+def test_frames_equal_diffusers_whatever_the_vae_shrinks(
+    tmp_path: Path, shape: dict[str, object], vae_levels: int
+) -> None:
+    folder = make_tiny_svd(tmp_path / "svd", **{**shape, "vae_levels": vae_levels})
+    assert_parity(folder, width=104, height=72, num_frames=3)  # four levels of the UNet divide neither
 
 
 @pytest.mark.slow

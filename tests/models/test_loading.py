@@ -60,6 +60,13 @@ def test_four_levels_and_other_latents_load_too(tiny_svd_4_levels):
     assert len(models.unet.config.block_out_channels) == 4
 
 
+@pytest.mark.parametrize(("vae_levels", "factor"), [(2, 2), (3, 4), (4, 8)])
+def test_the_vaes_factor_follows_from_its_levels(tmp_path, vae_levels, factor):
+    models = load_here(make_tiny_svd(tmp_path, vae_levels=vae_levels))
+    assert models.shape.vae_factor == factor
+    assert models.vae.encode(torch.zeros(1, 3, 64, 72)).latent_dist.mode().shape[2:] == (64 // factor, 72 // factor)
+
+
 def test_a_loaded_model_tells_what_the_engine_needs(tiny_svd):
     models = load_here(tiny_svd)
     assert models.image_mean == tuple(FEATURE_EXTRACTOR["image_mean"])
@@ -230,6 +237,9 @@ def test_another_pipeline_is_named(own, changes, words):
         ("scheduler/scheduler_config.json", {"_class_name": "DDIMScheduler"}, "_class_name is 'DDIMScheduler'"),
         ("scheduler/scheduler_config.json", {"use_karras_sigmas": False}, "use_karras_sigmas is False"),
         ("unet/config.json", {"cross_attention_dim": 99}, "projection_dim, is 99 and must be 16"),
+        ("vae/config.json", {"block_out_channels": [32]}, r"is \[32\] and must be a list of 2, 3 or 4 numbers"),
+        ("vae/config.json", {"block_out_channels": [32] * 5}, r"32\] and must be a list of 2, 3 or 4 numbers"),
+        ("vae/config.json", {"block_out_channels": None}, "is None and must be a list of 2, 3 or 4 numbers"),
     ],
 )
 def test_a_configuration_that_no_svd_has_is_named(own, file, changes, words):

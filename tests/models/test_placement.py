@@ -10,6 +10,7 @@ from kinema.models.placement import (
     PARTS,
     PLANS,
     Plan,
+    Shape,
     available_devices,
     free_memory,
     pick_device,
@@ -121,6 +122,12 @@ def test_more_pixels_frames_or_guidance_never_need_less():
         for changed in ({"guided": False, "num_frames": 14, "width": 512, "height": 320}, {"guided": False}, {})
     ]
     assert needs == sorted(needs)
+
+
+def test_a_step_needs_as_much_more_as_there_are_more_latents():
+    plans = [plan_xt(1000, decode_chunk_size=1, shape=Shape(vae_factor=factor)) for factor in (2, 4, 8)]
+    steps = [plan.needed_bytes - sum(XT.values()) for plan in plans]
+    assert [step / steps[-1] for step in steps] == pytest.approx([16, 4, 1], rel=1e-6)
 
 
 def test_plans_follow_each_other_to_the_leanest():

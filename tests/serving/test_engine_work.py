@@ -15,6 +15,7 @@ from kinema.models import loading
 from kinema.models.catalog import request_for
 from kinema.serving.work import Work
 from kinema.values import Step
+from tiny import make_tiny_svd
 
 SMALL = {"width": 64, "height": 64, "num_frames": 2, "num_inference_steps": 2, "seed": 5}
 
@@ -64,6 +65,16 @@ def test_previews_are_small_pictures_made_when_they_are_wanted(work, tiny_svd, p
     previews = [step.make() for step in steps if isinstance(step, Preview)]
     assert len(previews) == 2
     assert {Image.open(io.BytesIO(data)).format for data in previews} == {"JPEG"}
+
+
+@pytest.mark.parametrize("vae_levels", [2, 3, 4])
+def test_a_preview_is_as_large_as_the_video(work, tmp_path, png, vae_levels):
+    folder, still = make_tiny_svd(tmp_path / "svd", vae_levels=vae_levels), tmp_path / "still"
+    still.write_bytes(png)
+    request = request_for(model=str(folder), **{**SMALL, "width": 72, "num_inference_steps": 1})
+    steps, _ = follow(work(Task("j", "latents", request, still)))
+    (preview,) = [step.make() for step in steps if isinstance(step, Preview)]
+    assert Image.open(io.BytesIO(preview)).size == (72, request.height)
 
 
 def test_what_previews_need_of_the_model_is_taken_before_the_first_step(work, tiny_svd, png, tmp_path, monkeypatch):

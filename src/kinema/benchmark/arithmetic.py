@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from kinema.benchmark.runs import synchronize
 from kinema.models.files import CLASSES, check_configs
+from kinema.models.placement import Shape
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +33,9 @@ def counted(folder: Path, request: VideoRequest) -> dict[str, int]:
     """
     configs = check_configs(folder)
     unet, vae = (_without_numbers(part, configs[part]) for part in ("unet", "vae"))
-    batch, frames, size = 2 if request.guided else 1, request.num_frames, (request.height // 8, request.width // 8)
+    batch, frames = 2 if request.guided else 1, request.num_frames
+    factor = Shape.of(configs["unet"], configs["vae"]).vae_factor
+    size = request.height // factor, request.width // factor
     sample = torch.empty(batch, frames, unet.config.in_channels, *size, device=META)
     embedding = torch.empty(batch, 1, unet.config.cross_attention_dim, device=META)
     moment, ids = torch.empty((), device=META), torch.empty(batch, 3, device=META)

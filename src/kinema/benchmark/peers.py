@@ -53,7 +53,7 @@ def load_peer(name: str, task: Task) -> Make:
 
     def make(request: VideoRequest) -> Run:
         image = fit_still(task.still, request.width, request.height, request.fit)
-        latents = _noise(request, pipeline.unet.config.out_channels).to(dtype)
+        latents = _noise(request, pipeline.unet.config.out_channels, pipeline.vae_scale_factor).to(dtype)
         settings = {name: getattr(request, name) for name in SETTINGS}
         with hub.quiet(), _in_our_words():
             watch = Stopwatch(device)
@@ -67,14 +67,15 @@ def load_peer(name: str, task: Task) -> Make:
     return make
 
 
-def _noise(request: VideoRequest, channels: int) -> torch.Tensor:
+def _noise(request: VideoRequest, channels: int, factor: int) -> torch.Tensor:
     """The noise that our latents begin with, so that both make the same video: in half precision diffusers draws other.
 
-    [1, frames, channels, h/8, w/8]; the first draw of a seed is the noise on the still.
+    [1, frames, channels, h/f, w/f] with the VAE's factor f; the first draw of a seed is the noise on the still.
     """
     generator = torch.Generator().manual_seed(request.seed)
     torch.randn((1, 3, request.height, request.width), generator=generator)
-    return torch.randn((1, request.num_frames, channels, request.height // 8, request.width // 8), generator=generator)
+    size = request.height // factor, request.width // factor
+    return torch.randn((1, request.num_frames, channels, *size), generator=generator)
 
 
 @contextmanager

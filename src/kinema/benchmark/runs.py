@@ -48,7 +48,7 @@ class Run:
     seconds: dict[str, float]
     frames: Frames
     latents: np.ndarray[Any, np.dtype[np.float32]]
-    """After the last step, scaled: [1, num_frames, channels, h/8, w/8]."""
+    """After the last step, scaled: [1, num_frames, channels, h/f, w/f]."""
     recipe: Recipe | None = None
 
 

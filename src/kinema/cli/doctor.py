@@ -208,9 +208,7 @@ def _sizes(held: Held, itemsize: int) -> tuple[dict[Part, int], Shape]:
         headers = read_headers(snapshot.folder, chosen).values()
         weights[part] = itemsize * sum(math.prod(shape) for header in headers for shape in header.values())
     configs = check_configs(snapshot.folder)
-    unet, vae = configs["unet"], configs["vae"]
-    upcast = bool(vae.get("force_upcast", True))
-    return weights, Shape(unet["block_out_channels"][0], vae["block_out_channels"][0], upcast)
+    return weights, Shape.of(configs["unet"], configs["vae"])
 
 
 def _show(facts: dict[str, Any]) -> None:

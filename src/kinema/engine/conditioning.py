@@ -23,7 +23,10 @@ ENCODE_STEPS = 2
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """embedding: [n, 1, cross_attention_dim]; latents: [n, channels, h/8, w/8]; time_ids: [n, 3]; n is 1 at first."""
+    """embedding: [n, 1, cross_attention_dim]; latents: [n, channels, h/f, w/f]; time_ids: [n, 3]; n is 1 at first.
+
+    f is the VAE's factor (`Shape.vae_factor`), here and wherever a shape names it.
+    """
 
     embedding: torch.Tensor
     latents: torch.Tensor

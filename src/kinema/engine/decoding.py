@@ -31,7 +31,7 @@ def decode(
 
     Args:
         vae: AutoencoderKLTemporalDecoder, on the latents' device.
-        latents: [1, num_frames, channels, h/8, w/8], as the UNet knows them (scaled).
+        latents: [1, num_frames, channels, h/f, w/f], as the UNet knows them (scaled).
         chunk_size: Frames decoded together.
         events: Lengthened by what did not go as planned.
         engine: Which forward decodes.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Denoised:
-    """Latents, float32 [1, num_frames, channels, height/8, width/8], not decoded yet.
+    """Latents, float32 [1, num_frames, channels, height/f, width/f], not decoded yet.
 
     With them the plan that denoising ended with and what did not go as planned: decoding goes on by both.
     """

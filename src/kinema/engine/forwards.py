@@ -107,7 +107,7 @@ def _theirs(unet: Any, conditions: Conditions, num_frames: int) -> Callable[[Ten
 
 
 def decoder_of(engine: Engine, vae: Any) -> Callable[[Tensor], Tensor]:
-    """A call of the temporal decoder: unscaled latents of one chunk, [f, c, h, w] → [f, 3, 8h, 8w] in −1…1."""
+    """A call of the temporal decoder: unscaled latents of one chunk, [f, c, h, w] → [f, 3, height, width] in −1…1."""
     if engine == "fast":
         decoder = FastDecoder(vae)
 

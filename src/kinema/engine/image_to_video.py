@@ -136,7 +136,7 @@ def _denoise(
     generator: torch.Generator,
     events: list[str],
 ) -> Generator[Step, None, tuple[torch.Tensor, Plan]]:
-    """Yield a step for each noise level; return the latents, float32 [1, frames, c, h/8, w/8], and the plan in the end.
+    """Yield a step for each noise level; return the latents, float32 [1, frames, c, h/f, w/f], and the plan in the end.
 
     Where memory runs out, leaner plans take over one after the other, at the step that failed.
     """

@@ -14,7 +14,7 @@ from kinema.models.placement import place, plan_as_it_lies
 if TYPE_CHECKING:
     from kinema.models.loading import Models
 
-_SIDE = 256  # pixels of the picture that the map is fitted to: 1,024 latents
+_SIDE = 256  # pixels of the picture that the map is fitted to: 1,024 latents or more
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,6 +22,8 @@ class Projection:
     """Colour = latent · weights, with a constant one as the latent's last channel. weights: [channels + 1, 3]."""
 
     weights: np.ndarray[Any, np.dtype[np.float32]]
+    factor: int
+    """Pixels to one latent, a side."""
 
     @staticmethod
     @torch.no_grad()
@@ -40,11 +42,11 @@ class Projection:
         colours = torch.nn.functional.interpolate(pixels, latents.shape[1:], mode="area")[0]
         samples = _with_one(latents.flatten(1).T.numpy().astype(np.float32))
         weights, *_ = np.linalg.lstsq(samples, colours.flatten(1).T.numpy(), rcond=None)
-        return Projection(weights.astype(np.float32))
+        return Projection(weights.astype(np.float32), models.shape.vae_factor)
 
     def picture(self, latents: torch.Tensor) -> Image.Image:
-        """The middle frame, a pixel for each latent. latents: [1, num_frames, channels, h/8, w/8], noisy or not."""
-        frame = latents[0, latents.shape[1] // 2].float().cpu().numpy()  # [channels, h/8, w/8]
+        """The middle frame, a pixel for each latent. latents: [1, num_frames, channels, h/f, w/f], noisy or not."""
+        frame = latents[0, latents.shape[1] // 2].float().cpu().numpy()  # [channels, h/f, w/f]
         frame = frame / max(1.0, float(frame.std()))  # early ones are nothing but loud noise
         height, width = frame.shape[1:]
         colours = _with_one(frame.reshape(len(frame), -1).T.astype(np.float32)) @ self.weights

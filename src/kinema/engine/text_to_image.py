@@ -143,7 +143,7 @@ def _draw(
 def _first_latents(
     pipeline: Any, request: VideoRequest, generator: torch.Generator, dtype: torch.dtype
 ) -> torch.Tensor | None:
-    """The generator's first draw in float32, [1, channels, h/8, w/8]; diffusers would draw other noise in float16.
+    """The generator's first draw in float32, [1, channels, h/f, w/f]; diffusers would draw other noise in float16.
 
     None where the pipeline has no such latents, and draws its own.
     """

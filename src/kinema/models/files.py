@@ -39,6 +39,7 @@ STEMS: Mapping[str, str] = {
 }
 VARIANT = "fp16"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+VAE_LEVELS = range(2, 5)  # every VAE factor that they make divides the 8 of which sizes are multiples
 MAX_HEADER = 100 * 2**20  # safetensors' own bound
 
 
@@ -217,7 +218,6 @@ def check_configs(folder: Path) -> dict[str, dict[str, Any]]:
     configs = {part: read_json(folder / name) for part, name in CONFIGS.items()}
     unet, vae, scheduler = configs["unet"], configs["vae"], configs["scheduler"]
     latent = vae.get("latent_channels")
-    levels = len(vae.get("block_out_channels") or ())
     facts: list[tuple[str, str, object, object]] = [
         ("unet", "in_channels, twice the VAE's latent_channels,", unet.get("in_channels"), 2 * (latent or 0)),
         ("unet", "out_channels, the VAE's latent_channels,", unet.get("out_channels"), latent),
@@ -227,7 +227,6 @@ def check_configs(folder: Path) -> dict[str, dict[str, Any]]:
             unet.get("cross_attention_dim"),
             configs["image_encoder"].get("projection_dim"),
         ),
-        ("vae", "block_out_channels, which must number four (frames 8 times the latents' size),", levels, 4),
         ("scheduler", "_class_name", scheduler.get("_class_name"), CLASSES["scheduler"]),
         ("scheduler", "prediction_type", scheduler.get("prediction_type"), "v_prediction"),
         ("scheduler", "timestep_type", scheduler.get("timestep_type"), "continuous"),
@@ -236,6 +235,12 @@ def check_configs(folder: Path) -> dict[str, dict[str, Any]]:
     for part, what, found, right in facts:
         if found != right:
             raise NotAnSvdModel(f"{folder / CONFIGS[part]}: {what} is {found!r} and must be {right!r} for an SVD")
+    channels = vae.get("block_out_channels")
+    if not isinstance(channels, list) or len(channels) not in VAE_LEVELS:
+        raise NotAnSvdModel(
+            f"{folder / CONFIGS['vae']}: block_out_channels is {channels!r} and must be a list of 2, 3 or 4 numbers, "
+            "one for each level (frames 2, 4 or 8 times the latents' size)"
+        )
     for name in ("image_mean", "image_std"):
         if len(configs["feature_extractor"].get(name) or ()) != 3:
             raise damaged(folder / CONFIGS["feature_extractor"], f"names no {name} of three numbers")

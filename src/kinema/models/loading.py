@@ -179,7 +179,6 @@ def load(
     home = _room(sum(_count(module) for module, _, _ in checked.values()) * kind.itemsize, chosen, source.name)
     for module, headers, _ in checked.values():
         _fill(module, snapshot.folder, headers, home, kind)
-    vae, unet = configs["vae"], configs["unet"]
     red, green, blue = zip(*(configs["feature_extractor"][name] for name in ("image_mean", "image_std")), strict=True)
     return Models(
         name=source.name,
@@ -191,7 +190,7 @@ def load(
         scheduler=configs["scheduler"],
         device=chosen,
         dtype=kind,
-        shape=Shape(unet["block_out_channels"][0], vae["block_out_channels"][0], bool(vae.get("force_upcast", True))),
+        shape=Shape.of(configs["unet"], configs["vae"]),
         image_size=int(checked["image_encoder"][0].config.image_size),  # type: ignore[union-attr, arg-type]
         snapshot=snapshot,
         defaults=default_settings(str(model)),

@@ -43,6 +43,7 @@ def plan_painting(
     free_bytes: int,
     channels: int = 320,
     vae_channels: int = 128,
+    vae_factor: int = 8,
     upcast: bool = False,
     offload: bool = True,
 ) -> Plan:
@@ -57,6 +58,7 @@ def plan_painting(
         free_bytes: What the device has left, with nothing of the painter on it.
         channels: Of the first level of the UNet; the defaults are Stable Diffusion's.
         vae_channels: Likewise, of the VAE.
+        vae_factor: Pixels to one latent, a side.
         upcast: Whether the VAE decodes in float32 whatever the arithmetic.
         offload: Whether parts may wait in another memory: not where the device is the CPU.
 
@@ -64,7 +66,7 @@ def plan_painting(
         InsufficientMemory: when even the leanest plan does not fit, with the figures and what would help.
     """
     pixels = width * height
-    denoise = int(WORKSPACE * DENOISE_MAPS * pixels // 64 * (2 if guided else 1) * channels * dtype_bytes)
+    denoise = int(WORKSPACE * DENOISE_MAPS * pixels // vae_factor**2 * (2 if guided else 1) * channels * dtype_bytes)
     decode_bytes = 4 if upcast else dtype_bytes
     decode = int(WORKSPACE * DECODE_MAPS * pixels * vae_channels * decode_bytes)
     sizes = {**weights, "vae": weights.get("vae", 0) * decode_bytes // dtype_bytes}
@@ -96,6 +98,7 @@ def plan_for(painter: Painter, request: VideoRequest, dtype: torch.dtype | None 
     counts = {name: sum(p.numel() for p in network.parameters()) for name, network in painter.networks.items()}
     on_cpu = painter.device.type == "cpu"
     vae = getattr(getattr(painter.pipeline, "vae", None), "config", {})
+    vae_levels = vae.get("block_out_channels") or (128, 256, 512, 512)
     unet = getattr(getattr(painter.pipeline, "unet", None), "config", {})
     free = free_memory(painter.device)
     return plan_painting(
@@ -107,7 +110,8 @@ def plan_for(painter: Painter, request: VideoRequest, dtype: torch.dtype | None 
         # On the CPU the weights lie in that memory already.
         free_bytes=free + sum(counts.values()) * painter.dtype.itemsize if on_cpu else free,
         channels=(unet.get("block_out_channels") or (320,))[0],
-        vae_channels=(vae.get("block_out_channels") or (128,))[0],
+        vae_channels=vae_levels[0],
+        vae_factor=2 ** (len(vae_levels) - 1),
         upcast=bool(vae.get("force_upcast")) and "XL" in type(painter.pipeline).__name__,
         offload=not on_cpu,
     )

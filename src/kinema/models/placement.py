@@ -29,7 +29,9 @@ PLANS: tuple[PlanName, ...] = get_args(PlanName)
 STAYING: tuple[PlanName, ...] = ("resident", "resident_split")
 
 # Peak of what one stage keeps beside its weights, in feature maps of the first level's channels. Counted by adding up
-# the live tensors of diffusers' modules at SVD-XT's sizes; the count is the same for every size, within 4%.
+# the live tensors of diffusers' modules at SVD-XT's sizes; the count is the same for every size, within 4%. A first
+# level without attention needs less in a step, and is planned as if it had it: 11 maps where 64, 96, 128, 160 channels
+# follow each other.
 DENOISE_MAPS = 28  # of latent size, for each frame of what is computed at once: the feed-forward's gate is widest
 DECODE_MAPS = 8  # of frame size, for each frame of a chunk: the last up block
 ENCODE_MAPS = 5  # of frame size, for one still
@@ -57,6 +59,15 @@ class Shape:
     unet_channels: int = 320
     vae_channels: int = 128
     force_upcast: bool = True
+    vae_factor: int = 8
+    """Pixels to one latent, a side."""
+
+    @classmethod
+    def of(cls, unet: Mapping[str, Any], vae: Mapping[str, Any]) -> Shape:
+        """From the configurations of both networks, checked: each level of the VAE but the last halves the size."""
+        levels = vae["block_out_channels"]
+        force_upcast = bool(vae.get("force_upcast", True))
+        return cls(unet["block_out_channels"][0], levels[0], force_upcast, 2 ** (len(levels) - 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,7 +296,7 @@ def _stages(
     """Bytes that each stage keeps beside its weights, where denoising has one or two clips `at_once`."""
     pixels = width * height
     video = pixels * frames * 3  # what is decoded already, as uint8
-    latent_map = pixels // 64 * frames * at_once * shape.unet_channels * dtype_bytes
+    latent_map = pixels // shape.vae_factor**2 * frames * at_once * shape.unet_channels * dtype_bytes
     frame_map = pixels * shape.vae_channels
     encode_bytes = max(dtype_bytes, 4) if shape.force_upcast else dtype_bytes
     clip_map = frame_map * chunk * dtype_bytes

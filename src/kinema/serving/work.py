@@ -111,11 +111,12 @@ class Work:
     def _seen(self, clean: object) -> bytes:
         """An image of the model's estimate so far."""
         import torch
+        from PIL import ImageOps
 
         assert self._projection is not None, "it was fitted before the first step"
         assert isinstance(clean, torch.Tensor), "a step's estimate is one"
         picture = self._projection.picture(clean)
-        return _jpeg(picture.resize((picture.width * 8, picture.height * 8)))
+        return _jpeg(ImageOps.scale(picture, self._projection.factor))
 
     def _models_of(self, model: str) -> Models:
         """The model, loaded; the one before it is dropped first."""

@@ -93,7 +93,7 @@ class FastDecoder:
 
     @torch.no_grad()
     def __call__(self, latents: Tensor) -> Tensor:
-        """Unscaled latents of frames that belong together, [f, c, h, w], → frames in −1…1, [f, 3, 8h, 8w]."""
+        """Unscaled latents of frames that belong together, [f, c, h, w], → frames in −1…1, [f, 3, height, width]."""
         x = self.conv_in(self.conv_in.filled(latents))
         x = _moved(self.middle[0], *_each_frame(self.middle[0], x))
         for attention, block in zip(self.attentions, self.middle[1:], strict=False):

@@ -486,7 +486,7 @@ class SelfAttention:
     def within_frames(self, clip: Tensor) -> Tensor:
         """What each pixel takes from its frame, [pixels, c], before the last projection."""
         qkv = self.split(self.projected(clip), clip).flatten(1, 2)  # [3, b·f, h·w, heads, d]
-        if onednn.suits(clip) and qkv.shape[2] in onednn.PIXELS:
+        if onednn.suits(clip) and onednn.attends(qkv.shape[2]):
             return onednn.attention(qkv.movedim(0, 2)).view(-1, clip.shape[-1])
         q, k, v = qkv.transpose(2, 3)
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(-1, clip.shape[-1])
@@ -525,6 +525,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 def sinusoids(positions: Tensor, channels: int, longest: float = 10000.0) -> Tensor:
     """Cosines and sines of each position, float32 [n, channels] (Vaswani et al. 2017, cosines first)."""
     half = channels // 2
-    exponents = torch.arange(half, dtype=torch.float32, device=positions.device) / half
-    angles = positions.float()[:, None] * torch.exp(-math.log(longest) * exponents)
+    # In diffusers' order, so that both round alike.
+    exponents = -math.log(longest) * torch.arange(half, dtype=torch.float32, device=positions.device) / half
+    angles = positions.float()[:, None] * torch.exp(exponents)
     return torch.cat([angles.cos(), angles.sin()], -1)

@@ -8,7 +8,7 @@ residual are passes of their own. The operators are those that torch's compiler 
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-# Pixels of a frame for which `attention` is quicker than torch's own: a head's scores are worth it, and fit the cache.
+# Pixels of a frame for which `attention` can be quicker than torch's own: a head's scores pay and fit the cache.
 PIXELS = range(512, 2049)
 
 
@@ -32,6 +32,18 @@ def _kinds() -> tuple[torch.dtype, ...]:
 def suits(x: Tensor) -> bool:
     """Whether oneDNN takes a matrix."""
     return x.device.type == "cpu" and x.dtype in _kinds()
+
+
+def attends(pixels: int) -> bool:
+    """Whether `attention` is quicker than torch's own for frames of so many pixels."""
+    return pixels in PIXELS and not _has_amx()
+
+
+@cache
+def _has_amx() -> bool:
+    """Whether this CPU has Intel's matrix units, for which torch's own attention is written, and MKL's products."""
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("amx_tile"))
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
