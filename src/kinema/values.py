@@ -322,6 +322,12 @@ class Recipe(BaseModel):
     painting: Painting | None = Field(default=None, description="How the still was drawn, where a prompt was given.")
     model: ModelIdentity
     device: str = Field(description="Kind of device: cpu, cuda or mps, and its name.")
+    threads: int | None = Field(
+        default=None, description="Threads that the CPU computed with, on which rounding depends; None on a GPU."
+    )
+    cpu: str | None = Field(
+        default=None, description="Instruction sets that the CPU computed with, likewise; None on a GPU."
+    )
     dtype: str
     engine: Engine = Field(default="reference", description="Whose forward computed: ours (fast) or diffusers' own.")
     precision: Precision = Field(
