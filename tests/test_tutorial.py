@@ -130,7 +130,7 @@ def test_words_that_the_painter_does_not_know_are_told(
     painting: Lesson, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     painting.generate_text2video("a red zebra", tmp_path / "zebra.mp4", seed=3)
-    assert "note: the painter knows no 'zebra'" in capsys.readouterr().out
+    assert "note: tiny-sd can't draw 'zebra'" in capsys.readouterr().out
 
 
 def test_an_empty_sentence_is_refused(painting: Lesson, tmp_path: Path) -> None:

@@ -340,13 +340,13 @@ def test_known_words_need_no_caution(painter: Painter) -> None:
 @pytest.mark.parametrize(
     ("prompt", "words"),
     [
-        ("a zebra over a mountain", "the painter knows no 'zebra': it draws the nearest scene without it"),
-        ("a zebra's quiz", "the painter knows no 'zebra', 'quiz': it draws the nearest scene without them"),
-        ("a zebra, zebra", "the painter knows no 'zebra': it draws the nearest scene without it"),
-        ("빨간 풍선", "the painter knows no '빨간', '풍선': it draws the nearest scene without them"),
+        ("a zebra over a mountain", "tiny-sd can't draw 'zebra'"),
+        ("a zebra's quiz", "tiny-sd can't draw 'zebra', 'quiz'"),
+        ("a zebra, zebra", "tiny-sd can't draw 'zebra'"),
+        ("빨간 풍선", "tiny-sd can't draw '빨간', '풍선'"),
         (
             "j1 j2 j3 j4 j5 j6 j7 j8 j9",
-            "the painter knows no 'j1', 'j2', 'j3', 'j4', 'j5', 'j6', 'j7', 'j8' and 1 more",
+            "tiny-sd can't draw 'j1', 'j2', 'j3', 'j4', 'j5', 'j6', 'j7', 'j8' and 1 more",
         ),
     ],
 )

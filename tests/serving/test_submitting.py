@@ -41,6 +41,12 @@ def test_cautions_tell_what_may_not_come_out_as_hoped(settings, png):
     assert any("enlarged" in caution for caution in told)
 
 
+def test_words_that_draw_nothing_are_named_before_the_work(settings):
+    assert prepare(settings, {"prompt": "an old horse in Paris"}).cautions == (
+        "pocket-painter can't draw 'old', 'Paris'",
+    )
+
+
 def test_what_was_asked_is_told_apart_whatever_seed_was_drawn(settings, png):
     one, same, other = (prepare(settings, fields, png) for fields in ({}, {"seed": "null"}, {"fps": 8}))
     assert one.fingerprint == same.fingerprint != other.fingerprint

@@ -36,6 +36,10 @@ SENTENCES = {
     "either": "{one} 또는 {two}",
     "not_tuned": "{name}: {value} 값은 {model} 모델을 다듬을 때 쓴 값({tuned})과 다릅니다.",
     "no_effect": "‘{name}’: ‘{other}’ 값이 {value:g}일 때는 효과가 없습니다. 1보다 커야 효과가 있습니다.",
+    "nothing_drawn": "{model} 모델은 이 문장에서 그릴 수 있는 것을 찾지 못해, 아무 장면이나 그립니다. "
+    "장소, 사물, 시간, 날씨를 이 모델이 아는 영어 낱말({examples} 등)로 쓰거나 다른 이미지 모델을 고르세요.",
+    "words_not_drawn": "{model} 모델이 그리지 못하는 낱말이 있습니다: {words}",
+    "and_more": "{first} 외 {count}개",
     # Cautions of the still.
     "still_enlarged": "사진({w}×{h})을 {width}×{height} 크기로 {scale:.2g}배 키웁니다. "
     "더 큰 사진을 쓰면 더 선명합니다.",
