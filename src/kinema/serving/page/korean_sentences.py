@@ -9,6 +9,7 @@ SENTENCES = {
     "out_of_range": "{name}: {value} 값은 범위를 벗어났습니다. {range} 넣을 수 있습니다.",
     "from_to": "{low}부터 {high}까지",
     "at_least": "{low} 이상만",
+    "seed_wanted": "0부터 {high}까지, 무작위로 뽑으려면 {random} 값을",
     "not_usable": "{name}: {value!r} 값은 쓸 수 없습니다. {wanted}",
     "one_of_wanted": "{choices} 가운데 하나를 고르세요.",
     "text_wanted": "글자를 넣으세요.",
