@@ -166,12 +166,11 @@ MISTAKES = {
     "an empty second prompt": (["--prompt="], 2, "prompt '' is empty"),
     "one name for two": ([f"--prompt={PROMPT}"], 2, f"{STEM}.mp4 would hold more than one result"),
     "still of another kind": (["--save-still=a.jpg"], 2, "the still a.jpg must end in .png; name it a.png"),
-    "still in no folder": (["--save-still=no/a.png"], 2, "the folder no does not exist"),
     "still over the sheet": (["--save-still=a.png", "--contact-sheet=a.png"], 2, "a.png would hold more than one"),
     "still that is there": (
         ["--save-still=full/", "--prompt=a sea", "-o", "{{index}}.mp4"],
         2,
-        ".png is there already",
+        ".png already exists",
     ),
 }
 

@@ -114,7 +114,7 @@ def test_a_remake_replaces_neither_the_original_nor_an_unnamed_file(remake, made
     before = made.read_bytes()
     assert "rocket.mp4 is what the video is made from" in remake("-o", "rocket.mp4").err
     (folder / "rocket-remade.mp4").write_text("mine")
-    assert "rocket-remade.mp4 is there already" in remake().err
+    assert "rocket-remade.mp4 already exists" in remake().err
     assert made.read_bytes() == before
     assert (folder / "rocket-remade.mp4").read_text() == "mine"
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kinema.cli.exits import DIFFERS
-from kinema.cli.options import OUTPUT_PANEL, Force, Json, Quiet
+from kinema.cli.options import OUTPUT_PANEL, Force, Json, Quiet, expanded, to_stdout
 from kinema.cli.progress import report
 from kinema.errors import RecipeError
 from kinema.models.catalog import CATALOG, PAINTERS
@@ -39,7 +39,7 @@ def inspect(
     """Tell how a video was made, by the recipe inside the file."""
     from kinema.media.video import read_recipe
 
-    recipe = read_recipe(file)
+    recipe = read_recipe(expanded(file))
     facts = recipe.model_dump(mode="json")
     if json:
         print(json_text.dumps(facts, indent=2))  # noqa: T201 - the result
@@ -87,7 +87,8 @@ def remake(
             "-o",
             metavar="PATH",
             rich_help_panel=OUTPUT_PANEL,
-            help="Where the new video goes. Unset: STEM-remade with the same ending, in the current folder.",
+            help="Where the new video goes; - writes an mp4 to stdout. Unset: STEM-remade with the same ending, in the "
+            "current folder.",
         ),
     ] = None,
     model: Annotated[
@@ -115,12 +116,13 @@ def remake(
     from kinema.cli.making import load, make
     from kinema.media.video import read_recipe
 
-    with report(json_lines=json, quiet=quiet) as told:
+    file, still = expanded(file), None if still is None else expanded(still)
+    with report(json_lines=json, quiet=quiet) as told, to_stdout(output, told, json=json) as target:
         recipe = read_recipe(file)
         opened = _still_of(recipe, still, told, anyway=anyway)
         name = model or _model_of(recipe.model, CATALOG, "--model")
         machine = _machine(recipe, told)
-        job = _job(file, still, opened, recipe, name, output, force=force)
+        job = _job(file, still, opened, recipe, name, target, force=force)
         with _threads(recipe.threads):
             if opened is None:
                 job = _drawn_again(job, recipe, image_model, machine, told, anyway=anyway)

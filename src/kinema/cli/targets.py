@@ -23,12 +23,14 @@ def video_paths(
 ) -> list[Path]:
     """A path for each still's video, where it can be written.
 
+    Folders that are missing are made when the work begins (`make_folders`); a file is replaced only by `force`.
+
     Args:
         output: A file, a folder (ending in "/", or for several stills), a template, or None for STEM.mp4 here.
         stems: Names of the stills, in the order of the command line.
         requests: One for each still.
         ending: Of the names that `output` leaves open.
-        force: Whether files may be replaced that `output` does not name outright.
+        force: Whether existing files may be replaced.
 
     Raises:
         VideoError: naming the path and what would be right.
@@ -37,12 +39,41 @@ def video_paths(
     from kinema.media.video import check_target
 
     paths = _named(output, ending, stems, requests)
-    exact = output is not None and paths == [Path(output)]
     for path, request in zip(paths, requests, strict=True):
-        check_target(path, request.frame_rate)
-        if path.is_file() and not (exact or force):
-            raise VideoError(f"{path} is there already; --force replaces it, -o names another")
+        check_target(_in_existing_folder(path), request.frame_rate)
+        _check_free(path, "-o", force=force)
     return paths
+
+
+def make_folders(paths: Sequence[Path | None]) -> None:
+    """Make the folders in which results are to appear, where they are missing.
+
+    Raises:
+        VideoError: naming the folder that can't be made.
+    """
+    for path in filter(None, paths):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise VideoError(f"the folder {path.parent} can't be made ({error.strerror}); choose another") from None
+
+
+def _in_existing_folder(path: Path) -> Path:
+    """The path itself, or its name in the nearest folder above it that exists, where the missing ones will be made."""
+    folder = path.parent
+    while not folder.exists():
+        folder = folder.parent
+    return folder / path.name
+
+
+def _check_free(path: Path, option: str, *, force: bool) -> None:
+    """Refuse to replace a file.
+
+    Raises:
+        VideoError: naming the path.
+    """
+    if path.is_file() and not force:
+        raise VideoError(f"{path} already exists; add --force to overwrite it, or choose another name by {option}")
 
 
 def sheet_paths(
@@ -74,12 +105,11 @@ def sheet_paths(
         if path.suffix.lower() != ".png":
             raise VideoError(f"the {what} {path} must end in .png; name it {path.with_suffix('.png')}")
         _check_place(path, what)
-        if path.is_file() and not force and paths != [Path(output)]:
-            raise VideoError(f"{path} is there already; --force replaces it, {option} names another")
+        _check_free(path, option, force=force)
     return list(paths)
 
 
-def record_path(output: str | None) -> Path | None:
+def record_path(output: str | None, *, force: bool) -> Path | None:
     """Where a benchmark's record can be written; None where none is asked for.
 
     Raises:
@@ -87,10 +117,11 @@ def record_path(output: str | None) -> Path | None:
     """
     if output is None:
         return None
-    path = Path(output)
+    path = Path(output).expanduser()
     if path.suffix.lower() != ".json":
         raise VideoError(f"the record {path} must end in .json; name it {path.with_suffix('.json')}")
     _check_place(path, "record")
+    _check_free(path, "--out", force=force)
     return path
 
 
@@ -100,10 +131,11 @@ def _check_place(path: Path, what: str) -> None:
     Raises:
         VideoError: naming the path and what would be right.
     """
-    if not path.parent.is_dir():
-        raise VideoError(f"the folder {path.parent} does not exist; make it, or choose another")
-    if not os.access(path.parent, os.W_OK):
-        raise VideoError(f"{path.parent} can't be written to; choose another folder, or its permissions")
+    folder = _in_existing_folder(path).parent
+    if not folder.is_dir():
+        raise VideoError(f"{folder} is not a folder; choose another")
+    if not os.access(folder, os.W_OK):
+        raise VideoError(f"{folder} can't be written to; choose another folder, or its permissions")
     if path.is_dir():
         raise VideoError(f"{path} is a folder; choose another name for the {what}")
 
@@ -128,6 +160,8 @@ def keep_apart(results: Sequence[Path | None], sources: Sequence[str]) -> None:
 def _named(output: str | None, ending: str, stems: Sequence[str], requests: Sequence[VideoRequest]) -> list[Path]:
     if output is None:
         return [Path(f"{stem}{ending}") for stem in stems]
+    if output.startswith("~"):  # the shell leaves it alone inside quotes
+        output = os.path.expanduser(output)  # noqa: PTH111 - a Path would lose the "/" at its end
     if _FIELD.search(output):
         return [
             _filled(output, {"stem": stem, "index": i, "seed": request.seed})
