@@ -102,8 +102,8 @@ def bench(
 
     with report(json_lines=False, quiet=quiet) as told:
         machine = read_settings(device=device, dtype=dtype, precision=precision, model=model)
-        target = record_path(output, force=force)
-        keep_apart([target], [still] if still else [])
+        target = record_path(output)
+        keep_apart([target], [still] if still else [], force=force)
         make_folders([target])
         peers = named(against)
         check(engine, peer_dtype)

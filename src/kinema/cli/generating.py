@@ -194,10 +194,10 @@ def _jobs(
 
     requests = [request for _, _, request in named]
     stems = [(still.name if still else plain_name(source, 60)) or "video" for source, still, _ in named]
-    targets = video_paths(output, stems, requests, force=force)
-    sheets = sheet_paths(contact_sheet, stems, requests, force=force)
-    drawn = sheet_paths(save_still, stems, requests, force=force, what="still", option="--save-still")
-    keep_apart([*targets, *sheets, *drawn], [source for source, still, _ in named if still])
+    targets = video_paths(output, stems, requests)
+    sheets = sheet_paths(contact_sheet, stems, requests)
+    drawn = sheet_paths(save_still, stems, requests, what="still")
+    keep_apart([*targets, *sheets, *drawn], [source for source, still, _ in named if still], force=force)
     count = len(named)
     return [
         Job(

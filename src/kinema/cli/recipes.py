@@ -227,8 +227,8 @@ def _job(
     resolve(model)
     request = recipe.request.changed(decode_chunk_size=recipe.decode_chunk_size)
     video = Path(file)
-    [target] = video_paths(output, [f"{video.stem}-remade"], [request], ending=video.suffix, force=force)
-    keep_apart([target], [file, source] if source else [file])
+    [target] = video_paths(output, [f"{video.stem}-remade"], [request], ending=video.suffix)
+    keep_apart([target], [file, source] if source else [file], force=force)
     return Job(source or request.prompt or file, still, request, target, recorded=recipe.request)
 
 

@@ -19,18 +19,17 @@ _FIELD = re.compile(r"\{(\w*)\}")
 
 
 def video_paths(
-    output: str | None, stems: Sequence[str], requests: Sequence[VideoRequest], *, ending: str = ".mp4", force: bool
+    output: str | None, stems: Sequence[str], requests: Sequence[VideoRequest], *, ending: str = ".mp4"
 ) -> list[Path]:
     """A path for each still's video, where it can be written.
 
-    Folders that are missing are made when the work begins (`make_folders`); a file is replaced only by `force`.
+    Folders that are missing are made when the work begins (`make_folders`); `keep_apart` sees to what exists.
 
     Args:
         output: A file, a folder (ending in "/", or for several stills), a template, or None for STEM.mp4 here.
         stems: Names of the stills, in the order of the command line.
         requests: One for each still.
         ending: Of the names that `output` leaves open.
-        force: Whether existing files may be replaced.
 
     Raises:
         VideoError: naming the path and what would be right.
@@ -41,7 +40,6 @@ def video_paths(
     paths = _named(output, ending, stems, requests)
     for path, request in zip(paths, requests, strict=True):
         check_target(_in_existing_folder(path), request.frame_rate)
-        _check_free(path, "-o", force=force)
     return paths
 
 
@@ -66,24 +64,12 @@ def _in_existing_folder(path: Path) -> Path:
     return folder / path.name
 
 
-def _check_free(path: Path, option: str, *, force: bool) -> None:
-    """Refuse to replace a file.
-
-    Raises:
-        VideoError: naming the path.
-    """
-    if path.is_file() and not force:
-        raise VideoError(f"{path} already exists; add --force to overwrite it, or choose another name by {option}")
-
-
 def sheet_paths(
     output: str | None,
     stems: Sequence[str],
     requests: Sequence[VideoRequest],
     *,
-    force: bool,
     what: str = "contact sheet",
-    option: str = "--contact-sheet",
 ) -> list[Path | None]:
     """A path for each video's contact sheet or drawn still, named as videos are; None for all where none is asked for.
 
@@ -91,9 +77,7 @@ def sheet_paths(
         output: As for `video_paths`, a PNG.
         stems: Likewise.
         requests: Likewise.
-        force: Likewise.
         what: What will lie there, as messages name it.
-        option: Where its name was given.
 
     Raises:
         VideoError: naming the path and what would be right.
@@ -105,11 +89,10 @@ def sheet_paths(
         if path.suffix.lower() != ".png":
             raise VideoError(f"the {what} {path} must end in .png; name it {path.with_suffix('.png')}")
         _check_place(path, what)
-        _check_free(path, option, force=force)
     return list(paths)
 
 
-def record_path(output: str | None, *, force: bool) -> Path | None:
+def record_path(output: str | None) -> Path | None:
     """Where a benchmark's record can be written; None where none is asked for.
 
     Raises:
@@ -121,7 +104,6 @@ def record_path(output: str | None, *, force: bool) -> Path | None:
     if path.suffix.lower() != ".json":
         raise VideoError(f"the record {path} must end in .json; name it {path.with_suffix('.json')}")
     _check_place(path, "record")
-    _check_free(path, "--out", force=force)
     return path
 
 
@@ -140,8 +122,8 @@ def _check_place(path: Path, what: str) -> None:
         raise VideoError(f"{path} is a folder; choose another name for the {what}")
 
 
-def keep_apart(results: Sequence[Path | None], sources: Sequence[str]) -> None:
-    """Refuse results that would replace one another, or what they are made from.
+def keep_apart(results: Sequence[Path | None], sources: Sequence[str], *, force: bool) -> None:
+    """Refuse results that would replace one another, what they are made from, or, without `force`, any file.
 
     Raises:
         VideoError: naming the path.
@@ -155,6 +137,8 @@ def keep_apart(results: Sequence[Path | None], sources: Sequence[str]) -> None:
         seen.add(place)
         if path.exists() and any(path.samefile(source) for source in inputs):
             raise VideoError(f"{path} is what the video is made from, and would be lost; choose another name")
+        if path.is_file() and not force:
+            raise VideoError(f"{path} already exists; add --force to overwrite it, or choose another name")
 
 
 def _named(output: str | None, ending: str, stems: Sequence[str], requests: Sequence[VideoRequest]) -> list[Path]:
