@@ -117,3 +117,10 @@ def test_a_prompt_of_which_nothing_can_be_drawn_says_so(prompt):
 
 def test_models_that_draw_any_sentence_judge_no_words():
     assert cautions(request_for(model="svd", prompt="an old man in Paris", image_model="sd-2.1-base")) == []
+
+
+def test_the_pocket_moves_less_than_svd_and_is_not_warned_of():
+    request = request_for(model="pocket")
+    assert request.motion_bucket_id == 40
+    assert cautions(request) == []
+    assert request_for(model="svd").motion_bucket_id == 127
