@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # BentoML's tutorial of Stable Video Diffusion, its commands as they stand: serve, curl, Python client, build, and the
-# built Bento served. From the root, after `make .venv/installed-dev`: examples/tutorial.sh
+# built Bento served. The port alone is another one than 3000: a free one, so that no other server answers.
+# From the root, after `make .venv/installed-dev`: examples/tutorial.sh
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PWD/.venv/bin:$PATH"
@@ -9,15 +10,16 @@ export BENTOML_DO_NOT_TRACK=True
 work=$(mktemp -d)
 export BENTOML_HOME="${BENTOML_HOME:-$work/bentoml}"
 export KINEMA_DATA_DIR="${KINEMA_DATA_DIR:-$work/data}"
+export PORT=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 server=
 trap '[ -z "$server" ] || kill "$server" 2> /dev/null || true; wait; rm -rf "$work"' EXIT
 
 serve() { # what to serve; in the background until `stop`
-    bentoml serve "$@" &
+    bentoml serve "$@" --port "$PORT" &
     server=$!
     for _ in $(seq 600); do
         kill -0 "$server"
-        ! curl -sf http://localhost:3000/readyz > /dev/null || return 0
+        ! curl -sf "http://127.0.0.1:$PORT/readyz" > /dev/null || return 0
         sleep 0.5
     done
     echo "the server did not get ready" >&2
@@ -44,7 +46,7 @@ echo "== curl"
 (
     cd "$work"
     curl -X 'POST' \
-        'http://localhost:3000/generate' \
+        "http://127.0.0.1:$PORT/generate" \
         -H 'accept: video/*' \
         -H 'Content-Type: multipart/form-data' \
         -F 'image=@assets/girl-image.png;type=image/png' \
@@ -58,10 +60,12 @@ echo "== the Python client"
 (
     cd "$work/assets"
     python - << 'PYTHON'
+import os
+
 import bentoml
 from pathlib import Path
 
-with bentoml.SyncHTTPClient("http://localhost:3000") as client:
+with bentoml.SyncHTTPClient(f"http://127.0.0.1:{os.environ['PORT']}") as client:
     result = client.generate(
         decode_chunk_size=2,
         image=Path("girl-image.png"),
@@ -79,7 +83,7 @@ bentoml build
 echo "== the built Bento, served from elsewhere"
 cd "$work"
 serve stable_diffusion_video:latest
-curl -sS 'http://localhost:3000/generate' -F 'image=@assets/girl-image.png;type=image/png' -F 'seed=0' \
+curl -sS "http://127.0.0.1:$PORT/generate" -F 'image=@assets/girl-image.png;type=image/png' -F 'seed=0' \
     -F 'decode_chunk_size=2' -o bento.mp4
 is_video bento.mp4
 cmp bento.mp4 assets/client.mp4

@@ -157,9 +157,16 @@ def test_painters_that_none_names_follow_the_device_and_the_size(tiny_svd: Path)
 def test_what_the_painter_does_not_read_is_warned_of_at_the_line_that_called(
     loaded: Models, painter: Painter, call: object
 ) -> None:
-    with pytest.warns(kinema.KinemaWarning, match="the painter knows no 'zebra'") as warned:
+    with pytest.warns(kinema.KinemaWarning, match="tiny-sd can't draw 'zebra'") as warned:
         call(prompt="a zebra", model=loaded, image_model=painter, **SETTINGS)
     assert {warning.filename for warning in warned} == {__file__}
+
+
+def test_words_that_draw_nothing_are_named_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kinema.models.loading.load", None)
+    monkeypatch.setattr("kinema.models.painters.load_painter", None)
+    with pytest.warns(kinema.KinemaWarning, match="pocket-painter can't draw 'old', 'Paris'"):
+        kinema.stream(prompt="an old boat in Paris", model="pocket", device="cpu")
 
 
 def test_another_videos_model_of_the_same_name_keeps_the_prompt(tmp_path: Path, painter: Painter) -> None:

@@ -58,7 +58,7 @@ def test_the_tutorials_settings_lie_beneath_the_models_and_the_readers(lesson: L
     assert lesson.make(ROCKET, seed=1, num_inference_steps=2).recipe.request.num_inference_steps == 2
 
 
-@pytest.mark.parametrize("seed", [-2, 2**32])
+@pytest.mark.parametrize("seed", [-2, 2**53])
 def test_a_seed_out_of_range_is_refused(lesson: Lesson, tmp_path: Path, seed: int) -> None:
     with pytest.raises(InvalidRequest, match=f"seed {seed} is out of range"):
         lesson.generate_video(ROCKET, tmp_path / "rocket.mp4", seed=seed)
@@ -81,8 +81,14 @@ def test_the_helpers_have_the_tutorials_names_and_arguments() -> None:
     }
     required = inspect.Parameter.empty
     assert arguments == {
-        "generate_video": {"image_url": required, "video_file": required, "seed": 42},
-        "generate_text2video": {"prompt": required, "video_file": required, "seed": -1},
+        "generate_video": {"image_url": required, "video_file": required, "seed": 42, "settings": required},
+        "generate_text2video": {
+            "prompt": required,
+            "video_file": required,
+            "seed": -1,
+            "guidance_scale": None,
+            "settings": required,
+        },
     }
 
 
@@ -126,11 +132,18 @@ def test_the_recipe_of_a_sentence_makes_its_video_without_a_still(painting: Less
     assert np.array_equal(again.frames, drawn.frames)
 
 
+def test_guidance_scale_is_that_of_the_image_and_the_rest_that_of_the_video(painting: Lesson, tmp_path: Path) -> None:
+    given = {"guidance_scale": 5.5, "num_frames": 3, "num_inference_steps": 2}
+    request = painting.generate_text2video("a blue boat", tmp_path / "boat.mp4", 2**32, **given).recipe.request
+    assert (request.image_guidance_scale, request.max_guidance_scale) == (5.5, 3.0)
+    assert (request.num_frames, request.num_inference_steps, request.seed) == (3, 2, 2**32)
+
+
 def test_words_that_the_painter_does_not_know_are_told(
     painting: Lesson, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     painting.generate_text2video("a red zebra", tmp_path / "zebra.mp4", seed=3)
-    assert "note: the painter knows no 'zebra'" in capsys.readouterr().out
+    assert "note: tiny-sd can't draw 'zebra'" in capsys.readouterr().out
 
 
 def test_an_empty_sentence_is_refused(painting: Lesson, tmp_path: Path) -> None:

@@ -34,10 +34,11 @@ def test_both_ends_of_a_range_are_allowed(name: str, low: int, high: int) -> Non
 @pytest.mark.parametrize(("name", "low", "high"), RANGES)
 @pytest.mark.parametrize("end", [0, 1])
 def test_beyond_a_range_is_refused_with_name_value_and_range(name: str, low: int, high: int, end: int) -> None:
-    value = (low - 1, high + 1)[end]
+    value = (low - (2 if name == "seed" else 1), high + 1)[end]  # -1 is a random seed
     with pytest.raises(InvalidRequest) as refused:
         VideoRequest.checked(**{name: value})
-    assert str(refused.value) == f"{name} {value} is out of range: {low} to {high}"
+    random = ", or -1 for a random one" if name == "seed" else ""
+    assert str(refused.value) == f"{name} {value} is out of range: {low} to {high}{random}"
     assert refused.value.param == name
 
 
@@ -154,7 +155,12 @@ def test_a_change_is_checked_too() -> None:
         VideoRequest().changed(speed=2)
 
 
-@pytest.mark.parametrize("settings", [{}, {"seed": None}])
+def test_the_largest_seed_is_the_largest_integer_of_javascript() -> None:
+    assert MAX_SEED == 2**53 - 1
+    assert VideoRequest.checked(seed=2**32).seed == 2**32  # randint(0, 2**32) can give it
+
+
+@pytest.mark.parametrize("settings", [{}, {"seed": None}, {"seed": -1}, {"seed": "-1"}, {"seed": " -1 "}])
 def test_a_seed_not_given_is_drawn(settings: dict[str, None]) -> None:
     seeds = {VideoRequest.checked(**settings).seed for _ in range(4)}
     assert len(seeds) > 1

@@ -38,7 +38,7 @@ from painter_shapes import (
 )
 from parallel import Fleet
 from scenes import Scene, training_scene
-from words import END, MAX_TOKENS, UNKNOWN, caption, token_numbers, vocabulary, write_tokenizer
+from words import END, MAX_TOKENS, UNKNOWN, caption, token_numbers, vocabulary, write_drawn_words, write_tokenizer
 
 VAE_RATE, UNET_RATE = 1e-3, 8e-4
 WORDINGS = 4  # captions kept with each picture
@@ -372,6 +372,7 @@ def assemble(args: argparse.Namespace) -> None:
         (target / f"{file}.safetensors").chmod(0o644)  # safetensors writes for the owner alone
         print(f"{part}: {sum(v.numel() for v in halves.values()) / 1e6:.2f} M parameters")
     write_tokenizer(args.folder / "tokenizer")
+    write_drawn_words(args.folder)
     index = {
         "_class_name": "StableDiffusionPipeline",
         "feature_extractor": [None, None],

@@ -10,6 +10,7 @@ files as added tokens that match whole words in any case.
 import argparse
 import json
 import random
+from collections.abc import Iterable
 from pathlib import Path
 
 from scenes import Scene
@@ -152,6 +153,19 @@ AT_GROUND = {
     "lake": ("on", "by", "at"),
     "city": ("in", "in front of"),
 }
+# Of the words above: those that name nothing to be seen, alone. They go with a scene's words and are no reason to warn.
+ALONGSIDE = """
+    a an the and or of in on at by with without from to into onto over under above below behind before beside between
+    near next along across through around against among inside outside upon off up down out for as is are be it it's
+    that this these those there here which who when where while then its his her their our my your i you we he she they
+    them far seen just close front back side way view shot scene image picture showing full group pair eye air high low
+    during late early first light bright broad golden orange red blue green pale dark heavy thick falling rises sets
+    open path range rolling calm deep quiet still big little small tall tropical wild lonely flight flying suit space
+    weather jet flat hot striped capped grid blocks far ground drone airplane photo photograph sharp running riding
+    waving
+""".split()  # noqa: SIM905  # to be read and added to
+# Of the words above: those that no picture shows, because captions hold them at random.
+UNSEEN = {"old", "dramatic"}
 # Words of ordinary sentences that a caption of ours need not hold.
 MORE_WORDS = """
     a an the and or of in on at by with without from to into onto over under above below behind before beside between
@@ -349,6 +363,27 @@ def vocabulary() -> dict[str, int]:
     return {token: i for i, token in enumerate([BEGIN, END, UNKNOWN, *dict.fromkeys(marks), *sorted(words)])}
 
 
+def drawn_words() -> dict[str, list[str]]:
+    """Words that are no reason to warn, in two lists.
+
+    "scene" has those that decide on ground, hour, weather or thing; "other" those that decide on the rest (colour,
+    number, place, size, style) or only join the others. All else draws nothing.
+    """
+    scenes = (*HOUR_WORDS.values(), *WEATHER_WORDS.values(), *GROUND_WORDS.values(), *THING_WORDS.values())
+    others = (*COLOUR_WORDS.values(), *STYLE_WORDS.values(), *STYLE_TAILS.values(), *ACROSS_WORDS.values(),
+              *DOING.values(), *AT_GROUND.values(), *NUMBERS.values(), LARGE_WORDS, SMALL_WORDS, HIGH_WORDS, LOW_WORDS,
+              OVER)  # fmt: skip
+
+    def words(tables: Iterable[tuple[str, ...]]) -> set[str]:
+        phrases = (phrase.replace("{}", "") for table in tables for phrase in table)
+        return {word.removesuffix("'s") for phrase in phrases for word in words_of(phrase) if word[0].isalnum()}
+
+    known = words((*scenes, AERIAL_SUBJECTS)) - set(ALONGSIDE) - UNSEEN
+    scene = known | {_plural(word) for word in known}
+    other = (words(others) | set(ALONGSIDE)) - {"beautiful"} - UNSEEN - scene
+    return {"scene": sorted(scene), "other": sorted(other)}
+
+
 def _forms(mark: str) -> list[str]:
     """A mark as byte-level BPE writes it: each of its bytes but the last alone, the last also with the word's end."""
     signs = [_byte_sign(b) for b in mark.encode()]
@@ -398,6 +433,12 @@ def write_tokenizer(folder: Path) -> None:
     write("tokenizer_config.json", config)
     write("special_tokens_map.json", names)
     (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+
+
+def write_drawn_words(folder: Path) -> None:
+    """`words.json`: what warnings about a prompt go by."""
+    text = json.dumps(drawn_words(), indent=1, ensure_ascii=False)
+    (folder / "words.json").write_text(text + "\n", encoding="utf-8")
 
 
 def main() -> None:

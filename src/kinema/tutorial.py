@@ -23,7 +23,7 @@ from kinema import library
 from kinema.errors import InvalidRequest
 from kinema.media.clip import Clip
 from kinema.media.video import check_target
-from kinema.values import PAINTING
+from kinema.values import PAINTING, RANDOM_SEED
 
 if TYPE_CHECKING:
     import os
@@ -40,9 +40,6 @@ DECODE_CHUNK = 2
 FRAMES_FROM_IMAGE = 10
 FRAMES_FROM_TEXT = 12
 
-DRAW = -1
-"""The seed that stands for any."""
-
 SHEET_WIDTH = 2048
 BRIGHTER = 4
 
@@ -56,26 +53,52 @@ class Lesson:
     """What draws the still of a sentence, as `kinema.generate` takes it; None leaves it to Kinema."""
     settings: Mapping[str, Any] = field(default_factory=dict)
 
-    def generate_video(self, image_url: Source, video_file: str | os.PathLike[str], seed: int = 42) -> Clip:
+    def generate_video(
+        self, image_url: Source, video_file: str | os.PathLike[str], seed: int = 42, **settings: Any
+    ) -> Clip:
         """A video of 10 frames from a picture: saved as `video_file`, its seed printed, played by the notebook.
 
         Args:
             image_url: An address, or whatever else `kinema.generate` takes for a still.
             video_file: .mp4, .webm, .gif or .webp.
-            seed: 0 to 2³²−1; −1 draws one.
+            seed: 0 to 2⁵³−1; −1 draws one.
+            **settings: Others of `VideoRequest`, above those of the lesson: num_frames, num_inference_steps, ….
 
         Raises:
             KinemaError: one of its kinds; the message says what to do.
         """
         check_target(video_file)
-        clip = self.make(image_url, seed=seed, num_frames=self.settings.get("num_frames", FRAMES_FROM_IMAGE))
+        frames = self.settings.get("num_frames", FRAMES_FROM_IMAGE)
+        clip = self.make(image_url, **{"num_frames": frames, **settings, "seed": seed})
         clip.save(video_file)
         return clip
 
-    def generate_text2video(self, prompt: str, video_file: str | os.PathLike[str], seed: int = DRAW) -> Clip:
-        """A still drawn from a sentence, shown, and a video of 12 frames from that; else as `generate_video`."""
+    def generate_text2video(
+        self,
+        prompt: str,
+        video_file: str | os.PathLike[str],
+        seed: int = RANDOM_SEED,
+        *,
+        guidance_scale: float | None = None,
+        **settings: Any,
+    ) -> Clip:
+        """An image drawn from a sentence, shown, and a video of 12 frames from that; else as `generate_video`.
+
+        Args:
+            prompt: What the image shows.
+            video_file: .mp4, .webm, .gif or .webp.
+            seed: 0 to 2⁵³−1; −1 draws one.
+            guidance_scale: How strictly the image follows the prompt, as in the tutorial (`image_guidance_scale`);
+                that of the video is `max_guidance_scale`. None is the text-to-image model's own.
+            **settings: Others of `VideoRequest`; num_frames and num_inference_steps are those of the video.
+
+        Raises:
+            KinemaError: one of its kinds; the message says what to do.
+        """
         check_target(video_file)
-        clip = self.make(prompt=prompt, seed=seed, num_frames=self.settings.get("num_frames", FRAMES_FROM_TEXT))
+        frames = self.settings.get("num_frames", FRAMES_FROM_TEXT)
+        own = {} if guidance_scale is None else {"image_guidance_scale": guidance_scale}
+        clip = self.make(prompt=prompt, **{"num_frames": frames, **settings, **own, "seed": seed})
         _show(clip.still)
         clip.save(video_file)
         return clip
@@ -90,8 +113,6 @@ class Lesson:
         if settings.get("prompt") is None:
             own = {name: value for name, value in own.items() if name not in PAINTING}
         asked = {**beneath, **own, **settings}
-        if asked.get("seed") == DRAW:
-            del asked["seed"]
         clip = None
         with warnings.catch_warnings(record=True) as cautions:
             warnings.filterwarnings("always", category=library.KinemaWarning)
@@ -134,14 +155,21 @@ def load(
     return Lesson(models, image_model, settings)
 
 
-def generate_video(image_url: Source, video_file: str | os.PathLike[str], seed: int = 42) -> Clip:
+def generate_video(image_url: Source, video_file: str | os.PathLike[str], seed: int = 42, **settings: Any) -> Clip:
     """`Lesson.generate_video` with the model that Kinema takes when none is named, loaded for this one call."""
-    return load().generate_video(image_url, video_file, seed)
+    return load().generate_video(image_url, video_file, seed, **settings)
 
 
-def generate_text2video(prompt: str, video_file: str | os.PathLike[str], seed: int = DRAW) -> Clip:
+def generate_text2video(
+    prompt: str,
+    video_file: str | os.PathLike[str],
+    seed: int = RANDOM_SEED,
+    *,
+    guidance_scale: float | None = None,
+    **settings: Any,
+) -> Clip:
     """`Lesson.generate_text2video` with the models that Kinema takes when none is named, loaded for this one call."""
-    return load().generate_text2video(prompt, video_file, seed)
+    return load().generate_text2video(prompt, video_file, seed, guidance_scale=guidance_scale, **settings)
 
 
 def motion_by_seed(clips: Sequence[Clip]) -> Image.Image:

@@ -21,7 +21,8 @@ Engine = Literal["fast", "reference"]
 Precision = Literal["full", "fp8"]
 Stage = Literal["paint", "encode", "denoise", "decode"]
 
-MAX_SEED = 2**32 - 1
+MAX_SEED = 2**53 - 1  # the largest integer that JavaScript keeps exactly
+RANDOM_SEED = -1
 # The settings of a still that is drawn from a prompt; None in all of them where a still is given.
 PAINTING = (
     "prompt",
@@ -33,9 +34,10 @@ PAINTING = (
 )
 
 
-def draw_seed(given: int | None = None) -> int:
-    """The given seed, or a fresh one: 0 to 2³²−1."""
-    return secrets.randbelow(MAX_SEED + 1) if given is None else given
+def draw_seed(given: Any = None) -> Any:
+    """The given seed, or for None and −1 a random one: 0 to 2³²−1, short enough to be written down."""
+    is_random = given is None or (given.strip() if isinstance(given, str) else given) in (RANDOM_SEED, "-1")
+    return secrets.randbelow(2**32) if is_random else given
 
 
 class VideoRequest(BaseModel):
@@ -63,7 +65,8 @@ class VideoRequest(BaseModel):
         ge=0,
         le=MAX_SEED,
         description="Start of the noise: same seed, still, settings and machine give the same video. "
-        "Drawn when not given, and always returned.",
+        "-1, or not given: a random one, which is always returned.",
+        json_schema_extra={"minimum": RANDOM_SEED},
     )
     width: int = Field(default=1024, ge=64, le=2048, description="Width in pixels, a multiple of 8.")
     height: int = Field(default=576, ge=64, le=2048, description="Height in pixels, a multiple of 8.")
@@ -266,6 +269,8 @@ def _range_of(name: str) -> Sentence:
     """The allowed range of a setting, as a person reads it."""
     bounds = {type(m).__name__: m for m in VideoRequest.model_fields[name].metadata}
     low, high = bounds["Ge"].ge, bounds.get("Le")
+    if name == "seed":
+        return Sentence("seed_wanted", "0 to {high}, or {random} for a random one", high=MAX_SEED, random=RANDOM_SEED)
     if high is None:
         return Sentence("at_least", "at least {low}", low=low)
     return Sentence("from_to", "{low} to {high}", low=low, high=high.le)
@@ -325,6 +330,12 @@ class Recipe(BaseModel):
     painting: Painting | None = Field(default=None, description="How the still was drawn, where a prompt was given.")
     model: ModelIdentity
     device: str = Field(description="Kind of device: cpu, cuda or mps, and its name.")
+    threads: int | None = Field(
+        default=None, description="Threads that the CPU computed with, on which rounding depends; None on a GPU."
+    )
+    cpu: str | None = Field(
+        default=None, description="Instruction sets that the CPU computed with, likewise; None on a GPU."
+    )
     dtype: str
     engine: Engine = Field(default="reference", description="Whose forward computed: ours (fast) or diffusers' own.")
     precision: Precision = Field(

@@ -344,8 +344,8 @@ def test_refusals_and_cautions_are_korean_too(server, visit, tmp_path):
     page.wait_for_selector(
         "#k-note .k-cautions:has-text('320×160 크기는 pocket 모델이 학습한 288×160 크기와 다릅니다')"
     )
-    page.get_by_label("시드", exact=True).fill("-1")
-    page.wait_for_selector("#k-note .k-fault:has-text('시드: -1 값은 범위를 벗어났습니다. 0부터 4294967295까지')")
+    page.get_by_label("시드", exact=True).fill("-2")
+    page.wait_for_selector("#k-note .k-fault:has-text('시드: -2 값은 범위를 벗어났습니다. 0부터 9007199254740991까지')")
     (tmp_path / "a.gif").write_bytes(b"GIF89a")
     with page.expect_file_chooser() as chooser:
         page.click("[data-choose]")

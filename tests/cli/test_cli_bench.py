@@ -59,7 +59,7 @@ MISTAKES = {
     "out of range": (["--fps=500"], 2, "fps 500 is out of range: 1 to 120"),
     "a painter's setting": (["--scheduler=euler"], 2, "no such option: --scheduler"),
     "no runs": (["--runs=0"], 2, "invalid value for '--runs': "),
-    "missing folder": (["--out=no/x.json"], 2, "the folder no does not exist; make it, or choose another"),
+    "a file that exists": (["--out=old.json"], 2, "old.json already exists; add --force to overwrite it"),
     "another ending": (["--out=x.txt"], 2, "the record x.txt must end in .json; name it x.json"),
     "a folder": (["--out=full.json"], 2, "full.json is a folder; choose another name for the record"),
     "where the peer fails": (["--min-guidance-scale=2", "--max-guidance-scale=1"], 2, "diffusers' pipeline fails at"),
@@ -70,6 +70,7 @@ MISTAKES = {
 @pytest.mark.parametrize(("arguments", "code", "words"), MISTAKES.values(), ids=MISTAKES)
 def test_a_mistake_is_told_before_anything_is_loaded(kinema, folder, tiny_svd, arguments, code, words):
     (folder / "full.json").mkdir()
+    (folder / "old.json").touch()
     ran = kinema("bench", "--model", tiny_svd, *QUICK, *arguments)
     assert (ran.code, ran.out) == (code, "")
     error = ran.err[ran.err.index("error: ") :]

@@ -1,6 +1,9 @@
 import importlib
 import json
+import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ from cli_inputs import SMALL, draw
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
+from kinema.cli import main
 from kinema.media.clip import Clip
 from kinema.media.video import probe, read_frames, read_recipe
 from kinema.values import PAINTING, Step, VideoRequest
@@ -37,16 +41,64 @@ def test_the_video_is_named_after_the_still(generate, folder):
     assert names(folder) == ["rocket.mp4", "rocket.png"]
 
 
-def test_a_file_is_replaced_only_when_named_or_forced(generate, folder):
-    (folder / "rocket.mp4").write_text("mine")
-    refused = generate()
+@pytest.mark.parametrize(
+    ("arguments", "file"),
+    [
+        ([], "rocket.mp4"),
+        (["-o", "rocket.mp4"], "rocket.mp4"),
+        (["-o", "{stem}.gif"], "rocket.gif"),
+        (["--contact-sheet", "all.png"], "all.png"),
+    ],
+)
+def test_an_existing_file_is_overwritten_by_force_alone(generate, folder, arguments, file):
+    (folder / file).write_text("mine")
+    refused = generate(*arguments)
     assert refused.code == 2
-    assert "rocket.mp4 is there already" in refused.err
-    assert (folder / "rocket.mp4").read_text() == "mine"
-    assert generate("--force").code == 0
-    (folder / "rocket.mp4").write_text("mine")
-    assert generate("-o", "rocket.mp4").code == 0
-    assert probe(folder / "rocket.mp4").frames == 2
+    assert f"{file} already exists; add --force to overwrite it" in refused.err
+    assert (folder / file).read_text() == "mine"
+    assert names(folder) == sorted([file, "rocket.png"])
+    assert generate(*arguments, "--force").code == 0
+    assert (folder / file).read_bytes() != b"mine"
+
+
+def test_missing_folders_are_created_when_the_work_begins(generate, folder):
+    ran = generate("-o", "new/videos/{stem}.mp4", "--contact-sheet", "sheets/", "--fps=500")
+    assert (ran.code, names(folder)) == (2, ["rocket.png"])
+    assert generate("-o", "new/videos/{stem}.mp4", "--contact-sheet", "sheets/").out == "new/videos/rocket.mp4\n"
+    assert names(folder / "sheets") == ["rocket.png"]
+
+
+def test_a_tilde_in_quotes_is_the_home_folder(generate, folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(folder / "home"))
+    (folder / "home").mkdir()
+    (folder / "rocket.png").rename(folder / "home" / "rocket.png")
+    ran = generate("-o", "~/videos/", stills=("~/rocket.png",))
+    assert ran.out == f"{folder}/home/videos/rocket.mp4\n"
+    assert names(folder) == ["home"]
+
+
+def test_a_dash_writes_the_video_to_stdout(still, folder, tiny_svd, capsysbinary):
+    arguments = still.name, "--model", str(tiny_svd), *map(str, SMALL)
+    assert main(["generate", *arguments, "-o", "-"]) == 0
+    (folder / "piped.mp4").write_bytes(capsysbinary.readouterr().out)
+    assert main(["generate", *arguments, "-o", "named.mp4"]) == 0
+    assert (folder / "piped.mp4").read_bytes() == (folder / "named.mp4").read_bytes()
+    assert not (folder / "-").exists()
+    capsysbinary.readouterr()
+    assert main(["generate", *arguments, "-o", "-", "--json"]) == 2
+    assert b"-o - writes the video to stdout, which has the JSON lines" in capsysbinary.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["generate", "rocket.png", "--json", "--width=1"]])
+def test_a_reader_that_goes_ends_the_run_quietly(still, folder, arguments):
+    script = "import sys; from kinema.cli import main; sys.exit(main())"
+    reader, writer = os.pipe()
+    os.close(reader)
+    ran = subprocess.run(
+        [sys.executable, "-c", script, *arguments], stdout=writer, stderr=subprocess.PIPE, check=False, cwd=folder
+    )
+    os.close(writer)
+    assert (ran.returncode, ran.stderr) == (141, b"")
 
 
 def test_several_stills_load_the_model_once_and_go_into_a_folder(generate, folder):
@@ -243,7 +295,7 @@ MISTAKES = {
     "a still to keep": (["rocket.png", "--save-still=a.png"], 2, "--save-still keeps a still that is drawn: drop it"),
     "a painter as model": (["rocket.png", "--model=sd-2.1-base"], 3, "sd-2.1-base draws stills from prompts"),
     "unknown ending": (["rocket.png", "-o", "x.avi"], 2, "x.avi ends in .avi, which can't be written; use .mp4"),
-    "missing folder": (["rocket.png", "-o", "no/x.mp4"], 2, "the folder no does not exist; make it, or choose another"),
+    "a file for a folder": (["rocket.png", "-o", "photo.webp/no/x.mp4"], 2, "photo.webp is not a folder"),
     "full folder": (["rocket.png", "-o", "full"], 2, "the folder full is not empty; name a new one"),
     "one file for two": (["rocket.png", "cut2.png", "-o", "x.mp4"], 2, "x.mp4 is one file, and there are 2 stills"),
     "one name for two": (["rocket.png", "rocket.png"], 2, "rocket.mp4 would hold more than one result"),

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import torch
 from cli_inputs import draw
 
 from kinema.media.video import read_recipe, save_video
@@ -33,7 +34,9 @@ def test_inspect_tells_a_recipe_in_words(kinema, made):
     assert facts["num_inference_steps"] == "2"
     assert recipe.model.weights_sha256 in facts["weights"]
     assert recipe.still_sha256 in facts["still"]
-    assert facts["device"] == f"cpu, {recipe.dtype}, {recipe.engine} engine"
+    assert facts["device"] == (
+        f"cpu, {recipe.dtype}, {recipe.engine} engine, {torch.get_num_threads()} threads ({recipe.cpu})"
+    )
     assert ran.err == ""
 
 
@@ -62,7 +65,13 @@ def test_a_remake_of_another_kind_is_compared_as_the_original_would_show_it(rema
     assert ran.code == 0
     events = [json.loads(line) for line in ran.out.splitlines()]
     assert events[-2]["path"] == "again.gif"
-    assert events[-1] == {"event": "compared", "identical": True, "frames_differing": 0, "max_difference": 0}
+    assert events[-1] == {
+        "event": "compared",
+        "identical": True,
+        "frames_differing": 0,
+        "max_difference": 0,
+        "reasons": [],
+    }
     assert not [path for path in folder.iterdir() if "again" in path.name and path.suffix != ".gif"]
 
 
@@ -78,9 +87,11 @@ def test_another_still_is_refused_before_the_model_is_loaded(remake, folder):
 def test_another_still_makes_another_video_and_says_so(remake, folder):
     draw(folder / "cat.png", seed=1)
     ran = remake("--anyway", still="cat.png")
-    assert (ran.code, ran.out) == (1, "rocket-remade.mp4\n")
+    assert (ran.code, ran.out) == (7, "rocket-remade.mp4\n")
     assert "caution: the still cat.png is not the one of the recipe" in ran.err
-    assert ran.err.splitlines()[-1].startswith("different: 2 of 2 frames differ, by ")
+    last = ran.err.splitlines()[-1]
+    assert last.startswith("different: 2 of 2 frames differ, by ")
+    assert "; not as in the recipe: still " in last
 
 
 def test_other_weights_are_refused_before_any_work(remake, folder, tmp_path_factory):
@@ -103,7 +114,7 @@ def test_a_remake_replaces_neither_the_original_nor_an_unnamed_file(remake, made
     before = made.read_bytes()
     assert "rocket.mp4 is what the video is made from" in remake("-o", "rocket.mp4").err
     (folder / "rocket-remade.mp4").write_text("mine")
-    assert "rocket-remade.mp4 is there already" in remake().err
+    assert "rocket-remade.mp4 already exists" in remake().err
     assert made.read_bytes() == before
     assert (folder / "rocket-remade.mp4").read_text() == "mine"
 
@@ -120,13 +131,52 @@ def test_a_recipe_from_elsewhere_warns_that_frames_may_differ(kinema, made, fold
     assert "caution: it was made by torch 1.0, and " in err
 
 
+@pytest.fixture
+def another_thread_count():
+    """Torch computing with one thread more than before, while the test runs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    yield before + 1
+    torch.set_num_threads(before)
+
+
+def test_a_remake_runs_with_the_threads_of_the_recipe(remake, made, folder, another_thread_count):
+    ran = remake()
+    assert ran.code == 0
+    assert read_recipe(folder / "rocket-remade.mp4").threads == read_recipe(made).threads == another_thread_count - 1
+    assert torch.get_num_threads() == another_thread_count
+
+
+def test_a_recipe_without_threads_is_remade_with_those_of_this_machine(kinema, made, folder, tiny_svd):
+    from kinema.media.video import read_frames
+
+    frames, fps = read_frames(made)
+    older = read_recipe(made).model_copy(update={"threads": None, "cpu": None})
+    save_video(255 - frames, folder / "older.mp4", fps, older)
+    ran = kinema("remake", "older.mp4", "--still", "rocket.png", "--model", tiny_svd)
+    assert ran.code == 7
+    threads, cpu = torch.get_num_threads(), read_recipe(made).cpu
+    reasons = f"; not as in the recipe: threads {threads} instead of unknown, cpu {cpu} instead of unknown"
+    assert ran.err.splitlines()[-1].endswith(reasons)
+
+
+def test_frames_that_differ_for_no_recorded_reason_say_so(kinema, made, folder, tiny_svd):
+    from kinema.media.video import read_frames
+
+    frames, fps = read_frames(made)
+    save_video(255 - frames, folder / "other.mp4", fps, read_recipe(made))
+    ran = kinema("remake", "other.mp4", "--still", "rocket.png", "--model", tiny_svd, "--json")
+    assert ran.code == 7
+    assert json.loads(ran.out.splitlines()[-1])["reasons"] == []
+
+
 def test_a_recipe_in_fp8_is_made_in_full_where_nothing_multiplies_that(kinema, made, folder, tiny_svd):
     from kinema.media.video import read_frames
 
     frames, fps = read_frames(made)
     changes = {"precision": "fp8", "dtype": "float32"}
     save_video(frames, folder / "fp8.mp4", fps, read_recipe(made).model_copy(update=changes))
-    assert ", fp8\n" in kinema("inspect", "fp8.mp4").out
+    assert ", fp8, " in kinema("inspect", "fp8.mp4").out
     remade = kinema("remake", "fp8.mp4", "--still", "rocket.png", "--model", tiny_svd)
     assert "caution: it was made in fp8, which this device can't multiply: the frames differ" in remade.err
     assert read_recipe(folder / "fp8-remade.mp4").precision == "full"

@@ -677,6 +677,7 @@ def test_the_recipe_says_how_it_was_made(shared: Models, still: Still, tiny_svd:
     assert recipe.model == shared.identity
     assert recipe.still_sha256 == still.sha256
     assert (recipe.device, recipe.dtype, recipe.memory_plan) == ("cpu", "float32", "resident")
+    assert recipe.threads == torch.get_num_threads()
     assert recipe.decode_chunk_size == 4
     assert recipe.events == ()
     assert recipe.versions["torch"] == torch.__version__

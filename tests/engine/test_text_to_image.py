@@ -105,7 +105,7 @@ def test_stills_equal_diffusers_with_every_scheduler(tiny_sd: Path, scheduler: s
         pytest.param({"prompt": "a red balloon over a snowy mountain at sunset " * 3}, id="longer than it reads"),
         pytest.param({"prompt": "a zebra quiz"}, id="unknown words"),
         pytest.param({"image_num_inference_steps": 1}, id="one step"),
-        pytest.param({"seed": 2**32 - 1}, id="largest seed"),
+        pytest.param({"seed": 2**53 - 1}, id="largest seed"),
     ],
 )
 def test_stills_equal_diffusers(tiny_sd: Path, settings: dict[str, object]) -> None:
@@ -325,6 +325,15 @@ def test_the_painters_own_scheduler_keeps_its_settings(own: Path) -> None:
     assert_parity(own, scheduler="euler", image_guidance_scale=7.5)
 
 
+def test_attention_slicing_of_a_loaded_pipeline_is_kept(own: Path) -> None:
+    plain, sliced = (load_painter(own, device="cpu", dtype="float32") for _ in range(2))
+    sliced.pipeline.enable_attention_slicing()
+    pixels = [np.asarray(still_of(each).image).astype(int) for each in (plain, sliced)]
+    kinds = {type(each).__name__ for each in sliced.pipeline.unet.attn_processors.values()}
+    assert kinds == {"SlicedAttnProcessor"}
+    assert np.abs(pixels[0] - pixels[1]).max() <= 1
+
+
 def test_a_request_without_a_prompt_is_refused(painter: Painter) -> None:
     with pytest.raises(InvalidRequest, match="no prompt"):
         next(iter(paint(painter, VideoRequest(seed=1))))
@@ -340,13 +349,13 @@ def test_known_words_need_no_caution(painter: Painter) -> None:
 @pytest.mark.parametrize(
     ("prompt", "words"),
     [
-        ("a zebra over a mountain", "the painter knows no 'zebra': it draws the nearest scene without it"),
-        ("a zebra's quiz", "the painter knows no 'zebra', 'quiz': it draws the nearest scene without them"),
-        ("a zebra, zebra", "the painter knows no 'zebra': it draws the nearest scene without it"),
-        ("빨간 풍선", "the painter knows no '빨간', '풍선': it draws the nearest scene without them"),
+        ("a zebra over a mountain", "tiny-sd can't draw 'zebra'"),
+        ("a zebra's quiz", "tiny-sd can't draw 'zebra', 'quiz'"),
+        ("a zebra, zebra", "tiny-sd can't draw 'zebra'"),
+        ("빨간 풍선", "tiny-sd can't draw '빨간', '풍선'"),
         (
             "j1 j2 j3 j4 j5 j6 j7 j8 j9",
-            "the painter knows no 'j1', 'j2', 'j3', 'j4', 'j5', 'j6', 'j7', 'j8' and 1 more",
+            "tiny-sd can't draw 'j1', 'j2', 'j3', 'j4', 'j5', 'j6', 'j7', 'j8' and 1 more",
         ),
     ],
 )

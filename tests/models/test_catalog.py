@@ -76,3 +76,51 @@ def test_a_folder_with_a_broken_configuration_has_no_defaults(tmp_path):
     for text in ("{", "[]", json.dumps({"num_frames": "many"})):
         (tmp_path / "unet" / "config.json").write_text(text)
         assert default_settings(str(tmp_path)) == {}
+
+
+def drawn(prompt):
+    return cautions(request_for(model="pocket", prompt=prompt, image_model="pocket-painter"))
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a red hot-air balloon over a snowy mountain at sunset",
+        "a photograph of an astronaut riding a horse",
+        "An aerial view of a city at night, long exposure, instagram contest",
+        "A bird's eye view of a CITY",
+        "three white boats on the sea in fog",
+    ],
+)
+def test_a_prompt_that_the_embedded_model_can_draw_needs_no_caution(prompt):
+    assert drawn(prompt) == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ("an old man on a beach in Paris", "'old', 'man', 'Paris'"),
+        ("a boat, Boat and Kangaroo, kangaroo", "'Kangaroo'"),
+        ("a beautiful sunset, masterpiece", "'beautiful', 'masterpiece'"),
+        ("a boat " + " ".join(f"j{i}" for i in range(9)), ", ".join(f"'j{i}'" for i in range(8)) + " and 1 more"),
+    ],
+)
+def test_words_that_draw_nothing_are_named_although_the_tokenizer_knows_them(prompt, words):
+    assert drawn(prompt) == [f"pocket-painter can't draw {words}"]
+
+
+@pytest.mark.parametrize("prompt", ["an old man in Paris", "빨간 풍선", "in a beautiful red", "🚀"])
+def test_a_prompt_of_which_nothing_can_be_drawn_says_so(prompt):
+    (caution,) = drawn(prompt)
+    assert caution.startswith("pocket-painter can't draw anything of this prompt")
+
+
+def test_models_that_draw_any_sentence_judge_no_words():
+    assert cautions(request_for(model="svd", prompt="an old man in Paris", image_model="sd-2.1-base")) == []
+
+
+def test_the_pocket_moves_less_than_svd_and_is_not_warned_of():
+    request = request_for(model="pocket")
+    assert request.motion_bucket_id == 40
+    assert cautions(request) == []
+    assert request_for(model="svd").motion_bucket_id == 127

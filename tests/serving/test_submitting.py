@@ -41,6 +41,29 @@ def test_cautions_tell_what_may_not_come_out_as_hoped(settings, png):
     assert any("enlarged" in caution for caution in told)
 
 
+def test_guidance_scale_means_the_model_that_the_prompt_or_the_still_is_for(settings, png):
+    drawn = prepare(settings, {"prompt": "a boat", "guidance_scale": "4.5"}).request
+    assert (drawn.image_guidance_scale, drawn.max_guidance_scale) == (4.5, 1.0)
+    for fields in ({}, {"prompt": "only a title"}):
+        request = prepare(settings, {**fields, "guidance_scale": "2.5"}, png).request
+        assert (request.image_guidance_scale, request.max_guidance_scale) == (None, 2.5)
+    with pytest.raises(InvalidRequest, match="another name for image_guidance_scale, and both are given"):
+        prepare(settings, {"prompt": "a boat", "guidance_scale": 4, "image_guidance_scale": 4})
+
+
+@pytest.mark.parametrize("seed", ["-1", -1])
+def test_minus_one_draws_a_seed(settings, png, seed):
+    seeds = {prepare(settings, {"seed": seed}, png).request.seed for _ in range(3)}
+    assert len(seeds) > 1
+    assert min(seeds) >= 0
+
+
+def test_words_that_draw_nothing_are_named_before_the_work(settings):
+    assert prepare(settings, {"prompt": "an old horse in Paris"}).cautions == (
+        "pocket-painter can't draw 'old', 'Paris'",
+    )
+
+
 def test_what_was_asked_is_told_apart_whatever_seed_was_drawn(settings, png):
     one, same, other = (prepare(settings, fields, png) for fields in ({}, {"seed": "null"}, {"fps": 8}))
     assert one.fingerprint == same.fingerprint != other.fingerprint

@@ -5,6 +5,7 @@ import random
 import pytest
 from transformers import CLIPTokenizer
 
+from kinema.models.catalog import PAINTER_FOLDER, cautions, request_for
 from scenes import COLOURS, Scene, any_scene, held_out_scenes
 from words import (
     COLOUR_WORDS,
@@ -13,9 +14,11 @@ from words import (
     MAX_TOKENS,
     bare_caption,
     caption,
+    drawn_words,
     token_numbers,
     vocabulary,
     words_of,
+    write_drawn_words,
     write_tokenizer,
 )
 
@@ -96,3 +99,20 @@ def test_case_and_punctuation_change_no_word(tokenizer):
 def test_every_colour_has_a_word_of_its_own():
     own = [set(words_of(" ".join(COLOUR_WORDS[c]))) - {"dark", "bright", "snow", "-", "jet"} for c in COLOURS]
     assert sum(len(words) for words in own) == len(set.union(*own))
+
+
+def test_the_words_that_the_embedded_model_draws_are_those_of_its_captions(tmp_path):
+    write_drawn_words(tmp_path)
+    assert (tmp_path / "words.json").read_bytes() == (PAINTER_FOLDER / "words.json").read_bytes()
+
+
+def test_the_plainest_captions_need_no_caution():
+    for scene in held_out_scenes(60):
+        request = request_for(model="pocket", prompt=bare_caption(scene), image_model="pocket-painter")
+        assert cautions(request) == []
+
+
+def test_all_words_that_are_drawn_are_tokens():
+    known = drawn_words()
+    assert {*known["scene"]} <= vocabulary().keys()
+    assert not {*known["scene"]} & {*known["other"]}

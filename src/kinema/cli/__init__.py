@@ -7,6 +7,7 @@ Results go to stdout, everything else to stderr. Heavy libraries are imported by
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import traceback
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kinema.cli import benching, doctor, generating, recipes, serving, weights
-from kinema.cli.exits import EPILOG, Interrupted, code_of, stopping_cleanly
+from kinema.cli.exits import EPILOG, READER_GONE, Interrupted, code_of, stopping_cleanly
 from kinema.cli.progress import say
 from kinema.errors import KinemaError
 from kinema.version import own_version
@@ -71,7 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with stopping_cleanly():
             command = typer.main.get_command(app)
-            return command.main(arguments, prog_name="kinema", standalone_mode=False) or 0
+            code: int = command.main(arguments, prog_name="kinema", standalone_mode=False) or 0
+        with contextlib.suppress(AttributeError):
+            sys.stdout.flush()  # here, where it can still be told that no one reads it
+        return code
     except KinemaError as error:
         say(str(error), "error")
         return code_of(error)
@@ -80,6 +84,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return stop.code
     except typer.TyperException as error:
         return _misused(error)
+    except (BrokenPipeError, SystemExit) as stop:
+        if not isinstance(stop, BrokenPipeError) and not isinstance(stop.__context__, BrokenPipeError):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is flushed at the very end
+        return READER_GONE
     except Exception:  # noqa: BLE001 - the last resort: told whole, so that it can be mended
         traceback.print_exc()
         say("this is a defect of Kinema; please report it with the lines above", "error")

@@ -11,9 +11,19 @@ import typer
 from kinema.benchmark import check, check_settings, gradient, named
 from kinema.cli.generating import chosen_model
 from kinema.cli.making import tell_fetch
-from kinema.cli.options import MODEL_PANEL, OUTPUT_PANEL, Device, Dtype, Model, Precision, Quiet, with_video_settings
+from kinema.cli.options import (
+    MODEL_PANEL,
+    OUTPUT_PANEL,
+    Device,
+    Dtype,
+    Force,
+    Model,
+    Precision,
+    Quiet,
+    with_video_settings,
+)
 from kinema.cli.progress import report, stdout_console
-from kinema.cli.targets import keep_apart, record_path
+from kinema.cli.targets import keep_apart, make_folders, record_path
 from kinema.models.catalog import CATALOG, request_for
 from kinema.values import VideoRequest
 
@@ -57,6 +67,7 @@ def bench(
         str | None,
         typer.Option("--out", metavar="FILE.json", rich_help_panel=OUTPUT_PANEL, help="Write the record there too."),
     ] = None,
+    force: Force = False,
     json: Annotated[
         bool, typer.Option("--json", rich_help_panel=OUTPUT_PANEL, help="Write the record to stdout, not the table.")
     ] = False,
@@ -92,7 +103,8 @@ def bench(
     with report(json_lines=False, quiet=quiet) as told:
         machine = read_settings(device=device, dtype=dtype, precision=precision, model=model)
         target = record_path(output)
-        keep_apart([target], [still] if still else [])
+        keep_apart([target], [still] if still else [], force=force)
+        make_folders([target])
         peers = named(against)
         check(engine, peer_dtype)
         VideoRequest.checked(**{name: value for name, value in settings.items() if value is not None})

@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from types import FrameType
 
 EPILOG = (
-    "Exit codes: 0 done · 1 remade, but the frames differ · 2 usage, or a bad still, setting, file or recipe · "
+    "Exit codes: 0 done · 2 usage, or a bad still, setting, file or recipe · "
     "3 weights can't be had or used · 4 out of memory · 5 refused: no room on the disk, or the model gave no video · "
-    "70 a defect of Kinema · 130 interrupted (143 by SIGTERM)."
+    "7 remade, but the frames differ · 70 a defect of Kinema · 130 interrupted (143 by SIGTERM) · "
+    "141 stdout was closed."
 )
 
-DIFFERS = 1
+DIFFERS = 7
+READER_GONE = 141  # as a shell tells of a command that SIGPIPE ended, which has another number or none elsewhere
 _ENDING = ("SIGINT", "SIGTERM", "SIGHUP")  # the last is unknown to Windows
 # The first that fits counts.
 _CODES: tuple[tuple[type[KinemaError], int], ...] = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,7 +11,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kinema.cli.checked_images import check_images
-from kinema.cli.options import OUTPUT_PANEL, Device, Dtype, Force, Json, Model, Precision, Prompt, Quiet, with_settings
+from kinema.cli.options import (
+    OUTPUT_PANEL,
+    Device,
+    Dtype,
+    Force,
+    Json,
+    Model,
+    Precision,
+    Prompt,
+    Quiet,
+    expanded,
+    to_stdout,
+    with_settings,
+)
 from kinema.cli.progress import report
 from kinema.errors import InvalidRequest
 from kinema.models.catalog import for_painter, request_for
@@ -45,8 +59,8 @@ def generate(
             metavar="PATH",
             rich_help_panel=OUTPUT_PANEL,
             help="Where the video goes: .mp4, .webm, .gif, .webp, or no ending for a folder of png. For several videos "
-            "a folder, or a template with {stem}, {index} or {seed}. Unset: STEM.mp4 in the current folder. "
-            "The stem of a prompt is its words.",
+            "a folder, or a template with {stem}, {index} or {seed}. - writes an mp4 to stdout. Missing folders are "
+            "created. Unset: STEM.mp4 in the current folder. The stem of a prompt is its words.",
         ),
     ] = None,
     contact_sheet: Annotated[
@@ -89,10 +103,11 @@ def generate(
     from kinema.library import check_source
     from kinema.settings import read_settings
 
-    with report(json_lines=json, quiet=quiet) as told, TemporaryDirectory(prefix="kinema-") as fetched:
+    with report(json_lines=json, quiet=quiet) as told, ExitStack() as stack:
+        fetched = stack.enter_context(TemporaryDirectory(prefix="kinema-"))
         machine = read_settings(device=device, dtype=dtype, precision=precision, model=model)
         check_source(stills or None, prompt or None)
-        sources = prompt or stills or []
+        sources = prompt or [expanded(still) for still in stills or []]
         # Checked before torch is there to choose a model: no setting's range depends on it.
         for source in sources:
             _checked(source if prompt else None, settings)
@@ -101,7 +116,8 @@ def generate(
         images = [] if prompt else check_images(sources, Path(fetched))
         chosen = machine.model or chosen_model(machine, told)
         named = _named(chosen, sources, images, settings, machine, told)
-        jobs = _jobs(named, output, contact_sheet, save_still, force=force)
+        target = stack.enter_context(to_stdout(output, told, json=json))
+        jobs = _jobs(named, target, contact_sheet, save_still, force=force)
         for caution in dict.fromkeys(caution for job in jobs for caution in job.cautions):
             told.tell("warning", caution)
         from kinema.cli.making import draw_all, load, make
@@ -175,10 +191,10 @@ def _jobs(
 
     requests = [request for _, _, request in named]
     stems = [(image.name if image else plain_name(source, 60)) or "video" for source, image, _ in named]
-    targets = video_paths(output, stems, requests, force=force)
-    sheets = sheet_paths(contact_sheet, stems, requests, force=force)
-    drawn = sheet_paths(save_still, stems, requests, force=force, what="still", option="--save-still")
-    keep_apart([*targets, *sheets, *drawn], [source for source, image, _ in named if image])
+    targets = video_paths(output, stems, requests)
+    sheets = sheet_paths(contact_sheet, stems, requests)
+    drawn = sheet_paths(save_still, stems, requests, what="still")
+    keep_apart([*targets, *sheets, *drawn], [source for source, image, _ in named if image], force=force)
     count = len(named)
     return [
         Job(

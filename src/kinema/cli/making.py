@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import TYPE_CHECKING
 
+from kinema.cli.targets import make_folders
 from kinema.models.catalog import CATALOG, PAINTERS, human_bytes
 
 if TYPE_CHECKING:
@@ -164,6 +165,7 @@ def draw(painter: Painter, job: Job, report: Report) -> Job:
             still = result
     assert still is not None, "the painter ends with a still"
     if job.drawn:
+        make_folders([job.drawn])
         picture = BytesIO()
         still.image.save(picture, "PNG")
         publish(picture.getvalue(), job.drawn)
@@ -187,6 +189,7 @@ def make(models: Models, job: Job, report: Report) -> Made:
     report.start(job)
     began = time.monotonic()
     clip: Clip | None = None
+    make_folders([job.target, job.sheet])
     with VideoWriter(job.target, job.request.frame_rate) as writer:
         for result in generate(models, job.still, job.request):
             if isinstance(result, Step):

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import os
+import sys
+import tempfile
 from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
+from kinema.errors import InvalidRequest
 from kinema.models.catalog import CATALOG, PAINTERS
 from kinema.settings import Settings
 from kinema.values import PAINTING, VideoRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from pydantic.fields import FieldInfo
+
+    from kinema.cli.progress import Report
 
 MODEL_PANEL = (
     "Model and device (set for good by KINEMA_MODEL, KINEMA_DEVICE, KINEMA_DTYPE, KINEMA_PRECISION, or kinema.toml)"
@@ -59,9 +65,34 @@ Json = Annotated[
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="Tell nothing but the result and errors.", rich_help_panel=OUTPUT_PANEL)
 ]
-Force = Annotated[
-    bool, typer.Option("--force", help="Replace files that were not named by -o.", rich_help_panel=OUTPUT_PANEL)
-]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files.", rich_help_panel=OUTPUT_PANEL)]
+
+STDOUT = "-"
+
+
+def expanded(source: str) -> str:
+    """A path whose `~` the shell left alone, as inside quotes; anything else as it is."""
+    return os.path.expanduser(source)  # noqa: PTH111 - it may be an address, which a Path would change
+
+
+@contextlib.contextmanager
+def to_stdout(output: str | None, told: Report, *, json: bool) -> Iterator[str | None]:
+    """What stands for `output` while inside: for "-" a temporary mp4, whose bytes `told` writes to stdout at the end.
+
+    Raises:
+        InvalidRequest: where stdout is a terminal, or has JSON lines already.
+    """
+    if output != STDOUT:
+        yield output
+        return
+    if json or sys.stdout.isatty():
+        taken = "has the JSON lines" if json else "is a terminal"
+        raise InvalidRequest(
+            f"-o - writes the video to stdout, which {taken}; name a file, or redirect stdout", "output"
+        )
+    told.writes_video = True
+    with tempfile.TemporaryDirectory() as folder:
+        yield f"{folder}/video.mp4"
 
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:

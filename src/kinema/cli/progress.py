@@ -89,6 +89,8 @@ class Report:
 
     def __init__(self) -> None:
         self.pace = Pace()
+        self.writes_video = False
+        """Whether the result itself goes to stdout, in place of its path."""
 
     def __enter__(self) -> Self:
         return self
@@ -152,8 +154,12 @@ class Report:
         )
 
     def result(self, path: Path, **_facts: Any) -> None:
-        """What the run came for lies at `path`."""
-        print(path, flush=True)  # noqa: T201 - the result
+        """What the run came for is the file `path`."""
+        if not self.writes_video:
+            print(path, flush=True)  # noqa: T201 - the result
+            return
+        sys.stdout.buffer.write(path.read_bytes())
+        sys.stdout.buffer.flush()
 
 
 class Json(Report):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json as json_text
 import tempfile
 from dataclasses import replace
@@ -11,14 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kinema.cli.exits import DIFFERS
-from kinema.cli.options import OUTPUT_PANEL, Force, Json, Quiet
+from kinema.cli.options import OUTPUT_PANEL, Force, Json, Quiet, expanded, to_stdout
 from kinema.cli.progress import report
 from kinema.errors import RecipeError
 from kinema.models.catalog import CATALOG, PAINTERS
 from kinema.version import own_version
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from kinema.cli.making import Job
     from kinema.cli.progress import Report
@@ -38,7 +39,7 @@ def inspect(
     """Tell how a video was made, by the recipe inside the file."""
     from kinema.media.video import read_recipe
 
-    recipe = read_recipe(file)
+    recipe = read_recipe(expanded(file))
     facts = recipe.model_dump(mode="json")
     if json:
         print(json_text.dumps(facts, indent=2))  # noqa: T201 - the result
@@ -50,7 +51,9 @@ def inspect(
         "still": f"SHA-256 {recipe.still_sha256} (of its pixels)",
         **{name: value for name, value in request if name not in {"model", "image_model"} and value is not None},
         "device": f"{recipe.device}, {recipe.dtype}, {recipe.engine} engine"
-        + (f", {recipe.precision}" if recipe.precision != "full" else ""),
+        + (f", {recipe.precision}" if recipe.precision != "full" else "")
+        + (f", {recipe.threads} threads" if recipe.threads else "")
+        + (f" ({recipe.cpu})" if recipe.cpu else ""),
         "memory plan": f"{recipe.memory_plan}, {recipe.decode_chunk_size} frames decoded together",
         "made by": ", ".join([f"kinema {recipe.kinema}", *(f"{k} {v}" for k, v in recipe.versions.items())]),
     }
@@ -84,7 +87,8 @@ def remake(
             "-o",
             metavar="PATH",
             rich_help_panel=OUTPUT_PANEL,
-            help="Where the new video goes. Unset: STEM-remade with the same ending, in the current folder.",
+            help="Where the new video goes; - writes an mp4 to stdout. Unset: STEM-remade with the same ending, in the "
+            "current folder.",
         ),
     ] = None,
     model: Annotated[
@@ -105,28 +109,45 @@ def remake(
 ) -> None:
     """Make a video again from its recipe, and say whether the frames are identical. What was a still has to be given.
 
-    The exit code is 0 when they are and 1 when they differ, which another device, arithmetic or library may cause.
-    Still and weights are checked first.
+    It runs with the recipe's number of CPU threads, on which rounding depends. The exit code is 0 when the frames are
+    identical and 7 when they differ; the message then names what is not as in the recipe: device, dtype, threads,
+    memory plan, library versions. Still and weights are checked first.
     """
     from kinema.cli.making import load, make
     from kinema.media.video import read_recipe
 
-    with report(json_lines=json, quiet=quiet) as told:
+    file, still = expanded(file), None if still is None else expanded(still)
+    with report(json_lines=json, quiet=quiet) as told, to_stdout(output, told, json=json) as target:
         recipe = read_recipe(file)
         opened = _still_of(recipe, still, told, anyway=anyway)
         name = model or _model_of(recipe.model, CATALOG, "--model")
         machine = _machine(recipe, told)
-        job = _job(file, still, opened, recipe, name, output, force=force)
-        if opened is None:
-            job = _drawn_again(job, recipe, image_model, machine, told, anyway=anyway)
-        models = load(name, machine, told)
-        models.engine = recipe.engine
-        found = models.identity.weights_sha256
-        _same("model", name, found, recipe.model.weights_sha256, told, anyway=anyway)
-        _tell_versions(recipe, told)
-        made = make(models, job, told)
-        if not _compared(Path(file), made.clip, made.path, told):
+        job = _job(file, still, opened, recipe, name, target, force=force)
+        with _threads(recipe.threads):
+            if opened is None:
+                job = _drawn_again(job, recipe, image_model, machine, told, anyway=anyway)
+            models = load(name, machine, told)
+            models.engine = recipe.engine
+            found = models.identity.weights_sha256
+            _same("model", name, found, recipe.model.weights_sha256, told, anyway=anyway)
+            _tell_versions(recipe, told)
+            made = make(models, job, told)
+        if not _compared(Path(file), recipe, made.clip, made.path, told):
             raise typer.Exit(DIFFERS)
+
+
+@contextlib.contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Let torch compute with so many CPU threads; None leaves their number as it is."""
+    import torch
+
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _same(what: str, given: str, found: str, wanted: str, told: Report, *, anyway: bool) -> None:
@@ -206,8 +227,8 @@ def _job(
     resolve(model)
     request = recipe.request.changed(decode_chunk_size=recipe.decode_chunk_size)
     video = Path(file)
-    [target] = video_paths(output, [f"{video.stem}-remade"], [request], ending=video.suffix, force=force)
-    keep_apart([target], [file, source] if source else [file])
+    [target] = video_paths(output, [f"{video.stem}-remade"], [request], ending=video.suffix)
+    keep_apart([target], [file, source] if source else [file], force=force)
     return Job(source or request.prompt or file, still, request, target, recorded=recipe.request)
 
 
@@ -237,7 +258,7 @@ def _tell_versions(recipe: Recipe, told: Report) -> None:
             told.tell("warning", f"it was made by {name} {made_by}, and {here} is here: the frames may differ")
 
 
-def _compared(original: Path, clip: Clip, remade: Path, told: Report) -> bool:
+def _compared(original: Path, recipe: Recipe, clip: Clip, remade: Path, told: Report) -> bool:
     """Whether a video and its remake show the same, told in words; both as the original's kind of file keeps them."""
     from kinema.media.video import probe, read_frames
 
@@ -250,8 +271,39 @@ def _compared(original: Path, clip: Clip, remade: Path, told: Report) -> bool:
         with tempfile.TemporaryDirectory() as folder:
             after, _ = read_frames(clip.save(Path(folder) / f"again{suffix}"))
     text, facts = _difference(before, after)
+    facts["reasons"] = reasons = [] if facts["identical"] else _reasons(recipe, clip.recipe)
+    if not facts["identical"]:
+        text += f"; not as in the recipe: {', '.join(reasons)}" if reasons else "; all of the recipe is the same"
     told.tell("compared", text, **facts)
     return bool(facts["identical"])
+
+
+def _reasons(asked: Recipe, made: Recipe) -> list[str]:
+    """What of two recipes can explain that the frames differ: "threads 2 instead of 1"."""
+
+    def facts(recipe: Recipe) -> dict[str, Any]:
+        names = "device", "dtype", "engine", "precision", "memory_plan", "decode_chunk_size", "threads", "cpu"
+        painting = recipe.painting
+        return {
+            "still": recipe.still_sha256[:12],
+            "weights": recipe.model.weights_sha256[:12],
+            **{name: getattr(recipe, name) for name in names},
+            **({f"still's {name}": getattr(painting, name) for name in ("dtype", "memory_plan")} if painting else {}),
+            "events": "; ".join(recipe.events) or "none",
+            "kinema": recipe.kinema,
+            **recipe.versions,
+        }
+
+    theirs, ours = facts(asked), facts(made)
+    differing = [name for name in theirs | ours if theirs.get(name) != ours.get(name)]
+    return [
+        f"{name.replace('_', ' ')} {_known(ours.get(name))} instead of {_known(theirs.get(name))}" for name in differing
+    ]
+
+
+def _known(fact: object) -> object:
+    """A fact of a recipe; an older recipe does not hold all of them."""
+    return "unknown" if fact is None else fact
 
 
 def _difference(before: Frames, after: Frames) -> tuple[str, dict[str, Any]]:

@@ -19,16 +19,17 @@ _FIELD = re.compile(r"\{(\w*)\}")
 
 
 def video_paths(
-    output: str | None, stems: Sequence[str], requests: Sequence[VideoRequest], *, ending: str = ".mp4", force: bool
+    output: str | None, stems: Sequence[str], requests: Sequence[VideoRequest], *, ending: str = ".mp4"
 ) -> list[Path]:
     """A path for each still's video, where it can be written.
+
+    Folders that are missing are made when the work begins (`make_folders`); `keep_apart` sees to what exists.
 
     Args:
         output: A file, a folder (ending in "/", or for several stills), a template, or None for STEM.mp4 here.
         stems: Names of the stills, in the order of the command line.
         requests: One for each still.
         ending: Of the names that `output` leaves open.
-        force: Whether files may be replaced that `output` does not name outright.
 
     Raises:
         VideoError: naming the path and what would be right.
@@ -37,12 +38,30 @@ def video_paths(
     from kinema.media.video import check_target
 
     paths = _named(output, ending, stems, requests)
-    exact = output is not None and paths == [Path(output)]
     for path, request in zip(paths, requests, strict=True):
-        check_target(path, request.frame_rate)
-        if path.is_file() and not (exact or force):
-            raise VideoError(f"{path} is there already; --force replaces it, -o names another")
+        check_target(_in_existing_folder(path), request.frame_rate)
     return paths
+
+
+def make_folders(paths: Sequence[Path | None]) -> None:
+    """Make the folders in which results are to appear, where they are missing.
+
+    Raises:
+        VideoError: naming the folder that can't be made.
+    """
+    for path in filter(None, paths):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise VideoError(f"the folder {path.parent} can't be made ({error.strerror}); choose another") from None
+
+
+def _in_existing_folder(path: Path) -> Path:
+    """The path itself, or its name in the nearest folder above it that exists, where the missing ones will be made."""
+    folder = path.parent
+    while not folder.exists():
+        folder = folder.parent
+    return folder / path.name
 
 
 def sheet_paths(
@@ -50,9 +69,7 @@ def sheet_paths(
     stems: Sequence[str],
     requests: Sequence[VideoRequest],
     *,
-    force: bool,
     what: str = "contact sheet",
-    option: str = "--contact-sheet",
 ) -> list[Path | None]:
     """A path for each video's contact sheet or drawn still, named as videos are; None for all where none is asked for.
 
@@ -60,9 +77,7 @@ def sheet_paths(
         output: As for `video_paths`, a PNG.
         stems: Likewise.
         requests: Likewise.
-        force: Likewise.
         what: What will lie there, as messages name it.
-        option: Where its name was given.
 
     Raises:
         VideoError: naming the path and what would be right.
@@ -74,8 +89,6 @@ def sheet_paths(
         if path.suffix.lower() != ".png":
             raise VideoError(f"the {what} {path} must end in .png; name it {path.with_suffix('.png')}")
         _check_place(path, what)
-        if path.is_file() and not force and paths != [Path(output)]:
-            raise VideoError(f"{path} is there already; --force replaces it, {option} names another")
     return list(paths)
 
 
@@ -87,7 +100,7 @@ def record_path(output: str | None) -> Path | None:
     """
     if output is None:
         return None
-    path = Path(output)
+    path = Path(output).expanduser()
     if path.suffix.lower() != ".json":
         raise VideoError(f"the record {path} must end in .json; name it {path.with_suffix('.json')}")
     _check_place(path, "record")
@@ -100,16 +113,17 @@ def _check_place(path: Path, what: str) -> None:
     Raises:
         VideoError: naming the path and what would be right.
     """
-    if not path.parent.is_dir():
-        raise VideoError(f"the folder {path.parent} does not exist; make it, or choose another")
-    if not os.access(path.parent, os.W_OK):
-        raise VideoError(f"{path.parent} can't be written to; choose another folder, or its permissions")
+    folder = _in_existing_folder(path).parent
+    if not folder.is_dir():
+        raise VideoError(f"{folder} is not a folder; choose another")
+    if not os.access(folder, os.W_OK):
+        raise VideoError(f"{folder} can't be written to; choose another folder, or its permissions")
     if path.is_dir():
         raise VideoError(f"{path} is a folder; choose another name for the {what}")
 
 
-def keep_apart(results: Sequence[Path | None], sources: Sequence[str]) -> None:
-    """Refuse results that would replace one another, or what they are made from.
+def keep_apart(results: Sequence[Path | None], sources: Sequence[str], *, force: bool) -> None:
+    """Refuse results that would replace one another, what they are made from, or, without `force`, any file.
 
     Raises:
         VideoError: naming the path.
@@ -123,11 +137,15 @@ def keep_apart(results: Sequence[Path | None], sources: Sequence[str]) -> None:
         seen.add(place)
         if path.exists() and any(path.samefile(source) for source in inputs):
             raise VideoError(f"{path} is what the video is made from, and would be lost; choose another name")
+        if path.is_file() and not force:
+            raise VideoError(f"{path} already exists; add --force to overwrite it, or choose another name")
 
 
 def _named(output: str | None, ending: str, stems: Sequence[str], requests: Sequence[VideoRequest]) -> list[Path]:
     if output is None:
         return [Path(f"{stem}{ending}") for stem in stems]
+    if output.startswith("~"):  # the shell leaves it alone inside quotes
+        output = os.path.expanduser(output)  # noqa: PTH111 - a Path would lose the "/" at its end
     if _FIELD.search(output):
         return [
             _filled(output, {"stem": stem, "index": i, "seed": request.seed})

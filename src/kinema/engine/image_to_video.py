@@ -25,7 +25,7 @@ from kinema.engine.memory import insufficient, is_out_of_memory
 from kinema.errors import GenerationFailed
 from kinema.media.clip import Clip
 from kinema.media.still import fit_still
-from kinema.models.placement import is_fast, place, plan_for, plans
+from kinema.models.placement import cpu_instructions, is_fast, place, plan_for, plans
 from kinema.values import Recipe, Step
 from kinema.version import own_version
 
@@ -225,6 +225,7 @@ def _one_colour(pixels: Frames) -> bool:
 def _recipe(models: Models, plan: Plan, still: Still, request: VideoRequest, events: list[str]) -> Recipe:
     """How this clip was made; a folder's path stays private, its last part does not."""
     device = models.device.type
+    on_cpu = device == "cpu"
     if device == "cuda":
         device = f"cuda ({torch.cuda.get_device_name(models.device)})"
     names = {"model": models.name}
@@ -237,6 +238,8 @@ def _recipe(models: Models, plan: Plan, still: Still, request: VideoRequest, eve
         painting=still.painting,
         model=models.identity,
         device=device,
+        threads=torch.get_num_threads() if on_cpu else None,
+        cpu=cpu_instructions() if on_cpu else None,
         dtype=str(models.dtype).removeprefix("torch."),
         engine=engine_for(models, plan),
         precision=precision_for(models, plan),

@@ -20,6 +20,7 @@ from kinema.engine.stepwise import stepwise
 from kinema.errors import GenerationFailed, InvalidRequest
 from kinema.media.still import open_still, plain_name
 from kinema.models import hub
+from kinema.models.catalog import PAINTERS, named, words_in
 from kinema.models.painter_placement import PLANS, on_device, plan_for
 from kinema.models.painters import completed
 from kinema.values import Painting, Step
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from kinema.values import VideoRequest
 
     Pixels = np.ndarray[Any, np.dtype[np.float32]]
-
-SHOWN = 8  # unknown words that are named in a caution; the rest are counted
 
 
 def paint(painter: Painter, request: VideoRequest) -> Iterator[Step | Still]:
@@ -183,17 +182,19 @@ def _check_followed(painter: Painter, request: VideoRequest) -> None:
 
 
 def prompt_cautions(painter: Painter, request: VideoRequest) -> list[str]:
-    """What of the request's prompts the painter does not read: words that it does not know, and what is too long."""
+    """What of the request's prompts the painter does not read: words unknown to its tokenizer, and what is too long.
+
+    Of a painter whose words the catalog holds, `catalog.cautions` has named them already.
+    """
     tokenizer = painter.tokenizer
     if tokenizer is None:
         return []
     found = []
     with hub.quiet():
-        if unknown := _unknown_words(tokenizer, request.prompt or ""):
-            named = ", ".join(f"{word!r}" for word in unknown[:SHOWN])
-            more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
-            them = "it" if len(unknown) == 1 else "them"
-            found.append(f"the painter knows no {named}{more}: it draws the nearest scene without {them}")
+        entry = PAINTERS.get(painter.name)
+        unknown = _unknown_words(tokenizer, request.prompt or "") if entry is None or entry.words is None else []
+        if unknown:
+            found.append(f"{painter.name} can't draw {named(unknown)}")
         texts = {"prompt": request.prompt or "", "negative_prompt": request.negative_prompt or ""}
         cut = {name: _cut_off(tokenizer, text) for name, text in texts.items()}
     return found + [
@@ -207,8 +208,7 @@ def _unknown_words(tokenizer: Any, prompt: str) -> list[str]:
     """The words for which the tokenizer has only its token for what it does not know, each once."""
     if tokenizer.unk_token_id is None:
         return []
-    plain = re.sub(r"['’](s|t|re|ve|m|ll|d)\b", " ", prompt)  # as CLIP's tokenizers part them
-    words = dict.fromkeys(re.findall(r"[^\W_]+", plain))
+    words = dict.fromkeys(words_in(prompt))
     return [word for word in words if tokenizer.unk_token_id in tokenizer(word, add_special_tokens=False).input_ids]
 
 

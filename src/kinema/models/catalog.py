@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +14,11 @@ from kinema.sentences import Sentence
 from kinema.values import VideoRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 POCKET_FOLDER = Path(__file__).parent / "pocket"
 PAINTER_FOLDER = Path(__file__).parent / "painter"
+SHOWN = 8  # words that are named in a caution; the rest are counted
 # The community licence of Stability AI is free of charge below a yearly revenue of one million US dollars.
 STABILITY_LICENCE = "Stability AI Community License"
 
@@ -43,6 +46,9 @@ class Entry:
     """Conditions that were held fixed while it was tuned."""
     folder: Path | None = None
     """Where it lies inside the package, when it has no repository."""
+    words: Path | None = None
+    """The words that it knows to draw, where they are few: JSON with "scene" (ground, hour, weather, thing) and "other"
+    (colour, number, place, size, style, and words that only join others)."""
 
     @property
     def paints(self) -> bool:
@@ -97,6 +103,9 @@ CATALOG: Mapping[str, Entry] = {
                 "num_frames": 14,
                 "num_inference_steps": 8,  # for so many it was distilled, and to do without guidance
                 "max_guidance_scale": 1.0,
+                # At SVD's 127 its frames dissolve from the middle on, at 60 thin things fall apart in the last ones, at
+                # 40 they hold. Chosen by contact sheets of twelve photographs (training/README.md).
+                "motion_bucket_id": 40,
                 "decode_chunk_size": 7,  # half of the memory, and on a CPU fresh memory costs seconds
             },
         ),
@@ -142,6 +151,7 @@ PAINTERS: Mapping[str, Entry] = {
             licence_url="https://www.apache.org/licenses/LICENSE-2.0",
             native_sizes=((288, 160),),
             folder=PAINTER_FOLDER,
+            words=PAINTER_FOLDER / "words.json",
             defaults={"image_guidance_scale": 3.0, "image_num_inference_steps": 12, "scheduler": "euler"},
         ),
         Entry(
@@ -291,9 +301,9 @@ def cautions(request: VideoRequest) -> list[Sentence]:
 
 
 def _painter_cautions(request: VideoRequest) -> list[Sentence]:
-    """The same of the painter; the words of a prompt are judged when its tokenizer is there."""
+    """The same of the text-to-image model; `prompt_cautions` judges by its tokenizer, where that is loaded."""
     entry, guidance = PAINTERS.get(request.image_model or ""), request.image_guidance_scale
-    found = _size_cautions(request, entry) if entry else []
+    found = [*_word_cautions(request, entry), *_size_cautions(request, entry)] if entry else []
     if request.negative_prompt and guidance is not None and guidance <= 1:
         found.append(
             Sentence(
@@ -305,6 +315,46 @@ def _painter_cautions(request: VideoRequest) -> list[Sentence]:
             )
         )
     return found
+
+
+def _word_cautions(request: VideoRequest, entry: Entry) -> list[Sentence]:
+    """The words of the prompt that draw nothing, by a text-to-image model that knows few."""
+    if entry.words is None:
+        return []
+    scene, other = _words_of(entry.words)
+    words = {word.lower(): word for word in reversed(words_in(request.prompt or ""))}
+    if not scene & words.keys():
+        return [
+            Sentence(
+                "nothing_drawn",
+                "{model} can't draw anything of this prompt and will show an arbitrary scene; use its English words "
+                "for places, things, hours and weather, such as {examples}, or another image_model",
+                model=entry.name,
+                examples="mountain, sea, forest, city, balloon, boat, horse, sunset, rain",
+            )
+        ]
+    unknown = [word for lower, word in reversed(words.items()) if lower not in scene | other]
+    if not unknown:
+        return []
+    return [Sentence("words_not_drawn", "{model} can't draw {words}", model=entry.name, words=named(unknown))]
+
+
+def words_in(prompt: str) -> list[str]:
+    """The words of a prompt, in order, without apostrophes and what follows, as CLIP's tokenizers part them."""
+    return re.findall(r"[^\W_]+", re.sub(r"['’](s|t|re|ve|m|ll|d)\b", " ", prompt))
+
+
+def named(words: Sequence[str]) -> str:
+    """Words in quotes; of many the first, and how many more there are."""
+    first = ", ".join(f"{word!r}" for word in words[:SHOWN])
+    more = len(words) - SHOWN
+    return Sentence("and_more", "{first} and {count} more", first=first, count=more) if more > 0 else first
+
+
+@cache
+def _words_of(file: Path) -> tuple[frozenset[str], frozenset[str]]:
+    known = json.loads(file.read_text(encoding="utf-8"))
+    return frozenset(known["scene"]), frozenset(known["other"])
 
 
 def _size_cautions(request: VideoRequest, entry: Entry) -> list[Sentence]:

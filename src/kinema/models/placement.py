@@ -182,6 +182,15 @@ def has_native_bf16() -> bool:
     return re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", flags) is not None
 
 
+def cpu_instructions() -> str:
+    """The instruction sets that torch computes with on this CPU, such as "AVX512, amx_bf16"."""
+    import torch
+
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    low_precision = [name for name in ("avx512_bf16", "amx_bf16", "bf16") if capabilities.get(name)]
+    return ", ".join([torch.backends.cpu.get_cpu_capability(), *low_precision])
+
+
 @cache
 def has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether our own kernels compute on a device: in half precision, on NVIDIA's from Ampere on, where Triton is."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from kinema.serving.fields import ALIASES
+from kinema.serving.fields import ALIASES, PROMPT_ALIASES
 from kinema.serving.wire import ERROR_ANSWERS, ErrorAnswer
 from kinema.values import VideoRequest
 
@@ -35,7 +35,10 @@ def _settings() -> dict[str, Any]:
             plain |= next(kind for kind in plain.pop("anyOf") if kind.get("type") != "null")
         settings[name] = plain
     for other, ours in ALIASES.items():
-        settings[other] = settings[ours] | {"description": f"Another name for {ours}."}
+        drawn = PROMPT_ALIASES[other]
+        with_prompt = "" if drawn == ours else f"; where a prompt draws the image, for {drawn}"
+        settings[other] = settings[ours] | {"description": f"Another name for {ours}{with_prompt}."}
+    settings["guidance_scale"] |= {"minimum": settings["image_guidance_scale"]["minimum"], "maximum": 50}
     return settings
 
 

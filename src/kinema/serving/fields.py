@@ -19,9 +19,11 @@ ALIASES: Mapping[str, str] = {
     "decoding_t": "decode_chunk_size",
     "frames_per_second": "fps",
     "cfg_scale": "max_guidance_scale",
-    "guidance_scale": "max_guidance_scale",
+    "guidance_scale": "max_guidance_scale",  # where there is no prompt
     "steps": "num_inference_steps",
 }
+# With a prompt, what diffusers' text-to-image pipelines call theirs.
+PROMPT_ALIASES: Mapping[str, str] = {**ALIASES, "guidance_scale": "image_guidance_scale"}
 # What else is understood; each stands for settings of ours.
 WORDS: Mapping[str, tuple[str, ...]] = {
     "size": ("width", "height"),
@@ -63,11 +65,12 @@ def settings_of(fields: Mapping[str, Any], default_model: Callable[[], str]) -> 
 
 def _renamed(given: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that are settings of ours, or aliases of them, under our names."""
+    aliases = PROMPT_ALIASES if "prompt" in given else ALIASES
     settings: dict[str, Any] = {}
     for name, value in sorted(given.items(), key=lambda item: item[0] in ALIASES):
         if name in WORDS:
             continue
-        ours = ALIASES.get(name, name)
+        ours = aliases.get(name, name)
         if ours not in VideoRequest.model_fields:
             known = ", ".join([*VideoRequest.model_fields, *ALIASES, *WORDS])
             raise InvalidRequest(f"there is no setting {name!r}; the settings are {known}", name)

@@ -169,6 +169,8 @@ def all_cautions():
     for painter in PAINTERS:
         drawn = {"prompt": "a boat", "image_model": painter, "negative_prompt": "fog", "image_guidance_scale": 1}
         yield from cautions(request_for(model="svd", width=512, **drawn))
+    for prompt in ("an old man in Paris", "an old horse", "a boat a1 a2 a3 a4 a5 a6 a7 a8 a9"):
+        yield from cautions(request_for(model="pocket", prompt=prompt, image_model="pocket-painter"))
     yield from fit_cautions((64, 64), 1024, 320)
 
 

@@ -148,7 +148,7 @@ class Page:
     def _foreseen(self, asked: forms.Asked) -> Submission:
         """As `_submission`, also while the still or the sentence is yet to be given."""
         if asked.source == "sentence":
-            return prepare(self._settings, {"prompt": "…", **asked.fields})
+            return prepare(self._settings, {"prompt": "sky", **asked.fields})  # a sentence that needs no warning
         if asked.still is not None:
             return self._submission(asked)
         request = request_for(**settings_of(asked.fields, lambda: default_model(self._settings)))

@@ -9,6 +9,7 @@ SENTENCES = {
     "out_of_range": "{name}: {value} 값은 범위를 벗어났습니다. {range} 넣을 수 있습니다.",
     "from_to": "{low}부터 {high}까지",
     "at_least": "{low} 이상만",
+    "seed_wanted": "0부터 {high}까지, 무작위로 뽑으려면 {random} 값을",
     "not_usable": "{name}: {value!r} 값은 쓸 수 없습니다. {wanted}",
     "one_of_wanted": "{choices} 가운데 하나를 고르세요.",
     "text_wanted": "글자를 넣으세요.",
@@ -36,6 +37,10 @@ SENTENCES = {
     "either": "{one} 또는 {two}",
     "not_tuned": "{name}: {value} 값은 {model} 모델을 다듬을 때 쓴 값({tuned})과 다릅니다.",
     "no_effect": "‘{name}’: ‘{other}’ 값이 {value:g}일 때는 효과가 없습니다. 1보다 커야 효과가 있습니다.",
+    "nothing_drawn": "{model} 모델은 이 문장에서 그릴 수 있는 것을 찾지 못해, 아무 장면이나 그립니다. "
+    "장소, 사물, 시간, 날씨를 이 모델이 아는 영어 낱말({examples} 등)로 쓰거나 다른 이미지 모델을 고르세요.",
+    "words_not_drawn": "{model} 모델이 그리지 못하는 낱말이 있습니다: {words}",
+    "and_more": "{first} 외 {count}개",
     # Cautions of the still.
     "still_enlarged": "사진({w}×{h})을 {width}×{height} 크기로 {scale:.2g}배 키웁니다. "
     "더 큰 사진을 쓰면 더 선명합니다.",
