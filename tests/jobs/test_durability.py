@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -78,25 +77,6 @@ def test_an_image_whose_job_could_not_be_stored_goes_with_the_next_sweep(queue, 
             queue.submit(request(), still=b"another image")
     queue._runner._sweep()
     assert not list((settings.data_dir / "stills").iterdir())
-
-
-def test_a_job_that_dbos_could_not_begin_again_at_the_start_is_begun_later(settings, monkeypatch):
-    """As on a disk that was full at the start, so DBOS's answer is made up."""
-    from dbos import DBOS
-
-    monkeypatch.setattr("kinema.jobs.running.IDLE_SECONDS", 0)
-    monkeypatch.setattr(DBOS, "get_workflow_status", lambda _: SimpleNamespace(status="PENDING", app_version="1"))
-    resumed = mock.Mock()
-    monkeypatch.setattr(DBOS, "resume_workflow", resumed)
-    queue = Queue(settings, "queue_work:Work")  # not opened: nothing else runs the job
-    job = queue.submit(request(), still=STILL)
-    runner = queue._runner
-    runner._store.claim([None])
-    runner._reconcile()
-    resumed.assert_not_called()  # it may be about to begin
-    runner._reconcile()
-    resumed.assert_called_once_with(job.id)
-    runner._store.close()
 
 
 def refusing_images(monkeypatch, queue, error):
