@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 
 POLL_HEADER = "openai-poll-after-ms"
+# Of many bodies at once each is parsed in its turn of the event loop, and others get theirs in between.
+_PARSING = asyncio.Lock()
 _ID = re.compile(r"video_[0-9a-f]{32}")
 _Key = Annotated[str | None, Header(alias="Idempotency-Key", description="The same key gives the same video.")]
 _After = Annotated[str | None, Query(description="The last id of the page before.")]
@@ -136,7 +138,9 @@ async def accept(
     try:
         host.check_open()
         if body.small:
-            asked = body.asked()
+            async with _PARSING:
+                asked = body.asked()
+                await asyncio.sleep(0)
             if asked.still is None:
                 return await asyncio.to_thread(work, lambda: False)
             if isinstance(asked.still, str):

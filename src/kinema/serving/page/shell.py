@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,8 @@ OPEN_FOLDERS = ("/assets/", "/static/")
 # A call brings the form's values; Gradio would fetch what they name as a file, wherever it lies.
 MAX_CALL = 128 * 1024
 FILE_MARK = "gradio.FileData"
+# A call is parsed in the event loop; of many at once, each waits for its turn, and others get theirs in between.
+_CALL = asyncio.Lock()
 
 
 class Shell:
@@ -49,13 +52,14 @@ class Shell:
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         if scope["type"] != "http" or not (path in OPEN or path.startswith(OPEN_FOLDERS)):
             return await _closed(scope, receive, send, 404)
-        if path == "/gradio_api/queue/join":
-            body = await _body(receive)
-            if body is None or _names_file(body):
-                return await _closed(scope, receive, send, 413 if body is None else 400)
-            receive = _again(body, receive)
         if not self._blocks.is_running:
             self._blocks.run_startup_events()  # type: ignore[no-untyped-call]  # Gradio gives it no types
+        if path == "/gradio_api/queue/join":
+            body = await _body(receive)
+            async with _CALL:
+                if body is None or _names_file(body):
+                    return await _closed(scope, receive, send, 413 if body is None else 400)
+                return await self._app(scope, _again(body, receive), self._adapting(send))
         # A compressed document could not be adapted; everything else may be compressed as Gradio likes.
         if path in ("", "/"):
             kept = [(name, value) for name, value in scope["headers"] if name != b"accept-encoding"]
