@@ -233,3 +233,20 @@ def test_a_server_whose_worker_is_not_ready_says_why(tmp_path):
         assert answer.status_code == 503
     finally:
         stop(server)
+
+
+def test_wrong_keys_are_slowed_down_whatever_address_the_caller_makes_up(guarded):
+    """Last in this file: the keys that this address sends are slowed down from then on."""
+
+    async def guess(client, number):
+        headers = {"X-API-Key": f"guess {number}", "X-Forwarded-For": f"198.51.100.{number}"}
+        return (await client.get("/v1/videos", headers=headers)).status_code
+
+    async def guess_all():
+        async with httpx.AsyncClient(base_url=guarded.url, timeout=60) as client:
+            first = await asyncio.gather(*(guess(client, number) for number in range(20)))
+            return first, await asyncio.gather(*(guess(client, number) for number in range(20, 40)))
+
+    first, then = asyncio.run(guess_all())
+    assert set(first) == {401}
+    assert 429 in then

@@ -84,6 +84,8 @@ def _started_by_arbiter() -> bool:
 
 if _started_by_arbiter():  # BentoML has not made uvicorn's configuration yet, nor any arbiter
     uvicorn.config.HTTP_PROTOCOLS["auto"] = "kinema.serving.connections:Connection"
+    # Unless told which proxies to trust, uvicorn takes any local program's X-Forwarded-For for the client's address.
+    os.environ.setdefault("FORWARDED_ALLOW_IPS", "none")
 else:
     close_control_ports()
 
