@@ -8,12 +8,14 @@ import pytest
 from kinema.errors import ServerBusy
 from kinema.serving.bounded_pool import BoundedPool
 from kinema.serving.decode_process import ClientGone
+from kinema.serving.throttle import CALLER
 
 
 class Client:
     """A request whose body was read; `leave` closes its connection."""
 
-    def __init__(self):
+    def __init__(self, caller="someone"):
+        self.scope = {CALLER: caller}
         self._left = asyncio.Event()
         self.leave = self._left.set
 
@@ -68,5 +70,44 @@ def test_work_of_clients_that_are_gone_is_stopped_or_never_begun():
         assert await asyncio.to_thread(stopped.wait, 10)
         assert await pool.run(lambda _: "free again") == "free again"
         assert never == []
+
+    asyncio.run(run())
+
+
+def test_a_caller_of_many_requests_delays_another_by_one_turn_and_takes_half_of_the_places():
+    async def run():
+        pool, free, order = BoundedPool("test", threads=1, waiting=6), threading.Event(), []
+        running = [asyncio.ensure_future(pool.run(lambda _: free.wait(10)))]
+        await asyncio.sleep(0.01)
+        running += [
+            asyncio.ensure_future(pool.run(lambda _, who=caller: order.append(who), Client(caller)))
+            for caller in ("much", "much", "much", "little")
+        ]
+        await asyncio.sleep(0.01)
+        with pytest.raises(ServerBusy):
+            await pool.run(lambda _: None, Client("much"))
+        free.set()
+        await asyncio.gather(*running)
+        assert order == ["much", "little", "much", "much"]
+
+    asyncio.run(run())
+
+
+def test_a_request_that_goes_while_it_waits_leaves_its_place_to_others():
+    async def run():
+        pool, free = BoundedPool("test", threads=1, waiting=1), threading.Event()
+        kept = asyncio.ensure_future(pool.run(lambda _: free.wait(10)))
+        await asyncio.sleep(0.01)
+        client = Client()
+        waiting = asyncio.ensure_future(pool.run(lambda _: None, client))
+        await asyncio.sleep(0.01)
+        client.leave()
+        with pytest.raises(ClientGone):
+            await waiting
+        next_one = asyncio.ensure_future(pool.run(lambda _: "done"))
+        await asyncio.sleep(0.01)
+        free.set()
+        assert await next_one == "done"
+        assert await kept
 
     asyncio.run(run())

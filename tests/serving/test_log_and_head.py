@@ -34,6 +34,19 @@ def test_an_upload_that_is_cut_off_is_one_line_in_the_log(server, path, kind):
     assert "status=499" in line
 
 
+def test_a_content_type_that_is_no_text_is_refused_in_one_line_of_the_log(server):
+    before = server.log.read_text()
+    answer = httpx.post(f"{server.url}/v1/videos", content=b"x", headers=[(b"Content-Type", b"text/\xff\xfe")])
+    assert answer.status_code == 415
+    deadline = time.monotonic() + 20
+    while "\n" not in logged(server, before):
+        assert time.monotonic() < deadline, "it is not logged"
+        time.sleep(0.05)
+    time.sleep(0.2)
+    assert len(logged(server, before).splitlines()) <= 2  # the request, and why it was refused
+    assert "Traceback" not in logged(server, before)
+
+
 def test_what_the_page_asks_by_itself_is_not_logged(server):
     assert tuple(f"{page.PATH}/{language}/gradio_api/" for language in LANGUAGES) == page.POLLED
     before = server.log.read_text()

@@ -118,6 +118,24 @@ def test_a_client_that_was_set_up_wrongly_slows_down_itself_alone(tmp_path, monk
     asyncio.run(asyncio.wait_for(repeat(), 60))
 
 
+def test_a_guesser_does_not_lock_out_a_key_that_was_right_at_the_same_address_before(tmp_path, monkeypatch):
+    monkeypatch.setattr(throttle, "TURN_SECONDS", 1000.0)
+
+    async def guess():
+        guarded = guard(tmp_path)
+        assert await ask(guarded, headers=RIGHT) == 200
+        for number in range(FREE_KEYS + 1):
+            await ask(guarded, headers=wrong(number))
+        waiting = [asyncio.ensure_future(ask(guarded, headers=wrong(99))) for _ in range(MAX_WAITING)]
+        await asyncio.sleep(0)
+        assert await ask(guarded, headers=wrong(100)) == 429
+        assert await ask(guarded, headers=RIGHT) == 200
+        for each in waiting:
+            each.cancel()
+
+    asyncio.run(asyncio.wait_for(guess(), 60))
+
+
 def test_wrong_keys_are_forgotten_and_take_no_memory_for_ever(monkeypatch):
     monkeypatch.setattr(throttle, "TURN_SECONDS", 1000.0)
     monkeypatch.setattr(throttle, "MAX_NAMES", 50)
@@ -180,7 +198,7 @@ def test_images_given_to_the_page_are_bounded_for_each_caller(tmp_path, png):
         app.include_router(routes(None, drafts, lambda: False))
         answers = [TestClient(app).post("/studio/stills?language=ko", content=png) for _ in range(3)]
         assert [answer.status_code for answer in answers] == [200, 200, 429]
-        assert answers[2].json()["fault"].startswith("하루에 사진을")
+        assert answers[2].json()["error"]["message"].startswith("하루에 사진을")
     finally:
         images.close()
 

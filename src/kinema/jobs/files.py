@@ -51,7 +51,7 @@ class Files:
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = root.expanduser().absolute()
+        self.root = root.expanduser().resolve()  # where it is a link, the folder itself is closed to others
         self.stills = self.root / "stills"
         self.jobs = self.root / "jobs"
         self.id_file = self.root / "database-id"

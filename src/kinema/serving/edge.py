@@ -126,6 +126,8 @@ class _Guard:
         caller = self._known(headers) if self._keys else _address(scope)
         if caller is not None:
             scope[CALLER] = caller
+            if self._keys:
+                self._wrong_keys.accept(_address(scope), _key(headers))
             return None
         if key := _key(headers):
             self._wrong_keys.add(_address(scope), key)

@@ -21,6 +21,7 @@ _CODES = {
     416: "range_not_satisfiable",
     503: "unavailable",
 }
+_CLIENT_GONE = 499  # nginx's; nobody reads the answer, which is there for the log
 _LONGEST = 64 * 1024  # an error's body is shorter
 
 
@@ -54,7 +55,7 @@ class _Answer:
         self.begun = False
 
     async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start" and message["status"] >= 400:
+        if message["type"] == "http.response.start" and message["status"] >= 400 and message["status"] != _CLIENT_GONE:
             self._held = message
         elif self._held is None:
             self.begun = True

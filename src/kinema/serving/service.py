@@ -114,7 +114,13 @@ Input = create_model("Input", __base__=_Loose, **_fields())
     # Its figures lie in mapped files, and a full disk would kill whoever writes them; /metrics is ours.
     metrics={"enabled": False},
     # Whom a service manager asks, and what Gradio asks by itself while the page is open, several times a second.
-    logging={"access": {"skip_paths": ["/metrics", "/healthz", "/livez", "/readyz", *page.POLLED]}},
+    logging={
+        "access": {
+            "skip_paths": ["/metrics", "/healthz", "/livez", "/readyz", *page.POLLED],
+            # In this header bytes that are not UTF-8 would fail, and with them the request.
+            "request_content_type": False,
+        }
+    },
     # A span for each event of a stream would cost more than the event.
     tracing={"excluded_urls": ["/v1/videos"]},
 )

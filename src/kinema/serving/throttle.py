@@ -57,9 +57,12 @@ class WrongKeys:
     After 20 different ones the address's keys are looked at one a second, and as many as 10 requests wait for that,
     whatever their keys: who is told at once that a key is right can guess as fast as requests can be sent. A wrong key
     that comes again and again, as from a client that was set up wrongly, is no guess, and slows down itself alone.
+    Nor is a key that was right at this address before: whoever sends it learns nothing from being told at once, so
+    that a guesser does not lock out others behind the same address.
     """
 
     def __init__(self) -> None:
+        self._right: OrderedDict[str, None] = OrderedDict()  # of addresses' keys, the latest last
         self._guesses = _Levels()  # of addresses
         self._repeats = _Levels()  # of addresses' keys
         self._turns: dict[str, _Turns] = {}  # of either, while requests wait
@@ -67,6 +70,8 @@ class WrongKeys:
     async def turn(self, address: str, key: bytes) -> bool:
         """Wait until this key from this address may be looked at; False where as many wait as may."""
         network = _network(address)
+        if _name(network, key) in self._right:
+            return True
         for name, levels in ((_name(network, key), self._repeats), (network, self._guesses)):
             if levels.level(name, 1 / FORGET_SECONDS) >= FREE_KEYS:
                 return await self._wait(name)
@@ -87,6 +92,14 @@ class WrongKeys:
                 self._turns.pop(name, None)
         return True
 
+    def accept(self, address: str, key: bytes) -> None:
+        """Note that this key from this address is right."""
+        name = _name(_network(address), key)
+        self._right[name] = None
+        self._right.move_to_end(name)
+        if len(self._right) > MAX_NAMES:
+            self._right.popitem(last=False)
+
     def add(self, address: str, key: bytes) -> None:
         """Note that this key from this address is wrong."""
         network = _network(address)
@@ -96,7 +109,7 @@ class WrongKeys:
         self._repeats.rise(name, 1, 1 / FORGET_SECONDS)
 
     def __len__(self) -> int:
-        return len(self._guesses) + len(self._repeats)
+        return len(self._guesses) + len(self._repeats) + len(self._right)
 
 
 class Allowance:
