@@ -147,3 +147,18 @@ def test_the_log_has_a_line_for_each_job_and_words_where_they_are_wanted(tmp_pat
     (line,) = [record.getMessage() for record in caplog.records if job.id in record.getMessage()]
     assert "is queued, 14 frames of 288×160 by pocket" in line
     assert ("secret words" in line) is wanted
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"guidance_scale": "99"}, "guidance_scale"),
+        ({"steps": "0"}, "steps"),
+        ({"size": "1001x576"}, "size"),
+        ({"fps": "0", "steps": "5"}, "fps"),
+    ],
+)
+def test_an_error_names_the_field_as_it_was_sent(settings, png, fields, param):
+    with pytest.raises(InvalidRequest) as refused:
+        prepare(settings, fields, png)
+    assert refused.value.param == param

@@ -63,6 +63,14 @@ def settings_of(fields: Mapping[str, Any], default_model: Callable[[], str]) -> 
     return settings
 
 
+def sent_name(given: Mapping[str, Any], ours: str | None) -> str | None:
+    """The name under which a setting of ours was sent: another name for it, or a word that stands for it."""
+    if ours is None or ours in given:
+        return ours
+    aliases = PROMPT_ALIASES if "prompt" in given else ALIASES
+    return next((name for name in given if aliases.get(name) == ours or ours in WORDS.get(name, ())), ours)
+
+
 def _renamed(given: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that are settings of ours, or aliases of them, under our names."""
     aliases = PROMPT_ALIASES if "prompt" in given else ALIASES

@@ -23,7 +23,7 @@ from kinema.library import all_cautions
 from kinema.media.still import inspect_still
 from kinema.models.catalog import CATALOG, PAINTERS, cautions, for_painter, request_for
 from kinema.sentences import Sentence
-from kinema.serving.fields import is_set, settings_of
+from kinema.serving.fields import is_set, sent_name, settings_of
 from kinema.values import too_long
 
 if TYPE_CHECKING:
@@ -79,7 +79,11 @@ def prepare(
         )
     wanted = settings_of(given, lambda: default_model(settings))
     _check_offered(settings, "model", str(wanted["model"]))
-    request = request_for(**wanted)
+    try:
+        request = request_for(**wanted)
+    except InvalidRequest as error:
+        error.param = sent_name(given, error.param)
+        raise
     if request.prompt is not None:
         painter = request.image_model or default_painter(settings, request.width, request.height)
         _check_offered(settings, "image_model", painter)
