@@ -77,7 +77,7 @@ def test_a_mistake_is_told_before_anything_is_loaded(kinema, folder, tiny_svd, a
     assert words in error
     assert error.count("\n") == 1
     assert "loading" not in ran.err
-    assert names(folder) == ["full.json"]
+    assert names(folder) == ["full.json", "old.json"]
 
 
 def test_the_record_never_replaces_the_still(bench, folder):

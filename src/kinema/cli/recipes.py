@@ -52,7 +52,7 @@ def inspect(
         **{name: value for name, value in request if name not in {"model", "image_model"} and value is not None},
         "device": f"{recipe.device}, {recipe.dtype}, {recipe.engine} engine"
         + (f", {recipe.precision}" if recipe.precision != "full" else "")
-        + (f", {recipe.threads} threads" if recipe.threads else "")
+        + (f", {recipe.threads} CPU thread{'s' if recipe.threads != 1 else ''}" if recipe.threads else "")
         + (f" ({recipe.cpu})" if recipe.cpu else ""),
         "memory plan": f"{recipe.memory_plan}, {recipe.decode_chunk_size} frames decoded together",
         "made by": ", ".join([f"kinema {recipe.kinema}", *(f"{k} {v}" for k, v in recipe.versions.items())]),
