@@ -89,6 +89,14 @@ def test_a_dash_writes_the_video_to_stdout(still, folder, tiny_svd, capsysbinary
     assert b"-o - writes the video to stdout, which has the JSON lines" in capsysbinary.readouterr().err
 
 
+@pytest.mark.parametrize("sources", [("rocket.png", "rocket.png"), ("--prompt", "a fox", "--prompt", "an owl")])
+def test_stdout_takes_one_video(generate, folder, sources):
+    ran = generate("-o", "-", stills=sources)
+    assert ran.code == 2
+    assert "-o - writes one video to stdout, and 2 are asked for" in ran.err
+    assert "tmp" not in ran.err
+
+
 @pytest.mark.parametrize("arguments", [["--version"], ["generate", "rocket.png", "--json", "--width=1"]])
 def test_a_reader_that_goes_ends_the_run_quietly(still, folder, arguments):
     script = "import sys; from kinema.cli import main; sys.exit(main())"

@@ -106,6 +106,31 @@ def test_a_folder_that_others_could_read_is_closed_to_them(tmp_path):
     assert others == {"jobs/2019"}  # not Kinema's, and in a folder that no one else can enter
 
 
+@pytest.mark.parametrize("name", ["stills", "jobs", "drafts", "gradio"])
+@pytest.mark.parametrize("why_not", [None, "beside", "owner"])
+def test_a_folder_that_a_link_leads_to_is_closed_where_it_is_kinemas_alone(tmp_path, monkeypatch, name, why_not):
+    there = tmp_path / "there"
+    there.mkdir(mode=0o755)
+    (there / ("a" * 64)).touch(0o644)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / name).symlink_to(there)
+    if why_not == "beside":
+        (there / "letters").touch()
+    elif why_not == "owner":
+        monkeypatch.setattr(os, "geteuid", lambda: there.stat().st_uid + 1)
+    Files(tmp_path / "data").make_private()
+    assert stat.S_IMODE(there.stat().st_mode) == (0o755 if why_not else 0o700)
+    assert stat.S_IMODE((there / ("a" * 64)).stat().st_mode) == 0o600
+
+
+def test_a_data_folder_may_be_a_link(tmp_path):
+    there = tmp_path / "there"
+    there.mkdir(mode=0o755)
+    (tmp_path / "data").symlink_to(there)
+    Files(tmp_path / "data").make_private()
+    assert stat.S_IMODE(there.stat().st_mode) == 0o700
+
+
 @pytest.mark.parametrize("beside", ["letters", None])
 def test_a_folder_that_holds_more_than_kinemas_files_keeps_its_mode(tmp_path, beside):
     tmp_path.chmod(0o755)

@@ -10,7 +10,7 @@ from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 
 from kinema import errors
-from kinema.errors import InsufficientDisk, InvalidRequest, KinemaError, QueueFull, QueueUnavailable
+from kinema.errors import AllowanceUsedUp, InsufficientDisk, InvalidRequest, KinemaError, QueueFull, QueueUnavailable
 from kinema.jobs import Failure
 from kinema.jobs.values import OWN_FAILURES
 from kinema.jobs.working import code_of
@@ -20,12 +20,13 @@ from kinema.serving.http_errors import OneErrorShape
 from kinema.serving.page import asking
 from kinema.serving.page.english import ENGLISH
 from kinema.serving.page.korean import KOREAN
+from kinema.serving.throttle import Pins
 
 SECRET = "/srv/kinema/jobs.sqlite3: SELECT * FROM kinema_jobs (postgresql://kinema:password@db.internal:5432/kinema)"
 # What the client itself gave is told in full, and these are made of nothing else.
 OF_CLIENTS = {
     "invalid_request", "request_too_large", "invalid_still", "model_gated", "insufficient_memory", "generation_failed",
-    "queue_full", "job_not_found", "job_unfinished", "key_reused",
+    "queue_full", "allowance_used_up", "job_not_found", "job_unfinished", "key_reused",
 }  # fmt: skip
 
 
@@ -41,7 +42,7 @@ def kinds(kind=KinemaError):
 
 @pytest.mark.parametrize("kind", [kind for kind in kinds() if kind.__module__ == errors.__name__], ids=code_of)
 def test_a_refusal_tells_what_the_client_can_mend_and_nothing_of_the_server(kind, caplog):
-    error = kind(SECRET, 5.0) if kind is QueueFull else kind(SECRET)
+    error = kind(SECRET, 5.0) if kind in (QueueFull, AllowanceUsedUp) else kind(SECRET)
     _, body, _ = wire.refusal(error)
     told_in_full = code_of(kind) in OF_CLIENTS
     assert is_private(body["error"]["message"]) is told_in_full
@@ -65,6 +66,19 @@ def test_a_sentence_is_told_without_its_folder_and_without_a_librarys_words():
     said = Sentence("y", "no answer: {reason}", reason=SECRET)
     for error in (QueueUnavailable(said), InvalidRequest(said)):
         assert wire.refusal(error)[1]["error"]["message"] == "no answer: the server's log says why"
+
+
+def test_a_caller_that_had_its_share_reads_which_and_when_there_is_more():
+    pins, scope = Pins(2), {"type": "http"}
+    pins.check(scope)
+    pins.check(scope)
+    with pytest.raises(AllowanceUsedUp) as refused:
+        pins.check(scope)
+    status, body, headers = wire.refusal(refused.value)
+    assert (status, body["error"]["code"], body["error"]["type"]) == (429, "allowance_used_up", "rate_limit_error")
+    assert body["error"]["message"].startswith("one caller may pin 2 videos a day; try again in ")
+    assert 43_000 < int(headers["Retry-After"]) <= 43_200
+    assert asking.why(refused.value, KOREAN).startswith("하루에 영상을 2개까지만 고정할 수 있습니다.")
 
 
 def fails(_):

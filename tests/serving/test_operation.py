@@ -221,6 +221,21 @@ def test_an_empty_key_is_none(tmp_path):
         Settings(data_dir=tmp_path, api_keys=[""])
 
 
+def test_what_others_left_in_the_folder_for_temporary_files_does_not_matter(tmp_path, monkeypatch):
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    (shared / "gradio").write_text("another user's")
+    monkeypatch.setenv("TMPDIR", str(shared))
+    monkeypatch.delenv("GRADIO_TEMP_DIR", raising=False)
+    running = start(tmp_path / "data", wait=False)
+    try:
+        wait_ready(running)
+        assert httpx.get(f"{running.url}/studio/en/").status_code == 200
+        assert (tmp_path / "data" / "gradio").stat().st_mode & 0o777 == 0o700
+    finally:
+        stop(running)
+
+
 def test_a_server_whose_worker_is_not_ready_says_why(tmp_path):
     server = start(tmp_path / "data", work="server_work:missing", wait=False)
     try:

@@ -13,6 +13,7 @@ import typer
 from kinema.cli.checked_images import check_images
 from kinema.cli.options import (
     OUTPUT_PANEL,
+    STDOUT,
     Device,
     Dtype,
     Force,
@@ -108,6 +109,11 @@ def generate(
         machine = read_settings(device=device, dtype=dtype, precision=precision, model=model)
         check_source(stills or None, prompt or None)
         sources = prompt or [expanded(still) for still in stills or []]
+        if output == STDOUT and len(sources) > 1:
+            raise InvalidRequest(
+                f"-o - writes one video to stdout, and {len(sources)} are asked for; name a folder, as -o videos/",
+                "output",
+            )
         # Checked before torch is there to choose a model: no setting's range depends on it.
         for source in sources:
             _checked(source if prompt else None, settings)

@@ -34,9 +34,12 @@ _PENDING = ".pending-"
 _JOB_ID = re.compile(r"video_[0-9a-f]{32}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ASIDE = re.compile(re.escape(ASIDE) + r"[0-9a-f]{8}-.+")
+_PENDING_IMAGE = re.compile(re.escape(_PENDING) + r"[0-9a-f]{64}")
 _DELETED = re.compile(r"\.deleted-[0-9a-f]{8}-video_[0-9a-f]{32}")
 # All that Kinema keeps at the top of a data folder, and what a file system puts there.
-_OWN = re.compile(r"stills|jobs|drafts|trash|\.lock|\.runner|database-id|jobs\.sqlite3([.-].*)?|lost\+found|\.part-.*")
+_OWN = re.compile(
+    r"stills|jobs|drafts|gradio|trash|\.lock|\.runner|database-id|jobs\.sqlite3([.-].*)?|lost\+found|\.part-.*"
+)
 
 
 class Files:
@@ -44,6 +47,7 @@ class Files:
 
         stills/<sha256>           images as they were given or made
         jobs/<id>/video.mp4 …     products, and latents while a job runs
+        drafts/, gradio/          the page's: images that were given, and Gradio's own files
         database-id               the id of the database that knows these jobs
 
     Raises:
@@ -54,6 +58,8 @@ class Files:
         self.root = root.expanduser().resolve()  # where it is a link, the folder itself is closed to others
         self.stills = self.root / "stills"
         self.jobs = self.root / "jobs"
+        self.drafts = self.root / "drafts"
+        self.gradio = self.root / "gradio"
         self.id_file = self.root / "database-id"
         self._lock = self.root / ".lock"
         try:
@@ -70,11 +76,15 @@ class Files:
     def make_private(self) -> None:
         """Take the access of other users away from all that Kinema wrote here, also from what was there before.
 
-        A folder that also holds other things keeps its own mode: it is not Kinema's alone.
+        A folder that also holds other things keeps its own mode: it is not Kinema's alone. Where one of Kinema's is a
+        link, that holds for the folder it leads to.
         """
         ours = [self.id_file, self._lock, self.root / ".runner"]
-        for folder in (self.stills, self.jobs, self.root / "drafts"):
-            ours += [folder, *_below(folder)] if folder.is_dir() else []
+        for folder in (self.stills, self.jobs, self.drafts, self.gradio):
+            if folder.is_dir():
+                ours += _below(folder)
+                if not folder.is_symlink() or _may_close(folder):
+                    ours.append(folder.resolve())
         if all(_OWN.fullmatch(path.name) for path in self.root.iterdir()):
             ours.append(self.root)
         refused = [path for path in ours if not make_private(path)]
@@ -226,10 +236,20 @@ def make_private(path: Path) -> bool:
     return True
 
 
+def _may_close(folder: Path) -> bool:
+    """Whether the folder that a link leads to is this user's, and holds nothing but what Kinema wrote."""
+    return folder.stat().st_uid == os.geteuid() and all(_is_written(path.name) for path in folder.iterdir())
+
+
+def _is_written(name: str) -> bool:
+    """Whether Kinema names what it writes in a folder of its own like this."""
+    return any(known.fullmatch(name) for known in (_JOB_ID, _SHA256, _ASIDE, _DELETED, _PENDING_IMAGE))
+
+
 def _below(folder: Path) -> Iterator[Path]:
     """What Kinema wrote in a folder of its own, by its names; of what has another name nothing."""
     for path in folder.iterdir():
-        if any(name.fullmatch(path.name) for name in (_JOB_ID, _SHA256, _ASIDE, _DELETED)):
+        if _is_written(path.name):
             yield path
             if path.is_dir() and not path.is_symlink():
                 yield from path.iterdir()

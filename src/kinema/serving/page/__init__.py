@@ -39,7 +39,14 @@ def mount(
     import os
     from pathlib import Path
 
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio looks at it when it is imported
+    from kinema.jobs.files import Files
+
+    # Gradio looks at these when it is imported. Its own folder for files is one that all users of the machine share.
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    if not os.environ.get("GRADIO_TEMP_DIR"):
+        folder = Files(settings.data_dir).gradio
+        folder.mkdir(exist_ok=True, mode=0o700)
+        os.environ["GRADIO_TEMP_DIR"] = str(folder)
     import gradio as gr
     from fastapi import FastAPI
     from fastapi.exceptions import RequestValidationError
