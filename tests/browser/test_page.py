@@ -413,3 +413,13 @@ def _base64(path):
     import base64
 
     return base64.b64encode(path.read_bytes()).decode()
+
+
+def test_a_seed_that_is_typed_is_kept_and_used(server, visit):
+    page = visit(server.address)
+    give_still(page)
+    set_number(page, "Seed", 42)
+    assert page.get_by_label("Keep the seed").is_checked()
+    generate(page)
+    finished(page)
+    assert "seed 42" in page.inner_text(".k-panel")

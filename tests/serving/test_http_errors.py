@@ -10,7 +10,15 @@ from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 
 from kinema import errors
-from kinema.errors import AllowanceUsedUp, InsufficientDisk, InvalidRequest, KinemaError, QueueFull, QueueUnavailable
+from kinema.errors import (
+    AllowanceUsedUp,
+    InsufficientDisk,
+    InvalidRequest,
+    InvalidStill,
+    KinemaError,
+    QueueFull,
+    QueueUnavailable,
+)
 from kinema.jobs import Failure
 from kinema.jobs.values import OWN_FAILURES
 from kinema.jobs.working import code_of
@@ -79,6 +87,11 @@ def test_a_caller_that_had_its_share_reads_which_and_when_there_is_more():
     assert body["error"]["message"].startswith("one caller may pin 2 videos a day; try again in ")
     assert 43_000 < int(headers["Retry-After"]) <= 43_200
     assert asking.why(refused.value, KOREAN).startswith("하루에 영상을 2개까지만 고정할 수 있습니다.")
+
+
+def test_what_is_wrong_with_an_image_is_said():
+    said = Sentence("damaged", "the image is damaged ({reason})", reason="its end is missing")
+    assert wire.refusal(InvalidStill(said))[1]["error"]["message"] == "the image is damaged (its end is missing)"
 
 
 def fails(_):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+from kinema.errors import InvalidStill
 from kinema.jobs.working import code_of
 from kinema.sentences import Sentence
 
@@ -47,7 +48,8 @@ def refusal_message(error: KinemaError) -> str:
     """What a client reads where an error answers its request."""
     message = error.args[0] if error.args else ""
     if isinstance(message, Sentence):
-        return _public(message)
+        # What is wrong with an image is the client's to know: it is of the bytes that it sent.
+        return message if isinstance(error, InvalidStill) else _public(message)
     return _GENERAL.get(code_of(type(error)), str(error))
 
 

@@ -106,6 +106,8 @@ class Page:
         form.frame.given(self._given, None, [form.still, form.title], **QUIET)
         form.frame.refused(self._refused, None, [form.still, form.frame], **QUIET)
         form.frame.removed(self._removed, None, [form.still, form.frame], **QUIET)
+        # Who types a seed means it: it is kept.
+        form.settings["seed"].input(None, None, form.locked, js="() => true", **QUIET)
         form.dice.click(lambda: (draw_seed(), True), None, [form.settings["seed"], form.locked], **QUIET)
         gr.on(
             [form.generate.click, form.settings["prompt"].submit],
