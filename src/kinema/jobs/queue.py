@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from kinema.errors import InvalidRequest, JobUnfinished, KeyReused, QueueFull, QueueUnavailable
 from kinema.jobs.binding import bind
 from kinema.jobs.files import Files
-from kinema.jobs.running import DAY, PREVIEW, Runner, drop_still, remove
+from kinema.jobs.running import DAY, PREVIEW, Runner, drop_still, remove, runs_elsewhere
 from kinema.jobs.sqlite_file import SqliteFile
 from kinema.jobs.store import KeyTaken, Store
 from kinema.jobs.values import PRODUCTS, Failure, Job, Page
@@ -43,8 +43,8 @@ class Queue:
     """Jobs that outlive this process: they, their stills and results lie in the data folder and the database.
 
     All methods may be called from any thread and take a few milliseconds; within an event loop, call them by
-    `asyncio.to_thread`, and watch by `watch_async`. Only one process runs a folder's jobs: a second one with the same
-    settings takes over when the first has ended; until then it can do all else.
+    `asyncio.to_thread`, and watch by `watch_async`. Only one process runs a database's jobs: another one takes over
+    when the first has ended. Until then it can do all else, but where its data folder is another it can't submit.
 
         with Queue(settings, work="kinema.serving.work:work") as queue:
             job = queue.submit(request, still=Path("rocket.png").read_bytes())
@@ -170,13 +170,16 @@ class Queue:
             QueueFull: as many jobs wait as may.
             InsufficientDisk: less is free than must be.
             KeyReused: the key came before, with something else.
-            QueueUnavailable: the queue is closing, or its database does not answer.
+            QueueUnavailable: the queue is closing, its database does not answer, or a process with another data folder
+                runs the database's jobs.
         """
         self._check(request, still, priority, idempotency_key)
         asked = fingerprint or _fingerprint(request, still, title)
         if idempotency_key is not None and (known := self._known(idempotency_key, asked)):
             return known
         self._files.check_room(self._settings.min_free_gb)
+        if not self.ready and (elsewhere := runs_elsewhere(self._store, self._files)):
+            raise elsewhere
         if self._was_full and self._store.waiting() >= self._settings.queue_size:  # before anything is written
             raise self._full()
         values: dict[str, Any] = {

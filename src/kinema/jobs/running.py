@@ -15,15 +15,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import sqlalchemy as sa
 
 from kinema.errors import InsufficientDisk, JobNotFound, KinemaError, QueueUnavailable
-from kinema.jobs.files import clear_asides
+from kinema.jobs.files import clear_asides, try_lock
 from kinema.jobs.supervisor import Supervisor
 from kinema.jobs.timing import Meter, Speeds
 from kinema.jobs.values import PRODUCTS, Failure, Job, Part, Task
 from kinema.jobs.wall_clock import WallClock
 from kinema.jobs.workers import Pool, PutBack, WorkCancelled, Worker, WorkerLost, WorkFailed
+from kinema.sentences import Sentence
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from kinema.jobs.files import Files
     from kinema.jobs.store import Store
@@ -37,16 +39,23 @@ log = logging.getLogger(__name__)
 MAX_ATTEMPTS = 3
 # How often a job may be begun again because the whole server died.
 MAX_RECOVERIES = 50
+PARTS: tuple[Part, ...] = ("still", "latents", "video")
 PREVIEW = "preview.jpg"
 
 PUBLISH_SECONDS = 0.25
 RECORD_SECONDS = 1.0
 LOOK_SECONDS = 1.0
+# How often it is checked that the database's lock is still held.
+LOCK_SECONDS = 1.0
 HOUSEKEEPING_SECONDS = 30.0
 SWEEP_SECONDS = 3600.0
 # How long a job waits before it goes back to the queue, where the server ran out of something.
 SHORTAGE_SECONDS = 1.0
 DAY = 86_400.0
+_NO_IMAGE = (
+    "its image is not in the data folder of the server that now runs the database's jobs; send the request again, "
+    "to that server"
+)
 # Raised when the order or meaning of a job's parts changes: DBOS then leaves older ones alone, and they are begun anew.
 WORKFLOW_VERSION = "1"
 
@@ -157,10 +166,11 @@ class Runner:
         self._wake = threading.Event()
         self._supervisor = Supervisor("kinema-runner", self._serve, self._failed)
         self._stopping = self._supervisor.stopping  # no new jobs
-        self._closing = threading.Event()  # running ones are put back
+        self._closing = threading.Event()  # running ones are put back; each `_run_jobs` has its own
         self._problem: str | None = None  # why no jobs are run
         self._runs: dict[str, Run] = {}
         self._lent: dict[str, Worker] = {}
+        self._begun: set[str] = set()  # what has a thread, so that it never has two
         self._left: set[str] = set()  # jobs in progress that no one works on any more
         self._clock = WallClock()
         self._idle: set[str] = set()  # those that no one worked on when it was last looked at
@@ -185,7 +195,7 @@ class Runner:
 
     def _busy(self) -> bool:
         with self._claiming:
-            return bool(self._lent or self._runs)
+            return bool(self._begun or self._lent or self._runs)
 
     def changed(self) -> None:
         """The queue is not what it was: jobs came, or went."""
@@ -237,27 +247,55 @@ class Runner:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[bool]:
         """Wait until no other process runs the jobs of this folder and database; False where it closes before that."""
-        with (self._files.root / ".runner").open("ab") as lock, contextlib.ExitStack() as held:
+        with self._files.runner.open("ab") as lock, contextlib.ExitStack() as held:
             alone = False
             while not alone and not self._stopping.is_set():
-                with contextlib.suppress(BlockingIOError), contextlib.ExitStack() as tried:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    alone = tried.enter_context(self._store.sole_runner())
+                with contextlib.ExitStack() as tried:
+                    # Whoever holds the database's lock holds his folder's all that time, so that others may tell
+                    # where he runs; who only waits holds neither.
+                    if not self._store.has_runner() and try_lock(lock, fcntl.LOCK_EX):
+                        tried.callback(fcntl.flock, lock, fcntl.LOCK_UN)
+                        alone = tried.enter_context(self._store.sole_runner())
                     if alone:
                         held.push(tried.pop_all())
-                self._problem = None
+                elsewhere = None if alone else runs_elsewhere(self._store, self._files)
+                self._problem = None if elsewhere is None else str(elsewhere)
                 if not alone:
                     self._stopping.wait(0.25)
             yield alone
 
+    @contextlib.contextmanager
+    def _watching_lock(self) -> Iterator[None]:
+        """Have everything stop as soon as the database's lock is lost: another process may run the jobs then."""
+        ended, closing = threading.Event(), self._closing
+
+        def watch() -> None:
+            while not ended.wait(LOCK_SECONDS):
+                if not self._store.is_sole_runner():
+                    self._problem = "the connection that holds the database's lock was lost; jobs wait for another one"
+                    log.warning("%s", self._problem)
+                    self.ready.clear()
+                    closing.set()
+                    self._wake.set()
+                    return
+
+        watcher = threading.Thread(target=watch, name="kinema-runner-lock", daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watcher.join()
+
     def _run_jobs(self) -> None:
-        self._closing.clear()  # it is set where an earlier attempt failed
+        self._closing = threading.Event()
         if self._stopping.is_set():
-            self._closing.set()  # by `close`, maybe before it was cleared
+            self._closing.set()  # by `close`, maybe that of before
         self._left.clear()  # DBOS goes on with those
         self.speeds = Speeds(self._store.latest_completed(20))
         self._sweep()
         with contextlib.ExitStack() as begun:
+            begun.enter_context(self._watching_lock())
             begun.callback(self._launch())
             begun.callback(self.pool.close)
             self.pool.start()
@@ -265,7 +303,7 @@ class Runner:
             self._guarded(self._reconcile)
             self.ready.set()
             kept = swept = time.monotonic()
-            while not self._stopping.is_set():
+            while not self._stopping.is_set() and not self._closing.is_set():
                 self._guarded(self._queue_again)
                 self._guarded(self._lend)
                 self._guarded(self._tell_of_waiting)
@@ -279,13 +317,16 @@ class Runner:
                 self._wake.clear()
 
     def _end_runs(self) -> None:
-        """Have the running jobs put back: at the end of the grace, or at once where their thread failed."""
+        """Have the running jobs put back: at the end of the grace, or at once where the thread failed or lost its lock.
+
+        Where it runs jobs again, no thread of before still has a job or a worker by then.
+        """
         self.ready.clear()
         if self._stopping.is_set():
             self._closing.wait()
         self._closing.set()
-        deadline = time.monotonic() + 5
-        while self._runs and time.monotonic() < deadline:
+        ended_by = time.monotonic() + 5
+        while self._busy() and not (self._stopping.is_set() and time.monotonic() > ended_by):
             time.sleep(0.02)
 
     def _guarded(self, action: Callable[[], None]) -> None:
@@ -306,8 +347,10 @@ class Runner:
         """Start DBOS, which begins again what was running when its last process ended; how to stop it."""
         from dbos import DBOS
 
+        closing = self._closing
+
         def kinema_job(job_id: str) -> None:
-            self._run(job_id)
+            self._run(job_id, closing)
 
         DBOS(
             config={
@@ -334,7 +377,7 @@ class Runner:
         from dbos import DBOS, SetWorkflowID
 
         assert self._workflow is not None, "DBOS is launched before jobs are lent to"
-        while not self._stopping.is_set() and (models := self.pool.free_models()):
+        while not self._stopping.is_set() and not self._closing.is_set() and (models := self.pool.free_models()):
             with self._claiming:
                 claimed = self._store.claim(models)
                 if claimed is None:
@@ -354,23 +397,30 @@ class Runner:
                 self.pool.give_back(worker)
                 raise
 
-    def _run(self, job_id: str) -> None:
+    def _run(self, job_id: str, closing: threading.Event) -> None:
         """One job, from its first part to its last; DBOS begins it again after a crash, and skips what is done."""
+        with self._claiming:
+            if job_id in self._begun:  # two would share a worker
+                raise PutBack
+            self._begun.add(job_id)
         left = False
         try:
+            if closing.is_set():  # DBOS was late
+                raise PutBack
             self._work_on(job_id)
         except PutBack:
-            left = not self._closing.is_set()
+            left = not closing.is_set()
             raise
         finally:
             worker = self._lent.pop(job_id, None)
             if worker is not None:
                 self.pool.give_back(worker)
             try:
-                if not left and not self._closing.is_set():
+                if not left and not closing.is_set():
                     self._after(job_id)
             finally:
                 self._runs.pop(job_id, None)
+                self._begun.discard(job_id)
                 if left:
                     self._left.add(job_id)
                     self._wake.set()
@@ -411,8 +461,7 @@ class Runner:
         from dbos import DBOS
 
         # By the request alone: begun again, a job must go through the same parts in the same order.
-        parts: tuple[Part, ...] = ("still", "latents", "video") if run.paints else ("latents", "video")
-        for part in parts:
+        for part in PARTS if run.paints else PARTS[1:]:
             made = DBOS.run_step({"name": part}, self._make, run, part, worker)
             if "code" in made:
                 self._fail(run.job.id, Failure(made["code"], made["message"]))
@@ -424,20 +473,39 @@ class Runner:
             log.info("job %s is completed", run.job.id)
 
     def _make(self, run: Run, part: Part, worker: Worker) -> dict[str, Any]:
-        """Make a part of a job; what DBOS writes down: the still's hash, or why it failed."""
+        """Make a part of a job; what DBOS writes down: the still's hash, or why it failed.
+
+        What earlier parts made is missing where another server had the job, with another folder: it is made again.
+        """
         folder = self._files.job(run.job.id)
         folder.mkdir(exist_ok=True, mode=0o700)
+        if self._is_made(run, part):  # before the job went back to the queue
+            return {"still": run.job.still}
+        for earlier in PARTS[: PARTS.index(part)]:
+            if self._is_made(run, earlier):
+                continue
+            if earlier == "still" and not run.paints:
+                return {"code": "interrupted", "message": _NO_IMAGE}
+            again = self._make(run, earlier, worker)
+            if "code" in again:
+                return again
+            run.job = dataclasses.replace(run.job, still=again["still"])
+        return self._perform(run, part, worker, folder)
+
+    def _is_made(self, run: Run, part: Part) -> bool:
+        if part != "still":
+            return (self._files.job(run.job.id) / PRODUCTS[part]).exists()
+        return run.job.still is not None and self._files.still(run.job.still).exists()
+
+    def _perform(self, run: Run, part: Part, worker: Worker, folder: Path) -> dict[str, Any]:
         still = run.job.still
-        made = still is not None if part == "still" else (folder / PRODUCTS[part]).exists()
-        if made:  # before the job went back to the queue
-            return {"still": still}
         while True:
             clear_asides(folder)
             task = Task(
                 job=run.job.id,
                 part=part,
                 request=run.job.request,
-                still=None if still is None else self._files.still(still),
+                still=None if part == "still" or still is None else self._files.still(still),
                 latents=folder / PRODUCTS["latents"] if part == "video" else None,
             )
             try:
@@ -488,7 +556,7 @@ class Runner:
 
     def _fail(self, job_id: str, failure: Failure, defect: Exception | None = None) -> None:
         """A job fails, unless it was cancelled or deleted meanwhile; a defect of ours is told with its traceback."""
-        if self._insisting(lambda: self._store.fail(job_id, failure, self._settings.keep_days * DAY)):
+        if self._insisting(lambda: self._store.fail(job_id, failure, self._settings.keep_days * DAY, as_runner=True)):
             log.warning("job %s failed: %s: %s", job_id, failure.code, failure.message, exc_info=defect)
 
     def _after(self, job_id: str) -> None:
@@ -570,7 +638,9 @@ class Runner:
             if job.id in self._runs or job.id in self._lent or job.id in self._left:
                 continue
             status = DBOS.get_workflow_status(job.id)
-            if status is None:  # the server died between claiming it and telling DBOS
+            if (
+                status is None or status.status == "CANCELLED"
+            ):  # it died as it claimed the job, or as it queued it again
                 self._left.add(job.id)
             elif status.status not in ("PENDING", "ENQUEUED", "DELAYED"):
                 self._fail(
@@ -636,6 +706,20 @@ class Runner:
             if gone:
                 self._store.forget_deletions([job_id for job_id, _ in gone])
         self._store.refill_reserve()
+
+
+def runs_elsewhere(store: Store, files: Files) -> QueueUnavailable | None:
+    """Why this folder can take no jobs: a process with another folder, which would not have their images, runs them."""
+    # In this order: a runner in this folder holds the folder's lock whenever it holds the database's.
+    if not store.has_runner() or files.has_runner():
+        return None
+    return QueueUnavailable(
+        Sentence(
+            "runs_elsewhere",
+            "another server, with another data folder, runs the jobs of this server's database; send requests to that "
+            "server, or start this one with the same data folder (KINEMA_DATA_DIR)",
+        )
+    )
 
 
 def _is_full_disk(error: Exception) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import sqlite3
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from kinema.jobs.files import make_private
+from kinema.jobs.files import is_locked, make_private, try_lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +38,7 @@ class SqliteFile:
         self.path = Path(url.database).absolute()
         with contextlib.suppress(FileExistsError):
             os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-        for path in (*self._files(), self._reserve):
+        for path in (*self._files(), self._reserve, self._runner):
             make_private(path)
         # Never creates a file: a database that is removed while the server runs does not come back empty.
         self._uri = f"file:{quote(str(self.path))}"
@@ -95,6 +96,20 @@ class SqliteFile:
         with contextlib.suppress(OSError), open(self._reserve, "ab", opener=_private, buffering=0) as file:
             while file.tell() < RESERVE_BYTES:
                 file.write(bytes(1 << 16))
+
+    @contextlib.contextmanager
+    def sole_runner(self) -> Iterator[bool]:
+        """Whether this process may run the jobs of this database, until the context is left."""
+        with open(self._runner, "ab", opener=_private) as lock:
+            yield try_lock(lock, fcntl.LOCK_EX)
+
+    def has_runner(self) -> bool:
+        """Whether any process is in `sole_runner`."""
+        return is_locked(self._runner)
+
+    @property
+    def _runner(self) -> Path:
+        return Path(f"{self.path}.runner")
 
     @property
     def _reserve(self) -> Path:

@@ -118,6 +118,7 @@ class Store:
             self._writing = Lock() if self._sqlite else nullcontext()
             self._adding = Lock()
             self._additions: deque[_Addition] = deque()
+            self._runner_session: _RunnerSession | None = None  # the latest, also where it is lost
             self._fault: str | None = None
             self._read_through = -math.inf  # when all pages were read
             try:
@@ -205,6 +206,16 @@ class Store:
             yield connection
 
     @contextmanager
+    def _write_as_runner(self) -> Iterator[sa.Connection]:
+        """As `_write`, in the session that holds the runner's lock: once that is lost, nothing is written."""
+        if self._runner_session is None:
+            with self._write() as connection:
+                yield connection
+            return
+        with _translated(), self._runner_session.begin() as connection:
+            yield connection
+
+    @contextmanager
     def _read(self) -> Iterator[sa.Connection]:
         self._check_in_place()
         with _translated(), self._engine.connect() as connection:
@@ -212,17 +223,43 @@ class Store:
 
     @contextmanager
     def sole_runner(self) -> Iterator[bool]:
-        """Whether this process may run this database's jobs, until the context is left; SQLite's file has its own."""
-        if self._sqlite:
-            yield True
+        """Whether this process may run this database's jobs, until the context is left or `is_sole_runner` is False.
+
+        In PostgreSQL the lock belongs to one session and ends with its connection; beside SQLite's file, a file has it.
+        """
+        if self._file is not None:
+            with self._file.sole_runner() as taken:
+                yield taken
             return
         with _translated(), self._engine.connect() as connection:
             lock = sa.select(sa.func.pg_try_advisory_lock(_RUNNER_LOCK))
-            taken = bool(connection.execution_options(isolation_level="AUTOCOMMIT").execute(lock).scalar())
+            taken = bool(connection.execute(lock).scalar())
+            connection.commit()
+            if not taken:
+                yield False
+                return
+            session = self._runner_session = _RunnerSession(connection)
             try:
-                yield taken
+                yield True
             finally:
-                connection.invalidate()  # the lock is the session's
+                session.end()
+
+    def is_sole_runner(self) -> bool:
+        """Whether `sole_runner` holds its lock yet; once it was lost, never again in that context."""
+        return self._runner_session is None or self._runner_session.is_alive()
+
+    def has_runner(self) -> bool:
+        """Whether any process, this one or another, holds the lock of `sole_runner`."""
+        if self._file is not None:
+            return self._file.has_runner()
+        locks = sa.text(
+            "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1 "
+            "AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) "
+            "AND classid = :high AND objid = :low LIMIT 1"
+        )
+        with self._read() as connection:
+            found = connection.execute(locks, {"high": _RUNNER_LOCK >> 32, "low": _RUNNER_LOCK & 0xFFFFFFFF})
+            return found.first() is not None
 
     def add(self, values: Mapping[str, Any], bound: int) -> int | None:
         """A new queued job; its place, or None where `bound` are waiting.
@@ -345,7 +382,7 @@ class Store:
         A job of a loaded model goes ahead of the first of its priority, which at most MAX_PASSED may do.
         """
         columns = (_jobs.c.id, _jobs.c.model, _jobs.c.priority, _jobs.c.passed)
-        with self._write() as connection:
+        with self._write_as_runner() as connection:
             first = connection.execute(sa.select(*columns).where(_QUEUED).order_by(*_TURN).limit(1)).first()
             if first is None:
                 return None
@@ -365,7 +402,7 @@ class Store:
     def unclaim(self, job_id: str) -> bool:
         """Queue a claimed job again, at its old place; whether it was in progress."""
         unbegun = {"started_at": None, "stage": None, "step": 0, "total": 0, "progress": 0, "eta": None}
-        return self._change(job_id, _RUNNING, status="queued", **unbegun)
+        return self._change(job_id, _RUNNING, as_runner=True, status="queued", **unbegun)
 
     def running(self) -> list[Job]:
         """All jobs in progress."""
@@ -377,22 +414,22 @@ class Store:
         """Write down how a running job stands; whether it is still running."""
         if "stage_durations" in values:
             values["stage_durations"] = json.dumps(values["stage_durations"])
-        return self._change(job_id, _RUNNING, **values)
+        return self._change(job_id, _RUNNING, as_runner=True, **values)
 
     def complete(self, job_id: str, keep_seconds: float) -> bool:
         """A running job is completed, once; whether it was this call."""
         now = time.time()
         expires = sa.case((_jobs.c.pinned, None), else_=now + keep_seconds)
         done = {"status": "completed", "progress": 100, "eta": None, "completed_at": now, "expires_at": expires}
-        return self._change(job_id, _RUNNING, **done)
+        return self._change(job_id, _RUNNING, as_runner=True, **done)
 
-    def fail(self, job_id: str, failure: Failure, keep_seconds: float) -> bool:
-        """A queued or running job failed, or was cancelled, once; whether it was this call."""
+    def fail(self, job_id: str, failure: Failure, keep_seconds: float, *, as_runner: bool = False) -> bool:
+        """A queued or running job failed, or was cancelled by anyone, once; whether it was this call."""
         now = time.time()
         expires = sa.case((_jobs.c.pinned, None), else_=now + keep_seconds)
         fault = {"error_code": failure.code, "error_message": failure.message}
         ended = {"status": "failed", "eta": None, "completed_at": now, "expires_at": expires}
-        return self._change(job_id, sa.or_(_QUEUED, _RUNNING), **ended, **fault)
+        return self._change(job_id, sa.or_(_QUEUED, _RUNNING), as_runner=as_runner, **ended, **fault)
 
     def pin(self, job_id: str, keep_seconds: float, *, pinned: bool) -> bool:
         """Keep a job for good, or let it expire counted from now; whether it is there."""
@@ -406,7 +443,7 @@ class Store:
 
     def count_attempt(self, job_id: str) -> int:
         """A worker died or hung under this job; how many there were."""
-        with self._write() as connection:
+        with self._write_as_runner() as connection:
             counted = _jobs.update().where(_jobs.c.id == job_id).values(attempts=_jobs.c.attempts + 1)
             found = connection.execute(counted.returning(_jobs.c.attempts)).scalar()
         return int(found or 0)
@@ -479,9 +516,54 @@ class Store:
             rows = connection.execute(query.order_by(_jobs.c.completed_at.desc()).limit(count)).mappings().all()
         return [_job(row) for row in rows]
 
-    def _change(self, job_id: str, guard: sa.ColumnElement[bool], **values: Any) -> bool:
-        with self._write() as connection:
+    def _change(self, job_id: str, guard: sa.ColumnElement[bool], *, as_runner: bool = False, **values: Any) -> bool:
+        with self._write_as_runner() if as_runner else self._write() as connection:
             return connection.execute(_jobs.update().where(_jobs.c.id == job_id, guard).values(values)).rowcount == 1
+
+
+class _RunnerSession:
+    """PostgreSQL's session that holds the runner's lock. What is written in it is written by who holds the lock."""
+
+    def __init__(self, connection: sa.Connection) -> None:
+        self._connection = connection
+        self._using = Lock()
+        self._lost = False
+
+    @contextmanager
+    def begin(self) -> Iterator[sa.Connection]:
+        """A transaction of this session.
+
+        Raises:
+            QueueUnavailable: the session is over.
+        """
+        with self._using:
+            if self._lost:
+                raise QueueUnavailable(
+                    Sentence(
+                        "runner_lock_lost", "the connection to the queue's database was lost; jobs wait for another"
+                    )
+                )
+            try:
+                with self._connection.begin():
+                    yield self._connection
+            finally:
+                # SQLAlchemy would connect again with the next statement, in a session without the lock.
+                self._lost = self._lost or self._connection.invalidated
+
+    def is_alive(self) -> bool:
+        """Ask the database."""
+        try:
+            with self.begin() as connection:
+                connection.execute(sa.select(1))
+        except Exception:  # noqa: BLE001 - whatever the reason, the lock can't be relied on
+            self._lost = True
+        return not self._lost
+
+    def end(self) -> None:
+        """Close the connection, and release the lock with it."""
+        with self._using:
+            self._lost = True
+            self._connection.invalidate()
 
 
 class KeyTaken(Exception):
