@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import errno
 import os
+import sqlite3
 import sys
 import threading
 
@@ -228,3 +229,20 @@ def test_a_job_that_dbos_failed_to_recover_is_queued_again(settings, notes, monk
     let_go(notes)
     with Queue(settings, "queue_work:Work") as queue:
         assert finished(queue, job).status == "completed"
+
+
+@pytest.mark.parametrize("status", ["queued", "in_progress"])
+def test_a_job_whose_record_is_older_than_dbos_is_made_again_and_keeps_its_video(settings, notes, monkeypatch, status):
+    """As where a backup of the jobs' database was restored without DBOS's."""
+    monkeypatch.setattr("kinema.jobs.running.HOUSEKEEPING_SECONDS", 0.1)
+    with Queue(settings, "queue_work:Work") as queue:
+        job = finished(queue, queue.submit(request(), still=STILL))
+        video = queue.result(job.id)
+        made = video.read_bytes()
+    with contextlib.closing(sqlite3.connect(settings.data_dir / "jobs.sqlite3")) as database, database:
+        database.execute("UPDATE kinema_jobs SET status = ?, completed_at = NULL", [status])
+    with Queue(settings, "queue_work:Work") as queue:
+        until(lambda: queue.get(job.id).finished)
+        assert queue.get(job.id).status == "completed"
+        assert queue.result(job.id).read_bytes() == made
+        assert finished(queue, queue.submit(request(seed=5), still=STILL)).status == "completed"

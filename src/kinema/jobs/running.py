@@ -389,6 +389,7 @@ class Runner:
                     return
                 self._lent[job_id] = worker
             try:
+                self._forget_ended(job_id)
                 with SetWorkflowID(job_id):
                     DBOS.start_workflow(self._workflow, job_id)
             except Exception:
@@ -396,6 +397,17 @@ class Runner:
                 self._left.add(job_id)  # DBOS may have noted it, and would not begin it a second time
                 self.pool.give_back(worker)
                 raise
+
+    def _forget_ended(self, job_id: str) -> None:
+        """Let DBOS begin a job that it did before, as it never would by itself.
+
+        The database of jobs was restored from a backup, and DBOS's was not.
+        """
+        from dbos import DBOS
+
+        status = DBOS.get_workflow_status(job_id)
+        if status is not None and status.status in ("SUCCESS", "ERROR"):
+            DBOS.delete_workflow(job_id)
 
     def _run(self, job_id: str, closing: threading.Event) -> None:
         """One job, from its first part to its last; DBOS begins it again after a crash, and skips what is done."""
@@ -638,9 +650,8 @@ class Runner:
             if job.id in self._runs or job.id in self._lent or job.id in self._left:
                 continue
             status = DBOS.get_workflow_status(job.id)
-            if (
-                status is None or status.status == "CANCELLED"
-            ):  # it died as it claimed the job, or as it queued it again
+            if status is None or status.status in ("CANCELLED", "SUCCESS"):
+                # It died as it claimed or queued the job; or the job's record was restored from a backup.
                 self._left.add(job.id)
             elif status.status not in ("PENDING", "ENQUEUED", "DELAYED"):
                 self._fail(

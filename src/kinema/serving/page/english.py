@@ -123,7 +123,7 @@ ENGLISH = Words(
     labels=_NAMES,
     explained={
         **{name: str(field.description) for name, field in VideoRequest.model_fields.items()},
-        "seed": "The same seed and settings give the same video. Each video draws a new one unless it is kept or typed.",
+        "seed": "The same seed and settings give the same video. Each video draws a new one unless it is kept.",
         "model": "What imagines the motion. Each model brings its own size, length and steps.",
         "prompt": "A still is drawn from it first; the seed drives both halves.",
         "image_model": "What draws the still from the sentence.",
