@@ -108,7 +108,8 @@ def test_a_body_that_trickles_is_dropped_and_one_that_flows_is_read():
 
 @pytest.mark.parametrize("trickle", [b"", b"x"])
 def test_a_body_that_came_quickly_may_not_be_silent_or_slow_for_longer(trickle):
-    with served(body=0.5, body_rate=20) as (_, port), connect(port, HALF_A_BODY) as client:
+    with served(body=0.5, body_rate=20) as (server, port), connect(port, HALF_A_BODY) as client:
+        until(lambda: any(connection.misses_body for connection in server.server_state.connections))
         client.sendall(b"x" * 900)  # which at this rate may take 45 seconds
         client.settimeout(0.1)
         while True:

@@ -42,7 +42,7 @@ def kinds(kind=KinemaError):
         yield from kinds(other)
 
 
-@pytest.mark.parametrize("kind", kinds(), ids=code_of)
+@pytest.mark.parametrize("kind", list(kinds()), ids=code_of)
 def test_a_refusal_tells_what_the_client_can_mend_and_nothing_of_the_server(kind, caplog):
     error = kind(SECRET, 5.0) if kind in (QueueFull, AllowanceUsedUp) else kind(SECRET)
     _, body, _ = wire.refusal(error)
