@@ -79,7 +79,10 @@ class Settings(BaseSettings):
         default=30, gt=0, le=36_500, allow_inf_nan=False, description="days, up to 36500, until a result expires."
     )
     min_free_gb: float = Field(
-        default=1, ge=0, allow_inf_nan=False, description="gigabytes that must stay free on the disk."
+        default=1,
+        ge=0,
+        allow_inf_nan=False,
+        description="gigabytes that must stay free on the disks of the data folder and of temporary files.",
     )
     step_timeout: float = Field(
         default=1800, gt=0, allow_inf_nan=False, description="seconds without a step after which a worker hangs."

@@ -92,7 +92,7 @@ def test_a_half_sent_request_is_dropped(sent):
 
 
 def test_a_body_that_trickles_is_dropped_and_one_that_flows_is_read():
-    with served(body=2, body_rate=100) as (_, port):
+    with served(body=4, body_rate=100) as (_, port):
         slow, flowing = connect(port, HALF_A_BODY), connect(port, HALF_A_BODY)
         for _ in range(20):
             with contextlib.suppress(OSError):
@@ -104,6 +104,28 @@ def test_a_body_that_trickles_is_dropped_and_one_that_flows_is_read():
         flowing.settimeout(10)
         assert flowing.recv(1000).startswith(b"HTTP/1.1 200")
         flowing.close()
+
+
+@pytest.mark.parametrize("trickle", [b"", b"x"])
+def test_a_body_that_came_quickly_may_not_be_silent_or_slow_for_longer(trickle):
+    with served(body=0.5, body_rate=20) as (server, port), connect(port, HALF_A_BODY) as client:
+        until(lambda: any(connection.misses_body for connection in server.server_state.connections))
+        client.sendall(b"x" * 900)  # which at this rate may take 45 seconds
+        client.settimeout(0.1)
+        while True:
+            try:
+                client.sendall(trickle)
+                answer = client.recv(1000)
+                break
+            except TimeoutError:
+                continue
+            except ConnectionError:  # this byte came after the end, so that the answer is lost
+                assert trickle
+                return
+        assert answer.startswith(b"HTTP/1.1 408")
+        if not trickle:
+            client.settimeout(30)
+            assert b"slower than 20 bytes a second for 0.5 seconds" in answer + answered(client)
 
 
 def test_a_client_that_reads_nothing_is_dropped_and_one_that_waits_for_its_answer_is_not():

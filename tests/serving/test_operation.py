@@ -227,9 +227,8 @@ def test_what_others_left_in_the_folder_for_temporary_files_does_not_matter(tmp_
     (shared / "gradio").write_text("another user's")
     monkeypatch.setenv("TMPDIR", str(shared))
     monkeypatch.delenv("GRADIO_TEMP_DIR", raising=False)
-    running = start(tmp_path / "data", wait=False)
+    running = start(tmp_path / "data")
     try:
-        wait_ready(running)
         assert httpx.get(f"{running.url}/studio/en/").status_code == 200
         assert (tmp_path / "data" / "gradio").stat().st_mode & 0o777 == 0o700
     finally:

@@ -2,15 +2,22 @@
 
 import asyncio
 import base64
+import gc
 import json
+import shutil
+import tempfile
 from contextlib import closing
+from types import SimpleNamespace
 
 import pytest
 from starlette.requests import Request
 
-from kinema.errors import InvalidRequest, InvalidStill, RequestTooLarge
-from kinema.serving import reading
+from kinema.errors import InsufficientDisk, InvalidRequest, InvalidStill, RequestTooLarge, ServerBusy
+from kinema.serving import body_room, reading
+from kinema.serving.body_room import BodyRoom
+from kinema.serving.throttle import CALLER
 
+ROOM = BodyRoom(20, 0)
 PNG = b"\x89PNG\r\n\x1a\n\0\xff picture"
 
 
@@ -22,7 +29,7 @@ def asked(body, content_type):
         return {"type": "http.request", "body": pieces.pop(0), "more_body": bool(pieces)}
 
     scope = {"type": "http", "method": "POST", "headers": [(b"content-type", content_type.encode())]}
-    with closing(asyncio.run(reading.receive(Request(scope, receive)))) as came:
+    with closing(asyncio.run(reading.receive(Request(scope, receive), ROOM))) as came:
         return came.asked()
 
 
@@ -140,7 +147,7 @@ def test_json_may_be_large_for_its_image(place, escape):
     picture = PNG + bytes(1_500_000)
     text = json.dumps({"seed": 7, "image": place("Data:image/png;base64," + base64.b64encode(picture).decode())})
     body = (text.replace("/", r"\/") if escape else text).encode()
-    with closing(asyncio.run(reading.received(Whole(body), "application/json"))) as came:
+    with closing(asyncio.run(reading.received(Whole(body), ROOM, "application/json"))) as came:
         given = came.asked()
     assert (given.still, given.fields) == (picture, {"seed": 7})
 
@@ -159,7 +166,7 @@ def test_json_may_be_large_for_its_image(place, escape):
     ],
 )
 def test_bodies_without_an_image_have_a_bound_of_their_own(body, kind):
-    with closing(asyncio.run(reading.received(Whole(body), kind))) as came, pytest.raises(RequestTooLarge):
+    with closing(asyncio.run(reading.received(Whole(body), ROOM, kind))) as came, pytest.raises(RequestTooLarge):
         came.asked()
 
 
@@ -169,7 +176,7 @@ def test_bodies_without_an_image_have_a_bound_of_their_own(body, kind):
 )
 def test_a_large_data_url_is_plain_base64(payload, error):
     body = b'{"image": "data:image/png' + payload + b'"}'
-    came = asyncio.run(reading.received(Whole(body), "application/json"))
+    came = asyncio.run(reading.received(Whole(body), ROOM, "application/json"))
     with closing(came), pytest.raises(error, match="plain base64"):
         came.asked()
 
@@ -180,18 +187,62 @@ def test_a_form_has_few_fields():
 
 
 def test_a_large_body_is_not_in_memory_until_it_is_read():
-    with closing(asyncio.run(reading.received(Whole(bytes(5_000_000))))) as came:
+    with closing(asyncio.run(reading.received(Whole(bytes(5_000_000)), ROOM))) as came:
         assert not came.small
         assert came.file.fileno() >= 0  # a file on the disk
     with pytest.raises(RequestTooLarge):
-        asyncio.run(reading.received(Whole(bytes(2000)), most=1000))
+        asyncio.run(reading.received(Whole(bytes(2000)), ROOM, most=1000))
+
+
+def test_what_waits_on_the_disk_is_bounded_for_all_callers_and_for_each(monkeypatch):
+    monkeypatch.setattr(body_room, "MOST_MB", 4)
+    room = BodyRoom(1, 0)
+
+    def come(size, caller):
+        return asyncio.run(reading.received(Whole(bytes(size), caller), room))
+
+    with closing(come(1_900_000, "one")) as first, closing(come(1_900_000, "other")):
+        for size, caller in ((200_000, "one"), (500_000, "third")):
+            with pytest.raises(ServerBusy, match="as many uploads as it can, 4 MB"):
+                come(size, caller)
+        come(100_000, "one").close()  # in memory
+        assert room.used == 3_800_000  # what was refused takes nothing
+        first.close()
+        come(1_900_000, "third").close()
+    assert room.used == 0
+    with pytest.raises(RequestTooLarge):
+        asyncio.run(reading.received(Whole(bytes(2_000_000)), room, most=1_000_000))
+    lost = come(1_000_000, "one")
+    lost.file.close()
+    del lost
+    gc.collect()
+    assert room.used == 0
+
+
+def test_two_of_the_largest_bodies_have_room():
+    assert BodyRoom(1000, 0).most == 2_000_000_000
+    assert BodyRoom(20, 0).most == 1_000_000_000
+
+
+def test_a_body_leaves_the_reserve_free_on_the_disk_for_temporary_files(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    free = {str(tmp_path): 1_500_000_000}
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free[str(path)]))
+    room = BodyRoom(20, 1)
+    asyncio.run(reading.received(Whole(bytes(1_000_000)), room)).close()
+    free[str(tmp_path)] = 1_000_050_000
+    with pytest.raises(InsufficientDisk, match=r"1\.0 GB are free .*TMPDIR.*KINEMA_MIN_FREE_GB"):
+        asyncio.run(reading.received(Whole(bytes(1_000_000)), room))
+    asyncio.run(reading.received(Whole(bytes(100_000)), room)).close()  # in memory
+    assert room.used == 0
 
 
 class Whole:
     """A request whose body comes in pieces as a server reads them."""
 
-    def __init__(self, body):
+    def __init__(self, body, caller=""):
         self._body = body
+        self.scope = {CALLER: caller}
 
     async def stream(self):
         for start in range(0, len(self._body), 65536):

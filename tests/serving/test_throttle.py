@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 from kinema.errors import AllowanceUsedUp
 from kinema.jobs.values import Job
 from kinema.serving import throttle, videos, wire
+from kinema.serving.body_room import BodyRoom
 from kinema.serving.edge import _Guard
 from kinema.serving.image_service import ImageService
 from kinema.serving.metrics import Metrics
@@ -177,7 +178,7 @@ def test_pinning_is_bounded_for_each_key(tmp_path):
     )
     queue = SimpleNamespace(get=lambda _: job, pin=lambda *_, **__: None)
     app = videos.make_app()
-    app.state.host = SimpleNamespace(queue=queue, pins=Pins(3))
+    app.state.host = SimpleNamespace(queue=queue, pins=Pins(3), bodies=BodyRoom(20, 0))
     settings = Settings(data_dir=tmp_path, api_keys=("one", "two"))
     app.add_middleware(lambda inner: _Guard(inner, settings, app.routes))
     client = TestClient(app)
@@ -195,9 +196,10 @@ def test_images_given_to_the_page_are_bounded_for_each_caller(tmp_path, png):
         drafts = Drafts(tmp_path, 0, images)
         drafts.bytes = DraftBytes(2.5 * len(png))
         app = FastAPI()
-        app.include_router(routes(None, drafts, lambda: False))
+        app.include_router(routes(None, drafts, BodyRoom(20, 0), lambda: False))
         answers = [TestClient(app).post("/studio/stills?language=ko", content=png) for _ in range(3)]
         assert [answer.status_code for answer in answers] == [200, 200, 429]
+        assert int(answers[2].headers["retry-after"]) > 0
         assert answers[2].json()["error"]["message"].startswith("하루에 사진을")
     finally:
         images.close()

@@ -54,8 +54,9 @@ class Limits:
     connections: int = 1000
     header: float = 20.0
     body: float = 30.0
-    """For a body in which nothing comes; each `body_rate` bytes that do come give a second more."""
+    """For which a body may be behind: in silence, or slower than `body_rate`. What comes ahead of it is no credit."""
     body_rate: float = 1000.0
+    """Bytes a second, the least of a body that comes."""
     reading: float = 60.0
     """For a client that reads nothing of its response."""
     ending: int = 4
@@ -96,7 +97,6 @@ class Connection(H11Protocol):
         if self.config.timeout_graceful_shutdown is None:  # then a request would be waited for, however long it takes
             self.config.timeout_graceful_shutdown = self.limits.ending + 2
         self._since = self.loop.time()  # when the client was last known to do what is expected of it
-        self._received = 0  # bytes since then
         self._unsent, self._read = 0, self._since  # bytes of a response that wait, and when they last changed
         self._checks = self.loop.call_later(self._interval, self._check)
         if len(self.connections) > self.limits.connections and not self._find_room():
@@ -111,7 +111,8 @@ class Connection(H11Protocol):
         """Take what came."""
         if self._is_idle:  # a next request begins
             self._begin_wait()
-        self._received += len(data)
+        elif self.misses_body:
+            self._since = min(self.loop.time(), self._since + len(data) / self.limits.body_rate)
         super().data_received(data)
 
     def handle_events(self) -> None:
@@ -163,7 +164,7 @@ class Connection(H11Protocol):
         return min(5.0, self.limits.header / 4, self.limits.body / 4, self.limits.reading / 4)
 
     def _begin_wait(self) -> None:
-        self._since, self._received = self.loop.time(), 0
+        self._since = self.loop.time()
 
     def _find_room(self) -> bool:
         """Whether there is room for this one, if need be because others, some at once, were dropped."""
@@ -194,9 +195,9 @@ class Connection(H11Protocol):
             pass
         elif self.misses_header and not self._is_idle and self.waited > limits.header:
             self._give_up(408, "request_timeout", f"no complete request came within {limits.header:g} seconds")
-        elif self.misses_body and self.waited > limits.body + self._received / limits.body_rate:
-            came = f"{self._received} bytes of the body came within {self.waited:.0f} seconds, which is too slow"
-            self._give_up(408, "request_timeout", came)
+        elif self.misses_body and self.waited > limits.body:
+            slow = f"the body came slower than {limits.body_rate:g} bytes a second for {limits.body:g} seconds"
+            self._give_up(408, "request_timeout", f"{slow}; send it faster, or less")
         self._checks = self.loop.call_later(self._interval, self._check)
 
     def _reads_nothing(self) -> bool:

@@ -16,6 +16,7 @@ from kinema.errors import QueueUnavailable
 from kinema.jobs import Queue
 from kinema.sentences import Sentence
 from kinema.serving.abandoned import Abandoned
+from kinema.serving.body_room import BodyRoom
 from kinema.serving.image_service import ImageService
 from kinema.serving.metrics import Metrics
 from kinema.serving.throttle import Pins
@@ -48,6 +49,7 @@ class Host:
         self.abandoned = Abandoned(self.queue)
         self.pins = Pins(500)
         self.images = ImageService()
+        self.bodies = BodyRoom(settings.max_body_mb, settings.min_free_gb)
         self.stopping = asyncio.Event()
         self._stopped_at: float | None = None
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -18,12 +18,14 @@ from kinema.media.fetch import fetch
 from kinema.serving.decode_process import ClientGone
 from kinema.serving.fields import is_set
 from kinema.serving.forms import IMAGE_FIELDS, read_multipart
+from kinema.serving.throttle import CALLER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from starlette.requests import Request
 
+    from kinema.serving.body_room import BodyRoom
     from kinema.settings import Settings
 
 # A body of no more is kept in memory, and parsed in the event loop, at once: JSON is parsed in one go, whatever thread
@@ -70,6 +72,8 @@ class Body:
     content_type: str
     size: int
     file: IO[bytes]
+    held: contextlib.ExitStack
+    """The file, and its share of the room for bodies."""
 
     @property
     def small(self) -> bool:
@@ -78,7 +82,7 @@ class Body:
 
     def close(self) -> None:
         """Let it go."""
-        self.file.close()
+        self.held.close()
 
     def asked(self) -> Asked:
         """What it asks for, judged only so far as it can be read.
@@ -126,53 +130,58 @@ def _kind(content_type: str) -> str:
     return content_type.partition(";")[0].strip().lower() or "application/json"
 
 
-async def receive(request: Request) -> Body:
+async def receive(request: Request, room: BodyRoom) -> Body:
     """The body, as it comes.
 
     Raises:
         InvalidRequest: where bodies of its kind are not read.
-        InsufficientDisk: where there is no room for it.
+        ServerBusy: where as many bytes of bodies wait as may.
+        InsufficientDisk: where the disk has no room for it.
+        ClientGone: the client closed its connection before it was whole.
     """
     content_type = request.headers.get("content-type", "")
     kind = _kind(content_type)
     if kind not in ("multipart/form-data", "application/x-www-form-urlencoded", "application/json"):
         raise UnreadableBody(f"a body of {kind} is not read; send multipart/form-data or application/json")
-    return await received(request, content_type)
+    return await received(request, room, content_type)
 
 
-async def received(request: Request, content_type: str = "", most: float = float("inf")) -> Body:
+async def received(request: Request, room: BodyRoom, content_type: str = "", most: float = float("inf")) -> Body:
     """Any body, as it comes.
 
     Raises:
         RequestTooLarge: it has more than `most` bytes.
-        InsufficientDisk: there is no room for it.
+        ServerBusy, InsufficientDisk: there is no room for it.
         ClientGone: the client closed its connection before it was whole.
     """
     from starlette.concurrency import run_in_threadpool
     from starlette.requests import ClientDisconnect
 
-    file: IO[bytes] = SpooledTemporaryFile(SMALL_BYTES)  # noqa: SIM115 - the body closes it
-    size = 0
-    try:
-        async for piece in request.stream():
-            size += len(piece)
-            if size > most:
-                raise RequestTooLarge(f"the body is larger than {most / 1_000_000:g} MB: shrink the image")
-            if size <= SMALL_BYTES:
-                file.write(piece)
-            else:
-                await run_in_threadpool(file.write, piece)
-    except ClientDisconnect:
-        file.close()
-        raise ClientGone from None
-    except OSError as error:
-        file.close()
-        raise InsufficientDisk(f"the server has no room for the body ({error.strerror}); try again later") from None
-    except BaseException:
-        file.close()
-        raise
-    file.seek(0)
-    return Body(content_type, size, file)
+    with contextlib.ExitStack() as held:
+        share = held.enter_context(contextlib.closing(room.share(request.scope.get(CALLER, ""))))
+        file: IO[bytes] = held.enter_context(SpooledTemporaryFile(SMALL_BYTES))
+        size = 0
+
+        def write(piece: bytes) -> None:
+            if size > SMALL_BYTES:
+                share.grow(size)
+            file.write(piece)
+
+        try:
+            async for piece in request.stream():
+                size += len(piece)
+                if size > most:
+                    raise RequestTooLarge(f"the body is larger than {most / 1_000_000:g} MB: shrink the image")
+                if size <= SMALL_BYTES:
+                    write(piece)
+                else:
+                    await run_in_threadpool(write, piece)
+        except ClientDisconnect:
+            raise ClientGone from None
+        except OSError as error:
+            raise InsufficientDisk(f"the server has no room for the body ({error.strerror}); try again later") from None
+        file.seek(0)
+        return Body(content_type, size, file, held.pop_all())
 
 
 def _form(body: bytes) -> dict[str, Any]:

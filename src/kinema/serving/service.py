@@ -58,7 +58,7 @@ class _Loose(IODescriptor):
     async def from_http_request(cls, request: Request, serde: object) -> Self:  # noqa: ARG003 - BentoML passes it
         """The body as it came; where it can't be read, why."""
         try:
-            body: Body | KinemaError | ClientGone = await receive(request)
+            body: Body | KinemaError | ClientGone = await receive(request, host_of(api).bodies)
         except (KinemaError, ClientGone) as error:
             body = error
         loose: Self = cls.model_construct(image=body)
@@ -138,7 +138,8 @@ class StableDiffusionVideo:
             self._host = Host(settings, os.environ.get("KINEMA_WORK", WORK))
         except InvalidRequest as error:
             _refuse_to_start(error)
-        page.mount(api, self._host.queue, settings, self._host.stopping.is_set, self._host.images)
+        host = self._host
+        page.mount(api, host.queue, settings, host.stopping.is_set, host.images, host.bodies)
 
     @bentoml.on_startup
     async def _open(self) -> None:

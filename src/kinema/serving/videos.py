@@ -203,7 +203,8 @@ def _add_making(app: FastAPI) -> None:
     )
     async def create(request: Request, key: _Key = None) -> Response:
         """Ask for a video; it is made in its turn."""
-        job, submission, _ = await accept(host_of(app), request, await receive(request), key)
+        host = host_of(app)
+        job, submission, _ = await accept(host, request, await receive(request, host.bodies), key)
         return _polled(job, wire.video_of(job, submission.cautions))
 
     @app.post(
@@ -216,7 +217,7 @@ def _add_making(app: FastAPI) -> None:
     async def sync(request: Request, key: _Key = None) -> Response:
         """Ask for a video, and wait for it. Its id and seed are in the headers."""
         host = host_of(app)
-        job, submission, asked = await accept(host, request, await receive(request), key, waits=True)
+        job, submission, asked = await accept(host, request, await receive(request, host.bodies), key, waits=True)
         return await wait_for(host, request, job, submission.fingerprint, keep=asked.keep or key is not None)
 
 
@@ -313,11 +314,12 @@ def _add_changing(app: FastAPI) -> None:
     async def update(video_id: str, request: Request) -> Response:
         """Give a video another title, or pin it, so that it never expires, or no longer."""
         job = await _job(app, video_id)
-        with closing(await receive(request)) as body:
+        host = host_of(app)
+        with closing(await receive(request, host.bodies)) as body:
             asked = body.change()
         if asked.pinned and not job.pinned:
-            host_of(app).pins.check(request.scope)
-        job = await asyncio.to_thread(change, host_of(app).queue, job.id, title=asked.title, pinned=asked.pinned)
+            host.pins.check(request.scope)
+        job = await asyncio.to_thread(change, host.queue, job.id, title=asked.title, pinned=asked.pinned)
         return _polled(job, wire.video_of(job))
 
     @app.post(

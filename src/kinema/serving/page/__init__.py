@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
     from kinema.jobs import Queue
+    from kinema.serving.body_room import BodyRoom
     from kinema.serving.image_service import ImageService
     from kinema.settings import Settings
 
@@ -26,6 +27,7 @@ def mount(
     settings: Settings,
     stopping: Callable[[], bool] = lambda: False,
     images: ImageService | None = None,
+    bodies: BodyRoom | None = None,
 ) -> None:
     """Put the page at /studio, in each language: /studio itself leads to the browser's.
 
@@ -34,6 +36,7 @@ def mount(
         queue: Whose jobs are shown, and where new ones go.
         settings: What may be asked, and where the data folder lies.
         images: Where they are checked and decoded; unset, in a process of the page's own.
+        bodies: The room for bodies; unset, of the page's own.
         stopping: Whether the server is about to end: who watches a job is let go then, and comes back by itself.
     """
     import os
@@ -53,6 +56,7 @@ def mount(
     from fastapi.staticfiles import StaticFiles
     from starlette.routing import Mount
 
+    from kinema.serving.body_room import BodyRoom
     from kinema.serving.image_service import ImageService
     from kinema.serving.page.blocks import Page
     from kinema.serving.page.files import Drafts, routes
@@ -61,7 +65,8 @@ def mount(
     from kinema.serving.page.shell import Shell
 
     drafts = Drafts(settings.data_dir, settings.min_free_gb, images or ImageService())
-    app.include_router(routes(queue, drafts, stopping))
+    bodies = bodies or BodyRoom(settings.max_body_mb, settings.min_free_gb)
+    app.include_router(routes(queue, drafts, bodies, stopping))
     app.mount(f"{PATH}/static", StaticFiles(directory=Path(__file__).with_name("static")))
     for language, words in LANGUAGES.items():
         page = Page(queue, settings, drafts, words)

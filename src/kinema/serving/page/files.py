@@ -37,7 +37,7 @@ from kinema.serving.page.languages import LANGUAGES
 from kinema.serving.reading import received
 from kinema.serving.throttle import DraftBytes
 from kinema.serving.variants import Variants
-from kinema.serving.wire import error_body
+from kinema.serving.wire import error_body, refusal
 from kinema.values import Fit  # noqa: TC001 - FastAPI reads the annotations
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
     from kinema.jobs import Job, Queue
     from kinema.media.still import StillFacts
+    from kinema.serving.body_room import BodyRoom
     from kinema.serving.image_service import ImageService
 
 MAX_BYTES = 20_000_000
@@ -73,7 +74,7 @@ class Drafts:
         self.bytes = DraftBytes(1_000_000_000)
         self._files = Files(data_dir)
         self._reserve_gb = reserve_gb
-        self._root = self._files.root / "drafts"
+        self._root = self._files.drafts
         self._root.mkdir(exist_ok=True, mode=0o700)
 
     def add(self, data: bytes, gone: Callable[[], bool] = lambda: False) -> str:
@@ -128,10 +129,10 @@ class Drafts:
                     path.unlink()
 
 
-def routes(queue: Queue, drafts: Drafts, stopping: Callable[[], bool]) -> APIRouter:
+def routes(queue: Queue, drafts: Drafts, bodies: BodyRoom, stopping: Callable[[], bool]) -> APIRouter:
     """Everything beneath /studio that is not Gradio's."""
     router = APIRouter(prefix="/studio", include_in_schema=False)
-    _add_stills(router, drafts)
+    _add_stills(router, drafts, bodies)
     _add_jobs(router, queue, drafts.images, stopping)
 
     @router.get("")
@@ -145,13 +146,13 @@ def routes(queue: Queue, drafts: Drafts, stopping: Callable[[], bool]) -> APIRou
     return router
 
 
-def _add_stills(router: APIRouter, drafts: Drafts) -> None:
+def _add_stills(router: APIRouter, drafts: Drafts, bodies: BodyRoom) -> None:
     @router.post("/stills")
     async def add_still(request: Request, language: str = ENGLISH.language) -> Response:
         """Keep what was dropped, pasted or chosen: the picture's bytes as they are."""
         words = LANGUAGES.get(language, ENGLISH)
         try:
-            with closing(await received(request, most=MAX_BYTES)) as body:
+            with closing(await received(request, bodies, most=MAX_BYTES)) as body:
                 drafts.bytes.check(request.scope, body.size)
                 sha256 = await drafts.images.uploads(body.size).run(
                     lambda gone: drafts.add(body.file.read(), gone), request
@@ -164,7 +165,10 @@ def _add_stills(router: APIRouter, drafts: Drafts) -> None:
             message = refusal_message(fault)
             said = words.said(message)
             status = next(status for kind, status in _STATUS.items() if isinstance(fault, kind))
-            return _fault(status, code_of(type(fault)), said or message, words.language if said else "en")
+            answer = _fault(status, code_of(type(fault)), said or message, words.language if said else "en")
+            if status in (429, 503):
+                answer.headers["Retry-After"] = refusal(fault)[2]["Retry-After"]
+            return answer
         return JSONResponse({"still": sha256})
 
     @router.get("/stills/{sha256}")

@@ -92,6 +92,10 @@ SENTENCES = {
     "pins_used_up": "하루에 영상을 {most:.0f}개까지만 고정할 수 있습니다. {seconds:.0f}초 뒤에 다시 시도하세요.",
     "drafts_used_up": "하루에 사진을 {most:.0f} MB까지만 올릴 수 있습니다. {seconds:.0f}초 뒤에 다시 시도하세요.",
     "server_busy": "서버가 같은 요청을 한꺼번에 {count}개까지만 처리합니다. 몇 초 뒤에 다시 시도하세요.",
+    "bodies_waiting": "서버가 받아 둘 수 있는 업로드가 가득 찼습니다(모두 {most:.0f} MB, 한 사용자는 그 절반까지). "
+    "몇 초 뒤에 다시 시도하세요.",
+    "little_room_for_bodies": "서버의 임시 파일 폴더(TMPDIR)에 {free:.1f} GB가 남았고, {reserve:g} GB는 비워 두어야 "
+    "합니다(KINEMA_MIN_FREE_GB). 자리를 만들거나 TMPDIR을 더 큰 디스크의 폴더로 정하세요.",
     "queue_full": "{most}개가 기다리고 있어 더 받을 수 없습니다(KINEMA_QUEUE_SIZE). {wait:.0f}초 뒤에 다시 시도하세요.",
     "server_ending": "서버가 종료되는 중입니다. 다시 시작된 뒤 시도하세요.",
     "server_ending_job": "서버가 종료되는 중입니다. {job} 작업은 서버가 다시 시작되면 계속되니 그때 확인하세요.",
