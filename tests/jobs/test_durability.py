@@ -53,6 +53,19 @@ def test_nothing_is_accepted_into_a_damaged_database(lost, damage):
         queue.submit(request(), still=STILL)
 
 
+@pytest.mark.parametrize("damage", ["overwritten", "removed"])
+def test_nothing_is_accepted_where_the_database_of_workflows_is_damaged(lost, settings, damage):
+    queue, _ = lost
+    workflows = settings.data_dir / "jobs.sqlite3.workflows"
+    if damage == "removed":
+        workflows.unlink()
+    else:
+        workflows.write_bytes(bytes(range(256)) * 64)
+    for act in (queue.check_database, lambda: queue.submit(request(), still=STILL)):
+        with pytest.raises(QueueUnavailable, match="the queue's database is damaged"):
+            act()
+
+
 def test_a_job_that_is_written_to_an_overwritten_file_is_not_accepted_though_no_one_checked_before(lost):
     queue, files = lost
     for path in files[:2]:

@@ -80,10 +80,11 @@ class Queue:
         self._store = Store(url)
         try:
             bind(self._files, self._store)
-            workflows = _workflows_url(url)
+            workflows, file = _workflows(url)
         except BaseException:
             self._store.close()
             raise
+        self._store.beside = file
         self._watchers = Watchers()
         self._closed = False
         self._was_full = False
@@ -453,11 +454,10 @@ def _fingerprint(request: VideoRequest, still: bytes | None, title: str | None) 
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
 
 
-def _workflows_url(url: str) -> str:
+def _workflows(url: str) -> tuple[str, SqliteFile | None]:
     """DBOS's database: a second file, so that the table of jobs never waits; in PostgreSQL it has its own schema."""
     parsed = sa.make_url(url)
     if parsed.get_backend_name() != "sqlite":
-        return url
+        return url, None
     beside = parsed.set(database=f"{parsed.database}.workflows")
-    SqliteFile(beside)  # is private from the beginning
-    return beside.render_as_string(hide_password=False)
+    return beside.render_as_string(hide_password=False), SqliteFile(beside)  # which is private from the beginning

@@ -101,6 +101,7 @@ class Store:
 
     Attributes:
         id: The database's own, drawn when it was made.
+        beside: Another file without which no job is made, checked with this one.
 
     Raises:
         QueueUnavailable: from every method, where the database does not answer, or is no longer the one it was.
@@ -120,6 +121,7 @@ class Store:
             self._additions: deque[_Addition] = deque()
             self._runner_session: _RunnerSession | None = None  # the latest, also where it is lost
             self._fault: str | None = None
+            self.beside: SqliteFile | None = None
             self._read_through = -math.inf  # when all pages were read
             try:
                 self.id = self._prepare()
@@ -171,7 +173,8 @@ class Store:
                         found = (fresh.execute("SELECT id FROM kinema_database").fetchone() or (None,))[0]
                     now = time.monotonic()
                     if self._fault is not None or now - self._read_through > READ_THROUGH_SECONDS:
-                        self._fault, self._read_through = self._file.fault(), now
+                        beside = None if self.beside is None else self.beside.fault()
+                        self._fault, self._read_through = self._file.fault() or beside, now
                 except sqlite3.DatabaseError as error:
                     self._fault = _reason(error)
             self._check_whole()
