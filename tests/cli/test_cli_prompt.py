@@ -144,11 +144,12 @@ def test_a_terminal_shows_bars_of_both_halves(draw, terminal):
 
 
 def test_an_unset_painter_is_chosen_with_a_reason(kinema, tiny_svd):
-    ran = kinema("generate", "--prompt", PROMPT, "--model", tiny_svd, "--device=cpu", "-o", "no/where.mp4")
+    ran = kinema("generate", "--prompt", PROMPT, "--model", tiny_svd, "--device=cpu", "-o", "refused.avi")
+    assert ran.code == 2
     assert ran.err.splitlines()[0] == (
         "painter pocket-painter: sd-2.1-base needs a CUDA device to be quick, and this runs on cpu"
     )
-    ran = kinema("generate", "--prompt", PROMPT, "--model", "pocket", "--device=cpu", "-o", "no/where.mp4")
+    ran = kinema("generate", "--prompt", PROMPT, "--model", "pocket", "--device=cpu", "-o", "refused.avi")
     assert ran.err.splitlines()[0] == "painter pocket-painter: it is made for 288×160"
 
 

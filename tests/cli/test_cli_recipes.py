@@ -34,9 +34,8 @@ def test_inspect_tells_a_recipe_in_words(kinema, made):
     assert facts["num_inference_steps"] == "2"
     assert recipe.model.weights_sha256 in facts["weights"]
     assert recipe.still_sha256 in facts["still"]
-    assert facts["device"] == (
-        f"cpu, {recipe.dtype}, {recipe.engine} engine, {torch.get_num_threads()} threads ({recipe.cpu})"
-    )
+    threads = "1 CPU thread" if torch.get_num_threads() == 1 else f"{torch.get_num_threads()} CPU threads"
+    assert facts["device"] == (f"cpu, {recipe.dtype}, {recipe.engine} engine, {threads} ({recipe.cpu})")
     assert ran.err == ""
 
 
