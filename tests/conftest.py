@@ -34,3 +34,10 @@ def tiny_svd_4_levels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny random Stable Diffusion, to be read only."""
     return make_tiny_sd(tmp_path_factory.mktemp("weights") / "tiny-sd")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give slow tests half an hour before they count as hanging."""
+    for item in items:
+        if item.get_closest_marker("slow") is not None:
+            item.add_marker(pytest.mark.timeout(1800))

@@ -245,6 +245,7 @@ def test_a_server_whose_worker_is_not_ready_says_why(tmp_path):
                 answer = httpx.get(f"{server.url}/readyz", timeout=30)
             time.sleep(0.1)
         assert answer.status_code == 503
+        assert answer.json()["error"]["code"] == "unavailable"
     finally:
         stop(server)
 

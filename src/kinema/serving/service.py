@@ -5,6 +5,7 @@ bentoml serve service:StableDiffusionVideo
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -34,6 +35,7 @@ from kinema.serving.hosting import WORK, Host, host_of
 from kinema.serving.http_errors import OneErrorShape
 from kinema.serving.reading import Body, receive
 from kinema.serving.videos import accept, answer_to, make_app, wait_for
+from kinema.serving.wire import error_body
 from kinema.settings import read_settings
 from kinema.values import VideoRequest
 
@@ -184,7 +186,8 @@ class StableDiffusionVideo:
         ready = await self._host.ready()
         problems = self._host.problems
         if problems and not ready:  # BentoML's own answer would only say that it is not ready
-            raise HTTPException(503, "; ".join(problems))
+            answer = error_body(503, "unavailable", "the server is not ready: " + "; ".join(problems))
+            raise HTTPException(503, json.dumps(answer), headers={"content-type": "application/json"})
         return ready
 
 
