@@ -20,11 +20,12 @@ test: check chromium ## every check and every test but the slow ones
 test-all: check chromium ## the slow ones too: the pocket's parity, notebooks in a browser, signals, random kills
 	$(BIN)/python -m pytest
 
-check: $(VENV)/installed-dev ## style, types and floors, without running anything
+check: $(VENV)/installed-dev ## style, types, layers and names, without running anything
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python checks/structure.py
 
 bench: $(VENV)/installed ## the pocket model's speed here, beside diffusers
 	$(BIN)/kinema bench examples/rocket.jpg --model pocket --against diffusers --seed 42 \

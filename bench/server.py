@@ -35,7 +35,7 @@ QUICK = {"motion_bucket_id": "1", "num_inference_steps": "1", "num_frames": "2"}
 SLOW = {"motion_bucket_id": "1000", "num_inference_steps": "200", "num_frames": "2"}
 
 
-def still() -> bytes:
+def png_image() -> bytes:
     data = io.BytesIO()
     Image.linear_gradient("L").resize((288, 160)).convert("RGB").save(data, "PNG")
     return data.getvalue()
@@ -53,7 +53,7 @@ async def submissions(server: Server) -> dict[str, float]:
 
 
 async def _submitted(server: Server, pause: float) -> dict[str, float]:
-    picture, spans = still(), []
+    image, spans = png_image(), []
 
     async def client(count: int) -> None:
         async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
@@ -61,7 +61,7 @@ async def _submitted(server: Server, pause: float) -> dict[str, float]:
             for _ in range(count):
                 await asyncio.sleep(pause)
                 began = time.perf_counter()
-                answer = await http.post("/v1/videos", data=SLOW, files={"input_reference": ("a.png", picture)})
+                answer = await http.post("/v1/videos", data=SLOW, files={"input_reference": ("a.png", image)})
                 spans.append(1000 * (time.perf_counter() - began))
                 answer.raise_for_status()
 
@@ -74,7 +74,7 @@ async def _submitted(server: Server, pause: float) -> dict[str, float]:
 def starts(server: Server) -> dict[str, float]:
     """Seconds from one job's end to the next one's start, as the server noted them."""
     with server.client() as client:
-        asked = [client.post("/v1/videos", data=QUICK, files={"image": ("a.png", still())}) for _ in range(12)]
+        asked = [client.post("/v1/videos", data=QUICK, files={"image": ("a.png", png_image())}) for _ in range(12)]
         ids = [answer.json()["id"] for answer in asked]
         wait_for(client, ids[-1])
         figures = client.get("/metrics").text
@@ -93,7 +93,7 @@ def listing(server: Server) -> dict[str, float]:
     with server.client() as client:
         waiting = len(client.get("/v1/videos?limit=100").json()["data"])
         before = api.memory_info().rss
-        ask = {"data": SLOW, "files": {"image": ("a.png", still())}}
+        ask = {"data": SLOW, "files": {"image": ("a.png", png_image())}}
         while float(_figure(client, "kinema_queue_depth")) < QUEUED:
             client.post("/v1/videos", **ask).raise_for_status()
         spans = []
@@ -124,7 +124,7 @@ async def watching(server: Server) -> dict[str, float]:
     api = server.api_process()
     async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
         fields = SLOW | {"motion_bucket_id": "100"}
-        answer = await http.post("/v1/videos", data=fields, files={"image": ("a.png", still())})
+        answer = await http.post("/v1/videos", data=fields, files={"image": ("a.png", png_image())})
         job = answer.json()["id"]
         for _ in range(100):
             if (await http.get(f"/v1/videos/{job}")).json()["status"] == "in_progress":

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from kinema.engine import generate
-from kinema.media.still import open_still
+from kinema.media.image import open_image
 from kinema.models.loading import load
 from kinema.values import VideoRequest
 
@@ -75,10 +75,10 @@ def in_squares(x: torch.Tensor, weight: torch.Tensor, way: Line) -> torch.Tensor
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--still", type=Path, default=EXAMPLE)
+    parser.add_argument("--image", type=Path, default=EXAMPLE)
     parser.add_argument("--out", type=Path, required=True, help="a JSON file")
     args = parser.parse_args()
-    models = load("pocket", device="cpu", dtype="float32", engine="reference")
+    pipeline = load("pocket", device="cpu", dtype="float32", engine="reference")
     ways = {name: line(*way) for name, way in WAYS.items()}
     errors: dict[str, list[float]] = {"all multiplications, the result rounded": [], **{name: [] for name in ways}}
 
@@ -89,11 +89,11 @@ def main() -> None:
         for found, each in zip(errors.values(), made, strict=True):
             found.append(float((each - true).norm() / true.norm()))
 
-    for block in (*models.unet.down_blocks, models.unet.mid_block, *models.unet.up_blocks):
+    for block in (*pipeline.unet.down_blocks, pipeline.unet.mid_block, *pipeline.unet.up_blocks):
         for resnet in block.resnets:
             for conv in (resnet.spatial_res_block.conv1, resnet.spatial_res_block.conv2):
                 conv.register_forward_hook(compare)
-    for _ in generate(models, open_still(args.still), VideoRequest.checked(model="pocket", **SETTINGS)):
+    for _ in generate(pipeline, open_image(args.image), VideoRequest.checked(model="pocket", **SETTINGS)):
         pass
     result = {
         "what": "errors of 3×3 convolutions in float16, relative to the result's norm: the pocket's weights and pixels",

@@ -33,9 +33,9 @@ from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import forward as parts
-from kinema.benchmark.measuring import distance
+from kinema.benchmark.measure import distance
 from kinema.engine import image_to_video
-from kinema.engine.fast import FastDecoder, FastUNet, fused, gpu, layers
+from kinema.engine.fast import FastDecoder, FastUNet, fp8, fused, gpu, layers
 from kinema.engine.fast.graphs import Replayed
 
 Work = Callable[[], Any]
@@ -195,9 +195,9 @@ class Bench:
         known = fused.affine(fused.channel_sums(x), groups, pixels, span=frames // 2, plus=shift)
         one_by_one = fused.affine(fused.channel_sums(x), groups, pixels)
         high = 12 if pixels == 576 else 3
-        pictures = x.view(frames, high, -1, channels)
+        images = x.view(frames, high, -1, channels)
         qkv, rows = new(2, frames // 2, pixels, 3, 5, 64), layers.pixels(x)
-        eighths = (rows * fused.SPREAD).to(fused.EIGHTH)
+        eighths = (rows * fp8.FP8_SCALE).to(fp8.FP8_DTYPE)
         conv = layers.Product(new(channels, 9 * channels) * (9 * channels) ** -0.5)
         by_time = layers.Product(new(channels, 3 * channels) * channels**-0.5)
         wide = new(2, 1, pixels, 512)
@@ -235,11 +235,11 @@ class Bench:
             "product": (fused.plain_product, lambda f: f(eighths, in_bytes, self.dtype)),
             "convolved": (
                 fused.plain_convolved,
-                lambda f: summed(*f(pictures, conv, self.dtype)),
+                lambda f: summed(*f(images, conv, self.dtype)),
             ),
             "activated_convolved": (
                 fused.plain_activated_convolved,
-                lambda f: summed(*f([pictures], one_by_one, conv, self.dtype)),
+                lambda f: summed(*f([images], one_by_one, conv, self.dtype)),
             ),
             "along_time": (fused.plain_along_time, lambda f: f(x, by_time, frames // 2, self.dtype)[0]),
             "time_attention": (fused.plain_time_attention, lambda f: f(qkv)),
@@ -426,10 +426,10 @@ class Bench:
         if hasattr(self, "true"):
             result["error"] = parts.relative_error(self.step().float().cpu(), self.true)
         result["profile"] = self.profiled("step fp8", self.step)
-        models = self.models("fast", "fp8")
+        pipeline = self.pipeline("fast", "fp8")
         for name in ("fp8 video", "fp8 video, the next"):
-            self.guarded(name, lambda models=models: self.one_video("fast", models), result)
-        del models
+            self.guarded(name, lambda pipeline=pipeline: self.one_video("fast", pipeline), result)
+        del pipeline
         if self.device.type == "cuda":
             from kinema.engine.fast import kernels
 
@@ -448,7 +448,7 @@ class Bench:
 
     def plans(self) -> dict[str, Any]:
         """Whole videos in less and less memory, of which torch is allowed no more."""
-        from kinema.models import placement
+        from kinema.models import offload
 
         for name in ("network", "decoder", "constants"):
             self.__dict__.pop(name, None)
@@ -463,33 +463,33 @@ class Bench:
                 return limit - torch.cuda.memory_allocated()
 
             torch.cuda.set_per_process_memory_fraction(limit / total)
-            models = self.models("fast")
-            with mock.patch.object(placement, "free_memory", free):
-                made = self.guarded(f"{gib} GiB", lambda models=models: self.one_video("fast", models), result)
+            pipeline = self.pipeline("fast")
+            with mock.patch.object(offload, "free_memory", free):
+                made = self.guarded(f"{gib} GiB", lambda pipeline=pipeline: self.one_video("fast", pipeline), result)
                 if made.get("plan") == "streamed":  # whose first lays the weights out
                     again = f"{gib} GiB, the next"
-                    self.guarded(again, lambda models=models: self.one_video("fast", models), result)
-            models.forwards.clear()
+                    self.guarded(again, lambda pipeline=pipeline: self.one_video("fast", pipeline), result)
+            pipeline.forwards.clear()
             torch.cuda.set_per_process_memory_fraction(1.0)
         return result
 
     def pocket(self) -> dict[str, Any]:
         """The pocket model's frames in each arithmetic: PSNR, and the greatest difference, beside float32."""
         from kinema.engine import generate
-        from kinema.media.still import open_still
+        from kinema.media.image import open_image
         from kinema.models.catalog import request_for
         from kinema.models.loading import load
         from kinema.settings import Settings
         from kinema.values import Step
 
-        still = open_still(Path(__file__).parent.parent / "examples" / "rocket.jpg")
+        image = open_image(Path(__file__).parent.parent / "examples" / "rocket.jpg")
         frames = {}
         for name, dtype in (("float32", "float32"), ("bfloat16", "bfloat16"), ("fp8", "bfloat16")):
             settings = Settings(precision="fp8" if name == "fp8" else "full")
-            models = load("pocket", device=str(self.device), dtype=dtype, settings=settings)
+            pipeline = load("pocket", device=str(self.device), dtype=dtype, settings=settings)
             *_, clip = (
                 each
-                for each in generate(models, still, request_for(model="pocket", seed=42))
+                for each in generate(pipeline, image, request_for(model="pocket", seed=42))
                 if not isinstance(each, Step)
             )
             frames[name] = clip.frames
@@ -664,11 +664,11 @@ class Bench:
     def sizes(self) -> dict[str, Any]:
         """What another size costs: seconds of its first video, of two steps, and of the next; one after the other."""
         from kinema.engine import generate
-        from kinema.media.still import open_still
+        from kinema.media.image import open_image
         from kinema.values import VideoRequest
 
-        models, result = self.models("fast"), {}
-        still = open_still(Image.effect_mandelbrot((512, 512), (-2, -1.5, 1, 1.5), 90).convert("RGB"))
+        pipeline, result = self.pipeline("fast"), {}
+        image = open_image(Image.effect_mandelbrot((512, 512), (-2, -1.5, 1, 1.5), 90).convert("RGB"))
         sizes = [(1024, 576, 25), (1024, 576, 14), (576, 1024, 25), (768, 448, 21), (512, 320, 14), (256, 256, 14)]
         for width, height, frames in [(64, 64, 3), (96, 64, 2)] if self.args.tiny else sizes:
             settings = {"width": width, "height": height, "num_frames": frames, "num_inference_steps": 2}
@@ -678,7 +678,7 @@ class Bench:
                 taken = {}
                 for name in ("first_s", "next_s"):
                     began = time.perf_counter()
-                    for _ in generate(models, still, request):
+                    for _ in generate(pipeline, image, request):
                         pass
                     parts.synchronize(self.device)
                     taken[name] = round(time.perf_counter() - began, 3)
@@ -693,13 +693,13 @@ class Bench:
         self.guarded("video reference", lambda: self.one_video("reference"), result)
         return result
 
-    def one_video(self, engine: str, models: Any = None) -> dict[str, Any]:
-        """Seconds by stage, memory and plan of one; `models` from another keep what was laid out for it."""
+    def one_video(self, engine: str, pipeline: Any = None) -> dict[str, Any]:
+        """Seconds by stage, memory and plan of one; `pipeline` from another keep what was laid out for it."""
         from kinema.engine import generate
-        from kinema.media.still import open_still
+        from kinema.media.image import open_image
         from kinema.values import Step, VideoRequest
 
-        models = models or self.models(engine)
+        pipeline = pipeline or self.pipeline(engine)
         width, height = self.size
         noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), "uint8")
         settings = {"width": width, "height": height, "num_frames": self.frames, "num_inference_steps": 25}
@@ -711,7 +711,7 @@ class Bench:
         parts.synchronize(self.device)
         began = last = time.perf_counter()
         result: dict[str, Any] = {}
-        for step in generate(models, open_still(Image.fromarray(noise)), VideoRequest.checked(seed=0, **settings)):
+        for step in generate(pipeline, open_image(Image.fromarray(noise)), VideoRequest.checked(seed=0, **settings)):
             if not isinstance(step, Step):
                 result |= {"plan": step.recipe.memory_plan, "decode_chunk_size": step.recipe.decode_chunk_size}
                 result |= {"engine": step.recipe.engine, "events": list(step.recipe.events)}
@@ -727,19 +727,19 @@ class Bench:
         if self.device.type == "cuda":
             result["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
             result["reserved_gib"] = round(torch.cuda.max_memory_reserved() / 2**30, 2)
-        name = engine if models.precision == "full" else models.precision
+        name = engine if pipeline.precision == "full" else pipeline.precision
         self.videos = getattr(self, "videos", {})
         for other, theirs in self.videos.items():  # the first of each kind
             result[f"psnr_beside_{other}_db"] = distance(frames, theirs)["psnr_db"]
         self.videos.setdefault(name, frames)
         return result
 
-    def models(self, engine: str, precision: str = "full") -> Any:
+    def pipeline(self, engine: str, precision: str = "full") -> Any:
         """The networks of this bench as the engine takes them, without a folder."""
         from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-        from kinema.models.loading import Models
-        from kinema.models.placement import Shape
+        from kinema.models.loading import VideoPipeline
+        from kinema.models.memory_plan import Shape
         from kinema.values import ModelIdentity
         from svd_xt import EXTRACTOR, SCHEDULER
 
@@ -754,7 +754,7 @@ class Bench:
             with self.device:
                 self.encoder = CLIPVisionModelWithProjection(config).eval().requires_grad_(requires_grad=False)
             torch.set_default_dtype(torch.float32)
-        models = Models(
+        pipeline = VideoPipeline(
             name="svd-xt",
             unet=self.unet,
             vae=self.vae,
@@ -770,8 +770,8 @@ class Bench:
             engine=engine,
             precision=precision,
         )
-        models.identity = ModelIdentity(name="svd-xt", weights_sha256="0" * 64, revision=None)
-        return models
+        pipeline.identity = ModelIdentity(name="svd-xt", weights_sha256="0" * 64, revision=None)
+        return pipeline
 
 
 def known_version(name: str) -> str:

@@ -117,7 +117,7 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "special_tokens_map.json").write_text(json.dumps(special))
 
 
-def write_models(painter: Path, video: Path, *, tiny: bool) -> None:
+def write_models(image_pipeline: Path, video: Path, *, tiny: bool) -> None:
     """Both folders, where they are not there yet."""
     if tiny:
         sys.path.append(str(Path(__file__).parents[1] / "tests"))
@@ -127,11 +127,13 @@ def write_models(painter: Path, video: Path, *, tiny: bool) -> None:
         from svd_xt import write_model as write_svd
 
         write_sd = write_painter
-    for folder, write in ((painter, write_sd), (video, write_svd)):
+    for folder, write in ((image_pipeline, write_sd), (video, write_svd)):
         if not (folder / "model_index.json").exists():
             write(folder)
     if tiny:
-        write_tokenizer(painter / "tokenizer-that-spells")  # proven here too, though the tiny painter has its own
+        write_tokenizer(
+            image_pipeline / "tokenizer-that-spells"
+        )  # proven here too, though the tiny painter has its own
 
 
 class Watch(io.StringIO):
@@ -155,7 +157,7 @@ class Watch(io.StringIO):
                 memory = {"gib": None, "reserved_gib": None, "peak_gib": None}
             event = json.loads(line)
             self.events.append({"at": time.perf_counter() - self.started, **event, **memory})
-            if event["event"] in {"painted", "load"} and torch.cuda.is_available():
+            if event["event"] in {"image_done", "load"} and torch.cuda.is_available():
                 torch.cuda.reset_peak_memory_stats()
         return len(text)
 
@@ -174,21 +176,24 @@ def told(events: list[dict]) -> dict:
     """Seconds and memory of both halves, from the events of one run."""
     loads = [event for event in events if event["event"] == "load"]
     loaded = [event for event in events if event["event"] == "loaded"]
-    first = {kind: next(event for event in events if event["event"] == kind) for kind in ("paint", "painted", "start")}
+    first = {
+        kind: next(event for event in events if event["event"] == kind)
+        for kind in ("text_to_image", "image_done", "start")
+    }
     done = events[-1]
     stages: dict[str, float] = {}
     last = first["start"]["at"]
     for event in events:
-        if event["event"] == "step" and event["stage"] != "paint":
+        if event["event"] == "step" and event["stage"] != "text_to_image":
             stages[event["stage"]] = stages.get(event["stage"], 0) + event["at"] - last
             last = event["at"]
     return {
-        "painter": {
+        "image_model": {
             "load_s": round(loaded[0]["at"] - loads[0]["at"], 3),
-            "paint_s": round(first["painted"]["at"] - first["paint"]["at"], 3),
-            "peak_gib": first["painted"]["peak_gib"],
+            "paint_s": round(first["image_done"]["at"] - first["text_to_image"]["at"], 3),
+            "peak_gib": first["image_done"]["peak_gib"],
         },
-        "left_by_the_painter": {key: first["painted"][key] for key in ("gib", "reserved_gib")},
+        "left_by_the_painter": {key: first["image_done"][key] for key in ("gib", "reserved_gib")},
         "before_the_video_model": {key: loads[1][key] for key in ("gib", "reserved_gib")},
         "video": {
             "load_s": round(loaded[1]["at"] - loads[1]["at"], 3),
@@ -221,13 +226,13 @@ def main() -> None:
         },
         "versions": {n: importlib.metadata.version(n) for n in ("torch", "diffusers", "transformers", "accelerate")},
     }
-    write_models(args.painter, args.video, tiny=args.tiny)
-    for name, folder in (("painter", args.painter), ("video", args.video)):
+    write_models(args.image_pipeline, args.video, tiny=args.tiny)
+    for name, folder in (("image_model", args.image_pipeline), ("video", args.video)):
         results[f"{name}_bytes"] = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
-    video, still = args.out.with_suffix(".mp4"), args.out.with_suffix(".png")
+    video, image = args.out.with_suffix(".mp4"), args.out.with_suffix(".png")
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments = ["generate", "--prompt", PROMPT, "--model", str(args.video), "--image-model", str(args.painter)]
-    arguments += ["--seed", "0", "-o", str(video), "--save-still", str(still), "--force"]
+    arguments = ["generate", "--prompt", PROMPT, "--model", str(args.video), "--image-model", str(args.image_pipeline)]
+    arguments += ["--seed", "0", "-o", str(video), "--save-image", str(image), "--force"]
     if args.tiny:
         arguments += ["--width=64", "--height=64", "--num-inference-steps=2", "--image-num-inference-steps=2"]
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from kinema import tutorial
-from kinema.errors import InvalidRequest, InvalidStill, VideoError
-from kinema.media.video import probe, read_recipe
+from kinema.errors import InvalidImage, InvalidRequest, VideoError
+from kinema.media.video_writer import probe, read_recipe
 from kinema.tutorial import Lesson, motion_by_seed
 
 ROCKET = Path(__file__).parents[1] / "examples" / "rocket.jpg"
@@ -26,11 +26,11 @@ def lesson(tiny_svd: Path, tiny_sd: Path) -> Lesson:
 def test_a_picture_becomes_a_saved_video_of_ten_frames(
     lesson: Lesson, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    clip = lesson.generate_video(ROCKET, tmp_path / "rocket.mp4")
-    video = probe(tmp_path / "rocket.mp4")
-    assert (video.frames, video.width, video.height, video.fps) == (10, 64, 64, 7)
-    assert read_recipe(tmp_path / "rocket.mp4") == clip.recipe
-    assert clip.seed == 42
+    video = lesson.generate_video(ROCKET, tmp_path / "rocket.mp4")
+    info = probe(tmp_path / "rocket.mp4")
+    assert (info.frames, info.width, info.height, info.fps) == (10, 64, 64, 7)
+    assert read_recipe(tmp_path / "rocket.mp4") == video.recipe
+    assert video.seed == 42
     assert capsys.readouterr().out.split("\r")[-1].split() == ["seed", "42"]
 
 
@@ -45,15 +45,15 @@ def test_minus_one_draws_a_seed_and_tells_it(
 
 
 def test_the_same_seed_gives_the_same_video(lesson: Lesson, tmp_path: Path) -> None:
-    clips = [lesson.generate_video(ROCKET, tmp_path / "rocket.mp4", seed=5) for _ in range(2)]
-    assert np.array_equal(clips[0].frames, clips[1].frames)
+    videos = [lesson.generate_video(ROCKET, tmp_path / "rocket.mp4", seed=5) for _ in range(2)]
+    assert np.array_equal(videos[0].frames, videos[1].frames)
 
 
 def test_the_tutorials_settings_lie_beneath_the_models_and_the_readers(lesson: Lesson) -> None:
     own = replace(lesson, settings={"width": 64, "height": 64})
     assert own.make(ROCKET, seed=1).recipe.request.num_inference_steps == 10
-    models = replace(lesson.models, defaults={"num_inference_steps": 3, "num_frames": 2})
-    request = replace(own, models=models).make(ROCKET, seed=1).recipe.request
+    pipeline = replace(lesson.pipeline, defaults={"num_inference_steps": 3, "num_frames": 2})
+    request = replace(own, pipeline=pipeline).make(ROCKET, seed=1).recipe.request
     assert (request.num_inference_steps, request.num_frames, request.decode_chunk_size) == (3, 2, 2)
     assert lesson.make(ROCKET, seed=1, num_inference_steps=2).recipe.request.num_inference_steps == 2
 
@@ -96,7 +96,7 @@ def test_the_plain_helper_takes_the_model_of_the_settings(
     tiny_svd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KINEMA_MODEL", str(tiny_svd))
-    with pytest.raises(InvalidStill, match=r"there is no file .*nowhere\.png"):
+    with pytest.raises(InvalidImage, match=r"there is no file .*nowhere\.png"):
         tutorial.generate_video(str(tmp_path / "nowhere.png"), tmp_path / "nowhere.mp4")
 
 
@@ -104,51 +104,53 @@ def test_the_plain_helper_takes_the_model_of_the_settings(
 
 
 @pytest.fixture(scope="module")
-def painting(lesson: Lesson) -> Lesson:
+def image_generation(lesson: Lesson) -> Lesson:
     return replace(lesson, settings={**lesson.settings, "image_num_inference_steps": 2})
 
 
 def test_a_sentence_becomes_a_still_and_a_saved_video_of_twelve_frames(
-    painting: Lesson, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    image_generation: Lesson, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    clip = painting.generate_text2video("a red balloon", tmp_path / "balloon.mp4", seed=3)
-    assert clip.still is not None
-    assert clip.still.size == (64, 64)
+    video = image_generation.generate_text2video("a red balloon", tmp_path / "balloon.mp4", seed=3)
+    assert video.image is not None
+    assert video.image.size == (64, 64)
     assert probe(tmp_path / "balloon.mp4").frames == 12
     assert capsys.readouterr().out.split("\r")[-1].split() == ["seed", "3"]
 
 
-def test_the_still_and_its_seed_make_the_same_video(painting: Lesson, tmp_path: Path) -> None:
-    drawn = painting.generate_text2video("a red balloon", tmp_path / "balloon.mp4")
-    assert drawn.still is not None
-    again = painting.make(drawn.still, seed=drawn.seed, num_frames=12)
+def test_the_still_and_its_seed_make_the_same_video(image_generation: Lesson, tmp_path: Path) -> None:
+    drawn = image_generation.generate_text2video("a red balloon", tmp_path / "balloon.mp4")
+    assert drawn.image is not None
+    again = image_generation.make(drawn.image, seed=drawn.seed, num_frames=12)
     assert np.array_equal(again.frames, drawn.frames)
 
 
-def test_the_recipe_of_a_sentence_makes_its_video_without_a_still(painting: Lesson, tmp_path: Path) -> None:
-    drawn = painting.generate_text2video("a blue boat", tmp_path / "boat.mp4", seed=9)
+def test_the_recipe_of_a_sentence_makes_its_video_without_a_still(image_generation: Lesson, tmp_path: Path) -> None:
+    drawn = image_generation.generate_text2video("a blue boat", tmp_path / "boat.mp4", seed=9)
     recipe = read_recipe(tmp_path / "boat.mp4")
-    again = painting.make(**recipe.request.model_dump(exclude={"model", "image_model"}))
+    again = image_generation.make(**recipe.request.model_dump(exclude={"model", "image_model"}))
     assert np.array_equal(again.frames, drawn.frames)
 
 
-def test_guidance_scale_is_that_of_the_image_and_the_rest_that_of_the_video(painting: Lesson, tmp_path: Path) -> None:
+def test_guidance_scale_is_that_of_the_image_and_the_rest_that_of_the_video(
+    image_generation: Lesson, tmp_path: Path
+) -> None:
     given = {"guidance_scale": 5.5, "num_frames": 3, "num_inference_steps": 2}
-    request = painting.generate_text2video("a blue boat", tmp_path / "boat.mp4", 2**32, **given).recipe.request
+    request = image_generation.generate_text2video("a blue boat", tmp_path / "boat.mp4", 2**32, **given).recipe.request
     assert (request.image_guidance_scale, request.max_guidance_scale) == (5.5, 3.0)
     assert (request.num_frames, request.num_inference_steps, request.seed) == (3, 2, 2**32)
 
 
 def test_words_that_the_painter_does_not_know_are_told(
-    painting: Lesson, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    image_generation: Lesson, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    painting.generate_text2video("a red zebra", tmp_path / "zebra.mp4", seed=3)
+    image_generation.generate_text2video("a red zebra", tmp_path / "zebra.mp4", seed=3)
     assert "note: tiny-sd can't draw 'zebra'" in capsys.readouterr().out
 
 
-def test_an_empty_sentence_is_refused(painting: Lesson, tmp_path: Path) -> None:
+def test_an_empty_sentence_is_refused(image_generation: Lesson, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="prompt ' ' is empty"):
-        painting.generate_text2video(" ", tmp_path / "nothing.mp4")
+        image_generation.generate_text2video(" ", tmp_path / "nothing.mp4")
     assert not list(tmp_path.iterdir())
 
 
@@ -157,12 +159,12 @@ def test_an_empty_sentence_is_refused(painting: Lesson, tmp_path: Path) -> None:
 
 def test_the_sheet_has_a_row_for_each_motion_and_a_column_for_each_seed(lesson: Lesson) -> None:
     made = lesson.make(ROCKET, seed=1, num_frames=2)
-    clips = []
+    videos = []
     for motion, seed, level in [(200, 8, 40), (20, 8, 30), (200, 3, 20), (20, 3, 10)]:
         request = made.recipe.request.changed(motion_bucket_id=motion, seed=seed)
         frames = np.stack([np.zeros((64, 64, 3)), np.full((64, 64, 3), level)]).astype(np.uint8)
-        clips.append(replace(made, frames=frames, recipe=made.recipe.model_copy(update={"request": request})))
-    sheet = np.asarray(motion_by_seed(clips))
+        videos.append(replace(made, frames=frames, recipe=made.recipe.model_copy(update={"request": request})))
+    sheet = np.asarray(motion_by_seed(videos))
     assert sheet.shape == (128, 256, 3)
     corners = sheet[63::64, 63::64, 0]  # the last pixel of each frame, away from the labels
     assert corners.tolist() == [[10, 40, 30, 120], [20, 80, 40, 160]]

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from kinema.errors import InvalidRequest, KinemaError
-from kinema.values import MAX_SEED, ModelIdentity, Painting, Recipe, VideoRequest
+from kinema.values import MAX_SEED, ImageGeneration, ModelIdentity, Recipe, VideoRequest
 
 RANGES = [
     ("seed", 0, MAX_SEED),
@@ -205,8 +205,8 @@ def test_a_request_survives_json() -> None:
     assert VideoRequest.model_validate_json(request.model_dump_json()) == request
 
 
-PAINTING = Painting(
-    painter=ModelIdentity(name="sd-2.1-base", revision="2" * 40, weights_sha256="3" * 64),
+IMAGE_GENERATION = ImageGeneration(
+    model=ModelIdentity(name="sd-2.1-base", revision="2" * 40, weights_sha256="3" * 64),
     pipeline="StableDiffusionPipeline",
     dtype="float16",
     memory_plan="resident",
@@ -214,13 +214,13 @@ PAINTING = Painting(
 )
 
 
-@pytest.mark.parametrize("painting", [None, PAINTING])
-def test_a_recipe_survives_json(painting: Painting | None) -> None:
+@pytest.mark.parametrize("image_generation", [None, IMAGE_GENERATION])
+def test_a_recipe_survives_json(image_generation: ImageGeneration | None) -> None:
     recipe = Recipe(
         kinema="0.1.0",
         request=VideoRequest(model="pocket", seed=MAX_SEED),
-        still_sha256="0" * 64,
-        painting=painting,
+        image_sha256="0" * 64,
+        image_generation=image_generation,
         model=ModelIdentity(name="pocket", revision=None, weights_sha256="1" * 64),
         device="cpu",
         dtype="float32",

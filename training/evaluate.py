@@ -27,7 +27,7 @@ from PIL import Image
 
 import kinema
 from kinema.engine import generate
-from kinema.media.still import fit_still
+from kinema.media.image import fit_image
 from kinema.models.catalog import POCKET_FOLDER, request_for
 from metrics import at_flow, judge, psnr
 from motion import HELD_OUT
@@ -65,7 +65,7 @@ def photographs(tar: Path, chosen: str) -> dict[str, np.ndarray]:
 
 def make(models: object, photograph: np.ndarray, **settings: object) -> kinema.Clip:
     request = request_for(model="pocket", seed=settings.pop("seed", SEED), **settings)
-    *_, clip = generate(models, kinema.open_still(photograph), request)
+    *_, clip = generate(models, kinema.open_image(photograph), request)
     return clip
 
 
@@ -86,7 +86,7 @@ def judge_photograph(models: object, photograph: np.ndarray, save_as: Path | Non
     """All figures of one photograph, with contact sheets and videos beside `save_as`."""
     clip, other = make(models, photograph), make(models, photograph, seed=OTHER_SEED)
     request = clip.recipe.request
-    image = np.asarray(fit_still(kinema.open_still(photograph), request.width, request.height, request.fit))
+    image = np.asarray(fit_image(kinema.open_image(photograph), request.width, request.height, request.fit))
     moved = {bucket: make(models, photograph, motion_bucket_id=bucket) for bucket in BUCKETS}
     by_bucket = {bucket: judge(made.frames, image) for bucket, made in moved.items()}
     row: dict[str, object] = judge(clip.frames, image)

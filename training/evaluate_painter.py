@@ -29,7 +29,7 @@ from judge import ANSWERS, drawn_accuracy, load_judge, right
 from scenes import COLOURS, Scene, held_out_scenes
 from words import bare_caption, caption
 
-PAINTER_FOLDER = Path(__file__).parent.parent / "src" / "kinema" / "models" / "painter"
+POCKET_T2I_FOLDER = Path(__file__).parent.parent / "src" / "kinema" / "models" / "pocket_t2i"
 JUDGE = Path(__file__).with_name("judge.safetensors")
 SENTENCE = "a red hot-air balloon over a snowy mountain at sunset"
 # What is looked at by eye: the sentences that the README promises, and some words that the painter does not know.
@@ -115,7 +115,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     """All figures, and each caption with what was seen."""
     from diffusers import AutoPipelineForText2Image
 
-    folder = args.model or PAINTER_FOLDER
+    folder = args.model or POCKET_T2I_FOLDER
     pipeline = AutoPipelineForText2Image.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
     pipeline.to(args.device).set_progress_bar_config(disable=True)
     judge = load_judge(args.judge)

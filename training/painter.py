@@ -2,7 +2,7 @@ r"""Train the pocket painter on scenes of its own drawing, on one GPU or several
 
     torchrun --nproc-per-node 4 training/painter.py vae --out training/runs/painter --minutes 2.5
     torchrun --nproc-per-node 4 training/painter.py unet --out training/runs/painter --minutes 9
-    python training/painter.py assemble --out training/runs/painter --folder src/kinema/models/painter
+    python training/painter.py assemble --out training/runs/painter --folder src/kinema/models/pocket_t2i
 
 First the VAE (pictures ↔ latents), then UNet and text encoder on its latents: v-prediction over a schedule whose last
 level is pure noise (Lin et al. 2023), a tenth of the captions left out for guidance. Scenes are drawn and captioned
@@ -398,7 +398,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("vae", "unet", "assemble"))
     parser.add_argument("--out", type=Path, required=True, help="folder of this training, the same for all parts")
-    parser.add_argument("--folder", type=Path, default=Path("src/kinema/models/painter"), help="for assemble")
+    parser.add_argument("--folder", type=Path, default=Path("src/kinema/models/pocket_t2i"), help="for assemble")
     parser.add_argument("--record", type=Path, help="for assemble: evaluate.py's JSON, whose figures the card tells")
     parser.add_argument("--begin-from", type=Path, help="folder of a model whose weights to begin a new schedule from")
     parser.add_argument("--minutes", type=float, default=9)

@@ -1,10 +1,10 @@
-"""Kinema: a still image, or a sentence, becomes a short video with Stable Video Diffusion, on your own hardware.
+"""Kinema turns an image or a text prompt into a short video with Stable Video Diffusion, on your own hardware.
 
     import kinema
-    clip = kinema.generate("rocket.png", seed=42)  # or kinema.generate(prompt="a red balloon at sunset")
-    clip.save("rocket.mp4")
+    video = kinema.generate("rocket.png", seed=42)  # or kinema.generate(prompt="a red balloon at sunset")
+    video.save("rocket.mp4")
 
-Names are loaded when they are first used, so that importing takes no time and does nothing.
+Names are loaded when first used: importing takes no time and does nothing.
 """
 
 from importlib import import_module
@@ -15,50 +15,50 @@ if TYPE_CHECKING:
     from kinema.library import KinemaWarning as KinemaWarning
     from kinema.library import generate as generate
     from kinema.library import load as load
-    from kinema.library import load_painter as load_painter
+    from kinema.library import load_image_pipeline as load_image_pipeline
     from kinema.library import stream as stream
-    from kinema.media.clip import Clip as Clip
-    from kinema.media.still import open_still as open_still
-    from kinema.media.video import read_recipe as read_recipe
+    from kinema.media.image import open_image as open_image
+    from kinema.media.video import Video as Video
+    from kinema.media.video_writer import read_recipe as read_recipe
     from kinema.values import Recipe as Recipe
     from kinema.values import Step as Step
     from kinema.values import VideoRequest as VideoRequest
 
-_HOMES = {
-    "Clip": "kinema.media.clip",
+_MODULES = {
     "KinemaError": "kinema.errors",
     "KinemaWarning": "kinema.library",
     "Recipe": "kinema.values",
     "Step": "kinema.values",
+    "Video": "kinema.media.video",
     "VideoRequest": "kinema.values",
     "generate": "kinema.library",
     "load": "kinema.library",
-    "load_painter": "kinema.library",
-    "open_still": "kinema.media.still",
-    "read_recipe": "kinema.media.video",
+    "load_image_pipeline": "kinema.library",
+    "open_image": "kinema.media.image",
+    "read_recipe": "kinema.media.video_writer",
     "stream": "kinema.library",
 }
 
 __all__ = [
-    "Clip",
     "KinemaError",
     "KinemaWarning",
     "Recipe",
     "Step",
+    "Video",
     "VideoRequest",
     "generate",
     "load",
-    "load_painter",
-    "open_still",
+    "load_image_pipeline",
+    "open_image",
     "read_recipe",
     "stream",
 ]
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'kinema' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

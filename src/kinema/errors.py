@@ -3,7 +3,7 @@
     KinemaError
     ├── InvalidRequest        a setting out of range, or settings that contradict each other
     │   └── RequestTooLarge   more was sent than is read at once
-    ├── InvalidStill          what was given is no usable image
+    ├── InvalidImage          what was given is no usable image
     ├── WeightsError          a model can't be had or can't be used
     │   ├── ModelNotFound     no such catalog name, hub repository or folder
     │   ├── ModelGated        the repository asks for a licence to be accepted, or for a login
@@ -11,7 +11,7 @@
     │   ├── WeightsMissing    a file of the model is not there
     │   ├── WeightsDamaged    a file is truncated or is not what its name says
     │   ├── NotAnSvdModel     a model, but no Stable Video Diffusion
-    │   └── NotAPainter       a model, but no text-to-image pipeline that can be used here
+    │   └── NotAnImagePipeline       a model, but no text-to-image pipeline that can be used here
     ├── InsufficientMemory    not enough memory on the device, or none left
     ├── InsufficientDisk      not enough room for a download or a result
     ├── GenerationFailed      a model gave what is no video, or no still (NaN, or one constant colour)
@@ -46,7 +46,7 @@ class RequestTooLarge(InvalidRequest):
     """More was sent than is read at once."""
 
 
-class InvalidStill(KinemaError, ValueError):
+class InvalidImage(KinemaError, ValueError):
     """What was given is no usable image. `param` names the field that it came in, where it came in one."""
 
     def __init__(self, message: str, param: str | None = None) -> None:
@@ -82,7 +82,7 @@ class NotAnSvdModel(WeightsError):
     """A model in a known layout, but not a Stable Video Diffusion."""
 
 
-class NotAPainter(WeightsError):
+class NotAnImagePipeline(WeightsError):
     """A model in a known layout, but no text-to-image pipeline that can be used here."""
 
 

@@ -21,18 +21,18 @@ from PIL import Image, ImageDraw
 
 from kinema import library
 from kinema.errors import InvalidRequest
-from kinema.media.clip import Clip
-from kinema.media.video import check_target
-from kinema.values import PAINTING, RANDOM_SEED
+from kinema.media.video import Video
+from kinema.media.video_writer import check_target
+from kinema.values import RANDOM_SEED, TEXT_TO_IMAGE_FIELDS
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from kinema.media.still import Source
-    from kinema.models.loading import Models
-    from kinema.models.painters import Painter
+    from kinema.media.image import Source
+    from kinema.models.image_pipeline import ImagePipeline
+    from kinema.models.loading import VideoPipeline
 
 # What the lesson asks of SVD: short and quick. A model that names defaults of its own, as the pocket does, keeps them.
 STEPS = 10
@@ -48,14 +48,14 @@ BRIGHTER = 4
 class Lesson:
     """The models that a lesson works with, and the settings that hold for all of its videos."""
 
-    models: Models
-    image_model: str | Path | Painter | None = None
+    pipeline: VideoPipeline
+    image_model: str | Path | ImagePipeline | None = None
     """What draws the still of a sentence, as `kinema.generate` takes it; None leaves it to Kinema."""
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def generate_video(
         self, image_url: Source, video_file: str | os.PathLike[str], seed: int = 42, **settings: Any
-    ) -> Clip:
+    ) -> Video:
         """A video of 10 frames from a picture: saved as `video_file`, its seed printed, played by the notebook.
 
         Args:
@@ -69,9 +69,9 @@ class Lesson:
         """
         check_target(video_file)
         frames = self.settings.get("num_frames", FRAMES_FROM_IMAGE)
-        clip = self.make(image_url, **{"num_frames": frames, **settings, "seed": seed})
-        clip.save(video_file)
-        return clip
+        video = self.make(image_url, **{"num_frames": frames, **settings, "seed": seed})
+        video.save(video_file)
+        return video
 
     def generate_text2video(
         self,
@@ -81,7 +81,7 @@ class Lesson:
         *,
         guidance_scale: float | None = None,
         **settings: Any,
-    ) -> Clip:
+    ) -> Video:
         """An image drawn from a sentence, shown, and a video of 12 frames from that; else as `generate_video`.
 
         Args:
@@ -98,40 +98,40 @@ class Lesson:
         check_target(video_file)
         frames = self.settings.get("num_frames", FRAMES_FROM_TEXT)
         own = {} if guidance_scale is None else {"image_guidance_scale": guidance_scale}
-        clip = self.make(prompt=prompt, **{"num_frames": frames, **settings, **own, "seed": seed})
-        _show(clip.still)
-        clip.save(video_file)
-        return clip
+        video = self.make(prompt=prompt, **{"num_frames": frames, **settings, **own, "seed": seed})
+        _show(video.image)
+        video.save(video_file)
+        return video
 
-    def make(self, still: Source | None = None, **settings: Any) -> Clip:
+    def make(self, image: Source | None = None, **settings: Any) -> Video:
         """`kinema.generate` with the lesson's models and settings beneath those that are given.
 
         Progress, cautions and the seed are printed.
         """
-        beneath = {"num_inference_steps": STEPS, "decode_chunk_size": DECODE_CHUNK, **self.models.defaults}
+        beneath = {"num_inference_steps": STEPS, "decode_chunk_size": DECODE_CHUNK, **self.pipeline.defaults}
         own = {"image_model": self.image_model, **self.settings}
         if settings.get("prompt") is None:
-            own = {name: value for name, value in own.items() if name not in PAINTING}
+            own = {name: value for name, value in own.items() if name not in TEXT_TO_IMAGE_FIELDS}
         asked = {**beneath, **own, **settings}
-        clip = None
+        video = None
         with warnings.catch_warnings(record=True) as cautions:
             warnings.filterwarnings("always", category=library.KinemaWarning)
-            for result in library.stream(still, model=self.models, **asked):
+            for result in library.stream(image, model=self.pipeline, **asked):
                 while cautions:  # told as sentences; a warning would show a beginner this file's lines
                     _tell(f"note: {cautions.pop(0).message}", end="\n")
-                if isinstance(result, Clip):
-                    clip = result
+                if isinstance(result, Video):
+                    video = result
                 else:
                     _tell(f"{result.stage} {result.step}/{result.total}")
-        assert clip is not None, "the engine ends with a clip"
-        _tell(f"seed {clip.seed}", end="\n")
-        return clip
+        assert video is not None, "the engine ends with a clip"
+        _tell(f"seed {video.seed}", end="\n")
+        return video
 
 
 def load(
     model: str | Path | None = None,
     *,
-    image_model: str | Path | Painter | None = None,
+    image_model: str | Path | ImagePipeline | None = None,
     device: str | None = None,
     dtype: str | None = None,
     **settings: Any,
@@ -151,11 +151,11 @@ def load(
     with warnings.catch_warnings():
         # A library looks for widgets to draw its bars with, which Kinema does not use.
         warnings.filterwarnings("ignore", "IProgress not found")
-        models = library.load(model, device=device, dtype=dtype)
-    return Lesson(models, image_model, settings)
+        pipeline = library.load(model, device=device, dtype=dtype)
+    return Lesson(pipeline, image_model, settings)
 
 
-def generate_video(image_url: Source, video_file: str | os.PathLike[str], seed: int = 42, **settings: Any) -> Clip:
+def generate_video(image_url: Source, video_file: str | os.PathLike[str], seed: int = 42, **settings: Any) -> Video:
     """`Lesson.generate_video` with the model that Kinema takes when none is named, loaded for this one call."""
     return load().generate_video(image_url, video_file, seed, **settings)
 
@@ -167,12 +167,12 @@ def generate_text2video(
     *,
     guidance_scale: float | None = None,
     **settings: Any,
-) -> Clip:
+) -> Video:
     """`Lesson.generate_text2video` with the models that Kinema takes when none is named, loaded for this one call."""
     return load().generate_text2video(prompt, video_file, seed, guidance_scale=guidance_scale, **settings)
 
 
-def motion_by_seed(clips: Sequence[Clip]) -> Image.Image:
+def motion_by_seed(videos: Sequence[Video]) -> Image.Image:
     """Clips of one still on a sheet, a row for each motion bucket and a column for each seed, at most 2048 pixels wide.
 
     A tile has the clip's last frame, and beside it what differs from the first, four times as bright.
@@ -180,17 +180,17 @@ def motion_by_seed(clips: Sequence[Clip]) -> Image.Image:
     Raises:
         InvalidRequest: where there is no clip.
     """
-    if not clips:
+    if not videos:
         raise InvalidRequest("there are no clips to compare; give at least one", "clips")
-    placed = {(clip.recipe.request.motion_bucket_id, clip.seed): clip for clip in clips}
+    placed = {(video.recipe.request.motion_bucket_id, video.seed): video for video in videos}
     motions = sorted({motion for motion, _ in placed})
     seeds = sorted({seed for _, seed in placed})
-    _, height, width, _ = clips[0].frames.shape
+    _, height, width, _ = videos[0].frames.shape
     scale = min(1.0, SHEET_WIDTH / (2 * width * len(seeds)))
     w, h = math.floor(2 * width * scale), round(height * scale)
     sheet = Image.new("RGB", (w * len(seeds), h * len(motions)))
-    for (motion, seed), clip in placed.items():
-        tile, change = _last_and_change(clip)
+    for (motion, seed), video in placed.items():
+        tile, change = _last_and_change(video)
         corner = seeds.index(seed) * w, motions.index(motion) * h
         sheet.paste(tile.resize((w, h), Image.Resampling.LANCZOS), corner)
         label = f"motion {motion}, seed {seed}: change {change:.1f}/255"
@@ -198,11 +198,11 @@ def motion_by_seed(clips: Sequence[Clip]) -> Image.Image:
     return sheet
 
 
-def _last_and_change(clip: Clip) -> tuple[Image.Image, float]:
+def _last_and_change(video: Video) -> tuple[Image.Image, float]:
     """The last frame, and in grey its brightened difference from the first; and that difference's mean, 0 to 255."""
-    difference = np.abs(clip.frames[-1].astype(np.float32) - clip.frames[0]).mean(axis=2, keepdims=True)
+    difference = np.abs(video.frames[-1].astype(np.float32) - video.frames[0]).mean(axis=2, keepdims=True)
     brightened = (difference * BRIGHTER).clip(0, 255).astype(np.uint8).repeat(3, axis=2)
-    return Image.fromarray(np.hstack([clip.frames[-1], brightened])), float(difference.mean())
+    return Image.fromarray(np.hstack([video.frames[-1], brightened])), float(difference.mean())
 
 
 def _tell(text: str, end: str = "") -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from kinema.errors import InvalidRequest
-from kinema.sentences import Sentence
+from kinema.messages import Message
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,12 +19,12 @@ Fit = Literal["crop", "pad", "stretch"]
 Scheduler = Literal["euler", "euler_ancestral", "ddim", "dpm_solver", "pndm", "unipc"]
 Engine = Literal["fast", "reference"]
 Precision = Literal["full", "fp8"]
-Stage = Literal["paint", "encode", "denoise", "decode"]
+Stage = Literal["text_to_image", "encode", "denoise", "decode"]
 
 MAX_SEED = 2**53 - 1  # the largest integer that JavaScript keeps exactly
 RANDOM_SEED = -1
 # The settings of a still that is drawn from a prompt; None in all of them where a still is given.
-PAINTING = (
+TEXT_TO_IMAGE_FIELDS = (
     "prompt",
     "negative_prompt",
     "image_model",
@@ -46,8 +46,8 @@ class VideoRequest(BaseModel):
     Every setting is checked once, and never changed afterwards.
 
     The defaults are those of `svd-xt`; `kinema.models.catalog.request_for` puts another model's own beneath
-    the settings that are given, and `for_painter` a painter's. Names are those of diffusers' pipelines; those of the
-    painter begin with `image_` where they would collide.
+    the parameters that are given, and `for_image_model` an image model's. Names are those of diffusers' pipelines;
+    parameters of the image model start with `image_` where they would collide.
 
     Raises:
         InvalidRequest: from `VideoRequest.checked`, naming the first setting that is out of range.
@@ -142,7 +142,7 @@ class VideoRequest(BaseModel):
         if value % 8:
             below = value // 8 * 8
             raise ValueError(
-                Sentence(
+                Message(
                     "no_multiple_of_8",
                     "{name} {value} is not a multiple of 8; {below} and {above} are",
                     name=info.field_name,
@@ -158,16 +158,16 @@ class VideoRequest(BaseModel):
     def _says_something(cls, value: str | None) -> str | None:
         if value is not None and not value.strip():
             raise ValueError(
-                Sentence("empty_prompt", "prompt {value!r} is empty; say what the still is to show", value=value)
+                Message("empty_prompt", "prompt {value!r} is empty; say what the still is to show", value=value)
             )
         return value
 
-    @field_validator(*PAINTING[1:])
+    @field_validator(*TEXT_TO_IMAGE_FIELDS[1:])
     @classmethod
     def _has_a_prompt(cls, value: Any, info: Any) -> Any:
         if value is not None and info.data.get("prompt", "") is None:
             raise ValueError(
-                Sentence(
+                Message(
                     "without_prompt",
                     "{name} {value!r} is of a still that is drawn: drop it, or give a prompt",
                     name=info.field_name,
@@ -214,13 +214,13 @@ def _first_fault(error: ValidationError) -> InvalidRequest:
             said = fault["ctx"]["error"].args[0]
         case "extra_forbidden":
             known = ", ".join(VideoRequest.model_fields)
-            said = Sentence(
+            said = Message(
                 "no_setting", "there is no setting {name!r}; the settings are {known}", name=name, known=known
             )
         case "string_too_long":
             said = too_long(name, len(value), fault["ctx"]["max_length"])
         case "greater_than_equal" | "less_than_equal":
-            said = Sentence(
+            said = Message(
                 "out_of_range",
                 "{name} {value!r} is out of range: {range}",
                 name=name,
@@ -229,7 +229,7 @@ def _first_fault(error: ValidationError) -> InvalidRequest:
             )
         case kind:
             message = fault["msg"][:1].lower() + fault["msg"][1:]
-            said = Sentence(
+            said = Message(
                 "not_usable",
                 "{name} {value!r} is not usable: {wanted}",
                 name=name,
@@ -239,9 +239,9 @@ def _first_fault(error: ValidationError) -> InvalidRequest:
     return InvalidRequest(said, name)
 
 
-def too_long(name: str, length: int, longest: int) -> Sentence:
+def too_long(name: str, length: int, longest: int) -> Message:
     """The refusal of a text that has more characters than are read."""
-    return Sentence(
+    return Message(
         "too_long",
         "{name} has {length} characters and at most {longest} are read",
         name=name,
@@ -250,30 +250,30 @@ def too_long(name: str, length: int, longest: int) -> Sentence:
     )
 
 
-def _wanted(name: str, kind: str, message: str) -> Sentence:
+def _wanted(name: str, kind: str, message: str) -> Message:
     """What a setting takes in place of a value of the wrong kind; `message` is pydantic's."""
     match kind:
         case "literal_error":
             choices = {"fit": get_args(Fit), "scheduler": get_args(Scheduler)}[name]
-            return Sentence("one_of_wanted", "{message}", message=message, choices=", ".join(choices))
+            return Message("one_of_wanted", "{message}", message=message, choices=", ".join(choices))
         case "string_type" | "string_too_short":
-            return Sentence("text_wanted", "{message}", message=message)
+            return Message("text_wanted", "{message}", message=message)
         case "finite_number" | "float_type" | "float_parsing":
-            return Sentence("number_wanted", "{message}", message=message)
+            return Message("number_wanted", "{message}", message=message)
         case _ if kind.startswith("int_"):
-            return Sentence("whole_number_wanted", "{message}", message=message)
-    return Sentence("other_wanted", "{message}", message=message)
+            return Message("whole_number_wanted", "{message}", message=message)
+    return Message("other_wanted", "{message}", message=message)
 
 
-def _range_of(name: str) -> Sentence:
+def _range_of(name: str) -> Message:
     """The allowed range of a setting, as a person reads it."""
     bounds = {type(m).__name__: m for m in VideoRequest.model_fields[name].metadata}
     low, high = bounds["Ge"].ge, bounds.get("Le")
     if name == "seed":
-        return Sentence("seed_wanted", "0 to {high}, or {random} for a random one", high=MAX_SEED, random=RANDOM_SEED)
+        return Message("seed_wanted", "0 to {high}, or {random} for a random one", high=MAX_SEED, random=RANDOM_SEED)
     if high is None:
-        return Sentence("at_least", "at least {low}", low=low)
-    return Sentence("from_to", "{low} to {high}", low=low, high=high.le)
+        return Message("at_least", "at least {low}", low=low)
+    return Message("from_to", "{low} to {high}", low=low, high=high.le)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -307,16 +307,20 @@ class ModelIdentity(BaseModel):
     weights_sha256: str = Field(description="SHA-256 over the names and contents of the weight files.")
 
 
-class Painting(BaseModel):
+class ImageGeneration(BaseModel):
     """How a still was drawn from a prompt; with the request's settings, its seed and this it can be drawn again."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    painter: ModelIdentity
+    model: ModelIdentity
     pipeline: str = Field(description="Class of the text-to-image pipeline.")
     dtype: str
     memory_plan: str
     events: tuple[str, ...] = Field(default=(), description="What did not go as planned, and what was done about it.")
+
+
+# Raised whenever a recipe's fields change, so that another version says what it is rather than misread it.
+RECIPE_FORMAT: Final = 2
 
 
 class Recipe(BaseModel):
@@ -324,10 +328,13 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
+    format: Literal[2] = Field(default=RECIPE_FORMAT, description="Version of the recipe's fields.")
     kinema: str = Field(description="Version of Kinema.")
     request: VideoRequest
-    still_sha256: str = Field(description="SHA-256 of the still's pixels (RGB, upright), before it was fitted.")
-    painting: Painting | None = Field(default=None, description="How the still was drawn, where a prompt was given.")
+    image_sha256: str = Field(description="SHA-256 of the still's pixels (RGB, upright), before it was fitted.")
+    image_generation: ImageGeneration | None = Field(
+        default=None, description="How the still was drawn, where a prompt was given."
+    )
     model: ModelIdentity
     device: str = Field(description="Kind of device: cpu, cuda or mps, and its name.")
     threads: int | None = Field(

@@ -12,11 +12,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from kinema.benchmark import check, check_settings, gradient, named
-from kinema.benchmark.arithmetic import counted
-from kinema.benchmark.measuring import STAGES, distance, measure
-from kinema.benchmark.runs import Task
-from kinema.benchmark.runs import side as loader
-from kinema.benchmark.sides import started
+from kinema.benchmark.flops import counted
+from kinema.benchmark.measure import STAGES, distance, measure
+from kinema.benchmark.side_process import side as loader
+from kinema.benchmark.side_process import started
+from kinema.benchmark.stopwatch import BenchmarkTask
 from kinema.errors import GenerationFailed, InvalidRequest, NotAnSvdModel
 from kinema.models.loading import load
 from kinema.settings import read_settings
@@ -44,8 +44,8 @@ def children() -> set[int]:
     return {process.pid for process in psutil.Process().children()}
 
 
-def task_of(folder: Path, dtype: str = "float32") -> Task:
-    return Task(str(folder), folder, False, "cpu", dtype, None, "full", gradient(64, 64))
+def task_of(folder: Path, dtype: str = "float32") -> BenchmarkTask:
+    return BenchmarkTask(str(folder), folder, False, "cpu", dtype, None, "full", gradient(64, 64))
 
 
 @pytest.fixture(scope="module")
@@ -154,15 +154,15 @@ def test_operations_are_those_that_diffusers_does(tmp_path, guided, vae_levels, 
     """Counted while it computes; attention as products, for torch does not count what a CPU's own kernel does."""
     folder = make_tiny_svd(tmp_path, levels=4, latent_channels=8, vae_levels=vae_levels)
     request = request_of(folder, max_guidance_scale=3.0 if guided else 1.0, decode_chunk_size=2)
-    models = load(folder, device="cpu", dtype="float32")
+    pipeline = load(folder, device="cpu", dtype="float32")
     batch, size = 2 if guided else 1, (64 // factor, 64 // factor)
     latents = torch.zeros(3, 8, *size)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         with FlopCounterMode(display=False) as step:
-            models.unet(torch.zeros(batch, 3, 16, *size), 1.0, torch.zeros(batch, 1, 16), torch.zeros(batch, 3))
+            pipeline.unet(torch.zeros(batch, 3, 16, *size), 1.0, torch.zeros(batch, 1, 16), torch.zeros(batch, 3))
         with FlopCounterMode(display=False) as decode:
             for chunk in (latents[:2], latents[2:]):
-                models.vae.decode(chunk, num_frames=len(chunk))
+                pipeline.vae.decode(chunk, num_frames=len(chunk))
     found = {"step": step.get_total_flops(), "decode": decode.get_total_flops()}
     assert counted(folder, request) == found
 
@@ -174,7 +174,7 @@ def test_the_record_says_what_was_asked_and_of_what(record, tiny_svd) -> None:
     assert record["settings"].items() <= (asked | {"model": "tiny-svd"}).items()
     assert {"seed", "width", "fps", "decode_chunk_size"} <= set(record["settings"])
     assert record["model"]["weights_sha256"] == load(tiny_svd, device="cpu").identity.weights_sha256
-    assert record["still"] == {"name": "gradient", "sha256": gradient(64, 64).sha256}
+    assert record["image"] == {"name": "gradient", "sha256": gradient(64, 64).sha256}
     assert {"kinema", "python", "torch", "diffusers", "transformers"} <= set(record["versions"])
     assert record["machine"]["processor"]
     assert record["machine"]["threads"] == torch.get_num_threads()

@@ -7,8 +7,8 @@ import time
 import numpy as np
 from PIL import Image
 
-from kinema.jobs.values import Preview
-from kinema.media.clip import Clip
+from kinema.jobs.job import Preview
+from kinema.media.video import Video
 from kinema.values import ModelIdentity, Recipe, Step
 
 
@@ -21,8 +21,8 @@ class Work:
     def __call__(self, task):
         request = task.request
         match task.part:
-            case "still":
-                yield from steps(request, "paint", 4)
+            case "image":
+                yield from steps(request, "text_to_image", 4)
                 yield Saved(frame(request, 0).save)
             case "latents":
                 yield from steps(request, "encode", 2)
@@ -31,7 +31,7 @@ class Work:
             case "video":
                 yield from steps(request, "decode", 2)
                 frames = np.stack([np.asarray(frame(request, i)) for i in range(request.num_frames)])
-                yield Clip(frames, request.frame_rate, recipe(request))
+                yield Video(frames, request.frame_rate, recipe(request))
 
 
 def steps(request, stage, total):
@@ -58,7 +58,7 @@ def jpeg(image):
 
 def recipe(request):
     return Recipe(
-        kinema="0", request=request, still_sha256="0" * 64, device="cpu", dtype="float32", memory_plan="resident",
+        kinema="0", request=request, image_sha256="0" * 64, device="cpu", dtype="float32", memory_plan="resident",
         model=ModelIdentity(name=request.model, revision=None, weights_sha256="0" * 64), decode_chunk_size=1,
         versions={},
     )  # fmt: skip

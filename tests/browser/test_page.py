@@ -12,9 +12,9 @@ pytestmark = pytest.mark.browser
 def test_a_still_becomes_a_video_that_plays(server, visit):
     page = visit(server.address)
     give_still(page)
-    assert "83% of your picture is kept" in page.inner_text(".k-still")
+    assert "83% of your picture is kept" in page.inner_text(".k-image")
     assert page.eval_on_selector(
-        ".k-still .k-screen > img", "i => i.decode().then(() => [i.naturalWidth, i.naturalHeight])"
+        ".k-image .k-screen > img", "i => i.decode().then(() => [i.naturalWidth, i.naturalHeight])"
     ) == [288, 160]
     set_number(page, "Steps", SLOW)
     job = generate(page)
@@ -45,11 +45,11 @@ def test_the_crop_follows_the_settings(server, visit):
     page = visit(server.address)
     give_still(page)
     page.get_by_text("Bars", exact=True).click()
-    page.wait_for_selector(".k-still .k-screen img[src*='fit=pad']")
+    page.wait_for_selector(".k-image .k-screen img[src*='fit=pad']")
     set_number(page, "Height", 288)
-    page.wait_for_selector(".k-still .k-screen img[src*='height=288']")
+    page.wait_for_selector(".k-image .k-screen img[src*='height=288']")
     assert page.eval_on_selector(
-        ".k-still .k-screen > img", "i => i.decode().then(() => [i.naturalWidth, i.naturalHeight])"
+        ".k-image .k-screen > img", "i => i.decode().then(() => [i.naturalWidth, i.naturalHeight])"
     ) == [288, 288]
     assert "is not the 288×160" in page.inner_text("#k-note")  # a caution: the model was not trained on it
 
@@ -61,13 +61,13 @@ def test_a_still_may_be_dropped_or_pasted(server, visit):
         "new DragEvent('drop', {bubbles: true, cancelable: true, dataTransfer: transfer})",
         "new ClipboardEvent('paste', {bubbles: true, cancelable: true, clipboardData: transfer})",
     ):
-        page.wait_for_selector(".k-still.k-empty")
+        page.wait_for_selector(".k-image.k-empty")
         page.evaluate(
             f"(picture) => {{ const transfer = new DataTransfer(); transfer.items.add({file}); "
-            f"document.querySelector('.k-still').dispatchEvent({event}); }}",
+            f"document.querySelector('.k-image').dispatchEvent({event}); }}",
             _base64(ROCKET),
         )
-        page.wait_for_selector(".k-still .k-screen img")
+        page.wait_for_selector(".k-image .k-screen img")
         page.click("[data-remove]")
 
 
@@ -84,7 +84,7 @@ def test_what_is_no_picture_is_refused_with_the_reason(server, visit, tmp_path, 
     with page.expect_file_chooser() as chooser:
         page.click("[data-choose]")
     chooser.value.set_files(tmp_path / name)
-    assert said in page.wait_for_selector(".k-still .k-fault").inner_text()
+    assert said in page.wait_for_selector(".k-image .k-fault").inner_text()
 
 
 def test_a_picture_that_is_refused_takes_the_place_of_the_one_before(server, visit, tmp_path):
@@ -94,10 +94,10 @@ def test_a_picture_that_is_refused_takes_the_place_of_the_one_before(server, vis
     with page.expect_file_chooser() as chooser:
         page.click("[data-choose]")
     chooser.value.set_files(tmp_path / "a.gif")
-    page.wait_for_selector(".k-still .k-fault")
+    page.wait_for_selector(".k-image .k-fault")
     set_number(page, "Steps", 5)  # the page is told anew what it will take
     page.wait_for_timeout(1000)
-    assert page.is_visible(".k-still .k-fault")
+    assert page.is_visible(".k-image .k-fault")
     page.click("#k-generate")
     page.wait_for_selector("#k-note .k-fault:has-text('Give a picture first')")
 
@@ -106,7 +106,7 @@ def test_an_example_is_one_click_away(server, visit):
     page = visit(server.address)
     assert page.locator("[data-example]").count() == 3
     page.get_by_role("button", name="Coffee").click()
-    page.wait_for_selector(".k-still .k-screen img")
+    page.wait_for_selector(".k-image .k-screen img")
     generate(page)
     finished(page)
     assert page.locator(".k-card h3").first.inner_text() == "Coffee"
@@ -117,7 +117,7 @@ def test_framing_is_called_the_same_everywhere(server, visit):
     give_still(page)
     for name in ("Bars", "Stretch", "Crop"):
         page.get_by_text(name, exact=True).click()
-        page.wait_for_selector(f".k-still > .k-hint:has-text('{name}:')")
+        page.wait_for_selector(f".k-image > .k-hint:has-text('{name}:')")
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_framing_is_called_the_same_everywhere(server, visit):
 def test_what_is_typed_wrong_is_refused_in_the_pages_words_and_by_the_fields_name(server, visit, locale, label, said):
     page = visit(server.address, locale=locale)
     motion = page.get_by_label(label)
-    for value, shown in (("7.5", f".k-fault:has-text('{said}')"), ("", ".k-estimate"), ("300", ".k-cautions")):
+    for value, shown in (("7.5", f".k-fault:has-text('{said}')"), ("", ".k-estimate"), ("300", ".k-warnings")):
         motion.fill(value)
         page.wait_for_selector(f"#k-note {shown}")
     page.wait_for_timeout(500)
@@ -161,9 +161,9 @@ def test_a_card_shows_a_frame_of_its_video_and_can_be_renamed_and_pinned(server,
     job = generate(page)
     finished(page)
     card = page.locator(f".k-card:has([data-job={job}])")
-    picture = card.locator(".k-poster img[src$='thumbnail.webp']")
-    picture.wait_for()
-    assert picture.evaluate("i => i.decode().then(() => [i.naturalWidth, i.naturalHeight])") == [288, 160]
+    image = card.locator(".k-poster img[src$='thumbnail.webp']")
+    image.wait_for()
+    assert image.evaluate("i => i.decode().then(() => [i.naturalWidth, i.naturalHeight])") == [288, 160]
     card.get_by_text("Rename").click()
     page.get_by_role("textbox", name="Title of this video").fill("Lift-off & <b>up</b>")
     page.keyboard.press("Enter")
@@ -196,7 +196,7 @@ def test_a_reload_in_mid_job_finds_it_and_its_settings(server, visit):
     page.close()
     again = visit(f"{server.address}?job={job}")
     again.wait_for_selector(".k-panel[data-status=in_progress]")
-    again.wait_for_selector(".k-still .k-screen img")
+    again.wait_for_selector(".k-image .k-screen img")
     again.click(".k-more > button")
     assert again.get_by_label("Steps", exact=True).input_value() == str(SLOW)
     finished(again)
@@ -240,7 +240,7 @@ def test_cancel_keeps_the_settings(server, visit):
         page.wait_for_selector(f".k-panel[data-job={job}] .k-headline:has-text('Cancelled')")
     assert page.get_by_label("Steps", exact=True).input_value() == str(5 * SLOW)
     assert page.get_by_label("number input for Motion").input_value() == "33"
-    assert page.is_visible(".k-still .k-screen img")
+    assert page.is_visible(".k-image .k-screen img")
 
 
 def test_the_gallery_gives_settings_file_and_recipe_and_deletes(server, visit):
@@ -254,7 +254,7 @@ def test_the_gallery_gives_settings_file_and_recipe_and_deletes(server, visit):
     other = visit(server.address)
     card = other.locator(f".k-card:has([data-job={job}])")
     card.locator(".k-use").click()
-    other.wait_for_selector(".k-still .k-screen img")
+    other.wait_for_selector(".k-image .k-screen img")
     assert other.get_by_label("number input for Motion").input_value() == "77"
     assert other.get_by_label("Seed", exact=True).input_value() == seed
     assert other.get_by_label("Keep the seed").is_checked()
@@ -297,7 +297,7 @@ def test_all_of_it_works_by_keyboard(server, visit):
     with page.expect_file_chooser() as chooser:
         page.keyboard.press("Enter")
     chooser.value.set_files(ROCKET)
-    page.wait_for_selector(".k-still .k-screen img")
+    page.wait_for_selector(".k-image .k-screen img")
     _tab_to(page, "[aria-label='range slider for Motion']")
     page.keyboard.press("ArrowRight")
     assert page.get_by_label("number input for Motion").input_value() == "41"  # the pocket's default is 40
@@ -342,7 +342,7 @@ def test_refusals_and_cautions_are_korean_too(server, visit, tmp_path):
     page.wait_for_selector("#k-note .k-fault:has-text('너비: 300 값은 8의 배수가 아닙니다. 296, 304 가운데')")
     set_number(page, "너비", 320)
     page.wait_for_selector(
-        "#k-note .k-cautions:has-text('320×160 크기는 pocket 모델이 학습한 288×160 크기와 다릅니다')"
+        "#k-note .k-warnings:has-text('320×160 크기는 pocket 모델이 학습한 288×160 크기와 다릅니다')"
     )
     page.get_by_label("시드", exact=True).fill("-2")
     page.wait_for_selector("#k-note .k-fault:has-text('시드: -2 값은 범위를 벗어났습니다. 0부터 9007199254740991까지')")
@@ -350,7 +350,7 @@ def test_refusals_and_cautions_are_korean_too(server, visit, tmp_path):
     with page.expect_file_chooser() as chooser:
         page.click("[data-choose]")
     chooser.value.set_files(tmp_path / "a.gif")
-    page.wait_for_selector(".k-still .k-fault:has-text('GIF 그림 같습니다. 한 장면을 PNG로 저장해서 쓰세요.')")
+    page.wait_for_selector(".k-image .k-fault:has-text('GIF 그림 같습니다. 한 장면을 PNG로 저장해서 쓰세요.')")
     assert page.locator("#k-form [lang=en]").count() == 0
 
 

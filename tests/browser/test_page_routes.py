@@ -30,7 +30,7 @@ def client(server):
         yield client
 
 
-def picture(size=(300, 200)):
+def image(size=(300, 200)):
     buffer = io.BytesIO()
     Image.new("RGB", size, (200, 90, 40)).save(buffer, "PNG")
     return buffer.getvalue()
@@ -129,26 +129,26 @@ def test_a_call_that_is_too_large_or_no_json_is_refused(client):
 
 
 def test_a_still_is_kept_and_fitted_as_the_engine_does(client):
-    sha256 = client.post("/studio/stills", content=picture()).json()["still"]
-    answer = client.get(f"/studio/stills/{sha256}?width=288&height=160")
+    sha256 = client.post("/studio/images", content=image()).json()["image"]
+    answer = client.get(f"/studio/images/{sha256}?width=288&height=160")
     assert Image.open(io.BytesIO(answer.content)).size == (288, 160)
-    padded = client.get(f"/studio/stills/{sha256}?width=512&height=160&fit=pad")
+    padded = client.get(f"/studio/images/{sha256}?width=512&height=160&fit=pad")
     assert Image.open(io.BytesIO(padded.content)).getpixel((2, 80)) == (0, 0, 0)
 
 
 @pytest.mark.parametrize(
     ("data", "status", "said"),
-    [(b"", 422, "empty"), (b"GIF89a", 422, "GIF"), (b"0" * 20_000_001, 413, "20 MB"), (picture((8, 8)), 422, "8×8")],
+    [(b"", 422, "empty"), (b"GIF89a", 422, "GIF"), (b"0" * 20_000_001, 413, "20 MB"), (image((8, 8)), 422, "8×8")],
 )
 def test_what_is_no_still_is_refused(client, data, status, said):
-    answer = client.post("/studio/stills", content=data)
+    answer = client.post("/studio/images", content=data)
     assert answer.status_code == status
     assert said in answer.json()["error"]["message"]
 
 
 def test_what_is_no_still_is_refused_in_the_pages_language(client):
     for data in (b"GIF89a", b"0" * 20_000_001):
-        answer = client.post("/studio/stills?language=ko", content=data)
+        answer = client.post("/studio/images?language=ko", content=data)
         said = answer.json()["error"]["message"]
         assert ("PNG로 저장해서" in said) or ("20 MB가 넘습니다" in said)
         assert answer.headers["content-language"] == "ko"
@@ -156,22 +156,22 @@ def test_what_is_no_still_is_refused_in_the_pages_language(client):
 
 @pytest.mark.parametrize("name", ["..%2f..%2fjobs.sqlite3", "A" * 64, "a" * 63, "a" * 64, "%00"])
 def test_no_other_file_is_shown(client, name):
-    assert client.get(f"/studio/stills/{name}?width=288&height=160").status_code in (404, 422)
+    assert client.get(f"/studio/images/{name}?width=288&height=160").status_code in (404, 422)
 
 
 @pytest.mark.parametrize(
     "size", ["width=288&height=99999", "width=0&height=160", "width=288", "width=288&height=64&fit=x"]
 )
 def test_a_still_is_not_fitted_to_any_size(client, size):
-    sha256 = client.post("/studio/stills", content=picture()).json()["still"]
-    assert client.get(f"/studio/stills/{sha256}?{size}").status_code == 422
+    sha256 = client.post("/studio/images", content=image()).json()["image"]
+    assert client.get(f"/studio/images/{sha256}?{size}").status_code == 422
 
 
 def test_old_drafts_go(client, server):
     old = server.data / "drafts" / ("b" * 64)
     old.write_bytes(b"old")
     os.utime(old, (time.time() - 90_000,) * 2)
-    client.post("/studio/stills", content=picture((64, 64)))
+    client.post("/studio/images", content=image((64, 64)))
     assert not old.exists()
 
 
@@ -183,7 +183,7 @@ def test_a_job_that_is_not_there_is_said_to_be_not_there(client):
 
 def test_a_job_is_told_until_it_is_finished(client, queue):
     slow = VideoRequest(model="pocket", seed=1, width=288, height=160, num_inference_steps=200)
-    job = queue.submit(slow, still=picture())
+    job = queue.submit(slow, image=image())
     assert client.get(f"/studio/jobs/{job.id}/video.mp4").status_code == 409
     queue.cancel(job.id)
     told = client.get(f"/studio/jobs/{job.id}/events?language=ko")

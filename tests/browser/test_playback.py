@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from kinema.media.video import save_video
+from kinema.media.video_writer import save_video
 
 if TYPE_CHECKING:
     from pathlib import Path

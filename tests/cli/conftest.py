@@ -54,17 +54,17 @@ def kinema(folder, capsys):
 
 
 @pytest.fixture
-def still(folder):
+def image(folder):
     """`rocket.png`: 96×64, all colours."""
     return draw(folder / "rocket.png")
 
 
 @pytest.fixture
-def generate(kinema, still, tiny_svd):
+def generate(kinema, image, tiny_svd):
     """`generate` with a tiny model and small settings; of `rocket.png` unless stills are named."""
 
-    def run(*arguments, stills=(still.name,)):
-        return kinema("generate", *stills, "--model", tiny_svd, *SMALL, *arguments)
+    def run(*arguments, images=(image.name,)):
+        return kinema("generate", *images, "--model", tiny_svd, *SMALL, *arguments)
 
     return run
 

@@ -20,12 +20,12 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_the_record_goes_to_a_file_a_table_to_stdout_and_progress_to_stderr(bench, still, folder):
-    ran = bench(still.name, "--out", "out.json", "--note", "random weights")
+def test_the_record_goes_to_a_file_a_table_to_stdout_and_progress_to_stderr(bench, image, folder):
+    ran = bench(image.name, "--out", "out.json", "--note", "random weights")
     assert ran.code == 0
     record = json.loads((folder / "out.json").read_text(encoding="utf-8"))
     assert record["note"] == "random weights"
-    assert record["still"]["name"] == "rocket"
+    assert record["image"]["name"] == "rocket"
     assert (record["settings"]["seed"], record["settings"]["num_frames"], record["runs"]) == (7, 2, 1)
     for words in ("kinema", "diffusers", "factor", "a fresh process", "in all", "rss", "denoise, TFLOP/s", "of rocket"):
         assert words in ran.out
@@ -41,7 +41,7 @@ def test_alone_and_without_a_still_it_needs_no_file(bench, folder):
     assert ran.code == 0
     record = json.loads(ran.out)
     assert record["engine"] == "reference"
-    assert record["still"]["name"] == "gradient"
+    assert record["image"]["name"] == "gradient"
     assert len(record["kinema"]["warm"]["runs"]) == 1
     assert record["peers"] == {}
     assert names(folder) == []

@@ -12,9 +12,9 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from kinema.cli import main
-from kinema.media.clip import Clip
-from kinema.media.video import probe, read_frames, read_recipe
-from kinema.values import PAINTING, Step, VideoRequest
+from kinema.media.video import Video
+from kinema.media.video_writer import probe, read_frames, read_recipe
+from kinema.values import TEXT_TO_IMAGE_FIELDS, Step, VideoRequest
 from tiny import make_tiny_svd
 
 
@@ -72,13 +72,13 @@ def test_a_tilde_in_quotes_is_the_home_folder(generate, folder, monkeypatch):
     monkeypatch.setenv("HOME", str(folder / "home"))
     (folder / "home").mkdir()
     (folder / "rocket.png").rename(folder / "home" / "rocket.png")
-    ran = generate("-o", "~/videos/", stills=("~/rocket.png",))
+    ran = generate("-o", "~/videos/", images=("~/rocket.png",))
     assert ran.out == f"{folder}/home/videos/rocket.mp4\n"
     assert names(folder) == ["home"]
 
 
-def test_a_dash_writes_the_video_to_stdout(still, folder, tiny_svd, capsysbinary):
-    arguments = still.name, "--model", str(tiny_svd), *map(str, SMALL)
+def test_a_dash_writes_the_video_to_stdout(image, folder, tiny_svd, capsysbinary):
+    arguments = image.name, "--model", str(tiny_svd), *map(str, SMALL)
     assert main(["generate", *arguments, "-o", "-"]) == 0
     (folder / "piped.mp4").write_bytes(capsysbinary.readouterr().out)
     assert main(["generate", *arguments, "-o", "named.mp4"]) == 0
@@ -91,14 +91,14 @@ def test_a_dash_writes_the_video_to_stdout(still, folder, tiny_svd, capsysbinary
 
 @pytest.mark.parametrize("sources", [("rocket.png", "rocket.png"), ("--prompt", "a fox", "--prompt", "an owl")])
 def test_stdout_takes_one_video(generate, folder, sources):
-    ran = generate("-o", "-", stills=sources)
+    ran = generate("-o", "-", images=sources)
     assert ran.code == 2
     assert "-o - writes one video to stdout, and 2 are asked for" in ran.err
     assert "tmp" not in ran.err
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["generate", "rocket.png", "--json", "--width=1"]])
-def test_a_reader_that_goes_ends_the_run_quietly(still, folder, arguments):
+def test_a_reader_that_goes_ends_the_run_quietly(image, folder, arguments):
     script = "import sys; from kinema.cli import main; sys.exit(main())"
     reader, writer = os.pipe()
     os.close(reader)
@@ -112,7 +112,7 @@ def test_a_reader_that_goes_ends_the_run_quietly(still, folder, arguments):
 def test_several_stills_load_the_model_once_and_go_into_a_folder(generate, folder):
     draw(folder / "cat.png", seed=1)
     (folder / "videos").mkdir()
-    ran = generate("-o", "videos", stills=("rocket.png", "cat.png"))
+    ran = generate("-o", "videos", images=("rocket.png", "cat.png"))
     assert ran.out.splitlines() == ["videos/rocket.mp4", "videos/cat.mp4"]
     assert ran.err.count("loaded in") == 1
     assert "1/2 rocket.png" in ran.err
@@ -123,7 +123,7 @@ def test_several_stills_load_the_model_once_and_go_into_a_folder(generate, folde
 def test_a_template_names_videos_and_contact_sheets(generate, folder):
     draw(folder / "cat.png", seed=1)
     ran = generate(
-        "-o", "{index}-{stem}-{seed}.webp", "--contact-sheet", "{stem}-all.png", stills=("rocket.png", "cat.png")
+        "-o", "{index}-{stem}-{seed}.webp", "--contact-sheet", "{stem}-all.png", images=("rocket.png", "cat.png")
     )
     assert ran.out.splitlines() == ["1-rocket-7.webp", "2-cat-7.webp"]
     assert {"rocket-all.png", "cat-all.png"} <= set(names(folder))
@@ -155,23 +155,23 @@ def test_every_setting_of_a_request_is_an_option(generate, folder):
         "decode_chunk_size": 2,
         "fit": "pad",
     }
-    assert set(given) == set(VideoRequest.model_fields) - {"model", *PAINTING}
+    assert set(given) == set(VideoRequest.model_fields) - {"model", *TEXT_TO_IMAGE_FIELDS}
     options = [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", value)]
     assert generate("-o", "out.mp4", *options).code == 0
     request = read_recipe(folder / "out.mp4").request
-    assert request.model_dump(exclude={"model", *PAINTING}) == given
+    assert request.model_dump(exclude={"model", *TEXT_TO_IMAGE_FIELDS}) == given
     assert read_frames(folder / "out.mp4")[0].shape == (3, 80, 72, 3)
 
 
-def test_a_model_lends_its_own_defaults(kinema, still, folder, tiny_svd):
+def test_a_model_lends_its_own_defaults(kinema, image, folder, tiny_svd):
     assert (
-        kinema("generate", still, "--model", tiny_svd, "--width=64", "--height=64", "--num-inference-steps=1").code == 0
+        kinema("generate", image, "--model", tiny_svd, "--width=64", "--height=64", "--num-inference-steps=1").code == 0
     )
     assert probe(folder / "rocket.mp4").frames == 4  # what the tiny UNet's configuration says
 
 
-def test_a_seed_is_drawn_and_told(kinema, still, folder, tiny_svd):
-    ran = kinema("generate", still, "--model", tiny_svd, *SMALL[:-1])
+def test_a_seed_is_drawn_and_told(kinema, image, folder, tiny_svd):
+    ran = kinema("generate", image, "--model", tiny_svd, *SMALL[:-1])
     seed = read_recipe(folder / "rocket.mp4").request.seed
     assert f"seed {seed}" in ran.err
 
@@ -185,12 +185,12 @@ def test_a_video_decoded_again_holds_the_second_attempt_alone(generate, folder, 
     """No model fails in one arithmetic and not in another on demand, so this engine stands in."""
     real = importlib.import_module("kinema.engine").generate
 
-    def twice(models, still, request):
-        clip = list(real(models, still, request))[-1]
-        yield Step("decode", 1, 2, frames=255 - clip.frames[:1], start=0)
-        yield Step("decode", 1, 2, frames=clip.frames[:1], start=0)
-        yield Step("decode", 2, 2, frames=clip.frames[1:], start=1)
-        yield Clip(clip.frames, clip.fps, clip.recipe.model_copy(update={"events": ("decoded again in float32",)}))
+    def twice(models, image, request):
+        video = list(real(models, image, request))[-1]
+        yield Step("decode", 1, 2, frames=255 - video.frames[:1], start=0)
+        yield Step("decode", 1, 2, frames=video.frames[:1], start=0)
+        yield Step("decode", 2, 2, frames=video.frames[1:], start=1)
+        yield Video(video.frames, video.fps, video.recipe.model_copy(update={"events": ("decoded again in float32",)}))
 
     assert generate("-o", "plain.mp4").code == 0
     monkeypatch.setattr("kinema.engine.generate", twice)
@@ -238,14 +238,14 @@ def test_cautions_come_before_the_work(generate):
     assert err.index("caution: ") < err.index("loading")
 
 
-def test_an_unset_model_is_chosen_with_a_reason(kinema, still):
-    ran = kinema("generate", still, "-o", "no/where.mp4", "--device", "cpu")
+def test_an_unset_model_is_chosen_with_a_reason(kinema, image):
+    ran = kinema("generate", image, "-o", "no/where.mp4", "--device", "cpu")
     assert ran.err.splitlines()[0] == "model pocket: svd-xt needs a CUDA device to be quick, and this runs on cpu"
 
 
-def test_the_environment_can_name_the_model(kinema, still, tiny_svd, monkeypatch):
+def test_the_environment_can_name_the_model(kinema, image, tiny_svd, monkeypatch):
     monkeypatch.setenv("KINEMA_MODEL", str(tiny_svd))
-    ran = kinema("generate", still, *SMALL)
+    ran = kinema("generate", image, *SMALL)
     assert ran.code == 0
     assert "tiny-svd on cpu" in ran.err
 
@@ -300,7 +300,7 @@ MISTAKES = {
     "a still and a prompt": (["rocket.png", "--prompt=a boat"], 2, "a still and a prompt are both given: drop"),
     "an empty prompt": (["--prompt= "], 2, "prompt ' ' is empty; say what the still is to show"),
     "a painter's setting": (["rocket.png", "--scheduler=euler"], 2, "scheduler 'euler' is of a still that is drawn"),
-    "a still to keep": (["rocket.png", "--save-still=a.png"], 2, "--save-still keeps a still that is drawn: drop it"),
+    "a still to keep": (["rocket.png", "--save-image=a.png"], 2, "--save-image keeps a still that is drawn: drop it"),
     "a painter as model": (["rocket.png", "--model=sd-2.1-base"], 3, "sd-2.1-base draws stills from prompts"),
     "unknown ending": (["rocket.png", "-o", "x.avi"], 2, "x.avi ends in .avi, which can't be written; use .mp4"),
     "a file for a folder": (["rocket.png", "-o", "photo.webp/no/x.mp4"], 2, "photo.webp is not a folder"),
@@ -326,9 +326,9 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize(("arguments", "code", "words"), MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_is_told_in_a_line_and_leaves_nothing(kinema, folder, still, tiny_svd, arguments, code, words):
+def test_a_mistake_is_told_in_a_line_and_leaves_nothing(kinema, folder, image, tiny_svd, arguments, code, words):
     (folder / "text.txt").write_text("not a picture")
-    (folder / "cut.png").write_bytes(still.read_bytes()[:300])
+    (folder / "cut.png").write_bytes(image.read_bytes()[:300])
     draw(folder / "cut2.png")
     draw(folder / "photo.webp")
     (folder / "full").mkdir()
@@ -347,27 +347,27 @@ def test_a_mistake_is_told_in_a_line_and_leaves_nothing(kinema, folder, still, t
 
 
 def test_all_stills_are_checked_before_the_model_is_loaded(generate, folder):
-    ran = generate(stills=("rocket.png", "nope.png"))
+    ran = generate(images=("rocket.png", "nope.png"))
     assert ran.code == 2
     assert "loading" not in ran.err
     assert names(folder) == ["rocket.png"]
 
 
-def test_a_setting_of_the_machine_is_refused_by_its_name(kinema, still, monkeypatch):
+def test_a_setting_of_the_machine_is_refused_by_its_name(kinema, image, monkeypatch):
     monkeypatch.setenv("KINEMA_DEVICE", "tpu")
-    ran = kinema("generate", still)
+    ran = kinema("generate", image)
     assert (ran.code, ran.err) == (
         2,
         "error: KINEMA_DEVICE can't be 'tpu'; it can be auto, cuda, cuda:N, mps or cpu.\n",
     )
 
 
-def test_a_model_that_gives_no_video_is_refused_and_leaves_nothing(kinema, still, folder, tmp_path_factory):
+def test_a_model_that_gives_no_video_is_refused_and_leaves_nothing(kinema, image, folder, tmp_path_factory):
     broken = make_tiny_svd(tmp_path_factory.mktemp("weights") / "nan")
     weights = broken / "vae" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(weights)
     save_file({name: np.full_like(t, np.nan) if "decoder" in name else t for name, t in tensors.items()}, weights)
-    ran = kinema("generate", still, "--model", broken, *SMALL)
+    ran = kinema("generate", image, "--model", broken, *SMALL)
     assert ran.code == 5
     assert ran.err.splitlines()[-1].startswith("error: the decoder gave NaN or infinity in torch.float32")
     assert names(folder) == ["rocket.png"]
@@ -377,7 +377,7 @@ def test_a_defect_is_shown_whole(generate, monkeypatch):
     def fail(*_args):
         raise RuntimeError("nobody thought of this")
 
-    monkeypatch.setattr("kinema.media.still.open_still", fail)
+    monkeypatch.setattr("kinema.media.image.open_image", fail)
     ran = generate()
     assert ran.code == 70
     assert "Traceback" in ran.err

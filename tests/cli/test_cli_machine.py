@@ -10,7 +10,7 @@ import pytest
 from cli_inputs import SMALL, draw
 from fake_hub import FakeHub
 
-from kinema.models.catalog import CATALOG, PAINTERS
+from kinema.models.catalog import CATALOG, IMAGE_MODELS
 from kinema.values import VideoRequest
 
 HEAVY = {"torch", "diffusers", "transformers", "av", "huggingface_hub"}
@@ -65,7 +65,7 @@ def test_no_command_or_a_misspelt_one_gets_help(kinema):
 def test_models_lists_the_catalog_with_size_place_and_licence(kinema, monkeypatch, folder):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder))
     out = kinema("models").out
-    for entry in (*CATALOG.values(), *PAINTERS.values()):
+    for entry in (*CATALOG.values(), *IMAGE_MODELS.values()):
         assert entry.name in out
         assert entry.licence in out
         assert entry.repository is None or entry.repository in out
@@ -75,7 +75,7 @@ def test_models_lists_the_catalog_with_size_place_and_licence(kinema, monkeypatc
 def test_models_json_tells_what_is_here(kinema, monkeypatch, folder):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(folder))
     models = {model["name"]: model for model in json.loads(kinema("models", "--json").out)}
-    assert list(models) == [*CATALOG, *PAINTERS]
+    assert list(models) == [*CATALOG, *IMAGE_MODELS]
     assert models["svd-xt"]["present"] is False
     assert models["svd-xt"]["size_bytes"] == CATALOG["svd-xt"].size_bytes
     assert models["svd-xt-1.1"]["gated"] is True
@@ -111,7 +111,7 @@ def test_the_doctor_tells_device_memory_plans_versions_and_settings(kinema):
     assert facts["device"] in facts["devices"]
     assert facts["dtype"] in {"float16", "bfloat16", "float32"}
     assert 0 < facts["memory_free_bytes"] <= facts["memory_total_bytes"]
-    assert [model["name"] for model in facts["models"]] == [*CATALOG, *PAINTERS]
+    assert [model["name"] for model in facts["models"]] == [*CATALOG, *IMAGE_MODELS]
     for model in facts["models"]:
         assert (model["plan"] is None) != (model["fault"] is None)
     assert {"python", "torch", "diffusers", "transformers", "av"} <= set(facts["versions"])
@@ -125,7 +125,7 @@ def test_the_doctor_speaks_to_persons_too(kinema):
 
 
 def test_the_doctor_says_what_does_not_fit(kinema, monkeypatch):
-    monkeypatch.setattr("kinema.models.placement.free_memory", lambda _device: 2**30)
+    monkeypatch.setattr("kinema.models.devices.free_memory", lambda _device: 2**30)
     svd = json.loads(kinema("doctor", "--json").out)["models"][1]
     assert svd["plan"] is None
     assert svd["fault"].startswith("does not fit: 14 frames of 1024×576 need about")
@@ -144,9 +144,9 @@ def test_the_doctor_names_a_setting_that_asks_for_what_is_not_here(kinema, monke
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_stops_the_work_and_leaves_nothing(folder, tiny_svd, tmp_path_factory, number, code):
-    still = draw(tmp_path_factory.mktemp("stills") / "rocket.png")
+    image = draw(tmp_path_factory.mktemp("images") / "rocket.png")
     options = ["--width=256", "--height=256", "--num-frames=8", "--num-inference-steps=200"]
-    process = python("-m", "kinema", "generate", still, "--model", tiny_svd, *options, "-o", folder / "out.mp4")
+    process = python("-m", "kinema", "generate", image, "--model", tiny_svd, *options, "-o", folder / "out.mp4")
     for line in process.stderr:
         if line.startswith("denoise 2/"):
             break
@@ -161,8 +161,8 @@ def test_a_signal_stops_the_work_and_leaves_nothing(folder, tiny_svd, tmp_path_f
 
 
 @pytest.mark.slow
-def test_a_process_prints_the_path_alone_and_exits_0(folder, still, tiny_svd):
-    process = python("-m", "kinema", "generate", still, "--model", tiny_svd, *SMALL)
+def test_a_process_prints_the_path_alone_and_exits_0(folder, image, tiny_svd):
+    process = python("-m", "kinema", "generate", image, "--model", tiny_svd, *SMALL)
     out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (0, "rocket.mp4\n")
     assert "Warning" not in err

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kinema.errors import InvalidRequest
-from kinema.serving.arbiter import check_port
+from kinema.serving.bentoml_arbiter import check_port
 
 
 @pytest.fixture

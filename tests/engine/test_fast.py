@@ -9,16 +9,17 @@ import torch
 from PIL import Image
 
 from kinema.engine import generate
-from kinema.engine.fast import FastDecoder, FastUNet, fused, gpu, onednn
+from kinema.engine.backends import engine_for
+from kinema.engine.fast import FastDecoder, FastUNet, fp8, fused, gpu, onednn, tuning
 from kinema.engine.fast.layers import Linear, Product, ResBlock
 from kinema.engine.fast.streaming import Streamed
-from kinema.engine.forwards import engine_for
 from kinema.errors import InvalidRequest
-from kinema.media.still import open_still
+from kinema.media.image import open_image
 from kinema.models import loading
 from kinema.models.catalog import POCKET_FOLDER
-from kinema.models.loading import Models, load
-from kinema.models.placement import Plan, place
+from kinema.models.loading import VideoPipeline, load
+from kinema.models.memory_plan import MemoryPlan
+from kinema.models.offload import place
 from kinema.settings import Settings
 from kinema.values import VideoRequest
 from tiny import PLAIN_TOP, UP_ALONE, make_tiny_svd
@@ -37,26 +38,26 @@ SHAPES = {
 
 
 @pytest.fixture(scope="module", params=SHAPES.values(), ids=SHAPES)
-def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Models:
+def pipeline(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> VideoPipeline:
     folder = make_tiny_svd(tmp_path_factory.mktemp("fast") / "svd", **request.param)
     return roughened(load(folder, device="cpu", dtype="float32"))
 
 
-def roughened(models: Models) -> Models:
+def roughened(pipeline: VideoPipeline) -> VideoPipeline:
     """Norms, biases and blends away from the ones, zeros and halves in which a fresh model can hide a mistake."""
     generator = torch.Generator().manual_seed(5)
-    for part in (models.unet, models.vae):
+    for part in (pipeline.unet, pipeline.vae):
         for parameter in part.parameters():
             if parameter.dim() < 2:
                 parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
-    return models
+    return pipeline
 
 
-def conditions(models: Models, *, clips: int, frames: int, size: tuple[int, int]) -> dict[str, torch.Tensor]:
-    channels, dtype = models.latent_channels, models.unet.dtype
+def conditions(pipeline: VideoPipeline, *, clips: int, frames: int, size: tuple[int, int]) -> dict[str, torch.Tensor]:
+    channels, dtype = pipeline.latent_channels, pipeline.unet.dtype
     return {
         "sample": noise(clips, frames, channels, *size).to(dtype),
-        "embedding": noise(clips, 1, models.unet.config.cross_attention_dim).to(dtype),
+        "embedding": noise(clips, 1, pipeline.unet.config.cross_attention_dim).to(dtype),
         "time_ids": torch.tensor([[6.0, 127.0, 0.02]]).repeat(clips, 1),
         "held": noise(clips, channels, *size).to(dtype),
     }
@@ -97,88 +98,90 @@ def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 
 @pytest.fixture(scope="module")
-def exact(models: Models) -> Models:
+def exact(pipeline: VideoPipeline) -> VideoPipeline:
     """The same in float64, where a mistake can't pass for rounding, however few the pixels that a norm sees."""
-    return replace(models, unet=deepcopy(models.unet).double(), vae=deepcopy(models.vae).double())
+    return replace(pipeline, unet=deepcopy(pipeline.unet).double(), vae=deepcopy(pipeline.vae).double())
 
 
 @pytest.mark.parametrize("size", [(16, 8), (9, 11), (1, 16), (10, 2)])
 @pytest.mark.parametrize("frames", [1, 2, 7])
 @pytest.mark.parametrize("guided", [False, True], ids=["alone", "guided"])
-def test_unet_is_that_of_diffusers(exact: Models, size: tuple[int, int], frames: int, guided: bool) -> None:
+def test_unet_is_that_of_diffusers(exact: VideoPipeline, size: tuple[int, int], frames: int, guided: bool) -> None:
     given = conditions(exact, clips=1, frames=frames, size=size)
     given = as_guided(given) if guided else given
     assert relative_error(fast(exact.unet, given), reference(exact.unet, given)) <= EXACT
 
 
 @pytest.mark.parametrize(("frames", "size"), [(25, (16, 16)), (3, (17, 19)), (2, (40, 32)), (1, (20, 36))])
-def test_unet_rounds_no_more_than_diffusers(models: Models, frames: int, size: tuple[int, int]) -> None:
-    given = as_guided(conditions(models, clips=1, frames=frames, size=size))
-    assert relative_error(fast(models.unet, given), reference(models.unet, given)) <= 1e-5
+def test_unet_rounds_no_more_than_diffusers(pipeline: VideoPipeline, frames: int, size: tuple[int, int]) -> None:
+    given = as_guided(conditions(pipeline, clips=1, frames=frames, size=size))
+    assert relative_error(fast(pipeline.unet, given), reference(pipeline.unet, given)) <= 1e-5
 
 
 def test_attention_within_frames_is_the_same_with_and_without_amx(
-    models: Models, monkeypatch: pytest.MonkeyPatch
+    pipeline: VideoPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = conditions(models, clips=1, frames=1, size=(48, 48))  # on some level a number of pixels that both may take
+    given = conditions(
+        pipeline, clips=1, frames=1, size=(48, 48)
+    )  # on some level a number of pixels that both may take
     made = []
     for amx in (True, False):
         monkeypatch.setattr(onednn, "_has_amx", lambda amx=amx: amx)
-        made.append(fast(models.unet, given))
+        made.append(fast(pipeline.unet, given))
     assert relative_error(*made) <= 1e-5
 
 
-def test_clips_of_different_settings_go_through_the_unet_together(exact: Models) -> None:
+def test_clips_of_different_settings_go_through_the_unet_together(exact: VideoPipeline) -> None:
     given = conditions(exact, clips=2, frames=3, size=(8, 8))
     given["time_ids"][1] = torch.tensor([29.0, 5.0, 0.5])
     assert relative_error(fast(exact.unet, given), reference(exact.unet, given)) <= EXACT
 
 
-def test_several_clips_are_guided_together(exact: Models) -> None:
+def test_several_clips_are_guided_together(exact: VideoPipeline) -> None:
     given = as_guided(conditions(exact, clips=2, frames=3, size=(8, 8)))
     assert relative_error(fast(exact.unet, given), reference(exact.unet, given)) <= EXACT
 
 
-def test_constants_serve_every_step(models: Models) -> None:
-    given = conditions(models, clips=1, frames=3, size=(8, 8))
-    network = FastUNet(models.unet)
+def test_constants_serve_every_step(pipeline: VideoPipeline) -> None:
+    given = conditions(pipeline, clips=1, frames=3, size=(8, 8))
+    network = FastUNet(pipeline.unet)
     constants = network.constants(given["embedding"], given["time_ids"], given["held"], 3)
     network(given["sample"] * 3, torch.tensor(1.5), constants)
-    assert torch.equal(network(given["sample"], TIME, constants), fast(models.unet, given))
+    assert torch.equal(network(given["sample"], TIME, constants), fast(pipeline.unet, given))
 
 
-def test_nothing_given_is_changed(models: Models) -> None:
-    given = conditions(models, clips=1, frames=3, size=(8, 8))
+def test_nothing_given_is_changed(pipeline: VideoPipeline) -> None:
+    given = conditions(pipeline, clips=1, frames=3, size=(8, 8))
     before = {name: tensor.clone() for name, tensor in given.items()}
-    weights = {name: tensor.clone() for name, tensor in models.unet.state_dict().items()}
-    fast(models.unet, given)
+    weights = {name: tensor.clone() for name, tensor in pipeline.unet.state_dict().items()}
+    fast(pipeline.unet, given)
     assert all(torch.equal(given[name], tensor) for name, tensor in before.items())
-    assert all(torch.equal(models.unet.state_dict()[name], tensor) for name, tensor in weights.items())
-    latents = noise(3, models.latent_channels, 4, 6)
+    assert all(torch.equal(pipeline.unet.state_dict()[name], tensor) for name, tensor in weights.items())
+    latents = noise(3, pipeline.latent_channels, 4, 6)
     kept = latents.clone()
-    FastDecoder(models.vae)(latents)
+    FastDecoder(pipeline.vae)(latents)
     assert torch.equal(latents, kept)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (3, 5), (1, 4)])
 @pytest.mark.parametrize("frames", [1, 2, 7])
 @torch.no_grad()
-def test_decoder_is_that_of_diffusers(exact: Models, size: tuple[int, int], frames: int) -> None:
+def test_decoder_is_that_of_diffusers(exact: VideoPipeline, size: tuple[int, int], frames: int) -> None:
     latents = noise(frames, exact.latent_channels, *size).double()
     theirs = exact.vae.decode(latents, num_frames=frames).sample
     assert relative_error(FastDecoder(exact.vae)(latents), theirs) <= EXACT
 
 
 @torch.no_grad()
-def test_decoder_rounds_no_more_than_diffusers(models: Models) -> None:
-    latents = noise(5, models.latent_channels, 9, 8)
-    theirs = models.vae.decode(latents, num_frames=5).sample
-    assert relative_error(FastDecoder(models.vae)(latents), theirs) <= 1e-5
+def test_decoder_rounds_no_more_than_diffusers(pipeline: VideoPipeline) -> None:
+    latents = noise(5, pipeline.latent_channels, 9, 8)
+    theirs = pipeline.vae.decode(latents, num_frames=5).sample
+    assert relative_error(FastDecoder(pipeline.vae)(latents), theirs) <= 1e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @torch.no_grad()
-def test_half_precision_is_no_further_from_the_truth_than_diffusers(exact: Models, dtype: torch.dtype) -> None:
+def test_half_precision_is_no_further_from_the_truth_than_diffusers(exact: VideoPipeline, dtype: torch.dtype) -> None:
     given = as_guided(conditions(exact, clips=1, frames=4, size=(16, 12)))
     latents = noise(4, exact.latent_channels, 4, 6)
     truth, true_frames = reference(exact.unet, given), exact.vae.decode(latents.double(), num_frames=4).sample
@@ -196,7 +199,7 @@ def test_half_precision_is_no_further_from_the_truth_than_diffusers(exact: Model
 @pytest.mark.parametrize("guided", [False, True], ids=["alone", "guided"])
 @torch.no_grad()
 def test_a_gpus_order_of_work_gives_the_same(
-    exact: Models, size: tuple[int, int], clips: int, guided: bool, monkeypatch: pytest.MonkeyPatch
+    exact: VideoPipeline, size: tuple[int, int], clips: int, guided: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpu, "suits", lambda _: True)
     monkeypatch.setattr(gpu, "PIECE", 2**14)  # so that there are several
@@ -210,7 +213,7 @@ def test_a_gpus_order_of_work_gives_the_same(
 
 
 @torch.no_grad()
-def test_on_a_gpu_no_clip_is_summed_up_twice(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_gpu_no_clip_is_summed_up_twice(pipeline: VideoPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "suits", lambda _: True)
     summed = []
 
@@ -219,18 +222,18 @@ def test_on_a_gpu_no_clip_is_summed_up_twice(models: Models, monkeypatch: pytest
         return fused.plain_channel_sums(x)
 
     monkeypatch.setattr(fused, "channel_sums", noted)
-    fast(models.unet, as_guided(conditions(models, clips=1, frames=3, size=(16, 8))))
+    fast(pipeline.unet, as_guided(conditions(pipeline, clips=1, frames=3, size=(16, 8))))
     assert len({(x.data_ptr(), x.shape) for x in summed}) == len(summed)
 
 
 @pytest.mark.parametrize("in_bytes", [False, True])
 @torch.no_grad()
 def test_a_streamed_network_is_the_same_with_two_pieces_of_it_in_their_places(
-    models: Models, monkeypatch: pytest.MonkeyPatch, *, in_bytes: bool
+    pipeline: VideoPipeline, monkeypatch: pytest.MonkeyPatch, *, in_bytes: bool
 ) -> None:
     monkeypatch.setattr(gpu, "suits", lambda _: True)
-    given = as_guided(conditions(models, clips=1, frames=3, size=(16, 8)))
-    networks = [FastUNet(models.unet, in_bytes=in_bytes, stream_to=place) for place in (None, CPU)]
+    given = as_guided(conditions(pipeline, clips=1, frames=3, size=(16, 8)))
+    networks = [FastUNet(pipeline.unet, in_bytes=in_bytes, stream_to=place) for place in (None, CPU)]
     stages = networks[1].stages
     assert isinstance(stages, Streamed)
     assert sum(map(len, stages.places)) < sum(map(len, stages.waiting))
@@ -259,27 +262,29 @@ def test_views_of_the_same_numbers_wait_once() -> None:
 
 
 def test_fp8_leaves_as_they_are_what_takes_fewer_multiplications(
-    models: Models, monkeypatch: pytest.MonkeyPatch
+    pipeline: VideoPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    block = deepcopy(models.unet.down_blocks[-1].resnets[0]).half()
+    block = deepcopy(pipeline.unet.down_blocks[-1].resnets[0]).half()
     channels = block.spatial_res_block.conv2.weight.shape[0]
-    monkeypatch.setattr(fused, "MANY_CHANNELS", channels)
+    monkeypatch.setattr(tuning, "WINOGRAD_CHANNELS", channels)
     spatial, temporal = (
         ResBlock.of(each, in_bytes=True) for each in (block.spatial_res_block, block.temporal_res_block)
     )
     assert spatial.products is not None
     assert temporal.products is not None
     assert spatial.products[1].weight.data_ptr() == spatial.conv2.weight.data_ptr()
-    assert {product.weight.dtype for product in temporal.products} == {fused.EIGHTH}
-    monkeypatch.setattr(fused, "MANY_CHANNELS", channels + 1)
+    assert {product.weight.dtype for product in temporal.products} == {fp8.FP8_DTYPE}
+    monkeypatch.setattr(tuning, "WINOGRAD_CHANNELS", channels + 1)
     products = ResBlock.of(block.spatial_res_block, in_bytes=True).products
     assert products is not None
-    assert {product.weight.dtype for product in products} == {fused.EIGHTH}
+    assert {product.weight.dtype for product in products} == {fp8.FP8_DTYPE}
 
 
 @pytest.mark.parametrize("size", [(16, 8), (9, 11)])
 @torch.no_grad()
-def test_numbers_of_one_byte_stay_near(exact: Models, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numbers_of_one_byte_stay_near(
+    exact: VideoPipeline, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With three bits of mantissa each number is off by up to 6%, at random: far less than what they add up to."""
     monkeypatch.setattr(gpu, "suits", lambda _: True)
     given = as_guided(conditions(exact, clips=1, frames=3, size=size))
@@ -312,11 +317,11 @@ def test_weights_that_fit_are_not_copied(tiny_svd: Path) -> None:
 
 
 def test_the_recipe_says_which_engine_ran(tiny_svd: Path) -> None:
-    still = open_still(Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 90).convert("RGB"))
+    image = open_image(Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 90).convert("RGB"))
     request = VideoRequest.checked(seed=3, width=64, height=64, num_frames=4, num_inference_steps=2)
     clips = {}
     for engine in ("fast", "reference"):
-        *_, clips[engine] = generate(load(tiny_svd, device="cpu", dtype="float32", engine=engine), still, request)
+        *_, clips[engine] = generate(load(tiny_svd, device="cpu", dtype="float32", engine=engine), image, request)
         assert clips[engine].recipe.engine == engine
     difference = clips["fast"].frames.astype(int) - clips["reference"].frames
     assert abs(difference).max() <= 1
@@ -325,7 +330,7 @@ def test_the_recipe_says_which_engine_ran(tiny_svd: Path) -> None:
 def test_memory_that_runs_out_in_the_fast_engine_halves_the_chunk(
     tiny_svd: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    models = load(tiny_svd, device="cpu", dtype="float32", engine="fast")
+    pipeline = load(tiny_svd, device="cpu", dtype="float32", engine="fast")
     work = FastDecoder.__call__
 
     def scarce(decoder: FastDecoder, latents: torch.Tensor) -> torch.Tensor:
@@ -335,7 +340,7 @@ def test_memory_that_runs_out_in_the_fast_engine_halves_the_chunk(
 
     monkeypatch.setattr(FastDecoder, "__call__", scarce)
     request = VideoRequest.checked(seed=3, width=64, height=64, num_frames=4, num_inference_steps=1)
-    *_, clip = generate(models, open_still(Image.effect_noise((64, 64), 90).convert("RGB")), request)
+    *_, clip = generate(pipeline, open_image(Image.effect_noise((64, 64), 90).convert("RGB")), request)
     assert clip.recipe.events == ("memory ran out while decoding 4 frames together: went on with 2",)
 
 
@@ -349,12 +354,12 @@ def test_the_fast_decoder_decodes_again_in_float32_what_is_no_number(
         return frames.fill_(float("nan")) if latents.dtype == torch.bfloat16 else frames
 
     monkeypatch.setattr(FastDecoder, "__call__", leaking)
-    still = open_still(Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 90).convert("RGB"))
-    models = load(tiny_svd, device="cpu", dtype="bfloat16", engine="fast")
-    *_, clip = generate(models, still, VideoRequest.checked(width=64, height=64, num_frames=2, num_inference_steps=1))
+    image = open_image(Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 90).convert("RGB"))
+    pipeline = load(tiny_svd, device="cpu", dtype="bfloat16", engine="fast")
+    *_, clip = generate(pipeline, image, VideoRequest.checked(width=64, height=64, num_frames=2, num_inference_steps=1))
     assert clip.recipe.events == ("the decoder gave NaN or infinity in torch.bfloat16: decoded again in float32",)
     assert clip.recipe.engine == "fast"
-    assert {weight.dtype for weight in models.vae.parameters()} == {torch.bfloat16}
+    assert {weight.dtype for weight in pipeline.vae.parameters()} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -385,26 +390,26 @@ def test_the_recipe_tells_the_precision_and_the_next_video_finds_the_unet_laid_o
     tiny_svd: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpu, "suits", lambda _: True)
-    models = replace(load(tiny_svd, device="cpu", dtype="float32"), precision="fp8", forwards={})
+    pipeline = replace(load(tiny_svd, device="cpu", dtype="float32"), precision="fp8", forwards={})
     request = VideoRequest.checked(seed=3, width=64, height=64, num_frames=2, num_inference_steps=2)
-    still = open_still(Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 90).convert("RGB"))
-    *_, clip = generate(models, still, request)
+    image = open_image(Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 90).convert("RGB"))
+    *_, clip = generate(pipeline, image, request)
     assert clip.recipe.precision == "fp8"
-    kept = models.forwards["resident"]
-    *_, again = generate(models, still, request)
-    assert models.forwards["resident"] is kept
+    kept = pipeline.forwards["resident"]
+    *_, again = generate(pipeline, image, request)
+    assert pipeline.forwards["resident"] is kept
     assert (clip.frames == again.frames).all()
-    with place(models, Plan("model_offload", 2)):  # after which its weights would lie on the device for nothing
-        assert not models.forwards
-    models.forwards["resident"] = kept
-    models.release()
-    assert not models.forwards
+    with place(pipeline, MemoryPlan("model_offload", 2)):  # after which its weights would lie on the device for nothing
+        assert not pipeline.forwards
+    pipeline.forwards["resident"] = kept
+    pipeline.release()
+    assert not pipeline.forwards
 
 
 def test_offload_by_layers_goes_through_the_reference(tiny_svd: Path) -> None:
-    models = load(tiny_svd, device="cpu", dtype="float32", engine="fast")
-    assert engine_for(models, Plan("resident", 4)) == "fast"
-    assert engine_for(models, Plan("sequential_offload", 4)) == "reference"
+    pipeline = load(tiny_svd, device="cpu", dtype="float32", engine="fast")
+    assert engine_for(pipeline, MemoryPlan("resident", 4)) == "fast"
+    assert engine_for(pipeline, MemoryPlan("sequential_offload", 4)) == "reference"
 
 
 def test_a_clip_of_several_bands_is_decoded_as_one(tiny_svd: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,10 +19,10 @@ from PIL import Image
 from kinema.engine import generate
 from kinema.engine import image_to_video as engine
 from kinema.errors import GenerationFailed, InsufficientMemory
-from kinema.media.clip import Clip
-from kinema.media.still import Still, open_still
-from kinema.models.loading import Models, load
-from kinema.models.placement import PARTS, PLANS, Plan
+from kinema.media.image import InputImage, open_image
+from kinema.media.video import Video
+from kinema.models.loading import VideoPipeline, load
+from kinema.models.memory_plan import PARTS, PLANS, MemoryPlan
 from kinema.values import Recipe, Step, VideoRequest
 
 SMALL = {"seed": 7, "width": 64, "height": 64, "num_frames": 4, "num_inference_steps": 2, "decode_chunk_size": 4}
@@ -36,24 +36,24 @@ def waves(width: int = 64, height: int = 64) -> Image.Image:
 
 
 @pytest.fixture(scope="module")
-def still() -> Still:
-    return open_still(waves())
+def image() -> InputImage:
+    return open_image(waves())
 
 
 @pytest.fixture(scope="module")
-def shared(tiny_svd: Path) -> Models:
+def shared(tiny_svd: Path) -> VideoPipeline:
     """A model that every test leaves as it was."""
     return load(tiny_svd, device="cpu", dtype="float32")
 
 
 @pytest.fixture
-def models(tiny_svd: Path) -> Models:
+def pipeline(tiny_svd: Path) -> VideoPipeline:
     """A model of the test's own, to be hooked and damaged; only the reference calls the modules that bear the hooks."""
     return load(tiny_svd, device="cpu", dtype="float32", engine="reference")
 
 
 @pytest.fixture
-def half(tiny_svd: Path) -> Models:
+def half(tiny_svd: Path) -> VideoPipeline:
     """The same in bfloat16."""
     return load(tiny_svd, device="cpu", dtype="bfloat16", engine="reference")
 
@@ -62,22 +62,22 @@ def request_of(**settings: object) -> VideoRequest:
     return VideoRequest.checked(**SMALL | settings)
 
 
-def clip_of(models: Models, still: Still, **settings: object) -> Clip:
-    *_, clip = generate(models, still, request_of(**settings))
-    assert isinstance(clip, Clip)
-    return clip
+def clip_of(pipeline: VideoPipeline, image: InputImage, **settings: object) -> Video:
+    *_, video = generate(pipeline, image, request_of(**settings))
+    assert isinstance(video, Video)
+    return video
 
 
-def everything(models: Models, still: Still, **settings: object) -> tuple[list[Step], Clip]:
-    *steps, clip = generate(models, still, request_of(**settings))
-    assert isinstance(clip, Clip)
+def everything(pipeline: VideoPipeline, image: InputImage, **settings: object) -> tuple[list[Step], Video]:
+    *steps, video = generate(pipeline, image, request_of(**settings))
+    assert isinstance(video, Video)
     assert all(isinstance(step, Step) for step in steps)
-    return steps, clip
+    return steps, video
 
 
-def hooks(models: Models) -> list[object]:
+def hooks(pipeline: VideoPipeline) -> list[object]:
     """Whatever hangs on a model's modules that loading did not put there."""
-    modules = [module for part in PARTS for module in getattr(models, part).modules()]
+    modules = [module for part in PARTS for module in getattr(pipeline, part).modules()]
     return [
         left
         for module in modules
@@ -97,9 +97,9 @@ def hooks(models: Models) -> list[object]:
     ],
 )
 def test_steps_come_in_order_with_their_totals(
-    shared: Models, still: Still, settings: dict[str, int], decoded: list[int]
+    shared: VideoPipeline, image: InputImage, settings: dict[str, int], decoded: list[int]
 ) -> None:
-    steps, clip = everything(shared, still, **settings)
+    steps, video = everything(shared, image, **settings)
     rounds, frames = settings["num_inference_steps"], settings["num_frames"]
     assert [(step.stage, step.step, step.total) for step in steps] == [
         ("encode", 1, 2),
@@ -107,11 +107,11 @@ def test_steps_come_in_order_with_their_totals(
         *(("denoise", i + 1, rounds) for i in range(rounds)),
         *(("decode", done, frames) for done in decoded),
     ]
-    assert clip.frames.shape == (frames, 64, 64, 3)
+    assert video.frames.shape == (frames, 64, 64, 3)
 
 
-def test_denoising_steps_carry_latents_that_change(shared: Models, still: Still) -> None:
-    steps, _ = everything(shared, still, num_inference_steps=3)
+def test_denoising_steps_carry_latents_that_change(shared: VideoPipeline, image: InputImage) -> None:
+    steps, _ = everything(shared, image, num_inference_steps=3)
     latents = [step.latents for step in steps if step.stage == "denoise"]
     assert [tensor.shape for tensor in latents] == [(1, 4, 4, 8, 8)] * 3
     assert all(not torch.equal(a, b) for a, b in pairwise(latents))
@@ -121,22 +121,22 @@ def test_denoising_steps_carry_latents_that_change(shared: Models, still: Still)
     assert all(estimate.std() < noisy.std() for estimate, noisy in zip(clean[:-1], latents[:-1], strict=True))
 
 
-def test_the_frames_of_the_decoding_steps_are_the_clip(shared: Models, still: Still) -> None:
-    steps, clip = everything(shared, still, num_frames=5, decode_chunk_size=2)
+def test_the_frames_of_the_decoding_steps_are_the_clip(shared: VideoPipeline, image: InputImage) -> None:
+    steps, video = everything(shared, image, num_frames=5, decode_chunk_size=2)
     pieces = [step for step in steps if step.stage == "decode"]
     assert [step.start for step in pieces] == [0, 2, 4]
-    assert np.array_equal(np.concatenate([step.frames for step in pieces]), clip.frames)
-    assert clip.frames.dtype == np.uint8
+    assert np.array_equal(np.concatenate([step.frames for step in pieces]), video.frames)
+    assert video.frames.dtype == np.uint8
     assert all(step.frames is None for step in steps if step.stage != "decode")
 
 
-def test_the_clip_plays_at_the_rate_asked_for(shared: Models, still: Still) -> None:
-    assert clip_of(shared, still, fps=9, num_inference_steps=1).fps == 9
-    assert clip_of(shared, still, fps=9, playback_fps=24, num_inference_steps=1).fps == 24
+def test_the_clip_plays_at_the_rate_asked_for(shared: VideoPipeline, image: InputImage) -> None:
+    assert clip_of(shared, image, fps=9, num_inference_steps=1).fps == 9
+    assert clip_of(shared, image, fps=9, playback_fps=24, num_inference_steps=1).fps == 24
 
 
-def test_a_still_of_any_size_is_fitted(shared: Models) -> None:
-    wide = open_still(waves(200, 90))
+def test_a_still_of_any_size_is_fitted(shared: VideoPipeline) -> None:
+    wide = open_image(waves(200, 90))
     fits = [clip_of(shared, wide, width=88, height=72, fit=fit).frames for fit in ("crop", "pad", "stretch")]
     assert {frames.shape for frames in fits} == {(4, 72, 88, 3)}
     assert not np.array_equal(fits[0], fits[1])
@@ -146,29 +146,29 @@ def test_a_still_of_any_size_is_fitted(shared: Models) -> None:
 # Sameness
 
 
-def test_same_seed_same_bytes(shared: Models, still: Still) -> None:
-    assert clip_of(shared, still).frames.tobytes() == clip_of(shared, still).frames.tobytes()
+def test_same_seed_same_bytes(shared: VideoPipeline, image: InputImage) -> None:
+    assert clip_of(shared, image).frames.tobytes() == clip_of(shared, image).frames.tobytes()
 
 
-def test_same_seed_same_bytes_in_another_process(shared: Models, still: Still, tiny_svd: Path) -> None:
+def test_same_seed_same_bytes_in_another_process(shared: VideoPipeline, image: InputImage, tiny_svd: Path) -> None:
     script = """
 import hashlib, json, sys
 from PIL import Image
 from kinema.engine import generate
-from kinema.media.still import open_still
+from kinema.media.image import open_image
 from kinema.models.loading import load
 from kinema.values import VideoRequest
 folder, settings, size, pixels = json.load(sys.stdin)
-still = open_still(Image.frombytes("RGB", size, bytes.fromhex(pixels)))
+still = open_image(Image.frombytes("RGB", size, bytes.fromhex(pixels)))
 *_, clip = generate(load(folder, device="cpu", dtype="float32"), still, VideoRequest(**settings))
 print(hashlib.sha256(clip.frames.tobytes()).hexdigest())
 print(clip.recipe.model_dump_json())
 """
-    given = json.dumps([str(tiny_svd), SMALL | {"model": str(tiny_svd)}, still.image.size, still.image.tobytes().hex()])
+    given = json.dumps([str(tiny_svd), SMALL | {"model": str(tiny_svd)}, image.rgb.size, image.rgb.tobytes().hex()])
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     command = [sys.executable, "-c", script]
     theirs = subprocess.run(command, input=given, capture_output=True, text=True, check=True, env=environment)
-    ours = clip_of(shared, still, model=str(tiny_svd))
+    ours = clip_of(shared, image, model=str(tiny_svd))
     assert theirs.stdout.splitlines() == [
         hashlib.sha256(ours.frames.tobytes()).hexdigest(),
         ours.recipe.model_dump_json(),
@@ -187,43 +187,47 @@ print(clip.recipe.model_dump_json())
     ],
     ids=lambda other: next(iter(other)),
 )
-def test_another_seed_or_setting_gives_another_video(shared: Models, still: Still, other: dict[str, float]) -> None:
-    assert not np.array_equal(clip_of(shared, still).frames, clip_of(shared, still, **other).frames)
+def test_another_seed_or_setting_gives_another_video(
+    shared: VideoPipeline, image: InputImage, other: dict[str, float]
+) -> None:
+    assert not np.array_equal(clip_of(shared, image).frames, clip_of(shared, image, **other).frames)
 
 
-def test_another_still_gives_another_video(shared: Models, still: Still) -> None:
-    turned = open_still(still.image.transpose(Image.Transpose.ROTATE_90))
-    assert not np.array_equal(clip_of(shared, still).frames, clip_of(shared, turned).frames)
+def test_another_still_gives_another_video(shared: VideoPipeline, image: InputImage) -> None:
+    turned = open_image(image.rgb.transpose(Image.Transpose.ROTATE_90))
+    assert not np.array_equal(clip_of(shared, image).frames, clip_of(shared, turned).frames)
 
 
-def test_torchs_own_seed_and_noise_are_left_alone(shared: Models, still: Still) -> None:
+def test_torchs_own_seed_and_noise_are_left_alone(shared: VideoPipeline, image: InputImage) -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    first = clip_of(shared, still).frames
+    first = clip_of(shared, image).frames
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(2)
-    assert np.array_equal(clip_of(shared, still).frames, first)
+    assert np.array_equal(clip_of(shared, image).frames, first)
 
 
-def test_the_callers_default_device_and_dtype_do_not_matter(shared: Models, still: Still) -> None:
-    plain = clip_of(shared, still).frames
+def test_the_callers_default_device_and_dtype_do_not_matter(shared: VideoPipeline, image: InputImage) -> None:
+    plain = clip_of(shared, image).frames
     torch.set_default_dtype(torch.float64)
     try:
         with torch.device("meta"):
-            assert np.array_equal(clip_of(shared, still).frames, plain)
+            assert np.array_equal(clip_of(shared, image).frames, plain)
     finally:
         torch.set_default_dtype(torch.float32)
 
 
-def test_every_memory_plan_gives_the_same_frames(models: Models, still: Still, monkeypatch: pytest.MonkeyPatch) -> None:
-    resident = clip_of(models, still).frames
+def test_every_memory_plan_gives_the_same_frames(
+    pipeline: VideoPipeline, image: InputImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resident = clip_of(pipeline, image).frames
     split = []
     for name in PLANS[1:]:
-        monkeypatch.setattr(engine, "plan_for", lambda *_, name=name: Plan(name, 4))
-        clip = clip_of(models, still)
-        split.append(clip.frames)
-        assert clip.recipe.memory_plan == name
-        assert not hooks(models)
+        monkeypatch.setattr(engine, "plan_for", lambda *_, name=name: MemoryPlan(name, 4))
+        video = clip_of(pipeline, image)
+        split.append(video.frames)
+        assert video.recipe.memory_plan == name
+        assert not hooks(pipeline)
     assert all(np.array_equal(frames, split[0]) for frames in split)
     assert farthest(split[0], resident) <= 1  # half a batch is summed up in another order
 
@@ -236,11 +240,11 @@ def farthest(ours: np.ndarray, theirs: np.ndarray) -> int:
     return int(np.abs(ours.astype(int) - theirs.astype(int)).max())
 
 
-def batches(models: Models, still: Still, **settings: object) -> list[int]:
+def batches(pipeline: VideoPipeline, image: InputImage, **settings: object) -> list[int]:
     """The UNet's batch at each of its calls."""
     seen: list[int] = []
-    hook = models.unet.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
-    clip_of(models, still, **settings)
+    hook = pipeline.unet.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    clip_of(pipeline, image, **settings)
     hook.remove()
     return seen
 
@@ -255,37 +259,37 @@ def batches(models: Models, still: Still, **settings: object) -> list[int]:
     ],
 )
 def test_without_guidance_there_is_no_unconditional_pass(
-    models: Models, still: Still, settings: dict[str, float], batch: int
+    pipeline: VideoPipeline, image: InputImage, settings: dict[str, float], batch: int
 ) -> None:
-    assert batches(models, still, **settings) == [batch, batch]
+    assert batches(pipeline, image, **settings) == [batch, batch]
 
 
 def test_a_plan_that_splits_gives_the_unet_one_half_at_a_time(
-    models: Models, still: Still, monkeypatch: pytest.MonkeyPatch
+    pipeline: VideoPipeline, image: InputImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "plan_for", lambda *_: Plan("resident_split", 4))
-    assert batches(models, still) == [1, 1, 1, 1]
-    assert batches(models, still, max_guidance_scale=1.0) == [1, 1]
+    monkeypatch.setattr(engine, "plan_for", lambda *_: MemoryPlan("resident_split", 4))
+    assert batches(pipeline, image) == [1, 1, 1, 1]
+    assert batches(pipeline, image, max_guidance_scale=1.0) == [1, 1]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_unet_is_told_every_number_exactly(tiny_svd: Path, still: Still, dtype: str) -> None:
-    models = load(tiny_svd, device="cpu", dtype=dtype, engine="reference")
+def test_the_unet_is_told_every_number_exactly(tiny_svd: Path, image: InputImage, dtype: str) -> None:
+    pipeline = load(tiny_svd, device="cpu", dtype=dtype, engine="reference")
     told: list[list[float]] = []
 
     def note(_: object, __: object, named: dict[str, torch.Tensor]) -> None:
         told.append(named["added_time_ids"][0].tolist())
 
-    models.unet.register_forward_pre_hook(note, with_kwargs=True)
+    pipeline.unet.register_forward_pre_hook(note, with_kwargs=True)
     request = request_of(fps=120, motion_bucket_id=1023, noise_aug_strength=0.5)
-    stopped_after(generate(models, still, request), "denoise")
+    stopped_after(generate(pipeline, image, request), "denoise")
     assert told == [[119, 1023, 0.5]]
 
 
 # Stopping
 
 
-def stopped_after(iterator: Iterator[Step | Clip], stage: str) -> weakref.ref[torch.Tensor] | None:
+def stopped_after(iterator: Iterator[Step | Video], stage: str) -> weakref.ref[torch.Tensor] | None:
     """Go on to the first step of a stage, and give a weak hold of the last latents seen."""
     held = None
     for step in iterator:
@@ -300,28 +304,30 @@ def stopped_after(iterator: Iterator[Step | Clip], stage: str) -> weakref.ref[to
 @pytest.mark.parametrize("name", PLANS)
 @pytest.mark.parametrize("stage", ["encode", "denoise", "decode"])
 def test_stopping_frees_everything(
-    models: Models, still: Still, stage: str, name: str, monkeypatch: pytest.MonkeyPatch
+    pipeline: VideoPipeline, image: InputImage, stage: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "plan_for", lambda *_: Plan(name, 2))
-    before = {part: [(p.device, p.dtype) for p in getattr(models, part).parameters()] for part in PARTS}
+    monkeypatch.setattr(engine, "plan_for", lambda *_: MemoryPlan(name, 2))
+    before = {part: [(p.device, p.dtype) for p in getattr(pipeline, part).parameters()] for part in PARTS}
     gc.collect()
     gc.disable()  # nothing may wait for it
     try:
-        iterator = generate(models, still, request_of())
+        iterator = generate(pipeline, image, request_of())
         held = stopped_after(iterator, stage)
         assert (held is None) == (stage == "encode")
         assert held is None or held() is not None
         iterator.close()
         assert held is None or held() is None
-        assert all([(p.device, p.dtype) for p in getattr(models, part).parameters()] == before[part] for part in PARTS)
-        assert not hooks(models)
+        assert all(
+            [(p.device, p.dtype) for p in getattr(pipeline, part).parameters()] == before[part] for part in PARTS
+        )
+        assert not hooks(pipeline)
     finally:
         gc.enable()
 
 
-def test_stopping_while_decoding_again_leaves_the_model_in_its_dtype(half: Models, still: Still) -> None:
+def test_stopping_while_decoding_again_leaves_the_model_in_its_dtype(half: VideoPipeline, image: InputImage) -> None:
     break_the_decoder(half, "nan", only=torch.bfloat16)
-    iterator = generate(half, still, request_of())
+    iterator = generate(half, image, request_of())
     step = next(step for step in iterator if isinstance(step, Step) and step.stage == "decode")
     assert step.start == 0
     assert {p.dtype for p in half.vae.parameters()} == {torch.float32}
@@ -329,37 +335,37 @@ def test_stopping_while_decoding_again_leaves_the_model_in_its_dtype(half: Model
     assert {p.dtype for p in half.vae.parameters()} == {torch.bfloat16}
 
 
-def test_latents_are_let_go_before_the_clip_comes(models: Models, still: Still) -> None:
-    iterator = generate(models, still, request_of())
+def test_latents_are_let_go_before_the_clip_comes(pipeline: VideoPipeline, image: InputImage) -> None:
+    iterator = generate(pipeline, image, request_of())
     held = stopped_after(iterator, "denoise")
     held = stopped_after(iterator, "decode")
     assert held is not None
-    assert isinstance(next(iterator), Clip)
+    assert isinstance(next(iterator), Video)
     gc.collect()
     assert held() is None
 
 
-def test_a_stopped_model_makes_the_same_video_again(models: Models, still: Still) -> None:
-    whole = clip_of(models, still).frames
-    stopped_after(generate(models, still, request_of()), "denoise")
-    assert np.array_equal(clip_of(models, still).frames, whole)
+def test_a_stopped_model_makes_the_same_video_again(pipeline: VideoPipeline, image: InputImage) -> None:
+    whole = clip_of(pipeline, image).frames
+    stopped_after(generate(pipeline, image, request_of()), "denoise")
+    assert np.array_equal(clip_of(pipeline, image).frames, whole)
 
 
-def test_the_callers_gradient_mode_is_its_own(models: Models, still: Still) -> None:
-    models.unet.requires_grad_()
+def test_the_callers_gradient_mode_is_its_own(pipeline: VideoPipeline, image: InputImage) -> None:
+    pipeline.unet.requires_grad_()
     with torch.enable_grad():
-        for step in generate(models, still, request_of()):
+        for step in generate(pipeline, image, request_of()):
             assert torch.is_grad_enabled()
             if isinstance(step, Step) and step.latents is not None:
                 assert not step.latents.requires_grad
     with torch.inference_mode():
-        assert isinstance(clip_of(models, still), Clip)
+        assert isinstance(clip_of(pipeline, image), Video)
 
 
-def test_nothing_happens_before_the_first_step_is_asked_for(models: Models, still: Still) -> None:
+def test_nothing_happens_before_the_first_step_is_asked_for(pipeline: VideoPipeline, image: InputImage) -> None:
     calls: list[object] = []
-    models.image_encoder.register_forward_pre_hook(lambda *_: calls.append(1))
-    iterator = generate(models, still, request_of())
+    pipeline.image_encoder.register_forward_pre_hook(lambda *_: calls.append(1))
+    iterator = generate(pipeline, image, request_of())
     assert not calls
     next(iterator)
     assert calls
@@ -368,12 +374,12 @@ def test_nothing_happens_before_the_first_step_is_asked_for(models: Models, stil
 # Frames that are none
 
 
-def break_the_decoder(models: Models, fault: str, *, only: torch.dtype | None = None, after: int = 0) -> None:
+def break_the_decoder(pipeline: VideoPipeline, fault: str, *, only: torch.dtype | None = None, after: int = 0) -> None:
     """NaN, infinity or blackness in what the VAE's decoder gives, from its call `after` on.
 
     The decoder itself is left out while it is broken: in bfloat16 it is slow on CPUs that lack it.
     """
-    decoder, calls = models.vae.decoder, 0
+    decoder, calls = pipeline.vae.decoder, 0
     whole = decoder.forward
 
     def broken(latents: torch.Tensor, *args: object, **named: object) -> torch.Tensor:
@@ -394,87 +400,89 @@ def break_the_decoder(models: Models, fault: str, *, only: torch.dtype | None = 
 
 
 @pytest.mark.parametrize("fault", ["nan", "inf", "-inf"])
-def test_frames_that_are_not_finite_are_decoded_again_in_float32(half: Models, still: Still, fault: str) -> None:
+def test_frames_that_are_not_finite_are_decoded_again_in_float32(
+    half: VideoPipeline, image: InputImage, fault: str
+) -> None:
     break_the_decoder(half, fault, only=torch.bfloat16)
-    steps, clip = everything(half, still)
-    assert clip.recipe.events == (f"the decoder gave {LEAK}: decoded again in float32",)
-    assert clip.recipe.dtype == "bfloat16"
-    assert clip.frames.shape == (4, 64, 64, 3)
+    steps, video = everything(half, image)
+    assert video.recipe.events == (f"the decoder gave {LEAK}: decoded again in float32",)
+    assert video.recipe.dtype == "bfloat16"
+    assert video.frames.shape == (4, 64, 64, 3)
     assert {p.dtype for p in half.vae.parameters()} == {torch.bfloat16}
     assert [step.start for step in steps if step.stage == "decode"] == [0]
 
 
-def test_frames_decoded_again_begin_at_the_first_and_replace_the_others(half: Models, still: Still) -> None:
+def test_frames_decoded_again_begin_at_the_first_and_replace_the_others(half: VideoPipeline, image: InputImage) -> None:
     break_the_decoder(half, "nan", only=torch.bfloat16, after=1)
-    steps, clip = everything(half, still, decode_chunk_size=2)
+    steps, video = everything(half, image, decode_chunk_size=2)
     pieces = [step for step in steps if step.stage == "decode"]
     assert [(step.start, step.step, len(step.frames)) for step in pieces] == [(0, 2, 2), (0, 2, 2), (2, 4, 2)]
-    assert np.array_equal(np.concatenate([step.frames for step in pieces[1:]]), clip.frames)
+    assert np.array_equal(np.concatenate([step.frames for step in pieces[1:]]), video.frames)
 
 
-def test_frames_decoded_again_are_those_of_float32(half: Models, still: Still) -> None:
+def test_frames_decoded_again_are_those_of_float32(half: VideoPipeline, image: InputImage) -> None:
     break_the_decoder(half, "nan", only=torch.bfloat16)
-    steps, clip = everything(half, still)
+    steps, video = everything(half, image)
     latents = [step.latents for step in steps if step.stage == "denoise"][-1]
     with torch.no_grad():
         vae = half.vae.float()
         decoded = vae.decode(latents[0] / vae.config.scaling_factor, num_frames=4).sample
     expected = ((decoded / 2 + 0.5).clamp(0, 1) * 255).round().permute(0, 2, 3, 1).numpy()
-    assert np.array_equal(clip.frames, expected.astype("uint8"))
+    assert np.array_equal(video.frames, expected.astype("uint8"))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_frames_that_are_never_finite_fail(tiny_svd: Path, still: Still, dtype: str) -> None:
-    models = load(tiny_svd, device="cpu", dtype=dtype, engine="reference")
-    break_the_decoder(models, "nan")
+def test_frames_that_are_never_finite_fail(tiny_svd: Path, image: InputImage, dtype: str) -> None:
+    pipeline = load(tiny_svd, device="cpu", dtype=dtype, engine="reference")
+    break_the_decoder(pipeline, "nan")
     with pytest.raises(GenerationFailed, match=r"NaN or infinity in torch\.float32.*[Cc]heck the weights"):
-        clip_of(models, still)
+        clip_of(pipeline, image)
 
 
-def test_latents_that_are_not_finite_fail_before_decoding(models: Models, still: Still) -> None:
-    models.unet.conv_out.bias.data[0] = torch.nan
+def test_latents_that_are_not_finite_fail_before_decoding(pipeline: VideoPipeline, image: InputImage) -> None:
+    pipeline.unet.conv_out.bias.data[0] = torch.nan
     stages = []
     with pytest.raises(GenerationFailed, match=r"the UNet gave NaN or infinity in torch.float32; use dtype"):
-        stages.extend(step.stage for step in generate(models, still, request_of()))
+        stages.extend(step.stage for step in generate(pipeline, image, request_of()))
     assert "decode" not in stages
 
 
-def flatten(models: Models, colour: tuple[float, float, float]) -> None:
+def flatten(pipeline: VideoPipeline, colour: tuple[float, float, float]) -> None:
     """Weights that decode everything to one colour."""
-    last = models.vae.decoder.time_conv_out
+    last = pipeline.vae.decoder.time_conv_out
     last.weight.data.zero_()
     last.bias.data.copy_(torch.tensor(colour))
 
 
 @pytest.mark.parametrize("colour", [(-1, -1, -1), (0, 0, 0), (0.5, -0.25, 1)], ids=["black", "grey", "orange"])
 def test_a_video_of_one_colour_is_never_delivered(
-    models: Models, still: Still, colour: tuple[float, float, float]
+    pipeline: VideoPipeline, image: InputImage, colour: tuple[float, float, float]
 ) -> None:
-    flatten(models, colour)
+    flatten(pipeline, colour)
     results = []
     with pytest.raises(GenerationFailed, match="one constant colour"):
-        results.extend(generate(models, still, request_of()))
-    assert not any(isinstance(result, Clip) for result in results)
+        results.extend(generate(pipeline, image, request_of()))
+    assert not any(isinstance(result, Video) for result in results)
 
 
-def test_a_black_video_is_decoded_again_in_float32(half: Models, still: Still) -> None:
+def test_a_black_video_is_decoded_again_in_float32(half: VideoPipeline, image: InputImage) -> None:
     break_the_decoder(half, "black", only=torch.bfloat16)
-    clip = clip_of(half, still)
-    assert clip.recipe.events == ("the decoder gave one constant colour in torch.bfloat16: decoded again in float32",)
-    assert np.ptp(clip.frames) > 0
+    video = clip_of(half, image)
+    assert video.recipe.events == ("the decoder gave one constant colour in torch.bfloat16: decoded again in float32",)
+    assert np.ptp(video.frames) > 0
 
 
-def test_a_still_of_one_colour_may_become_a_video_of_one(models: Models) -> None:
-    flatten(models, (0.5, -0.25, 1))
-    clip = clip_of(models, open_still(Image.new("RGB", (64, 64), (191, 96, 255))))
-    assert clip.frames[0, 0, 0].tolist() == [191, 96, 255]
-    assert (clip.frames == clip.frames[0, 0, 0]).all()
+def test_a_still_of_one_colour_may_become_a_video_of_one(pipeline: VideoPipeline) -> None:
+    flatten(pipeline, (0.5, -0.25, 1))
+    video = clip_of(pipeline, open_image(Image.new("RGB", (64, 64), (191, 96, 255))))
+    assert video.frames[0, 0, 0].tolist() == [191, 96, 255]
+    assert (video.frames == video.frames[0, 0, 0]).all()
 
 
-def test_a_bar_beside_the_colour_makes_it_two(models: Models) -> None:
-    flatten(models, (0, 0, 0))
+def test_a_bar_beside_the_colour_makes_it_two(pipeline: VideoPipeline) -> None:
+    flatten(pipeline, (0, 0, 0))
     with pytest.raises(GenerationFailed):
-        clip_of(models, open_still(Image.new("RGB", (64, 40), "white")), fit="pad")
+        clip_of(pipeline, open_image(Image.new("RGB", (64, 40), "white")), fit="pad")
 
 
 # Memory that runs out, which on a CPU only a mock can arrange
@@ -501,16 +509,18 @@ def run_out(module: torch.nn.Module, when: Callable[[torch.Tensor], bool]) -> No
     module.register_forward_pre_hook(refuse)
 
 
-def test_decoding_goes_on_with_half_the_chunk(models: Models, still: Still) -> None:
-    halves = clip_of(models, still, num_frames=6, decode_chunk_size=3).frames
-    run_out(models.vae.decoder, lambda latents: len(latents) > 3)
-    steps, clip = everything(models, still, num_frames=6, decode_chunk_size=6)
-    assert clip.recipe.events == ("memory ran out while decoding 6 frames together: went on with 3",)
-    assert np.array_equal(clip.frames, halves)
+def test_decoding_goes_on_with_half_the_chunk(pipeline: VideoPipeline, image: InputImage) -> None:
+    halves = clip_of(pipeline, image, num_frames=6, decode_chunk_size=3).frames
+    run_out(pipeline.vae.decoder, lambda latents: len(latents) > 3)
+    steps, video = everything(pipeline, image, num_frames=6, decode_chunk_size=6)
+    assert video.recipe.events == ("memory ran out while decoding 6 frames together: went on with 3",)
+    assert np.array_equal(video.frames, halves)
     assert [(step.start, step.step) for step in steps if step.stage == "decode"] == [(0, 3), (3, 6)]
 
 
-def test_decoding_halves_as_often_as_it_must_and_goes_on_where_it_was(models: Models, still: Still) -> None:
+def test_decoding_halves_as_often_as_it_must_and_goes_on_where_it_was(
+    pipeline: VideoPipeline, image: InputImage
+) -> None:
     calls = 0
 
     def later(latents: torch.Tensor) -> bool:  # the first chunk is decoded, and then memory gets scarce
@@ -518,33 +528,35 @@ def test_decoding_halves_as_often_as_it_must_and_goes_on_where_it_was(models: Mo
         calls += 1
         return calls > 1 and len(latents) > 1
 
-    run_out(models.vae.decoder, later)
-    steps, clip = everything(models, still, num_frames=7, decode_chunk_size=4)
+    run_out(pipeline.vae.decoder, later)
+    steps, video = everything(pipeline, image, num_frames=7, decode_chunk_size=4)
     pieces = [step for step in steps if step.stage == "decode"]
     assert [(step.start, len(step.frames)) for step in pieces] == [(0, 4), (4, 1), (5, 1), (6, 1)]
-    assert np.array_equal(np.concatenate([step.frames for step in pieces]), clip.frames)
-    assert clip.recipe.events == ("memory ran out while decoding 3 frames together: went on with 1",)
+    assert np.array_equal(np.concatenate([step.frames for step in pieces]), video.frames)
+    assert video.recipe.events == ("memory ran out while decoding 3 frames together: went on with 1",)
 
 
-def test_a_single_frame_that_does_not_fit_ends_it(models: Models, still: Still) -> None:
-    run_out(models.vae.decoder, lambda _: True)
+def test_a_single_frame_that_does_not_fit_ends_it(pipeline: VideoPipeline, image: InputImage) -> None:
+    run_out(pipeline.vae.decoder, lambda _: True)
     with pytest.raises(InsufficientMemory, match="while decoding a single frame; take a smaller width and height"):
-        clip_of(models, still)
-    assert {p.device.type for p in models.vae.parameters()} == {"cpu"}
+        clip_of(pipeline, image)
+    assert {p.device.type for p in pipeline.vae.parameters()} == {"cpu"}
 
 
 @pytest.mark.parametrize("part", ["image_encoder", "vae.encoder", "unet"])
-def test_memory_that_runs_out_on_the_cpu_is_said_in_our_words(models: Models, still: Still, part: str) -> None:
+def test_memory_that_runs_out_on_the_cpu_is_said_in_our_words(
+    pipeline: VideoPipeline, image: InputImage, part: str
+) -> None:
     calls: list[int] = []
-    run_out(submodule(models, part), lambda _: calls.append(1) is None)
+    run_out(submodule(pipeline, part), lambda _: calls.append(1) is None)
     with pytest.raises(InsufficientMemory, match=r"memory ran out while .*; take smaller width and height or fewer"):
-        clip_of(models, still)
+        clip_of(pipeline, image)
     assert len(calls) == 1  # parts can't be moved away from the CPU, so nothing is tried again
 
 
-def submodule(models: Models, path: str) -> torch.nn.Module:
+def submodule(pipeline: VideoPipeline, path: str) -> torch.nn.Module:
     part, _, rest = path.partition(".")
-    module: torch.nn.Module = getattr(models, part)
+    module: torch.nn.Module = getattr(pipeline, part)
     return module.get_submodule(rest)
 
 
@@ -559,55 +571,55 @@ def submodule(models: Models, path: str) -> torch.nn.Module:
         "CUDA error: out of memory",
     ],
 )
-def test_every_backends_way_of_saying_it_is_known(models: Models, still: Still, words: str) -> None:
+def test_every_backends_way_of_saying_it_is_known(pipeline: VideoPipeline, image: InputImage, words: str) -> None:
     def refuse(*_: object) -> None:
         raise RuntimeError(words)
 
-    models.unet.register_forward_pre_hook(refuse)
+    pipeline.unet.register_forward_pre_hook(refuse)
     with pytest.raises(InsufficientMemory, match="while denoising"):
-        clip_of(models, still)
+        clip_of(pipeline, image)
 
 
-def test_the_cpus_own_words_are_known(models: Models, still: Still) -> None:
-    models.unet.register_forward_pre_hook(lambda *_: torch.empty(2**60))
+def test_the_cpus_own_words_are_known(pipeline: VideoPipeline, image: InputImage) -> None:
+    pipeline.unet.register_forward_pre_hook(lambda *_: torch.empty(2**60))
     with pytest.raises(InsufficientMemory, match="while denoising"):
-        clip_of(models, still)
+        clip_of(pipeline, image)
 
 
 @pytest.mark.parametrize("part", ["image_encoder", "unet", "vae.decoder"])
-def test_another_error_passes_as_it_is(models: Models, still: Still, part: str) -> None:
+def test_another_error_passes_as_it_is(pipeline: VideoPipeline, image: InputImage, part: str) -> None:
     fault = RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     def fail(*_: object) -> None:
         raise fault
 
-    submodule(models, part).register_forward_pre_hook(fail)
+    submodule(pipeline, part).register_forward_pre_hook(fail)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as raised:
-        clip_of(models, still)
+        clip_of(pipeline, image)
     assert raised.value is fault
     assert fault.__cause__ is None
-    assert len(hooks(models)) == 1
+    assert len(hooks(pipeline)) == 1
 
 
 @pytest.mark.parametrize("part", ["unet.mid_block", "vae.decoder.mid_block"])
-def test_a_kept_error_holds_none_of_the_work(models: Models, still: Still, part: str) -> None:
+def test_a_kept_error_holds_none_of_the_work(pipeline: VideoPipeline, image: InputImage, part: str) -> None:
     held: list[weakref.ref[torch.Tensor]] = []
 
     def refuse(_: object, inputs: tuple[torch.Tensor, ...], named: dict[str, torch.Tensor]) -> None:
         held.append(weakref.ref((*inputs, *named.values())[0]))
         raise out_of_memory()
 
-    submodule(models, part).register_forward_pre_hook(refuse, with_kwargs=True)
+    submodule(pipeline, part).register_forward_pre_hook(refuse, with_kwargs=True)
     with pytest.raises(InsufficientMemory) as raised:
-        clip_of(models, still)
+        clip_of(pipeline, image)
     gc.collect()
     assert raised.value is not None
     assert held
     assert all(tensor() is None for tensor in held)
 
 
-def test_denoising_goes_on_in_the_next_plan_at_the_step_that_failed(models: Models, still: Still) -> None:
-    undisturbed = clip_of(models, still, num_inference_steps=4).frames
+def test_denoising_goes_on_in_the_next_plan_at_the_step_that_failed(pipeline: VideoPipeline, image: InputImage) -> None:
+    undisturbed = clip_of(pipeline, image, num_inference_steps=4).frames
     calls = 0
 
     def third(_: torch.Tensor) -> bool:
@@ -615,67 +627,71 @@ def test_denoising_goes_on_in_the_next_plan_at_the_step_that_failed(models: Mode
         calls += 1
         return calls == 3
 
-    run_out(models.unet, third)
-    models.device = Elsewhere("cpu")
-    steps, clip = everything(models, still, num_inference_steps=4)
-    assert farthest(clip.frames, undisturbed) <= 1
-    assert clip.recipe.events == ("memory ran out at denoising step 3: went on with resident_split",)
-    assert clip.recipe.memory_plan == "resident_split"
+    run_out(pipeline.unet, third)
+    pipeline.device = Elsewhere("cpu")
+    steps, video = everything(pipeline, image, num_inference_steps=4)
+    assert farthest(video.frames, undisturbed) <= 1
+    assert video.recipe.events == ("memory ran out at denoising step 3: went on with resident_split",)
+    assert video.recipe.memory_plan == "resident_split"
     assert [step.step for step in steps if step.stage == "denoise"] == [1, 2, 3, 4]
 
 
-def test_denoising_goes_down_as_many_plans_as_it_must(models: Models, still: Still) -> None:
-    undisturbed = clip_of(models, still, num_inference_steps=4).frames
+def test_denoising_goes_down_as_many_plans_as_it_must(pipeline: VideoPipeline, image: InputImage) -> None:
+    undisturbed = clip_of(pipeline, image, num_inference_steps=4).frames
     calls: list[int] = []
-    run_out(models.unet, lambda _: calls.append(1) is None and len(calls) in (3, 4))
-    models.device = Elsewhere("cpu")
-    clip = clip_of(models, still, num_inference_steps=4)
-    assert farthest(clip.frames, undisturbed) <= 1
-    assert clip.recipe.events == (
+    run_out(pipeline.unet, lambda _: calls.append(1) is None and len(calls) in (3, 4))
+    pipeline.device = Elsewhere("cpu")
+    video = clip_of(pipeline, image, num_inference_steps=4)
+    assert farthest(video.frames, undisturbed) <= 1
+    assert video.recipe.events == (
         "memory ran out at denoising step 3: went on with resident_split",
         "memory ran out at denoising step 3: went on with model_offload",
     )
-    assert clip.recipe.memory_plan == "model_offload"
+    assert video.recipe.memory_plan == "model_offload"
 
 
 # Unguided, there is nothing to split; and nothing is streamed without kernels.
 @pytest.mark.parametrize(("guidance", "plans"), [(3.0, 4), (1.0, 3)])
-def test_denoising_tries_each_leaner_plan_once(models: Models, still: Still, guidance: float, plans: int) -> None:
+def test_denoising_tries_each_leaner_plan_once(
+    pipeline: VideoPipeline, image: InputImage, guidance: float, plans: int
+) -> None:
     calls: list[int] = []
-    run_out(models.unet, lambda _: calls.append(1) is None)
-    models.device = Elsewhere("cpu")
+    run_out(pipeline.unet, lambda _: calls.append(1) is None)
+    pipeline.device = Elsewhere("cpu")
     with pytest.raises(InsufficientMemory, match="while denoising"):
-        clip_of(models, still, max_guidance_scale=guidance)
+        clip_of(pipeline, image, max_guidance_scale=guidance)
     assert len(calls) == plans
-    assert len(hooks(models)) == 1
+    assert len(hooks(pipeline)) == 1
 
 
-def test_the_leanest_plan_has_none_after_it(models: Models, still: Still, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "plan_for", lambda *_: Plan("sequential_offload", 4))
-    run_out(models.unet, lambda _: True)
-    models.device = Elsewhere("cpu")
+def test_the_leanest_plan_has_none_after_it(
+    pipeline: VideoPipeline, image: InputImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "plan_for", lambda *_: MemoryPlan("sequential_offload", 4))
+    run_out(pipeline.unet, lambda _: True)
+    pipeline.device = Elsewhere("cpu")
     with pytest.raises(InsufficientMemory, match="while denoising"):
-        clip_of(models, still)
-    assert len(hooks(models)) == 1
+        clip_of(pipeline, image)
+    assert len(hooks(pipeline)) == 1
 
 
 def test_what_can_never_fit_is_refused_before_any_work(
-    shared: Models, still: Still, monkeypatch: pytest.MonkeyPatch
+    shared: VideoPipeline, image: InputImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = request_of(width=2048, height=2048, num_frames=128, decode_chunk_size=128)
-    monkeypatch.setattr("kinema.models.placement.free_memory", lambda _: 2**30)
+    monkeypatch.setattr("kinema.models.devices.free_memory", lambda _: 2**30)
     with pytest.raises(InsufficientMemory, match=r"128 frames of 2048×2048 need about .* GiB are free"):
-        next(generate(shared, still, request))
+        next(generate(shared, image, request))
 
 
 # The recipe
 
 
-def test_the_recipe_says_how_it_was_made(shared: Models, still: Still, tiny_svd: Path) -> None:
-    recipe = clip_of(shared, still, model=str(tiny_svd)).recipe
+def test_the_recipe_says_how_it_was_made(shared: VideoPipeline, image: InputImage, tiny_svd: Path) -> None:
+    recipe = clip_of(shared, image, model=str(tiny_svd)).recipe
     assert recipe.request == request_of(model="tiny-svd")
     assert recipe.model == shared.identity
-    assert recipe.still_sha256 == still.sha256
+    assert recipe.image_sha256 == image.sha256
     assert (recipe.device, recipe.dtype, recipe.memory_plan) == ("cpu", "float32", "resident")
     assert recipe.threads == torch.get_num_threads()
     assert recipe.decode_chunk_size == 4
@@ -684,25 +700,25 @@ def test_the_recipe_says_how_it_was_made(shared: Models, still: Still, tiny_svd:
     assert set(recipe.versions) == {"torch", "diffusers", "transformers", "accelerate"}
 
 
-def test_the_recipe_holds_no_private_path(shared: Models, still: Still, tiny_svd: Path) -> None:
-    written = clip_of(shared, still, model=str(tiny_svd)).recipe.model_dump_json()
+def test_the_recipe_holds_no_private_path(shared: VideoPipeline, image: InputImage, tiny_svd: Path) -> None:
+    written = clip_of(shared, image, model=str(tiny_svd)).recipe.model_dump_json()
     assert "tiny-svd" in written
     assert str(tiny_svd.parent) not in written
     assert tiny_svd.parent.name not in written
     assert str(Path.home()) not in written
 
 
-def test_the_recipe_survives_json(shared: Models, still: Still) -> None:
-    recipe = clip_of(shared, still).recipe
+def test_the_recipe_survives_json(shared: VideoPipeline, image: InputImage) -> None:
+    recipe = clip_of(shared, image).recipe
     assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
 
 
-def test_the_recipe_tells_weights_apart(shared: Models, tiny_svd_4_levels: Path) -> None:
+def test_the_recipe_tells_weights_apart(shared: VideoPipeline, tiny_svd_4_levels: Path) -> None:
     other = load(tiny_svd_4_levels, device="cpu", dtype="float32").identity
     assert len(shared.identity.weights_sha256) == 64
     assert other.weights_sha256 != shared.identity.weights_sha256
 
 
-def test_the_recipe_names_a_drawn_seed(shared: Models, still: Still) -> None:
-    clip = clip_of(shared, still, seed=None)
-    assert np.array_equal(clip.frames, clip_of(shared, still, seed=clip.seed).frames)
+def test_the_recipe_names_a_drawn_seed(shared: VideoPipeline, image: InputImage) -> None:
+    video = clip_of(shared, image, seed=None)
+    assert np.array_equal(video.frames, clip_of(shared, image, seed=video.seed).frames)

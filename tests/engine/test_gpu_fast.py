@@ -16,11 +16,11 @@ import torch
 from PIL import Image
 
 from kinema.engine import generate
-from kinema.engine.fast import FastDecoder, FastUNet, fused, gpu
+from kinema.engine.fast import FastDecoder, FastUNet, fp8, fused, gpu, tuning
 from kinema.engine.fast.graphs import Replayed
 from kinema.engine.fast.layers import GroupNorm, LayerNorm, Product, ResBlock
-from kinema.media.still import open_still
-from kinema.models.loading import Models, load
+from kinema.media.image import open_image
+from kinema.models.loading import VideoPipeline, load
 from kinema.values import VideoRequest
 from tiny import PLAIN_TOP, UP_ALONE, make_tiny_svd
 
@@ -91,9 +91,9 @@ def test_group_norm(shape: tuple[int, int, int], span: int, plus: int | None) ->
         half = torch.full_like(x.repeat(1, 1, 2), torch.nan)
         known = [each.repeat(1, 2)[:, channels:] for each in scales]
         assert error(kernels.normalised(x, *known, span, half[..., channels:], 1.0, silu=silu), true) <= ROUNDING
-    eighths = torch.empty_like(x, dtype=fused.EIGHTH)
+    eighths = torch.empty_like(x, dtype=fp8.FP8_DTYPE)
     true = fused.plain_normalised(x, true_scales, span=span, out=eighths.clone())
-    assert error(kernels.normalised(x, *scales, span, eighths, fused.SPREAD, silu=False), true) <= ONE_BYTE
+    assert error(kernels.normalised(x, *scales, span, eighths, fp8.FP8_SCALE, silu=False), true) <= ONE_BYTE
 
 
 @kernels_run
@@ -135,7 +135,7 @@ def test_layer_norms(shape: tuple[int, int, int]) -> None:
     out = kernels.layer_norm(x, *parts, plus, mix_into=ours, blend=blend, share=0.3)
     assert error(out, fused.plain_mix_layer_norm(x, true, norm, plus, blend, 0.3)) <= ROUNDING
     assert error(ours, true) <= ROUNDING
-    bare = kernels.layer_norm(x, *parts, plus, spread=fused.SPREAD)
+    bare = kernels.layer_norm(x, *parts, plus, spread=fp8.FP8_SCALE)
     assert error(bare, fused.plain_layer_norm(x, norm, plus, bare=True)) <= ONE_BYTE
 
 
@@ -155,10 +155,10 @@ def test_products(rows: int, depth: int, inner: int, lasting: int) -> None:
     out = x.new_empty(rows, inner)
     assert error(kernels.product(x, weight, bias, None, out, gated=True, tile=tile), true) <= ROUNDING
 
-    seen = (x * fused.SPREAD).to(fused.EIGHTH)
+    seen = (x * fp8.FP8_SCALE).to(fp8.FP8_DTYPE)
     by = Product.in_bytes(weight, bias)
     given = by.weight, by.bias, by.scale
-    out = x.new_empty(rows, inner, dtype=fused.EIGHTH)
+    out = x.new_empty(rows, inner, dtype=fp8.FP8_DTYPE)
     ours = kernels.product(seen, *given, out, gated=True, factor=2.0, tile=tile)
     assert error(ours, fused.plain_gated(seen, by, 2.0)) <= ONE_BYTE
     true = fused.plain_product(seen, by, HALF)
@@ -199,7 +199,10 @@ def test_a_product_of_one_byte_whose_weights_stay(depth: int) -> None:
     from kinema.engine.fast import kernels, stationary
 
     x, inner = noise(70_001, depth), 352
-    seen, by = (x * fused.SPREAD).to(fused.EIGHTH), Product.in_bytes(noise(2 * inner, depth) * depth**-0.5, noise(704))
+    seen, by = (
+        (x * fp8.FP8_SCALE).to(fp8.FP8_DTYPE),
+        Product.in_bytes(noise(2 * inner, depth) * depth**-0.5, noise(704)),
+    )
     assert by.bias is not None
     assert stationary.fits(seen, by.weight, torch.cuda.get_device_properties(DEVICE).multi_processor_count)
     ours = kernels.gated(seen, by.weight, by.bias, by.scale, seen.new_empty(len(x), inner), 2.0)
@@ -231,12 +234,12 @@ def test_convolutions_with_their_sums(
 ) -> None:
     from kinema.engine.fast import kernels
 
-    pictures = 5
-    x, weight = noise(pictures, high, width, channels), noise(out_channels, 9 * channels) * (9 * channels) ** -0.5
+    images = 5
+    x, weight = noise(images, high, width, channels), noise(out_channels, 9 * channels) * (9 * channels) ** -0.5
     by = Product.in_bytes(weight) if in_bytes else Product(weight)
-    x = (x * fused.SPREAD).to(fused.EIGHTH) if in_bytes else x
+    x = (x * fp8.FP8_SCALE).to(fp8.FP8_DTYPE) if in_bytes else x
     exact = Product(by.weight.float(), scale=by.scale)
-    kept, bias = noise(pictures, high, width, out_channels), noise(out_channels, dtype=torch.float32)
+    kept, bias = noise(images, high, width, out_channels), noise(out_channels, dtype=torch.float32)
     for adding in ({}, {"kept": kept, "bias": bias}):
         out = torch.full_like(kept, torch.nan)
         sums = kernels.convolved(x, by.weight, by.scale, adding.get("kept"), adding.get("bias"), out)
@@ -280,11 +283,11 @@ def test_convolutions_of_fewer_multiplications(high: int, width: int, channels: 
 
 @kernels_run
 @pytest.mark.parametrize("level", [0, 2], ids=["without a shortcut", "with one"])
-def test_a_block_of_fewer_multiplications(models: Models, level: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_block_of_fewer_multiplications(pipeline: VideoPipeline, level: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a clip and what skipped to it, as in plain torch."""
     from kinema.engine.fast import winograd
 
-    block = ResBlock.of(deepcopy(models.unet.down_blocks[level].resnets[0].spatial_res_block).to(DEVICE, HALF))
+    block = ResBlock.of(deepcopy(pipeline.unet.down_blocks[level].resnets[0].spatial_res_block).to(DEVICE, HALF))
     channels = block.conv1.weight.shape[1]
     clip, skip = noise(2, 3, 5, 13, channels - 8), noise(2, 3, 5, 13, 8)
     given = {"skip": (skip, None), "before": noise(channels - 8), "shift": noise(2, len(block.bias))}
@@ -295,7 +298,7 @@ def test_a_block_of_fewer_multiplications(models: Models, level: int, monkeypatc
     true, true_sums = gpu.spatial(block, clip, **given)
     monkeypatch.setattr(fused, "has_kernels", lambda _: True)
     monkeypatch.setattr(fused, "multiplies", lambda _: True)
-    monkeypatch.setattr(fused, "MANY_CHANNELS", 1)
+    monkeypatch.setattr(tuning, "WINOGRAD_CHANNELS", 1)
     monkeypatch.setattr(winograd, "MANY_PIXELS", 1)
     with mock.patch.object(winograd, "convolved", wraps=winograd.convolved) as convolved:
         out, sums = gpu.spatial(block, clip, **given)
@@ -346,7 +349,7 @@ def test_convolutions_along_time_of_many_channels(
 
     x, weight = noise(clips * frames, pixels, channels), noise(channels, 3 * channels) * (3 * channels) ** -0.5
     by = Product.in_bytes(weight) if in_bytes else Product(weight)
-    x = (x * fused.SPREAD).to(fused.EIGHTH) if in_bytes else x
+    x = (x * fp8.FP8_SCALE).to(fp8.FP8_DTYPE) if in_bytes else x
     exact = Product(by.weight.float(), scale=by.scale)
     wide = noise(clips * frames, pixels + 16, channels)
     kept, bias = wide[:, 8:-8], noise(channels, dtype=torch.float32)  # a band of it
@@ -369,7 +372,7 @@ def test_convolutions_along_time(
 
     x, weight = noise(clips * frames, pixels, channels), noise(out_channels, 3 * channels) * channels**-0.5
     by = Product.in_bytes(weight) if in_bytes else Product(weight)
-    x = (x * fused.SPREAD).to(fused.EIGHTH) if in_bytes else x
+    x = (x * fp8.FP8_SCALE).to(fp8.FP8_DTYPE) if in_bytes else x
     exact = Product(by.weight.float(), scale=by.scale)
     wide = noise(clips * frames, pixels + 9, out_channels)
     kept, bias = wide[:, 5:-4], noise(out_channels, dtype=torch.float32)  # a band of it
@@ -392,10 +395,10 @@ def test_convolutions_along_time(
 @pytest.mark.parametrize("clips", [1, 2])
 @pytest.mark.parametrize("in_bytes", [False, True], ids=["two bytes", "one byte"])
 def test_a_block_along_time_goes_in_bands(
-    models: Models, clips: int, monkeypatch: pytest.MonkeyPatch, *, in_bytes: bool
+    pipeline: VideoPipeline, clips: int, monkeypatch: pytest.MonkeyPatch, *, in_bytes: bool
 ) -> None:
     """As in plain torch and in one piece; a tile of the size that is taken on a GPU has many rows too many here."""
-    module = deepcopy(models.unet.down_blocks[0].resnets[0].temporal_res_block).to(DEVICE, HALF)
+    module = deepcopy(pipeline.unet.down_blocks[0].resnets[0].temporal_res_block).to(DEVICE, HALF)
     block = ResBlock.of(module, in_bytes=in_bytes)
     clip = noise(clips, 3, 5, 13, block.conv1.weight.shape[1])
     monkeypatch.setattr(fused, "multiplies", lambda _: False)
@@ -459,22 +462,22 @@ def test_wide_attention_is_written_out() -> None:
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> VideoPipeline:
     return roughened(make_tiny_svd(tmp_path_factory.mktemp("fast") / "svd", levels=4, layers=2))
 
 
 @pytest.fixture(scope="module", params=[PLAIN_TOP, UP_ALONE], ids=["a plain first level", "attention going up alone"])
-def pocket_like(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Models:
+def pocket_like(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> VideoPipeline:
     return roughened(make_tiny_svd(tmp_path_factory.mktemp("fast") / "svd", **request.param))
 
 
-def roughened(folder: Path) -> Models:
-    models = load(folder, device="cpu", dtype="float32")
-    for part in (models.unet, models.vae):
+def roughened(folder: Path) -> VideoPipeline:
+    pipeline = load(folder, device="cpu", dtype="float32")
+    for part in (pipeline.unet, pipeline.vae):
         for parameter in part.parameters():
             if parameter.dim() < 2:
                 parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5)))
-    return models
+    return pipeline
 
 
 @pytest.fixture
@@ -490,28 +493,28 @@ def exact() -> Iterator[None]:
 @pytest.mark.parametrize("size", [(16, 12), (9, 11)])
 @torch.no_grad()
 def test_the_unet_and_the_decoder_are_no_further_from_the_truth_than_diffusers(
-    models: Models, dtype: torch.dtype, size: tuple[int, int]
+    pipeline: VideoPipeline, dtype: torch.dtype, size: tuple[int, int]
 ) -> None:
-    assert_no_further(models, dtype, size)
+    assert_no_further(pipeline, dtype, size)
 
 
 @on_cuda
 @pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @torch.no_grad()
-def test_nor_are_those_of_the_pockets_kind(pocket_like: Models, dtype: torch.dtype) -> None:
+def test_nor_are_those_of_the_pockets_kind(pocket_like: VideoPipeline, dtype: torch.dtype) -> None:
     assert_no_further(pocket_like, dtype, (16, 12))
 
 
-def assert_no_further(models: Models, dtype: torch.dtype, size: tuple[int, int]) -> None:
-    channels = models.latent_channels
+def assert_no_further(pipeline: VideoPipeline, dtype: torch.dtype, size: tuple[int, int]) -> None:
+    channels = pipeline.latent_channels
     sample, held, embedding = noise(1, 5, channels, *size), noise(2, channels, *size), noise(2, 1, 16)
     ids, time = torch.tensor([[6.0, 127.0, 0.02]], device=DEVICE).repeat(2, 1), torch.tensor(0.7, device=DEVICE)
     given = torch.cat([sample.expand(2, -1, -1, -1, -1), held[:, None].expand(-1, 5, -1, -1, -1)], 2)
-    exact, exact_vae = (deepcopy(part).to(DEVICE, torch.float64) for part in (models.unet, models.vae))
+    exact, exact_vae = (deepcopy(part).to(DEVICE, torch.float64) for part in (pipeline.unet, pipeline.vae))
     truth = exact(given.double(), time, embedding.double(), ids, return_dict=False)[0]
     true_frames = exact_vae.decode(sample[0].double(), num_frames=5).sample
-    unet, vae = (deepcopy(part).to(DEVICE, dtype) for part in (models.unet, models.vae))
+    unet, vae = (deepcopy(part).to(DEVICE, dtype) for part in (pipeline.unet, pipeline.vae))
     theirs = unet(given.to(dtype), time, embedding.to(dtype), ids, return_dict=False)[0]
     network = FastUNet(unet)
     constants = network.constants(embedding.to(dtype), ids, held.to(dtype), 5)
@@ -532,10 +535,10 @@ def test_a_replayed_call_gives_what_the_call_gives() -> None:
 
 @on_cuda
 def test_a_video_of_the_fast_engine_is_that_of_the_reference(tiny_svd: Path) -> None:
-    still = open_still(Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 90).convert("RGB"))
+    image = open_image(Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 90).convert("RGB"))
     request = VideoRequest.checked(seed=3, width=64, height=64, num_frames=4, num_inference_steps=4)
     clips = {}
     for engine in ("fast", "reference"):
-        *_, clips[engine] = generate(load(tiny_svd, device="cuda", dtype="float32", engine=engine), still, request)
+        *_, clips[engine] = generate(load(tiny_svd, device="cuda", dtype="float32", engine=engine), image, request)
         assert clips[engine].recipe.engine == engine
     assert abs(clips["fast"].frames.astype(int) - clips["reference"].frames).max() <= 2

@@ -9,15 +9,15 @@ import torch
 from PIL import Image
 
 from kinema.engine import generate
-from kinema.media.clip import Clip
-from kinema.media.still import open_still
+from kinema.media.image import open_image
+from kinema.media.video import Video
 from kinema.models.catalog import POCKET_FOLDER
 from kinema.models.loading import load
 from kinema.values import VideoRequest
 from tiny import PLAIN_TOP, UP_ALONE, make_tiny_svd
 
 
-def picture(width: int, height: int) -> Image.Image:
+def png_image(width: int, height: int) -> Image.Image:
     """Smooth waves and a little grain: something for every path to get wrong."""
     y, x = np.mgrid[:height, :width] / 40
     waves = np.stack([np.sin(x + y), np.cos(2 * x - y), np.sin(3 * y)], -1)
@@ -58,15 +58,15 @@ def diffusers_frames(folder: Path, image: Image.Image, request: VideoRequest) ->
 
 
 def our_frames(folder: Path, image: Image.Image, request: VideoRequest) -> np.ndarray:
-    models = load(folder, device="cpu", dtype="float32")
-    *_, clip = generate(models, open_still(image), request)
-    assert isinstance(clip, Clip)
-    return clip.frames
+    pipeline = load(folder, device="cpu", dtype="float32")
+    *_, video = generate(pipeline, open_image(image), request)
+    assert isinstance(video, Video)
+    return video.frames
 
 
 def assert_parity(folder: Path, **settings: object) -> None:
     request = VideoRequest.checked(**{"seed": 7, "num_inference_steps": 2, "num_frames": 4} | settings)
-    image = picture(request.width, request.height)
+    image = png_image(request.width, request.height)
     ours, theirs = our_frames(folder, image, request), diffusers_frames(folder, image, request)
     assert ours.shape == theirs.shape == (request.num_frames, request.height, request.width, 3)
     assert np.ptp(theirs) > 20, "a flat video would show nothing"

@@ -72,8 +72,8 @@ def test_guidance_rises_evenly_over_the_frames() -> None:
 
 
 def test_guidance_goes_from_without_the_still_past_with_it() -> None:
-    without, with_still = torch.randn(2, 1, 3, 4, 2, 2)
-    both = torch.cat([without, with_still])
+    without, with_image = torch.randn(2, 1, 3, 4, 2, 2)
+    both = torch.cat([without, with_image])
     assert torch.allclose(guided(both, torch.tensor(0.0)), without)
-    assert torch.allclose(guided(both, torch.tensor(1.0)), with_still)
-    assert torch.allclose(guided(both, torch.tensor(3.0)), 3 * with_still - 2 * without, atol=1e-5)
+    assert torch.allclose(guided(both, torch.tensor(1.0)), with_image)
+    assert torch.allclose(guided(both, torch.tensor(3.0)), 3 * with_image - 2 * without, atol=1e-5)

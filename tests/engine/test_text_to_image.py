@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from kinema.engine import paint, prompt_cautions
+from kinema.engine import generate_image, prompt_warnings
 from kinema.errors import GenerationFailed, InsufficientMemory, InvalidRequest
-from kinema.media.still import Still, open_still
-from kinema.models.painters import SCHEDULERS, Painter, load_painter
+from kinema.media.image import InputImage, open_image
+from kinema.models.image_pipeline import SCHEDULERS, ImagePipeline, load_image_pipeline
 from kinema.values import Step, VideoRequest
 from tiny import SD_SCHEDULER, make_tiny_sd, write_json
 
@@ -24,8 +24,8 @@ VAE = "vae/diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture(scope="module")
-def painter(tiny_sd: Path) -> Painter:
-    return load_painter(tiny_sd, device="cpu", dtype="float32")
+def image_pipeline(tiny_sd: Path) -> ImagePipeline:
+    return load_image_pipeline(tiny_sd, device="cpu", dtype="float32")
 
 
 @pytest.fixture(scope="module")
@@ -37,18 +37,18 @@ def request_of(**settings: object) -> VideoRequest:
     return VideoRequest.checked(**SMALL | settings)
 
 
-def still_of(painter: Painter, **settings: object) -> Still:
-    *_, still = paint(painter, request_of(**settings))
-    assert isinstance(still, Still)
-    return still
+def still_of(image_pipeline: ImagePipeline, **settings: object) -> InputImage:
+    *_, image = generate_image(image_pipeline, request_of(**settings))
+    assert isinstance(image, InputImage)
+    return image
 
 
-def pixels(still: Still) -> np.ndarray:
-    return np.asarray(still.image).astype(int)
+def pixels(image: InputImage) -> np.ndarray:
+    return np.asarray(image.rgb).astype(int)
 
 
-def home(painter: Painter) -> set[tuple[str, torch.dtype]]:
-    return {(p.device.type, p.dtype) for network in painter.networks.values() for p in network.parameters()}
+def home(image_pipeline: ImagePipeline) -> set[tuple[str, torch.dtype]]:
+    return {(p.device.type, p.dtype) for network in image_pipeline.networks.values() for p in network.parameters()}
 
 
 # Parity
@@ -73,7 +73,7 @@ def theirs(folder: Path, scheduler: str | None, **settings: object) -> np.ndarra
 
 
 def assert_parity(folder: Path, **settings: object) -> None:
-    still = still_of(load_painter(folder, device="cpu", dtype="float32"), **settings)
+    image = still_of(load_image_pipeline(folder, device="cpu", dtype="float32"), **settings)
     request = request_of(**settings)
     reference = theirs(
         folder,
@@ -87,7 +87,7 @@ def assert_parity(folder: Path, **settings: object) -> None:
         generator=torch.Generator("cpu").manual_seed(request.seed),
     )
     assert np.ptp(reference) > 20, "a flat picture would show nothing"
-    assert np.array_equal(np.asarray(still.image), reference)
+    assert np.array_equal(np.asarray(image.rgb), reference)
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
@@ -120,39 +120,39 @@ def test_stills_equal_diffusers_of_another_pipeline(tiny_sdxl: Path, scheduler: 
 # Steps
 
 
-def test_each_step_is_told_with_its_latents_and_the_still_comes_last(painter: Painter) -> None:
-    *steps, still = paint(painter, request_of())
-    assert [(step.stage, step.step, step.total) for step in steps] == [("paint", i, 3) for i in (1, 2, 3)]
+def test_each_step_is_told_with_its_latents_and_the_still_comes_last(image_pipeline: ImagePipeline) -> None:
+    *steps, image = generate_image(image_pipeline, request_of())
+    assert [(step.stage, step.step, step.total) for step in steps] == [("text_to_image", i, 3) for i in (1, 2, 3)]
     assert {tuple(step.latents.shape) for step in steps} == {(1, 1, 4, 8, 8)}
-    assert still.image.size == (64, 64)
-    assert still.name == "a-red-balloon-over-a-snowy-mountain"
+    assert image.rgb.size == (64, 64)
+    assert image.name == "a-red-balloon-over-a-snowy-mountain"
 
 
-def test_a_scheduler_that_takes_more_steps_says_so(painter: Painter) -> None:
-    *steps, _ = paint(painter, request_of(scheduler="pndm"))
+def test_a_scheduler_that_takes_more_steps_says_so(image_pipeline: ImagePipeline) -> None:
+    *steps, _ = generate_image(image_pipeline, request_of(scheduler="pndm"))
     assert [step.step for step in steps] == list(range(1, steps[0].total + 1))
     assert len(steps) == 4  # its first step is taken twice
 
 
-def test_a_still_tells_how_it_was_drawn(painter: Painter) -> None:
-    still = still_of(painter)
-    assert still.painting is not None
-    assert still.painting.painter == painter.identity
-    assert still.painting.model_dump(exclude={"painter"}) == {
+def test_a_still_tells_how_it_was_drawn(image_pipeline: ImagePipeline) -> None:
+    image = still_of(image_pipeline)
+    assert image.image_generation is not None
+    assert image.image_generation.model == image_pipeline.identity
+    assert image.image_generation.model_dump(exclude={"model"}) == {
         "pipeline": "StableDiffusionPipeline",
         "dtype": "float32",
         "memory_plan": "resident",
         "events": (),
     }
-    assert still.sha256 == open_still(still.image).sha256
+    assert image.sha256 == open_image(image.rgb).sha256
 
 
-def test_same_seed_same_still_and_another_another(painter: Painter) -> None:
-    first, again, other = (still_of(painter, seed=seed) for seed in (1, 1, 2))
+def test_same_seed_same_still_and_another_another(image_pipeline: ImagePipeline) -> None:
+    first, again, other = (still_of(image_pipeline, seed=seed) for seed in (1, 1, 2))
     assert first.sha256 == again.sha256 != other.sha256
 
 
-def test_what_is_asked_of_the_painter_counts(painter: Painter) -> None:
+def test_what_is_asked_of_the_painter_counts(image_pipeline: ImagePipeline) -> None:
     changes = [
         {"prompt": "a blue sea"},
         {"negative_prompt": "a sea"},
@@ -160,28 +160,32 @@ def test_what_is_asked_of_the_painter_counts(painter: Painter) -> None:
         {"image_num_inference_steps": 4},
         {"scheduler": "ddim"},
     ]
-    stills = [still_of(painter, **change).sha256 for change in [{}, *changes]]
-    assert len(set(stills)) == len(stills)
+    images = [still_of(image_pipeline, **change).sha256 for change in [{}, *changes]]
+    assert len(set(images)) == len(images)
 
 
-def test_what_is_left_open_is_the_painters_own(painter: Painter) -> None:
-    assert painter.defaults == {"image_guidance_scale": 7.5, "image_num_inference_steps": 50, "scheduler": "euler"}
-    left_open = still_of(painter, image_num_inference_steps=None)
-    assert left_open.sha256 == still_of(painter, **painter.defaults).sha256
+def test_what_is_left_open_is_the_painters_own(image_pipeline: ImagePipeline) -> None:
+    assert image_pipeline.defaults == {
+        "image_guidance_scale": 7.5,
+        "image_num_inference_steps": 50,
+        "scheduler": "euler",
+    }
+    left_open = still_of(image_pipeline, image_num_inference_steps=None)
+    assert left_open.sha256 == still_of(image_pipeline, **image_pipeline.defaults).sha256
 
 
 @pytest.mark.parametrize(("dtype", "levels"), [("bfloat16", 3), ("float16", 1)])
 def test_a_seed_means_the_same_still_in_half_precision(
-    tiny_sd: Path, painter: Painter, dtype: str, levels: float
+    tiny_sd: Path, image_pipeline: ImagePipeline, dtype: str, levels: float
 ) -> None:
-    still = still_of(load_painter(tiny_sd, device="cpu", dtype=dtype))
-    assert still.painting is not None
-    assert still.painting.dtype == dtype
-    assert np.abs(pixels(still) - pixels(still_of(painter))).mean() < levels
+    image = still_of(load_image_pipeline(tiny_sd, device="cpu", dtype=dtype))
+    assert image.image_generation is not None
+    assert image.image_generation.dtype == dtype
+    assert np.abs(pixels(image) - pixels(still_of(image_pipeline))).mean() < levels
 
 
-def test_gradients_and_notices_are_as_they_were_between_steps(painter: Painter) -> None:
-    iterator = paint(painter, request_of())
+def test_gradients_and_notices_are_as_they_were_between_steps(image_pipeline: ImagePipeline) -> None:
+    iterator = generate_image(image_pipeline, request_of())
     step = next(iterator)
     assert isinstance(step, Step)
     assert torch.is_grad_enabled()
@@ -193,16 +197,16 @@ def test_gradients_and_notices_are_as_they_were_between_steps(painter: Painter) 
 # Stopping
 
 
-def counted(painter: Painter) -> tuple[list[int], Callable[[], None]]:
+def counted(image_pipeline: ImagePipeline) -> tuple[list[int], Callable[[], None]]:
     calls: list[int] = []
-    hook = painter.networks["unet"].register_forward_pre_hook(lambda *_: calls.append(1))
+    hook = image_pipeline.networks["unet"].register_forward_pre_hook(lambda *_: calls.append(1))
     return calls, hook.remove
 
 
-def test_the_painter_waits_for_the_caller_and_stops_within_the_step(painter: Painter) -> None:
-    calls, remove = counted(painter)
+def test_the_painter_waits_for_the_caller_and_stops_within_the_step(image_pipeline: ImagePipeline) -> None:
+    calls, remove = counted(image_pipeline)
     try:
-        iterator = paint(painter, request_of(image_num_inference_steps=50))
+        iterator = generate_image(image_pipeline, request_of(image_num_inference_steps=50))
         next(iterator)
         assert len(calls) == 1
         next(iterator)
@@ -210,9 +214,9 @@ def test_the_painter_waits_for_the_caller_and_stops_within_the_step(painter: Pai
         assert len(calls) == 2
     finally:
         remove()
-    assert not [thread for thread in threading.enumerate() if thread.name == "kinema-stepwise"]
-    assert home(painter) == {("cpu", torch.float32)}
-    assert still_of(painter).sha256 == still_of(painter).sha256
+    assert not [thread for thread in threading.enumerate() if thread.name == "kinema-threaded_generator"]
+    assert home(image_pipeline) == {("cpu", torch.float32)}
+    assert still_of(image_pipeline).sha256 == still_of(image_pipeline).sha256
 
 
 # What goes wrong
@@ -232,7 +236,7 @@ def scaled(folder: Path, tensor: str, factor: float) -> Path:
 
 
 @pytest.fixture
-def failing(painter: Painter) -> Iterator[Callable[[Exception], None]]:
+def failing(image_pipeline: ImagePipeline) -> Iterator[Callable[[Exception], None]]:
     """Lets the UNet raise at its second call: no real device fails on demand."""
     hooks = []
 
@@ -244,7 +248,7 @@ def failing(painter: Painter) -> Iterator[Callable[[Exception], None]]:
             if len(calls) == 2:
                 raise error
 
-        hooks.append(painter.networks["unet"].register_forward_pre_hook(hook))
+        hooks.append(image_pipeline.networks["unet"].register_forward_pre_hook(hook))
 
     yield fail
     for hook in hooks:
@@ -253,15 +257,17 @@ def failing(painter: Painter) -> Iterator[Callable[[Exception], None]]:
 
 def test_a_picture_that_overflows_is_painted_again_in_float32(own: Path) -> None:
     scaled(own, "decoder.conv_in.weight", 1e4)  # beyond float16 until the next normalisation
-    half = load_painter(own, device="cpu", dtype="float16")
-    *steps, still = paint(half, request_of())
-    assert isinstance(still, Still)
-    assert still.painting is not None
-    assert still.painting.events == ("the painter gave NaN or infinity in torch.float16: painted again in float32",)
-    assert still.painting.dtype == "float32"
+    half = load_image_pipeline(own, device="cpu", dtype="float16")
+    *steps, image = generate_image(half, request_of())
+    assert isinstance(image, InputImage)
+    assert image.image_generation is not None
+    assert image.image_generation.events == (
+        "the painter gave NaN or infinity in torch.float16: painted again in float32",
+    )
+    assert image.image_generation.dtype == "float32"
     assert [step.step for step in steps if isinstance(step, Step)] == [1, 2, 3, 1, 2, 3]
-    whole = still_of(load_painter(own, device="cpu", dtype="float32"))
-    assert np.abs(pixels(still) - pixels(whole)).mean() < 5
+    whole = still_of(load_image_pipeline(own, device="cpu", dtype="float32"))
+    assert np.abs(pixels(image) - pixels(whole)).mean() < 5
     assert home(half) == {("cpu", torch.float16)}
 
 
@@ -277,35 +283,39 @@ def test_no_picture_is_no_still(own: Path, factor: float, words: str, dtype: str
     scaled(own, "decoder.conv_out.weight", factor)
     scaled(own, "decoder.conv_out.bias", factor)
     with pytest.raises(GenerationFailed, match=f"{words}.*no still was kept"):
-        still_of(load_painter(own, device="cpu", dtype=dtype))
+        still_of(load_image_pipeline(own, device="cpu", dtype=dtype))
 
 
-def test_memory_that_runs_out_is_said_in_our_words(painter: Painter, failing: Callable[[Exception], None]) -> None:
+def test_memory_that_runs_out_is_said_in_our_words(
+    image_pipeline: ImagePipeline, failing: Callable[[Exception], None]
+) -> None:
     failing(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"))
     with pytest.raises(InsufficientMemory, match="memory ran out while painting the still; take smaller width"):
-        still_of(painter)
-    assert home(painter) == {("cpu", torch.float32)}
+        still_of(image_pipeline)
+    assert home(image_pipeline) == {("cpu", torch.float32)}
 
 
-def test_a_defect_is_not_hidden(painter: Painter, failing: Callable[[Exception], None]) -> None:
+def test_a_defect_is_not_hidden(image_pipeline: ImagePipeline, failing: Callable[[Exception], None]) -> None:
     failing(RuntimeError("nobody thought of this"))
     with pytest.raises(RuntimeError, match="nobody thought of this"):
-        still_of(painter)
+        still_of(image_pipeline)
 
 
 def test_what_a_pipeline_refuses_is_told_as_a_bad_request(
-    painter: Painter, failing: Callable[[Exception], None]
+    image_pipeline: ImagePipeline, failing: Callable[[Exception], None]
 ) -> None:
     failing(ValueError("`height` has to be divisible by 16"))
     with pytest.raises(InvalidRequest, match=r"tiny-sd can't draw this: `height` has to be divisible by 16"):
-        still_of(painter)
+        still_of(image_pipeline)
 
 
-def test_too_large_a_still_is_refused_before_any_work(painter: Painter, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kinema.models.painter_placement.free_memory", lambda _device: 10**8)
-    calls, remove = counted(painter)
+def test_too_large_a_still_is_refused_before_any_work(
+    image_pipeline: ImagePipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kinema.models.image_pipeline_offload.free_memory", lambda _device: 10**8)
+    calls, remove = counted(image_pipeline)
     with pytest.raises(InsufficientMemory, match="painting a still of 2048×2048 needs about"):
-        still_of(painter, width=2048, height=2048)
+        still_of(image_pipeline, width=2048, height=2048)
     remove()
     assert calls == []
 
@@ -316,7 +326,7 @@ def test_a_scheduler_of_another_kind_is_refused(own: Path) -> None:
     index = own / "model_index.json"
     index.write_text(index.read_text().replace("PNDMScheduler", kind))
     with pytest.raises(InvalidRequest, match=f"scheduler 'euler' does not go with own, which has a {kind}") as refused:
-        still_of(load_painter(own, device="cpu", dtype="float32"), scheduler="euler")
+        still_of(load_image_pipeline(own, device="cpu", dtype="float32"), scheduler="euler")
     assert refused.value.param == "scheduler"
 
 
@@ -326,24 +336,24 @@ def test_the_painters_own_scheduler_keeps_its_settings(own: Path) -> None:
 
 
 def test_attention_slicing_of_a_loaded_pipeline_is_kept(own: Path) -> None:
-    plain, sliced = (load_painter(own, device="cpu", dtype="float32") for _ in range(2))
+    plain, sliced = (load_image_pipeline(own, device="cpu", dtype="float32") for _ in range(2))
     sliced.pipeline.enable_attention_slicing()
-    pixels = [np.asarray(still_of(each).image).astype(int) for each in (plain, sliced)]
+    pixels = [np.asarray(still_of(each).rgb).astype(int) for each in (plain, sliced)]
     kinds = {type(each).__name__ for each in sliced.pipeline.unet.attn_processors.values()}
     assert kinds == {"SlicedAttnProcessor"}
     assert np.abs(pixels[0] - pixels[1]).max() <= 1
 
 
-def test_a_request_without_a_prompt_is_refused(painter: Painter) -> None:
+def test_a_request_without_a_prompt_is_refused(image_pipeline: ImagePipeline) -> None:
     with pytest.raises(InvalidRequest, match="no prompt"):
-        next(iter(paint(painter, VideoRequest(seed=1))))
+        next(iter(generate_image(image_pipeline, VideoRequest(seed=1))))
 
 
 # What it does not read
 
 
-def test_known_words_need_no_caution(painter: Painter) -> None:
-    assert prompt_cautions(painter, request_of(prompt="A red HOT balloon over a snowy mountain")) == []
+def test_known_words_need_no_caution(image_pipeline: ImagePipeline) -> None:
+    assert prompt_warnings(image_pipeline, request_of(prompt="A red HOT balloon over a snowy mountain")) == []
 
 
 @pytest.mark.parametrize(
@@ -359,17 +369,19 @@ def test_known_words_need_no_caution(painter: Painter) -> None:
         ),
     ],
 )
-def test_unknown_words_are_named(painter: Painter, prompt: str, words: str) -> None:
-    found = prompt_cautions(painter, request_of(prompt=prompt))
+def test_unknown_words_are_named(image_pipeline: ImagePipeline, prompt: str, words: str) -> None:
+    found = prompt_warnings(image_pipeline, request_of(prompt=prompt))
     assert found[0].startswith(words)
 
 
-def test_what_the_tokenizer_cuts_off_is_said_from_the_first_word_that_is_lost(painter: Painter) -> None:
+def test_what_the_tokenizer_cuts_off_is_said_from_the_first_word_that_is_lost(image_pipeline: ImagePipeline) -> None:
     fits = "a red balloon over a snowy mountain at sunset over"
-    assert prompt_cautions(painter, request_of(prompt=fits)) == []
-    assert prompt_cautions(painter, request_of(prompt=f"{fits}, a red  boat at", negative_prompt=f"{fits} snowy")) == [
+    assert prompt_warnings(image_pipeline, request_of(prompt=fits)) == []
+    assert prompt_warnings(
+        image_pipeline, request_of(prompt=f"{fits}, a red  boat at", negative_prompt=f"{fits} snowy")
+    ) == [
         "the painter reads the beginning of the prompt alone; this is left out: ', a red  boat at'",
         "the painter reads the beginning of the negative_prompt alone; this is left out: 'snowy'",
     ]
-    split = prompt_cautions(painter, request_of(prompt=f"{fits[:-5]} oversun"))
+    split = prompt_warnings(image_pipeline, request_of(prompt=f"{fits[:-5]} oversun"))
     assert split == ["the painter reads the beginning of the prompt alone; this is left out: 'oversun'"]

@@ -66,7 +66,7 @@ def test_less_than_the_reserve_refuses_before_anything_is_written(tmp_path, png)
         with server.client() as client:
             refused = client.post("/v1/videos", data=FIELDS, files={"image": ("a.png", png)})
         assert (refused.status_code, refused.json()["error"]["code"]) == (507, "insufficient_disk")
-        assert not list((server.data / "stills").iterdir())
+        assert not list((server.data / "images").iterdir())
     finally:
         stop(server)
 
@@ -95,7 +95,7 @@ def test_videos_can_be_deleted_on_a_full_disk_also_after_a_start_on_it(small_dis
         with server.client() as client:
             delete(client, done)
             assert client.get("/v1/videos").json()["data"] == []
-            assert not any((server.data / "stills").iterdir())
+            assert not any((server.data / "images").iterdir())
             deadline = time.monotonic() + 10
             while any((server.data / "jobs").iterdir()):
                 assert time.monotonic() < deadline, "files are left"

@@ -157,11 +157,11 @@ def test_clients_that_leave_take_their_images_along(server):
 
 def test_fitted_drafts(server):
     with server.client() as client:
-        draft = client.post("/studio/stills", content=large_png(), headers={"Content-Type": "image/png"}).json()[
-            "still"
+        draft = client.post("/studio/images", content=large_png(), headers={"Content-Type": "image/png"}).json()[
+            "image"
         ]
     reads = [
-        lambda http, side=side: http.get(f"/studio/stills/{draft}", params={"width": side, "height": 640})
+        lambda http, side=side: http.get(f"/studio/images/{draft}", params={"width": side, "height": 640})
         for side in range(640, 640 + 8 * 8, 8)
     ]
     with Meter(server) as meter:
@@ -193,14 +193,14 @@ def test_bodies_of_json(server):
 
 
 def test_a_contact_sheet_of_128_large_frames(server, png, tmp_path):
-    from kinema.media.clip import Clip
+    from kinema.media.video import Video
     from kinema.values import VideoRequest
 
     with server.client() as client:
         made = wait_for(client, client.post("/v1/videos", files={"image": ("a.png", png)}).json()["id"])
         frames = np.zeros((128, 1024, 1024, 3), np.uint8)
         frames[:] = np.arange(128, dtype=np.uint8)[:, None, None, None]
-        Clip(frames, 7, recipe(VideoRequest(model="pocket", seed=1))).save(
+        Video(frames, 7, recipe(VideoRequest(model="pocket", seed=1))).save(
             server.data / "jobs" / made["id"] / "large.mp4"
         ).replace(server.data / "jobs" / made["id"] / "video.mp4")
         with Meter(server) as meter:

@@ -13,7 +13,7 @@ import pytest
 from server_process import start, stop, wait_for, wait_ready
 from server_work import colours, recipe
 
-from kinema.media.clip import Clip
+from kinema.media.video import Video
 from kinema.values import VideoRequest
 
 FIELDS = {"motion_bucket_id": "25", "num_inference_steps": "16", "num_frames": "3"}
@@ -21,8 +21,8 @@ FIELDS = {"motion_bucket_id": "25", "num_inference_steps": "16", "num_frames": "
 
 def undisturbed(settings, png, folder):
     request = VideoRequest.checked(**settings)
-    clip = Clip(colours(request, png, request.num_frames), request.frame_rate, recipe(request))
-    return clip.save(folder / f"{request.seed}.mp4").read_bytes()
+    video = Video(colours(request, png, request.num_frames), request.frame_rate, recipe(request))
+    return video.save(folder / f"{request.seed}.mp4").read_bytes()
 
 
 def a_running_job(server, hit):

@@ -167,7 +167,7 @@ def test_videos_that_are_deleted_as_they_are_completed_and_fetched_leave_nothing
             assert errors == []
             assert set(answers) <= {200, 404, 409}
             until(lambda: not any((server.data / "jobs").iterdir()), 3)
-            assert not any((server.data / "stills").iterdir())
+            assert not any((server.data / "images").iterdir())
     finally:
         ending.set()
         stop(server)

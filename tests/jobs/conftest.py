@@ -28,7 +28,7 @@ def settings(tmp_path, notes):
 def clock(monkeypatch):
     """The time of day as the table of jobs knows it; it stands still, but for what a test adds to `now`."""
     clock = SimpleNamespace(now=time.time(), time=lambda: clock.now)
-    monkeypatch.setattr("kinema.jobs.store.time", clock)
+    monkeypatch.setattr("kinema.jobs.job_table.time", clock)
     return clock
 
 

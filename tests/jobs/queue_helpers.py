@@ -11,7 +11,7 @@ import psutil
 
 from kinema.values import VideoRequest
 
-STILL = b"a still, as it came"
+IMAGE = b"a still, as it came"
 # Seconds after which a test gives up: no measure of anything, so that tests pass on a machine that is busy.
 PATIENCE = 180
 # It takes steps of denoising until it is let go.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kinema.errors import InsufficientMemory
-from kinema.jobs.values import Preview
+from kinema.jobs.job import Preview
 from kinema.values import Step
 
 
@@ -25,13 +25,13 @@ class Bytes:
         Path(path).write_bytes(self.data)
 
 
-def expected(request, still):
+def expected(request, image):
     """The video's bytes, as an undisturbed run makes them."""
-    return draw(b"video", request, draw(b"latents", request, still))
+    return draw(b"video", request, draw(b"latents", request, image))
 
 
 def drawn(request):
-    return draw(b"still", request, request.prompt.encode())
+    return draw(b"image", request, request.prompt.encode())
 
 
 def draw(what, request, source):
@@ -57,13 +57,13 @@ class Work:
         if request.model == "defect":
             raise RuntimeError("a bug")
         match task.part:
-            case "still":
-                yield from steps(request, "paint", 3)
+            case "image":
+                yield from steps(request, "text_to_image", 3)
                 yield Bytes(drawn(request))
             case "latents":
                 yield from steps(request, "encode", 2)
                 yield from steps(request, "denoise", request.num_inference_steps)
-                yield Bytes(draw(b"latents", request, task.still.read_bytes()))
+                yield Bytes(draw(b"latents", request, task.image.read_bytes()))
             case "video":
                 yield from steps(request, "decode", 3)
                 yield Bytes(draw(b"video", request, task.latents.read_bytes()))

@@ -1,9 +1,10 @@
 """A data folder and its database belong together, and nothing is deleted that Kinema did not write."""
 
 import contextlib
+import sqlite3
 
 import pytest
-from queue_helpers import STILL, finished, request, until
+from queue_helpers import IMAGE, finished, request, until
 from queue_work import expected
 
 from kinema.errors import InvalidRequest
@@ -15,8 +16,8 @@ from kinema.settings import Settings
 def made(settings):
     """A completed job, and the bytes of its video, in a queue that is closed again."""
     with Queue(settings, "queue_work:Work") as queue:
-        job = finished(queue, queue.submit(request(), still=STILL, pinned=True))
-        return queue.result(job.id), expected(job.request, STILL)
+        job = finished(queue, queue.submit(request(), image=IMAGE, pinned=True))
+        return queue.result(job.id), expected(job.request, IMAGE)
 
 
 def started(settings):
@@ -53,9 +54,9 @@ def test_a_lost_database_is_refused_until_its_new_id_is_written_into_the_folder(
     (settings.data_dir / "database-id").write_text(new_id)
     with started(settings) as queue:
         assert queue.unknown_files == 2
-        assert f"kept: jobs/{video.parent.name}, stills/" in caplog.text
+        assert "kept: images/" in caplog.text
         assert queue.list().jobs == ()
-        finished(queue, queue.submit(request(), still=STILL))
+        finished(queue, queue.submit(request(), image=IMAGE))
     assert video.read_bytes() == content
 
 
@@ -91,7 +92,7 @@ def test_folders_without_files_may_share_a_new_database(tmp_path):
 
 
 def test_what_others_put_into_the_folder_is_kept_and_counted(settings):
-    names = ["jobs/2019-tax-returns", "trash/keepme", "stills/holiday.jpg", f"jobs/video_{'a' * 32}"]
+    names = ["jobs/2019-tax-returns", "trash/keepme", "images/holiday.jpg", f"jobs/video_{'a' * 32}"]
     for start in range(2):
         for name in names[start * 3 :][:3]:  # the last one looks like Kinema's, and comes when the folder is bound
             (settings.data_dir / name).mkdir(parents=True)
@@ -109,5 +110,20 @@ def test_files_of_a_job_that_was_deleted_just_before_a_crash_are_deleted_at_the_
     with started(settings) as queue:
         assert queue.unknown_files == 0
         assert not any((settings.data_dir / "jobs").iterdir())
-        assert not any((settings.data_dir / "stills").iterdir())
+        assert not any((settings.data_dir / "images").iterdir())
         assert queue._store.deletions() == []
+
+
+@pytest.mark.parametrize(
+    "change", ["UPDATE kinema_database SET format = 1", "ALTER TABLE kinema_database DROP COLUMN format"]
+)
+def test_database_of_another_format_is_refused_and_left_as_it_is(settings, made, change):
+    video, content = made
+    path = settings.data_dir / "jobs.sqlite3"
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
+        database.execute(change)
+    with pytest.raises(InvalidRequest, match=r"has format 1, and this version .* uses format 2\. .*KINEMA_DATA_DIR"):
+        Queue(settings, "queue_work:Work")
+    assert video.read_bytes() == content
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        assert database.execute("SELECT count(*) FROM kinema_jobs").fetchone() == (1,)

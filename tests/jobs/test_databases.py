@@ -5,12 +5,12 @@ import threading
 from types import SimpleNamespace
 
 import pytest
-from queue_helpers import HELD, PATIENCE, STILL, Server, begun, finished, let_go, request, until
+from queue_helpers import HELD, IMAGE, PATIENCE, Server, begun, finished, let_go, request, until
 from queue_work import drawn, expected
 
 from kinema.errors import InvalidRequest, JobNotFound, KeyReused, QueueFull
 from kinema.jobs import Queue
-from kinema.jobs.running import DAY
+from kinema.jobs.scheduler import DAY
 from kinema.settings import Settings
 
 
@@ -46,11 +46,11 @@ def test_a_crash_costs_nothing_that_was_done(settings, looking_on, notes):
     finally:
         server.kill()
     assert looking_on.result(job.id).read_bytes() == expected(job.request, drawn(job.request))
-    assert [part for _, part, *_ in begun(notes)] == ["still", "latents", "latents", "video"]
+    assert [part for _, part, *_ in begun(notes)] == ["image", "latents", "latents", "video"]
 
 
 def test_order_places_and_pages(looking_on):
-    ids = [looking_on.submit(request(seed=i), still=STILL, priority=p).id for i, p in enumerate((0, 0, 5))]
+    ids = [looking_on.submit(request(seed=i), image=IMAGE, priority=p).id for i, p in enumerate((0, 0, 5))]
     assert [looking_on.get(job_id).queue_position for job_id in ids] == [2, 3, 1]
     looking_on.cancel(ids[0])
     assert [looking_on.get(job_id).queue_position for job_id in ids] == [None, 2, 1]
@@ -67,11 +67,11 @@ def test_a_job_goes_ahead_only_of_those_that_came_a_minute_before_it_for_each_st
 ):
     now = 1_800_000_000.0
     monkeypatch.setattr("kinema.jobs.queue.time", SimpleNamespace(time=lambda: now))
-    waiting = looking_on.submit(request(seed=0), still=STILL)
+    waiting = looking_on.submit(request(seed=0), image=IMAGE)
     now += 60 * minutes - 1
-    ahead = looking_on.submit(request(seed=1), still=STILL, priority=priority)
+    ahead = looking_on.submit(request(seed=1), image=IMAGE, priority=priority)
     now += 2
-    behind = looking_on.submit(request(seed=2), still=STILL, priority=priority)
+    behind = looking_on.submit(request(seed=2), image=IMAGE, priority=priority)
     assert (waiting.queue_position, ahead.queue_position, behind.queue_position) == (1, 1, 3)
     assert [looking_on.get(job.id).queue_position for job in (waiting, ahead, behind)] == [2, 1, 3]
     claimed = [looking_on._store.claim([None])[0] for _ in range(3)]
@@ -80,9 +80,9 @@ def test_a_job_goes_ahead_only_of_those_that_came_a_minute_before_it_for_each_st
 
 def test_a_deletion_is_noted_until_its_files_are_gone(looking_on):
     looking_on.check_database()
-    job = looking_on.submit(request(), still=STILL)
+    job = looking_on.submit(request(), image=IMAGE)
     looking_on.delete(job.id)
-    assert looking_on._store.deletions() == [(job.id, job.still)]
+    assert looking_on._store.deletions() == [(job.id, job.image)]
     looking_on._store.forget_deletions([job.id])
     assert looking_on._store.deletions() == []
     looking_on.check_database()
@@ -93,7 +93,7 @@ def test_many_at_once_never_overfill_it(looking_on):
 
     def submit(seed):
         try:
-            looking_on.submit(request(seed=seed), still=STILL)
+            looking_on.submit(request(seed=seed), image=IMAGE)
         except QueueFull as full:
             refused.append(full)
 
@@ -135,7 +135,7 @@ def test_a_second_server_of_the_database_runs_nothing_while_the_first_one_lives(
     elsewhere = settings.model_copy(update={"data_dir": tmp_path / "data"})
     server = Server(elsewhere)
     try:
-        finished(queue, queue.submit(request(), still=STILL))
+        finished(queue, queue.submit(request(), image=IMAGE))
         assert server.workers() == []
     finally:
         server.kill()
@@ -145,9 +145,9 @@ def test_a_second_server_of_the_database_runs_nothing_while_the_first_one_lives(
 @pytest.mark.parametrize("watcher", ["the one that runs jobs", "the other"])
 def test_who_watches_a_queued_job_soon_hears_what_another_process_does_to_it(queue, looking_on, watcher, act):
     here, there = (queue, looking_on) if watcher == "the one that runs jobs" else (looking_on, queue)
-    running = queue.submit(request(**HELD), still=STILL)
+    running = queue.submit(request(**HELD), image=IMAGE)
     until(lambda: queue.get(running.id).status == "in_progress")
-    job = queue.submit(request(seed=8), still=STILL)
+    job = queue.submit(request(seed=8), image=IMAGE)
 
     async def watch():
         watching = here.watch_async(job.id)
@@ -161,7 +161,7 @@ def test_who_watches_a_queued_job_soon_hears_what_another_process_does_to_it(que
 
 
 def test_who_watches_from_another_process_hears_of_begin_and_end(queue, looking_on, notes):
-    job = looking_on.submit(request(**HELD), still=STILL)
+    job = looking_on.submit(request(**HELD), image=IMAGE)
     told = []
     for now in looking_on.watch(job.id):
         told.append(now.status)
@@ -171,9 +171,9 @@ def test_who_watches_from_another_process_hears_of_begin_and_end(queue, looking_
 
 
 def test_a_pinned_job_does_not_expire_and_an_unpinned_one_does_some_days_later(settings, monkeypatch, clock):
-    monkeypatch.setattr("kinema.jobs.running.HOUSEKEEPING_SECONDS", 0.1)
+    monkeypatch.setattr("kinema.jobs.scheduler.HOUSEKEEPING_SECONDS", 0.1)
     with Queue(settings.model_copy(update={"keep_days": 2}), "queue_work:Work") as queue:
-        job = finished(queue, queue.submit(request(), still=STILL))
+        job = finished(queue, queue.submit(request(), image=IMAGE))
         assert job.expires_at == clock.now + 2 * DAY
         assert (queue.pin(job.id).pinned, queue.pin(job.id).expires_at) == (True, None)
         clock.now += 3 * DAY
@@ -186,7 +186,7 @@ def test_a_pinned_job_does_not_expire_and_an_unpinned_one_does_some_days_later(s
 
 def test_a_job_that_is_pinned_as_it_expires_stays(settings):
     with Queue(settings.model_copy(update={"keep_days": 1e-9})) as queue:
-        job = queue.cancel(queue.submit(request(), still=STILL).id)
+        job = queue.cancel(queue.submit(request(), image=IMAGE).id)
         until(lambda: queue._store.expired() == [job.id])
         queue.pin(job.id)
         assert not queue._store.remove(job.id, only_expired=True)
@@ -194,7 +194,7 @@ def test_a_job_that_is_pinned_as_it_expires_stays(settings):
 
 
 def test_a_jobs_title_and_pin_may_change_while_it_runs(queue, looking_on):
-    job = queue.submit(request(**HELD), still=STILL, title="one")
+    job = queue.submit(request(**HELD), image=IMAGE, title="one")
     told = queue.watch(job.id)
     next(now for now in told if now.stage == "denoise")
     assert (queue.rename(job.id, "other").title, queue.pin(job.id).pinned) == ("other", True)

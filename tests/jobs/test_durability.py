@@ -5,7 +5,7 @@ import os
 from unittest import mock
 
 import pytest
-from queue_helpers import STILL, finished, request, until
+from queue_helpers import IMAGE, finished, request, until
 
 from kinema.errors import InsufficientDisk, QueueUnavailable
 from kinema.jobs import Queue
@@ -15,7 +15,7 @@ from kinema.jobs import Queue
 def lost(settings):
     """A queue whose jobs no one runs, and its database's files."""
     queue = Queue(settings)
-    queue.submit(request(), still=STILL)
+    queue.submit(request(), image=IMAGE)
     yield queue, [settings.data_dir / f"jobs.sqlite3{ending}" for ending in ("", "-wal", "-shm")]
     queue.close()
 
@@ -26,14 +26,14 @@ def test_nothing_is_accepted_into_a_database_whose_files_were_removed(lost, whic
     queue.check_database()
     for path in files[which]:
         path.rename(path.with_name(f"{path.name}.away"))
-    for act in (queue.check_database, lambda: queue.submit(request(), still=STILL), queue.list):
+    for act in (queue.check_database, lambda: queue.submit(request(), image=IMAGE), queue.list):
         with pytest.raises(QueueUnavailable, match="removed or replaced while the server runs"):
             act()
     assert not files[which][0].exists()
     for path in files[which]:
         path.with_name(f"{path.name}.away").rename(path)
     queue.check_database()
-    assert queue.submit(request(), still=STILL).queue_position == 2
+    assert queue.submit(request(), image=IMAGE).queue_position == 2
 
 
 @pytest.mark.parametrize("damage", ["emptied", "overwritten", "overwritten within"])
@@ -50,7 +50,7 @@ def test_nothing_is_accepted_into_a_damaged_database(lost, damage):
     with pytest.raises(QueueUnavailable):
         queue.check_database()
     with pytest.raises(QueueUnavailable):
-        queue.submit(request(), still=STILL)
+        queue.submit(request(), image=IMAGE)
 
 
 @pytest.mark.parametrize("damage", ["overwritten", "removed"])
@@ -61,7 +61,7 @@ def test_nothing_is_accepted_where_the_database_of_workflows_is_damaged(lost, se
         workflows.unlink()
     else:
         workflows.write_bytes(bytes(range(256)) * 64)
-    for act in (queue.check_database, lambda: queue.submit(request(), still=STILL)):
+    for act in (queue.check_database, lambda: queue.submit(request(), image=IMAGE)):
         with pytest.raises(QueueUnavailable, match="the queue's database is damaged"):
             act()
 
@@ -71,11 +71,11 @@ def test_a_job_that_is_written_to_an_overwritten_file_is_not_accepted_though_no_
     for path in files[:2]:
         os.truncate(path, 0)
     with pytest.raises(QueueUnavailable):
-        queue.submit(request(seed=9), still=STILL)
+        queue.submit(request(seed=9), image=IMAGE)
 
 
 def test_a_delete_in_the_moment_of_completion_leaves_no_file(queue, settings, monkeypatch):
-    job = finished(queue, queue.submit(request(), still=STILL))
+    job = finished(queue, queue.submit(request(), image=IMAGE))
     before = dataclasses.replace(job, status="in_progress")  # as who deletes may have read it just before
     monkeypatch.setattr(queue._store, "get", lambda _: before)
     queue.delete(job.id)
@@ -87,9 +87,9 @@ def test_an_image_whose_job_could_not_be_stored_goes_with_the_next_sweep(queue, 
     with monkeypatch.context() as patched:
         patched.setattr(queue._store, "add", mock.Mock(side_effect=QueueUnavailable("away")))
         with pytest.raises(QueueUnavailable):
-            queue.submit(request(), still=b"another image")
+            queue.submit(request(), image=b"another image")
     queue._runner._sweep()
-    assert not list((settings.data_dir / "stills").iterdir())
+    assert not list((settings.data_dir / "images").iterdir())
 
 
 def refusing_images(monkeypatch, queue, error):
@@ -97,7 +97,7 @@ def refusing_images(monkeypatch, queue, error):
     record, tried = queue._store.record, []
 
     def refuse(job_id, **values):
-        if "still" in values and not (tried and tried[-1] == "undone"):
+        if "image" in values and not (tried and tried[-1] == "undone"):
             tried.append("refused")
             raise error
         return record(job_id, **values)
@@ -110,7 +110,7 @@ def test_a_job_that_waits_for_its_database_hinders_no_deletion(queue, monkeypatc
     tried = refusing_images(monkeypatch, queue, QueueUnavailable("away"))
     job = queue.submit(request(prompt="a fox"))
     until(lambda: tried)
-    other = queue.submit(request(), still=STILL)
+    other = queue.submit(request(), image=IMAGE)
     queue.delete(other.id)
     tried.append("undone")
     assert finished(queue, job).status == "completed"

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from queue_helpers import HELD, PATIENCE, STILL, Server, begun, finished, let_go, request, until
+from queue_helpers import HELD, IMAGE, PATIENCE, Server, begun, finished, let_go, request, until
 from queue_work import drawn, expected
 
 from kinema.jobs import Queue
@@ -44,11 +44,11 @@ def test_after_a_crash_a_job_goes_on_at_the_part_it_was_in_to_the_same_bytes(ser
     job = finished(client, job)
     assert (job.status, job.attempts) == ("completed", 0)
     assert client.result(job.id).read_bytes() == expected(asked, drawn(asked))
-    assert [part for _, part, *_ in begun(notes)] == ["still", "latents", "latents", "video"]
+    assert [part for _, part, *_ in begun(notes)] == ["image", "latents", "latents", "video"]
 
 
 def test_workers_end_with_the_server_however_it_ends(server, client):
-    job = client.submit(request(**HELD), still=STILL)
+    job = client.submit(request(**HELD), image=IMAGE)
     at(client, job, "denoise")
     workers = server.workers()
     assert workers
@@ -59,19 +59,19 @@ def test_workers_end_with_the_server_however_it_ends(server, client):
 
 def test_a_queue_that_is_closed_puts_its_job_back_and_it_goes_on_when_opened(settings, notes):
     with Queue(settings, "queue_work:Work") as queue:
-        job = queue.submit(request(**HELD), still=STILL)
+        job = queue.submit(request(**HELD), image=IMAGE)
         until(lambda: queue.get(job.id).stage == "denoise")
     let_go(notes)
     with Queue(settings, "queue_work:Work") as queue:
         job = finished(queue, job)
         assert (job.status, job.attempts) == ("completed", 0)
-        assert queue.result(job.id).read_bytes() == expected(job.request, STILL)
+        assert queue.result(job.id).read_bytes() == expected(job.request, IMAGE)
 
 
 def test_a_queue_that_closes_with_grace_finishes_what_runs(settings):
     queue = Queue(settings, "queue_work:Work")
     queue.open()
-    job = queue.submit(request(motion_bucket_id=30), still=STILL)
+    job = queue.submit(request(motion_bucket_id=30), image=IMAGE)
     until(lambda: queue.get(job.id).status == "in_progress")
     queue.close(grace=PATIENCE)
     with Queue(settings) as after:
@@ -79,51 +79,51 @@ def test_a_queue_that_closes_with_grace_finishes_what_runs(settings):
 
 
 def test_a_job_survives_a_worker_that_dies_under_it(queue, notes):
-    job = finished(queue, queue.submit(request(model="killed once"), still=STILL))
+    job = finished(queue, queue.submit(request(model="killed once"), image=IMAGE))
     assert (job.status, job.attempts) == ("completed", 1)
-    assert queue.result(job.id).read_bytes() == expected(job.request, STILL)
+    assert queue.result(job.id).read_bytes() == expected(job.request, IMAGE)
     assert [part for _, part, *_ in begun(notes)] == ["latents", "video", "video"]
 
 
 def test_a_job_under_which_every_worker_dies_fails_with_the_reason_and_the_next_goes_on(queue):
-    job = finished(queue, queue.submit(request(model="killed"), still=STILL))
+    job = finished(queue, queue.submit(request(model="killed"), image=IMAGE))
     assert (job.status, job.error.code, job.attempts) == ("failed", "worker_died", 3)
     assert "killed by SIGKILL" in job.error.message
-    assert finished(queue, queue.submit(request(), still=STILL)).status == "completed"
+    assert finished(queue, queue.submit(request(), image=IMAGE)).status == "completed"
 
 
 def test_a_worker_that_hangs_is_replaced_and_the_job_goes_on(tmp_path, notes):
     with Queue(Settings(data_dir=tmp_path / "data", step_timeout=3, min_free_gb=0), "queue_work:Work") as queue:
-        job = finished(queue, queue.submit(request(model="hangs"), still=STILL))
+        job = finished(queue, queue.submit(request(model="hangs"), image=IMAGE))
         assert (job.status, job.error) == ("completed", None)
         assert job.attempts >= 1  # on a machine that stands still for 3 seconds, more
 
 
 def test_work_that_can_not_be_imported_fails_its_jobs_with_the_reason(settings):
     with Queue(settings, "queue_work:Wrok") as queue:
-        job = finished(queue, queue.submit(request(), still=STILL))
+        job = finished(queue, queue.submit(request(), image=IMAGE))
         assert "queue_work:Wrok can't be loaded: AttributeError" in job.error.message
 
 
 def test_another_process_takes_over_when_the_first_one_dies(server, settings):
     until(server.workers)
     with Queue(settings, "queue_work:Work") as second:
-        job = second.submit(request(**HELD), still=STILL)
+        job = second.submit(request(**HELD), image=IMAGE)
         at(second, job, "denoise")
         assert not second.ready
         server.kill()
         until(lambda: second.ready)
         assert second.cancel(job.id).error.code == "cancelled"
-        assert finished(second, second.submit(request(), still=STILL)).status == "completed"
+        assert finished(second, second.submit(request(), image=IMAGE)).status == "completed"
 
 
 def test_two_workers_do_two_jobs_at_once(settings, notes):
     with Queue(settings, "queue_work:Work", devices=("cpu", "cpu")) as queue:
-        jobs = [queue.submit(request(seed=seed, **HELD), still=STILL) for seed in range(2)]
+        jobs = [queue.submit(request(seed=seed, **HELD), image=IMAGE) for seed in range(2)]
         until(lambda: all(queue.get(job.id).stage == "denoise" for job in jobs))
         let_go(notes)
         for job in jobs:
-            assert queue.result(finished(queue, job).id).read_bytes() == expected(job.request, STILL)
+            assert queue.result(finished(queue, job).id).read_bytes() == expected(job.request, IMAGE)
 
 
 @pytest.fixture
@@ -142,8 +142,8 @@ def small_disk(tmp_path):
 
 def test_a_full_disk_fails_its_job_and_the_queue_goes_on_when_there_is_room(small_disk, notes, caplog):
     with Queue(Settings(data_dir=small_disk, min_free_gb=0), "queue_work:Work") as queue:
-        finished(queue, queue.submit(request(), still=STILL))
-        job = queue.submit(request(**HELD), still=STILL)
+        finished(queue, queue.submit(request(), image=IMAGE))
+        job = queue.submit(request(**HELD), image=IMAGE)
         at(queue, job, "denoise")
         filler = small_disk / "filler"
         with contextlib.suppress(OSError), filler.open("wb") as file:
@@ -155,7 +155,7 @@ def test_a_full_disk_fails_its_job_and_the_queue_goes_on_when_there_is_room(smal
         filler.unlink()
         job = finished(queue, job)
         assert job.status == "completed" or job.error.code in ("insufficient_disk", "internal_error")
-        assert finished(queue, queue.submit(request(), still=STILL)).status == "completed"
+        assert finished(queue, queue.submit(request(), image=IMAGE)).status == "completed"
         assert not list(small_disk.rglob(".part-*"))
 
 
@@ -164,7 +164,7 @@ def test_whatever_is_killed_whenever_every_job_is_completed_once_to_the_same_byt
     """Workers, the server and both are killed at random moments, until all jobs are done."""
     moments = random.Random(4)
     jobs = [
-        client.submit(request(seed=seed, motion_bucket_id=20, num_inference_steps=10), still=STILL)
+        client.submit(request(seed=seed, motion_bucket_id=20, num_inference_steps=10), image=IMAGE)
         if seed % 2
         else client.submit(request(seed=seed, motion_bucket_id=20, num_inference_steps=10, prompt=f"scene {seed}"))
         for seed in range(12)
@@ -179,7 +179,7 @@ def test_whatever_is_killed_whenever_every_job_is_completed_once_to_the_same_byt
             server.start()
     for job in jobs:
         done = finished(client, job)
-        source = STILL if job.request.prompt is None else drawn(job.request)
+        source = IMAGE if job.request.prompt is None else drawn(job.request)
         assert (done.status, done.error) == ("completed", None)
         assert client.result(job.id).read_bytes() == expected(job.request, source)
     until(lambda: not list(settings.data_dir.rglob(".part-*")))
@@ -192,7 +192,7 @@ def test_a_job_that_dbos_gave_up_is_failed_counted_and_cleared_away(settings, mo
 
     ended = []
     queue = Queue(settings, "queue_work:Work", ended=ended.append)  # not opened: nothing else runs the job
-    job = queue.submit(request(), still=STILL)
+    job = queue.submit(request(), image=IMAGE)
     runner = queue._runner
     assert runner._store.claim([None])[0] == job.id
     runner._files.job(job.id).mkdir()

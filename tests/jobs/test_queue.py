@@ -4,7 +4,7 @@ import asyncio
 import threading
 
 import pytest
-from queue_helpers import HELD, PATIENCE, STILL, begun, finished, let_go, request, until
+from queue_helpers import HELD, IMAGE, PATIENCE, begun, finished, let_go, request, until
 from queue_work import drawn, expected
 
 from kinema.errors import (
@@ -17,7 +17,7 @@ from kinema.errors import (
     QueueUnavailable,
 )
 from kinema.jobs import Queue
-from kinema.jobs.running import DAY
+from kinema.jobs.scheduler import DAY
 from kinema.settings import Settings
 
 
@@ -38,7 +38,7 @@ def unopened(settings):
 
 def test_a_still_becomes_a_video_by_steps_that_are_told(unopened):
     queue = unopened
-    job = queue.submit(request(motion_bucket_id=30), still=STILL, title="Rocket")
+    job = queue.submit(request(motion_bucket_id=30), image=IMAGE, title="Rocket")
     watching = queue.watch(job.id)
     seen = [next(watching)]
     queue.open()
@@ -52,15 +52,15 @@ def test_a_still_becomes_a_video_by_steps_that_are_told(unopened):
     assert (done.title, done.eta, done.error, done.queue_position) == ("Rocket", None, None, None)
     assert done.created_at <= done.started_at <= done.completed_at < done.expires_at
     assert done.stage_durations["denoise"] > 0
-    assert queue.result(job.id).read_bytes() == expected(job.request, STILL)
-    assert queue.still(job.id).read_bytes() == STILL
+    assert queue.result(job.id).read_bytes() == expected(job.request, IMAGE)
+    assert queue.image(job.id).read_bytes() == IMAGE
 
 
 def test_a_sentence_becomes_a_still_that_is_kept_and_a_video(queue):
     asked = request(prompt="a red balloon")
     job = finished(queue, queue.submit(asked))
     assert job.title == "a red balloon"
-    assert queue.still(job.id).read_bytes() == drawn(asked)
+    assert queue.image(job.id).read_bytes() == drawn(asked)
     assert queue.result(job.id).read_bytes() == expected(asked, drawn(asked))
 
 
@@ -71,12 +71,12 @@ def test_nothing_is_left_of_the_work_but_its_result(queue):
 
 def test_the_same_still_is_kept_once(looking_on, settings):
     for seed in range(3):
-        looking_on.submit(request(seed=seed), still=STILL)
-    assert len(list((settings.data_dir / "stills").iterdir())) == 1
+        looking_on.submit(request(seed=seed), image=IMAGE)
+    assert len(list((settings.data_dir / "images").iterdir())) == 1
 
 
 def test_those_with_more_priority_go_first_and_everyone_knows_their_place(looking_on, settings, notes):
-    ids = [looking_on.submit(request(seed=i), still=STILL, priority=p).id for i, p in enumerate((0, 0, 5, -5))]
+    ids = [looking_on.submit(request(seed=i), image=IMAGE, priority=p).id for i, p in enumerate((0, 0, 5, -5))]
     assert [looking_on.get(job_id).queue_position for job_id in ids] == [2, 3, 1, 4]
     with Queue(settings, "queue_work:Work") as queue:
         for job_id in ids:
@@ -86,7 +86,7 @@ def test_those_with_more_priority_go_first_and_everyone_knows_their_place(lookin
 
 
 def test_jobs_of_the_loaded_model_go_ahead_but_not_for_ever(looking_on, settings, notes):
-    ids = [looking_on.submit(request(model=model, seed=i), still=STILL).id for i, model in enumerate("abaaaaa")]
+    ids = [looking_on.submit(request(model=model, seed=i), image=IMAGE).id for i, model in enumerate("abaaaaa")]
     with Queue(settings, "queue_work:Work") as queue:
         for job_id in ids:
             finished(queue, queue.get(job_id))
@@ -97,11 +97,11 @@ def test_jobs_of_the_loaded_model_go_ahead_but_not_for_ever(looking_on, settings
 def test_a_full_queue_refuses_and_tells_how_long_to_wait(tmp_path):
     with Queue(Settings(data_dir=tmp_path, queue_size=2, min_free_gb=0)) as queue:
         for seed in range(2):
-            queue.submit(request(seed=seed), still=STILL)
+            queue.submit(request(seed=seed), image=IMAGE)
         with pytest.raises(QueueFull, match=r"2 jobs are waiting.*try again in") as full:
-            queue.submit(request(), still=b"another still")
+            queue.submit(request(), image=b"another still")
         assert full.value.retry_after >= 1
-        assert len(list((tmp_path / "stills").iterdir())) == 1
+        assert len(list((tmp_path / "images").iterdir())) == 1
 
 
 def test_no_job_is_accepted_where_the_disk_has_less_than_its_reserve(tmp_path):
@@ -109,16 +109,16 @@ def test_no_job_is_accepted_where_the_disk_has_less_than_its_reserve(tmp_path):
         Queue(Settings(data_dir=tmp_path, min_free_gb=1e9)) as queue,
         pytest.raises(InsufficientDisk, match=r"GB are free.*KINEMA_MIN_FREE_GB"),
     ):
-        queue.submit(request(), still=STILL)
+        queue.submit(request(), image=IMAGE)
 
 
 @pytest.mark.parametrize(
     ("given", "words"),
     [
         ({}, "neither a still nor a prompt"),
-        ({"still": STILL, "request": request(prompt="a fox")}, "a still and a prompt are both given"),
-        ({"still": STILL, "priority": 1001}, "priority 1001 is out of range"),
-        ({"still": STILL, "idempotency_key": ""}, "1 to 255 characters"),
+        ({"image": IMAGE, "request": request(prompt="a fox")}, "a still and a prompt are both given"),
+        ({"image": IMAGE, "priority": 1001}, "priority 1001 is out of range"),
+        ({"image": IMAGE, "idempotency_key": ""}, "1 to 255 characters"),
     ],
 )
 def test_what_can_not_be_a_job_is_refused(looking_on, given, words):
@@ -127,17 +127,17 @@ def test_what_can_not_be_a_job_is_refused(looking_on, given, words):
 
 
 def test_the_same_key_gives_the_same_job_and_never_another_request(looking_on):
-    first = looking_on.submit(request(), still=STILL, idempotency_key="k")
-    assert looking_on.submit(request(), still=STILL, idempotency_key="k").id == first.id
+    first = looking_on.submit(request(), image=IMAGE, idempotency_key="k")
+    assert looking_on.submit(request(), image=IMAGE, idempotency_key="k").id == first.id
     with pytest.raises(KeyReused, match="'k' came before with another request"):
-        looking_on.submit(request(seed=8), still=STILL, idempotency_key="k")
+        looking_on.submit(request(seed=8), image=IMAGE, idempotency_key="k")
     assert looking_on.waiting() == 1
 
 
 def test_a_key_that_comes_from_many_at_once_gives_one_job(looking_on):
     ids = []
     threads = [
-        threading.Thread(target=lambda: ids.append(looking_on.submit(request(), still=STILL, idempotency_key="k").id))
+        threading.Thread(target=lambda: ids.append(looking_on.submit(request(), image=IMAGE, idempotency_key="k").id))
         for _ in range(8)
     ]
     for thread in threads:
@@ -149,7 +149,7 @@ def test_a_key_that_comes_from_many_at_once_gives_one_job(looking_on):
 
 
 def test_a_list_comes_in_pages_in_both_orders(looking_on):
-    ids = [looking_on.submit(request(seed=i), still=STILL).id for i in range(5)]
+    ids = [looking_on.submit(request(seed=i), image=IMAGE).id for i in range(5)]
     page = looking_on.list(limit=2)
     assert ([job.id for job in page.jobs], page.has_more) == ([ids[4], ids[3]], True)
     page = looking_on.list(limit=2, after=ids[3])
@@ -164,21 +164,21 @@ def test_a_list_comes_in_pages_in_both_orders(looking_on):
 
 
 def test_a_queued_job_is_cancelled_at_once_and_never_begins(queue, notes):
-    running = queue.submit(request(**HELD), still=STILL)
-    waiting = queue.submit(request(), still=STILL)
+    running = queue.submit(request(**HELD), image=IMAGE)
+    waiting = queue.submit(request(), image=IMAGE)
     cancelled = queue.cancel(waiting.id)
     assert (cancelled.status, cancelled.error.code) == ("failed", "cancelled")
     queue.cancel(running.id)
-    finished(queue, queue.submit(request(), still=STILL))
+    finished(queue, queue.submit(request(), image=IMAGE))
     assert waiting.id not in {job_id for job_id, *_ in begun(notes)}
 
 
 def test_a_running_job_is_cancelled_within_a_step_and_its_worker_does_the_next(queue, notes, monkeypatch):
-    monkeypatch.setattr("kinema.jobs.workers.CANCEL_SECONDS", PATIENCE)
-    job = queue.submit(request(**HELD), still=STILL)
+    monkeypatch.setattr("kinema.jobs.worker_pool.CANCEL_SECONDS", PATIENCE)
+    job = queue.submit(request(**HELD), image=IMAGE)
     until(lambda: queue.get(job.id).step > 2)
     assert queue.cancel(job.id).error.code == "cancelled"
-    finished(queue, queue.submit(request(), still=STILL))
+    finished(queue, queue.submit(request(), image=IMAGE))
     assert len({pid for *_, pid in begun(notes)}) == 1  # it still has its model
     with pytest.raises(JobUnfinished, match="cancelled"):
         queue.result(job.id)
@@ -186,55 +186,55 @@ def test_a_running_job_is_cancelled_within_a_step_and_its_worker_does_the_next(q
 
 def test_a_cancel_in_an_endless_step_frees_the_worker_and_is_logged_as_that(queue, caplog):
     caplog.set_level("INFO", "kinema")
-    job = queue.submit(request(model="hangs"), still=STILL)
+    job = queue.submit(request(model="hangs"), image=IMAGE)
     until(lambda: queue.get(job.id).stage == "encode" and queue.get(job.id).step == 2)
     queue.cancel(job.id)
-    assert finished(queue, queue.submit(request(), still=STILL)).status == "completed"
+    assert finished(queue, queue.submit(request(), image=IMAGE)).status == "completed"
     (ended,) = [record for record in caplog.records if record.msg.startswith("worker ")]
     assert (ended.levelname, "its job was cancelled" in ended.getMessage()) == ("INFO", True)
     assert "memory" not in caplog.text
 
 
 def test_a_finished_job_stays_as_it_is_when_it_is_cancelled(queue):
-    job = finished(queue, queue.submit(request(), still=STILL))
+    job = finished(queue, queue.submit(request(), image=IMAGE))
     assert queue.cancel(job.id).status == "completed"
 
 
 def test_deleting_leaves_nothing(queue, settings):
-    job = finished(queue, queue.submit(request(), still=STILL))
+    job = finished(queue, queue.submit(request(), image=IMAGE))
     queue.delete(job.id)
-    folders = [settings.data_dir / name for name in ("stills", "jobs")]
+    folders = [settings.data_dir / name for name in ("images", "jobs")]
     until(lambda: not any(list(folder.iterdir()) for folder in folders))
-    for act in (queue.get, queue.cancel, queue.delete, queue.result, queue.still, queue.preview, queue.pin):
+    for act in (queue.get, queue.cancel, queue.delete, queue.result, queue.image, queue.preview, queue.pin):
         with pytest.raises(JobNotFound, match=job.id):
             act(job.id)
 
 
 def test_deleting_a_running_job_ends_its_work_and_leaves_nothing(queue, settings):
-    job = queue.submit(request(**HELD), still=STILL)
+    job = queue.submit(request(**HELD), image=IMAGE)
     until(lambda: queue.get(job.id).step > 2)
     queue.delete(job.id)
     until(lambda: not list((settings.data_dir / "jobs").iterdir()))
-    assert finished(queue, queue.submit(request(), still=STILL)).status == "completed"
+    assert finished(queue, queue.submit(request(), image=IMAGE)).status == "completed"
 
 
 def test_a_still_that_another_job_needs_stays(queue):
-    jobs = [finished(queue, queue.submit(request(seed=seed), still=STILL)) for seed in range(2)]
+    jobs = [finished(queue, queue.submit(request(seed=seed), image=IMAGE)) for seed in range(2)]
     queue.delete(jobs[0].id)
-    assert queue.still(jobs[1].id).read_bytes() == STILL
+    assert queue.image(jobs[1].id).read_bytes() == IMAGE
 
 
 def test_results_expire_and_pinned_ones_stay(tmp_path, notes, monkeypatch, clock):
-    monkeypatch.setattr("kinema.jobs.running.HOUSEKEEPING_SECONDS", 0.1)
+    monkeypatch.setattr("kinema.jobs.scheduler.HOUSEKEEPING_SECONDS", 0.1)
     with Queue(Settings(data_dir=tmp_path, keep_days=1, min_free_gb=0), "queue_work:Work") as queue:
-        kept = finished(queue, queue.submit(request(seed=1), still=b"one still", pinned=True))
-        goes = finished(queue, queue.submit(request(seed=2), still=b"other still"))
+        kept = finished(queue, queue.submit(request(seed=1), image=b"one still", pinned=True))
+        goes = finished(queue, queue.submit(request(seed=2), image=b"other still"))
         clock.now += 2 * DAY
         until(lambda: goes.id not in {job.id for job in queue.list().jobs})
-        until(lambda: len(list((tmp_path / "stills").iterdir())) == 1)
+        until(lambda: len(list((tmp_path / "images").iterdir())) == 1)
         assert queue.get(kept.id).expires_at is None
         assert queue.result(kept.id).exists()
-        assert queue.still(kept.id).read_bytes() == b"one still"
+        assert queue.image(kept.id).read_bytes() == b"one still"
         assert queue.pin(kept.id, pinned=False).expires_at == clock.now + DAY
         clock.now += 2 * DAY
         until(lambda: not queue.list().jobs)
@@ -245,14 +245,14 @@ def test_results_expire_and_pinned_ones_stay(tmp_path, notes, monkeypatch, clock
     [("memory", "insufficient_memory", "64 GB are needed"), ("defect", "internal_error", "RuntimeError: a bug")],
 )
 def test_what_the_work_can_not_do_fails_with_its_reason_and_the_next_job_goes_on(queue, model, code, words):
-    job = finished(queue, queue.submit(request(model=model), still=STILL))
+    job = finished(queue, queue.submit(request(model=model), image=IMAGE))
     assert (job.status, job.error.code, job.attempts) == ("failed", code, 0)
     assert words in job.error.message
-    assert finished(queue, queue.submit(request(), still=STILL)).status == "completed"
+    assert finished(queue, queue.submit(request(), image=IMAGE)).status == "completed"
 
 
 def test_previews_come_now_and_then_and_go_with_the_work(queue, monkeypatch):
-    job = queue.submit(request(**HELD), still=STILL)
+    job = queue.submit(request(**HELD), image=IMAGE)
     until(lambda: queue.get(job.id).previews)
     assert queue.preview(job.id) == b"a picture"
     queue.cancel(job.id)
@@ -262,7 +262,7 @@ def test_previews_come_now_and_then_and_go_with_the_work(queue, monkeypatch):
 def test_what_a_job_will_take_is_known_from_the_jobs_before(queue):
     asked = request()
     assert queue.estimate(asked) is None
-    done = finished(queue, queue.submit(asked, still=STILL))
+    done = finished(queue, queue.submit(asked, image=IMAGE))
     spent = sum(done.stage_durations.values())
     assert queue.estimate(asked) == pytest.approx(spent)
     assert queue.estimate(asked.changed(num_inference_steps=10)) == pytest.approx(
@@ -272,7 +272,7 @@ def test_what_a_job_will_take_is_known_from_the_jobs_before(queue):
 
 def test_watching_in_an_event_loop_tells_the_same(unopened):
     queue = unopened
-    job = queue.submit(request(motion_bucket_id=30), still=STILL)
+    job = queue.submit(request(motion_bucket_id=30), image=IMAGE)
 
     async def watch():
         watching = queue.watch_async(job.id)
@@ -294,9 +294,9 @@ def test_watching_in_an_event_loop_tells_the_same(unopened):
 
 
 def test_a_watched_job_tells_its_place_as_it_changes(queue):
-    first = queue.submit(request(**HELD), still=STILL)
+    first = queue.submit(request(**HELD), image=IMAGE)
     until(lambda: queue.get(first.id).status == "in_progress")
-    second, third = (queue.submit(request(seed=seed, **HELD), still=STILL) for seed in (1, 2))
+    second, third = (queue.submit(request(seed=seed, **HELD), image=IMAGE) for seed in (1, 2))
     places = []
     for job in queue.watch(third.id):
         places.append(job.queue_position)
@@ -311,13 +311,13 @@ def test_a_watched_job_tells_its_place_as_it_changes(queue):
 
 def test_another_process_may_do_all_but_run_the_jobs(queue, settings):
     with Queue(settings) as other:
-        job = other.submit(request(motion_bucket_id=30), still=STILL)
+        job = other.submit(request(motion_bucket_id=30), image=IMAGE)
         assert [now.status for now in other.watch(job.id)][-1] == "completed"
-        assert other.result(job.id).read_bytes() == expected(job.request, STILL)
-        slow = other.submit(request(**HELD), still=STILL)
+        assert other.result(job.id).read_bytes() == expected(job.request, IMAGE)
+        slow = other.submit(request(**HELD), image=IMAGE)
         until(lambda: other.get(slow.id).status == "in_progress")
         other.cancel(slow.id)
-        assert finished(queue, queue.submit(request(), still=STILL)).status == "completed"
+        assert finished(queue, queue.submit(request(), image=IMAGE)).status == "completed"
 
 
 def test_a_folder_that_can_not_be_used_is_named(tmp_path):
@@ -337,7 +337,7 @@ def test_a_closing_queue_takes_no_more(settings):
     queue = Queue(settings)
     queue.close()
     with pytest.raises(QueueUnavailable, match="closing"):
-        queue.submit(request(), still=STILL)
+        queue.submit(request(), image=IMAGE)
 
 
 def told_of(job, caplog):
@@ -347,12 +347,12 @@ def told_of(job, caplog):
 
 def test_the_log_has_one_line_for_each_event_of_a_job(queue, caplog):
     caplog.set_level("INFO", "kinema")
-    running, waiting, unwanted = (queue.submit(request(seed=seed, **HELD), still=STILL) for seed in range(3))
+    running, waiting, unwanted = (queue.submit(request(seed=seed, **HELD), image=IMAGE) for seed in range(3))
     until(lambda: told_of(running, caplog) == ["begins"])
     for job in (waiting, running, waiting):
         queue.cancel(job.id)
     queue.delete(unwanted.id)
-    failing = finished(queue, queue.submit(request(model="memory"), still=STILL))
+    failing = finished(queue, queue.submit(request(model="memory"), image=IMAGE))
     until(lambda: not queue.running())
     assert told_of(running, caplog) == ["begins", "is cancelled"]
     assert told_of(waiting, caplog) == ["is cancelled"]
@@ -364,7 +364,7 @@ def test_a_job_that_was_cancelled_elsewhere_before_it_failed_is_told_and_counted
     caplog.set_level("INFO", "kinema")
     ended = []
     with Queue(settings, "queue_work:Work", ended=ended.append) as queue, Queue(settings) as other:
-        job = queue.submit(request(model="held memory"), still=STILL)
+        job = queue.submit(request(model="held memory"), image=IMAGE)
         until(lambda: told_of(job, caplog) == ["begins"])
         other.cancel(job.id)
         let_go(notes)

@@ -9,11 +9,11 @@ import sys
 import threading
 
 import pytest
-from queue_helpers import HELD, STILL, Server, begun, finished, let_go, request, until
+from queue_helpers import HELD, IMAGE, Server, begun, finished, let_go, request, until
 
 from kinema.jobs import Queue
 from kinema.jobs.supervisor import MAX_PAUSE_SECONDS, Supervisor, pause_after
-from kinema.jobs.workers import Pool
+from kinema.jobs.worker_pool import WorkerPool
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +23,7 @@ def short_pauses(monkeypatch):
 
 @pytest.fixture
 def pool():
-    pool = Pool("queue_work:Work", ("cpu",), 60, lambda: None)
+    pool = WorkerPool("queue_work:Work", ("cpu",), 60, lambda: None)
     pool.start()
     yield pool
     pool.close()
@@ -73,7 +73,7 @@ def test_a_job_stays_queued_while_no_worker_can_be_started_and_is_done_once_one_
         with Queue(settings, "queue_work:Work") as queue:
             until(lambda: queue.problems)
             assert queue.problems == ("the worker on auto can't be started: No such file or directory",)
-            job = queue.submit(request(), still=STILL)
+            job = queue.submit(request(), image=IMAGE)
             until(lambda: len([text for text in caplog.messages if "next attempt in" in text]) > 2)
             assert (queue.ready, queue.workers, queue.get(job.id).status) == (True, (None,), "queued")
             missing.undo()
@@ -82,11 +82,11 @@ def test_a_job_stays_queued_while_no_worker_can_be_started_and_is_done_once_one_
 
 
 def test_a_job_whose_worker_can_not_be_replaced_is_queued_again_and_keeps_its_parts(queue, notes, monkeypatch):
-    monkeypatch.setattr("kinema.jobs.workers.START_SECONDS", 0.1)
+    monkeypatch.setattr("kinema.jobs.worker_pool.START_SECONDS", 0.1)
     until(lambda: queue.workers != (None,))
     with monkeypatch.context() as missing:
         missing.setattr(sys, "executable", "/nowhere/python")
-        job = queue.submit(request(model="killed once"), still=STILL)
+        job = queue.submit(request(model="killed once"), image=IMAGE)
         until(lambda: queue.get(job.id).attempts == 1 and queue.get(job.id).status == "queued")
         waiting = queue.get(job.id)
         assert (waiting.queue_position, waiting.stage, waiting.progress, waiting.started_at) == (1, None, 0, None)
@@ -98,10 +98,10 @@ def test_a_job_whose_worker_can_not_be_replaced_is_queued_again_and_keeps_its_pa
 
 @pytest.mark.parametrize("act", ["cancel", "delete"])
 def test_a_job_that_was_queued_again_leaves_no_files_when_it_is_no_longer_wanted(queue, settings, monkeypatch, act):
-    monkeypatch.setattr("kinema.jobs.workers.START_SECONDS", 0.1)
+    monkeypatch.setattr("kinema.jobs.worker_pool.START_SECONDS", 0.1)
     until(lambda: queue.workers != (None,))
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    job = queue.submit(request(model="killed once"), still=STILL)
+    job = queue.submit(request(model="killed once"), image=IMAGE)
     until(lambda: queue.get(job.id).attempts == 1 and queue.get(job.id).status == "queued")
     assert list((settings.data_dir / "jobs").iterdir())
     getattr(queue, act)(job.id)
@@ -142,8 +142,8 @@ def test_a_worker_is_replaced_once_there_are_descriptors_again(pool, no_descript
 
 
 def test_a_worker_that_is_never_ready_is_started_again(monkeypatch):
-    monkeypatch.setattr("kinema.jobs.workers.READY_SECONDS", 0.001)
-    pool = Pool("queue_work:Work", ("cpu",), 60, lambda: None)
+    monkeypatch.setattr("kinema.jobs.worker_pool.READY_SECONDS", 0.001)
+    pool = WorkerPool("queue_work:Work", ("cpu",), 60, lambda: None)
     pool.start()
     until(lambda: pool.workers[0].problem)
     assert "not ready within 0.001 seconds" in pool.workers[0].problem
@@ -154,7 +154,7 @@ def test_a_process_that_dies_as_it_starts_is_no_fault_of_a_job(settings, monkeyp
     with monkeypatch.context() as broken:
         broken.setattr(sys, "executable", "/bin/false")
         with Queue(settings, "queue_work:Work") as queue:
-            job = queue.submit(request(), still=STILL)
+            job = queue.submit(request(), image=IMAGE)
             until(lambda: queue.problems)
             assert queue.problems == ("the worker on auto can't be started: it ended at once: exit code 1",)
             broken.undo()
@@ -170,7 +170,7 @@ def test_the_queue_runs_jobs_once_its_lock_can_be_opened(settings):
         until(lambda: queue.problems)
         assert not queue.ready
         lock.rmdir()
-        assert finished(queue, queue.submit(request(), still=STILL)).status == "completed"
+        assert finished(queue, queue.submit(request(), image=IMAGE)).status == "completed"
         assert (queue.ready, queue.problems) == (True, ())
 
 
@@ -185,26 +185,26 @@ def test_a_job_is_done_although_its_thread_could_not_be_started_at_first(queue, 
         return submit(self, task, *arguments, **more)
 
     monkeypatch.setattr(concurrent.futures.ThreadPoolExecutor, "submit", refuse)
-    job = finished(queue, queue.submit(request(), still=STILL))
+    job = finished(queue, queue.submit(request(), image=IMAGE))
     assert (job.status, len(refused)) == ("completed", 2)
 
 
 def test_a_job_survives_a_server_without_descriptors(queue, monkeypatch):
-    monkeypatch.setattr("kinema.jobs.running.SHORTAGE_SECONDS", 0.01)
+    monkeypatch.setattr("kinema.jobs.scheduler.SHORTAGE_SECONDS", 0.01)
     faults = [OSError(errno.EMFILE, "Too many open files"), OSError(errno.ENOMEM, "Cannot allocate memory")]
 
     def clear(folder):
         if faults:
             raise faults.pop()
 
-    monkeypatch.setattr("kinema.jobs.running.clear_asides", clear)
-    job = finished(queue, queue.submit(request(), still=STILL))
+    monkeypatch.setattr("kinema.jobs.scheduler.clear_asides", clear)
+    job = finished(queue, queue.submit(request(), image=IMAGE))
     assert (job.status, job.attempts, faults) == ("completed", 0, [])
 
 
 def test_of_two_jobs_in_progress_one_is_queued_again_where_there_is_one_worker_after_a_restart(settings):
     with Queue(settings, "queue_work:Work", devices=("cpu", "cpu")) as queue:
-        jobs = [queue.submit(request(seed=seed, **HELD), still=STILL) for seed in range(2)]
+        jobs = [queue.submit(request(seed=seed, **HELD), image=IMAGE) for seed in range(2)]
         until(lambda: all(queue.get(job.id).stage == "denoise" for job in jobs))
     with Queue(settings, "queue_work:Work", devices=("cpu",)) as queue:
         until(lambda: {queue.get(job.id).status for job in jobs} == {"in_progress", "queued"})
@@ -213,11 +213,11 @@ def test_of_two_jobs_in_progress_one_is_queued_again_where_there_is_one_worker_a
 
 
 def test_a_job_that_dbos_failed_to_recover_is_queued_again(settings, notes, monkeypatch):
-    monkeypatch.setattr("kinema.jobs.running.HOUSEKEEPING_SECONDS", 0.1)
+    monkeypatch.setattr("kinema.jobs.scheduler.HOUSEKEEPING_SECONDS", 0.1)
     server = Server(settings)
     try:
         with Queue(settings) as client:
-            job = client.submit(request(**HELD), still=STILL)
+            job = client.submit(request(**HELD), image=IMAGE)
             until(lambda: client.get(job.id).stage == "denoise")
     finally:
         server.kill()
@@ -234,9 +234,9 @@ def test_a_job_that_dbos_failed_to_recover_is_queued_again(settings, notes, monk
 @pytest.mark.parametrize("status", ["queued", "in_progress"])
 def test_a_job_whose_record_is_older_than_dbos_is_made_again_and_keeps_its_video(settings, notes, monkeypatch, status):
     """As where a backup of the jobs' database was restored without DBOS's."""
-    monkeypatch.setattr("kinema.jobs.running.HOUSEKEEPING_SECONDS", 0.1)
+    monkeypatch.setattr("kinema.jobs.scheduler.HOUSEKEEPING_SECONDS", 0.1)
     with Queue(settings, "queue_work:Work") as queue:
-        job = finished(queue, queue.submit(request(), still=STILL))
+        job = finished(queue, queue.submit(request(), image=IMAGE))
         video = queue.result(job.id)
         made = video.read_bytes()
     with contextlib.closing(sqlite3.connect(settings.data_dir / "jobs.sqlite3")) as database, database:
@@ -245,4 +245,4 @@ def test_a_job_whose_record_is_older_than_dbos_is_made_again_and_keeps_its_video
         until(lambda: queue.get(job.id).finished)
         assert queue.get(job.id).status == "completed"
         assert queue.result(job.id).read_bytes() == made
-        assert finished(queue, queue.submit(request(seed=5), still=STILL)).status == "completed"
+        assert finished(queue, queue.submit(request(seed=5), image=IMAGE)).status == "completed"

@@ -4,12 +4,12 @@ import contextlib
 
 import pytest
 import sqlalchemy as sa
-from queue_helpers import HELD, STILL, Server, begun, finished, let_go, request, until
+from queue_helpers import HELD, IMAGE, Server, begun, finished, let_go, request, until
 from queue_work import drawn, expected
 
 from kinema.errors import QueueUnavailable
 from kinema.jobs import Queue
-from kinema.jobs.store import Store
+from kinema.jobs.job_table import JobTable
 from kinema.settings import Settings
 
 RUNNERS = """
@@ -50,7 +50,7 @@ def folders(request, tmp_path, notes):
 @contextlib.contextmanager
 def held_lock(url):
     """The lock, taken as another server would."""
-    store = Store(url)
+    store = JobTable(url)
     with contextlib.ExitStack() as holding:
 
         def take():
@@ -66,21 +66,21 @@ def held_lock(url):
 
 def test_a_job_is_begun_again_when_the_connection_of_its_runner_was_cut(postgres_settings, notes, cut):
     with Queue(postgres_settings, "queue_work:Work") as queue:
-        job = queue.submit(request(**HELD), still=STILL)
+        job = queue.submit(request(**HELD), image=IMAGE)
         until(lambda: queue.get(job.id).stage == "denoise")
         cut()
         until(lambda: len(begun(notes)) == 2)
         let_go(notes)
         job = finished(queue, job)
         assert (job.status, job.attempts, queue.problems) == ("completed", 0, ())
-        assert queue.result(job.id).read_bytes() == expected(job.request, STILL)
+        assert queue.result(job.id).read_bytes() == expected(job.request, IMAGE)
     assert [part for _, part, *_ in begun(notes)] == ["latents", "latents", "video"]
 
 
 def test_a_runner_stops_while_another_holds_the_lock_that_it_lost(postgres_settings, postgresql_url, notes, cut):
     ended = []
     with Queue(postgres_settings, "queue_work:Work", devices=("cpu", "cpu"), ended=ended.append) as queue:
-        jobs = [queue.submit(request(**HELD, seed=seed), still=STILL) for seed in range(3)]
+        jobs = [queue.submit(request(**HELD, seed=seed), image=IMAGE) for seed in range(3)]
         until(lambda: [queue.get(job.id).stage for job in jobs] == ["denoise", "denoise", None])
         cut()
         with held_lock(postgresql_url):
@@ -89,7 +89,7 @@ def test_a_runner_stops_while_another_holds_the_lock_that_it_lost(postgres_setti
             let_go(notes)
             assert [queue.get(job.id).status for job in jobs] == ["in_progress", "in_progress", "queued"]
             with pytest.raises(QueueUnavailable, match="another server"):
-                queue.submit(request(), still=STILL)
+                queue.submit(request(), image=IMAGE)
         assert [finished(queue, job).status for job in jobs] == ["completed"] * 3
         until(lambda: len(ended) == 3)
     assert {job.id for job in ended} == {job.id for job in jobs}
@@ -98,7 +98,7 @@ def test_a_runner_stops_while_another_holds_the_lock_that_it_lost(postgres_setti
 
 def test_a_runner_writes_nothing_of_jobs_once_its_connection_was_cut(postgresql_url, postgres_settings, cut):
     with Queue(postgres_settings) as queue:
-        job = queue.submit(request(), still=STILL)
+        job = queue.submit(request(), image=IMAGE)
         store = queue._store
         with store.sole_runner() as alone:
             assert (alone, store.is_sole_runner(), store.has_runner()) == (True, True, True)
@@ -152,13 +152,13 @@ def test_a_server_takes_no_job_while_one_with_another_folder_runs_them(folders):
         until(lambda: queue.ready and waiting.problems)
         assert (waiting.ready, "start this one with the same data folder" in waiting.problems[0]) == (False, True)
         for other in (submitting, waiting):
-            for asked in ({"request": request(), "still": STILL}, {"request": request(prompt="a fox")}):
+            for asked in ({"request": request(), "image": IMAGE}, {"request": request(prompt="a fox")}):
                 with pytest.raises(QueueUnavailable, match="another server, with another data folder"):
                     other.submit(**asked)
-        assert (submitting.list().jobs, list((there.data_dir / "stills").iterdir())) == ((), [])
+        assert (submitting.list().jobs, list((there.data_dir / "images").iterdir())) == ((), [])
         for near in (queue, beside):
-            assert finished(near, near.submit(request(), still=STILL, idempotency_key="k")).status == "completed"
-        assert submitting.submit(request(), still=STILL, idempotency_key="k").status == "completed"
+            assert finished(near, near.submit(request(), image=IMAGE, idempotency_key="k")).status == "completed"
+        assert submitting.submit(request(), image=IMAGE, idempotency_key="k").status == "completed"
 
 
 def test_a_server_takes_jobs_while_none_runs_them_and_where_one_took_its_folder_over(folders):
@@ -166,17 +166,17 @@ def test_a_server_takes_jobs_while_none_runs_them_and_where_one_took_its_folder_
     with Queue(there) as submitting:
         with Queue(here, "queue_work:Work") as queue:
             until(lambda: queue.ready)
-        job = submitting.submit(request(), still=STILL)
+        job = submitting.submit(request(), image=IMAGE)
         with Queue(there, "queue_work:Work") as queue:
             assert finished(queue, job).status == "completed"
-            assert finished(submitting, submitting.submit(request(seed=1), still=STILL)).status == "completed"
+            assert finished(submitting, submitting.submit(request(seed=1), image=IMAGE)).status == "completed"
 
 
 def test_a_server_that_takes_over_with_a_new_folder_draws_again_and_says_which_image_is_missing(folders, notes):
     here, there = folders
     with Queue(here, "queue_work:Work") as queue:
         job = queue.submit(request(**HELD, prompt="a fox"))
-        given = queue.submit(request(), still=STILL)
+        given = queue.submit(request(), image=IMAGE)
         until(lambda: queue.get(job.id).stage == "denoise")
     let_go(notes)
     with Queue(there, "queue_work:Work") as queue:

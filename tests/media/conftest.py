@@ -10,7 +10,7 @@ def recipe():
     return Recipe(
         kinema="0.1.0",
         request=VideoRequest(model="pocket", seed=7, width=96, height=64, num_frames=6, fps=7),
-        still_sha256="0" * 64,
+        image_sha256="0" * 64,
         model=ModelIdentity(name="modèle <&> locale", revision=None, weights_sha256="1" * 64),
         device="cpu",
         dtype="float32",

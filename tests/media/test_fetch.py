@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from kinema.errors import InvalidRequest, InvalidStill
+from kinema.errors import InvalidImage, InvalidRequest
 from kinema.media.fetch import Unwanted, fetch
 from kinema.settings import read_settings
 
@@ -51,7 +51,7 @@ def deaf():
     ],
 )
 def test_other_places_than_those_named_are_not_fetched(url, hosts):
-    with pytest.raises(InvalidStill, match=f"is not fetched: only {hosts[0].replace('[', '.')[:5]}"):
+    with pytest.raises(InvalidImage, match=f"is not fetched: only {hosts[0].replace('[', '.')[:5]}"):
         fetch(url, hosts)
 
 
@@ -65,7 +65,7 @@ def test_other_places_than_those_named_are_not_fetched(url, hosts):
     ],
 )
 def test_places_that_are_named_are_asked_however_they_are_written(url, hosts):
-    with pytest.raises(InvalidStill, match="can't be reached"):  # there is nothing at port 1
+    with pytest.raises(InvalidImage, match="can't be reached"):  # there is nothing at port 1
         fetch(url, hosts)
 
 
@@ -83,7 +83,7 @@ def test_places_that_are_named_are_asked_however_they_are_written(url, hosts):
     ],
 )
 def test_an_address_that_can_be_none_says_so(url):
-    with pytest.raises(InvalidStill, match=r"no usable address|can't be reached"):
+    with pytest.raises(InvalidImage, match=r"no usable address|can't be reached"):
         fetch(url)
 
 
@@ -98,7 +98,7 @@ def test_a_redirect_to_what_can_be_no_address_says_so():
 
         thread = threading.Thread(target=answer)
         thread.start()
-        with pytest.raises(InvalidStill, match=r"no usable address|can't be reached"):
+        with pytest.raises(InvalidImage, match=r"no usable address|can't be reached"):
             fetch(f"http://127.0.0.1:{listening.getsockname()[1]}/")
         thread.join()
 

@@ -4,7 +4,7 @@ import re
 import pytest
 
 from kinema.errors import InvalidRequest
-from kinema.models.catalog import CATALOG, cautions, default_settings, human_bytes, request_for
+from kinema.models.catalog import CATALOG, default_settings, human_bytes, parameter_warnings, request_for
 
 
 def test_a_models_own_defaults_lie_beneath_what_is_given():
@@ -43,7 +43,7 @@ def test_hub_entries_are_pinned_to_a_commit_and_know_their_licence_and_size():
 
 @pytest.mark.parametrize("name", CATALOG)
 def test_a_models_own_defaults_need_no_caution(name):
-    assert cautions(request_for(model=name)) == []
+    assert parameter_warnings(request_for(model=name)) == []
 
 
 @pytest.mark.parametrize(
@@ -59,12 +59,12 @@ def test_a_models_own_defaults_need_no_caution(name):
     ],
 )
 def test_what_lies_outside_training_is_cautioned_and_allowed(model, settings, words):
-    (caution,) = cautions(request_for(model=model, **settings))
-    assert words in caution
+    (warning,) = parameter_warnings(request_for(model=model, **settings))
+    assert words in warning
 
 
 def test_portrait_is_native_too():
-    assert cautions(request_for(model="svd-xt", width=576, height=1024)) == []
+    assert parameter_warnings(request_for(model="svd-xt", width=576, height=1024)) == []
 
 
 def test_bytes_are_told_as_people_read_them():
@@ -79,7 +79,7 @@ def test_a_folder_with_a_broken_configuration_has_no_defaults(tmp_path):
 
 
 def drawn(prompt):
-    return cautions(request_for(model="pocket", prompt=prompt, image_model="pocket-painter"))
+    return parameter_warnings(request_for(model="pocket", prompt=prompt, image_model="pocket-t2i"))
 
 
 @pytest.mark.parametrize(
@@ -106,21 +106,21 @@ def test_a_prompt_that_the_embedded_model_can_draw_needs_no_caution(prompt):
     ],
 )
 def test_words_that_draw_nothing_are_named_although_the_tokenizer_knows_them(prompt, words):
-    assert drawn(prompt) == [f"pocket-painter can't draw {words}"]
+    assert drawn(prompt) == [f"pocket-t2i can't draw {words}"]
 
 
 @pytest.mark.parametrize("prompt", ["an old man in Paris", "빨간 풍선", "in a beautiful red", "🚀"])
 def test_a_prompt_of_which_nothing_can_be_drawn_says_so(prompt):
-    (caution,) = drawn(prompt)
-    assert caution.startswith("pocket-painter can't draw anything of this prompt")
+    (warning,) = drawn(prompt)
+    assert warning.startswith("pocket-t2i can't draw anything of this prompt")
 
 
 def test_models_that_draw_any_sentence_judge_no_words():
-    assert cautions(request_for(model="svd", prompt="an old man in Paris", image_model="sd-2.1-base")) == []
+    assert parameter_warnings(request_for(model="svd", prompt="an old man in Paris", image_model="sd-2.1-base")) == []
 
 
 def test_the_pocket_moves_less_than_svd_and_is_not_warned_of():
     request = request_for(model="pocket")
     assert request.motion_bucket_id == 40
-    assert cautions(request) == []
+    assert parameter_warnings(request) == []
     assert request_for(model="svd").motion_bucket_id == 127

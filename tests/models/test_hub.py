@@ -11,13 +11,13 @@ from kinema.errors import (
     InsufficientDisk,
     ModelGated,
     ModelNotFound,
+    NotAnImagePipeline,
     NotAnSvdModel,
-    NotAPainter,
     WeightsError,
     WeightsMissing,
 )
 from kinema.models import hub
-from kinema.models.catalog import CATALOG, PAINTERS
+from kinema.models.catalog import CATALOG, IMAGE_MODELS
 from kinema.models.loading import inventory, load, pull
 from tiny import make_tiny_svd, write_json
 
@@ -87,9 +87,9 @@ def test_a_pinned_model_that_is_here_needs_no_network(remote, monkeypatch):
 def test_without_a_network_what_is_here_still_loads(remote, monkeypatch):
     pull(REPOSITORY)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    models = load(REPOSITORY, device="cpu", dtype="float32")
-    assert (models.identity.name, models.identity.revision) == (REPOSITORY, COMMIT)
-    assert models.notes == ("computing in float32 with weights rounded to float16 (image_encoder, vae, unet)",)
+    pipeline = load(REPOSITORY, device="cpu", dtype="float32")
+    assert (pipeline.identity.name, pipeline.identity.revision) == (REPOSITORY, COMMIT)
+    assert pipeline.notes == ("computing in float32 with weights rounded to float16 (image_encoder, vae, unet)",)
 
 
 def test_the_identity_believes_the_caches_own_hashes(remote):
@@ -164,7 +164,9 @@ def test_another_kind_of_model_is_refused_before_its_weights_are_fetched(remote)
 
 def test_what_is_neither_a_model_nor_a_painter_is_not_pulled(remote):
     write_json(remote.folder / "model_index.json", {"_class_name": "StableAudioPipeline"})
-    with pytest.raises(NotAPainter, match=r"someone/tiny-svd \(at main\) is a StableAudioPipeline, which draws no"):
+    with pytest.raises(
+        NotAnImagePipeline, match=r"someone/tiny-svd \(at main\) is a StableAudioPipeline, which draws no"
+    ):
         pull(REPOSITORY)
     assert remote.fetched == ["model_index.json"]
 
@@ -212,7 +214,7 @@ def test_a_cache_that_can_not_be_written_is_told(remote, monkeypatch):
 
 def test_the_inventory_tells_what_is_here_without_asking_the_hub(remote, monkeypatch):
     before = {held.entry.name: held for held in inventory()}
-    assert list(before) == [*CATALOG, *PAINTERS]
+    assert list(before) == [*CATALOG, *IMAGE_MODELS]
     xt = before["svd-xt"]
     assert (xt.present, xt.kind, xt.path, xt.size_bytes) == (False, "hub", None, CATALOG["svd-xt"].size_bytes)
     storage = hub.cache_folder() / "models--stabilityai--stable-video-diffusion-img2vid-xt"

@@ -18,7 +18,7 @@ from kinema.errors import (
 from kinema.models import loading
 from kinema.models.catalog import CATALOG
 from kinema.models.loading import default_model, load
-from kinema.models.placement import GIB, PARTS
+from kinema.models.memory_plan import GIB, PARTS
 from kinema.settings import Settings
 from tiny import FEATURE_EXTRACTOR, SCHEDULER, make_tiny_svd, write_json
 
@@ -45,44 +45,44 @@ def edit(path, **changes):
 
 
 def test_weights_and_classes_are_those_that_diffusers_loads(tiny_svd):
-    models = load_here(tiny_svd)
+    pipeline = load_here(tiny_svd)
     for part, kind in CLASSES.items():
         theirs = kind.from_pretrained(tiny_svd / part).state_dict()
-        ours = getattr(models, part).state_dict()
-        assert type(getattr(models, part)) is kind
+        ours = getattr(pipeline, part).state_dict()
+        assert type(getattr(pipeline, part)) is kind
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_four_levels_and_other_latents_load_too(tiny_svd_4_levels):
-    models = load_here(tiny_svd_4_levels)
-    assert models.latent_channels == 8
-    assert len(models.unet.config.block_out_channels) == 4
+    pipeline = load_here(tiny_svd_4_levels)
+    assert pipeline.latent_channels == 8
+    assert len(pipeline.unet.config.block_out_channels) == 4
 
 
 @pytest.mark.parametrize(("vae_levels", "factor"), [(2, 2), (3, 4), (4, 8)])
 def test_the_vaes_factor_follows_from_its_levels(tmp_path, vae_levels, factor):
-    models = load_here(make_tiny_svd(tmp_path, vae_levels=vae_levels))
-    assert models.shape.vae_factor == factor
-    assert models.vae.encode(torch.zeros(1, 3, 64, 72)).latent_dist.mode().shape[2:] == (64 // factor, 72 // factor)
+    pipeline = load_here(make_tiny_svd(tmp_path, vae_levels=vae_levels))
+    assert pipeline.shape.vae_factor == factor
+    assert pipeline.vae.encode(torch.zeros(1, 3, 64, 72)).latent_dist.mode().shape[2:] == (64 // factor, 72 // factor)
 
 
 def test_a_loaded_model_tells_what_the_engine_needs(tiny_svd):
-    models = load_here(tiny_svd)
-    assert models.image_mean == tuple(FEATURE_EXTRACTOR["image_mean"])
-    assert models.image_std == tuple(FEATURE_EXTRACTOR["image_std"])
-    assert models.scheduler == SCHEDULER
-    assert (models.image_size, models.latent_channels, models.force_upcast) == (224, 4, True)
-    assert (models.device, models.dtype) == (torch.device("cpu"), torch.float32)
-    assert models.defaults == {"num_frames": 4}
-    assert models.notes == ()
+    pipeline = load_here(tiny_svd)
+    assert pipeline.image_mean == tuple(FEATURE_EXTRACTOR["image_mean"])
+    assert pipeline.image_std == tuple(FEATURE_EXTRACTOR["image_std"])
+    assert pipeline.scheduler == SCHEDULER
+    assert (pipeline.image_size, pipeline.latent_channels, pipeline.force_upcast) == (224, 4, True)
+    assert (pipeline.device, pipeline.dtype) == (torch.device("cpu"), torch.float32)
+    assert pipeline.defaults == {"num_frames": 4}
+    assert pipeline.notes == ()
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_everything_is_in_the_arithmetic_asked_for_and_ready_to_compute(tiny_svd, dtype):
-    models = load_here(tiny_svd, dtype)
+    pipeline = load_here(tiny_svd, dtype)
     for part in PARTS:
-        module = getattr(models, part)
+        module = getattr(pipeline, part)
         assert {p.dtype for p in module.parameters()} == {getattr(torch, dtype)}
         assert {t.device.type for t in [*module.parameters(), *module.buffers()]} == {"cpu"}
         assert not any(p.requires_grad for p in module.parameters())
@@ -131,18 +131,18 @@ def test_shards_load_as_the_whole_does(tiny_svd, tmp_path):
 def test_the_weights_are_hashed_once_and_a_fault_is_told_to_who_asks(own, monkeypatch):
     asked = []
     monkeypatch.setattr(loading, "weights_sha256", lambda *_: asked.append(1) or "0" * 64)
-    models = load_here(own)
+    pipeline = load_here(own)
     for _ in range(2):
-        models.prepare_identity()
-        assert models.identity.weights_sha256 == "0" * 64
+        pipeline.prepare_identity()
+        assert pipeline.identity.weights_sha256 == "0" * 64
     assert asked == [1]
     monkeypatch.undo()
-    models = load_here(own)
+    pipeline = load_here(own)
     for path in own.rglob("*.safetensors"):
         path.unlink()
-    models.prepare_identity()
+    pipeline.prepare_identity()
     with pytest.raises(FileNotFoundError):
-        _ = models.identity
+        _ = pipeline.identity
 
 
 def test_the_identity_names_the_folder_but_not_its_path(tiny_svd, own):
@@ -156,17 +156,17 @@ def test_the_identity_names_the_folder_but_not_its_path(tiny_svd, own):
 
 
 def test_a_loaded_model_survives_its_files_being_overwritten(own):
-    models = load_here(own)
-    before = models.unet.conv_in.weight.clone()
+    pipeline = load_here(own)
+    before = pipeline.unet.conv_in.weight.clone()
     with (own / UNET).open("r+b") as file:
         file.truncate(10)
-    assert torch.equal(models.unet.conv_in.weight, before)
+    assert torch.equal(pipeline.unet.conv_in.weight, before)
 
 
 def test_release_gives_the_memory_back(tiny_svd):
-    models = load_here(tiny_svd)
-    models.release()
-    assert {p.device.type for part in PARTS for p in getattr(models, part).parameters()} == {"meta"}
+    pipeline = load_here(tiny_svd)
+    pipeline.release()
+    assert {p.device.type for part in PARTS for p in getattr(pipeline, part).parameters()} == {"meta"}
 
 
 def test_tensors_that_older_libraries_saved_beside_are_left_out(own):

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 ENGLISH = ROOT / "notebooks" / "stable_video_diffusion.ipynb"
 KOREAN = ROOT / "notebooks" / "stable_video_diffusion.ko.ipynb"
 
-HAS_PAINTER = (POCKET_FOLDER.parent / "painter" / "model_index.json").is_file()
+HAS_PAINTER = (POCKET_FOLDER.parent / "image_model" / "model_index.json").is_file()
 NO_PAINTER = "this package has no painter yet, so the cells tagged text-to-video are left out"
 
 

@@ -11,7 +11,7 @@ import pytest
 from lessons import ENGLISH, HAS_PAINTER, KOREAN, NO_PAINTER, code, execute, printed, read, shown
 from PIL import Image
 
-from kinema.media.video import probe, read_recipe
+from kinema.media.video_writer import probe, read_recipe
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 BOTH = pytest.mark.parametrize("path", [ENGLISH, KOREAN], ids=["en", "ko"])
-PAINTER = pytest.mark.skipif(not HAS_PAINTER, reason=NO_PAINTER)
+IMAGE_PIPELINE = pytest.mark.skipif(not HAS_PAINTER, reason=NO_PAINTER)
 CHOICE = 'lesson = tutorial.load("pocket")'
 
 
@@ -84,8 +84,8 @@ def test_nothing_complains(executed: NotebookNode) -> None:
 
 
 def test_the_sheet_has_three_motions_and_two_seeds(executed: NotebookNode) -> None:
-    (picture,) = shown(executed, "motion-by-seed", "image/png")
-    assert Image.open(io.BytesIO(base64.b64decode(picture))).size == (2 * 2 * 288, 3 * 160)
+    (image,) = shown(executed, "motion-by-seed", "image/png")
+    assert Image.open(io.BytesIO(base64.b64decode(image))).size == (2 * 2 * 288, 3 * 160)
 
 
 def test_the_recipe_makes_the_same_video_again(executed: NotebookNode, place: Path) -> None:
@@ -93,7 +93,7 @@ def test_the_recipe_makes_the_same_video_again(executed: NotebookNode, place: Pa
     assert read_recipe(place / "notebooks" / "calm.mp4").request.motion_bucket_id == 10
 
 
-@PAINTER
+@IMAGE_PIPELINE
 def test_a_sentence_becomes_a_still_and_a_video(executed: NotebookNode, place: Path) -> None:
     for name, seed in (("horse", 1972088094), ("city", 3815670667)):
         video = place / "notebooks" / f"{name}.mp4"
@@ -101,8 +101,8 @@ def test_a_sentence_becomes_a_still_and_a_video(executed: NotebookNode, place: P
         assert read_recipe(video).request.seed == seed
         assert len(shown(executed, f"{name}-video", "image/png")) == 1
         assert len(shown(executed, f"{name}-video", "text/html")) == 1
-    with Image.open(place / "notebooks" / "horse.png") as still:
-        assert still.size == (288, 160)
+    with Image.open(place / "notebooks" / "horse.png") as image:
+        assert image.size == (288, 160)
 
 
 # On other models, by changing one line

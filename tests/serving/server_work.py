@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 from kinema.errors import HubUnreachable, InsufficientMemory
-from kinema.jobs.values import Preview
-from kinema.media.clip import Clip
+from kinema.jobs.job import Preview
+from kinema.media.video import Video
 from kinema.values import ModelIdentity, Recipe, Step
 
 FAULTS = "memory,defect,killed,weights"
@@ -39,18 +39,18 @@ def work(task):
     if request.model == "defect":
         raise RuntimeError("a bug")
     match task.part:
-        case "still":
-            yield from steps(request, "paint", 2)
+        case "image":
+            yield from steps(request, "text_to_image", 2)
             data = io.BytesIO()
             Image.fromarray(colours(request, request.prompt.encode(), 1)[0]).save(data, "PNG")
             yield Bytes(data.getvalue())
         case "latents":
             yield from steps(request, "encode", 2)
             yield from steps(request, "denoise", request.num_inference_steps)
-            yield Bytes(task.still.read_bytes())
+            yield Bytes(task.image.read_bytes())
         case "video":
             yield from steps(request, "decode", 2)
-            yield Clip(
+            yield Video(
                 colours(request, task.latents.read_bytes(), request.num_frames), request.frame_rate, recipe(request)
             )
 
@@ -84,7 +84,7 @@ def recipe(request):
     return Recipe(
         kinema="0",
         request=request,
-        still_sha256="0" * 64,
+        image_sha256="0" * 64,
         model=ModelIdentity(name=request.model, revision=None, weights_sha256="0" * 64),
         device="cpu",
         dtype="float32",

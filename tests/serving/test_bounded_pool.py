@@ -8,7 +8,7 @@ import pytest
 from kinema.errors import ServerBusy
 from kinema.serving.bounded_pool import BoundedPool
 from kinema.serving.decode_process import ClientGone
-from kinema.serving.throttle import CALLER
+from kinema.serving.rate_limits import CALLER
 
 
 class Client:

@@ -102,7 +102,7 @@ def test_the_document_and_swagger_are_there_and_ask_for_nothing_elsewhere(server
     assert not re.search("https?://", page.text + text)
     document = json.loads(text)
     errors = document["paths"]["/generate"]["post"]["responses"]["400"]["content"]["application/json"]["schema"]
-    assert errors == {"$ref": "#/components/schemas/ErrorAnswer"}
+    assert errors == {"$ref": "#/components/schemas/ErrorResponse"}
     assert {"/generate", "/v1/videos", "/readyz"} <= document["paths"].keys()
     parameters = document["components"]["schemas"]["generate__Input"]["properties"]
     assert {"image", "decode_chunk_size", "seed", "motion_bucket_id", "prompt", "keep"} <= parameters.keys()

@@ -9,8 +9,8 @@ import psutil
 import pytest
 from image_attacks import jpeg, large_webp
 
-from kinema.errors import InvalidStill
-from kinema.media.still import StillFacts, inspect_still
+from kinema.errors import InvalidImage
+from kinema.media.image import ImageFacts, inspect_image
 from kinema.serving.decode_process import MEGABYTE, MEMORY_MB, ClientGone, DecodeProcess
 from kinema.serving.image_tasks import fitted
 
@@ -23,38 +23,38 @@ def process():
 
 
 def test_images_are_checked_one_after_the_other_in_the_same_process(process):
-    assert process.run(inspect_still, jpeg(96, 64)) == StillFacts((96, 64))
+    assert process.run(inspect_image, jpeg(96, 64)) == ImageFacts((96, 64))
     first = process.pid
     assert process.run(fitted, jpeg(96, 64), 64, 64, "crop").startswith(b"\xff\xd8")
     assert process.pid == first != os.getpid()
 
 
 def test_a_refusal_keeps_its_sentence(process):
-    with pytest.raises(InvalidStill) as refused:
-        process.run(inspect_still, b"GIF89a")
-    assert refused.value.args[0].code == "still_of_another_kind"
+    with pytest.raises(InvalidImage) as refused:
+        process.run(inspect_image, b"GIF89a")
+    assert refused.value.args[0].code == "image_of_another_kind"
 
 
 def test_what_takes_too_long_is_refused_and_ended(process):
-    with pytest.raises(InvalidStill, match="more than 1 seconds to decode"):
+    with pytest.raises(InvalidImage, match="more than 1 seconds to decode"):
         process.run(eval, "sum(range(10**12))", cpu_seconds=1)
     assert process.run(len, b"four") == 4
 
 
 def test_what_takes_too_much_memory_is_refused(process):
-    with pytest.raises(InvalidStill, match="more memory"):
+    with pytest.raises(InvalidImage, match="more memory"):
         process.run(bytearray, (MEMORY_MB + 100) * MEGABYTE)
     assert process.run(len, b"four") == 4
 
 
 def test_forty_megapixels_of_any_kind_fit(process):
     data = large_webp()
-    assert process.run(inspect_still, data).size == (16000, 2500)
+    assert process.run(inspect_image, data).size == (16000, 2500)
     assert process.run(fitted, data, 1024, 576, "crop").startswith(b"\xff\xd8")
 
 
 def test_its_memory_is_given_back(process):
-    process.run(inspect_still, large_webp())
+    process.run(inspect_image, large_webp())
     assert process.pid is None or psutil.Process(process.pid).memory_info().rss < 200 * MEGABYTE
 
 
@@ -62,7 +62,7 @@ def test_a_process_that_is_killed_is_replaced(process):
     process.run(len, b"four")
     killed = threading.Timer(0.3, lambda: os.kill(process.pid, signal.SIGKILL))
     killed.start()
-    with pytest.raises(InvalidStill, match="can't be decoded here"):
+    with pytest.raises(InvalidImage, match="can't be decoded here"):
         process.run(time.sleep, 60)
     assert process.run(len, b"four") == 4
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kinema.engine import Denoised, Projection, generate, to_clip, to_latents
-from kinema.jobs.values import Preview, Task
-from kinema.media.reading import read_recipe
-from kinema.media.still import fit_still, open_still
+from kinema.engine import Checkpoint, Projection, generate, to_latents, to_video
+from kinema.jobs.job import Preview, Task
+from kinema.media.image import fit_image, open_image
+from kinema.media.video_reader import read_recipe
 from kinema.models import loading
 from kinema.models.catalog import request_for
-from kinema.serving.work import Work
+from kinema.serving.engine_work import EngineWork
 from kinema.values import Step
 from tiny import make_tiny_svd
 
@@ -25,7 +25,7 @@ def work(monkeypatch, tiny_svd):
     monkeypatch.setenv("KINEMA_DEVICE", "cpu")
     monkeypatch.setenv("KINEMA_DTYPE", "float32")
     monkeypatch.setenv("KINEMA_MODEL", str(tiny_svd))
-    return Work()
+    return EngineWork()
 
 
 def follow(steps):
@@ -35,33 +35,33 @@ def follow(steps):
 
 def test_two_halves_in_a_file_make_the_clip_of_one_run(tiny_svd, png, tmp_path):
     models = loading.load(tiny_svd, device="cpu", dtype="float32")
-    still, request = open_still(png), request_for(model=str(tiny_svd), **SMALL)
-    *_, whole = generate(models, still, request)
-    *_, denoised = to_latents(models, still, request)
+    image, request = open_image(png), request_for(model=str(tiny_svd), **SMALL)
+    *_, whole = generate(models, image, request)
+    *_, denoised = to_latents(models, image, request)
     denoised.save(tmp_path / "latents.safetensors")
-    *_, again = to_clip(models, still, request, Denoised.load(tmp_path / "latents.safetensors"))
+    *_, again = to_video(models, image, request, Checkpoint.load(tmp_path / "latents.safetensors"))
     assert np.array_equal(whole.frames, again.frames)
     assert whole.recipe == again.recipe
 
 
 def test_part_by_part_it_makes_the_file_of_one_run(work, tiny_svd, png, tmp_path):
     request = request_for(model=str(tiny_svd), **SMALL)
-    still = tmp_path / "still"
-    still.write_bytes(png)
-    steps, denoised = follow(work(Task("j", "latents", request, still)))
+    image = tmp_path / "image"
+    image.write_bytes(png)
+    steps, denoised = follow(work(Task("j", "latents", request, image)))
     assert [(s.stage, s.step) for s in steps if isinstance(s, Step)] == [
         ("encode", 1), ("encode", 2), ("denoise", 1), ("denoise", 2),
     ]  # fmt: skip
     denoised.save(tmp_path / "latents.safetensors")
-    _, clip = follow(work(Task("j", "video", request, still, tmp_path / "latents.safetensors")))
-    *_, whole = generate(loading.load(tiny_svd, device="cpu", dtype="float32"), open_still(png), request)
-    assert clip.save(tmp_path / "one.mp4").read_bytes() == whole.save(tmp_path / "other.mp4").read_bytes()
+    _, video = follow(work(Task("j", "video", request, image, tmp_path / "latents.safetensors")))
+    *_, whole = generate(loading.load(tiny_svd, device="cpu", dtype="float32"), open_image(png), request)
+    assert video.save(tmp_path / "one.mp4").read_bytes() == whole.save(tmp_path / "other.mp4").read_bytes()
 
 
 def test_previews_are_small_pictures_made_when_they_are_wanted(work, tiny_svd, png, tmp_path):
-    still = tmp_path / "still"
-    still.write_bytes(png)
-    steps, _ = follow(work(Task("j", "latents", request_for(model=str(tiny_svd), **SMALL), still)))
+    image = tmp_path / "image"
+    image.write_bytes(png)
+    steps, _ = follow(work(Task("j", "latents", request_for(model=str(tiny_svd), **SMALL), image)))
     previews = [step.make() for step in steps if isinstance(step, Preview)]
     assert len(previews) == 2
     assert {Image.open(io.BytesIO(data)).format for data in previews} == {"JPEG"}
@@ -69,20 +69,20 @@ def test_previews_are_small_pictures_made_when_they_are_wanted(work, tiny_svd, p
 
 @pytest.mark.parametrize("vae_levels", [2, 3, 4])
 def test_a_preview_is_as_large_as_the_video(work, tmp_path, png, vae_levels):
-    folder, still = make_tiny_svd(tmp_path / "svd", vae_levels=vae_levels), tmp_path / "still"
-    still.write_bytes(png)
+    folder, image = make_tiny_svd(tmp_path / "svd", vae_levels=vae_levels), tmp_path / "image"
+    image.write_bytes(png)
     request = request_for(model=str(folder), **{**SMALL, "width": 72, "num_inference_steps": 1})
-    steps, _ = follow(work(Task("j", "latents", request, still)))
+    steps, _ = follow(work(Task("j", "latents", request, image)))
     (preview,) = [step.make() for step in steps if isinstance(step, Preview)]
     assert Image.open(io.BytesIO(preview)).size == (72, request.height)
 
 
 def test_what_previews_need_of_the_model_is_taken_before_the_first_step(work, tiny_svd, png, tmp_path, monkeypatch):
     """For it may move parts of the model, with which the steps compute."""
-    still, told, fit = tmp_path / "still", [], Projection.fit
-    still.write_bytes(png)
+    image, told, fit = tmp_path / "image", [], Projection.fit
+    image.write_bytes(png)
     monkeypatch.setattr(Projection, "fit", staticmethod(lambda models: told.append("fit") or fit(models)))
-    for result in work(Task("j", "latents", request_for(model=str(tiny_svd), **SMALL), still)):
+    for result in work(Task("j", "latents", request_for(model=str(tiny_svd), **SMALL), image)):
         told.append(type(result).__name__)
         if isinstance(result, Preview):
             result.make()
@@ -95,9 +95,9 @@ def test_the_first_preview_shows_the_scene(monkeypatch, tmp_path):
     monkeypatch.setenv("KINEMA_MODEL", "pocket")
     rocket = Path(__file__).parents[2] / "examples" / "rocket.jpg"
     request = request_for(model="pocket", seed=3, num_frames=2)
-    preview = next(told for told in Work()(Task("j", "latents", request, rocket)) if isinstance(told, Preview))
+    preview = next(told for told in EngineWork()(Task("j", "latents", request, rocket)) if isinstance(told, Preview))
     seen = Image.open(io.BytesIO(preview.make())).resize((36, 20))
-    scene = fit_still(open_still(rocket), 288, 160).resize((36, 20))
+    scene = fit_image(open_image(rocket), 288, 160).resize((36, 20))
     alike = np.corrcoef(np.asarray(seen, float).ravel(), np.asarray(scene, float).ravel())[0, 1]
     assert alike > 0.6, alike
 
@@ -106,18 +106,18 @@ def test_a_projection_shows_a_picture_for_any_number_of_channels(tiny_svd_4_leve
     import torch
 
     projection = Projection.fit(loading.load(tiny_svd_4_levels, device="cpu", dtype="float32"))
-    assert projection.picture(torch.randn(1, 3, 8, 6, 10) * 700).size == (10, 6)
+    assert projection.image(torch.randn(1, 3, 8, 6, 10) * 700).size == (10, 6)
 
 
 def test_a_drawn_stills_recipe_is_kept_to_the_end(work, tiny_svd, tiny_sd, tmp_path):
     request = request_for(
         model=str(tiny_svd), prompt="a cat", image_model=str(tiny_sd), image_num_inference_steps=1, **SMALL
     )
-    _, drawn = follow(work(Task("j", "still", request)))
-    drawn.save(tmp_path / "still.png")
-    _, denoised = follow(work(Task("j", "latents", request, tmp_path / "still.png")))
+    _, drawn = follow(work(Task("j", "image", request)))
+    drawn.save(tmp_path / "image.png")
+    _, denoised = follow(work(Task("j", "latents", request, tmp_path / "image.png")))
     denoised.save(tmp_path / "latents.safetensors")
-    _, clip = follow(work(Task("j", "video", request, tmp_path / "still.png", tmp_path / "latents.safetensors")))
-    recipe = read_recipe(clip.save(tmp_path / "cat.mp4"))
-    assert recipe.painting == drawn.still.painting
-    assert recipe.still_sha256 == drawn.still.sha256
+    _, video = follow(work(Task("j", "video", request, tmp_path / "image.png", tmp_path / "latents.safetensors")))
+    recipe = read_recipe(video.save(tmp_path / "cat.mp4"))
+    assert recipe.image_generation == drawn.image.image_generation
+    assert recipe.image_sha256 == drawn.image.sha256

@@ -13,27 +13,27 @@ from kinema import errors
 from kinema.errors import (
     AllowanceUsedUp,
     InsufficientDisk,
+    InvalidImage,
     InvalidRequest,
-    InvalidStill,
     KinemaError,
     QueueFull,
     QueueUnavailable,
 )
 from kinema.jobs import Failure
-from kinema.jobs.values import OWN_FAILURES
-from kinema.jobs.working import code_of
-from kinema.sentences import Sentence
-from kinema.serving import wire
-from kinema.serving.http_errors import OneErrorShape
-from kinema.serving.page import asking
-from kinema.serving.page.english import ENGLISH
-from kinema.serving.page.korean import KOREAN
-from kinema.serving.throttle import Pins
+from kinema.jobs.job import OWN_FAILURES
+from kinema.jobs.worker_process import code_of
+from kinema.messages import Message
+from kinema.serving import schemas
+from kinema.serving.http_errors import ErrorResponseMiddleware
+from kinema.serving.page import form_html
+from kinema.serving.page.translations.english import ENGLISH
+from kinema.serving.page.translations.korean import KOREAN
+from kinema.serving.rate_limits import Pins
 
 SECRET = "/srv/kinema/jobs.sqlite3: SELECT * FROM kinema_jobs (postgresql://kinema:password@db.internal:5432/kinema)"
 # What the client itself gave is told in full, and these are made of nothing else.
 OF_CLIENTS = {
-    "invalid_request", "request_too_large", "invalid_still", "model_gated", "insufficient_memory", "generation_failed",
+    "invalid_request", "request_too_large", "invalid_image", "model_gated", "insufficient_memory", "generation_failed",
     "queue_full", "allowance_used_up", "job_not_found", "job_unfinished", "key_reused",
 }  # fmt: skip
 
@@ -53,29 +53,29 @@ def kinds(kind=KinemaError):
 @pytest.mark.parametrize("kind", list(kinds()), ids=code_of)
 def test_a_refusal_tells_what_the_client_can_mend_and_nothing_of_the_server(kind, caplog):
     error = kind(SECRET, 5.0) if kind in (QueueFull, AllowanceUsedUp) else kind(SECRET)
-    _, body, _ = wire.refusal(error)
+    _, body, _ = schemas.refusal(error)
     told_in_full = code_of(kind) in OF_CLIENTS
     assert is_private(body["error"]["message"]) is told_in_full
     assert (SECRET in caplog.text) is not told_in_full  # the log has what the client has not
     for words in (ENGLISH, KOREAN):
-        assert is_private(asking.why(error, words)) is told_in_full
+        assert is_private(form_html.why(error, words)) is told_in_full
 
 
 @pytest.mark.parametrize(
     "code", [*(code_of(kind) for kind in kinds() if kind.__module__ == errors.__name__), *OWN_FAILURES], ids=str
 )
 def test_a_jobs_failure_says_nothing_of_the_server(code):
-    told_in_full = code in (OF_CLIENTS - {"invalid_still"}) | {"cancelled", "worker_hung", "interrupted"}
-    _, body, _ = wire.failure(Failure(code, SECRET))
+    told_in_full = code in (OF_CLIENTS - {"invalid_image"}) | {"cancelled", "worker_hung", "interrupted"}
+    _, body, _ = schemas.failure(Failure(code, SECRET))
     assert is_private(body["error"]["message"]) is told_in_full
 
 
 def test_a_sentence_is_told_without_its_folder_and_without_a_librarys_words():
-    said = Sentence("x", "{free} GB are free in {folder}", free=1, folder=Path("/srv/kinema"))
-    assert wire.refusal(InsufficientDisk(said))[1]["error"]["message"] == "1 GB are free in the data folder"
-    said = Sentence("y", "no answer: {reason}", reason=SECRET)
+    said = Message("x", "{free} GB are free in {folder}", free=1, folder=Path("/srv/kinema"))
+    assert schemas.refusal(InsufficientDisk(said))[1]["error"]["message"] == "1 GB are free in the data folder"
+    said = Message("y", "no answer: {reason}", reason=SECRET)
     for error in (QueueUnavailable(said), InvalidRequest(said)):
-        assert wire.refusal(error)[1]["error"]["message"] == "no answer: the server's log says why"
+        assert schemas.refusal(error)[1]["error"]["message"] == "no answer: the server's log says why"
 
 
 def test_a_caller_that_had_its_share_reads_which_and_when_there_is_more():
@@ -84,16 +84,16 @@ def test_a_caller_that_had_its_share_reads_which_and_when_there_is_more():
     pins.check(scope)
     with pytest.raises(AllowanceUsedUp) as refused:
         pins.check(scope)
-    status, body, headers = wire.refusal(refused.value)
+    status, body, headers = schemas.refusal(refused.value)
     assert (status, body["error"]["code"], body["error"]["type"]) == (429, "allowance_used_up", "rate_limit_error")
     assert body["error"]["message"].startswith("one caller may pin 2 videos a day; try again in ")
     assert 43_000 < int(headers["Retry-After"]) <= 43_200
-    assert asking.why(refused.value, KOREAN).startswith("하루에 영상을 2개까지만 고정할 수 있습니다.")
+    assert form_html.why(refused.value, KOREAN).startswith("하루에 영상을 2개까지만 고정할 수 있습니다.")
 
 
 def test_what_is_wrong_with_an_image_is_said():
-    said = Sentence("damaged", "the image is damaged ({reason})", reason="its end is missing")
-    assert wire.refusal(InvalidStill(said))[1]["error"]["message"] == "the image is damaged (its end is missing)"
+    said = Message("damaged", "the image is damaged ({reason})", reason="its end is missing")
+    assert schemas.refusal(InvalidImage(said))[1]["error"]["message"] == "the image is damaged (its end is missing)"
 
 
 def fails(_):
@@ -128,7 +128,7 @@ ROUTES = [
 )
 def test_an_error_of_another_shape_goes_out_in_ours(method, path, status, code, words):
     async def ask():
-        transport = httpx.ASGITransport(OneErrorShape(Starlette(routes=ROUTES)), raise_app_exceptions=False)
+        transport = httpx.ASGITransport(ErrorResponseMiddleware(Starlette(routes=ROUTES)), raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
             assert (await client.get("/stream")).text == "one two"
             return await client.request(method, path)
@@ -148,9 +148,9 @@ def test_an_error_of_another_shape_goes_out_in_ours(method, path, status, code, 
         ("PUT", "/v1/videos", 405), ("DELETE", "/readyz", 405), ("GET", "/static_content/none.js", 404),
         ("GET", "/studio/none", 404), ("GET", "/studio/static/none.css", 404),
         ("GET", "/studio/en/gradio_api/upload", 404),
-        ("POST", "/studio/en/gradio_api/queue/join", 400), ("POST", "/studio/stills", 422),
-        ("GET", f"/studio/jobs/video_{'0' * 32}/video.mp4", 404), ("GET", "/studio/stills/x?width=288&height=160", 404),
-        ("GET", "/studio/stills/x", 400),
+        ("POST", "/studio/en/gradio_api/queue/join", 400), ("POST", "/studio/images", 422),
+        ("GET", f"/studio/jobs/video_{'0' * 32}/video.mp4", 404), ("GET", "/studio/images/x?width=288&height=160", 404),
+        ("GET", "/studio/images/x", 400),
     ],
 )  # fmt: skip
 def test_every_face_answers_errors_in_one_shape(client, method, path, status):

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from kinema.serving import page
-from kinema.serving.page.languages import LANGUAGES
+from kinema.serving.page.translations.languages import LANGUAGES
 
 SLOW = {"motion_bucket_id": "250", "num_inference_steps": "100", "num_frames": "3"}
 
@@ -17,7 +17,7 @@ def logged(server, before):
 
 
 @pytest.mark.parametrize("kind", ["application/json", "multipart/form-data; boundary=x"])
-@pytest.mark.parametrize("path", ["/generate", "/v1/videos", "/v1/videos/sync", "/studio/stills"])
+@pytest.mark.parametrize("path", ["/generate", "/v1/videos", "/v1/videos/sync", "/studio/images"])
 def test_an_upload_that_is_cut_off_is_one_line_in_the_log(server, path, kind):
     before = server.log.read_text()
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: 1000\r\n\r\n--x\r\n"

@@ -7,7 +7,7 @@ import pytest
 from kinema.errors import JobNotFound, JobUnfinished
 from kinema.serving.image_service import ImageService
 from kinema.serving.opened_file import OpenedFile
-from kinema.serving.variants import Variants
+from kinema.serving.video_variants import VideoVariants
 
 CONTENT = bytes(range(256)) * 2000
 
@@ -71,7 +71,7 @@ def test_a_picture_of_a_video_that_is_deleted_meanwhile_is_not_found(video, vari
     moved = video.rename(folder / video.name)
     images = ImageService()
     with pytest.raises(JobNotFound, match="was deleted"):
-        asyncio.run(Variants().file(Deleting(moved), images, None, "job", variant))
+        asyncio.run(VideoVariants().file(Deleting(moved), images, None, "job", variant))
     images.close()
 
 
@@ -81,4 +81,4 @@ def test_an_unfinished_job_still_has_no_picture():
             raise JobUnfinished("it runs")
 
     with pytest.raises(JobUnfinished):
-        asyncio.run(Variants().file(Unfinished(), None, None, "job", "thumbnail"))
+        asyncio.run(VideoVariants().file(Unfinished(), None, None, "job", "thumbnail"))

@@ -15,8 +15,8 @@ from server_process import start, stop, wait_for, wait_ready
 from starlette.datastructures import Headers
 
 from kinema.jobs import Queue
-from kinema.serving.edge import _Guard
-from kinema.serving.hosting import Host
+from kinema.serving.lifespan import ServerState
+from kinema.serving.middleware import _Guard
 from kinema.settings import Settings
 
 SLOW = {"motion_bucket_id": "200", "num_inference_steps": "20", "num_frames": "3"}
@@ -142,7 +142,7 @@ def test_the_end_is_bounded_from_the_signal_on(tmp_path, monkeypatch):
     alarms, graces = [], []
     monkeypatch.setattr(signal, "alarm", alarms.append)
     monkeypatch.setattr(Queue, "close", lambda _, grace: graces.append(grace))
-    host = Host(Settings(data_dir=tmp_path))
+    host = ServerState(Settings(data_dir=tmp_path))
 
     async def end():
         host._begin_to_stop()

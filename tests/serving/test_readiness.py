@@ -7,8 +7,8 @@ import time
 import pytest
 
 from kinema.errors import QueueUnavailable
-from kinema.serving import hosting
-from kinema.serving.hosting import Host
+from kinema.serving import lifespan
+from kinema.serving.lifespan import ServerState
 from kinema.settings import Settings
 
 
@@ -24,8 +24,8 @@ class Database:
 @pytest.fixture
 def host(monkeypatch):
     def make(check):
-        monkeypatch.setattr(hosting, "Queue", lambda *_, **__: Database(check))
-        return Host(Settings())
+        monkeypatch.setattr(lifespan, "Queue", lambda *_, **__: Database(check))
+        return ServerState(Settings())
 
     return make
 
@@ -48,7 +48,7 @@ def test_a_server_whose_database_is_away_is_not_and_says_so_once(host, caplog):
 
 
 def test_a_database_that_hangs_makes_it_not_ready_in_time_and_takes_one_thread(host, monkeypatch):
-    monkeypatch.setattr(hosting, "PROBE_SECONDS", 0.1)
+    monkeypatch.setattr(lifespan, "PROBE_SECONDS", 0.1)
     released, asked = threading.Event(), []
 
     def hang():

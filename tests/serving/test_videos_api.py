@@ -17,7 +17,7 @@ SLOW = {"motion_bucket_id": "300", "num_inference_steps": "40"}
 
 
 def create(client, png=None, **fields):
-    files = None if png is None else {"input_reference": ("still.png", png, "image/png")}
+    files = None if png is None else {"input_reference": ("image.png", png, "image/png")}
     given = QUICK | ({"prompt": "a rocket"} if png is None else {}) | fields
     return client.post("/v1/videos", data=given, files=files)
 
@@ -86,8 +86,8 @@ def test_unset_values_are_left_to_the_model(client, png):
 def test_a_prompt_draws_the_still(client):
     done = wait_for(client, create(client, prompt="a red balloon").json()["id"])
     assert done["status"] == "completed"
-    assert "paint" in done["stage_durations"]
-    assert done["settings"]["image_model"] == "pocket-painter"
+    assert "text_to_image" in done["stage_durations"]
+    assert done["settings"]["image_model"] == "pocket-t2i"
 
 
 def test_a_title_stands_before_the_prompt_and_does_not_stand_for_one(client, png):
@@ -238,7 +238,7 @@ def test_a_failure_while_waiting_says_why_and_whether_to_try_again(client, png, 
 
 def test_models_name_what_is_offered(client):
     models = {model["id"]: model for model in client.get("/v1/models").json()["data"]}
-    assert {"pocket", "svd", "svd-xt", "svd-xt-1.1", "pocket-painter"} <= models.keys()
+    assert {"pocket", "svd", "svd-xt", "svd-xt-1.1", "pocket-t2i"} <= models.keys()
     assert models["pocket"]["default"]
     assert models["svd-xt"]["licence"] == "Stability AI Community License"
 
@@ -300,7 +300,7 @@ def test_a_malformed_body_is_refused(client, body, kind, status):
 @pytest.mark.parametrize("data", [b"no picture", b"GIF89a" + b"x" * 50, b"\x89PNG\r\n\x1a\n" + b"\0" * 40])
 def test_what_is_no_picture_is_refused(client, data):
     answer = create(client, data)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_still")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_image")
 
 
 def test_a_decompression_bomb_is_refused_by_its_header(client):
@@ -372,5 +372,5 @@ def test_calls_of_the_page_are_not_repeated_to_who_sends_them(client):
 
 def test_an_image_that_is_slow_to_decode_is_refused_before_that(client):
     refused = client.post("/v1/videos", files={"image": ("a.jpg", many_scans(100, 64, 64))})
-    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_still")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_image")
     assert "more than 32 JPEG scans" in refused.json()["error"]["message"]

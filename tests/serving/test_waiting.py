@@ -45,8 +45,8 @@ def patient(tmp_path_factory):
 
 
 def body_of(png, **fields):
-    picture = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-    return json.dumps(SHORT | fields | {"image": picture}).encode()
+    image = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    return json.dumps(SHORT | fields | {"image": image}).encode()
 
 
 def ask(server, body, *, agent="curl/8", version="1.1", path="/generate"):

@@ -5,7 +5,7 @@ import random
 import pytest
 from transformers import CLIPTokenizer
 
-from kinema.models.catalog import PAINTER_FOLDER, cautions, request_for
+from kinema.models.catalog import POCKET_T2I_FOLDER, parameter_warnings, request_for
 from scenes import COLOURS, Scene, any_scene, held_out_scenes
 from words import (
     COLOUR_WORDS,
@@ -103,13 +103,13 @@ def test_every_colour_has_a_word_of_its_own():
 
 def test_the_words_that_the_embedded_model_draws_are_those_of_its_captions(tmp_path):
     write_drawn_words(tmp_path)
-    assert (tmp_path / "words.json").read_bytes() == (PAINTER_FOLDER / "words.json").read_bytes()
+    assert (tmp_path / "words.json").read_bytes() == (POCKET_T2I_FOLDER / "words.json").read_bytes()
 
 
 def test_the_plainest_captions_need_no_caution():
     for scene in held_out_scenes(60):
         request = request_for(model="pocket", prompt=bare_caption(scene), image_model="pocket-painter")
-        assert cautions(request) == []
+        assert parameter_warnings(request) == []
 
 
 def test_all_words_that_are_drawn_are_tokens():

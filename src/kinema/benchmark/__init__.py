@@ -14,7 +14,7 @@ from kinema.values import Engine
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from kinema.media.still import Still
+    from kinema.media.image import InputImage
     from kinema.values import VideoRequest
 
 PEERS = ("diffusers", "diffusers-compile")
@@ -63,12 +63,12 @@ def check_settings(peers: Sequence[str], request: VideoRequest) -> None:
         )
 
 
-def gradient(width: int, height: int) -> Still:
+def gradient(width: int, height: int) -> InputImage:
     """A still for those who give none: colours that change evenly from side to side."""
     import numpy as np
 
-    from kinema.media.still import open_still
+    from kinema.media.image import open_image
 
     y, x = np.mgrid[:height, :width] / np.array([height, width]).reshape(2, 1, 1)
-    picture = np.stack([x, y, (2 - x - y) / 2], axis=-1)
-    return replace(open_still((picture * 255).round().astype(np.uint8)), name="gradient")
+    image = np.stack([x, y, (2 - x - y) / 2], axis=-1)
+    return replace(open_image((image * 255).round().astype(np.uint8)), name="gradient")

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kinema.cli import benching, doctor, generating, recipes, serving, weights
-from kinema.cli.exits import EPILOG, READER_GONE, Interrupted, code_of, stopping_cleanly
-from kinema.cli.progress import say
+from kinema.cli import bench_command, doctor, generate, inspect, model_commands, remake, serve
+from kinema.cli.exit_codes import EPILOG, READER_GONE, Interrupted, code_of, stopping_cleanly
+from kinema.cli.report import say
 from kinema.errors import KinemaError
 from kinema.version import own_version
 
@@ -34,12 +34,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-app.command(name="generate", no_args_is_help=True, epilog=EPILOG)(generating.generate)
-app.command(name="inspect", no_args_is_help=True)(recipes.inspect)
-app.command(name="remake", no_args_is_help=True, epilog=EPILOG)(recipes.remake)
-app.add_typer(weights.app, name="models")
-app.command(name="serve")(serving.serve)
-app.command(name="bench", epilog=EPILOG)(benching.bench)
+app.command(name="generate", no_args_is_help=True, epilog=EPILOG)(generate.generate)
+app.command(name="inspect", no_args_is_help=True)(inspect.inspect)
+app.command(name="remake", no_args_is_help=True, epilog=EPILOG)(remake.remake)
+app.add_typer(model_commands.app, name="models")
+app.command(name="serve")(serve.serve)
+app.command(name="bench", epilog=EPILOG)(bench_command.bench)
 app.command(name="doctor")(doctor.doctor)
 
 

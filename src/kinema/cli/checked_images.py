@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kinema.errors import InvalidStill
+from kinema.errors import InvalidImage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from kinema.media.still import Still, StillFacts
+    from kinema.media.image import ImageFacts, InputImage
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,41 +21,41 @@ class CheckedImage:
     source: str
     path: Path
     name: str | None
-    facts: StillFacts
+    facts: ImageFacts
     sha256: str
 
-    def open(self) -> Still:
+    def open(self) -> InputImage:
         """The image again.
 
         Raises:
-            InvalidStill: it is not the one that was checked.
+            InvalidImage: it is not the one that was checked.
         """
-        from kinema.media.still import open_still
+        from kinema.media.image import open_image
 
-        still = replace(open_still(self.path), name=self.name)
-        if still.sha256 != self.sha256:
-            raise InvalidStill(f"{self.source} has changed since it was checked; run the command again for it")
-        return still
+        image = replace(open_image(self.path), name=self.name)
+        if image.sha256 != self.sha256:
+            raise InvalidImage(f"{self.source} has changed since it was checked; run the command again for it")
+        return image
 
 
 def check_images(sources: Sequence[str], folder: Path) -> list[CheckedImage]:
     """Decode each image and let it go. What addresses answer is kept in `folder`.
 
     Raises:
-        InvalidStill: naming the first that is no usable image.
+        InvalidImage: naming the first that is no usable image.
     """
-    from kinema.media.still import fetch_still, is_address, open_still
+    from kinema.media.image import fetch_image, is_address, open_image
 
     checked = []
     for place, source in enumerate(sources):
         path = Path(source)
         if is_address(source):
-            fetched = fetch_still(source)
+            fetched = fetch_image(source)
             path = folder / str(place)
             path.write_bytes(fetched.data)
-            still = fetched.decoded()
+            image = fetched.decoded()
         else:
-            still = open_still(path)
-        checked.append(CheckedImage(source, path, still.name, still.facts, still.sha256))
-        del still  # before the next one is decoded
+            image = open_image(path)
+        checked.append(CheckedImage(source, path, image.name, image.facts, image.sha256))
+        del image  # before the next one is decoded
     return checked

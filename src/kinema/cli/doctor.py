@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kinema.cli.progress import stdout_console
+from kinema.cli.report import stdout_console
 from kinema.errors import InsufficientMemory, InvalidRequest, WeightsError
 from kinema.models.catalog import request_for
 from kinema.version import own_version
@@ -18,8 +18,8 @@ from kinema.version import own_version
 if TYPE_CHECKING:
     import torch
 
-    from kinema.models.finding import Held
-    from kinema.models.placement import Part, Plan, Shape
+    from kinema.models.memory_plan import MemoryPlan, Part, Shape
+    from kinema.models.resolve import InstalledModel
     from kinema.settings import Settings
 
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "av", "pillow")
@@ -39,10 +39,10 @@ def doctor(*, json: Annotated[bool, typer.Option("--json", help="Write JSON to s
 def _examined(settings: Settings) -> dict[str, Any]:
     """Everything that the doctor tells."""
     from kinema.models import hub
-    from kinema.models.finding import inventory
+    from kinema.models.devices import available_devices, free_memory, pick_device, pick_dtype
+    from kinema.models.image_pipeline import default_image_model
     from kinema.models.loading import default_model
-    from kinema.models.painters import default_painter
-    from kinema.models.placement import available_devices, free_memory, pick_device, pick_dtype
+    from kinema.models.resolve import inventory
 
     problems, in_force = [], settings.model_dump(mode="json")
     try:
@@ -59,7 +59,7 @@ def _examined(settings: Settings) -> dict[str, Any]:
         for one in held
         if one.kind == "embedded" and not one.present
     ]
-    painter, painter_reason = default_painter(_video_size(model), settings)
+    image_model, image_model_reason = default_image_model(_video_size(model), settings)
     return {
         "kinema": own_version(),
         "device": str(device),
@@ -71,8 +71,8 @@ def _examined(settings: Settings) -> dict[str, Any]:
         "memory_total_bytes": _total_memory(device),
         "default_model": model,
         "default_model_reason": reason,
-        "default_painter": painter,
-        "default_painter_reason": painter_reason,
+        "default_image_model": image_model,
+        "default_image_model_reason": image_model_reason,
         "models": [_fitting(one, device, dtype) for one in held],
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         "cache": str(hub.cache_folder()),
@@ -110,7 +110,7 @@ def _total_memory(device: torch.device) -> int:
 
 
 def _dtype_reason(settings: Settings, device: torch.device) -> str:
-    from kinema.models.placement import has_native_bf16
+    from kinema.models.devices import has_native_bf16
 
     if settings.dtype != "auto":
         return "the settings name it"
@@ -119,18 +119,18 @@ def _dtype_reason(settings: Settings, device: torch.device) -> str:
     return "this CPU computes it in hardware" if has_native_bf16() else "this CPU has no bfloat16 in hardware"
 
 
-def _fitting(held: Held, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def _fitting(held: InstalledModel, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """A model of the catalog, and how it would run here at its own defaults."""
     facts: dict[str, Any] = {
         "name": held.entry.name,
-        "makes": "stills" if held.entry.paints else "videos",
+        "makes": "images" if held.entry.text_to_image else "videos",
         "present": held.present,
         "path": str(held.path) if held.path else None,
         "plan": None,
         "fault": None,
     }
     try:
-        plan = (_painting_plan if held.entry.paints else _plan)(held, device, dtype)
+        plan = (_image_pipeline_plan if held.entry.text_to_image else _plan)(held, device, dtype)
     except InsufficientMemory as lack:
         return facts | {"fault": f"does not fit: {lack}"}
     except WeightsError as error:
@@ -139,9 +139,10 @@ def _fitting(held: Held, device: torch.device, dtype: torch.dtype) -> dict[str, 
     return facts | {"plan": {"name": plan.name, "decode_chunk_size": chunk, "needed_bytes": needed}}
 
 
-def _plan(held: Held, device: torch.device, dtype: torch.dtype) -> Plan:
+def _plan(held: InstalledModel, device: torch.device, dtype: torch.dtype) -> MemoryPlan:
     """The memory plan of a model of the catalog at its own defaults, whether it is here or not."""
-    from kinema.models.placement import free_memory, has_kernels, plan_memory
+    from kinema.models.devices import free_memory, has_kernels
+    from kinema.models.memory_plan import plan_memory
 
     request = request_for(model=held.entry.name)
     weights, shape = _sizes(held, dtype.itemsize)
@@ -159,13 +160,13 @@ def _plan(held: Held, device: torch.device, dtype: torch.dtype) -> Plan:
     )
 
 
-def _painting_plan(held: Held, device: torch.device, dtype: torch.dtype) -> Plan:
+def _image_pipeline_plan(held: InstalledModel, device: torch.device, dtype: torch.dtype) -> MemoryPlan:
     """The memory plan of a painter of the catalog, for a still of its own size or of `svd-xt`'s."""
-    from kinema.models.files import choose_weights, read_headers
-    from kinema.models.finding import check_embedded
-    from kinema.models.painter_files import PAINTER
-    from kinema.models.painter_placement import plan_painting
-    from kinema.models.placement import free_memory
+    from kinema.models.devices import free_memory
+    from kinema.models.image_pipeline_files import IMAGE_PIPELINE
+    from kinema.models.image_pipeline_offload import plan_image_pipeline
+    from kinema.models.model_files import choose_weights, read_headers
+    from kinema.models.resolve import check_embedded
 
     entry = held.entry
     if entry.weights_bytes is not None:  # in two bytes each
@@ -174,12 +175,12 @@ def _painting_plan(held: Held, device: torch.device, dtype: torch.dtype) -> Plan
         assert entry.folder is not None
         check_embedded(entry.name, entry.folder)
         weights = {}
-        for part, stem in PAINTER.stems(entry.folder).items():
+        for part, stem in IMAGE_PIPELINE.stems(entry.folder).items():
             chosen = choose_weights(held.snapshot.files if held.snapshot else (), part, half=True, stem=stem)
             headers = read_headers(entry.folder, chosen).values() if chosen else ()
             weights[part] = dtype.itemsize * sum(math.prod(shape) for header in headers for shape in header.values())
     width, height = entry.native_sizes[0] if entry.native_sizes else (1024, 576)
-    return plan_painting(
+    return plan_image_pipeline(
         weights,
         width=width,
         height=height,
@@ -191,11 +192,11 @@ def _painting_plan(held: Held, device: torch.device, dtype: torch.dtype) -> Plan
     )
 
 
-def _sizes(held: Held, itemsize: int) -> tuple[dict[Part, int], Shape]:
+def _sizes(held: InstalledModel, itemsize: int) -> tuple[dict[Part, int], Shape]:
     """A model's weights by part in the arithmetic that would be used, and what else decides its memory."""
-    from kinema.models.files import check_configs, choose_weights, read_headers
-    from kinema.models.finding import locate, resolve
-    from kinema.models.placement import PARTS, Shape
+    from kinema.models.memory_plan import PARTS, Shape
+    from kinema.models.model_files import check_configs, choose_weights, read_headers
+    from kinema.models.resolve import locate, resolve
 
     entry = held.entry
     if entry.weights_bytes is not None:  # in two bytes each
@@ -222,7 +223,7 @@ def _show(facts: dict[str, Any]) -> None:
         "dtype": f"{facts['dtype']}: {facts['dtype_reason']}",
         "memory": f"{_gib(facts['memory_free_bytes'])} free of {_gib(facts['memory_total_bytes'])}",
         "model": f"{facts['default_model']}: {facts['default_model_reason']}",
-        "painter": f"{facts['default_painter']}: {facts['default_painter_reason']}",
+        "image_model": f"{facts['default_image_model']}: {facts['default_image_model_reason']}",
         "versions": ", ".join(f"{name} {number}" for name, number in facts["versions"].items()),
         "cache": facts["cache"] + (", offline (HF_HUB_OFFLINE)" if facts["offline"] else ""),
         "settings": ", ".join(f"{name} {value or 'unset'}" for name, value in facts["settings"].items()),

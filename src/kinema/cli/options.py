@@ -13,23 +13,24 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from kinema.errors import InvalidRequest
-from kinema.models.catalog import CATALOG, PAINTERS
+from kinema.models.catalog import CATALOG, IMAGE_MODELS
 from kinema.settings import Settings
-from kinema.values import PAINTING, VideoRequest
+from kinema.values import TEXT_TO_IMAGE_FIELDS, VideoRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from pydantic.fields import FieldInfo
 
-    from kinema.cli.progress import Report
+    from kinema.cli.report import Report
 
 MODEL_PANEL = (
     "Model and device (set for good by KINEMA_MODEL, KINEMA_DEVICE, KINEMA_DTYPE, KINEMA_PRECISION, or kinema.toml)"
 )
 OUTPUT_PANEL = "Output"
-PAINT_PANEL = "Still drawn from a prompt"
+IMAGE_MODEL_PANEL = "Still drawn from a prompt"
 
+VideoFile = Annotated[str, typer.Argument(metavar="FILE", help="A video made by Kinema, or its folder of PNG files.")]
 Model = Annotated[
     str | None,
     typer.Option(
@@ -44,7 +45,7 @@ Prompt = Annotated[
     typer.Option(
         metavar="TEXT",
         help=f"{VideoRequest.model_fields['prompt'].description} Again for several videos.",
-        rich_help_panel=PAINT_PANEL,
+        rich_help_panel=IMAGE_MODEL_PANEL,
     ),
 ]
 Device = Annotated[
@@ -102,7 +103,7 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 
 def with_video_settings(command: Callable[..., None]) -> Callable[..., None]:
     """The same, without those of a still that is drawn from a prompt."""
-    return _with(command, [name for name in VideoRequest.model_fields if name not in {"model", *PAINTING}])
+    return _with(command, [name for name in VideoRequest.model_fields if name not in {"model", *TEXT_TO_IMAGE_FIELDS}])
 
 
 def _with(command: Callable[..., None], names: list[str]) -> Callable[..., None]:
@@ -119,7 +120,7 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     option = typer.Option(
         f"--{name.replace('_', '-')}",
         help=f"{field.description} [dim]{told}{'.' if told else ''}[/dim]",
-        rich_help_panel=PAINT_PANEL if name in PAINTING else "Video",
+        rich_help_panel=IMAGE_MODEL_PANEL if name in TEXT_TO_IMAGE_FIELDS else "Video",
         metavar=_metavar(field),
         parser=str if str in get_args(field.annotation) else _number,
     )
@@ -152,9 +153,9 @@ def _range(field: FieldInfo) -> str:
 
 def _defaults(name: str, field: FieldInfo) -> str:
     """The default of a setting, and which models of the catalog have another."""
-    if name in PAINTING:
-        own = {entry.name: entry.defaults[name] for entry in PAINTERS.values() if name in entry.defaults}
-        return f"Default {', '.join(f'{painter}: {value}' for painter, value in own.items())}" if own else ""
+    if name in TEXT_TO_IMAGE_FIELDS:
+        own = {entry.name: entry.defaults[name] for entry in IMAGE_MODELS.values() if name in entry.defaults}
+        return f"Default {', '.join(f'{image_model}: {value}' for image_model, value in own.items())}" if own else ""
     if field.default_factory is not None or field.default is None:
         return ""
     others: dict[Any, list[str]] = {}

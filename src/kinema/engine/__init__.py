@@ -1,8 +1,8 @@
 """A prompt becomes a still, and a still becomes a video: both are generators of steps."""
 
-from kinema.engine.denoised import Denoised
-from kinema.engine.image_to_video import generate, to_clip, to_latents
-from kinema.engine.previewing import Projection
-from kinema.engine.text_to_image import paint, prompt_cautions
+from kinema.engine.checkpoint import Checkpoint
+from kinema.engine.image_to_video import generate, to_latents, to_video
+from kinema.engine.preview import Projection
+from kinema.engine.text_to_image import generate_image, prompt_warnings
 
-__all__ = ["Denoised", "Projection", "generate", "paint", "prompt_cautions", "to_clip", "to_latents"]
+__all__ = ["Checkpoint", "Projection", "generate", "generate_image", "prompt_warnings", "to_latents", "to_video"]

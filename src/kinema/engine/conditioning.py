@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
-    from kinema.models.loading import Models
-    from kinema.models.placement import Placed
+    from kinema.models.loading import VideoPipeline
+    from kinema.models.offload import Placed
     from kinema.values import VideoRequest
 
 ENCODE_STEPS = 2
@@ -47,12 +47,12 @@ class Conditions:
 
 
 def condition(
-    models: Models, placed: Placed, image: Image.Image, request: VideoRequest, generator: torch.Generator
+    pipeline: VideoPipeline, placed: Placed, image: Image.Image, request: VideoRequest, generator: torch.Generator
 ) -> Iterator[int | Conditions]:
     """Yield 1 and 2 as the still is embedded and encoded, and then the conditions.
 
     Args:
-        models: Says the device, the arithmetic and CLIP's normalisation.
+        pipeline: Says the device, the arithmetic and CLIP's normalisation.
         placed: Brings the image encoder and the VAE to the device.
         image: RGB, of the request's width and height.
         request: Its `fps`, `motion_bucket_id` and `noise_aug_strength` become conditions.
@@ -60,19 +60,19 @@ def condition(
     """
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].contiguous().float() / 255  # [1, 3, h, w] in 0…1
     with placed.on_device("image_encoder") as image_encoder:
-        seen = clip_pixels(pixels, models.image_size, models.image_mean, models.image_std)
-        embedding = image_encoder(seen.to(models.device, models.dtype)).image_embeds[:, None]
+        seen = clip_pixels(pixels, pipeline.image_size, pipeline.image_mean, pipeline.image_std)
+        embedding = image_encoder(seen.to(pipeline.device, pipeline.dtype)).image_embeds[:, None]
     yield 1
     noise = torch.randn(pixels.shape, generator=generator, dtype=torch.float32, device="cpu")
     noisy = 2 * pixels - 1 + request.noise_aug_strength * noise
     # Float16 overflows in the encoder of SVD's VAE.
-    dtype = torch.float32 if models.force_upcast and models.dtype == torch.float16 else models.dtype
+    dtype = torch.float32 if pipeline.force_upcast and pipeline.dtype == torch.float16 else pipeline.dtype
     with placed.on_device("vae", dtype, of=("encoder", "quant_conv")) as vae:
-        latents = vae.encode(noisy.to(models.device, dtype)).latent_dist.mode().to(models.dtype)
+        latents = vae.encode(noisy.to(pipeline.device, dtype)).latent_dist.mode().to(pipeline.dtype)
     yield 2
     # SVD was trained on fps − 1. Always float32, for bfloat16 has no 1023.
     ids = [request.fps - 1, request.motion_bucket_id, request.noise_aug_strength]
-    yield Conditions(embedding, latents, torch.tensor([ids], dtype=torch.float32, device=models.device))
+    yield Conditions(embedding, latents, torch.tensor([ids], dtype=torch.float32, device=pipeline.device))
 
 
 def clip_pixels(

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from kinema.engine.forwards import decoder_of
-from kinema.engine.memory import insufficient, is_out_of_memory
-from kinema.models.placement import release_cache
+from kinema.engine.backends import decoder_of
+from kinema.engine.out_of_memory import insufficient, is_out_of_memory
+from kinema.models.devices import release_cache
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from kinema.media.video import Frames
+    from kinema.media.video_writer import Frames
     from kinema.values import Engine
 
 

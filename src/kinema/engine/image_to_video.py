@@ -4,7 +4,7 @@ One request's life: the still is fitted, embedded and encoded (`conditioning`); 
 (`sampling`); latents become frames, chunk by chunk (`decoding`). The caller owns progress and cancelling: to
 cancel is to stop iterating.
 
-`generate` is `to_latents` and then `to_clip`. Between the two lies a value that can be kept in a file, and whoever
+`generate` is `to_latents` and then `to_video`. Between the two lies a value that can be kept in a file, and whoever
 takes it from there, in another process too, gets the bytes of an undisturbed run.
 """
 
@@ -17,15 +17,17 @@ import numpy as np
 import torch
 
 from kinema.engine import sampling
+from kinema.engine.backends import engine_for, precision_for, step_of
+from kinema.engine.checkpoint import Checkpoint
 from kinema.engine.conditioning import ENCODE_STEPS, Conditions, condition
 from kinema.engine.decoding import NotFinite, decode
-from kinema.engine.denoised import Denoised
-from kinema.engine.forwards import engine_for, precision_for, step_of
-from kinema.engine.memory import insufficient, is_out_of_memory
+from kinema.engine.out_of_memory import insufficient, is_out_of_memory
 from kinema.errors import GenerationFailed
-from kinema.media.clip import Clip
-from kinema.media.still import fit_still
-from kinema.models.placement import cpu_instructions, is_fast, place, plan_for, plans
+from kinema.media.image import fit_image
+from kinema.media.video import Video
+from kinema.models.devices import cpu_instructions
+from kinema.models.memory_plan import plans
+from kinema.models.offload import is_fast, place, plan_for
 from kinema.values import Recipe, Step
 from kinema.version import own_version
 
@@ -34,10 +36,10 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
-    from kinema.media.still import Still
-    from kinema.media.video import Frames
-    from kinema.models.loading import Models
-    from kinema.models.placement import Plan
+    from kinema.media.image import InputImage
+    from kinema.media.video_writer import Frames
+    from kinema.models.loading import VideoPipeline
+    from kinema.models.memory_plan import MemoryPlan
     from kinema.values import VideoRequest
 
 SMALLER = "take smaller width and height or fewer num_frames"
@@ -45,49 +47,51 @@ LIBRARIES = ("diffusers", "transformers", "accelerate")
 
 
 @torch.no_grad()
-def generate(models: Models, still: Still, request: VideoRequest) -> Iterator[Step | Clip]:
-    """Yield a `Step` for each piece of work done, and at last the `Clip`.
+def generate(pipeline: VideoPipeline, image: InputImage, request: VideoRequest) -> Iterator[Step | Video]:
+    """Yield a `Step` for each piece of work done, and at last the `Video`.
 
     All noise is drawn on the CPU from the request's seed, so that a seed means the same video idea on every device.
     Without guidance (both scales 1) there is no unconditional pass.
 
     Args:
-        models: From `kinema.models.loading.load`; used by one generator at a time.
-        still: From `kinema.media.still.open_still`, or drawn by `kinema.engine.text_to_image.paint`.
+        pipeline: From `kinema.models.loading.load`; used by one generator at a time.
+        image: From `kinema.media.image.open_image`, or drawn by `kinema.engine.text_to_image.generate_image`.
         request: Every setting, checked.
 
     Raises:
         InsufficientMemory: before any work when no plan fits; later when none was left all the same.
         GenerationFailed: when the model gave NaN, infinity or one constant colour.
     """
-    plan = plan_for(models, request)
-    image = fit_still(still, request.width, request.height, request.fit)
-    denoised = yield from _to_denoised(models, plan, image, request)
+    plan = plan_for(pipeline, request)
+    fitted = fit_image(image, request.width, request.height, request.fit)
+    denoised = yield from _to_denoised(pipeline, plan, fitted, request)
     plan, events = denoised.plan, list(denoised.events)
-    frames = yield from _decode(models, plan, denoised.latents.to(models.device), image, events)
+    frames = yield from _decode(pipeline, plan, denoised.latents.to(pipeline.device), fitted, events)
     del denoised  # a caller may keep the clip for long
-    yield Clip(frames, request.frame_rate, _recipe(models, plan, still, request, events), still.image)
+    yield Video(frames, request.frame_rate, _recipe(pipeline, plan, image, request, events), image.rgb)
 
 
 @torch.no_grad()
-def to_latents(models: Models, still: Still, request: VideoRequest) -> Iterator[Step | Denoised]:
-    """The first half: encode and denoise. Yield a `Step` for each piece of work done, and at last the `Denoised`.
+def to_latents(pipeline: VideoPipeline, image: InputImage, request: VideoRequest) -> Iterator[Step | Checkpoint]:
+    """The first half: encode and denoise. Yield a `Step` for each piece of work done, and at last the `Checkpoint`.
 
     Raises:
         InsufficientMemory, GenerationFailed: as `generate`.
     """
-    plan = plan_for(models, request)
-    image = fit_still(still, request.width, request.height, request.fit)
-    yield (yield from _to_denoised(models, plan, image, request))
+    plan = plan_for(pipeline, request)
+    fitted = fit_image(image, request.width, request.height, request.fit)
+    yield (yield from _to_denoised(pipeline, plan, fitted, request))
 
 
 @torch.no_grad()
-def to_clip(models: Models, still: Still, request: VideoRequest, denoised: Denoised) -> Iterator[Step | Clip]:
-    """The second half: decode, in the plan that denoising ended with. Yield a `Step` a chunk, and at last the `Clip`.
+def to_video(
+    pipeline: VideoPipeline, image: InputImage, request: VideoRequest, denoised: Checkpoint
+) -> Iterator[Step | Video]:
+    """The second half: decode, in the plan that denoising ended with. Yield a `Step` a chunk, and at last the `Video`.
 
     Args:
-        models: The same model, device and arithmetic as for the first half.
-        still: The same still.
+        pipeline: The same model, device and arithmetic as for the first half.
+        image: The same still.
         request: The same request.
         denoised: What the first half ended with.
 
@@ -95,29 +99,29 @@ def to_clip(models: Models, still: Still, request: VideoRequest, denoised: Denoi
         InsufficientMemory, GenerationFailed: as `generate`.
     """
     events = list(denoised.events)
-    image = fit_still(still, request.width, request.height, request.fit)
-    frames = yield from _decode(models, denoised.plan, denoised.latents.to(models.device), image, events)
-    yield Clip(frames, request.frame_rate, _recipe(models, denoised.plan, still, request, events), still.image)
+    fitted = fit_image(image, request.width, request.height, request.fit)
+    frames = yield from _decode(pipeline, denoised.plan, denoised.latents.to(pipeline.device), fitted, events)
+    yield Video(frames, request.frame_rate, _recipe(pipeline, denoised.plan, image, request, events), image.rgb)
 
 
 def _to_denoised(
-    models: Models, plan: Plan, image: Image.Image, request: VideoRequest
-) -> Generator[Step, None, Denoised]:
-    models.prepare_identity()  # for the recipe
+    pipeline: VideoPipeline, plan: MemoryPlan, fitted: Image.Image, request: VideoRequest
+) -> Generator[Step, None, Checkpoint]:
+    pipeline.prepare_identity()  # for the recipe
     events: list[str] = []
     generator = torch.Generator("cpu").manual_seed(request.seed)
-    conditions = yield from _encode(models, plan, image, request, generator)
-    latents, plan = yield from _denoise(models, plan, conditions, request, generator, events)
-    return Denoised(latents, plan, tuple(events))
+    conditions = yield from _encode(pipeline, plan, fitted, request, generator)
+    latents, plan = yield from _denoise(pipeline, plan, conditions, request, generator, events)
+    return Checkpoint(latents, plan, tuple(events))
 
 
 def _encode(
-    models: Models, plan: Plan, image: Image.Image, request: VideoRequest, generator: torch.Generator
+    pipeline: VideoPipeline, plan: MemoryPlan, fitted: Image.Image, request: VideoRequest, generator: torch.Generator
 ) -> Generator[Step, None, Conditions]:
     """Yield a step for each half of the conditions, and return them."""
     try:
-        with place(models, plan) as placed:
-            for result in condition(models, placed, image, request, generator):
+        with place(pipeline, plan) as placed:
+            for result in condition(pipeline, placed, fitted, request, generator):
                 if isinstance(result, Conditions):
                     return result
                 yield Step("encode", result, ENCODE_STEPS)
@@ -129,24 +133,24 @@ def _encode(
 
 
 def _denoise(
-    models: Models,
-    plan: Plan,
+    pipeline: VideoPipeline,
+    plan: MemoryPlan,
     conditions: Conditions,
     request: VideoRequest,
     generator: torch.Generator,
     events: list[str],
-) -> Generator[Step, None, tuple[torch.Tensor, Plan]]:
+) -> Generator[Step, None, tuple[torch.Tensor, MemoryPlan]]:
     """Yield a step for each noise level; return the latents, float32 [1, frames, c, h/f, w/f], and the plan in the end.
 
     Where memory runs out, leaner plans take over one after the other, at the step that failed.
     """
-    device, dtype = models.device, models.dtype
+    device, dtype = pipeline.device, pipeline.dtype
     steps = request.num_inference_steps
-    sigmas = sampling.karras_sigmas(steps, models.scheduler["sigma_min"], models.scheduler["sigma_max"])
+    sigmas = sampling.karras_sigmas(steps, pipeline.scheduler["sigma_min"], pipeline.scheduler["sigma_max"])
     channels, height, width = conditions.latents.shape[1:]
     shape = (1, request.num_frames, channels, height, width)
     noise = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
-    latents = sampling.initial_latents(noise, sigmas, models.scheduler).to(device)
+    latents = sampling.initial_latents(noise, sigmas, pipeline.scheduler).to(device)
     guidance = None
     if request.guided:
         ramp = sampling.guidance_ramp(request.min_guidance_scale, request.max_guidance_scale, request.num_frames)
@@ -156,8 +160,8 @@ def _denoise(
     step: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
     while True:
         try:
-            with place(models, leaner) as placed, placed.on_device("unet") as unet:
-                step = step_of(models, leaner, unet, conditions, request.num_frames)
+            with place(pipeline, leaner) as placed, placed.on_device("unet") as unet:
+                step = step_of(pipeline, leaner, unet, conditions, request.num_frames)
                 for i in range(done, steps):
                     sample = sampling.scaled_input(latents, sigmas[i]).to(dtype)
                     v = step(sample, sampling.time_of(sigmas[i])).float()
@@ -171,7 +175,7 @@ def _denoise(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            order = plans(guided=request.guided, fast=is_fast(models))
+            order = plans(guided=request.guided, fast=is_fast(pipeline))
             following = leaner.next(order) if device.type != "cpu" else None
             if following is None:
                 raise insufficient(error, "denoising", SMALLER) from None
@@ -180,24 +184,24 @@ def _denoise(
         leaner = following
     if not latents.isfinite().all():
         raise GenerationFailed(
-            f"the UNet gave NaN or infinity in {models.dtype}; use dtype float32 or bfloat16, or check the weights"
+            f"the UNet gave NaN or infinity in {pipeline.dtype}; use dtype float32 or bfloat16, or check the weights"
         )
     return latents, leaner
 
 
 def _decode(
-    models: Models, plan: Plan, latents: torch.Tensor, image: Image.Image, events: list[str]
+    pipeline: VideoPipeline, plan: MemoryPlan, latents: torch.Tensor, fitted: Image.Image, events: list[str]
 ) -> Generator[Step, None, Frames]:
     """Yield a step with the frames of each chunk; return them all, which are neither NaN nor one constant colour."""
-    attempts = [models.dtype] if models.dtype == torch.float32 else [models.dtype, torch.float32]
+    attempts = [pipeline.dtype] if pipeline.dtype == torch.float32 else [pipeline.dtype, torch.float32]
     fault = ""
     for dtype in attempts:
         if fault:
             events.append(f"{fault}: decoded again in float32")
         frames: list[Frames] = []
         try:
-            with place(models, plan) as placed, placed.on_device("vae", dtype) as vae:
-                for chunk in decode(vae, latents, plan.decode_chunk_size, events, engine_for(models, plan)):
+            with place(pipeline, plan) as placed, placed.on_device("vae", dtype) as vae:
+                for chunk in decode(vae, latents, plan.decode_chunk_size, events, engine_for(pipeline, plan)):
                     start = sum(map(len, frames))
                     frames.append(chunk)
                     yield Step("decode", start + len(chunk), latents.shape[1], frames=chunk, start=start)
@@ -210,7 +214,7 @@ def _decode(
             raise insufficient(error, "decoding", SMALLER) from None
         video = frames[0] if len(frames) == 1 else np.concatenate(frames)
         # Of a still of one colour a constant video is right.
-        if not _one_colour(video) or _one_colour(np.asarray(image)):
+        if not _one_colour(video) or _one_colour(np.asarray(fitted)):
             return video
         fault = f"the decoder gave one constant colour in {dtype}"
     raise GenerationFailed(f"{fault}; no video was kept. Check the weights, or try another seed and settings")
@@ -222,27 +226,29 @@ def _one_colour(pixels: Frames) -> bool:
     return all((part == first).all() for part in pixels)
 
 
-def _recipe(models: Models, plan: Plan, still: Still, request: VideoRequest, events: list[str]) -> Recipe:
+def _recipe(
+    pipeline: VideoPipeline, plan: MemoryPlan, image: InputImage, request: VideoRequest, events: list[str]
+) -> Recipe:
     """How this clip was made; a folder's path stays private, its last part does not."""
-    device = models.device.type
+    device = pipeline.device.type
     on_cpu = device == "cpu"
     if device == "cuda":
-        device = f"cuda ({torch.cuda.get_device_name(models.device)})"
-    names = {"model": models.name}
-    if still.painting is not None:
-        names["image_model"] = still.painting.painter.name
+        device = f"cuda ({torch.cuda.get_device_name(pipeline.device)})"
+    names = {"model": pipeline.name}
+    if image.image_generation is not None:
+        names["image_model"] = image.image_generation.model.name
     return Recipe(
         kinema=own_version(),
         request=request.model_copy(update=names),
-        still_sha256=still.sha256,
-        painting=still.painting,
-        model=models.identity,
+        image_sha256=image.sha256,
+        image_generation=image.image_generation,
+        model=pipeline.identity,
         device=device,
         threads=torch.get_num_threads() if on_cpu else None,
         cpu=cpu_instructions() if on_cpu else None,
-        dtype=str(models.dtype).removeprefix("torch."),
-        engine=engine_for(models, plan),
-        precision=precision_for(models, plan),
+        dtype=str(pipeline.dtype).removeprefix("torch."),
+        engine=engine_for(pipeline, plan),
+        precision=precision_for(pipeline, plan),
         memory_plan=plan.name,
         decode_chunk_size=plan.decode_chunk_size,
         events=tuple(events),

@@ -50,5 +50,5 @@ def guidance_ramp(first: float, last: float, num_frames: int) -> torch.Tensor:
 
 def guided(v: torch.Tensor, guidance: torch.Tensor) -> torch.Tensor:
     """Classifier-free guidance (Ho & Salimans 2022) of a batch of two, [without, with] the still."""
-    without, with_still = v.chunk(2)
-    return without + guidance * (with_still - without)
+    without, with_image = v.chunk(2)
+    return without + guidance * (with_image - without)

@@ -1,8 +1,8 @@
-"""The other generator: a prompt becomes steps, and at last a still.
+"""Text to image: a generator of steps that ends with an image.
 
-The denoising loop is diffusers' own, for any of its text-to-image pipelines is a painter; `stepwise` hands its steps
-over, so that here too the caller owns progress and cancelling. Still and video start from the same seed, each with
-a generator of its own, so that a still which was saved makes the same video as its prompt.
+Any text-to-image pipeline of diffusers can be used, so the denoising loop is diffusers' own. `threaded_generator` turns
+its callbacks into a generator, so that the caller owns progress and cancelling here too. Image and video start from the
+same seed, each with its own random generator: a saved image gives the same video as its prompt.
 """
 
 from __future__ import annotations
@@ -15,36 +15,36 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from kinema.engine.memory import insufficient, is_out_of_memory
-from kinema.engine.stepwise import stepwise
+from kinema.engine.out_of_memory import insufficient, is_out_of_memory
+from kinema.engine.threaded_generator import threaded_generator
 from kinema.errors import GenerationFailed, InvalidRequest
-from kinema.media.still import open_still, plain_name
+from kinema.media.image import open_image, plain_name
 from kinema.models import hub
-from kinema.models.catalog import PAINTERS, named, words_in
-from kinema.models.painter_placement import PLANS, on_device, plan_for
-from kinema.models.painters import completed
-from kinema.values import Painting, Step
+from kinema.models.catalog import IMAGE_MODELS, named, words_in
+from kinema.models.image_pipeline import completed
+from kinema.models.image_pipeline_offload import PLANS, on_device, plan_for
+from kinema.values import ImageGeneration, Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
-    from kinema.media.still import Still
-    from kinema.models.painters import Painter
-    from kinema.models.placement import Plan
+    from kinema.media.image import InputImage
+    from kinema.models.image_pipeline import ImagePipeline
+    from kinema.models.memory_plan import MemoryPlan
     from kinema.values import VideoRequest
 
     Pixels = np.ndarray[Any, np.dtype[np.float32]]
 
 
-def paint(painter: Painter, request: VideoRequest) -> Iterator[Step | Still]:
-    """Yield a `Step` for each denoising step, and at last the `Still` with its `painting`.
+def generate_image(image_pipeline: ImagePipeline, request: VideoRequest) -> Iterator[Step | InputImage]:
+    """Yield a `Step` for each denoising step, and at last the `InputImage` with its `image_generation`.
 
     The noise is drawn on the CPU in float32 from the request's seed. The device is given back at the end, however it
     comes. Where the picture is NaN, infinite or of one colour, or memory runs out, it is begun again, once: in
     float32, or in the next leaner plan.
 
     Args:
-        painter: From `kinema.models.painters.load_painter`; used by one generator at a time.
+        image_pipeline: From `kinema.models.image_pipeline.load_image_pipeline`; used by one generator at a time.
         request: With a prompt; what it leaves open is the painter's own.
 
     Raises:
@@ -54,36 +54,36 @@ def paint(painter: Painter, request: VideoRequest) -> Iterator[Step | Still]:
     """
     if request.prompt is None:
         raise InvalidRequest("there is no prompt to draw a still from; give one", "prompt")
-    prompt, request = request.prompt, completed(painter, request)
-    _check_followed(painter, request)
+    prompt, request = request.prompt, completed(image_pipeline, request)
+    _check_followed(image_pipeline, request)
     events: list[str] = []
-    pixels, plan, dtype = yield from _painted(painter, request, events)
-    still = open_still((pixels * 255).round().astype(np.uint8))
-    painting = Painting(
-        painter=painter.identity,
-        pipeline=type(painter.pipeline).__name__,
+    pixels, plan, dtype = yield from _generate_pixels(image_pipeline, request, events)
+    image = open_image((pixels * 255).round().astype(np.uint8))
+    image_generation = ImageGeneration(
+        model=image_pipeline.identity,
+        pipeline=type(image_pipeline.pipeline).__name__,
         dtype=str(dtype).removeprefix("torch."),
         memory_plan=plan.name,
         events=tuple(events),
     )
-    yield replace(still, name=plain_name(prompt, 60), painting=painting)
+    yield replace(image, name=plain_name(prompt, 60), image_generation=image_generation)
 
 
-def _painted(
-    painter: Painter, request: VideoRequest, events: list[str]
-) -> Generator[Step, None, tuple[Pixels, Plan, torch.dtype]]:
+def _generate_pixels(
+    image_pipeline: ImagePipeline, request: VideoRequest, events: list[str]
+) -> Generator[Step, None, tuple[Pixels, MemoryPlan, torch.dtype]]:
     """Yield the steps, and return the picture with the plan and the arithmetic in which it came about."""
-    dtype = painter.dtype
-    plan = plan_for(painter, request)
+    dtype = image_pipeline.dtype
+    plan = plan_for(image_pipeline, request)
     had_room = True
     while True:
         try:
-            with on_device(painter, plan, dtype) as pipeline:
-                pixels = yield from stepwise(partial(_draw, painter, pipeline, request, dtype))
+            with on_device(image_pipeline, plan, dtype) as pipeline:
+                pixels = yield from threaded_generator(partial(_draw, image_pipeline, pipeline, request, dtype))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            following = plan.next(PLANS) if had_room and painter.device.type != "cpu" else None
+            following = plan.next(PLANS) if had_room and image_pipeline.device.type != "cpu" else None
             if following is None:
                 raise insufficient(error, "painting the still", "take smaller width and height") from None
             events.append(f"memory ran out while painting: painted again with {following.name}")
@@ -98,11 +98,11 @@ def _painted(
             )
         events.append(f"{fault}: painted again in float32")
         dtype = torch.float32
-        plan = plan_for(painter, request, dtype)
+        plan = plan_for(image_pipeline, request, dtype)
 
 
 def _draw(
-    painter: Painter,
+    image_pipeline: ImagePipeline,
     pipeline: Any,
     request: VideoRequest,
     dtype: torch.dtype,
@@ -113,7 +113,7 @@ def _draw(
     def told(pipe: Any, i: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         latents = tensors.get("latents")
         as_frame = latents[:, None] if latents is not None and latents.ndim == 4 else None
-        report(Step("paint", i + 1, int(pipe.num_timesteps), as_frame))
+        report(Step("text_to_image", i + 1, int(pipe.num_timesteps), as_frame))
         return tensors
 
     generator = torch.Generator("cpu").manual_seed(request.seed)
@@ -123,9 +123,9 @@ def _draw(
         "num_inference_steps": request.image_num_inference_steps,
         "latents": _first_latents(pipeline, request, generator, dtype),
     }
-    pipeline.scheduler = painter.sampler(request.scheduler)
+    pipeline.scheduler = image_pipeline.sampler(request.scheduler)
     try:
-        picture: Pixels = pipeline(
+        image: Pixels = pipeline(
             request.prompt,
             width=request.width,
             height=request.height,
@@ -135,8 +135,8 @@ def _draw(
             **{name: value for name, value in given.items() if value is not None},
         ).images[0]
     except ValueError as error:  # what this pipeline alone asks of its settings, as a multiple of 16
-        raise InvalidRequest(f"{painter.name} can't draw this: {error}") from None
-    return picture.astype(np.float32)
+        raise InvalidRequest(f"{image_pipeline.name} can't draw this: {error}") from None
+    return image.astype(np.float32)
 
 
 def _first_latents(
@@ -164,37 +164,37 @@ def _fault(pixels: Pixels, dtype: torch.dtype) -> str | None:
     return None
 
 
-def _check_followed(painter: Painter, request: VideoRequest) -> None:
+def _check_followed(image_pipeline: ImagePipeline, request: VideoRequest) -> None:
     """Refuse settings that the painter's pipeline does not have.
 
     Raises:
         InvalidRequest: naming the setting.
     """
-    painter.sampler(request.scheduler)
+    image_pipeline.sampler(request.scheduler)
     names = {
         "negative_prompt": "negative_prompt",
         "image_guidance_scale": "guidance_scale",
         "image_num_inference_steps": "num_inference_steps",
     }
     for ours, theirs in names.items():
-        if getattr(request, ours) is not None and not painter.takes(theirs):
-            raise InvalidRequest(f"{painter.name} knows no {ours}; leave it out", ours)
+        if getattr(request, ours) is not None and not image_pipeline.takes(theirs):
+            raise InvalidRequest(f"{image_pipeline.name} knows no {ours}; leave it out", ours)
 
 
-def prompt_cautions(painter: Painter, request: VideoRequest) -> list[str]:
+def prompt_warnings(image_pipeline: ImagePipeline, request: VideoRequest) -> list[str]:
     """What of the request's prompts the painter does not read: words unknown to its tokenizer, and what is too long.
 
-    Of a painter whose words the catalog holds, `catalog.cautions` has named them already.
+    Of a painter whose words the catalog holds, `catalog.warnings` has named them already.
     """
-    tokenizer = painter.tokenizer
+    tokenizer = image_pipeline.tokenizer
     if tokenizer is None:
         return []
     found = []
     with hub.quiet():
-        entry = PAINTERS.get(painter.name)
+        entry = IMAGE_MODELS.get(image_pipeline.name)
         unknown = _unknown_words(tokenizer, request.prompt or "") if entry is None or entry.words is None else []
         if unknown:
-            found.append(f"{painter.name} can't draw {named(unknown)}")
+            found.append(f"{image_pipeline.name} can't draw {named(unknown)}")
         texts = {"prompt": request.prompt or "", "negative_prompt": request.negative_prompt or ""}
         cut = {name: _cut_off(tokenizer, text) for name, text in texts.items()}
     return found + [

@@ -7,29 +7,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from kinema.jobs.job import Failure as Failure
+    from kinema.jobs.job import Job as Job
+    from kinema.jobs.job import JobPage as JobPage
+    from kinema.jobs.job import Preview as Preview
+    from kinema.jobs.job import Task as Task
     from kinema.jobs.queue import Queue as Queue
-    from kinema.jobs.values import Failure as Failure
-    from kinema.jobs.values import Job as Job
-    from kinema.jobs.values import Page as Page
-    from kinema.jobs.values import Preview as Preview
-    from kinema.jobs.values import Task as Task
 
-_HOMES = {
-    "Failure": "kinema.jobs.values",
-    "Job": "kinema.jobs.values",
-    "Page": "kinema.jobs.values",
-    "Preview": "kinema.jobs.values",
+_MODULES = {
+    "Failure": "kinema.jobs.job",
+    "Job": "kinema.jobs.job",
+    "JobPage": "kinema.jobs.job",
+    "Preview": "kinema.jobs.job",
     "Queue": "kinema.jobs.queue",
-    "Task": "kinema.jobs.values",
+    "Task": "kinema.jobs.job",
 }
 
-__all__ = ["Failure", "Job", "Page", "Preview", "Queue", "Task"]
+__all__ = ["Failure", "Job", "JobPage", "Preview", "Queue", "Task"]
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'kinema.jobs' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

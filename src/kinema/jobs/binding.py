@@ -1,4 +1,4 @@
-"""A data folder and its database belong together: both have the same id, and a start with any other is refused."""
+"""Checks at start: a data folder and its database have the same id, and the database the format of this version."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 from kinema.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from kinema.jobs.files import Files
-    from kinema.jobs.store import Store
+    from kinema.jobs.job_files import JobFiles
+    from kinema.jobs.job_table import JobTable
 
 log = logging.getLogger(__name__)
 
 
-def bind(files: Files, store: Store) -> None:
+def bind(files: JobFiles, store: JobTable) -> None:
     """Give a folder the id of its database at their first use, and check it at each later one.
 
     Several folders may have one database's id: an empty one joins any database, and one without an id joins a database
@@ -46,3 +46,18 @@ def bind(files: Files, store: Store) -> None:
         f"{files.id_file}: the server then keeps the files that this database does not know, without listing them",
         "database_url",
     )
+
+
+def check_format(found: int, expected: int, address: str) -> None:
+    """Refuse a database that another version of Kinema wrote.
+
+    Raises:
+        InvalidRequest: naming both formats.
+    """
+    if found != expected:
+        raise InvalidRequest(
+            f"the database {address} has format {found}, and this version of Kinema uses format {expected}. Start the "
+            "version that wrote it, or set KINEMA_DATA_DIR to a new folder (and KINEMA_DATABASE_URL to a new database, "
+            "if it is set)",
+            "database_url",
+        )

@@ -12,14 +12,14 @@ import sqlalchemy as sa
 
 from kinema.errors import InvalidRequest, JobUnfinished, KeyReused, QueueFull, QueueUnavailable
 from kinema.jobs.binding import bind
-from kinema.jobs.files import Files
-from kinema.jobs.running import DAY, PREVIEW, Runner, drop_still, remove, runs_elsewhere
+from kinema.jobs.job import PRODUCTS, Failure, Job, JobPage
+from kinema.jobs.job_files import JobFiles
+from kinema.jobs.job_table import JobTable, KeyTaken
+from kinema.jobs.scheduler import DAY, PREVIEW, Scheduler, drop_image, remove, runs_elsewhere
 from kinema.jobs.sqlite_file import SqliteFile
-from kinema.jobs.store import KeyTaken, Store
-from kinema.jobs.values import PRODUCTS, Failure, Job, Page
-from kinema.jobs.watching import AsyncInbox, Inbox, Watchers
-from kinema.jobs.workers import devices_for
-from kinema.sentences import Sentence
+from kinema.jobs.subscriptions import AsyncSubscription, Subscription, Subscriptions
+from kinema.jobs.worker_pool import devices_for
+from kinema.messages import Message
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -46,7 +46,7 @@ class Queue:
     `asyncio.to_thread`, and watch by `watch_async`. Only one process runs a database's jobs: another one takes over
     when the first has ended. Until then it can do all else, but where its data folder is another it can't submit.
 
-        with Queue(settings, work="kinema.serving.work:work") as queue:
+        with Queue(settings, work="kinema.serving.engine_work:work") as queue:
             job = queue.submit(request, still=Path("rocket.png").read_bytes())
             for job in queue.watch(job.id):
                 print(job.status, job.queue_position, job.stage, job.step, job.total, job.eta)
@@ -54,7 +54,7 @@ class Queue:
 
     Args:
         settings: Where everything lies, how much is kept, and how many workers there are.
-        work: Where the work (`kinema.jobs.values.Work`) can be imported from, as "package.module:attribute". None
+        work: Where the work (`kinema.jobs.job.Work`) can be imported from, as "package.module:attribute". None
             only looks on, and lets other processes run the jobs.
         devices: The device of each worker; None takes those of the settings.
         ended: Is told, in some thread, of each job that was run here and is finished.
@@ -73,11 +73,11 @@ class Queue:
         ended: Callable[[Job], None] | None = None,
     ) -> None:
         self._settings = settings
-        self._files = Files(settings.data_dir)
+        self._files = JobFiles(settings.data_dir)
         self._files.make_private()
         given = settings.database_url
         url = given.get_secret_value() if given else f"sqlite:///{self._files.root / 'jobs.sqlite3'}"
-        self._store = Store(url)
+        self._store = JobTable(url)
         try:
             bind(self._files, self._store)
             workflows, file = _workflows(url)
@@ -85,13 +85,15 @@ class Queue:
             self._store.close()
             raise
         self._store.beside = file
-        self._watchers = Watchers()
+        self._watchers = Subscriptions()
         self._closed = False
         self._was_full = False
-        self._runner: Runner | None = None
+        self._runner: Scheduler | None = None
         if work is not None:
             devices = devices_for(settings) if devices is None else devices
-            self._runner = Runner(work, devices, settings, self._store, self._files, self._watchers, workflows, ended)
+            self._runner = Scheduler(
+                work, devices, settings, self._store, self._files, self._watchers, workflows, ended
+            )
 
     def __enter__(self) -> Self:
         self.open()
@@ -147,7 +149,7 @@ class Queue:
         self,
         request: VideoRequest,
         *,
-        still: bytes | None = None,
+        image: bytes | None = None,
         title: str | None = None,
         priority: int = 0,
         pinned: bool = False,
@@ -158,7 +160,7 @@ class Queue:
 
         Args:
             request: What to make. Its prompt draws the still; with a still given, it has none.
-            still: The picture's bytes, as they came, already found to be usable.
+            image: The picture's bytes, as they came, already found to be usable.
             title: What people will know the job by; the request's prompt if None.
             priority: Each step puts it ahead of those that came up to a minute before it: -1000 to 1000.
             pinned: Never to expire.
@@ -174,8 +176,8 @@ class Queue:
             QueueUnavailable: the queue is closing, its database does not answer, or a process with another data folder
                 runs the database's jobs.
         """
-        self._check(request, still, priority, idempotency_key)
-        asked = fingerprint or _fingerprint(request, still, title)
+        self._check(request, image, priority, idempotency_key)
+        asked = fingerprint or _fingerprint(request, image, title)
         if idempotency_key is not None and (known := self._known(idempotency_key, asked)):
             return known
         self._files.check_room(self._settings.min_free_gb)
@@ -197,17 +199,17 @@ class Queue:
             "fingerprint": asked,
         }
         try:
-            with self._files.adding(still) as values["still"]:
+            with self._files.adding(image) as values["image"]:
                 place = self._store.add(values | stored, self._settings.queue_size)
         except KeyTaken:  # the same request twice at once
             assert idempotency_key is not None, "keys are all that can be taken"
             return self._known(idempotency_key, asked) or self.submit(
-                request, still=still, title=title, priority=priority, pinned=pinned,
+                request, image=image, title=title, priority=priority, pinned=pinned,
                 idempotency_key=idempotency_key, fingerprint=fingerprint,
             )  # fmt: skip
         self._was_full = place is None
         if place is None:
-            drop_still(self._store, self._files, values["still"])
+            drop_image(self._store, self._files, values["image"])
             raise self._full()
         self._changed()
         return Job(status="queued", request=request, queue_position=place, **values)
@@ -220,7 +222,7 @@ class Queue:
         """
         return self._as_it_is(self._store.get(job_id))
 
-    def list(self, *, after: str | None = None, limit: int = 20, newest_first: bool = True) -> Page:
+    def list(self, *, after: str | None = None, limit: int = 20, newest_first: bool = True) -> JobPage:
         """Jobs by their time of coming; for the next page, those `after` the last one's id.
 
         Raises:
@@ -230,7 +232,7 @@ class Queue:
         if not 1 <= limit <= MAX_PAGE:
             raise InvalidRequest(f"limit {limit} is out of range: 1 to {MAX_PAGE}", "limit")
         page = self._store.page(after, limit, newest_first=newest_first)
-        return Page(tuple(self._as_it_is(job) for job in page.jobs), page.has_more)
+        return JobPage(tuple(self._as_it_is(job) for job in page.jobs), page.has_more)
 
     def waiting(self) -> int:
         """How many jobs are queued."""
@@ -246,7 +248,7 @@ class Queue:
         Raises:
             JobNotFound: where there is none with this id.
         """
-        inbox = Inbox()
+        inbox = Subscription()
         with self._watchers.telling(job_id, inbox.tell):
             job: Job | None = self.get(job_id)
             while job is not None:
@@ -255,7 +257,7 @@ class Queue:
                     return
                 job = self._next(job, inbox)
 
-    def _next(self, before: Job, inbox: Inbox) -> Job | None:
+    def _next(self, before: Job, inbox: Subscription) -> Job | None:
         while True:
             try:
                 return inbox.wait(WATCH_SECONDS)
@@ -267,7 +269,7 @@ class Queue:
         """As `watch`, for an event loop: a hundred watchers cost little more than one."""
         import asyncio
 
-        inbox = AsyncInbox()
+        inbox = AsyncSubscription()
         with self._watchers.telling(job_id, inbox.tell):
             job: Job | None = await asyncio.to_thread(self.get, job_id)
             while job is not None:
@@ -350,14 +352,14 @@ class Queue:
         """
         return self.result(job_id).parent
 
-    def still(self, job_id: str) -> Path | None:
+    def image(self, job_id: str) -> Path | None:
         """The file of the still that a job is made from, None until it is drawn.
 
         Raises:
             JobNotFound: where there is no job with this id.
         """
-        sha256 = self.get(job_id).still
-        return None if sha256 is None else self._files.still(sha256)
+        sha256 = self.get(job_id).image
+        return None if sha256 is None else self._files.image(sha256)
 
     def preview(self, job_id: str) -> bytes | None:
         """The latest preview of a running job, as a JPEG, None where there is none.
@@ -376,13 +378,13 @@ class Queue:
         """Seconds that a request would take here, without waiting for its turn; None while its model is new here."""
         if self._runner is None:
             return None
-        return self._runner.speeds.seconds(request, paints=request.prompt is not None)
+        return self._runner.speeds.seconds(request, text_to_image=request.prompt is not None)
 
-    def _check(self, request: VideoRequest, still: bytes | None, priority: int, key: str | None) -> None:
+    def _check(self, request: VideoRequest, image: bytes | None, priority: int, key: str | None) -> None:
         if self._closed:
-            raise QueueUnavailable(Sentence("queue_closing", "the queue is closing; try again when the server is back"))
-        if (still is None) == (request.prompt is None):
-            what = "neither a still nor a prompt is" if still is None else "a still and a prompt are both"
+            raise QueueUnavailable(Message("queue_closing", "the queue is closing; try again when the server is back"))
+        if (image is None) == (request.prompt is None):
+            what = "neither a still nor a prompt is" if image is None else "a still and a prompt are both"
             raise InvalidRequest(f"{what} given: give one of them", "prompt")
         if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
             raise InvalidRequest(f"priority {priority} is out of range: {-MAX_PRIORITY} to {MAX_PRIORITY}", "priority")
@@ -407,7 +409,7 @@ class Queue:
         mean = sum(spans) / len(spans) if spans else 30.0
         wait = max(1.0, min(left, default=mean))
         return QueueFull(
-            Sentence(
+            Message(
                 "queue_full",
                 "{most} jobs are waiting, and no more may (KINEMA_QUEUE_SIZE); try again in {wait:.0f} seconds",
                 most=self._settings.queue_size,
@@ -449,8 +451,8 @@ class Queue:
         return None if not found else before if found[0] == before else found[0]
 
 
-def _fingerprint(request: VideoRequest, still: bytes | None, title: str | None) -> str:
-    parts = (request.model_dump_json().encode(), b"" if still is None else still, (title or "").encode())
+def _fingerprint(request: VideoRequest, image: bytes | None, title: str | None) -> str:
+    parts = (request.model_dump_json().encode(), b"" if image is None else image, (title or "").encode())
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
 
 

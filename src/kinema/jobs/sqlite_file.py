@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from kinema.jobs.files import is_locked, make_private, try_lock
+from kinema.jobs.job_files import is_locked, make_private, try_lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,7 +8,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from kinema.errors import InvalidStill
+from kinema.errors import InvalidImage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -36,7 +36,7 @@ def fetch(url: str, hosts: Collection[str] | None = None, gone: Callable[[], boo
         gone: Asked often; where it says yes, the fetch is given up.
 
     Raises:
-        InvalidStill: naming the address, what went wrong and what to do.
+        InvalidImage: naming the address, what went wrong and what to do.
         Unwanted: as `gone` said.
     """
     try:
@@ -74,16 +74,16 @@ async def _fetch(url: str, hosts: Collection[str] | None) -> bytes:
                         return await _body(response)
                     address = _parsed(str(response.next_request.url), hosts)
     except (TimeoutError, httpx.TimeoutException):
-        raise InvalidStill(
+        raise InvalidImage(
             f"{shown(address)} did not answer in full within {MAX_SECONDS:g} seconds; "
             "try again, or download it and give the file"
         ) from None
     except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:  # ValueError: a name that DNS can't have
         reason = str(error) or type(error).__name__
-        raise InvalidStill(
+        raise InvalidImage(
             f"{shown(address)} can't be reached ({reason}); check the address and the network, or give a file"
         ) from None
-    raise InvalidStill(
+    raise InvalidImage(
         f"{shown(_parsed(url, hosts))} redirects more than {MAX_REDIRECTS} times; give the address of the image itself"
     )
 
@@ -96,17 +96,17 @@ def _parsed(url: str, hosts: Collection[str] | None) -> httpx.URL:
         address = httpx.URL(url)
         host = address.host  # which is where httpx looks whether the name can be one
     except (httpx.InvalidURL, UnicodeError) as error:
-        raise InvalidStill(f"{url!r} is no usable address ({error}); give one such as https://host/photo.jpg") from None
+        raise InvalidImage(f"{url!r} is no usable address ({error}); give one such as https://host/photo.jpg") from None
     if address.scheme not in PORTS or not host:
-        raise InvalidStill(
+        raise InvalidImage(
             f"{shown(address)} is not fetched: only http:// and https:// addresses are; "
             "download it some other way and give the file"
         )
     if address.port is not None and not 0 < address.port < 65536:
-        raise InvalidStill(f"{shown(address)} is no usable address: a port is a number from 1 to 65535; correct it")
+        raise InvalidImage(f"{shown(address)} is no usable address: a port is a number from 1 to 65535; correct it")
     if hosts is not None and not any(_allows(allowed, address) for allowed in hosts):
         allowed = f"only {', '.join(hosts)} may be" if hosts else "no address is"
-        raise InvalidStill(f"{shown(address)} is not fetched: {allowed} fetched here; give the file itself")
+        raise InvalidImage(f"{shown(address)} is not fetched: {allowed} fetched here; give the file itself")
     return address
 
 
@@ -123,9 +123,9 @@ def _allows(allowed: str, address: httpx.URL) -> bool:
 async def _body(response: httpx.Response) -> bytes:
     """The answer's bytes, or the reason why it is none."""
     if not response.is_success:
-        raise InvalidStill(_refusal(response))
+        raise InvalidImage(_refusal(response))
     body = bytearray()
-    too_large = InvalidStill(
+    too_large = InvalidImage(
         f"{shown(response.url)} is larger than {MAX_BYTES // 1_000_000} MB; download it, shrink it and give the file"
     )
     if int(response.headers.get("content-length") or 0) > MAX_BYTES:

@@ -10,21 +10,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kinema.errors import InvalidRequest
-from kinema.sentences import Sentence
+from kinema.messages import Message
 from kinema.values import VideoRequest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 POCKET_FOLDER = Path(__file__).parent / "pocket"
-PAINTER_FOLDER = Path(__file__).parent / "painter"
+POCKET_T2I_FOLDER = Path(__file__).parent / "pocket_t2i"
 SHOWN = 8  # words that are named in a caution; the rest are counted
 # The community licence of Stability AI is free of charge below a yearly revenue of one million US dollars.
 STABILITY_LICENCE = "Stability AI Community License"
 
 
 @dataclass(frozen=True)
-class Entry:
+class CatalogEntry:
     """One model of the catalog. Without a repository it lies inside the package."""
 
     name: str
@@ -51,9 +51,9 @@ class Entry:
     (colour, number, place, size, style, and words that only join others)."""
 
     @property
-    def paints(self) -> bool:
+    def text_to_image(self) -> bool:
         """Whether it draws stills from prompts; the others make videos from stills."""
-        return self.name in PAINTERS
+        return self.name in IMAGE_MODELS
 
 
 def _stability(
@@ -67,10 +67,10 @@ def _stability(
     gated: bool = False,
     defaults: Mapping[str, int] | None = None,
     tuned: Mapping[str, int] | None = None,
-) -> Entry:
+) -> CatalogEntry:
     """An entry for one of Stability AI's own repositories, which differ in little."""
     weights = {"unet": unet_bytes, "image_encoder": 1_264_217_240, "vae": 195_531_910}
-    return Entry(
+    return CatalogEntry(
         name,
         description,
         licence=STABILITY_LICENCE,
@@ -87,10 +87,10 @@ def _stability(
 
 
 # Revisions are pinned: the same name gives the same weights for ever. Sizes are those of the pinned files.
-CATALOG: Mapping[str, Entry] = {
+CATALOG: Mapping[str, CatalogEntry] = {
     entry.name: entry
     for entry in (
-        Entry(
+        CatalogEntry(
             "pocket",
             "A small SVD inside the package: seconds on a CPU, 14 frames of 288×160.",
             licence="Apache-2.0",
@@ -141,20 +141,20 @@ CATALOG: Mapping[str, Entry] = {
 }
 
 # Painters draw the still that a prompt describes: text-to-image pipelines of diffusers.
-PAINTERS: Mapping[str, Entry] = {
+IMAGE_MODELS: Mapping[str, CatalogEntry] = {
     entry.name: entry
     for entry in (
-        Entry(
-            "pocket-painter",
+        CatalogEntry(
+            "pocket-t2i",
             "A small painter inside the package: skies, hours, grounds and a few things in them, at 288×160.",
             licence="Apache-2.0",
             licence_url="https://www.apache.org/licenses/LICENSE-2.0",
             native_sizes=((288, 160),),
-            folder=PAINTER_FOLDER,
-            words=PAINTER_FOLDER / "words.json",
+            folder=POCKET_T2I_FOLDER,
+            words=POCKET_T2I_FOLDER / "words.json",
             defaults={"image_guidance_scale": 3.0, "image_num_inference_steps": 12, "scheduler": "euler"},
         ),
-        Entry(
+        CatalogEntry(
             "sd-2.1-base",
             "Stable Diffusion 2.1 base: any sentence, drawn at the video's size.",
             licence="CreativeML Open RAIL++-M",
@@ -165,7 +165,7 @@ PAINTERS: Mapping[str, Entry] = {
             weights_bytes={"text_encoder": 680_820_392, "unet": 1_731_904_736, "vae": 167_335_342},
             defaults={"image_guidance_scale": 7.5, "image_num_inference_steps": 50, "scheduler": "euler"},
         ),
-        Entry(
+        CatalogEntry(
             "sdxl-turbo",
             "Stable Diffusion XL Turbo: any sentence in one step; best at 512×512.",
             licence="Stability AI Non-Commercial Research Community License",
@@ -198,9 +198,7 @@ def request_for(*, defaults: Mapping[str, Any] | None = None, **settings: object
     given = {name: value for name, value in settings.items() if value is not None}
     if "model" not in given:
         known = ", ".join(CATALOG)
-        raise InvalidRequest(
-            Sentence("no_model", "no model is named; {known} are in the catalog", known=known), "model"
-        )
+        raise InvalidRequest(Message("no_model", "no model is named; {known} are in the catalog", known=known), "model")
     beneath = default_settings(str(given["model"])) if defaults is None else defaults
     return VideoRequest.checked(**{**beneath, **given})
 
@@ -217,24 +215,24 @@ def default_settings(model: str) -> dict[str, Any]:
     return {"num_frames": frames} if isinstance(frames, int) else {}
 
 
-def for_painter(request: VideoRequest, painter: str, defaults: Mapping[str, Any] | None = None) -> VideoRequest:
+def for_image_model(request: VideoRequest, image_model: str, defaults: Mapping[str, Any] | None = None) -> VideoRequest:
     """The request with its painter named, and the painter's own defaults where nothing was given.
 
     Args:
         request: With a prompt.
-        painter: Catalog name, hub id or folder.
+        image_model: Catalog name, hub id or folder.
         defaults: The painter's own, where it is loaded and knows them; else they are looked up by its name.
     """
-    beneath = painter_settings(painter) if defaults is None else defaults
+    beneath = image_model_defaults(image_model) if defaults is None else defaults
     unset = {name: value for name, value in beneath.items() if getattr(request, name) is None}
-    return request.changed(**unset, image_model=painter)
+    return request.changed(**unset, image_model=image_model)
 
 
-def painter_settings(painter: str) -> dict[str, Any]:
+def image_model_defaults(image_model: str) -> dict[str, Any]:
     """A painter's own defaults: the catalog's, or those of every Stable Diffusion where a folder holds one."""
-    if painter in PAINTERS:
-        return dict(PAINTERS[painter].defaults)
-    folder = Path(painter).expanduser()
+    if image_model in IMAGE_MODELS:
+        return dict(IMAGE_MODELS[image_model].defaults)
+    folder = Path(image_model).expanduser()
     try:
         index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
         if index["_class_name"] != "StableDiffusionPipeline":
@@ -247,14 +245,14 @@ def painter_settings(painter: str) -> dict[str, Any]:
     return usual | ({"scheduler": "euler"} if sampler in {"PNDMScheduler", "DDIMScheduler"} else {})
 
 
-def cautions(request: VideoRequest) -> list[Sentence]:
+def parameter_warnings(request: VideoRequest) -> list[Message]:
     """What is allowed, but lies outside what the models were trained on, so that the video may be poor."""
     entry = CATALOG.get(request.model)
-    found = _painter_cautions(request) if request.prompt is not None else []
+    found = _image_model_warnings(request) if request.prompt is not None else []
     motion, fps = request.motion_bucket_id, request.fps
     if motion > 255:
         found.append(
-            Sentence(
+            Message(
                 "untrained_motion",
                 "{name} {value} is above 255, the most seen in training",
                 name="motion_bucket_id",
@@ -263,7 +261,7 @@ def cautions(request: VideoRequest) -> list[Sentence]:
         )
     if not 5 <= fps <= 30:
         found.append(
-            Sentence(
+            Message(
                 "untrained_fps",
                 "{name} {value} is outside the 5 to 30 seen in training; {other} changes the speed alone",
                 name="fps",
@@ -273,11 +271,11 @@ def cautions(request: VideoRequest) -> list[Sentence]:
         )
     if entry is None:
         return found
-    found += _size_cautions(request, entry)
+    found += _size_warnings(request, entry)
     frames = request_for(model=entry.name).num_frames
     if request.num_frames > frames:
         found.append(
-            Sentence(
+            Message(
                 "untrained_length",
                 "{frames} frames are more than the {trained} that {model} was trained on",
                 frames=request.num_frames,
@@ -288,7 +286,7 @@ def cautions(request: VideoRequest) -> list[Sentence]:
     for name, value in entry.tuned.items():
         if getattr(request, name) != value:
             found.append(
-                Sentence(
+                Message(
                     "not_tuned",
                     "{name} {value} is not the {tuned} at which {model} was tuned",
                     name=name,
@@ -300,13 +298,13 @@ def cautions(request: VideoRequest) -> list[Sentence]:
     return found
 
 
-def _painter_cautions(request: VideoRequest) -> list[Sentence]:
-    """The same of the text-to-image model; `prompt_cautions` judges by its tokenizer, where that is loaded."""
-    entry, guidance = PAINTERS.get(request.image_model or ""), request.image_guidance_scale
-    found = [*_word_cautions(request, entry), *_size_cautions(request, entry)] if entry else []
+def _image_model_warnings(request: VideoRequest) -> list[Message]:
+    """The same of the text-to-image model; `prompt_warnings` judges by its tokenizer, where that is loaded."""
+    entry, guidance = IMAGE_MODELS.get(request.image_model or ""), request.image_guidance_scale
+    found = [*_unknown_word_warnings(request, entry), *_size_warnings(request, entry)] if entry else []
     if request.negative_prompt and guidance is not None and guidance <= 1:
         found.append(
-            Sentence(
+            Message(
                 "no_effect",
                 "{name} has no effect at {other} {value:g}; above 1 it has",
                 name="negative_prompt",
@@ -317,7 +315,7 @@ def _painter_cautions(request: VideoRequest) -> list[Sentence]:
     return found
 
 
-def _word_cautions(request: VideoRequest, entry: Entry) -> list[Sentence]:
+def _unknown_word_warnings(request: VideoRequest, entry: CatalogEntry) -> list[Message]:
     """The words of the prompt that draw nothing, by a text-to-image model that knows few."""
     if entry.words is None:
         return []
@@ -325,7 +323,7 @@ def _word_cautions(request: VideoRequest, entry: Entry) -> list[Sentence]:
     words = {word.lower(): word for word in reversed(words_in(request.prompt or ""))}
     if not scene & words.keys():
         return [
-            Sentence(
+            Message(
                 "nothing_drawn",
                 "{model} can't draw anything of this prompt and will show an arbitrary scene; use its English words "
                 "for places, things, hours and weather, such as {examples}, or another image_model",
@@ -336,7 +334,7 @@ def _word_cautions(request: VideoRequest, entry: Entry) -> list[Sentence]:
     unknown = [word for lower, word in reversed(words.items()) if lower not in scene | other]
     if not unknown:
         return []
-    return [Sentence("words_not_drawn", "{model} can't draw {words}", model=entry.name, words=named(unknown))]
+    return [Message("words_not_drawn", "{model} can't draw {words}", model=entry.name, words=named(unknown))]
 
 
 def words_in(prompt: str) -> list[str]:
@@ -348,7 +346,7 @@ def named(words: Sequence[str]) -> str:
     """Words in quotes; of many the first, and how many more there are."""
     first = ", ".join(f"{word!r}" for word in words[:SHOWN])
     more = len(words) - SHOWN
-    return Sentence("and_more", "{first} and {count} more", first=first, count=more) if more > 0 else first
+    return Message("and_more", "{first} and {count} more", first=first, count=more) if more > 0 else first
 
 
 @cache
@@ -357,15 +355,15 @@ def _words_of(file: Path) -> tuple[frozenset[str], frozenset[str]]:
     return frozenset(known["scene"]), frozenset(known["other"])
 
 
-def _size_cautions(request: VideoRequest, entry: Entry) -> list[Sentence]:
+def _size_warnings(request: VideoRequest, entry: CatalogEntry) -> list[Message]:
     if not entry.native_sizes or (request.width, request.height) in entry.native_sizes:
         return []
     first, *others = (f"{width}×{height}" for width, height in entry.native_sizes)
     known: str = first
     for other in others:
-        known = Sentence("either", "{one} or {two}", one=known, two=other)
+        known = Message("either", "{one} or {two}", one=known, two=other)
     return [
-        Sentence(
+        Message(
             "untrained_size",
             "{width}×{height} is not the {known} that {model} was trained on",
             width=request.width,

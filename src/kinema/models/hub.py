@@ -24,7 +24,7 @@ from kinema.errors import (
     WeightsMissing,
 )
 from kinema.models.catalog import human_bytes
-from kinema.models.files import INDEX, SVD, Layout, choose_weights, folder_names, read_json
+from kinema.models.model_files import INDEX, SVD, Layout, choose_weights, folder_names, read_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -103,7 +103,7 @@ def fetch(
         layout: What kind of model is wanted.
 
     Raises:
-        ModelNotFound, ModelGated, HubUnreachable, WeightsMissing, NotAnSvdModel, NotAPainter, InsufficientDisk,
+        ModelNotFound, ModelGated, HubUnreachable, WeightsMissing, NotAnSvdModel, NotAnImagePipeline, InsufficientDisk,
         WeightsError
     """
     held = cached(repository, revision, half=half, layout=layout)
@@ -140,7 +140,7 @@ def _download(
         sizes = {file.rfilename: int(file.size or 0) for file in info.siblings or []}
         if INDEX not in sizes:
             raise WeightsMissing(f"{where} has no {INDEX}, so it is no model in diffusers' layout")
-        meter = _Meter(progress)
+        meter = _DownloadProgress(progress)
         # By the branch's name, so that the cache notes which commit it stands for; all others by that commit.
         index = hf_hub_download(repository, INDEX, revision=revision, tqdm_class=meter.bar())
         folder = Path(index).parent
@@ -156,7 +156,7 @@ def _download(
     return Snapshot(folder, folder.name, tuple(wanted))
 
 
-class _Meter:
+class _DownloadProgress:
     """Adds up what all files' progress bars are told, and passes it on; it draws nothing."""
 
     def __init__(self, progress: Callable[[Progress], None] | None) -> None:

@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 from kinema.errors import InsufficientMemory, InvalidRequest
 from kinema.models import hub
 from kinema.models.catalog import CATALOG, default_settings, request_for
-from kinema.models.files import (
+from kinema.models.cpu_allocator import keep_pages
+from kinema.models.devices import free_memory, has_kernels, is_hopper, pick_device, pick_dtype, release_cache
+from kinema.models.memory_plan import GIB, PARTS, Part, Shape, plan_memory
+from kinema.models.model_files import (
     CLASSES,
     CONFIGS,
     Header,
@@ -24,21 +27,7 @@ from kinema.models.files import (
     read_headers,
     weights_sha256,
 )
-from kinema.models.finding import Held, inventory, locate, pull, resolve
-from kinema.models.placement import (
-    GIB,
-    PARTS,
-    Part,
-    Shape,
-    free_memory,
-    has_kernels,
-    is_hopper,
-    keep_pages,
-    pick_device,
-    pick_dtype,
-    plan_memory,
-    release_cache,
-)
+from kinema.models.resolve import inventory, locate, pull, resolve
 from kinema.settings import Settings, read_settings
 from kinema.values import Engine, ModelIdentity, Precision
 
@@ -52,14 +41,14 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-__all__ = ["Held", "Models", "default_model", "inventory", "load", "pull", "resolve"]
+__all__ = ["VideoPipeline", "default_model", "inventory", "load", "pull", "resolve"]
 
 
 @dataclass(eq=False)
-class Models:
+class VideoPipeline:
     """A loaded SVD: its three networks, and what of its configuration the engine needs.
 
-    `kinema.models.placement.place` brings its parts to the device as the memory plan says.
+    `kinema.models.offload.place` brings its parts to the device as the memory plan says.
     """
 
     name: str
@@ -85,7 +74,7 @@ class Models:
     precision: Precision = "full"
     """Whether the fast UNet computes its large products in numbers of one byte."""
     forwards: dict[str, Any] = field(default_factory=dict, repr=False)
-    """What `kinema.engine.forwards` keeps from one video to the next, by `Plan.keeps`."""
+    """What `kinema.engine.backends` keeps from one video to the next, by `MemoryPlan.keeps`."""
 
     @property
     def force_upcast(self) -> bool:
@@ -147,7 +136,7 @@ def load(
     engine: Engine | None = None,
     settings: Settings | None = None,
     progress: Callable[[Progress], None] | None = None,
-) -> Models:
+) -> VideoPipeline:
     """A model in memory, fetched before where it must be.
 
     Args:
@@ -180,7 +169,7 @@ def load(
     for module, headers, _ in checked.values():
         _fill(module, snapshot.folder, headers, home, kind)
     red, green, blue = zip(*(configs["feature_extractor"][name] for name in ("image_mean", "image_std")), strict=True)
-    return Models(
+    return VideoPipeline(
         name=source.name,
         unet=checked["unet"][0],
         vae=checked["vae"][0],

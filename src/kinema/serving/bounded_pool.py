@@ -10,9 +10,9 @@ from threading import Event
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kinema.errors import ServerBusy
-from kinema.sentences import Sentence
+from kinema.messages import Message
 from kinema.serving.decode_process import ClientGone
-from kinema.serving.throttle import CALLER
+from kinema.serving.rate_limits import CALLER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,7 +82,7 @@ class BoundedPool:
         mine = len(self._turns.get(caller, ()))
         if sum(map(len, self._turns.values())) >= self._waiting or mine >= max(1, self._waiting // 2):
             raise ServerBusy(
-                Sentence(
+                Message(
                     "server_busy",
                     "{count} requests of this kind are being handled, which is the most; try again in a few seconds",
                     count=self._most,

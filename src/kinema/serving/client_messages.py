@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from kinema.errors import InvalidStill
-from kinema.jobs.working import code_of
-from kinema.sentences import Sentence
+from kinema.errors import InvalidImage
+from kinema.jobs.worker_process import code_of
+from kinema.messages import Message
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from kinema.errors import KinemaError
     from kinema.jobs import Failure
 
-_IN_THE_LOG = Sentence("in_the_log", "the server's log says why")
-_FOLDER = Sentence("data_folder", "the data folder")
+_IN_THE_LOG = Message("in_the_log", "the server's log says why")
+_FOLDER = Message("data_folder", "the data folder")
 # In place of a message that is not a `Sentence`, by the error's code.
 _GENERAL: Mapping[str, str] = {
     "kinema_error": "something went wrong on the server; its log says what",
@@ -31,7 +31,7 @@ _GENERAL: Mapping[str, str] = {
     "weights_missing": "files of the model are missing; download it again, or take another model",
     "weights_damaged": "files of the model are damaged; download it again, or take another model",
     "not_an_svd_model": "the model is not a Stable Video Diffusion model; take another model",
-    "not_a_painter": "the model is not a text-to-image model that can be used here; take another image_model",
+    "not_an_image_pipeline": "the model is not a text-to-image model that can be used here; take another image_model",
     "insufficient_disk": "the server's disk is full; delete videos, or make room, and try again",
     "job_error": "the queue can't do this; the server's log says why",
     "queue_unavailable": "the queue is not available; try again later",
@@ -41,15 +41,15 @@ _GENERAL: Mapping[str, str] = {
     "worker_died": "the worker process ended unexpectedly, again and again, most often for lack of memory; ask for a "
     "smaller size or fewer frames",
 }
-_GENERAL_OF_JOBS = {**_GENERAL, "invalid_still": "the image can't be read any more; give it again"}
+_GENERAL_OF_JOBS = {**_GENERAL, "invalid_image": "the image can't be read any more; give it again"}
 
 
 def refusal_message(error: KinemaError) -> str:
     """What a client reads where an error answers its request."""
     message = error.args[0] if error.args else ""
-    if isinstance(message, Sentence):
+    if isinstance(message, Message):
         # What is wrong with an image is the client's to know: it is of the bytes that it sent.
-        return message if isinstance(error, InvalidStill) else _public(message)
+        return message if isinstance(error, InvalidImage) else _public(message)
     return _GENERAL.get(code_of(type(error)), str(error))
 
 
@@ -58,11 +58,11 @@ def failure_message(failure: Failure) -> str:
     return _GENERAL_OF_JOBS.get(failure.code, failure.message)
 
 
-def _public(sentence: Sentence) -> Sentence:
+def _public(message: Message) -> Message:
     """The same without folders and without a library's words."""
     private: dict[str, Any] = {
         name: _FOLDER if isinstance(value, PurePath) else _IN_THE_LOG
-        for name, value in sentence.values.items()
+        for name, value in message.values.items()
         if isinstance(value, PurePath) or name == "reason"
     }
-    return sentence.replaced(**private)
+    return message.replaced(**private)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 import h11
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
-from kinema.serving.wire import error_body
+from kinema.serving.schemas import error_body
 
 if TYPE_CHECKING:
     import asyncio

@@ -21,9 +21,9 @@ from pathlib import Path
 from threading import Condition
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from kinema.errors import InvalidStill, KinemaError
-from kinema.media.still import out_of_memory
-from kinema.sentences import Sentence
+from kinema.errors import InvalidImage, KinemaError
+from kinema.media.image import out_of_memory
+from kinema.messages import Message
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -71,7 +71,7 @@ class DecodeProcess:
         `gone` is asked often whether the answer is still wanted. Blocks the calling thread.
 
         Raises:
-            InvalidStill: it took too long or too much memory.
+            InvalidImage: it took too long or too much memory.
             ClientGone: as `gone` said.
             KinemaError: as the function raised it.
         """
@@ -86,10 +86,10 @@ class DecodeProcess:
                         raise ClientGone
                     if time.monotonic() > deadline:
                         self._end()
-                        raise InvalidStill(_too_slow(cpu_seconds))
+                        raise InvalidImage(_too_slow(cpu_seconds))
                 kind, answer, stays = link.recv()
             except (EOFError, OSError):
-                raise InvalidStill(self._cause_of_death(cpu_seconds)) from None
+                raise InvalidImage(self._cause_of_death(cpu_seconds)) from None
             if not stays:
                 self._end()
         if kind == "done":
@@ -163,7 +163,7 @@ class DecodeProcess:
             self._link.close()
         self._process = self._link = None
 
-    def _cause_of_death(self, cpu_seconds: int) -> Sentence:
+    def _cause_of_death(self, cpu_seconds: int) -> Message:
         """Why the process ended in the midst of its work."""
         if self._closed:
             raise ClientGone from None
@@ -174,11 +174,11 @@ class DecodeProcess:
         self._end()
         if code == -signal.SIGXCPU:
             return _too_slow(cpu_seconds)
-        return Sentence("image_undecodable", "the image can't be decoded here; save it again as PNG, or shrink it")
+        return Message("image_undecodable", "the image can't be decoded here; save it again as PNG, or shrink it")
 
 
-def _too_slow(cpu_seconds: int) -> Sentence:
-    return Sentence(
+def _too_slow(cpu_seconds: int) -> Message:
+    return Message(
         "image_too_slow",
         "the image takes more than {seconds} seconds to decode; shrink it, or save it again as PNG",
         seconds=cpu_seconds,
@@ -213,7 +213,7 @@ def _answered(function: Callable[..., object], given: tuple[object, ...]) -> tup
     except KinemaError as error:
         return "refused", error
     except MemoryError:
-        return "refused", InvalidStill(out_of_memory("the image"))
+        return "refused", InvalidImage(out_of_memory("the image"))
     except Exception:  # noqa: BLE001 - a defect, told to who waits
         return "broken", traceback.format_exc()
 

@@ -9,13 +9,13 @@ import time
 from typing import TYPE_CHECKING
 
 from kinema.errors import KinemaError
-from kinema.serving.wire import video_of
+from kinema.serving.schemas import video_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from kinema.jobs import Job
-    from kinema.serving.hosting import Host
+    from kinema.serving.lifespan import ServerState
 
 ALIVE_SECONDS = 15.0  # so that nothing between here and the client takes silence for the end
 TELL_SECONDS = 1.0  # steps of one stage that come quicker are not all told
@@ -59,7 +59,7 @@ class _Watcher:
 class _Channel:
     """One job, followed for all who watch it."""
 
-    def __init__(self, host: Host, job_id: str) -> None:
+    def __init__(self, host: ServerState, job_id: str) -> None:
         self.watchers: set[_Watcher] = set()
         self._latest: dict[str, str] = {}
         self._host = host
@@ -121,7 +121,7 @@ class Events:
     def __init__(self) -> None:
         self._channels: dict[str, _Channel] = {}
 
-    async def stream(self, host: Host, job_id: str) -> AsyncIterator[str]:
+    async def stream(self, host: ServerState, job_id: str) -> AsyncIterator[str]:
         """Events `video`, each with the video object; `preview`, a data: URL, where there is another; at last `done`.
 
         Where the server ends, the stream ends without `done`; whoever connects again is told how it stands.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 
-from kinema.serving.wire import error_body
+from kinema.serving.schemas import error_body
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -25,7 +25,7 @@ _CLIENT_GONE = 499  # nginx's; nobody reads the answer, which is there for the l
 _LONGEST = 64 * 1024  # an error's body is shorter
 
 
-class OneErrorShape:
+class ErrorResponseMiddleware:
     """ASGI middleware around all that answers over HTTP."""
 
     def __init__(self, app: ASGIApp) -> None:

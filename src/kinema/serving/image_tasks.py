@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from kinema.media.clip import tiled
-from kinema.media.reading import each_frame, read_first_frame
-from kinema.media.still import fit_encoded
+from kinema.media.image import fit_encoded
+from kinema.media.video import tiled
+from kinema.media.video_reader import each_frame, read_first_frame
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,7 +23,7 @@ def fitted(data: bytes, width: int, height: int, fit: Fit) -> bytes:
     """An image as the engine fits it, as JPEG.
 
     Raises:
-        InvalidStill: where the bytes are no usable image.
+        InvalidImage: where the bytes are no usable image.
     """
     return _encoded(fit_encoded(data, width, height, fit), "JPEG", quality=88)
 

@@ -24,18 +24,18 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from kinema.errors import InvalidRequest, KinemaError
-from kinema.jobs.working import end_with
+from kinema.jobs.worker_process import end_with
 from kinema.serving import logs, page, swagger
-from kinema.serving.address import own_address
-from kinema.serving.arbiter import close_control_ports
+from kinema.serving.bentoml_arbiter import close_control_ports
 from kinema.serving.connections import Connection, Limits
 from kinema.serving.decode_process import ClientGone
-from kinema.serving.edge import Edge
-from kinema.serving.hosting import WORK, Host, host_of
-from kinema.serving.http_errors import OneErrorShape
-from kinema.serving.reading import Body, receive
+from kinema.serving.http_errors import ErrorResponseMiddleware
+from kinema.serving.lifespan import WORK, ServerState, server_state
+from kinema.serving.listen_address import own_address
+from kinema.serving.middleware import AccessControl
+from kinema.serving.request_parsing import Body, receive
+from kinema.serving.schemas import error_body
 from kinema.serving.videos import accept, answer_to, make_app, wait_for
-from kinema.serving.wire import error_body
 from kinema.settings import read_settings
 from kinema.values import VideoRequest
 
@@ -60,7 +60,7 @@ class _Loose(IODescriptor):
     async def from_http_request(cls, request: Request, serde: object) -> Self:  # noqa: ARG003 - BentoML passes it
         """The body as it came; where it can't be read, why."""
         try:
-            body: Body | KinemaError | ClientGone = await receive(request, host_of(api).bodies)
+            body: Body | KinemaError | ClientGone = await receive(request, server_state(api).bodies)
         except (KinemaError, ClientGone) as error:
             body = error
         loose: Self = cls.model_construct(image=body)
@@ -137,7 +137,7 @@ class StableDiffusionVideo:
                 Connection.limits = Limits.within_descriptors(settings.max_connections)
             logs.set_up(settings.log_format)
             # Tests put work of their own here, which needs no model.
-            self._host = Host(settings, os.environ.get("KINEMA_WORK", WORK))
+            self._host = ServerState(settings, os.environ.get("KINEMA_WORK", WORK))
         except InvalidRequest as error:
             _refuse_to_start(error)
         host = self._host
@@ -172,7 +172,7 @@ class StableDiffusionVideo:
         try:
             if isinstance(body, KinemaError | ClientGone):
                 raise body
-            host = host_of(api)
+            host = server_state(api)
             key = request.headers.get("idempotency-key")
             job, submission, asked = await accept(host, request, body, key, waits=True, image_only=True)
             keep = asked.keep or key is not None
@@ -191,6 +191,6 @@ class StableDiffusionVideo:
         return ready
 
 
-StableDiffusionVideo.add_asgi_middleware(OneErrorShape)  # type: ignore[attr-defined]  # it is a Service now
-StableDiffusionVideo.add_asgi_middleware(Edge, api=api)  # type: ignore[attr-defined]  # likewise
+StableDiffusionVideo.add_asgi_middleware(ErrorResponseMiddleware)  # type: ignore[attr-defined]  # it is a Service now
+StableDiffusionVideo.add_asgi_middleware(AccessControl, api=api)  # type: ignore[attr-defined]  # likewise
 swagger.add(api, StableDiffusionVideo)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi.responses import HTMLResponse, JSONResponse
 
-from kinema.serving import document
+from kinema.serving import openapi
 from kinema.serving.page import PATH
-from kinema.serving.page.languages import LANGUAGES
+from kinema.serving.page.translations.languages import LANGUAGES
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -53,7 +53,7 @@ def add(app: FastAPI, service: Any) -> None:
 
     @cache
     def whole() -> dict[str, Any]:
-        return document.whole(service.openapi_spec.asdict(), app)
+        return openapi.whole(service.openapi_spec.asdict(), app)
 
     @app.get("/", include_in_schema=False)
     async def index() -> HTMLResponse:

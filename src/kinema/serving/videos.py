@@ -14,19 +14,19 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from kinema.errors import InvalidRequest, InvalidStill, JobNotFound, KinemaError
-from kinema.models.catalog import CATALOG, PAINTERS
-from kinema.serving import document, wire
+from kinema.errors import InvalidImage, InvalidRequest, JobNotFound, KinemaError
+from kinema.models.catalog import CATALOG, IMAGE_MODELS
+from kinema.serving import openapi, schemas
 from kinema.serving.bounded_pool import client_gone
 from kinema.serving.connections import interim_sender
 from kinema.serving.decode_process import ClientGone
 from kinema.serving.events import Events
 from kinema.serving.fields import is_set
-from kinema.serving.hosting import Host, host_of
+from kinema.serving.lifespan import ServerState, server_state
 from kinema.serving.opened_file import OpenedFile
-from kinema.serving.reading import Asked, Body, UnreadableBody, fetched, receive
-from kinema.serving.submitting import Submission, change, default_model, offered_models, prepare, submit
-from kinema.serving.variants import Variant, Variants
+from kinema.serving.request_parsing import Body, ParsedRequest, UnreadableBody, fetched, receive
+from kinema.serving.submission import Submission, change, default_model, offered_models, prepare, submit
+from kinema.serving.video_variants import Variant, VideoVariants
 from kinema.version import own_version
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ _Limit = Annotated[int, Query(ge=1, le=100)]
 
 
 def make_app() -> FastAPI:
-    """The app; whoever serves it puts a `Host` into its `state.host`."""
+    """The app; whoever serves it puts a `ServerState` into its `state.host`."""
     app = FastAPI(
         title="Kinema",
         version=own_version(),
@@ -56,7 +56,7 @@ def make_app() -> FastAPI:
     )
     app.state.host = None
     app.state.events = Events()
-    app.state.variants = Variants()
+    app.state.variants = VideoVariants()
     _refuse_in_one_shape(app)
     _add_making(app)
     _add_looking(app)
@@ -83,21 +83,21 @@ def _refuse_in_one_shape(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def _other(_: Request, error: HTTPException) -> JSONResponse:
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
-        body = wire.error_body(error.status_code, code, str(error.detail))
+        body = schemas.error_body(error.status_code, code, str(error.detail))
         return JSONResponse(body, error.status_code, headers=error.headers)
 
 
 def answer_to(error: KinemaError) -> JSONResponse:
     """An error as it goes over the wire."""
-    status, body, headers = wire.refusal(error)
+    status, body, headers = schemas.refusal(error)
     if isinstance(error, UnreadableBody):
         status = 415
     return JSONResponse(body, status, headers=headers)
 
 
 async def accept(
-    host: Host, request: Request, body: Body, key: str | None, *, waits: bool = False, image_only: bool = False
-) -> tuple[Job, Submission, Asked]:
+    host: ServerState, request: Request, body: Body, key: str | None, *, waits: bool = False, image_only: bool = False
+) -> tuple[Job, Submission, ParsedRequest]:
     """Check what was asked, and queue it; a call that waits first looks for the job of a caller that was cut off.
 
     The body is closed. `image_only` asks for an image, or a prompt, in the words of a face that is called with images.
@@ -106,20 +106,20 @@ async def accept(
         KinemaError: one of its kinds, nothing being queued.
         ClientGone: the client of `request` closed its connection before.
     """
-    asked: Asked | None = None
+    asked: ParsedRequest | None = None
 
-    def work(gone: Callable[[], bool]) -> tuple[Job, Submission, Asked]:
+    def work(gone: Callable[[], bool]) -> tuple[Job, Submission, ParsedRequest]:
         with closing(body):
             given = body.asked() if asked is None else asked
-        if image_only and given.still is None and not is_set(given.fields.get("prompt")):
+        if image_only and given.image is None and not is_set(given.fields.get("prompt")):
             raise InvalidRequest("no image is given; send a JPEG, PNG or WebP file as image", "image")
         try:
-            data = fetched(host.settings, given.still, gone)
+            data = fetched(host.settings, given.image, gone)
             submission = prepare(host.settings, given.fields, data, lambda data: host.images.inspect(data, gone))
-        except InvalidStill as error:
+        except InvalidImage as error:
             error.param = given.image_field
             raise
-        given = replace(given, still=None)  # it is in the submission
+        given = replace(given, image=None)  # it is in the submission
         if waits and key is None and (job := host.abandoned.take(submission.fingerprint)):
             return job, submission, given
         if given.pinned:
@@ -133,7 +133,7 @@ async def accept(
             pinned=given.pinned,
             priority=given.priority,
         )
-        return job, replace(submission, still=None), given
+        return job, replace(submission, image=None), given
 
     try:
         host.check_open()
@@ -141,9 +141,9 @@ async def accept(
             async with _PARSING:
                 asked = body.asked()
                 await asyncio.sleep(0)
-            if asked.still is None:
+            if asked.image is None:
                 return await asyncio.to_thread(work, lambda: False)
-            if isinstance(asked.still, str):
+            if isinstance(asked.image, str):
                 return await host.images.addresses.run(work, request)
         return await host.images.uploads(body.size).run(work, request)
     except BaseException:
@@ -151,7 +151,7 @@ async def accept(
         raise
 
 
-async def wait_for(host: Host, request: Request, job: Job, fingerprint: str, *, keep: bool) -> Response:
+async def wait_for(host: ServerState, request: Request, job: Job, fingerprint: str, *, keep: bool) -> Response:
     """The finished video, or why there is none. A client that goes takes its job along, unless it is to be kept.
 
     While the job goes on, interim responses keep the client from giving up. One to which none can be sent may have
@@ -178,7 +178,7 @@ async def wait_for(host: Host, request: Request, job: Job, fingerprint: str, *, 
     if finished is None:
         raise JobNotFound(f"{job.id} was deleted before it was made")
     if finished.status == "failed":
-        status, body, headers = wire.failure(finished.error)
+        status, body, headers = schemas.failure(finished.error)
         return JSONResponse(body, status, headers=headers | made_headers(finished))
     path = await asyncio.to_thread(host.queue.result, job.id)
     return OpenedFile(path, media_type="video/mp4", filename=f"{job.id}.mp4", headers=made_headers(finished))
@@ -191,83 +191,87 @@ def made_headers(job: Job) -> dict[str, str]:
 
 
 def _add_making(app: FastAPI) -> None:
-    refusals = document.errors(400, 409, 413, 415, 429, 507)
+    refusals = openapi.errors(400, 409, 413, 415, 429, 507)
 
     @app.post(
         "/v1/videos",
-        response_model=wire.Video,
+        response_model=schemas.VideoObject,
         response_model_exclude_none=False,
         responses=refusals,
-        openapi_extra=document.body(),
+        openapi_extra=openapi.body(),
         tags=["videos"],
     )
     async def create(request: Request, key: _Key = None) -> Response:
         """Ask for a video; it is made in its turn."""
-        host = host_of(app)
+        host = server_state(app)
         job, submission, _ = await accept(host, request, await receive(request, host.bodies), key)
-        return _polled(job, wire.video_of(job, submission.cautions))
+        return _polled(job, schemas.video_of(job, submission.warnings))
 
     @app.post(
         "/v1/videos/sync",
         response_class=FileResponse,
-        responses=document.file("video/mp4", "The video.") | refusals | document.errors(404),
-        openapi_extra=document.body(),
+        responses=openapi.file("video/mp4", "The video.") | refusals | openapi.errors(404),
+        openapi_extra=openapi.body(),
         tags=["videos"],
     )
     async def sync(request: Request, key: _Key = None) -> Response:
         """Ask for a video, and wait for it. Its id and seed are in the headers."""
-        host = host_of(app)
+        host = server_state(app)
         job, submission, asked = await accept(host, request, await receive(request, host.bodies), key, waits=True)
         return await wait_for(host, request, job, submission.fingerprint, keep=asked.keep or key is not None)
 
 
 def _add_looking(app: FastAPI) -> None:
-    @app.get("/v1/videos", response_model=wire.VideoPage, responses=document.errors(400, 404), tags=["videos"])
+    @app.get("/v1/videos", response_model=schemas.VideoList, responses=openapi.errors(400, 404), tags=["videos"])
     async def list_videos(after: _After = None, limit: _Limit = 20, order: Literal["asc", "desc"] = "desc") -> Response:
         """All videos, by the time at which they were asked for."""
-        queue = host_of(app).queue
+        queue = server_state(app).queue
         if after is not None:
             _check_id(after)
         page = await asyncio.to_thread(queue.list, after=after, limit=limit, newest_first=order == "desc")
-        data = [wire.video_of(job) for job in page.jobs]
+        data = [schemas.video_of(job) for job in page.jobs]
         ends = {"first_id": data[0]["id"] if data else None, "last_id": data[-1]["id"] if data else None}
         return JSONResponse({"object": "list", "data": data, "has_more": page.has_more, **ends})
 
-    @app.get("/v1/videos/{video_id}", response_model=wire.Video, responses=document.errors(404), tags=["videos"])
+    @app.get(
+        "/v1/videos/{video_id}", response_model=schemas.VideoObject, responses=openapi.errors(404), tags=["videos"]
+    )
     async def retrieve(video_id: str) -> Response:
         """One video as it stands."""
         job = await _job(app, video_id)
-        return _polled(job, wire.video_of(job))
+        return _polled(job, schemas.video_of(job))
 
-    kinds = document.file("video/mp4 image/webp image/jpeg", "The file; parts of it by Range.")
+    kinds = openapi.file("video/mp4 image/webp image/jpeg", "The file; parts of it by Range.")
     partial: dict[int | str, dict[str, Any]] = {
         206: {"description": "The part that was asked for.", "content": kinds[200]["content"]}
     }
-    unmet: dict[int | str, dict[str, Any]] = {416: {"model": wire.ErrorAnswer, "description": "There is no such part."}}
+    unmet: dict[int | str, dict[str, Any]] = {
+        416: {"model": schemas.ErrorResponse, "description": "There is no such part."}
+    }
 
     @app.get(
         "/v1/videos/{video_id}/content",
         response_class=FileResponse,
-        responses=kinds | partial | unmet | document.errors(400, 404, 409),
+        responses=kinds | partial | unmet | openapi.errors(400, 404, 409),
         tags=["videos"],
     )
     async def content(request: Request, video_id: str, variant: Variant = "video") -> Response:
         """The video's file, its thumbnail, or a sheet of all its frames."""
         job = await _job(app, video_id)
-        host = host_of(app)
+        host = server_state(app)
         path, kind = await app.state.variants.file(host.queue, host.images, request, job.id, variant)
         name = f"{job.id}{path.suffix}"
         return OpenedFile(path, media_type=kind, filename=name, headers=made_headers(job))
 
     @app.get(
         "/v1/videos/{video_id}/preview",
-        responses=document.file("image/jpeg", "How far it is.") | document.errors(404),
+        responses=openapi.file("image/jpeg", "How far it is.") | openapi.errors(404),
         tags=["videos"],
     )
     async def preview(video_id: str) -> Response:
         """The latest small picture of a video that is being made."""
         job = await _job(app, video_id)
-        data = await asyncio.to_thread(host_of(app).queue.preview, job.id)
+        data = await asyncio.to_thread(server_state(app).queue.preview, job.id)
         if data is None:
             raise JobNotFound(f"there is no preview of {job.id} now; there is one while it is made")
         return Response(data, media_type="image/jpeg", headers={"Cache-Control": "no-store"})
@@ -279,26 +283,26 @@ def _add_looking(app: FastAPI) -> None:
     @app.get(
         "/v1/videos/{video_id}/events",
         response_class=StreamingResponse,
-        responses=stream | document.errors(404),
+        responses=stream | openapi.errors(404),
         tags=["videos"],
     )
     async def events(video_id: str) -> Response:
         """The video's life as server-sent events: `video`, `preview`, and at last `done` or `deleted`."""
         job = await _job(app, video_id)
-        told = app.state.events.stream(host_of(app), job.id)
+        told = app.state.events.stream(server_state(app), job.id)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         return StreamingResponse(told, media_type="text/event-stream", headers=headers)
 
-    @app.get("/v1/models", response_model=wire.ModelPage, responses=document.errors(), tags=["models"])
+    @app.get("/v1/models", response_model=schemas.ModelList, responses=openapi.errors(), tags=["models"])
     async def models() -> Response:
         """What `model` and `image_model` may name here."""
-        return JSONResponse({"object": "list", "data": await asyncio.to_thread(_models, host_of(app))})
+        return JSONResponse({"object": "list", "data": await asyncio.to_thread(_models, server_state(app))})
 
 
 def _add_figures(app: FastAPI) -> None:
     @app.get("/metrics", include_in_schema=False)
     async def metrics() -> Response:
-        host = host_of(app)
+        host = server_state(app)
         text = await asyncio.to_thread(host.metrics.text, host.queue)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
@@ -306,43 +310,49 @@ def _add_figures(app: FastAPI) -> None:
 def _add_changing(app: FastAPI) -> None:
     @app.post(
         "/v1/videos/{video_id}",
-        response_model=wire.Video,
-        responses=document.errors(400, 404, 413, 415, 429, 507),
-        openapi_extra=document.change_body(),
+        response_model=schemas.VideoObject,
+        responses=openapi.errors(400, 404, 413, 415, 429, 507),
+        openapi_extra=openapi.change_body(),
         tags=["videos"],
     )
     async def update(video_id: str, request: Request) -> Response:
         """Give a video another title, or pin it, so that it never expires, or no longer."""
         job = await _job(app, video_id)
-        host = host_of(app)
+        host = server_state(app)
         with closing(await receive(request, host.bodies)) as body:
             asked = body.change()
         if asked.pinned and not job.pinned:
             host.pins.check(request.scope)
         job = await asyncio.to_thread(change, host.queue, job.id, title=asked.title, pinned=asked.pinned)
-        return _polled(job, wire.video_of(job))
+        return _polled(job, schemas.video_of(job))
 
     @app.post(
-        "/v1/videos/{video_id}/cancel", response_model=wire.Video, responses=document.errors(404, 507), tags=["videos"]
+        "/v1/videos/{video_id}/cancel",
+        response_model=schemas.VideoObject,
+        responses=openapi.errors(404, 507),
+        tags=["videos"],
     )
     async def cancel(video_id: str) -> Response:
         """Stop making a video; one that is finished stays as it is."""
         job = await _job(app, video_id)
-        return JSONResponse(wire.video_of(await asyncio.to_thread(host_of(app).queue.cancel, job.id)))
+        return JSONResponse(schemas.video_of(await asyncio.to_thread(server_state(app).queue.cancel, job.id)))
 
     @app.delete(
-        "/v1/videos/{video_id}", response_model=wire.Deleted, responses=document.errors(404, 507), tags=["videos"]
+        "/v1/videos/{video_id}",
+        response_model=schemas.DeletedVideo,
+        responses=openapi.errors(404, 507),
+        tags=["videos"],
     )
     async def delete(video_id: str) -> Response:
         """Stop making a video where it is not finished, and delete it with its files."""
         job = await _job(app, video_id)
-        await asyncio.to_thread(host_of(app).queue.delete, job.id)
+        await asyncio.to_thread(server_state(app).queue.delete, job.id)
         return JSONResponse({"id": job.id, "deleted": True, "object": "video.deleted"})
 
 
 async def _job(app: FastAPI, video_id: str) -> Job:
     _check_id(video_id)
-    return await asyncio.to_thread(host_of(app).queue.get, video_id)
+    return await asyncio.to_thread(server_state(app).queue.get, video_id)
 
 
 def _check_id(video_id: str) -> None:
@@ -359,18 +369,18 @@ def _polled(job: Job, body: dict[str, Any]) -> JSONResponse:
     return JSONResponse(body, headers=headers)
 
 
-def _models(host: Host) -> list[dict[str, Any]]:
+def _models(host: ServerState) -> list[dict[str, Any]]:
     usual = default_model(host.settings)
     told = []
-    for name in dict.fromkeys([*offered_models(host.settings), *PAINTERS]):
-        entry = CATALOG.get(name) or PAINTERS.get(name)
+    for name in dict.fromkeys([*offered_models(host.settings), *IMAGE_MODELS]):
+        entry = CATALOG.get(name) or IMAGE_MODELS.get(name)
         told.append(
             {
                 "id": name,
                 "object": "model",
                 "created": 0,
                 "owned_by": "kinema" if entry is None or entry.repository is None else entry.repository.split("/")[0],
-                "kind": "painter" if name in PAINTERS else "video",
+                "kind": "image_model" if name in IMAGE_MODELS else "video",
                 "default": name == usual,
                 "licence": None if entry is None else entry.licence,
                 "defaults": {} if entry is None else dict(entry.defaults),

@@ -6,16 +6,16 @@ import gradio as gr
 import pytest
 
 from kinema.errors import QueueUnavailable
-from kinema.serving.page.blocks import Page
-from kinema.serving.page.english import ENGLISH
+from kinema.serving.page.blocks import StudioPage
 from kinema.serving.page.form import Dropdown, Number, Radio, Slider
-from kinema.serving.page.korean import KOREAN
+from kinema.serving.page.translations.english import ENGLISH
+from kinema.serving.page.translations.korean import KOREAN
 
 
 @pytest.mark.parametrize("words", [ENGLISH, KOREAN], ids=["en", "ko"])
 @pytest.mark.parametrize("fault", [QueueUnavailable("SELECT * FROM /srv"), RuntimeError("/srv/secret")], ids=type)
 def test_a_handler_that_fails_says_so_in_the_pages_language(words, fault, caplog):
-    page = Page.__new__(Page)
+    page = StudioPage.__new__(StudioPage)
     page._words = words
 
     def handler(value):

@@ -7,10 +7,10 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from kinema.jobs.files import appearing
-from kinema.serving.body_room import BodyRoom
+from kinema.jobs.job_files import appearing
+from kinema.serving.body_quota import BodyQuota
 from kinema.serving.image_service import ImageService
-from kinema.serving.page.files import Drafts, routes
+from kinema.serving.page.page_routes import Drafts, routes
 
 
 @pytest.fixture
@@ -49,8 +49,8 @@ def test_an_old_file_that_is_no_draft_stays(tmp_path, png, images):
 
 def test_no_draft_is_kept_where_the_disk_has_less_than_its_reserve(tmp_path, png, images):
     app = FastAPI()
-    app.include_router(routes(None, Drafts(tmp_path, 1e9, images), BodyRoom(20, 0), lambda: False))
-    answer = TestClient(app).post("/studio/stills", content=png)
+    app.include_router(routes(None, Drafts(tmp_path, 1e9, images), BodyQuota(20, 0), lambda: False))
+    answer = TestClient(app).post("/studio/images", content=png)
     assert answer.status_code == 507
     assert "must stay free (KINEMA_MIN_FREE_GB): delete videos, or make room" in answer.json()["error"]["message"]
     assert list((tmp_path / "drafts").iterdir()) == []

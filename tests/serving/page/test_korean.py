@@ -10,23 +10,23 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from test_view import job, text
+from test_job_html import job, text
 
 import kinema
 from kinema import errors
-from kinema.errors import InvalidRequest, InvalidStill, JobUnfinished, KinemaError, QueueFull
+from kinema.errors import InvalidImage, InvalidRequest, JobUnfinished, KinemaError, QueueFull
 from kinema.jobs import Failure
-from kinema.jobs.files import Files
-from kinema.jobs.values import OWN_FAILURES
-from kinema.jobs.working import code_of
-from kinema.media.still import fit_cautions, open_still
-from kinema.models.catalog import CATALOG, PAINTERS, cautions, request_for
-from kinema.sentences import Sentence
+from kinema.jobs.job import OWN_FAILURES
+from kinema.jobs.job_files import JobFiles
+from kinema.jobs.worker_process import code_of
+from kinema.media.image import fit_warnings, open_image
+from kinema.messages import Message
+from kinema.models.catalog import CATALOG, IMAGE_MODELS, parameter_warnings, request_for
 from kinema.serving.client_messages import failure_message
-from kinema.serving.page import asking, view
-from kinema.serving.page.english import ENGLISH
-from kinema.serving.page.korean import KOREAN
-from kinema.serving.submitting import prepare
+from kinema.serving.page import form_html, job_html
+from kinema.serving.page.translations.english import ENGLISH
+from kinema.serving.page.translations.korean import KOREAN
+from kinema.serving.submission import prepare
 from kinema.settings import Settings
 from kinema.values import VideoRequest
 
@@ -36,12 +36,12 @@ SOURCE = Path(kinema.__file__).parent
 TELLING = {
     "values.py": set(),
     "models/catalog.py": set(),
-    "media/still.py": {"open_still", "_fitted", "_read", "_from_array", "_upright"},
-    "media/structure.py": set(),
-    "serving/submitting.py": set(),
+    "media/image.py": {"open_image", "_fitted", "_read", "_from_array", "_upright"},
+    "media/image_structure.py": set(),
+    "serving/submission.py": set(),
     "jobs/queue.py": {"list", "result", "_check", "_known"},
-    "jobs/files.py": {"__init__"},
-    "jobs/store.py": {"__init__", "get", "page"},
+    "jobs/job_files.py": {"__init__"},
+    "jobs/job_table.py": {"__init__", "get", "page"},
 }
 # What only explains, in the words of a library, and may be left out.
 EXPLAINING = {"label", "message", "reason"}
@@ -67,21 +67,21 @@ def calls(path):
     yield from within(ast.parse(path.read_text(encoding="utf-8")), ())
 
 
-SENTENCES = [(path, call) for path in SOURCE.rglob("*.py") for call, _ in calls(path) if call.func.id == "Sentence"]
+SENTENCES = [(path, call) for path in SOURCE.rglob("*.py") for call, _ in calls(path) if call.func.id == "Message"]
 
 
-def places(sentence):
-    return {place[1] for place in string.Formatter().parse(sentence) if place[1] is not None}
+def places(message):
+    return {place[1] for place in string.Formatter().parse(message) if place[1] is not None}
 
 
 def test_every_sentence_has_its_korean_and_nothing_else_has():
-    assert KOREAN.sentences.keys() == {call.args[0].value for _, call in SENTENCES}
+    assert KOREAN.messages.keys() == {call.args[0].value for _, call in SENTENCES}
 
 
 @pytest.mark.parametrize(("path", "call"), SENTENCES, ids=[call.args[0].value for _, call in SENTENCES])
 def test_the_korean_names_each_value_that_the_english_names(path, call):
     code, english = (argument.value for argument in call.args)
-    korean, given = KOREAN.sentences[code], {keyword.arg for keyword in call.keywords}
+    korean, given = KOREAN.messages[code], {keyword.arg for keyword in call.keywords}
     assert re.search("[가-힣]", korean), code
     assert places(english) <= given
     assert places(english) - EXPLAINING <= places(korean) <= given, (path, code)
@@ -120,7 +120,7 @@ def test_failures_that_are_no_errors_are_those_that_are_listed():
 
 def korean(message):
     """What the Korean page says, which must be Korean from end to end."""
-    said = asking.told(message, KOREAN)
+    said = form_html.told(message, KOREAN)
     assert 'lang="en"' not in said
     assert re.search("[가-힣]", said)
     return html.unescape(said)
@@ -163,28 +163,28 @@ def test_a_refusal_names_value_and_remedy(settings, said):
     assert said in korean(refused.value.args[0])
 
 
-def all_cautions():
+def all_warnings():
     for model in CATALOG:
-        yield from cautions(request_for(model=model, motion_bucket_id=300, fps=40, num_frames=99, width=512))
-    for painter in PAINTERS:
-        drawn = {"prompt": "a boat", "image_model": painter, "negative_prompt": "fog", "image_guidance_scale": 1}
-        yield from cautions(request_for(model="svd", width=512, **drawn))
+        yield from parameter_warnings(request_for(model=model, motion_bucket_id=300, fps=40, num_frames=99, width=512))
+    for image_pipeline in IMAGE_MODELS:
+        drawn = {"prompt": "a boat", "image_model": image_pipeline, "negative_prompt": "fog", "image_guidance_scale": 1}
+        yield from parameter_warnings(request_for(model="svd", width=512, **drawn))
     for prompt in ("an old man in Paris", "an old horse", "a boat a1 a2 a3 a4 a5 a6 a7 a8 a9"):
-        yield from cautions(request_for(model="pocket", prompt=prompt, image_model="pocket-painter"))
-    yield from fit_cautions((64, 64), 1024, 320)
+        yield from parameter_warnings(request_for(model="pocket", prompt=prompt, image_model="pocket-t2i"))
+    yield from fit_warnings((64, 64), 1024, 320)
 
 
 def test_cautions_are_korean_and_name_the_same_figures():
-    told = list(all_cautions())
-    assert {caution.code for caution in told} >= {
+    told = list(all_warnings())
+    assert {warning.code for warning in told} >= {
         "untrained_motion", "untrained_fps", "untrained_size", "untrained_length", "not_tuned", "no_effect",
-        "still_enlarged", "still_cut",
+        "image_enlarged", "image_cut",
     }  # fmt: skip
-    for caution in told:
-        assert set(re.findall(r"[\d.]*\d", caution)) <= set(re.findall(r"[\d.]*\d", korean(caution))), caution
+    for warning in told:
+        assert set(re.findall(r"[\d.]*\d", warning)) <= set(re.findall(r"[\d.]*\d", korean(warning))), warning
 
 
-def picture(size=(64, 64), kind="PNG", **saved):
+def png_image(size=(64, 64), kind="PNG", **saved):
     buffer = io.BytesIO()
     Image.new("RGB", size).save(buffer, kind, **saved)
     return buffer.getvalue()
@@ -199,68 +199,70 @@ def picture(size=(64, 64), kind="PNG", **saved):
         (b"<!doctype html>", "웹 페이지 같습니다"),
         (b"<svg>", "SVG 그림 같습니다"),
         (b"hello", "알 수 없는 파일입니다. JPEG, PNG, WebP"),
-        (picture()[:60], "손상되었거나 끝이 잘렸습니다"),
-        (picture((8, 8)), "8×8 픽셀입니다. 32×32 픽셀은"),
-        (picture((8000, 8000)), "8000×8000, 64.0메가픽셀입니다. 40메가픽셀까지만"),
-        (picture((20_000, 20_000), kind="JPEG"), "40메가픽셀보다 훨씬"),
+        (png_image()[:60], "손상되었거나 끝이 잘렸습니다"),
+        (png_image((8, 8)), "8×8 픽셀입니다. 32×32 픽셀은"),
+        (png_image((8000, 8000)), "8000×8000, 64.0메가픽셀입니다. 40메가픽셀까지만"),
+        (png_image((20_000, 20_000), kind="JPEG"), "40메가픽셀보다 훨씬"),
     ],
 )
 def test_a_still_is_refused_with_what_is_wrong_and_what_to_do(data, said):
-    with pytest.raises(InvalidStill) as refused:
-        open_still(data)
+    with pytest.raises(InvalidImage) as refused:
+        open_image(data)
     assert said in korean(refused.value.args[0])
 
 
 def test_an_animated_still_is_told_of():
-    moving = picture(kind="PNG", save_all=True, append_images=[Image.new("RGB", (64, 64), "red")])
-    assert [korean(caution) for caution in open_still(moving).warnings] == ["움직이는 사진입니다. 첫 장면을 씁니다."]
+    moving = png_image(kind="PNG", save_all=True, append_images=[Image.new("RGB", (64, 64), "red")])
+    assert [korean(warning) for warning in open_image(moving).warnings] == ["움직이는 사진입니다. 첫 장면을 씁니다."]
 
 
 def test_a_server_refuses_in_korean(tmp_path):
     tight = Settings(data_dir=tmp_path, model="pocket", device="cpu", max_work=1)
-    for fields, still, said in [
-        ({"model": "someone/theirs"}, picture(), "'someone/theirs' 모델이 없습니다. 쓸 수 있는 모델은 pocket, svd"),
-        ({}, picture(), "288×160 픽셀 × 14장 × 8단계는 5백만으로, 한 번에 만들 수 있는 1백만(KINEMA_MAX_WORK)"),
+    for fields, image, said in [
+        ({"model": "someone/theirs"}, png_image(), "'someone/theirs' 모델이 없습니다. 쓸 수 있는 모델은 pocket, svd"),
+        ({}, png_image(), "288×160 픽셀 × 14장 × 8단계는 5백만으로, 한 번에 만들 수 있는 1백만(KINEMA_MAX_WORK)"),
         ({}, None, "사진도 문장도 없습니다"),
         ({"prompt": "\ud800"}, None, "글자가 아닌 것"),
         ({"prompt": 7}, None, "문장이 아닙니다"),
     ]:
         with pytest.raises(InvalidRequest) as refused:
-            prepare(tight, fields, still)
+            prepare(tight, fields, image)
         assert said in korean(refused.value.args[0])
     with pytest.raises(KinemaError) as refused:
-        Files(tmp_path).check_room(10**9)
+        JobFiles(tmp_path).check_room(10**9)
     assert f"{tmp_path}: 디스크에" in korean(refused.value.args[0])
     assert "KINEMA_MIN_FREE_GB" in korean(refused.value.args[0])
 
 
 def test_what_has_no_korean_is_marked_as_english():
     plain = JobUnfinished("it is <queued>")
-    assert asking.why(plain, KOREAN) == '아직 완성된 영상이 없습니다. <span lang="en">it is &lt;queued&gt;</span>'
-    assert asking.why(plain, ENGLISH) == "it is &lt;queued&gt;"
-    unknown = Sentence("of_tomorrow", "it is {what}", what=Sentence("new", "new"))
-    assert asking.why(QueueFull(unknown, 1), KOREAN).endswith('<span lang="en">it is new</span>')
-    assert asking.told(Sentence("not_usable", "{wanted}", wanted=unknown), KOREAN) == '<span lang="en">it is new</span>'
+    assert form_html.why(plain, KOREAN) == '아직 완성된 영상이 없습니다. <span lang="en">it is &lt;queued&gt;</span>'
+    assert form_html.why(plain, ENGLISH) == "it is &lt;queued&gt;"
+    unknown = Message("of_tomorrow", "it is {what}", what=Message("new", "new"))
+    assert form_html.why(QueueFull(unknown, 1), KOREAN).endswith('<span lang="en">it is new</span>')
+    assert (
+        form_html.told(Message("not_usable", "{wanted}", wanted=unknown), KOREAN) == '<span lang="en">it is new</span>'
+    )
 
 
 @pytest.mark.parametrize("code", [code for code in KOREAN.faults if code != "cancelled"])
 def test_a_failed_job_says_why_and_keeps_the_servers_words(code):
     failed = job("failed", error=Failure(code, "no <room> for 3 GB"))
-    panel = view.panel(failed, KOREAN)
+    panel = job_html.panel(failed, KOREAN)
     assert f"{KOREAN.faults[code]} {KOREAN.kept}" in text(panel)
     said = failure_message(failed.error)  # what the server keeps to itself is said in general
     kept = said == failed.error.message
     assert ('<p><span lang="en">no &lt;room&gt; for 3 GB</span></p></details>' in panel) is kept
-    assert f"{said[:1].upper()}{said[1:]}. Your settings" in text(view.panel(failed, ENGLISH))
-    assert ENGLISH.details not in text(view.panel(failed, ENGLISH))
+    assert f"{said[:1].upper()}{said[1:]}. Your settings" in text(job_html.panel(failed, ENGLISH))
+    assert ENGLISH.details not in text(job_html.panel(failed, ENGLISH))
 
 
 def test_a_job_that_failed_of_something_new_says_so_in_english():
-    panel = view.panel(job("failed", error=Failure("of_tomorrow", "it <broke>")), KOREAN)
+    panel = job_html.panel(job("failed", error=Failure("of_tomorrow", "it <broke>")), KOREAN)
     assert f'<span lang="en">It &lt;broke&gt;.</span> {KOREAN.kept}' in panel
 
 
 def test_a_cancelled_job_has_no_reason():
-    panel = view.panel(job("failed", error=Failure("cancelled", "it was cancelled")), KOREAN)
+    panel = job_html.panel(job("failed", error=Failure("cancelled", "it was cancelled")), KOREAN)
     assert "it was" not in panel
     assert f'k-left">{KOREAN.kept}<' in panel

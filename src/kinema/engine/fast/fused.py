@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from kinema.models import placement
+from kinema.engine.fast.fp8 import FP8_DTYPE, FP8_MAX, FP8_SCALE
+from kinema.models import devices
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,34 +30,27 @@ BACKENDS = [
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
 ]
-# Numbers of one byte (fp8): 4 bits of exponent and 3 of mantissa. `SPREAD` lifts standardised numbers to where they are
-# finest and still far from the largest.
-EIGHTH = torch.float8_e4m3fn
-LARGEST, SPREAD = 448.0, 8.0
 # Frames whose attention along time one program of the kernel holds in its registers.
 MOST_FRAMES = 64
 # The width of a head, and the least pixels of a frame, that our kernel attends within frames more quickly than cuDNN.
 HEAD, MANY_PIXELS = 64, 1024
-# Channels, in and out, from which on a convolution of 3×3 is quicker in fewer multiplications than in all, and as quick
-# as in numbers of one byte.
-MANY_CHANNELS = 640
 # Heads wider than this no library attends to quickly; the scores of one frame at a time are written out instead.
 WIDEST = 256
 
 
 def has_kernels(x: Tensor) -> bool:
     """Whether our kernels compute with this tensor."""
-    return x.is_cuda and (x.dtype == EIGHTH or placement.has_kernels(x.device, x.dtype))
+    return x.is_cuda and (x.dtype == FP8_DTYPE or devices.has_kernels(x.device, x.dtype))
 
 
 def multiplies(device: torch.device) -> bool:
     """Whether those of our kernels that multiply matrices are known to be quicker there than the libraries'."""
-    return placement.is_hopper(device)
+    return devices.is_hopper(device)
 
 
 def wide(x: Tensor) -> Tensor:
     """In float32 at least."""
-    return x.float() if x.dtype == EIGHTH else x.to(torch.promote_types(x.dtype, torch.float32))
+    return x.float() if x.dtype == FP8_DTYPE else x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def channel_sums(x: Tensor) -> Tensor:
@@ -159,12 +153,12 @@ def plain_affine(sums: Tensor, norm: GroupNorm, pixels: int, *, span: int = 1, p
 def normalised(x: Tensor, scales: Scales, *, span: int = 1, silu: bool = False, out: Tensor) -> Tensor:
     """x, [frames, pixels, c], by a norm's `affine`, into `out`, which may be x.
 
-    If `out` is of numbers of one byte, they are multiplied by `SPREAD`.
+    If `out` is of numbers of one byte, they are multiplied by `FP8_SCALE`.
     """
     if has_kernels(x):
         from kinema.engine.fast import kernels
 
-        return kernels.normalised(x, *scales, span, out, SPREAD, silu=silu)
+        return kernels.normalised(x, *scales, span, out, FP8_SCALE, silu=silu)
     return plain_normalised(x, scales, span=span, silu=silu, out=out)
 
 
@@ -173,19 +167,19 @@ def plain_normalised(x: Tensor, scales: Scales, *, span: int = 1, silu: bool = F
     scale, shift = (each.repeat_interleave(span, 0)[:, None] for each in scales)
     value = wide(x) * scale + shift
     value = F.silu(value) if silu else value
-    return out.copy_((value * SPREAD).clamp(-LARGEST, LARGEST) if out.dtype == EIGHTH else value)
+    return out.copy_((value * FP8_SCALE).clamp(-FP8_MAX, FP8_MAX) if out.dtype == FP8_DTYPE else value)
 
 
 def layer_norm(x: Tensor, norm: LayerNorm, plus: Tensor | None = None, *, bare: bool = False) -> Tensor:
     """Layer norm of x + plus; x: [pixels of all frames, c].
 
     If it is to be `bare`, its weight and bias are left to the product that follows, and the result is in numbers of one
-    byte, multiplied by `SPREAD`: standardised, nothing exceeds √c, so that no scale need be found.
+    byte, multiplied by `FP8_SCALE`: standardised, nothing exceeds √c, so that no scale need be found.
     """
     if has_kernels(x):
         from kinema.engine.fast import kernels
 
-        return kernels.layer_norm(x, norm.weight, norm.bias, norm.eps, plus, spread=SPREAD if bare else None)
+        return kernels.layer_norm(x, norm.weight, norm.bias, norm.eps, plus, spread=FP8_SCALE if bare else None)
     return plain_layer_norm(x, norm, plus, bare=bare)
 
 
@@ -193,7 +187,7 @@ def plain_layer_norm(x: Tensor, norm: LayerNorm, plus: Tensor | None = None, *, 
     """In two passes."""
     value = wide(x) if plus is None else _plus(wide(x), plus)
     if bare:
-        return (F.layer_norm(value, norm.weight.shape, None, None, norm.eps) * SPREAD).to(EIGHTH)
+        return (F.layer_norm(value, norm.weight.shape, None, None, norm.eps) * FP8_SCALE).to(FP8_DTYPE)
     return F.layer_norm(value, norm.weight.shape, wide(norm.weight), wide(norm.bias), norm.eps).to(x.dtype)
 
 
@@ -202,7 +196,7 @@ def add_layer_norm(x: Tensor, y: Tensor, norm: LayerNorm, plus: Tensor, *, bare:
     if has_kernels(x):
         from kinema.engine.fast import kernels
 
-        spread = SPREAD if bare else None
+        spread = FP8_SCALE if bare else None
         return kernels.layer_norm(x, norm.weight, norm.bias, norm.eps, plus, add_to=y, spread=spread)
     return plain_add_layer_norm(x, y, norm, plus, bare=bare)
 
@@ -220,7 +214,7 @@ def mix_layer_norm(
     if has_kernels(x):
         from kinema.engine.fast import kernels
 
-        spread = SPREAD if bare else None
+        spread = FP8_SCALE if bare else None
         given = norm.weight, norm.bias, norm.eps, plus
         return kernels.layer_norm(x, *given, mix_into=y, blend=blend, share=share, spread=spread)
     return plain_mix_layer_norm(x, y, norm, plus, blend, share, bare=bare)
@@ -272,12 +266,12 @@ def plain_gated(x: Tensor, product: Product, factor: float = 1.0) -> Tensor:
     both = plain_product(x, product, wide(x).dtype).view(len(x), -1, 8, 4, 2).transpose(2, 3)
     value, gate = both.reshape(len(x), -1, 2).unbind(-1)
     made = value * F.gelu(gate)
-    return (made * factor).clamp(-LARGEST, LARGEST).to(EIGHTH) if x.dtype == EIGHTH else made.to(x.dtype)
+    return (made * factor).clamp(-FP8_MAX, FP8_MAX).to(FP8_DTYPE) if x.dtype == FP8_DTYPE else made.to(x.dtype)
 
 
 def product(x: Tensor, by: Product, dtype: torch.dtype) -> Tensor:
     """[rows, in] → [rows, out] in an arithmetic."""
-    if x.dtype == EIGHTH and has_kernels(x):
+    if x.dtype == FP8_DTYPE and has_kernels(x):
         from kinema.engine.fast import kernels
 
         return kernels.product(x, by.weight, by.bias, by.scale, x.new_empty(len(x), len(by.weight), dtype=dtype))
@@ -295,22 +289,13 @@ def plain_product(x: Tensor, by: Product, dtype: torch.dtype) -> Tensor:
 
 def add_product(out: Tensor, x: Tensor, by: Product) -> Tensor:
     """Add a product without bias to `out`, [rows, out], in place."""
-    if x.dtype == EIGHTH and has_kernels(x):
+    if x.dtype == FP8_DTYPE and has_kernels(x):
         from kinema.engine.fast import kernels
 
         return kernels.product(x, by.weight, None, by.scale, out, add=True)
     if x.dtype == out.dtype:
         return out.addmm_(x, by.weight.t())
     return out.add_(plain_product(x, by, out.dtype))
-
-
-def takes_fewer(weight: Tensor, channels: int) -> bool:
-    """Whether a convolution by [out, kernel's pixels · channels] takes fewer multiplications (`winograd`).
-
-    It does where there are pixels enough. In bfloat16 the sums that it needs would be rounded too coarsely.
-    """
-    out, depth = weight.shape
-    return weight.dtype == torch.float16 and depth == 9 * channels and min(out, channels) >= MANY_CHANNELS
 
 
 def activated_convolved(
@@ -420,7 +405,7 @@ def plain_convolved(
 
 def _by_torch(x: Tensor, by: Product, kernel: tuple[int, int]) -> Tensor:
     """A convolution of [n, h, w, c] that keeps their size, and whose result has channels last in memory too."""
-    seen, weight = (wide(x), wide(by.weight)) if x.dtype == EIGHTH else (x, by.weight)
+    seen, weight = (wide(x), wide(by.weight)) if x.dtype == FP8_DTYPE else (x, by.weight)
     weight = weight.view(len(weight), *kernel, -1).permute(0, 3, 1, 2)
     made = F.conv2d(seen.permute(0, 3, 1, 2), weight, None, 1, tuple(size // 2 for size in kernel))
     made = made.permute(0, 2, 3, 1).contiguous()
@@ -519,7 +504,7 @@ def _written_out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def softmax(scores: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
     """Of each row of scale · scores, float32 [rows, cols], in an arithmetic."""
-    if placement.has_kernels(scores.device, dtype):
+    if devices.has_kernels(scores.device, dtype):
         from kinema.engine.fast import kernels
 
         return kernels.softmax(scores, scale, scores.new_empty(scores.shape, dtype=dtype))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from kinema.engine.fast import fused
+from kinema.engine.fast import fp8, fused
 from kinema.engine.fast.layers import Product, as_clip, at_least_float32, images, pixels
 
 if TYPE_CHECKING:
@@ -316,7 +316,7 @@ class Gated:
         if not in_bytes:
             return cls(norm, Product(wide, bias), Product(out))
         first = Product.in_bytes(wide, bias, norm=norm)
-        factor = fused.SPREAD / _usual(first)
+        factor = fp8.FP8_SCALE / _usual(first)
         return cls(norm, first, Product.in_bytes(out, factor=factor), factor)
 
     def __call__(self, seen: Tensor, dtype: torch.dtype) -> Tensor:
@@ -332,7 +332,7 @@ def _usual(wide: Product) -> float:
     """Root mean square of value · gate, where what comes in is standardised: what their weights and biases say."""
     assert wide.scale is not None
     assert wide.bias is not None
-    weight = fused.wide(wide.weight) * (wide.scale * fused.SPREAD)[:, None]
+    weight = fused.wide(wide.weight) * (wide.scale * fp8.FP8_SCALE)[:, None]
     value, gate = (weight.square().sum(1) + at_least_float32(wide.bias).square()).view(-1, 2).unbind(1)
     return float((value * gate).mean().sqrt().clamp_min(1e-6))
 

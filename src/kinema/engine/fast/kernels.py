@@ -25,7 +25,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kinema.engine.fast import winograd
-from kinema.engine.fast.fused import EIGHTH
+from kinema.engine.fast.fp8 import FP8_DTYPE
 from kinema.engine.fast.gelu import power
 
 if TYPE_CHECKING:
@@ -270,7 +270,7 @@ def normalised(
     frames, rows, channels = x.shape
     grid = (triton.cdiv(channels, COLUMNS), triton.cdiv(rows, 64), frames)
     strides = x.stride(0), out.stride(0), out.stride(1), scale.stride(0)
-    in_bytes = out.dtype == EIGHTH
+    in_bytes = out.dtype == FP8_DTYPE
     given = x, out, scale, shift, rows, channels, span, *strides, spread
     _launch(_apply, grid, *given, SILU=silu, BYTES=in_bytes, ROWS=64, COLS=COLUMNS)
     return out
@@ -348,7 +348,7 @@ def layer_norm(
     channels = x.shape[1]
     frames = 1 if plus is None else len(plus)
     rows = len(x) // frames
-    out = torch.empty_like(x, dtype=x.dtype if spread is None else EIGHTH)
+    out = torch.empty_like(x, dtype=x.dtype if spread is None else FP8_DTYPE)
     cols = triton.next_power_of_2(channels)
     together, turns, warps = NORM
     height = max(1, together // cols)

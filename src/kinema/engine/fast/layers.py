@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from kinema.engine.fast import fused, onednn
+from kinema.engine.fast import fp8, fused, onednn
+from kinema.engine.fast.tuning import use_winograd
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -196,7 +197,7 @@ class Product:
 
     @classmethod
     def in_bytes(
-        cls, weight: Tensor, bias: Tensor | None = None, *, norm: LayerNorm | None = None, factor: float = fused.SPREAD
+        cls, weight: Tensor, bias: Tensor | None = None, *, norm: LayerNorm | None = None, factor: float = fp8.FP8_SCALE
     ) -> Product:
         """In numbers of one byte, each row of the weight with a scale of its own.
 
@@ -210,8 +211,8 @@ class Product:
         if norm is not None:
             shift = weight @ at_least_float32(norm.bias)
             weight, bias = weight * norm.weight, shift if bias is None else shift + bias
-        unit = weight.abs().amax(1, keepdim=True).clamp_min(1e-12) / fused.LARGEST
-        return cls((weight / unit).to(fused.EIGHTH), bias, (unit[:, 0] / factor).contiguous())
+        unit = weight.abs().amax(1, keepdim=True).clamp_min(1e-12) / fp8.FP8_MAX
+        return cls((weight / unit).to(fp8.FP8_DTYPE), bias, (unit[:, 0] / factor).contiguous())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -331,7 +332,7 @@ class ResBlock:
     bias: Tensor
     """All that is added to every pixel of the result."""
     products: tuple[Product, Product] | None = None
-    """Both convolutions as fp8 takes them, [out, kernel's pixels · in]: in bytes, or as they are (`takes_fewer`)."""
+    """Both convolutions as fp8 takes them, [out, kernel's pixels · in]: in bytes, or as they are (`use_winograd`)."""
 
     @classmethod
     def of(cls, module: Any, *, scale: Tensor | None = None, in_bytes: bool = False) -> ResBlock:
@@ -344,7 +345,7 @@ class ResBlock:
         if not in_bytes:
             return cls(norm1, conv1, norm2, conv2, shortcut, bias)
         first, second = (
-            Product(conv.rows) if fused.takes_fewer(conv.rows, conv.weight.shape[1]) else Product.in_bytes(conv.rows)
+            Product(conv.rows) if use_winograd(conv.rows, conv.weight.shape[1]) else Product.in_bytes(conv.rows)
             for conv in (conv1, conv2)
         )
         return cls(norm1, conv1, norm2, conv2, shortcut, bias, (first, second))

@@ -19,7 +19,7 @@ import torch
 import triton
 import triton.language as tl
 
-from kinema.engine.fast.fused import takes_fewer
+from kinema.engine.fast.tuning import use_winograd
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,7 +41,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 def fits(parts: Sequence[torch.Tensor], weight: torch.Tensor) -> bool:
     """Whether this is the way to convolve pictures, [n, h, w, c] each, side by side by [columns, 3 · 3 · c of all]."""
-    return parts[0][..., 0].numel() >= MANY_PIXELS and takes_fewer(weight, sum(part.shape[-1] for part in parts))
+    return parts[0][..., 0].numel() >= MANY_PIXELS and use_winograd(weight, sum(part.shape[-1] for part in parts))
 
 
 def convolved(

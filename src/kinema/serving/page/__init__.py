@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
     from kinema.jobs import Queue
-    from kinema.serving.body_room import BodyRoom
+    from kinema.serving.body_quota import BodyQuota
     from kinema.serving.image_service import ImageService
     from kinema.settings import Settings
 
@@ -27,7 +27,7 @@ def mount(
     settings: Settings,
     stopping: Callable[[], bool] = lambda: False,
     images: ImageService | None = None,
-    bodies: BodyRoom | None = None,
+    bodies: BodyQuota | None = None,
 ) -> None:
     """Put the page at /studio, in each language: /studio itself leads to the browser's.
 
@@ -42,12 +42,12 @@ def mount(
     import os
     from pathlib import Path
 
-    from kinema.jobs.files import Files
+    from kinema.jobs.job_files import JobFiles
 
     # Gradio looks at these when it is imported. Its own folder for files is one that all users of the machine share.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     if not os.environ.get("GRADIO_TEMP_DIR"):
-        folder = Files(settings.data_dir).gradio
+        folder = JobFiles(settings.data_dir).gradio
         folder.mkdir(exist_ok=True, mode=0o700)
         os.environ["GRADIO_TEMP_DIR"] = str(folder)
     import gradio as gr
@@ -56,20 +56,20 @@ def mount(
     from fastapi.staticfiles import StaticFiles
     from starlette.routing import Mount
 
-    from kinema.serving.body_room import BodyRoom
+    from kinema.serving.body_quota import BodyQuota
     from kinema.serving.image_service import ImageService
-    from kinema.serving.page.blocks import Page
-    from kinema.serving.page.files import Drafts, routes
-    from kinema.serving.page.languages import LANGUAGES
-    from kinema.serving.page.look import THEME
-    from kinema.serving.page.shell import Shell
+    from kinema.serving.page.blocks import StudioPage
+    from kinema.serving.page.csp import PageMiddleware
+    from kinema.serving.page.page_routes import Drafts, routes
+    from kinema.serving.page.theme import THEME
+    from kinema.serving.page.translations.languages import LANGUAGES
 
     drafts = Drafts(settings.data_dir, settings.min_free_gb, images or ImageService())
-    bodies = bodies or BodyRoom(settings.max_body_mb, settings.min_free_gb)
+    bodies = bodies or BodyQuota(settings.max_body_mb, settings.min_free_gb)
     app.include_router(routes(queue, drafts, bodies, stopping))
     app.mount(f"{PATH}/static", StaticFiles(directory=Path(__file__).with_name("static")))
     for language, words in LANGUAGES.items():
-        page = Page(queue, settings, drafts, words)
+        page = StudioPage(queue, settings, drafts, words)
         gr.mount_gradio_app(
             app, page.blocks, f"{PATH}/{language}", theme=THEME, footer_links=[], run_history=False, show_error=False
         )
@@ -78,7 +78,7 @@ def mount(
         assert isinstance(mounted.app, FastAPI), "Gradio's app is one"
         # FastAPI's own answer repeats what came, which takes seconds for a body of many values.
         mounted.app.add_exception_handler(RequestValidationError, _invalid)
-        mounted.app = Shell(mounted.app, page.blocks, language)
+        mounted.app = PageMiddleware(mounted.app, page.blocks, language)
 
 
 async def _invalid(_: Request, __: Exception) -> Response:

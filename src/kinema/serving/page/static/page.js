@@ -1,4 +1,4 @@
-// What Gradio's components can't do by themselves: take a still, follow a job, ask before deleting.
+// What Gradio's components can't do by themselves: take a image, follow a job, ask before deleting.
 // Each function is called once for its element by Gradio (see blocks.py); `trigger` calls the server.
 "use strict";
 
@@ -12,20 +12,20 @@ window.kinema = (() => {
     if (root.lang !== language) root.lang = language;
   }).observe(root, { attributeFilter: ["lang"] });
 
-  // The still: dropped, pasted or chosen.
-  function still(element, trigger) {
+  // The image: dropped, pasted or chosen.
+  function image(element, trigger) {
     async function take(file) {
-      const frame = element.querySelector(".k-still");
+      const frame = element.querySelector(".k-image");
       if (!file) return;
       if (file.size > 20e6) return trigger("refused", { fault: frame.dataset.large, english: false });
       frame.setAttribute("aria-busy", "true");
       const hint = element.querySelector(".k-hint");
       hint.textContent = frame.dataset.reading;
       try {
-        const answer = await fetch(`../stills?language=${language}`, { method: "POST", body: file });
+        const answer = await fetch(`../images?language=${language}`, { method: "POST", body: file });
         const told = await answer.json();
         // What is pasted has no name of its own, whatever browsers call it.
-        if (told.still) trigger("given", { still: told.still, name: file.name === "image.png" ? "" : file.name });
+        if (told.image) trigger("given", { image: told.image, name: file.name === "image.png" ? "" : file.name });
         else if (told.error) {
           trigger("refused", { fault: told.error.message, english: answer.headers.get("Content-Language") === "en" });
         }
@@ -186,5 +186,5 @@ window.kinema = (() => {
     document.cookie = `kinema_language=${link.dataset.language}; path=${path}; max-age=31536000; samesite=lax`;
   });
 
-  return { still, panel, acting };
+  return { image, panel, acting };
 })();

@@ -1,0 +1,140 @@
+"""The other side: diffusers' StableVideoDiffusionPipeline, as it is or compiled, with the time of each stage."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers import StableVideoDiffusionPipeline
+
+from kinema.benchmark.stopwatch import Stopwatch, TimedRun
+from kinema.engine.out_of_memory import insufficient, is_out_of_memory
+from kinema.errors import GenerationFailed
+from kinema.media.image import fit_image
+from kinema.models import hub
+from kinema.models.model_files import VARIANT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from kinema.benchmark.stopwatch import BenchmarkTask, Make
+    from kinema.values import VideoRequest
+
+# What the pipeline calls when a stage is over, as it begins the next: (method, the stage that ended).
+ENDINGS = (("prepare_latents", "encode"), ("decode_latents", "denoise"))
+SETTINGS = (
+    "width", "height", "num_frames", "num_inference_steps", "fps", "motion_bucket_id", "noise_aug_strength",
+    "min_guidance_scale", "max_guidance_scale", "decode_chunk_size",
+)  # fmt: skip
+
+
+def load_peer(name: str, task: BenchmarkTask) -> Make:
+    """Load diffusers' pipeline as its documents say; the result makes a video.
+
+    Args:
+        name: "diffusers", or "diffusers-compile" with the UNet and the decoder under torch.compile, whose work
+            happens when the first video is made.
+        task: Its engine is ours alone.
+    """
+    device, dtype = torch.device(task.device), getattr(torch, task.dtype)
+    with hub.quiet(), _no_bars():
+        pipeline = StableVideoDiffusionPipeline.from_pretrained(
+            task.folder,
+            torch_dtype=dtype,
+            variant=VARIANT if task.half else None,
+            use_safetensors=True,
+            local_files_only=True,
+        ).to(device)
+        if name == "diffusers-compile":
+            pipeline.unet.compile()
+            pipeline.vae.decoder.compile()
+    pipeline.set_progress_bar_config(disable=True)
+
+    def make(request: VideoRequest) -> TimedRun:
+        image = fit_image(task.image, request.width, request.height, request.fit)
+        latents = _noise(request, pipeline.unet.config.out_channels, pipeline.vae_scale_factor).to(dtype)
+        settings = {name: getattr(request, name) for name in SETTINGS}
+        with hub.quiet(), _in_our_words():
+            watch = Stopwatch(device)
+            with _timed(pipeline, watch) as begun:
+                generator = torch.Generator().manual_seed(request.seed)
+                made = pipeline(image, latents=latents, generator=generator, output_type="np", **settings)
+            watch.ended("decode")
+        last = begun["decode_latents"][0].float().cpu().numpy()
+        return TimedRun(watch.seconds, (made.frames[0] * 255).round().astype("uint8"), last)
+
+    return make
+
+
+def _noise(request: VideoRequest, channels: int, factor: int) -> torch.Tensor:
+    """The noise that our latents begin with, so that both make the same video: in half precision diffusers draws other.
+
+    [1, frames, channels, h/f, w/f] with the VAE's factor f; the first draw of a seed is the noise on the still.
+    """
+    generator = torch.Generator().manual_seed(request.seed)
+    torch.randn((1, 3, request.height, request.width), generator=generator)
+    size = request.height // factor, request.width // factor
+    return torch.randn((1, request.num_frames, channels, *size), generator=generator)
+
+
+@contextmanager
+def _timed(pipeline: Any, watch: Stopwatch) -> Iterator[dict[str, tuple[Any, ...]]]:
+    """Tell the watch of each stage's end while inside, and keep what the method that begins the next is called with."""
+    begun: dict[str, tuple[Any, ...]] = {}
+
+    def telling(name: str, stage: str) -> Callable[..., Any]:
+        method = getattr(pipeline, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            watch.ended(stage)
+            begun[name] = args
+            return method(*args, **kwargs)
+
+        return call
+
+    for name, stage in ENDINGS:
+        setattr(pipeline, name, telling(name, stage))
+    try:
+        yield begun
+    finally:
+        for name, _ in ENDINGS:
+            delattr(pipeline, name)
+
+
+@contextmanager
+def _in_our_words() -> Iterator[None]:
+    """What diffusers and torch.compile fail with, as our errors.
+
+    Raises:
+        InsufficientMemory, GenerationFailed: naming the peer.
+    """
+    from torch._dynamo.exc import TorchDynamoException
+
+    rather = "measure --against nothing"
+    try:
+        yield
+    except TorchDynamoException as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise GenerationFailed(f"torch.compile failed here ({first}); take --against diffusers, or {rather}") from None
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise insufficient(error, "diffusers made the video", f"take smaller settings, or {rather}") from None
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """No bars for what is loaded while inside."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    libraries = [library.utils.logging for library in (diffusers, transformers)]
+    shown = [library for library in libraries if library.is_progress_bar_enabled()]
+    for library in shown:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in shown:
+            library.enable_progress_bar()

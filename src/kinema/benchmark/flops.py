@@ -1,0 +1,80 @@
+"""How much is computed, counted without computing it; and how quickly this machine multiplies matrices."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from kinema.benchmark.stopwatch import synchronize
+from kinema.models.memory_plan import Shape
+from kinema.models.model_files import CLASSES, check_configs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from kinema.values import VideoRequest
+
+META = torch.device("meta")  # tensors that have shapes and no numbers
+
+
+def counted(folder: Path, request: VideoRequest) -> dict[str, int]:
+    """Floating-point operations of one denoising `step` and of the `decode` of all frames, as diffusers does them.
+
+    Its networks are run on tensors without numbers, so that the count is the same on every device: there attention is
+    two matrix products, while some devices' own kernels for it are unknown to torch's counter.
+
+    Args:
+        folder: The model's.
+        request: With its `decode_chunk_size`; where there is none, all frames are decoded together.
+    """
+    configs = check_configs(folder)
+    unet, vae = (_without_numbers(part, configs[part]) for part in ("unet", "vae"))
+    batch, frames = 2 if request.guided else 1, request.num_frames
+    factor = Shape.of(configs["unet"], configs["vae"]).vae_factor
+    size = request.height // factor, request.width // factor
+    sample = torch.empty(batch, frames, unet.config.in_channels, *size, device=META)
+    embedding = torch.empty(batch, 1, unet.config.cross_attention_dim, device=META)
+    moment, ids = torch.empty((), device=META), torch.empty(batch, 3, device=META)
+    chunk = request.decode_chunk_size or frames
+    latents = torch.empty(frames, vae.config.latent_channels, *size, device=META)
+    chunks = [latents[start : start + chunk] for start in range(0, frames, chunk)]
+    return {
+        "step": _flop(lambda: unet(sample, moment, embedding, ids, return_dict=False)),
+        "decode": _flop(lambda: [vae.decode(some, num_frames=len(some)) for some in chunks]),
+    }
+
+
+def _without_numbers(part: Any, config: dict[str, Any]) -> Any:
+    import diffusers
+
+    settings = {name: value for name, value in config.items() if not name.startswith("_")}
+    with META:
+        network = getattr(diffusers, CLASSES[part]).from_config(settings)
+    return torch.nn.Module.to(network, device=META).eval()
+
+
+@torch.no_grad()
+def _flop(work: Callable[[], object]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return int(counter.get_total_flops())
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype, rounds: int = 3) -> float:
+    """Floating-point operations a second of one large matrix product: the best of some rounds, after one to warm up."""
+    size, products = (2048, 1) if device.type == "cpu" else (8192, 10)
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(size, size, generator=generator).to(device, dtype) for _ in range(2))
+    seconds = []
+    for _ in range(rounds + 1):
+        synchronize(device)
+        began = time.perf_counter()
+        for _ in range(products):
+            a @ b
+        synchronize(device)
+        seconds.append(time.perf_counter() - began)
+    return 2 * size**3 * products / min(seconds[1:])

@@ -1,0 +1,52 @@
+"""`kinema inspect`: shows how a video was made."""
+
+from __future__ import annotations
+
+import json as json_text
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from kinema.cli.options import VideoFile, expanded
+
+if TYPE_CHECKING:
+    from kinema.values import ModelIdentity
+
+
+def inspect(
+    file: VideoFile,
+    *,
+    json: Annotated[bool, typer.Option("--json", help="Write the recipe itself, as JSON.")] = False,
+) -> None:
+    """Tell how a video was made, by the recipe inside the file."""
+    from kinema.media.video_writer import read_recipe
+
+    recipe = read_recipe(expanded(file))
+    facts = recipe.model_dump(mode="json")
+    if json:
+        print(json_text.dumps(facts, indent=2))  # noqa: T201 - the result
+        return
+    request, image_generation = recipe.request, recipe.image_generation
+    lines: dict[str, object] = {
+        **_identified("model", "weights", recipe.model),
+        **(_identified("image model", "image model's weights", image_generation.model) if image_generation else {}),
+        "image": f"SHA-256 {recipe.image_sha256} (of its pixels)",
+        **{name: value for name, value in request if name not in {"model", "image_model"} and value is not None},
+        "device": f"{recipe.device}, {recipe.dtype}, {recipe.engine} engine"
+        + (f", {recipe.precision}" if recipe.precision != "full" else "")
+        + (f", {recipe.threads} CPU thread{'s' if recipe.threads != 1 else ''}" if recipe.threads else "")
+        + (f" ({recipe.cpu})" if recipe.cpu else ""),
+        "memory plan": f"{recipe.memory_plan}, {recipe.decode_chunk_size} frames decoded together",
+        "made by": ", ".join([f"kinema {recipe.kinema}", *(f"{k} {v}" for k, v in recipe.versions.items())]),
+    }
+    events = [*(image_generation.events if image_generation else ()), *recipe.events]
+    lines |= {"event" if i == 0 else f"event {i + 1}": event for i, event in enumerate(events)}
+    width = max(map(len, lines))
+    for name, value in lines.items():
+        print(f"{name:<{width}}  {value}")  # noqa: T201 - the result
+
+
+def _identified(what: str, weights: str, identity: ModelIdentity) -> dict[str, object]:
+    """Two lines on a model: its name with its revision, and the hash of its weights."""
+    revision = f" at {identity.revision}" if identity.revision else ""
+    return {what: f"{identity.name}{revision}", weights: f"SHA-256 {identity.weights_sha256}"}

@@ -1,0 +1,250 @@
+"""Frames → the bytes of a file: mp4 and webm by PyAV, gif and webp by Pillow, a folder of png.
+
+An encoder takes frames one by one and gives everything at the end, when the recipe is known. It works in memory:
+a clip is short, and so nothing half-made can ever lie on a disk.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from fractions import Fraction
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
+from xml.sax.saxutils import escape
+
+import numpy as np
+from PIL import Image
+
+from kinema.errors import VideoError
+
+if TYPE_CHECKING:
+    import av
+
+Frame = np.ndarray[Any, np.dtype[np.uint8]]
+"""One frame: uint8 [height, width, 3], sRGB."""
+
+SUFFIXES = (".mp4", ".webm", ".gif", ".webp")
+
+# Players slow down frames shorter than 20 ms (gif) and 11 ms (webp).
+FASTEST = {".gif": 50, ".webp": 90}
+
+
+class Encoder(Protocol):
+    """Takes frames one by one, then gives the file, or the files of a folder by name."""
+
+    def add(self, frame: Frame) -> None:
+        """Take the next frame."""
+
+    def result(self, recipe: str | None) -> bytes | dict[str, bytes]:
+        """The whole video, with the recipe (ASCII JSON) inside. Ends the encoder."""
+
+
+def encoder_for(suffix: str, fps: int) -> Encoder:
+    """The encoder for one of `SUFFIXES`, or for a folder of png where `suffix` is empty."""
+    match suffix:
+        case ".mp4" | ".webm":
+            return StreamEncoder(suffix, fps)
+        case ".gif" | ".webp":
+            return PillowEncoder(suffix, fps)
+        case _:
+            return FolderEncoder(fps)
+
+
+class StreamEncoder:
+    """H.264 in mp4 (moov first), or VP9 in webm: 8-bit 4:2:0, BT.709 in limited range, tagged so.
+
+    A number of threads that is the same on every machine, and bit-exact flags: the same frames give the same bytes. mp4
+    keeps every frame's time exactly, webm to the millisecond (its frame rate is exact all the same).
+    """
+
+    # Of x264's threads only the number decides on the bytes.
+    _CODECS: ClassVar = {
+        # On CPUs with AVX-512 x264's macroblock tree decides otherwise from one run to the next.
+        ".mp4": ("mp4", "libx264", 4, {"preset": "medium", "crf": "18", "mbtree": "0"}),
+        ".webm": ("webm", "libvpx-vp9", 1, {"crf": "20", "b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "0"}),
+    }
+
+    def __init__(self, suffix: str, fps: int) -> None:
+        self._format, self._codec, self._threads, self._options = self._CODECS[suffix]
+        self._fps = fps
+        self._buffer = _Buffer()
+        self._container: av.container.OutputContainer | None = None
+        self._stream: av.VideoStream
+        self._packets: list[av.Packet[Any]] = []
+        self._count = 0
+
+    def add(self, frame: Frame) -> None:
+        """Take the next frame."""
+        import av
+        from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
+
+        height, width, _ = frame.shape
+        if self._container is None:
+            self._open(width, height)
+        image = av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(
+            format="yuv420p",
+            src_color_range=ColorRange.JPEG,
+            dst_color_range=ColorRange.MPEG,
+            dst_colorspace=Colorspace.ITU709,
+            dst_color_primaries=ColorPrimaries.BT709,
+            dst_color_trc=ColorTrc.BT709,
+            interpolation=Interpolation.BICUBIC
+            | Interpolation.FULL_CHR_H_INP
+            | Interpolation.ACCURATE_RND
+            | Interpolation.BITEXACT,
+            threads=1,
+        )
+        image.pts, image.time_base = self._count, Fraction(1, self._fps)
+        image.duration = 1
+        self._count += 1
+        self._packets += self._stream.encode(image)
+
+    def result(self, recipe: str | None) -> bytes:
+        """The whole file; the packets go in after the recipe."""
+        assert self._container is not None
+        self._packets += self._stream.encode(None)
+        if recipe is not None:
+            self._container.metadata["comment"] = recipe
+        self._container.mux(self._packets)
+        self._container.close()
+        return self._buffer.getvalue()
+
+    def _open(self, width: int, height: int) -> None:
+        """Open the container and the codec for this size."""
+        import av
+        from av.codec.context import Flags
+        from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+
+        if width % 2 or height % 2:
+            raise VideoError(f"{self._format} needs an even width and height, not {width}×{height}; save png or webp")
+        muxing = {"fflags": "+bitexact"} | ({"movflags": "+faststart"} if self._format == "mp4" else {})
+        self._container = av.open(
+            self._buffer, "w", format=self._format, container_options=muxing, io_open=self._buffer.opened_again
+        )
+        stream = self._container.add_stream(self._codec, rate=self._fps, options=self._options)
+        self._stream = cast("av.VideoStream", stream)
+        self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
+        context = self._stream.codec_context
+        context.time_base = Fraction(1, self._fps)
+        context.thread_count = self._threads
+        context.flags |= Flags.bitexact
+        context.color_range, context.colorspace = ColorRange.MPEG, Colorspace.ITU709
+        context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
+
+
+class _Buffer(io.BytesIO):
+    """A file in memory that the mp4 muxer can open a second time, as it does to bring the moov box to the front."""
+
+    name = "clip"
+
+    def opened_again(self, _url: str, _flags: int, _options: dict[str, str]) -> _Reader:
+        return _Reader(self)
+
+
+class _Reader:
+    """A second read position in a `_Buffer`."""
+
+    def __init__(self, buffer: _Buffer) -> None:
+        self._buffer, self._at = buffer, 0
+
+    def read(self, count: int) -> bytes:
+        piece = bytes(self._buffer.getbuffer()[self._at : self._at + count])
+        self._at += len(piece)
+        return piece
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: len(self._buffer.getbuffer())}[whence]
+        self._at = start + offset
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def close(self) -> None:
+        pass
+
+
+class PillowEncoder:
+    """An endless gif or animated webp.
+
+    gif counts hundredths of a second and webp thousandths: each frame's time is rounded so that none is off by more
+    than half of that and no error adds up (at 7 frames/s gif frames last 14, 15, 14, 14 … hundredths). gif has one
+    palette of 256 colours for all frames, so that nothing flickers that does not move. Frames that are the same
+    as the one before only lengthen it.
+    """
+
+    def __init__(self, suffix: str, fps: int) -> None:
+        self._format, self._fps = suffix[1:].upper(), fps
+        self._frames: list[Frame] = []
+
+    def add(self, frame: Frame) -> None:
+        """Take the next frame."""
+        self._frames.append(frame)
+
+    def result(self, recipe: str | None) -> bytes:
+        """The whole file; gif holds the recipe as its comment, webp in its XMP."""
+        common: dict[str, Any] = {"save_all": True, "loop": 0}
+        if self._format == "GIF":
+            images = _with_one_palette(self._frames)
+            common |= {"duration": _durations(len(images), self._fps, 10), "optimize": False}
+            common |= {"comment": recipe.encode()} if recipe is not None else {}
+        else:
+            images = [Image.fromarray(frame) for frame in self._frames]
+            common |= {"duration": _durations(len(images), self._fps, 1), "quality": 90, "method": 4}
+            common |= {"xmp": xmp(recipe)} if recipe is not None else {}
+        buffer = io.BytesIO()
+        images[0].save(buffer, format=self._format, append_images=images[1:], **common)
+        return buffer.getvalue()
+
+
+class FolderEncoder:
+    """A folder of 000.png, 001.png, … and recipe.json; each png tells the frame rate and the recipe too, as text."""
+
+    def __init__(self, fps: int) -> None:
+        self._fps = fps
+        self._files: list[bytes] = []
+
+    def add(self, frame: Frame) -> None:
+        """Take the next frame."""
+        buffer = io.BytesIO()
+        Image.fromarray(frame).save(buffer, format="PNG", compress_level=4)
+        self._files.append(buffer.getvalue())
+
+    def result(self, recipe: str | None) -> dict[str, bytes]:
+        """The files by name."""
+        texts = _text_chunk("fps", str(self._fps)) + (_text_chunk("Comment", recipe) if recipe is not None else b"")
+        header = 8 + 25  # signature and IHDR, after which texts may come
+        files = {f"{i:03d}.png": png[:header] + texts + png[header:] for i, png in enumerate(self._files)}
+        return files | ({"recipe.json": recipe.encode() + b"\n"} if recipe is not None else {})
+
+
+def xmp(recipe: str) -> bytes:
+    """An XMP packet that holds a recipe."""
+    return (
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        '<rdf:Description rdf:about="" xmlns:kinema="urn:kinema:">'
+        f"<kinema:recipe>{escape(recipe)}</kinema:recipe></rdf:Description></rdf:RDF></x:xmpmeta>"
+    ).encode()
+
+
+def _durations(count: int, fps: int, unit_ms: int) -> list[int]:
+    """How long each frame stands, in milliseconds, as multiples of `unit_ms` whose sum keeps to the frame rate."""
+    starts = [round(Fraction(1000 * i, fps * unit_ms)) for i in range(count + 1)]
+    return [(after - start) * unit_ms for start, after in pairwise(starts)]
+
+
+def _with_one_palette(frames: list[Frame]) -> list[Image.Image]:
+    """The frames with 256 colours chosen from all of them together."""
+    height, width, _ = frames[0].shape
+    stride = max(1, round((len(frames) * height * width / 1_000_000) ** 0.5))  # about a million pixels decide
+    sample = np.concatenate([frame[::stride, ::stride] for frame in frames])
+    palette = Image.fromarray(sample).quantize(256, method=Image.Quantize.MEDIANCUT)
+    return [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for frame in frames]
+
+
+def _text_chunk(keyword: str, text: str) -> bytes:
+    """A PNG tEXt chunk (PNG specification, 11.3.3.2)."""
+    body = b"tEXt" + keyword.encode() + b"\0" + text.encode("ascii")
+    return struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))

@@ -1,0 +1,142 @@
+"""Devices: which are available, their default dtype, what they support, and how much memory is free."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kinema.errors import InvalidRequest
+from kinema.models.cpu_allocator import trim
+
+if TYPE_CHECKING:
+    import torch
+
+
+def available_devices() -> list[str]:
+    """The devices of this machine, best first: `cuda`, `cuda:0`, …, `mps`, `cpu`."""
+    import torch
+
+    devices = []
+    if torch.cuda.is_available():
+        devices += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        devices.append("mps")
+    return [*devices, "cpu"]
+
+
+def pick_device(wanted: str | None = None) -> torch.device:
+    """The device asked for, or the best there is when None or "auto".
+
+    Raises:
+        InvalidRequest: when it is not a device, or not one of this machine; the message lists those that are.
+    """
+    import torch
+
+    there = available_devices()
+    if wanted in (None, "auto"):
+        return torch.device(there[0])
+    if wanted not in there:
+        raise InvalidRequest(f"there is no device {wanted!r} here; there is {', '.join(there)} (or auto)", "device")
+    return torch.device(wanted)
+
+
+def pick_dtype(wanted: str | None, device: torch.device) -> torch.dtype:
+    """The arithmetic asked for; None or "auto" is float16 on GPUs, bfloat16 on CPUs that have it, else float32.
+
+    Raises:
+        InvalidRequest: when it is none of float16, bfloat16 and float32.
+    """
+    import torch
+
+    dtypes = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+    if wanted in (None, "auto"):
+        if device.type != "cpu":
+            return torch.float16
+        return torch.bfloat16 if has_native_bf16() else torch.float32
+    if wanted not in dtypes:
+        raise InvalidRequest(f"there is no dtype {wanted!r}; there is auto, {', '.join(dtypes)}", "dtype")
+    return dtypes[wanted]
+
+
+def has_native_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware (AMX, AVX-512 BF16, or Arm's BF16); elsewhere it is slower."""
+    import torch
+
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    if "avx512_bf16" in capabilities or "bf16" in capabilities:
+        return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    try:  # an older torch
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", flags) is not None
+
+
+def cpu_instructions() -> str:
+    """The instruction sets that torch computes with on this CPU, such as "AVX512, amx_bf16"."""
+    import torch
+
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    low_precision = [name for name in ("avx512_bf16", "amx_bf16", "bf16") if capabilities.get(name)]
+    return ", ".join([torch.backends.cpu.get_cpu_capability(), *low_precision])
+
+
+@cache
+def has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether our own kernels compute on a device: in half precision, on NVIDIA's from Ampere on, where Triton is."""
+    import torch
+
+    if device.type != "cuda" or dtype.itemsize != 2 or find_spec("triton") is None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+@cache
+def is_hopper(device: torch.device) -> bool:
+    """Whether it is a GPU of NVIDIA's Hopper generation, for which our products are cut up and were measured."""
+    import torch
+
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be taken on a device, counting what torch holds there but does not use."""
+    import torch
+
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
+    import psutil
+
+    return min(int(psutil.virtual_memory().available), _container_memory())
+
+
+def _container_memory() -> int:
+    """Bytes left under a Linux container's limit; a very large number where there is none."""
+    group = Path("/sys/fs/cgroup")
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            return int((group / limit).read_text()) - int((group / used).read_text())
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+    return 2**62
+
+
+def release_cache(device: torch.device) -> None:
+    """Give back to the device what is kept there for later."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+    else:
+        trim()

@@ -1,0 +1,83 @@
+"""Work in a thread, iterated over as if its loop were ours: never ahead, and gone when it is closed."""
+
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from kinema.engine.threaded_generator import threaded_generator
+
+
+def workers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "kinema-threaded_generator"]
+
+
+def count_to(last: int, done: list[int]) -> Callable[[Callable[[int], None]], str]:
+    def work(report: Callable[[int], None]) -> str:
+        for i in range(1, last + 1):
+            done.append(i)
+            report(i)
+        return "done"
+
+    return work
+
+
+def test_items_come_in_order_and_the_result_last() -> None:
+    iterator = threaded_generator(count_to(3, []))
+    assert [next(iterator) for _ in range(3)] == [1, 2, 3]
+    with pytest.raises(StopIteration) as ended:
+        next(iterator)
+    assert ended.value.value == "done"
+    assert workers() == []
+
+
+def test_the_work_is_never_ahead_of_who_asks() -> None:
+    done: list[int] = []
+    iterator = threaded_generator(count_to(9, done))
+    assert done == []
+    for i in (1, 2, 3):
+        assert next(iterator) == i
+        assert done == [*range(1, i + 1)]
+    iterator.close()
+
+
+def test_closing_ends_the_work_at_the_step_it_is_in() -> None:
+    done: list[int] = []
+    freed = threading.Event()
+
+    def work(report: Callable[[int], None]) -> None:
+        try:
+            count_to(99, done)(report)
+        except Exception:  # noqa: BLE001 - a library that holds every error can't hold the end
+            done.append(-1)
+        finally:
+            freed.set()
+
+    iterator = threaded_generator(work)
+    next(iterator)
+    next(iterator)
+    iterator.close()
+    assert done == [1, 2]
+    assert freed.is_set()
+    assert workers() == []
+
+
+def test_an_error_is_raised_where_the_step_was_asked_for() -> None:
+    def work(report: Callable[[int], None]) -> None:
+        report(1)
+        raise LookupError("nobody thought of this")
+
+    iterator = threaded_generator(work)
+    assert next(iterator) == 1
+    with pytest.raises(LookupError, match="nobody thought of this"):
+        next(iterator)
+    assert workers() == []
+
+
+def test_what_is_never_begun_leaves_no_thread() -> None:
+    done: list[int] = []
+    iterator = threaded_generator(count_to(3, done))
+    iterator.close()
+    del iterator
+    assert done == []
+    assert workers() == []

@@ -1,0 +1,189 @@
+import psutil
+import pytest
+import torch
+
+from kinema.errors import InsufficientMemory, InvalidRequest
+from kinema.models.catalog import CATALOG, request_for
+from kinema.models.devices import available_devices, free_memory, pick_device, pick_dtype
+from kinema.models.loading import load
+from kinema.models.memory_plan import GIB, PARTS, PLANS, MemoryPlan, Shape, plan_memory, plans
+from kinema.models.offload import place, plan_for, plan_for_stored_weights
+
+XT = CATALOG["svd-xt"].weights_bytes
+CPU = torch.device("cpu")
+
+
+def plan_xt(free_gib, **changed):
+    native = {"width": 1024, "height": 576, "num_frames": 25, "guided": True, "dtype_bytes": 2}
+    return plan_memory(XT, free_bytes=int(free_gib * GIB), **{**native, **changed})
+
+
+@pytest.fixture
+def pipeline(tiny_svd):
+    return load(tiny_svd, device="cpu", dtype="float32")
+
+
+def test_the_cpu_is_always_there_and_last():
+    assert available_devices()[-1] == "cpu"
+    assert pick_device("cpu") == CPU
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "meta"])
+def test_a_device_that_is_not_there_is_refused_with_those_that_are(name):
+    with pytest.raises(InvalidRequest, match=f"no device '{name}' here; there is .*cpu") as fault:
+        pick_device(name)
+    assert fault.value.param == "device"
+
+
+def test_dtype_follows_the_device_unless_asked_for(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False, "amx_bf16": False}, raising=False)
+    assert pick_dtype(None, CPU) == torch.float32
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    assert pick_dtype("auto", CPU) == torch.bfloat16
+    assert pick_dtype("auto", torch.device("cuda")) == torch.float16
+    assert pick_dtype("float32", torch.device("cuda")) == torch.float32
+    with pytest.raises(InvalidRequest, match="no dtype 'int8'; there is auto, float16, bfloat16, float32"):
+        pick_dtype("int8", CPU)
+
+
+def test_free_memory_is_no_more_than_the_machine_has():
+    assert 0 < free_memory(CPU) <= psutil.virtual_memory().total
+
+
+def test_a_large_gpu_holds_everything_and_decodes_at_once():
+    plan = plan_xt(80)
+    assert (plan.name, plan.decode_chunk_size) == ("resident", 25)
+
+
+def test_the_estimate_meets_the_measured_peak():
+    # SVD-XT in float16 at 1024×576, 25 frames, all on one H100: bench/results/svd-xt-h100.json.
+    for chunk, measured in ((8, 13.27), (25, 32.4)):
+        assert measured <= plan_xt(80, decode_chunk_size=chunk).needed_bytes / GIB <= 1.15 * measured
+
+
+def test_the_estimate_meets_what_our_own_forward_was_measured_to_take():
+    # The same, and what was reserved where no more was allowed: bench/results/svd-xt-forward-h100.json.
+    plan = plan_xt(80, fast=True)
+    assert (plan.name, plan.decode_chunk_size) == ("resident", 25)
+    assert 12.69 <= plan.needed_bytes / GIB <= 1.2 * 12.69
+    names = ["resident", "resident", "resident_split", "model_offload", "streamed", "streamed"]
+    assert [plan_xt(free, fast=True).name for free in (16, 12, 9, 7, 6, 4)] == names
+
+
+def test_less_memory_takes_leaner_plans_in_turn():
+    found = [plan_xt(free) for free in (80, 40, 24, 16, 13, 12, 10, 8, 6)]
+    ranks = [PLANS.index(plan.name) for plan in found]
+    assert ranks == sorted(ranks)
+    assert set(ranks) == {0, 1, 2, 4}  # our own forward alone is streamed
+    for plan in found:
+        assert plan.needed_bytes <= plan.free_bytes
+
+
+def test_a_steady_chunk_is_worth_a_slower_plan():
+    plan = plan_xt(8.5, guided=False)
+    assert (plan.name, plan.decode_chunk_size >= 4) == ("model_offload", True)
+    assert plan_xt(8.5, guided=False, decode_chunk_size=2).name == "resident"
+
+
+def test_a_chunk_that_was_asked_for_is_kept_but_never_exceeds_the_frames():
+    assert plan_xt(80, decode_chunk_size=3).decode_chunk_size == 3
+    assert plan_xt(80, decode_chunk_size=100).decode_chunk_size == 25
+
+
+def test_what_fits_in_no_way_is_refused_with_figures_and_remedies():
+    with pytest.raises(
+        InsufficientMemory, match=r"25 frames of 1024×576 need about .* GiB .* 2\.0 GiB are free.*pocket"
+    ):
+        plan_xt(2)
+
+
+def test_on_the_cpu_there_is_nowhere_to_offload_to():
+    with pytest.raises(InsufficientMemory):
+        plan_xt(12, offload=False)
+    assert plan_xt(80, offload=False).name == "resident"
+
+
+def test_more_pixels_frames_or_guidance_never_need_less():
+    needs = [
+        plan_xt(1000, **changed).needed_bytes
+        for changed in ({"guided": False, "num_frames": 14, "width": 512, "height": 320}, {"guided": False}, {})
+    ]
+    assert needs == sorted(needs)
+
+
+def test_a_step_needs_as_much_more_as_there_are_more_latents():
+    plans = [plan_xt(1000, decode_chunk_size=1, shape=Shape(vae_factor=factor)) for factor in (2, 4, 8)]
+    steps = [plan.needed_bytes - sum(XT.values()) for plan in plans]
+    assert [step / steps[-1] for step in steps] == pytest.approx([16, 4, 1], rel=1e-6)
+
+
+def test_plans_follow_each_other_to_the_leanest():
+    plan = MemoryPlan("resident", 8)
+    names = []
+    while plan is not None:
+        names.append(plan.name)
+        plan = plan.next()
+    assert names == ["resident", "resident_split", "model_offload", "streamed", "sequential_offload"]
+    assert MemoryPlan("resident", 8).next(plans(guided=False, fast=True)) == MemoryPlan("model_offload", 8)
+    assert MemoryPlan("model_offload", 8).next(plans(guided=True, fast=False)) == MemoryPlan("sequential_offload", 8)
+
+
+def test_a_loaded_model_is_planned_by_its_own_shape(pipeline):
+    plan = plan_for(pipeline, request_for(model="pocket", seed=0).changed(decode_chunk_size=None))
+    assert plan.name == "resident"
+    assert plan.decode_chunk_size == 14
+    assert plan.needed_bytes < GIB
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_every_plan_computes_the_same_and_leaves_the_weights_as_they_were(pipeline, name):
+    image = torch.linspace(-1, 1, 3 * 64 * 64).reshape(1, 3, 64, 64)
+    before = {part: {k: v.clone() for k, v in getattr(pipeline, part).state_dict().items()} for part in PARTS}
+    with torch.inference_mode(), place(pipeline, MemoryPlan("resident", 4)) as placed, placed.on_device("vae") as vae:
+        expected = vae.encode(image).latent_dist.mode()
+    with torch.inference_mode(), place(pipeline, MemoryPlan(name, 4)) as placed:
+        with placed.on_device("vae") as vae:
+            assert torch.equal(vae.encode(image).latent_dist.mode(), expected)
+        with placed.on_device("image_encoder") as encoder:
+            assert encoder(torch.zeros(1, 3, 224, 224)).image_embeds.isfinite().all()
+    for part in PARTS:
+        for key, value in getattr(pipeline, part).state_dict().items():
+            assert torch.equal(value, before[part][key])
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_a_part_computes_in_other_arithmetic_for_a_while(tiny_svd, name):
+    pipeline = load(tiny_svd, device="cpu", dtype="bfloat16")
+    plan = MemoryPlan(name, 4)
+    with torch.inference_mode(), place(pipeline, plan) as placed, placed.on_device("vae", torch.float32) as vae:
+        assert vae.encode(torch.zeros(1, 3, 64, 64)).latent_dist.mode().dtype == torch.float32
+    assert {p.dtype for p in pipeline.vae.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_some_modules_of_a_part_compute_in_other_arithmetic_for_a_while(tiny_svd, name):
+    pipeline, used = load(tiny_svd, device="cpu", dtype="bfloat16"), ("encoder", "quant_conv")
+    plan, wide = MemoryPlan(name, 4), torch.float32
+    with torch.inference_mode(), place(pipeline, plan) as placed, placed.on_device("vae", wide, of=used) as vae:
+        assert vae.encode(torch.zeros(1, 3, 64, 64)).latent_dist.mode().dtype == wide
+        assert {p.dtype for p in vae.decoder.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in pipeline.vae.parameters()} == {torch.bfloat16}
+
+
+def test_a_moments_work_moves_nothing_where_the_model_is_on_its_device(pipeline):
+    assert plan_for_stored_weights(pipeline).name == "resident"
+    pipeline.unet.to("meta")
+    assert plan_for_stored_weights(pipeline).name == "model_offload"
+
+
+def test_a_part_left_in_other_arithmetic_is_mended(pipeline):
+    pipeline.vae.double()
+    with place(pipeline, MemoryPlan("resident", 4)):
+        assert {p.dtype for p in pipeline.vae.parameters()} == {pipeline.dtype}
+
+
+def test_weights_come_home_when_computing_fails(pipeline):
+    plan = MemoryPlan("sequential_offload", 4)
+    with pytest.raises(RuntimeError), place(pipeline, plan) as placed, placed.on_device("vae") as vae:
+        vae.encode(torch.zeros(1, 5, 64, 64))
+    assert {p.device.type for p in pipeline.vae.parameters()} == {"cpu"}
