@@ -3,11 +3,8 @@
 import random
 
 import pytest
-from transformers import CLIPTokenizer
-
-from kinema.models.catalog import POCKET_T2I_FOLDER, parameter_warnings, request_for
-from scenes import COLOURS, Scene, any_scene, held_out_scenes
-from words import (
+from training.t2i.scenes import COLOURS, Scene, any_scene, held_out_scenes
+from training.t2i.words import (
     COLOUR_WORDS,
     GROUND_WORDS,
     HOUR_WORDS,
@@ -21,6 +18,9 @@ from words import (
     write_drawn_words,
     write_tokenizer,
 )
+from transformers import CLIPTokenizer
+
+from kinema.models.catalog import POCKET_T2I_FOLDER, parameter_warnings, request_for
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_the_words_that_the_embedded_model_draws_are_those_of_its_captions(tmp_p
 
 def test_the_plainest_captions_need_no_caution():
     for scene in held_out_scenes(60):
-        request = request_for(model="pocket", prompt=bare_caption(scene), image_model="pocket-painter")
+        request = request_for(model="pocket", prompt=bare_caption(scene), image_model="pocket-t2i")
         assert parameter_warnings(request) == []
 
 

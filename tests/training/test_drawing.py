@@ -4,9 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-
-from drawing import TINTS, draw, draw_with_things
-from scenes import COLOURS, GROUNDS, HOURS, STYLES, THINGS, WEATHERS, Scene
+from training.t2i.drawing import TINTS, draw, draw_with_things
+from training.t2i.scenes import COLOURS, GROUNDS, HOURS, STYLES, THINGS, WEATHERS, Scene
 
 HEIGHT, WIDTH = 80, 144
 

@@ -5,13 +5,12 @@ import math
 
 import pytest
 import torch
-
-from assemble import with_flow_channels
-from denoising import flow_channels
-from motion import HELD_OUT, Mover, Photos
-from pointing import bilinear_cross_entropy
-from shapes import FLOW_CHANNELS, LATENT_CHANNELS, make_vae
-from vae import by_single_frames, full_state, grid_of, move
+from training.pocket.assemble import with_flow_channels
+from training.pocket.denoising import flow_channels
+from training.pocket.motion import HELD_OUT, Mover, Photos
+from training.pocket.networks import FLOW_CHANNELS, LATENT_CHANNELS, make_vae
+from training.pocket.pointing import bilinear_cross_entropy
+from training.pocket.vae import by_single_frames, full_state, grid_of, move
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
-"""The painter's world."""
+"""The scenes that the text-to-image model is trained on."""
 
 import random
 
-from scenes import THINGS, Scene, any_scene, held_out_scenes, training_scene
+from training.t2i.scenes import THINGS, Scene, any_scene, held_out_scenes, training_scene
 
 
 def test_training_never_sees_a_held_out_combination():

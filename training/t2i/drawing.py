@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 
-from canvas import Sheet, Tensor, colour, look_up, smoothstep
-from grounds import GROUND_PAINTERS
-from scenes import GROUNDS, STYLES, THINGS, Scene
-from skies import begin, fall
-from things import THING_PAINTERS, Sticker
+from training.t2i.canvas import Sheet, Tensor, colour, look_up, smoothstep
+from training.t2i.grounds import DRAW_GROUND
+from training.t2i.scenes import GROUNDS, STYLES, THINGS, Scene
+from training.t2i.skies import begin, fall
+from training.t2i.things import DRAW_THING, Sticker
 
 HEIGHT, WIDTH = 160, 288
 TINTS = {
@@ -70,7 +70,7 @@ def draw_with_things(
 ) -> tuple[Tensor, Tensor]:
     """The pictures, and how much of each pixel is a thing: [b, 1, height, width] in 0…1."""
     sheet = begin(scenes, height, width, device, generator)
-    _each(sheet, [s.ground for s in scenes], GROUNDS, lambda part, name, _: GROUND_PAINTERS[name](part))
+    _each(sheet, [s.ground for s in scenes], GROUNDS, lambda part, name, _: DRAW_GROUND[name](part))
     _each(
         sheet,
         [s.thing for s in scenes],
@@ -78,7 +78,7 @@ def draw_with_things(
         lambda part, name, rows: _things(part, name, [scenes[i] for i in rows]),
     )
     fall(sheet, scenes)
-    _each(sheet, [s.style for s in scenes], STYLES, lambda part, name, _: STYLE_PAINTERS[name](part))
+    _each(sheet, [s.style for s in scenes], STYLES, lambda part, name, _: APPLY_STYLE[name](part))
     return sheet.pixels.clamp(0, 1), sheet.covered
 
 
@@ -163,7 +163,7 @@ def _thing(
         alpha=blank[:, :1],
         glow=blank,
     )
-    THING_PAINTERS[name](sticker)
+    DRAW_THING[name](sticker)
     if name in {"boat", "lighthouse", "house"} and any(s.ground in {"sea", "lake"} or name == "boat" for s in scenes):
         _reflect(sheet, sticker, foot, [s.ground in {"sea", "lake"} or name == "boat" for s in scenes], of)
     elif not kind.flies:
@@ -259,4 +259,4 @@ def _edges(picture: Tensor) -> Tensor:
     return (dx.abs() + dy.abs()).amax(1, keepdim=True) * 0.5
 
 
-STYLE_PAINTERS = {"photograph": photograph, "painting": painting, "drawing": drawing}
+APPLY_STYLE = {"photograph": photograph, "painting": painting, "drawing": drawing}

@@ -1,6 +1,6 @@
 r"""Train the pocket VAE on moving photographs, on one GPU or several of a machine:
 
-    torchrun --nproc-per-node 2 training/vae.py --photos training/data/photos.tar --out training/runs/vae \
+    torchrun --nproc-per-node 2 -m training.pocket.vae --photos training/data/photos.tar --out training/runs/vae \
         --minutes 9 --total-minutes 18
 
 Its latents are to be easy to move: almost half of every batch is decoded from the latents of another frame, moved by
@@ -23,10 +23,10 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLTemporalDecoder
 from torch import nn
 
-from discriminator import Discriminator, adversarial_loss, gradient_ratio, train_discriminator
-from motion import Clips, Mover, Photos
-from parallel import Fleet
-from shapes import HEIGHT, VAE_FACTOR, WIDTH, make_vae, parameters
+from training.common.parallel import Fleet
+from training.pocket.discriminator import Discriminator, adversarial_loss, gradient_ratio, train_discriminator
+from training.pocket.motion import Clips, Mover, Photos
+from training.pocket.networks import HEIGHT, VAE_FACTOR, WIDTH, make_vae, parameters
 
 LEARNING_RATE = 8e-4
 DISCRIMINATOR_RATE = 3e-4

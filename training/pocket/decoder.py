@@ -1,6 +1,6 @@
 r"""Train the VAE's decoder to give texture where the latents hold none, on one GPU:
 
-    python training/decoder.py --photos training/data/photos.tar --vae training/runs/vae/vae \
+    python -m training.pocket.decoder --photos training/data/photos.tar --vae training/runs/vae/vae \
         --unet training/runs/distilled --out training/runs/decoder --minutes 9
 
 First by squared and absolute errors alone, then with a discriminator beside them (Esser et al. 2021: its weight follows
@@ -26,13 +26,13 @@ from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionM
 from torch import nn
 from transformers import CLIPVisionModelWithProjection
 
-from denoising import denoise, draw_noise_aug, embed, with_flow
-from discriminator import Discriminator, adversarial_loss, gradient_ratio, train_discriminator
-from metrics import chroma_error, psnr, sharpness
-from motion import Clips, Mover, Photos
-from parallel import Fleet
-from shapes import HEIGHT, NUM_FRAMES, WIDTH
-from vae import error_of, whole_photographs
+from training.common.parallel import Fleet
+from training.pocket.denoising import denoise, draw_noise_aug, embed, with_flow
+from training.pocket.discriminator import Discriminator, adversarial_loss, gradient_ratio, train_discriminator
+from training.pocket.metrics import chroma_error, psnr, sharpness
+from training.pocket.motion import Clips, Mover, Photos
+from training.pocket.networks import HEIGHT, NUM_FRAMES, WIDTH
+from training.pocket.vae import error_of, whole_photographs
 
 LEARNING_RATE = 4e-4
 DISCRIMINATOR_RATE = 3e-4

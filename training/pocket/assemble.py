@@ -1,6 +1,6 @@
 """Put trained parts together as one model folder in SVD's layout, weights in fp16:
 
-python training/assemble.py --vae training/runs/vae/vae --unet training/runs/unet --out src/kinema/models/pocket
+python -m training.pocket.assemble --vae training/runs/vae/vae --unet training/runs/unet --out src/kinema/models/pocket
 
 Where the UNet denoises flow channels too, the VAE gets as many: the encoder sets them to 0, the decoder ignores them.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from shapes import FLOW_CHANNELS, IMAGE_MEAN, IMAGE_STD, SCHEDULER
+from training.pocket.networks import FLOW_CHANNELS, IMAGE_MEAN, IMAGE_STD, SCHEDULER
 
 WEIGHTS = {"vae": "diffusion_pytorch_model", "unet": "diffusion_pytorch_model", "image_encoder": "model"}
 

@@ -1,4 +1,4 @@
-"""The pocket painter's world: which scenes there are, and which of them training never sees."""
+"""The pocket text-to-image model's world: which scenes there are, and which of them training never sees."""
 
 import hashlib
 import random

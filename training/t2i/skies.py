@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
-from canvas import Sheet, Tensor, colour, look_up, of_cell, smoothstep
-from scenes import GROUNDS, HOURS, Scene
+from training.t2i.canvas import Sheet, Tensor, colour, look_up, of_cell, smoothstep
+from training.t2i.scenes import GROUNDS, HOURS, Scene
 
 # For each hour: the sky from its top over the middle to the horizon, the light's colour, and what the light makes of
 # the land's colours and of things.

@@ -1,8 +1,8 @@
-r"""Train the pocket painter on scenes of its own drawing, on one GPU or several of a machine:
+r"""Train the pocket text-to-image model on scenes of its own drawing, on one GPU or several of a machine:
 
-    torchrun --nproc-per-node 4 training/painter.py vae --out training/runs/painter --minutes 2.5
-    torchrun --nproc-per-node 4 training/painter.py unet --out training/runs/painter --minutes 9
-    python training/painter.py assemble --out training/runs/painter --folder src/kinema/models/pocket_t2i
+    torchrun --nproc-per-node 4 -m training.t2i.train vae --out training/runs/t2i --minutes 2.5
+    torchrun --nproc-per-node 4 -m training.t2i.train unet --out training/runs/t2i --minutes 9
+    python -m training.t2i.train assemble --out training/runs/t2i --folder src/kinema/models/pocket_t2i
 
 First the VAE (pictures ↔ latents), then UNet and text encoder on its latents: v-prediction over a schedule whose last
 level is pure noise (Lin et al. 2023), a tenth of the captions left out for guidance. Scenes are drawn and captioned
@@ -25,9 +25,10 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, EulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
 
-from drawing import draw, draw_with_things
-from painter_card import card
-from painter_shapes import (
+from training.common.parallel import Fleet
+from training.t2i.drawing import draw, draw_with_things
+from training.t2i.model_card import card
+from training.t2i.networks import (
     HEIGHT,
     SCHEDULER,
     WIDTH,
@@ -36,9 +37,17 @@ from painter_shapes import (
     make_vae,
     parameters,
 )
-from parallel import Fleet
-from scenes import Scene, training_scene
-from words import END, MAX_TOKENS, UNKNOWN, caption, token_numbers, vocabulary, write_drawn_words, write_tokenizer
+from training.t2i.scenes import Scene, training_scene
+from training.t2i.words import (
+    END,
+    MAX_TOKENS,
+    UNKNOWN,
+    caption,
+    token_numbers,
+    vocabulary,
+    write_drawn_words,
+    write_tokenizer,
+)
 
 VAE_RATE, UNET_RATE = 1e-3, 8e-4
 WORDINGS = 4  # captions kept with each picture
@@ -56,7 +65,7 @@ def padded(numbers: list[int]) -> list[int]:
 
 
 def told(rng: random.Random, text: str) -> list[int]:
-    """A caption's tokens; now and then a word that the painter does not know stands in it, a token a letter."""
+    """A caption's tokens; now and then a word that the model does not know stands in it, a token a letter."""
     numbers = token_numbers(text, TOKENS)
     while rng.random() < 0.08:
         at = rng.randrange(1, len(numbers))

@@ -1,10 +1,10 @@
-"""The pocket painter's shapes: the classes and the on-disk layout of Stable Diffusion, in a pocket's size."""
+"""The networks of the pocket text-to-image model: small ones in the classes and layout of Stable Diffusion."""
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from words import BEGIN, END, MAX_TOKENS, vocabulary
+from training.t2i.words import BEGIN, END, MAX_TOKENS, vocabulary
 
 HEIGHT, WIDTH = 160, 288
 LATENT_CHANNELS = 8

@@ -1,7 +1,7 @@
-"""Judge the pocket painter on captions whose combinations it was never trained on, and say which bars hold:
+"""Judge the pocket text-to-image model on captions whose combinations it was never trained on, and say which bars hold:
 
-    python training/evaluate.py --painter                # the embedded painter
-    python training/evaluate.py --painter --model out/painter --json out/painter.json --sheets out/painter
+    python -m training.t2i.evaluate                # the embedded model
+    python -m training.t2i.evaluate --model out/t2i --json out/t2i.json --sheets out/t2i
 
 200 captions of held-out combinations of thing, colour, ground and hour become stills; a network that learnt from drawn
 scenes (`judge.py`) says what it sees in them, and how well it does on drawn scenes is told beside it. Then the colour's
@@ -24,15 +24,15 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from drawing import HEIGHT, TINTS, WIDTH
-from judge import ANSWERS, drawn_accuracy, load_judge, right
-from scenes import COLOURS, Scene, held_out_scenes
-from words import bare_caption, caption
+from training.t2i.drawing import HEIGHT, TINTS, WIDTH
+from training.t2i.judge import ANSWERS, drawn_accuracy, load_judge, right
+from training.t2i.scenes import COLOURS, Scene, held_out_scenes
+from training.t2i.words import bare_caption, caption
 
-POCKET_T2I_FOLDER = Path(__file__).parent.parent / "src" / "kinema" / "models" / "pocket_t2i"
+POCKET_T2I_FOLDER = Path(__file__).parents[2] / "src" / "kinema" / "models" / "pocket_t2i"
 JUDGE = Path(__file__).with_name("judge.safetensors")
 SENTENCE = "a red hot-air balloon over a snowy mountain at sunset"
-# What is looked at by eye: the sentences that the README promises, and some words that the painter does not know.
+# What is looked at by eye: the sentences that the README promises, and some words that the model does not know.
 SENTENCES = (
     SENTENCE,
     "a photograph of an astronaut riding a horse",
@@ -156,7 +156,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         sheet(pairs, named, args.sheets / "swapped.png")
     versions = {name: __import__(name).__version__ for name in ("diffusers", "torch", "transformers")}
     return {
-        "model": str(args.model or "pocket-painter"),
+        "model": str(args.model or "pocket-t2i"),
         "settings": {"num_inference_steps": args.steps, "guidance_scale": args.guidance, "scheduler": "euler"},
         "device": args.device,
         "threads": torch.get_num_threads(),
@@ -175,7 +175,7 @@ def _asked(scene: Scene) -> dict[str, str | None]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="a folder; the embedded painter if none is named")
+    parser.add_argument("--model", type=Path, help="a folder; the embedded model if none is named")
     parser.add_argument("--judge", type=Path, default=JUDGE, help="weights of judge.py")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path)

@@ -1,9 +1,8 @@
 r"""Judge a pocket model on photographs that it never saw, at its default settings, and say which bars hold:
 
-    python training/evaluate.py --photos training/data/photos.tar      # the embedded model
-    python training/evaluate.py --photos training/data/photos.tar --model out/pocket \
+    python -m training.pocket.evaluate --photos training/data/photos.tar      # the embedded model
+    python -m training.pocket.evaluate --photos training/data/photos.tar --model out/pocket \
         --against src/kinema/models/pocket --json out/evaluation.json --sheets out/evaluation
-    python training/evaluate.py --painter --help      # the text-to-image model: evaluate_painter.py
 
 The photographs are a set of held_out.json: `report`, or `choose` while settings are chosen. Motion is measured at
 several motion buckets and compared at equal optical flow.
@@ -29,8 +28,8 @@ import kinema
 from kinema.engine import generate
 from kinema.media.image import fit_image
 from kinema.models.catalog import POCKET_FOLDER, request_for
-from metrics import at_flow, judge, psnr
-from motion import HELD_OUT
+from training.pocket.metrics import at_flow, judge, psnr
+from training.pocket.motion import HELD_OUT
 
 BUCKETS = (20, 40, 80, 127, 200)
 SEED, OTHER_SEED = 42, 7
@@ -63,7 +62,7 @@ def photographs(tar: Path, chosen: str) -> dict[str, np.ndarray]:
         }
 
 
-def make(models: object, photograph: np.ndarray, **settings: object) -> kinema.Clip:
+def make(models: object, photograph: np.ndarray, **settings: object) -> kinema.Video:
     request = request_for(model="pocket", seed=settings.pop("seed", SEED), **settings)
     *_, clip = generate(models, kinema.open_image(photograph), request)
     return clip
@@ -179,8 +178,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    if "--painter" in sys.argv:
-        import evaluate_painter
-
-        sys.exit(evaluate_painter.main([a for a in sys.argv[1:] if a != "--painter"]))
     sys.exit(main())

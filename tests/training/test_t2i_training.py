@@ -1,4 +1,4 @@
-"""How the painter learns, and what is made of it."""
+"""How the model learns, and what is made of it."""
 
 import argparse
 import random
@@ -6,13 +6,12 @@ import random
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
-
-from judge import ANSWERS, right
-from painter import Scenes, Step, as_bytes, assemble, told, unet_loss
-from painter_card import card
-from painter_shapes import SCHEDULER, make_text_encoder, make_unet, make_vae
-from scenes import Scene
-from words import MAX_TOKENS, UNKNOWN, vocabulary
+from training.t2i.judge import ANSWERS, right
+from training.t2i.model_card import card
+from training.t2i.networks import SCHEDULER, make_text_encoder, make_unet, make_vae
+from training.t2i.scenes import Scene
+from training.t2i.train import Scenes, Step, as_bytes, assemble, told, unet_loss
+from training.t2i.words import MAX_TOKENS, UNKNOWN, vocabulary
 
 
 def alphas():

@@ -1,6 +1,6 @@
-"""The pocket painter's language: captions for a scene in many wordings, and a CLIP tokenizer that knows its words.
+"""The language of the pocket text-to-image model: captions in many wordings, and a CLIP tokenizer for their words.
 
-    python training/words.py --out FOLDER  # the tokenizer's files
+    python -m training.t2i.words --out FOLDER  # the tokenizer's files
 
 Each known word is one token; everything else becomes the unknown token, one for each letter. CLIP's byte-pair merges
 could not say "unknown" (a word of known letters would come apart into them), so the words stand in the tokenizer's
@@ -13,7 +13,7 @@ import random
 from collections.abc import Iterable
 from pathlib import Path
 
-from scenes import Scene
+from training.t2i.scenes import Scene
 
 MAX_TOKENS = 64
 BEGIN, END, UNKNOWN = "<|startoftext|>", "<|endoftext|>", "<|unk|>"

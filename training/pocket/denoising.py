@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLTemporalDecoder
 
-from motion import Clips
-from shapes import FLOW_CHANNELS, IMAGE_MEAN, IMAGE_STD, VAE_FACTOR
+from training.pocket.motion import Clips
+from training.pocket.networks import FLOW_CHANNELS, IMAGE_MEAN, IMAGE_STD, VAE_FACTOR
 
 FLOW_UNIT = 2.0  # pixels to one unit of the flow channels: the motion is then decided at higher σ than the picture
 

@@ -1,6 +1,6 @@
 r"""Teach the pocket UNet to take few large steps without guidance, on one GPU or several of a machine:
 
-    torchrun --nproc-per-node 2 training/distil.py --photos training/data/photos.tar \
+    torchrun --nproc-per-node 2 -m training.pocket.distil --photos training/data/photos.tar \
         --vae training/runs/vae/vae --begin-from training/runs/unet --out training/runs/distilled --minutes 9
 
 Progressive distillation (Salimans and Ho 2022): the teacher, the same network as it was, takes several guided steps
@@ -21,11 +21,11 @@ import torch
 from diffusers import UNetSpatioTemporalConditionModel
 from transformers import CLIPVisionModelWithProjection
 
-from denoising import Encoder, denoise, embed
-from motion import Clips, Mover, Photos
-from parallel import Fleet
-from shapes import HEIGHT, NUM_FRAMES, SCHEDULER, STEPS, WIDTH
-from unet import Gradients, Training
+from training.common.parallel import Fleet
+from training.pocket.denoising import Encoder, denoise, embed
+from training.pocket.motion import Clips, Mover, Photos
+from training.pocket.networks import HEIGHT, NUM_FRAMES, SCHEDULER, STEPS, WIDTH
+from training.pocket.unet import Gradients, Training
 
 LEARNING_RATE = 2e-4
 DRAWS = 2  # noise levels for each clip

@@ -1,6 +1,6 @@
 r"""Measure whether a UNet fetches detail from the image, on held-out clips whose motion is known exactly:
 
-    python training/transport.py --photos training/data/photos.tar --vae training/runs/vae/vae \
+    python -m training.pocket.transport --photos training/data/photos.tar --vae training/runs/vae/vae \
         --unet training/runs/unet --json training/runs/unet/transport.json
 
 Noise of σ is added to the latents of a true clip, and the UNet denoises them in one step, with the image and without
@@ -16,10 +16,10 @@ import torch
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
 from transformers import CLIPVisionModelWithProjection
 
-from denoising import denoise, embed, with_flow
-from motion import BUCKET_PER_PIXEL, REFERENCE_FPS, Clips, Mover, Photos
-from shapes import HEIGHT, NUM_FRAMES, WIDTH
-from vae import grid_of, move, psnr
+from training.pocket.denoising import denoise, embed, with_flow
+from training.pocket.motion import BUCKET_PER_PIXEL, REFERENCE_FPS, Clips, Mover, Photos
+from training.pocket.networks import HEIGHT, NUM_FRAMES, WIDTH
+from training.pocket.vae import grid_of, move, psnr
 
 SIGMAS = (1.0, 3.0)
 CALM = (0.2, 0.7)  # pixels a frame

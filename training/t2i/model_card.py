@@ -1,9 +1,9 @@
-"""The pocket painter's model card, whose figures come from a record of `evaluate.py --painter` or are not there."""
+"""The pocket text-to-image model's model card, whose figures come from a record of `evaluate.py` or are not there."""
 
 from typing import Any
 
-from painter_shapes import HEIGHT, WIDTH
-from scenes import COLOURS, GROUNDS, HOURS, STYLES, THINGS, WEATHERS
+from training.t2i.networks import HEIGHT, WIDTH
+from training.t2i.scenes import COLOURS, GROUNDS, HOURS, STYLES, THINGS, WEATHERS
 
 TITLES = {
     "thing_found": "thing found",
@@ -24,11 +24,11 @@ license: apache-2.0
 pipeline_tag: text-to-image
 ---
 
-# Pocket painter
+# Pocket text-to-image model
 
 A text-to-image model in a pocket's size, in Stable Diffusion's classes and layout. It draws one small world in
-{WIDTH}×{HEIGHT} pixels, and stands in for a real model where there is nothing to download. `training/painter.py` made
-it from nothing on scenes that `training/drawing.py` draws; no photographs or texts of others are in it.
+{WIDTH}×{HEIGHT} pixels, and stands in for a real model where there is nothing to download. `training/t2i/train.py` made
+it from nothing on scenes that `training/t2i/drawing.py` draws; no photographs or texts of others are in it.
 
 - grounds: {", ".join(GROUNDS)} (a city from the air)
 - hours: {", ".join(HOURS)}; weathers: {", ".join(WEATHERS)}
@@ -47,14 +47,14 @@ Euler, 12 steps, guidance 3. The noise schedule ends in pure noise, and predicti
 
 def _figures(record: dict[str, Any] | None) -> str:
     if record is None:
-        return "Not measured yet: `training/evaluate.py --painter`."
+        return "Not measured yet: `training/t2i/evaluate.py`."
     figures, drawn = record["figures"], record["judge_on_drawn_held_out_scenes"]
     lines = [
         f"{len(record['captions'])} captions of combinations of thing, colour, ground and hour never trained on,",
         f"at {record['settings']['num_inference_steps']} steps and guidance {record['settings']['guidance_scale']:g},",
         "seen by a small network that learnt from drawn scenes; beside it, how often it is right about drawings.",
         "",
-        "| figure | painted | drawn |",
+        "| figure | generated | drawn |",
         "| --- | --- | --- |",
     ]
     for name, title in TITLES.items():

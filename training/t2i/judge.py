@@ -1,9 +1,9 @@
-"""A small network that says what a picture of the painter's world shows, to judge the painter by.
+"""A small network that says what a picture of the model's world shows, to judge the model by.
 
-    python training/judge.py --vae training/runs/painter/vae --out training/runs/painter/judge.safetensors --minutes 1.5
+    python -m training.t2i.judge --vae training/runs/t2i/vae --out training/runs/t2i/judge.safetensors --minutes 1.5
 
 It learns from drawn scenes, half of them through the VAE, and never sees a held-out combination either. How often it is
-right about drawn scenes of held-out combinations is the most that the painter could reach in its eyes.
+right about drawn scenes of held-out combinations is the most that the model could reach in its eyes.
 """
 
 import argparse
@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
-from drawing import draw
-from painter import Scenes, as_bytes
-from parallel import Fleet
-from scenes import COLOURS, GROUNDS, HOURS, THINGS, Scene, held_out_scenes
+from training.common.parallel import Fleet
+from training.t2i.drawing import draw
+from training.t2i.scenes import COLOURS, GROUNDS, HOURS, THINGS, Scene, held_out_scenes
+from training.t2i.train import Scenes, as_bytes
 
 ANSWERS = {"thing": (*THINGS, None), "colour": COLOURS, "ground": GROUNDS, "hour": HOURS}
 NO_COLOUR = -100  # ignored by the loss
@@ -79,7 +79,7 @@ def labels(_: random.Random, scene: Scene) -> list[list[int]]:
 
 
 def roughened(x: torch.Tensor) -> torch.Tensor:
-    """Pictures as a painter might paint them: other brightness and contrast, blurred, noisy."""
+    """Pictures as a model might paint them: other brightness and contrast, blurred, noisy."""
     each = lambda low, high: torch.rand(len(x), 1, 1, 1, device=x.device) * (high - low) + low  # noqa: E731
     soft = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
     x = torch.lerp(x, soft, each(0, 1.2))
@@ -90,7 +90,7 @@ def roughened(x: torch.Tensor) -> torch.Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--vae", type=Path, help="the painter's VAE, through which half of the pictures go")
+    parser.add_argument("--vae", type=Path, help="the model's VAE, through which half of the pictures go")
     parser.add_argument("--minutes", type=float, default=1.5)
     parser.add_argument("--steps", type=int, default=10**9, help="at most so many, for a quick trial")
     parser.add_argument("--batch", type=int, default=128)

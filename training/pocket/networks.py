@@ -1,4 +1,4 @@
-"""The pocket model's shapes: the classes and the on-disk layout of Stable Video Diffusion, in a pocket's size."""
+"""The networks of the pocket video model: small ones in the classes and layout of Stable Video Diffusion."""
 
 import torch
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel

@@ -1,6 +1,6 @@
 """Gather the photographs that the pocket model is trained on from Debian packages, the same way every time.
 
-    python training/collect.py --out training/data
+    python -m training.pocket.collect --out training/data
 
 Each package named in sources.toml is downloaded with `apt-get download` and unpacked beside, never installed. Its
 pictures are cut to 16:9, thinned of near-duplicates and flat fills, and packed as `photos.tar` with `sources.json`,

@@ -1,6 +1,6 @@
 r"""Train the pocket UNet and image encoder on moving photographs, on one GPU or several of a machine:
 
-    torchrun --nproc-per-node 2 training/unet.py --arm flow --photos training/data/photos.tar \
+    torchrun --nproc-per-node 2 -m training.pocket.unet --arm flow --photos training/data/photos.tar \
         --vae training/runs/vae/vae --out training/runs/unet --minutes 9 --total-minutes 30
 
 The preconditioning is EDM's (Karras et al. 2022) in the form that SVD's scheduler expects: v-prediction, time
@@ -23,12 +23,21 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLTemporalDecoder
 
-from denoising import Encoder, denoise, draw_noise_aug, embed
-from motion import FASTEST, Clips, Mover, Photos
-from parallel import Fleet
-from pointing import Pointing
-from shapes import FLOW_CHANNELS, HEIGHT, LATENT_CHANNELS, NUM_FRAMES, WIDTH, make_image_encoder, make_unet, parameters
-from transport import calm_clips, transport
+from training.common.parallel import Fleet
+from training.pocket.denoising import Encoder, denoise, draw_noise_aug, embed
+from training.pocket.motion import FASTEST, Clips, Mover, Photos
+from training.pocket.networks import (
+    FLOW_CHANNELS,
+    HEIGHT,
+    LATENT_CHANNELS,
+    NUM_FRAMES,
+    WIDTH,
+    make_image_encoder,
+    make_unet,
+    parameters,
+)
+from training.pocket.pointing import Pointing
+from training.pocket.transport import calm_clips, transport
 
 LEARNING_RATE = 7e-4
 SIGMA_MEAN, SIGMA_STD = 1.0, 1.6  # of ln σ: where a clip of many like frames is nearly lost, its motion is decided

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import torch
 
-from canvas import Tensor, blend, box, circle, ellipse, limb, polygon, smoothstep, union
+from training.t2i.canvas import Tensor, blend, box, circle, ellipse, limb, polygon, smoothstep, union
 
 Corner = tuple[float, float]
 
@@ -329,7 +329,7 @@ def rider(s: Sticker) -> None:
     s.hue = hue
 
 
-THING_PAINTERS: dict[str, Callable[[Sticker], None]] = {
+DRAW_THING: dict[str, Callable[[Sticker], None]] = {
     "balloon": balloon,
     "boat": boat,
     "rocket": rocket,

@@ -2,7 +2,7 @@
 
 import torch
 
-from canvas import Sheet, Tensor, colour, look_up, of_cell, smoothstep
+from training.t2i.canvas import Sheet, Tensor, colour, look_up, of_cell, smoothstep
 
 
 def mountains(sheet: Sheet) -> None:
@@ -358,7 +358,7 @@ def _towers(sheet: Sheet, base: Tensor, spacing: float, tallest: float, depth: f
     sheet.over(glass * lit * (1 - 0.45 * depth) * (1 - 0.5 * sheet.fog), warm)
 
 
-GROUND_PAINTERS = {
+DRAW_GROUND = {
     "mountains": mountains,
     "hills": hills,
     "desert": desert,

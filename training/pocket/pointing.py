@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import UNetSpatioTemporalConditionModel
 
-from shapes import VAE_FACTOR
+from training.pocket.networks import VAE_FACTOR
 
 QUERIES = 96  # tokens a frame whose attention is compared
 

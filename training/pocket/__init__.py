@@ -1,0 +1,1 @@
+"""The pocket video model: photographs, networks, training, evaluation."""

@@ -1,0 +1,1 @@
+"""The pocket text-to-image model: scenes drawn by program, training, evaluation."""
