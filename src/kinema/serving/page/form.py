@@ -146,7 +146,7 @@ def build(start: VideoRequest, offered: tuple[Sequence[str], Sequence[str]], wor
     with gr.Column(elem_classes="k-side") as image_fields:
         frame = gr.HTML(
             form_html.empty_frame(words),
-            js_on_load="kinema.still(element, trigger); // 'given' 'refused' 'removed'",
+            js_on_load="kinema.image(element, trigger); // 'given' 'refused' 'removed'",
             apply_default_css=False,
         )
         fits = [(words.fits[fit], fit) for fit in get_args(Fit)]

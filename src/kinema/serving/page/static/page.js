@@ -1,4 +1,4 @@
-// What Gradio's components can't do by themselves: take a image, follow a job, ask before deleting.
+// What Gradio's components can't do by themselves: take an image, follow a job, ask before deleting.
 // Each function is called once for its element by Gradio (see blocks.py); `trigger` calls the server.
 "use strict";
 
