@@ -117,7 +117,7 @@ def test_what_the_judge_sees_is_counted_by_question():
     assert right(scenes, answers) == {"thing": 1.0, "colour": 1.0, "ground": 1.0, "hour": 0.5}
 
 
-def test_the_card_tells_the_record_s_figures_and_no_others():
+def test_model_card_contains_only_figures_of_the_record():
     figures = dict.fromkeys(("thing_found", "ground_found", "hour_found", "colour_found", "colour_swapped"), 0.875)
     record = {
         "figures": figures | {"size_mib": 25.8},
@@ -126,7 +126,7 @@ def test_the_card_tells_the_record_s_figures_and_no_others():
         "captions": [{}] * 200,
     }
     text = card(record)
-    assert "| ground found | 87.5% | 96.0% |" in text
+    assert "| landscape correct | 87.5% | 96.0% |" in text
     assert "200 captions" in text
     assert "%" not in card(None)
 

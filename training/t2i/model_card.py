@@ -6,11 +6,11 @@ from training.t2i.networks import HEIGHT, WIDTH
 from training.t2i.scenes import COLOURS, GROUNDS, HOURS, STYLES, THINGS, WEATHERS
 
 TITLES = {
-    "thing_found": "thing found",
-    "ground_found": "ground found",
-    "hour_found": "hour found",
-    "colour_found": "colour found",
-    "colour_swapped": "colour follows its swapped word",
+    "thing_found": "object correct",
+    "ground_found": "landscape correct",
+    "hour_found": "time of day correct",
+    "colour_found": "colour correct",
+    "colour_swapped": "colour follows when its word is replaced",
 }
 
 
@@ -26,20 +26,20 @@ pipeline_tag: text-to-image
 
 # Pocket text-to-image model
 
-A text-to-image model in a pocket's size, in Stable Diffusion's classes and layout. It draws one small world in
-{WIDTH}×{HEIGHT} pixels, and stands in for a real model where there is nothing to download. `training/t2i/train.py` made
-it from nothing on scenes that `training/t2i/drawing.py` draws; no photographs or texts of others are in it.
+A small text-to-image model with the classes and file layout of Stable Diffusion. It generates scenes of one small
+world at {WIDTH}×{HEIGHT} pixels and is used where no larger model is available. `training/t2i/train.py` trained it from
+scratch on scenes rendered by `training/t2i/drawing.py`; no third-party images or texts were used.
 
-- grounds: {", ".join(GROUNDS)} (a city from the air)
-- hours: {", ".join(HOURS)}; weathers: {", ".join(WEATHERS)}
-- things: {things}; in {", ".join(COLOURS)}
+- landscapes: {", ".join(GROUNDS)} (a city from the air)
+- times of day: {", ".join(HOURS)}; weather: {", ".join(WEATHERS)}
+- objects: {things}; in {", ".join(COLOURS)}
 - styles: {", ".join(STYLES)}
 
-Words outside it become the unknown token, and the picture is the nearest scene without them. English only.
+Other words become the unknown token and are ignored. English only.
 
-Euler, 12 steps, guidance 3. The noise schedule ends in pure noise, and predictions are of v.
+Euler scheduler, 12 steps, guidance 3. Zero terminal SNR, v-prediction.
 
-## Figures
+## Evaluation
 
 {_figures(record)}
 """
@@ -50,11 +50,11 @@ def _figures(record: dict[str, Any] | None) -> str:
         return "Not measured yet: `training/t2i/evaluate.py`."
     figures, drawn = record["figures"], record["judge_on_drawn_held_out_scenes"]
     lines = [
-        f"{len(record['captions'])} captions of combinations of thing, colour, ground and hour never trained on,",
+        f"{len(record['captions'])} captions with combinations of object, colour, landscape and time not used in training,",
         f"at {record['settings']['num_inference_steps']} steps and guidance {record['settings']['guidance_scale']:g},",
-        "seen by a small network that learnt from drawn scenes; beside it, how often it is right about drawings.",
+        "judged by a small classifier trained on rendered scenes; the last column is its accuracy on rendered scenes.",
         "",
-        "| figure | generated | drawn |",
+        "| metric | generated | rendered |",
         "| --- | --- | --- |",
     ]
     for name, title in TITLES.items():
