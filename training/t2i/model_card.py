@@ -50,7 +50,7 @@ def _figures(record: dict[str, Any] | None) -> str:
         return "Not measured yet: `training/t2i/evaluate.py`."
     figures, drawn = record["figures"], record["judge_on_drawn_held_out_scenes"]
     lines = [
-        f"{len(record['captions'])} captions with combinations of object, colour, landscape and time not used in training,",
+        f"{len(record['captions'])} captions with unseen combinations of object, colour, landscape and time of day,",
         f"at {record['settings']['num_inference_steps']} steps and guidance {record['settings']['guidance_scale']:g},",
         "judged by a small classifier trained on rendered scenes; the last column is its accuracy on rendered scenes.",
         "",
