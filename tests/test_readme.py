@@ -1,4 +1,4 @@
-"""README.ko.md is a complete translation of README.md: section by section, with the same code, links, tables and numbers.
+"""README.ko.md translates all of README.md: section by section, with the same code, links, tables and numbers.
 
 README.ko.md ends with a comment that has a hash of each section that it translates. When README.md changes, the tests
 name the section and the hash to write there after the Korean text is updated.
