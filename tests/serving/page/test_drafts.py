@@ -7,7 +7,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from kinema.jobs.job_files import appearing
+from kinema.jobs.job_files import atomic_file
 from kinema.serving.body_quota import BodyQuota
 from kinema.serving.image_service import ImageService
 from kinema.serving.page.page_routes import Drafts, routes
@@ -23,7 +23,7 @@ def images():
 def test_a_draft_leaves_alone_what_others_are_writing(tmp_path, png, images):
     drafts = Drafts(tmp_path, 0, images)
     other = tmp_path / "drafts" / ("b" * 64)
-    with appearing(other) as aside:
+    with atomic_file(other) as aside:
         aside.write_bytes(b"half of it")
         drafts.add(png)
     assert other.read_bytes() == b"half of it"
