@@ -201,9 +201,7 @@ def test_job_that_dbos_gave_up_fails_and_is_cleaned_up(settings, monkeypatch):
     from dbos import DBOS
 
     finished_jobs = []
-    queue = Queue(
-        settings, "queue_work:Work", on_finished=finished_jobs.append
-    )  # not open
+    queue = Queue(settings, "queue_work:Work", on_finished=finished_jobs.append)  # not open
     job = queue.submit(request(), image=IMAGE)
     scheduler = queue._scheduler
     assert scheduler._table.claim([None])[0] == job.id
