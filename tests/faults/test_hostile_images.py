@@ -206,7 +206,7 @@ def test_contact_sheet_of_128_large_frames_is_bounded(server, png, tmp_path):
             server.data / "jobs" / job["id"] / "large.mp4"
         ).replace(server.data / "jobs" / job["id"] / "video.mp4")
         with Monitor(server) as monitor:
-            sheet = client.get(f"/v1/videos/{made['id']}/content", params={"variant": "spritesheet"}, timeout=120)
+            sheet = client.get(f"/v1/videos/{job['id']}/content", params={"variant": "spritesheet"}, timeout=120)
     assert sheet.status_code == 200
     assert Image.open(io.BytesIO(sheet.content)).width <= 2048
     monitor.record("a sheet of 128 frames of 1024×1024 is made")

@@ -52,5 +52,5 @@ def test_no_draft_is_kept_where_the_disk_has_less_than_its_reserve(tmp_path, png
     app.include_router(routes(None, Drafts(tmp_path, 1e9, images), BodyQuota(20, 0), lambda: False))
     answer = TestClient(app).post("/studio/images", content=png)
     assert answer.status_code == 507
-    assert "must stay free (KINEMA_MIN_FREE_GB): delete videos, or make room" in answer.json()["error"]["message"]
+    assert "must stay free (KINEMA_MIN_FREE_GB); delete videos or free disk space" in answer.json()["error"]["message"]
     assert list((tmp_path / "drafts").iterdir()) == []
