@@ -28,7 +28,8 @@ def settings(tmp_path, task_log):
 def clock(monkeypatch):
     """The wall clock of the table of jobs. It only moves when a test changes `now`."""
     clock = SimpleNamespace(now=time.time(), time=lambda: clock.now)
-    monkeypatch.setattr("kinema.jobs.job_table.time", clock)
+    for module in ("job_table", "job_schema"):
+        monkeypatch.setattr(f"kinema.jobs.{module}.time", clock)
     return clock
 
 

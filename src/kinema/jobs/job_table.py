@@ -6,7 +6,6 @@ This table is the source of truth for jobs; DBOS only stores which parts of a ru
 from __future__ import annotations
 
 import json
-import logging
 import math
 import secrets
 import sqlite3
@@ -19,77 +18,41 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from kinema.errors import InsufficientDisk, InvalidRequest, JobNotFound, QueueUnavailable
 from kinema.jobs.binding import check_format
+from kinema.jobs.database import (
+    SchedulerSession,
+    create_engine,
+    database_replaced,
+    driver_message,
+    is_disk_full,
+    translate_errors,
+)
 from kinema.jobs.job import Failure, Job, JobPage
+from kinema.jobs.job_schema import (
+    COUNT_QUEUED,
+    DELETIONS,
+    FORMAT,
+    IDENTITY,
+    JOBS,
+    METADATA,
+    QUEUE_ORDER,
+    QUEUED,
+    RANK,
+    RUNNING,
+    is_expired,
+    job_from_row,
+    with_positions,
+)
 from kinema.jobs.sqlite_file import SqliteFile
 from kinema.messages import Message
-from kinema.values import VideoRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
 
     from kinema.jobs.job import Status
-
-log = logging.getLogger(__name__)
-
-_tables = sa.MetaData()
-_jobs = sa.Table(
-    "kinema_jobs",
-    _tables,
-    sa.Column("seq", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
-    sa.Column("id", sa.Text, nullable=False, unique=True),
-    sa.Column("status", sa.Text, nullable=False),
-    sa.Column("model", sa.Text, nullable=False),
-    sa.Column("priority", sa.Integer, nullable=False),
-    sa.Column("passed", sa.Integer, nullable=False, default=0),  # how many jobs of a loaded model overtook it
-    sa.Column("request", sa.Text, nullable=False),
-    sa.Column("title", sa.Text),
-    sa.Column("image", sa.Text, index=True),
-    sa.Column("idempotency_key", sa.Text, unique=True),
-    sa.Column("fingerprint", sa.Text),
-    sa.Column("stage", sa.Text),
-    sa.Column("step", sa.Integer, nullable=False, default=0),
-    sa.Column("total", sa.Integer, nullable=False, default=0),
-    sa.Column("progress", sa.Integer, nullable=False, default=0),
-    sa.Column("eta", sa.Float),
-    sa.Column("stage_durations", sa.Text, nullable=False, default="{}"),
-    sa.Column("previews", sa.Integer, nullable=False, default=0),
-    sa.Column("attempts", sa.Integer, nullable=False, default=0),
-    sa.Column("error_code", sa.Text),
-    sa.Column("error_message", sa.Text),
-    sa.Column("pinned", sa.Boolean, nullable=False, default=False),
-    sa.Column("created_at", sa.Float, nullable=False),
-    sa.Column("started_at", sa.Float),
-    sa.Column("completed_at", sa.Float),
-    sa.Column("expires_at", sa.Float),
-    sa.Index("kinema_jobs_order", "status", "priority", "seq"),
-    sqlite_autoincrement=True,  # seq of a deleted job is never reused, so that paging stays correct
-)
-# The id of this database, which the data folder with its files also has.
-_identity = sa.Table(
-    "kinema_database",
-    _tables,
-    sa.Column("only", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("id", sa.Text, nullable=False),
-    sa.Column("format", sa.Integer, nullable=False),
-)
-# Raise this whenever the tables or the requests in them change.
-FORMAT = 2
-# Deleted jobs whose files may still exist. Written in the transaction of the deletion, so that no crash loses them.
-_deletions = sa.Table(
-    "kinema_deletions", _tables, sa.Column("job", sa.Text, primary_key=True), sa.Column("image", sa.Text)
-)
-_QUEUED = _jobs.c.status == "queued"
-_RUNNING = _jobs.c.status == "in_progress"
-# One step of priority counts as this many seconds of waiting.
-AGING_SECONDS = 60.0
-# Smallest first. The rank of all waiting jobs changes alike over time, so it is constant here.
-_rank = _jobs.c.created_at - _jobs.c.priority * AGING_SECONDS
-_QUEUE_ORDER = (_rank, _jobs.c.seq)
-_COUNT_QUEUED = sa.select(sa.func.count()).select_from(_jobs).where(_QUEUED)
 
 # Keys of PostgreSQL's advisory locks: "kinema" in hexadecimal, and the number after it.
 _SUBMIT_LOCK = 0x6B696E656D61
@@ -118,20 +81,20 @@ class JobTable:
             parsed = sa.make_url(url)
             self.display_url = parsed.render_as_string()
             self._file = SqliteFile(parsed) if parsed.get_backend_name() == "sqlite" else None
-            self._engine = _engine(parsed if self._file is None else self._file.url)
+            self._engine = create_engine(parsed if self._file is None else self._file.url)
             self._sqlite = self._file is not None
             # SQLite allows one writer at a time. With this lock writers wait in order; SQLite would sleep and retry.
             self._write_lock = Lock() if self._sqlite else nullcontext()
             self._insert_lock = Lock()
             self._pending_inserts: deque[_PendingInsert] = deque()
-            self._scheduler_session: _SchedulerSession | None = None  # the latest one, which may be lost
+            self._scheduler_session: SchedulerSession | None = None  # the latest one, which may be lost
             self._damage: str | None = None
             self.workflow_file: SqliteFile | None = None
             self._last_full_check = -math.inf
             try:
                 self.id = self._prepare()
             except (SQLAlchemyError, sqlite3.Error) as error:
-                if self._file is None or not _is_disk_full(error):
+                if self._file is None or not is_disk_full(error):
                     raise
                 self._file.release_reserve()
                 self.id = self._prepare()
@@ -141,8 +104,8 @@ class JobTable:
             raise
         except (SQLAlchemyError, sqlite3.Error, OSError, ImportError, ValueError) as error:
             raise QueueUnavailable(
-                f"the queue's database can't be opened ({_reason(error)}); set KINEMA_DATABASE_URL to postgresql://…, "
-                "or leave it unset for a SQLite file in the data folder"
+                f"the queue's database can't be opened ({driver_message(error)}); set KINEMA_DATABASE_URL to "
+                "postgresql://…, or leave it unset for a SQLite file in the data folder"
             ) from None
 
     def _prepare(self) -> str:
@@ -154,10 +117,10 @@ class JobTable:
             else:
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SUBMIT_LOCK)))
             self._check_format(connection)
-            _tables.create_all(connection)
+            METADATA.create_all(connection)
             values = {"only": 1, "id": secrets.token_hex(16), "format": FORMAT}
-            connection.execute(self._insert(_identity).values(values).on_conflict_do_nothing())
-            return str(connection.execute(sa.select(_identity.c.id)).scalar_one())
+            connection.execute(self._insert(IDENTITY).values(values).on_conflict_do_nothing())
+            return str(connection.execute(sa.select(IDENTITY.c.id)).scalar_one())
 
     def _check_format(self, connection: sa.Connection) -> None:
         """Check that this version wrote the database, before anything in it is changed.
@@ -166,12 +129,12 @@ class JobTable:
             InvalidRequest: another version of Kinema wrote it.
         """
         inspector = sa.inspect(connection)
-        if not inspector.has_table(_jobs.name):
+        if not inspector.has_table(JOBS.name):
             return
-        has_format = inspector.has_table(_identity.name) and "format" in {
-            column["name"] for column in inspector.get_columns(_identity.name)
+        has_format = inspector.has_table(IDENTITY.name) and "format" in {
+            column["name"] for column in inspector.get_columns(IDENTITY.name)
         }
-        found = connection.execute(sa.select(_identity.c.format)).scalar() if has_format else 1
+        found = connection.execute(sa.select(IDENTITY.c.format)).scalar() if has_format else 1
         if found is not None:
             check_format(found, FORMAT, self.display_url)
 
@@ -189,10 +152,10 @@ class JobTable:
         """
         if self._file is None:
             with self._read() as connection:
-                found = connection.execute(sa.select(_identity.c.id)).scalar()
+                found = connection.execute(sa.select(IDENTITY.c.id)).scalar()
         else:
             self._check_in_place()
-            with _translate_errors():
+            with translate_errors():
                 try:
                     with self._file.new_connection() as connection:
                         found = (connection.execute("SELECT id FROM kinema_database").fetchone() or (None,))[0]
@@ -201,14 +164,14 @@ class JobTable:
                         workflow_damage = None if self.workflow_file is None else self.workflow_file.find_damage()
                         self._damage, self._last_full_check = self._file.find_damage() or workflow_damage, now
                 except sqlite3.DatabaseError as error:
-                    self._damage = _reason(error)
+                    self._damage = driver_message(error)
             self._check_undamaged()
         if found != self.id:
-            raise _database_replaced()
+            raise database_replaced()
 
     def _check_in_place(self) -> None:
         if self._file is not None and not self._file.is_in_place():
-            raise _database_replaced()
+            raise database_replaced()
 
     def _check_undamaged(self) -> None:
         if self._damage is not None:
@@ -228,7 +191,7 @@ class JobTable:
     @contextmanager
     def _write(self) -> Iterator[sa.Connection]:
         self._check_in_place()
-        with self._write_lock, _translate_errors(), self._engine.begin() as connection:
+        with self._write_lock, translate_errors(), self._engine.begin() as connection:
             if self._sqlite:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             yield connection
@@ -240,13 +203,13 @@ class JobTable:
             with self._write() as connection:
                 yield connection
             return
-        with _translate_errors(), self._scheduler_session.begin() as connection:
+        with translate_errors(), self._scheduler_session.begin() as connection:
             yield connection
 
     @contextmanager
     def _read(self) -> Iterator[sa.Connection]:
         self._check_in_place()
-        with _translate_errors(), self._engine.connect() as connection:
+        with translate_errors(), self._engine.connect() as connection:
             yield connection
 
     @contextmanager
@@ -260,14 +223,14 @@ class JobTable:
             with self._file.sole_scheduler() as acquired:
                 yield acquired
             return
-        with _translate_errors(), self._engine.connect() as connection:
+        with translate_errors(), self._engine.connect() as connection:
             lock = sa.select(sa.func.pg_try_advisory_lock(_SCHEDULER_LOCK))
             acquired = bool(connection.execute(lock).scalar())
             connection.commit()
             if not acquired:
                 yield False
                 return
-            session = self._scheduler_session = _SchedulerSession(connection)
+            session = self._scheduler_session = SchedulerSession(connection)
             try:
                 yield True
             finally:
@@ -328,7 +291,7 @@ class JobTable:
             return  # PostgreSQL would give the same answer again
         ids = [insert.values["id"] for insert in batch if insert.position is not None]
         self._check_in_place()
-        with _translate_errors():
+        with translate_errors():
             try:
                 with self._file.new_connection() as connection:
                     found = connection.execute(
@@ -337,43 +300,45 @@ class JobTable:
                     )
                     is_stored = found.fetchone()[0] == len(ids)
             except sqlite3.DatabaseError as error:
-                self._damage = _reason(error)
+                self._damage = driver_message(error)
                 self._check_undamaged()
         if not is_stored:
-            raise _database_replaced()
+            raise database_replaced()
 
     def _insert_batch(self, batch: list[_PendingInsert], connection: sa.Connection) -> None:
         if not self._sqlite:
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SUBMIT_LOCK)))
-        queued = connection.execute(_COUNT_QUEUED).scalar_one()
-        insert_job = self._insert(_jobs)
+        queued = connection.execute(COUNT_QUEUED).scalar_one()
+        insert_job = self._insert(JOBS)
         for insert in batch:
             if queued >= insert.max_queued:
                 continue
             statement = insert_job.values(status="queued", **insert.values).on_conflict_do_nothing()
             try:
                 with connection.begin_nested():  # an invalid job does not fail the others of the batch
-                    row = connection.execute(statement.returning(_rank)).first()
+                    row = connection.execute(statement.returning(RANK)).first()
             except (sa.exc.DataError, UnicodeError, ValueError) as error:
-                message = Message("not_kept", "the database can't store this request: {reason}", reason=_reason(error))
+                message = Message(
+                    "not_kept", "the database can't store this request: {reason}", reason=driver_message(error)
+                )
                 insert.error = InvalidRequest(message)
                 continue
             if row is None:
                 insert.error = KeyTaken()
                 continue
             queued += 1
-            insert.position = connection.execute(_COUNT_QUEUED.where(_rank <= row[0])).scalar_one()
+            insert.position = connection.execute(COUNT_QUEUED.where(row[0] >= RANK)).scalar_one()
 
     def waiting(self) -> int:
         """Return the number of queued jobs."""
         with self._read() as connection:
-            return connection.execute(_COUNT_QUEUED).scalar_one()
+            return connection.execute(COUNT_QUEUED).scalar_one()
 
     def by_key(self, key: str) -> tuple[Job, str] | None:
         """Return the job with an idempotency key and the fingerprint of its request, or None."""
         with self._read() as connection:
-            row = connection.execute(_with_positions().where(_jobs.c.idempotency_key == key)).mappings().first()
-        return None if row is None else (_job(row), row["fingerprint"])
+            row = connection.execute(with_positions().where(JOBS.c.idempotency_key == key)).mappings().first()
+        return None if row is None else (job_from_row(row), row["fingerprint"])
 
     def get(self, job_id: str) -> Job:
         """Return a job.
@@ -389,20 +354,20 @@ class JobTable:
     def get_many(self, ids: Collection[str]) -> list[Job]:
         """Return the jobs with these ids, without those that do not exist."""
         with self._read() as connection:
-            rows = connection.execute(_with_positions().where(_jobs.c.id.in_(ids))).mappings().all()
-        return [_job(row) for row in rows]
+            rows = connection.execute(with_positions().where(JOBS.c.id.in_(ids))).mappings().all()
+        return [job_from_row(row) for row in rows]
 
     def page(self, after: str | None, limit: int, *, newest_first: bool) -> JobPage:
         """Return a page of jobs in order of submission, from the start or after the job with the id `after`."""
-        query = _with_positions().order_by(_jobs.c.seq.desc() if newest_first else _jobs.c.seq).limit(limit + 1)
+        query = with_positions().order_by(JOBS.c.seq.desc() if newest_first else JOBS.c.seq).limit(limit + 1)
         with self._read() as connection:
             if after is not None:
-                seq = connection.execute(sa.select(_jobs.c.seq).where(_jobs.c.id == after)).scalar()
+                seq = connection.execute(sa.select(JOBS.c.seq).where(JOBS.c.id == after)).scalar()
                 if seq is None:
                     raise JobNotFound(f"there is no job {after!r} (parameter after)")
-                query = query.where(_jobs.c.seq < seq if newest_first else _jobs.c.seq > seq)
+                query = query.where(JOBS.c.seq < seq if newest_first else JOBS.c.seq > seq)
             rows = connection.execute(query).mappings().all()
-        return JobPage(tuple(_job(row) for row in rows[:limit]), has_more=len(rows) > limit)
+        return JobPage(tuple(job_from_row(row) for row in rows[:limit]), has_more=len(rows) > limit)
 
     def claim(self, models: Collection[str | None]) -> tuple[str, str] | None:
         """Set the next queued job to in_progress. Return its id and model, or None if no job is queued.
@@ -412,59 +377,59 @@ class JobTable:
         Args:
             models: The loaded model of each free worker; None for a worker without a model.
         """
-        columns = (_jobs.c.id, _jobs.c.model, _jobs.c.priority, _jobs.c.passed)
+        columns = (JOBS.c.id, JOBS.c.model, JOBS.c.priority, JOBS.c.passed)
         with self._write_as_scheduler() as connection:
-            first = connection.execute(sa.select(*columns).where(_QUEUED).order_by(*_QUEUE_ORDER).limit(1)).first()
+            first = connection.execute(sa.select(*columns).where(QUEUED).order_by(*QUEUE_ORDER).limit(1)).first()
             if first is None:
                 return None
             chosen = first
             if first.model not in models and None not in models and first.passed < MAX_PASSED:
                 loaded = sa.select(*columns).where(
-                    _QUEUED, _jobs.c.priority == first.priority, _jobs.c.model.in_([m for m in models if m])
+                    QUEUED, JOBS.c.priority == first.priority, JOBS.c.model.in_([m for m in models if m])
                 )
-                chosen = connection.execute(loaded.order_by(*_QUEUE_ORDER).limit(1)).first() or first
+                chosen = connection.execute(loaded.order_by(*QUEUE_ORDER).limit(1)).first() or first
             if chosen is not first:
-                overtaken = _jobs.update().where(_jobs.c.id == first.id).values(passed=first.passed + 1)
+                overtaken = JOBS.update().where(JOBS.c.id == first.id).values(passed=first.passed + 1)
                 connection.execute(overtaken)
             started = {"status": "in_progress", "started_at": time.time()}
-            connection.execute(_jobs.update().where(_jobs.c.id == chosen.id, _QUEUED).values(started))
+            connection.execute(JOBS.update().where(JOBS.c.id == chosen.id, QUEUED).values(started))
         return chosen.id, chosen.model
 
     def requeue(self, job_id: str) -> bool:
         """Queue a running job again at its former position; return whether it was running."""
         reset = {"started_at": None, "stage": None, "step": 0, "total": 0, "progress": 0, "eta": None}
-        return self._update(job_id, _RUNNING, as_scheduler=True, status="queued", **reset)
+        return self._update(job_id, RUNNING, as_scheduler=True, status="queued", **reset)
 
     def running(self) -> list[Job]:
         """Return all jobs in progress."""
         with self._read() as connection:
-            rows = connection.execute(_with_positions().where(_RUNNING)).mappings().all()
-        return [_job(row) for row in rows]
+            rows = connection.execute(with_positions().where(RUNNING)).mappings().all()
+        return [job_from_row(row) for row in rows]
 
     def record(self, job_id: str, **values: Any) -> bool:
         """Store the progress of a running job; return whether it is still running."""
         if "stage_durations" in values:
             values["stage_durations"] = json.dumps(values["stage_durations"])
-        return self._update(job_id, _RUNNING, as_scheduler=True, **values)
+        return self._update(job_id, RUNNING, as_scheduler=True, **values)
 
     def complete(self, job_id: str, keep_seconds: float) -> bool:
         """Set a running job to completed; return whether it was running."""
         now = time.time()
-        expires = sa.case((_jobs.c.pinned, None), else_=now + keep_seconds)
+        expires = sa.case((JOBS.c.pinned, None), else_=now + keep_seconds)
         values = {"status": "completed", "progress": 100, "eta": None, "completed_at": now, "expires_at": expires}
-        return self._update(job_id, _RUNNING, as_scheduler=True, **values)
+        return self._update(job_id, RUNNING, as_scheduler=True, **values)
 
     def fail(self, job_id: str, failure: Failure, keep_seconds: float, *, as_scheduler: bool = False) -> bool:
         """Set a queued or running job to failed, also for a cancel; return whether it was queued or running."""
         now = time.time()
-        expires = sa.case((_jobs.c.pinned, None), else_=now + keep_seconds)
+        expires = sa.case((JOBS.c.pinned, None), else_=now + keep_seconds)
         error = {"error_code": failure.code, "error_message": failure.message}
         values = {"status": "failed", "eta": None, "completed_at": now, "expires_at": expires}
-        return self._update(job_id, sa.or_(_QUEUED, _RUNNING), as_scheduler=as_scheduler, **values, **error)
+        return self._update(job_id, sa.or_(QUEUED, RUNNING), as_scheduler=as_scheduler, **values, **error)
 
     def pin(self, job_id: str, keep_seconds: float, *, pinned: bool) -> bool:
         """Pin a job, or unpin it so that it expires `keep_seconds` from now; return whether it exists."""
-        is_finished = _jobs.c.completed_at.is_not(None)
+        is_finished = JOBS.c.completed_at.is_not(None)
         expires = sa.null() if pinned else sa.case((is_finished, time.time() + keep_seconds), else_=None)
         return self._update(job_id, sa.true(), pinned=pinned, expires_at=expires)
 
@@ -475,8 +440,8 @@ class JobTable:
     def count_attempt(self, job_id: str) -> int:
         """Add one to the worker processes that died or hung while running a job; return the new count."""
         with self._write_as_scheduler() as connection:
-            update = _jobs.update().where(_jobs.c.id == job_id).values(attempts=_jobs.c.attempts + 1)
-            attempts = connection.execute(update.returning(_jobs.c.attempts)).scalar()
+            update = JOBS.update().where(JOBS.c.id == job_id).values(attempts=JOBS.c.attempts + 1)
+            attempts = connection.execute(update.returning(JOBS.c.attempts)).scalar()
         return int(attempts or 0)
 
     def remove(self, job_id: str, *, only_expired: bool = False) -> RemovedJob | None:
@@ -486,7 +451,7 @@ class JobTable:
             job_id: The job.
             only_expired: Only delete it if it has expired, since it may have been pinned in the meantime.
         """
-        guard = _is_expired() if only_expired else sa.true()
+        guard = is_expired() if only_expired else sa.true()
         try:
             return self._remove(job_id, guard)
         except InsufficientDisk:
@@ -496,23 +461,23 @@ class JobTable:
             return self._remove(job_id, guard)
 
     def _remove(self, job_id: str, guard: sa.ColumnElement[bool]) -> RemovedJob | None:
-        delete = _jobs.delete().where(_jobs.c.id == job_id, guard).returning(_jobs.c.status, _jobs.c.image)
+        delete = JOBS.delete().where(JOBS.c.id == job_id, guard).returning(JOBS.c.status, JOBS.c.image)
         with self._write() as connection:
             row = connection.execute(delete).first()
             if row is None:
                 return None
-            connection.execute(self._insert(_deletions).values(job=job_id, image=row.image).on_conflict_do_nothing())
+            connection.execute(self._insert(DELETIONS).values(job=job_id, image=row.image).on_conflict_do_nothing())
         return RemovedJob(row.status, row.image)
 
     def deletions(self) -> list[tuple[str, str | None]]:
         """Return the id and image of each deleted job whose files may still exist."""
         with self._read() as connection:
-            return [(row.job, row.image) for row in connection.execute(sa.select(_deletions))]
+            return [(row.job, row.image) for row in connection.execute(sa.select(DELETIONS))]
 
     def clear_deletions(self, jobs: Collection[str]) -> None:
         """Remove jobs from `deletions`: their files are deleted."""
         with self._write() as connection:
-            connection.execute(_deletions.delete().where(_deletions.c.job.in_(jobs)))
+            connection.execute(DELETIONS.delete().where(DELETIONS.c.job.in_(jobs)))
 
     def refill_reserve(self) -> None:
         """Reserve disk space for deletions on a full disk (SQLite)."""
@@ -522,82 +487,36 @@ class JobTable:
     def expired(self) -> list[str]:
         """Return the ids of all expired jobs."""
         with self._read() as connection:
-            return list(connection.execute(sa.select(_jobs.c.id).where(_is_expired())).scalars())
+            return list(connection.execute(sa.select(JOBS.c.id).where(is_expired())).scalars())
 
     def is_image_used(self, image: str) -> bool:
         """Return whether any job has this image."""
         with self._read() as connection:
-            return connection.execute(sa.select(_jobs.c.id).where(_jobs.c.image == image).limit(1)).first() is not None
+            return connection.execute(sa.select(JOBS.c.id).where(JOBS.c.image == image).limit(1)).first() is not None
 
     def ids_and_images(self) -> tuple[set[str], set[str]]:
         """Return the ids of all jobs and the hashes of their images."""
         with self._read() as connection:
-            rows = connection.execute(sa.select(_jobs.c.id, _jobs.c.image)).all()
+            rows = connection.execute(sa.select(JOBS.c.id, JOBS.c.image)).all()
         return {row.id for row in rows}, {row.image for row in rows if row.image is not None}
 
     def expected_files(self) -> set[str]:
         """Return what the data folder should contain: ids of all jobs with a video, and images of all jobs."""
         with self._read() as connection:
-            rows = connection.execute(sa.select(_jobs.c.id, _jobs.c.image, _jobs.c.status)).all()
+            rows = connection.execute(sa.select(JOBS.c.id, JOBS.c.image, JOBS.c.status)).all()
         completed = {row.id for row in rows if row.status == "completed"}
         return completed | {row.image for row in rows if row.image is not None}
 
     def latest_completed(self, count: int) -> list[Job]:
         """Return the most recently completed jobs, newest first."""
-        query = sa.select(_jobs, sa.null().label("position")).where(_jobs.c.status == "completed")
+        query = sa.select(JOBS, sa.null().label("position")).where(JOBS.c.status == "completed")
         with self._read() as connection:
-            rows = connection.execute(query.order_by(_jobs.c.completed_at.desc()).limit(count)).mappings().all()
-        return [_job(row) for row in rows]
+            rows = connection.execute(query.order_by(JOBS.c.completed_at.desc()).limit(count)).mappings().all()
+        return [job_from_row(row) for row in rows]
 
     def _update(self, job_id: str, guard: sa.ColumnElement[bool], *, as_scheduler: bool = False, **values: Any) -> bool:
         with self._write_as_scheduler() if as_scheduler else self._write() as connection:
-            return connection.execute(_jobs.update().where(_jobs.c.id == job_id, guard).values(values)).rowcount == 1
-
-
-class _SchedulerSession:
-    """The PostgreSQL session that holds the scheduler lock. Only the lock's holder can write in it."""
-
-    def __init__(self, connection: sa.Connection) -> None:
-        self._connection = connection
-        self._lock = Lock()
-        self._is_lost = False
-
-    @contextmanager
-    def begin(self) -> Iterator[sa.Connection]:
-        """Run a transaction in this session.
-
-        Raises:
-            QueueUnavailable: the connection, and with it the scheduler lock, is lost.
-        """
-        with self._lock:
-            if self._is_lost:
-                raise QueueUnavailable(
-                    Message(
-                        "runner_lock_lost",
-                        "the connection to the queue's database was lost; jobs wait until it is restored",
-                    )
-                )
-            try:
-                with self._connection.begin():
-                    yield self._connection
-            finally:
-                # SQLAlchemy would reconnect at the next statement, in a session without the lock.
-                self._is_lost = self._is_lost or self._connection.invalidated
-
-    def is_alive(self) -> bool:
-        """Send a query and return whether the session still exists."""
-        try:
-            with self.begin() as connection:
-                connection.execute(sa.select(1))
-        except Exception:  # noqa: BLE001 - after any error the lock may be lost
-            self._is_lost = True
-        return not self._is_lost
-
-    def end(self) -> None:
-        """Close the connection, which releases the lock."""
-        with self._lock:
-            self._is_lost = True
-            self._connection.invalidate()
+            return connection.execute(JOBS.update().where(JOBS.c.id == job_id, guard).values(values)).rowcount == 1
 
 
 class KeyTaken(Exception):
@@ -621,99 +540,3 @@ class _PendingInsert:
     position: int | None = None
     error: BaseException | None = None
     done: bool = False
-
-
-def _engine(url: sa.URL) -> sa.Engine:
-    if url.get_backend_name() == "sqlite":
-        engine = sa.create_engine(url, connect_args={"timeout": 30, "isolation_level": "IMMEDIATE"})
-
-        @sa.event.listens_for(engine, "connect")
-        def _(connection: Any, _record: Any) -> None:
-            connection.execute("PRAGMA journal_mode=WAL")  # readers do not wait for writers
-            connection.execute("PRAGMA synchronous=FULL")  # committed jobs survive a power failure
-            connection.execute("PRAGMA temp_store=MEMORY")  # deletions need no temporary files on a full disk
-
-        return engine
-    if url.get_backend_name() not in ("postgresql", "postgres"):
-        raise ValueError(f"database {url.drivername!r} is not supported; use sqlite or postgresql")
-    # Detect a lost server within seconds; TCP's default is many minutes.
-    timeouts = {"connect_timeout": 5, "tcp_user_timeout": 10_000, "keepalives_idle": 10, "keepalives_interval": 5}
-    return sa.create_engine(
-        url.set(drivername="postgresql+psycopg"), pool_pre_ping=True, connect_args=timeouts | dict(url.query)
-    )
-
-
-def _is_expired() -> sa.ColumnElement[bool]:
-    return sa.and_(_jobs.c.expires_at < time.time(), sa.not_(_jobs.c.pinned))
-
-
-def _with_positions() -> sa.Select[Any]:
-    """Select all jobs, with the position of each queued one."""
-    position = sa.func.row_number().over(order_by=_QUEUE_ORDER).label("position")
-    positions = sa.select(_jobs.c.seq, position).where(_QUEUED).subquery()
-    return sa.select(_jobs, positions.c.position).outerjoin(positions, positions.c.seq == _jobs.c.seq)
-
-
-def _job(row: sa.RowMapping) -> Job:
-    return Job(
-        id=row["id"],
-        status=row["status"],
-        # Validated at submission. A later version with narrower ranges can still read it.
-        request=VideoRequest.model_construct(**json.loads(row["request"])),
-        title=row["title"],
-        image=row["image"],
-        priority=row["priority"],
-        created_at=row["created_at"],
-        started_at=row["started_at"],
-        completed_at=row["completed_at"],
-        expires_at=row["expires_at"],
-        pinned=row["pinned"],
-        queue_position=row["position"],
-        stage=row["stage"],
-        step=row["step"],
-        total=row["total"],
-        progress=row["progress"],
-        eta=row["eta"],
-        error=None if row["error_code"] is None else Failure(row["error_code"], row["error_message"]),
-        stage_durations=json.loads(row["stage_durations"]),
-        previews=row["previews"],
-        attempts=row["attempts"],
-    )
-
-
-@contextmanager
-def _translate_errors() -> Iterator[None]:
-    try:
-        yield
-    except (SQLAlchemyError, sqlite3.Error) as error:
-        if _is_disk_full(error):
-            raise InsufficientDisk(
-                Message("database_full", "the disk of the queue's database is full; delete videos or free disk space")
-            ) from None
-        log.warning("the queue's database does not answer: %s", _reason(error))  # may contain the host's address
-        raise QueueUnavailable(
-            Message("no_database", "the queue's database does not answer; try again in a moment")
-        ) from None
-
-
-# On a full disk SQLite raises one of these; the second concerns the -shm file.
-_DISK_FULL_CODES = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
-
-
-def _is_disk_full(error: Exception) -> bool:
-    return getattr(getattr(error, "orig", error), "sqlite_errorcode", None) in _DISK_FULL_CODES
-
-
-def _database_replaced() -> QueueUnavailable:
-    return QueueUnavailable(
-        Message(
-            "database_gone",
-            "the queue's database was removed or replaced while the server was running; put it back, or stop the "
-            "server and restore it from a backup",
-        )
-    )
-
-
-def _reason(error: Exception) -> str:
-    """Return the first line of the driver's error message, without SQLAlchemy's statement and parameters."""
-    return str(error.orig if isinstance(error, DBAPIError) else error).strip().partition("\n")[0]
