@@ -1,8 +1,8 @@
-"""The server with work that sleeps: how quick it answers, starts and lists, and what watching costs.
+"""Measure the server with stub work: latency of submissions, job starts and lists, and cost of event streams.
 
     python bench/server.py --out bench/results/server-here.json
 
-It starts servers of its own on localhost, with the stand-in of tests/serving. Rest the machine while it runs.
+It starts its own servers on localhost, with the stub work of tests/serving. Close other programs first.
 """
 
 import argparse
@@ -30,8 +30,8 @@ sys.path.append(str(Path(__file__).parents[1] / "tests" / "serving"))
 from server_process import Server, start, stop, wait_for
 
 CLIENTS, SUBMISSIONS = 20, 200
-QUEUED, WATCHERS = 1000, 100
-QUICK = {"motion_bucket_id": "1", "num_inference_steps": "1", "num_frames": "2"}
+QUEUED, SUBSCRIBERS = 1000, 100
+FAST = {"motion_bucket_id": "1", "num_inference_steps": "1", "num_frames": "2"}
 SLOW = {"motion_bucket_id": "1000", "num_inference_steps": "200", "num_frames": "2"}
 
 
@@ -41,91 +41,91 @@ def png_image() -> bytes:
     return data.getvalue()
 
 
-def centile(values: list[float], which: float) -> float:
-    return sorted(values)[min(len(values) - 1, int(which / 100 * len(values)))]
+def percentile(values: list[float], percent: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(percent / 100 * len(values)))]
 
 
 async def submissions(server: Server) -> dict[str, float]:
-    """Milliseconds from a form with a still to the answer, of 20 clients: each twice a second, and flat out."""
-    paced = await _submitted(server, pause=0.5)
-    flat_out = await _submitted(server, pause=0)
+    """Measure milliseconds per submission of an image by 20 clients: twice per second each, and without pauses."""
+    paced = await _measure_submissions(server, pause=0.5)
+    flat_out = await _measure_submissions(server, pause=0)
     return paced | {f"flat_out_{name}": value for name, value in flat_out.items()}
 
 
-async def _submitted(server: Server, pause: float) -> dict[str, float]:
-    image, spans = png_image(), []
+async def _measure_submissions(server: Server, pause: float) -> dict[str, float]:
+    image, durations = png_image(), []
 
     async def client(count: int) -> None:
         async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
             await asyncio.sleep(random.uniform(0, pause))
             for _ in range(count):
                 await asyncio.sleep(pause)
-                began = time.perf_counter()
-                answer = await http.post("/v1/videos", data=SLOW, files={"input_reference": ("a.png", image)})
-                spans.append(1000 * (time.perf_counter() - began))
-                answer.raise_for_status()
+                started = time.perf_counter()
+                response = await http.post("/v1/videos", data=SLOW, files={"input_reference": ("a.png", image)})
+                durations.append(1000 * (time.perf_counter() - started))
+                response.raise_for_status()
 
-    await client(5)  # the first few open what stays open
-    spans.clear()
+    await client(5)  # warm up: open connections
+    durations.clear()
     await asyncio.gather(*(client(SUBMISSIONS // CLIENTS) for _ in range(CLIENTS)))
-    return {"p50_ms": centile(spans, 50), "p99_ms": centile(spans, 99), "count": len(spans)}
+    return {"p50_ms": percentile(durations, 50), "p99_ms": percentile(durations, 99), "count": len(durations)}
 
 
 def starts(server: Server) -> dict[str, float]:
-    """Seconds from one job's end to the next one's start, as the server noted them."""
+    """Measure seconds from the end of a job to the start of the next one, from the table of jobs."""
     with server.client() as client:
-        asked = [client.post("/v1/videos", data=QUICK, files={"image": ("a.png", png_image())}) for _ in range(12)]
-        ids = [answer.json()["id"] for answer in asked]
+        responses = [client.post("/v1/videos", data=FAST, files={"image": ("a.png", png_image())}) for _ in range(12)]
+        ids = [response.json()["id"] for response in responses]
         wait_for(client, ids[-1])
-        figures = client.get("/metrics").text
+        metrics = client.get("/metrics").text
     gaps = []
     with sqlite3.connect(server.data / "jobs.sqlite3") as jobs:
         rows = jobs.execute("select started_at, completed_at from kinema_jobs order by seq").fetchall()
     for (_, before), (after, _) in itertools.pairwise(rows):
         gaps.append(after - before)
-    assert "kinema_queue_depth" in figures
+    assert "kinema_queue_depth" in metrics
     return {"median_s": statistics.median(gaps), "max_s": max(gaps), "count": len(gaps)}
 
 
 def listing(server: Server) -> dict[str, float]:
-    """Milliseconds of a list's page with 1,000 queued, and the memory before and after."""
+    """Measure milliseconds of a page of the job list with 1,000 queued jobs, and memory before and after."""
     api = server.api_process()
     with server.client() as client:
         waiting = len(client.get("/v1/videos?limit=100").json()["data"])
         before = api.memory_info().rss
-        ask = {"data": SLOW, "files": {"image": ("a.png", png_image())}}
-        while float(_figure(client, "kinema_queue_depth")) < QUEUED:
-            client.post("/v1/videos", **ask).raise_for_status()
-        spans = []
+        submission = {"data": SLOW, "files": {"image": ("a.png", png_image())}}
+        while float(_metric(client, "kinema_queue_depth")) < QUEUED:
+            client.post("/v1/videos", **submission).raise_for_status()
+        durations = []
         for _ in range(40):
-            began = time.perf_counter()
+            started = time.perf_counter()
             client.get("/v1/videos?limit=20").raise_for_status()
-            spans.append(1000 * (time.perf_counter() - began))
+            durations.append(1000 * (time.perf_counter() - started))
         hundred = time.perf_counter()
         client.get("/v1/videos?limit=100").raise_for_status()
         hundred = 1000 * (time.perf_counter() - hundred)
     return {
         "listed_before": waiting,
-        "p50_ms": centile(spans, 50),
-        "p99_ms": centile(spans, 99),
+        "p50_ms": percentile(durations, 50),
+        "p99_ms": percentile(durations, 99),
         "page_of_100_ms": hundred,
         "memory_before_mb": before / 1e6,
         "memory_after_mb": api.memory_info().rss / 1e6,
     }
 
 
-def _figure(client: httpx.Client, name: str) -> str:
+def _metric(client: httpx.Client, name: str) -> str:
     lines = client.get("/metrics").text.splitlines()
     return next(line.split()[-1] for line in lines if line.startswith(f"{name} "))
 
 
 async def watching(server: Server) -> dict[str, float]:
-    """Percent of one core that the server takes with nobody watching a running job, and with a hundred."""
+    """Measure percent of one core used during a running job: without event streams, and with a hundred."""
     api = server.api_process()
     async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
         fields = SLOW | {"motion_bucket_id": "100"}
-        answer = await http.post("/v1/videos", data=fields, files={"image": ("a.png", png_image())})
-        job = answer.json()["id"]
+        response = await http.post("/v1/videos", data=fields, files={"image": ("a.png", png_image())})
+        job = response.json()["id"]
         for _ in range(100):
             if (await http.get(f"/v1/videos/{job}")).json()["status"] == "in_progress":
                 break
@@ -133,7 +133,7 @@ async def watching(server: Server) -> dict[str, float]:
         alone = await cpu(api, 5)
         events = 0
 
-        async def watch() -> None:
+        async def count_events() -> None:
             nonlocal events
             async with (
                 httpx.AsyncClient(base_url=server.url, timeout=60) as client,
@@ -142,16 +142,16 @@ async def watching(server: Server) -> dict[str, float]:
                 async for line in stream.aiter_lines():
                     events += line.startswith("event: ")
 
-        tasks = [asyncio.create_task(watch()) for _ in range(WATCHERS)]
+        tasks = [asyncio.create_task(count_events()) for _ in range(SUBSCRIBERS)]
         await asyncio.sleep(2)
         events = 0
         watched = await cpu(api, 8)
-        seen = events / 8
+        events_per_second = events / 8
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await http.post(f"/v1/videos/{job}/cancel")
-    return {"alone_percent": alone, "watched_percent": watched, "events_per_second": seen}
+    return {"alone_percent": alone, "watched_percent": watched, "events_per_second": events_per_second}
 
 
 async def cpu(process: psutil.Process, seconds: float) -> float:
@@ -162,7 +162,7 @@ async def cpu(process: psutil.Process, seconds: float) -> float:
 
 
 def measure(task: str) -> object:
-    """One figure, on a server of its own."""
+    """Run one benchmark on a new server."""
     with tempfile.TemporaryDirectory() as folder:
         server = start(Path(folder) / "data", queue_size=100_000)
         try:
@@ -181,7 +181,7 @@ def measure(task: str) -> object:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="where the results go, as JSON")
+    parser.add_argument("--out", type=Path, help="JSON file for the results")
     parser.add_argument("--only", choices=["submissions", "starts", "listing", "watching"])
     args = parser.parse_args()
     tasks = [args.only] if args.only else ["submissions", "starts", "listing", "watching"]

@@ -1,4 +1,4 @@
-"""What goes wrong on real machines, done to a real server. The server and its work are those of tests/serving."""
+"""Faults of real machines, against a real server process. Server and stub work are those of tests/serving."""
 
 import io
 import sys

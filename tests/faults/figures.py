@@ -1,4 +1,4 @@
-"""Record the figures that fault tests measure, so that a run of `make faults` ends with a table and a JSON file."""
+"""Store measurements of the fault tests in a JSON file."""
 
 import json
 import os
@@ -10,9 +10,10 @@ FILE = Path(os.environ.get("KINEMA_FAULT_FIGURES", Path(__file__).parents[2] / "
 
 
 def record(name: str, value: float, *, bar: float, unit: str) -> None:
-    """Print and store one measured figure, then fail if it exceeds its bar.
+    """Print and store a measurement, then fail if it exceeds its limit.
 
-    name: what was measured, in plain words; value and bar: in `unit`; a figure measured again replaces the old one.
+    name: what was measured. A stored measurement with the same name is replaced. value, bar: measurement and limit, in
+    `unit`.
     """
     stored = json.loads(FILE.read_text()) if FILE.exists() else {"figures": {}}
     stored["machine"] = {"system": platform.platform(), "cores": os.cpu_count(), "python": platform.python_version()}
@@ -24,5 +25,5 @@ def record(name: str, value: float, *, bar: float, unit: str) -> None:
     }
     FILE.parent.mkdir(parents=True, exist_ok=True)
     FILE.write_text(json.dumps(stored, indent=1, ensure_ascii=False) + "\n")
-    print(f"\n{name}: {value:.2f} {unit} (bar {bar:g})")  # noqa: T201 - seen under pytest -s
+    print(f"\n{name}: {value:.2f} {unit} (bar {bar:g})")  # noqa: T201 - shown by pytest -s
     assert value <= bar, f"{name}: {value:.2f} {unit}, expected at most {bar:g}"

@@ -1,4 +1,4 @@
-"""Connections that send half a request and keep all descriptors: a dead worker comes back, and its job goes on."""
+"""Incomplete requests that use all file descriptors: a killed worker restarts, and its job completes."""
 
 import contextlib
 import socket
@@ -10,15 +10,17 @@ from server_process import SERVICE, free_port, start, stop, wait_for, wait_ready
 
 LIMIT = 400
 FIELDS = {"motion_bucket_id": "200", "num_inference_steps": "30", "num_frames": "3"}
-HALF = b"POST /v1/videos HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9999\r\n\r\n{"
+INCOMPLETE = (
+    b"POST /v1/videos HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9999\r\n\r\n{"
+)
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_while_connections_hold_all_descriptors_comes_back(tmp_path, png):
+def test_worker_killed_while_connections_use_all_descriptors_restarts(tmp_path, png):
     port = free_port()
     serve = f"ulimit -n {LIMIT} && exec {sys.executable} -m bentoml serve {SERVICE} --port {port}"
     server = start(tmp_path / "data", port=port, command=["bash", "-c", serve])
-    half_sent = []
+    connections = []
     try:
         api = server.api_process()
         with server.client() as client:
@@ -27,20 +29,20 @@ def test_a_worker_that_dies_while_connections_hold_all_descriptors_comes_back(tm
                 time.sleep(0.05)
         for _ in range(LIMIT):
             connection = socket.create_connection(("127.0.0.1", port), timeout=5)
-            half_sent.append(connection)
+            connections.append(connection)
             with contextlib.suppress(OSError):
-                connection.sendall(HALF)
-        time.sleep(3)  # the server has taken as many as it can
+                connection.sendall(INCOMPLETE)
+        time.sleep(3)  # the server accepts as many as it can
         (worker,) = (child for child in api.children() if "kinema.jobs.worker_process" in child.cmdline())
         worker.kill()
         time.sleep(5)
-        while half_sent:
-            half_sent.pop().close()
+        while connections:
+            connections.pop().close()
         wait_ready(server)
         with server.client() as client:
             assert wait_for(client, job["id"])["status"] == "completed"
             assert client.get("/readyz").status_code == 200
     finally:
-        for connection in half_sent:
+        for connection in connections:
             connection.close()
         stop(server)

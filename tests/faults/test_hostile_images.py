@@ -1,6 +1,6 @@
-"""Images and bodies made to cost much more than they weigh, sent to a real server from many clients at once.
+"""Small images and bodies that are expensive to process, sent to a real server by many clients.
 
-Whatever is sent: lists are answered within a second, and the server with what decodes for it stays under 1 GB.
+In every case the list of videos responds within a second, and the server and its decode process stay below 1 GB.
 """
 
 import asyncio
@@ -33,14 +33,14 @@ def server(tmp_path_factory):
     stop(running)
 
 
-class Meter:
-    """While it is entered: the slowest list, and the largest sum of the server's memory and its decode process's."""
+class Monitor:
+    """Measures, within its context, the slowest list and the peak memory of the server and its decode process."""
 
     def __init__(self, server):
         self._server, self._api = server, server.api_process()
         self._done = threading.Event()
-        self._threads = [threading.Thread(target=run) for run in (self._list, self._weigh)]
-        self.spans, self.memory = [], 0
+        self._threads = [threading.Thread(target=run) for run in (self._measure_list, self._measure_memory)]
+        self.durations, self.memory = [], 0
 
     def __enter__(self):
         for thread in self._threads:
@@ -52,15 +52,15 @@ class Meter:
         for thread in self._threads:
             thread.join()
 
-    def _list(self):
+    def _measure_list(self):
         with httpx.Client(base_url=self._server.url, timeout=120) as client:
             while not self._done.wait(0.05):
                 for path in ("/v1/videos", "/livez"):
-                    began = time.monotonic()
+                    started = time.monotonic()
                     assert client.get(path).status_code == 200
-                    self.spans.append(time.monotonic() - began)
+                    self.durations.append(time.monotonic() - started)
 
-    def _weigh(self):
+    def _measure_memory(self):
         while not self._done.wait(0.02):
             total = self._api.memory_info().rss
             for child in self._api.children():
@@ -70,37 +70,37 @@ class Meter:
             self.memory = max(self.memory, total)
 
     def record(self, what):
-        record(f"slowest list while {what}", max(self.spans), bar=1, unit="s")
+        record(f"slowest list while {what}", max(self.durations), bar=1, unit="s")
         record(f"memory while {what}", self.memory / GIGABYTE, bar=1, unit="GB")
 
 
-def send(server, requests, leave_after=None, at_once=16):
-    """The statuses of all requests, some at a time; None for those that were left before their answer."""
+def send(server, requests, abort_after=None, max_parallel=16):
+    """Send requests in parallel and return their statuses; None for those aborted after `abort_after` seconds."""
 
     async def main():
-        room = asyncio.Semaphore(at_once)
+        semaphore = asyncio.Semaphore(max_parallel)
         async with httpx.AsyncClient(
             base_url=server.url, timeout=120, limits=httpx.Limits(max_connections=200)
         ) as http:
 
-            async def one(make):
-                async with room:
+            async def send_one(make_request):
+                async with semaphore:
                     try:
-                        async with asyncio.timeout(leave_after):
-                            return (await make(http)).status_code
+                        async with asyncio.timeout(abort_after):
+                            return (await make_request(http)).status_code
                     except TimeoutError:
                         return None
 
-            return await asyncio.gather(*(one(make) for make in requests))
+            return await asyncio.gather(*(send_one(make_request) for make_request in requests))
 
     return asyncio.run(main())
 
 
-def posted(image, path="/v1/videos"):
+def image_request(image, path="/v1/videos"):
     return lambda http: http.post(path, files={"image": ("a", image)}, data={"motion_bucket_id": "0"})
 
 
-def as_json(body, path="/v1/videos"):
+def json_request(body, path="/v1/videos"):
     return lambda http: http.post(path, content=body, headers={"Content-Type": "application/json"})
 
 
@@ -113,49 +113,51 @@ def large_png():
 
 
 def large_progressive():
-    """20 MB of progressive JPEG, 40 megapixels in full colour resolution."""
+    """Return a progressive JPEG of 20 MB, 40 megapixels without chroma subsampling."""
     noise = np.random.default_rng(0).integers(0, 256, (2500, 2000, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(noise).resize((8000, 5000)).save(buffer, "JPEG", progressive=True, subsampling=0, quality=60)
     return buffer.getvalue()
 
 
-def test_images_that_are_slow_or_large_to_decode(server):
-    refused = [
+def test_images_that_are_slow_or_large_to_decode_are_bounded(server):
+    invalid = [
         many_scans(),
         many_chunks(1_000_000),
         many_segments(),
         cut_jpeg(0.0005, width=6000, height=6000, flat=True),
     ]
-    taken = [large_webp(), large_png(), large_progressive(), many_scans(20)]
-    assert all(len(image) < 20_000_000 for image in refused + taken)
-    # Never the same bytes: what was found of an image is remembered.
-    requests = [posted(image + b"%d" % i) for i in range(3) for image in [*refused, *taken]]
+    valid = [large_webp(), large_png(), large_progressive(), many_scans(20)]
+    assert all(len(image) < 20_000_000 for image in invalid + valid)
+    # Different bytes each time, since results are cached.
+    requests = [image_request(image + b"%d" % i) for i in range(3) for image in [*invalid, *valid]]
     random.Random(0).shuffle(requests)
-    with Meter(server) as meter:
-        statuses = send(server, requests, at_once=24)
+    with Monitor(server) as monitor:
+        statuses = send(server, requests, max_parallel=24)
     assert statuses.count(400) == 12
     assert statuses.count(200) + statuses.count(503) == 12
     assert statuses.count(200) >= 4
-    meter.record("hostile images are posted")
+    monitor.record("hostile images are posted")
 
 
-def test_clients_that_leave_take_their_images_along(server):
+def test_disconnected_clients_stop_decoding_of_their_images(server):
     image = large_progressive()
-    with Meter(server) as meter:
-        assert set(send(server, [posted(image + b"%d" % i) for i in range(12)], leave_after=1.5, at_once=12)) <= {
+    with Monitor(server) as monitor:
+        assert set(
+            send(server, [image_request(image + b"%d" % i) for i in range(12)], abort_after=1.5, max_parallel=12)
+        ) <= {
             None,
             200,
             503,
         }
-        began = time.monotonic()
-        assert send(server, [posted(jpeg())]) == [200]
-        freed = time.monotonic() - began
+        started = time.monotonic()
+        assert send(server, [image_request(jpeg())]) == [200]
+        freed = time.monotonic() - started
     record("an honest image after clients that left", freed, bar=10, unit="s")
-    meter.record("clients leave")
+    monitor.record("clients leave")
 
 
-def test_fitted_drafts(server):
+def test_resized_drafts_are_bounded(server):
     with server.client() as client:
         draft = client.post("/studio/images", content=large_png(), headers={"Content-Type": "image/png"}).json()[
             "image"
@@ -164,12 +166,12 @@ def test_fitted_drafts(server):
         lambda http, side=side: http.get(f"/studio/images/{draft}", params={"width": side, "height": 640})
         for side in range(640, 640 + 8 * 8, 8)
     ]
-    with Meter(server) as meter:
-        assert set(send(server, reads, at_once=8)) == {200}
-    meter.record("fitted drafts are read")
+    with Monitor(server) as monitor:
+        assert set(send(server, reads, max_parallel=8)) == {200}
+    monitor.record("fitted drafts are read")
 
 
-def test_bodies_of_json(server):
+def test_large_json_bodies_are_rejected(server):
     large = [
         b'{"prompt": "' + b"x" * 19_000_000 + b'"}',
         b'{"a": ' + b"[" * 9_000_000 + b"]" * 9_000_000 + b"}",
@@ -179,41 +181,41 @@ def test_bodies_of_json(server):
         b'{"image": "data:,' + b"%41" * 6_000_000 + b'"}',
         b'{"a": [' + b"[]," * 40_000 + b"[]]}",
     ]
-    with Meter(server) as meter:
-        statuses = send(server, [as_json(body) for body in large * 4], at_once=8)
-        calls = [as_json(large[-1], "/studio/en/gradio_api/queue/join")] * 12
+    with Monitor(server) as monitor:
+        statuses = send(server, [json_request(body) for body in large * 4], max_parallel=8)
+        calls = [json_request(large[-1], "/studio/en/gradio_api/queue/join")] * 12
         assert set(send(server, calls)) == {422}
     assert set(statuses) <= {400, 413, 503}
-    with server.client() as client:  # Gradio's own routes parse what comes
+    with server.client() as client:  # Gradio's own routes parse any body
         status = client.post(
             "/studio/en/gradio_api/queue/join", content=large[2], headers={"Content-Type": "application/json"}
         )
     assert status.status_code == 413
-    meter.record("JSON of 20 MB is posted")
+    monitor.record("JSON of 20 MB is posted")
 
 
-def test_a_contact_sheet_of_128_large_frames(server, png, tmp_path):
+def test_contact_sheet_of_128_large_frames_is_bounded(server, png, tmp_path):
     from kinema.media.video import Video
     from kinema.values import VideoRequest
 
     with server.client() as client:
-        made = wait_for(client, client.post("/v1/videos", files={"image": ("a.png", png)}).json()["id"])
+        job = wait_for(client, client.post("/v1/videos", files={"image": ("a.png", png)}).json()["id"])
         frames = np.zeros((128, 1024, 1024, 3), np.uint8)
         frames[:] = np.arange(128, dtype=np.uint8)[:, None, None, None]
         Video(frames, 7, recipe(VideoRequest(model="pocket", seed=1))).save(
-            server.data / "jobs" / made["id"] / "large.mp4"
-        ).replace(server.data / "jobs" / made["id"] / "video.mp4")
-        with Meter(server) as meter:
-            sheet = client.get(f"/v1/videos/{made['id']}/content", params={"variant": "spritesheet"}, timeout=120)
+            server.data / "jobs" / job["id"] / "large.mp4"
+        ).replace(server.data / "jobs" / job["id"] / "video.mp4")
+        with Monitor(server) as monitor:
+            sheet = client.get(f"/v1/videos/{job['id']}/content", params={"variant": "spritesheet"}, timeout=120)
     assert sheet.status_code == 200
     assert Image.open(io.BytesIO(sheet.content)).width <= 2048
-    meter.record("a sheet of 128 frames of 1024×1024 is made")
+    monitor.record("a sheet of 128 frames of 1024×1024 is made")
 
 
-def test_its_memory_is_given_back_in_the_end(server):
+def test_memory_is_released_afterwards(server):
     time.sleep(2)
     api = server.api_process()
-    held = api.memory_info().rss + sum(
+    memory = api.memory_info().rss + sum(
         child.memory_info().rss for child in api.children() if "kinema.serving.decode_process" in child.cmdline()
     )
-    record("memory after hostile images", held / GIGABYTE, bar=0.6, unit="GB")
+    record("memory after hostile images", memory / GIGABYTE, bar=0.6, unit="GB")

@@ -1,6 +1,6 @@
-"""kill -9 of a worker, of the API process, of everything: each job is completed once, with an undisturbed run's bytes.
+"""kill -9 of workers, the API process or all processes: each job completes once, with the expected bytes.
 
-The full runs, 30 kills over 30 jobs and 50 cancels: .venv/bin/pytest tests/faults -m slow
+The full tests, 30 kills during 30 jobs and 50 cancels: .venv/bin/pytest tests/faults -m slow
 """
 
 import os
@@ -19,37 +19,39 @@ from kinema.values import VideoRequest
 FIELDS = {"motion_bucket_id": "25", "num_inference_steps": "16", "num_frames": "3"}
 
 
-def undisturbed(settings, png, folder):
+def expected_video(settings, png, folder):
     request = VideoRequest.checked(**settings)
     video = Video(colours(request, png, request.num_frames), request.frame_rate, recipe(request))
     return video.save(folder / f"{request.seed}.mp4").read_bytes()
 
 
-def a_running_job(server, hit):
-    """One that was not hit yet, once it runs; None when none is left."""
+def wait_for_running_job(server, interrupted):
+    """Return the id of a running job that was not interrupted yet, or None if none is left."""
     while True:
         try:
             videos = httpx.get(f"{server.url}/v1/videos?limit=100", timeout=60).json()["data"]
         except (httpx.HTTPError, ValueError):
             time.sleep(0.1)
             continue
-        left = [video for video in videos if video["status"] in ("queued", "in_progress") and video["id"] not in hit]
-        if not left:
+        unfinished = [
+            video for video in videos if video["status"] in ("queued", "in_progress") and video["id"] not in interrupted
+        ]
+        if not unfinished:
             return None
-        running = [video["id"] for video in left if video["status"] == "in_progress"]
+        running = [video["id"] for video in unfinished if video["status"] == "in_progress"]
         if running:
             return running[0]
         time.sleep(0.02)
 
 
-def strike(server, what):
-    """Kill it, and see that there is a server again."""
+def kill(server, target):
+    """Kill a part of the server; return the server once it is ready again."""
     api = server.api_process()
-    if what == "worker":
+    if target == "worker":
         for worker in api.children():
             worker.kill()
         return server
-    if what == "api":
+    if target == "api":
         os.kill(api.pid, signal.SIGKILL)
         wait_ready(server)
         return server
@@ -57,52 +59,52 @@ def strike(server, what):
     return start(server.data)
 
 
-def survive(tmp_path, png, kills, dice, steps=16):
+def run_with_kills(tmp_path, png, targets, rng, steps=16):
     server = start(tmp_path / "data")
     try:
         with server.client() as client:
             ids = []
-            for seed in range(len(kills)):
+            for seed in range(len(targets)):
                 fields = FIELDS | {"seed": str(seed), "num_inference_steps": str(steps)}
-                answer = client.post("/v1/videos", data=fields, files={"image": ("a.png", png)})
-                ids.append(answer.json()["id"])
-        hit = set()
-        for what in kills:
-            job = a_running_job(server, hit)
+                response = client.post("/v1/videos", data=fields, files={"image": ("a.png", png)})
+                ids.append(response.json()["id"])
+        interrupted = set()
+        for target in targets:
+            job = wait_for_running_job(server, interrupted)
             if job is None:
                 break
-            hit.add(job)
-            time.sleep(dice.uniform(0, 0.5))
-            server = strike(server, what)
+            interrupted.add(job)
+            time.sleep(rng.uniform(0, 0.5))
+            server = kill(server, target)
         with server.client() as client:
             for video_id in ids:
                 video = wait_for(client, video_id)
                 assert (video["status"], video["error"]) == ("completed", None)
-                made = client.get(f"/v1/videos/{video_id}/content").content
-                assert made == undisturbed(video["settings"], png, tmp_path)
+                content = client.get(f"/v1/videos/{video_id}/content").content
+                assert content == expected_video(video["settings"], png, tmp_path)
             assert client.get("/v1/videos?limit=100").json()["data"][-1]["id"] == ids[0]
         files = {path.name for folder in (server.data / "jobs").iterdir() for path in folder.iterdir()}
         assert files == {"video.mp4"}
-        return len(hit)
+        return len(interrupted)
     finally:
         stop(server)
 
 
-def test_jobs_survive_kills_of_workers_and_of_everything(tmp_path, png):
-    # Each job is long enough to be found at work, also on a busy machine.
-    assert survive(tmp_path, png, ["worker", "all", "worker"], random.Random(1), steps=120) == 3
+def test_jobs_complete_after_kills_of_workers_and_of_all_processes(tmp_path, png):
+    # Jobs run long enough to be interrupted, even on a busy machine.
+    assert run_with_kills(tmp_path, png, ["worker", "all", "worker"], random.Random(1), steps=120) == 3
 
 
 @pytest.mark.slow
-def test_thirty_jobs_survive_thirty_kills(tmp_path, png):
-    dice = random.Random(2)
-    kills = ["worker"] * 10 + ["api"] * 10 + ["all"] * 10
-    dice.shuffle(kills)
-    assert survive(tmp_path, png, kills, dice) >= 25
+def test_thirty_jobs_complete_after_thirty_kills(tmp_path, png):
+    rng = random.Random(2)
+    targets = ["worker"] * 10 + ["api"] * 10 + ["all"] * 10
+    rng.shuffle(targets)
+    assert run_with_kills(tmp_path, png, targets, rng) >= 25
 
 
-def cancel_at_random(tmp_path, png, count):
-    dice = random.Random(3)
+def cancel_at_random_times(tmp_path, png, count):
+    rng = random.Random(3)
     server = start(tmp_path / "data")
     try:
         with server.client() as client:
@@ -110,14 +112,14 @@ def cancel_at_random(tmp_path, png, count):
             worker = server.api_process().children()[0]
             before = None
             for i in range(count):
-                answer = client.post("/v1/videos", data=fields | {"seed": str(i)}, files={"image": ("a.png", png)})
-                video_id = answer.json()["id"]
-                time.sleep(dice.uniform(0, 0.6))
-                began = time.monotonic()
+                response = client.post("/v1/videos", data=fields | {"seed": str(i)}, files={"image": ("a.png", png)})
+                video_id = response.json()["id"]
+                time.sleep(rng.uniform(0, 0.6))
+                started = time.monotonic()
                 cancelled = client.post(f"/v1/videos/{video_id}/cancel").json()
                 assert (cancelled["status"], cancelled["error"]["code"]) == ("failed", "cancelled")
                 while "kinema_running_jobs 0.0" not in client.get("/metrics").text:
-                    assert time.monotonic() - began < 120, "the worker is not free again"
+                    assert time.monotonic() - started < 120, "the worker is still busy"
                     time.sleep(0.01)
                 if i == count // 2:
                     before = server.api_process().memory_info().rss
@@ -129,10 +131,10 @@ def cancel_at_random(tmp_path, png, count):
         stop(server)
 
 
-def test_cancels_at_random_moments_free_the_worker(tmp_path, png):
-    cancel_at_random(tmp_path, png, 8)
+def test_cancel_at_random_times_frees_worker(tmp_path, png):
+    cancel_at_random_times(tmp_path, png, 8)
 
 
 @pytest.mark.slow
-def test_fifty_cancels_at_random_moments_free_the_worker(tmp_path, png):
-    cancel_at_random(tmp_path, png, 50)
+def test_fifty_cancels_at_random_times_free_worker(tmp_path, png):
+    cancel_at_random_times(tmp_path, png, 50)

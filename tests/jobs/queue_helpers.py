@@ -1,4 +1,4 @@
-"""What the queue's tests share: a request that is quick to serve, and ways to wait for it."""
+"""Helpers of the queue's tests: a fast request, a killable server process, and functions that wait."""
 
 import contextlib
 import subprocess
@@ -11,51 +11,51 @@ import psutil
 
 from kinema.values import VideoRequest
 
-IMAGE = b"a still, as it came"
-# Seconds after which a test gives up: no measure of anything, so that tests pass on a machine that is busy.
-PATIENCE = 180
-# It takes steps of denoising until it is let go.
-HELD = {"model": "held"}
+IMAGE = b"bytes of an uploaded image"
+# Seconds after which a test fails. Far longer than any wait, so that tests pass on a busy machine.
+TIMEOUT = 180
+# A job that denoises until `release_jobs` is called.
+BLOCKED = {"model": "blocked"}
 
 
 def request(**changes):
-    """Quick work: 5 steps of 2 ms to denoise."""
-    quick = {"num_inference_steps": 5, "motion_bucket_id": 2, "noise_aug_strength": 0}
-    return VideoRequest(**{"seed": 7, "model": "a", **quick, **changes})
+    """Return a fast request: 5 denoising steps of 2 ms."""
+    fast = {"num_inference_steps": 5, "motion_bucket_id": 2, "noise_aug_strength": 0}
+    return VideoRequest(**{"seed": 7, "model": "a", **fast, **changes})
 
 
-def let_go(notes):
-    """Have the jobs that are held go on."""
-    (Path(notes) / "go").touch()
+def release_jobs(task_log):
+    """Let blocked jobs continue."""
+    (Path(task_log) / "released").touch()
 
 
-def finished(queue, job):
-    """The job when it is finished."""
-    told = []
-    watching = threading.Thread(target=lambda: told.extend(queue.watch(job.id)), daemon=True)
-    watching.start()
-    watching.join(PATIENCE)
-    assert not watching.is_alive(), f"{told[-1:]} is not finished after {PATIENCE} s"
-    assert told[-1].finished
-    return told[-1]
+def wait_finished(queue, job):
+    """Wait until the job is finished, and return it."""
+    states = []
+    thread = threading.Thread(target=lambda: states.extend(queue.subscribe(job.id)), daemon=True)
+    thread.start()
+    thread.join(TIMEOUT)
+    assert not thread.is_alive(), f"{states[-1:]} is not finished after {TIMEOUT} s"
+    assert states[-1].finished
+    return states[-1]
 
 
-def until(condition):
-    """Wait for something that takes a moment."""
-    deadline = time.monotonic() + PATIENCE
+def wait_until(condition):
+    """Wait until the condition is true."""
+    deadline = time.monotonic() + TIMEOUT
     while not condition():
-        assert time.monotonic() < deadline, "it never came to be"
+        assert time.monotonic() < deadline, f"the condition is still false after {TIMEOUT} s"
         time.sleep(0.01)
 
 
-def begun(notes):
-    """(job, part, model, process) of everything the stand-in began."""
-    path = Path(notes) / "begun"
+def started_tasks(task_log):
+    """Return (job, part, model, process id) of each task that the stub work started, in order."""
+    path = Path(task_log) / "started"
     return [tuple(line.split()) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 class Server:
-    """The process that runs the jobs, as it is killed and started again."""
+    """A process that runs the jobs of a queue. Tests kill and restart it."""
 
     def __init__(self, settings):
         self.arguments = [
@@ -70,7 +70,7 @@ class Server:
         )
 
     def workers(self):
-        """Its processes that take tasks: they have imported the work by then."""
+        """Return its worker processes."""
         with contextlib.suppress(psutil.NoSuchProcess):
             return psutil.Process(self.process.pid).children()
         return []

@@ -1,4 +1,4 @@
-"""A process that runs a queue's jobs, for tests that kill it: python queue_server.py DATA_FOLDER [DATABASE_URL]."""
+"""Run the jobs of a queue, in tests that kill the process: python queue_server.py DATA_FOLDER [DATABASE_URL]."""
 
 import sys
 import threading

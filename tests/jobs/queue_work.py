@@ -1,8 +1,10 @@
-"""Work for tests of the queue: no model, no torch; its video is a file of bytes that follow from the request alone.
+"""Stub work for tests of the queue, without a model and torch. Each output is bytes that follow from the request alone.
 
-Faults are asked for by the request: its model names them, so that they reach the worker as any setting does. The model
-"held" is none: it takes steps of denoising until the file "go" is there, so that no test depends on how long one takes;
-"held memory" waits for it, too, and then fails.
+The request's model selects a fault:
+- "killed" kills the worker process in each decode, "killed once" only in the first;
+- "hangs" hangs in the first denoise; "memory" raises InsufficientMemory; "defect" raises RuntimeError;
+- "blocked" denoises until the file "released" exists, so that no test depends on timing; "blocked memory" waits for
+  the file and then raises InsufficientMemory.
 """
 
 import hashlib
@@ -25,21 +27,22 @@ class Bytes:
         Path(path).write_bytes(self.data)
 
 
-def expected(request, image):
-    """The video's bytes, as an undisturbed run makes them."""
-    return draw(b"video", request, draw(b"latents", request, image))
+def expected_video(request, image):
+    """Return the video that an undisturbed run creates."""
+    return output(b"video", request, output(b"latents", request, image))
 
 
-def drawn(request):
-    return draw(b"image", request, request.prompt.encode())
+def expected_image(request):
+    """Return the image that is generated for a prompt."""
+    return output(b"image", request, request.prompt.encode())
 
 
-def draw(what, request, source):
-    return hashlib.sha512(what + request.seed.to_bytes(8, "big") + source).digest() * 1000
+def output(part, request, source):
+    return hashlib.sha512(part + request.seed.to_bytes(8, "big") + source).digest() * 1000
 
 
 class Work:
-    """`motion_bucket_id` is the milliseconds of a step, `noise_aug_strength` the seconds of each model's loading."""
+    """`motion_bucket_id` is the milliseconds of a step, `noise_aug_strength` the seconds to load a model."""
 
     def __init__(self):
         self.loaded = None
@@ -49,8 +52,8 @@ class Work:
         if self.loaded != request.model:
             time.sleep(request.noise_aug_strength)
             self.loaded = request.model
-        note(task)
-        while request.model == "held memory" and not noted("go").exists():
+        log_task(task)
+        while request.model == "blocked memory" and not log_file("released").exists():
             time.sleep(0.01)
         if "memory" in request.model:
             raise InsufficientMemory("64 GB are needed and 1 is free; ask for fewer frames")
@@ -59,14 +62,14 @@ class Work:
         match task.part:
             case "image":
                 yield from steps(request, "text_to_image", 3)
-                yield Bytes(drawn(request))
+                yield Bytes(expected_image(request))
             case "latents":
                 yield from steps(request, "encode", 2)
                 yield from steps(request, "denoise", request.num_inference_steps)
-                yield Bytes(draw(b"latents", request, task.image.read_bytes()))
+                yield Bytes(output(b"latents", request, task.image.read_bytes()))
             case "video":
                 yield from steps(request, "decode", 3)
-                yield Bytes(draw(b"video", request, task.latents.read_bytes()))
+                yield Bytes(output(b"video", request, task.latents.read_bytes()))
 
 
 def steps(request, stage, total):
@@ -74,11 +77,11 @@ def steps(request, stage, total):
         time.sleep(request.motion_bucket_id / 1000)
         if request.model == "killed" and stage == "decode":
             os.kill(os.getpid(), signal.SIGKILL)
-        if request.model == "killed once" and stage == "decode" and first_time("killed"):
+        if request.model == "killed once" and stage == "decode" and is_first_time("killed"):
             os.kill(os.getpid(), signal.SIGKILL)
-        if request.model == "hangs" and stage == "denoise" and first_time("hung"):
+        if request.model == "hangs" and stage == "denoise" and is_first_time("hung"):
             time.sleep(3600)
-        while request.model == "held" and stage == "denoise" and step == 3 and not noted("go").exists():
+        while request.model == "blocked" and stage == "denoise" and step == 3 and not log_file("released").exists():
             yield Step(stage, step, total)
             yield Preview(lambda: b"a picture")
             time.sleep(0.01)
@@ -86,19 +89,19 @@ def steps(request, stage, total):
         yield Preview(lambda: b"a picture")
 
 
-def first_time(what):
-    path = noted(what)
+def is_first_time(event):
+    path = log_file(event)
     if path.exists():
         return False
     path.touch()
     return True
 
 
-def noted(what):
-    return Path(os.environ["STANDIN_NOTES"]) / what
+def log_file(name):
+    return Path(os.environ["STUB_TASK_LOG"]) / name
 
 
-def note(task):
-    """What was begun, in order: tests read what was done again, and what was not."""
-    with noted("begun").open("a") as notes:
-        notes.write(f"{task.job} {task.part} {task.request.model} {os.getpid()}\n")
+def log_task(task):
+    """Append a task to the log, which `queue_helpers.started_tasks` reads."""
+    with log_file("started").open("a") as file:
+        file.write(f"{task.job} {task.part} {task.request.model} {os.getpid()}\n")

@@ -1,19 +1,19 @@
-"""What is accepted is durable, and what is deleted is gone."""
+"""Accepted jobs are durable, and deleted files are gone."""
 
 import dataclasses
 import os
 from unittest import mock
 
 import pytest
-from queue_helpers import IMAGE, finished, request, until
+from queue_helpers import IMAGE, request, wait_finished, wait_until
 
 from kinema.errors import InsufficientDisk, QueueUnavailable
 from kinema.jobs import Queue
 
 
 @pytest.fixture
-def lost(settings):
-    """A queue whose jobs no one runs, and its database's files."""
+def observer_and_files(settings):
+    """A queue that runs no jobs, and the files of its database."""
     queue = Queue(settings)
     queue.submit(request(), image=IMAGE)
     yield queue, [settings.data_dir / f"jobs.sqlite3{ending}" for ending in ("", "-wal", "-shm")]
@@ -21,13 +21,13 @@ def lost(settings):
 
 
 @pytest.mark.parametrize("which", [slice(None), slice(1, 2), slice(0, 1)], ids=["all", "the log", "the file"])
-def test_nothing_is_accepted_into_a_database_whose_files_were_removed(lost, which):
-    queue, files = lost
+def test_submit_fails_if_database_files_were_removed(observer_and_files, which):
+    queue, files = observer_and_files
     queue.check_database()
     for path in files[which]:
         path.rename(path.with_name(f"{path.name}.away"))
     for act in (queue.check_database, lambda: queue.submit(request(), image=IMAGE), queue.list):
-        with pytest.raises(QueueUnavailable, match="removed or replaced while the server runs"):
+        with pytest.raises(QueueUnavailable, match="removed or replaced while the server was running"):
             act()
     assert not files[which][0].exists()
     for path in files[which]:
@@ -37,8 +37,8 @@ def test_nothing_is_accepted_into_a_database_whose_files_were_removed(lost, whic
 
 
 @pytest.mark.parametrize("damage", ["emptied", "overwritten", "overwritten within"])
-def test_nothing_is_accepted_into_a_damaged_database(lost, damage):
-    queue, files = lost
+def test_submit_fails_if_database_is_damaged(observer_and_files, damage):
+    queue, files = observer_and_files
     size = files[0].stat().st_size
     with files[0].open("r+b") as file:
         if damage == "emptied":
@@ -46,7 +46,7 @@ def test_nothing_is_accepted_into_a_damaged_database(lost, damage):
         else:
             file.seek(0 if damage == "overwritten" else 4096)
             file.write(bytes(range(256)) * (size // 256))
-    os.truncate(files[1], 0)  # else the log still holds every page
+    os.truncate(files[1], 0)  # otherwise the write-ahead log still has every page
     with pytest.raises(QueueUnavailable):
         queue.check_database()
     with pytest.raises(QueueUnavailable):
@@ -54,8 +54,8 @@ def test_nothing_is_accepted_into_a_damaged_database(lost, damage):
 
 
 @pytest.mark.parametrize("damage", ["overwritten", "removed"])
-def test_nothing_is_accepted_where_the_database_of_workflows_is_damaged(lost, settings, damage):
-    queue, _ = lost
+def test_submit_fails_if_workflow_database_is_damaged(observer_and_files, settings, damage):
+    queue, _ = observer_and_files
     workflows = settings.data_dir / "jobs.sqlite3.workflows"
     if damage == "removed":
         workflows.unlink()
@@ -66,57 +66,57 @@ def test_nothing_is_accepted_where_the_database_of_workflows_is_damaged(lost, se
             act()
 
 
-def test_a_job_that_is_written_to_an_overwritten_file_is_not_accepted_though_no_one_checked_before(lost):
-    queue, files = lost
+def test_submit_to_overwritten_database_fails_without_prior_check(observer_and_files):
+    queue, files = observer_and_files
     for path in files[:2]:
         os.truncate(path, 0)
     with pytest.raises(QueueUnavailable):
         queue.submit(request(seed=9), image=IMAGE)
 
 
-def test_a_delete_in_the_moment_of_completion_leaves_no_file(queue, settings, monkeypatch):
-    job = finished(queue, queue.submit(request(), image=IMAGE))
-    before = dataclasses.replace(job, status="in_progress")  # as who deletes may have read it just before
-    monkeypatch.setattr(queue._store, "get", lambda _: before)
+def test_delete_during_completion_leaves_no_files(queue, settings, monkeypatch):
+    job = wait_finished(queue, queue.submit(request(), image=IMAGE))
+    before = dataclasses.replace(job, status="in_progress")  # as read just before the completion
+    monkeypatch.setattr(queue._table, "get", lambda _: before)
     queue.delete(job.id)
     assert not list((settings.data_dir / "jobs").iterdir())
 
 
-def test_an_image_whose_job_could_not_be_stored_goes_with_the_next_sweep(queue, settings, monkeypatch):
-    until(lambda: queue.ready)
+def test_image_of_unstored_job_is_deleted_by_next_sweep(queue, settings, monkeypatch):
+    wait_until(lambda: queue.ready)
     with monkeypatch.context() as patched:
-        patched.setattr(queue._store, "add", mock.Mock(side_effect=QueueUnavailable("away")))
+        patched.setattr(queue._table, "add", mock.Mock(side_effect=QueueUnavailable("away")))
         with pytest.raises(QueueUnavailable):
             queue.submit(request(), image=b"another image")
-    queue._runner._sweep()
+    queue._scheduler._sweep()
     assert not list((settings.data_dir / "images").iterdir())
 
 
-def refusing_images(monkeypatch, queue, error):
-    """Have the store refuse to write down which image a job has; what undoes that, and whether it was tried."""
-    record, tried = queue._store.record, []
+def fail_to_store_image(monkeypatch, queue, error):
+    """Have the table raise `error` for a generated image. Return the list of calls; append "undone" to undo it."""
+    record, calls = queue._table.record, []
 
-    def refuse(job_id, **values):
-        if "image" in values and not (tried and tried[-1] == "undone"):
-            tried.append("refused")
+    def record_or_fail(job_id, **values):
+        if "image" in values and not (calls and calls[-1] == "undone"):
+            calls.append("failed")
             raise error
         return record(job_id, **values)
 
-    monkeypatch.setattr(queue._store, "record", refuse)
-    return tried
+    monkeypatch.setattr(queue._table, "record", record_or_fail)
+    return calls
 
 
-def test_a_job_that_waits_for_its_database_hinders_no_deletion(queue, monkeypatch):
-    tried = refusing_images(monkeypatch, queue, QueueUnavailable("away"))
+def test_delete_works_while_a_job_waits_for_the_database(queue, monkeypatch):
+    calls = fail_to_store_image(monkeypatch, queue, QueueUnavailable("away"))
     job = queue.submit(request(prompt="a fox"))
-    until(lambda: tried)
+    wait_until(lambda: calls)
     other = queue.submit(request(), image=IMAGE)
     queue.delete(other.id)
-    tried.append("undone")
-    assert finished(queue, job).status == "completed"
+    calls.append("undone")
+    assert wait_finished(queue, job).status == "completed"
 
 
-def test_an_image_that_can_not_be_recorded_on_a_full_disk_fails_its_job(queue, monkeypatch):
-    refusing_images(monkeypatch, queue, InsufficientDisk("the disk of the queue's database is full"))
-    job = finished(queue, queue.submit(request(prompt="a fox")))
+def test_full_disk_while_storing_generated_image_fails_job(queue, monkeypatch):
+    fail_to_store_image(monkeypatch, queue, InsufficientDisk("the disk of the queue's database is full"))
+    job = wait_finished(queue, queue.submit(request(prompt="a fox")))
     assert (job.status, job.error.code) == ("failed", "insufficient_disk")

@@ -1,4 +1,4 @@
-"""What is accepted is done, once, to the same bytes, whatever dies meanwhile: real processes, really killed."""
+"""Accepted jobs complete once, with the same bytes, when workers or the server are killed. Uses real processes."""
 
 import contextlib
 import os
@@ -10,8 +10,18 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from queue_helpers import HELD, IMAGE, PATIENCE, Server, begun, finished, let_go, request, until
-from queue_work import drawn, expected
+from queue_helpers import (
+    BLOCKED,
+    IMAGE,
+    TIMEOUT,
+    Server,
+    release_jobs,
+    request,
+    started_tasks,
+    wait_finished,
+    wait_until,
+)
+from queue_work import expected_image, expected_video
 
 from kinema.jobs import Queue
 from kinema.settings import Settings
@@ -30,139 +40,139 @@ def client(settings):
         yield client
 
 
-def at(client, job, stage):
-    until(lambda: client.get(job.id).stage == stage)
+def wait_for_stage(client, job, stage):
+    wait_until(lambda: client.get(job.id).stage == stage)
 
 
-def test_after_a_crash_a_job_goes_on_at_the_part_it_was_in_to_the_same_bytes(server, client, notes):
-    asked = request(prompt="a red balloon", **HELD)
-    job = client.submit(asked)
-    at(client, job, "denoise")
+def test_job_resumes_at_interrupted_part_after_crash(server, client, task_log):
+    video_request = request(prompt="a red balloon", **BLOCKED)
+    job = client.submit(video_request)
+    wait_for_stage(client, job, "denoise")
     server.kill()
-    let_go(notes)
+    release_jobs(task_log)
     server.start()
-    job = finished(client, job)
+    job = wait_finished(client, job)
     assert (job.status, job.attempts) == ("completed", 0)
-    assert client.result(job.id).read_bytes() == expected(asked, drawn(asked))
-    assert [part for _, part, *_ in begun(notes)] == ["image", "latents", "latents", "video"]
+    assert client.result(job.id).read_bytes() == expected_video(video_request, expected_image(video_request))
+    assert [part for _, part, *_ in started_tasks(task_log)] == ["image", "latents", "latents", "video"]
 
 
-def test_workers_end_with_the_server_however_it_ends(server, client):
-    job = client.submit(request(**HELD), image=IMAGE)
-    at(client, job, "denoise")
+def test_workers_exit_when_server_is_killed(server, client):
+    job = client.submit(request(**BLOCKED), image=IMAGE)
+    wait_for_stage(client, job, "denoise")
     workers = server.workers()
     assert workers
     server.kill()
-    _, alive = psutil.wait_procs(workers, PATIENCE)
+    _, alive = psutil.wait_procs(workers, TIMEOUT)
     assert not alive
 
 
-def test_a_queue_that_is_closed_puts_its_job_back_and_it_goes_on_when_opened(settings, notes):
+def test_close_requeues_running_job_and_next_open_completes_it(settings, task_log):
     with Queue(settings, "queue_work:Work") as queue:
-        job = queue.submit(request(**HELD), image=IMAGE)
-        until(lambda: queue.get(job.id).stage == "denoise")
-    let_go(notes)
+        job = queue.submit(request(**BLOCKED), image=IMAGE)
+        wait_until(lambda: queue.get(job.id).stage == "denoise")
+    release_jobs(task_log)
     with Queue(settings, "queue_work:Work") as queue:
-        job = finished(queue, job)
+        job = wait_finished(queue, job)
         assert (job.status, job.attempts) == ("completed", 0)
-        assert queue.result(job.id).read_bytes() == expected(job.request, IMAGE)
+        assert queue.result(job.id).read_bytes() == expected_video(job.request, IMAGE)
 
 
-def test_a_queue_that_closes_with_grace_finishes_what_runs(settings):
+def test_close_with_grace_completes_running_job(settings):
     queue = Queue(settings, "queue_work:Work")
     queue.open()
     job = queue.submit(request(motion_bucket_id=30), image=IMAGE)
-    until(lambda: queue.get(job.id).status == "in_progress")
-    queue.close(grace=PATIENCE)
+    wait_until(lambda: queue.get(job.id).status == "in_progress")
+    queue.close(grace=TIMEOUT)
     with Queue(settings) as after:
         assert after.get(job.id).status == "completed"
 
 
-def test_a_job_survives_a_worker_that_dies_under_it(queue, notes):
-    job = finished(queue, queue.submit(request(model="killed once"), image=IMAGE))
+def test_job_completes_after_its_worker_died(queue, task_log):
+    job = wait_finished(queue, queue.submit(request(model="killed once"), image=IMAGE))
     assert (job.status, job.attempts) == ("completed", 1)
-    assert queue.result(job.id).read_bytes() == expected(job.request, IMAGE)
-    assert [part for _, part, *_ in begun(notes)] == ["latents", "video", "video"]
+    assert queue.result(job.id).read_bytes() == expected_video(job.request, IMAGE)
+    assert [part for _, part, *_ in started_tasks(task_log)] == ["latents", "video", "video"]
 
 
-def test_a_job_under_which_every_worker_dies_fails_with_the_reason_and_the_next_goes_on(queue):
-    job = finished(queue, queue.submit(request(model="killed"), image=IMAGE))
+def test_job_fails_after_three_workers_died_and_next_job_completes(queue):
+    job = wait_finished(queue, queue.submit(request(model="killed"), image=IMAGE))
     assert (job.status, job.error.code, job.attempts) == ("failed", "worker_died", 3)
     assert "killed by SIGKILL" in job.error.message
-    assert finished(queue, queue.submit(request(), image=IMAGE)).status == "completed"
+    assert wait_finished(queue, queue.submit(request(), image=IMAGE)).status == "completed"
 
 
-def test_a_worker_that_hangs_is_replaced_and_the_job_goes_on(tmp_path, notes):
+def test_hung_worker_is_replaced_and_job_completes(tmp_path, task_log):
     with Queue(Settings(data_dir=tmp_path / "data", step_timeout=3, min_free_gb=0), "queue_work:Work") as queue:
-        job = finished(queue, queue.submit(request(model="hangs"), image=IMAGE))
+        job = wait_finished(queue, queue.submit(request(model="hangs"), image=IMAGE))
         assert (job.status, job.error) == ("completed", None)
-        assert job.attempts >= 1  # on a machine that stands still for 3 seconds, more
+        assert job.attempts >= 1  # more on a machine that stalls for 3 seconds
 
 
-def test_work_that_can_not_be_imported_fails_its_jobs_with_the_reason(settings):
+def test_import_error_of_work_fails_jobs_with_the_error(settings):
     with Queue(settings, "queue_work:Wrok") as queue:
-        job = finished(queue, queue.submit(request(), image=IMAGE))
+        job = wait_finished(queue, queue.submit(request(), image=IMAGE))
         assert "queue_work:Wrok can't be loaded: AttributeError" in job.error.message
 
 
-def test_another_process_takes_over_when_the_first_one_dies(server, settings):
-    until(server.workers)
+def test_second_process_takes_over_when_first_is_killed(server, settings):
+    wait_until(server.workers)
     with Queue(settings, "queue_work:Work") as second:
-        job = second.submit(request(**HELD), image=IMAGE)
-        at(second, job, "denoise")
+        job = second.submit(request(**BLOCKED), image=IMAGE)
+        wait_for_stage(second, job, "denoise")
         assert not second.ready
         server.kill()
-        until(lambda: second.ready)
+        wait_until(lambda: second.ready)
         assert second.cancel(job.id).error.code == "cancelled"
-        assert finished(second, second.submit(request(), image=IMAGE)).status == "completed"
+        assert wait_finished(second, second.submit(request(), image=IMAGE)).status == "completed"
 
 
-def test_two_workers_do_two_jobs_at_once(settings, notes):
+def test_two_workers_run_two_jobs_in_parallel(settings, task_log):
     with Queue(settings, "queue_work:Work", devices=("cpu", "cpu")) as queue:
-        jobs = [queue.submit(request(seed=seed, **HELD), image=IMAGE) for seed in range(2)]
-        until(lambda: all(queue.get(job.id).stage == "denoise" for job in jobs))
-        let_go(notes)
+        jobs = [queue.submit(request(seed=seed, **BLOCKED), image=IMAGE) for seed in range(2)]
+        wait_until(lambda: all(queue.get(job.id).stage == "denoise" for job in jobs))
+        release_jobs(task_log)
         for job in jobs:
-            assert queue.result(finished(queue, job).id).read_bytes() == expected(job.request, IMAGE)
+            assert queue.result(wait_finished(queue, job).id).read_bytes() == expected_video(job.request, IMAGE)
 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of 4 MB, where one can be mounted."""
+    """A file system of 4 MB, if one can be mounted."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
     )
     if mounted.returncode:
-        pytest.skip(f"no disk can be mounted here: {mounted.stderr.strip()}")
+        pytest.skip(f"no file system can be mounted: {mounted.stderr.strip()}")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_full_disk_fails_its_job_and_the_queue_goes_on_when_there_is_room(small_disk, notes, caplog):
+def test_full_disk_fails_job_and_queue_recovers(small_disk, task_log, caplog):
     with Queue(Settings(data_dir=small_disk, min_free_gb=0), "queue_work:Work") as queue:
-        finished(queue, queue.submit(request(), image=IMAGE))
-        job = queue.submit(request(**HELD), image=IMAGE)
-        at(queue, job, "denoise")
+        wait_finished(queue, queue.submit(request(), image=IMAGE))
+        job = queue.submit(request(**BLOCKED), image=IMAGE)
+        wait_for_stage(queue, job, "denoise")
         filler = small_disk / "filler"
         with contextlib.suppress(OSError), filler.open("wb") as file:
             for _ in range(4096):
                 file.write(bytes(1024))
                 file.flush()
-        let_go(notes)
-        until(lambda: "full" in caplog.text or queue.get(job.id).finished)
+        release_jobs(task_log)
+        wait_until(lambda: "full" in caplog.text or queue.get(job.id).finished)
         filler.unlink()
-        job = finished(queue, job)
+        job = wait_finished(queue, job)
         assert job.status == "completed" or job.error.code in ("insufficient_disk", "internal_error")
-        assert finished(queue, queue.submit(request(), image=IMAGE)).status == "completed"
+        assert wait_finished(queue, queue.submit(request(), image=IMAGE)).status == "completed"
         assert not list(small_disk.rglob(".part-*"))
 
 
 @pytest.mark.slow
-def test_whatever_is_killed_whenever_every_job_is_completed_once_to_the_same_bytes(server, client, settings, notes):
-    """Workers, the server and both are killed at random moments, until all jobs are done."""
-    moments = random.Random(4)
+def test_random_kills_complete_every_job_once(server, client, settings, task_log):
+    """Kill workers, the server or both at random moments."""
+    rng = random.Random(4)
     jobs = [
         client.submit(request(seed=seed, motion_bucket_id=20, num_inference_steps=10), image=IMAGE)
         if seed % 2
@@ -170,7 +180,7 @@ def test_whatever_is_killed_whenever_every_job_is_completed_once_to_the_same_byt
         for seed in range(12)
     ]
     for kill in range(10):
-        time.sleep(moments.uniform(0.2, 3))
+        time.sleep(rng.uniform(0.2, 3))
         for worker in server.workers() if kill % 3 else ():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(worker.pid, signal.SIGKILL)
@@ -178,29 +188,29 @@ def test_whatever_is_killed_whenever_every_job_is_completed_once_to_the_same_byt
             server.kill()
             server.start()
     for job in jobs:
-        done = finished(client, job)
-        source = IMAGE if job.request.prompt is None else drawn(job.request)
+        done = wait_finished(client, job)
+        source = IMAGE if job.request.prompt is None else expected_image(job.request)
         assert (done.status, done.error) == ("completed", None)
-        assert client.result(job.id).read_bytes() == expected(job.request, source)
-    until(lambda: not list(settings.data_dir.rglob(".part-*")))
+        assert client.result(job.id).read_bytes() == expected_video(job.request, source)
+    wait_until(lambda: not list(settings.data_dir.rglob(".part-*")))
     assert client.waiting() == 0
 
 
-def test_a_job_that_dbos_gave_up_is_failed_counted_and_cleared_away(settings, monkeypatch):
-    """Only a server that died fifty times over one job comes to this, so DBOS's answer is made up."""
+def test_job_that_dbos_gave_up_fails_and_is_cleaned_up(settings, monkeypatch):
+    """DBOS's answer is faked, since it takes fifty crashes of the server."""
     from dbos import DBOS
 
-    ended = []
-    queue = Queue(settings, "queue_work:Work", ended=ended.append)  # not opened: nothing else runs the job
+    finished_jobs = []
+    queue = Queue(settings, "queue_work:Work", on_finished=finished_jobs.append)  # not open
     job = queue.submit(request(), image=IMAGE)
-    runner = queue._runner
-    assert runner._store.claim([None])[0] == job.id
-    runner._files.job(job.id).mkdir()
+    scheduler = queue._scheduler
+    assert scheduler._table.claim([None])[0] == job.id
+    scheduler._files.job(job.id).mkdir()
     given_up = SimpleNamespace(status="MAX_RECOVERY_ATTEMPTS_EXCEEDED", app_version="1")
     monkeypatch.setattr(DBOS, "get_workflow_status", lambda _: given_up)
-    runner._reconcile()
+    scheduler._reconcile()
     failed = queue.get(job.id)
     assert (failed.status, failed.error.code) == ("failed", "interrupted")
-    assert [each.id for each in ended] == [job.id]
-    assert not runner._files.job(job.id).exists()
-    runner._store.close()
+    assert [each.id for each in finished_jobs] == [job.id]
+    assert not scheduler._files.job(job.id).exists()
+    scheduler._table.close()

@@ -1,4 +1,4 @@
-"""Files are there whole or not at all, and only as long as they are needed."""
+"""Atomic writes, private permissions and deletion of unused files."""
 
 import contextlib
 import errno
@@ -6,54 +6,54 @@ import os
 import stat
 
 import pytest
-from queue_helpers import IMAGE, finished, request, until
+from queue_helpers import IMAGE, request, wait_finished, wait_until
 
 from kinema.errors import InsufficientDisk
 from kinema.jobs import Queue
-from kinema.jobs.job_files import JobFiles, appearing, write
+from kinema.jobs.job_files import JobFiles, atomic_file, write_atomically
 from kinema.jobs.worker_pool import devices_for
 from kinema.settings import Settings
 
 
-def test_a_file_appears_only_when_its_writer_is_done(tmp_path):
+def test_atomic_file_appears_at_the_end(tmp_path):
     target = tmp_path / "video.mp4"
-    with appearing(target) as aside:
-        aside.write_bytes(b"a vid")
+    with atomic_file(target) as partial:
+        partial.write_bytes(b"a vid")
         assert not target.exists()
-        assert aside.suffix == ".mp4"
+        assert partial.suffix == ".mp4"
     assert [path.name for path in tmp_path.iterdir()] == ["video.mp4"]
 
 
-def test_a_writer_that_fails_leaves_what_was_there(tmp_path):
+def test_failed_write_keeps_existing_file(tmp_path):
     target = tmp_path / "video.mp4"
-    write(target, b"the first")
-    with pytest.raises(TypeError), appearing(target) as aside, aside.open("wb") as file:
+    write_atomically(target, b"the first")
+    with pytest.raises(TypeError), atomic_file(target) as partial, partial.open("wb") as file:
         file.writelines([b"half of the sec", "ond"])
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"the first"]
 
 
-def test_a_full_disk_is_told_as_one(tmp_path):
-    with pytest.raises(InsufficientDisk, match=r"the disk is full: video.mp4"), appearing(tmp_path / "video.mp4"):
+def test_full_disk_raises_insufficient_disk(tmp_path):
+    with pytest.raises(InsufficientDisk, match=r"the disk is full: video.mp4"), atomic_file(tmp_path / "video.mp4"):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def add(files, data):
-    with files.adding(data) as sha256:
+    with files.add_image(data) as sha256:
         return sha256
 
 
-def test_a_still_is_found_by_its_content(tmp_path):
+def test_images_are_stored_by_content_hash(tmp_path):
     files = JobFiles(tmp_path)
     assert add(files, b"one") == add(files, b"one") != add(files, b"other")
     assert files.image(add(files, b"one")).read_bytes() == b"one"
 
 
-def test_a_sweep_deletes_what_was_marked_and_reports_what_no_record_names(tmp_path):
+def test_sweep_deletes_marked_files_and_returns_unknown_ones(tmp_path):
     files = JobFiles(tmp_path)
-    wanted, unknown_image = add(files, b"wanted"), add(files, b"unknown")
-    with pytest.raises(ZeroDivisionError), files.adding(b"never recorded"):
+    used, unknown_image = add(files, b"used"), add(files, b"unknown")
+    with pytest.raises(ZeroDivisionError), files.add_image(b"never stored"):
         _ = 1 / 0
-    with pytest.raises(ZeroDivisionError), files.adding(b"wanted"):
+    with pytest.raises(ZeroDivisionError), files.add_image(b"used"):
         _ = 1 / 0
     known, unknown = (files.job(f"video_{digit * 32}") for digit in "ab")
     half_deleted, foreign = files.jobs / f".deleted-0123abcd-video_{'c' * 32}", files.jobs / ".deleted"
@@ -61,37 +61,37 @@ def test_a_sweep_deletes_what_was_marked_and_reports_what_no_record_names(tmp_pa
         folder.mkdir()
     (files.images / ".part-0123abcd-x").touch()
     kept = sorted([f"jobs/{unknown.name}", "jobs/.deleted", f"images/{unknown_image}"])
-    assert files.sweep({known.name}, {wanted}) == kept
-    assert {path.name for path in files.images.iterdir()} == {wanted, unknown_image}
+    assert files.sweep({known.name}, {used}) == kept
+    assert {path.name for path in files.images.iterdir()} == {used, unknown_image}
     assert set(files.jobs.iterdir()) == {known, unknown, foreign}
 
 
 def modes(folder):
     found = {}
     for path in (folder, *folder.rglob("*")):
-        with contextlib.suppress(FileNotFoundError):  # what is being written
+        with contextlib.suppress(FileNotFoundError):  # a partial file
             found[path] = stat.S_IMODE(path.stat().st_mode)
     return found
 
 
-def test_everything_is_readable_by_its_owner_alone_whatever_the_umask(tmp_path, notes):
+def test_all_files_are_private_with_any_umask(tmp_path, task_log):
     before = os.umask(0)
     try:
         with Queue(Settings(data_dir=tmp_path / "data", min_free_gb=0), "queue_work:Work") as queue:
             job = queue.submit(request(motion_bucket_id=50, num_inference_steps=60, prompt="a fox"))
-            until(lambda: queue.preview(job.id))
+            wait_until(lambda: queue.preview(job.id))
             found = modes(tmp_path / "data")
             queue.cancel(job.id)
-            finished(queue, queue.submit(request(), image=IMAGE))
+            wait_finished(queue, queue.submit(request(), image=IMAGE))
             found |= modes(tmp_path / "data")
     finally:
         os.umask(before)
     files = {path.name for path in found if not path.is_dir()}
-    assert {".lock", ".runner", "jobs.sqlite3-wal", "jobs.sqlite3-shm", "jobs.sqlite3.workflows"} <= files
+    assert {".lock", ".scheduler", "jobs.sqlite3-wal", "jobs.sqlite3-shm", "jobs.sqlite3.workflows"} <= files
     assert {path: oct(mode) for path, mode in found.items() if mode not in (0o700, 0o600)} == {}
 
 
-def test_a_folder_that_others_could_read_is_closed_to_them(tmp_path):
+def test_start_makes_existing_files_private(tmp_path):
     data = tmp_path / "data"
     queue = Queue(Settings(data_dir=data))
     for name in (f"jobs/video_{'a' * 32}", "drafts", "jobs/2019"):
@@ -103,47 +103,47 @@ def test_a_folder_that_others_could_read_is_closed_to_them(tmp_path):
         path.chmod(0o755 if path.is_dir() else 0o644)
     Queue(Settings(data_dir=data)).close()
     others = {path.relative_to(data).as_posix() for path, mode in modes(data).items() if mode & 0o077}
-    assert others == {"jobs/2019"}  # not Kinema's, and in a folder that no one else can enter
+    assert others == {"jobs/2019"}  # an unknown file, in a folder that others can't enter
 
 
 @pytest.mark.parametrize("name", ["images", "jobs", "drafts", "gradio"])
-@pytest.mark.parametrize("why_not", [None, "beside", "owner"])
-def test_a_folder_that_a_link_leads_to_is_closed_where_it_is_kinemas_alone(tmp_path, monkeypatch, name, why_not):
-    there = tmp_path / "there"
-    there.mkdir(mode=0o755)
-    (there / ("a" * 64)).touch(0o644)
+@pytest.mark.parametrize("obstacle", [None, "other files", "owner"])
+def test_target_of_symlink_becomes_private_if_it_has_only_own_files(tmp_path, monkeypatch, name, obstacle):
+    target = tmp_path / "target"
+    target.mkdir(mode=0o755)
+    (target / ("a" * 64)).touch(0o644)
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / name).symlink_to(there)
-    if why_not == "beside":
-        (there / "letters").touch()
-    elif why_not == "owner":
-        monkeypatch.setattr(os, "geteuid", lambda: there.stat().st_uid + 1)
+    (tmp_path / "data" / name).symlink_to(target)
+    if obstacle == "other files":
+        (target / "letters").touch()
+    elif obstacle == "owner":
+        monkeypatch.setattr(os, "geteuid", lambda: target.stat().st_uid + 1)
     JobFiles(tmp_path / "data").make_private()
-    assert stat.S_IMODE(there.stat().st_mode) == (0o755 if why_not else 0o700)
-    assert stat.S_IMODE((there / ("a" * 64)).stat().st_mode) == 0o600
+    assert stat.S_IMODE(target.stat().st_mode) == (0o755 if obstacle else 0o700)
+    assert stat.S_IMODE((target / ("a" * 64)).stat().st_mode) == 0o600
 
 
-def test_a_data_folder_may_be_a_link(tmp_path):
-    there = tmp_path / "there"
-    there.mkdir(mode=0o755)
-    (tmp_path / "data").symlink_to(there)
+def test_data_folder_may_be_a_symlink(tmp_path):
+    target = tmp_path / "target"
+    target.mkdir(mode=0o755)
+    (tmp_path / "data").symlink_to(target)
     JobFiles(tmp_path / "data").make_private()
-    assert stat.S_IMODE(there.stat().st_mode) == 0o700
+    assert stat.S_IMODE(target.stat().st_mode) == 0o700
 
 
-@pytest.mark.parametrize("beside", ["letters", None])
-def test_a_folder_that_holds_more_than_kinemas_files_keeps_its_mode(tmp_path, beside):
+@pytest.mark.parametrize("other_name", ["letters", None])
+def test_folder_with_other_files_keeps_its_mode(tmp_path, other_name):
     tmp_path.chmod(0o755)
-    if beside:
-        (tmp_path / beside).mkdir()
+    if other_name:
+        (tmp_path / other_name).mkdir()
     Queue(Settings(data_dir=tmp_path)).close()
-    assert stat.S_IMODE(tmp_path.stat().st_mode) == (0o755 if beside else 0o700)
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == (0o755 if other_name else 0o700)
     assert stat.S_IMODE((tmp_path / "jobs.sqlite3").stat().st_mode) == 0o600
 
 
 @pytest.mark.parametrize("name", ["../x", "video_..", "", "video_" + "a" * 31, f"video_{'a' * 32}/.."])
-def test_no_id_leads_out_of_the_folder(tmp_path, name):
-    with pytest.raises(ValueError, match="is no job's id"):
+def test_invalid_job_id_raises_value_error(tmp_path, name):
+    with pytest.raises(ValueError, match="is not a job id"):
         JobFiles(tmp_path).job(name)
 
 
@@ -156,6 +156,6 @@ def test_no_id_leads_out_of_the_folder(tmp_path, name):
         ({}, ("auto",)),
     ],
 )
-def test_workers_are_as_many_as_the_settings_say(monkeypatch, settings, devices):
+def test_devices_follow_the_settings(monkeypatch, settings, devices):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # a machine without GPUs
     assert devices_for(Settings(**settings)) == devices

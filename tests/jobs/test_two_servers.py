@@ -1,45 +1,45 @@
-"""Of several servers on one database one runs the jobs, also after it lost the connection that said so."""
+"""Several servers with one database: only one runs the jobs, even if it loses the connection with its lock."""
 
 import contextlib
 
 import pytest
 import sqlalchemy as sa
-from queue_helpers import HELD, IMAGE, Server, begun, finished, let_go, request, until
-from queue_work import drawn, expected
+from queue_helpers import BLOCKED, IMAGE, Server, release_jobs, request, started_tasks, wait_finished, wait_until
+from queue_work import expected_image, expected_video
 
 from kinema.errors import QueueUnavailable
 from kinema.jobs import Queue
 from kinema.jobs.job_table import JobTable
 from kinema.settings import Settings
 
-RUNNERS = """
+LOCK_HOLDERS = """
     SELECT pid FROM pg_locks JOIN pg_database ON pg_database.oid = database
     WHERE locktype = 'advisory' AND granted AND objid::bigint = 1852140898 AND datname = current_database()
 """
 
 
 @pytest.fixture
-def cut(postgresql_url):
-    """Cut the connection that holds the lock of whoever runs the jobs."""
+def cut_connection(postgresql_url):
+    """A function that terminates the connection that holds the scheduler lock."""
     engine = sa.create_engine(postgresql_url.replace("postgresql://", "postgresql+psycopg://"))
 
     def terminate():
         with engine.connect() as connection:
-            (pid,) = connection.execute(sa.text(RUNNERS)).scalars()
+            (pid,) = connection.execute(sa.text(LOCK_HOLDERS)).scalars()
             connection.execute(sa.text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
-            until(lambda: pid not in connection.execute(sa.text(RUNNERS)).scalars().all())
+            wait_until(lambda: pid not in connection.execute(sa.text(LOCK_HOLDERS)).scalars().all())
 
     yield terminate
     engine.dispose()
 
 
 @pytest.fixture
-def postgres_settings(tmp_path, notes, postgresql_url):
+def postgres_settings(tmp_path, task_log, postgresql_url):
     return Settings(data_dir=tmp_path / "data", database_url=postgresql_url, min_free_gb=0)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def folders(request, tmp_path, notes):
+def folders(request, tmp_path, task_log):
     """The settings of two servers with one database."""
     url = f"sqlite:///{tmp_path}/shared.sqlite3"
     if request.param == "postgresql":
@@ -49,138 +49,145 @@ def folders(request, tmp_path, notes):
 
 @contextlib.contextmanager
 def held_lock(url):
-    """The lock, taken as another server would."""
-    store = JobTable(url)
-    with contextlib.ExitStack() as holding:
+    """Take the scheduler lock, as another server would."""
+    table = JobTable(url)
+    with contextlib.ExitStack() as locks:
 
-        def take():
-            with contextlib.ExitStack() as tried:
-                if taken := tried.enter_context(store.sole_runner()):
-                    holding.push(tried.pop_all())
-                return taken
+        def acquire():
+            with contextlib.ExitStack() as attempt:
+                if acquired := attempt.enter_context(table.sole_scheduler()):
+                    locks.push(attempt.pop_all())
+                return acquired
 
-        until(take)
+        wait_until(acquire)
         yield
-    store.close()
+    table.close()
 
 
-def test_a_job_is_begun_again_when_the_connection_of_its_runner_was_cut(postgres_settings, notes, cut):
+def test_job_restarts_after_scheduler_lost_its_connection(postgres_settings, task_log, cut_connection):
     with Queue(postgres_settings, "queue_work:Work") as queue:
-        job = queue.submit(request(**HELD), image=IMAGE)
-        until(lambda: queue.get(job.id).stage == "denoise")
-        cut()
-        until(lambda: len(begun(notes)) == 2)
-        let_go(notes)
-        job = finished(queue, job)
+        job = queue.submit(request(**BLOCKED), image=IMAGE)
+        wait_until(lambda: queue.get(job.id).stage == "denoise")
+        cut_connection()
+        wait_until(lambda: len(started_tasks(task_log)) == 2)
+        release_jobs(task_log)
+        job = wait_finished(queue, job)
         assert (job.status, job.attempts, queue.problems) == ("completed", 0, ())
-        assert queue.result(job.id).read_bytes() == expected(job.request, IMAGE)
-    assert [part for _, part, *_ in begun(notes)] == ["latents", "latents", "video"]
+        assert queue.result(job.id).read_bytes() == expected_video(job.request, IMAGE)
+    assert [part for _, part, *_ in started_tasks(task_log)] == ["latents", "latents", "video"]
 
 
-def test_a_runner_stops_while_another_holds_the_lock_that_it_lost(postgres_settings, postgresql_url, notes, cut):
-    ended = []
-    with Queue(postgres_settings, "queue_work:Work", devices=("cpu", "cpu"), ended=ended.append) as queue:
-        jobs = [queue.submit(request(**HELD, seed=seed), image=IMAGE) for seed in range(3)]
-        until(lambda: [queue.get(job.id).stage for job in jobs] == ["denoise", "denoise", None])
-        cut()
+def test_scheduler_stops_while_another_holds_its_lost_lock(postgres_settings, postgresql_url, task_log, cut_connection):
+    finished_jobs = []
+    with Queue(postgres_settings, "queue_work:Work", devices=("cpu", "cpu"), on_finished=finished_jobs.append) as queue:
+        jobs = [queue.submit(request(**BLOCKED, seed=seed), image=IMAGE) for seed in range(3)]
+        wait_until(lambda: [queue.get(job.id).stage for job in jobs] == ["denoise", "denoise", None])
+        cut_connection()
         with held_lock(postgresql_url):
-            until(lambda: queue.problems and "another server, with another data folder" in queue.problems[0])
+            wait_until(lambda: queue.problems and "another server, with another data folder" in queue.problems[0])
             assert (queue.ready, queue.running(), queue.workers) == (False, 0, (None, None))
-            let_go(notes)
+            release_jobs(task_log)
             assert [queue.get(job.id).status for job in jobs] == ["in_progress", "in_progress", "queued"]
             with pytest.raises(QueueUnavailable, match="another server"):
                 queue.submit(request(), image=IMAGE)
-        assert [finished(queue, job).status for job in jobs] == ["completed"] * 3
-        until(lambda: len(ended) == 3)
-    assert {job.id for job in ended} == {job.id for job in jobs}
-    assert all(job.attempts == 0 for job in ended)
+        assert [wait_finished(queue, job).status for job in jobs] == ["completed"] * 3
+        wait_until(lambda: len(finished_jobs) == 3)
+    assert {job.id for job in finished_jobs} == {job.id for job in jobs}
+    assert all(job.attempts == 0 for job in finished_jobs)
 
 
-def test_a_runner_writes_nothing_of_jobs_once_its_connection_was_cut(postgresql_url, postgres_settings, cut):
+def test_scheduler_writes_nothing_after_losing_its_connection(postgresql_url, postgres_settings, cut_connection):
     with Queue(postgres_settings) as queue:
         job = queue.submit(request(), image=IMAGE)
-        store = queue._store
-        with store.sole_runner() as alone:
-            assert (alone, store.is_sole_runner(), store.has_runner()) == (True, True, True)
-            assert store.claim([None])[0] == job.id
-            cut()
+        table = queue._table
+        with table.sole_scheduler() as acquired:
+            assert (acquired, table.is_sole_scheduler(), table.has_scheduler()) == (True, True, True)
+            assert table.claim([None])[0] == job.id
+            cut_connection()
             for change in (
-                lambda: store.complete(job.id, 1.0),
-                lambda: store.record(job.id, step=1),
-                lambda: store.unclaim(job.id),
-                lambda: store.claim([None]),
+                lambda: table.complete(job.id, 1.0),
+                lambda: table.record(job.id, step=1),
+                lambda: table.requeue(job.id),
+                lambda: table.claim([None]),
             ):
                 with pytest.raises(QueueUnavailable):
                     change()
-            assert (store.is_sole_runner(), store.has_runner()) == (False, False)
+            assert (table.is_sole_scheduler(), table.has_scheduler()) == (False, False)
         assert queue.get(job.id).status == "in_progress"
-        assert queue.cancel(job.id).status == "failed"  # as anyone may
-        with store.sole_runner() as alone:
-            assert (alone, store.is_sole_runner()) == (True, True)
+        assert queue.cancel(job.id).status == "failed"  # which needs no lock
+        with table.sole_scheduler() as acquired:
+            assert (acquired, table.is_sole_scheduler()) == (True, True)
 
 
-def test_each_job_of_two_servers_is_done_once_however_often_their_connections_are_cut(
-    postgres_settings, tmp_path, notes, cut
+def test_two_servers_complete_each_job_once_after_lost_connections(
+    postgres_settings, tmp_path, task_log, cut_connection
 ):
     here, there = (postgres_settings.model_copy(update={"data_dir": tmp_path / name}) for name in "ab")
     with Queue(here) as client:
-        jobs = [client.submit(request(**HELD, seed=seed, prompt="a fox")) for seed in range(3)]
+        jobs = [client.submit(request(**BLOCKED, seed=seed, prompt="a fox")) for seed in range(3)]
         servers = [Server(here), Server(there)]
         try:
             for times in range(2):
-                until(lambda times=times: len([1 for _, part, *_ in begun(notes) if part == "latents"]) > times)
-                cut()
-            let_go(notes)
-            done = [finished(client, job) for job in jobs]
+                wait_until(
+                    lambda times=times: len([1 for _, part, *_ in started_tasks(task_log) if part == "latents"]) > times
+                )
+                cut_connection()
+            release_jobs(task_log)
+            done = [wait_finished(client, job) for job in jobs]
         finally:
             for server in servers:
                 server.kill()
     assert [(job.status, job.attempts) for job in done] == [("completed", 0)] * 3
     for job in done:
         videos = [settings.data_dir / "jobs" / job.id / "video.mp4" for settings in (here, there)]
-        assert {video.read_bytes() for video in videos if video.exists()} == {expected(job.request, drawn(job.request))}
+        assert {video.read_bytes() for video in videos if video.exists()} == {
+            expected_video(job.request, expected_image(job.request))
+        }
 
 
-def test_a_server_takes_no_job_while_one_with_another_folder_runs_them(folders):
+def test_submit_fails_while_server_with_another_folder_runs_jobs(folders):
     here, there = folders
     with (
         Queue(here, "queue_work:Work") as queue,
-        Queue(here) as beside,
+        Queue(here) as second,
         Queue(there) as submitting,
         Queue(there, "queue_work:Work") as waiting,
     ):
-        until(lambda: queue.ready and waiting.problems)
+        wait_until(lambda: queue.ready and waiting.problems)
         assert (waiting.ready, "start this one with the same data folder" in waiting.problems[0]) == (False, True)
         for other in (submitting, waiting):
-            for asked in ({"request": request(), "image": IMAGE}, {"request": request(prompt="a fox")}):
+            for arguments in ({"request": request(), "image": IMAGE}, {"request": request(prompt="a fox")}):
                 with pytest.raises(QueueUnavailable, match="another server, with another data folder"):
-                    other.submit(**asked)
+                    other.submit(**arguments)
         assert (submitting.list().jobs, list((there.data_dir / "images").iterdir())) == ((), [])
-        for near in (queue, beside):
-            assert finished(near, near.submit(request(), image=IMAGE, idempotency_key="k")).status == "completed"
+        for same_folder in (queue, second):
+            assert (
+                wait_finished(same_folder, same_folder.submit(request(), image=IMAGE, idempotency_key="k")).status
+                == "completed"
+            )
         assert submitting.submit(request(), image=IMAGE, idempotency_key="k").status == "completed"
 
 
-def test_a_server_takes_jobs_while_none_runs_them_and_where_one_took_its_folder_over(folders):
+def test_submit_works_without_scheduler_and_after_takeover_of_its_folder(folders):
     here, there = folders
     with Queue(there) as submitting:
         with Queue(here, "queue_work:Work") as queue:
-            until(lambda: queue.ready)
+            wait_until(lambda: queue.ready)
         job = submitting.submit(request(), image=IMAGE)
         with Queue(there, "queue_work:Work") as queue:
-            assert finished(queue, job).status == "completed"
-            assert finished(submitting, submitting.submit(request(seed=1), image=IMAGE)).status == "completed"
+            assert wait_finished(queue, job).status == "completed"
+            assert wait_finished(submitting, submitting.submit(request(seed=1), image=IMAGE)).status == "completed"
 
 
-def test_a_server_that_takes_over_with_a_new_folder_draws_again_and_says_which_image_is_missing(folders, notes):
+def test_takeover_with_new_folder_regenerates_image_and_fails_job_with_missing_upload(folders, task_log):
     here, there = folders
     with Queue(here, "queue_work:Work") as queue:
-        job = queue.submit(request(**HELD, prompt="a fox"))
-        given = queue.submit(request(), image=IMAGE)
-        until(lambda: queue.get(job.id).stage == "denoise")
-    let_go(notes)
+        job = queue.submit(request(**BLOCKED, prompt="a fox"))
+        uploaded = queue.submit(request(), image=IMAGE)
+        wait_until(lambda: queue.get(job.id).stage == "denoise")
+    release_jobs(task_log)
     with Queue(there, "queue_work:Work") as queue:
-        job, given = finished(queue, job), finished(queue, given)
-        assert queue.result(job.id).read_bytes() == expected(job.request, drawn(job.request))
-    assert (given.status, given.error.code) == ("failed", "interrupted")
-    assert "its image is not in the data folder" in given.error.message
+        job, uploaded = wait_finished(queue, job), wait_finished(queue, uploaded)
+        assert queue.result(job.id).read_bytes() == expected_video(job.request, expected_image(job.request))
+    assert (uploaded.status, uploaded.error.code) == ("failed", "interrupted")
+    assert "its image is not in the data folder" in uploaded.error.message

@@ -62,7 +62,7 @@ def test_previews_are_small_pictures_made_when_they_are_wanted(work, tiny_svd, p
     image = tmp_path / "image"
     image.write_bytes(png)
     steps, _ = follow(work(Task("j", "latents", request_for(model=str(tiny_svd), **SMALL), image)))
-    previews = [step.make() for step in steps if isinstance(step, Preview)]
+    previews = [step.encode() for step in steps if isinstance(step, Preview)]
     assert len(previews) == 2
     assert {Image.open(io.BytesIO(data)).format for data in previews} == {"JPEG"}
 
@@ -73,7 +73,7 @@ def test_a_preview_is_as_large_as_the_video(work, tmp_path, png, vae_levels):
     image.write_bytes(png)
     request = request_for(model=str(folder), **{**SMALL, "width": 72, "num_inference_steps": 1})
     steps, _ = follow(work(Task("j", "latents", request, image)))
-    (preview,) = [step.make() for step in steps if isinstance(step, Preview)]
+    (preview,) = [step.encode() for step in steps if isinstance(step, Preview)]
     assert Image.open(io.BytesIO(preview)).size == (72, request.height)
 
 
@@ -85,7 +85,7 @@ def test_what_previews_need_of_the_model_is_taken_before_the_first_step(work, ti
     for result in work(Task("j", "latents", request_for(model=str(tiny_svd), **SMALL), image)):
         told.append(type(result).__name__)
         if isinstance(result, Preview):
-            result.make()
+            result.encode()
     assert told[0] == "fit"
     assert told.count("fit") == 1
 
@@ -96,7 +96,7 @@ def test_the_first_preview_shows_the_scene(monkeypatch, tmp_path):
     rocket = Path(__file__).parents[2] / "examples" / "rocket.jpg"
     request = request_for(model="pocket", seed=3, num_frames=2)
     preview = next(told for told in EngineWork()(Task("j", "latents", request, rocket)) if isinstance(told, Preview))
-    seen = Image.open(io.BytesIO(preview.make())).resize((36, 20))
+    seen = Image.open(io.BytesIO(preview.encode())).resize((36, 20))
     scene = fit_image(open_image(rocket), 288, 160).resize((36, 20))
     alike = np.corrcoef(np.asarray(seen, float).ravel(), np.asarray(scene, float).ravel())[0, 1]
     assert alike > 0.6, alike

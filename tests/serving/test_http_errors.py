@@ -20,7 +20,7 @@ from kinema.errors import (
     QueueUnavailable,
 )
 from kinema.jobs import Failure
-from kinema.jobs.job import OWN_FAILURES
+from kinema.jobs.job import QUEUE_FAILURE_CODES
 from kinema.jobs.worker_process import code_of
 from kinema.messages import Message
 from kinema.serving import schemas
@@ -62,7 +62,7 @@ def test_a_refusal_tells_what_the_client_can_mend_and_nothing_of_the_server(kind
 
 
 @pytest.mark.parametrize(
-    "code", [*(code_of(kind) for kind in kinds() if kind.__module__ == errors.__name__), *OWN_FAILURES], ids=str
+    "code", [*(code_of(kind) for kind in kinds() if kind.__module__ == errors.__name__), *QUEUE_FAILURE_CODES], ids=str
 )
 def test_a_jobs_failure_says_nothing_of_the_server(code):
     told_in_full = code in (OF_CLIENTS - {"invalid_image"}) | {"cancelled", "worker_hung", "interrupted"}

@@ -1,6 +1,6 @@
-"""Durable jobs: a queue that loses nothing, the files it keeps, and the processes in which the work is done.
+"""Durable job queue: job table, files, scheduler and worker processes.
 
-The work itself is a callable, named by where it can be imported from; nothing here knows a model, torch or HTTP.
+The work is a callable, given by its import path. This package depends on no model, not on torch and not on HTTP.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Checks at start: a data folder and its database have the same id, and the database the format of this version."""
+"""Checks at start: the data folder and the database have the same id, and the database has this version's format."""
 
 from __future__ import annotations
 
@@ -14,50 +14,53 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def bind(files: JobFiles, store: JobTable) -> None:
-    """Give a folder the id of its database at their first use, and check it at each later one.
+def bind(files: JobFiles, table: JobTable) -> None:
+    """Store the database's id in a new data folder; in a used one, check that it is the same.
 
-    Several folders may have one database's id: an empty one joins any database, and one without an id joins a database
-    that knows files of it, as those do that were made before there were ids.
+    Several folders may have the id of one database. A folder without files joins any database. A folder without an id
+    was written by a version without ids; it joins a database that knows files of it.
 
     Raises:
-        InvalidRequest: the folder holds files of another database, or is bound to another.
+        InvalidRequest: the folder has the id or the files of another database.
     """
-    with files.deleting():
-        bound = files.database_id()
-        if bound == store.id:
+    with files.deletion_lock():
+        folder_id = files.database_id()
+        if folder_id == table.id:
             return
-        held, needed = files.held(), store.needed()
-        if held & needed or not held if bound is None else not (held or needed):
-            files.set_database_id(store.id)
-            if needed and not held:
+        stored, expected = files.stored_ids(), table.expected_files()
+        can_join = (stored & expected or not stored) if folder_id is None else not (stored or expected)
+        if can_join:
+            files.set_database_id(table.id)
+            if expected and not stored:
                 log.warning(
-                    "the data folder %s is new, and holds none of the %d videos and images of its database %s",
+                    "the data folder %s is new and contains none of the %d videos and images of its database %s",
                     files.root,
-                    len(needed),
-                    store.address,
+                    len(expected),
+                    table.display_url,
                 )
             return
     raise InvalidRequest(
-        f"the data folder {files.root} and the database {store.address} do not belong together. The folder holds "
-        f"{len(held)} videos and images of {f'the database with the id {bound}' if bound else 'an unknown database'}; "
-        f"this one has the id {store.id} and needs {len(needed)} others. Set KINEMA_DATABASE_URL to the folder's "
-        f"database, or KINEMA_DATA_DIR to the database's folder. Only if that is lost for good, write {store.id} into "
-        f"{files.id_file}: the server then keeps the files that this database does not know, without listing them",
+        f"the data folder {files.root} and the database {table.display_url} do not belong together. The folder "
+        f"contains {len(stored)} videos and images of "
+        f"{f'the database with the id {folder_id}' if folder_id else 'an unknown database'}; this database has the id "
+        f"{table.id} and needs {len(expected)} others. Set KINEMA_DATABASE_URL to the folder's database, or "
+        "KINEMA_DATA_DIR to the database's folder. Only if the folder's database is lost for good, write "
+        f"{table.id} into {files.id_file}; the server then keeps the files that this database does not know, without "
+        "listing them",
         "database_url",
     )
 
 
-def check_format(found: int, expected: int, address: str) -> None:
-    """Refuse a database that another version of Kinema wrote.
+def check_format(found: int, expected: int, display_url: str) -> None:
+    """Check the format of a database.
 
     Raises:
-        InvalidRequest: naming both formats.
+        InvalidRequest: another version of Kinema wrote it.
     """
     if found != expected:
         raise InvalidRequest(
-            f"the database {address} has format {found}, and this version of Kinema uses format {expected}. Start the "
-            "version that wrote it, or set KINEMA_DATA_DIR to a new folder (and KINEMA_DATABASE_URL to a new database, "
-            "if it is set)",
+            f"the database {display_url} has format {found}, but this version of Kinema uses format {expected}. Start "
+            "the version that wrote it, or set KINEMA_DATA_DIR to a new folder (and KINEMA_DATABASE_URL to a new "
+            "database, if it is set)",
             "database_url",
         )

@@ -1,4 +1,4 @@
-"""How far a job is and how long it will take, judged from those that went before it on this machine."""
+"""Progress and ETA of a job, estimated from stage durations of completed jobs on this machine."""
 
 from __future__ import annotations
 
@@ -12,21 +12,19 @@ if TYPE_CHECKING:
     from kinema.jobs.job import Job
     from kinema.values import VideoRequest
 
-# Each stage's share of a job's time, while no job of the model was seen to its end.
-_SHARES = {"text_to_image": 25.0, "encode": 5.0, "denoise": 70.0, "decode": 25.0}
-# A new measurement counts this much against all before it.
-_RECENT = 0.3
-# A job's time, while none of its model was seen.
-_UNKNOWN_SECONDS = 60.0
+# Each stage's share of the job time, used until a job of the model has completed.
+_DEFAULT_SHARES = {"text_to_image": 25.0, "encode": 5.0, "denoise": 70.0, "decode": 25.0}
+# Weight of a new measurement in the moving average.
+_SMOOTHING = 0.3
 
 
 def stages_of(*, text_to_image: bool) -> tuple[str, ...]:
-    """The stages that a job goes through, in order."""
+    """Return the stages of a job in order."""
     return ("text_to_image", "encode", "denoise", "decode") if text_to_image else ("encode", "denoise", "decode")
 
 
-def _work(stage: str, request: VideoRequest) -> float:
-    """How much a stage has to do, in numbers that compare within the stage and model."""
+def _work_units(stage: str, request: VideoRequest) -> float:
+    """Return the amount of work of a stage. Only comparable within one stage and model."""
     pixels = request.width * request.height
     match stage:
         case "denoise":
@@ -40,7 +38,7 @@ def _work(stage: str, request: VideoRequest) -> float:
 
 
 class StageSpeeds:
-    """Seconds for a unit of each stage's work, by model; learnt from completed jobs, the latest most."""
+    """Seconds per unit of work for each model and stage: a moving average over completed jobs, newest first."""
 
     def __init__(self, completed: Sequence[Job] = ()) -> None:
         self._lock = Lock()
@@ -49,39 +47,35 @@ class StageSpeeds:
             self.learn(job)
 
     def learn(self, job: Job) -> None:
-        """Take a completed job's durations into account."""
+        """Add the stage durations of a completed job."""
         with self._lock:
             for stage, seconds in job.stage_durations.items():
                 key = (job.request.model, stage)
-                new = seconds / _work(stage, job.request)
+                new = seconds / _work_units(stage, job.request)
                 old = self._seconds.get(key, new)
-                self._seconds[key] = old + _RECENT * (new - old)
+                self._seconds[key] = old + _SMOOTHING * (new - old)
 
-    def stage_seconds(self, stage: str, request: VideoRequest) -> float | None:
-        """How long a stage should take, None where it was not seen yet."""
+    def estimate_stage(self, stage: str, request: VideoRequest) -> float | None:
+        """Return the expected seconds of a stage, or None if no job of the model has run it."""
         with self._lock:
-            unit = self._seconds.get((request.model, stage))
-        return None if unit is None else unit * _work(stage, request)
+            per_unit = self._seconds.get((request.model, stage))
+        return None if per_unit is None else per_unit * _work_units(stage, request)
 
-    def seconds(self, request: VideoRequest, *, text_to_image: bool) -> float | None:
-        """How long a job should take, None where the model was not seen yet."""
-        known = [self.stage_seconds(stage, request) for stage in stages_of(text_to_image=text_to_image)]
-        return None if None in known else sum(seconds for seconds in known if seconds is not None)
-
-    def guess(self, request: VideoRequest, *, text_to_image: bool) -> float:
-        """As `seconds`, with a guess where no one can know."""
-        return self.seconds(request, text_to_image=text_to_image) or _UNKNOWN_SECONDS
+    def estimate_job(self, request: VideoRequest, *, text_to_image: bool) -> float | None:
+        """Return the expected seconds of a job, or None if a stage has no measurement."""
+        stages = [self.estimate_stage(stage, request) for stage in stages_of(text_to_image=text_to_image)]
+        return None if None in stages else sum(seconds for seconds in stages if seconds is not None)
 
     def shares(self, request: VideoRequest, stages: Sequence[str]) -> Mapping[str, float]:
-        """Each stage's share of the job, in any unit."""
-        known = {stage: self.stage_seconds(stage, request) for stage in stages}
-        if all(known.values()):
-            return {stage: seconds for stage, seconds in known.items() if seconds is not None}
-        return {stage: _SHARES[stage] for stage in stages}
+        """Return the relative duration of each stage, in any unit."""
+        estimates = {stage: self.estimate_stage(stage, request) for stage in stages}
+        if all(estimates.values()):
+            return {stage: seconds for stage, seconds in estimates.items() if seconds is not None}
+        return {stage: _DEFAULT_SHARES[stage] for stage in stages}
 
 
 class JobEta:
-    """One running job's progress: told each step, it knows stage durations, percent and the time that is left."""
+    """Progress, stage durations and ETA of one running job, updated at each step."""
 
     def __init__(
         self, request: VideoRequest, speeds: StageSpeeds, durations: Mapping[str, float], *, text_to_image: bool
@@ -93,23 +87,23 @@ class JobEta:
         self.stage: str | None = None
         self.step = self.total = 0
         self.percent = 0
-        self._mark = self._stage_began = time.monotonic()
-        self._first_seconds = 0.0
+        self._last_step_at = self._stage_started_at = time.monotonic()
+        self._first_step_seconds = 0.0
 
-    def begin(self) -> None:
-        """A part begins, maybe again: what was spent since the last step was spent on nothing."""
-        self._mark = self._stage_began = time.monotonic()
+    def start_part(self) -> None:
+        """Restart the clock: a part starts, and time since the last step does not count."""
+        self._last_step_at = self._stage_started_at = time.monotonic()
 
-    def tell(self, stage: str, step: int, total: int) -> None:
-        """Another step is done."""
+    def record_step(self, stage: str, step: int, total: int) -> None:
+        """Record a finished step."""
         now = time.monotonic()
         if stage != self.stage or step <= self.step:
-            self._stage_began, self._first_seconds = self._mark, now - self._mark
-            # Done again after a crash, it took what it takes now.
+            self._stage_started_at, self._first_step_seconds = self._last_step_at, now - self._last_step_at
+            # A stage that runs again after a crash counts from zero.
             if stage != self.stage:
                 self.durations[stage] = 0.0
-        self.durations[stage] = self.durations.get(stage, 0.0) + now - self._mark
-        self.stage, self.step, self.total, self._mark = stage, step, total, now
+        self.durations[stage] = self.durations.get(stage, 0.0) + now - self._last_step_at
+        self.stage, self.step, self.total, self._last_step_at = stage, step, total, now
         self.percent = self._percent()
 
     def _percent(self) -> int:
@@ -118,29 +112,33 @@ class JobEta:
             return self.percent
         before = sum(shares[stage] for stage in self._stages[: self._stages.index(self.stage)])
         done = before + shares[self.stage] * min(1.0, self.step / max(1, self.total))
-        # 100 is for what is completed: until then there is a file to be written.
+        # 100 means completed: after the last step the file still has to be written.
         return min(99, int(100 * done / sum(shares.values())))
 
     def eta(self) -> float | None:
-        """Seconds until the job is done, None while no one can know."""
+        """Return the seconds until the job completes, or None if unknown."""
         if self.stage not in self._stages:
-            return self._speeds.seconds(self._request, text_to_image="text_to_image" in self._stages)
+            return self._speeds.estimate_job(self._request, text_to_image="text_to_image" in self._stages)
         later = [
-            self._speeds.stage_seconds(stage, self._request)
+            self._speeds.estimate_stage(stage, self._request)
             for stage in self._stages[self._stages.index(self.stage) + 1 :]
         ]
         if None in later:
             return None
-        here = self._left_of_stage()
-        return None if here is None else max(0.0, here + sum(seconds for seconds in later if seconds is not None))
+        current = self._rest_of_stage()
+        return None if current is None else max(0.0, current + sum(seconds for seconds in later if seconds is not None))
 
-    def _left_of_stage(self) -> float | None:
-        """By the steps so far, without the first, which may have loaded the model; else by other jobs'."""
+    def _rest_of_stage(self) -> float | None:
+        """Return the remaining seconds of the current stage.
+
+        Extrapolate from this job's steps, without the first, which may include loading the model; before the second
+        step use other jobs' durations.
+        """
         now = time.monotonic()
         if self.step >= self.total:
             return 0.0
         if self.step > 1:
-            a_step = (self._mark - self._stage_began - self._first_seconds) / (self.step - 1)
-            return a_step * (self.total - self.step) - (now - self._mark)
-        whole = self._speeds.stage_seconds(str(self.stage), self._request)
-        return None if whole is None else whole - (now - self._stage_began)
+            per_step = (self._last_step_at - self._stage_started_at - self._first_step_seconds) / (self.step - 1)
+            return per_step * (self.total - self.step) - (now - self._last_step_at)
+        estimate = self._speeds.estimate_stage(str(self.stage), self._request)
+        return None if estimate is None else estimate - (now - self._stage_started_at)

@@ -1,4 +1,4 @@
-"""The values of the queue: a job as a caller sees it, a task as a worker gets it, and what the work yields."""
+"""Values of the queue: a job as callers see it, a task as a worker process receives it, and what the work yields."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 Status = Literal["queued", "in_progress", "completed", "failed"]
 Part = Literal["image", "latents", "video"]
 
-# What each part of a job leaves behind: a crash costs at most the part that was being made.
-PRODUCTS: Mapping[Part, str] = {"image": "image.png", "latents": "latents.safetensors", "video": "video.mp4"}
+# The output file of each part of a job. After a crash, only the interrupted part runs again.
+PART_FILES: Mapping[Part, str] = {"image": "image.png", "latents": "latents.safetensors", "video": "video.mp4"}
 
-# Why a job failed, where it was none of `kinema.errors`.
-OWN_FAILURES = ("cancelled", "worker_died", "worker_hung", "interrupted", "internal_error")
+# Failure codes that are not errors of `kinema.errors`.
+QUEUE_FAILURE_CODES = ("cancelled", "worker_died", "worker_hung", "interrupted", "internal_error")
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a job failed. `code` is one of OWN_FAILURES, or an error's name in small letters."""
+    """Why a job failed. `code` is one of QUEUE_FAILURE_CODES, or the name of an error class in snake case."""
 
     code: str
     message: str
@@ -31,13 +31,13 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job at one moment. Times are seconds since 1970 (UTC), durations seconds."""
+    """A job at one moment. Times are seconds since 1970 (UTC), durations are seconds."""
 
     id: str
     status: Status
     request: VideoRequest
     title: str | None
-    image: str | None  # SHA-256 of the still's bytes, once there is one
+    image: str | None  # SHA-256 of the image file; None until the image is generated
     priority: int
     created_at: float
     started_at: float | None = None
@@ -45,25 +45,25 @@ class Job:
     expires_at: float | None = None
     pinned: bool = False
     queue_position: int | None = None  # 1 is next; None unless queued
-    stage: str | None = None  # that of the latest Step
+    stage: str | None = None  # stage of the latest Step
     step: int = 0
     total: int = 0
     progress: int = 0  # percent of the whole job
-    eta: float | None = None  # seconds until it is done; None while no one can know
+    eta: float | None = None  # seconds until completion; None while unknown
     error: Failure | None = None
     stage_durations: Mapping[str, float] = field(default_factory=dict)
-    previews: int = 0  # how many there were: another number, another preview
-    attempts: int = 0  # workers that died or hung under it
+    previews: int = 0  # number of previews so far; it changes with each new preview
+    attempts: int = 0  # worker processes that died or hung while running it
 
     @property
     def finished(self) -> bool:
-        """Whether it will never change again."""
+        """Whether the job is completed or failed, which is final."""
         return self.status in ("completed", "failed")
 
 
 @dataclass(frozen=True, slots=True)
 class JobPage:
-    """Part of a list of jobs; ask for those `after` the last one's id while there are more."""
+    """A page of the job list. If `has_more`, pass the id of the last job as `after` to get the next page."""
 
     jobs: tuple[Job, ...]
     has_more: bool
@@ -71,10 +71,11 @@ class JobPage:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One part of a job, as a worker gets it: make `part` from what is there.
+    """One part of a job, as a worker process receives it.
 
-    `image` is the picture's file as it was given or drawn, None for the part that draws it; `latents` is the file that
-    the part "latents" saved, for the part "video".
+    Attributes:
+        image: The uploaded or generated image file; None for the part "image", which generates it.
+        latents: The file that the part "latents" saved; None except for the part "video".
     """
 
     job: str
@@ -86,18 +87,18 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """A small picture (bytes of a JPEG) of how far the work is; `make` is called only where one is wanted now."""
+    """A small preview of the current state. `encode` returns it as a JPEG; it is only called for previews in use."""
 
-    make: Callable[[], bytes]
+    encode: Callable[[], bytes]
 
 
 class TaskResult(Protocol):
-    """What a part ends with: an image, latents, a Clip. It is saved once, under a path that ends as in PRODUCTS."""
+    """The output of a part: an image, latents or a video. It is saved once; the extension is that in PART_FILES."""
 
     def save(self, path: Any, /) -> Any:
-        """Write it whole to a file that is not there yet."""
+        """Write the output to a new file."""
 
 
-# Yields a Step for each piece of work, Previews, and last the part's TaskResult. To cancel, stop iterating. It always
-# runs in the same worker process, so it may keep its model loaded.
+# Yields a Step per unit of work, optional Previews, and last the part's TaskResult. To cancel, stop iterating.
+# One callable serves all tasks of a worker process, so it may keep its model loaded.
 Work = Callable[[Task], Iterator["Step | Preview | TaskResult"]]

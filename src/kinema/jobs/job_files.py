@@ -1,6 +1,6 @@
-"""What the queue stores on disk: images by their content, each job's products; a file is there whole or not at all.
+"""The queue's files on disk: images by content hash, and the output files of each job. All writes are atomic.
 
-Everything is readable by the server's user alone, and only what Kinema itself wrote is ever deleted.
+Only the server's user can read them. Kinema deletes only files that it wrote.
 """
 
 from __future__ import annotations
@@ -28,157 +28,158 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 GIGABYTE = 1_000_000_000
-# What is half-written hides behind this, beside where it will be.
-ASIDE = ".part-"
-# Stands beside an image until the job that needs it is recorded.
-_PENDING = ".pending-"
+# Prefix of a file while it is written, in the folder of its final path.
+PARTIAL_PREFIX = ".part-"
+# Prefix of the marker of an image whose job is not stored yet.
+_PENDING_PREFIX = ".pending-"
 _JOB_ID = re.compile(r"video_[0-9a-f]{32}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_ASIDE = re.compile(re.escape(ASIDE) + r"[0-9a-f]{8}-.+")
-_PENDING_IMAGE = re.compile(re.escape(_PENDING) + r"[0-9a-f]{64}")
+_PARTIAL = re.compile(re.escape(PARTIAL_PREFIX) + r"[0-9a-f]{8}-.+")
+_PENDING_IMAGE = re.compile(re.escape(_PENDING_PREFIX) + r"[0-9a-f]{64}")
 _DELETED = re.compile(r"\.deleted-[0-9a-f]{8}-video_[0-9a-f]{32}")
-# All that Kinema keeps at the top of a data folder, and what a file system puts there.
-_OWN = re.compile(
-    r"images|jobs|drafts|gradio|trash|\.lock|\.runner|database-id|jobs\.sqlite3([.-].*)?|lost\+found|\.part-.*"
+# Names that Kinema or the file system creates at the top of a data folder.
+_TOP_LEVEL = re.compile(
+    r"images|jobs|drafts|gradio|trash|\.lock|\.scheduler|database-id|jobs\.sqlite3([.-].*)?|lost\+found|\.part-.*"
 )
 
 
 class JobFiles:
     """The files in one data folder.
 
-        images/<sha256>           input images, given or generated
-        jobs/<id>/video.mp4 …     products, and latents while a job runs
-        drafts/, gradio/          the page's: images that were given, and Gradio's own files
-        database-id               the id of the database that knows these jobs
+        images/<sha256>           input images, uploaded or generated
+        jobs/<id>/video.mp4 …     output files, and latents while a job runs
+        drafts/, gradio/          used by the web page: uploaded images, and Gradio's own files
+        database-id               id of the database that contains these jobs
 
     Raises:
-        QueueUnavailable: where the folder can't be made or written to.
+        QueueUnavailable: the folder can't be created or written to.
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = root.expanduser().resolve()  # where it is a link, the folder itself is closed to others
+        self.root = root.expanduser().resolve()  # of a symbolic link, the target becomes private
         self.images = self.root / "images"
         self.jobs = self.root / "jobs"
         self.drafts = self.root / "drafts"
         self.gradio = self.root / "gradio"
         self.id_file = self.root / "database-id"
-        self.runner = self.root / ".runner"  # locked by the process that runs the jobs here
+        self.scheduler_lock = self.root / ".scheduler"  # locked by the process that runs the jobs of this folder
         self._lock = self.root / ".lock"
         try:
             self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
             for folder in (self.images, self.jobs):
                 folder.mkdir(exist_ok=True, mode=0o700)
-            for lock in (self._lock, self.runner):
+            for lock in (self._lock, self.scheduler_lock):
                 lock.touch(mode=0o600)
         except OSError as error:
             raise QueueUnavailable(
-                f"the data folder {self.root} can't be used ({error.strerror}); set KINEMA_DATA_DIR to one that can"
+                f"the data folder {self.root} can't be used ({error.strerror}); "
+                "set KINEMA_DATA_DIR to a folder that can be written to"
             ) from None
 
     def make_private(self) -> None:
-        """Take the access of other users away from all that Kinema wrote here, also from what was there before.
+        """Remove other users' access to all files that Kinema wrote here, including those of earlier versions.
 
-        A folder that also holds other things keeps its own mode: it is not Kinema's alone. Where one of Kinema's is a
-        link, that holds for the folder it leads to.
+        A folder that also contains other files keeps its mode. For a symbolic link, this applies to its target.
         """
-        ours = [self.id_file, self._lock, self.runner]
+        own = [self.id_file, self._lock, self.scheduler_lock]
         for folder in (self.images, self.jobs, self.drafts, self.gradio):
             if folder.is_dir():
-                ours += _below(folder)
-                if not folder.is_symlink() or _may_close(folder):
-                    ours.append(folder.resolve())
-        if all(_OWN.fullmatch(path.name) for path in self.root.iterdir()):
-            ours.append(self.root)
-        refused = [path for path in ours if not make_private(path)]
-        if refused:
+                own += _own_files(folder)
+                if not folder.is_symlink() or _has_only_own_files(folder):
+                    own.append(folder.resolve())
+        if all(_TOP_LEVEL.fullmatch(path.name) for path in self.root.iterdir()):
+            own.append(self.root)
+        failed = [path for path in own if not make_private(path)]
+        if failed:
             log.warning(
-                "%d files of the data folder %s belong to another user and stay readable to others, %s for one; "
-                "give them to the user of the server (chown)",
-                len(refused),
+                "%d files in the data folder %s belong to another user and remain readable by other users, for "
+                "example %s; change their owner to the server's user (chown)",
+                len(failed),
                 self.root,
-                refused[0],
+                failed[0],
             )
 
     def database_id(self) -> str | None:
-        """The id of the database that this folder belongs to, None where it belongs to none yet."""
+        """Return the id of the database that this folder belongs to, or None if it belongs to none yet."""
         try:
             return self.id_file.read_text(encoding="utf-8", errors="replace").strip() or None
         except FileNotFoundError:
             return None
 
     def set_database_id(self, database_id: str) -> None:
-        """Bind this folder to a database."""
-        write(self.id_file, f"{database_id}\n".encode())
+        """Store the id of the database that this folder belongs to."""
+        write_atomically(self.id_file, f"{database_id}\n".encode())
 
-    def held(self) -> set[str]:
-        """The ids of all jobs that have a folder here, and the hashes of all images."""
+    def stored_ids(self) -> set[str]:
+        """Return the ids of all jobs that have a folder, and the hashes of all images."""
         jobs = {path.name for path in self.jobs.iterdir() if _JOB_ID.fullmatch(path.name)}
         return jobs | {path.name for path in self.images.iterdir() if _SHA256.fullmatch(path.name)}
 
     @contextlib.contextmanager
     def _locked(self, kind: int) -> Iterator[None]:
-        with contextlib.ExitStack() as held:
+        with contextlib.ExitStack() as stack:
             try:
-                lock = held.enter_context(self._lock.open("rb"))
+                lock = stack.enter_context(self._lock.open("rb"))
             except OSError as error:
-                raise _gone(error) from None
+                raise _folder_unusable(error) from None
             fcntl.flock(lock, kind)
             yield
 
-    def has_runner(self) -> bool:
-        """Whether any process, this one or another, runs the jobs in this folder.
+    def has_scheduler(self) -> bool:
+        """Return whether any process, including this one, runs the jobs of this folder.
 
         Raises:
-            QueueUnavailable: where the folder is gone.
+            QueueUnavailable: the folder is missing.
         """
         try:
-            return is_locked(self.runner)
+            return is_locked(self.scheduler_lock)
         except OSError as error:
-            raise _gone(error) from None
+            raise _folder_unusable(error) from None
 
-    def deleting(self) -> contextlib.AbstractContextManager[None]:
-        """Alone, of all threads and processes, in deciding which images are needed."""
+    def deletion_lock(self) -> contextlib.AbstractContextManager[None]:
+        """Exclude all other threads and processes from adding or deleting images."""
         return self._locked(fcntl.LOCK_EX)
 
     @contextlib.contextmanager
-    def adding(self, data: bytes | None) -> Iterator[str | None]:
-        """Store an image, and give its SHA-256, while the job that needs it is recorded and no one deletes.
+    def add_image(self, data: bytes | None) -> Iterator[str | None]:
+        """Store an image and yield its SHA-256; None for no image. Store the job that needs it within the context.
 
-        Where recording fails, or everything dies before it, the next sweep deletes the image again.
+        No image is deleted within the context. If storing the job fails or the process dies, the next sweep deletes
+        the image.
         """
         with self._locked(fcntl.LOCK_SH):
             if data is None:
                 yield None
                 return
             sha256 = hashlib.sha256(data).hexdigest()
-            path, pending = self.image(sha256), self.images / f"{_PENDING}{sha256}"
+            path, pending = self.image(sha256), self.images / f"{_PENDING_PREFIX}{sha256}"
             try:
                 with disk_errors(path):
                     pending.touch(mode=0o600)
                 if not path.exists():
-                    write(path, data)
+                    write_atomically(path, data)
             except OSError as error:
-                raise _gone(error) from None
+                raise _folder_unusable(error) from None
             yield sha256
             pending.unlink(missing_ok=True)
 
-    def check_room(self, reserve_gb: float) -> None:
-        """Refuse new work while less than the reserve is free.
+    def check_free_space(self, reserve_gb: float) -> None:
+        """Check that at least `reserve_gb` gigabytes are free.
 
         Raises:
-            InsufficientDisk: with what is free and what must be.
-            QueueUnavailable: where the folder is gone.
+            InsufficientDisk: less is free.
+            QueueUnavailable: the folder is missing.
         """
         try:
             free = shutil.disk_usage(self.root).free
         except OSError as error:
-            raise _gone(error) from None
+            raise _folder_unusable(error) from None
         if free < reserve_gb * GIGABYTE:
             raise InsufficientDisk(
                 Message(
                     "little_room",
-                    "{free:.1f} GB are free in {folder}, and {reserve:g} must stay free (KINEMA_MIN_FREE_GB): "
-                    "delete videos, or make room",
+                    "{free:.1f} GB are free in {folder}, but {reserve:g} GB must stay free (KINEMA_MIN_FREE_GB); "
+                    "delete videos or free disk space",
                     free=free / GIGABYTE,
                     folder=self.root,
                     reserve=reserve_gb,
@@ -186,58 +187,60 @@ class JobFiles:
             )
 
     def image(self, sha256: str) -> Path:
-        """Where an image with this hash is stored, if it is there."""
+        """Return the path of the image with this hash. The file may not exist."""
         return self.images / sha256
 
-    def drop_image(self, sha256: str) -> None:
+    def delete_image(self, sha256: str) -> None:
         """Delete an image that no job needs."""
         self.image(sha256).unlink(missing_ok=True)
 
     def job(self, job_id: str) -> Path:
-        """A job's folder, which is there once its work began."""
+        """Return the folder of a job. It exists from the start of its work."""
         if not _JOB_ID.fullmatch(job_id):
-            raise ValueError(f"{job_id!r} is no job's id")
+            raise ValueError(f"{job_id!r} is not a job id")
         return self.jobs / job_id
 
-    def drop_job(self, job_id: str) -> None:
-        """Delete all that a job made: first out of sight, so that nothing more can appear in it, then from the disk."""
+    def delete_job(self, job_id: str) -> None:
+        """Delete a job's folder. It is renamed first, so that a running worker process can't add files to it."""
         folder = self.job(job_id)
-        gone = self.jobs / f".deleted-{secrets.token_hex(4)}-{job_id}"
+        renamed = self.jobs / f".deleted-{secrets.token_hex(4)}-{job_id}"
         try:
-            folder.rename(gone)
+            folder.rename(renamed)
         except FileNotFoundError:
             return
-        except OSError:  # no room for another name
-            gone = folder
-        shutil.rmtree(gone, ignore_errors=True)
+        except OSError:  # the disk is full
+            renamed = folder
+        shutil.rmtree(renamed, ignore_errors=True)
 
-    def sweep(self, known: Collection[str], wanted: Collection[str]) -> list[str]:
-        """Finish what a crash interrupted; return what is in `jobs` and `images` but in no record. Needs `deleting`.
+    def sweep(self, known_jobs: Collection[str], used_images: Collection[str]) -> list[str]:
+        """Finish interrupted deletions and return the entries of `jobs` and `images` that the database does not know.
 
-        Deleted is only what Kinema itself marked to be: jobs' folders that were being deleted, half-written files, and
-        images whose job was never recorded. Everything else is kept, whoever put it there.
+        Hold `deletion_lock`. Deleted are only files that Kinema marked: folders of deleted jobs, partial files, and
+        images whose job was never stored. Unknown entries are kept.
 
-        known: the ids of all jobs; wanted: the hashes of all images that they need.
+        Args:
+            known_jobs: The ids of all jobs.
+            used_images: The hashes of all images that they need.
         """
-        for path in self.images.glob(f"{_PENDING}*"):
-            sha256 = path.name.removeprefix(_PENDING)
+        for path in self.images.glob(f"{_PENDING_PREFIX}*"):
+            sha256 = path.name.removeprefix(_PENDING_PREFIX)
             if _SHA256.fullmatch(sha256):
-                if sha256 not in wanted:
-                    self.drop_image(sha256)
+                if sha256 not in used_images:
+                    self.delete_image(sha256)
                 path.unlink(missing_ok=True)
         for path in self.images.iterdir():
-            if _ASIDE.fullmatch(path.name):
+            if _PARTIAL.fullmatch(path.name):
                 path.unlink(missing_ok=True)
         for path in self.jobs.iterdir():
             if _DELETED.fullmatch(path.name):
                 shutil.rmtree(path, ignore_errors=True)
-        unknown = [path for path in self.jobs.iterdir() if path.name not in known]
-        unknown += [path for path in self.images.iterdir() if path.name not in wanted]
+        unknown = [path for path in self.jobs.iterdir() if path.name not in known_jobs]
+        unknown += [path for path in self.images.iterdir() if path.name not in used_images]
         return sorted(str(path.relative_to(self.root)) for path in unknown)
 
 
 def try_lock(file: IO[bytes], kind: int) -> bool:
-    """Lock an open file unless another holds it; whether that could be done."""
+    """Lock an open file without waiting; return whether it succeeded."""
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -246,7 +249,7 @@ def try_lock(file: IO[bytes], kind: int) -> bool:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether any process holds an exclusive lock on a file; one that is not there is not locked."""
+    """Return whether any process holds an exclusive lock on a file. A missing file is not locked."""
     try:
         with path.open("rb") as file:
             return not try_lock(file, fcntl.LOCK_SH)
@@ -255,7 +258,7 @@ def is_locked(path: Path) -> bool:
 
 
 def make_private(path: Path) -> bool:
-    """Take the access of other users away from a file or folder, if it is there; whether that could be done."""
+    """Remove other users' access to a file or folder, if it exists; return False if that is not permitted."""
     try:
         mode = path.lstat().st_mode
         if mode & 0o077 and not stat.S_ISLNK(mode) and not mode & stat.S_ISVTX:
@@ -267,63 +270,59 @@ def make_private(path: Path) -> bool:
     return True
 
 
-def _may_close(folder: Path) -> bool:
-    """Whether the folder that a link leads to is this user's, and holds nothing but what Kinema wrote."""
-    return folder.stat().st_uid == os.geteuid() and all(_is_written(path.name) for path in folder.iterdir())
+def _has_only_own_files(folder: Path) -> bool:
+    """Return whether the target of a symbolic link belongs to this user and contains only files of Kinema."""
+    return folder.stat().st_uid == os.geteuid() and all(_is_own_name(path.name) for path in folder.iterdir())
 
 
-def _is_written(name: str) -> bool:
-    """Whether Kinema names what it writes in a folder of its own like this."""
-    return any(known.fullmatch(name) for known in (_JOB_ID, _SHA256, _ASIDE, _DELETED, _PENDING_IMAGE))
+def _is_own_name(name: str) -> bool:
+    """Return whether Kinema creates files with this name below the data folder."""
+    return any(pattern.fullmatch(name) for pattern in (_JOB_ID, _SHA256, _PARTIAL, _DELETED, _PENDING_IMAGE))
 
 
-def _below(folder: Path) -> Iterator[Path]:
-    """What Kinema wrote in a folder of its own, by its names; of what has another name nothing."""
+def _own_files(folder: Path) -> Iterator[Path]:
+    """Yield the files and folders that Kinema wrote in a folder, recognized by name."""
     for path in folder.iterdir():
-        if _is_written(path.name):
+        if _is_own_name(path.name):
             yield path
             if path.is_dir() and not path.is_symlink():
                 yield from path.iterdir()
 
 
-def _gone(error: OSError) -> QueueUnavailable:
+def _folder_unusable(error: OSError) -> QueueUnavailable:
     return QueueUnavailable(
         Message("no_folder", "the server's data folder can't be used: {reason}", reason=error.strerror)
     )
 
 
-def clear_asides(folder: Path) -> None:
-    """Remove what was half-written in a folder when its writer died."""
-    for path in folder.glob(f"{ASIDE}*"):
+def delete_partial_files(folder: Path) -> None:
+    """Delete files whose writer died before it finished."""
+    for path in folder.glob(f"{PARTIAL_PREFIX}*"):
         path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def appearing(path: Path) -> Iterator[Path]:
-    """A path to write to, with `path`'s ending; what lies there at the end is synced and renamed to `path`.
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path with the extension of `path`. At the end, sync the file and rename it to `path`.
 
     Raises:
-        InsufficientDisk: where the disk is full.
+        InsufficientDisk: the disk is full.
     """
-    aside = path.with_name(f"{ASIDE}{secrets.token_hex(4)}-{path.name}")
+    partial = path.with_name(f"{PARTIAL_PREFIX}{secrets.token_hex(4)}-{path.name}")
     try:
         with disk_errors(path):
-            yield aside
-            aside.chmod(0o600)
-            _sync(aside)
-            aside.replace(path)
+            yield partial
+            partial.chmod(0o600)
+            _sync(partial)
+            partial.replace(path)
             _sync(path.parent)
     finally:
-        aside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Say of a full disk which file could not be written.
-
-    Raises:
-        InsufficientDisk: where the disk is full.
-    """
+    """Raise InsufficientDisk, which names the file, in place of the OSError of a full disk."""
     try:
         yield
     except OSError as error:
@@ -339,11 +338,11 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise
 
 
-def write(path: Path, data: bytes) -> None:
-    """Write bytes to a file that is there whole or not at all, also after a power cut."""
-    with appearing(path) as aside:
-        aside.touch(mode=0o600)
-        aside.write_bytes(data)
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file completely or not at all, even if the power fails."""
+    with atomic_file(path) as partial:
+        partial.touch(mode=0o600)
+        partial.write_bytes(data)
 
 
 def _sync(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The queue of jobs: what every face of the server calls, from any thread."""
+"""The job queue: the interface that the server uses, callable from any thread."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any, Self
 import sqlalchemy as sa
 
 from kinema.errors import InvalidRequest, JobUnfinished, KeyReused, QueueFull, QueueUnavailable
+from kinema.jobs.attempt import PREVIEW
 from kinema.jobs.binding import bind
-from kinema.jobs.job import PRODUCTS, Failure, Job, JobPage
+from kinema.jobs.deletion import DAY, delete_unused_image, remove_job
+from kinema.jobs.job import PART_FILES, Failure, Job, JobPage
 from kinema.jobs.job_files import JobFiles
 from kinema.jobs.job_table import JobTable, KeyTaken
-from kinema.jobs.scheduler import DAY, PREVIEW, Scheduler, drop_image, remove, runs_elsewhere
+from kinema.jobs.scheduler import Scheduler
+from kinema.jobs.scheduler_lock import scheduled_elsewhere
 from kinema.jobs.sqlite_file import SqliteFile
 from kinema.jobs.subscriptions import AsyncSubscription, Subscription, Subscriptions
 from kinema.jobs.worker_pool import devices_for
@@ -31,37 +34,37 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CANCELLED = Failure("cancelled", "it was cancelled")
+CANCELLED = Failure("cancelled", "the job was cancelled")
 MAX_PRIORITY = 1000
 MAX_KEY = 255
 MAX_PAGE = 1000
-# Where this process doesn't run the jobs itself, it looks at those that are watched so often.
-WATCH_SECONDS = 1.0
+# How often a subscription polls the database for jobs that another process runs.
+POLL_SECONDS = 1.0
 
 
 class Queue:
-    """Jobs that outlive this process: they, their stills and results lie in the data folder and the database.
+    """A durable job queue: jobs, images and videos are stored in the data folder and the database.
 
-    All methods may be called from any thread and take a few milliseconds; within an event loop, call them by
-    `asyncio.to_thread`, and watch by `watch_async`. Only one process runs a database's jobs: another one takes over
-    when the first has ended. Until then it can do all else, but where its data folder is another it can't submit.
+    All methods are thread-safe and take a few milliseconds. In an event loop, call them with `asyncio.to_thread`, and
+    use `subscribe_async`. One process at a time runs a database's jobs; another takes over when it ends. Meanwhile the
+    others can do everything else, but can only submit jobs if they have the same data folder.
 
         with Queue(settings, work="kinema.serving.engine_work:work") as queue:
-            job = queue.submit(request, still=Path("rocket.png").read_bytes())
-            for job in queue.watch(job.id):
+            job = queue.submit(request, image=Path("rocket.png").read_bytes())
+            for job in queue.subscribe(job.id):
                 print(job.status, job.queue_position, job.stage, job.step, job.total, job.eta)
             video = queue.result(job.id)
 
     Args:
-        settings: Where everything lies, how much is kept, and how many workers there are.
-        work: Where the work (`kinema.jobs.job.Work`) can be imported from, as "package.module:attribute". None
-            only looks on, and lets other processes run the jobs.
-        devices: The device of each worker; None takes those of the settings.
-        ended: Is told, in some thread, of each job that was run here and is finished.
+        settings: Data folder, database, limits and number of workers.
+        work: Import path of the work (`kinema.jobs.job.Work`), as "package.module:attribute". None runs no jobs in
+            this process.
+        devices: The device of each worker; None uses the settings.
+        on_finished: Called, in any thread, with each job that this process ran and that is finished.
 
     Raises:
-        QueueUnavailable: where the data folder or the database can't be used.
-        InvalidRequest: where they do not belong together.
+        QueueUnavailable: the data folder or the database can't be used.
+        InvalidRequest: the data folder and the database do not belong together.
     """
 
     def __init__(
@@ -70,29 +73,29 @@ class Queue:
         work: str | None = None,
         *,
         devices: Sequence[str] | None = None,
-        ended: Callable[[Job], None] | None = None,
+        on_finished: Callable[[Job], None] | None = None,
     ) -> None:
         self._settings = settings
         self._files = JobFiles(settings.data_dir)
         self._files.make_private()
-        given = settings.database_url
-        url = given.get_secret_value() if given else f"sqlite:///{self._files.root / 'jobs.sqlite3'}"
-        self._store = JobTable(url)
+        database_url = settings.database_url
+        url = database_url.get_secret_value() if database_url else f"sqlite:///{self._files.root / 'jobs.sqlite3'}"
+        self._table = JobTable(url)
         try:
-            bind(self._files, self._store)
-            workflows, file = _workflows(url)
+            bind(self._files, self._table)
+            workflow_url, workflow_file = _workflow_database(url)
         except BaseException:
-            self._store.close()
+            self._table.close()
             raise
-        self._store.beside = file
-        self._watchers = Subscriptions()
-        self._closed = False
+        self._table.workflow_file = workflow_file
+        self._subscriptions = Subscriptions()
+        self._is_closed = False
         self._was_full = False
-        self._runner: Scheduler | None = None
+        self._scheduler: Scheduler | None = None
         if work is not None:
             devices = devices_for(settings) if devices is None else devices
-            self._runner = Scheduler(
-                work, devices, settings, self._store, self._files, self._watchers, workflows, ended
+            self._scheduler = Scheduler(
+                work, devices, settings, self._table, self._files, self._subscriptions, workflow_url, on_finished
             )
 
     def __enter__(self) -> Self:
@@ -105,45 +108,45 @@ class Queue:
         self.close(grace=0)
 
     def open(self) -> None:
-        """Begin to run jobs, those first that were running when the last process ended."""
-        if self._runner is not None:
-            self._runner.start()
+        """Start to run jobs. Jobs that were running when the last process ended come first."""
+        if self._scheduler is not None:
+            self._scheduler.start()
 
     def close(self, grace: float = 25.0) -> None:
-        """Take no more jobs; wait `grace` seconds for running ones, then put them back for the next opening."""
-        if not self._closed:
-            self._closed = True
-            if self._runner is not None:
-                self._runner.close(grace)
-            self._store.close()
+        """Start no more jobs, wait up to `grace` seconds for running ones, and requeue the rest."""
+        if not self._is_closed:
+            self._is_closed = True
+            if self._scheduler is not None:
+                self._scheduler.close(grace)
+            self._table.close()
 
     @property
     def ready(self) -> bool:
         """Whether this process runs the jobs."""
-        return self._runner is not None and self._runner.ready.is_set() and not self._closed
+        return self._scheduler is not None and self._scheduler.ready.is_set() and not self._is_closed
 
     def check_database(self) -> None:
-        """Ask the database whether it is there, the one that was opened, and whole; this may take seconds.
+        """Check that the database answers, is the one that was opened, and is not damaged. May take seconds.
 
         Raises:
-            QueueUnavailable: saying what is wrong with it.
+            QueueUnavailable: the check failed.
         """
-        self._store.check()
+        self._table.check()
 
     @property
     def unknown_files(self) -> int:
-        """How many entries of the data folder are in no record of the database; they are kept."""
-        return 0 if self._runner is None else len(self._runner.unknown)
+        """The number of entries of the data folder that the database does not know. They are kept."""
+        return 0 if self._scheduler is None else len(self._scheduler.unknown_files)
 
     @property
     def workers(self) -> tuple[int | None, ...]:
-        """The process of each worker, None for one that is not ready."""
-        return () if self._runner is None else tuple(worker.pid for worker in self._runner.pool.workers)
+        """The process id of each worker; None for one that is not ready."""
+        return () if self._scheduler is None else tuple(worker.pid for worker in self._scheduler.pool.workers)
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """Why this process runs no jobs, or fewer at once than it has workers for; none where all is well."""
-        return () if self._runner is None else self._runner.problems()
+        """Why this process runs no jobs, or which workers can't be started. Empty if there is no problem."""
+        return () if self._scheduler is None else self._scheduler.problems()
 
     def submit(
         self,
@@ -156,35 +159,35 @@ class Queue:
         idempotency_key: str | None = None,
         fingerprint: str | None = None,
     ) -> Job:
-        """Accept a job: once this returns, it will be done.
+        """Queue a job. It is stored durably when this returns.
 
         Args:
-            request: What to make. Its prompt draws the still; with a still given, it has none.
-            image: The picture's bytes, as they came, already found to be usable.
-            title: What people will know the job by; the request's prompt if None.
-            priority: Each step puts it ahead of those that came up to a minute before it: -1000 to 1000.
-            pinned: Never to expire.
-            idempotency_key: The same key gives the same job, however often it comes.
-            fingerprint: What was asked, where request, still and title don't tell: a seed that was drawn for the
-                caller differs each time. The same key with another fingerprint is refused.
+            request: The parameters of the video. It has a prompt if and only if `image` is None.
+            image: The bytes of a valid image file.
+            title: Display name; None uses the prompt.
+            priority: -1000 to 1000. Each step counts as one minute of waiting.
+            pinned: Whether the job never expires.
+            idempotency_key: A later call with the same key returns the same job.
+            fingerprint: Identifies the request for the key's comparison; None derives it from request, image and
+                title. Pass it if the request has a random seed, which differs with each call.
 
         Raises:
-            InvalidRequest: neither prompt nor still, or both; a priority or key out of range.
-            QueueFull: as many jobs wait as may.
-            InsufficientDisk: less is free than must be.
-            KeyReused: the key came before, with something else.
+            InvalidRequest: not exactly one of prompt and image, or priority or key out of range.
+            QueueFull: KINEMA_QUEUE_SIZE jobs are queued.
+            InsufficientDisk: less than KINEMA_MIN_FREE_GB is free.
+            KeyReused: the key was used with another request.
             QueueUnavailable: the queue is closing, its database does not answer, or a process with another data folder
                 runs the database's jobs.
         """
-        self._check(request, image, priority, idempotency_key)
-        asked = fingerprint or _fingerprint(request, image, title)
-        if idempotency_key is not None and (known := self._known(idempotency_key, asked)):
-            return known
-        self._files.check_room(self._settings.min_free_gb)
-        if not self.ready and (elsewhere := runs_elsewhere(self._store, self._files)):
-            raise elsewhere
-        if self._was_full and self._store.waiting() >= self._settings.queue_size:  # before anything is written
-            raise self._full()
+        self._check_arguments(request, image, priority, idempotency_key)
+        fingerprint_or_default = fingerprint or _fingerprint(request, image, title)
+        if idempotency_key is not None and (job := self._find_by_key(idempotency_key, fingerprint_or_default)):
+            return job
+        self._files.check_free_space(self._settings.min_free_gb)
+        if not self.ready and (error := scheduled_elsewhere(self._table, self._files)):
+            raise error
+        if self._was_full and self._table.waiting() >= self._settings.queue_size:  # before the image is written
+            raise self._queue_full()
         values: dict[str, Any] = {
             "id": f"video_{secrets.token_hex(16)}",
             "title": request.prompt if title is None else title,
@@ -192,85 +195,85 @@ class Queue:
             "pinned": pinned,
             "created_at": time.time(),
         }
-        stored = {
+        columns = {
             "model": request.model,
             "request": request.model_dump_json(),
             "idempotency_key": idempotency_key,
-            "fingerprint": asked,
+            "fingerprint": fingerprint_or_default,
         }
         try:
-            with self._files.adding(image) as values["image"]:
-                place = self._store.add(values | stored, self._settings.queue_size)
-        except KeyTaken:  # the same request twice at once
-            assert idempotency_key is not None, "keys are all that can be taken"
-            return self._known(idempotency_key, asked) or self.submit(
+            with self._files.add_image(image) as values["image"]:
+                position = self._table.add(values | columns, self._settings.queue_size)
+        except KeyTaken:  # two calls with the same key at the same time
+            assert idempotency_key is not None, "KeyTaken needs a key"
+            return self._find_by_key(idempotency_key, fingerprint_or_default) or self.submit(
                 request, image=image, title=title, priority=priority, pinned=pinned,
                 idempotency_key=idempotency_key, fingerprint=fingerprint,
             )  # fmt: skip
-        self._was_full = place is None
-        if place is None:
-            drop_image(self._store, self._files, values["image"])
-            raise self._full()
-        self._changed()
-        return Job(status="queued", request=request, queue_position=place, **values)
+        self._was_full = position is None
+        if position is None:
+            delete_unused_image(self._table, self._files, values["image"])
+            raise self._queue_full()
+        self._wake_scheduler()
+        return Job(status="queued", request=request, queue_position=position, **values)
 
     def get(self, job_id: str) -> Job:
-        """A job as it is now.
+        """Return the current state of a job.
 
         Raises:
-            JobNotFound: where there is none with this id.
+            JobNotFound: no job has this id.
         """
-        return self._as_it_is(self._store.get(job_id))
+        return self._with_live_progress(self._table.get(job_id))
 
     def list(self, *, after: str | None = None, limit: int = 20, newest_first: bool = True) -> JobPage:
-        """Jobs by their time of coming; for the next page, those `after` the last one's id.
+        """Return a page of jobs in order of submission, from the start or after the job with the id `after`.
 
         Raises:
-            JobNotFound: where there is no job with the id `after`.
-            InvalidRequest: for a limit other than 1 to 1000.
+            JobNotFound: no job has the id `after`.
+            InvalidRequest: `limit` is not in 1 to 1000.
         """
         if not 1 <= limit <= MAX_PAGE:
             raise InvalidRequest(f"limit {limit} is out of range: 1 to {MAX_PAGE}", "limit")
-        page = self._store.page(after, limit, newest_first=newest_first)
-        return JobPage(tuple(self._as_it_is(job) for job in page.jobs), page.has_more)
+        page = self._table.page(after, limit, newest_first=newest_first)
+        return JobPage(tuple(self._with_live_progress(job) for job in page.jobs), page.has_more)
 
     def waiting(self) -> int:
-        """How many jobs are queued."""
-        return self._store.waiting()
+        """Return the number of queued jobs."""
+        return self._table.waiting()
 
     def running(self) -> int:
-        """How many jobs are being run here."""
-        return 0 if self._runner is None else len(self._runner.running())
+        """Return the number of jobs that this process runs."""
+        return 0 if self._scheduler is None else len(self._scheduler.running())
 
-    def watch(self, job_id: str) -> Iterator[Job]:
-        """The job now, and again whenever it changes, until it is finished or deleted.
+    def subscribe(self, job_id: str) -> Iterator[Job]:
+        """Yield the job now and after each change, until it is finished or deleted.
 
         Raises:
-            JobNotFound: where there is none with this id.
+            JobNotFound: no job has this id.
         """
-        inbox = Subscription()
-        with self._watchers.telling(job_id, inbox.tell):
+        subscription = Subscription()
+        with self._subscriptions.subscribe(job_id, subscription.put):
             job: Job | None = self.get(job_id)
             while job is not None:
                 yield job
                 if job.finished:
                     return
-                job = self._next(job, inbox)
+                job = self._wait_for_change(job, subscription)
 
-    def _next(self, before: Job, inbox: Subscription) -> Job | None:
+    def _wait_for_change(self, before: Job, subscription: Subscription) -> Job | None:
         while True:
             try:
-                return inbox.wait(WATCH_SECONDS)
+                return subscription.wait(POLL_SECONDS)
             except TimeoutError:
-                if (job := self._changed_elsewhere(before)) is not before:
+                if (job := self._poll(before)) is not before:
                     return job
 
-    async def watch_async(self, job_id: str) -> AsyncIterator[Job]:
-        """As `watch`, for an event loop: a hundred watchers cost little more than one."""
+    async def subscribe_async(self, job_id: str) -> AsyncIterator[Job]:
+        """As `subscribe`, for an event loop. Needs no thread per subscriber."""
         import asyncio
 
-        inbox = AsyncSubscription()
-        with self._watchers.telling(job_id, inbox.tell):
+        subscription = AsyncSubscription()
+        with self._subscriptions.subscribe(job_id, subscription.put):
             job: Job | None = await asyncio.to_thread(self.get, job_id)
             while job is not None:
                 yield job
@@ -279,73 +282,75 @@ class Queue:
                 before = job
                 while job is before:
                     try:
-                        job = await inbox.wait(WATCH_SECONDS)
+                        job = await subscription.wait(POLL_SECONDS)
                     except TimeoutError:
                         if not self.ready:
-                            job = await asyncio.to_thread(self._changed_elsewhere, before)
+                            job = await asyncio.to_thread(self._poll, before)
 
     def cancel(self, job_id: str) -> Job:
-        """A queued or running job fails as "cancelled", and its worker is free within a step; a finished one stays.
+        """Set a queued or running job to failed with the code "cancelled" and stop its work within a step.
+
+        A finished job does not change.
 
         Raises:
-            JobNotFound: where there is none with this id.
+            JobNotFound: no job has this id.
         """
-        before = self._store.get(job_id)
-        if self._store.fail(job_id, CANCELLED, self._settings.keep_days * DAY):
-            log.info("job %s is cancelled", job_id)
-            if before.status == "queued":  # parts of it may be made: it was in progress before
-                self._files.drop_job(job_id)
+        before = self._table.get(job_id)
+        if self._table.fail(job_id, CANCELLED, self._settings.keep_days * DAY):
+            log.info("job %s was cancelled", job_id)
+            if before.status == "queued":  # a requeued job may have output files
+                self._files.delete_job(job_id)
             self._stop(job_id)
         return self.get(job_id)
 
     def delete(self, job_id: str) -> None:
-        """Cancel a job if it is not finished, and delete it with all its files, also a pinned one.
+        """Cancel a job if it is not finished, and delete it with all its files, even if it is pinned.
 
         Raises:
-            JobNotFound: where there is none with this id.
+            JobNotFound: no job has this id.
         """
-        if not remove(self._store, self._files, job_id):
-            self._store.get(job_id)  # says that there is none
-        log.info("job %s is deleted", job_id)
+        if not remove_job(self._table, self._files, job_id):
+            self._table.get(job_id)  # raises JobNotFound
+        log.info("job %s was deleted", job_id)
         self._stop(job_id)
-        self._watchers.publish(job_id, None)
+        self._subscriptions.publish(job_id, None)
 
     def pin(self, job_id: str, *, pinned: bool = True) -> Job:
-        """Keep a job for good, or let it expire KINEMA_KEEP_DAYS from now.
+        """Pin a job so that it never expires, or unpin it so that it expires KINEMA_KEEP_DAYS from now.
 
         Raises:
-            JobNotFound: where there is none with this id.
+            JobNotFound: no job has this id.
         """
-        self._store.pin(job_id, self._settings.keep_days * DAY, pinned=pinned)
-        return self._renewed(job_id)
+        self._table.pin(job_id, self._settings.keep_days * DAY, pinned=pinned)
+        return self._publish_change(job_id)
 
     def rename(self, job_id: str, title: str) -> Job:
-        """Give a job another title.
+        """Change a job's title.
 
         Raises:
-            JobNotFound: where there is none with this id.
+            JobNotFound: no job has this id.
         """
-        self._store.rename(job_id, title)
-        return self._renewed(job_id)
+        self._table.rename(job_id, title)
+        return self._publish_change(job_id)
 
     def result(self, job_id: str) -> Path:
-        """The video's file.
+        """Return the path of a completed job's video.
 
         Raises:
-            JobNotFound: where there is no job with this id.
-            JobUnfinished: where it has no video, with the reason.
+            JobNotFound: no job has this id.
+            JobUnfinished: the job is not completed.
         """
         job = self.get(job_id)
         if job.status == "failed":
             raise JobUnfinished(f"job {job_id} has no video: it failed{f' ({job.error.code})' if job.error else ''}")
         if job.status != "completed":
             raise JobUnfinished(
-                f"job {job_id} is {job.status.replace('_', ' ')}; its video is there when it is completed"
+                f"job {job_id} is {job.status.replace('_', ' ')}; its video is available once it is completed"
             )
-        return self._files.job(job_id) / PRODUCTS["video"]
+        return self._files.job(job_id) / PART_FILES["video"]
 
     def folder(self, job_id: str) -> Path:
-        """A completed job's folder, for what is made from its video; it goes when the job does.
+        """Return a completed job's folder, for files derived from its video. It is deleted with the job.
 
         Raises:
             JobNotFound, JobUnfinished: as `result`.
@@ -353,19 +358,19 @@ class Queue:
         return self.result(job_id).parent
 
     def image(self, job_id: str) -> Path | None:
-        """The file of the still that a job is made from, None until it is drawn.
+        """Return the path of a job's input image, or None until it is generated.
 
         Raises:
-            JobNotFound: where there is no job with this id.
+            JobNotFound: no job has this id.
         """
         sha256 = self.get(job_id).image
         return None if sha256 is None else self._files.image(sha256)
 
     def preview(self, job_id: str) -> bytes | None:
-        """The latest preview of a running job, as a JPEG, None where there is none.
+        """Return the latest preview of a running job as a JPEG, or None if there is none.
 
         Raises:
-            JobNotFound: where there is no job with this id.
+            JobNotFound: no job has this id.
         """
         if self.get(job_id).finished:
             return None
@@ -375,79 +380,83 @@ class Queue:
             return None
 
     def estimate(self, request: VideoRequest) -> float | None:
-        """Seconds that a request would take here, without waiting for its turn; None while its model is new here."""
-        if self._runner is None:
+        """Return the expected seconds of a request without its time in the queue, or None if unknown."""
+        if self._scheduler is None:
             return None
-        return self._runner.speeds.seconds(request, text_to_image=request.prompt is not None)
+        return self._scheduler.speeds.estimate_job(request, text_to_image=request.prompt is not None)
 
-    def _check(self, request: VideoRequest, image: bytes | None, priority: int, key: str | None) -> None:
-        if self._closed:
+    def _check_arguments(self, request: VideoRequest, image: bytes | None, priority: int, key: str | None) -> None:
+        if self._is_closed:
             raise QueueUnavailable(Message("queue_closing", "the queue is closing; try again when the server is back"))
-        if (image is None) == (request.prompt is None):
-            what = "neither a still nor a prompt is" if image is None else "a still and a prompt are both"
-            raise InvalidRequest(f"{what} given: give one of them", "prompt")
+        if image is None and request.prompt is None:
+            raise InvalidRequest("neither an image nor a prompt is given; give one of them", "prompt")
+        if image is not None and request.prompt is not None:
+            raise InvalidRequest("both an image and a prompt are given; give only one of them", "prompt")
         if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
             raise InvalidRequest(f"priority {priority} is out of range: {-MAX_PRIORITY} to {MAX_PRIORITY}", "priority")
         if key is not None and not 1 <= len(key) <= MAX_KEY:
-            raise InvalidRequest(f"an idempotency key has 1 to {MAX_KEY} characters, not {len(key)}", "idempotency_key")
+            raise InvalidRequest(
+                f"the idempotency key has {len(key)} characters; expected 1 to {MAX_KEY}", "idempotency_key"
+            )
 
-    def _known(self, key: str, asked: str) -> Job | None:
-        """The job that this key gave before."""
-        found = self._store.by_key(key)
+    def _find_by_key(self, key: str, fingerprint: str) -> Job | None:
+        """Return the job that was submitted with this key, or None."""
+        found = self._table.by_key(key)
         if found is None:
             return None
-        job, fingerprint = found
-        if fingerprint != asked:
-            raise KeyReused(f"the idempotency key {key!r} came before with another request; give this one its own")
-        return self._as_it_is(job)
+        job, stored_fingerprint = found
+        if stored_fingerprint != fingerprint:
+            raise KeyReused(f"the idempotency key {key!r} was used with another request; use a new key")
+        return self._with_live_progress(job)
 
-    def _full(self) -> QueueFull:
-        """The refusal, with the time until a running job should have ended, and made room."""
-        left = [job.eta for job in self._runner.running() if job.eta is not None] if self._runner is not None else []
-        recent = self._store.latest_completed(5)
-        spans = [job.completed_at - job.started_at for job in recent if job.completed_at and job.started_at]
-        mean = sum(spans) / len(spans) if spans else 30.0
-        wait = max(1.0, min(left, default=mean))
+    def _queue_full(self) -> QueueFull:
+        """Return the error, with the expected seconds until a running job ends."""
+        running = [] if self._scheduler is None else self._scheduler.running()
+        etas = [job.eta for job in running if job.eta is not None]
+        recent = self._table.latest_completed(5)
+        durations = [job.completed_at - job.started_at for job in recent if job.completed_at and job.started_at]
+        mean = sum(durations) / len(durations) if durations else 30.0
+        wait = max(1.0, min(etas, default=mean))
         return QueueFull(
             Message(
                 "queue_full",
-                "{most} jobs are waiting, and no more may (KINEMA_QUEUE_SIZE); try again in {wait:.0f} seconds",
+                "the queue is full: {most} jobs are waiting (KINEMA_QUEUE_SIZE); try again in {wait:.0f} seconds",
                 most=self._settings.queue_size,
                 wait=wait,
             ),
             wait,
         )
 
-    def _changed(self) -> None:
-        if self._runner is not None:
-            self._runner.changed()
+    def _wake_scheduler(self) -> None:
+        if self._scheduler is not None:
+            self._scheduler.wake()
 
     def _stop(self, job_id: str) -> None:
-        """A job is no longer wanted: tell its worker, the next in the queue and who watches."""
-        if self._runner is not None:
-            self._runner.cancel(job_id)
-        self._changed()
-        found = self._store.some([job_id])
+        """Stop the work of a cancelled or deleted job and publish its state."""
+        if self._scheduler is not None:
+            self._scheduler.cancel(job_id)
+        self._wake_scheduler()
+        found = self._table.get_many([job_id])
         if found:
-            self._watchers.publish(job_id, found[0])
+            self._subscriptions.publish(job_id, found[0])
 
-    def _renewed(self, job_id: str) -> Job:
-        """A job whose title or pin has changed, told to who watches it."""
-        job = self._store.get(job_id)
-        if self._runner is not None:
-            self._runner.renew(job)
-        job = self._as_it_is(job)
-        self._watchers.publish(job_id, job)
+    def _publish_change(self, job_id: str) -> Job:
+        """Publish a job whose title or pin has changed, and return it."""
+        job = self._table.get(job_id)
+        if self._scheduler is not None:
+            self._scheduler.update_title_and_pin(job)
+        job = self._with_live_progress(job)
+        self._subscriptions.publish(job_id, job)
         return job
 
-    def _as_it_is(self, job: Job) -> Job:
-        return job if self._runner is None else self._runner.as_it_is(job)
+    def _with_live_progress(self, job: Job) -> Job:
+        return job if self._scheduler is None else self._scheduler.with_live_progress(job)
 
-    def _changed_elsewhere(self, before: Job) -> Job | None:
-        """A job that another process runs: as it is now, None where it is gone, itself where nothing changed."""
+    def _poll(self, before: Job) -> Job | None:
+        """Return the state of a job that another process runs: None if deleted, `before` itself if unchanged."""
         if self.ready:
             return before
-        found = self._store.some([before.id])
+        found = self._table.get_many([before.id])
         return None if not found else before if found[0] == before else found[0]
 
 
@@ -456,10 +465,15 @@ def _fingerprint(request: VideoRequest, image: bytes | None, title: str | None) 
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
 
 
-def _workflows(url: str) -> tuple[str, SqliteFile | None]:
-    """DBOS's database: a second file, so that the table of jobs never waits; in PostgreSQL it has its own schema."""
+def _workflow_database(url: str) -> tuple[str, SqliteFile | None]:
+    """Return DBOS's database URL, and its file for SQLite.
+
+    With SQLite it is a second file, so that DBOS does not block the table of jobs. With PostgreSQL it is a schema of
+    the same database.
+    """
     parsed = sa.make_url(url)
     if parsed.get_backend_name() != "sqlite":
         return url, None
-    beside = parsed.set(database=f"{parsed.database}.workflows")
-    return beside.render_as_string(hide_password=False), SqliteFile(beside)  # which is private from the beginning
+    workflow_url = parsed.set(database=f"{parsed.database}.workflows")
+    # SqliteFile creates the file with private permissions before DBOS opens it.
+    return workflow_url.render_as_string(hide_password=False), SqliteFile(workflow_url)

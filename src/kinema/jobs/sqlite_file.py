@@ -1,4 +1,4 @@
-"""A SQLite database's file: private, still the one that was opened, and with a reserve for a disk that is full."""
+"""The file of a SQLite database: private, checked for replacement and damage, with reserved space for a full disk."""
 
 from __future__ import annotations
 
@@ -18,113 +18,113 @@ if TYPE_CHECKING:
 
     import sqlalchemy as sa
 
-# Reading every page of a large database would take long: what is not read now is read by none, and the start does.
+# Time limit of a check. Of a large database, later pages are not checked.
 CHECK_SECONDS = 1.0
 RESERVE_BYTES = 1 << 20
-_BESIDE = ("", "-wal", "-shm")
+_SUFFIXES = ("", "-wal", "-shm")
 
 
 class SqliteFile:
-    """The file at a SQLite database's address; it is created where there is none, for its owner alone.
+    """The file of a SQLite URL. A missing file is created, readable by its owner only.
 
     Raises:
-        ValueError: where the address names no file.
-        OSError: where it can't be created.
+        ValueError: the URL names no file.
+        OSError: the file can't be created.
     """
 
     def __init__(self, url: sa.URL) -> None:
         if url.database is None or url.database == ":memory:" or url.database.startswith("file:") or url.query:
-            raise ValueError("sqlite:/// needs the path of a file, and nothing after it")
+            raise ValueError("expected sqlite:/// and the path of a file, without parameters")
         self.path = Path(url.database).absolute()
         with contextlib.suppress(FileExistsError):
             os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-        for path in (*self._files(), self._reserve, self._runner):
+        for path in (*self._files(), self._reserve, self._scheduler_lock):
             make_private(path)
-        # Never creates a file: a database that is removed while the server runs does not come back empty.
+        # mode=rw never creates a file: a database that is removed while the server runs is not recreated empty.
         self._uri = f"file:{quote(str(self.path))}"
         self.url = url.set(database=self._uri, query={"uri": "true", "mode": "rw"})
-        self._anchor: sqlite3.Connection | None = None
-        self._identity: tuple[tuple[int, int], ...] = ()
+        self._open_connection: sqlite3.Connection | None = None
+        self._inodes: tuple[tuple[int, int], ...] = ()
 
-    def hold(self) -> None:
-        """Keep the files as they are now: while one connection is open, SQLite neither removes nor replaces them."""
-        self._anchor = self._connect()
-        self._anchor.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        self._identity = self._identities()
+    def keep_open(self) -> None:
+        """Open a connection until `close`, so that SQLite neither deletes nor recreates the WAL files meanwhile."""
+        self._open_connection = self._connect()
+        self._open_connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        self._inodes = self._read_inodes()
 
     def close(self) -> None:
-        """Let SQLite tidy up, as soon as its last connection is closed."""
-        if self._anchor is not None:
-            self._anchor.close()
+        """Close the connection of `keep_open`."""
+        if self._open_connection is not None:
+            self._open_connection.close()
 
     def is_in_place(self) -> bool:
-        """Whether the files are those that were opened; what is written to any others is lost with this process."""
-        if self._anchor is None:
+        """Return whether the files are still those of `keep_open`. Writes to a removed file would be lost."""
+        if self._open_connection is None:
             return True
         try:
-            return self._identities() == self._identity
+            return self._read_inodes() == self._inodes
         except OSError:
             return False
 
     @contextlib.contextmanager
-    def fresh(self) -> Iterator[sqlite3.Connection]:
-        """A new connection, which sees what the next start of the server would."""
+    def new_connection(self) -> Iterator[sqlite3.Connection]:
+        """Open a new connection, which reads what the next start of the server would read."""
         with contextlib.closing(self._connect()) as connection:
             yield connection
 
-    def fault(self) -> str | None:
-        """What SQLite finds wrong with its pages, as far as it can read them within CHECK_SECONDS."""
+    def find_damage(self) -> str | None:
+        """Return what SQLite's quick_check reports, or None if it finds nothing within CHECK_SECONDS."""
         deadline = time.monotonic() + CHECK_SECONDS
-        with self.fresh() as connection:
+        with self.new_connection() as connection:
             connection.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
             try:
-                found = " ".join(str(connection.execute("PRAGMA quick_check(1)").fetchone()[0]).split())
+                result = " ".join(str(connection.execute("PRAGMA quick_check(1)").fetchone()[0]).split())
             except sqlite3.OperationalError as error:
                 if error.sqlite_errorcode != sqlite3.SQLITE_INTERRUPT:
                     raise
                 return None
-        return None if found == "ok" else found
+        return None if result == "ok" else result
 
     def release_reserve(self) -> None:
-        """Make room for a deletion: of what is kept for that, and of what stands in the log and in the file as well."""
+        """Free disk space for a deletion: delete the reserve and reuse the space of the write-ahead log."""
         self._reserve.unlink(missing_ok=True)
-        with contextlib.suppress(sqlite3.Error), self.fresh() as connection:
+        with contextlib.suppress(sqlite3.Error), self.new_connection() as connection:
             connection.execute("PRAGMA wal_checkpoint(RESTART)")
 
     def refill_reserve(self) -> None:
-        """Keep room for deletions again, as much as there is: on a full disk SQLite can't write down even those."""
-        with contextlib.suppress(OSError), open(self._reserve, "ab", opener=_private, buffering=0) as file:
+        """Reserve disk space for deletions, as far as available: SQLite can't delete rows on a full disk."""
+        with contextlib.suppress(OSError), open(self._reserve, "ab", opener=_open_private, buffering=0) as file:
             while file.tell() < RESERVE_BYTES:
                 file.write(bytes(1 << 16))
 
     @contextlib.contextmanager
-    def sole_runner(self) -> Iterator[bool]:
-        """Whether this process may run the jobs of this database, until the context is left."""
-        with open(self._runner, "ab", opener=_private) as lock:
+    def sole_scheduler(self) -> Iterator[bool]:
+        """Try to take the scheduler lock of this database until the context ends; yield whether it succeeded."""
+        with open(self._scheduler_lock, "ab", opener=_open_private) as lock:
             yield try_lock(lock, fcntl.LOCK_EX)
 
-    def has_runner(self) -> bool:
-        """Whether any process is in `sole_runner`."""
-        return is_locked(self._runner)
+    def has_scheduler(self) -> bool:
+        """Return whether any process holds the scheduler lock."""
+        return is_locked(self._scheduler_lock)
 
     @property
-    def _runner(self) -> Path:
-        return Path(f"{self.path}.runner")
+    def _scheduler_lock(self) -> Path:
+        return Path(f"{self.path}.scheduler")
 
     @property
     def _reserve(self) -> Path:
         return Path(f"{self.path}.reserve")
 
     def _files(self) -> list[Path]:
-        return [Path(f"{self.path}{ending}") for ending in _BESIDE]
+        return [Path(f"{self.path}{suffix}") for suffix in _SUFFIXES]
 
-    def _identities(self) -> tuple[tuple[int, int], ...]:
-        facts = [path.stat() for path in self._files()]
-        return tuple((each.st_dev, each.st_ino) for each in facts)
+    def _read_inodes(self) -> tuple[tuple[int, int], ...]:
+        stats = [path.stat() for path in self._files()]
+        return tuple((each.st_dev, each.st_ino) for each in stats)
 
     def _connect(self) -> sqlite3.Connection:
         return sqlite3.connect(f"{self._uri}?mode=rw", uri=True, timeout=5, check_same_thread=False)
 
 
-def _private(path: str, flags: int) -> int:
+def _open_private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)

@@ -1,4 +1,4 @@
-"""Who watches a job hears of each change, or of the latest where it is slow; no one waits for a watcher."""
+"""Subscriptions to job changes. Publishing never blocks; a slow subscriber only gets the latest state."""
 
 from __future__ import annotations
 
@@ -15,82 +15,85 @@ if TYPE_CHECKING:
 
 
 class Subscriptions:
-    """Who is to be told of which job."""
+    """The subscribers of each job."""
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._told: dict[str, set[Callable[[Job | None], None]]] = {}
+        self._callbacks: dict[str, set[Callable[[Job | None], None]]] = {}
 
     @contextlib.contextmanager
-    def telling(self, job_id: str, tell: Callable[[Job | None], None]) -> Iterator[None]:
-        """Within this context, `tell` is called at each change, in any thread: the job, or None once it is gone."""
+    def subscribe(self, job_id: str, callback: Callable[[Job | None], None]) -> Iterator[None]:
+        """Call `callback` at each change until the context ends: with the job, or None once it is deleted.
+
+        The callback runs in any thread.
+        """
         with self._lock:
-            self._told.setdefault(job_id, set()).add(tell)
+            self._callbacks.setdefault(job_id, set()).add(callback)
         try:
             yield
         finally:
             with self._lock:
-                self._told[job_id].discard(tell)
-                if not self._told[job_id]:
-                    del self._told[job_id]
+                self._callbacks[job_id].discard(callback)
+                if not self._callbacks[job_id]:
+                    del self._callbacks[job_id]
 
     def publish(self, job_id: str, job: Job | None) -> None:
-        """Tell all who watch this job."""
+        """Send the new state of a job to its subscribers; None means deleted."""
         with self._lock:
-            tellers = list(self._told.get(job_id, ()))
-        for tell in tellers:
-            tell(job)
+            callbacks = list(self._callbacks.get(job_id, ()))
+        for callback in callbacks:
+            callback(job)
 
-    def watched(self) -> list[str]:
-        """The jobs that anyone watches."""
+    def job_ids(self) -> list[str]:
+        """Return the ids of all jobs that have subscribers."""
         with self._lock:
-            return list(self._told)
+            return list(self._callbacks)
 
 
 class Subscription:
-    """The latest of what a thread was told."""
+    """Inbox of a subscribing thread."""
 
     def __init__(self) -> None:
-        self._news: Queue[Job | None] = Queue()
+        self._inbox: Queue[Job | None] = Queue()
 
-    def tell(self, job: Job | None) -> None:
-        """Put it in."""
-        self._news.put(job)
+    def put(self, job: Job | None) -> None:
+        """Add a state, from any thread."""
+        self._inbox.put(job)
 
     def wait(self, seconds: float) -> Job | None:
-        """The latest, as soon as there is any.
+        """Return the latest state as soon as there is one.
 
         Raises:
-            TimeoutError: where there was none for so long.
+            TimeoutError: no state arrived in time.
         """
         try:
-            latest = self._news.get(timeout=seconds)
-            while not self._news.empty():
-                latest = self._news.get_nowait()
+            latest = self._inbox.get(timeout=seconds)
+            while not self._inbox.empty():
+                latest = self._inbox.get_nowait()
         except Empty:
             raise TimeoutError from None
         return latest
 
 
 class AsyncSubscription:
-    """The latest of what a coroutine was told, from whatever thread; made within its loop."""
+    """Inbox of a subscribing coroutine. Create it within the event loop."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._event = asyncio.Event()
         self._latest: Job | None = None
 
-    def tell(self, job: Job | None) -> None:
-        """Put it in, and wake who waits."""
+    def put(self, job: Job | None) -> None:
+        """Set the latest state, from any thread, and wake the coroutine."""
         self._latest = job
-        with contextlib.suppress(RuntimeError):  # the loop is closed, and its watchers with it
+        with contextlib.suppress(RuntimeError):  # the event loop is closed
             self._loop.call_soon_threadsafe(self._event.set)
 
     async def wait(self, seconds: float) -> Job | None:
-        """The latest, as soon as there is any.
+        """Return the latest state as soon as there is one.
 
         Raises:
-            TimeoutError: where there was none for so long.
+            TimeoutError: no state arrived in time.
         """
         async with asyncio.timeout(seconds):
             await self._event.wait()

@@ -1,4 +1,4 @@
-"""Threads that live through every exception: what they do is tried again, after pauses that grow."""
+"""Threads that survive exceptions: the action runs again after a growing pause."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ if TYPE_CHECKING:
 
 FIRST_PAUSE_SECONDS = 0.1
 MAX_PAUSE_SECONDS = 10.0
-# A run that lasts longer than this was a good one: the pauses begin again with the first.
+# After a run that lasts at least this long, the pauses start from FIRST_PAUSE_SECONDS again.
 STEADY_SECONDS = 10.0
 
 
 class Supervisor:
-    """A thread that runs `action` again and again until it is stopped; no exception ends it.
+    """A thread that repeats `action` until it is stopped. No exception ends it.
 
-    After an exception it pauses, as it does after the second of several runs that end quickly. `failed` is called with
-    the exception and the seconds until the next attempt.
+    It pauses after an exception, and from the second of consecutive short runs on. `on_failure` is called with the
+    exception and the seconds until the next attempt.
     """
 
-    def __init__(self, name: str, action: Callable[[], None], failed: Callable[[Exception, float], None]) -> None:
+    def __init__(self, name: str, action: Callable[[], None], on_failure: Callable[[Exception, float], None]) -> None:
         self.stopping = Event()
         self._name = name
         self._action = action
-        self._failed = failed
+        self._on_failure = on_failure
         self._thread: Thread | None = None
 
     def start(self) -> None:
@@ -38,27 +38,27 @@ class Supervisor:
         self._thread = thread
 
     def join(self) -> None:
-        """Wait for the end of the thread, once `stopping` is set."""
+        """Wait until the thread ends. Set `stopping` first."""
         if self._thread is not None:
             self._thread.join()
 
     def _run(self) -> None:
-        quick_ends = 0
+        short_runs = 0
         while not self.stopping.is_set():
-            began = time.monotonic()
+            started_at = time.monotonic()
             try:
                 self._action()
                 error = None
-            except Exception as raised:  # noqa: BLE001 - whatever it is, it is reported and tried again
+            except Exception as raised:  # noqa: BLE001 - any error is reported and retried
                 error = raised
-            quick_ends = quick_ends + 1 if time.monotonic() - began < STEADY_SECONDS else 1
-            pause = 0.0 if error is None and quick_ends == 1 else pause_after(quick_ends)
+            short_runs = short_runs + 1 if time.monotonic() - started_at < STEADY_SECONDS else 1
+            pause = 0.0 if error is None and short_runs == 1 else pause_after(short_runs)
             if error is not None and not self.stopping.is_set():
-                self._failed(error, pause)
+                self._on_failure(error, pause)
             self.stopping.wait(pause)
 
 
 def pause_after(attempts: int) -> float:
-    """Seconds to wait after so many attempts in a row: they double up to MAX_PAUSE_SECONDS, with jitter."""
+    """Return the pause after consecutive failed attempts: it doubles up to MAX_PAUSE_SECONDS, with jitter."""
     longest = min(MAX_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * (1 << min(attempts, 16)))
-    return longest * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
+    return longest * random.uniform(0.5, 1.0)  # noqa: S311 - not used for security

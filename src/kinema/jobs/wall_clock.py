@@ -1,4 +1,4 @@
-"""Whether the wall clock, by which jobs expire, can be trusted just now."""
+"""Detect jumps of the wall clock, which decides when jobs expire."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ WAIT_SECONDS = 86_400.0
 
 
 class WallClock:
-    """Notices jumps of the wall clock against the monotonic one; after a jump it is not trusted for a day.
+    """Compare the wall clock with the monotonic clock. After a jump, do not trust the wall clock for a day.
 
-    A clock that is set wrong and put right again within the day deletes nothing. A machine that was suspended looks
-    the same, and only expires its jobs a day later.
+    A clock that is wrong for less than a day therefore deletes no job. A suspended machine looks like a jump; its jobs
+    expire a day later.
     """
 
     def __init__(self) -> None:
@@ -23,11 +23,13 @@ class WallClock:
         self._trusted_from = 0.0
 
     def is_trusted(self) -> bool:
-        """Whether it has not jumped for a day; to be asked more often than JUMP_SECONDS."""
+        """Return whether the clock has not jumped for a day. Call this more often than every JUMP_SECONDS."""
         now = time.monotonic()
         jump = time.time() - now - self._offset
         self._offset += jump
         if abs(jump) > JUMP_SECONDS:
-            log.warning("the clock jumped by %.1f hours; for a day no job expires, in case it is wrong", jump / 3600)
+            log.warning(
+                "the system clock jumped by %.1f hours; in case it is wrong, no job expires for a day", jump / 3600
+            )
             self._trusted_from = now + WAIT_SECONDS
         return now >= self._trusted_from

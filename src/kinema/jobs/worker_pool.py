@@ -1,8 +1,7 @@
-"""Where work is done: one process for each device, started again when it dies, killed when it hangs.
+"""Worker processes: one for each worker of the pool, restarted when it dies and killed when it hangs.
 
-Where a process can't be started, that is tried again for ever: what was missing may come back. A worker can't outlive
-the server: the kernel kills it when the thread that started it ends (Linux), and the end of the socket between them
-tells it everywhere.
+A failed start is retried without limit. A worker process does not outlive the server: on Linux the kernel kills it when
+the thread that started it ends; on every system it exits when its socket closes.
 """
 
 from __future__ import annotations
@@ -30,19 +29,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# A step that lasts longer than this after a cancel is not waited for: the worker is replaced.
+# A worker process whose step takes longer than this after a cancel is killed.
 CANCEL_SECONDS = 1.5
-LISTEN_SECONDS = 0.1
-# Importing the work takes some seconds; a process that takes so long hangs, and is replaced.
+POLL_SECONDS = 0.1
+# A worker process that is not ready after this time is killed. Importing the work takes some seconds.
 READY_SECONDS = 600.0
-# A job whose worker can't be started waits so long for it, then goes back to the queue.
+# A job is requeued if its worker process can't be started within this time.
 START_SECONDS = 5.0
 
-Wish = Literal["go on", "cancel", "put back"]
+NextAction = Literal["continue", "cancel", "requeue"]
 
 
 class WorkerLost(Exception):
-    """A worker died or hung over a task. `code` is "worker_died" or "worker_hung"."""
+    """A worker process died or hung during a task. `code` is "worker_died" or "worker_hung"."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -50,7 +49,7 @@ class WorkerLost(Exception):
 
 
 class WorkFailed(Exception):
-    """The work said why it can't be done."""
+    """The work raised an error. `code` is the code of a Failure."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -58,22 +57,22 @@ class WorkFailed(Exception):
 
 
 class WorkCancelled(Exception):
-    """The work was stopped because it was no longer wanted."""
+    """The job was cancelled or deleted, and its work has stopped."""
 
 
 class StartFailed(Exception):
-    """A worker's process was not ready in time, or ended before that and did not say why."""
+    """A worker process was not ready in time, or ended before that without reporting a reason."""
 
 
 class Requeued(BaseException):
-    """The queue is closing, or there is no worker for the work: it goes on when there is.
+    """The job can't go on now, because the queue closes or no worker is available. It goes back to the queue.
 
-    No `Exception`, so that nothing on the way takes it for the job's failure and writes that down.
+    It is not an `Exception`, so that DBOS does not store it as the outcome of the workflow.
     """
 
 
 def devices_for(settings: Settings) -> tuple[str, ...]:
-    """The device of each worker, told without loading torch: each GPU, or what the settings say."""
+    """Return the device of each worker: that of the settings, or one per GPU. Does not import torch."""
     if settings.device != "auto":
         return (settings.device,) * (settings.workers or 1)
     gpus = count_gpus()
@@ -82,184 +81,198 @@ def devices_for(settings: Settings) -> tuple[str, ...]:
 
 
 def count_gpus() -> int:
-    """How many GPUs processes of this environment may use, told without loading torch."""
+    """Return how many GPUs are visible to processes of this environment. Does not import torch."""
     gpus = len([path for path in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)])
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return gpus if visible is None else min(gpus, len([name for name in visible.split(",") if name.strip()]))
 
 
 class Worker:
-    """One process on one device, replaced whenever it ends. Its tasks are done one at a time.
+    """A worker process on one device. It is restarted whenever it ends, and runs one task at a time.
 
-    `work` names the callable as "package.module:attribute"; `patience` is how many seconds a step may take;
-    `changed` is called when the process is ready.
+    Args:
+        work: Import path of the work, as "package.module:attribute".
+        device: Device of the process; "auto" leaves the choice to the settings.
+        step_timeout: Seconds without a report after which the process counts as hung.
+        on_ready: Called when the process is ready.
     """
 
-    def __init__(self, work: str, device: str, patience: float, changed: Callable[[], None]) -> None:
-        self.model: str | None = None  # of its latest task: what it most likely has loaded
+    def __init__(self, work: str, device: str, step_timeout: float, on_ready: Callable[[], None]) -> None:
+        self.model: str | None = None  # model of the latest task, which is probably still loaded
         self.device = device
         self._work = work
-        self._patience = patience
-        self._changed = changed
+        self._step_timeout = step_timeout
+        self._on_ready = on_ready
         self._state = Condition()
         self._process: subprocess.Popen[bytes] | None = None
-        self._link: Connection | None = None  # there while the process is ready
-        self._problem: str | None = None  # why there is no process that is ready
-        self._down_since: float | None = None  # when the first of several attempts to start it failed
-        self._epitaph: str | None = None  # why the latest process can't do any work
-        self._killed_for: str | None = None  # why we ended the process
+        self._connection: Connection | None = None  # set while the process is ready
+        self._problem: str | None = None  # why no process is ready
+        self._down_since: float | None = None  # time of the first of consecutive failed starts
+        self._load_error: str | None = None  # why the latest process could not load the work
+        self._kill_reason: str | None = None  # why this class killed the process
         self._latest_end = "it closed its socket"
-        # Its end would be the process's too (see working.end_with), so it lasts as long as the worker.
-        self._keeper = Supervisor("kinema-worker-keeper", self._live, self._not_started)
+        # The process ends with the thread that started it (see worker_process.exit_with_parent), so this thread lasts
+        # as long as the worker.
+        self._supervisor = Supervisor("kinema-worker-supervisor", self._run_process, self._report_failed_start)
 
     @property
     def pid(self) -> int | None:
-        """The process's id, while it is ready for tasks."""
+        """The process id, or None unless the process is ready."""
         with self._state:
-            return None if self._link is None or self._process is None else self._process.pid
+            return None if self._connection is None or self._process is None else self._process.pid
 
     @property
     def problem(self) -> str | None:
-        """Why no process is ready, where more than a moment's start is missing."""
+        """Why no process is ready; None if one is ready or about to be."""
         return self._problem
 
     @property
-    def down(self) -> bool:
-        """Whether no process can be started for now, so that no job should be given to this worker."""
+    def is_down(self) -> bool:
+        """Whether the latest start failed. The worker gets no jobs until a start succeeds."""
         return self._down_since is not None
 
     def start(self) -> None:
-        """Start the process; it is ready when the work is imported."""
-        self._keeper.start()
+        """Start the process. It is ready once it has imported the work."""
+        self._supervisor.start()
 
     def close(self) -> None:
-        """End the process, whatever it does."""
-        self._keeper.stopping.set()
+        """Kill the process."""
+        self._supervisor.stopping.set()
         with self._state:
-            process, self._link = self._process, None
+            process, self._connection = self._process, None
             self._state.notify_all()
         if process is not None:
             process.kill()
-        self._keeper.join()
+        self._supervisor.join()
 
-    def perform(self, task: Task, folder: Path, heard: Callable[[Any], None], wish: Callable[[], Wish]) -> None:
-        """Do a task: its product appears in `folder`.
+    def run_task(
+        self, task: Task, folder: Path, on_report: Callable[[Any], None], next_action: Callable[[], NextAction]
+    ) -> None:
+        """Run a task; its output file is written to `folder`.
 
-        `heard` is told ("step", stage, step, total) and ("preview", jpeg); `wish` is asked often whether to go on.
+        Args:
+            task: The task.
+            folder: The job's folder.
+            on_report: Called with ("started",), ("step", stage, step, total) and ("preview", jpeg).
+            next_action: Called at least every POLL_SECONDS.
 
         Raises:
-            WorkFailed, WorkCancelled: as they say; the worker is there for the next task.
-            WorkerLost: the process died or hung; another one is on its way.
-            Requeued: as wished, or no process can be started.
+            WorkFailed, WorkCancelled: the task ended; the process is ready for another.
+            WorkerLost: the process died or hung, and is replaced.
+            Requeued: `next_action` returned "requeue", or no process can be started.
         """
-        link = self._ready(wish)
+        connection = self._wait_until_ready(next_action)
         self.model = task.request.model
         try:
-            link.send(("do", task, folder))
-            self._hear_out(link, heard, wish)
+            connection.send(("run", task, folder))
+            self._receive_reports(connection, on_report, next_action)
         except (EOFError, OSError):
-            match wish():  # it may have been ended because of that
-                case "put back":
+            match next_action():  # the process may have been killed for that reason
+                case "requeue":
                     raise Requeued from None
                 case "cancel":
                     raise WorkCancelled from None
-            raise WorkerLost("worker_died", f"the worker died: {self._cause_of_death(link)}") from None
+            raise WorkerLost("worker_died", f"the worker died: {self._cause_of_death(connection)}") from None
 
-    def _hear_out(self, link: Connection, heard: Callable[[Any], None], wish: Callable[[], Wish]) -> None:
-        sign = time.monotonic()
-        deadline: float | None = None
+    def _receive_reports(
+        self, connection: Connection, on_report: Callable[[Any], None], next_action: Callable[[], NextAction]
+    ) -> None:
+        last_report = time.monotonic()
+        cancel_deadline: float | None = None
         while True:
-            if link.poll(LISTEN_SECONDS):
-                sign = time.monotonic()
-                match link.recv():
+            if connection.poll(POLL_SECONDS):
+                last_report = time.monotonic()
+                match connection.recv():
                     case ("done",):
                         return
                     case ("cancelled",):
                         raise WorkCancelled
                     case ("failed", code, message):
                         raise WorkFailed(code, message)
-                    case told:
-                        heard(told)
+                    case report:
+                        on_report(report)
             now = time.monotonic()
-            match wish():
-                case "put back":
-                    self._kill(link, "the queue is closing")
+            match next_action():
+                case "requeue":
+                    self._kill(connection, "the queue is closing")
                     raise Requeued
-                case "cancel" if deadline is None:
-                    link.send(("cancel",))
-                    deadline = now + CANCEL_SECONDS
-                case "cancel" if deadline is not None and now > deadline:
-                    self._kill(link, f"its job was cancelled, and a step did not end within {CANCEL_SECONDS:g} seconds")
+                case "cancel" if cancel_deadline is None:
+                    connection.send(("cancel",))
+                    cancel_deadline = now + CANCEL_SECONDS
+                case "cancel" if cancel_deadline is not None and now > cancel_deadline:
+                    self._kill(
+                        connection, f"its job was cancelled, and the step took longer than {CANCEL_SECONDS:g} seconds"
+                    )
                     raise WorkCancelled
-            if now - sign > self._patience:
-                hung = f"no step for {self._patience:g} seconds (KINEMA_STEP_TIMEOUT)"
-                self._kill(link, hung)
-                raise WorkerLost("worker_hung", hung)
+            if now - last_report > self._step_timeout:
+                reason = f"no step finished in {self._step_timeout:g} seconds (KINEMA_STEP_TIMEOUT)"
+                self._kill(connection, reason)
+                raise WorkerLost("worker_hung", reason)
 
-    def _ready(self, wish: Callable[[], Wish]) -> Connection:
-        """The link to a process that is ready, as soon as there is one."""
+    def _wait_until_ready(self, next_action: Callable[[], NextAction]) -> Connection:
+        """Return the connection to the process once it is ready."""
         while True:
-            match wish():
-                case "put back":
+            match next_action():
+                case "requeue":
                     raise Requeued
                 case "cancel":
                     raise WorkCancelled
             with self._state:
-                if self._link is not None:
-                    return self._link
-                if self._epitaph is not None:
-                    epitaph, self._epitaph = self._epitaph, None
-                    raise WorkerLost("worker_died", f"the worker could not begin: {epitaph}")
+                if self._connection is not None:
+                    return self._connection
+                if self._load_error is not None:
+                    load_error, self._load_error = self._load_error, None
+                    raise WorkerLost("worker_died", f"the worker could not start: {load_error}")
                 if self._down_since is not None and time.monotonic() - self._down_since > START_SECONDS:
                     raise Requeued
-                self._state.wait(LISTEN_SECONDS)
+                self._state.wait(POLL_SECONDS)
 
-    def _live(self) -> None:
-        """One process, from its start to its end.
+    def _run_process(self) -> None:
+        """Start a process and wait until it ends.
 
         Raises:
-            OSError, StartFailed: there is none.
+            OSError, StartFailed: the process could not be started.
         """
-        process, link = self._spawn()
+        process, connection = self._spawn()
         try:
             with self._state:
-                self._process, self._killed_for = process, None
-            if not self._keeper.stopping.is_set():
-                self._follow(process, link)
+                self._process, self._kill_reason = process, None
+            if not self._supervisor.stopping.is_set():
+                self._wait_for_end(process, connection)
         finally:
             process.kill()
             process.wait()
 
-    def _follow(self, process: subprocess.Popen[bytes], link: Connection) -> None:
-        if not link.poll(READY_SECONDS):
+    def _wait_for_end(self, process: subprocess.Popen[bytes], connection: Connection) -> None:
+        if not connection.poll(READY_SECONDS):
             raise StartFailed(f"it was not ready within {READY_SECONDS:g} seconds")
-        broken = _first_words(link)
+        load_error = _receive_load_error(connection)
         with self._state:
-            self._epitaph = self.model = None
-            if broken is None:
-                self._link = link
+            self._load_error = self.model = None
+            if load_error is None:
+                self._connection = connection
                 self._problem = self._down_since = None
-            elif broken:
+            elif load_error:
                 self._problem = f"the worker on {self.device} can't load its work (see the log)"
                 self._down_since = None
             self._state.notify_all()
-        self._changed()
+        self._on_ready()
         process.wait()
         with self._state:
-            killed_for = self._killed_for
-            end = self._latest_end = killed_for or _ending(process.returncode)
-            self._link = None
-            self._epitaph = broken or None
+            kill_reason = self._kill_reason
+            end = self._latest_end = kill_reason or _describe_exit(process.returncode)
+            self._connection = None
+            self._load_error = load_error or None
             self._state.notify_all()
-        if self._keeper.stopping.is_set():
+        if self._supervisor.stopping.is_set():
             return
-        if broken == "":
+        if load_error == "":
             raise StartFailed(f"it ended at once: {end}")
-        level = logging.WARNING if killed_for is None else logging.INFO
+        level = logging.WARNING if kill_reason is None else logging.INFO
         log.log(level, "worker %d on %s ended: %s", process.pid, self.device, end)
 
-    def _not_started(self, error: Exception, pause: float) -> None:
-        """There is no process: say so wherever it is asked for, until there is one."""
+    def _report_failed_start(self, error: Exception, pause: float) -> None:
+        """Store and log why no process could be started."""
         expected = isinstance(error, OSError | StartFailed)
         reason = str(error) if isinstance(error, StartFailed) else getattr(error, "strerror", None)
         with self._state:
@@ -277,23 +290,15 @@ class Worker:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         if self.device != "auto":
             environment["KINEMA_DEVICE"] = self.device
-        # -P: the current folder holds no modules of ours, though it may hold some of the same names.
-        command = [
-            sys.executable,
-            "-P",
-            "-m",
-            "kinema.jobs.worker_process",
-            str(theirs.fileno()),
-            self._work,
-            str(os.getpid()),
-        ]
+        # -P: do not import modules from the current folder.
+        command = [sys.executable, "-P", "-m", "kinema.jobs.worker_process"]
         with theirs:
             try:
                 process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
                     [*command, str(theirs.fileno()), self._work, str(os.getpid())],
                     env=environment,
                     stdin=subprocess.DEVNULL,
-                    stdout=2,  # what the server prints is its own
+                    stdout=2,  # stdout belongs to the server
                     pass_fds=[theirs.fileno()],
                     start_new_session=True,
                 )
@@ -302,48 +307,48 @@ class Worker:
                 raise
         return process, Connection(ours.detach())
 
-    def _kill(self, link: Connection, why: str) -> None:
-        """End the process at the other end of this link, unless it has ended."""
+    def _kill(self, connection: Connection, reason: str) -> None:
+        """Kill the process of this connection, unless it has already ended."""
         with self._state:
-            if self._link is not link or self._process is None:
+            if self._connection is not connection or self._process is None:
                 return
-            process, self._link = self._process, None  # never handed out again
-            self._killed_for = why
+            process, self._connection = self._process, None  # no task gets this connection again
+            self._kill_reason = reason
         process.kill()
 
-    def _cause_of_death(self, link: Connection) -> str:
+    def _cause_of_death(self, connection: Connection) -> str:
         with self._state:
-            self._state.wait_for(lambda: self._link is not link, timeout=5)
+            self._state.wait_for(lambda: self._connection is not connection, timeout=5)
             return self._latest_end
 
 
-def _first_words(link: Connection) -> str | None:
-    """None once the process is ready; else why it never will be, "" where it did not say."""
+def _receive_load_error(connection: Connection) -> str | None:
+    """Return None if the process is ready, else why it could not load the work; "" if it ended without a reason."""
     try:
-        match link.recv():
-            case ("broken", why):
-                return str(why)
+        match connection.recv():
+            case ("load_failed", reason):
+                return str(reason)
         return None
     except (EOFError, OSError):
         return ""
 
 
-def _ending(code: int) -> str:
-    """How a process ended, as a person reads it."""
+def _describe_exit(code: int) -> str:
+    """Describe the exit code of a process."""
     if code >= 0:
         return f"exit code {code}"
     name = signal.Signals(-code).name
-    return f"killed by {name}" + (", perhaps for want of memory" if -code == signal.SIGKILL else "")
+    return f"killed by {name}" + (" (perhaps out of memory)" if -code == signal.SIGKILL else "")
 
 
 class WorkerPool:
-    """All workers, each either free or lent to one job."""
+    """All workers. Each is free or assigned to one job."""
 
-    def __init__(self, work: str, devices: Sequence[str], patience: float, freed: Callable[[], None]) -> None:
-        self.workers = tuple(Worker(work, device, patience, freed) for device in devices)
+    def __init__(self, work: str, devices: Sequence[str], step_timeout: float, on_free: Callable[[], None]) -> None:
+        self.workers = tuple(Worker(work, device, step_timeout, on_free) for device in devices)
         self._free = list(self.workers)
         self._lock = Lock()
-        self._freed = freed
+        self._on_free = on_free
 
     def start(self) -> None:
         """Start all processes."""
@@ -351,27 +356,27 @@ class WorkerPool:
             worker.start()
 
     def close(self) -> None:
-        """End all processes."""
+        """Kill all processes."""
         for worker in self.workers:
             worker.close()
 
     def free_models(self) -> list[str | None]:
-        """What each free worker has loaded."""
+        """Return the loaded model of each free worker; None for a worker without a model."""
         with self._lock:
-            return [worker.model for worker in self._free if not worker.down]
+            return [worker.model for worker in self._free if not worker.is_down]
 
-    def take(self, model: str) -> Worker | None:
-        """A free worker, best one with this model, else one with none; None where there is none."""
+    def acquire(self, model: str) -> Worker | None:
+        """Take a free worker, preferably one with this model loaded, else one with none; None if no worker is free."""
         with self._lock:
-            able = [worker for worker in self._free if not worker.down]
-            if not able:
+            available = [worker for worker in self._free if not worker.is_down]
+            if not available:
                 return None
-            best = min(able, key=lambda worker: (worker.model != model, worker.model is not None))
+            best = min(available, key=lambda worker: (worker.model != model, worker.model is not None))
             self._free.remove(best)
             return best
 
-    def give_back(self, worker: Worker) -> None:
-        """This worker is free for the next job."""
+    def release(self, worker: Worker) -> None:
+        """Mark a worker as free."""
         with self._lock:
             self._free.append(worker)
-        self._freed()
+        self._on_free()

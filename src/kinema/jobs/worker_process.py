@@ -23,8 +23,8 @@ from threading import Event, Thread
 from typing import TYPE_CHECKING, cast
 
 from kinema.errors import KinemaError
-from kinema.jobs.job import PRODUCTS, Preview
-from kinema.jobs.job_files import appearing
+from kinema.jobs.job import PART_FILES, Preview
+from kinema.jobs.job_files import atomic_file
 from kinema.values import Step
 
 if TYPE_CHECKING:
@@ -35,117 +35,117 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    """Work until the parent says no more, or is gone."""
-    descriptor, name, parent = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-    end_with(parent)
-    os.umask(0o077)  # what it writes is for the server's user alone
-    with suppress(OSError):  # where memory runs out, this process goes before the server
+    """Run tasks until the parent process closes the socket or exits."""
+    descriptor, import_path, parent = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    exit_with_parent(parent)
+    os.umask(0o077)  # output files are readable by the server's user only
+    with suppress(OSError):  # if memory runs out, the kernel kills this process before the server
         Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")
-    # What ends the server is the server's to judge: Ctrl-C and a service manager signal all processes at once.
+    # Ctrl-C and service managers signal all processes; the server decides when its worker processes end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    link = Connection(descriptor)
+    connection = Connection(descriptor)
     tasks: SimpleQueue[tuple[Task, Path]] = SimpleQueue()
     cancelled = Event()
-    # Before the work is imported, which may take long: a parent that dies meanwhile is noticed.
-    Thread(target=_listen, args=(link, tasks, cancelled), daemon=True).start()
+    # Start before the import of the work, which may take long, so that the end of the parent is noticed meanwhile.
+    Thread(target=_listen, args=(connection, tasks, cancelled), daemon=True).start()
     try:
-        work = find_work(name)
-    except Exception as error:  # noqa: BLE001 - whatever importing raises is told to who waits
+        work = import_work(import_path)
+    except Exception as error:  # noqa: BLE001 - any error is reported to the waiting job
         traceback.print_exc()
-        link.send(("broken", f"{name} can't be loaded: {type(error).__name__}: {error}"))
+        connection.send(("load_failed", f"{import_path} can't be loaded: {type(error).__name__}: {error}"))
         sys.exit(1)
-    link.send(("ready",))
+    connection.send(("ready",))
     while True:
         task, folder = tasks.get()
-        if not _do(work, task, folder, link, cancelled):
+        if not _run_task(work, task, folder, connection, cancelled):
             sys.exit(1)
 
 
-def find_work(name: str) -> Work:
-    """The callable named "package.module:attribute"; of a class, an instance."""
-    module, _, attribute = name.partition(":")
-    found = getattr(import_module(module), attribute)
-    return cast("Work", found() if inspect.isclass(found) else found)
+def import_work(import_path: str) -> Work:
+    """Import the callable "package.module:attribute". Of a class, return an instance."""
+    module, _, attribute = import_path.partition(":")
+    value = getattr(import_module(module), attribute)
+    return cast("Work", value() if inspect.isclass(value) else value)
 
 
-def end_with(parent: int) -> None:
-    """Be killed when the thread that started this process ends, as it does when its process dies, however it dies."""
+def exit_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when the thread that started it ends (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before that
+    if os.getppid() != parent:  # the parent died before the call
         os._exit(1)
 
 
-def _listen(link: Connection, tasks: SimpleQueue[tuple[Task, Path]], cancelled: Event) -> None:
-    """Hear the parent while the main thread works; the socket's end is the parent's.
+def _listen(connection: Connection, tasks: SimpleQueue[tuple[Task, Path]], cancelled: Event) -> None:
+    """Receive messages of the parent while the main thread works.
 
-    A process that hears nothing is of no use: whatever ends this thread ends it.
+    The end of this thread ends the process, since the process could not receive tasks any more.
     """
     try:
         while True:
-            kind, *rest = link.recv()
-            if kind == "do":
+            kind, *arguments = connection.recv()
+            if kind == "run":
                 cancelled.clear()
-                tasks.put((rest[0], rest[1]))
+                tasks.put((arguments[0], arguments[1]))
             else:
                 cancelled.set()
     except (EOFError, OSError):
         pass
-    except Exception:  # noqa: BLE001 - told, and the end all the same
+    except Exception:  # noqa: BLE001 - printed; the process ends
         traceback.print_exc()
     os._exit(1)
 
 
-def _do(work: Work, task: Task, folder: Path, link: Connection, cancelled: Event) -> bool:
-    """Do one task and tell how it went; whether this process is fit for another."""
-    link.send(("begun",))
+def _run_task(work: Work, task: Task, folder: Path, connection: Connection, cancelled: Event) -> bool:
+    """Run one task and report the outcome; return whether this process can run another task."""
+    connection.send(("started",))
     try:
-        product = _follow(work, task, link, cancelled)
-        if product is None:
-            link.send(("cancelled",))
+        output = _run_work(work, task, connection, cancelled)
+        if output is None:
+            connection.send(("cancelled",))
             return True
-        with appearing(folder / PRODUCTS[task.part]) as aside:
-            product.save(aside)
+        with atomic_file(folder / PART_FILES[task.part]) as partial:
+            output.save(partial)
     except KinemaError as error:
-        link.send(("failed", code_of(type(error)), str(error)))
-    except Exception as error:  # noqa: BLE001 - a defect fails its job, not the server
+        connection.send(("failed", code_of(type(error)), str(error)))
+    except Exception as error:  # noqa: BLE001 - an internal error fails its job only
         traceback.print_exc()
-        link.send(("failed", "internal_error", f"{type(error).__name__}: {error}"))
-        return False  # there is no telling what it left behind
+        connection.send(("failed", "internal_error", f"{type(error).__name__}: {error}"))
+        return False  # the state of the work is unknown
     else:
-        link.send(("done",))
+        connection.send(("done",))
     return True
 
 
-def _follow(work: Work, task: Task, link: Connection, cancelled: Event) -> TaskResult | None:
-    """Iterate over the work to its product, or None as soon as it is cancelled."""
+def _run_work(work: Work, task: Task, connection: Connection, cancelled: Event) -> TaskResult | None:
+    """Iterate over the work and return its output, or None once it is cancelled."""
     steps = work(task)
-    due = time.monotonic() + PREVIEW_SECONDS
-    product: TaskResult | None = None
+    next_preview = time.monotonic() + PREVIEW_SECONDS
+    output: TaskResult | None = None
     try:
         for result in steps:
             if cancelled.is_set():
                 return None
             if isinstance(result, Step):
-                link.send(("step", result.stage, result.step, result.total))
+                connection.send(("step", result.stage, result.step, result.total))
             elif isinstance(result, Preview):
-                if time.monotonic() >= due:
-                    link.send(("preview", result.make()))
-                    due = time.monotonic() + PREVIEW_SECONDS
+                if time.monotonic() >= next_preview:
+                    connection.send(("preview", result.encode()))
+                    next_preview = time.monotonic() + PREVIEW_SECONDS
             else:
-                product = result
+                output = result
     finally:
         close = getattr(steps, "close", None)
         if close is not None:
             close()
-    if product is None:
-        raise TypeError(f"the work ended its part {task.part!r} without a product")
-    return product
+    if output is None:
+        raise TypeError(f"the work for the part {task.part!r} ended without an output")
+    return output
 
 
 def code_of(kind: type[KinemaError]) -> str:
-    """An error's name as a code: InsufficientMemory is "insufficient_memory"."""
+    """Return the name of an error class in snake case: InsufficientMemory is "insufficient_memory"."""
     return re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower()
 
 

@@ -45,7 +45,7 @@ class ServerState:
     def __init__(self, settings: Settings, work: str = WORK) -> None:
         self.settings = settings
         self.metrics = Metrics()
-        self.queue = Queue(settings, work, ended=self._ended)
+        self.queue = Queue(settings, work, on_finished=self._ended)
         self.abandoned = AbandonedJobs(self.queue)
         self.pins = Pins(500)
         self.images = ImageService()
@@ -129,8 +129,8 @@ class ServerState:
         return None
 
     async def watch(self, job_id: str) -> AsyncIterator[Job]:
-        """As `Queue.watch_async`, until the server is about to end."""
-        changes = self.queue.watch_async(job_id).__aiter__()
+        """As `Queue.subscribe_async`, until the server is about to end."""
+        changes = self.queue.subscribe_async(job_id).__aiter__()
         ending = asyncio.ensure_future(self.stopping.wait())
         following: asyncio.Future[Job] | None = None
         try:

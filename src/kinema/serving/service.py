@@ -24,7 +24,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from kinema.errors import InvalidRequest, KinemaError
-from kinema.jobs.worker_process import end_with
+from kinema.jobs.worker_process import exit_with_parent
 from kinema.serving import logs, page, swagger
 from kinema.serving.bentoml_arbiter import close_control_ports
 from kinema.serving.connections import Connection, Limits
@@ -133,7 +133,7 @@ class StableDiffusionVideo:
         try:
             settings = read_settings()
             if _started_by_arbiter():  # an orphan would keep the port and the queue from the next
-                end_with(os.getppid())
+                exit_with_parent(os.getppid())
                 Connection.limits = Limits.within_descriptors(settings.max_connections)
             logs.set_up(settings.log_format)
             # Tests put work of their own here, which needs no model.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from weakref import WeakValueDictionary
 
 from kinema.errors import JobNotFound, KinemaError
-from kinema.jobs.job_files import write
+from kinema.jobs.job_files import write_atomically
 from kinema.serving.image_tasks import contact_sheet, thumbnail
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def _make(images: ImageService, path: Path, gone: Callable[[], bool]) -> None:
     video = path.with_name(_FILES["video"][0])
     make = thumbnail if path.name == _FILES["thumbnail"][0] else contact_sheet
     try:
-        write(path, images.process.run(make, video, gone=gone, cpu_seconds=MAKE_SECONDS))
+        write_atomically(path, images.process.run(make, video, gone=gone, cpu_seconds=MAKE_SECONDS))
     except (OSError, KinemaError):
         if video.exists():
             raise

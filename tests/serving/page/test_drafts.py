@@ -7,7 +7,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from kinema.jobs.job_files import appearing
+from kinema.jobs.job_files import atomic_file
 from kinema.serving.body_quota import BodyQuota
 from kinema.serving.image_service import ImageService
 from kinema.serving.page.page_routes import Drafts, routes
@@ -23,7 +23,7 @@ def images():
 def test_a_draft_leaves_alone_what_others_are_writing(tmp_path, png, images):
     drafts = Drafts(tmp_path, 0, images)
     other = tmp_path / "drafts" / ("b" * 64)
-    with appearing(other) as aside:
+    with atomic_file(other) as aside:
         aside.write_bytes(b"half of it")
         drafts.add(png)
     assert other.read_bytes() == b"half of it"
@@ -52,5 +52,5 @@ def test_no_draft_is_kept_where_the_disk_has_less_than_its_reserve(tmp_path, png
     app.include_router(routes(None, Drafts(tmp_path, 1e9, images), BodyQuota(20, 0), lambda: False))
     answer = TestClient(app).post("/studio/images", content=png)
     assert answer.status_code == 507
-    assert "must stay free (KINEMA_MIN_FREE_GB): delete videos, or make room" in answer.json()["error"]["message"]
+    assert "must stay free (KINEMA_MIN_FREE_GB); delete videos or free disk space" in answer.json()["error"]["message"]
     assert list((tmp_path / "drafts").iterdir()) == []

@@ -16,7 +16,7 @@ import kinema
 from kinema import errors
 from kinema.errors import InvalidImage, InvalidRequest, JobUnfinished, KinemaError, QueueFull
 from kinema.jobs import Failure
-from kinema.jobs.job import OWN_FAILURES
+from kinema.jobs.job import QUEUE_FAILURE_CODES
 from kinema.jobs.job_files import JobFiles
 from kinema.jobs.worker_process import code_of
 from kinema.media.image import fit_warnings, open_image
@@ -39,9 +39,10 @@ TELLING = {
     "media/image.py": {"open_image", "_fitted", "_read", "_from_array", "_upright"},
     "media/image_structure.py": set(),
     "serving/submission.py": set(),
-    "jobs/queue.py": {"list", "result", "_check", "_known"},
+    "jobs/queue.py": {"list", "result", "_check_arguments", "_find_by_key"},
     "jobs/job_files.py": {"__init__"},
     "jobs/job_table.py": {"__init__", "get", "page"},
+    "jobs/database.py": set(),
 }
 # What only explains, in the words of a library, and may be left out.
 EXPLAINING = {"label", "message", "reason"}
@@ -101,7 +102,7 @@ def test_what_the_page_can_be_told_is_no_plain_english(module):
 
 def test_every_kind_of_error_and_of_failure_has_its_korean():
     known = {code_of(kind) for kind in kinds() if kind.__module__ == errors.__name__}
-    assert KOREAN.faults.keys() == known | set(OWN_FAILURES)
+    assert KOREAN.faults.keys() == known | set(QUEUE_FAILURE_CODES)
     assert all(re.search("[가-힣]", reason) for reason in KOREAN.faults.values())
 
 
@@ -115,7 +116,7 @@ def test_failures_that_are_no_errors_are_those_that_are_listed():
                 case ast.Tuple(elts=[ast.Constant("failed"), ast.Constant(code), *_]):
                     told.add(code)
     assert {"cancelled", "worker_died"} <= told
-    assert told - {code_of(kind) for kind in kinds()} <= set(OWN_FAILURES)
+    assert told - {code_of(kind) for kind in kinds()} <= set(QUEUE_FAILURE_CODES)
 
 
 def korean(message):

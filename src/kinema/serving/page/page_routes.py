@@ -24,7 +24,7 @@ from kinema.errors import (
     RequestTooLarge,
     ServerBusy,
 )
-from kinema.jobs.job_files import JobFiles, write
+from kinema.jobs.job_files import JobFiles, write_atomically
 from kinema.jobs.worker_process import code_of
 from kinema.media.video_reader import read_recipe
 from kinema.serving.client_messages import refusal_message
@@ -85,10 +85,10 @@ class Drafts:
             InsufficientDisk: less is free than must be.
         """
         self.images.inspect(data, gone)
-        self._files.check_room(self._reserve_gb)
+        self._files.check_free_space(self._reserve_gb)
         self._sweep()
         sha256 = hashlib.sha256(data).hexdigest()
-        write(self._root / sha256, data)
+        write_atomically(self._root / sha256, data)
         return sha256
 
     def read(self, sha256: str) -> bytes | None:
@@ -273,7 +273,7 @@ def _found() -> Iterator[None]:
 
 async def _watched(queue: Queue, job_id: str, stopping: Callable[[], bool]) -> AsyncGenerator[Job | None]:
     """The job at each change, and now and then between; None when it is gone."""
-    watching = queue.watch_async(job_id)
+    watching = queue.subscribe_async(job_id)
     change = asyncio.ensure_future(_next(watching))
     try:
         while not stopping():

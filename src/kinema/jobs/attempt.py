@@ -1,0 +1,246 @@
+"""One attempt to run a job: its parts on a worker, and its progress."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from kinema.errors import InsufficientDisk, QueueUnavailable
+from kinema.jobs.eta import JobEta
+from kinema.jobs.job import PART_FILES, Failure, Job, Part, Task
+from kinema.jobs.job_files import delete_partial_files
+from kinema.jobs.worker_pool import Requeued, WorkCancelled, WorkerLost, WorkFailed
+from kinema.jobs.workflows import run_step
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from kinema.jobs.eta import StageSpeeds
+    from kinema.jobs.job_files import JobFiles
+    from kinema.jobs.job_table import JobTable
+    from kinema.jobs.subscriptions import Subscriptions
+    from kinema.jobs.worker_pool import NextAction, Worker
+
+log = logging.getLogger(__name__)
+
+# A job fails after this many worker processes died or hung while running it.
+MAX_ATTEMPTS = 3
+PARTS: tuple[Part, ...] = ("image", "latents", "video")
+PREVIEW = "preview.jpg"
+# Minimum intervals at which progress is published to subscribers and stored in the table.
+PUBLISH_SECONDS = 0.25
+RECORD_SECONDS = 1.0
+_IMAGE_MISSING = (
+    "its image is not in the data folder of the server that now runs the database's jobs; send the request again, "
+    "to that server"
+)
+
+Result = TypeVar("Result")
+
+
+class Attempt:
+    """A job while this process runs it."""
+
+    def __init__(
+        self,
+        job: Job,
+        speeds: StageSpeeds,
+        table: JobTable,
+        files: JobFiles,
+        subscriptions: Subscriptions,
+        closing: threading.Event,
+    ) -> None:
+        self.job = job
+        self.title, self.pinned = job.title, job.pinned  # may change while the job runs
+        self.cancelled = threading.Event()
+        self._text_to_image = job.request.prompt is not None
+        self._closing = closing
+        self._table = table
+        self._files = files
+        self._folder = files.job(job.id)
+        self._subscriptions = subscriptions
+        self._eta = JobEta(job.request, speeds, job.stage_durations, text_to_image=self._text_to_image)
+        self._published_at = 0.0
+        self._recorded_at = time.monotonic()
+
+    def snapshot(self) -> Job:
+        """Return the current state of the job."""
+        eta = self._eta
+        return dataclasses.replace(
+            self.job,
+            title=self.title,
+            pinned=self.pinned,
+            stage=eta.stage,
+            step=eta.step,
+            total=eta.total,
+            progress=eta.percent,
+            eta=eta.eta(),
+            stage_durations=dict(eta.durations),
+        )
+
+    def run(self, worker: Worker) -> Failure | None:
+        """Run the job's parts in order; return why it failed, or None.
+
+        Raises:
+            WorkCancelled: the job was cancelled or deleted.
+            Requeued: the queue closes, or the worker can't be started.
+        """
+        # The parts depend on the request only: DBOS requires the same steps in the same order when it resumes a job.
+        for part in PARTS if self._text_to_image else PARTS[1:]:
+            result = run_step(part, self._run_part, part, worker)
+            if "code" in result:
+                return Failure(result["code"], result["message"])
+            self.job = dataclasses.replace(self.job, image=result["image"])
+        retry(self._record, self._closing)
+        return None
+
+    def _run_part(self, part: Part, worker: Worker) -> dict[str, Any]:
+        """Run a part; return what DBOS stores: the hash of the image, or code and message of the failure.
+
+        Missing outputs of earlier parts are created again. They are missing if a server with another data folder ran
+        those parts.
+        """
+        self._folder.mkdir(exist_ok=True, mode=0o700)
+        if self._has_output(part):  # the job was requeued after this part
+            return {"image": self.job.image}
+        for earlier in PARTS[: PARTS.index(part)]:
+            if self._has_output(earlier):
+                continue
+            if earlier == "image" and not self._text_to_image:
+                return {"code": "interrupted", "message": _IMAGE_MISSING}
+            result = self._run_part(earlier, worker)
+            if "code" in result:
+                return result
+            self.job = dataclasses.replace(self.job, image=result["image"])
+        return self._run_on_worker(part, worker)
+
+    def _has_output(self, part: Part) -> bool:
+        if part != "image":
+            return (self._folder / PART_FILES[part]).exists()
+        return self.job.image is not None and self._files.image(self.job.image).exists()
+
+    def _run_on_worker(self, part: Part, worker: Worker) -> dict[str, Any]:
+        image = self.job.image
+        while True:
+            delete_partial_files(self._folder)
+            task = Task(
+                job=self.job.id,
+                part=part,
+                request=self.job.request,
+                image=None if part == "image" or image is None else self._files.image(image),
+                latents=self._folder / PART_FILES["latents"] if part == "video" else None,
+            )
+            try:
+                worker.run_task(task, self._folder, self._on_report, self._next_action)
+                return {"image": self._store_generated_image() if part == "image" else image}
+            except WorkFailed as error:
+                return {"code": error.code, "message": str(error)}
+            except WorkerLost as error:
+                attempts = retry(lambda: self._table.count_attempt(self.job.id), self._closing)
+                self.job = dataclasses.replace(self.job, attempts=attempts)
+                log.warning("job %s, attempt %d: %s", self.job.id, attempts, error)
+                if attempts >= MAX_ATTEMPTS:
+                    return {"code": error.code, "message": f"{error} (attempt {attempts} of {MAX_ATTEMPTS})"}
+
+    def _store_generated_image(self) -> str:
+        """Move the generated image to the folder of images, and return its hash."""
+        generated = self._folder / PART_FILES["image"]
+        data = generated.read_bytes()
+
+        def store() -> str:  # holds no lock between retries, so that a deletion can free disk space
+            try:
+                with self._files.add_image(data) as sha256:
+                    assert sha256 is not None, "data is not None"
+                    if not self._table.record(self.job.id, image=sha256):
+                        raise WorkCancelled  # the next sweep deletes the image
+                    return sha256
+            except InsufficientDisk as error:
+                raise WorkFailed("insufficient_disk", str(error)) from None
+
+        sha256 = retry(store, self._closing)
+        generated.unlink()
+        return sha256
+
+    def _on_report(self, report: tuple[Any, ...]) -> None:
+        """Handle a report of the worker process."""
+        match report:
+            case ("started",):
+                self._eta.start_part()
+                self._publish()
+            case ("step", stage, step, total):
+                self._record_step(stage, step, total)
+            case ("preview", data):
+                self._store_preview(self._folder / PREVIEW, data)
+
+    def _record_step(self, stage: str, step: int, total: int) -> None:
+        is_new_stage = stage != self._eta.stage
+        self._eta.record_step(stage, step, total)
+        now = time.monotonic()
+        if is_new_stage or step == total or now - self._published_at >= PUBLISH_SECONDS:
+            self._published_at = now
+            self._publish()
+
+    def _store_preview(self, path: Path, data: bytes) -> None:
+        with contextlib.suppress(OSError):  # a missing preview does not fail the job
+            partial = path.with_name(f".{PREVIEW}")
+            partial.touch(mode=0o600)
+            partial.write_bytes(data)
+            partial.replace(path)
+            self.job = dataclasses.replace(self.job, previews=self.job.previews + 1)
+            self._publish()
+
+    def _publish(self) -> None:
+        self._subscriptions.publish(self.job.id, self.snapshot())
+
+    def _next_action(self) -> NextAction:
+        """Return whether the work continues, and store its progress every RECORD_SECONDS.
+
+        If that fails because the job is no longer running, another process has cancelled or deleted it.
+        """
+        # The interpreter waits for its threads at exit, so they must end even if the queue was not closed.
+        if self._closing.is_set() or not threading.main_thread().is_alive():
+            return "requeue"
+        if not self.cancelled.is_set() and time.monotonic() - self._recorded_at >= RECORD_SECONDS:
+            self._recorded_at = time.monotonic()
+            try:
+                if not self._record():
+                    self.cancelled.set()
+            except (QueueUnavailable, InsufficientDisk) as error:
+                log.warning("job %s: %s", self.job.id, error)
+        return "cancel" if self.cancelled.is_set() else "continue"
+
+    def _record(self) -> bool:
+        """Store the progress; return whether the job is still running."""
+        job = self.snapshot()
+        return self._table.record(
+            job.id,
+            stage=job.stage,
+            step=job.step,
+            total=job.total,
+            progress=job.progress,
+            eta=job.eta,
+            stage_durations=job.stage_durations,
+            previews=job.previews,
+        )
+
+
+def retry(action: Callable[[], Result], closing: threading.Event) -> Result:
+    """Call `action` until the database is available and its disk has space; return its result.
+
+    Raises:
+        Requeued: `closing` is set before that.
+    """
+    pause = 0.1
+    while True:
+        try:
+            return action()
+        except (QueueUnavailable, InsufficientDisk) as error:
+            log.warning("%s", error)
+            if closing.wait(pause) or not threading.main_thread().is_alive():
+                raise Requeued from None
+            pause = min(5.0, pause * 2)

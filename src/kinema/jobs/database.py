@@ -1,0 +1,132 @@
+"""Connections to the queue's database, and the translation of its errors."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from contextlib import contextmanager
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from kinema.errors import InsufficientDisk, QueueUnavailable
+from kinema.messages import Message
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+log = logging.getLogger(__name__)
+
+
+def create_engine(url: sa.URL) -> sa.Engine:
+    """Return the engine of a SQLite or PostgreSQL URL.
+
+    Raises:
+        ValueError: the URL is of another database.
+    """
+    if url.get_backend_name() == "sqlite":
+        engine = sa.create_engine(url, connect_args={"timeout": 30, "isolation_level": "IMMEDIATE"})
+
+        @sa.event.listens_for(engine, "connect")
+        def _(connection: Any, _record: Any) -> None:
+            connection.execute("PRAGMA journal_mode=WAL")  # readers do not wait for writers
+            connection.execute("PRAGMA synchronous=FULL")  # committed jobs survive a power failure
+            connection.execute("PRAGMA temp_store=MEMORY")  # deletions need no temporary files on a full disk
+
+        return engine
+    if url.get_backend_name() not in ("postgresql", "postgres"):
+        raise ValueError(f"database {url.drivername!r} is not supported; use sqlite or postgresql")
+    # Detect a lost server within seconds; TCP's default is many minutes.
+    timeouts = {"connect_timeout": 5, "tcp_user_timeout": 10_000, "keepalives_idle": 10, "keepalives_interval": 5}
+    return sa.create_engine(
+        url.set(drivername="postgresql+psycopg"), pool_pre_ping=True, connect_args=timeouts | dict(url.query)
+    )
+
+
+class SchedulerSession:
+    """The PostgreSQL session that holds the scheduler lock. Only the lock's holder can write in it."""
+
+    def __init__(self, connection: sa.Connection) -> None:
+        self._connection = connection
+        self._lock = Lock()
+        self._is_lost = False
+
+    @contextmanager
+    def begin(self) -> Iterator[sa.Connection]:
+        """Run a transaction in this session.
+
+        Raises:
+            QueueUnavailable: the connection, and with it the scheduler lock, is lost.
+        """
+        with self._lock:
+            if self._is_lost:
+                raise QueueUnavailable(
+                    Message(
+                        "runner_lock_lost",
+                        "the connection to the queue's database was lost; jobs wait until it is restored",
+                    )
+                )
+            try:
+                with self._connection.begin():
+                    yield self._connection
+            finally:
+                # SQLAlchemy would reconnect at the next statement, in a session without the lock.
+                self._is_lost = self._is_lost or self._connection.invalidated
+
+    def is_alive(self) -> bool:
+        """Send a query and return whether the session still exists."""
+        try:
+            with self.begin() as connection:
+                connection.execute(sa.select(1))
+        except Exception:  # noqa: BLE001 - after any error the lock may be lost
+            self._is_lost = True
+        return not self._is_lost
+
+    def end(self) -> None:
+        """Close the connection, which releases the lock."""
+        with self._lock:
+            self._is_lost = True
+            self._connection.invalidate()
+
+
+@contextmanager
+def translate_errors() -> Iterator[None]:
+    """Raise InsufficientDisk or QueueUnavailable in place of errors of the database."""
+    try:
+        yield
+    except (SQLAlchemyError, sqlite3.Error) as error:
+        if is_disk_full(error):
+            raise InsufficientDisk(
+                Message("database_full", "the disk of the queue's database is full; delete videos or free disk space")
+            ) from None
+        log.warning("the queue's database does not answer: %s", driver_message(error))  # may contain the host's address
+        raise QueueUnavailable(
+            Message("no_database", "the queue's database does not answer; try again in a moment")
+        ) from None
+
+
+# On a full disk SQLite raises one of these; the second concerns the -shm file.
+_DISK_FULL_CODES = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
+
+
+def is_disk_full(error: Exception) -> bool:
+    """Return whether SQLite found no disk space."""
+    return getattr(getattr(error, "orig", error), "sqlite_errorcode", None) in _DISK_FULL_CODES
+
+
+def database_replaced() -> QueueUnavailable:
+    """Return the error for a database file that is not the one that was opened."""
+    return QueueUnavailable(
+        Message(
+            "database_gone",
+            "the queue's database was removed or replaced while the server was running; put it back, or stop the "
+            "server and restore it from a backup",
+        )
+    )
+
+
+def driver_message(error: Exception) -> str:
+    """Return the first line of the driver's error message, without SQLAlchemy's statement and parameters."""
+    return str(error.orig if isinstance(error, DBAPIError) else error).strip().partition("\n")[0]

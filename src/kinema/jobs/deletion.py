@@ -1,0 +1,59 @@
+"""Deletion of jobs and their files. A row is deleted first; a crash in between leaves no files for good."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from kinema.jobs.job_files import JobFiles
+    from kinema.jobs.job_table import JobTable
+
+DAY = 86_400.0
+
+
+def remove_job(table: JobTable, files: JobFiles, job_id: str, *, only_expired: bool = False) -> bool:
+    """Delete a job, its files, and its image unless another job needs it; return whether the job existed.
+
+    The files of a running job are deleted by the scheduler once its work has stopped.
+    """
+    with files.deletion_lock():
+        removed = table.remove(job_id, only_expired=only_expired)
+        if removed is None:
+            return False
+        if removed.status != "in_progress":
+            files.delete_job(job_id)
+        if removed.image is not None and not table.is_image_used(removed.image):
+            files.delete_image(removed.image)
+    table.refill_reserve()
+    return True
+
+
+def delete_unused_image(table: JobTable, files: JobFiles, image: str | None) -> None:
+    """Delete the image of a job that was not accepted, unless another job needs it."""
+    if image is not None:
+        with files.deletion_lock():
+            if not table.is_image_used(image):
+                files.delete_image(image)
+
+
+def delete_removed_files(table: JobTable, files: JobFiles, running: Collection[str]) -> None:
+    """Delete remaining files of removed jobs, except of those whose work is still `running`."""
+    with files.deletion_lock():
+        removed = [(job_id, image) for job_id, image in table.deletions() if job_id not in running]
+        for job_id, image in removed:
+            files.delete_job(job_id)
+            if image is not None and not table.is_image_used(image):
+                files.delete_image(image)
+        if removed:
+            table.clear_deletions([job_id for job_id, _ in removed])
+    table.refill_reserve()
+
+
+def sweep(table: JobTable, files: JobFiles) -> list[str]:
+    """Finish interrupted deletions; return the entries of the data folder that the database does not know."""
+    with files.deletion_lock():
+        known_jobs, used_images = table.ids_and_images()
+        known_jobs |= {job_id for job_id, _ in table.deletions()}
+        return files.sweep(known_jobs, used_images)

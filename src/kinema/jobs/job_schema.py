@@ -1,0 +1,108 @@
+"""Schema of the queue's database, and the expressions that its queries share."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import sqlalchemy as sa
+
+from kinema.jobs.job import Failure, Job
+from kinema.values import VideoRequest
+
+METADATA = sa.MetaData()
+JOBS = sa.Table(
+    "kinema_jobs",
+    METADATA,
+    sa.Column("seq", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    sa.Column("id", sa.Text, nullable=False, unique=True),
+    sa.Column("status", sa.Text, nullable=False),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("priority", sa.Integer, nullable=False),
+    sa.Column("passed", sa.Integer, nullable=False, default=0),  # how many jobs of a loaded model overtook it
+    sa.Column("request", sa.Text, nullable=False),
+    sa.Column("title", sa.Text),
+    sa.Column("image", sa.Text, index=True),
+    sa.Column("idempotency_key", sa.Text, unique=True),
+    sa.Column("fingerprint", sa.Text),
+    sa.Column("stage", sa.Text),
+    sa.Column("step", sa.Integer, nullable=False, default=0),
+    sa.Column("total", sa.Integer, nullable=False, default=0),
+    sa.Column("progress", sa.Integer, nullable=False, default=0),
+    sa.Column("eta", sa.Float),
+    sa.Column("stage_durations", sa.Text, nullable=False, default="{}"),
+    sa.Column("previews", sa.Integer, nullable=False, default=0),
+    sa.Column("attempts", sa.Integer, nullable=False, default=0),
+    sa.Column("error_code", sa.Text),
+    sa.Column("error_message", sa.Text),
+    sa.Column("pinned", sa.Boolean, nullable=False, default=False),
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("started_at", sa.Float),
+    sa.Column("completed_at", sa.Float),
+    sa.Column("expires_at", sa.Float),
+    sa.Index("kinema_jobs_order", "status", "priority", "seq"),
+    sqlite_autoincrement=True,  # seq of a deleted job is never reused, so that paging stays correct
+)
+# The id of this database, which the data folder with its files also has.
+IDENTITY = sa.Table(
+    "kinema_database",
+    METADATA,
+    sa.Column("only", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("id", sa.Text, nullable=False),
+    sa.Column("format", sa.Integer, nullable=False),
+)
+# Raise this whenever the tables or the requests in them change.
+FORMAT = 2
+# Deleted jobs whose files may still exist. Written in the transaction of the deletion, so that no crash loses them.
+DELETIONS = sa.Table(
+    "kinema_deletions", METADATA, sa.Column("job", sa.Text, primary_key=True), sa.Column("image", sa.Text)
+)
+QUEUED = JOBS.c.status == "queued"
+RUNNING = JOBS.c.status == "in_progress"
+# One step of priority counts as this many seconds of waiting.
+AGING_SECONDS = 60.0
+# Smallest first. The rank of all waiting jobs changes alike over time, so it is constant here.
+RANK = JOBS.c.created_at - JOBS.c.priority * AGING_SECONDS
+QUEUE_ORDER = (RANK, JOBS.c.seq)
+COUNT_QUEUED = sa.select(sa.func.count()).select_from(JOBS).where(QUEUED)
+
+
+def is_expired() -> sa.ColumnElement[bool]:
+    """Return the condition that a job has expired."""
+    return sa.and_(JOBS.c.expires_at < time.time(), sa.not_(JOBS.c.pinned))
+
+
+def with_positions() -> sa.Select[Any]:
+    """Return the selection of all jobs, with the position of each queued one."""
+    position = sa.func.row_number().over(order_by=QUEUE_ORDER).label("position")
+    positions = sa.select(JOBS.c.seq, position).where(QUEUED).subquery()
+    return sa.select(JOBS, positions.c.position).outerjoin(positions, positions.c.seq == JOBS.c.seq)
+
+
+def job_from_row(row: sa.RowMapping) -> Job:
+    """Return the job of a row of `with_positions`."""
+    return Job(
+        id=row["id"],
+        status=row["status"],
+        # Validated at submission. A later version with narrower ranges can still read it.
+        request=VideoRequest.model_construct(**json.loads(row["request"])),
+        title=row["title"],
+        image=row["image"],
+        priority=row["priority"],
+        created_at=row["created_at"],
+        started_at=row["started_at"],
+        completed_at=row["completed_at"],
+        expires_at=row["expires_at"],
+        pinned=row["pinned"],
+        queue_position=row["position"],
+        stage=row["stage"],
+        step=row["step"],
+        total=row["total"],
+        progress=row["progress"],
+        eta=row["eta"],
+        error=None if row["error_code"] is None else Failure(row["error_code"], row["error_message"]),
+        stage_durations=json.loads(row["stage_durations"]),
+        previews=row["previews"],
+        attempts=row["attempts"],
+    )
