@@ -8,13 +8,22 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint con
 CPU_TORCH := https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 
-.PHONY: demo test test-all check bench bench-server faults clean chromium
+.PHONY: demo quick test test-all check bench bench-server faults clean chromium
 
 demo: $(VENV)/installed ## create a video from an image with the embedded model
 	@mkdir -p out
 	@$(BIN)/kinema generate examples/rocket.jpg --model pocket --seed 42 -o out/rocket.mp4 --contact-sheet out/rocket.png --force
 
-test: check chromium ## run all checks, and all tests except slow ones
+# Tests that load no model and start no server.
+QUICK := tests/test_messages.py tests/test_settings.py tests/test_values.py tests/test_words.py tests/engine/test_sampling.py \
+	tests/engine/test_threaded_generator.py tests/jobs/test_eta.py tests/jobs/test_job_files.py tests/media \
+	tests/models/test_catalog.py tests/models/test_memory_plan.py tests/serving/page tests/serving/test_rate_limits.py \
+	tests/serving/test_request_parsing.py tests/serving/test_submission.py
+
+quick: check ## check style and types, and run the unit tests that need no model: under a minute
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --quiet $(QUICK)
+
+test: check chromium ## run all checks, and all tests except slow ones: 15 minutes on two cores, with installing
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow"
 
 test-all: check chromium ## run all checks and all tests
