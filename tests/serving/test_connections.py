@@ -109,7 +109,7 @@ def test_a_body_that_trickles_is_dropped_and_one_that_flows_is_read():
 @pytest.mark.parametrize("trickle", [b"", b"x"])
 def test_a_body_that_came_quickly_may_not_be_silent_or_slow_for_longer(trickle):
     with served(body=0.5, body_rate=20) as (server, port), connect(port, HALF_A_BODY) as client:
-        until(lambda: any(connection.misses_body for connection in server.server_state.connections))
+        until(lambda: any(connection.awaits_body for connection in server.server_state.connections))
         client.sendall(b"x" * 900)  # which at this rate may take 45 seconds
         client.settimeout(0.1)
         while True:
@@ -140,7 +140,7 @@ def test_connections_that_keep_silent_make_room_for_others():
     with served(connections=5) as (server, port), contextlib.ExitStack() as opened:
 
         def busy():
-            return sum(not (c.misses_header or c.misses_body) for c in server.server_state.connections)
+            return sum(not (c.awaits_header or c.awaits_body) for c in server.server_state.connections)
 
         for _ in range(3):
             opened.enter_context(ask(port, "/never"))

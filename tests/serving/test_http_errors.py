@@ -53,7 +53,7 @@ def kinds(kind=KinemaError):
 @pytest.mark.parametrize("kind", list(kinds()), ids=code_of)
 def test_a_refusal_tells_what_the_client_can_mend_and_nothing_of_the_server(kind, caplog):
     error = kind(SECRET, 5.0) if kind in (QueueFull, AllowanceUsedUp) else kind(SECRET)
-    _, body, _ = schemas.refusal(error)
+    _, body, _ = schemas.error_response(error)
     told_in_full = code_of(kind) in OF_CLIENTS
     assert is_private(body["error"]["message"]) is told_in_full
     assert (SECRET in caplog.text) is not told_in_full  # the log has what the client has not
@@ -66,16 +66,16 @@ def test_a_refusal_tells_what_the_client_can_mend_and_nothing_of_the_server(kind
 )
 def test_a_jobs_failure_says_nothing_of_the_server(code):
     told_in_full = code in (OF_CLIENTS - {"invalid_image"}) | {"cancelled", "worker_hung", "interrupted"}
-    _, body, _ = schemas.failure(Failure(code, SECRET))
+    _, body, _ = schemas.failure_response(Failure(code, SECRET))
     assert is_private(body["error"]["message"]) is told_in_full
 
 
 def test_a_sentence_is_told_without_its_folder_and_without_a_librarys_words():
     said = Message("x", "{free} GB are free in {folder}", free=1, folder=Path("/srv/kinema"))
-    assert schemas.refusal(InsufficientDisk(said))[1]["error"]["message"] == "1 GB are free in the data folder"
+    assert schemas.error_response(InsufficientDisk(said))[1]["error"]["message"] == "1 GB are free in the data folder"
     said = Message("y", "no answer: {reason}", reason=SECRET)
     for error in (QueueUnavailable(said), InvalidRequest(said)):
-        assert schemas.refusal(error)[1]["error"]["message"] == "no answer: the server's log says why"
+        assert schemas.error_response(error)[1]["error"]["message"] == "no answer: the server's log says why"
 
 
 def test_a_caller_that_had_its_share_reads_which_and_when_there_is_more():
@@ -84,7 +84,7 @@ def test_a_caller_that_had_its_share_reads_which_and_when_there_is_more():
     pins.check(scope)
     with pytest.raises(AllowanceUsedUp) as refused:
         pins.check(scope)
-    status, body, headers = schemas.refusal(refused.value)
+    status, body, headers = schemas.error_response(refused.value)
     assert (status, body["error"]["code"], body["error"]["type"]) == (429, "allowance_used_up", "rate_limit_error")
     assert body["error"]["message"].startswith("one caller may pin 2 videos a day; try again in ")
     assert 43_000 < int(headers["Retry-After"]) <= 43_200
@@ -93,7 +93,9 @@ def test_a_caller_that_had_its_share_reads_which_and_when_there_is_more():
 
 def test_what_is_wrong_with_an_image_is_said():
     said = Message("damaged", "the image is damaged ({reason})", reason="its end is missing")
-    assert schemas.refusal(InvalidImage(said))[1]["error"]["message"] == "the image is damaged (its end is missing)"
+    assert (
+        schemas.error_response(InvalidImage(said))[1]["error"]["message"] == "the image is damaged (its end is missing)"
+    )
 
 
 def fails(_):

@@ -164,8 +164,8 @@ def test_an_allowance_is_each_callers_own_and_comes_back_over_a_day(monkeypatch)
     pins.check(scope_of("key 1"))
     with pytest.raises(AllowanceUsedUp, match="may pin 2 videos a day; try again in 43200 seconds") as refused:
         pins.check(scope_of("key 1"))
-    assert schemas.refusal(refused.value)[0] == 429
-    assert schemas.refusal(refused.value)[2] == {"Retry-After": "43200"}
+    assert schemas.error_response(refused.value)[0] == 429
+    assert schemas.error_response(refused.value)[2] == {"Retry-After": "43200"}
     pins.check(scope_of("key 2"))
     now[0] += 43_201
     pins.check(scope_of("key 1"))
@@ -178,7 +178,7 @@ def test_pinning_is_bounded_for_each_key(tmp_path):
     )
     queue = SimpleNamespace(get=lambda _: job, pin=lambda *_, **__: None)
     app = videos.make_app()
-    app.state.host = SimpleNamespace(queue=queue, pins=Pins(3), bodies=BodyQuota(20, 0))
+    app.state.server = SimpleNamespace(queue=queue, pins=Pins(3), bodies=BodyQuota(20, 0))
     settings = Settings(data_dir=tmp_path, api_keys=("one", "two"))
     app.add_middleware(lambda inner: _Guard(inner, settings, app.routes))
     client = TestClient(app)

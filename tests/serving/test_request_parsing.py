@@ -147,7 +147,7 @@ def test_json_may_be_large_for_its_image(place, escape):
     image = PNG + bytes(1_500_000)
     text = json.dumps({"seed": 7, "image": place("Data:image/png;base64," + base64.b64encode(image).decode())})
     body = (text.replace("/", r"\/") if escape else text).encode()
-    with closing(asyncio.run(request_parsing.received(Whole(body), ROOM, "application/json"))) as came:
+    with closing(asyncio.run(request_parsing.receive_any(Whole(body), ROOM, "application/json"))) as came:
         given = came.asked()
     assert (given.image, given.fields) == (image, {"seed": 7})
 
@@ -167,7 +167,7 @@ def test_json_may_be_large_for_its_image(place, escape):
 )
 def test_bodies_without_an_image_have_a_bound_of_their_own(body, kind):
     with (
-        closing(asyncio.run(request_parsing.received(Whole(body), ROOM, kind))) as came,
+        closing(asyncio.run(request_parsing.receive_any(Whole(body), ROOM, kind))) as came,
         pytest.raises(RequestTooLarge),
     ):
         came.asked()
@@ -179,7 +179,7 @@ def test_bodies_without_an_image_have_a_bound_of_their_own(body, kind):
 )
 def test_a_large_data_url_is_plain_base64(payload, error):
     body = b'{"image": "data:image/png' + payload + b'"}'
-    came = asyncio.run(request_parsing.received(Whole(body), ROOM, "application/json"))
+    came = asyncio.run(request_parsing.receive_any(Whole(body), ROOM, "application/json"))
     with closing(came), pytest.raises(error, match="plain base64"):
         came.asked()
 
@@ -190,11 +190,11 @@ def test_a_form_has_few_fields():
 
 
 def test_a_large_body_is_not_in_memory_until_it_is_read():
-    with closing(asyncio.run(request_parsing.received(Whole(bytes(5_000_000)), ROOM))) as came:
+    with closing(asyncio.run(request_parsing.receive_any(Whole(bytes(5_000_000)), ROOM))) as came:
         assert not came.small
         assert came.file.fileno() >= 0  # a file on the disk
     with pytest.raises(RequestTooLarge):
-        asyncio.run(request_parsing.received(Whole(bytes(2000)), ROOM, most=1000))
+        asyncio.run(request_parsing.receive_any(Whole(bytes(2000)), ROOM, most=1000))
 
 
 def test_what_waits_on_the_disk_is_bounded_for_all_callers_and_for_each(monkeypatch):
@@ -202,7 +202,7 @@ def test_what_waits_on_the_disk_is_bounded_for_all_callers_and_for_each(monkeypa
     room = BodyQuota(1, 0)
 
     def come(size, caller):
-        return asyncio.run(request_parsing.received(Whole(bytes(size), caller), room))
+        return asyncio.run(request_parsing.receive_any(Whole(bytes(size), caller), room))
 
     with closing(come(1_900_000, "one")) as first, closing(come(1_900_000, "other")):
         for size, caller in ((200_000, "one"), (500_000, "third")):
@@ -214,7 +214,7 @@ def test_what_waits_on_the_disk_is_bounded_for_all_callers_and_for_each(monkeypa
         come(1_900_000, "third").close()
     assert room.used == 0
     with pytest.raises(RequestTooLarge):
-        asyncio.run(request_parsing.received(Whole(bytes(2_000_000)), room, most=1_000_000))
+        asyncio.run(request_parsing.receive_any(Whole(bytes(2_000_000)), room, most=1_000_000))
     lost = come(1_000_000, "one")
     lost.file.close()
     del lost
@@ -232,11 +232,11 @@ def test_a_body_leaves_the_reserve_free_on_the_disk_for_temporary_files(monkeypa
     free = {str(tmp_path): 1_500_000_000}
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free[str(path)]))
     room = BodyQuota(20, 1)
-    asyncio.run(request_parsing.received(Whole(bytes(1_000_000)), room)).close()
+    asyncio.run(request_parsing.receive_any(Whole(bytes(1_000_000)), room)).close()
     free[str(tmp_path)] = 1_000_050_000
     with pytest.raises(InsufficientDisk, match=r"1\.0 GB are free .*TMPDIR.*KINEMA_MIN_FREE_GB"):
-        asyncio.run(request_parsing.received(Whole(bytes(1_000_000)), room))
-    asyncio.run(request_parsing.received(Whole(bytes(100_000)), room)).close()  # in memory
+        asyncio.run(request_parsing.receive_any(Whole(bytes(1_000_000)), room))
+    asyncio.run(request_parsing.receive_any(Whole(bytes(100_000)), room)).close()  # in memory
     assert room.used == 0
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from kinema.errors import InvalidImage, InvalidRequest
 from kinema.jobs import Queue
-from kinema.serving.submission import estimate, prepare, submit, work_of
+from kinema.serving.submission import estimate, prepare, submit, compute_cost
 from kinema.settings import Settings
 
 
@@ -103,7 +103,7 @@ def test_more_work_than_a_request_may_ask_for_is_refused_before_it_is_queued(tmp
     tight = Settings(data_dir=tmp_path, model="pocket", device="cpu", max_work=1)
     with pytest.raises(InvalidRequest, match=r"5 million, and one request may ask for 1 \(KINEMA_MAX_WORK\)"):
         prepare(tight, {}, png)
-    assert work_of(prepare(tight, {"num_inference_steps": 1}, png).request) < 1
+    assert compute_cost(prepare(tight, {"num_inference_steps": 1}, png).request) < 1
 
 
 def test_a_still_is_judged_before_it_is_queued(settings):

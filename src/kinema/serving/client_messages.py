@@ -44,7 +44,7 @@ _GENERAL: Mapping[str, str] = {
 _GENERAL_OF_JOBS = {**_GENERAL, "invalid_image": "the image can't be read any more; give it again"}
 
 
-def refusal_message(error: KinemaError) -> str:
+def error_message(error: KinemaError) -> str:
     """What a client reads where an error answers its request."""
     message = error.args[0] if error.args else ""
     if isinstance(message, Message):

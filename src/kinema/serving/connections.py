@@ -111,7 +111,7 @@ class Connection(H11Protocol):
         """Take what came."""
         if self._is_idle:  # a next request begins
             self._begin_wait()
-        elif self.misses_body:
+        elif self.awaits_body:
             self._since = min(self.loop.time(), self._since + len(data) / self.limits.body_rate)
         super().data_received(data)
 
@@ -133,7 +133,7 @@ class Connection(H11Protocol):
 
     def shutdown(self) -> None:
         """Begin to end with the server: at once where the client keeps it waiting, else once the response is sent."""
-        if self.misses_header or self.misses_body:
+        if self.awaits_header or self.awaits_body:
             self._give_up(503, "queue_unavailable", "the server is ending; try again when it is back")
         else:
             super().shutdown()
@@ -147,17 +147,17 @@ class Connection(H11Protocol):
     @property
     def _is_idle(self) -> bool:
         """Whether a response is sent, and no byte of a next request is here."""
-        return self.misses_header and self.timeout_keep_alive_task is not None
+        return self.awaits_header and self.timeout_keep_alive_task is not None
 
     @property
-    def misses_header(self) -> bool:
+    def awaits_header(self) -> bool:
         """Whether the next request's header is not complete; what is left of a refused body counts as its beginning."""
         return self.cycle is None or (self.cycle.response_complete and not self.transport.get_write_buffer_size())
 
     @property
-    def misses_body(self) -> bool:
+    def awaits_body(self) -> bool:
         """Whether the rest of the body is waited for."""
-        return not self.misses_header and self.cycle.more_body and not self.flow.read_paused
+        return not self.awaits_header and self.cycle.more_body and not self.flow.read_paused
 
     @property
     def _interval(self) -> float:
@@ -175,7 +175,7 @@ class Connection(H11Protocol):
             Connection._warned = self.loop.time()
             log.warning("%d connections are open, as many as may be: those that keep silent are dropped", len(others))
         ours = [other for other in others if isinstance(other, Connection)]
-        silent = [other for other in ours if other.misses_header] or [other for other in ours if other.misses_body]
+        silent = [other for other in ours if other.awaits_header] or [other for other in ours if other.awaits_body]
         if not silent:
             return False
         for other in nlargest(max(1, self.limits.connections // 50), silent, key=lambda other: other.waited):
@@ -193,9 +193,9 @@ class Connection(H11Protocol):
             self.drop()
         elif self.transport.is_closing():
             pass
-        elif self.misses_header and not self._is_idle and self.waited > limits.header:
+        elif self.awaits_header and not self._is_idle and self.waited > limits.header:
             self._give_up(408, "request_timeout", f"no complete request came within {limits.header:g} seconds")
-        elif self.misses_body and self.waited > limits.body:
+        elif self.awaits_body and self.waited > limits.body:
             slow = f"the body came slower than {limits.body_rate:g} bytes a second for {limits.body:g} seconds"
             self._give_up(408, "request_timeout", f"{slow}; send it faster, or less")
         self._checks = self.loop.call_later(self._interval, self._check)

@@ -59,10 +59,10 @@ class _Watcher:
 class _Channel:
     """One job, followed for all who watch it."""
 
-    def __init__(self, host: ServerState, job_id: str) -> None:
+    def __init__(self, state: ServerState, job_id: str) -> None:
         self.watchers: set[_Watcher] = set()
         self._latest: dict[str, str] = {}
-        self._host = host
+        self._state = state
         self._job_id = job_id
         self._task = asyncio.create_task(self._follow())
 
@@ -79,7 +79,7 @@ class _Channel:
     async def _follow(self) -> None:
         try:
             ended = await self._tell_changes()
-            if not self._host.stopping.is_set():
+            if not self._state.stopping.is_set():
                 self._tell("end", f"event: {'done' if ended else 'deleted'}\ndata: {{}}\n\n")
         except KinemaError:
             pass  # the stream ends, and whoever connects again is told why
@@ -91,7 +91,7 @@ class _Channel:
         """Tell what changes, until the job is finished (True) or gone."""
         before: Job | None = None
         told = 0.0
-        async for job in self._host.watch(self._job_id):
+        async for job in self._state.watch(self._job_id):
             turn = before is None or (job.status, job.stage) != (before.status, before.stage)
             if turn or job.finished or time.monotonic() - told >= TELL_SECONDS:
                 told = time.monotonic()
@@ -104,7 +104,7 @@ class _Channel:
         return False
 
     async def _tell_preview(self) -> None:
-        data = await asyncio.to_thread(self._host.queue.preview, self._job_id)
+        data = await asyncio.to_thread(self._state.queue.preview, self._job_id)
         if data is not None:
             url = f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
             self._tell("preview", f"event: preview\ndata: {url}\n\n")
@@ -121,14 +121,14 @@ class Events:
     def __init__(self) -> None:
         self._channels: dict[str, _Channel] = {}
 
-    async def stream(self, host: ServerState, job_id: str) -> AsyncIterator[str]:
+    async def stream(self, state: ServerState, job_id: str) -> AsyncIterator[str]:
         """Events `video`, each with the video object; `preview`, a data: URL, where there is another; at last `done`.
 
         Where the server ends, the stream ends without `done`; whoever connects again is told how it stands.
         """
         channel = self._channels.get(job_id)
         if channel is None:
-            channel = self._channels[job_id] = _Channel(host, job_id)
+            channel = self._channels[job_id] = _Channel(state, job_id)
         watcher = channel.join()
         try:
             yield "retry: 1000\n\n"

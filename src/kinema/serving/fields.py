@@ -25,7 +25,7 @@ ALIASES: Mapping[str, str] = {
 # With a prompt, what diffusers' text-to-image pipelines call theirs.
 PROMPT_ALIASES: Mapping[str, str] = {**ALIASES, "guidance_scale": "image_guidance_scale"}
 # What else is understood; each stands for settings of ours.
-WORDS: Mapping[str, tuple[str, ...]] = {
+SHORTHANDS: Mapping[str, tuple[str, ...]] = {
     "size": ("width", "height"),
     "seconds": ("num_frames",),
     "motion_scale": ("motion_bucket_id",),
@@ -41,7 +41,7 @@ def is_set(value: object) -> bool:
     return value is not None and not (isinstance(value, str) and value.strip() in {"", "null"})
 
 
-def settings_of(fields: Mapping[str, Any], default_model: Callable[[], str]) -> dict[str, Any]:
+def to_parameters(fields: Mapping[str, Any], default_model: Callable[[], str]) -> dict[str, Any]:
     """The settings that these fields mean, `model` always among them; nothing is checked but their words.
 
     Raises:
@@ -68,7 +68,7 @@ def sent_name(given: Mapping[str, Any], ours: str | None) -> str | None:
     if ours is None or ours in given:
         return ours
     aliases = PROMPT_ALIASES if "prompt" in given else ALIASES
-    return next((name for name in given if aliases.get(name) == ours or ours in WORDS.get(name, ())), ours)
+    return next((name for name in given if aliases.get(name) == ours or ours in SHORTHANDS.get(name, ())), ours)
 
 
 def _renamed(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,11 +76,11 @@ def _renamed(given: Mapping[str, Any]) -> dict[str, Any]:
     aliases = PROMPT_ALIASES if "prompt" in given else ALIASES
     settings: dict[str, Any] = {}
     for name, value in sorted(given.items(), key=lambda item: item[0] in ALIASES):
-        if name in WORDS:
+        if name in SHORTHANDS:
             continue
         ours = aliases.get(name, name)
         if ours not in VideoRequest.model_fields:
-            known = ", ".join([*VideoRequest.model_fields, *ALIASES, *WORDS])
+            known = ", ".join([*VideoRequest.model_fields, *ALIASES, *SHORTHANDS])
             raise InvalidRequest(f"there is no setting {name!r}; the settings are {known}", name)
         if ours in settings:
             raise InvalidRequest(f"{name} {value!r} is another name for {ours}, and both are given: drop one", ours)
@@ -89,7 +89,7 @@ def _renamed(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_said_once(given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    for name, meant in WORDS.items():
+    for name, meant in SHORTHANDS.items():
         if name in given and (other := next((word for word in meant if word in settings), None)):
             raise InvalidRequest(f"{name} {given[name]!r} and {other} are both given: drop one", name)
     if "seconds" in given and "video_length" in given:

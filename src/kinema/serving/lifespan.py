@@ -183,7 +183,7 @@ def server_state(app: FastAPI) -> ServerState:
     Raises:
         QueueUnavailable: where it is not there yet.
     """
-    host: ServerState | None = getattr(app.state, "host", None)
-    if host is None:
+    state: ServerState | None = getattr(app.state, "server", None)
+    if state is None:
         raise QueueUnavailable(Message("server_starting", "the server is starting; try again in a moment"))
-    return host
+    return state

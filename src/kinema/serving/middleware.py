@@ -17,7 +17,7 @@ from starlette.routing import Match
 
 from kinema.errors import RequestTooLarge
 from kinema.serving.rate_limits import CALLER, WrongKeys
-from kinema.serving.schemas import error_body, refusal
+from kinema.serving.schemas import error_body, error_response
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,7 +44,7 @@ LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 class AccessControl:
     """ASGI middleware around everything. Where no key is asked for, only this machine may come in, by its own names.
 
-    `api` is the app whose `state.host` knows the settings once the server has started.
+    `api` is the app whose `state.server` knows the settings once the server has started.
     """
 
     def __init__(self, app: ASGIApp, api: FastAPI) -> None:
@@ -54,12 +54,12 @@ class AccessControl:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request in, or say why not."""
-        host = getattr(self._api.state, "host", None)
-        if scope["type"] not in ("http", "websocket") or host is None:
+        state = getattr(self._api.state, "server", None)
+        if scope["type"] not in ("http", "websocket") or state is None:
             await self._app(scope, receive, send)
             return
         if self._around is None:
-            self._around = _with_cors(_Guard(self._app, host.settings, self._api.routes), host.settings.cors_origins)
+            self._around = _with_cors(_Guard(self._app, state.settings, self._api.routes), state.settings.cors_origins)
         await self._around(scope, receive, send)
 
 
@@ -91,7 +91,7 @@ class _Guard:
             limit = self._largest if scope["path"] in IMAGE_PATHS else min(self._largest, PLAIN_BYTES)
             sent = headers.get("content-length", "0")
             if sent.isdigit() and int(sent) > limit:
-                status, body, _ = refusal(_too_large(limit))
+                status, body, _ = error_response(_too_large(limit))
                 await _refuse((status, body, {"Connection": "close"}), scope, receive, send)
                 return
             receive = _counted(receive, limit)

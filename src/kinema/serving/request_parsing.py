@@ -143,10 +143,10 @@ async def receive(request: Request, room: BodyQuota) -> Body:
     kind = _kind(content_type)
     if kind not in ("multipart/form-data", "application/x-www-form-urlencoded", "application/json"):
         raise UnreadableBody(f"a body of {kind} is not read; send multipart/form-data or application/json")
-    return await received(request, room, content_type)
+    return await receive_any(request, room, content_type)
 
 
-async def received(request: Request, room: BodyQuota, content_type: str = "", most: float = float("inf")) -> Body:
+async def receive_any(request: Request, room: BodyQuota, content_type: str = "", most: float = float("inf")) -> Body:
     """Any body, as it comes.
 
     Raises:

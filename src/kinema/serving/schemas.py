@@ -25,7 +25,7 @@ from kinema.errors import (
     WeightsError,
 )
 from kinema.jobs.worker_process import code_of
-from kinema.serving.client_messages import failure_message, refusal_message
+from kinema.serving.client_messages import failure_message, error_message
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -197,7 +197,7 @@ def video_of(job: Job, warnings: Iterable[str] = ()) -> dict[str, Any]:
     }
 
 
-def refusal(error: KinemaError) -> tuple[int, dict[str, Any], dict[str, str]]:
+def error_response(error: KinemaError) -> tuple[int, dict[str, Any], dict[str, str]]:
     """The status, body and headers that answer an error."""
     status = _status_of(type(error))
     headers = {}
@@ -206,13 +206,13 @@ def refusal(error: KinemaError) -> tuple[int, dict[str, Any], dict[str, str]]:
     elif status == 503:
         headers["Retry-After"] = str(RETRY_SECONDS)
     param = error.param if isinstance(error, InvalidRequest | InvalidImage) else None
-    message = refusal_message(error)
+    message = error_message(error)
     if message != str(error):
         log.warning("%s: %s", code_of(type(error)), error)
     return status, error_body(status, code_of(type(error)), message, param), headers
 
 
-def failure(fault: Failure | None) -> tuple[int, dict[str, Any], dict[str, str]]:
+def failure_response(fault: Failure | None) -> tuple[int, dict[str, Any], dict[str, str]]:
     """The same for a job that failed while someone waited for its video."""
     code, message = ("failed", "the video failed") if fault is None else (fault.code, failure_message(fault))
     status = 409 if code == "cancelled" else _failed().get(code, 500)

@@ -137,23 +137,23 @@ class StableDiffusionVideo:
                 Connection.limits = Limits.within_descriptors(settings.max_connections)
             logs.set_up(settings.log_format)
             # Tests put work of their own here, which needs no model.
-            self._host = ServerState(settings, os.environ.get("KINEMA_WORK", WORK))
+            self._state = ServerState(settings, os.environ.get("KINEMA_WORK", WORK))
         except InvalidRequest as error:
             _refuse_to_start(error)
-        host = self._host
-        page.mount(api, host.queue, settings, host.stopping.is_set, host.images, host.bodies)
+        state = self._state
+        page.mount(api, state.queue, settings, state.stopping.is_set, state.images, state.bodies)
 
     @bentoml.on_startup
     async def _open(self) -> None:
-        await self._host.open()
-        api.state.host = self._host
+        await self._state.open()
+        api.state.server = self._state
         if address := own_address():
             places = f"{address}{page.PATH}, Swagger UI at {address}/, the API at {address}/v1/videos"
             log.info("the page is at %s", places)
 
     @bentoml.on_shutdown
     async def _close(self) -> None:
-        await self._host.close()
+        await self._state.close()
 
     @bentoml.api(input_spec=Input)
     async def generate(
@@ -172,19 +172,19 @@ class StableDiffusionVideo:
         try:
             if isinstance(body, KinemaError | ClientGone):
                 raise body
-            host = server_state(api)
+            state = server_state(api)
             key = request.headers.get("idempotency-key")
-            job, submission, asked = await accept(host, request, body, key, waits=True, image_only=True)
+            job, submission, asked = await accept(state, request, body, key, waits=True, image_only=True)
             keep = asked.keep or key is not None
-            return await wait_for(host, request, job, submission.fingerprint, keep=keep)
+            return await wait_for(state, request, job, submission.fingerprint, keep=keep)
         except KinemaError as error:
             return answer_to(error)
         except ClientGone:
             return Response(status_code=499)  # no one reads it
 
     async def __is_ready__(self) -> bool:
-        ready = await self._host.ready()
-        problems = self._host.problems
+        ready = await self._state.ready()
+        problems = self._state.problems
         if problems and not ready:  # BentoML's own answer would only say that it is not ready
             answer = error_body(503, "unavailable", "the server is not ready: " + "; ".join(problems))
             raise HTTPException(503, json.dumps(answer), headers={"content-type": "application/json"})

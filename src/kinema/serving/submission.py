@@ -23,7 +23,7 @@ from kinema.library import all_warnings
 from kinema.media.image import inspect_image
 from kinema.messages import Message
 from kinema.models.catalog import CATALOG, IMAGE_MODELS, for_image_model, parameter_warnings, request_for
-from kinema.serving.fields import is_set, sent_name, settings_of
+from kinema.serving.fields import is_set, sent_name, to_parameters
 from kinema.values import too_long
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def prepare(
         raise InvalidRequest(
             Message("nothing_given", "neither a still nor a prompt is given: give one of them"), "prompt"
         )
-    wanted = settings_of(given, lambda: default_model(settings))
+    wanted = to_parameters(given, lambda: default_model(settings))
     _check_offered(settings, "model", str(wanted["model"]))
     try:
         request = request_for(**wanted)
@@ -145,7 +145,7 @@ def estimate(queue: Queue, submission: Submission) -> float | None:
     return queue.estimate(submission.request)
 
 
-def work_of(request: VideoRequest) -> float:
+def compute_cost(request: VideoRequest) -> float:
     """How much a request asks for, in millions of pixels × frames × steps."""
     return request.width * request.height * request.num_frames * request.num_inference_steps / MILLION
 
@@ -191,7 +191,7 @@ def _check_offered(settings: Settings, param: str, name: str) -> None:
 
 
 def _check_work(settings: Settings, request: VideoRequest) -> None:
-    work = work_of(request)
+    work = compute_cost(request)
     if work > settings.max_work:
         raise InvalidRequest(
             Message(

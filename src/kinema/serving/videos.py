@@ -45,7 +45,7 @@ _Limit = Annotated[int, Query(ge=1, le=100)]
 
 
 def make_app() -> FastAPI:
-    """The app; whoever serves it puts a `ServerState` into its `state.host`."""
+    """The app; whoever serves it puts a `ServerState` into its `state.server`."""
     app = FastAPI(
         title="Kinema",
         version=own_version(),
@@ -54,7 +54,7 @@ def make_app() -> FastAPI:
         docs_url=None,  # its pages ask other machines for scripts
         redoc_url=None,
     )
-    app.state.host = None
+    app.state.server = None
     app.state.events = Events()
     app.state.variants = VideoVariants()
     _refuse_in_one_shape(app)
@@ -89,14 +89,14 @@ def _refuse_in_one_shape(app: FastAPI) -> None:
 
 def answer_to(error: KinemaError) -> JSONResponse:
     """An error as it goes over the wire."""
-    status, body, headers = schemas.refusal(error)
+    status, body, headers = schemas.error_response(error)
     if isinstance(error, UnreadableBody):
         status = 415
     return JSONResponse(body, status, headers=headers)
 
 
 async def accept(
-    host: ServerState, request: Request, body: Body, key: str | None, *, waits: bool = False, image_only: bool = False
+    state: ServerState, request: Request, body: Body, key: str | None, *, waits: bool = False, image_only: bool = False
 ) -> tuple[Job, Submission, ParsedRequest]:
     """Check what was asked, and queue it; a call that waits first looks for the job of a caller that was cut off.
 
@@ -114,19 +114,19 @@ async def accept(
         if image_only and given.image is None and not is_set(given.fields.get("prompt")):
             raise InvalidRequest("no image is given; send a JPEG, PNG or WebP file as image", "image")
         try:
-            data = fetched(host.settings, given.image, gone)
-            submission = prepare(host.settings, given.fields, data, lambda data: host.images.inspect(data, gone))
+            data = fetched(state.settings, given.image, gone)
+            submission = prepare(state.settings, given.fields, data, lambda data: state.images.inspect(data, gone))
         except InvalidImage as error:
             error.param = given.image_field
             raise
         given = replace(given, image=None)  # it is in the submission
-        if waits and key is None and (job := host.abandoned.take(submission.fingerprint)):
+        if waits and key is None and (job := state.abandoned.take(submission.fingerprint)):
             return job, submission, given
         if given.pinned:
-            host.pins.check(request.scope)
+            state.pins.check(request.scope)
         job = submit(
-            host.queue,
-            host.settings,
+            state.queue,
+            state.settings,
             submission,
             idempotency_key=key,
             title=given.title,
@@ -136,7 +136,7 @@ async def accept(
         return job, replace(submission, image=None), given
 
     try:
-        host.check_open()
+        state.check_open()
         if body.small:
             async with _PARSING:
                 asked = body.asked()
@@ -144,30 +144,30 @@ async def accept(
             if asked.image is None:
                 return await asyncio.to_thread(work, lambda: False)
             if isinstance(asked.image, str):
-                return await host.images.addresses.run(work, request)
-        return await host.images.uploads(body.size).run(work, request)
+                return await state.images.addresses.run(work, request)
+        return await state.images.uploads(body.size).run(work, request)
     except BaseException:
         body.close()
         raise
 
 
-async def wait_for(host: ServerState, request: Request, job: Job, fingerprint: str, *, keep: bool) -> Response:
+async def wait_for(state: ServerState, request: Request, job: Job, fingerprint: str, *, keep: bool) -> Response:
     """The finished video, or why there is none. A client that goes takes its job along, unless it is to be kept.
 
     While the job goes on, interim responses keep the client from giving up. One to which none can be sent may have
     given up against its will: its job waits a while for the same request.
     """
-    every = host.settings.interim_seconds
+    every = state.settings.interim_seconds
     send_interim = interim_sender(request.scope) if every else None
-    waiting, leaving = asyncio.ensure_future(host.finished(job)), asyncio.ensure_future(client_gone(request))
+    waiting, leaving = asyncio.ensure_future(state.finished(job)), asyncio.ensure_future(client_gone(request))
     try:
         while not waiting.done():
             done, _ = await asyncio.wait({waiting, leaving}, timeout=every or None, return_when=asyncio.FIRST_COMPLETED)
             if leaving in done and not waiting.done():
                 if not keep and send_interim is None:
-                    host.abandoned.add(job.id, fingerprint)
+                    state.abandoned.add(job.id, fingerprint)
                 elif not keep:
-                    await asyncio.to_thread(host.queue.cancel, job.id)
+                    await asyncio.to_thread(state.queue.cancel, job.id)
                 return Response(status_code=499)
             if not done and send_interim is not None:
                 send_interim()
@@ -178,13 +178,13 @@ async def wait_for(host: ServerState, request: Request, job: Job, fingerprint: s
     if finished is None:
         raise JobNotFound(f"{job.id} was deleted before it was made")
     if finished.status == "failed":
-        status, body, headers = schemas.failure(finished.error)
-        return JSONResponse(body, status, headers=headers | made_headers(finished))
-    path = await asyncio.to_thread(host.queue.result, job.id)
-    return OpenedFile(path, media_type="video/mp4", filename=f"{job.id}.mp4", headers=made_headers(finished))
+        status, body, headers = schemas.failure_response(finished.error)
+        return JSONResponse(body, status, headers=headers | video_headers(finished))
+    path = await asyncio.to_thread(state.queue.result, job.id)
+    return OpenedFile(path, media_type="video/mp4", filename=f"{job.id}.mp4", headers=video_headers(finished))
 
 
-def made_headers(job: Job) -> dict[str, str]:
+def video_headers(job: Job) -> dict[str, str]:
     """What a file can't say: which job it was, and the seed that makes it again; a model's name as in an address."""
     model = quote(job.request.model, safe="/@:+ ")
     return {"X-Kinema-Job": job.id, "X-Kinema-Seed": str(job.request.seed), "X-Kinema-Model": model}
@@ -203,8 +203,8 @@ def _add_making(app: FastAPI) -> None:
     )
     async def create(request: Request, key: _Key = None) -> Response:
         """Ask for a video; it is made in its turn."""
-        host = server_state(app)
-        job, submission, _ = await accept(host, request, await receive(request, host.bodies), key)
+        state = server_state(app)
+        job, submission, _ = await accept(state, request, await receive(request, state.bodies), key)
         return _polled(job, schemas.video_of(job, submission.warnings))
 
     @app.post(
@@ -216,9 +216,9 @@ def _add_making(app: FastAPI) -> None:
     )
     async def sync(request: Request, key: _Key = None) -> Response:
         """Ask for a video, and wait for it. Its id and seed are in the headers."""
-        host = server_state(app)
-        job, submission, asked = await accept(host, request, await receive(request, host.bodies), key, waits=True)
-        return await wait_for(host, request, job, submission.fingerprint, keep=asked.keep or key is not None)
+        state = server_state(app)
+        job, submission, asked = await accept(state, request, await receive(request, state.bodies), key, waits=True)
+        return await wait_for(state, request, job, submission.fingerprint, keep=asked.keep or key is not None)
 
 
 def _add_looking(app: FastAPI) -> None:
@@ -258,10 +258,10 @@ def _add_looking(app: FastAPI) -> None:
     async def content(request: Request, video_id: str, variant: Variant = "video") -> Response:
         """The video's file, its thumbnail, or a sheet of all its frames."""
         job = await _job(app, video_id)
-        host = server_state(app)
-        path, kind = await app.state.variants.file(host.queue, host.images, request, job.id, variant)
+        state = server_state(app)
+        path, kind = await app.state.variants.file(state.queue, state.images, request, job.id, variant)
         name = f"{job.id}{path.suffix}"
-        return OpenedFile(path, media_type=kind, filename=name, headers=made_headers(job))
+        return OpenedFile(path, media_type=kind, filename=name, headers=video_headers(job))
 
     @app.get(
         "/v1/videos/{video_id}/preview",
@@ -302,8 +302,8 @@ def _add_looking(app: FastAPI) -> None:
 def _add_figures(app: FastAPI) -> None:
     @app.get("/metrics", include_in_schema=False)
     async def metrics() -> Response:
-        host = server_state(app)
-        text = await asyncio.to_thread(host.metrics.text, host.queue)
+        state = server_state(app)
+        text = await asyncio.to_thread(state.metrics.text, state.queue)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
@@ -318,12 +318,12 @@ def _add_changing(app: FastAPI) -> None:
     async def update(video_id: str, request: Request) -> Response:
         """Give a video another title, or pin it, so that it never expires, or no longer."""
         job = await _job(app, video_id)
-        host = server_state(app)
-        with closing(await receive(request, host.bodies)) as body:
+        state = server_state(app)
+        with closing(await receive(request, state.bodies)) as body:
             asked = body.change()
         if asked.pinned and not job.pinned:
-            host.pins.check(request.scope)
-        job = await asyncio.to_thread(change, host.queue, job.id, title=asked.title, pinned=asked.pinned)
+            state.pins.check(request.scope)
+        job = await asyncio.to_thread(change, state.queue, job.id, title=asked.title, pinned=asked.pinned)
         return _polled(job, schemas.video_of(job))
 
     @app.post(
@@ -369,10 +369,10 @@ def _polled(job: Job, body: dict[str, Any]) -> JSONResponse:
     return JSONResponse(body, headers=headers)
 
 
-def _models(host: ServerState) -> list[dict[str, Any]]:
-    usual = default_model(host.settings)
+def _models(state: ServerState) -> list[dict[str, Any]]:
+    usual = default_model(state.settings)
     told = []
-    for name in dict.fromkeys([*offered_models(host.settings), *IMAGE_MODELS]):
+    for name in dict.fromkeys([*offered_models(state.settings), *IMAGE_MODELS]):
         entry = CATALOG.get(name) or IMAGE_MODELS.get(name)
         told.append(
             {
