@@ -160,7 +160,7 @@ def test_connections_that_keep_silent_make_room_for_others():
 
 
 def test_the_server_ends_whatever_its_clients_do():
-    with served(ending=1) as (server, port):
+    with served(shutdown=1) as (server, port):
         clients = [connect(port, sent) for sent in (b"", HALF_A_HEADER, HALF_A_BODY)]
         clients += [ask(port, "/never"), ask(port, "/large")]
         until(lambda: len(server.server_state.connections) == len(clients))

@@ -94,7 +94,7 @@ def test_it_ends_with_the_server():
     process = DecodeProcess()
     process.run(len, b"four")
     child = psutil.Process(process.pid)
-    process._link.close()  # as the kernel does when the server dies
+    process._connection.close()  # as the kernel does when the server dies
     assert child.wait(10) == 0
     process.close()
 

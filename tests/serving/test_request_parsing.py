@@ -194,7 +194,7 @@ def test_a_large_body_is_not_in_memory_until_it_is_read():
         assert not came.small
         assert came.file.fileno() >= 0  # a file on the disk
     with pytest.raises(RequestTooLarge):
-        asyncio.run(request_parsing.receive_any(Whole(bytes(2000)), ROOM, most=1000))
+        asyncio.run(request_parsing.receive_any(Whole(bytes(2000)), ROOM, max_bytes=1000))
 
 
 def test_what_waits_on_the_disk_is_bounded_for_all_callers_and_for_each(monkeypatch):
@@ -214,7 +214,7 @@ def test_what_waits_on_the_disk_is_bounded_for_all_callers_and_for_each(monkeypa
         come(1_900_000, "third").close()
     assert room.used == 0
     with pytest.raises(RequestTooLarge):
-        asyncio.run(request_parsing.receive_any(Whole(bytes(2_000_000)), room, most=1_000_000))
+        asyncio.run(request_parsing.receive_any(Whole(bytes(2_000_000)), room, max_bytes=1_000_000))
     lost = come(1_000_000, "one")
     lost.file.close()
     del lost
@@ -223,8 +223,8 @@ def test_what_waits_on_the_disk_is_bounded_for_all_callers_and_for_each(monkeypa
 
 
 def test_two_of_the_largest_bodies_have_room():
-    assert BodyQuota(1000, 0).most == 2_000_000_000
-    assert BodyQuota(20, 0).most == 1_000_000_000
+    assert BodyQuota(1000, 0).max_bytes == 2_000_000_000
+    assert BodyQuota(20, 0).max_bytes == 1_000_000_000
 
 
 def test_a_body_leaves_the_reserve_free_on_the_disk_for_temporary_files(monkeypatch, tmp_path):

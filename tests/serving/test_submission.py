@@ -6,7 +6,7 @@ import pytest
 
 from kinema.errors import InvalidImage, InvalidRequest
 from kinema.jobs import Queue
-from kinema.serving.submission import estimate, prepare, submit, compute_cost
+from kinema.serving.submission import compute_cost, estimate, prepare, submit
 from kinema.settings import Settings
 
 

@@ -152,7 +152,7 @@ def _add_images(router: APIRouter, drafts: Drafts, bodies: BodyQuota) -> None:
         """Keep what was dropped, pasted or chosen: the picture's bytes as they are."""
         words = LANGUAGES.get(language, ENGLISH)
         try:
-            with closing(await receive_any(request, bodies, most=MAX_BYTES)) as body:
+            with closing(await receive_any(request, bodies, max_bytes=MAX_BYTES)) as body:
                 drafts.bytes.check(request.scope, body.size)
                 sha256 = await drafts.images.uploads(body.size).run(
                     lambda gone: drafts.add(body.file.read(), gone), request
