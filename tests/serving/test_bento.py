@@ -7,14 +7,14 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def test_a_bento_installs_what_pyproject_names():
+def test_bento_installs_dependencies_of_pyproject():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["server"]]
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     assert [line for line in lines if not line.startswith("#")] == sorted(wanted)
 
 
-def test_the_tutorials_commands_work_as_they_stand(tmp_path):
+def test_tutorial_commands_work_unchanged(tmp_path):
     ran = subprocess.run(
         [ROOT / "examples" / "tutorial.sh"], check=False, capture_output=True, text=True, timeout=600, cwd=tmp_path
     )

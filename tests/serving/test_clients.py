@@ -22,7 +22,7 @@ def videos(server):
         yield client.videos
 
 
-def test_the_openai_package_creates_polls_lists_retrieves_downloads_and_deletes(videos, png):
+def test_openai_client_creates_polls_lists_downloads_and_deletes(videos, png):
     video = videos.create_and_poll(
         prompt="a rocket", model="pocket", seconds="1", size="288x160", input_reference=("a.png", png, "image/png"),
         extra_body={"seed": 42, "motion_bucket_id": 1},
@@ -39,13 +39,13 @@ def test_the_openai_package_creates_polls_lists_retrieves_downloads_and_deletes(
         videos.retrieve(video.id)
 
 
-def test_the_openai_package_gets_our_words(videos):
+def test_openai_client_raises_server_message(videos):
     with pytest.raises(openai.BadRequestError, match="not offered here") as fault:
         videos.create(prompt="x", model="no such model")
     assert fault.value.param == "model"
 
 
-def test_bentomls_client_generates(server, png, tmp_path):
+def test_bentoml_client_generates_video(server, png, tmp_path):
     (tmp_path / "girl-image.png").write_bytes(png)
     script = f"""
 import bentoml
@@ -65,7 +65,7 @@ print(result.read_bytes()[4:8])
     assert ran.stdout.strip() == "b'ftyp'"
 
 
-def test_the_tutorials_curl_generates(server, png, tmp_path):
+def test_tutorial_curl_command_generates_video(server, png, tmp_path):
     if shutil.which("curl") is None:
         pytest.skip("there is no curl here")
     (tmp_path / "girl-image.png").write_bytes(png)
@@ -88,14 +88,14 @@ def test_the_tutorials_curl_generates(server, png, tmp_path):
         ({"image": "null"}, "image", "no image is given"),
     ],
 )
-def test_generate_refuses_in_the_same_words(server, png, fields, param, words):
+def test_generate_rejects_invalid_field_with_message(server, png, fields, param, words):
     files = {} if "image" in fields else {"image": ("a.png", png)}
     answer = httpx.post(f"{server.url}/generate", data=fields, files=files or None)
     error = answer.json()["error"]
     assert (answer.status_code, error["param"], words in error["message"]) == (400, param, True)
 
 
-def test_the_document_and_swagger_are_there_and_ask_for_nothing_elsewhere(server):
+def test_document_and_swagger_load_nothing_from_other_servers(server):
     page = httpx.get(f"{server.url}/")
     assert page.status_code == 200
     text = httpx.get(f"{server.url}/docs.json").text
@@ -108,7 +108,7 @@ def test_the_document_and_swagger_are_there_and_ask_for_nothing_elsewhere(server
     assert {"image", "decode_chunk_size", "seed", "motion_bucket_id", "prompt", "keep"} <= parameters.keys()
 
 
-def test_metrics_count_what_ended(server, png):
+def test_metrics_count_finished_jobs(server, png):
     httpx.post(f"{server.url}/v1/videos/sync", data=QUICK, files={"image": ("a.png", png)}, timeout=30)
     text = httpx.get(f"{server.url}/metrics").text
     for name in (

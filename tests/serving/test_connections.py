@@ -83,7 +83,7 @@ def ask(port, path="/"):
 
 
 @pytest.mark.parametrize("sent", [b"", HALF_A_HEADER, HALF_A_BODY])
-def test_a_half_sent_request_is_dropped(sent):
+def test_incomplete_request_times_out(sent):
     with served(header=0.4, body=0.4) as (_, port):
         answer = answered(connect(port, sent))
         assert answer.startswith(b"HTTP/1.1 408")
@@ -91,7 +91,7 @@ def test_a_half_sent_request_is_dropped(sent):
         assert answered(ask(port)).endswith(b"hello")
 
 
-def test_a_body_that_trickles_is_dropped_and_one_that_flows_is_read():
+def test_slow_body_times_out_and_steady_body_is_read():
     with served(body=4, body_rate=100) as (_, port):
         slow, flowing = connect(port, HALF_A_BODY), connect(port, HALF_A_BODY)
         for _ in range(20):
@@ -107,7 +107,7 @@ def test_a_body_that_trickles_is_dropped_and_one_that_flows_is_read():
 
 
 @pytest.mark.parametrize("trickle", [b"", b"x"])
-def test_a_body_that_came_quickly_may_not_be_silent_or_slow_for_longer(trickle):
+def test_fast_start_of_body_does_not_extend_its_timeout(trickle):
     with served(body=0.5, body_rate=20) as (server, port), connect(port, HALF_A_BODY) as client:
         until(lambda: any(connection.awaits_body for connection in server.server_state.connections))
         client.sendall(b"x" * 900)  # which at this rate may take 45 seconds
@@ -128,7 +128,7 @@ def test_a_body_that_came_quickly_may_not_be_silent_or_slow_for_longer(trickle):
             assert b"slower than 20 bytes a second for 0.5 seconds" in answer + answered(client)
 
 
-def test_a_client_that_reads_nothing_is_dropped_and_one_that_waits_for_its_answer_is_not():
+def test_unread_response_times_out_and_slow_handler_does_not():
     limits = {"header": 0.3, "body": 0.3, "reading": 0.4}
     with served(**limits) as (server, port), ask(port, "/never"), ask(port, "/large") as deaf:
         until(lambda: len(server.server_state.connections) == 2)
@@ -136,7 +136,7 @@ def test_a_client_that_reads_nothing_is_dropped_and_one_that_waits_for_its_answe
         assert len(answered(deaf)) < LARGE
 
 
-def test_connections_that_keep_silent_make_room_for_others():
+def test_silent_connections_are_dropped_for_new_ones():
     with served(connections=5) as (server, port), contextlib.ExitStack() as opened:
 
         def busy():
@@ -159,7 +159,7 @@ def test_connections_that_keep_silent_make_room_for_others():
         assert answered(ask(port)).startswith(b"HTTP/1.1 503")
 
 
-def test_the_server_ends_whatever_its_clients_do():
+def test_shutdown_closes_all_connections():
     with served(shutdown=1) as (server, port):
         clients = [connect(port, sent) for sent in (b"", HALF_A_HEADER, HALF_A_BODY)]
         clients += [ask(port, "/never"), ask(port, "/large")]
@@ -172,7 +172,7 @@ def test_the_server_ends_whatever_its_clients_do():
             client.close()
 
 
-def test_connections_leave_descriptors_for_the_rest(monkeypatch):
+def test_limits_reserve_file_descriptors(monkeypatch):
     given = []
     monkeypatch.setattr(connections.resource, "setrlimit", lambda _, limits: given.append(limits))
     for soft, hard, most in ((1024, 1024, 384), (1024, 4096, 1000), (10_000, 20_000, 1000)):

@@ -22,43 +22,43 @@ def process():
     process.close()
 
 
-def test_images_are_checked_one_after_the_other_in_the_same_process(process):
+def test_images_are_inspected_in_one_process(process):
     assert process.run(inspect_image, jpeg(96, 64)) == ImageFacts((96, 64))
     first = process.pid
     assert process.run(fitted, jpeg(96, 64), 64, 64, "crop").startswith(b"\xff\xd8")
     assert process.pid == first != os.getpid()
 
 
-def test_a_refusal_keeps_its_sentence(process):
+def test_error_keeps_its_message(process):
     with pytest.raises(InvalidImage) as refused:
         process.run(inspect_image, b"GIF89a")
     assert refused.value.args[0].code == "image_of_another_kind"
 
 
-def test_what_takes_too_long_is_refused_and_ended(process):
+def test_call_over_cpu_limit_is_killed(process):
     with pytest.raises(InvalidImage, match="more than 1 seconds to decode"):
         process.run(eval, "sum(range(10**12))", cpu_seconds=1)
     assert process.run(len, b"four") == 4
 
 
-def test_what_takes_too_much_memory_is_refused(process):
+def test_call_over_memory_limit_raises_invalid_image(process):
     with pytest.raises(InvalidImage, match="more memory"):
         process.run(bytearray, (MEMORY_MB + 100) * MEGABYTE)
     assert process.run(len, b"four") == 4
 
 
-def test_forty_megapixels_of_any_kind_fit(process):
+def test_forty_megapixels_fit_in_memory_limit(process):
     data = large_webp()
     assert process.run(inspect_image, data).size == (16000, 2500)
     assert process.run(fitted, data, 1024, 576, "crop").startswith(b"\xff\xd8")
 
 
-def test_its_memory_is_given_back(process):
+def test_process_over_idle_memory_is_replaced(process):
     process.run(inspect_image, large_webp())
     assert process.pid is None or psutil.Process(process.pid).memory_info().rss < 200 * MEGABYTE
 
 
-def test_a_process_that_is_killed_is_replaced(process):
+def test_killed_process_is_replaced(process):
     process.run(len, b"four")
     killed = threading.Timer(0.3, lambda: os.kill(process.pid, signal.SIGKILL))
     killed.start()
@@ -67,7 +67,7 @@ def test_a_process_that_is_killed_is_replaced(process):
     assert process.run(len, b"four") == 4
 
 
-def test_who_is_gone_frees_the_process_and_the_turn(process):
+def test_disconnect_frees_process_and_turn(process):
     begun = threading.Event()
     outcomes = []
 
@@ -90,7 +90,7 @@ def test_who_is_gone_frees_the_process_and_the_turn(process):
     assert process.run(len, b"four") == 4
 
 
-def test_it_ends_with_the_server():
+def test_process_exits_when_server_dies():
     process = DecodeProcess()
     process.run(len, b"four")
     child = psutil.Process(process.pid)
@@ -99,7 +99,7 @@ def test_it_ends_with_the_server():
     process.close()
 
 
-def test_after_closing_nothing_is_begun():
+def test_closed_process_starts_no_call():
     process = DecodeProcess()
     process.close()
     with pytest.raises(ClientGone):

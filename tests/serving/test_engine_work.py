@@ -33,7 +33,7 @@ def follow(steps):
     return told[:-1], told[-1]
 
 
-def test_two_halves_in_a_file_make_the_clip_of_one_run(tiny_svd, png, tmp_path):
+def test_saved_checkpoint_decodes_to_video_of_one_run(tiny_svd, png, tmp_path):
     models = loading.load(tiny_svd, device="cpu", dtype="float32")
     image, request = open_image(png), request_for(model=str(tiny_svd), **SMALL)
     *_, whole = generate(models, image, request)
@@ -44,7 +44,7 @@ def test_two_halves_in_a_file_make_the_clip_of_one_run(tiny_svd, png, tmp_path):
     assert whole.recipe == again.recipe
 
 
-def test_part_by_part_it_makes_the_file_of_one_run(work, tiny_svd, png, tmp_path):
+def test_task_parts_write_same_file_as_one_run(work, tiny_svd, png, tmp_path):
     request = request_for(model=str(tiny_svd), **SMALL)
     image = tmp_path / "image"
     image.write_bytes(png)
@@ -58,7 +58,7 @@ def test_part_by_part_it_makes_the_file_of_one_run(work, tiny_svd, png, tmp_path
     assert video.save(tmp_path / "one.mp4").read_bytes() == whole.save(tmp_path / "other.mp4").read_bytes()
 
 
-def test_previews_are_small_pictures_made_when_they_are_wanted(work, tiny_svd, png, tmp_path):
+def test_previews_are_small_and_encoded_on_demand(work, tiny_svd, png, tmp_path):
     image = tmp_path / "image"
     image.write_bytes(png)
     steps, _ = follow(work(Task("j", "latents", request_for(model=str(tiny_svd), **SMALL), image)))
@@ -68,7 +68,7 @@ def test_previews_are_small_pictures_made_when_they_are_wanted(work, tiny_svd, p
 
 
 @pytest.mark.parametrize("vae_levels", [2, 3, 4])
-def test_a_preview_is_as_large_as_the_video(work, tmp_path, png, vae_levels):
+def test_preview_has_size_of_video(work, tmp_path, png, vae_levels):
     folder, image = make_tiny_svd(tmp_path / "svd", vae_levels=vae_levels), tmp_path / "image"
     image.write_bytes(png)
     request = request_for(model=str(folder), **{**SMALL, "width": 72, "num_inference_steps": 1})
@@ -77,7 +77,7 @@ def test_a_preview_is_as_large_as_the_video(work, tmp_path, png, vae_levels):
     assert Image.open(io.BytesIO(preview)).size == (72, request.height)
 
 
-def test_what_previews_need_of_the_model_is_taken_before_the_first_step(work, tiny_svd, png, tmp_path, monkeypatch):
+def test_projection_is_fitted_before_first_step(work, tiny_svd, png, tmp_path, monkeypatch):
     """For it may move parts of the model, with which the steps compute."""
     image, told, fit = tmp_path / "image", [], Projection.fit
     image.write_bytes(png)
@@ -90,7 +90,7 @@ def test_what_previews_need_of_the_model_is_taken_before_the_first_step(work, ti
     assert told.count("fit") == 1
 
 
-def test_the_first_preview_shows_the_scene(monkeypatch, tmp_path):
+def test_first_preview_resembles_image(monkeypatch, tmp_path):
     monkeypatch.setenv("KINEMA_DEVICE", "cpu")
     monkeypatch.setenv("KINEMA_MODEL", "pocket")
     rocket = Path(__file__).parents[2] / "examples" / "rocket.jpg"
@@ -102,14 +102,14 @@ def test_the_first_preview_shows_the_scene(monkeypatch, tmp_path):
     assert alike > 0.6, alike
 
 
-def test_a_projection_shows_a_picture_for_any_number_of_channels(tiny_svd_4_levels):
+def test_projection_returns_image_for_any_channel_count(tiny_svd_4_levels):
     import torch
 
     projection = Projection.fit(loading.load(tiny_svd_4_levels, device="cpu", dtype="float32"))
     assert projection.image(torch.randn(1, 3, 8, 6, 10) * 700).size == (10, 6)
 
 
-def test_a_drawn_stills_recipe_is_kept_to_the_end(work, tiny_svd, tiny_sd, tmp_path):
+def test_generated_image_recipe_is_in_video(work, tiny_svd, tiny_sd, tmp_path):
     request = request_for(
         model=str(tiny_svd), prompt="a cat", image_model=str(tiny_sd), image_num_inference_steps=1, **SMALL
     )

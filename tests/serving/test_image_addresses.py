@@ -40,13 +40,13 @@ def fetching(deaf, tmp_path_factory):
 
 @pytest.mark.parametrize("url", ["http://xn--/", "http://localhost:99999/", "http://localhost:22/", "http://[::1/"])
 @pytest.mark.parametrize("path", ["/generate", "/v1/videos", "/v1/videos/sync"])
-def test_what_can_be_no_address_is_refused_with_a_message(fetching, path, url):
+def test_invalid_image_url_returns_400(fetching, path, url):
     answer = httpx.post(f"{fetching.url}{path}", json={"image": {"image_url": url}})
     assert answer.status_code == 400, answer.text
     assert answer.json()["error"]["message"].startswith(("'http", "http"))
 
 
-def test_fetches_whose_clients_are_gone_are_given_up_and_hold_up_nothing(fetching, deaf):
+def test_disconnect_cancels_image_fetch(fetching, deaf):
     place, opened = deaf
     body = b'{"image": {"image_url": "http://%s/a.png"}}' % place.encode()
     address = ("127.0.0.1", int(fetching.url.rpartition(":")[2]))

@@ -34,19 +34,19 @@ def video(tmp_path):
     return path
 
 
-def test_a_file_that_is_deleted_after_it_was_opened_is_sent_whole(video):
+def test_file_deleted_after_open_is_sent_completely(video):
     response = OpenedFile(video, media_type="video/mp4")
     video.unlink()
     assert answered(response) == (200, CONTENT)
 
 
-def test_a_range_of_it_too(video):
+def test_range_of_deleted_file_is_sent(video):
     response = OpenedFile(video, media_type="video/mp4")
     video.unlink()
     assert answered(response, range="bytes=300-399999") == (206, CONTENT[300:400_000])
 
 
-def test_a_file_that_is_gone_is_not_found(video):
+def test_missing_file_raises_job_not_found(video):
     video.unlink()
     with pytest.raises(JobNotFound, match="was deleted"):
         OpenedFile(video, media_type="video/mp4")
@@ -65,7 +65,7 @@ class Deleting:
 
 
 @pytest.mark.parametrize("variant", ["thumbnail", "spritesheet"])
-def test_a_picture_of_a_video_that_is_deleted_meanwhile_is_not_found(video, variant):
+def test_variant_of_deleted_video_raises_job_not_found(video, variant):
     folder = video.parent / "job"
     folder.mkdir()
     moved = video.rename(folder / video.name)
@@ -75,7 +75,7 @@ def test_a_picture_of_a_video_that_is_deleted_meanwhile_is_not_found(video, vari
     images.close()
 
 
-def test_an_unfinished_job_still_has_no_picture():
+def test_variant_of_unfinished_job_raises_job_unfinished():
     class Unfinished:
         def result(self, _):
             raise JobUnfinished("it runs")

@@ -35,35 +35,35 @@ def guarded(tmp_path_factory):
 
 
 @pytest.mark.parametrize("path", ["/", "/v1/videos", "/v1/openapi.json", "/metrics", "/docs.json", "/schema.json"])
-def test_without_a_key_nothing_is_told(guarded, path):
+def test_request_without_key_returns_401(guarded, path):
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"X-API-Key": KEY + "x"}, {"Authorization": "Basic !!"}):
         answer = httpx.get(guarded.url + path, headers=headers)
         assert (answer.status_code, answer.json()["error"]["code"]) == (401, "unknown_key")
     assert "Basic" in answer.headers["www-authenticate"]
 
 
-def test_generate_asks_for_a_key_too(guarded, png):
+def test_generate_without_key_returns_401(guarded, png):
     assert httpx.post(f"{guarded.url}/generate", files={"image": ("a.png", png)}).status_code == 401
 
 
 @pytest.mark.parametrize("way", ["bearer", "header", "password"])
-def test_a_key_comes_as_bearer_header_or_password(guarded, way):
+def test_key_is_accepted_as_bearer_header_or_password(guarded, way):
     headers = {"bearer": {"Authorization": f"Bearer {KEY}"}, "header": {"X-API-Key": KEY}}.get(way, {})
     auth = ("anyone", KEY) if way == "password" else None
     assert httpx.get(f"{guarded.url}/v1/videos", headers=headers, auth=auth).status_code == 200
 
 
-def test_probes_need_no_key(guarded):
+def test_health_checks_need_no_key(guarded):
     assert [httpx.get(guarded.url + path).status_code for path in ("/livez", "/readyz")] == [200, 200]
 
 
-def test_probes_may_call_it_by_any_name(server):
+def test_health_checks_accept_any_host_name(server):
     other = {"Host": "10.0.0.7:3000"}
     assert [httpx.get(server.url + path, headers=other).status_code for path in ("/livez", "/readyz")] == [200, 200]
     assert [httpx.get(server.url + path, headers=other).status_code for path in ("/healthz", "/metrics")] == [403, 403]
 
 
-def test_only_the_named_origin_may_call_from_a_page(guarded):
+def test_cors_allows_only_configured_origin(guarded):
     ask = {"Access-Control-Request-Method": "POST"}
     allowed = httpx.options(f"{guarded.url}/v1/videos", headers=ask | {"Origin": "https://page.example"})
     assert allowed.headers["access-control-allow-origin"] == "https://page.example"
@@ -71,7 +71,7 @@ def test_only_the_named_origin_may_call_from_a_page(guarded):
     assert "access-control-allow-origin" not in other.headers
 
 
-def test_a_full_queue_refuses_and_says_when_to_come_again(guarded):
+def test_full_queue_returns_429_with_retry_after(guarded):
     with guarded.client(headers={"X-API-Key": KEY}) as client:
         answers = [client.post("/v1/videos", data=SLOW | {"prompt": "secret words"}) for _ in range(5)]
         assert [answer.status_code for answer in answers][-1] == 429
@@ -82,7 +82,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_again(guarded):
                 client.delete(f"/v1/videos/{answer.json()['id']}")
 
 
-def test_the_log_has_neither_keys_nor_prompts(guarded):
+def test_log_contains_no_keys_and_no_prompts(guarded):
     with guarded.client(headers={"X-API-Key": KEY}) as client:
         done = client.post("/v1/videos", data={"prompt": "secret words", "motion_bucket_id": "1", "num_frames": "2"})
         wait_for(client, done.json()["id"])
@@ -92,7 +92,7 @@ def test_the_log_has_neither_keys_nor_prompts(guarded):
     assert "secret words" not in log
 
 
-def test_told_to_end_it_finishes_what_runs_and_keeps_what_waits(tmp_path, png):
+def test_sigterm_finishes_running_job_and_keeps_queued_job(tmp_path, png):
     running = start(tmp_path / "data")
     try:
         with running.client() as client:
@@ -138,7 +138,7 @@ def test_told_to_end_it_finishes_what_runs_and_keeps_what_waits(tmp_path, png):
         stop(running)
 
 
-def test_the_end_is_bounded_from_the_signal_on(tmp_path, monkeypatch):
+def test_shutdown_time_is_limited_from_signal(tmp_path, monkeypatch):
     alarms, graces = [], []
     monkeypatch.setattr(signal, "alarm", alarms.append)
     monkeypatch.setattr(Queue, "close", lambda _, grace: graces.append(grace))
@@ -155,7 +155,7 @@ def test_the_end_is_bounded_from_the_signal_on(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_killed_api_process_comes_back_and_its_job_goes_on(tmp_path, png):
+def test_killed_server_process_restarts_and_job_continues(tmp_path, png):
     running = start(tmp_path / "data")
     try:
         with running.client() as client:
@@ -182,7 +182,7 @@ def refused(settings, *, client="127.0.0.1", method="POST", path="/v1/videos", *
     return None if found is None else found[0]
 
 
-def test_other_machines_are_not_answered_without_a_key(tmp_path):
+def test_remote_client_without_key_returns_403(tmp_path):
     closed, opened = Settings(data_dir=tmp_path), Settings(data_dir=tmp_path, open=True)
     assert refused(closed) is None
     assert refused(closed, client="192.0.2.7") == 403
@@ -192,7 +192,7 @@ def test_other_machines_are_not_answered_without_a_key(tmp_path):
 
 
 @pytest.mark.parametrize("keys", [(), (KEY,)])
-def test_probes_are_answered_whoever_asks_by_whatever_name_and_nothing_else_is(tmp_path, keys):
+def test_only_health_checks_accept_remote_clients(tmp_path, keys):
     settings = Settings(data_dir=tmp_path, api_keys=keys, hosts=("video.example",))
     kubelet = {"client": "10.0.0.1", "host": "10.0.0.7:3000"}
     for path in ("/livez", "/readyz"):
@@ -202,7 +202,7 @@ def test_probes_are_answered_whoever_asks_by_whatever_name_and_nothing_else_is(t
         assert refused(settings, path=path, method="GET", **kubelet) == 403
 
 
-def test_a_page_of_another_site_changes_nothing_here(tmp_path):
+def test_cross_site_request_with_side_effects_is_rejected(tmp_path):
     settings = Settings(data_dir=tmp_path, cors_origins=("https://page.example",))
     assert refused(settings, sec_fetch_site="cross-site") == 403
     assert refused(settings, origin="https://other.example") == 403
@@ -212,16 +212,16 @@ def test_a_page_of_another_site_changes_nothing_here(tmp_path):
     assert refused(settings, method="GET", sec_fetch_site="cross-site") is None
 
 
-def test_a_name_of_the_server_is_known_however_it_is_written(tmp_path):
+def test_host_name_is_case_insensitive(tmp_path):
     assert refused(Settings(data_dir=tmp_path, hosts=("Video.Example",)), host="video.example") is None
 
 
-def test_an_empty_key_is_none(tmp_path):
+def test_empty_key_returns_401(tmp_path):
     with pytest.raises(ValueError, match="at least 1"):
         Settings(data_dir=tmp_path, api_keys=[""])
 
 
-def test_what_others_left_in_the_folder_for_temporary_files_does_not_matter(tmp_path, monkeypatch):
+def test_foreign_temporary_files_do_not_prevent_start(tmp_path, monkeypatch):
     shared = tmp_path / "shared"
     shared.mkdir()
     (shared / "gradio").write_text("another user's")
@@ -235,7 +235,7 @@ def test_what_others_left_in_the_folder_for_temporary_files_does_not_matter(tmp_
         stop(running)
 
 
-def test_a_server_whose_worker_is_not_ready_says_why(tmp_path):
+def test_readyz_names_reason_if_worker_is_not_ready(tmp_path):
     server = start(tmp_path / "data", work="server_work:missing", wait=False)
     try:
         answer = None
@@ -250,7 +250,7 @@ def test_a_server_whose_worker_is_not_ready_says_why(tmp_path):
         stop(server)
 
 
-def test_wrong_keys_are_slowed_down_whatever_address_the_caller_makes_up(guarded):
+def test_wrong_keys_are_throttled_despite_forged_address(guarded):
     """Last in this file: the keys that this address sends are slowed down from then on."""
 
     async def guess(client, number):

@@ -34,11 +34,11 @@ async def ask(host, times):
     return await asyncio.gather(*(host.ready() for _ in range(times)))
 
 
-def test_a_server_whose_database_answers_is_ready(host):
+def test_server_with_working_database_is_ready(host):
     assert asyncio.run(ask(host(lambda: None), 1)) == [True]
 
 
-def test_a_server_whose_database_is_away_is_not_and_says_so_once(host, caplog):
+def test_unavailable_database_is_logged_once_and_not_ready(host, caplog):
     def away():
         raise QueueUnavailable("the database is away")
 
@@ -47,7 +47,7 @@ def test_a_server_whose_database_is_away_is_not_and_says_so_once(host, caplog):
     assert caplog.text.count("not ready: the database is away") == 1
 
 
-def test_a_database_that_hangs_makes_it_not_ready_in_time_and_takes_one_thread(host, monkeypatch):
+def test_hanging_database_is_not_ready_and_blocks_one_thread(host, monkeypatch):
     monkeypatch.setattr(lifespan, "PROBE_SECONDS", 0.1)
     released, asked = threading.Event(), []
 

@@ -28,7 +28,7 @@ def python(tmp_path):
     return tmp_path / "venv" / "bin" / "python"
 
 
-def test_the_service_and_its_workers_find_kinema_beside_them_and_know_its_version(python, tmp_path, png):
+def test_service_runs_from_source_without_installation(python, tmp_path, png):
     port = free_port()
     serve = [python, "-m", "bentoml", "serve", "service:StableDiffusionVideo", "--port", str(port)]
     running = start(tmp_path / "data", port=port, cwd=ROOT, command=["env", f"PYTHONPATH={HERE}", *serve])

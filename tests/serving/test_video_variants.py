@@ -24,7 +24,7 @@ def queue(tmp_path):
     return SimpleNamespace(result=lambda _: video)
 
 
-def test_who_ask_at_once_get_the_file_that_was_made_once(queue):
+def test_concurrent_requests_create_variant_once(queue):
     images = ImageService()
 
     async def ask(variants):
@@ -40,7 +40,7 @@ def test_who_ask_at_once_get_the_file_that_was_made_once(queue):
     assert first == second
 
 
-def test_a_sheet_made_frame_by_frame_is_the_clips(queue):
+def test_contact_sheet_from_file_equals_that_of_video(queue):
     frames, fps = read_frames(queue.result(""))
     whole = io.BytesIO()
     Video(frames, fps, recipe(VideoRequest(model="pocket", seed=1))).contact_sheet().save(whole, "JPEG", quality=85)

@@ -83,7 +83,7 @@ def the_job(server, seed):
 
 
 @pytest.mark.parametrize("path", ["/generate", "/v1/videos/sync"])
-def test_a_waiting_client_is_sent_interim_responses_until_the_video(patient, png, path):
+def test_waiting_client_receives_interim_responses(patient, png, path):
     *interim, final = heads(ask(patient, body_of(png), path=path))
     assert len(interim) >= 3
     assert {head.lower() for head in interim} == {"http/1.1 100 continue\r\nx-accel-buffering: no"}
@@ -93,12 +93,12 @@ def test_a_waiting_client_is_sent_interim_responses_until_the_video(patient, png
 @pytest.mark.parametrize(
     ("agent", "version"), [("node", "1.1"), ("Go-http-client/1.1", "1.1"), ("unheard-of", "1.1"), ("curl/8", "1.0")]
 )
-def test_clients_that_fail_at_interim_responses_get_none(patient, png, agent, version):
+def test_unsupported_clients_get_no_interim_responses(patient, png, agent, version):
     (final,) = heads(ask(patient, body_of(png), agent=agent, version=version))
     assert final.startswith("HTTP/1.1 200")
 
 
-def test_clients_with_a_short_read_time_out_get_their_video(patient, png):
+def test_client_with_short_read_timeout_gets_video(patient, png):
     with httpx.Client(timeout=READ_SECONDS) as client:
         answer = client.post(f"{patient.url}/generate", files={"image": ("a.png", png)}, data=LONG)
     assert (answer.status_code, answer.headers["content-type"]) == (200, "video/mp4")
@@ -108,7 +108,7 @@ def test_clients_with_a_short_read_time_out_get_their_video(patient, png):
         assert b"ftyp" in answer.read(100)
 
 
-def test_the_job_of_a_client_that_gave_up_is_found_by_the_same_request(patient, png):
+def test_abandoned_job_is_found_by_same_request(patient, png):
     body = body_of(png, seed=11)
     gone = ask(patient, body, agent="node")
     first = the_job(patient, 11)
@@ -122,7 +122,7 @@ def test_the_job_of_a_client_that_gave_up_is_found_by_the_same_request(patient, 
     assert first["id"] not in final
 
 
-def test_a_client_that_could_have_waited_takes_its_job_along(patient, png):
+def test_disconnect_of_supported_client_cancels_job(patient, png):
     gone = ask(patient, body_of(png, seed=12))
     job = the_job(patient, 12)
     gone.close()
@@ -131,7 +131,7 @@ def test_a_client_that_could_have_waited_takes_its_job_along(patient, png):
 
 
 @pytest.mark.parametrize(("every", "some"), [(0, False), (0.01, True)])
-def test_interim_responses_can_be_switched_off(every, some):
+def test_interim_responses_can_be_disabled(every, some):
     sent = []
 
     async def asked():
@@ -151,7 +151,7 @@ def test_interim_responses_can_be_switched_off(every, some):
 
 
 @pytest.mark.slow
-def test_the_tutorials_client_waits_as_long_as_it_takes(tmp_path, png):
+def test_tutorial_client_waits_for_long_job(tmp_path, png):
     server = start(tmp_path / "data", work="server_work:long_work")
     try:
         (tmp_path / "girl-image.png").write_bytes(png)
