@@ -1,4 +1,4 @@
-"""Threads for one kind of work: how many wait, and what a client that goes leaves behind."""
+"""The bounded thread pool: queue limit, turns of callers and disconnecting clients."""
 
 import asyncio
 import threading
@@ -37,12 +37,12 @@ def test_work_runs_in_thread_and_caller_gets_its_error():
 def test_full_pool_raises_server_busy_until_a_thread_is_free():
     async def run():
         pool, free = BoundedPool("test", threads=1, waiting=1), threading.Event()
-        kept = [asyncio.ensure_future(pool.run(lambda _: free.wait(10))) for _ in range(2)]
+        calls = [asyncio.ensure_future(pool.run(lambda _: free.wait(10))) for _ in range(2)]
         await asyncio.sleep(0)
         with pytest.raises(ServerBusy, match="2 requests"):
             await pool.run(lambda _: None)
         free.set()
-        assert await asyncio.gather(*kept) == [True, True]
+        assert await asyncio.gather(*calls) == [True, True]
         assert await pool.run(lambda _: "done") == "done"
 
     asyncio.run(run())
@@ -50,7 +50,7 @@ def test_full_pool_raises_server_busy_until_a_thread_is_free():
 
 def test_disconnect_stops_running_work_and_skips_waiting_work():
     async def run():
-        pool, begun, stopped, never = BoundedPool("test", 1, 1), threading.Event(), threading.Event(), []
+        pool, begun, stopped, started = BoundedPool("test", 1, 1), threading.Event(), threading.Event(), []
         clients = [Client(), Client()]
 
         def work(gone):
@@ -60,7 +60,7 @@ def test_disconnect_stops_running_work_and_skips_waiting_work():
             stopped.set()
 
         running = asyncio.ensure_future(pool.run(work, clients[0]))
-        waiting = asyncio.ensure_future(pool.run(never.append, clients[1]))
+        waiting = asyncio.ensure_future(pool.run(started.append, clients[1]))
         await asyncio.to_thread(begun.wait)
         for client in reversed(clients):
             client.leave()
@@ -69,7 +69,7 @@ def test_disconnect_stops_running_work_and_skips_waiting_work():
                 await each
         assert await asyncio.to_thread(stopped.wait, 10)
         assert await pool.run(lambda _: "free again") == "free again"
-        assert never == []
+        assert started == []
 
     asyncio.run(run())
 
@@ -96,7 +96,7 @@ def test_callers_take_turns_and_each_gets_half_of_the_queue():
 def test_disconnect_while_waiting_frees_the_place():
     async def run():
         pool, free = BoundedPool("test", threads=1, waiting=1), threading.Event()
-        kept = asyncio.ensure_future(pool.run(lambda _: free.wait(10)))
+        calls = asyncio.ensure_future(pool.run(lambda _: free.wait(10)))
         await asyncio.sleep(0.01)
         client = Client()
         waiting = asyncio.ensure_future(pool.run(lambda _: None, client))
@@ -108,6 +108,6 @@ def test_disconnect_while_waiting_frees_the_place():
         await asyncio.sleep(0.01)
         free.set()
         assert await next_one == "done"
-        assert await kept
+        assert await calls
 
     asyncio.run(run())

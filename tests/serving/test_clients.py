@@ -1,4 +1,4 @@
-"""The clients that people have: the unmodified openai package, bentoml's own, and curl."""
+"""Common clients: the unmodified openai package, BentoML's client and curl."""
 
 import json
 import re
@@ -10,7 +10,7 @@ import httpx
 import openai
 import pytest
 
-# The hosted API of that shape is closing, and the package says so at each call.
+# OpenAI's hosted video API is deprecated, and the package warns at each call.
 pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
 
 QUICK = {"motion_bucket_id": 1, "num_frames": 3}
@@ -18,7 +18,7 @@ QUICK = {"motion_bucket_id": 1, "num_frames": 3}
 
 @pytest.fixture
 def videos(server):
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none is asked for") as client:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused") as client:
         yield client.videos
 
 
@@ -40,9 +40,9 @@ def test_openai_client_creates_polls_lists_downloads_and_deletes(videos, png):
 
 
 def test_openai_client_raises_server_message(videos):
-    with pytest.raises(openai.BadRequestError, match="not offered here") as fault:
+    with pytest.raises(openai.BadRequestError, match="not offered by this server") as caught:
         videos.create(prompt="x", model="no such model")
-    assert fault.value.param == "model"
+    assert caught.value.param == "model"
 
 
 def test_bentoml_client_generates_video(server, png, tmp_path):
@@ -58,16 +58,16 @@ with bentoml.SyncHTTPClient("{server.url}") as client:
         seed=0,
     )
 print(result.read_bytes()[4:8])
-"""  # as a program of its own, for it warns of much when it is imported
-    ran = subprocess.run(
+"""  # in its own process, because importing bentoml.client emits many warnings
+    completed = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=60, check=True
     )
-    assert ran.stdout.strip() == "b'ftyp'"
+    assert completed.stdout.strip() == "b'ftyp'"
 
 
 def test_tutorial_curl_command_generates_video(server, png, tmp_path):
     if shutil.which("curl") is None:
-        pytest.skip("there is no curl here")
+        pytest.skip("curl is not installed")
     (tmp_path / "girl-image.png").write_bytes(png)
     curl = f"""curl -sS -X 'POST' '{server.url}/generate' -H 'accept: video/*' \
         -H 'Content-Type: multipart/form-data' -F 'image=@girl-image.png;type=image/png' -o generated.mp4 \
@@ -78,21 +78,21 @@ def test_tutorial_curl_command_generates_video(server, png, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("fields", "param", "words"),
+    ("fields", "param", "message"),
     [
         ({"seed": "x"}, "seed", "not usable"),
         ({"width": "1001"}, "width", "1000 and 1008"),
         ({"image": "http://localhost:1/x.png"}, "image", "no address is fetched here"),
         ({"image": "data:image/png;base64,@@"}, "image", "not valid base64"),
         ({"image": "data:image/png,hello"}, "image", "no picture that is known here"),
-        ({"image": "null"}, "image", "no image is given"),
+        ({"image": "null"}, "image", "image is required"),
     ],
 )
-def test_generate_rejects_invalid_field_with_message(server, png, fields, param, words):
+def test_generate_rejects_invalid_field_with_message(server, png, fields, param, message):
     files = {} if "image" in fields else {"image": ("a.png", png)}
-    answer = httpx.post(f"{server.url}/generate", data=fields, files=files or None)
-    error = answer.json()["error"]
-    assert (answer.status_code, error["param"], words in error["message"]) == (400, param, True)
+    response = httpx.post(f"{server.url}/generate", data=fields, files=files or None)
+    error = response.json()["error"]
+    assert (response.status_code, error["param"], message in error["message"]) == (400, param, True)
 
 
 def test_document_and_swagger_load_nothing_from_other_servers(server):

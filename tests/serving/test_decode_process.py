@@ -1,4 +1,4 @@
-"""The process that decodes what clients sent: its limits, and what ends it."""
+"""The decode process: its limits, and what ends it."""
 
 import os
 import signal
@@ -30,9 +30,9 @@ def test_images_are_inspected_in_one_process(process):
 
 
 def test_error_keeps_its_message(process):
-    with pytest.raises(InvalidImage) as refused:
+    with pytest.raises(InvalidImage) as caught:
         process.run(inspect_image, b"GIF89a")
-    assert refused.value.args[0].code == "image_of_another_kind"
+    assert caught.value.args[0].code == "image_of_another_kind"
 
 
 def test_call_over_cpu_limit_is_killed(process):
@@ -62,17 +62,17 @@ def test_killed_process_is_replaced(process):
     process.run(len, b"four")
     killed = threading.Timer(0.3, lambda: os.kill(process.pid, signal.SIGKILL))
     killed.start()
-    with pytest.raises(InvalidImage, match="can't be decoded here"):
+    with pytest.raises(InvalidImage, match="can't be decoded by this server"):
         process.run(time.sleep, 60)
     assert process.run(len, b"four") == 4
 
 
 def test_disconnect_frees_process_and_turn(process):
-    begun = threading.Event()
+    started = threading.Event()
     outcomes = []
 
     def call(gone):
-        begun.set()
+        started.set()
         with pytest.raises(ClientGone):
             process.run(time.sleep, 60, gone=gone.is_set)
         outcomes.append(gone)
@@ -81,7 +81,7 @@ def test_disconnect_frees_process_and_turn(process):
     threads = [threading.Thread(target=call, args=(each,)) for each in gone]
     for thread in threads:
         thread.start()
-        begun.wait()
+        started.wait()
     for each in reversed(gone):
         each.set()
     for thread in threads:

@@ -1,4 +1,4 @@
-"""What the access log holds of cut-off uploads and of Gradio's polling; and HEAD, which answers as GET would."""
+"""The access log for interrupted uploads and Gradio's polling; responses to HEAD requests."""
 
 import socket
 import time
@@ -12,7 +12,7 @@ from kinema.serving.page.translations.languages import LANGUAGES
 SLOW = {"motion_bucket_id": "250", "num_inference_steps": "100", "num_frames": "3"}
 
 
-def logged(server, before):
+def new_log_text(server, before):
     return server.log.read_text()[len(before) :]
 
 
@@ -25,26 +25,26 @@ def test_interrupted_upload_logs_one_line(server, path, kind):
         client.sendall(head.encode())
         time.sleep(0.2)
     deadline = time.monotonic() + 20
-    while "\n" not in logged(server, before):
-        assert time.monotonic() < deadline, "it is not logged"
+    while "\n" not in new_log_text(server, before):
+        assert time.monotonic() < deadline, "the request is not logged"
         time.sleep(0.05)
     time.sleep(0.2)
-    (line,) = logged(server, before).splitlines()
+    (line,) = new_log_text(server, before).splitlines()
     assert f"method=POST,path={path}," in line
     assert "status=499" in line
 
 
 def test_undecodable_content_type_logs_one_line(server):
     before = server.log.read_text()
-    answer = httpx.post(f"{server.url}/v1/videos", content=b"x", headers=[(b"Content-Type", b"text/\xff\xfe")])
-    assert answer.status_code == 415
+    response = httpx.post(f"{server.url}/v1/videos", content=b"x", headers=[(b"Content-Type", b"text/\xff\xfe")])
+    assert response.status_code == 415
     deadline = time.monotonic() + 20
-    while "\n" not in logged(server, before):
-        assert time.monotonic() < deadline, "it is not logged"
+    while "\n" not in new_log_text(server, before):
+        assert time.monotonic() < deadline, "the request is not logged"
         time.sleep(0.05)
     time.sleep(0.2)
-    assert len(logged(server, before).splitlines()) <= 2  # the request, and why it was refused
-    assert "Traceback" not in logged(server, before)
+    assert len(new_log_text(server, before).splitlines()) <= 2  # the request, and the reason for the rejection
+    assert "Traceback" not in new_log_text(server, before)
 
 
 def test_polling_of_page_is_not_logged(server):
@@ -53,8 +53,8 @@ def test_polling_of_page_is_not_logged(server):
     for language in LANGUAGES:
         httpx.post(f"{server.url}/studio/{language}/gradio_api/queue/join", json={"data": []})
         assert httpx.get(f"{server.url}/studio/{language}/").status_code == 200
-    assert "gradio_api" not in logged(server, before)
-    assert "path=/studio/ko/," in logged(server, before)
+    assert "gradio_api" not in new_log_text(server, before)
+    assert "path=/studio/ko/," in new_log_text(server, before)
 
 
 @pytest.mark.parametrize(
@@ -62,9 +62,9 @@ def test_polling_of_page_is_not_logged(server):
     ["/", "/livez", "/metrics", "/studio", "/studio/en/", "/v1/models", "/v1/openapi.json", "/v1/videos", "/v1/none"],
 )
 def test_head_returns_get_headers_without_body(client, path):
-    got, head = client.get(path), client.head(path)
-    assert (head.status_code, head.content) == (got.status_code, b"")
-    assert head.headers.get("content-type") == got.headers.get("content-type")
+    get, head = client.get(path), client.head(path)
+    assert (head.status_code, head.content) == (get.status_code, b"")
+    assert head.headers.get("content-type") == get.headers.get("content-type")
 
 
 def test_head_of_post_route_returns_405(client):
@@ -79,7 +79,7 @@ def test_head_of_video_has_length_and_head_of_stream_ends(client, png):
     assert client.head(content).headers["content-length"] == str(len(client.get(content).content))
     running = client.post("/v1/videos", data=SLOW, files={"image": ("a.png", png)}).json()
     try:
-        answer = client.head(f"/v1/videos/{running['id']}/events")
-        assert answer.headers["content-type"].startswith("text/event-stream")
+        response = client.head(f"/v1/videos/{running['id']}/events")
+        assert response.headers["content-type"].startswith("text/event-stream")
     finally:
         client.delete(f"/v1/videos/{running['id']}")

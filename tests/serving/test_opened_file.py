@@ -1,4 +1,4 @@
-"""A video that is deleted while it is sent arrives whole; one that is gone before is not found."""
+"""A video that is deleted while it is sent arrives completely; one deleted before is not found."""
 
 import asyncio
 
@@ -12,8 +12,8 @@ from kinema.serving.video_variants import VideoVariants
 CONTENT = bytes(range(256)) * 2000
 
 
-def answered(response, **headers):
-    """Status and body of a response, as a client gets them."""
+def send_response(response, **headers):
+    """Send a response; return its status and body."""
     sent = []
 
     async def send(message):
@@ -37,13 +37,13 @@ def video(tmp_path):
 def test_file_deleted_after_open_is_sent_completely(video):
     response = OpenedFile(video, media_type="video/mp4")
     video.unlink()
-    assert answered(response) == (200, CONTENT)
+    assert send_response(response) == (200, CONTENT)
 
 
 def test_range_of_deleted_file_is_sent(video):
     response = OpenedFile(video, media_type="video/mp4")
     video.unlink()
-    assert answered(response, range="bytes=300-399999") == (206, CONTENT[300:400_000])
+    assert send_response(response, range="bytes=300-399999") == (206, CONTENT[300:400_000])
 
 
 def test_missing_file_raises_job_not_found(video):
@@ -52,8 +52,8 @@ def test_missing_file_raises_job_not_found(video):
         OpenedFile(video, media_type="video/mp4")
 
 
-class Deleting:
-    """A queue whose job is deleted just after its result was asked for."""
+class DeletingQueue:
+    """A queue whose job is deleted just after `result` returns."""
 
     def __init__(self, video):
         self.video = video
@@ -71,14 +71,14 @@ def test_variant_of_deleted_video_raises_job_not_found(video, variant):
     moved = video.rename(folder / video.name)
     images = ImageService()
     with pytest.raises(JobNotFound, match="was deleted"):
-        asyncio.run(VideoVariants().file(Deleting(moved), images, None, "job", variant))
+        asyncio.run(VideoVariants().file(DeletingQueue(moved), images, None, "job", variant))
     images.close()
 
 
 def test_variant_of_unfinished_job_raises_job_unfinished():
-    class Unfinished:
+    class UnfinishedQueue:
         def result(self, _):
             raise JobUnfinished("it runs")
 
     with pytest.raises(JobUnfinished):
-        asyncio.run(VideoVariants().file(Unfinished(), None, None, "job", "thumbnail"))
+        asyncio.run(VideoVariants().file(UnfinishedQueue(), None, None, "job", "thumbnail"))

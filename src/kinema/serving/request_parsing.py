@@ -198,7 +198,7 @@ def _parse_form(body: bytes) -> dict[str, Any]:
     try:
         pairs = parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=MAX_FIELDS)
     except ValueError as error:
-        raise InvalidRequest(f"the form can't be read: {error}") from None
+        raise InvalidRequest(f"the form can't be parsed: {error}") from None
     fields: dict[str, Any] = {}
     for name, value in pairs:
         if name in fields:
@@ -222,7 +222,7 @@ def _parse_json(body: bytes) -> dict[str, Any]:
     if len(body) > SMALL_BYTES:
         raise RequestTooLarge(
             f"the JSON body without the image is larger than {SMALL_BYTES // 1024} KB; send less, and the "
-            "image as a base64 data: URL in input_reference"
+            "image as a plain base64 data: URL in input_reference"
         )
     try:
         fields = json.loads(body or b"{}")
