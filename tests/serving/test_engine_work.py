@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from kinema.pipeline import loading
-from kinema.pipeline.catalog import request_for
 from PIL import Image
 
 from kinema.engine import Checkpoint, Projection, generate, to_latents, to_video
 from kinema.jobs.job import Preview, Task
 from kinema.media.image import fit_image, open_image
 from kinema.media.video_reader import read_recipe
+from kinema.models import loading
+from kinema.models.catalog import request_for
 from kinema.serving.engine_work import EngineWork
 from kinema.values import Step
 from tiny import make_tiny_svd
