@@ -39,7 +39,7 @@ def test_a_port_in_use_is_named_with_what_to_do(kinema, busy, tmp_path):
 def test_an_address_of_another_machine_is_refused(kinema, tmp_path):
     ran = kinema("serve", "--host", "192.0.2.7", "--key", "k", "--data-dir", tmp_path)
     assert ran.code == 2
-    assert "host 192.0.2.7 is no address of this machine" in ran.err
+    assert "host 192.0.2.7 is not an address of this machine" in ran.err
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])

@@ -19,7 +19,7 @@ from figures import record
 from image_attacks import cut_jpeg, jpeg, large_webp, many_chunks, many_scans, many_segments
 from PIL import Image
 from server_process import start, stop, wait_for
-from server_work import recipe
+from server_work import make_recipe
 
 pytestmark = pytest.mark.slow
 
@@ -202,7 +202,7 @@ def test_contact_sheet_of_128_large_frames_is_bounded(server, png, tmp_path):
         job = wait_for(client, client.post("/v1/videos", files={"image": ("a.png", png)}).json()["id"])
         frames = np.zeros((128, 1024, 1024, 3), np.uint8)
         frames[:] = np.arange(128, dtype=np.uint8)[:, None, None, None]
-        Video(frames, 7, recipe(VideoRequest(model="pocket", seed=1))).save(
+        Video(frames, 7, make_recipe(VideoRequest(model="pocket", seed=1))).save(
             server.data / "jobs" / job["id"] / "large.mp4"
         ).replace(server.data / "jobs" / job["id"] / "video.mp4")
         with Monitor(server) as monitor:

@@ -11,7 +11,7 @@ import time
 import httpx
 import pytest
 from server_process import start, stop, wait_for, wait_ready
-from server_work import colours, recipe
+from server_work import make_frames, make_recipe
 
 from kinema.media.video import Video
 from kinema.values import VideoRequest
@@ -21,7 +21,7 @@ FIELDS = {"motion_bucket_id": "25", "num_inference_steps": "16", "num_frames": "
 
 def expected_video(settings, png, folder):
     request = VideoRequest.checked(**settings)
-    video = Video(colours(request, png, request.num_frames), request.frame_rate, recipe(request))
+    video = Video(make_frames(request, png, request.num_frames), request.frame_rate, make_recipe(request))
     return video.save(folder / f"{request.seed}.mp4").read_bytes()
 
 

@@ -12,7 +12,7 @@ sys.path.append(str(Path(__file__).parents[1] / "media"))  # for image_attacks
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
-    """One server for all tests that leave it as it is."""
+    """A server shared by all tests that need no settings of their own."""
     running = start(tmp_path_factory.mktemp("served") / "data", models=FAULTS)
     yield running
     stop(running)

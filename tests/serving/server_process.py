@@ -1,4 +1,4 @@
-"""A real server on localhost, as `kinema serve` starts one."""
+"""Start and stop a server process on localhost."""
 
 import contextlib
 import os
@@ -25,15 +25,15 @@ class Server:
     data: Path
     log: Path
 
-    def client(self, **more):
-        return httpx.Client(base_url=self.url, timeout=30, **more)
+    def client(self, **options):
+        return httpx.Client(base_url=self.url, timeout=30, **options)
 
     def end(self, number=signal.SIGTERM, seconds=40):
         self.process.send_signal(number)
         return self.process.wait(seconds)
 
     def api_process(self):
-        """The process that holds the queue; its parent only starts it again."""
+        """Return the process with the queue; its parent is the arbiter that restarts it."""
         return next(
             p for p in psutil.Process(self.process.pid).children() if "_bentoml_impl.worker" in " ".join(p.cmdline())
         )
@@ -49,16 +49,16 @@ def start(data, *, work="server_work:work", port=None, command=None, wait=True, 
     port = port or free_port()
     data.mkdir(parents=True, exist_ok=True)
     log = (logs or data.parent) / f"server-{port}.log"
-    own = {name: value for name, value in os.environ.items() if not name.startswith("KINEMA_")}
-    env = own | {
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("KINEMA_")}
+    env = inherited | {
         "KINEMA_DATA_DIR": str(data),
         "KINEMA_MIN_FREE_GB": "0",
         "KINEMA_MODEL": "pocket",
         "KINEMA_DEVICE": "cpu",
         "BENTOML_HOME": str(data.parent / "bentoml"),
         "BENTOML_DO_NOT_TRACK": "True",
-        "PYTHONPATH": os.pathsep.join([str(HERE), own.get("PYTHONPATH", "")]),
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), own["PATH"]]),
+        "PYTHONPATH": os.pathsep.join([str(HERE), inherited.get("PYTHONPATH", "")]),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), inherited["PATH"]]),
     }
     if work is not None:
         env |= {"KINEMA_WORK": work}
@@ -84,17 +84,17 @@ def wait_ready(server, seconds=300):
                 return
         time.sleep(0.1)
     stop(server)
-    raise AssertionError(f"the server did not get ready:\n{server.log.read_text()[-4000:]}")
+    raise AssertionError(f"the server did not become ready:\n{server.log.read_text()[-4000:]}")
 
 
 def stop(server):
-    """End it at once; its processes end with it."""
-    family = []
+    """Kill the server and check that its child processes end with it."""
+    children = []
     with contextlib.suppress(psutil.NoSuchProcess):
-        family = psutil.Process(server.process.pid).children(recursive=True)
+        children = psutil.Process(server.process.pid).children(recursive=True)
     server.process.kill()
     server.process.wait(60)
-    _, alive = psutil.wait_procs(family, timeout=60)
+    _, alive = psutil.wait_procs(children, timeout=60)
     assert not alive, f"outlived the server: {alive}"
 
 
@@ -105,4 +105,4 @@ def wait_for(client, video_id, seconds=300):
         if video["status"] in ("completed", "failed"):
             return video
         time.sleep(0.03)
-    raise AssertionError(f"{video_id} did not end: {video}")
+    raise AssertionError(f"{video_id} did not finish: {video}")

@@ -1,6 +1,6 @@
-"""Work for tests of the server: no model, no torch; its video is a real one, of bytes that follow from the request.
+"""Work for tests of the server, without a model and torch; it writes a real video that depends on the request.
 
-`motion_bucket_id` is the milliseconds of a step; a `model` whose name is a fault has it.
+`motion_bucket_id` is the duration of a step in milliseconds; a `model` named after a fault raises it.
 """
 
 import hashlib
@@ -40,23 +40,25 @@ def work(task):
         raise RuntimeError("a bug")
     match task.part:
         case "image":
-            yield from steps(request, "text_to_image", 2)
+            yield from run_steps(request, "text_to_image", 2)
             data = io.BytesIO()
-            Image.fromarray(colours(request, request.prompt.encode(), 1)[0]).save(data, "PNG")
+            Image.fromarray(make_frames(request, request.prompt.encode(), 1)[0]).save(data, "PNG")
             yield Bytes(data.getvalue())
         case "latents":
-            yield from steps(request, "encode", 2)
-            yield from steps(request, "denoise", request.num_inference_steps)
+            yield from run_steps(request, "encode", 2)
+            yield from run_steps(request, "denoise", request.num_inference_steps)
             yield Bytes(task.image.read_bytes())
         case "video":
-            yield from steps(request, "decode", 2)
+            yield from run_steps(request, "decode", 2)
             yield Video(
-                colours(request, task.latents.read_bytes(), request.num_frames), request.frame_rate, recipe(request)
+                make_frames(request, task.latents.read_bytes(), request.num_frames),
+                request.frame_rate,
+                make_recipe(request),
             )
 
 
 def long_work(task):
-    """The same, 45 seconds longer."""
+    """Do the same, 45 seconds slower."""
     if task.part == "latents":
         for step in range(1, 46):
             time.sleep(1)
@@ -64,23 +66,23 @@ def long_work(task):
     yield from work(task)
 
 
-def steps(request, stage, total):
+def run_steps(request, stage, total):
     for step in range(1, total + 1):
         time.sleep(request.motion_bucket_id / 1000)
         if request.model == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         yield Step(stage, step, total)
-        yield Preview(lambda: b"\xff\xd8 a picture")
+        yield Preview(lambda: b"\xff\xd8 an image")
 
 
-def colours(request, source, count):
-    """Frames of 64×64, whatever was asked: small files are quick to encode."""
-    drawn = hashlib.sha256(request.seed.to_bytes(8, "big") + source).digest()
-    first = np.frombuffer(drawn[:12], np.uint8).reshape(2, 2, 3).repeat(32, 0).repeat(32, 1)
+def make_frames(request, source, count):
+    """Return frames of 64×64 for any requested size: they are quick to encode."""
+    digest = hashlib.sha256(request.seed.to_bytes(8, "big") + source).digest()
+    first = np.frombuffer(digest[:12], np.uint8).reshape(2, 2, 3).repeat(32, 0).repeat(32, 1)
     return np.stack([np.roll(first, i, 1) for i in range(count)])
 
 
-def recipe(request):
+def make_recipe(request):
     return Recipe(
         kinema="0",
         request=request,

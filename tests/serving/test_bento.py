@@ -1,4 +1,4 @@
-"""The tutorial, its Bento, and what a Bento installs."""
+"""The tutorial's commands, and the dependencies of a Bento."""
 
 import subprocess
 import tomllib
@@ -7,17 +7,17 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def test_a_bento_installs_what_pyproject_names():
+def test_bento_installs_dependencies_of_pyproject():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["server"]]
+    expected = [*project["dependencies"], *project["optional-dependencies"]["server"]]
     lines = (ROOT / "requirements.txt").read_text().splitlines()
-    assert [line for line in lines if not line.startswith("#")] == sorted(wanted)
+    assert [line for line in lines if not line.startswith("#")] == sorted(expected)
 
 
-def test_the_tutorials_commands_work_as_they_stand(tmp_path):
-    ran = subprocess.run(
+def test_tutorial_commands_work_unchanged(tmp_path):
+    completed = subprocess.run(
         [ROOT / "examples" / "tutorial.sh"], check=False, capture_output=True, text=True, timeout=600, cwd=tmp_path
     )
-    assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-3000:]
-    assert ran.stdout.count("bytes of video") == 3
-    assert "the same seed gave the same bytes" in ran.stdout
+    assert completed.returncode == 0, completed.stdout[-3000:] + completed.stderr[-3000:]
+    assert completed.stdout.count("bytes of video") == 3
+    assert "the same seed gave the same bytes" in completed.stdout

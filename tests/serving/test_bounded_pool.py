@@ -1,4 +1,4 @@
-"""Threads for one kind of work: how many wait, and what a client that goes leaves behind."""
+"""The bounded thread pool: queue limit, turns of callers and disconnecting clients."""
 
 import asyncio
 import threading
@@ -24,7 +24,7 @@ class Client:
         return {"type": "http.disconnect"}
 
 
-def test_work_is_done_in_a_thread_and_its_error_is_the_callers():
+def test_work_runs_in_thread_and_caller_gets_its_error():
     async def run():
         pool = BoundedPool("test", threads=1, waiting=0)
         assert await pool.run(lambda _: threading.current_thread()) is not threading.main_thread()
@@ -34,23 +34,23 @@ def test_work_is_done_in_a_thread_and_its_error_is_the_callers():
     asyncio.run(run())
 
 
-def test_more_than_may_wait_are_refused_and_none_once_there_is_room():
+def test_full_pool_raises_server_busy_until_a_thread_is_free():
     async def run():
         pool, free = BoundedPool("test", threads=1, waiting=1), threading.Event()
-        kept = [asyncio.ensure_future(pool.run(lambda _: free.wait(10))) for _ in range(2)]
+        calls = [asyncio.ensure_future(pool.run(lambda _: free.wait(10))) for _ in range(2)]
         await asyncio.sleep(0)
         with pytest.raises(ServerBusy, match="2 requests"):
             await pool.run(lambda _: None)
         free.set()
-        assert await asyncio.gather(*kept) == [True, True]
+        assert await asyncio.gather(*calls) == [True, True]
         assert await pool.run(lambda _: "done") == "done"
 
     asyncio.run(run())
 
 
-def test_work_of_clients_that_are_gone_is_stopped_or_never_begun():
+def test_disconnect_stops_running_work_and_skips_waiting_work():
     async def run():
-        pool, begun, stopped, never = BoundedPool("test", 1, 1), threading.Event(), threading.Event(), []
+        pool, begun, stopped, started = BoundedPool("test", 1, 1), threading.Event(), threading.Event(), []
         clients = [Client(), Client()]
 
         def work(gone):
@@ -60,7 +60,7 @@ def test_work_of_clients_that_are_gone_is_stopped_or_never_begun():
             stopped.set()
 
         running = asyncio.ensure_future(pool.run(work, clients[0]))
-        waiting = asyncio.ensure_future(pool.run(never.append, clients[1]))
+        waiting = asyncio.ensure_future(pool.run(started.append, clients[1]))
         await asyncio.to_thread(begun.wait)
         for client in reversed(clients):
             client.leave()
@@ -69,12 +69,12 @@ def test_work_of_clients_that_are_gone_is_stopped_or_never_begun():
                 await each
         assert await asyncio.to_thread(stopped.wait, 10)
         assert await pool.run(lambda _: "free again") == "free again"
-        assert never == []
+        assert started == []
 
     asyncio.run(run())
 
 
-def test_a_caller_of_many_requests_delays_another_by_one_turn_and_takes_half_of_the_places():
+def test_callers_take_turns_and_each_gets_half_of_the_queue():
     async def run():
         pool, free, order = BoundedPool("test", threads=1, waiting=6), threading.Event(), []
         running = [asyncio.ensure_future(pool.run(lambda _: free.wait(10)))]
@@ -93,10 +93,10 @@ def test_a_caller_of_many_requests_delays_another_by_one_turn_and_takes_half_of_
     asyncio.run(run())
 
 
-def test_a_request_that_goes_while_it_waits_leaves_its_place_to_others():
+def test_disconnect_while_waiting_frees_the_place():
     async def run():
         pool, free = BoundedPool("test", threads=1, waiting=1), threading.Event()
-        kept = asyncio.ensure_future(pool.run(lambda _: free.wait(10)))
+        calls = asyncio.ensure_future(pool.run(lambda _: free.wait(10)))
         await asyncio.sleep(0.01)
         client = Client()
         waiting = asyncio.ensure_future(pool.run(lambda _: None, client))
@@ -108,6 +108,6 @@ def test_a_request_that_goes_while_it_waits_leaves_its_place_to_others():
         await asyncio.sleep(0.01)
         free.set()
         assert await next_one == "done"
-        assert await kept
+        assert await calls
 
     asyncio.run(run())

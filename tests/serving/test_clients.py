@@ -1,4 +1,4 @@
-"""The clients that people have: the unmodified openai package, bentoml's own, and curl."""
+"""Common clients: the unmodified openai package, BentoML's client and curl."""
 
 import json
 import re
@@ -10,7 +10,7 @@ import httpx
 import openai
 import pytest
 
-# The hosted API of that shape is closing, and the package says so at each call.
+# OpenAI's hosted video API is deprecated, and the package warns at each call.
 pytestmark = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
 
 QUICK = {"motion_bucket_id": 1, "num_frames": 3}
@@ -18,11 +18,11 @@ QUICK = {"motion_bucket_id": 1, "num_frames": 3}
 
 @pytest.fixture
 def videos(server):
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none is asked for") as client:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused") as client:
         yield client.videos
 
 
-def test_the_openai_package_creates_polls_lists_retrieves_downloads_and_deletes(videos, png):
+def test_openai_client_creates_polls_lists_downloads_and_deletes(videos, png):
     video = videos.create_and_poll(
         prompt="a rocket", model="pocket", seconds="1", size="288x160", input_reference=("a.png", png, "image/png"),
         extra_body={"seed": 42, "motion_bucket_id": 1},
@@ -39,13 +39,13 @@ def test_the_openai_package_creates_polls_lists_retrieves_downloads_and_deletes(
         videos.retrieve(video.id)
 
 
-def test_the_openai_package_gets_our_words(videos):
-    with pytest.raises(openai.BadRequestError, match="not offered here") as fault:
+def test_openai_client_raises_server_message(videos):
+    with pytest.raises(openai.BadRequestError, match="not offered by this server") as caught:
         videos.create(prompt="x", model="no such model")
-    assert fault.value.param == "model"
+    assert caught.value.param == "model"
 
 
-def test_bentomls_client_generates(server, png, tmp_path):
+def test_bentoml_client_generates_video(server, png, tmp_path):
     (tmp_path / "girl-image.png").write_bytes(png)
     script = f"""
 import bentoml
@@ -58,16 +58,16 @@ with bentoml.SyncHTTPClient("{server.url}") as client:
         seed=0,
     )
 print(result.read_bytes()[4:8])
-"""  # as a program of its own, for it warns of much when it is imported
-    ran = subprocess.run(
+"""  # in its own process, because importing bentoml.client emits many warnings
+    completed = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=60, check=True
     )
-    assert ran.stdout.strip() == "b'ftyp'"
+    assert completed.stdout.strip() == "b'ftyp'"
 
 
-def test_the_tutorials_curl_generates(server, png, tmp_path):
+def test_tutorial_curl_command_generates_video(server, png, tmp_path):
     if shutil.which("curl") is None:
-        pytest.skip("there is no curl here")
+        pytest.skip("curl is not installed")
     (tmp_path / "girl-image.png").write_bytes(png)
     curl = f"""curl -sS -X 'POST' '{server.url}/generate' -H 'accept: video/*' \
         -H 'Content-Type: multipart/form-data' -F 'image=@girl-image.png;type=image/png' -o generated.mp4 \
@@ -78,24 +78,24 @@ def test_the_tutorials_curl_generates(server, png, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("fields", "param", "words"),
+    ("fields", "param", "message"),
     [
         ({"seed": "x"}, "seed", "not usable"),
         ({"width": "1001"}, "width", "1000 and 1008"),
         ({"image": "http://localhost:1/x.png"}, "image", "no address is fetched here"),
         ({"image": "data:image/png;base64,@@"}, "image", "not valid base64"),
         ({"image": "data:image/png,hello"}, "image", "no picture that is known here"),
-        ({"image": "null"}, "image", "no image is given"),
+        ({"image": "null"}, "image", "image is required"),
     ],
 )
-def test_generate_refuses_in_the_same_words(server, png, fields, param, words):
+def test_generate_rejects_invalid_field_with_message(server, png, fields, param, message):
     files = {} if "image" in fields else {"image": ("a.png", png)}
-    answer = httpx.post(f"{server.url}/generate", data=fields, files=files or None)
-    error = answer.json()["error"]
-    assert (answer.status_code, error["param"], words in error["message"]) == (400, param, True)
+    response = httpx.post(f"{server.url}/generate", data=fields, files=files or None)
+    error = response.json()["error"]
+    assert (response.status_code, error["param"], message in error["message"]) == (400, param, True)
 
 
-def test_the_document_and_swagger_are_there_and_ask_for_nothing_elsewhere(server):
+def test_document_and_swagger_load_nothing_from_other_servers(server):
     page = httpx.get(f"{server.url}/")
     assert page.status_code == 200
     text = httpx.get(f"{server.url}/docs.json").text
@@ -108,7 +108,7 @@ def test_the_document_and_swagger_are_there_and_ask_for_nothing_elsewhere(server
     assert {"image", "decode_chunk_size", "seed", "motion_bucket_id", "prompt", "keep"} <= parameters.keys()
 
 
-def test_metrics_count_what_ended(server, png):
+def test_metrics_count_finished_jobs(server, png):
     httpx.post(f"{server.url}/v1/videos/sync", data=QUICK, files={"image": ("a.png", png)}, timeout=30)
     text = httpx.get(f"{server.url}/metrics").text
     for name in (

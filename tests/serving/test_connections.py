@@ -1,4 +1,4 @@
-"""Clients that keep silent, are slow or many: what one connection may cost, and how the server ends all the same."""
+"""Limits on connections: silent, slow and many clients, and shutdown of the server."""
 
 import contextlib
 import resource
@@ -18,7 +18,7 @@ LARGE = 50_000_000
 
 
 async def app(scope, receive, send):
-    """Read the body; answer at once, with much, or never."""
+    """Read the body; send a small or large response, or none (/never)."""
     if scope["type"] != "http":
         return
     while True:
@@ -37,8 +37,8 @@ async def app(scope, receive, send):
 
 
 @contextlib.contextmanager
-def served(**limits):
-    """The port of a server in this process whose connections have these limits."""
+def run_server(**limits):
+    """Run a server in this process with these limits; yield it and its port."""
 
     class Limited(Connection):
         pass
@@ -48,7 +48,7 @@ def served(**limits):
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
-        until(lambda: server.started)
+        wait_until(lambda: server.started)
         yield server, server.servers[0].sockets[0].getsockname()[1]
     finally:
         server.should_exit = True
@@ -56,7 +56,7 @@ def served(**limits):
         assert not thread.is_alive()
 
 
-def until(condition):
+def wait_until(condition):
     deadline = time.monotonic() + 20
     while not condition():
         assert time.monotonic() < deadline
@@ -69,8 +69,8 @@ def connect(port, sent=b""):
     return connection
 
 
-def answered(connection):
-    """All that comes until the other side closes."""
+def read_all(connection):
+    """Return everything received until the server closes the connection."""
     received = b""
     with connection, contextlib.suppress(ConnectionResetError):
         while piece := connection.recv(1 << 20):
@@ -78,106 +78,106 @@ def answered(connection):
     return received
 
 
-def ask(port, path="/"):
+def send_get(port, path="/"):
     return connect(port, b"GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" % path.encode())
 
 
 @pytest.mark.parametrize("sent", [b"", HALF_A_HEADER, HALF_A_BODY])
-def test_a_half_sent_request_is_dropped(sent):
-    with served(header=0.4, body=0.4) as (_, port):
-        answer = answered(connect(port, sent))
-        assert answer.startswith(b"HTTP/1.1 408")
-        assert b'"code": "request_timeout"' in answer
-        assert answered(ask(port)).endswith(b"hello")
+def test_incomplete_request_times_out(sent):
+    with run_server(header=0.4, body=0.4) as (_, port):
+        response = read_all(connect(port, sent))
+        assert response.startswith(b"HTTP/1.1 408")
+        assert b'"code": "request_timeout"' in response
+        assert read_all(send_get(port)).endswith(b"hello")
 
 
-def test_a_body_that_trickles_is_dropped_and_one_that_flows_is_read():
-    with served(body=4, body_rate=100) as (_, port):
-        slow, flowing = connect(port, HALF_A_BODY), connect(port, HALF_A_BODY)
+def test_slow_body_times_out_and_steady_body_is_read():
+    with run_server(body=4, body_rate=100) as (_, port):
+        slow, steady = connect(port, HALF_A_BODY), connect(port, HALF_A_BODY)
         for _ in range(20):
             with contextlib.suppress(OSError):
                 slow.sendall(b"x")
-            flowing.sendall(b"x" * 49)
+            steady.sendall(b"x" * 49)
             time.sleep(0.1)
-        flowing.sendall(b"x" * (1000 - 4 - 20 * 49))
-        assert answered(slow).startswith(b"HTTP/1.1 408")
-        flowing.settimeout(10)
-        assert flowing.recv(1000).startswith(b"HTTP/1.1 200")
-        flowing.close()
+        steady.sendall(b"x" * (1000 - 4 - 20 * 49))
+        assert read_all(slow).startswith(b"HTTP/1.1 408")
+        steady.settimeout(10)
+        assert steady.recv(1000).startswith(b"HTTP/1.1 200")
+        steady.close()
 
 
 @pytest.mark.parametrize("trickle", [b"", b"x"])
-def test_a_body_that_came_quickly_may_not_be_silent_or_slow_for_longer(trickle):
-    with served(body=0.5, body_rate=20) as (server, port), connect(port, HALF_A_BODY) as client:
-        until(lambda: any(connection.misses_body for connection in server.server_state.connections))
-        client.sendall(b"x" * 900)  # which at this rate may take 45 seconds
+def test_fast_start_of_body_does_not_extend_its_timeout(trickle):
+    with run_server(body=0.5, body_rate=20) as (server, port), connect(port, HALF_A_BODY) as client:
+        wait_until(lambda: any(connection.awaits_body for connection in server.server_state.connections))
+        client.sendall(b"x" * 900)  # takes 45 seconds at the minimum rate
         client.settimeout(0.1)
         while True:
             try:
                 client.sendall(trickle)
-                answer = client.recv(1000)
+                response = client.recv(1000)
                 break
             except TimeoutError:
                 continue
-            except ConnectionError:  # this byte came after the end, so that the answer is lost
+            except ConnectionError:  # the byte arrived after the close, so the response is lost
                 assert trickle
                 return
-        assert answer.startswith(b"HTTP/1.1 408")
+        assert response.startswith(b"HTTP/1.1 408")
         if not trickle:
             client.settimeout(30)
-            assert b"slower than 20 bytes a second for 0.5 seconds" in answer + answered(client)
+            assert b"slower than 20 bytes per second for 0.5 seconds" in response + read_all(client)
 
 
-def test_a_client_that_reads_nothing_is_dropped_and_one_that_waits_for_its_answer_is_not():
-    limits = {"header": 0.3, "body": 0.3, "reading": 0.4}
-    with served(**limits) as (server, port), ask(port, "/never"), ask(port, "/large") as deaf:
-        until(lambda: len(server.server_state.connections) == 2)
-        until(lambda: len(server.server_state.connections) == 1)
-        assert len(answered(deaf)) < LARGE
+def test_unread_response_times_out_and_slow_handler_does_not():
+    limits = {"header": 0.3, "body": 0.3, "response": 0.4}
+    with run_server(**limits) as (server, port), send_get(port, "/never"), send_get(port, "/large") as unread:
+        wait_until(lambda: len(server.server_state.connections) == 2)
+        wait_until(lambda: len(server.server_state.connections) == 1)
+        assert len(read_all(unread)) < LARGE
 
 
-def test_connections_that_keep_silent_make_room_for_others():
-    with served(connections=5) as (server, port), contextlib.ExitStack() as opened:
+def test_silent_connections_are_dropped_for_new_ones():
+    with run_server(connections=5) as (server, port), contextlib.ExitStack() as opened:
 
-        def busy():
-            return sum(not (c.misses_header or c.misses_body) for c in server.server_state.connections)
+        def count_busy():
+            return sum(not (c.awaits_header or c.awaits_body) for c in server.server_state.connections)
 
         for _ in range(3):
-            opened.enter_context(ask(port, "/never"))
+            opened.enter_context(send_get(port, "/never"))
         body = opened.enter_context(connect(port, HALF_A_BODY))
-        until(lambda: busy() == 3)
+        wait_until(lambda: count_busy() == 3)
         silent = [connect(port, HALF_A_HEADER) for _ in range(20)]
-        assert answered(ask(port)).endswith(b"hello")
+        assert read_all(send_get(port)).endswith(b"hello")
         assert len(server.server_state.connections) <= 6
-        assert all(answered(connection) == b"" for connection in silent)
-        # Who sends a body is dropped last, and who waits for an answer never.
+        assert all(read_all(connection) == b"" for connection in silent)
+        # A client that sends a body is dropped last; one that waits for its response is never dropped.
         body.sendall(b"x" * 996)
         assert body.recv(1000).startswith(b"HTTP/1.1 200")
         for _ in range(2):
-            opened.enter_context(ask(port, "/never"))
-        until(lambda: busy() == 5)
-        assert answered(ask(port)).startswith(b"HTTP/1.1 503")
+            opened.enter_context(send_get(port, "/never"))
+        wait_until(lambda: count_busy() == 5)
+        assert read_all(send_get(port)).startswith(b"HTTP/1.1 503")
 
 
-def test_the_server_ends_whatever_its_clients_do():
-    with served(ending=1) as (server, port):
+def test_shutdown_closes_all_connections():
+    with run_server(shutdown=1) as (server, port):
         clients = [connect(port, sent) for sent in (b"", HALF_A_HEADER, HALF_A_BODY)]
-        clients += [ask(port, "/never"), ask(port, "/large")]
-        until(lambda: len(server.server_state.connections) == len(clients))
+        clients += [send_get(port, "/never"), send_get(port, "/large")]
+        wait_until(lambda: len(server.server_state.connections) == len(clients))
         time.sleep(0.1)
         server.should_exit = True
-        assert b'"code": "queue_unavailable"' in answered(clients[2])
-        until(lambda: not server.server_state.connections)
+        assert b'"code": "queue_unavailable"' in read_all(clients[2])
+        wait_until(lambda: not server.server_state.connections)
         for client in clients:
             client.close()
 
 
-def test_connections_leave_descriptors_for_the_rest(monkeypatch):
-    given = []
-    monkeypatch.setattr(connections.resource, "setrlimit", lambda _, limits: given.append(limits))
-    for soft, hard, most in ((1024, 1024, 384), (1024, 4096, 1000), (10_000, 20_000, 1000)):
+def test_limits_reserve_file_descriptors(monkeypatch):
+    set_limits = []
+    monkeypatch.setattr(connections.resource, "setrlimit", lambda _, limits: set_limits.append(limits))
+    for soft, hard, expected in ((1024, 1024, 384), (1024, 4096, 1000), (10_000, 20_000, 1000)):
         monkeypatch.setattr(connections.resource, "getrlimit", lambda _, limits=(soft, hard): limits)
-        assert Limits.within_descriptors(1000).connections == most
-    assert given == [(1024, 1024), (4096, 4096)]
+        assert Limits.within_descriptors(1000).connections == expected
+    assert set_limits == [(1024, 1024), (4096, 4096)]
     monkeypatch.setattr(connections.resource, "getrlimit", lambda _: (1024, resource.RLIM_INFINITY))
     assert Limits.within_descriptors(1000).connections == 1000

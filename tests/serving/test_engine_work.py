@@ -1,4 +1,4 @@
-"""The engine as the queue's work, on a tiny real model: its parts make the bytes of a run in one piece."""
+"""The engine as the queue's work, on a tiny model: the parts of a job write the same file as a single run."""
 
 import io
 from pathlib import Path
@@ -28,96 +28,98 @@ def work(monkeypatch, tiny_svd):
     return EngineWork()
 
 
-def follow(steps):
-    told = list(steps)
-    return told[:-1], told[-1]
+def run(steps):
+    results = list(steps)
+    return results[:-1], results[-1]
 
 
-def test_two_halves_in_a_file_make_the_clip_of_one_run(tiny_svd, png, tmp_path):
-    models = loading.load(tiny_svd, device="cpu", dtype="float32")
+def test_saved_checkpoint_decodes_to_video_of_one_run(tiny_svd, png, tmp_path):
+    pipeline = loading.load(tiny_svd, device="cpu", dtype="float32")
     image, request = open_image(png), request_for(model=str(tiny_svd), **SMALL)
-    *_, whole = generate(models, image, request)
-    *_, denoised = to_latents(models, image, request)
+    *_, whole = generate(pipeline, image, request)
+    *_, denoised = to_latents(pipeline, image, request)
     denoised.save(tmp_path / "latents.safetensors")
-    *_, again = to_video(models, image, request, Checkpoint.load(tmp_path / "latents.safetensors"))
+    *_, again = to_video(pipeline, image, request, Checkpoint.load(tmp_path / "latents.safetensors"))
     assert np.array_equal(whole.frames, again.frames)
     assert whole.recipe == again.recipe
 
 
-def test_part_by_part_it_makes_the_file_of_one_run(work, tiny_svd, png, tmp_path):
+def test_task_parts_write_same_file_as_one_run(work, tiny_svd, png, tmp_path):
     request = request_for(model=str(tiny_svd), **SMALL)
     image = tmp_path / "image"
     image.write_bytes(png)
-    steps, denoised = follow(work(Task("j", "latents", request, image)))
+    steps, denoised = run(work(Task("j", "latents", request, image)))
     assert [(s.stage, s.step) for s in steps if isinstance(s, Step)] == [
         ("encode", 1), ("encode", 2), ("denoise", 1), ("denoise", 2),
     ]  # fmt: skip
     denoised.save(tmp_path / "latents.safetensors")
-    _, video = follow(work(Task("j", "video", request, image, tmp_path / "latents.safetensors")))
+    _, video = run(work(Task("j", "video", request, image, tmp_path / "latents.safetensors")))
     *_, whole = generate(loading.load(tiny_svd, device="cpu", dtype="float32"), open_image(png), request)
     assert video.save(tmp_path / "one.mp4").read_bytes() == whole.save(tmp_path / "other.mp4").read_bytes()
 
 
-def test_previews_are_small_pictures_made_when_they_are_wanted(work, tiny_svd, png, tmp_path):
+def test_previews_are_small_and_encoded_on_demand(work, tiny_svd, png, tmp_path):
     image = tmp_path / "image"
     image.write_bytes(png)
-    steps, _ = follow(work(Task("j", "latents", request_for(model=str(tiny_svd), **SMALL), image)))
+    steps, _ = run(work(Task("j", "latents", request_for(model=str(tiny_svd), **SMALL), image)))
     previews = [step.encode() for step in steps if isinstance(step, Preview)]
     assert len(previews) == 2
     assert {Image.open(io.BytesIO(data)).format for data in previews} == {"JPEG"}
 
 
 @pytest.mark.parametrize("vae_levels", [2, 3, 4])
-def test_a_preview_is_as_large_as_the_video(work, tmp_path, png, vae_levels):
+def test_preview_has_size_of_video(work, tmp_path, png, vae_levels):
     folder, image = make_tiny_svd(tmp_path / "svd", vae_levels=vae_levels), tmp_path / "image"
     image.write_bytes(png)
     request = request_for(model=str(folder), **{**SMALL, "width": 72, "num_inference_steps": 1})
-    steps, _ = follow(work(Task("j", "latents", request, image)))
+    steps, _ = run(work(Task("j", "latents", request, image)))
     (preview,) = [step.encode() for step in steps if isinstance(step, Preview)]
     assert Image.open(io.BytesIO(preview)).size == (72, request.height)
 
 
-def test_what_previews_need_of_the_model_is_taken_before_the_first_step(work, tiny_svd, png, tmp_path, monkeypatch):
-    """For it may move parts of the model, with which the steps compute."""
-    image, told, fit = tmp_path / "image", [], Projection.fit
+def test_projection_is_fitted_before_first_step(work, tiny_svd, png, tmp_path, monkeypatch):
+    """Fitting may move modules that the steps use."""
+    image, events, fit = tmp_path / "image", [], Projection.fit
     image.write_bytes(png)
-    monkeypatch.setattr(Projection, "fit", staticmethod(lambda models: told.append("fit") or fit(models)))
+    monkeypatch.setattr(Projection, "fit", staticmethod(lambda pipeline: events.append("fit") or fit(pipeline)))
     for result in work(Task("j", "latents", request_for(model=str(tiny_svd), **SMALL), image)):
-        told.append(type(result).__name__)
+        events.append(type(result).__name__)
         if isinstance(result, Preview):
             result.encode()
-    assert told[0] == "fit"
-    assert told.count("fit") == 1
+    assert events[0] == "fit"
+    assert events.count("fit") == 1
 
 
-def test_the_first_preview_shows_the_scene(monkeypatch, tmp_path):
+def test_first_preview_resembles_image(monkeypatch, tmp_path):
     monkeypatch.setenv("KINEMA_DEVICE", "cpu")
     monkeypatch.setenv("KINEMA_MODEL", "pocket")
     rocket = Path(__file__).parents[2] / "examples" / "rocket.jpg"
     request = request_for(model="pocket", seed=3, num_frames=2)
-    preview = next(told for told in EngineWork()(Task("j", "latents", request, rocket)) if isinstance(told, Preview))
-    seen = Image.open(io.BytesIO(preview.encode())).resize((36, 20))
+    preview = next(
+        result for result in EngineWork()(Task("j", "latents", request, rocket)) if isinstance(result, Preview)
+    )
+    preview_image = Image.open(io.BytesIO(preview.encode())).resize((36, 20))
     scene = fit_image(open_image(rocket), 288, 160).resize((36, 20))
-    alike = np.corrcoef(np.asarray(seen, float).ravel(), np.asarray(scene, float).ravel())[0, 1]
-    assert alike > 0.6, alike
+    correlation = np.corrcoef(np.asarray(preview_image, float).ravel(), np.asarray(scene, float).ravel())[0, 1]
+    assert correlation > 0.6, correlation
 
 
-def test_a_projection_shows_a_picture_for_any_number_of_channels(tiny_svd_4_levels):
+def test_projection_returns_image_for_any_channel_count(tiny_svd_4_levels):
     import torch
 
     projection = Projection.fit(loading.load(tiny_svd_4_levels, device="cpu", dtype="float32"))
     assert projection.image(torch.randn(1, 3, 8, 6, 10) * 700).size == (10, 6)
 
 
-def test_a_drawn_stills_recipe_is_kept_to_the_end(work, tiny_svd, tiny_sd, tmp_path):
+def test_generated_image_recipe_is_in_video(work, tiny_svd, tiny_sd, tmp_path):
     request = request_for(
         model=str(tiny_svd), prompt="a cat", image_model=str(tiny_sd), image_num_inference_steps=1, **SMALL
     )
-    _, drawn = follow(work(Task("j", "image", request)))
-    drawn.save(tmp_path / "image.png")
-    _, denoised = follow(work(Task("j", "latents", request, tmp_path / "image.png")))
+    _, generated = run(work(Task("j", "image", request)))
+    generated.save(tmp_path / "image.png")
+    _, denoised = run(work(Task("j", "latents", request, tmp_path / "image.png")))
     denoised.save(tmp_path / "latents.safetensors")
-    _, video = follow(work(Task("j", "video", request, tmp_path / "image.png", tmp_path / "latents.safetensors")))
+    _, video = run(work(Task("j", "video", request, tmp_path / "image.png", tmp_path / "latents.safetensors")))
     recipe = read_recipe(video.save(tmp_path / "cat.mp4"))
-    assert recipe.image_generation == drawn.image.image_generation
-    assert recipe.image_sha256 == drawn.image.sha256
+    assert recipe.image_generation == generated.image.image_generation
+    assert recipe.image_sha256 == generated.image.sha256

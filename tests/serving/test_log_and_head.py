@@ -1,4 +1,4 @@
-"""What the access log holds of cut-off uploads and of Gradio's polling; and HEAD, which answers as GET would."""
+"""The access log for interrupted uploads and Gradio's polling; responses to HEAD requests."""
 
 import socket
 import time
@@ -12,66 +12,66 @@ from kinema.serving.page.translations.languages import LANGUAGES
 SLOW = {"motion_bucket_id": "250", "num_inference_steps": "100", "num_frames": "3"}
 
 
-def logged(server, before):
+def new_log_text(server, before):
     return server.log.read_text()[len(before) :]
 
 
 @pytest.mark.parametrize("kind", ["application/json", "multipart/form-data; boundary=x"])
 @pytest.mark.parametrize("path", ["/generate", "/v1/videos", "/v1/videos/sync", "/studio/images"])
-def test_an_upload_that_is_cut_off_is_one_line_in_the_log(server, path, kind):
+def test_interrupted_upload_logs_one_line(server, path, kind):
     before = server.log.read_text()
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: 1000\r\n\r\n--x\r\n"
     with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as client:
         client.sendall(head.encode())
         time.sleep(0.2)
     deadline = time.monotonic() + 20
-    while "\n" not in logged(server, before):
-        assert time.monotonic() < deadline, "it is not logged"
+    while "\n" not in new_log_text(server, before):
+        assert time.monotonic() < deadline, "the request is not logged"
         time.sleep(0.05)
     time.sleep(0.2)
-    (line,) = logged(server, before).splitlines()
+    (line,) = new_log_text(server, before).splitlines()
     assert f"method=POST,path={path}," in line
     assert "status=499" in line
 
 
-def test_a_content_type_that_is_no_text_is_refused_in_one_line_of_the_log(server):
+def test_undecodable_content_type_logs_one_line(server):
     before = server.log.read_text()
-    answer = httpx.post(f"{server.url}/v1/videos", content=b"x", headers=[(b"Content-Type", b"text/\xff\xfe")])
-    assert answer.status_code == 415
+    response = httpx.post(f"{server.url}/v1/videos", content=b"x", headers=[(b"Content-Type", b"text/\xff\xfe")])
+    assert response.status_code == 415
     deadline = time.monotonic() + 20
-    while "\n" not in logged(server, before):
-        assert time.monotonic() < deadline, "it is not logged"
+    while "\n" not in new_log_text(server, before):
+        assert time.monotonic() < deadline, "the request is not logged"
         time.sleep(0.05)
     time.sleep(0.2)
-    assert len(logged(server, before).splitlines()) <= 2  # the request, and why it was refused
-    assert "Traceback" not in logged(server, before)
+    assert len(new_log_text(server, before).splitlines()) <= 2  # the request, and the reason for the rejection
+    assert "Traceback" not in new_log_text(server, before)
 
 
-def test_what_the_page_asks_by_itself_is_not_logged(server):
+def test_polling_of_page_is_not_logged(server):
     assert tuple(f"{page.PATH}/{language}/gradio_api/" for language in LANGUAGES) == page.POLLED
     before = server.log.read_text()
     for language in LANGUAGES:
         httpx.post(f"{server.url}/studio/{language}/gradio_api/queue/join", json={"data": []})
         assert httpx.get(f"{server.url}/studio/{language}/").status_code == 200
-    assert "gradio_api" not in logged(server, before)
-    assert "path=/studio/ko/," in logged(server, before)
+    assert "gradio_api" not in new_log_text(server, before)
+    assert "path=/studio/ko/," in new_log_text(server, before)
 
 
 @pytest.mark.parametrize(
     "path",
     ["/", "/livez", "/metrics", "/studio", "/studio/en/", "/v1/models", "/v1/openapi.json", "/v1/videos", "/v1/none"],
 )
-def test_head_answers_as_get_without_the_body(client, path):
-    got, head = client.get(path), client.head(path)
-    assert (head.status_code, head.content) == (got.status_code, b"")
-    assert head.headers.get("content-type") == got.headers.get("content-type")
+def test_head_returns_get_headers_without_body(client, path):
+    get, head = client.get(path), client.head(path)
+    assert (head.status_code, head.content) == (get.status_code, b"")
+    assert head.headers.get("content-type") == get.headers.get("content-type")
 
 
-def test_head_of_what_has_no_get_is_refused(client):
+def test_head_of_post_route_returns_405(client):
     assert client.head("/generate").status_code == client.get("/generate").status_code == 405
 
 
-def test_head_of_a_video_tells_its_length_and_of_a_stream_ends(client, png):
+def test_head_of_video_has_length_and_head_of_stream_ends(client, png):
     done = client.post(
         "/v1/videos/sync", data={"num_frames": "2", "motion_bucket_id": "1"}, files={"image": ("a.png", png)}
     )
@@ -79,7 +79,7 @@ def test_head_of_a_video_tells_its_length_and_of_a_stream_ends(client, png):
     assert client.head(content).headers["content-length"] == str(len(client.get(content).content))
     running = client.post("/v1/videos", data=SLOW, files={"image": ("a.png", png)}).json()
     try:
-        answer = client.head(f"/v1/videos/{running['id']}/events")
-        assert answer.headers["content-type"].startswith("text/event-stream")
+        response = client.head(f"/v1/videos/{running['id']}/events")
+        assert response.headers["content-type"].startswith("text/event-stream")
     finally:
         client.delete(f"/v1/videos/{running['id']}")

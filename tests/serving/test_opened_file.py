@@ -1,4 +1,4 @@
-"""A video that is deleted while it is sent arrives whole; one that is gone before is not found."""
+"""A video that is deleted while it is sent arrives completely; one deleted before is not found."""
 
 import asyncio
 
@@ -12,8 +12,8 @@ from kinema.serving.video_variants import VideoVariants
 CONTENT = bytes(range(256)) * 2000
 
 
-def answered(response, **headers):
-    """Status and body of a response, as a client gets them."""
+def send_response(response, **headers):
+    """Send a response; return its status and body."""
     sent = []
 
     async def send(message):
@@ -34,26 +34,26 @@ def video(tmp_path):
     return path
 
 
-def test_a_file_that_is_deleted_after_it_was_opened_is_sent_whole(video):
+def test_file_deleted_after_open_is_sent_completely(video):
     response = OpenedFile(video, media_type="video/mp4")
     video.unlink()
-    assert answered(response) == (200, CONTENT)
+    assert send_response(response) == (200, CONTENT)
 
 
-def test_a_range_of_it_too(video):
+def test_range_of_deleted_file_is_sent(video):
     response = OpenedFile(video, media_type="video/mp4")
     video.unlink()
-    assert answered(response, range="bytes=300-399999") == (206, CONTENT[300:400_000])
+    assert send_response(response, range="bytes=300-399999") == (206, CONTENT[300:400_000])
 
 
-def test_a_file_that_is_gone_is_not_found(video):
+def test_missing_file_raises_job_not_found(video):
     video.unlink()
     with pytest.raises(JobNotFound, match="was deleted"):
         OpenedFile(video, media_type="video/mp4")
 
 
-class Deleting:
-    """A queue whose job is deleted just after its result was asked for."""
+class DeletingQueue:
+    """A queue whose job is deleted just after `result` returns."""
 
     def __init__(self, video):
         self.video = video
@@ -65,20 +65,20 @@ class Deleting:
 
 
 @pytest.mark.parametrize("variant", ["thumbnail", "spritesheet"])
-def test_a_picture_of_a_video_that_is_deleted_meanwhile_is_not_found(video, variant):
+def test_variant_of_deleted_video_raises_job_not_found(video, variant):
     folder = video.parent / "job"
     folder.mkdir()
     moved = video.rename(folder / video.name)
     images = ImageService()
     with pytest.raises(JobNotFound, match="was deleted"):
-        asyncio.run(VideoVariants().file(Deleting(moved), images, None, "job", variant))
+        asyncio.run(VideoVariants().file(DeletingQueue(moved), images, None, "job", variant))
     images.close()
 
 
-def test_an_unfinished_job_still_has_no_picture():
-    class Unfinished:
+def test_variant_of_unfinished_job_raises_job_unfinished():
+    class UnfinishedQueue:
         def result(self, _):
             raise JobUnfinished("it runs")
 
     with pytest.raises(JobUnfinished):
-        asyncio.run(VideoVariants().file(Unfinished(), None, None, "job", "thumbnail"))
+        asyncio.run(VideoVariants().file(UnfinishedQueue(), None, None, "job", "thumbnail"))

@@ -1,4 +1,4 @@
-"""The server as its operator knows it: keys, a full queue, the log, and how it ends and comes back."""
+"""Operation of the server: API keys, access control, full queue, log, shutdown and restart."""
 
 import asyncio
 import contextlib
@@ -25,7 +25,7 @@ KEY = "a-key-of-tests"
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory):
-    """A server that asks for a key, with room for two jobs to wait."""
+    """A server with API keys and a queue of two jobs."""
     data = tmp_path_factory.mktemp("guarded") / "data"
     running = start(
         data, api_keys=f"another,{KEY}", queue_size=2, log_format="json", cors_origins="https://page.example"
@@ -35,35 +35,35 @@ def guarded(tmp_path_factory):
 
 
 @pytest.mark.parametrize("path", ["/", "/v1/videos", "/v1/openapi.json", "/metrics", "/docs.json", "/schema.json"])
-def test_without_a_key_nothing_is_told(guarded, path):
+def test_request_without_key_returns_401(guarded, path):
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"X-API-Key": KEY + "x"}, {"Authorization": "Basic !!"}):
-        answer = httpx.get(guarded.url + path, headers=headers)
-        assert (answer.status_code, answer.json()["error"]["code"]) == (401, "unknown_key")
-    assert "Basic" in answer.headers["www-authenticate"]
+        response = httpx.get(guarded.url + path, headers=headers)
+        assert (response.status_code, response.json()["error"]["code"]) == (401, "unknown_key")
+    assert "Basic" in response.headers["www-authenticate"]
 
 
-def test_generate_asks_for_a_key_too(guarded, png):
+def test_generate_without_key_returns_401(guarded, png):
     assert httpx.post(f"{guarded.url}/generate", files={"image": ("a.png", png)}).status_code == 401
 
 
 @pytest.mark.parametrize("way", ["bearer", "header", "password"])
-def test_a_key_comes_as_bearer_header_or_password(guarded, way):
+def test_key_is_accepted_as_bearer_header_or_password(guarded, way):
     headers = {"bearer": {"Authorization": f"Bearer {KEY}"}, "header": {"X-API-Key": KEY}}.get(way, {})
     auth = ("anyone", KEY) if way == "password" else None
     assert httpx.get(f"{guarded.url}/v1/videos", headers=headers, auth=auth).status_code == 200
 
 
-def test_probes_need_no_key(guarded):
+def test_health_checks_need_no_key(guarded):
     assert [httpx.get(guarded.url + path).status_code for path in ("/livez", "/readyz")] == [200, 200]
 
 
-def test_probes_may_call_it_by_any_name(server):
+def test_health_checks_accept_any_host_name(server):
     other = {"Host": "10.0.0.7:3000"}
     assert [httpx.get(server.url + path, headers=other).status_code for path in ("/livez", "/readyz")] == [200, 200]
     assert [httpx.get(server.url + path, headers=other).status_code for path in ("/healthz", "/metrics")] == [403, 403]
 
 
-def test_only_the_named_origin_may_call_from_a_page(guarded):
+def test_cors_allows_only_configured_origin(guarded):
     ask = {"Access-Control-Request-Method": "POST"}
     allowed = httpx.options(f"{guarded.url}/v1/videos", headers=ask | {"Origin": "https://page.example"})
     assert allowed.headers["access-control-allow-origin"] == "https://page.example"
@@ -71,18 +71,18 @@ def test_only_the_named_origin_may_call_from_a_page(guarded):
     assert "access-control-allow-origin" not in other.headers
 
 
-def test_a_full_queue_refuses_and_says_when_to_come_again(guarded):
+def test_full_queue_returns_429_with_retry_after(guarded):
     with guarded.client(headers={"X-API-Key": KEY}) as client:
-        answers = [client.post("/v1/videos", data=SLOW | {"prompt": "secret words"}) for _ in range(5)]
-        assert [answer.status_code for answer in answers][-1] == 429
-        assert answers[-1].json()["error"]["code"] == "queue_full"
-        assert int(answers[-1].headers["retry-after"]) >= 1
-        for answer in answers:
-            if answer.status_code == 200:
-                client.delete(f"/v1/videos/{answer.json()['id']}")
+        responses = [client.post("/v1/videos", data=SLOW | {"prompt": "secret words"}) for _ in range(5)]
+        assert [response.status_code for response in responses][-1] == 429
+        assert responses[-1].json()["error"]["code"] == "queue_full"
+        assert int(responses[-1].headers["retry-after"]) >= 1
+        for response in responses:
+            if response.status_code == 200:
+                client.delete(f"/v1/videos/{response.json()['id']}")
 
 
-def test_the_log_has_neither_keys_nor_prompts(guarded):
+def test_log_contains_no_keys_and_no_prompts(guarded):
     with guarded.client(headers={"X-API-Key": KEY}) as client:
         done = client.post("/v1/videos", data={"prompt": "secret words", "motion_bucket_id": "1", "num_frames": "2"})
         wait_for(client, done.json()["id"])
@@ -92,7 +92,7 @@ def test_the_log_has_neither_keys_nor_prompts(guarded):
     assert "secret words" not in log
 
 
-def test_told_to_end_it_finishes_what_runs_and_keeps_what_waits(tmp_path, png):
+def test_sigterm_finishes_running_job_and_keeps_queued_job(tmp_path, png):
     running = start(tmp_path / "data")
     try:
         with running.client() as client:
@@ -102,17 +102,17 @@ def test_told_to_end_it_finishes_what_runs_and_keeps_what_waits(tmp_path, png):
             ]
             while client.get(f"/v1/videos/{ids[0]}").json()["status"] != "in_progress":
                 time.sleep(0.02)
-            told = []
+            lines = []
 
-            def watch():
+            def subscribe():
                 with httpx.stream("GET", f"{running.url}/v1/videos/{ids[1]}/events", timeout=40) as stream:
-                    told.extend(stream.iter_lines())
+                    lines.extend(stream.iter_lines())
 
-            watcher = threading.Thread(target=watch)
-            watcher.start()
+            subscriber = threading.Thread(target=subscribe)
+            subscriber.start()
             time.sleep(0.3)
             with contextlib.ExitStack() as opened:
-                # Clients that never finish, and one that never reads.
+                # Clients that never complete their request, and one that never reads.
                 content = f"GET /v1/videos/{ids[0]}/events HTTP/1.1\r\nHost: localhost\r\n\r\n"
                 for sent in (
                     "POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nhalf",
@@ -121,11 +121,11 @@ def test_told_to_end_it_finishes_what_runs_and_keeps_what_waits(tmp_path, png):
                 ):
                     half = socket.create_connection(("127.0.0.1", int(running.url.rpartition(":")[2])))
                     opened.enter_context(half).sendall(sent.encode())
-                began = time.monotonic()
+                start_time = time.monotonic()
                 assert running.end() == 0
-                assert time.monotonic() - began < 30
-            watcher.join(5)
-            assert not watcher.is_alive()
+                assert time.monotonic() - start_time < 30
+            subscriber.join(5)
+            assert not subscriber.is_alive()
         again = start(tmp_path / "data")
         try:
             with again.client() as client:
@@ -138,16 +138,16 @@ def test_told_to_end_it_finishes_what_runs_and_keeps_what_waits(tmp_path, png):
         stop(running)
 
 
-def test_the_end_is_bounded_from_the_signal_on(tmp_path, monkeypatch):
+def test_shutdown_time_is_limited_from_signal(tmp_path, monkeypatch):
     alarms, graces = [], []
     monkeypatch.setattr(signal, "alarm", alarms.append)
     monkeypatch.setattr(Queue, "close", lambda _, grace: graces.append(grace))
-    host = ServerState(Settings(data_dir=tmp_path))
+    state = ServerState(Settings(data_dir=tmp_path))
 
     async def end():
-        host._begin_to_stop()
-        host._stopped_at -= 7  # as long as it took to let clients go
-        await host.close()
+        state._begin_shutdown()
+        state._stopped_at -= 7  # the time since the signal
+        await state.close()
 
     asyncio.run(end())
     assert alarms == [28]
@@ -155,7 +155,7 @@ def test_the_end_is_bounded_from_the_signal_on(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_killed_api_process_comes_back_and_its_job_goes_on(tmp_path, png):
+def test_killed_server_process_restarts_and_job_continues(tmp_path, png):
     running = start(tmp_path / "data")
     try:
         with running.client() as client:
@@ -173,55 +173,55 @@ def test_a_killed_api_process_comes_back_and_its_job_goes_on(tmp_path, png):
         stop(running)
 
 
-def refused(settings, *, client="127.0.0.1", method="POST", path="/v1/videos", **headers):
-    """The status with which a request is refused, None where it may come in."""
+def rejection_status(settings, *, client="127.0.0.1", method="POST", path="/v1/videos", **headers):
+    """Return the status of a rejected request, None for an accepted one."""
     given = {"host": "localhost:3000"} | {name.replace("_", "-"): value for name, value in headers.items()}
     scope = {"type": "http", "path": path, "method": method, "client": (client, 5)}
     scope["headers"] = [(name.encode(), value.encode()) for name, value in given.items()]
-    found = _Guard(lambda *_: None, settings, [])._refusal(scope, Headers(scope=scope))
-    return None if found is None else found[0]
+    error = _Guard(lambda *_: None, settings, [])._check_access(scope, Headers(scope=scope))
+    return None if error is None else error[0]
 
 
-def test_other_machines_are_not_answered_without_a_key(tmp_path):
+def test_remote_client_without_key_returns_403(tmp_path):
     closed, opened = Settings(data_dir=tmp_path), Settings(data_dir=tmp_path, open=True)
-    assert refused(closed) is None
-    assert refused(closed, client="192.0.2.7") == 403
-    assert refused(opened, client="192.0.2.7") is None
+    assert rejection_status(closed) is None
+    assert rejection_status(closed, client="192.0.2.7") == 403
+    assert rejection_status(opened, client="192.0.2.7") is None
     for name in ("x_forwarded_for", "x_forwarded_port", "forwarded", "via"):
-        assert refused(closed, **{name: "192.0.2.7"}) == 403
+        assert rejection_status(closed, **{name: "192.0.2.7"}) == 403
 
 
 @pytest.mark.parametrize("keys", [(), (KEY,)])
-def test_probes_are_answered_whoever_asks_by_whatever_name_and_nothing_else_is(tmp_path, keys):
+def test_only_health_checks_accept_remote_clients(tmp_path, keys):
     settings = Settings(data_dir=tmp_path, api_keys=keys, hosts=("video.example",))
     kubelet = {"client": "10.0.0.1", "host": "10.0.0.7:3000"}
     for path in ("/livez", "/readyz"):
-        assert refused(settings, path=path, method="GET", **kubelet) is None
-        assert refused(settings, path=path, method="POST", **kubelet) == 403
+        assert rejection_status(settings, path=path, method="GET", **kubelet) is None
+        assert rejection_status(settings, path=path, method="POST", **kubelet) == 403
     for path in ("/", "/healthz", "/metrics", "/livez/", "/livez/x", "/v1/videos", "/studio/livez"):
-        assert refused(settings, path=path, method="GET", **kubelet) == 403
+        assert rejection_status(settings, path=path, method="GET", **kubelet) == 403
 
 
-def test_a_page_of_another_site_changes_nothing_here(tmp_path):
+def test_cross_site_request_with_side_effects_is_rejected(tmp_path):
     settings = Settings(data_dir=tmp_path, cors_origins=("https://page.example",))
-    assert refused(settings, sec_fetch_site="cross-site") == 403
-    assert refused(settings, origin="https://other.example") == 403
-    assert [refused(settings, origin=origin) for origin in ("null", "", "http://[")] == [403, 403, 403]
-    assert refused(settings, origin="http://localhost:3000", sec_fetch_site="same-origin") is None
-    assert refused(settings, origin="https://page.example", sec_fetch_site="cross-site") is None
-    assert refused(settings, method="GET", sec_fetch_site="cross-site") is None
+    assert rejection_status(settings, sec_fetch_site="cross-site") == 403
+    assert rejection_status(settings, origin="https://other.example") == 403
+    assert [rejection_status(settings, origin=origin) for origin in ("null", "", "http://[")] == [403, 403, 403]
+    assert rejection_status(settings, origin="http://localhost:3000", sec_fetch_site="same-origin") is None
+    assert rejection_status(settings, origin="https://page.example", sec_fetch_site="cross-site") is None
+    assert rejection_status(settings, method="GET", sec_fetch_site="cross-site") is None
 
 
-def test_a_name_of_the_server_is_known_however_it_is_written(tmp_path):
-    assert refused(Settings(data_dir=tmp_path, hosts=("Video.Example",)), host="video.example") is None
+def test_host_name_is_case_insensitive(tmp_path):
+    assert rejection_status(Settings(data_dir=tmp_path, hosts=("Video.Example",)), host="video.example") is None
 
 
-def test_an_empty_key_is_none(tmp_path):
+def test_empty_key_is_invalid_setting(tmp_path):
     with pytest.raises(ValueError, match="at least 1"):
         Settings(data_dir=tmp_path, api_keys=[""])
 
 
-def test_what_others_left_in_the_folder_for_temporary_files_does_not_matter(tmp_path, monkeypatch):
+def test_foreign_temporary_files_do_not_prevent_start(tmp_path, monkeypatch):
     shared = tmp_path / "shared"
     shared.mkdir()
     (shared / "gradio").write_text("another user's")
@@ -235,23 +235,23 @@ def test_what_others_left_in_the_folder_for_temporary_files_does_not_matter(tmp_
         stop(running)
 
 
-def test_a_server_whose_worker_is_not_ready_says_why(tmp_path):
+def test_readyz_names_reason_if_worker_is_not_ready(tmp_path):
     server = start(tmp_path / "data", work="server_work:missing", wait=False)
     try:
-        answer = None
-        while answer is None or "can't load its work" not in answer.text:
+        response = None
+        while response is None or "can't load its work" not in response.text:
             assert server.process.poll() is None
             with contextlib.suppress(httpx.HTTPError):
-                answer = httpx.get(f"{server.url}/readyz", timeout=30)
+                response = httpx.get(f"{server.url}/readyz", timeout=30)
             time.sleep(0.1)
-        assert answer.status_code == 503
-        assert answer.json()["error"]["code"] == "unavailable"
+        assert response.status_code == 503
+        assert response.json()["error"]["code"] == "unavailable"
     finally:
         stop(server)
 
 
-def test_wrong_keys_are_slowed_down_whatever_address_the_caller_makes_up(guarded):
-    """Last in this file: the keys that this address sends are slowed down from then on."""
+def test_wrong_keys_are_throttled_despite_forged_address(guarded):
+    """Must be the last test of this file: keys from this address are throttled afterwards."""
 
     async def guess(client, number):
         headers = {"X-API-Key": f"guess {number}", "X-Forwarded-For": f"198.51.100.{number}"}

@@ -1,4 +1,4 @@
-"""/readyz asks the database, in bounded time, whatever the database does."""
+"""/readyz checks the database within a time limit."""
 
 import asyncio
 import threading
@@ -12,8 +12,8 @@ from kinema.serving.lifespan import ServerState
 from kinema.settings import Settings
 
 
-class Database:
-    """Stands for the queue of a server whose workers are ready."""
+class FakeQueue:
+    """A fake queue with ready workers."""
 
     ready, workers = True, (1,)
 
@@ -22,45 +22,45 @@ class Database:
 
 
 @pytest.fixture
-def host(monkeypatch):
+def make_state(monkeypatch):
     def make(check):
-        monkeypatch.setattr(lifespan, "Queue", lambda *_, **__: Database(check))
+        monkeypatch.setattr(lifespan, "Queue", lambda *_, **__: FakeQueue(check))
         return ServerState(Settings())
 
     return make
 
 
-async def ask(host, times):
-    return await asyncio.gather(*(host.ready() for _ in range(times)))
+async def check_ready(state, times):
+    return await asyncio.gather(*(state.ready() for _ in range(times)))
 
 
-def test_a_server_whose_database_answers_is_ready(host):
-    assert asyncio.run(ask(host(lambda: None), 1)) == [True]
+def test_server_with_working_database_is_ready(make_state):
+    assert asyncio.run(check_ready(make_state(lambda: None), 1)) == [True]
 
 
-def test_a_server_whose_database_is_away_is_not_and_says_so_once(host, caplog):
-    def away():
-        raise QueueUnavailable("the database is away")
+def test_unavailable_database_is_logged_once_and_not_ready(make_state, caplog):
+    def fail():
+        raise QueueUnavailable("the database is unavailable")
 
-    server = host(away)
-    assert [asyncio.run(ask(server, 1)) for _ in range(3)] == [[False]] * 3
-    assert caplog.text.count("not ready: the database is away") == 1
+    state = make_state(fail)
+    assert [asyncio.run(check_ready(state, 1)) for _ in range(3)] == [[False]] * 3
+    assert caplog.text.count("not ready: the database is unavailable") == 1
 
 
-def test_a_database_that_hangs_makes_it_not_ready_in_time_and_takes_one_thread(host, monkeypatch):
+def test_hanging_database_is_not_ready_and_blocks_one_thread(make_state, monkeypatch):
     monkeypatch.setattr(lifespan, "PROBE_SECONDS", 0.1)
-    released, asked = threading.Event(), []
+    released, checks = threading.Event(), []
 
     def hang():
-        asked.append(1)
+        checks.append(1)
         released.wait(30)
 
-    async def ask_and_release():
-        found = await ask(host(hang), 20)
+    async def check_and_release():
+        results = await check_ready(make_state(hang), 20)
         released.set()
-        return found
+        return results
 
-    began = time.monotonic()
-    assert asyncio.run(ask_and_release()) == [False] * 20
-    assert time.monotonic() - began < 10
-    assert len(asked) == 1
+    start_time = time.monotonic()
+    assert asyncio.run(check_and_release()) == [False] * 20
+    assert time.monotonic() - start_time < 10
+    assert len(checks) == 1

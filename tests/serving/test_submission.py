@@ -1,4 +1,4 @@
-"""Loose fields become a checked request, in one place for all faces."""
+"""`prepare` turns fields and an image into a validated submission; `submit` puts it in the queue."""
 
 import logging
 
@@ -6,7 +6,7 @@ import pytest
 
 from kinema.errors import InvalidImage, InvalidRequest
 from kinema.jobs import Queue
-from kinema.serving.submission import estimate, prepare, submit, work_of
+from kinema.serving.submission import compute_cost, estimate, prepare, submit
 from kinema.settings import Settings
 
 
@@ -15,68 +15,68 @@ def settings(tmp_path):
     return Settings(data_dir=tmp_path, model="pocket", device="cpu")
 
 
-def test_the_models_own_defaults_lie_beneath(settings, png):
+def test_prepare_fills_in_model_defaults(settings, png):
     request = prepare(settings, {"seed": "7"}, png).request
     assert (request.model, request.seed, request.width, request.num_inference_steps) == ("pocket", 7, 288, 8)
 
 
-def test_without_a_gpu_and_a_named_model_the_pocket_is_taken(tmp_path, png):
+def test_default_model_without_gpu_is_pocket(tmp_path, png):
     assert prepare(Settings(data_dir=tmp_path, device="cpu"), {}, png).request.model == "pocket"
 
 
-def test_with_a_still_the_prompt_is_the_title_alone(settings, png):
+def test_prompt_with_image_is_only_the_title(settings, png):
     submission = prepare(settings, {"prompt": "on its pad"}, png)
     assert (submission.title, submission.request.prompt) == ("on its pad", None)
-    drawn = prepare(settings, {"prompt": "on its pad"})
-    assert (drawn.title, drawn.request.prompt, drawn.request.image_model) == (
+    generated = prepare(settings, {"prompt": "on its pad"})
+    assert (generated.title, generated.request.prompt, generated.request.image_model) == (
         "on its pad",
         "on its pad",
         "pocket-t2i",
     )
 
 
-def test_cautions_tell_what_may_not_come_out_as_hoped(settings, png):
-    told = prepare(settings, {"motion_bucket_id": 300}, png).warnings
-    assert any("above 255" in warning for warning in told)
-    assert any("enlarged" in warning for warning in told)
+def test_warnings_name_problematic_parameters(settings, png):
+    warnings = prepare(settings, {"motion_bucket_id": 300}, png).warnings
+    assert any("above 255" in warning for warning in warnings)
+    assert any("enlarged" in warning for warning in warnings)
 
 
-def test_guidance_scale_means_the_model_that_the_prompt_or_the_still_is_for(settings, png):
-    drawn = prepare(settings, {"prompt": "a boat", "guidance_scale": "4.5"}).request
-    assert (drawn.image_guidance_scale, drawn.max_guidance_scale) == (4.5, 1.0)
+def test_guidance_scale_alias_depends_on_prompt_or_image(settings, png):
+    generated = prepare(settings, {"prompt": "a boat", "guidance_scale": "4.5"}).request
+    assert (generated.image_guidance_scale, generated.max_guidance_scale) == (4.5, 1.0)
     for fields in ({}, {"prompt": "only a title"}):
         request = prepare(settings, {**fields, "guidance_scale": "2.5"}, png).request
         assert (request.image_guidance_scale, request.max_guidance_scale) == (None, 2.5)
-    with pytest.raises(InvalidRequest, match="another name for image_guidance_scale, and both are given"):
+    with pytest.raises(InvalidRequest, match="alias of image_guidance_scale, and both are sent"):
         prepare(settings, {"prompt": "a boat", "guidance_scale": 4, "image_guidance_scale": 4})
 
 
 @pytest.mark.parametrize("seed", ["-1", -1])
-def test_minus_one_draws_a_seed(settings, png, seed):
+def test_seed_minus_one_is_random(settings, png, seed):
     seeds = {prepare(settings, {"seed": seed}, png).request.seed for _ in range(3)}
     assert len(seeds) > 1
     assert min(seeds) >= 0
 
 
-def test_words_that_draw_nothing_are_named_before_the_work(settings):
+def test_unknown_words_of_prompt_give_warning(settings):
     assert prepare(settings, {"prompt": "an old horse in Paris"}).warnings == ("pocket-t2i can't draw 'old', 'Paris'",)
 
 
-def test_what_was_asked_is_told_apart_whatever_seed_was_drawn(settings, png):
+def test_fingerprint_ignores_random_seed(settings, png):
     one, same, other = (prepare(settings, fields, png) for fields in ({}, {"seed": "null"}, {"fps": 8}))
     assert one.fingerprint == same.fingerprint != other.fingerprint
     assert one.request.seed != same.request.seed
 
 
 @pytest.mark.parametrize(
-    ("given", "length"), [("14_frames_with_svd", (14, "svd")), ("25_frames_with_svd_xt", (25, "svd-xt"))]
+    ("value", "length"), [("14_frames_with_svd", (14, "svd")), ("25_frames_with_svd_xt", (25, "svd-xt"))]
 )
-def test_a_video_length_names_frames_and_model(settings, png, given, length):
-    request = prepare(settings, {"video_length": given}, png).request
+def test_video_length_sets_frames_and_model(settings, png, value, length):
+    request = prepare(settings, {"video_length": value}, png).request
     assert (request.num_frames, request.model) == length
 
 
-def test_seconds_count_at_the_rate_of_playback(settings, png):
+def test_seconds_use_playback_frame_rate(settings, png):
     assert prepare(settings, {"seconds": "2"}, png).request.num_frames == 14
     assert prepare(settings, {"seconds": "2", "playback_fps": "10"}, png).request.num_frames == 20
 
@@ -93,58 +93,58 @@ def test_seconds_count_at_the_rate_of_playback(settings, png):
         ({"negative_prompt": "rain"}, "negative_prompt"),
     ],
 )
-def test_what_contradicts_itself_is_refused(settings, png, fields, param):
-    with pytest.raises(InvalidRequest) as fault:
+def test_conflicting_or_unknown_fields_are_rejected(settings, png, fields, param):
+    with pytest.raises(InvalidRequest) as caught:
         prepare(settings, fields, png)
-    assert fault.value.param == param
+    assert caught.value.param == param
 
 
-def test_more_work_than_a_request_may_ask_for_is_refused_before_it_is_queued(tmp_path, png):
+def test_request_over_max_work_is_rejected(tmp_path, png):
     tight = Settings(data_dir=tmp_path, model="pocket", device="cpu", max_work=1)
-    with pytest.raises(InvalidRequest, match=r"5 million, and one request may ask for 1 \(KINEMA_MAX_WORK\)"):
+    with pytest.raises(InvalidRequest, match=r"5 million; the maximum per request is 1 \(KINEMA_MAX_WORK\)"):
         prepare(tight, {}, png)
-    assert work_of(prepare(tight, {"num_inference_steps": 1}, png).request) < 1
+    assert compute_cost(prepare(tight, {"num_inference_steps": 1}, png).request) < 1
 
 
-def test_a_still_is_judged_before_it_is_queued(settings):
+def test_invalid_image_is_rejected_before_submission(settings):
     with pytest.raises(InvalidImage):
-        prepare(settings, {}, b"no picture")
+        prepare(settings, {}, b"not an image")
 
 
-def test_only_offered_models_may_be_named(settings, png, tmp_path):
-    with pytest.raises(InvalidRequest, match="not offered here"):
+def test_model_that_is_not_offered_is_rejected(settings, png, tmp_path):
+    with pytest.raises(InvalidRequest, match="not offered by this server"):
         prepare(settings, {"model": str(tmp_path)}, png)
     offered = Settings(data_dir=tmp_path, model="pocket", device="cpu", models="someone/theirs, other")
     assert prepare(offered, {"model": "someone/theirs"}, png).request.model == "someone/theirs"
 
 
-def test_a_job_is_estimated_by_those_before_it(settings, png):
-    class Known:
+def test_estimate_uses_queue_estimate(settings, png):
+    class FakeQueue:
         def estimate(self, request):
             return float(request.num_frames)
 
-    assert estimate(Known(), prepare(settings, {}, png)) == 14.0
+    assert estimate(FakeQueue(), prepare(settings, {}, png)) == 14.0
 
 
 @pytest.mark.parametrize(
-    "given",
+    "fields",
     [{"seconds": "1e308"}, {"seconds": "2", "fps": "1" + "0" * 400}, {"\ud800": "1"}, {"prompt": "x" * 10_001}],
 )
-def test_what_no_machine_could_count_or_keep_is_refused(settings, png, given):
+def test_extreme_values_are_rejected(settings, png, fields):
     with pytest.raises(InvalidRequest):
-        prepare(settings, {"model": "pocket"} | given, png)
+        prepare(settings, {"model": "pocket"} | fields, png)
 
 
-@pytest.mark.parametrize("wanted", [False, True])
-def test_the_log_has_a_line_for_each_job_and_words_where_they_are_wanted(tmp_path, caplog, wanted):
-    settings = Settings(data_dir=tmp_path, model="pocket", device="cpu", log_prompts=wanted, min_free_gb=0)
+@pytest.mark.parametrize("log_prompts", [False, True])
+def test_submit_logs_prompt_only_if_enabled(tmp_path, caplog, log_prompts):
+    settings = Settings(data_dir=tmp_path, model="pocket", device="cpu", log_prompts=log_prompts, min_free_gb=0)
     queue = Queue(settings)
     caplog.set_level(logging.INFO, "kinema")
     job = submit(queue, settings, prepare(settings, {"prompt": "secret words"}))
     queue.close()
     (line,) = [record.getMessage() for record in caplog.records if job.id in record.getMessage()]
-    assert "is queued, 14 frames of 288×160 by pocket" in line
-    assert ("secret words" in line) is wanted
+    assert "is queued, 14 frames, 288×160, pocket" in line
+    assert ("secret words" in line) is log_prompts
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_the_log_has_a_line_for_each_job_and_words_where_they_are_wanted(tmp_pat
         ({"fps": "0", "steps": "5"}, "fps"),
     ],
 )
-def test_an_error_names_the_field_as_it_was_sent(settings, png, fields, param):
-    with pytest.raises(InvalidRequest) as refused:
+def test_error_names_alias_that_was_sent(settings, png, fields, param):
+    with pytest.raises(InvalidRequest) as caught:
         prepare(settings, fields, png)
-    assert refused.value.param == param
+    assert caught.value.param == param

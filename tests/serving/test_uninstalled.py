@@ -1,4 +1,4 @@
-"""The service where only requirements.txt is installed, as in a Bento: kinema itself lies beside it, in src."""
+"""The service with only requirements.txt installed, as in a Bento: kinema is in src, next to it."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def python(tmp_path):
-    """An interpreter that has all that this one has, but not kinema."""
+    """An interpreter with all installed packages except kinema."""
     packages = tmp_path / "packages"
     packages.mkdir()
     for path in Path(sysconfig.get_path("purelib")).iterdir():
@@ -28,20 +28,20 @@ def python(tmp_path):
     return tmp_path / "venv" / "bin" / "python"
 
 
-def test_the_service_and_its_workers_find_kinema_beside_them_and_know_its_version(python, tmp_path, png):
+def test_service_runs_from_source_without_installation(python, tmp_path, png):
     port = free_port()
     serve = [python, "-m", "bentoml", "serve", "service:StableDiffusionVideo", "--port", str(port)]
     running = start(tmp_path / "data", port=port, cwd=ROOT, command=["env", f"PYTHONPATH={HERE}", *serve])
     try:
         fields = {"motion_bucket_id": "1", "num_frames": "2"}
-        made = httpx.post(f"{running.url}/v1/videos/sync", data=fields, files={"image": ("a.png", png)}, timeout=30)
-        assert (made.status_code, made.content[4:8]) == (200, b"ftyp")
+        created = httpx.post(f"{running.url}/v1/videos/sync", data=fields, files={"image": ("a.png", png)}, timeout=30)
+        assert (created.status_code, created.content[4:8]) == (200, b"ftyp")
         document = httpx.get(f"{running.url}/v1/openapi.json").json()
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
         assert document["info"]["version"] == project["version"]
-        # So that a recipe, the doctor and the command can tell it, too.
-        asked = [python, "-c", "import sys; sys.path.append('src'); from kinema.cli import main; main(['--version'])"]
-        told = subprocess.run(asked, capture_output=True, text=True, cwd=ROOT, env={"PATH": ""}, check=True)
-        assert told.stdout == f"kinema {project['version']}\n"
+        # The command reports the version, too.
+        command = [python, "-c", "import sys; sys.path.append('src'); from kinema.cli import main; main(['--version'])"]
+        completed = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={"PATH": ""}, check=True)
+        assert completed.stdout == f"kinema {project['version']}\n"
     finally:
         stop(running)

@@ -1,4 +1,4 @@
-"""Pictures of a finished video, made when they are asked for."""
+"""Thumbnails and contact sheets of finished videos."""
 
 import asyncio
 import io
@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from server_work import recipe
+from server_work import make_recipe
 
 from kinema.media.video import Video
 from kinema.media.video_reader import read_frames
@@ -18,13 +18,13 @@ from kinema.values import VideoRequest
 
 @pytest.fixture
 def queue(tmp_path):
-    """Holds one video of many frames as the result of every job."""
+    """A queue whose jobs all have the same video of 32 frames."""
     frames = np.random.default_rng(1).integers(0, 255, (32, 128, 128, 3), np.uint8)
-    video = Video(frames, 7, recipe(VideoRequest(model="pocket", seed=1))).save(tmp_path / "video.mp4")
+    video = Video(frames, 7, make_recipe(VideoRequest(model="pocket", seed=1))).save(tmp_path / "video.mp4")
     return SimpleNamespace(result=lambda _: video)
 
 
-def test_who_ask_at_once_get_the_file_that_was_made_once(queue):
+def test_concurrent_requests_create_variant_once(queue):
     images = ImageService()
 
     async def ask(variants):
@@ -40,8 +40,10 @@ def test_who_ask_at_once_get_the_file_that_was_made_once(queue):
     assert first == second
 
 
-def test_a_sheet_made_frame_by_frame_is_the_clips(queue):
+def test_contact_sheet_from_file_equals_that_of_video(queue):
     frames, fps = read_frames(queue.result(""))
     whole = io.BytesIO()
-    Video(frames, fps, recipe(VideoRequest(model="pocket", seed=1))).contact_sheet().save(whole, "JPEG", quality=85)
+    Video(frames, fps, make_recipe(VideoRequest(model="pocket", seed=1))).contact_sheet().save(
+        whole, "JPEG", quality=85
+    )
     assert contact_sheet(queue.result("")) == whole.getvalue()

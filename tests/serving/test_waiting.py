@@ -1,4 +1,4 @@
-"""Calls that wait for their video: clients with a short read time-out get it all the same, or find it again."""
+"""Calls that wait for their video: interim responses, abandoned jobs and clients with short time-outs."""
 
 import asyncio
 import base64
@@ -31,7 +31,7 @@ with bentoml.SyncHTTPClient("http://localhost:3000") as client:
         seed=0,
     )
 """
-# About two seconds, and four.
+# They take about two and four seconds.
 SHORT = {"motion_bucket_id": 250, "num_inference_steps": 4, "num_frames": 3}
 LONG = SHORT | {"num_inference_steps": 14}
 READ_SECONDS = 2.5
@@ -44,13 +44,13 @@ def patient(tmp_path_factory):
     stop(running)
 
 
-def body_of(png, **fields):
+def make_body(png, **fields):
     image = f"data:image/png;base64,{base64.b64encode(png).decode()}"
     return json.dumps(SHORT | fields | {"image": image}).encode()
 
 
-def ask(server, body, *, agent="curl/8", version="1.1", path="/generate"):
-    """A connection on which a request was sent."""
+def send_request(server, body, *, agent="curl/8", version="1.1", path="/generate"):
+    """Send a request; return its connection."""
     connection = socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), timeout=60)
     head = f"POST {path} HTTP/{version}\r\nHost: localhost\r\nUser-Agent: {agent}\r\nConnection: close\r\n"
     head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
@@ -58,33 +58,33 @@ def ask(server, body, *, agent="curl/8", version="1.1", path="/generate"):
     return connection
 
 
-def heads(connection):
-    """The header of each response on a connection, the last being final."""
+def read_headers(connection):
+    """Return the headers of each response on a connection; the last one is the final response."""
     received = b""
     with connection:
         while piece := connection.recv(65536):
             received += piece
-    found = []
+    headers = []
     while received.startswith(b"HTTP/1.1 100"):
         head, _, received = received.partition(b"\r\n\r\n")
-        found.append(head.decode())
-    return [*found, received.partition(b"\r\n\r\n")[0].decode()]
+        headers.append(head.decode())
+    return [*headers, received.partition(b"\r\n\r\n")[0].decode()]
 
 
-def the_job(server, seed):
-    """The job with this seed, once there is one."""
+def find_job(server, seed):
+    """Wait for the job with this seed and return it."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         for video in httpx.get(f"{server.url}/v1/videos").json()["data"]:
             if video["seed"] == seed:
                 return video
         time.sleep(0.05)
-    raise AssertionError("the job was not asked for")
+    raise AssertionError("the job was not submitted")
 
 
 @pytest.mark.parametrize("path", ["/generate", "/v1/videos/sync"])
-def test_a_waiting_client_is_sent_interim_responses_until_the_video(patient, png, path):
-    *interim, final = heads(ask(patient, body_of(png), path=path))
+def test_waiting_client_receives_interim_responses(patient, png, path):
+    *interim, final = read_headers(send_request(patient, make_body(png), path=path))
     assert len(interim) >= 3
     assert {head.lower() for head in interim} == {"http/1.1 100 continue\r\nx-accel-buffering: no"}
     assert final.startswith("HTTP/1.1 200")
@@ -93,75 +93,75 @@ def test_a_waiting_client_is_sent_interim_responses_until_the_video(patient, png
 @pytest.mark.parametrize(
     ("agent", "version"), [("node", "1.1"), ("Go-http-client/1.1", "1.1"), ("unheard-of", "1.1"), ("curl/8", "1.0")]
 )
-def test_clients_that_fail_at_interim_responses_get_none(patient, png, agent, version):
-    (final,) = heads(ask(patient, body_of(png), agent=agent, version=version))
+def test_unsupported_clients_get_no_interim_responses(patient, png, agent, version):
+    (final,) = read_headers(send_request(patient, make_body(png), agent=agent, version=version))
     assert final.startswith("HTTP/1.1 200")
 
 
-def test_clients_with_a_short_read_time_out_get_their_video(patient, png):
+def test_client_with_short_read_timeout_gets_video(patient, png):
     with httpx.Client(timeout=READ_SECONDS) as client:
-        answer = client.post(f"{patient.url}/generate", files={"image": ("a.png", png)}, data=LONG)
-    assert (answer.status_code, answer.headers["content-type"]) == (200, "video/mp4")
+        response = client.post(f"{patient.url}/generate", files={"image": ("a.png", png)}, data=LONG)
+    assert (response.status_code, response.headers["content-type"]) == (200, "video/mp4")
     headers = {"Content-Type": "application/json"}
-    asked = urllib.request.Request(f"{patient.url}/generate", body_of(png, **LONG), headers)
-    with urllib.request.urlopen(asked, timeout=READ_SECONDS) as answer:
-        assert b"ftyp" in answer.read(100)
+    request = urllib.request.Request(f"{patient.url}/generate", make_body(png, **LONG), headers)
+    with urllib.request.urlopen(request, timeout=READ_SECONDS) as response:
+        assert b"ftyp" in response.read(100)
 
 
-def test_the_job_of_a_client_that_gave_up_is_found_by_the_same_request(patient, png):
-    body = body_of(png, seed=11)
-    gone = ask(patient, body, agent="node")
-    first = the_job(patient, 11)
-    gone.close()
+def test_abandoned_job_is_found_by_same_request(patient, png):
+    body = make_body(png, seed=11)
+    connection = send_request(patient, body, agent="node")
+    first = find_job(patient, 11)
+    connection.close()
     time.sleep(0.5)
-    *_, final = heads(ask(patient, body, agent="node"))
+    *_, final = read_headers(send_request(patient, body, agent="node"))
     assert f"x-kinema-job: {first['id']}" in final.lower()
-    # It was for that caller alone: whoever asks once more has another made.
-    *_, final = heads(ask(patient, body_of(png, seed=11)))
+    # An abandoned job is returned only once: the next request submits a new job.
+    *_, final = read_headers(send_request(patient, make_body(png, seed=11)))
     assert "x-kinema-job" in final.lower()
     assert first["id"] not in final
 
 
-def test_a_client_that_could_have_waited_takes_its_job_along(patient, png):
-    gone = ask(patient, body_of(png, seed=12))
-    job = the_job(patient, 12)
-    gone.close()
+def test_disconnect_of_supported_client_cancels_job(patient, png):
+    connection = send_request(patient, make_body(png, seed=12))
+    job = find_job(patient, 12)
+    connection.close()
     with patient.client() as client:
         assert wait_for(client, job["id"])["error"]["code"] == "cancelled"
 
 
-@pytest.mark.parametrize(("every", "some"), [(0, False), (0.01, True)])
-def test_interim_responses_can_be_switched_off(every, some):
+@pytest.mark.parametrize(("seconds", "is_sent"), [(0, False), (0.01, True)])
+def test_interim_responses_can_be_disabled(seconds, is_sent):
     sent = []
 
-    async def asked():
+    async def receive():
         await asyncio.Event().wait()
 
     async def finished(_):
         await asyncio.sleep(0.2)
 
     async def wait():
-        host = SimpleNamespace(settings=Settings(interim_seconds=every), finished=finished)
+        state = SimpleNamespace(settings=Settings(interim_seconds=seconds), finished=finished)
         scope = {"type": "http", "extensions": {INTERIM: {"send": lambda: sent.append(1)}}}
-        with pytest.raises(JobNotFound):  # it is gone in the end
-            await videos.wait_for(host, Request(scope, asked), SimpleNamespace(id="video_1"), "", keep=False)
+        with pytest.raises(JobNotFound):  # `finished` returns None, as for a deleted job
+            await videos.wait_for(state, Request(scope, receive), SimpleNamespace(id="video_1"), "", keep=False)
 
     asyncio.run(wait())
-    assert bool(sent) == some
+    assert bool(sent) == is_sent
 
 
 @pytest.mark.slow
-def test_the_tutorials_client_waits_as_long_as_it_takes(tmp_path, png):
+def test_tutorial_client_waits_for_long_job(tmp_path, png):
     server = start(tmp_path / "data", work="server_work:long_work")
     try:
         (tmp_path / "girl-image.png").write_bytes(png)
         code = TUTORIAL.replace("http://localhost:3000", server.url) + "print(result)\n"
-        began = time.monotonic()
-        ran = subprocess.run(
+        start_time = time.monotonic()
+        completed = subprocess.run(
             [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False
         )
-        assert ran.returncode == 0, ran.stderr[-2000:]
-        assert time.monotonic() - began > 45
-        assert ran.stdout.strip().endswith(".mp4")
+        assert completed.returncode == 0, completed.stderr[-2000:]
+        assert time.monotonic() - start_time > 45
+        assert completed.stdout.strip().endswith(".mp4")
     finally:
         stop(server)

@@ -1,1 +1,1 @@
-"""The faces of the server: BentoML, /v1/videos and the page, all on one queue."""
+"""The HTTP server: BentoML's /generate, the /v1/videos API and the web page, with one shared queue."""

@@ -1,4 +1,4 @@
-"""Jobs whose callers were cut off: who sends the same request again soon finds them."""
+"""Jobs whose clients disconnected: the same request finds them when it is sent again."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-KEPT_SECONDS = 600.0
+CANCEL_SECONDS = 600.0
 
 
 class AbandonedJobs:
-    """Jobs that no caller waits for any more, by the fingerprint of their request. After a while they are cancelled."""
+    """Jobs without a waiting client, by the fingerprint of their request. They are cancelled after a while."""
 
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
-        self._fingerprints: dict[str, str] = {}  # by the job's id, oldest first
+        self._fingerprints: dict[str, str] = {}  # by job id, oldest first
 
     def add(self, job_id: str, fingerprint: str) -> None:
-        """Keep a job for a while; called in the event loop."""
-        log.info("job %s: the caller is gone; it is cancelled in %d s unless asked for again", job_id, KEPT_SECONDS)
+        """Keep a job for a while. Call this in the event loop."""
+        log.info("job %s: client disconnected; cancelled in %d s unless requested again", job_id, CANCEL_SECONDS)
         self._fingerprints[job_id] = fingerprint
-        asyncio.get_running_loop().call_later(KEPT_SECONDS, self._expire, job_id)
+        asyncio.get_running_loop().call_later(CANCEL_SECONDS, self._expire, job_id)
 
     def take(self, fingerprint: str) -> Job | None:
-        """A job of the same request, for one caller; None where there is none, or it failed. Callable in any thread."""
+        """Remove and return a job of the same request; None if there is none or it failed. Thread-safe."""
         for job_id, other in list(self._fingerprints.items()):
             if other == fingerprint and self._fingerprints.pop(job_id, None) is not None:
-                with contextlib.suppress(KinemaError):  # it was deleted meanwhile
+                with contextlib.suppress(KinemaError):  # it was deleted in the meantime
                     job = self._queue.get(job_id)
                     if job.status != "failed":
                         return job

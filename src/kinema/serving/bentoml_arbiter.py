@@ -1,4 +1,4 @@
-"""BentoML's arbiter, which starts the server's process and starts it again: the sockets that it opens."""
+"""The sockets of BentoML's arbiter, the process that starts and restarts the server process."""
 
 from __future__ import annotations
 
@@ -16,54 +16,54 @@ MAX_SOCKET_PATH = 100  # of the 104 bytes that macOS allows, 108 on Linux
 
 
 def check_port(host: str, port: int) -> None:
-    """Refuse an address at which the server could not listen.
+    """Check that the server can listen on this host and port.
 
     Raises:
-        InvalidRequest: naming the port, and what to do.
+        InvalidRequest: it can't.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server will
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
         try:
-            trial.bind((host, port))
+            probe.bind((host, port))
         except OSError as error:
-            raise InvalidRequest(*_unusable(error, host, port)) from None
+            raise InvalidRequest(*_explain(error, host, port)) from None
 
 
-def _unusable(error: OSError, host: str, port: int) -> tuple[str, str]:
-    """What is wrong with an address, and which part of it."""
+def _explain(error: OSError, host: str, port: int) -> tuple[str, str]:
+    """Return the error message and the name of the invalid parameter."""
     match error.errno:
         case errno.EADDRINUSE:
             return f"port {port} is in use by another program; stop it, or choose another port with --port", "port"
         case errno.EACCES:
-            return f"port {port} is for root alone; choose one above 1023 with --port", "port"
+            return f"port {port} requires root privileges; choose one above 1023 with --port", "port"
         case errno.EADDRNOTAVAIL:
-            return f"host {host} is no address of this machine; use 127.0.0.1, or 0.0.0.0 for all of them", "host"
-    return f"the server can't listen at {host}, port {port}: {error.strerror}; choose another with --port", "port"
+            return f"host {host} is not an address of this machine; use 127.0.0.1, or 0.0.0.0 for all addresses", "host"
+    return f"the server can't listen on {host} port {port}: {error.strerror}; choose another port with --port", "port"
 
 
 def close_control_ports() -> None:
-    """Have every arbiter of this process take commands in a folder of its own that only its user can enter.
+    """Make every arbiter of this process use Unix sockets in a private folder for its commands.
 
-    BentoML gives it TCP ports on 127.0.0.1, which ask for no credential and run any command for whoever connects.
+    By default it listens on TCP ports of 127.0.0.1 without authentication: any local user could run commands.
     """
     from bentoml._internal.utils.circus import Arbiter
 
     init = Arbiter.__init__
 
-    def init_privately(self: Arbiter, *args: Any, **kwargs: Any) -> None:
-        for one in kwargs.get("sockets", ()):
-            if not one.is_unix:
-                _end_unless_free(one.host, one.port)
+    def init_with_private_sockets(self: Arbiter, *args: Any, **kwargs: Any) -> None:
+        for listener in kwargs.get("sockets", ()):
+            if not listener.is_unix:
+                _exit_unless_free(listener.host, listener.port)
         folder = _private_folder()
         kwargs |= {"endpoint": f"ipc://{folder}/control", "pubsub_endpoint": f"ipc://{folder}/events"}
         init(self, *args, **kwargs)
         self.exit_stack.callback(shutil.rmtree, folder, ignore_errors=True)
 
-    Arbiter.__init__ = init_privately  # type: ignore[method-assign]
+    Arbiter.__init__ = init_with_private_sockets  # type: ignore[method-assign]
 
 
-def _end_unless_free(host: str, port: int) -> None:
+def _exit_unless_free(host: str, port: int) -> None:
     try:
         check_port(host, port)
     except InvalidRequest as error:
@@ -72,6 +72,6 @@ def _end_unless_free(host: str, port: int) -> None:
 
 
 def _private_folder() -> Path:
-    """A new folder with mode 0700 whose path is short enough for a socket's."""
+    """Create a folder with mode 0700 whose path is short enough for Unix sockets."""
     too_long = len(tempfile.gettempdir()) > MAX_SOCKET_PATH - len("/kinema-12345678/control")
     return Path(tempfile.mkdtemp(prefix="kinema-", dir="/tmp" if too_long else None))  # noqa: S108 - mkdtemp is safe there

@@ -1,4 +1,4 @@
-"""How many bytes of bodies may wait on the disk at once, and whether that disk has room for them."""
+"""Limits on the bytes of request bodies in temporary files, and on the free disk space."""
 
 from __future__ import annotations
 
@@ -11,57 +11,59 @@ from kinema.errors import InsufficientDisk, ServerBusy
 from kinema.jobs.job_files import GIGABYTE
 from kinema.messages import Message
 
-MOST_MB = 1000
+QUOTA_MB = 1000
 
 
 class BodyQuota:
-    """One server's: 1 GB of all callers, half of it of one, while `reserve_gb` stay free on the disk.
+    """The quota of a server: 1 GB in all, half of it per caller, while `reserve_gb` stay free on the disk.
 
-    Where one body may be larger than that half, there is room for two such. A body counts with what came of it, from
-    its first byte on the disk until it is closed.
+    If one body may exceed that half, the quota is two bodies of the maximum size. A body counts from its first
+    byte on the disk until it is closed.
     """
 
     def __init__(self, max_body_mb: float, reserve_gb: float) -> None:
-        self.most = max(MOST_MB, 2 * max_body_mb) * 1_000_000
+        self.max_bytes = max(QUOTA_MB, 2 * max_body_mb) * 1_000_000
         self._reserve_gb = reserve_gb
-        self._shares: WeakSet[BodyReservation] = WeakSet()  # what is lost without being closed does not count either
+        self._reservations: WeakSet[BodyReservation] = (
+            WeakSet()
+        )  # weak: a reservation that is dropped unclosed doesn't count
         self._lock = Lock()
 
-    def share(self, caller: str) -> BodyReservation:
-        """What a new body of this caller takes: nothing yet."""
-        share = BodyReservation(self, caller)
+    def reserve(self, caller: str) -> BodyReservation:
+        """Return an empty reservation for a new body of this caller."""
+        reservation = BodyReservation(self, caller)
         with self._lock:
-            self._shares.add(share)
-        return share
+            self._reservations.add(reservation)
+        return reservation
 
     @property
     def used(self) -> int:
-        """How many bytes wait."""
+        """The bytes of all reservations."""
         with self._lock:
-            return sum(share.size for share in self._shares)
+            return sum(reservation.size for reservation in self._reservations)
 
-    def grow(self, share: BodyReservation, size: int) -> None:
-        """Let a share be as large as this.
+    def grow(self, reservation: BodyReservation, size: int) -> None:
+        """Enlarge a reservation to `size` bytes.
 
         Raises:
-            ServerBusy: too much would wait, of all callers or of this one.
-            InsufficientDisk: less would be free than must be.
+            ServerBusy: the quota in all or of this caller would be exceeded.
+            InsufficientDisk: too little disk space would stay free.
         """
-        self._check_disk(size - share.size)
+        self._check_disk(size - reservation.size)
         with self._lock:
-            others = [other for other in self._shares if other is not share]
-            of_all = size + sum(other.size for other in others)
-            of_one = size + sum(other.size for other in others if other.caller == share.caller)
-            if of_all > self.most or of_one > self.most / 2:
+            others = [other for other in self._reservations if other is not reservation]
+            total = size + sum(other.size for other in others)
+            of_caller = size + sum(other.size for other in others if other.caller == reservation.caller)
+            if total > self.max_bytes or of_caller > self.max_bytes / 2:
                 raise ServerBusy(
                     Message(
                         "bodies_waiting",
-                        "the server holds as many uploads as it can, {most:.0f} MB in all and half of that of one "
-                        "caller; try again in a few seconds",
-                        most=self.most / 1_000_000,
+                        "the upload quota of {most:.0f} MB in all and half of that per caller is used up; try again in "
+                        "a few seconds",
+                        most=self.max_bytes / 1_000_000,
                     )
                 )
-            share.size = size
+            reservation.size = size
 
     def _check_disk(self, size: int) -> None:
         free = shutil.disk_usage(tempfile.gettempdir()).free
@@ -69,8 +71,8 @@ class BodyQuota:
             raise InsufficientDisk(
                 Message(
                     "little_room_for_bodies",
-                    "{free:.1f} GB are free in the server's folder for temporary files (TMPDIR), and {reserve:g} must "
-                    "stay free (KINEMA_MIN_FREE_GB): make room, or set TMPDIR to a folder on a larger disk",
+                    "{free:.1f} GB are free in the server's temporary folder (TMPDIR), but {reserve:g} GB must stay "
+                    "free (KINEMA_MIN_FREE_GB): free disk space, or set TMPDIR to a folder on a larger disk",
                     free=free / GIGABYTE,
                     reserve=self._reserve_gb,
                 )
@@ -78,20 +80,20 @@ class BodyQuota:
 
 
 class BodyReservation:
-    """What one body takes of the room."""
+    """The bytes of one body."""
 
-    def __init__(self, room: BodyQuota, caller: str) -> None:
-        self._room = room
+    def __init__(self, quota: BodyQuota, caller: str) -> None:
+        self._quota = quota
         self.caller, self.size = caller, 0
 
     def grow(self, size: int) -> None:
-        """Be as large as this.
+        """Enlarge it to `size` bytes.
 
         Raises:
             ServerBusy, InsufficientDisk: as `BodyQuota.grow`.
         """
-        self._room.grow(self, size)
+        self._quota.grow(self, size)
 
     def close(self) -> None:
-        """Give all back."""
+        """Release all bytes."""
         self.size = 0

@@ -1,4 +1,4 @@
-"""Threads for one kind of work: a bounded number of requests waits for them, and callers take turns."""
+"""A thread pool with a bounded queue and round-robin scheduling of callers."""
 
 from __future__ import annotations
 
@@ -23,69 +23,69 @@ T = TypeVar("T")
 
 
 class BoundedPool:
-    """`threads` threads, and at most `waiting` requests that wait for one of them, half of them of one caller.
+    """`threads` threads and a queue of at most `waiting` requests, half of it per caller.
 
-    A thread that is free goes to the caller that has waited longest since its last turn, so that who sends much delays
-    who sends little by one turn.
+    A free thread goes to the caller whose last turn is longest ago. A caller with many requests delays another one
+    by at most one turn.
     """
 
     def __init__(self, name: str, threads: int, waiting: int) -> None:
         self._executor = ThreadPoolExecutor(threads, f"kinema-{name}")
-        self._most, self._waiting = threads + waiting, waiting
+        self._max_requests, self._max_waiting = threads + waiting, waiting
         self._free = threads
-        self._turns: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()  # by caller, the next one's first
+        self._turns: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()  # by caller, next one first
 
     async def run(self, work: Callable[[Callable[[], bool]], T], request: Request | None = None) -> T:
-        """Do the work in a thread; it is told how to ask whether the answer is still wanted.
+        """Call `work` in a thread, with a function that returns whether the work is cancelled.
 
         Raises:
-            ServerBusy: as many requests wait as may.
-            ClientGone: the client of `request`, whose body must have been read, closed its connection.
+            ServerBusy: the queue is full.
+            ClientGone: the client of `request`, whose body must have been read, disconnected.
         """
-        gone = Event()
+        cancelled = Event()
         caller = "" if request is None else request.scope.get(CALLER, "")
-        answer = asyncio.ensure_future(self._in_turn(work, gone, caller))
-        awaited: set[asyncio.Future[Any]] = {answer}
+        result = asyncio.ensure_future(self._run_in_turn(work, cancelled, caller))
+        awaited: set[asyncio.Future[Any]] = {result}
         if request is not None:
             awaited.add(asyncio.ensure_future(client_gone(request)))
         try:
             await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
-            if not answer.done():
+            if not result.done():
                 raise ClientGone
-            return answer.result()
+            return result.result()
         finally:
-            gone.set()
-            for each in awaited:
-                each.cancel()  # work that no thread has begun never begins
+            cancelled.set()
+            for future in awaited:
+                future.cancel()  # work that has not started never starts
 
-    async def _in_turn(self, work: Callable[[Callable[[], bool]], T], gone: Event, caller: str) -> T:
-        await self._turn(caller)
+    async def _run_in_turn(self, work: Callable[[Callable[[], bool]], T], cancelled: Event, caller: str) -> T:
+        await self._acquire(caller)
         loop = asyncio.get_running_loop()
 
         def release(_: object) -> None:
-            with contextlib.suppress(RuntimeError):  # the server has ended meanwhile
+            with contextlib.suppress(RuntimeError):  # the event loop is closed
                 loop.call_soon_threadsafe(self._release)
 
-        running = self._executor.submit(work, gone.is_set)
-        running.add_done_callback(release)  # a thread whose client is gone is free only once its work has stopped
-        return await asyncio.wrap_future(running)
+        future = self._executor.submit(work, cancelled.is_set)
+        future.add_done_callback(release)  # the thread of cancelled work is free only after the work has stopped
+        return await asyncio.wrap_future(future)
 
-    async def _turn(self, caller: str) -> None:
+    async def _acquire(self, caller: str) -> None:
         """Wait for a free thread.
 
         Raises:
-            ServerBusy: as many requests wait as may, of all callers or of this one.
+            ServerBusy: the queue is full, or this caller's half of it.
         """
         if self._free:
             self._free -= 1
             return
-        mine = len(self._turns.get(caller, ()))
-        if sum(map(len, self._turns.values())) >= self._waiting or mine >= max(1, self._waiting // 2):
+        own = len(self._turns.get(caller, ()))
+        if sum(map(len, self._turns.values())) >= self._max_waiting or own >= max(1, self._max_waiting // 2):
             raise ServerBusy(
                 Message(
                     "server_busy",
-                    "{count} requests of this kind are being handled, which is the most; try again in a few seconds",
-                    count=self._most,
+                    "the maximum of {count} requests of this kind is reached; try again in a few seconds",
+                    count=self._max_requests,
                 )
             )
         turn = asyncio.get_running_loop().create_future()
@@ -93,13 +93,13 @@ class BoundedPool:
         try:
             await turn
         except asyncio.CancelledError:
-            if not turn.cancelled():  # it was given just before
+            if not turn.cancelled():  # it was assigned a thread just before
                 self._release()
             else:
-                self._forget(caller, turn)
+                self._remove(caller, turn)
             raise
 
-    def _forget(self, caller: str, turn: asyncio.Future[None]) -> None:
+    def _remove(self, caller: str, turn: asyncio.Future[None]) -> None:
         turns = self._turns.get(caller)
         if turns is not None and turn in turns:
             turns.remove(turn)
@@ -107,21 +107,21 @@ class BoundedPool:
                 del self._turns[caller]
 
     def _release(self) -> None:
-        """Give a thread that is free to the next caller."""
+        """Assign a free thread to the next caller."""
         if not self._turns:
             self._free += 1
             return
         caller, turns = self._turns.popitem(last=False)
         turn = turns.popleft()
         if turns:
-            self._turns[caller] = turns  # behind all others
-        if turn.cancelled():  # and not forgotten yet
+            self._turns[caller] = turns  # last in line
+        if turn.cancelled():  # and not removed yet
             self._release()
         else:
             turn.set_result(None)
 
 
 async def client_gone(request: Request) -> None:
-    """Return when the client of a request whose body was read is gone."""
+    """Return when the client disconnects. The request's body must have been read."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

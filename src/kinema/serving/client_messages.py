@@ -1,6 +1,6 @@
-"""What clients read of an error: what they can mend in full, what is the server's own in general.
+"""Error messages for clients: the full message for errors in the request, a general one for errors of the server.
 
-Messages about models, files and the database name folders, addresses and statements. Those stand in the log alone.
+Messages about models, files and the database contain paths, URLs and SQL statements. Only the log contains those.
 """
 
 from __future__ import annotations
@@ -18,48 +18,48 @@ if TYPE_CHECKING:
     from kinema.errors import KinemaError
     from kinema.jobs import Failure
 
-_IN_THE_LOG = Message("in_the_log", "the server's log says why")
+_IN_THE_LOG = Message("in_the_log", "see the server's log")
 _FOLDER = Message("data_folder", "the data folder")
-# In place of a message that is not a `Sentence`, by the error's code.
+# By error code: replaces a message that is a plain string rather than a `Message`.
 _GENERAL: Mapping[str, str] = {
-    "kinema_error": "something went wrong on the server; its log says what",
-    "internal_error": "an internal error; the server's log has the details",
-    "weights_error": "the model can't be used; take another model, or see the server's log",
-    "model_not_found": "the model was not found; take another model, or see the server's log",
-    "hub_unreachable": "the model is not downloaded, and the hub can't be reached; try again later, or take a model "
-    "that is downloaded",
-    "weights_missing": "files of the model are missing; download it again, or take another model",
-    "weights_damaged": "files of the model are damaged; download it again, or take another model",
-    "not_an_svd_model": "the model is not a Stable Video Diffusion model; take another model",
-    "not_an_image_pipeline": "the model is not a text-to-image model that can be used here; take another image_model",
-    "insufficient_disk": "the server's disk is full; delete videos, or make room, and try again",
-    "job_error": "the queue can't do this; the server's log says why",
+    "kinema_error": "the server failed; see its log",
+    "internal_error": "internal error; see the server's log",
+    "weights_error": "the model can't be used; choose another model, or see the server's log",
+    "model_not_found": "the model was not found; choose another model, or see the server's log",
+    "hub_unreachable": "the model is not downloaded and the hub can't be reached; try again later, or choose a "
+    "downloaded model",
+    "weights_missing": "files of the model are missing; download it again, or choose another model",
+    "weights_damaged": "files of the model are damaged; download it again, or choose another model",
+    "not_an_svd_model": "the model is not a Stable Video Diffusion model; choose another model",
+    "not_an_image_pipeline": "the model is not a supported text-to-image model; choose another image_model",
+    "insufficient_disk": "the server's disk is full; delete videos or free disk space, then try again",
+    "job_error": "the queue can't do this; see the server's log",
     "queue_unavailable": "the queue is not available; try again later",
-    "server_busy": "the server has as much to do as it can; try again in a few seconds",
-    "video_error": "the video's file can't be read or written; make the video again",
-    "recipe_error": "the video's file holds no recipe that can be read",
-    "worker_died": "the worker process ended unexpectedly, again and again, most often for lack of memory; ask for a "
+    "server_busy": "the server is busy; try again in a few seconds",
+    "video_error": "the video file can't be read or written; generate the video again",
+    "recipe_error": "the video file contains no readable recipe",
+    "worker_died": "the worker process ended unexpectedly several times, most often because memory ran out; choose a "
     "smaller size or fewer frames",
 }
-_GENERAL_OF_JOBS = {**_GENERAL, "invalid_image": "the image can't be read any more; give it again"}
+_GENERAL_OF_JOBS = {**_GENERAL, "invalid_image": "the image can no longer be read; send it again"}
 
 
-def refusal_message(error: KinemaError) -> str:
-    """What a client reads where an error answers its request."""
+def error_message(error: KinemaError) -> str:
+    """Return the message of an error response."""
     message = error.args[0] if error.args else ""
     if isinstance(message, Message):
-        # What is wrong with an image is the client's to know: it is of the bytes that it sent.
+        # The reason concerns only the bytes that the client sent.
         return message if isinstance(error, InvalidImage) else _public(message)
     return _GENERAL.get(code_of(type(error)), str(error))
 
 
 def failure_message(failure: Failure) -> str:
-    """What a client reads of a job that failed."""
+    """Return the message of a failed job."""
     return _GENERAL_OF_JOBS.get(failure.code, failure.message)
 
 
 def _public(message: Message) -> Message:
-    """The same without folders and without a library's words."""
+    """Return the message without paths and without the text of a library's exception."""
     private: dict[str, Any] = {
         name: _FOLDER if isinstance(value, PurePath) else _IN_THE_LOG
         for name, value in message.values.items()

@@ -1,4 +1,4 @@
-"""A client's connection: uvicorn's, with a bound on how many there are, time-outs, an end, and interim responses."""
+"""uvicorn's HTTP/1.1 connection with a limit on connections, time-outs, fast shutdown and interim responses."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# The name of the extension in a request's scope.
+# The name of the ASGI extension in a request's scope.
 INTERIM = "kinema.interim_response"
-# HTTP/1.1 asks every client to read any number of interim responses (RFC 9110, 15.2), and some fail at them: Node's
-# fetch at the first, Go's client after five. These were seen to wait on, and most of them give up after a silence.
+# HTTP/1.1 clients must accept any number of interim responses (RFC 9110, 15.2), but some fail: Node's fetch at the
+# first, Go's client after five. The clients listed here accept them; most of them time out without data.
 PATIENT_CLIENTS = (
     b"bentoml",
     b"python-httpx",
@@ -41,32 +41,32 @@ PATIENT_CLIENTS = (
     b"java",
     b"mozilla",
 )
-# Descriptors that no connection takes: for databases, workers, files that are being written, and so on.
+# File descriptors for databases, workers, temporary files and so on, not for connections.
 RESERVED_DESCRIPTORS = 256
 WARN_SECONDS = 60.0
-ACCEPTED_AT_ONCE = 2048  # BentoML's backlog, of which asyncio accepts all before it looks at any
+ACCEPTED_AT_ONCE = 2048  # BentoML's backlog; asyncio accepts all of it before it processes any connection
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How many clients there may be, and how long each may take, in seconds."""
+    """The maximum number of connections, and time-outs in seconds."""
 
     connections: int = 1000
     header: float = 20.0
     body: float = 30.0
-    """For which a body may be behind: in silence, or slower than `body_rate`. What comes ahead of it is no credit."""
+    """How long a body may be silent or slower than `body_rate`. A faster start is no credit for later."""
     body_rate: float = 1000.0
-    """Bytes a second, the least of a body that comes."""
-    reading: float = 60.0
-    """For a client that reads nothing of its response."""
-    ending: int = 4
-    """For responses that are being sent when the server ends."""
+    """The minimum rate of a body in bytes per second."""
+    response: float = 60.0
+    """How long a client may read nothing of its response."""
+    shutdown: int = 4
+    """How long responses may still be sent during shutdown."""
 
     @classmethod
     def within_descriptors(cls, connections: int) -> Self:
-        """At most so many connections, and no more than this process may have descriptors for: two for each.
+        """Return limits with at most `connections`, and at most half the file descriptors of this process.
 
-        The soft bound on descriptors is raised so far as the hard one lets it.
+        The soft limit on descriptors is raised as far as the hard limit allows.
         """
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         wanted = 2 * connections + RESERVED_DESCRIPTORS + ACCEPTED_AT_ONCE
@@ -79,135 +79,134 @@ class Limits:
 
 
 class Connection(H11Protocol):
-    """One connection of the server's process.
+    """A client connection of the server process.
 
-    A client that takes too long is dropped, whether it sends its header or its body or reads its response.
+    A client that is too slow to send its header or body or to read its response is dropped.
 
-    Where there are more than `limits.connections`, one makes room whose client keeps the server waiting, the longest
-    waiting first: without a complete header if there is one, else without a complete body. Where no client keeps the
-    server waiting, the newest is refused.
+    Above `limits.connections`, idle connections are dropped, those that wait longest first: connections without a
+    complete header if there are any, else those without a complete body. If there are none, the new one is rejected.
     """
 
     limits: ClassVar[Limits] = Limits()
     _warned: ClassVar[float] = -math.inf
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin, where there is room."""
+        """Accept the connection, or reject it if there are too many."""
         super().connection_made(transport)
-        if self.config.timeout_graceful_shutdown is None:  # then a request would be waited for, however long it takes
-            self.config.timeout_graceful_shutdown = self.limits.ending + 2
-        self._since = self.loop.time()  # when the client was last known to do what is expected of it
-        self._unsent, self._read = 0, self._since  # bytes of a response that wait, and when they last changed
+        if self.config.timeout_graceful_shutdown is None:  # the default waits for requests without a limit
+            self.config.timeout_graceful_shutdown = self.limits.shutdown + 2
+        self._since = self.loop.time()  # when the wait for the client began
+        self._unsent, self._read = 0, self._since  # buffered bytes of the response, time of their last change
         self._checks = self.loop.call_later(self._interval, self._check)
-        if len(self.connections) > self.limits.connections and not self._find_room():
-            self._give_up(503, "too_many_connections", "too many connections are open; try again in a moment")
+        if len(self.connections) > self.limits.connections and not self._make_room():
+            self._reject(503, "too_many_connections", "too many connections are open; try again in a moment")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End."""
+        """Stop the checks."""
         self._checks.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take what came."""
-        if self._is_idle:  # a next request begins
+        """Receive data and update the wait."""
+        if self._is_idle:  # the next request begins
             self._begin_wait()
-        elif self.misses_body:
+        elif self.awaits_body:
             self._since = min(self.loop.time(), self._since + len(data) / self.limits.body_rate)
         super().data_received(data)
 
     def handle_events(self) -> None:
-        """Read what came; a new request learns how to send interim responses."""
+        """Process the data; add the interim-response extension to the scope of a new request."""
         before = self.cycle
         super().handle_events()
         if self.cycle is before:
             return
         self._begin_wait()
-        # The request's task is made by now, and has not begun: it will find this in its scope.
-        if _goes_on_waiting(self.scope):
+        # The request's task is created but has not started, so it sees the extension.
+        if _accepts_interim_responses(self.scope):
             self.scope["extensions"] = {INTERIM: {"send": partial(self._send_interim, self.cycle)}}
 
     def on_response_complete(self) -> None:
-        """Go on to the next request."""
+        """Start the wait for the next request."""
         self._begin_wait()
         super().on_response_complete()
 
     def shutdown(self) -> None:
-        """Begin to end with the server: at once where the client keeps it waiting, else once the response is sent."""
-        if self.misses_header or self.misses_body:
-            self._give_up(503, "queue_unavailable", "the server is ending; try again when it is back")
+        """Close the connection: immediately if the server waits for the client, else after the response."""
+        if self.awaits_header or self.awaits_body:
+            self._reject(503, "queue_unavailable", "the server is shutting down; try again after it restarts")
         else:
             super().shutdown()
-            self.loop.call_later(self.limits.ending, self.transport.abort)
+            self.loop.call_later(self.limits.shutdown, self.transport.abort)
 
     @property
-    def waited(self) -> float:
-        """Seconds for which the client keeps the server waiting, or would if the server had nothing to do."""
+    def waiting_seconds(self) -> float:
+        """Seconds since the wait for the client began."""
         return self.loop.time() - self._since
 
     @property
     def _is_idle(self) -> bool:
-        """Whether a response is sent, and no byte of a next request is here."""
-        return self.misses_header and self.timeout_keep_alive_task is not None
+        """Whether a response is sent and no byte of the next request is received."""
+        return self.awaits_header and self.timeout_keep_alive_task is not None
 
     @property
-    def misses_header(self) -> bool:
-        """Whether the next request's header is not complete; what is left of a refused body counts as its beginning."""
+    def awaits_header(self) -> bool:
+        """Whether the next request's header is incomplete; the rest of a rejected body counts as part of it."""
         return self.cycle is None or (self.cycle.response_complete and not self.transport.get_write_buffer_size())
 
     @property
-    def misses_body(self) -> bool:
-        """Whether the rest of the body is waited for."""
-        return not self.misses_header and self.cycle.more_body and not self.flow.read_paused
+    def awaits_body(self) -> bool:
+        """Whether the server waits for the rest of the body."""
+        return not self.awaits_header and self.cycle.more_body and not self.flow.read_paused
 
     @property
     def _interval(self) -> float:
-        return min(5.0, self.limits.header / 4, self.limits.body / 4, self.limits.reading / 4)
+        return min(5.0, self.limits.header / 4, self.limits.body / 4, self.limits.response / 4)
 
     def _begin_wait(self) -> None:
         self._since = self.loop.time()
 
-    def _find_room(self) -> bool:
-        """Whether there is room for this one, if need be because others, some at once, were dropped."""
+    def _make_room(self) -> bool:
+        """Return whether there is room for this connection, after dropping waiting ones if necessary."""
         others = [c for c in self.connections if c is not self and not c.transport.is_closing()]
         if len(others) < self.limits.connections:
             return True
         if self.loop.time() - self._warned > WARN_SECONDS:
             Connection._warned = self.loop.time()
-            log.warning("%d connections are open, as many as may be: those that keep silent are dropped", len(others))
+            log.warning("the maximum of %d connections is reached; silent connections are dropped", len(others))
         ours = [other for other in others if isinstance(other, Connection)]
-        silent = [other for other in ours if other.misses_header] or [other for other in ours if other.misses_body]
+        silent = [other for other in ours if other.awaits_header] or [other for other in ours if other.awaits_body]
         if not silent:
             return False
-        for other in nlargest(max(1, self.limits.connections // 50), silent, key=lambda other: other.waited):
+        for other in nlargest(max(1, self.limits.connections // 50), silent, key=lambda other: other.waiting_seconds):
             other.drop()
         return True
 
     def _check(self) -> None:
-        """Drop the connection where its client takes too long; else look again later."""
-        if self not in self.connections:  # it is gone, or a websocket's by now
+        """Drop the connection if its client is too slow, and schedule the next check."""
+        if self not in self.connections:  # it is closed, or was upgraded to a WebSocket
             return
-        if self.flow.read_paused:  # it is the server that takes its time
+        if self.flow.read_paused:  # the client waits for the server
             self._begin_wait()
         limits = self.limits
-        if self._reads_nothing():
+        if self._is_response_stalled():
             self.drop()
         elif self.transport.is_closing():
             pass
-        elif self.misses_header and not self._is_idle and self.waited > limits.header:
-            self._give_up(408, "request_timeout", f"no complete request came within {limits.header:g} seconds")
-        elif self.misses_body and self.waited > limits.body:
-            slow = f"the body came slower than {limits.body_rate:g} bytes a second for {limits.body:g} seconds"
-            self._give_up(408, "request_timeout", f"{slow}; send it faster, or less")
+        elif self.awaits_header and not self._is_idle and self.waiting_seconds > limits.header:
+            self._reject(408, "request_timeout", f"no complete request was received within {limits.header:g} seconds")
+        elif self.awaits_body and self.waiting_seconds > limits.body:
+            reason = f"the body was slower than {limits.body_rate:g} bytes per second for {limits.body:g} seconds"
+            self._reject(408, "request_timeout", f"{reason}; send it faster, or send less")
         self._checks = self.loop.call_later(self._interval, self._check)
 
-    def _reads_nothing(self) -> bool:
+    def _is_response_stalled(self) -> bool:
         unsent = self.transport.get_write_buffer_size()
         if unsent != self._unsent or not unsent:
             self._unsent, self._read = unsent, self.loop.time()
-        return self.loop.time() - self._read > self.limits.reading
+        return self.loop.time() - self._read > self.limits.response
 
-    def _give_up(self, status: int, code: str, message: str) -> None:
-        """Say why, and close."""
+    def _reject(self, status: int, code: str, message: str) -> None:
+        """Send an error response and close the connection."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             if self.cycle is not None:
                 self.cycle.disconnected = True
@@ -223,27 +222,27 @@ class Connection(H11Protocol):
         self.drop()
 
     def drop(self) -> None:
-        """Close, whatever the client does."""
+        """Close the connection, by force after one second."""
         self.transport.close()
-        self.loop.call_later(1.0, self.transport.abort)  # where it does not read what was said
+        self.loop.call_later(1.0, self.transport.abort)  # if the client does not read the response
 
     def _send_interim(self, cycle: RequestResponseCycle) -> None:
-        """Send `100 Continue`, so that neither the client nor a proxy takes the silence for the end."""
+        """Send `100 Continue`, to prevent a time-out in the client or a proxy."""
         if cycle.response_started or cycle.disconnected or self.transport.is_closing():
             return
-        # nginx takes this response's header for the final one, and would otherwise collect what follows.
+        # nginx applies this header to the final response, which it would buffer otherwise.
         headers = [(b"X-Accel-Buffering", b"no")]
         interim = h11.InformationalResponse(status_code=100, headers=headers, reason=b"Continue")
         self.transport.write(self.conn.send(interim))
 
 
 def interim_sender(scope: Scope) -> Callable[[], None] | None:
-    """What sends an interim response to a request's client; None where it may not understand one."""
+    """Return a function that sends an interim response; None if the client may not support it."""
     send: Callable[[], None] | None = scope.get("extensions", {}).get(INTERIM, {}).get("send")
     return send
 
 
-def _goes_on_waiting(scope: HTTPScope) -> bool:
-    """Whether the client is known to go on waiting after interim responses, and speaks HTTP/1.1."""
+def _accepts_interim_responses(scope: HTTPScope) -> bool:
+    """Return whether the client uses HTTP/1.1 and is known to accept interim responses."""
     agent = dict(scope["headers"]).get(b"user-agent", b"").lower()
     return scope["http_version"] == "1.1" and any(name in agent for name in PATIENT_CLIENTS)

@@ -1,7 +1,7 @@
-"""A child process with limits on memory and time, in which the server decodes what clients sent.
+"""A child process with limits on memory and CPU time, in which the server decodes images from clients.
 
-An image of a few kilobytes can ask for seconds of a core and hundreds of megabytes, and a thread that decodes it can't
-be stopped. The process can: it is killed at its limits, and when the client has gone. One image is decoded at a time.
+Decoding an image of a few kilobytes can take seconds of CPU time and hundreds of megabytes, and a thread can't be
+stopped. The process is killed at its limits and when the client disconnects. It decodes one image at a time.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MEGABYTE = 1 << 20
-# 40 megapixels as WebP take 480 MB, more than any other kind.
+# A WebP of 40 megapixels takes 480 MB, more than any other format.
 MEMORY_MB = 560
 CPU_SECONDS = 10
-# By the clock, where a machine has much else to do.
-PATIENCE = 6
-# Memory that the process still holds between two images; beyond that another one takes its place.
+# The wall-clock limit is the CPU limit times this factor, for a busy machine.
+WALL_CLOCK_FACTOR = 6
+# A process that has more resident memory after an image is replaced.
 IDLE_MB = 200
-LISTEN_SECONDS = 0.1
+POLL_SECONDS = 0.1
 
 
 class ClientGone(Exception):
-    """Who asked is no longer there, so the work was given up."""
+    """The client disconnected, so the work was cancelled."""
 
 
 def _never() -> bool:
@@ -50,62 +50,62 @@ def _never() -> bool:
 
 
 class DecodeProcess:
-    """Runs functions in the child process, one call at a time in the order of asking; started when it is needed."""
+    """Runs functions in a child process, one call at a time in order; starts the process when needed."""
 
     def __init__(self) -> None:
         self._turns: deque[object] = deque()
         self._change = Condition()
         self._process: subprocess.Popen[bytes] | None = None
-        self._link: Connection | None = None
+        self._connection: Connection | None = None
         self._closed = False
 
     def run(
         self,
         function: Callable[..., T],
-        *given: object,
+        *arguments: object,
         gone: Callable[[], bool] = _never,
         cpu_seconds: int = CPU_SECONDS,
     ) -> T:
-        """Call a function that can be imported, with arguments that can be pickled; give what it returns.
+        """Call an importable function with picklable arguments; return its result. Blocks the calling thread.
 
-        `gone` is asked often whether the answer is still wanted. Blocks the calling thread.
+        `gone` is polled; the call is cancelled when it returns true.
 
         Raises:
-            InvalidImage: it took too long or too much memory.
-            ClientGone: as `gone` said.
-            KinemaError: as the function raised it.
+            InvalidImage: the call exceeded its time or memory limit.
+            ClientGone: `gone()` returned true.
+            KinemaError: raised by the function.
         """
         with self._turn(gone):
-            link = self._started()
+            connection = self._ensure_started()
             try:
-                link.send((function, given, cpu_seconds))
-                deadline = time.monotonic() + PATIENCE * cpu_seconds
-                while not link.poll(LISTEN_SECONDS):
+                connection.send((function, arguments, cpu_seconds))
+                deadline = time.monotonic() + WALL_CLOCK_FACTOR * cpu_seconds
+                while not connection.poll(POLL_SECONDS):
                     if gone():
                         self._end()
                         raise ClientGone
                     if time.monotonic() > deadline:
                         self._end()
                         raise InvalidImage(_too_slow(cpu_seconds))
-                kind, answer, stays = link.recv()
+                kind, result, is_reusable = connection.recv()
             except (EOFError, OSError):
                 raise InvalidImage(self._cause_of_death(cpu_seconds)) from None
-            if not stays:
+            if not is_reusable:
                 self._end()
         if kind == "done":
-            return cast("T", answer)
+            return cast("T", result)
         if kind == "refused":
-            raise cast("KinemaError", answer)
-        raise RuntimeError(f"the decode process failed:\n{answer}")
+            raise cast("KinemaError", result)
+        raise RuntimeError(f"the decode process failed:\n{result}")
 
     @property
     def pid(self) -> int | None:
-        """The process's id, while there is one."""
+        """The id of the process, or None."""
         process = self._process
         return None if process is None else process.pid
 
     def close(self) -> None:
-        """End the process, whatever it does."""
+        """Kill the process."""
         self._closed = True
         process = self._process
         if process is not None:
@@ -114,57 +114,57 @@ class DecodeProcess:
 
     @contextlib.contextmanager
     def _turn(self, gone: Callable[[], bool]) -> Iterator[None]:
-        """Wait until all who came before are done."""
-        mine = object()
+        """Wait until all earlier calls are done."""
+        turn = object()
         with self._change:
-            self._turns.append(mine)
+            self._turns.append(turn)
         try:
             with self._change:
-                while self._turns[0] is not mine:
-                    self._change.wait(LISTEN_SECONDS)
+                while self._turns[0] is not turn:
+                    self._change.wait(POLL_SECONDS)
                     if gone():
                         raise ClientGone
             yield
         finally:
             with self._change:
-                self._turns.remove(mine)
+                self._turns.remove(turn)
                 self._change.notify_all()
 
-    def _started(self) -> Connection:
-        """The link to the process, which is started where there is none."""
-        if self._link is not None and self._process is not None and self._process.poll() is None:
-            return self._link
+    def _ensure_started(self) -> Connection:
+        """Return the connection to the process; start it if it is not running."""
+        if self._connection is not None and self._process is not None and self._process.poll() is None:
+            return self._connection
         self._end()
         if self._closed:
             raise ClientGone
-        ours, theirs = socket.socketpair()
+        parent_end, child_end = socket.socketpair()
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-            "OPENBLAS_NUM_THREADS": "1",  # each of its threads sets memory aside
+            "OPENBLAS_NUM_THREADS": "1",  # each of its threads reserves memory
         }
-        with theirs:
+        with child_end:
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                [sys.executable, "-P", "-m", "kinema.serving.decode_process", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "kinema.serving.decode_process", str(child_end.fileno())],
                 env=environment,
                 stdin=subprocess.DEVNULL,
-                stdout=2,  # what the server prints is its own
-                pass_fds=[theirs.fileno()],
+                stdout=2,  # stdout is the server's
+                pass_fds=[child_end.fileno()],
                 start_new_session=True,
             )
-        self._link = Connection(ours.detach())
-        return self._link
+        self._connection = Connection(parent_end.detach())
+        return self._connection
 
     def _end(self) -> None:
         """Kill the process; the next call starts another one."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
-        if self._link is not None:
-            self._link.close()
-        self._process = self._link = None
+        if self._connection is not None:
+            self._connection.close()
+        self._process = self._connection = None
 
     def _cause_of_death(self, cpu_seconds: int) -> Message:
-        """Why the process ended in the midst of its work."""
+        """Return the message for a process that ended during a call."""
         if self._closed:
             raise ClientGone from None
         code = None
@@ -174,7 +174,9 @@ class DecodeProcess:
         self._end()
         if code == -signal.SIGXCPU:
             return _too_slow(cpu_seconds)
-        return Message("image_undecodable", "the image can't be decoded here; save it again as PNG, or shrink it")
+        return Message(
+            "image_undecodable", "the image can't be decoded by this server; save it again as PNG, or shrink it"
+        )
 
 
 def _too_slow(cpu_seconds: int) -> Message:
@@ -186,30 +188,30 @@ def _too_slow(cpu_seconds: int) -> Message:
 
 
 def main() -> None:
-    """Answer calls until the server says no more, or is gone."""
-    link = Connection(int(sys.argv[1]))
-    with contextlib.suppress(OSError):  # where memory runs out, this process goes before the server
+    """Process calls until the server closes the connection."""
+    connection = Connection(int(sys.argv[1]))
+    with contextlib.suppress(OSError):  # the OOM killer ends this process before the server
         Path("/proc/self/oom_score_adj").write_text("800", encoding="ascii")
-    # What ends the server is the server's to judge: Ctrl-C and a service manager signal all processes at once.
+    # Ctrl-C and service managers signal all processes; the server ends this one when it shuts down.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _limit(resource.RLIMIT_CORE, 0)
     with contextlib.suppress(OSError):
-        _limit(resource.RLIMIT_DATA, _status("VmData") + MEMORY_MB * MEGABYTE)
+        _limit(resource.RLIMIT_DATA, _read_status("VmData") + MEMORY_MB * MEGABYTE)
     with contextlib.suppress(EOFError, OSError):
         while True:
-            function, given, cpu_seconds = link.recv()
+            function, arguments, cpu_seconds = connection.recv()
             spent = time.process_time()
             _limit(resource.RLIMIT_CPU, int(spent + cpu_seconds) + 1)
-            kind, answer = _answered(function, given)
-            function = given = None
-            link.send((kind, answer, _status("VmRSS") < IDLE_MB * MEGABYTE))
-            answer = None
+            kind, result = _call(function, arguments)
+            function = arguments = None
+            connection.send((kind, result, _read_status("VmRSS") < IDLE_MB * MEGABYTE))
+            result = None
 
 
-def _answered(function: Callable[..., object], given: tuple[object, ...]) -> tuple[str, object]:
+def _call(function: Callable[..., object], arguments: tuple[object, ...]) -> tuple[str, object]:
     try:
-        return "done", function(*given)
+        return "done", function(*arguments)
     except KinemaError as error:
         return "refused", error
     except MemoryError:
@@ -219,14 +221,14 @@ def _answered(function: Callable[..., object], given: tuple[object, ...]) -> tup
 
 
 def _limit(what: int, value: int) -> None:
-    """Set a limit of this process; its hard limit stays, so that it can be raised for the next image."""
+    """Set a soft limit of this process; the hard limit is unchanged, so the next call can raise it."""
     hard = resource.getrlimit(what)[1]
-    with contextlib.suppress(ValueError):  # macOS knows some of them by name alone
+    with contextlib.suppress(ValueError):  # macOS does not support all of them
         resource.setrlimit(what, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
 
 
-def _status(name: str) -> int:
-    """A figure of this process in bytes, as Linux tells it; 0 elsewhere."""
+def _read_status(name: str) -> int:
+    """Return a value of /proc/self/status in bytes; 0 without Linux."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
             if line.startswith(f"{name}:"):

@@ -1,4 +1,4 @@
-"""The engine as the queue's work: it runs in a worker's process, where a model stays loaded from job to job."""
+"""The queue's work: runs the engine in a worker process and keeps models loaded between jobs."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from kinema.models.loading import VideoPipeline
 
 PREVIEW_WIDTH = 384  # pixels at most
-_IMAGE_GENERATION = "kinema-image-generation"  # a text chunk of the drawn still's PNG
+_IMAGE_GENERATION = "kinema-image-generation"  # text chunk of a generated image's PNG
 
 Loaded = TypeVar("Loaded")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GeneratedImage:
-    """A drawn still; its file tells how it was drawn, so that the video's recipe can."""
+    """A generated image; its file stores the generation parameters for the video's recipe."""
 
     image: InputImage
 
@@ -41,16 +41,16 @@ class GeneratedImage:
         """Write a PNG."""
         from PIL.PngImagePlugin import PngInfo
 
-        told = PngInfo()
+        info = PngInfo()
         if self.image.image_generation is not None:
-            told.add_text(_IMAGE_GENERATION, self.image.image_generation.model_dump_json())
-        self.image.rgb.save(path, "PNG", pnginfo=told)
+            info.add_text(_IMAGE_GENERATION, self.image.image_generation.model_dump_json())
+        self.image.rgb.save(path, "PNG", pnginfo=info)
 
 
 class EngineWork:
-    """One worker's: a video model and a painter, each the one that was wanted last.
+    """The work of one worker process. Keeps the last used video pipeline and text-to-image pipeline loaded.
 
-    The default model is loaded at once where it lies on this machine, so that the first job waits for nothing.
+    Loads the default model at start if it is downloaded.
     """
 
     def __init__(self) -> None:
@@ -60,24 +60,24 @@ class EngineWork:
         self._projection: Projection | None = None
         try:
             self._load_default()
-        except KinemaError as error:  # a job that needs the model will say so, and others may not
-            print(f"no model is loaded yet: {error}", file=sys.stderr)  # noqa: T201 - the worker's log
+        except KinemaError as error:  # only jobs that need this model fail
+            print(f"default model not loaded: {error}", file=sys.stderr)  # noqa: T201 - the worker's log
 
     def __call__(self, task: Task) -> Iterator[Step | Preview | TaskResult]:
-        """Do one part of a job."""
+        """Run one part of a job."""
         match task.part:
             case "image":
-                return self._draw(task)
+                return self._generate_image(task)
             case "latents":
                 return self._denoise(task)
             case "video":
                 return self._decode(task)
 
-    def _draw(self, task: Task) -> Iterator[Step | Preview | TaskResult]:
+    def _generate_image(self, task: Task) -> Iterator[Step | Preview | TaskResult]:
         from kinema.engine import generate_image
 
-        assert task.request.image_model is not None, "every request with a prompt names its painter"
-        for result in generate_image(self._image_pipeline_of(task.request.image_model), task.request):
+        assert task.request.image_model is not None, "every request with a prompt has an image_model"
+        for result in generate_image(self._load_image_pipeline(task.request.image_model), task.request):
             if isinstance(result, Step):
                 yield replace(result, latents=None)
             else:
@@ -87,72 +87,76 @@ class EngineWork:
     def _denoise(self, task: Task) -> Iterator[Step | Preview | TaskResult]:
         from kinema.engine import Projection, to_latents
 
-        pipeline = self._models_of(task.request.model)
-        if self._projection is None:  # before the first step: it encodes, and no part may move while the steps compute
+        pipeline = self._load_pipeline(task.request.model)
+        if (
+            self._projection is None
+        ):  # before the first step: fitting runs the VAE, and no module may move during the steps
             self._projection = Projection.fit(pipeline)
         result: Step | Checkpoint
-        for result in to_latents(pipeline, _image_of(task), task.request):
+        for result in to_latents(pipeline, _open_image(task), task.request):
             yield result
             if isinstance(result, Step) and result.clean is not None:
-                yield Preview(lambda clean=result.clean: self._seen(clean))  # type: ignore[misc]
+                yield Preview(lambda clean=result.clean: self._preview(clean))  # type: ignore[misc]
 
     def _decode(self, task: Task) -> Iterator[Step | Preview | TaskResult]:
         from PIL import Image
 
         from kinema.engine import Checkpoint, to_video
 
-        assert task.latents is not None, "they were made before"
+        assert task.latents is not None, "denoised before"
         denoised = Checkpoint.load(task.latents)
-        for result in to_video(self._models_of(task.request.model), _image_of(task), task.request, denoised):
+        for result in to_video(self._load_pipeline(task.request.model), _open_image(task), task.request, denoised):
             yield result
             if isinstance(result, Step) and result.frames is not None:
                 yield Preview(lambda frame=result.frames[-1]: _jpeg(Image.fromarray(frame)))  # type: ignore[misc]
 
-    def _seen(self, clean: object) -> bytes:
-        """An image of the model's estimate so far."""
+    def _preview(self, clean: object) -> bytes:
+        """Return a JPEG of the estimated clean latents."""
         import torch
         from PIL import ImageOps
 
-        assert self._projection is not None, "it was fitted before the first step"
-        assert isinstance(clean, torch.Tensor), "a step's estimate is one"
+        assert self._projection is not None, "fitted before the first step"
+        assert isinstance(clean, torch.Tensor), "a step's clean latents are a tensor"
         image = self._projection.image(clean)
         return _jpeg(ImageOps.scale(image, self._projection.factor))
 
-    def _models_of(self, model: str) -> VideoPipeline:
-        """The model, loaded; the one before it is dropped first."""
+    def _load_pipeline(self, model: str) -> VideoPipeline:
+        """Return the pipeline of a model; unload the previous one first."""
         from kinema.models import loading
 
         if self._pipeline is None or self._pipeline[0] != model:
             if self._pipeline is not None:
                 self._pipeline[1].release()
             self._pipeline = self._projection = None
-            self._pipeline = (model, self._roomy(lambda: loading.load(model, settings=self._settings)))
+            self._pipeline = (model, self._load_freeing_memory(lambda: loading.load(model, settings=self._settings)))
         return self._pipeline[1]
 
-    def _image_pipeline_of(self, name: str) -> ImagePipeline:
-        """The same of painters, which wait in the computer's memory."""
+    def _load_image_pipeline(self, name: str) -> ImagePipeline:
+        """Return the pipeline of a text-to-image model; it stays in CPU memory between jobs."""
         from kinema.models import image_pipeline
 
         if self._image_pipeline is None or self._image_pipeline[0] != name:
-            self._drop_image_pipeline()
-            load = self._roomy(lambda: image_pipeline.load_image_pipeline(name, settings=self._settings))
-            self._image_pipeline = (name, load)
+            self._unload_image_pipeline()
+            loaded = self._load_freeing_memory(
+                lambda: image_pipeline.load_image_pipeline(name, settings=self._settings)
+            )
+            self._image_pipeline = (name, loaded)
         return self._image_pipeline[1]
 
-    def _roomy(self, load: Callable[[], Loaded]) -> Loaded:
-        """What is loaded, if need be at the expense of the other one that is."""
+    def _load_freeing_memory(self, load: Callable[[], Loaded]) -> Loaded:
+        """Call `load`; if memory does not suffice, unload all pipelines and try again."""
         try:
             return load()
         except InsufficientMemory:
             if self._pipeline is None and self._image_pipeline is None:
                 raise
-        self._drop_image_pipeline()
+        self._unload_image_pipeline()
         if self._pipeline is not None:
             self._pipeline[1].release()
         self._pipeline = self._projection = None
         return load()
 
-    def _drop_image_pipeline(self) -> None:
+    def _unload_image_pipeline(self) -> None:
         if self._image_pipeline is not None:
             self._image_pipeline[1].release()
         self._image_pipeline = None
@@ -166,26 +170,26 @@ class EngineWork:
 
         name = loading.default_model(self._settings)[0]
         entry = CATALOG.get(name)
-        there = Path(name).expanduser().is_dir() if entry is None else entry.folder or held(entry)
-        if there:
-            self._models_of(name)
+        is_available = Path(name).expanduser().is_dir() if entry is None else entry.folder or held(entry)
+        if is_available:
+            self._load_pipeline(name)
 
 
-def _image_of(task: Task) -> InputImage:
-    """The still as the engine takes it; of one that was drawn for this job, its file also tells how."""
+def _open_image(task: Task) -> InputImage:
+    """Open the task's image; a generated image also has its generation parameters from its file."""
     from PIL import Image
 
-    assert task.image is not None, "it was given, or drawn before"
+    assert task.image is not None, "sent by the client, or generated before"
     image = replace(open_image(task.image), name=None)
     if task.request.prompt is None:
         return image
     with Image.open(task.image, formats=("PNG",)) as file:
-        told = file.info.get(_IMAGE_GENERATION)
-    return image if told is None else replace(image, image_generation=ImageGeneration.model_validate_json(told))
+        text = file.info.get(_IMAGE_GENERATION)
+    return image if text is None else replace(image, image_generation=ImageGeneration.model_validate_json(text))
 
 
 def _jpeg(image: Image.Image) -> bytes:
-    """A small JPEG."""
+    """Return an image as a JPEG, at most PREVIEW_WIDTH wide."""
     from PIL import Image as Images
 
     width = min(PREVIEW_WIDTH, image.width)

@@ -1,4 +1,4 @@
-"""A job's life as server-sent events: followed once, and told to all who watch it."""
+"""The changes of a job as server-sent events: one subscription to the queue per job, any number of streams."""
 
 from __future__ import annotations
 
@@ -17,126 +17,126 @@ if TYPE_CHECKING:
     from kinema.jobs import Job
     from kinema.serving.lifespan import ServerState
 
-ALIVE_SECONDS = 15.0  # so that nothing between here and the client takes silence for the end
-TELL_SECONDS = 1.0  # steps of one stage that come quicker are not all told
+KEEP_ALIVE_SECONDS = 15.0  # interval of keep-alive comments, which prevent time-outs in proxies
+PUBLISH_SECONDS = 1.0  # the minimum interval between two steps of a stage
 
 
-class _Watcher:
-    """What one stream has not sent yet: of each kind only the latest."""
+class _Subscriber:
+    """One stream: its unsent events, of which it keeps only the latest of each kind."""
 
     def __init__(self, latest: dict[str, str]) -> None:
-        self._due = dict(latest)
-        self._news = asyncio.Event()
+        self._pending = dict(latest)
+        self._changed = asyncio.Event()
         self._ended = False
-        if self._due:
-            self._news.set()
+        if self._pending:
+            self._changed.set()
 
-    def tell(self, kind: str, text: str) -> None:
-        self._due[kind] = text
-        self._news.set()
+    def publish(self, kind: str, text: str) -> None:
+        self._pending[kind] = text
+        self._changed.set()
 
     def end(self) -> None:
         self._ended = True
-        self._news.set()
+        self._changed.set()
 
     @property
-    def over(self) -> bool:
-        """Whether there is nothing more to send, nor ever will be."""
-        return self._ended and not self._due
+    def is_done(self) -> bool:
+        """Whether all events are sent and no more will follow."""
+        return self._ended and not self._pending
 
-    async def news(self) -> str:
-        """All that is due, as soon as there is any; a comment where there is none for long."""
+    async def receive(self) -> str:
+        """Wait for events and return all pending ones; return a comment if there are none for KEEP_ALIVE_SECONDS."""
         try:
-            async with asyncio.timeout(ALIVE_SECONDS):
-                await self._news.wait()
+            async with asyncio.timeout(KEEP_ALIVE_SECONDS):
+                await self._changed.wait()
         except TimeoutError:
-            return ": still here\n\n"
-        self._news.clear()
-        text, self._due = "".join(self._due.values()), {}
+            return ": keep-alive\n\n"
+        self._changed.clear()
+        text, self._pending = "".join(self._pending.values()), {}
         return text
 
 
 class _Channel:
-    """One job, followed for all who watch it."""
+    """One job's subscription, shared by all its streams."""
 
-    def __init__(self, host: ServerState, job_id: str) -> None:
-        self.watchers: set[_Watcher] = set()
+    def __init__(self, state: ServerState, job_id: str) -> None:
+        self.subscribers: set[_Subscriber] = set()
         self._latest: dict[str, str] = {}
-        self._host = host
+        self._state = state
         self._job_id = job_id
         self._task = asyncio.create_task(self._follow())
 
-    def join(self) -> _Watcher:
-        watcher = _Watcher(self._latest)
-        self.watchers.add(watcher)
+    def subscribe(self) -> _Subscriber:
+        subscriber = _Subscriber(self._latest)
+        self.subscribers.add(subscriber)
         if self._task.done():
-            watcher.end()
-        return watcher
+            subscriber.end()
+        return subscriber
 
     def close(self) -> None:
         self._task.cancel()
 
     async def _follow(self) -> None:
         try:
-            ended = await self._tell_changes()
-            if not self._host.stopping.is_set():
-                self._tell("end", f"event: {'done' if ended else 'deleted'}\ndata: {{}}\n\n")
+            is_finished = await self._publish_changes()
+            if not self._state.stopping.is_set():
+                self._publish("end", f"event: {'done' if is_finished else 'deleted'}\ndata: {{}}\n\n")
         except KinemaError:
-            pass  # the stream ends, and whoever connects again is told why
+            pass  # the stream ends; a new request gets the error response
         finally:
-            for watcher in self.watchers:
-                watcher.end()
+            for subscriber in self.subscribers:
+                subscriber.end()
 
-    async def _tell_changes(self) -> bool:
-        """Tell what changes, until the job is finished (True) or gone."""
+    async def _publish_changes(self) -> bool:
+        """Publish changes until the job is finished (return True) or deleted (return False)."""
         before: Job | None = None
-        told = 0.0
-        async for job in self._host.watch(self._job_id):
-            turn = before is None or (job.status, job.stage) != (before.status, before.stage)
-            if turn or job.finished or time.monotonic() - told >= TELL_SECONDS:
-                told = time.monotonic()
-                self._tell("video", f"event: video\ndata: {json.dumps(video_of(job))}\n\n")
+        published = 0.0
+        async for job in self._state.subscribe(self._job_id):
+            is_new_stage = before is None or (job.status, job.stage) != (before.status, before.stage)
+            if is_new_stage or job.finished or time.monotonic() - published >= PUBLISH_SECONDS:
+                published = time.monotonic()
+                self._publish("video", f"event: video\ndata: {json.dumps(video_of(job))}\n\n")
             if job.previews > (0 if before is None else before.previews) and not job.finished:
-                await self._tell_preview()
+                await self._publish_preview()
             before = job
             if job.finished:
                 return True
         return False
 
-    async def _tell_preview(self) -> None:
-        data = await asyncio.to_thread(self._host.queue.preview, self._job_id)
+    async def _publish_preview(self) -> None:
+        data = await asyncio.to_thread(self._state.queue.preview, self._job_id)
         if data is not None:
             url = f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"
-            self._tell("preview", f"event: preview\ndata: {url}\n\n")
+            self._publish("preview", f"event: preview\ndata: {url}\n\n")
 
-    def _tell(self, kind: str, text: str) -> None:
+    def _publish(self, kind: str, text: str) -> None:
         self._latest[kind] = text
-        for watcher in self.watchers:
-            watcher.tell(kind, text)
+        for subscriber in self.subscribers:
+            subscriber.publish(kind, text)
 
 
 class Events:
-    """All streams of one server."""
+    """All event streams of a server."""
 
     def __init__(self) -> None:
         self._channels: dict[str, _Channel] = {}
 
-    async def stream(self, host: ServerState, job_id: str) -> AsyncIterator[str]:
-        """Events `video`, each with the video object; `preview`, a data: URL, where there is another; at last `done`.
+    async def stream(self, state: ServerState, job_id: str) -> AsyncIterator[str]:
+        """Stream a job: `video` (the video object), `preview` (a data: URL), and finally `done` or `deleted`.
 
-        Where the server ends, the stream ends without `done`; whoever connects again is told how it stands.
+        On shutdown the stream ends without `done`; a client that reconnects gets the current state.
         """
         channel = self._channels.get(job_id)
         if channel is None:
-            channel = self._channels[job_id] = _Channel(host, job_id)
-        watcher = channel.join()
+            channel = self._channels[job_id] = _Channel(state, job_id)
+        subscriber = channel.subscribe()
         try:
             yield "retry: 1000\n\n"
-            while not watcher.over:
-                yield await watcher.news()
+            while not subscriber.is_done:
+                yield await subscriber.receive()
         finally:
-            channel.watchers.discard(watcher)
-            if not channel.watchers:
+            channel.subscribers.discard(subscriber)
+            if not channel.subscribers:
                 channel.close()
                 if self._channels.get(job_id) is channel:
                     del self._channels[job_id]

@@ -1,4 +1,4 @@
-"""Loose fields, as forms and JSON bring them, become settings under our own names."""
+"""Convert the fields of forms and JSON bodies to the parameters of `VideoRequest`."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from kinema.values import VideoRequest
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-# What others call our settings.
+# Names of our parameters in other software.
 ALIASES: Mapping[str, str] = {
     "cond_aug": "noise_aug_strength",
     "augmentation_level": "noise_aug_strength",
     "decoding_t": "decode_chunk_size",
     "frames_per_second": "fps",
     "cfg_scale": "max_guidance_scale",
-    "guidance_scale": "max_guidance_scale",  # where there is no prompt
+    "guidance_scale": "max_guidance_scale",  # without a prompt
     "steps": "num_inference_steps",
 }
-# With a prompt, what diffusers' text-to-image pipelines call theirs.
+# With a prompt: the names in diffusers' text-to-image pipelines.
 PROMPT_ALIASES: Mapping[str, str] = {**ALIASES, "guidance_scale": "image_guidance_scale"}
-# What else is understood; each stands for settings of ours.
-WORDS: Mapping[str, tuple[str, ...]] = {
+# Fields from which one or two of our parameters are computed.
+SHORTHANDS: Mapping[str, tuple[str, ...]] = {
     "size": ("width", "height"),
     "seconds": ("num_frames",),
     "motion_scale": ("motion_bucket_id",),
@@ -33,112 +33,116 @@ WORDS: Mapping[str, tuple[str, ...]] = {
 }
 _LENGTHS = {"14_frames_with_svd": (14, "svd"), "25_frames_with_svd_xt": (25, "svd-xt")}
 _SIZE = re.compile(r"(\d{1,5})\s*[x×]\s*(\d{1,5})", re.IGNORECASE)
-_MOST_FRAMES = 128
+_MAX_FRAMES = 128
 
 
 def is_set(value: object) -> bool:
-    """Whether a field says anything: None, an empty string and the word null don't."""
+    """Return whether a field has a value: None, an empty string and the word null are none."""
     return value is not None and not (isinstance(value, str) and value.strip() in {"", "null"})
 
 
-def settings_of(fields: Mapping[str, Any], default_model: Callable[[], str]) -> dict[str, Any]:
-    """The settings that these fields mean, `model` always among them; nothing is checked but their words.
+def to_parameters(fields: Mapping[str, Any], default_model: Callable[[], str]) -> dict[str, Any]:
+    """Return the parameters that these fields specify, always with `model`; their values are not validated.
 
     Raises:
-        InvalidRequest: naming a field that is not known, said twice, or not to be read.
+        InvalidRequest: a field is unknown, is specified twice, or can't be parsed.
     """
-    given = {name: value for name, value in fields.items() if is_set(value)}
-    settings = _renamed(given)
-    _check_said_once(given, settings)
-    if "video_length" in given:
-        settings["num_frames"], settings["model"] = _length(given["video_length"])
-    if "model" not in settings:
-        settings["model"] = default_model()
-    if "size" in given:
-        settings["width"], settings["height"] = _size(given["size"])
-    if "motion_scale" in given:
-        settings["motion_bucket_id"] = round(255 * _number("motion_scale", given["motion_scale"], 0, 1))
-    if "seconds" in given:
-        settings["num_frames"] = _frames(given["seconds"], settings)
-    return settings
+    sent = {name: value for name, value in fields.items() if is_set(value)}
+    parameters = _resolve_aliases(sent)
+    _check_conflicts(sent, parameters)
+    if "video_length" in sent:
+        parameters["num_frames"], parameters["model"] = _parse_video_length(sent["video_length"])
+    if "model" not in parameters:
+        parameters["model"] = default_model()
+    if "size" in sent:
+        parameters["width"], parameters["height"] = _parse_size(sent["size"])
+    if "motion_scale" in sent:
+        parameters["motion_bucket_id"] = round(255 * _parse_number("motion_scale", sent["motion_scale"], 0, 1))
+    if "seconds" in sent:
+        parameters["num_frames"] = _count_frames(sent["seconds"], parameters)
+    return parameters
 
 
-def sent_name(given: Mapping[str, Any], ours: str | None) -> str | None:
-    """The name under which a setting of ours was sent: another name for it, or a word that stands for it."""
-    if ours is None or ours in given:
-        return ours
-    aliases = PROMPT_ALIASES if "prompt" in given else ALIASES
-    return next((name for name in given if aliases.get(name) == ours or ours in WORDS.get(name, ())), ours)
+def sent_name(sent: Mapping[str, Any], parameter: str | None) -> str | None:
+    """Return the name under which a parameter was sent: its own, an alias or a shorthand."""
+    if parameter is None or parameter in sent:
+        return parameter
+    aliases = PROMPT_ALIASES if "prompt" in sent else ALIASES
+    return next(
+        (name for name in sent if aliases.get(name) == parameter or parameter in SHORTHANDS.get(name, ())), parameter
+    )
 
 
-def _renamed(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that are settings of ours, or aliases of them, under our names."""
-    aliases = PROMPT_ALIASES if "prompt" in given else ALIASES
-    settings: dict[str, Any] = {}
-    for name, value in sorted(given.items(), key=lambda item: item[0] in ALIASES):
-        if name in WORDS:
+def _resolve_aliases(sent: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that are parameters or aliases of parameters, under the parameters' names."""
+    aliases = PROMPT_ALIASES if "prompt" in sent else ALIASES
+    parameters: dict[str, Any] = {}
+    for name, value in sorted(sent.items(), key=lambda item: item[0] in ALIASES):
+        if name in SHORTHANDS:
             continue
-        ours = aliases.get(name, name)
-        if ours not in VideoRequest.model_fields:
-            known = ", ".join([*VideoRequest.model_fields, *ALIASES, *WORDS])
-            raise InvalidRequest(f"there is no setting {name!r}; the settings are {known}", name)
-        if ours in settings:
-            raise InvalidRequest(f"{name} {value!r} is another name for {ours}, and both are given: drop one", ours)
-        settings[ours] = value
-    return settings
+        parameter = aliases.get(name, name)
+        if parameter not in VideoRequest.model_fields:
+            known = ", ".join([*VideoRequest.model_fields, *ALIASES, *SHORTHANDS])
+            raise InvalidRequest(f"unknown parameter {name!r}; the parameters are {known}", name)
+        if parameter in parameters:
+            raise InvalidRequest(
+                f"{name} {value!r} is an alias of {parameter}, and both are sent; remove one", parameter
+            )
+        parameters[parameter] = value
+    return parameters
 
 
-def _check_said_once(given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    for name, meant in WORDS.items():
-        if name in given and (other := next((word for word in meant if word in settings), None)):
-            raise InvalidRequest(f"{name} {given[name]!r} and {other} are both given: drop one", name)
-    if "seconds" in given and "video_length" in given:
-        raise InvalidRequest(f"seconds {given['seconds']!r} and video_length are both given: drop one", "seconds")
+def _check_conflicts(sent: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
+    for name, meanings in SHORTHANDS.items():
+        if name in sent and (other := next((each for each in meanings if each in parameters), None)):
+            raise InvalidRequest(f"{name} {sent[name]!r} and {other} are both sent; remove one", name)
+    if "seconds" in sent and "video_length" in sent:
+        raise InvalidRequest(f"seconds {sent['seconds']!r} and video_length are both sent; remove one", "seconds")
 
 
-def _length(value: object) -> tuple[int, str]:
+def _parse_video_length(value: object) -> tuple[int, str]:
     if value not in _LENGTHS:
-        raise InvalidRequest(f"video_length {value!r} is not usable: {' and '.join(_LENGTHS)} are", "video_length")
+        raise InvalidRequest(f"video_length {value!r} is invalid; use {' or '.join(_LENGTHS)}", "video_length")
     return _LENGTHS[str(value)]
 
 
-def _size(value: object) -> tuple[int, int]:
-    found = _SIZE.fullmatch(str(value).strip())
-    if found is None:
-        raise InvalidRequest(f"size {value!r} is not usable: write width x height, as 1024x576", "size")
-    return int(found[1]), int(found[2])
+def _parse_size(value: object) -> tuple[int, int]:
+    match = _SIZE.fullmatch(str(value).strip())
+    if match is None:
+        raise InvalidRequest(f"size {value!r} is invalid; expected width x height, such as 1024x576", "size")
+    return int(match[1]), int(match[2])
 
 
-def _number(name: str, value: object, low: float, high: float) -> float:
+def _parse_number(name: str, value: object, low: float, high: float) -> float:
     try:
         number = float(str(value))
     except ValueError:
-        raise InvalidRequest(f"{name} {value!r} is no number; give one from {low:g} to {high:g}", name) from None
-    if not low <= number <= high:  # false for NaN, too
-        raise InvalidRequest(f"{name} {value!r} is out of range: {low:g} to {high:g}", name)
+        raise InvalidRequest(f"{name} {value!r} is not a number; use one from {low:g} to {high:g}", name) from None
+    if not low <= number <= high:  # also rejects NaN
+        raise InvalidRequest(f"{name} {value!r} is out of range; use a number from {low:g} to {high:g}", name)
     return number
 
 
-def _frames(seconds: object, settings: Mapping[str, Any]) -> int:
-    """How many frames last so long at the rate at which they will be played."""
-    usual = default_settings(str(settings["model"]))
-    named = settings.get("playback_fps") or settings.get("fps")
-    rate = named if named is not None else usual.get("fps", VideoRequest.model_fields["fps"].default)
+def _count_frames(seconds: object, parameters: Mapping[str, Any]) -> int:
+    """Return the number of frames of a video of this duration at its playback frame rate."""
+    defaults = default_settings(str(parameters["model"]))
+    explicit = parameters.get("playback_fps") or parameters.get("fps")
+    rate = explicit if explicit is not None else defaults.get("fps", VideoRequest.model_fields["fps"].default)
     try:
         per_second = int(str(rate))
     except ValueError:
-        return 1  # the request refuses the rate itself
+        return 1  # `VideoRequest` rejects the rate
     if not 1 <= per_second <= 1000:
         return 1  # likewise
-    longest = _MOST_FRAMES / per_second
+    longest = _MAX_FRAMES / per_second
     try:
-        wanted = float(str(seconds))
+        duration = float(str(seconds))
     except ValueError:
-        raise InvalidRequest(f"seconds {seconds!r} is no number; give one, as 2", "seconds") from None
-    if not 0 <= wanted <= longest + 1 or not 1 <= (frames := round(wanted * per_second)) <= _MOST_FRAMES:
+        raise InvalidRequest(f"seconds {seconds!r} is not a number; use one such as 2", "seconds") from None
+    if not 0 <= duration <= longest + 1 or not 1 <= (frames := round(duration * per_second)) <= _MAX_FRAMES:
         raise InvalidRequest(
-            f"seconds {seconds!r} is out of range: at {per_second} frames a second a video lasts "
-            f"{1 / per_second:.2g} to {longest:.3g} seconds, which is {_MOST_FRAMES} frames",
+            f"seconds {seconds!r} is out of range; at {per_second} frames per second, use {1 / per_second:.2g} to "
+            f"{longest:.3g} seconds ({_MAX_FRAMES} frames)",
             "seconds",
         )
     return frames

@@ -1,4 +1,4 @@
-"""One shape for every error: what BentoML, Starlette and Gradio answer in shapes of their own goes out in ours."""
+"""One JSON format for every error response, including those of BentoML, Starlette and Gradio."""
 
 from __future__ import annotations
 
@@ -21,61 +21,61 @@ _CODES = {
     416: "range_not_satisfiable",
     503: "unavailable",
 }
-_CLIENT_GONE = 499  # nginx's; nobody reads the answer, which is there for the log
-_LONGEST = 64 * 1024  # an error's body is shorter
+_CLIENT_GONE = 499  # nginx's status for the log; the client is disconnected and reads no response
+_MAX_ERROR_BYTES = 64 * 1024  # an error body is shorter
 
 
 class ErrorResponseMiddleware:
-    """ASGI middleware around all that answers over HTTP."""
+    """ASGI middleware around all HTTP routes."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer as the app does, an error as `{"error": {"code", "message", "param", "type"}}`."""
+        """Pass on the app's response; rewrite an error as `{"error": {"code", "message", "param", "type"}}`."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        answer = _Answer(scope, receive, send)
+        response = _Response(scope, receive, send)
         try:
-            await self._app(scope, receive, answer.send)
+            await self._app(scope, receive, response.send)
         except Exception:
-            if not answer.begun:
-                await answer.fail(500)
-            raise  # it is logged where all are
+            if not response.started:
+                await response.send_standard_error(500)
+            raise  # BentoML logs it
 
 
-class _Answer:
-    """One answer on its way out; an error is held back until its body is whole."""
+class _Response:
+    """One response being sent; an error is buffered until its body is complete."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._scope, self._receive, self._send = scope, receive, send
-        self._held: Message | None = None
+        self._error_start: Message | None = None
         self._body = bytearray()
-        self.begun = False
+        self.started = False
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start" and message["status"] >= 400 and message["status"] != _CLIENT_GONE:
-            self._held = message
-        elif self._held is None:
-            self.begun = True
+            self._error_start = message
+        elif self._error_start is None:
+            self.started = True
             await self._send(message)
         else:
-            self._body += message.get("body", b"")[: _LONGEST - len(self._body)]
+            self._body += message.get("body", b"")[: _MAX_ERROR_BYTES - len(self._body)]
             if not message.get("more_body"):
-                await self._send_error(self._held)
+                await self._send_error(self._error_start)
 
     async def _send_error(self, start: Message) -> None:
-        if not _is_ours(self._body):
-            await self.fail(start["status"], start["headers"])
+        if not _has_error_format(self._body):
+            await self.send_standard_error(start["status"], start["headers"])
             return
-        self.begun = True
+        self.started = True
         await self._send(start)
         await self._send({"type": "http.response.body", "body": bytes(self._body)})
 
-    async def fail(self, status: int, raw: list[tuple[bytes, bytes]] | None = None) -> None:
-        """Send the error that goes with a status; `raw` are headers to keep beside the body's own."""
-        self.begun = True
+    async def send_standard_error(self, status: int, raw: list[tuple[bytes, bytes]] | None = None) -> None:
+        """Send the standard error of a status; `raw` are headers of the original response."""
+        self.started = True
         body = error_body(status, _code(status), self._message(status, Headers(raw=raw or [])))
         headers = MutableHeaders(raw=list(raw or []))
         for name in ("content-type", "content-length", "content-encoding", "transfer-encoding"):
@@ -86,13 +86,13 @@ class _Answer:
         path, method = self._scope["path"][:80], self._scope["method"]
         match status:
             case 404:
-                return f"there is nothing at {path!r}"
+                return f"{path!r} does not exist"
             case 405:
-                return f"{path} does not take {method}; it takes {headers.get('allow', 'another method')}"
+                return f"{path} does not support {method}; use {headers.get('allow', 'another method')}"
             case 503:
                 return "the server is not ready; try again in a moment"
             case _ if status >= 500:
-                return "an internal error; the server's log has the details"
+                return "internal error; see the server's log"
         return HTTPStatus(status).phrase.lower()
 
 
@@ -100,9 +100,9 @@ def _code(status: int) -> str:
     return _CODES.get(status, "invalid_request" if status < 500 else "internal_error")
 
 
-def _is_ours(body: bytes | bytearray) -> bool:
+def _has_error_format(body: bytes | bytearray) -> bool:
     try:
-        answer: Any = json.loads(body)
+        parsed: Any = json.loads(body)
     except ValueError:
         return False
-    return isinstance(answer, dict) and isinstance(answer.get("error"), dict) and "code" in answer["error"]
+    return isinstance(parsed, dict) and isinstance(parsed.get("error"), dict) and "code" in parsed["error"]

@@ -1,4 +1,4 @@
-"""Where the server checks and decodes images, and fetches them: one process, and pools that no other work waits for."""
+"""The server's decode process, and the thread pools for uploads, image URLs and thumbnails."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from kinema.serving.decode_process import DecodeProcess
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-KNOWN_IMAGES = 1000
+CACHE_SIZE = 1000
 LARGE_BYTES = 2_000_000
 
 
 class ImageService:
-    """One server's. The pools differ in what a request that waits for long, or holds much, may delay."""
+    """The image service of a server. Separate pools keep slow or large requests from delaying others."""
 
     def __init__(self) -> None:
         self.process = DecodeProcess()
@@ -27,32 +27,32 @@ class ImageService:
         self.images = BoundedPool("images", threads=2, waiting=60)
         self._uploads = BoundedPool("uploads", threads=4, waiting=60)
         self._large_uploads = BoundedPool("large-uploads", threads=1, waiting=30)
-        self._known: OrderedDict[bytes, ImageFacts] = OrderedDict()
+        self._cache: OrderedDict[bytes, ImageFacts] = OrderedDict()
         self._lock = Lock()
 
     def uploads(self, size: int) -> BoundedPool:
-        """The pool for a body of so many bytes: what does not fit in memory many times is handled one by one."""
+        """Return the pool for a body of `size` bytes. Large bodies are handled one at a time, to limit memory."""
         return self._large_uploads if size > LARGE_BYTES else self._uploads
 
     def inspect(self, data: bytes, gone: Callable[[], bool]) -> ImageFacts:
-        """As `inspect_image`, in the process; what was found is remembered.
+        """Call `inspect_image` in the decode process; cache the result.
 
         Raises:
-            InvalidImage: as `inspect_image`, or as the process's limits have it.
-            ClientGone: as `gone` said.
+            InvalidImage: as `inspect_image`, or a limit of the process was exceeded.
+            ClientGone: `gone()` returned true.
         """
         sha256 = hashlib.sha256(data).digest()
         with self._lock:
-            if (known := self._known.get(sha256)) is not None:
-                self._known.move_to_end(sha256)
-                return known
+            if (facts := self._cache.get(sha256)) is not None:
+                self._cache.move_to_end(sha256)
+                return facts
         facts = self.process.run(inspect_image, data, gone=gone)
         with self._lock:
-            self._known[sha256] = facts
-            while len(self._known) > KNOWN_IMAGES:
-                self._known.popitem(last=False)
+            self._cache[sha256] = facts
+            while len(self._cache) > CACHE_SIZE:
+                self._cache.popitem(last=False)
         return facts
 
     def close(self) -> None:
-        """End the process, whatever it does."""
+        """Kill the decode process."""
         self.process.close()

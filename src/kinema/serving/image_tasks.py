@@ -1,4 +1,4 @@
-"""What the decode process makes for the server: fitted images, and thumbnails and contact sheets of videos."""
+"""Functions for the decode process: fit an image, make a thumbnail or a contact sheet of a video."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ THUMBNAIL_WIDTH = 512
 
 
 def fitted(data: bytes, width: int, height: int, fit: Fit) -> bytes:
-    """An image as the engine fits it, as JPEG.
+    """Return an image, fitted to the video's size as the engine does it, as JPEG.
 
     Raises:
-        InvalidImage: where the bytes are no usable image.
+        InvalidImage: the image can't be used.
     """
-    return _encoded(fit_encoded(data, width, height, fit), "JPEG", quality=88)
+    return _encode(fit_encoded(data, width, height, fit), "JPEG", quality=88)
 
 
 def thumbnail(video: Path) -> bytes:
-    """A video's first frame, as WebP.
+    """Return a video's first frame as WebP.
 
     Raises:
-        VideoError: where it can't be decoded.
+        VideoError: the video can't be decoded.
     """
     image = Image.fromarray(read_first_frame(video))
     image.thumbnail((THUMBNAIL_WIDTH, THUMBNAIL_WIDTH))
-    return _encoded(image, "WEBP", quality=85)
+    return _encode(image, "WEBP", quality=85)
 
 
 def contact_sheet(video: Path) -> bytes:
-    """All frames of a video on one image, as JPEG; no more than one of them is in memory at its full size.
+    """Return all frames of a video tiled in one JPEG; only one full-size frame is in memory at a time.
 
     Raises:
-        VideoError: where it can't be decoded.
+        VideoError: the video can't be decoded.
     """
     count = sum(1 for _ in each_frame(video))
-    return _encoded(tiled(each_frame(video), count), "JPEG", quality=85)
+    return _encode(tiled(each_frame(video), count), "JPEG", quality=85)
 
 
-def _encoded(image: Image.Image, kind: str, quality: int) -> bytes:
+def _encode(image: Image.Image, kind: str, quality: int) -> bytes:
     data = io.BytesIO()
     image.save(data, kind, quality=quality)
     return data.getvalue()

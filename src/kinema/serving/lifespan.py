@@ -1,4 +1,4 @@
-"""What the faces share while a server runs: its settings, its queue, and whether it is about to end."""
+"""The state of a server process (settings, queue, image service) with its startup, readiness and shutdown."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ log = logging.getLogger(__name__)
 
 WORK = "kinema.serving.engine_work:EngineWork"
 PROBE_SECONDS = 3.0
-# Of the 30 that a service manager gives: for running jobs, and until the process ends whatever it is doing.
+# A service manager sends SIGKILL after 30 s. Running jobs get the first limit; the second ends the process.
 GRACE_SECONDS = 22.0
 END_SECONDS = 28
 
 
 class ServerState:
-    """One server process. Made before the event loop runs, opened and closed within it."""
+    """The state of one server process: created before the event loop runs, opened and closed in it."""
 
     def __init__(self, settings: Settings, work: str = WORK) -> None:
         self.settings = settings
@@ -55,135 +55,135 @@ class ServerState:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._prober = ThreadPoolExecutor(1, "kinema-probe")
         self._probe: asyncio.Future[bool] | None = None
-        self._fault: str | None = None  # what the latest probe found, so that it is logged once
+        self._database_error: str | None = None  # of the latest probe; each error is logged once
 
     async def open(self) -> None:
-        """Begin to run jobs, and hear of signals."""
+        """Install the signal handlers and start running jobs."""
         self._loop = asyncio.get_running_loop()
-        self._listen_to_signals()
+        self._handle_signals()
         await asyncio.to_thread(self.queue.open)
-        # What is imported by now stays: looking it through for garbage would hold up every request for 0.2 s.
+        # Imported modules stay in memory: scanning them in a garbage collection would pause all requests for 0.2 s.
         gc.collect()
         gc.freeze()
 
     async def close(self) -> None:
-        """Take no more jobs; finish the running ones within what is left since the signal, or put them back."""
+        """Accept no more jobs; finish running jobs within the rest of the grace period, or requeue them."""
         self.stopping.set()
         self.images.close()
         spent = 0.0 if self._stopped_at is None else time.monotonic() - self._stopped_at
         await asyncio.to_thread(self.queue.close, max(0.0, GRACE_SECONDS - spent))
 
     async def ready(self) -> bool:
-        """Whether the queue is open, every worker has what it needs, and the database answers, within PROBE_SECONDS."""
+        """Return whether the queue is open, all workers are ready and the database responds within PROBE_SECONDS."""
         if not self.queue.ready or self.stopping.is_set() or None in self.queue.workers:
             return False
-        if self._probe is None or self._probe.done():  # a database that hangs holds one thread, whoever asks
+        if self._probe is None or self._probe.done():  # a database that hangs blocks only one thread
             self._probe = asyncio.get_running_loop().run_in_executor(self._prober, self._probe_database)
         await asyncio.wait({self._probe}, timeout=PROBE_SECONDS)
         return self._probe.done() and self._probe.result()
 
     @property
     def problems(self) -> list[str]:
-        """Why the server is not ready, for anyone to read."""
-        database = ["the queue's database is away, removed or damaged; the log says what was found"]
-        return [*self.queue.problems, *(database if self._fault else [])]
+        """Why the server is not ready; contains nothing confidential."""
+        database = ["the queue's database is unavailable, deleted or damaged; see the server's log"]
+        return [*self.queue.problems, *(database if self._database_error else [])]
 
     def _probe_database(self) -> bool:
         try:
             self.queue.check_database()
         except QueueUnavailable as error:
-            if str(error) != self._fault:
+            if str(error) != self._database_error:
                 log.warning("not ready: %s", error)
-            self._fault = str(error)
+            self._database_error = str(error)
             return False
-        self._fault = None
+        self._database_error = None
         return True
 
     def check_open(self) -> None:
-        """Refuse new jobs once the server is about to end.
+        """Reject new jobs during shutdown.
 
         Raises:
-            QueueUnavailable: saying so.
+            QueueUnavailable: the server is shutting down.
         """
         if self.stopping.is_set():
-            raise QueueUnavailable(Message("server_ending", "the server is ending; try again when it is back"))
+            raise QueueUnavailable(Message("server_ending", "the server is shutting down; try again after it restarts"))
 
     async def finished(self, job: Job) -> Job | None:
-        """The job once it is finished; None where it was deleted.
+        """Wait for a job and return it when it is finished; return None if it is deleted.
 
         Raises:
-            QueueUnavailable: where the server ends before that; the job goes on with the next start.
+            QueueUnavailable: the server shuts down first; the job continues after the restart.
         """
         latest: Job | None = None
-        async for latest in self.watch(job.id):
+        async for latest in self.subscribe(job.id):
             if latest.finished:
                 return latest
         if self.stopping.is_set():
             raise QueueUnavailable(
                 Message(
                     "server_ending_job",
-                    "the server is ending; {job} goes on when it is back: ask for it then",
+                    "the server is shutting down; {job} continues after the restart: request it then",
                     job=job.id,
                 )
             )
         return None
 
-    async def watch(self, job_id: str) -> AsyncIterator[Job]:
-        """As `Queue.subscribe_async`, until the server is about to end."""
+    async def subscribe(self, job_id: str) -> AsyncIterator[Job]:
+        """Yield the job at each change, as `Queue.subscribe_async`, until the server shuts down."""
         changes = self.queue.subscribe_async(job_id).__aiter__()
-        ending = asyncio.ensure_future(self.stopping.wait())
-        following: asyncio.Future[Job] | None = None
+        shutdown = asyncio.ensure_future(self.stopping.wait())
+        next_change: asyncio.Future[Job] | None = None
         try:
             while not self.stopping.is_set():
-                following = asyncio.ensure_future(changes.__anext__())
-                await asyncio.wait({following, ending}, return_when=asyncio.FIRST_COMPLETED)
-                if not following.done():
+                next_change = asyncio.ensure_future(changes.__anext__())
+                await asyncio.wait({next_change, shutdown}, return_when=asyncio.FIRST_COMPLETED)
+                if not next_change.done():
                     return
                 try:
-                    job = following.result()
+                    job = next_change.result()
                 except StopAsyncIteration:
                     return
                 yield job
         finally:
-            ending.cancel()
-            if following is not None and not following.done():
-                following.cancel()
+            shutdown.cancel()
+            if next_change is not None and not next_change.done():
+                next_change.cancel()
                 with contextlib.suppress(asyncio.CancelledError, StopAsyncIteration):
-                    await following
+                    await next_change
 
     def _ended(self, job: Job) -> None:
         self.metrics.observe(job)
 
-    def _listen_to_signals(self) -> None:
-        """Know of the end before the HTTP server does, which waits for open connections: those that watch must end."""
+    def _handle_signals(self) -> None:
+        """Note signals before the HTTP server: it waits for open connections, so event streams must end first."""
         if threading.current_thread() is not threading.main_thread():
             return
         for number in (signal.SIGTERM, signal.SIGINT):
-            before = signal.getsignal(number)
+            previous = signal.getsignal(number)
 
-            def hear(got: int, frame: FrameType | None, before: object = before) -> None:
-                self._begin_to_stop()
-                if callable(before):
-                    before(got, frame)
+            def handle(received: int, frame: FrameType | None, previous: object = previous) -> None:
+                self._begin_shutdown()
+                if callable(previous):
+                    previous(received, frame)
 
-            signal.signal(number, hear)
+            signal.signal(number, handle)
 
-    def _begin_to_stop(self) -> None:
+    def _begin_shutdown(self) -> None:
         if self._stopped_at is None:
             self._stopped_at = time.monotonic()
-            # The kernel ends the process then, even where a thread never comes back. What is lost, a start makes again.
+            # SIGALRM then ends the process, even if a thread hangs. The next start runs unfinished jobs again.
             signal.alarm(END_SECONDS)
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self.stopping.set)
 
 
 def server_state(app: FastAPI) -> ServerState:
-    """The server that this app belongs to.
+    """Return the state of the server that runs this app.
 
     Raises:
-        QueueUnavailable: where it is not there yet.
+        QueueUnavailable: the server is still starting.
     """
-    host: ServerState | None = getattr(app.state, "host", None)
-    if host is None:
+    state: ServerState | None = getattr(app.state, "server", None)
+    if state is None:
         raise QueueUnavailable(Message("server_starting", "the server is starting; try again in a moment"))
-    return host
+    return state

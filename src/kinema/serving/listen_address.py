@@ -1,4 +1,4 @@
-"""Where this server listens, as BentoML's arbiter hands its socket to the process that serves."""
+"""The URL of this server, from the socket that BentoML's arbiter passes to the server process."""
 
 from __future__ import annotations
 
@@ -14,23 +14,25 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-def own_address(arguments: Sequence[str] | None = None) -> str | None:
-    """The server's address for a browser of this machine; None where no arbiter started this process.
+def own_url(arguments: Sequence[str] | None = None) -> str | None:
+    """Return the server's URL for a browser on this machine; None if no arbiter started this process.
 
     Args:
-        arguments: The process's command line, which names the socket (`--fd`) and the certificate.
+        arguments: The command line, with the socket (`--fd`) and the certificate; default: `sys.argv`.
     """
-    given = sys.argv if arguments is None else arguments
-    options = dict(itertools.pairwise(given))
-    with contextlib.suppress(KeyError, ValueError, OSError), socket.socket(fileno=os.dup(int(options["--fd"]))) as own:
-        if own.family in (socket.AF_INET, socket.AF_INET6):
-            host, port = own.getsockname()[:2]
+    options = dict(itertools.pairwise(sys.argv if arguments is None else arguments))
+    with (
+        contextlib.suppress(KeyError, ValueError, OSError),
+        socket.socket(fileno=os.dup(int(options["--fd"]))) as listener,
+    ):
+        if listener.family in (socket.AF_INET, socket.AF_INET6):
+            host, port = listener.getsockname()[:2]
             scheme = "https" if "--ssl-certfile" in options else "http"
-            return f"{scheme}://{_name(host)}:{port}"
+            return f"{scheme}://{_url_host(host)}:{port}"
     return None
 
 
-def _name(host: str) -> str:
+def _url_host(host: str) -> str:
     address = ipaddress.ip_address(host)
     if address.is_loopback or address.is_unspecified:
         return "localhost"

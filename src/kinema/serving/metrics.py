@@ -1,6 +1,6 @@
-"""Figures for Prometheus: how the queue stands, and what the jobs that ended here took.
+"""Prometheus metrics: the state of the queue, and the durations of jobs that finished on this server.
 
-They are kept as plain numbers: prometheus_client's own would go through files that its users share between processes.
+The values are plain numbers, because prometheus_client's multiprocess mode stores its metrics in shared files.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from kinema.jobs import Job, Queue
 
-TEXT_SECONDS = 0.25  # so that asking often costs no more, whoever does it
+CACHE_SECONDS = 0.25  # limits the cost of frequent requests
 _BOUNDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 
 
@@ -35,27 +35,27 @@ class _Histogram:
         self.sums[label] += seconds
 
     def buckets(self, label: str) -> list[tuple[str, float]]:
-        """As Prometheus has them: each with all below it."""
-        total, told = 0, []
+        """Return Prometheus's cumulative buckets: upper bound and count."""
+        total, buckets = 0, []
         for bound, count in zip([*map(str, _BOUNDS), "+Inf"], self.counts[label], strict=True):
             total += count
-            told.append((bound, float(total)))
-        return told
+            buckets.append((bound, float(total)))
+        return buckets
 
 
 class Metrics:
-    """What one server process has seen."""
+    """The metrics of one server process."""
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._writing, self._text, self._written = Lock(), "", -math.inf
+        self._text_lock, self._text, self._text_time = Lock(), "", -math.inf
         self._ended: Counter[tuple[str, str]] = Counter()
         self._waits = _Histogram()
         self._stages = _Histogram()
         self._steps = _Histogram()
 
     def observe(self, job: Job) -> None:
-        """A job that was run here is finished."""
+        """Record a finished job."""
         code = "" if job.error is None else job.error.code
         with self._lock:
             self._ended[job.status, code] += 1
@@ -70,43 +70,45 @@ class Metrics:
                 self._steps.observe(job.request.model, step)
 
     def text(self, queue: Queue) -> str:
-        """Everything in Prometheus's text format; who asks within a quarter of a second gets the same."""
+        """Return all metrics in Prometheus's text format, cached for CACHE_SECONDS."""
         from prometheus_client import CollectorRegistry, generate_latest
 
-        with self._writing:
-            if time.monotonic() - self._written > TEXT_SECONDS:
+        with self._text_lock:
+            if time.monotonic() - self._text_time > CACHE_SECONDS:
                 registry = CollectorRegistry(auto_describe=False)
                 registry.register(_Collector(self, queue))
-                self._text, self._written = generate_latest(registry).decode(), time.monotonic()
+                self._text, self._text_time = generate_latest(registry).decode(), time.monotonic()
             return self._text
 
     def collect(self, queue: Queue) -> Iterator[Metric]:
-        """Each figure as it is now."""
+        """Yield each metric with its current value."""
         import psutil
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
-        yield GaugeMetricFamily("kinema_queue_depth", "Jobs that wait.", queue.waiting())
-        yield GaugeMetricFamily("kinema_running_jobs", "Jobs that are being run.", queue.running())
-        yield GaugeMetricFamily("kinema_workers_ready", "Workers that are ready.", _ready_workers(queue))
+        yield GaugeMetricFamily("kinema_queue_depth", "Queued jobs.", queue.waiting())
+        yield GaugeMetricFamily("kinema_running_jobs", "Running jobs.", queue.running())
+        yield GaugeMetricFamily("kinema_workers_ready", "Ready worker processes.", _ready_workers(queue))
         yield GaugeMetricFamily(
-            "kinema_unknown_files", "Entries of the data folder that no record names.", queue.unknown_files
+            "kinema_unknown_files", "Entries of the data folder without a record in the database.", queue.unknown_files
         )
-        memory = GaugeMetricFamily("kinema_resident_bytes", "Memory of the processes.", labels=["process"])
+        memory = GaugeMetricFamily("kinema_resident_bytes", "Resident memory of the processes.", labels=["process"])
         memory.add_metric(["server"], psutil.Process().memory_info().rss)
-        for place, pid in enumerate(queue.workers):
-            memory.add_metric([f"worker-{place}"], _resident(pid))
+        for index, pid in enumerate(queue.workers):
+            memory.add_metric([f"worker-{index}"], _resident_bytes(pid))
         yield memory
         with self._lock:
-            ended = CounterMetricFamily("kinema_jobs", "Jobs that ended, by why.", labels=["status", "code"])
+            ended = CounterMetricFamily(
+                "kinema_jobs", "Finished jobs, by status and error code.", labels=["status", "code"]
+            )
             for labels, count in self._ended.items():
                 ended.add_metric(list(labels), count)
             yield ended
-            for name, told, label, histogram in (
-                ("kinema_wait_seconds", "Time in the queue.", "model", self._waits),
-                ("kinema_stage_seconds", "Time of each stage of completed jobs.", "stage", self._stages),
-                ("kinema_step_seconds", "Mean time of a denoising step of completed jobs.", "model", self._steps),
+            for name, description, label, histogram in (
+                ("kinema_wait_seconds", "Time in the queue, in seconds.", "model", self._waits),
+                ("kinema_stage_seconds", "Duration of each stage of completed jobs.", "stage", self._stages),
+                ("kinema_step_seconds", "Mean duration of a denoising step of completed jobs.", "model", self._steps),
             ):
-                family = HistogramMetricFamily(name, told, labels=[label])
+                family = HistogramMetricFamily(name, description, labels=[label])
                 for value in list(histogram.counts):
                     family.add_metric([value], histogram.buckets(value), histogram.sums[value])
                 yield family
@@ -124,10 +126,10 @@ def _ready_workers(queue: Queue) -> int:
     return sum(pid is not None for pid in queue.workers)
 
 
-def _resident(pid: int | None) -> int:
+def _resident_bytes(pid: int | None) -> int:
     import psutil
 
     try:
         return 0 if pid is None else int(psutil.Process(pid).memory_info().rss)
-    except psutil.Error:  # it ended in this moment
+    except psutil.Error:  # the process has just ended
         return 0

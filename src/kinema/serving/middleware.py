@@ -1,4 +1,4 @@
-"""Who may come in, and with how much: keys, addresses, host names and bodies, before any face sees a request."""
+"""Access control before routing: API keys, client addresses, Host and Origin headers, and body sizes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from starlette.routing import Match
 
 from kinema.errors import RequestTooLarge
 from kinema.serving.rate_limits import CALLER, WrongKeys
-from kinema.serving.schemas import error_body, refusal
+from kinema.serving.schemas import error_body, error_response
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,39 +28,39 @@ if TYPE_CHECKING:
 
     from kinema.settings import Settings
 
-Refused: TypeAlias = "tuple[int, dict[str, Any], dict[str, str]]"  # status, body, headers
+ErrorParts: TypeAlias = "tuple[int, dict[str, Any], dict[str, str]]"  # status, body, headers
 
-# What a service manager asks has no secrets in it, and it may come from another machine by whatever name.
+# Health checks answer without authentication, from any address and with any Host header: they contain no secrets.
 PROBES = frozenset({"/livez", "/readyz"})
-# Where an image may come; all other bodies are read whole, and parsed at once.
+# Paths that accept an image. Other bodies are small, as they are parsed in the event loop.
 IMAGE_PATHS = frozenset({"/generate", "/v1/videos", "/v1/videos/sync", "/studio/images"})
 PLAIN_BYTES = 128 * 1024
-# Methods that change nothing, and what a proxy adds to what it passes on.
-SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
-PROXIES = ("forwarded", "x-forwarded-", "x-real-ip", "via")
+# Methods without side effects, and headers (or their prefixes) that proxies add.
+SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+PROXY_HEADERS = ("forwarded", "x-forwarded-", "x-real-ip", "via")
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class AccessControl:
-    """ASGI middleware around everything. Where no key is asked for, only this machine may come in, by its own names.
+    """ASGI middleware around the whole server. Without API keys it accepts only local clients and local Host names.
 
-    `api` is the app whose `state.host` knows the settings once the server has started.
+    `api` is the app whose `state.server` has the settings once the server has started.
     """
 
     def __init__(self, app: ASGIApp, api: FastAPI) -> None:
         self._app = app
         self._api = api
-        self._around: ASGIApp | None = None
+        self._guard: ASGIApp | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request in, or say why not."""
-        host = getattr(self._api.state, "host", None)
-        if scope["type"] not in ("http", "websocket") or host is None:
+        """Pass on a request, or send an error."""
+        state = getattr(self._api.state, "server", None)
+        if scope["type"] not in ("http", "websocket") or state is None:
             await self._app(scope, receive, send)
             return
-        if self._around is None:
-            self._around = _with_cors(_Guard(self._app, host.settings, self._api.routes), host.settings.cors_origins)
-        await self._around(scope, receive, send)
+        if self._guard is None:
+            self._guard = _with_cors(_Guard(self._app, state.settings, self._api.routes), state.settings.cors_origins)
+        await self._guard(scope, receive, send)
 
 
 class _Guard:
@@ -77,53 +77,51 @@ class _Guard:
         self._hosts = LOCAL_NAMES | {name.lower() for name in settings.hosts}
         self._origins = frozenset(settings.cors_origins)
         self._any_host = (bool(self._keys) or settings.open) and not settings.hosts
-        self._largest = int(settings.max_body_mb * 1_000_000)
+        self._max_bytes = int(settings.max_body_mb * 1_000_000)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        refused = await self._slowed(scope, headers) or self._refusal(scope, headers)
-        if refused is None and self._leads_nowhere(scope):
-            refused = 404, error_body(404, "not_found", f"there is nothing at {scope['path'][:80]!r}"), {}
-        if refused is not None:
-            await _refuse(refused, scope, receive, send)
+        error = await self._throttle(scope, headers) or self._check_access(scope, headers)
+        if error is None and self._is_unknown_path(scope):
+            error = 404, error_body(404, "not_found", f"{scope['path'][:80]!r} does not exist"), {}
+        if error is not None:
+            await _send_error(error, scope, receive, send)
             return
         if scope["type"] == "http":
-            limit = self._largest if scope["path"] in IMAGE_PATHS else min(self._largest, PLAIN_BYTES)
+            limit = self._max_bytes if scope["path"] in IMAGE_PATHS else min(self._max_bytes, PLAIN_BYTES)
             sent = headers.get("content-length", "0")
             if sent.isdigit() and int(sent) > limit:
-                status, body, _ = refusal(_too_large(limit))
-                await _refuse((status, body, {"Connection": "close"}), scope, receive, send)
+                status, body, _ = error_response(_too_large(limit))
+                await _send_error((status, body, {"Connection": "close"}), scope, receive, send)
                 return
-            receive = _counted(receive, limit)
+            receive = _with_limit(receive, limit)
             if scope["method"] == "HEAD":
-                scope, receive, send = _answering_head(scope, send)
-        with contextlib.suppress(ClientDisconnect):  # in Gradio's own routes; there is nothing to answer any more
+                scope, receive, send = _head_as_get(scope, send)
+        with contextlib.suppress(ClientDisconnect):  # raised in Gradio's routes; no client is left to respond to
             await self._app(scope, receive, send)
 
-    async def _slowed(self, scope: Scope, headers: Headers) -> Refused | None:
-        """Wait where this address sent many wrong keys; refuse where many requests wait already."""
+    async def _throttle(self, scope: Scope, headers: Headers) -> ErrorParts | None:
+        """Delay a request from an address that sent many wrong keys; return an error if too many are delayed."""
         key = _key(headers)
         if not self._keys or not key or _is_probe(scope) or await self._wrong_keys.turn(_address(scope), key):
             return None
-        told = (
-            "many wrong keys came from this address, so that its keys are looked at one by one; try again in a moment"
-        )
-        return 429, error_body(429, "too_many_wrong_keys", told), {"Retry-After": "10"}
+        message = "too many wrong API keys from this address; try again in 10 seconds"
+        return 429, error_body(429, "too_many_wrong_keys", message), {"Retry-After": "10"}
 
-    def _refusal(self, scope: Scope, headers: Headers) -> Refused | None:
+    def _check_access(self, scope: Scope, headers: Headers) -> ErrorParts | None:
         if _is_probe(scope):
             return None
-        if self._is_foreign(scope, headers):
-            told = "a page of another site asks this; KINEMA_CORS_ORIGINS names the origins whose pages may"
-            return 403, error_body(403, "origin_not_allowed", told), {}
+        if self._is_cross_site(scope, headers):
+            message = "requests from pages of this origin are not allowed; add the origin to KINEMA_CORS_ORIGINS"
+            return 403, error_body(403, "origin_not_allowed", message), {}
         name = _host_name(headers.get("host", ""))
         if not self._any_host and name not in self._hosts:
-            told = f"this server is not called {name[:80]!r}; KINEMA_HOSTS names what else it is called"
-            return 403, error_body(403, "host_not_allowed", told), {}
-        if not self._keys and not self._open and not _is_near(scope, headers):
-            told = "without a key only this machine is answered, and no proxy; set KINEMA_API_KEYS, or KINEMA_OPEN=true"
-            return 403, error_body(403, "address_not_allowed", told), {}
-        caller = self._known(headers) if self._keys else _address(scope)
+            message = f"Host {name[:80]!r} is not allowed; add it to KINEMA_HOSTS"
+            return 403, error_body(403, "host_not_allowed", message), {}
+        if not self._keys and not self._open and not _is_local_client(scope, headers):
+            message = "without API keys only local clients are allowed; set KINEMA_API_KEYS or KINEMA_OPEN=true"
+            return 403, error_body(403, "address_not_allowed", message), {}
+        caller = self._find_key(headers) if self._keys else _address(scope)
         if caller is not None:
             scope[CALLER] = caller
             if self._keys:
@@ -131,20 +129,24 @@ class _Guard:
             return None
         if key := _key(headers):
             self._wrong_keys.add(_address(scope), key)
-        told = "a key is asked for: send it as Authorization: Bearer …, or as X-API-Key, or as a password"
-        # Basic alone: Chromium asks for no password where another scheme stands in the same header.
-        return 401, error_body(401, "unknown_key", told), {"WWW-Authenticate": 'Basic realm="Kinema", charset="UTF-8"'}
+        message = "a valid API key is required; send it as Authorization: Bearer …, as X-API-Key or as a password"
+        # Basic alone: Chromium shows no password dialog if the header names another scheme too.
+        return (
+            401,
+            error_body(401, "unknown_key", message),
+            {"WWW-Authenticate": 'Basic realm="Kinema", charset="UTF-8"'},
+        )
 
-    def _leads_nowhere(self, scope: Scope) -> bool:
-        """Whether no route of the API knows this address; BentoML would say so in another shape."""
+    def _is_unknown_path(self, scope: Scope) -> bool:
+        """Return whether no route of the API matches; BentoML's 404 has another format."""
         if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
             return False
-        # Routes match a line break, but what BentoML mounts them in does not.
+        # Routes match a line break, but BentoML's mount does not.
         return "\n" in scope["path"] or all(route.matches(scope)[0] is Match.NONE for route in self._routes)
 
-    def _is_foreign(self, scope: Scope, headers: Headers) -> bool:
-        """Whether a browser asks for a change, or opens a socket, because a page of another site told it to."""
-        if scope["type"] == "http" and scope["method"] in SAFE:
+    def _is_cross_site(self, scope: Scope, headers: Headers) -> bool:
+        """Return whether a page of another site sends a request with side effects or opens a WebSocket."""
+        if scope["type"] == "http" and scope["method"] in SAFE_METHODS:
             return False
         origin = headers.get("origin")
         if origin in self._origins or "*" in self._origins:
@@ -153,48 +155,48 @@ class _Guard:
             return True
         return origin is not None and origin.partition("://")[2].lower() != headers.get("host", "").lower()
 
-    def _known(self, headers: Headers) -> str | None:
-        """Which key comes with it; every one is compared, each in constant time."""
-        given = _key(headers)
-        found = [name for key, name in self._keys if hmac.compare_digest(given, key)]
-        return found[0] if found else None
+    def _find_key(self, headers: Headers) -> str | None:
+        """Return the name of the request's key, or None; compares with every key, each in constant time."""
+        sent = _key(headers)
+        names = [name for key, name in self._keys if hmac.compare_digest(sent, key)]
+        return names[0] if names else None
 
 
-def _answering_head(scope: Scope, send: Send) -> tuple[Scope, Receive, Send]:
-    """A HEAD request as the GET that it stands for, whose answer ends with its header."""
+def _head_as_get(scope: Scope, send: Send) -> tuple[Scope, Receive, Send]:
+    """Turn a HEAD request into a GET whose response ends after the headers."""
     ended = asyncio.Event()
-    asked = False
+    received = False
 
     async def receive() -> Message:
-        nonlocal asked
-        if not asked:
-            asked = True
+        nonlocal received
+        if not received:
+            received = True
             return {"type": "http.request", "body": b"", "more_body": False}
         await ended.wait()
-        return {"type": "http.disconnect"}  # which ends streams
+        return {"type": "http.disconnect"}  # ends event streams
 
-    async def send_header(message: Message) -> None:
+    async def send_headers(message: Message) -> None:
         if message["type"] == "http.response.start" and not ended.is_set():
             await send(message)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
             ended.set()
 
-    return {**scope, "method": "GET"}, receive, send_header
+    return {**scope, "method": "GET"}, receive, send_headers
 
 
 def _too_large(limit: int) -> RequestTooLarge:
     if limit == PLAIN_BYTES:
         return RequestTooLarge(
-            "the body is larger than 128 KB, which is the most at an address that takes no image: send less"
+            "the body is larger than 128 KB, the maximum for a path that accepts no image; send less"
         )
-    return RequestTooLarge(f"the body is larger than {limit / 1_000_000:g} MB (KINEMA_MAX_BODY_MB): shrink the still")
+    return RequestTooLarge(f"the body is larger than {limit / 1_000_000:g} MB (KINEMA_MAX_BODY_MB); shrink the image")
 
 
-def _counted(receive: Receive, limit: int) -> Receive:
-    """The same body, until it turns out to be larger than was said."""
+def _with_limit(receive: Receive, limit: int) -> Receive:
+    """Wrap `receive` so that it raises RequestTooLarge after `limit` bytes, whatever Content-Length says."""
     read = 0
 
-    async def counted() -> Message:
+    async def limited() -> Message:
         nonlocal read
         message = await receive()
         if message["type"] == "http.request":
@@ -203,11 +205,11 @@ def _counted(receive: Receive, limit: int) -> Receive:
                 raise _too_large(limit)
         return message
 
-    return counted
+    return limited
 
 
-async def _refuse(refused: Refused, scope: Scope, receive: Receive, send: Send) -> None:
-    status, body, headers = refused
+async def _send_error(error: ErrorParts, scope: Scope, receive: Receive, send: Send) -> None:
+    status, body, headers = error
     if scope["type"] == "websocket":
         await receive()
         await send({"type": "websocket.close", "code": 1008, "reason": body["error"]["message"][:120]})
@@ -216,10 +218,10 @@ async def _refuse(refused: Refused, scope: Scope, receive: Receive, send: Send) 
 
 
 def _key(headers: Headers) -> bytes:
-    """The key that was sent: as a bearer's, in a header of its own, or as the password that a browser asked for."""
+    """Return the key of a Bearer token, of X-API-Key, or of the password of Basic authentication; else b""."""
     kind, _, value = headers.get("authorization", "").partition(" ")
     if kind.lower() == "bearer":
-        return value.strip().encode("latin-1")  # as it came: that is how Starlette decodes headers
+        return value.strip().encode("latin-1")  # the original bytes: Starlette decodes headers as Latin-1
     if kind.lower() == "basic":
         try:
             return base64.b64decode(value, validate=True).partition(b":")[2]
@@ -229,8 +231,8 @@ def _key(headers: Headers) -> bytes:
 
 
 def _as_sent(key: str) -> set[bytes]:
-    """A key as clients send it: in UTF-8, or in Latin-1 as HTTP once had it."""
-    sent = {key.encode(errors="surrogateescape")}  # bytes of the environment that are no UTF-8 stay as they are
+    """Return the bytes that clients may send for a key: UTF-8, or Latin-1 as in older HTTP."""
+    sent = {key.encode(errors="surrogateescape")}  # keeps bytes of the environment that are not UTF-8
     with contextlib.suppress(UnicodeEncodeError):
         sent.add(key.encode("latin-1"))
     return sent
@@ -246,23 +248,23 @@ def _address(scope: Scope) -> str:
 
 
 def _host_name(host: str) -> str:
-    """A Host header without its port."""
+    """Return a Host header without its port."""
     if host.startswith("["):
         return host[1:].partition("]")[0]
     return host.partition(":")[0].lower()
 
 
-def _is_near(scope: Scope, headers: Headers) -> bool:
-    """Whether this machine asks, and not for another as a proxy does."""
+def _is_local_client(scope: Scope, headers: Headers) -> bool:
+    """Return whether the client is on this machine and is not a proxy."""
     client = scope.get("client")
-    passed_on = any(name.startswith(PROXIES) for name in headers)
-    return not passed_on and (client is None or _is_local(client[0]))
+    is_proxied = any(name.startswith(PROXY_HEADERS) for name in headers)
+    return not is_proxied and (client is None or _is_local(client[0]))
 
 
 def _is_local(address: str) -> bool:
     try:
         return ipaddress.ip_address(address).is_loopback
-    except ValueError:  # a socket that is no address of a network
+    except ValueError:  # a Unix socket
         return True
 
 

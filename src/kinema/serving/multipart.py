@@ -1,4 +1,4 @@
-"""A multipart form's parts as fields: an image as bytes, every other part as text."""
+"""Parse a multipart form: an image as bytes, every other part as text."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 IMAGE_FIELDS = ("input_reference", "image")
 MAX_PARTS = 100
-# Of a part that is no image: the longest prompt in JSON's escapes needs 120,000.
+# For parts other than images. The longest prompt takes 120,000 bytes with JSON escapes.
 MAX_VALUE_BYTES = 128 * 1024
 
 
 def read_multipart(content_type: str, body: Iterable[bytes]) -> dict[str, str | bytes]:
-    """The fields of a multipart body in pieces; an image that comes as text (a data URL, say) is text.
+    """Return the fields of a multipart body; an image sent as text (such as a data: URL) is returned as text.
 
-    The field's name decides what a part is, because clients disagree about the rest: browsers give every Blob a file
-    name, Swagger UI sends each value as a Blob of JSON, and other clients send files without a name.
+    The field's name determines whether a part is an image, because clients differ in the rest: browsers give every
+    Blob a file name, Swagger UI sends each value as a Blob of JSON, and other clients send files without a name.
 
     Raises:
-        InvalidRequest: where it can't be read, or a part that must be text is none.
+        InvalidRequest: the form can't be parsed, or a part that must be text is not.
     """
     form = _Form()
     try:
@@ -37,21 +37,21 @@ def read_multipart(content_type: str, body: Iterable[bytes]) -> dict[str, str | 
             parser.write(chunk)
         parser.finalize()
     except FormParserError as error:
-        raise InvalidRequest(f"the form can't be read: {error}") from None
+        raise InvalidRequest(f"the form can't be parsed: {error}") from None
     if not form.complete:
-        raise InvalidRequest("the form can't be read: its last boundary is missing; send all of it")
+        raise InvalidRequest("the form can't be parsed: its last boundary is missing; send the complete form")
     return form.fields
 
 
 def _boundary(content_type: str) -> bytes:
     boundary = parse_options_header(content_type)[1].get(b"boundary")
     if not boundary:
-        raise InvalidRequest("the form can't be read: its Content-Type names no boundary")
+        raise InvalidRequest("the form can't be parsed: its Content-Type has no boundary")
     return boundary
 
 
 class _Form:
-    """The fields so far, and the part that is being read; fed by the parser's callbacks."""
+    """The parsed fields and the current part, updated by the parser's callbacks."""
 
     def __init__(self) -> None:
         self.fields: dict[str, str | bytes] = {}
@@ -64,7 +64,7 @@ class _Form:
             "on_headers_finished": self._name,
             "on_part_data": self._extend,
             "on_part_end": self._end,
-            "on_end": self._finish,
+            "on_end": self._complete,
         }
         self._parts = 0
         self._begin()
@@ -81,20 +81,20 @@ class _Form:
     def _name(self) -> None:
         _, options = parse_options_header(self._headers.get(b"content-disposition"))
         if b"name" not in options:
-            raise InvalidRequest("the form can't be read: a part has no name in its Content-Disposition")
+            raise InvalidRequest("the form can't be parsed: a part has no name in its Content-Disposition")
         self._field = name = options[b"name"].decode("utf-8", "replace")
         self._parts += 1
         if self._parts > MAX_PARTS:
-            raise InvalidRequest(f"the form has more than {MAX_PARTS} parts; send one for each setting")
+            raise InvalidRequest(f"the form has more than {MAX_PARTS} parts; send one per field")
         if name in self.fields:
-            raise InvalidRequest(f"{name} is given twice; give it once", name)
+            raise InvalidRequest(f"{name} is sent twice; send it once", name)
         self._is_json = parse_options_header(self._headers.get(b"content-type"))[0] == b"application/json"
         self._is_file = b"filename" in options and not self._is_json
 
     def _extend(self, data: bytes, start: int, end: int) -> None:
         self._data += data[start:end]
         if self._field not in IMAGE_FIELDS and len(self._data) > MAX_VALUE_BYTES:
-            raise self._no_text()
+            raise self._not_text()
 
     def _end(self) -> None:
         data, self._data = bytes(self._data), bytearray()
@@ -105,22 +105,22 @@ class _Form:
             text = data.decode()
         except UnicodeDecodeError:
             if self._field not in IMAGE_FIELDS:
-                raise self._no_text() from None
+                raise self._not_text() from None
             self.fields[self._field] = data
         else:
-            self.fields[self._field] = _unquoted(text) if self._is_json else text
+            self.fields[self._field] = _unquote(text) if self._is_json else text
 
-    def _finish(self) -> None:
+    def _complete(self) -> None:
         self.complete = True
 
-    def _no_text(self) -> InvalidRequest:
-        return InvalidRequest(f"{self._field} is a file, and only input_reference (or image) can be one", self._field)
+    def _not_text(self) -> InvalidRequest:
+        return InvalidRequest(f"{self._field} must be text; only input_reference (or image) can be a file", self._field)
 
 
-def _unquoted(text: str) -> str:
-    """The text of a value that is called JSON: a string without its quotes, all else as it stands."""
+def _unquote(text: str) -> str:
+    """Return a JSON string without its quotes; return any other text unchanged."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
-        return text  # Swagger UI sends a sentence without quotes
+        return text  # Swagger UI sends text without quotes as JSON
     return value if isinstance(value, str) else text

@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of a request's body: the fields of `VideoRequest`, and what else is understood."""
+"""The request bodies and error responses of the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -25,65 +25,68 @@ EXAMPLE = {
 }
 
 
-def _settings() -> dict[str, Any]:
-    """Each setting, optional, as a form or JSON may bring it."""
+def _parameters() -> dict[str, Any]:
+    """Return the schemas of all parameters and their aliases; each is optional."""
     fields = VideoRequest.model_json_schema()["properties"]
-    settings: dict[str, Any] = {}
+    parameters: dict[str, Any] = {}
     for name, schema in fields.items():
-        plain = {key: value for key, value in schema.items() if key not in ("title", "default")}
-        if "anyOf" in plain:
-            plain |= next(kind for kind in plain.pop("anyOf") if kind.get("type") != "null")
-        settings[name] = plain
-    for other, ours in ALIASES.items():
-        drawn = PROMPT_ALIASES[other]
-        with_prompt = "" if drawn == ours else f"; where a prompt draws the image, for {drawn}"
-        settings[other] = settings[ours] | {"description": f"Another name for {ours}{with_prompt}."}
-    settings["guidance_scale"] |= {"minimum": settings["image_guidance_scale"]["minimum"], "maximum": 50}
-    return settings
+        field = {key: value for key, value in schema.items() if key not in ("title", "default")}
+        if "anyOf" in field:
+            field |= next(kind for kind in field.pop("anyOf") if kind.get("type") != "null")
+        parameters[name] = field
+    for alias, name in ALIASES.items():
+        prompt_name = PROMPT_ALIASES[alias]
+        with_prompt = "" if prompt_name == name else f"; with a prompt and no image, of {prompt_name}"
+        parameters[alias] = parameters[name] | {"description": f"Alias of {name}{with_prompt}."}
+    parameters["guidance_scale"] |= {"minimum": parameters["image_guidance_scale"]["minimum"], "maximum": 50}
+    return parameters
 
 
-def _others() -> dict[str, Any]:
+def _other_fields() -> dict[str, Any]:
     return {
-        "size": {"type": "string", "pattern": r"^\d{2,4}x\d{2,4}$", "description": "Width x height, as 1024x576."},
-        "seconds": {"type": "string", "description": "How long it lasts; it decides num_frames.", "example": "2"},
+        "size": {"type": "string", "pattern": r"^\d{2,4}x\d{2,4}$", "description": "Width x height, such as 1024x576."},
+        "seconds": {"type": "string", "description": "Duration of the video; determines num_frames.", "example": "2"},
         "motion_scale": {"type": "number", "minimum": 0, "maximum": 1, "description": "motion_bucket_id / 255."},
         "video_length": {"type": "string", "enum": ["14_frames_with_svd", "25_frames_with_svd_xt"]},
-        "title": {"type": "string", "description": "What it will be known by; else the prompt."},
-        "pinned": {"type": "boolean", "description": "Never to expire."},
+        "title": {"type": "string", "description": "Title of the video; default: the prompt."},
+        "pinned": {"type": "boolean", "description": "Keep the video until it is deleted."},
         "priority": {
             "type": "integer",
             "minimum": -1000,
             "maximum": 1000,
-            "description": "Each step puts it ahead of those that came up to a minute before it.",
+            "description": "Each unit moves the job ahead of jobs submitted up to one minute earlier.",
         },
         "keep": {
             "type": "boolean",
-            "description": "Where the call waits for the video: go on though the client is gone.",
+            "description": "For calls that wait for the video: continue the job if the client disconnects.",
         },
     }
 
 
-def body() -> dict[str, Any]:
-    """The `requestBody` of whatever makes a video."""
-    shared = _settings() | _others()
-    file = {"type": "string", "format": "binary", "description": "JPEG, PNG or WebP; it drives the video."}
-    address = {
+def create_body() -> dict[str, Any]:
+    """Return the `requestBody` of routes that submit a video job."""
+    shared = _parameters() | _other_fields()
+    file = {"type": "string", "format": "binary", "description": "Image to animate: JPEG, PNG or WebP."}
+    reference = {
         "type": "object",
         "properties": {
             "image_url": {"type": "string", "description": "A data:image/…;base64, URL.", "example": GRADIENT}
         },
         "required": ["image_url"],
         "additionalProperties": False,
-        "description": "The still that drives the video; with one, the prompt is only its title.",
+        "description": "Image to animate. With an image, the prompt is only the title.",
     }
-    image = {"summary": "A still", "value": {"input_reference": {"image_url": GRADIENT}, "model": "pocket", "seed": 42}}
+    image = {
+        "summary": "From an image",
+        "value": {"input_reference": {"image_url": GRADIENT}, "model": "pocket", "seed": 42},
+    }
     return {
         "requestBody": {
             "required": True,
             "content": {
                 "application/json": {
-                    "schema": {"type": "object", "properties": shared | {"input_reference": address}},
-                    "examples": {"prompt": {"summary": "A sentence", "value": EXAMPLE}, "image": image},
+                    "schema": {"type": "object", "properties": shared | {"input_reference": reference}},
+                    "examples": {"prompt": {"summary": "From a prompt", "value": EXAMPLE}, "image": image},
                 },
                 "multipart/form-data": {"schema": {"type": "object", "properties": shared | {"input_reference": file}}},
             },
@@ -91,12 +94,12 @@ def body() -> dict[str, Any]:
     }
 
 
-def change_body() -> dict[str, Any]:
-    """The `requestBody` of what changes a video that is there."""
-    others = _others()
+def update_body() -> dict[str, Any]:
+    """Return the `requestBody` of the route that updates a video."""
+    other_fields = _other_fields()
     schema = {
         "type": "object",
-        "properties": {name: others[name] for name in ("title", "pinned")},
+        "properties": {name: other_fields[name] for name in ("title", "pinned")},
         "minProperties": 1,
         "additionalProperties": False,
     }
@@ -105,28 +108,28 @@ def change_body() -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The answers that are errors, for a route's `responses`."""
+def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the error responses of a route, for its `responses`."""
     every = sorted({*statuses, 401, 403, 500, 503})
     return {status: {"model": ErrorResponse, "description": ERROR_RESPONSES[status]} for status in every}
 
 
-def file(kind: str, description: str) -> dict[int | str, dict[str, Any]]:
-    """An answer that is a file."""
+def file_response(media_types: str, description: str) -> dict[int | str, dict[str, Any]]:
+    """Return the schema of a response that is a file; `media_types` is separated by spaces."""
     schema = {"schema": {"type": "string", "format": "binary"}}
-    return {200: {"content": dict.fromkeys(kind.split(), schema), "description": description}}
+    return {200: {"content": dict.fromkeys(media_types.split(), schema), "description": description}}
 
 
-def whole(spec: dict[str, Any], app: FastAPI) -> dict[str, Any]:
-    """BentoML's document in our words: what this is, and the errors of /generate as they are."""
+def complete(spec: dict[str, Any], app: FastAPI) -> dict[str, Any]:
+    """Complete BentoML's document: title, description, and the actual error responses of /generate."""
     spec["info"] = {"title": app.title, "version": app.version, "description": app.description}
     schema = {"schema": {"$ref": "#/components/schemas/ErrorResponse"}}
     generate = spec["paths"]["/generate"]["post"]
-    generate["description"] = inspect.cleandoc(generate["description"])  # an indented text would be code
+    generate["description"] = inspect.cleandoc(generate["description"])  # Markdown would show indented text as code
     generate["responses"] = {200: generate["responses"][200]} | {
-        status: {"description": answer["description"], "content": {"application/json": schema}}
-        for status, answer in errors(400, 404, 409, 413, 415, 429, 507).items()
+        status: {"description": response["description"], "content": {"application/json": schema}}
+        for status, response in error_responses(400, 404, 409, 413, 415, 429, 507).items()
     }
-    for name in ("InvalidArgument", "NotFound", "InternalServerError"):  # BentoML's own shapes, which nothing answers
+    for name in ("InvalidArgument", "NotFound", "InternalServerError"):  # BentoML's error formats, which are never sent
         spec["components"]["schemas"].pop(name, None)
     return spec

@@ -1,4 +1,4 @@
-"""A file as an answer that a deletion can't cut off: it is opened before anything of the answer is sent."""
+"""A file response that is not interrupted if the file is deleted: the file is opened before the response starts."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ if TYPE_CHECKING:
 
 
 class OpenedFile(FileResponse):
-    """As Starlette's `FileResponse`, but what is deleted after this was made is still sent whole.
+    """Starlette's `FileResponse`, but a file that is deleted after this is created is still sent completely.
 
     Raises:
-        JobNotFound: where the file is gone already.
+        JobNotFound: the file does not exist.
     """
 
-    def __init__(self, path: Path, **more: Any) -> None:
+    def __init__(self, path: Path, **options: Any) -> None:
         try:
             self._file = path.open("rb")
         except FileNotFoundError:
-            raise JobNotFound(f"there is no video of {path.parent.name} any more; it was deleted") from None
+            raise JobNotFound(f"the video of {path.parent.name} was deleted") from None
         descriptor = self._file.fileno()
-        super().__init__(f"/dev/fd/{descriptor}", stat_result=os.fstat(descriptor), **more)
+        super().__init__(f"/dev/fd/{descriptor}", stat_result=os.fstat(descriptor), **options)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it, and close it however that ends."""
+        """Send the file, then close it."""
         with self._file:
             await super().__call__(scope, receive, send)

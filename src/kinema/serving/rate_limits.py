@@ -1,4 +1,4 @@
-"""How fast one address may guess keys, and how much of what lasts one caller may have in a day."""
+"""Rate limits: wrong API keys per address; pinned videos and uploaded drafts per caller and day."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ MAX_NAMES = 10_000
 CALLER = "kinema.caller"  # in a request's scope
 
 
-class _Levels:
-    """A level for each name, which falls evenly; the names that rose longest ago are forgotten."""
+class _Buckets:
+    """A leaky bucket per name; the least recently filled buckets are dropped."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[str, tuple[float, float]] = OrderedDict()  # level and time
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # level, time of the last change
 
     def level(self, name: str, per_second: float) -> float:
-        level, then = self._known.get(name, (0.0, 0.0))
+        level, then = self._buckets.get(name, (0.0, 0.0))
         return max(0.0, level - (time.monotonic() - then) * per_second)
 
-    def rise(self, name: str, amount: float, per_second: float) -> None:
-        self._known[name] = self.level(name, per_second) + amount, time.monotonic()
-        self._known.move_to_end(name)
-        if len(self._known) > MAX_NAMES:
-            self._known.popitem(last=False)
+    def add(self, name: str, amount: float, per_second: float) -> None:
+        self._buckets[name] = self.level(name, per_second) + amount, time.monotonic()
+        self._buckets.move_to_end(name)
+        if len(self._buckets) > MAX_NAMES:
+            self._buckets.popitem(last=False)
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self._buckets)
 
 
 @dataclass(slots=True)
@@ -52,28 +52,28 @@ class _Turns:
 
 
 class WrongKeys:
-    """The wrong keys that came of late from each address, one of which is forgotten every 10 seconds.
+    """Counts of recent wrong keys per address; each count decreases by one every 10 seconds.
 
-    After 20 different ones the address's keys are looked at one a second, and as many as 10 requests wait for that,
-    whatever their keys: who is told at once that a key is right can guess as fast as requests can be sent. A wrong key
-    that comes again and again, as from a client that was set up wrongly, is no guess, and slows down itself alone.
-    Nor is a key that was right at this address before: whoever sends it learns nothing from being told at once, so
-    that a guesser does not lock out others behind the same address.
+    After 20 different wrong keys, the address's keys are checked at one per second, and at most 10 requests wait.
+    This applies to right keys too: an immediate answer would let a client guess as fast as it can send requests.
+    A wrong key that is repeated, as by a misconfigured client, is not a new guess; only that key is delayed.
+    A key that was right from this address before is never delayed: its answer reveals nothing new, and other clients
+    behind the same address are not locked out.
     """
 
     def __init__(self) -> None:
-        self._right: OrderedDict[str, None] = OrderedDict()  # of addresses' keys, the latest last
-        self._guesses = _Levels()  # of addresses
-        self._repeats = _Levels()  # of addresses' keys
-        self._turns: dict[str, _Turns] = {}  # of either, while requests wait
+        self._right: OrderedDict[str, None] = OrderedDict()  # by address and key, most recent last
+        self._guesses = _Buckets()  # by address
+        self._repeats = _Buckets()  # by address and key
+        self._turns: dict[str, _Turns] = {}  # by either name, while requests wait
 
     async def turn(self, address: str, key: bytes) -> bool:
-        """Wait until this key from this address may be looked at; False where as many wait as may."""
+        """Wait until this key from this address may be checked; return False if too many requests wait already."""
         network = _network(address)
         if _name(network, key) in self._right:
             return True
-        for name, levels in ((_name(network, key), self._repeats), (network, self._guesses)):
-            if levels.level(name, 1 / FORGET_SECONDS) >= FREE_KEYS:
+        for name, buckets in ((_name(network, key), self._repeats), (network, self._guesses)):
+            if buckets.level(name, 1 / FORGET_SECONDS) >= FREE_KEYS:
                 return await self._wait(name)
         return True
 
@@ -93,7 +93,7 @@ class WrongKeys:
         return True
 
     def accept(self, address: str, key: bytes) -> None:
-        """Note that this key from this address is right."""
+        """Record that this key from this address is right."""
         name = _name(_network(address), key)
         self._right[name] = None
         self._right.move_to_end(name)
@@ -101,46 +101,46 @@ class WrongKeys:
             self._right.popitem(last=False)
 
     def add(self, address: str, key: bytes) -> None:
-        """Note that this key from this address is wrong."""
+        """Record that this key from this address is wrong."""
         network = _network(address)
         name = _name(network, key)
         if not self._repeats.level(name, 1 / FORGET_SECONDS):
-            self._guesses.rise(network, 1, 1 / FORGET_SECONDS)
-        self._repeats.rise(name, 1, 1 / FORGET_SECONDS)
+            self._guesses.add(network, 1, 1 / FORGET_SECONDS)
+        self._repeats.add(name, 1, 1 / FORGET_SECONDS)
 
     def __len__(self) -> int:
         return len(self._guesses) + len(self._repeats) + len(self._right)
 
 
 class Allowance:
-    """So much of what lasts each caller may have, and as much again over each day. A restart forgets what was had."""
+    """A daily allowance per caller, refilled continuously and reset when the server restarts."""
 
     def __init__(self, most: float) -> None:
         self.most = most
-        self._levels = _Levels()
+        self._buckets = _Buckets()
 
     def take(self, scope: Scope, amount: float = 1) -> float:
-        """Note that a request's caller has so much more; where that is too much, the seconds after which it is not."""
+        """Use `amount` of the caller's allowance; return 0, or the seconds to wait if it does not suffice."""
         caller, per_second = scope.get(CALLER, ""), self.most / DAY
-        excess = self._levels.level(caller, per_second) + amount - self.most
+        excess = self._buckets.level(caller, per_second) + amount - self.most
         if excess <= 0:
-            self._levels.rise(caller, amount, per_second)
+            self._buckets.add(caller, amount, per_second)
         return max(0.0, excess / per_second)
 
 
 class Pins(Allowance):
-    """How many videos each caller may pin, which then stay for ever."""
+    """The number of videos each caller may pin per day; pinned videos never expire."""
 
     def check(self, scope: Scope) -> None:
-        """Note one more.
+        """Count one more.
 
         Raises:
-            AllowanceUsedUp: it is one too many.
+            AllowanceUsedUp: the caller's allowance is used up.
         """
         if wait := self.take(scope):
             message = Message(
                 "pins_used_up",
-                "one caller may pin {most:.0f} videos a day; try again in {seconds:.0f} seconds",
+                "each caller can pin {most:.0f} videos per day; try again in {seconds:.0f} seconds",
                 most=self.most,
                 seconds=math.ceil(wait),
             )
@@ -148,18 +148,18 @@ class Pins(Allowance):
 
 
 class DraftBytes(Allowance):
-    """How many bytes of images each caller may leave on the server for a day without asking for a video."""
+    """The bytes of images each caller may upload to the page per day without submitting a video."""
 
     def check(self, scope: Scope, size: int) -> None:
-        """Note so many more.
+        """Count `size` bytes more.
 
         Raises:
-            AllowanceUsedUp: they are too many.
+            AllowanceUsedUp: the caller's allowance does not suffice.
         """
         if wait := self.take(scope, size):
             message = Message(
                 "drafts_used_up",
-                "one caller may upload {most:.0f} MB of images a day to the page; try again in {seconds:.0f} seconds",
+                "each caller can upload {most:.0f} MB of images per day; try again in {seconds:.0f} seconds",
                 most=self.most / 1_000_000,
                 seconds=math.ceil(wait),
             )
@@ -171,9 +171,9 @@ def _name(network: str, key: bytes) -> str:
 
 
 def _network(address: str) -> str:
-    """What one client can be taken to have: an IPv4 address, or an IPv6 network of 64 bits."""
+    """Return the network of one client: its IPv4 address, or its IPv6 /64 network."""
     try:
-        known = ipaddress.ip_address(address)
-    except ValueError:  # a socket that is no address of a network
+        parsed = ipaddress.ip_address(address)
+    except ValueError:  # a Unix socket
         return address
-    return address if known.version == 4 else str(ipaddress.ip_network((known, 64), strict=False))
+    return address if parsed.version == 4 else str(ipaddress.ip_network((parsed, 64), strict=False))

@@ -1,4 +1,4 @@
-"""A request's body, form or JSON: received to a file, then read as loose fields and a still's bytes."""
+"""Receive the body of a request, a form or JSON, and parse it into fields and the image's bytes."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from kinema.serving.body_quota import BodyQuota
     from kinema.settings import Settings
 
-# A body of no more is kept in memory, and parsed in the event loop, at once: JSON is parsed in one go, whatever thread
-# does it, and no other runs meanwhile. The longest prompt in JSON's escapes takes 120,000.
+# Up to this size a body stays in memory and is parsed in the event loop: `json.loads` holds the GIL, so a thread would
+# not help. The longest prompt takes 120,000 bytes with JSON escapes.
 SMALL_BYTES = 128 * 1024
 MAX_FIELDS = 100
 PIECE_BYTES = 64 * 1024
-# Of base64, decoded at once: between two pieces other threads run.
+# Base64 is decoded in pieces of this size, so that other threads run in between.
 BASE64_BYTES = 1 << 20
 _JSON_IMAGE = re.compile(rb'"data:', re.IGNORECASE)
 _DATA_URL = re.compile(r"data:([^,]*),(.*)", re.DOTALL | re.IGNORECASE)
@@ -41,12 +41,12 @@ _YES, _NO = {"true", "1", "yes", "on"}, {"false", "0", "no", "off"}
 
 
 class UnreadableBody(InvalidRequest):
-    """The body is of a kind that is not read."""
+    """The Content-Type of the body is not supported."""
 
 
 @dataclass(frozen=True, slots=True)
 class ParsedRequest:
-    """What a body says. `image` is a picture's bytes, or the address of one, and `image_field` what it came in."""
+    """The contents of a body. `image` is the image's bytes or its URL; `image_field` is the field that contained it."""
 
     fields: dict[str, Any]
     image: bytes | str | None = None
@@ -59,7 +59,7 @@ class ParsedRequest:
 
 @dataclass(frozen=True, slots=True)
 class VideoUpdate:
-    """What a body says of a video that is there; None leaves it as it is."""
+    """Changes to an existing video; None leaves the value unchanged."""
 
     title: str | None
     pinned: bool | None
@@ -67,111 +67,116 @@ class VideoUpdate:
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """A body that has come whole; a large one is on the disk, and takes no memory until it is read."""
+    """A complete body. A large one is in a temporary file and takes no memory until it is read."""
 
     content_type: str
     size: int
     file: IO[bytes]
-    held: contextlib.ExitStack
-    """The file, and its share of the room for bodies."""
+    resources: contextlib.ExitStack
+    """Closes the file and its reservation in the `BodyQuota`."""
 
     @property
     def small(self) -> bool:
-        """Whether it may be read in the event loop."""
+        """Whether it may be parsed in the event loop."""
         return self.size <= SMALL_BYTES
 
     def close(self) -> None:
-        """Let it go."""
-        self.held.close()
+        """Close the file and release its reservation."""
+        self.resources.close()
 
-    def asked(self) -> ParsedRequest:
-        """What it asks for, judged only so far as it can be read.
+    def parse(self) -> ParsedRequest:
+        """Parse a request for a video; the parameters are not validated.
 
         Raises:
-            InvalidRequest: saying what can't be read.
+            InvalidRequest: a part can't be parsed.
         """
-        asked = _asked(self._fields())
-        if isinstance(asked.image, str) and not self.small:
+        parsed = _parse_fields(self._fields())
+        if isinstance(parsed.image, str) and not self.small:
             raise RequestTooLarge(
-                f"the body has {self.size} bytes, and at most {SMALL_BYTES} are read with the address of an image; "
-                "send less, or the image itself"
+                f"the body has {self.size} bytes; with an image URL the maximum is {SMALL_BYTES}; "
+                "send less, or send the image itself"
             )
-        return asked
+        return parsed
 
-    def change(self) -> VideoUpdate:
-        """The same of a body that changes a video.
+    def parse_update(self) -> VideoUpdate:
+        """Parse changes to a video.
 
         Raises:
-            InvalidRequest: saying what can't be read, or that nothing which can be changed is given.
+            InvalidRequest: a part can't be parsed, can't be changed, or there is no change.
         """
-        given = {name: value for name, value in self._fields().items() if is_set(value)}
-        title, pinned = _text("title", given.pop("title", None)), given.pop("pinned", None)
-        if given:
-            name = next(iter(given))
-            raise InvalidRequest(f"{name} can't be changed; title and pinned can", name)
+        sent = {name: value for name, value in self._fields().items() if is_set(value)}
+        title, pinned = _check_text("title", sent.pop("title", None)), sent.pop("pinned", None)
+        if sent:
+            name = next(iter(sent))
+            raise InvalidRequest(f"{name} can't be changed; only title and pinned can", name)
         if title is None and pinned is None:
-            raise InvalidRequest("neither title nor pinned is given: give one of them, or both", "pinned")
-        return VideoUpdate(title, None if pinned is None else _truth("pinned", pinned))
+            raise InvalidRequest("title or pinned is required; send one or both", "pinned")
+        return VideoUpdate(title, None if pinned is None else _to_bool("pinned", pinned))
 
     def _fields(self) -> dict[str, Any]:
-        match _kind(self.content_type):
+        match _media_type(self.content_type):
             case "multipart/form-data":
                 return dict(read_multipart(self.content_type, self._pieces()))
             case "application/x-www-form-urlencoded":
-                return _form(self.file.read(SMALL_BYTES + 1))
-        return _object(self.file.read())
+                return _parse_form(self.file.read(SMALL_BYTES + 1))
+        return _parse_json(self.file.read())
 
     def _pieces(self) -> Iterator[bytes]:
         while piece := self.file.read(PIECE_BYTES):
             yield piece
 
 
-def _kind(content_type: str) -> str:
+def _media_type(content_type: str) -> str:
     return content_type.partition(";")[0].strip().lower() or "application/json"
 
 
-async def receive(request: Request, room: BodyQuota) -> Body:
-    """The body, as it comes.
+async def receive(request: Request, quota: BodyQuota) -> Body:
+    """Receive a form or JSON body.
 
     Raises:
-        InvalidRequest: where bodies of its kind are not read.
-        ServerBusy: where as many bytes of bodies wait as may.
-        InsufficientDisk: where the disk has no room for it.
-        ClientGone: the client closed its connection before it was whole.
+        InvalidRequest: the Content-Type is not supported.
+        ServerBusy: the quota for bodies is used up.
+        InsufficientDisk: the disk is full.
+        ClientGone: the client disconnected before the body was complete.
     """
     content_type = request.headers.get("content-type", "")
-    kind = _kind(content_type)
-    if kind not in ("multipart/form-data", "application/x-www-form-urlencoded", "application/json"):
-        raise UnreadableBody(f"a body of {kind} is not read; send multipart/form-data or application/json")
-    return await received(request, room, content_type)
+    media_type = _media_type(content_type)
+    if media_type not in ("multipart/form-data", "application/x-www-form-urlencoded", "application/json"):
+        raise UnreadableBody(
+            f"Content-Type {media_type} is not supported; send multipart/form-data or application/json"
+        )
+    return await receive_any(request, quota, content_type)
 
 
-async def received(request: Request, room: BodyQuota, content_type: str = "", most: float = float("inf")) -> Body:
-    """Any body, as it comes.
+async def receive_any(
+    request: Request, quota: BodyQuota, content_type: str = "", max_bytes: float = float("inf")
+) -> Body:
+    """Receive a body of any Content-Type.
 
     Raises:
-        RequestTooLarge: it has more than `most` bytes.
-        ServerBusy, InsufficientDisk: there is no room for it.
-        ClientGone: the client closed its connection before it was whole.
+        RequestTooLarge: it has more than `max_bytes` bytes.
+        ServerBusy: the quota for bodies is used up.
+        InsufficientDisk: the disk is full.
+        ClientGone: the client disconnected before the body was complete.
     """
     from starlette.concurrency import run_in_threadpool
     from starlette.requests import ClientDisconnect
 
-    with contextlib.ExitStack() as held:
-        share = held.enter_context(contextlib.closing(room.share(request.scope.get(CALLER, ""))))
-        file: IO[bytes] = held.enter_context(SpooledTemporaryFile(SMALL_BYTES))
+    with contextlib.ExitStack() as resources:
+        reservation = resources.enter_context(contextlib.closing(quota.reserve(request.scope.get(CALLER, ""))))
+        file: IO[bytes] = resources.enter_context(SpooledTemporaryFile(SMALL_BYTES))
         size = 0
 
         def write(piece: bytes) -> None:
             if size > SMALL_BYTES:
-                share.grow(size)
+                reservation.grow(size)
             file.write(piece)
 
         try:
             async for piece in request.stream():
                 size += len(piece)
-                if size > most:
-                    raise RequestTooLarge(f"the body is larger than {most / 1_000_000:g} MB: shrink the image")
+                if size > max_bytes:
+                    raise RequestTooLarge(f"the body is larger than {max_bytes / 1_000_000:g} MB; shrink the image")
                 if size <= SMALL_BYTES:
                     write(piece)
                 else:
@@ -179,68 +184,68 @@ async def received(request: Request, room: BodyQuota, content_type: str = "", mo
         except ClientDisconnect:
             raise ClientGone from None
         except OSError as error:
-            raise InsufficientDisk(f"the server has no room for the body ({error.strerror}); try again later") from None
+            raise InsufficientDisk(f"the server can't store the body ({error.strerror}); try again later") from None
         file.seek(0)
-        return Body(content_type, size, file, held.pop_all())
+        return Body(content_type, size, file, resources.pop_all())
 
 
-def _form(body: bytes) -> dict[str, Any]:
-    """The fields of an URL-encoded form."""
+def _parse_form(body: bytes) -> dict[str, Any]:
+    """Parse a URL-encoded form."""
     if len(body) > SMALL_BYTES:
         raise RequestTooLarge(
-            f"a form without a file is larger than {SMALL_BYTES // 1024} KB; send an image as multipart/form-data"
+            f"a URL-encoded form can have at most {SMALL_BYTES // 1024} KB; send an image as multipart/form-data"
         )
     try:
         pairs = parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=MAX_FIELDS)
     except ValueError as error:
-        raise InvalidRequest(f"the form can't be read: {error}") from None
+        raise InvalidRequest(f"the form can't be parsed: {error}") from None
     fields: dict[str, Any] = {}
     for name, value in pairs:
         if name in fields:
-            raise InvalidRequest(f"{name} is given twice; give it once", name)
+            raise InvalidRequest(f"{name} is sent twice; send it once", name)
         fields[name] = value
     return fields
 
 
-def _object(body: bytes) -> dict[str, Any]:
-    """The fields of a JSON object. The data: URL of a large one is taken out before it is parsed, and put back."""
-    image, mark = None, f"data:{secrets.token_hex(16)}"
-    if len(body) > SMALL_BYTES and (found := _JSON_IMAGE.search(body)):
-        start = found.start() + 1
+def _parse_json(body: bytes) -> dict[str, Any]:
+    """Parse a JSON object. In a large one, a marker replaces the data: URL of the image during parsing."""
+    image, marker = None, f"data:{secrets.token_hex(16)}"
+    if len(body) > SMALL_BYTES and (match := _JSON_IMAGE.search(body)):
+        start = match.start() + 1
         end = max(start, body.find(b'"', start))
         image = body[start:end]
-        del found  # it holds the body
-        # Base64 needs no escapes, but PHP writes / as \\/. With any other, the string may end elsewhere.
+        del match  # it references the body
+        # Base64 needs no escapes, but PHP writes / as \\/. After any other escape, the string may end elsewhere.
         if image.count(b"\\") == image.count(b"\\/"):
             image = image.replace(b"\\/", b"/")
-            body = body[:start] + mark.encode() + body[end:]
+            body = body[:start] + marker.encode() + body[end:]
     if len(body) > SMALL_BYTES:
         raise RequestTooLarge(
-            f"apart from an image, the JSON body is larger than {SMALL_BYTES // 1024} KB; send less, and an "
-            "image as a data: URL of plain base64 in input_reference"
+            f"the JSON body without the image is larger than {SMALL_BYTES // 1024} KB; send less, and the "
+            "image as a plain base64 data: URL in input_reference"
         )
     try:
         fields = json.loads(body or b"{}")
     except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"the body is no JSON: {error}") from None
+        raise InvalidRequest(f"the body is not valid JSON: {error}") from None
     if not isinstance(fields, dict):
-        raise InvalidRequest("the body is no JSON object; send {...}")
+        raise InvalidRequest("the body is not a JSON object; send {...}")
     if image is not None:
-        _put_back(fields, mark, image)
+        _restore_image(fields, marker, image)
     return fields
 
 
-def _put_back(fields: dict[str, Any], mark: str, image: bytes) -> None:
-    """Replace the mark by the text that it stands for, wherever an image may be."""
+def _restore_image(fields: dict[str, Any], marker: str, image: bytes) -> None:
+    """Replace the marker with the data: URL, in any field that may contain an image."""
     for name in IMAGE_FIELDS:
-        place: Any = fields
+        parent: Any = fields
         key = name
-        while isinstance(place, dict) and key in place:
-            if place[key] == mark:
-                place[key] = DataUrl(image)
+        while isinstance(parent, dict) and key in parent:
+            if parent[key] == marker:
+                parent[key] = DataUrl(image)
                 return
-            place, key = place[key], "url" if place is not fields else "image_url"
-    raise RequestTooLarge(f"only {' and '.join(IMAGE_FIELDS)} may be as large as an image")
+            parent, key = parent[key], "url" if parent is not fields else "image_url"
+    raise RequestTooLarge(f"only {' and '.join(IMAGE_FIELDS)} can contain an image")
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,60 +255,60 @@ class DataUrl:
     text: bytes
 
 
-def _asked(fields: dict[str, Any]) -> ParsedRequest:
-    """The fields apart from those that are no settings of a video."""
-    given = {name: value for name, value in fields.items() if value != b"" and is_set(value)}
-    images = [name for name in IMAGE_FIELDS if name in given]
+def _parse_fields(fields: dict[str, Any]) -> ParsedRequest:
+    """Separate the video's parameters from the other fields."""
+    sent = {name: value for name, value in fields.items() if value != b"" and is_set(value)}
+    images = [name for name in IMAGE_FIELDS if name in sent]
     if len(images) > 1:
-        raise InvalidRequest("input_reference and image are the same, and both are given: drop one", "image")
+        raise InvalidRequest("image is an alias of input_reference, and both are sent; remove one", "image")
     field = images[0] if images else IMAGE_FIELDS[0]
     return ParsedRequest(
-        image=_image(given.pop(field), field) if images else None,
+        image=_parse_image(sent.pop(field), field) if images else None,
         image_field=field,
-        title=_text("title", given.pop("title", None)),
-        keep=_truth("keep", given.pop("keep", False)),
-        pinned=_truth("pinned", given.pop("pinned", False)),
-        priority=_whole("priority", given.pop("priority", 0)),
-        fields={name: _scalar(name, value) for name, value in given.items()},
+        title=_check_text("title", sent.pop("title", None)),
+        keep=_to_bool("keep", sent.pop("keep", False)),
+        pinned=_to_bool("pinned", sent.pop("pinned", False)),
+        priority=_to_int("priority", sent.pop("priority", 0)),
+        fields={name: _check_scalar(name, value) for name, value in sent.items()},
     )
 
 
-def _image(value: object, name: str) -> bytes | str:
-    """A picture's bytes from a file, a data: URL or {image_url}; or an http(s) address, which is not fetched here."""
-    if isinstance(value, str) and value.lstrip().startswith("{"):  # an object in a form
+def _parse_image(value: object, name: str) -> bytes | str:
+    """Return the bytes of an image in a file, a data: URL or {image_url}; or its http(s) URL, not fetch_image yet."""
+    if isinstance(value, str) and value.lstrip().startswith("{"):  # JSON in a form field
         with contextlib.suppress(ValueError, RecursionError):
             value = json.loads(value)
     if isinstance(value, dict):
         value = value.get("image_url")
-        if isinstance(value, dict):  # as chat messages write it
+        if isinstance(value, dict):  # as in the messages of OpenAI's chat API
             value = value.get("url")
     if isinstance(value, bytes):
         return value
     if isinstance(value, DataUrl):
-        kind, _, payload = value.text.partition(b",")
-        return _data(kind.decode("utf-8", "replace"), payload, name)
+        media_type, _, payload = value.text.partition(b",")
+        return _decode_data_url(media_type.decode("utf-8", "replace"), payload, name)
     if not isinstance(value, str):
-        raise InvalidRequest(f"{name} is neither a file nor {{image_url}} with a data: URL", name)
+        raise InvalidRequest(f"{name} must be a file or {{image_url}} with a data: URL", name)
     value = value.strip()
-    if found := _DATA_URL.fullmatch(value):
-        return _data(found[1], found[2].encode("utf-8", "surrogatepass"), name)
+    if match := _DATA_URL.fullmatch(value):
+        return _decode_data_url(match[1], match[2].encode("utf-8", "surrogatepass"), name)
     if value[:8].lower().startswith(("http://", "https://")):
         return value
     raise InvalidRequest(
-        f"{name} {value[:40]!r} is no picture; send a file, or {{image_url}} with a data:image/…;base64, URL", name
+        f"{name} {value[:40]!r} is not an image; send a file, or {{image_url}} with a data:image/…;base64, URL", name
     )
 
 
-def _data(kind: str, payload: bytes, name: str) -> bytes:
-    """What a data: URL holds, read as browsers do (https://fetch.spec.whatwg.org/#data-url-processor).
+def _decode_data_url(media_type: str, payload: bytes, name: str) -> bytes:
+    """Decode a data: URL as browsers do (https://fetch.spec.whatwg.org/#data-url-processor).
 
-    Its media type and parameters count for nothing: what a picture is, its bytes tell.
+    Its media type is ignored: the bytes determine the format of the image.
     """
     if b"%" in payload:
         if len(payload) > SMALL_BYTES:
             raise InvalidImage(f"the data: URL in {name} is large and percent-encoded; send plain base64", name)
         payload = unquote_to_bytes(payload)
-    if kind.rpartition(";")[2].strip().lower() != "base64":
+    if media_type.rpartition(";")[2].strip().lower() != "base64":
         return payload
     payload = payload.translate(None, b"\t\n\f\r ").rstrip(b"=")
     payload += b"=" * (-len(payload) % 4)
@@ -311,41 +316,41 @@ def _data(kind: str, payload: bytes, name: str) -> bytes:
     try:
         return b"".join(base64.b64decode(piece, validate=True) for piece in pieces)
     except binascii.Error:
-        raise InvalidImage(f"the data: URL in {name} is not valid base64; encode the file anew", name) from None
+        raise InvalidImage(f"the data: URL in {name} is not valid base64; encode the file again", name) from None
 
 
-def fetched(settings: Settings, image: bytes | str | None, gone: Callable[[], bool]) -> bytes | None:
-    """A still's bytes; an address is asked only where the operator lets that host be, and until the client is `gone`.
+def fetch_image(settings: Settings, image: bytes | str | None, gone: Callable[[], bool]) -> bytes | None:
+    """Return the image's bytes. A URL is fetch_image only from the hosts in the settings, and until `gone()` is true.
 
     Raises:
-        InvalidImage: naming the address.
-        Unwanted: as `gone` said.
+        InvalidImage: the URL can't be fetch_image.
+        Unwanted: `gone()` returned true.
     """
     return fetch(image, settings.image_hosts, gone) if isinstance(image, str) else image
 
 
-def _scalar(name: str, value: object) -> object:
+def _check_scalar(name: str, value: object) -> object:
     if isinstance(value, bool | dict | list | bytes):
         shown = json.dumps(value) if isinstance(value, bool) else type(value).__name__
-        raise InvalidRequest(f"{name} {shown} is neither a number nor text", name)
+        raise InvalidRequest(f"{name} must be a number or text, got {shown}", name)
     return value
 
 
-def _text(name: str, value: object) -> str | None:
+def _check_text(name: str, value: object) -> str | None:
     if value is not None and not isinstance(value, str):
-        raise InvalidRequest(f"{name} is no text", name)
+        raise InvalidRequest(f"{name} must be text", name)
     return value
 
 
-def _truth(name: str, value: object) -> bool:
+def _to_bool(name: str, value: object) -> bool:
     word = str(value).strip().lower()
     if word not in _YES | _NO:
-        raise InvalidRequest(f"{name} {value!r} is neither true nor false", name)
+        raise InvalidRequest(f"{name} must be true or false, got {value!r}", name)
     return word in _YES
 
 
-def _whole(name: str, value: object) -> int:
+def _to_int(name: str, value: object) -> int:
     try:
         return int(str(value))
     except ValueError:
-        raise InvalidRequest(f"{name} {value!r} is no whole number", name) from None
+        raise InvalidRequest(f"{name} must be an integer, got {value!r}", name) from None

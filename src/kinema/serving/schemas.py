@@ -1,4 +1,4 @@
-"""HTTP's shapes: what a job looks like there, and which error has which status. Nothing else knows either."""
+"""Response schemas of the HTTP API, and the HTTP status of each error."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from kinema.errors import (
     WeightsError,
 )
 from kinema.jobs.worker_process import code_of
-from kinema.serving.client_messages import failure_message, refusal_message
+from kinema.serving.client_messages import error_message, failure_message
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# The first that fits counts.
+# The first class that matches determines the status.
 _STATUS: tuple[tuple[type[KinemaError], int], ...] = (
     (RequestTooLarge, 413),
     (InvalidRequest, 400),
@@ -56,29 +56,29 @@ RETRY_SECONDS = 5
 
 
 class ErrorDetail(BaseModel):
-    """What went wrong, in one sentence that says what to do."""
+    """The details of an error."""
 
-    code: str = Field(description="For programs: the error's name in small letters.")
+    code: str = Field(description="Identifier of the error, in snake case.")
     message: str
-    param: str | None = Field(default=None, description="The field that is wrong, where it is one.")
+    param: str | None = Field(default=None, description="The invalid field, if there is one.")
     type: str
 
 
 class ErrorResponse(BaseModel):
-    """The shape of every answer that is an error."""
+    """The body of every error response."""
 
     error: ErrorDetail
 
 
 class VideoErrorDetail(BaseModel):
-    """Why a video failed. A cancelled one has the code `cancelled`."""
+    """The reason why a job failed. A cancelled job has the code `cancelled`."""
 
     code: str
     message: str
 
 
 class VideoObject(BaseModel):
-    """A video, asked for or made."""
+    """A video and its job."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -107,29 +107,33 @@ class VideoObject(BaseModel):
     object: str = "video"
     model: str
     status: str = Field(json_schema_extra={"enum": ["queued", "in_progress", "completed", "failed"]})
-    progress: int = Field(ge=0, le=100, description="Percent; 100 once it is completed.")
-    created_at: int = Field(description="Seconds since 1970, as all times.")
+    progress: int = Field(ge=0, le=100, description="Percent; 100 if completed.")
+    created_at: int = Field(description="Unix time in seconds, like all times.")
     started_at: int | None = None
-    completed_at: int | None = Field(default=None, description="When it ended, also where it failed.")
-    expires_at: int | None = Field(default=None, description="When it will be deleted; none while pinned or not ended.")
-    prompt: str | None = Field(default=None, description="The sentence it is drawn from, or with a still its title.")
+    completed_at: int | None = Field(default=None, description="When the job finished or failed.")
+    expires_at: int | None = Field(
+        default=None, description="When the video will be deleted; null if pinned or not finished."
+    )
+    prompt: str | None = Field(default=None, description="The prompt; for a video from an image, its title.")
     seconds: str
     size: str = Field(description="Width x height.")
     seed: int
     error: VideoErrorDetail | None = None
-    queue_position: int | None = Field(default=None, description="1 is next; none unless queued.")
+    queue_position: int | None = Field(default=None, description="1 is next; null unless queued.")
     stage: str | None = None
     step: int = 0
     total: int = 0
-    eta: float | None = Field(default=None, description="Seconds that are left, where that can be known.")
+    eta: float | None = Field(default=None, description="Estimated remaining seconds, if known.")
     pinned: bool = False
-    settings: dict[str, Any] = Field(description="Every setting it is made with.")
-    stage_durations: dict[str, float] = Field(description="Seconds, by stage.")
-    warnings: list[str] | None = Field(default=None, description="What may not come out as hoped; told once, at first.")
+    settings: dict[str, Any] = Field(description="All parameters of the request.")
+    stage_durations: dict[str, float] = Field(description="Seconds per stage.")
+    warnings: list[str] | None = Field(
+        default=None, description="Parameters that may give a poor video. Only in the response that creates the video."
+    )
 
 
 class VideoList(BaseModel):
-    """Part of the list of videos."""
+    """A page of the list of videos."""
 
     object: str = "list"
     data: list[VideoObject]
@@ -139,7 +143,7 @@ class VideoList(BaseModel):
 
 
 class DeletedVideo(BaseModel):
-    """A video that is no more."""
+    """A deleted video."""
 
     id: str
     deleted: bool = True
@@ -147,7 +151,7 @@ class DeletedVideo(BaseModel):
 
 
 class ModelObject(BaseModel):
-    """A model that may be asked for."""
+    """An available model."""
 
     id: str
     object: str = "model"
@@ -156,20 +160,20 @@ class ModelObject(BaseModel):
     kind: str = Field(description="`video`, or `image_model`: generates images from prompts.")
     default: bool
     licence: str | None = None
-    defaults: dict[str, Any] = Field(description="The settings that differ from the usual ones.")
+    defaults: dict[str, Any] = Field(description="Default parameters that differ from the general defaults.")
 
 
 class ModelList(BaseModel):
-    """All models that may be asked for."""
+    """The available models."""
 
     object: str = "list"
     data: list[ModelObject]
 
 
 def video_of(job: Job, warnings: Iterable[str] = ()) -> dict[str, Any]:
-    """A job as clients see it."""
+    """Return the video object of a job."""
     request = job.request
-    told = list(warnings)
+    messages = list(warnings)
     return {
         "id": job.id,
         "object": "video",
@@ -177,9 +181,9 @@ def video_of(job: Job, warnings: Iterable[str] = ()) -> dict[str, Any]:
         "status": job.status,
         "progress": job.progress,
         "created_at": int(job.created_at),
-        "started_at": _whole(job.started_at),
-        "completed_at": _whole(job.completed_at),
-        "expires_at": _whole(job.expires_at),
+        "started_at": _to_seconds(job.started_at),
+        "completed_at": _to_seconds(job.completed_at),
+        "expires_at": _to_seconds(job.expires_at),
         "prompt": job.title,
         "seconds": f"{request.num_frames / request.frame_rate:.4g}",
         "size": f"{request.width}x{request.height}",
@@ -193,12 +197,12 @@ def video_of(job: Job, warnings: Iterable[str] = ()) -> dict[str, Any]:
         "pinned": job.pinned,
         "settings": dict(request),
         "stage_durations": {stage: round(seconds, 3) for stage, seconds in job.stage_durations.items()},
-        **({"warnings": told} if told else {}),
+        **({"warnings": messages} if messages else {}),
     }
 
 
-def refusal(error: KinemaError) -> tuple[int, dict[str, Any], dict[str, str]]:
-    """The status, body and headers that answer an error."""
+def error_response(error: KinemaError) -> tuple[int, dict[str, Any], dict[str, str]]:
+    """Return the status, body and headers of the response for an error."""
     status = _status_of(type(error))
     headers = {}
     if isinstance(error, QueueFull | AllowanceUsedUp):
@@ -206,16 +210,16 @@ def refusal(error: KinemaError) -> tuple[int, dict[str, Any], dict[str, str]]:
     elif status == 503:
         headers["Retry-After"] = str(RETRY_SECONDS)
     param = error.param if isinstance(error, InvalidRequest | InvalidImage) else None
-    message = refusal_message(error)
+    message = error_message(error)
     if message != str(error):
         log.warning("%s: %s", code_of(type(error)), error)
     return status, error_body(status, code_of(type(error)), message, param), headers
 
 
-def failure(fault: Failure | None) -> tuple[int, dict[str, Any], dict[str, str]]:
-    """The same for a job that failed while someone waited for its video."""
-    code, message = ("failed", "the video failed") if fault is None else (fault.code, failure_message(fault))
-    status = 409 if code == "cancelled" else _failed().get(code, 500)
+def failure_response(failure: Failure | None) -> tuple[int, dict[str, Any], dict[str, str]]:
+    """Return the same for a failed job whose client waits for the video."""
+    code, message = ("failed", "the video failed") if failure is None else (failure.code, failure_message(failure))
+    status = 409 if code == "cancelled" else _status_by_code().get(code, 500)
     return status, error_body(status, code, message), {"Retry-After": str(RETRY_SECONDS)} if status == 503 else {}
 
 
@@ -224,8 +228,8 @@ def _status_of(error: type[KinemaError]) -> int:
 
 
 @cache
-def _failed() -> Mapping[str, int]:
-    """The status for each code of our errors."""
+def _status_by_code() -> Mapping[str, int]:
+    """Return the HTTP status of each error code."""
     kinds: list[type[KinemaError]] = [KinemaError]
     for kind in kinds:
         kinds.extend(kind.__subclasses__())
@@ -233,31 +237,31 @@ def _failed() -> Mapping[str, int]:
 
 
 def error_body(status: int, code: str, message: str, param: str | None = None) -> dict[str, Any]:
-    """An error's body."""
+    """Return the body of an error response."""
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
-    told = {"code": code, "message": message, "param": param, "type": kind}
-    return {"error": {name: text and _sendable(text) for name, text in told.items()}}
+    detail = {"code": code, "message": message, "param": param, "type": kind}
+    return {"error": {name: text and _encodable(text) for name, text in detail.items()}}
 
 
-def _sendable(text: str) -> str:
-    """Without halves of characters, which JSON from outside may hold and UTF-8 does not."""
+def _encodable(text: str) -> str:
+    """Escape lone surrogates, which a JSON body may contain and UTF-8 can't encode."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 ERROR_RESPONSES: Mapping[int, str] = {
-    400: "A field is wrong; `param` names it.",
-    401: "A key is asked for, and none that is known was sent.",
-    403: "This address, host name, or page of another site is not served.",
-    404: "There is no such video.",
-    409: "Not in this state: no result yet, or the key came before with something else.",
-    413: "The body is larger than is read.",
-    415: "The body is neither a form nor JSON.",
-    429: "The queue is full, or the key had what it may have; `Retry-After` says when to come again.",
-    500: "A defect, or what a model did not manage.",
-    503: "The server is starting, ending or busy, or its database is not available.",
+    400: "A field is invalid; `param` names it.",
+    401: "A valid API key is required.",
+    403: "The client's address, the Host header or the Origin is not allowed.",
+    404: "The video does not exist.",
+    409: "The video is not finished, or the Idempotency-Key was used for a different request.",
+    413: "The body is too large.",
+    415: "The Content-Type is not supported; send a form or JSON.",
+    429: "The queue is full, or the caller's allowance is used up; retry after `Retry-After` seconds.",
+    500: "Internal error, or the model failed.",
+    503: "The server is starting, shutting down or busy, or its database is not available.",
     507: "The disk is full.",
 }
 
 
-def _whole(moment: float | None) -> int | None:
-    return None if moment is None else int(moment)
+def _to_seconds(timestamp: float | None) -> int | None:
+    return None if timestamp is None else int(timestamp)

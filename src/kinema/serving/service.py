@@ -1,4 +1,4 @@
-"""The BentoML service, where all faces and the queue are joined.
+"""The BentoML service: /generate, the /v1/videos API, the page and the queue.
 
 bentoml serve service:StableDiffusionVideo
 """
@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Optional, Self
 
-# Before BentoML looks: no one is told of who uses this.
+# Set before BentoML is imported: disables its usage statistics.
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
 
 import bentoml
@@ -31,7 +31,7 @@ from kinema.serving.connections import Connection, Limits
 from kinema.serving.decode_process import ClientGone
 from kinema.serving.http_errors import ErrorResponseMiddleware
 from kinema.serving.lifespan import WORK, ServerState, server_state
-from kinema.serving.listen_address import own_address
+from kinema.serving.listen_address import own_url
 from kinema.serving.middleware import AccessControl
 from kinema.serving.request_parsing import Body, receive
 from kinema.serving.schemas import error_body
@@ -48,52 +48,52 @@ log = logging.getLogger(__name__)
 api = make_app()
 
 
-class _Loose(IODescriptor):
-    """What the document says comes in; what does come is read as on /v1/videos, and judged in the same words.
+class _RawInput(IODescriptor):
+    """Input that is documented by its fields, but parsed and validated as on /v1/videos.
 
-    BentoML's own reading would fetch any address that is given as the image, and decode any picture.
+    BentoML's own parsing would fetch any URL sent as the image, and decode any image.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     @classmethod
     async def from_http_request(cls, request: Request, serde: object) -> Self:  # noqa: ARG003 - BentoML passes it
-        """The body as it came; where it can't be read, why."""
+        """Return an input with the body, or with the error that occurred while receiving it."""
         try:
             body: Body | KinemaError | ClientGone = await receive(request, server_state(api).bodies)
         except (KinemaError, ClientGone) as error:
             body = error
-        loose: Self = cls.model_construct(image=body)
-        return loose
+        raw: Self = cls.model_construct(image=body)
+        return raw
 
 
 def _fields() -> Mapping[str, Any]:
-    """The tutorial's parameters first, then every other setting."""
+    """Return the input's fields: the tutorial's parameters first, then all others."""
     fields: dict[str, Any] = {"image": (Annotated[Path, bentoml.validators.ContentType("image/*")], ...)}
     first = ["decode_chunk_size", "seed"]
     for name in [*first, *(name for name in VideoRequest.model_fields if name not in first)]:
         field = VideoRequest.model_fields[name]
-        told = Field(None, description=field.description)
-        fields[name] = (Optional[field.annotation], told)  # noqa: UP045 - the annotation is a value here
+        default = Field(None, description=field.description)
+        fields[name] = (Optional[field.annotation], default)  # noqa: UP045 - the annotation is a value here
     return fields | {"keep": (bool | None, None)}
 
 
 def _started_by_arbiter() -> bool:
-    """Whether this is the process that serves, and another starts it again when it dies."""
+    """Return whether this is the server process of an arbiter, which restarts it when it dies."""
     main = getattr(sys.modules["__main__"], "__spec__", None)
     return main is not None and main.name == "_bentoml_impl.worker.service"
 
 
-if _started_by_arbiter():  # BentoML has not made uvicorn's configuration yet, nor any arbiter
+if _started_by_arbiter():  # before BentoML creates uvicorn's configuration and the arbiter
     uvicorn.config.HTTP_PROTOCOLS["auto"] = "kinema.serving.connections:Connection"
-    # Unless told which proxies to trust, uvicorn takes any local program's X-Forwarded-For for the client's address.
+    # By default uvicorn trusts X-Forwarded-For from any local program.
     os.environ.setdefault("FORWARDED_ALLOW_IPS", "none")
 else:
     close_control_ports()
 
 
 def _refuse_to_start(error: InvalidRequest) -> NoReturn:
-    """End, and the arbiter too: each new process would be refused for the same reason."""
+    """End this process and the arbiter: a restarted process would fail for the same reason."""
     if not _started_by_arbiter():
         raise error
     sys.stderr.write(f"kinema: {error}\n")
@@ -102,95 +102,95 @@ def _refuse_to_start(error: InvalidRequest) -> NoReturn:
     os._exit(2)
 
 
-Input = create_model("Input", __base__=_Loose, **_fields())
+Input = create_model("Input", __base__=_RawInput, **_fields())
 
 
 @bentoml.asgi_app(api, path="/")
 @bentoml.service(
     name="StableDiffusionVideo",
-    # A video takes what it takes, and the queue is the bound: no time-out that leaves the work running, no 429 of all
-    # routes. BentoML wants a number; this one is a day.
+    # The queue limits the load. BentoML's time-out would leave the work running and its 429 would apply to all routes,
+    # so the time-out is one day (a number is required).
     traffic={"timeout": 86_400},
     workers=1,
     http={"host": "127.0.0.1"},
-    # Its figures lie in mapped files, and a full disk would kill whoever writes them; /metrics is ours.
+    # BentoML stores its metrics in mapped files, and writing to them on a full disk kills the process.
     metrics={"enabled": False},
-    # Whom a service manager asks, and what Gradio asks by itself while the page is open, several times a second.
+    # Health checks, metrics, and what Gradio polls several times a second while the page is open.
     logging={
         "access": {
             "skip_paths": ["/metrics", "/healthz", "/livez", "/readyz", *page.POLLED],
-            # In this header bytes that are not UTF-8 would fail, and with them the request.
+            # Logging a header with bytes that are not UTF-8 would fail the request.
             "request_content_type": False,
         }
     },
-    # A span for each event of a stream would cost more than the event.
+    # A span per event of a stream would cost more than the event itself.
     tracing={"excluded_urls": ["/v1/videos"]},
 )
 class StableDiffusionVideo:
-    """Turns a still into a short video with Stable Video Diffusion."""
+    """Generate a short video from an image with Stable Video Diffusion."""
 
     def __init__(self) -> None:
         try:
             settings = read_settings()
-            if _started_by_arbiter():  # an orphan would keep the port and the queue from the next
+            if _started_by_arbiter():  # an orphan would block the port and the queue of the next server
                 exit_with_parent(os.getppid())
                 Connection.limits = Limits.within_descriptors(settings.max_connections)
             logs.set_up(settings.log_format)
-            # Tests put work of their own here, which needs no model.
-            self._host = ServerState(settings, os.environ.get("KINEMA_WORK", WORK))
+            # Tests set KINEMA_WORK to work that needs no model.
+            self._state = ServerState(settings, os.environ.get("KINEMA_WORK", WORK))
         except InvalidRequest as error:
             _refuse_to_start(error)
-        host = self._host
-        page.mount(api, host.queue, settings, host.stopping.is_set, host.images, host.bodies)
+        state = self._state
+        page.mount(api, state.queue, settings, state.stopping.is_set, state.images, state.bodies)
 
     @bentoml.on_startup
     async def _open(self) -> None:
-        await self._host.open()
-        api.state.host = self._host
-        if address := own_address():
-            places = f"{address}{page.PATH}, Swagger UI at {address}/, the API at {address}/v1/videos"
-            log.info("the page is at %s", places)
+        await self._state.open()
+        api.state.server = self._state
+        if url := own_url():
+            urls = f"{url}{page.PATH}, Swagger UI: {url}/, API: {url}/v1/videos"
+            log.info("web page: %s", urls)
 
     @bentoml.on_shutdown
     async def _close(self) -> None:
-        await self._host.close()
+        await self._state.close()
 
     @bentoml.api(input_spec=Input)
     async def generate(
         self, context: bentoml.Context, image: Body | KinemaError | ClientGone, **_: object
     ) -> Annotated[Path, bentoml.validators.ContentType("video/*")]:
-        """A video from a still: the mp4, with its seed and job in the headers X-Kinema-Seed and X-Kinema-Job.
+        """Generate a video from an image: an mp4, with seed and job id in the headers X-Kinema-Seed and X-Kinema-Job.
 
-        Every setting but the image may be left out, or sent as `null`. If the client goes, the job is cancelled,
-        unless `keep` is true.
+        Only the image is required; omitted or null fields use the model's defaults. If the client disconnects, the
+        job is cancelled, unless `keep` is true.
         """
-        answer = await self._answer(context.request, image)
-        context.response.status_code = answer.status_code
-        return answer  # type: ignore[return-value]  # BentoML sends a response as it is; the annotation is its document
+        response = await self._respond(context.request, image)
+        context.response.status_code = response.status_code
+        return response  # type: ignore[return-value]  # BentoML sends a Response unchanged; the annotation is for OpenAPI
 
-    async def _answer(self, request: Request, body: Body | KinemaError | ClientGone) -> Response:
+    async def _respond(self, request: Request, body: Body | KinemaError | ClientGone) -> Response:
         try:
             if isinstance(body, KinemaError | ClientGone):
                 raise body
-            host = server_state(api)
+            state = server_state(api)
             key = request.headers.get("idempotency-key")
-            job, submission, asked = await accept(host, request, body, key, waits=True, image_only=True)
-            keep = asked.keep or key is not None
-            return await wait_for(host, request, job, submission.fingerprint, keep=keep)
+            job, submission, parsed = await accept(state, request, body, key, waits=True, image_only=True)
+            keep = parsed.keep or key is not None
+            return await wait_for(state, request, job, submission.fingerprint, keep=keep)
         except KinemaError as error:
             return answer_to(error)
         except ClientGone:
-            return Response(status_code=499)  # no one reads it
+            return Response(status_code=499)  # for the log; the client is disconnected
 
     async def __is_ready__(self) -> bool:
-        ready = await self._host.ready()
-        problems = self._host.problems
-        if problems and not ready:  # BentoML's own answer would only say that it is not ready
-            answer = error_body(503, "unavailable", "the server is not ready: " + "; ".join(problems))
-            raise HTTPException(503, json.dumps(answer), headers={"content-type": "application/json"})
+        ready = await self._state.ready()
+        problems = self._state.problems
+        if problems and not ready:  # BentoML's own response has no reason
+            body = error_body(503, "unavailable", "the server is not ready: " + "; ".join(problems))
+            raise HTTPException(503, json.dumps(body), headers={"content-type": "application/json"})
         return ready
 
 
-StableDiffusionVideo.add_asgi_middleware(ErrorResponseMiddleware)  # type: ignore[attr-defined]  # it is a Service now
-StableDiffusionVideo.add_asgi_middleware(AccessControl, api=api)  # type: ignore[attr-defined]  # likewise
+StableDiffusionVideo.add_asgi_middleware(ErrorResponseMiddleware)  # type: ignore[attr-defined]  # the decorator makes it a Service
+StableDiffusionVideo.add_asgi_middleware(AccessControl, api=api)  # type: ignore[attr-defined]  # the same
 swagger.add(api, StableDiffusionVideo)

@@ -1,11 +1,10 @@
-"""What every face does with what it was given: check it whole, say what it will take, hand it to the queue.
+"""Validate a request, estimate its duration and submit it to the queue. The API and the page share this.
 
-    submission = prepare(settings, {"seed": "42", "size": "288x160"}, still=data)
+    submission = prepare(settings, {"seed": "42", "size": "288x160"}, image=data)
     seconds = estimate(queue, submission)
     job = submit(queue, settings, submission, idempotency_key=key)
 
-Nothing here waits for a model; a still of many pixels takes a moment to be read, so event loops call `prepare` in a
-thread.
+Nothing here waits for a model. Decoding a large image takes time, so call `prepare` from a thread, not the event loop.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from kinema.library import all_warnings
 from kinema.media.image import inspect_image
 from kinema.messages import Message
 from kinema.models.catalog import CATALOG, IMAGE_MODELS, for_image_model, parameter_warnings, request_for
-from kinema.serving.fields import is_set, sent_name, settings_of
+from kinema.serving.fields import is_set, sent_name, to_parameters
 from kinema.values import too_long
 
 if TYPE_CHECKING:
@@ -42,14 +41,14 @@ MAX_TITLE = 10_000  # characters
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """What was asked, found to be usable; cautions say what may not come out as hoped."""
+    """A validated request; `warnings` name parameters that may give a poor video."""
 
     request: VideoRequest
     image: bytes | None
     title: str | None
     warnings: tuple[Message, ...]
     fingerprint: str
-    """Of what was asked, whatever was drawn or filled in for it."""
+    """SHA-256 of the fields and the image as sent, before defaults are filled in."""
 
 
 def prepare(
@@ -58,14 +57,14 @@ def prepare(
     image: bytes | None = None,
     inspect: Callable[[bytes], ImageFacts] = inspect_image,
 ) -> Submission:
-    """A submission from loose fields, by `VideoRequest`'s names or those of `kinema.serving.fields`.
+    """Return a submission from fields with the names of `VideoRequest` or the aliases of `kinema.serving.fields`.
 
-    Values may be strings; None, "" and "null" leave a setting to the model's own default. Where there is a still,
-    the prompt is only the title. `inspect` checks the still, last of all: a server does that where it can be stopped.
+    Values may be strings; None, "" and "null" select the model's default. With an image, the prompt is only the
+    title. `inspect` checks the image, after all other checks; the server passes one that can be cancelled.
 
     Raises:
-        InvalidRequest: naming the first field that is wrong; a model that is not offered; too much work.
-        InvalidImage: where the still is no usable picture.
+        InvalidRequest: a field is invalid (`param` is the first one), a model is not offered, or the cost is too high.
+        InvalidImage: the image can't be used.
     """
     given = {name: value for name, value in fields.items() if is_set(value)}
     _check_text(given)
@@ -74,13 +73,11 @@ def prepare(
     if title is not None and image is None:
         given["prompt"] = title
     if image is None and title is None:
-        raise InvalidRequest(
-            Message("nothing_given", "neither a still nor a prompt is given: give one of them"), "prompt"
-        )
-    wanted = settings_of(given, lambda: default_model(settings))
-    _check_offered(settings, "model", str(wanted["model"]))
+        raise InvalidRequest(Message("nothing_given", "an image or a prompt is required; send one of them"), "prompt")
+    parameters = to_parameters(given, lambda: default_model(settings))
+    _check_offered(settings, "model", str(parameters["model"]))
     try:
-        request = request_for(**wanted)
+        request = request_for(**parameters)
     except InvalidRequest as error:
         error.param = sent_name(given, error.param)
         raise
@@ -88,9 +85,9 @@ def prepare(
         image_model = request.image_model or default_image_model(settings, request.width, request.height)
         _check_offered(settings, "image_model", image_model)
         request = for_image_model(request, image_model)
-    _check_work(settings, request)
-    told = parameter_warnings(request) if image is None else all_warnings(inspect(image), request)
-    return Submission(request, image, title, tuple(told), fingerprint)
+    _check_cost(settings, request)
+    warnings = parameter_warnings(request) if image is None else all_warnings(inspect(image), request)
+    return Submission(request, image, title, tuple(warnings), fingerprint)
 
 
 def submit(
@@ -103,7 +100,7 @@ def submit(
     pinned: bool = False,
     priority: int = 0,
 ) -> Job:
-    """Hand it to the queue, and note that in the log; `title` replaces the submission's own.
+    """Submit it to the queue and log that; `title` replaces the submission's own.
 
     Raises:
         InvalidRequest, QueueFull, InsufficientDisk, KeyReused, QueueUnavailable: as `Queue.submit`.
@@ -119,18 +116,18 @@ def submit(
         fingerprint=submission.fingerprint,
     )
     request = job.request
-    words = f": {job.title!r}" if settings.log_prompts and job.title else ""  # only where the operator wants them
-    size = f"{request.num_frames} frames of {request.width}×{request.height} by {request.model}"
-    log.info("job %s is queued, %s%s", job.id, size, words)
+    title_text = f": {job.title!r}" if settings.log_prompts and job.title else ""
+    size = f"{request.num_frames} frames, {request.width}×{request.height}, {request.model}"
+    log.info("job %s is queued, %s%s", job.id, size, title_text)
     return job
 
 
 def change(queue: Queue, job_id: str, *, title: str | None, pinned: bool | None) -> Job:
-    """Give a job another title, or pin it, or no longer; None leaves either as it is.
+    """Rename, pin or unpin a job; None leaves the value unchanged.
 
     Raises:
-        InvalidRequest: where no file or database would keep the title.
-        JobNotFound: where there is no job with this id.
+        InvalidRequest: the title is too long or contains invalid characters.
+        JobNotFound: there is no job with this id.
     """
     _check_text({"title": title})
     if title is not None:
@@ -141,47 +138,47 @@ def change(queue: Queue, job_id: str, *, title: str | None, pinned: bool | None)
 
 
 def estimate(queue: Queue, submission: Submission) -> float | None:
-    """Seconds that it should take here once it is its turn; None while no job of its model was completed here."""
+    """Return the expected run time in seconds, without the wait; None until a job of its model was completed here."""
     return queue.estimate(submission.request)
 
 
-def work_of(request: VideoRequest) -> float:
-    """How much a request asks for, in millions of pixels × frames × steps."""
+def compute_cost(request: VideoRequest) -> float:
+    """Return the cost of a request in millions of pixels × frames × steps."""
     return request.width * request.height * request.num_frames * request.num_inference_steps / MILLION
 
 
 def offered_models(settings: Settings) -> tuple[str, ...]:
-    """The models that requests may name: the catalog's, and what the settings add."""
+    """Return the models that requests may name: those of the catalog and of the settings."""
     return tuple(dict.fromkeys([*CATALOG, *([settings.model] if settings.model else []), *settings.models]))
 
 
 def offered_image_models(settings: Settings) -> tuple[str, ...]:
-    """The painters that requests may name."""
+    """Return the text-to-image models that requests may name."""
     return tuple(dict.fromkeys([*IMAGE_MODELS, *settings.models]))
 
 
 def default_model(settings: Settings) -> str:
-    """The model of a request that names none."""
+    """Return the model of a request without one."""
     if settings.model is not None:
         return settings.model
-    return "pocket" if _without_gpu(settings) else _asked_apart(_default_model, settings)
+    return "pocket" if _has_no_gpu(settings) else _call_in_subprocess(_default_model, settings)
 
 
 def default_image_model(settings: Settings, width: int, height: int) -> str:
-    """The painter of a prompt for which none is named, at this size of the video in pixels."""
-    if _without_gpu(settings):
+    """Return the text-to-image model of a request without one, for a video of this size in pixels."""
+    if _has_no_gpu(settings):
         return "pocket-t2i"
-    return _asked_apart(_default_image_model, settings, (width, height))
+    return _call_in_subprocess(_default_image_model, settings, (width, height))
 
 
 def _check_offered(settings: Settings, param: str, name: str) -> None:
-    """Refuse what the operator has not chosen: a client must not make a server read folders or fetch weights."""
+    """Reject models that the operator has not listed: a client must not make the server read folders or download."""
     offered = offered_models(settings) if param == "model" else offered_image_models(settings)
     if name not in offered:
         raise InvalidRequest(
             Message(
                 "not_offered",
-                "{name} {value!r} is not offered here; {offered} are (KINEMA_MODELS adds others)",
+                "{name} {value!r} is not offered by this server; use one of {offered} (KINEMA_MODELS adds others)",
                 name=param,
                 value=name,
                 offered=", ".join(offered),
@@ -190,19 +187,19 @@ def _check_offered(settings: Settings, param: str, name: str) -> None:
         )
 
 
-def _check_work(settings: Settings, request: VideoRequest) -> None:
-    work = work_of(request)
-    if work > settings.max_work:
+def _check_cost(settings: Settings, request: VideoRequest) -> None:
+    cost = compute_cost(request)
+    if cost > settings.max_work:
         raise InvalidRequest(
             Message(
                 "too_much_work",
-                "{width}×{height} pixels × {frames} frames × {steps} steps is {work:,.0f} million, and one request may "
-                "ask for {most:,.0f} (KINEMA_MAX_WORK): take a smaller size, fewer frames or fewer steps",
+                "{width}×{height} pixels × {frames} frames × {steps} steps is {work:,.0f} million; the maximum per "
+                "request is {most:,.0f} (KINEMA_MAX_WORK): choose a smaller size, fewer frames or fewer steps",
                 width=request.width,
                 height=request.height,
                 frames=request.num_frames,
                 steps=request.num_inference_steps,
-                work=work,
+                work=cost,
                 most=settings.max_work,
             ),
             "num_frames",
@@ -210,14 +207,14 @@ def _check_work(settings: Settings, request: VideoRequest) -> None:
 
 
 def _check_text(given: Mapping[str, Any]) -> None:
-    """Refuse characters that no database and no file keeps, and words that a title would be too long for."""
+    """Reject characters that can't be stored in the database or a file, and a prompt or title that is too long."""
     for name, value in given.items():
         for text in (name, value):
             if isinstance(text, str) and ("\0" in text or any("\ud800" <= c <= "\udfff" for c in text)):
                 raise InvalidRequest(
                     Message(
                         "no_character",
-                        "{name!a} holds what is no character: {text}; write it anew",
+                        "{name!a} contains an invalid character: {text}; remove it",
                         name=name,
                         text=ascii(text)[:80],
                     ),
@@ -231,29 +228,29 @@ def _title(prompt: Any) -> str | None:
     if prompt is None:
         return None
     if not isinstance(prompt, str):
-        raise InvalidRequest(Message("no_prompt", "prompt {value!r} is no sentence", value=prompt), "prompt")
+        raise InvalidRequest(Message("no_prompt", "prompt must be text, got {value!r}", value=prompt), "prompt")
     return prompt
 
 
 def _fingerprint(given: Mapping[str, Any], image: bytes | None) -> str:
-    asked = json.dumps({name: str(value) for name, value in given.items()}, sort_keys=True)
-    image = b"" if image is None else hashlib.sha256(image).digest()
-    return hashlib.sha256(asked.encode() + image).hexdigest()
+    text = json.dumps({name: str(value) for name, value in given.items()}, sort_keys=True)
+    image_hash = b"" if image is None else hashlib.sha256(image).digest()
+    return hashlib.sha256(text.encode() + image_hash).hexdigest()
 
 
-def _without_gpu(settings: Settings) -> bool:
-    """Whether it is plain, without loading torch, that no GPU will do the work."""
+def _has_no_gpu(settings: Settings) -> bool:
+    """Return whether no GPU will be used; decided without importing torch."""
     return settings.device in ("cpu", "mps") or (settings.device == "auto" and not count_gpus())
 
 
 @lru_cache(maxsize=64)
-def _asked_apart(question: Callable[..., str], *given: Any) -> str:
-    """The answer of another process: who asks what fits on a GPU takes hundreds of megabytes there until it ends."""
+def _call_in_subprocess(function: Callable[..., str], *arguments: Any) -> str:
+    """Call a function in a subprocess: querying a GPU keeps hundreds of MB allocated until the process ends."""
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as other:
-        return other.submit(question, *given).result()
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
+        return executor.submit(function, *arguments).result()
 
 
 def _default_model(settings: Settings) -> str:

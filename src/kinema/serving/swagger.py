@@ -1,4 +1,4 @@
-"""Swagger UI at /, of all that the server answers: BentoML's own page and document would ask other machines."""
+"""Swagger UI at / for the whole API. BentoML's own page would load files from other servers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kinema.serving.page.translations.languages import LANGUAGES
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-# Its script styles elements one by one, and shows what was answered as a blob.
+# Swagger UI sets inline styles and shows files in responses as blobs.
 POLICY = (
     "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; media-src 'self' blob:; "
     "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
@@ -30,7 +30,7 @@ _PAGE = """<!DOCTYPE html>
 <link rel="stylesheet" href="./static_content/swagger-ui.css">
 </head>
 <body>
-<header class="swagger-ui"><div class="wrapper"><p><b>Make videos on the page:</b> {links}</p></div></header>
+<header class="swagger-ui"><div class="wrapper"><p><b>Generate videos on the web page:</b> {links}</p></div></header>
 <main id="swagger-ui"></main>
 <script src="./static_content/swagger-ui-bundle.js"></script>
 <script src="./static_content/swagger-ui-standalone-preset.js"></script>
@@ -41,19 +41,19 @@ _PAGE = """<!DOCTYPE html>
 
 
 def add(app: FastAPI, service: Any) -> None:
-    """Answer / and /docs.json, before BentoML does; the service's document has the app's own in it.
+    """Add / and /docs.json, which replace BentoML's. The service's document includes that of the app.
 
     Scripts and styles are BentoML's, at /static_content.
     """
     links = " · ".join(
-        f'<a href=".{PATH}/{words.language}/" lang="{words.language}">{escape(words.name)}</a>'
-        for words in LANGUAGES.values()
+        f'<a href=".{PATH}/{labels.language}/" lang="{labels.language}">{escape(labels.name)}</a>'
+        for labels in LANGUAGES.values()
     )
     html = _PAGE.format(page=PATH, links=links)
 
     @cache
-    def whole() -> dict[str, Any]:
-        return openapi.whole(service.openapi_spec.asdict(), app)
+    def complete_document() -> dict[str, Any]:
+        return openapi.complete(service.openapi_spec.asdict(), app)
 
     @app.get("/", include_in_schema=False)
     async def index() -> HTMLResponse:
@@ -61,4 +61,4 @@ def add(app: FastAPI, service: Any) -> None:
 
     @app.get("/docs.json", include_in_schema=False)
     async def docs() -> JSONResponse:
-        return JSONResponse(whole())
+        return JSONResponse(complete_document())

@@ -1,4 +1,4 @@
-"""What is made from a finished video when someone asks for it: a thumbnail, and a sheet with all its frames."""
+"""Files derived from a finished video on request: a thumbnail and a contact sheet of all frames."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from kinema.serving.image_service import ImageService
 
 Variant = Literal["video", "thumbnail", "spritesheet"]
-# Of a core: a video may have hundreds of frames.
-MAKE_SECONDS = 120
+# CPU time: a video may have hundreds of frames.
+CPU_SECONDS = 120
 _FILES = {
     "video": ("video.mp4", "video/mp4"),
     "thumbnail": ("thumbnail.webp", "image/webp"),
@@ -30,39 +30,39 @@ _FILES = {
 
 
 class VideoVariants:
-    """What one server makes of its videos: of those who ask for the same at once, the first has it made."""
+    """Creates the variants of a server's videos; concurrent requests for the same one create it once."""
 
     def __init__(self) -> None:
-        self._making: WeakValueDictionary[tuple[str, Variant], asyncio.Lock] = WeakValueDictionary()
+        self._locks: WeakValueDictionary[tuple[str, Variant], asyncio.Lock] = WeakValueDictionary()
 
     async def file(
         self, queue: Queue, images: ImageService, request: Request | None, job_id: str, variant: Variant
     ) -> tuple[Path, str]:
-        """The file and its media type; it is made at the first asking, and goes when the job does.
+        """Return the file and its media type; create it at the first request. It is deleted with the job.
 
         Raises:
             JobNotFound, JobUnfinished: as `Queue.result`.
             ServerBusy, ClientGone: as `BoundedPool.run`.
         """
-        name, kind = _FILES[variant]
-        async with self._making.setdefault((job_id, variant), asyncio.Lock()):
-            path, there = await asyncio.to_thread(_look, queue, job_id, name)
-            if not there:
-                await images.images.run(lambda gone: _make(images, path, gone), request)
-            return path, kind
+        name, media_type = _FILES[variant]
+        async with self._locks.setdefault((job_id, variant), asyncio.Lock()):
+            path, exists = await asyncio.to_thread(_find, queue, job_id, name)
+            if not exists:
+                await images.images.run(lambda gone: _create(images, path, gone), request)
+            return path, media_type
 
 
-def _look(queue: Queue, job_id: str, name: str) -> tuple[Path, bool]:
+def _find(queue: Queue, job_id: str, name: str) -> tuple[Path, bool]:
     path = queue.result(job_id).with_name(name)
     return path, path.exists()
 
 
-def _make(images: ImageService, path: Path, gone: Callable[[], bool]) -> None:
+def _create(images: ImageService, path: Path, gone: Callable[[], bool]) -> None:
     video = path.with_name(_FILES["video"][0])
-    make = thumbnail if path.name == _FILES["thumbnail"][0] else contact_sheet
+    function = thumbnail if path.name == _FILES["thumbnail"][0] else contact_sheet
     try:
-        write_atomically(path, images.process.run(make, video, gone=gone, cpu_seconds=MAKE_SECONDS))
+        write_atomically(path, images.process.run(function, video, gone=gone, cpu_seconds=CPU_SECONDS))
     except (OSError, KinemaError):
         if video.exists():
             raise
-        raise JobNotFound(f"there is no video of {path.parent.name} any more; it was deleted") from None
+        raise JobNotFound(f"the video of {path.parent.name} was deleted") from None

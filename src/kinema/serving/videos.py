@@ -1,4 +1,4 @@
-"""/v1/videos: the shape that open video servers share, and what of ours has no place in it."""
+"""The /v1/videos API: the routes that video servers share, and additional ones such as preview and events."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from kinema.serving.events import Events
 from kinema.serving.fields import is_set
 from kinema.serving.lifespan import ServerState, server_state
 from kinema.serving.opened_file import OpenedFile
-from kinema.serving.request_parsing import Body, ParsedRequest, UnreadableBody, fetched, receive
+from kinema.serving.request_parsing import Body, ParsedRequest, UnreadableBody, fetch_image, receive
 from kinema.serving.submission import Submission, change, default_model, offered_models, prepare, submit
 from kinema.serving.video_variants import Variant, VideoVariants
 from kinema.version import own_version
@@ -36,138 +36,140 @@ if TYPE_CHECKING:
 
 
 POLL_HEADER = "openai-poll-after-ms"
-# Of many bodies at once each is parsed in its turn of the event loop, and others get theirs in between.
+# One body is parsed at a time; other tasks of the event loop run in between.
 _PARSING = asyncio.Lock()
 _ID = re.compile(r"video_[0-9a-f]{32}")
-_Key = Annotated[str | None, Header(alias="Idempotency-Key", description="The same key gives the same video.")]
-_After = Annotated[str | None, Query(description="The last id of the page before.")]
+_Key = Annotated[
+    str | None, Header(alias="Idempotency-Key", description="Requests with the same key return the same video.")
+]
+_After = Annotated[str | None, Query(description="The last id of the previous page.")]
 _Limit = Annotated[int, Query(ge=1, le=100)]
 
 
 def make_app() -> FastAPI:
-    """The app; whoever serves it puts a `ServerState` into its `state.host`."""
+    """Return the app. The server sets its `state.server` to a `ServerState`."""
     app = FastAPI(
         title="Kinema",
         version=own_version(),
-        description="A still image, or a sentence, becomes a short video with Stable Video Diffusion.",
+        description="Generate a short video from an image or a prompt with Stable Video Diffusion.",
         openapi_url="/v1/openapi.json",
-        docs_url=None,  # its pages ask other machines for scripts
+        docs_url=None,  # its page loads scripts from other servers
         redoc_url=None,
     )
-    app.state.host = None
+    app.state.server = None
     app.state.events = Events()
     app.state.variants = VideoVariants()
-    _refuse_in_one_shape(app)
-    _add_making(app)
-    _add_looking(app)
-    _add_changing(app)
-    _add_figures(app)
+    _add_error_handlers(app)
+    _add_create_routes(app)
+    _add_read_routes(app)
+    _add_update_routes(app)
+    _add_metrics(app)
     return app
 
 
-def _refuse_in_one_shape(app: FastAPI) -> None:
+def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(KinemaError)
-    async def _refused(_: Request, error: KinemaError) -> JSONResponse:
+    async def _handle_kinema_error(_: Request, error: KinemaError) -> JSONResponse:
         return answer_to(error)
 
     @app.exception_handler(RequestValidationError)
-    async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-        fault = error.errors()[0]
-        name = str(fault["loc"][-1])
-        return answer_to(InvalidRequest(f"{name} {fault.get('input')!r} is not usable: {fault['msg'].lower()}", name))
+    async def _handle_validation_error(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        name = str(first["loc"][-1])
+        return answer_to(InvalidRequest(f"{name} {first.get('input')!r} is invalid: {first['msg'].lower()}", name))
 
     @app.exception_handler(ClientGone)
-    async def _unheard(_: Request, __: ClientGone) -> Response:
-        return Response(status_code=499)  # no one reads it
+    async def _handle_disconnect(_: Request, __: ClientGone) -> Response:
+        return Response(status_code=499)  # for the log; the client is disconnected
 
     @app.exception_handler(HTTPException)
-    async def _other(_: Request, error: HTTPException) -> JSONResponse:
+    async def _handle_http_exception(_: Request, error: HTTPException) -> JSONResponse:
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
         body = schemas.error_body(error.status_code, code, str(error.detail))
         return JSONResponse(body, error.status_code, headers=error.headers)
 
 
 def answer_to(error: KinemaError) -> JSONResponse:
-    """An error as it goes over the wire."""
-    status, body, headers = schemas.refusal(error)
+    """Return the response for an error."""
+    status, body, headers = schemas.error_response(error)
     if isinstance(error, UnreadableBody):
         status = 415
     return JSONResponse(body, status, headers=headers)
 
 
 async def accept(
-    host: ServerState, request: Request, body: Body, key: str | None, *, waits: bool = False, image_only: bool = False
+    state: ServerState, request: Request, body: Body, key: str | None, *, waits: bool = False, image_only: bool = False
 ) -> tuple[Job, Submission, ParsedRequest]:
-    """Check what was asked, and queue it; a call that waits first looks for the job of a caller that was cut off.
+    """Validate a request and submit its job. If `waits`, first look for the same request's abandoned job.
 
-    The body is closed. `image_only` asks for an image, or a prompt, in the words of a face that is called with images.
+    Closes the body. `image_only` selects an error message that mentions only the image.
 
     Raises:
-        KinemaError: one of its kinds, nothing being queued.
-        ClientGone: the client of `request` closed its connection before.
+        KinemaError: the request is rejected; no job is submitted.
+        ClientGone: the client of `request` disconnected.
     """
-    asked: ParsedRequest | None = None
+    parsed: ParsedRequest | None = None
 
     def work(gone: Callable[[], bool]) -> tuple[Job, Submission, ParsedRequest]:
         with closing(body):
-            given = body.asked() if asked is None else asked
-        if image_only and given.image is None and not is_set(given.fields.get("prompt")):
-            raise InvalidRequest("no image is given; send a JPEG, PNG or WebP file as image", "image")
+            fields = body.parse() if parsed is None else parsed
+        if image_only and fields.image is None and not is_set(fields.fields.get("prompt")):
+            raise InvalidRequest("image is required; send a JPEG, PNG or WebP file", "image")
         try:
-            data = fetched(host.settings, given.image, gone)
-            submission = prepare(host.settings, given.fields, data, lambda data: host.images.inspect(data, gone))
+            data = fetch_image(state.settings, fields.image, gone)
+            submission = prepare(state.settings, fields.fields, data, lambda data: state.images.inspect(data, gone))
         except InvalidImage as error:
-            error.param = given.image_field
+            error.param = fields.image_field
             raise
-        given = replace(given, image=None)  # it is in the submission
-        if waits and key is None and (job := host.abandoned.take(submission.fingerprint)):
-            return job, submission, given
-        if given.pinned:
-            host.pins.check(request.scope)
+        fields = replace(fields, image=None)  # the submission has it
+        if waits and key is None and (job := state.abandoned.take(submission.fingerprint)):
+            return job, submission, fields
+        if fields.pinned:
+            state.pins.check(request.scope)
         job = submit(
-            host.queue,
-            host.settings,
+            state.queue,
+            state.settings,
             submission,
             idempotency_key=key,
-            title=given.title,
-            pinned=given.pinned,
-            priority=given.priority,
+            title=fields.title,
+            pinned=fields.pinned,
+            priority=fields.priority,
         )
-        return job, replace(submission, image=None), given
+        return job, replace(submission, image=None), fields
 
     try:
-        host.check_open()
+        state.check_open()
         if body.small:
             async with _PARSING:
-                asked = body.asked()
+                parsed = body.parse()
                 await asyncio.sleep(0)
-            if asked.image is None:
+            if parsed.image is None:
                 return await asyncio.to_thread(work, lambda: False)
-            if isinstance(asked.image, str):
-                return await host.images.addresses.run(work, request)
-        return await host.images.uploads(body.size).run(work, request)
+            if isinstance(parsed.image, str):
+                return await state.images.addresses.run(work, request)
+        return await state.images.uploads(body.size).run(work, request)
     except BaseException:
         body.close()
         raise
 
 
-async def wait_for(host: ServerState, request: Request, job: Job, fingerprint: str, *, keep: bool) -> Response:
-    """The finished video, or why there is none. A client that goes takes its job along, unless it is to be kept.
+async def wait_for(state: ServerState, request: Request, job: Job, fingerprint: str, *, keep: bool) -> Response:
+    """Return the finished video or the job's error. If the client disconnects, cancel the job unless `keep`.
 
-    While the job goes on, interim responses keep the client from giving up. One to which none can be sent may have
-    given up against its will: its job waits a while for the same request.
+    During the job, interim responses prevent a time-out in the client or a proxy. A client without support for them
+    may disconnect because of a time-out: its job becomes abandoned, and the same request finds it for a while.
     """
-    every = host.settings.interim_seconds
+    every = state.settings.interim_seconds
     send_interim = interim_sender(request.scope) if every else None
-    waiting, leaving = asyncio.ensure_future(host.finished(job)), asyncio.ensure_future(client_gone(request))
+    waiting, leaving = asyncio.ensure_future(state.finished(job)), asyncio.ensure_future(client_gone(request))
     try:
         while not waiting.done():
             done, _ = await asyncio.wait({waiting, leaving}, timeout=every or None, return_when=asyncio.FIRST_COMPLETED)
             if leaving in done and not waiting.done():
                 if not keep and send_interim is None:
-                    host.abandoned.add(job.id, fingerprint)
+                    state.abandoned.add(job.id, fingerprint)
                 elif not keep:
-                    await asyncio.to_thread(host.queue.cancel, job.id)
+                    await asyncio.to_thread(state.queue.cancel, job.id)
                 return Response(status_code=499)
             if not done and send_interim is not None:
                 send_interim()
@@ -176,55 +178,57 @@ async def wait_for(host: ServerState, request: Request, job: Job, fingerprint: s
         leaving.cancel()
     finished = waiting.result()
     if finished is None:
-        raise JobNotFound(f"{job.id} was deleted before it was made")
+        raise JobNotFound(f"{job.id} was deleted before it was finished")
     if finished.status == "failed":
-        status, body, headers = schemas.failure(finished.error)
-        return JSONResponse(body, status, headers=headers | made_headers(finished))
-    path = await asyncio.to_thread(host.queue.result, job.id)
-    return OpenedFile(path, media_type="video/mp4", filename=f"{job.id}.mp4", headers=made_headers(finished))
+        status, body, headers = schemas.failure_response(finished.error)
+        return JSONResponse(body, status, headers=headers | video_headers(finished))
+    path = await asyncio.to_thread(state.queue.result, job.id)
+    return OpenedFile(path, media_type="video/mp4", filename=f"{job.id}.mp4", headers=video_headers(finished))
 
 
-def made_headers(job: Job) -> dict[str, str]:
-    """What a file can't say: which job it was, and the seed that makes it again; a model's name as in an address."""
+def video_headers(job: Job) -> dict[str, str]:
+    """Return the headers of a video file: job, seed and percent-encoded model name."""
     model = quote(job.request.model, safe="/@:+ ")
     return {"X-Kinema-Job": job.id, "X-Kinema-Seed": str(job.request.seed), "X-Kinema-Model": model}
 
 
-def _add_making(app: FastAPI) -> None:
-    refusals = openapi.errors(400, 409, 413, 415, 429, 507)
+def _add_create_routes(app: FastAPI) -> None:
+    errors = openapi.error_responses(400, 409, 413, 415, 429, 507)
 
     @app.post(
         "/v1/videos",
         response_model=schemas.VideoObject,
         response_model_exclude_none=False,
-        responses=refusals,
-        openapi_extra=openapi.body(),
+        responses=errors,
+        openapi_extra=openapi.create_body(),
         tags=["videos"],
     )
-    async def create(request: Request, key: _Key = None) -> Response:
-        """Ask for a video; it is made in its turn."""
-        host = server_state(app)
-        job, submission, _ = await accept(host, request, await receive(request, host.bodies), key)
-        return _polled(job, schemas.video_of(job, submission.warnings))
+    async def create_video(request: Request, key: _Key = None) -> Response:
+        """Submit a video job to the queue."""
+        state = server_state(app)
+        job, submission, _ = await accept(state, request, await receive(request, state.bodies), key)
+        return _poll_response(job, schemas.video_of(job, submission.warnings))
 
     @app.post(
         "/v1/videos/sync",
         response_class=FileResponse,
-        responses=openapi.file("video/mp4", "The video.") | refusals | openapi.errors(404),
-        openapi_extra=openapi.body(),
+        responses=openapi.file_response("video/mp4", "The video file.") | errors | openapi.error_responses(404),
+        openapi_extra=openapi.create_body(),
         tags=["videos"],
     )
-    async def sync(request: Request, key: _Key = None) -> Response:
-        """Ask for a video, and wait for it. Its id and seed are in the headers."""
-        host = server_state(app)
-        job, submission, asked = await accept(host, request, await receive(request, host.bodies), key, waits=True)
-        return await wait_for(host, request, job, submission.fingerprint, keep=asked.keep or key is not None)
+    async def create_video_and_wait(request: Request, key: _Key = None) -> Response:
+        """Submit a video job, wait and return the video. The headers contain its id and seed."""
+        state = server_state(app)
+        job, submission, parsed = await accept(state, request, await receive(request, state.bodies), key, waits=True)
+        return await wait_for(state, request, job, submission.fingerprint, keep=parsed.keep or key is not None)
 
 
-def _add_looking(app: FastAPI) -> None:
-    @app.get("/v1/videos", response_model=schemas.VideoList, responses=openapi.errors(400, 404), tags=["videos"])
+def _add_read_routes(app: FastAPI) -> None:
+    @app.get(
+        "/v1/videos", response_model=schemas.VideoList, responses=openapi.error_responses(400, 404), tags=["videos"]
+    )
     async def list_videos(after: _After = None, limit: _Limit = 20, order: Literal["asc", "desc"] = "desc") -> Response:
-        """All videos, by the time at which they were asked for."""
+        """List videos by creation time."""
         queue = server_state(app).queue
         if after is not None:
             _check_id(after)
@@ -234,117 +238,120 @@ def _add_looking(app: FastAPI) -> None:
         return JSONResponse({"object": "list", "data": data, "has_more": page.has_more, **ends})
 
     @app.get(
-        "/v1/videos/{video_id}", response_model=schemas.VideoObject, responses=openapi.errors(404), tags=["videos"]
+        "/v1/videos/{video_id}",
+        response_model=schemas.VideoObject,
+        responses=openapi.error_responses(404),
+        tags=["videos"],
     )
-    async def retrieve(video_id: str) -> Response:
-        """One video as it stands."""
+    async def retrieve_video(video_id: str) -> Response:
+        """Get the current state of a video."""
         job = await _job(app, video_id)
-        return _polled(job, schemas.video_of(job))
+        return _poll_response(job, schemas.video_of(job))
 
-    kinds = openapi.file("video/mp4 image/webp image/jpeg", "The file; parts of it by Range.")
+    file_response = openapi.file_response("video/mp4 image/webp image/jpeg", "The file. Range requests are supported.")
     partial: dict[int | str, dict[str, Any]] = {
-        206: {"description": "The part that was asked for.", "content": kinds[200]["content"]}
+        206: {"description": "The requested range of the file.", "content": file_response[200]["content"]}
     }
-    unmet: dict[int | str, dict[str, Any]] = {
-        416: {"model": schemas.ErrorResponse, "description": "There is no such part."}
+    not_satisfiable: dict[int | str, dict[str, Any]] = {
+        416: {"model": schemas.ErrorResponse, "description": "The range is not satisfiable."}
     }
 
     @app.get(
         "/v1/videos/{video_id}/content",
         response_class=FileResponse,
-        responses=kinds | partial | unmet | openapi.errors(400, 404, 409),
+        responses=file_response | partial | not_satisfiable | openapi.error_responses(400, 404, 409),
         tags=["videos"],
     )
-    async def content(request: Request, video_id: str, variant: Variant = "video") -> Response:
-        """The video's file, its thumbnail, or a sheet of all its frames."""
+    async def download_video(request: Request, video_id: str, variant: Variant = "video") -> Response:
+        """Download the video, its thumbnail or a contact sheet of all its frames."""
         job = await _job(app, video_id)
-        host = server_state(app)
-        path, kind = await app.state.variants.file(host.queue, host.images, request, job.id, variant)
+        state = server_state(app)
+        path, kind = await app.state.variants.file(state.queue, state.images, request, job.id, variant)
         name = f"{job.id}{path.suffix}"
-        return OpenedFile(path, media_type=kind, filename=name, headers=made_headers(job))
+        return OpenedFile(path, media_type=kind, filename=name, headers=video_headers(job))
 
     @app.get(
         "/v1/videos/{video_id}/preview",
-        responses=openapi.file("image/jpeg", "How far it is.") | openapi.errors(404),
+        responses=openapi.file_response("image/jpeg", "The preview image.") | openapi.error_responses(404),
         tags=["videos"],
     )
-    async def preview(video_id: str) -> Response:
-        """The latest small picture of a video that is being made."""
+    async def retrieve_preview(video_id: str) -> Response:
+        """Get the latest preview image of a running job."""
         job = await _job(app, video_id)
         data = await asyncio.to_thread(server_state(app).queue.preview, job.id)
         if data is None:
-            raise JobNotFound(f"there is no preview of {job.id} now; there is one while it is made")
+            raise JobNotFound(f"{job.id} has no preview; only a running job has one")
         return Response(data, media_type="image/jpeg", headers={"Cache-Control": "no-store"})
 
-    stream: dict[int | str, dict[str, Any]] = {
-        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "The events."}
+    event_stream: dict[int | str, dict[str, Any]] = {
+        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}, "description": "Server-sent events."}
     }
 
     @app.get(
         "/v1/videos/{video_id}/events",
         response_class=StreamingResponse,
-        responses=stream | openapi.errors(404),
+        responses=event_stream | openapi.error_responses(404),
         tags=["videos"],
     )
-    async def events(video_id: str) -> Response:
-        """The video's life as server-sent events: `video`, `preview`, and at last `done` or `deleted`."""
+    async def stream_events(video_id: str) -> Response:
+        """Stream the job's changes as server-sent events: `video`, `preview`, and finally `done` or `deleted`."""
         job = await _job(app, video_id)
-        told = app.state.events.stream(server_state(app), job.id)
+        stream = app.state.events.stream(server_state(app), job.id)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(told, media_type="text/event-stream", headers=headers)
+        return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
 
-    @app.get("/v1/models", response_model=schemas.ModelList, responses=openapi.errors(), tags=["models"])
-    async def models() -> Response:
-        """What `model` and `image_model` may name here."""
+    @app.get("/v1/models", response_model=schemas.ModelList, responses=openapi.error_responses(), tags=["models"])
+    async def list_models() -> Response:
+        """List the available values of `model` and `image_model`."""
         return JSONResponse({"object": "list", "data": await asyncio.to_thread(_models, server_state(app))})
 
 
-def _add_figures(app: FastAPI) -> None:
+def _add_metrics(app: FastAPI) -> None:
     @app.get("/metrics", include_in_schema=False)
     async def metrics() -> Response:
-        host = server_state(app)
-        text = await asyncio.to_thread(host.metrics.text, host.queue)
+        state = server_state(app)
+        text = await asyncio.to_thread(state.metrics.text, state.queue)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _add_changing(app: FastAPI) -> None:
+def _add_update_routes(app: FastAPI) -> None:
     @app.post(
         "/v1/videos/{video_id}",
         response_model=schemas.VideoObject,
-        responses=openapi.errors(400, 404, 413, 415, 429, 507),
-        openapi_extra=openapi.change_body(),
+        responses=openapi.error_responses(400, 404, 413, 415, 429, 507),
+        openapi_extra=openapi.update_body(),
         tags=["videos"],
     )
-    async def update(video_id: str, request: Request) -> Response:
-        """Give a video another title, or pin it, so that it never expires, or no longer."""
+    async def update_video(video_id: str, request: Request) -> Response:
+        """Rename, pin or unpin a video. A pinned video never expires."""
         job = await _job(app, video_id)
-        host = server_state(app)
-        with closing(await receive(request, host.bodies)) as body:
-            asked = body.change()
-        if asked.pinned and not job.pinned:
-            host.pins.check(request.scope)
-        job = await asyncio.to_thread(change, host.queue, job.id, title=asked.title, pinned=asked.pinned)
-        return _polled(job, schemas.video_of(job))
+        state = server_state(app)
+        with closing(await receive(request, state.bodies)) as body:
+            update = body.parse_update()
+        if update.pinned and not job.pinned:
+            state.pins.check(request.scope)
+        job = await asyncio.to_thread(change, state.queue, job.id, title=update.title, pinned=update.pinned)
+        return _poll_response(job, schemas.video_of(job))
 
     @app.post(
         "/v1/videos/{video_id}/cancel",
         response_model=schemas.VideoObject,
-        responses=openapi.errors(404, 507),
+        responses=openapi.error_responses(404, 507),
         tags=["videos"],
     )
-    async def cancel(video_id: str) -> Response:
-        """Stop making a video; one that is finished stays as it is."""
+    async def cancel_video(video_id: str) -> Response:
+        """Cancel a job. A finished job is unchanged."""
         job = await _job(app, video_id)
         return JSONResponse(schemas.video_of(await asyncio.to_thread(server_state(app).queue.cancel, job.id)))
 
     @app.delete(
         "/v1/videos/{video_id}",
         response_model=schemas.DeletedVideo,
-        responses=openapi.errors(404, 507),
+        responses=openapi.error_responses(404, 507),
         tags=["videos"],
     )
-    async def delete(video_id: str) -> Response:
-        """Stop making a video where it is not finished, and delete it with its files."""
+    async def delete_video(video_id: str) -> Response:
+        """Delete a video and its files; cancel its job if it is not finished."""
         job = await _job(app, video_id)
         await asyncio.to_thread(server_state(app).queue.delete, job.id)
         return JSONResponse({"id": job.id, "deleted": True, "object": "video.deleted"})
@@ -357,33 +364,33 @@ async def _job(app: FastAPI, video_id: str) -> Job:
 
 def _check_id(video_id: str) -> None:
     if not _ID.fullmatch(video_id):
-        raise JobNotFound(f"there is no video {video_id[:80]!r}; an id is video_ and 32 hexadecimal digits")
+        raise JobNotFound(f"video {video_id[:80]!r} does not exist; an id is video_ and 32 hexadecimal digits")
 
 
-def _polled(job: Job, body: dict[str, Any]) -> JSONResponse:
-    """The video, and when it pays to ask again."""
+def _poll_response(job: Job, body: dict[str, Any]) -> JSONResponse:
+    """Return the video object, with a header that recommends when to poll again."""
     headers = {}
     if not job.finished:
-        left = 2.0 if job.status == "queued" else job.eta if job.eta is not None else 1.0
-        headers[POLL_HEADER] = str(round(1000 * min(5.0, max(0.25, left / 4))))
+        remaining = 2.0 if job.status == "queued" else job.eta if job.eta is not None else 1.0
+        headers[POLL_HEADER] = str(round(1000 * min(5.0, max(0.25, remaining / 4))))
     return JSONResponse(body, headers=headers)
 
 
-def _models(host: ServerState) -> list[dict[str, Any]]:
-    usual = default_model(host.settings)
-    told = []
-    for name in dict.fromkeys([*offered_models(host.settings), *IMAGE_MODELS]):
+def _models(state: ServerState) -> list[dict[str, Any]]:
+    default = default_model(state.settings)
+    models = []
+    for name in dict.fromkeys([*offered_models(state.settings), *IMAGE_MODELS]):
         entry = CATALOG.get(name) or IMAGE_MODELS.get(name)
-        told.append(
+        models.append(
             {
                 "id": name,
                 "object": "model",
                 "created": 0,
                 "owned_by": "kinema" if entry is None or entry.repository is None else entry.repository.split("/")[0],
                 "kind": "image_model" if name in IMAGE_MODELS else "video",
-                "default": name == usual,
+                "default": name == default,
                 "licence": None if entry is None else entry.licence,
                 "defaults": {} if entry is None else dict(entry.defaults),
             }
         )
-    return told
+    return models

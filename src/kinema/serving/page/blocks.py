@@ -16,7 +16,7 @@ from kinema.errors import JobNotFound, KinemaError
 from kinema.jobs.queue import MAX_PAGE
 from kinema.media.image import plain_name
 from kinema.models.catalog import parameter_warnings, request_for
-from kinema.serving.fields import settings_of
+from kinema.serving.fields import to_parameters
 from kinema.serving.page import form as forms
 from kinema.serving.page import form_html, job_html
 from kinema.serving.page.translations.languages import LANGUAGES
@@ -155,7 +155,7 @@ class StudioPage:
             return prepare(self._settings, {"prompt": "sky", **asked.fields})  # a sentence that needs no warning
         if asked.image is not None:
             return self._submission(asked)
-        request = request_for(**settings_of(asked.fields, lambda: default_model(self._settings)))
+        request = request_for(**to_parameters(asked.fields, lambda: default_model(self._settings)))
         return Submission(request, None, None, tuple(parameter_warnings(request)), fingerprint="")
 
     def _look(self, *values: Any) -> Updates:

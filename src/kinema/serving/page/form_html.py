@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from kinema.errors import KinemaError
 from kinema.jobs.worker_process import code_of
 from kinema.media.image import crop_box
-from kinema.serving.client_messages import refusal_message
+from kinema.serving.client_messages import error_message
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -69,7 +69,7 @@ def english(text: str, words: Labels) -> str:
 
 def why(fault: KinemaError, words: Labels) -> str:
     """Why something is refused: as a whole sentence, else in general, with the English beside it."""
-    message = refusal_message(fault)
+    message = error_message(fault)
     general = words.faults.get(code_of(type(fault)))
     if general is None or words.said(message) is not None:
         return told(message, words)

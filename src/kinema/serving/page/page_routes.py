@@ -27,7 +27,7 @@ from kinema.errors import (
 from kinema.jobs.job_files import JobFiles, write_atomically
 from kinema.jobs.worker_process import code_of
 from kinema.media.video_reader import read_recipe
-from kinema.serving.client_messages import refusal_message
+from kinema.serving.client_messages import error_message
 from kinema.serving.decode_process import ClientGone
 from kinema.serving.image_tasks import fitted
 from kinema.serving.opened_file import OpenedFile
@@ -35,8 +35,8 @@ from kinema.serving.page import job_html
 from kinema.serving.page.translations.english import ENGLISH
 from kinema.serving.page.translations.languages import LANGUAGES
 from kinema.serving.rate_limits import DraftBytes
-from kinema.serving.request_parsing import received
-from kinema.serving.schemas import error_body, refusal
+from kinema.serving.request_parsing import receive_any
+from kinema.serving.schemas import error_body, error_response
 from kinema.serving.video_variants import VideoVariants
 from kinema.values import Fit  # noqa: TC001 - FastAPI reads the annotations
 
@@ -152,7 +152,7 @@ def _add_images(router: APIRouter, drafts: Drafts, bodies: BodyQuota) -> None:
         """Keep what was dropped, pasted or chosen: the picture's bytes as they are."""
         words = LANGUAGES.get(language, ENGLISH)
         try:
-            with closing(await received(request, bodies, most=MAX_BYTES)) as body:
+            with closing(await receive_any(request, bodies, max_bytes=MAX_BYTES)) as body:
                 drafts.bytes.check(request.scope, body.size)
                 sha256 = await drafts.images.uploads(body.size).run(
                     lambda gone: drafts.add(body.file.read(), gone), request
@@ -162,12 +162,12 @@ def _add_images(router: APIRouter, drafts: Drafts, bodies: BodyQuota) -> None:
         except ClientGone:
             return Response(status_code=499)  # no one reads it
         except (InvalidImage, InsufficientDisk, ServerBusy, AllowanceUsedUp) as fault:
-            message = refusal_message(fault)
+            message = error_message(fault)
             said = words.said(message)
             status = next(status for kind, status in _STATUS.items() if isinstance(fault, kind))
             answer = _fault(status, code_of(type(fault)), said or message, words.language if said else "en")
             if status in (429, 503):
-                answer.headers["Retry-After"] = refusal(fault)[2]["Retry-After"]
+                answer.headers["Retry-After"] = error_response(fault)[2]["Retry-After"]
             return answer
         return JSONResponse({"image": sha256})
 
@@ -266,9 +266,9 @@ def _found() -> Iterator[None]:
     try:
         yield
     except JobUnfinished as error:
-        raise HTTPException(409, refusal_message(error)) from None
+        raise HTTPException(409, error_message(error)) from None
     except KinemaError as error:  # no such job, or a file that is gone or holds no recipe
-        raise HTTPException(404, refusal_message(error)) from None
+        raise HTTPException(404, error_message(error)) from None
 
 
 async def _watched(queue: Queue, job_id: str, stopping: Callable[[], bool]) -> AsyncGenerator[Job | None]:
