@@ -1,4 +1,4 @@
-"""The pocket text-to-image model's model card, whose figures come from a record of `evaluate.py` or are not there."""
+"""The model card of the pocket text-to-image model, with figures from the JSON of `evaluate.py`."""
 
 from typing import Any
 
@@ -10,14 +10,14 @@ TITLES = {
     "ground_found": "ground found",
     "hour_found": "hour found",
     "colour_found": "colour found",
-    "colour_swapped": "colour follows its swapped word",
+    "colour_swapped": "colour follows a replaced colour word",
 }
 
 
 def card(record: dict[str, Any] | None) -> str:
-    """The card in Markdown."""
-    rider = {"rider": "astronaut riding a horse", "balloon": "hot-air balloon"}
-    things = ", ".join(rider.get(t, t) for t in THINGS)
+    """Return the model card in Markdown; without a record it has no figures."""
+    names = {"rider": "astronaut riding a horse", "balloon": "hot-air balloon"}
+    things = ", ".join(names.get(t, t) for t in THINGS)
     return f"""---
 library_name: diffusers
 license: apache-2.0
@@ -26,18 +26,18 @@ pipeline_tag: text-to-image
 
 # Pocket text-to-image model
 
-A text-to-image model in a pocket's size, in Stable Diffusion's classes and layout. It draws one small world in
-{WIDTH}×{HEIGHT} pixels, and stands in for a real model where there is nothing to download. `training/t2i/train.py` made
-it from nothing on scenes that `training/t2i/drawing.py` draws; no photographs or texts of others are in it.
+A very small text-to-image model in Stable Diffusion's classes and layout. It generates images of a limited set of
+scenes in {WIDTH}×{HEIGHT} pixels, as a substitute for a full-size model that needs no download. It was trained from
+scratch by `training/t2i/train.py` on scenes drawn by `training/t2i/drawing.py`, without third-party images or texts.
 
 - grounds: {", ".join(GROUNDS)} (a city from the air)
-- hours: {", ".join(HOURS)}; weathers: {", ".join(WEATHERS)}
+- times of day: {", ".join(HOURS)}; weather: {", ".join(WEATHERS)}
 - things: {things}; in {", ".join(COLOURS)}
 - styles: {", ".join(STYLES)}
 
-Words outside it become the unknown token, and the picture is the nearest scene without them. English only.
+Words outside the vocabulary become the unknown token, and the image shows a scene without them. English only.
 
-Euler, 12 steps, guidance 3. The noise schedule ends in pure noise, and predictions are of v.
+Sampling: Euler, 12 steps, guidance 3. The noise schedule ends in pure noise (zero terminal SNR); v-prediction.
 
 ## Figures
 
@@ -47,12 +47,12 @@ Euler, 12 steps, guidance 3. The noise schedule ends in pure noise, and predicti
 
 def _figures(record: dict[str, Any] | None) -> str:
     if record is None:
-        return "Not measured yet: `training/t2i/evaluate.py`."
+        return "Not measured yet; run `training/t2i/evaluate.py`."
     figures, drawn = record["figures"], record["judge_on_drawn_held_out_scenes"]
     lines = [
-        f"{len(record['captions'])} captions of combinations of thing, colour, ground and hour never trained on,",
+        f"{len(record['captions'])} captions of combinations of thing, colour, ground and hour held out from training,",
         f"at {record['settings']['num_inference_steps']} steps and guidance {record['settings']['guidance_scale']:g},",
-        "seen by a small network that learnt from drawn scenes; beside it, how often it is right about drawings.",
+        "classified by a small network trained on drawn scenes. Its accuracy on drawn scenes is in the last column.",
         "",
         "| figure | generated | drawn |",
         "| --- | --- | --- |",
