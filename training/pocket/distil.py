@@ -81,12 +81,12 @@ def distillation_loss(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=Path, required=True)
+    parser.add_argument("--photos", type=Path, required=True, help="photos.tar, written by collect.py")
     parser.add_argument("--vae", type=Path, required=True, help="folder with the trained VAE")
     parser.add_argument("--begin-from", type=Path, required=True, help="folder with unet/ and image_encoder/")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=9)
-    parser.add_argument("--total-minutes", type=float)
+    parser.add_argument("--out", type=Path, required=True, help="folder for weights, log and state")
+    parser.add_argument("--minutes", type=float, default=9, help="minutes to train in this run")
+    parser.add_argument("--total-minutes", type=float, help="length of the schedule (default: --minutes)")
     parser.add_argument(
         "--guidance", type=float, default=1.5, help="the teacher's guidance at the last frame (1 at the first frame)"
     )

@@ -105,7 +105,7 @@ def _psnrs(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=Path, required=True)
+    parser.add_argument("--photos", type=Path, required=True, help="photos.tar, written by collect.py")
     parser.add_argument("--vae", type=Path, required=True, help="folder with the trained VAE")
     parser.add_argument("--unet", type=Path, required=True, help="folder with unet/ and image_encoder/")
     parser.add_argument("--clips", type=int, default=24, help="number of clips")

@@ -331,10 +331,10 @@ def train(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=9)
-    parser.add_argument("--total-minutes", type=float)
+    parser.add_argument("--photos", type=Path, required=True, help="photos.tar, written by collect.py")
+    parser.add_argument("--out", type=Path, required=True, help="folder for weights, log and state")
+    parser.add_argument("--minutes", type=float, default=9, help="minutes to train in this run")
+    parser.add_argument("--total-minutes", type=float, help="length of the schedule (default: --minutes)")
     parser.add_argument("--begin-from", type=Path, help="folder with a trained VAE to start a new schedule from")
     parser.add_argument(
         "--spent", type=float, default=0.0, help="minutes of the schedule that --begin-from was already trained for"

@@ -418,8 +418,8 @@ def main() -> None:
         "--record", type=Path, help="for assemble: JSON of evaluate.py with the figures for the model card"
     )
     parser.add_argument("--begin-from", type=Path, help="model folder to start a new schedule from")
-    parser.add_argument("--minutes", type=float, default=9)
-    parser.add_argument("--total-minutes", type=float)
+    parser.add_argument("--minutes", type=float, default=9, help="minutes to train in this run")
+    parser.add_argument("--total-minutes", type=float, help="length of the schedule (default: --minutes)")
     parser.add_argument(
         "--spent", type=float, default=0.0, help="minutes of the schedule that --begin-from was already trained for"
     )
