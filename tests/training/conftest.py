@@ -1,4 +1,4 @@
-"""`training` is a package at the root of the repository, which is not installed."""
+"""Make `training` importable: it is in the root of the repository and not installed."""
 
 import sys
 from pathlib import Path

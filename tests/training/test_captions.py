@@ -1,9 +1,9 @@
-"""Captions, and the tokenizer that knows their words."""
+"""Captions of scenes, and the tokenizer's vocabulary."""
 
 import random
 
 import pytest
-from training.t2i.scenes import COLOURS, Scene, any_scene, held_out_scenes
+from training.t2i.scenes import COLOURS, Scene, held_out_scenes, random_scene
 from training.t2i.words import (
     COLOUR_WORDS,
     GROUND_WORDS,
@@ -11,11 +11,11 @@ from training.t2i.words import (
     MAX_TOKENS,
     bare_caption,
     caption,
-    drawn_words,
-    token_numbers,
+    effective_words,
+    split_words,
+    token_ids,
     vocabulary,
-    words_of,
-    write_drawn_words,
+    write_effective_words,
     write_tokenizer,
 )
 from transformers import CLIPTokenizer
@@ -34,7 +34,7 @@ def unknown_words(tokenizer, text):
     return [w for w in text.split() if tokenizer.unk_token_id in tokenizer(w).input_ids]
 
 
-def test_a_full_caption_says_thing_colour_ground_and_hour():
+def test_full_caption_names_colour_ground_and_hour():
     rng = random.Random(0)
     for scene in held_out_scenes(60):
         text = caption(scene, rng, full=True)
@@ -42,7 +42,7 @@ def test_a_full_caption_says_thing_colour_ground_and_hour():
             assert any(w in text for w in words), (scene, text)
 
 
-def test_the_plainest_caption_with_another_colour_differs_in_that_word_alone():
+def test_bare_caption_with_another_colour_changes_only_colour_word():
     scene = Scene("mountains", "sunset", thing="balloon", colour="red")
     assert bare_caption(scene) == "a red hot-air balloon over snowy mountains at sunset"
     assert bare_caption(scene, "orange") == "an orange hot-air balloon over snowy mountains at sunset"
@@ -50,20 +50,20 @@ def test_the_plainest_caption_with_another_colour_differs_in_that_word_alone():
     assert bare_caption(rider, "orange") == "an astronaut riding an orange horse on the beach at night"
 
 
-def test_one_scene_has_many_wordings():
+def test_caption_of_one_scene_varies():
     rng = random.Random(1)
     scene = Scene("lake", "dawn", "fog", "boat", "blue")
     assert len({caption(scene, rng) for _ in range(100)}) > 90
 
 
-def test_each_word_of_a_caption_is_one_known_token(tokenizer):
+def test_tokenizer_maps_each_caption_word_to_one_known_token(tokenizer):
     rng = random.Random(2)
-    texts = [caption(any_scene(rng), rng) for _ in range(500)]
-    numbers = vocabulary()
+    texts = [caption(random_scene(rng), rng) for _ in range(500)]
+    ids = vocabulary()
     for text, tokens in zip(texts, tokenizer(texts).input_ids, strict=True):
-        assert tokens == token_numbers(text, numbers)
+        assert tokens == token_ids(text, ids)
         assert tokenizer.unk_token_id not in tokens
-        assert len(tokens) == len(words_of(text)) + 2 <= MAX_TOKENS
+        assert len(tokens) == len(split_words(text)) + 2 <= MAX_TOKENS
 
 
 @pytest.mark.parametrize(
@@ -77,18 +77,18 @@ def test_each_word_of_a_caption_is_one_known_token(tokenizer):
         "a bird's eye view of Tokyo by night, 8k, highly detailed",
     ],
 )
-def test_ordinary_sentences_about_this_world_have_no_unknown_word(tokenizer, prompt):
+def test_ordinary_prompts_have_no_unknown_word(tokenizer, prompt):
     assert unknown_words(tokenizer, prompt) == []
 
 
-def test_a_word_it_does_not_know_holds_the_unknown_token(tokenizer):
+def test_unknown_words_contain_unknown_token(tokenizer):
     assert unknown_words(tokenizer, "a zebra and an aide in the carpet of 2023 카메라 redder") == [
         "zebra", "aide", "carpet", "2023", "카메라", "redder",
     ]  # fmt: skip
     assert tokenizer.unk_token_id not in {tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id}
 
 
-def test_case_and_punctuation_change_no_word(tokenizer):
+def test_case_and_punctuation_do_not_change_word_tokens(tokenizer):
     plain = tokenizer("a red boat on the sea").input_ids
     assert tokenizer("A RED Boat on the SEA").input_ids == plain
     marked = tokenizer('"A red boat", on the sea...').input_ids
@@ -96,23 +96,25 @@ def test_case_and_punctuation_change_no_word(tokenizer):
     assert tokenizer.unk_token_id not in marked
 
 
-def test_every_colour_has_a_word_of_its_own():
-    own = [set(words_of(" ".join(COLOUR_WORDS[c]))) - {"dark", "bright", "snow", "-", "jet"} for c in COLOURS]
-    assert sum(len(words) for words in own) == len(set.union(*own))
+def test_colour_words_belong_to_one_colour():
+    words_by_colour = [
+        set(split_words(" ".join(COLOUR_WORDS[c]))) - {"dark", "bright", "snow", "-", "jet"} for c in COLOURS
+    ]
+    assert sum(len(words) for words in words_by_colour) == len(set.union(*words_by_colour))
 
 
-def test_the_words_that_the_embedded_model_draws_are_those_of_its_captions(tmp_path):
-    write_drawn_words(tmp_path)
+def test_embedded_words_json_matches_caption_words(tmp_path):
+    write_effective_words(tmp_path)
     assert (tmp_path / "words.json").read_bytes() == (POCKET_T2I_FOLDER / "words.json").read_bytes()
 
 
-def test_the_plainest_captions_need_no_caution():
+def test_bare_captions_cause_no_warning():
     for scene in held_out_scenes(60):
         request = request_for(model="pocket", prompt=bare_caption(scene), image_model="pocket-t2i")
         assert parameter_warnings(request) == []
 
 
-def test_all_words_that_are_drawn_are_tokens():
-    known = drawn_words()
-    assert {*known["scene"]} <= vocabulary().keys()
-    assert not {*known["scene"]} & {*known["other"]}
+def test_effective_scene_words_are_tokens():
+    words = effective_words()
+    assert {*words["scene"]} <= vocabulary().keys()
+    assert not {*words["scene"]} & {*words["other"]}

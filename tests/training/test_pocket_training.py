@@ -1,16 +1,16 @@
-"""What the pocket's training relies on: exact motion, held-out photographs, flow channels, pointing attention."""
+"""Training of the pocket model: known motion, held-out photographs, flow channels, pointing loss."""
 
 import json
 import math
 
 import pytest
 import torch
-from training.pocket.assemble import with_flow_channels
+from training.pocket.assemble import add_flow_channels
 from training.pocket.denoising import flow_channels
 from training.pocket.motion import HELD_OUT, Mover, Photos
 from training.pocket.networks import FLOW_CHANNELS, LATENT_CHANNELS, make_vae
 from training.pocket.pointing import bilinear_cross_entropy
-from training.pocket.vae import by_single_frames, full_state, grid_of, move
+from training.pocket.vae import full_state, sampling_grid, use_middle_taps, warp
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_held_out_sets_share_no_photograph():
     assert len(set(names)) == len(names)
 
 
-def test_photographs_of_other_sets_are_neither_trained_nor_validated_on():
+def test_split_excludes_choose_and_report_sets():
     sets = json.loads(HELD_OUT.read_text())
     names = (sets["validation"][0], sets["choose"][0], sets["report"][0], "another.jpg")
     photos = Photos(names, torch.zeros(4, 3, 2, 2), torch.zeros(4, 3, 2, 2), torch.ones(4))
@@ -41,50 +41,50 @@ def test_photographs_of_other_sets_are_neither_trained_nor_validated_on():
     assert (train.names, validation.names) == (("another.jpg",), (sets["validation"][0],))
 
 
-def test_motion_bucket_127_is_a_flow_of_0_8_pixels_at_7_frames_a_second(clips):
+def test_motion_bucket_127_is_flow_of_0_8_pixels_at_7_fps(clips):
     flow = (clips.positions[:, 1:] - clips.positions[:, :-1]).norm(dim=2).mean((1, 2, 3))
     torch.testing.assert_close(clips.motion_bucket_id, flow * clips.fps / 7 * 127 / 0.8)
 
 
-def test_flow_channels_are_displacements_from_the_first_frame_in_units_of_2_pixels(clips):
+def test_flow_channels_are_displacements_from_first_frame_in_units_of_2_pixels(clips):
     flow = flow_channels(clips.positions)
     assert flow[:, 0].abs().max() < 1e-4
     torch.testing.assert_close(flow * 2, clips.positions - clips.positions[:, :1], atol=1e-3, rtol=0)
 
 
-def test_a_clip_is_its_first_frame_moved_by_the_positions(clips):
-    grid, inside = grid_of(clips.positions[:, -1])
+def test_last_frame_is_first_frame_warped_by_positions(clips):
+    grid, inside = sampling_grid(clips.positions[:, -1])
     grid = torch.nn.functional.interpolate(grid.permute(0, 3, 1, 2), scale_factor=4, mode="bilinear").permute(
         0, 2, 3, 1
     )
-    error = ((move(clips.frames[:, 0], grid) - clips.frames[:, -1]) * inside).abs()
+    error = ((warp(clips.frames[:, 0], grid) - clips.frames[:, -1]) * inside).abs()
     assert error.mean() < 0.02
 
 
-def test_a_vae_with_flow_channels_encodes_and_decodes_as_before():
+def test_add_flow_channels_keeps_encoding_and_decoding():
     torch.manual_seed(0)
     vae, wide = make_vae().eval(), make_vae(LATENT_CHANNELS + FLOW_CHANNELS).eval()
-    wide.load_state_dict(with_flow_channels(vae.state_dict()))
+    wide.load_state_dict(add_flow_channels(vae.state_dict()))
     frames = torch.rand(1, 3, 32, 32) * 2 - 1
     with torch.no_grad():
-        latents, more = vae.encode(frames).latent_dist.mode(), wide.encode(frames).latent_dist.mode()
+        latents, wide_latents = vae.encode(frames).latent_dist.mode(), wide.encode(frames).latent_dist.mode()
         noise = torch.randn(1, FLOW_CHANNELS, 8, 8)
-        made = wide.decode(torch.cat([latents, noise], 1), num_frames=1).sample
-        torch.testing.assert_close(made, vae.decode(latents, num_frames=1).sample)
-    torch.testing.assert_close(more[:, :LATENT_CHANNELS], latents)
-    assert (more[:, LATENT_CHANNELS:] == 0).all()
+        decoded = wide.decode(torch.cat([latents, noise], 1), num_frames=1).sample
+        torch.testing.assert_close(decoded, vae.decode(latents, num_frames=1).sample)
+    torch.testing.assert_close(wide_latents[:, :LATENT_CHANNELS], latents)
+    assert (wide_latents[:, LATENT_CHANNELS:] == 0).all()
 
 
-def test_middle_taps_decode_a_frame_as_the_whole_decoder_of_their_state():
+def test_middle_taps_decode_like_full_decoder_with_their_state():
     torch.manual_seed(0)
-    vae, whole = by_single_frames(make_vae()).eval(), make_vae().eval()
-    whole.load_state_dict(full_state(vae))
+    vae, full = use_middle_taps(make_vae()).eval(), make_vae().eval()
+    full.load_state_dict(full_state(vae))
     latents = torch.randn(1, LATENT_CHANNELS, 8, 8)
     with torch.no_grad():
-        torch.testing.assert_close(whole.decode(latents, num_frames=1).sample, vae.decode(latents, num_frames=1).sample)
+        torch.testing.assert_close(full.decode(latents, num_frames=1).sample, vae.decode(latents, num_frames=1).sample)
 
 
-def test_attention_that_points_between_two_tokens_loses_least():
+def test_bilinear_cross_entropy_is_least_for_attention_between_source_tokens():
     source = torch.tensor([[[1.5], [1.0]]])  # between tokens (1, 1) and (2, 1) of a grid of 3 × 4
     right = torch.full((1, 1, 12), -math.inf).log_softmax(-1).nan_to_num(-50.0)
     right[0, 0, [5, 6]] = math.log(0.5)
@@ -93,6 +93,6 @@ def test_attention_that_points_between_two_tokens_loses_least():
     assert bilinear_cross_entropy(wrong, source, 3, 4).item() > 10
 
 
-def test_content_from_outside_is_not_pointed_at():
+def test_bilinear_cross_entropy_is_zero_for_sources_outside():
     source = torch.tensor([[[-1.0, 4.0], [0.0, 0.0]]])
     assert (bilinear_cross_entropy(torch.zeros(1, 2, 12).log_softmax(-1), source, 3, 4) == 0).all()

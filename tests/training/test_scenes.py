@@ -2,36 +2,36 @@
 
 import random
 
-from training.t2i.scenes import THINGS, Scene, any_scene, held_out_scenes, training_scene
+from training.t2i.scenes import THINGS, Scene, held_out_scenes, random_scene, training_scene
 
 
-def test_training_never_sees_a_held_out_combination():
+def test_training_scenes_exclude_held_out_combinations():
     rng = random.Random(1)
-    seen = {(s.thing, s.colour, s.ground, s.hour) for s in (training_scene(rng) for _ in range(4000))}
+    trained = {(s.thing, s.colour, s.ground, s.hour) for s in (training_scene(rng) for _ in range(4000))}
     held_out = {(s.thing, s.colour, s.ground, s.hour) for s in held_out_scenes(150)}
     assert len(held_out) == 150
-    assert not seen & held_out
+    assert not trained & held_out
 
 
-def test_what_is_held_out_is_about_a_tenth_and_never_changes():
+def test_held_out_share_is_a_tenth_and_known_combinations_stay_held_out():
     rng = random.Random(2)
-    scenes = [any_scene(rng, with_thing=True) for _ in range(4000)]
+    scenes = [random_scene(rng, with_thing=True) for _ in range(4000)]
     assert 0.07 < sum(s.held_out for s in scenes) / 4000 < 0.13
-    # By name: were these to change, the figures of a model trained before would mean nothing.
+    # If these changed, the figures of models trained before would be invalid.
     combinations = [(g, c) for g in THINGS["balloon"].grounds for c in ("red", "blue")]
-    found = [f"{c} {g}" for g, c in combinations if Scene(g, "night", thing="balloon", colour=c).held_out]
-    assert found == ["red hills", "blue forest", "blue city"]
+    held_out = [f"{c} {g}" for g, c in combinations if Scene(g, "night", thing="balloon", colour=c).held_out]
+    assert held_out == ["red hills", "blue forest", "blue city"]
 
 
-def test_what_a_colour_weather_or_style_is_does_not_move_a_combination_into_training():
+def test_weather_position_count_and_style_do_not_affect_held_out():
     scene = held_out_scenes(1)[0]
     same = Scene(scene.ground, scene.hour, "fog", scene.thing, scene.colour, across="left", count=2, style="drawing")
     assert same.held_out
 
 
-def test_things_stand_only_where_they_can_be():
+def test_random_scenes_have_valid_grounds_counts_and_weather():
     rng = random.Random(3)
-    for scene in (any_scene(rng) for _ in range(2000)):
+    for scene in (random_scene(rng) for _ in range(2000)):
         if scene.thing is None:
             assert scene.colour is None
             assert not scene.held_out

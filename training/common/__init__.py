@@ -1,1 +1,1 @@
-"""What both trainings share."""
+"""Code shared by the training of both models."""

@@ -1,4 +1,4 @@
-"""Several GPUs of one machine under torchrun: each draws its own clips, and their gradients are averaged."""
+"""Data-parallel training under torchrun: each process draws its own samples; gradients are averaged."""
 
 import os
 import time
@@ -9,8 +9,8 @@ import torch.distributed as dist
 
 
 @dataclass
-class Fleet:
-    """This process's place among `world` of them, and the clock that all of them stop by."""
+class ProcessGroup:
+    """This process's device and rank among `world` processes, and a clock shared by all of them."""
 
     device: str
     rank: int
@@ -18,7 +18,8 @@ class Fleet:
     started: float = 0.0
 
     @classmethod
-    def join(cls, device: str) -> "Fleet":
+    def join(cls, device: str) -> "ProcessGroup":
+        """Join the process group that torchrun set up, if any, and enable TF32 and cuDNN autotuning."""
         rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
@@ -29,32 +30,35 @@ class Fleet:
         return cls(device, rank, world)
 
     def leave(self) -> None:
+        """Destroy the process group, if there is one."""
         if self.world > 1:
             dist.destroy_process_group()
 
-    def say(self, *words: object) -> None:
+    def print(self, *values: object) -> None:
+        """Print from rank 0 only."""
         if self.rank == 0:
-            print(*words, flush=True)
+            print(*values, flush=True)
 
-    def begin(self) -> None:
-        """Start the clock, with a fresh seed for each process, so that no two draw the same clips."""
+    def start(self) -> None:
+        """Start the clock and seed each process differently, so that no two draw the same samples."""
         self.started = time.monotonic()
         torch.manual_seed(time.time_ns() % 2**31 * 64 + self.rank)
 
-    def minutes(self) -> float:
-        """Minutes since the start, the same in every process."""
+    def elapsed_minutes(self) -> float:
+        """Return the minutes since `start` as measured by rank 0, the same value in every process."""
         elapsed = torch.tensor((time.monotonic() - self.started) / 60, device=self.device)
         if self.world > 1:
             dist.broadcast(elapsed, 0)
         return elapsed.item()
 
     def average(self, flat: torch.Tensor) -> None:
-        """Put the mean over all processes into `flat`."""
+        """Replace `flat` with its mean over all processes."""
         if self.world > 1:
             dist.all_reduce(flat)
             flat /= self.world
 
     def average_gradients(self, weights: list[torch.nn.Parameter]) -> None:
+        """Replace the gradients of `weights` with their means over all processes."""
         if self.world == 1:
             return
         grads = [p.grad for p in weights if p.grad is not None]

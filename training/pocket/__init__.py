@@ -1,1 +1,1 @@
-"""The pocket video model: photographs, networks, training, evaluation."""
+"""The pocket model (image to video): photographs, networks, training and evaluation."""

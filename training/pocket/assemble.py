@@ -1,8 +1,9 @@
-"""Put trained parts together as one model folder in SVD's layout, weights in fp16:
+"""Write the trained networks as one model folder in SVD's layout, with float16 weights:
 
 python -m training.pocket.assemble --vae training/runs/vae/vae --unet training/runs/unet --out src/kinema/models/pocket
 
-Where the UNet denoises flow channels too, the VAE gets as many: the encoder sets them to 0, the decoder ignores them.
+If the UNet also denoises flow channels, the VAE gets the same number of extra latent channels: the encoder sets them
+to 0 and the decoder ignores them.
 """
 
 import argparse
@@ -17,32 +18,32 @@ from training.pocket.networks import FLOW_CHANNELS, IMAGE_MEAN, IMAGE_STD, SCHED
 WEIGHTS = {"vae": "diffusion_pytorch_model", "unet": "diffusion_pytorch_model", "image_encoder": "model"}
 
 
-def with_flow_channels(vae: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return a VAE's tensors with FLOW_CHANNELS more latent channels: 0 when encoded, ignored when decoded."""
+def add_flow_channels(vae: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return a VAE's tensors with FLOW_CHANNELS more latent channels: encoded as 0 and ignored by the decoder."""
 
     def widen(tensor: torch.Tensor, axis: int) -> torch.Tensor:
-        """Insert zeros after the mean and after the log-variance."""
+        """Insert zeros after the mean and after the log-variance along `axis`."""
         parts = []
         for part in tensor.chunk(2, axis):
-            empty = torch.zeros_like(part.narrow(axis, 0, FLOW_CHANNELS))
-            parts += [part, empty]
+            zeros = torch.zeros_like(part.narrow(axis, 0, FLOW_CHANNELS))
+            parts += [part, zeros]
         return torch.cat(parts, axis)
 
-    wide = dict(vae)
+    widened = dict(vae)
     for name in ("encoder.conv_out", "quant_conv"):
         for leaf in ("weight", "bias"):
-            wide[f"{name}.{leaf}"] = widen(wide[f"{name}.{leaf}"], 0)
-    wide["quant_conv.weight"] = widen(wide["quant_conv.weight"], 1)
-    first = wide["decoder.conv_in.weight"]
-    wide["decoder.conv_in.weight"] = torch.cat([first, torch.zeros_like(first[:, :FLOW_CHANNELS])], 1)
-    return wide
+            widened[f"{name}.{leaf}"] = widen(widened[f"{name}.{leaf}"], 0)
+    widened["quant_conv.weight"] = widen(widened["quant_conv.weight"], 1)
+    first = widened["decoder.conv_in.weight"]
+    widened["decoder.conv_in.weight"] = torch.cat([first, torch.zeros_like(first[:, :FLOW_CHANNELS])], 1)
+    return widened
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vae", type=Path, required=True)
-    parser.add_argument("--unet", type=Path, required=True, help="folder that holds unet/ and image_encoder/")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--vae", type=Path, required=True, help="folder with the trained VAE")
+    parser.add_argument("--unet", type=Path, required=True, help="folder with unet/ and image_encoder/")
+    parser.add_argument("--out", type=Path, required=True, help="model folder to write")
     args = parser.parse_args()
     channels = json.loads((args.unet / "unet/config.json").read_text())["out_channels"]
     folders = {"vae": args.vae, "unet": args.unet / "unet", "image_encoder": args.unet / "image_encoder"}
@@ -50,15 +51,15 @@ def main() -> None:
         target = args.out / part
         target.mkdir(parents=True, exist_ok=True)
         config = json.loads((folder / "config.json").read_text())
-        config.pop("_name_or_path", None)  # where its training began
+        config.pop("_name_or_path", None)  # a path of the training machine
         name = f"{WEIGHTS[part]}.safetensors"
         loaded = load_file(folder / name)
         if part == "vae" and channels > config["latent_channels"]:
-            config["latent_channels"], loaded = channels, with_flow_channels(loaded)
+            config["latent_channels"], loaded = channels, add_flow_channels(loaded)
         (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         tensors = {k: v.to(torch.float16).contiguous() for k, v in loaded.items()}
         save_file(tensors, target / name, metadata={"format": "pt"})
-        (target / name).chmod(0o644)  # safetensors writes for the owner alone
+        (target / name).chmod(0o644)  # safetensors creates files readable by the owner only
         print(f"{part}: {sum(v.numel() for v in tensors.values()) / 1e6:.2f} M parameters")
     index = {
         "_class_name": "StableVideoDiffusionPipeline",

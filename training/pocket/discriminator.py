@@ -1,4 +1,4 @@
-"""A discriminator on patches, for a decoder that has to give texture where squared error gives its mean."""
+"""A patch discriminator: it makes the decoder produce texture, which errors alone average out."""
 
 from itertools import pairwise
 
@@ -8,7 +8,7 @@ from torch import nn
 
 
 class Discriminator(nn.Module):
-    """Scores frames [n, 3, h, w] in −1…1 patch by patch, at two sizes; higher for photographs."""
+    """Scores patches of frames [n, 3, h, w] in −1…1 at two scales; higher means more like a photograph."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class Discriminator(nn.Module):
         return nn.ModuleList([*layers, norm(nn.Conv2d(192, 192, 3, 1, 1)), nn.Conv2d(192, 1, 3, 1, 1)])
 
     def forward(self, frames: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Return the scores of each size, and the features of all layers."""
+        """Return the score maps of each scale, and the features of all layers."""
         scores, features = [], []
         for scale in self.scales:
             x = frames
@@ -35,32 +35,33 @@ class Discriminator(nn.Module):
 
 
 def adversarial_loss(
-    discriminator: Discriminator, made: torch.Tensor, frames: torch.Tensor
+    discriminator: Discriminator, decoded: torch.Tensor, frames: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the decoder's hinge loss, and the mean distance of the features, each relative to their own size."""
-    scores, found = discriminator(made)
+    """Return the decoder's hinge loss, and the mean relative L1 distance of the discriminator's features."""
+    scores, features = discriminator(decoded)
     with torch.no_grad():
-        _, true = discriminator(frames)
+        _, target_features = discriminator(frames)
     distances = [
-        (a.float() - b.float()).abs().mean() / b.float().abs().mean() for a, b in zip(found, true, strict=True)
+        (a.float() - b.float()).abs().mean() / b.float().abs().mean()
+        for a, b in zip(features, target_features, strict=True)
     ]
     return -sum(score.float().mean() for score in scores) / len(scores), torch.stack(distances).mean()
 
 
-def gradient_ratio(error: torch.Tensor, against: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
-    """Return the factor that gives both losses equal gradients at the decoder's last weights (Esser et al. 2021)."""
-    norms = [torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (error, against)]
+def gradient_ratio(error: torch.Tensor, adversarial: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+    """Return the ratio of the losses' gradient norms at the weights `last`, at most 100 (Esser et al. 2021)."""
+    norms = [torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (error, adversarial)]
     return (norms[0] / (norms[1] + 1e-6)).clamp(0, 100).detach()
 
 
 def train_discriminator(
-    discriminator: Discriminator, optimizer: torch.optim.Optimizer, made: torch.Tensor, frames: torch.Tensor
+    discriminator: Discriminator, optimizer: torch.optim.Optimizer, decoded: torch.Tensor, frames: torch.Tensor
 ) -> None:
-    """Take one step by the hinge loss."""
-    loss = made.new_zeros(())
+    """Take one optimizer step on the hinge loss."""
+    loss = decoded.new_zeros(())
     for score in discriminator(frames)[0]:
         loss = loss + F.relu(1 - score).mean()
-    for score in discriminator(made)[0]:
+    for score in discriminator(decoded)[0]:
         loss = loss + F.relu(1 + score).mean()
     optimizer.zero_grad(set_to_none=True)
     loss.backward()

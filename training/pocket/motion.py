@@ -1,14 +1,14 @@
-"""Photographs set in motion on the GPU: endless short clips whose camera and parallax are known exactly.
+"""Synthesise training clips from photographs on the GPU, with exactly known camera motion and parallax.
 
-A clip is one photograph looked at through a moving window. All motion is one displacement field in output
-pixels, P(t, x): where the pixel x of frame t comes from. It sums
+A clip shows one photograph through a moving window. All motion is one displacement field in output pixels,
+P(t, x): the position that pixel x of frame t comes from. It is the sum of
 
-* a camera: pan, zoom about a focus and roll, each stronger where the scene is near (parallax),
-* sway: a region that swings to and fro, as leaves and water do,
-* drift: a region that moves on its own, as clouds do.
+* camera motion: pan, zoom about a focus and roll; pan and zoom are stronger where the scene is near (parallax),
+* sway: a region that oscillates, like leaves and water,
+* drift: a region that moves at constant velocity, like clouds.
 
-Depth and regions are smooth functions of the photograph's own colours, so that they end where things end, and
-they are looked up where the content came from (a fixed-point iteration), so that they travel with it.
+Depth and regions are smooth functions of the photograph's colours, so their borders follow the objects. They are
+sampled at the source position (by a fixed-point iteration), so they move with the content.
 """
 
 import json
@@ -25,25 +25,25 @@ import torch.nn.functional as F
 from PIL import Image
 
 PHOTO_WIDTH, PHOTO_HEIGHT = 1152, 648
-# SVD's default motion bucket, 127, means a mean flow of 0.8 pixels a frame at seven frames a second; linear.
+# SVD's default motion bucket, 127, is a mean flow of 0.8 pixels per frame at 7 fps; the scale is linear.
 BUCKET_PER_PIXEL = 127 / 0.8
 REFERENCE_FPS = 7.0
-FASTEST = 2.5  # pixels a frame; at few frames a second a clip would otherwise leave the photograph
+FASTEST = 2.5  # maximum flow in pixels per frame; without it, clips at low fps would leave the photograph
 HELD_OUT = Path(__file__).parent / "held_out.json"
 
 
 @dataclass(frozen=True)
 class Photos:
-    """A stack of photographs on the device: pixels uint8 [n, 3, 648, 1152], thumbs float [n, 3, 54, 96] in −1…1."""
+    """Photographs as tensors on the device: pixels uint8 [n, 3, 648, 1152], thumbs float [n, 3, 54, 96] in −1…1."""
 
-    names: tuple[str, ...]  # in the archive
+    names: tuple[str, ...]  # file names in the archive
     pixels: torch.Tensor
     thumbs: torch.Tensor
-    detail: torch.Tensor  # [n]: the photograph's own width over PHOTO_WIDTH, at most 1
+    detail: torch.Tensor  # [n]: original width / PHOTO_WIDTH, at most 1
 
     @classmethod
     def read(cls, tar: Path, device: torch.device | str, *, limit: int | None = None) -> "Photos":
-        """Read the JPEGs of a tar archive made by collect.py."""
+        """Read the JPEGs of a tar archive written by collect.py."""
         with tarfile.open(tar) as archive:
             names = sorted(n for n in archive.getnames() if n.endswith(".jpg"))[:limit]
             blobs = [archive.extractfile(n).read() for n in names]
@@ -60,24 +60,25 @@ class Photos:
         return cls(tuple(names), pixels, thumbs, torch.tensor([d[1] for d in decoded], device=device))
 
     def split(self) -> tuple["Photos", "Photos"]:
-        """Return the photographs to train on and those to validate on; held_out.json's other sets are in neither."""
+        """Return the training and the validation photographs, both without the other sets of held_out.json."""
         sets = {name: set(members) for name, members in json.loads(HELD_OUT.read_text()).items()}
         held_out = set().union(*sets.values())
         train = [name not in held_out for name in self.names]
-        return self._where(train), self._where([name in sets["validation"] for name in self.names])
+        return self._select(train), self._select([name in sets["validation"] for name in self.names])
 
-    def _where(self, chosen: list[bool]) -> "Photos":
-        mask = torch.tensor(chosen, device=self.pixels.device)
-        names = tuple(name for name, keep in zip(self.names, chosen, strict=True) if keep)
+    def _select(self, selected: list[bool]) -> "Photos":
+        mask = torch.tensor(selected, device=self.pixels.device)
+        names = tuple(name for name, is_selected in zip(self.names, selected, strict=True) if is_selected)
         return Photos(names, self.pixels[mask], self.thumbs[mask], self.detail[mask])
 
 
 @dataclass(frozen=True)
 class Clips:
-    """frames: [batch, frames, 3, height, width] in −1…1; motion bucket ids and conditioning fps: [batch].
+    """A batch of clips.
 
-    positions: [batch, frames, 2, height/4, width/4], where every fourth pixel comes from in frame 0 (x, y from
-    the middle, in pixels).
+    frames: [batch, frames, 3, height, width] in −1…1; motion_bucket_id and fps: [batch].
+    positions: [batch, frames, 2, height/4, width/4], the position in frame 0 that every fourth pixel comes from
+    (x, y in pixels from the centre).
     """
 
     frames: torch.Tensor
@@ -87,17 +88,17 @@ class Clips:
 
 
 class Mover:
-    """Draws clips from photographs; `height` and `width` in pixels."""
+    """Draws random clips of `height` × `width` pixels from photographs."""
 
     def __init__(self, photos: Photos, height: int, width: int) -> None:
         self.photos, self.height, self.width = photos, height, width
         self.device = photos.pixels.device
 
     def draw(self, batch: int, num_frames: int, fastest: float = FASTEST) -> Clips:
-        """Draw a batch of clips of at most `fastest` pixels a frame; frame 0 is the image."""
+        """Draw a batch of clips with a mean flow of at most `fastest` pixels per frame; frame 0 is the image."""
         index = torch.randint(0, len(self.photos.pixels), (batch,), device=self.device)
         fps = self._fps(batch)
-        # Square the draw a little towards stillness: a slow clip is the harder one to keep steady.
+        # The exponent favours slow clips, which are harder to keep steady.
         bucket = 255 * self._uniform(batch) ** 1.2
         target = (bucket / BUCKET_PER_PIXEL * REFERENCE_FPS / fps).clamp(max=fastest)
         pitch = self._pitch(index)
@@ -115,12 +116,12 @@ class Mover:
         return torch.rand(batch, device=self.device) * (high - low) + low
 
     def _fps(self, batch: int) -> torch.Tensor:
-        """Half of the clips at the reference rate, the others log-uniform between 4 and 30."""
+        """Draw frame rates: REFERENCE_FPS for half of the clips, log-uniform between 4 and 30 for the others."""
         other = torch.exp(self._uniform(batch, math.log(4), math.log(30))).round()
         return torch.where(self._uniform(batch) < 0.5, torch.full_like(other, REFERENCE_FPS), other)
 
     def _pitch(self, index: torch.Tensor) -> torch.Tensor:
-        """Photograph pixels for one output pixel: coarse enough to be sharp, fine enough to fit with room to move."""
+        """Draw photograph pixels per output pixel: enough for sharp frames, few enough to leave room for motion."""
         finest = 1.5 / self.photos.detail[index]
         widest = min(0.85 * PHOTO_WIDTH / self.width, 0.85 * PHOTO_HEIGHT / self.height, 4.0)
         return (finest * torch.exp(self._uniform(len(index)) * torch.log(widest / finest).clamp(min=0))).clamp(
@@ -128,7 +129,7 @@ class Mover:
         )
 
     def _centre(self, scene: "_Scene", pitch: torch.Tensor, coarse: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Where the window begins, [batch, 2] photograph pixels, so that its path stays inside where it can."""
+        """Draw the window's initial centre, [batch, 2] photograph pixels; its path stays inside if possible."""
         batch = len(pitch)
         middle = torch.tensor([PHOTO_WIDTH / 2, PHOTO_HEIGHT / 2], device=self.device).expand(batch, 2)
         unit = scene.positions(coarse, middle, torch.ones(batch, device=self.device))
@@ -142,10 +143,10 @@ class Mover:
     def _render(
         self, index: torch.Tensor, positions: torch.Tensor, centre: torch.Tensor, pitch: torch.Tensor
     ) -> torch.Tensor:
-        """Look the photographs up at twice the size and bring them down with an antialiased filter."""
+        """Sample the photographs at twice the size and downscale with an antialiasing filter."""
         batch, num_frames = positions.shape[:2]
         fine = (2 * self.height, 2 * self.width)
-        # Displacement is smooth, so it is interpolated; the identity is added exactly.
+        # The displacement is smooth and can be interpolated; the identity is added exactly.
         coarse = _grid(self.height // 4, self.width // 4, 4.0, self.device)
         offset = F.interpolate((positions - coarse).flatten(0, 1), fine, mode="bilinear", align_corners=False)
         source = offset.view(batch, num_frames, 2, *fine) + _grid(*fine, 0.5, self.device)
@@ -159,19 +160,19 @@ class Mover:
         return frames.view(batch, num_frames, 3, self.height, self.width).clamp(-1, 1)
 
     def _sharpen(self, frames: torch.Tensor) -> torch.Tensor:
-        """Unsharp masking by up to 1.2: photographs brought down by Lanczos are sharper than this renderer's."""
+        """Apply unsharp masking by up to 1.2, since Lanczos-downscaled inputs are sharper than `_render`'s frames."""
         flat = frames.flatten(0, 1)
         blurred = F.avg_pool2d(F.pad(flat, (1, 1, 1, 1), mode="replicate"), 3, 1).view_as(frames)
         amount = self._uniform(len(frames), 0, 1.2).view(-1, 1, 1, 1, 1)
         return (frames + amount * (frames - blurred)).clamp(-1, 1)
 
     def _recolour(self, frames: torch.Tensor) -> torch.Tensor:
-        """Mirror, permute channels, fade saturation, and change contrast and brightness, the same for a whole clip."""
+        """Permute channels and change saturation, contrast and brightness, by the same amount in a whole clip."""
         batch = len(frames)
         shape = (batch, 1, 1, 1, 1)
         order = torch.rand(batch, 3, device=self.device).argsort(1)
-        keep = self._uniform(batch) < 0.75
-        order = torch.where(keep[:, None], torch.arange(3, device=self.device), order)
+        is_unpermuted = self._uniform(batch) < 0.75
+        order = torch.where(is_unpermuted[:, None], torch.arange(3, device=self.device), order)
         frames = torch.gather(frames, 2, order.view(batch, 1, 3, 1, 1).expand_as(frames))
         grey = frames.mean(2, keepdim=True)
         saturation = torch.where(self._uniform(batch) < 0.05, 0.0, self._uniform(batch, 0.7, 1.3)).view(shape)
@@ -182,7 +183,7 @@ class Mover:
 
 @dataclass(frozen=True)
 class _Scene:
-    """One batch of scenes and camera moves, before their amount is known."""
+    """A batch of scene depths and motions, before they are scaled to a target flow."""
 
     fields: torch.Tensor  # [batch, 3, 54, 96]: depth (mean 0), sway mask, drift mask
     time: torch.Tensor  # [batch, frames]: progress 0…1
@@ -198,16 +199,16 @@ class _Scene:
     @classmethod
     def draw(cls, mover: Mover, index: torch.Tensor, num_frames: int, pitch: torch.Tensor) -> "_Scene":
         batch, device = len(index), mover.device
-        uniform = mover._uniform  # noqa: SLF001 - both are of this file
+        uniform = mover._uniform  # noqa: SLF001 - same module
         direction = lambda: torch.stack(  # noqa: E731
             [torch.cos(a := uniform(batch, 0, 2 * math.pi)), torch.sin(a)], 1
         )
         sign = lambda: torch.where(uniform(batch) < 0.5, -1.0, 1.0)  # noqa: E731
-        on = lambda chance: (uniform(batch) < chance).float()  # noqa: E731
+        on = lambda probability: (uniform(batch) < probability).float()  # noqa: E731
         reach = math.hypot(mover.width, mover.height) / 2
         time = torch.linspace(0, 1, num_frames, device=device).expand(batch, -1)
         ease = uniform(batch, -0.35, 0.35)[:, None]
-        # Pan alone, zoom alone, both, or a tripod with only local motion.
+        # Pan only, zoom only, both, or a fixed camera with only local motion.
         kind = torch.rand(batch, device=device)
         panning = ((kind < 0.45) | ((kind > 0.75) & (kind < 0.95))).float()
         zooming = ((kind > 0.45) & (kind < 0.95)).float()
@@ -242,51 +243,51 @@ class _Scene:
         )
 
     def positions(self, coarse: torch.Tensor, centre: torch.Tensor, amount: torch.Tensor) -> torch.Tensor:
-        """P(t, x): [batch, frames, 2, h, w] output pixels about the window's middle, for motion of that amount."""
+        """Return P(t, x), [batch, frames, 2, h, w] output pixels from the centre, for motion scaled by `amount`."""
         batch, num_frames = self.time.shape
         wide = (batch, 1, 1, 1)
-        home = coarse.expand(batch, num_frames, -1, -1, -1)
-        place = home
+        identity = coarse.expand(batch, num_frames, -1, -1, -1)
+        source = identity
         scale = amount.view(batch, 1, 1, 1, 1)
         time = self.time.view(batch, num_frames, 1, 1, 1)
         dx, dy, cycles, phase, kx, ky = (v.view(wide) for v in self.sway.unbind(1))
-        from_focus = (home - self.focus.view(batch, 1, 2, 1, 1)) / self.reach
+        from_focus = (identity - self.focus.view(batch, 1, 2, 1, 1)) / self.reach
         turn = torch.stack([-from_focus[:, :, 1], from_focus[:, :, 0]], 2)
         for _ in range(3):
-            depth, sway_mask, drift_mask = self._look(place, centre).unbind(2)
+            depth, sway_mask, drift_mask = self._sample_fields(source, centre).unbind(2)
             nearness = (1 + depth)[:, :, None]
             move = self.pan.view(batch, 1, 2, 1, 1) * nearness
             move = move + self.zoom.view(batch, 1, 1, 1, 1) * from_focus * nearness
             move = move + self.roll.view(batch, 1, 1, 1, 1) * turn
             move = move + self.drift.view(batch, 1, 2, 1, 1) * drift_mask[:, :, None]
-            wave = phase + kx * place[:, :, 0] + ky * place[:, :, 1]
+            wave = phase + kx * source[:, :, 0] + ky * source[:, :, 1]
             swing = (
                 torch.sin(2 * math.pi * cycles * self.time.view(batch, num_frames, 1, 1) + wave) - torch.sin(wave)
             ) * sway_mask
-            place = home + scale * (time * move + torch.stack([dx * swing, dy * swing], 2))
-        return place
+            source = identity + scale * (time * move + torch.stack([dx * swing, dy * swing], 2))
+        return source
 
-    def _look(self, place: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
-        """The fields [batch, frames, 3, h, w] at output positions."""
-        batch, num_frames, _, h, w = place.shape
-        size = torch.tensor([PHOTO_WIDTH, PHOTO_HEIGHT], device=place.device).view(1, 1, 2, 1, 1)
-        at = (place * self.pitch.view(-1, 1, 1, 1, 1) + centre[:, None, :, None, None]) / size * 2 - 1
-        grid = at.permute(0, 1, 3, 4, 2).reshape(batch, num_frames * h, w, 2)
-        seen = F.grid_sample(self.fields, grid, mode="bilinear", padding_mode="border", align_corners=False)
-        return seen.view(batch, -1, num_frames, h, w).transpose(1, 2)
+    def _sample_fields(self, source: torch.Tensor, centre: torch.Tensor) -> torch.Tensor:
+        """Return the fields at output positions, [batch, frames, 3, h, w]."""
+        batch, num_frames, _, h, w = source.shape
+        size = torch.tensor([PHOTO_WIDTH, PHOTO_HEIGHT], device=source.device).view(1, 1, 2, 1, 1)
+        normalised = (source * self.pitch.view(-1, 1, 1, 1, 1) + centre[:, None, :, None, None]) / size * 2 - 1
+        grid = normalised.permute(0, 1, 3, 4, 2).reshape(batch, num_frames * h, w, 2)
+        sampled = F.grid_sample(self.fields, grid, mode="bilinear", padding_mode="border", align_corners=False)
+        return sampled.view(batch, -1, num_frames, h, w).transpose(1, 2)
 
 
 def _fields(thumbs: torch.Tensor) -> torch.Tensor:
-    """Depth, sway mask and drift mask, [batch, 3, 54, 96], as smooth functions of colour, height and chance."""
+    """Return depth, sway mask and drift mask, [batch, 3, 54, 96]: smooth functions of colour, height and noise."""
     batch, _, h, w = thumbs.shape
     device = thumbs.device
     colour = thumbs - thumbs.mean((2, 3), keepdim=True)
     colour = colour / colour.std((1, 2, 3), keepdim=True).clamp(min=0.05)
     height = torch.linspace(-1.5, 1.5, h, device=device).view(1, 1, h, 1).expand(batch, 1, h, w)
-    chance = F.interpolate(torch.randn(batch, 3, 4, 6, device=device), (h, w), mode="bicubic")
+    noise = F.interpolate(torch.randn(batch, 3, 4, 6, device=device), (h, w), mode="bicubic")
     weights = torch.randn(batch, 3, 4, device=device) * torch.tensor([0.8, 0.8, 0.8, 1.0], device=device)
-    weights[:, 0, 3] = weights[:, 0, 3].abs() * 0.6  # what is lower in a picture is mostly nearer
-    mixed = torch.einsum("bkc,bchw->bkhw", weights, torch.cat([colour, height], 1)) + chance
+    weights[:, 0, 3] = weights[:, 0, 3].abs() * 0.6  # content lower in the image is usually nearer
+    mixed = torch.einsum("bkc,bchw->bkhw", weights, torch.cat([colour, height], 1)) + noise
     masks = torch.sigmoid(2.0 * mixed)
     for _ in range(2):
         masks = F.avg_pool2d(F.pad(masks, (2, 2, 2, 2), mode="replicate"), 5, 1)
@@ -296,7 +297,7 @@ def _fields(thumbs: torch.Tensor) -> torch.Tensor:
 
 
 def _grid(height: int, width: int, spacing: float, device: torch.device) -> torch.Tensor:
-    """Pixel positions [1, 1, 2, height, width] (x, y) about the middle, `spacing` output pixels apart."""
+    """Return positions [1, 1, 2, height, width] (x, y) from the centre, `spacing` output pixels apart."""
     y = (torch.arange(height, device=device) + 0.5 - height / 2) * spacing
     x = (torch.arange(width, device=device) + 0.5 - width / 2) * spacing
     gy, gx = torch.meshgrid(y, x, indexing="ij")
@@ -304,5 +305,5 @@ def _grid(height: int, width: int, spacing: float, device: torch.device) -> torc
 
 
 def _flow(positions: torch.Tensor) -> torch.Tensor:
-    """Mean length of the step from frame to frame, [batch], pixels a frame."""
+    """Return the mean flow between consecutive frames, [batch], in pixels per frame."""
     return (positions[:, 1:] - positions[:, :-1]).norm(dim=2).mean((1, 2, 3))

@@ -1,4 +1,4 @@
-r"""Train the pocket UNet and image encoder on moving photographs, on one GPU or several of a machine:
+r"""Train the pocket UNet and image encoder on synthesised clips, on one or more GPUs of a machine:
 
     torchrun --nproc-per-node 2 -m training.pocket.unet --arm flow --photos training/data/photos.tar \
         --vae training/runs/vae/vae --out training/runs/unet --minutes 9 --total-minutes 30
@@ -7,9 +7,10 @@ The preconditioning is EDM's (Karras et al. 2022) in the form that SVD's schedul
 0.25·ln σ, loss weight (σ²+1)/σ². Conditions are those of SVD (Blattmann et al. 2023): the latents of the image
 with noise added, its CLIP embedding, and the ids fps − 1, motion bucket and noise strength.
 
-An arm says how the UNet learns to carry the image instead of repainting it (`ARMS`); transport.py measures it.
+`--arm` selects how the UNet is trained to copy detail from the image (`ARMS`); transport.py measures the result.
 
-A run is a schedule of `--total-minutes`; a piece of it ends after `--minutes` and the next one resumes from `--out`.
+The learning rate schedule lasts `--total-minutes`. A run ends after `--minutes`; the next run with the same `--out`
+resumes.
 """
 
 import argparse
@@ -23,8 +24,8 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLTemporalDecoder
 
-from training.common.parallel import Fleet
-from training.pocket.denoising import Encoder, denoise, draw_noise_aug, embed
+from training.common.parallel import ProcessGroup
+from training.pocket.denoising import Encoder, added_time_ids, denoise, draw_noise_aug, embed
 from training.pocket.motion import FASTEST, Clips, Mover, Photos
 from training.pocket.networks import (
     FLOW_CHANNELS,
@@ -32,29 +33,29 @@ from training.pocket.networks import (
     LATENT_CHANNELS,
     NUM_FRAMES,
     WIDTH,
+    count_parameters,
     make_image_encoder,
     make_unet,
-    parameters,
 )
 from training.pocket.pointing import Pointing
-from training.pocket.transport import calm_clips, transport
+from training.pocket.transport import slow_clips, transport
 
 LEARNING_RATE = 7e-4
-SIGMA_MEAN, SIGMA_STD = 1.0, 1.6  # of ln σ: where a clip of many like frames is nearly lost, its motion is decided
-DRAWS = 2  # noise levels for each clip: encoding a clip costs as much as a step on it
+SIGMA_MEAN, SIGMA_STD = 1.0, 1.6  # of ln σ; motion is determined at high σ, where little of a clip is visible
+DRAWS = 2  # noise levels drawn per clip, since encoding a clip takes as long as a training step on it
 IMAGE_DROPOUT = 0.1
-SLOWEST = 0.5  # pixels a frame, at most, where the curriculum begins
+INITIAL_FASTEST = 0.5  # maximum flow at the start of the schedule, pixels per frame
 FLOW_WEIGHT = 0.5
 POINTING_WEIGHT = 0.02
 
 
 @dataclass(frozen=True)
 class Arm:
-    """How the UNet is taught to fetch the image's content."""
+    """How the UNet is trained to copy content from the image."""
 
-    flow: bool = False  # two more latent channels hold where each frame's content came from; the decoder ignores them
-    pointing: bool = False  # one head of some self-attentions is trained to attend to where the content came from
-    attention_at_top: bool = False  # self-attention at 40×72, on the way up
+    flow: bool = False  # two more latent channels contain the displacement; the decoder ignores them
+    pointing: bool = False  # one head of some self-attentions is trained to attend to the source position
+    attention_at_top: bool = False  # self-attention at 40×72 in the up blocks
 
 
 ARMS = {
@@ -66,9 +67,9 @@ ARMS = {
 
 
 class Loss:
-    """The denoising loss at DRAWS levels a clip, and that of `pointing` beside it.
+    """The denoising loss at DRAWS noise levels per clip, plus the weighted loss of `pointing`.
 
-    `pointing_weight` is a tensor that falls to 0 in the course of the schedule.
+    `pointing_weight` is a tensor, so that a recorded CUDA graph uses its current value.
     """
 
     def __init__(
@@ -80,26 +81,26 @@ class Loss:
     def __call__(
         self, latents: torch.Tensor, condition: torch.Tensor, clips: Clips, noise_aug: torch.Tensor
     ) -> torch.Tensor:
-        """latents [batch, frames, c, h, w], condition [batch, c, h, w]."""
+        """Return the loss for latents [batch, frames, c, h, w] and condition [batch, c, h, w]."""
         z, condition = latents.repeat(DRAWS, 1, 1, 1, 1), condition.repeat(DRAWS, 1, 1, 1)
         batch, device = len(z), z.device
-        # Stratified over the batch, and so less noisy than independent draws.
+        # Stratified over the batch, which is less noisy than independent draws.
         u = (torch.arange(batch, device=device) + torch.rand(batch, device=device)) / batch
         normal = torch.erfinv((2 * u - 1).clamp(-0.9999, 0.9999)) * math.sqrt(2)
         sigma = torch.exp(normal * SIGMA_STD + SIGMA_MEAN).clamp(0.01, 300).view(-1, 1, 1, 1, 1)
-        # Both conditions are dropped together for guidance, and the embedding alone now and then.
+        # Drop both conditions together for guidance, and in 2% of the draws only the embedding.
         drop = torch.rand(batch, device=device)
         keep_image = (drop > IMAGE_DROPOUT).float().view(-1, 1, 1, 1)
         keep_embedding = ((drop > IMAGE_DROPOUT) & (drop < 0.98)).float().view(-1, 1, 1)
-        ids = torch.stack([clips.fps - 1, clips.motion_bucket_id, noise_aug], 1).repeat(DRAWS, 1)
+        ids = added_time_ids(clips, noise_aug).repeat(DRAWS, 1)
         noisy = z + sigma * torch.randn_like(z)
         embedding = embed(self.encoder, clips.frames[:, 0]).repeat(DRAWS, 1, 1) * keep_embedding
         denoised = denoise(self.unet, noisy, sigma, condition * keep_image, embedding, ids)
         error = (denoised - z) ** 2 * (sigma**2 + 1) / sigma**2
-        picture = error.shape[2] - FLOW_CHANNELS if self.flow else error.shape[2]
-        loss = error[:, :, :picture].mean()
+        image_channels = error.shape[2] - FLOW_CHANNELS if self.flow else error.shape[2]
+        loss = error[:, :, :image_channels].mean()
         if self.flow:
-            loss = loss + FLOW_WEIGHT * error[:, :, picture:].mean()
+            loss = loss + FLOW_WEIGHT * error[:, :, image_channels:].mean()
         if self.pointing:
             positions = clips.positions.repeat(DRAWS, 1, 1, 1, 1)
             loss = loss + self.pointing_weight * self.pointing(positions, sigma)
@@ -107,10 +108,10 @@ class Loss:
 
 
 class Gradients:
-    """Encodes a batch of clips and leaves the gradients of their loss in `flat`, by a CUDA graph where that works.
+    """Encodes a batch of clips and writes the gradients of their loss to `flat`, in a CUDA graph once recorded.
 
-    A step launches thousands of small kernels, for which Python needs longer than the GPU does. `loss` is given
-    (latents, condition, clips, noise_aug).
+    A step launches thousands of small kernels; without a graph, launching them takes longer than running them. `loss`
+    is called with (latents, condition, clips, noise_aug).
     """
 
     def __init__(
@@ -123,18 +124,18 @@ class Gradients:
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, clips: Clips, noise_aug: torch.Tensor) -> torch.Tensor:
-        """The loss."""
+        """Compute the gradients and return the loss."""
         if self._graph is None:
             return self._compute(clips, noise_aug)
-        for mine, theirs in zip(
+        for static, value in zip(
             (*vars(self._clips).values(), self._noise_aug), (*vars(clips).values(), noise_aug), strict=True
         ):
-            mine.copy_(theirs)
+            static.copy_(value)
         self._graph.replay()
         return self._loss.clone()
 
     def record(self, clips: Clips, noise_aug: torch.Tensor) -> None:
-        """Record the graph from a batch, whose shapes every later one must have."""
+        """Record the graph with a batch; all later batches must have the same shapes."""
         self._clips, self._noise_aug = clips, noise_aug
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
@@ -157,24 +158,26 @@ class Gradients:
 
 
 class Training:
-    """Modules that learn by the clock and their moving average, from where the last piece in `args.out` ended."""
+    """Modules in training, their moving average and optimizer; resumes from `args.out`/state.pt if it exists."""
 
     def __init__(
         self,
         args: argparse.Namespace,
-        fleet: Fleet,
+        processes: ProcessGroup,
         modules: torch.nn.ModuleDict,
         *,
         rate: float,
-        decay: float,
-        keep: float,
+        weight_decay: float,
+        ema_decay: float,
     ) -> None:
-        self.args, self.fleet, self.rate, self.keep = args, fleet, rate, keep
+        self.args, self.processes, self.rate, self.ema_decay = args, processes, rate, ema_decay
         self.modules = modules.train()
         self.ema = copy.deepcopy(modules).requires_grad_(False).eval()
         self.weights = list(modules.parameters())
         fused = args.device == "cuda"
-        self.optimizer = torch.optim.AdamW(self.weights, rate, betas=(0.9, 0.99), weight_decay=decay, fused=fused)
+        self.optimizer = torch.optim.AdamW(
+            self.weights, rate, betas=(0.9, 0.99), weight_decay=weight_decay, fused=fused
+        )
         self.step, self.spent, self.log = 0, 0.0, []
         if (args.out / "state.pt").exists():
             state = torch.load(args.out / "state.pt", map_location=args.device, weights_only=True)
@@ -184,46 +187,46 @@ class Training:
             self.step, self.spent, self.log = state["step"], state["spent"], state["log"]
 
     def run(self, gradients: Gradients, draw: Callable[[float], Clips]) -> None:
-        """Train for one piece of the schedule on clips of `draw(progress)`, progress from 0 to 1."""
-        args, fleet = self.args, self.fleet
+        """Train for `args.minutes` on clips from `draw(progress)`; progress is the position in the schedule, 0 to 1."""
+        args, processes = self.args, self.processes
         total = args.total_minutes or args.minutes
         if args.device == "cuda":
             gradients.record(draw(self.spent / total), draw_noise_aug(args.clips, args.device))
-            fleet.say(f"recorded after {fleet.minutes():.1f} minutes")
+            processes.print(f"recorded the CUDA graph after {processes.elapsed_minutes():.1f} minutes")
         first, recent, elapsed = self.step, [], 0.0
         while elapsed < args.minutes and not (args.steps and self.step - first >= args.steps):
             progress = min(1, (self.spent + elapsed) / total)
-            warmth = min(1, (self.step - first + 1) / 200)
+            warm_up = min(1, (self.step - first + 1) / 200)
             for group in self.optimizer.param_groups:
-                group["lr"] = self.rate * warmth * max(0.005, 0.5 * (1 + math.cos(math.pi * progress)))
+                group["lr"] = self.rate * warm_up * max(0.005, 0.5 * (1 + math.cos(math.pi * progress)))
             recent.append(gradients(draw(progress), draw_noise_aug(args.clips, args.device)))
-            fleet.average(gradients.flat)
+            processes.average(gradients.flat)
             gradients.flat.mul_((1.0 / gradients.flat.norm()).clamp(max=1.0))
             self.optimizer.step()
             self.step += 1
             with torch.no_grad():
-                keep = min(self.keep, (self.step + 1) / (self.step + 10))
-                torch._foreach_lerp_(list(self.ema.parameters()), self.weights, 1 - keep)
-            if self.step % 10 == 0 or args.device == "cpu":  # asking for the time makes Python wait for the GPU
-                elapsed = fleet.minutes()
+                decay = min(self.ema_decay, (self.step + 1) / (self.step + 10))
+                torch._foreach_lerp_(list(self.ema.parameters()), self.weights, 1 - decay)
+            if self.step % 10 == 0 or args.device == "cpu":  # reading the clock synchronises with the GPU
+                elapsed = processes.elapsed_minutes()
             if self.step % 200 == 0 or self.step - first == 5:
                 loss = torch.stack(recent).mean().item()
                 self.log.append({"step": self.step, "minutes": round(self.spent + elapsed, 2), "loss": loss})
                 recent = []
-                fleet.say(json.dumps(self.log[-1]))
+                processes.print(json.dumps(self.log[-1]))
             if self.step % 500 == 0:
                 self.export()
         self.spent += elapsed
         self.export()
-        if fleet.rank == 0:
+        if processes.rank == 0:
             state = {"modules": self.modules.state_dict(), "ema": self.ema.state_dict()}
             state |= {"optimizer": self.optimizer.state_dict(), "step": self.step, "spent": self.spent, "log": self.log}
             torch.save(state, args.out / "state.pt")
-        fleet.say(f"step {self.step}, {elapsed * 60 / max(1, self.step - first):.3f} s a step")
+        processes.print(f"step {self.step}, {elapsed * 60 / max(1, self.step - first):.3f} s per step")
 
     def export(self) -> None:
-        """Write the averaged weights as they will be loaded."""
-        if self.fleet.rank == 0:
+        """Write the averaged weights with `save_pretrained`, and the log."""
+        if self.processes.rank == 0:
             for name, module in self.ema.items():
                 module.save_pretrained(self.args.out / name)
             (self.args.out / "log.json").write_text(json.dumps(self.log, indent=1))
@@ -231,23 +234,29 @@ class Training:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=Path, required=True)
+    parser.add_argument("--photos", type=Path, required=True, help="photos.tar, written by collect.py")
     parser.add_argument("--vae", type=Path, required=True, help="folder with the trained VAE")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder for weights, log and state")
     parser.add_argument("--arm", choices=ARMS, required=True)
-    parser.add_argument("--begin-from", type=Path, help="folder of an exported unet and image_encoder")
-    parser.add_argument("--minutes", type=float, default=9)
-    parser.add_argument("--total-minutes", type=float)
-    parser.add_argument("--spent", type=float, default=0.0, help="minutes of the schedule already behind --begin-from")
-    parser.add_argument("--clips", type=int, default=8, help="clips a GPU and step")
+    parser.add_argument(
+        "--begin-from", type=Path, help="folder with unet/ and image_encoder/ to start a new schedule from"
+    )
+    parser.add_argument("--minutes", type=float, default=9, help="minutes to train in this run")
+    parser.add_argument("--total-minutes", type=float, help="length of the schedule (default: --minutes)")
+    parser.add_argument(
+        "--spent", type=float, default=0.0, help="minutes of the schedule that --begin-from was already trained for"
+    )
+    parser.add_argument("--clips", type=int, default=8, help="clips per GPU and step")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--compile", action="store_true", help="compile the UNet: minutes first, then quicker steps")
-    parser.add_argument("--judged", type=int, default=24, help="held-out clips to measure transport on")
-    parser.add_argument("--limit", type=int, help="photographs to read, for a quick trial")
-    parser.add_argument("--steps", type=int, help="steps at most, for a quick trial")
+    parser.add_argument("--compile", action="store_true", help="compile the UNet; takes minutes, then steps are faster")
+    parser.add_argument(
+        "--judged", type=int, default=24, help="number of held-out clips for transport.py's measurement at the end"
+    )
+    parser.add_argument("--limit", type=int, help="number of photographs to read, for a quick trial")
+    parser.add_argument("--steps", type=int, help="maximum number of steps, for a quick trial")
     args = parser.parse_args()
     arm = ARMS[args.arm]
-    fleet = Fleet.join(args.device)
+    processes = ProcessGroup.join(args.device)
     args.out.mkdir(parents=True, exist_ok=True)
 
     torch.manual_seed(0)
@@ -262,31 +271,31 @@ def main() -> None:
     photos, held_out = Photos.read(args.photos, args.device, limit=args.limit).split()
     mover = Mover(photos, HEIGHT, WIDTH)
     modules = torch.nn.ModuleDict({"unet": unet, "image_encoder": image_encoder})
-    training = Training(args, fleet, modules, rate=LEARNING_RATE, decay=0.01, keep=0.9993)
+    training = Training(args, processes, modules, rate=LEARNING_RATE, weight_decay=0.01, ema_decay=0.9993)
     training.spent = training.spent or args.spent
     pointing = Pointing(unet) if arm.pointing else None
-    trained = torch.compile(unet, dynamic=False) if args.compile else unet
-    loss = Loss(trained, image_encoder, pointing, flow=arm.flow)
+    forward = torch.compile(unet, dynamic=False) if args.compile else unet
+    loss = Loss(forward, image_encoder, pointing, flow=arm.flow)
 
     def draw(progress: float) -> Clips:
         loss.pointing_weight.fill_(POINTING_WEIGHT * (1 - progress))
-        # The motion grows over the first half of the schedule.
-        fastest = SLOWEST + (FASTEST - SLOWEST) * min(1, 2 * progress)
+        # The maximum flow grows over the first half of the schedule.
+        fastest = INITIAL_FASTEST + (FASTEST - INITIAL_FASTEST) * min(1, 2 * progress)
         return mover.draw(args.clips, NUM_FRAMES, fastest)
 
-    fleet.say(
-        f"{len(photos.pixels)} photographs, arm {args.arm}, UNet {parameters(unet) / 1e6:.2f} M, "
-        f"{fleet.world} devices, from step {training.step}"
+    processes.print(
+        f"{len(photos.pixels)} photographs, arm {args.arm}, UNet {count_parameters(unet) / 1e6:.2f} M parameters, "
+        f"{processes.world} processes, starting at step {training.step}"
     )
-    fleet.begin()
+    processes.start()
     training.run(Gradients(encoder, training.weights, loss, args.device), draw)
-    if fleet.rank == 0:
-        clips = calm_clips(Mover(held_out, HEIGHT, WIDTH), args.judged)
+    if processes.rank == 0:
+        clips = slow_clips(Mover(held_out, HEIGHT, WIDTH), args.judged)
         vae = AutoencoderKLTemporalDecoder.from_pretrained(args.vae, torch_dtype=torch.float32).to(args.device)
         figures = transport(training.ema["unet"], training.ema["image_encoder"], vae.eval(), clips)
         (args.out / "transport.json").write_text(json.dumps(figures, indent=1) + "\n")
-        fleet.say(json.dumps(figures))
-    fleet.leave()
+        processes.print(json.dumps(figures))
+    processes.leave()
 
 
 if __name__ == "__main__":

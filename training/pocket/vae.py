@@ -1,15 +1,16 @@
-r"""Train the pocket VAE on moving photographs, on one GPU or several of a machine:
+r"""Train the pocket VAE on synthesised clips, on one or more GPUs of a machine:
 
     torchrun --nproc-per-node 2 -m training.pocket.vae --photos training/data/photos.tar --out training/runs/vae \
         --minutes 9 --total-minutes 18
 
-Its latents are to be easy to move: almost half of every batch is decoded from the latents of another frame, moved by
-the true motion, so that a shift of the picture becomes a shift of the latents (equivariance regularisation, in the
-spirit of EQ-VAE, Kouzelis et al. 2025). In the schedule's second half a discriminator asks for texture beside the
-errors (Esser et al. 2021). Frames are decoded each by itself: of the decoder's temporal convolutions the middle tap
-alone is trained, as a two-dimensional convolution, and the outer taps are zero.
+Almost half of every batch is decoded from another frame's latents, warped by the true motion. This makes the latents
+equivariant: a shift of the image becomes a shift of the latents (similar to EQ-VAE, Kouzelis et al. 2025). In the
+second half of the schedule a discriminator is added to the errors, for texture (Esser et al. 2021). Each frame is
+decoded separately: only the middle taps of the decoder's temporal convolutions are trained, as two-dimensional
+convolutions; the outer taps are zero.
 
-A run is a schedule of `--total-minutes`; a piece of it ends after `--minutes` and the next one resumes from `--out`.
+The learning rate schedule lasts `--total-minutes`. A run ends after `--minutes`; the next run with the same `--out`
+resumes.
 """
 
 import argparse
@@ -23,22 +24,22 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKLTemporalDecoder
 from torch import nn
 
-from training.common.parallel import Fleet
+from training.common.parallel import ProcessGroup
 from training.pocket.discriminator import Discriminator, adversarial_loss, gradient_ratio, train_discriminator
 from training.pocket.motion import Clips, Mover, Photos
-from training.pocket.networks import HEIGHT, VAE_FACTOR, WIDTH, make_vae, parameters
+from training.pocket.networks import HEIGHT, VAE_FACTOR, WIDTH, count_parameters, make_vae
 
 LEARNING_RATE = 8e-4
 DISCRIMINATOR_RATE = 3e-4
 KL_WEIGHT = 1e-4
-EMA = 0.999
-NUM_FRAMES = 4  # of a clip, of which the first and the last are used
-# Sizes of ten steps. Two channels to a norm group: a decoder that sees one size learns colours that hold at it alone.
+EMA_DECAY = 0.999
+NUM_FRAMES = 4  # per clip; only the first and the last are used
+# Sizes of ten consecutive steps. A norm group has two channels: with one training size, colours fail at other sizes.
 SIZES = [(HEIGHT, WIDTH)] * 8 + [(WIDTH, HEIGHT), (224, 224)]
 
 
 class MiddleTap(nn.Module):
-    """The middle tap of a (3, 1, 1) convolution; x: [b, c, t, h, w]."""
+    """A (3, 1, 1) convolution reduced to its middle tap; x: [b, c, t, h, w]."""
 
     def __init__(self, conv: nn.Conv3d) -> None:
         super().__init__()
@@ -50,8 +51,8 @@ class MiddleTap(nn.Module):
         return y.view(batch, frames, -1, height, width).transpose(1, 2)
 
 
-def by_single_frames(vae: AutoencoderKLTemporalDecoder) -> AutoencoderKLTemporalDecoder:
-    """Replace the decoder's temporal convolutions by their middle taps."""
+def use_middle_taps(vae: AutoencoderKLTemporalDecoder) -> AutoencoderKLTemporalDecoder:
+    """Replace the decoder's temporal convolutions by their middle taps, in place, and return the VAE."""
     for module in list(vae.decoder.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Conv3d):
@@ -60,7 +61,7 @@ def by_single_frames(vae: AutoencoderKLTemporalDecoder) -> AutoencoderKLTemporal
 
 
 def full_state(vae: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the state of `by_single_frames(vae)` as diffusers' class has it."""
+    """Return the state dict of a VAE from `use_middle_taps` in diffusers' format."""
     taps = {f"{name}.weight" for name, module in vae.named_modules() if isinstance(module, MiddleTap)}
     state = {}
     for key, value in vae.state_dict().items():
@@ -80,7 +81,7 @@ def encode(vae: nn.Module, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Te
 
 
 def decode_features(decoder: nn.Module, latents: torch.Tensor) -> torch.Tensor:
-    """Return what the decoder's last convolution is given, for latents [n, c, h/4, w/4]."""
+    """Return the input of the decoder's last convolution, [n, 64, h, w], for latents [n, c, h/4, w/4]."""
     indicator = latents.new_zeros(len(latents), 1)
     hidden_states = decoder.mid_block(decoder.conv_in(latents), image_only_indicator=indicator)
     for block in decoder.up_blocks:
@@ -89,16 +90,17 @@ def decode_features(decoder: nn.Module, latents: torch.Tensor) -> torch.Tensor:
 
 
 def decode_output(decoder: nn.Module, features: torch.Tensor) -> torch.Tensor:
-    """Return frames [n, 3, h, w] in float32."""
+    """Return frames, float32 [n, 3, h, w], from the features of `decode_features`."""
     return decoder.time_conv_out(decoder.conv_out(features)[:, :, None])[:, :, 0].float()
 
 
-def move(latents: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+def warp(latents: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+    """Sample latents [n, c, h, w] at `grid` [n, h, w, 2]."""
     return F.grid_sample(latents, grid, mode="bicubic", padding_mode="reflection", align_corners=False)
 
 
-def grid_of(positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the sampling grid [b, h/4, w/4, 2] of positions [b, 2, h/4, w/4], and where it is inside, [b, 1, h, w]."""
+def sampling_grid(positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the sampling grid [b, h/4, w/4, 2] of positions [b, 2, h/4, w/4], and its inside mask [b, 1, h, w]."""
     half = positions.new_tensor([positions.shape[-1], positions.shape[-2]]).view(1, 2, 1, 1) * VAE_FACTOR / 2
     grid = (positions / half).permute(0, 2, 3, 1)
     inside = (grid.abs().amax(-1) <= 1).float()[:, None]
@@ -106,7 +108,7 @@ def grid_of(positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Autoencoder(nn.Module):
-    """Encodes frames, moves the latents of the last ones by `grid`, and decodes up to the last convolution."""
+    """Encodes frames, warps the latents of the last len(grid) frames, and decodes up to the last convolution."""
 
     def __init__(self, vae: nn.Module) -> None:
         super().__init__()
@@ -117,13 +119,13 @@ class Autoencoder(nn.Module):
         with torch.autocast(frames.device.type, torch.bfloat16):
             mean, log_variance = encode(self.vae, frames)
             z = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
-            z = torch.cat([z[: -len(grid)], move(z[-len(grid) :], grid)])
+            z = torch.cat([z[: -len(grid)], warp(z[-len(grid) :], grid)])
             features = decode_features(self.vae.decoder, z)
         return features, 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
 
 
-def error_of(error: torch.Tensor) -> torch.Tensor:
-    """Squared and absolute errors, and those of the gradients at three scales."""
+def reconstruction_loss(error: torch.Tensor) -> torch.Tensor:
+    """Return L1 plus L2 loss, plus L1 loss of the image gradients at three scales, of an error [n, 3, h, w]."""
     loss = error.abs().mean() + 4 * error.square().mean()
     for scale in (1, 2, 4):
         e = F.avg_pool2d(error, scale) if scale > 1 else error
@@ -132,29 +134,32 @@ def error_of(error: torch.Tensor) -> torch.Tensor:
 
 
 def whole_photographs(photos: Photos, count: int, size: tuple[int, int], *, first: bool = False) -> torch.Tensor:
-    """Photographs brought down to `size`, [count, 3, h, w] in −1…1: the first ones, or any, half of them mirrored."""
+    """Return photographs cropped and downscaled to `size`, [count, 3, h, w] in −1…1.
+
+    `first` takes the first `count`; otherwise they are random, and half of them mirrored.
+    """
     device = photos.pixels.device
-    chosen = torch.arange(count, device=device) if first else torch.randint(len(photos.pixels), (count,), device=device)
+    index = torch.arange(count, device=device) if first else torch.randint(len(photos.pixels), (count,), device=device)
     height, width = size
-    room = photos.pixels.shape[-2] * width // height
-    pixels = photos.pixels[chosen].float() / 127.5 - 1
-    if room < pixels.shape[-1]:
-        left = (pixels.shape[-1] - room) // 2
-        pixels = pixels[..., left : left + room]
+    crop_width = photos.pixels.shape[-2] * width // height
+    pixels = photos.pixels[index].float() / 127.5 - 1
+    if crop_width < pixels.shape[-1]:
+        left = (pixels.shape[-1] - crop_width) // 2
+        pixels = pixels[..., left : left + crop_width]
     if not first:
         pixels[::2] = pixels[::2].flip(-1)
     return F.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(-1, 1)
 
 
 def luminance_laplacian(x: torch.Tensor) -> torch.Tensor:
-    """[n, 3, h, w] → [n, 1, h−2, w−2]."""
+    """Return the Laplacian of the luminance, [n, 1, h−2, w−2], of frames [n, 3, h, w]."""
     kernel = x.new_tensor([[0, 1, 0], [1, -4, 1], [0, 1, 0]]).view(1, 1, 3, 3)
     return F.conv2d(x.mean(1, keepdim=True), kernel)
 
 
-def psnr(made: torch.Tensor, frames: torch.Tensor, inside: torch.Tensor | None = None) -> torch.Tensor:
-    """PSNR in dB, [n], of frames [n, 3, h, w] in −1…1, where `inside` [n, 1, h, w] is 1."""
-    error = ((made - frames) / 2).square()
+def psnr(decoded: torch.Tensor, frames: torch.Tensor, inside: torch.Tensor | None = None) -> torch.Tensor:
+    """Return the PSNR in dB, [n], of frames [n, 3, h, w] in −1…1, over the pixels where `inside` [n, 1, h, w] is 1."""
+    error = ((decoded - frames) / 2).square()
     if inside is None:
         return -10 * error.mean((1, 2, 3)).log10()
     return -10 * ((error * inside).sum((1, 2, 3)) / 3 / inside.sum((1, 2, 3))).log10()
@@ -162,7 +167,7 @@ def psnr(made: torch.Tensor, frames: torch.Tensor, inside: torch.Tensor | None =
 
 @torch.no_grad()
 def validate(vae: nn.Module, images: torch.Tensor, clips: Clips) -> dict[str, float]:
-    """Judge reconstructions of held-out photographs, and the last frames of clips decoded from moved latents."""
+    """Return metrics of reconstructed photographs and of last frames decoded from warped latents of first frames."""
 
     def decode(latents: torch.Tensor) -> torch.Tensor:
         parts = [decode_output(vae.decoder, decode_features(vae.decoder, part)) for part in latents.split(16)]
@@ -170,16 +175,16 @@ def validate(vae: nn.Module, images: torch.Tensor, clips: Clips) -> dict[str, fl
 
     with torch.autocast(images.device.type, torch.bfloat16):
         latents = encode(vae, images)[0]
-        made = decode(latents)
-        grid, inside = grid_of(clips.positions[:, -1])
-        moved = decode(move(encode(vae, clips.frames[:, 0])[0], grid))
-    sharp = [luminance_laplacian(v).var((1, 2, 3)) for v in (made, images)]
-    chroma = [v - v.mean(1, keepdim=True) for v in (made, images)]
-    scores = psnr(made, images)
+        decoded = decode(latents)
+        grid, inside = sampling_grid(clips.positions[:, -1])
+        warped = decode(warp(encode(vae, clips.frames[:, 0])[0], grid))
+    sharp = [luminance_laplacian(v).var((1, 2, 3)) for v in (decoded, images)]
+    chroma = [v - v.mean(1, keepdim=True) for v in (decoded, images)]
+    scores = psnr(decoded, images)
     return {
         "psnr": scores.mean().item(),
         "psnr_worst": scores.min().item(),
-        "psnr_moved": psnr(moved, clips.frames[:, -1], inside).mean().item(),
+        "psnr_moved": psnr(warped, clips.frames[:, -1], inside).mean().item(),
         "sharpness": (sharp[0] / sharp[1]).mean().item(),
         "chroma": (chroma[0] - chroma[1]).abs().mean().item() * 127.5,
         "scaling_factor": 1 / latents.std().item(),
@@ -189,21 +194,21 @@ def validate(vae: nn.Module, images: torch.Tensor, clips: Clips) -> dict[str, fl
 def draw(
     mover: Mover, size: tuple[int, int], *, plain: int, photographs: int, moved: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the frames to encode, the grid by which the last ones move, what is to come out, and where it is known."""
+    """Return the frames to encode, the grid for the last `moved` of them, the targets and the mask of valid pixels."""
     clips = mover.draw(plain + moved, NUM_FRAMES)
-    still = torch.cat([clips.frames[:plain, -1], whole_photographs(mover.photos, photographs, size)])
-    grid, inside = grid_of(clips.positions[plain:, -1])
-    frames = torch.cat([still, clips.frames[plain:, 0]]).contiguous(memory_format=torch.channels_last)
+    unwarped = torch.cat([clips.frames[:plain, -1], whole_photographs(mover.photos, photographs, size)])
+    grid, inside = sampling_grid(clips.positions[plain:, -1])
+    frames = torch.cat([unwarped, clips.frames[plain:, 0]]).contiguous(memory_format=torch.channels_last)
     return (
         frames,
         grid,
-        torch.cat([still, clips.frames[plain:, -1]]),
-        torch.cat([torch.ones_like(still[:, :1]), inside]),
+        torch.cat([unwarped, clips.frames[plain:, -1]]),
+        torch.cat([torch.ones_like(unwarped[:, :1]), inside]),
     )
 
 
 class Training:
-    """VAE, its moving average, discriminator and their optimizers, from where the last piece in `args.out` ended."""
+    """VAE, moving average, discriminator and optimizers; resumes from `args.out`/state.pt if it exists."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
@@ -211,7 +216,7 @@ class Training:
         vae = make_vae()
         if args.begin_from:
             vae = type(vae).from_pretrained(args.begin_from, torch_dtype=torch.float32)
-        self.vae = by_single_frames(vae).to(args.device, memory_format=torch.channels_last).train()
+        self.vae = use_middle_taps(vae).to(args.device, memory_format=torch.channels_last).train()
         self.ema = copy.deepcopy(self.vae).requires_grad_(False)
         self.discriminator = Discriminator().to(args.device, memory_format=torch.channels_last)
         fused = args.device == "cuda"
@@ -227,46 +232,49 @@ class Training:
                 getattr(self, name).load_state_dict(state[name])
             self.step, self.spent, self.log = state["step"], state["spent"], state["log"]
 
-    def update(self, model: nn.Module, fleet: Fleet, batch: tuple[torch.Tensor, ...], *, adversarial: bool) -> float:
-        """Take one step, and return the loss of the errors."""
+    def update(
+        self, model: nn.Module, processes: ProcessGroup, batch: tuple[torch.Tensor, ...], *, adversarial: bool
+    ) -> float:
+        """Take one optimizer step and return the reconstruction loss."""
         frames, grid, target, inside = batch
         features, kl = model(frames, grid)
         decoder = self.vae.decoder
-        kept = features.detach().requires_grad_()  # everything beyond it is cheap to differentiate several times
+        # The layers after the features are cheap, so several backward passes through them cost little.
+        leaf = features.detach().requires_grad_()
         with torch.autocast(frames.device.type, torch.bfloat16):
-            made = decode_output(decoder, kept)
-        made = made * inside + target * (1 - inside)
-        error = error_of(made - target)
+            decoded = decode_output(decoder, leaf)
+        decoded = decoded * inside + target * (1 - inside)
+        error = reconstruction_loss(decoded - target)
         loss = error
         if adversarial:
-            against, distance = adversarial_loss(self.discriminator, made, target)
+            texture, distance = adversarial_loss(self.discriminator, decoded, target)
             loss = loss + self.args.features * distance
-            loss = loss + self.args.texture * gradient_ratio(loss, against, decoder.conv_out.weight) * against
+            loss = loss + self.args.texture * gradient_ratio(loss, texture, decoder.conv_out.weight) * texture
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.autograd.backward([features, kl], [kept.grad, kl.new_tensor(KL_WEIGHT)])
-        fleet.average_gradients(self.weights)
+        torch.autograd.backward([features, kl], [leaf.grad, kl.new_tensor(KL_WEIGHT)])
+        processes.average_gradients(self.weights)
         nn.utils.clip_grad_norm_(self.weights, 1.0)
         self.optimizer.step()
         if adversarial:
-            train_discriminator(self.discriminator, self.adversary, made.detach(), target)
-            if fleet.world > 1:
+            train_discriminator(self.discriminator, self.adversary, decoded.detach(), target)
+            if processes.world > 1:
                 for weight in self.discriminator.parameters():
-                    fleet.average(weight.data)
+                    processes.average(weight.data)
         self.step += 1
         with torch.no_grad():
-            keep = min(EMA, (self.step + 1) / (self.step + 10))
-            torch._foreach_lerp_(list(self.ema.parameters()), self.weights, 1 - keep)
+            decay = min(EMA_DECAY, (self.step + 1) / (self.step + 10))
+            torch._foreach_lerp_(list(self.ema.parameters()), self.weights, 1 - decay)
         return error.detach()
 
-    def save(self, found: dict[str, float]) -> None:
-        """Write the averaged weights with the scale of their latents, the raw ones, and what the next piece resumes."""
+    def save(self, metrics: dict[str, float]) -> None:
+        """Write the averaged and the raw weights with their scaling factor, the log, and state.pt for the next run."""
         out = self.args.out
         for folder, module in (("vae", self.ema), ("vae-raw", self.vae)):
-            whole = make_vae()
-            whole.load_state_dict(full_state(module))
-            whole.register_to_config(scaling_factor=found["scaling_factor"])
-            whole.save_pretrained(out / folder)
+            saved = make_vae()
+            saved.load_state_dict(full_state(module))
+            saved.register_to_config(scaling_factor=metrics["scaling_factor"])
+            saved.save_pretrained(out / folder)
         names = ("vae", "ema", "discriminator", "optimizer", "adversary")
         state = {name: getattr(self, name).state_dict() for name in names}
         torch.save(state | {"step": self.step, "spent": self.spent, "log": self.log}, out / "state.pt")
@@ -274,9 +282,10 @@ class Training:
 
 
 def train(args: argparse.Namespace) -> None:
+    """Train for `args.minutes`, validating every 500 steps, and save."""
     total = args.total_minutes or args.minutes
     args.out.mkdir(parents=True, exist_ok=True)
-    fleet = Fleet.join(args.device)
+    processes = ProcessGroup.join(args.device)
     photos, held_out = Photos.read(args.photos, args.device, limit=args.limit).split()
     movers = {size: Mover(photos, *size) for size in dict.fromkeys(SIZES)}
     torch.manual_seed(1)
@@ -285,53 +294,68 @@ def train(args: argparse.Namespace) -> None:
     training = Training(args)
     model = Autoencoder(training.vae)
     compiled = torch.compile(model, dynamic=False) if args.device == "cuda" else model
-    fleet.say(f"{len(photos.pixels)} photographs, {parameters(training.vae) / 1e6:.2f} M, from step {training.step}")
-    fleet.begin()
-    first, begun, elapsed = training.step, training.spent, 0.0
+    processes.print(
+        f"{len(photos.pixels)} photographs, VAE {count_parameters(training.vae) / 1e6:.2f} M parameters, "
+        f"starting at step {training.step}"
+    )
+    processes.start()
+    first, spent_before, elapsed = training.step, training.spent, 0.0
     while elapsed < args.minutes and not (args.steps and training.step - first >= args.steps):
-        progress = min(1.0, (begun + elapsed) / total)
+        progress = min(1.0, (spent_before + elapsed) / total)
         rate = min(1, (training.step - first + 1) / 150) * max(0.01, 0.5 * (1 + math.cos(math.pi * progress)))
         for group in training.optimizer.param_groups:
             group["lr"] = LEARNING_RATE * rate
         size = SIZES[training.step % len(SIZES)]
         with torch.no_grad():
             batch = draw(movers[size], size, plain=args.plain, photographs=args.photographs, moved=args.moved)
-        # Only the pocket's own size is worth compiling for.
-        chosen = compiled if size == SIZES[0] else model
-        loss = training.update(chosen, fleet, batch, adversarial=progress >= args.errors_share)
+        # Compiling pays off only for the most frequent size.
+        forward = compiled if size == SIZES[0] else model
+        loss = training.update(forward, processes, batch, adversarial=progress >= args.errors_share)
         if training.step % 10 == 0 or args.device == "cpu":
-            elapsed = fleet.minutes()
-        if training.step % 500 == 0 and fleet.rank == 0:
-            found = validate(training.ema, images, clips)
-            training.log.append({"step": training.step, "minutes": begun + elapsed, "loss": loss.item()} | found)
-            fleet.say(json.dumps({name: round(value, 3) for name, value in training.log[-1].items()}))
-    training.spent = begun + elapsed
-    if fleet.rank == 0:
-        found = validate(training.ema, images, clips)
-        training.log.append({"step": training.step, "minutes": training.spent} | found)
-        training.save(found)
-        fleet.say(json.dumps({name: round(value, 3) for name, value in training.log[-1].items()}))
-        fleet.say(f"{elapsed * 60 / max(1, training.step - first):.3f} s a step")
-    fleet.leave()
+            elapsed = processes.elapsed_minutes()
+        if training.step % 500 == 0 and processes.rank == 0:
+            metrics = validate(training.ema, images, clips)
+            training.log.append(
+                {"step": training.step, "minutes": spent_before + elapsed, "loss": loss.item()} | metrics
+            )
+            processes.print(json.dumps({name: round(value, 3) for name, value in training.log[-1].items()}))
+    training.spent = spent_before + elapsed
+    if processes.rank == 0:
+        metrics = validate(training.ema, images, clips)
+        training.log.append({"step": training.step, "minutes": training.spent} | metrics)
+        training.save(metrics)
+        processes.print(json.dumps({name: round(value, 3) for name, value in training.log[-1].items()}))
+        processes.print(f"{elapsed * 60 / max(1, training.step - first):.3f} s per step")
+    processes.leave()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=9)
-    parser.add_argument("--total-minutes", type=float)
-    parser.add_argument("--begin-from", type=Path, help="folder of a trained VAE")
-    parser.add_argument("--spent", type=float, default=0.0, help="minutes of the schedule already behind --begin-from")
-    parser.add_argument("--plain", type=int, default=14, help="frames of clips a GPU and step")
-    parser.add_argument("--photographs", type=int, default=4, help="whole photographs a GPU and step")
-    parser.add_argument("--moved", type=int, default=14, help="frames decoded from moved latents a GPU and step")
-    parser.add_argument("--errors-share", type=float, default=0.5, help="share of it before the discriminator")
-    parser.add_argument("--texture", type=float, default=0.4, help="the discriminator's pull over that of the errors")
-    parser.add_argument("--features", type=float, default=0.5, help="weight of the distance of its features")
+    parser.add_argument("--photos", type=Path, required=True, help="photos.tar, written by collect.py")
+    parser.add_argument("--out", type=Path, required=True, help="folder for weights, log and state")
+    parser.add_argument("--minutes", type=float, default=9, help="minutes to train in this run")
+    parser.add_argument("--total-minutes", type=float, help="length of the schedule (default: --minutes)")
+    parser.add_argument("--begin-from", type=Path, help="folder with a trained VAE to start a new schedule from")
+    parser.add_argument(
+        "--spent", type=float, default=0.0, help="minutes of the schedule that --begin-from was already trained for"
+    )
+    parser.add_argument(
+        "--plain", type=int, default=14, help="clip frames decoded from their own latents, per GPU and step"
+    )
+    parser.add_argument("--photographs", type=int, default=4, help="whole photographs per GPU and step")
+    parser.add_argument("--moved", type=int, default=14, help="frames decoded from warped latents, per GPU and step")
+    parser.add_argument(
+        "--errors-share", type=float, default=0.5, help="share of the schedule before the discriminator is added"
+    )
+    parser.add_argument(
+        "--texture", type=float, default=0.4, help="weight of the adversarial loss relative to the errors"
+    )
+    parser.add_argument(
+        "--features", type=float, default=0.5, help="weight of the distance of the discriminator's features"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--limit", type=int, help="photographs to read, for a quick trial")
-    parser.add_argument("--steps", type=int, help="steps at most, for a quick trial")
+    parser.add_argument("--limit", type=int, help="number of photographs to read, for a quick trial")
+    parser.add_argument("--steps", type=int, help="maximum number of steps, for a quick trial")
     train(parser.parse_args())
 
 

@@ -1,1 +1,1 @@
-"""The pocket text-to-image model: scenes drawn by program, training, evaluation."""
+"""The pocket text-to-image model: program-drawn training scenes, training and evaluation."""

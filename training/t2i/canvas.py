@@ -1,8 +1,8 @@
-"""What the scenes are painted with: a batch of pictures in one tensor, shapes by their signed distance, and noise.
+"""Drawing primitives for the scenes: a batch of images in one tensor, shapes as signed distances, and noise.
 
-Coordinates are in units of the picture's height: x from 0 to width/height, y from 0 (top) to 1. A distance is negative
-inside a shape; the edge is softened over one pixel, so nothing needs to be drawn larger and shrunk. Distances to
-segments and polygons are the usual ones of plane geometry, as in Quilez' collection of 2D distance functions.
+Coordinates are in units of the image's height: x from 0 to width/height, y from 0 (top) to 1. A distance is negative
+inside a shape; edges are antialiased over one pixel, so no supersampling is needed. The formulas for segments and
+polygons are the usual 2D distance functions (as collected by Quilez).
 """
 
 from dataclasses import dataclass, fields, replace
@@ -14,56 +14,59 @@ Tensor = torch.Tensor
 
 
 @dataclass
-class Sheet:
-    """A batch of pictures [b, 3, h, w] in 0…1 (sRGB values), and the light they are seen in.
+class Canvas:
+    """A batch of images [b, 3, h, w] in 0…1 (sRGB values) and their lighting.
 
-    What differs from picture to picture is [b, 1, 1, 1], colours are [b, 3, 1, 1].
+    Values per image are [b, 1, 1, 1], colours [b, 3, 1, 1].
     """
 
     pixels: Tensor
-    covered: Tensor  # how much of each pixel is a thing, [b, 1, h, w]
+    covered: Tensor  # coverage of things, 0…1, [b, 1, h, w]
     x: Tensor  # [1, 1, 1, w]
     y: Tensor  # [1, 1, h, 1]
     generator: torch.Generator
     horizon: Tensor
     sun_x: Tensor
     sun_y: Tensor
-    low: Tensor  # the sky's colour at the horizon, and so that of all that is far
+    low: Tensor  # the sky's colour at the horizon, and of everything far away
     light: Tensor  # the colour of the sun or the moon
-    ambient: Tensor  # what the land's own colours are multiplied by
-    ambient_things: Tensor  # the same for things, which stay recognisable at night
-    night: Tensor  # 1 or 0, as are these three
+    ambient: Tensor  # factor for the colours of the ground
+    ambient_things: Tensor  # factor for the colours of things; brighter at night, so that they stay recognisable
+    night: Tensor  # 1 or 0, like snow, rain and fog
     snow: Tensor
     rain: Tensor
     fog: Tensor
 
     @property
     def pixel(self) -> float:
+        """The size of a pixel."""
         return 1 / self.pixels.shape[2]
 
-    def pick(self, rows: Tensor) -> "Sheet":
-        """Some of the pictures, as a sheet of their own."""
+    def pick(self, rows: Tensor) -> "Canvas":
+        """Return some of the images as a canvas of their own."""
         fixed = ("x", "y", "generator")
         return replace(self, **{f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name not in fixed})
 
     def over(self, alpha: Tensor, colour: Tensor) -> None:
-        """Lay a colour [b, 3, h or 1, w or 1] over the picture where alpha [b, 1, h, w] says."""
+        """Blend a colour [b, 3, h or 1, w or 1] over the images with alpha [b, 1, h, w]."""
         self.pixels = torch.lerp(self.pixels, colour.expand_as(self.pixels), alpha.expand_as(self.pixels[:, :1]))
 
     def rand(self, low: float = 0.0, high: float = 1.0) -> Tensor:
-        """A number for each picture, [b, 1, 1, 1]."""
+        """Return a uniform random number per image, [b, 1, 1, 1]."""
         return self.random(1, 1, 1) * (high - low) + low
 
     def random(self, *shape: int) -> Tensor:
+        """Return uniform random numbers in 0…1, [b, *shape]."""
         device = self.pixels.device
         return torch.rand(len(self.pixels), *shape, device=device, generator=self.generator)
 
     def noise(self, rows: int, columns: int, octaves: int = 4, gain: float = 0.5) -> Tensor:
-        """Smooth noise in 0…1, [b, 1, h, w], whose coarsest cells are `rows` × `columns` to a picture."""
+        """Return smooth noise in 0…1, [b, 1, h, w], with `rows` × `columns` cells in the coarsest octave."""
         height, width = self.pixels.shape[2:]
         return self.texture(rows, columns, height, width, octaves, gain)
 
     def texture(self, rows: int, columns: int, height: int, width: int, octaves: int = 4, gain: float = 0.5) -> Tensor:
+        """Return smooth noise as `noise` does, in another size."""
         total, weight = 0.0, 0.0
         for i in range(octaves):
             cells = self.random(1, min(rows << i, height) + 1, min(columns << i, width) + 1)
@@ -72,7 +75,7 @@ class Sheet:
         return total / weight
 
     def ridge(self, cells: int, octaves: int = 5, gain: float = 0.5) -> Tensor:
-        """Noise along x alone, [b, 1, 1, w], in −1…1."""
+        """Return noise along x, [b, 1, 1, w], in −1…1."""
         width = self.pixels.shape[3]
         total, weight = 0.0, 0.0
         for i in range(octaves):
@@ -82,31 +85,32 @@ class Sheet:
         return total / weight * 2 - 1
 
     def cover(self, distance: Tensor, softness: float = 1.0) -> Tensor:
-        """How much of each pixel lies inside, by the distance in units of the picture's height."""
+        """Return the coverage of each pixel, 0…1, by a shape's signed distance."""
         return (0.5 - distance / (self.pixel * softness)).clamp(0, 1)
 
     def hazed(self, colour: Tensor, depth: float) -> Tensor:
-        """A colour as it looks from afar; depth 0 is here and 1 the horizon."""
+        """Return a colour seen through haze; depth 0 is the viewer and 1 the horizon."""
         share = (depth * 0.65 + self.fog * (0.12 + 0.72 * depth)).clamp(max=0.97)
         return torch.lerp(colour, self.low.expand_as(colour), share.expand_as(colour[:, :1]))
 
 
-def colour(sheet: Sheet, *rgb: float) -> Tensor:
-    """The same colour for each picture, [b, 3, 1, 1]."""
+def colour(canvas: Canvas, *rgb: float) -> Tensor:
+    """Return one colour for all images, [b, 3, 1, 1]."""
     return (
-        torch.tensor(rgb, dtype=torch.float32, device=sheet.pixels.device)
+        torch.tensor(rgb, dtype=torch.float32, device=canvas.pixels.device)
         .view(1, 3, 1, 1)
-        .expand(len(sheet.pixels), -1, -1, -1)
+        .expand(len(canvas.pixels), -1, -1, -1)
     )
 
 
 def smoothstep(low: float | Tensor, high: float | Tensor, value: Tensor) -> Tensor:
+    """Interpolate smoothly from 0 at `low` to 1 at `high`."""
     t = ((value - low) / (high - low)).clamp(0, 1)
     return t * t * (3 - 2 * t)
 
 
 def look_up(texture: Tensor, u: Tensor, v: Tensor, mode: str = "bilinear") -> Tensor:
-    """Values of a texture [b, c, H, W] at u, v (repeating with period 1, mirrored), each [b, 1, h, w]."""
+    """Sample a texture [b, c, H, W] at u, v [b, 1, h, w]; beyond 0…1 it repeats mirrored."""
     u, v = torch.broadcast_tensors(u, v)
     fold = lambda t: 1 - ((t % 2) - 1).abs()  # noqa: E731  # 0…1…0
     grid = torch.cat([fold(u), fold(v)], 1).permute(0, 2, 3, 1) * 2 - 1
@@ -115,18 +119,19 @@ def look_up(texture: Tensor, u: Tensor, v: Tensor, mode: str = "bilinear") -> Te
 
 
 def of_cell(table: Tensor, cell: Tensor) -> Tensor:
-    """A random table's [b, n] value for each pixel's cell number [b, 1, h or 1, w]."""
+    """Look up a random table [b, n] by each pixel's cell number [b, 1, h or 1, w]."""
     index = cell.long().remainder(table.shape[1])
     index = index.expand(len(table), -1, -1, -1)
     return table.gather(1, index.flatten(1)).view(index.shape)
 
 
 def circle(u: Tensor, v: Tensor, x: float, y: float, radius: float) -> Tensor:
+    """Return the distance to a circle."""
     return ((u - x) ** 2 + (v - y) ** 2).sqrt() - radius
 
 
 def ellipse(u: Tensor, v: Tensor, x: float, y: float, rx: float, ry: float) -> Tensor:
-    """Nearly a distance, exact on the edge."""
+    """Return the approximate distance to an ellipse; exact on its edge."""
     p, q = (u - x) / rx, (v - y) / ry
     k = (p * p + q * q).sqrt()
     slope = ((p / rx) ** 2 + (q / ry) ** 2).sqrt().clamp(min=1e-6)
@@ -134,6 +139,7 @@ def ellipse(u: Tensor, v: Tensor, x: float, y: float, rx: float, ry: float) -> T
 
 
 def box(u: Tensor, v: Tensor, x: float, y: float, half_x: float, half_y: float, rounded: float = 0.0) -> Tensor:
+    """Return the distance to a box with corners of radius `rounded`."""
     p, q = (u - x).abs() - half_x + rounded, (v - y).abs() - half_y + rounded
     outside = (p.clamp(min=0) ** 2 + q.clamp(min=0) ** 2).sqrt()
     return outside + torch.maximum(p, q).clamp(max=0) - rounded
@@ -142,7 +148,7 @@ def box(u: Tensor, v: Tensor, x: float, y: float, half_x: float, half_y: float, 
 def limb(
     u: Tensor, v: Tensor, start: tuple[float, float], end: tuple[float, float], r0: float, r1: float | None = None
 ) -> Tensor:
-    """A segment as thick as r0 at its start and r1 at its end."""
+    """Return the distance to a segment with radius r0 at its start and r1 (default: r0) at its end."""
     dx, dy = end[0] - start[0], end[1] - start[1]
     p, q = u - start[0], v - start[1]
     t = ((p * dx + q * dy) / (dx * dx + dy * dy)).clamp(0, 1)
@@ -151,7 +157,7 @@ def limb(
 
 
 def polygon(u: Tensor, v: Tensor, *corners: tuple[float, float]) -> Tensor:
-    """Distance to a polygon: that to the nearest edge, negative where an odd number of edges lies to one side."""
+    """Return the distance to a polygon: to its nearest edge, negative inside (even-odd rule)."""
     nearest, inside = None, torch.zeros_like(u + v, dtype=torch.bool)
     for (ax, ay), (bx, by) in zip(corners, (*corners[1:], corners[0]), strict=True):
         edge = limb(u, v, (ax, ay), (bx, by), 0.0)
@@ -164,6 +170,7 @@ def polygon(u: Tensor, v: Tensor, *corners: tuple[float, float]) -> Tensor:
 
 
 def union(*shapes: Tensor) -> Tensor:
+    """Return the distance to the union of shapes."""
     result = shapes[0]
     for shape in shapes[1:]:
         result = torch.minimum(result, shape)
@@ -171,6 +178,6 @@ def union(*shapes: Tensor) -> Tensor:
 
 
 def blend(a: Tensor, b: Tensor, k: float) -> Tensor:
-    """Union whose inner corner is rounded by about k."""
+    """Return the distance to a union whose inner corners are rounded by about k."""
     h = (k - (a - b).abs()).clamp(min=0) / k
     return torch.minimum(a, b) - h * h * k / 4

@@ -1,11 +1,12 @@
-"""Judge the pocket text-to-image model on captions whose combinations it was never trained on, and say which bars hold:
+"""Evaluate the pocket text-to-image model on held-out captions and report which thresholds are met:
 
     python -m training.t2i.evaluate                # the embedded model
     python -m training.t2i.evaluate --model out/t2i --json out/t2i.json --sheets out/t2i
 
-200 captions of held-out combinations of thing, colour, ground and hour become stills; a network that learnt from drawn
-scenes (`judge.py`) says what it sees in them, and how well it does on drawn scenes is told beside it. Then the colour's
-word alone is swapped, with the same seed. Last, one sentence becomes a video through the command.
+Generate images for 200 captions of held-out combinations of thing, colour, ground and hour, and classify them with a
+network trained on drawn scenes (`judge.py`), whose accuracy on drawn scenes is also reported. Then replace only the
+colour word, with the same seed. Finally, time the command from a prompt to a video.
+Exit code 1 means that a threshold is not met.
 """
 
 import argparse
@@ -25,16 +26,16 @@ import torch
 from PIL import Image, ImageDraw
 
 from training.t2i.drawing import HEIGHT, TINTS, WIDTH
-from training.t2i.judge import ANSWERS, drawn_accuracy, load_judge, right
+from training.t2i.judge import ANSWERS, accuracy_by_question, drawn_accuracy, load_judge
 from training.t2i.scenes import COLOURS, Scene, held_out_scenes
 from training.t2i.words import bare_caption, caption
 
 POCKET_T2I_FOLDER = Path(__file__).parents[2] / "src" / "kinema" / "models" / "pocket_t2i"
 JUDGE = Path(__file__).with_name("judge.safetensors")
-SENTENCE = "a red hot-air balloon over a snowy mountain at sunset"
-# What is looked at by eye: the sentences that the README promises, and some words that the model does not know.
-SENTENCES = (
-    SENTENCE,
+PROMPT = "a red hot-air balloon over a snowy mountain at sunset"
+# Prompts of sentences.png, for visual inspection: those of the README, and some with unknown words.
+PROMPTS = (
+    PROMPT,
     "a photograph of an astronaut riding a horse",
     "An aerial view of a city at night, long exposure, instagram contest",
     "a white sailing boat on a calm lake at dawn",
@@ -47,22 +48,24 @@ SENTENCES = (
     "two black horses on the beach at sunset",
     "a green zebra in the jungle at noon",
 )
-# name: (figure, the least or most that is allowed, what it is)
-BARS = {
+# name: (minimum, or the negated maximum; description)
+THRESHOLDS = {
     "size_mib": (-40, "all files, MiB"),
-    "thing_found": (0.8, "held-out captions whose thing is found in the still"),
+    "thing_found": (0.8, "held-out captions whose thing is found in the image"),
     "ground_found": (0.8, "held-out captions whose ground is found"),
     "hour_found": (0.8, "held-out captions whose hour is found"),
-    "colour_swapped": (0.8, "stills whose thing has the new colour once its word is swapped"),
-    "video_seconds": (-40, "one sentence to a video through the command, s"),
+    "colour_swapped": (0.8, "images whose thing has the new colour after the colour word is replaced"),
+    "video_seconds": (-40, "one prompt to a video by the command, s"),
 }
 
 
-def paint(pipeline: Any, captions: Sequence[str], seeds: Sequence[int], steps: int, guidance: float) -> torch.Tensor:
-    """Stills [n, 3, 160, 288] in 0…1, eight at a time."""
-    done = []
+def generate_images(
+    pipeline: Any, captions: Sequence[str], seeds: Sequence[int], steps: int, guidance: float
+) -> torch.Tensor:
+    """Return images [n, 3, 160, 288] in 0…1, generated in batches of eight."""
+    batches = []
     for i in range(0, len(captions), 8):
-        made = pipeline(
+        output = pipeline(
             list(captions[i : i + 8]),
             height=HEIGHT,
             width=WIDTH,
@@ -71,48 +74,48 @@ def paint(pipeline: Any, captions: Sequence[str], seeds: Sequence[int], steps: i
             generator=[torch.Generator().manual_seed(s) for s in seeds[i : i + 8]],
             output_type="pt",
         )
-        done.append(made.images.float().cpu().clamp(0, 1))
-    return torch.cat(done)
+        batches.append(output.images.float().cpu().clamp(0, 1))
+    return torch.cat(batches)
 
 
-def towards(before: torch.Tensor, after: torch.Tensor, colour: str) -> bool:
-    """Whether what changed between two pictures is nearer to a colour than it was; no network is asked."""
+def moves_towards(before: torch.Tensor, after: torch.Tensor, colour: str) -> bool:
+    """Return whether the 3% of pixels that changed most are nearer to a colour in `after`; uses no network."""
     change = (after - before).abs().sum(0)
-    where = change >= change.flatten().quantile(0.97)
+    is_changed = change >= change.flatten().quantile(0.97)
     tint = torch.tensor(TINTS[colour])
-    old, new = ((p[:, where].mean(1) - tint).norm() for p in (before, after))
+    old, new = ((p[:, is_changed].mean(1) - tint).norm() for p in (before, after))
     return bool(new < old)
 
 
-def sheet(pictures: torch.Tensor, captions: Sequence[str], file: Path, columns: int = 4) -> None:
-    """A contact sheet with each picture's caption below it."""
+def save_contact_sheet(images: torch.Tensor, captions: Sequence[str], file: Path, columns: int = 4) -> None:
+    """Save a contact sheet with each image's caption below it."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    rows = -(-len(pictures) // columns)
+    rows = -(-len(images) // columns)
     page = Image.new("RGB", (columns * (WIDTH + 8), rows * (HEIGHT + 34)), "white")
     pen = ImageDraw.Draw(page)
-    for i, (picture, text) in enumerate(zip(pictures, captions, strict=True)):
+    for i, (image, text) in enumerate(zip(images, captions, strict=True)):
         x, y = i % columns * (WIDTH + 8) + 4, i // columns * (HEIGHT + 34) + 4
-        page.paste(Image.fromarray((picture.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)), (x, y))
+        page.paste(Image.fromarray((image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)), (x, y))
         for line, part in enumerate((text[:48], text[48:96])):
             pen.text((x, y + HEIGHT + 2 + 12 * line), part, fill="black")
     page.save(file)
 
 
 def time_video(model: Path | None) -> float | None:
-    """Seconds from a sentence to a video by a fresh command; None where the command fails."""
+    """Return the seconds the command takes from a prompt to a video, or None if it fails."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "kinema", "generate", "--prompt", SENTENCE, "--seed", "42"]
+        command = [sys.executable, "-m", "kinema", "generate", "--prompt", PROMPT, "--seed", "42"]
         command += ["--image-model", str(model)] if model else []
         started = time.perf_counter()
-        done = subprocess.run([*command, "-o", f"{folder}/video.mp4"], capture_output=True, text=True, check=False)
-        if done.returncode:
-            print(done.stderr.strip(), file=sys.stderr)
+        result = subprocess.run([*command, "-o", f"{folder}/video.mp4"], capture_output=True, text=True, check=False)
+        if result.returncode:
+            print(result.stderr.strip(), file=sys.stderr)
             return None
         return time.perf_counter() - started
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
-    """All figures, and each caption with what was seen."""
+    """Return figures, the judge's answers for each caption, and the environment, as written by --json."""
     from diffusers import AutoPipelineForText2Image
 
     folder = args.model or POCKET_T2I_FOLDER
@@ -124,36 +127,36 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     captions = [caption(s, rng, full=True) for s in scenes]
     seeds = list(range(args.number))
     started = time.perf_counter()
-    stills = paint(pipeline, captions, seeds, args.steps, args.guidance)
+    images = generate_images(pipeline, captions, seeds, args.steps, args.guidance)
     seconds = (time.perf_counter() - started) / args.number
-    answers = judge.answers(stills)
-    found = right(scenes, answers)
+    answers = judge.answers(images)
+    found = accuracy_by_question(scenes, answers)
 
-    # The plainest caption twice, with two colours: the thing must take the second one.
+    # Generate the shortest full caption twice, with two colours.
     swaps = scenes[: args.number // 2]
     others = [rng.choice([c for c in COLOURS if c != s.colour]) for s in swaps]
-    before = paint(pipeline, [bare_caption(s) for s in swaps], seeds[: len(swaps)], args.steps, args.guidance)
+    before = generate_images(pipeline, [bare_caption(s) for s in swaps], seeds[: len(swaps)], args.steps, args.guidance)
     swapped = [bare_caption(s, c) for s, c in zip(swaps, others, strict=True)]
-    after = paint(pipeline, swapped, seeds[: len(swaps)], args.steps, args.guidance)
-    seen = [a["colour"] for a in judge.answers(after)]
-    nearer = [towards(b, a, c) for b, a, c in zip(before, after, others, strict=True)]
+    after = generate_images(pipeline, swapped, seeds[: len(swaps)], args.steps, args.guidance)
+    answered = [a["colour"] for a in judge.answers(after)]
+    nearer = [moves_towards(b, a, c) for b, a, c in zip(before, after, others, strict=True)]
 
     figures: dict[str, float | None] = {
         "size_mib": sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / 2**20,
         **{f"{question}_found": found[question] for question in ANSWERS},
-        "colour_swapped": sum(c == s for c, s in zip(others, seen, strict=True)) / len(swaps),
+        "colour_swapped": sum(c == s for c, s in zip(others, answered, strict=True)) / len(swaps),
         "colour_moved_towards": sum(nearer) / len(swaps),
         "still_seconds_in_batches": seconds,
         "video_seconds": None if args.no_video else time_video(args.model),
     }
     if args.sheets:
-        looked_at = paint(pipeline, SENTENCES, [42] * len(SENTENCES), args.steps, args.guidance)
-        sheet(looked_at, SENTENCES, args.sheets / "sentences.png", columns=3)
+        samples = generate_images(pipeline, PROMPTS, [42] * len(PROMPTS), args.steps, args.guidance)
+        save_contact_sheet(samples, PROMPTS, args.sheets / "sentences.png", columns=3)
         for i in range(0, args.number, 40):
-            sheet(stills[i : i + 40], captions[i : i + 40], args.sheets / f"held-out-{i // 40 + 1}.png")
+            save_contact_sheet(images[i : i + 40], captions[i : i + 40], args.sheets / f"held-out-{i // 40 + 1}.png")
         pairs = torch.stack([before, after], 1).flatten(0, 1)[:40]
-        named = [t for s, w in zip(swaps, swapped, strict=True) for t in (bare_caption(s), w)][:40]
-        sheet(pairs, named, args.sheets / "swapped.png")
+        pair_captions = [t for s, w in zip(swaps, swapped, strict=True) for t in (bare_caption(s), w)][:40]
+        save_contact_sheet(pairs, pair_captions, args.sheets / "swapped.png")
     versions = {name: __import__(name).__version__ for name in ("diffusers", "torch", "transformers")}
     return {
         "model": str(args.model or "pocket-t2i"),
@@ -164,40 +167,44 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         "figures": {k: None if v is None else round(float(v), 3) for k, v in figures.items()},
         "judge_on_drawn_held_out_scenes": {k: round(v, 3) for k, v in drawn_accuracy(judge, args.number).items()},
         "captions": [
-            {"caption": c, "asked": _asked(s), "seen": a} for c, s, a in zip(captions, scenes, answers, strict=True)
+            {"caption": c, "asked": _expected_answers(s), "seen": a}
+            for c, s, a in zip(captions, scenes, answers, strict=True)
         ],
     }
 
 
-def _asked(scene: Scene) -> dict[str, str | None]:
+def _expected_answers(scene: Scene) -> dict[str, str | None]:
     return {question: getattr(scene, question) for question in ANSWERS}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, help="a folder; the embedded model if none is named")
-    parser.add_argument("--judge", type=Path, default=JUDGE, help="weights of judge.py")
+    parser.add_argument("--model", type=Path, help="model folder (default: the embedded model)")
+    parser.add_argument("--judge", type=Path, default=JUDGE, help="weights saved by judge.py")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="file to write the result to")
     parser.add_argument("--sheets", type=Path, help="folder for contact sheets")
-    parser.add_argument("--number", type=int, default=200, help="captions")
+    parser.add_argument("--number", type=int, default=200, help="number of captions")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--guidance", type=float, default=3.0)
-    parser.add_argument("--no-video", action="store_true", help="leave out the command's video; its bar then fails")
+    parser.add_argument(
+        "--no-video", action="store_true", help="skip timing the command; its threshold then counts as not met"
+    )
     args = parser.parse_args(arguments)
     result = evaluate(args)
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(result, indent=1) + "\n")
-    print("the judge on drawn held-out scenes:", json.dumps(result["judge_on_drawn_held_out_scenes"]))
-    held = True
-    for name, (bar, what) in BARS.items():
+    print("judge's accuracy on drawn held-out scenes:", json.dumps(result["judge_on_drawn_held_out_scenes"]))
+    passed = True
+    for name, (threshold, description) in THRESHOLDS.items():
         figure = result["figures"][name]
-        holds = figure is not None and (figure <= -bar if bar < 0 else figure >= bar)
-        held &= holds
-        shown = "    none" if figure is None else f"{figure:8.2f}"
-        print(f"{'holds' if holds else 'FAILS'}  {shown}  {'≤' if bar < 0 else '≥'} {abs(bar):<5}  {what}")
-    return 0 if held else 1
+        is_met = figure is not None and (figure <= -threshold if threshold < 0 else figure >= threshold)
+        passed &= is_met
+        value = "    none" if figure is None else f"{figure:8.2f}"
+        bound = f"{'≤' if threshold < 0 else '≥'} {abs(threshold):<5}"
+        print(f"{'pass' if is_met else 'FAIL'}  {value}  {bound}  {description}")
+    return 0 if passed else 1
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The pocket text-to-image model's model card, whose figures come from a record of `evaluate.py` or are not there."""
+"""The model card of the pocket text-to-image model, with figures from the JSON of `evaluate.py`."""
 
 from typing import Any
 
@@ -15,9 +15,9 @@ TITLES = {
 
 
 def card(record: dict[str, Any] | None) -> str:
-    """The card in Markdown."""
-    rider = {"rider": "astronaut riding a horse", "balloon": "hot-air balloon"}
-    things = ", ".join(rider.get(t, t) for t in THINGS)
+    """Return the model card in Markdown; without a record it has no figures."""
+    names = {"rider": "astronaut riding a horse", "balloon": "hot-air balloon"}
+    things = ", ".join(names.get(t, t) for t in THINGS)
     return f"""---
 library_name: diffusers
 license: apache-2.0
@@ -47,7 +47,7 @@ Euler scheduler, 12 steps, guidance 3. Zero terminal SNR, v-prediction.
 
 def _figures(record: dict[str, Any] | None) -> str:
     if record is None:
-        return "Not measured yet: `training/t2i/evaluate.py`."
+        return "Not measured yet; run `training/t2i/evaluate.py`."
     figures, drawn = record["figures"], record["judge_on_drawn_held_out_scenes"]
     lines = [
         f"{len(record['captions'])} captions with unseen combinations of object, colour, landscape and time of day,",

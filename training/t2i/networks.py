@@ -1,4 +1,4 @@
-"""The networks of the pocket text-to-image model: small ones in the classes and layout of Stable Diffusion."""
+"""The networks of the pocket text-to-image model: small instances of the classes that Stable Diffusion uses."""
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -8,7 +8,7 @@ from training.t2i.words import BEGIN, END, MAX_TOKENS, vocabulary
 
 HEIGHT, WIDTH = 160, 288
 LATENT_CHANNELS = 8
-EMBEDDING = 192
+EMBEDDING_DIM = 192
 
 SCHEDULER = {
     "_class_name": "EulerDiscreteScheduler",
@@ -17,7 +17,7 @@ SCHEDULER = {
     "beta_schedule": "scaled_linear",
     "num_train_timesteps": 1000,
     "prediction_type": "v_prediction",
-    # The last level is pure noise (Lin et al. 2023): the brightness of a night or a snowfield comes from the words.
+    # The last level is pure noise (Lin et al. 2023), so that the prompt determines the mean brightness of an image.
     "rescale_betas_zero_snr": True,
     "steps_offset": 1,
     "timestep_spacing": "trailing",
@@ -25,7 +25,10 @@ SCHEDULER = {
 
 
 def make_vae() -> AutoencoderKL:
-    """8× smaller a side. 8 norm groups: with many channels to a group, colour survives the norms."""
+    """Return the untrained VAE, which downsamples 8× per side.
+
+    It has 8 norm groups: many small groups would erase colour.
+    """
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -40,7 +43,7 @@ def make_vae() -> AutoencoderKL:
 
 
 def make_unet() -> UNet2DConditionModel:
-    """Three levels of 20×36, 10×18 and 5×9 latents, each of which looks at the words."""
+    """Return the untrained UNet: three levels of 20×36, 10×18 and 5×9 latents, all with cross-attention."""
     return UNet2DConditionModel(
         sample_size=(HEIGHT // 8, WIDTH // 8),
         in_channels=LATENT_CHANNELS,
@@ -50,24 +53,24 @@ def make_unet() -> UNet2DConditionModel:
         mid_block_type="UNetMidBlock2DCrossAttn",
         block_out_channels=(128, 128, 128),
         layers_per_block=1,
-        cross_attention_dim=EMBEDDING,
+        cross_attention_dim=EMBEDDING_DIM,
         attention_head_dim=(4, 4, 4),  # diffusers' name for the number of heads
         norm_num_groups=16,
     )
 
 
 def make_text_encoder() -> CLIPTextModel:
-    """Four layers of a CLIP text tower, trained together with the UNet."""
+    """Return an untrained four-layer CLIP text tower; it is trained together with the UNet."""
     tokens = vocabulary()
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokens),
-            hidden_size=EMBEDDING,
-            intermediate_size=2 * EMBEDDING,
+            hidden_size=EMBEDDING_DIM,
+            intermediate_size=2 * EMBEDDING_DIM,
             num_hidden_layers=4,
             num_attention_heads=3,
             max_position_embeddings=MAX_TOKENS,
-            projection_dim=EMBEDDING,
+            projection_dim=EMBEDDING_DIM,
             bos_token_id=tokens[BEGIN],
             eos_token_id=tokens[END],
             pad_token_id=tokens[END],
@@ -75,5 +78,6 @@ def make_text_encoder() -> CLIPTextModel:
     )
 
 
-def parameters(module: torch.nn.Module) -> int:
+def count_parameters(module: torch.nn.Module) -> int:
+    """Return the number of parameters of a module."""
     return sum(p.numel() for p in module.parameters())

@@ -1,4 +1,4 @@
-"""The pocket text-to-image model's world: which scenes there are, and which of them training never sees."""
+"""The scenes that the pocket text-to-image model is trained on, and the combinations held out for evaluation."""
 
 import hashlib
 import random
@@ -14,14 +14,14 @@ LAND = ("mountains", "hills", "desert", "beach", "forest", "meadow")
 
 @dataclass(frozen=True)
 class Kind:
-    """What is true of every thing of one name."""
+    """Properties of one kind of thing, the main object of a scene."""
 
     grounds: tuple[str, ...]
     natural: tuple[str, ...] = ()
-    """Colours that it has when none is told; any, where this is empty."""
+    """Colours of 30% of its scenes, if not empty; otherwise and in the others, any colour."""
     flies: bool = False
     most: int = 1
-    """How many of it may be in one picture."""
+    """Maximum number in one image."""
 
 
 THINGS = {
@@ -35,13 +35,13 @@ THINGS = {
     "car": Kind((*LAND, "city"), most=2),
     "horse": Kind((*LAND, "city"), ("brown", "white", "black"), most=2),
     "astronaut": Kind((*LAND, "city"), ("white", "white", "orange"), most=2),
-    "rider": Kind((*LAND, "city"), ("brown", "white", "black")),  # an astronaut who rides a horse
+    "rider": Kind((*LAND, "city"), ("brown", "white", "black")),  # an astronaut riding a horse
 }
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture's contents. Without a thing there is no colour, no place and no size."""
+    """The contents of one image. Colour, position, size and count only apply if there is a thing."""
 
     ground: str
     hour: str = "day"
@@ -49,24 +49,24 @@ class Scene:
     thing: str | None = None
     colour: str | None = None
     across: str = "middle"
-    """left, middle or right"""
+    """Horizontal position: left, middle or right."""
     high: bool = False
-    """In the upper sky; only what flies."""
+    """In the upper sky; only for flying things."""
     large: bool = True
     count: int = 1
     style: str = "photograph"
 
     @property
     def held_out(self) -> bool:
-        """Whether training never sees this thing in this colour on this ground at this hour: one in ten."""
+        """Whether this combination of thing, colour, ground and hour is excluded from training; about one in ten is."""
         if self.thing is None:
             return False
         name = "|".join((self.thing, self.colour or "", self.ground, self.hour))
         return hashlib.sha256(name.encode()).digest()[0] % 10 == 0
 
 
-def any_scene(rng: random.Random, *, with_thing: bool | None = None) -> Scene:
-    """One scene by lot, held out or not."""
+def random_scene(rng: random.Random, *, with_thing: bool | None = None) -> Scene:
+    """Return a random scene, held out or not."""
     hour = rng.choices(HOURS, (2, 3, 3, 3))[0]
     weather = rng.choices(WEATHERS, (5, 2, 1, 1, 1))[0]
     style = rng.choices(STYLES, (5, 3, 2))[0]
@@ -74,7 +74,7 @@ def any_scene(rng: random.Random, *, with_thing: bool | None = None) -> Scene:
         with_thing = rng.random() < 0.8
     if not with_thing:
         ground = rng.choice(GROUNDS)
-        return Scene(ground, hour, _possible(weather, ground), style=style)
+        return Scene(ground, hour, _possible_weather(weather, ground), style=style)
     thing = rng.choice(tuple(THINGS))
     kind = THINGS[thing]
     ground = rng.choice(kind.grounds)
@@ -83,7 +83,7 @@ def any_scene(rng: random.Random, *, with_thing: bool | None = None) -> Scene:
     return Scene(
         ground,
         hour,
-        _possible(weather, ground),
+        _possible_weather(weather, ground),
         thing,
         colour,
         across=rng.choice(("left", "middle", "right")),
@@ -95,22 +95,22 @@ def any_scene(rng: random.Random, *, with_thing: bool | None = None) -> Scene:
 
 
 def training_scene(rng: random.Random) -> Scene:
-    """One scene by lot that is not held out."""
-    while (scene := any_scene(rng)).held_out:
+    """Return a random scene that is not held out."""
+    while (scene := random_scene(rng)).held_out:
         pass
     return scene
 
 
 def held_out_scenes(number: int, seed: int = 0) -> list[Scene]:
-    """Scenes of `number` different held-out combinations, in clear and cloudy weather, one thing each."""
+    """Return scenes of `number` different held-out combinations, in clear or cloudy weather, with one thing each."""
     rng, found = random.Random(seed), {}
     while len(found) < number:
-        scene = any_scene(rng, with_thing=True)
+        scene = random_scene(rng, with_thing=True)
         if scene.held_out and scene.count == 1 and scene.weather in ("clear", "cloudy"):
             found.setdefault((scene.thing, scene.colour, scene.ground, scene.hour), scene)
     return list(found.values())
 
 
-def _possible(weather: str, ground: str) -> str:
-    """No snow falls on the desert."""
+def _possible_weather(weather: str, ground: str) -> str:
+    """Return `weather`, or "clear" for snow in the desert."""
     return "clear" if weather == "snow" and ground == "desert" else weather

@@ -1,7 +1,7 @@
-"""Things: balloons, boats, rockets, houses, trees, lighthouses, birds, cars, horses, astronauts.
+"""Draw things: balloons, boats, rockets, houses, trees, lighthouses, birds, cars, horses and astronauts.
 
-Each is drawn as a sticker with u to the right and v upwards, as tall as 1 and standing on v = 0. What a sticker is
-drawn on, its shadow and its mirror image are the business of `drawing.py`.
+Each is drawn as a sticker with u to the right and v upwards, of height 1 and with its feet at v = 0. `drawing.py`
+places the sticker on the canvas and draws its shadow and reflection.
 """
 
 from collections.abc import Callable
@@ -17,47 +17,49 @@ Corner = tuple[float, float]
 
 @dataclass
 class Sticker:
-    """A thing by itself: colours [b, 3, h, w] that hold where alpha [b, 1, h, w] is not 0."""
+    """A thing on a transparent background: colours [b, 3, h, w] and alpha [b, 1, h, w]."""
 
     u: Tensor
     v: Tensor
     pixel: Tensor  # a pixel's size in u and v, [b, 1, 1, 1]
     hue: Tensor  # the thing's own colour [b, 3, 1, 1]
-    other: Tensor  # one that goes with it: white, or dark where the thing is white
-    sun: Tensor  # +1 where the light comes from the right, −1 from the left
+    other: Tensor  # the secondary colour: white, or dark if the thing is white
+    sun: Tensor  # +1 if the light comes from the right, −1 from the left
     night: Tensor
     snow: Tensor
-    chance: Tensor  # a random number for each
+    chance: Tensor  # a random number in 0…1 per image
     rgb: Tensor
     alpha: Tensor
-    glow: Tensor  # light that the thing sends out, [b, 3, h, w]
+    glow: Tensor  # light emitted by the thing, [b, 3, h, w]
 
     def cover(self, distance: Tensor, softness: float = 1.0) -> Tensor:
+        """Return the coverage of each pixel, 0…1, by a shape's signed distance."""
         return (0.5 - distance / (self.pixel * softness)).clamp(0, 1)
 
-    def lay(self, distance: Tensor, paint: Tensor | tuple[float, float, float]) -> None:
-        """Add a shape in one colour or [b, 3, h, w]."""
-        self.blend(self.cover(distance), paint)
+    def lay(self, distance: Tensor, fill: Tensor | tuple[float, float, float]) -> None:
+        """Draw a shape in one colour or in colours [b, 3, h, w]."""
+        self.blend(self.cover(distance), fill)
 
-    def blend(self, cover: Tensor, paint: Tensor | tuple[float, float, float]) -> None:
-        if isinstance(paint, tuple):
-            paint = self.u.new_tensor(paint).view(1, 3, 1, 1)
+    def blend(self, cover: Tensor, fill: Tensor | tuple[float, float, float]) -> None:
+        """Blend a colour over the sticker with the given coverage."""
+        if isinstance(fill, tuple):
+            fill = self.u.new_tensor(fill).view(1, 3, 1, 1)
         cover = cover.expand_as(self.alpha)
-        self.rgb = torch.lerp(self.rgb, paint.expand_as(self.rgb), cover)
+        self.rgb = torch.lerp(self.rgb, fill.expand_as(self.rgb), cover)
         self.alpha = self.alpha + cover * (1 - self.alpha)
 
-    def shine(self, where: Tensor, paint: tuple[float, float, float]) -> None:
-        """Light of a colour; `where` [b, 1, h, w] says how much."""
-        self.glow = self.glow + where.clamp(0, 1) * self.u.new_tensor(paint).view(1, 3, 1, 1)
+    def shine(self, amount: Tensor, fill: tuple[float, float, float]) -> None:
+        """Add emitted light of a colour, scaled by `amount` [b, 1, h, w]."""
+        self.glow = self.glow + amount.clamp(0, 1) * self.u.new_tensor(fill).view(1, 3, 1, 1)
 
     def round(self, x: float, y: float, radius: float) -> Tensor:
-        """Brightness of a ball there, lit from above on the sun's side."""
+        """Return the brightness of a ball at (x, y), lit from above on the sun's side."""
         nx, ny = (self.u - x) / radius * self.sun, (self.v - y) / radius
         nz = (1 - nx * nx - ny * ny).clamp(min=0).sqrt()
         return 0.62 + 0.46 * (0.45 * nx + 0.55 * ny + 0.62 * nz).clamp(-0.4, 1)
 
     def relief(self, distance: Tensor, depth: float) -> Tensor:
-        """Brightness of a swollen shape: its edges turn away from us, and from the light."""
+        """Return the brightness of a shape with rounded edges of width `depth`."""
         dy, dx = torch.gradient(-distance.expand_as(self.alpha), dim=(2, 3))
         length = (dx * dx + dy * dy).sqrt().clamp(min=1e-6)
         edge = (1 + distance / depth).clamp(0, 1)
@@ -66,7 +68,7 @@ class Sticker:
 
 
 def balloon(s: Sticker) -> None:
-    """A hot-air balloon with gores, a bright band, and its burner alight in the dark."""
+    """Draw a hot-air balloon with gores, some with stripes or a band, and a burner that glows in the dark."""
     u, v = s.u, s.v
     r = 0.36
     bag = blend(circle(u, v, 0, 0.64, r), limb(u, v, (0, 0.50), (0, 0.27), 0.255, 0.07), 0.10)
@@ -74,17 +76,17 @@ def balloon(s: Sticker) -> None:
     half = (r * r - (v - 0.64).clamp(min=-0.05) ** 2).clamp(min=1e-4).sqrt() * smoothstep(0.05, 0.50, v)
     gore = torch.asin((u / half.clamp(min=0.03)).clamp(-0.999, 0.999)) / 3.1416 * 8
     seam = smoothstep(0.10, 0.0, (gore - gore.round()).abs())
-    paint = s.hue.expand_as(s.rgb)
+    fill = s.hue.expand_as(s.rgb)
     striped = s.chance < 0.35
     even = ((gore.floor() % 2) == 0) & striped & (v < 0.92)
-    paint = torch.where(even, torch.lerp(s.hue, s.other, 0.30).expand_as(paint), paint)
+    fill = torch.where(even, torch.lerp(s.hue, s.other, 0.30).expand_as(fill), fill)
     band = (s.chance > 0.7) & ((v - 0.62).abs() < 0.045)
-    paint = torch.where(band, s.other.expand_as(paint), paint)
-    paint = paint * (1 - 0.22 * seam) * s.round(0, 0.62, r * 1.02) * 1.04
+    fill = torch.where(band, s.other.expand_as(fill), fill)
+    fill = fill * (1 - 0.22 * seam) * s.round(0, 0.62, r * 1.02) * 1.04
     warm = s.night * torch.exp(-((u * 2.0) ** 2 + ((v - 0.36) * 2.0) ** 2) * 2.2)
     for side in (-0.062, 0.062):
         s.lay(limb(u, v, (side * 0.8, 0.10), (side, 0.26), 0.006), (0.25, 0.2, 0.16))
-    s.lay(bag, paint)
+    s.lay(bag, fill)
     s.shine(s.cover(bag) * warm * 0.45, (1.0, 0.72, 0.35))
     s.lay(box(u, v, 0, 0.055, 0.062, 0.055, 0.015), (0.52, 0.34, 0.17))
     s.lay(box(u, v, 0, 0.105, 0.068, 0.014, 0.01), (0.36, 0.22, 0.10))
@@ -93,7 +95,7 @@ def balloon(s: Sticker) -> None:
 
 
 def boat(s: Sticker) -> None:
-    """A sailing boat: coloured hull and mainsail, white jib."""
+    """Draw a sailing boat: coloured hull and mainsail, white jib."""
     u, v = s.u, s.v
     hull = polygon(u, v, (-0.44, 0.15), (0.48, 0.19), (0.33, -0.02), (-0.34, -0.02))
     main = polygon(u, v, (0.035, 0.24), (0.035, 1.0), (0.20, 0.60), (0.37, 0.26))
@@ -108,7 +110,7 @@ def boat(s: Sticker) -> None:
 
 
 def rocket(s: Sticker) -> None:
-    """A rocket on its flame; the hull has the colour, nose and fins the other."""
+    """Draw a rocket with its flame; the hull has the main colour, nose and fins the secondary one."""
     u, v = s.u, s.v
     half = 0.125 * ((1 - v) / 0.62).clamp(0, 1) ** 0.55 * (1 - 0.25 * (0.42 - v).clamp(min=0) / 0.3)
     hull = torch.maximum(torch.maximum(u.abs() - half, 0.20 - v), v - 1) * 0.9
@@ -131,7 +133,7 @@ def rocket(s: Sticker) -> None:
 
 
 def house(s: Sticker) -> None:
-    """A cottage with coloured walls, a gable roof, and light in its windows after dark."""
+    """Draw a cottage with coloured walls, a gable roof, and windows lit at night."""
     u, v = s.u, s.v
     s.lay(box(u, v, 0.26, 0.82, 0.055, 0.17), (0.48, 0.28, 0.24))
     wall = box(u, v, 0, 0.27, 0.50, 0.28)
@@ -155,7 +157,7 @@ def house(s: Sticker) -> None:
 
 
 def tree(s: Sticker) -> None:
-    """A broad tree: a trunk, and clumps of leaves that catch the light from above."""
+    """Draw a broad tree: a trunk, and clumps of leaves lit from above."""
     u, v = s.u, s.v
     s.lay(limb(u, v, (0, 0), (0.01, 0.5), 0.055, 0.03), (0.36, 0.25, 0.16))
     s.lay(limb(u, v, (0, 0.30), (-0.18, 0.52), 0.025, 0.014), (0.36, 0.25, 0.16))
@@ -178,7 +180,7 @@ def tree(s: Sticker) -> None:
 
 
 def lighthouse(s: Sticker) -> None:
-    """A striped tower on a rock; its beam turns after dark."""
+    """Draw a striped lighthouse on a rock, with its beam at night."""
     u, v = s.u, s.v
     rock = blend(ellipse(u, v, -0.05, 0.0, 0.34, 0.10), circle(u, v, 0.14, 0.0, 0.12), 0.08)
     rock = rock + 0.012 * torch.sin(u * 37) * torch.sin(v * 31 + 1)
@@ -201,7 +203,7 @@ def lighthouse(s: Sticker) -> None:
 
 
 def bird(s: Sticker) -> None:
-    """A bird on the wing, from the side, in 1 of height and 1.3 of width."""
+    """Draw a flying bird from the side, 1 high and 1.3 wide."""
     u, v = s.u, s.v
     far = polygon(u, v, (0.00, 0.42), (0.06, 0.78), (0.26, 0.98), (0.20, 0.62), (0.16, 0.40))
     s.lay(far, s.hue * 0.72)
@@ -218,7 +220,7 @@ def bird(s: Sticker) -> None:
 
 
 def car(s: Sticker) -> None:
-    """A car from the side, in 1 of height and 2.4 of width."""
+    """Draw a car from the side, 1 high and 2.4 wide."""
     u, v = s.u, s.v
     cabin = polygon(u, v, (-0.72, 0.55), (-0.46, 0.96), (0.28, 0.98), (0.62, 0.55)) - 0.03
     body = blend(box(u, v, 0, 0.42, 1.16, 0.24, 0.16), cabin, 0.06)
@@ -243,13 +245,13 @@ def car(s: Sticker) -> None:
 
 
 def _bent(u: Tensor, v: Tensor, *joints: tuple[float, float, float]) -> Tensor:
-    """A limb of several segments, each joint given as x, y, radius."""
+    """Return the distance to a limb of several segments; each joint is (x, y, radius)."""
     parts = [limb(u, v, (x, y), (p, q), r, t) for (x, y, r), (p, q, t) in pairwise(joints)]
     return union(*parts)
 
 
 def horse(s: Sticker) -> None:
-    """A trotting horse that looks to the right."""
+    """Draw a trotting horse facing right."""
     u, v = s.u, s.v
     legs_far = union(
         _bent(u, v, (0.19, 0.46, 0.075), (0.34, 0.34, 0.042), (0.30, 0.17, 0.028), (0.33, 0.13, 0.030)),
@@ -277,7 +279,7 @@ def horse(s: Sticker) -> None:
 
 
 def astronaut(s: Sticker) -> None:
-    """A standing astronaut who waves: suit in the colour, gold-rimmed dark visor."""
+    """Draw a standing, waving astronaut: coloured suit, dark visor with a golden rim."""
     u, v = s.u, s.v
     s.lay(box(u, v, 0, 0.56, 0.20, 0.19, 0.06), s.other * 0.62)
     legs = union(
@@ -309,7 +311,7 @@ def _helmet(s: Sticker, u: Tensor, v: Tensor, x: float, y: float, r: float) -> N
 
 
 def rider(s: Sticker) -> None:
-    """An astronaut in white who rides a horse of the thing's colour."""
+    """Draw an astronaut in white riding a horse of the thing's colour."""
     white = s.u.new_tensor((0.93, 0.94, 0.96)).view(1, 3, 1, 1).expand_as(s.hue)
     u, v, pixel, hue = s.u, s.v, s.pixel, s.hue
     shrink = 0.76

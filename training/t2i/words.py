@@ -1,10 +1,10 @@
-"""The language of the pocket text-to-image model: captions in many wordings, and a CLIP tokenizer for their words.
+"""Captions for scenes in many wordings, and the pocket text-to-image model's CLIP tokenizer.
 
-    python -m training.t2i.words --out FOLDER  # the tokenizer's files
+    python -m training.t2i.words --out FOLDER  # write the tokenizer's files
 
-Each known word is one token; everything else becomes the unknown token, one for each letter. CLIP's byte-pair merges
-could not say "unknown" (a word of known letters would come apart into them), so the words stand in the tokenizer's
-files as added tokens that match whole words in any case.
+Each known word is one token. Each letter of any other word becomes the unknown token. CLIP's byte-pair encoding has no
+unknown words (it would split them into letters), so the known words are added tokens, which match whole words in any
+case.
 """
 
 import argparse
@@ -19,7 +19,7 @@ MAX_TOKENS = 64
 BEGIN, END, UNKNOWN = "<|startoftext|>", "<|endoftext|>", "<|unk|>"
 PUNCTUATION = ".,;:!?'\"()[]{}-–—/&+*#|’"
 
-# What each property may be called; {thing} stands for the words of thing, count, colour and size.
+# Wordings of each property.
 HOUR_WORDS = {
     "dawn": (
         "at dawn", "at sunrise", "at daybreak", "in the early morning", "in the morning", "in morning light",
@@ -48,7 +48,7 @@ WEATHER_WORDS = {
              "with snow falling", "with snowflakes", "in a blizzard"),
     "fog": ("in fog", "in the fog", "in the mist", "in foggy weather", "in thick fog", "on a misty day", "in haze"),
 }  # fmt: skip
-# The ground as a picture's subject, and behind "over", "on" and the like.
+# The ground as the subject of an image, and after prepositions such as "over" and "on".
 GROUND_WORDS = {
     "mountains": ("snowy mountains", "a snowy mountain", "high mountains", "the mountains", "snow-capped mountains",
                   "a mountain range", "the alps", "snowy peaks", "a mountain", "mountain peaks", "a mountain view"),
@@ -131,7 +131,7 @@ HIGH_WORDS = ("high in the sky", "high up", "high above the ground", "far up in 
 LOW_WORDS = ("low over the ground", "close to the ground", "just above the ground")
 NUMBERS = {2: ("two", "two", "a pair of", "2"), 3: ("three", "three", "several", "3", "a group of", "some")}
 OVER = ("over", "above", "flying over", "floating over", "in the sky over", "high above", "in the air above")
-# What a thing does, before the ground's own preposition; things that fly are over it.
+# What a thing does, before the preposition of the ground; flying things use OVER.
 DOING = {
     "boat": ("", "sailing", "floating"),
     "house": ("", "", "standing"),
@@ -153,7 +153,7 @@ AT_GROUND = {
     "lake": ("on", "by", "at"),
     "city": ("in", "in front of"),
 }
-# Of the words above: those that name nothing to be seen, alone. They go with a scene's words and are no reason to warn.
+# Words of the lists above that name nothing visible on their own; they cause no warning.
 ALONGSIDE = """
     a an the and or of in on at by with without from to into onto over under above below behind before beside between
     near next along across through around against among inside outside upon off up down out for as is are be it it's
@@ -163,10 +163,10 @@ ALONGSIDE = """
     open path range rolling calm deep quiet still big little small tall tropical wild lonely flight flying suit space
     weather jet flat hot striped capped grid blocks far ground drone airplane photo photograph sharp running riding
     waving
-""".split()  # noqa: SIM905  # to be read and added to
-# Of the words above: those that no picture shows, because captions hold them at random.
+""".split()  # noqa: SIM905  # easier to read and extend
+# Words of the lists above that appear in captions at random, so that no image shows them.
 UNSEEN = {"old", "dramatic"}
-# Words of ordinary sentences that a caption of ours need not hold.
+# Words of ordinary sentences that the captions do not need.
 MORE_WORDS = """
     a an the and or of in on at by with without from to into onto over under above below behind before beside between
     near next along across through around against among inside outside upon off up down out for as is are was be being
@@ -222,16 +222,16 @@ MORE_WORDS = """
     oil canvas watercolour watercolor acrylic gouache brush brushstrokes strokes stroke impressionist impressionism
     impressionistic monet gogh van turner drawing drawings drawn draw pencil pencils crayon ink sketch sketched cartoon
     comic illustration illustrated illustrator children's child's book storybook flat vector anime ghibli
-""".split()  # noqa: SIM905  # to be read and added to
+""".split()  # noqa: SIM905  # easier to read and extend
 
 
 def caption(scene: Scene, rng: random.Random, *, full: bool = False) -> str:
-    """One wording of a scene; unless it is to be full, some of its properties go unsaid."""
-    said = lambda chance: full or rng.random() < chance  # noqa: E731
+    """Return a random caption of a scene; unless `full`, it omits some properties at random."""
+    is_mentioned = lambda probability: full or rng.random() < probability  # noqa: E731
     clauses = []
-    if said(0.85):
+    if is_mentioned(0.85):
         clauses.append(rng.choice(HOUR_WORDS[scene.hour]))
-    if (scene.weather != "clear" and said(0.9)) or (scene.weather == "clear" and rng.random() < 0.08):
+    if (scene.weather != "clear" and is_mentioned(0.9)) or (scene.weather == "clear" and rng.random() < 0.08):
         clauses.append(rng.choice(WEATHER_WORDS[scene.weather]))
     rng.shuffle(clauses)
     main = _subject(scene, rng, full=full)
@@ -250,7 +250,7 @@ def caption(scene: Scene, rng: random.Random, *, full: bool = False) -> str:
 
 
 def bare_caption(scene: Scene, colour: str | None = None) -> str:
-    """The plainest whole sentence; `colour` says another one than the scene's own."""
+    """Return the shortest full caption; `colour` replaces the scene's colour."""
     ground, hour = GROUND_WORDS[scene.ground][0], HOUR_WORDS[scene.hour][0]
     weather = "" if scene.weather == "clear" else f" {WEATHER_WORDS[scene.weather][0]}"
     if scene.thing is None:
@@ -260,7 +260,7 @@ def bare_caption(scene: Scene, colour: str | None = None) -> str:
 
 
 def _subject(scene: Scene, rng: random.Random, *, full: bool) -> str:
-    """The thing and where it is, or the ground alone."""
+    """Return the thing and its position, or only the ground."""
     if scene.thing is None:
         if scene.ground == "aerial" and rng.random() < 0.7:
             return rng.choice(AERIAL_SUBJECTS)
@@ -289,7 +289,7 @@ def _subject(scene: Scene, rng: random.Random, *, full: bool) -> str:
 
 
 def _noun(name: str, colour: str) -> str:
-    """A thing's name with its colour; an astronaut who rides has it on the horse."""
+    """Return a thing's name with its colour; a rider's colour is that of the horse."""
     if "{}" not in name:
         return f"{colour} {name}".strip()
     noun = name.format(f"{colour} " if colour else "")
@@ -297,7 +297,7 @@ def _noun(name: str, colour: str) -> str:
 
 
 def _where(scene: Scene, rng: random.Random | None) -> str:
-    """What stands between the thing and the ground."""
+    """Return the words between thing and ground."""
     if scene.thing not in DOING:
         return rng.choice(OVER) if rng else OVER[0]
     doing, at = DOING[scene.thing], AT_GROUND[scene.ground]
@@ -313,7 +313,7 @@ def _article(noun: str) -> str:
 
 
 def _plural(noun: str) -> str:
-    """Of the word that is the thing, wherever it stands."""
+    """Return a noun phrase with the word for the thing in the plural."""
     for one, many in (
         ("balloon", "balloons"), ("boat", "boats"), ("yacht", "yachts"), ("house", "houses"), ("cottage", "cottages"),
         ("home", "homes"), ("cabin", "cabins"), ("hut", "huts"), ("tree", "trees"), ("bird", "birds"), ("car", "cars"),
@@ -328,8 +328,8 @@ def _plural(noun: str) -> str:
     return noun
 
 
-def words_of(text: str) -> list[str]:
-    """A text's words and marks, lower-case, as the tokenizer parts them."""
+def split_words(text: str) -> list[str]:
+    """Return a text's words and punctuation marks in lower case, split as by the tokenizer."""
     out, word = [], ""
     for sign in text.lower().replace("’", "'"):
         if sign.isalnum() or (sign == "'" and word):
@@ -343,31 +343,31 @@ def words_of(text: str) -> list[str]:
     return [*out, word] if word else out
 
 
-def token_numbers(text: str, tokens: dict[str, int]) -> list[int]:
-    """What the tokenizer makes of a caption of ours, without it."""
-    inner = [tokens[w if w[0].isalnum() else f"{w}</w>"] for w in words_of(text)]
+def token_ids(text: str, tokens: dict[str, int]) -> list[int]:
+    """Return the token ids of a caption with known words only, as the tokenizer would."""
+    inner = [tokens[w if w[0].isalnum() else f"{w}</w>"] for w in split_words(text)]
     return [tokens[BEGIN], *inner, tokens[END]]
 
 
 def vocabulary() -> dict[str, int]:
-    """Every token and its number: marks of begin, end and the unknown, punctuation, then words in order."""
+    """Return the id of every token: begin, end and unknown, then punctuation, then words in alphabetical order."""
     phrases = list(MORE_WORDS)
     for table in (HOUR_WORDS, WEATHER_WORDS, GROUND_WORDS, THING_WORDS, COLOUR_WORDS, STYLE_WORDS, STYLE_TAILS,
                   ACROSS_WORDS, DOING, AT_GROUND, NUMBERS):  # fmt: skip
         phrases += [phrase.replace("{}", "") for many in table.values() for phrase in many]
     phrases += [*AERIAL_SUBJECTS, *QUALITIES, *LARGE_WORDS, *SMALL_WORDS, *HIGH_WORDS, *LOW_WORDS, *OVER]
-    words = {w for phrase in phrases for w in words_of(phrase) if w[0].isalnum()}
+    words = {w for phrase in phrases for w in split_words(phrase) if w[0].isalnum()}
     words |= {_plural(w) for w in words}
-    # A mark has two forms, as CLIP has it: inside a run of marks, and at its end.
+    # As in CLIP, a mark has two forms: within a run of marks and at its end.
     marks = [form for mark in PUNCTUATION for form in _forms(mark)]
     return {token: i for i, token in enumerate([BEGIN, END, UNKNOWN, *dict.fromkeys(marks), *sorted(words)])}
 
 
-def drawn_words() -> dict[str, list[str]]:
-    """Words that are no reason to warn, in two lists.
+def effective_words() -> dict[str, list[str]]:
+    """Return the words that affect the image and so cause no warning, in two lists.
 
-    "scene" has those that decide on ground, hour, weather or thing; "other" those that decide on the rest (colour,
-    number, place, size, style) or only join the others. All else draws nothing.
+    "scene" has the words for ground, hour, weather and thing; "other" those for colour, number, position, size and
+    style, and function words. All other words have no effect.
     """
     scenes = (*HOUR_WORDS.values(), *WEATHER_WORDS.values(), *GROUND_WORDS.values(), *THING_WORDS.values())
     others = (*COLOUR_WORDS.values(), *STYLE_WORDS.values(), *STYLE_TAILS.values(), *ACROSS_WORDS.values(),
@@ -376,7 +376,7 @@ def drawn_words() -> dict[str, list[str]]:
 
     def words(tables: Iterable[tuple[str, ...]]) -> set[str]:
         phrases = (phrase.replace("{}", "") for table in tables for phrase in table)
-        return {word.removesuffix("'s") for phrase in phrases for word in words_of(phrase) if word[0].isalnum()}
+        return {word.removesuffix("'s") for phrase in phrases for word in split_words(phrase) if word[0].isalnum()}
 
     known = words((*scenes, AERIAL_SUBJECTS)) - set(ALONGSIDE) - UNSEEN
     scene = known | {_plural(word) for word in known}
@@ -385,13 +385,13 @@ def drawn_words() -> dict[str, list[str]]:
 
 
 def _forms(mark: str) -> list[str]:
-    """A mark as byte-level BPE writes it: each of its bytes but the last alone, the last also with the word's end."""
+    """Return a mark's byte-level BPE tokens: one per byte, and the last byte again with the end-of-word suffix."""
     signs = [_byte_sign(b) for b in mark.encode()]
     return [*signs, f"{signs[-1]}</w>"]
 
 
 def _byte_sign(byte: int) -> str:
-    """The printable stand-in of a byte in byte-level BPE (Radford et al. 2019)."""
+    """Return the printable character that represents a byte in byte-level BPE (Radford et al. 2019)."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     if byte in printable:
         return chr(byte)
@@ -399,7 +399,7 @@ def _byte_sign(byte: int) -> str:
 
 
 def write_tokenizer(folder: Path) -> None:
-    """The files of a `CLIPTokenizer`."""
+    """Write the files of a `CLIPTokenizer`."""
     folder.mkdir(parents=True, exist_ok=True)
     tokens = vocabulary()
     special = (BEGIN, END, UNKNOWN)
@@ -435,9 +435,9 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
 
 
-def write_drawn_words(folder: Path) -> None:
-    """`words.json`: what warnings about a prompt go by."""
-    text = json.dumps(drawn_words(), indent=1, ensure_ascii=False)
+def write_effective_words(folder: Path) -> None:
+    """Write `words.json`, which warnings about a prompt are based on."""
+    text = json.dumps(effective_words(), indent=1, ensure_ascii=False)
     (folder / "words.json").write_text(text + "\n", encoding="utf-8")
 
 
