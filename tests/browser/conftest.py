@@ -34,7 +34,7 @@ def contexts(chromium):
 
 @pytest.fixture
 def visit(chromium, contexts):
-    """Return a function that opens a page; check at the end that it sent no external request and had no script error."""
+    """Return a function that opens a page; afterwards check for requests to other hosts and script errors."""
     pages, urls, script_errors = [], [], []
 
     def open_page(url, **options):

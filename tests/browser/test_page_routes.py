@@ -117,7 +117,9 @@ def test_call_with_a_file_is_rejected(client, elsewhere, mark):
     url, paths = elsewhere
     file = {"path": url, "url": url, "meta": {"_type": "MARK"}}
     call = json.dumps({"data": [file] * 4, "fn_index": 0, "session_hash": "strange"}).replace("MARK", mark)
-    response = client.post("/studio/en/gradio_api/queue/join", content=call, headers={"content-type": "application/json"})
+    response = client.post(
+        "/studio/en/gradio_api/queue/join", content=call, headers={"content-type": "application/json"}
+    )
     assert response.status_code == 400
     assert not paths
 
