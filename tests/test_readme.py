@@ -1,7 +1,7 @@
-"""README.ko.md says what README.md says: section by section, with the same code, links, tables and figures.
+"""README.ko.md is a complete translation of README.md: same sections, code, links, tables and numbers.
 
-README.ko.md ends with a mark for each section that it translates. When README.md changes, the tests name the section
-and the mark to put there once the Korean says the same.
+README.ko.md ends with a hash for each section of README.md. When a section changes, the test prints the line to put
+there after the translation is updated.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MARKS = re.compile(r"<!-- Translated from README\.md.*?\n(.*?)\n-->", re.DOTALL)
 
 
 class Section(NamedTuple):
-    """A heading and what stands under it, code blocks apart."""
+    """A heading, its text without code blocks, and its code blocks."""
 
     heading: str
     body: str
@@ -28,7 +28,7 @@ class Section(NamedTuple):
 
 
 def sections(text: str) -> list[Section]:
-    """A README by its headings; a # inside a code block is none."""
+    """Split a README at its headings."""
     blocks = FENCE.findall(text)
     plain = FENCE.sub("```", text)
     found = []
@@ -39,9 +39,9 @@ def sections(text: str) -> list[Section]:
 
 
 def mark(section: Section) -> str:
-    """What changes whenever a section does; how its lines are broken is no change."""
-    words = " ".join([section.heading, *section.body.split(), *section.code])
-    return hashlib.sha256(words.encode()).hexdigest()[:8]
+    """Return a hash of a section that ignores line breaks."""
+    content = " ".join([section.heading, *section.body.split(), *section.code])
+    return hashlib.sha256(content.encode()).hexdigest()[:8]
 
 
 ENGLISH = sections((ROOT / "README.md").read_text(encoding="utf-8"))
@@ -49,44 +49,45 @@ KOREAN_TEXT = (ROOT / "README.ko.md").read_text(encoding="utf-8")
 KOREAN = sections(MARKS.sub("", KOREAN_TEXT))
 PAIRS = pytest.mark.parametrize(
     ("english", "korean"),
-    # Where one README has more sections, the test of the headings says so.
+    # test_headings_have_the_same_levels fails if one README has more sections.
     [pytest.param(*pair, id=pair[0].heading.strip("# ")) for pair in zip(ENGLISH, KOREAN, strict=False)],
 )
 
 
 def links(section: Section) -> list[str]:
-    """Where a section leads, in any order; each README links to the other."""
-    return sorted(re.findall(r"\]\((?!README(?:\.ko)?\.md\))([^)]+)\)", section.body))
+    """Return the sorted link targets, without the other README; a Korean notebook counts as the English one."""
+    targets = re.findall(r"\]\((?!README(?:\.ko)?\.md\))([^)]+)\)", section.body)
+    return sorted(target.replace(".ko.ipynb", ".ipynb") for target in targets)
 
 
 def tables(section: Section) -> list[int]:
-    """Each table row's number of cells."""
+    """Return the number of cells of each table row."""
     return [line.count("|") - 1 for line in section.body.splitlines() if line.startswith("|")]
 
 
 def prose(section: Section) -> str:
-    """What is written out: without where links lead."""
+    """Return the text without link targets."""
     return re.sub(r"\]\([^)]+\)", "]", section.body)
 
 
-def test_both_have_the_same_headings_in_levels() -> None:
+def test_headings_have_the_same_levels() -> None:
     assert [section.heading.count("#") for section in KOREAN] == [section.heading.count("#") for section in ENGLISH]
 
 
 @PAIRS
-def test_the_translation_is_of_the_english_as_it_stands(english: Section, korean: Section) -> None:
+def test_translation_is_up_to_date(english: Section, korean: Section) -> None:
     found = MARKS.search(KOREAN_TEXT)
-    assert found, "README.ko.md has no comment with its marks at its end"
+    assert found, "README.ko.md has no comment with section hashes at its end"
     marks = dict(line.rsplit(": ", 1) for line in found[1].splitlines())
     name = english.heading.strip("# ")
     assert marks.get(name) == mark(english), (
-        f"README.md's section {name!r} changed after it was translated. Bring {korean.heading.strip('# ')!r} in "
-        f"README.ko.md along, then put this line into the comment at its end:\n{name}: {mark(english)}"
+        f"section {name!r} of README.md changed after it was translated. Update {korean.heading.strip('# ')!r} in "
+        f"README.ko.md, then put this line into the comment at its end:\n{name}: {mark(english)}"
     )
 
 
 @PAIRS
-def test_code_is_the_same_byte_for_byte(english: Section, korean: Section) -> None:
+def test_code_is_identical(english: Section, korean: Section) -> None:
     assert korean.code == english.code
     spans = [sorted(re.findall(r"`([^`\n]+)`", section.body)) for section in (korean, english)]
     assert spans[0] == spans[1]
@@ -99,17 +100,19 @@ def test_links_and_tables_are_the_same(english: Section, korean: Section) -> Non
 
 
 @PAIRS
-def test_no_figure_is_lost(english: Section, korean: Section) -> None:
-    asked, given = (Counter(re.findall(r"\d+(?:[.,]\d+)*", prose(section))) for section in (english, korean))
-    assert not asked - given  # Korean writes some in figures that English writes in words
+def test_no_number_is_missing(english: Section, korean: Section) -> None:
+    english_numbers, korean_numbers = (
+        Counter(re.findall(r"\d+(?:[.,]\d+)*", prose(section))) for section in (english, korean)
+    )
+    assert not english_numbers - korean_numbers  # Korean has digits for some English number words
 
 
 @PAIRS
-def test_the_translation_is_korean(english: Section, korean: Section) -> None:
+def test_translation_is_korean(english: Section, korean: Section) -> None:
     if re.search(r"[a-z]{3}", prose(english)):
         assert re.search(r"[가-힣]", korean.body)
 
 
-def test_each_readme_leads_to_the_other() -> None:
+def test_each_readme_links_to_the_other() -> None:
     assert "](README.ko.md)" in ENGLISH[0].body
     assert "](README.md)" in KOREAN[0].body

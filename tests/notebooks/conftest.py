@@ -1,4 +1,4 @@
-"""The English notebook, run once for all that is asked of it."""
+"""Fixtures: the English notebook, executed once for all tests."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="session")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the English notebook runs."""
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder in which the English notebook runs."""
     return tmp_path_factory.mktemp("lesson")
 
 
 @pytest.fixture(scope="session")
-def executed(place: Path) -> NotebookNode:
-    """The English notebook with its outputs, made by the pocket models as it stands."""
-    return lessons.execute(lessons.read(lessons.ENGLISH), place)
+def executed(run_folder: Path) -> NotebookNode:
+    """Return the unchanged English notebook with its outputs, executed with the pocket models."""
+    return lessons.execute(lessons.read(lessons.ENGLISH), run_folder)
