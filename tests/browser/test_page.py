@@ -84,7 +84,7 @@ def test_invalid_file_is_rejected_with_the_reason(server, visit, tmp_path, name,
     with page.expect_file_chooser() as chooser:
         page.click("[data-choose]")
     chooser.value.set_files(tmp_path / name)
-    assert expected in page.wait_for_selector(".k-image .k-fault").inner_text()
+    assert expected in page.wait_for_selector(".k-image .k-error").inner_text()
 
 
 def test_rejected_image_replaces_the_previous_one(server, visit, tmp_path):
@@ -94,12 +94,12 @@ def test_rejected_image_replaces_the_previous_one(server, visit, tmp_path):
     with page.expect_file_chooser() as chooser:
         page.click("[data-choose]")
     chooser.value.set_files(tmp_path / "a.gif")
-    page.wait_for_selector(".k-image .k-fault")
+    page.wait_for_selector(".k-image .k-error")
     set_number(page, "Steps", 5)  # this refreshes the note
     page.wait_for_timeout(1000)
-    assert page.is_visible(".k-image .k-fault")
+    assert page.is_visible(".k-image .k-error")
     page.click("#k-generate")
-    page.wait_for_selector("#k-note .k-fault:has-text('Add an image first')")
+    page.wait_for_selector("#k-note .k-error:has-text('Add an image first')")
 
 
 def test_example_image_becomes_a_video(server, visit):
@@ -130,7 +130,7 @@ def test_fit_has_the_same_name_in_the_note(server, visit):
 def test_invalid_number_is_rejected_in_the_page_language_with_its_label(server, visit, locale, label, expected):
     page = visit(server.url, locale=locale)
     motion = page.get_by_label(label)
-    for value, shown in (("7.5", f".k-fault:has-text('{expected}')"), ("", ".k-estimate"), ("300", ".k-warnings")):
+    for value, shown in (("7.5", f".k-error:has-text('{expected}')"), ("", ".k-estimate"), ("300", ".k-warnings")):
         motion.fill(value)
         page.wait_for_selector(f"#k-note {shown}")
     page.wait_for_timeout(500)
@@ -180,9 +180,9 @@ def test_card_shows_a_frame_and_can_be_renamed_and_pinned(server, visit):
 def test_invalid_form_shows_the_error_beside_the_button(server, visit):
     page = visit(server.url)
     page.click("#k-generate")
-    page.wait_for_selector("#k-note .k-fault:has-text('Add an image first')")
+    page.wait_for_selector("#k-note .k-error:has-text('Add an image first')")
     set_number(page, "Width", 300)
-    page.wait_for_selector("#k-note .k-fault:has-text('is not a multiple of 8')")
+    page.wait_for_selector("#k-note .k-error:has-text('is not a multiple of 8')")
     set_number(page, "Width", 288)
     ready(page)
 
@@ -339,19 +339,19 @@ def test_korean_page(server, visit):
 def test_korean_errors_and_warnings(server, visit, tmp_path):
     page = visit(server.url, locale="ko-KR", reduced_motion="reduce")
     set_number(page, "너비", 300)
-    page.wait_for_selector("#k-note .k-fault:has-text('너비: 300 값은 8의 배수가 아닙니다. 296, 304 중')")
+    page.wait_for_selector("#k-note .k-error:has-text('너비: 300 값은 8의 배수가 아닙니다. 296, 304 중')")
     set_number(page, "너비", 320)
     page.wait_for_selector(
         "#k-note .k-warnings:has-text('320×160 크기는 pocket 모델이 학습한 288×160 크기와 다릅니다')"
     )
     page.get_by_label("시드", exact=True).fill("-2")
-    page.wait_for_selector("#k-note .k-fault:has-text('시드: -2 값은 범위를 벗어났습니다. 0부터 9007199254740991까지')")
+    page.wait_for_selector("#k-note .k-error:has-text('시드: -2 값은 범위를 벗어났습니다. 0부터 9007199254740991까지')")
     (tmp_path / "a.gif").write_bytes(b"GIF89a")
     with page.expect_file_chooser() as chooser:
         page.click("[data-choose]")
     chooser.value.set_files(tmp_path / "a.gif")
     page.wait_for_selector(
-        ".k-image .k-fault:has-text('GIF 이미지 파일인 것 같습니다. 프레임 하나를 PNG로 저장해 사용하세요.')"
+        ".k-image .k-error:has-text('GIF 이미지 파일인 것 같습니다. 프레임 하나를 PNG로 저장해 사용하세요.')"
     )
     assert page.locator("#k-form [lang=en]").count() == 0
 
@@ -373,7 +373,7 @@ def test_axe_finds_no_serious_violation(server, visit, scheme):
     page.click(".k-more > button")
     page.wait_for_selector("text=Image scheduler")
     page.click("#k-generate")
-    page.wait_for_selector("#k-note .k-fault")
+    page.wait_for_selector("#k-note .k-error")
     _audit(page)
     page.locator("#k-form").get_by_text("Image", exact=True).first.click()
     upload_image(page)

@@ -219,12 +219,12 @@ def _number_field(name: str, defaults: VideoRequest, labels: Labels) -> Any:
             "" if value is None else str(value),
             placeholder=placeholder,
             max_lines=1,
-            elem_classes="k-knob",
+            elem_classes="k-field",
             **_label_and_help(name, labels),
         )
     is_integer = "float" not in str(VideoRequest.model_fields[name].annotation)
     step = 8 if name in ("width", "height") else 1 if is_integer else 0.01 if name == "noise_aug_strength" else 0.1
-    return Number(getattr(defaults, name), step=step, elem_classes="k-knob", **_label_and_help(name, labels))
+    return Number(getattr(defaults, name), step=step, elem_classes="k-field", **_label_and_help(name, labels))
 
 
 def _dropdown(name: str, choices: Sequence[str], defaults: VideoRequest, labels: Labels) -> Any:

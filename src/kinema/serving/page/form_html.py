@@ -87,7 +87,7 @@ def empty_image_frame(labels: Labels, error: str = "", *, in_english: bool = Fal
     `error` is the reason why the last image was rejected, in English if `in_english`, else in the page's language.
     """
     reason = english_html(error, labels) if in_english else escape(error)
-    error_box = f'<p class="k-fault" role="alert">{escape(labels.bad_image)}: {reason}</p>' if error else ""
+    error_box = f'<p class="k-error" role="alert">{escape(labels.bad_image)}: {reason}</p>' if error else ""
     return (
         f'<div class="k-image k-empty" {_script_texts(labels)}>'
         f'{icon("image")}<p class="k-drop">{escape(labels.drop)}</p>'
@@ -112,7 +112,7 @@ def image_frame(image: str, size: tuple[int, int], request: VideoRequest, labels
     `size` is the width and height of the original image in pixels.
     """
     width, height, fit = request.width, request.height, request.fit
-    alt = escape(labels.crop_alt)
+    alt = escape(labels.input_alt)
     thumbnail = _crop_thumbnail(image, size, request) if fit == "crop" else ""
     return (
         f'<div class="k-image" {_script_texts(labels)}>'
@@ -127,7 +127,7 @@ def image_frame(image: str, size: tuple[int, int], request: VideoRequest, labels
 
 def _script_texts(labels: Labels) -> str:
     """Return the texts that page.js shows while an image is uploaded, as data attributes."""
-    texts = {"reading": labels.uploading, "large": labels.too_large, "unreachable": labels.unreachable}
+    texts = {"uploading": labels.uploading, "too-large": labels.too_large, "unreachable": labels.unreachable}
     return " ".join(f'data-{name}="{escape(text)}"' for name, text in texts.items())
 
 
@@ -147,7 +147,7 @@ def _crop_thumbnail(image: str, size: tuple[int, int], request: VideoRequest) ->
 
 
 def _fit_note(size: tuple[int, int], request: VideoRequest, labels: Labels) -> str:
-    note = labels.crop_note.format(f"{request.width}×{request.height}")
+    note = labels.input_note.format(f"{request.width}×{request.height}")
     match request.fit:
         case "pad":
             return f"{note} {labels.pad_note}"
@@ -155,7 +155,7 @@ def _fit_note(size: tuple[int, int], request: VideoRequest, labels: Labels) -> s
             return f"{note} {labels.stretch_note}"
     left, top, right, bottom = crop_box(size, request.width, request.height)
     kept = (right - left) * (bottom - top) / (size[0] * size[1])
-    return f"{note} {labels.crop_whole if kept > 0.99 else labels.crop_kept.format(f'{kept:.0%}')}"
+    return f"{note} {labels.crop_note_whole if kept > 0.99 else labels.crop_note_percent.format(f'{kept:.0%}')}"
 
 
 def fitted_url(image: str, width: int, height: int, fit: Fit) -> str:
@@ -176,4 +176,4 @@ def note(request: VideoRequest, seconds: float | None, waiting: int, warnings: S
 def submit_error(error: str | KinemaError, labels: Labels) -> str:
     """Return the error box of a form that can't be submitted."""
     text = error_html(error, labels) if isinstance(error, KinemaError) else escape(error)
-    return f'<p class="k-fault" role="alert"><strong>{escape(labels.cannot_start)}.</strong> {text}</p>'
+    return f'<p class="k-error" role="alert"><strong>{escape(labels.cannot_start)}.</strong> {text}</p>'

@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from kinema.serving.page.translations.labels import Labels
 
 
-def _action(name: str, job: Job, text: str, *, quiet: bool = False, more: str = "") -> str:
+def _action(name: str, job: Job, text: str, *, quiet: bool = False, attributes: str = "") -> str:
     """Return a button whose click page.js sends to the server.
 
-    A quiet button shows only its icon, with the text as a tooltip. `more` holds further attributes, already escaped.
+    A quiet button shows only its icon, with the text as a tooltip. `attributes` must be escaped.
     """
     label = f'<span class="{"k-hidden" if quiet else ""}">{escape(text)}</span>'
-    tip = f' title="{escape(text)}"' if quiet else ""
+    title = f' title="{escape(text)}"' if quiet else ""
     return (
-        f'<button type="button" class="k-button k-{name}" data-act="{name}" data-job="{job.id}"{tip}{more}>'
+        f'<button type="button" class="k-button k-{name}" data-act="{name}" data-job="{job.id}"{title}{attributes}>'
         f"{icon(name)}{label}</button>"
     )
 
@@ -41,7 +41,7 @@ def empty_panel(labels: Labels) -> str:
     return (
         f'<div class="k-panel" data-job=""><div class="k-screen k-empty">{icon("film")}'
         f'<p class="k-drop">{escape(labels.panel_empty)}</p>'
-        f'<p class="k-hint">{escape(labels.panel_empty_hint)}</p></div></div>'
+        f'<p class="k-hint">{escape(labels.close_page_hint)}</p></div></div>'
     )
 
 
@@ -77,7 +77,7 @@ def _screen(job: Job, labels: Labels) -> str:
         return f'<img class="k-preview" src="{source}" alt="{escape(labels.preview_alt)}" {size}>{badge}'
     if job.image:
         style = "k-dim" if not job.finished else "k-dim k-grey"
-        return f'<img class="{style}" src="{poster(job)}" alt="{escape(labels.crop_alt)}" {size}>'
+        return f'<img class="{style}" src="{poster(job)}" alt="{escape(labels.input_alt)}" {size}>'
     return f'<div class="k-empty">{icon("film")}</div>'
 
 
@@ -104,7 +104,7 @@ def _state_line(job: Job, labels: Labels, now: float | None) -> str:
     """Return the line below the headline as HTML: time left, time taken, or the error."""
     match job.status:
         case "queued":
-            return escape(labels.panel_empty_hint)
+            return escape(labels.close_page_hint)
         case "completed":
             seconds = sum(job.stage_durations.values())
             return escape(f"{labels.generated_in.format(labels.duration(seconds))} · {ago(job, labels, now)}")
@@ -251,6 +251,6 @@ def _rename_and_pin(job: Job, labels: Labels) -> str:
         job,
         labels.unpin if job.pinned else labels.pin,
         quiet=True,
-        more=f' aria-pressed="{"true" if job.pinned else "false"}"',
+        attributes=f' aria-pressed="{"true" if job.pinned else "false"}"',
     )
-    return _action("rename", job, labels.rename, quiet=True, more=f" {dialog}") + pin
+    return _action("rename", job, labels.rename, quiet=True, attributes=f" {dialog}") + pin

@@ -17,10 +17,10 @@ window.kinema = (() => {
     async function upload(file) {
       const frame = element.querySelector(".k-image");
       if (!file) return;
-      if (file.size > 20e6) return trigger("rejected", { error: frame.dataset.large, english: false });
+      if (file.size > 20e6) return trigger("rejected", { error: frame.dataset.tooLarge, english: false });
       frame.setAttribute("aria-busy", "true");
       const hint = element.querySelector(".k-hint");
-      hint.textContent = frame.dataset.reading;
+      hint.textContent = frame.dataset.uploading;
       try {
         const response = await fetch(`../images?language=${language}`, { method: "POST", body: file });
         const result = await response.json();

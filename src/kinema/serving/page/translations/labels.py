@@ -34,10 +34,10 @@ class Labels:
     replace: str
     remove: str
     uploading: str
-    crop_alt: str
-    crop_note: str
-    crop_whole: str
-    crop_kept: str
+    input_alt: str
+    input_note: str
+    crop_note_whole: str
+    crop_note_percent: str
     pad_note: str
     stretch_note: str
     prompt_hint: str
@@ -66,7 +66,7 @@ class Labels:
     details: str
     connection_lost: str
     panel_empty: str
-    panel_empty_hint: str
+    close_page_hint: str
     queued: str
     queued_next: str
     starting: str
