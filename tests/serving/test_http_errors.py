@@ -58,7 +58,7 @@ def test_a_refusal_tells_what_the_client_can_mend_and_nothing_of_the_server(kind
     assert is_private(body["error"]["message"]) is told_in_full
     assert (SECRET in caplog.text) is not told_in_full  # the log has what the client has not
     for words in (ENGLISH, KOREAN):
-        assert is_private(form_html.why(error, words)) is told_in_full
+        assert is_private(form_html.error_html(error, words)) is told_in_full
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_a_caller_that_had_its_share_reads_which_and_when_there_is_more():
     assert (status, body["error"]["code"], body["error"]["type"]) == (429, "allowance_used_up", "rate_limit_error")
     assert body["error"]["message"].startswith("one caller may pin 2 videos a day; try again in ")
     assert 43_000 < int(headers["Retry-After"]) <= 43_200
-    assert form_html.why(refused.value, KOREAN).startswith("하루에 영상을 2개까지만 고정할 수 있습니다.")
+    assert form_html.error_html(refused.value, KOREAN).startswith("하루에 영상을 2개까지만 고정할 수 있습니다.")
 
 
 def test_what_is_wrong_with_an_image_is_said():

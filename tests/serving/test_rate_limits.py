@@ -200,7 +200,7 @@ def test_images_given_to_the_page_are_bounded_for_each_caller(tmp_path, png):
         answers = [TestClient(app).post("/studio/images?language=ko", content=png) for _ in range(3)]
         assert [answer.status_code for answer in answers] == [200, 200, 429]
         assert int(answers[2].headers["retry-after"]) > 0
-        assert answers[2].json()["error"]["message"].startswith("하루에 사진을")
+        assert answers[2].json()["error"]["message"].startswith("하루에 이미지를")
     finally:
         images.close()
 

@@ -92,10 +92,8 @@ MESSAGES = {
     "take_it_out": "안에 든 이미지를 꺼내 사용하세요.",
     "give_its_address": "이미지 자체의 URL을 사용하거나 이미지를 저장해 사용하세요.",
     # The queue and the disk.
-    "pins_used_up": "한 사용자는 하루에 영상을 {most:.0f}개까지 고정할 수 있습니다. {seconds:.0f}초 뒤에 다시 "
-    "시도하세요.",
-    "drafts_used_up": "한 사용자는 하루에 이미지를 {most:.0f} MB까지 업로드할 수 있습니다. {seconds:.0f}초 뒤에 다시 "
-    "시도하세요.",
+    "pins_used_up": "하루에 영상을 {most:.0f}개까지만 고정할 수 있습니다. {seconds:.0f}초 뒤에 다시 시도하세요.",
+    "drafts_used_up": "하루에 이미지를 {most:.0f} MB까지만 업로드할 수 있습니다. {seconds:.0f}초 뒤에 다시 시도하세요.",
     "server_busy": "서버는 이런 요청을 동시에 {count}개까지 처리합니다. 몇 초 뒤에 다시 시도하세요.",
     "bodies_waiting": "서버가 동시에 받을 수 있는 업로드 용량이 가득 찼습니다(전체 {most:.0f} MB, 한 사용자는 그 "
     "절반). 몇 초 뒤에 다시 시도하세요.",
