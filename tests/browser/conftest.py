@@ -1,4 +1,4 @@
-"""What the page's tests share: one server with a stand-in for the work, one browser, and a record of what it asks."""
+"""Fixtures of the page's tests: a server with a stand-in for the model, a browser, and a record of its requests."""
 
 from urllib.parse import urlsplit
 
@@ -14,7 +14,7 @@ def server(tmp_path_factory):
     server.kill()
 
 
-@pytest.fixture(scope="module")  # no longer: its event loop would be in the way of other tests
+@pytest.fixture(scope="module")  # its event loop would disturb tests of other modules
 def chromium():
     if CHROMIUM is None:
         pytest.skip("Debian's chromium is not installed")
@@ -27,39 +27,39 @@ def chromium():
 
 
 @pytest.fixture(scope="module")
-def visitors(chromium):
-    """Browser contexts by their options: who comes again has scripts and styles already, as people do."""
+def contexts(chromium):
+    """Browser contexts by their options, reused so that scripts and styles are cached."""
     return {}
 
 
 @pytest.fixture
-def visit(chromium, visitors):
-    """Open a page; whatever it asks, it asks of this machine, and no script of it fails."""
-    pages, asked, faults = [], [], []
+def visit(chromium, contexts):
+    """Return a function that opens a page; afterwards check for requests to other hosts and script errors."""
+    pages, urls, script_errors = [], [], []
 
-    def open_page(address, **options):
+    def open_page(url, **options):
         key = tuple(sorted(options.items()))
-        if key not in visitors:
-            usual = {"locale": "en-US", "viewport": {"width": 1280, "height": 900}}
-            if given := options.get("http_credentials"):
-                options["http_credentials"] = dict(zip(("username", "password"), given, strict=True))
-            visitors[key] = chromium.new_context(**(usual | options))
-            visitors[key].set_default_timeout(60_000)
-        page = visitors[key].new_page()
+        if key not in contexts:
+            defaults = {"locale": "en-US", "viewport": {"width": 1280, "height": 900}}
+            if credentials := options.get("http_credentials"):
+                options["http_credentials"] = dict(zip(("username", "password"), credentials, strict=True))
+            contexts[key] = chromium.new_context(**(defaults | options))
+            contexts[key].set_default_timeout(60_000)
+        page = contexts[key].new_page()
         pages.append(page)
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("pageerror", lambda fault: faults.append(str(fault)))
-        page.goto(address)
+        page.on("request", lambda request: urls.append(request.url))
+        page.on("pageerror", lambda error: script_errors.append(str(error)))
+        page.goto(url)
         ready(page)
         return page
 
     yield open_page
     for page in pages:
         page.close()
-    for context in visitors.values():
+    for context in contexts.values():
         context.clear_cookies()
-    outside = {
-        url for url in asked if urlsplit(url).scheme not in ("data", "blob") and urlsplit(url).hostname != "127.0.0.1"
+    external = {
+        url for url in urls if urlsplit(url).scheme not in ("data", "blob") and urlsplit(url).hostname != "127.0.0.1"
     }
-    assert not outside, f"asked of the outside world: {outside}"
-    assert not faults, faults
+    assert not external, f"requests to other hosts: {external}"
+    assert not script_errors, script_errors

@@ -1,4 +1,4 @@
-"""What the page's tests do again and again, and the server that they do it to."""
+"""Steps that the page's tests share, and the server process that they test."""
 
 import contextlib
 import os
@@ -19,7 +19,7 @@ ROCKET = Path(__file__).parents[2] / "examples" / "rocket.jpg"
 
 
 class Server:
-    """The page's server in a process of its own, as it is killed and started again."""
+    """The page's server in its own process; it can be killed and started again on the same data folder."""
 
     def __init__(self, data, work="page_work:Work"):
         self.data = data
@@ -29,19 +29,19 @@ class Server:
         self.command = [
             sys.executable, str(Path(__file__).with_name("page_server.py")), str(data), str(self.port), work,
         ]  # fmt: skip
-        self.address = f"http://127.0.0.1:{self.port}/studio/"
+        self.url = f"http://127.0.0.1:{self.port}/studio/"
         self.start()
 
     def start(self):
-        # Workers find the stand-in beside this file.
+        # Worker processes import the stand-in from this folder.
         paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
         self.process = subprocess.Popen(self.command, env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "2"})
         deadline = time.monotonic() + 60
         while True:
-            with contextlib.suppress(OSError), urlopen(self.address, timeout=5):
+            with contextlib.suppress(OSError), urlopen(self.url, timeout=5):
                 return
             assert self.process.poll() is None, "the server ended"
-            assert time.monotonic() < deadline, "the server does not answer"
+            assert time.monotonic() < deadline, "the server does not respond"
             time.sleep(0.1)
 
     def kill(self):
@@ -50,11 +50,11 @@ class Server:
 
 
 def ready(page):
-    """Wait until the page has told what a video takes: its first answer from the server."""
+    """Wait until the page shows the time estimate, its first response from the server."""
     page.wait_for_selector("#k-note .k-estimate")
 
 
-def give_still(page, path=ROCKET):
+def upload_image(page, path=ROCKET):
     with page.expect_file_chooser() as chooser:
         page.click("[data-choose]")
     chooser.value.set_files(path)
@@ -62,7 +62,7 @@ def give_still(page, path=ROCKET):
 
 
 def set_number(page, label, value):
-    """Fill a setting of the fold, which opens for it."""
+    """Fill a number field; open the section "More parameters" if needed."""
     field = page.get_by_label(label, exact=True)
     if not field.is_visible():
         page.click(".k-more > button")
@@ -71,7 +71,7 @@ def set_number(page, label, value):
 
 
 def generate(page):
-    """Press Generate; the id of the job that the page shows then."""
+    """Press Generate; return the id of the job that the page shows then."""
     before = page.get_attribute(".k-panel", "data-job")
     page.click("#k-generate")
     page.wait_for_function("(before) => document.querySelector('.k-panel').dataset.job !== before", arg=before)
@@ -82,4 +82,4 @@ def finished(page, status="completed"):
     page.wait_for_selector(f".k-panel[data-status={status}]")
 
 
-SLOW = 24  # denoising steps with which the stand-in takes three seconds
+SLOW = 24  # a number of denoising steps for which the stand-in takes three seconds

@@ -1,4 +1,4 @@
-"""A process that serves the page alone, by a stand-in: python page_server.py DATA_FOLDER PORT [WORK]."""
+"""Serve only the page, with a stand-in for the model: python page_server.py DATA_FOLDER PORT [WORK]."""
 
 import sys
 from pathlib import Path
@@ -15,5 +15,5 @@ queue = Queue(settings, (sys.argv[3:] or ["page_work:Work"])[0])
 app = FastAPI()
 mount(app, queue, settings)
 with queue:
-    # Without a lifespan, as an app lives within another.
+    # Without lifespan events, like an app that is mounted inside another.
     uvicorn.run(app, port=int(sys.argv[2]), log_level="warning", timeout_graceful_shutdown=1, lifespan="off")

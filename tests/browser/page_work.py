@@ -1,4 +1,4 @@
-"""Work for tests of the page: no model; coloured frames that drift, in steps that sleep, and a real mp4 of them."""
+"""A stand-in for the model: steps that sleep, synthetic frames, and a real mp4 of them."""
 
 import io
 import json
@@ -36,13 +36,13 @@ class Work:
 
 def steps(request, stage, total):
     for step in range(1, total + 1):
-        time.sleep(0.12 if request.num_inference_steps > 20 else 0.02)  # or slow enough to be watched
+        time.sleep(0.12 if request.num_inference_steps > 20 else 0.02)  # slow if a test watches the progress
         yield Step(stage, step, total)
         yield Preview(lambda step=step: jpeg(frame(request, step)))
 
 
 def frame(request, shift):
-    """A sky whose colour follows from the seed, above a dark ground; it drifts."""
+    """Draw a frame whose colour depends on the seed; `shift` moves it."""
     y, x = np.mgrid[: request.height, : request.width]
     wave = np.sin((x + 6 * shift) / 40 + request.seed % 7) * 14
     sky = np.stack([140 + wave + 60 * y / request.height, 120 + y / 3, 170 - wave], -1)

@@ -1,4 +1,4 @@
-"""The page's routes, and what surrounds Gradio: asked by a client without a browser."""
+"""The page's routes and the middleware around Gradio, tested with an HTTP client."""
 
 import io
 import json
@@ -18,7 +18,7 @@ from kinema.values import VideoRequest
 
 @pytest.fixture(scope="session")
 def queue(server):
-    """The same jobs, seen from another process."""
+    """The server's queue, opened in the test process."""
     queue = Queue(Settings(data_dir=server.data, min_free_gb=0))
     yield queue
     queue.close(grace=0)
@@ -26,7 +26,7 @@ def queue(server):
 
 @pytest.fixture(scope="session")
 def client(server):
-    with httpx.Client(base_url=server.address.removesuffix("/studio/"), follow_redirects=True) as client:
+    with httpx.Client(base_url=server.url.removesuffix("/studio/"), follow_redirects=True) as client:
         yield client
 
 
@@ -40,13 +40,13 @@ def image(size=(300, 200)):
     ("accepted", "language"),
     [("ko-KR,ko;q=0.9,en;q=0.8", "ko"), ("en-GB", "en"), ("fr,ko;q=0.5", "ko"), ("de", "en"), ("", "en")],
 )
-def test_the_browsers_language_is_chosen(client, accepted, language):
-    for address in ("/studio", "/studio/"):
-        answer = client.get(address, headers={"accept-language": accepted})
-        assert answer.url.path == f"/studio/{language}/"
+def test_studio_redirects_to_the_browser_language(client, accepted, language):
+    for path in ("/studio", "/studio/"):
+        response = client.get(path, headers={"accept-language": accepted})
+        assert response.url.path == f"/studio/{language}/"
 
 
-def test_a_chosen_language_is_kept_and_so_is_the_job(client):
+def test_redirect_keeps_the_chosen_language_and_the_job(client):
     client.cookies.set("kinema_language", "ko")
     try:
         assert str(client.get("/studio/?job=video_1").url).endswith("/studio/ko/?job=video_1")
@@ -54,20 +54,20 @@ def test_a_chosen_language_is_kept_and_so_is_the_job(client):
         client.cookies.clear()
 
 
-def test_the_document_is_in_its_language_and_asks_nothing_of_others(client):
-    answer = client.get("/studio/ko/")
-    assert '<html\n\tlang="ko"' in answer.text
-    assert "../static/page.js" in answer.text
-    policy = answer.headers["content-security-policy"]
+def test_document_has_its_language_and_a_policy_without_other_hosts(client):
+    response = client.get("/studio/ko/")
+    assert '<html\n\tlang="ko"' in response.text
+    assert "../static/page.js" in response.text
+    policy = response.headers["content-security-policy"]
     assert "default-src 'self'" in policy
     assert "http" not in policy
     assert "fonts.googleapis" not in client.get("/studio/ko/theme.css").text
 
 
-def test_static_files_are_there(client):
+def test_static_files_are_served(client):
     for name in ("page.css", "page.js", "icon.svg"):
         assert client.get(f"/studio/static/{name}").status_code == 200
-    assert client.get("/studio/static/../words.py").status_code == 404
+    assert client.get("/studio/static/../blocks.py").status_code == 404
 
 
 @pytest.mark.parametrize(
@@ -78,19 +78,19 @@ def test_static_files_are_there(client):
         "gradio_api/run/0", "gradio_api/call/0", "gradio_api/component_server", "gradio_api/queue/join/", "login",
     ],
 )  # fmt: skip
-def test_what_gradio_offers_beyond_the_page_is_closed(client, path):
+def test_unused_gradio_routes_return_404(client, path):
     assert client.get(f"/studio/en/{path}").status_code == 404
     assert client.post(f"/studio/en/{path}", files={"files": b"x"}).status_code == 404
 
 
 @pytest.fixture
 def elsewhere():
-    """A server that must not be asked, and what was asked of it."""
-    asked = []
+    """A server that must receive no request: its URL and the paths that were requested."""
+    paths = []
 
-    class Told(BaseHTTPRequestHandler):
+    class Recorder(BaseHTTPRequestHandler):
         def do_GET(self):
-            asked.append(self.path)
+            paths.append(self.path)
             self.send_response(200)
             self.end_headers()
             self.wfile.write(b"a secret")
@@ -98,76 +98,78 @@ def elsewhere():
         def log_message(self, *_):
             pass
 
-    with HTTPServer(("127.0.0.1", 0), Told) as other:
+    with HTTPServer(("127.0.0.1", 0), Recorder) as other:
         threading.Thread(target=other.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{other.server_port}/", asked
+        yield f"http://127.0.0.1:{other.server_port}/", paths
         other.shutdown()
 
 
-def test_no_address_is_fetched_through_gradio(client, elsewhere):
-    address, asked = elsewhere
-    for path in (f"file={address}", f"file/{address}", f"proxy={address}"):
-        answer = client.get(f"/studio/en/gradio_api/{path}", follow_redirects=False)
-        assert (answer.status_code, answer.content, dict(answer.headers).get("location")) == (404, b"", None)
-    assert not asked
+def test_gradio_fetches_no_url(client, elsewhere):
+    url, paths = elsewhere
+    for path in (f"file={url}", f"file/{url}", f"proxy={url}"):
+        response = client.get(f"/studio/en/gradio_api/{path}", follow_redirects=False)
+        assert (response.status_code, response.content, dict(response.headers).get("location")) == (404, b"", None)
+    assert not paths
 
 
-@pytest.mark.parametrize("spelt", ["gradio.FileData", "gradio\\u002eFileData"])
-def test_no_call_names_a_file(client, elsewhere, spelt):
-    address, asked = elsewhere
-    told = {"path": address, "url": address, "meta": {"_type": "SPELT"}}
-    call = json.dumps({"data": [told] * 4, "fn_index": 0, "session_hash": "strange"}).replace("SPELT", spelt)
-    answer = client.post("/studio/en/gradio_api/queue/join", content=call, headers={"content-type": "application/json"})
-    assert answer.status_code == 400
-    assert not asked
+@pytest.mark.parametrize("mark", ["gradio.FileData", "gradio\\u002eFileData"])
+def test_call_with_a_file_is_rejected(client, elsewhere, mark):
+    url, paths = elsewhere
+    file = {"path": url, "url": url, "meta": {"_type": "MARK"}}
+    call = json.dumps({"data": [file] * 4, "fn_index": 0, "session_hash": "strange"}).replace("MARK", mark)
+    response = client.post(
+        "/studio/en/gradio_api/queue/join", content=call, headers={"content-type": "application/json"}
+    )
+    assert response.status_code == 400
+    assert not paths
 
 
-def test_a_call_that_is_too_large_or_no_json_is_refused(client):
+def test_call_that_is_too_large_or_not_json_is_rejected(client):
     path = "/studio/en/gradio_api/queue/join"
     assert client.post(path, content=b'"' + b"x" * 1_000_000 + b'"').status_code == 413
     assert client.post(path, content=b"[" * 100_000).status_code == 400
 
 
-def test_a_still_is_kept_and_fitted_as_the_engine_does(client):
+def test_uploaded_image_is_served_fitted(client):
     sha256 = client.post("/studio/images", content=image()).json()["image"]
-    answer = client.get(f"/studio/images/{sha256}?width=288&height=160")
-    assert Image.open(io.BytesIO(answer.content)).size == (288, 160)
+    response = client.get(f"/studio/images/{sha256}?width=288&height=160")
+    assert Image.open(io.BytesIO(response.content)).size == (288, 160)
     padded = client.get(f"/studio/images/{sha256}?width=512&height=160&fit=pad")
     assert Image.open(io.BytesIO(padded.content)).getpixel((2, 80)) == (0, 0, 0)
 
 
 @pytest.mark.parametrize(
-    ("data", "status", "said"),
+    ("data", "status", "expected"),
     [(b"", 422, "empty"), (b"GIF89a", 422, "GIF"), (b"0" * 20_000_001, 413, "20 MB"), (image((8, 8)), 422, "8×8")],
 )
-def test_what_is_no_still_is_refused(client, data, status, said):
-    answer = client.post("/studio/images", content=data)
-    assert answer.status_code == status
-    assert said in answer.json()["error"]["message"]
+def test_invalid_image_is_rejected(client, data, status, expected):
+    response = client.post("/studio/images", content=data)
+    assert response.status_code == status
+    assert expected in response.json()["error"]["message"]
 
 
-def test_what_is_no_still_is_refused_in_the_pages_language(client):
+def test_invalid_image_is_rejected_in_the_page_language(client):
     for data in (b"GIF89a", b"0" * 20_000_001):
-        answer = client.post("/studio/images?language=ko", content=data)
-        said = answer.json()["error"]["message"]
-        assert ("PNG로 저장해서" in said) or ("20 MB가 넘습니다" in said)
-        assert answer.headers["content-language"] == "ko"
+        response = client.post("/studio/images?language=ko", content=data)
+        message = response.json()["error"]["message"]
+        assert ("PNG로 저장해" in message) or ("20 MB가 넘습니다" in message)
+        assert response.headers["content-language"] == "ko"
 
 
 @pytest.mark.parametrize("name", ["..%2f..%2fjobs.sqlite3", "A" * 64, "a" * 63, "a" * 64, "%00"])
-def test_no_other_file_is_shown(client, name):
+def test_images_route_serves_no_other_file(client, name):
     assert client.get(f"/studio/images/{name}?width=288&height=160").status_code in (404, 422)
 
 
 @pytest.mark.parametrize(
     "size", ["width=288&height=99999", "width=0&height=160", "width=288", "width=288&height=64&fit=x"]
 )
-def test_a_still_is_not_fitted_to_any_size(client, size):
+def test_invalid_size_or_fit_returns_422(client, size):
     sha256 = client.post("/studio/images", content=image()).json()["image"]
     assert client.get(f"/studio/images/{sha256}?{size}").status_code == 422
 
 
-def test_old_drafts_go(client, server):
+def test_upload_deletes_old_drafts(client, server):
     old = server.data / "drafts" / ("b" * 64)
     old.write_bytes(b"old")
     os.utime(old, (time.time() - 90_000,) * 2)
@@ -175,17 +177,17 @@ def test_old_drafts_go(client, server):
     assert not old.exists()
 
 
-def test_a_job_that_is_not_there_is_said_to_be_not_there(client):
-    for what in ("preview.jpg", "video.mp4", "recipe.json"):
-        assert client.get(f"/studio/jobs/video_{'0' * 32}/{what}").status_code == 404
-        assert client.get(f"/studio/jobs/..%2f..%2fx/{what}").status_code == 404
+def test_unknown_job_returns_404(client):
+    for file in ("preview.jpg", "video.mp4", "recipe.json"):
+        assert client.get(f"/studio/jobs/video_{'0' * 32}/{file}").status_code == 404
+        assert client.get(f"/studio/jobs/..%2f..%2fx/{file}").status_code == 404
 
 
-def test_a_job_is_told_until_it_is_finished(client, queue):
+def test_events_end_when_the_job_is_finished(client, queue):
     slow = VideoRequest(model="pocket", seed=1, width=288, height=160, num_inference_steps=200)
     job = queue.submit(slow, image=image())
     assert client.get(f"/studio/jobs/{job.id}/video.mp4").status_code == 409
     queue.cancel(job.id)
-    told = client.get(f"/studio/jobs/{job.id}/events?language=ko")
-    assert told.headers["content-type"].startswith("text/event-stream")
-    assert "취소했습니다" in told.text.encode().decode("unicode_escape")
+    events = client.get(f"/studio/jobs/{job.id}/events?language=ko")
+    assert events.headers["content-type"].startswith("text/event-stream")
+    assert "취소했습니다" in events.text.encode().decode("unicode_escape")

@@ -1,4 +1,4 @@
-"""The page on the whole server, with a key and the embedded model."""
+"""The page on the complete server, with an API key and the pocket model."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import time
 
 import httpx
 import pytest
-from page_helpers import finished, generate, give_still
+from page_helpers import finished, generate, upload_image
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 KEY = "open-sesame"
@@ -26,43 +26,43 @@ def served(tmp_path):
         [sys.executable, "-m", "kinema", "serve", "--port", str(port)],
         env=os.environ | {f"KINEMA_{name}": value for name, value in settings.items()},
     )
-    address = f"http://127.0.0.1:{port}"
+    url = f"http://127.0.0.1:{port}"
     deadline = time.monotonic() + 120
-    while not _ready(address):
+    while not _ready(url):
         assert process.poll() is None, "the server ended"
         assert time.monotonic() < deadline, "the server is not ready"
         time.sleep(0.5)
-    yield address, process
+    yield url, process
     process.kill()
     process.wait()
 
 
-def _ready(address):
+def _ready(url):
     try:
-        return httpx.get(f"{address}/readyz").status_code == 200
+        return httpx.get(f"{url}/readyz").status_code == 200
     except httpx.TransportError:
         return False
 
 
-def test_a_browser_with_the_key_makes_a_video_with_the_embedded_model(served, chromium, visit):
-    address, process = served
-    assert httpx.get(f"{address}/studio/en/").status_code == 401
-    upload = httpx.post(f"{address}/studio/en/gradio_api/upload", files={"files": b"x"}, headers={"X-API-Key": KEY})
+def test_browser_with_the_api_key_generates_a_video_with_pocket(served, chromium, visit):
+    url, process = served
+    assert httpx.get(f"{url}/studio/en/").status_code == 401
+    upload = httpx.post(f"{url}/studio/en/gradio_api/upload", files={"files": b"x"}, headers={"X-API-Key": KEY})
     assert upload.status_code == 404
-    page = visit(f"{address}/studio", http_credentials=("kinema", KEY))
+    page = visit(f"{url}/studio", http_credentials=("kinema", KEY))
     page.set_default_timeout(180_000)
-    give_still(page)
+    upload_image(page)
     job = generate(page)
     page.wait_for_selector(".k-panel img.k-preview")
     finished(page)
     page.wait_for_function("document.querySelector('.k-panel video').currentTime > 0")
     with page.expect_download() as recipe:
         page.click(".k-panel [href$='recipe.json']")
-    told = json.loads(recipe.value.path().read_text())
-    assert told["model"]["name"] == "pocket"
-    assert httpx.get(f"{address}/v1/videos/{job}", headers={"X-API-Key": KEY}).json()["status"] == "completed"
-    generate(page)  # and the server ends although a job is watched
-    began = time.monotonic()
+    stored = json.loads(recipe.value.path().read_text())
+    assert stored["model"]["name"] == "pocket"
+    assert httpx.get(f"{url}/v1/videos/{job}", headers={"X-API-Key": KEY}).json()["status"] == "completed"
+    generate(page)  # the server must stop although a browser follows a job
+    started = time.monotonic()
     process.send_signal(signal.SIGTERM)
     process.wait(40)
-    assert time.monotonic() - began < 35
+    assert time.monotonic() - started < 35

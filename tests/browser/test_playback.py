@@ -1,4 +1,4 @@
-"""What Kinema writes plays in a real browser."""
+"""Saved videos play in a real browser."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ HAVE_ENOUGH_TO_PLAY = 3
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".webm"])
-def test_a_video_plays(tmp_path: Path, suffix: str) -> None:
+def test_saved_video_plays(tmp_path: Path, suffix: str) -> None:
     from playwright.sync_api import sync_playwright
 
     y, x = np.mgrid[:160, :288]
     frames = np.stack([np.stack([x + 9 * i, y, x // 2 + y // 2], -1) % 256 for i in range(14)]).astype(np.uint8)
-    save_video(frames, tmp_path / f"clip{suffix}", fps=7)
-    (tmp_path / "page.html").write_text(f'<video id="v" src="clip{suffix}" muted autoplay loop></video>')
+    save_video(frames, tmp_path / f"video{suffix}", fps=7)
+    (tmp_path / "page.html").write_text(f'<video id="v" src="video{suffix}" muted autoplay loop></video>')
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         page = browser.new_page()

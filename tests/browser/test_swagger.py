@@ -1,4 +1,4 @@
-"""Swagger UI at / in a real browser: the tutorial's third way, on a server whose work is a stand-in."""
+"""Swagger UI at / in a real browser, on a server with a stand-in for the model."""
 
 import sys
 from pathlib import Path
@@ -15,26 +15,26 @@ pytestmark = pytest.mark.browser
 
 @pytest.fixture(scope="module")
 def swagger_server(tmp_path_factory):
-    running = start(tmp_path_factory.mktemp("swagger") / "data")
-    yield running
-    stop(running)
+    server = start(tmp_path_factory.mktemp("swagger") / "data")
+    yield server
+    stop(server)
 
 
 @pytest.fixture
 def swagger(chromium, swagger_server):
     page = chromium.new_page()
-    asked = []
-    page.on("request", lambda request: asked.append(request.url))
+    urls = []
+    page.on("request", lambda request: urls.append(request.url))
     page.goto(f"{swagger_server.url}/")
     page.wait_for_selector(".opblock-summary")
     yield page
     page.close()
-    outside = [url for url in asked if urlsplit(url).scheme not in ("data", "blob") and "127.0.0.1" not in url]
-    assert not outside, f"asked of the outside world: {outside}"
+    external = [url for url in urls if urlsplit(url).scheme not in ("data", "blob") and "127.0.0.1" not in url]
+    assert not external, f"requests to other hosts: {external}"
 
 
 def operation(page, path):
-    """One of the POSTs, opened to be tried out."""
+    """Open a POST operation with "Try it out"."""
     block = page.locator(f".opblock-post:has([data-path='{path}'])")
     block.locator(".opblock-summary-control").click()
     block.get_by_text("Try it out").click()
@@ -42,9 +42,9 @@ def operation(page, path):
 
 
 def execute(page, block, path):
-    with page.expect_response(f"**{path}") as answer:
+    with page.expect_response(f"**{path}") as response:
         block.locator(".execute").click()
-    return answer.value
+    return response.value
 
 
 def test_execute_on_generate_returns_a_video(swagger):
@@ -55,22 +55,22 @@ def test_execute_on_generate_returns_a_video(swagger):
     seed.fill("7")
     block.locator("tr[data-property-name=motion_bucket_id] input[type=text]").fill("1")
     block.locator("tr[data-property-name=prompt] input[type=text]").fill("on its pad")
-    answer = execute(swagger, block, "/generate")
-    assert (answer.status, answer.headers["x-kinema-seed"]) == (200, "7")
+    response = execute(swagger, block, "/generate")
+    assert (response.status, response.headers["x-kinema-seed"]) == (200, "7")
     with swagger.expect_download() as video:
         block.locator(".responses-inner a[download]").click()
     assert video.value.path().read_bytes()[4:8] == b"ftyp"
 
 
-def test_execute_on_videos_queues_one_by_json_and_by_form(swagger):
+def test_execute_on_videos_queues_a_job_from_json_and_from_a_form(swagger):
     block = operation(swagger, "/v1/videos")
     assert execute(swagger, block, "/v1/videos").json()["status"] == "queued"
     block.locator(".opblock-section-request-body select.content-type").select_option("multipart/form-data")
     block.locator("input[type=file]").set_input_files(ROCKET)
-    answer = execute(swagger, block, "/v1/videos")
-    assert answer.json()["status"] == "queued", answer.text()
+    response = execute(swagger, block, "/v1/videos")
+    assert response.json()["status"] == "queued", response.text()
 
 
-def test_the_page_is_one_click_away(swagger):
+def test_header_links_to_the_page(swagger):
     swagger.click("header a[lang=ko]")
     swagger.wait_for_selector("html[lang=ko] #k-form")

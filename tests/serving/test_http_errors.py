@@ -58,7 +58,7 @@ def test_error_response_hides_server_details(kind, caplog):
     assert is_private(body["error"]["message"]) is is_complete
     assert (SECRET in caplog.text) is not is_complete  # the log contains what the client does not get
     for words in (ENGLISH, KOREAN):
-        assert is_private(form_html.why(error, words)) is is_complete
+        assert is_private(form_html.error_html(error, words)) is is_complete
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_used_up_allowance_returns_429_with_retry_after():
     assert (status, body["error"]["code"], body["error"]["type"]) == (429, "allowance_used_up", "rate_limit_error")
     assert body["error"]["message"].startswith("each caller can pin 2 videos per day; try again in ")
     assert 43_000 < int(headers["Retry-After"]) <= 43_200
-    assert form_html.why(caught.value, KOREAN).startswith("하루에 영상을 2개까지만 고정할 수 있습니다.")
+    assert form_html.error_html(caught.value, KOREAN).startswith("하루에 영상을 2개까지만 고정할 수 있습니다.")
 
 
 def test_invalid_image_message_keeps_reason():

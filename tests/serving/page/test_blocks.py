@@ -1,4 +1,4 @@
-"""What goes wrong in a handler of the page is shown in the page's words."""
+"""Handlers and components of the page."""
 
 import logging
 
@@ -12,29 +12,31 @@ from kinema.serving.page.translations.english import ENGLISH
 from kinema.serving.page.translations.korean import KOREAN
 
 
-@pytest.mark.parametrize("words", [ENGLISH, KOREAN], ids=["en", "ko"])
-@pytest.mark.parametrize("fault", [QueueUnavailable("SELECT * FROM /srv"), RuntimeError("/srv/secret")], ids=type)
-def test_a_handler_that_fails_says_so_in_the_pages_language(words, fault, caplog):
+@pytest.mark.parametrize("labels", [ENGLISH, KOREAN], ids=["en", "ko"])
+@pytest.mark.parametrize("error", [QueueUnavailable("SELECT * FROM /srv"), RuntimeError("/srv/secret")], ids=type)
+def test_handler_error_is_shown_in_the_page_language(labels, error, caplog):
     page = StudioPage.__new__(StudioPage)
-    page._words = words
+    page._labels = labels
 
     def handler(value):
-        raise fault
+        raise error
 
     caplog.set_level(logging.ERROR)
     with pytest.raises(gr.Error) as shown:
-        page._answering(handler)(1)
-    assert shown.value.title == words.failed
+        page._with_errors_shown(handler)(1)
+    assert shown.value.title == labels.failed
     general = (
-        words.defect if isinstance(fault, RuntimeError) else words.faults.get("queue_unavailable", "the queue is not")
+        labels.internal_error
+        if isinstance(error, RuntimeError)
+        else labels.errors.get("queue_unavailable", "the queue is not")
     )
     assert general in shown.value.message
     assert "/srv" not in shown.value.message
-    assert ("/srv/secret" in caplog.text) is isinstance(fault, RuntimeError)
+    assert ("/srv/secret" in caplog.text) is isinstance(error, RuntimeError)
 
 
-def test_a_component_hands_over_what_was_typed_or_chosen():
+def test_component_passes_values_on_unchanged():
     for component in (Slider(0, 255, value=1), Number(1), Dropdown(["a"], value="a"), Radio(["a"], value="a")):
         assert component.get_block_name() == type(component).__base__.__name__.lower()
-        for typed in (7.5, 300, None, "b"):
-            assert component.preprocess(typed) is typed
+        for value in (7.5, 300, None, "b"):
+            assert component.preprocess(value) is value

@@ -1,4 +1,4 @@
-"""Whatever the library can say on the page, the Korean page says in Korean."""
+"""Every message that the library can show on the page has a Korean translation."""
 
 import ast
 import html
@@ -31,9 +31,9 @@ from kinema.settings import Settings
 from kinema.values import VideoRequest
 
 SOURCE = Path(kinema.__file__).parent
-# What the page calls, and so can be told by. The functions that are named read what no page gives: files, addresses
-# and arrays; keys, priorities and other names of the API; the server's own folders, before there is a page.
-TELLING = {
+# Modules whose errors can reach the page, with functions to ignore: they read files, URLs and arrays, parameters that
+# only the API has, or the server's folders at start.
+PAGE_MODULES = {
     "values.py": set(),
     "models/catalog.py": set(),
     "media/image.py": {"open_image", "_fitted", "_read", "_from_array", "_upright"},
@@ -44,18 +44,18 @@ TELLING = {
     "jobs/job_table.py": {"__init__", "get", "page"},
     "jobs/database.py": set(),
 }
-# What only explains, in the words of a library, and may be left out.
-EXPLAINING = {"label", "message", "reason"}
+# Placeholders with a library's own English text, which a translation may leave out.
+OPTIONAL = {"label", "message", "reason"}
 
 
-def kinds(kind=KinemaError):
+def error_types(kind=KinemaError):
     yield kind
     for other in kind.__subclasses__():
-        yield from kinds(other)
+        yield from error_types(other)
 
 
 def calls(path):
-    """Each call in a module, with the names of the functions around it."""
+    """Yield each call in a module with the names of the enclosing functions."""
 
     def within(node, names):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -68,120 +68,128 @@ def calls(path):
     yield from within(ast.parse(path.read_text(encoding="utf-8")), ())
 
 
-SENTENCES = [(path, call) for path in SOURCE.rglob("*.py") for call, _ in calls(path) if call.func.id == "Message"]
+MESSAGE_CALLS = [(path, call) for path in SOURCE.rglob("*.py") for call, _ in calls(path) if call.func.id == "Message"]
 
 
-def places(message):
-    return {place[1] for place in string.Formatter().parse(message) if place[1] is not None}
+def placeholders(message):
+    return {field[1] for field in string.Formatter().parse(message) if field[1] is not None}
 
 
-def test_every_sentence_has_its_korean_and_nothing_else_has():
-    assert KOREAN.messages.keys() == {call.args[0].value for _, call in SENTENCES}
+def test_every_message_has_a_translation_and_no_translation_is_unused():
+    assert KOREAN.messages.keys() == {call.args[0].value for _, call in MESSAGE_CALLS}
 
 
-@pytest.mark.parametrize(("path", "call"), SENTENCES, ids=[call.args[0].value for _, call in SENTENCES])
-def test_the_korean_names_each_value_that_the_english_names(path, call):
+@pytest.mark.parametrize(("path", "call"), MESSAGE_CALLS, ids=[call.args[0].value for _, call in MESSAGE_CALLS])
+def test_translation_has_the_placeholders_of_the_english(path, call):
     code, english = (argument.value for argument in call.args)
-    korean, given = KOREAN.messages[code], {keyword.arg for keyword in call.keywords}
+    korean, values = KOREAN.messages[code], {keyword.arg for keyword in call.keywords}
     assert re.search("[가-힣]", korean), code
-    assert places(english) <= given
-    assert places(english) - EXPLAINING <= places(korean) <= given, (path, code)
+    assert placeholders(english) <= values
+    assert placeholders(english) - OPTIONAL <= placeholders(korean) <= values, (path, code)
 
 
-@pytest.mark.parametrize("module", TELLING)
-def test_what_the_page_can_be_told_is_no_plain_english(module):
-    refusals = {kind.__name__ for kind in kinds()} | ({"ValueError"} if module == "values.py" else set())
+@pytest.mark.parametrize("module", PAGE_MODULES)
+def test_errors_that_reach_the_page_have_a_message_code(module):
+    errors_raised = {kind.__name__ for kind in error_types()} | ({"ValueError"} if module == "values.py" else set())
     plain = [
         (call.lineno, call.func.id)
         for call, around in calls(SOURCE / module)
-        if call.func.id in refusals and not TELLING[module] & set(around)
+        if call.func.id in errors_raised and not PAGE_MODULES[module] & set(around)
         if call.args and isinstance(call.args[0], ast.Constant | ast.JoinedStr)
     ]
     assert not plain
 
 
-def test_every_kind_of_error_and_of_failure_has_its_korean():
-    known = {code_of(kind) for kind in kinds() if kind.__module__ == errors.__name__}
-    assert KOREAN.faults.keys() == known | set(QUEUE_FAILURE_CODES)
-    assert all(re.search("[가-힣]", reason) for reason in KOREAN.faults.values())
+def test_every_error_code_has_a_korean_description():
+    known = {code_of(kind) for kind in error_types() if kind.__module__ == errors.__name__}
+    assert KOREAN.errors.keys() == known | set(QUEUE_FAILURE_CODES)
+    assert all(re.search("[가-힣]", reason) for reason in KOREAN.errors.values())
 
 
-def test_failures_that_are_no_errors_are_those_that_are_listed():
-    told = set()
+def test_failure_codes_without_an_error_type_are_in_own_failures():
+    codes = set()
     for path in (SOURCE / "jobs").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             match node:
                 case ast.Call(func=ast.Name("Failure" | "WorkerLost" | "WorkFailed"), args=[ast.Constant(code), *_]):
-                    told.add(code)
+                    codes.add(code)
                 case ast.Tuple(elts=[ast.Constant("failed"), ast.Constant(code), *_]):
-                    told.add(code)
-    assert {"cancelled", "worker_died"} <= told
-    assert told - {code_of(kind) for kind in kinds()} <= set(QUEUE_FAILURE_CODES)
+                    codes.add(code)
+    assert {"cancelled", "worker_died"} <= codes
+    assert codes - {code_of(kind) for kind in error_types()} <= set(QUEUE_FAILURE_CODES)
 
 
 def korean(message):
-    """What the Korean page says, which must be Korean from end to end."""
-    said = form_html.told(message, KOREAN)
-    assert 'lang="en"' not in said
-    assert re.search("[가-힣]", said)
-    return html.unescape(said)
+    """Return a message as the Korean page shows it, and check that no part of it is English."""
+    markup = form_html.message_html(message, KOREAN)
+    assert 'lang="en"' not in markup
+    assert re.search("[가-힣]", markup)
+    return html.unescape(markup)
 
 
-BEYOND = ["", "x", "7.5.1", -1, 10**12, 7.3, math.nan, math.inf, None, [], {}]
+INVALID_VALUES = ["", "x", "7.5.1", -1, 10**12, 7.3, math.nan, math.inf, None, [], {}]
 
 
 @pytest.mark.parametrize("name", VideoRequest.model_fields)
-def test_a_setting_is_refused_with_its_label_and_its_value(name):
+def test_invalid_parameter_is_rejected_with_label_and_value(name):
     prompt = {} if name == "prompt" else {"prompt": "a boat"}
-    refused = 0
-    for value in BEYOND:
+    errors_raised = 0
+    for value in INVALID_VALUES:
         try:
             VideoRequest.checked(**prompt, **{name: value})
-        except InvalidRequest as fault:
-            refused += 1
-            said = korean(fault.args[0])
-            assert repr(value) in said
-            assert KOREAN.labels[name] in said
-    assert refused
+        except InvalidRequest as error:
+            errors_raised += 1
+            message = korean(error.args[0])
+            assert repr(value) in message
+            assert KOREAN.parameter_names[name] in message
+    assert errors_raised
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("parameters", "expected"),
     [
-        ({"width": 1001}, "너비: 1001 값은 8의 배수가 아닙니다. 1000, 1008 가운데 하나를 넣으세요."),
-        ({"height": 3000}, "높이: 3000 값은 범위를 벗어났습니다. 64부터 2048까지 넣을 수 있습니다."),
-        ({"decode_chunk_size": 0}, "함께 현상할 장수: 0 값은 범위를 벗어났습니다. 1 이상만 넣을 수 있습니다."),
-        ({"fps": "many"}, "초당 장수: 'many' 값은 쓸 수 없습니다. 정수를 넣으세요."),
-        ({"fit": "zoom"}, "맞추기: 'zoom' 값은 쓸 수 없습니다. crop, pad, stretch 가운데 하나를 고르세요."),
-        ({"speed": 2}, "그런 설정은 없습니다"),
-        ({"scheduler": "euler", "prompt": None}, "문장으로 사진을 그릴 때만"),
-        ({"prompt": "x" * 10_001}, "10001자를 썼습니다. 10000자까지만"),
+        ({"width": 1001}, "너비: 1001 값은 8의 배수가 아닙니다. 1000, 1008 중 하나를 입력하세요."),
+        ({"height": 3000}, "높이: 3000 값은 범위를 벗어났습니다. 64부터 2048까지 입력할 수 있습니다."),
+        (
+            {"decode_chunk_size": 0},
+            "한 번에 디코딩할 프레임 수: 0 값은 범위를 벗어났습니다. 1 이상만 입력할 수 있습니다.",
+        ),
+        ({"fps": "many"}, "초당 프레임 수(fps): 'many' 값은 사용할 수 없습니다. 정수를 입력하세요."),
+        ({"fit": "zoom"}, "화면 맞춤: 'zoom' 값은 사용할 수 없습니다. crop, pad, stretch 중 하나를 선택하세요."),
+        ({"speed": 2}, "없는 설정입니다"),
+        ({"scheduler": "euler", "prompt": None}, "프롬프트로 이미지를 생성할 때만"),
+        ({"prompt": "x" * 10_001}, "10001자를 입력했습니다. 10000자까지"),
     ],
 )
-def test_a_refusal_names_value_and_remedy(settings, said):
-    with pytest.raises(InvalidRequest) as refused:
-        VideoRequest.checked(**settings)
-    assert said in korean(refused.value.args[0])
+def test_invalid_parameter_message_has_value_and_remedy(parameters, expected):
+    with pytest.raises(InvalidRequest) as raised:
+        VideoRequest.checked(**parameters)
+    assert expected in korean(raised.value.args[0])
 
 
 def all_warnings():
     for model in CATALOG:
         yield from parameter_warnings(request_for(model=model, motion_bucket_id=300, fps=40, num_frames=99, width=512))
     for image_pipeline in IMAGE_MODELS:
-        drawn = {"prompt": "a boat", "image_model": image_pipeline, "negative_prompt": "fog", "image_guidance_scale": 1}
-        yield from parameter_warnings(request_for(model="svd", width=512, **drawn))
+        image_parameters = {
+            "prompt": "a boat",
+            "image_model": image_pipeline,
+            "negative_prompt": "fog",
+            "image_guidance_scale": 1,
+        }
+        yield from parameter_warnings(request_for(model="svd", width=512, **image_parameters))
     for prompt in ("an old man in Paris", "an old horse", "a boat a1 a2 a3 a4 a5 a6 a7 a8 a9"):
         yield from parameter_warnings(request_for(model="pocket", prompt=prompt, image_model="pocket-t2i"))
     yield from fit_warnings((64, 64), 1024, 320)
 
 
-def test_cautions_are_korean_and_name_the_same_figures():
-    told = list(all_warnings())
-    assert {warning.code for warning in told} >= {
+def test_warnings_are_korean_with_the_same_numbers():
+    warnings = list(all_warnings())
+    assert {warning.code for warning in warnings} >= {
         "untrained_motion", "untrained_fps", "untrained_size", "untrained_length", "not_tuned", "no_effect",
         "image_enlarged", "image_cut",
     }  # fmt: skip
-    for warning in told:
+    for warning in warnings:
         assert set(re.findall(r"[\d.]*\d", warning)) <= set(re.findall(r"[\d.]*\d", korean(warning))), warning
 
 
@@ -192,78 +200,91 @@ def png_image(size=(64, 64), kind="PNG", **saved):
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "expected"),
     [
         (b"", "파일이 비어 있습니다"),
-        (b"GIF89a", "GIF 그림 같습니다. 한 장면을 PNG로 저장해서 쓰세요. (JPEG, PNG, WebP를 읽습니다)"),
-        (b"\0\0\0\x18ftypheic", "HEIC 사진 같습니다. JPEG로 내보내서"),
-        (b"<!doctype html>", "웹 페이지 같습니다"),
-        (b"<svg>", "SVG 그림 같습니다"),
-        (b"hello", "알 수 없는 파일입니다. JPEG, PNG, WebP"),
-        (png_image()[:60], "손상되었거나 끝이 잘렸습니다"),
-        (png_image((8, 8)), "8×8 픽셀입니다. 32×32 픽셀은"),
-        (png_image((8000, 8000)), "8000×8000, 64.0메가픽셀입니다. 40메가픽셀까지만"),
+        (
+            b"GIF89a",
+            "GIF 이미지 파일인 것 같습니다. 프레임 하나를 PNG로 저장해 사용하세요. 지원 형식: JPEG, PNG, WebP.",
+        ),
+        (b"\0\0\0\x18ftypheic", "HEIC 사진 파일인 것 같습니다. JPEG로 내보내"),
+        (b"<!doctype html>", "웹 페이지 파일인 것 같습니다"),
+        (b"<svg>", "SVG 이미지 파일인 것 같습니다"),
+        (b"hello", "알 수 없는 파일 형식입니다. JPEG, PNG, WebP"),
+        (png_image()[:60], "손상되었거나 끝부분이 잘렸습니다"),
+        (png_image((8, 8)), "8×8 픽셀입니다. 32×32 픽셀 이상"),
+        (png_image((8000, 8000)), "8000×8000, 64.0메가픽셀입니다. 40메가픽셀까지"),
         (png_image((20_000, 20_000), kind="JPEG"), "40메가픽셀보다 훨씬"),
     ],
 )
-def test_a_still_is_refused_with_what_is_wrong_and_what_to_do(data, said):
-    with pytest.raises(InvalidImage) as refused:
+def test_invalid_image_message_has_reason_and_remedy(data, expected):
+    with pytest.raises(InvalidImage) as raised:
         open_image(data)
-    assert said in korean(refused.value.args[0])
+    assert expected in korean(raised.value.args[0])
 
 
-def test_an_animated_still_is_told_of():
+def test_animated_image_gives_a_warning():
     moving = png_image(kind="PNG", save_all=True, append_images=[Image.new("RGB", (64, 64), "red")])
-    assert [korean(warning) for warning in open_image(moving).warnings] == ["움직이는 사진입니다. 첫 장면을 씁니다."]
+    assert [korean(warning) for warning in open_image(moving).warnings] == [
+        "움직이는 이미지입니다. 첫 프레임을 사용합니다."
+    ]
 
 
-def test_a_server_refuses_in_korean(tmp_path):
-    tight = Settings(data_dir=tmp_path, model="pocket", device="cpu", max_work=1)
-    for fields, image, said in [
-        ({"model": "someone/theirs"}, png_image(), "'someone/theirs' 모델이 없습니다. 쓸 수 있는 모델은 pocket, svd"),
-        ({}, png_image(), "288×160 픽셀 × 14장 × 8단계는 5백만으로, 한 번에 만들 수 있는 1백만(KINEMA_MAX_WORK)"),
-        ({}, None, "사진도 문장도 없습니다"),
-        ({"prompt": "\ud800"}, None, "글자가 아닌 것"),
-        ({"prompt": 7}, None, "문장이 아닙니다"),
+def test_server_errors_are_korean(tmp_path):
+    settings = Settings(data_dir=tmp_path, model="pocket", device="cpu", max_work=1)
+    for fields, image, expected in [
+        (
+            {"model": "someone/theirs"},
+            png_image(),
+            "'someone/theirs' 모델이 없습니다. 사용할 수 있는 모델은 pocket, svd",
+        ),
+        ({}, png_image(), "288×160 픽셀 × 14프레임 × 8단계 = 5백만)이 한도(1백만, KINEMA_MAX_WORK)"),
+        ({}, None, "이미지도 프롬프트도 없습니다"),
+        ({"prompt": "\ud800"}, None, "올바르지 않은 문자"),
+        ({"prompt": 7}, None, "텍스트가 아닙니다"),
     ]:
-        with pytest.raises(InvalidRequest) as refused:
-            prepare(tight, fields, image)
-        assert said in korean(refused.value.args[0])
-    with pytest.raises(KinemaError) as refused:
-        JobFiles(tmp_path).check_room(10**9)
-    assert f"{tmp_path}: 디스크에" in korean(refused.value.args[0])
-    assert "KINEMA_MIN_FREE_GB" in korean(refused.value.args[0])
+        with pytest.raises(InvalidRequest) as raised:
+            prepare(settings, fields, image)
+        assert expected in korean(raised.value.args[0])
+    with pytest.raises(KinemaError) as raised:
+        JobFiles(tmp_path).check_free_space(10**9)
+    assert f"{tmp_path}: 디스크에" in korean(raised.value.args[0])
+    assert "KINEMA_MIN_FREE_GB" in korean(raised.value.args[0])
 
 
-def test_what_has_no_korean_is_marked_as_english():
+def test_untranslated_message_is_marked_as_english():
     plain = JobUnfinished("it is <queued>")
-    assert form_html.why(plain, KOREAN) == '아직 완성된 영상이 없습니다. <span lang="en">it is &lt;queued&gt;</span>'
-    assert form_html.why(plain, ENGLISH) == "it is &lt;queued&gt;"
-    unknown = Message("of_tomorrow", "it is {what}", what=Message("new", "new"))
-    assert form_html.why(QueueFull(unknown, 1), KOREAN).endswith('<span lang="en">it is new</span>')
     assert (
-        form_html.told(Message("not_usable", "{wanted}", wanted=unknown), KOREAN) == '<span lang="en">it is new</span>'
+        form_html.error_html(plain, KOREAN)
+        == '아직 완성된 영상이 없습니다. <span lang="en">it is &lt;queued&gt;</span>'
+    )
+    assert form_html.error_html(plain, ENGLISH) == "it is &lt;queued&gt;"
+    unknown = Message("of_tomorrow", "it is {what}", what=Message("new", "new"))
+    assert form_html.error_html(QueueFull(unknown, 1), KOREAN).endswith('<span lang="en">it is new</span>')
+    assert (
+        form_html.message_html(Message("not_usable", "{wanted}", wanted=unknown), KOREAN)
+        == '<span lang="en">it is new</span>'
     )
 
 
-@pytest.mark.parametrize("code", [code for code in KOREAN.faults if code != "cancelled"])
-def test_a_failed_job_says_why_and_keeps_the_servers_words(code):
+@pytest.mark.parametrize("code", [code for code in KOREAN.errors if code != "cancelled"])
+def test_failed_job_shows_the_description_and_the_english_message(code):
     failed = job("failed", error=Failure(code, "no <room> for 3 GB"))
     panel = job_html.panel(failed, KOREAN)
-    assert f"{KOREAN.faults[code]} {KOREAN.kept}" in text(panel)
-    said = failure_message(failed.error)  # what the server keeps to itself is said in general
-    kept = said == failed.error.message
-    assert ('<p><span lang="en">no &lt;room&gt; for 3 GB</span></p></details>' in panel) is kept
-    assert f"{said[:1].upper()}{said[1:]}. Your settings" in text(job_html.panel(failed, ENGLISH))
+    assert f"{KOREAN.errors[code]} {KOREAN.parameters_kept}" in text(panel)
+    message = failure_message(failed.error)
+    is_public = message == failed.error.message
+    assert ('<p><span lang="en">no &lt;room&gt; for 3 GB</span></p></details>' in panel) is is_public
+    assert f"{message[:1].upper()}{message[1:]}. Your parameters" in text(job_html.panel(failed, ENGLISH))
     assert ENGLISH.details not in text(job_html.panel(failed, ENGLISH))
 
 
-def test_a_job_that_failed_of_something_new_says_so_in_english():
+def test_unknown_failure_code_shows_the_english_message():
     panel = job_html.panel(job("failed", error=Failure("of_tomorrow", "it <broke>")), KOREAN)
-    assert f'<span lang="en">It &lt;broke&gt;.</span> {KOREAN.kept}' in panel
+    assert f'<span lang="en">It &lt;broke&gt;.</span> {KOREAN.parameters_kept}' in panel
 
 
-def test_a_cancelled_job_has_no_reason():
+def test_cancelled_job_shows_no_reason():
     panel = job_html.panel(job("failed", error=Failure("cancelled", "it was cancelled")), KOREAN)
     assert "it was" not in panel
-    assert f'k-left">{KOREAN.kept}<' in panel
+    assert f'k-left">{KOREAN.parameters_kept}<' in panel

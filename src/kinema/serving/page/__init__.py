@@ -1,4 +1,4 @@
-"""The page at /studio: Gradio's form, with the job that is watched and the gallery beside it."""
+"""The page at /studio: a Gradio form, a panel that follows one job, and the gallery."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 PATH = "/studio"
 IDLE_POLL_SECONDS = 0.02
-# What Gradio's script asks by itself, in each language; paths that begin so are no one's doing.
+# Path prefixes that Gradio's script requests by itself, without an action of the user.
 POLLED = ("/studio/en/gradio_api/", "/studio/ko/gradio_api/")
 
 
@@ -30,22 +30,22 @@ def mount(
     images: ImageService | None = None,
     bodies: BodyQuota | None = None,
 ) -> None:
-    """Put the page at /studio, in each language: /studio itself leads to the browser's.
+    """Mount the page at /studio/<language>; /studio redirects to the browser's language.
 
     Args:
-        app: Where to; nothing may be mounted at / before.
-        queue: Whose jobs are shown, and where new ones go.
-        settings: What may be asked, and where the data folder lies.
-        images: Where they are checked and decoded; unset, in a process of the page's own.
-        bodies: The room for bodies; unset, of the page's own.
-        stopping: Whether the server is about to end: who watches a job is let go then, and comes back by itself.
+        app: The app to mount it on. Nothing may be mounted at / before.
+        queue: The queue whose jobs are shown and to which new jobs are submitted.
+        settings: The server's settings: offered models, limits, data folder.
+        stopping: Returns whether the server is shutting down. Event streams end then; browsers reconnect by themselves.
+        images: The service that checks and decodes images; a new one by default.
+        bodies: The quota for request bodies; a new one by default.
     """
     import os
     from pathlib import Path
 
     from kinema.jobs.job_files import JobFiles
 
-    # Gradio looks at these when it is imported. Its own folder for files is one that all users of the machine share.
+    # Gradio reads these variables at import. Its default folder for files is shared by all users of the machine.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     if not os.environ.get("GRADIO_TEMP_DIR"):
         folder = JobFiles(settings.data_dir).gradio
@@ -69,8 +69,8 @@ def mount(
     bodies = bodies or BodyQuota(settings.max_body_mb, settings.min_free_gb)
     app.include_router(routes(queue, drafts, bodies, stopping))
     app.mount(f"{PATH}/static", StaticFiles(directory=Path(__file__).with_name("static")))
-    for language, words in LANGUAGES.items():
-        page = StudioPage(queue, settings, drafts, words)
+    for language, labels in LANGUAGES.items():
+        page = StudioPage(queue, settings, drafts, labels)
         gr.mount_gradio_app(
             app, page.blocks, f"{PATH}/{language}", theme=THEME, footer_links=[], run_history=False, show_error=False
         )
@@ -79,8 +79,8 @@ def mount(
         page.blocks._queue.progress_update_sleep_when_free = 1.0  # noqa: SLF001 - no progress bar of Gradio's is used
         mounted = app.routes[-1]
         assert isinstance(mounted, Mount), "Gradio mounts its app last"
-        assert isinstance(mounted.app, FastAPI), "Gradio's app is one"
-        # FastAPI's own answer repeats what came, which takes seconds for a body of many values.
+        assert isinstance(mounted.app, FastAPI), "Gradio's app is a FastAPI app"
+        # FastAPI's default response repeats the body, which takes seconds for a body of many values.
         mounted.app.add_exception_handler(RequestValidationError, _invalid)
         mounted.app = PageMiddleware(mounted.app, page.blocks, language)
 
@@ -88,4 +88,4 @@ def mount(
 async def _invalid(_: Request, __: Exception) -> Response:
     from starlette.responses import JSONResponse
 
-    return JSONResponse({"detail": "the call is not one of the page's"}, 422)
+    return JSONResponse({"detail": "the page sends no such call"}, 422)

@@ -1,4 +1,4 @@
-"""The page in one language: what stands where, and what happens when something is touched."""
+"""The page in one language: its layout and its event handlers."""
 
 from __future__ import annotations
 
@@ -43,48 +43,47 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CARDS = 12
-# The gallery is told anew so often, while a job in it is not finished.
+# The interval at which the gallery is refreshed while it shows an unfinished job.
 CLOCK_SECONDS = 2.0
 Updates = dict[Block, Any]
-# Every handler is private (the page is no API), answers without Gradio's own spinners, and many may run at once.
+# Options of every handler: private (the page is not an API), without Gradio's spinners, any number at once.
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
 
-
-# What reads a still that was given, which may be large: few at once.
-IMAGE = QUIET | {"concurrency_limit": 2, "concurrency_id": "image"}
+# Options of handlers that read the input image, which may be large: two at once.
+IMAGE_HANDLER = QUIET | {"concurrency_limit": 2, "concurrency_id": "image"}
 
 
 class StudioPage:
-    """The page in one language, and its handlers."""
+    """The page in one language with its handlers."""
 
-    def __init__(self, queue: Queue, settings: Settings, drafts: Drafts, words: Labels) -> None:
-        self._queue, self._settings, self._drafts, self._words = queue, settings, drafts, words
-        self._start = request_for(model=default_model(settings))
+    def __init__(self, queue: Queue, settings: Settings, drafts: Drafts, labels: Labels) -> None:
+        self._queue, self._settings, self._drafts, self._labels = queue, settings, drafts, labels
+        self._defaults = request_for(model=default_model(settings))
         with gr.Blocks(title="Kinema", analytics_enabled=False) as self.blocks:
             self._build()
             self._wire()
 
     def _build(self) -> None:
-        words = self._words
-        others = [other for other in LANGUAGES.values() if other is not words]
-        gr.HTML(form_html.header(words, others), apply_default_css=False, elem_id="k-head")
+        labels = self._labels
+        others = [other for other in LANGUAGES.values() if other is not labels]
+        gr.HTML(form_html.header(labels, others), apply_default_css=False, elem_id="k-head")
         with gr.Row(elem_id="k-main"):
             with gr.Column(elem_id="k-form", min_width=300):
                 offered = offered_models(self._settings), offered_image_models(self._settings)
-                self._form = forms.build(self._start, offered, words)
+                self._form = forms.build(self._defaults, offered, labels)
             with gr.Column(elem_id="k-stage", min_width=300):
-                sure = json.dumps([words.delete_sure, words.keep])
+                confirmation = json.dumps([labels.confirm_delete, labels.cancel_delete])
                 self._panel = gr.HTML(
-                    job_html.nothing(words),
-                    js_on_load=f"kinema.panel(element, trigger, props, watch, {sure}); // 'act' 'finished'",
+                    job_html.empty_panel(labels),
+                    js_on_load=f"kinema.panel(element, trigger, props, watch, {confirmation}); // 'act' 'finished'",
                     apply_default_css=False,
                 )
-        gr.HTML(f'<h2 id="k-videos">{words.gallery}</h2>', apply_default_css=False)
+        gr.HTML(f'<h2 id="k-videos">{labels.gallery}</h2>', apply_default_css=False)
         self._gallery = gr.HTML(
-            js_on_load=f"kinema.acting(element, trigger, {sure}); // 'act'", apply_default_css=False
+            js_on_load=f"kinema.actions(element, trigger, {confirmation}); // 'act'", apply_default_css=False
         )
-        gr.HTML(form_html.footer(words), apply_default_css=False, elem_id="k-foot")
-        self._shown = gr.Textbox(visible=False)  # the id of the job in the panel
+        gr.HTML(form_html.footer(labels), apply_default_css=False, elem_id="k-foot")
+        self._shown = gr.Textbox(visible=False)  # id of the job in the panel
         self._cards = gr.Number(CARDS, visible=False, precision=0)
         self._clock = gr.Timer(CLOCK_SECONDS, active=False)
 
@@ -95,146 +94,153 @@ class StudioPage:
         ]  # fmt: skip
         listing = [self._gallery, self._shown, self._cards, self._clock]
         everything = [*form_outputs, self._panel, *listing]
-        looked = {"fn": self._answering(self._look), "inputs": form.inputs, "outputs": [form.frame, form.note], **IMAGE}
         gr.on(
-            [component.change for component in (form.source, form.image, *form.settings.values())],
+            [component.change for component in (form.source, form.image, *form.parameters.values())],
+            self._with_errors_shown(self._preview),
+            form.inputs,
+            [form.frame, form.note],
             trigger_mode="always_last",
-            **looked,
+            **IMAGE_HANDLER,
         )
         form.source.input(
-            form.sides, form.source, [form.image_fields, form.prompt_fields, form.image_model_fields], **QUIET
+            form.source_visibility,
+            form.source,
+            [form.image_fields, form.prompt_fields, form.image_model_fields],
+            **QUIET,
         )
-        form.settings["model"].input(self._answering(self._model), form.inputs, form_outputs, **QUIET)
-        form.frame.given(self._given, None, [form.image, form.title], **QUIET)
-        form.frame.refused(self._refused, None, [form.image, form.frame], **QUIET)
+        form.parameters["model"].input(self._with_errors_shown(self._model), form.inputs, form_outputs, **QUIET)
+        form.frame.uploaded(self._uploaded, None, [form.image, form.title], **QUIET)
+        form.frame.rejected(self._rejected, None, [form.image, form.frame], **QUIET)
         form.frame.removed(self._removed, None, [form.image, form.frame], **QUIET)
-        # Who types a seed means it: it is kept.
-        form.settings["seed"].input(None, None, form.locked, js="() => true", **QUIET)
-        form.dice.click(lambda: (draw_seed(), True), None, [form.settings["seed"], form.locked], **QUIET)
+        # Typing a seed also selects "keep this seed".
+        form.parameters["seed"].input(None, None, form.seed_fixed, js="() => true", **QUIET)
+        form.new_seed.click(lambda: (draw_seed(), True), None, [form.parameters["seed"], form.seed_fixed], **QUIET)
         gr.on(
-            [form.generate.click, form.settings["prompt"].submit],
-            self._answering(self._generate),
+            [form.generate.click, form.parameters["prompt"].submit],
+            self._with_errors_shown(self._generate),
             [*form.inputs, *listed],
             everything,
-            **IMAGE,
+            **IMAGE_HANDLER,
         )
         for part in (self._panel, self._gallery):
-            part.act(self._answering(self._act), listed, everything, trigger_mode="multiple", **QUIET)
-        for told in (self._panel.finished, self._clock.tick):
-            told(self._answering(self._listing), listed, listing, **QUIET)
-        # What it took, the next one should take.
-        self._panel.finished(self._answering(self._look), form.inputs, [form.frame, form.note], **IMAGE)
-        self.blocks.load(self._answering(self._load), [*form.inputs, *listed], everything, **IMAGE)
+            part.act(self._with_errors_shown(self._act), listed, everything, trigger_mode="multiple", **QUIET)
+        for event in (self._panel.finished, self._clock.tick):
+            event(self._with_errors_shown(self._list), listed, listing, **QUIET)
+        # A finished job changes the time estimate.
+        self._panel.finished(
+            self._with_errors_shown(self._preview), form.inputs, [form.frame, form.note], **IMAGE_HANDLER
+        )
+        self.blocks.load(self._with_errors_shown(self._load), [*form.inputs, *listed], everything, **IMAGE_HANDLER)
 
-    def _answering(self, handler: Callable[..., Updates]) -> Callable[..., Updates]:
-        """The same handler; what goes wrong in it is shown in the page's words, not in Gradio's."""
-        words = self._words
+    def _with_errors_shown(self, handler: Callable[..., Updates]) -> Callable[..., Updates]:
+        """Return the handler with its errors shown in the page's language instead of Gradio's."""
+        labels = self._labels
 
         @functools.wraps(handler)
-        def answered(*given: Any, **named: Any) -> Updates:
+        def wrapped(*args: Any, **kwargs: Any) -> Updates:
             try:
-                return handler(*given, **named)
-            except KinemaError as fault:
-                said = form_html.why(fault, words)
+                return handler(*args, **kwargs)
+            except KinemaError as error:
+                text = form_html.error_html(error, labels)
             except Exception:
-                log.exception("a defect of the page")
-                said = escape(words.defect)
-            raise gr.Error(said, title=words.failed, print_exception=False) from None
+                log.exception("internal error in a handler of the page")
+                text = escape(labels.internal_error)
+            raise gr.Error(text, title=labels.failed, print_exception=False) from None
 
-        return answered
+        return wrapped
 
-    # What is asked, and what is known of it before it is submitted.
+    # The form: its submission, image preview and time estimate.
 
-    def _submission(self, asked: forms.FormValues) -> Submission:
-        image = None if asked.image is None else self._drafts.read(asked.image)
-        return prepare(self._settings, asked.fields, image, self._drafts.inspect)
+    def _submission(self, entered: forms.FormValues) -> Submission:
+        image = None if entered.image is None else self._drafts.read(entered.image)
+        return prepare(self._settings, entered.fields, image, self._drafts.inspect)
 
-    def _foreseen(self, asked: forms.FormValues) -> Submission:
-        """As `_submission`, also while the still or the sentence is yet to be given."""
-        if asked.source == "prompt":
-            return prepare(self._settings, {"prompt": "sky", **asked.fields})  # a sentence that needs no warning
-        if asked.image is not None:
-            return self._submission(asked)
-        request = request_for(**to_parameters(asked.fields, lambda: default_model(self._settings)))
+    def _draft_submission(self, entered: forms.FormValues) -> Submission:
+        """Return what `_submission` does, also while the image or the prompt is missing."""
+        if entered.source == "prompt":
+            return prepare(self._settings, {"prompt": "sky", **entered.fields})  # a prompt without warnings
+        if entered.image is not None:
+            return self._submission(entered)
+        request = request_for(**to_parameters(entered.fields, lambda: default_model(self._settings)))
         return Submission(request, None, None, tuple(parameter_warnings(request)), fingerprint="")
 
-    def _look(self, *values: Any) -> Updates:
-        """Show the still as it will be fitted, and how long it will all take."""
-        asked = self._form.asked(values)
-        updates = self._looked(asked)
-        if asked.image is None:
-            updates.pop(self._form.frame, None)  # it may say why a picture was refused
+    def _preview(self, *values: Any) -> Updates:
+        """Show the fitted image, the time estimate and the warnings."""
+        entered = self._form.read(values)
+        updates = self._preview_updates(entered)
+        if entered.image is None:
+            updates.pop(self._form.frame, None)  # keep the error of a rejected image
         return updates
 
-    def _looked(self, asked: forms.FormValues) -> Updates:
-        words = self._words
+    def _preview_updates(self, entered: forms.FormValues) -> Updates:
+        labels = self._labels
         try:
-            submission = self._foreseen(asked)
+            submission = self._draft_submission(entered)
             seconds, waiting = estimate(self._queue, submission), self._queue.waiting()
-        except KinemaError as fault:
-            return {self._form.note: form_html.refusal(fault, words)}
-        note = form_html.note(submission.request, seconds, waiting, submission.warnings, words)
-        size = None if asked.image is None else self._drafts.size(asked.image)
-        if asked.image is None or size is None:
-            return {self._form.note: note, self._form.frame: form_html.empty_frame(words)}
-        frame = form_html.frame(asked.image, size, submission.request, words)
+        except KinemaError as error:
+            return {self._form.note: form_html.submit_error(error, labels)}
+        note = form_html.note(submission.request, seconds, waiting, submission.warnings, labels)
+        size = None if entered.image is None else self._drafts.size(entered.image)
+        if entered.image is None or size is None:
+            return {self._form.note: note, self._form.frame: form_html.empty_image_frame(labels)}
+        frame = form_html.image_frame(entered.image, size, submission.request, labels)
         return {self._form.note: note, self._form.frame: frame}
 
     def _model(self, *values: Any) -> Updates:
-        """Another model brings its own size, length and steps."""
-        asked = self._form.asked(values)
-        return self._form.defaults(request_for(model=asked.fields.get("model", self._start.model)))
+        """Apply the defaults of the chosen model."""
+        entered = self._form.read(values)
+        return self._form.updates_for_model(request_for(model=entered.fields.get("model", self._defaults.model)))
 
-    def _given(self, event: gr.EventData) -> tuple[str, str]:
+    def _uploaded(self, event: gr.EventData) -> tuple[str, str]:
         return str(event.image), plain_name(str(event.name).rpartition(".")[0]) or ""
 
-    def _refused(self, event: gr.EventData) -> tuple[str, str]:
-        return "", form_html.empty_frame(self._words, str(event.fault), in_english=bool(event.english))
+    def _rejected(self, event: gr.EventData) -> tuple[str, str]:
+        return "", form_html.empty_image_frame(self._labels, str(event.error), in_english=bool(event.english))
 
     def _removed(self) -> tuple[str, str]:
-        return "", form_html.empty_frame(self._words)
+        return "", form_html.empty_image_frame(self._labels)
 
-    # What is done with jobs.
+    # Jobs.
 
     def _generate(self, *values: Any) -> Updates:
-        """Submit what is asked, and show it; what can't be made is said where the button is."""
-        *given, _, cards = values
-        asked, words = self._form.asked(given), self._words
-        missing = asked.image is None if asked.source == "image" else "prompt" not in asked.fields
+        """Submit the form and show its job; show an error beside the button if it is invalid."""
+        *form_values, _, cards = values
+        entered, labels = self._form.read(form_values), self._labels
+        missing = entered.image is None if entered.source == "image" else "prompt" not in entered.fields
         if missing:
-            message = words.need_image if asked.source == "image" else words.need_prompt
-            return {self._form.note: form_html.refusal(message, words)}
-        fields = asked.fields if asked.locked else {**asked.fields, "seed": draw_seed()}
+            message = labels.need_image if entered.source == "image" else labels.need_prompt
+            return {self._form.note: form_html.submit_error(message, labels)}
+        fields = entered.fields if entered.seed_fixed else {**entered.fields, "seed": draw_seed()}
         try:
-            submission = self._submission(dataclasses.replace(asked, fields=fields))
-            job = submit(self._queue, self._settings, submission, title=asked.title)
-        except KinemaError as fault:
-            return {self._form.note: form_html.refusal(fault, words)}
-        return {self._form.settings["seed"]: job.request.seed, **self._showing(job, cards)}
+            submission = self._submission(dataclasses.replace(entered, fields=fields))
+            job = submit(self._queue, self._settings, submission, title=entered.title)
+        except KinemaError as error:
+            return {self._form.note: form_html.submit_error(error, labels)}
+        return {self._form.parameters["seed"]: job.request.seed, **self._show(job, cards)}
 
     def _act(self, shown: str, cards: int, event: gr.EventData) -> Updates:
-        """A button of the panel or of a card."""
+        """Handle a button of the panel or of a card."""
         job_id = str(event.job)
         try:
             if event.act == "open":
-                return self._showing(self._queue.get(job_id), cards)
+                return self._show(self._queue.get(job_id), cards)
             if event.act == "use":
-                return self._using(self._queue.get(job_id))
+                return self._reuse(self._queue.get(job_id))
             if event.act == "more":
                 cards += CARDS
             elif event.act == "delete":
                 self._queue.delete(job_id)
             else:
-                self._do(event, job_id)
-        except JobNotFound:  # deleted elsewhere in the meantime, or expired
+                self._change(event, job_id)
+        except JobNotFound:  # deleted elsewhere or expired in the meantime
             pass
         try:
-            return self._showing(self._queue.get(shown), cards) if shown == job_id else self._listing(shown, cards)
+            return self._show(self._queue.get(shown), cards) if shown == job_id else self._list(shown, cards)
         except JobNotFound:
-            return {**self._emptied(), **self._listing("", cards)}
+            return {**self._clear(), **self._list("", cards)}
 
-    def _do(self, event: gr.EventData, job_id: str) -> None:
-        """What a button changes of a job that stays."""
+    def _change(self, event: gr.EventData, job_id: str) -> None:
+        """Cancel, rename, pin or unpin a job."""
         match event.act:
             case "cancel":
                 self._queue.cancel(job_id)
@@ -244,32 +250,33 @@ class StudioPage:
                 change(self._queue, job_id, title=None, pinned=not self._queue.get(job_id).pinned)
 
     def _load(self, request: gr.Request, *values: Any) -> Updates:
-        """The page is opened: show the job that its address names, with its settings, and all others."""
-        *given, _, cards = values
+        """Show the job named in the URL with its parameters, and the gallery."""
+        *form_values, _, cards = values
         try:
             job = self._queue.get(request.query_params.get("job", ""))
         except JobNotFound:
-            return {**self._look(*given), **self._listing("", cards)}
-        return {**self._using(job), **self._showing(job, cards)}
+            return {**self._preview(*form_values), **self._list("", cards)}
+        return {**self._reuse(job), **self._show(job, cards)}
 
-    def _using(self, job: Job) -> Updates:
-        """The form, filled as it was for a job."""
+    def _reuse(self, job: Job) -> Updates:
+        """Fill the form with a job's parameters."""
         form, request = self._form, job.request
-        source: forms.Begin = "image" if request.prompt is None else "prompt"
+        source: forms.Source = "image" if request.prompt is None else "prompt"
         image = job.image if source == "image" else None
-        asked = forms.FormValues(source, image, job.title, locked=True, fields=request.model_dump(exclude_none=True))
-        return {**form.filled(request, image, job.title), **self._looked(asked)}
+        fields = request.model_dump(exclude_none=True)
+        entered = forms.FormValues(source, image, job.title, seed_fixed=True, fields=fields)
+        return {**form.updates_for_job(request, image, job.title), **self._preview_updates(entered)}
 
-    def _showing(self, job: Job, cards: int) -> Updates:
-        return {self._panel: job_html.panel(job, self._words), **self._listing(job.id, cards)}
+    def _show(self, job: Job, cards: int) -> Updates:
+        return {self._panel: job_html.panel(job, self._labels), **self._list(job.id, cards)}
 
-    def _emptied(self) -> Updates:
-        return {self._panel: job_html.nothing(self._words)}
+    def _clear(self) -> Updates:
+        return {self._panel: job_html.empty_panel(self._labels)}
 
-    def _listing(self, shown: str, cards: int) -> Updates:
+    def _list(self, shown: str, cards: int) -> Updates:
         page = self._queue.list(limit=max(1, min(int(cards), MAX_PAGE)))
         return {
-            self._gallery: job_html.gallery(page.jobs, self._words, more=page.has_more, shown=shown),
+            self._gallery: job_html.gallery(page.jobs, self._labels, more=page.has_more, shown=shown),
             self._shown: shown,
             self._cards: cards,
             self._clock: gr.Timer(active=not all(job.finished for job in page.jobs)),

@@ -1,4 +1,4 @@
-"""Around Gradio: the document in its language with our style, and nothing asked of the outside world."""
+"""Middleware around Gradio: sets the content security policy, adds the page's style and closes unused routes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from gradio import Blocks
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# Gradio compiles its templates in the browser, and styles elements one by one: hence both "unsafe". What matters
-# stands first: scripts, fonts, pictures and connections come from this server or not at all.
+# Gradio compiles its templates in the browser and sets inline styles, so scripts need 'unsafe-inline' and
+# 'unsafe-eval', and styles need 'unsafe-inline'. Everything is loaded from this server.
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; "
@@ -22,22 +22,23 @@ HEADERS = (
     (b"referrer-policy", b"same-origin"),
     (b"x-content-type-options", b"nosniff"),
 )
-# What the page asks of Gradio. All else that it serves is for other apps; here it would let strangers fill the disk,
-# read files, or ask elsewhere through this server.
+# The Gradio routes that the page uses. All others are closed: they would let a client fill the disk, read files or
+# send requests to other hosts through this server.
 OPEN = frozenset({"", "/", "/theme.css", "/gradio_api/queue/data", "/gradio_api/queue/join"})
 OPEN_FOLDERS = ("/assets/", "/static/")
-# A call brings the form's values; Gradio would fetch what they name as a file, wherever it lies.
+# The size limit of a call in bytes. Gradio fetches any URL or path that a call marks as a file, so such calls are
+# rejected.
 MAX_CALL = 128 * 1024
 FILE_MARK = "gradio.FileData"
-# A call is parsed in the event loop; of many at once, each waits for its turn, and others get theirs in between.
+# Calls are parsed in the event loop, one at a time, so that other requests are served in between.
 _CALL = asyncio.Lock()
 
 
 class PageMiddleware:
-    """Gradio's app in one language.
+    """Wrap Gradio's app of one language.
 
-    It starts Gradio's queue with the first request, because an app that is mounted within another (as BentoML does)
-    never hears of the server's start.
+    The first request starts Gradio's queue: BentoML mounts the app inside another, and a mounted app receives no
+    lifespan events.
     """
 
     def __init__(self, app: ASGIApp, blocks: Blocks, language: str) -> None:
@@ -46,27 +47,27 @@ class PageMiddleware:
         self._language = language
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer as Gradio does where the page asks; documents are adapted on their way out."""
+        """Pass the page's requests to Gradio, answer all others with 404, and adapt HTML documents."""
         if scope["type"] == "lifespan":
             return await self._app(scope, receive, send)
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         if scope["type"] != "http" or not (path in OPEN or path.startswith(OPEN_FOLDERS)):
-            return await _closed(scope, receive, send, 404)
+            return await _reject(scope, receive, send, 404)
         if not self._blocks.is_running:
             self._blocks.run_startup_events()  # type: ignore[no-untyped-call]  # Gradio gives it no types
         if path == "/gradio_api/queue/join":
-            body = await _body(receive)
+            body = await _read_body(receive)
             async with _CALL:
-                if body is None or _names_file(body):
-                    return await _closed(scope, receive, send, 413 if body is None else 400)
-                return await self._app(scope, _again(body, receive), self._adapting(send))
-        # A compressed document could not be adapted; everything else may be compressed as Gradio likes.
+                if body is None or _contains_file_mark(body):
+                    return await _reject(scope, receive, send, 413 if body is None else 400)
+                return await self._app(scope, _receive_again(body, receive), self._adapt(send))
+        # Gradio must not compress the document, which is adapted below.
         if path in ("", "/"):
-            kept = [(name, value) for name, value in scope["headers"] if name != b"accept-encoding"]
-            scope = {**scope, "headers": kept}
-        return await self._app(scope, receive, self._adapting(send))
+            headers = [(name, value) for name, value in scope["headers"] if name != b"accept-encoding"]
+            scope = {**scope, "headers": headers}
+        return await self._app(scope, receive, self._adapt(send))
 
-    def _adapting(self, send: Send) -> Send:
+    def _adapt(self, send: Send) -> Send:
         start: Message = {}
         body = bytearray()
 
@@ -90,13 +91,13 @@ class PageMiddleware:
         return adapt
 
     def _document(self, html: bytes) -> bytes:
-        ours = (
+        additions = (
             b'<link rel="icon" href="../static/icon.svg" type="image/svg+xml">'
             b'<link rel="stylesheet" href="../static/page.css"><script src="../static/page.js"></script>'
         )
         html = html.replace(b'lang="en"', f'lang="{self._language}"'.encode(), 1)
-        html = html.replace(b'<link rel="manifest" href="/manifest.json" />', b"")  # of an app at the server's root
-        return html.replace(b"</head>", ours + b"</head>", 1)
+        html = html.replace(b'<link rel="manifest" href="/manifest.json" />', b"")
+        return html.replace(b"</head>", additions + b"</head>", 1)
 
 
 def _is_document(start: Message) -> bool:
@@ -105,7 +106,7 @@ def _is_document(start: Message) -> bool:
     return kind.startswith(b"text/html")
 
 
-async def _closed(scope: Scope, receive: Receive, send: Send, status: int) -> None:
+async def _reject(scope: Scope, receive: Receive, send: Send, status: int) -> None:
     if scope["type"] == "websocket":
         await receive()
         await send({"type": "websocket.close", "code": 1008})
@@ -114,8 +115,8 @@ async def _closed(scope: Scope, receive: Receive, send: Send, status: int) -> No
         await send({"type": "http.response.body", "body": b""})
 
 
-async def _body(receive: Receive) -> bytes | None:
-    """All of a request's body; None where it is too large, or its sender went."""
+async def _read_body(receive: Receive) -> bytes | None:
+    """Return the request's body; None if it is larger than MAX_CALL or the client disconnected."""
     body = bytearray()
     while True:
         message = await receive()
@@ -128,20 +129,20 @@ async def _body(receive: Receive) -> bytes | None:
             return bytes(body)
 
 
-def _again(body: bytes, receive: Receive) -> Receive:
-    """The same body, to be received once more."""
-    left: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+def _receive_again(body: bytes, receive: Receive) -> Receive:
+    """Return a `receive` that yields the body that was already read."""
+    pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
-    async def again() -> Message:
-        return left.pop() if left else await receive()
+    async def replay() -> Message:
+        return pending.pop() if pending else await receive()
 
-    return again
+    return replay
 
 
-def _names_file(body: bytes) -> bool:
-    """Whether a file is named anywhere in it, however it is spelt; what can't be read may name one."""
+def _contains_file_mark(body: bytes) -> bool:
+    """Return whether a JSON body contains FILE_MARK, escaped or not; True for invalid JSON."""
     try:
-        if b"\\u" in body or b"\0" in body:  # escapes, or UTF-16: as pairs, so that nothing hides behind a repeated key
+        if b"\\u" in body or b"\0" in body:  # escapes or UTF-16; pairs keep repeated keys
             return FILE_MARK in json.dumps(json.loads(body, object_pairs_hook=list))
         json.loads(body)
     except (ValueError, RecursionError):

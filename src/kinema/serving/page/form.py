@@ -1,4 +1,4 @@
-"""The form: one component of Gradio's for each setting of `VideoRequest`, labelled and explained."""
+"""The form: one Gradio component with label and help text for each parameter of `VideoRequest`."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
     from kinema.serving.page.translations.labels import Labels
 
-Begin = Literal["image", "prompt"]
+Source = Literal["image", "prompt"]
 
-# Numbers in the fold, in the order in which they are met; the other settings stand in sight, or have a list.
+# Number fields under "More parameters", in order.
 _NUMBERS = (
     "width",
     "height",
@@ -33,18 +33,18 @@ _NUMBERS = (
     "decode_chunk_size",
 )
 _IMAGE_MODEL_NUMBERS = ("image_guidance_scale", "image_num_inference_steps")
-# A slider's end is what is usual; a job's settings that lie beyond move it.
-_USUAL_ENDS = {"motion_bucket_id": 255, "num_frames": 50}
+# The usual maximum of each slider. It is raised when the form is filled with a larger value.
+_SLIDER_MAXIMUM = {"motion_bucket_id": 255, "num_frames": 50}
 
 
 def _as_typed(kind: type[Any]) -> type[Any]:
-    """A component of Gradio's that hands over what was typed or chosen as it is.
+    """Return a subclass of a Gradio component that passes values on unchanged.
 
-    `VideoRequest` refuses what is wrong, in the page's words and by the field's name; Gradio would round it, or refuse
-    it in English without a name. Its metaclass is bypassed, because it writes a .pyi file beside this one.
+    `VideoRequest` rejects invalid values in the page's language and names the parameter. Gradio would round them, or
+    reject them in English without the name. Gradio's metaclass writes a .pyi file beside this one, so it is bypassed.
     """
-    own = {"preprocess": lambda _, payload: payload, "__module__": __name__}
-    return ABCMeta.__new__(type(kind), kind.__name__, (kind,), own)
+    attributes = {"preprocess": lambda _, payload: payload, "__module__": __name__}
+    return ABCMeta.__new__(type(kind), kind.__name__, (kind,), attributes)
 
 
 Slider, Number, Dropdown, Radio = (_as_typed(kind) for kind in (gr.Slider, gr.Number, gr.Dropdown, gr.Radio))
@@ -52,175 +52,185 @@ Slider, Number, Dropdown, Radio = (_as_typed(kind) for kind in (gr.Slider, gr.Nu
 
 @dataclass(frozen=True)
 class Form:
-    """The form's components; `values` of them come and go in the order of `inputs`."""
+    """The form's components. Handlers receive their values in the order of `inputs`."""
 
     source: gr.Radio
-    image: gr.Textbox  # hidden: SHA-256 of the still that was given
-    title: gr.Textbox  # hidden: its file's name
-    locked: gr.Checkbox
-    settings: Mapping[str, Any]  # Gradio's components, whose events are made as they are asked for
+    image: gr.Textbox  # hidden: SHA-256 of the input image
+    title: gr.Textbox  # hidden: the image's file name
+    seed_fixed: gr.Checkbox
+    parameters: Mapping[str, Any]  # components by parameter name; Any, since Gradio defines their events at run time
     frame: gr.HTML
     image_fields: gr.Column
     prompt_fields: gr.Column
     image_model_fields: gr.Column
-    dice: gr.Button
+    new_seed: gr.Button
     note: gr.HTML
     generate: gr.Button
-    words: Labels
+    labels: Labels
 
     @property
     def inputs(self) -> list[Block]:
-        """What a handler needs to know all that was asked."""
-        return [self.source, self.image, self.title, self.locked, *self.settings.values()]
+        """The components whose values make up the form."""
+        return [self.source, self.image, self.title, self.seed_fixed, *self.parameters.values()]
 
-    def asked(self, values: Sequence[Any]) -> FormValues:
-        """What the components say."""
-        source, image, title, locked, *settings = values
+    def read(self, values: Sequence[Any]) -> FormValues:
+        """Return the form's values from those of `inputs`."""
+        source, image, title, seed_fixed, *parameters = values
         fields = {
-            name: value for name, value in zip(self.settings, settings, strict=True) if value not in (None, "", [])
+            name: value for name, value in zip(self.parameters, parameters, strict=True) if value not in (None, "", [])
         }
         if source == "image":
             fields = {name: value for name, value in fields.items() if name not in TEXT_TO_IMAGE_FIELDS}
-            return FormValues(source, image or None, title or None, bool(locked), fields)
-        return FormValues(source, None, None, bool(locked), fields)
+            return FormValues(source, image or None, title or None, bool(seed_fixed), fields)
+        return FormValues(source, None, None, bool(seed_fixed), fields)
 
-    def sides(self, source: Begin) -> dict[Block, Any]:
-        """What is shown for a still, or for a sentence."""
+    def source_visibility(self, source: Source) -> dict[Block, Any]:
+        """Return updates that show the fields of an image or of a prompt."""
         return {
             self.image_fields: gr.update(visible=source == "image"),
             self.prompt_fields: gr.update(visible=source == "prompt"),
             self.image_model_fields: gr.update(visible=source == "prompt"),
         }
 
-    def filled(self, request: VideoRequest, image: str | None, title: str | None) -> dict[Block, Any]:
-        """The form as it was when this was asked; the seed is kept, so that it gives the same video."""
-        source: Begin = "image" if request.prompt is None else "prompt"
-        updates: dict[Block, Any] = {self.source: source, self.locked: True, **self.sides(source)}
+    def updates_for_job(self, request: VideoRequest, image: str | None, title: str | None) -> dict[Block, Any]:
+        """Return updates that fill the form with a job's request. The seed is fixed, so it gives the same video."""
+        source: Source = "image" if request.prompt is None else "prompt"
+        updates: dict[Block, Any] = {self.source: source, self.seed_fixed: True, **self.source_visibility(source)}
         if source == "image":
             updates |= {self.image: image or "", self.title: title or ""}
-        for name, component in self.settings.items():
+        for name, component in self.parameters.items():
             value = getattr(request, name)
-            end = _USUAL_ENDS.get(name)
-            beyond = {} if end is None else {"maximum": max(end, value)}
+            maximum = _SLIDER_MAXIMUM.get(name)
+            limits = {} if maximum is None else {"maximum": max(maximum, value)}
             if isinstance(component, gr.Textbox):
                 value = "" if value is None else str(value)
-            updates[component] = gr.update(value=value, **beyond)
-        updates[self.settings["model"]] = gr.update(value=request.model, info=self.words.about_model(request.model))
+            updates[component] = gr.update(value=value, **limits)
+        updates[self.parameters["model"]] = gr.update(value=request.model, info=self.labels.model_help(request.model))
         return updates
 
-    def defaults(self, request: VideoRequest) -> dict[Block, Any]:
-        """What a model brings along, when it is chosen: not what a person gave for this video."""
-        own = [
+    def updates_for_model(self, request: VideoRequest) -> dict[Block, Any]:
+        """Return updates with a model's defaults. Seed, motion, fit and the prompt's parameters are unchanged."""
+        names = [
             name
-            for name in self.settings
+            for name in self.parameters
             if name not in ("model", "seed", "motion_bucket_id", "fit", *TEXT_TO_IMAGE_FIELDS)
         ]
         updates: dict[Block, Any] = {
-            self.settings[name]: "" if (value := getattr(request, name)) is None else value for name in own
+            self.parameters[name]: "" if (value := getattr(request, name)) is None else value for name in names
         }
-        updates[self.settings["model"]] = gr.update(info=self.words.about_model(request.model))
+        updates[self.parameters["model"]] = gr.update(info=self.labels.model_help(request.model))
         return updates
 
 
 @dataclass(frozen=True)
 class FormValues:
-    """What a person asked, not yet checked."""
+    """The form's values, not yet checked."""
 
-    source: Begin
+    source: Source
     image: str | None
     title: str | None
-    locked: bool
+    seed_fixed: bool
     fields: dict[str, Any]
 
 
-def build(start: VideoRequest, offered: tuple[Sequence[str], Sequence[str]], words: Labels) -> Form:
-    """The form within the Blocks that are being built, filled with `start`; models and painters are those offered."""
-    made: dict[str, Any] = {}
+def build(defaults: VideoRequest, offered: tuple[Sequence[str], Sequence[str]], labels: Labels) -> Form:
+    """Build the form in the current Blocks context.
+
+    Args:
+        defaults: The initial values.
+        offered: The models and the text-to-image models to choose from.
+        labels: The texts of the page.
+    """
+    components: dict[str, Any] = {}
     source = Radio(
-        [(words.from_image, "image"), (words.from_prompt, "prompt")],
+        [(labels.from_image, "image"), (labels.from_prompt, "prompt")],
         value="image",
-        label=words.source,
+        label=labels.source,
         elem_classes="k-segments",
     )
     image, title = gr.Textbox(visible=False), gr.Textbox(visible=False)
     with gr.Column(elem_classes="k-side") as image_fields:
         frame = gr.HTML(
-            form_html.empty_frame(words),
-            js_on_load="kinema.image(element, trigger); // 'given' 'refused' 'removed'",
+            form_html.empty_image_frame(labels),
+            js_on_load="kinema.image(element, trigger); // 'uploaded' 'rejected' 'removed'",
             apply_default_css=False,
         )
-        fits = [(words.fits[fit], fit) for fit in get_args(Fit)]
-        made["fit"] = Radio(fits, value=start.fit, label=words.labels["fit"], elem_classes="k-segments k-small")
+        fits = [(labels.fits[fit], fit) for fit in get_args(Fit)]
+        components["fit"] = Radio(
+            fits, value=defaults.fit, label=labels.parameter_names["fit"], elem_classes="k-segments k-small"
+        )
     with gr.Column(visible=False, elem_classes="k-side") as prompt_fields:
-        made["prompt"] = gr.Textbox(lines=3, max_lines=6, placeholder=words.prompt_hint, **_told("prompt", words))
-    made["model"] = _choice("model", offered[0], start, words)
+        components["prompt"] = gr.Textbox(
+            lines=3, max_lines=6, placeholder=labels.prompt_hint, **_label_and_help("prompt", labels)
+        )
+    components["model"] = _dropdown("model", offered[0], defaults, labels)
     for name in ("motion_bucket_id", "num_frames"):
-        made[name] = Slider(
+        components[name] = Slider(
             0 if name == "motion_bucket_id" else 1,
-            _USUAL_ENDS[name],
-            value=getattr(start, name),
+            _SLIDER_MAXIMUM[name],
+            value=getattr(defaults, name),
             step=1,
             buttons=[],
-            **_told(name, words),
+            **_label_and_help(name, labels),
         )
     with gr.Column(elem_classes="k-side"):
-        made["seed"] = Number(start.seed, **_told("seed", words))
+        components["seed"] = Number(defaults.seed, **_label_and_help("seed", labels))
         with gr.Row(elem_classes="k-seed"):
-            dice = gr.Button(words.dice, size="sm", elem_id="k-dice", min_width=100, scale=0)
-            locked = gr.Checkbox(label=words.lock, container=False, min_width=140)
-    image_model_fields = _folded(made, start, offered, words)
+            new_seed = gr.Button(labels.new_seed, size="sm", elem_id="k-dice", min_width=100, scale=0)
+            seed_fixed = gr.Checkbox(label=labels.fix_seed, container=False, min_width=140)
+    image_model_fields = _build_more_parameters(components, defaults, offered, labels)
     with gr.Column(elem_id="k-go"):
         note = gr.HTML(apply_default_css=False, elem_id="k-note")
-        generate = gr.Button(words.generate, variant="primary", size="lg", elem_id="k-generate")
-    # In the order of the values, whatever the order on the page.
-    settings = {name: made[name] for name in VideoRequest.model_fields}
+        generate = gr.Button(labels.generate, variant="primary", size="lg", elem_id="k-generate")
+    # The order of VideoRequest's fields, which differs from the order on the page.
+    parameters = {name: components[name] for name in VideoRequest.model_fields}
     return Form(
-        source, image, title, locked, settings, frame, image_fields, prompt_fields, image_model_fields,
-        dice, note, generate, words,
+        source, image, title, seed_fixed, parameters, frame, image_fields, prompt_fields, image_model_fields,
+        new_seed, note, generate, labels,
     )  # fmt: skip
 
 
-def _folded(
-    made: dict[str, Any], start: VideoRequest, offered: tuple[Sequence[str], Sequence[str]], words: Labels
+def _build_more_parameters(
+    components: dict[str, Any], defaults: VideoRequest, offered: tuple[Sequence[str], Sequence[str]], labels: Labels
 ) -> gr.Column:
-    """The rest of the settings; gives the part that is of sentences alone."""
-    with gr.Accordion(words.more, open=False, elem_classes="k-more"):
-        gr.HTML(f'<p class="k-hint">{words.more_hint}</p>', apply_default_css=False)
-        made.update({name: _number(name, start, words) for name in _NUMBERS})
+    """Build the section "More parameters" and return its column that only applies to prompts."""
+    with gr.Accordion(labels.more_parameters, open=False, elem_classes="k-more"):
+        gr.HTML(f'<p class="k-hint">{labels.more_parameters_hint}</p>', apply_default_css=False)
+        components.update({name: _number_field(name, defaults, labels) for name in _NUMBERS})
         image_model_fields: gr.Column = gr.Column(visible=False, elem_classes="k-side")
         with image_model_fields:
-            made["negative_prompt"] = gr.Textbox(**_told("negative_prompt", words))
-            made["image_model"] = _choice("image_model", ["", *offered[1]], start, words)
-            made.update({name: _number(name, start, words) for name in _IMAGE_MODEL_NUMBERS})
-            made["scheduler"] = _choice("scheduler", ["", *get_args(Scheduler)], start, words)
+            components["negative_prompt"] = gr.Textbox(**_label_and_help("negative_prompt", labels))
+            components["image_model"] = _dropdown("image_model", ["", *offered[1]], defaults, labels)
+            components.update({name: _number_field(name, defaults, labels) for name in _IMAGE_MODEL_NUMBERS})
+            components["scheduler"] = _dropdown("scheduler", ["", *get_args(Scheduler)], defaults, labels)
     return image_model_fields
 
 
-def _told(name: str, words: Labels) -> dict[str, Any]:
-    return {"label": words.labels[name], "info": words.explained[name]}
+def _label_and_help(name: str, labels: Labels) -> dict[str, Any]:
+    return {"label": labels.parameter_names[name], "info": labels.parameter_help[name]}
 
 
-def _number(name: str, start: VideoRequest, words: Labels) -> Any:
-    """A number, or a line that may be empty where there may be none; what is out of range the request itself tells."""
+def _number_field(name: str, defaults: VideoRequest, labels: Labels) -> Any:
+    """Return a number field, or a text field if the parameter is optional. `VideoRequest` checks the range."""
     if VideoRequest.model_fields[name].default is None:
-        value = getattr(start, name)
-        own = words.fps_own if name == "playback_fps" else words.own
+        value = getattr(defaults, name)
+        placeholder = labels.same_as_fps if name == "playback_fps" else labels.automatic
         return gr.Textbox(
             "" if value is None else str(value),
-            placeholder=own,
+            placeholder=placeholder,
             max_lines=1,
-            elem_classes="k-knob",
-            **_told(name, words),
+            elem_classes="k-field",
+            **_label_and_help(name, labels),
         )
-    whole = "float" not in str(VideoRequest.model_fields[name].annotation)
-    step = 8 if name in ("width", "height") else 1 if whole else 0.01 if name == "noise_aug_strength" else 0.1
-    return Number(getattr(start, name), step=step, elem_classes="k-knob", **_told(name, words))
+    is_integer = "float" not in str(VideoRequest.model_fields[name].annotation)
+    step = 8 if name in ("width", "height") else 1 if is_integer else 0.01 if name == "noise_aug_strength" else 0.1
+    return Number(getattr(defaults, name), step=step, elem_classes="k-field", **_label_and_help(name, labels))
 
 
-def _choice(name: str, choices: Sequence[str], start: VideoRequest, words: Labels) -> Any:
-    """One of a list; an empty one leaves it open."""
-    listed = [(words.model(choice) if choice else words.own, choice) for choice in choices]
-    told = _told(name, words)
+def _dropdown(name: str, choices: Sequence[str], defaults: VideoRequest, labels: Labels) -> Any:
+    """Return a dropdown; the empty choice means automatic."""
+    listed = [(labels.model_label(choice) if choice else labels.automatic, choice) for choice in choices]
+    texts = _label_and_help(name, labels)
     if name == "model":
-        told["info"] = words.about_model(start.model)
-    return Dropdown(listed, value=getattr(start, name) or choices[0], filterable=False, **told)
+        texts["info"] = labels.model_help(defaults.model)
+    return Dropdown(listed, value=getattr(defaults, name) or choices[0], filterable=False, **texts)

@@ -1,4 +1,4 @@
-"""What stands around the form, as HTML: head and foot, the still as it will be fitted, and what it will take."""
+"""HTML around the form: header, footer, image preview, time estimate and errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from kinema.serving.page.translations.labels import Labels
     from kinema.values import Fit, VideoRequest
 
-# Line icons on a grid of 24, drawn for this page.
+# SVG paths of line icons on a 24×24 grid.
 _ICONS = {
     "image": "M4 5h16v14H4z M4 16l4.5-4.5 4 4 3-3L20 17 M15.5 9.5h.01",
     "film": "M3 5h18v14H3z M10 9l5 3-5 3z",
@@ -31,14 +31,14 @@ _ICONS = {
 
 
 def icon(name: str) -> str:
-    """A decoration: what it stands for is written beside it."""
+    """Return an icon as inline SVG, hidden from screen readers."""
     return (
         f'<svg class="k-icon" viewBox="0 0 24 24" aria-hidden="true" focusable="false"><path d="{_ICONS[name]}"/></svg>'
     )
 
 
-def header(words: Labels, others: Iterable[Labels]) -> str:
-    """The page's head: what this is, and the other languages."""
+def header(labels: Labels, others: Iterable[Labels]) -> str:
+    """Return the page header with links to the API and the other languages."""
     switches = "".join(
         f'<a class="k-language" href="../{other.language}/" lang="{other.language}" hreflang="{other.language}" '
         f'data-language="{other.language}">{other.name}</a>'
@@ -46,85 +46,93 @@ def header(words: Labels, others: Iterable[Labels]) -> str:
     )
     return (
         '<div class="k-header"><div><h1>Kinema</h1>'
-        f"<p>{escape(words.tagline)}</p></div>"
-        f'<nav aria-label="{words.switch}"><a href="../../">{words.api}</a>{switches}</nav></div>'
+        f"<p>{escape(labels.tagline)}</p></div>"
+        f'<nav aria-label="{labels.switch}"><a href="../../">{labels.api}</a>{switches}</nav></div>'
     )
 
 
-def footer(words: Labels) -> str:
-    """What everyone has to know who uses this."""
-    return f'<p class="k-note">{escape(words.ai_note)}</p>'
+def footer(labels: Labels) -> str:
+    """Return the notice that all videos are AI-generated."""
+    return f'<p class="k-note">{escape(labels.ai_note)}</p>'
 
 
-def told(message: str, words: Labels) -> str:
-    """What the library said, in the page's language, or marked as English."""
-    said = words.said(message)
-    return english(message, words) if said is None else escape(said)
+def message_html(message: str, labels: Labels) -> str:
+    """Return a library message in the page's language, or in English and marked as English."""
+    translation = labels.translate(message)
+    return english_html(message, labels) if translation is None else escape(translation)
 
 
-def english(text: str, words: Labels) -> str:
-    """A text in English: where the page is not, browsers and screen readers are told so."""
-    return escape(text) if words.language == "en" else f'<span lang="en">{escape(text)}</span>'
+def english_html(text: str, labels: Labels) -> str:
+    """Return an English text, marked with lang="en" on pages in other languages."""
+    return escape(text) if labels.language == "en" else f'<span lang="en">{escape(text)}</span>'
 
 
-def why(fault: KinemaError, words: Labels) -> str:
-    """Why something is refused: as a whole sentence, else in general, with the English beside it."""
-    message = error_message(fault)
-    general = words.faults.get(code_of(type(fault)))
-    if general is None or words.said(message) is not None:
-        return told(message, words)
-    details = (
-        f" {english(message, words)}" if message == str(fault) else ""
-    )  # else it says no more than the general one
+def error_html(error: KinemaError, labels: Labels) -> str:
+    """Return an error's message in the page's language.
+
+    Without a translation: the general description of its code, followed by the English message.
+    """
+    message = error_message(error)
+    general = labels.errors.get(code_of(type(error)))
+    if general is None or labels.translate(message) is not None:
+        return message_html(message, labels)
+    # A message that error_message replaced says no more than the general description.
+    details = f" {english_html(message, labels)}" if message == str(error) else ""
     return escape(general) + details
 
 
-def empty_frame(words: Labels, fault: str = "", *, in_english: bool = False) -> str:
-    """Where a still is dropped; `fault` says why the last one was refused, in the page's language or in English."""
-    reason = english(fault, words) if in_english else escape(fault)
-    said = f'<p class="k-fault" role="alert">{escape(words.bad_image)}: {reason}</p>' if fault else ""
+def empty_image_frame(labels: Labels, error: str = "", *, in_english: bool = False) -> str:
+    """Return the drop area for the input image.
+
+    `error` is the reason why the last image was rejected, in English if `in_english`, else in the page's language.
+    """
+    reason = english_html(error, labels) if in_english else escape(error)
+    error_box = f'<p class="k-error" role="alert">{escape(labels.bad_image)}: {reason}</p>' if error else ""
     return (
-        f'<div class="k-image k-empty" {_said_by_script(words)}>'
-        f'{icon("image")}<p class="k-drop">{escape(words.drop)}</p>'
-        f'<button type="button" class="k-button k-choose" data-choose>{escape(words.choose)}</button>'
-        f'<p class="k-hint">{escape(words.drop_hint)}</p>{said}{_examples(words)}</div>'
+        f'<div class="k-image k-empty" {_script_texts(labels)}>'
+        f'{icon("image")}<p class="k-drop">{escape(labels.drop)}</p>'
+        f'<button type="button" class="k-button k-choose" data-choose>{escape(labels.choose)}</button>'
+        f'<p class="k-hint">{escape(labels.drop_hint)}</p>{error_box}{_examples(labels)}</div>'
     )
 
 
-def _examples(words: Labels) -> str:
-    """Images to try without one of one's own."""
+def _examples(labels: Labels) -> str:
+    """Return the buttons of the example images."""
     buttons = "".join(
         f'<button type="button" class="k-example" data-example="{name}" data-title="{escape(title)}" '
         f'title="{escape(title)}"><img src="../static/examples/{name}.jpg" alt="{escape(title)}"></button>'
-        for name, title in words.examples.items()
+        for name, title in labels.examples.items()
     )
-    return f'<p class="k-hint">{escape(words.try_example)}</p><div class="k-examples">{buttons}</div>'
+    return f'<p class="k-hint">{escape(labels.try_example)}</p><div class="k-examples">{buttons}</div>'
 
 
-def frame(image: str, size: tuple[int, int], request: VideoRequest, words: Labels) -> str:
-    """The still (`size` is its own) as the engine will fit it, and what that costs."""
+def image_frame(image: str, size: tuple[int, int], request: VideoRequest, labels: Labels) -> str:
+    """Return the image as the engine fits it, with a note on what is cropped, padded or stretched.
+
+    `size` is the width and height of the original image in pixels.
+    """
     width, height, fit = request.width, request.height, request.fit
-    alt = escape(words.crop_alt)
-    whole = _whole(image, size, request) if fit == "crop" else ""
+    alt = escape(labels.input_alt)
+    thumbnail = _crop_thumbnail(image, size, request) if fit == "crop" else ""
     return (
-        f'<div class="k-image" {_said_by_script(words)}>'
+        f'<div class="k-image" {_script_texts(labels)}>'
         f'<div class="k-screen" style="aspect-ratio: {width} / {height}">'
-        f'<img src="{fitted(image, width, height, fit)}" alt="{alt}" width="{width}" height="{height}">{whole}'
+        f'<img src="{fitted_url(image, width, height, fit)}" alt="{alt}" width="{width}" height="{height}">{thumbnail}'
         f'<div class="k-over-screen">'
-        f'<button type="button" class="k-button" data-choose>{escape(words.replace)}</button>'
-        f'<button type="button" class="k-button" data-remove>{escape(words.remove)}</button></div></div>'
-        f'<p class="k-hint">{escape(_fitting(size, request, words))}</p></div>'
+        f'<button type="button" class="k-button" data-choose>{escape(labels.replace)}</button>'
+        f'<button type="button" class="k-button" data-remove>{escape(labels.remove)}</button></div></div>'
+        f'<p class="k-hint">{escape(_fit_note(size, request, labels))}</p></div>'
     )
 
 
-def _said_by_script(words: Labels) -> str:
-    """What page.js says while a still is on its way."""
-    said = {"reading": words.reading, "large": words.too_large, "unreachable": words.unreachable}
-    return " ".join(f'data-{name}="{escape(text)}"' for name, text in said.items())
+def _script_texts(labels: Labels) -> str:
+    """Return the texts that page.js shows while an image is uploaded, as data attributes."""
+    texts = {"uploading": labels.uploading, "too-large": labels.too_large, "unreachable": labels.unreachable}
+    return " ".join(f'data-{name}="{escape(text)}"' for name, text in texts.items())
 
 
-def _whole(image: str, size: tuple[int, int], request: VideoRequest) -> str:
-    """The whole picture, small in a corner, with what is kept of it outlined."""
+def _crop_thumbnail(image: str, size: tuple[int, int], request: VideoRequest) -> str:
+    """Return a thumbnail of the whole image with the crop outlined; empty if at least 97% is kept."""
     left, top, right, bottom = crop_box(size, request.width, request.height)
     if (right - left) * (bottom - top) > 0.97 * size[0] * size[1]:
         return ""
@@ -133,39 +141,39 @@ def _whole(image: str, size: tuple[int, int], request: VideoRequest) -> str:
     box = f"left: {left / size[0]:.2%}; top: {top / size[1]:.2%}; right: {1 - right / size[0]:.2%}; "
     return (
         f'<div class="k-whole" style="aspect-ratio: {size[0]} / {size[1]}" aria-hidden="true">'
-        f'<img src="{fitted(image, *small, "stretch")}" alt="">'
+        f'<img src="{fitted_url(image, *small, "stretch")}" alt="">'
         f'<i style="{box}bottom: {1 - bottom / size[1]:.2%}"></i></div>'
     )
 
 
-def _fitting(size: tuple[int, int], request: VideoRequest, words: Labels) -> str:
-    begins = words.crop_note.format(f"{request.width}×{request.height}")
+def _fit_note(size: tuple[int, int], request: VideoRequest, labels: Labels) -> str:
+    note = labels.input_note.format(f"{request.width}×{request.height}")
     match request.fit:
         case "pad":
-            return f"{begins} {words.pad_note}"
+            return f"{note} {labels.pad_note}"
         case "stretch":
-            return f"{begins} {words.stretch_note}"
+            return f"{note} {labels.stretch_note}"
     left, top, right, bottom = crop_box(size, request.width, request.height)
     kept = (right - left) * (bottom - top) / (size[0] * size[1])
-    return f"{begins} {words.crop_whole if kept > 0.99 else words.crop_kept.format(f'{kept:.0%}')}"
+    return f"{note} {labels.crop_note_whole if kept > 0.99 else labels.crop_note_percent.format(f'{kept:.0%}')}"
 
 
-def fitted(image: str, width: int, height: int, fit: Fit) -> str:
-    """Where the server shows a still as the engine fits it."""
+def fitted_url(image: str, width: int, height: int, fit: Fit) -> str:
+    """Return the URL of an image as the engine fits it."""
     return f"../images/{image}?width={width}&amp;height={height}&amp;fit={fit}"
 
 
-def note(request: VideoRequest, seconds: float | None, waiting: int, warnings: Sequence[str], words: Labels) -> str:
-    """What to know before Generate is pressed: length, time, queue, cautions."""
-    long = words.seconds_long.format(request.num_frames, f"{request.num_frames / request.frame_rate:.1f}")
-    takes = words.takes_unknown if seconds is None else words.takes.format(words.duration(seconds))
-    waits = f" {words.waits.format(waiting)}" if waiting else ""
-    listed = "".join(f"<li>{told(warning, words)}</li>" for warning in warnings)
-    careful = f'<div class="k-warnings"><p>{escape(words.warnings)}</p><ul>{listed}</ul></div>' if listed else ""
-    return f'<p class="k-estimate"><strong>{escape(long)}</strong> {escape(takes + waits)}</p>{careful}'
+def note(request: VideoRequest, seconds: float | None, waiting: int, warnings: Sequence[str], labels: Labels) -> str:
+    """Return what is shown above the Generate button: length, time estimate, queue and warnings."""
+    length = labels.frames_and_seconds.format(request.num_frames, f"{request.num_frames / request.frame_rate:.1f}")
+    time = labels.estimate_unknown if seconds is None else labels.estimate.format(labels.duration(seconds))
+    queue = f" {labels.jobs_ahead.format(waiting)}" if waiting else ""
+    items = "".join(f"<li>{message_html(warning, labels)}</li>" for warning in warnings)
+    warnings_box = f'<div class="k-warnings"><p>{escape(labels.warnings)}</p><ul>{items}</ul></div>' if items else ""
+    return f'<p class="k-estimate"><strong>{escape(length)}</strong> {escape(time + queue)}</p>{warnings_box}'
 
 
-def refusal(reason: str | KinemaError, words: Labels) -> str:
-    """Why nothing was submitted, and what to do: in the page's own words, or as the library said it."""
-    said = why(reason, words) if isinstance(reason, KinemaError) else escape(reason)
-    return f'<p class="k-fault" role="alert"><strong>{escape(words.refused)}.</strong> {said}</p>'
+def submit_error(error: str | KinemaError, labels: Labels) -> str:
+    """Return the error box of a form that can't be submitted."""
+    text = error_html(error, labels) if isinstance(error, KinemaError) else escape(error)
+    return f'<p class="k-error" role="alert"><strong>{escape(labels.cannot_start)}.</strong> {text}</p>'

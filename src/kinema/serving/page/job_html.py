@@ -1,4 +1,4 @@
-"""What the page shows of jobs, as HTML: the one that is watched, and all of them. Pure functions of values."""
+"""HTML of jobs: the panel of one job and the gallery of all. Pure functions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from kinema.jobs.eta import stages_of
 from kinema.serving.client_messages import failure_message
-from kinema.serving.page.form_html import english, fitted, icon
+from kinema.serving.page.form_html import english_html, fitted_url, icon
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from kinema.serving.page.translations.labels import Labels
 
 
-def _action(name: str, job: Job, text: str, *, quiet: bool = False, more: str = "") -> str:
-    """A button that page.js takes to the server; a quiet one shows its icon alone, and its text as a tooltip.
+def _action(name: str, job: Job, text: str, *, quiet: bool = False, attributes: str = "") -> str:
+    """Return a button whose click page.js sends to the server.
 
-    `more` are attributes, escaped.
+    A quiet button shows only its icon, with the text as a tooltip. `attributes` must be escaped.
     """
     label = f'<span class="{"k-hidden" if quiet else ""}">{escape(text)}</span>'
-    tip = f' title="{escape(text)}"' if quiet else ""
+    title = f' title="{escape(text)}"' if quiet else ""
     return (
-        f'<button type="button" class="k-button k-{name}" data-act="{name}" data-job="{job.id}"{tip}{more}>'
+        f'<button type="button" class="k-button k-{name}" data-act="{name}" data-job="{job.id}"{title}{attributes}>'
         f"{icon(name)}{label}</button>"
     )
 
@@ -36,216 +36,221 @@ def _link(name: str, href: str, file: str, text: str, *, quiet: bool = False) ->
     return f'<a class="k-button" href="{href}" download="{escape(file)}"{title}>{icon(name)}{label}</a>'
 
 
-def nothing(words: Labels) -> str:
-    """The panel, while no job is watched."""
+def empty_panel(labels: Labels) -> str:
+    """Return the panel without a job."""
     return (
         f'<div class="k-panel" data-job=""><div class="k-screen k-empty">{icon("film")}'
-        f'<p class="k-drop">{escape(words.empty)}</p><p class="k-hint">{escape(words.empty_hint)}</p></div></div>'
+        f'<p class="k-drop">{escape(labels.panel_empty)}</p>'
+        f'<p class="k-hint">{escape(labels.close_page_hint)}</p></div></div>'
     )
 
 
-def panel(job: Job, words: Labels, now: float | None = None) -> str:
-    """A job as it is: its place, its progress, its video or why there is none.
+def panel(job: Job, labels: Labels, now: float | None = None) -> str:
+    """Return the panel of a job: queue position, progress, video or error.
 
-    The screen, the state and the actions stand in the same places throughout, so that what has not changed
-    (a video that plays, a button in focus) is left alone when the page is told anew.
+    The structure is the same in every state, so an update leaves unchanged elements (a playing video, a focused
+    button) alone.
     """
     request, finished = job.request, "yes" if job.finished else ""
     return (
         f'<div class="k-panel" data-job="{job.id}" data-status="{job.status}" data-finished="{finished}"'
-        f' data-lost="{escape(words.lost)}">'
-        f'<div class="k-screen" style="aspect-ratio: {request.width} / {request.height}">{_screen(job, words)}</div>'
-        f'<p class="k-hidden" role="status">{escape(_headline(job, words))}</p>'
-        f'<div class="k-state"><p class="k-headline">{escape(_told(job, words))}</p>'
-        f'<p class="k-hint k-left">{_left(job, words, now)}</p>{_details(job, words)}</div>'
-        f"{_bar(job, words)}{_actions(job, words)}{_facts(job, words)}</div>"
+        f' data-lost="{escape(labels.connection_lost)}">'
+        f'<div class="k-screen" style="aspect-ratio: {request.width} / {request.height}">{_screen(job, labels)}</div>'
+        f'<p class="k-hidden" role="status">{escape(_headline(job, labels))}</p>'
+        f'<div class="k-state"><p class="k-headline">{escape(_headline_with_step(job, labels))}</p>'
+        f'<p class="k-hint k-left">{_state_line(job, labels, now)}</p>{_details(job, labels)}</div>'
+        f"{_bar(job, labels)}{_actions(job, labels)}{_parameters(job, labels)}</div>"
     )
 
 
-def _screen(job: Job, words: Labels) -> str:
+def _screen(job: Job, labels: Labels) -> str:
     size = f'width="{job.request.width}" height="{job.request.height}"'
-    badge = f'<span class="k-badge">{escape(words.ai_made)}</span>'
+    badge = f'<span class="k-badge">{escape(labels.ai_generated)}</span>'
     if job.status == "completed":
-        label = escape(words.video_alt.format(title(job, words)))
+        label = escape(labels.video_alt.format(title(job, labels)))
         return (
             f'<video src="../jobs/{job.id}/video.mp4" poster="{poster(job)}" {size} controls loop muted playsinline '
             f'preload="auto" data-loop aria-label="{label}"></video>{badge}'
         )
     if job.previews and not job.finished:
         source = f"../jobs/{job.id}/preview.jpg?n={job.previews}"
-        return f'<img class="k-preview" src="{source}" alt="{escape(words.preview_alt)}" {size}>{badge}'
+        return f'<img class="k-preview" src="{source}" alt="{escape(labels.preview_alt)}" {size}>{badge}'
     if job.image:
-        waiting = "k-dim" if not job.finished else "k-dim k-grey"
-        return f'<img class="{waiting}" src="{poster(job)}" alt="{escape(words.crop_alt)}" {size}>'
+        style = "k-dim" if not job.finished else "k-dim k-grey"
+        return f'<img class="{style}" src="{poster(job)}" alt="{escape(labels.input_alt)}" {size}>'
     return f'<div class="k-empty">{icon("film")}</div>'
 
 
-def _headline(job: Job, words: Labels) -> str:
-    """Where a job is, in words that change seldom: a screen reader tells them."""
+def _headline(job: Job, labels: Labels) -> str:
+    """Return the status or stage of a job, without the step: screen readers announce each change."""
     match job.status:
         case "queued":
-            return words.next if job.queue_position in (None, 1) else words.queued.format(job.queue_position)
+            return labels.queued_next if job.queue_position in (None, 1) else labels.queued.format(job.queue_position)
         case "in_progress":
-            return words.starting if job.stage is None else words.stages.get(job.stage, job.stage)
+            return labels.starting if job.stage is None else labels.stages.get(job.stage, job.stage)
         case "completed":
-            return words.done
-    return words.cancelled if job.error and job.error.code == "cancelled" else words.failed
+            return labels.completed
+    return labels.cancelled if job.error and job.error.code == "cancelled" else labels.failed
 
 
-def _told(job: Job, words: Labels) -> str:
-    headline = _headline(job, words)
+def _headline_with_step(job: Job, labels: Labels) -> str:
+    headline = _headline(job, labels)
     if job.status == "in_progress" and job.stage is not None and job.total:
-        return words.step.format(headline, job.step, job.total)
+        return labels.step.format(headline, job.step, job.total)
     return headline
 
 
-def _left(job: Job, words: Labels, now: float | None) -> str:
-    """The line beneath, as HTML: time left, time taken, or the reason."""
+def _state_line(job: Job, labels: Labels, now: float | None) -> str:
+    """Return the line below the headline as HTML: time left, time taken, or the error."""
     match job.status:
         case "queued":
-            return escape(words.empty_hint)
+            return escape(labels.close_page_hint)
         case "completed":
-            spent = sum(job.stage_durations.values())
-            return escape(f"{words.made_in.format(words.duration(spent))} · {ago(job, words, now)}")
+            seconds = sum(job.stage_durations.values())
+            return escape(f"{labels.generated_in.format(labels.duration(seconds))} · {ago(job, labels, now)}")
         case "failed":
-            return f"{_reason(job, words)}{escape(words.kept)}"
-    return escape(words.left_unknown if job.eta is None else words.left.format(words.duration(job.eta)))
+            return f"{_reason(job, labels)}{escape(labels.parameters_kept)}"
+    return escape(labels.time_left_unknown if job.eta is None else labels.time_left.format(labels.duration(job.eta)))
 
 
-def _reason(job: Job, words: Labels) -> str:
-    """Why a job failed: in general, as the page has words for it, else what the server wrote down."""
+def _reason(job: Job, labels: Labels) -> str:
+    """Return why a job failed: the description of its error code, else the recorded English message."""
     if job.error is None or job.error.code == "cancelled":
         return ""
-    if general := words.faults.get(job.error.code):
+    if general := labels.errors.get(job.error.code):
         return f"{escape(general)} "
     message = failure_message(job.error)
-    return f"{english(f'{message[:1].upper()}{message[1:]}.', words)} "
+    return f"{english_html(f'{message[:1].upper()}{message[1:]}.', labels)} "
 
 
-def _details(job: Job, words: Labels) -> str:
-    """What the server wrote down of a failure, where the reason is said in other words."""
-    if job.error is None or job.error.code == "cancelled" or job.error.code not in words.faults:
+def _details(job: Job, labels: Labels) -> str:
+    """Return the recorded English message of a failure that `_reason` describes in the page's language."""
+    if job.error is None or job.error.code == "cancelled" or job.error.code not in labels.errors:
         return ""
     message = failure_message(job.error)
     if message != job.error.message:
-        return ""  # in general is all that a client is told
-    summary = f"<summary>{escape(words.details)}</summary>"
-    return f'<details class="k-facts">{summary}<p>{english(message, words)}</p></details>'
+        return ""  # clients may only see the general description
+    summary = f"<summary>{escape(labels.details)}</summary>"
+    return f'<details class="k-facts">{summary}<p>{english_html(message, labels)}</p></details>'
 
 
-def _bar(job: Job, words: Labels) -> str:
-    """The whole job in percent, and the stages that it goes through; gone when it is finished."""
+def _bar(job: Job, labels: Labels) -> str:
+    """Return the progress bar and the list of stages; empty for a finished job."""
     if job.finished:
         return '<div class="k-progress"></div>'
     stages = stages_of(text_to_image=job.request.prompt is not None)
-    here = stages.index(job.stage) if job.stage in stages else -1
-    marks = "".join(
-        f'<li class="{"k-past" if i < here else "k-here" if i == here else ""}">{escape(words.stages[stage])}</li>'
+    current = stages.index(job.stage) if job.stage in stages else -1
+    items = "".join(
+        f'<li class="{"k-past" if i < current else "k-here" if i == current else ""}">'
+        f"{escape(labels.stages[stage])}</li>"
         for i, stage in enumerate(stages)
     )
     return (
-        f'<div class="k-progress"><div class="k-bar" role="progressbar" aria-label="{escape(_headline(job, words))}" '
+        f'<div class="k-progress"><div class="k-bar" role="progressbar" aria-label="{escape(_headline(job, labels))}" '
         f'aria-valuemin="0" aria-valuemax="100" aria-valuenow="{job.progress}">'
-        f'<div style="width: {job.progress}%"></div></div><ol class="k-stages">{marks}</ol></div>'
+        f'<div style="width: {job.progress}%"></div></div><ol class="k-stages">{items}</ol></div>'
     )
 
 
-def _actions(job: Job, words: Labels) -> str:
+def _actions(job: Job, labels: Labels) -> str:
     if not job.finished:
-        return f'<div class="k-actions">{_action("cancel", job, words.cancel)}</div>'
-    made = _downloads(job, words) if job.status == "completed" else ""
-    return f'<div class="k-actions">{_action("use", job, words.use)}{made}{_action("delete", job, words.delete)}</div>'
+        return f'<div class="k-actions">{_action("cancel", job, labels.cancel)}</div>'
+    downloads = _downloads(job, labels) if job.status == "completed" else ""
+    use, delete = _action("use", job, labels.reuse), _action("delete", job, labels.delete)
+    return f'<div class="k-actions">{use}{downloads}{delete}</div>'
 
 
-def _downloads(job: Job, words: Labels, *, quiet: bool = False) -> str:
+def _downloads(job: Job, labels: Labels, *, quiet: bool = False) -> str:
     name = f"kinema-{job.request.seed}"
-    return _link("download", f"../jobs/{job.id}/video.mp4", f"{name}.mp4", words.download, quiet=quiet) + _link(
-        "recipe", f"../jobs/{job.id}/recipe.json", f"{name}.json", words.recipe, quiet=quiet
+    return _link("download", f"../jobs/{job.id}/video.mp4", f"{name}.mp4", labels.download, quiet=quiet) + _link(
+        "recipe", f"../jobs/{job.id}/recipe.json", f"{name}.json", labels.recipe, quiet=quiet
     )
 
 
-def _facts(job: Job, words: Labels) -> str:
-    """The settings that it is made by, all that were set."""
+def _parameters(job: Job, labels: Labels) -> str:
+    """Return the list of the job's parameters that are not None."""
     rows = "".join(
-        f"<div><dt>{escape(words.labels[name])}</dt><dd>{escape(words.fits.get(str(value), str(value)))}</dd></div>"
+        f"<div><dt>{escape(labels.parameter_names[name])}</dt>"
+        f"<dd>{escape(labels.fits.get(str(value), str(value)))}</dd></div>"
         for name, value in job.request.model_dump(exclude_none=True).items()
     )
-    return f'<details class="k-facts"><summary>{escape(_meta(job, words))}</summary><dl>{rows}</dl></details>'
+    return f'<details class="k-facts"><summary>{escape(_summary(job, labels))}</summary><dl>{rows}</dl></details>'
 
 
-def title(job: Job, words: Labels) -> str:
-    """What a person knows a job by."""
-    return job.title or words.untitled
+def title(job: Job, labels: Labels) -> str:
+    """Return the job's title, or the text for untitled videos."""
+    return job.title or labels.untitled
 
 
 def poster(job: Job) -> str:
-    """Where the server shows a frame of a job's video, or the image that it will begin with."""
+    """Return the URL of a frame of the job's video, or of its fitted input image."""
     if job.status == "completed":
         return f"../jobs/{job.id}/thumbnail.webp"
     request = job.request
-    return fitted(job.image, request.width, request.height, request.fit) if job.image else ""
+    return fitted_url(job.image, request.width, request.height, request.fit) if job.image else ""
 
 
-def ago(job: Job, words: Labels, now: float | None = None) -> str:
-    """How long since a job ended, or came."""
+def ago(job: Job, labels: Labels, now: float | None = None) -> str:
+    """Return the time since the job ended, or since it was created."""
     seconds = (time.time() if now is None else now) - (job.completed_at or job.created_at)
-    return words.now if seconds < 60 else words.ago.format(words.duration(seconds))
+    return labels.just_now if seconds < 60 else labels.ago.format(labels.duration(seconds))
 
 
-def _meta(job: Job, words: Labels) -> str:
-    return f"{words.model(job.request.model)} · {_long(job, words)} · {words.seed.format(job.request.seed)}"
+def _summary(job: Job, labels: Labels) -> str:
+    return f"{labels.model_label(job.request.model)} · {_length(job, labels)} · {labels.seed.format(job.request.seed)}"
 
 
-def _long(job: Job, words: Labels) -> str:
+def _length(job: Job, labels: Labels) -> str:
     request = job.request
-    return words.seconds_long.format(request.num_frames, f"{request.num_frames / request.frame_rate:.1f}")
+    return labels.frames_and_seconds.format(request.num_frames, f"{request.num_frames / request.frame_rate:.1f}")
 
 
-def gallery(jobs: Sequence[Job], words: Labels, *, more: bool, shown: str | None = None) -> str:
-    """All jobs, newest first; `shown` is the one in the panel."""
+def gallery(jobs: Sequence[Job], labels: Labels, *, more: bool, shown: str | None = None) -> str:
+    """Return the gallery of all jobs in the given order; `shown` is the id of the job in the panel."""
     if not jobs:
-        return f'<div class="k-gallery"><p class="k-hint">{escape(words.gallery_empty)}</p></div>'
-    cards = "".join(_card(job, words, shown=job.id == shown) for job in jobs)
-    again = (
-        f'<button type="button" class="k-button" data-act="more" data-job="">{escape(words.show_more)}</button>'
+        return f'<div class="k-gallery"><p class="k-hint">{escape(labels.gallery_empty)}</p></div>'
+    cards = "".join(_card(job, labels, shown=job.id == shown) for job in jobs)
+    more_button = (
+        f'<button type="button" class="k-button" data-act="more" data-job="">{escape(labels.show_more)}</button>'
         if more
         else ""
     )
-    return f'<div class="k-gallery"><ul class="k-cards">{cards}</ul>{again}</div>'
+    return f'<div class="k-gallery"><ul class="k-cards">{cards}</ul>{more_button}</div>'
 
 
-def _card(job: Job, words: Labels, *, shown: bool) -> str:
-    name = title(job, words)
-    shows = job.image or job.status == "completed"
-    image = f'<img src="{poster(job)}" alt="" loading="lazy">' if shows else icon("film")
-    chip = "" if job.status == "completed" else f'<span class="k-badge">{escape(_headline(job, words))}</span>'
-    made = _downloads(job, words, quiet=True) if job.status == "completed" else ""
+def _card(job: Job, labels: Labels, *, shown: bool) -> str:
+    name = title(job, labels)
+    has_image = job.image or job.status == "completed"
+    image = f'<img src="{poster(job)}" alt="" loading="lazy">' if has_image else icon("film")
+    badge = "" if job.status == "completed" else f'<span class="k-badge">{escape(_headline(job, labels))}</span>'
+    downloads = _downloads(job, labels, quiet=True) if job.status == "completed" else ""
     current = ' aria-current="true"' if shown else ""
-    last = (
-        _action("delete", job, words.delete, quiet=True)
+    delete_or_cancel = (
+        _action("delete", job, labels.delete, quiet=True)
         if job.finished
-        else _action("cancel", job, words.cancel, quiet=True)
+        else _action("cancel", job, labels.cancel, quiet=True)
     )
     return (
         f'<li class="k-card"{current}><button type="button" class="k-poster" data-act="open" data-job="{job.id}" '
-        f'aria-label="{escape(words.show)}: {escape(name)}">{image}{chip}</button>'
-        f'<h3>{escape(name)}</h3><p class="k-hint">{escape(job.request.model)} · {escape(_long(job, words))}<br>'
-        f'{escape(ago(job, words))}</p><div class="k-actions">'
-        f"{_action('use', job, words.use, quiet=True)}{made}{_naming(job, words)}{last}</div></li>"
+        f'aria-label="{escape(labels.show)}: {escape(name)}">{image}{badge}</button>'
+        f'<h3>{escape(name)}</h3><p class="k-hint">{escape(job.request.model)} · {escape(_length(job, labels))}<br>'
+        f'{escape(ago(job, labels))}</p><div class="k-actions">'
+        f"{_action('use', job, labels.reuse, quiet=True)}{downloads}"
+        f"{_rename_and_pin(job, labels)}{delete_or_cancel}</div></li>"
     )
 
 
-def _naming(job: Job, words: Labels) -> str:
-    """Rename and pin, on a card."""
-    texts = (words.new_title, words.save, words.no_change, job.title or "")
-    asks = " ".join(
-        f'data-{key}="{escape(text)}"' for key, text in zip(("ask", "yes", "no", "title"), texts, strict=True)
+def _rename_and_pin(job: Job, labels: Labels) -> str:
+    """Return the rename and pin buttons of a card."""
+    texts = (labels.new_title, labels.save, labels.cancel_rename, job.title or "")
+    dialog = " ".join(
+        f'data-{key}="{escape(text)}"' for key, text in zip(("question", "yes", "no", "title"), texts, strict=True)
     )
     pin = _action(
         "pin",
         job,
-        words.unpin if job.pinned else words.pin,
+        labels.unpin if job.pinned else labels.pin,
         quiet=True,
-        more=f' aria-pressed="{"true" if job.pinned else "false"}"',
+        attributes=f' aria-pressed="{"true" if job.pinned else "false"}"',
     )
-    return _action("rename", job, words.rename, quiet=True, more=f" {asks}") + pin
+    return _action("rename", job, labels.rename, quiet=True, attributes=f" {dialog}") + pin

@@ -1,4 +1,4 @@
-"""What the page's own elements fetch: stills and how they are fitted, a job as it goes, previews, videos, recipes."""
+"""The page's own routes: image uploads, fitted images, job events, previews, videos and recipes."""
 
 from __future__ import annotations
 
@@ -51,22 +51,22 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 20_000_000
 DRAFT_SECONDS = 24 * 3600.0
-# A watched job is told so often even where nothing changed: its time left runs on, and its place may.
-TELL_SECONDS = 1.0
+# The interval of events while a job is unchanged: its ETA and queue position may still change.
+REFRESH_SECONDS = 1.0
 COOKIE = "kinema_language"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _DRAFT = re.compile(r"\.part-[0-9a-f]+-.+|[0-9a-f]{64}")
-_FOR_EVER = {"Cache-Control": "private, max-age=31536000, immutable"}
-_NEVER = {"Cache-Control": "no-store"}
+_IMMUTABLE = {"Cache-Control": "private, max-age=31536000, immutable"}
+_NO_STORE = {"Cache-Control": "no-store"}
 
 
 _STATUS = {InvalidImage: 422, InsufficientDisk: 507, ServerBusy: 503, AllowanceUsedUp: 429}
 
 
 class Drafts:
-    """Stills that were given but not submitted yet, by the SHA-256 of their bytes; a day later they are gone.
+    """Uploaded images that are not submitted yet, by the SHA-256 of their bytes. They are deleted after a day.
 
-    They lie in the data folder, so that neither a reload nor a restart of the server loses what a person chose.
+    They are stored in the data folder and survive reloads of the page and restarts of the server.
     """
 
     def __init__(self, data_dir: Path, reserve_gb: float, images: ImageService) -> None:
@@ -78,11 +78,11 @@ class Drafts:
         self._root.mkdir(exist_ok=True, mode=0o700)
 
     def add(self, data: bytes, gone: Callable[[], bool] = lambda: False) -> str:
-        """Keep a still's bytes; `gone` is asked whether that is still wanted.
+        """Check and store an image; return its SHA-256. `gone` returns whether the client disconnected.
 
         Raises:
-            InvalidImage: where they are no usable picture.
-            InsufficientDisk: less is free than must be.
+            InvalidImage: The bytes are not a usable image.
+            InsufficientDisk: Free disk space is below the reserve.
         """
         self.images.inspect(data, gone)
         self._files.check_free_space(self._reserve_gb)
@@ -92,7 +92,7 @@ class Drafts:
         return sha256
 
     def read(self, sha256: str) -> bytes | None:
-        """A draft's bytes, or those of a job's still; None where there is neither."""
+        """Return the bytes of a draft or of a job's input image; None if there is neither."""
         if not _SHA256.fullmatch(sha256):
             return None
         for folder in (self._root, self._files.images):
@@ -101,36 +101,36 @@ class Drafts:
         return None
 
     def inspect(self, data: bytes) -> ImageFacts:
-        """Check a picture's bytes.
+        """Check an image's bytes and return its facts.
 
         Raises:
-            InvalidImage: where they are no usable picture.
+            InvalidImage: The bytes are not a usable image.
         """
         return self.images.inspect(data, lambda: False)
 
     def size(self, sha256: str) -> tuple[int, int] | None:
-        """The same picture's width and height, upright."""
+        """Return an image's width and height in pixels after EXIF rotation; None if it is not stored."""
         data = self.read(sha256)
         return None if data is None else self.inspect(data).size
 
     def fitted(self, sha256: str, width: int, height: int, fit: Fit, gone: Callable[[], bool]) -> bytes | None:
-        """The same picture as the engine fits it, as JPEG."""
+        """Return an image as the engine fits it, as JPEG; None if it is not stored."""
         data = self.read(sha256)
         return None if data is None else self.images.process.run(fitted, data, width, height, fit, gone=gone)
 
     def _sweep(self) -> None:
-        """Delete old drafts, and what was half-written when a server died; what is being written now is younger."""
+        """Delete drafts and partial files older than DRAFT_SECONDS. Partial files may be left from a crash."""
         oldest = time.time() - DRAFT_SECONDS
         for path in self._root.iterdir():
             if not _DRAFT.fullmatch(path.name):
-                continue  # not Kinema's
+                continue  # not a draft
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_mtime < oldest:
                     path.unlink()
 
 
 def routes(queue: Queue, drafts: Drafts, bodies: BodyQuota, stopping: Callable[[], bool]) -> APIRouter:
-    """Everything beneath /studio that is not Gradio's."""
+    """Return the router of all routes under /studio that are not Gradio's."""
     router = APIRouter(prefix="/studio", include_in_schema=False)
     _add_images(router, drafts, bodies)
     _add_jobs(router, queue, drafts.images, stopping)
@@ -138,10 +138,10 @@ def routes(queue: Queue, drafts: Drafts, bodies: BodyQuota, stopping: Callable[[
     @router.get("")
     @router.get("/")
     def studio(request: Request) -> Response:
-        """To the page in the browser's language, or the one that was chosen."""
+        """Redirect to the page in the chosen language, else in the browser's."""
         query = f"?{request.url.query}" if request.url.query else ""
-        here = request.url.path.rstrip("/").rsplit("/", 1)[-1]
-        return RedirectResponse(f"{'' if request.url.path.endswith('/') else here + '/'}{_language(request)}/{query}")
+        name = request.url.path.rstrip("/").rsplit("/", 1)[-1]
+        return RedirectResponse(f"{'' if request.url.path.endswith('/') else name + '/'}{_language(request)}/{query}")
 
     return router
 
@@ -149,8 +149,8 @@ def routes(queue: Queue, drafts: Drafts, bodies: BodyQuota, stopping: Callable[[
 def _add_images(router: APIRouter, drafts: Drafts, bodies: BodyQuota) -> None:
     @router.post("/images")
     async def add_image(request: Request, language: str = ENGLISH.language) -> Response:
-        """Keep what was dropped, pasted or chosen: the picture's bytes as they are."""
-        words = LANGUAGES.get(language, ENGLISH)
+        """Store an uploaded image, unchanged; the body is the image file."""
+        labels = LANGUAGES.get(language, ENGLISH)
         try:
             with closing(await receive_any(request, bodies, max_bytes=MAX_BYTES)) as body:
                 drafts.bytes.check(request.scope, body.size)
@@ -158,17 +158,18 @@ def _add_images(router: APIRouter, drafts: Drafts, bodies: BodyQuota) -> None:
                     lambda gone: drafts.add(body.file.read(), gone), request
                 )
         except RequestTooLarge:
-            return _fault(413, "request_too_large", words.too_large, words.language)
+            return _error(413, "request_too_large", labels.too_large, labels.language)
         except ClientGone:
-            return Response(status_code=499)  # no one reads it
-        except (InvalidImage, InsufficientDisk, ServerBusy, AllowanceUsedUp) as fault:
-            message = error_message(fault)
-            said = words.said(message)
-            status = next(status for kind, status in _STATUS.items() if isinstance(fault, kind))
-            answer = _fault(status, code_of(type(fault)), said or message, words.language if said else "en")
+            return Response(status_code=499)
+        except (InvalidImage, InsufficientDisk, ServerBusy, AllowanceUsedUp) as error:
+            message = error_message(error)
+            translation = labels.translate(message)
+            status = next(status for kind, status in _STATUS.items() if isinstance(error, kind))
+            language = labels.language if translation else "en"
+            response = _error(status, code_of(type(error)), translation or message, language)
             if status in (429, 503):
-                answer.headers["Retry-After"] = error_response(fault)[2]["Retry-After"]
-            return answer
+                response.headers["Retry-After"] = error_response(error)[2]["Retry-After"]
+            return response
         return JSONResponse({"image": sha256})
 
     @router.get("/images/{sha256}")
@@ -179,12 +180,12 @@ def _add_images(router: APIRouter, drafts: Drafts, bodies: BodyQuota) -> None:
         height: Annotated[int, Query(ge=64, le=2048)],
         fit: Fit = "crop",
     ) -> Response:
-        """A still as the engine fits it."""
-        with _wanted():
+        """Return an image as the engine fits it."""
+        with _http_image_errors():
             data = await drafts.images.images.run(lambda gone: drafts.fitted(sha256, width, height, fit, gone), request)
         if data is None:
             raise HTTPException(404)
-        return Response(data, media_type="image/jpeg", headers=_FOR_EVER)
+        return Response(data, media_type="image/jpeg", headers=_IMMUTABLE)
 
 
 def _add_jobs(router: APIRouter, queue: Queue, images: ImageService, stopping: Callable[[], bool]) -> None:
@@ -192,95 +193,95 @@ def _add_jobs(router: APIRouter, queue: Queue, images: ImageService, stopping: C
 
     @router.get("/jobs/{job_id}/events")
     async def events(job_id: str, language: str = ENGLISH.language) -> StreamingResponse:
-        """The panel, whenever the job changes: server-sent events, to which browsers connect again by themselves."""
-        words = LANGUAGES.get(language, ENGLISH)
+        """Stream the panel's HTML as server-sent events at each change of the job. Browsers reconnect by themselves."""
+        labels = LANGUAGES.get(language, ENGLISH)
 
-        async def told() -> AsyncIterator[str]:
+        async def stream() -> AsyncIterator[str]:
             yield "retry: 1000\n\n"
-            async for job in _watched(queue, job_id, stopping):
-                html = job_html.nothing(words) if job is None else job_html.panel(job, words)
+            async for job in _job_updates(queue, job_id, stopping):
+                html = job_html.empty_panel(labels) if job is None else job_html.panel(job, labels)
                 yield f"data: {json.dumps({'html': html, 'finished': job is None or job.finished})}\n\n"
 
-        return StreamingResponse(told(), media_type="text/event-stream", headers=_NEVER)
+        return StreamingResponse(stream(), media_type="text/event-stream", headers=_NO_STORE)
 
     @router.get("/jobs/{job_id}/preview.jpg")
     def preview(job_id: str) -> Response:
-        """How far the video is."""
-        with _found():
+        """Return the latest preview of the unfinished video."""
+        with _http_job_errors():
             image = queue.preview(job_id)
         if image is None:
             raise HTTPException(404)
-        return Response(image, media_type="image/jpeg", headers=_NEVER)
+        return Response(image, media_type="image/jpeg", headers=_NO_STORE)
 
     @router.get("/jobs/{job_id}/video.mp4")
     def video(job_id: str) -> Response:
-        """The result, by ranges too."""
-        with _found():
-            return OpenedFile(queue.result(job_id), media_type="video/mp4", headers=_FOR_EVER)
+        """Return the video; range requests are supported."""
+        with _http_job_errors():
+            return OpenedFile(queue.result(job_id), media_type="video/mp4", headers=_IMMUTABLE)
 
     @router.get("/jobs/{job_id}/thumbnail.webp")
     async def thumbnail(request: Request, job_id: str) -> Response:
-        """A frame of the result."""
-        with _found(), _wanted():
+        """Return a frame of the video."""
+        with _http_job_errors(), _http_image_errors():
             path, kind = await variants.file(queue, images, request, job_id, "thumbnail")
-        return OpenedFile(path, media_type=kind, headers=_FOR_EVER)
+        return OpenedFile(path, media_type=kind, headers=_IMMUTABLE)
 
     @router.get("/jobs/{job_id}/recipe.json")
     def recipe(job_id: str) -> Response:
-        """How the result was made: what lies within its file."""
-        with _found():
+        """Return the recipe stored in the video file."""
+        with _http_job_errors():
             text = read_recipe(queue.result(job_id)).model_dump_json(indent=2)
-        return Response(text, media_type="application/json", headers=_NEVER)
+        return Response(text, media_type="application/json", headers=_NO_STORE)
 
 
-def _fault(status: int, code: str, message: str, language: str) -> JSONResponse:
-    """Why an image is refused, in the language that the header names."""
+def _error(status: int, code: str, message: str, language: str) -> JSONResponse:
+    """Return an error response; `language` is the language of the message."""
     return JSONResponse(error_body(status, code, message), status, headers={"Content-Language": language})
 
 
 def _language(request: Request) -> str:
-    """The chosen language, else the first of the browser's that is known here."""
+    """Return the language of the cookie, else the browser's first supported one, else English."""
     chosen = request.cookies.get(COOKIE, "")
     if chosen in LANGUAGES:
         return chosen
-    for wanted in request.headers.get("accept-language", "").split(","):
-        if (language := wanted.split(";")[0].split("-")[0].strip().lower()) in LANGUAGES:
+    for tag in request.headers.get("accept-language", "").split(","):
+        if (language := tag.split(";")[0].split("-")[0].strip().lower()) in LANGUAGES:
             return language
     return ENGLISH.language
 
 
 @contextlib.contextmanager
-def _wanted() -> Iterator[None]:
-    """Where the browser has gone, or too many ask, nothing is made."""
+def _http_image_errors() -> Iterator[None]:
+    """Translate ClientGone to 499 and ServerBusy to 503."""
     try:
         yield
     except ClientGone:
-        raise HTTPException(499) from None  # no one reads it
+        raise HTTPException(499) from None
     except ServerBusy as error:
         raise HTTPException(503, str(error), {"Retry-After": "5"}) from None
 
 
 @contextlib.contextmanager
-def _found() -> Iterator[None]:
-    """Where there is no such job, or no such file of it, the browser is told so."""
+def _http_job_errors() -> Iterator[None]:
+    """Translate JobUnfinished to 409 and other errors to 404."""
     try:
         yield
     except JobUnfinished as error:
         raise HTTPException(409, error_message(error)) from None
-    except KinemaError as error:  # no such job, or a file that is gone or holds no recipe
+    except KinemaError as error:  # unknown job, missing file, or a file without a recipe
         raise HTTPException(404, error_message(error)) from None
 
 
-async def _watched(queue: Queue, job_id: str, stopping: Callable[[], bool]) -> AsyncGenerator[Job | None]:
-    """The job at each change, and now and then between; None when it is gone."""
-    watching = queue.subscribe_async(job_id)
-    change = asyncio.ensure_future(_next(watching))
+async def _job_updates(queue: Queue, job_id: str, stopping: Callable[[], bool]) -> AsyncGenerator[Job | None]:
+    """Yield the job at each change and at least every REFRESH_SECONDS; None if it was deleted."""
+    updates = queue.subscribe_async(job_id)
+    change = asyncio.ensure_future(_next(updates))
     try:
         while not stopping():
-            await asyncio.wait({change}, timeout=TELL_SECONDS)
+            await asyncio.wait({change}, timeout=REFRESH_SECONDS)
             if change.done():
                 job = change.result()
-                change = asyncio.ensure_future(_next(watching))
+                change = asyncio.ensure_future(_next(updates))
             else:
                 job = await asyncio.to_thread(queue.get, job_id)
             yield job
@@ -293,5 +294,5 @@ async def _watched(queue: Queue, job_id: str, stopping: Callable[[], bool]) -> A
         await asyncio.gather(change, return_exceptions=True)
 
 
-async def _next(watching: AsyncIterator[Job]) -> Job | None:
-    return await anext(watching, None)
+async def _next(updates: AsyncIterator[Job]) -> Job | None:
+    return await anext(updates, None)

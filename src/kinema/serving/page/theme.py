@@ -1,4 +1,4 @@
-"""The theme: calm paper and ink, one accent, the fonts that the computer has. static/page.css does the rest."""
+"""The Gradio theme: colours, fonts and sizes. static/page.css has the rest of the style."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ACCENT = gr.themes.Color(
 _SANS = ["system-ui", "-apple-system", "Segoe UI", "Noto Sans", "Noto Sans KR", "Noto Sans CJK KR", "sans-serif"]
 _MONO = ["ui-monospace", "SF Mono", "Menlo", "Consolas", "monospace"]
 
-# Strings, not gr.themes.Font: what a Font object may fetch lies outside.
+# Plain strings: a gr.themes.Font object may load fonts from other hosts.
 THEME = gr.themes.Base(
     primary_hue=_ACCENT,
     secondary_hue=_ACCENT,

@@ -1,37 +1,37 @@
-// What Gradio's components can't do by themselves: take an image, follow a job, ask before deleting.
-// Each function is called once for its element by Gradio (see blocks.py); `trigger` calls the server.
+// Behaviour that Gradio's components lack: image upload, a panel that follows a job, confirmation dialogs.
+// Gradio calls each function once for its element (see blocks.py and form.py); `trigger` calls the server.
 "use strict";
 
 window.kinema = (() => {
-  const calm = matchMedia("(prefers-reduced-motion: reduce)");
+  const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
 
-  // Gradio calls the document after the browser's language; what stands in it is in the page's own.
+  // Gradio sets the document's lang to the browser's language; restore the page's.
   const root = document.documentElement;
   const language = root.lang;
   new MutationObserver(() => {
     if (root.lang !== language) root.lang = language;
   }).observe(root, { attributeFilter: ["lang"] });
 
-  // The image: dropped, pasted or chosen.
+  // Upload an image that is dropped, pasted or chosen.
   function image(element, trigger) {
-    async function take(file) {
+    async function upload(file) {
       const frame = element.querySelector(".k-image");
       if (!file) return;
-      if (file.size > 20e6) return trigger("refused", { fault: frame.dataset.large, english: false });
+      if (file.size > 20e6) return trigger("rejected", { error: frame.dataset.tooLarge, english: false });
       frame.setAttribute("aria-busy", "true");
       const hint = element.querySelector(".k-hint");
-      hint.textContent = frame.dataset.reading;
+      hint.textContent = frame.dataset.uploading;
       try {
-        const answer = await fetch(`../images?language=${language}`, { method: "POST", body: file });
-        const told = await answer.json();
-        // What is pasted has no name of its own, whatever browsers call it.
-        if (told.image) trigger("given", { image: told.image, name: file.name === "image.png" ? "" : file.name });
-        else if (told.error) {
-          trigger("refused", { fault: told.error.message, english: answer.headers.get("Content-Language") === "en" });
+        const response = await fetch(`../images?language=${language}`, { method: "POST", body: file });
+        const result = await response.json();
+        // Browsers name every pasted image image.png: that is no title.
+        if (result.image) trigger("uploaded", { image: result.image, name: file.name === "image.png" ? "" : file.name });
+        else if (result.error) {
+          trigger("rejected", { error: result.error.message, english: response.headers.get("Content-Language") === "en" });
         }
-        else throw new Error(answer.statusText);
+        else throw new Error(response.statusText);
       } catch {
-        trigger("refused", { fault: frame.dataset.unreachable, english: false });
+        trigger("rejected", { error: frame.dataset.unreachable, english: false });
       } finally {
         frame.removeAttribute("aria-busy");
       }
@@ -39,50 +39,50 @@ window.kinema = (() => {
     const input = document.createElement("input");
     input.type = "file";
     input.accept = "image/jpeg,image/png,image/webp";
-    input.onchange = () => take(input.files[0]);
+    input.onchange = () => upload(input.files[0]);
     function choose() {
-      input.value = ""; // or the same picture could not be chosen twice
+      input.value = ""; // so that the same file can be chosen again
       input.click();
     }
-    const picture = (data) => [...data.files].find((file) => file.type.startsWith("image/")) || data.files[0];
+    const imageFile = (data) => [...data.files].find((file) => file.type.startsWith("image/")) || data.files[0];
     element.addEventListener("click", (event) => {
       if (event.target.closest("[data-choose]")) choose();
       else if (event.target.closest("[data-remove]")) trigger("removed", {});
       else if (event.target.closest("[data-example]")) example(event.target.closest("[data-example]").dataset);
     });
     async function example({ example, title }) {
-      const answer = await fetch(`../static/examples/${example}.jpg`);
-      take(new File([await answer.blob()], `${title}.jpg`, { type: "image/jpeg" }));
+      const response = await fetch(`../static/examples/${example}.jpg`);
+      upload(new File([await response.blob()], `${title}.jpg`, { type: "image/jpeg" }));
     }
     for (const kind of ["dragenter", "dragover", "dragleave", "drop"]) {
       element.addEventListener(kind, (event) => {
         event.preventDefault();
         element.classList.toggle("k-over", kind === "dragenter" || kind === "dragover");
-        if (kind === "drop") take(picture(event.dataTransfer));
+        if (kind === "drop") upload(imageFile(event.dataTransfer));
       });
     }
     document.addEventListener("paste", (event) => {
       if (element.offsetParent === null || !event.clipboardData?.files.length) return;
       event.preventDefault();
-      take(picture(event.clipboardData));
+      upload(imageFile(event.clipboardData));
     });
   }
 
-  // Buttons within an element call the server by name; deleting is asked about first.
-  function acting(element, trigger, sure) {
+  // Send clicks on action buttons to the server; ask before deleting, and for the title before renaming.
+  function actions(element, trigger, confirmation) {
     element.addEventListener("click", async (event) => {
       const button = event.target.closest("[data-act]");
       if (!button) return;
-      const { act, job, ask, yes, no, title } = button.dataset;
-      if (act === "delete" && (await asked(sure, button.textContent)) === null) return;
+      const { act, job, question, yes, no, title } = button.dataset;
+      if (act === "delete" && (await ask(confirmation, button.textContent)) === null) return;
       if (act !== "rename") return trigger("act", { act, job });
-      const given = await asked([ask, no], yes, title);
-      if (given?.trim()) trigger("act", { act, job, title: given });
+      const newTitle = await ask([question, no], yes, title);
+      if (newTitle?.trim()) trigger("act", { act, job, title: newTitle });
     });
   }
 
-  // What was typed into a dialog, "" where nothing is asked to be typed; null where it was declined.
-  function asked([question, keep], yes, before = null) {
+  // Show a dialog. Resolves to the typed text ("" for a dialog without a text field), or to null if it is cancelled.
+  function ask([question, no], yes, before = null) {
     const dialog = document.createElement("dialog");
     dialog.className = "k-dialog";
     const text = document.createElement(before === null ? "p" : "label");
@@ -95,21 +95,21 @@ window.kinema = (() => {
     input.maxLength = 200;
     input.onkeydown = (event) => {
       if (event.key !== "Enter" || event.isComposing) return;
-      event.preventDefault(); // or the button that has the focus again would be pressed by it
+      event.preventDefault(); // Enter must not also press the button that regains the focus
       dialog.close("yes");
     };
     if (before !== null) text.htmlFor = input.id;
-    const actions = document.createElement("div");
-    actions.className = "k-actions";
-    for (const [value, label] of [["no", keep], ["yes", yes]]) {
+    const buttons = document.createElement("div");
+    buttons.className = "k-actions";
+    for (const [value, label] of [["no", no], ["yes", yes]]) {
       const button = document.createElement("button");
       const accent = before === null ? "k-danger" : "k-accent";
       button.className = value === "yes" ? `k-button ${accent}` : "k-button";
       button.textContent = label;
       button.onclick = () => dialog.close(value);
-      actions.append(button);
+      buttons.append(button);
     }
-    dialog.append(text, ...(before === null ? [] : [input]), actions);
+    dialog.append(text, ...(before === null ? [] : [input]), buttons);
     document.body.append(dialog);
     dialog.showModal();
     if (before !== null) input.select();
@@ -121,17 +121,17 @@ window.kinema = (() => {
     });
   }
 
-  // The panel follows its job by server-sent events, and the address names it.
-  function panel(element, trigger, props, watch, sure) {
+  // Follow the panel's job by server-sent events, and name the job in the page's URL.
+  function panel(element, trigger, props, watch, confirmation) {
     let source = null;
     let followed = null;
     function follow() {
       const shown = element.querySelector(".k-panel");
       const job = shown?.dataset.job || "";
       if (job !== followed) {
-        if (job && followed !== null) element.scrollIntoView({ block: "nearest", behavior: calm.matches ? "auto" : "smooth" });
+        if (job && followed !== null) element.scrollIntoView({ block: "nearest", behavior: reducedMotion.matches ? "auto" : "smooth" });
         followed = job;
-        name(job);
+        setJobInUrl(job);
       }
       source?.close();
       source = null;
@@ -141,41 +141,41 @@ window.kinema = (() => {
     function connect(job) {
       source = new EventSource(`../jobs/${job}/events?language=${language}`);
       source.onmessage = (event) => {
-        const told = JSON.parse(event.data);
-        props.value = told.html;
+        const update = JSON.parse(event.data);
+        props.value = update.html;
         queueMicrotask(() => queueMicrotask(play));
-        if (told.finished) {
+        if (update.finished) {
           source.close();
           trigger("finished", {});
         }
       };
       source.onerror = () => {
-        const left = element.querySelector(".k-left");
-        if (left) left.textContent = element.querySelector(".k-panel").dataset.lost;
+        const line = element.querySelector(".k-left");
+        if (line) line.textContent = element.querySelector(".k-panel").dataset.lost;
       };
     }
     function play() {
       const video = element.querySelector("video[data-loop]");
-      if (!video || video.dataset.begun === video.src) return;
-      video.dataset.begun = video.src;
-      if (!calm.matches) video.play().catch(() => {});
+      if (!video || video.dataset.started === video.src) return;
+      video.dataset.started = video.src;
+      if (!reducedMotion.matches) video.play().catch(() => {});
     }
-    acting(element, trigger, sure);
-    // A browser keeps few connections to one server: a tab that no one sees gives its own back.
+    actions(element, trigger, confirmation);
+    // Browsers limit the connections to one server: a hidden tab closes its own.
     document.addEventListener("visibilitychange", () => (document.hidden ? source?.close() : follow()));
     watch("value", follow);
     follow();
   }
 
-  // The job in the address and in the links to the other language, so that a reload finds it.
-  function name(job) {
-    const address = new URL(location.href);
-    if (job) address.searchParams.set("job", job);
-    else if (window.kinema.named) address.searchParams.delete("job");
-    window.kinema.named = true;
-    history.replaceState(history.state, "", address);
+  // Set the job in the page's URL, so that a reload finds it, and in the links to the other languages.
+  function setJobInUrl(job) {
+    const url = new URL(location.href);
+    if (job) url.searchParams.set("job", job);
+    else if (window.kinema.urlIsSet) url.searchParams.delete("job");
+    window.kinema.urlIsSet = true;
+    history.replaceState(history.state, "", url);
     for (const link of document.querySelectorAll("a[data-language]")) {
-      link.href = `../${link.dataset.language}/${address.search}`;
+      link.href = `../${link.dataset.language}/${url.search}`;
     }
   }
 
@@ -186,5 +186,5 @@ window.kinema = (() => {
     document.cookie = `kinema_language=${link.dataset.language}; path=${path}; max-age=31536000; samesite=lax`;
   });
 
-  return { image, panel, acting };
+  return { image, panel, actions };
 })();

@@ -1,1 +1,1 @@
-"""The words of the page, in each of its languages."""
+"""The page's texts in English and Korean."""

@@ -1,4 +1,4 @@
-"""What the page has words for; english.py and korean.py say them, both whole, or mypy would complain."""
+"""The texts of the page. english.py and korean.py each define all of them; mypy reports a missing one."""
 
 from __future__ import annotations
 
@@ -14,90 +14,88 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """All texts of the page in one language; `{}` are filled in where they are shown.
+    """All texts of the page in one language; each `{}` is filled in where the text is shown.
 
-    What the library says, it says in English: `messages` has it in another language by `Message.code`, and `faults`
-    says why in general, by an error's code, where there is no more than that.
+    The library's own messages are English. `messages` holds their translations by `Message.code`. `errors` holds a
+    general description by error code, for errors whose message has no translation.
     """
 
-    language: str  # as in <html lang>
-    name: str  # the language's own name
+    language: str  # the value of <html lang>
+    name: str  # the language's name in that language
     tagline: str
-    form: str
     source: str
     from_image: str
     from_prompt: str
     drop: str
     drop_hint: str
     try_example: str
-    examples: Mapping[str, str]  # by the name of the file in static/examples
+    examples: Mapping[str, str]  # by file name in static/examples
     choose: str
     replace: str
     remove: str
-    reading: str
-    crop_alt: str
-    crop_note: str
-    crop_whole: str
-    crop_kept: str
+    uploading: str
+    input_alt: str
+    input_note: str
+    crop_note_whole: str
+    crop_note_percent: str
     pad_note: str
     stretch_note: str
     prompt_hint: str
     generate: str
-    dice: str
-    lock: str
+    new_seed: str
+    fix_seed: str
     demo: str
     demo_note: str
-    own: str
-    fps_own: str
-    more: str
-    more_hint: str
-    seconds_long: str
+    automatic: str
+    same_as_fps: str
+    more_parameters: str
+    more_parameters_hint: str
+    frames_and_seconds: str
     fits: Mapping[str, str]
-    takes: str
-    takes_unknown: str
-    waits: str
+    estimate: str
+    estimate_unknown: str
+    jobs_ahead: str
     warnings: str
-    refused: str
-    defect: str
+    cannot_start: str
+    internal_error: str
     need_image: str
     need_prompt: str
     bad_image: str
     too_large: str
     unreachable: str
     details: str
-    lost: str
-    video: str
-    empty: str
-    empty_hint: str
+    connection_lost: str
+    panel_empty: str
+    close_page_hint: str
     queued: str
-    next: str
+    queued_next: str
     starting: str
     step: str
     stages: Mapping[str, str]
-    done: str
+    completed: str
     failed: str
     cancelled: str
-    kept: str
-    left: str
-    left_unknown: str
+    parameters_kept: str
+    time_left: str
+    time_left_unknown: str
     cancel: str
     preview_alt: str
     video_alt: str
-    made_in: str
-    ai_made: str
+    generated_in: str
+    ai_generated: str
     ai_note: str
-    use: str
+    reuse: str
     download: str
     recipe: str
     rename: str
     new_title: str
     save: str
-    no_change: str
+    cancel_rename: str
     pin: str
     unpin: str
     delete: str
-    delete_sure: str
-    keep: str
+    confirm_delete: str
+    cancel_delete: str
     gallery: str
     gallery_empty: str
     show: str
@@ -110,32 +108,32 @@ class Labels:
     minute: str
     hour: str
     ago: str
-    now: str
-    labels: Mapping[str, str]
-    explained: Mapping[str, str]
+    just_now: str
+    parameter_names: Mapping[str, str]
+    parameter_help: Mapping[str, str]
     messages: Mapping[str, str] = field(default_factory=dict)
-    faults: Mapping[str, str] = field(default_factory=dict)
+    errors: Mapping[str, str] = field(default_factory=dict)
 
     def duration(self, seconds: float) -> str:
-        """A length of time as a person says it: never finer than its size deserves."""
+        """Format a duration in seconds, minutes or hours, rounded to suit its size."""
         if seconds < 90:
             return self.second.format(max(1, round(seconds)))
         if seconds < 90 * 60:
             return self.minute.format(round(seconds / 60))
         return self.hour.format(f"{seconds / 3600:.1f}")
 
-    def model(self, name: str) -> str:
-        """A model's name, and whether it only shows what models of its kind do."""
+    def model_label(self, name: str) -> str:
+        """Return a model's name, marked if it is a demo model."""
         return f"{name} ({self.demo})" if is_demo(name) else name
 
-    def about_model(self, name: str) -> str:
-        """What to know of a model before it is chosen."""
-        return self.demo_note.format(name) if is_demo(name) else self.explained["model"]
+    def model_help(self, name: str) -> str:
+        """Return the explanation shown below the model selector."""
+        return self.demo_note.format(name) if is_demo(name) else self.parameter_help["model"]
 
-    def said(self, message: object) -> str | None:
-        """What the library said, in this language; None where there are no words for it, and English has to do.
+    def translate(self, message: object) -> str | None:
+        """Return a library message in this language; None if it has no translation.
 
-        Settings are called as the form calls them, in English too.
+        Parameters are named by their labels in the form, in English too.
         """
         if not isinstance(message, Message):
             return None
@@ -145,9 +143,9 @@ class Labels:
         values: dict[str, Any] = {}
         for name, value in message.values.items():
             if name in ("name", "other"):
-                values[name] = self.labels.get(value, value)
+                values[name] = self.parameter_names.get(value, value)
             elif isinstance(value, Message):
-                values[name] = self.said(value)
+                values[name] = self.translate(value)
                 if values[name] is None:
                     return None
             else:
@@ -156,6 +154,6 @@ class Labels:
 
 
 def is_demo(model: str) -> bool:
-    """Whether it comes with Kinema, small enough for every computer."""
+    """Return whether the model is one of the small models included in the package."""
     entry = CATALOG.get(model) or IMAGE_MODELS.get(model)
     return entry is not None and entry.folder is not None

@@ -1,4 +1,4 @@
-"""The page's languages, by their codes."""
+"""The page's languages by language code."""
 
 from __future__ import annotations
 
@@ -12,4 +12,4 @@ if TYPE_CHECKING:
 
     from kinema.serving.page.translations.labels import Labels
 
-LANGUAGES: Mapping[str, Labels] = {words.language: words for words in (ENGLISH, KOREAN)}
+LANGUAGES: Mapping[str, Labels] = {labels.language: labels for labels in (ENGLISH, KOREAN)}
