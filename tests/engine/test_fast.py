@@ -390,20 +390,20 @@ def test_the_recipe_tells_the_precision_and_the_next_video_finds_the_unet_laid_o
     tiny_svd: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpu, "suits", lambda _: True)
-    pipeline = replace(load(tiny_svd, device="cpu", dtype="float32"), precision="fp8", forwards={})
+    pipeline = replace(load(tiny_svd, device="cpu", dtype="float32"), precision="fp8", cached_networks={})
     request = VideoRequest.checked(seed=3, width=64, height=64, num_frames=2, num_inference_steps=2)
     image = open_image(Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 90).convert("RGB"))
     *_, clip = generate(pipeline, image, request)
     assert clip.recipe.precision == "fp8"
-    kept = pipeline.forwards["resident"]
+    kept = pipeline.cached_networks["resident"]
     *_, again = generate(pipeline, image, request)
-    assert pipeline.forwards["resident"] is kept
+    assert pipeline.cached_networks["resident"] is kept
     assert (clip.frames == again.frames).all()
     with place(pipeline, MemoryPlan("model_offload", 2)):  # after which its weights would lie on the device for nothing
-        assert not pipeline.forwards
-    pipeline.forwards["resident"] = kept
+        assert not pipeline.cached_networks
+    pipeline.cached_networks["resident"] = kept
     pipeline.release()
-    assert not pipeline.forwards
+    assert not pipeline.cached_networks
 
 
 def test_offload_by_layers_goes_through_the_reference(tiny_svd: Path) -> None:

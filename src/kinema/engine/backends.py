@@ -55,7 +55,7 @@ def step_of(
     """
     fast = engine_for(pipeline, plan) == "fast"
     network = _network(pipeline, plan, unet) if fast else None
-    parts = conditions.each() if plan.splits else [conditions]
+    parts = conditions.each() if plan.splits_guidance else [conditions]
     calls = [_ours(network, part, num_frames) if network else _theirs(unet, part, num_frames) for part in parts]
 
     def step(sample: Tensor, time: Tensor) -> Tensor:
@@ -64,17 +64,17 @@ def step_of(
 
     # A graph keeps memory of its own, which a plan that splits has none of to give.
     small = conditions.latents[:, 0].numel() * num_frames <= REPLAYED
-    return Replayed(step) if fast and small and conditions.latents.is_cuda and not plan.splits else step
+    return Replayed(step) if fast and small and conditions.latents.is_cuda and not plan.splits_guidance else step
 
 
 def _network(pipeline: VideoPipeline, plan: MemoryPlan, unet: Any) -> FastUNet:
     """Our forward of the UNet as it lies by the plan: that of the last video, where it still does."""
-    network: FastUNet | None = pipeline.forwards.get(plan.keeps or "")
+    network: FastUNet | None = pipeline.cached_networks.get(plan.cache_key or "")
     if network is None:
         stream_to = pipeline.device if plan.name == "streamed" else None
         network = FastUNet(unet, in_bytes=pipeline.precision == "fp8", stream_to=stream_to)
-    if plan.keeps is not None:
-        pipeline.forwards[plan.keeps] = network
+    if plan.cache_key is not None:
+        pipeline.cached_networks[plan.cache_key] = network
     return network
 
 

@@ -20,7 +20,7 @@ from kinema.engine.threaded_generator import threaded_generator
 from kinema.errors import GenerationFailed, InvalidRequest
 from kinema.media.image import open_image, plain_name
 from kinema.models import hub
-from kinema.models.catalog import IMAGE_MODELS, named, words_in
+from kinema.models.catalog import IMAGE_MODELS, quote_words, words_in
 from kinema.models.image_pipeline import completed
 from kinema.models.image_pipeline_offload import PLANS, on_device, plan_for
 from kinema.values import ImageGeneration, Step
@@ -123,7 +123,7 @@ def _draw(
         "num_inference_steps": request.image_num_inference_steps,
         "latents": _first_latents(pipeline, request, generator, dtype),
     }
-    pipeline.scheduler = image_pipeline.sampler(request.scheduler)
+    pipeline.scheduler = image_pipeline.make_scheduler(request.scheduler)
     try:
         image: Pixels = pipeline(
             request.prompt,
@@ -170,14 +170,14 @@ def _check_followed(image_pipeline: ImagePipeline, request: VideoRequest) -> Non
     Raises:
         InvalidRequest: naming the setting.
     """
-    image_pipeline.sampler(request.scheduler)
+    image_pipeline.make_scheduler(request.scheduler)
     names = {
         "negative_prompt": "negative_prompt",
         "image_guidance_scale": "guidance_scale",
         "image_num_inference_steps": "num_inference_steps",
     }
     for ours, theirs in names.items():
-        if getattr(request, ours) is not None and not image_pipeline.takes(theirs):
+        if getattr(request, ours) is not None and not image_pipeline.has_parameter(theirs):
             raise InvalidRequest(f"{image_pipeline.name} knows no {ours}; leave it out", ours)
 
 
@@ -192,9 +192,9 @@ def prompt_warnings(image_pipeline: ImagePipeline, request: VideoRequest) -> lis
     found = []
     with hub.quiet():
         entry = IMAGE_MODELS.get(image_pipeline.name)
-        unknown = _unknown_words(tokenizer, request.prompt or "") if entry is None or entry.words is None else []
+        unknown = _unknown_words(tokenizer, request.prompt or "") if entry is None or entry.vocabulary is None else []
         if unknown:
-            found.append(f"{image_pipeline.name} can't draw {named(unknown)}")
+            found.append(f"{image_pipeline.name} can't draw {quote_words(unknown)}")
         texts = {"prompt": request.prompt or "", "negative_prompt": request.negative_prompt or ""}
         cut = {name: _cut_off(tokenizer, text) for name, text in texts.items()}
     return found + [

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from kinema.errors import InvalidRequest
-from kinema.models.catalog import default_settings
+from kinema.models.catalog import default_parameters
 from kinema.values import VideoRequest
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def _number(name: str, value: object, low: float, high: float) -> float:
 
 def _frames(seconds: object, settings: Mapping[str, Any]) -> int:
     """How many frames last so long at the rate at which they will be played."""
-    usual = default_settings(str(settings["model"]))
+    usual = default_parameters(str(settings["model"]))
     named = settings.get("playback_fps") or settings.get("fps")
     rate = named if named is not None else usual.get("fps", VideoRequest.model_fields["fps"].default)
     try:
