@@ -63,7 +63,7 @@ MISTAKES = {
     "another ending": (["--out=x.txt"], 2, "the record x.txt must end in .json; name it x.json"),
     "a folder": (["--out=full.json"], 2, "full.json is a folder; choose another name for the record"),
     "where the peer fails": (["--min-guidance-scale=2", "--max-guidance-scale=1"], 2, "diffusers' pipeline fails at"),
-    "no such model": (["--model=svdxt"], 3, "there is no model 'svdxt'; did you mean svd-xt?"),
+    "no such model": (["--model=svdxt"], 3, "model 'svdxt' not found; did you mean svd-xt?"),
 }
 
 

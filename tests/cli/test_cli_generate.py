@@ -240,7 +240,7 @@ def test_cautions_come_before_the_work(generate):
 
 def test_an_unset_model_is_chosen_with_a_reason(kinema, image):
     ran = kinema("generate", image, "-o", "no/where.mp4", "--device", "cpu")
-    assert ran.err.splitlines()[0] == "model pocket: svd-xt needs a CUDA device to be quick, and this runs on cpu"
+    assert ran.err.splitlines()[0] == "model pocket: svd-xt is slow without a CUDA device, and the device is cpu"
 
 
 def test_the_environment_can_name_the_model(kinema, image, tiny_svd, monkeypatch):
@@ -301,7 +301,7 @@ MISTAKES = {
     "an empty prompt": (["--prompt= "], 2, "prompt ' ' is empty; say what the still is to show"),
     "a painter's setting": (["rocket.png", "--scheduler=euler"], 2, "scheduler 'euler' is of a still that is drawn"),
     "a still to keep": (["rocket.png", "--save-image=a.png"], 2, "--save-image keeps a still that is drawn: drop it"),
-    "a painter as model": (["rocket.png", "--model=sd-2.1-base"], 3, "sd-2.1-base draws stills from prompts"),
+    "a painter as model": (["rocket.png", "--model=sd-2.1-base"], 3, "sd-2.1-base generates images, not videos"),
     "unknown ending": (["rocket.png", "-o", "x.avi"], 2, "x.avi ends in .avi, which can't be written; use .mp4"),
     "a file for a folder": (["rocket.png", "-o", "photo.webp/no/x.mp4"], 2, "photo.webp is not a folder"),
     "full folder": (["rocket.png", "-o", "full"], 2, "the folder full is not empty; name a new one"),
@@ -312,15 +312,15 @@ MISTAKES = {
     "the sheet on the still": (["rocket.png", "--contact-sheet=rocket.png"], 2, "rocket.png is what the video is made"),
     "sheet of another kind": (["rocket.png", "--contact-sheet=a.jpg"], 2, "a.jpg must end in .png; name it a.png"),
     "too quick for a gif": (["rocket.png", "-o", "a.gif", "--fps=90"], 2, "gif plays at most 50 frames/s, not 90"),
-    "no such model": (["rocket.png", "--model=svdxt"], 3, "there is no model 'svdxt'; did you mean svd-xt?"),
+    "no such model": (["rocket.png", "--model=svdxt"], 3, "model 'svdxt' not found; did you mean svd-xt?"),
     "no SVD": (["rocket.png", "--model=full"], 3, "full has no model_index.json"),
-    "offline": (["rocket.png", "--model=some/one"], 3, "some/one is not on this machine, and HF_HUB_OFFLINE forbids"),
-    "no such device": (["rocket.png", "--device=cuda:77"], 2, "there is no device 'cuda:77' here; there is "),
+    "offline": (["rocket.png", "--model=some/one"], 3, "some/one is not downloaded, and HF_HUB_OFFLINE is set"),
+    "no such device": (["rocket.png", "--device=cuda:77"], 2, "device 'cuda:77' is not available; use auto, "),
     "no such dtype": (["rocket.png", "--dtype=fp16"], 2, "dtype can't be 'fp16'; it can be auto (float16 on GPUs, "),
     "too large": (
         ["rocket.png", "--width=2048", "--height=2048", "--num-frames=128", "--decode-chunk-size=128"],
         4,
-        "128 frames of 2048×2048 need about",
+        "128 frames of 2048×2048 need at least",
     ),
 }  # fmt: skip
 

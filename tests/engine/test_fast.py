@@ -376,12 +376,12 @@ def test_numbers_of_one_byte_are_refused_where_nothing_multiplies_them(
     tiny_svd: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fp8 = Settings(device="cpu", precision="fp8")
-    with pytest.raises(InvalidRequest, match=r"'fp8' needs an NVIDIA GPU .* not cpu; take precision 'full'"):
+    with pytest.raises(InvalidRequest, match=r"'fp8' needs an NVIDIA GPU .* not cpu; use precision 'full'"):
         load(tiny_svd, settings=fp8)
     with pytest.raises(InvalidRequest, match="'fp8' needs the fast engine, not 'reference'"):
         load(tiny_svd, engine="reference", settings=fp8)
     monkeypatch.setattr(loading, "is_hopper", lambda _: True)
-    with pytest.raises(InvalidRequest, match="float16 or bfloat16 for all else; this is float32"):
+    with pytest.raises(InvalidRequest, match="Triton and dtype float16 or bfloat16; dtype is float32"):
         load(tiny_svd, dtype="float32", settings=fp8)
 
 

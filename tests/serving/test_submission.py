@@ -59,7 +59,9 @@ def test_minus_one_draws_a_seed(settings, png, seed):
 
 
 def test_words_that_draw_nothing_are_named_before_the_work(settings):
-    assert prepare(settings, {"prompt": "an old horse in Paris"}).warnings == ("pocket-t2i can't draw 'old', 'Paris'",)
+    assert prepare(settings, {"prompt": "an old horse in Paris"}).warnings == (
+        "pocket-t2i does not know 'old', 'Paris'",
+    )
 
 
 def test_what_was_asked_is_told_apart_whatever_seed_was_drawn(settings, png):

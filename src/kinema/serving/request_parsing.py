@@ -319,7 +319,7 @@ def fetched(settings: Settings, image: bytes | str | None, gone: Callable[[], bo
 
     Raises:
         InvalidImage: naming the address.
-        Unwanted: as `gone` said.
+        FetchCancelled: as `gone` said.
     """
     return fetch(image, settings.image_hosts, gone) if isinstance(image, str) else image
 
