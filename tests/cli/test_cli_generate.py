@@ -195,7 +195,7 @@ def test_a_video_decoded_again_holds_the_second_attempt_alone(generate, folder, 
     assert generate("-o", "plain.mp4").code == 0
     monkeypatch.setattr("kinema.engine.generate", twice)
     ran = generate("-o", "again.mp4")
-    assert "caution: decoded again in float32" in ran.err
+    assert "caution: repeated decoding in float32" in ran.err
     assert np.array_equal(read_frames(folder / "plain.mp4")[0], read_frames(folder / "again.mp4")[0])
 
 
@@ -288,9 +288,9 @@ def test_errors_are_coloured_on_a_terminal(generate, terminal):
 
 MISTAKES = {
     "no such still": (["nope.png"], 2, "there is no file nope.png; check the name and the folder"),
-    "no picture": (["text.txt"], 2, "text.txt is no picture that is known here; give a JPEG, PNG or WebP"),
-    "cut short": (["cut.png"], 2, "cut.png is damaged or cut short"),
-    "a folder as still": (["full"], 2, "full is a folder; give one picture inside it"),
+    "no picture": (["text.txt"], 2, "text.txt is not a supported image; use a JPEG, PNG or WebP"),
+    "cut short": (["cut.png"], 2, "cut.png is damaged or truncated"),
+    "a folder as still": (["full"], 2, "full is a folder; use one image in it"),
     "out of range": (["rocket.png", "--fps=500"], 2, "fps 500 is out of range: 1 to 120"),
     "no multiple of 8": (["rocket.png", "--width=100"], 2, "width 100 is not a multiple of 8; 96 and 104 are"),
     "no such choice": (["rocket.png", "--fit=zoom"], 2, "fit 'zoom' is not usable: input should be 'crop', 'pad' or"),
@@ -302,9 +302,9 @@ MISTAKES = {
     "a painter's setting": (["rocket.png", "--scheduler=euler"], 2, "scheduler 'euler' is of a still that is drawn"),
     "a still to keep": (["rocket.png", "--save-image=a.png"], 2, "--save-image keeps a still that is drawn: drop it"),
     "a painter as model": (["rocket.png", "--model=sd-2.1-base"], 3, "sd-2.1-base generates images, not videos"),
-    "unknown ending": (["rocket.png", "-o", "x.avi"], 2, "x.avi ends in .avi, which can't be written; use .mp4"),
+    "unknown ending": (["rocket.png", "-o", "x.avi"], 2, "x.avi has the unsupported extension .avi; use .mp4"),
     "a file for a folder": (["rocket.png", "-o", "photo.webp/no/x.mp4"], 2, "photo.webp is not a folder"),
-    "full folder": (["rocket.png", "-o", "full"], 2, "the folder full is not empty; name a new one"),
+    "full folder": (["rocket.png", "-o", "full"], 2, "the folder full is not empty; use a new one"),
     "one file for two": (["rocket.png", "cut2.png", "-o", "x.mp4"], 2, "x.mp4 is one file, and there are 2 stills"),
     "one name for two": (["rocket.png", "rocket.png"], 2, "rocket.mp4 would hold more than one result"),
     "unknown field": (["rocket.png", "-o", "{stme}.mp4"], 2, "{stme} in {stme}.mp4 can't be filled in; {stem}, "),
@@ -369,7 +369,7 @@ def test_a_model_that_gives_no_video_is_refused_and_leaves_nothing(kinema, image
     save_file({name: np.full_like(t, np.nan) if "decoder" in name else t for name, t in tensors.items()}, weights)
     ran = kinema("generate", image, "--model", broken, *SMALL)
     assert ran.code == 5
-    assert ran.err.splitlines()[-1].startswith("error: the decoder gave NaN or infinity in torch.float32")
+    assert ran.err.splitlines()[-1].startswith("error: the decoder's output has NaN or infinity in torch.float32")
     assert names(folder) == ["rocket.png"]
 
 

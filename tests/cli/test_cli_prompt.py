@@ -208,7 +208,7 @@ def test_a_painter_that_gives_no_picture_is_refused_before_the_video_model_is_lo
     save_file({name: np.full_like(t, np.nan) if "decoder" in name else t for name, t in tensors.items()}, weights)
     ran = draw("--save-image", "image.png", image_pipeline=broken)
     assert ran.code == 5
-    assert ran.err.splitlines()[-1].startswith("error: the painter gave NaN or infinity in torch.float32; no still was")
+    assert ran.err.splitlines()[-1].startswith("error: the image has NaN or infinity in torch.float32; no image was")
     assert ran.err.count("loading") == 1
     assert names(folder) == []
 

@@ -341,7 +341,7 @@ def test_memory_that_runs_out_in_the_fast_engine_halves_the_chunk(
     monkeypatch.setattr(FastDecoder, "__call__", scarce)
     request = VideoRequest.checked(seed=3, width=64, height=64, num_frames=4, num_inference_steps=1)
     *_, clip = generate(pipeline, open_image(Image.effect_noise((64, 64), 90).convert("RGB")), request)
-    assert clip.recipe.events == ("memory ran out while decoding 4 frames together: went on with 2",)
+    assert clip.recipe.events == ("memory ran out while decoding 4 frames together: continued with 2",)
 
 
 def test_the_fast_decoder_decodes_again_in_float32_what_is_no_number(
@@ -357,7 +357,7 @@ def test_the_fast_decoder_decodes_again_in_float32_what_is_no_number(
     image = open_image(Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 90).convert("RGB"))
     pipeline = load(tiny_svd, device="cpu", dtype="bfloat16", engine="fast")
     *_, clip = generate(pipeline, image, VideoRequest.checked(width=64, height=64, num_frames=2, num_inference_steps=1))
-    assert clip.recipe.events == ("the decoder gave NaN or infinity in torch.bfloat16: decoded again in float32",)
+    assert clip.recipe.events == ("the decoder's output has NaN or infinity in torch.bfloat16: repeated decoding in float32",)
     assert clip.recipe.engine == "fast"
     assert {weight.dtype for weight in pipeline.vae.parameters()} == {torch.bfloat16}
 
@@ -368,7 +368,7 @@ def test_the_fast_engine_is_the_default_on_a_cpu(tiny_svd: Path, dtype: str) -> 
 
 
 def test_an_engine_that_is_not_there_is_refused(tiny_svd: Path) -> None:
-    with pytest.raises(InvalidRequest, match="no engine 'quick'; there is fast and reference"):
+    with pytest.raises(InvalidRequest, match="engine 'quick' is not supported; use fast or reference"):
         load(tiny_svd, device="cpu", engine="quick")
 
 

@@ -405,7 +405,7 @@ def test_frames_that_are_not_finite_are_decoded_again_in_float32(
 ) -> None:
     break_the_decoder(half, fault, only=torch.bfloat16)
     steps, video = everything(half, image)
-    assert video.recipe.events == (f"the decoder gave {LEAK}: decoded again in float32",)
+    assert video.recipe.events == (f"the decoder's output has {LEAK}: repeated decoding in float32",)
     assert video.recipe.dtype == "bfloat16"
     assert video.frames.shape == (4, 64, 64, 3)
     assert {p.dtype for p in half.vae.parameters()} == {torch.bfloat16}
@@ -442,7 +442,7 @@ def test_frames_that_are_never_finite_fail(tiny_svd: Path, image: InputImage, dt
 def test_latents_that_are_not_finite_fail_before_decoding(pipeline: VideoPipeline, image: InputImage) -> None:
     pipeline.unet.conv_out.bias.data[0] = torch.nan
     stages = []
-    with pytest.raises(GenerationFailed, match=r"the UNet gave NaN or infinity in torch.float32; use dtype"):
+    with pytest.raises(GenerationFailed, match=r"the UNet's output has NaN or infinity in torch.float32; use dtype"):
         stages.extend(step.stage for step in generate(pipeline, image, request_of()))
     assert "decode" not in stages
 
@@ -468,7 +468,7 @@ def test_a_video_of_one_colour_is_never_delivered(
 def test_a_black_video_is_decoded_again_in_float32(half: VideoPipeline, image: InputImage) -> None:
     break_the_decoder(half, "black", only=torch.bfloat16)
     video = clip_of(half, image)
-    assert video.recipe.events == ("the decoder gave one constant colour in torch.bfloat16: decoded again in float32",)
+    assert video.recipe.events == ("the decoder's output is one constant colour in torch.bfloat16: repeated decoding in float32",)
     assert np.ptp(video.frames) > 0
 
 
@@ -513,7 +513,7 @@ def test_decoding_goes_on_with_half_the_chunk(pipeline: VideoPipeline, image: In
     halves = clip_of(pipeline, image, num_frames=6, decode_chunk_size=3).frames
     run_out(pipeline.vae.decoder, lambda latents: len(latents) > 3)
     steps, video = everything(pipeline, image, num_frames=6, decode_chunk_size=6)
-    assert video.recipe.events == ("memory ran out while decoding 6 frames together: went on with 3",)
+    assert video.recipe.events == ("memory ran out while decoding 6 frames together: continued with 3",)
     assert np.array_equal(video.frames, halves)
     assert [(step.start, step.step) for step in steps if step.stage == "decode"] == [(0, 3), (3, 6)]
 
@@ -533,12 +533,12 @@ def test_decoding_halves_as_often_as_it_must_and_goes_on_where_it_was(
     pieces = [step for step in steps if step.stage == "decode"]
     assert [(step.start, len(step.frames)) for step in pieces] == [(0, 4), (4, 1), (5, 1), (6, 1)]
     assert np.array_equal(np.concatenate([step.frames for step in pieces]), video.frames)
-    assert video.recipe.events == ("memory ran out while decoding 3 frames together: went on with 1",)
+    assert video.recipe.events == ("memory ran out while decoding 3 frames together: continued with 1",)
 
 
 def test_a_single_frame_that_does_not_fit_ends_it(pipeline: VideoPipeline, image: InputImage) -> None:
     run_out(pipeline.vae.decoder, lambda _: True)
-    with pytest.raises(InsufficientMemory, match="while decoding a single frame; take a smaller width and height"):
+    with pytest.raises(InsufficientMemory, match="while decoding a single frame; use a smaller width and height"):
         clip_of(pipeline, image)
     assert {p.device.type for p in pipeline.vae.parameters()} == {"cpu"}
 
@@ -549,7 +549,7 @@ def test_memory_that_runs_out_on_the_cpu_is_said_in_our_words(
 ) -> None:
     calls: list[int] = []
     run_out(submodule(pipeline, part), lambda _: calls.append(1) is None)
-    with pytest.raises(InsufficientMemory, match=r"memory ran out while .*; take smaller width and height or fewer"):
+    with pytest.raises(InsufficientMemory, match=r"memory ran out while .*; use a smaller width and height or fewer"):
         clip_of(pipeline, image)
     assert len(calls) == 1  # parts can't be moved away from the CPU, so nothing is tried again
 
@@ -631,7 +631,7 @@ def test_denoising_goes_on_in_the_next_plan_at_the_step_that_failed(pipeline: Vi
     pipeline.device = Elsewhere("cpu")
     steps, video = everything(pipeline, image, num_inference_steps=4)
     assert farthest(video.frames, undisturbed) <= 1
-    assert video.recipe.events == ("memory ran out at denoising step 3: went on with resident_split",)
+    assert video.recipe.events == ("memory ran out at denoising step 3: continued with resident_split",)
     assert video.recipe.memory_plan == "resident_split"
     assert [step.step for step in steps if step.stage == "denoise"] == [1, 2, 3, 4]
 
@@ -644,8 +644,8 @@ def test_denoising_goes_down_as_many_plans_as_it_must(pipeline: VideoPipeline, i
     video = clip_of(pipeline, image, num_inference_steps=4)
     assert farthest(video.frames, undisturbed) <= 1
     assert video.recipe.events == (
-        "memory ran out at denoising step 3: went on with resident_split",
-        "memory ran out at denoising step 3: went on with model_offload",
+        "memory ran out at denoising step 3: continued with resident_split",
+        "memory ran out at denoising step 3: continued with model_offload",
     )
     assert video.recipe.memory_plan == "model_offload"
 
@@ -680,7 +680,7 @@ def test_what_can_never_fit_is_refused_before_any_work(
 ) -> None:
     request = request_of(width=2048, height=2048, num_frames=128, decode_chunk_size=128)
     monkeypatch.setattr("kinema.models.devices.free_memory", lambda _: 2**30)
-    with pytest.raises(InsufficientMemory, match=r"128 frames of 2048×2048 need about .* GiB are free"):
+    with pytest.raises(InsufficientMemory, match=r"128 frames of 2048×2048 need at least .* GiB are free"):
         next(generate(shared, image, request))
 
 

@@ -262,7 +262,7 @@ def test_a_picture_that_overflows_is_painted_again_in_float32(own: Path) -> None
     assert isinstance(image, InputImage)
     assert image.image_generation is not None
     assert image.image_generation.events == (
-        "the painter gave NaN or infinity in torch.float16: painted again in float32",
+        "the image has NaN or infinity in torch.float16: repeated in float32",
     )
     assert image.image_generation.dtype == "float32"
     assert [step.step for step in steps if isinstance(step, Step)] == [1, 2, 3, 1, 2, 3]
@@ -274,15 +274,15 @@ def test_a_picture_that_overflows_is_painted_again_in_float32(own: Path) -> None
 @pytest.mark.parametrize(
     ("factor", "words"),
     [
-        (float("nan"), "the painter gave NaN or infinity in torch.float32"),
-        (0.0, "the painter gave one constant colour"),
+        (float("nan"), "the image has NaN or infinity in torch.float32"),
+        (0.0, "the image is one constant colour"),
     ],
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_no_picture_is_no_still(own: Path, factor: float, words: str, dtype: str) -> None:
     scaled(own, "decoder.conv_out.weight", factor)
     scaled(own, "decoder.conv_out.bias", factor)
-    with pytest.raises(GenerationFailed, match=f"{words}.*no still was kept"):
+    with pytest.raises(GenerationFailed, match=f"{words}.*no image was saved"):
         still_of(load_image_pipeline(own, device="cpu", dtype=dtype))
 
 
@@ -290,7 +290,7 @@ def test_memory_that_runs_out_is_said_in_our_words(
     image_pipeline: ImagePipeline, failing: Callable[[Exception], None]
 ) -> None:
     failing(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"))
-    with pytest.raises(InsufficientMemory, match="memory ran out while painting the still; take smaller width"):
+    with pytest.raises(InsufficientMemory, match="memory ran out while generating the image; use a smaller width"):
         still_of(image_pipeline)
     assert home(image_pipeline) == {("cpu", torch.float32)}
 
@@ -305,7 +305,7 @@ def test_what_a_pipeline_refuses_is_told_as_a_bad_request(
     image_pipeline: ImagePipeline, failing: Callable[[Exception], None]
 ) -> None:
     failing(ValueError("`height` has to be divisible by 16"))
-    with pytest.raises(InvalidRequest, match=r"tiny-sd can't draw this: `height` has to be divisible by 16"):
+    with pytest.raises(InvalidRequest, match=r"tiny-sd rejected a parameter: `height` has to be divisible by 16"):
         still_of(image_pipeline)
 
 
@@ -314,7 +314,7 @@ def test_too_large_a_still_is_refused_before_any_work(
 ) -> None:
     monkeypatch.setattr("kinema.models.image_pipeline_offload.free_memory", lambda _device: 10**8)
     calls, remove = counted(image_pipeline)
-    with pytest.raises(InsufficientMemory, match="painting a still of 2048×2048 needs about"):
+    with pytest.raises(InsufficientMemory, match="an image of 2048×2048 needs at least"):
         still_of(image_pipeline, width=2048, height=2048)
     remove()
     assert calls == []
@@ -325,7 +325,7 @@ def test_a_scheduler_of_another_kind_is_refused(own: Path) -> None:
     write_json(own / "scheduler" / "scheduler_config.json", {"_class_name": kind})
     index = own / "model_index.json"
     index.write_text(index.read_text().replace("PNDMScheduler", kind))
-    with pytest.raises(InvalidRequest, match=f"scheduler 'euler' does not go with own, which has a {kind}") as refused:
+    with pytest.raises(InvalidRequest, match=f"scheduler 'euler' is not compatible with own, which uses {kind}") as refused:
         still_of(load_image_pipeline(own, device="cpu", dtype="float32"), scheduler="euler")
     assert refused.value.param == "scheduler"
 
@@ -345,7 +345,7 @@ def test_attention_slicing_of_a_loaded_pipeline_is_kept(own: Path) -> None:
 
 
 def test_a_request_without_a_prompt_is_refused(image_pipeline: ImagePipeline) -> None:
-    with pytest.raises(InvalidRequest, match="no prompt"):
+    with pytest.raises(InvalidRequest, match="prompt is missing"):
         next(iter(generate_image(image_pipeline, VideoRequest(seed=1))))
 
 
@@ -359,13 +359,13 @@ def test_known_words_need_no_caution(image_pipeline: ImagePipeline) -> None:
 @pytest.mark.parametrize(
     ("prompt", "words"),
     [
-        ("a zebra over a mountain", "tiny-sd can't draw 'zebra'"),
-        ("a zebra's quiz", "tiny-sd can't draw 'zebra', 'quiz'"),
-        ("a zebra, zebra", "tiny-sd can't draw 'zebra'"),
-        ("빨간 풍선", "tiny-sd can't draw '빨간', '풍선'"),
+        ("a zebra over a mountain", "tiny-sd does not know 'zebra'"),
+        ("a zebra's quiz", "tiny-sd does not know 'zebra', 'quiz'"),
+        ("a zebra, zebra", "tiny-sd does not know 'zebra'"),
+        ("빨간 풍선", "tiny-sd does not know '빨간', '풍선'"),
         (
             "j1 j2 j3 j4 j5 j6 j7 j8 j9",
-            "tiny-sd can't draw 'j1', 'j2', 'j3', 'j4', 'j5', 'j6', 'j7', 'j8' and 1 more",
+            "tiny-sd does not know 'j1', 'j2', 'j3', 'j4', 'j5', 'j6', 'j7', 'j8' and 1 more",
         ),
     ],
 )
@@ -380,8 +380,8 @@ def test_what_the_tokenizer_cuts_off_is_said_from_the_first_word_that_is_lost(im
     assert prompt_warnings(
         image_pipeline, request_of(prompt=f"{fits}, a red  boat at", negative_prompt=f"{fits} snowy")
     ) == [
-        "the painter reads the beginning of the prompt alone; this is left out: ', a red  boat at'",
-        "the painter reads the beginning of the negative_prompt alone; this is left out: 'snowy'",
+        "the prompt is too long for tiny-sd; this part is ignored: ', a red  boat at'",
+        "the negative_prompt is too long for tiny-sd; this part is ignored: 'snowy'",
     ]
     split = prompt_warnings(image_pipeline, request_of(prompt=f"{fits[:-5]} oversun"))
-    assert split == ["the painter reads the beginning of the prompt alone; this is left out: 'oversun'"]
+    assert split == ["the prompt is too long for tiny-sd; this part is ignored: 'oversun'"]
