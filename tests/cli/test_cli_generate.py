@@ -195,7 +195,7 @@ def test_a_video_decoded_again_holds_the_second_attempt_alone(generate, folder, 
     assert generate("-o", "plain.mp4").code == 0
     monkeypatch.setattr("kinema.engine.generate", twice)
     ran = generate("-o", "again.mp4")
-    assert "caution: repeated decoding in float32" in ran.err
+    assert "caution: decoded again in float32" in ran.err
     assert np.array_equal(read_frames(folder / "plain.mp4")[0], read_frames(folder / "again.mp4")[0])
 
 
@@ -234,7 +234,7 @@ def test_quiet_tells_the_path_alone(generate):
 
 def test_cautions_come_before_the_work(generate):
     err = generate("--width=128", "--fps=2", "-o", "out.mp4", "--num-inference-steps=1").err
-    assert "caution: the still (96×64) is enlarged" in err
+    assert "caution: the image (96×64) is enlarged" in err
     assert err.index("caution: ") < err.index("loading")
 
 
@@ -287,7 +287,7 @@ def test_errors_are_coloured_on_a_terminal(generate, terminal):
 # What is refused
 
 MISTAKES = {
-    "no such still": (["nope.png"], 2, "there is no file nope.png; check the name and the folder"),
+    "no such still": (["nope.png"], 2, "file nope.png not found; check the name and the folder"),
     "no picture": (["text.txt"], 2, "text.txt is not a supported image; use a JPEG, PNG or WebP"),
     "cut short": (["cut.png"], 2, "cut.png is damaged or truncated"),
     "a folder as still": (["full"], 2, "full is a folder; use one image in it"),
@@ -311,7 +311,7 @@ MISTAKES = {
     "the still itself": (["photo.webp", "-o", "photo.webp"], 2, "photo.webp is what the video is made from"),
     "the sheet on the still": (["rocket.png", "--contact-sheet=rocket.png"], 2, "rocket.png is what the video is made"),
     "sheet of another kind": (["rocket.png", "--contact-sheet=a.jpg"], 2, "a.jpg must end in .png; name it a.png"),
-    "too quick for a gif": (["rocket.png", "-o", "a.gif", "--fps=90"], 2, "gif plays at most 50 frames/s, not 90"),
+    "too quick for a gif": (["rocket.png", "-o", "a.gif", "--fps=90"], 2, "gif supports at most 50 frames/s, not 90"),
     "no such model": (["rocket.png", "--model=svdxt"], 3, "model 'svdxt' not found; did you mean svd-xt?"),
     "no SVD": (["rocket.png", "--model=full"], 3, "full has no model_index.json"),
     "offline": (["rocket.png", "--model=some/one"], 3, "some/one is not downloaded, and HF_HUB_OFFLINE is set"),

@@ -357,7 +357,9 @@ def test_the_fast_decoder_decodes_again_in_float32_what_is_no_number(
     image = open_image(Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 90).convert("RGB"))
     pipeline = load(tiny_svd, device="cpu", dtype="bfloat16", engine="fast")
     *_, clip = generate(pipeline, image, VideoRequest.checked(width=64, height=64, num_frames=2, num_inference_steps=1))
-    assert clip.recipe.events == ("the decoder's output has NaN or infinity in torch.bfloat16: repeated decoding in float32",)
+    assert clip.recipe.events == (
+        "the decoder's output has NaN or infinity in torch.bfloat16: repeated decoding in float32",
+    )
     assert clip.recipe.engine == "fast"
     assert {weight.dtype for weight in pipeline.vae.parameters()} == {torch.bfloat16}
 

@@ -160,7 +160,10 @@ def test_memory_that_runs_out_for_good_is_said_and_given_back(tiny_sd: Path) -> 
     image_pipeline = cuda(tiny_sd)
     needed = peak(image_pipeline, **LARGE)
     before = torch.cuda.memory_allocated()
-    with limited(needed // 4), pytest.raises(InsufficientMemory, match="memory ran out while generating the image") as raised:
+    with (
+        limited(needed // 4),
+        pytest.raises(InsufficientMemory, match="memory ran out while generating the image") as raised,
+    ):
         still_of(image_pipeline, **LARGE)
     assert raised.value is not None
     assert torch.cuda.memory_allocated() - before < needed // 10
