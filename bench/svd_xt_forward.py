@@ -469,7 +469,7 @@ class Bench:
                 if made.get("plan") == "streamed":  # whose first lays the weights out
                     again = f"{gib} GiB, the next"
                     self.guarded(again, lambda pipeline=pipeline: self.one_video("fast", pipeline), result)
-            pipeline.forwards.clear()
+            pipeline.cached_networks.clear()
             torch.cuda.set_per_process_memory_fraction(1.0)
         return result
 

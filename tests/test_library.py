@@ -190,8 +190,8 @@ def test_a_device_or_dtype_that_is_not_there_is_refused(
     ("settings", "words"),
     [
         ({"motion_bucket_id": 300}, "motion_bucket_id 300 is above 255"),
-        ({"fps": 4}, "fps 4 is outside the 5 to 30"),
-        ({"fps": 31}, "fps 31 is outside the 5 to 30"),
+        ({"fps": 4}, "fps 4 is outside 5 to 30"),
+        ({"fps": 31}, "fps 31 is outside 5 to 30"),
         ({"width": 128, "height": 128}, "is enlarged 2 times to 128×128"),
         ({"width": 160}, r"crop keeps 41% of the still"),
     ],

@@ -142,7 +142,7 @@ def test_what_is_no_painter_is_refused_when_the_work_begins(
     loaded: VideoPipeline, tiny_svd: Path, tmp_path: Path
 ) -> None:
     steps = kinema.stream(prompt=PROMPT, model=loaded, image_model=tiny_svd, **SETTINGS)
-    with pytest.raises(NotAnImagePipeline, match="tiny-svd makes videos from stills"):
+    with pytest.raises(NotAnImagePipeline, match="tiny-svd generates videos, not images"):
         next(steps)
     with pytest.raises(WeightsError):
         kinema.generate(prompt=PROMPT, model=loaded, image_model=tmp_path, **SETTINGS)
@@ -150,7 +150,7 @@ def test_what_is_no_painter_is_refused_when_the_work_begins(
 
 def test_painters_that_none_names_follow_the_device_and_the_size(tiny_svd: Path) -> None:
     """The steps are not begun, so nothing is loaded."""
-    with pytest.warns(kinema.KinemaWarning, match="64×64 is not the 288×160 that pocket-t2i was trained on"):
+    with pytest.warns(kinema.KinemaWarning, match="pocket-t2i was trained on 288×160, not 64×64"):
         kinema.stream(prompt=PROMPT, model=tiny_svd, device="cpu", **SETTINGS)
 
 
@@ -161,7 +161,7 @@ def test_painters_that_none_names_follow_the_device_and_the_size(tiny_svd: Path)
 def test_what_the_painter_does_not_read_is_warned_of_at_the_line_that_called(
     loaded: VideoPipeline, image_pipeline: ImagePipeline, call: object
 ) -> None:
-    with pytest.warns(kinema.KinemaWarning, match="tiny-sd can't draw 'zebra'") as warned:
+    with pytest.warns(kinema.KinemaWarning, match="tiny-sd does not know 'zebra'") as warned:
         call(prompt="a zebra", model=loaded, image_model=image_pipeline, **SETTINGS)
     assert {warning.filename for warning in warned} == {__file__}
 
@@ -169,7 +169,7 @@ def test_what_the_painter_does_not_read_is_warned_of_at_the_line_that_called(
 def test_words_that_draw_nothing_are_named_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kinema.models.loading.load", None)
     monkeypatch.setattr("kinema.models.image_pipeline.load_image_pipeline", None)
-    with pytest.warns(kinema.KinemaWarning, match="pocket-t2i can't draw 'old', 'Paris'"):
+    with pytest.warns(kinema.KinemaWarning, match="pocket-t2i does not know 'old', 'Paris'"):
         kinema.stream(prompt="an old boat in Paris", model="pocket", device="cpu")
 
 

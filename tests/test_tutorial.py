@@ -145,7 +145,7 @@ def test_words_that_the_painter_does_not_know_are_told(
     image_generation: Lesson, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     image_generation.generate_text2video("a red zebra", tmp_path / "zebra.mp4", seed=3)
-    assert "note: tiny-sd can't draw 'zebra'" in capsys.readouterr().out
+    assert "note: tiny-sd does not know 'zebra'" in capsys.readouterr().out
 
 
 def test_an_empty_sentence_is_refused(image_generation: Lesson, tmp_path: Path) -> None:

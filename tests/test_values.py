@@ -210,7 +210,7 @@ IMAGE_GENERATION = ImageGeneration(
     pipeline="StableDiffusionPipeline",
     dtype="float16",
     memory_plan="resident",
-    events=("the painter gave NaN or infinity in float16: painted again in float32",),
+    events=("the image has NaN or infinity in float16: repeated in float32",),
 )
 
 
@@ -226,7 +226,7 @@ def test_a_recipe_survives_json(image_generation: ImageGeneration | None) -> Non
         dtype="float32",
         memory_plan="resident",
         decode_chunk_size=14,
-        events=("memory ran out while decoding 14 frames together: went on with 7",),
+        events=("memory ran out while decoding 14 frames together: continued with 7",),
         versions={"torch": "2.13.0"},
     )
     assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe

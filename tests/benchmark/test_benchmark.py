@@ -69,7 +69,7 @@ def mixed(tiny_svd: Path):
     return measured(tiny_svd, runs=1, dtype="bfloat16", peer_dtype="float32", settings=settings)[1]
 
 
-def test_each_side_has_one_process_from_its_first_video_to_its_last(whole) -> None:
+def test_each_side_runs_in_one_process(whole) -> None:
     there, _ = whole
     before = there["kinema: loading in a fresh process, and a first video"]
     ours = there["diffusers: loading in a fresh process, and a first video"] - before
@@ -83,7 +83,7 @@ def test_each_side_has_one_process_from_its_first_video_to_its_last(whole) -> No
 
 
 @pytest.mark.parametrize("side", ["kinema", "diffusers"])
-def test_a_process_is_measured_from_its_start(record, side) -> None:
+def test_cold_time_starts_with_process(record, side) -> None:
     told = side_of(record, side)
     assert 0 < told["load_seconds"] < told["cold"]["loaded_after"] < told["cold"]["seconds"]
     assert told["cold_again"] is None  # nothing is compiled on a CPU
@@ -91,7 +91,7 @@ def test_a_process_is_measured_from_its_start(record, side) -> None:
     assert told["peak_memory_gib"]["rss"] > 0.1
 
 
-def test_the_factor_is_the_peers_time_by_ours(record) -> None:
+def test_factor_is_baseline_time_by_kinema_time(record) -> None:
     ours, peer = record["kinema"], record["peers"]["diffusers"]
     factor = peer["factor"]
     assert set(factor) == {*STAGES, "load", "cold"}
@@ -102,7 +102,7 @@ def test_the_factor_is_the_peers_time_by_ours(record) -> None:
 
 
 @pytest.mark.parametrize("side", ["kinema", "diffusers"])
-def test_the_stages_of_each_video_add_up_to_all(record, side) -> None:
+def test_stage_times_sum_to_total(record, side) -> None:
     warm = side_of(record, side)["warm"]
     assert len(warm["runs"]) == record["runs"] == 2
     for run in warm["runs"]:
@@ -113,7 +113,7 @@ def test_the_stages_of_each_video_add_up_to_all(record, side) -> None:
         assert warm["min"][stage] <= warm["median"][stage] <= warm["max"][stage]
 
 
-def test_both_make_the_same_video_in_float32(record) -> None:
+def test_both_sides_generate_same_video_in_float32(record) -> None:
     assert record["dtype"] == "float32"
     assert record["engine"] == "fast"
     frames = record["peers"]["diffusers"]["frames"]
@@ -123,21 +123,21 @@ def test_both_make_the_same_video_in_float32(record) -> None:
 
 
 @pytest.mark.parametrize("vae_levels", [3, 4])
-def test_both_begin_with_the_same_noise_in_half_precision(tmp_path, vae_levels) -> None:
+def test_both_sides_use_same_noise_in_half_precision(tmp_path, vae_levels) -> None:
     folder = make_tiny_svd(tmp_path, vae_levels=vae_levels)
     strong = request_of(folder, num_inference_steps=1, max_guidance_scale=1.0)
     ours, theirs = (loader(name)(task_of(folder, "bfloat16"))(strong).frames for name in ("kinema", "diffusers"))
     assert distance(ours, theirs)["psnr_db"] > 30
 
 
-def test_the_peer_may_compute_in_another_dtype(mixed) -> None:
+def test_baseline_in_other_dtype(mixed) -> None:
     assert (mixed["dtype"], mixed["peer_dtype"]) == ("bfloat16", "float32")
     assert set(mixed["matrix_tflop_per_second"]) == {"bfloat16", "float32"}
     assert 30 < mixed["peers"]["diffusers"]["frames"]["psnr_db"] < 70
     assert 1e-4 < mixed["peers"]["diffusers"]["latents_apart"] < 0.1
 
 
-def test_speeds_are_one_count_of_operations_by_each_sides_time(record) -> None:
+def test_speed_is_flops_by_time(record) -> None:
     step, decode = record["tflop"]["step"], record["tflop"]["decode"]
     assert min(step, decode) > 0
     for side in (record["kinema"], *record["peers"].values()):
@@ -150,7 +150,7 @@ def test_speeds_are_one_count_of_operations_by_each_sides_time(record) -> None:
 
 @pytest.mark.parametrize("guided", [True, False])
 @pytest.mark.parametrize(("vae_levels", "factor"), [(4, 8), (3, 4)])
-def test_operations_are_those_that_diffusers_does(tmp_path, guided, vae_levels, factor) -> None:
+def test_flops_equal_those_of_diffusers(tmp_path, guided, vae_levels, factor) -> None:
     """Counted while it computes; attention as products, for torch does not count what a CPU's own kernel does."""
     folder = make_tiny_svd(tmp_path, levels=4, latent_channels=8, vae_levels=vae_levels)
     request = request_of(folder, max_guidance_scale=3.0 if guided else 1.0, decode_chunk_size=2)
@@ -167,7 +167,7 @@ def test_operations_are_those_that_diffusers_does(tmp_path, guided, vae_levels, 
     assert counted(folder, request) == found
 
 
-def test_the_record_says_what_was_asked_and_of_what(record, tiny_svd) -> None:
+def test_record_has_parameters_and_model(record, tiny_svd) -> None:
     assert record["note"] == "random weights"
     assert list(record["peers"]) == ["diffusers"]
     asked = request_of(tiny_svd, decode_chunk_size=2, fps=9).model_dump(exclude={"model"})
@@ -180,16 +180,16 @@ def test_the_record_says_what_was_asked_and_of_what(record, tiny_svd) -> None:
     assert record["machine"]["threads"] == torch.get_num_threads()
 
 
-def test_the_record_is_json_without_private_paths(record, tiny_svd) -> None:
+def test_record_is_json_without_private_paths(record, tiny_svd) -> None:
     text = json.dumps(record, allow_nan=False)
     assert str(tiny_svd.parent) not in text
 
 
-def test_the_frames_decoded_together_are_those_that_ours_took(mixed) -> None:
+def test_baseline_uses_decode_chunk_size_of_kinema(mixed) -> None:
     assert mixed["settings"]["decode_chunk_size"] == 3
 
 
-def test_what_a_process_refuses_is_raised_here_whatever_its_libraries_print(tiny_svd, tmp_path, monkeypatch) -> None:
+def test_error_of_side_process_is_raised_despite_library_output(tiny_svd, tmp_path, monkeypatch) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys\n"
         "sys.addaudithook(lambda *event: event[1][:1] == ('diffusers',) and os.write(1, b'diffusers is here\\n'))\n"
@@ -200,23 +200,23 @@ def test_what_a_process_refuses_is_raised_here_whatever_its_libraries_print(tiny
     request = request_of(tiny_svd)
     with (
         started("kinema", task_of(broken), tmp_path / "side", tmp_path / "caches") as ours,
-        pytest.raises(NotAnSvdModel, match="for an SVD"),
+        pytest.raises(NotAnSvdModel, match="an SVD has"),
     ):
         ours.first(request)
 
 
-def test_a_process_that_dies_leaves_its_last_words(tiny_svd, tmp_path) -> None:
+def test_crashed_side_process_reports_last_output(tiny_svd, tmp_path) -> None:
     request = request_of(tiny_svd)
     with started("diffusers", task_of(tmp_path), tmp_path / "side", tmp_path / "caches") as peer:
         with pytest.raises(
-            GenerationFailed, match=r"the process of diffusers ended with 1; its last words: OSError: .*"
+            GenerationFailed, match=r"the process of diffusers ended with 1; its last output: OSError: .*"
         ):
             peer.first(request)
         with pytest.raises(GenerationFailed, match="ended with 1"):
             peer.make(request)
 
 
-def test_a_process_ends_with_the_measuring_that_began_it(tiny_svd) -> None:
+def test_side_process_ends_with_benchmark(tiny_svd) -> None:
     before = children()
     machine = read_settings(device="cpu", dtype="float32")
     measuring = measure(str(tiny_svd), gradient(64, 64), request_of(tiny_svd), settings=machine)
@@ -226,21 +226,23 @@ def test_a_process_ends_with_the_measuring_that_began_it(tiny_svd) -> None:
     assert children() == before
 
 
-def test_distance_is_told_in_255ths_and_decibels() -> None:
+def test_distance_is_in_255ths_and_decibels() -> None:
     black = np.zeros((2, 4, 4, 3), np.uint8)
     assert distance(black, black) == {"psnr_db": None, "greatest_difference": 0, "mean_difference": 0}
     assert distance(black, black + 51) == {"psnr_db": 13.979, "greatest_difference": 51, "mean_difference": 51}
     assert distance(black + 255, black)["psnr_db"] == 0
 
 
-def test_what_can_not_be_measured_is_refused(tiny_svd) -> None:
-    with pytest.raises(InvalidRequest, match="no peer 'onediff'; there is diffusers, diffusers-compile, or nothing"):
+def test_unsupported_baseline_engine_or_guidance_is_rejected(tiny_svd) -> None:
+    with pytest.raises(
+        InvalidRequest, match="baseline 'onediff' is not supported; use diffusers, diffusers-compile or nothing"
+    ):
         named("diffusers,onediff")
-    with pytest.raises(InvalidRequest, match="the peer diffusers is named twice in 'diffusers, diffusers'"):
+    with pytest.raises(InvalidRequest, match="baseline diffusers is repeated in 'diffusers, diffusers'"):
         named("diffusers, diffusers")
     assert named("diffusers, diffusers-compile") == ["diffusers", "diffusers-compile"]
     assert named("nothing") == []
-    with pytest.raises(InvalidRequest, match="there is no engine 'slow'; there is fast and reference"):
+    with pytest.raises(InvalidRequest, match="engine 'slow' is not supported; use fast or reference"):
         check("slow")
     single = request_of(tiny_svd, num_frames=1)
     with pytest.raises(InvalidRequest, match="diffusers' pipeline fails at num_frames 1 with guidance from 1 to 3"):
@@ -251,7 +253,7 @@ def test_what_can_not_be_measured_is_refused(tiny_svd) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler of C++")
-def test_several_peers_take_turns_and_what_was_compiled_is_found_again(tiny_svd) -> None:
+def test_several_baselines_alternate_and_reuse_compiler_caches(tiny_svd) -> None:
     there, record = measured(tiny_svd, runs=1, peers=["diffusers", "diffusers-compile"])
     assert "diffusers-compile: once more in a fresh process, which finds what the first compiled" in there
     assert "kinema: once more in a fresh process, which finds what the first compiled" not in there

@@ -48,14 +48,18 @@ def test_alone_and_without_a_still_it_needs_no_file(bench, folder):
 
 
 MISTAKES = {
-    "no such peer": (["--against=onediff"], 2, "there is no peer 'onediff'; there is diffusers, diffusers-compile, or"),
+    "no such peer": (
+        ["--against=onediff"],
+        2,
+        "baseline 'onediff' is not supported; use diffusers, diffusers-compile or",
+    ),
     "no such peer's dtype": (
         ["--peer-dtype=fp8"],
         2,
-        "there is no peer_dtype 'fp8'; there is float16, bfloat16, float32",
+        "peer_dtype 'fp8' is not supported; use float16, bfloat16, float32",
     ),
-    "no such engine": (["--engine=slow"], 2, "there is no engine 'slow'; there is fast and reference"),
-    "no such still": (["nope.png"], 2, "there is no file nope.png; check the name and the folder"),
+    "no such engine": (["--engine=slow"], 2, "engine 'slow' is not supported; use fast or reference"),
+    "no such still": (["nope.png"], 2, "file nope.png not found; check the name and the folder"),
     "out of range": (["--fps=500"], 2, "fps 500 is out of range: 1 to 120"),
     "a painter's setting": (["--scheduler=euler"], 2, "no such option: --scheduler"),
     "no runs": (["--runs=0"], 2, "invalid value for '--runs': "),
@@ -63,7 +67,7 @@ MISTAKES = {
     "another ending": (["--out=x.txt"], 2, "the record x.txt must end in .json; name it x.json"),
     "a folder": (["--out=full.json"], 2, "full.json is a folder; choose another name for the record"),
     "where the peer fails": (["--min-guidance-scale=2", "--max-guidance-scale=1"], 2, "diffusers' pipeline fails at"),
-    "no such model": (["--model=svdxt"], 3, "there is no model 'svdxt'; did you mean svd-xt?"),
+    "no such model": (["--model=svdxt"], 3, "model 'svdxt' not found; did you mean svd-xt?"),
 }
 
 

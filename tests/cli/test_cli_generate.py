@@ -234,13 +234,13 @@ def test_quiet_tells_the_path_alone(generate):
 
 def test_cautions_come_before_the_work(generate):
     err = generate("--width=128", "--fps=2", "-o", "out.mp4", "--num-inference-steps=1").err
-    assert "caution: the still (96×64) is enlarged" in err
+    assert "caution: the image (96×64) is enlarged" in err
     assert err.index("caution: ") < err.index("loading")
 
 
 def test_an_unset_model_is_chosen_with_a_reason(kinema, image):
     ran = kinema("generate", image, "-o", "no/where.mp4", "--device", "cpu")
-    assert ran.err.splitlines()[0] == "model pocket: svd-xt needs a CUDA device to be quick, and this runs on cpu"
+    assert ran.err.splitlines()[0] == "model pocket: svd-xt is slow without a CUDA device, and the device is cpu"
 
 
 def test_the_environment_can_name_the_model(kinema, image, tiny_svd, monkeypatch):
@@ -287,10 +287,10 @@ def test_errors_are_coloured_on_a_terminal(generate, terminal):
 # What is refused
 
 MISTAKES = {
-    "no such still": (["nope.png"], 2, "there is no file nope.png; check the name and the folder"),
-    "no picture": (["text.txt"], 2, "text.txt is no picture that is known here; give a JPEG, PNG or WebP"),
-    "cut short": (["cut.png"], 2, "cut.png is damaged or cut short"),
-    "a folder as still": (["full"], 2, "full is a folder; give one picture inside it"),
+    "no such still": (["nope.png"], 2, "file nope.png not found; check the name and the folder"),
+    "no picture": (["text.txt"], 2, "text.txt is not a supported image; use a JPEG, PNG or WebP"),
+    "cut short": (["cut.png"], 2, "cut.png is damaged or truncated"),
+    "a folder as still": (["full"], 2, "full is a folder; use one image in it"),
     "out of range": (["rocket.png", "--fps=500"], 2, "fps 500 is out of range: 1 to 120"),
     "no multiple of 8": (["rocket.png", "--width=100"], 2, "width 100 is not a multiple of 8; 96 and 104 are"),
     "no such choice": (["rocket.png", "--fit=zoom"], 2, "fit 'zoom' is not usable: input should be 'crop', 'pad' or"),
@@ -301,26 +301,26 @@ MISTAKES = {
     "an empty prompt": (["--prompt= "], 2, "prompt ' ' is empty; say what the still is to show"),
     "a painter's setting": (["rocket.png", "--scheduler=euler"], 2, "scheduler 'euler' is of a still that is drawn"),
     "a still to keep": (["rocket.png", "--save-image=a.png"], 2, "--save-image keeps a still that is drawn: drop it"),
-    "a painter as model": (["rocket.png", "--model=sd-2.1-base"], 3, "sd-2.1-base draws stills from prompts"),
-    "unknown ending": (["rocket.png", "-o", "x.avi"], 2, "x.avi ends in .avi, which can't be written; use .mp4"),
+    "a painter as model": (["rocket.png", "--model=sd-2.1-base"], 3, "sd-2.1-base generates images, not videos"),
+    "unknown ending": (["rocket.png", "-o", "x.avi"], 2, "x.avi has the unsupported extension .avi; use .mp4"),
     "a file for a folder": (["rocket.png", "-o", "photo.webp/no/x.mp4"], 2, "photo.webp is not a folder"),
-    "full folder": (["rocket.png", "-o", "full"], 2, "the folder full is not empty; name a new one"),
+    "full folder": (["rocket.png", "-o", "full"], 2, "the folder full is not empty; use a new one"),
     "one file for two": (["rocket.png", "cut2.png", "-o", "x.mp4"], 2, "x.mp4 is one file, and there are 2 stills"),
     "one name for two": (["rocket.png", "rocket.png"], 2, "rocket.mp4 would hold more than one result"),
     "unknown field": (["rocket.png", "-o", "{stme}.mp4"], 2, "{stme} in {stme}.mp4 can't be filled in; {stem}, "),
     "the still itself": (["photo.webp", "-o", "photo.webp"], 2, "photo.webp is what the video is made from"),
     "the sheet on the still": (["rocket.png", "--contact-sheet=rocket.png"], 2, "rocket.png is what the video is made"),
     "sheet of another kind": (["rocket.png", "--contact-sheet=a.jpg"], 2, "a.jpg must end in .png; name it a.png"),
-    "too quick for a gif": (["rocket.png", "-o", "a.gif", "--fps=90"], 2, "gif plays at most 50 frames/s, not 90"),
-    "no such model": (["rocket.png", "--model=svdxt"], 3, "there is no model 'svdxt'; did you mean svd-xt?"),
+    "too quick for a gif": (["rocket.png", "-o", "a.gif", "--fps=90"], 2, "gif supports at most 50 frames/s, not 90"),
+    "no such model": (["rocket.png", "--model=svdxt"], 3, "model 'svdxt' not found; did you mean svd-xt?"),
     "no SVD": (["rocket.png", "--model=full"], 3, "full has no model_index.json"),
-    "offline": (["rocket.png", "--model=some/one"], 3, "some/one is not on this machine, and HF_HUB_OFFLINE forbids"),
-    "no such device": (["rocket.png", "--device=cuda:77"], 2, "there is no device 'cuda:77' here; there is "),
+    "offline": (["rocket.png", "--model=some/one"], 3, "some/one is not downloaded, and HF_HUB_OFFLINE is set"),
+    "no such device": (["rocket.png", "--device=cuda:77"], 2, "device 'cuda:77' is not available; use auto, "),
     "no such dtype": (["rocket.png", "--dtype=fp16"], 2, "dtype can't be 'fp16'; it can be auto (float16 on GPUs, "),
     "too large": (
         ["rocket.png", "--width=2048", "--height=2048", "--num-frames=128", "--decode-chunk-size=128"],
         4,
-        "128 frames of 2048×2048 need about",
+        "128 frames of 2048×2048 need at least",
     ),
 }  # fmt: skip
 
@@ -369,7 +369,7 @@ def test_a_model_that_gives_no_video_is_refused_and_leaves_nothing(kinema, image
     save_file({name: np.full_like(t, np.nan) if "decoder" in name else t for name, t in tensors.items()}, weights)
     ran = kinema("generate", image, "--model", broken, *SMALL)
     assert ran.code == 5
-    assert ran.err.splitlines()[-1].startswith("error: the decoder gave NaN or infinity in torch.float32")
+    assert ran.err.splitlines()[-1].startswith("error: the decoder's output has NaN or infinity in torch.float32")
     assert names(folder) == ["rocket.png"]
 
 

@@ -128,14 +128,14 @@ def test_the_doctor_says_what_does_not_fit(kinema, monkeypatch):
     monkeypatch.setattr("kinema.models.devices.free_memory", lambda _device: 2**30)
     svd = json.loads(kinema("doctor", "--json").out)["models"][1]
     assert svd["plan"] is None
-    assert svd["fault"].startswith("does not fit: 14 frames of 1024×576 need about")
+    assert svd["fault"].startswith("does not fit: 14 frames of 1024×576 need at least")
 
 
 def test_the_doctor_names_a_setting_that_asks_for_what_is_not_here(kinema, monkeypatch):
     monkeypatch.setenv("KINEMA_DEVICE", "cuda:77")
     ran = kinema("doctor", "--json")
     assert ran.code == 0
-    assert any("there is no device 'cuda:77' here" in problem for problem in json.loads(ran.out)["problems"])
+    assert any("device 'cuda:77' is not available" in problem for problem in json.loads(ran.out)["problems"])
 
 
 # Signals

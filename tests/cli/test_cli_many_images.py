@@ -46,7 +46,7 @@ def test_one_that_can_not_be_used_is_refused_before_any_work(generate, images, f
     (folder / "3.png").write_bytes((folder / "3.png").read_bytes()[:200])
     ran = generate(images=images)
     assert ran.code == 2
-    assert "3.png is damaged or cut short" in ran.err
+    assert "3.png is damaged or truncated" in ran.err
     assert not list(folder.glob("*.mp4"))
 
 

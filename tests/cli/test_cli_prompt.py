@@ -98,7 +98,7 @@ def test_several_prompts_load_each_model_once_and_draw_first(draw, folder):
 
 def test_words_that_the_painter_does_not_know_are_told_before_it_paints(draw):
     err = draw("-o", "out.mp4", prompts=("a zebra over a mountain",)).err
-    warning = "caution: tiny-sd can't draw 'zebra'"
+    warning = "caution: tiny-sd does not know 'zebra'"
     assert err.index(warning) < err.index("text_to_image 1/3")
 
 
@@ -109,9 +109,9 @@ def test_words_that_the_embedded_model_cannot_draw_are_named_before_it_is_loaded
     monkeypatch.setattr("kinema.cli.render.draw_all", load)
     models = "--model", "pocket", "--image-model", "pocket-t2i"
     err = kinema("generate", "--prompt", "an old boat in Paris", *models).err
-    assert err.splitlines() == ["caution: pocket-t2i can't draw 'old', 'Paris'", "error: stopped here"]
+    assert err.splitlines() == ["caution: pocket-t2i does not know 'old', 'Paris'", "error: stopped here"]
     err = kinema("generate", "--prompt", "빨간 풍선", *models).err
-    assert err.startswith("caution: pocket-t2i can't draw anything of this prompt")
+    assert err.startswith("caution: pocket-t2i does not know any word of this prompt")
 
 
 def test_json_events_tell_both_halves(draw):
@@ -130,7 +130,7 @@ def test_json_events_tell_both_halves(draw):
     assert (start["image"], start["request"]["prompt"]) == (None, "a zebra")
     steps = [(event["stage"], event["step"], event["total"]) for event in events if event["event"] == "step"]
     assert steps[:4] == [("text_to_image", 1, 3), ("text_to_image", 2, 3), ("text_to_image", 3, 3), ("encode", 1, 2)]
-    assert "tiny-sd can't draw 'zebra'" in done["warnings"]
+    assert "tiny-sd does not know 'zebra'" in done["warnings"]
 
 
 def test_quiet_tells_the_path_alone(draw):
@@ -149,21 +149,25 @@ def test_an_unset_painter_is_chosen_with_a_reason(kinema, tiny_svd):
     ran = kinema("generate", "--prompt", PROMPT, "--model", tiny_svd, "--device=cpu", "-o", "refused.avi")
     assert ran.code == 2
     assert ran.err.splitlines()[0] == (
-        "painter pocket-t2i: sd-2.1-base needs a CUDA device to be quick, and this runs on cpu"
+        "painter pocket-t2i: sd-2.1-base is slow without a CUDA device, and the device is cpu"
     )
     ran = kinema("generate", "--prompt", PROMPT, "--model", "pocket", "--device=cpu", "-o", "refused.avi")
-    assert ran.err.splitlines()[0] == "painter pocket-t2i: it is made for 288×160"
+    assert ran.err.splitlines()[0] == "painter pocket-t2i: it is trained on 288×160"
 
 
 # What is refused
 
 MISTAKES = {
-    "an SVD as painter": (["--image-model={svd}"], 3, "makes videos from stills, and draws none"),
-    "a model's name": (["--image-model=svd-xt"], 3, "svd-xt makes videos from stills, and draws none"),
-    "no painter": (["--image-model=full"], 3, "full has no model_index.json, so it is no model in diffusers' layout"),
-    "misspelt": (["--image-model=sd-21-base"], 3, "there is no painter 'sd-21-base'; did you mean sd-2.1-base?"),
-    "offline": (["--image-model=some/one"], 3, "some/one is not on this machine, and HF_HUB_OFFLINE forbids"),
-    "missing weights": (["--image-model=lacking"], 3, "has no weights of its unet"),
+    "an SVD as painter": (["--image-model={svd}"], 3, "generates videos, not images"),
+    "a model's name": (["--image-model=svd-xt"], 3, "svd-xt generates videos, not images"),
+    "no painter": (
+        ["--image-model=full"],
+        3,
+        "full has no model_index.json, so it is not a model in diffusers' layout",
+    ),
+    "misspelt": (["--image-model=sd-21-base"], 3, "image model 'sd-21-base' not found; did you mean sd-2.1-base?"),
+    "offline": (["--image-model=some/one"], 3, "some/one is not downloaded, and HF_HUB_OFFLINE is set"),
+    "missing weights": (["--image-model=lacking"], 3, "has no weights for its unet"),
     "no such scheduler": (["--scheduler=heun"], 2, "scheduler 'heun' is not usable"),
     "out of range": (["--image-num-inference-steps=0"], 2, "image_num_inference_steps 0 is out of range: 1 to 200"),
     "an empty second prompt": (["--prompt="], 2, "prompt '' is empty"),
@@ -204,7 +208,7 @@ def test_a_painter_that_gives_no_picture_is_refused_before_the_video_model_is_lo
     save_file({name: np.full_like(t, np.nan) if "decoder" in name else t for name, t in tensors.items()}, weights)
     ran = draw("--save-image", "image.png", image_pipeline=broken)
     assert ran.code == 5
-    assert ran.err.splitlines()[-1].startswith("error: the painter gave NaN or infinity in torch.float32; no still was")
+    assert ran.err.splitlines()[-1].startswith("error: the image has NaN or infinity in torch.float32; no image was")
     assert ran.err.count("loading") == 1
     assert names(folder) == []
 

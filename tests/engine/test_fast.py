@@ -341,7 +341,7 @@ def test_memory_that_runs_out_in_the_fast_engine_halves_the_chunk(
     monkeypatch.setattr(FastDecoder, "__call__", scarce)
     request = VideoRequest.checked(seed=3, width=64, height=64, num_frames=4, num_inference_steps=1)
     *_, clip = generate(pipeline, open_image(Image.effect_noise((64, 64), 90).convert("RGB")), request)
-    assert clip.recipe.events == ("memory ran out while decoding 4 frames together: went on with 2",)
+    assert clip.recipe.events == ("memory ran out while decoding 4 frames together: continued with 2",)
 
 
 def test_the_fast_decoder_decodes_again_in_float32_what_is_no_number(
@@ -357,7 +357,9 @@ def test_the_fast_decoder_decodes_again_in_float32_what_is_no_number(
     image = open_image(Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 90).convert("RGB"))
     pipeline = load(tiny_svd, device="cpu", dtype="bfloat16", engine="fast")
     *_, clip = generate(pipeline, image, VideoRequest.checked(width=64, height=64, num_frames=2, num_inference_steps=1))
-    assert clip.recipe.events == ("the decoder gave NaN or infinity in torch.bfloat16: decoded again in float32",)
+    assert clip.recipe.events == (
+        "the decoder's output has NaN or infinity in torch.bfloat16: repeated decoding in float32",
+    )
     assert clip.recipe.engine == "fast"
     assert {weight.dtype for weight in pipeline.vae.parameters()} == {torch.bfloat16}
 
@@ -368,7 +370,7 @@ def test_the_fast_engine_is_the_default_on_a_cpu(tiny_svd: Path, dtype: str) -> 
 
 
 def test_an_engine_that_is_not_there_is_refused(tiny_svd: Path) -> None:
-    with pytest.raises(InvalidRequest, match="no engine 'quick'; there is fast and reference"):
+    with pytest.raises(InvalidRequest, match="engine 'quick' is not supported; use fast or reference"):
         load(tiny_svd, device="cpu", engine="quick")
 
 
@@ -376,12 +378,12 @@ def test_numbers_of_one_byte_are_refused_where_nothing_multiplies_them(
     tiny_svd: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fp8 = Settings(device="cpu", precision="fp8")
-    with pytest.raises(InvalidRequest, match=r"'fp8' needs an NVIDIA GPU .* not cpu; take precision 'full'"):
+    with pytest.raises(InvalidRequest, match=r"'fp8' needs an NVIDIA GPU .* not cpu; use precision 'full'"):
         load(tiny_svd, settings=fp8)
     with pytest.raises(InvalidRequest, match="'fp8' needs the fast engine, not 'reference'"):
         load(tiny_svd, engine="reference", settings=fp8)
     monkeypatch.setattr(loading, "is_hopper", lambda _: True)
-    with pytest.raises(InvalidRequest, match="float16 or bfloat16 for all else; this is float32"):
+    with pytest.raises(InvalidRequest, match="Triton and dtype float16 or bfloat16; dtype is float32"):
         load(tiny_svd, dtype="float32", settings=fp8)
 
 
@@ -390,20 +392,20 @@ def test_the_recipe_tells_the_precision_and_the_next_video_finds_the_unet_laid_o
     tiny_svd: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpu, "suits", lambda _: True)
-    pipeline = replace(load(tiny_svd, device="cpu", dtype="float32"), precision="fp8", forwards={})
+    pipeline = replace(load(tiny_svd, device="cpu", dtype="float32"), precision="fp8", cached_networks={})
     request = VideoRequest.checked(seed=3, width=64, height=64, num_frames=2, num_inference_steps=2)
     image = open_image(Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 90).convert("RGB"))
     *_, clip = generate(pipeline, image, request)
     assert clip.recipe.precision == "fp8"
-    kept = pipeline.forwards["resident"]
+    kept = pipeline.cached_networks["resident"]
     *_, again = generate(pipeline, image, request)
-    assert pipeline.forwards["resident"] is kept
+    assert pipeline.cached_networks["resident"] is kept
     assert (clip.frames == again.frames).all()
     with place(pipeline, MemoryPlan("model_offload", 2)):  # after which its weights would lie on the device for nothing
-        assert not pipeline.forwards
-    pipeline.forwards["resident"] = kept
+        assert not pipeline.cached_networks
+    pipeline.cached_networks["resident"] = kept
     pipeline.release()
-    assert not pipeline.forwards
+    assert not pipeline.cached_networks
 
 
 def test_offload_by_layers_goes_through_the_reference(tiny_svd: Path) -> None:

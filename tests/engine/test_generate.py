@@ -96,7 +96,7 @@ def hooks(pipeline: VideoPipeline) -> list[object]:
         pytest.param({"num_frames": 1, "num_inference_steps": 1}, [1], id="one frame, one step"),
     ],
 )
-def test_steps_come_in_order_with_their_totals(
+def test_steps_are_in_order_with_totals(
     shared: VideoPipeline, image: InputImage, settings: dict[str, int], decoded: list[int]
 ) -> None:
     steps, video = everything(shared, image, **settings)
@@ -110,7 +110,7 @@ def test_steps_come_in_order_with_their_totals(
     assert video.frames.shape == (frames, 64, 64, 3)
 
 
-def test_denoising_steps_carry_latents_that_change(shared: VideoPipeline, image: InputImage) -> None:
+def test_denoise_steps_have_changing_latents(shared: VideoPipeline, image: InputImage) -> None:
     steps, _ = everything(shared, image, num_inference_steps=3)
     latents = [step.latents for step in steps if step.stage == "denoise"]
     assert [tensor.shape for tensor in latents] == [(1, 4, 4, 8, 8)] * 3
@@ -121,7 +121,7 @@ def test_denoising_steps_carry_latents_that_change(shared: VideoPipeline, image:
     assert all(estimate.std() < noisy.std() for estimate, noisy in zip(clean[:-1], latents[:-1], strict=True))
 
 
-def test_the_frames_of_the_decoding_steps_are_the_clip(shared: VideoPipeline, image: InputImage) -> None:
+def test_frames_of_decode_steps_form_video(shared: VideoPipeline, image: InputImage) -> None:
     steps, video = everything(shared, image, num_frames=5, decode_chunk_size=2)
     pieces = [step for step in steps if step.stage == "decode"]
     assert [step.start for step in pieces] == [0, 2, 4]
@@ -130,12 +130,12 @@ def test_the_frames_of_the_decoding_steps_are_the_clip(shared: VideoPipeline, im
     assert all(step.frames is None for step in steps if step.stage != "decode")
 
 
-def test_the_clip_plays_at_the_rate_asked_for(shared: VideoPipeline, image: InputImage) -> None:
+def test_video_has_requested_frame_rate(shared: VideoPipeline, image: InputImage) -> None:
     assert clip_of(shared, image, fps=9, num_inference_steps=1).fps == 9
     assert clip_of(shared, image, fps=9, playback_fps=24, num_inference_steps=1).fps == 24
 
 
-def test_a_still_of_any_size_is_fitted(shared: VideoPipeline) -> None:
+def test_image_of_any_size_is_fitted(shared: VideoPipeline) -> None:
     wide = open_image(waves(200, 90))
     fits = [clip_of(shared, wide, width=88, height=72, fit=fit).frames for fit in ("crop", "pad", "stretch")]
     assert {frames.shape for frames in fits} == {(4, 72, 88, 3)}
@@ -187,18 +187,18 @@ print(clip.recipe.model_dump_json())
     ],
     ids=lambda other: next(iter(other)),
 )
-def test_another_seed_or_setting_gives_another_video(
+def test_other_seed_or_parameter_gives_other_video(
     shared: VideoPipeline, image: InputImage, other: dict[str, float]
 ) -> None:
     assert not np.array_equal(clip_of(shared, image).frames, clip_of(shared, image, **other).frames)
 
 
-def test_another_still_gives_another_video(shared: VideoPipeline, image: InputImage) -> None:
+def test_other_image_gives_other_video(shared: VideoPipeline, image: InputImage) -> None:
     turned = open_image(image.rgb.transpose(Image.Transpose.ROTATE_90))
     assert not np.array_equal(clip_of(shared, image).frames, clip_of(shared, turned).frames)
 
 
-def test_torchs_own_seed_and_noise_are_left_alone(shared: VideoPipeline, image: InputImage) -> None:
+def test_global_torch_generator_is_unchanged(shared: VideoPipeline, image: InputImage) -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
     first = clip_of(shared, image).frames
@@ -207,7 +207,7 @@ def test_torchs_own_seed_and_noise_are_left_alone(shared: VideoPipeline, image: 
     assert np.array_equal(clip_of(shared, image).frames, first)
 
 
-def test_the_callers_default_device_and_dtype_do_not_matter(shared: VideoPipeline, image: InputImage) -> None:
+def test_default_device_and_dtype_have_no_effect(shared: VideoPipeline, image: InputImage) -> None:
     plain = clip_of(shared, image).frames
     torch.set_default_dtype(torch.float64)
     try:
@@ -264,7 +264,7 @@ def test_without_guidance_there_is_no_unconditional_pass(
     assert batches(pipeline, image, **settings) == [batch, batch]
 
 
-def test_a_plan_that_splits_gives_the_unet_one_half_at_a_time(
+def test_split_plan_runs_unet_once_per_condition(
     pipeline: VideoPipeline, image: InputImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "plan_for", lambda *_: MemoryPlan("resident_split", 4))
@@ -273,7 +273,7 @@ def test_a_plan_that_splits_gives_the_unet_one_half_at_a_time(
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_unet_is_told_every_number_exactly(tiny_svd: Path, image: InputImage, dtype: str) -> None:
+def test_unet_inputs_are_exact(tiny_svd: Path, image: InputImage, dtype: str) -> None:
     pipeline = load(tiny_svd, device="cpu", dtype=dtype, engine="reference")
     told: list[list[float]] = []
 
@@ -303,7 +303,7 @@ def stopped_after(iterator: Iterator[Step | Video], stage: str) -> weakref.ref[t
 
 @pytest.mark.parametrize("name", PLANS)
 @pytest.mark.parametrize("stage", ["encode", "denoise", "decode"])
-def test_stopping_frees_everything(
+def test_cancel_frees_memory(
     pipeline: VideoPipeline, image: InputImage, stage: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "plan_for", lambda *_: MemoryPlan(name, 2))
@@ -325,7 +325,7 @@ def test_stopping_frees_everything(
         gc.enable()
 
 
-def test_stopping_while_decoding_again_leaves_the_model_in_its_dtype(half: VideoPipeline, image: InputImage) -> None:
+def test_cancel_during_repeated_decoding_restores_dtype(half: VideoPipeline, image: InputImage) -> None:
     break_the_decoder(half, "nan", only=torch.bfloat16)
     iterator = generate(half, image, request_of())
     step = next(step for step in iterator if isinstance(step, Step) and step.stage == "decode")
@@ -335,7 +335,7 @@ def test_stopping_while_decoding_again_leaves_the_model_in_its_dtype(half: Video
     assert {p.dtype for p in half.vae.parameters()} == {torch.bfloat16}
 
 
-def test_latents_are_let_go_before_the_clip_comes(pipeline: VideoPipeline, image: InputImage) -> None:
+def test_latents_are_freed_before_video_is_yielded(pipeline: VideoPipeline, image: InputImage) -> None:
     iterator = generate(pipeline, image, request_of())
     held = stopped_after(iterator, "denoise")
     held = stopped_after(iterator, "decode")
@@ -345,13 +345,13 @@ def test_latents_are_let_go_before_the_clip_comes(pipeline: VideoPipeline, image
     assert held() is None
 
 
-def test_a_stopped_model_makes_the_same_video_again(pipeline: VideoPipeline, image: InputImage) -> None:
+def test_pipeline_generates_same_video_after_cancel(pipeline: VideoPipeline, image: InputImage) -> None:
     whole = clip_of(pipeline, image).frames
     stopped_after(generate(pipeline, image, request_of()), "denoise")
     assert np.array_equal(clip_of(pipeline, image).frames, whole)
 
 
-def test_the_callers_gradient_mode_is_its_own(pipeline: VideoPipeline, image: InputImage) -> None:
+def test_gradient_mode_of_caller_is_unchanged(pipeline: VideoPipeline, image: InputImage) -> None:
     pipeline.unet.requires_grad_()
     with torch.enable_grad():
         for step in generate(pipeline, image, request_of()):
@@ -362,7 +362,7 @@ def test_the_callers_gradient_mode_is_its_own(pipeline: VideoPipeline, image: In
         assert isinstance(clip_of(pipeline, image), Video)
 
 
-def test_nothing_happens_before_the_first_step_is_asked_for(pipeline: VideoPipeline, image: InputImage) -> None:
+def test_no_work_before_first_next(pipeline: VideoPipeline, image: InputImage) -> None:
     calls: list[object] = []
     pipeline.image_encoder.register_forward_pre_hook(lambda *_: calls.append(1))
     iterator = generate(pipeline, image, request_of())
@@ -400,19 +400,17 @@ def break_the_decoder(pipeline: VideoPipeline, fault: str, *, only: torch.dtype 
 
 
 @pytest.mark.parametrize("fault", ["nan", "inf", "-inf"])
-def test_frames_that_are_not_finite_are_decoded_again_in_float32(
-    half: VideoPipeline, image: InputImage, fault: str
-) -> None:
+def test_nan_frames_are_decoded_again_in_float32(half: VideoPipeline, image: InputImage, fault: str) -> None:
     break_the_decoder(half, fault, only=torch.bfloat16)
     steps, video = everything(half, image)
-    assert video.recipe.events == (f"the decoder gave {LEAK}: decoded again in float32",)
+    assert video.recipe.events == (f"the decoder's output has {LEAK}: repeated decoding in float32",)
     assert video.recipe.dtype == "bfloat16"
     assert video.frames.shape == (4, 64, 64, 3)
     assert {p.dtype for p in half.vae.parameters()} == {torch.bfloat16}
     assert [step.start for step in steps if step.stage == "decode"] == [0]
 
 
-def test_frames_decoded_again_begin_at_the_first_and_replace_the_others(half: VideoPipeline, image: InputImage) -> None:
+def test_repeated_decoding_restarts_at_first_frame(half: VideoPipeline, image: InputImage) -> None:
     break_the_decoder(half, "nan", only=torch.bfloat16, after=1)
     steps, video = everything(half, image, decode_chunk_size=2)
     pieces = [step for step in steps if step.stage == "decode"]
@@ -420,7 +418,7 @@ def test_frames_decoded_again_begin_at_the_first_and_replace_the_others(half: Vi
     assert np.array_equal(np.concatenate([step.frames for step in pieces[1:]]), video.frames)
 
 
-def test_frames_decoded_again_are_those_of_float32(half: VideoPipeline, image: InputImage) -> None:
+def test_repeated_decoding_equals_float32(half: VideoPipeline, image: InputImage) -> None:
     break_the_decoder(half, "nan", only=torch.bfloat16)
     steps, video = everything(half, image)
     latents = [step.latents for step in steps if step.stage == "denoise"][-1]
@@ -432,17 +430,17 @@ def test_frames_decoded_again_are_those_of_float32(half: VideoPipeline, image: I
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_frames_that_are_never_finite_fail(tiny_svd: Path, image: InputImage, dtype: str) -> None:
+def test_nan_frames_in_float32_fail(tiny_svd: Path, image: InputImage, dtype: str) -> None:
     pipeline = load(tiny_svd, device="cpu", dtype=dtype, engine="reference")
     break_the_decoder(pipeline, "nan")
     with pytest.raises(GenerationFailed, match=r"NaN or infinity in torch\.float32.*[Cc]heck the weights"):
         clip_of(pipeline, image)
 
 
-def test_latents_that_are_not_finite_fail_before_decoding(pipeline: VideoPipeline, image: InputImage) -> None:
+def test_nan_latents_fail_before_decoding(pipeline: VideoPipeline, image: InputImage) -> None:
     pipeline.unet.conv_out.bias.data[0] = torch.nan
     stages = []
-    with pytest.raises(GenerationFailed, match=r"the UNet gave NaN or infinity in torch.float32; use dtype"):
+    with pytest.raises(GenerationFailed, match=r"the UNet's output has NaN or infinity in torch.float32; use dtype"):
         stages.extend(step.stage for step in generate(pipeline, image, request_of()))
     assert "decode" not in stages
 
@@ -455,9 +453,7 @@ def flatten(pipeline: VideoPipeline, colour: tuple[float, float, float]) -> None
 
 
 @pytest.mark.parametrize("colour", [(-1, -1, -1), (0, 0, 0), (0.5, -0.25, 1)], ids=["black", "grey", "orange"])
-def test_a_video_of_one_colour_is_never_delivered(
-    pipeline: VideoPipeline, image: InputImage, colour: tuple[float, float, float]
-) -> None:
+def test_constant_video_fails(pipeline: VideoPipeline, image: InputImage, colour: tuple[float, float, float]) -> None:
     flatten(pipeline, colour)
     results = []
     with pytest.raises(GenerationFailed, match="one constant colour"):
@@ -465,21 +461,23 @@ def test_a_video_of_one_colour_is_never_delivered(
     assert not any(isinstance(result, Video) for result in results)
 
 
-def test_a_black_video_is_decoded_again_in_float32(half: VideoPipeline, image: InputImage) -> None:
+def test_constant_video_is_decoded_again_in_float32(half: VideoPipeline, image: InputImage) -> None:
     break_the_decoder(half, "black", only=torch.bfloat16)
     video = clip_of(half, image)
-    assert video.recipe.events == ("the decoder gave one constant colour in torch.bfloat16: decoded again in float32",)
+    assert video.recipe.events == (
+        "the decoder's output is one constant colour in torch.bfloat16: repeated decoding in float32",
+    )
     assert np.ptp(video.frames) > 0
 
 
-def test_a_still_of_one_colour_may_become_a_video_of_one(pipeline: VideoPipeline) -> None:
+def test_constant_image_may_give_constant_video(pipeline: VideoPipeline) -> None:
     flatten(pipeline, (0.5, -0.25, 1))
     video = clip_of(pipeline, open_image(Image.new("RGB", (64, 64), (191, 96, 255))))
     assert video.frames[0, 0, 0].tolist() == [191, 96, 255]
     assert (video.frames == video.frames[0, 0, 0]).all()
 
 
-def test_a_bar_beside_the_colour_makes_it_two(pipeline: VideoPipeline) -> None:
+def test_padded_constant_image_is_not_constant(pipeline: VideoPipeline) -> None:
     flatten(pipeline, (0, 0, 0))
     with pytest.raises(GenerationFailed):
         clip_of(pipeline, open_image(Image.new("RGB", (64, 40), "white")), fit="pad")
@@ -509,18 +507,16 @@ def run_out(module: torch.nn.Module, when: Callable[[torch.Tensor], bool]) -> No
     module.register_forward_pre_hook(refuse)
 
 
-def test_decoding_goes_on_with_half_the_chunk(pipeline: VideoPipeline, image: InputImage) -> None:
+def test_out_of_memory_halves_decode_chunk(pipeline: VideoPipeline, image: InputImage) -> None:
     halves = clip_of(pipeline, image, num_frames=6, decode_chunk_size=3).frames
     run_out(pipeline.vae.decoder, lambda latents: len(latents) > 3)
     steps, video = everything(pipeline, image, num_frames=6, decode_chunk_size=6)
-    assert video.recipe.events == ("memory ran out while decoding 6 frames together: went on with 3",)
+    assert video.recipe.events == ("memory ran out while decoding 6 frames together: continued with 3",)
     assert np.array_equal(video.frames, halves)
     assert [(step.start, step.step) for step in steps if step.stage == "decode"] == [(0, 3), (3, 6)]
 
 
-def test_decoding_halves_as_often_as_it_must_and_goes_on_where_it_was(
-    pipeline: VideoPipeline, image: InputImage
-) -> None:
+def test_decode_chunk_is_halved_repeatedly_without_restart(pipeline: VideoPipeline, image: InputImage) -> None:
     calls = 0
 
     def later(latents: torch.Tensor) -> bool:  # the first chunk is decoded, and then memory gets scarce
@@ -533,23 +529,21 @@ def test_decoding_halves_as_often_as_it_must_and_goes_on_where_it_was(
     pieces = [step for step in steps if step.stage == "decode"]
     assert [(step.start, len(step.frames)) for step in pieces] == [(0, 4), (4, 1), (5, 1), (6, 1)]
     assert np.array_equal(np.concatenate([step.frames for step in pieces]), video.frames)
-    assert video.recipe.events == ("memory ran out while decoding 3 frames together: went on with 1",)
+    assert video.recipe.events == ("memory ran out while decoding 3 frames together: continued with 1",)
 
 
-def test_a_single_frame_that_does_not_fit_ends_it(pipeline: VideoPipeline, image: InputImage) -> None:
+def test_out_of_memory_on_single_frame_fails(pipeline: VideoPipeline, image: InputImage) -> None:
     run_out(pipeline.vae.decoder, lambda _: True)
-    with pytest.raises(InsufficientMemory, match="while decoding a single frame; take a smaller width and height"):
+    with pytest.raises(InsufficientMemory, match="while decoding a single frame; use a smaller width and height"):
         clip_of(pipeline, image)
     assert {p.device.type for p in pipeline.vae.parameters()} == {"cpu"}
 
 
 @pytest.mark.parametrize("part", ["image_encoder", "vae.encoder", "unet"])
-def test_memory_that_runs_out_on_the_cpu_is_said_in_our_words(
-    pipeline: VideoPipeline, image: InputImage, part: str
-) -> None:
+def test_out_of_memory_on_cpu_raises_insufficient_memory(pipeline: VideoPipeline, image: InputImage, part: str) -> None:
     calls: list[int] = []
     run_out(submodule(pipeline, part), lambda _: calls.append(1) is None)
-    with pytest.raises(InsufficientMemory, match=r"memory ran out while .*; take smaller width and height or fewer"):
+    with pytest.raises(InsufficientMemory, match=r"memory ran out while .*; use a smaller width and height or fewer"):
         clip_of(pipeline, image)
     assert len(calls) == 1  # parts can't be moved away from the CPU, so nothing is tried again
 
@@ -571,7 +565,9 @@ def submodule(pipeline: VideoPipeline, path: str) -> torch.nn.Module:
         "CUDA error: out of memory",
     ],
 )
-def test_every_backends_way_of_saying_it_is_known(pipeline: VideoPipeline, image: InputImage, words: str) -> None:
+def test_out_of_memory_messages_of_all_backends_are_recognised(
+    pipeline: VideoPipeline, image: InputImage, words: str
+) -> None:
     def refuse(*_: object) -> None:
         raise RuntimeError(words)
 
@@ -580,14 +576,14 @@ def test_every_backends_way_of_saying_it_is_known(pipeline: VideoPipeline, image
         clip_of(pipeline, image)
 
 
-def test_the_cpus_own_words_are_known(pipeline: VideoPipeline, image: InputImage) -> None:
+def test_real_cpu_out_of_memory_is_recognised(pipeline: VideoPipeline, image: InputImage) -> None:
     pipeline.unet.register_forward_pre_hook(lambda *_: torch.empty(2**60))
     with pytest.raises(InsufficientMemory, match="while denoising"):
         clip_of(pipeline, image)
 
 
 @pytest.mark.parametrize("part", ["image_encoder", "unet", "vae.decoder"])
-def test_another_error_passes_as_it_is(pipeline: VideoPipeline, image: InputImage, part: str) -> None:
+def test_other_error_is_not_translated(pipeline: VideoPipeline, image: InputImage, part: str) -> None:
     fault = RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     def fail(*_: object) -> None:
@@ -602,7 +598,7 @@ def test_another_error_passes_as_it_is(pipeline: VideoPipeline, image: InputImag
 
 
 @pytest.mark.parametrize("part", ["unet.mid_block", "vae.decoder.mid_block"])
-def test_a_kept_error_holds_none_of_the_work(pipeline: VideoPipeline, image: InputImage, part: str) -> None:
+def test_kept_error_references_no_tensors(pipeline: VideoPipeline, image: InputImage, part: str) -> None:
     held: list[weakref.ref[torch.Tensor]] = []
 
     def refuse(_: object, inputs: tuple[torch.Tensor, ...], named: dict[str, torch.Tensor]) -> None:
@@ -618,7 +614,7 @@ def test_a_kept_error_holds_none_of_the_work(pipeline: VideoPipeline, image: Inp
     assert all(tensor() is None for tensor in held)
 
 
-def test_denoising_goes_on_in_the_next_plan_at_the_step_that_failed(pipeline: VideoPipeline, image: InputImage) -> None:
+def test_out_of_memory_repeats_step_with_next_plan(pipeline: VideoPipeline, image: InputImage) -> None:
     undisturbed = clip_of(pipeline, image, num_inference_steps=4).frames
     calls = 0
 
@@ -631,12 +627,12 @@ def test_denoising_goes_on_in_the_next_plan_at_the_step_that_failed(pipeline: Vi
     pipeline.device = Elsewhere("cpu")
     steps, video = everything(pipeline, image, num_inference_steps=4)
     assert farthest(video.frames, undisturbed) <= 1
-    assert video.recipe.events == ("memory ran out at denoising step 3: went on with resident_split",)
+    assert video.recipe.events == ("memory ran out at denoising step 3: continued with resident_split",)
     assert video.recipe.memory_plan == "resident_split"
     assert [step.step for step in steps if step.stage == "denoise"] == [1, 2, 3, 4]
 
 
-def test_denoising_goes_down_as_many_plans_as_it_must(pipeline: VideoPipeline, image: InputImage) -> None:
+def test_denoising_uses_leaner_plans_until_one_fits(pipeline: VideoPipeline, image: InputImage) -> None:
     undisturbed = clip_of(pipeline, image, num_inference_steps=4).frames
     calls: list[int] = []
     run_out(pipeline.unet, lambda _: calls.append(1) is None and len(calls) in (3, 4))
@@ -644,15 +640,15 @@ def test_denoising_goes_down_as_many_plans_as_it_must(pipeline: VideoPipeline, i
     video = clip_of(pipeline, image, num_inference_steps=4)
     assert farthest(video.frames, undisturbed) <= 1
     assert video.recipe.events == (
-        "memory ran out at denoising step 3: went on with resident_split",
-        "memory ran out at denoising step 3: went on with model_offload",
+        "memory ran out at denoising step 3: continued with resident_split",
+        "memory ran out at denoising step 3: continued with model_offload",
     )
     assert video.recipe.memory_plan == "model_offload"
 
 
 # Unguided, there is nothing to split; and nothing is streamed without kernels.
 @pytest.mark.parametrize(("guidance", "plans"), [(3.0, 4), (1.0, 3)])
-def test_denoising_tries_each_leaner_plan_once(
+def test_denoising_fails_after_last_plan(
     pipeline: VideoPipeline, image: InputImage, guidance: float, plans: int
 ) -> None:
     calls: list[int] = []
@@ -664,7 +660,7 @@ def test_denoising_tries_each_leaner_plan_once(
     assert len(hooks(pipeline)) == 1
 
 
-def test_the_leanest_plan_has_none_after_it(
+def test_out_of_memory_in_leanest_plan_fails(
     pipeline: VideoPipeline, image: InputImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "plan_for", lambda *_: MemoryPlan("sequential_offload", 4))
@@ -675,19 +671,19 @@ def test_the_leanest_plan_has_none_after_it(
     assert len(hooks(pipeline)) == 1
 
 
-def test_what_can_never_fit_is_refused_before_any_work(
+def test_impossible_size_fails_before_work(
     shared: VideoPipeline, image: InputImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = request_of(width=2048, height=2048, num_frames=128, decode_chunk_size=128)
     monkeypatch.setattr("kinema.models.devices.free_memory", lambda _: 2**30)
-    with pytest.raises(InsufficientMemory, match=r"128 frames of 2048×2048 need about .* GiB are free"):
+    with pytest.raises(InsufficientMemory, match=r"128 frames of 2048×2048 need at least .* GiB are free"):
         next(generate(shared, image, request))
 
 
 # The recipe
 
 
-def test_the_recipe_says_how_it_was_made(shared: VideoPipeline, image: InputImage, tiny_svd: Path) -> None:
+def test_recipe_has_parameters_and_environment(shared: VideoPipeline, image: InputImage, tiny_svd: Path) -> None:
     recipe = clip_of(shared, image, model=str(tiny_svd)).recipe
     assert recipe.request == request_of(model="tiny-svd")
     assert recipe.model == shared.identity
@@ -700,7 +696,7 @@ def test_the_recipe_says_how_it_was_made(shared: VideoPipeline, image: InputImag
     assert set(recipe.versions) == {"torch", "diffusers", "transformers", "accelerate"}
 
 
-def test_the_recipe_holds_no_private_path(shared: VideoPipeline, image: InputImage, tiny_svd: Path) -> None:
+def test_recipe_has_no_private_path(shared: VideoPipeline, image: InputImage, tiny_svd: Path) -> None:
     written = clip_of(shared, image, model=str(tiny_svd)).recipe.model_dump_json()
     assert "tiny-svd" in written
     assert str(tiny_svd.parent) not in written
@@ -708,17 +704,17 @@ def test_the_recipe_holds_no_private_path(shared: VideoPipeline, image: InputIma
     assert str(Path.home()) not in written
 
 
-def test_the_recipe_survives_json(shared: VideoPipeline, image: InputImage) -> None:
+def test_recipe_json_round_trip(shared: VideoPipeline, image: InputImage) -> None:
     recipe = clip_of(shared, image).recipe
     assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
 
 
-def test_the_recipe_tells_weights_apart(shared: VideoPipeline, tiny_svd_4_levels: Path) -> None:
+def test_recipe_differs_for_other_weights(shared: VideoPipeline, tiny_svd_4_levels: Path) -> None:
     other = load(tiny_svd_4_levels, device="cpu", dtype="float32").identity
     assert len(shared.identity.weights_sha256) == 64
     assert other.weights_sha256 != shared.identity.weights_sha256
 
 
-def test_the_recipe_names_a_drawn_seed(shared: VideoPipeline, image: InputImage) -> None:
+def test_recipe_has_random_seed(shared: VideoPipeline, image: InputImage) -> None:
     video = clip_of(shared, image, seed=None)
     assert np.array_equal(video.frames, clip_of(shared, image, seed=video.seed).frames)

@@ -193,7 +193,7 @@ def test_denoising_goes_on_in_the_next_plan_when_memory_runs_out(tiny_svd: Path,
     )
     with limited((most + least + ballast) // 2):
         video = clip_of(pipeline, image, **LONG)
-    assert video.recipe.events == ("memory ran out at denoising step 1: went on with resident_split",)
+    assert video.recipe.events == ("memory ran out at denoising step 1: continued with resident_split",)
     assert video.recipe.memory_plan == "resident_split"
     assert np.abs(video.frames.astype(float) - undisturbed).mean() < 2
 

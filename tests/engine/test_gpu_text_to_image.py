@@ -150,7 +150,7 @@ def test_painting_goes_on_in_the_next_plan_when_memory_runs_out(tiny_sd: Path) -
     with limited(int(2.5 * needed)):
         image = still_of(image_pipeline, **LARGE)
     assert image.image_generation is not None
-    assert image.image_generation.events == ("memory ran out while painting: painted again with model_offload",)
+    assert image.image_generation.events == ("memory ran out while generating the image: repeated with model_offload",)
     assert image.image_generation.memory_plan == "model_offload"
     assert farthest(image, undisturbed) <= 8  # in TF32
     assert at_home(image_pipeline)
@@ -160,7 +160,10 @@ def test_memory_that_runs_out_for_good_is_said_and_given_back(tiny_sd: Path) -> 
     image_pipeline = cuda(tiny_sd)
     needed = peak(image_pipeline, **LARGE)
     before = torch.cuda.memory_allocated()
-    with limited(needed // 4), pytest.raises(InsufficientMemory, match="memory ran out while painting") as raised:
+    with (
+        limited(needed // 4),
+        pytest.raises(InsufficientMemory, match="memory ran out while generating the image") as raised,
+    ):
         still_of(image_pipeline, **LARGE)
     assert raised.value is not None
     assert torch.cuda.memory_allocated() - before < needed // 10

@@ -120,9 +120,7 @@ def test_frames_equal_diffusers_with_two_layers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("vae_levels", [2, 3, 4], ids=["2 times", "4 times", "8 times"])
 @pytest.mark.parametrize("shape", [PLAIN_TOP, UP_ALONE], ids=["a plain first level", "attention at the top going up"])
-def test_frames_equal_diffusers_whatever_the_vae_shrinks(
-    tmp_path: Path, shape: dict[str, object], vae_levels: int
-) -> None:
+def test_frames_equal_diffusers_for_every_vae_factor(tmp_path: Path, shape: dict[str, object], vae_levels: int) -> None:
     folder = make_tiny_svd(tmp_path / "svd", **{**shape, "vae_levels": vae_levels})
     assert_parity(folder, width=104, height=72, num_frames=3)  # four levels of the UNet divide neither
 

@@ -91,7 +91,7 @@ def assert_parity(folder: Path, **settings: object) -> None:
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_stills_equal_diffusers_with_every_scheduler(tiny_sd: Path, scheduler: str) -> None:
+def test_image_equals_diffusers_with_every_scheduler(tiny_sd: Path, scheduler: str) -> None:
     assert_parity(tiny_sd, scheduler=scheduler, image_guidance_scale=7.5)
 
 
@@ -108,19 +108,19 @@ def test_stills_equal_diffusers_with_every_scheduler(tiny_sd: Path, scheduler: s
         pytest.param({"seed": 2**53 - 1}, id="largest seed"),
     ],
 )
-def test_stills_equal_diffusers(tiny_sd: Path, settings: dict[str, object]) -> None:
+def test_image_equals_diffusers(tiny_sd: Path, settings: dict[str, object]) -> None:
     assert_parity(tiny_sd, **{"scheduler": "euler", "image_guidance_scale": 7.5} | settings)
 
 
 @pytest.mark.parametrize("scheduler", ["euler", "euler_ancestral"])
-def test_stills_equal_diffusers_of_another_pipeline(tiny_sdxl: Path, scheduler: str) -> None:
+def test_image_equals_diffusers_with_sdxl(tiny_sdxl: Path, scheduler: str) -> None:
     assert_parity(tiny_sdxl, scheduler=scheduler, image_guidance_scale=5.0, negative_prompt="a sea")
 
 
 # Steps
 
 
-def test_each_step_is_told_with_its_latents_and_the_still_comes_last(image_pipeline: ImagePipeline) -> None:
+def test_steps_have_latents_and_image_is_last(image_pipeline: ImagePipeline) -> None:
     *steps, image = generate_image(image_pipeline, request_of())
     assert [(step.stage, step.step, step.total) for step in steps] == [("text_to_image", i, 3) for i in (1, 2, 3)]
     assert {tuple(step.latents.shape) for step in steps} == {(1, 1, 4, 8, 8)}
@@ -128,13 +128,13 @@ def test_each_step_is_told_with_its_latents_and_the_still_comes_last(image_pipel
     assert image.name == "a-red-balloon-over-a-snowy-mountain"
 
 
-def test_a_scheduler_that_takes_more_steps_says_so(image_pipeline: ImagePipeline) -> None:
+def test_scheduler_with_more_steps_reports_its_total(image_pipeline: ImagePipeline) -> None:
     *steps, _ = generate_image(image_pipeline, request_of(scheduler="pndm"))
     assert [step.step for step in steps] == list(range(1, steps[0].total + 1))
     assert len(steps) == 4  # its first step is taken twice
 
 
-def test_a_still_tells_how_it_was_drawn(image_pipeline: ImagePipeline) -> None:
+def test_image_has_image_generation(image_pipeline: ImagePipeline) -> None:
     image = still_of(image_pipeline)
     assert image.image_generation is not None
     assert image.image_generation.model == image_pipeline.identity
@@ -147,12 +147,12 @@ def test_a_still_tells_how_it_was_drawn(image_pipeline: ImagePipeline) -> None:
     assert image.sha256 == open_image(image.rgb).sha256
 
 
-def test_same_seed_same_still_and_another_another(image_pipeline: ImagePipeline) -> None:
+def test_seed_determines_image(image_pipeline: ImagePipeline) -> None:
     first, again, other = (still_of(image_pipeline, seed=seed) for seed in (1, 1, 2))
     assert first.sha256 == again.sha256 != other.sha256
 
 
-def test_what_is_asked_of_the_painter_counts(image_pipeline: ImagePipeline) -> None:
+def test_image_parameters_change_image(image_pipeline: ImagePipeline) -> None:
     changes = [
         {"prompt": "a blue sea"},
         {"negative_prompt": "a sea"},
@@ -164,7 +164,7 @@ def test_what_is_asked_of_the_painter_counts(image_pipeline: ImagePipeline) -> N
     assert len(set(images)) == len(images)
 
 
-def test_what_is_left_open_is_the_painters_own(image_pipeline: ImagePipeline) -> None:
+def test_missing_image_parameters_use_model_defaults(image_pipeline: ImagePipeline) -> None:
     assert image_pipeline.defaults == {
         "image_guidance_scale": 7.5,
         "image_num_inference_steps": 50,
@@ -175,7 +175,7 @@ def test_what_is_left_open_is_the_painters_own(image_pipeline: ImagePipeline) ->
 
 
 @pytest.mark.parametrize(("dtype", "levels"), [("bfloat16", 3), ("float16", 1)])
-def test_a_seed_means_the_same_still_in_half_precision(
+def test_seed_gives_similar_image_in_half_precision(
     tiny_sd: Path, image_pipeline: ImagePipeline, dtype: str, levels: float
 ) -> None:
     image = still_of(load_image_pipeline(tiny_sd, device="cpu", dtype=dtype))
@@ -184,7 +184,7 @@ def test_a_seed_means_the_same_still_in_half_precision(
     assert np.abs(pixels(image) - pixels(still_of(image_pipeline))).mean() < levels
 
 
-def test_gradients_and_notices_are_as_they_were_between_steps(image_pipeline: ImagePipeline) -> None:
+def test_gradient_mode_and_warnings_are_unchanged_between_steps(image_pipeline: ImagePipeline) -> None:
     iterator = generate_image(image_pipeline, request_of())
     step = next(iterator)
     assert isinstance(step, Step)
@@ -203,7 +203,7 @@ def counted(image_pipeline: ImagePipeline) -> tuple[list[int], Callable[[], None
     return calls, hook.remove
 
 
-def test_the_painter_waits_for_the_caller_and_stops_within_the_step(image_pipeline: ImagePipeline) -> None:
+def test_close_stops_generation_within_step(image_pipeline: ImagePipeline) -> None:
     calls, remove = counted(image_pipeline)
     try:
         iterator = generate_image(image_pipeline, request_of(image_num_inference_steps=50))
@@ -255,15 +255,13 @@ def failing(image_pipeline: ImagePipeline) -> Iterator[Callable[[Exception], Non
         hook.remove()
 
 
-def test_a_picture_that_overflows_is_painted_again_in_float32(own: Path) -> None:
+def test_overflow_repeats_in_float32(own: Path) -> None:
     scaled(own, "decoder.conv_in.weight", 1e4)  # beyond float16 until the next normalisation
     half = load_image_pipeline(own, device="cpu", dtype="float16")
     *steps, image = generate_image(half, request_of())
     assert isinstance(image, InputImage)
     assert image.image_generation is not None
-    assert image.image_generation.events == (
-        "the painter gave NaN or infinity in torch.float16: painted again in float32",
-    )
+    assert image.image_generation.events == ("the image has NaN or infinity in torch.float16: repeated in float32",)
     assert image.image_generation.dtype == "float32"
     assert [step.step for step in steps if isinstance(step, Step)] == [1, 2, 3, 1, 2, 3]
     whole = still_of(load_image_pipeline(own, device="cpu", dtype="float32"))
@@ -274,68 +272,68 @@ def test_a_picture_that_overflows_is_painted_again_in_float32(own: Path) -> None
 @pytest.mark.parametrize(
     ("factor", "words"),
     [
-        (float("nan"), "the painter gave NaN or infinity in torch.float32"),
-        (0.0, "the painter gave one constant colour"),
+        (float("nan"), "the image has NaN or infinity in torch.float32"),
+        (0.0, "the image is one constant colour"),
     ],
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_no_picture_is_no_still(own: Path, factor: float, words: str, dtype: str) -> None:
+def test_invalid_image_in_float32_fails(own: Path, factor: float, words: str, dtype: str) -> None:
     scaled(own, "decoder.conv_out.weight", factor)
     scaled(own, "decoder.conv_out.bias", factor)
-    with pytest.raises(GenerationFailed, match=f"{words}.*no still was kept"):
+    with pytest.raises(GenerationFailed, match=f"{words}.*no image was saved"):
         still_of(load_image_pipeline(own, device="cpu", dtype=dtype))
 
 
-def test_memory_that_runs_out_is_said_in_our_words(
+def test_out_of_memory_raises_insufficient_memory(
     image_pipeline: ImagePipeline, failing: Callable[[Exception], None]
 ) -> None:
     failing(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"))
-    with pytest.raises(InsufficientMemory, match="memory ran out while painting the still; take smaller width"):
+    with pytest.raises(InsufficientMemory, match="memory ran out while generating the image; use a smaller width"):
         still_of(image_pipeline)
     assert home(image_pipeline) == {("cpu", torch.float32)}
 
 
-def test_a_defect_is_not_hidden(image_pipeline: ImagePipeline, failing: Callable[[Exception], None]) -> None:
+def test_other_error_is_not_translated(image_pipeline: ImagePipeline, failing: Callable[[Exception], None]) -> None:
     failing(RuntimeError("nobody thought of this"))
     with pytest.raises(RuntimeError, match="nobody thought of this"):
         still_of(image_pipeline)
 
 
-def test_what_a_pipeline_refuses_is_told_as_a_bad_request(
+def test_pipeline_value_error_becomes_invalid_request(
     image_pipeline: ImagePipeline, failing: Callable[[Exception], None]
 ) -> None:
     failing(ValueError("`height` has to be divisible by 16"))
-    with pytest.raises(InvalidRequest, match=r"tiny-sd can't draw this: `height` has to be divisible by 16"):
+    with pytest.raises(InvalidRequest, match=r"tiny-sd rejected a parameter: `height` has to be divisible by 16"):
         still_of(image_pipeline)
 
 
-def test_too_large_a_still_is_refused_before_any_work(
-    image_pipeline: ImagePipeline, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_large_image_fails_before_work(image_pipeline: ImagePipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kinema.models.image_pipeline_offload.free_memory", lambda _device: 10**8)
     calls, remove = counted(image_pipeline)
-    with pytest.raises(InsufficientMemory, match="painting a still of 2048×2048 needs about"):
+    with pytest.raises(InsufficientMemory, match="an image of 2048×2048 needs at least"):
         still_of(image_pipeline, width=2048, height=2048)
     remove()
     assert calls == []
 
 
-def test_a_scheduler_of_another_kind_is_refused(own: Path) -> None:
+def test_incompatible_scheduler_is_rejected(own: Path) -> None:
     kind = "FlowMatchEulerDiscreteScheduler"
     write_json(own / "scheduler" / "scheduler_config.json", {"_class_name": kind})
     index = own / "model_index.json"
     index.write_text(index.read_text().replace("PNDMScheduler", kind))
-    with pytest.raises(InvalidRequest, match=f"scheduler 'euler' does not go with own, which has a {kind}") as refused:
+    with pytest.raises(
+        InvalidRequest, match=f"scheduler 'euler' is not compatible with own, which uses {kind}"
+    ) as refused:
         still_of(load_image_pipeline(own, device="cpu", dtype="float32"), scheduler="euler")
     assert refused.value.param == "scheduler"
 
 
-def test_the_painters_own_scheduler_keeps_its_settings(own: Path) -> None:
+def test_own_scheduler_keeps_its_configuration(own: Path) -> None:
     write_json(own / "scheduler" / "scheduler_config.json", SD_SCHEDULER | {"prediction_type": "v_prediction"})
     assert_parity(own, scheduler="euler", image_guidance_scale=7.5)
 
 
-def test_attention_slicing_of_a_loaded_pipeline_is_kept(own: Path) -> None:
+def test_attention_slicing_of_loaded_pipeline_is_kept(own: Path) -> None:
     plain, sliced = (load_image_pipeline(own, device="cpu", dtype="float32") for _ in range(2))
     sliced.pipeline.enable_attention_slicing()
     pixels = [np.asarray(still_of(each).rgb).astype(int) for each in (plain, sliced)]
@@ -344,44 +342,44 @@ def test_attention_slicing_of_a_loaded_pipeline_is_kept(own: Path) -> None:
     assert np.abs(pixels[0] - pixels[1]).max() <= 1
 
 
-def test_a_request_without_a_prompt_is_refused(image_pipeline: ImagePipeline) -> None:
-    with pytest.raises(InvalidRequest, match="no prompt"):
+def test_request_without_prompt_is_rejected(image_pipeline: ImagePipeline) -> None:
+    with pytest.raises(InvalidRequest, match="prompt is missing"):
         next(iter(generate_image(image_pipeline, VideoRequest(seed=1))))
 
 
 # What it does not read
 
 
-def test_known_words_need_no_caution(image_pipeline: ImagePipeline) -> None:
+def test_known_words_give_no_warning(image_pipeline: ImagePipeline) -> None:
     assert prompt_warnings(image_pipeline, request_of(prompt="A red HOT balloon over a snowy mountain")) == []
 
 
 @pytest.mark.parametrize(
     ("prompt", "words"),
     [
-        ("a zebra over a mountain", "tiny-sd can't draw 'zebra'"),
-        ("a zebra's quiz", "tiny-sd can't draw 'zebra', 'quiz'"),
-        ("a zebra, zebra", "tiny-sd can't draw 'zebra'"),
-        ("빨간 풍선", "tiny-sd can't draw '빨간', '풍선'"),
+        ("a zebra over a mountain", "tiny-sd does not know 'zebra'"),
+        ("a zebra's quiz", "tiny-sd does not know 'zebra', 'quiz'"),
+        ("a zebra, zebra", "tiny-sd does not know 'zebra'"),
+        ("빨간 풍선", "tiny-sd does not know '빨간', '풍선'"),
         (
             "j1 j2 j3 j4 j5 j6 j7 j8 j9",
-            "tiny-sd can't draw 'j1', 'j2', 'j3', 'j4', 'j5', 'j6', 'j7', 'j8' and 1 more",
+            "tiny-sd does not know 'j1', 'j2', 'j3', 'j4', 'j5', 'j6', 'j7', 'j8' and 1 more",
         ),
     ],
 )
-def test_unknown_words_are_named(image_pipeline: ImagePipeline, prompt: str, words: str) -> None:
+def test_unknown_words_are_listed(image_pipeline: ImagePipeline, prompt: str, words: str) -> None:
     found = prompt_warnings(image_pipeline, request_of(prompt=prompt))
     assert found[0].startswith(words)
 
 
-def test_what_the_tokenizer_cuts_off_is_said_from_the_first_word_that_is_lost(image_pipeline: ImagePipeline) -> None:
+def test_truncated_part_of_prompt_is_reported(image_pipeline: ImagePipeline) -> None:
     fits = "a red balloon over a snowy mountain at sunset over"
     assert prompt_warnings(image_pipeline, request_of(prompt=fits)) == []
     assert prompt_warnings(
         image_pipeline, request_of(prompt=f"{fits}, a red  boat at", negative_prompt=f"{fits} snowy")
     ) == [
-        "the painter reads the beginning of the prompt alone; this is left out: ', a red  boat at'",
-        "the painter reads the beginning of the negative_prompt alone; this is left out: 'snowy'",
+        "the prompt is too long for tiny-sd; this part is ignored: ', a red  boat at'",
+        "the negative_prompt is too long for tiny-sd; this part is ignored: 'snowy'",
     ]
     split = prompt_warnings(image_pipeline, request_of(prompt=f"{fits[:-5]} oversun"))
-    assert split == ["the painter reads the beginning of the prompt alone; this is left out: 'oversun'"]
+    assert split == ["the prompt is too long for tiny-sd; this part is ignored: 'oversun'"]

@@ -22,7 +22,7 @@ def count_to(last: int, done: list[int]) -> Callable[[Callable[[int], None]], st
     return work
 
 
-def test_items_come_in_order_and_the_result_last() -> None:
+def test_items_are_in_order_and_result_is_last() -> None:
     iterator = threaded_generator(count_to(3, []))
     assert [next(iterator) for _ in range(3)] == [1, 2, 3]
     with pytest.raises(StopIteration) as ended:
@@ -31,7 +31,7 @@ def test_items_come_in_order_and_the_result_last() -> None:
     assert workers() == []
 
 
-def test_the_work_is_never_ahead_of_who_asks() -> None:
+def test_work_waits_for_caller() -> None:
     done: list[int] = []
     iterator = threaded_generator(count_to(9, done))
     assert done == []
@@ -41,7 +41,7 @@ def test_the_work_is_never_ahead_of_who_asks() -> None:
     iterator.close()
 
 
-def test_closing_ends_the_work_at_the_step_it_is_in() -> None:
+def test_close_ends_work_at_next_report() -> None:
     done: list[int] = []
     freed = threading.Event()
 
@@ -62,7 +62,7 @@ def test_closing_ends_the_work_at_the_step_it_is_in() -> None:
     assert workers() == []
 
 
-def test_an_error_is_raised_where_the_step_was_asked_for() -> None:
+def test_error_of_work_is_raised_in_generator() -> None:
     def work(report: Callable[[int], None]) -> None:
         report(1)
         raise LookupError("nobody thought of this")
@@ -74,7 +74,7 @@ def test_an_error_is_raised_where_the_step_was_asked_for() -> None:
     assert workers() == []
 
 
-def test_what_is_never_begun_leaves_no_thread() -> None:
+def test_unstarted_generator_leaves_no_thread() -> None:
     done: list[int] = []
     iterator = threaded_generator(count_to(3, done))
     iterator.close()

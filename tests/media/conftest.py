@@ -23,7 +23,7 @@ def recipe():
 
 @pytest.fixture
 def frames():
-    """Six different frames of 96×64 that move: smooth, as videos are."""
+    """Six different smooth frames of 96×64 with motion."""
     seed = np.random.default_rng(0).integers(60, 200, (4, 6, 3), dtype=np.uint8)
     wide = np.asarray(Image.fromarray(seed).resize((120, 80), Image.Resampling.BICUBIC))
     return np.stack([wide[i : i + 64, 2 * i : 2 * i + 96] for i in range(6)])

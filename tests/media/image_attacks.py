@@ -1,4 +1,4 @@
-"""Image files that cost far more than their size, or show less than they claim."""
+"""Image files that are expensive to decode for their size, or contain fewer pixels than they claim."""
 
 import io
 import struct
@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 from PIL import Image, ImageFile
 
-ImageFile.MAXBLOCK = 1 << 22  # Pillow can't write noise as a progressive JPEG in less
+ImageFile.MAXBLOCK = 1 << 22  # Pillow needs this much to write noise as a progressive JPEG
 
 
 def jpeg(width=96, height=64, *, flat=False, **options):
@@ -19,7 +19,7 @@ def jpeg(width=96, height=64, *, flat=False, **options):
 
 
 def scans(data):
-    """A JPEG without its scans, and each scan with the tables before it."""
+    """Return a JPEG's data before its scans, and the scans."""
     starts, at = [], 2
     while data[at + 1] != 0xD9:
         length = 2 + int.from_bytes(data[at + 2 : at + 4], "big")
@@ -34,22 +34,22 @@ def scans(data):
 
 
 def many_scans(count=1500, width=6000, height=6000):
-    """A progressive JPEG of some 100 KB, every scan of which goes over all 36 megapixels."""
+    """Return a progressive JPEG of about 100 KB with many scans, each over all 36 megapixels."""
     plain = jpeg(width, height, flat=True, progressive=True)
     _, found = scans(plain)
     return plain[:-2] + found[-1] * count + b"\xff\xd9"
 
 
-def cut_jpeg(kept, *, width=96, height=64, **options):
-    """A JPEG of which only a part of the pixels is there, closed by an end marker all the same."""
+def cut_jpeg(fraction, *, width=96, height=64, **options):
+    """Return a JPEG with only a part of its pixels, but with an end marker."""
     data = jpeg(width, height, **options)
     head, found = scans(data)
     start = len(head) + 2 + int.from_bytes(found[0][2:4], "big")
-    return data[: start + int((len(data) - start) * kept)].rstrip(b"\xff") + b"\xff\xd9"
+    return data[: start + int((len(data) - start) * fraction)].rstrip(b"\xff") + b"\xff\xd9"
 
 
 def png(width, height, rows, *, between=b""):
-    """A PNG of `rows`, whatever size its header claims."""
+    """Return a PNG of `rows` with any size in its header."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     data = zlib.compress(b"".join(b"\0" + row for row in rows))
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + between + chunk(b"IDAT", data) + chunk(b"IEND", b"")
@@ -60,18 +60,18 @@ def chunk(name, body=b""):
 
 
 def many_chunks(count=1_400_000):
-    """A PNG of 64×64 pixels and 17 MB of empty chunks."""
+    """Return a PNG of 64×64 pixels with 17 MB of empty chunks."""
     return png(64, 64, [bytes(64 * 3)] * 64, between=chunk(b"abCd") * count)
 
 
 def many_segments(count=4_000_000):
-    """A JPEG of 96×64 pixels and 16 MB of empty comments."""
+    """Return a JPEG of 96×64 pixels with 16 MB of empty comments."""
     plain = jpeg()
     return plain[:2] + b"\xff\xfe\0\2" * count + plain[2:]
 
 
 def large_webp(width=16000, height=2500):
-    """A WebP of 1.6 KB and 40 megapixels."""
+    """Return a WebP of 1.6 KB with 40 megapixels."""
     buffer = io.BytesIO()
     Image.new("RGB", (width, height), (10, 20, 30)).save(buffer, "WEBP", lossless=True)
     return buffer.getvalue()

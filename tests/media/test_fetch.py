@@ -1,4 +1,4 @@
-"""Which addresses are fetched, how long that may take, and what is said of those that are none."""
+"""Allowed URLs, cancellation and errors of the download."""
 
 import socket
 import threading
@@ -7,7 +7,7 @@ import time
 import pytest
 
 from kinema.errors import InvalidImage, InvalidRequest
-from kinema.media.fetch import Unwanted, fetch
+from kinema.media.fetch import FetchCancelled, fetch
 from kinema.settings import read_settings
 
 
@@ -17,8 +17,8 @@ def no_proxy(monkeypatch):
 
 
 @pytest.fixture
-def deaf():
-    """The port of a host that accepts, and never answers; and the connections that it has."""
+def unresponsive_host():
+    """The port of a host that accepts connections but never responds, and its connections."""
     accepted = []
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
@@ -50,8 +50,10 @@ def deaf():
         ("http://[::1]:5432/", ["[::1]"]),
     ],
 )
-def test_other_places_than_those_named_are_not_fetched(url, hosts):
-    with pytest.raises(InvalidImage, match=f"is not fetched: only {hosts[0].replace('[', '.')[:5]}"):
+def test_url_of_other_host_or_port_is_rejected(url, hosts):
+    with pytest.raises(
+        InvalidImage, match=f"is not allowed: the server fetches only from {hosts[0].replace('[', '.')[:5]}"
+    ):
         fetch(url, hosts)
 
 
@@ -64,8 +66,8 @@ def test_other_places_than_those_named_are_not_fetched(url, hosts):
         ("https://[::1]:1/", ["[::1]:1"]),
     ],
 )
-def test_places_that_are_named_are_asked_however_they_are_written(url, hosts):
-    with pytest.raises(InvalidImage, match="can't be reached"):  # there is nothing at port 1
+def test_url_of_allowed_host_is_requested_in_any_spelling(url, hosts):
+    with pytest.raises(InvalidImage, match="can't be reached"):  # nothing listens on port 1
         fetch(url, hosts)
 
 
@@ -82,42 +84,42 @@ def test_places_that_are_named_are_asked_however_they_are_written(url, hosts):
         f"http://{'a' * 70}.example/",
     ],
 )
-def test_an_address_that_can_be_none_says_so(url):
-    with pytest.raises(InvalidImage, match=r"no usable address|can't be reached"):
+def test_invalid_url_is_rejected(url):
+    with pytest.raises(InvalidImage, match=r"not a valid URL|can't be reached"):
         fetch(url)
 
 
-def test_a_redirect_to_what_can_be_no_address_says_so():
+def test_redirect_to_invalid_url_is_rejected():
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
-        def answer():
+        def respond():
             connection, _ = listening.accept()
             with connection:
                 connection.recv(10_000)
                 connection.sendall(b"HTTP/1.1 302 Found\r\nLocation: http://xn--/\r\nContent-Length: 0\r\n\r\n")
 
-        thread = threading.Thread(target=answer)
+        thread = threading.Thread(target=respond)
         thread.start()
-        with pytest.raises(InvalidImage, match=r"no usable address|can't be reached"):
+        with pytest.raises(InvalidImage, match=r"not a valid URL|can't be reached"):
             fetch(f"http://127.0.0.1:{listening.getsockname()[1]}/")
         thread.join()
 
 
-def test_a_fetch_that_nobody_waits_for_is_given_up(deaf):
-    port, accepted = deaf
+def test_cancelled_fetch_closes_connection(unresponsive_host):
+    port, accepted = unresponsive_host
     began = time.monotonic()
-    with pytest.raises(Unwanted):
-        fetch(f"http://127.0.0.1:{port}/", gone=lambda: bool(accepted))
+    with pytest.raises(FetchCancelled):
+        fetch(f"http://127.0.0.1:{port}/", is_cancelled=lambda: bool(accepted))
     assert time.monotonic() - began < 10
     accepted[0].settimeout(10)
-    while accepted[0].recv(10_000):  # its connection ends too
+    while accepted[0].recv(10_000):  # until the connection is closed
         pass
 
 
 @pytest.mark.parametrize(
-    "wrong", ["http://host", "host/path", "host:99999", "host:0", "me@host", ":80", "a:b", "é.org"]
+    "value", ["http://host", "host/path", "host:99999", "host:0", "me@host", ":80", "a:b", "é.org"]
 )
-def test_a_setting_that_names_no_place_is_refused(wrong):
+def test_invalid_image_hosts_setting_is_rejected(value):
     with pytest.raises(InvalidRequest, match="image_hosts can't be"):
-        read_settings(image_hosts=wrong)
+        read_settings(image_hosts=value)
     assert read_settings(image_hosts="a.example,[::1]:8080").image_hosts == ("a.example", "[::1]:8080")

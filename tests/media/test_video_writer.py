@@ -46,7 +46,7 @@ def digest(path):
 
 
 def boxes(data):
-    """The names of an mp4's top boxes, in order."""
+    """Return the names of an mp4's top-level boxes, in order."""
     names, at = [], 0
     while at < len(data):
         names.append(data[at + 4 : at + 8].decode())
@@ -55,28 +55,28 @@ def boxes(data):
     return names
 
 
-# What comes out
+# Formats
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_every_kind_keeps_frames_rate_and_looks(tmp_path, frames, name):
+def test_every_format_keeps_frames_and_frame_rate(tmp_path, frames, name):
     path = save_video(frames, tmp_path / name, 7)
-    seen, fps = read_frames(path)
-    assert (path, fps, seen.shape, seen.dtype) == (tmp_path / name, 7, frames.shape, np.uint8)
-    assert np.abs(seen.astype(int) - frames).mean() < (6 if name == "a.gif" else 2)
+    decoded, fps = read_frames(path)
+    assert (path, fps, decoded.shape, decoded.dtype) == (tmp_path / name, 7, frames.shape, np.uint8)
+    assert np.abs(decoded.astype(int) - frames).mean() < (6 if name == "a.gif" else 2)
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_the_first_frame_is_the_first_of_all(tmp_path, frames, name):
+def test_read_first_frame_equals_first_of_read_frames(tmp_path, frames, name):
     path = save_video(frames, tmp_path / name, 7)
     assert np.array_equal(read_first_frame(path), read_frames(path)[0][0])
 
 
-def test_the_first_frame_is_read_without_the_others(tmp_path, frames):
+def test_read_first_frame_of_truncated_file(tmp_path, frames):
     path = save_video(np.tile(frames, (10, 1, 1, 1)), tmp_path / "a.mp4", 7)
     first = read_first_frame(path)
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(VideoError, match=r"can't be read|cut short"):
+    with pytest.raises(VideoError, match=r"can't be read|truncated"):
         read_frames(path)
     assert np.array_equal(read_first_frame(path), first)
 
@@ -87,7 +87,7 @@ def test_png_frames_are_exact(tmp_path, frames):
     assert np.array_equal(read_frames(folder)[0], frames)
 
 
-def test_mp4_is_h264_that_browsers_play(tmp_path, frames):
+def test_mp4_is_h264_yuv420p_bt709_faststart(tmp_path, frames):
     info = probe(save_video(frames, tmp_path / "a.mp4", 7))
     assert (info.container, info.codec, info.pix_fmt) == ("mp4", "h264", "yuv420p")
     assert (info.width, info.height, info.frames) == (96, 64, 6)
@@ -95,12 +95,12 @@ def test_mp4_is_h264_that_browsers_play(tmp_path, frames):
     assert info.faststart
 
 
-def test_mp4_index_comes_before_its_data(frames, recipe):
+def test_mp4_moov_is_before_mdat(frames, recipe):
     names = boxes(encode_video(frames, ".mp4", 7, recipe))
     assert names.index("moov") < names.index("mdat")
 
 
-def test_probe_sees_an_index_that_comes_last(tmp_path, frames):
+def test_probe_detects_moov_after_mdat(tmp_path, frames):
     data = encode_video(frames, ".mp4", 7)
     moov = data.index(b"moov") - 4
     mdat = data.index(b"mdat") - 4
@@ -109,7 +109,7 @@ def test_probe_sees_an_index_that_comes_last(tmp_path, frames):
     assert probe(last).faststart is False
 
 
-def test_webm_is_vp9_with_the_same_colours(tmp_path, frames):
+def test_webm_is_vp9_yuv420p_bt709(tmp_path, frames):
     info = probe(save_video(frames, tmp_path / "a.webm", 7))
     assert (info.container, info.codec, info.pix_fmt, info.frames) == ("webm", "vp9", "yuv420p", 6)
     assert (info.matrix, info.primaries, info.transfer, info.color_range) == ("bt709", "bt709", "bt709", "limited")
@@ -124,7 +124,7 @@ def test_frame_rate_is_exact(tmp_path, frames, name, fps):
 
 
 @pytest.mark.parametrize("fps", [1, 6, 7, 30, 120])
-def test_mp4_container_lasts_exactly_its_frames(tmp_path, frames, fps):
+def test_mp4_frame_times_are_exact(tmp_path, frames, fps):
     import av
 
     with av.open(save_video(frames, tmp_path / "a.mp4", fps)) as container:
@@ -138,7 +138,7 @@ def test_mp4_container_lasts_exactly_its_frames(tmp_path, frames, fps):
 @pytest.mark.parametrize(
     ("name", "fps", "unit"), [("a.gif", 7, 10), ("a.gif", 50, 10), ("a.webp", 7, 1), ("a.webp", 30, 1)]
 )
-def test_rounded_frame_times_do_not_add_up_to_an_error(tmp_path, frames, name, fps, unit):
+def test_rounding_of_frame_times_does_not_accumulate(tmp_path, frames, name, fps, unit):
     with Image.open(save_video(np.concatenate([frames, frames[::-1]]), tmp_path / name, fps)) as image:
         end = 0
         for i in range(image.n_frames):
@@ -146,23 +146,23 @@ def test_rounded_frame_times_do_not_add_up_to_an_error(tmp_path, frames, name, f
             image.load()
             assert image.info["loop"] == 0
             end += image.info["duration"]
-            if name == "a.gif" or i < 5:  # the turning frame comes twice, and is told once
+            if name == "a.gif" or i < 5:  # the repeated frame is merged
                 assert abs(end - 1000 * (i + 1) / fps) <= unit / 2 or i >= 5
     assert abs(end - 1000 * 12 / fps) <= unit / 2
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_flat_colours_come_back(tmp_path, name):
+def test_flat_colours_are_preserved(tmp_path, name):
     patches = np.array(FLAT, np.uint8).reshape(2, 4, 3).repeat(32, 0).repeat(32, 1)
-    seen, _ = read_frames(save_video(np.stack([patches] * 3), tmp_path / name, 7))
-    assert seen.shape == (3, 64, 128, 3) or name in {"a.gif", "a.webp"}
-    centres = seen[:, 16::32, 16::32].reshape(len(seen), 8, 3).astype(int)
+    decoded, _ = read_frames(save_video(np.stack([patches] * 3), tmp_path / name, 7))
+    assert decoded.shape == (3, 64, 128, 3) or name in {"a.gif", "a.webp"}
+    centres = decoded[:, 16::32, 16::32].reshape(len(decoded), 8, 3).astype(int)
     assert np.abs(centres - FLAT).max() <= 3
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.webm"])
-def test_colours_are_really_converted_by_bt709(tmp_path, name):
-    """Red's luma is 16 + 219 × 0.2126 = 62.6 by BT.709 (ITU-R BT.709-6, item 3.2); by BT.601 it would be 81."""
+def test_red_luma_follows_bt709(tmp_path, name):
+    """Red's luma is 16 + 219 × 0.2126 = 62.6 in BT.709 (ITU-R BT.709-6, item 3.2), but 81 in BT.601."""
     import av
 
     red = np.zeros((1, 64, 64, 3), np.uint8)
@@ -173,7 +173,7 @@ def test_colours_are_really_converted_by_bt709(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_one_frame_is_a_video(tmp_path, frames, name):
+def test_single_frame_is_written(tmp_path, frames, name):
     path = save_video(frames[:1], tmp_path / name, 7)
     assert read_frames(path)[0].shape == (1, 64, 96, 3)
 
@@ -184,28 +184,28 @@ def test_smallest_size_is_written(tmp_path, frames, name):
 
 
 @pytest.mark.parametrize("name", ["a.gif", "a.webp"])
-def test_repeated_frames_are_all_there_when_read(tmp_path, frames, recipe, name):
+def test_merged_frames_are_restored_on_reading(tmp_path, frames, recipe, name):
     repeated = frames[[0, 1, 1, 1, 2, 3]]
-    seen, fps = read_frames(save_video(repeated, tmp_path / name, 7, recipe))
-    assert (fps, len(seen)) == (7, 6)
-    assert np.abs(seen.astype(int) - repeated).mean(axis=(1, 2, 3)).max() < 6
+    decoded, fps = read_frames(save_video(repeated, tmp_path / name, 7, recipe))
+    assert (fps, len(decoded)) == (7, 6)
+    assert np.abs(decoded.astype(int) - repeated).mean(axis=(1, 2, 3)).max() < 6
 
 
-# Same frames, same bytes
+# Determinism
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_same_frames_give_the_same_bytes_in_pieces_or_whole(tmp_path, frames, recipe, name):
+def test_chunked_and_single_write_give_same_bytes(tmp_path, frames, recipe, name):
     whole = save_video(frames, tmp_path / f"1{name}", 7, recipe)
     with VideoWriter(tmp_path / f"2{name}", 7) as writer:
         writer.write(frames[:1])
         writer.write(frames[1:4])
         writer.write(frames[4:])
-        pieces = writer.finish(recipe)
-    assert digest(whole) == digest(pieces)
+        chunked = writer.finish(recipe)
+    assert digest(whole) == digest(chunked)
 
 
-def test_same_frames_give_the_same_bytes_in_another_process(tmp_path, frames):
+def test_other_process_gives_same_bytes(tmp_path, frames):
     np.save(tmp_path / "frames.npy", frames)
     script = (
         "import sys, hashlib, numpy as np\n"
@@ -214,14 +214,14 @@ def test_same_frames_give_the_same_bytes_in_another_process(tmp_path, frames):
         "for kind in sys.argv[2:]: print(hashlib.sha256(encode_video(frames, kind, 7)).hexdigest())"
     )
     kinds = [".mp4", ".webm", ".gif", ".webp"]
-    there = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-c", script, tmp_path / "frames.npy", *kinds], capture_output=True, text=True, check=True
     ).stdout.split()
-    assert there == [hashlib.sha256(encode_video(frames, kind, 7)).hexdigest() for kind in kinds]
+    assert output == [hashlib.sha256(encode_video(frames, kind, 7)).hexdigest() for kind in kinds]
 
 
-def test_same_frames_give_the_same_bytes_again_and_again():
-    """At a size and a length at which x264's macroblock tree, with AVX-512, does not."""
+def test_repeated_encoding_gives_same_bytes():
+    """At a size and length at which x264's macroblock tree is not deterministic with AVX-512."""
     down, right = np.mgrid[:320, :576]
     frames = np.stack([np.stack([3 * right + 9 * i, 5 * down, right + down + i], -1) for i in range(7)]).astype(
         np.uint8
@@ -229,52 +229,52 @@ def test_same_frames_give_the_same_bytes_again_and_again():
     assert len({encode_video(frames, ".mp4", 7) for _ in range(12)}) == 1
 
 
-def test_bytes_tell_no_time_and_no_program(frames):
+def test_mp4_has_no_creation_time_and_no_encoder_name(frames):
     data = encode_video(frames, ".mp4", 7)
     header = data.index(b"mvhd") + 8
-    assert data[header : header + 8] == bytes(8)  # created and changed: never
+    assert data[header : header + 8] == bytes(8)  # creation and modification time
     assert b"Lavf" not in data
 
 
-# The recipe inside
+# Recipe
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_recipe_comes_back_from_every_kind(tmp_path, frames, recipe, name):
+def test_recipe_is_read_from_every_format(tmp_path, frames, recipe, name):
     assert read_recipe(save_video(frames, tmp_path / name, 7, recipe)) == recipe
 
 
-def test_recipe_comes_back_from_one_png_of_a_folder(tmp_path, frames, recipe):
+def test_recipe_is_read_from_one_png_of_folder(tmp_path, frames, recipe):
     assert read_recipe(save_video(frames, tmp_path / "a", 7, recipe) / "003.png") == recipe
 
 
-def test_recipe_given_at_the_end_is_the_one_that_counts(tmp_path, frames, recipe):
+def test_recipe_of_finish_overrides_first_recipe(tmp_path, frames, recipe):
     other = recipe.model_copy(update={"dtype": "bfloat16"})
     with VideoWriter(tmp_path / "a.mp4", 7, recipe) as writer:
         writer.write(frames)
         assert read_recipe(writer.finish(other)) == other
 
 
-def test_webp_holds_wellformed_xmp(frames, recipe, tmp_path):
+def test_webp_has_wellformed_xmp(frames, recipe, tmp_path):
     with Image.open(save_video(frames, tmp_path / "a.webp", 7, recipe)) as image:
         (text,) = ET.fromstring(image.info["xmp"]).iter("{urn:kinema:}recipe")
     assert json.loads(text.text) == recipe.model_dump(mode="json")
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_file_without_a_recipe_says_so(tmp_path, frames, name):
-    with pytest.raises(RecipeError, match="holds no recipe"):
+def test_file_without_recipe_is_rejected(tmp_path, frames, name):
+    with pytest.raises(RecipeError, match="has no recipe"):
         read_recipe(save_video(frames, tmp_path / name, 7))
 
 
-def test_comment_that_is_no_recipe_is_refused(tmp_path, frames, recipe):
+def test_invalid_recipe_is_rejected(tmp_path, frames, recipe):
     folder = save_video(frames, tmp_path / "a", 7, recipe)
     good = json.loads((folder / "recipe.json").read_text())
     seedless = {**good, "request": {k: v for k, v in good["request"].items() if k != "seed"}}
     out_of_range = {**good, "request": good["request"] | {"width": 1001}}
-    for text, words in [
-        ("holiday", "no recipe"),
-        ("[]", "no recipe"),
+    for text, message in [
+        ("holiday", "not a recipe"),
+        ("[]", "not a recipe"),
         (json.dumps(good | {"surprise": 1}), "surprise"),
         (json.dumps(out_of_range), "1001"),
         (json.dumps(seedless), "without a seed"),
@@ -285,14 +285,14 @@ def test_comment_that_is_no_recipe_is_refused(tmp_path, frames, recipe):
         (json.dumps(good | {"format": 3}), "has a recipe of format 3"),
     ]:
         (folder / "recipe.json").write_text(text)
-        with pytest.raises(RecipeError, match=words):
+        with pytest.raises(RecipeError, match=message):
             read_recipe(folder)
 
 
-# Writing in pieces
+# Writing in chunks
 
 
-def test_nothing_is_there_before_finish_and_one_file_after(tmp_path, frames):
+def test_file_appears_only_after_finish(tmp_path, frames):
     with VideoWriter(tmp_path / "a.mp4", 7) as writer:
         writer.write(frames)
         assert list(tmp_path.iterdir()) == []
@@ -300,17 +300,17 @@ def test_nothing_is_there_before_finish_and_one_file_after(tmp_path, frames):
         assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
 
 
-@pytest.mark.parametrize("fault", [ValueError, KeyboardInterrupt, GeneratorExit, SystemExit])
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, GeneratorExit, SystemExit])
 @pytest.mark.parametrize("name", KINDS)
-def test_nothing_is_left_when_the_work_breaks_off(tmp_path, frames, name, fault):
-    with pytest.raises(fault), VideoWriter(tmp_path / name, 7) as writer:  # noqa: PT012
+def test_error_during_writing_leaves_no_file_and_no_thread(tmp_path, frames, name, error):
+    with pytest.raises(error), VideoWriter(tmp_path / name, 7) as writer:  # noqa: PT012
         writer.write(frames)
-        raise fault
+        raise error
     assert list(tmp_path.iterdir()) == []
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("kinema-encoder")]
 
 
-def test_nothing_is_left_when_a_generator_that_writes_is_closed(tmp_path, frames):
+def test_closed_generator_leaves_no_file(tmp_path, frames):
     def work():
         with VideoWriter(tmp_path / "a.mp4", 7) as writer:
             for frame in frames:
@@ -318,13 +318,13 @@ def test_nothing_is_left_when_a_generator_that_writes_is_closed(tmp_path, frames
                 yield
             writer.finish()
 
-    running = work()
-    next(running)
-    running.close()
+    generator = work()
+    next(generator)
+    generator.close()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_restart_drops_what_was_written(tmp_path, frames):
+def test_restart_discards_written_frames(tmp_path, frames):
     with VideoWriter(tmp_path / "a.mp4", 7) as writer:
         writer.write(np.zeros_like(frames))
         writer.restart()
@@ -333,7 +333,7 @@ def test_restart_drops_what_was_written(tmp_path, frames):
     assert digest(tmp_path / "a.mp4") == digest(save_video(frames, tmp_path / "b.mp4", 7))
 
 
-def test_write_keeps_its_own_copy(tmp_path, frames):
+def test_write_copies_frames(tmp_path, frames):
     changing = frames.copy()
     with VideoWriter(tmp_path / "a", 7) as writer:
         writer.write(changing)
@@ -342,7 +342,7 @@ def test_write_keeps_its_own_copy(tmp_path, frames):
     assert np.array_equal(read_frames(tmp_path / "a")[0], frames)
 
 
-def test_write_returns_before_the_encoder_is_done(tmp_path):
+def test_write_returns_before_encoding_ends(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (12, 512, 512, 3), dtype=np.uint8)
     with VideoWriter(tmp_path / "a.mp4", 7) as writer:
         writer.write(noise)
@@ -351,15 +351,15 @@ def test_write_returns_before_the_encoder_is_done(tmp_path):
         assert len(encoding) == 1
 
 
-def test_fault_in_the_encoder_comes_up_at_finish(tmp_path, frames):
+def test_encoder_error_is_raised_by_finish(tmp_path, frames):
     with VideoWriter(tmp_path / "a.mp4", 7) as writer:
         writer.write(frames[:, :, :95])
-        with pytest.raises(VideoError, match="even width and height, not 95×64"):
+        with pytest.raises(VideoError, match="even width and height, got 95×64"):
             writer.finish()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_fault_in_the_encoder_comes_up_at_the_next_write(tmp_path, frames):
+def test_encoder_error_is_raised_by_next_write(tmp_path, frames):
     with VideoWriter(tmp_path / "a.mp4", 7) as writer:
         writer.write(frames[:, :, :95])
         writer._jobs[0].exception()
@@ -367,7 +367,7 @@ def test_fault_in_the_encoder_comes_up_at_the_next_write(tmp_path, frames):
             writer.write(frames[:, :, :95])
 
 
-def test_video_without_frames_is_refused(tmp_path):
+def test_finish_without_frames_is_rejected(tmp_path):
     with VideoWriter(tmp_path / "a.mp4", 7) as writer, pytest.raises(VideoError, match="at least one frame"):
         writer.finish()
 
@@ -375,19 +375,19 @@ def test_video_without_frames_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "frames", [np.zeros((2, 64, 64, 3)), np.zeros((64, 64, 3), np.uint8), np.zeros((0, 64, 64, 3), np.uint8)]
 )
-def test_other_frames_are_refused(tmp_path, frames):
+def test_invalid_frames_are_rejected(tmp_path, frames):
     with pytest.raises(VideoError, match=r"uint8 \[n, height, width, 3\]"):
         save_video(frames, tmp_path / "a.mp4", 7)
 
 
-def test_frames_of_another_size_are_refused(tmp_path, frames):
+def test_frames_of_other_size_are_rejected(tmp_path, frames):
     with VideoWriter(tmp_path / "a.mp4", 7) as writer:
         writer.write(frames)
-        with pytest.raises(VideoError, match="stay 96×64"):
+        with pytest.raises(VideoError, match="size of the first, 96×64"):
             writer.write(frames[:, :32])
 
 
-def test_file_that_was_there_is_replaced_only_by_a_whole_one(tmp_path, frames):
+def test_existing_file_is_replaced_only_by_complete_one(tmp_path, frames):
     path = save_video(frames[:2], tmp_path / "a.mp4", 7)
     before = digest(path)
     with pytest.raises(RuntimeError), VideoWriter(path, 7) as writer:  # noqa: PT012
@@ -398,7 +398,7 @@ def test_file_that_was_there_is_replaced_only_by_a_whole_one(tmp_path, frames):
     assert probe(path).frames == 6
 
 
-def test_results_can_be_read_as_the_users_mask_says(tmp_path, frames):
+def test_file_mode_follows_umask(tmp_path, frames):
     old = os.umask(0o022)
     try:
         assert save_video(frames, tmp_path / "a.mp4", 7).stat().st_mode & 0o777 == 0o644
@@ -406,45 +406,45 @@ def test_results_can_be_read_as_the_users_mask_says(tmp_path, frames):
         os.umask(old)
 
 
-# Where it can't be written
+# Targets that can't be written
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "message"),
     [
-        ("none/a.mp4", r"does not exist; make it"),
+        ("none/a.mp4", r"does not exist; create it"),
         ("file.txt/a.mp4", r"is not a folder"),
         ("a.avi", r"\.avi.*\.mp4, \.webm, \.gif, \.webp.*folder of png"),
         ("a.png", r"folder of png"),
         ("folder.mp4", r"is a folder; choose another name"),
-        ("full", r"not empty; name a new one"),
+        ("full", r"not empty; use a new one"),
         ("file", r"is a file"),
         ("", r"not empty"),
         (("x" * 300) + ".mp4", r"can't be written"),
     ],
 )
-def test_target_that_can_not_be_written_is_refused_before_any_work(tmp_path, name, words):
+def test_invalid_target_is_rejected_before_writing(tmp_path, name, message):
     (tmp_path / "file.txt").touch()
     (tmp_path / "file").touch()
     (tmp_path / "folder.mp4").mkdir()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "diary.txt").touch()
     before = sorted(tmp_path.rglob("*"))
-    for act in (check_target, lambda path: VideoWriter(path, 7)):
-        with pytest.raises(VideoError, match=words):
-            act(tmp_path / name)
+    for function in (check_target, lambda path: VideoWriter(path, 7)):
+        with pytest.raises(VideoError, match=message):
+            function(tmp_path / name)
     assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize("path", ["/proc/a.mp4", "/dev/null", "/dev/stdout"])
 @pytest.mark.skipif(not os.path.exists("/proc"), reason="needs Linux's /proc")  # noqa: PTH110
-def test_places_where_nothing_can_be_written_are_refused(path):
+def test_device_and_proc_targets_are_rejected(path):
     with pytest.raises(VideoError):
         check_target(path)
 
 
 @pytest.mark.skipif(not hasattr(os, "seteuid"), reason="needs POSIX permissions")
-def test_folder_without_permission_is_refused(tmp_path):
+def test_folder_without_permission_is_rejected(tmp_path):
     tmp_path.chmod(0o500)
     user = os.geteuid()
     os.seteuid(user or 65534)  # root may write everywhere
@@ -455,40 +455,40 @@ def test_folder_without_permission_is_refused(tmp_path):
         os.seteuid(user)
 
 
-def test_checking_a_target_leaves_nothing_and_takes_capitals(tmp_path):
+def test_check_target_writes_nothing_and_accepts_upper_case(tmp_path):
     assert check_target(str(tmp_path / "A.MP4")) == tmp_path / "A.MP4"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_empty_folder_is_filled(tmp_path, frames):
+def test_png_frames_are_written_to_empty_folder(tmp_path, frames):
     (tmp_path / "a").mkdir()
     assert probe(save_video(frames, tmp_path / "a", 7)).frames == 6
 
 
 @pytest.mark.parametrize(("name", "fps"), [("a.gif", 51), ("a.webp", 91), ("a.mp4", 0)])
-def test_frame_rates_that_players_would_change_are_refused(tmp_path, name, fps):
+def test_unsupported_frame_rate_is_rejected(tmp_path, name, fps):
     with pytest.raises(VideoError, match=str(fps)):
         check_target(tmp_path / name, fps)
 
 
-def test_full_disk_is_told_before_any_work(tmp_path, monkeypatch):
+def test_full_disk_is_reported_by_check_target(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1_000_000))
-    with pytest.raises(InsufficientDisk, match=r"only 1 MB .* make room"):
+    with pytest.raises(InsufficientDisk, match=r"only 1 MB .* free disk space"):
         check_target(tmp_path / "a.mp4")
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_disk_that_fills_up_while_writing_leaves_nothing(tmp_path, frames, monkeypatch, name):
+def test_full_disk_during_writing_leaves_no_file(tmp_path, frames, monkeypatch, name):
     def full(_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(InsufficientDisk, match="make room"):
+    with pytest.raises(InsufficientDisk, match="free disk space"):
         save_video(frames, tmp_path / name, 7)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_interrupt_while_writing_leaves_nothing(tmp_path, frames, monkeypatch):
+def test_interrupt_during_writing_leaves_no_file(tmp_path, frames, monkeypatch):
     def interrupt(_):
         raise KeyboardInterrupt
 
@@ -498,7 +498,7 @@ def test_interrupt_while_writing_leaves_nothing(tmp_path, frames, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_folder_that_vanishes_meanwhile_is_told(tmp_path, frames):
+def test_folder_deleted_during_writing_is_reported(tmp_path, frames):
     (tmp_path / "out").mkdir()
     with VideoWriter(tmp_path / "out" / "a.mp4", 7) as writer:
         writer.write(frames)
@@ -507,17 +507,17 @@ def test_folder_that_vanishes_meanwhile_is_told(tmp_path, frames):
             writer.finish()
 
 
-# What can't be read
+# Files that can't be read
 
 
 @pytest.mark.parametrize("read", [probe, read_frames, read_first_frame, read_recipe])
-def test_files_that_are_no_video_are_refused(tmp_path, read):
+def test_files_without_video_are_rejected(tmp_path, read):
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "text.mp4").write_text("just some text " * 100)
     (tmp_path / "folder").mkdir()
     (tmp_path / "list.mp4").write_text("#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:1/a.ts\n")
-    for name, words in [
-        ("none.mp4", "no file"),
+    for name, message in [
+        ("none.mp4", "not found"),
         ("empty.mp4", "empty"),
         ("text.mp4", "can't be read"),
         ("list.mp4", "can't be read"),
@@ -525,21 +525,21 @@ def test_files_that_are_no_video_are_refused(tmp_path, read):
         ("/dev/null", "regular file"),
         ("x" * 300, "can't be read"),
     ]:
-        with pytest.raises(VideoError, match=words):
+        with pytest.raises(VideoError, match=message):
             read(tmp_path / name)
 
 
-@pytest.mark.parametrize("kept", [0.03, 0.6])
+@pytest.mark.parametrize("fraction", [0.03, 0.6])
 @pytest.mark.parametrize("name", ["a.mp4", "a.gif", "a.webp"])
-def test_cut_files_are_refused(tmp_path, frames, name, kept):
+def test_truncated_video_is_rejected(tmp_path, frames, name, fraction):
     path = save_video(frames, tmp_path / name, 7)
     data = path.read_bytes()
-    path.write_bytes(data[: int(len(data) * kept)])
-    with pytest.raises(VideoError, match=r"can't be read|damaged|no pictures|cut short"):
+    path.write_bytes(data[: int(len(data) * fraction)])
+    with pytest.raises(VideoError, match=r"can't be read|damaged|no video stream|truncated"):
         read_frames(path)
 
 
-def test_folder_of_pngs_of_several_sizes_is_refused(tmp_path, frames):
+def test_png_folder_of_several_sizes_is_rejected(tmp_path, frames):
     folder = save_video(frames, tmp_path / "a", 7)
     Image.new("RGB", (40, 40)).save(folder / "002.png")
     with pytest.raises(VideoError, match="several sizes"):
@@ -547,12 +547,12 @@ def test_folder_of_pngs_of_several_sizes_is_refused(tmp_path, frames):
 
 
 @pytest.mark.parametrize("kind", ["mp4", ".avi", ""])
-def test_unknown_kind_of_bytes_is_refused(frames, kind):
+def test_unknown_extension_is_rejected(frames, kind):
     with pytest.raises(VideoError, match=r"\.mp4"):
         encode_video(frames, kind, 7)
 
 
-def test_importing_the_writer_loads_no_codec():
+def test_import_loads_no_codec():
     script = "import sys, kinema.media.video, kinema.media.image; print({'av', 'torch', 'httpx'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

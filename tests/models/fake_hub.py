@@ -1,4 +1,4 @@
-"""A Hugging Face hub of one repository on localhost: as much of its HTTP as a download asks for."""
+"""A fake Hugging Face hub with one repository on localhost: the part of its HTTP API that a download uses."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class FakeHub:
-    """Serves `folder` as `repository`. With `fault`, files are refused, as by ("GatedRepo", 403); a 500 is of all."""
+    """Serves `folder` as `repository`. With `error`, such as ("GatedRepo", 403), files fail; with 500, everything."""
 
     def __init__(self, folder: Path, repository: str) -> None:
         self.folder, self.repository = folder, repository
-        self.fault: tuple[str | None, int] | None = None
-        self.fetched: list[str] = []
+        self.error: tuple[str | None, int] | None = None
+        self.downloaded: list[str] = []
         self.tokens: set[str | None] = set()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
         self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
@@ -55,10 +55,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.tokens.add(self.headers.get("Authorization"))
         path = unquote(urlsplit(self.path).path)
         api, files = f"/api/models/{self.hub.repository}/revision/", f"/{self.hub.repository}/resolve/"
-        if path.startswith(files) and self.hub.fault is None:
+        if path.startswith(files) and self.hub.error is None:
             self.send_file(path.removeprefix(files).partition("/")[2])
-        elif self.hub.fault is not None and (path.startswith(files) or self.hub.fault[1] == 500):
-            code, status = self.hub.fault
+        elif self.hub.error is not None and (path.startswith(files) or self.hub.error[1] == 500):
+            code, status = self.hub.error
             self.reply(status, b"", {"X-Error-Code": code} if code else {})
         elif path.startswith(api) and path.removeprefix(api) in ("main", COMMIT):
             self.reply(200, self.hub.listing(), {"Content-Type": "application/json"})
@@ -68,7 +68,7 @@ class _Handler(BaseHTTPRequestHandler):
     def send_file(self, name):
         content = (self.hub.folder / name).read_bytes()
         if self.command == "GET":
-            self.hub.fetched.append(name)
+            self.hub.downloaded.append(name)
         self.reply(200, content, {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": COMMIT})
 
     def reply(self, status, content, headers):

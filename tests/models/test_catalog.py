@@ -4,10 +4,10 @@ import re
 import pytest
 
 from kinema.errors import InvalidRequest
-from kinema.models.catalog import CATALOG, default_settings, human_bytes, parameter_warnings, request_for
+from kinema.models.catalog import CATALOG, default_parameters, human_bytes, parameter_warnings, request_for
 
 
-def test_a_models_own_defaults_lie_beneath_what_is_given():
+def test_request_for_fills_missing_parameters_with_model_defaults():
     request = request_for(model="pocket", seed=7, num_frames=8, width=None)
     assert (request.width, request.height, request.num_frames, request.seed) == (288, 160, 8, 7)
     assert request_for(model="svd").num_frames == 14
@@ -15,23 +15,23 @@ def test_a_models_own_defaults_lie_beneath_what_is_given():
     assert request_for(model="svd-xt-1.1").fps == 6
 
 
-def test_a_folders_frames_are_read_from_its_configuration(tiny_svd, tmp_path):
-    assert default_settings(str(tiny_svd)) == {"num_frames": 4}
-    assert default_settings(str(tmp_path)) == {}
-    assert default_settings("someone/some-model") == {}
+def test_default_num_frames_of_folder_comes_from_unet_config(tiny_svd, tmp_path):
+    assert default_parameters(str(tiny_svd)) == {"num_frames": 4}
+    assert default_parameters(str(tmp_path)) == {}
+    assert default_parameters("someone/some-model") == {}
 
 
-def test_a_request_without_a_model_is_refused_with_the_catalog():
+def test_request_without_model_lists_catalog():
     with pytest.raises(InvalidRequest, match=r"pocket, svd, svd-xt, svd-xt-1\.1"):
         request_for(seed=1)
 
 
-def test_every_default_is_one_that_a_request_accepts():
+def test_all_model_defaults_are_valid():
     for name in CATALOG:
         assert request_for(model=name).model == name
 
 
-def test_hub_entries_are_pinned_to_a_commit_and_know_their_licence_and_size():
+def test_hub_entries_have_commit_licence_and_size():
     for entry in CATALOG.values():
         assert entry.licence
         assert entry.licence_url.startswith("https://")
@@ -42,43 +42,43 @@ def test_hub_entries_are_pinned_to_a_commit_and_know_their_licence_and_size():
 
 
 @pytest.mark.parametrize("name", CATALOG)
-def test_a_models_own_defaults_need_no_caution(name):
+def test_model_defaults_give_no_warning(name):
     assert parameter_warnings(request_for(model=name)) == []
 
 
 @pytest.mark.parametrize(
-    ("model", "settings", "words"),
+    ("model", "parameters", "message"),
     [
         ("svd-xt", {"motion_bucket_id": 300}, "motion_bucket_id 300 is above 255"),
-        ("svd-xt", {"fps": 4}, "fps 4 is outside the 5 to 30"),
+        ("svd-xt", {"fps": 4}, "fps 4 is outside 5 to 30"),
         ("svd-xt", {"fps": 31}, "fps 31 is outside"),
-        ("svd-xt", {"width": 512, "height": 512}, "512×512 is not the 1024×576 or 576×1024"),
-        ("svd", {"num_frames": 25}, "25 frames are more than the 14"),
-        ("svd-xt-1.1", {"fps": 7}, "fps 7 is not the 6 at which svd-xt-1.1 was tuned"),
+        ("svd-xt", {"width": 512, "height": 512}, "svd-xt was trained on 1024×576 or 576×1024, not 512×512"),
+        ("svd", {"num_frames": 25}, "25 frames exceed the 14"),
+        ("svd-xt-1.1", {"fps": 7}, "svd-xt-1.1 was fine-tuned at fps 6, not 7"),
         ("someone/some-model", {"motion_bucket_id": 256}, "motion_bucket_id 256"),
     ],
 )
-def test_what_lies_outside_training_is_cautioned_and_allowed(model, settings, words):
-    (warning,) = parameter_warnings(request_for(model=model, **settings))
-    assert words in warning
+def test_parameter_outside_training_range_gives_warning(model, parameters, message):
+    (warning,) = parameter_warnings(request_for(model=model, **parameters))
+    assert message in warning
 
 
-def test_portrait_is_native_too():
+def test_portrait_size_gives_no_warning():
     assert parameter_warnings(request_for(model="svd-xt", width=576, height=1024)) == []
 
 
-def test_bytes_are_told_as_people_read_them():
+def test_human_bytes_uses_decimal_units():
     assert [human_bytes(n) for n in (999, 1500, 4_509_188_841)] == ["999 B", "1.5 KB", "4.5 GB"]
 
 
-def test_a_folder_with_a_broken_configuration_has_no_defaults(tmp_path):
+def test_folder_with_invalid_config_has_no_defaults(tmp_path):
     (tmp_path / "unet").mkdir()
     for text in ("{", "[]", json.dumps({"num_frames": "many"})):
         (tmp_path / "unet" / "config.json").write_text(text)
-        assert default_settings(str(tmp_path)) == {}
+        assert default_parameters(str(tmp_path)) == {}
 
 
-def drawn(prompt):
+def prompt_warnings(prompt):
     return parameter_warnings(request_for(model="pocket", prompt=prompt, image_model="pocket-t2i"))
 
 
@@ -92,8 +92,8 @@ def drawn(prompt):
         "three white boats on the sea in fog",
     ],
 )
-def test_a_prompt_that_the_embedded_model_can_draw_needs_no_caution(prompt):
-    assert drawn(prompt) == []
+def test_prompt_of_known_words_gives_no_warning(prompt):
+    assert prompt_warnings(prompt) == []
 
 
 @pytest.mark.parametrize(
@@ -105,21 +105,21 @@ def test_a_prompt_that_the_embedded_model_can_draw_needs_no_caution(prompt):
         ("a boat " + " ".join(f"j{i}" for i in range(9)), ", ".join(f"'j{i}'" for i in range(8)) + " and 1 more"),
     ],
 )
-def test_words_that_draw_nothing_are_named_although_the_tokenizer_knows_them(prompt, words):
-    assert drawn(prompt) == [f"pocket-t2i can't draw {words}"]
+def test_unknown_words_of_prompt_are_listed(prompt, words):
+    assert prompt_warnings(prompt) == [f"pocket-t2i does not know {words}"]
 
 
 @pytest.mark.parametrize("prompt", ["an old man in Paris", "빨간 풍선", "in a beautiful red", "🚀"])
-def test_a_prompt_of_which_nothing_can_be_drawn_says_so(prompt):
-    (warning,) = drawn(prompt)
-    assert warning.startswith("pocket-t2i can't draw anything of this prompt")
+def test_prompt_without_known_words_warns_of_arbitrary_scene(prompt):
+    (warning,) = prompt_warnings(prompt)
+    assert warning.startswith("pocket-t2i does not know any word of this prompt")
 
 
-def test_models_that_draw_any_sentence_judge_no_words():
+def test_model_without_vocabulary_gives_no_word_warning():
     assert parameter_warnings(request_for(model="svd", prompt="an old man in Paris", image_model="sd-2.1-base")) == []
 
 
-def test_the_pocket_moves_less_than_svd_and_is_not_warned_of():
+def test_pocket_default_motion_gives_no_warning():
     request = request_for(model="pocket")
     assert request.motion_bucket_id == 40
     assert parameter_warnings(request) == []

@@ -39,13 +39,13 @@ TEXT = "text_encoder/model.safetensors"
 SD = IMAGE_MODELS["sd-2.1-base"]
 
 
-def load_here(folder, dtype="float32"):
+def load_on_cpu(folder, dtype="float32"):
     return load_image_pipeline(folder, device="cpu", dtype=dtype, settings=Settings())
 
 
 @pytest.fixture
-def own(tmp_path, tiny_sd):
-    """A copy of the tiny painter that a test may damage."""
+def model_folder(tmp_path, tiny_sd):
+    """A copy of the tiny text-to-image model that a test may damage."""
     return shutil.copytree(tiny_sd, tmp_path / "own")
 
 
@@ -56,11 +56,11 @@ def edit(path, **changes):
 # Loading
 
 
-def test_weights_and_classes_are_those_that_diffusers_loads(tiny_sd):
+def test_load_gives_weights_and_classes_of_diffusers(tiny_sd):
     import diffusers
     import transformers
 
-    image_pipeline = load_here(tiny_sd)
+    image_pipeline = load_on_cpu(tiny_sd)
     kinds = {
         "unet": diffusers.UNet2DConditionModel,
         "vae": diffusers.AutoencoderKL,
@@ -68,15 +68,15 @@ def test_weights_and_classes_are_those_that_diffusers_loads(tiny_sd):
     }
     assert image_pipeline.networks.keys() == kinds.keys()
     for part, kind in kinds.items():
-        theirs = kind.from_pretrained(tiny_sd / part).state_dict()
-        ours = image_pipeline.networks[part].state_dict()
+        expected = kind.from_pretrained(tiny_sd / part).state_dict()
+        actual = image_pipeline.networks[part].state_dict()
         assert type(image_pipeline.networks[part]) is kind
-        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+        assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
-def test_everything_is_in_the_arithmetic_asked_for_and_ready_to_paint(tiny_sd, dtype):
-    image_pipeline = load_here(tiny_sd, dtype)
+def test_loaded_networks_have_requested_dtype_in_eval_mode(tiny_sd, dtype):
+    image_pipeline = load_on_cpu(tiny_sd, dtype)
     for network in image_pipeline.networks.values():
         assert {(p.dtype, p.device.type, p.requires_grad) for p in network.parameters()} == {
             (getattr(torch, dtype), "cpu", False)
@@ -84,14 +84,14 @@ def test_everything_is_in_the_arithmetic_asked_for_and_ready_to_paint(tiny_sd, d
         assert not network.training
 
 
-def test_loading_says_nothing(tiny_sd, capfd):
-    load_here(tiny_sd)
+def test_load_prints_nothing(tiny_sd, capfd):
+    load_on_cpu(tiny_sd)
     assert capfd.readouterr() == ("", "")
 
 
-def test_half_precision_takes_the_half_variant_and_full_the_full(own):
-    make_tiny_sd(own, seed=1, dtype=torch.float16, variant="fp16")
-    half, full = load_here(own, "float16"), load_here(own)
+def test_dtype_selects_fp16_variant_or_full_weights(model_folder):
+    make_tiny_sd(model_folder, seed=1, dtype=torch.float16, variant="fp16")
+    half, full = load_on_cpu(model_folder, "float16"), load_on_cpu(model_folder)
     assert {name for name in half.snapshot.files if "fp16" in name} == {
         "unet/diffusion_pytorch_model.fp16.safetensors",
         "vae/diffusion_pytorch_model.fp16.safetensors",
@@ -102,173 +102,178 @@ def test_half_precision_takes_the_half_variant_and_full_the_full(own):
     assert not torch.equal(half.networks["unet"].conv_in.weight.float(), full.networks["unet"].conv_in.weight)
 
 
-def test_a_variant_of_some_parts_alone_is_taken_for_these(own):
-    (own / UNET).rename(own / "unet" / "diffusion_pytorch_model.fp16.safetensors")
-    image_pipeline = load_here(own)
-    assert image_pipeline.notes == ("painting in float32 with weights rounded to float16 (unet)",)
+def test_fp16_weights_of_one_part_are_used_and_noted(model_folder):
+    (model_folder / UNET).rename(model_folder / "unet" / "diffusion_pytorch_model.fp16.safetensors")
+    image_pipeline = load_on_cpu(model_folder)
+    assert image_pipeline.notes == ("text-to-image runs in float32 with weights rounded to float16 (unet)",)
     assert TEXT in image_pipeline.snapshot.files
 
 
-def test_shards_load_as_the_whole_does(tiny_sd, tmp_path):
-    sharded, whole = load_here(make_tiny_sd(tmp_path, max_shard_size="200KB")), load_here(tiny_sd)
+def test_shards_load_same_weights_as_single_file(tiny_sd, tmp_path):
+    sharded, whole = load_on_cpu(make_tiny_sd(tmp_path, max_shard_size="200KB")), load_on_cpu(tiny_sd)
     assert len(sharded.snapshot.files) > len(whole.snapshot.files)
     for part, network in whole.networks.items():
-        theirs = sharded.networks[part].state_dict()
-        assert all(torch.equal(value, theirs[name]) for name, value in network.state_dict().items())
+        actual = sharded.networks[part].state_dict()
+        assert all(torch.equal(value, actual[name]) for name, value in network.state_dict().items())
 
 
-def test_the_identity_names_the_folder_but_not_its_path(tiny_sd, own):
-    identity = load_here(tiny_sd).identity
+def test_identity_has_folder_name_without_path(tiny_sd, model_folder):
+    identity = load_on_cpu(tiny_sd).identity
     assert (identity.name, identity.revision) == ("tiny-sd", None)
-    assert load_here(own).identity.weights_sha256 == identity.weights_sha256
-    tensors = load_file(own / UNET)
+    assert load_on_cpu(model_folder).identity.weights_sha256 == identity.weights_sha256
+    tensors = load_file(model_folder / UNET)
     tensors["conv_in.bias"] += 1
-    save_file(tensors, own / UNET)
-    assert load_here(own).identity.weights_sha256 != identity.weights_sha256
+    save_file(tensors, model_folder / UNET)
+    assert load_on_cpu(model_folder).identity.weights_sha256 != identity.weights_sha256
 
 
-def test_release_gives_the_memory_back(tiny_sd):
-    image_pipeline = load_here(tiny_sd)
+def test_release_frees_memory(tiny_sd):
+    image_pipeline = load_on_cpu(tiny_sd)
     image_pipeline.release()
     assert {p.device.type for network in image_pipeline.networks.values() for p in network.parameters()} == {"meta"}
 
 
-def test_safety_checker_and_feature_extractor_are_left_out(own):
-    shutil.rmtree(own / "feature_extractor")
+def test_safety_checker_and_feature_extractor_are_not_loaded(model_folder):
+    shutil.rmtree(model_folder / "feature_extractor")
     edit(
-        own / "model_index.json",
+        model_folder / "model_index.json",
         safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"],
         requires_safety_checker=True,
     )
-    assert set(load_here(own).networks) == {"unet", "vae", "text_encoder"}
+    assert set(load_on_cpu(model_folder).networks) == {"unet", "vae", "text_encoder"}
 
 
-# Refusals
+# Errors
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
-        ({"_class_name": "StableVideoDiffusionPipeline"}, "makes videos from stills, and draws none"),
-        ({"_class_name": "StableAudioPipeline"}, "is a StableAudioPipeline, which draws no still from a prompt"),
-        ({"_class_name": "StableDiffusionControlNetPipeline"}, "draws no still from a prompt alone"),
-        ({"_class_name": "StableDiffusionInpaintPipeline"}, "draws no still from a prompt alone"),
-        ({"unet": ["my_pipeline", "MyUNet"]}, "has a MyUNet of my_pipeline for its unet, which runs code of its own"),
+        ({"_class_name": "StableVideoDiffusionPipeline"}, "generates videos, not images; use it as the model"),
+        (
+            {"_class_name": "StableAudioPipeline"},
+            "is a StableAudioPipeline, which can't generate an image from a prompt",
+        ),
+        ({"_class_name": "StableDiffusionControlNetPipeline"}, "can't generate an image from a prompt alone"),
+        ({"_class_name": "StableDiffusionInpaintPipeline"}, "can't generate an image from a prompt alone"),
+        ({"unet": ["my_pipeline", "MyUNet"]}, "its unet is a MyUNet of my_pipeline, which runs custom code"),
         (
             {"unet": ["diffusers", "UNetOfTomorrow"]},
-            "asks for UNetOfTomorrow, which the diffusers that is here does not",
+            "requires UNetOfTomorrow, which the installed version of diffusers does not",
         ),
     ],
 )
-def test_what_is_no_painter_is_refused_by_name(own, changes, words):
-    edit(own / "model_index.json", **changes)
-    with pytest.raises(NotAnImagePipeline, match=words):
-        load_here(own)
+def test_unsupported_pipeline_is_rejected(model_folder, changes, message):
+    edit(model_folder / "model_index.json", **changes)
+    with pytest.raises(NotAnImagePipeline, match=message):
+        load_on_cpu(model_folder)
 
 
-def test_a_pipeline_that_tells_no_steps_is_refused(own):
-    edit(own / "model_index.json", _class_name="PixArtAlphaPipeline")
+def test_pipeline_without_step_callback_is_rejected(model_folder):
+    edit(model_folder / "model_index.json", _class_name="PixArtAlphaPipeline")
     with pytest.raises((NotAnImagePipeline, WeightsDamaged), match="PixArtAlphaPipeline"):
-        load_here(own)
+        load_on_cpu(model_folder)
 
 
-def test_an_svd_is_no_painter_and_a_painter_no_svd(tiny_svd):
-    with pytest.raises(NotAnImagePipeline, match="tiny-svd makes videos from stills"):
-        load_here(tiny_svd)
+def test_svd_as_image_model_and_image_model_as_svd_are_rejected(tiny_svd):
+    with pytest.raises(NotAnImagePipeline, match="tiny-svd generates videos, not images"):
+        load_on_cpu(tiny_svd)
     with pytest.raises(
-        NotAnImagePipeline, match="svd-xt makes videos from stills, and draws none: the painters are pocket-t2i"
+        NotAnImagePipeline, match="svd-xt generates videos, not images; the text-to-image models are pocket-t2i"
     ):
-        load_here("svd-xt")
-    with pytest.raises(NotAnSvdModel, match="sdxl-turbo draws stills from prompts, and makes no videos"):
+        load_on_cpu("svd-xt")
+    with pytest.raises(NotAnSvdModel, match="sdxl-turbo generates images, not videos"):
         resolve("sdxl-turbo")
 
 
-@pytest.mark.parametrize("name", ["sd-2.1", "no such painter", "./nowhere/at-all"])
-def test_an_unknown_painter_is_refused_with_those_that_are_known(name):
-    with pytest.raises(ModelNotFound, match=r"there is no painter .*pocket-t2i, sd-2\.1-base, sdxl-turbo, hub ids"):
-        load_here(name)
+@pytest.mark.parametrize("name", ["sd-2.1", "no such model", "./nowhere/at-all"])
+def test_unknown_image_model_lists_known_ones(name):
+    with pytest.raises(
+        ModelNotFound, match=r"image model .* not found.*Use pocket-t2i, sd-2\.1-base, sdxl-turbo, a hub id"
+    ):
+        load_on_cpu(name)
 
 
-def test_a_checkpoint_in_one_file_is_no_folder(tmp_path):
+def test_single_file_checkpoint_is_rejected(tmp_path):
     (tmp_path / "sd.safetensors").write_bytes(b"")
     for image_pipeline in (tmp_path / "sd.safetensors", tmp_path):
         with pytest.raises(NotAnImagePipeline, match="folder"):
-            load_here(image_pipeline)
+            load_on_cpu(image_pipeline)
 
 
-def test_a_folder_that_is_no_model_is_refused(tmp_path):
+def test_folder_without_index_is_rejected(tmp_path):
     with pytest.raises(WeightsMissing, match=r"has no model_index\.json"):
-        load_here(tmp_path)
+        load_on_cpu(tmp_path)
 
 
 @pytest.mark.parametrize("name", [UNET, TEXT, "vae/config.json", "scheduler/scheduler_config.json"])
-def test_a_missing_file_is_named(own, name):
-    (own / name).unlink()
+def test_missing_file_is_named(model_folder, name):
+    (model_folder / name).unlink()
     with pytest.raises(WeightsMissing, match=name.replace(".", r"\.")):
-        load_here(own)
+        load_on_cpu(model_folder)
 
 
-def test_a_missing_tokenizer_is_named(own):
-    shutil.rmtree(own / "tokenizer")
+def test_missing_tokenizer_is_named(model_folder):
+    shutil.rmtree(model_folder / "tokenizer")
     with pytest.raises(WeightsMissing, match="has no tokenizer/"):
-        load_here(own)
+        load_on_cpu(model_folder)
 
 
 @pytest.mark.parametrize("name", [UNET, TEXT])
-@pytest.mark.parametrize("kept", [-1, 100, 0])
-def test_truncated_weights_are_named_with_the_remedy(own, name, kept):
-    (own / name).write_bytes((own / name).read_bytes()[:kept])
-    with pytest.raises(WeightsDamaged, match=rf"{name} .*delete it and fetch"):
-        load_here(own)
+@pytest.mark.parametrize("length", [-1, 100, 0])
+def test_truncated_weights_are_named_with_remedy(model_folder, name, length):
+    (model_folder / name).write_bytes((model_folder / name).read_bytes()[:length])
+    with pytest.raises(WeightsDamaged, match=rf"{name} .*delete it and download"):
+        load_on_cpu(model_folder)
 
 
 @pytest.mark.parametrize("name", [UNET, TEXT])
-def test_a_missing_tensor_is_named(own, name):
-    tensors = load_file(own / name)
-    lost = next(tensor for tensor in sorted(tensors) if tensor.endswith(".weight"))
-    del tensors[lost]
-    save_file(tensors, own / name, metadata={"format": "pt"})
-    with pytest.raises(WeightsDamaged, match=rf"{name} .*{lost}"):
-        load_here(own)
+def test_missing_tensor_is_named(model_folder, name):
+    tensors = load_file(model_folder / name)
+    missing = next(tensor for tensor in sorted(tensors) if tensor.endswith(".weight"))
+    del tensors[missing]
+    save_file(tensors, model_folder / name, metadata={"format": "pt"})
+    with pytest.raises(WeightsDamaged, match=rf"{name} .*{missing}"):
+        load_on_cpu(model_folder)
 
 
-def test_a_tensor_of_another_shape_is_damage(own):
-    tensors = load_file(own / UNET)
+def test_tensor_of_wrong_shape_raises_weights_damaged(model_folder):
+    tensors = load_file(model_folder / UNET)
     tensors["conv_out.bias"] = torch.zeros(5)
-    save_file(tensors, own / UNET)
+    save_file(tensors, model_folder / UNET)
     with pytest.raises(WeightsDamaged, match=r"unet/diffusion_pytorch_model\.safetensors .*delete it"):
-        load_here(own)
+        load_on_cpu(model_folder)
 
 
 @pytest.mark.parametrize("name", ["unet/config.json", "tokenizer/tokenizer_config.json", "model_index.json"])
-def test_a_damaged_configuration_is_refused(own, name):
-    (own / name).write_text("{")
-    with pytest.raises(WeightsDamaged, match="delete it and fetch"):
-        load_here(own)
+def test_damaged_config_raises_weights_damaged(model_folder, name):
+    (model_folder / name).write_text("{")
+    with pytest.raises(WeightsDamaged, match="delete it and download"):
+        load_on_cpu(model_folder)
 
 
-def test_pickles_are_never_opened_and_the_message_says_how_to_convert(own):
-    (own / UNET).unlink()
-    (own / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"cos\nsystem\n")
+def test_pickle_weights_are_rejected_with_conversion(model_folder):
+    (model_folder / UNET).unlink()
+    (model_folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"cos\nsystem\n")
     with pytest.raises(WeightsMissing, match=r"pickle \(unet/.*StableDiffusionPipeline\.from_pretrained"):
-        load_here(own)
+        load_on_cpu(model_folder)
 
 
-def test_a_pickle_beside_safetensors_is_passed_over(own):
-    (own / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"cos\nsystem\n")
-    assert not any(name.endswith(".bin") for name in load_here(own).snapshot.files)
+def test_pickle_beside_safetensors_is_ignored(model_folder):
+    (model_folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"cos\nsystem\n")
+    assert not any(name.endswith(".bin") for name in load_on_cpu(model_folder).snapshot.files)
 
 
-def test_too_little_memory_for_the_weights_is_told_before_they_are_read(tiny_sd, monkeypatch):
+def test_insufficient_memory_fails_before_weights_are_read(tiny_sd, monkeypatch):
     monkeypatch.setattr(image_pipeline_module, "free_memory", lambda _device: 10**5)
-    with pytest.raises(InsufficientMemory, match=r"weights of tiny-sd take .* GiB"):
-        load_here(tiny_sd)
+    with pytest.raises(InsufficientMemory, match=r"weights of tiny-sd need .* GiB"):
+        load_on_cpu(tiny_sd)
 
 
-@pytest.mark.parametrize("named", [{"device": "tpu"}, {"dtype": "int8"}])
-def test_a_device_or_dtype_that_is_not_there_is_refused(tiny_sd, named):
+@pytest.mark.parametrize("options", [{"device": "tpu"}, {"dtype": "int8"}])
+def test_unknown_device_or_dtype_is_rejected(tiny_sd, options):
     with pytest.raises(InvalidRequest):
-        load_image_pipeline(tiny_sd, settings=Settings(), **named)
+        load_image_pipeline(tiny_sd, settings=Settings(), **options)
 
 
 # The hub and the catalog
@@ -276,7 +281,7 @@ def test_a_device_or_dtype_that_is_not_there_is_refused(tiny_sd, named):
 
 @pytest.fixture
 def remote(tmp_path, monkeypatch, tiny_sd):
-    """A hub with a painter in both precisions and all that a real repository has beside, and an empty cache."""
+    """A hub with an image model in both precisions and the other files of a real repository, and an empty cache."""
     folder = shutil.copytree(tiny_sd, tmp_path / "remote")
     for name in (UNET, TEXT, "vae/diffusion_pytorch_model.safetensors"):
         shutil.copy(folder / name, folder / name.replace(".safetensors", ".fp16.safetensors"))
@@ -287,7 +292,7 @@ def remote(tmp_path, monkeypatch, tiny_sd):
     )
     (folder / "safety_checker").mkdir()
     for name in ("v2-1.safetensors", "v2-1.ckpt", "safety_checker/model.safetensors", "unet/model.bin", "README.md"):
-        (folder / name).write_bytes(b"not to be fetched")
+        (folder / name).write_bytes(b"never downloaded")
     with FakeHub(folder, "someone/tiny-sd") as server:
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
@@ -297,9 +302,9 @@ def remote(tmp_path, monkeypatch, tiny_sd):
         yield server
 
 
-def test_only_the_files_that_are_read_are_fetched_and_they_are_enough(remote):
-    image_pipeline = load_here("someone/tiny-sd", "float16")
-    assert set(remote.fetched) == {
+def test_load_from_hub_downloads_only_files_that_are_read(remote):
+    image_pipeline = load_on_cpu("someone/tiny-sd", "float16")
+    assert set(remote.downloaded) == {
         "model_index.json",
         "scheduler/scheduler_config.json",
         "tokenizer/merges.txt",
@@ -313,34 +318,34 @@ def test_only_the_files_that_are_read_are_fetched_and_they_are_enough(remote):
     }
     assert (image_pipeline.identity.name, image_pipeline.identity.revision) == ("someone/tiny-sd", COMMIT)
     assert image_pipeline.defaults["scheduler"] == "euler"
-    before = len(remote.fetched)
-    assert pull("someone/tiny-sd").revision == COMMIT  # as a painter, though no one said so
-    assert len(remote.fetched) == before
+    before = len(remote.downloaded)
+    assert pull("someone/tiny-sd").revision == COMMIT  # recognised as an image model
+    assert len(remote.downloaded) == before
 
 
-def test_a_video_model_is_refused_as_a_painter_before_its_weights_are_fetched(remote):
+def test_video_model_as_image_model_fails_before_download(remote):
     edit(remote.folder / "model_index.json", _class_name="StableVideoDiffusionPipeline")
-    with pytest.raises(NotAnImagePipeline, match=r"someone/tiny-sd \(at main\) makes videos from stills"):
-        load_here("someone/tiny-sd")
-    assert remote.fetched == ["model_index.json"]
+    with pytest.raises(NotAnImagePipeline, match=r"someone/tiny-sd \(at main\) generates videos, not images"):
+        load_on_cpu("someone/tiny-sd")
+    assert remote.downloaded == ["model_index.json"]
 
 
-def test_a_painter_of_the_catalog_is_seen_in_the_cache(remote):
-    def here():
-        return {held.entry.name: held for held in inventory()}["sd-2.1-base"]
+def test_inventory_reports_cached_image_model(remote):
+    def status():
+        return {model.entry.name: model for model in inventory()}["sd-2.1-base"]
 
-    assert (here().present, here().size_bytes) == (False, SD.size_bytes)
+    assert (status().present, status().size_bytes) == (False, SD.size_bytes)
     storage = resolve_module.hub.cache_folder() / "models--sd2-community--stable-diffusion-2-1-base"
     shutil.copytree(remote.folder, storage / "snapshots" / SD.revision)
-    assert here().present
-    assert load_here("sd-2.1-base").identity.revision == SD.revision
+    assert status().present
+    assert load_on_cpu("sd-2.1-base").identity.revision == SD.revision
     (storage / "snapshots" / SD.revision / UNET).unlink()
     (storage / "snapshots" / SD.revision / UNET.replace(".safe", ".fp16.safe")).unlink()
-    assert not here().present
+    assert not status().present
     assert remote.tokens == set()
 
 
-def test_painters_are_pinned_and_know_licence_size_and_defaults():
+def test_image_models_have_commit_licence_size_and_defaults():
     for entry in IMAGE_MODELS.values():
         assert entry.name not in CATALOG
         assert entry.text_to_image
@@ -353,84 +358,86 @@ def test_painters_are_pinned_and_know_licence_size_and_defaults():
     assert SD.defaults == {"image_guidance_scale": 7.5, "image_num_inference_steps": 50, "scheduler": "euler"}
 
 
-def test_a_package_without_its_painter_says_so(monkeypatch, tmp_path):
-    lacking = dataclasses.replace(IMAGE_MODELS["pocket-t2i"], folder=tmp_path / "image_model")
-    monkeypatch.setitem(IMAGE_MODELS, "pocket-t2i", lacking)
-    with pytest.raises(WeightsMissing, match="this package lacks the weights of pocket-t2i; install it again"):
-        load_here("pocket-t2i")
-    assert not {held.entry.name: held for held in inventory()}["pocket-t2i"].present
+def test_package_without_embedded_image_model_is_reported(monkeypatch, tmp_path):
+    incomplete = dataclasses.replace(IMAGE_MODELS["pocket-t2i"], folder=tmp_path / "image_model")
+    monkeypatch.setitem(IMAGE_MODELS, "pocket-t2i", incomplete)
+    with pytest.raises(
+        WeightsMissing, match="the installed kinema package lacks the weights of pocket-t2i; reinstall it"
+    ):
+        load_on_cpu("pocket-t2i")
+    assert not {model.entry.name: model for model in inventory()}["pocket-t2i"].present
 
 
-def test_what_is_given_lies_over_the_painters_own():
+def test_explicit_image_parameters_override_model_defaults():
     request = request_for(model="pocket", prompt="a sea", image_guidance_scale=3)
     assert for_image_model(request, "sd-2.1-base").image_guidance_scale == 3
     assert for_image_model(request, "sd-2.1-base").image_num_inference_steps == 50
-    assert for_image_model(request, "someone/painter", {"image_num_inference_steps": 9}).image_num_inference_steps == 9
+    assert for_image_model(request, "someone/model", {"image_num_inference_steps": 9}).image_num_inference_steps == 9
 
 
-def test_a_folder_of_stable_diffusion_has_its_usual_defaults(own):
+def test_stable_diffusion_folder_has_default_parameters(model_folder):
     usual = {"image_guidance_scale": 7.5, "image_num_inference_steps": 50}
-    assert image_model_defaults(str(own)) == {**usual, "scheduler": "euler"}
-    edit(own / "model_index.json", scheduler=["diffusers", "LCMScheduler"])
-    assert image_model_defaults(str(own)) == usual
-    edit(own / "model_index.json", _class_name="FluxPipeline")
-    assert image_model_defaults(str(own)) == image_model_defaults("someone/painter") == {}
+    assert image_model_defaults(str(model_folder)) == {**usual, "scheduler": "euler"}
+    edit(model_folder / "model_index.json", scheduler=["diffusers", "LCMScheduler"])
+    assert image_model_defaults(str(model_folder)) == usual
+    edit(model_folder / "model_index.json", _class_name="FluxPipeline")
+    assert image_model_defaults(str(model_folder)) == image_model_defaults("someone/model") == {}
 
 
-def test_other_pipelines_lend_their_own_defaults(tmp_path):
-    image_pipeline = load_here(make_tiny_sd(tmp_path, xl=True))
+def test_other_pipeline_uses_its_signature_defaults(tmp_path):
+    image_pipeline = load_on_cpu(make_tiny_sd(tmp_path, xl=True))
     assert image_pipeline.defaults == {"image_guidance_scale": 5.0, "image_num_inference_steps": 50}
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("parameters", "message"),
     [
-        ({"image_model": "pocket-t2i", "model": "svd-xt"}, "1024×576 is not the 288×160 that pocket-t2i was"),
+        ({"image_model": "pocket-t2i", "model": "svd-xt"}, "pocket-t2i was trained on 288×160, not 1024×576"),
         (
             {"image_model": "sdxl-turbo", "negative_prompt": "fog"},
             "negative_prompt has no effect at image_guidance_scale",
         ),
     ],
 )
-def test_what_a_painter_was_not_made_for_is_cautioned(settings, words):
-    request = request_for(**{"model": "pocket", "prompt": "a sea"} | settings)
+def test_image_parameters_outside_training_give_warning(parameters, message):
+    request = request_for(**{"model": "pocket", "prompt": "a sea"} | parameters)
     (warning,) = parameter_warnings(for_image_model(request, request.image_model))
-    assert words in warning
+    assert message in warning
 
 
-def test_the_usual_pairs_need_no_caution():
+def test_default_model_pairs_give_no_warning():
     for model, image_pipeline in (("pocket", "pocket-t2i"), ("svd-xt", "sd-2.1-base"), ("svd-xt", "sdxl-turbo")):
         assert parameter_warnings(for_image_model(request_for(model=model, prompt="a sea"), image_pipeline)) == []
 
 
-# Which painter, and in how much memory
+# Default image model and memory plan
 
 
-def test_without_cuda_the_default_painter_is_the_pockets():
+def test_default_image_model_without_cuda_is_pocket():
     name, reason = default_image_model((1024, 576), Settings(device="cpu"))
-    assert (name, reason) == ("pocket-t2i", "sd-2.1-base needs a CUDA device to be quick, and this runs on cpu")
+    assert (name, reason) == ("pocket-t2i", "sd-2.1-base is slow without a CUDA device, and the device is cpu")
 
 
 @pytest.mark.parametrize(
-    ("size", "free_gib", "there", "reachable", "name", "why"),
+    ("size", "free_gib", "is_installed", "reachable", "name", "expected_reason"),
     [
-        ((1024, 576), 80, True, False, "sd-2.1-base", "cuda has room for it"),
-        ((1024, 576), 80, False, True, "sd-2.1-base", "cuda has room for it"),
-        ((1024, 576), 80, False, False, "pocket-t2i", "hub can't be reached; `kinema models pull sd-2.1-base`"),
-        ((288, 160), 80, True, True, "pocket-t2i", "it is made for 288×160"),
+        ((1024, 576), 80, True, False, "sd-2.1-base", "it fits on cuda"),
+        ((1024, 576), 80, False, True, "sd-2.1-base", "it fits on cuda"),
+        ((1024, 576), 80, False, False, "pocket-t2i", "hub can't be reached; run `kinema models pull sd-2.1-base`"),
+        ((288, 160), 80, True, True, "pocket-t2i", "it is trained on 288×160"),
         ((1024, 576), 1, True, True, "pocket-t2i", "does not fit"),
-        ((1024, 576), 1.7, True, True, "pocket-t2i", "layer by layer"),
-        ((1024, 576), 3, True, True, "sd-2.1-base", "has room"),
+        ((1024, 576), 1.7, True, True, "pocket-t2i", "only with sequential offload"),
+        ((1024, 576), 3, True, True, "sd-2.1-base", "it fits"),
     ],
 )
-def test_a_gpu_with_room_takes_sd_where_it_can_be_had(monkeypatch, size, free_gib, there, reachable, name, why):
+def test_default_image_model_on_gpu(monkeypatch, size, free_gib, is_installed, reachable, name, expected_reason):
     monkeypatch.setattr(image_pipeline_module, "pick_device", lambda _wanted: torch.device("cuda"))
     monkeypatch.setattr(image_pipeline_module, "free_memory", lambda _device: int(free_gib * GIB))
-    monkeypatch.setattr(image_pipeline_module, "held", lambda _entry: object() if there else None)
+    monkeypatch.setattr(image_pipeline_module, "installed_snapshot", lambda _entry: object() if is_installed else None)
     monkeypatch.setattr(image_pipeline_module.hub, "reachable", lambda: reachable)
     chosen, reason = default_image_model(size, Settings())
     assert chosen == name
-    assert why in reason
+    assert expected_reason in reason
 
 
 def plan(free_gib, **settings):
@@ -438,20 +445,20 @@ def plan(free_gib, **settings):
     return plan_image_pipeline(SD.weights_bytes, free_bytes=int(free_gib * GIB), **usual | settings)
 
 
-def test_the_quickest_plan_that_fits_is_taken():
+def test_fastest_plan_that_fits_is_chosen():
     names = [plan(free).name for free in (8, 3, 1.7)]
     assert names == ["resident", "model_offload", "sequential_offload"]
     assert all(plan(free).needed_bytes <= free * GIB for free in (8, 3, 1.7))
 
 
-def test_what_does_not_fit_is_refused_with_figures():
-    with pytest.raises(InsufficientMemory, match=r"painting a still of 1024×576 needs about 1\.\d GiB .* 1\.0 GiB are"):
+def test_insufficient_memory_message_has_sizes():
+    with pytest.raises(InsufficientMemory, match=r"an image of 1024×576 needs at least 1\.\d GiB .* 1\.0 GiB are"):
         plan(1)
     with pytest.raises(InsufficientMemory):
         plan(3, offload=False)
 
 
-def test_a_painter_needs_more_for_more_pixels_and_less_without_guidance():
+def test_plan_memory_grows_with_pixels_upcast_and_guidance():
     assert plan(80, width=2048, height=2048).needed_bytes > 2 * plan(80).needed_bytes
     assert plan(80, upcast=True).needed_bytes > plan(80).needed_bytes
     slow = {"width": 256, "height": 256}

@@ -23,46 +23,46 @@ def pipeline(tiny_svd):
     return load(tiny_svd, device="cpu", dtype="float32")
 
 
-def test_the_cpu_is_always_there_and_last():
+def test_cpu_is_last_available_device():
     assert available_devices()[-1] == "cpu"
     assert pick_device("cpu") == CPU
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", "meta"])
-def test_a_device_that_is_not_there_is_refused_with_those_that_are(name):
-    with pytest.raises(InvalidRequest, match=f"no device '{name}' here; there is .*cpu") as fault:
+def test_unavailable_device_lists_available_ones(name):
+    with pytest.raises(InvalidRequest, match=f"device '{name}' is not available; use auto, .*cpu") as error:
         pick_device(name)
-    assert fault.value.param == "device"
+    assert error.value.param == "device"
 
 
-def test_dtype_follows_the_device_unless_asked_for(monkeypatch):
+def test_default_dtype_depends_on_device(monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False, "amx_bf16": False}, raising=False)
     assert pick_dtype(None, CPU) == torch.float32
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
     assert pick_dtype("auto", CPU) == torch.bfloat16
     assert pick_dtype("auto", torch.device("cuda")) == torch.float16
     assert pick_dtype("float32", torch.device("cuda")) == torch.float32
-    with pytest.raises(InvalidRequest, match="no dtype 'int8'; there is auto, float16, bfloat16, float32"):
+    with pytest.raises(InvalidRequest, match="dtype 'int8' is not supported; use auto, float16, bfloat16, float32"):
         pick_dtype("int8", CPU)
 
 
-def test_free_memory_is_no_more_than_the_machine_has():
+def test_free_memory_is_at_most_total_memory():
     assert 0 < free_memory(CPU) <= psutil.virtual_memory().total
 
 
-def test_a_large_gpu_holds_everything_and_decodes_at_once():
+def test_large_gpu_is_resident_and_decodes_all_frames_together():
     plan = plan_xt(80)
     assert (plan.name, plan.decode_chunk_size) == ("resident", 25)
 
 
-def test_the_estimate_meets_the_measured_peak():
+def test_estimate_matches_measured_peak():
     # SVD-XT in float16 at 1024×576, 25 frames, all on one H100: bench/results/svd-xt-h100.json.
     for chunk, measured in ((8, 13.27), (25, 32.4)):
         assert measured <= plan_xt(80, decode_chunk_size=chunk).needed_bytes / GIB <= 1.15 * measured
 
 
-def test_the_estimate_meets_what_our_own_forward_was_measured_to_take():
-    # The same, and what was reserved where no more was allowed: bench/results/svd-xt-forward-h100.json.
+def test_estimate_matches_measured_peak_of_fast_engine():
+    # As above, with the memory reserved under a limit: bench/results/svd-xt-forward-h100.json.
     plan = plan_xt(80, fast=True)
     assert (plan.name, plan.decode_chunk_size) == ("resident", 25)
     assert 12.69 <= plan.needed_bytes / GIB <= 1.2 * 12.69
@@ -70,40 +70,40 @@ def test_the_estimate_meets_what_our_own_forward_was_measured_to_take():
     assert [plan_xt(free, fast=True).name for free in (16, 12, 9, 7, 6, 4)] == names
 
 
-def test_less_memory_takes_leaner_plans_in_turn():
+def test_less_memory_selects_leaner_plans_in_order():
     found = [plan_xt(free) for free in (80, 40, 24, 16, 13, 12, 10, 8, 6)]
     ranks = [PLANS.index(plan.name) for plan in found]
     assert ranks == sorted(ranks)
-    assert set(ranks) == {0, 1, 2, 4}  # our own forward alone is streamed
+    assert set(ranks) == {0, 1, 2, 4}  # only the fast engine can be streamed
     for plan in found:
         assert plan.needed_bytes <= plan.free_bytes
 
 
-def test_a_steady_chunk_is_worth_a_slower_plan():
+def test_slower_plan_is_preferred_to_small_chunk():
     plan = plan_xt(8.5, guided=False)
     assert (plan.name, plan.decode_chunk_size >= 4) == ("model_offload", True)
     assert plan_xt(8.5, guided=False, decode_chunk_size=2).name == "resident"
 
 
-def test_a_chunk_that_was_asked_for_is_kept_but_never_exceeds_the_frames():
+def test_explicit_chunk_is_used_up_to_num_frames():
     assert plan_xt(80, decode_chunk_size=3).decode_chunk_size == 3
     assert plan_xt(80, decode_chunk_size=100).decode_chunk_size == 25
 
 
-def test_what_fits_in_no_way_is_refused_with_figures_and_remedies():
+def test_insufficient_memory_message_has_sizes_and_remedy():
     with pytest.raises(
-        InsufficientMemory, match=r"25 frames of 1024×576 need about .* GiB .* 2\.0 GiB are free.*pocket"
+        InsufficientMemory, match=r"25 frames of 1024×576 need at least .* GiB .* 2\.0 GiB are free.*pocket"
     ):
         plan_xt(2)
 
 
-def test_on_the_cpu_there_is_nowhere_to_offload_to():
+def test_plan_without_offload_is_resident_or_fails():
     with pytest.raises(InsufficientMemory):
         plan_xt(12, offload=False)
     assert plan_xt(80, offload=False).name == "resident"
 
 
-def test_more_pixels_frames_or_guidance_never_need_less():
+def test_memory_grows_with_pixels_frames_and_guidance():
     needs = [
         plan_xt(1000, **changed).needed_bytes
         for changed in ({"guided": False, "num_frames": 14, "width": 512, "height": 320}, {"guided": False}, {})
@@ -111,13 +111,13 @@ def test_more_pixels_frames_or_guidance_never_need_less():
     assert needs == sorted(needs)
 
 
-def test_a_step_needs_as_much_more_as_there_are_more_latents():
+def test_denoise_memory_is_proportional_to_latents():
     plans = [plan_xt(1000, decode_chunk_size=1, shape=Shape(vae_factor=factor)) for factor in (2, 4, 8)]
     steps = [plan.needed_bytes - sum(XT.values()) for plan in plans]
     assert [step / steps[-1] for step in steps] == pytest.approx([16, 4, 1], rel=1e-6)
 
 
-def test_plans_follow_each_other_to_the_leanest():
+def test_next_plan_is_leaner_until_last():
     plan = MemoryPlan("resident", 8)
     names = []
     while plan is not None:
@@ -128,7 +128,7 @@ def test_plans_follow_each_other_to_the_leanest():
     assert MemoryPlan("model_offload", 8).next(plans(guided=True, fast=False)) == MemoryPlan("sequential_offload", 8)
 
 
-def test_a_loaded_model_is_planned_by_its_own_shape(pipeline):
+def test_plan_for_uses_shape_of_model(pipeline):
     plan = plan_for(pipeline, request_for(model="pocket", seed=0).changed(decode_chunk_size=None))
     assert plan.name == "resident"
     assert plan.decode_chunk_size == 14
@@ -136,7 +136,7 @@ def test_a_loaded_model_is_planned_by_its_own_shape(pipeline):
 
 
 @pytest.mark.parametrize("name", PLANS)
-def test_every_plan_computes_the_same_and_leaves_the_weights_as_they_were(pipeline, name):
+def test_every_plan_gives_same_output_and_keeps_weights(pipeline, name):
     image = torch.linspace(-1, 1, 3 * 64 * 64).reshape(1, 3, 64, 64)
     before = {part: {k: v.clone() for k, v in getattr(pipeline, part).state_dict().items()} for part in PARTS}
     with torch.inference_mode(), place(pipeline, MemoryPlan("resident", 4)) as placed, placed.on_device("vae") as vae:
@@ -152,7 +152,7 @@ def test_every_plan_computes_the_same_and_leaves_the_weights_as_they_were(pipeli
 
 
 @pytest.mark.parametrize("name", PLANS)
-def test_a_part_computes_in_other_arithmetic_for_a_while(tiny_svd, name):
+def test_on_device_converts_dtype_temporarily(tiny_svd, name):
     pipeline = load(tiny_svd, device="cpu", dtype="bfloat16")
     plan = MemoryPlan(name, 4)
     with torch.inference_mode(), place(pipeline, plan) as placed, placed.on_device("vae", torch.float32) as vae:
@@ -161,7 +161,7 @@ def test_a_part_computes_in_other_arithmetic_for_a_while(tiny_svd, name):
 
 
 @pytest.mark.parametrize("name", PLANS)
-def test_some_modules_of_a_part_compute_in_other_arithmetic_for_a_while(tiny_svd, name):
+def test_on_device_converts_only_named_modules(tiny_svd, name):
     pipeline, used = load(tiny_svd, device="cpu", dtype="bfloat16"), ("encoder", "quant_conv")
     plan, wide = MemoryPlan(name, 4), torch.float32
     with torch.inference_mode(), place(pipeline, plan) as placed, placed.on_device("vae", wide, of=used) as vae:
@@ -170,19 +170,19 @@ def test_some_modules_of_a_part_compute_in_other_arithmetic_for_a_while(tiny_svd
     assert {p.dtype for p in pipeline.vae.parameters()} == {torch.bfloat16}
 
 
-def test_a_moments_work_moves_nothing_where_the_model_is_on_its_device(pipeline):
+def test_plan_for_stored_weights_depends_on_device(pipeline):
     assert plan_for_stored_weights(pipeline).name == "resident"
     pipeline.unet.to("meta")
     assert plan_for_stored_weights(pipeline).name == "model_offload"
 
 
-def test_a_part_left_in_other_arithmetic_is_mended(pipeline):
+def test_place_restores_dtype(pipeline):
     pipeline.vae.double()
     with place(pipeline, MemoryPlan("resident", 4)):
         assert {p.dtype for p in pipeline.vae.parameters()} == {pipeline.dtype}
 
 
-def test_weights_come_home_when_computing_fails(pipeline):
+def test_weights_return_to_cpu_after_error(pipeline):
     plan = MemoryPlan("sequential_offload", 4)
     with pytest.raises(RuntimeError), place(pipeline, plan) as placed, placed.on_device("vae") as vae:
         vae.encode(torch.zeros(1, 5, 64, 64))

@@ -84,7 +84,7 @@ def test_tutorial_curl_command_generates_video(server, png, tmp_path):
         ({"width": "1001"}, "width", "1000 and 1008"),
         ({"image": "http://localhost:1/x.png"}, "image", "no address is fetched here"),
         ({"image": "data:image/png;base64,@@"}, "image", "not valid base64"),
-        ({"image": "data:image/png,hello"}, "image", "no picture that is known here"),
+        ({"image": "data:image/png,hello"}, "image", "not a supported image"),
         ({"image": "null"}, "image", "image is required"),
     ],
 )

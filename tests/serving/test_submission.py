@@ -59,7 +59,9 @@ def test_seed_minus_one_is_random(settings, png, seed):
 
 
 def test_unknown_words_of_prompt_give_warning(settings):
-    assert prepare(settings, {"prompt": "an old horse in Paris"}).warnings == ("pocket-t2i can't draw 'old', 'Paris'",)
+    assert prepare(settings, {"prompt": "an old horse in Paris"}).warnings == (
+        "pocket-t2i does not know 'old', 'Paris'",
+    )
 
 
 def test_fingerprint_ignores_random_seed(settings, png):

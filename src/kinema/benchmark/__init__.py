@@ -1,6 +1,6 @@
-"""How quick Kinema is on this machine, beside diffusers' own pipeline on the same weights, still, settings and seed.
+"""Benchmark of Kinema and diffusers' pipeline with the same weights, image, parameters and seed.
 
-`measuring.measure` is the whole of it; what stands here is checked before it, and needs no torch.
+`measure.measure` runs it. This module has the checks before it, which need no torch.
 """
 
 from __future__ import annotations
@@ -22,49 +22,49 @@ DTYPES = ("float16", "bfloat16", "float32")
 
 
 def named(against: str) -> list[str]:
-    """The peers that a list with commas names; "nothing" has none.
+    """Parse comma-separated names of baselines; "nothing" means none.
 
     Raises:
-        InvalidRequest: naming those that are there, or the one that is named twice.
+        InvalidRequest: for an unknown or repeated name.
     """
     peers = [] if against.strip() == "nothing" else [name.strip() for name in against.split(",")]
     for name in peers:
         if name not in PEERS:
-            raise InvalidRequest(f"there is no peer {name!r}; there is {', '.join(PEERS)}, or nothing", "against")
+            raise InvalidRequest(f"baseline {name!r} is not supported; use {', '.join(PEERS)} or nothing", "against")
         if peers.count(name) > 1:
-            raise InvalidRequest(f"the peer {name} is named twice in {against!r}; name each once", "against")
+            raise InvalidRequest(f"baseline {name} is repeated in {against!r}; list each once", "against")
     return peers
 
 
 def check(engine: str | None, peer_dtype: str | None = None) -> None:
-    """Refuse an engine or an arithmetic that is not there.
+    """Check the names of the engine and the baselines' dtype.
 
     Raises:
-        InvalidRequest: naming those that are.
+        InvalidRequest: for an unknown name; lists the supported ones.
     """
     if engine is not None and engine not in get_args(Engine):
-        raise InvalidRequest(f"there is no engine {engine!r}; there is {' and '.join(get_args(Engine))}", "engine")
+        raise InvalidRequest(f"engine {engine!r} is not supported; use {' or '.join(get_args(Engine))}", "engine")
     if peer_dtype is not None and peer_dtype not in DTYPES:
-        raise InvalidRequest(f"there is no peer_dtype {peer_dtype!r}; there is {', '.join(DTYPES)}", "peer_dtype")
+        raise InvalidRequest(f"peer_dtype {peer_dtype!r} is not supported; use {', '.join(DTYPES)}", "peer_dtype")
 
 
 def check_settings(peers: Sequence[str], request: VideoRequest) -> None:
-    """Refuse settings at which peers fail: their pipeline prepares for guidance by the last frame's, and not the most.
+    """Reject parameters that diffusers' pipeline does not support: it only checks the last frame's guidance scale.
 
     Raises:
-        InvalidRequest: saying what to take.
+        InvalidRequest: with a remedy.
     """
     low, high = request.min_guidance_scale, request.max_guidance_scale
     if peers and request.guided != (high > 1):
         raise InvalidRequest(
             f"diffusers' pipeline fails at num_frames {request.num_frames} with guidance from {low:g} to {high:g}: "
-            "take both 1 or both above 1, or measure --against nothing",
+            "use 1 for both or values above 1 for both, or --against nothing",
             "max_guidance_scale",
         )
 
 
 def gradient(width: int, height: int) -> InputImage:
-    """A still for those who give none: colours that change evenly from side to side."""
+    """Return the default image: a colour gradient."""
     import numpy as np
 
     from kinema.media.image import open_image

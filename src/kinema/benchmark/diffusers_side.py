@@ -1,4 +1,4 @@
-"""The other side: diffusers' StableVideoDiffusionPipeline, as it is or compiled, with the time of each stage."""
+"""The baseline: diffusers' StableVideoDiffusionPipeline, plain or compiled, with the time of each stage."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from kinema.benchmark.stopwatch import BenchmarkTask, Make
     from kinema.values import VideoRequest
 
-# What the pipeline calls when a stage is over, as it begins the next: (method, the stage that ended).
+# (pipeline method at the start of a stage, the stage before it).
 ENDINGS = (("prepare_latents", "encode"), ("decode_latents", "denoise"))
 SETTINGS = (
     "width", "height", "num_frames", "num_inference_steps", "fps", "motion_bucket_id", "noise_aug_strength",
@@ -30,12 +30,12 @@ SETTINGS = (
 
 
 def load_peer(name: str, task: BenchmarkTask) -> Make:
-    """Load diffusers' pipeline as its documents say; the result makes a video.
+    """Load diffusers' pipeline as documented, and return a function that generates a video.
 
     Args:
-        name: "diffusers", or "diffusers-compile" with the UNet and the decoder under torch.compile, whose work
-            happens when the first video is made.
-        task: Its engine is ours alone.
+        name: "diffusers", or "diffusers-compile" with the UNet and the decoder under torch.compile, which compiles
+            during the first video.
+        task: Its engine is ignored.
     """
     device, dtype = torch.device(task.device), getattr(torch, task.dtype)
     with hub.quiet(), _no_bars():
@@ -55,22 +55,22 @@ def load_peer(name: str, task: BenchmarkTask) -> Make:
         image = fit_image(task.image, request.width, request.height, request.fit)
         latents = _noise(request, pipeline.unet.config.out_channels, pipeline.vae_scale_factor).to(dtype)
         settings = {name: getattr(request, name) for name in SETTINGS}
-        with hub.quiet(), _in_our_words():
+        with hub.quiet(), _translate_errors():
             watch = Stopwatch(device)
-            with _timed(pipeline, watch) as begun:
+            with _timed(pipeline, watch) as arguments:
                 generator = torch.Generator().manual_seed(request.seed)
-                made = pipeline(image, latents=latents, generator=generator, output_type="np", **settings)
+                output = pipeline(image, latents=latents, generator=generator, output_type="np", **settings)
             watch.ended("decode")
-        last = begun["decode_latents"][0].float().cpu().numpy()
-        return TimedRun(watch.seconds, (made.frames[0] * 255).round().astype("uint8"), last)
+        last = arguments["decode_latents"][0].float().cpu().numpy()
+        return TimedRun(watch.seconds, (output.frames[0] * 255).round().astype("uint8"), last)
 
     return make
 
 
 def _noise(request: VideoRequest, channels: int, factor: int) -> torch.Tensor:
-    """The noise that our latents begin with, so that both make the same video: in half precision diffusers draws other.
+    """Draw Kinema's initial noise, so that both sides generate the same video; in half precision diffusers' differs.
 
-    [1, frames, channels, h/f, w/f] with the VAE's factor f; the first draw of a seed is the noise on the still.
+    [1, frames, channels, h/f, w/f] with the VAE's factor f. The first draw of a seed is the noise on the image.
     """
     generator = torch.Generator().manual_seed(request.seed)
     torch.randn((1, 3, request.height, request.width), generator=generator)
@@ -80,7 +80,7 @@ def _noise(request: VideoRequest, channels: int, factor: int) -> torch.Tensor:
 
 @contextmanager
 def _timed(pipeline: Any, watch: Stopwatch) -> Iterator[dict[str, tuple[Any, ...]]]:
-    """Tell the watch of each stage's end while inside, and keep what the method that begins the next is called with."""
+    """Record the end of each stage, and yield the arguments of the methods in ENDINGS."""
     begun: dict[str, tuple[Any, ...]] = {}
 
     def telling(name: str, stage: str) -> Callable[..., Any]:
@@ -103,29 +103,31 @@ def _timed(pipeline: Any, watch: Stopwatch) -> Iterator[dict[str, tuple[Any, ...
 
 
 @contextmanager
-def _in_our_words() -> Iterator[None]:
-    """What diffusers and torch.compile fail with, as our errors.
+def _translate_errors() -> Iterator[None]:
+    """Translate errors of diffusers and torch.compile.
 
     Raises:
-        InsufficientMemory, GenerationFailed: naming the peer.
+        InsufficientMemory, GenerationFailed: naming the baseline.
     """
     from torch._dynamo.exc import TorchDynamoException
 
-    rather = "measure --against nothing"
+    alternative = "use --against nothing"
     try:
         yield
     except TorchDynamoException as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise GenerationFailed(f"torch.compile failed here ({first}); take --against diffusers, or {rather}") from None
+        raise GenerationFailed(f"torch.compile failed ({first}); use --against diffusers, or {alternative}") from None
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise insufficient(error, "diffusers made the video", f"take smaller settings, or {rather}") from None
+        raise insufficient(
+            error, "diffusers generated the video", f"use smaller parameters, or {alternative}"
+        ) from None
 
 
 @contextmanager
 def _no_bars() -> Iterator[None]:
-    """No bars for what is loaded while inside."""
+    """Suppress progress bars of model loading."""
     import diffusers.utils.logging
     import transformers.utils.logging
 

@@ -1,4 +1,4 @@
-"""How much is computed, counted without computing it; and how quickly this machine multiplies matrices."""
+"""FLOP counts of a video without running it, and the machine's matmul rate."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
     from kinema.values import VideoRequest
 
-META = torch.device("meta")  # tensors that have shapes and no numbers
+META = torch.device("meta")  # tensors without data
 
 
 def counted(folder: Path, request: VideoRequest) -> dict[str, int]:
-    """Floating-point operations of one denoising `step` and of the `decode` of all frames, as diffusers does them.
+    """Return the FLOPs of one denoising `step` and of the `decode` of all frames in diffusers' networks.
 
-    Its networks are run on tensors without numbers, so that the count is the same on every device: there attention is
-    two matrix products, while some devices' own kernels for it are unknown to torch's counter.
+    The networks run on the meta device, so the count does not depend on the device. There attention is two matmuls,
+    while torch's counter does not know some devices' attention kernels.
 
     Args:
-        folder: The model's.
-        request: With its `decode_chunk_size`; where there is none, all frames are decoded together.
+        folder: The model's folder.
+        request: If its `decode_chunk_size` is None, all frames are decoded together.
     """
     configs = check_configs(folder)
-    unet, vae = (_without_numbers(part, configs[part]) for part in ("unet", "vae"))
+    unet, vae = (_on_meta(part, configs[part]) for part in ("unet", "vae"))
     batch, frames = 2 if request.guided else 1, request.num_frames
     factor = Shape.of(configs["unet"], configs["vae"]).vae_factor
     size = request.height // factor, request.width // factor
@@ -48,7 +48,7 @@ def counted(folder: Path, request: VideoRequest) -> dict[str, int]:
     }
 
 
-def _without_numbers(part: Any, config: dict[str, Any]) -> Any:
+def _on_meta(part: Any, config: dict[str, Any]) -> Any:
     import diffusers
 
     settings = {name: value for name, value in config.items() if not name.startswith("_")}
@@ -65,7 +65,7 @@ def _flop(work: Callable[[], object]) -> int:
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, rounds: int = 3) -> float:
-    """Floating-point operations a second of one large matrix product: the best of some rounds, after one to warm up."""
+    """Return the FLOP/s of a large matmul: the best of `rounds`, after one warm-up."""
     size, products = (2048, 1) if device.type == "cpu" else (8192, 10)
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(size, size, generator=generator).to(device, dtype) for _ in range(2))

@@ -1,10 +1,10 @@
-"""Our side: the engine, with the time of each stage."""
+"""Kinema's side: the engine, with the time of each stage."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-# What loading imports, imported before it is timed.
+# Imports of model loading, before its time is measured.
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel  # noqa: F401
 from transformers import CLIPVisionModelWithProjection  # noqa: F401
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from kinema.values import VideoRequest
 
 
-def load_ours(task: BenchmarkTask) -> Make:
-    """Load the model as every face of Kinema does; the result makes a video.
+def load_kinema(task: BenchmarkTask) -> Make:
+    """Load the model, and return a function that generates a video.
 
     Raises:
-        KinemaError: as `kinema.models.loading.load`.
+        KinemaError: see `kinema.models.loading.load`.
     """
     settings = read_settings(device=task.device, dtype=task.dtype, precision=task.precision)
     pipeline = load(task.model, engine=task.engine, settings=settings)
@@ -33,12 +33,12 @@ def load_ours(task: BenchmarkTask) -> Make:
         for result in generate(pipeline, task.image, request):
             if not isinstance(result, Step):
                 watch.ended("decode")
-                assert latents is not None, "denoising comes before the clip"
+                assert latents is not None, "denoising precedes the video"
                 return TimedRun(watch.seconds, result.frames, latents.float().cpu().numpy(), result.recipe)
             if result.step == result.total:
                 watch.ended(result.stage)
             if result.latents is not None:
                 latents = result.latents
-        raise AssertionError("the engine ends with a clip")
+        raise AssertionError("the engine yields the video last")
 
     return make

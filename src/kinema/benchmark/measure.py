@@ -1,4 +1,4 @@
-"""`measure`: Kinema and its peers, each in its own process, taking turns; and the record of it."""
+"""`measure`: run Kinema and the baselines alternately, each in its own process, and record the results."""
 
 from __future__ import annotations
 
@@ -73,23 +73,23 @@ def measure(
     note: str | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Iterator[str | Record]:
-    """Yield a line for each piece of work as it begins, and the record, which is told again as it grows.
+    """Yield a line at the start of each unit of work, and the record, again whenever it is extended.
 
     Args:
         model: Catalog name, hub id or folder.
-        image: What all make their video of.
-        request: Every setting; where it leaves `decode_chunk_size` open, the peers get the one that ours took.
-        settings: The machine's: device, dtype and our precision.
-        engine: "fast", "reference", or None for what `kinema.models.loading.load` takes.
-        peers: Of "diffusers" and "diffusers-compile", or none.
-        peer_dtype: The peers' arithmetic: "float16", "bfloat16" or "float32"; None for ours.
-        runs: Warm videos of each side.
-        note: What a reader of the record should know.
-        progress: Called with each piece of a download.
+        image: The input image of all sides.
+        request: The parameters; if `decode_chunk_size` is None, the baselines use Kinema's choice.
+        settings: Device, dtype and Kinema's precision.
+        engine: "fast", "reference", or None for the default of `kinema.models.loading.load`.
+        peers: The baselines, of "diffusers" and "diffusers-compile", or none.
+        peer_dtype: The baselines' dtype: "float16", "bfloat16" or "float32"; None for Kinema's.
+        runs: Warm videos per side.
+        note: A note for readers of the record.
+        progress: Called with each chunk of a download.
 
     Raises:
-        InvalidRequest: at once, as `check` and `check_settings` of `kinema.benchmark`.
-        KinemaError: as loading and generating do; GenerationFailed too when a side's process ended before its time.
+        InvalidRequest: before any work, see `check` and `check_settings` of `kinema.benchmark`.
+        KinemaError: from loading and generating; GenerationFailed also if a side's process ends early.
     """
     check(engine, peer_dtype)
     check_settings(peers, request)
@@ -136,7 +136,7 @@ def measure(
 
 
 class _Race:
-    """All sides of one measuring, Kinema's first, and what was found of each."""
+    """All sides of one benchmark, Kinema first, and their results."""
 
     def __init__(self, tasks: Mapping[str, BenchmarkTask], folder: Path) -> None:
         self.tasks, self.folder = tasks, folder
@@ -145,13 +145,13 @@ class _Race:
 
     @property
     def recipe(self) -> Recipe:
-        """Of our last video."""
+        """Recipe of Kinema's last video."""
         recipe = self.made["kinema"][-1].recipe
         assert recipe is not None, "ours has one"
         return recipe
 
     def run(self, request: VideoRequest, runs: int) -> Generator[str, None, VideoRequest]:
-        """Each side's first video, and then theirs in turns; return the request with the chunk that ours took."""
+        """Run each side's first video, then all sides in turns; return the request with Kinema's chunk size."""
         sides: dict[str, SideProcess] = {}
         with ExitStack() as living:
             for name in self.tasks:
@@ -161,14 +161,14 @@ class _Race:
                 self.told[name] = _first_figures(found)
                 if run.recipe:
                     request = request.changed(decode_chunk_size=run.recipe.decode_chunk_size)
-            for i in range(runs):  # in turns, so that what else the machine does meets all
+            for i in range(runs):  # in turns, so that other load affects all sides
                 for name, side in sides.items():
                     yield f"{name}: video {i + 1} of {runs}"
                     self.made[name].append(side.make(request))
         return request
 
     def tell(self, steps: int, flop: Mapping[str, int], rates: Mapping[str, float]) -> None:
-        """Note what the warm videos come to; `rates` are those of each side's arithmetic."""
+        """Record the results of the warm videos; `rates` are the matmul rates of each side's dtype."""
         for name, made in self.made.items():
             warm = _warm(made, steps)
             self.told[name] |= {"warm": warm} | _speeds(warm["median"], flop, rates[name], steps)
@@ -181,7 +181,7 @@ class _Race:
             self.told[name]["latents_apart"] = _brief(float(apart))
 
     def run_again(self, request: VideoRequest) -> Iterator[str]:
-        """One more process for each side that compiled something."""
+        """Start one more process for each side that compiled something."""
         for name in self.tasks:
             if any(path.is_file() for path in self._caches(name).rglob("*")):
                 yield f"{name}: once more in a fresh process, which finds what the first compiled"
@@ -196,7 +196,7 @@ class _Race:
 
 
 def _made_by(recipe: Recipe) -> Record:
-    """What of a recipe belongs into the record."""
+    """Return the recipe's part of the record."""
     return {
         "model": recipe.model.model_dump(),
         "device": recipe.device,
@@ -209,7 +209,7 @@ def _made_by(recipe: Recipe) -> Record:
 
 
 def _ready(snapshot: Snapshot) -> None:
-    """Read all sides' libraries and the model's files from the disk, so that none does it for another."""
+    """Read all libraries and model files from disk first, so that all sides find them in the page cache."""
     import diffusers
     import transformers
 
@@ -222,7 +222,7 @@ def _ready(snapshot: Snapshot) -> None:
 
 
 def _first_figures(found: Mapping[str, Any]) -> Record:
-    """What is told of a side's start: see `SideProcess.first`."""
+    """Return the record of a side's start; see `SideProcess.first`."""
     return {
         "cold": {"seconds": _brief(found["seconds"]), "loaded_after": _brief(found["loaded"])},
         "cold_again": None,
@@ -232,7 +232,7 @@ def _first_figures(found: Mapping[str, Any]) -> Record:
 
 
 def _warm(made: Sequence[TimedRun], steps: int) -> Record:
-    """Seconds of each stage, of a step and of all: each run's, and the middle, least and most of them."""
+    """Return seconds by stage, per step and in total: of each run, and median, minimum and maximum."""
     each = []
     for run in made:
         seconds = run.seconds | {"step": run.seconds["denoise"] / steps, "all": sum(run.seconds.values())}
@@ -244,7 +244,7 @@ def _warm(made: Sequence[TimedRun], steps: int) -> Record:
 
 
 def _speeds(seconds: Mapping[str, float], flop: Mapping[str, int], rate: float, steps: int) -> Record:
-    """TFLOP/s of denoising and decoding, and what share of the matrix products' rate that is."""
+    """Return TFLOP/s of denoising and decoding, and their share of the matmul rate."""
     done = {"denoise": flop["step"] * steps / seconds["denoise"], "decode": flop["decode"] / seconds["decode"]}
     return {
         "tflop_per_second": {stage: _brief(each / 1e12) for stage, each in done.items()},
@@ -253,7 +253,7 @@ def _speeds(seconds: Mapping[str, float], flop: Mapping[str, int], rate: float, 
 
 
 def factors(ours: Record, peer: Record) -> dict[str, float]:
-    """The peer's seconds by ours; above 1 Kinema is the quicker."""
+    """Return the baseline's seconds divided by Kinema's; above 1, Kinema is faster."""
     pairs = {stage: (peer["warm"]["median"][stage], ours["warm"]["median"][stage]) for stage in STAGES}
     pairs["load"] = (peer["load_seconds"], ours["load_seconds"])
     pairs["cold"] = (peer["cold"]["seconds"], ours["cold"]["seconds"])
@@ -261,7 +261,7 @@ def factors(ours: Record, peer: Record) -> dict[str, float]:
 
 
 def distance(ours: Frames, theirs: Frames) -> Record:
-    """How far two videos (uint8, of one shape) are from each other."""
+    """Return the difference of two videos (uint8, same shape)."""
     apart = np.abs(ours.astype(np.int16) - theirs)
     square = float(np.square(apart, dtype=np.float64).mean())
     return {
@@ -272,7 +272,7 @@ def distance(ours: Frames, theirs: Frames) -> Record:
 
 
 def machine(device: torch.device) -> Record:
-    """What computes."""
+    """Describe the machine."""
     facts: Record = {
         "processor": _processor(),
         "cores": psutil.cpu_count(logical=False) or psutil.cpu_count(),
@@ -293,7 +293,7 @@ def machine(device: torch.device) -> Record:
 
 
 def _processor() -> str:
-    """The processor's name, as far as the system tells it."""
+    """Return the processor's name, if the system reports it."""
     try:
         found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
     except OSError:
@@ -302,7 +302,7 @@ def _processor() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of what takes part."""
+    """Return the versions of Kinema, Python and the libraries."""
     found = {"kinema": own_version(), "python": platform.python_version()}
     for name in LIBRARIES:
         try:
@@ -313,5 +313,5 @@ def versions() -> dict[str, str]:
 
 
 def _brief(number: float) -> float:
-    """Five digits that count: more than any clock is good for."""
+    """Round to five significant digits."""
     return float(f"{number:.5g}")

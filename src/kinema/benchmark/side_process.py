@@ -1,6 +1,6 @@
-"""A side's own process, from start to end: `started` starts it, `SideProcess` asks it, and `main` lives in it.
+"""The process of one side: `started` starts it, `SideProcess` is its client, and `main` runs in it.
 
-A line of JSON asks and one answers; frames and latents go by a file.
+Requests and responses are lines of JSON; frames and latents are passed in a file.
 """
 
 from __future__ import annotations
@@ -27,10 +27,9 @@ SideReport = dict[str, Any]
 
 
 class SideProcess:
-    """One side, seen from outside.
+    """Client of one side's process.
 
-    Both methods raise what the process failed with where that is a KinemaError, and else GenerationFailed with its last
-    words.
+    Both methods raise the process's KinemaError, or GenerationFailed with its last line of output.
     """
 
     def __init__(self, name: str, task: BenchmarkTask, folder: Path, caches: Path) -> None:
@@ -44,9 +43,9 @@ class SideProcess:
             "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
             "TRITON_CACHE_DIR": str(caches / "triton"),
         }
-        self._began = time.perf_counter()  # one clock for all processes
+        self._began = time.perf_counter()  # perf_counter is the same clock in all processes
         with (folder / "words").open("w") as words:
-            # -P: the current folder holds no modules of ours, though it may hold some of the same names.
+            # -P: do not import modules from the current folder.
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "kinema.benchmark.side_process"],
                 stdin=subprocess.PIPE,
@@ -57,11 +56,11 @@ class SideProcess:
             )
 
     def first(self, request: VideoRequest) -> tuple[TimedRun, SideReport]:
-        """Load the model and make a first video, to its file.
+        """Load the model, and generate and save a first video.
 
         Returns:
-            It, and `seconds` from the process's start to the file, `loaded` of them until the model was there,
-            `load_seconds` of those for loading alone, and `peak` bytes by kind of memory.
+            The video, and `seconds` from the start of the process to the file, `loaded` until the model is loaded,
+            `load_seconds` for loading alone, and `peak` bytes by kind of memory.
         """
         loaded = self._ask(name=self._name, task=self._task)
         run, made = self._video(request, video=str(self._folder / "video.mp4"))
@@ -69,7 +68,7 @@ class SideProcess:
         return run, since | {"load_seconds": loaded["load_seconds"], "peak": made["peak"]}
 
     def make(self, request: VideoRequest) -> TimedRun:
-        """One more video."""
+        """Generate another video."""
         return self._video(request)[0]
 
     def _video(self, request: VideoRequest, video: str | None = None) -> tuple[TimedRun, SideReport]:
@@ -96,7 +95,7 @@ class SideProcess:
             words = (self._folder / "words").read_text(encoding="utf-8", errors="replace").split("\n")
             last = next(filter(None, reversed(words)), "none")
             code = self.process.wait()
-            raise errors.GenerationFailed(f"the process of {self._name} ended with {code}; its last words: {last}")
+            raise errors.GenerationFailed(f"the process of {self._name} ended with {code}; its last output: {last}")
         told: SideReport = json.loads(line)
         if "error" in told:
             raise getattr(errors, told["error"])(told["message"])
@@ -105,13 +104,13 @@ class SideProcess:
 
 @contextmanager
 def started(name: str, task: BenchmarkTask, folder: Path, caches: Path) -> Iterator[SideProcess]:
-    """One side in a fresh process, which ends where this does.
+    """Start one side in a new process, which ends with this context.
 
     Args:
         name: "kinema", "diffusers" or "diffusers-compile".
-        task: What it loads, and makes its videos of.
-        folder: Where it keeps its files; made here.
-        caches: Where it keeps what it compiles, and finds what was compiled before; made when it is needed.
+        task: The model and the image.
+        folder: Folder for its files; created here.
+        caches: Folder of its compiler caches; created when needed.
     """
     side = SideProcess(name, task, folder, caches)
     try:
@@ -120,13 +119,13 @@ def started(name: str, task: BenchmarkTask, folder: Path, caches: Path) -> Itera
         side.process.kill()
         raise
     finally:
-        side.process.communicate()  # what it reads ends here, at which it ends, and is waited for
+        side.process.communicate()  # closes stdin, at which the process exits, and waits for it
 
 
 def main() -> None:
-    """Load what the first line of stdin asks for, make a video for each line after it, and answer each by a line."""
+    """Load the model of the first line of stdin, and generate a video for each further line; write a line for each."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # so that what a library prints is no answer
+    os.dup2(2, 1)  # libraries' output must not mix with the responses
     try:
         for told in _answers(map(json.loads, sys.stdin)):
             answers.write(f"{json.dumps(told)}\n")
@@ -137,7 +136,7 @@ def main() -> None:
 
 
 def _answers(asked: Iterator[SideReport]) -> Iterator[SideReport]:
-    """What `SideProcess.first` and `SideProcess.make` are told."""
+    """Yield the responses for `SideProcess.first` and `SideProcess.make`."""
     import numpy as np
     import torch
 
@@ -152,7 +151,7 @@ def _answers(asked: Iterator[SideReport]) -> Iterator[SideReport]:
     task = BenchmarkTask(**given | {"folder": Path(given["folder"]), "image": open_image(given["image"])})
     device = torch.device(task.device)
     load = side(first["name"])
-    synchronize(device)  # which wakes a GPU: that is no part of loading
+    synchronize(device)  # initialises the GPU before loading is measured
     began = time.perf_counter()
     make = load(task)
     synchronize(device)
@@ -162,7 +161,7 @@ def _answers(asked: Iterator[SideReport]) -> Iterator[SideReport]:
     yield {"loaded": loaded, "load_seconds": loaded - began}
     for each in asked:
         request = VideoRequest.checked(**each["request"])
-        if device.type == "cuda" and not each["video"]:  # so that torch has its memory again, given back before
+        if device.type == "cuda" and not each["video"]:  # so that torch reserves the released memory again
             make(request.model_copy(update={"num_inference_steps": 1}))
         run = make(request)
         if each["video"]:
@@ -174,17 +173,17 @@ def _answers(asked: Iterator[SideReport]) -> Iterator[SideReport]:
             "recipe": run.recipe.model_dump(mode="json") if run.recipe else None,
         }
         np.savez(each["arrays"], frames=run.frames, latents=run.latents)
-        if device.type == "cuda":  # for the other side; on a CPU this would undo `keep_pages`
+        if device.type == "cuda":  # for the other sides; on a CPU this would undo `keep_pages`
             release_cache(device)
         yield told
 
 
 def side(name: str) -> Callable[[BenchmarkTask], Make]:
-    """Import what one side computes with, and give what loads its model."""
+    """Import one side's libraries, and return the function that loads its model."""
     if name == "kinema":
-        from kinema.benchmark.kinema_side import load_ours
+        from kinema.benchmark.kinema_side import load_kinema
 
-        return load_ours
+        return load_kinema
     from kinema.benchmark.diffusers_side import load_peer
 
     return partial(load_peer, name)

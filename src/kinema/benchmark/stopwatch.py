@@ -1,4 +1,4 @@
-"""What is made, by whom, and how the time of each of its stages is taken."""
+"""The benchmark's task and result, and the time measurement of stages."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ GIB = 2**30
 
 @dataclass(frozen=True, eq=False)
 class BenchmarkTask:
-    """What both sides are given."""
+    """The task of both sides."""
 
     model: str
     folder: Path
-    """Where the model's files lie."""
+    """The model's folder."""
     half: bool
-    """Whether those in half precision are read."""
+    """Whether the half-precision weights are read."""
     device: str
     dtype: str
     engine: Engine | None
@@ -42,7 +42,7 @@ class BenchmarkTask:
 
 @dataclass(frozen=True, eq=False)
 class TimedRun:
-    """One video: seconds by stage (`encode`, `denoise`, `decode`), and what it is. Ours has a recipe."""
+    """One video: seconds by stage (`encode`, `denoise`, `decode`), frames and latents; Kinema's has a recipe."""
 
     seconds: dict[str, float]
     frames: Frames
@@ -55,7 +55,7 @@ Make = Callable[[VideoRequest], TimedRun]
 
 
 class Stopwatch:
-    """Seconds of each stage. A GPU's work is waited for where a stage ends, and nowhere else."""
+    """Measures the seconds of each stage; synchronizes a GPU only at the end of a stage."""
 
     def __init__(self, device: torch.device) -> None:
         self.seconds: dict[str, float] = {}
@@ -64,7 +64,7 @@ class Stopwatch:
         self._last = time.perf_counter()
 
     def ended(self, stage: str) -> None:
-        """What was done since the last stage ended belongs to this one."""
+        """End a stage: add the time since the last call to it."""
         synchronize(self._device)
         now = time.perf_counter()
         self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last
@@ -72,7 +72,7 @@ class Stopwatch:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -80,7 +80,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def peak_rss() -> int:
-    """The most memory that this process ever had, in bytes; not what it was forked from, which getrusage counts too."""
+    """Return the peak memory of this process in bytes; getrusage would include the parent's before the fork."""
     try:
         found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"), re.MULTILINE)
     except OSError:
@@ -94,7 +94,7 @@ def peak_rss() -> int:
 
 
 def cuda_peaks(device: torch.device) -> dict[str, int]:
-    """The most bytes on a CUDA device since the last reset, as torch counts them; nothing on others."""
+    """Return torch's peak bytes on a CUDA device since the last reset; empty for other devices."""
     if device.type != "cuda":
         return {}
     return {"allocated": torch.cuda.max_memory_allocated(device), "reserved": torch.cuda.max_memory_reserved(device)}

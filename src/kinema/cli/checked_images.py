@@ -44,16 +44,16 @@ def check_images(sources: Sequence[str], folder: Path) -> list[CheckedImage]:
     Raises:
         InvalidImage: naming the first that is no usable image.
     """
-    from kinema.media.image import fetch_image, is_address, open_image
+    from kinema.media.image import fetch_image, is_url, open_image
 
     checked = []
     for place, source in enumerate(sources):
         path = Path(source)
-        if is_address(source):
+        if is_url(source):
             fetched = fetch_image(source)
             path = folder / str(place)
             path.write_bytes(fetched.data)
-            image = fetched.decoded()
+            image = fetched.decode()
         else:
             image = open_image(path)
         checked.append(CheckedImage(source, path, image.name, image.facts, image.sha256))

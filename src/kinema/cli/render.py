@@ -48,9 +48,9 @@ def load_image_pipeline(name: str, settings: Settings, report: Report) -> ImageP
 
 def tell_fetch(entry: CatalogEntry | None, report: Report) -> None:
     """Say that a model of the catalog has to be fetched, how large it is, and under which licence it is."""
-    from kinema.models.resolve import held
+    from kinema.models.resolve import installed_snapshot
 
-    if entry and entry.repository and held(entry) is None:
+    if entry and entry.repository and installed_snapshot(entry) is None:
         size = f"{human_bytes(entry.size_bytes)} " if entry.size_bytes else ""
         source = f"{size}from {entry.repository}, {entry.licence} ({entry.licence_url})"
         report.tell("note", f"{entry.name} is fetched first: {source}")

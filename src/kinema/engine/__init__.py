@@ -1,4 +1,4 @@
-"""A prompt becomes a still, and a still becomes a video: both are generators of steps."""
+"""Text to image and image to video, both as generators of steps."""
 
 from kinema.engine.checkpoint import Checkpoint
 from kinema.engine.image_to_video import generate, to_latents, to_video

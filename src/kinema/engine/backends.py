@@ -1,4 +1,4 @@
-"""Which forward computes: Kinema's own (`kinema.engine.fast`), or diffusers' as the readable reference and fallback."""
+"""Selection of the implementation: Kinema's own (`kinema.engine.fast`), or diffusers' as reference and fallback."""
 
 from __future__ import annotations
 
@@ -22,64 +22,66 @@ if TYPE_CHECKING:
     from kinema.values import Engine, Precision
 
 
-# Pixels of latents up to which a step is replayed as a CUDA graph: beyond, the GPU always has work waiting, and to
-# record the graph takes longer than it saves.
-REPLAYED = 2**17
+# Maximum number of latent pixels for which a step is a CUDA graph. Above it the GPU always has queued work, and
+# recording the graph takes longer than it saves.
+MAX_GRAPH_PIXELS = 2**17
 
 
 def engine_for(pipeline: VideoPipeline, plan: MemoryPlan) -> Engine:
-    """The one that the model is set to; layers that come and go one by one can be called by diffusers' own only."""
+    """Return the engine of the pipeline; sequential offload supports only diffusers' forward ("reference")."""
     return "reference" if plan.name == "sequential_offload" else pipeline.engine
 
 
 def precision_for(pipeline: VideoPipeline, plan: MemoryPlan) -> Precision:
-    """Likewise: diffusers' forward is never anything but exact."""
+    """Return the precision of the pipeline; diffusers' forward always runs in "full"."""
     return pipeline.precision if engine_for(pipeline, plan) == "fast" else "full"
 
 
-def step_of(
+def make_step(
     pipeline: VideoPipeline, plan: MemoryPlan, unet: Any, conditions: Conditions, num_frames: int
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """A call of the UNet for one clip.
+    """Return a function that calls the UNet for one video.
 
     Args:
-        pipeline: Says which forward, and keeps ours for the next video where the plan leaves the UNet on the device.
-        plan: Where the UNet is before and after, and whether the conditions are taken one after the other.
-        unet: On its device, and not moved while the call is used.
-        conditions: Of one clip, or twice under guidance.
-        num_frames: Of the clip.
+        pipeline: Gives the engine, and caches the fast UNet for the next video if the plan keeps it on the device.
+        plan: Gives the UNet's placement, and whether the conditions run one after the other.
+        unet: On its device; it must not move while the function is used.
+        conditions: Of one video; with a batch size of two under guidance.
+        num_frames: Of the video.
 
     Returns:
-        (scaled noisy latents [1, f, c, h, w], time) → v for each condition, [1 or 2, f, c, h, w]; of the fast one on a
-        GPU, in memory that the next call overwrites.
+        A function (scaled noisy latents [1, f, c, h, w], time) → v for each condition, [1 or 2, f, c, h, w]. On a GPU
+        the fast engine's output is overwritten by the next call.
     """
     fast = engine_for(pipeline, plan) == "fast"
     network = _network(pipeline, plan, unet) if fast else None
-    parts = conditions.each() if plan.splits else [conditions]
-    calls = [_ours(network, part, num_frames) if network else _theirs(unet, part, num_frames) for part in parts]
+    parts = conditions.each() if plan.splits_guidance else [conditions]
+    calls = [
+        _fast_call(network, part, num_frames) if network else _diffusers_call(unet, part, num_frames) for part in parts
+    ]
 
     def step(sample: Tensor, time: Tensor) -> Tensor:
-        made = [call(sample, time) for call in calls]
-        return made[0] if len(made) == 1 else torch.cat(made)
+        outputs = [call(sample, time) for call in calls]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
-    # A graph keeps memory of its own, which a plan that splits has none of to give.
-    small = conditions.latents[:, 0].numel() * num_frames <= REPLAYED
-    return Replayed(step) if fast and small and conditions.latents.is_cuda and not plan.splits else step
+    # A graph reserves its own memory; a plan that splits guidance has none to spare.
+    small = conditions.latents[:, 0].numel() * num_frames <= MAX_GRAPH_PIXELS
+    return Replayed(step) if fast and small and conditions.latents.is_cuda and not plan.splits_guidance else step
 
 
 def _network(pipeline: VideoPipeline, plan: MemoryPlan, unet: Any) -> FastUNet:
-    """Our forward of the UNet as it lies by the plan: that of the last video, where it still does."""
-    network: FastUNet | None = pipeline.forwards.get(plan.keeps or "")
+    """Return the fast UNet for the plan: the cached one of the last video, or a new one."""
+    network: FastUNet | None = pipeline.cached_networks.get(plan.cache_key or "")
     if network is None:
         stream_to = pipeline.device if plan.name == "streamed" else None
         network = FastUNet(unet, in_bytes=pipeline.precision == "fp8", stream_to=stream_to)
-    if plan.keeps is not None:
-        pipeline.forwards[plan.keeps] = network
+    if plan.cache_key is not None:
+        pipeline.cached_networks[plan.cache_key] = network
     return network
 
 
-def _ours(network: FastUNet, conditions: Conditions, num_frames: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """A call of our own forward."""
+def _fast_call(network: FastUNet, conditions: Conditions, num_frames: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return a function that calls the fast UNet."""
     constants = network.constants(conditions.embedding, conditions.time_ids, conditions.latents, num_frames)
 
     def call(sample: Tensor, time: Tensor) -> Tensor:
@@ -89,13 +91,13 @@ def _ours(network: FastUNet, conditions: Conditions, num_frames: int) -> Callabl
     return _compiled_first(call, "unet", network.kind)
 
 
-def _theirs(unet: Any, conditions: Conditions, num_frames: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """A call of diffusers'."""
-    held = conditions.latents[:, None].expand(-1, num_frames, -1, -1, -1)
+def _diffusers_call(unet: Any, conditions: Conditions, num_frames: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return a function that calls diffusers' UNet."""
+    image_latents = conditions.latents[:, None].expand(-1, num_frames, -1, -1, -1)
 
     def call(sample: Tensor, time: Tensor) -> Tensor:
         v: Tensor = unet(
-            torch.cat([sample.expand(len(held), -1, -1, -1, -1), held], dim=2),
+            torch.cat([sample.expand(len(image_latents), -1, -1, -1, -1), image_latents], dim=2),
             time,
             encoder_hidden_states=conditions.embedding,
             added_time_ids=conditions.time_ids,
@@ -106,8 +108,8 @@ def _theirs(unet: Any, conditions: Conditions, num_frames: int) -> Callable[[Ten
     return call
 
 
-def decoder_of(engine: Engine, vae: Any) -> Callable[[Tensor], Tensor]:
-    """A call of the temporal decoder: unscaled latents of one chunk, [f, c, h, w] → [f, 3, height, width] in −1…1."""
+def make_decoder(engine: Engine, vae: Any) -> Callable[[Tensor], Tensor]:
+    """Return the decoder function: unscaled latents of a chunk, [f, c, h, w] → [f, 3, height, width] in −1…1."""
     if engine == "fast":
         decoder = FastDecoder(vae)
 
@@ -119,30 +121,30 @@ def decoder_of(engine: Engine, vae: Any) -> Callable[[Tensor], Tensor]:
     return lambda latents: vae.decode(latents, num_frames=len(latents)).sample
 
 
-# Networks and sizes of which this process has met the kernels. The number of frames decides on hardly any.
-_met: set[tuple[Any, ...]] = set()
+# Networks and sizes whose kernels are compiled in this process. Hardly any kernel depends on the number of frames.
+_compiled: set[tuple[Any, ...]] = set()
 
 
 def _compiled_first(call: Callable[..., Tensor], *kind: Any) -> Callable[..., Tensor]:
-    """The same, whose kernels are compiled together before it is made for the first time.
+    """Return a function that compiles all kernels in parallel before its first call.
 
-    For that it is made once without them, which takes as long as a call and gives nothing.
+    Compilation runs `call` once without launching the kernels, which takes as long as a normal call.
     """
 
-    def prepared(*given: Tensor) -> Tensor:
-        first = given[0]
-        met = (*kind, first.device, first.dtype, first.shape[-3:])
-        if met not in _met and has_kernels(first.device, first.dtype):
+    def prepared(*args: Tensor) -> Tensor:
+        first = args[0]
+        key = (*kind, first.device, first.dtype, first.shape[-3:])
+        if key not in _compiled and has_kernels(first.device, first.dtype):
             from kinema.engine.fast import kernels
 
             with kernels.compiled_together():
-                call(*given)
-            _met.add(met)
-        return call(*given)
+                call(*args)
+            _compiled.add(key)
+        return call(*args)
 
     return prepared
 
 
 def on_device_of(x: Tensor) -> AbstractContextManager[None]:
-    """Where a tensor lies on a GPU, that one is the current one while inside; else nothing changes."""
+    """Return a context in which the tensor's GPU is the current CUDA device; for a CPU tensor, nothing changes."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

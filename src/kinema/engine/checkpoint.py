@@ -1,4 +1,4 @@
-"""What lies between the two halves of the engine, and the file that keeps it."""
+"""The state between denoising and decoding, and its file."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Checkpoint:
-    """Latents, float32 [1, num_frames, channels, height/f, width/f], not decoded yet.
+    """Denoised latents, float32 [1, num_frames, channels, height/f, width/f].
 
-    With them the plan that denoising ended with and what did not go as planned: decoding goes on by both.
+    `plan` is the memory plan at the end of denoising, and `events` are the deviations so far; decoding continues them.
     """
 
     latents: torch.Tensor
@@ -34,23 +34,23 @@ class Checkpoint:
         """Write a safetensors file.
 
         Raises:
-            OSError: where it can't be written.
+            OSError: if it can't be written.
         """
-        noted = {"plan": self.plan.name, "chunk": self.plan.decode_chunk_size, "events": self.events}
-        data = save({"latents": self.latents.cpu().contiguous()}, {"denoised": json.dumps(noted)})
+        metadata = {"plan": self.plan.name, "chunk": self.plan.decode_chunk_size, "events": self.events}
+        data = save({"latents": self.latents.cpu().contiguous()}, {"denoised": json.dumps(metadata)})
         Path(path).write_bytes(data)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Checkpoint:
-        """What `save` wrote, on the CPU.
+        """Read a file written by `save`, to the CPU.
 
         Raises:
-            GenerationFailed: where the file is damaged.
+            GenerationFailed: if the file is damaged.
         """
         try:
             with safe_open(path, framework="pt", device="cpu") as file:
-                noted: dict[str, Any] = json.loads(file.metadata()["denoised"])
+                metadata: dict[str, Any] = json.loads(file.metadata()["denoised"])
                 latents = file.get_tensor("latents").clone()
-            return Checkpoint(latents, MemoryPlan(noted["plan"], noted["chunk"]), tuple(noted["events"]))
+            return Checkpoint(latents, MemoryPlan(metadata["plan"], metadata["chunk"]), tuple(metadata["events"]))
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise GenerationFailed("the kept latents can't be read; make the video again") from error
+            raise GenerationFailed("the saved latents can't be read; generate the video again") from error

@@ -1,4 +1,4 @@
-"""What the UNet is told of the still: its CLIP embedding, its latents with noise, and the time ids."""
+"""The UNet's conditions: the image's CLIP embedding, its noisy latents, and the time ids."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ ENCODE_STEPS = 2
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """embedding: [n, 1, cross_attention_dim]; latents: [n, channels, h/f, w/f]; time_ids: [n, 3]; n is 1 at first.
+    """embedding: [n, 1, cross_attention_dim]; latents: [n, channels, h/f, w/f]; time_ids: [n, 3]; n is 1 or 2.
 
-    f is the VAE's factor (`Shape.vae_factor`), here and wherever a shape names it.
+    In all shapes, f is the VAE's factor (`Shape.vae_factor`).
     """
 
     embedding: torch.Tensor
@@ -33,7 +33,7 @@ class Conditions:
     time_ids: torch.Tensor
 
     def for_guidance(self) -> Conditions:
-        """A batch of two: without the still (zeros), and with it."""
+        """Return a batch of two: unconditional (zeros) and conditional."""
         return Conditions(
             torch.cat([torch.zeros_like(self.embedding), self.embedding]),
             torch.cat([torch.zeros_like(self.latents), self.latents]),
@@ -41,7 +41,7 @@ class Conditions:
         )
 
     def each(self) -> list[Conditions]:
-        """One by one, each with n = 1."""
+        """Split the batch into conditions with n = 1."""
         parts = (torch.split(part, 1) for part in (self.embedding, self.latents, self.time_ids))
         return [Conditions(*part) for part in zip(*parts, strict=True)]
 
@@ -49,28 +49,28 @@ class Conditions:
 def condition(
     pipeline: VideoPipeline, placed: Placed, image: Image.Image, request: VideoRequest, generator: torch.Generator
 ) -> Iterator[int | Conditions]:
-    """Yield 1 and 2 as the still is embedded and encoded, and then the conditions.
+    """Yield 1 after embedding the image, 2 after encoding it, and then the conditions.
 
     Args:
-        pipeline: Says the device, the arithmetic and CLIP's normalisation.
-        placed: Brings the image encoder and the VAE to the device.
+        pipeline: Gives the device, the dtype and CLIP's normalisation.
+        placed: Moves the image encoder and the VAE to the device.
         image: RGB, of the request's width and height.
         request: Its `fps`, `motion_bucket_id` and `noise_aug_strength` become conditions.
-        generator: On the CPU; the noise on the still is its first draw.
+        generator: On the CPU; its first draw is the noise on the image.
     """
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].contiguous().float() / 255  # [1, 3, h, w] in 0…1
     with placed.on_device("image_encoder") as image_encoder:
-        seen = clip_pixels(pixels, pipeline.image_size, pipeline.image_mean, pipeline.image_std)
-        embedding = image_encoder(seen.to(pipeline.device, pipeline.dtype)).image_embeds[:, None]
+        normalised = clip_pixels(pixels, pipeline.image_size, pipeline.image_mean, pipeline.image_std)
+        embedding = image_encoder(normalised.to(pipeline.device, pipeline.dtype)).image_embeds[:, None]
     yield 1
     noise = torch.randn(pixels.shape, generator=generator, dtype=torch.float32, device="cpu")
     noisy = 2 * pixels - 1 + request.noise_aug_strength * noise
-    # Float16 overflows in the encoder of SVD's VAE.
+    # float16 overflows in the encoder of SVD's VAE.
     dtype = torch.float32 if pipeline.force_upcast and pipeline.dtype == torch.float16 else pipeline.dtype
     with placed.on_device("vae", dtype, of=("encoder", "quant_conv")) as vae:
         latents = vae.encode(noisy.to(pipeline.device, dtype)).latent_dist.mode().to(pipeline.dtype)
     yield 2
-    # SVD was trained on fps − 1. Always float32, for bfloat16 has no 1023.
+    # SVD was trained on fps − 1. Always float32, because bfloat16 can't represent 1023.
     ids = [request.fps - 1, request.motion_bucket_id, request.noise_aug_strength]
     yield Conditions(embedding, latents, torch.tensor([ids], dtype=torch.float32, device=pipeline.device))
 
@@ -78,15 +78,15 @@ def condition(
 def clip_pixels(
     pixels: torch.Tensor, size: int, mean: tuple[float, float, float], std: tuple[float, float, float]
 ) -> torch.Tensor:
-    """[1, 3, h, w] in 0…1 → [1, 3, size, size] as CLIP sees it: blurred, resized, normalised."""
-    seen = (resize_antialiased(2 * pixels - 1, size) + 1) / 2
-    return (seen - seen.new_tensor(mean).view(3, 1, 1)) / seen.new_tensor(std).view(3, 1, 1)
+    """Prepare CLIP's input: [1, 3, h, w] in 0…1 → [1, 3, size, size], antialiased, resized and normalised."""
+    normalised = (resize_antialiased(2 * pixels - 1, size) + 1) / 2
+    return (normalised - normalised.new_tensor(mean).view(3, 1, 1)) / normalised.new_tensor(std).view(3, 1, 1)
 
 
 def resize_antialiased(pixels: torch.Tensor, size: int) -> torch.Tensor:
-    """Gaussian blur, then bicubic interpolation between corners: how SVD's stills were brought to CLIP's size.
+    """Resize with a Gaussian blur and bicubic interpolation (align_corners), as in the training of SVD.
 
-    σ is half of what the shrinking factor exceeds 1, and the window spans 2σ to each side.
+    σ = (scale factor − 1) / 2, and the window extends 2σ to each side.
     """
     for axis in (-1, -2):
         sigma = max((pixels.shape[axis] / size - 1) / 2, 0.001)
@@ -95,12 +95,12 @@ def resize_antialiased(pixels: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def _blur(pixels: torch.Tensor, axis: int, sigma: float, window: int) -> torch.Tensor:
-    """Convolve one axis (−1: x, −2: y) with a Gaussian of an odd window, mirrored at the borders."""
+    """Convolve one axis (−1: x, −2: y) with a Gaussian of an odd window and reflect padding."""
     reach, length = window // 2, pixels.shape[axis]
     x = torch.arange(-reach, reach + 1, dtype=pixels.dtype, device=pixels.device)
     weights = torch.exp(-(x**2) / (2 * sigma**2))
     padded = F.pad(pixels, (reach, reach, 0, 0) if axis == -1 else (0, 0, reach, reach), mode="reflect")
     blurred = torch.zeros_like(pixels)
-    for i, weight in enumerate((weights / weights.sum()).tolist()):  # on a CPU quicker than a convolution of 3 channels
+    for i, weight in enumerate((weights / weights.sum()).tolist()):  # faster on a CPU than a convolution of 3 channels
         blurred.add_(padded.narrow(axis, i, length), alpha=weight)
     return blurred

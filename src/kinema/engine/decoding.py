@@ -1,4 +1,4 @@
-"""Latents → frames, a chunk at a time, by the temporal decoder."""
+"""Decoding of latents to frames, chunk by chunk, with the temporal decoder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from kinema.engine.backends import decoder_of
+from kinema.engine.backends import make_decoder
 from kinema.engine.out_of_memory import insufficient, is_out_of_memory
 from kinema.models.devices import release_cache
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class NotFinite(Exception):
-    """The decoder gave NaN or infinity."""
+    """The decoder's output has NaN or infinity."""
 
 
 def decode(
@@ -26,23 +26,23 @@ def decode(
 ) -> Iterator[Frames]:
     """Yield the frames of each chunk, uint8 [n, height, width, 3].
 
-    Frames within a chunk are made to fit each other, so that a border between chunks may show as a flicker. When
-    memory runs out, the chunk is halved and decoding goes on where it was; `events` then says so.
+    The decoder smooths frames within a chunk only, so borders between chunks may flicker. If memory runs out, the chunk
+    size is halved, decoding continues with the same chunk, and `events` records it.
 
     Args:
         vae: AutoencoderKLTemporalDecoder, on the latents' device.
-        latents: [1, num_frames, channels, h/f, w/f], as the UNet knows them (scaled).
+        latents: [1, num_frames, channels, h/f, w/f], scaled as for the UNet.
         chunk_size: Frames decoded together.
-        events: Lengthened by what did not go as planned.
-        engine: Which forward decodes.
+        events: Deviations are appended.
+        engine: The implementation of the decoder.
 
     Raises:
-        NotFinite: when a frame holds NaN or infinity.
-        InsufficientMemory: when not even one frame alone can be decoded.
+        NotFinite: if a frame has NaN or infinity.
+        InsufficientMemory: if not even a single frame can be decoded.
     """
     weight = next(vae.parameters())
     unscaled = latents[0].to(weight.dtype) / vae.config.scaling_factor  # type: ignore[union-attr, operator]
-    decoder = decoder_of(engine, vae)
+    decoder = make_decoder(engine, vae)
     start = 0
     while start < len(unscaled):
         chunk = unscaled[start : start + chunk_size]
@@ -52,14 +52,14 @@ def decode(
             if not is_out_of_memory(error):
                 raise
             if len(chunk) == 1:
-                raise insufficient(error, "decoding a single frame", "take a smaller width and height") from None
+                raise insufficient(error, "decoding a single frame", "use a smaller width and height") from None
             chunk_size = len(chunk) // 2
-            events.append(f"memory ran out while decoding {len(chunk)} frames together: went on with {chunk_size}")
+            events.append(f"memory ran out while decoding {len(chunk)} frames together: continued with {chunk_size}")
         else:
             start += len(chunk)
             yield frames
             continue
-        release_cache(latents.device)  # after the except block, where the error no longer holds the tensors
+        release_cache(latents.device)  # after the except block, when the error no longer references the tensors
 
 
 def _to_uint8(decoded: torch.Tensor) -> Frames:
@@ -67,5 +67,5 @@ def _to_uint8(decoded: torch.Tensor) -> Frames:
     if not decoded.isfinite().all():
         raise NotFinite
     scaled = (decoded.float() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
-    frames: Frames = scaled.permute(0, 2, 3, 1).contiguous().cpu().numpy()  # in order on the device, which is quick
+    frames: Frames = scaled.permute(0, 2, 3, 1).contiguous().cpu().numpy()  # permuted on the device, which is faster
     return frames

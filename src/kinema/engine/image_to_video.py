@@ -1,11 +1,11 @@
-"""The generator: a still and a request become steps, and at last a clip.
+"""Image to video: a generator of steps that ends with the video.
 
-One request's life: the still is fitted, embedded and encoded (`conditioning`); noise becomes latents, step by step
-(`sampling`); latents become frames, chunk by chunk (`decoding`). The caller owns progress and cancelling: to
-cancel is to stop iterating.
+The image is fitted, embedded and encoded (`conditioning`). Noise is denoised to latents, step by step (`sampling`).
+Latents are decoded to frames, chunk by chunk (`decoding`). The caller owns progress and cancelling: to cancel, stop
+iterating.
 
-`generate` is `to_latents` and then `to_video`. Between the two lies a value that can be kept in a file, and whoever
-takes it from there, in another process too, gets the bytes of an undisturbed run.
+`generate` is `to_latents` followed by `to_video`. The `Checkpoint` between them can be saved to a file. Another process
+that continues from it generates the same bytes as an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from kinema.engine import sampling
-from kinema.engine.backends import engine_for, precision_for, step_of
+from kinema.engine.backends import engine_for, make_step, precision_for
 from kinema.engine.checkpoint import Checkpoint
 from kinema.engine.conditioning import ENCODE_STEPS, Conditions, condition
 from kinema.engine.decoding import NotFinite, decode
@@ -42,41 +42,41 @@ if TYPE_CHECKING:
     from kinema.models.memory_plan import MemoryPlan
     from kinema.values import VideoRequest
 
-SMALLER = "take smaller width and height or fewer num_frames"
+SMALLER = "use a smaller width and height or fewer num_frames"
 LIBRARIES = ("diffusers", "transformers", "accelerate")
 
 
 @torch.no_grad()
 def generate(pipeline: VideoPipeline, image: InputImage, request: VideoRequest) -> Iterator[Step | Video]:
-    """Yield a `Step` for each piece of work done, and at last the `Video`.
+    """Yield a `Step` after each unit of work, and finally the `Video`.
 
-    All noise is drawn on the CPU from the request's seed, so that a seed means the same video idea on every device.
-    Without guidance (both scales 1) there is no unconditional pass.
+    All noise is drawn on the CPU from the request's seed, so a seed gives a similar video on every device. Without
+    guidance (both scales 1) there is no unconditional pass.
 
     Args:
         pipeline: From `kinema.models.loading.load`; used by one generator at a time.
-        image: From `kinema.media.image.open_image`, or drawn by `kinema.engine.text_to_image.generate_image`.
-        request: Every setting, checked.
+        image: From `kinema.media.image.open_image` or `kinema.engine.text_to_image.generate_image`.
+        request: The checked parameters.
 
     Raises:
-        InsufficientMemory: before any work when no plan fits; later when none was left all the same.
-        GenerationFailed: when the model gave NaN, infinity or one constant colour.
+        InsufficientMemory: before any work if no plan fits; later if memory runs out and no current_plan plan is left.
+        GenerationFailed: if the model's output has NaN or infinity, or is one constant colour.
     """
     plan = plan_for(pipeline, request)
     fitted = fit_image(image, request.width, request.height, request.fit)
     denoised = yield from _to_denoised(pipeline, plan, fitted, request)
     plan, events = denoised.plan, list(denoised.events)
     frames = yield from _decode(pipeline, plan, denoised.latents.to(pipeline.device), fitted, events)
-    del denoised  # a caller may keep the clip for long
+    del denoised  # not needed while the caller uses the video
     yield Video(frames, request.frame_rate, _recipe(pipeline, plan, image, request, events), image.rgb)
 
 
 @torch.no_grad()
 def to_latents(pipeline: VideoPipeline, image: InputImage, request: VideoRequest) -> Iterator[Step | Checkpoint]:
-    """The first half: encode and denoise. Yield a `Step` for each piece of work done, and at last the `Checkpoint`.
+    """Encode and denoise: yield a `Step` after each unit of work, and finally the `Checkpoint`.
 
     Raises:
-        InsufficientMemory, GenerationFailed: as `generate`.
+        InsufficientMemory, GenerationFailed: see `generate`.
     """
     plan = plan_for(pipeline, request)
     fitted = fit_image(image, request.width, request.height, request.fit)
@@ -87,16 +87,16 @@ def to_latents(pipeline: VideoPipeline, image: InputImage, request: VideoRequest
 def to_video(
     pipeline: VideoPipeline, image: InputImage, request: VideoRequest, denoised: Checkpoint
 ) -> Iterator[Step | Video]:
-    """The second half: decode, in the plan that denoising ended with. Yield a `Step` a chunk, and at last the `Video`.
+    """Decode with the plan at the end of denoising: yield a `Step` per chunk, and finally the `Video`.
 
     Args:
-        pipeline: The same model, device and arithmetic as for the first half.
-        image: The same still.
+        pipeline: The same model, device and dtype as for `to_latents`.
+        image: The same image.
         request: The same request.
-        denoised: What the first half ended with.
+        denoised: The result of `to_latents`.
 
     Raises:
-        InsufficientMemory, GenerationFailed: as `generate`.
+        InsufficientMemory, GenerationFailed: see `generate`.
     """
     events = list(denoised.events)
     fitted = fit_image(image, request.width, request.height, request.fit)
@@ -118,7 +118,7 @@ def _to_denoised(
 def _encode(
     pipeline: VideoPipeline, plan: MemoryPlan, fitted: Image.Image, request: VideoRequest, generator: torch.Generator
 ) -> Generator[Step, None, Conditions]:
-    """Yield a step for each half of the conditions, and return them."""
+    """Yield a step after embedding and after encoding; return the conditions."""
     try:
         with place(pipeline, plan) as placed:
             for result in condition(pipeline, placed, fitted, request, generator):
@@ -128,8 +128,8 @@ def _encode(
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise insufficient(error, "encoding the still", SMALLER) from None
-    raise AssertionError("condition ends with the conditions")
+        raise insufficient(error, "encoding the image", SMALLER) from None
+    raise AssertionError("condition yields the conditions last")
 
 
 def _denoise(
@@ -140,9 +140,9 @@ def _denoise(
     generator: torch.Generator,
     events: list[str],
 ) -> Generator[Step, None, tuple[torch.Tensor, MemoryPlan]]:
-    """Yield a step for each noise level; return the latents, float32 [1, frames, c, h/f, w/f], and the plan in the end.
+    """Yield a step per noise level; return the latents, float32 [1, frames, c, h/f, w/f], and the final plan.
 
-    Where memory runs out, leaner plans take over one after the other, at the step that failed.
+    If memory runs out, the failed step is repeated with the next current_plan plan.
     """
     device, dtype = pipeline.device, pipeline.dtype
     steps = request.num_inference_steps
@@ -156,12 +156,12 @@ def _denoise(
         ramp = sampling.guidance_ramp(request.min_guidance_scale, request.max_guidance_scale, request.num_frames)
         guidance, conditions = ramp.to(device), conditions.for_guidance()
     sigmas = sigmas.to(device)
-    done, leaner = 0, plan
+    done, current_plan = 0, plan
     step: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
     while True:
         try:
-            with place(pipeline, leaner) as placed, placed.on_device("unet") as unet:
-                step = step_of(pipeline, leaner, unet, conditions, request.num_frames)
+            with place(pipeline, current_plan) as placed, placed.on_device("unet") as unet:
+                step = make_step(pipeline, current_plan, unet, conditions, request.num_frames)
                 for i in range(done, steps):
                     sample = sampling.scaled_input(latents, sigmas[i]).to(dtype)
                     v = step(sample, sampling.time_of(sigmas[i])).float()
@@ -176,28 +176,29 @@ def _denoise(
             if not is_out_of_memory(error):
                 raise
             order = plans(guided=request.guided, fast=is_fast(pipeline))
-            following = leaner.next(order) if device.type != "cpu" else None
-            if following is None:
+            next_plan = current_plan.next(order) if device.type != "cpu" else None
+            if next_plan is None:
                 raise insufficient(error, "denoising", SMALLER) from None
-        step = None  # and the weights that it laid out anew
-        events.append(f"memory ran out at denoising step {done + 1}: went on with {following.name}")
-        leaner = following
+        step = None  # also frees its copies of weights
+        events.append(f"memory ran out at denoising step {done + 1}: continued with {next_plan.name}")
+        current_plan = next_plan
     if not latents.isfinite().all():
         raise GenerationFailed(
-            f"the UNet gave NaN or infinity in {pipeline.dtype}; use dtype float32 or bfloat16, or check the weights"
+            f"the UNet's output has NaN or infinity in {pipeline.dtype}; use dtype float32 or bfloat16, "
+            "or check the weights"
         )
-    return latents, leaner
+    return latents, current_plan
 
 
 def _decode(
     pipeline: VideoPipeline, plan: MemoryPlan, latents: torch.Tensor, fitted: Image.Image, events: list[str]
 ) -> Generator[Step, None, Frames]:
-    """Yield a step with the frames of each chunk; return them all, which are neither NaN nor one constant colour."""
+    """Yield a step with the frames of each chunk; return all frames, checked for NaN and one constant colour."""
     attempts = [pipeline.dtype] if pipeline.dtype == torch.float32 else [pipeline.dtype, torch.float32]
-    fault = ""
+    problem = ""
     for dtype in attempts:
-        if fault:
-            events.append(f"{fault}: decoded again in float32")
+        if problem:
+            events.append(f"{problem}: repeated decoding in float32")
         frames: list[Frames] = []
         try:
             with place(pipeline, plan) as placed, placed.on_device("vae", dtype) as vae:
@@ -206,22 +207,22 @@ def _decode(
                     frames.append(chunk)
                     yield Step("decode", start + len(chunk), latents.shape[1], frames=chunk, start=start)
         except NotFinite:
-            fault = f"the decoder gave NaN or infinity in {dtype}"
+            problem = f"the decoder's output has NaN or infinity in {dtype}"
             continue
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             raise insufficient(error, "decoding", SMALLER) from None
         video = frames[0] if len(frames) == 1 else np.concatenate(frames)
-        # Of a still of one colour a constant video is right.
+        # For an image of one colour, a constant video is correct.
         if not _one_colour(video) or _one_colour(np.asarray(fitted)):
             return video
-        fault = f"the decoder gave one constant colour in {dtype}"
-    raise GenerationFailed(f"{fault}; no video was kept. Check the weights, or try another seed and settings")
+        problem = f"the decoder's output is one constant colour in {dtype}"
+    raise GenerationFailed(f"{problem}; no video was saved. Check the weights, or try another seed or other parameters")
 
 
 def _one_colour(pixels: Frames) -> bool:
-    """Whether all pixels, [n, ..., 3], are the same; the first that are not end the search."""
+    """Return whether all pixels, [n, ..., 3], are equal."""
     first = pixels.reshape(-1, 3)[0]
     return all((part == first).all() for part in pixels)
 
@@ -229,7 +230,7 @@ def _one_colour(pixels: Frames) -> bool:
 def _recipe(
     pipeline: VideoPipeline, plan: MemoryPlan, image: InputImage, request: VideoRequest, events: list[str]
 ) -> Recipe:
-    """How this clip was made; a folder's path stays private, its last part does not."""
+    """Return the recipe of the video; of a local folder it contains only the last part of the path."""
     device = pipeline.device.type
     on_cpu = device == "cpu"
     if device == "cuda":

@@ -1,4 +1,4 @@
-"""Telling that memory ran out, which each backend says in its own way, and saying it in ours."""
+"""Recognition of out-of-memory errors of all backends, and their translation."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ import torch
 
 from kinema.errors import InsufficientMemory
 
-_SAYINGS = ("out of memory", "can't allocate memory", "not enough memory", "Invalid buffer size", "ALLOC_FAILED")
+_MESSAGES = ("out of memory", "can't allocate memory", "not enough memory", "Invalid buffer size", "ALLOC_FAILED")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this is a device's way of saying that memory ran out."""
+    """Return whether an error means that a device ran out of memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(saying in str(error) for saying in _SAYINGS)
+    return isinstance(error, RuntimeError) and any(message in str(error) for message in _MESSAGES)
 
 
 def insufficient(error: BaseException, doing: str, remedy: str) -> InsufficientMemory:
-    """Our words for a lack of memory, to be raised in place of the error.
+    """Return the InsufficientMemory to raise instead of an out-of-memory error.
 
-    Its traceback holds every tensor of the failed work, and a notebook keeps the last error, so it is dropped.
+    The traceback of `error` is deleted: it references every tensor of the failed work, and a notebook keeps the last
+    error.
     """
     error.__traceback__ = None
     return InsufficientMemory(f"memory ran out while {doing}; {remedy}, or free memory on the device")

@@ -1,4 +1,4 @@
-"""Latents seen without decoding them: a linear map from a latent's channels to a colour, good enough for a preview."""
+"""Previews of latents without decoding: a linear map from the latent channels to RGB."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from kinema.models.offload import place, plan_for_stored_weights
 if TYPE_CHECKING:
     from kinema.models.loading import VideoPipeline
 
-_SIDE = 256  # pixels of the picture that the map is fitted to: 1,024 latents or more
+_SIDE = 256  # pixels of the image that the map is fitted to: 1,024 latents or more
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Projection:
-    """Colour = latent · weights, with a constant one as the latent's last channel. weights: [channels + 1, 3]."""
+    """RGB = latent · weights, with a constant 1 appended to the latent. weights: [channels + 1, 3]."""
 
     weights: np.ndarray[Any, np.dtype[np.float32]]
     factor: int
-    """Pixels to one latent, a side."""
+    """Pixels per latent along one side."""
 
     @staticmethod
     @torch.no_grad()
     def fit(pipeline: VideoPipeline) -> Projection:
-        """The map of this model's VAE, by least squares over one encoded picture of many colours.
+        """Fit the map for this model's VAE by least squares over one encoded image with many colours.
 
-        Not while a generator of this model is between two steps: the VAE may have to change places with what it uses.
+        Do not call it while a generator uses the model: it may move the VAE to the device.
         """
         generator = torch.Generator("cpu").manual_seed(0)
         coarse = torch.rand((1, 3, _SIDE // 32, _SIDE // 32), generator=generator)
@@ -40,19 +40,19 @@ class Projection:
             encoded = vae.encode((2 * pixels - 1).to(pipeline.device, dtype)).latent_dist.mode()
             latents = (encoded * vae.config.scaling_factor)[0].float().cpu()
         colours = torch.nn.functional.interpolate(pixels, latents.shape[1:], mode="area")[0]
-        samples = _with_one(latents.flatten(1).T.numpy().astype(np.float32))
+        samples = _append_one(latents.flatten(1).T.numpy().astype(np.float32))
         weights, *_ = np.linalg.lstsq(samples, colours.flatten(1).T.numpy(), rcond=None)
         return Projection(weights.astype(np.float32), pipeline.shape.vae_factor)
 
     def image(self, latents: torch.Tensor) -> Image.Image:
-        """The middle frame, a pixel for each latent. latents: [1, num_frames, channels, h/f, w/f], noisy or not."""
+        """Return the middle frame, one pixel per latent. latents: [1, num_frames, channels, h/f, w/f]."""
         frame = latents[0, latents.shape[1] // 2].float().cpu().numpy()  # [channels, h/f, w/f]
-        frame = frame / max(1.0, float(frame.std()))  # early ones are nothing but loud noise
+        frame = frame / max(1.0, float(frame.std()))  # early latents have a large variance
         height, width = frame.shape[1:]
-        colours = _with_one(frame.reshape(len(frame), -1).T.astype(np.float32)) @ self.weights
+        colours = _append_one(frame.reshape(len(frame), -1).T.astype(np.float32)) @ self.weights
         pixels = (colours.clip(0, 1) * 255).round().astype(np.uint8)
         return Image.fromarray(pixels.reshape(height, width, 3))
 
 
-def _with_one(samples: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, np.dtype[np.float32]]:
+def _append_one(samples: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, np.dtype[np.float32]]:
     return np.concatenate([samples, np.ones((len(samples), 1), np.float32)], axis=1)

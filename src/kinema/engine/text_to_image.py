@@ -20,7 +20,7 @@ from kinema.engine.threaded_generator import threaded_generator
 from kinema.errors import GenerationFailed, InvalidRequest
 from kinema.media.image import open_image, plain_name
 from kinema.models import hub
-from kinema.models.catalog import IMAGE_MODELS, named, words_in
+from kinema.models.catalog import IMAGE_MODELS, quote_words, words_in
 from kinema.models.image_pipeline import completed
 from kinema.models.image_pipeline_offload import PLANS, on_device, plan_for
 from kinema.values import ImageGeneration, Step
@@ -37,25 +37,25 @@ if TYPE_CHECKING:
 
 
 def generate_image(image_pipeline: ImagePipeline, request: VideoRequest) -> Iterator[Step | InputImage]:
-    """Yield a `Step` for each denoising step, and at last the `InputImage` with its `image_generation`.
+    """Yield a `Step` for each denoising step, and finally the `InputImage` with its `image_generation`.
 
-    The noise is drawn on the CPU in float32 from the request's seed. The device is given back at the end, however it
-    comes. Where the picture is NaN, infinite or of one colour, or memory runs out, it is begun again, once: in
-    float32, or in the next leaner plan.
+    The noise is drawn on the CPU in float32 from the request's seed. The device is always freed at the end. If the
+    image has NaN or infinity or is of one colour, generation is repeated once in float32. If memory runs out, it is
+    repeated once with the next leaner plan.
 
     Args:
         image_pipeline: From `kinema.models.image_pipeline.load_image_pipeline`; used by one generator at a time.
-        request: With a prompt; what it leaves open is the painter's own.
+        request: A request with a prompt; parameters that are None use the model's defaults.
 
     Raises:
-        InvalidRequest: when the painter can't follow a setting.
-        InsufficientMemory: before any work when no plan fits; later when none was left all the same.
-        GenerationFailed: when the painter gave no picture in float32 either.
+        InvalidRequest: if the model does not support a parameter.
+        InsufficientMemory: before any work if no plan fits; later if memory runs out and no leaner plan is left.
+        GenerationFailed: if the image is invalid in float32 too.
     """
     if request.prompt is None:
-        raise InvalidRequest("there is no prompt to draw a still from; give one", "prompt")
+        raise InvalidRequest("prompt is missing; text-to-image needs one", "prompt")
     prompt, request = request.prompt, completed(image_pipeline, request)
-    _check_followed(image_pipeline, request)
+    _check_parameters(image_pipeline, request)
     events: list[str] = []
     pixels, plan, dtype = yield from _generate_pixels(image_pipeline, request, events)
     image = open_image((pixels * 255).round().astype(np.uint8))
@@ -72,58 +72,58 @@ def generate_image(image_pipeline: ImagePipeline, request: VideoRequest) -> Iter
 def _generate_pixels(
     image_pipeline: ImagePipeline, request: VideoRequest, events: list[str]
 ) -> Generator[Step, None, tuple[Pixels, MemoryPlan, torch.dtype]]:
-    """Yield the steps, and return the picture with the plan and the arithmetic in which it came about."""
+    """Yield the steps, and return the image with its final plan and dtype."""
     dtype = image_pipeline.dtype
     plan = plan_for(image_pipeline, request)
-    had_room = True
+    can_retry = True
     while True:
         try:
             with on_device(image_pipeline, plan, dtype) as pipeline:
-                pixels = yield from threaded_generator(partial(_draw, image_pipeline, pipeline, request, dtype))
+                pixels = yield from threaded_generator(partial(_run_pipeline, image_pipeline, pipeline, request, dtype))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            following = plan.next(PLANS) if had_room and image_pipeline.device.type != "cpu" else None
-            if following is None:
-                raise insufficient(error, "painting the still", "take smaller width and height") from None
-            events.append(f"memory ran out while painting: painted again with {following.name}")
-            plan, had_room = following, False
+            next_plan = plan.next(PLANS) if can_retry and image_pipeline.device.type != "cpu" else None
+            if next_plan is None:
+                raise insufficient(error, "generating the image", "use a smaller width and height") from None
+            events.append(f"memory ran out while generating the image: repeated with {next_plan.name}")
+            plan, can_retry = next_plan, False
             continue
-        fault = _fault(pixels, dtype)
-        if fault is None:
+        problem = _find_problem(pixels, dtype)
+        if problem is None:
             return pixels, plan, dtype
         if dtype == torch.float32:
             raise GenerationFailed(
-                f"{fault}; no still was kept. Check the weights, or try another seed, scheduler and settings"
+                f"{problem}; no image was saved. Check the weights, or try another seed, scheduler or other parameters"
             )
-        events.append(f"{fault}: painted again in float32")
+        events.append(f"{problem}: repeated in float32")
         dtype = torch.float32
         plan = plan_for(image_pipeline, request, dtype)
 
 
-def _draw(
+def _run_pipeline(
     image_pipeline: ImagePipeline,
     pipeline: Any,
     request: VideoRequest,
     dtype: torch.dtype,
     report: Callable[[Step], None],
 ) -> Pixels:
-    """One picture, float32 [height, width, 3] in 0…1, by diffusers' loop."""
+    """Generate one image with diffusers' denoising loop: float32 [height, width, 3] in 0…1."""
 
-    def told(pipe: Any, i: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    def on_step_end(pipe: Any, i: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         latents = tensors.get("latents")
         as_frame = latents[:, None] if latents is not None and latents.ndim == 4 else None
         report(Step("text_to_image", i + 1, int(pipe.num_timesteps), as_frame))
         return tensors
 
     generator = torch.Generator("cpu").manual_seed(request.seed)
-    given = {
+    options = {
         "negative_prompt": request.negative_prompt,
         "guidance_scale": request.image_guidance_scale,
         "num_inference_steps": request.image_num_inference_steps,
         "latents": _first_latents(pipeline, request, generator, dtype),
     }
-    pipeline.scheduler = image_pipeline.sampler(request.scheduler)
+    pipeline.scheduler = image_pipeline.make_scheduler(request.scheduler)
     try:
         image: Pixels = pipeline(
             request.prompt,
@@ -131,20 +131,20 @@ def _draw(
             height=request.height,
             generator=generator,
             output_type="np",
-            callback_on_step_end=told,
-            **{name: value for name, value in given.items() if value is not None},
+            callback_on_step_end=on_step_end,
+            **{name: value for name, value in options.items() if value is not None},
         ).images[0]
-    except ValueError as error:  # what this pipeline alone asks of its settings, as a multiple of 16
-        raise InvalidRequest(f"{image_pipeline.name} can't draw this: {error}") from None
+    except ValueError as error:  # requirements of one pipeline, such as a multiple of 16
+        raise InvalidRequest(f"{image_pipeline.name} rejected a parameter: {error}") from None
     return image.astype(np.float32)
 
 
 def _first_latents(
     pipeline: Any, request: VideoRequest, generator: torch.Generator, dtype: torch.dtype
 ) -> torch.Tensor | None:
-    """The generator's first draw in float32, [1, channels, h/f, w/f]; diffusers would draw other noise in float16.
+    """Draw the initial noise in float32, [1, channels, h/f, w/f]; diffusers would draw different noise in float16.
 
-    None where the pipeline has no such latents, and draws its own.
+    Returns None for a pipeline without such latents, which draws its own noise.
     """
     unet = getattr(pipeline, "unet", None)
     scale = getattr(pipeline, "vae_scale_factor", None)
@@ -154,37 +154,37 @@ def _first_latents(
     return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu").to(dtype)
 
 
-def _fault(pixels: Pixels, dtype: torch.dtype) -> str | None:
-    """What is wrong with a picture that no one can have wanted."""
+def _find_problem(pixels: Pixels, dtype: torch.dtype) -> str | None:
+    """Return the problem of an invalid image, or None."""
     if not np.isfinite(pixels).all():
-        return f"the painter gave NaN or infinity in {dtype}"
+        return f"the image has NaN or infinity in {dtype}"
     levels = (pixels * 255).round()
     if (levels == levels[0, 0]).all():
-        return f"the painter gave one constant colour in {dtype}"
+        return f"the image is one constant colour in {dtype}"
     return None
 
 
-def _check_followed(image_pipeline: ImagePipeline, request: VideoRequest) -> None:
-    """Refuse settings that the painter's pipeline does not have.
+def _check_parameters(image_pipeline: ImagePipeline, request: VideoRequest) -> None:
+    """Check that the pipeline supports the parameters of the request.
 
     Raises:
-        InvalidRequest: naming the setting.
+        InvalidRequest: naming the unsupported parameter.
     """
-    image_pipeline.sampler(request.scheduler)
+    image_pipeline.make_scheduler(request.scheduler)
     names = {
         "negative_prompt": "negative_prompt",
         "image_guidance_scale": "guidance_scale",
         "image_num_inference_steps": "num_inference_steps",
     }
-    for ours, theirs in names.items():
-        if getattr(request, ours) is not None and not image_pipeline.takes(theirs):
-            raise InvalidRequest(f"{image_pipeline.name} knows no {ours}; leave it out", ours)
+    for name, keyword in names.items():
+        if getattr(request, name) is not None and not image_pipeline.has_parameter(keyword):
+            raise InvalidRequest(f"{image_pipeline.name} does not support {name}; omit it", name)
 
 
 def prompt_warnings(image_pipeline: ImagePipeline, request: VideoRequest) -> list[str]:
-    """What of the request's prompts the painter does not read: words unknown to its tokenizer, and what is too long.
+    """Return warnings about words that are unknown to the model's tokenizer, and about prompts that are too long.
 
-    Of a painter whose words the catalog holds, `catalog.warnings` has named them already.
+    For a model with a vocabulary in the catalog, `catalog.parameter_warnings` reports unknown words.
     """
     tokenizer = image_pipeline.tokenizer
     if tokenizer is None:
@@ -192,20 +192,20 @@ def prompt_warnings(image_pipeline: ImagePipeline, request: VideoRequest) -> lis
     found = []
     with hub.quiet():
         entry = IMAGE_MODELS.get(image_pipeline.name)
-        unknown = _unknown_words(tokenizer, request.prompt or "") if entry is None or entry.words is None else []
+        unknown = _unknown_words(tokenizer, request.prompt or "") if entry is None or entry.vocabulary is None else []
         if unknown:
-            found.append(f"{image_pipeline.name} can't draw {named(unknown)}")
+            found.append(f"{image_pipeline.name} does not know {quote_words(unknown)}")
         texts = {"prompt": request.prompt or "", "negative_prompt": request.negative_prompt or ""}
         cut = {name: _cut_off(tokenizer, text) for name, text in texts.items()}
     return found + [
-        f"the painter reads the beginning of the {name} alone; this is left out: {end!r}"
+        f"the {name} is too long for {image_pipeline.name}; this part is ignored: {end!r}"
         for name, end in cut.items()
         if end
     ]
 
 
 def _unknown_words(tokenizer: Any, prompt: str) -> list[str]:
-    """The words for which the tokenizer has only its token for what it does not know, each once."""
+    """Return the distinct words that the tokenizer maps to its unknown token."""
     if tokenizer.unk_token_id is None:
         return []
     words = dict.fromkeys(words_in(prompt))
@@ -213,13 +213,13 @@ def _unknown_words(tokenizer: Any, prompt: str) -> list[str]:
 
 
 def _cut_off(tokenizer: Any, prompt: str) -> str:
-    """The end of a prompt that is too long for the tokenizer, from its first word that is not wholly read."""
-    longest = tokenizer.model_max_length
-    if len(tokenizer(prompt).input_ids) <= longest:
+    """Return the end of a prompt that exceeds the tokenizer's maximum length, from the first incomplete word."""
+    max_length = tokenizer.model_max_length
+    if len(tokenizer(prompt).input_ids) <= max_length:
         return ""
-    spans = tokenizer(prompt, truncation=True, max_length=longest, return_offsets_mapping=True).offset_mapping
+    spans = tokenizer(prompt, truncation=True, max_length=max_length, return_offsets_mapping=True).offset_mapping
     end = max(end for _, end in spans)
     word = re.search(r"\w*$", prompt[:end])
-    assert word is not None, "an empty word is one"
+    assert word is not None, "the pattern matches an empty string"
     inside = prompt[end : end + 1].isalnum()
     return prompt[word.start() if inside else end :].strip()

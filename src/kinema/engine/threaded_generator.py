@@ -1,4 +1,4 @@
-"""Work whose loop is someone else's, made into a generator: a thread does it, a step for each that is asked for."""
+"""Conversion of a function with a callback into a generator, by means of a thread."""
 
 from __future__ import annotations
 
@@ -16,42 +16,42 @@ Result = TypeVar("Result")
 
 
 class _Stopped(BaseException):
-    """Raised in the thread where the work reports, once no one asks for more; no `except Exception` holds it."""
+    """Raised by `report` in the thread when the generator is closed; `except Exception` does not catch it."""
 
 
 def threaded_generator(work: Callable[[Callable[[Item], None]], Result]) -> Generator[Item, None, Result]:
-    """Run `work(report)`, yield each item that it reports, and return its result.
+    """Run `work(report)` in a thread, yield each reported item, and return the result.
 
-    The work waits within `report` until the next item is asked for, so it is never ahead of who iterates. To stop
-    iterating ends it at its next report; the generator is closed when the work has come to an end, not before.
+    `report` blocks until the next item is requested, so the work is never ahead of the caller. Closing the generator
+    ends the work at its next report, and waits for it.
 
     Raises:
-        Whatever the work raised.
+        Any exception of the work.
     """
-    asked: SimpleQueue[Literal["more", "stop"]] = SimpleQueue()
-    told: SimpleQueue[tuple[str, Any]] = SimpleQueue()
+    requests: SimpleQueue[Literal["more", "stop"]] = SimpleQueue()
+    responses: SimpleQueue[tuple[str, Any]] = SimpleQueue()
 
     def report(item: Item) -> None:
-        told.put(("item", item))
-        if asked.get() == "stop":
+        responses.put(("item", item))
+        if requests.get() == "stop":
             raise _Stopped
 
     def run() -> None:
         try:
-            if asked.get() == "more":
-                told.put(("result", work(report)))
+            if requests.get() == "more":
+                responses.put(("result", work(report)))
         except _Stopped:
             pass
-        except BaseException as error:  # noqa: BLE001 - raised again where the work is waited for
-            told.put(("error", error))
+        except BaseException as error:  # noqa: BLE001 - raised again in the generator
+            responses.put(("error", error))
 
     thread = threading.Thread(target=run, name="kinema-threaded_generator", daemon=True)
     thread.start()
     try:
         while True:
-            with hub.quiet():  # the libraries' own notices, and only while they work
-                asked.put("more")
-                kind, value = told.get()
+            with hub.quiet():  # suppress the libraries' messages, only while they run
+                requests.put("more")
+                kind, value = responses.get()
             if kind == "result":
                 result: Result = value
                 return result
@@ -59,6 +59,6 @@ def threaded_generator(work: Callable[[Callable[[Item], None]], Result]) -> Gene
                 raise value
             yield value
     finally:
-        value = None  # an error would hold this frame, and this frame the error, and both all tensors of the work
-        asked.put("stop")
+        value = None  # otherwise an error and this frame reference each other and keep all tensors of the work
+        requests.put("stop")
         thread.join()

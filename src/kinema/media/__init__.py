@@ -1,1 +1,1 @@
-"""Stills in, videos out."""
+"""Reading of images, and reading and writing of videos."""

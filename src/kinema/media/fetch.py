@@ -1,4 +1,4 @@
-"""An address → the bytes behind it, bounded in size, time, redirects and places."""
+"""Download of an image from a URL, with limits on size, time, redirects and hosts."""
 
 from __future__ import annotations
 
@@ -19,49 +19,51 @@ MAX_BYTES = 20_000_000
 MAX_SECONDS = 30.0
 MAX_REDIRECTS = 5
 PORTS = {"http": 80, "https": 443}
-LISTEN_SECONDS = 0.1
+CANCEL_POLL_SECONDS = 0.1
 
 
-class Unwanted(Exception):
-    """Nobody waits for the answer any more."""
+class FetchCancelled(Exception):
+    """The caller cancelled the download."""
 
 
-def fetch(url: str, hosts: Collection[str] | None = None, gone: Callable[[], bool] | None = None) -> bytes:
-    """What an http or https address answers: at most 20 MB, within 30 seconds in all, over at most 5 redirects.
+def fetch(url: str, hosts: Collection[str] | None = None, is_cancelled: Callable[[], bool] | None = None) -> bytes:
+    """Download an http or https URL: at most 20 MB, within 30 seconds in total, with at most 5 redirects.
 
     Args:
-        url: The address.
-        hosts: Where given, nothing else is asked, whatever the address or a redirect names: each is a host, of which
-            the usual ports 80 and 443 may be asked, or a host with the one port that may, as "host:8080".
-        gone: Asked often; where it says yes, the fetch is given up.
+        url: The URL.
+        hosts: The only hosts that the URL and its redirects may use; None allows all. "host" allows the ports 80 and
+            443, "host:8080" allows that port only.
+        is_cancelled: Called ten times per second; the download stops when it returns True.
 
     Raises:
-        InvalidImage: naming the address, what went wrong and what to do.
-        Unwanted: as `gone` said.
+        InvalidImage: naming the URL, the problem and the remedy.
+        FetchCancelled: if `is_cancelled` returned True.
     """
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(_while_wanted(url, hosts, gone))
-    with ThreadPoolExecutor(1) as pool:  # a notebook's cell already runs inside a loop
-        return pool.submit(asyncio.run, _while_wanted(url, hosts, gone)).result()
+        return asyncio.run(_fetch_unless_cancelled(url, hosts, is_cancelled))
+    with ThreadPoolExecutor(1) as pool:  # a notebook cell already runs inside an event loop
+        return pool.submit(asyncio.run, _fetch_unless_cancelled(url, hosts, is_cancelled)).result()
 
 
-async def _while_wanted(url: str, hosts: Collection[str] | None, gone: Callable[[], bool] | None) -> bytes:
+async def _fetch_unless_cancelled(
+    url: str, hosts: Collection[str] | None, is_cancelled: Callable[[], bool] | None
+) -> bytes:
     fetching = asyncio.ensure_future(_fetch(url, hosts))
-    while not (await asyncio.wait({fetching}, timeout=None if gone is None else LISTEN_SECONDS))[0]:
-        if gone is not None and gone():
+    while not (await asyncio.wait({fetching}, timeout=None if is_cancelled is None else CANCEL_POLL_SECONDS))[0]:
+        if is_cancelled is not None and is_cancelled():
             fetching.cancel()
             await asyncio.wait({fetching})
-            raise Unwanted
+            raise FetchCancelled
     return fetching.result()
 
 
 async def _fetch(url: str, hosts: Collection[str] | None) -> bytes:
-    """The body behind `url`; asyncio, because only there a deadline also ends a read that trickles."""
+    """Download `url`; asyncio's timeout also ends a slow read that never stalls completely."""
     import httpx
 
-    address = _parsed(url, hosts)
+    parsed_url = _parse(url, hosts)
     headers = {"User-Agent": "kinema", "Accept": "image/jpeg, image/png, image/webp", "Accept-Encoding": "identity"}
     try:
         async with (
@@ -69,85 +71,89 @@ async def _fetch(url: str, hosts: Collection[str] | None) -> bytes:
             httpx.AsyncClient(headers=headers, timeout=MAX_SECONDS, follow_redirects=False) as client,
         ):
             for _ in range(MAX_REDIRECTS + 1):
-                async with client.stream("GET", address) as response:
+                async with client.stream("GET", parsed_url) as response:
                     if response.next_request is None:
                         return await _body(response)
-                    address = _parsed(str(response.next_request.url), hosts)
+                    parsed_url = _parse(str(response.next_request.url), hosts)
     except (TimeoutError, httpx.TimeoutException):
         raise InvalidImage(
-            f"{shown(address)} did not answer in full within {MAX_SECONDS:g} seconds; "
-            "try again, or download it and give the file"
+            f"{redacted(parsed_url)} did not respond completely within {MAX_SECONDS:g} seconds; "
+            "try again, or download the image and use the file"
         ) from None
-    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:  # ValueError: a name that DNS can't have
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:  # ValueError: an invalid DNS name
         reason = str(error) or type(error).__name__
         raise InvalidImage(
-            f"{shown(address)} can't be reached ({reason}); check the address and the network, or give a file"
+            f"{redacted(parsed_url)} can't be reached ({reason}); check the URL and the network, or use a file"
         ) from None
     raise InvalidImage(
-        f"{shown(_parsed(url, hosts))} redirects more than {MAX_REDIRECTS} times; give the address of the image itself"
+        f"{redacted(_parse(url, hosts))} redirects more than {MAX_REDIRECTS} times; use the URL of the image itself"
     )
 
 
-def _parsed(url: str, hosts: Collection[str] | None) -> httpx.URL:
-    """The address, if it is one that may be fetched."""
+def _parse(url: str, hosts: Collection[str] | None) -> httpx.URL:
+    """Parse a URL and check that it may be fetched."""
     import httpx
 
     try:
-        address = httpx.URL(url)
-        host = address.host  # which is where httpx looks whether the name can be one
+        parsed_url = httpx.URL(url)
+        host = parsed_url.host  # httpx validates the name here
     except (httpx.InvalidURL, UnicodeError) as error:
-        raise InvalidImage(f"{url!r} is no usable address ({error}); give one such as https://host/photo.jpg") from None
-    if address.scheme not in PORTS or not host:
+        raise InvalidImage(f"{url!r} is not a valid URL ({error}); use one such as https://host/photo.jpg") from None
+    if parsed_url.scheme not in PORTS or not host:
         raise InvalidImage(
-            f"{shown(address)} is not fetched: only http:// and https:// addresses are; "
-            "download it some other way and give the file"
+            f"{redacted(parsed_url)} is not supported: only http:// and https:// URLs are; "
+            "download the image and use the file"
         )
-    if address.port is not None and not 0 < address.port < 65536:
-        raise InvalidImage(f"{shown(address)} is no usable address: a port is a number from 1 to 65535; correct it")
-    if hosts is not None and not any(_allows(allowed, address) for allowed in hosts):
-        allowed = f"only {', '.join(hosts)} may be" if hosts else "no address is"
-        raise InvalidImage(f"{shown(address)} is not fetched: {allowed} fetched here; give the file itself")
-    return address
+    if parsed_url.port is not None and not 0 < parsed_url.port < 65536:
+        raise InvalidImage(f"{redacted(parsed_url)} is not a valid URL: the port must be from 1 to 65535")
+    if hosts is not None and not any(_allows(allowed, parsed_url) for allowed in hosts):
+        rule = f"the server fetches only from {', '.join(hosts)}" if hosts else "the server fetches no URLs"
+        raise InvalidImage(f"{redacted(parsed_url)} is not allowed: {rule}; send the file itself")
+    return parsed_url
 
 
-def _allows(allowed: str, address: httpx.URL) -> bool:
-    """Whether "host" or "host:port" lets an address be fetched; names are the same in capitals, and in Punycode."""
+def _allows(allowed: str, parsed_url: httpx.URL) -> bool:
+    """Return whether the rule "host" or "host:port" allows a URL; host names match in any case and in Punycode."""
     import httpx
 
-    place = httpx.URL(f"http://{allowed}")
-    port = address.port or PORTS[address.scheme]
+    rule = httpx.URL(f"http://{allowed}")
+    port = parsed_url.port or PORTS[parsed_url.scheme]
     ports = {urlsplit(f"//{allowed}").port} if urlsplit(f"//{allowed}").port else set(PORTS.values())
-    return place.raw_host == address.raw_host and port in ports
+    return rule.raw_host == parsed_url.raw_host and port in ports
 
 
 async def _body(response: httpx.Response) -> bytes:
-    """The answer's bytes, or the reason why it is none."""
+    """Read the body of a response.
+
+    Raises:
+        InvalidImage: for an error status, or a body over 20 MB.
+    """
     if not response.is_success:
-        raise InvalidImage(_refusal(response))
+        raise InvalidImage(_status_message(response))
     body = bytearray()
     too_large = InvalidImage(
-        f"{shown(response.url)} is larger than {MAX_BYTES // 1_000_000} MB; download it, shrink it and give the file"
+        f"{redacted(response.url)} is larger than {MAX_BYTES // 1_000_000} MB; download it, shrink it and use the file"
     )
     if int(response.headers.get("content-length") or 0) > MAX_BYTES:
         raise too_large
-    async for piece in response.aiter_bytes():
-        body += piece
+    async for chunk in response.aiter_bytes():
+        body += chunk
         if len(body) > MAX_BYTES:
             raise too_large
     return bytes(body)
 
 
-def _refusal(response: httpx.Response) -> str:
-    """An HTTP status in words, with the remedy."""
+def _status_message(response: httpx.Response) -> str:
+    """Return the message for an HTTP error status, with a remedy."""
     if response.status_code in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
-        remedy = "it asks for a login or forbids programs; download it in a browser and give the file"
+        remedy = "it requires a login or blocks programs; download the image in a browser and use the file"
     elif response.status_code in {HTTPStatus.NOT_FOUND, HTTPStatus.GONE}:
-        remedy = "check the address"
+        remedy = "check the URL"
     else:
-        remedy = "try again later, or download it and give the file"
-    return f"{shown(response.url)} answered {response.status_code} {response.reason_phrase}; {remedy}"
+        remedy = "try again later, or download the image and use the file"
+    return f"{redacted(response.url)} responded with {response.status_code} {response.reason_phrase}; {remedy}"
 
 
-def shown(address: httpx.URL) -> str:
-    """An address as messages may show it: without name, password and query, which may hold secrets."""
-    return str(address.copy_with(username=None, password=None, query=None, fragment=None))
+def redacted(parsed_url: httpx.URL) -> str:
+    """Return a URL without user name, password, query and fragment, which may contain secrets."""
+    return str(parsed_url.copy_with(username=None, password=None, query=None, fragment=None))

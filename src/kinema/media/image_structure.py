@@ -1,4 +1,4 @@
-"""The structure of JPEG and PNG files, read without decoding: what would take very long, and what is cut short."""
+"""Structure checks of JPEG and PNG files without decoding: find files that take very long, and truncated files."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from kinema.errors import InvalidImage
 from kinema.messages import Message
 
-# Pillow itself writes 10 scans, or 18 in CMYK. Each may touch every block of the image, however few bytes it has.
+# Pillow itself writes 10 scans, or 18 in CMYK. Each scan can touch every block of the image with only a few bytes.
 MAX_SCANS = 32
-# Before a JPEG's pixels: a colour profile of 16 MB takes 255.
+# Segments before a JPEG's pixels; a colour profile of 16 MB has 255.
 MAX_SEGMENTS = 1000
-# A PNG of 100 MB in chunks of 8 KB, which is the usual size, has 12,500.
+# A PNG of 100 MB in chunks of the usual 8 KB has 12,500.
 MAX_CHUNKS = 50_000
 
 _SCANS = Message("jpeg_scans", "JPEG scans")
@@ -27,13 +27,13 @@ _SOI, _EOI, _SOS = 0xD8, 0xD9, 0xDA
 _BARE = frozenset([0x01, *range(0xD0, 0xD9)])  # markers without a length: TEM, RST0 to RST7, SOI
 _MARKER = re.compile(rb"\xff+([^\x00\xff])")
 _AFTER_SCAN = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])")
-# Decodes to something, whatever code the data end in: without it libjpeg waits for more than the last code's own bits.
+# Valid padding after any Huffman code. Without it, libjpeg waits for more bits than the last code has.
 _PADDING = b"\xff\x00" * 8
 
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    """A JPEG's frame header: its marker, its size, and (horizontal, vertical) sampling by component id."""
+    """A JPEG's frame header: marker, size, and (horizontal, vertical) sampling factors by component id."""
 
     marker: int
     width: int
@@ -41,15 +41,15 @@ class _Frame:
     sampling: dict[int, tuple[int, int]]
 
 
-def checked_jpeg(data: bytes, label: str) -> bytes:
-    """The bytes to decode, in which a decoder notices missing pixels: no end marker where there is a single scan.
+def check_jpeg(data: bytes, label: str) -> bytes:
+    """Check a JPEG, and return the bytes to decode, changed so that the decoder detects missing pixels.
 
-    libjpeg fills up with grey whatever is missing before an end marker, and Pillow does not hear its warning. Without
-    the marker the decoder asks for more data instead, and Pillow refuses the file as truncated.
+    libjpeg fills missing pixels before an end marker with grey, and Pillow ignores its warning. For a single scan, the
+    end marker is therefore removed: the decoder then requests more data, and Pillow rejects a truncated file.
 
     Raises:
-        InvalidImage: too many scans or segments, or fewer data than the smallest codes of all blocks would take.
-        ValueError: saying what is missing.
+        InvalidImage: if it has too many scans or segments.
+        ValueError: if data are missing; says which.
     """
     frame, scans, at = None, 0, 2
     for _ in range(MAX_SEGMENTS):
@@ -82,17 +82,17 @@ def checked_jpeg(data: bytes, label: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class PngStructure:
-    """A PNG's header (IHDR), and where its compressed rows (IDAT) start and stop."""
+    """A PNG's header (IHDR), and the (start, stop) offsets of its compressed rows (IDAT)."""
 
     header: bytes
     pieces: tuple[tuple[int, int], ...]
 
 
 def png_structure(data: bytes, label: str) -> PngStructure:
-    """What chunks a PNG has.
+    """Read the chunk structure of a PNG.
 
     Raises:
-        InvalidImage: so many that only walking through them takes long.
+        InvalidImage: if it has more than 50,000 chunks.
     """
     at, header = 8, b""
     pieces: list[tuple[int, int]] = []
@@ -109,17 +109,19 @@ def png_structure(data: bytes, label: str) -> PngStructure:
 
 
 def check_png_rows(data: bytes, structure: PngStructure) -> None:
-    """Refuse a PNG that holds fewer rows than its header says, which Pillow would leave black.
+    """Check that a PNG has all rows of its header; Pillow leaves missing rows black.
 
     Raises:
-        ValueError: saying so.
+        ValueError: if rows are missing.
     """
-    if len(structure.header) == 13 and not _inflates(memoryview(data), structure.pieces, _png_bytes(structure.header)):
+    if len(structure.header) == 13 and not _inflates_to(
+        memoryview(data), structure.pieces, _png_bytes(structure.header)
+    ):
         raise ValueError("its last rows are missing")
 
 
 def _png_bytes(header: bytes) -> int:
-    """How many bytes the rows of a PNG with this header have, each with its filter's byte."""
+    """Return the number of bytes of all rows of a PNG, each including its filter byte."""
     width, height, depth, kind, _, _, interlaced = struct.unpack(">IIBBBBB", header)
     bits = depth * {2: 3, 4: 2, 6: 4}.get(kind, 1)
     passes = [(8, 8), (8, 8), (4, 8), (4, 4), (2, 4), (2, 2), (1, 2)] if interlaced else [(1, 1)]
@@ -132,8 +134,8 @@ def _png_bytes(header: bytes) -> int:
     return total
 
 
-def _inflates(data: memoryview, pieces: tuple[tuple[int, int], ...], wanted: int) -> bool:
-    """Whether compressed pieces hold at least so many bytes; a stream that can't be read is left to the decoder."""
+def _inflates_to(data: memoryview, pieces: tuple[tuple[int, int], ...], wanted: int) -> bool:
+    """Return whether the compressed pieces contain at least `wanted` bytes; True if the stream is invalid."""
     inflate = zlib.decompressobj()
     try:
         for start, stop in pieces:
@@ -147,24 +149,24 @@ def _inflates(data: memoryview, pieces: tuple[tuple[int, int], ...], wanted: int
 
 
 def _frame(marker: int, segment: bytes) -> _Frame:
-    """A frame header from its segment."""
+    """Parse a frame header."""
     try:
         _, height, width, count = struct.unpack_from(">BHHB", segment)
         parts = [struct.unpack_from("BB", segment, 6 + 3 * i) for i in range(count)]
     except struct.error:
-        raise ValueError("its frame header is cut short") from None
+        raise ValueError("its frame header is truncated") from None
     if not parts:
-        raise ValueError("its frame header names no component")
+        raise ValueError("its frame header has no components")
     return _Frame(marker, width, height, {part: (max(1, s >> 4), max(1, s & 15)) for part, s in parts})
 
 
 def _least_bits(frame: _Frame, scan: bytes) -> int:
-    """How many bits a scan has at least: one for each Huffman code that every block needs."""
+    """Return the minimum number of bits of a scan: one per Huffman code that every block needs."""
     if not scan or frame.marker in _SOF_ARITHMETIC:
         return 0
     parts = [frame.sampling.get(scan[1 + 2 * i], (1, 1)) for i in range(scan[0]) if 1 + 2 * i < len(scan)]
     first = scan[1 + 2 * scan[0]] if len(scan) > 1 + 2 * scan[0] else 0
-    if frame.marker == _SOF_PROGRESSIVE and first > 0:  # of the other coefficients, runs of blocks may have none
+    if frame.marker == _SOF_PROGRESSIVE and first > 0:  # AC coefficients: runs of blocks can have no codes
         return 0
     most_h = max(h for h, _ in frame.sampling.values())
     most_v = max(v for _, v in frame.sampling.values())
@@ -180,7 +182,7 @@ def _least_bits(frame: _Frame, scan: bytes) -> int:
 def _too_complex(label: str, parts: Message, most: int) -> Message:
     return Message(
         "image_too_complex",
-        "{label} has more than {most} {parts}, and decoding it could take very long; save the image again as PNG",
+        "{label} has more than {most} {parts}, so decoding could take very long; save the image again as PNG",
         label=label,
         most=most,
         parts=parts,

@@ -1,4 +1,4 @@
-"""A clip: the frames of a finished video, how fast they play, and how they were made."""
+"""`Video`: the frames of a finished video with frame rate and recipe; contact sheets."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ SHEET_GAP = 4
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Video:
-    """A finished video: `frames` uint8 [num_frames, height, width, 3] in sRGB, played at `fps`, made by `recipe`.
+    """A finished video: `frames` uint8 [num_frames, height, width, 3] in sRGB, frame rate `fps`, and its `recipe`.
 
-    `image` is the RGB picture that it was made from: the one that was drawn, where a prompt was given.
+    `image` is the RGB input image, which was generated if the request had a prompt.
     """
 
     frames: Frames
@@ -39,37 +39,35 @@ class Video:
     def __post_init__(self) -> None:
         frames = self.frames
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
-            raise VideoError(
-                f"a clip's frames are uint8 [n, height, width, 3], not {frames.dtype} {list(frames.shape)}"
-            )
+            raise VideoError(f"expected frames of uint8 [n, height, width, 3], got {frames.dtype} {list(frames.shape)}")
 
     @property
     def seed(self) -> int:
-        """The seed that made it, drawn or given."""
+        """The seed of the request."""
         return self.recipe.request.seed
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write .mp4, .webm, .gif or .webp by the path's ending, or a folder of png where it has none; give the path.
+        """Write .mp4, .webm, .gif or .webp by the path's extension, or a PNG folder without one; return the path.
 
         Raises:
-            VideoError, InsufficientDisk: where the file can't be written.
+            VideoError, InsufficientDisk: if the file can't be written.
         """
         return save_video(self.frames, path, self.fps, self.recipe)
 
     def contact_sheet(self, columns: int | None = None) -> Image.Image:
-        """All frames on one picture, row by row, at most 2048 pixels wide; about square in frames unless told.
+        """Return one image with all frames, row by row, at most 2048 pixels wide; by default about square in frames.
 
         Raises:
-            InvalidRequest: where `columns` is not 1 to the number of frames.
+            InvalidRequest: if `columns` is not from 1 to the number of frames.
         """
         return tiled(self.frames, len(self.frames), columns)
 
     def __repr__(self) -> str:
         count, height, width, _ = self.frames.shape
-        return f"<Clip {width}×{height}, {count} frames at {self.fps}/s, seed {self.seed}>"
+        return f"<Video {width}×{height}, {count} frames at {self.fps}/s, seed {self.seed}>"
 
     def _repr_html_(self) -> str:
-        """The clip as it plays in a notebook."""
+        """Return an HTML video element for notebooks."""
         data = base64.b64encode(encode_video(self.frames, ".mp4", self.fps, self.recipe)).decode()
         return (
             f'<video width="{self.frames.shape[2]}" style="max-width: 100%" autoplay loop muted playsinline controls '
@@ -78,10 +76,10 @@ class Video:
 
 
 def tiled(frames: Iterable[Frames], count: int, columns: int | None = None) -> Image.Image:
-    """`count` frames of one size, each uint8 [height, width, 3], on one picture as `Video.contact_sheet` has it.
+    """Return a contact sheet of `count` frames of one size, each uint8 [height, width, 3]; see `Video.contact_sheet`.
 
     Raises:
-        InvalidRequest: as `Video.contact_sheet`.
+        InvalidRequest: see `Video.contact_sheet`.
     """
     columns = math.ceil(count**0.5) if columns is None else columns
     if not 1 <= columns <= count:
@@ -97,5 +95,5 @@ def tiled(frames: Iterable[Frames], count: int, columns: int | None = None) -> I
             sheet = Image.new("RGB", (columns * (w + SHEET_GAP) + SHEET_GAP, rows * (h + SHEET_GAP) + SHEET_GAP))
         tile = Image.fromarray(frame).resize((w, h), Image.Resampling.LANCZOS)
         sheet.paste(tile, (SHEET_GAP + i % columns * (w + SHEET_GAP), SHEET_GAP + i // columns * (h + SHEET_GAP)))
-    assert sheet is not None, "there is a column, so there is a frame"
+    assert sheet is not None, "at least one column implies at least one frame"
     return sheet

@@ -1,7 +1,7 @@
-"""Frames → the bytes of a file: mp4 and webm by PyAV, gif and webp by Pillow, a folder of png.
+"""Video encoders: mp4 and webm with PyAV, gif and webp with Pillow, and a folder of PNG files.
 
-An encoder takes frames one by one and gives everything at the end, when the recipe is known. It works in memory:
-a clip is short, and so nothing half-made can ever lie on a disk.
+An encoder takes frames one by one and returns the whole file at the end, when the recipe is known. Encoding happens in
+memory: videos are short, and no partial file is ever on disk.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ Frame = np.ndarray[Any, np.dtype[np.uint8]]
 
 SUFFIXES = (".mp4", ".webm", ".gif", ".webp")
 
-# Players slow down frames shorter than 20 ms (gif) and 11 ms (webp).
-FASTEST = {".gif": 50, ".webp": 90}
+# Maximum frame rates. Players slow down frames shorter than 20 ms (gif) and 11 ms (webp).
+MAX_FPS = {".gif": 50, ".webp": 90}
 
 
 class Encoder(Protocol):
-    """Takes frames one by one, then gives the file, or the files of a folder by name."""
+    """Takes frames one by one, then returns the file, or a folder's files by name."""
 
     def add(self, frame: Frame) -> None:
-        """Take the next frame."""
+        """Add the next frame."""
 
     def result(self, recipe: str | None) -> bytes | dict[str, bytes]:
-        """The whole video, with the recipe (ASCII JSON) inside. Ends the encoder."""
+        """Finish encoding and return the whole video, with the recipe (ASCII JSON) in its metadata."""
 
 
 def encoder_for(suffix: str, fps: int) -> Encoder:
-    """The encoder for one of `SUFFIXES`, or for a folder of png where `suffix` is empty."""
+    """Return the encoder for one of `SUFFIXES`, or for a PNG folder if `suffix` is empty."""
     match suffix:
         case ".mp4" | ".webm":
             return StreamEncoder(suffix, fps)
@@ -53,15 +53,15 @@ def encoder_for(suffix: str, fps: int) -> Encoder:
 
 
 class StreamEncoder:
-    """H.264 in mp4 (moov first), or VP9 in webm: 8-bit 4:2:0, BT.709 in limited range, tagged so.
+    """H.264 in mp4 (moov first) or VP9 in webm: 8-bit 4:2:0, BT.709, limited range, with colour tags.
 
-    A number of threads that is the same on every machine, and bit-exact flags: the same frames give the same bytes. mp4
-    keeps every frame's time exactly, webm to the millisecond (its frame rate is exact all the same).
+    The number of threads is fixed and bit-exact flags are set, so the same frames give the same bytes. Frame times are
+    exact in mp4 and rounded to milliseconds in webm; the frame rate is exact in both.
     """
 
-    # Of x264's threads only the number decides on the bytes.
+    # x264's output depends on the number of threads, but not on their timing.
     _CODECS: ClassVar = {
-        # On CPUs with AVX-512 x264's macroblock tree decides otherwise from one run to the next.
+        # x264's macroblock tree is not deterministic on CPUs with AVX-512.
         ".mp4": ("mp4", "libx264", 4, {"preset": "medium", "crf": "18", "mbtree": "0"}),
         ".webm": ("webm", "libvpx-vp9", 1, {"crf": "20", "b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "0"}),
     }
@@ -76,7 +76,7 @@ class StreamEncoder:
         self._count = 0
 
     def add(self, frame: Frame) -> None:
-        """Take the next frame."""
+        """Add the next frame."""
         import av
         from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
 
@@ -102,7 +102,7 @@ class StreamEncoder:
         self._packets += self._stream.encode(image)
 
     def result(self, recipe: str | None) -> bytes:
-        """The whole file; the packets go in after the recipe."""
+        """Return the whole file; the packets are muxed after the recipe is set."""
         assert self._container is not None
         self._packets += self._stream.encode(None)
         if recipe is not None:
@@ -112,16 +112,18 @@ class StreamEncoder:
         return self._buffer.getvalue()
 
     def _open(self, width: int, height: int) -> None:
-        """Open the container and the codec for this size."""
+        """Open the container and the codec for a frame size."""
         import av
         from av.codec.context import Flags
         from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
         if width % 2 or height % 2:
-            raise VideoError(f"{self._format} needs an even width and height, not {width}×{height}; save png or webp")
+            raise VideoError(
+                f"{self._format} needs an even width and height, got {width}×{height}; save as png or webp"
+            )
         muxing = {"fflags": "+bitexact"} | ({"movflags": "+faststart"} if self._format == "mp4" else {})
         self._container = av.open(
-            self._buffer, "w", format=self._format, container_options=muxing, io_open=self._buffer.opened_again
+            self._buffer, "w", format=self._format, container_options=muxing, io_open=self._buffer.reopen
         )
         stream = self._container.add_stream(self._codec, rate=self._fps, options=self._options)
         self._stream = cast("av.VideoStream", stream)
@@ -135,11 +137,11 @@ class StreamEncoder:
 
 
 class _Buffer(io.BytesIO):
-    """A file in memory that the mp4 muxer can open a second time, as it does to bring the moov box to the front."""
+    """A file in memory that the mp4 muxer can open again, which it does to move the moov box to the front."""
 
-    name = "clip"
+    name = "video"
 
-    def opened_again(self, _url: str, _flags: int, _options: dict[str, str]) -> _Reader:
+    def reopen(self, _url: str, _flags: int, _options: dict[str, str]) -> _Reader:
         return _Reader(self)
 
 
@@ -150,9 +152,9 @@ class _Reader:
         self._buffer, self._at = buffer, 0
 
     def read(self, count: int) -> bytes:
-        piece = bytes(self._buffer.getbuffer()[self._at : self._at + count])
-        self._at += len(piece)
-        return piece
+        data = bytes(self._buffer.getbuffer()[self._at : self._at + count])
+        self._at += len(data)
+        return data
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: len(self._buffer.getbuffer())}[whence]
@@ -167,12 +169,11 @@ class _Reader:
 
 
 class PillowEncoder:
-    """An endless gif or animated webp.
+    """A looping gif or animated webp.
 
-    gif counts hundredths of a second and webp thousandths: each frame's time is rounded so that none is off by more
-    than half of that and no error adds up (at 7 frames/s gif frames last 14, 15, 14, 14 … hundredths). gif has one
-    palette of 256 colours for all frames, so that nothing flickers that does not move. Frames that are the same
-    as the one before only lengthen it.
+    gif has a time unit of 10 ms and webp of 1 ms. Frame times are rounded without accumulating the error: at 7
+    frames/s, gif frames last 140, 150, 140, 140, … ms. gif uses one palette of 256 colours for all frames, so static
+    areas do not flicker. A frame that equals the previous one only extends its duration.
     """
 
     def __init__(self, suffix: str, fps: int) -> None:
@@ -180,14 +181,14 @@ class PillowEncoder:
         self._frames: list[Frame] = []
 
     def add(self, frame: Frame) -> None:
-        """Take the next frame."""
+        """Add the next frame."""
         self._frames.append(frame)
 
     def result(self, recipe: str | None) -> bytes:
-        """The whole file; gif holds the recipe as its comment, webp in its XMP."""
+        """Return the whole file; the recipe is a gif's comment or in a webp's XMP."""
         common: dict[str, Any] = {"save_all": True, "loop": 0}
         if self._format == "GIF":
-            images = _with_one_palette(self._frames)
+            images = _quantize(self._frames)
             common |= {"duration": _durations(len(images), self._fps, 10), "optimize": False}
             common |= {"comment": recipe.encode()} if recipe is not None else {}
         else:
@@ -200,28 +201,28 @@ class PillowEncoder:
 
 
 class FolderEncoder:
-    """A folder of 000.png, 001.png, … and recipe.json; each png tells the frame rate and the recipe too, as text."""
+    """A folder of 000.png, 001.png, … and recipe.json; each PNG has the frame rate and the recipe as text chunks."""
 
     def __init__(self, fps: int) -> None:
         self._fps = fps
         self._files: list[bytes] = []
 
     def add(self, frame: Frame) -> None:
-        """Take the next frame."""
+        """Add the next frame."""
         buffer = io.BytesIO()
         Image.fromarray(frame).save(buffer, format="PNG", compress_level=4)
         self._files.append(buffer.getvalue())
 
     def result(self, recipe: str | None) -> dict[str, bytes]:
-        """The files by name."""
+        """Return the files by name."""
         texts = _text_chunk("fps", str(self._fps)) + (_text_chunk("Comment", recipe) if recipe is not None else b"")
-        header = 8 + 25  # signature and IHDR, after which texts may come
+        header = 8 + 25  # signature and IHDR; text chunks may follow
         files = {f"{i:03d}.png": png[:header] + texts + png[header:] for i, png in enumerate(self._files)}
         return files | ({"recipe.json": recipe.encode() + b"\n"} if recipe is not None else {})
 
 
 def xmp(recipe: str) -> bytes:
-    """An XMP packet that holds a recipe."""
+    """Return an XMP packet with a recipe."""
     return (
         '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
         '<rdf:Description rdf:about="" xmlns:kinema="urn:kinema:">'
@@ -230,21 +231,21 @@ def xmp(recipe: str) -> bytes:
 
 
 def _durations(count: int, fps: int, unit_ms: int) -> list[int]:
-    """How long each frame stands, in milliseconds, as multiples of `unit_ms` whose sum keeps to the frame rate."""
+    """Return each frame's duration in ms, as multiples of `unit_ms` whose sum follows the frame rate."""
     starts = [round(Fraction(1000 * i, fps * unit_ms)) for i in range(count + 1)]
     return [(after - start) * unit_ms for start, after in pairwise(starts)]
 
 
-def _with_one_palette(frames: list[Frame]) -> list[Image.Image]:
-    """The frames with 256 colours chosen from all of them together."""
+def _quantize(frames: list[Frame]) -> list[Image.Image]:
+    """Return the frames with one palette of 256 colours, chosen from all of them."""
     height, width, _ = frames[0].shape
-    stride = max(1, round((len(frames) * height * width / 1_000_000) ** 0.5))  # about a million pixels decide
+    stride = max(1, round((len(frames) * height * width / 1_000_000) ** 0.5))  # about a million pixels
     sample = np.concatenate([frame[::stride, ::stride] for frame in frames])
     palette = Image.fromarray(sample).quantize(256, method=Image.Quantize.MEDIANCUT)
     return [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG) for frame in frames]
 
 
 def _text_chunk(keyword: str, text: str) -> bytes:
-    """A PNG tEXt chunk (PNG specification, 11.3.3.2)."""
+    """Return a PNG tEXt chunk (PNG specification, 11.3.3.2)."""
     body = b"tEXt" + keyword.encode() + b"\0" + text.encode("ascii")
     return struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))

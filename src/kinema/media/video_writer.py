@@ -1,4 +1,4 @@
-"""Writing videos: a writer that encodes while frames still come, and a file that appears whole or not at all."""
+"""Writing of videos: encode in a background thread, and write the file atomically."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from kinema.errors import InsufficientDisk, VideoError
-from kinema.media.video_encoders import FASTEST, SUFFIXES, Encoder, encoder_for
+from kinema.media.video_encoders import MAX_FPS, SUFFIXES, Encoder, encoder_for
 from kinema.media.video_reader import Frames, VideoInfo, probe, read_first_frame, read_frames, read_recipe
 
 if TYPE_CHECKING:
@@ -43,14 +43,14 @@ MIN_FREE_BYTES = 32_000_000
 
 
 def check_target(path: str | os.PathLike[str], fps: int | None = None) -> Path:
-    """The path of a video to be, once it is sure that it can be written there: ask before the work, not after it.
+    """Check before generating that a video can be written to a path, and return the path.
 
-    The ending tells the format: .mp4, .webm, .gif, .webp, or none for a folder of png.
+    The extension selects the format: .mp4, .webm, .gif or .webp; no extension means a PNG folder.
 
     Raises:
-        VideoError: an unknown ending, a folder that is missing, not writable or not empty, a frame rate
-            (`fps`) that the format can't keep.
-        InsufficientDisk: less than 32 MB are free.
+        VideoError: if the extension is unknown, the folder is missing, not writable or not empty, or the format
+            does not support the frame rate `fps`.
+        InsufficientDisk: if less than 32 MB are free.
     """
     path = Path(path)
     suffix = _suffix(path)
@@ -58,24 +58,24 @@ def check_target(path: str | os.PathLike[str], fps: int | None = None) -> Path:
         _check_fps(suffix, fps)
     try:
         _check_place(path, suffix)
-        probe_file = _aside(path)
+        probe_file = _temporary_path(path)
         probe_file.touch(exist_ok=False)
         probe_file.unlink()
         free = shutil.disk_usage(path.parent).free
     except OSError as error:
-        raise _write_fault(path, error) from None
+        raise _write_error(path, error) from None
     if free < MIN_FREE_BYTES:
         raise InsufficientDisk(
-            f"only {free / 1e6:.0f} MB are free in {path.parent}; make room, or choose another folder"
+            f"only {free / 1e6:.0f} MB are free in {path.parent}; free disk space, or choose another folder"
         )
     return path
 
 
 class VideoWriter:
-    """Writes a video whose frames come in pieces.
+    """Writes a video whose frames arrive in chunks.
 
-    `write` returns at once and a thread encodes; what goes wrong there is raised by the next call. The file appears,
-    whole, with `finish`; leaving the context without it leaves no trace.
+    `write` returns immediately, and a thread encodes. The next call raises errors of that thread. `finish` writes the
+    complete file; without it, leaving the context writes nothing.
 
         with VideoWriter("rocket.mp4", fps=7) as writer:
             for frames in decoded:
@@ -83,8 +83,8 @@ class VideoWriter:
             writer.finish(recipe)
 
     Raises:
-        VideoError, InsufficientDisk: at once where the file can't be written (see `check_target`), or later
-            where encoding or writing fails.
+        VideoError, InsufficientDisk: at construction if the file can't be written (see `check_target`), later if
+            encoding or writing fails.
     """
 
     def __init__(self, path: str | os.PathLike[str], fps: int, recipe: Recipe | None = None) -> None:
@@ -109,22 +109,22 @@ class VideoWriter:
 
     def write(self, frames: Frames) -> None:
         """Append frames: uint8 [n, height, width, 3], all of one size."""
-        self._raise_faults(wait=False)
-        frames = _checked(frames, self._size)
+        self._raise_errors(wait=False)
+        frames = _check_frames(frames, self._size)
         self._size = frames.shape[1:3]
         self._jobs.append(self._pool.submit(_encode, self._encoder, frames.copy(), self._stopped))
 
     def restart(self) -> None:
-        """Drop all frames written so far."""
+        """Discard all frames written so far."""
         self._stop()
         self._begin()
 
     def finish(self, recipe: Recipe | None = None) -> Path:
-        """Wait for the encoder, write the file with the recipe inside, and give its path."""
-        self._raise_faults(wait=True)
+        """Wait for the encoder, write the file with the recipe, and return its path."""
+        self._raise_errors(wait=True)
         if self._size is None:
             raise VideoError("a video needs at least one frame; write some before finishing")
-        with _faults():
+        with _translate_errors():
             content = self._encoder.result(_as_text(recipe or self._recipe))
         publish(content, self.path)
         self._begin()
@@ -137,7 +137,7 @@ class VideoWriter:
         self._stopped = Event()
 
     def _stop(self) -> None:
-        """End the encoding, within a frame, without a result."""
+        """Stop encoding after the current frame and discard the result."""
         self._stopped.set()
         for job in self._jobs:
             job.cancel()
@@ -145,17 +145,17 @@ class VideoWriter:
             if not job.cancelled():
                 job.exception()
 
-    def _raise_faults(self, *, wait: bool) -> None:
+    def _raise_errors(self, *, wait: bool) -> None:
         for job in self._jobs:
             if wait or job.done():
                 job.result()
 
 
 def save_video(frames: Frames, path: str | os.PathLike[str], fps: int, recipe: Recipe | None = None) -> Path:
-    """Write frames (uint8 [n, height, width, 3]) as the format that the path's ending tells, and give the path.
+    """Write frames (uint8 [n, height, width, 3]) in the format of the path's extension, and return the path.
 
     Raises:
-        VideoError, InsufficientDisk: as `VideoWriter`.
+        VideoError, InsufficientDisk: see `VideoWriter`.
     """
     with VideoWriter(path, fps, recipe) as writer:
         writer.write(frames)
@@ -163,21 +163,21 @@ def save_video(frames: Frames, path: str | os.PathLike[str], fps: int, recipe: R
 
 
 def encode_video(frames: Frames, suffix: str, fps: int, recipe: Recipe | None = None) -> bytes:
-    """The bytes that `save_video` would write for a suffix such as ".mp4"."""
+    """Return the bytes that `save_video` writes for a suffix such as ".mp4"."""
     if suffix not in SUFFIXES:
-        raise VideoError(f"{suffix!r} is no kind of video file; {', '.join(SUFFIXES)} are")
+        raise VideoError(f"{suffix!r} is not a supported video extension; use {', '.join(SUFFIXES)}")
     _check_fps(suffix, fps)
     encoder = encoder_for(suffix, fps)
-    _encode(encoder, _checked(frames, None), Event())
-    with _faults():
+    _encode(encoder, _check_frames(frames, None), Event())
+    with _translate_errors():
         content = encoder.result(_as_text(recipe))
     assert isinstance(content, bytes)
     return content
 
 
 def _encode(encoder: Encoder, frames: Frames, stopped: Event) -> None:
-    """Encode frames one by one until told to stop."""
-    with _faults():
+    """Encode frames one by one until `stopped` is set."""
+    with _translate_errors():
         for frame in frames:
             if stopped.is_set():
                 return
@@ -185,8 +185,8 @@ def _encode(encoder: Encoder, frames: Frames, stopped: Event) -> None:
 
 
 @contextlib.contextmanager
-def _faults() -> Iterator[None]:
-    """Translate what an encoder can raise."""
+def _translate_errors() -> Iterator[None]:
+    """Translate an encoder's errors to VideoError."""
     import av
 
     try:
@@ -195,50 +195,50 @@ def _faults() -> Iterator[None]:
         raise VideoError(f"the frames can't be encoded ({error}); try another format, such as .mp4 or .webp") from None
 
 
-def _checked(frames: Frames, size: tuple[int, ...] | None) -> Frames:
-    """Frames in the one layout that encoders take."""
+def _check_frames(frames: Frames, size: tuple[int, ...] | None) -> Frames:
+    """Check dtype, shape and size of frames, and return them as a contiguous array."""
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
-        raise VideoError(f"frames must be uint8 [n, height, width, 3], not {frames.dtype} {list(frames.shape)}")
+        raise VideoError(f"expected frames of uint8 [n, height, width, 3], got {frames.dtype} {list(frames.shape)}")
     if size is not None and frames.shape[1:3] != size:
         raise VideoError(
-            f"frames must stay {size[1]}×{size[0]} as the first were, not {frames.shape[2]}×{frames.shape[1]}"
+            f"all frames must have the size of the first, {size[1]}×{size[0]}, got {frames.shape[2]}×{frames.shape[1]}"
         )
     return np.ascontiguousarray(frames)
 
 
 def _as_text(recipe: Recipe | None) -> str | None:
-    """A recipe as ASCII JSON, which every format can hold."""
+    """Return a recipe as ASCII JSON, which every format can store."""
     return None if recipe is None else json.dumps(recipe.model_dump(mode="json"))
 
 
 def _suffix(path: Path) -> str:
-    """The path's ending in small letters, if it is one that can be written."""
+    """Return the path's extension in lower case, and check that it is supported."""
     suffix = path.suffix.lower()
     if suffix and suffix not in SUFFIXES:
         raise VideoError(
-            f"{path} ends in {path.suffix}, which can't be written; use {', '.join(SUFFIXES)}, "
-            "or a name without an ending for a folder of png"
+            f"{path} has the unsupported extension {path.suffix}; use {', '.join(SUFFIXES)}, "
+            "or no extension for a folder of png"
         )
     return suffix
 
 
 def _check_fps(suffix: str, fps: int) -> None:
-    """Refuse a frame rate that players would slow down."""
+    """Reject a frame rate that players would reduce."""
     if fps < 1:
-        raise VideoError(f"fps {fps} is not usable: at least 1")
-    if fps > (fastest := FASTEST.get(suffix, fps)):
+        raise VideoError(f"fps {fps} is out of range: at least 1")
+    if fps > (maximum := MAX_FPS.get(suffix, fps)):
         raise VideoError(
-            f"{suffix[1:]} plays at most {fastest} frames/s, not {fps}; use .mp4 or .webm, or lower playback_fps"
+            f"{suffix[1:]} supports at most {maximum} frames/s, not {fps}; use .mp4 or .webm, or lower playback_fps"
         )
 
 
 def _check_place(path: Path, suffix: str) -> None:
-    """Refuse a place where the video could not, or should not, appear."""
+    """Check that the folder exists and that the path may be written."""
     if not path.name:
-        raise VideoError(f"{str(path)!r} names no file; give a name such as video.mp4")
+        raise VideoError(f"{str(path)!r} has no file name; use a name such as video.mp4")
     if not path.parent.is_dir():
         state = "is not a folder" if path.parent.exists() else "does not exist"
-        raise VideoError(f"the folder {path.parent} {state}; make it, or choose another")
+        raise VideoError(f"the folder {path.parent} {state}; create it, or choose another")
     if suffix:
         if path.is_dir():
             raise VideoError(f"{path} is a folder; choose another name, or one inside it such as {path / 'video.mp4'}")
@@ -247,42 +247,44 @@ def _check_place(path: Path, suffix: str) -> None:
     elif path.is_dir():
         if any(path.iterdir()):
             raise VideoError(
-                f"the folder {path} is not empty; name a new one for png frames, or a file such as {path / 'video.mp4'}"
+                f"the folder {path} is not empty; use a new one for png frames, or a file such as {path / 'video.mp4'}"
             )
     elif path.exists():
-        raise VideoError(f"{path} is a file, and a name without an ending means a folder of png; choose another name")
+        raise VideoError(
+            f"{path} is a file, but a name without an extension means a folder of png; choose another name"
+        )
 
 
-def _aside(path: Path) -> Path:
-    """A hidden name beside `path`, where its content can be gathered."""
+def _temporary_path(path: Path) -> Path:
+    """Return a hidden temporary path in the same folder as `path`."""
     return path.with_name(f".kinema-{secrets.token_hex(6)}.part")
 
 
 def publish(content: bytes | dict[str, bytes], path: Path) -> None:
-    """Make a file, or a folder of files, appear at `path` whole: written aside, synced, renamed.
+    """Write a file or a folder of files atomically: write to a temporary path, sync, rename.
 
     Raises:
-        VideoError, InsufficientDisk: where it can't be written; nothing is left then.
+        VideoError, InsufficientDisk: if it can't be written; no files remain.
     """
-    aside = _aside(path)
+    temporary = _temporary_path(path)
     try:
         if isinstance(content, bytes):
-            _write(aside, content)
+            _write(temporary, content)
         else:
-            aside.mkdir()
+            temporary.mkdir()
             for name, data in content.items():
-                _write(aside / name, data)
-            _sync_folder(aside)
+                _write(temporary / name, data)
+            _sync_folder(temporary)
             if path.is_dir():
-                path.rmdir()  # an empty one: check_target saw to it, and rmdir sees to it again
-        aside.replace(path)
+                path.rmdir()  # empty: check_target checks it, and rmdir fails otherwise
+        temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise _write_fault(path, error) from None
+        raise _write_error(path, error) from None
     finally:
-        if aside.is_dir():
-            shutil.rmtree(aside, ignore_errors=True)
-        aside.unlink(missing_ok=True)
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        temporary.unlink(missing_ok=True)
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -293,7 +295,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename last through a power cut, where the system can."""
+    """Sync a folder so that a rename survives a power failure, if the system supports it."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -302,12 +304,12 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _write_fault(path: Path, error: OSError) -> VideoError | InsufficientDisk:
-    """An operating system's refusal in our words."""
+def _write_error(path: Path, error: OSError) -> VideoError | InsufficientDisk:
+    """Translate an operating system's error."""
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return InsufficientDisk(f"no room is left for {path}; make room, or choose another folder")
+        return InsufficientDisk(f"no disk space is left for {path}; free disk space, or choose another folder")
     if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
         return VideoError(
-            f"{path.parent} can't be written to ({error.strerror}); choose another folder, or its permissions"
+            f"{path.parent} can't be written to ({error.strerror}); choose another folder, or change its permissions"
         )
     return VideoError(f"{path} can't be written ({error.strerror}); choose another name or folder")

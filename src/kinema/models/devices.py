@@ -1,4 +1,4 @@
-"""Devices: which are available, their default dtype, what they support, and how much memory is free."""
+"""Devices: availability, default dtype, supported kernels and free memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def available_devices() -> list[str]:
-    """The devices of this machine, best first: `cuda`, `cuda:0`, …, `mps`, `cpu`."""
+    """Return the devices of this machine, fastest first: `cuda`, `cuda:0`, …, `mps`, `cpu`."""
     import torch
 
     devices = []
@@ -28,26 +28,26 @@ def available_devices() -> list[str]:
 
 
 def pick_device(wanted: str | None = None) -> torch.device:
-    """The device asked for, or the best there is when None or "auto".
+    """Return the requested device; None or "auto" selects the fastest one.
 
     Raises:
-        InvalidRequest: when it is not a device, or not one of this machine; the message lists those that are.
+        InvalidRequest: if the device is not available; lists the devices that are.
     """
     import torch
 
-    there = available_devices()
+    available = available_devices()
     if wanted in (None, "auto"):
-        return torch.device(there[0])
-    if wanted not in there:
-        raise InvalidRequest(f"there is no device {wanted!r} here; there is {', '.join(there)} (or auto)", "device")
+        return torch.device(available[0])
+    if wanted not in available:
+        raise InvalidRequest(f"device {wanted!r} is not available; use auto, {', '.join(available)}", "device")
     return torch.device(wanted)
 
 
 def pick_dtype(wanted: str | None, device: torch.device) -> torch.dtype:
-    """The arithmetic asked for; None or "auto" is float16 on GPUs, bfloat16 on CPUs that have it, else float32.
+    """Return the requested dtype; "auto" or None: float16 on GPUs, bfloat16 on CPUs that support it, else float32.
 
     Raises:
-        InvalidRequest: when it is none of float16, bfloat16 and float32.
+        InvalidRequest: if it is not float16, bfloat16 or float32.
     """
     import torch
 
@@ -57,12 +57,12 @@ def pick_dtype(wanted: str | None, device: torch.device) -> torch.dtype:
             return torch.float16
         return torch.bfloat16 if has_native_bf16() else torch.float32
     if wanted not in dtypes:
-        raise InvalidRequest(f"there is no dtype {wanted!r}; there is auto, {', '.join(dtypes)}", "dtype")
+        raise InvalidRequest(f"dtype {wanted!r} is not supported; use auto, {', '.join(dtypes)}", "dtype")
     return dtypes[wanted]
 
 
 def has_native_bf16() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware (AMX, AVX-512 BF16, or Arm's BF16); elsewhere it is slower."""
+    """Return whether this CPU multiplies bfloat16 in hardware (AMX, AVX-512 BF16 or Arm BF16)."""
     import torch
 
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
@@ -76,7 +76,7 @@ def has_native_bf16() -> bool:
 
 
 def cpu_instructions() -> str:
-    """The instruction sets that torch computes with on this CPU, such as "AVX512, amx_bf16"."""
+    """Return the instruction sets that torch uses on this CPU, such as "AVX512, amx_bf16"."""
     import torch
 
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
@@ -86,7 +86,7 @@ def cpu_instructions() -> str:
 
 @cache
 def has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether our own kernels compute on a device: in half precision, on NVIDIA's from Ampere on, where Triton is."""
+    """Return whether Kinema's Triton kernels run: a 16-bit dtype, an NVIDIA GPU since Ampere, and Triton installed."""
     import torch
 
     if device.type != "cuda" or dtype.itemsize != 2 or find_spec("triton") is None:
@@ -96,14 +96,14 @@ def has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
 
 @cache
 def is_hopper(device: torch.device) -> bool:
-    """Whether it is a GPU of NVIDIA's Hopper generation, for which our products are cut up and were measured."""
+    """Return whether the device is an NVIDIA Hopper GPU, for which the matmul tiles were tuned."""
     import torch
 
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be taken on a device, counting what torch holds there but does not use."""
+    """Return the bytes that can be allocated on a device, including memory that torch has reserved but does not use."""
     import torch
 
     if device.type == "cuda":
@@ -117,7 +117,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def _container_memory() -> int:
-    """Bytes left under a Linux container's limit; a very large number where there is none."""
+    """Return the bytes left under a Linux container's memory limit; 2⁶² if there is no limit."""
     group = Path("/sys/fs/cgroup")
     for limit, used in (
         ("memory.max", "memory.current"),
@@ -131,7 +131,7 @@ def _container_memory() -> int:
 
 
 def release_cache(device: torch.device) -> None:
-    """Give back to the device what is kept there for later."""
+    """Release the memory that torch's or glibc's allocator caches for a device."""
     import torch
 
     if device.type == "cuda":

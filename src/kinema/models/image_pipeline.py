@@ -1,4 +1,4 @@
-"""A painter: a text-to-image pipeline of diffusers, found, fetched, judged and loaded; and which one is taken."""
+"""Loading of text-to-image pipelines of diffusers, and the choice of the default image model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kinema.models import hub
 from kinema.models.catalog import IMAGE_MODELS, for_image_model, image_model_defaults
 from kinema.models.cpu_allocator import keep_pages
 from kinema.models.devices import free_memory, pick_device, pick_dtype, release_cache
-from kinema.models.image_pipeline_files import IMAGE_PIPELINE, LEFT_OUT, ImagePipelinePart, parts_of
+from kinema.models.image_pipeline_files import IMAGE_PIPELINE, SKIPPED_PARTS, ImagePipelinePart, parts_of
 from kinema.models.image_pipeline_offload import plan_image_pipeline
 from kinema.models.memory_plan import GIB
 from kinema.models.model_files import (
@@ -30,7 +30,7 @@ from kinema.models.model_files import (
     read_json,
     weights_sha256,
 )
-from kinema.models.resolve import held, locate, resolve
+from kinema.models.resolve import installed_snapshot, locate, resolve
 from kinema.settings import Settings, read_settings
 from kinema.values import ModelIdentity, Scheduler
 
@@ -55,7 +55,7 @@ SCHEDULERS: Mapping[Scheduler, str] = {
 
 @dataclass(eq=False)
 class ImagePipeline:
-    """A loaded text-to-image pipeline.
+    """A loaded text-to-image pipeline of diffusers.
 
     Its networks are in CPU memory; `kinema.models.image_pipeline_offload.on_device` moves them to the device.
     """
@@ -66,16 +66,16 @@ class ImagePipeline:
     dtype: torch.dtype
     snapshot: Snapshot
     defaults: dict[str, Any] = field(default_factory=dict)
-    """The painter's own, under `VideoRequest`'s names."""
+    """The model's default parameters, under `VideoRequest`'s names."""
     notes: tuple[str, ...] = ()
-    """What a person should know of how it was loaded."""
+    """Remarks for the user on how it was loaded."""
 
     def __post_init__(self) -> None:
         self._own_scheduler = self.pipeline.scheduler
 
     @cached_property
     def identity(self) -> ModelIdentity:
-        """Which weights these are; hashed when first asked for."""
+        """Identity of the weights; they are hashed on first access."""
         weights = [name for name in self.snapshot.files if name.endswith(".safetensors")]
         return ModelIdentity(
             name=self.name,
@@ -85,26 +85,26 @@ class ImagePipeline:
 
     @property
     def networks(self) -> dict[str, torch.nn.Module]:
-        """The parts that have weights, by name."""
+        """Parts with weights, by name."""
         import torch
 
         return {name: part for name, part in self.pipeline.components.items() if isinstance(part, torch.nn.Module)}
 
     @property
     def tokenizer(self) -> Any | None:
-        """The tokenizer that reads most of a prompt, where there is any."""
-        named = [part for name, part in self.pipeline.components.items() if name.startswith("tokenizer") and part]
-        return max(named, key=lambda tokenizer: tokenizer.model_max_length, default=None)
+        """The tokenizer with the longest maximum length, or None."""
+        tokenizers = [part for name, part in self.pipeline.components.items() if name.startswith("tokenizer") and part]
+        return max(tokenizers, key=lambda tokenizer: tokenizer.model_max_length, default=None)
 
-    def takes(self, name: str) -> bool:
-        """Whether the pipeline has such a parameter."""
+    def has_parameter(self, name: str) -> bool:
+        """Return whether the pipeline's `__call__` has the parameter."""
         return name in inspect.signature(self.pipeline.__call__).parameters
 
-    def sampler(self, name: Scheduler | None) -> Any:
-        """A fresh scheduler: the one named, with the settings of the painter's own; or its own.
+    def make_scheduler(self, name: Scheduler | None) -> Any:
+        """Return a new scheduler with the configuration of the model's own: of the given class, or of its own class.
 
         Raises:
-            InvalidRequest: when the painter was trained for another kind.
+            InvalidRequest: if the model was trained for an incompatible scheduler.
         """
         import diffusers
 
@@ -112,19 +112,19 @@ class ImagePipeline:
         kind = type(own) if name is None else getattr(diffusers, SCHEDULERS[name])
         if kind is not type(own) and kind not in getattr(own, "compatibles", ()):
             raise InvalidRequest(
-                f"scheduler {name!r} does not go with {self.name}, which has a {type(own).__name__}; leave it out",
+                f"scheduler {name!r} is not compatible with {self.name}, which uses {type(own).__name__}; omit it",
                 "scheduler",
             )
-        with hub.quiet():  # of settings that only the other scheduler knows
+        with hub.quiet():  # warns about settings that only the other scheduler has
             return kind.from_config(own.config)
 
     def release(self) -> None:
-        """Give the memory back; the painter can't be used afterwards."""
+        """Free the memory; the pipeline can't be used afterwards."""
         import torch
 
         for network in self.networks.values():
             torch.nn.Module.to(network, device="meta")
-        gc.collect()  # what only cycles of references hold
+        gc.collect()  # objects in reference cycles
         release_cache(self.device)
 
 
@@ -136,20 +136,20 @@ def load_image_pipeline(
     settings: Settings | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> ImagePipeline:
-    """A painter in memory, fetched before where it must be. Only safetensors are opened, and no code of a model's own.
+    """Load a text-to-image pipeline; download it first if necessary. Reads only safetensors and runs no custom code.
 
     Args:
         image_pipeline: Catalog name, hub id ("owner/name", or "owner/name@revision"), or folder in diffusers' layout.
-        device: As for `kinema.models.loading.load`, and so are the others.
-        dtype: Likewise.
-        settings: Likewise.
-        progress: Likewise.
+        device: As for `kinema.models.loading.load`.
+        dtype: As for `load`.
+        settings: As for `load`.
+        progress: As for `load`.
 
     Raises:
-        InvalidRequest: no such device or dtype.
-        WeightsError: one of its kinds, naming the file and what to do; NotAnImagePipeline for a model of another kind.
-        InsufficientMemory: when the weights alone do not fit.
-        InsufficientDisk: when a download has no room.
+        InvalidRequest: if the device or dtype is not available.
+        WeightsError: if the model is unavailable or invalid; NotAnImagePipeline if it is another kind of model.
+        InsufficientMemory: if the weights alone do not fit.
+        InsufficientDisk: if there is no disk space for the download.
     """
     settings = settings or read_settings()
     chosen = pick_device(device if device not in (None, "auto") else settings.device)
@@ -159,13 +159,13 @@ def load_image_pipeline(
     snapshot = locate(source, half=half, progress=progress, layout=IMAGE_PIPELINE)
     index = read_json(snapshot.folder / INDEX)
     networks = {part: _weights(snapshot.folder, part, half=half) for part in parts_of(index) if part.is_network}
-    _check_room(source.name, sum(count for _, count in networks.values()) * kind.itemsize)
+    _check_memory(source.name, sum(count for _, count in networks.values()) * kind.itemsize)
     if chosen.type == "cpu":
         keep_pages()
     loaded = {part.name: _network(snapshot.folder, part, weights, kind) for part, (weights, _) in networks.items()}
-    pipeline = _assembled(snapshot.folder, str(index["_class_name"]), loaded, kind)
+    pipeline = _assemble(snapshot.folder, str(index["_class_name"]), loaded, kind)
     in_half = [part.name for part, (weights, _) in networks.items() if weights.half]
-    rounded = f"painting in float32 with weights rounded to float16 ({', '.join(in_half)})"
+    rounded = f"text-to-image runs in float32 with weights rounded to float16 ({', '.join(in_half)})"
     return ImagePipeline(
         name=source.name,
         pipeline=pipeline,
@@ -178,38 +178,37 @@ def load_image_pipeline(
 
 
 def _weights(folder: Path, part: ImagePipelinePart, *, half: bool) -> tuple[Weights, int]:
-    """The files that hold a part, seen to be whole, and how many numbers are in them."""
+    """Return the complete weight files of a part and their number of elements."""
     weights = choose_weights(folder_names(folder), part.name, half=half, stem=part.stem)
-    assert weights is not None, "locate has seen them"
+    assert weights is not None, "locate has checked them"
     headers = read_headers(folder, weights).values()
     return weights, sum(math.prod(shape) for header in headers for shape in header.values())
 
 
-def _check_room(name: str, needed: int) -> None:
-    """Refuse what does not fit into the computer's memory, where every painter waits."""
+def _check_memory(name: str, needed: int) -> None:
+    """Check that the weights fit in CPU memory, where every text-to-image model is loaded first."""
     import torch
 
     free = free_memory(torch.device("cpu"))
     if free < needed:
         raise InsufficientMemory(
-            f"the weights of {name} take {needed / GIB:.1f} GiB and {free / GIB:.1f} GiB of memory are free: close "
-            "something, load in --dtype float16 or bfloat16 where float32 is not needed, or take --image-model "
-            "pocket-t2i"
+            f"the weights of {name} need {needed / GIB:.1f} GiB of memory, but only {free / GIB:.1f} GiB are free; "
+            "close other programs, use --dtype float16 or bfloat16 instead of float32, or use --image-model pocket-t2i"
         )
 
 
 def _network(folder: Path, part: ImagePipelinePart, weights: Weights, dtype: torch.dtype) -> torch.nn.Module:
-    """One network with its weights, of which none may be missing."""
+    """Load one network; all of its weights must be present."""
     from safetensors import SafetensorError
 
     kind = getattr(import_module(part.library), part.kind, None)
     if kind is None:
         raise NotAnImagePipeline(
-            f"{folder / INDEX} asks for {part.kind}, which the {part.library} that is here does not have"
+            f"{folder / INDEX} requires {part.kind}, which the installed version of {part.library} does not have"
         )
     try:
         with _silence():
-            network, told = kind.from_pretrained(
+            network, loading_info = kind.from_pretrained(
                 folder / part.name,
                 variant=VARIANT if weights.half else None,
                 use_safetensors=True,
@@ -229,21 +228,21 @@ def _network(folder: Path, part: ImagePipelinePart, weights: Weights, dtype: tor
     ) as error:
         reason = next(filter(None, str(error).splitlines()), type(error).__name__)
         raise damaged(
-            folder / weights.files[0], f"does not hold a {part.kind} as its config.json says ({reason})"
+            folder / weights.files[0], f"does not hold the {part.kind} that its config.json describes ({reason})"
         ) from None
-    lacking = sorted(map(str, [*told.get("missing_keys", ()), *told.get("mismatched_keys", ())]))
-    if lacking:
-        raise damaged(folder / weights.files[0], f"lacks the tensor {lacking[0]}, which its config.json asks for")
+    missing = sorted(map(str, [*loading_info.get("missing_keys", ()), *loading_info.get("mismatched_keys", ())]))
+    if missing:
+        raise damaged(folder / weights.files[0], f"lacks the tensor {missing[0]}, which its config.json requires")
     module: torch.nn.Module = network.eval().requires_grad_(requires_grad=False)
     return module
 
 
-def _assembled(folder: Path, name: str, networks: Mapping[str, torch.nn.Module], dtype: torch.dtype) -> Any:
-    """The pipeline around the loaded networks: its tokenizers and its scheduler come from the folder."""
+def _assemble(folder: Path, name: str, networks: Mapping[str, torch.nn.Module], dtype: torch.dtype) -> Any:
+    """Build the pipeline from the loaded networks, and the tokenizers and scheduler in the folder."""
     import diffusers
 
     known = inspect.signature(getattr(diffusers, name)).parameters
-    absent: dict[str, Any] = dict.fromkeys((part for part in LEFT_OUT if part in known), None)
+    absent: dict[str, Any] = dict.fromkeys((part for part in SKIPPED_PARTS if part in known), None)
     if "requires_safety_checker" in known:
         absent["requires_safety_checker"] = False
     try:
@@ -252,19 +251,17 @@ def _assembled(folder: Path, name: str, networks: Mapping[str, torch.nn.Module],
                 folder, torch_dtype=dtype, local_files_only=True, **absent, **networks
             )
     except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise damaged(folder / INDEX, f"describes no {name} that can be loaded ({error})") from None
-    followed = "callback_on_step_end" in inspect.signature(pipeline.__call__).parameters
-    if not followed or not hasattr(type(pipeline), "num_timesteps"):
-        raise NotAnImagePipeline(
-            f"{folder} is a {name}, which can't be followed step by step; take --image-model sd-2.1-base"
-        )
+        raise damaged(folder / INDEX, f"does not describe a {name} that can be loaded ({error})") from None
+    has_callback = "callback_on_step_end" in inspect.signature(pipeline.__call__).parameters
+    if not has_callback or not hasattr(type(pipeline), "num_timesteps"):
+        raise NotAnImagePipeline(f"{folder} is a {name}, which has no callback per step; use --image-model sd-2.1-base")
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """No notices and no bars of the libraries: what a person must know, Kinema says itself."""
+    """Suppress the libraries' warnings, log messages and progress bars."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
@@ -280,28 +277,28 @@ def _silence() -> Iterator[None]:
 
 
 def _defaults(image_pipeline: str, folder: Path, pipeline: Any) -> dict[str, Any]:
-    """The painter's own settings: the catalog's, or those of its pipeline."""
+    """Return the model's default parameters: the catalog's, or those of its pipeline class."""
     if known := image_model_defaults(image_pipeline if image_pipeline in IMAGE_MODELS else str(folder)):
         return known
     parameters = inspect.signature(pipeline.__call__).parameters
     names = {"image_guidance_scale": "guidance_scale", "image_num_inference_steps": "num_inference_steps"}
-    return {ours: parameters[theirs].default for ours, theirs in names.items() if theirs in parameters}
+    return {name: parameters[keyword].default for name, keyword in names.items() if keyword in parameters}
 
 
 def default_image_model(size: tuple[int, int], settings: Settings | None = None) -> tuple[str, str]:
-    """The painter to take when none is asked for, and why.
+    """Return the default text-to-image model, and the reason for the choice.
 
-    It is `sd-2.1-base` on a GPU with room for it, else `pocket-t2i`; and that one always where `size`, (width,
-    height) in pixels, is its own, at which no large painter was trained.
+    It is `sd-2.1-base` on a GPU with enough memory, else `pocket-t2i`. It is always `pocket-t2i` if `size`, (width,
+    height) in pixels, is that model's training size, for which no large model was trained.
     """
     settings = settings or read_settings()
     pocket, entry = IMAGE_MODELS["pocket-t2i"], IMAGE_MODELS["sd-2.1-base"]
     assert entry.weights_bytes is not None
     if size in pocket.native_sizes:
-        return pocket.name, f"it is made for {size[0]}×{size[1]}"
+        return pocket.name, f"it is trained on {size[0]}×{size[1]}"
     device = pick_device(settings.device)
     if device.type != "cuda":
-        return pocket.name, f"{entry.name} needs a CUDA device to be quick, and this runs on {device.type}"
+        return pocket.name, f"{entry.name} is slow without a CUDA device, and the device is {device.type}"
     dtype = pick_dtype(settings.dtype, device)
     try:
         plan = plan_image_pipeline(
@@ -312,17 +309,17 @@ def default_image_model(size: tuple[int, int], settings: Settings | None = None)
             dtype_bytes=dtype.itemsize,
             free_bytes=free_memory(device),
         )
-    except InsufficientMemory as lack:
-        return pocket.name, f"{entry.name} does not fit on {device}: {lack}"
+    except InsufficientMemory as error:
+        return pocket.name, f"{entry.name} does not fit on {device}: {error}"
     if plan.name == "sequential_offload":
-        return pocket.name, f"{entry.name} would fit on {device} layer by layer only; ask for it by --image-model"
-    if held(entry) is None and not hub.reachable():
+        return pocket.name, f"{entry.name} fits on {device} only with sequential offload; select it with --image-model"
+    if installed_snapshot(entry) is None and not hub.reachable():
         return pocket.name, (
-            f"{entry.name} is not on this machine, and the hub can't be reached; `kinema models pull {entry.name}`"
+            f"{entry.name} is not downloaded, and the hub can't be reached; run `kinema models pull {entry.name}`"
         )
-    return entry.name, f"{device} has room for it"
+    return entry.name, f"it fits on {device}"
 
 
 def completed(image_pipeline: ImagePipeline, request: VideoRequest) -> VideoRequest:
-    """The request with everything of the painter's own that was left open, as it is painted and kept in a recipe."""
+    """Return the request with the model's defaults for all image parameters that are None, as a recipe records it."""
     return for_image_model(request, request.image_model or image_pipeline.name, image_pipeline.defaults)

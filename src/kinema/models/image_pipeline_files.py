@@ -1,6 +1,6 @@
-"""A painter's folder, judged as `files` judges an SVD's: what it is, and which of its files will be read.
+"""Checks of a text-to-image pipeline's folder: the kind of pipeline, and the files that loading reads.
 
-A painter is any text-to-image pipeline of diffusers, so its parts are those that its index names.
+Any text-to-image pipeline of diffusers is supported, so its parts are those that its index lists.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-# Not loaded: the first two judge pictures that are drawn, the third is for adapters that take pictures as prompts.
-LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
-# Of a tokenizer or processor; weights of other libraries that lie beside are not taken.
-SMALL_FILES = (".json", ".txt", ".model", ".jinja")
-ANY_IMAGE_PIPELINE = "any text-to-image pipeline of diffusers (Stable Diffusion 1 to 3, XL, Flux and more) is"
+# Not loaded: the first two classify generated images, the third is for adapters with image prompts.
+SKIPPED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
+# Of a tokenizer or processor; weights for other libraries in the same folder are not read.
+TOKENIZER_FILES = (".json", ".txt", ".model", ".jinja")
+SUPPORTED = "a text-to-image pipeline of diffusers (Stable Diffusion 1 to 3, XL, Flux and others)"
 
 
 @dataclass(frozen=True, slots=True)
 class ImagePipelinePart:
-    """One part that a pipeline's index names: a network, a scheduler, or a tokenizer."""
+    """One part that a pipeline's index lists: a network, scheduler or tokenizer."""
 
     name: str
     library: str
@@ -33,7 +33,7 @@ class ImagePipelinePart:
 
     @property
     def is_scheduler(self) -> bool:
-        """Whether it is the sampler."""
+        """Whether it is the scheduler."""
         return self.kind.endswith("Scheduler")
 
     @property
@@ -43,17 +43,17 @@ class ImagePipelinePart:
 
     @property
     def stem(self) -> str:
-        """How the names of its weight files begin."""
+        """Common prefix of its weight files' names."""
         return "model" if self.library == "transformers" else "diffusion_pytorch_model"
 
 
 def parts_of(index: Mapping[str, Any]) -> list[ImagePipelinePart]:
-    """The parts that are loaded of a pipeline, by its index."""
+    """Return the parts of a pipeline's index that are loaded."""
     return [
         ImagePipelinePart(name, *entry)
         for name, entry in index.items()
         if isinstance(entry, list) and len(entry) == 2 and all(isinstance(word, str) for word in entry)
-        if name not in LEFT_OUT
+        if name not in SKIPPED_PARTS
     ]
 
 
@@ -61,74 +61,80 @@ class ImagePipelineLayout:
     """The layout of diffusers' text-to-image pipelines."""
 
     def check(self, folder: Path, where: str | None = None) -> None:
-        """Refuse what can't draw a still from a prompt alone.
+        """Reject a model that can't generate an image from a prompt alone.
 
         Raises:
-            NotAnImagePipeline: saying what it is instead.
-            WeightsMissing: when it is no model at all.
+            NotAnImagePipeline: if it is another kind of model; names that kind.
+            WeightsMissing: if it is not a model.
         """
         where = where or str(folder)
         if not (folder / INDEX).is_file():
             for path in sorted(folder.glob("*")):
                 if path.suffix in (".safetensors", *PICKLES):
                     raise NotAnImagePipeline(
-                        f"{path} is a checkpoint in one file, and Kinema reads folders in diffusers' layout: convert "
-                        "it by diffusers' from_single_file and save_pretrained, or take --image-model sd-2.1-base"
+                        f"{path} is a single-file checkpoint, but Kinema loads folders in diffusers' layout; convert "
+                        "it with diffusers' from_single_file and save_pretrained, or use --image-model sd-2.1-base"
                     )
-            raise WeightsMissing(f"{where} has no {INDEX}, so it is no model in diffusers' layout")
+            raise WeightsMissing(f"{where} has no {INDEX}, so it is not a model in diffusers' layout")
         index = read_json(folder / INDEX)
         name = str(index.get("_class_name"))
         if name == PIPELINE:
-            raise NotAnImagePipeline(f"{where} makes videos from stills, and draws none: give it as the model")
+            raise NotAnImagePipeline(
+                f"{where} generates videos, not images; use it as the model, not as the image model"
+            )
         if name not in _text_to_image():
             raise NotAnImagePipeline(
-                f"{where} is a {name}, which draws no still from a prompt alone; {ANY_IMAGE_PIPELINE} usable"
+                f"{where} is a {name}, which can't generate an image from a prompt alone; use {SUPPORTED}"
             )
         for part in parts_of(index):
             if part.library not in ("diffusers", "transformers"):
                 raise NotAnImagePipeline(
-                    f"{where} has a {part.kind} of {part.library} for its {part.name}, which runs code "
-                    "of its own; parts of diffusers and transformers alone are loaded"
+                    f"{where}: its {part.name} is a {part.kind} of {part.library}, which runs custom code; only parts "
+                    "of diffusers and transformers are loaded"
                 )
 
     def needed(self, folder: Path, names: Iterable[str], *, half: bool, where: str) -> list[str]:
-        """Every file that loading will read.
+        """Return the files that loading reads.
 
         Raises:
-            WeightsMissing: naming what is not there; pickles are never taken in place of safetensors.
+            WeightsMissing: if a file is missing; names it. Pickles never replace safetensors.
         """
-        here = set(names)
-        if INDEX not in here:
-            raise WeightsMissing(f"{where} has no {INDEX}, so it is no model in diffusers' layout")
+        available = set(names)
+        if INDEX not in available:
+            raise WeightsMissing(f"{where} has no {INDEX}, so it is not a model in diffusers' layout")
         index = read_json(folder / INDEX)
         parts = parts_of(index)
         if not any(part.is_network for part in parts):
-            raise WeightsMissing(f"{where}: its {INDEX} names no network, so there is nothing to load")
+            raise WeightsMissing(f"{where}: its {INDEX} lists no network, so there is nothing to load")
         wanted = [INDEX]
         for part in parts:
             if part.is_network:
-                weights = choose_weights(here, part.name, half=half, stem=part.stem)
+                weights = choose_weights(available, part.name, half=half, stem=part.stem)
                 if weights is None:
-                    raise no_weights(here, part.name, where, stem=part.stem, pipeline=str(index.get("_class_name")))
+                    raise no_weights(
+                        available, part.name, where, stem=part.stem, pipeline=str(index.get("_class_name"))
+                    )
                 wanted += [f"{part.name}/config.json", *weights.files, *([weights.index] if weights.index else [])]
             elif part.is_scheduler:
                 wanted.append(f"{part.name}/scheduler_config.json")
             else:
-                small = {name for name in here if name.startswith(f"{part.name}/") and name.endswith(SMALL_FILES)}
+                small = {
+                    name for name in available if name.startswith(f"{part.name}/") and name.endswith(TOKENIZER_FILES)
+                }
                 wanted += sorted(small) or [f"{part.name}/"]
         for name in wanted:
-            if name not in here:
-                raise WeightsMissing(f"{where} has no {name}; it is incomplete: fetch it again")
+            if name not in available:
+                raise WeightsMissing(f"{where} has no {name}; it is incomplete, download it again")
         return wanted
 
     def stems(self, folder: Path) -> Mapping[str, str]:
-        """The networks that the index names."""
+        """Return the networks that the index lists, with the prefix of their file names."""
         return {part.name: part.stem for part in parts_of(read_json(folder / INDEX)) if part.is_network}
 
 
 def _text_to_image() -> set[str]:
-    """The names of diffusers' text-to-image pipelines that ask for nothing beside a prompt."""
-    import diffusers  # noqa: F401 - these two set their loggers up when they are imported, and are silenced afterwards
+    """Return the names of diffusers' text-to-image pipelines that need only a prompt."""
+    import diffusers  # noqa: F401 - both configure their loggers on import, so quiet() must come after it
     import transformers  # noqa: F401
 
     with hub.quiet():
@@ -139,18 +145,18 @@ def _text_to_image() -> set[str]:
 
 
 class AnyPipelineLayout:
-    """Whichever of the two a folder's index says: for a download whose use is not known yet."""
+    """Either layout, depending on the folder's index: for a download of unknown kind."""
 
     def check(self, folder: Path, where: str | None = None) -> None:
-        """As the layout that the index names."""
+        """See the layout that the index selects."""
         self._of(folder).check(folder, where)
 
     def needed(self, folder: Path, names: Iterable[str], *, half: bool, where: str) -> list[str]:
-        """As the layout that the index names."""
+        """See the layout that the index selects."""
         return self._of(folder).needed(folder, names, half=half, where=where)
 
     def stems(self, folder: Path) -> Mapping[str, str]:
-        """As the layout that the index names."""
+        """See the layout that the index selects."""
         return self._of(folder).stems(folder)
 
     def _of(self, folder: Path) -> Layout:

@@ -1,6 +1,7 @@
-"""How much of a painter lies on the device at a time, and that nothing of it does once it has painted.
+"""Memory plan and offload of a text-to-image pipeline.
 
-It waits in the computer's memory, for the room on the device is the video model's.
+The pipeline is on the device only while it generates. Between images it stays in CPU memory, and the device's memory is
+free for the video model.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from kinema.models.memory_plan import PlanName
     from kinema.values import VideoRequest
 
-# Those of a painter, quickest first: a still's step is too small for its guidance to be split.
+# Plans of a text-to-image pipeline, fastest first. A step on one image is too small to split its guidance.
 PLANS: tuple[PlanName, ...] = ("resident", "model_offload", "sequential_offload")
 
 
@@ -39,23 +40,23 @@ def plan_image_pipeline(
     upcast: bool = False,
     offload: bool = True,
 ) -> MemoryPlan:
-    """The quickest plan under which a still can be painted.
+    """Return the fastest plan that fits for one image.
 
     Args:
-        weights: Bytes of each part in the arithmetic that will be used; the VAE is named "vae".
-        width: Pixels of the still.
-        height: Pixels of the still.
-        guided: Whether each step has an unconditional pass too.
+        weights: Bytes of each part in the dtype that is used; the VAE's name is "vae".
+        width: Width of the image in pixels.
+        height: Height of the image in pixels.
+        guided: Whether each step has an additional unconditional pass.
         dtype_bytes: 2 or 4.
-        free_bytes: What the device has left, with nothing of the painter on it.
-        channels: Of the first level of the UNet; the defaults are Stable Diffusion's.
-        vae_channels: Likewise, of the VAE.
-        vae_factor: Pixels to one latent, a side.
-        upcast: Whether the VAE decodes in float32 whatever the arithmetic.
-        offload: Whether parts may wait in another memory: not where the device is the CPU.
+        free_bytes: Free memory of the device without the pipeline.
+        channels: Channels of the UNet's first level; the defaults are Stable Diffusion's.
+        vae_channels: Channels of the VAE's first level.
+        vae_factor: Pixels per latent along one side.
+        upcast: Whether the VAE decodes in float32 regardless of the dtype.
+        offload: Whether parts can be offloaded to CPU memory; False if the device is the CPU.
 
     Raises:
-        InsufficientMemory: when even the leanest plan does not fit, with the figures and what would help.
+        InsufficientMemory: if no plan fits; gives the sizes and a remedy.
     """
     pixels = width * height
     denoise = int(WORKSPACE * DENOISE_MAPS * pixels // vae_factor**2 * (2 if guided else 1) * channels * dtype_bytes)
@@ -74,17 +75,16 @@ def plan_image_pipeline(
         if needed[name] <= free_bytes:
             return MemoryPlan(name, 1, needed[name], free_bytes)
     raise InsufficientMemory(
-        f"painting a still of {width}×{height} needs about {needed[names[-1]] / GIB:.1f} GiB even in the leanest way, "
-        f"and {max(free_bytes, 0) / GIB:.1f} GiB are free. Smaller width and height, or --image-model pocket-t2i "
-        "need less"
+        f"an image of {width}×{height} needs at least {needed[names[-1]] / GIB:.1f} GiB of memory, but only "
+        f"{max(free_bytes, 0) / GIB:.1f} GiB are free; use a smaller width and height, or --image-model pocket-t2i"
     )
 
 
 def plan_for(image_pipeline: ImagePipeline, request: VideoRequest, dtype: torch.dtype | None = None) -> MemoryPlan:
-    """The plan for one still on the memory that is free now, in the painter's arithmetic unless told.
+    """Return the plan for one image in the memory that is free now; `dtype` defaults to the pipeline's.
 
     Raises:
-        InsufficientMemory: as `plan_image_pipeline`.
+        InsufficientMemory: see `plan_image_pipeline`.
     """
     dtype = dtype or image_pipeline.dtype
     counts = {name: sum(p.numel() for p in network.parameters()) for name, network in image_pipeline.networks.items()}
@@ -99,7 +99,7 @@ def plan_for(image_pipeline: ImagePipeline, request: VideoRequest, dtype: torch.
         height=request.height,
         guided=(request.image_guidance_scale or 0) > 1,
         dtype_bytes=dtype.itemsize,
-        # On the CPU the weights lie in that memory already.
+        # On the CPU, the weights are already in that memory.
         free_bytes=free + sum(counts.values()) * image_pipeline.dtype.itemsize if on_cpu else free,
         channels=(unet.get("block_out_channels") or (320,))[0],
         vae_channels=vae_levels[0],
@@ -111,10 +111,10 @@ def plan_for(image_pipeline: ImagePipeline, request: VideoRequest, dtype: torch.
 
 @contextmanager
 def on_device(image_pipeline: ImagePipeline, plan: MemoryPlan, dtype: torch.dtype) -> Iterator[Any]:
-    """The pipeline, ready to paint on the painter's device; however it ends, the device is given back.
+    """Prepare the pipeline to run on its device; on exit, move it back to CPU memory and free the device.
 
-    Attention is sliced only on MPS, and only where the painter does not fit whole: elsewhere torch's own attention
-    keeps no matrix of scores, and slicing would make one.
+    Attention is sliced only on MPS, and only if the whole pipeline does not fit. On other devices torch's attention
+    stores no score matrix, and slicing would create one.
     """
     pipeline, device = image_pipeline.pipeline, image_pipeline.device
     sliced = device.type == "mps" and plan.name != "resident"
@@ -139,7 +139,7 @@ def on_device(image_pipeline: ImagePipeline, plan: MemoryPlan, dtype: torch.dtyp
 
 
 def _move(image_pipeline: ImagePipeline, device: torch.device | str | None, dtype: torch.dtype) -> None:
-    """All networks, past diffusers' own `to`, which warns of float16 on a CPU."""
+    """Move all networks with torch's `to`; diffusers' own `to` warns about float16 on a CPU."""
     import torch
 
     for network in image_pipeline.networks.values():

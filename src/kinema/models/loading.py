@@ -1,4 +1,4 @@
-"""A catalog name, a hub id or a folder becomes a model in memory: found, fetched, judged, and only then loaded."""
+"""Loading of Stable Video Diffusion models: resolve, download, check, then load into memory; the default model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
 from kinema.errors import InsufficientMemory, InvalidRequest
 from kinema.models import hub
-from kinema.models.catalog import CATALOG, default_settings, request_for
+from kinema.models.catalog import CATALOG, default_parameters, request_for
 from kinema.models.cpu_allocator import keep_pages
 from kinema.models.devices import free_memory, has_kernels, is_hopper, pick_device, pick_dtype, release_cache
 from kinema.models.memory_plan import GIB, PARTS, Part, Shape, plan_memory
@@ -46,9 +46,9 @@ __all__ = ["VideoPipeline", "default_model", "inventory", "load", "pull", "resol
 
 @dataclass(eq=False)
 class VideoPipeline:
-    """A loaded SVD: its three networks, and what of its configuration the engine needs.
+    """A loaded SVD: its three networks, and the configuration that the engine needs.
 
-    `kinema.models.offload.place` brings its parts to the device as the memory plan says.
+    `kinema.models.offload.place` moves its parts to the device according to the memory plan.
     """
 
     name: str
@@ -63,38 +63,38 @@ class VideoPipeline:
     dtype: torch.dtype
     shape: Shape
     image_size: int
-    """Side in pixels of the square that the image encoder sees."""
+    """Side in pixels of the image encoder's square input."""
     snapshot: Snapshot
     defaults: dict[str, Any] = field(default_factory=dict)
-    """The model's own defaults, under `VideoRequest`'s names."""
+    """The model's default parameters, under `VideoRequest`'s names."""
     notes: tuple[str, ...] = ()
-    """What a person should know of how it was loaded."""
+    """Remarks for the user on how it was loaded."""
     engine: Engine = "reference"
-    """Which forward computes: ours (fast), or diffusers' own."""
+    """The implementation: "fast" is Kinema's own, "reference" is diffusers'."""
     precision: Precision = "full"
-    """Whether the fast UNet computes its large products in numbers of one byte."""
-    forwards: dict[str, Any] = field(default_factory=dict, repr=False)
-    """What `kinema.engine.backends` keeps from one video to the next, by `MemoryPlan.keeps`."""
+    """Precision of the fast UNet's large matmuls: "full" or "fp8"."""
+    cached_networks: dict[str, Any] = field(default_factory=dict, repr=False)
+    """Fast UNets that `kinema.engine.backends` keeps for the next video, by `MemoryPlan.cache_key`."""
 
     @property
     def force_upcast(self) -> bool:
-        """Whether stills must be encoded in float32, because float16 overflows in this VAE's encoder."""
+        """Whether images are encoded in float32, because float16 overflows in this VAE's encoder."""
         return self.shape.force_upcast
 
     @property
     def latent_channels(self) -> int:
-        """Channels of a latent."""
+        """Channels of the latents."""
         return int(self.vae.config.latent_channels)  # type: ignore[union-attr, arg-type]
 
     @cached_property
     def identity(self) -> ModelIdentity:
-        """Which weights these are; hashed when first asked for, or since `prepare_identity`."""
+        """Identity of the weights; they are hashed on first access, or in the background after `prepare_identity`."""
         self.prepare_identity()
         digest = self._digest.result()
         return ModelIdentity(name=self.name, revision=self.snapshot.revision, weights_sha256=digest)
 
     def prepare_identity(self) -> None:
-        """Begin to hash the weights while others compute: seconds for a folder of gigabytes."""
+        """Start to hash the weights in the background; it takes seconds for gigabytes."""
         if "identity" not in self.__dict__:
             _ = self._digest
 
@@ -104,24 +104,24 @@ class VideoPipeline:
         return _in_background(partial(weights_sha256, self.snapshot.folder, weights))
 
     def release(self) -> None:
-        """Give the memory back; the model can't be used afterwards."""
+        """Free the memory; the pipeline can't be used afterwards."""
         import torch
 
-        self.forwards.clear()
+        self.cached_networks.clear()
         for part in PARTS:
             torch.nn.Module.to(getattr(self, part), device="meta")
-        gc.collect()  # what only cycles of references hold
+        gc.collect()  # objects in reference cycles
         release_cache(self.device)
 
 
 def _in_background(work: Callable[[], Result]) -> Future[Result]:
-    """By a thread that nobody waits for but who asks for the result."""
+    """Run the work in a daemon thread and return its future."""
     future: Future[Result] = Future()
 
     def run() -> None:
         try:
             future.set_result(work())
-        except Exception as error:  # noqa: BLE001 - raised where the result is asked for
+        except Exception as error:  # noqa: BLE001 - raised by Future.result
             future.set_exception(error)
 
     Thread(target=run, name="kinema-hashing", daemon=True).start()
@@ -137,27 +137,27 @@ def load(
     settings: Settings | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> VideoPipeline:
-    """A model in memory, fetched before where it must be.
+    """Load a model; download it first if necessary.
 
     Args:
         model: Catalog name, hub id ("owner/name", or "owner/name@revision"), or folder in diffusers' layout.
-        device: "cuda", "cuda:1", "mps", "cpu"; "auto" or None asks the settings, and then takes the best there is.
-        dtype: "float16", "bfloat16", "float32"; "auto" or None likewise.
-        engine: "fast" or "reference"; None takes the fast one where it is known to be as exact and quicker.
-        settings: Read now when not given; also says the precision.
-        progress: Called with each piece of a download.
+        device: "cuda", "cuda:1", "mps" or "cpu"; "auto" or None uses the settings' device, by default the fastest.
+        dtype: "float16", "bfloat16" or "float32"; "auto" or None uses the settings' dtype.
+        engine: "fast" or "reference"; None selects "fast" on CPUs and on GPUs with kernels.
+        settings: Read now if None; they also give the precision.
+        progress: Called with each chunk of a download.
 
     Raises:
-        InvalidRequest: no such device, dtype or engine, or fp8 where it can't be.
-        WeightsError: one of its kinds, naming the file and what to do.
-        InsufficientMemory: when the weights alone do not fit.
-        InsufficientDisk: when a download has no room.
+        InvalidRequest: if the device, dtype or engine is not available, or fp8 is not supported.
+        WeightsError: if the model is unavailable or invalid.
+        InsufficientMemory: if the weights alone do not fit.
+        InsufficientDisk: if there is no disk space for the download.
     """
     settings = settings or read_settings()
     chosen = pick_device(device if device not in (None, "auto") else settings.device)
     kind = pick_dtype(dtype if dtype not in (None, "auto") else settings.dtype, chosen)
-    forward = _engine(engine, chosen, kind)
-    _check_precision(settings.precision, forward, chosen, kind)
+    chosen_engine = _pick_engine(engine, chosen, kind)
+    _check_precision(settings.precision, chosen_engine, chosen, kind)
     source = resolve(model)
     half = kind.itemsize == 2
     snapshot = locate(source, half=half, progress=progress)
@@ -165,9 +165,11 @@ def load(
     checked = {part: _check_part(snapshot.folder, part, configs[part], half=half) for part in PARTS}
     if chosen.type == "cpu":
         keep_pages()
-    home = _room(sum(_count(module) for module, _, _ in checked.values()) * kind.itemsize, chosen, source.name)
+    storage_device = _storage_device(
+        sum(_count(module) for module, _, _ in checked.values()) * kind.itemsize, chosen, source.name
+    )
     for module, headers, _ in checked.values():
-        _fill(module, snapshot.folder, headers, home, kind)
+        _load_weights(module, snapshot.folder, headers, storage_device, kind)
     red, green, blue = zip(*(configs["feature_extractor"][name] for name in ("image_mean", "image_std")), strict=True)
     return VideoPipeline(
         name=source.name,
@@ -182,54 +184,54 @@ def load(
         shape=Shape.of(configs["unet"], configs["vae"]),
         image_size=int(checked["image_encoder"][0].config.image_size),  # type: ignore[union-attr, arg-type]
         snapshot=snapshot,
-        defaults=default_settings(str(model)),
-        engine=forward,
+        defaults=default_parameters(str(model)),
+        engine=chosen_engine,
         precision=settings.precision,
         notes=_notes(chosen, kind, [part for part, (_, _, in_half) in checked.items() if in_half]),
     )
 
 
-def _engine(wanted: str | None, device: torch.device, dtype: torch.dtype) -> Engine:
-    """The forward asked for, or the fast one where it has been measured to be as exact and quicker.
+def _pick_engine(wanted: str | None, device: torch.device, dtype: torch.dtype) -> Engine:
+    """Return the requested engine; None selects "fast" where it is measured to be as exact and faster.
 
     Raises:
-        InvalidRequest: when there is none of that name.
+        InvalidRequest: if the engine is unknown.
     """
     if wanted is None:
         return "fast" if device.type == "cpu" or has_kernels(device, dtype) else "reference"
     if wanted not in get_args(Engine):
-        raise InvalidRequest(f"there is no engine {wanted!r}; there is {' and '.join(get_args(Engine))}", "engine")
+        raise InvalidRequest(f"engine {wanted!r} is not supported; use {' or '.join(get_args(Engine))}", "engine")
     return cast(Engine, wanted)
 
 
 def _check_precision(precision: Precision, engine: Engine, device: torch.device, dtype: torch.dtype) -> None:
-    """Refuse numbers of one byte where they can't be multiplied.
+    """Check that the machine supports the precision.
 
     Raises:
-        InvalidRequest: saying what they need.
+        InvalidRequest: naming the missing requirement of fp8.
     """
     if precision == "full":
         return
-    lack = None
+    requirement = None
     if engine != "fast":
-        lack = f"the fast engine, not {engine!r}"
+        requirement = f"the fast engine, not {engine!r}"
     elif not is_hopper(device):
-        lack = f"an NVIDIA GPU of the Hopper generation (H100, H200), not {device}"
+        requirement = f"an NVIDIA Hopper GPU (H100, H200), not {device}"
     elif not has_kernels(device, dtype):
-        lack = f"Triton, and float16 or bfloat16 for all else; this is {str(dtype).removeprefix('torch.')}"
-    if lack:
-        raise InvalidRequest(f"precision 'fp8' needs {lack}; take precision 'full'", "precision")
+        requirement = f"Triton and dtype float16 or bfloat16; dtype is {str(dtype).removeprefix('torch.')}"
+    if requirement:
+        raise InvalidRequest(f"precision 'fp8' needs {requirement}; use precision 'full'", "precision")
 
 
 def _notes(device: torch.device, dtype: torch.dtype, in_half: Sequence[Part]) -> tuple[str, ...]:
-    """What a person should know of the arithmetic; `in_half` are the parts whose weights were kept in float16."""
+    """Return remarks on the dtype; `in_half` are the parts with weights stored in float16."""
     notes = []
-    quickest = pick_dtype("auto", device)
-    if device.type == "cpu" and dtype.itemsize == 2 and dtype != quickest:
-        name, better = (str(kind).removeprefix("torch.") for kind in (dtype, quickest))
-        notes.append(f"this CPU computes slowly in {name}; {better} is quicker here")
+    fastest = pick_dtype("auto", device)
+    if device.type == "cpu" and dtype.itemsize == 2 and dtype != fastest:
+        name, better = (str(kind).removeprefix("torch.") for kind in (dtype, fastest))
+        notes.append(f"{name} is slow on this CPU; {better} is faster")
     if in_half and dtype.itemsize > 2:
-        notes.append(f"computing in float32 with weights rounded to float16 ({', '.join(in_half)})")
+        notes.append(f"dtype is float32, but the weights are rounded to float16 ({', '.join(in_half)})")
     return tuple(notes)
 
 
@@ -237,17 +239,17 @@ Checked = tuple["torch.nn.Module", dict[str, Header], bool]
 
 
 def _check_part(folder: Path, part: Part, config: Mapping[str, Any], *, half: bool) -> Checked:
-    """One network without weights yet, and the files that are seen to hold exactly its tensors."""
+    """Return one network without weights, the headers of its weight files, and whether those are in half precision."""
     weights = choose_weights(folder_names(folder), part, half=half)
-    assert weights is not None, "locate has seen them"
+    assert weights is not None, "locate has checked them"
     headers = read_headers(folder, weights)
-    module = _empty(folder, part, config)
+    module = _make_empty(folder, part, config)
     check_tensors(folder, part, headers, {name: tuple(t.shape) for name, t in module.state_dict().items()})
     return module, headers, weights.half
 
 
-def _empty(folder: Path, part: Part, config: Mapping[str, Any]) -> torch.nn.Module:
-    """A network as its configuration says, which takes no memory yet."""
+def _make_empty(folder: Path, part: Part, config: Mapping[str, Any]) -> torch.nn.Module:
+    """Create a network from its configuration on the meta device."""
     import diffusers
     import transformers
     from accelerate import init_empty_weights
@@ -261,7 +263,7 @@ def _empty(folder: Path, part: Part, config: Mapping[str, Any]) -> torch.nn.Modu
             else:
                 module = getattr(diffusers, CLASSES[part]).from_config(settings)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise damaged(folder / CONFIGS[part], f"describes no {CLASSES[part]} ({error})") from None
+        raise damaged(folder / CONFIGS[part], f"does not describe a {CLASSES[part]} ({error})") from None
     return module.eval().requires_grad_(requires_grad=False)
 
 
@@ -269,11 +271,11 @@ def _count(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _room(needed: int, device: torch.device, name: str) -> torch.device:
-    """Where the weights go first: to the device where half as much again is free for computing, else to the CPU.
+def _storage_device(needed: int, device: torch.device, name: str) -> torch.device:
+    """Return where to load the weights: the device if 1.5 times their size is free, else the CPU.
 
     Raises:
-        InsufficientMemory: when they fit nowhere.
+        InsufficientMemory: if they fit on neither.
     """
     import torch
 
@@ -282,16 +284,16 @@ def _room(needed: int, device: torch.device, name: str) -> torch.device:
     free = free_memory(torch.device("cpu"))
     if free < needed:
         raise InsufficientMemory(
-            f"the weights of {name} take {needed / GIB:.1f} GiB and {free / GIB:.1f} GiB of memory are free: close "
-            "something, load in --dtype float16 or bfloat16 where float32 is not needed, or take --model pocket"
+            f"the weights of {name} need {needed / GIB:.1f} GiB of memory, but only {free / GIB:.1f} GiB are free; "
+            "close other programs, use --dtype float16 or bfloat16 instead of float32, or use --model pocket"
         )
     return torch.device("cpu")
 
 
-def _fill(
+def _load_weights(
     module: torch.nn.Module, folder: Path, headers: Mapping[str, Header], device: torch.device, dtype: torch.dtype
 ) -> None:
-    """Read each tensor straight to its device and arithmetic: no more than one is ever held twice."""
+    """Read each tensor directly to its device and dtype; at most one tensor is in memory twice."""
     import torch
     from safetensors import SafetensorError, safe_open
 
@@ -301,7 +303,7 @@ def _fill(
         try:
             with safe_open(folder / name, framework="pt", device="cpu") as file:
                 for tensor in wanted & set(file.keys()):
-                    # Copied, for a tensor that stays mapped dies with the process when its file is changed.
+                    # Copied: reading a memory-mapped tensor crashes the process if its file is truncated.
                     state[tensor] = file.get_tensor(tensor).to(device).to(dtype, copy=device.type == "cpu")
         except (SafetensorError, OSError) as error:
             raise damaged(folder / name, f"can't be read ({error})") from None
@@ -310,13 +312,13 @@ def _fill(
 
 
 def default_model(settings: Settings | None = None) -> tuple[str, str]:
-    """The model to take when none is asked for, and why: `svd-xt` on a GPU with room for it, else `pocket`."""
+    """Return the default model and the reason: the settings' model, `svd-xt` on a GPU if it fits, else `pocket`."""
     settings = settings or read_settings()
     if settings.model is not None:
-        return settings.model, "the settings name it"
+        return settings.model, "it is set in the settings"
     device = pick_device(settings.device)
     if device.type != "cuda":
-        return "pocket", f"svd-xt needs a CUDA device to be quick, and this runs on {device.type}"
+        return "pocket", f"svd-xt is slow without a CUDA device, and the device is {device.type}"
     entry = CATALOG["svd-xt"]
     assert entry.weights_bytes is not None
     assert entry.repository is not None
@@ -333,13 +335,13 @@ def default_model(settings: Settings | None = None) -> tuple[str, str]:
             free_bytes=free_memory(device),
             fast=has_kernels(device, dtype),
         )
-    except InsufficientMemory as lack:
-        return "pocket", f"svd-xt does not fit on {device}: {lack}"
+    except InsufficientMemory as error:
+        return "pocket", f"svd-xt does not fit on {device}: {error}"
     if plan.name == "sequential_offload":
         return (
             "pocket",
-            f"svd-xt would fit on {device} layer by layer only, which is slow; ask for it by --model svd-xt",
+            f"svd-xt fits on {device} only with sequential offload, which is slow; select it with --model svd-xt",
         )
     if hub.cached(entry.repository, entry.revision or "main", half=True) is None and not hub.reachable():
-        return "pocket", "svd-xt is not on this machine, and the hub can't be reached; `kinema models pull svd-xt`"
-    return "svd-xt", f"{device} has room for it"
+        return "pocket", "svd-xt is not downloaded, and the hub can't be reached; run `kinema models pull svd-xt`"
+    return "svd-xt", f"it fits on {device}"

@@ -1,4 +1,4 @@
-"""Offload: moves the parts of a model to the device and back as its memory plan says."""
+"""Offload: move the parts of a model between CPU memory and its device according to the memory plan."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Placeable(Protocol):
-    """What placement needs of `kinema.models.loading.VideoPipeline`."""
+    """The attributes of `kinema.models.loading.VideoPipeline` that offload uses."""
 
     unet: torch.nn.Module
     vae: torch.nn.Module
@@ -27,33 +27,33 @@ class Placeable(Protocol):
     device: torch.device
     dtype: torch.dtype
     engine: Engine
-    forwards: dict[str, Any]
+    cached_networks: dict[str, Any]
 
     @property
     def shape(self) -> Shape:
-        """What decides its memory."""
+        """The sizes that determine its memory."""
 
 
 def plan_for(pipeline: Placeable, request: VideoRequest) -> MemoryPlan:
-    """The plan for one request on the memory that is free now.
+    """Return the plan for one request in the memory that is free now.
 
     Raises:
-        InsufficientMemory: as `plan_memory`.
+        InsufficientMemory: see `plan_memory`.
     """
     on_cpu = pipeline.device.type == "cpu"
-    lying = {part: _bytes(_module(pipeline, part)) for part in PARTS}
-    there = sum(each[pipeline.device.type] for each in lying.values())
-    # What is kept there is counted again with what the plan needs.
+    weights = {part: _bytes_by_device(_module(pipeline, part)) for part in PARTS}
+    # Weights and cached networks on the device count as free: the plan's size includes them.
+    reusable = sum(each[pipeline.device.type] for each in weights.values())
     shares = {"resident": FAST_SHARE, "streamed": (1 + FAST_SHARE) * STREAMED_SHARE}
-    there += sum(int(lying["unet"].total() * shares[name]) for name in pipeline.forwards)
+    reusable += sum(int(weights["unet"].total() * shares[name]) for name in pipeline.cached_networks)
     return plan_memory(
-        {part: each.total() for part, each in lying.items()},
+        {part: each.total() for part, each in weights.items()},
         width=request.width,
         height=request.height,
         num_frames=request.num_frames,
         guided=request.guided,
         dtype_bytes=pipeline.dtype.itemsize,
-        free_bytes=free_memory(pipeline.device) + there,
+        free_bytes=free_memory(pipeline.device) + reusable,
         shape=pipeline.shape,
         decode_chunk_size=request.decode_chunk_size,
         offload=not on_cpu,
@@ -62,13 +62,13 @@ def plan_for(pipeline: Placeable, request: VideoRequest) -> MemoryPlan:
 
 
 def plan_for_stored_weights(pipeline: Placeable) -> MemoryPlan:
-    """For a moment's work of one part: nothing moves where the whole model is on its device, else that part comes."""
-    there = all(set(_bytes(_module(pipeline, part))) == {pipeline.device.type} for part in PARTS)
-    return MemoryPlan("resident" if there else "model_offload", 1)
+    """Return a plan for a short use of one part: resident if the whole model is on its device, else model_offload."""
+    is_resident = all(set(_bytes_by_device(_module(pipeline, part))) == {pipeline.device.type} for part in PARTS)
+    return MemoryPlan("resident" if is_resident else "model_offload", 1)
 
 
 def is_fast(pipeline: Placeable) -> bool:
-    """Whether our own forward computes by its kernels, which decides what it needs and how it may be placed."""
+    """Return whether the fast engine runs with its kernels; that determines its memory and the possible plans."""
     return pipeline.engine == "fast" and has_kernels(pipeline.device, pipeline.dtype)
 
 
@@ -77,48 +77,48 @@ def _module(pipeline: Placeable, part: Part) -> torch.nn.Module:
     return module
 
 
-def _bytes(module: torch.nn.Module) -> Counter[str]:
-    """Bytes of a module's weights, by the type of device where they lie."""
-    lying: Counter[str] = Counter()
+def _bytes_by_device(module: torch.nn.Module) -> Counter[str]:
+    """Return the bytes of a module's weights by device type."""
+    counts: Counter[str] = Counter()
     for weight in module.parameters():
-        lying[weight.device.type] += weight.numel() * weight.element_size()
-    return lying
+        counts[weight.device.type] += weight.numel() * weight.element_size()
+    return counts
 
 
 @dataclass
 class Placed:
-    """A model whose parts come to the device by a plan; made by `place`."""
+    """A model whose parts are moved to the device according to a plan; created by `place`."""
 
     pipeline: Placeable
     plan: MemoryPlan
 
     @contextmanager
     def on_device(self, part: Part, dtype: torch.dtype | None = None, of: Sequence[str] | None = None) -> Iterator[Any]:
-        """The part, ready to compute on the model's device; enter once for each stage, not for each step.
+        """Move a part to the model's device and yield it; enter once per stage, not once per step.
 
         Args:
             part: "image_encoder", "vae" or "unet".
-            dtype: Other arithmetic than the model's, for this while only.
-            of: The part's modules that it is for, where others are not used.
+            dtype: A temporary dtype, if other than the model's.
+            of: The names of the part's modules to convert; None converts the whole part.
         """
-        module, home = _module(self.pipeline, part), self.pipeline.dtype
-        turned = []
-        if dtype not in (None, home):
-            turned = [module] if of is None else [module.get_submodule(name) for name in of]
+        module, own_dtype = _module(self.pipeline, part), self.pipeline.dtype
+        converted = []
+        if dtype not in (None, own_dtype):
+            converted = [module] if of is None else [module.get_submodule(name) for name in of]
         try:
-            for each in turned:
+            for each in converted:
                 _move(each, device=None, dtype=dtype)
             with self._offloaded(part, module):
                 yield module
         finally:
-            for each in turned:
-                _move(each, device=None, dtype=home)
+            for each in converted:
+                _move(each, device=None, dtype=own_dtype)
 
     @contextmanager
     def _offloaded(self, part: Part, module: torch.nn.Module) -> Iterator[None]:
-        """The module on the device while inside, and back where the plan keeps it after; streamed, it never moves."""
+        """Move the module to the device on entry and back on exit; a resident or streamed module does not move."""
         device = self.pipeline.device
-        if self.plan.stays or (self.plan.name == "streamed" and part == "unet"):  # `place` has put it there
+        if self.plan.is_resident or (self.plan.name == "streamed" and part == "unet"):  # `place` has moved it
             yield
             return
         if self.plan.name == "sequential_offload":
@@ -135,35 +135,35 @@ class Placed:
 
 @contextmanager
 def place(pipeline: Placeable, plan: MemoryPlan) -> Iterator[Placed]:
-    """Put a model where its plan wants it, and hand out its parts by `Placed.on_device`.
+    """Move a model to where its plan requires, and yield an object that moves single parts.
 
-    Under a plan that stays all parts are on the device afterwards; under the others none is. Each is in the model's
-    arithmetic. They are one generator's until it ends: nobody else may place them between two of its steps.
+    Under a resident plan all parts are on the device afterwards, under the others none. All are in the model's dtype.
+    Only one generator may use the model at a time: do not call `place` between two of its steps.
     """
-    where = pipeline.device if plan.stays else "cpu"
+    device = pipeline.device if plan.is_resident else "cpu"
     for part in PARTS:
-        _move(_module(pipeline, part), where, pipeline.dtype)
-    for name in set(pipeline.forwards) - {plan.keeps}:
-        del pipeline.forwards[name]
-    if not plan.stays:
+        _move(_module(pipeline, part), device, pipeline.dtype)
+    for name in set(pipeline.cached_networks) - {plan.cache_key}:
+        del pipeline.cached_networks[name]
+    if not plan.is_resident:
         release_cache(pipeline.device)
     yield Placed(pipeline, plan)
 
 
 def _move(module: torch.nn.Module, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
-    """`module.to` where it is not there yet, past diffusers' own, which warns of modules that no SVD has."""
+    """Call torch's `Module.to` if a tensor has to move; diffusers' own `to` warns about modules that no SVD has."""
     import torch
 
-    wanted = torch.empty(0, device=device or "cpu").device  # with its index
+    target = torch.empty(0, device=device or "cpu").device  # with its index
     for tensor in _tensors(module):
-        turns = dtype is not None and tensor.is_floating_point() and tensor.dtype != dtype
-        if turns or (device is not None and tensor.device != wanted):
+        converts = dtype is not None and tensor.is_floating_point() and tensor.dtype != dtype
+        if converts or (device is not None and tensor.device != target):
             torch.nn.Module.to(module, device=device, dtype=dtype)
             return
 
 
 def _tensors(module: torch.nn.Module) -> Iterator[torch.Tensor]:
-    """Weights and buffers. torch's own ways to them take several milliseconds, for which a GPU would wait."""
+    """Yield weights and buffers. torch's own iterators take several milliseconds, during which a GPU would be idle."""
     for each in module.modules():
         for tensor in (*each._parameters.values(), *each._buffers.values()):  # noqa: SLF001
             if tensor is not None:
@@ -172,7 +172,7 @@ def _tensors(module: torch.nn.Module) -> Iterator[torch.Tensor]:
 
 @contextmanager
 def _sequential(module: torch.nn.Module, device: torch.device) -> Iterator[None]:
-    """Each layer comes to the device as it is called, and leaves after: slow, and hardly any memory."""
+    """Move each layer to the device for its call and back after it: slow, with minimal memory."""
     from accelerate import cpu_offload
     from accelerate.hooks import remove_hook_from_module
 

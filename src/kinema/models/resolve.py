@@ -1,4 +1,4 @@
-"""Which model is meant, where it lies, and what of the catalog is on this machine."""
+"""Resolution of model names to folders or hub repositories, and the installed models of the catalog."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HUB_ID = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?"
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """Where a model named by a person lies: a folder, or a repository of the hub."""
+    """Location of a model: a local folder or a hub repository."""
 
     name: str
     folder: Path | None = None
@@ -35,19 +35,19 @@ class ModelSource:
 
 @dataclass(frozen=True, slots=True)
 class InstalledModel:
-    """A line of `kinema models`: what can be had, and what of it is here."""
+    """A model of the catalog and its snapshot on this machine: one line of `kinema models`."""
 
     entry: CatalogEntry
     snapshot: Snapshot | None
 
     @property
     def present(self) -> bool:
-        """Whether it can be loaded without a network."""
+        """Whether it can be loaded without network access."""
         return self.snapshot is not None
 
     @property
     def kind(self) -> str:
-        """Where it comes from: "embedded" in the package, or "hub"."""
+        """Its source: "embedded" in the package, or "hub"."""
         return "hub" if self.entry.repository else "embedded"
 
     @property
@@ -57,20 +57,20 @@ class InstalledModel:
 
     @property
     def size_bytes(self) -> int | None:
-        """What it takes on the disk; what a download would be, where it is not here."""
+        """Size on disk; the size of the download if it is not installed."""
         return self.snapshot.size_bytes if self.snapshot else self.entry.size_bytes
 
 
 def resolve(model: str | Path, *, text_to_image: bool = False) -> ModelSource:
-    """Where a catalog name, folder or hub id ("owner/name", or "owner/name@revision") leads. Nothing is opened.
+    """Resolve a catalog name, folder or hub id ("owner/name" or "owner/name@revision"), without opening files.
 
     Args:
-        model: As a person names it.
-        text_to_image: Whether a painter is meant, rather than a model that makes videos.
+        model: The name, id or folder.
+        text_to_image: Whether to resolve a text-to-image model instead of a video model.
 
     Raises:
-        ModelNotFound: naming what comes closest.
-        NotAnSvdModel, NotAnImagePipeline: for a file in place of a folder, or a catalog name of the other kind.
+        ModelNotFound: suggesting the closest name.
+        NotAnSvdModel, NotAnImagePipeline: if it is a file, or a catalog name of the other kind.
     """
     name = str(model)
     known = IMAGE_MODELS if text_to_image else CATALOG
@@ -78,10 +78,10 @@ def resolve(model: str | Path, *, text_to_image: bool = False) -> ModelSource:
         return ModelSource(name, entry.folder, entry.repository, entry.revision or "main")
     if name in CATALOG:
         raise NotAnImagePipeline(
-            f"{name} makes videos from stills, and draws none: the painters are {', '.join(IMAGE_MODELS)}"
+            f"{name} generates videos, not images; the text-to-image models are {', '.join(IMAGE_MODELS)}"
         )
     if name in IMAGE_MODELS:
-        raise NotAnSvdModel(f"{name} draws stills from prompts, and makes no videos: it can be the image model")
+        raise NotAnSvdModel(f"{name} generates images, not videos; use it as the image model")
     path = Path(model).expanduser()
     if path.is_dir():
         return ModelSource(path.resolve().name, path)
@@ -89,14 +89,14 @@ def resolve(model: str | Path, *, text_to_image: bool = False) -> ModelSource:
         if path.is_file() and not text_to_image:
             raise single_file(path)
         kind = NotAnImagePipeline if text_to_image else NotAnSvdModel
-        raise kind(f"{path} names a file, and a model is a folder in diffusers' layout, or a name")
+        raise kind(f"{path} is a file; use a folder in diffusers' layout, a catalog name or a hub id")
     if isinstance(model, str) and (found := HUB_ID.fullmatch(name)) and not name.startswith("."):
         return ModelSource(found["repository"], None, found["repository"], found["revision"] or "main")
     near = difflib.get_close_matches(name.lower(), known, n=1)
-    guess = f"; did you mean {near[0]}?" if near else "."
+    suggestion = f"; did you mean {near[0]}?" if near else "."
     raise ModelNotFound(
-        f"there is no {'painter' if text_to_image else 'model'} {name!r}{guess} There are {', '.join(known)}, hub ids "
-        "(owner/name), and folders"
+        f"{'image model' if text_to_image else 'model'} {name!r} not found{suggestion} Use {', '.join(known)}, a hub "
+        "id (owner/name) or a folder"
     )
 
 
@@ -107,13 +107,13 @@ def locate(
     progress: Callable[[Progress], None] | None = None,
     layout: Layout = SVD,
 ) -> Snapshot:
-    """A model's files on this machine, fetched from the hub where they are not.
+    """Return a model's files on this machine; download them if necessary.
 
-    Where `half` is False, weights in float32 are preferred; half-precision ones that are here are taken all the same.
+    If `half` is False, float32 weights are preferred, but half-precision weights that are installed are used too.
 
     Raises:
-        WeightsError: one of its kinds, saying what to do.
-        InsufficientDisk: when a download has no room.
+        WeightsError: if the model is unavailable or invalid.
+        InsufficientDisk: if there is no disk space for the download.
     """
     if source.folder is not None:
         check_embedded(source.name, source.folder)
@@ -126,26 +126,26 @@ def locate(
 
 
 def check_embedded(name: str, folder: Path) -> None:
-    """Refuse a package that lacks the weights of what it should hold.
+    """Check that the package contains the weights of its embedded model.
 
     Raises:
-        WeightsMissing: naming it.
+        WeightsMissing: naming the model.
     """
     entry = CATALOG.get(name) or IMAGE_MODELS.get(name)
     if entry is not None and entry.folder == folder and not (folder / INDEX).is_file():
-        raise WeightsMissing(f"this package lacks the weights of {name}; install it again")
+        raise WeightsMissing(f"the installed kinema package lacks the weights of {name}; reinstall it")
 
 
 def pull(model: str, progress: Callable[[Progress], None] | None = None) -> Snapshot:
-    """Fetch a model or a painter ahead of its use, in the half-precision variant where there is one.
+    """Download a model before its use; prefer the half-precision variant.
 
     Args:
-        model: Catalog name or hub id; of a folder, only what is there is told.
-        progress: Called with each piece that arrives.
+        model: Catalog name or hub id; for a folder, only its files are returned.
+        progress: Called with each chunk that arrives.
 
     Raises:
-        WeightsError: one of its kinds, saying what to do.
-        InsufficientDisk: when it has no room.
+        WeightsError: if the model is unavailable or invalid.
+        InsufficientDisk: if there is no disk space for the download.
     """
     if model in IMAGE_MODELS:
         return locate(resolve(model, text_to_image=True), progress=progress, layout=IMAGE_PIPELINE)
@@ -153,12 +153,12 @@ def pull(model: str, progress: Callable[[Progress], None] | None = None) -> Snap
 
 
 def inventory() -> list[InstalledModel]:
-    """Every model and painter of the catalog, and whether it is on this machine; the network is not asked."""
-    return [InstalledModel(entry, held(entry)) for entry in (*CATALOG.values(), *IMAGE_MODELS.values())]
+    """Return all models of the catalog with their installed snapshots, without using the network."""
+    return [InstalledModel(entry, installed_snapshot(entry)) for entry in (*CATALOG.values(), *IMAGE_MODELS.values())]
 
 
-def held(entry: CatalogEntry) -> Snapshot | None:
-    """What of a model of the catalog is on this machine, when it is all that is needed."""
+def installed_snapshot(entry: CatalogEntry) -> Snapshot | None:
+    """Return the snapshot of a catalog model if it is complete on this machine, else None."""
     layout: Layout = IMAGE_PIPELINE if entry.text_to_image else SVD
     if entry.repository is not None:
         return hub.cached(entry.repository, entry.revision or "main", half=True, layout=layout)

@@ -166,11 +166,11 @@ class EngineWork:
 
         from kinema.models import loading
         from kinema.models.catalog import CATALOG
-        from kinema.models.resolve import held
+        from kinema.models.resolve import installed_snapshot
 
         name = loading.default_model(self._settings)[0]
         entry = CATALOG.get(name)
-        is_available = Path(name).expanduser().is_dir() if entry is None else entry.folder or held(entry)
+        is_available = Path(name).expanduser().is_dir() if entry is None else entry.folder or installed_snapshot(entry)
         if is_available:
             self._load_pipeline(name)
 

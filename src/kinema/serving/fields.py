@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from kinema.errors import InvalidRequest
-from kinema.models.catalog import default_settings
+from kinema.models.catalog import default_parameters
 from kinema.values import VideoRequest
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def _parse_number(name: str, value: object, low: float, high: float) -> float:
 
 def _count_frames(seconds: object, parameters: Mapping[str, Any]) -> int:
     """Return the number of frames of a video of this duration at its playback frame rate."""
-    defaults = default_settings(str(parameters["model"]))
+    defaults = default_parameters(str(parameters["model"]))
     explicit = parameters.get("playback_fps") or parameters.get("fps")
     rate = explicit if explicit is not None else defaults.get("fps", VideoRequest.model_fields["fps"].default)
     try:

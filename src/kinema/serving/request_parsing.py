@@ -320,11 +320,11 @@ def _decode_data_url(media_type: str, payload: bytes, name: str) -> bytes:
 
 
 def fetch_image(settings: Settings, image: bytes | str | None, gone: Callable[[], bool]) -> bytes | None:
-    """Return the image's bytes. A URL is fetch_image only from the hosts in the settings, and until `gone()` is true.
+    """Return the image's bytes. Images are downloaded only from the hosts in the settings, and until `gone()` is true.
 
     Raises:
-        InvalidImage: the URL can't be fetch_image.
-        Unwanted: `gone()` returned true.
+        InvalidImage: the image can't be downloaded from the URL.
+        FetchCancelled: `gone()` returned true.
     """
     return fetch(image, settings.image_hosts, gone) if isinstance(image, str) else image
 

@@ -36,7 +36,7 @@ SOURCE = Path(kinema.__file__).parent
 PAGE_MODULES = {
     "values.py": set(),
     "models/catalog.py": set(),
-    "media/image.py": {"open_image", "_fitted", "_read", "_from_array", "_upright"},
+    "media/image.py": {"open_image", "_fit", "_read", "_from_array", "_to_upright"},
     "media/image_structure.py": set(),
     "serving/submission.py": set(),
     "jobs/queue.py": {"list", "result", "_check_arguments", "_find_by_key"},
