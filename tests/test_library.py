@@ -136,7 +136,7 @@ def unloadable(tmp_path: Path) -> Path:
 def test_a_bad_setting_is_refused_before_loading(image: Image.Image, unloadable: Path) -> None:
     with pytest.raises(InvalidRequest, match="width 1001 is not a multiple of 8"):
         kinema.generate(image, model=unloadable, width=1001)
-    with pytest.raises(InvalidRequest, match="no setting 'steps'"):
+    with pytest.raises(InvalidRequest, match="unknown parameter 'steps'"):
         kinema.generate(image, model=unloadable, steps=3)
 
 

@@ -125,9 +125,9 @@ def test_load_painter_takes_device_and_dtype(tiny_sd: Path) -> None:
         ({"image": "rocket.png", "prompt": PROMPT}, "prompt", "drop the prompt to make .* or drop the still to"),
         ({}, "image", "neither a still nor a prompt is given"),
         ({"prompt": " "}, "prompt", "prompt ' ' is empty"),
-        ({"prompt": PROMPT, "scheduler": "heun"}, "scheduler", "scheduler 'heun' is not usable"),
-        ({"image": "rocket.png", "negative_prompt": "fog"}, "negative_prompt", "drop it, or give a prompt"),
-        ({"image": "rocket.png", "image_model": "sd-2.1-base"}, "image_model", "drop it, or give a prompt"),
+        ({"prompt": PROMPT, "scheduler": "heun"}, "scheduler", "scheduler 'heun' is invalid"),
+        ({"image": "rocket.png", "negative_prompt": "fog"}, "negative_prompt", "remove it or add a prompt"),
+        ({"image": "rocket.png", "image_model": "sd-2.1-base"}, "image_model", "remove it or add a prompt"),
     ],
 )
 def test_what_contradicts_itself_is_refused_at_once(

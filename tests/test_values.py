@@ -49,7 +49,7 @@ def test_a_size_that_is_no_multiple_of_8_is_refused_with_its_neighbours(
 ) -> None:
     with pytest.raises(InvalidRequest) as refused:
         VideoRequest.checked(**{name: value})
-    assert str(refused.value) == f"{name} {value} is not a multiple of 8; {below} and {above} are"
+    assert str(refused.value) == f"{name} {value} is not a multiple of 8; use {below} or {above}"
     assert refused.value.param == name
 
 
@@ -76,7 +76,7 @@ def test_a_number_that_is_not_finite_is_refused(name: str, value: float) -> None
         ({"model": ""}, ["model ''", "at least 1 character"]),
         ({"max_guidance_scale": "strong"}, ["max_guidance_scale 'strong'", "number"]),
         ({"width": None}, ["width None", "integer"]),
-        ({"cfg": 3}, ["no setting 'cfg'", "max_guidance_scale"]),
+        ({"cfg": 3}, ["unknown parameter 'cfg'", "max_guidance_scale"]),
         ({"scheduler": "heun", "prompt": "a boat"}, ["scheduler 'heun'", "'euler'"]),
         ({"image_model": "", "prompt": "a boat"}, ["image_model ''", "at least 1 character"]),
         ({"prompt": 7}, ["prompt 7", "string"]),
@@ -91,13 +91,13 @@ def test_a_value_of_the_wrong_kind_is_refused_by_name(settings: dict[str, object
 
 @pytest.mark.parametrize("prompt", ["", "  ", "\n\t"])
 def test_an_empty_prompt_is_refused(prompt: str) -> None:
-    with pytest.raises(InvalidRequest, match=r"is empty; say what the still is to show") as refused:
+    with pytest.raises(InvalidRequest, match=r"is empty; describe the image") as refused:
         VideoRequest.checked(prompt=prompt)
     assert refused.value.param == "prompt"
 
 
 def test_a_prompt_that_is_far_too_long_is_refused_without_repeating_it() -> None:
-    with pytest.raises(InvalidRequest, match=r"^prompt has 10001 characters and at most 10000 are read$"):
+    with pytest.raises(InvalidRequest, match=r"^prompt has 10001 characters; at most 10000 are allowed$"):
         VideoRequest.checked(prompt="a" * 10_001)
 
 
@@ -113,7 +113,7 @@ def test_a_prompt_that_is_far_too_long_is_refused_without_repeating_it() -> None
 )
 def test_a_painters_setting_needs_a_prompt(name: str, value: object) -> None:
     with pytest.raises(
-        InvalidRequest, match=rf"^{name} {value!r} is of a still that is drawn: drop it, or give a"
+        InvalidRequest, match=rf"^{name} only applies with a prompt; remove it or add a prompt$"
     ) as no:
         VideoRequest.checked(**{name: value})
     assert no.value.param == name
@@ -151,7 +151,7 @@ def test_a_change_is_a_new_request_and_keeps_the_rest() -> None:
 def test_a_change_is_checked_too() -> None:
     with pytest.raises(InvalidRequest, match="width 1001 is not a multiple of 8"):
         VideoRequest().changed(width=1001)
-    with pytest.raises(InvalidRequest, match="no setting 'speed'"):
+    with pytest.raises(InvalidRequest, match="unknown parameter 'speed'"):
         VideoRequest().changed(speed=2)
 
 

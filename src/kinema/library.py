@@ -107,7 +107,7 @@ def stream(
     request = request_for(model=name, defaults=defaults, prompt=prompt, **settings)
     if prompt is None:
         if image_model is not None:
-            raise InvalidRequest("image_model is of a still that is drawn: drop it, or give a prompt", "image_model")
+            raise InvalidRequest("image_model only applies with a prompt; remove it or add a prompt", "image_model")
         opened = open_image(image)  # type: ignore[arg-type]  # checked: it is there
         _warn(all_warnings(opened.facts, request))
         return _from_image(name if model is None else model, device, dtype, opened, request)

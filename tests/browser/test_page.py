@@ -123,7 +123,7 @@ def test_framing_is_called_the_same_everywhere(server, visit):
 @pytest.mark.parametrize(
     ("locale", "label", "said"),
     [
-        ("en-US", "number input for Motion", "Motion 7.5 is not usable"),
+        ("en-US", "number input for Motion", "Motion 7.5 is invalid"),
         ("ko-KR", "number input for 움직임", "움직임: 7.5 값은 쓸 수 없습니다. 정수를"),
     ],
 )
