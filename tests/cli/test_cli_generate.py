@@ -316,7 +316,7 @@ MISTAKES = {
     "no SVD": (["rocket.png", "--model=full"], 3, "full has no model_index.json"),
     "offline": (["rocket.png", "--model=some/one"], 3, "some/one is not on this machine, and HF_HUB_OFFLINE forbids"),
     "no such device": (["rocket.png", "--device=cuda:77"], 2, "there is no device 'cuda:77' here; there is "),
-    "no such dtype": (["rocket.png", "--dtype=fp16"], 2, "dtype can't be 'fp16'; it can be auto (float16 on GPUs, "),
+    "no such dtype": (["rocket.png", "--dtype=fp16"], 2, "dtype 'fp16' is invalid; expected auto (float16 on GPUs, "),
     "too large": (
         ["rocket.png", "--width=2048", "--height=2048", "--num-frames=128", "--decode-chunk-size=128"],
         4,
@@ -358,7 +358,7 @@ def test_a_setting_of_the_machine_is_refused_by_its_name(kinema, image, monkeypa
     ran = kinema("generate", image)
     assert (ran.code, ran.err) == (
         2,
-        "error: KINEMA_DEVICE can't be 'tpu'; it can be auto, cuda, cuda:N, mps or cpu.\n",
+        "error: KINEMA_DEVICE 'tpu' is invalid; expected auto, cuda, cuda:N, mps or cpu\n",
     )
 
 
