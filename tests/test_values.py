@@ -112,9 +112,7 @@ def test_a_prompt_that_is_far_too_long_is_refused_without_repeating_it() -> None
     ],
 )
 def test_a_painters_setting_needs_a_prompt(name: str, value: object) -> None:
-    with pytest.raises(
-        InvalidRequest, match=rf"^{name} only applies with a prompt; remove it or add a prompt$"
-    ) as no:
+    with pytest.raises(InvalidRequest, match=rf"^{name} only applies with a prompt; remove it or add a prompt$") as no:
         VideoRequest.checked(**{name: value})
     assert no.value.param == name
     request = VideoRequest.checked(prompt="a boat", **{name: value})

@@ -59,12 +59,13 @@ class Settings(BaseSettings):
     )
     dtype: Literal["auto", "float16", "bfloat16", "float32"] = Field(
         default="auto",
-        description="auto (float16 on GPUs, bfloat16 on CPUs that support it, else float32), float16, bfloat16 or float32.",
+        description="auto (float16 on GPUs, bfloat16 on CPUs that support it, else float32), float16, bfloat16 or "
+        "float32.",
     )
     precision: Literal["full", "fp8"] = Field(
         default="full",
-        description="full, or fp8: run the UNet's large matmuls in 8-bit floating point; faster, slightly less accurate; "
-        "needs an NVIDIA Hopper GPU (H100, H200).",
+        description="full, or fp8: run the UNet's large matmuls in 8-bit floating point; faster, slightly less "
+        "accurate; needs an NVIDIA Hopper GPU (H100, H200).",
     )
     data_dir: Path = Field(
         default=Path("~/.local/share/kinema"), description="a folder for the queue, its images and its videos."
@@ -79,7 +80,11 @@ class Settings(BaseSettings):
     )
     queue_size: int = Field(default=100, ge=1, le=100_000, description="1 to 100000 waiting jobs.")
     keep_days: float = Field(
-        default=30, gt=0, le=36_500, allow_inf_nan=False, description="a number of days, up to 36500, until a result expires."
+        default=30,
+        gt=0,
+        le=36_500,
+        allow_inf_nan=False,
+        description="a number of days, up to 36500, until a result expires.",
     )
     min_free_gb: float = Field(
         default=1,
@@ -88,20 +93,15 @@ class Settings(BaseSettings):
         description="gigabytes to keep free on the disks of the data folder and of temporary files.",
     )
     step_timeout: float = Field(
-        default=1800, gt=0, allow_inf_nan=False, description="seconds without progress after which a worker process counts as hung."
+        default=1800,
+        gt=0,
+        allow_inf_nan=False,
+        description="seconds without progress after which a worker process counts as hung.",
     )
-    api_keys: Secrets = Field(
-        default=(), description="comma-separated API keys; each request must send one."
-    )
-    open: bool = Field(
-        default=False, description="true to accept remote connections without authentication, or false."
-    )
-    hosts: Names = Field(
-        default=(), description="comma-separated Host names to accept in addition to localhost."
-    )
-    cors_origins: Names = Field(
-        default=(), description="comma-separated origins to allow by CORS; unset: none."
-    )
+    api_keys: Secrets = Field(default=(), description="comma-separated API keys; each request must send one.")
+    open: bool = Field(default=False, description="true to accept remote connections without authentication, or false.")
+    hosts: Names = Field(default=(), description="comma-separated Host names to accept in addition to localhost.")
+    cors_origins: Names = Field(default=(), description="comma-separated origins to allow by CORS; unset: none.")
     image_hosts: HostPorts = Field(
         default=(),
         description="comma-separated hosts from which the server may fetch images, on ports 80 and 443 or, for "
@@ -112,11 +112,13 @@ class Settings(BaseSettings):
         description="comma-separated video and text-to-image models to offer in addition to the catalog.",
     )
     max_body_mb: float = Field(
-        default=20, gt=0, le=1000, allow_inf_nan=False, description="the maximum size of a request body in megabytes, up to 1000."
+        default=20,
+        gt=0,
+        le=1000,
+        allow_inf_nan=False,
+        description="the maximum size of a request body in megabytes, up to 1000.",
     )
-    max_connections: int = Field(
-        default=1000, ge=10, le=100_000, description="10 to 100000 simultaneous connections."
-    )
+    max_connections: int = Field(default=1000, ge=10, le=100_000, description="10 to 100000 simultaneous connections.")
     max_work: float = Field(
         default=2000,
         gt=0,
@@ -130,7 +132,9 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         description="seconds, up to 3600, between interim responses that prevent client timeouts; 0 disables them.",
     )
-    log_format: Literal["text", "json"] = Field(default="text", description="text or json, the format of the server's log.")
+    log_format: Literal["text", "json"] = Field(
+        default="text", description="text or json, the format of the server's log."
+    )
     log_prompts: bool = Field(default=False, description="true to write prompts to the server's log, or false.")
 
     @classmethod
@@ -172,6 +176,8 @@ def _first_error(error: ValidationError, overrides: dict[str, str | None]) -> In
     where = f" in {CONFIG_FILE}" if set_in_file else ""
     shown_name = name if name in overrides or set_in_file else variable
     if first["type"] == "extra_forbidden":
-        return InvalidRequest(f"unknown setting {shown_name}{where}; expected one of {', '.join(Settings.model_fields)}", name)
+        return InvalidRequest(
+            f"unknown setting {shown_name}{where}; expected one of {', '.join(Settings.model_fields)}", name
+        )
     expected = (Settings.model_fields[name].description or "").rstrip(".")
     return InvalidRequest(f"{shown_name} {first['input']!r}{where} is invalid; expected {expected}", name)

@@ -82,26 +82,36 @@ class VideoRequest(BaseModel):
         default=None, ge=1, le=120, description="Playback frame rate of the file, if different from fps."
     )
     motion_bucket_id: int = Field(
-        default=127, ge=0, le=1023, description="Amount of motion: 0 is almost none, 255 is the highest value in training."
+        default=127,
+        ge=0,
+        le=1023,
+        description="Amount of motion: 0 is almost none, 255 is the highest value in training.",
     )
     noise_aug_strength: float = Field(
         default=0.02,
         ge=0,
         le=10,
         allow_inf_nan=False,
-        description="Noise added to the image before encoding: higher values let the video deviate more from the image.",
+        description="Noise added to the image before encoding: higher values let the video deviate more from it.",
     )
     min_guidance_scale: float = Field(
-        default=1.0, ge=1, le=30, allow_inf_nan=False, description="Guidance scale of the first frame; 1 disables guidance."
+        default=1.0,
+        ge=1,
+        le=30,
+        allow_inf_nan=False,
+        description="Guidance scale of the first frame; 1 disables guidance.",
     )
     max_guidance_scale: float = Field(
-        default=3.0, ge=1, le=30, allow_inf_nan=False, description="Guidance scale of the last frame; 1 disables guidance."
+        default=3.0,
+        ge=1,
+        le=30,
+        allow_inf_nan=False,
+        description="Guidance scale of the last frame; 1 disables guidance.",
     )
     decode_chunk_size: int | None = Field(
         default=None,
         ge=1,
-        description="Frames decoded at once: fewer need less memory but may flicker. "
-        "Unset: chosen by the free memory.",
+        description="Frames decoded at once: fewer need less memory but may flicker. Unset: chosen by the free memory.",
     )
     fit: Fit = Field(
         default="crop",
@@ -157,9 +167,7 @@ class VideoRequest(BaseModel):
     @classmethod
     def _reject_blank_prompt(cls, value: str | None) -> str | None:
         if value is not None and not value.strip():
-            raise ValueError(
-                Message("empty_prompt", "prompt {value!r} is empty; describe the image", value=value)
-            )
+            raise ValueError(Message("empty_prompt", "prompt {value!r} is empty; describe the image", value=value))
         return value
 
     @field_validator(*TEXT_TO_IMAGE_FIELDS[1:])
@@ -317,7 +325,9 @@ class ImageGeneration(BaseModel):
     pipeline: str = Field(description="Class of the text-to-image pipeline.")
     dtype: str
     memory_plan: str
-    events: tuple[str, ...] = Field(default=(), description="Problems during generation and how they were handled, e.g. a retry.")
+    events: tuple[str, ...] = Field(
+        default=(), description="Problems during generation and how they were handled, e.g. a retry."
+    )
 
 
 # Incremented when a recipe's fields change, so that another version rejects the recipe rather than misreads it.
@@ -345,11 +355,16 @@ class Recipe(BaseModel):
         default=None, description="CPU instruction sets used, which affect rounding; None on a GPU."
     )
     dtype: str
-    engine: Engine = Field(default="reference", description="fast: Kinema's forward implementation; reference: diffusers'.")
+    engine: Engine = Field(
+        default="reference", description="fast: Kinema's forward implementation; reference: diffusers'."
+    )
     precision: Precision = Field(
-        default="full", description="full: everything in `dtype`; fp8: the UNet's large matmuls in 8-bit floating point."
+        default="full",
+        description="full: everything in `dtype`; fp8: the UNet's large matmuls in 8-bit floating point.",
     )
     memory_plan: str
     decode_chunk_size: int
-    events: tuple[str, ...] = Field(default=(), description="Problems during generation and how they were handled, e.g. a retry.")
+    events: tuple[str, ...] = Field(
+        default=(), description="Problems during generation and how they were handled, e.g. a retry."
+    )
     versions: dict[str, str] = Field(description="Versions of the libraries that affect the result.")

@@ -21,7 +21,6 @@ from kinema.errors import (
 )
 from kinema.jobs import Failure
 from kinema.jobs.job import OWN_FAILURES
-from kinema.jobs.worker_process import code_of
 from kinema.messages import Message
 from kinema.serving import schemas
 from kinema.serving.http_errors import ErrorResponseMiddleware
@@ -50,11 +49,11 @@ def kinds(kind=KinemaError):
         yield from kinds(other)
 
 
-@pytest.mark.parametrize("kind", list(kinds()), ids=code_of)
+@pytest.mark.parametrize("kind", list(kinds()), ids=lambda kind: kind.code)
 def test_a_refusal_tells_what_the_client_can_mend_and_nothing_of_the_server(kind, caplog):
     error = kind(SECRET, 5.0) if kind in (QueueFull, AllowanceUsedUp) else kind(SECRET)
     _, body, _ = schemas.refusal(error)
-    told_in_full = code_of(kind) in OF_CLIENTS
+    told_in_full = kind.code in OF_CLIENTS
     assert is_private(body["error"]["message"]) is told_in_full
     assert (SECRET in caplog.text) is not told_in_full  # the log has what the client has not
     for words in (ENGLISH, KOREAN):
@@ -62,7 +61,7 @@ def test_a_refusal_tells_what_the_client_can_mend_and_nothing_of_the_server(kind
 
 
 @pytest.mark.parametrize(
-    "code", [*(code_of(kind) for kind in kinds() if kind.__module__ == errors.__name__), *OWN_FAILURES], ids=str
+    "code", [*(kind.code for kind in kinds() if kind.__module__ == errors.__name__), *OWN_FAILURES], ids=str
 )
 def test_a_jobs_failure_says_nothing_of_the_server(code):
     told_in_full = code in (OF_CLIENTS - {"invalid_image"}) | {"cancelled", "worker_hung", "interrupted"}

@@ -23,7 +23,7 @@ OWN_FAILURES = ("cancelled", "worker_died", "worker_hung", "interrupted", "inter
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a job failed. `code` is one of OWN_FAILURES, or an error's name in small letters."""
+    """Why a job failed. `code` is one of OWN_FAILURES, or the `code` of a `KinemaError`."""
 
     code: str
     message: str

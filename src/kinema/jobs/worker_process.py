@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import inspect
 import os
-import re
 import signal
 import sys
 import time
@@ -108,7 +107,7 @@ def _do(work: Work, task: Task, folder: Path, link: Connection, cancelled: Event
         with appearing(folder / PRODUCTS[task.part]) as aside:
             product.save(aside)
     except KinemaError as error:
-        link.send(("failed", code_of(type(error)), str(error)))
+        link.send(("failed", error.code, str(error)))
     except Exception as error:  # noqa: BLE001 - a defect fails its job, not the server
         traceback.print_exc()
         link.send(("failed", "internal_error", f"{type(error).__name__}: {error}"))
@@ -142,11 +141,6 @@ def _follow(work: Work, task: Task, link: Connection, cancelled: Event) -> TaskR
     if product is None:
         raise TypeError(f"the work ended its part {task.part!r} without a product")
     return product
-
-
-def code_of(kind: type[KinemaError]) -> str:
-    """An error's name as a code: InsufficientMemory is "insufficient_memory"."""
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower()
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ from kinema.errors import (
     ServerBusy,
     WeightsError,
 )
-from kinema.jobs.worker_process import code_of
 from kinema.serving.client_messages import failure_message, refusal_message
 
 if TYPE_CHECKING:
@@ -208,8 +207,8 @@ def refusal(error: KinemaError) -> tuple[int, dict[str, Any], dict[str, str]]:
     param = error.param if isinstance(error, InvalidRequest | InvalidImage) else None
     message = refusal_message(error)
     if message != str(error):
-        log.warning("%s: %s", code_of(type(error)), error)
-    return status, error_body(status, code_of(type(error)), message, param), headers
+        log.warning("%s: %s", error.code, error)
+    return status, error_body(status, error.code, message, param), headers
 
 
 def failure(fault: Failure | None) -> tuple[int, dict[str, Any], dict[str, str]]:
@@ -229,7 +228,7 @@ def _failed() -> Mapping[str, int]:
     kinds: list[type[KinemaError]] = [KinemaError]
     for kind in kinds:
         kinds.extend(kind.__subclasses__())
-    return {code_of(kind): _status_of(kind) for kind in kinds}
+    return {kind.code: _status_of(kind) for kind in kinds}
 
 
 def error_body(status: int, code: str, message: str, param: str | None = None) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from kinema.errors import InvalidImage, InvalidRequest, JobUnfinished, KinemaErr
 from kinema.jobs import Failure
 from kinema.jobs.job import OWN_FAILURES
 from kinema.jobs.job_files import JobFiles
-from kinema.jobs.worker_process import code_of
 from kinema.media.image import fit_warnings, open_image
 from kinema.messages import Message
 from kinema.models.catalog import CATALOG, IMAGE_MODELS, parameter_warnings, request_for
@@ -100,7 +99,7 @@ def test_what_the_page_can_be_told_is_no_plain_english(module):
 
 
 def test_every_kind_of_error_and_of_failure_has_its_korean():
-    known = {code_of(kind) for kind in kinds() if kind.__module__ == errors.__name__}
+    known = {kind.code for kind in kinds() if kind.__module__ == errors.__name__}
     assert KOREAN.faults.keys() == known | set(OWN_FAILURES)
     assert all(re.search("[가-힣]", reason) for reason in KOREAN.faults.values())
 
@@ -115,7 +114,7 @@ def test_failures_that_are_no_errors_are_those_that_are_listed():
                 case ast.Tuple(elts=[ast.Constant("failed"), ast.Constant(code), *_]):
                     told.add(code)
     assert {"cancelled", "worker_died"} <= told
-    assert told - {code_of(kind) for kind in kinds()} <= set(OWN_FAILURES)
+    assert told - {kind.code for kind in kinds()} <= set(OWN_FAILURES)
 
 
 def korean(message):

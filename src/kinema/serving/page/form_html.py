@@ -6,7 +6,6 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from kinema.errors import KinemaError
-from kinema.jobs.worker_process import code_of
 from kinema.media.image import crop_box
 from kinema.serving.client_messages import refusal_message
 
@@ -70,7 +69,7 @@ def english(text: str, words: Labels) -> str:
 def why(fault: KinemaError, words: Labels) -> str:
     """Why something is refused: as a whole sentence, else in general, with the English beside it."""
     message = refusal_message(fault)
-    general = words.faults.get(code_of(type(fault)))
+    general = words.faults.get(fault.code)
     if general is None or words.said(message) is not None:
         return told(message, words)
     details = (

@@ -25,7 +25,6 @@ from kinema.errors import (
     ServerBusy,
 )
 from kinema.jobs.job_files import JobFiles, write
-from kinema.jobs.worker_process import code_of
 from kinema.media.video_reader import read_recipe
 from kinema.serving.client_messages import refusal_message
 from kinema.serving.decode_process import ClientGone
@@ -165,7 +164,7 @@ def _add_images(router: APIRouter, drafts: Drafts, bodies: BodyQuota) -> None:
             message = refusal_message(fault)
             said = words.said(message)
             status = next(status for kind, status in _STATUS.items() if isinstance(fault, kind))
-            answer = _fault(status, code_of(type(fault)), said or message, words.language if said else "en")
+            answer = _fault(status, fault.code, said or message, words.language if said else "en")
             if status in (429, 503):
                 answer.headers["Retry-After"] = refusal(fault)[2]["Retry-After"]
             return answer
