@@ -27,12 +27,12 @@ def test_the_record_goes_to_a_file_a_table_to_stdout_and_progress_to_stderr(benc
     assert record["note"] == "random weights"
     assert record["image"]["name"] == "rocket"
     assert (record["settings"]["seed"], record["settings"]["num_frames"], record["runs"]) == (7, 2, 1)
-    for words in ("kinema", "diffusers", "factor", "a fresh process", "in all", "rss", "denoise, TFLOP/s", "of rocket"):
+    for words in ("kinema", "diffusers", "factor", "cold start", "total", "rss", "denoise, TFLOP/s", "image rocket"):
         assert words in ran.out
     assert "random weights" in ran.out
     lines = ran.err.splitlines()
     assert lines.index("kinema: video 1 of 1") < lines.index("diffusers: video 1 of 1")
-    assert lines[-1] == "the record: out.json"
+    assert lines[-1] == "record: out.json"
     assert names(folder) == ["out.json", "rocket.png"]
 
 
@@ -60,7 +60,7 @@ MISTAKES = {
     "a painter's setting": (["--scheduler=euler"], 2, "no such option: --scheduler"),
     "no runs": (["--runs=0"], 2, "invalid value for '--runs': "),
     "a file that exists": (["--out=old.json"], 2, "old.json already exists; add --force to overwrite it"),
-    "another ending": (["--out=x.txt"], 2, "the record x.txt must end in .json; name it x.json"),
+    "another ending": (["--out=x.txt"], 2, "the record x.txt must end in .json; use x.json"),
     "a folder": (["--out=full.json"], 2, "full.json is a folder; choose another name for the record"),
     "where the peer fails": (["--min-guidance-scale=2", "--max-guidance-scale=1"], 2, "diffusers' pipeline fails at"),
     "no such model": (["--model=svdxt"], 3, "there is no model 'svdxt'; did you mean svd-xt?"),
@@ -84,4 +84,4 @@ def test_the_record_never_replaces_the_still(bench, folder):
     draw(folder / "rocket.png").rename(folder / "rocket.json")
     ran = bench("rocket.json", "--out", "rocket.json")
     assert ran.code == 2
-    assert "rocket.json is what the video is made from, and would be lost" in ran.err
+    assert "rocket.json is the input and would be overwritten" in ran.err

@@ -86,14 +86,14 @@ def test_a_dash_writes_the_video_to_stdout(image, folder, tiny_svd, capsysbinary
     assert not (folder / "-").exists()
     capsysbinary.readouterr()
     assert main(["generate", *arguments, "-o", "-", "--json"]) == 2
-    assert b"-o - writes the video to stdout, which has the JSON lines" in capsysbinary.readouterr().err
+    assert b"-o - writes the video to stdout, which is used by --json" in capsysbinary.readouterr().err
 
 
 @pytest.mark.parametrize("sources", [("rocket.png", "rocket.png"), ("--prompt", "a fox", "--prompt", "an owl")])
 def test_stdout_takes_one_video(generate, folder, sources):
     ran = generate("-o", "-", images=sources)
     assert ran.code == 2
-    assert "-o - writes one video to stdout, and 2 are asked for" in ran.err
+    assert "-o - writes one video to stdout, but 2 were requested" in ran.err
     assert "tmp" not in ran.err
 
 
@@ -195,7 +195,7 @@ def test_a_video_decoded_again_holds_the_second_attempt_alone(generate, folder, 
     assert generate("-o", "plain.mp4").code == 0
     monkeypatch.setattr("kinema.engine.generate", twice)
     ran = generate("-o", "again.mp4")
-    assert "caution: decoded again in float32" in ran.err
+    assert "warning: decoded again in float32" in ran.err
     assert np.array_equal(read_frames(folder / "plain.mp4")[0], read_frames(folder / "again.mp4")[0])
 
 
@@ -234,13 +234,13 @@ def test_quiet_tells_the_path_alone(generate):
 
 def test_cautions_come_before_the_work(generate):
     err = generate("--width=128", "--fps=2", "-o", "out.mp4", "--num-inference-steps=1").err
-    assert "caution: the still (96×64) is enlarged" in err
-    assert err.index("caution: ") < err.index("loading")
+    assert "warning: the still (96×64) is enlarged" in err
+    assert err.index("warning: ") < err.index("loading")
 
 
 def test_an_unset_model_is_chosen_with_a_reason(kinema, image):
     ran = kinema("generate", image, "-o", "no/where.mp4", "--device", "cpu")
-    assert ran.err.splitlines()[0] == "model pocket: svd-xt needs a CUDA device to be quick, and this runs on cpu"
+    assert ran.err.splitlines()[0] == "using model pocket: no CUDA device in use"
 
 
 def test_the_environment_can_name_the_model(kinema, image, tiny_svd, monkeypatch):
@@ -259,7 +259,7 @@ def test_a_terminal_shows_bars_that_vanish(generate, terminal):
         assert count in screen
     assert "━" in screen
     assert screen.count("denoise 1/2,") == 0  # no plain lines besides
-    assert "2 frames of 64×64 at 7/s, seed 7" in screen.rpartition("\x1b[?25h")[2]  # after the cursor is back
+    assert "2 frames of 64×64 at 7 fps, seed 7" in screen.rpartition("\x1b[?25h")[2]  # after the cursor is back
 
 
 def test_a_simple_terminal_gets_plain_lines(generate, terminal, monkeypatch):
@@ -300,17 +300,17 @@ MISTAKES = {
     "a still and a prompt": (["rocket.png", "--prompt=a boat"], 2, "a still and a prompt are both given: drop"),
     "an empty prompt": (["--prompt= "], 2, "prompt ' ' is empty; describe the image"),
     "a painter's setting": (["rocket.png", "--scheduler=euler"], 2, "scheduler only applies with a prompt"),
-    "a still to keep": (["rocket.png", "--save-image=a.png"], 2, "--save-image keeps a still that is drawn: drop it"),
+    "a still to keep": (["rocket.png", "--save-image=a.png"], 2, "--save-image only applies with --prompt"),
     "a painter as model": (["rocket.png", "--model=sd-2.1-base"], 3, "sd-2.1-base draws stills from prompts"),
     "unknown ending": (["rocket.png", "-o", "x.avi"], 2, "x.avi ends in .avi, which can't be written; use .mp4"),
     "a file for a folder": (["rocket.png", "-o", "photo.webp/no/x.mp4"], 2, "photo.webp is not a folder"),
     "full folder": (["rocket.png", "-o", "full"], 2, "the folder full is not empty; name a new one"),
-    "one file for two": (["rocket.png", "cut2.png", "-o", "x.mp4"], 2, "x.mp4 is one file, and there are 2 stills"),
-    "one name for two": (["rocket.png", "rocket.png"], 2, "rocket.mp4 would hold more than one result"),
-    "unknown field": (["rocket.png", "-o", "{stme}.mp4"], 2, "{stme} in {stme}.mp4 can't be filled in; {stem}, "),
-    "the still itself": (["photo.webp", "-o", "photo.webp"], 2, "photo.webp is what the video is made from"),
-    "the sheet on the still": (["rocket.png", "--contact-sheet=rocket.png"], 2, "rocket.png is what the video is made"),
-    "sheet of another kind": (["rocket.png", "--contact-sheet=a.jpg"], 2, "a.jpg must end in .png; name it a.png"),
+    "one file for two": (["rocket.png", "cut2.png", "-o", "x.mp4"], 2, "x.mp4 is one file, but there are 2 inputs"),
+    "one name for two": (["rocket.png", "rocket.png"], 2, "rocket.mp4 is the path of more than one result"),
+    "unknown field": (["rocket.png", "-o", "{stme}.mp4"], 2, "unknown field {stme} in {stme}.mp4; expected one of "),
+    "the still itself": (["photo.webp", "-o", "photo.webp"], 2, "photo.webp is the input and would be"),
+    "the sheet on the still": (["rocket.png", "--contact-sheet=rocket.png"], 2, "rocket.png is the input and would be"),
+    "sheet of another kind": (["rocket.png", "--contact-sheet=a.jpg"], 2, "a.jpg must end in .png; use a.png"),
     "too quick for a gif": (["rocket.png", "-o", "a.gif", "--fps=90"], 2, "gif plays at most 50 frames/s, not 90"),
     "no such model": (["rocket.png", "--model=svdxt"], 3, "there is no model 'svdxt'; did you mean svd-xt?"),
     "no SVD": (["rocket.png", "--model=full"], 3, "full has no model_index.json"),

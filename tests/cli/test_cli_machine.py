@@ -47,7 +47,7 @@ def test_help_tells_every_setting_by_its_own_description(kinema):
         assert " ".join(field.description.split()) in shown
     assert "Default 1024 (pocket: 288)" in shown
     assert "64 to 2048" in shown
-    assert "Exit codes: 0 done" in shown
+    assert "Exit codes: 0 success" in shown
 
 
 def test_no_command_or_a_misspelt_one_gets_help(kinema):
@@ -96,7 +96,7 @@ def test_pull_fetches_a_model_and_tells_progress_licence_and_place(folder, tiny_
         again = python("-m", "kinema", "models", "pull", "someone/tiny", "--json", **environment)
         events = [json.loads(line) for line in again.communicate(timeout=120)[0].splitlines()]
     assert out.startswith(str(folder / "hf"))
-    assert "its licence is told at https://huggingface.co/someone/tiny" in err
+    assert "for its licence see https://huggingface.co/someone/tiny" in err
     assert "download " in err
     assert events[-1] == {"event": "done", "path": out.strip()}
 
@@ -113,7 +113,7 @@ def test_the_doctor_tells_device_memory_plans_versions_and_settings(kinema):
     assert 0 < facts["memory_free_bytes"] <= facts["memory_total_bytes"]
     assert [model["name"] for model in facts["models"]] == [*CATALOG, *IMAGE_MODELS]
     for model in facts["models"]:
-        assert (model["plan"] is None) != (model["fault"] is None)
+        assert (model["plan"] is None) != (model["error"] is None)
     assert {"python", "torch", "diffusers", "transformers", "av"} <= set(facts["versions"])
     assert {"model": None, "device": "auto", "dtype": "auto"}.items() <= facts["settings"].items()
 
@@ -128,7 +128,7 @@ def test_the_doctor_says_what_does_not_fit(kinema, monkeypatch):
     monkeypatch.setattr("kinema.models.devices.free_memory", lambda _device: 2**30)
     svd = json.loads(kinema("doctor", "--json").out)["models"][1]
     assert svd["plan"] is None
-    assert svd["fault"].startswith("does not fit: 14 frames of 1024×576 need about")
+    assert svd["error"].startswith("does not fit: 14 frames of 1024×576 need about")
 
 
 def test_the_doctor_names_a_setting_that_asks_for_what_is_not_here(kinema, monkeypatch):
@@ -156,7 +156,7 @@ def test_a_signal_stops_the_work_and_leaves_nothing(folder, tiny_svd, tmp_path_f
     assert process.returncode == code
     assert time.monotonic() - began < 10
     assert out == ""
-    assert err.splitlines()[-1] == "interrupted: nothing half-written is left"
+    assert err.splitlines()[-1] == "interrupted: no partial file is left"
     assert list(folder.iterdir()) == []
 
 

@@ -45,7 +45,7 @@ def test_a_prompt_becomes_a_video_named_after_it_and_both_halves_are_told(draw, 
     lines = ran.err.splitlines()
     order = [
         "loading " + next(line for line in lines if line.startswith("loading ")).partition(" ")[2],
-        f'"{PROMPT}": a still of 64×64, 3 steps, seed 7',
+        f'"{PROMPT}": image of 64×64, 3 steps, seed 7',
         "text_to_image 3/3",
         f'"{PROMPT}": 2 frames of 64×64, 2 steps, seed 7',
         "denoise 2/2",
@@ -75,7 +75,7 @@ def test_every_setting_of_a_painter_is_an_option_and_in_the_recipe(draw, folder)
 
 def test_a_kept_still_gives_the_same_video(draw, kinema, folder, tiny_svd):
     ran = draw("-o", "drawn.mp4", "--save-image", "image.png")
-    assert "kept as image.png" in ran.err
+    assert "saved as image.png" in ran.err
     with Image.open(folder / "image.png") as image:
         assert (image.format, image.mode, image.size) == ("PNG", "RGB", (64, 64))
     assert kinema("generate", "image.png", "--model", tiny_svd, *TINY[:-1], "--seed=7", "-o", "kept.mp4").code == 0
@@ -90,7 +90,7 @@ def test_several_prompts_load_each_model_once_and_draw_first(draw, folder):
     assert ran.out.splitlines() == ["videos/a-red-balloon.mp4", "videos/a-blue-sea.mp4"]
     assert ran.err.count("loaded in") == 2
     assert names(folder / "images") == ["1-a-red-balloon.png", "2-a-blue-sea.png"]
-    order = ['1/2 "a red balloon": a still', '2/2 "a blue sea": a still', '1/2 "a red balloon": 2 frames']
+    order = ['1/2 "a red balloon": image of', '2/2 "a blue sea": image of', '1/2 "a red balloon": 2 frames']
     assert [ran.err.index(line) for line in order] == sorted(ran.err.index(line) for line in order)
     images = [read_recipe(folder / "videos" / f"{name}.mp4").image_sha256 for name in ("a-red-balloon", "a-blue-sea")]
     assert images[0] != images[1]
@@ -98,7 +98,7 @@ def test_several_prompts_load_each_model_once_and_draw_first(draw, folder):
 
 def test_words_that_the_painter_does_not_know_are_told_before_it_paints(draw):
     err = draw("-o", "out.mp4", prompts=("a zebra over a mountain",)).err
-    warning = "caution: tiny-sd can't draw 'zebra'"
+    warning = "warning: tiny-sd can't draw 'zebra'"
     assert err.index(warning) < err.index("text_to_image 1/3")
 
 
@@ -106,12 +106,12 @@ def test_words_that_the_embedded_model_cannot_draw_are_named_before_it_is_loaded
     def load(*_given):
         raise GenerationFailed("stopped here")
 
-    monkeypatch.setattr("kinema.cli.render.draw_all", load)
+    monkeypatch.setattr("kinema.cli.render.generate_images", load)
     models = "--model", "pocket", "--image-model", "pocket-t2i"
     err = kinema("generate", "--prompt", "an old boat in Paris", *models).err
-    assert err.splitlines() == ["caution: pocket-t2i can't draw 'old', 'Paris'", "error: stopped here"]
+    assert err.splitlines() == ["warning: pocket-t2i can't draw 'old', 'Paris'", "error: stopped here"]
     err = kinema("generate", "--prompt", "빨간 풍선", *models).err
-    assert err.startswith("caution: pocket-t2i can't draw anything of this prompt")
+    assert err.startswith("warning: pocket-t2i can't draw anything of this prompt")
 
 
 def test_json_events_tell_both_halves(draw):
@@ -148,11 +148,9 @@ def test_a_terminal_shows_bars_of_both_halves(draw, terminal):
 def test_an_unset_painter_is_chosen_with_a_reason(kinema, tiny_svd):
     ran = kinema("generate", "--prompt", PROMPT, "--model", tiny_svd, "--device=cpu", "-o", "refused.avi")
     assert ran.code == 2
-    assert ran.err.splitlines()[0] == (
-        "painter pocket-t2i: sd-2.1-base needs a CUDA device to be quick, and this runs on cpu"
-    )
+    assert ran.err.splitlines()[0] == ("using text-to-image model pocket-t2i: no CUDA device in use")
     ran = kinema("generate", "--prompt", PROMPT, "--model", "pocket", "--device=cpu", "-o", "refused.avi")
-    assert ran.err.splitlines()[0] == "painter pocket-t2i: it is made for 288×160"
+    assert ran.err.splitlines()[0] == "using text-to-image model pocket-t2i: it is made for 288×160"
 
 
 # What is refused
@@ -167,9 +165,9 @@ MISTAKES = {
     "no such scheduler": (["--scheduler=heun"], 2, "scheduler 'heun' is invalid"),
     "out of range": (["--image-num-inference-steps=0"], 2, "image_num_inference_steps 0 is out of range: 1 to 200"),
     "an empty second prompt": (["--prompt="], 2, "prompt '' is empty"),
-    "one name for two": ([f"--prompt={PROMPT}"], 2, f"{STEM}.mp4 would hold more than one result"),
-    "still of another kind": (["--save-image=a.jpg"], 2, "the image a.jpg must end in .png; name it a.png"),
-    "still over the sheet": (["--save-image=a.png", "--contact-sheet=a.png"], 2, "a.png would hold more than one"),
+    "one name for two": ([f"--prompt={PROMPT}"], 2, f"{STEM}.mp4 is the path of more than one result"),
+    "still of another kind": (["--save-image=a.jpg"], 2, "the image a.jpg must end in .png; use a.png"),
+    "still over the sheet": (["--save-image=a.png", "--contact-sheet=a.png"], 2, "a.png is the path of more than one"),
     "still that is there": (
         ["--save-image=full/", "--prompt=a sea", "-o", "{{index}}.mp4"],
         2,
@@ -224,7 +222,7 @@ def test_a_signal_stops_painting_and_leaves_nothing(folder, tiny_svd, tiny_sd, n
     assert process.returncode == code
     assert time.monotonic() - began < 10
     assert out == ""
-    assert err.splitlines()[-1] == "interrupted: nothing half-written is left"
+    assert err.splitlines()[-1] == "interrupted: no partial file is left"
     assert list(folder.iterdir()) == []
 
 
@@ -267,18 +265,18 @@ def test_another_painter_is_refused_before_it_paints(remake, folder, tmp_path_fa
     other = make_tiny_sd(tmp_path_factory.mktemp("weights") / "tiny-sd", seed=1)
     ran = remake(image_pipeline=other)
     assert ran.code == 2
-    assert f"the image model {other} is not the one of the recipe" in ran.err
+    assert f"the text-to-image model {other} differs from the recipe" in ran.err
     assert "text_to_image 1/3" not in ran.err
     ran = remake("--anyway", image_pipeline=other)
     assert ran.code == 7
-    assert "caution: the still that was drawn is not the recipe's to the last pixel" in ran.err
+    assert "warning: the generated image differs from the recipe's" in ran.err
     assert ran.err.splitlines()[-1].startswith("different: ")
 
 
 def test_a_painter_from_a_folder_has_to_be_named(kinema, made, tiny_svd):
     ran = kinema("remake", made, "--model", tiny_svd)
     assert ran.code == 2
-    assert "the weights lay in a folder named tiny-sd" in ran.err
+    assert "the model was loaded from a folder named tiny-sd" in ran.err
     assert "--image-model FOLDER" in ran.err
 
 
@@ -287,7 +285,7 @@ def test_a_video_from_a_still_needs_it(kinema, generate):
     ran = kinema("remake", "rocket.mp4")
     assert (ran.code, ran.err) == (
         2,
-        "error: the video was made from a still, which no recipe holds: give it by --image\n",
+        "error: the video was made from an image, which its recipe does not contain; pass it by --image\n",
     )
 
 

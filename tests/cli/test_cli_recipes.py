@@ -78,7 +78,7 @@ def test_another_still_is_refused_before_the_model_is_loaded(remake, folder):
     draw(folder / "cat.png", seed=1)
     ran = remake(image="cat.png")
     assert ran.code == 2
-    assert ran.err.startswith("error: the image cat.png is not the one of the recipe (SHA-256 ")
+    assert ran.err.startswith("error: the image cat.png differs from the recipe (SHA-256 ")
     assert "loading" not in ran.err
     assert not (folder / "rocket-remade.mp4").exists()
 
@@ -87,17 +87,17 @@ def test_another_still_makes_another_video_and_says_so(remake, folder):
     draw(folder / "cat.png", seed=1)
     ran = remake("--anyway", image="cat.png")
     assert (ran.code, ran.out) == (7, "rocket-remade.mp4\n")
-    assert "caution: the image cat.png is not the one of the recipe" in ran.err
+    assert "warning: the image cat.png differs from the recipe" in ran.err
     last = ran.err.splitlines()[-1]
     assert last.startswith("different: 2 of 2 frames differ, by ")
-    assert "; not as in the recipe: image " in last
+    assert "; differs from the recipe: image " in last
 
 
 def test_other_weights_are_refused_before_any_work(remake, folder, tmp_path_factory):
     other = make_tiny_svd(tmp_path_factory.mktemp("weights") / "tiny-svd", seed=1)
     ran = remake(model=other)
     assert ran.code == 2
-    assert f"the model {other} is not the one of the recipe" in ran.err
+    assert f"the model {other} differs from the recipe" in ran.err
     assert "encode" not in ran.err
     assert not (folder / "rocket-remade.mp4").exists()
 
@@ -105,13 +105,13 @@ def test_other_weights_are_refused_before_any_work(remake, folder, tmp_path_fact
 def test_weights_from_a_folder_have_to_be_named(kinema, made):
     ran = kinema("remake", made, "--image", "rocket.png")
     assert ran.code == 2
-    assert "the weights lay in a folder named tiny-svd" in ran.err
+    assert "the model was loaded from a folder named tiny-svd" in ran.err
     assert "--model FOLDER" in ran.err
 
 
 def test_a_remake_replaces_neither_the_original_nor_an_unnamed_file(remake, made, folder):
     before = made.read_bytes()
-    assert "rocket.mp4 is what the video is made from" in remake("-o", "rocket.mp4").err
+    assert "rocket.mp4 is the input and would be" in remake("-o", "rocket.mp4").err
     (folder / "rocket-remade.mp4").write_text("mine")
     assert "rocket-remade.mp4 already exists" in remake().err
     assert made.read_bytes() == before
@@ -126,8 +126,8 @@ def test_a_recipe_from_elsewhere_warns_that_frames_may_differ(kinema, made, fold
     frames, fps = read_frames(made)
     save_video(frames, folder / "far.mp4", fps, recipe.model_copy(update=changes))
     err = kinema("remake", "far.mp4", "--image", "rocket.png", "--model", tiny_svd).err
-    assert "caution: it was made on cuda (Some GPU), which is not here: the frames may differ" in err
-    assert "caution: it was made by torch 1.0, and " in err
+    assert "warning: made on cuda (Some GPU), which is not available: the frames may differ" in err
+    assert "warning: made with torch 1.0, but " in err
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ def test_a_recipe_without_threads_is_remade_with_those_of_this_machine(kinema, m
     ran = kinema("remake", "older.mp4", "--image", "rocket.png", "--model", tiny_svd)
     assert ran.code == 7
     threads, cpu = torch.get_num_threads(), read_recipe(made).cpu
-    reasons = f"; not as in the recipe: threads {threads} instead of unknown, cpu {cpu} instead of unknown"
+    reasons = f"; differs from the recipe: threads {threads} instead of unknown, cpu {cpu} instead of unknown"
     assert ran.err.splitlines()[-1].endswith(reasons)
 
 
@@ -177,7 +177,7 @@ def test_a_recipe_in_fp8_is_made_in_full_where_nothing_multiplies_that(kinema, m
     save_video(frames, folder / "fp8.mp4", fps, read_recipe(made).model_copy(update=changes))
     assert ", fp8, " in kinema("inspect", "fp8.mp4").out
     remade = kinema("remake", "fp8.mp4", "--image", "rocket.png", "--model", tiny_svd)
-    assert "caution: it was made in fp8, which this device can't multiply: the frames differ" in remade.err
+    assert "warning: made with fp8, which this device does not support: the frames will differ" in remade.err
     assert read_recipe(folder / "fp8-remade.mp4").precision == "full"
 
 

@@ -316,7 +316,7 @@ def default_model(settings: Settings | None = None) -> tuple[str, str]:
         return settings.model, "the settings name it"
     device = pick_device(settings.device)
     if device.type != "cuda":
-        return "pocket", f"svd-xt needs a CUDA device to be quick, and this runs on {device.type}"
+        return "pocket", "no CUDA device in use"
     entry = CATALOG["svd-xt"]
     assert entry.weights_bytes is not None
     assert entry.repository is not None
