@@ -167,7 +167,7 @@ def test_a_loaded_model_takes_no_other_device_or_dtype(
     loaded: VideoPipeline, image: Image.Image, named: dict[str, str]
 ) -> None:
     with pytest.raises(
-        InvalidRequest, match=r"(device|dtype) '.*' can't change a loaded model; give it to kinema\.load"
+        InvalidRequest, match=r"(device|dtype) '.*' cannot be changed for a loaded model; pass it to kinema\.load"
     ) as refused:
         kinema.generate(image, model=loaded, **named, **SETTINGS)
     assert refused.value.param in named

@@ -122,8 +122,8 @@ def test_load_painter_takes_device_and_dtype(tiny_sd: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "param", "words"),
     [
-        ({"image": "rocket.png", "prompt": PROMPT}, "prompt", "drop the prompt to make .* or drop the still to"),
-        ({}, "image", "neither a still nor a prompt is given"),
+        ({"image": "rocket.png", "prompt": PROMPT}, "prompt", "remove the prompt to use .* or remove the image to"),
+        ({}, "image", "neither an image nor a prompt was passed"),
         ({"prompt": " "}, "prompt", "prompt ' ' is empty"),
         ({"prompt": PROMPT, "scheduler": "heun"}, "scheduler", "scheduler 'heun' is invalid"),
         ({"image": "rocket.png", "negative_prompt": "fog"}, "negative_prompt", "remove it or add a prompt"),

@@ -50,7 +50,7 @@ def test_the_same_seed_gives_the_same_video(lesson: Lesson, tmp_path: Path) -> N
 
 
 def test_the_tutorials_settings_lie_beneath_the_models_and_the_readers(lesson: Lesson) -> None:
-    own = replace(lesson, settings={"width": 64, "height": 64})
+    own = replace(lesson, parameters={"width": 64, "height": 64})
     assert own.make(ROCKET, seed=1).recipe.request.num_inference_steps == 10
     pipeline = replace(lesson.pipeline, defaults={"num_inference_steps": 3, "num_frames": 2})
     request = replace(own, pipeline=pipeline).make(ROCKET, seed=1).recipe.request
@@ -81,13 +81,13 @@ def test_the_helpers_have_the_tutorials_names_and_arguments() -> None:
     }
     required = inspect.Parameter.empty
     assert arguments == {
-        "generate_video": {"image_url": required, "video_file": required, "seed": 42, "settings": required},
+        "generate_video": {"image_url": required, "video_file": required, "seed": 42, "parameters": required},
         "generate_text2video": {
             "prompt": required,
             "video_file": required,
             "seed": -1,
             "guidance_scale": None,
-            "settings": required,
+            "parameters": required,
         },
     }
 
@@ -105,7 +105,7 @@ def test_the_plain_helper_takes_the_model_of_the_settings(
 
 @pytest.fixture(scope="module")
 def image_generation(lesson: Lesson) -> Lesson:
-    return replace(lesson, settings={**lesson.settings, "image_num_inference_steps": 2})
+    return replace(lesson, parameters={**lesson.parameters, "image_num_inference_steps": 2})
 
 
 def test_a_sentence_becomes_a_still_and_a_saved_video_of_twelve_frames(
@@ -171,5 +171,5 @@ def test_the_sheet_has_a_row_for_each_motion_and_a_column_for_each_seed(lesson: 
 
 
 def test_a_sheet_of_nothing_is_refused() -> None:
-    with pytest.raises(InvalidRequest, match="no clips"):
+    with pytest.raises(InvalidRequest, match="no videos to compare"):
         motion_by_seed([])
