@@ -1,11 +1,11 @@
-"""What every test shares. Nothing here, and nothing in a test, reaches the network."""
+"""Fixtures for all tests. Tests use no network."""
 
 from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING
 
-# Set before any library reads them: tests download nothing, and many small arrays gain nothing from threads.
+# Set before libraries read them: no downloads, and threads do not speed up tiny arrays.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -20,24 +20,24 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session")
 def tiny_svd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny random SVD of two levels, to be read only: a test that damages files makes its own."""
+    """Return a folder with a tiny random SVD of two levels. Read-only: tests that change files create their own."""
     return make_tiny_svd(tmp_path_factory.mktemp("weights") / "tiny-svd")
 
 
 @pytest.fixture(scope="session")
 def tiny_svd_4_levels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with the real model's four levels, and eight latent channels."""
+    """Return a folder with a tiny random SVD of four levels, as the real model has, and eight latent channels."""
     return make_tiny_svd(tmp_path_factory.mktemp("weights") / "tiny-svd-4", levels=4, latent_channels=8)
 
 
 @pytest.fixture(scope="session")
 def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny random Stable Diffusion, to be read only."""
+    """Return a folder with a tiny random Stable Diffusion. Read-only."""
     return make_tiny_sd(tmp_path_factory.mktemp("weights") / "tiny-sd")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give slow tests half an hour before they count as hanging."""
+    """Give slow tests a timeout of 30 minutes."""
     for item in items:
         if item.get_closest_marker("slow") is not None:
             item.add_marker(pytest.mark.timeout(1800))

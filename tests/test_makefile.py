@@ -1,4 +1,4 @@
-"""What `make` would do in a fresh clone, without doing it."""
+"""The commands of `make` in a fresh clone, in a dry run."""
 
 import subprocess
 from pathlib import Path
@@ -7,26 +7,26 @@ ROOT = Path(__file__).parents[1]
 CPU = "https://download.pytorch.org/whl/cpu"
 
 
-def planned(tmp_path, *arguments):
-    """The commands of `make demo` where nothing is installed yet."""
+def dry_run(tmp_path, *arguments):
+    """Return the commands of `make demo` with nothing installed."""
     command = ["make", "--dry-run", f"VENV={tmp_path}/venv", "demo", *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
 
 
-def test_an_install_names_its_downloads_and_the_way_to_smaller_ones(tmp_path):
-    plan = planned(tmp_path)
-    assert "--quiet" not in plan
-    assert f"make demo TORCH_INDEX={CPU}" in plan
-    assert "--index-url" not in plan
+def test_install_shows_downloads_and_suggests_cpu_index(tmp_path):
+    commands = dry_run(tmp_path)
+    assert "--quiet" not in commands
+    assert f"make demo TORCH_INDEX={CPU}" in commands
+    assert "--index-url" not in commands
 
 
-def test_torch_comes_from_the_index_that_is_given(tmp_path):
-    plan = planned(tmp_path, f"TORCH_INDEX={CPU}")
-    assert plan.index(f"torch --index-url {CPU}") < plan.index("--editable .")
-    assert "several gigabytes" not in plan
+def test_torch_index_is_used(tmp_path):
+    commands = dry_run(tmp_path, f"TORCH_INDEX={CPU}")
+    assert commands.index(f"torch --index-url {CPU}") < commands.index("--editable .")
+    assert "several gigabytes" not in commands
 
 
-def test_the_tutorial_asks_no_server_of_a_fixed_port():
+def test_tutorial_script_uses_no_fixed_port():
     script = (ROOT / "examples" / "tutorial.sh").read_text(encoding="utf-8")
     assert ":3000" not in script
     assert '--port "$PORT"' in script

@@ -6,18 +6,18 @@ from kinema.settings import read_settings
 
 
 @pytest.fixture(autouse=True)
-def empty_place(tmp_path, monkeypatch):
+def empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("MODEL", "DEVICE", "DTYPE"):
         monkeypatch.delenv(f"KINEMA_{name}", raising=False)
 
 
-def test_everything_has_a_default():
+def test_every_setting_has_a_default():
     settings = read_settings()
     assert (settings.model, settings.device, settings.dtype) == (None, "auto", "auto")
 
 
-def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path, monkeypatch):
+def test_arguments_override_environment_and_environment_overrides_file(tmp_path, monkeypatch):
     (tmp_path / "kinema.toml").write_text('model = "svd"\ndevice = "cpu"\ndtype = "float32"\n')
     monkeypatch.setenv("KINEMA_DEVICE", "cuda:1")
     monkeypatch.setenv("KINEMA_DTYPE", "float16")
@@ -25,7 +25,7 @@ def test_flags_win_over_the_environment_and_that_over_the_file(tmp_path, monkeyp
     assert (settings.model, settings.device, settings.dtype) == ("svd", "cuda:1", "bfloat16")
 
 
-def test_settings_are_read_anew_each_time_and_never_change(monkeypatch):
+def test_settings_are_read_on_each_call_and_immutable(monkeypatch):
     before = read_settings()
     monkeypatch.setenv("KINEMA_MODEL", "svd-xt")
     assert (before.model, read_settings().model) == (None, "svd-xt")
@@ -33,7 +33,7 @@ def test_settings_are_read_anew_each_time_and_never_change(monkeypatch):
         before.model = "svd"
 
 
-def test_an_empty_variable_is_an_unset_one(monkeypatch):
+def test_empty_variable_counts_as_unset(monkeypatch):
     monkeypatch.setenv("KINEMA_DEVICE", "")
     assert read_settings().device == "auto"
 
@@ -41,36 +41,36 @@ def test_an_empty_variable_is_an_unset_one(monkeypatch):
 @pytest.mark.parametrize(
     ("variable", "value"), [("KINEMA_DEVICE", "gpu"), ("KINEMA_DEVICE", "cuda:x"), ("KINEMA_DTYPE", "int8")]
 )
-def test_a_bad_variable_is_named_with_its_value_and_what_is_right(monkeypatch, variable, value):
+def test_invalid_variable_is_rejected_with_value_and_expected(monkeypatch, variable, value):
     monkeypatch.setenv(variable, value)
-    with pytest.raises(InvalidRequest, match=f"{variable} can't be '{value}'.*(cuda|float16)") as fault:
+    with pytest.raises(InvalidRequest, match=f"{variable} '{value}' is invalid; expected .*(cuda|float16)") as error:
         read_settings()
-    assert fault.value.param == variable.removeprefix("KINEMA_").lower()
+    assert error.value.param == variable.removeprefix("KINEMA_").lower()
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
-        ('dtype = "int8"', "dtype in kinema.toml can't be 'int8'"),
-        ('modle = "svd"', "modle in kinema.toml is no setting; the settings are model, device, dtype"),
-        ("model = ", "kinema.toml can't be read"),
+        ('dtype = "int8"', "dtype 'int8' in kinema.toml is invalid"),
+        ('modle = "svd"', "unknown setting modle in kinema.toml; expected one of model, device, dtype"),
+        ("model = ", "cannot read kinema.toml"),
     ],
 )
-def test_a_bad_file_is_named_with_what_is_wrong(tmp_path, text, words):
+def test_invalid_file_is_rejected_with_reason(tmp_path, text, message):
     (tmp_path / "kinema.toml").write_text(text)
-    with pytest.raises(InvalidRequest, match=words):
+    with pytest.raises(InvalidRequest, match=message):
         read_settings()
 
 
 @pytest.mark.parametrize("name", ["api_keys", "hosts", "cors_origins", "image_hosts", "models"])
-def test_a_list_with_an_empty_string_is_refused_and_an_empty_list_is_an_unset_one(tmp_path, name):
+def test_list_with_empty_string_is_rejected_and_empty_list_counts_as_unset(tmp_path, name):
     (tmp_path / "kinema.toml").write_text(f'{name} = [""]')
-    with pytest.raises(InvalidRequest, match=f"{name} in kinema.toml can't be ''"):
+    with pytest.raises(InvalidRequest, match=f"{name} '' in kinema.toml is invalid"):
         read_settings()
     (tmp_path / "kinema.toml").write_text(f"{name} = []")
     assert getattr(read_settings(), name) == ()
 
 
-def test_a_bad_flag_is_named_as_it_was_given():
-    with pytest.raises(InvalidRequest, match=r"^device can't be 'tpu'"):
+def test_invalid_argument_is_rejected_by_its_name():
+    with pytest.raises(InvalidRequest, match=r"^device 'tpu' is invalid"):
         read_settings(device="tpu")

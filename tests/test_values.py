@@ -1,4 +1,4 @@
-"""What a request promises: checked once, said clearly, never changed; and that a recipe survives its file."""
+"""`VideoRequest` validation, errors and immutability; JSON round trips of requests and recipes."""
 
 import math
 
@@ -26,48 +26,46 @@ RANGES = [
 
 
 @pytest.mark.parametrize(("name", "low", "high"), RANGES)
-def test_both_ends_of_a_range_are_allowed(name: str, low: int, high: int) -> None:
+def test_limits_of_range_are_accepted(name: str, low: int, high: int) -> None:
     for value in (low, high):
         assert getattr(VideoRequest.checked(prompt="a boat", **{name: value}), name) == value
 
 
 @pytest.mark.parametrize(("name", "low", "high"), RANGES)
 @pytest.mark.parametrize("end", [0, 1])
-def test_beyond_a_range_is_refused_with_name_value_and_range(name: str, low: int, high: int, end: int) -> None:
-    value = (low - (2 if name == "seed" else 1), high + 1)[end]  # -1 is a random seed
-    with pytest.raises(InvalidRequest) as refused:
+def test_value_out_of_range_is_rejected_with_name_value_and_range(name: str, low: int, high: int, end: int) -> None:
+    value = (low - (2 if name == "seed" else 1), high + 1)[end]  # -1 selects a random seed
+    with pytest.raises(InvalidRequest) as error:
         VideoRequest.checked(**{name: value})
     random = ", or -1 for a random one" if name == "seed" else ""
-    assert str(refused.value) == f"{name} {value} is out of range: {low} to {high}{random}"
-    assert refused.value.param == name
+    assert str(error.value) == f"{name} {value} is out of range: {low} to {high}{random}"
+    assert error.value.param == name
 
 
 @pytest.mark.parametrize("name", ["width", "height"])
 @pytest.mark.parametrize(("value", "below", "above"), [(1001, 1000, 1008), (65, 64, 72), (2047, 2040, 2048)])
-def test_a_size_that_is_no_multiple_of_8_is_refused_with_its_neighbours(
-    name: str, value: int, below: int, above: int
-) -> None:
-    with pytest.raises(InvalidRequest) as refused:
+def test_size_not_multiple_of_8_is_rejected_with_nearest_sizes(name: str, value: int, below: int, above: int) -> None:
+    with pytest.raises(InvalidRequest) as error:
         VideoRequest.checked(**{name: value})
-    assert str(refused.value) == f"{name} {value} is not a multiple of 8; {below} and {above} are"
-    assert refused.value.param == name
+    assert str(error.value) == f"{name} {value} is not a multiple of 8; use {below} or {above}"
+    assert error.value.param == name
 
 
-def test_a_decode_chunk_of_no_frames_is_refused() -> None:
+def test_decode_chunk_size_0_is_rejected() -> None:
     with pytest.raises(InvalidRequest, match=r"^decode_chunk_size 0 is out of range: at least 1$"):
         VideoRequest.checked(decode_chunk_size=0)
 
 
 @pytest.mark.parametrize("name", ["noise_aug_strength", "min_guidance_scale", "max_guidance_scale"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_number_that_is_not_finite_is_refused(name: str, value: float) -> None:
-    with pytest.raises(InvalidRequest, match=f"^{name} {value!r} is ") as refused:
+def test_non_finite_number_is_rejected(name: str, value: float) -> None:
+    with pytest.raises(InvalidRequest, match=f"^{name} {value!r} is ") as error:
         VideoRequest.checked(**{name: value})
-    assert refused.value.param == name
+    assert error.value.param == name
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("parameters", "texts"),
     [
         ({"fit": "zoom"}, ["fit 'zoom'", "'crop', 'pad' or 'stretch'"]),
         ({"fps": 7.5}, ["fps 7.5", "integer"]),
@@ -76,28 +74,28 @@ def test_a_number_that_is_not_finite_is_refused(name: str, value: float) -> None
         ({"model": ""}, ["model ''", "at least 1 character"]),
         ({"max_guidance_scale": "strong"}, ["max_guidance_scale 'strong'", "number"]),
         ({"width": None}, ["width None", "integer"]),
-        ({"cfg": 3}, ["no setting 'cfg'", "max_guidance_scale"]),
+        ({"cfg": 3}, ["unknown parameter 'cfg'", "max_guidance_scale"]),
         ({"scheduler": "heun", "prompt": "a boat"}, ["scheduler 'heun'", "'euler'"]),
         ({"image_model": "", "prompt": "a boat"}, ["image_model ''", "at least 1 character"]),
         ({"prompt": 7}, ["prompt 7", "string"]),
     ],
 )
-def test_a_value_of_the_wrong_kind_is_refused_by_name(settings: dict[str, object], words: list[str]) -> None:
-    with pytest.raises(InvalidRequest) as refused:
-        VideoRequest.checked(**settings)
-    assert all(word in str(refused.value) for word in words)
-    assert refused.value.param == next(iter(settings))
+def test_value_of_wrong_type_is_rejected_by_name(parameters: dict[str, object], texts: list[str]) -> None:
+    with pytest.raises(InvalidRequest) as error:
+        VideoRequest.checked(**parameters)
+    assert all(text in str(error.value) for text in texts)
+    assert error.value.param == next(iter(parameters))
 
 
 @pytest.mark.parametrize("prompt", ["", "  ", "\n\t"])
-def test_an_empty_prompt_is_refused(prompt: str) -> None:
-    with pytest.raises(InvalidRequest, match=r"is empty; say what the still is to show") as refused:
+def test_blank_prompt_is_rejected(prompt: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"is empty; describe the image") as error:
         VideoRequest.checked(prompt=prompt)
-    assert refused.value.param == "prompt"
+    assert error.value.param == "prompt"
 
 
-def test_a_prompt_that_is_far_too_long_is_refused_without_repeating_it() -> None:
-    with pytest.raises(InvalidRequest, match=r"^prompt has 10001 characters and at most 10000 are read$"):
+def test_long_prompt_is_rejected_without_repeating_it() -> None:
+    with pytest.raises(InvalidRequest, match=r"^prompt has 10001 characters; at most 10000 are allowed$"):
         VideoRequest.checked(prompt="a" * 10_001)
 
 
@@ -111,96 +109,96 @@ def test_a_prompt_that_is_far_too_long_is_refused_without_repeating_it() -> None
         ("scheduler", "euler"),
     ],
 )
-def test_a_painters_setting_needs_a_prompt(name: str, value: object) -> None:
+def test_text_to_image_parameter_requires_a_prompt(name: str, value: object) -> None:
     with pytest.raises(
-        InvalidRequest, match=rf"^{name} {value!r} is of a still that is drawn: drop it, or give a"
-    ) as no:
+        InvalidRequest, match=rf"^{name} only applies with a prompt; remove it or add a prompt$"
+    ) as error:
         VideoRequest.checked(**{name: value})
-    assert no.value.param == name
+    assert error.value.param == name
     request = VideoRequest.checked(prompt="a boat", **{name: value})
     assert getattr(request, name) == value
     assert VideoRequest.model_validate_json(request.model_dump_json()) == request
 
 
-def test_a_refusal_is_a_kinema_error_and_a_value_error() -> None:
+def test_invalid_request_is_kinema_error_and_value_error() -> None:
     with pytest.raises(KinemaError):
         VideoRequest.checked(fps=0)
     with pytest.raises(ValueError, match="fps"):
         VideoRequest.checked(fps=0)
 
 
-def test_numbers_from_a_form_are_read() -> None:
+def test_numeric_strings_are_parsed() -> None:
     request = VideoRequest.checked(width="512", seed="42", noise_aug_strength="0.1")
     assert (request.width, request.seed, request.noise_aug_strength) == (512, 42, 0.1)
 
 
-def test_a_request_never_changes() -> None:
+def test_request_is_immutable() -> None:
     request = VideoRequest(seed=1)
     with pytest.raises(ValidationError):
         request.seed = 2
     assert request.seed == 1
 
 
-def test_a_change_is_a_new_request_and_keeps_the_rest() -> None:
+def test_changed_returns_new_request_with_other_fields_unchanged() -> None:
     request = VideoRequest(seed=5, width=512, fit="pad")
     changed = request.changed(height=320)
     assert changed == VideoRequest(seed=5, width=512, height=320, fit="pad")
     assert request.height == 576
 
 
-def test_a_change_is_checked_too() -> None:
+def test_changed_validates() -> None:
     with pytest.raises(InvalidRequest, match="width 1001 is not a multiple of 8"):
         VideoRequest().changed(width=1001)
-    with pytest.raises(InvalidRequest, match="no setting 'speed'"):
+    with pytest.raises(InvalidRequest, match="unknown parameter 'speed'"):
         VideoRequest().changed(speed=2)
 
 
-def test_the_largest_seed_is_the_largest_integer_of_javascript() -> None:
+def test_max_seed_is_the_largest_safe_integer_of_javascript() -> None:
     assert MAX_SEED == 2**53 - 1
-    assert VideoRequest.checked(seed=2**32).seed == 2**32  # randint(0, 2**32) can give it
+    assert VideoRequest.checked(seed=2**32).seed == 2**32  # randint(0, 2**32) can return it
 
 
-@pytest.mark.parametrize("settings", [{}, {"seed": None}, {"seed": -1}, {"seed": "-1"}, {"seed": " -1 "}])
-def test_a_seed_not_given_is_drawn(settings: dict[str, None]) -> None:
-    seeds = {VideoRequest.checked(**settings).seed for _ in range(4)}
+@pytest.mark.parametrize("parameters", [{}, {"seed": None}, {"seed": -1}, {"seed": "-1"}, {"seed": " -1 "}])
+def test_unset_seed_is_random(parameters: dict[str, None]) -> None:
+    seeds = {VideoRequest.checked(**parameters).seed for _ in range(4)}
     assert len(seeds) > 1
     assert all(0 <= seed <= MAX_SEED for seed in seeds)
 
 
-def test_a_change_keeps_the_drawn_seed_unless_told() -> None:
+def test_changed_keeps_random_seed_unless_set() -> None:
     request = VideoRequest()
     assert request.changed(fps=8).seed == request.seed
     assert len({request.changed(seed=None).seed for _ in range(4)}) > 1
 
 
 @pytest.mark.parametrize(
-    ("settings", "guided"),
+    ("parameters", "guided"),
     [
         ({}, True),
         ({"max_guidance_scale": 1.0}, False),
         ({"min_guidance_scale": 2.0, "max_guidance_scale": 1.0}, True),
-        ({"num_frames": 1}, False),  # its one frame has the first scale, 1
+        ({"num_frames": 1}, False),  # its only frame has min_guidance_scale
         ({"num_frames": 1, "min_guidance_scale": 1.5, "max_guidance_scale": 1.0}, True),
         ({"num_frames": 2}, True),
     ],
 )
-def test_guided_tells_whether_any_frame_is(settings: dict[str, float], guided: bool) -> None:
-    assert VideoRequest.checked(**settings).guided is guided
+def test_guided_is_true_if_any_frame_is(parameters: dict[str, float], guided: bool) -> None:
+    assert VideoRequest.checked(**parameters).guided is guided
 
 
-def test_fps_is_the_playback_rate_unless_told_otherwise() -> None:
+def test_frame_rate_is_fps_unless_playback_fps_is_set() -> None:
     assert VideoRequest(fps=9).frame_rate == 9
     assert VideoRequest(fps=9, playback_fps=24).frame_rate == 24
 
 
-def test_every_setting_has_a_description_and_every_number_a_range() -> None:
-    for name, setting in VideoRequest.model_json_schema()["properties"].items():
-        assert setting["description"].endswith("."), name
-        numbers = [kind for kind in setting.get("anyOf", [setting]) if kind.get("type") in {"integer", "number"}]
+def test_every_field_has_description_and_every_number_a_range() -> None:
+    for name, field in VideoRequest.model_json_schema()["properties"].items():
+        assert field["description"].endswith("."), name
+        numbers = [kind for kind in field.get("anyOf", [field]) if kind.get("type") in {"integer", "number"}]
         assert all("minimum" in kind for kind in numbers), name
 
 
-def test_a_request_survives_json() -> None:
+def test_request_survives_json() -> None:
     request = VideoRequest(noise_aug_strength=0.1 + 0.2, decode_chunk_size=3, fit="stretch")
     assert VideoRequest.model_validate_json(request.model_dump_json()) == request
 
@@ -215,7 +213,7 @@ IMAGE_GENERATION = ImageGeneration(
 
 
 @pytest.mark.parametrize("image_generation", [None, IMAGE_GENERATION])
-def test_a_recipe_survives_json(image_generation: ImageGeneration | None) -> None:
+def test_recipe_survives_json(image_generation: ImageGeneration | None) -> None:
     recipe = Recipe(
         kinema="0.1.0",
         request=VideoRequest(model="pocket", seed=MAX_SEED),

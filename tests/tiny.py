@@ -1,6 +1,6 @@
-"""Models so small that a test makes a video in well under a second, in the real layout on disk.
+"""Write tiny random models in diffusers' layout, with which a test generates a video in well under a second.
 
-A Stable Video Diffusion, and a Stable Diffusion that paints stills for it.
+`make_tiny_svd` writes a Stable Video Diffusion, `make_tiny_sd` a Stable Diffusion.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     import torch
 
-# diffusers normalises SVD in groups of 32 channels, so no level may have fewer, and the heads share them evenly.
+# Channels per level: at least 32, the number of groups of diffusers' GroupNorm, and divisible by the heads.
 CHANNELS = 32
 SCHEDULER = {
     "_class_name": "EulerDiscreteScheduler",
@@ -59,7 +59,7 @@ MODEL_INDEX = {
 }
 
 
-# The first level without attention, heads that differ from level to level, and a VAE that shrinks 4 times.
+# First level without attention, different heads per level, VAE factor 4.
 PLAIN_TOP = {
     "levels": 4,
     "channels": (32, 96, 64, 160),
@@ -68,7 +68,7 @@ PLAIN_TOP = {
     "latent_channels": 8,
     "vae_levels": 3,
 }
-# The same with attention at the first level on the way up alone, and latents of another number of channels.
+# The same with attention in the first level only on the way up, and other latent channels.
 UP_ALONE = {**PLAIN_TOP, "up": "-aaa", "latent_channels": 10}
 
 
@@ -94,23 +94,22 @@ def make_tiny_svd(
     """Write a random SVD of a few hundred thousand parameters into `folder`, as `save_pretrained` would.
 
     Args:
-        folder: Made if it is not there.
+        folder: Created if missing.
         levels: Resolutions of the UNet: 2 or 4.
         latent_channels: Channels of a latent; the UNet takes twice as many.
         layers: Layers per block, in the UNet and the VAE.
-        channels: Of each level of the UNet, `CHANNELS` when not given.
-        heads: Of each level's attention.
-        down: Which levels of the UNet attend, in order on the way down: "aa-" when the last of three does not, which
-            is the default.
+        channels: Channels of each level of the UNet, by default `CHANNELS`.
+        heads: Attention heads of each level.
+        down: Levels of the UNet with attention on the way down, e.g. "aa-" for all but the last of three, the default.
         up: The same on the way up; by default the same levels.
-        vae_levels: Resolutions of the VAE: 4 shrink 8 times, as the real one does.
-        num_frames: What the UNet's configuration says of its training.
-        seed: Of the random weights.
-        dtype: Of the weights, float32 when not given.
-        variant: "fp16" puts `.fp16` into the names of the files.
-        max_shard_size: Small values, as "200KB", make sharded weights with an index.
-        force_upcast: What the VAE's configuration says of encoding in float32.
-        image_size: Side of the square that CLIP sees.
+        vae_levels: Resolutions of the VAE: 4 give the factor 8 of the real one.
+        num_frames: `num_frames` in the UNet's configuration.
+        seed: Seed of the random weights.
+        dtype: Dtype of the weights, by default float32.
+        variant: "fp16" adds `.fp16` to the file names.
+        max_shard_size: Small values such as "200KB" give sharded weights with an index.
+        force_upcast: `force_upcast` in the VAE's configuration.
+        image_size: Side of CLIP's square input.
     """
     import torch
     from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
@@ -164,8 +163,8 @@ def make_tiny_svd(
     return folder
 
 
-# Words that the tiny painter reads as one token each: their merges do not disturb each other. Of other words, those
-# with a letter that none of these has are unknown to it.
+# Words that are one token each for the tiny tokenizer. Words with a letter that none of these contains have unknown
+# tokens.
 WORDS = ("a", "red", "hot", "balloon", "over", "snowy", "mountain", "at", "sunset", "blue", "sea")
 SD_SCHEDULER = {
     "_class_name": "PNDMScheduler",
@@ -208,13 +207,13 @@ def make_tiny_sd(
     """Write a random StableDiffusionPipeline of a few hundred thousand parameters into `folder`.
 
     Args:
-        folder: Made if it is not there.
-        xl: Whether it is a StableDiffusionXLPipeline, with two text encoders and its own conditions.
-        words: What its tokenizer knows; a letter that is in none of them becomes its unk token.
-        longest: Tokens that it reads, the two at the ends included.
-        seed: Of the random weights.
-        dtype: Of the weights, float32 when not given.
-        variant: "fp16" puts `.fp16` into the names of the files.
+        folder: Created if missing.
+        xl: Write a StableDiffusionXLPipeline instead, with two text encoders.
+        words: Vocabulary of the tokenizer; a letter that is in none of them is an unknown token.
+        longest: Maximum number of tokens, including start and end.
+        seed: Seed of the random weights.
+        dtype: Dtype of the weights, by default float32.
+        variant: "fp16" adds `.fp16` to the file names.
         max_shard_size: As for `make_tiny_svd`.
     """
     import torch
@@ -284,7 +283,7 @@ def make_tiny_sd(
 
 
 def write_tokenizer(folder: Path, words: tuple[str, ...], longest: int) -> int:
-    """Write a CLIPTokenizer that knows these words whole, and give the size of its vocabulary."""
+    """Write a CLIPTokenizer with one token per word, and return the size of its vocabulary."""
     vocabulary = {"<|startoftext|>": 0, "<|endoftext|>": 1, "<unk>": 2}
     merges: dict[str, None] = {}
     for word in words:
@@ -306,6 +305,6 @@ def write_tokenizer(folder: Path, words: tuple[str, ...], longest: int) -> int:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write a JSON file, and the folder that it lies in."""
+    """Write a JSON file, and create its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

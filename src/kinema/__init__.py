@@ -4,7 +4,7 @@
     video = kinema.generate("rocket.png", seed=42)  # or kinema.generate(prompt="a red balloon at sunset")
     video.save("rocket.mp4")
 
-Names are loaded when first used: importing takes no time and does nothing.
+Names are imported on first use, so that `import kinema` is fast and has no side effects.
 """
 
 from importlib import import_module

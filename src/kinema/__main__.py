@@ -1,4 +1,4 @@
-"""`python -m kinema` is the command `kinema`."""
+"""Run the command `kinema` as `python -m kinema`."""
 
 import sys
 

@@ -1,41 +1,48 @@
-"""Everything that Kinema can refuse or fail at, as one tree; every message says what to do.
+"""All errors that Kinema raises, as one tree. Every message names the problem and the remedy.
 
     KinemaError
-    ├── InvalidRequest        a setting out of range, or settings that contradict each other
-    │   └── RequestTooLarge   more was sent than is read at once
-    ├── InvalidImage          what was given is no usable image
-    ├── WeightsError          a model can't be had or can't be used
-    │   ├── ModelNotFound     no such catalog name, hub repository or folder
-    │   ├── ModelGated        the repository asks for a licence to be accepted, or for a login
-    │   ├── HubUnreachable    no network, or the hub does not answer
-    │   ├── WeightsMissing    a file of the model is not there
-    │   ├── WeightsDamaged    a file is truncated or is not what its name says
-    │   ├── NotAnSvdModel     a model, but no Stable Video Diffusion
-    │   └── NotAnImagePipeline       a model, but no text-to-image pipeline that can be used here
-    ├── InsufficientMemory    not enough memory on the device, or none left
-    ├── InsufficientDisk      not enough room for a download or a result
-    ├── GenerationFailed      a model gave what is no video, or no still (NaN, or one constant colour)
-    ├── JobError              the queue can't do what was asked
-    │   ├── QueueFull         as many jobs wait as may
-    │   ├── QueueUnavailable  its folder or database can't be used, or it is closing
-    │   ├── JobNotFound       no job has this id
-    │   ├── JobUnfinished     the job has no result: not yet, or it failed
-    │   └── KeyReused         an idempotency key came again with another request
-    ├── ServerBusy            more is asked of a server at once than it handles
-    ├── AllowanceUsedUp       a caller has had what it may have in a day
-    ├── VideoError            a video file can't be written or read
-    └── RecipeError           a file carries no recipe, or one that can't be followed
+    ├── InvalidRequest          a parameter is out of range, or parameters contradict each other
+    │   └── RequestTooLarge     the request body exceeds the limit
+    ├── InvalidImage            the input is not a usable image
+    ├── WeightsError            a model is unavailable or invalid
+    │   ├── ModelNotFound       no such catalog name, hub repository or folder
+    │   ├── ModelGated          the repository requires a login or an accepted licence
+    │   ├── HubUnreachable      no network, or the hub does not respond
+    │   ├── WeightsMissing      a file of the model is missing
+    │   ├── WeightsDamaged      a file is truncated or has the wrong content
+    │   ├── NotAnSvdModel       the model is not Stable Video Diffusion
+    │   └── NotAnImagePipeline  the model is not a supported text-to-image pipeline
+    ├── InsufficientMemory      the device has too little free memory
+    ├── InsufficientDisk        the disk has too little free space
+    ├── GenerationFailed        a model's output is not an image or video (NaN, infinity, one constant colour)
+    ├── JobError                the queue cannot perform the operation
+    │   ├── QueueFull           the maximum number of jobs is waiting
+    │   ├── QueueUnavailable    the queue's folder or database is unavailable, or the queue is closing
+    │   ├── JobNotFound         no job has this id
+    │   ├── JobUnfinished       the job has no result, because it has not finished or has failed
+    │   └── KeyReused           an idempotency key was reused with another request
+    ├── ServerBusy              the server has reached a concurrency limit
+    ├── AllowanceUsedUp         a client has used up its daily allowance
+    ├── VideoError              a video file cannot be written or read
+    └── RecipeError             a file contains no recipe, or one that cannot be applied
 
-Lower libraries' errors are translated where they arise, and never pass through as they are.
+Errors of other libraries are translated where they occur and never propagate unchanged. `code` is the error's name in
+the HTTP API and in the events of `--json`; every class has its own.
 """
+
+from typing import ClassVar
 
 
 class KinemaError(Exception):
-    """The root: catch this to catch everything that Kinema raises on purpose."""
+    """Base class of all errors that Kinema raises intentionally."""
+
+    code: ClassVar[str] = "kinema_error"
 
 
 class InvalidRequest(KinemaError, ValueError):
-    """A setting out of range. `param` names it, as in `VideoRequest`."""
+    """A parameter or setting is invalid. `param` is its name, as in `VideoRequest` or `Settings`."""
+
+    code = "invalid_request"
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -43,11 +50,15 @@ class InvalidRequest(KinemaError, ValueError):
 
 
 class RequestTooLarge(InvalidRequest):
-    """More was sent than is read at once."""
+    """The request body exceeds the limit."""
+
+    code = "request_too_large"
 
 
 class InvalidImage(KinemaError, ValueError):
-    """What was given is no usable image. `param` names the field that it came in, where it came in one."""
+    """The input is not a usable image. `param` is the request field that contained it, if any."""
+
+    code = "invalid_image"
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -55,55 +66,81 @@ class InvalidImage(KinemaError, ValueError):
 
 
 class WeightsError(KinemaError):
-    """A model can't be had or can't be used."""
+    """A model is unavailable or invalid."""
+
+    code = "weights_error"
 
 
 class ModelNotFound(WeightsError):
-    """No such catalog name, hub repository or folder."""
+    """No catalog name, hub repository or folder has this name."""
+
+    code = "model_not_found"
 
 
 class ModelGated(WeightsError):
-    """The repository asks for its licence to be accepted, or for a login."""
+    """The hub repository requires a login or an accepted licence."""
+
+    code = "model_gated"
 
 
 class HubUnreachable(WeightsError):
-    """No network, or the hub does not answer."""
+    """There is no network, or the hub does not respond."""
+
+    code = "hub_unreachable"
 
 
 class WeightsMissing(WeightsError):
-    """A file of the model is not there."""
+    """A file of the model is missing."""
+
+    code = "weights_missing"
 
 
 class WeightsDamaged(WeightsError):
-    """A file is truncated, or is not what its name says."""
+    """A file of the model is truncated or has the wrong content."""
+
+    code = "weights_damaged"
 
 
 class NotAnSvdModel(WeightsError):
-    """A model in a known layout, but not a Stable Video Diffusion."""
+    """The model has a known layout but is not Stable Video Diffusion."""
+
+    code = "not_an_svd_model"
 
 
 class NotAnImagePipeline(WeightsError):
-    """A model in a known layout, but no text-to-image pipeline that can be used here."""
+    """The model has a known layout but is not a supported text-to-image pipeline."""
+
+    code = "not_an_image_pipeline"
 
 
 class InsufficientMemory(KinemaError):
-    """Not enough memory on the device, or none left while generating."""
+    """The device has too little free memory, before or during generation."""
+
+    code = "insufficient_memory"
 
 
 class InsufficientDisk(KinemaError):
-    """Not enough room on the disk for a download or a result."""
+    """The disk has too little free space for a download or a result."""
+
+    code = "insufficient_disk"
 
 
 class GenerationFailed(KinemaError):
-    """A model gave something that is no video, or no still: NaN, infinity, or one constant colour."""
+    """A model's output is not an image or video: NaN, infinity, or one constant colour."""
+
+    code = "generation_failed"
 
 
 class JobError(KinemaError):
-    """The queue can't do what was asked."""
+    """The queue cannot perform the operation."""
+
+    code = "job_error"
 
 
 class QueueFull(JobError):
-    """As many jobs wait as may. `retry_after` is when a place should be free, in seconds."""
+    """The maximum number of jobs is waiting. `retry_after` is the expected time until a slot is free, in seconds."""
+
+    code = "queue_full"
 
     def __init__(self, message: str, retry_after: float) -> None:
         super().__init__(message)
@@ -111,27 +148,39 @@ class QueueFull(JobError):
 
 
 class QueueUnavailable(JobError):
-    """The queue's folder or database can't be used, or it is closing."""
+    """The queue's folder or database is unavailable, or the queue is closing."""
+
+    code = "queue_unavailable"
 
 
 class JobNotFound(JobError):
     """No job has this id."""
 
+    code = "job_not_found"
+
 
 class JobUnfinished(JobError):
-    """The job has no result: not yet, or it failed."""
+    """The job has no result, because it has not finished or has failed."""
+
+    code = "job_unfinished"
 
 
 class KeyReused(JobError):
-    """An idempotency key came again with another request."""
+    """An idempotency key was reused with another request."""
+
+    code = "key_reused"
 
 
 class ServerBusy(KinemaError):
-    """More is asked of a server at once than it handles; a little later it may be free."""
+    """The server has reached a concurrency limit; retry a few seconds later."""
+
+    code = "server_busy"
 
 
 class AllowanceUsedUp(KinemaError):
-    """A caller has had what it may have in a day. `retry_after` is when it may have more, in seconds."""
+    """A client has used up its daily allowance. `retry_after` is the time until it may continue, in seconds."""
+
+    code = "allowance_used_up"
 
     def __init__(self, message: str, retry_after: float) -> None:
         super().__init__(message)
@@ -139,8 +188,12 @@ class AllowanceUsedUp(KinemaError):
 
 
 class VideoError(KinemaError):
-    """A video file can't be written or read."""
+    """A video file cannot be written or read."""
+
+    code = "video_error"
 
 
 class RecipeError(KinemaError):
-    """A file carries no recipe, or one that can't be followed here."""
+    """A file contains no recipe, or one that cannot be applied here."""
+
+    code = "recipe_error"

@@ -1,4 +1,4 @@
-"""Kinema as a library: a still or a prompt and some settings in, a clip out; the command stands on the same parts."""
+"""The Python API: turn an image or a prompt into a video, with progress and warnings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class KinemaWarning(UserWarning):
-    """Something is allowed, but may not give what was hoped for."""
+    """The request is valid, but the result may be poor."""
 
 
 def load(
@@ -34,22 +34,22 @@ def load(
     engine: Engine | None = None,
     precision: Precision | None = None,
 ) -> VideoPipeline:
-    """A model in memory, to make several videos with.
+    """Load a video model, for use in several calls of `generate`.
 
     Args:
-        model: Catalog name (`pocket`, `svd`, `svd-xt`, `svd-xt-1.1`), hub id, or folder in diffusers' layout. None
-            takes `svd-xt` where a CUDA device has room for it, else `pocket`.
-        device: "cuda", "cuda:1", "mps" or "cpu"; None takes the best there is.
-        dtype: "float16", "bfloat16" or "float32"; None takes the quickest that is safe on the device.
-        engine: "fast" (our own forward) or "reference" (diffusers'); None takes the fast one where it has been
-            measured to be as exact and quicker: on CPUs, and in half precision on NVIDIA's GPUs from Ampere on.
-        precision: "fp8" computes the UNet's large products in numbers of one byte, which is quicker and not exact
-            (docs/performance.md tells the price); it needs the fast engine and an NVIDIA H100 or H200.
-            None asks the settings, whose default is "full".
+        model: Catalog name (`pocket`, `svd`, `svd-xt`, `svd-xt-1.1`), hub id, or folder in diffusers' layout.
+            None: `svd-xt` if a CUDA device has enough memory, else `pocket`.
+        device: "cuda", "cuda:1", "mps" or "cpu". None: the best available.
+        dtype: "float16", "bfloat16" or "float32". None: the fastest that is safe on the device.
+        engine: "fast" (Kinema's forward implementation) or "reference" (diffusers'). None: fast where it is measured
+            to be as accurate and faster, on CPUs and in half precision on NVIDIA GPUs since Ampere; else reference.
+        precision: "full", or "fp8" to run the UNet's large matmuls in 8-bit floating point: faster, slightly less
+            accurate (see docs/performance.md); it requires the fast engine and an NVIDIA H100 or H200.
+            None: as in the settings, by default "full".
 
     Raises:
-        WeightsError: one of its kinds, when the model can't be had or used.
-        InvalidRequest: for a device, dtype, engine or precision that is not there.
+        WeightsError: the model is unavailable or invalid.
+        InvalidRequest: device, dtype, engine or precision is not available.
     """
     from kinema.models import loading
     from kinema.settings import read_settings
@@ -63,18 +63,18 @@ def load(
 def load_image_pipeline(
     image_model: str | Path | None = None, *, device: str | None = None, dtype: str | None = None
 ) -> ImagePipeline:
-    """A painter in memory, to draw several stills with: give it to `generate` as `image_model`.
+    """Load a text-to-image model, for use in several calls of `generate` as `image_model`.
 
     Args:
-        image_model: Catalog name (`pocket-t2i`, `sd-2.1-base`, `sdxl-turbo`), hub id, or folder of any
-            text-to-image pipeline of diffusers. None takes `sd-2.1-base` where a CUDA device has room for it at
-            1024×576, else `pocket-t2i`.
+        image_model: Catalog name (`pocket-t2i`, `sd-2.1-base`, `sdxl-turbo`), hub id, or folder of a diffusers
+            text-to-image pipeline. None: `sd-2.1-base` if a CUDA device has enough memory for 1024×576, else
+            `pocket-t2i`.
         device: As for `load`.
         dtype: As for `load`.
 
     Raises:
-        WeightsError: one of its kinds, when the painter can't be had or used.
-        InvalidRequest: for a device or dtype that is not there.
+        WeightsError: the model is unavailable or invalid.
+        InvalidRequest: device or dtype is not available.
     """
     from kinema.models import image_pipeline
     from kinema.settings import read_settings
@@ -93,68 +93,68 @@ def stream(
     image_model: str | Path | ImagePipeline | None = None,
     device: str | None = None,
     dtype: str | None = None,
-    **settings: Any,
+    **parameters: Any,
 ) -> Iterator[Step | Video]:
-    """`generate`, a step at a time: yields each `Step` as it is done, and at last the `Video`.
+    """Do the same as `generate`, but yield each `Step` when it is done, and finally the `Video`.
 
-    Settings and still are checked before anything is loaded. To cancel is to stop iterating.
+    Parameters and image are validated before any model is loaded. To cancel, stop iterating.
 
     Raises:
-        InvalidRequest, InvalidImage: at once. Everything else as the steps go on.
+        InvalidRequest, InvalidImage: immediately. Other errors are raised during iteration.
     """
     check_source(image, prompt)
-    name, defaults = _named(model, device, dtype)
-    request = request_for(model=name, defaults=defaults, prompt=prompt, **settings)
+    name, defaults = _model_name(model, device, dtype)
+    request = request_for(model=name, defaults=defaults, prompt=prompt, **parameters)
     if prompt is None:
         if image_model is not None:
-            raise InvalidRequest("image_model is of a still that is drawn: drop it, or give a prompt", "image_model")
-        opened = open_image(image)  # type: ignore[arg-type]  # checked: it is there
+            raise InvalidRequest("image_model only applies with a prompt; remove it or add a prompt", "image_model")
+        opened = open_image(image)  # type: ignore[arg-type]  # check_source: not None
         _warn(all_warnings(opened.facts, request))
         return _from_image(name if model is None else model, device, dtype, opened, request)
-    image_pipeline, request = _with_image_pipeline(model, image_model, device, request)
+    image_model, request = _choose_image_model(model, image_model, device, request)
     _warn(parameter_warnings(request))
-    return _from_prompt(name if model is None else model, image_pipeline, device, dtype, request)
+    return _from_prompt(name if model is None else model, image_model, device, dtype, request)
 
 
 def check_source(image: object, prompt: object) -> None:
-    """Refuse a still and a prompt together, and neither.
+    """Check that there is either an image or a prompt.
 
     Raises:
-        InvalidRequest: saying what to drop, or what to give.
+        InvalidRequest: there are both, or neither.
     """
     if image is not None and prompt is not None:
         raise InvalidRequest(
-            "a still and a prompt are both given: drop the prompt to make a video of the still, or drop the still to "
-            "have one drawn from the prompt",
+            "both an image and a prompt were passed; remove the prompt to use the image, or remove the image to "
+            "generate one from the prompt",
             "prompt",
         )
     if image is None and prompt is None:
-        raise InvalidRequest("neither a still nor a prompt is given: give one of them", "image")
+        raise InvalidRequest("neither an image nor a prompt was passed; pass one of them", "image")
 
 
-def _named(
+def _model_name(
     model: str | Path | VideoPipeline | None, device: str | None, dtype: str | None
 ) -> tuple[str, dict[str, Any] | None]:
-    """The name of the video model, and its own defaults where it is loaded and knows them."""
+    """Return the name of the video model and, if it is loaded, its default parameters."""
     from kinema.models.loading import VideoPipeline, default_model
     from kinema.settings import read_settings
 
     if isinstance(model, VideoPipeline):
         if device is not None or dtype is not None:
             name, value = ("device", device) if device is not None else ("dtype", dtype)
-            raise InvalidRequest(f"{name} {value!r} can't change a loaded model; give it to kinema.load", name)
+            raise InvalidRequest(f"{name} {value!r} cannot be changed for a loaded model; pass it to kinema.load", name)
         return model.name, model.defaults
-    machine = read_settings(device=device, dtype=dtype)
-    return str(model or default_model(machine)[0]), None
+    settings = read_settings(device=device, dtype=dtype)
+    return str(model or default_model(settings)[0]), None
 
 
-def _with_image_pipeline(
+def _choose_image_model(
     model: str | Path | VideoPipeline | None,
     image_model: str | Path | ImagePipeline | None,
     device: str | None,
     request: VideoRequest,
 ) -> tuple[str | Path | ImagePipeline, VideoRequest]:
-    """Who paints, and the request with the painter's own settings beneath those that were given."""
+    """Return the text-to-image model and the request completed by that model's default parameters."""
     from kinema.models.image_pipeline import ImagePipeline, completed, default_image_model
     from kinema.models.loading import VideoPipeline
     from kinema.settings import read_settings
@@ -184,14 +184,14 @@ def _from_prompt(
     dtype: str | None,
     request: VideoRequest,
 ) -> Iterator[Step | Video]:
-    """Both halves. A painter that is loaded here is dropped before the video model is loaded."""
+    """Generate image and video. A text-to-image model loaded here is unloaded before the video model is loaded."""
     from kinema.engine import generate_image, prompt_warnings
     from kinema.models.image_pipeline import ImagePipeline, completed
     from kinema.models.loading import VideoPipeline
     from kinema.values import Step
 
-    own = not isinstance(image_model, ImagePipeline)
-    if own and isinstance(model, VideoPipeline):  # where the video is made, and as it is
+    is_loaded_here = not isinstance(image_model, ImagePipeline)
+    if is_loaded_here and isinstance(model, VideoPipeline):  # same device and dtype as the video model
         device, dtype = str(model.device), str(model.dtype).removeprefix("torch.")
     image_pipeline = (
         image_model
@@ -208,9 +208,9 @@ def _from_prompt(
             else:
                 image = result
     finally:
-        if own:
+        if is_loaded_here:
             image_pipeline.release()
-    assert image is not None, "the painter ends with a still"
+    assert image is not None, "generate_image ends with an image"
     del image_pipeline
     if isinstance(model, VideoPipeline):
         device = dtype = None
@@ -225,49 +225,49 @@ def generate(
     image_model: str | Path | ImagePipeline | None = None,
     device: str | None = None,
     dtype: str | None = None,
-    **settings: Any,
+    **parameters: Any,
 ) -> Video:
-    """Turn a still, or a prompt from which one is drawn, into a short video.
+    """Turn an image or a prompt into a short video.
 
-        clip = kinema.generate("rocket.png", seed=42, motion_bucket_id=180)
-        clip = kinema.generate(prompt="a red hot-air balloon over a snowy mountain at sunset")
-        clip.save("rocket.mp4")
+        video = kinema.generate("rocket.png", seed=42, motion_bucket_id=180)
+        video = kinema.generate(prompt="a red hot-air balloon over a snowy mountain at sunset")
+        video.save("rocket.mp4")
 
     Args:
-        image: Path, http(s) address, encoded bytes, PIL image, or uint8 array [height, width, 3].
-        prompt: A sentence, in place of the still; the seed drives both halves.
-        model: As for `load`, or what `load` returned.
-        image_model: As for `load_image_pipeline`, or what it returned. None chooses one by the video's size too.
+        image: Path, http(s) URL, encoded bytes, PIL image, or uint8 array [height, width, 3].
+        prompt: Text from which to generate the image, in place of `image`. The seed applies to both models.
+        model: As for `load`, or a pipeline returned by it.
+        image_model: As for `load_image_pipeline`, or a pipeline returned by it. None: also depends on the video's size.
         device: As for `load`.
         dtype: As for `load`.
-        **settings: Those of `VideoRequest`; the models' own defaults lie beneath them.
+        **parameters: Fields of `VideoRequest`; by default those of the models.
 
     Returns:
-        The clip: `frames` uint8 [num_frames, height, width, 3], `fps`, `seed`, `recipe`, and the `image` that it was
-        made from; `save(path)` writes it.
+        The video: `frames` uint8 [num_frames, height, width, 3], `fps`, `seed`, `recipe`, and the input `image`;
+        `save(path)` writes it to a file.
 
     Raises:
-        KinemaError: one of its kinds; the message says what to do.
+        KinemaError: the input is invalid or the generation failed.
     """
     video = None
     for result in stream(
-        image, prompt=prompt, model=model, image_model=image_model, device=device, dtype=dtype, **settings
+        image, prompt=prompt, model=model, image_model=image_model, device=device, dtype=dtype, **parameters
     ):
         video = result
-    assert isinstance(video, Video), "the engine ends with a clip"
+    assert isinstance(video, Video), "stream ends with a video"
     return video
 
 
-def _warn(found: Iterable[str]) -> None:
-    """Warn at the line that called Kinema, however deep this is."""
+def _warn(messages: Iterable[str]) -> None:
+    """Issue warnings that point at the line outside this module that called it."""
     frame, level = inspect.currentframe(), 1
     while frame is not None and str(frame.f_globals.get("__name__")) == __name__:
         frame, level = frame.f_back, level + 1
-    for warning in found:
-        warnings.warn(warning, KinemaWarning, stacklevel=level)
+    for message in messages:
+        warnings.warn(message, KinemaWarning, stacklevel=level)
 
 
 def all_warnings(image: ImageFacts, request: VideoRequest) -> list[Message]:
-    """Everything a person should know before the work begins: of the still, its fitting, and the settings."""
+    """Return the warnings about the image, its fitting and the parameters."""
     fitting = fit_warnings(image.size, request.width, request.height, request.fit)
     return [*image.warnings, *fitting, *parameter_warnings(request)]

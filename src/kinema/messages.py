@@ -1,4 +1,4 @@
-"""What is said to people, kept with what it was made of, so that a face may say it in another language."""
+"""Messages to users with their code and values, from which the page builds translations."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Any
 
 
 class Message(str):
-    """A sentence in English, ready to be read; `code` names it, `values` fill in `english`.
+    """A message in English: `english` with its placeholders filled by `values`. `code` identifies it.
 
-    Values may be sentences too. Those called `name` or `other` are names of settings.
+    Values may be messages themselves. Those called `name` or `other` are names of parameters.
     """
 
     __slots__ = ("code", "english", "values")
@@ -18,14 +18,14 @@ class Message(str):
     english: str
 
     def __new__(cls, code: str, english: str, /, **values: Any) -> Message:
-        """The English with its `{}` filled in, as by `str.format`."""
+        """Fill the placeholders of `english`, as `str.format` does."""
         message = super().__new__(cls, english.format(**values))
         message.code, message.values, message.english = code, values, english
         return message
 
     def replaced(self, **values: Any) -> Message:
-        """The same sentence with other values."""
+        """Return the message with other values."""
         return type(self)(self.code, self.english, **{**self.values, **values})
 
-    def __getnewargs_ex__(self) -> tuple[tuple[str, str], dict[str, Any]]:  # errors travel between processes
+    def __getnewargs_ex__(self) -> tuple[tuple[str, str], dict[str, Any]]:  # pickle: errors pass between processes
         return (self.code, self.english), self.values

@@ -1,4 +1,4 @@
-"""The values that travel between the floors: what is asked, how it goes, and how it was made."""
+"""The values that all layers share: the request, a progress step, and the recipe of a finished video."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Stage = Literal["text_to_image", "encode", "denoise", "decode"]
 
 MAX_SEED = 2**53 - 1  # the largest integer that JavaScript keeps exactly
 RANDOM_SEED = -1
-# The settings of a still that is drawn from a prompt; None in all of them where a still is given.
+# Parameters of the text-to-image half; all None for a request with an image.
 TEXT_TO_IMAGE_FIELDS = (
     "prompt",
     "negative_prompt",
@@ -34,23 +34,21 @@ TEXT_TO_IMAGE_FIELDS = (
 )
 
 
-def draw_seed(given: Any = None) -> Any:
-    """The given seed, or for None and −1 a random one: 0 to 2³²−1, short enough to be written down."""
-    is_random = given is None or (given.strip() if isinstance(given, str) else given) in (RANDOM_SEED, "-1")
-    return secrets.randbelow(2**32) if is_random else given
+def draw_seed(seed: Any = None) -> Any:
+    """Return `seed`, or a random seed from 0 to 2³²−1 for None and −1."""
+    is_random = seed is None or (seed.strip() if isinstance(seed, str) else seed) in (RANDOM_SEED, "-1")
+    return secrets.randbelow(2**32) if is_random else seed
 
 
 class VideoRequest(BaseModel):
-    """What is asked of Stable Video Diffusion, and of the painter where a prompt stands for the still.
+    """Parameters of one video, immutable and validated on construction.
 
-    Every setting is checked once, and never changed afterwards.
-
-    The defaults are those of `svd-xt`; `kinema.models.catalog.request_for` puts another model's own beneath
-    the parameters that are given, and `for_image_model` an image model's. Names are those of diffusers' pipelines;
-    parameters of the image model start with `image_` where they would collide.
+    The defaults are those of `svd-xt`; `kinema.models.catalog.request_for` applies the defaults of another model, and
+    `for_image_model` those of a text-to-image model. Names follow diffusers' pipelines; parameters of the
+    text-to-image model start with `image_` where they would collide.
 
     Raises:
-        InvalidRequest: from `VideoRequest.checked`, naming the first setting that is out of range.
+        InvalidRequest: from `VideoRequest.checked`, for the first invalid parameter.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -64,76 +62,88 @@ class VideoRequest(BaseModel):
         default_factory=draw_seed,
         ge=0,
         le=MAX_SEED,
-        description="Start of the noise: same seed, still, settings and machine give the same video. "
-        "-1, or not given: a random one, which is always returned.",
+        description="Random seed: the same seed, image, parameters and machine give the same video. "
+        "-1 or unset: a random seed, which is always returned.",
         json_schema_extra={"minimum": RANDOM_SEED},
     )
     width: int = Field(default=1024, ge=64, le=2048, description="Width in pixels, a multiple of 8.")
     height: int = Field(default=576, ge=64, le=2048, description="Height in pixels, a multiple of 8.")
     num_frames: int = Field(default=25, ge=1, le=128, description="Frames to generate.")
     num_inference_steps: int = Field(
-        default=25, ge=1, le=200, description="Denoising steps: more is slower and usually cleaner."
+        default=25, ge=1, le=200, description="Denoising steps: more are slower and usually give a cleaner video."
     )
     fps: int = Field(
         default=7,
         ge=1,
         le=120,
-        description="Frames per second that the model is told; also the playback rate unless playback_fps is given.",
+        description="Frame rate that conditions the model; also the playback rate unless playback_fps is set.",
     )
     playback_fps: int | None = Field(
-        default=None, ge=1, le=120, description="Frames per second of the file, if other than fps."
+        default=None, ge=1, le=120, description="Playback frame rate of the file, if different from fps."
     )
     motion_bucket_id: int = Field(
-        default=127, ge=0, le=1023, description="How much moves: 0 is almost still, 255 the most seen in training."
+        default=127,
+        ge=0,
+        le=1023,
+        description="Amount of motion: 0 is almost none, 255 is the highest value in training.",
     )
     noise_aug_strength: float = Field(
         default=0.02,
         ge=0,
         le=10,
         allow_inf_nan=False,
-        description="Noise added to the still before encoding: more frees the video from the still.",
+        description="Noise added to the image before encoding: higher values let the video deviate more from it.",
     )
     min_guidance_scale: float = Field(
-        default=1.0, ge=1, le=30, allow_inf_nan=False, description="Guidance at the first frame; 1 is none."
+        default=1.0,
+        ge=1,
+        le=30,
+        allow_inf_nan=False,
+        description="Guidance scale of the first frame; 1 disables guidance.",
     )
     max_guidance_scale: float = Field(
-        default=3.0, ge=1, le=30, allow_inf_nan=False, description="Guidance at the last frame; 1 is none."
+        default=3.0,
+        ge=1,
+        le=30,
+        allow_inf_nan=False,
+        description="Guidance scale of the last frame; 1 disables guidance.",
     )
     decode_chunk_size: int | None = Field(
         default=None,
         ge=1,
-        description="Frames decoded together: fewer need less memory and may flicker. "
-        "Chosen from the memory that is free when not given.",
+        description="Frames decoded at once: fewer need less memory but may flicker. Unset: chosen by the free memory.",
     )
     fit: Fit = Field(
         default="crop",
-        description="How the still meets the size: crop cuts evenly, pad adds black bars, stretch distorts.",
+        description="How the image is fitted to width × height: crop cuts the edges, pad adds black bars, stretch "
+        "changes the aspect ratio.",
     )
     prompt: str | None = Field(
         default=None,
         max_length=10_000,
-        description="A sentence from which a still is drawn, where none is given; the seed drives both halves.",
+        description="Text from which to generate the image, in place of an input image; the seed applies to both "
+        "models.",
     )
     negative_prompt: str | None = Field(
-        default=None, max_length=10_000, description="What the drawn still should not show."
+        default=None, max_length=10_000, description="What the generated image should not show."
     )
     image_model: str | None = Field(
         default=None,
         min_length=1,
-        description="The painter that draws the still: catalog name, hub id, or folder of a text-to-image pipeline.",
+        description="Text-to-image model: catalog name, hub id, or folder of a diffusers text-to-image pipeline.",
     )
     image_guidance_scale: float | None = Field(
         default=None,
         ge=0,
         le=50,
         allow_inf_nan=False,
-        description="How strictly the painter follows the prompt; up to 1 is no guidance.",
+        description="Guidance scale of the text-to-image model; values up to 1 disable guidance.",
     )
     image_num_inference_steps: int | None = Field(
-        default=None, ge=1, le=200, description="Denoising steps of the painter."
+        default=None, ge=1, le=200, description="Denoising steps of the text-to-image model."
     )
     scheduler: Scheduler | None = Field(
-        default=None, description="The painter's sampler; its own when neither given nor in the catalog."
+        default=None, description="Scheduler of the text-to-image model. Unset: the catalog's, else the model's own."
     )
 
     @field_validator("width", "height")
@@ -144,7 +154,7 @@ class VideoRequest(BaseModel):
             raise ValueError(
                 Message(
                     "no_multiple_of_8",
-                    "{name} {value} is not a multiple of 8; {below} and {above} are",
+                    "{name} {value} is not a multiple of 8; use {below} or {above}",
                     name=info.field_name,
                     value=value,
                     below=below,
@@ -155,21 +165,19 @@ class VideoRequest(BaseModel):
 
     @field_validator("prompt")
     @classmethod
-    def _says_something(cls, value: str | None) -> str | None:
+    def _reject_blank_prompt(cls, value: str | None) -> str | None:
         if value is not None and not value.strip():
-            raise ValueError(
-                Message("empty_prompt", "prompt {value!r} is empty; say what the still is to show", value=value)
-            )
+            raise ValueError(Message("empty_prompt", "prompt {value!r} is empty; describe the image", value=value))
         return value
 
     @field_validator(*TEXT_TO_IMAGE_FIELDS[1:])
     @classmethod
-    def _has_a_prompt(cls, value: Any, info: Any) -> Any:
+    def _require_prompt(cls, value: Any, info: Any) -> Any:
         if value is not None and info.data.get("prompt", "") is None:
             raise ValueError(
                 Message(
                     "without_prompt",
-                    "{name} {value!r} is of a still that is drawn: drop it, or give a prompt",
+                    "{name} only applies with a prompt; remove it or add a prompt",
                     name=info.field_name,
                     value=value,
                 )
@@ -177,50 +185,50 @@ class VideoRequest(BaseModel):
         return value
 
     @classmethod
-    def checked(cls, **settings: Any) -> VideoRequest:
-        """A request from settings that came from outside.
+    def checked(cls, **parameters: Any) -> VideoRequest:
+        """Validate untrusted parameters and return the request.
 
         Raises:
-            InvalidRequest: naming the first setting that is wrong, its value and what would be right.
+            InvalidRequest: with the name and value of the first invalid parameter and the allowed values.
         """
         try:
-            return cls(**settings)
+            return cls(**parameters)
         except ValidationError as error:
-            raise _first_fault(error) from None
+            raise _first_error(error) from None
 
-    def changed(self, **settings: Any) -> VideoRequest:
-        """This request with other settings, checked again."""
-        return VideoRequest.checked(**(self.model_dump() | settings))
+    def changed(self, **parameters: Any) -> VideoRequest:
+        """Return a validated copy with other parameters."""
+        return VideoRequest.checked(**(self.model_dump() | parameters))
 
     @property
     def frame_rate(self) -> int:
-        """Frames per second of the resulting file."""
+        """Playback frame rate of the file, in frames per second."""
         return self.fps if self.playback_fps is None else self.playback_fps
 
     @property
     def guided(self) -> bool:
-        """Whether any frame's guidance differs from 1, so that an unconditional pass is needed."""
+        """Whether any frame has a guidance scale other than 1, which needs an unconditional pass."""
         last = self.min_guidance_scale if self.num_frames == 1 else self.max_guidance_scale
         return not (self.min_guidance_scale == 1.0 and last == 1.0)
 
 
-def _first_fault(error: ValidationError) -> InvalidRequest:
-    """The first fault pydantic found, in words that name the setting, its value and the remedy."""
-    fault = error.errors()[0]
-    name = str(fault["loc"][0])
-    value = fault["input"]
-    match fault["type"]:
+def _first_error(error: ValidationError) -> InvalidRequest:
+    """Convert pydantic's first error to an `InvalidRequest` with parameter, value and remedy."""
+    details = error.errors()[0]
+    name = str(details["loc"][0])
+    value = details["input"]
+    match details["type"]:
         case "value_error":
-            said = fault["ctx"]["error"].args[0]
+            message = details["ctx"]["error"].args[0]
         case "extra_forbidden":
             known = ", ".join(VideoRequest.model_fields)
-            said = Message(
-                "no_setting", "there is no setting {name!r}; the settings are {known}", name=name, known=known
+            message = Message(
+                "no_setting", "unknown parameter {name!r}; expected one of {known}", name=name, known=known
             )
         case "string_too_long":
-            said = too_long(name, len(value), fault["ctx"]["max_length"])
+            message = too_long(name, len(value), details["ctx"]["max_length"])
         case "greater_than_equal" | "less_than_equal":
-            said = Message(
+            message = Message(
                 "out_of_range",
                 "{name} {value!r} is out of range: {range}",
                 name=name,
@@ -228,30 +236,30 @@ def _first_fault(error: ValidationError) -> InvalidRequest:
                 range=_range_of(name),
             )
         case kind:
-            message = fault["msg"][:1].lower() + fault["msg"][1:]
-            said = Message(
+            reason = details["msg"][:1].lower() + details["msg"][1:]
+            message = Message(
                 "not_usable",
-                "{name} {value!r} is not usable: {wanted}",
+                "{name} {value!r} is invalid: {wanted}",
                 name=name,
                 value=value,
-                wanted=_wanted(name, kind, message),
+                wanted=_expected(name, kind, reason),
             )
-    return InvalidRequest(said, name)
+    return InvalidRequest(message, name)
 
 
 def too_long(name: str, length: int, longest: int) -> Message:
-    """The refusal of a text that has more characters than are read."""
+    """Return the error message for a text of more than `longest` characters."""
     return Message(
         "too_long",
-        "{name} has {length} characters and at most {longest} are read",
+        "{name} has {length} characters; at most {longest} are allowed",
         name=name,
         length=length,
         longest=longest,
     )
 
 
-def _wanted(name: str, kind: str, message: str) -> Message:
-    """What a setting takes in place of a value of the wrong kind; `message` is pydantic's."""
+def _expected(name: str, kind: str, message: str) -> Message:
+    """Return what a parameter accepts; `kind` and `message` are pydantic's error type and text."""
     match kind:
         case "literal_error":
             choices = {"fit": get_args(Fit), "scheduler": get_args(Scheduler)}[name]
@@ -266,7 +274,7 @@ def _wanted(name: str, kind: str, message: str) -> Message:
 
 
 def _range_of(name: str) -> Message:
-    """The allowed range of a setting, as a person reads it."""
+    """Return the allowed range of a parameter as text."""
     bounds = {type(m).__name__: m for m in VideoRequest.model_fields[name].metadata}
     low, high = bounds["Ge"].ge, bounds.get("Le")
     if name == "seed":
@@ -278,14 +286,15 @@ def _range_of(name: str) -> Message:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Step:
-    """One piece of progress: `step` of `total` in `stage` is done.
+    """Progress: `step` of `total` in `stage` is done.
 
-    `latents` ([1, num_frames, channels, height/f, width/f], f the VAE's factor: 8 in every published SVD) come with
-    denoising steps, and with painting steps as those of one frame, where the painter has such latents; `clean`, with
-    denoising steps, is the model's estimate of the latents without noise, which shows the scene from the first step
-    on; `frames` (uint8
-    [n, height, width, 3], those just decoded) with decoding steps. Where a video had to be decoded again,
-    a decoding step with `start` 0 tells that the frames before it no longer hold.
+    Attributes:
+        latents: In stage "denoise", [1, num_frames, channels, height/f, width/f] with f the VAE's factor (8 in every
+            published SVD). In stage "text_to_image", those of one frame, if the model has such latents.
+        clean: In stage "denoise", the model's estimate of the noise-free latents, same shape.
+        frames: In stage "decode", the frames just decoded: uint8 [n, height, width, 3].
+        start: Index of the first of `frames`. 0 after earlier decode steps means that decoding restarted and earlier
+            frames are void.
     """
 
     stage: Stage
@@ -298,17 +307,17 @@ class Step:
 
 
 class ModelIdentity(BaseModel):
-    """Which weights made a video: enough to tell whether others are the same."""
+    """Name, revision and hash that identify a model's weights."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    name: str = Field(description="Catalog name or hub id; a local folder gives only its last part.")
-    revision: str | None = Field(description="Commit of the hub repository, or None for a folder.")
+    name: str = Field(description="Catalog name or hub id; for a local folder, its last path component.")
+    revision: str | None = Field(description="Commit of the hub repository; None for a folder.")
     weights_sha256: str = Field(description="SHA-256 over the names and contents of the weight files.")
 
 
 class ImageGeneration(BaseModel):
-    """How a still was drawn from a prompt; with the request's settings, its seed and this it can be drawn again."""
+    """How the image was generated from the prompt; together with the request it allows to reproduce the image."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -316,39 +325,46 @@ class ImageGeneration(BaseModel):
     pipeline: str = Field(description="Class of the text-to-image pipeline.")
     dtype: str
     memory_plan: str
-    events: tuple[str, ...] = Field(default=(), description="What did not go as planned, and what was done about it.")
+    events: tuple[str, ...] = Field(
+        default=(), description="Problems during generation and how they were handled, e.g. a retry."
+    )
 
 
-# Raised whenever a recipe's fields change, so that another version says what it is rather than misread it.
+# Incremented when a recipe's fields change, so that another version rejects the recipe rather than misreads it.
 RECIPE_FORMAT: Final = 2
 
 
 class Recipe(BaseModel):
-    """How a video was made, so that it can be made again. It holds no private path and no time of day."""
+    """Everything needed to reproduce a video. Contains no private path and no time."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     format: Literal[2] = Field(default=RECIPE_FORMAT, description="Version of the recipe's fields.")
     kinema: str = Field(description="Version of Kinema.")
     request: VideoRequest
-    image_sha256: str = Field(description="SHA-256 of the still's pixels (RGB, upright), before it was fitted.")
+    image_sha256: str = Field(description="SHA-256 of the image's pixels (RGB, upright), before fitting.")
     image_generation: ImageGeneration | None = Field(
-        default=None, description="How the still was drawn, where a prompt was given."
+        default=None, description="How the image was generated, if the request has a prompt."
     )
     model: ModelIdentity
-    device: str = Field(description="Kind of device: cpu, cuda or mps, and its name.")
+    device: str = Field(description="Device type (cpu, cuda or mps) and name.")
     threads: int | None = Field(
-        default=None, description="Threads that the CPU computed with, on which rounding depends; None on a GPU."
+        default=None, description="Number of CPU threads, which affects rounding; None on a GPU."
     )
     cpu: str | None = Field(
-        default=None, description="Instruction sets that the CPU computed with, likewise; None on a GPU."
+        default=None, description="CPU instruction sets used, which affect rounding; None on a GPU."
     )
     dtype: str
-    engine: Engine = Field(default="reference", description="Whose forward computed: ours (fast) or diffusers' own.")
+    engine: Engine = Field(
+        default="reference", description="fast: Kinema's forward implementation; reference: diffusers'."
+    )
     precision: Precision = Field(
-        default="full", description="full: all in the dtype; fp8: the UNet's large products in numbers of one byte."
+        default="full",
+        description="full: everything in `dtype`; fp8: the UNet's large matmuls in 8-bit floating point.",
     )
     memory_plan: str
     decode_chunk_size: int
-    events: tuple[str, ...] = Field(default=(), description="What did not go as planned, and what was done about it.")
-    versions: dict[str, str] = Field(description="Versions of the libraries that take part in the arithmetic.")
+    events: tuple[str, ...] = Field(
+        default=(), description="Problems during generation and how they were handled, e.g. a retry."
+    )
+    versions: dict[str, str] = Field(description="Versions of the libraries that affect the result.")

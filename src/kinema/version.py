@@ -1,4 +1,4 @@
-"""Kinema's own version, also where it is not installed: in a Bento, or a clone on the path."""
+"""Kinema's version, also if it is not installed: in a Bento, or in a clone on the path."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def own_version() -> str:
-    """The installed package's version, else that of the `pyproject.toml` it lies with, else "unknown"."""
+    """Return the version of the installed package, else of the clone's `pyproject.toml`, else "unknown"."""
     try:
         return version("kinema")
     except PackageNotFoundError:

@@ -123,7 +123,7 @@ def test_fit_has_the_same_name_in_the_note(server, visit):
 @pytest.mark.parametrize(
     ("locale", "label", "expected"),
     [
-        ("en-US", "number input for Motion", "Motion 7.5"),
+        ("en-US", "number input for Motion", "Motion 7.5 is invalid"),
         ("ko-KR", "number input for 움직임", "움직임: 7.5 값은 사용할 수 없습니다. 정수를"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The command, run in this process: its exit code, stdout and stderr, in a folder of its own."""
+"""Fixtures that run the command in this process, in an empty current folder."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from cli_inputs import SMALL, draw
+from cli_inputs import SMALL, write_image
 
 from kinema.cli import main
 
 sys.path.append(str(Path(__file__).parents[1] / "models"))  # for fake_hub
 
 
-class Ran(NamedTuple):
-    """How a run of the command ended."""
+class CommandResult(NamedTuple):
+    """Exit code, stdout and stderr of a run."""
 
     code: int
     out: str
@@ -28,14 +28,14 @@ class Ran(NamedTuple):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """An empty current folder."""
+    """Return the current folder, which is empty."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture(autouse=True)
-def plain_environment(monkeypatch):
-    """No settings and no wishes for colour from outside."""
+def clean_environment(monkeypatch):
+    """Remove settings and colour options from the environment."""
     for name in [name for name in os.environ if name.startswith(("KINEMA_", "TTY_")) or name.endswith("_COLOR")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("COLUMNS", "200")
@@ -43,25 +43,25 @@ def plain_environment(monkeypatch):
 
 @pytest.fixture
 def kinema(folder, capsys):
-    """Runs the command there: `kinema("generate", ...) -> Ran`."""
+    """Return a function that runs the command: `kinema("generate", ...) -> CommandResult`."""
 
     def run(*arguments):
         capsys.readouterr()
         code = main([str(argument) for argument in arguments])
-        return Ran(code, *capsys.readouterr())
+        return CommandResult(code, *capsys.readouterr())
 
     return run
 
 
 @pytest.fixture
 def image(folder):
-    """`rocket.png`: 96×64, all colours."""
-    return draw(folder / "rocket.png")
+    """Write `rocket.png`, 96×64."""
+    return write_image(folder / "rocket.png")
 
 
 @pytest.fixture
 def generate(kinema, image, tiny_svd):
-    """`generate` with a tiny model and small settings; of `rocket.png` unless stills are named."""
+    """Return a function that runs `generate` with a tiny model, small parameters and by default `rocket.png`."""
 
     def run(*arguments, images=(image.name,)):
         return kinema("generate", *images, "--model", tiny_svd, *SMALL, *arguments)
@@ -70,7 +70,7 @@ def generate(kinema, image, tiny_svd):
 
 
 class Terminal:
-    """A real terminal as stderr while inside; `text` is all that was written to it, known afterwards."""
+    """Context manager that makes stderr a pseudo-terminal; `text` is its output, complete after the block."""
 
     def __enter__(self):
         self.reader, writer = pty.openpty()
@@ -78,11 +78,11 @@ class Terminal:
         self.thread = threading.Thread(target=self.read)
         self.thread.start()
         self.screen = os.fdopen(writer, "w", encoding="utf-8", buffering=1)
-        self.before, sys.stderr = sys.stderr, self.screen
+        self.previous, sys.stderr = sys.stderr, self.screen
         return self
 
     def __exit__(self, *_error):
-        sys.stderr = self.before
+        sys.stderr = self.previous
         self.screen.close()
         self.thread.join()
         os.close(self.reader)
@@ -99,6 +99,6 @@ class Terminal:
 
 @pytest.fixture
 def terminal(monkeypatch):
-    """A terminal that knows colours, to enter where it is wanted."""
+    """Return a terminal with colour support, to be entered by the test."""
     monkeypatch.setenv("TERM", "xterm")
     return Terminal()

@@ -1,14 +1,14 @@
 import json
 
 import pytest
-from cli_inputs import SMALL, draw
+from cli_inputs import SMALL, write_image
 
 QUICK = [*SMALL, "--device=cpu", "--dtype=float32", "--runs=1"]
 
 
 @pytest.fixture
 def bench(kinema, tiny_svd):
-    """`bench` with a tiny model and small settings."""
+    """Return a function that runs `bench` with a tiny model and small parameters."""
 
     def run(*arguments):
         return kinema("bench", *arguments, "--model", tiny_svd, *QUICK)
@@ -16,76 +16,76 @@ def bench(kinema, tiny_svd):
     return run
 
 
-def names(folder):
+def file_names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_the_record_goes_to_a_file_a_table_to_stdout_and_progress_to_stderr(bench, image, folder):
-    ran = bench(image.name, "--out", "out.json", "--note", "random weights")
-    assert ran.code == 0
+def test_bench_writes_record_file_table_and_progress(bench, image, folder):
+    result = bench(image.name, "--out", "out.json", "--note", "random weights")
+    assert result.code == 0
     record = json.loads((folder / "out.json").read_text(encoding="utf-8"))
     assert record["note"] == "random weights"
     assert record["image"]["name"] == "rocket"
     assert (record["settings"]["seed"], record["settings"]["num_frames"], record["runs"]) == (7, 2, 1)
-    for words in ("kinema", "diffusers", "factor", "a fresh process", "in all", "rss", "denoise, TFLOP/s", "of rocket"):
-        assert words in ran.out
-    assert "random weights" in ran.out
-    lines = ran.err.splitlines()
+    for text in ("kinema", "diffusers", "factor", "cold start", "total", "rss", "denoise, TFLOP/s", "image rocket"):
+        assert text in result.out
+    assert "random weights" in result.out
+    lines = result.err.splitlines()
     assert lines.index("kinema: video 1 of 1") < lines.index("diffusers: video 1 of 1")
-    assert lines[-1] == "the record: out.json"
-    assert names(folder) == ["out.json", "rocket.png"]
+    assert lines[-1] == "record: out.json"
+    assert file_names(folder) == ["out.json", "rocket.png"]
 
 
-def test_alone_and_without_a_still_it_needs_no_file(bench, folder):
-    ran = bench("--against=nothing", "--engine=reference", "--json")
-    assert ran.code == 0
-    record = json.loads(ran.out)
+def test_bench_without_image_and_baselines_writes_no_file(bench, folder):
+    result = bench("--against=nothing", "--engine=reference", "--json")
+    assert result.code == 0
+    record = json.loads(result.out)
     assert record["engine"] == "reference"
     assert record["image"]["name"] == "gradient"
     assert len(record["kinema"]["warm"]["runs"]) == 1
     assert record["peers"] == {}
-    assert names(folder) == []
+    assert file_names(folder) == []
 
 
-MISTAKES = {
-    "no such peer": (
+INVALID_ARGUMENTS = {
+    "unknown baseline": (
         ["--against=onediff"],
         2,
         "baseline 'onediff' is not supported; use diffusers, diffusers-compile or",
     ),
-    "no such peer's dtype": (
+    "unknown baseline dtype": (
         ["--peer-dtype=fp8"],
         2,
         "peer_dtype 'fp8' is not supported; use float16, bfloat16, float32",
     ),
-    "no such engine": (["--engine=slow"], 2, "engine 'slow' is not supported; use fast or reference"),
-    "no such still": (["nope.png"], 2, "file nope.png not found; check the name and the folder"),
+    "unknown engine": (["--engine=slow"], 2, "engine 'slow' is not supported; use fast or reference"),
+    "missing image": (["nope.png"], 2, "file nope.png not found; check the name and the folder"),
     "out of range": (["--fps=500"], 2, "fps 500 is out of range: 1 to 120"),
-    "a painter's setting": (["--scheduler=euler"], 2, "no such option: --scheduler"),
-    "no runs": (["--runs=0"], 2, "invalid value for '--runs': "),
-    "a file that exists": (["--out=old.json"], 2, "old.json already exists; add --force to overwrite it"),
-    "another ending": (["--out=x.txt"], 2, "the record x.txt must end in .json; name it x.json"),
-    "a folder": (["--out=full.json"], 2, "full.json is a folder; choose another name for the record"),
-    "where the peer fails": (["--min-guidance-scale=2", "--max-guidance-scale=1"], 2, "diffusers' pipeline fails at"),
-    "no such model": (["--model=svdxt"], 3, "model 'svdxt' not found; did you mean svd-xt?"),
+    "text-to-image option": (["--scheduler=euler"], 2, "no such option: --scheduler"),
+    "zero runs": (["--runs=0"], 2, "invalid value for '--runs': "),
+    "existing file": (["--out=old.json"], 2, "old.json already exists; add --force to overwrite it"),
+    "wrong extension": (["--out=x.txt"], 2, "the record x.txt must end in .json; use x.json"),
+    "folder": (["--out=full.json"], 2, "full.json is a folder; choose another name for the record"),
+    "baseline fails": (["--min-guidance-scale=2", "--max-guidance-scale=1"], 2, "diffusers' pipeline fails at"),
+    "unknown model": (["--model=svdxt"], 3, "model 'svdxt' not found; did you mean svd-xt?"),
 }
 
 
-@pytest.mark.parametrize(("arguments", "code", "words"), MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_is_told_before_anything_is_loaded(kinema, folder, tiny_svd, arguments, code, words):
+@pytest.mark.parametrize(("arguments", "code", "message"), INVALID_ARGUMENTS.values(), ids=INVALID_ARGUMENTS)
+def test_invalid_arguments_are_rejected_before_loading(kinema, folder, tiny_svd, arguments, code, message):
     (folder / "full.json").mkdir()
     (folder / "old.json").touch()
-    ran = kinema("bench", "--model", tiny_svd, *QUICK, *arguments)
-    assert (ran.code, ran.out) == (code, "")
-    error = ran.err[ran.err.index("error: ") :]
-    assert words in error
+    result = kinema("bench", "--model", tiny_svd, *QUICK, *arguments)
+    assert (result.code, result.out) == (code, "")
+    error = result.err[result.err.index("error: ") :]
+    assert message in error
     assert error.count("\n") == 1
-    assert "loading" not in ran.err
-    assert names(folder) == ["full.json", "old.json"]
+    assert "loading" not in result.err
+    assert file_names(folder) == ["full.json", "old.json"]
 
 
-def test_the_record_never_replaces_the_still(bench, folder):
-    draw(folder / "rocket.png").rename(folder / "rocket.json")
-    ran = bench("rocket.json", "--out", "rocket.json")
-    assert ran.code == 2
-    assert "rocket.json is what the video is made from, and would be lost" in ran.err
+def test_bench_record_at_image_path_is_rejected(bench, folder):
+    write_image(folder / "rocket.png").rename(folder / "rocket.json")
+    result = bench("rocket.json", "--out", "rocket.json")
+    assert result.code == 2
+    assert "rocket.json is the input and would be overwritten" in result.err

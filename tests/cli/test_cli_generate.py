@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from cli_inputs import SMALL, draw
+from cli_inputs import SMALL, write_image
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
@@ -18,27 +18,27 @@ from kinema.values import TEXT_TO_IMAGE_FIELDS, Step, VideoRequest
 from tiny import make_tiny_svd
 
 
-def names(folder):
+def file_names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-# What comes out, and where
+# Output files
 
 
-def test_stdout_has_the_path_alone_and_stderr_plain_lines(generate, folder):
-    ran = generate("-o", "out.mp4")
-    assert (ran.code, ran.out) == (0, "out.mp4\n")
-    lines = ran.err.splitlines()
+def test_generate_prints_only_path_to_stdout_and_plain_lines_to_stderr(generate, folder):
+    result = generate("-o", "out.mp4")
+    assert (result.code, result.out) == (0, "out.mp4\n")
+    lines = result.err.splitlines()
     assert "rocket.png: 2 frames of 64×64, 2 steps, seed 7" in lines
     assert "denoise 2/2" in lines
     assert re.fullmatch(r"denoise 1/2, \d+\.\d s left", lines[lines.index("denoise 2/2") - 1])
-    assert "\x1b" not in ran.err
+    assert "\x1b" not in result.err
     assert probe(folder / "out.mp4").frames == 2
 
 
-def test_the_video_is_named_after_the_still(generate, folder):
+def test_default_output_is_named_after_the_image(generate, folder):
     assert generate().out == "rocket.mp4\n"
-    assert names(folder) == ["rocket.mp4", "rocket.png"]
+    assert file_names(folder) == ["rocket.mp4", "rocket.png"]
 
 
 @pytest.mark.parametrize(
@@ -50,34 +50,34 @@ def test_the_video_is_named_after_the_still(generate, folder):
         (["--contact-sheet", "all.png"], "all.png"),
     ],
 )
-def test_an_existing_file_is_overwritten_by_force_alone(generate, folder, arguments, file):
-    (folder / file).write_text("mine")
-    refused = generate(*arguments)
-    assert refused.code == 2
-    assert f"{file} already exists; add --force to overwrite it" in refused.err
-    assert (folder / file).read_text() == "mine"
-    assert names(folder) == sorted([file, "rocket.png"])
+def test_existing_file_is_overwritten_only_with_force(generate, folder, arguments, file):
+    (folder / file).write_text("old")
+    rejected = generate(*arguments)
+    assert rejected.code == 2
+    assert f"{file} already exists; add --force to overwrite it" in rejected.err
+    assert (folder / file).read_text() == "old"
+    assert file_names(folder) == sorted([file, "rocket.png"])
     assert generate(*arguments, "--force").code == 0
-    assert (folder / file).read_bytes() != b"mine"
+    assert (folder / file).read_bytes() != b"old"
 
 
-def test_missing_folders_are_created_when_the_work_begins(generate, folder):
-    ran = generate("-o", "new/videos/{stem}.mp4", "--contact-sheet", "sheets/", "--fps=500")
-    assert (ran.code, names(folder)) == (2, ["rocket.png"])
+def test_missing_folders_are_created_after_validation(generate, folder):
+    result = generate("-o", "new/videos/{stem}.mp4", "--contact-sheet", "sheets/", "--fps=500")
+    assert (result.code, file_names(folder)) == (2, ["rocket.png"])
     assert generate("-o", "new/videos/{stem}.mp4", "--contact-sheet", "sheets/").out == "new/videos/rocket.mp4\n"
-    assert names(folder / "sheets") == ["rocket.png"]
+    assert file_names(folder / "sheets") == ["rocket.png"]
 
 
-def test_a_tilde_in_quotes_is_the_home_folder(generate, folder, monkeypatch):
+def test_tilde_in_paths_is_the_home_folder(generate, folder, monkeypatch):
     monkeypatch.setenv("HOME", str(folder / "home"))
     (folder / "home").mkdir()
     (folder / "rocket.png").rename(folder / "home" / "rocket.png")
-    ran = generate("-o", "~/videos/", images=("~/rocket.png",))
-    assert ran.out == f"{folder}/home/videos/rocket.mp4\n"
-    assert names(folder) == ["home"]
+    result = generate("-o", "~/videos/", images=("~/rocket.png",))
+    assert result.out == f"{folder}/home/videos/rocket.mp4\n"
+    assert file_names(folder) == ["home"]
 
 
-def test_a_dash_writes_the_video_to_stdout(image, folder, tiny_svd, capsysbinary):
+def test_output_dash_writes_video_to_stdout(image, folder, tiny_svd, capsysbinary):
     arguments = image.name, "--model", str(tiny_svd), *map(str, SMALL)
     assert main(["generate", *arguments, "-o", "-"]) == 0
     (folder / "piped.mp4").write_bytes(capsysbinary.readouterr().out)
@@ -86,61 +86,61 @@ def test_a_dash_writes_the_video_to_stdout(image, folder, tiny_svd, capsysbinary
     assert not (folder / "-").exists()
     capsysbinary.readouterr()
     assert main(["generate", *arguments, "-o", "-", "--json"]) == 2
-    assert b"-o - writes the video to stdout, which has the JSON lines" in capsysbinary.readouterr().err
+    assert b"-o - writes the video to stdout, which is used by --json" in capsysbinary.readouterr().err
 
 
 @pytest.mark.parametrize("sources", [("rocket.png", "rocket.png"), ("--prompt", "a fox", "--prompt", "an owl")])
-def test_stdout_takes_one_video(generate, folder, sources):
-    ran = generate("-o", "-", images=sources)
-    assert ran.code == 2
-    assert "-o - writes one video to stdout, and 2 are asked for" in ran.err
-    assert "tmp" not in ran.err
+def test_output_dash_with_two_videos_is_rejected(generate, folder, sources):
+    result = generate("-o", "-", images=sources)
+    assert result.code == 2
+    assert "-o - writes one video to stdout, but 2 were requested" in result.err
+    assert "tmp" not in result.err
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["generate", "rocket.png", "--json", "--width=1"]])
-def test_a_reader_that_goes_ends_the_run_quietly(image, folder, arguments):
+def test_closed_stdout_exits_141_without_message(image, folder, arguments):
     script = "import sys; from kinema.cli import main; sys.exit(main())"
     reader, writer = os.pipe()
     os.close(reader)
-    ran = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", script, *arguments], stdout=writer, stderr=subprocess.PIPE, check=False, cwd=folder
     )
     os.close(writer)
-    assert (ran.returncode, ran.stderr) == (141, b"")
+    assert (result.returncode, result.stderr) == (141, b"")
 
 
-def test_several_stills_load_the_model_once_and_go_into_a_folder(generate, folder):
-    draw(folder / "cat.png", seed=1)
+def test_several_images_load_the_model_once_and_write_to_a_folder(generate, folder):
+    write_image(folder / "cat.png", seed=1)
     (folder / "videos").mkdir()
-    ran = generate("-o", "videos", images=("rocket.png", "cat.png"))
-    assert ran.out.splitlines() == ["videos/rocket.mp4", "videos/cat.mp4"]
-    assert ran.err.count("loaded in") == 1
-    assert "1/2 rocket.png" in ran.err
-    assert "2/2 cat.png" in ran.err
-    assert names(folder / "videos") == ["cat.mp4", "rocket.mp4"]
+    result = generate("-o", "videos", images=("rocket.png", "cat.png"))
+    assert result.out.splitlines() == ["videos/rocket.mp4", "videos/cat.mp4"]
+    assert result.err.count("loaded in") == 1
+    assert "1/2 rocket.png" in result.err
+    assert "2/2 cat.png" in result.err
+    assert file_names(folder / "videos") == ["cat.mp4", "rocket.mp4"]
 
 
-def test_a_template_names_videos_and_contact_sheets(generate, folder):
-    draw(folder / "cat.png", seed=1)
-    ran = generate(
+def test_output_template_names_videos_and_contact_sheets(generate, folder):
+    write_image(folder / "cat.png", seed=1)
+    result = generate(
         "-o", "{index}-{stem}-{seed}.webp", "--contact-sheet", "{stem}-all.png", images=("rocket.png", "cat.png")
     )
-    assert ran.out.splitlines() == ["1-rocket-7.webp", "2-cat-7.webp"]
-    assert {"rocket-all.png", "cat-all.png"} <= set(names(folder))
+    assert result.out.splitlines() == ["1-rocket-7.webp", "2-cat-7.webp"]
+    assert {"rocket-all.png", "cat-all.png"} <= set(file_names(folder))
     with Image.open(folder / "cat-all.png") as sheet:
         assert sheet.width > 2 * 64
         assert sheet.format == "PNG"
 
 
-def test_a_trailing_slash_means_a_folder_and_no_ending_means_png(generate, folder):
+def test_output_with_trailing_slash_is_folder_and_without_extension_is_png(generate, folder):
     (folder / "videos").mkdir()
     assert generate("-o", "videos/").out == "videos/rocket.mp4\n"
     assert generate("-o", "frames").out == "frames\n"
     assert probe(folder / "frames").codec == "png"
 
 
-def test_every_setting_of_a_request_is_an_option(generate, folder):
-    given = {
+def test_every_request_field_has_an_option(generate, folder):
+    parameters = {
         "seed": 5,
         "width": 72,
         "height": 80,
@@ -155,57 +155,57 @@ def test_every_setting_of_a_request_is_an_option(generate, folder):
         "decode_chunk_size": 2,
         "fit": "pad",
     }
-    assert set(given) == set(VideoRequest.model_fields) - {"model", *TEXT_TO_IMAGE_FIELDS}
-    options = [part for name, value in given.items() for part in (f"--{name.replace('_', '-')}", value)]
+    assert set(parameters) == set(VideoRequest.model_fields) - {"model", *TEXT_TO_IMAGE_FIELDS}
+    options = [part for name, value in parameters.items() for part in (f"--{name.replace('_', '-')}", value)]
     assert generate("-o", "out.mp4", *options).code == 0
     request = read_recipe(folder / "out.mp4").request
-    assert request.model_dump(exclude={"model", *TEXT_TO_IMAGE_FIELDS}) == given
+    assert request.model_dump(exclude={"model", *TEXT_TO_IMAGE_FIELDS}) == parameters
     assert read_frames(folder / "out.mp4")[0].shape == (3, 80, 72, 3)
 
 
-def test_a_model_lends_its_own_defaults(kinema, image, folder, tiny_svd):
+def test_unset_options_use_the_model_defaults(kinema, image, folder, tiny_svd):
     assert (
         kinema("generate", image, "--model", tiny_svd, "--width=64", "--height=64", "--num-inference-steps=1").code == 0
     )
     assert probe(folder / "rocket.mp4").frames == 4  # what the tiny UNet's configuration says
 
 
-def test_a_seed_is_drawn_and_told(kinema, image, folder, tiny_svd):
-    ran = kinema("generate", image, "--model", tiny_svd, *SMALL[:-1])
+def test_random_seed_is_printed(kinema, image, folder, tiny_svd):
+    result = kinema("generate", image, "--model", tiny_svd, *SMALL[:-1])
     seed = read_recipe(folder / "rocket.mp4").request.seed
-    assert f"seed {seed}" in ran.err
+    assert f"seed {seed}" in result.err
 
 
-def test_arithmetic_is_as_asked(generate, folder):
+def test_dtype_option_is_used(generate, folder):
     assert generate("--dtype", "bfloat16", "--device", "cpu").code == 0
     assert read_recipe(folder / "rocket.mp4").dtype == "bfloat16"
 
 
-def test_a_video_decoded_again_holds_the_second_attempt_alone(generate, folder, monkeypatch, tiny_svd):
-    """No model fails in one arithmetic and not in another on demand, so this engine stands in."""
-    real = importlib.import_module("kinema.engine").generate
+def test_restarted_decode_writes_only_second_attempt(generate, folder, monkeypatch, tiny_svd):
+    """A fake engine restarts decoding, because no tiny model fails in one dtype only."""
+    engine_generate = importlib.import_module("kinema.engine").generate
 
-    def twice(models, image, request):
-        video = list(real(models, image, request))[-1]
+    def restart_decode(pipeline, image, request):
+        video = list(engine_generate(pipeline, image, request))[-1]
         yield Step("decode", 1, 2, frames=255 - video.frames[:1], start=0)
         yield Step("decode", 1, 2, frames=video.frames[:1], start=0)
         yield Step("decode", 2, 2, frames=video.frames[1:], start=1)
         yield Video(video.frames, video.fps, video.recipe.model_copy(update={"events": ("decoded again in float32",)}))
 
     assert generate("-o", "plain.mp4").code == 0
-    monkeypatch.setattr("kinema.engine.generate", twice)
-    ran = generate("-o", "again.mp4")
-    assert "caution: decoded again in float32" in ran.err
+    monkeypatch.setattr("kinema.engine.generate", restart_decode)
+    result = generate("-o", "again.mp4")
+    assert "warning: decoded again in float32" in result.err
     assert np.array_equal(read_frames(folder / "plain.mp4")[0], read_frames(folder / "again.mp4")[0])
 
 
-# What is told
+# Reports
 
 
-def test_json_events_tell_the_whole_run(generate, folder):
-    ran = generate("--json", "--contact-sheet", "all.png")
-    assert (ran.code, ran.err) == (0, "")
-    events = [json.loads(line) for line in ran.out.splitlines()]
+def test_json_prints_events_of_the_run(generate, folder):
+    result = generate("--json", "--contact-sheet", "all.png")
+    assert (result.code, result.err) == (0, "")
+    events = [json.loads(line) for line in result.out.splitlines()]
     kinds = [event["event"] for event in events]
     assert [kinds.index(kind) for kind in ("loaded", "start", "step", "done")] == sorted(
         kinds.index(kind) for kind in ("loaded", "start", "step", "done")
@@ -220,37 +220,37 @@ def test_json_events_tell_the_whole_run(generate, folder):
     assert done["warnings"] == []
 
 
-def test_json_tells_an_error_too(generate):
-    ran = generate("--json", "--fps", "0")
-    event = json.loads(ran.out)
+def test_json_prints_error_event(generate):
+    result = generate("--json", "--fps", "0")
+    event = json.loads(result.out)
     assert (event["event"], event["code"], event["param"]) == ("error", "invalid_request", "fps")
-    assert event["exit_code"] == ran.code == 2
-    assert ran.err == f"error: {event['message']}\n"
+    assert event["exit_code"] == result.code == 2
+    assert result.err == f"error: {event['message']}\n"
 
 
-def test_quiet_tells_the_path_alone(generate):
+def test_quiet_prints_only_the_path(generate):
     assert generate("--quiet") == (0, "rocket.mp4\n", "")
 
 
-def test_cautions_come_before_the_work(generate):
+def test_warnings_are_printed_before_loading(generate):
     err = generate("--width=128", "--fps=2", "-o", "out.mp4", "--num-inference-steps=1").err
-    assert "caution: the image (96×64) is enlarged" in err
-    assert err.index("caution: ") < err.index("loading")
+    assert "warning: the image (96×64) is enlarged" in err
+    assert err.index("warning: ") < err.index("loading")
 
 
-def test_an_unset_model_is_chosen_with_a_reason(kinema, image):
-    ran = kinema("generate", image, "-o", "no/where.mp4", "--device", "cpu")
-    assert ran.err.splitlines()[0] == "model pocket: svd-xt is slow without a CUDA device, and the device is cpu"
+def test_default_model_is_reported_with_reason(kinema, image):
+    result = kinema("generate", image, "-o", "no/where.mp4", "--device", "cpu")
+    assert result.err.splitlines()[0] == "using model pocket: no CUDA device in use"
 
 
-def test_the_environment_can_name_the_model(kinema, image, tiny_svd, monkeypatch):
+def test_model_from_environment_is_used(kinema, image, tiny_svd, monkeypatch):
     monkeypatch.setenv("KINEMA_MODEL", str(tiny_svd))
-    ran = kinema("generate", image, *SMALL)
-    assert ran.code == 0
-    assert "tiny-svd on cpu" in ran.err
+    result = kinema("generate", image, *SMALL)
+    assert result.code == 0
+    assert "tiny-svd on cpu" in result.err
 
 
-def test_a_terminal_shows_bars_that_vanish(generate, terminal):
+def test_terminal_shows_transient_progress_bars(generate, terminal):
     with terminal:
         generate()
     screen = terminal.text
@@ -259,10 +259,10 @@ def test_a_terminal_shows_bars_that_vanish(generate, terminal):
         assert count in screen
     assert "━" in screen
     assert screen.count("denoise 1/2,") == 0  # no plain lines besides
-    assert "2 frames of 64×64 at 7/s, seed 7" in screen.rpartition("\x1b[?25h")[2]  # after the cursor is back
+    assert "2 frames of 64×64 at 7 fps, seed 7" in screen.rpartition("\x1b[?25h")[2]  # after the cursor is back
 
 
-def test_a_simple_terminal_gets_plain_lines(generate, terminal, monkeypatch):
+def test_dumb_terminal_gets_plain_lines(generate, terminal, monkeypatch):
     monkeypatch.setenv("TERM", "dumb")
     with terminal:
         generate()
@@ -271,7 +271,7 @@ def test_a_simple_terminal_gets_plain_lines(generate, terminal, monkeypatch):
     assert "\x1b" not in screen
 
 
-def test_colour_is_left_out_by_the_environment(generate, terminal, monkeypatch):
+def test_no_color_disables_colour(generate, terminal, monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
     with terminal:
         generate("--fps", "0")
@@ -284,39 +284,39 @@ def test_errors_are_coloured_on_a_terminal(generate, terminal):
     assert "\x1b[1;31merror: " in terminal.text
 
 
-# What is refused
+# Errors
 
-MISTAKES = {
-    "no such still": (["nope.png"], 2, "file nope.png not found; check the name and the folder"),
-    "no picture": (["text.txt"], 2, "text.txt is not a supported image; use a JPEG, PNG or WebP"),
-    "cut short": (["cut.png"], 2, "cut.png is damaged or truncated"),
-    "a folder as still": (["full"], 2, "full is a folder; use one image in it"),
+INVALID_ARGUMENTS = {
+    "missing image": (["nope.png"], 2, "file nope.png not found; check the name and the folder"),
+    "not an image": (["text.txt"], 2, "text.txt is not a supported image; use a JPEG, PNG or WebP"),
+    "truncated": (["cut.png"], 2, "cut.png is damaged or truncated"),
+    "folder as image": (["full"], 2, "full is a folder; use one image in it"),
     "out of range": (["rocket.png", "--fps=500"], 2, "fps 500 is out of range: 1 to 120"),
-    "no multiple of 8": (["rocket.png", "--width=100"], 2, "width 100 is not a multiple of 8; 96 and 104 are"),
-    "no such choice": (["rocket.png", "--fit=zoom"], 2, "fit 'zoom' is not usable: input should be 'crop', 'pad' or"),
-    "no number": (["rocket.png", "--seed=abc"], 2, "seed 'abc' is not usable: input should be a valid integer"),
-    "no such option": (["rocket.png", "--frames=3"], 2, "no such option: --frames (Possible options: "),
-    "no still": (["--seed=3"], 2, "neither a still nor a prompt is given: give one of them"),
-    "a still and a prompt": (["rocket.png", "--prompt=a boat"], 2, "a still and a prompt are both given: drop"),
-    "an empty prompt": (["--prompt= "], 2, "prompt ' ' is empty; say what the still is to show"),
-    "a painter's setting": (["rocket.png", "--scheduler=euler"], 2, "scheduler 'euler' is of a still that is drawn"),
-    "a still to keep": (["rocket.png", "--save-image=a.png"], 2, "--save-image keeps a still that is drawn: drop it"),
-    "a painter as model": (["rocket.png", "--model=sd-2.1-base"], 3, "sd-2.1-base generates images, not videos"),
-    "unknown ending": (["rocket.png", "-o", "x.avi"], 2, "x.avi has the unsupported extension .avi; use .mp4"),
+    "not a multiple of 8": (["rocket.png", "--width=100"], 2, "width 100 is not a multiple of 8; use 96 or 104"),
+    "invalid choice": (["rocket.png", "--fit=zoom"], 2, "fit 'zoom' is invalid: input should be 'crop', 'pad' or"),
+    "not a number": (["rocket.png", "--seed=abc"], 2, "seed 'abc' is invalid: input should be a valid integer"),
+    "unknown option": (["rocket.png", "--frames=3"], 2, "no such option: --frames (Possible options: "),
+    "no image": (["--seed=3"], 2, "neither an image nor a prompt was passed; pass one of them"),
+    "image and prompt": (["rocket.png", "--prompt=a boat"], 2, "both an image and a prompt were passed; remove"),
+    "blank prompt": (["--prompt= "], 2, "prompt ' ' is empty; describe the image"),
+    "scheduler without prompt": (["rocket.png", "--scheduler=euler"], 2, "scheduler only applies with a prompt"),
+    "save-image without prompt": (["rocket.png", "--save-image=a.png"], 2, "--save-image only applies with --prompt"),
+    "image model as video model": (["rocket.png", "--model=sd-2.1-base"], 3, "generates images, not videos"),
+    "unknown extension": (["rocket.png", "-o", "x.avi"], 2, "x.avi has the unsupported extension .avi; use .mp4"),
     "a file for a folder": (["rocket.png", "-o", "photo.webp/no/x.mp4"], 2, "photo.webp is not a folder"),
-    "full folder": (["rocket.png", "-o", "full"], 2, "the folder full is not empty; use a new one"),
-    "one file for two": (["rocket.png", "cut2.png", "-o", "x.mp4"], 2, "x.mp4 is one file, and there are 2 stills"),
-    "one name for two": (["rocket.png", "rocket.png"], 2, "rocket.mp4 would hold more than one result"),
-    "unknown field": (["rocket.png", "-o", "{stme}.mp4"], 2, "{stme} in {stme}.mp4 can't be filled in; {stem}, "),
-    "the still itself": (["photo.webp", "-o", "photo.webp"], 2, "photo.webp is what the video is made from"),
-    "the sheet on the still": (["rocket.png", "--contact-sheet=rocket.png"], 2, "rocket.png is what the video is made"),
-    "sheet of another kind": (["rocket.png", "--contact-sheet=a.jpg"], 2, "a.jpg must end in .png; name it a.png"),
-    "too quick for a gif": (["rocket.png", "-o", "a.gif", "--fps=90"], 2, "gif supports at most 50 frames/s, not 90"),
-    "no such model": (["rocket.png", "--model=svdxt"], 3, "model 'svdxt' not found; did you mean svd-xt?"),
-    "no SVD": (["rocket.png", "--model=full"], 3, "full has no model_index.json"),
+    "non-empty folder": (["rocket.png", "-o", "full"], 2, "the folder full is not empty; use a new one"),
+    "one file for two": (["rocket.png", "cut2.png", "-o", "x.mp4"], 2, "x.mp4 is one file, but there are 2 inputs"),
+    "one name for two": (["rocket.png", "rocket.png"], 2, "rocket.mp4 is the path of more than one result"),
+    "unknown field": (["rocket.png", "-o", "{stme}.mp4"], 2, "unknown field {stme} in {stme}.mp4; expected one of "),
+    "output at image path": (["photo.webp", "-o", "photo.webp"], 2, "photo.webp is the input and would be"),
+    "contact sheet at image path": (["rocket.png", "--contact-sheet=rocket.png"], 2, "rocket.png is the input and"),
+    "contact sheet extension": (["rocket.png", "--contact-sheet=a.jpg"], 2, "a.jpg must end in .png; use a.png"),
+    "fps too high for gif": (["rocket.png", "-o", "a.gif", "--fps=90"], 2, "gif supports at most 50 frames/s, not 90"),
+    "unknown model": (["rocket.png", "--model=svdxt"], 3, "model 'svdxt' not found; did you mean svd-xt?"),
+    "not an SVD": (["rocket.png", "--model=full"], 3, "full has no model_index.json"),
     "offline": (["rocket.png", "--model=some/one"], 3, "some/one is not downloaded, and HF_HUB_OFFLINE is set"),
-    "no such device": (["rocket.png", "--device=cuda:77"], 2, "device 'cuda:77' is not available; use auto, "),
-    "no such dtype": (["rocket.png", "--dtype=fp16"], 2, "dtype can't be 'fp16'; it can be auto (float16 on GPUs, "),
+    "unavailable device": (["rocket.png", "--device=cuda:77"], 2, "device 'cuda:77' is not available; use auto, "),
+    "unknown dtype": (["rocket.png", "--dtype=fp16"], 2, "dtype 'fp16' is invalid; expected auto (float16 on GPUs, "),
     "too large": (
         ["rocket.png", "--width=2048", "--height=2048", "--num-frames=128", "--decode-chunk-size=128"],
         4,
@@ -325,60 +325,60 @@ MISTAKES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("arguments", "code", "words"), MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_is_told_in_a_line_and_leaves_nothing(kinema, folder, image, tiny_svd, arguments, code, words):
+@pytest.mark.parametrize(("arguments", "code", "message"), INVALID_ARGUMENTS.values(), ids=INVALID_ARGUMENTS)
+def test_invalid_arguments_print_one_line_and_leave_no_file(kinema, folder, image, tiny_svd, arguments, code, message):
     (folder / "text.txt").write_text("not a picture")
     (folder / "cut.png").write_bytes(image.read_bytes()[:300])
-    draw(folder / "cut2.png")
-    draw(folder / "photo.webp")
+    write_image(folder / "cut2.png")
+    write_image(folder / "photo.webp")
     (folder / "full").mkdir()
     (folder / "full" / "x").touch()
-    before = names(folder)
+    before = file_names(folder)
     model = [] if any("--model" in argument for argument in arguments) else ["--model", tiny_svd]
-    ran = kinema("generate", *arguments, *model)
-    assert ran.code == code
-    assert ran.out == ""
-    error = ran.err[ran.err.index("error: ") :]
-    assert words in error
+    result = kinema("generate", *arguments, *model)
+    assert result.code == code
+    assert result.out == ""
+    error = result.err[result.err.index("error: ") :]
+    assert message in error
     assert error.count("\n") == 1
-    assert "Traceback" not in ran.err
-    assert names(folder) == before
-    assert names(folder / "full") == ["x"]
+    assert "Traceback" not in result.err
+    assert file_names(folder) == before
+    assert file_names(folder / "full") == ["x"]
 
 
-def test_all_stills_are_checked_before_the_model_is_loaded(generate, folder):
-    ran = generate(images=("rocket.png", "nope.png"))
-    assert ran.code == 2
-    assert "loading" not in ran.err
-    assert names(folder) == ["rocket.png"]
+def test_missing_second_image_is_rejected_before_loading(generate, folder):
+    result = generate(images=("rocket.png", "nope.png"))
+    assert result.code == 2
+    assert "loading" not in result.err
+    assert file_names(folder) == ["rocket.png"]
 
 
-def test_a_setting_of_the_machine_is_refused_by_its_name(kinema, image, monkeypatch):
+def test_invalid_setting_is_rejected_by_variable_name(kinema, image, monkeypatch):
     monkeypatch.setenv("KINEMA_DEVICE", "tpu")
-    ran = kinema("generate", image)
-    assert (ran.code, ran.err) == (
+    result = kinema("generate", image)
+    assert (result.code, result.err) == (
         2,
-        "error: KINEMA_DEVICE can't be 'tpu'; it can be auto, cuda, cuda:N, mps or cpu.\n",
+        "error: KINEMA_DEVICE 'tpu' is invalid; expected auto, cuda, cuda:N, mps or cpu\n",
     )
 
 
-def test_a_model_that_gives_no_video_is_refused_and_leaves_nothing(kinema, image, folder, tmp_path_factory):
+def test_nan_from_video_model_exits_5_and_leaves_no_file(kinema, image, folder, tmp_path_factory):
     broken = make_tiny_svd(tmp_path_factory.mktemp("weights") / "nan")
     weights = broken / "vae" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(weights)
     save_file({name: np.full_like(t, np.nan) if "decoder" in name else t for name, t in tensors.items()}, weights)
-    ran = kinema("generate", image, "--model", broken, *SMALL)
-    assert ran.code == 5
-    assert ran.err.splitlines()[-1].startswith("error: the decoder's output has NaN or infinity in torch.float32")
-    assert names(folder) == ["rocket.png"]
+    result = kinema("generate", image, "--model", broken, *SMALL)
+    assert result.code == 5
+    assert result.err.splitlines()[-1].startswith("error: the decoder's output has NaN or infinity in torch.float32")
+    assert file_names(folder) == ["rocket.png"]
 
 
-def test_a_defect_is_shown_whole(generate, monkeypatch):
+def test_unexpected_exception_prints_traceback_and_exits_70(generate, monkeypatch):
     def fail(*_args):
-        raise RuntimeError("nobody thought of this")
+        raise RuntimeError("unexpected")
 
     monkeypatch.setattr("kinema.media.image.open_image", fail)
-    ran = generate()
-    assert ran.code == 70
-    assert "Traceback" in ran.err
-    assert "RuntimeError: nobody thought of this" in ran.err
+    result = generate()
+    assert result.code == 70
+    assert "Traceback" in result.err
+    assert "RuntimeError: unexpected" in result.err

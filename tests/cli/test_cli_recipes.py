@@ -2,22 +2,22 @@ import json
 
 import pytest
 import torch
-from cli_inputs import draw
+from cli_inputs import write_image
 
 from kinema.media.video_writer import read_recipe, save_video
 from tiny import make_tiny_svd
 
 
 @pytest.fixture
-def made(generate, folder):
-    """`rocket.mp4`, made by a tiny model."""
+def video_path(generate, folder):
+    """Generate `rocket.mp4` with a tiny model and return its path."""
     assert generate().code == 0
     return folder / "rocket.mp4"
 
 
 @pytest.fixture
-def remake(kinema, made, image, tiny_svd):
-    """`remake rocket.mp4 --image rocket.png` with the tiny model."""
+def remake(kinema, video_path, image, tiny_svd):
+    """Return a function that runs `remake rocket.mp4 --image rocket.png` with the tiny model."""
 
     def run(*arguments, image=image.name, model=tiny_svd):
         return kinema("remake", "rocket.mp4", "--image", image, "--model", model, *arguments)
@@ -25,10 +25,10 @@ def remake(kinema, made, image, tiny_svd):
     return run
 
 
-def test_inspect_tells_a_recipe_in_words(kinema, made):
-    ran = kinema("inspect", made)
-    facts = dict(line.split(None, 1) for line in ran.out.splitlines())
-    recipe = read_recipe(made)
+def test_inspect_prints_the_recipe(kinema, video_path):
+    result = kinema("inspect", video_path)
+    facts = dict(line.split(None, 1) for line in result.out.splitlines())
+    recipe = read_recipe(video_path)
     assert facts["model"] == "tiny-svd"
     assert facts["seed"] == "7"
     assert facts["num_inference_steps"] == "2"
@@ -36,33 +36,33 @@ def test_inspect_tells_a_recipe_in_words(kinema, made):
     assert recipe.image_sha256 in facts["image"]
     threads = "1 CPU thread" if torch.get_num_threads() == 1 else f"{torch.get_num_threads()} CPU threads"
     assert facts["device"] == (f"cpu, {recipe.dtype}, {recipe.engine} engine, {threads} ({recipe.cpu})")
-    assert ran.err == ""
+    assert result.err == ""
 
 
-def test_inspect_json_is_the_recipe_exactly(kinema, made):
-    assert json.loads(kinema("inspect", made, "--json").out) == read_recipe(made).model_dump(mode="json")
+def test_inspect_json_equals_the_recipe(kinema, video_path):
+    assert json.loads(kinema("inspect", video_path, "--json").out) == read_recipe(video_path).model_dump(mode="json")
 
 
-def test_a_video_without_a_recipe_is_refused(kinema, folder, made):
+def test_inspect_video_without_recipe_is_rejected(kinema, folder, video_path):
     import numpy as np
 
     save_video(np.zeros((2, 64, 64, 3), np.uint8), folder / "other.mp4", 7)
-    ran = kinema("inspect", "other.mp4")
-    assert ran.code == 2
-    assert ran.err.startswith("error: other.mp4 holds no recipe")
+    result = kinema("inspect", "other.mp4")
+    assert result.code == 2
+    assert result.err.startswith("error: other.mp4 holds no recipe")
 
 
-def test_a_remake_is_identical_to_the_last_byte(remake, made, folder):
-    ran = remake()
-    assert (ran.code, ran.out) == (0, "rocket-remade.mp4\n")
-    assert ran.err.splitlines()[-1] == "identical: all 2 frames are the same, pixel for pixel"
-    assert (folder / "rocket-remade.mp4").read_bytes() == made.read_bytes()
+def test_remake_is_byte_identical(remake, video_path, folder):
+    result = remake()
+    assert (result.code, result.out) == (0, "rocket-remade.mp4\n")
+    assert result.err.splitlines()[-1] == "identical: all 2 frames are the same, pixel for pixel"
+    assert (folder / "rocket-remade.mp4").read_bytes() == video_path.read_bytes()
 
 
-def test_a_remake_of_another_kind_is_compared_as_the_original_would_show_it(remake, folder):
-    ran = remake("-o", "again.gif", "--json")
-    assert ran.code == 0
-    events = [json.loads(line) for line in ran.out.splitlines()]
+def test_remake_in_other_format_is_compared_in_original_format(remake, folder):
+    result = remake("-o", "again.gif", "--json")
+    assert result.code == 0
+    events = [json.loads(line) for line in result.out.splitlines()]
     assert events[-2]["path"] == "again.gif"
     assert events[-1] == {
         "event": "compared",
@@ -74,116 +74,118 @@ def test_a_remake_of_another_kind_is_compared_as_the_original_would_show_it(rema
     assert not [path for path in folder.iterdir() if "again" in path.name and path.suffix != ".gif"]
 
 
-def test_another_still_is_refused_before_the_model_is_loaded(remake, folder):
-    draw(folder / "cat.png", seed=1)
-    ran = remake(image="cat.png")
-    assert ran.code == 2
-    assert ran.err.startswith("error: the image cat.png is not the one of the recipe (SHA-256 ")
-    assert "loading" not in ran.err
+def test_remake_with_other_image_is_rejected_before_loading(remake, folder):
+    write_image(folder / "cat.png", seed=1)
+    result = remake(image="cat.png")
+    assert result.code == 2
+    assert result.err.startswith("error: the image cat.png differs from the recipe (SHA-256 ")
+    assert "loading" not in result.err
     assert not (folder / "rocket-remade.mp4").exists()
 
 
-def test_another_still_makes_another_video_and_says_so(remake, folder):
-    draw(folder / "cat.png", seed=1)
-    ran = remake("--anyway", image="cat.png")
-    assert (ran.code, ran.out) == (7, "rocket-remade.mp4\n")
-    assert "caution: the image cat.png is not the one of the recipe" in ran.err
-    last = ran.err.splitlines()[-1]
+def test_remake_anyway_with_other_image_exits_7(remake, folder):
+    write_image(folder / "cat.png", seed=1)
+    result = remake("--anyway", image="cat.png")
+    assert (result.code, result.out) == (7, "rocket-remade.mp4\n")
+    assert "warning: the image cat.png differs from the recipe" in result.err
+    last = result.err.splitlines()[-1]
     assert last.startswith("different: 2 of 2 frames differ, by ")
-    assert "; not as in the recipe: image " in last
+    assert "; differs from the recipe: image " in last
 
 
-def test_other_weights_are_refused_before_any_work(remake, folder, tmp_path_factory):
+def test_remake_with_other_weights_is_rejected_before_generation(remake, folder, tmp_path_factory):
     other = make_tiny_svd(tmp_path_factory.mktemp("weights") / "tiny-svd", seed=1)
-    ran = remake(model=other)
-    assert ran.code == 2
-    assert f"the model {other} is not the one of the recipe" in ran.err
-    assert "encode" not in ran.err
+    result = remake(model=other)
+    assert result.code == 2
+    assert f"the model {other} differs from the recipe" in result.err
+    assert "encode" not in result.err
     assert not (folder / "rocket-remade.mp4").exists()
 
 
-def test_weights_from_a_folder_have_to_be_named(kinema, made):
-    ran = kinema("remake", made, "--image", "rocket.png")
-    assert ran.code == 2
-    assert "the weights lay in a folder named tiny-svd" in ran.err
-    assert "--model FOLDER" in ran.err
+def test_remake_with_model_from_folder_requires_its_path(kinema, video_path):
+    result = kinema("remake", video_path, "--image", "rocket.png")
+    assert result.code == 2
+    assert "the model was loaded from a folder named tiny-svd" in result.err
+    assert "--model FOLDER" in result.err
 
 
-def test_a_remake_replaces_neither_the_original_nor_an_unnamed_file(remake, made, folder):
-    before = made.read_bytes()
-    assert "rocket.mp4 is what the video is made from" in remake("-o", "rocket.mp4").err
-    (folder / "rocket-remade.mp4").write_text("mine")
+def test_remake_overwrites_neither_original_nor_existing_file(remake, video_path, folder):
+    before = video_path.read_bytes()
+    assert "rocket.mp4 is the input and would be" in remake("-o", "rocket.mp4").err
+    (folder / "rocket-remade.mp4").write_text("old")
     assert "rocket-remade.mp4 already exists" in remake().err
-    assert made.read_bytes() == before
-    assert (folder / "rocket-remade.mp4").read_text() == "mine"
+    assert video_path.read_bytes() == before
+    assert (folder / "rocket-remade.mp4").read_text() == "old"
 
 
-def test_a_recipe_from_elsewhere_warns_that_frames_may_differ(kinema, made, folder, tiny_svd):
+def test_remake_on_other_device_and_version_warns(kinema, video_path, folder, tiny_svd):
     from kinema.media.video_writer import read_frames
 
-    recipe = read_recipe(made)
+    recipe = read_recipe(video_path)
     changes = {"device": "cuda (Some GPU)", "versions": recipe.versions | {"torch": "1.0"}, "dtype": "float32"}
-    frames, fps = read_frames(made)
+    frames, fps = read_frames(video_path)
     save_video(frames, folder / "far.mp4", fps, recipe.model_copy(update=changes))
     err = kinema("remake", "far.mp4", "--image", "rocket.png", "--model", tiny_svd).err
-    assert "caution: it was made on cuda (Some GPU), which is not here: the frames may differ" in err
-    assert "caution: it was made by torch 1.0, and " in err
+    assert "warning: made on cuda (Some GPU), which is not available: the frames may differ" in err
+    assert "warning: made with torch 1.0, but " in err
 
 
 @pytest.fixture
 def another_thread_count():
-    """Torch computing with one thread more than before, while the test runs."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(before + 1)
-    yield before + 1
-    torch.set_num_threads(before)
+    """Increase torch's number of threads by one during the test, and return it."""
+    previous = torch.get_num_threads()
+    torch.set_num_threads(previous + 1)
+    yield previous + 1
+    torch.set_num_threads(previous)
 
 
-def test_a_remake_runs_with_the_threads_of_the_recipe(remake, made, folder, another_thread_count):
-    ran = remake()
-    assert ran.code == 0
-    assert read_recipe(folder / "rocket-remade.mp4").threads == read_recipe(made).threads == another_thread_count - 1
+def test_remake_uses_thread_count_of_recipe(remake, video_path, folder, another_thread_count):
+    result = remake()
+    assert result.code == 0
+    assert (
+        read_recipe(folder / "rocket-remade.mp4").threads == read_recipe(video_path).threads == another_thread_count - 1
+    )
     assert torch.get_num_threads() == another_thread_count
 
 
-def test_a_recipe_without_threads_is_remade_with_those_of_this_machine(kinema, made, folder, tiny_svd):
+def test_remake_without_recorded_threads_uses_current_thread_count(kinema, video_path, folder, tiny_svd):
     from kinema.media.video_writer import read_frames
 
-    frames, fps = read_frames(made)
-    older = read_recipe(made).model_copy(update={"threads": None, "cpu": None})
+    frames, fps = read_frames(video_path)
+    older = read_recipe(video_path).model_copy(update={"threads": None, "cpu": None})
     save_video(255 - frames, folder / "older.mp4", fps, older)
-    ran = kinema("remake", "older.mp4", "--image", "rocket.png", "--model", tiny_svd)
-    assert ran.code == 7
-    threads, cpu = torch.get_num_threads(), read_recipe(made).cpu
-    reasons = f"; not as in the recipe: threads {threads} instead of unknown, cpu {cpu} instead of unknown"
-    assert ran.err.splitlines()[-1].endswith(reasons)
+    result = kinema("remake", "older.mp4", "--image", "rocket.png", "--model", tiny_svd)
+    assert result.code == 7
+    threads, cpu = torch.get_num_threads(), read_recipe(video_path).cpu
+    reasons = f"; differs from the recipe: threads {threads} instead of unknown, cpu {cpu} instead of unknown"
+    assert result.err.splitlines()[-1].endswith(reasons)
 
 
-def test_frames_that_differ_for_no_recorded_reason_say_so(kinema, made, folder, tiny_svd):
+def test_remake_difference_without_recorded_reason_has_empty_reasons(kinema, video_path, folder, tiny_svd):
     from kinema.media.video_writer import read_frames
 
-    frames, fps = read_frames(made)
-    save_video(255 - frames, folder / "other.mp4", fps, read_recipe(made))
-    ran = kinema("remake", "other.mp4", "--image", "rocket.png", "--model", tiny_svd, "--json")
-    assert ran.code == 7
-    assert json.loads(ran.out.splitlines()[-1])["reasons"] == []
+    frames, fps = read_frames(video_path)
+    save_video(255 - frames, folder / "other.mp4", fps, read_recipe(video_path))
+    result = kinema("remake", "other.mp4", "--image", "rocket.png", "--model", tiny_svd, "--json")
+    assert result.code == 7
+    assert json.loads(result.out.splitlines()[-1])["reasons"] == []
 
 
-def test_a_recipe_in_fp8_is_made_in_full_where_nothing_multiplies_that(kinema, made, folder, tiny_svd):
+def test_remake_of_fp8_recipe_on_unsupported_device_uses_full_precision(kinema, video_path, folder, tiny_svd):
     from kinema.media.video_writer import read_frames
 
-    frames, fps = read_frames(made)
+    frames, fps = read_frames(video_path)
     changes = {"precision": "fp8", "dtype": "float32"}
-    save_video(frames, folder / "fp8.mp4", fps, read_recipe(made).model_copy(update=changes))
+    save_video(frames, folder / "fp8.mp4", fps, read_recipe(video_path).model_copy(update=changes))
     assert ", fp8, " in kinema("inspect", "fp8.mp4").out
     remade = kinema("remake", "fp8.mp4", "--image", "rocket.png", "--model", tiny_svd)
-    assert "caution: it was made in fp8, which this device can't multiply: the frames differ" in remade.err
+    assert "warning: made with fp8, which this device does not support: the frames will differ" in remade.err
     assert read_recipe(folder / "fp8-remade.mp4").precision == "full"
 
 
-def test_a_png_folder_can_be_inspected_and_remade(generate, kinema, folder, tiny_svd):
+def test_png_folder_can_be_inspected_and_remade(generate, kinema, folder, tiny_svd):
     assert generate("-o", "frames").code == 0
     assert json.loads(kinema("inspect", "frames", "--json").out)["request"]["seed"] == 7
-    ran = kinema("remake", "frames", "--image", "rocket.png", "--model", tiny_svd, "-o", "again")
-    assert ran.code == 0
-    assert "identical" in ran.err
+    result = kinema("remake", "frames", "--image", "rocket.png", "--model", tiny_svd, "-o", "again")
+    assert result.code == 0
+    assert "identical" in result.err

@@ -21,7 +21,6 @@ from kinema.errors import (
 )
 from kinema.jobs import Failure
 from kinema.jobs.job import QUEUE_FAILURE_CODES
-from kinema.jobs.worker_process import code_of
 from kinema.messages import Message
 from kinema.serving import schemas
 from kinema.serving.http_errors import ErrorResponseMiddleware
@@ -50,11 +49,11 @@ def error_classes(kind=KinemaError):
         yield from error_classes(other)
 
 
-@pytest.mark.parametrize("kind", list(error_classes()), ids=code_of)
+@pytest.mark.parametrize("kind", list(error_classes()), ids=lambda kind: kind.code)
 def test_error_response_hides_server_details(kind, caplog):
     error = kind(SECRET, 5.0) if kind in (QueueFull, AllowanceUsedUp) else kind(SECRET)
     _, body, _ = schemas.error_response(error)
-    is_complete = code_of(kind) in CLIENT_ERRORS
+    is_complete = kind.code in CLIENT_ERRORS
     assert is_private(body["error"]["message"]) is is_complete
     assert (SECRET in caplog.text) is not is_complete  # the log contains what the client does not get
     for words in (ENGLISH, KOREAN):
@@ -63,7 +62,7 @@ def test_error_response_hides_server_details(kind, caplog):
 
 @pytest.mark.parametrize(
     "code",
-    [*(code_of(kind) for kind in error_classes() if kind.__module__ == errors.__name__), *QUEUE_FAILURE_CODES],
+    [*(kind.code for kind in error_classes() if kind.__module__ == errors.__name__), *QUEUE_FAILURE_CODES],
     ids=str,
 )
 def test_job_failure_hides_server_details(code):

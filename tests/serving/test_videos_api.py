@@ -245,8 +245,8 @@ def test_models_lists_offered_models(client):
 
 INVALID = [
     ({}, "prompt", "an image or a prompt is required"),
-    ({"prompt": "x", "width": "1001"}, "width", "1000 and 1008 are"),
-    ({"prompt": "x", "seed": "abc"}, "seed", "seed 'abc' is not usable"),
+    ({"prompt": "x", "width": "1001"}, "width", "use 1000 or 1008"),
+    ({"prompt": "x", "seed": "abc"}, "seed", "seed 'abc' is invalid"),
     ({"prompt": "x", "size": "big"}, "size", "such as 1024x576"),
     ({"prompt": "x", "size": "100000x100000"}, "size", None),
     ({"prompt": "x", "seconds": "999"}, "seconds", "128 frames"),

@@ -1,7 +1,7 @@
-"""The command: what was asked on the command line becomes calls of the library, and every outcome an exit code.
+"""The command line: maps each command to library calls and each outcome to an exit code.
 
-Results go to stdout, everything else to stderr. Heavy libraries are imported by the commands that need them, so that
-`kinema --help` is quick.
+Results go to stdout, everything else to stderr. Commands import heavy libraries themselves, so that `kinema --help` is
+fast.
 """
 
 from __future__ import annotations
@@ -15,36 +15,35 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kinema.cli import bench_command, doctor, generate, inspect, model_commands, remake, serve
-from kinema.cli.exit_codes import EPILOG, READER_GONE, Interrupted, code_of, stopping_cleanly
-from kinema.cli.report import say
+from kinema.cli.exit_codes import EPILOG, INTERNAL_ERROR, STDOUT_CLOSED, Interrupted, exit_code_for, raise_on_signals
+from kinema.cli.options import Command, CommandGroup
+from kinema.cli.report import print_line
 from kinema.errors import KinemaError
 from kinema.version import own_version
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-DEFECT = 70  # as EX_SOFTWARE of sysexits.h
-
 app = typer.Typer(
     name="kinema",
-    help="A still image becomes a short video with Stable Video Diffusion, on your own hardware.",
+    cls=CommandGroup,
     epilog=EPILOG,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-app.command(name="generate", no_args_is_help=True, epilog=EPILOG)(generate.generate)
-app.command(name="inspect", no_args_is_help=True)(inspect.inspect)
-app.command(name="remake", no_args_is_help=True, epilog=EPILOG)(remake.remake)
+app.command(name="generate", cls=Command, no_args_is_help=True, epilog=EPILOG)(generate.generate)
+app.command(name="inspect", cls=Command, no_args_is_help=True)(inspect.inspect)
+app.command(name="remake", cls=Command, no_args_is_help=True, epilog=EPILOG)(remake.remake)
 app.add_typer(model_commands.app, name="models")
-app.command(name="serve")(serve.serve)
-app.command(name="bench", epilog=EPILOG)(bench_command.bench)
-app.command(name="doctor")(doctor.doctor)
+app.command(name="serve", cls=Command)(serve.serve)
+app.command(name="bench", cls=Command, epilog=EPILOG)(bench_command.bench)
+app.command(name="doctor", cls=Command)(doctor.doctor)
 
 
-def _show_version(*, wanted: bool) -> None:
-    if wanted:
+def _print_version(*, requested: bool) -> None:
+    if requested:
         print(f"kinema {own_version()}")  # noqa: T201 - the result
         raise typer.Exit
 
@@ -56,50 +55,50 @@ def _kinema(
         bool,
         typer.Option(
             "--version",
-            callback=lambda wanted: _show_version(wanted=wanted),
+            callback=lambda requested: _print_version(requested=requested),
             is_eager=True,
             help="Show the version and exit.",
         ),
     ] = False,
 ) -> None:
-    """A still image becomes a short video with Stable Video Diffusion, on your own hardware."""
+    """Turn an image or a text prompt into a short video with Stable Video Diffusion, on your own hardware."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line (`sys.argv` when None is given), and give its exit code; `EPILOG` says what they mean."""
-    with contextlib.suppress(AttributeError):  # a stand-in for stdout
-        sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  # any file's name can be printed
+    """Run one command line, by default `sys.argv`, and return its exit code (see `EPILOG`)."""
+    with contextlib.suppress(AttributeError):  # stdout is replaced by another object
+        sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  # prints any file name
     try:
-        with stopping_cleanly():
+        with raise_on_signals():
             command = typer.main.get_command(app)
             code: int = command.main(arguments, prog_name="kinema", standalone_mode=False) or 0
         with contextlib.suppress(AttributeError):
-            sys.stdout.flush()  # here, where it can still be told that no one reads it
+            sys.stdout.flush()  # here, where BrokenPipeError is still handled
         return code
     except KinemaError as error:
-        say(str(error), "error")
-        return code_of(error)
+        print_line(str(error), "error")
+        return exit_code_for(error)
     except Interrupted as stop:
-        say("nothing half-written is left", "interrupted")
+        print_line("no partial file is left", "interrupted")
         return stop.code
     except typer.TyperException as error:
-        return _misused(error)
+        return _print_usage_error(error)
     except (BrokenPipeError, SystemExit) as stop:
         if not isinstance(stop, BrokenPipeError) and not isinstance(stop.__context__, BrokenPipeError):
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is flushed at the very end
-        return READER_GONE
-    except Exception:  # noqa: BLE001 - the last resort: told whole, so that it can be mended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout again at exit
+        return STDOUT_CLOSED
+    except Exception:  # noqa: BLE001 - the last resort
         traceback.print_exc()
-        say("this is a defect of Kinema; please report it with the lines above", "error")
-        return DEFECT
+        print_line("internal error of Kinema; please report it with the lines above", "error")
+        return INTERNAL_ERROR
 
 
-def _misused(error: typer.TyperException) -> int:
-    """Tell in one line what is wrong with the command line itself."""
+def _print_usage_error(error: typer.TyperException) -> int:
+    """Print an error of the command line itself in one line, and return its exit code."""
     message = error.format_message().rstrip(".")
-    if message:  # none where help was printed for want of arguments
+    if message:  # empty where help was printed because of missing arguments
         context = getattr(error, "ctx", None)
-        where = context.command_path if context is not None else "kinema"
-        say(f"{message[:1].lower()}{message[1:]} (see `{where} --help`)", "error")
+        command = context.command_path if context is not None else "kinema"
+        print_line(f"{message[:1].lower()}{message[1:]} (see `{command} --help`)", "error")
     return error.exit_code

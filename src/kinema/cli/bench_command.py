@@ -1,4 +1,4 @@
-"""`kinema bench`: how quick Kinema is on this machine, beside diffusers."""
+"""`kinema bench`: compare the speed of Kinema and diffusers on this machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from kinema.benchmark import check, check_settings, gradient, named
-from kinema.cli.generate import chosen_model
+from kinema.cli.generate import choose_model
 from kinema.cli.options import (
     MODEL_PANEL,
     OUTPUT_PANEL,
@@ -19,11 +19,11 @@ from kinema.cli.options import (
     Model,
     Precision,
     Quiet,
-    with_video_settings,
+    with_video_parameters,
 )
-from kinema.cli.output_paths import keep_apart, make_folders, record_path
-from kinema.cli.render import tell_fetch
-from kinema.cli.report import report, stdout_console
+from kinema.cli.output_paths import check_conflicts, make_folders, record_path
+from kinema.cli.render import report_download
+from kinema.cli.report import open_report, stdout_console
 from kinema.models.catalog import CATALOG, request_for
 from kinema.values import VideoRequest
 
@@ -33,43 +33,48 @@ if TYPE_CHECKING:
     from kinema.benchmark.measure import Record
     from kinema.values import Engine
 
-# Rows of the table: what they are called, and where they lie in a side's `warm` figures.
-ROWS = {"encode": "encode", "denoise": "denoise", "a step of it": "step", "decode": "decode", "in all": "all"}
+# Row titles of the table, and their keys in a side's `warm` figures.
+ROWS = {"encode": "encode", "denoise": "denoise", "one step": "step", "decode": "decode", "total": "all"}
 
 
-@with_video_settings
+@with_video_parameters
 def bench(
     image: Annotated[
         str | None,
         typer.Argument(
-            metavar="STILL",
+            metavar="IMAGE",
             show_default=False,
-            help="A picture (JPEG, PNG, WebP): path, or http(s) address. Unset: a gradient is drawn.",
+            help="Image (JPEG, PNG, WebP): path or http(s) URL. Unset: a gradient.",
         ),
     ] = None,
     *,
     against: Annotated[
         str,
         typer.Option(
-            metavar="PEER[,PEER]",
-            help="Whom to measure beside: diffusers, diffusers-compile (torch.compile), both, or nothing.",
+            metavar="NAME[,NAME]",
+            help="Baselines to compare with: diffusers, diffusers-compile (torch.compile), both, or nothing.",
         ),
     ] = "diffusers",
     peer_dtype: Annotated[
         str | None,
-        typer.Option(metavar="float16|bfloat16|float32", help="The peers' arithmetic. Unset: the same as ours."),
+        typer.Option(metavar="float16|bfloat16|float32", help="Dtype of the baselines. Unset: the same as Kinema's."),
     ] = None,
-    runs: Annotated[int, typer.Option(min=1, help="Warm videos of each, in turns; medians are told.")] = 3,
+    runs: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Number of warm runs per side, alternating; medians are shown.")
+    ] = 3,
     note: Annotated[
-        str | None, typer.Option(metavar="TEXT", help='What a reader of the record should know: "random weights".')
+        str | None, typer.Option(metavar="TEXT", help='Remark to store in the record, e.g. "random weights".')
     ] = None,
     output: Annotated[
         str | None,
-        typer.Option("--out", metavar="FILE.json", rich_help_panel=OUTPUT_PANEL, help="Write the record there too."),
+        typer.Option(
+            "--out", metavar="FILE.json", rich_help_panel=OUTPUT_PANEL, help="Also write the record to this file."
+        ),
     ] = None,
     force: Force = False,
     json: Annotated[
-        bool, typer.Option("--json", rich_help_panel=OUTPUT_PANEL, help="Write the record to stdout, not the table.")
+        bool,
+        typer.Option("--json", rich_help_panel=OUTPUT_PANEL, help="Write the record to stdout instead of the table."),
     ] = False,
     quiet: Quiet = False,
     model: Model = None,
@@ -81,16 +86,16 @@ def bench(
         typer.Option(
             metavar="fast|reference",
             rich_help_panel=MODEL_PANEL,
-            help="Whose forward computes on our side: Kinema's own, or diffusers'. Unset: as generate does.",
+            help="Kinema's forward implementation, or diffusers'. Unset: as for generate.",
         ),
     ] = None,
-    **settings: Any,
+    **parameters: Any,
 ) -> None:
-    """Measure Kinema beside diffusers on this machine: the same weights, still, settings and seed, in turns.
+    """Compare the speed of Kinema and diffusers on this machine, with the same weights, image, parameters and seed.
 
-    Each has a process of its own, and is told cold (from its start to the first finished file), loading, by stage, in
-    memory and in arithmetic; and how far their frames are from each other. Times are worth what else the machine does
-    meanwhile.
+    Each side runs in its own process; runs alternate. The table shows the cold start (process start to first file),
+    loading, the time of each stage, peak memory and TFLOP/s, then the difference between the frames. Close other
+    programs first: they affect the timings.
 
     [dim]kinema bench rocket.png --model pocket --seed 42 --out pocket.json[/dim]
     """
@@ -100,76 +105,76 @@ def bench(
     from kinema.models.resolve import resolve
     from kinema.settings import read_settings
 
-    with report(json_lines=False, quiet=quiet) as told:
-        machine = read_settings(device=device, dtype=dtype, precision=precision, model=model)
-        target = record_path(output)
-        keep_apart([target], [image] if image else [], force=force)
-        make_folders([target])
+    with open_report(json_lines=False, quiet=quiet) as report:
+        settings = read_settings(device=device, dtype=dtype, precision=precision, model=model)
+        path = record_path(output)
+        check_conflicts([path], [image] if image else [], force=force)
+        make_folders([path])
         peers = named(against)
         check(engine, peer_dtype)
-        VideoRequest.checked(**{name: value for name, value in settings.items() if value is not None})
+        VideoRequest.checked(**{name: value for name, value in parameters.items() if value is not None})
         opened = open_image(image) if image else None
-        chosen = machine.model or chosen_model(machine, told)
-        resolve(chosen)
-        request = request_for(model=chosen, **settings)
+        model_name = settings.model or choose_model(settings, report)
+        resolve(model_name)
+        request = request_for(model=model_name, **parameters)
         check_settings(peers, request)
         opened = opened or gradient(request.width, request.height)
         for warning in all_warnings(opened.facts, request):
-            told.tell("warning", warning)
-        tell_fetch(CATALOG.get(chosen), told)
+            report.emit("warning", warning)
+        report_download(CATALOG.get(model_name), report)
         from kinema.benchmark.measure import measure
 
         record: Record = {}
         for result in measure(
-            chosen,
+            model_name,
             opened,
             request,
-            settings=machine,
-            engine=cast("Engine | None", engine),  # checked
+            settings=settings,
+            engine=cast("Engine | None", engine),  # validated above
             peers=peers,
             peer_dtype=peer_dtype,
             runs=runs,
             note=note,
-            progress=told.download,
+            progress=report.download,
         ):
             if isinstance(result, str):
-                told.tell("start", result)
+                report.emit("start", result)
             else:
                 record = result
-                if target is not None:  # what is known already outlives an interruption
-                    publish(f"{_text(record)}\n".encode(), target)
-        if target is not None:
-            told.tell("note", f"the record: {target}")
+                if path is not None:  # intermediate results survive an interruption
+                    publish(f"{_to_json(record)}\n".encode(), path)
+        if path is not None:
+            report.emit("note", f"record: {path}")
     if json:
-        print(_text(record))  # noqa: T201 - the result
+        print(_to_json(record))  # noqa: T201 - the result
     else:
-        _show(record)
+        _print_table(record)
 
 
-def _text(record: Record) -> str:
+def _to_json(record: Record) -> str:
     return json_text.dumps(record, indent=1, ensure_ascii=False)
 
 
-def _show(record: Record) -> None:
-    """The record as a person reads it."""
+def _print_table(record: Record) -> None:
+    """Print the record as a table with explanations below."""
     from rich.table import Table
 
-    ours, peers = record["kinema"], record["peers"]
+    kinema, baselines = record["kinema"], record["peers"]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ["", "kinema", *(title for name in peers for title in (name, "factor"))]:
+    for title in ["", "kinema", *(title for name in baselines for title in (name, "factor"))]:
         table.add_column(title, justify="right" if title else "left")
 
     def row(title: str, cell: Callable[[Any], str], factor: str | None = None) -> None:
-        theirs = ((cell(peer), f"{peer['factor'][factor]:.2f}×" if factor else "") for peer in peers.values())
-        table.add_row(title, cell(ours), *(text for pair in theirs for text in pair))
+        cells = ((cell(side), f"{side['factor'][factor]:.2f}×" if factor else "") for side in baselines.values())
+        table.add_row(title, cell(kinema), *(text for pair in cells for text in pair))
 
-    row("a fresh process", lambda side: f"{side['cold']['seconds']:.2f} s", "cold")
-    if any(side["cold_again"] for side in (ours, *peers.values())):
-        row("another", lambda side: f"{side['cold_again']['seconds']:.2f} s" if side["cold_again"] else "")
+    row("cold start", lambda side: f"{side['cold']['seconds']:.2f} s", "cold")
+    if any(side["cold_again"] for side in (kinema, *baselines.values())):
+        row("second cold start", lambda side: f"{side['cold_again']['seconds']:.2f} s" if side["cold_again"] else "")
     row("loading", lambda side: f"{side['load_seconds']:.2f} s", "load")
     for title, stage in ROWS.items():
         row(title, partial(_spread, stage=stage), stage)
-    row("memory", _memory)
+    row("peak memory", _memory)
     for stage in ("denoise", "decode"):
         row(f"{stage}, TFLOP/s", partial(_speed, stage=stage))
     console = stdout_console()
@@ -180,8 +185,8 @@ def _show(record: Record) -> None:
 
 
 def _spread(side: Mapping[str, Any], stage: str) -> str:
-    middle, least, most = (side["warm"][name][stage] for name in ("median", "min", "max"))
-    return f"{middle:.3f} s ({least:.3f} to {most:.3f})"
+    median, minimum, maximum = (side["warm"][name][stage] for name in ("median", "min", "max"))
+    return f"{median:.3f} s ({minimum:.3f} to {maximum:.3f})"
 
 
 def _memory(side: Mapping[str, Any]) -> str:
@@ -189,30 +194,30 @@ def _memory(side: Mapping[str, Any]) -> str:
 
 
 def _speed(side: Mapping[str, Any], stage: str) -> str:
-    return f"{side['tflop_per_second'][stage]:.3g} ({side['share_of_matrix_rate'][stage]:.0%} of matrix products)"
+    return f"{side['tflop_per_second'][stage]:.3g} ({side['share_of_matrix_rate'][stage]:.0%} of matmul rate)"
 
 
 def _lines(record: Record) -> list[str]:
-    """What stands under the table: the price of the speed, and whose figures these are."""
-    settings, tflop, there, model = (record[name] for name in ("settings", "tflop", "machine", "model"))
-    size = f"{settings['num_frames']} frames of {settings['width']}×{settings['height']}"
+    """Return the lines below the table: difference of the frames, and the conditions of the measurement."""
+    request, tflop, machine, model = (record[name] for name in ("settings", "tflop", "machine", "model"))
+    size = f"{request['num_frames']} frames of {request['width']}×{request['height']}"
     rates = ", ".join(f"{rate:.3g} ({kind})" for kind, rate in record["matrix_tflop_per_second"].items())
-    arithmetic = record["dtype"]
-    if record["peer_dtype"] not in (None, arithmetic):
-        arithmetic += f" (the peers in {record['peer_dtype']})"
+    dtype = record["dtype"]
+    if record["peer_dtype"] not in (None, dtype):
+        dtype += f" (baselines in {record['peer_dtype']})"
     if record["precision"] != "full":
-        arithmetic += f", {record['precision']}"
-    chunk, image = settings["decode_chunk_size"], record["image"]["name"]
+        dtype += f", {record['precision']}"
+    chunk, image = request["decode_chunk_size"], record["image"]["name"]
     facts = {
-        "frames": "; ".join(_distance(name, peer) for name, peer in record["peers"].items()),
-        "arithmetic": f"{tflop['step']:.3g} TFLOP a step and {tflop['decode']:.3g} to decode, as diffusers does it; "
-        f"matrix products at {rates} TFLOP/s here",
-        "videos": f"{size} in {settings['num_inference_steps']} steps, seed {settings['seed']}, of {image}; "
-        f"{record['runs']} of each, medians",
-        "model": f"{model['name']} ({model['weights_sha256'][:12]}) in {arithmetic}, {record['engine']} engine, "
-        f"{record['memory_plan']}, {chunk} frames decoded together",
-        "machine": f"{there.get('gpu', there['processor'])}, {there['cores']} cores, {there['threads']} threads, "
-        f"{there['capability']}, load {there['load_before'][0]:g} before",
+        "frames": "; ".join(_difference(name, side) for name, side in record["peers"].items()),
+        "compute": f"{tflop['step']:.3g} TFLOP per step and {tflop['decode']:.3g} to decode, as in diffusers; "
+        f"matmul rate {rates} TFLOP/s",
+        "videos": f"{size}, {request['num_inference_steps']} steps, seed {request['seed']}, image {image}; "
+        f"medians of {record['runs']} runs",
+        "model": f"{model['name']} ({model['weights_sha256'][:12]}) in {dtype}, {record['engine']} engine, "
+        f"{record['memory_plan']}, {chunk} frames decoded at once",
+        "machine": f"{machine.get('gpu', machine['processor'])}, {machine['cores']} cores, "
+        f"{machine['threads']} threads, {machine['capability']}, load {machine['load_before'][0]:g} before",
         "versions": ", ".join(f"{name} {number}" for name, number in record["versions"].items()),
         "warning": "; ".join(record["events"]),
         "note": record["note"],
@@ -220,9 +225,9 @@ def _lines(record: Record) -> list[str]:
     return [f"{name:<11} {fact}" for name, fact in facts.items() if fact]
 
 
-def _distance(name: str, peer: Mapping[str, Any]) -> str:
-    apart, latents = peer["frames"], f"the last latents by {peer['latents_apart']:.2g} of their norm"
-    if apart["psnr_db"] is None:
-        return f"that of {name}, pixel for pixel; {latents}"
-    most = apart["greatest_difference"]
-    return f"PSNR {apart['psnr_db']:.1f} dB beside that of {name}, at most {most}/255 apart; {latents}"
+def _difference(name: str, side: Mapping[str, Any]) -> str:
+    frames, latents = side["frames"], f"final latents differ by {side['latents_apart']:.2g} of their norm"
+    if frames["psnr_db"] is None:
+        return f"identical to {name}, pixel for pixel; {latents}"
+    maximum = frames["greatest_difference"]
+    return f"PSNR {frames['psnr_db']:.1f} dB against {name}, difference at most {maximum}/255; {latents}"

@@ -1,4 +1,4 @@
-"""The images of one command: all are checked before the work, and none is kept until its turn."""
+"""Check all images of a command before the work starts, without keeping them in memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class CheckedImage:
-    """An image that was decoded once and let go; `path` is its file, or a copy of what its address answered."""
+    """An image that was decoded successfully and released; `path` is its file, or a copy of the download."""
 
     source: str
     path: Path
@@ -25,33 +25,33 @@ class CheckedImage:
     sha256: str
 
     def open(self) -> InputImage:
-        """The image again.
+        """Decode the image again.
 
         Raises:
-            InvalidImage: it is not the one that was checked.
+            InvalidImage: the file has changed since the check.
         """
         from kinema.media.image import open_image
 
         image = replace(open_image(self.path), name=self.name)
         if image.sha256 != self.sha256:
-            raise InvalidImage(f"{self.source} has changed since it was checked; run the command again for it")
+            raise InvalidImage(f"{self.source} has changed since it was checked; run the command again")
         return image
 
 
 def check_images(sources: Sequence[str], folder: Path) -> list[CheckedImage]:
-    """Decode each image and let it go. What addresses answer is kept in `folder`.
+    """Decode each image once and release it. Downloads are stored in `folder`.
 
     Raises:
-        InvalidImage: naming the first that is no usable image.
+        InvalidImage: for the first image that is not usable.
     """
     from kinema.media.image import fetch_image, is_url, open_image
 
     checked = []
-    for place, source in enumerate(sources):
+    for index, source in enumerate(sources):
         path = Path(source)
         if is_url(source):
             fetched = fetch_image(source)
-            path = folder / str(place)
+            path = folder / str(index)
             path.write_bytes(fetched.data)
             image = fetched.decode()
         else:

@@ -1,4 +1,4 @@
-"""`kinema doctor`: what this machine has, and what Kinema would do with it."""
+"""`kinema doctor`: show the machine's capabilities and how Kinema would use them."""
 
 from __future__ import annotations
 
@@ -26,38 +26,38 @@ LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "av", "pillow")
 
 
 def doctor(*, json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False) -> None:
-    """Tell device, arithmetic, memory, how each model would run, versions, and settings in force."""
+    """Show device, dtype, memory, the memory plan of each model, library versions and active settings."""
     from kinema.settings import read_settings
 
-    facts = _examined(read_settings())
+    facts = _facts(read_settings())
     if json:
         print(json_text.dumps(facts, indent=2))  # noqa: T201 - the result
     else:
-        _show(facts)
+        _print_tables(facts)
 
 
-def _examined(settings: Settings) -> dict[str, Any]:
-    """Everything that the doctor tells."""
+def _facts(settings: Settings) -> dict[str, Any]:
+    """Return everything that the command shows."""
     from kinema.models import hub
     from kinema.models.devices import available_devices, free_memory, pick_device, pick_dtype
     from kinema.models.image_pipeline import default_image_model
     from kinema.models.loading import default_model
     from kinema.models.resolve import inventory
 
-    problems, in_force = [], settings.model_dump(mode="json")
+    problems, active_settings = [], settings.model_dump(mode="json")
     try:
         device = pick_device(settings.device)
     except InvalidRequest as error:
-        problems.append(f"{error}; the settings ask for it, and the best there is was examined instead")
+        problems.append(f"the setting KINEMA_DEVICE is not usable: {error}; the best available device is shown instead")
         device = pick_device("auto")
         settings = settings.model_copy(update={"device": "auto"})
     dtype = pick_dtype(settings.dtype, device)
     model, reason = default_model(settings)
-    held = inventory()
+    installed = inventory()
     problems += [
-        f"this package lacks the weights of {one.entry.name}; install it again"
-        for one in held
-        if one.kind == "embedded" and not one.present
+        f"the weights of {installed_model.entry.name} are missing from this package; reinstall it"
+        for installed_model in installed
+        if installed_model.kind == "embedded" and not installed_model.present
     ]
     image_model, image_model_reason = default_image_model(_video_size(model), settings)
     return {
@@ -73,17 +73,17 @@ def _examined(settings: Settings) -> dict[str, Any]:
         "default_model_reason": reason,
         "default_image_model": image_model,
         "default_image_model_reason": image_model_reason,
-        "models": [_fitting(one, device, dtype) for one in held],
+        "models": [_model_facts(installed_model, device, dtype) for installed_model in installed],
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         "cache": str(hub.cache_folder()),
         "offline": hub.offline(),
-        "settings": in_force,
+        "settings": active_settings,
         "problems": problems,
     }
 
 
 def _video_size(model: str) -> tuple[int, int]:
-    """Width and height of a model's videos at its own defaults."""
+    """Return the default width and height of a model's videos."""
     request = request_for(model=model)
     return request.width, request.height
 
@@ -113,39 +113,39 @@ def _dtype_reason(settings: Settings, device: torch.device) -> str:
     from kinema.models.devices import has_native_bf16
 
     if settings.dtype != "auto":
-        return "the settings name it"
+        return "set by KINEMA_DTYPE or kinema.toml"
     if device.type != "cpu":
-        return "the quickest on a GPU"
-    return "this CPU computes it in hardware" if has_native_bf16() else "this CPU has no bfloat16 in hardware"
+        return "the fastest on a GPU"
+    return "this CPU supports it in hardware" if has_native_bf16() else "this CPU does not support bfloat16 in hardware"
 
 
-def _fitting(held: InstalledModel, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """A model of the catalog, and how it would run here at its own defaults."""
+def _model_facts(model: InstalledModel, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Return a catalog model with its memory plan at its default parameters."""
     facts: dict[str, Any] = {
-        "name": held.entry.name,
-        "makes": "images" if held.entry.text_to_image else "videos",
-        "present": held.present,
-        "path": str(held.path) if held.path else None,
+        "name": model.entry.name,
+        "makes": "images" if model.entry.text_to_image else "videos",
+        "present": model.present,
+        "path": str(model.path) if model.path else None,
         "plan": None,
-        "fault": None,
+        "error": None,
     }
     try:
-        plan = (_image_pipeline_plan if held.entry.text_to_image else _plan)(held, device, dtype)
-    except InsufficientMemory as lack:
-        return facts | {"fault": f"does not fit: {lack}"}
+        plan = (_image_pipeline_plan if model.entry.text_to_image else _video_pipeline_plan)(model, device, dtype)
+    except InsufficientMemory as error:
+        return facts | {"error": f"does not fit: {error}"}
     except WeightsError as error:
-        return facts | {"fault": str(error)}
+        return facts | {"error": str(error)}
     chunk, needed = plan.decode_chunk_size, plan.needed_bytes
     return facts | {"plan": {"name": plan.name, "decode_chunk_size": chunk, "needed_bytes": needed}}
 
 
-def _plan(held: InstalledModel, device: torch.device, dtype: torch.dtype) -> MemoryPlan:
-    """The memory plan of a model of the catalog at its own defaults, whether it is here or not."""
+def _video_pipeline_plan(model: InstalledModel, device: torch.device, dtype: torch.dtype) -> MemoryPlan:
+    """Return the memory plan of a catalog model at its default parameters, whether downloaded or not."""
     from kinema.models.devices import free_memory, has_kernels
     from kinema.models.memory_plan import plan_memory
 
-    request = request_for(model=held.entry.name)
-    weights, shape = _sizes(held, dtype.itemsize)
+    request = request_for(model=model.entry.name)
+    weights, shape = _sizes(model, dtype.itemsize)
     return plan_memory(
         weights,
         width=request.width,
@@ -160,23 +160,23 @@ def _plan(held: InstalledModel, device: torch.device, dtype: torch.dtype) -> Mem
     )
 
 
-def _image_pipeline_plan(held: InstalledModel, device: torch.device, dtype: torch.dtype) -> MemoryPlan:
-    """The memory plan of a painter of the catalog, for a still of its own size or of `svd-xt`'s."""
+def _image_pipeline_plan(model: InstalledModel, device: torch.device, dtype: torch.dtype) -> MemoryPlan:
+    """Return the memory plan of a text-to-image model of the catalog, at its native size or `svd-xt`'s."""
     from kinema.models.devices import free_memory
     from kinema.models.image_pipeline_files import IMAGE_PIPELINE
     from kinema.models.image_pipeline_offload import plan_image_pipeline
     from kinema.models.model_files import choose_weights, read_headers
     from kinema.models.resolve import check_embedded
 
-    entry = held.entry
-    if entry.weights_bytes is not None:  # in two bytes each
+    entry = model.entry
+    if entry.weights_bytes is not None:  # stored as 2 bytes per parameter
         weights = {part: count // 2 * dtype.itemsize for part, count in entry.weights_bytes.items()}
     else:
         assert entry.folder is not None
         check_embedded(entry.name, entry.folder)
         weights = {}
         for part, stem in IMAGE_PIPELINE.stems(entry.folder).items():
-            chosen = choose_weights(held.snapshot.files if held.snapshot else (), part, half=True, stem=stem)
+            chosen = choose_weights(model.snapshot.files if model.snapshot else (), part, half=True, stem=stem)
             headers = read_headers(entry.folder, chosen).values() if chosen else ()
             weights[part] = dtype.itemsize * sum(math.prod(shape) for header in headers for shape in header.values())
     width, height = entry.native_sizes[0] if entry.native_sizes else (1024, 576)
@@ -192,34 +192,34 @@ def _image_pipeline_plan(held: InstalledModel, device: torch.device, dtype: torc
     )
 
 
-def _sizes(held: InstalledModel, itemsize: int) -> tuple[dict[Part, int], Shape]:
-    """A model's weights by part in the arithmetic that would be used, and what else decides its memory."""
+def _sizes(model: InstalledModel, itemsize: int) -> tuple[dict[Part, int], Shape]:
+    """Return the bytes of each part of a model at `itemsize` bytes per parameter, and its memory-relevant shape."""
     from kinema.models.memory_plan import PARTS, Shape
     from kinema.models.model_files import check_configs, choose_weights, read_headers
     from kinema.models.resolve import locate, resolve
 
-    entry = held.entry
-    if entry.weights_bytes is not None:  # in two bytes each
+    entry = model.entry
+    if entry.weights_bytes is not None:  # stored as 2 bytes per parameter
         return {part: entry.weights_bytes[part] // 2 * itemsize for part in PARTS}, Shape()
-    snapshot = held.snapshot or locate(resolve(entry.name))
+    snapshot = model.snapshot or locate(resolve(entry.name))
     weights: dict[Part, int] = {}
     for part in PARTS:
         chosen = choose_weights(snapshot.files, part, half=True)
-        assert chosen is not None, "locate has seen it"
+        assert chosen is not None, "locate checks that they exist"
         headers = read_headers(snapshot.folder, chosen).values()
         weights[part] = itemsize * sum(math.prod(shape) for header in headers for shape in header.values())
     configs = check_configs(snapshot.folder)
     return weights, Shape.of(configs["unet"], configs["vae"])
 
 
-def _show(facts: dict[str, Any]) -> None:
-    """The facts as a person reads them."""
+def _print_tables(facts: dict[str, Any]) -> None:
+    """Print the facts as tables."""
     from rich.table import Table
 
     console = stdout_console()
     rows = {
         "kinema": facts["kinema"],
-        "device": f"{facts['device']} ({facts['device_name']}); there is {', '.join(facts['devices'])}",
+        "device": f"{facts['device']} ({facts['device_name']}); available: {', '.join(facts['devices'])}",
         "dtype": f"{facts['dtype']}: {facts['dtype_reason']}",
         "memory": f"{_gib(facts['memory_free_bytes'])} free of {_gib(facts['memory_total_bytes'])}",
         "model": f"{facts['default_model']}: {facts['default_model_reason']}",
@@ -244,16 +244,16 @@ def _models_table(models: list[dict[str, Any]]) -> Any:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("model", "here", "how it would run at its defaults"):
+    for title in ("model", "downloaded", "memory plan at the default parameters"):
         table.add_column(title)
-    for one in models:
-        plan = one["plan"]
-        frames = f"{plan['decode_chunk_size']} frames decoded together, " if plan and one["makes"] == "videos" else ""
-        told = f"{plan['name']}, {frames}{_gib(plan['needed_bytes'])}" if plan else one["fault"]
-        table.add_row(one["name"], "yes" if one["present"] else "no", told)
+    for model in models:
+        plan = model["plan"]
+        frames = f"{plan['decode_chunk_size']} frames decoded at once, " if plan and model["makes"] == "videos" else ""
+        text = f"{plan['name']}, {frames}{_gib(plan['needed_bytes'])}" if plan else model["error"]
+        table.add_row(model["name"], "yes" if model["present"] else "no", text)
     return table
 
 
 def _gib(count: int) -> str:
-    """Bytes as memory is counted: by powers of 1024."""
+    """Return a number of bytes as GiB."""
     return f"{count / 2**30:.1f} GiB"

@@ -1,4 +1,4 @@
-"""How a run ends: its exit codes, and the signals that stop it."""
+"""Exit codes, and the signals that stop a run."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ if TYPE_CHECKING:
     from types import FrameType
 
 EPILOG = (
-    "Exit codes: 0 done · 2 usage, or a bad still, setting, file or recipe · "
-    "3 weights can't be had or used · 4 out of memory · 5 refused: no room on the disk, or the model gave no video · "
-    "7 remade, but the frames differ · 70 a defect of Kinema · 130 interrupted (143 by SIGTERM) · "
+    "Exit codes: 0 success · 2 invalid usage, image, parameter, setting, file or recipe · "
+    "3 model unavailable or invalid · 4 out of memory · 5 disk full, or the model's output is invalid · "
+    "7 remade, but the frames differ · 70 internal error (please report it) · 130 interrupted (143 by SIGTERM) · "
     "141 stdout was closed."
 )
 
-DIFFERS = 7
-READER_GONE = 141  # as a shell tells of a command that SIGPIPE ended, which has another number or none elsewhere
-_ENDING = ("SIGINT", "SIGTERM", "SIGHUP")  # the last is unknown to Windows
-# The first that fits counts.
-_CODES: tuple[tuple[type[KinemaError], int], ...] = (
+FRAMES_DIFFER = 7
+INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
+STDOUT_CLOSED = 141  # 128 + 13, as a shell reports SIGPIPE on Linux; a constant because Windows has no SIGPIPE
+_STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+# The first matching class counts.
+_EXIT_CODES: tuple[tuple[type[KinemaError], int], ...] = (
     (WeightsError, 3),
     (InsufficientMemory, 4),
     (InsufficientDisk, 5),
@@ -33,34 +34,34 @@ _CODES: tuple[tuple[type[KinemaError], int], ...] = (
 )
 
 
-def code_of(error: KinemaError) -> int:
-    """The exit code of an error."""
-    return next(code for kind, code in _CODES if isinstance(error, kind))
+def exit_code_for(error: KinemaError) -> int:
+    """Return the exit code of an error."""
+    return next(code for kind, code in _EXIT_CODES if isinstance(error, kind))
 
 
 class Interrupted(SystemExit):
-    """A signal asked the run to stop; raised wherever it is, so that every `with` on the way cleans up."""
+    """Raised by a signal handler, so that context managers clean up before the process exits."""
 
     code: int
 
 
 @contextlib.contextmanager
-def stopping_cleanly() -> Iterator[None]:
-    """While inside, signals that end a process unwind it first; one that is ignored (nohup) stays ignored."""
+def raise_on_signals() -> Iterator[None]:
+    """Raise `Interrupted` on SIGINT, SIGTERM and SIGHUP inside the block; keep ignored signals (nohup) ignored."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    wanted = [getattr(signal, name) for name in _ENDING if hasattr(signal, name)]
-    before = {number: signal.getsignal(number) for number in wanted}
-    for number, handler in before.items():
+    numbers = [getattr(signal, name) for name in _STOP_SIGNALS if hasattr(signal, name)]
+    previous = {number: signal.getsignal(number) for number in numbers}
+    for number, handler in previous.items():
         if handler is not signal.SIG_IGN:
-            signal.signal(number, _stop)
+            signal.signal(number, _interrupt)
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
-def _stop(number: int, _frame: FrameType | None) -> None:
+def _interrupt(number: int, _frame: FrameType | None) -> None:
     raise Interrupted(128 + number)

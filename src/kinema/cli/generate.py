@@ -1,4 +1,4 @@
-"""`kinema generate`: stills, or prompts from which they are drawn, become videos."""
+"""`kinema generate`: turn images or prompts into videos."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from kinema.cli.options import (
     Quiet,
     expanded,
     to_stdout,
-    with_settings,
+    with_all_parameters,
 )
-from kinema.cli.report import report
+from kinema.cli.report import open_report
 from kinema.errors import InvalidRequest
 from kinema.models.catalog import for_image_model, request_for
 from kinema.values import VideoRequest
@@ -40,14 +40,14 @@ if TYPE_CHECKING:
     from kinema.settings import Settings
 
 
-@with_settings
+@with_all_parameters
 def generate(
     images: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="STILL",
+            metavar="IMAGE",
             show_default=False,
-            help="Pictures (JPEG, PNG, WebP): paths, or http(s) addresses. None where a --prompt is given.",
+            help="Images (JPEG, PNG, WebP): paths or http(s) URLs. Omit them with --prompt.",
         ),
     ] = None,
     *,
@@ -59,9 +59,9 @@ def generate(
             "-o",
             metavar="PATH",
             rich_help_panel=OUTPUT_PANEL,
-            help="Where the video goes: .mp4, .webm, .gif, .webp, or no ending for a folder of png. For several videos "
+            help="Output file: .mp4, .webm, .gif, .webp, or no extension for a folder of PNG files. For several videos "
             "a folder, or a template with {stem}, {index} or {seed}. - writes an mp4 to stdout. Missing folders are "
-            "created. Unset: STEM.mp4 in the current folder. The stem of a prompt is its words.",
+            "created. Unset: STEM.mp4 in the current folder, where STEM is the image's name or the prompt's words.",
         ),
     ] = None,
     contact_sheet: Annotated[
@@ -69,7 +69,7 @@ def generate(
         typer.Option(
             metavar="PATH",
             rich_help_panel=OUTPUT_PANEL,
-            help="Write all frames on one PNG too; named as -o is for several videos.",
+            help="Also write all frames to one PNG file. Folders and templates as for -o.",
         ),
     ] = None,
     save_image: Annotated[
@@ -77,8 +77,8 @@ def generate(
         typer.Option(
             metavar="PATH",
             rich_help_panel=OUTPUT_PANEL,
-            help="Keep the still that is drawn from a prompt as a PNG; named as -o is for several videos. With the "
-            "same seed it gives the same video.",
+            help="Save the image generated from the prompt as PNG. Folders and templates as for -o. The image and the "
+            "same seed give the same video.",
         ),
     ] = None,
     force: Force = False,
@@ -88,12 +88,13 @@ def generate(
     device: Device = None,
     dtype: Dtype = None,
     precision: Precision = None,
-    **settings: Any,
+    **parameters: Any,
 ) -> None:
-    """Turn stills, or prompts from which they are drawn, into short videos. Each video's path goes to stdout.
+    """Turn images or prompts into short videos. Print the path of each video to stdout.
 
-    Everything that can be is checked before the work begins. Models are loaded once: all stills are drawn first, and
-    the painter is gone when the videos are made. If one video fails, those done before it stay.
+    All inputs are validated before any model is loaded. Each model is loaded once: all images are generated first,
+    then the text-to-image model is unloaded before the video model is loaded. If a video fails, the videos finished
+    before it are kept.
 
     [dim]kinema generate rocket.png -o rocket.mp4 --seed 42 --motion-bucket-id 127[/dim]
 
@@ -104,119 +105,123 @@ def generate(
     from kinema.library import check_source
     from kinema.settings import read_settings
 
-    with report(json_lines=json, quiet=quiet) as told, ExitStack() as stack:
-        fetched = stack.enter_context(TemporaryDirectory(prefix="kinema-"))
-        machine = read_settings(device=device, dtype=dtype, precision=precision, model=model)
+    with open_report(json_lines=json, quiet=quiet) as report, ExitStack() as stack:
+        downloads = Path(stack.enter_context(TemporaryDirectory(prefix="kinema-")))
+        settings = read_settings(device=device, dtype=dtype, precision=precision, model=model)
         check_source(images or None, prompt or None)
         sources = prompt or [expanded(image) for image in images or []]
         if output == STDOUT and len(sources) > 1:
             raise InvalidRequest(
-                f"-o - writes one video to stdout, and {len(sources)} are asked for; name a folder, as -o videos/",
+                f"-o - writes one video to stdout, but {len(sources)} were requested; name a folder, as -o videos/",
                 "output",
             )
-        # Checked before torch is there to choose a model: no setting's range depends on it.
+        # Before torch is imported to choose a model: the ranges are the same for all models.
         for source in sources:
-            _checked(source if prompt else None, settings)
+            _check_parameters(source if prompt else None, parameters)
         if save_image is not None and not prompt:
-            raise InvalidRequest("--save-image keeps a still that is drawn: drop it, or give a --prompt", "save_image")
-        checked_images = [] if prompt else check_images(sources, Path(fetched))
-        chosen = machine.model or chosen_model(machine, told)
-        named = _named(chosen, sources, checked_images, settings, machine, told)
-        target = stack.enter_context(to_stdout(output, told, json=json))
-        jobs = _jobs(named, target, contact_sheet, save_image, force=force)
-        for warning in dict.fromkeys(warning for job in jobs for warning in job.warnings):
-            told.tell("warning", warning)
-        from kinema.cli.render import draw_all, load, make
+            raise InvalidRequest("--save-image only applies with --prompt; remove it or add a --prompt", "save_image")
+        checked_images = [] if prompt else check_images(sources, downloads)
+        model_name = settings.model or choose_model(settings, report)
+        inputs = _inputs(model_name, sources, checked_images, parameters, settings, report)
+        output_path = stack.enter_context(to_stdout(output, report, json=json))
+        tasks = _tasks(inputs, output_path, contact_sheet, save_image, force=force)
+        for warning in dict.fromkeys(warning for task in tasks for warning in task.warnings):
+            report.emit("warning", warning)
+        from kinema.cli.render import generate_images, load_video_pipeline, render_video
 
         if prompt:
-            image_model = jobs[0].request.image_model
+            image_model = tasks[0].request.image_model
             assert image_model is not None
-            jobs = draw_all(jobs, image_model, machine, told)
-        pipeline = load(chosen, machine, told)
-        for job in jobs:
-            make(pipeline, job if job.checked is None else replace(job, image=job.checked.open()), told)
+            tasks = generate_images(tasks, image_model, settings, report)
+        pipeline = load_video_pipeline(model_name, settings, report)
+        for task in tasks:
+            checked = task.checked_image
+            render_video(pipeline, task if checked is None else replace(task, image=checked.open()), report)
 
 
-def chosen_model(machine: Settings, told: Report) -> str:
-    """The model that is taken when none is named, said with the reason."""
+def choose_model(settings: Settings, report: Report) -> str:
+    """Return the default video model and report the reason."""
     from kinema.models.loading import default_model
 
-    name, reason = default_model(machine)
-    told.tell("model", f"model {name}: {reason}", model=name, reason=reason)
+    name, reason = default_model(settings)
+    report.emit("model", f"using model {name}: {reason}", model=name, reason=reason)
     return name
 
 
-def _named(
+def _inputs(
     model: str,
     sources: Sequence[str],
     checked_images: Sequence[CheckedImage],
-    settings: dict[str, Any],
-    machine: Settings,
-    told: Report,
+    parameters: dict[str, Any],
+    settings: Settings,
+    report: Report,
 ) -> list[tuple[str, CheckedImage | None, VideoRequest]]:
-    """Every video to be made: what from, its image where one is given, and its request with all models named."""
+    """Return source, input image if any, and complete request of each video; check that the models exist."""
     from kinema.models.resolve import resolve
 
     resolve(model)
     if checked_images:
-        return [(image.source, image, request_for(model=model, **settings)) for image in checked_images]
-    requests = [request_for(model=model, prompt=prompt, **settings) for prompt in sources]
-    image_model = requests[0].image_model or _image_model((requests[0].width, requests[0].height), machine, told)
+        return [(image.source, image, request_for(model=model, **parameters)) for image in checked_images]
+    requests = [request_for(model=model, prompt=prompt, **parameters) for prompt in sources]
+    size = requests[0].width, requests[0].height
+    image_model = requests[0].image_model or _choose_image_model(size, settings, report)
     resolve(image_model, text_to_image=True)
     return [
         (prompt, None, for_image_model(request, image_model)) for prompt, request in zip(sources, requests, strict=True)
     ]
 
 
-def _image_model(size: tuple[int, int], machine: Settings, told: Report) -> str:
-    """The painter that is taken when none is named, said with the reason."""
+def _choose_image_model(size: tuple[int, int], settings: Settings, report: Report) -> str:
+    """Return the default text-to-image model for (width, height) and report the reason."""
     from kinema.models.image_pipeline import default_image_model
 
-    name, reason = default_image_model(size, machine)
-    told.tell("model", f"painter {name}: {reason}", model=name, reason=reason)
+    name, reason = default_image_model(size, settings)
+    report.emit("model", f"using text-to-image model {name}: {reason}", model=name, reason=reason)
     return name
 
 
-def _checked(prompt: str | None, settings: dict[str, Any]) -> None:
-    """Refuse settings that no model would take."""
-    VideoRequest.checked(**{name: value for name, value in {"prompt": prompt, **settings}.items() if value is not None})
+def _check_parameters(prompt: str | None, parameters: dict[str, Any]) -> None:
+    """Raise InvalidRequest for parameters that no model accepts."""
+    VideoRequest.checked(
+        **{name: value for name, value in {"prompt": prompt, **parameters}.items() if value is not None}
+    )
 
 
-def _jobs(
-    named: Sequence[tuple[str, CheckedImage | None, VideoRequest]],
+def _tasks(
+    inputs: Sequence[tuple[str, CheckedImage | None, VideoRequest]],
     output: str | None,
     contact_sheet: str | None,
     save_image: str | None,
     *,
     force: bool,
 ) -> list[RenderTask]:
-    """Every video to be made, its settings and its places checked."""
-    from kinema.cli.output_paths import keep_apart, sheet_paths, video_paths
+    """Return the task of each video, with output paths checked."""
+    from kinema.cli.output_paths import check_conflicts, png_paths, video_paths
     from kinema.cli.render_task import RenderTask
     from kinema.library import all_warnings
     from kinema.media.image import plain_name
     from kinema.models.catalog import parameter_warnings
 
-    requests = [request for _, _, request in named]
-    stems = [(image.name if image else plain_name(source, 60)) or "video" for source, image, _ in named]
-    targets = video_paths(output, stems, requests)
-    sheets = sheet_paths(contact_sheet, stems, requests)
-    drawn = sheet_paths(save_image, stems, requests, what="image")
-    keep_apart([*targets, *sheets, *drawn], [source for source, image, _ in named if image], force=force)
-    count = len(named)
+    requests = [request for _, _, request in inputs]
+    stems = [(image.name if image else plain_name(source, 60)) or "video" for source, image, _ in inputs]
+    videos = video_paths(output, stems, requests)
+    sheets = png_paths(contact_sheet, stems, requests, kind="contact sheet")
+    images = png_paths(save_image, stems, requests, kind="image")
+    check_conflicts([*videos, *sheets, *images], [source for source, image, _ in inputs if image], force=force)
+    count = len(inputs)
     return [
         RenderTask(
             source,
             None,
             request,
-            target,
+            video,
             sheet,
-            saved_image,
+            image_path,
             f"{index}/{count}" if count > 1 else "",
             tuple(all_warnings(image.facts, request) if image else parameter_warnings(request)),
-            checked=image,
+            checked_image=image,
         )
-        for index, ((source, image, request), target, sheet, saved_image) in enumerate(
-            zip(named, targets, sheets, drawn, strict=True), 1
+        for index, ((source, image, request), video, sheet, image_path) in enumerate(
+            zip(inputs, videos, sheets, images, strict=True), 1
         )
     ]

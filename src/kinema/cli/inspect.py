@@ -1,4 +1,4 @@
-"""`kinema inspect`: shows how a video was made."""
+"""`kinema inspect`: show the recipe of a video."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 def inspect(
     file: VideoFile,
     *,
-    json: Annotated[bool, typer.Option("--json", help="Write the recipe itself, as JSON.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Write the recipe to stdout as JSON.")] = False,
 ) -> None:
-    """Tell how a video was made, by the recipe inside the file."""
+    """Show the recipe in a video file: how the video was made."""
     from kinema.media.video_writer import read_recipe
 
     recipe = read_recipe(expanded(file))
@@ -28,15 +28,15 @@ def inspect(
         return
     request, image_generation = recipe.request, recipe.image_generation
     lines: dict[str, object] = {
-        **_identified("model", "weights", recipe.model),
-        **(_identified("image model", "image model's weights", image_generation.model) if image_generation else {}),
-        "image": f"SHA-256 {recipe.image_sha256} (of its pixels)",
+        **_model_lines("model", "weights", recipe.model),
+        **(_model_lines("image model", "image model's weights", image_generation.model) if image_generation else {}),
+        "image": f"SHA-256 {recipe.image_sha256} (of the pixels)",
         **{name: value for name, value in request if name not in {"model", "image_model"} and value is not None},
         "device": f"{recipe.device}, {recipe.dtype}, {recipe.engine} engine"
         + (f", {recipe.precision}" if recipe.precision != "full" else "")
         + (f", {recipe.threads} CPU thread{'s' if recipe.threads != 1 else ''}" if recipe.threads else "")
         + (f" ({recipe.cpu})" if recipe.cpu else ""),
-        "memory plan": f"{recipe.memory_plan}, {recipe.decode_chunk_size} frames decoded together",
+        "memory plan": f"{recipe.memory_plan}, {recipe.decode_chunk_size} frames decoded at once",
         "made by": ", ".join([f"kinema {recipe.kinema}", *(f"{k} {v}" for k, v in recipe.versions.items())]),
     }
     events = [*(image_generation.events if image_generation else ()), *recipe.events]
@@ -46,7 +46,7 @@ def inspect(
         print(f"{name:<{width}}  {value}")  # noqa: T201 - the result
 
 
-def _identified(what: str, weights: str, identity: ModelIdentity) -> dict[str, object]:
-    """Two lines on a model: its name with its revision, and the hash of its weights."""
+def _model_lines(name_label: str, weights_label: str, identity: ModelIdentity) -> dict[str, object]:
+    """Return two labelled lines for a model: name with revision, and hash of the weights."""
     revision = f" at {identity.revision}" if identity.revision else ""
-    return {what: f"{identity.name}{revision}", weights: f"SHA-256 {identity.weights_sha256}"}
+    return {name_label: f"{identity.name}{revision}", weights_label: f"SHA-256 {identity.weights_sha256}"}

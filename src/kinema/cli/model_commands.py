@@ -1,4 +1,4 @@
-"""`kinema models`: what can be had and what is here; `kinema models pull` fetches ahead."""
+"""`kinema models`: list models; `kinema models pull`: download one."""
 
 from __future__ import annotations
 
@@ -7,105 +7,105 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kinema.cli.options import Json, Quiet  # noqa: TC001 - typer reads annotations
-from kinema.cli.report import report, stdout_console
+from kinema.cli.options import Command, CommandGroup, Json, Quiet
+from kinema.cli.report import open_report, stdout_console
 from kinema.models.catalog import CATALOG, IMAGE_MODELS, human_bytes
 
 if TYPE_CHECKING:
     from kinema.models.resolve import InstalledModel
 
-app = typer.Typer(help="What models can be had, and which are on this machine.", invoke_without_command=True)
+app = typer.Typer(cls=CommandGroup, invoke_without_command=True)
 
 
 @app.callback()
 def models(
     context: typer.Context, *, json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False
 ) -> None:
-    """What models can be had, and which are on this machine. The network is not asked."""
+    """List available models and which are downloaded. Uses no network."""
     if context.invoked_subcommand is not None:
         return
     from kinema.models.resolve import inventory
 
-    held = inventory()
+    installed = inventory()
     if json:
-        print(json_text.dumps([_facts(one) for one in held], indent=2))  # noqa: T201 - the result
+        print(json_text.dumps([_facts(model) for model in installed], indent=2))  # noqa: T201 - the result
         return
-    _table(held)
+    _print_table(installed)
 
 
-@app.command(no_args_is_help=True)
+@app.command(cls=Command, no_args_is_help=True)
 def pull(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Catalog name, or hub id (owner/name[@revision]).")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help=r"Catalog name, or hub id (owner/name\[@revision]).")],
     *,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Fetch a model ahead of its use. Its folder goes to stdout.
+    """Download a model. Print its folder to stdout.
 
-    A download that broke off goes on where it stopped.
+    An interrupted download is resumed.
     """
     from kinema.models.resolve import inventory, pull, resolve
 
-    with report(json_lines=json, quiet=quiet) as told:
+    with open_report(json_lines=json, quiet=quiet) as report:
         source = resolve(name, text_to_image=name in IMAGE_MODELS)
         entry = CATALOG.get(name) or IMAGE_MODELS.get(name)
-        here = next((held.present for held in inventory() if held.entry is entry), False)
+        is_downloaded = next((model.present for model in inventory() if model.entry is entry), False)
         size = f"{human_bytes(entry.size_bytes)}, " if entry and entry.size_bytes else ""
         if entry:
-            told.tell("note", f"{name}: {size}{entry.licence} ({entry.licence_url})")
+            report.emit("note", f"{name}: {size}{entry.licence} ({entry.licence_url})")
         elif source.repository:
-            told.tell("note", f"{source.repository}: its licence is told at https://huggingface.co/{source.repository}")
-        if not here:
-            told.tell("load", f"fetching {name}", model=name)
-        snapshot = pull(name, told.download)
-        state = "was here already" if here else "is here"
-        told.tell(
+            report.emit("note", f"{source.repository}: for its licence see https://huggingface.co/{source.repository}")
+        if not is_downloaded:
+            report.emit("load", f"downloading {name}", model=name)
+        snapshot = pull(name, report.download)
+        state = "was already downloaded" if is_downloaded else "downloaded"
+        report.emit(
             "loaded", f"{name} {state}, {human_bytes(snapshot.size_bytes)}", model=name, size_bytes=snapshot.size_bytes
         )
-        told.result(snapshot.folder)
+        report.result(snapshot.folder)
 
 
-def _facts(held: InstalledModel) -> dict[str, object]:
-    """A model as JSON tells it."""
-    entry = held.entry
+def _facts(model: InstalledModel) -> dict[str, object]:
+    """Return the JSON object of a model."""
+    entry = model.entry
     return {
         "name": entry.name,
         "description": entry.description,
         "makes": "images" if entry.text_to_image else "videos",
-        "present": held.present,
-        "path": str(held.path) if held.path else None,
-        "kind": held.kind,
+        "present": model.present,
+        "path": str(model.path) if model.path else None,
+        "kind": model.kind,
         "repository": entry.repository,
         "revision": entry.revision,
         "gated": entry.gated,
-        "size_bytes": held.size_bytes,
+        "size_bytes": model.size_bytes,
         "licence": entry.licence,
         "licence_url": entry.licence_url,
         "defaults": dict(entry.defaults),
     }
 
 
-def _table(held: list[InstalledModel]) -> None:
-    """The models on stdout, a line each."""
+def _print_table(installed: list[InstalledModel]) -> None:
+    """Print the models to stdout as a table."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("name", "makes", "here", "size", "what it is, where from, licence"):
+    for title in ("name", "output", "downloaded", "size", "description, source, licence"):
         table.add_column(title, justify="right" if title == "size" else "left", overflow="fold")
-    for one in held:
-        entry = one.entry
-        licence = entry.licence + (", to be accepted on the hub" if entry.gated else "")
+    for model in installed:
+        entry = model.entry
+        licence = entry.licence + (" (accept it on the hub first)" if entry.gated else "")
         table.add_row(
             entry.name,
             "images" if entry.text_to_image else "videos",
-            "yes" if one.present else "no",
-            human_bytes(one.size_bytes) if one.size_bytes else "–",
-            f"{entry.description}\n[dim]{entry.repository or 'in this package'} · {licence}[/]",
+            "yes" if model.present else "no",
+            human_bytes(model.size_bytes) if model.size_bytes else "–",
+            f"{entry.description}\n[dim]{entry.repository or 'included in this package'} · {licence}[/]",
         )
     console = stdout_console()
     console.print(table)
     console.print(
-        "Any hub id (owner/name) or folder in diffusers' layout can be used as --model too, or as --image-model where "
-        "it draws stills.",
+        "--model also accepts any hub id (owner/name) or folder in diffusers' layout, and so does --image-model for "
+        "text-to-image models.",
         style="dim",
     )

@@ -1,21 +1,23 @@
-"""The options that set a video: one for each field of `VideoRequest`, so that names, ranges and help exist once."""
+"""Command-line options that several commands share, and one option for each field of `VideoRequest`."""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
 import os
+import re
 import sys
 import tempfile
 from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
+from typer.core import TyperArgument, TyperCommand, TyperGroup
 
 from kinema.errors import InvalidRequest
 from kinema.models.catalog import CATALOG, IMAGE_MODELS
 from kinema.settings import Settings
-from kinema.values import TEXT_TO_IMAGE_FIELDS, VideoRequest
+from kinema.values import TEXT_TO_IMAGE_FIELDS, Scheduler, VideoRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,18 +26,27 @@ if TYPE_CHECKING:
 
     from kinema.cli.report import Report
 
-MODEL_PANEL = (
-    "Model and device (set for good by KINEMA_MODEL, KINEMA_DEVICE, KINEMA_DTYPE, KINEMA_PRECISION, or kinema.toml)"
-)
+MODEL_PANEL = "Model and device"
 OUTPUT_PANEL = "Output"
-IMAGE_MODEL_PANEL = "Still drawn from a prompt"
+IMAGE_MODEL_PANEL = "Prompt"
+VIDEO_PANEL = "Video"
+
+
+def _setting_help(name: str, text: str | None = None) -> str:
+    """Return the help of an option that overrides a setting, with its environment variable."""
+    return f"{text or Settings.model_fields[name].description} [dim]Env: KINEMA_{name.upper()}.[/dim]"
+
 
 VideoFile = Annotated[str, typer.Argument(metavar="FILE", help="A video made by Kinema, or its folder of PNG files.")]
 Model = Annotated[
     str | None,
     typer.Option(
-        help=f"{VideoRequest.model_fields['model'].description} "
-        "Unset: svd-xt where a GPU has room for it, else pocket.",
+        metavar="MODEL",
+        help=_setting_help(
+            "model",
+            f"{VideoRequest.model_fields['model'].description} "
+            "Unset: svd-xt if a CUDA device has enough memory, else pocket.",
+        ),
         rich_help_panel=MODEL_PANEL,
         show_default=False,
     ),
@@ -44,106 +55,138 @@ Prompt = Annotated[
     list[str] | None,
     typer.Option(
         metavar="TEXT",
-        help=f"{VideoRequest.model_fields['prompt'].description} Again for several videos.",
+        help=f"{VideoRequest.model_fields['prompt'].description} Repeat for several videos.",
         rich_help_panel=IMAGE_MODEL_PANEL,
     ),
 ]
 Device = Annotated[
-    str | None,
-    typer.Option(help=Settings.model_fields["device"].description, rich_help_panel=MODEL_PANEL),
+    str | None, typer.Option(metavar="DEVICE", help=_setting_help("device"), rich_help_panel=MODEL_PANEL)
 ]
-Dtype = Annotated[
-    str | None,
-    typer.Option(help=Settings.model_fields["dtype"].description, rich_help_panel=MODEL_PANEL),
-]
+Dtype = Annotated[str | None, typer.Option(metavar="DTYPE", help=_setting_help("dtype"), rich_help_panel=MODEL_PANEL)]
 Precision = Annotated[
-    str | None,
-    typer.Option(metavar="full|fp8", help=Settings.model_fields["precision"].description, rich_help_panel=MODEL_PANEL),
+    str | None, typer.Option(metavar="full|fp8", help=_setting_help("precision"), rich_help_panel=MODEL_PANEL)
 ]
 Json = Annotated[
-    bool, typer.Option("--json", help="Write events as JSON lines to stdout.", rich_help_panel=OUTPUT_PANEL)
+    bool, typer.Option("--json", help="Write events to stdout as JSON lines.", rich_help_panel=OUTPUT_PANEL)
 ]
 Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Tell nothing but the result and errors.", rich_help_panel=OUTPUT_PANEL)
+    bool, typer.Option("--quiet", "-q", help="Print only the result and errors.", rich_help_panel=OUTPUT_PANEL)
 ]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files.", rich_help_panel=OUTPUT_PANEL)]
 
 STDOUT = "-"
 
 
+class _PlainHelp:
+    """Mixin for commands: the help joins the lines of a paragraph and shows no type for flags and arguments."""
+
+    def __init__(self, *arguments: Any, help: str | None = None, **options: Any) -> None:  # noqa: A002 - typer's name
+        if help is not None:
+            help = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(help))  # noqa: A001 - likewise
+        super().__init__(*arguments, help=help, **options)  # type: ignore[call-arg]  # of the command class
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the parameters with the type column of flags and arguments left empty."""
+        parameters: list[Any] = super().get_params(ctx)  # type: ignore[misc]  # of the command class
+        for parameter in parameters:
+            if isinstance(parameter, TyperArgument) or parameter.is_flag:
+                parameter.display_type_rich = lambda ctx: None  # noqa: ARG005 - typer passes it by name
+        return parameters
+
+
+class Command(_PlainHelp, TyperCommand):
+    """A command of Kinema."""
+
+
+class CommandGroup(_PlainHelp, TyperGroup):
+    """A group of Kinema's commands."""
+
+
 def expanded(source: str) -> str:
-    """A path whose `~` the shell left alone, as inside quotes; anything else as it is."""
-    return os.path.expanduser(source)  # noqa: PTH111 - it may be an address, which a Path would change
+    """Return a path with `~` expanded, which shells skip inside quotes; leave URLs unchanged."""
+    return os.path.expanduser(source)  # noqa: PTH111 - a Path would change a URL
 
 
 @contextlib.contextmanager
-def to_stdout(output: str | None, told: Report, *, json: bool) -> Iterator[str | None]:
-    """What stands for `output` while inside: for "-" a temporary mp4, whose bytes `told` writes to stdout at the end.
+def to_stdout(output: str | None, report: Report, *, json: bool) -> Iterator[str | None]:
+    """Yield the path for `output`: for "-" a temporary mp4, which `report` copies to stdout when it is finished.
 
     Raises:
-        InvalidRequest: where stdout is a terminal, or has JSON lines already.
+        InvalidRequest: stdout is a terminal, or is used by --json.
     """
     if output != STDOUT:
         yield output
         return
     if json or sys.stdout.isatty():
-        taken = "has the JSON lines" if json else "is a terminal"
+        reason = "is used by --json" if json else "is a terminal"
         raise InvalidRequest(
-            f"-o - writes the video to stdout, which {taken}; name a file, or redirect stdout", "output"
+            f"-o - writes the video to stdout, which {reason}; name a file or redirect stdout", "output"
         )
-    told.writes_video = True
+    report.writes_video = True
     with tempfile.TemporaryDirectory() as folder:
         yield f"{folder}/video.mp4"
 
 
-def with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Put an option for each of a video's settings where the command has `**settings`; None is what is not given."""
+def with_all_parameters(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace `**parameters` of a command by one option per field of `VideoRequest`, None by default."""
     return _with(command, [name for name in VideoRequest.model_fields if name not in {"model", "prompt"}])
 
 
-def with_video_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """The same, without those of a still that is drawn from a prompt."""
+def with_video_parameters(command: Callable[..., None]) -> Callable[..., None]:
+    """Do the same without the text-to-image parameters."""
     return _with(command, [name for name in VideoRequest.model_fields if name not in {"model", *TEXT_TO_IMAGE_FIELDS}])
 
 
 def _with(command: Callable[..., None], names: list[str]) -> Callable[..., None]:
     signature = inspect.signature(command, eval_str=True)
     own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    settings = [_option(name, VideoRequest.model_fields[name]) for name in names]
-    command.__signature__ = signature.replace(parameters=[*own, *settings])  # type: ignore[attr-defined]
+    options = [_option(name, VideoRequest.model_fields[name]) for name in names]
+    command.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
     return command
 
 
 def _option(name: str, field: FieldInfo) -> inspect.Parameter:
-    """The command's parameter of one setting. Its range is told here, and checked by `VideoRequest` alone."""
-    told = ". ".join(filter(None, [_range(field), _defaults(name, field)]))
+    """Return the option for a request field. The help shows the range; `VideoRequest` validates it."""
+    limits = ". ".join(filter(None, [_choices(name), _range(field), _defaults(name, field)]))
     option = typer.Option(
         f"--{name.replace('_', '-')}",
-        help=f"{field.description} [dim]{told}{'.' if told else ''}[/dim]",
-        rich_help_panel=IMAGE_MODEL_PANEL if name in TEXT_TO_IMAGE_FIELDS else "Video",
-        metavar=_metavar(field),
+        help=f"{field.description} [dim]{limits}{'.' if limits else ''}[/dim]",
+        rich_help_panel=IMAGE_MODEL_PANEL if name in TEXT_TO_IMAGE_FIELDS else VIDEO_PANEL,
+        metavar=_metavar(name, field),
         parser=str if str in get_args(field.annotation) else _number,
     )
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[Any, option])
 
 
 def _number(text: str) -> int | float | str:
-    """A number where it is one; what is none, `VideoRequest` refuses in the words it has for all."""
+    """Parse a number; return anything else unchanged, for `VideoRequest` to reject."""
     for kind in (int, float):
         with contextlib.suppress(ValueError):
             return kind(text)
     return text
 
 
-def _metavar(field: FieldInfo) -> str:
-    """What stands for a setting's value: INT, FLOAT, or its choices."""
+def _metavar(name: str, field: FieldInfo) -> str:
+    """Return the placeholder for a value in the help: INT, FLOAT, TEXT, MODEL or the choices."""
+    if name == "image_model":
+        return "MODEL"
+    if name == "scheduler":  # too many choices for this column
+        return "NAME"
     choices = [kind for kind in get_args(field.annotation) or (field.annotation,) if kind is not NoneType]
-    kinds = [value for kind in choices for value in get_args(kind) or (kind,)]  # a Literal's own
-    return "|".join(kind if isinstance(kind, str) else kind.__name__.upper() for kind in kinds)
+    kinds = [value for kind in choices for value in get_args(kind) or (kind,)]  # get_args of a Literal: its values
+    return "|".join(kind if isinstance(kind, str) else _PLACEHOLDERS[kind] for kind in kinds)
+
+
+_PLACEHOLDERS = {int: "INT", float: "FLOAT", str: "TEXT"}
+
+
+def _choices(name: str) -> str:
+    """Return the choices of a field as text, if the placeholder does not show them."""
+    return f"One of {', '.join(get_args(Scheduler))}" if name == "scheduler" else ""
 
 
 def _range(field: FieldInfo) -> str:
-    """The range of a setting as a person reads it."""
+    """Return the allowed range of a field as text."""
     bounds = {type(bound).__name__: bound for bound in field.metadata}
     low, high = bounds.get("Ge"), bounds.get("Le")
     if low is None:
@@ -152,7 +195,7 @@ def _range(field: FieldInfo) -> str:
 
 
 def _defaults(name: str, field: FieldInfo) -> str:
-    """The default of a setting, and which models of the catalog have another."""
+    """Return the default of a field as text, with the models that have another default."""
     if name in TEXT_TO_IMAGE_FIELDS:
         own = {entry.name: entry.defaults[name] for entry in IMAGE_MODELS.values() if name in entry.defaults}
         return f"Default {', '.join(f'{image_model}: {value}' for image_model, value in own.items())}" if own else ""
@@ -162,5 +205,5 @@ def _defaults(name: str, field: FieldInfo) -> str:
     for entry in CATALOG.values():
         if (value := entry.defaults.get(name, field.default)) != field.default:
             others.setdefault(value, []).append(entry.name)
-    told = "; ".join(f"{', '.join(models)}: {value}" for value, models in others.items())
-    return f"Default {field.default}" + (f" ({told})" if told else "")
+    exceptions = "; ".join(f"{', '.join(models)}: {value}" for value, models in others.items())
+    return f"Default {field.default}" + (f" ({exceptions})" if exceptions else "")

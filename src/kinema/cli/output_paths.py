@@ -1,4 +1,4 @@
-"""Where results go: a name for each still's video and contact sheet, refused before the work if it can't be had."""
+"""Output paths: derive them from the options and check them before the work starts."""
 
 from __future__ import annotations
 
@@ -19,136 +19,133 @@ _FIELD = re.compile(r"\{(\w*)\}")
 
 
 def video_paths(
-    output: str | None, stems: Sequence[str], requests: Sequence[VideoRequest], *, ending: str = ".mp4"
+    output: str | None, stems: Sequence[str], requests: Sequence[VideoRequest], *, extension: str = ".mp4"
 ) -> list[Path]:
-    """A path for each still's video, where it can be written.
+    """Return one writable path per video.
 
-    Folders that are missing are made when the work begins (`make_folders`); `keep_apart` sees to what exists.
+    `make_folders` creates missing folders later; `check_conflicts` checks for existing files.
 
     Args:
-        output: A file, a folder (ending in "/", or for several stills), a template, or None for STEM.mp4 here.
-        stems: Names of the stills, in the order of the command line.
-        requests: One for each still.
-        ending: Of the names that `output` leaves open.
+        output: A file, a folder (with a trailing "/", or for several videos), a template, or None for STEM.mp4 in the
+            current folder.
+        stems: Stems of the input images, in the order of the command line.
+        requests: One per video.
+        extension: Extension of names that `output` does not specify.
 
     Raises:
-        VideoError: naming the path and what would be right.
-        InsufficientDisk: when there is no room.
+        VideoError: the path cannot be written.
+        InsufficientDisk: the disk is full.
     """
     from kinema.media.video_writer import check_target
 
-    paths = _named(output, ending, stems, requests)
+    paths = _paths(output, extension, stems, requests)
     for path, request in zip(paths, requests, strict=True):
         check_target(_in_existing_folder(path), request.frame_rate)
     return paths
 
 
 def make_folders(paths: Sequence[Path | None]) -> None:
-    """Make the folders in which results are to appear, where they are missing.
+    """Create the missing parent folders of the paths.
 
     Raises:
-        VideoError: naming the folder that can't be made.
+        VideoError: a folder cannot be created.
     """
     for path in filter(None, paths):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise VideoError(f"the folder {path.parent} can't be made ({error.strerror}); choose another") from None
+            raise VideoError(f"cannot create the folder {path.parent} ({error.strerror}); choose another") from None
 
 
 def _in_existing_folder(path: Path) -> Path:
-    """The path itself, or its name in the nearest folder above it that exists, where the missing ones will be made."""
+    """Return the path with its parent replaced by the nearest existing ancestor."""
     folder = path.parent
     while not folder.exists():
         folder = folder.parent
     return folder / path.name
 
 
-def sheet_paths(
-    output: str | None,
-    stems: Sequence[str],
-    requests: Sequence[VideoRequest],
-    *,
-    what: str = "contact sheet",
+def png_paths(
+    output: str | None, stems: Sequence[str], requests: Sequence[VideoRequest], *, kind: str
 ) -> list[Path | None]:
-    """A path for each video's contact sheet or drawn still, named as videos are; None for all where none is asked for.
+    """Return one PNG path per video for a contact sheet or an image; None for all if `output` is None.
 
     Args:
-        output: As for `video_paths`, a PNG.
-        stems: Likewise.
-        requests: Likewise.
-        what: What will lie there, as messages name it.
+        output: As for `video_paths`.
+        stems: As for `video_paths`.
+        requests: As for `video_paths`.
+        kind: What the file contains, for messages.
 
     Raises:
-        VideoError: naming the path and what would be right.
+        VideoError: the path cannot be written or does not end in .png.
     """
     if output is None:
         return [None] * len(stems)
-    paths = _named(output, ".png", stems, requests)
+    paths = _paths(output, ".png", stems, requests)
     for path in paths:
         if path.suffix.lower() != ".png":
-            raise VideoError(f"the {what} {path} must end in .png; name it {path.with_suffix('.png')}")
-        _check_place(path, what)
+            raise VideoError(f"the {kind} {path} must end in .png; use {path.with_suffix('.png')}")
+        _check_writable(path, kind)
     return list(paths)
 
 
 def record_path(output: str | None) -> Path | None:
-    """Where a benchmark's record can be written; None where none is asked for.
+    """Return the writable path for a benchmark record, or None if `output` is None.
 
     Raises:
-        VideoError: naming the path and what would be right.
+        VideoError: the path cannot be written or does not end in .json.
     """
     if output is None:
         return None
     path = Path(output).expanduser()
     if path.suffix.lower() != ".json":
-        raise VideoError(f"the record {path} must end in .json; name it {path.with_suffix('.json')}")
-    _check_place(path, "record")
+        raise VideoError(f"the record {path} must end in .json; use {path.with_suffix('.json')}")
+    _check_writable(path, "record")
     return path
 
 
-def _check_place(path: Path, what: str) -> None:
-    """Refuse a place where no file can appear.
+def _check_writable(path: Path, kind: str) -> None:
+    """Check that a file can be created at `path`.
 
     Raises:
-        VideoError: naming the path and what would be right.
+        VideoError: it cannot.
     """
     folder = _in_existing_folder(path).parent
     if not folder.is_dir():
         raise VideoError(f"{folder} is not a folder; choose another")
     if not os.access(folder, os.W_OK):
-        raise VideoError(f"{folder} can't be written to; choose another folder, or its permissions")
+        raise VideoError(f"{folder} is not writable; choose another folder or change its permissions")
     if path.is_dir():
-        raise VideoError(f"{path} is a folder; choose another name for the {what}")
+        raise VideoError(f"{path} is a folder; choose another name for the {kind}")
 
 
-def keep_apart(results: Sequence[Path | None], sources: Sequence[str], *, force: bool) -> None:
-    """Refuse results that would replace one another, what they are made from, or, without `force`, any file.
+def check_conflicts(results: Sequence[Path | None], sources: Sequence[str], *, force: bool) -> None:
+    """Check that results overwrite neither each other, nor an input, nor, without `force`, an existing file.
 
     Raises:
-        VideoError: naming the path.
+        VideoError: for the first conflict.
     """
-    seen: set[Path] = set()
+    used: set[Path] = set()
     inputs = [Path(source) for source in sources if Path(source).exists()]
     for path in filter(None, results):
-        place = path.absolute()
-        if place in seen:
-            raise VideoError(f"{path} would hold more than one result; tell them apart by {{index}} in its name")
-        seen.add(place)
+        absolute = path.absolute()
+        if absolute in used:
+            raise VideoError(f"{path} is the path of more than one result; add {{index}} to its name")
+        used.add(absolute)
         if path.exists() and any(path.samefile(source) for source in inputs):
-            raise VideoError(f"{path} is what the video is made from, and would be lost; choose another name")
+            raise VideoError(f"{path} is the input and would be overwritten; choose another name")
         if path.is_file() and not force:
             raise VideoError(f"{path} already exists; add --force to overwrite it, or choose another name")
 
 
-def _named(output: str | None, ending: str, stems: Sequence[str], requests: Sequence[VideoRequest]) -> list[Path]:
+def _paths(output: str | None, extension: str, stems: Sequence[str], requests: Sequence[VideoRequest]) -> list[Path]:
     if output is None:
-        return [Path(f"{stem}{ending}") for stem in stems]
-    if output.startswith("~"):  # the shell leaves it alone inside quotes
-        output = os.path.expanduser(output)  # noqa: PTH111 - a Path would lose the "/" at its end
+        return [Path(f"{stem}{extension}") for stem in stems]
+    if output.startswith("~"):  # shells skip it inside quotes
+        output = os.path.expanduser(output)  # noqa: PTH111 - a Path would drop the trailing "/"
     if _FIELD.search(output):
         return [
-            _filled(output, {"stem": stem, "index": i, "seed": request.seed})
+            _fill(output, {"stem": stem, "index": i, "seed": request.seed})
             for i, (stem, request) in enumerate(zip(stems, requests, strict=True), 1)
         ]
     is_folder = output.endswith(("/", os.sep))
@@ -156,19 +153,19 @@ def _named(output: str | None, ending: str, stems: Sequence[str], requests: Sequ
         return [Path(output)]
     if Path(output).suffix and not Path(output).is_dir():
         raise VideoError(
-            f"{output} is one file, and there are {len(stems)} stills; name a folder, or a template such as "
-            f"{{stem}}{ending}"
+            f"{output} is one file, but there are {len(stems)} inputs; name a folder, or a template such as "
+            f"{{stem}}{extension}"
         )
-    return [Path(output) / f"{stem}{ending}" for stem in stems]
+    return [Path(output) / f"{stem}{extension}" for stem in stems]
 
 
-def _filled(template: str, values: dict[str, object]) -> Path:
-    """A template with its fields filled in."""
+def _fill(template: str, values: dict[str, object]) -> Path:
+    """Return a template with its fields replaced."""
 
     def value(field: re.Match[str]) -> str:
         if field[1] not in values:
             known = ", ".join(f"{{{name}}}" for name in FIELDS)
-            raise InvalidRequest(f"{field[0]} in {template} can't be filled in; {known} can", "output")
+            raise InvalidRequest(f"unknown field {field[0]} in {template}; expected one of {known}", "output")
         return str(values[field[1]])
 
     return Path(_FIELD.sub(value, template))

@@ -1,4 +1,4 @@
-"""`kinema remake`: makes a video again from its recipe and compares the frames."""
+"""`kinema remake`: reproduce a video from its recipe and compare the frames."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kinema.cli.exit_codes import DIFFERS
+from kinema.cli.exit_codes import FRAMES_DIFFER
 from kinema.cli.options import OUTPUT_PANEL, Force, Json, Quiet, VideoFile, expanded, to_stdout
-from kinema.cli.report import report
+from kinema.cli.report import open_report
 from kinema.errors import RecipeError
 from kinema.models.catalog import CATALOG, IMAGE_MODELS
 from kinema.version import own_version
@@ -36,8 +36,9 @@ def remake(
     image: Annotated[
         str | None,
         typer.Option(
-            help="The picture that the video was made from: a path or http(s) address. Of a video that was made from a "
-            "prompt it is drawn again, unless it was kept and is given."
+            metavar="IMAGE",
+            help="Image that the video was made from: path or http(s) URL. For a video made from a prompt it is "
+            "optional; unset, the image is generated again.",
         ),
     ] = None,
     output: Annotated[
@@ -47,122 +48,128 @@ def remake(
             "-o",
             metavar="PATH",
             rich_help_panel=OUTPUT_PANEL,
-            help="Where the new video goes; - writes an mp4 to stdout. Unset: STEM-remade with the same ending, in the "
-            "current folder.",
+            help="Output file; - writes an mp4 to stdout. Unset: STEM-remade with the same extension in the current "
+            "folder.",
         ),
     ] = None,
     model: Annotated[
         str | None,
         typer.Option(
-            help="Where the weights are, when the recipe can't tell (of a folder it keeps only the last part).",
+            metavar="MODEL",
+            help="Path of the model, required if it was loaded from a folder (the recipe contains only the folder's "
+            "name).",
         ),
     ] = None,
     image_model: Annotated[
-        str | None, typer.Option(help="Where the painter's weights are, when the recipe can't tell.")
+        str | None,
+        typer.Option(metavar="MODEL", help="Path of the text-to-image model, required if it was loaded from a folder."),
     ] = None,
     anyway: Annotated[
-        bool, typer.Option("--anyway", help="Go on although the still or the weights are not those of the recipe.")
+        bool, typer.Option("--anyway", help="Continue even if image or weights differ from the recipe.")
     ] = False,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make a video again from its recipe, and say whether the frames are identical. What was a still has to be given.
+    """Reproduce a video from its recipe and compare the frames.
 
-    It runs with the recipe's number of CPU threads, on which rounding depends. The exit code is 0 when the frames are
-    identical and 7 when they differ; the message then names what is not as in the recipe: device, dtype, threads,
-    memory plan, library versions. Still and weights are checked first.
+    If the video was made from an image, pass the image with --image.
+
+    Image and weights are compared with the recipe before the work starts. The remake uses the recipe's number of CPU
+    threads, which affects rounding. The exit code is 0 if the frames are identical and 7 if they differ; the message
+    then lists what differs from the recipe: device, dtype, threads, memory plan, library versions.
     """
-    from kinema.cli.render import load, make
+    from kinema.cli.render import load_video_pipeline, render_video
     from kinema.media.video_writer import read_recipe
 
     file, image = expanded(file), None if image is None else expanded(image)
-    with report(json_lines=json, quiet=quiet) as told, to_stdout(output, told, json=json) as target:
+    with open_report(json_lines=json, quiet=quiet) as report, to_stdout(output, report, json=json) as output_path:
         recipe = read_recipe(file)
-        opened = _image_of(recipe, image, told, anyway=anyway)
-        name = model or _model_of(recipe.model, CATALOG, "--model")
-        machine = _machine(recipe, told)
-        job = _job(file, image, opened, recipe, name, target, force=force)
-        with _threads(recipe.threads):
+        opened = _open_image(recipe, image, report, anyway=anyway)
+        name = model or _model_name(recipe.model, CATALOG, "--model")
+        settings = _settings(recipe, report)
+        task = _task(file, image, opened, recipe, name, output_path, force=force)
+        with _cpu_threads(recipe.threads):
             if opened is None:
-                job = _drawn_again(job, recipe, image_model, machine, told, anyway=anyway)
-            pipeline = load(name, machine, told)
+                task = _generate_image(task, recipe, image_model, settings, report, anyway=anyway)
+            pipeline = load_video_pipeline(name, settings, report)
             pipeline.engine = recipe.engine
-            found = pipeline.identity.weights_sha256
-            _same("model", name, found, recipe.model.weights_sha256, told, anyway=anyway)
-            _tell_versions(recipe, told)
-            made = make(pipeline, job, told)
-        if not _compared(Path(file), recipe, made.video, made.path, told):
-            raise typer.Exit(DIFFERS)
+            actual = pipeline.identity.weights_sha256
+            _check_sha256("model", name, actual, recipe.model.weights_sha256, report, anyway=anyway)
+            _report_versions(recipe, report)
+            rendered = render_video(pipeline, task, report)
+        if not _compare(Path(file), recipe, rendered.video, rendered.path, report):
+            raise typer.Exit(FRAMES_DIFFER)
 
 
 @contextlib.contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """Let torch compute with so many CPU threads; None leaves their number as it is."""
+def _cpu_threads(count: int | None) -> Iterator[None]:
+    """Set torch's number of CPU threads inside the block; None leaves it unchanged."""
     import torch
 
-    before = torch.get_num_threads()
+    previous = torch.get_num_threads()
     if count is not None:
         torch.set_num_threads(count)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(previous)
 
 
-def _same(what: str, given: str, found: str, wanted: str, told: Report, *, anyway: bool) -> None:
-    """Refuse a still or weights other than the recipe's, or only say so."""
-    if found == wanted:
+def _check_sha256(kind: str, name: str, actual: str, expected: str, report: Report, *, anyway: bool) -> None:
+    """Raise RecipeError for an image or weights with another hash than the recipe's; with `anyway`, only warn."""
+    if actual == expected:
         return
-    fault = f"the {what} {given} is not the one of the recipe (SHA-256 {found[:12]}…, not {wanted[:12]}…)"
+    message = f"the {kind} {name} differs from the recipe (SHA-256 {actual[:12]}…, expected {expected[:12]}…)"
     if not anyway:
-        raise RecipeError(f"{fault}; give the original one, or --anyway to go on with this")
-    told.tell("warning", fault)
+        raise RecipeError(f"{message}; use the original, or --anyway to continue with this one")
+    report.emit("warning", message)
 
 
-def _image_of(recipe: Recipe, given: str | None, told: Report, *, anyway: bool) -> InputImage | None:
-    """The still that was given, or None where it is to be drawn again.
+def _open_image(recipe: Recipe, path: str | None, report: Report, *, anyway: bool) -> InputImage | None:
+    """Open the input image, or return None to generate it again.
 
     Raises:
-        RecipeError: where it is needed and not given, or is another.
+        RecipeError: the image is missing or differs from the recipe.
     """
     from kinema.media.image import open_image
 
-    if given is None:
+    if path is None:
         if recipe.image_generation is None:
-            raise RecipeError("the video was made from a still, which no recipe holds: give it by --image")
+            raise RecipeError("the video was made from an image, which its recipe does not contain; pass it by --image")
         return None
-    opened = open_image(given)
-    _same("image", given, opened.sha256, recipe.image_sha256, told, anyway=anyway)
+    opened = open_image(path)
+    _check_sha256("image", path, opened.sha256, recipe.image_sha256, report, anyway=anyway)
     return replace(opened, image_generation=recipe.image_generation) if opened.sha256 == recipe.image_sha256 else opened
 
 
-def _drawn_again(
-    job: RenderTask, recipe: Recipe, image_model: str | None, machine: Settings, told: Report, *, anyway: bool
+def _generate_image(
+    task: RenderTask, recipe: Recipe, image_model: str | None, settings: Settings, report: Report, *, anyway: bool
 ) -> RenderTask:
-    """The job with its still drawn again, by the recipe's own painter and in its arithmetic."""
-    from kinema.cli.render import draw, load_image_pipeline
+    """Return the task with its image generated again by the recipe's text-to-image model and dtype."""
+    from kinema.cli.render import generate_task_image, load_image_pipeline
 
     assert recipe.image_generation is not None
     identity = recipe.image_generation.model
-    name = image_model or _model_of(identity, IMAGE_MODELS, "--image-model")
-    image_pipeline = load_image_pipeline(name, machine, told)
+    name = image_model or _model_name(identity, IMAGE_MODELS, "--image-model")
+    pipeline = load_image_pipeline(name, settings, report)
     try:
-        _same("image model", name, image_pipeline.identity.weights_sha256, identity.weights_sha256, told, anyway=anyway)
-        job = draw(image_pipeline, job, told)
+        actual = pipeline.identity.weights_sha256
+        _check_sha256("text-to-image model", name, actual, identity.weights_sha256, report, anyway=anyway)
+        task = generate_task_image(pipeline, task, report)
     finally:
-        image_pipeline.release()
-    assert job.image is not None
-    if job.image.sha256 != recipe.image_sha256:
-        told.tell("warning", "the still that was drawn is not the recipe's to the last pixel: the frames may differ")
-    return job
+        pipeline.release()
+    assert task.image is not None
+    if task.image.sha256 != recipe.image_sha256:
+        report.emit("warning", "the generated image differs from the recipe's: the frames may differ")
+    return task
 
 
-def _model_of(identity: ModelIdentity, known: Mapping[str, CatalogEntry], option: str) -> str:
-    """What to load, by the recipe alone.
+def _model_name(identity: ModelIdentity, known: Mapping[str, CatalogEntry], option: str) -> str:
+    """Return the name by which the recipe's model can be loaded.
 
     Raises:
-        RecipeError: when the weights lay in a folder, of which the recipe keeps only the last part.
+        RecipeError: the model was loaded from a folder, whose path the recipe does not contain.
     """
     name, revision = identity.name, identity.revision
     entry = known.get(name)
@@ -171,12 +178,12 @@ def _model_of(identity: ModelIdentity, known: Mapping[str, CatalogEntry], option
     if revision and "/" in name:
         return f"{name}@{revision}"
     raise RecipeError(
-        f"the weights lay in a folder named {name}, and the recipe keeps no more of its path: give it by {option} "
-        "FOLDER"
+        f"the model was loaded from a folder named {name}, whose path the recipe does not contain; pass it by "
+        f"{option} FOLDER"
     )
 
 
-def _job(
+def _task(
     file: str,
     source: str | None,
     image: InputImage | None,
@@ -186,51 +193,52 @@ def _job(
     *,
     force: bool,
 ) -> RenderTask:
-    """The video to make, with the decode chunk that was used, which the request may have left open."""
-    from kinema.cli.output_paths import keep_apart, video_paths
+    """Return the task for the remake, with the recipe's decode chunk size, which the request may not specify."""
+    from kinema.cli.output_paths import check_conflicts, video_paths
     from kinema.cli.render_task import RenderTask
     from kinema.models.resolve import resolve
 
     resolve(model)
     request = recipe.request.changed(decode_chunk_size=recipe.decode_chunk_size)
     video = Path(file)
-    [target] = video_paths(output, [f"{video.stem}-remade"], [request], ending=video.suffix)
-    keep_apart([target], [file, source] if source else [file], force=force)
-    return RenderTask(source or request.prompt or file, image, request, target, recorded=recipe.request)
+    [path] = video_paths(output, [f"{video.stem}-remade"], [request], extension=video.suffix)
+    check_conflicts([path], [file, source] if source else [file], force=force)
+    return RenderTask(source or request.prompt or file, image, request, path, recipe_request=recipe.request)
 
 
-def _machine(recipe: Recipe, told: Report) -> Settings:
-    """The settings of this machine, with the recipe's arithmetic, and its kind of device where it is there."""
+def _settings(recipe: Recipe, report: Report) -> Settings:
+    """Return the settings with the recipe's dtype and precision, and its device type if available."""
     from kinema.models.devices import available_devices, is_hopper, pick_device
     from kinema.settings import read_settings
 
     kind = recipe.device.split()[0]
     if kind not in available_devices():
-        told.tell("warning", f"it was made on {recipe.device}, which is not here: the frames may differ")
+        report.emit("warning", f"made on {recipe.device}, which is not available: the frames may differ")
         return read_settings(dtype=recipe.dtype)
     precision = recipe.precision
     if precision == "fp8" and not is_hopper(pick_device(kind)):
-        told.tell("warning", "it was made in fp8, which this device can't multiply: the frames differ")
+        report.emit("warning", "made with fp8, which this device does not support: the frames will differ")
         precision = "full"
     return read_settings(device=kind, dtype=recipe.dtype, precision=precision)
 
 
-def _tell_versions(recipe: Recipe, told: Report) -> None:
-    """Say which libraries are not those that made the video."""
+def _report_versions(recipe: Recipe, report: Report) -> None:
+    """Warn about libraries whose versions differ from the recipe's."""
     from importlib.metadata import version
 
-    for name, made_by in {"kinema": recipe.kinema, **recipe.versions}.items():
-        here = own_version() if name == "kinema" else version(name)
-        if here != made_by:
-            told.tell("warning", f"it was made by {name} {made_by}, and {here} is here: the frames may differ")
+    for name, recorded in {"kinema": recipe.kinema, **recipe.versions}.items():
+        installed = own_version() if name == "kinema" else version(name)
+        if installed != recorded:
+            message = f"made with {name} {recorded}, but {installed} is installed: the frames may differ"
+            report.emit("warning", message)
 
 
-def _compared(original: Path, recipe: Recipe, video: Video, remade: Path, told: Report) -> bool:
-    """Whether a video and its remake show the same, told in words; both as the original's kind of file keeps them."""
+def _compare(original: Path, recipe: Recipe, video: Video, remade: Path, report: Report) -> bool:
+    """Compare a video and its remake after encoding in the original's format; report and return whether identical."""
     from kinema.media.video_writer import probe, read_frames
 
-    kind = probe(original).container
-    suffix = "" if kind == "png" else f".{kind}"
+    container = probe(original).container
+    suffix = "" if container == "png" else f".{container}"
     before, _ = read_frames(original)
     if remade.suffix.lower() == suffix:
         after, _ = read_frames(remade)
@@ -240,13 +248,13 @@ def _compared(original: Path, recipe: Recipe, video: Video, remade: Path, told: 
     text, facts = _difference(before, after)
     facts["reasons"] = reasons = [] if facts["identical"] else _reasons(recipe, video.recipe)
     if not facts["identical"]:
-        text += f"; not as in the recipe: {', '.join(reasons)}" if reasons else "; all of the recipe is the same"
-    told.tell("compared", text, **facts)
+        text += f"; differs from the recipe: {', '.join(reasons)}" if reasons else "; everything in the recipe matches"
+    report.emit("compared", text, **facts)
     return bool(facts["identical"])
 
 
-def _reasons(asked: Recipe, made: Recipe) -> list[str]:
-    """What of two recipes can explain that the frames differ: "threads 2 instead of 1"."""
+def _reasons(original: Recipe, remade: Recipe) -> list[str]:
+    """Return the differences of two recipes that can explain different frames, e.g. "threads 2 instead of 1"."""
 
     def facts(recipe: Recipe) -> dict[str, Any]:
         names = "device", "dtype", "engine", "precision", "memory_plan", "decode_chunk_size", "threads", "cpu"
@@ -256,7 +264,7 @@ def _reasons(asked: Recipe, made: Recipe) -> list[str]:
             "weights": recipe.model.weights_sha256[:12],
             **{name: getattr(recipe, name) for name in names},
             **(
-                {f"still's {name}": getattr(image_generation, name) for name in ("dtype", "memory_plan")}
+                {f"image {name}": getattr(image_generation, name) for name in ("dtype", "memory_plan")}
                 if image_generation
                 else {}
             ),
@@ -265,32 +273,33 @@ def _reasons(asked: Recipe, made: Recipe) -> list[str]:
             **recipe.versions,
         }
 
-    theirs, ours = facts(asked), facts(made)
-    differing = [name for name in theirs | ours if theirs.get(name) != ours.get(name)]
+    before, after = facts(original), facts(remade)
     return [
-        f"{name.replace('_', ' ')} {_known(ours.get(name))} instead of {_known(theirs.get(name))}" for name in differing
+        f"{name.replace('_', ' ')} {_or_unknown(after.get(name))} instead of {_or_unknown(before.get(name))}"
+        for name in before | after
+        if before.get(name) != after.get(name)
     ]
 
 
-def _known(fact: object) -> object:
-    """A fact of a recipe; an older recipe does not hold all of them."""
-    return "unknown" if fact is None else fact
+def _or_unknown(value: object) -> object:
+    """Return "unknown" for None: older recipes do not contain all fields."""
+    return "unknown" if value is None else value
 
 
 def _difference(before: Frames, after: Frames) -> tuple[str, dict[str, Any]]:
-    """How far two videos are apart, in words and as facts."""
+    """Return the difference of two videos as text and as event fields. before, after: uint8 [n, height, width, 3]."""
     import numpy as np
 
     if before.shape != after.shape:
         (n, h, w, _), (m, g, v, _) = before.shape, after.shape
         text = f"{n} frames of {w}×{h} became {m} frames of {v}×{g}"
         return text, {"identical": False, "frames_differing": None, "max_difference": None}
-    apart = np.abs(before.astype(np.int16) - after)
-    frames, most = int(apart.any(axis=(1, 2, 3)).sum()), int(apart.max())
-    facts = {"identical": most == 0, "frames_differing": frames, "max_difference": most}
-    if most == 0:
+    difference = np.abs(before.astype(np.int16) - after)
+    frames, maximum = int(difference.any(axis=(1, 2, 3)).sum()), int(difference.max())
+    facts = {"identical": maximum == 0, "frames_differing": frames, "max_difference": maximum}
+    if maximum == 0:
         return f"all {len(before)} frames are the same, pixel for pixel", facts
     return (
-        f"{frames} of {len(before)} frames differ, by {most}/255 at most and {apart.mean():.2f}/255 on average",
+        f"{frames} of {len(before)} frames differ, by at most {maximum}/255 and on average {difference.mean():.2f}/255",
         facts,
     )

@@ -1,4 +1,4 @@
-"""One video's way through the engine into a file, from its prompt or its still: what `generate` and `remake` share."""
+"""Load models and render tasks to files, for `generate` and `remake`."""
 
 from __future__ import annotations
 
@@ -22,130 +22,133 @@ if TYPE_CHECKING:
     from kinema.settings import Settings
 
 
-def load(model: str, settings: Settings, report: Report) -> VideoPipeline:
-    """A model in memory, told as it comes."""
+def load_video_pipeline(model: str, settings: Settings, report: Report) -> VideoPipeline:
+    """Load a video model and report the progress."""
     from kinema.models import loading
 
-    tell_fetch(CATALOG.get(model), report)
-    report.tell("load", f"loading {model}", model=model)
+    report_download(CATALOG.get(model), report)
+    report.emit("load", f"loading {model}", model=model)
     began = time.monotonic()
     pipeline = loading.load(model, settings=settings, progress=report.download)
-    _tell_loaded(pipeline, time.monotonic() - began, report)
+    _report_loaded(pipeline, time.monotonic() - began, report)
     return pipeline
 
 
 def load_image_pipeline(name: str, settings: Settings, report: Report) -> ImagePipeline:
-    """A painter in memory, told as it comes."""
+    """Load a text-to-image model and report the progress."""
     from kinema.models import image_pipeline
 
-    tell_fetch(IMAGE_MODELS.get(name), report)
-    report.tell("load", f"loading {name}", model=name)
+    report_download(IMAGE_MODELS.get(name), report)
+    report.emit("load", f"loading {name}", model=name)
     began = time.monotonic()
-    loaded = image_pipeline.load_image_pipeline(name, settings=settings, progress=report.download)
-    _tell_loaded(loaded, time.monotonic() - began, report)
-    return loaded
+    pipeline = image_pipeline.load_image_pipeline(name, settings=settings, progress=report.download)
+    _report_loaded(pipeline, time.monotonic() - began, report)
+    return pipeline
 
 
-def tell_fetch(entry: CatalogEntry | None, report: Report) -> None:
-    """Say that a model of the catalog has to be fetched, how large it is, and under which licence it is."""
+def report_download(entry: CatalogEntry | None, report: Report) -> None:
+    """Report size, source and licence of a catalog model that has to be downloaded first."""
     from kinema.models.resolve import installed_snapshot
 
     if entry and entry.repository and installed_snapshot(entry) is None:
         size = f"{human_bytes(entry.size_bytes)} " if entry.size_bytes else ""
         source = f"{size}from {entry.repository}, {entry.licence} ({entry.licence_url})"
-        report.tell("note", f"{entry.name} is fetched first: {source}")
+        report.emit("note", f"downloading {entry.name} first: {source}")
 
 
-def _tell_loaded(loaded: VideoPipeline | ImagePipeline, seconds: float, report: Report) -> None:
-    dtype = str(loaded.dtype).removeprefix("torch.")
-    report.tell(
+def _report_loaded(pipeline: VideoPipeline | ImagePipeline, seconds: float, report: Report) -> None:
+    dtype = str(pipeline.dtype).removeprefix("torch.")
+    report.emit(
         "loaded",
-        f"{loaded.name} on {loaded.device} in {dtype}, loaded in {seconds:.1f} s",
-        model=loaded.name,
-        device=str(loaded.device),
+        f"{pipeline.name} on {pipeline.device} in {dtype}, loaded in {seconds:.1f} s",
+        model=pipeline.name,
+        device=str(pipeline.device),
         dtype=dtype,
         seconds=round(seconds, 2),
     )
-    for note in loaded.notes:
-        report.tell("warning", note)
+    for note in pipeline.notes:
+        report.emit("warning", note)
 
 
-def draw_all(jobs: list[RenderTask], image_model: str, settings: Settings, report: Report) -> list[RenderTask]:
-    """The jobs with their stills drawn. The painter's memory is given back before the video model comes."""
-    loaded = load_image_pipeline(image_model, settings, report)
+def generate_images(tasks: list[RenderTask], image_model: str, settings: Settings, report: Report) -> list[RenderTask]:
+    """Return the tasks with their images generated; the text-to-image model is loaded, used and unloaded."""
+    pipeline = load_image_pipeline(image_model, settings, report)
     try:
-        return [draw(loaded, job, report) for job in jobs]
+        return [generate_task_image(pipeline, task, report) for task in tasks]
     finally:
-        loaded.release()
+        pipeline.release()
 
 
-def draw(image_pipeline: ImagePipeline, job: RenderTask, report: Report) -> RenderTask:
-    """Draw one still, and keep it where that was asked for.
+def generate_task_image(pipeline: ImagePipeline, task: RenderTask, report: Report) -> RenderTask:
+    """Return the task with its image generated, and save the image to `image_path` if set.
 
     Raises:
-        KinemaError: one of its kinds; nothing is left of the still then.
+        KinemaError: the generation failed; no image file is left.
     """
     from kinema.engine import generate_image, prompt_warnings
     from kinema.media.video_writer import publish
     from kinema.models.image_pipeline import completed
     from kinema.values import Step
 
-    job = replace(job, request=completed(image_pipeline, job.request))
-    words = prompt_warnings(image_pipeline, job.request)
-    for warning in words:
-        report.tell("warning", warning)
-    report.generate_image(job)
+    task = replace(task, request=completed(pipeline, task.request))
+    warnings = prompt_warnings(pipeline, task.request)
+    for warning in warnings:
+        report.emit("warning", warning)
+    report.image_started(task)
     began = time.monotonic()
     image: InputImage | None = None
-    for result in generate_image(image_pipeline, job.request):
+    for result in generate_image(pipeline, task.request):
         if isinstance(result, Step):
             report.step(result)
         else:
             image = result
-    assert image is not None, "the painter ends with a still"
-    if job.drawn:
-        make_folders([job.drawn])
+    assert image is not None, "generate_image ends with an image"
+    if task.image_path:
+        make_folders([task.image_path])
         data = BytesIO()
         image.rgb.save(data, "PNG")
-        publish(data.getvalue(), job.drawn)
-    spent = time.monotonic() - began
-    job = replace(job, image=image, image_seconds=spent, warnings=(*job.warnings, *words))
-    report.image_done(job)
-    return job
+        publish(data.getvalue(), task.image_path)
+    seconds = time.monotonic() - began
+    task = replace(task, image=image, image_seconds=seconds, warnings=(*task.warnings, *warnings))
+    report.image_done(task)
+    return task
 
 
-def make(pipeline: VideoPipeline, job: RenderTask, report: Report) -> RenderedVideo:
-    """Make one video; its file is encoded while decoding goes on, and appears whole or not at all.
+def render_video(pipeline: VideoPipeline, task: RenderTask, report: Report) -> RenderedVideo:
+    """Render one video to a file, which is encoded during decoding and appears atomically.
 
     Raises:
-        KinemaError: one of its kinds; nothing is left of the video then.
+        KinemaError: the generation failed; no video file is left.
     """
     from kinema.engine import generate
     from kinema.media.video_writer import VideoWriter, publish
     from kinema.values import Step
 
-    assert job.image is not None, "it was given, or is drawn"
-    report.start(job)
+    assert task.image is not None
+    report.video_started(task)
     began = time.monotonic()
     video: Video | None = None
-    make_folders([job.target, job.sheet])
-    with VideoWriter(job.target, job.request.frame_rate) as writer:
-        for result in generate(pipeline, job.image, job.request):
+    make_folders([task.output_path, task.contact_sheet_path])
+    with VideoWriter(task.output_path, task.request.frame_rate) as writer:
+        for result in generate(pipeline, task.image, task.request):
             if isinstance(result, Step):
                 if result.frames is not None:
-                    if result.start == 0:  # the first, or those of a video that is decoded again
+                    if result.start == 0:  # the first frames, or decoding restarted
                         writer.restart()
                     writer.write(result.frames)
                 report.step(result)
             else:
                 video = result
-        assert video is not None, "the engine ends with a clip"
+        assert video is not None, "generate ends with a video"
         recipe = video.recipe
-        path = writer.finish(recipe.model_copy(update={"request": job.recorded}) if job.recorded else recipe)
-    if job.sheet:
+        path = writer.finish(
+            recipe.model_copy(update={"request": task.recipe_request}) if task.recipe_request else recipe
+        )
+    if task.contact_sheet_path:
         data = BytesIO()
         video.contact_sheet().save(data, "PNG")
-        publish(data.getvalue(), job.sheet)
-    made = RenderedVideo(job, video, path, job.sheet, time.monotonic() - began + (job.image_seconds or 0))
-    report.done(made)
-    return made
+        publish(data.getvalue(), task.contact_sheet_path)
+    seconds = time.monotonic() - began + (task.image_seconds or 0)
+    rendered = RenderedVideo(task, video, path, task.contact_sheet_path, seconds)
+    report.video_done(rendered)
+    return rendered

@@ -1,4 +1,4 @@
-"""The values that a command passes around: one video to make, and one video made."""
+"""The values that a command passes around: one video to render, and one rendered video."""
 
 from __future__ import annotations
 
@@ -16,58 +16,58 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class RenderTask:
-    """One video to be made; everything in it is checked."""
+    """One video to render; all values are validated."""
 
     source: str
-    """The still as it was named, or the prompt."""
+    """Path or URL of the image, or the prompt."""
     image: InputImage | None
-    """None while it is not drawn yet, or not opened again."""
+    """None before the image is generated or reopened."""
     request: VideoRequest
-    target: Path
-    sheet: Path | None = None
-    drawn: Path | None = None
-    """Where the drawn still is to be kept, if anywhere."""
-    place: str = ""
-    """"2/3" of several."""
+    output_path: Path
+    contact_sheet_path: Path | None = None
+    image_path: Path | None = None
+    """Where to save the generated image."""
+    position: str = ""
+    """"2/3" for the second of three videos."""
     warnings: tuple[str, ...] = ()
-    recorded: VideoRequest | None = None
-    """What the recipe is to say was asked, where it is not `request`: a remake's recipe is that of the original."""
+    recipe_request: VideoRequest | None = None
+    """The request to record in the recipe, if not `request`: a remake records the original request."""
     image_seconds: float | None = None
-    """How long its still took, once it is drawn."""
-    checked: CheckedImage | None = None
-    """What the still is to be opened from, where one is given."""
+    """Duration of the text-to-image stage."""
+    checked_image: CheckedImage | None = None
+    """The input image to reopen."""
 
     @property
     def headline(self) -> str:
-        """What begins, in one line."""
+        """One line for the start of the video."""
         request = self.request
         size = f"{request.num_frames} frames of {request.width}×{request.height}"
-        return f"{self._named}: {size}, {request.num_inference_steps} steps, seed {request.seed}"
+        return f"{self._title}: {size}, {request.num_inference_steps} steps, seed {request.seed}"
 
     @property
     def image_headline(self) -> str:
-        """The same of the still that is drawn first."""
+        """One line for the start of the text-to-image stage."""
         request = self.request
         steps = f", {request.image_num_inference_steps} steps" if request.image_num_inference_steps else ""
-        return f"{self._named}: a still of {request.width}×{request.height}{steps}, seed {request.seed}"
+        return f"{self._title}: image of {request.width}×{request.height}{steps}, seed {request.seed}"
 
     @property
-    def is_drawn(self) -> bool:
-        """Whether its still is drawn from the prompt, rather than given."""
+    def is_from_prompt(self) -> bool:
+        """Whether the image is generated from a prompt."""
         return self.source == self.request.prompt
 
     @property
-    def _named(self) -> str:
-        name = f'"{self.source}"' if self.is_drawn else self.source
-        return f"{self.place} {name}" if self.place else name
+    def _title(self) -> str:
+        title = f'"{self.source}"' if self.is_from_prompt else self.source
+        return f"{self.position} {title}" if self.position else title
 
 
 @dataclass(frozen=True, eq=False)
 class RenderedVideo:
-    """One video that is there, and how long it took in seconds."""
+    """One finished video; `seconds` includes the text-to-image stage."""
 
-    job: RenderTask
+    task: RenderTask
     video: Video
     path: Path
-    sheet: Path | None
+    contact_sheet_path: Path | None
     seconds: float

@@ -1,14 +1,28 @@
-"""How a run is told: bars on a terminal, plain lines elsewhere, JSON lines for programs, or nothing but results."""
+"""Output of a run: progress bars on a terminal, plain lines elsewhere, JSON lines for programs, or only the result.
+
+With --json, stdout has one JSON object per line. Its "event" is one of:
+
+    model          the default model that was chosen: model, reason
+    note, warning  message
+    download       progress of a download: file, done_bytes, total_bytes
+    load, loaded   a model is being loaded, or is loaded: model; then device, dtype, seconds, or size_bytes after `pull`
+    text_to_image  the text-to-image stage starts: prompt, image_model, seed
+    image_done     the image is generated: path, seconds
+    start          a video starts: image, path, seed, request
+    step           a step is done: stage, step, total, eta_seconds (of this stage)
+    done           a result is written: path; for a video contact_sheet, seed, seconds, warnings
+    compared       result of `remake`: identical, frames_differing, max_difference, reasons
+    error          the run failed: code (as in the HTTP API, or "interrupted"), message, param, exit_code
+"""
 
 from __future__ import annotations
 
 import json
-import re
 import sys
 import time
 from typing import TYPE_CHECKING, Any, Self
 
-from kinema.cli.exit_codes import Interrupted, code_of
+from kinema.cli.exit_codes import Interrupted, exit_code_for
 from kinema.errors import KinemaError
 from kinema.models.catalog import human_bytes
 
@@ -24,35 +38,35 @@ if TYPE_CHECKING:
     from kinema.models.hub import Progress
     from kinema.values import Stage, Step
 
-# Kinds of line that stand out: what they begin with, and how it looks where there is colour.
-_MARKED = {
+# Prefix and style of lines by kind.
+_PREFIXES = {
     "error": ("error: ", "bold red"),
     "interrupted": ("interrupted: ", "bold red"),
-    "warning": ("caution: ", "yellow"),
+    "warning": ("warning: ", "yellow"),
     "identical": ("identical: ", "bold green"),
     "different": ("different: ", "bold yellow"),
 }
 
 
 def stderr_console() -> Console:
-    """A console on stderr; rich reads NO_COLOR, and whether it is a terminal."""
+    """Return a console on stderr; rich detects NO_COLOR and terminals."""
     from rich.console import Console
 
     return Console(stderr=True, soft_wrap=True, highlight=False)
 
 
 def stdout_console() -> Console:
-    """A console on stdout, for tables: as wide as they want to be where it is no terminal."""
+    """Return a console on stdout for tables, 200 columns wide if stdout is not a terminal."""
     from rich.console import Console
 
     return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
 
 
-def say(text: str, kind: str = "note", console: Console | None = None) -> None:
-    """One line on stderr, as it is: a path may hold what looks like markup."""
+def print_line(text: str, kind: str = "note", console: Console | None = None) -> None:
+    """Print one line to stderr, without interpreting markup, which a path may contain."""
     from rich.text import Text
 
-    (console or stderr_console()).print(Text.assemble(_MARKED.get(kind, ""), text))
+    (console or stderr_console()).print(Text.assemble(_PREFIXES.get(kind, ""), text))
 
 
 def seconds_text(seconds: float) -> str:
@@ -67,30 +81,30 @@ def seconds_text(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-class Pace:
-    """How long stages take, and what is left of the present one."""
+class StageTimer:
+    """Measures the duration of each stage and estimates the remaining time of the current one."""
 
     def __init__(self) -> None:
         self.seconds: dict[Stage, float] = {}
         self._stage: Stage | None = None
         self._began = self._last = time.monotonic()
 
-    def left(self, step: Step) -> float:
-        """Seconds that are left of the step's stage, at the pace so far; to be asked at each step, once."""
+    def eta(self, step: Step) -> float:
+        """Return the estimated seconds left of the step's stage. Call it exactly once per step."""
         if step.stage != self._stage:
             self._stage, self._began = step.stage, self._last
         self._last = time.monotonic()
-        self.seconds[step.stage] = spent = self._last - self._began
-        return spent / step.step * (step.total - step.step)
+        self.seconds[step.stage] = elapsed = self._last - self._began
+        return elapsed / step.step * (step.total - step.step)
 
 
 class Report:
-    """Tells nothing but results: the base of the others, and what --quiet asks for."""
+    """Prints only results: the base class, used for --quiet."""
 
     def __init__(self) -> None:
-        self.pace = Pace()
+        self.timer = StageTimer()
         self.writes_video = False
-        """Whether the result itself goes to stdout, in place of its path."""
+        """Whether to write the video itself to stdout instead of its path."""
 
     def __enter__(self) -> Self:
         return self
@@ -98,69 +112,69 @@ class Report:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End what is on the screen; errors are told by `kinema.cli.main`, once."""
+        """Clean up the screen. `kinema.cli.main` prints the error."""
 
-    def tell(self, kind: str, text: str, **facts: Any) -> None:
-        """An event: in words for persons, by its kind and facts for programs."""
+    def emit(self, kind: str, text: str, **facts: Any) -> None:
+        """Show an event: `text` to people, `kind` and `facts` to programs."""
 
     def download(self, progress: Progress) -> None:
-        """A piece of a download has come."""
+        """Show the progress of a download."""
 
-    def generate_image(self, job: RenderTask) -> None:
-        """The still of one job begins to be drawn."""
-        self.pace = Pace()
-        request = job.request
-        self.tell(
+    def image_started(self, task: RenderTask) -> None:
+        """Show that the text-to-image stage of a task starts."""
+        self.timer = StageTimer()
+        request = task.request
+        self.emit(
             "text_to_image",
-            job.image_headline,
+            task.image_headline,
             prompt=request.prompt,
             image_model=request.image_model,
             seed=request.seed,
         )
 
-    def image_done(self, job: RenderTask) -> None:
-        """The still of one job is there."""
-        seconds = job.image_seconds or 0
-        kept = f", kept as {job.drawn}" if job.drawn else ""
-        assert job.image is not None
-        assert job.image.image_generation is not None
-        for event in job.image.image_generation.events:
-            self.tell("warning", event)
-        self.tell(
+    def image_done(self, task: RenderTask) -> None:
+        """Show that the image of a task is generated."""
+        seconds = task.image_seconds or 0
+        saved = f", saved as {task.image_path}" if task.image_path else ""
+        assert task.image is not None
+        assert task.image.image_generation is not None
+        for event in task.image.image_generation.events:
+            self.emit("warning", event)
+        self.emit(
             "image_done",
-            f"the still is drawn in {seconds_text(seconds)}{kept}",
-            path=str(job.drawn) if job.drawn else None,
+            f"image generated in {seconds_text(seconds)}{saved}",
+            path=str(task.image_path) if task.image_path else None,
             seconds=round(seconds, 2),
         )
 
-    def start(self, job: RenderTask) -> None:
-        """Work on one video begins."""
-        self.pace = Pace()
-        if job.image_seconds is not None:
-            self.pace.seconds["text_to_image"] = job.image_seconds
-        request = job.request.model_dump()
-        path, image = str(job.target), None if job.is_drawn else job.source
-        self.tell("start", job.headline, image=image, path=path, seed=job.request.seed, request=request)
+    def video_started(self, task: RenderTask) -> None:
+        """Show that a video starts."""
+        self.timer = StageTimer()
+        if task.image_seconds is not None:
+            self.timer.seconds["text_to_image"] = task.image_seconds
+        request = task.request.model_dump()
+        path, image = str(task.output_path), None if task.is_from_prompt else task.source
+        self.emit("start", task.headline, image=image, path=path, seed=task.request.seed, request=request)
 
     def step(self, step: Step) -> None:
-        """A step is done."""
-        self._step(step, self.pace.left(step))
+        """Show that a step is done."""
+        self._step(step, self.timer.eta(step))
 
-    def _step(self, step: Step, left: float) -> None:
-        """A step is done, and so many seconds are left of its stage."""
+    def _step(self, step: Step, eta: float) -> None:
+        """Show that a step is done; `eta` is the remaining time of its stage in seconds."""
 
-    def done(self, made: RenderedVideo) -> None:
-        """One video is there."""
+    def video_done(self, rendered: RenderedVideo) -> None:
+        """Show that a video is finished."""
         self.result(
-            made.path,
-            contact_sheet=str(made.sheet) if made.sheet else None,
-            seed=made.video.seed,
-            seconds=round(made.seconds, 2),
-            warnings=[*made.job.warnings, *made.video.recipe.events],
+            rendered.path,
+            contact_sheet=str(rendered.contact_sheet_path) if rendered.contact_sheet_path else None,
+            seed=rendered.video.seed,
+            seconds=round(rendered.seconds, 2),
+            warnings=[*rendered.task.warnings, *rendered.video.recipe.events],
         )
 
     def result(self, path: Path, **_facts: Any) -> None:
-        """What the run came for is the file `path`."""
+        """Write a result to stdout: its path, or the video itself."""
         if not self.writes_video:
             print(path, flush=True)  # noqa: T201 - the result
             return
@@ -168,8 +182,8 @@ class Report:
         sys.stdout.buffer.flush()
 
 
-class Json(Report):
-    """Each event as a JSON line on stdout."""
+class JsonReport(Report):
+    """Prints each event as a JSON line to stdout."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -178,79 +192,78 @@ class Json(Report):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """An error is an event too; `kinema.cli.main` tells it on stderr besides."""
+        """Print an error as an event; `kinema.cli.main` also prints it to stderr."""
         if isinstance(error, KinemaError):
-            code = re.sub(r"(?<!^)(?=[A-Z])", "_", type(error).__name__).lower()
             param = getattr(error, "param", None)
-            self._write("error", code=code, message=str(error), param=param, exit_code=code_of(error))
+            self._write("error", code=error.code, message=str(error), param=param, exit_code=exit_code_for(error))
         elif isinstance(error, Interrupted):
             self._write("error", code="interrupted", message="interrupted", param=None, exit_code=error.code)
 
-    def tell(self, kind: str, text: str, **facts: Any) -> None:
-        """One line."""
+    def emit(self, kind: str, text: str, **facts: Any) -> None:
+        """Print one JSON line."""
         self._write(kind, **(facts or {"message": text}))
 
     def download(self, progress: Progress) -> None:
-        """One line for each percent."""
+        """Print one line per percent."""
         done, total = progress.done_bytes, progress.total_bytes
         if (percent := 100 * done // total) != self._percent:
             self._percent = percent
             self._write("download", file=progress.file, done_bytes=done, total_bytes=total)
 
-    def _step(self, step: Step, left: float) -> None:
-        self._write("step", stage=step.stage, step=step.step, total=step.total, eta_seconds=round(left, 1))
+    def _step(self, step: Step, eta: float) -> None:
+        self._write("step", stage=step.stage, step=step.step, total=step.total, eta_seconds=round(eta, 1))
 
     def result(self, path: Path, **facts: Any) -> None:
-        """The line that ends well."""
+        """Print the "done" event."""
         self._write("done", path=str(path), **facts)
 
     def _write(self, event: str, **facts: Any) -> None:
         print(json.dumps({"event": event, **facts}), flush=True)  # noqa: T201 - the result
 
 
-class Lines(Report):
-    """Plain lines on stderr, for files, pipes and simple terminals."""
+class TextReport(Report):
+    """Prints plain lines to stderr, for files, pipes and simple terminals."""
 
     def __init__(self) -> None:
         super().__init__()
         self.console = stderr_console()
         self._tenth = -1
 
-    def tell(self, kind: str, text: str, **facts: Any) -> None:
-        """One line."""
+    def emit(self, kind: str, text: str, **facts: Any) -> None:
+        """Print one line."""
         if kind == "compared":
             kind = "identical" if facts["identical"] else "different"
-        say(text, kind, self.console)
+        print_line(text, kind, self.console)
 
     def download(self, progress: Progress) -> None:
-        """One line for each tenth."""
+        """Print one line per ten percent."""
         done, total = progress.done_bytes, progress.total_bytes
         if (tenth := 10 * done // total) != self._tenth:
             self._tenth = tenth
-            self.tell("note", f"download {human_bytes(done)} of {human_bytes(total)}")
+            self.emit("note", f"download {human_bytes(done)} of {human_bytes(total)}")
 
-    def _step(self, step: Step, left: float) -> None:
-        after = f", {seconds_text(left)} left" if step.step < step.total else ""
-        self.tell("note", f"{step.stage} {step.step}/{step.total}{after}")
+    def _step(self, step: Step, eta: float) -> None:
+        remaining = f", {seconds_text(eta)} left" if step.step < step.total else ""
+        self.emit("note", f"{step.stage} {step.step}/{step.total}{remaining}")
 
-    def done(self, made: RenderedVideo) -> None:
-        """What came of it, and how long each stage took."""
-        for event in made.video.recipe.events:
-            self.tell("warning", event)
-        count, height, width, _ = made.video.frames.shape
-        stages = ", ".join(f"{stage} {seconds_text(spent)}" for stage, spent in self.pace.seconds.items())
-        self.tell(
+    def video_done(self, rendered: RenderedVideo) -> None:
+        """Print size, seed and the duration of each stage."""
+        for event in rendered.video.recipe.events:
+            self.emit("warning", event)
+        count, height, width, _ = rendered.video.frames.shape
+        stages = ", ".join(f"{stage} {seconds_text(seconds)}" for stage, seconds in self.timer.seconds.items())
+        self.emit(
             "note",
-            f"{count} frames of {width}×{height} at {made.video.fps}/s, seed {made.video.seed}, "
-            f"in {seconds_text(made.seconds)} ({stages})",
+            f"{count} frames of {width}×{height} at {rendered.video.fps} fps, seed {rendered.video.seed}, "
+            f"in {seconds_text(rendered.seconds)} ({stages})",
         )
-        if made.sheet:
-            self.tell("note", f"contact sheet: {made.sheet}")
-        super().done(made)
+        if rendered.contact_sheet_path:
+            self.emit("note", f"contact sheet: {rendered.contact_sheet_path}")
+        super().video_done(rendered)
 
 
-class Bars(Lines):
-    """Bars on a terminal: one for a download, one for each stage of a video. They vanish when their work is done."""
+class ProgressBarReport(TextReport):
+    """Shows transient progress bars on a terminal: one per download and one per stage of a video."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -260,11 +273,11 @@ class Bars(Lines):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Take the bars away."""
+        """Remove the bars."""
         self._show(None)
 
-    def tell(self, kind: str, text: str, **facts: Any) -> None:
-        """One line, above what moves; loading itself moves."""
+    def emit(self, kind: str, text: str, **facts: Any) -> None:
+        """Print one line above the bars; show loading as a spinner."""
         if kind == "load":
             from rich.text import Text
 
@@ -272,10 +285,10 @@ class Bars(Lines):
             return
         if kind in {"loaded", "text_to_image", "image_done", "start"}:
             self._show(None)
-        super().tell(kind, text, **facts)
+        super().emit(kind, text, **facts)
 
     def download(self, progress: Progress) -> None:
-        """The bar of a download."""
+        """Show the bar of a download."""
         from rich import progress as bars
         from rich.markup import escape
 
@@ -291,18 +304,19 @@ class Bars(Lines):
         file = escape(progress.file.rpartition("/")[2])
         self._live.update(self._tasks["download"], completed=progress.done_bytes, description=file)
 
-    def generate_image(self, job: RenderTask) -> None:
-        """A bar for the still."""
-        super().generate_image(job)
-        self._stages({"text_to_image": job.request.image_num_inference_steps})
+    def image_started(self, task: RenderTask) -> None:
+        """Show the bar of the text-to-image stage."""
+        super().image_started(task)
+        self._show_stages({"text_to_image": task.request.image_num_inference_steps})
 
-    def start(self, job: RenderTask) -> None:
-        """Bars for the three stages of the video."""
-        super().start(job)
-        self._stages({"encode": None, "denoise": job.request.num_inference_steps, "decode": job.request.num_frames})
+    def video_started(self, task: RenderTask) -> None:
+        """Show the bars of the three stages of a video."""
+        super().video_started(task)
+        request = task.request
+        self._show_stages({"encode": None, "denoise": request.num_inference_steps, "decode": request.num_frames})
 
-    def _stages(self, totals: dict[Stage, int | None]) -> None:
-        """A bar for each stage, of which the first is seen; the others appear when their time comes."""
+    def _show_stages(self, totals: dict[Stage, int | None]) -> None:
+        """Show one bar per stage; those after the first stay hidden until their stage starts."""
         from rich import progress as bars
 
         live = bars.Progress(
@@ -314,25 +328,25 @@ class Bars(Lines):
         for i, (stage, total) in enumerate(totals.items()):
             self._tasks[stage] = live.add_task(stage, total=total, start=i == 0, visible=i == 0, left="")
 
-    def _step(self, step: Step, left: float) -> None:
+    def _step(self, step: Step, eta: float) -> None:
         from rich import progress as bars
 
         assert isinstance(self._live, bars.Progress)
-        ended = step.step >= step.total
-        after = "" if ended else f"{seconds_text(left)} left"
-        self._live.update(self._tasks[step.stage], completed=step.step, total=step.total, left=after)
-        following = {"encode": "denoise", "denoise": "decode"}.get(step.stage)
-        if ended and following:
-            self._live.start_task(self._tasks[following])
-            self._live.update(self._tasks[following], visible=True)
+        is_last = step.step >= step.total
+        remaining = "" if is_last else f"{seconds_text(eta)} left"
+        self._live.update(self._tasks[step.stage], completed=step.step, total=step.total, left=remaining)
+        next_stage = {"encode": "denoise", "denoise": "decode"}.get(step.stage)
+        if is_last and next_stage:
+            self._live.start_task(self._tasks[next_stage])
+            self._live.update(self._tasks[next_stage], visible=True)
 
-    def done(self, made: RenderedVideo) -> None:
-        """Lines in the place of the bars."""
+    def video_done(self, rendered: RenderedVideo) -> None:
+        """Replace the bars by lines."""
         self._show(None)
-        super().done(made)
+        super().video_done(rendered)
 
     def _show(self, live: rich.progress.Progress | Status | None) -> None:
-        """Let one thing move in the place of what moved before."""
+        """Replace what is shown now by `live`; None shows nothing."""
         if self._live is not None:
             self._live.stop()
         self._live, self._tasks = live, {}
@@ -340,11 +354,11 @@ class Bars(Lines):
             live.start()
 
 
-def report(*, json_lines: bool, quiet: bool) -> Report:
-    """The report that suits what was asked for, and where stderr leads."""
+def open_report(*, json_lines: bool, quiet: bool) -> Report:
+    """Return the report for the options of a command and the kind of stderr."""
     if json_lines:
-        return Json()
+        return JsonReport()
     if quiet:
         return Report()
-    # By the stream itself: FORCE_COLOR makes rich see a terminal where there is a log.
-    return Bars() if sys.stderr.isatty() and not stderr_console().is_dumb_terminal else Lines()
+    # Not rich's is_terminal: FORCE_COLOR makes it true for log files.
+    return ProgressBarReport() if sys.stderr.isatty() and not stderr_console().is_dumb_terminal else TextReport()

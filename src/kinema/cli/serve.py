@@ -1,4 +1,4 @@
-"""`kinema serve`: the server in its friendly form."""
+"""`kinema serve`: check the settings, then start the server under BentoML."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kinema.cli.options import Device, Dtype, Model, Precision  # noqa: TC001 - typer reads annotations
-from kinema.cli.report import say
+from kinema.cli.report import print_line
 from kinema.errors import InvalidRequest, QueueUnavailable
 from kinema.serving.bentoml_arbiter import check_port
 from kinema.settings import read_settings
@@ -24,37 +24,41 @@ SERVICE = "kinema.serving.service:StableDiffusionVideo"
 
 def serve(
     *,
-    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 is every one of this machine.")] = (
-        "127.0.0.1"
-    ),
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = 3000,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="IP address to listen on; 0.0.0.0 for all interfaces.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="PORT", min=1, max=65535, help="Port to listen on.")] = 3000,
     model: Model = None,
     device: Device = None,
     dtype: Dtype = None,
     precision: Precision = None,
     workers: Annotated[
-        str | None, typer.Option(help="Processes that generate; unset, one for each GPU, or one.", show_default=False)
+        str | None,
+        typer.Option(metavar="N", help="Number of worker processes. Unset: one per GPU, or one.", show_default=False),
     ] = None,
     data_dir: Annotated[
-        str | None, typer.Option(help="Folder for the queue, its stills and videos.", show_default=False)
+        str | None,
+        typer.Option(metavar="FOLDER", help="Folder for the queue, its images and its videos.", show_default=False),
     ] = None,
     api_keys: Annotated[
         str | None,
         typer.Option(
             "--key",
             envvar="KINEMA_API_KEYS",
-            help="Key that every request must bring; several by commas.",
+            metavar="KEY[,KEY]",
+            help="Comma-separated API keys; each request must send one.",
             show_default=False,
             show_envvar=False,
         ),
     ] = None,
-    open_: Annotated[bool, typer.Option("--open", help="Answer other machines although no key is asked for.")] = False,
+    open_: Annotated[bool, typer.Option("--open", help="Accept remote connections without authentication.")] = False,
 ) -> None:
-    """Serve BentoML's API, /v1/videos and the page, with a queue that survives restarts.
+    """Serve BentoML's API, /v1/videos and the web page, with a durable job queue.
 
-    Each option is also a setting: KINEMA_MODEL, KINEMA_WORKERS, … in the environment or kinema.toml.
+    Each option is also a setting: KINEMA_MODEL, KINEMA_WORKERS, … in the environment, or model, workers, … in
+    kinema.toml.
     """
-    given = {
+    overrides = {
         "model": model,
         "device": device,
         "dtype": dtype,
@@ -62,36 +66,40 @@ def serve(
         "workers": workers,
         "data_dir": data_dir,
     }
-    given |= {"api_keys": api_keys, "open": "true" if open_ else None}
-    settings = read_settings(**given)
-    _check_address(host, settings)
+    overrides |= {"api_keys": api_keys, "open": "true" if open_ else None}
+    settings = read_settings(**overrides)
+    _check_host(host, settings)
     _check_installed()
-    host = "127.0.0.1" if host == "localhost" else host  # BentoML takes addresses alone
+    host = "127.0.0.1" if host == "localhost" else host  # BentoML accepts only IP addresses
     check_port(host, port)
-    _check_data(settings)
-    say(f"jobs and videos are in {settings.data_dir.expanduser()}")
-    # A key on the command line is seen by everyone on this machine; in the environment by its owner alone.
-    environment = os.environ | {f"KINEMA_{name.upper()}": value for name, value in given.items() if value is not None}
+    _check_data_folder(settings)
+    print_line(f"jobs and videos are stored in {settings.data_dir.expanduser()}")
+    # Other users of the machine can read a process's command line, but not its environment.
+    environment = os.environ | {
+        f"KINEMA_{name.upper()}": value for name, value in overrides.items() if value is not None
+    }
     environment.setdefault("BENTOML_DO_NOT_TRACK", "True")
     sys.stdout.flush()
     command = [sys.executable, "-m", "bentoml", "serve", SERVICE, "--host", host, "--port", str(port)]
-    os.execve(sys.executable, command, environment)  # noqa: S606 - our own interpreter, which takes over signals and exit code
+    os.execve(sys.executable, command, environment)  # noqa: S606 - our own interpreter, which inherits signals and exit code
 
 
-def _check_address(host: str, settings: Settings) -> None:
-    """Refuse to be reached from elsewhere by whoever comes.
+def _check_host(host: str, settings: Settings) -> None:
+    """Check that remote connections need a key, unless --open is set.
 
     Raises:
-        InvalidRequest: saying what to set.
+        InvalidRequest: they do not, or `host` is not an IP address.
     """
     try:
-        local = host == "localhost" or ipaddress.ip_address(host).is_loopback
+        is_local = host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
-        raise InvalidRequest(f"host {host!r} is no address; give one, as 127.0.0.1 or 0.0.0.0", "host") from None
-    if not local and not settings.api_keys and not settings.open:
         raise InvalidRequest(
-            f"host {host} is reached from other machines, and no key is asked for: set KINEMA_API_KEYS, "
-            "or --open where everyone who can reach it may use it",
+            f"host {host!r} is not an IP address; use one such as 127.0.0.1 or 0.0.0.0", "host"
+        ) from None
+    if not is_local and not settings.api_keys and not settings.open:
+        raise InvalidRequest(
+            f"host {host} accepts remote connections, but there is no API key: set KINEMA_API_KEYS, or pass --open to "
+            "let everyone who can reach the server use it",
             "host",
         )
 
@@ -103,11 +111,11 @@ def _check_installed() -> None:
         raise InvalidRequest("the server's packages are not installed: pip install 'kinema[server]'")
 
 
-def _check_data(settings: Settings) -> None:
-    """Refuse a data folder and a database that do not belong together; one that is away is waited for.
+def _check_data_folder(settings: Settings) -> None:
+    """Check that the data folder and the database belong together; the server waits for an unavailable database.
 
     Raises:
-        InvalidRequest: saying what to set.
+        InvalidRequest: they do not.
     """
     from kinema.jobs import Queue
 

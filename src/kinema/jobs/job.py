@@ -23,7 +23,7 @@ QUEUE_FAILURE_CODES = ("cancelled", "worker_died", "worker_hung", "interrupted",
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a job failed. `code` is one of QUEUE_FAILURE_CODES, or the name of an error class in snake case."""
+    """Why a job failed. `code` is one of QUEUE_FAILURE_CODES, or the `code` of a `KinemaError`."""
 
     code: str
     message: str

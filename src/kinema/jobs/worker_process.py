@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import inspect
 import os
-import re
 import signal
 import sys
 import time
@@ -108,7 +107,7 @@ def _run_task(work: Work, task: Task, folder: Path, connection: Connection, canc
         with atomic_file(folder / PART_FILES[task.part]) as partial:
             output.save(partial)
     except KinemaError as error:
-        connection.send(("failed", code_of(type(error)), str(error)))
+        connection.send(("failed", error.code, str(error)))
     except Exception as error:  # noqa: BLE001 - an internal error fails its job only
         traceback.print_exc()
         connection.send(("failed", "internal_error", f"{type(error).__name__}: {error}"))
@@ -142,11 +141,6 @@ def _run_work(work: Work, task: Task, connection: Connection, cancelled: Event) 
     if output is None:
         raise TypeError(f"the work for the part {task.part!r} ended without an output")
     return output
-
-
-def code_of(kind: type[KinemaError]) -> str:
-    """Return the name of an error class in snake case: InsufficientMemory is "insufficient_memory"."""
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower()
 
 
 if __name__ == "__main__":

@@ -298,7 +298,7 @@ def default_image_model(size: tuple[int, int], settings: Settings | None = None)
         return pocket.name, f"it is trained on {size[0]}×{size[1]}"
     device = pick_device(settings.device)
     if device.type != "cuda":
-        return pocket.name, f"{entry.name} is slow without a CUDA device, and the device is {device.type}"
+        return pocket.name, "no CUDA device in use"
     dtype = pick_dtype(settings.dtype, device)
     try:
         plan = plan_image_pipeline(

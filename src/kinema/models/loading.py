@@ -318,7 +318,7 @@ def default_model(settings: Settings | None = None) -> tuple[str, str]:
         return settings.model, "it is set in the settings"
     device = pick_device(settings.device)
     if device.type != "cuda":
-        return "pocket", f"svd-xt is slow without a CUDA device, and the device is {device.type}"
+        return "pocket", "no CUDA device in use"
     entry = CATALOG["svd-xt"]
     assert entry.weights_bytes is not None
     assert entry.repository is not None

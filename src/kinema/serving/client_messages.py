@@ -9,7 +9,6 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from kinema.errors import InvalidImage
-from kinema.jobs.worker_process import code_of
 from kinema.messages import Message
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ def error_message(error: KinemaError) -> str:
     if isinstance(message, Message):
         # The reason concerns only the bytes that the client sent.
         return message if isinstance(error, InvalidImage) else _public(message)
-    return _GENERAL.get(code_of(type(error)), str(error))
+    return _GENERAL.get(error.code, str(error))
 
 
 def failure_message(failure: Failure) -> str:

@@ -43,6 +43,8 @@ _YES, _NO = {"true", "1", "yes", "on"}, {"false", "0", "no", "off"}
 class UnreadableBody(InvalidRequest):
     """The Content-Type of the body is not supported."""
 
+    code = "unreadable_body"
+
 
 @dataclass(frozen=True, slots=True)
 class ParsedRequest:

@@ -24,7 +24,6 @@ from kinema.errors import (
     ServerBusy,
     WeightsError,
 )
-from kinema.jobs.worker_process import code_of
 from kinema.serving.client_messages import error_message, failure_message
 
 if TYPE_CHECKING:
@@ -212,8 +211,8 @@ def error_response(error: KinemaError) -> tuple[int, dict[str, Any], dict[str, s
     param = error.param if isinstance(error, InvalidRequest | InvalidImage) else None
     message = error_message(error)
     if message != str(error):
-        log.warning("%s: %s", code_of(type(error)), error)
-    return status, error_body(status, code_of(type(error)), message, param), headers
+        log.warning("%s: %s", error.code, error)
+    return status, error_body(status, error.code, message, param), headers
 
 
 def failure_response(failure: Failure | None) -> tuple[int, dict[str, Any], dict[str, str]]:
@@ -233,7 +232,7 @@ def _status_by_code() -> Mapping[str, int]:
     kinds: list[type[KinemaError]] = [KinemaError]
     for kind in kinds:
         kinds.extend(kind.__subclasses__())
-    return {code_of(kind): _status_of(kind) for kind in kinds}
+    return {kind.code: _status_of(kind) for kind in kinds}
 
 
 def error_body(status: int, code: str, message: str, param: str | None = None) -> dict[str, Any]:

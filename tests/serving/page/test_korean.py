@@ -18,7 +18,6 @@ from kinema.errors import InvalidImage, InvalidRequest, JobUnfinished, KinemaErr
 from kinema.jobs import Failure
 from kinema.jobs.job import QUEUE_FAILURE_CODES
 from kinema.jobs.job_files import JobFiles
-from kinema.jobs.worker_process import code_of
 from kinema.media.image import fit_warnings, open_image
 from kinema.messages import Message
 from kinema.models.catalog import CATALOG, IMAGE_MODELS, parameter_warnings, request_for
@@ -101,7 +100,7 @@ def test_errors_that_reach_the_page_have_a_message_code(module):
 
 
 def test_every_error_code_has_a_korean_description():
-    known = {code_of(kind) for kind in error_types() if kind.__module__ == errors.__name__}
+    known = {kind.code for kind in error_types() if kind.__module__ == errors.__name__}
     assert KOREAN.errors.keys() == known | set(QUEUE_FAILURE_CODES)
     assert all(re.search("[가-힣]", reason) for reason in KOREAN.errors.values())
 
@@ -116,7 +115,7 @@ def test_failure_codes_without_an_error_type_are_in_own_failures():
                 case ast.Tuple(elts=[ast.Constant("failed"), ast.Constant(code), *_]):
                     codes.add(code)
     assert {"cancelled", "worker_died"} <= codes
-    assert codes - {code_of(kind) for kind in error_types()} <= set(QUEUE_FAILURE_CODES)
+    assert codes - {kind.code for kind in error_types()} <= set(QUEUE_FAILURE_CODES)
 
 
 def korean(message):

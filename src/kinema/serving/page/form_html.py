@@ -6,7 +6,6 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from kinema.errors import KinemaError
-from kinema.jobs.worker_process import code_of
 from kinema.media.image import crop_box
 from kinema.serving.client_messages import error_message
 
@@ -73,7 +72,7 @@ def error_html(error: KinemaError, labels: Labels) -> str:
     Without a translation: the general description of its code, followed by the English message.
     """
     message = error_message(error)
-    general = labels.errors.get(code_of(type(error)))
+    general = labels.errors.get(error.code)
     if general is None or labels.translate(message) is not None:
         return message_html(message, labels)
     # A message that error_message replaced says no more than the general description.

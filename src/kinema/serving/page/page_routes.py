@@ -25,7 +25,6 @@ from kinema.errors import (
     ServerBusy,
 )
 from kinema.jobs.job_files import JobFiles, write_atomically
-from kinema.jobs.worker_process import code_of
 from kinema.media.video_reader import read_recipe
 from kinema.serving.client_messages import error_message
 from kinema.serving.decode_process import ClientGone
@@ -166,7 +165,7 @@ def _add_images(router: APIRouter, drafts: Drafts, bodies: BodyQuota) -> None:
             translation = labels.translate(message)
             status = next(status for kind, status in _STATUS.items() if isinstance(error, kind))
             language = labels.language if translation else "en"
-            response = _error(status, code_of(type(error)), translation or message, language)
+            response = _error(status, error.code, translation or message, language)
             if status in (429, 503):
                 response.headers["Retry-After"] = error_response(error)[2]["Retry-After"]
             return response
