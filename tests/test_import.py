@@ -15,7 +15,7 @@ HEAVY = {"torch", "diffusers", "transformers", "accelerate", "av", "huggingface_
 def run_fresh(code: str, folder: Path | None = None) -> tuple[float, set[str]]:
     """Run `code` in a new interpreter; return its duration in seconds and the imported packages."""
     script = (
-        f"import json, sys, time\nstart = time.perf_counter()\n{code}\nspent = time.perf_counter() - start\n"
+        f"import json, sys, time\nstart = time.perf_counter()\n{code}\nseconds = time.perf_counter() - start\n"
         "print(json.dumps([seconds, sorted({name.partition('.')[0] for name in sys.modules})]))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=folder)
