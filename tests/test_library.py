@@ -193,10 +193,10 @@ def test_a_device_or_dtype_that_is_not_there_is_refused(
         ({"fps": 4}, "fps 4 is outside 5 to 30"),
         ({"fps": 31}, "fps 31 is outside 5 to 30"),
         ({"width": 128, "height": 128}, "is enlarged 2 times to 128×128"),
-        ({"width": 160}, r"crop keeps 41% of the still"),
+        ({"width": 160}, r"crop keeps only 41% of the image"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:the still .* is enlarged:kinema.KinemaWarning")
+@pytest.mark.filterwarnings("ignore:the image .* is enlarged:kinema.KinemaWarning")
 def test_what_may_disappoint_is_warned_of(
     loaded: VideoPipeline, image: Image.Image, settings: dict[str, int], words: str
 ) -> None:

@@ -96,7 +96,7 @@ def test_the_plain_helper_takes_the_model_of_the_settings(
     tiny_svd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KINEMA_MODEL", str(tiny_svd))
-    with pytest.raises(InvalidImage, match=r"there is no file .*nowhere\.png"):
+    with pytest.raises(InvalidImage, match=r"file .*nowhere\.png not found"):
         tutorial.generate_video(str(tmp_path / "nowhere.png"), tmp_path / "nowhere.mp4")
 
 

@@ -49,7 +49,7 @@ def test_a_video_without_a_recipe_is_refused(kinema, folder, made):
     save_video(np.zeros((2, 64, 64, 3), np.uint8), folder / "other.mp4", 7)
     ran = kinema("inspect", "other.mp4")
     assert ran.code == 2
-    assert ran.err.startswith("error: other.mp4 holds no recipe")
+    assert ran.err.startswith("error: other.mp4 has no recipe")
 
 
 def test_a_remake_is_identical_to_the_last_byte(remake, made, folder):
