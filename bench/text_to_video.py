@@ -1,6 +1,6 @@
 """A prompt to 25 frames through the command: full-size Stable Diffusion 2.1 base and SVD-XT with random weights.
 
-    python bench/text_to_video.py --painter /tmp/sd-2.1-base --video /tmp/svd-xt --out bench/results/text-to-video.json
+    python bench/text_to_video.py --image-pipeline /tmp/sd-2.1-base --video /tmp/svd-xt --out results.json
 
 Both folders are written in the real layout, from the public configurations, where they are not there yet. What is
 noted: seconds and peak memory of each half, and what of the painter is left on the device when it has painted. Speed
@@ -48,7 +48,7 @@ VOCABULARY, LONGEST = 49408, 77
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
-def write_painter(folder: Path) -> None:
+def write_image_pipeline(folder: Path) -> None:
     """A random Stable Diffusion 2.1 base in fp16, as the hub's fp16 variant lies on disk."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -126,7 +126,7 @@ def write_models(image_pipeline: Path, video: Path, *, tiny: bool) -> None:
     else:
         from svd_xt import write_model as write_svd
 
-        write_sd = write_painter
+        write_sd = write_image_pipeline
     for folder, write in ((image_pipeline, write_sd), (video, write_svd)):
         if not (folder / "model_index.json").exists():
             write(folder)
@@ -208,7 +208,7 @@ def told(events: list[dict]) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--painter", type=Path, required=True)
+    parser.add_argument("--image-pipeline", type=Path, required=True)
     parser.add_argument("--video", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--tiny", action="store_true", help="tiny models and sizes, on any machine")

@@ -187,10 +187,10 @@ def test_unavailable_device_or_dtype_is_rejected(tiny_svd: Path, image: Image.Im
         ({"fps": 4}, "fps 4 is outside 5 to 30"),
         ({"fps": 31}, "fps 31 is outside 5 to 30"),
         ({"width": 128, "height": 128}, "is enlarged 2 times to 128×128"),
-        ({"width": 160}, r"crop keeps 41% of the still"),
+        ({"width": 160}, r"crop keeps only 41% of the image"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:the still .* is enlarged:kinema.KinemaWarning")
+@pytest.mark.filterwarnings("ignore:the image .* is enlarged:kinema.KinemaWarning")
 def test_unusual_parameters_give_warnings(
     pipeline: VideoPipeline, image: Image.Image, parameters: dict[str, int], message: str
 ) -> None:

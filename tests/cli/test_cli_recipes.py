@@ -49,7 +49,7 @@ def test_inspect_video_without_recipe_is_rejected(kinema, folder, video_path):
     save_video(np.zeros((2, 64, 64, 3), np.uint8), folder / "other.mp4", 7)
     result = kinema("inspect", "other.mp4")
     assert result.code == 2
-    assert result.err.startswith("error: other.mp4 holds no recipe")
+    assert result.err.startswith("error: other.mp4 has no recipe")
 
 
 def test_remake_is_byte_identical(remake, video_path, folder):
