@@ -253,7 +253,7 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, required=True, help="photos.tar, written by collect.py")
     parser.add_argument("--vae", type=Path, help="folder with the trained VAE")
     parser.add_argument("--unet", type=Path, help="folder with unet/ and image_encoder/")
-    parser.add_argument("--out", type=Path, required=True, help="folder for weights, log and state")
+    parser.add_argument("--out", type=Path, required=True, help="folder for weights and log")
     parser.add_argument("--minutes", type=float, default=9, help="minutes to train in this run")
     parser.add_argument(
         "--errors-share", type=float, default=0.4, help="share of the schedule before the discriminator is added"
