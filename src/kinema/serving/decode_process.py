@@ -216,7 +216,7 @@ def _call(function: Callable[..., object], arguments: tuple[object, ...]) -> tup
         return "refused", error
     except MemoryError:
         return "refused", InvalidImage(out_of_memory("the image"))
-    except Exception:  # noqa: BLE001 - a defect, told to who waits
+    except Exception:  # noqa: BLE001 - an internal error, raised again in the server
         return "broken", traceback.format_exc()
 
 

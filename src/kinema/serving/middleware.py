@@ -119,7 +119,10 @@ class _Guard:
             message = f"Host {name[:80]!r} is not allowed; add it to KINEMA_HOSTS"
             return 403, error_body(403, "host_not_allowed", message), {}
         if not self._keys and not self._open and not _is_local_client(scope, headers):
-            message = "without API keys only local clients are allowed; set KINEMA_API_KEYS or KINEMA_OPEN=true"
+            message = (
+                "without API keys only local clients are allowed, and no proxies; "
+                "set KINEMA_API_KEYS or KINEMA_OPEN=true"
+            )
             return 403, error_body(403, "address_not_allowed", message), {}
         caller = self._find_key(headers) if self._keys else _address(scope)
         if caller is not None:
