@@ -741,7 +741,7 @@ class Bench:
         from kinema.models.loading import VideoPipeline
         from kinema.models.memory_plan import Shape
         from kinema.values import ModelIdentity
-        from svd_xt import EXTRACTOR, SCHEDULER
+        from svd_xt import svd_config
 
         if not hasattr(self, "encoder"):
             sizes = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "patch_size": 14}
@@ -759,9 +759,9 @@ class Bench:
             unet=self.unet,
             vae=self.vae,
             image_encoder=self.encoder,
-            image_mean=tuple(EXTRACTOR["image_mean"]),
-            image_std=tuple(EXTRACTOR["image_std"]),
-            scheduler=SCHEDULER,
+            image_mean=svd_config.IMAGE_MEAN,
+            image_std=svd_config.IMAGE_STD,
+            scheduler=svd_config.SCHEDULER,
             device=self.device,
             dtype=self.dtype,
             shape=Shape(self.unet.config.block_out_channels[0], self.vae.config.block_out_channels[0]),

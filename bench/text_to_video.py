@@ -120,7 +120,7 @@ def write_tokenizer(folder: Path) -> None:
 def write_models(image_pipeline: Path, video: Path, *, tiny: bool) -> None:
     """Both folders, where they are not there yet."""
     if tiny:
-        sys.path.append(str(Path(__file__).parents[1] / "tests"))
+        sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "tests")]
         from tiny import make_tiny_sd as write_sd
         from tiny import make_tiny_svd as write_svd
     else:

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from training.pocket.networks import FLOW_CHANNELS, IMAGE_MEAN, IMAGE_STD, SCHEDULER
+from training.common.svd_config import FEATURE_EXTRACTOR, MODEL_INDEX
+from training.pocket.networks import FLOW_CHANNELS, SCHEDULER
 
 WEIGHTS = {"vae": "diffusion_pytorch_model", "unet": "diffusion_pytorch_model", "image_encoder": "model"}
 
@@ -61,32 +62,10 @@ def main() -> None:
         save_file(tensors, target / name, metadata={"format": "pt"})
         (target / name).chmod(0o644)  # safetensors creates files readable by the owner only
         print(f"{part}: {sum(v.numel() for v in tensors.values()) / 1e6:.2f} M parameters")
-    index = {
-        "_class_name": "StableVideoDiffusionPipeline",
-        "feature_extractor": ["transformers", "CLIPImageProcessor"],
-        "image_encoder": ["transformers", "CLIPVisionModelWithProjection"],
-        "scheduler": ["diffusers", "EulerDiscreteScheduler"],
-        "unet": ["diffusers", "UNetSpatioTemporalConditionModel"],
-        "vae": ["diffusers", "AutoencoderKLTemporalDecoder"],
-    }
-    extractor = {
-        "image_processor_type": "CLIPImageProcessor",
-        "crop_size": {"height": 224, "width": 224},
-        "do_center_crop": True,
-        "do_convert_rgb": True,
-        "do_normalize": True,
-        "do_rescale": True,
-        "do_resize": True,
-        "image_mean": list(IMAGE_MEAN),
-        "image_std": list(IMAGE_STD),
-        "resample": 3,
-        "rescale_factor": 1 / 255,
-        "size": {"shortest_edge": 224},
-    }
     for path, value in {
-        "model_index.json": index,
+        "model_index.json": MODEL_INDEX,
         "scheduler/scheduler_config.json": SCHEDULER,
-        "feature_extractor/preprocessor_config.json": extractor,
+        "feature_extractor/preprocessor_config.json": FEATURE_EXTRACTOR,
     }.items():
         target = args.out / path
         target.parent.mkdir(parents=True, exist_ok=True)

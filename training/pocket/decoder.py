@@ -207,7 +207,7 @@ def train(args: argparse.Namespace) -> None:
             group["lr"] = rate
         clips = mover.draw(args.clips, NUM_FRAMES)
         latents, frames = pick_chunks(clips, latents_of(clips))
-        images = whole_photographs(photos, args.stills, (HEIGHT, WIDTH))
+        images = whole_photographs(photos, args.whole_images, (HEIGHT, WIDTH))
         decoded = torch.cat([decode(vae, latents), decode(vae, latents_of.encode(images), num_frames=1)])
         frames = torch.cat([frames, images])
         loss = reconstruction_loss(decoded - frames)
@@ -265,7 +265,7 @@ def main() -> None:
         "--features", type=float, default=0.5, help="weight of the distance of the discriminator's features"
     )
     parser.add_argument("--clips", type=int, default=2, help="clips per step; one chunk of each is decoded")
-    parser.add_argument("--stills", type=int, default=6, help="whole photographs per step")
+    parser.add_argument("--whole-images", type=int, default=6, help="whole photographs per step")
     parser.add_argument("--watched", type=int, default=16, help="held-out clips to validate on")
     parser.add_argument("--sharpen", type=float, help="do not train; write OUT/sharpened from OUT/vae, on a CPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLTemporalDecoder
 
+from training.common.svd_config import IMAGE_MEAN, IMAGE_STD
 from training.pocket.motion import Clips
-from training.pocket.networks import FLOW_CHANNELS, IMAGE_MEAN, IMAGE_STD, VAE_FACTOR
+from training.pocket.networks import FLOW_CHANNELS, VAE_FACTOR
 
 FLOW_UNIT = 2.0  # pixels per unit of the flow channels: at this scale motion emerges at higher σ than the image does
 

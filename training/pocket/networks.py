@@ -4,30 +4,18 @@ import torch
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from training.common import svd_config
+
 HEIGHT, WIDTH, NUM_FRAMES = 160, 288, 14
 VAE_FACTOR = 4  # pixels per latent along each side
 LATENT_CHANNELS = 8  # of the VAE
 FLOW_CHANNELS = 2  # additional latent channels of a UNet that also denoises the motion (`Arm.flow`)
 STEPS = 8  # the default number of steps, for which the UNet is distilled
 EMBEDDING_DIM = 64
-IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's normalisation
-IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 
-SCHEDULER = {
-    "_class_name": "EulerDiscreteScheduler",
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "interpolation_type": "linear",
-    "num_train_timesteps": 1000,
-    "prediction_type": "v_prediction",
-    "sigma_max": 40.0,  # lower than SVD's 700: at higher noise levels such small latents carry no signal
-    "sigma_min": 0.05,  # higher than SVD's 0.002: below this level there is nothing left to denoise
-    "steps_offset": 1,
-    "timestep_spacing": "leading",
-    "timestep_type": "continuous",
-    "use_karras_sigmas": True,
-}
+# SVD's sigma_max of 700 spends its first steps where latents this small hold nothing, and its sigma_min of 0.002 the
+# last step where nothing is left to do.
+SCHEDULER = {**svd_config.SCHEDULER, "sigma_max": 40.0, "sigma_min": 0.05}
 
 
 def make_vae(latent_channels: int = LATENT_CHANNELS) -> AutoencoderKLTemporalDecoder:
