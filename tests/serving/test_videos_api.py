@@ -260,7 +260,7 @@ INVALID = [
     ({"prompt": "x" * 10_001}, "prompt", "10001 characters"),
     ({"prompt": "a\0b"}, "prompt", "invalid character"),
     ({"prompt": "x", "width": "2048", "height": "2048", "num_frames": "128"}, "num_frames", "KINEMA_MAX_WORK"),
-    ({"input_reference": "http://localhost:1/a.png"}, "input_reference", "no address is fetched here"),
+    ({"input_reference": "http://localhost:1/a.png"}, "input_reference", "the server fetches no URLs"),
     ({"input_reference": "file:///etc/passwd"}, "input_reference", "not an image"),
     ({"input_reference": "data:image/png;base64,@@"}, "input_reference", "not valid base64"),
 ]
