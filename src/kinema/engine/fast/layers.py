@@ -42,7 +42,7 @@ def images(clip: Tensor) -> Tensor:
 
 
 def strip(clip: Tensor) -> Tensor:
-    """Return a view of [b, f, h, w, c] as [b, c, f, h·w]: an image with one row per frame; its vertical axis is time."""
+    """Return a view of [b, f, h, w, c] as [b, c, f, h·w]: an image with one row per frame, time as vertical axis."""
     return clip.flatten(2, 3).permute(0, 3, 1, 2)
 
 
@@ -288,8 +288,8 @@ class Conv:
 class Upsample:
     """Nearest-neighbour upsampling by 2, then a 3×3 convolution.
 
-    Several of the nine pixels under the kernel are copies of one pixel. Adding their weights in advance gives a transposed
-    convolution of kernel 4 and stride 2, which computes the same in 16/36 of the multiplications.
+    Several of the nine pixels under the kernel are copies of one pixel. Adding their weights in advance gives a
+    transposed convolution of kernel 4 and stride 2, which computes the same in 16/36 of the multiplications.
     """
 
     conv: Conv
@@ -494,7 +494,7 @@ class SelfAttention:
         return qkv.view(batch, frames, height * width, 3, self.heads, channels // self.heads).movedim(3, 0)
 
     def within_frames(self, clip: Tensor) -> Tensor:
-        """Return the attention of each pixel to its frame, [pixels, c], before the output projection."""
+        """Return the attention of each pixel to its frame, [pixels, c], before the output layer."""
         qkv = self.split(self.projected(clip), clip).flatten(1, 2)  # [3, b·f, h·w, heads, d]
         if onednn.suits(clip) and onednn.attends(qkv.shape[2]):
             return onednn.attention(qkv.movedim(0, 2)).view(-1, clip.shape[-1])
@@ -502,7 +502,7 @@ class SelfAttention:
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(-1, clip.shape[-1])
 
     def along_time(self, clip: Tensor) -> Tensor:
-        """Return the attention of each pixel to its position in all frames, [pixels, c], before the output projection."""
+        """Return the attention of each pixel to its position in all frames, [pixels, c], before the output layer."""
         batch, frames, *_, channels = clip.shape
         taken = clip.new_empty(batch, frames, clip.shape[2] * clip.shape[3], channels)
         # This runs on a CPU, where torch's attention to a few keys is twice as fast in float32 as in half precision.
@@ -514,7 +514,7 @@ class SelfAttention:
 
 
 def cross_attention(module: Any, embedding: Tensor) -> Tensor:
-    """Return the cross-attention to one key: its softmax is 1, so the result is the same for every query.
+    """Return the cross-attention to one key; the softmax of one score is 1, so all queries have the same result.
 
     Args:
         module: diffusers' Attention.

@@ -45,8 +45,8 @@ class LayerConstants:
 class Layer:
     """A spatial block and a temporal block, blended.
 
-    Each consists of self-attention, cross-attention (a constant) and a feed-forward; before these, the temporal block has
-    another feed-forward.
+    Each consists of self-attention, cross-attention (a constant) and a feed-forward; before these, the temporal block
+    has another feed-forward.
     """
 
     module: Any

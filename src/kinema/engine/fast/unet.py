@@ -203,7 +203,7 @@ class FastUNet:
         return cast(torch.Tensor, self.time_embedding(sines.to(dtype)))
 
     def _first(self, sample: Tensor, held: Tensor) -> Tensor:
-        """Return the first convolution: computed for the noise once per step; `held` already has it for the image latents."""
+        """Return the first convolution: that of the noise, plus `held`, that of the image latents, computed once."""
         clips, frames, _, height, width = sample.shape
         noisy = self.conv_noisy.product(self.conv_noisy.filled(sample.flatten(0, 1)))
         noisy = as_clip(noisy, frames, height, width)
@@ -217,7 +217,7 @@ def _with_bias_of(last: Stage, stage: Stage) -> Stage:
 
 
 def _summed(clip: Tensor) -> gpu.Summed:
-    """Return the video and, on a GPU, its channel sums, which the norms of the next block and of the skip share."""
+    """Return the video and, on a GPU, its channel sums, which two norms read: of the next block and of the skip."""
     return gpu.summed(clip) if gpu.suits(clip) else (clip, None)
 
 
