@@ -98,7 +98,7 @@ def group_norm(
     Args:
         x: [frames, pixels, c].
         norm: Its groups, weight and bias.
-        span: Frames that are normalized together.
+        span: Frames that are normalised together.
         sums: `channel_sums` of x, if known.
         plus: [1 or frames / span, c], for example a convolution's bias that has not been added yet.
         silu: Whether to apply SiLU.
@@ -118,7 +118,7 @@ def affine(sums: Tensor, norm: GroupNorm, pixels: int, *, span: int = 1, plus: T
         sums: `channel_sums` of the frames.
         norm: Its groups, weight and bias.
         pixels: Pixels of a frame.
-        span: Frames that are normalized together.
+        span: Frames that are normalised together.
         plus: [1 or frames / span, c], added before the norm; the returned offset includes it.
 
     Returns:
@@ -151,7 +151,7 @@ def plain_affine(sums: Tensor, norm: GroupNorm, pixels: int, *, span: int = 1, p
 
 
 def normalised(x: Tensor, scales: Scales, *, span: int = 1, silu: bool = False, out: Tensor) -> Tensor:
-    """Write x, [frames, pixels, c], normalized by a norm's `affine`, into `out`, which may be x.
+    """Write x, [frames, pixels, c], normalised by a norm's `affine`, into `out`, which may be x.
 
     If `out` is fp8, the values are multiplied by `FP8_SCALE`.
     """
@@ -174,7 +174,7 @@ def layer_norm(x: Tensor, norm: LayerNorm, plus: Tensor | None = None, *, bare: 
     """Return the layer norm of x + plus; x: [pixels of all frames, c].
 
     With `bare`, the following GEMM applies the norm's weight and bias, and the result is fp8, multiplied by
-    `FP8_SCALE`. Standardized values do not exceed √c, so no scale has to be determined.
+    `FP8_SCALE`. Standardised values do not exceed √c, so no scale has to be determined.
     """
     if has_kernels(x):
         from kinema.engine.fast import kernels

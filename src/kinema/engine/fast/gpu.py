@@ -242,7 +242,7 @@ def each_frame(block: ResBlock, clip: Tensor, upsample: Upsample | None = None) 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Additions:
-    """The sums of the constants added to each pixel of a frame, up to each norm of a layer and the blend: [b · f, c]."""
+    """Sums of the constants added to each pixel of a frame, up to each norm of a layer and the blend: [b · f, c]."""
 
     before_feed_forward: Tensor
     before_time: Tensor
@@ -336,7 +336,7 @@ class Gated:
 
 
 def _usual(wide: Product) -> float:
-    """Return the root mean square of value · gate for standardized input, estimated from the weights and biases."""
+    """Return the root mean square of value · gate for standardised input, estimated from the weights and biases."""
     assert wide.scale is not None
     assert wide.bias is not None
     weight = fused.wide(wide.weight) * (wide.scale * fp8.FP8_SCALE)[:, None]

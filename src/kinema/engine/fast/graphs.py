@@ -19,7 +19,7 @@ class Replayed:
     """
 
     def __init__(self, work: Callable[..., Tensor]) -> None:
-        """Wrap `work`, which takes tensors on the GPU and must not synchronize with it."""
+        """Wrap `work`, which takes tensors on the GPU and must not synchronise with it."""
         self.work = work
         self.calls = 0
         self.graph: torch.cuda.CUDAGraph | None = None

@@ -58,7 +58,7 @@ def pixels(clip: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GroupNorm:
-    """Group normalization of a view."""
+    """Group normalisation of a view."""
 
     groups: int
     weight: Tensor
@@ -71,7 +71,7 @@ class GroupNorm:
         return cls(module.num_groups, module.weight, module.bias, module.eps)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Normalize [n, c, h, w], channels last in memory; the result has the same layout."""
+        """Normalise [n, c, h, w], channels last in memory; the result has the same layout."""
         if fused.has_kernels(x):
             return self._fused(x, silu=False)
         if x.device.type == "cpu" and x[0, 0].numel() < SMALL:
@@ -79,7 +79,7 @@ class GroupNorm:
         return F.group_norm(x, self.groups, self.weight, self.bias, self.eps)
 
     def _of_small(self, x: Tensor) -> Tensor:
-        """Normalize by sums over whole rows of channels, which a CPU adds with vector instructions."""
+        """Normalise by sums over whole rows of channels, which a CPU adds with vector instructions."""
         n, channels, height, width = x.shape
         rows = at_least_float32(x.permute(0, 2, 3, 1).reshape(n, height * width, channels))
 
@@ -94,13 +94,13 @@ class GroupNorm:
         return out.view(n, height, width, channels).permute(0, 3, 1, 2)
 
     def silu(self, x: Tensor) -> Tensor:
-        """Normalize, then apply SiLU in place to the normalized tensor."""
+        """Normalise, then apply SiLU in place to the normalised tensor."""
         if fused.has_kernels(x):
             return self._fused(x, silu=True)
         return F.silu(self(x), inplace=True)
 
     def _fused(self, x: Tensor, *, silu: bool) -> Tensor:
-        """Normalize with the project's own kernels."""
+        """Normalise with the project's own kernels."""
         n, channels, height, width = x.shape
         rows = x.permute(0, 2, 3, 1).reshape(n, height * width, channels)
         return fused.group_norm(rows, self, silu=silu).view(n, height, width, channels).permute(0, 3, 1, 2)
@@ -128,13 +128,13 @@ class Affine:
     shift: Tensor
 
     def silu(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        """Normalize and apply SiLU, into a new tensor or into `out`."""
+        """Normalise and apply SiLU, into a new tensor or into `out`."""
         return F.silu(torch.addcmul(self.shift, x, self.scale, out=out), inplace=True)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerNorm:
-    """Layer normalization of each pixel."""
+    """Layer normalisation of each pixel."""
 
     weight: Tensor
     bias: Tensor
@@ -146,7 +146,7 @@ class LayerNorm:
         return cls(module.weight, module.bias, module.eps)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Normalize […, c] over the channels."""
+        """Normalise […, c] over the channels."""
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
@@ -200,7 +200,7 @@ class Product:
     def in_bytes(
         cls, weight: Tensor, bias: Tensor | None = None, *, norm: LayerNorm | None = None, factor: float = fp8.FP8_SCALE
     ) -> Product:
-        """Quantize the weight to fp8 with one scale per row.
+        """Quantise the weight to fp8 with one scale per row.
 
         Args:
             weight: [out, in].

@@ -41,7 +41,7 @@ def attends(pixels: int) -> bool:
 
 @cache
 def _has_amx() -> bool:
-    """Return whether this CPU has Intel's AMX, for which torch's own attention and MKL's matmuls are optimized."""
+    """Return whether this CPU has Intel's AMX, for which torch's own attention and MKL's matmuls are optimised."""
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("amx_tile"))
 
