@@ -111,7 +111,7 @@ def _bring(shared, work, PLACES: gl.constexpr):
 
 @gluon.jit
 def _attend(WHICH: gl.constexpr, shared, work, WHOLE: gl.constexpr, PLACES: gl.constexpr):
-    """Compute one group's pixels. Scores are scaled for powers of 2, which have an instruction."""
+    """Compute one group's pixels. The softmax uses powers of 2, for which the GPU has an instruction."""
     queries, keys, values, asked, full, free = shared
     q, k, v, out, pixels, heads, scale, frame, head, start = work
     BM: gl.constexpr = q.block_type.shape[1]

@@ -70,9 +70,10 @@ def convolved(
         x: [n, h, w, c], 16-bit or fp8.
         weight: [columns, 3 · across · c], of the same dtype; `across` is 3, or 1 along time.
         scale: [columns], multiplies the result.
-        kept: [n, h, w, columns], with strides like those of `out`.
-        bias: [columns], float32.
-        out: [n, h, w, columns], which may be `kept`; the pixels of a row are contiguous, and all rows have one stride.
+        kept: [n, h, w, columns], laid out like `out`; requires `bias`.
+        bias: [columns], float32, added with `kept`.
+        out: [n, h, w, columns], which may be `kept`. The pixels of a row are contiguous; the distance in memory between
+            consecutive rows, across all images, is constant.
         processors: Number of the GPU's multiprocessors.
 
     Returns:

@@ -26,8 +26,8 @@ from kinema.engine.fast.tuning import use_winograd
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-# Minimum number of pixels. The weights are transformed on every call, which takes that many to be worth it: storing
-# the transformed weights would take more memory than the network itself.
+# Pixels from which transforming the weights on every call is worth it; storing the transformed weights would take
+# more memory than the network itself.
 MANY_PIXELS = 4096
 # Side of a square, in results and in input pixels.
 SIDE, SEEN = tl.constexpr(4), tl.constexpr(6)
