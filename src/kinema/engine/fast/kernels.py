@@ -235,9 +235,7 @@ def affine(
     frames, channels = len(sums), sums.shape[-1]
     n, group, chunks = frames // span, channels // groups, span * sums.shape[1]
     scale, shift = sums.new_empty(2, n, channels)
-    lanes = (
-        32 if group <= 32 else triton.next_power_of_2(max(group, 128))
-    )  # few distinct values, so few compiled variants
+    lanes = 32 if group <= 32 else triton.next_power_of_2(max(group, 128))  # few values: few compiled variants
     _launch(
         _affine,
         (groups, n),
@@ -584,10 +582,8 @@ def _along_time(
 ):
     across = tl.cdiv(cols, BN)
     n, left = tl.program_id(0) % across * BN, tl.program_id(0) // across
-    frame, tile = (
-        left % frames,
-        left // frames,
-    )  # consecutive programs take all frames of the same pixels: three programs read each frame
+    # Consecutive programs take all frames of the same pixels, because three programs read each frame.
+    frame, tile = left % frames, left // frames
     place = tl.program_id(1) * frames + frame
     row, col = tile * BM + tl.arange(0, BM), n + tl.arange(0, BN)
     pieces = tl.cdiv(depth, BK)
