@@ -1,9 +1,9 @@
-"""Attention within frames for heads of 64 (Gluon, for Hopper): as FlashAttention-3 does it (Shah et al. 2024).
+"""Attention within frames for heads of 64 (Gluon, for Hopper), after FlashAttention-3 (Shah et al. 2024).
 
-A program has some pixels of one frame and head, and keeps their queries. One warp has the copy engine bring keys and
-values, into a ring of places, and three groups of four warps attend, each for 64 pixels: scores of 128 keys, their
-weights by the online softmax, and what they take of the values, to whose product weights go from registers. Groups are
-not kept in step: while one waits for its products, another has its exponentials.
+A program processes some pixels of one frame and head, and keeps their queries in shared memory. One warp has the copy
+engine load keys and values into a ring of buffers. Three groups of four warps compute attention for 64 pixels each:
+scores of 128 keys, their weights by the online softmax, and the weighted sum of the values, a matmul that takes the
+weights from registers. The groups are not synchronised: while one waits for its matmuls, another computes exponentials.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     import torch
 
-# Pixels of a group, keys that it attends to at a time, and places for these. The kernel names each of the groups.
+# Pixels per group, keys per step, and buffers for these. The kernel lists each group explicitly.
 PIXELS, KEYS, PLACES = 64, 128, 3
 GROUPS = gl.constexpr(3)
 LOG2_E = 1.4426950408889634
@@ -37,7 +37,7 @@ LOG2_E = 1.4426950408889634
 def frame_attention(
     launch: Callable[..., None], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor
 ) -> torch.Tensor:
-    """As `kinema.engine.fast.fused.frame_attention`; heads of one pixel lie together in memory."""
+    """Compute `kinema.engine.fast.fused.frame_attention`; the heads of one pixel must be contiguous in memory."""
     frames, heads, pixels, depth = q.shape
     layout = gl.NVMMASharedLayout(128, 8 * q.itemsize, 3)
     queries, keys, values = (each.transpose(1, 2).flatten(2) for each in (q, k, v))
@@ -84,14 +84,14 @@ def _attention(q, k, v, out, pixels, heads, scale, WHOLE: gl.constexpr, PLACES: 
             (_attend, (2, shared, work, WHOLE, PLACES)),
             (_bring, (shared, work, PLACES)),
         ],
-        [4, 4, 1],  # warps of all but the first, which has 4 too
-        [152, 152, 24],  # registers of a thread; the first group's have what is left
+        [4, 4, 1],  # warps of each group after the first, which has 4 too
+        [152, 152, 24],  # registers per thread; the first group gets the rest
     )
 
 
 @gluon.jit
 def _bring(shared, work, PLACES: gl.constexpr):
-    """All queries, and then keys and their values, wherever a place is free."""
+    """Load all queries, then keys and values as soon as a buffer is free."""
     queries, keys, values, asked, full, free = shared
     q, k, v, out, pixels, heads, scale, frame, head, start = work
     D: gl.constexpr = q.block_type.shape[2]
@@ -111,7 +111,7 @@ def _bring(shared, work, PLACES: gl.constexpr):
 
 @gluon.jit
 def _attend(WHICH: gl.constexpr, shared, work, WHOLE: gl.constexpr, PLACES: gl.constexpr):
-    """A group's pixels. Scores are in powers of two, for which there is an instruction."""
+    """Compute one group's pixels. The softmax uses powers of 2, for which the GPU has an instruction."""
     queries, keys, values, asked, full, free = shared
     q, k, v, out, pixels, heads, scale, frame, head, start = work
     BM: gl.constexpr = q.block_type.shape[1]

@@ -1,10 +1,10 @@
-"""Convolutions of 3×3, and of 3×1 along time, where frames are a picture's rows (Gluon, for Hopper).
+"""3×3 convolutions, and 3×1 convolutions along time, where frames are the rows of an image (Gluon, for Hopper).
 
-A program makes one tile after the other, of 192 pixels and 128 columns. One warp has the copy engine bring strips of
-pixels, some channels at a time: a tile's own, and those a row above and below, with zeros for what lies outside the
-picture. Where pictures are wide a strip is a row's part, so that it serves for all three rows of the kernel. Three
-groups of four warps multiply a strip's 64 pixels each, and leave what they made in shared memory. From there one more
-group adds, sums up and stores it, while the three have long gone on with the next tile.
+A program computes one tile after the other, of 192 pixels and 128 columns. One warp has the copy engine load strips of
+pixels, some channels at a time: those of the tile and those a row above and below, with zeros outside the image. In
+wide images a strip is part of one row, so that it serves all three rows of the kernel. Three groups of four warps
+multiply 64 pixels each and store their results in shared memory. One more group adds the residual, computes channel
+sums and stores the result, while the three already compute the next tile.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from kinema.engine.fast.hopper import fetch
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Groups that multiply, of which the kernel names each; pixels of each, and columns of a tile.
+# Groups that multiply (the kernel lists each explicitly), pixels per group, and columns of a tile.
 GROUPS, PIXELS, COLUMNS = gl.constexpr(3), gl.constexpr(64), gl.constexpr(128)
-# Bytes of a pixel's channels, or of a column's, that are brought at a time, and places for all strips of a tile.
+# Bytes loaded at a time of a pixel's channels or a column's, and buffers for all strips of a tile.
 BYTES, PLACES = 128, gl.constexpr(2)
-# Shared memory for them and the weights.
+# Shared memory for these buffers and the weights.
 SHARED = 176 * 1024
-# Pixels of a row from which on this is quicker than cuDNN's 3×3; and channels from which on it is quicker along time
-# than a plain kernel where something is added, for then there is enough to multiply while that is done.
+# Row width from which this is faster than cuDNN's 3×3; and channels from which it is faster along time than the
+# Triton kernel if something is added: with that many, the multiplication takes long enough to hide the addition.
 WIDE_ENOUGH, MANY_CHANNELS = 40, 320
 
 
 def fits(x: torch.Tensor, weight: torch.Tensor, *, adds: bool = False) -> bool:
-    """Whether this is the way to convolve [n, h, w, c] by a weight, [columns, 3 · across · c].
+    """Return whether to use this kernel for [n, h, w, c] and a weight, [columns, 3 · across · c].
 
-    Numbers of one byte nothing else convolves quickly. `adds` says that something is to be added along time.
+    No other implementation of fp8 convolutions is fast. `adds`: whether something is added to a convolution along time.
     """
     if x.shape[3] * x.itemsize % 16:
         return False
@@ -63,25 +63,25 @@ def convolved(
     out: torch.Tensor,
     processors: int,
 ) -> torch.Tensor:
-    """Convolve into `out`, add what is `kept` and a bias, if that is given, and give the result's channel sums.
+    """Convolve into `out`, optionally add `kept` and `bias`, and return the channel sums of the result.
 
     Args:
-        launch: Of kernels.
-        x: [n, h, w, c], numbers of two bytes or of one.
-        weight: [columns, 3 · across · c], of such numbers; `across` is 3, or 1 along time.
-        scale: [columns], which multiplies the result.
-        kept: [n, h, w, columns].
-        bias: [columns], float32.
-        out: [n, h, w, columns], which may be `kept`; a row's pixels lie together in memory, and rows, all of them, at
-            equal distances. `kept` lies likewise.
-        processors: Of the GPU.
+        launch: Launches a kernel.
+        x: [n, h, w, c], 16-bit or fp8.
+        weight: [columns, 3 · across · c], of the same dtype; `across` is 3, or 1 along time.
+        scale: [columns], multiplies the result.
+        kept: [n, h, w, columns], laid out like `out`; requires `bias`.
+        bias: [columns], float32, added with `kept`.
+        out: [n, h, w, columns], which may be `kept`. The pixels of a row are contiguous; the distance in memory between
+            consecutive rows, across all images, is constant.
+        processors: Number of the GPU's multiprocessors.
 
     Returns:
-        Sums of each n, or of each n · h where something is added along time: [n or n · h, pieces, 2, columns].
+        Sums of each n, or of each n · h if something is added along time: [n or n · h, pieces, 2, columns].
     """
     count, high, wide, depth = x.shape
     columns, across = len(weight), weight.shape[1] // (3 * depth)
-    rise = 1 if across == 1 or wide > 32 else 2 if wide > 16 else 4  # rows of a strip
+    rise = 1 if across == 1 or wide > 32 else 2 if wide > 16 else 4  # rows per strip
     rows, pixels = GROUPS.value * rise, PIXELS.value // rise
     down, along = triton.cdiv(high, rows), triton.cdiv(wide, pixels)
     apart = across == 1 and kept is not None
@@ -117,7 +117,7 @@ def convolved(
 
 
 def _strips(rise: int) -> int:
-    """Of a tile: one for each of a group's three rows, where the next group's are not among them."""
+    """Return the number of strips of a tile: three rows per group; adjacent groups share strips where they can."""
     count: int = min(rise, 3) * (GROUPS.value - 1) + 3
     return count
 
@@ -176,14 +176,14 @@ def _convolved(
             (_finish, (shared, work, ACROSS, KEPT, HALF)),
             (_bring, (shared, work, ACROSS)),
         ],
-        [4, 4, 4, 1],  # warps of all but the first, which has 4 too
-        [96, 96, 128, 24],  # registers of a thread; the first group's have what is left
+        [4, 4, 4, 1],  # warps of each group after the first, which has 4 too
+        [96, 96, 128, 24],  # registers per thread; the first group gets the rest
     )
 
 
 @gluon.jit
 def _tiles(work):
-    """How many there are down a picture, along its rows, and in all."""
+    """Return the number of tiles down an image, along its rows, and in total."""
     x, weight, out, kept, bias, scale, sums, count, high, wide, depth, columns, out_row, kept_row = work
     down, along = gl.cdiv(high, GROUPS * x.block_type.shape[1]), gl.cdiv(wide, x.block_type.shape[2])
     return down, along, count * down * along * gl.cdiv(columns, COLUMNS)
@@ -191,9 +191,9 @@ def _tiles(work):
 
 @gluon.jit
 def _place(tile, work):
-    """A tile's picture, its number in it, its first row, first pixel there and first column.
+    """Return a tile's image, its index in it, its first row, its first pixel in that row and its first column.
 
-    Neighbours have the same pixels, and each program comes to all columns.
+    Neighbouring tiles have the same pixels, and each program gets all columns in turn.
     """
     x, weight, out, kept, bias, scale, sums, count, high, wide, depth, columns, out_row, kept_row = work
     down, along, every = _tiles(work)
@@ -206,7 +206,7 @@ def _place(tile, work):
 
 @gluon.jit
 def _bring(shared, work, ACROSS: gl.constexpr):
-    """Pixels and weights, piece by piece, wherever a place is free."""
+    """Load pixels and weights, piece by piece, as soon as a buffer is free."""
     pixels, weights, staged, full, free, filled, freed, ready, taken = shared
     x, weight, out, kept, bias, scale, sums, count, high, wide, depth, columns, out_row, kept_row = work
     STRIPS: gl.constexpr = pixels.shape[0] // PLACES
@@ -244,7 +244,7 @@ def _multiply(
     SCALED: gl.constexpr,
     HALF: gl.constexpr,
 ):
-    """A group: its 64 pixels of each tile."""
+    """Run one group: compute its 64 pixels of each tile."""
     pixels, weights, staged, full, free, filled, freed, ready, taken = shared
     x, weight, out, kept, bias, scale, sums, count, high, wide, depth, columns, out_row, kept_row = work
     turn = 0
@@ -253,7 +253,7 @@ def _multiply(
         picture, number, top, left, column = _place(tile, work)
         pieces = gl.cdiv(depth, x.block_type.shape[3]) * ACROSS
         at = turn, pieces, now, column
-        if top + WHICH * x.block_type.shape[1] >= high:  # none of its pixels is in the picture
+        if top + WHICH * x.block_type.shape[1] >= high:  # none of its pixels is in the image
             _skip(WHICH, at, shared)
         elif HALF:
             if column + COLUMNS // 2 >= columns:
@@ -268,7 +268,7 @@ def _multiply(
 
 @gluon.jit
 def _skip(WHICH: gl.constexpr, at, shared):
-    """A tile of which a group has nothing: what was brought goes by."""
+    """Skip a tile in which the group has no pixels: release what is loaded."""
     pixels, weights, staged, full, free, filled, freed, ready, taken = shared
     WEIGHTS_PLACES: gl.constexpr = weights.shape[0]
     turn, pieces, now, column = at
@@ -293,7 +293,7 @@ def _tile(
     SCALED: gl.constexpr,
     BN: gl.constexpr,
 ):
-    """A group's part of one tile, left in shared memory."""
+    """Compute a group's part of one tile and store it in shared memory."""
     turn, pieces, now, column = at
     pixels, weights, staged, full, free, filled, freed, ready, taken = shared
     x, weight, out, kept, bias, scale, sums, count, high, wide, depth, columns, out_row, kept_row = work
@@ -337,7 +337,7 @@ def _tile(
 
 @gluon.jit
 def _stage(made, place, column, shared, work, KEPT: gl.constexpr, SCALED: gl.constexpr):
-    """64 columns, in the result's arithmetic."""
+    """Store 64 columns in shared memory, in the dtype of the result."""
     pixels, weights, staged, full, free, filled, freed, ready, taken = shared
     x, weight, out, kept, bias, scale, sums, count, high, wide, depth, columns, out_row, kept_row = work
     if SCALED:
@@ -348,7 +348,7 @@ def _stage(made, place, column, shared, work, KEPT: gl.constexpr, SCALED: gl.con
     staged.index(place).store(made.to(out.dtype.element_ty))
 
 
-# Eight numbers of a row are a thread's, and eight threads have 64 columns, of 16 rows at a time.
+# A thread has eight adjacent values of a row; eight threads have 64 columns, of 16 rows at a time.
 ROWS = gl.constexpr(
     gl.DistributedLinearLayout(
         [[0, 1], [0, 2], [0, 4], [16, 0], [32, 0]],
@@ -368,7 +368,7 @@ def _finish(
     KEPT: gl.constexpr,
     HALF: gl.constexpr,
 ):
-    """Add to what the groups have made, sum it up and store it."""
+    """Add to the groups' results, compute channel sums and store."""
     pixels, weights, staged, full, free, filled, freed, ready, taken = shared
     x, weight, out, kept, bias, scale, sums, count, high, wide, depth, columns, out_row, kept_row = work
     now = 0
@@ -395,7 +395,7 @@ def _finish_part(
     ACROSS: gl.constexpr,
     KEPT: gl.constexpr,
 ):
-    """64 columns of all groups."""
+    """Finish 64 columns of all groups."""
     pixels, weights, staged, full, free, filled, freed, ready, taken = shared
     x, weight, out, kept, bias, scale, sums, count, high, wide, depth, columns, out_row, kept_row = work
     picture, number, top, left, column = place
@@ -432,7 +432,7 @@ def _finish_part(
 
 @gluon.jit
 def _sum_up(made, square, piece, col, there, work):
-    """Over all rows."""
+    """Store the sums over all rows."""
     x, weight, out, kept, bias, scale, sums, count, high, wide, depth, columns, out_row, kept_row = work
     to = sums + piece.to(gl.int64) * 2 * columns + col
     total, square = gl.split(gl.sum(gl.join(made, square), 0))

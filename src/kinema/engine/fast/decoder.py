@@ -1,4 +1,4 @@
-"""SVD's temporal decoder, computed with few copies: what looks at single frames takes a few at a time on a CPU."""
+"""Run SVD's temporal decoder with few copies; on a CPU, per-frame layers process a few frames at a time."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 
 def few_frames(x: Tensor) -> tuple[Tensor, ...]:
-    """Images, [f, c, h, w], that are worked on together: one for each thread on a CPU, as many as fill a GPU.
+    """Split images, [f, c, h, w], into chunks: on a CPU one frame per thread, on a GPU as many as fill it.
 
-    What a few need is small enough to be used again while it is in a CPU's cache; a frame for each thread, and none is
-    cut between them. On a GPU it takes little memory.
+    On a CPU the intermediate results of a chunk are small enough to stay in the cache, and with one frame per thread no
+    frame is divided between threads. On a GPU chunks limit the memory.
     """
     return gpu.few_frames(x) if gpu.suits(x) else torch.split(x, torch.get_num_threads())
 
 
 def by_few_frames(work: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """`work` on images, [f, c, h, w], of which each becomes one of another shape."""
+    """Apply `work` to images, [f, c, h, w], chunk by chunk; each image may change its shape."""
     first, *rest = pieces = few_frames(x)
     made = work(first)
     if not rest:
@@ -42,7 +42,7 @@ def by_few_frames(work: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FrameAttention:
-    """Self-attention within each frame, one head as wide as the channels, added in place."""
+    """Self-attention within each frame, with one head as wide as the channels, added in place."""
 
     norm: GroupNorm
     qkv: Linear
@@ -51,14 +51,14 @@ class FrameAttention:
 
     @classmethod
     def of(cls, module: Any) -> FrameAttention:
-        """From diffusers' Attention with a group norm and a residual."""
+        """Build from diffusers' Attention with a group norm and a residual."""
         projections = (module.to_q, module.to_k, module.to_v)
         weight = torch.cat([each.weight for each in projections]).t()
         qkv = Linear(weight, torch.cat([each.bias for each in projections]))
         return cls(GroupNorm.of(module.group_norm), qkv, Linear.of(module.to_out[0]), module.heads)
 
     def add_to(self, x: Tensor) -> None:
-        """x: [f, c, h, w], channels last in memory."""
+        """Add the attention to x, [f, c, h, w], channels last in memory, in place."""
         frames, channels, height, width = x.shape
         rows = self.norm(x).permute(0, 2, 3, 1).reshape(-1, channels)
         qkv = self.qkv(rows).view(frames, height * width, 3, self.heads, -1)
@@ -71,10 +71,10 @@ class FrameAttention:
 
 
 class FastDecoder:
-    """The same network as the decoder of the module it is made from, on its device and in its arithmetic."""
+    """The same network as the given module's decoder, on its device and in its dtype."""
 
     def __init__(self, module: Any) -> None:
-        """From diffusers' AutoencoderKLTemporalDecoder, in evaluation."""
+        """Build from diffusers' AutoencoderKLTemporalDecoder in eval mode."""
         decoder = module.decoder
         self.conv_in = Conv.of(decoder.conv_in).aligned()
         self.middle = [ClipBlock.of(block) for block in decoder.mid_block.resnets]
@@ -93,7 +93,7 @@ class FastDecoder:
 
     @torch.no_grad()
     def __call__(self, latents: Tensor) -> Tensor:
-        """Unscaled latents of frames that belong together, [f, c, h, w], → frames in −1…1, [f, 3, height, width]."""
+        """Decode unscaled latents of one group of frames, [f, c, h, w], to frames in −1…1, [f, 3, height, width]."""
         x = self.conv_in(self.conv_in.filled(latents))
         x = _moved(self.middle[0], *_each_frame(self.middle[0], x))
         for attention, block in zip(self.attentions, self.middle[1:], strict=False):
@@ -110,7 +110,7 @@ class FastDecoder:
 
 
 def _each_frame(block: ClipBlock, x: Tensor, upsample: Upsample | None = None) -> tuple[Tensor, Tensor | None]:
-    """The spatial half of a block, after an upsampling, on images that nobody needs any more; a GPU knows its sums."""
+    """Run an optional upsampling and a block's spatial half; may overwrite x. On a GPU, also return channel sums."""
     if gpu.suits(x):
         clip, sums = gpu.each_frame(block.spatial, _clip(x), upsample)
         return images(clip), sums
@@ -124,7 +124,7 @@ def _each_frame(block: ClipBlock, x: Tensor, upsample: Upsample | None = None) -
 
 
 def _moved(block: ClipBlock, x: Tensor, sums: Tensor | None) -> Tensor:
-    """The temporal half, in place."""
+    """Run the temporal half in place."""
     if gpu.suits(x):
         clip = _clip(x)
         gpu.temporal(block.temporal, clip, sums=sums, out=clip)
@@ -134,5 +134,5 @@ def _moved(block: ClipBlock, x: Tensor, sums: Tensor | None) -> Tensor:
 
 
 def _clip(x: Tensor) -> Tensor:
-    """[f, c, h, w] with channels last in memory → [1, f, h, w, c]."""
+    """Return a view of [f, c, h, w], channels last in memory, as [1, f, h, w, c]."""
     return x.permute(0, 2, 3, 1)[None]

@@ -1,8 +1,8 @@
-"""What a GPU does best in one pass: each function in plain torch, and by a kernel of ours where there is one.
+"""Operations that a GPU runs best in one pass: each in plain torch, and by a kernel of this package where there is one.
 
-Plain torch is what a kernel is held to by its test, and what runs in float32, on MPS, or where Triton is missing.
-Clips come as [frames, pixels, c] where frames matter and as [pixels of all frames, c] where they do not; `plus` is
-what is added to every pixel of a frame, [frames, c], in float32 at least.
+Tests compare each kernel with the plain torch version, which also runs in float32, on MPS, or without Triton. Videos
+are passed as [frames, pixels, c] where frames matter and as [pixels of all frames, c] where they do not. `plus` is
+added to every pixel of a frame: [frames, c], in float32 at least.
 """
 
 from __future__ import annotations
@@ -23,38 +23,38 @@ if TYPE_CHECKING:
 
     from kinema.engine.fast.layers import GroupNorm, LayerNorm, Product
 
-# Attention within frames, best first: as measured on an H100 for SVD's shapes.
+# Backends for attention within frames, fastest first, as measured on an H100 for SVD's shapes.
 BACKENDS = [
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.FLASH_ATTENTION,
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
 ]
-# Frames whose attention along time one program of the kernel holds in its registers.
+# Most frames whose attention along time fits in the registers of one program of the kernel.
 MOST_FRAMES = 64
-# The width of a head, and the least pixels of a frame, that our kernel attends within frames more quickly than cuDNN.
+# Head dimension and minimum number of pixels for which our kernel for attention within frames is faster than cuDNN.
 HEAD, MANY_PIXELS = 64, 1024
-# Heads wider than this no library attends to quickly; the scores of one frame at a time are written out instead.
+# No library is fast for wider heads; the scores of one frame at a time are stored in memory instead.
 WIDEST = 256
 
 
 def has_kernels(x: Tensor) -> bool:
-    """Whether our kernels compute with this tensor."""
+    """Return whether this package's kernels support the tensor's device and dtype."""
     return x.is_cuda and (x.dtype == FP8_DTYPE or devices.has_kernels(x.device, x.dtype))
 
 
 def multiplies(device: torch.device) -> bool:
-    """Whether those of our kernels that multiply matrices are known to be quicker there than the libraries'."""
+    """Return whether this package's matmul kernels are known to be faster on the device than the libraries'."""
     return devices.is_hopper(device)
 
 
 def wide(x: Tensor) -> Tensor:
-    """In float32 at least."""
+    """Convert to float32 at least."""
     return x.float() if x.dtype == FP8_DTYPE else x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def channel_sums(x: Tensor) -> Tensor:
-    """Of each frame and channel the sum and the sum of squares, in pieces: [frames, pieces, 2, c]."""
+    """Return the sum and the sum of squares of each frame and channel, in pieces: [frames, pieces, 2, c]."""
     if has_kernels(x):
         from kinema.engine.fast import kernels
 
@@ -63,13 +63,13 @@ def channel_sums(x: Tensor) -> Tensor:
 
 
 def plain_channel_sums(x: Tensor) -> Tensor:
-    """In one piece."""
+    """Compute `channel_sums` in one piece."""
     values = wide(x)
     return torch.stack([values.sum(1), values.square().sum(1)], 1)[:, None]
 
 
 def add(x: Tensor, y: Tensor, bias: Tensor, out: Tensor) -> Tensor:
-    """Write x + y + bias into `out`, which may be x or y, and give its `channel_sums`; all [frames, pixels, c]."""
+    """Write x + y + bias into `out`, which may be x or y, and return its `channel_sums`; all [frames, pixels, c]."""
     if has_kernels(x):
         from kinema.engine.fast import kernels
 
@@ -78,7 +78,7 @@ def add(x: Tensor, y: Tensor, bias: Tensor, out: Tensor) -> Tensor:
 
 
 def plain_add(x: Tensor, y: Tensor, bias: Tensor, out: Tensor) -> Tensor:
-    """Summed before it is rounded."""
+    """Compute `add`; the sum is computed before it is rounded."""
     out.copy_(wide(x) + wide(y) + wide(bias))
     return plain_channel_sums(out)
 
@@ -93,16 +93,16 @@ def group_norm(
     silu: bool = False,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Group norm of x + plus, and SiLU if asked for.
+    """Return the group norm of x + plus, optionally followed by SiLU.
 
     Args:
         x: [frames, pixels, c].
         norm: Its groups, weight and bias.
         span: Frames that are normalised together.
-        sums: `channel_sums` of x, where they are known.
-        plus: [1 or frames / span, c], as a convolution's bias that has not been added yet.
-        silu: Whether the result is activated.
-        out: Where the result goes, which may be x; else a new tensor.
+        sums: `channel_sums` of x, if known.
+        plus: [1 or frames / span, c], for example a convolution's bias that has not been added yet.
+        silu: Whether to apply SiLU.
+        out: The output, which may be x; by default a new tensor.
     """
     scales = affine(channel_sums(x) if sums is None else sums, norm, x.shape[1], span=span, plus=plus)
     return normalised(x, scales, span=span, silu=silu, out=torch.empty_like(x) if out is None else out)
@@ -112,17 +112,17 @@ Scales = tuple["Tensor", "Tensor"]
 
 
 def affine(sums: Tensor, norm: GroupNorm, pixels: int, *, span: int = 1, plus: Tensor | None = None) -> Scales:
-    """What a group norm comes to once sums are known: a factor for each channel, and what is added after it.
+    """Return a group norm with known sums as one factor and one offset per channel.
 
     Args:
         sums: `channel_sums` of the frames.
         norm: Its groups, weight and bias.
-        pixels: Of a frame.
+        pixels: Pixels of a frame.
         span: Frames that are normalised together.
-        plus: [1 or frames / span, c], to be added before; the second of the result has it in.
+        plus: [1 or frames / span, c], added before the norm; the returned offset includes it.
 
     Returns:
-        Both float32, [frames / span, c].
+        Factor and offset, both float32, [frames / span, c].
     """
     if has_kernels(norm.weight):
         from kinema.engine.fast import kernels
@@ -132,7 +132,7 @@ def affine(sums: Tensor, norm: GroupNorm, pixels: int, *, span: int = 1, plus: T
 
 
 def plain_affine(sums: Tensor, norm: GroupNorm, pixels: int, *, span: int = 1, plus: Tensor | None = None) -> Scales:
-    """In the arithmetic of the sums."""
+    """Compute `affine` in the dtype of the sums."""
     frames, channels = len(sums), sums.shape[-1]
     count = span * pixels
     total, square = sums.view(frames // span, -1, 2, channels).sum(1).unbind(1)
@@ -141,7 +141,7 @@ def plain_affine(sums: Tensor, norm: GroupNorm, pixels: int, *, span: int = 1, p
     total = total + count * added
 
     def mean(sums: Tensor) -> Tensor:
-        """Of each group, given to each of its channels."""
+        """Return the mean of each group, repeated for each of its channels."""
         means = sums.view(len(sums), norm.groups, -1).mean(-1) / count
         return means.repeat_interleave(channels // norm.groups, -1)
 
@@ -151,9 +151,9 @@ def plain_affine(sums: Tensor, norm: GroupNorm, pixels: int, *, span: int = 1, p
 
 
 def normalised(x: Tensor, scales: Scales, *, span: int = 1, silu: bool = False, out: Tensor) -> Tensor:
-    """x, [frames, pixels, c], by a norm's `affine`, into `out`, which may be x.
+    """Write x, [frames, pixels, c], normalised by a norm's `affine`, into `out`, which may be x.
 
-    If `out` is of numbers of one byte, they are multiplied by `FP8_SCALE`.
+    If `out` is fp8, the values are multiplied by `FP8_SCALE`.
     """
     if has_kernels(x):
         from kinema.engine.fast import kernels
@@ -163,7 +163,7 @@ def normalised(x: Tensor, scales: Scales, *, span: int = 1, silu: bool = False, 
 
 
 def plain_normalised(x: Tensor, scales: Scales, *, span: int = 1, silu: bool = False, out: Tensor) -> Tensor:
-    """In two passes."""
+    """Compute `normalised` in two passes."""
     scale, shift = (each.repeat_interleave(span, 0)[:, None] for each in scales)
     value = wide(x) * scale + shift
     value = F.silu(value) if silu else value
@@ -171,10 +171,10 @@ def plain_normalised(x: Tensor, scales: Scales, *, span: int = 1, silu: bool = F
 
 
 def layer_norm(x: Tensor, norm: LayerNorm, plus: Tensor | None = None, *, bare: bool = False) -> Tensor:
-    """Layer norm of x + plus; x: [pixels of all frames, c].
+    """Return the layer norm of x + plus; x: [pixels of all frames, c].
 
-    If it is to be `bare`, its weight and bias are left to the product that follows, and the result is in numbers of one
-    byte, multiplied by `FP8_SCALE`: standardised, nothing exceeds √c, so that no scale need be found.
+    With `bare`, the following GEMM applies the norm's weight and bias, and the result is fp8, multiplied by
+    `FP8_SCALE`. Standardised values do not exceed √c, so no scale has to be determined.
     """
     if has_kernels(x):
         from kinema.engine.fast import kernels
@@ -184,7 +184,7 @@ def layer_norm(x: Tensor, norm: LayerNorm, plus: Tensor | None = None, *, bare: 
 
 
 def plain_layer_norm(x: Tensor, norm: LayerNorm, plus: Tensor | None = None, *, bare: bool = False) -> Tensor:
-    """In two passes."""
+    """Compute `layer_norm` in two passes."""
     value = wide(x) if plus is None else _plus(wide(x), plus)
     if bare:
         return (F.layer_norm(value, norm.weight.shape, None, None, norm.eps) * FP8_SCALE).to(FP8_DTYPE)
@@ -192,7 +192,7 @@ def plain_layer_norm(x: Tensor, norm: LayerNorm, plus: Tensor | None = None, *, 
 
 
 def add_layer_norm(x: Tensor, y: Tensor, norm: LayerNorm, plus: Tensor, *, bare: bool = False) -> Tensor:
-    """Layer norm of x + y + plus, which goes into y."""
+    """Return the layer norm of x + y + plus; the sum is written into y."""
     if has_kernels(x):
         from kinema.engine.fast import kernels
 
@@ -202,7 +202,7 @@ def add_layer_norm(x: Tensor, y: Tensor, norm: LayerNorm, plus: Tensor, *, bare:
 
 
 def plain_add_layer_norm(x: Tensor, y: Tensor, norm: LayerNorm, plus: Tensor, *, bare: bool = False) -> Tensor:
-    """In two passes."""
+    """Compute `add_layer_norm` in two passes."""
     y.copy_(_plus(wide(x) + wide(y), plus))
     return plain_layer_norm(y, norm, bare=bare)
 
@@ -210,7 +210,7 @@ def plain_add_layer_norm(x: Tensor, y: Tensor, norm: LayerNorm, plus: Tensor, *,
 def mix_layer_norm(
     x: Tensor, y: Tensor, norm: LayerNorm, plus: Tensor, blend: Tensor, share: float, *, bare: bool = False
 ) -> Tensor:
-    """Layer norm of x + plus; y becomes share · x + (1 − share) · y + blend."""
+    """Return the layer norm of x + plus; y becomes share · x + (1 − share) · y + blend."""
     if has_kernels(x):
         from kinema.engine.fast import kernels
 
@@ -223,30 +223,31 @@ def mix_layer_norm(
 def plain_mix_layer_norm(
     x: Tensor, y: Tensor, norm: LayerNorm, plus: Tensor, blend: Tensor, share: float, *, bare: bool = False
 ) -> Tensor:
-    """In two passes."""
+    """Compute `mix_layer_norm` in two passes."""
     y.copy_(_plus(share * wide(x) + (1 - share) * wide(y), blend))
     return plain_layer_norm(x, norm, plus, bare=bare)
 
 
 def _plus(x: Tensor, plus: Tensor) -> Tensor:
-    """x: [pixels of all frames, c] and what each frame gets."""
+    """Add one row of `plus` per frame to x, [pixels of all frames, c]."""
     return (x.view(len(plus), -1, x.shape[1]) + plus[:, None]).view_as(x)
 
 
 def in_turn(values: Tensor, gates: Tensor) -> Tensor:
-    """What makes values and what makes their gates, [n, …] each, n a multiple of 32, in the order of `gated`: [2n, …].
+    """Interleave the weights or biases of values and gates, [n, …] each, in the order of `gated`: [2n, …].
 
-    Each value is beside its gate, as a thread of the matrix units has them. And of 32 outputs, which four threads have,
-    eight that lie together are one's, to be stored at once: after the first of each come the second, and so on.
+    n is a multiple of 32. Each value is next to its gate, so a thread of the matrix units has both. Four threads share
+    32 outputs. Each of them gets eight outputs that are contiguous in memory, to store them at once: the order is the
+    first output of each thread, then the second of each, and so on.
     """
     both = torch.stack([values, gates], 1)
     return both.view(-1, 4, 8, *both.shape[1:]).transpose(1, 2).flatten(0, 3)
 
 
 def gated(x: Tensor, product: Product, factor: float = 1.0) -> Tensor:
-    """GEGLU of a product whose columns are `in_turn`: value · GELU(gate), [rows, out / 2].
+    """Compute the GEGLU of a GEMM whose columns are in the order of `in_turn`: value · GELU(gate), [rows, out / 2].
 
-    A product in numbers of one byte gives such numbers, multiplied by `factor`.
+    An fp8 GEMM returns fp8, multiplied by `factor`.
     """
     if has_kernels(x) and multiplies(x.device):
         from kinema.engine.fast import kernels
@@ -262,7 +263,7 @@ def gated(x: Tensor, product: Product, factor: float = 1.0) -> Tensor:
 
 
 def plain_gated(x: Tensor, product: Product, factor: float = 1.0) -> Tensor:
-    """In three passes."""
+    """Compute `gated` in three passes."""
     both = plain_product(x, product, wide(x).dtype).view(len(x), -1, 8, 4, 2).transpose(2, 3)
     value, gate = both.reshape(len(x), -1, 2).unbind(-1)
     made = value * F.gelu(gate)
@@ -270,7 +271,7 @@ def plain_gated(x: Tensor, product: Product, factor: float = 1.0) -> Tensor:
 
 
 def product(x: Tensor, by: Product, dtype: torch.dtype) -> Tensor:
-    """[rows, in] → [rows, out] in an arithmetic."""
+    """Compute a GEMM, [rows, in] → [rows, out], with a result of the given dtype."""
     if x.dtype == FP8_DTYPE and has_kernels(x):
         from kinema.engine.fast import kernels
 
@@ -279,7 +280,7 @@ def product(x: Tensor, by: Product, dtype: torch.dtype) -> Tensor:
 
 
 def plain_product(x: Tensor, by: Product, dtype: torch.dtype) -> Tensor:
-    """By torch's own."""
+    """Compute `product` with torch's matmul."""
     if x.dtype == dtype:
         return F.linear(x, by.weight, by.bias)
     made = wide(x) @ wide(by.weight).t()
@@ -288,7 +289,7 @@ def plain_product(x: Tensor, by: Product, dtype: torch.dtype) -> Tensor:
 
 
 def add_product(out: Tensor, x: Tensor, by: Product) -> Tensor:
-    """Add a product without bias to `out`, [rows, out], in place."""
+    """Add the result of a GEMM without bias to `out`, [rows, out], in place."""
     if x.dtype == FP8_DTYPE and has_kernels(x):
         from kinema.engine.fast import kernels
 
@@ -309,20 +310,20 @@ def activated_convolved(
     bias: Tensor | None = None,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """A convolution of kernel 3×3 of what a group norm and SiLU make of pictures.
+    """Compute a 3×3 convolution of images after a group norm and SiLU.
 
     Args:
-        parts: [pictures, h, w, c] each, whose channels come one after the other.
-        scales: The norm's `affine`, of all of them.
-        by: The convolution's weight, [out, 3 · 3 · c of all].
+        parts: [images, h, w, c] each, concatenated along the channels.
+        scales: The norm's `affine` for the channels of all parts.
+        by: The convolution's weight, [out, 3 · 3 · total channels].
         dtype: Of the result.
-        into: A tensor that may be overwritten with what is convolved, [pictures, h, w, c of all].
-        kept: What is added to the result, [pictures, h, w, out], and with it
-        bias: [out].
-        out: Where the result goes, which may be `kept`; else a new tensor.
+        into: A tensor that may be overwritten with the convolution's input, [images, h, w, total channels].
+        kept: Added to the result, [images, h, w, out]; requires `bias`.
+        bias: [out], added with `kept`.
+        out: The output, which may be `kept`; by default a new tensor.
 
     Returns:
-        The result, and its `channel_sums`.
+        The result and its `channel_sums`.
     """
     if has_kernels(parts[0]) and multiplies(parts[0].device):
         from kinema.engine.fast import kernels
@@ -344,7 +345,7 @@ def plain_activated_convolved(
     bias: Tensor | None = None,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """One after the other."""
+    """Compute norm and SiLU first, then the convolution."""
     widths = [part.shape[-1] for part in parts]
     if into is None or into.dtype != by.weight.dtype:
         into = parts[0].new_empty(*parts[0].shape[:3], sum(widths), dtype=by.weight.dtype)
@@ -363,18 +364,18 @@ def convolved(
     bias: Tensor | None = None,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """A convolution of kernel 3×3.
+    """Compute a 3×3 convolution.
 
     Args:
-        x: [pictures, h, w, c].
+        x: [images, h, w, c].
         by: Its weight, [out, 3 · 3 · c].
         dtype: Of the result.
-        kept: What is added to the result, [pictures, h, w, out], and with it
-        bias: [out].
-        out: Where the result goes, which may be `kept`; else a new tensor.
+        kept: Added to the result, [images, h, w, out]; requires `bias`.
+        bias: [out], added with `kept`.
+        out: The output, which may be `kept`; by default a new tensor.
 
     Returns:
-        The result, and its `channel_sums`.
+        The result and its `channel_sums`.
     """
     if has_kernels(x) and multiplies(x.device):
         from kinema.engine.fast import kernels
@@ -394,7 +395,7 @@ def plain_convolved(
     bias: Tensor | None = None,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """By torch's own, and then another pass."""
+    """Compute `convolved` with torch's convolution and a second pass."""
     made = _by_torch(x, by, (3, 3)).to(dtype)
     rows = made.flatten(1, 2)
     if kept is None or bias is None:
@@ -404,7 +405,7 @@ def plain_convolved(
 
 
 def _by_torch(x: Tensor, by: Product, kernel: tuple[int, int]) -> Tensor:
-    """A convolution of [n, h, w, c] that keeps their size, and whose result has channels last in memory too."""
+    """Compute a convolution of [n, h, w, c] that keeps h and w; input and result have channels last in memory."""
     seen, weight = (wide(x), wide(by.weight)) if x.dtype == FP8_DTYPE else (x, by.weight)
     weight = weight.view(len(weight), *kernel, -1).permute(0, 3, 1, 2)
     made = F.conv2d(seen.permute(0, 3, 1, 2), weight, None, 1, tuple(size // 2 for size in kernel))
@@ -422,19 +423,19 @@ def along_time(
     bias: Tensor | None = None,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """A convolution along time of kernel 3.
+    """Compute a convolution of kernel 3 along time.
 
     Args:
-        x: [frames of all clips, pixels, c].
+        x: [frames of all videos, pixels, c].
         by: Its weight, [out, 3 · c].
-        span: Frames of a clip.
+        span: Frames per video.
         dtype: Of the result.
-        kept: What is added to the result, [frames of all clips, pixels, out], and with it
-        bias: [out].
-        out: Where the result goes, which may be `kept`; else a new tensor.
+        kept: Added to the result, [frames of all videos, pixels, out]; requires `bias`.
+        bias: [out], added with `kept`.
+        out: The output, which may be `kept`; by default a new tensor.
 
     Returns:
-        The result, and its `channel_sums`: of its frames where something is added, else of its clips.
+        The result and its `channel_sums`: per frame if `kept` is given, else per video.
     """
     if has_kernels(x) and multiplies(x.device):
         from kinema.engine.fast import kernels
@@ -454,7 +455,7 @@ def plain_along_time(
     bias: Tensor | None = None,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """By torch's own, and then another pass."""
+    """Compute `along_time` with torch's convolution and a second pass."""
     made = _by_torch(x.view(-1, span, *x.shape[1:]), by, (3, 1)).to(dtype)
     if kept is None or bias is None:
         made = made.flatten(0, 1) if out is None else out.copy_(made.flatten(0, 1))
@@ -465,7 +466,14 @@ def plain_along_time(
 
 
 def time_attention(qkv: Tensor) -> Tensor:
-    """Attention of each pixel to its place in all frames: [b, f, pixels, 3, heads, d] → [b, f, pixels, heads · d]."""
+    """Compute attention of each pixel to its position in all frames.
+
+    Args:
+        qkv: [b, f, pixels, 3, heads, d].
+
+    Returns:
+        [b, f, pixels, heads · d].
+    """
     depth = qkv.shape[-1]
     if has_kernels(qkv) and qkv.shape[1] <= MOST_FRAMES and 16 <= depth <= 128 and depth & (depth - 1) == 0:
         from kinema.engine.fast import kernels
@@ -475,7 +483,7 @@ def time_attention(qkv: Tensor) -> Tensor:
 
 
 def plain_time_attention(qkv: Tensor) -> Tensor:
-    """By torch's attention, which copies what it is given into its own layout."""
+    """Compute `time_attention` with torch's attention, which copies its input into another layout."""
     batch, frames, pixels, _, heads, depth = qkv.shape
     q, k, v = qkv.permute(3, 0, 2, 4, 1, 5).reshape(3, batch * pixels, heads, frames, depth)
     seen = F.scaled_dot_product_attention(q, k, v).reshape(batch, pixels, heads, frames, depth)
@@ -483,7 +491,7 @@ def plain_time_attention(qkv: Tensor) -> Tensor:
 
 
 def frame_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention within frames: each [frames, heads, pixels, d] → [frames, pixels, heads · d]."""
+    """Compute attention within frames: [frames, heads, pixels, d] each → [frames, pixels, heads · d]."""
     frames, heads, pixels, depth = q.shape
     if q.is_cuda and heads == 1 and depth > WIDEST and q.dtype.itemsize == 2:
         return torch.stack([_written_out(*each) for each in zip(q[:, 0], k[:, 0], v[:, 0], strict=True)])
@@ -498,12 +506,12 @@ def frame_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _written_out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention of one frame and head, [pixels, d] each, by two products, with scores in float32."""
+    """Compute attention of one frame and head, [pixels, d] each, by two matmuls, with scores in float32."""
     return softmax(torch.mm(q, k.t(), out_dtype=torch.float32), q.shape[-1] ** -0.5, v.dtype) @ v
 
 
 def softmax(scores: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
-    """Of each row of scale · scores, float32 [rows, cols], in an arithmetic."""
+    """Compute the softmax of each row of scale · scores, float32 [rows, cols], in the given dtype."""
     if devices.has_kernels(scores.device, dtype):
         from kinema.engine.fast import kernels
 
@@ -512,5 +520,5 @@ def softmax(scores: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
 
 
 def plain_softmax(scores: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
-    """In three passes."""
+    """Compute `softmax` in three passes."""
     return torch.softmax(scores * scale, -1).to(dtype)

@@ -1,9 +1,10 @@
-"""The blocks as a GPU computes them best: the weights of `layers` and `transformer`, in another order of work.
+"""The blocks of `layers` and `transformer` in the order of operations that is fastest on a GPU; same weights.
 
-On a GPU what does not multiply matrices costs what it moves, so that each pass over a clip counts. Three things save
-them. What is added to every pixel of a frame (biases, the one-key cross-attention, the frames' places) is not added
-when it arises, but gathered in small tables for the norm that reads the pixels next (`Additions`). What adds two clips
-also sums up their channels, so that the group norm that follows need not (`sums`). And products add to what is there.
+On a GPU, operations other than matmuls are limited by memory bandwidth, so every pass over the video counts. Three
+methods save passes. Constants per frame (biases, the one-key cross-attention, the frame positions) are not added where
+they arise; they are collected in small tables and added by the norm that reads the pixels next (`Additions`). Kernels
+that add two videos also compute their channel sums, so the following group norm need not (`sums`). And GEMMs accumulate
+into their output.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
     from kinema.engine.fast.layers import ClipBlock, FeedForward, LayerNorm, Linear, ResBlock, SelfAttention, Upsample
     from kinema.engine.fast.transformer import Layer, LayerConstants, Transformer
 
-# Numbers of a large clip that are worked on together: half a gigabyte in half precision.
+# Elements per chunk of a large video: half a gigabyte in half precision.
 PIECE = 2**28
-# Pixels of which a band has a multiple where it can: those of a kernel's largest tile.
+# Pixels of a kernel's largest tile; a band is a multiple of it where possible.
 TILED = 256
 
 
@@ -34,29 +35,34 @@ Summed = tuple["Tensor", "Tensor | None"]
 
 
 def suits(x: Tensor) -> bool:
-    """Whether this order of work is the better one where the tensor lies."""
+    """Return whether this order of operations is the faster one on the tensor's device."""
     return x.is_cuda
 
 
 def few_frames(frames: Tensor) -> tuple[Tensor, ...]:
-    """Frames, [f, …], in pieces that fill a GPU and spare its memory."""
+    """Split frames, [f, …], into chunks that fill a GPU and limit its memory use."""
     return torch.split(frames, max(1, PIECE // frames[0].numel()))
 
 
 def summed(clip: Tensor) -> Summed:
-    """With its sums, for a clip that more than one norm reads."""
+    """Return a video with its channel sums, for a video that more than one norm reads."""
     return clip, fused.channel_sums(_frames(clip))
 
 
 def with_each(clip: Tensor, held: Tensor) -> Tensor:
-    """Clips, [n, f, h, w, c], with pictures added to all frames, [b, n, 1, h, w, c]: [b · n, f, h, w, c].
+    """Add images to all frames of videos; both contiguous.
 
-    Both contiguous.
+    Args:
+        clip: [n, f, h, w, c].
+        held: [b, n, 1, h, w, c].
+
+    Returns:
+        [b · n, f, h, w, c].
     """
     made = clip.new_empty(len(held), *clip.shape)
     nothing = clip.new_zeros(clip.shape[-1], dtype=torch.float32)
     for pictures, out in zip(held, made, strict=True):
-        for one, picture, place in zip(clip, pictures, out, strict=True):  # torch's own is slow where one is repeated
+        for one, picture, place in zip(clip, pictures, out, strict=True):  # torch's broadcast add is slow
             frames = one.flatten(1, 2)
             fused.add(frames, picture.flatten(1, 2).expand_as(frames), nothing, place.flatten(1, 2))
     return made.flatten(0, 1)
@@ -72,16 +78,16 @@ def spatial(
     shift: Tensor | None = None,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """A ResBlock on frames, which changes nothing but `out`.
+    """Run a ResBlock within frames; only `out` is modified.
 
     Args:
         block: Its weights.
         clip: [b, f, h, w, c].
-        sums: `channel_sums` of its frames, where they are known.
-        skip: [b, f, h, w, c''], channels that come after the clip's: the two are never joined but by the norm.
-        before: [c], what has yet to be added to the clip.
-        shift: [1 or b, c'], the first convolution's bias with the time embedding in it.
-        out: Where the result goes, which may be the clip; else a new tensor.
+        sums: `channel_sums` of the frames, if known.
+        skip: [b, f, h, w, c''], channels that follow those of `clip`; they are concatenated only inside the norm.
+        before: [c], still to be added to `clip`.
+        shift: [1 or b, c'], the first convolution's bias including the time embedding.
+        out: The output, which may be `clip`; by default a new tensor.
 
     Returns:
         The result, [b, f, h, w, c'], and its `channel_sums`.
@@ -118,18 +124,19 @@ def temporal(
     more: Tensor | None = None,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """A ResBlock along time, without shortcut, which changes nothing but `out`.
+    """Run a ResBlock without shortcut along time; only `out` is modified.
 
-    Time is all that it sees but for its norms, and these need sums alone. So it goes through a large clip in bands of
-    pixels, all frames of each, and beside the clip there is only what lies between the two convolutions.
+    Except for the norms, the block mixes pixels only along time, and the norms need only sums. So a large video is
+    processed in bands of pixels with all frames of each. The only additional memory is the tensor between the two
+    convolutions.
 
     Args:
         block: Its weights.
         clip: [b, f, h, w, c].
-        shift: [1 or b, c], the first convolution's bias with the time embedding in it.
-        sums: `channel_sums` of the clip's frames, where they are known.
-        more: [c], added to every pixel of the result as well.
-        out: Where the result goes, which may be the clip; else a new tensor.
+        shift: [1 or b, c], the first convolution's bias including the time embedding.
+        sums: `channel_sums` of the frames, if known.
+        more: [c], also added to every pixel of the result.
+        out: The output, which may be `clip`; by default a new tensor.
 
     Returns:
         The result, [b, f, h, w, c], and its `channel_sums`.
@@ -162,7 +169,7 @@ def temporal(
 
 
 def _through_shortcut(parts: list[Tensor], weight: Tensor, out: Tensor) -> None:
-    """The product of all channels, [frames, h, w, c] each, as the sum of the parts', into `out`, [rows, c']."""
+    """Write the matmul of the concatenated parts, [frames, h, w, c] each, into `out`, [rows, c'], part by part."""
     (first, by), *rest = zip(parts, torch.split(weight, [part.shape[-1] for part in parts]), strict=True)
     torch.mm(pixels(first), by, out=out)
     for part, by in rest:
@@ -170,7 +177,7 @@ def _through_shortcut(parts: list[Tensor], weight: Tensor, out: Tensor) -> None:
 
 
 def _frames(clip: Tensor) -> Tensor:
-    """[b, f, h, w, c] → [frames of all clips, h·w, c]."""
+    """Return a view of [b, f, h, w, c] as [b·f, h·w, c]."""
     return clip.view(-1, clip.shape[2] * clip.shape[3], clip.shape[4])
 
 
@@ -185,14 +192,14 @@ def through(
     skip: Summed | None = None,
     before: Tensor | None = None,
 ) -> Tensor:
-    """A ClipBlock of a clip, and of what skipped to it, and the transformer after it, if there is one: a new clip.
+    """Return a new tensor: the result of a ClipBlock, with an optional skip, and of the optional transformer after it.
 
     `sums`, `skip` and `before` are those of `spatial`.
     """
     clip, sums = spatial(block.spatial, clip, sums=sums, skip=skip, before=before, shift=shifts[0])
     if transformer is None:
         return temporal(block.temporal, clip, shift=shifts[1], sums=sums)[0]
-    # What the transformer's last product adds to every pixel is added here, and hidden from its norm.
+    # The bias of the transformer's output GEMM is added here; `plus` subtracts it again for the transformer's norm.
     later = at_least_float32(transformer.proj_out.bias)
     clip, sums = temporal(block.temporal, clip, shift=shifts[1], sums=sums, more=later)
     seen = fused.group_norm(_frames(clip), transformer.norm, sums=sums, plus=-later[None])
@@ -207,16 +214,16 @@ def through(
 
 
 def each_frame(block: ResBlock, clip: Tensor, upsample: Upsample | None = None) -> tuple[Tensor, Tensor]:
-    """A spatial ResBlock on one clip that nobody needs any more, a few frames at a time where they are large.
+    """Run a spatial ResBlock on one video, in chunks of frames where they are large; may overwrite the input.
 
     Args:
         block: Its weights.
         clip: [1, f, h, w, c].
-        upsample: What doubles the clip's height and width before; only a few frames at a time are ever held at that
-            size with the channels that they have then.
+        upsample: Doubles height and width first; only one chunk at a time is stored at that size with the input's
+            number of channels.
 
     Returns:
-        The result, which is the clip itself where it can be, and its sums.
+        The result, which is `clip` itself if the shape allows, and its sums.
     """
     made, channels = clip, len(block.conv2.weight)
     if upsample is not None:
@@ -227,7 +234,7 @@ def each_frame(block: ResBlock, clip: Tensor, upsample: Upsample | None = None) 
     sums = []
     for seen, place in zip(torch.split(clip, together, 1), torch.split(made, together, 1), strict=True):
         piece, before = seen, None
-        if upsample is not None:  # its bias is no pass of its own
+        if upsample is not None:  # `spatial` adds the bias, without a separate pass
             piece, before = as_clip(upsample.product(images(seen)), *place.shape[1:4]), upsample.conv.bias
         sums.append(spatial(block, piece, before=before, out=place)[1])
     return made, torch.cat(sums)
@@ -235,7 +242,7 @@ def each_frame(block: ResBlock, clip: Tensor, upsample: Upsample | None = None) 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Additions:
-    """What a layer has added to every pixel of a frame, [b · f, c], by the time that it is looked at or settled."""
+    """Sums of the constants added to each pixel of a frame, up to each norm of a layer and the blend: [b · f, c]."""
 
     before_feed_forward: Tensor
     before_time: Tensor
@@ -245,10 +252,10 @@ class Additions:
 
     @classmethod
     def of(cls, layer: Layer, within: Tensor, along: Tensor, positions: Tensor) -> Additions:
-        """From the constants of a clip: [b, 1, c], [b, 1, c] and [f, 1, c]."""
+        """Build from a video's cross-attentions, [b, 1, c] each, and frame positions, [f, 1, c]."""
 
         def bias(product: Linear) -> Tensor:
-            """Which is elsewhere where the layer is streamed."""
+            """Return the GEMM's bias on the device of the constants; a streamed layer stores it elsewhere."""
             return product.bias.to(within.device)
 
         wide = at_least_float32
@@ -264,7 +271,7 @@ class Additions:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Attending:
-    """A norm, the product to query, key and value, and the one after attention."""
+    """A norm, the GEMM for query, key and value, and the output GEMM after attention."""
 
     norm: LayerNorm
     qkv: Product
@@ -273,30 +280,30 @@ class Attending:
 
     @classmethod
     def of(cls, attention: SelfAttention, *, in_bytes: bool) -> Attending:
-        """From what a CPU takes."""
+        """Build from the CPU's form of the layer."""
         weight = attention.qkv.t()
         qkv = Product.in_bytes(weight, norm=attention.norm) if in_bytes else Product(weight)
         return cls(attention.norm, qkv, Product(attention.out.weight.t()), attention.heads)
 
     def projected(self, seen: Tensor, clip: Tensor) -> Tensor:
-        """Of a clip's normed pixels, [pixels, c]: [b, f, h·w, 3, heads, c / heads]."""
+        """Return query, key and value of a video's normed pixels, [pixels, c]: [b, f, h·w, 3, heads, c / heads]."""
         batch, frames, height, width, channels = clip.shape
         made = fused.product(seen, self.qkv, clip.dtype)
         return made.view(batch, frames, height * width, 3, self.heads, channels // self.heads)
 
     def within_frames(self, seen: Tensor, clip: Tensor) -> Tensor:
-        """What each pixel takes from its frame, [pixels, c], before the last product."""
+        """Return the attention of each pixel to its frame, [pixels, c], before the output GEMM."""
         q, k, v = self.projected(seen, clip).flatten(0, 1).movedim(2, 0).transpose(2, 3)
         return fused.frame_attention(q, k, v).reshape(len(seen), -1)
 
     def along_time(self, seen: Tensor, clip: Tensor) -> Tensor:
-        """Likewise, what it takes from its place in all frames."""
+        """Return the attention of each pixel to its position in all frames, [pixels, c], before the output GEMM."""
         return fused.time_attention(self.projected(seen, clip)).reshape(len(seen), -1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Gated:
-    """A norm, and a feed-forward's two products, of which the first is gated (GEGLU) as it arises."""
+    """A norm and a feed-forward's two GEMMs; the first applies its gate (GEGLU) before it stores its result."""
 
     norm: LayerNorm
     wide: Product
@@ -307,7 +314,7 @@ class Gated:
 
     @classmethod
     def of(cls, feed_forward: FeedForward, *, share: Tensor | float = 1.0, in_bytes: bool = False) -> Gated:
-        """From a feed-forward whose result is to be multiplied by `share`."""
+        """Build from a feed-forward; its result is multiplied by `share`."""
         parts, norm = (feed_forward.value, feed_forward.gate), feed_forward.norm
         wide = fused.in_turn(*(each.weight.t() for each in parts))
         bias = fused.in_turn(*(each.bias for each in parts))
@@ -320,16 +327,16 @@ class Gated:
         return cls(norm, first, Product.in_bytes(out, factor=factor), factor)
 
     def __call__(self, seen: Tensor, dtype: torch.dtype) -> Tensor:
-        """[rows, c] → [rows, c], without the last bias."""
+        """Compute the feed-forward without the last bias: [rows, c] → [rows, c]."""
         return fused.product(fused.gated(seen, self.wide, self.factor), self.out, dtype)
 
     def add_to(self, rows: Tensor, seen: Tensor) -> None:
-        """The same, added in place."""
+        """Add the feed-forward without the last bias to `rows` in place."""
         fused.add_product(rows, fused.gated(seen, self.wide, self.factor), self.out)
 
 
 def _usual(wide: Product) -> float:
-    """Root mean square of value · gate, where what comes in is standardised: what their weights and biases say."""
+    """Return the root mean square of value · gate for standardised input, estimated from the weights and biases."""
     assert wide.scale is not None
     assert wide.bias is not None
     weight = fused.wide(wide.weight) * (wide.scale * fp8.FP8_SCALE)[:, None]
@@ -339,7 +346,7 @@ def _usual(wide: Product) -> float:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GpuLayer:
-    """A transformer's layer in the order that a GPU takes it."""
+    """A transformer layer in the order of operations for a GPU."""
 
     attention: Attending
     feed_forward: Gated
@@ -362,7 +369,7 @@ class GpuLayer:
         *,
         in_bytes: bool,
     ) -> GpuLayer:
-        """From the layer's parts as a CPU takes them, and the temporal block's part in the blend."""
+        """Build from the CPU's form of the layer's parts and the temporal block's weight in the blend."""
         return cls(
             Attending.of(attention, in_bytes=in_bytes),
             Gated.of(feed_forward, in_bytes=in_bytes),
@@ -374,7 +381,7 @@ class GpuLayer:
         )
 
     def __call__(self, clip: Tensor, additions: Additions) -> None:
-        """In place."""
+        """Run the layer in place."""
         rows, bare = pixels(clip), self.in_bytes
         seen = fused.layer_norm(rows, self.attention.norm, bare=bare)
         fused.add_product(rows, self.attention.within_frames(seen, clip), self.attention.out)

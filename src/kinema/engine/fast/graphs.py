@@ -1,4 +1,4 @@
-"""A call that is made again and again with tensors of the same shapes, replayed by a GPU without Python."""
+"""Replay a call that repeats with tensors of the same shapes as a CUDA graph, without Python overhead."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 class Replayed:
-    """Made as it is the first time, captured as a CUDA graph the second time, and replayed from then on.
+    """A call that runs normally at first, is captured as a CUDA graph the second time, and is replayed from then on.
 
-    The first call is what lets libraries make their handles and Triton compile, neither of which can be captured.
+    In the first call libraries create their handles and Triton compiles; neither can be captured.
     """
 
     def __init__(self, work: Callable[..., Tensor]) -> None:
-        """`work` takes tensors on the GPU, and waits for nothing there."""
+        """Wrap `work`, which takes tensors on the GPU and must not synchronise with it."""
         self.work = work
         self.calls = 0
         self.graph: torch.cuda.CUDAGraph | None = None
@@ -27,7 +27,7 @@ class Replayed:
         self.made: Tensor | None = None
 
     def __call__(self, *given: Tensor) -> Tensor:
-        """The result lies where the next call will write its own."""
+        """Return the result; from the second call on, the next call overwrites it."""
         self.calls += 1
         if self.calls == 1:
             return self.work(*given)
@@ -36,7 +36,7 @@ class Replayed:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.device(given[0].device), torch.cuda.graph(graph):
                 self.made = self.work(*self.given)
-            self.graph = graph  # only when all of it was captured
+            self.graph = graph  # only after a complete capture
         for place, each in zip(self.given, given, strict=True):
             place.copy_(each)
         self.graph.replay()

@@ -1,14 +1,15 @@
-"""Triton kernels: for what only moves memory (norms, sums, attention over a handful of frames), and for products.
+"""Triton kernels: memory-bound ones (norms, sums, attention over a few frames), and GEMMs.
 
-The first read what they need once and write what they make once; torch would take several passes over the same tensors.
-The second are a feed-forward's gate in one with its product, convolutions along time, and products of numbers of one
-byte; `winograd` has what surrounds products that convolve, and what is written in Gluon, for Hopper alone, lies in
-`stationary`, `attention` and `convolution`.
-`kinema.engine.fast.fused` says what each computes, in plain torch, and decides where it is called. All arithmetic is
-in float32. Sizes of pictures are no part of what is compiled, so another size of video compiles hardly anything anew: a
-tile of another kind, more frames than a power of two, or a frame that is no whole number of tiles.
+Memory-bound kernels read each input once and write each result once; torch would need several passes over the same
+tensors. The GEMM kernels are a feed-forward's first GEMM with its gate, convolutions along time, and fp8 GEMMs.
+`winograd` has the transforms around Winograd's GEMMs. Gluon kernels, for Hopper only, are in `stationary`, `attention`
+and `convolution`. `kinema.engine.fast.fused` defines in plain torch what each kernel computes, and decides when to call
+it. All computation is in float32.
 
-Imported only where there is CUDA, to which torch brings Triton.
+Image sizes are not compile-time constants, so another video size compiles few kernels again: only for a different type
+of tile, for a number of frames beyond the current power of two, or for a frame that is not a whole number of tiles.
+
+Import this module only where CUDA is available; torch's CUDA builds include Triton.
 """
 
 from __future__ import annotations
@@ -31,37 +32,37 @@ from kinema.engine.fast.gelu import power
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-# Gluon, Triton's lower language, still changes: by these versions what is written in it compiles for Hopper.
+# Gluon, Triton's lower-level language, still changes: with these versions the Gluon kernels compile for Hopper.
 HAS_GLUON = triton.__version__.startswith(("3.6.", "3.7.", "3.8.", "3.9."))
 if HAS_GLUON:
     from kinema.engine.fast import attention, convolution, stationary
 
-# Rows, columns and depth of what one program multiplies at a time, its warps and the stages of its pipeline, and how
-# many programs a multiprocessor keeps for the whole of the work (0: each program has one tile).
+# Rows, columns and depth of the tile of one program, its warps, its pipeline stages, and the number of persistent
+# programs per multiprocessor (0: one program per tile).
 Tile = tuple[int, int, int, int, int, int]
 
-# Kernels that are compiled at a time.
+# Kernels that are compiled concurrently.
 TOGETHER = 16
-# Columns of a tile: 64 numbers of two bytes are a cache line.
+# Columns of a tile: 64 16-bit values are a cache line.
 COLUMNS = 64
-# Numbers that one program of a layer norm has at a time, how many times, and its warps.
+# A program of the layer norm: elements per iteration, number of iterations, and warps.
 NORM = 4096, 4, 4
-# Pieces in which the channels of a frame are summed up, at most.
+# Most pieces into which the channel sums of a frame are divided.
 MOST_CHUNKS = 512
-# The quickest of those tried on an H100 at SVD's sizes, by bytes of a number.
+# The fastest tiles measured on an H100 at SVD's sizes, by itemsize.
 PRODUCT: dict[int, Tile] = {2: (128, 256, 64, 8, 3, 1), 1: (128, 128, 128, 4, 3, 2)}
 
 
-# Whether kernels are launched, or only compiled.
+# Whether kernels are only compiled, not launched.
 _compiling = ContextVar("compiling", default=False)
 
 
 @contextmanager
 def compiled_together() -> Iterator[None]:
-    """While inside, no kernel is launched, and at the end all that would have been are compiled, several at a time.
+    """Within the context, launch no kernel; on exit, compile all that would have been launched, several at a time.
 
-    What they would have written is left as it is. Else each would be compiled when it is come to, one after the other.
-    One that can't be compiled is left to its launch, which says why.
+    Their outputs are not written. Without this, each kernel is compiled at its first launch, one after the other. A
+    kernel that fails to compile raises its error at its launch.
     """
     with ThreadPoolExecutor(TOGETHER) as pool, triton.AsyncCompileMode(pool, ignore_errors=True):
         before = _compiling.set(True)
@@ -118,7 +119,7 @@ def _sums(
 
 
 def _chunks(rows: int) -> tuple[int, int]:
-    """Into how many chunks the rows of a frame are cut, and how many rows each has: a multiple of 32."""
+    """Return into how many chunks the rows of a frame are divided, and the rows per chunk: a multiple of 32."""
     per = triton.cdiv(triton.cdiv(rows, min(triton.cdiv(rows, 256), MOST_CHUNKS)), 32) * 32
     return triton.cdiv(rows, per), per
 
@@ -234,7 +235,7 @@ def affine(
     frames, channels = len(sums), sums.shape[-1]
     n, group, chunks = frames // span, channels // groups, span * sums.shape[1]
     scale, shift = sums.new_empty(2, n, channels)
-    lanes = 32 if group <= 32 else triton.next_power_of_2(max(group, 128))  # few ways in which it is compiled
+    lanes = 32 if group <= 32 else triton.next_power_of_2(max(group, 128))  # few values: few compiled variants
     _launch(
         _affine,
         (groups, n),
@@ -300,7 +301,7 @@ def _layer_norm(
 ):
     frame, cols = tl.program_id(1), tl.arange(0, COLS)
     here = cols < channels
-    # Read once for all rows of this program, which are of one frame.
+    # Loaded once for all rows of this program, which belong to one frame.
     table, mixed_in = tl.zeros([COLS], tl.float32), tl.zeros([COLS], tl.float32)
     if PLUS:
         table = tl.load(plus + frame * channels + cols, here, 0.0)
@@ -437,7 +438,7 @@ def _product(
             sums *= tl.load(scale + col, col < cols, 0.0)[None, :]
         if BIASED:
             sums += tl.load(bias + col, col < cols, 0.0).to(tl.float32)[None, :]
-        if GATED:  # a thread has each value beside its gate
+        if GATED:  # a thread has both each value and its gate
             value, gate = tl.split(tl.reshape(sums, [BM, BN // 2, 2]))
             made = tl.permute(tl.reshape(value * _gelu(gate), [BM, BN // 64, 8, 4]), [0, 1, 3, 2])
             made = tl.reshape(made, [BM, BN // 2])
@@ -452,7 +453,7 @@ def _product(
 
 @triton.jit
 def _place(tile, down, across, GROUP: tl.constexpr):
-    """Tiles in groups of some rows, whose weights and pixels are then still in the cache."""
+    """Return a tile's row and column. Tiles are in groups of rows, whose weights and pixels stay in the cache."""
     first = tile // (GROUP * across) * GROUP
     high = min(down - first, GROUP)
     inside = tile % (GROUP * across)
@@ -522,7 +523,7 @@ def _processors(device: torch.device) -> int:
 
 
 def convolves(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether `convolved` is the way to convolve [pictures, h, w, c] by [out, 3 · 3 · c]."""
+    """Return whether to convolve [images, h, w, c] by [out, 3 · 3 · c] by `convolved`."""
     return HAS_GLUON and x.is_cuda and convolution.fits(x, weight)
 
 
@@ -538,7 +539,7 @@ def convolved(
 
 
 def activated_convolves(parts: Sequence[torch.Tensor], weight: torch.Tensor) -> bool:
-    """Whether `activated_convolved` is the way to norm, activate and convolve pictures, [n, h, w, c] each."""
+    """Return whether to normalise, activate and convolve images, [n, h, w, c] each, by `activated_convolved`."""
     return winograd.fits(parts, weight)
 
 
@@ -554,7 +555,7 @@ def activated_convolved(
 
 
 def _few(sums: torch.Tensor) -> torch.Tensor:
-    """Sums in as few pieces as the norm reads quickly."""
+    """Return sums in few enough pieces for the norm to read quickly."""
     return sums if sums.shape[1] <= 64 else sums.sum(1, keepdim=True)
 
 
@@ -581,7 +582,8 @@ def _along_time(
 ):
     across = tl.cdiv(cols, BN)
     n, left = tl.program_id(0) % across * BN, tl.program_id(0) // across
-    frame, tile = left % frames, left // frames  # all frames of some pixels at once: each is seen by three programs
+    # Consecutive programs take all frames of the same pixels, because three programs read each frame.
+    frame, tile = left % frames, left // frames
     place = tl.program_id(1) * frames + frame
     row, col = tile * BM + tl.arange(0, BM), n + tl.arange(0, BN)
     pieces = tl.cdiv(depth, BK)
@@ -654,12 +656,12 @@ def along_time(
 
 
 def _by_clip(x: torch.Tensor, span: int) -> torch.Tensor:
-    """[frames, pixels, c] → [clips, span, pixels, c]."""
+    """Return a view of [frames, pixels, c] as [videos, span, pixels, c]."""
     return x.view(-1, span, *x.shape[1:])
 
 
 def _along_time_tile(depth: int, pixels: int, itemsize: int) -> Tile:
-    """The quickest of those tried on an H100: of few channels, as in the decoder, and of large and of small frames."""
+    """Return the fastest tile measured on an H100, by channels (few in the decoder), frame size and itemsize."""
     if itemsize == 1:
         return 128, 128, 128, 4, 3, 0
     if depth <= 256:

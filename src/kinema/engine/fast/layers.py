@@ -1,11 +1,12 @@
-"""What the UNet and the temporal decoder are made of, in one layout.
+"""The layers of the UNet and the temporal decoder, in one memory layout.
 
-A clip is a tensor [batch, frames, height, width, channels], contiguous. Everything else is a view of it that copies
-nothing: `images` for what looks at one frame, `strip` for what looks along time, and a matrix with a row for each pixel
-for what looks at single pixels. So no tensor is ever permuted between the spatial and the temporal half of a layer.
+A video is a contiguous tensor [batch, frames, height, width, channels]. All other shapes are views of it without a
+copy: `images` for layers that work within a frame, `strip` for layers that work along time, and a matrix with one row
+per pixel for layers that work on single pixels. So no tensor is permuted in memory between the spatial and the temporal
+half of a layer.
 
-The layers take their weights from diffusers' modules: by reference where the layout fits, else laid out anew, once.
-Arithmetic is exact up to rounding; what is left out or joined is told where it is done, and why it may be.
+The layers use the weights of diffusers' modules: by reference where the layout fits, else converted once. Results are
+exact up to rounding. Where a computation is omitted or merged, a comment or docstring explains why the result is equal.
 """
 
 from __future__ import annotations
@@ -25,39 +26,39 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-# Channels in multiples of which a GPU's matrix units take numbers of two bytes.
+# GPU matrix units need a channel count that is a multiple of this, for 16-bit dtypes.
 ALIGNED = 8
-# Pixels that go through a feed-forward together on a CPU, so that its wide middle stays in the processor's cache.
+# Pixels per feed-forward chunk on a CPU, so that its wide hidden layer stays in the cache.
 ROWS = 4096
-# Pixels below which torch's group norm on a CPU goes group by group, three channels at a time, when these lie last.
+# With fewer pixels and channels last, torch's group norm on a CPU works group by group, three channels at a time.
 SMALL = 1024
-# Numbers that the temporal layers work on together on a CPU: 8 MiB in float32.
+# Elements per band of the temporal layers on a CPU: 8 MiB in float32.
 BAND = 2**21
 
 
 def images(clip: Tensor) -> Tensor:
-    """[b, f, h, w, c] → [b·f, c, h, w]: each frame a picture, its channels last in memory."""
+    """Return a view of [b, f, h, w, c] as [b·f, c, h, w]: each frame an image, channels last in memory."""
     return clip.flatten(0, 1).permute(0, 3, 1, 2)
 
 
 def strip(clip: Tensor) -> Tensor:
-    """[b, f, h, w, c] → [b, c, f, h·w]: a picture whose rows are the frames, so that time is its vertical axis."""
+    """Return a view of [b, f, h, w, c] as [b, c, f, h·w]: an image with one row per frame, time as vertical axis."""
     return clip.flatten(2, 3).permute(0, 3, 1, 2)
 
 
 def as_clip(view: Tensor, frames: int, height: int, width: int) -> Tensor:
-    """`images` or `strip` of a clip → the clip."""
+    """Convert the result of `images` or `strip` back to [b, f, h, w, c]."""
     return view.permute(0, 2, 3, 1).reshape(-1, frames, height, width, view.shape[1])
 
 
 def pixels(clip: Tensor) -> Tensor:
-    """[…, c] → [pixels of all frames, c]."""
+    """Return a view of […, c] as [pixels of all frames, c]."""
     return clip.view(-1, clip.shape[-1])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GroupNorm:
-    """Normalises a view in groups of channels."""
+    """Group normalisation of a view."""
 
     groups: int
     weight: Tensor
@@ -66,11 +67,11 @@ class GroupNorm:
 
     @classmethod
     def of(cls, module: Any) -> GroupNorm:
-        """From torch's module."""
+        """Build from torch's module."""
         return cls(module.num_groups, module.weight, module.bias, module.eps)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """[n, c, h, w], channels last in memory, as the result is."""
+        """Normalise [n, c, h, w], channels last in memory; the result has the same layout."""
         if fused.has_kernels(x):
             return self._fused(x, silu=False)
         if x.device.type == "cpu" and x[0, 0].numel() < SMALL:
@@ -78,12 +79,12 @@ class GroupNorm:
         return F.group_norm(x, self.groups, self.weight, self.bias, self.eps)
 
     def _of_small(self, x: Tensor) -> Tensor:
-        """By sums over whole rows of channels, which a processor adds up side by side."""
+        """Normalise by sums over whole rows of channels, which a CPU adds with vector instructions."""
         n, channels, height, width = x.shape
         rows = at_least_float32(x.permute(0, 2, 3, 1).reshape(n, height * width, channels))
 
         def mean(rows: Tensor) -> Tensor:
-            """Of each group, given to each of its channels: [n, 1, c]."""
+            """Return the mean of each group, repeated for each of its channels: [n, 1, c]."""
             groups = rows.mean(1).view(n, self.groups, -1).mean(-1, keepdim=True)
             return groups.expand(-1, -1, channels // self.groups).reshape(n, 1, channels)
 
@@ -93,19 +94,19 @@ class GroupNorm:
         return out.view(n, height, width, channels).permute(0, 3, 1, 2)
 
     def silu(self, x: Tensor) -> Tensor:
-        """Normalised, and activated in place."""
+        """Normalise, then apply SiLU in place to the normalised tensor."""
         if fused.has_kernels(x):
             return self._fused(x, silu=True)
         return F.silu(self(x), inplace=True)
 
     def _fused(self, x: Tensor, *, silu: bool) -> Tensor:
-        """By kernels of ours."""
+        """Normalise with the project's own kernels."""
         n, channels, height, width = x.shape
         rows = x.permute(0, 2, 3, 1).reshape(n, height * width, channels)
         return fused.group_norm(rows, self, silu=silu).view(n, height, width, channels).permute(0, 3, 1, 2)
 
     def across(self, pieces: Iterable[Tensor]) -> Affine:
-        """Itself over pieces, each [1, c, h, w], that are one thing but not worked on together."""
+        """Return the norm over all pieces together, each [1, c, h, w], of a tensor that is processed piece by piece."""
         total, count = torch.zeros((), dtype=torch.float64), 0
         for x in map(at_least_float32, pieces):
             channels, pixels_here = x.shape[1], x[0, 0].numel()
@@ -121,19 +122,19 @@ class GroupNorm:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Affine:
-    """What a norm is once its means and variances are known; both [1, c, 1, 1]."""
+    """A norm whose means and variances are known, as scale and shift, both [1, c, 1, 1]."""
 
     scale: Tensor
     shift: Tensor
 
     def silu(self, x: Tensor, out: Tensor | None = None) -> Tensor:
-        """Normalised and activated, in a new tensor or in `out`."""
+        """Normalise and apply SiLU, into a new tensor or into `out`."""
         return F.silu(torch.addcmul(self.shift, x, self.scale, out=out), inplace=True)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerNorm:
-    """Normalises each pixel."""
+    """Layer normalisation of each pixel."""
 
     weight: Tensor
     bias: Tensor
@@ -141,47 +142,47 @@ class LayerNorm:
 
     @classmethod
     def of(cls, module: Any) -> LayerNorm:
-        """From torch's module."""
+        """Build from torch's module."""
         return cls(module.weight, module.bias, module.eps)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """[…, c]."""
+        """Normalise […, c] over the channels."""
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Linear:
-    """A matrix product; weight: [in, out], a transposed view of the module's."""
+    """A linear layer; weight: [in, out], a transposed view of the module's weight."""
 
     weight: Tensor
     bias: Tensor
 
     @classmethod
     def of(cls, module: Any) -> Linear:
-        """From torch's linear layer, or its convolution with a 1×1 kernel."""
+        """Build from torch's Linear or a convolution with a 1×1 kernel."""
         return cls(module.weight.flatten(1).t(), module.bias)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """[rows, in] → [rows, out]."""
+        """Compute the layer: [rows, in] → [rows, out]."""
         if onednn.suits(x):
             return onednn.linear(x, self.weight.t(), self.bias)
         return torch.addmm(self.bias, x, self.weight)
 
     def gelu(self, x: Tensor) -> Tensor:
-        """The same, activated."""
+        """Compute the layer and GELU."""
         if onednn.suits(x):
             return onednn.linear(x, self.weight.t(), self.bias, "gelu")
         made: Tensor = torch.ops.aten.gelu_(self(x))
         return made
 
     def times(self, x: Tensor, other: Tensor) -> Tensor:
-        """The same, multiplied by another matrix, [rows, out]."""
+        """Compute the layer and multiply the result by another matrix, [rows, out]."""
         if onednn.suits(x):
             return onednn.linear_with(x, other, self.weight.t(), self.bias, "mul")
         return self(x).mul_(other)
 
     def add_to(self, out: Tensor, x: Tensor) -> Tensor:
-        """Add the product to `out`, [rows, out], in place: the residual costs no pass of its own."""
+        """Add the layer's result to `out`, [rows, out], in place: the residual needs no separate pass."""
         if onednn.suits(x):
             return out.copy_(onednn.linear_with(x, out, self.weight.t(), self.bias, "add"))
         return out.add_(self.bias).addmm_(x, self.weight)
@@ -189,7 +190,7 @@ class Linear:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Product:
-    """A product as a GPU takes it: [out, in], with what its columns are multiplied by and what is added to them."""
+    """A GEMM for a GPU: weight [out, in], and the optional scale and bias of its output columns."""
 
     weight: Tensor
     bias: Tensor | None = None
@@ -199,13 +200,13 @@ class Product:
     def in_bytes(
         cls, weight: Tensor, bias: Tensor | None = None, *, norm: LayerNorm | None = None, factor: float = fp8.FP8_SCALE
     ) -> Product:
-        """In numbers of one byte, each row of the weight with a scale of its own.
+        """Quantise the weight to fp8 with one scale per row.
 
         Args:
             weight: [out, in].
             bias: [out].
-            norm: Whose weight and bias come before, which become the product's.
-            factor: What the numbers that it is given were multiplied by.
+            norm: The layer norm before the GEMM, whose weight and bias are merged into those of the GEMM.
+            factor: The factor by which the GEMM's input is already multiplied.
         """
         weight = at_least_float32(weight)
         if norm is not None:
@@ -217,7 +218,7 @@ class Product:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Conv:
-    """A convolution of a view whose channels lie last in memory, as its weight's do."""
+    """A convolution of a view with channels last in memory; its weight has channels last too."""
 
     weight: Tensor
     bias: Tensor
@@ -226,29 +227,29 @@ class Conv:
 
     @classmethod
     def of(cls, module: Any, *, scale: Tensor | None = None) -> Conv:
-        """From torch's Conv2d, or from a Conv3d of kernel (3, 1, 1), which is a Conv2d of kernel (3, 1) on a strip.
+        """Build from torch's Conv2d, or from a Conv3d of kernel (3, 1, 1): a Conv2d of kernel (3, 1) on a strip.
 
         Args:
             module: The convolution.
-            scale: What its result is to be multiplied by, which the weights can be once and for all.
+            scale: A factor of the result, which is merged into the weight and bias.
         """
         weight, bias = module.weight, module.bias
         along_time = weight.dim() == 5
         if along_time:
             weight = weight[..., 0]
-        if scale is not None:  # in float32 at least, so that it is rounded once
+        if scale is not None:  # in float32 at least, to round only once
             weight, bias = ((scale * tensor).to(tensor.dtype) for tensor in (weight, bias))
         weight = weight.contiguous(memory_format=torch.channels_last)
-        if scale is None:  # the module's own numbers in another order: no need to have them twice
+        if scale is None:  # the same values in another order: replace them instead of storing them twice
             module.weight.data = weight[..., None] if along_time else weight
         return cls(weight, bias, module.padding[:2], module.stride[:2])
 
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """[n, in, h, w] → [n, out, h', w'].
+        """Compute the convolution: [n, in, h, w] → [n, out, h', w'].
 
         Args:
-            x: What is convolved.
-            bias: [1, out] in place of its own, or [n, out], one for each x.
+            x: The input.
+            bias: Replaces the layer's own bias: [1, out], or [n, out], one row per image.
         """
         if bias is None:
             bias = self.bias[None]
@@ -258,15 +259,18 @@ class Conv:
 
     @property
     def rows(self) -> Tensor:
-        """Its weight as a product takes it: [out, kernel's pixels · in]."""
+        """Return the weight as a GEMM operand: [out, kernel's pixels · in]."""
         return self.weight.permute(0, 2, 3, 1).flatten(1)
 
     def product(self, x: Tensor) -> Tensor:
-        """Without the bias, for who adds it later."""
+        """Compute the convolution without its bias; the caller adds the bias later."""
         return F.conv2d(x, self.weight, None, self.stride, self.padding)
 
     def aligned(self) -> Conv:
-        """With as many zero channels as a GPU's matrix units want, where there are few; what is given must be too."""
+        """Return the layer on CUDA with zero channels added, in and out, up to the multiple that GPU matrix units need.
+
+        The input must be padded likewise (`filled`), and the result has the additional channels.
+        """
         if not self.weight.is_cuda:
             return self
         more_out, more_in = (-size % ALIGNED for size in self.weight.shape[:2])
@@ -275,17 +279,17 @@ class Conv:
         return Conv(weight, F.pad(self.bias, (0, more_out)), self.padding, self.stride)
 
     def filled(self, x: Tensor) -> Tensor:
-        """x, [n, c, h, w], with zeros for the channels that `aligned` added, channels last in memory."""
+        """Return x, [n, c, h, w], with zeros in the channels that `aligned` added, channels last in memory."""
         x = F.pad(x, (0, 0, 0, 0, 0, self.weight.shape[1] - x.shape[1]))
         return x.contiguous(memory_format=torch.channels_last)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Upsample:
-    """Nearest neighbour to twice the size, then a 3×3 convolution.
+    """Nearest-neighbour upsampling by 2, then a 3×3 convolution.
 
-    Of the nine pixels that the kernel sees, several are the same one repeated. Adding up their weights beforehand
-    leaves a transposed convolution of kernel 4 and stride 2, which does the same in 16/36 of the multiplications.
+    Several of the nine pixels under the kernel are copies of one pixel. Adding their weights in advance gives a
+    transposed convolution of kernel 4 and stride 2, which computes the same in 16/36 of the multiplications.
     """
 
     conv: Conv
@@ -293,7 +297,7 @@ class Upsample:
 
     @classmethod
     def of(cls, module: Any) -> Upsample:
-        """From diffusers' Upsample2D."""
+        """Build from diffusers' Upsample2D."""
         weight = at_least_float32(module.conv.weight)  # [out, in, 3, 3]
         for axis in (2, 3):
             first, middle, last = weight.unbind(axis)
@@ -302,11 +306,16 @@ class Upsample:
         return cls(Conv(module.conv.weight, module.conv.bias), joined)
 
     def __call__(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """[n, c, h, w] → [n, c, *size]; 2h × 2w when no size is given, and one less where the size is odd."""
+        """Upsample [n, c, h, w] to [n, c, *size].
+
+        Args:
+            x: The input.
+            size: 2h × 2w by default; a side of odd size is one less.
+        """
         return self._enlarged(x, size, self.conv.bias)
 
     def product(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """The same without the bias, for who adds it later."""
+        """Upsample without the bias; the caller adds the bias later."""
         return self._enlarged(x, size, None)
 
     def _enlarged(self, x: Tensor, size: tuple[int, int] | None, bias: Tensor | None) -> Tensor:
@@ -318,10 +327,10 @@ class Upsample:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ResBlock:
-    """Norm, SiLU and convolution, twice; spatial on `images`, temporal on a `strip`: the same code.
+    """Norm, SiLU and convolution, twice; the same code is spatial on `images` and temporal on a `strip`.
 
-    The time embedding that is added between the two is a constant of each channel, so it is part of the first
-    convolution's bias (`TimeShifts`).
+    The time embedding that is added between the two is constant per channel, so it is merged into the bias of the first
+    convolution (`TimeShifts`).
     """
 
     norm1: GroupNorm
@@ -336,7 +345,7 @@ class ResBlock:
 
     @classmethod
     def of(cls, module: Any, *, scale: Tensor | None = None, in_bytes: bool = False) -> ResBlock:
-        """From diffusers' ResnetBlock2D or TemporalResnetBlock; `scale` multiplies what it adds."""
+        """Build from diffusers' ResnetBlock2D or TemporalResnetBlock; `scale` multiplies the residual branch."""
         shortcut = None if module.conv_shortcut is None else Linear.of(module.conv_shortcut)
         norm1, conv1, norm2 = GroupNorm.of(module.norm1), Conv.of(module.conv1), GroupNorm.of(module.norm2)
         conv2 = Conv.of(module.conv2, scale=scale)
@@ -351,12 +360,12 @@ class ResBlock:
         return cls(norm1, conv1, norm2, conv2, shortcut, bias, (first, second))
 
     def change(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
-        """What the block adds to x, [n, c, h, w]; shift: the first convolution's bias with the time in it."""
+        """Return the residual branch for x, [n, c, h, w]; shift: the first bias including the time embedding."""
         hidden = self.conv1(self.norm1.silu(x), shift)
         return self.conv2(self.norm2.silu(hidden))
 
     def add_to(self, x: Tensor, shift: Tensor | None = None) -> None:
-        """Add what it adds to a strip, [b, c, f, h·w], in place."""
+        """Add the residual branch to a strip, [b, c, f, h·w], in place."""
         if x.device.type != "cpu" or x[0].numel() <= BAND:
             x.add_(self.change(x, shift))
             return
@@ -365,7 +374,7 @@ class ResBlock:
             self._add_in_bands(one, one_shift)
 
     def _add_in_bands(self, x: Tensor, shift: Tensor | None) -> None:
-        """The same, some columns of one strip at a time, so that hardly anything is worked on outside the cache."""
+        """Add the residual branch to one strip in bands of columns, so that intermediate results stay in the cache."""
         _, channels, frames, _ = x.shape
         rows = x.permute(0, 2, 3, 1).view(1, 1, -1, channels).permute(0, 3, 1, 2)
         norm1 = self.norm1.across(torch.split(rows, BAND // channels, 3))
@@ -376,7 +385,7 @@ class ResBlock:
             band.add_(self.conv2(norm2.silu(each, out=each)))
 
     def __call__(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
-        """A new tensor; x stays as it is."""
+        """Return the block's result in a new tensor; x is not modified."""
         out = self.change(x, shift)
         if self.shortcut is None:
             return out.add_(x)
@@ -387,9 +396,9 @@ class ResBlock:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClipBlock:
-    """A spatial ResBlock and a temporal one, blended.
+    """A spatial and a temporal ResBlock, blended.
 
-    The blend α·s + (1 − α)·(s + change(s)) is s + (1 − α)·change(s), and 1 − α is part of the last convolution.
+    The blend α·s + (1 − α)·(s + change(s)) equals s + (1 − α)·change(s), and 1 − α is merged into the last convolution.
     """
 
     spatial: ResBlock
@@ -397,13 +406,13 @@ class ClipBlock:
 
     @classmethod
     def of(cls, module: Any, *, in_bytes: bool = False) -> ClipBlock:
-        """From diffusers' SpatioTemporalResBlock."""
+        """Build from diffusers' SpatioTemporalResBlock."""
         share = time_share(module.time_mixer)
         spatial = ResBlock.of(module.spatial_res_block, in_bytes=in_bytes)
         return cls(spatial, ResBlock.of(module.temporal_res_block, scale=share, in_bytes=in_bytes))
 
     def __call__(self, clip: Tensor, shifts: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """A new clip; shifts: [1 or b, c] for the spatial and the temporal first convolution."""
+        """Return the result in a new tensor; shifts: [1 or b, c] for the spatial and the temporal first convolution."""
         frames, height, width = clip.shape[1:4]
         spatial, temporal = shifts or (None, None)
         if spatial is not None and len(spatial) > 1:
@@ -413,14 +422,14 @@ class ClipBlock:
         return out
 
     def move(self, clip: Tensor, shift: Tensor | None = None) -> None:
-        """The temporal half, in place."""
+        """Run the temporal half in place."""
         self.temporal.add_to(strip(clip), shift)
 
 
 def time_share(mixer: Any) -> Tensor:
-    """The temporal half's part in diffusers' AlphaBlender, [1], not in half precision.
+    """Return the temporal half's weight in diffusers' AlphaBlender, [1], in float32 at least.
 
-    Computed on the CPU, so that it is the same to the last bit wherever the network lies.
+    It is computed on the CPU, so that it is bit-identical whatever device the network is on.
     """
     spatial = torch.sigmoid(at_least_float32(mixer.mix_factor.cpu()))
     share = spatial if mixer.switch_spatial_to_temporal_mix else 1 - spatial
@@ -429,7 +438,7 @@ def time_share(mixer: Any) -> Tensor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FeedForward:
-    """Norm, GEGLU and back, added in place; the gate and what it gates are two products, as neither need be cut out."""
+    """Norm, GEGLU and output projection, added in place; value and gate are two GEMMs, so no result has to be split."""
 
     norm: LayerNorm
     value: Linear
@@ -438,27 +447,27 @@ class FeedForward:
 
     @classmethod
     def of(cls, norm: Any, module: Any) -> FeedForward:
-        """From torch's LayerNorm and diffusers' FeedForward."""
+        """Build from torch's LayerNorm and diffusers' FeedForward."""
         wide = module.net[0].proj
         (value, gate), (value_bias, gate_bias) = wide.weight.chunk(2), wide.bias.chunk(2)
         halves = Linear(value.t(), value_bias), Linear(gate.t(), gate_bias)
         return cls(LayerNorm.of(norm), *halves, Linear.of(module.net[2]))
 
     def add_to(self, x: Tensor) -> None:
-        """x: [pixels, c]."""
+        """Add the feed-forward to x, [pixels, c], in place."""
         for rows in in_pieces(x):
             seen = self.norm(rows)
             self.out.add_to(rows, self.value.times(seen, self.gate.gelu(seen)))
 
 
 def in_pieces(x: Tensor) -> Iterator[Tensor]:
-    """Rows that are best worked on together: all of them on a GPU, and on a CPU as many as its cache holds."""
+    """Yield chunks of rows: all rows at once on a GPU, and on a CPU as many as its cache holds."""
     yield from x.chunk(-(-len(x) // ROWS) if x.device.type == "cpu" else 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SelfAttention:
-    """Norm and self-attention; query, key and value are one product."""
+    """Norm and self-attention; query, key and value are one GEMM."""
 
     norm: LayerNorm
     qkv: Tensor
@@ -467,7 +476,7 @@ class SelfAttention:
 
     @classmethod
     def of(cls, norm: Any, module: Any) -> SelfAttention:
-        """From torch's LayerNorm and diffusers' Attention, whose projections have no bias but the last."""
+        """Build from torch's LayerNorm and diffusers' Attention, in which only the output projection has a bias."""
         projections = module.to_q, module.to_k, module.to_v
         joined = torch.cat([each.weight for each in projections])
         for each, part in zip(projections, joined.chunk(3), strict=True):
@@ -475,17 +484,17 @@ class SelfAttention:
         return cls(LayerNorm.of(norm), joined.t(), Linear.of(module.to_out[0]), module.heads)
 
     def projected(self, clip: Tensor) -> Tensor:
-        """[b, f, h, w, c] → query, key and value of each pixel, [pixels, 3c]."""
+        """Return query, key and value of each pixel, [pixels, 3c], from [b, f, h, w, c]."""
         seen = self.norm(pixels(clip))
         return onednn.linear(seen, self.qkv.t(), None) if onednn.suits(seen) else seen @ self.qkv
 
     def split(self, qkv: Tensor, clip: Tensor) -> Tensor:
-        """The product of a clip's pixels, [pixels, 3c], as a view: [3, b, f, h·w, heads, c / heads]."""
+        """Return a view of the pixels' projections, [pixels, 3c], as [3, b, f, h·w, heads, c / heads]."""
         batch, frames, height, width, channels = clip.shape
         return qkv.view(batch, frames, height * width, 3, self.heads, channels // self.heads).movedim(3, 0)
 
     def within_frames(self, clip: Tensor) -> Tensor:
-        """What each pixel takes from its frame, [pixels, c], before the last projection."""
+        """Return the attention of each pixel to its frame, [pixels, c], before the output layer."""
         qkv = self.split(self.projected(clip), clip).flatten(1, 2)  # [3, b·f, h·w, heads, d]
         if onednn.suits(clip) and onednn.attends(qkv.shape[2]):
             return onednn.attention(qkv.movedim(0, 2)).view(-1, clip.shape[-1])
@@ -493,10 +502,10 @@ class SelfAttention:
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(-1, clip.shape[-1])
 
     def along_time(self, clip: Tensor) -> Tensor:
-        """What each pixel takes from its place in all frames, [pixels, c], before the last projection."""
+        """Return the attention of each pixel to its position in all frames, [pixels, c], before the output layer."""
         batch, frames, *_, channels = clip.shape
         taken = clip.new_empty(batch, frames, clip.shape[2] * clip.shape[3], channels)
-        # Where this is called, on a CPU, torch attends to a few keys twice as fast in float32 as in half precision.
+        # This runs on a CPU, where torch's attention to a few keys is twice as fast in float32 as in half precision.
         qkv = self.split(at_least_float32(self.projected(clip)), clip)
         for i, (q, k, v) in enumerate(qkv.permute(1, 0, 3, 4, 2, 5)):  # [h·w, heads, f, d]
             seen = F.scaled_dot_product_attention(q, k, v)
@@ -505,7 +514,7 @@ class SelfAttention:
 
 
 def cross_attention(module: Any, embedding: Tensor) -> Tensor:
-    """Cross-attention to one key: softmax over it is 1, so what comes out is the same for every query.
+    """Return the cross-attention to one key; the softmax of one score is 1, so all queries have the same result.
 
     Args:
         module: diffusers' Attention.
@@ -519,14 +528,14 @@ def cross_attention(module: Any, embedding: Tensor) -> Tensor:
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """For sums of weights, which are then rounded once."""
+    """Convert to float32 at least, for sums of weights, which are then rounded once."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def sinusoids(positions: Tensor, channels: int, longest: float = 10000.0) -> Tensor:
-    """Cosines and sines of each position, float32 [n, channels] (Vaswani et al. 2017, cosines first)."""
+    """Return cosines and sines of each position, float32 [n, channels] (Vaswani et al. 2017, cosines first)."""
     half = channels // 2
-    # In diffusers' order, so that both round alike.
+    # In diffusers' order of operations, so that both round alike.
     exponents = -math.log(longest) * torch.arange(half, dtype=torch.float32, device=positions.device) / half
     angles = positions.float()[:, None] * torch.exp(exponents)
     return torch.cat([angles.cos(), angles.sin()], -1)

@@ -1,8 +1,8 @@
-"""Matrix products on a CPU by oneDNN, which does what follows a product while its numbers are at hand.
+"""CPU matmuls by oneDNN, which fuses bias, activation and residual into the GEMM.
 
-torch's own products in float32 are MKL's, which are slow on AMD's processors, and bias, activation and
-residual are passes of their own. The operators are those that torch's compiler calls; where a build of torch has none,
-`suits` says no and plain torch computes.
+torch's own float32 matmuls use MKL, which is slow on AMD CPUs, and bias, activation and residual are separate passes.
+The operators used here are those that torch.compile emits. Where a build of torch lacks them, `suits` returns False and
+plain torch computes.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-# Pixels of a frame for which `attention` can be quicker than torch's own: a head's scores pay and fit the cache.
+# Pixels per frame for which `attention` can be faster than torch's: a head's scores are worth it and fit the cache.
 PIXELS = range(512, 2049)
 
 
 @cache
 def _kinds() -> tuple[torch.dtype, ...]:
-    """The arithmetic that oneDNN has here."""
+    """Return the dtypes that oneDNN supports on this machine."""
     if not torch._C._has_mkldnn or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # noqa: SLF001
         return ()
     in_half = hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported") and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001
@@ -30,36 +30,36 @@ def _kinds() -> tuple[torch.dtype, ...]:
 
 
 def suits(x: Tensor) -> bool:
-    """Whether oneDNN takes a matrix."""
+    """Return whether oneDNN supports a matrix's device and dtype."""
     return x.device.type == "cpu" and x.dtype in _kinds()
 
 
 def attends(pixels: int) -> bool:
-    """Whether `attention` is quicker than torch's own for frames of so many pixels."""
+    """Return whether `attention` is faster than torch's own for frames with this number of pixels."""
     return pixels in PIXELS and not _has_amx()
 
 
 @cache
 def _has_amx() -> bool:
-    """Whether this CPU has Intel's matrix units, for which torch's own attention is written, and MKL's products."""
+    """Return whether this CPU has Intel's AMX, for which torch's own attention and MKL's matmuls are optimised."""
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("amx_tile"))
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
-    """x·weightᵀ + bias, activated by nothing or "gelu" (by the error function); [rows, in] and [out, in]."""
+    """Compute x·weightᵀ + bias, with no activation or "gelu" (by erf); shapes: [rows, in] and [out, in]."""
     made: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], "none")  # noqa: SLF001
     return made
 
 
 def linear_with(x: Tensor, other: Tensor, weight: Tensor, bias: Tensor, operation: str) -> Tensor:
-    """x·weightᵀ + bias, and then "add" or "mul" another matrix, [rows, out]."""
+    """Compute x·weightᵀ + bias, then "add" or "mul" with another matrix, [rows, out]."""
     made: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, other, weight, bias, operation)  # noqa: SLF001
     return made
 
 
 def attention(qkv: Tensor) -> Tensor:
-    """Softmax of q·kᵀ/√d, times v, in float32: one frame and head at a time, whose scores stay in the cache.
+    """Compute softmax(q·kᵀ/√d)·v in float32, one frame and head at a time, so that the scores stay in the cache.
 
     Args:
         qkv: [frames, pixels, 3, heads, d].

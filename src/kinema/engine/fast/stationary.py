@@ -1,13 +1,13 @@
-"""A feed-forward's first product whose weights stay in a multiprocessor, in one with its gate (Gluon, for Hopper).
+"""A feed-forward's first GEMM fused with its gate; the weights stay in shared memory (Gluon, for Hopper).
 
-A program keeps a block of the weights in shared memory for the whole of its life, and pixels stream past it, so that
-far less is read from the second-level cache than where both are fetched for each tile. Five roles share a program. One
-warp has the copy engine bring pixels, into a ring of places. Four groups of four warps multiply, a team after the
-other, and while one team does, the others gate and store what they multiplied before: the matrix units hardly wait.
+A program loads a block of the weights into shared memory once, and pixels are streamed past it. So much less is read
+from the L2 cache than where both are loaded for each tile. A program has five roles. One warp has the copy engine load
+pixels into a ring of buffers. Four groups of four warps multiply in turn, team by team. While one team multiplies, the
+others apply the gate and store their previous results, so the matrix units rarely wait.
 
-Where a row is short, a team is two groups, each with half of the columns, and else one. Where it is shorter or longer
-than this pays for, or a GPU's multiprocessors can't be shared out among the columns, `kernels.product` is called
-(`fits`).
+For short rows a team is two groups, each with half of the columns; otherwise it is one group. `kernels.product` is used
+instead (see `fits`) where rows are shorter or longer than this is worth, or where a GPU's multiprocessors cannot be
+divided among the columns.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ if TYPE_CHECKING:
 
     import torch
 
-# Pixels and columns that a group multiplies at a time, and how many bytes of a row the copy engine brings together.
+# Pixels and columns of a group's tile, and the bytes of a row that the copy engine loads at a time.
 ROWS, COLUMNS, BYTES = 64, 128, 128
-# Groups that multiply; the kernel names each.
+# Groups that multiply; the kernel lists each explicitly.
 GROUPS = gl.constexpr(4)
-# With how many pieces of a row left a team lets the next one begin.
+# Remaining pieces of a row at which a team lets the next one start.
 LEAD = gl.constexpr(2)
-# Shared memory of a program, less a little for its barriers; and how many places for pixels are enough.
+# Shared memory of a program, without a little for its barriers; and the most buffers for pixels that are useful.
 SHARED, MOST_PLACES = 225 * 1024, 16
-# Of how many pieces a row is that this is quicker for, at least, and the part of the multiprocessors that has to be at
-# work.
+# Minimum number of pieces of a row for which this is faster, and the fraction of the multiprocessors that must be
+# used.
 FEWEST, ENOUGH = 5, 0.85
 
 
 def fits(x: torch.Tensor, weight: torch.Tensor, processors: int) -> bool:
-    """Whether this is the way to multiply rows, [rows, depth], by a weight, [columns, depth]."""
+    """Return whether to use this kernel for rows, [rows, depth], and a weight, [columns, depth]."""
     if _pieces(x) < FEWEST or _places(x) < GROUPS.value or x.shape[1] * x.itemsize % 16:
         return False
     across, lanes = _shared_out(x, weight, processors)
@@ -55,22 +55,22 @@ def fits(x: torch.Tensor, weight: torch.Tensor, processors: int) -> bool:
 
 
 def _pieces(x: torch.Tensor) -> int:
-    """In how many steps the depth is gone through."""
+    """Return the number of steps over the depth."""
     return -(-x.shape[1] * x.itemsize // BYTES)
 
 
 def _team(x: torch.Tensor) -> int:
-    """Groups of a team: as many as there is room for the weights of."""
+    """Return the number of groups in a team: as many as have room for their weights in shared memory."""
     return 2 if SHARED - 2 * _pieces(x) * COLUMNS * BYTES >= GROUPS.value * ROWS * BYTES else 1
 
 
 def _places(x: torch.Tensor) -> int:
-    """How many places for pixels there are beside the weights."""
+    """Return the number of pixel buffers that fit beside the weights."""
     return min(MOST_PLACES, (SHARED - _team(x) * _pieces(x) * COLUMNS * BYTES) // (ROWS * BYTES))
 
 
 def _shared_out(x: torch.Tensor, weight: torch.Tensor, processors: int) -> tuple[int, int]:
-    """Among how many programs the columns are, and the pixels."""
+    """Return the number of programs among which the columns and the pixels are divided."""
     across = triton.cdiv(len(weight), _team(x) * COLUMNS)
     return across, processors // across
 
@@ -85,7 +85,7 @@ def gated(
     factor: float,
     processors: int,
 ) -> torch.Tensor:
-    """As `kinema.engine.fast.fused.gated`, where it `fits`."""
+    """Compute `kinema.engine.fast.fused.gated` for inputs that pass `fits`."""
     across, lanes = _shared_out(x, weight, processors)
     layout, deep = gl.NVMMASharedLayout(BYTES, 8 * x.itemsize, 2), BYTES // x.itemsize
     launch(
@@ -150,14 +150,14 @@ def _gated(
             (_multiply, (3, shared, work, PIECES, PLACES, TEAM, SCALED)),
             (_bring, (shared, work, PIECES, PLACES)),
         ],
-        [4, 4, 4, 1],  # warps of all but the first, which has 4 too
-        [112, 112, 112, 24],  # registers of a thread; the first group's have what is left
+        [4, 4, 4, 1],  # warps of each group after the first, which has 4 too
+        [112, 112, 112, 24],  # registers per thread; the first group gets the rest
     )
 
 
 @gluon.jit
 def _bring(shared, work, PIECES: gl.constexpr, PLACES: gl.constexpr):
-    """The weights once, and then pixels, piece by piece, wherever a place is free."""
+    """Load the weights once, then pixels, piece by piece, as soon as a buffer is free."""
     pixels, weights, full, free, turns, kept = shared
     x, weight, out, bias, scale, rows, width, factor, block, first, lanes = work
     BM: gl.constexpr = x.block_type.shape[0]
@@ -185,7 +185,10 @@ def _multiply(
     TEAM: gl.constexpr,
     SCALED: gl.constexpr,
 ):
-    """A group: its part of its team's tiles, each when the team before has nearly begun the whole of its own."""
+    """Run one group: compute its part of its team's tiles.
+
+    It starts a tile when the previous team has only a few pieces left of its own.
+    """
     pixels, weights, full, free, turns, kept = shared
     x, weight, out, bias, scale, rows, width, factor, block, first, lanes = work
     BM: gl.constexpr = x.block_type.shape[0]
@@ -221,7 +224,7 @@ def _multiply(
         turn += 1
         if SCALED:
             sums = sums * gl.load(scale + col, there, 0.0)[None, :] + added
-        # A thread has each value beside its gate. Of every 64 columns it has those of eight outputs that lie together.
+        # A thread has both each value and its gate. Of every 64 columns it has those of eight contiguous outputs.
         value, gate = gl.split(gl.reshape(sums, [BM, BN // 2, 2]))
         made = _gated_value(value, gate)
         if SCALED:
@@ -236,7 +239,7 @@ def _multiply(
 
 @gluon.constexpr_function
 def _rows_of(width):
-    """The layout of what a group has made: eight numbers of a row are a thread's, and stored at once."""
+    """Return the layout of a group's result: a thread has eight adjacent values of a row, stored at once."""
     registers = [[0, 1], [0, 2], [0, 4], [8, 0], *([0, 32 << i] for i in range((width // 32).bit_length() - 1))]
     lanes = [[0, 8], [0, 16], [1, 0], [2, 0], [4, 0]]
     return gl.DistributedLinearLayout(registers, lanes, [[16, 0], [32, 0]], [], [64, width])
@@ -244,7 +247,7 @@ def _rows_of(width):
 
 @gluon.jit
 def _gated_value(value, gate):
-    """The value times GELU of the gate, as `kernels` has it."""
+    """Return the value times GELU of the gate, with the GELU of `kernels`."""
     below = exp2(power(gate)) + 1
     share = gl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [below], gl.float32, True, 1)
     return value * gate * share

@@ -1,7 +1,8 @@
-"""Weights that wait in the computer's memory and come to the device one piece ahead of their use.
+"""Stream weights from CPU memory to the device; each piece is prefetched while the previous one is in use.
 
-A piece is any tree of dataclasses, tuples and tensors. All pieces lie in one block of pinned memory, from which a GPU
-fetches by itself while it computes, into two places that they take in turn: one in use, one on its way.
+A piece is any tree of dataclasses, tuples and tensors. All pieces are stored in one block of pinned memory, from which
+a GPU copies asynchronously while it computes. The device has two buffers that alternate: one piece is in use while the
+next is being copied.
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Tree = TypeVar("Tree")
-# Bytes at whose multiples a tensor begins: what any library wants.
+# Alignment in bytes of each tensor, sufficient for every library.
 ALIGNED = 256
 
 
 def mapped(tree: Tree, change: Callable[[Tensor], Tensor]) -> Tree:
-    """A copy of a tree whose tensors are changed; of a class that says STREAMED, in those fields alone."""
+    """Return a copy of a tree with `change` applied to its tensors.
+
+    In a class that defines STREAMED, only the fields named there are changed.
+    """
     found: Any = tree
     if isinstance(tree, torch.Tensor):
         found = change(tree)
@@ -33,12 +37,12 @@ def mapped(tree: Tree, change: Callable[[Tensor], Tensor]) -> Tree:
     elif is_dataclass(tree) and not isinstance(tree, type):
         names = getattr(tree, "STREAMED", None) or [field.name for field in fields(tree)]
         found = replace(tree, **{name: mapped(getattr(tree, name), change) for name in names})
-    return found  # type: ignore[no-any-return] # as what came
+    return found  # type: ignore[no-any-return] # the type of `tree`
 
 
 @contextmanager
 def brought(modules: Sequence[Any], device: torch.device) -> Iterator[None]:
-    """Small modules on a device while inside, wherever else they are kept."""
+    """Move small modules to a device within the context, and back to their own devices afterwards."""
     homes = [next(module.parameters()).device for module in modules]
     away = [(module, home) for module, home in zip(modules, homes, strict=True) if home != device]
     try:
@@ -51,17 +55,17 @@ def brought(modules: Sequence[Any], device: torch.device) -> Iterator[None]:
 
 
 class Streamed(Generic[Tree]):
-    """Pieces to be gone through in their order, again and again; the tensors of one are its own until the next."""
+    """Pieces to iterate over in order, repeatedly; a piece's tensors are valid only until the next piece."""
 
     def __init__(self, pieces: Sequence[Tree], device: torch.device) -> None:
         """Copy the pieces' tensors.
 
         Args:
-            pieces: Whose tensors lie in the computer's memory; they are not needed any more.
-            device: Where they are computed with.
+            pieces: Their tensors are in CPU memory and may be freed afterwards.
+            device: The device that computes with them.
 
         Raises:
-            RuntimeError: as torch does where there is not enough memory that can be pinned.
+            RuntimeError: From torch, if not enough memory can be pinned.
         """
         self.device = device
         layouts = [_Layout(piece) for piece in pieces]
@@ -79,7 +83,7 @@ class Streamed(Generic[Tree]):
         self.bringing = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def __iter__(self) -> Iterator[Tree]:
-        """Each piece, when it is there for what the current stream does next."""
+        """Yield each piece once the current stream can use it."""
         if self.bringing is None:
             for i, piece in enumerate(self.pieces):
                 self._copy(i)
@@ -87,7 +91,7 @@ class Streamed(Generic[Tree]):
             return
         using, bringing = torch.cuda.current_stream(self.device), self.bringing
         there, free = ([torch.cuda.Event() for _ in range(2)] for _ in range(2))  # type: ignore[no-untyped-call]
-        bringing.wait_stream(using)  # which may still compute with the last pieces
+        bringing.wait_stream(using)  # which may still be using the last pieces
 
         def bring(i: int) -> None:
             with torch.cuda.stream(bringing):
@@ -109,7 +113,7 @@ class Streamed(Generic[Tree]):
 
 
 class _Layout:
-    """Where in a block of bytes each tensor of a piece lies; two that are views of the same numbers lie together."""
+    """The position in a block of bytes of each tensor of a piece; views of the same storage share one position."""
 
     def __init__(self, piece: Any) -> None:
         self.tensors: dict[tuple[int, int], tuple[int, Tensor]] = {}
@@ -124,19 +128,23 @@ class _Layout:
         return tensor
 
     def fill(self, block: Tensor) -> None:
-        """Copy them into it."""
+        """Copy the tensors into the block."""
         for _, tensor in self.tensors.values():
             self.seen(tensor, block).copy_(tensor)
 
     def seen(self, tensor: Tensor, block: Tensor) -> Tensor:
-        """The tensor's place in a block, in its own shape and order."""
+        """Return the tensor's view of a block, with the tensor's shape and strides."""
         start, _ = self.tensors[_same(tensor)]
         numbers = block[start : start + tensor.numel() * tensor.itemsize].view(tensor.dtype)
         return numbers.as_strided(tensor.shape, tensor.stride())
 
 
 def _same(tensor: Tensor) -> tuple[int, int]:
-    """What views of the same numbers have in common; none may have gaps between its own."""
+    """Return a key that is equal for views of the same storage.
+
+    Raises:
+        AssertionError: If the tensor has gaps in memory.
+    """
     reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
     assert reach == tensor.numel(), "weights lie together"
     return tensor.data_ptr(), tensor.numel()

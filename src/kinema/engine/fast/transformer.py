@@ -1,4 +1,4 @@
-"""The UNet's transformers: attention within frames and along time, with what is constant in a clip computed once."""
+"""The UNet's transformers: attention within frames and along time; constants of a video are computed once."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerConstants:
-    """What one layer adds to every pixel of a clip, at every step.
+    """Values that one layer adds to every pixel of a video, at every step.
 
-    positions: [f, 1, c], which frame it is; within: [b, 1, c] and along: [b, 1, c], what the embedding says;
-    additions: the same as a GPU needs it, on one.
+    positions: [f, 1, c], the embedding of the frame index;
+    within: [b, 1, c] and along: [b, 1, c], the spatial and temporal cross-attention to the image embedding;
+    additions: the same values in the form that the GPU code uses; None on a CPU.
     """
 
     positions: Tensor
@@ -42,9 +43,10 @@ class LayerConstants:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Layer:
-    """A spatial block and a temporal one, blended.
+    """A spatial block and a temporal block, blended.
 
-    Each is self-attention, cross-attention (a constant) and a feed-forward; the temporal one has a feed-forward before.
+    Each consists of self-attention, cross-attention (a constant) and a feed-forward; before these, the temporal block
+    has another feed-forward.
     """
 
     module: Any
@@ -62,7 +64,7 @@ class Layer:
 
     @classmethod
     def of(cls, spatial: Any, temporal: Any, share: Tensor, *, for_gpu: bool, in_bytes: bool = False) -> Layer:
-        """From diffusers' BasicTransformerBlock and TemporalBasicTransformerBlock."""
+        """Build from diffusers' BasicTransformerBlock and TemporalBasicTransformerBlock."""
         attention, feed_forward = (
             SelfAttention.of(spatial.norm1, spatial.attn1),
             FeedForward.of(spatial.norm3, spatial.ff),
@@ -75,14 +77,14 @@ class Layer:
         return cls((spatial, temporal), *parts, share.item(), on_gpu)
 
     def constants(self, embedding: Tensor, positions: Tensor) -> LayerConstants:
-        """embedding: [b, 1, d]; positions: [f, 1, c]."""
+        """Return the layer's constants from the embedding, [b, 1, d], and the frame positions, [f, 1, c]."""
         with brought([block.attn2 for block in self.module], embedding.device):
             within, along = (cross_attention(block.attn2, embedding) for block in self.module)
         additions = gpu.Additions.of(self, within, along, positions) if self.on_gpu else None
         return LayerConstants(positions, within, along, additions)
 
     def __call__(self, clip: Tensor, constants: LayerConstants) -> None:
-        """In place."""
+        """Run the layer in place."""
         batch, frames, *_, channels = clip.shape
         rows = pixels(clip)
         self.attention.out.add_to(rows, self.attention.within_frames(clip))
@@ -100,7 +102,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Transformer:
-    """Norm, a product in, layers, a product out, added to what came."""
+    """Norm, input projection, layers and output projection, added to the input."""
 
     module: Any
     """Of diffusers: its embedding of the frames' places."""
@@ -111,7 +113,7 @@ class Transformer:
 
     @classmethod
     def of(cls, module: Any, *, for_gpu: bool, in_bytes: bool = False) -> Transformer:
-        """From diffusers' TransformerSpatioTemporalModel."""
+        """Build from diffusers' TransformerSpatioTemporalModel."""
         share = time_share(module.time_mixer)
         blocks = zip(module.transformer_blocks, module.temporal_transformer_blocks, strict=True)
         choices = {"for_gpu": for_gpu, "in_bytes": in_bytes}
@@ -120,14 +122,14 @@ class Transformer:
         return cls(module, norm, proj_in, layers, proj_out)
 
     def constants(self, embedding: Tensor, num_frames: int) -> tuple[LayerConstants, ...]:
-        """Of each layer, for a clip of this embedding, [b, 1, d], and this many frames."""
+        """Return the constants of each layer for an embedding, [b, 1, d], and a number of frames."""
         places = sinusoids(torch.arange(num_frames, device=embedding.device), self.module.in_channels)
         with brought([self.module.time_pos_embed], embedding.device):
             positions = self.module.time_pos_embed(places.to(embedding.dtype))[:, None]
         return tuple(layer.constants(embedding, positions) for layer in self.layers)
 
     def __call__(self, clip: Tensor, constants: tuple[LayerConstants, ...]) -> None:
-        """In place."""
+        """Run the transformer in place."""
         seen = as_clip(self.norm(images(clip)), *clip.shape[1:4])
         inner = self.proj_in(pixels(seen)).view_as(clip)
         for layer, layer_constants in zip(self.layers, constants, strict=True):

@@ -1,4 +1,4 @@
-"""SVD's UNet (UNetSpatioTemporalConditionModel), computed with what is constant in a clip left out of the steps."""
+"""Run SVD's UNet (UNetSpatioTemporalConditionModel); what is constant for a video is computed once, not per step."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClipConstants:
-    """What is the same at every step of a clip; from `FastUNet.constants`.
+    """Values that are the same at every step of a video; returned by `FastUNet.constants`.
 
-    held: [b, 1, h, w, c], what the still's latents add to the first convolution of each frame, with its bias;
-    ids: [1 or b, d], the time ids' half of the time embedding: one row when all are alike;
-    layers: what each transformer adds, in their order.
+    held: [b, 1, h, w, c], the first convolution of the image latents, with its bias; added to each frame;
+    ids: [1 or b, d], the time ids' part of the time embedding; one row if all rows are equal;
+    layers: the constants of each transformer, in order.
     """
 
     held: Tensor
@@ -40,7 +40,7 @@ Shifts = tuple["Tensor", "Tensor"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stage:
-    """A block, the transformer after it, if there is one, and what then changes the resolution, if anything does."""
+    """A block, the optional transformer after it, and the optional change of resolution after that."""
 
     block: ClipBlock
     transformer: Transformer | None
@@ -50,7 +50,13 @@ class Stage:
 
     @classmethod
     def all_of(cls, module: Any, *, for_gpu: bool, in_bytes: bool) -> list[Stage]:
-        """Of one resolution on the way down or up: one of diffusers' four kinds of such blocks, or its middle."""
+        """Return the stages of one resolution.
+
+        Args:
+            module: One of diffusers' four kinds of down and up blocks, or the mid block.
+            for_gpu: Whether a GPU computes.
+            in_bytes: Whether large matmuls and convolutions run in fp8.
+        """
         attentions = getattr(module, "attentions", None) or ()
         blocks = [ClipBlock.of(block, in_bytes=in_bytes) for block in module.resnets]
         transformers = [Transformer.of(attention, for_gpu=for_gpu, in_bytes=in_bytes) for attention in attentions]
@@ -65,7 +71,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TimeShifts:
-    """All projections of the time embedding in one product; each is added to the bias of a first convolution."""
+    """All projections of the time embedding in one matmul; each is added to the bias of a block's first convolution."""
 
     weight: Tensor
     bias: Tensor
@@ -73,37 +79,37 @@ class TimeShifts:
 
     @classmethod
     def of(cls, modules: list[Any]) -> TimeShifts:
-        """From diffusers' SpatioTemporalResBlocks, in the order in which they are used."""
+        """Build from diffusers' SpatioTemporalResBlocks, in the order of use."""
         halves = [half for module in modules for half in (module.spatial_res_block, module.temporal_res_block)]
         weight = torch.cat([half.time_emb_proj.weight for half in halves])
         bias = torch.cat([half.time_emb_proj.bias + half.conv1.bias for half in halves])
         return cls(weight, bias, [len(half.conv1.bias) for half in halves])
 
     def __call__(self, embedding: Tensor) -> Iterator[Shifts]:
-        """[1 or b, d] → for each block, [1 or b, c] of its spatial and its temporal half."""
+        """Return each block's spatial and temporal shift, [1 or b, c] each, from the embedding, [1 or b, d]."""
         shifts = iter(torch.split(F.linear(F.silu(embedding), self.weight, self.bias), self.widths, -1))
         return zip(shifts, shifts, strict=True)
 
 
 class FastUNet:
-    """The same network as the module it is made from, on its device and in its arithmetic.
+    """The same network as the given module, on its device and in its dtype.
 
-    Make it anew when the module has been moved. The module's weights are shared where the layout fits, or laid out
-    anew in its place; only what is multiplied or joined with something else is held beside them.
+    Build a new one after moving the module. Weights are shared with the module where the layout fits. Otherwise the
+    module's weights are replaced by the new layout. Only weights that are multiplied or concatenated with others are
+    stored in addition.
     """
 
     def __init__(self, module: Any, *, in_bytes: bool = False, stream_to: torch.device | None = None) -> None:
-        """From diffusers' UNetSpatioTemporalConditionModel, in evaluation.
+        """Build from diffusers' UNetSpatioTemporalConditionModel in eval mode.
 
         Args:
-            module: On the device where it will compute, or in the computer's memory if it is streamed.
-            in_bytes: Whether the large products and convolutions are of numbers of one byte (fp8), on a GPU that
-                multiplies those: quicker, and not exact.
-            stream_to: The GPU that computes, where its memory is to hold two pieces of the network at a time.
+            module: On the device that computes, or in CPU memory if it is streamed.
+            in_bytes: Whether large matmuls and convolutions run in fp8, on a GPU with fp8 matmuls: faster, not exact.
+            stream_to: The GPU that computes, if its memory is to hold only two stages of the network at a time.
         """
         self.module = module
         first = module.conv_in
-        channels = module.config.out_channels  # of the noise; those of the still come after
+        channels = module.config.out_channels  # of the noise; the image latents' channels come after them
         noisy, held = first.weight[:, :channels], first.weight[:, channels:]
         noisy = noisy.contiguous(memory_format=torch.channels_last)
         for_gpu = stream_to is not None or gpu.suits(noisy)
@@ -120,7 +126,7 @@ class FastUNet:
         self.norm_out = GroupNorm.of(module.conv_norm_out)
         self.conv_out = Conv.of(module.conv_out)
         self.channels = channels
-        self.kind = tuple(module.config.block_out_channels), in_bytes  # which decides on its kernels
+        self.kind = tuple(module.config.block_out_channels), in_bytes  # determines which kernels it needs
         blocks = [*module.down_blocks, module.mid_block, *module.up_blocks]
         self.time_shifts = TimeShifts.of([resnet for block in blocks for resnet in block.resnets])
         self.time_embedding = module.time_embedding
@@ -131,7 +137,7 @@ class FastUNet:
         self.conv_noisy, self.conv_out = self.conv_noisy.aligned(), self.conv_out.aligned()
 
     def _stream(self, device: torch.device) -> None:
-        """Keep the stages where they can be fetched from, and the little that is not of them on the device."""
+        """Stream the stages from CPU memory and move the few remaining weights to the device."""
         assert isinstance(self.stages, list)
         self.stages = Streamed(self.stages, device)
         self.time_embedding = deepcopy(self.time_embedding).to(device)
@@ -140,13 +146,13 @@ class FastUNet:
 
     @torch.no_grad()
     def constants(self, embedding: Tensor, time_ids: Tensor, held: Tensor, num_frames: int) -> ClipConstants:
-        """Everything that the steps of a clip share.
+        """Return the values that all steps of a video share.
 
         Args:
-            embedding: Of the still, [b, 1, cross_attention_dim].
-            time_ids: fps, motion and noise, [b, 3].
-            held: The still's latents, [b, c, h, w].
-            num_frames: Of the clip.
+            embedding: Image embedding, [b, 1, cross_attention_dim].
+            time_ids: fps, motion bucket and noise augmentation, [b, 3].
+            held: Image latents, [b, c, h, w].
+            num_frames: Number of frames of the video.
         """
         assert embedding.shape[1] == 1, "SVD's cross-attention has one key"
         alike = bool((time_ids == time_ids[:1]).all())
@@ -159,13 +165,13 @@ class FastUNet:
 
     @torch.no_grad()
     def __call__(self, sample: Tensor, time: Tensor, constants: ClipConstants) -> Tensor:
-        """What the network says of the noisy latents: [b, f, c, h, w].
+        """Return the network's prediction for the noisy latents, [b, f, c, h, w].
 
         Args:
-            sample: Scaled noisy latents, [b, f, c, h, w], or fewer clips that stand for all b in turn: under guidance
-                both halves see the same noise, and its first convolution is done once.
-            time: Of the noise level, a scalar.
-            constants: Of this clip.
+            sample: Scaled noisy latents, [b, f, c, h, w]. The batch may be smaller than b and is then repeated: under
+                guidance both halves have the same noise, and its first convolution is computed once.
+            time: Timestep of the noise level, a scalar.
+            constants: Of this video.
         """
         frames = sample.shape[1]
         shifts = self.time_shifts(self._embedded(time, sample.dtype) + constants.ids)
@@ -192,12 +198,12 @@ class FastUNet:
         return out.reshape(-1, frames, *out.shape[1:])
 
     def _embedded(self, time: Tensor, dtype: torch.dtype) -> Tensor:
-        """The time's half of the time embedding, [1, d]."""
+        """Return the timestep's part of the time embedding, [1, d]."""
         sines = sinusoids(time.reshape(1), self.module.time_proj.num_channels)
         return cast(torch.Tensor, self.time_embedding(sines.to(dtype)))
 
     def _first(self, sample: Tensor, held: Tensor) -> Tensor:
-        """The first convolution: of the noise once, and of the still never again."""
+        """Return the first convolution: that of the noise, plus `held`, that of the image latents, computed once."""
         clips, frames, _, height, width = sample.shape
         noisy = self.conv_noisy.product(self.conv_noisy.filled(sample.flatten(0, 1)))
         noisy = as_clip(noisy, frames, height, width)
@@ -206,12 +212,12 @@ class FastUNet:
 
 
 def _with_bias_of(last: Stage, stage: Stage) -> Stage:
-    """A stage that adds what the last one's upsampling does not."""
+    """Return the stage with `before` set to the bias that the preceding stage's upsampling omits."""
     return replace(stage, before=last.after.conv.bias) if isinstance(last.after, Upsample) else stage
 
 
 def _summed(clip: Tensor) -> gpu.Summed:
-    """What the next block and one on the way up will norm: on a GPU it is summed up once for both."""
+    """Return the video and, on a GPU, its channel sums, which two norms read: of the next block and of the skip."""
     return gpu.summed(clip) if gpu.suits(clip) else (clip, None)
 
 
@@ -222,7 +228,10 @@ def _through(
     layers: Iterator[tuple[LayerConstants, ...]],
     skip: gpu.Summed | None = None,
 ) -> Tensor:
-    """A new clip, of its size; what comes stays as it is, for it may be needed on the way up."""
+    """Return the output of a stage as a new tensor of the same frame size.
+
+    The input is not modified: the up blocks may need it as a skip connection.
+    """
     block, transformer, (clip, sums) = stage.block, stage.transformer, seen
     if gpu.suits(clip):
         constants, before = next(layers) if transformer else (), stage.before
@@ -236,5 +245,5 @@ def _through(
 
 
 def _resized(clip: Tensor, view: Tensor) -> Tensor:
-    """A view of another size as a clip of as many frames."""
+    """Convert a view of another frame size to a video with the same number of frames."""
     return as_clip(view, clip.shape[1], *view.shape[2:])

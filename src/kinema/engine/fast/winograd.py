@@ -1,13 +1,15 @@
-"""Norm, SiLU and a convolution of 3×3 in a quarter of the multiplications, where there are many channels.
+"""Norm, SiLU and a 3×3 convolution with a quarter of the multiplications, for layers with many channels.
 
-Sixteen pixels that form a square see 36. Sums of these, times sums of the kernel's nine weights, are 36 products of
-which the sixteen results are sums again: F(4×4, 3×3) of Lavin and Gray, "Fast Algorithms for Convolutional Neural
-Networks" (2016), after Winograd. So a convolution is 36 products of matrices, by the library, amid kernels that only
-move memory: one spreads the weights, one norms, activates and spreads pixels, and one gathers, adds and sums up.
+A 4×4 square of results depends on 36 input pixels. Linear combinations of these, times linear combinations of the
+kernel's nine weights, are 36 products, and the 16 results are linear combinations of the products: F(4×4, 3×3) of Lavin
+and Gray, "Fast Algorithms for Convolutional Neural Networks" (2016), after Winograd. So a convolution is 36 matmuls by
+the library, with memory-bound kernels around them. One transforms the weights. One normalises, activates and transforms
+the pixels. One transforms the products to results, adds the residual and computes channel sums.
 
-Along a line the sums are values of polynomials, at 0, ±2/3, ±3/2 and infinity. At these points float16 loses about half
-of what it does at the usual ±1 and ±2: with trained weights a convolution is 7e-4 from its true value, by the norm,
-where rounding nothing but the result makes 2e-4 (bench/squares.py), and with random numbers up to 2e-3.
+In one dimension the linear combinations are values of polynomials at 0, ±2/3, ±3/2 and infinity. With these points
+float16 loses about half as much as with the usual ±1 and ±2. With trained weights the relative error of a convolution
+(by the norm) is 7e-4, where rounding only the result gives 2e-4 (bench/squares.py); with random values it is up to
+2e-3.
 """
 
 from __future__ import annotations
@@ -24,23 +26,28 @@ from kinema.engine.fast.tuning import use_winograd
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-# Pixels in all that make up for the weights, which are spread anew each time: to keep them would take more memory than
-# the network has.
+# Pixels from which transforming the weights on every call is worth it; storing the transformed weights would take
+# more memory than the network itself.
 MANY_PIXELS = 4096
-# Results and pixels of a square along each side.
+# Side of a square, in results and in input pixels.
 SIDE, SEEN = tl.constexpr(4), tl.constexpr(6)
-# Squares that a program has at a time, to spread and to gather, channels of them, and squares that it sums up.
+# Squares per step of a program of the input and of the output transform, channels, and squares per channel sum.
 SPREAD, GATHERED, COLUMNS, SUMMED = 4, 8, 64, 16
-# The points that are not 0, each the other's inverse, on which the sums rely; and their squares.
+# The points other than 0 and infinity, and their squares. The formulas rely on Q = 1 / P.
 P, Q = tl.constexpr(2 / 3), tl.constexpr(3 / 2)
 PP, QQ = tl.constexpr(4 / 9), tl.constexpr(9 / 4)
-# What is convolved is made smaller by this, so that no sum of 36 is more than twice the greatest of them.
+# Scale of the convolution's input, so that no sum of 36 values exceeds twice the largest of them.
 SMALLER = tl.constexpr(1 / 16)
 LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 def fits(parts: Sequence[torch.Tensor], weight: torch.Tensor) -> bool:
-    """Whether this is the way to convolve pictures, [n, h, w, c] each, side by side by [columns, 3 · 3 · c of all]."""
+    """Return whether to use Winograd for images, [n, h, w, c] each, concatenated along channels.
+
+    Args:
+        parts: The images.
+        weight: [columns, 3 · 3 · total channels].
+    """
     return parts[0][..., 0].numel() >= MANY_PIXELS and use_winograd(weight, sum(part.shape[-1] for part in parts))
 
 
@@ -53,19 +60,19 @@ def convolved(
     bias: torch.Tensor | None,
     out: torch.Tensor,
 ) -> torch.Tensor:
-    """Norm, activate and convolve into `out`, add what is `kept` and a bias, if given, and give the channel sums.
+    """Normalise, activate and convolve into `out`, optionally add `kept` and `bias`, and return the channel sums.
 
     Args:
-        launch: Of kernels.
-        parts: [pictures, h, w, c] each, whose channels come one after the other.
-        scales: A group norm's factors and what is added after them, [pictures, c of all] each.
-        weight: [columns, 3 · 3 · c of all].
-        kept: [pictures, h, w, columns], and with it
-        bias: [columns], float32.
-        out: [pictures, h, w, columns], which may be `kept` or one of the parts; all of them contiguous.
+        launch: Launches a kernel.
+        parts: [images, h, w, c] each, concatenated along the channels.
+        scales: A group norm's factors and offsets, [images, total channels] each.
+        weight: [columns, 3 · 3 · total channels].
+        kept: Added to the result, [images, h, w, columns]; requires `bias`.
+        bias: [columns], float32, added with `kept`.
+        out: [images, h, w, columns], which may be `kept` or one of the parts; all of them contiguous.
 
     Returns:
-        Sums of each picture: [pictures, pieces, 2, columns].
+        Sums of each image: [images, pieces, 2, columns].
     """
     pictures, high, wide, columns = out.shape
     channels, products = weight.shape[1] // 9, SEEN.value**2
@@ -105,7 +112,7 @@ def _spread_weights(weight, out, columns, channels, ROWS: tl.constexpr, COLS: tl
 
 @triton.jit
 def _kernel_row(at, channels, inside):
-    """Three weights side by side, as six sums."""
+    """Transform three weights of a kernel row to six values."""
     return _weighted(
         tl.load(at, inside, 0.0).to(tl.float32),
         tl.load(at + channels, inside, 0.0).to(tl.float32),
@@ -115,7 +122,11 @@ def _kernel_row(at, channels, inside):
 
 @triton.jit
 def _weighted(first, second, third):
-    """A polynomial at all points, divided by the product of a point's distances from the others, so that no sum is."""
+    """Evaluate a polynomial at all points.
+
+    Each value is divided by the product of the point's distances from the others, so that no other sum needs a
+    division.
+    """
     p_even, p_odd = (first + third * PP) / (2 * PP * (PP - QQ)), second * P / (2 * PP * (PP - QQ))
     q_even, q_odd = (first + third * QQ) / (2 * QQ * (QQ - PP)), second * Q / (2 * QQ * (QQ - PP))
     return first, p_even + p_odd, p_even - p_odd, q_even + q_odd, q_even - q_odd, third
@@ -123,7 +134,7 @@ def _weighted(first, second, third):
 
 @triton.jit
 def _store(to, plane, inside, values):
-    """Six sums of a column, each to a plane of its own; between two of them are those of the other columns."""
+    """Store six values of a column, each to its own plane; consecutive ones are SEEN planes apart."""
     for i in tl.static_range(SEEN):
         tl.store(to + i * SEEN * plane, values[i].to(to.dtype.element_ty), inside)
 
@@ -154,7 +165,7 @@ def _spread(x, factor, offset, out, high, wide, channels, out_row, ROWS: tl.cons
 
 @triton.jit
 def _pixel_row(at, by, y, left, high, wide, channels, inside):
-    """Six pixels side by side, as six sums."""
+    """Transform six adjacent pixels to six values."""
     there = inside & ((y >= 0) & (y < high))[:, None]
     first = at + (y * wide + left)[:, None] * channels
     return _apart(
@@ -169,15 +180,18 @@ def _pixel_row(at, by, y, left, high, wide, channels, inside):
 
 @triton.jit
 def _activated(at, by, there):
-    """Normed, and by SiLU, x / (1 + 2^(-x·log₂e)); zero outside the picture. `by` gives the power of two."""
+    """Return normalised pixels after SiLU, x / (1 + 2^(-x·log₂e)), zero outside the image.
+
+    `by` is the norm's factor and offset, scaled to give the exponent of 2 directly.
+    """
     power = tl.load(at, there, 0.0).to(tl.float32) * by[0] + by[1]
-    root = tl.rsqrt(1 + tl.exp2(power))  # quicker than to divide
+    root = tl.rsqrt(1 + tl.exp2(power))  # faster than a division
     return tl.where(there, power * (-SMALLER / LOG2_E) * root * root, 0.0)
 
 
 @triton.jit
 def _apart(x0, x1, x2, x3, x4, x5):
-    """A line of pixels, as what is to be multiplied at each point."""
+    """Transform a line of six pixels to the factors at each point."""
     p_even, p_odd = x4 - x2 * QQ, x3 * P - x1 * Q
     q_even, q_odd = x4 - x2 * PP, x3 * Q - x1 * P
     first, last = x0 - x2 * (PP + QQ) + x4, x1 - x3 * (PP + QQ) + x5
@@ -237,7 +251,7 @@ def _gathered(
 
 @triton.jit
 def _product_row(at, plane, inside):
-    """A row of products, as four sums."""
+    """Transform a row of six products to four values."""
     return _together(
         tl.load(at, inside, 0.0).to(tl.float32),
         tl.load(at + plane, inside, 0.0).to(tl.float32),
@@ -250,7 +264,7 @@ def _product_row(at, plane, inside):
 
 @triton.jit
 def _together(first, p_plus, p_minus, q_plus, q_minus, last):
-    """A line of results, from what was multiplied at each point."""
+    """Transform the products at each point to a line of four results."""
     p_even, p_odd, q_even, q_odd = p_plus + p_minus, p_plus - p_minus, q_plus + q_minus, q_plus - q_minus
     second, fourth = p_odd * P + q_odd * Q, p_odd * (P * PP) + q_odd * (Q * QQ) + last
     return first + p_even + q_even, second, p_even * PP + q_even * QQ, fourth
@@ -258,7 +272,7 @@ def _together(first, p_plus, p_minus, q_plus, q_minus, last):
 
 @triton.jit
 def _settled(value, at, inside, kept, added, out, KEPT: tl.constexpr):
-    """A result with what is added, stored; zero outside the picture."""
+    """Store a result, after adding `kept` and the bias if KEPT; return it, zero outside the image."""
     value /= SMALLER
     if KEPT:
         value += tl.load(kept + at, inside, 0.0).to(tl.float32) + added[None, :]
