@@ -318,7 +318,9 @@ def test_winograd_convolution_of_large_values_does_not_overflow() -> None:
     from kinema.engine.fast import kernels
 
     x, weight = torch.full((1, 6, 6, 16), 6e4, dtype=HALF, device=DEVICE), noise(16, 9 * 16) * 1e-2
-    signs = torch.tensor([0.0, -1, -1, 1, 1, 0], device=DEVICE)  # signs with the largest sums in the transform
+    signs = torch.tensor(
+        [0.0, -1, -1, 1, 1, 0], device=DEVICE
+    )  # with this mask a transform adds a whole line of pixels
     x *= (signs[:, None] * signs > 0)[None, ..., None]
     scales = torch.ones(1, 16, device=DEVICE), torch.zeros(1, 16, device=DEVICE)
     true, _ = fused.plain_convolved(x.double(), Product(weight.double()), torch.float64)
