@@ -1,9 +1,9 @@
-"""What decoding in chunks does to the frames of the pocket model: PSNR beside all frames at once, and the borders.
+"""Measure how decoding in chunks changes the pocket model's frames: PSNR and differences at chunk borders.
 
     python bench/chunks.py --out bench/results/pocket-chunks.json
 
-A border shows where two frames that follow each other differ by more than the same two do when all were decoded
-together: `border` is the mean of that over the borders, in 255ths, and `within` over all other pairs.
+The reference decodes all frames together. Each pair of consecutive frames has a mean absolute difference, in levels
+(0 to 255). `border` is its mean increase over the reference at chunk borders, `within` that of all other pairs.
 """
 
 import argparse
@@ -30,41 +30,41 @@ CHUNKS = (14, 7, 4, 2, 1)
 
 
 def frames_of(pipeline: Any, image: Any, request: Any, denoised: Checkpoint, chunk: int) -> np.ndarray:
-    """The same latents, decoded in chunks."""
+    """Decode the same latents in chunks."""
     planned = Checkpoint(denoised.latents, MemoryPlan(denoised.plan.name, chunk))
-    *_, clip = (each for each in to_video(pipeline, image, request, planned) if not isinstance(each, Step))
-    return clip.frames.astype(int)
+    *_, video = (each for each in to_video(pipeline, image, request, planned) if not isinstance(each, Step))
+    return video.frames.astype(int)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="JSON file for the results")
     parser.add_argument("--image", type=Path, default=EXAMPLE)
     args = parser.parse_args()
     pipeline, image = load("pocket", device="cpu", dtype="float32"), open_image(args.image)
     request = request_for(model="pocket", seed=42)
     *_, denoised = (each for each in to_latents(pipeline, image, request) if not isinstance(each, Step))
     assert isinstance(denoised, Checkpoint)
-    whole = frames_of(pipeline, image, request, denoised, request.num_frames)
-    found = {}
+    reference = frames_of(pipeline, image, request, denoised, request.num_frames)
+    results = {}
     for chunk in CHUNKS:
         frames = frames_of(pipeline, image, request, denoised, chunk)
-        more = np.abs(np.diff(frames, axis=0)).mean((1, 2, 3)) - np.abs(np.diff(whole, axis=0)).mean((1, 2, 3))
+        increase = np.abs(np.diff(frames, axis=0)).mean((1, 2, 3)) - np.abs(np.diff(reference, axis=0)).mean((1, 2, 3))
         border = np.arange(1, len(frames)) % chunk == 0
-        found[str(chunk)] = distance(frames.astype(np.uint8), whole.astype(np.uint8)) | {
-            "border": round(float(more[border].mean()), 3) if border.any() else None,
-            "within": round(float(more[~border].mean()), 3) if not border.all() else None,
+        results[str(chunk)] = distance(frames.astype(np.uint8), reference.astype(np.uint8)) | {
+            "border": round(float(increase[border].mean()), 3) if border.any() else None,
+            "within": round(float(increase[~border].mean()), 3) if not border.all() else None,
         }
     record = {
-        "what": "the pocket model in float32, one still and seed, its latents decoded in chunks of that many frames",
+        "what": "the pocket model in float32, one image and seed; the same latents decoded in chunks of N frames",
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": machine(torch.device("cpu")),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "image": image.name,
-        "chunks": found,
+        "chunks": results,
     }
     args.out.write_text(json.dumps(record, indent=1) + "\n")
-    print(json.dumps(found, indent=1))
+    print(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

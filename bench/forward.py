@@ -1,12 +1,11 @@
-"""One step of the UNet and one decoding, by our forward and by diffusers' own, on the same weights and inputs:
+"""Compare one UNet step and one decoding of Kinema's and diffusers' forward, with the same weights and inputs:
 
     python bench/forward.py --out bench/results/forward-cpu.json
     python bench/forward.py --model svd-xt --device cuda --dtype float16 --out bench/results/forward-h100.json
 
-The two take turns in one process, so that what else the machine does meets both; where it does much, set
-OMP_WAIT_POLICY=passive, or threads that wait for each other take the cores from those that work. `svd-xt` is the
-published configuration with random weights: their speed is that of the real ones. Errors are against diffusers in
-float32.
+Both alternate in one process, so that other load affects both. On a busy machine set OMP_WAIT_POLICY=passive:
+otherwise waiting threads occupy cores. `svd-xt` is the published configuration with random weights, which run at the
+same speed as trained ones. Errors are relative to diffusers in float32.
 """
 
 import argparse
@@ -34,10 +33,10 @@ from kinema.engine.fast.layers import FeedForward, ResBlock, SelfAttention, Upsa
 SIZES = {"pocket": (288, 160, 14), "svd-xt": (1024, 576, 25), "tiny": (64, 64, 3)}
 TIME = 1.0
 
-# What is timed by itself: of ours (class, method), of diffusers (class).
+# Parts that are timed separately: Kinema's as (class, method), diffusers' by class name.
 OUR_PARTS = {
     "temporal resnets": (ResBlock, "add_to"),
-    "spatial resnets": (ResBlock, "change"),  # where it is not within the former
+    "spatial resnets": (ResBlock, "change"),  # if not called by the former
     "attention within frames": (SelfAttention, "within_frames"),
     "attention along time": (SelfAttention, "along_time"),
     "attention in the decoder": (FrameAttention, "add_to"),
@@ -54,14 +53,14 @@ THEIR_PARTS = {
 
 
 def networks(model: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
-    """diffusers' UNet and VAE: the pocket's, or SVD-XT's shape (or a tiny one) with random weights."""
+    """Load diffusers' UNet and VAE of the pocket model, or create SVD-XT's or tiny ones with random weights."""
     from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
 
     if model == "pocket":
         import kinema
 
-        models = kinema.load("pocket", device=str(device), dtype=str(dtype).removeprefix("torch."))
-        return models.unet.to(device), models.vae.to(device)
+        pipeline = kinema.load("pocket", device=str(device), dtype=str(dtype).removeprefix("torch."))
+        return pipeline.unet.to(device), pipeline.vae.to(device)
     widths, vae_widths, heads = (320, 640, 1280, 1280), (128, 256, 512, 512), (5, 10, 20, 20)
     if model == "tiny":
         widths, vae_widths, heads = (32, 32, 64, 64), (32, 32, 64, 64), (1, 1, 2, 2)
@@ -79,45 +78,56 @@ def networks(model: str, device: torch.device, dtype: torch.dtype) -> tuple[Any,
 
 
 def inputs(unet: Any, *, frames: int, width: int, height: int, guided: bool) -> dict[str, torch.Tensor]:
-    """Random ones, of the UNet's device and arithmetic; under guidance the first half is without the still."""
+    """Return random inputs on the UNet's device and in its dtype; with guidance the first half is unconditional."""
     generator = torch.Generator().manual_seed(1)
     channels, size = unet.config.out_channels, (height // 8, width // 8)
 
     def noise(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator).to(unet.device, unet.dtype)
 
-    embedding, held = noise(1, 1, unet.config.cross_attention_dim), noise(1, channels, *size)
+    embedding, image_latents = noise(1, 1, unet.config.cross_attention_dim), noise(1, channels, *size)
     if guided:
-        embedding, held = (torch.cat([torch.zeros_like(each), each]) for each in (embedding, held))
-    time_ids = torch.tensor([[6.0, 127.0, 0.02]], device=unet.device).repeat(len(held), 1)
+        embedding, image_latents = (torch.cat([torch.zeros_like(each), each]) for each in (embedding, image_latents))
+    time_ids = torch.tensor([[6.0, 127.0, 0.02]], device=unet.device).repeat(len(image_latents), 1)
     sample, latents = noise(1, frames, channels, *size), noise(frames, channels, *size)
-    return {"sample": sample, "embedding": embedding, "held": held, "time_ids": time_ids, "latents": latents}
+    return {
+        "sample": sample,
+        "embedding": embedding,
+        "image_latents": image_latents,
+        "time_ids": time_ids,
+        "latents": latents,
+    }
 
 
-def theirs(unet: Any, vae: Any, given: dict[str, torch.Tensor]) -> dict[str, Callable[[], torch.Tensor]]:
-    """diffusers' step and decoding, as its pipeline calls them; the decoding by all frames at once."""
-    frames = given["sample"].shape[1]
-    moment = torch.tensor(TIME, device=given["sample"].device)
+def theirs(unet: Any, vae: Any, tensors: dict[str, torch.Tensor]) -> dict[str, Callable[[], torch.Tensor]]:
+    """Return diffusers' step and decoding as its pipeline calls them; all frames are decoded together."""
+    frames = tensors["sample"].shape[1]
+    time_step = torch.tensor(TIME, device=tensors["sample"].device)
 
     def step() -> torch.Tensor:
-        sample = given["sample"].expand(len(given["held"]), -1, -1, -1, -1)
-        sample = torch.cat([sample, given["held"][:, None].expand(-1, frames, -1, -1, -1)], 2)
-        return unet(sample, moment, given["embedding"], given["time_ids"], return_dict=False)[0]
+        sample = tensors["sample"].expand(len(tensors["image_latents"]), -1, -1, -1, -1)
+        sample = torch.cat([sample, tensors["image_latents"][:, None].expand(-1, frames, -1, -1, -1)], 2)
+        return unet(sample, time_step, tensors["embedding"], tensors["time_ids"], return_dict=False)[0]
 
-    latents = given["latents"]
+    latents = tensors["latents"]
     return {"step": step, "decode": lambda: vae.decode(latents, num_frames=len(latents)).sample}
 
 
-def ours(unet: Any, vae: Any, given: dict[str, torch.Tensor]) -> dict[str, Callable[[], torch.Tensor]]:
-    """Our step, with what is constant in the clip prepared before, and our decoding."""
+def ours(unet: Any, vae: Any, tensors: dict[str, torch.Tensor]) -> dict[str, Callable[[], torch.Tensor]]:
+    """Return Kinema's step, with precomputed constants, and its decoding."""
     network, decoder = FastUNet(unet), FastDecoder(vae)
-    moment = torch.tensor(TIME, device=given["sample"].device)
-    constants = network.constants(given["embedding"], given["time_ids"], given["held"], given["sample"].shape[1])
-    return {"step": lambda: network(given["sample"], moment, constants), "decode": lambda: decoder(given["latents"])}
+    time_step = torch.tensor(TIME, device=tensors["sample"].device)
+    constants = network.constants(
+        tensors["embedding"], tensors["time_ids"], tensors["image_latents"], tensors["sample"].shape[1]
+    )
+    return {
+        "step": lambda: network(tensors["sample"], time_step, constants),
+        "decode": lambda: decoder(tensors["latents"]),
+    }
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Of one call, the device's work included."""
+    """Return the seconds of one call, including the device's work."""
     synchronize(device)
     began = time.perf_counter()
     work()
@@ -130,37 +140,37 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def in_turns(
+def alternate(
     works: dict[str, Callable[[], object]], runs: int, device: torch.device
 ) -> dict[str, dict[str, float | list[float]]]:
-    """Each work's seconds, after one call to warm up."""
+    """Return the seconds of each function, called alternately after one warm-up call."""
     for work in works.values():
         work()
-    taken: dict[str, list[float]] = {name: [] for name in works}
+    durations: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(runs):
         for name, work in works.items():
-            taken[name].append(seconds(work, device))
+            durations[name].append(seconds(work, device))
     return {
         name: {
             "least": round(min(each), 4),
             "median": round(statistics.median(each), 4),
             "all": [round(one, 4) for one in each],
         }
-        for name, each in taken.items()
+        for name, each in durations.items()
     }
 
 
 @contextmanager
 def timed_parts(device: torch.device, unet: Any, vae: Any) -> Iterator[dict[str, float]]:
-    """Seconds of each part while inside, waited for one by one; a part within a part counts to the outer one."""
+    """Yield the seconds of each part, synchronised per call; nested parts count as the outer one."""
     spent: dict[str, float] = {}
-    within: list[str] = []
+    active: list[str] = []
 
     def timed(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            if within:
+            if active:
                 return method(*args, **kwargs)
-            within.append(name)
+            active.append(name)
             synchronize(device)
             began = time.perf_counter()
             try:
@@ -168,47 +178,47 @@ def timed_parts(device: torch.device, unet: Any, vae: Any) -> Iterator[dict[str,
             finally:
                 synchronize(device)
                 spent[name] = spent.get(name, 0.0) + time.perf_counter() - began
-                within.pop()
+                active.pop()
 
         return call
 
-    kept = {(owner, method): getattr(owner, method) for owner, method in OUR_PARTS.values()}
+    originals = {(owner, method): getattr(owner, method) for owner, method in OUR_PARTS.values()}
     for name, (owner, method) in OUR_PARTS.items():
-        setattr(owner, method, timed(name, kept[owner, method]))
+        setattr(owner, method, timed(name, originals[owner, method]))
     modules = [module for part in (unet, vae) for module in part.modules() if type(module).__name__ in THEIR_PARTS]
     for module in modules:
         module.forward = timed(THEIR_PARTS[type(module).__name__], module.forward)
     try:
         yield spent
     finally:
-        for (owner, method), original in kept.items():
+        for (owner, method), original in originals.items():
             setattr(owner, method, original)
         for module in modules:
             del module.forward
 
 
-def relative_error(found: torch.Tensor, true: torch.Tensor) -> float:
-    return float((found.double() - true.double()).norm() / true.double().norm())
+def relative_error(ours: torch.Tensor, true: torch.Tensor) -> float:
+    return float((ours.double() - true.double()).norm() / true.double().norm())
 
 
-def errors(unet: Any, vae: Any, given: dict[str, torch.Tensor]) -> dict[str, dict[str, float]]:
-    """Relative to diffusers in float32 without TF32, for each of step and decode; of eight frames' decoding at most."""
-    given = given | {"latents": given["latents"][:8]}
-    runs = {"diffusers": theirs(unet, vae, given), "kinema": ours(unet, vae, given)}
-    found = {name: {work: call().cpu() for work, call in calls.items()} for name, calls in runs.items()}
+def errors(unet: Any, vae: Any, tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, float]]:
+    """Return errors relative to diffusers in float32 without TF32; at most eight frames are decoded."""
+    tensors = tensors | {"latents": tensors["latents"][:8]}
+    runs = {"diffusers": theirs(unet, vae, tensors), "kinema": ours(unet, vae, tensors)}
+    outputs = {name: {work: call().cpu() for work, call in calls.items()} for name, calls in runs.items()}
     del runs
-    wide = {name: tensor.float() for name, tensor in given.items()}
+    wide = {name: tensor.float() for name, tensor in tensors.items()}
     result: dict[str, dict[str, float]] = {}
     for part, work in enumerate(("step", "decode")):
         pair = [unet, vae]
         pair[part] = deepcopy(pair[part]).float()
         true = theirs(*pair, wide)[work]().cpu()
-        result[work] = {name: relative_error(each[work], true) for name, each in found.items()}
+        result[work] = {name: relative_error(each[work], true) for name, each in outputs.items()}
     return result
 
 
 def peak(work: Callable[[], object], device: torch.device) -> float:
-    """GiB on a GPU beyond what lies there anyway."""
+    """Return the peak GiB on a GPU in addition to the memory in use before."""
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     work()
@@ -230,12 +240,13 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     unet, vae = networks(args.model, device, dtype)
     width, height, frames = (
-        given or usual for given, usual in zip((args.width, args.height, args.frames), SIZES[args.model], strict=True)
+        value or default
+        for value, default in zip((args.width, args.height, args.frames), SIZES[args.model], strict=True)
     )
-    given = inputs(unet, frames=frames, width=width, height=height, guided=args.guided)
-    runs = {"diffusers": theirs(unet, vae, given), "kinema": ours(unet, vae, given)}
+    tensors = inputs(unet, frames=frames, width=width, height=height, guided=args.guided)
+    runs = {"diffusers": theirs(unet, vae, tensors), "kinema": ours(unet, vae, tensors)}
     result: dict[str, Any] = {
-        "what": "one UNet step and one decoding of all frames together, seconds",
+        "what": "seconds of one UNet step and of decoding all frames together",
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": machine(device),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
@@ -245,7 +256,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     }
     for work in ("step", "decode"):
         calls = {name: each[work] for name, each in runs.items()}
-        entry: dict[str, Any] = in_turns(calls, args.runs, device)
+        entry: dict[str, Any] = alternate(calls, args.runs, device)
         for name, call in calls.items():
             with FlopCounterMode(display=False) as counter:
                 call()
@@ -259,7 +270,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         result[work] = entry
         print(work, entry["diffusers"]["least"], "→", entry["kinema"]["least"], flush=True)
     if not args.no_errors:
-        result["relative_error"] = errors(unet, vae, given)
+        result["relative_error"] = errors(unet, vae, tensors)
     if device.type == "cpu":
         result["peak_process_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
     return result
@@ -267,16 +278,16 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="JSON file for the results")
     parser.add_argument("--model", choices=SIZES, default="pocket")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
     parser.add_argument("--width", type=int)
     parser.add_argument("--height", type=int)
     parser.add_argument("--frames", type=int)
-    parser.add_argument("--alone", dest="guided", action="store_false", help="without guidance")
+    parser.add_argument("--alone", dest="guided", action="store_false", help="run without guidance")
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--no-errors", action="store_true", help="do not compute in float32 as well")
+    parser.add_argument("--no-errors", action="store_true", help="do not measure errors, which needs a float32 copy")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     result = measure(args)

@@ -119,7 +119,7 @@ def _metric(client: httpx.Client, name: str) -> str:
     return next(line.split()[-1] for line in lines if line.startswith(f"{name} "))
 
 
-async def watching(server: Server) -> dict[str, float]:
+async def event_streams(server: Server) -> dict[str, float]:
     """Measure percent of one core used during a running job: without event streams, and with a hundred."""
     api = server.api_process()
     async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
@@ -174,7 +174,7 @@ def measure(task: str) -> object:
                 case "listing":
                     return listing(server)
                 case _:
-                    return asyncio.run(watching(server))
+                    return asyncio.run(event_streams(server))
         finally:
             stop(server)
 

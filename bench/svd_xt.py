@@ -1,9 +1,10 @@
-"""A folder with a full-size SVD-XT of random weights, to measure with on a GPU:
+"""Write a full-size SVD-XT with random weights, for measurements on a GPU:
 
     python bench/svd_xt.py /tmp/svd-xt
     kinema bench --model /tmp/svd-xt --width 1024 --height 576 --num-frames 25 --note "random weights"
 
-It lies as the hub's does, made from the public configuration: speed, memory and parity are real, looks are not.
+The folder has the hub's layout and the published configuration. Speed, memory and parity equal those of the trained
+model; the videos are noise.
 """
 
 import json
@@ -18,7 +19,7 @@ from training.common import svd_config
 
 
 def write_model(folder: Path) -> None:
-    """A random SVD-XT in fp16, as the hub's fp16 variant lies on disk."""
+    """Write an SVD-XT with random weights in float16, in the layout of the hub's fp16 variant."""
     from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 

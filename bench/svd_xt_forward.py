@@ -1,11 +1,11 @@
-"""Our forward of full-size SVD-XT on a GPU beside diffusers', kernel by kernel; random weights, one process:
+"""Compare Kinema's and diffusers' forward of full-size SVD-XT on a GPU, and each kernel; random weights, one process:
 
     python bench/svd_xt_forward.py --out bench/results/svd-xt-forward-h100
     python bench/svd_xt_forward.py --out /tmp/tiny --tiny --device cpu
     TRITON_INTERPRET=1 python bench/svd_xt_forward.py --out /tmp/tiny --tiny --device cpu --interpreted --sections make
 
-Sections run in their order, each guarded, and none begins after --seconds. forward.json is written after each one;
-profile-*.txt tell where the time of one step and one decoding goes.
+Sections run in order; a failed section does not stop the others, and none starts after --seconds. forward.json is
+written after each section. profile-*.txt are the torch profiles of one step and one decoding.
 """
 
 import argparse
@@ -43,63 +43,63 @@ Work = Callable[[], Any]
 
 @contextmanager
 def by_library(*, along_time: bool) -> Iterator[None]:
-    """While inside, convolutions along time, or all others, are not those of `fast.convolution`."""
+    """Disable `fast.convolution` for temporal convolutions, or for all others, within the context."""
     from kinema.engine.fast import convolution
 
     fits = convolution.fits
 
-    def some(x: torch.Tensor, weight: torch.Tensor, *, adds: bool = False) -> bool:
+    def fits_some(x: torch.Tensor, weight: torch.Tensor, *, adds: bool = False) -> bool:
         return (weight.shape[1] == 3 * x.shape[3]) != along_time and fits(x, weight, adds=adds)
 
-    with mock.patch.object(convolution, "fits", some):
+    with mock.patch.object(convolution, "fits", fits_some):
         yield
 
 
 @contextmanager
-def every_multiplication() -> Iterator[None]:
-    """While inside, no convolution is that of `fast.winograd`."""
+def without_winograd() -> Iterator[None]:
+    """Disable `fast.winograd` within the context."""
     from kinema.engine.fast import winograd
 
     with mock.patch.object(winograd, "fits", return_value=False):
         yield
 
 
-class Meter:
-    """A GPU's own counters, by NVIDIA's management library, which comes with the driver."""
+class GpuCounters:
+    """A GPU's counters, read by NVML, the driver's management library."""
 
     def __init__(self) -> None:
         self._library = ctypes.CDLL("libnvidia-ml.so.1")
         self._device = ctypes.c_void_p()
         self._library.nvmlInit_v2()
-        seen = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-        self._library.nvmlDeviceGetHandleByIndex_v2(int(seen), ctypes.byref(self._device))
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+        self._library.nvmlDeviceGetHandleByIndex_v2(int(visible), ctypes.byref(self._device))
 
-    def _read(self, name: str, into: Any, *given: int) -> int:
-        if getattr(self._library, name)(self._device, *given, ctypes.byref(into)):
-            raise RuntimeError(f"{name} gives nothing here")
+    def _read(self, name: str, into: Any, *arguments: int) -> int:
+        if getattr(self._library, name)(self._device, *arguments, ctypes.byref(into)):
+            raise RuntimeError(f"{name} failed")
         return int(into.value)
 
     def joules(self) -> float:
         return self._read("nvmlDeviceGetTotalEnergyConsumption", ctypes.c_ulonglong()) / 1000
 
     def limit(self) -> float:
-        """Watts."""
+        """Return the power limit in watts."""
         return self._read("nvmlDeviceGetEnforcedPowerLimit", ctypes.c_uint()) / 1000
 
     def clock(self) -> int:
-        """MHz of the multiprocessors, right now."""
+        """Return the current clock of the multiprocessors in MHz."""
         return self._read("nvmlDeviceGetClockInfo", ctypes.c_uint(), 1)
 
 
 class Bench:
-    """What is measured, on what, and what was found."""
+    """The benchmark's networks, inputs and results."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.device = torch.device(args.device)
         self.dtype = torch.float16 if self.device.type == "cuda" else torch.float32
         self.started = time.perf_counter()
-        self.found: dict[str, Any] = {
+        self.results: dict[str, Any] = {
             "what": "SVD-XT's configuration, random weights, float16, guided; ms are medians by device events",
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
             "machine": parts.machine(self.device),
@@ -114,12 +114,12 @@ class Bench:
     def seconds(self) -> float:
         return time.perf_counter() - self.started
 
-    def keep(self) -> None:
+    def save(self) -> None:
         self.args.out.mkdir(parents=True, exist_ok=True)
-        (self.args.out / "forward.json").write_text(json.dumps(self.found, indent=1, ensure_ascii=False) + "\n")
+        (self.args.out / "forward.json").write_text(json.dumps(self.results, indent=1, ensure_ascii=False) + "\n")
 
     def ms(self, work: Work, runs: int | None = None, warm: int = 1) -> float:
-        """Median of some calls, after some to warm up."""
+        """Return the median milliseconds of `runs` calls after `warm` warm-up calls."""
         for _ in range(warm):
             work()
         taken = []
@@ -136,17 +136,17 @@ class Bench:
         return round(statistics.median(taken), 4)
 
     def guarded(self, name: str, work: Callable[[], Any], into: dict[str, Any]) -> Any:
-        """The result of `work` under its name, or why there is none; whatever was noted is kept."""
+        """Store the result of `work` under its name, or its error, and save all results."""
         before = self.seconds()
         try:
             into[name] = work()
-        except Exception as error:  # noqa: BLE001 one that fails must not lose the rest
+        except Exception as error:  # noqa: BLE001 an error must not stop the other sections
             into[name] = {"error": f"{type(error).__name__}: {error}"[:600], "where": traceback.format_exc()[-900:]}
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        self.found.setdefault("seconds_of", {})[name] = round(self.seconds() - before, 1)
-        self.keep()
-        if name not in CONTAINERS:  # whose parts were printed
+        self.results.setdefault("seconds_of", {})[name] = round(self.seconds() - before, 1)
+        self.save()
+        if name not in CONTAINERS:  # their parts are already printed
             print(f"{self.seconds():6.1f} s  {name}: {json.dumps(into[name])[:500]}", flush=True)
         return into[name]
 
@@ -158,14 +158,14 @@ class Bench:
     def build(self) -> dict[str, Any]:
         self.unet, self.vae = parts.networks("tiny" if self.args.tiny else "svd-xt", self.device, self.dtype)
         for part in (self.unet, self.vae):
-            part.to(self.device)  # diffusers makes the mixers on the CPU
+            part.to(self.device)  # diffusers creates the mix factors on the CPU
             for parameter in part.parameters():
-                if parameter.dim() < 2:  # away from ones, zeros and halves
+                if parameter.dim() < 2:  # randomise initial values of 1, 0 and 0.5
                     parameter.add_(0.1 * torch.randn_like(parameter))
         width, height = self.size
-        self.given = parts.inputs(self.unet, frames=self.frames, width=width, height=height, guided=True)
-        self.moment = torch.tensor(parts.TIME, device=self.device)
-        self.stock = parts.theirs(self.unet, self.vae, self.given)
+        self.inputs = parts.inputs(self.unet, frames=self.frames, width=width, height=height, guided=True)
+        self.time_step = torch.tensor(parts.TIME, device=self.device)
+        self.stock = parts.theirs(self.unet, self.vae, self.inputs)
         return {"seconds": round(self.seconds(), 2)}
 
     def ceilings(self) -> dict[str, Any]:
@@ -173,11 +173,11 @@ class Bench:
         a, b = (torch.randn(size, size, device=self.device, dtype=self.dtype) for _ in range(2))
         c = torch.randn(wide, device=self.device, dtype=self.dtype)
         d = torch.empty_like(c)
-        product, copied = self.ms(lambda: a @ b, 10, 3), self.ms(lambda: d.copy_(c), 10, 3)
-        return {"product_tflops": round(2 * size**3 / product / 1e9, 1), "copy_tbs": round(4 * wide / copied / 1e9, 3)}
+        matmul, copy = self.ms(lambda: a @ b, 10, 3), self.ms(lambda: d.copy_(c), 10, 3)
+        return {"product_tflops": round(2 * size**3 / matmul / 1e9, 1), "copy_tbs": round(4 * wide / copy / 1e9, 3)}
 
     def kernels(self) -> dict[str, Any]:
-        """Each kernel against plain torch; one that fails is left to plain torch from here on."""
+        """Compare each kernel with plain torch; replace a failed kernel by plain torch for the rest of the run."""
         frames, pixels, channels = (6, 33, 320) if self.args.tiny else (50, 576, 640)
 
         def new(*shape: int) -> torch.Tensor:
@@ -192,14 +192,14 @@ class Bench:
             layers.Product(weight, new(8 * channels)),
             layers.Product.in_bytes(weight, new(8 * channels)),
         )
-        known = fused.affine(fused.channel_sums(x), groups, pixels, span=frames // 2, plus=shift)
-        one_by_one = fused.affine(fused.channel_sums(x), groups, pixels)
+        span_scales = fused.affine(fused.channel_sums(x), groups, pixels, span=frames // 2, plus=shift)
+        frame_scales = fused.affine(fused.channel_sums(x), groups, pixels)
         high = 12 if pixels == 576 else 3
         images = x.view(frames, high, -1, channels)
         qkv, rows = new(2, frames // 2, pixels, 3, 5, 64), layers.pixels(x)
-        eighths = (rows * fp8.FP8_SCALE).to(fp8.FP8_DTYPE)
+        quantized = (rows * fp8.FP8_SCALE).to(fp8.FP8_DTYPE)
         conv = layers.Product(new(channels, 9 * channels) * (9 * channels) ** -0.5)
-        by_time = layers.Product(new(channels, 3 * channels) * channels**-0.5)
+        time_conv = layers.Product(new(channels, 3 * channels) * channels**-0.5)
         wide = new(2, 1, pixels, 512)
 
         def plain_frame_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -210,12 +210,12 @@ class Bench:
             sums = add(x, y, bias, out).sum(1)
             return torch.cat([out.float().flatten(), sums.flatten() / pixels])
 
-        def summed(made: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:
-            return torch.cat([made.float().flatten(), sums.sum(1).flatten() / pixels])
+        def summed(out: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:
+            return torch.cat([out.float().flatten(), sums.sum(1).flatten() / pixels])
 
-        def settled(work: Callable[..., torch.Tensor], *given: Any) -> torch.Tensor:
+        def with_residual(work: Callable[..., torch.Tensor], *arguments: Any) -> torch.Tensor:
             into = layers.pixels(y).clone()
-            return torch.cat([work(rows, into, norm, table, *given), into])
+            return torch.cat([work(rows, into, norm, table, *arguments), into])
 
         checks: dict[str, tuple[Callable[..., Any], Callable[[Callable[..., Any]], torch.Tensor]]] = {
             "channel_sums": (fused.plain_channel_sums, lambda f: f(x).sum(1)),
@@ -226,22 +226,22 @@ class Bench:
             ),
             "normalised": (
                 fused.plain_normalised,
-                lambda f: f(x, known, span=frames // 2, silu=True, out=torch.empty_like(x)),
+                lambda f: f(x, span_scales, span=frames // 2, silu=True, out=torch.empty_like(x)),
             ),
             "layer_norm": (fused.plain_layer_norm, lambda f: f(rows, norm, table)),
-            "add_layer_norm": (fused.plain_add_layer_norm, settled),
-            "mix_layer_norm": (fused.plain_mix_layer_norm, lambda f: settled(f, table, 0.3)),
+            "add_layer_norm": (fused.plain_add_layer_norm, with_residual),
+            "mix_layer_norm": (fused.plain_mix_layer_norm, lambda f: with_residual(f, table, 0.3)),
             "gated": (fused.plain_gated, lambda f: f(rows, product)),
-            "product": (fused.plain_product, lambda f: f(eighths, in_bytes, self.dtype)),
+            "product": (fused.plain_product, lambda f: f(quantized, in_bytes, self.dtype)),
             "convolved": (
                 fused.plain_convolved,
                 lambda f: summed(*f(images, conv, self.dtype)),
             ),
             "activated_convolved": (
                 fused.plain_activated_convolved,
-                lambda f: summed(*f([images], one_by_one, conv, self.dtype)),
+                lambda f: summed(*f([images], frame_scales, conv, self.dtype)),
             ),
-            "along_time": (fused.plain_along_time, lambda f: f(x, by_time, frames // 2, self.dtype)[0]),
+            "along_time": (fused.plain_along_time, lambda f: f(x, time_conv, frames // 2, self.dtype)[0]),
             "time_attention": (fused.plain_time_attention, lambda f: f(qkv)),
             "frame_attention": (
                 plain_frame_attention,
@@ -276,14 +276,16 @@ class Bench:
         before = torch.cuda.memory_allocated() if self.device.type == "cuda" else 0
         began = time.perf_counter()
         self.network, self.decoder = FastUNet(self.unet), FastDecoder(self.vae)
-        given = self.given
-        self.constants = self.network.constants(given["embedding"], given["time_ids"], given["held"], self.frames)
+        inputs = self.inputs
+        self.constants = self.network.constants(
+            inputs["embedding"], inputs["time_ids"], inputs["image_latents"], self.frames
+        )
         parts.synchronize(self.device)
         result["make_s"] = round(time.perf_counter() - began, 3)
         if before:
             result["made_gib"] = round((torch.cuda.memory_allocated() - before) / 2**30, 3)
         for name, work in (("step", self.step), ("decode", self.decode)):
-            if self.device.type == "cuda":  # as the engine does before the first call
+            if self.device.type == "cuda":  # as the engine does before its first call
                 from kinema.engine.fast import kernels
 
                 began = time.perf_counter()
@@ -297,10 +299,10 @@ class Bench:
         return result
 
     def step(self) -> torch.Tensor:
-        return self.network(self.given["sample"], self.moment, self.constants)
+        return self.network(self.inputs["sample"], self.time_step, self.constants)
 
     def decode(self) -> torch.Tensor:
-        return self.decoder(self.given["latents"])
+        return self.decoder(self.inputs["latents"])
 
     def ours(self) -> dict[str, Any]:
         result = {
@@ -318,38 +320,38 @@ class Bench:
         replayed = Replayed(lambda sample, time: self.network(sample, time, self.constants))
 
         def work() -> torch.Tensor:
-            return replayed(self.given["sample"], self.moment)
+            return replayed(self.inputs["sample"], self.time_step)
 
         work()
         began = time.perf_counter()
         work()
         parts.synchronize(self.device)
-        captured = round(time.perf_counter() - began, 3)
+        capture = round(time.perf_counter() - began, 3)
         eager = self.step()
-        return {"step_ms": self.ms(work), "capture_s": captured, "equal_to_eager": bool(torch.equal(eager, work()))}
+        return {"step_ms": self.ms(work), "capture_s": capture, "equal_to_eager": bool(torch.equal(eager, work()))}
 
     def errors(self) -> dict[str, Any]:
-        """Against diffusers in float32 without TF32: of the whole step, and of eight frames' decoding."""
-        wide = {name: tensor.float() for name, tensor in self.given.items()}
+        """Return errors relative to diffusers in float32 without TF32: of one step, and of decoding eight frames."""
+        wide = {name: tensor.float() for name, tensor in self.inputs.items()}
         result: dict[str, Any] = {}
 
-        def told(name: str, true: torch.Tensor, runs: dict[str, torch.Tensor]) -> None:
-            result[name] = {who: parts.relative_error(each.float().cpu(), true.cpu()) for who, each in runs.items()}
+        def compare(name: str, true: torch.Tensor, runs: dict[str, torch.Tensor]) -> None:
+            result[name] = {side: parts.relative_error(each.float().cpu(), true.cpu()) for side, each in runs.items()}
             result[name]["ratio"] = round(result[name]["kinema"] / result[name]["diffusers"], 4)
 
         unet = deepcopy(self.unet).float()
         true = parts.theirs(unet, self.vae, wide)["step"]()
         self.true = true.cpu()
         del unet
-        told("step", true, {"kinema": self.step(), "diffusers": self.outputs["step"]})
-        few = self.given["latents"][:8]
+        compare("step", true, {"kinema": self.step(), "diffusers": self.outputs["step"]})
+        few = self.inputs["latents"][:8]
         runs = {"kinema": self.decoder(few), "diffusers": self.vae.decode(few, num_frames=len(few)).sample}
         vae = deepcopy(self.vae).float()
-        told("decode", vae.decode(few.float(), num_frames=len(few)).sample, runs)
+        compare("decode", vae.decode(few.float(), num_frames=len(few)).sample, runs)
         return result
 
     def variants(self) -> dict[str, Any]:
-        """One thing otherwise at a time: ms of the step and, where it matters there, of the decoding."""
+        """Change one implementation at a time; return ms of the step and, if affected, of the decoding."""
 
         @contextmanager
         def tiled(*tile: int) -> Iterator[None]:
@@ -359,24 +361,24 @@ class Bench:
                 yield
 
         def efficient(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            seen = F.scaled_dot_product_attention(q, k, v)
-            return seen.transpose(1, 2).reshape(len(q), q.shape[2], -1)
+            out = F.scaled_dot_product_attention(q, k, v)
+            return out.transpose(1, 2).reshape(len(q), q.shape[2], -1)
 
         def upsample(module: Any, x: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
             doubled = (2 * x.shape[2], 2 * x.shape[3])
             return module.conv.product(F.interpolate(x, size or doubled, mode="nearest"))
 
         patches: dict[str, tuple[list[Any], str]] = {
-            "as it is": ([], "both"),
-            "3×3 convolutions in all multiplications": ([every_multiplication()], "step"),
+            "default": ([], "both"),
+            "3×3 convolutions without Winograd": ([without_winograd()], "step"),
             "3×3 convolutions by cuDNN": ([by_library(along_time=False)], "both"),
-            "convolutions along time by plain Triton": ([by_library(along_time=True)], "both"),
+            "temporal convolutions by plain Triton": ([by_library(along_time=True)], "both"),
             "upsampling by interpolation": ([mock.patch.object(layers.Upsample, "product", upsample)], "both"),
             "cudnn benchmark": ([torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False)], "both"),
-            **{f"gate in one with its product, {tile}": ([tiled(*tile)], "step") for tile in self.tiles()},
-            "no matrix kernels of ours": ([mock.patch.object(fused, "multiplies", return_value=False)], "both"),
+            **{f"fused gate GEMM, {tile}": ([tiled(*tile)], "step") for tile in self.tiles()},
+            "no GEMM kernels of Kinema": ([mock.patch.object(fused, "multiplies", return_value=False)], "both"),
             "attention by cuDNN": ([mock.patch.object(fused, "MANY_PIXELS", 2**30)], "step"),
-            "attention of torch's choice": ([mock.patch.object(fused, "frame_attention", efficient)], "both"),
+            "attention by torch's default": ([mock.patch.object(fused, "frame_attention", efficient)], "both"),
             "time attention plain": (
                 [mock.patch.object(fused, "time_attention", fused.plain_time_attention)],
                 "step",
@@ -398,7 +400,7 @@ class Bench:
                 with ExitStack() as stack:
                     for change in changes:
                         stack.enter_context(change)
-                    # FastUNet and FastDecoder hold no function of `fused`, so that the same ones serve.
+                    # FastUNet and FastDecoder store no function of `fused`, so the existing instances use the patches.
                     row: dict[str, Any] = {"step_ms": self.ms(self.step, 3)}
                     row["step_from_diffusers"] = parts.relative_error(self.step().cpu(), self.outputs["step"])
                     if where == "both":
@@ -409,16 +411,18 @@ class Bench:
         return result
 
     def tiles(self) -> list[tuple[int, ...]]:
-        """Ways to cut up a product, as in `kernels.PRODUCT`; on a CPU there is none to try."""
+        """Return tile configurations of GEMMs, as in `kernels.PRODUCT`; none on a CPU."""
         if self.device.type == "cpu":
             return []
         return [(128, 128, 64, 4, 3, 0), (128, 128, 64, 4, 3, 2), (128, 256, 64, 8, 3, 1), (256, 128, 64, 8, 3, 1)]
 
     def fp8(self) -> dict[str, Any]:
-        """The step with numbers of one byte: time, memory, a profile, its error, and other ways to cut up products."""
+        """Measure the step in fp8: time, memory, profile, error, and other tile configurations of GEMMs."""
         self.network = FastUNet(self.unet, in_bytes=True)
-        given = self.given
-        self.constants = self.network.constants(given["embedding"], given["time_ids"], given["held"], self.frames)
+        inputs = self.inputs
+        self.constants = self.network.constants(
+            inputs["embedding"], inputs["time_ids"], inputs["image_latents"], self.frames
+        )
         result: dict[str, Any] = {"step_ms": self.ms(self.step), "step_peak_gib": self.peak(self.step)}
         result["graph"] = self.graph()
         if self.outputs:
@@ -427,7 +431,7 @@ class Bench:
             result["error"] = parts.relative_error(self.step().float().cpu(), self.true)
         result["profile"] = self.profiled("step fp8", self.step)
         pipeline = self.pipeline("fast", "fp8")
-        for name in ("fp8 video", "fp8 video, the next"):
+        for name in ("fp8 video", "second fp8 video"):
             self.guarded(name, lambda pipeline=pipeline: self.one_video("fast", pipeline), result)
         del pipeline
         if self.device.type == "cuda":
@@ -435,19 +439,21 @@ class Bench:
 
             for tile in [(128, 128, 128, 4, 3, 0), (128, 256, 64, 8, 3, 1)]:
                 with mock.patch.dict(kernels.PRODUCT, {1: tile}):
-                    self.guarded(f"products {tile}, step_ms", lambda: self.ms(self.step, 3), result)
+                    self.guarded(f"GEMM tiles {tile}, step_ms", lambda: self.ms(self.step, 3), result)
         self.make()
         return result
 
     def together(self) -> dict[str, Any]:
-        """Two videos in one step, beside one."""
-        given = {name: tensor.repeat_interleave(2, 0) for name, tensor in self.given.items() if name != "latents"}
-        constants = self.network.constants(given["embedding"], given["time_ids"], given["held"], self.frames)
-        two = lambda: self.network(given["sample"], self.moment, constants)  # noqa: E731
+        """Compare a step of two videos with a step of one."""
+        inputs = {name: tensor.repeat_interleave(2, 0) for name, tensor in self.inputs.items() if name != "latents"}
+        constants = self.network.constants(
+            inputs["embedding"], inputs["time_ids"], inputs["image_latents"], self.frames
+        )
+        two = lambda: self.network(inputs["sample"], self.time_step, constants)  # noqa: E731
         return {"one_ms": self.ms(self.step, 3), "two_ms": self.ms(two, 3), "two_peak_gib": self.peak(two)}
 
     def plans(self) -> dict[str, Any]:
-        """Whole videos in less and less memory, of which torch is allowed no more."""
+        """Generate videos with torch's memory limited to decreasing sizes."""
         from kinema.models import offload
 
         for name in ("network", "decoder", "constants"):
@@ -465,16 +471,16 @@ class Bench:
             torch.cuda.set_per_process_memory_fraction(limit / total)
             pipeline = self.pipeline("fast")
             with mock.patch.object(offload, "free_memory", free):
-                made = self.guarded(f"{gib} GiB", lambda pipeline=pipeline: self.one_video("fast", pipeline), result)
-                if made.get("plan") == "streamed":  # whose first lays the weights out
-                    again = f"{gib} GiB, the next"
-                    self.guarded(again, lambda pipeline=pipeline: self.one_video("fast", pipeline), result)
+                report = self.guarded(f"{gib} GiB", lambda pipeline=pipeline: self.one_video("fast", pipeline), result)
+                if report.get("plan") == "streamed":  # its first video includes preparing the weights
+                    name = f"{gib} GiB, second video"
+                    self.guarded(name, lambda pipeline=pipeline: self.one_video("fast", pipeline), result)
             pipeline.cached_networks.clear()
             torch.cuda.set_per_process_memory_fraction(1.0)
         return result
 
     def pocket(self) -> dict[str, Any]:
-        """The pocket model's frames in each arithmetic: PSNR, and the greatest difference, beside float32."""
+        """Compare the pocket model's frames in each precision: PSNR and the largest difference."""
         from kinema.engine import generate
         from kinema.media.image import open_image
         from kinema.models.catalog import request_for
@@ -487,17 +493,17 @@ class Bench:
         for name, dtype in (("float32", "float32"), ("bfloat16", "bfloat16"), ("fp8", "bfloat16")):
             settings = Settings(precision="fp8" if name == "fp8" else "full")
             pipeline = load("pocket", device=str(self.device), dtype=dtype, settings=settings)
-            *_, clip = (
+            *_, video = (
                 each
                 for each in generate(pipeline, image, request_for(model="pocket", seed=42))
                 if not isinstance(each, Step)
             )
-            frames[name] = clip.frames
+            frames[name] = video.frames
         pairs = (("bfloat16", "float32"), ("fp8", "bfloat16"), ("fp8", "float32"))
-        return {f"{one} beside {other}": distance(frames[one], frames[other]) for one, other in pairs}
+        return {f"{one} and {other}": distance(frames[one], frames[other]) for one, other in pairs}
 
     def micro(self) -> dict[str, Any]:
-        """Kernels alone, on the shapes of a guided step: ms, and TB/s of the fewest bytes or TFLOP/s."""
+        """Measure single kernels on the shapes of a guided step: ms, and TB/s of the minimum traffic or TFLOP/s."""
         result: dict[str, Any] = {}
         for label, (width, height, channels, heads) in self.levels().items():
             if self.seconds() > self.args.seconds:
@@ -513,14 +519,14 @@ class Bench:
     def level(self, width: int, height: int, channels: int, heads: int) -> dict[str, Any]:
         frames, pixels = self.frames, width * height
         rows = 2 * frames * pixels
-        unit = rows * channels * 2  # bytes of one clip
+        unit = rows * channels * 2  # bytes of the hidden states
 
         def new(*shape: int) -> torch.Tensor:
             return torch.randn(shape, device=self.device, dtype=self.dtype)
 
-        clip = new(2, frames, height, width, channels)
-        flat, by_frame = layers.pixels(clip), clip.view(2 * frames, pixels, channels)
-        other, table = torch.randn_like(clip), torch.randn(2 * frames, channels, device=self.device)
+        x = new(2, frames, height, width, channels)
+        flat, by_frame = layers.pixels(x), x.view(2 * frames, pixels, channels)
+        other, table = torch.randn_like(x), torch.randn(2 * frames, channels, device=self.device)
         norm = layers.LayerNorm(new(channels), new(channels), 1e-5)
         groups = layers.GroupNorm(32, new(channels), new(channels), 1e-5)
         sums, into = fused.channel_sums(by_frame), torch.empty_like(by_frame)
@@ -542,7 +548,7 @@ class Bench:
             "time attention": (lambda: fused.time_attention(qkv), 4 * unit, 0),
             "time attention plain": (lambda: fused.plain_time_attention(qkv), 4 * unit, 0),
             "layer norm": (lambda: fused.layer_norm(flat, norm, table), 2 * unit, 0),
-            "layer norm of torch": (lambda: F.layer_norm(flat, (channels,), norm.weight, norm.bias), 2 * unit, 0),
+            "layer norm by torch": (lambda: F.layer_norm(flat, (channels,), norm.weight, norm.bias), 2 * unit, 0),
             "add layer norm": (lambda: fused.add_layer_norm(flat, into.view_as(flat), norm, table), 4 * unit, 0),
             "mix layer norm": (
                 lambda: fused.mix_layer_norm(flat, into.view_as(flat), norm, table, table, 0.5),
@@ -561,29 +567,29 @@ class Bench:
                 2 * unit,
                 0,
             ),
-            "group norm and silu of torch": (
-                lambda: F.silu(F.group_norm(layers.images(clip), 32, groups.weight, groups.bias)),
+            "group norm and SiLU by torch": (
+                lambda: F.silu(F.group_norm(layers.images(x), 32, groups.weight, groups.bias)),
                 2 * unit,
                 0,
             ),
-            "gate in one with its product": (lambda: fused.gated(flat, wide), 0, 8 * flop),
-            "the product alone": (lambda: fused.plain_product(flat, wide, self.dtype), 0, 8 * flop),
-            "qkv product": (lambda: flat @ wide.weight[: 3 * channels].t(), 0, 3 * flop),
-            "convolution": (lambda: F.conv2d(layers.images(clip), conv, None, 1, 1), 0, 9 * flop),
-            "time convolution": (lambda: F.conv2d(layers.strip(clip), time_conv, None, 1, (1, 0)), 0, 3 * flop),
-            "time convolution in one with its sums": (
+            "fused gate GEMM": (lambda: fused.gated(flat, wide), 0, 8 * flop),
+            "gate GEMM without gate": (lambda: fused.plain_product(flat, wide, self.dtype), 0, 8 * flop),
+            "QKV GEMM": (lambda: flat @ wide.weight[: 3 * channels].t(), 0, 3 * flop),
+            "convolution": (lambda: F.conv2d(layers.images(x), conv, None, 1, 1), 0, 9 * flop),
+            "temporal convolution": (lambda: F.conv2d(layers.strip(x), time_conv, None, 1, (1, 0)), 0, 3 * flop),
+            "temporal convolution with channel sums": (
                 lambda: fused.along_time(by_frame, time_product, frames, self.dtype),
                 0,
                 3 * flop,
             ),
-            "attention, the quickest known": (
+            "attention, default": (
                 lambda: fused.frame_attention(*qkv.permute(3, 0, 1, 4, 2, 5).flatten(1, 2)),
                 0,
                 4 * 2 * frames * pixels**2 * channels,
             ),
             "attention, cuDNN": (lambda: within(SDPBackend.CUDNN_ATTENTION), 0, 4 * 2 * frames * pixels**2 * channels),
             "attention, flash": (lambda: within(SDPBackend.FLASH_ATTENTION), 0, 4 * 2 * frames * pixels**2 * channels),
-            "product added": (
+            "GEMM with residual": (
                 lambda: added_to.addmm_(product[:, : 4 * channels], added_weight.t()),
                 0,
                 4 * flop,
@@ -593,7 +599,7 @@ class Bench:
         for name, (work, moved, counted) in works.items():
             try:
                 taken = self.ms(work, 5, 2)
-            except Exception as error:  # noqa: BLE001 as above
+            except Exception as error:  # noqa: BLE001 an error must not stop the other kernels
                 result[name] = f"{type(error).__name__}: {error}"[:200]
                 continue
             rate = f"{moved / taken / 1e9:.2f} TB/s" if moved else f"{counted / taken / 1e9:.0f} TFLOP/s"
@@ -607,12 +613,12 @@ class Bench:
         from torch.profiler import ProfilerActivity, profile
 
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (self.device.type == "cuda")
-        with profile(activities=activities) as seen:
+        with profile(activities=activities) as profiler:
             work()
             parts.synchronize(self.device)
-        table = seen.key_averages().table(sort_by="self_cuda_time_total", row_limit=40, max_name_column_width=110)
+        table = profiler.key_averages().table(sort_by="self_cuda_time_total", row_limit=40, max_name_column_width=110)
         (self.args.out / f"profile-{name.replace(' ', '-')}.txt").write_text(table)
-        kernels = [e for e in seen.key_averages() if "CUDA" in str(e.device_type) and e.self_device_time_total]
+        kernels = [e for e in profiler.key_averages() if "CUDA" in str(e.device_type) and e.self_device_time_total]
         kernels.sort(key=lambda e: -e.self_device_time_total)
         return {
             "kernels_ms": round(sum(e.self_device_time_total for e in kernels) / 1000, 2),
@@ -621,48 +627,48 @@ class Bench:
         }
 
     def power(self) -> dict[str, Any]:
-        """What the GPU draws while it does the same for some seconds; its counter of energy turns every 0.1 s or so."""
+        """Measure the GPU's power over 4 s of each workload; its energy counter updates about every 0.1 s."""
         if self.device.type != "cuda":
             return {}
         size = 8192
         a, b = (torch.randn(size, size, device=self.device, dtype=self.dtype) for _ in range(2))
-        meter = Meter()
-        result: dict[str, Any] = {"limit_w": meter.limit()}
-        for name, work in (("step", self.step), ("decode", self.decode), ("a product of 8192", lambda: a @ b)):
+        counters = GpuCounters()
+        result: dict[str, Any] = {"limit_w": counters.limit()}
+        for name, work in (("step", self.step), ("decode", self.decode), ("matmul of 8192", lambda: a @ b)):
             work()
             torch.cuda.synchronize()
-            joules, began, calls = meter.joules(), time.perf_counter(), 0
+            joules, began, calls = counters.joules(), time.perf_counter(), 0
             while time.perf_counter() - began < 4:
                 work()
                 torch.cuda.synchronize()
                 calls += 1
             taken = time.perf_counter() - began
-            joules = meter.joules() - joules
+            joules = counters.joules() - joules
             result[name] = {
                 "ms": round(1000 * taken / calls, 3),
                 "watts": round(joules / taken),
                 "joules": round(joules / calls, 3),
-                "mhz": meter.clock(),
+                "mhz": counters.clock(),
             }
-        result["a product of 8192"]["joules_a_tflop"] = round(
-            result["a product of 8192"]["joules"] / (2 * size**3 / 1e12), 3
-        )
+        result["matmul of 8192"]["joules_a_tflop"] = round(result["matmul of 8192"]["joules"] / (2 * size**3 / 1e12), 3)
         return result
 
     def video(self) -> dict[str, Any]:
-        """`kinema.engine.generate` from a still to frames, by our engine, twice."""
-        for name in ("network", "decoder", "constants"):  # the engine makes its own
+        """Run `kinema.engine.generate` from image to frames with the fast engine, twice."""
+        for name in ("network", "decoder", "constants"):  # the engine creates its own
             delattr(self, name)
         result: dict[str, Any] = {}
         for name in ("first", "second"):
             self.guarded(f"video {name}", lambda: self.one_video("fast"), result)
         self.network, self.decoder = FastUNet(self.unet), FastDecoder(self.vae)
-        given = self.given
-        self.constants = self.network.constants(given["embedding"], given["time_ids"], given["held"], self.frames)
+        inputs = self.inputs
+        self.constants = self.network.constants(
+            inputs["embedding"], inputs["time_ids"], inputs["image_latents"], self.frames
+        )
         return result
 
     def sizes(self) -> dict[str, Any]:
-        """What another size costs: seconds of its first video, of two steps, and of the next; one after the other."""
+        """Measure the seconds of the first and second video of two steps for each size, in order."""
         from kinema.engine import generate
         from kinema.media.image import open_image
         from kinema.values import VideoRequest
@@ -688,13 +694,13 @@ class Bench:
         return result
 
     def reference(self) -> dict[str, Any]:
-        """The same by diffusers' forward."""
+        """Generate a video with the reference engine."""
         result: dict[str, Any] = {}
         self.guarded("video reference", lambda: self.one_video("reference"), result)
         return result
 
     def one_video(self, engine: str, pipeline: Any = None) -> dict[str, Any]:
-        """Seconds by stage, memory and plan of one; `pipeline` from another keep what was laid out for it."""
+        """Return a video's seconds by stage, memory and plan; a reused `pipeline` keeps its cached networks."""
         from kinema.engine import generate
         from kinema.media.image import open_image
         from kinema.values import Step, VideoRequest
@@ -717,7 +723,7 @@ class Bench:
                 result |= {"engine": step.recipe.engine, "events": list(step.recipe.events)}
                 frames = step.frames
                 break
-            if step.stage != "denoise" or step.step == step.total:  # no waiting between steps
+            if step.stage != "denoise" or step.step == step.total:  # no synchronisation between steps
                 parts.synchronize(self.device)
             now = time.perf_counter()
             stages[step.stage] = stages.get(step.stage, 0) + now - last
@@ -729,13 +735,13 @@ class Bench:
             result["reserved_gib"] = round(torch.cuda.max_memory_reserved() / 2**30, 2)
         name = engine if pipeline.precision == "full" else pipeline.precision
         self.videos = getattr(self, "videos", {})
-        for other, theirs in self.videos.items():  # the first of each kind
-            result[f"psnr_beside_{other}_db"] = distance(frames, theirs)["psnr_db"]
+        for other, theirs in self.videos.items():  # the first video of each precision and engine
+            result[f"psnr_to_{other}_db"] = distance(frames, theirs)["psnr_db"]
         self.videos.setdefault(name, frames)
         return result
 
     def pipeline(self, engine: str, precision: str = "full") -> Any:
-        """The networks of this bench as the engine takes them, without a folder."""
+        """Return the benchmark's networks as a VideoPipeline, without a model folder."""
         from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
         from kinema.models.loading import VideoPipeline
@@ -766,7 +772,7 @@ class Bench:
             dtype=self.dtype,
             shape=Shape(self.unet.config.block_out_channels[0], self.vae.config.block_out_channels[0]),
             image_size=224,
-            snapshot=None,  # never asked for, as the identity is known
+            snapshot=None,  # not used, because the identity is set below
             engine=engine,
             precision=precision,
         )
@@ -775,7 +781,7 @@ class Bench:
 
 
 def known_version(name: str) -> str:
-    """Of a distribution, or of none where it is only a folder on the path."""
+    """Return the version of a distribution, or 'not installed'."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -806,10 +812,10 @@ CONTAINERS = ("kernels", "variants", "micro", "video", "sizes", "reference", "pl
 
 
 @contextmanager
-def as_on_a_gpu(*, kernels: bool) -> Iterator[None]:
-    """The order of work of a GPU on a CPU, and its kernels too under Triton's interpreter."""
+def gpu_implementation(*, kernels: bool) -> Iterator[None]:
+    """Use the GPU implementation on a CPU, with its kernels in Triton's interpreter if `kernels`."""
     with ExitStack() as stack:
-        if kernels:  # which have no tile for float32, in which this proves the script
+        if kernels:  # which have no tiles for float32
             from kinema.engine.fast.kernels import PRODUCT
 
             stack.enter_context(mock.patch.dict(PRODUCT, {4: (32, 64, 32, 4, 2, 0)}))
@@ -821,13 +827,15 @@ def as_on_a_gpu(*, kernels: bool) -> Iterator[None]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="a folder")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--sections", default=",".join(SECTIONS), help="some of them, in order")
-    parser.add_argument("--seconds", type=float, default=150, help="after which no section begins")
+    parser.add_argument("--sections", default=",".join(SECTIONS), help="comma-separated sections")
+    parser.add_argument("--seconds", type=float, default=150, help="time limit: no section starts later")
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--tiny", action="store_true", help="a tiny configuration, to try the script itself")
-    parser.add_argument("--interpreted", action="store_true", help="the GPU's path on a CPU, with TRITON_INTERPRET=1")
+    parser.add_argument("--tiny", action="store_true", help="use a tiny configuration, to test the script")
+    parser.add_argument(
+        "--interpreted", action="store_true", help="run the GPU kernels on a CPU; needs TRITON_INTERPRET=1"
+    )
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     image_to_video.version = known_version
@@ -835,14 +843,14 @@ def main() -> None:
     bench = Bench(args)
     with torch.inference_mode(), ExitStack() as stack:
         if args.device == "cpu":
-            stack.enter_context(as_on_a_gpu(kernels=args.interpreted))
-        bench.guarded("build", bench.build, bench.found)
+            stack.enter_context(gpu_implementation(kernels=args.interpreted))
+        bench.guarded("build", bench.build, bench.results)
         for name in args.sections.split(","):
             if bench.seconds() > args.seconds:
-                bench.found.setdefault("left_out", []).append(name)
+                bench.results.setdefault("left_out", []).append(name)
                 continue
-            bench.guarded(name, getattr(bench, name), bench.found)
-    bench.keep()
+            bench.guarded(name, getattr(bench, name), bench.results)
+    bench.save()
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""A prompt to 25 frames through the command: full-size Stable Diffusion 2.1 base and SVD-XT with random weights.
+"""Measure `kinema generate --prompt`: full-size Stable Diffusion 2.1 base and SVD-XT with random weights.
 
     python bench/text_to_video.py --image-pipeline /tmp/sd-2.1-base --video /tmp/svd-xt --out results.json
 
-Both folders are written in the real layout, from the public configurations, where they are not there yet. What is
-noted: seconds and peak memory of each half, and what of the painter is left on the device when it has painted. Speed
-and memory are real, looks are not. `--tiny` proves the script itself on any machine, with the tests' tiny models.
+Missing models are written in the hub's layout, from the published configurations. The results have seconds and peak
+memory of each half, and the device memory in use after the text-to-image model. Speed and memory equal those of the
+trained models; the videos are noise. `--tiny` tests the script on any machine, with the tests' tiny models.
 """
 
 import argparse
@@ -44,12 +44,12 @@ SD_INDEX = {
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
-VOCABULARY, LONGEST = 49408, 77
+VOCABULARY, MAX_TOKENS = 49408, 77
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def write_image_pipeline(folder: Path) -> None:
-    """A random Stable Diffusion 2.1 base in fp16, as the hub's fp16 variant lies on disk."""
+    """Write a Stable Diffusion 2.1 base with random weights in float16, in the layout of the hub's fp16 variant."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -81,7 +81,7 @@ def write_image_pipeline(folder: Path) -> None:
                     intermediate_size=4096,
                     num_hidden_layers=23,
                     num_attention_heads=16,
-                    max_position_embeddings=LONGEST,
+                    max_position_embeddings=MAX_TOKENS,
                     hidden_act="gelu",
                     projection_dim=512,
                     bos_token_id=VOCABULARY - 2,
@@ -102,23 +102,23 @@ def write_image_pipeline(folder: Path) -> None:
 
 
 def write_tokenizer(folder: Path) -> None:
-    """A CLIPTokenizer that spells: a token for each byte, and for each byte that ends a word, and no merges."""
+    """Write a CLIPTokenizer without merges: one token per byte, and one per byte at the end of a word."""
     from tokenizers.pre_tokenizers import ByteLevel
 
     letters = sorted(ByteLevel.alphabet())
-    words = [*letters, *(f"{letter}</w>" for letter in letters)]
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters)]
     folder.mkdir(parents=True, exist_ok=True)
-    vocabulary = {word: i for i, word in enumerate(words)} | {START: VOCABULARY - 2, END: VOCABULARY - 1}
+    vocabulary = {token: i for i, token in enumerate(tokens)} | {START: VOCABULARY - 2, END: VOCABULARY - 1}
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
     (folder / "merges.txt").write_text("#version: 0.2\n")
     special = {"bos_token": START, "eos_token": END, "pad_token": END, "unk_token": END}
-    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": LONGEST, "do_lower_case": True}
+    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": MAX_TOKENS, "do_lower_case": True}
     (folder / "tokenizer_config.json").write_text(json.dumps(config | special))
     (folder / "special_tokens_map.json").write_text(json.dumps(special))
 
 
 def write_models(image_pipeline: Path, video: Path, *, tiny: bool) -> None:
-    """Both folders, where they are not there yet."""
+    """Write both models, unless their folders exist."""
     if tiny:
         sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "tests")]
         from tiny import make_tiny_sd as write_sd
@@ -131,13 +131,11 @@ def write_models(image_pipeline: Path, video: Path, *, tiny: bool) -> None:
         if not (folder / "model_index.json").exists():
             write(folder)
     if tiny:
-        write_tokenizer(
-            image_pipeline / "tokenizer-that-spells"
-        )  # proven here too, though the tiny painter has its own
+        write_tokenizer(image_pipeline / "byte-tokenizer")  # only a test: the tiny model has its own
 
 
-class Watch(io.StringIO):
-    """Stands for stdout: notes when each JSON event comes, and the device's memory at that moment."""
+class EventRecorder(io.StringIO):
+    """Replaces stdout: records each JSON event with its time and the device's memory."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -162,18 +160,18 @@ class Watch(io.StringIO):
         return len(text)
 
 
-def watched(arguments: list[str]) -> tuple[int, Watch]:
-    """The command in this process, so that the device can be asked: its exit code, and what it told."""
+def run_command(arguments: list[str]) -> tuple[int, EventRecorder]:
+    """Run the command in this process, to read the device's memory; return its exit code and its events."""
     from kinema.cli import main
 
-    watch = Watch()
-    with contextlib.redirect_stdout(watch):
+    recorder = EventRecorder()
+    with contextlib.redirect_stdout(recorder):
         code = main([*arguments, "--json"])
-    return code, watch
+    return code, recorder
 
 
-def told(events: list[dict]) -> dict:
-    """Seconds and memory of both halves, from the events of one run."""
+def summary(events: list[dict]) -> dict:
+    """Return seconds and memory of both halves from the events of one run."""
     loads = [event for event in events if event["event"] == "load"]
     loaded = [event for event in events if event["event"] == "loaded"]
     first = {
@@ -190,10 +188,10 @@ def told(events: list[dict]) -> dict:
     return {
         "image_model": {
             "load_s": round(loaded[0]["at"] - loads[0]["at"], 3),
-            "paint_s": round(first["image_done"]["at"] - first["text_to_image"]["at"], 3),
+            "generate_s": round(first["image_done"]["at"] - first["text_to_image"]["at"], 3),
             "peak_gib": first["image_done"]["peak_gib"],
         },
-        "left_by_the_painter": {key: first["image_done"][key] for key in ("gib", "reserved_gib")},
+        "after_image_generation": {key: first["image_done"][key] for key in ("gib", "reserved_gib")},
         "before_the_video_model": {key: loads[1][key] for key in ("gib", "reserved_gib")},
         "video": {
             "load_s": round(loaded[1]["at"] - loads[1]["at"], 3),
@@ -208,17 +206,19 @@ def told(events: list[dict]) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--image-pipeline", type=Path, required=True)
-    parser.add_argument("--video", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--tiny", action="store_true", help="tiny models and sizes, on any machine")
+    parser.add_argument(
+        "--image-pipeline", type=Path, required=True, help="folder of the text-to-image model; written if missing"
+    )
+    parser.add_argument("--video", type=Path, required=True, help="folder of the video model; written if missing")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file for the results")
+    parser.add_argument("--tiny", action="store_true", help="use tiny models and sizes, on any machine")
     args = parser.parse_args()
     if not args.tiny and not torch.cuda.is_available():
-        parser.error("full-size models need a CUDA device; --tiny proves the script without one")
+        parser.error("full-size models need a CUDA device; use --tiny to test the script without one")
     results: dict = {
-        "what": "tiny models: proves the script, measures nothing"
+        "what": "tiny models: a test of the script, not a measurement"
         if args.tiny
-        else "SD 2.1 base and SVD-XT, full size, random weights, fp16; a prompt → a still of 1024×576 → 25 frames",
+        else "SD 2.1 base and SVD-XT, full size, random weights, fp16; a prompt → an image of 1024×576 → 25 frames",
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": {
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -236,17 +236,17 @@ def main() -> None:
     if args.tiny:
         arguments += ["--width=64", "--height=64", "--num-inference-steps=2", "--image-num-inference-steps=2"]
 
-    def keep() -> None:
+    def save() -> None:
         args.out.write_text(json.dumps(results, indent=1) + "\n")
         print(json.dumps(results)[-800:], flush=True)
 
-    # Twice, for the first run of a process waits for kernels to be loaded and chosen.
+    # Two runs: the first in a process includes loading and autotuning kernels.
     for name in ("first_run", "second_run"):
-        code, watch = watched(arguments)
+        code, recorder = run_command(arguments)
         if code:
             raise SystemExit(code)
-        results[name] = told(watch.events)
-        keep()
+        results[name] = summary(recorder.events)
+        save()
     started = time.perf_counter()
     done = subprocess.run([sys.executable, "-m", "kinema", *arguments], capture_output=True, text=True, check=False)
     results["command"] = {
@@ -255,7 +255,7 @@ def main() -> None:
         "stdout": done.stdout[-200:],
         "stderr": done.stderr[-600:],
     }
-    keep()
+    save()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A benchmark's record agrees with itself, with diffusers, and with what was asked. Nothing here is held to a time."""
+"""Test that the benchmark's record is consistent with itself, diffusers and the request; no test depends on a time."""
 
 import json
 import shutil
@@ -29,15 +29,15 @@ def request_of(folder: Path, **settings: object) -> VideoRequest:
     return VideoRequest.checked(**small | {"model": str(folder)} | settings)
 
 
-def measured(folder: Path, *, dtype: str = "float32", settings: dict[str, object] | None = None, **asked: object):
-    """Each line that `measure` gives with the processes that are there meanwhile, and the record."""
+def measured(folder: Path, *, dtype: str = "float32", settings: dict[str, object] | None = None, **options: object):
+    """Return the child processes at each progress line of `measure`, and the record."""
     machine = read_settings(device="cpu", dtype=dtype)
     request = request_of(folder, **settings or {})
-    there: dict[str, set[int]] = {}
-    for result in measure(str(folder), gradient(64, 64), request, settings=machine, **asked):
+    processes: dict[str, set[int]] = {}
+    for result in measure(str(folder), gradient(64, 64), request, settings=machine, **options):
         if isinstance(result, str):
-            there[result] = children()
-    return there, result
+            processes[result] = children()
+    return processes, result
 
 
 def children() -> set[int]:
@@ -49,13 +49,13 @@ def task_of(folder: Path, dtype: str = "float32") -> BenchmarkTask:
 
 
 @pytest.fixture(scope="module")
-def whole(tiny_svd: Path):
+def measurement(tiny_svd: Path):
     return measured(tiny_svd, runs=2, note="random weights", settings={"decode_chunk_size": 2, "fps": 9})
 
 
 @pytest.fixture(scope="module")
-def record(whole):
-    return whole[1]
+def record(measurement):
+    return measurement[1]
 
 
 def side_of(record, name):
@@ -64,31 +64,31 @@ def side_of(record, name):
 
 @pytest.fixture(scope="module")
 def mixed(tiny_svd: Path):
-    """Ours in bfloat16 beside the peer in float32, and nobody says how many frames are decoded together."""
+    """Return a record with Kinema in bfloat16, the baseline in float32 and no decode_chunk_size."""
     settings = {"decode_chunk_size": None}
     return measured(tiny_svd, runs=1, dtype="bfloat16", peer_dtype="float32", settings=settings)[1]
 
 
-def test_each_side_runs_in_one_process(whole) -> None:
-    there, _ = whole
-    before = there["kinema: loading in a fresh process, and a first video"]
-    ours = there["diffusers: loading in a fresh process, and a first video"] - before
-    both = there["kinema: video 1 of 2"] - before
+def test_each_side_runs_in_one_process(measurement) -> None:
+    processes, _ = measurement
+    before = processes["kinema: load the model in a new process, generate the first video"]
+    ours = processes["diffusers: load the model in a new process, generate the first video"] - before
+    both = processes["kinema: video 1 of 2"] - before
     assert len(ours) == 1
     assert len(both) == 2
     assert ours < both
     for line in ("diffusers: video 1 of 2", "kinema: video 2 of 2", "diffusers: video 2 of 2"):
-        assert there[line] - before == both
-    assert not there["matrix products"] - before
+        assert processes[line] - before == both
+    assert not processes["matmul rate"] - before
 
 
 @pytest.mark.parametrize("side", ["kinema", "diffusers"])
 def test_cold_time_starts_with_process(record, side) -> None:
-    told = side_of(record, side)
-    assert 0 < told["load_seconds"] < told["cold"]["loaded_after"] < told["cold"]["seconds"]
-    assert told["cold_again"] is None  # nothing is compiled on a CPU
-    assert set(told["peak_memory_gib"]) == {"rss"}
-    assert told["peak_memory_gib"]["rss"] > 0.1
+    result = side_of(record, side)
+    assert 0 < result["load_seconds"] < result["cold"]["loaded_after"] < result["cold"]["seconds"]
+    assert result["cold_again"] is None  # nothing is compiled on a CPU
+    assert set(result["peak_memory_gib"]) == {"rss"}
+    assert result["peak_memory_gib"]["rss"] > 0.1
 
 
 def test_factor_is_baseline_time_by_kinema_time(record) -> None:
@@ -151,7 +151,7 @@ def test_speed_is_flops_by_time(record) -> None:
 @pytest.mark.parametrize("guided", [True, False])
 @pytest.mark.parametrize(("vae_levels", "factor"), [(4, 8), (3, 4)])
 def test_flops_equal_those_of_diffusers(tmp_path, guided, vae_levels, factor) -> None:
-    """Counted while it computes; attention as products, for torch does not count what a CPU's own kernel does."""
+    """Count during a run, with attention as matmuls: torch does not count the CPU's attention kernel."""
     folder = make_tiny_svd(tmp_path, levels=4, latent_channels=8, vae_levels=vae_levels)
     request = request_of(folder, max_guidance_scale=3.0 if guided else 1.0, decode_chunk_size=2)
     pipeline = load(folder, device="cpu", dtype="float32")
@@ -170,8 +170,8 @@ def test_flops_equal_those_of_diffusers(tmp_path, guided, vae_levels, factor) ->
 def test_record_has_parameters_and_model(record, tiny_svd) -> None:
     assert record["note"] == "random weights"
     assert list(record["peers"]) == ["diffusers"]
-    asked = request_of(tiny_svd, decode_chunk_size=2, fps=9).model_dump(exclude={"model"})
-    assert record["settings"].items() <= (asked | {"model": "tiny-svd"}).items()
+    parameters = request_of(tiny_svd, decode_chunk_size=2, fps=9).model_dump(exclude={"model"})
+    assert record["settings"].items() <= (parameters | {"model": "tiny-svd"}).items()
     assert {"seed", "width", "fps", "decode_chunk_size"} <= set(record["settings"])
     assert record["model"]["weights_sha256"] == load(tiny_svd, device="cpu").identity.weights_sha256
     assert record["image"] == {"name": "gradient", "sha256": gradient(64, 64).sha256}
@@ -192,7 +192,7 @@ def test_baseline_uses_decode_chunk_size_of_kinema(mixed) -> None:
 def test_error_of_side_process_is_raised_despite_library_output(tiny_svd, tmp_path, monkeypatch) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys\n"
-        "sys.addaudithook(lambda *event: event[1][:1] == ('diffusers',) and os.write(1, b'diffusers is here\\n'))\n"
+        "sys.addaudithook(lambda *event: event[1][:1] == ('diffusers',) and os.write(1, b'diffusers imported\\n'))\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     broken = shutil.copytree(tiny_svd, tmp_path / "broken")
@@ -219,14 +219,14 @@ def test_crashed_side_process_reports_last_output(tiny_svd, tmp_path) -> None:
 def test_side_process_ends_with_benchmark(tiny_svd) -> None:
     before = children()
     machine = read_settings(device="cpu", dtype="float32")
-    measuring = measure(str(tiny_svd), gradient(64, 64), request_of(tiny_svd), settings=machine)
+    results = measure(str(tiny_svd), gradient(64, 64), request_of(tiny_svd), settings=machine)
     while not children() - before:
-        next(measuring)
-    measuring.close()
+        next(results)
+    results.close()
     assert children() == before
 
 
-def test_distance_is_in_255ths_and_decibels() -> None:
+def test_distance_is_in_levels_and_decibels() -> None:
     black = np.zeros((2, 4, 4, 3), np.uint8)
     assert distance(black, black) == {"psnr_db": None, "greatest_difference": 0, "mean_difference": 0}
     assert distance(black, black + 51) == {"psnr_db": 13.979, "greatest_difference": 51, "mean_difference": 51}
@@ -252,11 +252,11 @@ def test_unsupported_baseline_engine_or_guidance_is_rejected(tiny_svd) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler of C++")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_several_baselines_alternate_and_reuse_compiler_caches(tiny_svd) -> None:
-    there, record = measured(tiny_svd, runs=1, peers=["diffusers", "diffusers-compile"])
-    assert "diffusers-compile: once more in a fresh process, which finds what the first compiled" in there
-    assert "kinema: once more in a fresh process, which finds what the first compiled" not in there
+    processes, record = measured(tiny_svd, runs=1, peers=["diffusers", "diffusers-compile"])
+    assert "diffusers-compile: repeat in a new process, with the compiler caches of the first" in processes
+    assert "kinema: repeat in a new process, with the compiler caches of the first" not in processes
     plain, compiled = record["peers"].values()
     assert plain["frames"]["greatest_difference"] <= 1
     assert compiled["frames"]["greatest_difference"] <= 1

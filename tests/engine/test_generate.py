@@ -1,4 +1,4 @@
-"""The generator's promises: its order, its sameness, how it stops, and what it does when things go wrong."""
+"""Test the generator: order of steps, determinism, cancellation and error handling."""
 
 import gc
 import hashlib
@@ -42,19 +42,19 @@ def image() -> InputImage:
 
 @pytest.fixture(scope="module")
 def shared(tiny_svd: Path) -> VideoPipeline:
-    """A model that every test leaves as it was."""
+    """Return a pipeline that no test modifies."""
     return load(tiny_svd, device="cpu", dtype="float32")
 
 
 @pytest.fixture
 def pipeline(tiny_svd: Path) -> VideoPipeline:
-    """A model of the test's own, to be hooked and damaged; only the reference calls the modules that bear the hooks."""
+    """Return a pipeline that one test may modify; only the reference engine calls modules with hooks."""
     return load(tiny_svd, device="cpu", dtype="float32", engine="reference")
 
 
 @pytest.fixture
 def half(tiny_svd: Path) -> VideoPipeline:
-    """The same in bfloat16."""
+    """Return a pipeline in bfloat16 that one test may modify."""
     return load(tiny_svd, device="cpu", dtype="bfloat16", engine="reference")
 
 
@@ -62,13 +62,13 @@ def request_of(**settings: object) -> VideoRequest:
     return VideoRequest.checked(**SMALL | settings)
 
 
-def clip_of(pipeline: VideoPipeline, image: InputImage, **settings: object) -> Video:
+def video_of(pipeline: VideoPipeline, image: InputImage, **settings: object) -> Video:
     *_, video = generate(pipeline, image, request_of(**settings))
     assert isinstance(video, Video)
     return video
 
 
-def everything(pipeline: VideoPipeline, image: InputImage, **settings: object) -> tuple[list[Step], Video]:
+def steps_and_video(pipeline: VideoPipeline, image: InputImage, **settings: object) -> tuple[list[Step], Video]:
     *steps, video = generate(pipeline, image, request_of(**settings))
     assert isinstance(video, Video)
     assert all(isinstance(step, Step) for step in steps)
@@ -76,17 +76,17 @@ def everything(pipeline: VideoPipeline, image: InputImage, **settings: object) -
 
 
 def hooks(pipeline: VideoPipeline) -> list[object]:
-    """Whatever hangs on a model's modules that loading did not put there."""
+    """Return all hooks of a pipeline's modules; a loaded pipeline has none."""
     modules = [module for part in PARTS for module in getattr(pipeline, part).modules()]
     return [
-        left
+        hook
         for module in modules
-        for left in (*module._forward_hooks.values(), *module._forward_pre_hooks.values(), vars(module).get("_hf_hook"))
-        if left is not None
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values(), vars(module).get("_hf_hook"))
+        if hook is not None
     ]
 
 
-# What comes, and in which order
+# Order of steps
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def hooks(pipeline: VideoPipeline) -> list[object]:
 def test_steps_are_in_order_with_totals(
     shared: VideoPipeline, image: InputImage, settings: dict[str, int], decoded: list[int]
 ) -> None:
-    steps, video = everything(shared, image, **settings)
+    steps, video = steps_and_video(shared, image, **settings)
     rounds, frames = settings["num_inference_steps"], settings["num_frames"]
     assert [(step.stage, step.step, step.total) for step in steps] == [
         ("encode", 1, 2),
@@ -111,7 +111,7 @@ def test_steps_are_in_order_with_totals(
 
 
 def test_denoise_steps_have_changing_latents(shared: VideoPipeline, image: InputImage) -> None:
-    steps, _ = everything(shared, image, num_inference_steps=3)
+    steps, _ = steps_and_video(shared, image, num_inference_steps=3)
     latents = [step.latents for step in steps if step.stage == "denoise"]
     assert [tensor.shape for tensor in latents] == [(1, 4, 4, 8, 8)] * 3
     assert all(not torch.equal(a, b) for a, b in pairwise(latents))
@@ -122,7 +122,7 @@ def test_denoise_steps_have_changing_latents(shared: VideoPipeline, image: Input
 
 
 def test_frames_of_decode_steps_form_video(shared: VideoPipeline, image: InputImage) -> None:
-    steps, video = everything(shared, image, num_frames=5, decode_chunk_size=2)
+    steps, video = steps_and_video(shared, image, num_frames=5, decode_chunk_size=2)
     pieces = [step for step in steps if step.stage == "decode"]
     assert [step.start for step in pieces] == [0, 2, 4]
     assert np.array_equal(np.concatenate([step.frames for step in pieces]), video.frames)
@@ -131,23 +131,23 @@ def test_frames_of_decode_steps_form_video(shared: VideoPipeline, image: InputIm
 
 
 def test_video_has_requested_frame_rate(shared: VideoPipeline, image: InputImage) -> None:
-    assert clip_of(shared, image, fps=9, num_inference_steps=1).fps == 9
-    assert clip_of(shared, image, fps=9, playback_fps=24, num_inference_steps=1).fps == 24
+    assert video_of(shared, image, fps=9, num_inference_steps=1).fps == 9
+    assert video_of(shared, image, fps=9, playback_fps=24, num_inference_steps=1).fps == 24
 
 
-def test_image_of_any_size_is_fitted(shared: VideoPipeline) -> None:
+def test_image_of_other_size_is_resized(shared: VideoPipeline) -> None:
     wide = open_image(waves(200, 90))
-    fits = [clip_of(shared, wide, width=88, height=72, fit=fit).frames for fit in ("crop", "pad", "stretch")]
+    fits = [video_of(shared, wide, width=88, height=72, fit=fit).frames for fit in ("crop", "pad", "stretch")]
     assert {frames.shape for frames in fits} == {(4, 72, 88, 3)}
     assert not np.array_equal(fits[0], fits[1])
     assert not np.array_equal(fits[1], fits[2])
 
 
-# Sameness
+# Determinism
 
 
 def test_same_seed_same_bytes(shared: VideoPipeline, image: InputImage) -> None:
-    assert clip_of(shared, image).frames.tobytes() == clip_of(shared, image).frames.tobytes()
+    assert video_of(shared, image).frames.tobytes() == video_of(shared, image).frames.tobytes()
 
 
 def test_same_seed_same_bytes_in_another_process(shared: VideoPipeline, image: InputImage, tiny_svd: Path) -> None:
@@ -159,16 +159,16 @@ from kinema.media.image import open_image
 from kinema.models.loading import load
 from kinema.values import VideoRequest
 folder, settings, size, pixels = json.load(sys.stdin)
-still = open_image(Image.frombytes("RGB", size, bytes.fromhex(pixels)))
-*_, clip = generate(load(folder, device="cpu", dtype="float32"), still, VideoRequest(**settings))
-print(hashlib.sha256(clip.frames.tobytes()).hexdigest())
-print(clip.recipe.model_dump_json())
+image = open_image(Image.frombytes("RGB", size, bytes.fromhex(pixels)))
+*_, video = generate(load(folder, device="cpu", dtype="float32"), image, VideoRequest(**settings))
+print(hashlib.sha256(video.frames.tobytes()).hexdigest())
+print(video.recipe.model_dump_json())
 """
-    given = json.dumps([str(tiny_svd), SMALL | {"model": str(tiny_svd)}, image.rgb.size, image.rgb.tobytes().hex()])
+    stdin = json.dumps([str(tiny_svd), SMALL | {"model": str(tiny_svd)}, image.rgb.size, image.rgb.tobytes().hex()])
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     command = [sys.executable, "-c", script]
-    theirs = subprocess.run(command, input=given, capture_output=True, text=True, check=True, env=environment)
-    ours = clip_of(shared, image, model=str(tiny_svd))
+    theirs = subprocess.run(command, input=stdin, capture_output=True, text=True, check=True, env=environment)
+    ours = video_of(shared, image, model=str(tiny_svd))
     assert theirs.stdout.splitlines() == [
         hashlib.sha256(ours.frames.tobytes()).hexdigest(),
         ours.recipe.model_dump_json(),
@@ -190,29 +190,29 @@ print(clip.recipe.model_dump_json())
 def test_other_seed_or_parameter_gives_other_video(
     shared: VideoPipeline, image: InputImage, other: dict[str, float]
 ) -> None:
-    assert not np.array_equal(clip_of(shared, image).frames, clip_of(shared, image, **other).frames)
+    assert not np.array_equal(video_of(shared, image).frames, video_of(shared, image, **other).frames)
 
 
 def test_other_image_gives_other_video(shared: VideoPipeline, image: InputImage) -> None:
     turned = open_image(image.rgb.transpose(Image.Transpose.ROTATE_90))
-    assert not np.array_equal(clip_of(shared, image).frames, clip_of(shared, turned).frames)
+    assert not np.array_equal(video_of(shared, image).frames, video_of(shared, turned).frames)
 
 
 def test_global_torch_generator_is_unchanged(shared: VideoPipeline, image: InputImage) -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    first = clip_of(shared, image).frames
+    first = video_of(shared, image).frames
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(2)
-    assert np.array_equal(clip_of(shared, image).frames, first)
+    assert np.array_equal(video_of(shared, image).frames, first)
 
 
 def test_default_device_and_dtype_have_no_effect(shared: VideoPipeline, image: InputImage) -> None:
-    plain = clip_of(shared, image).frames
+    plain = video_of(shared, image).frames
     torch.set_default_dtype(torch.float64)
     try:
         with torch.device("meta"):
-            assert np.array_equal(clip_of(shared, image).frames, plain)
+            assert np.array_equal(video_of(shared, image).frames, plain)
     finally:
         torch.set_default_dtype(torch.float32)
 
@@ -220,33 +220,33 @@ def test_default_device_and_dtype_have_no_effect(shared: VideoPipeline, image: I
 def test_every_memory_plan_gives_the_same_frames(
     pipeline: VideoPipeline, image: InputImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    resident = clip_of(pipeline, image).frames
+    resident = video_of(pipeline, image).frames
     split = []
     for name in PLANS[1:]:
         monkeypatch.setattr(engine, "plan_for", lambda *_, name=name: MemoryPlan(name, 4))
-        video = clip_of(pipeline, image)
+        video = video_of(pipeline, image)
         split.append(video.frames)
         assert video.recipe.memory_plan == name
         assert not hooks(pipeline)
     assert all(np.array_equal(frames, split[0]) for frames in split)
-    assert farthest(split[0], resident) <= 1  # half a batch is summed up in another order
+    assert largest_difference(split[0], resident) <= 1  # half a batch sums in a different order
 
 
-# What the UNet is given
+# Inputs of the UNet
 
 
-def farthest(ours: np.ndarray, theirs: np.ndarray) -> int:
-    """In 255ths."""
+def largest_difference(ours: np.ndarray, theirs: np.ndarray) -> int:
+    """Return the largest absolute difference of two videos in levels (0 to 255)."""
     return int(np.abs(ours.astype(int) - theirs.astype(int)).max())
 
 
 def batches(pipeline: VideoPipeline, image: InputImage, **settings: object) -> list[int]:
-    """The UNet's batch at each of its calls."""
-    seen: list[int] = []
-    hook = pipeline.unet.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
-    clip_of(pipeline, image, **settings)
+    """Return the batch size of every call of the UNet."""
+    sizes: list[int] = []
+    hook = pipeline.unet.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    video_of(pipeline, image, **settings)
     hook.remove()
-    return seen
+    return sizes
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def batches(pipeline: VideoPipeline, image: InputImage, **settings: object) -> l
         ({"min_guidance_scale": 1.5, "max_guidance_scale": 1.0}, 2),
     ],
 )
-def test_without_guidance_there_is_no_unconditional_pass(
+def test_unguided_request_has_no_unconditional_pass(
     pipeline: VideoPipeline, image: InputImage, settings: dict[str, float], batch: int
 ) -> None:
     assert batches(pipeline, image, **settings) == [batch, batch]
@@ -275,30 +275,30 @@ def test_split_plan_runs_unet_once_per_condition(
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_unet_inputs_are_exact(tiny_svd: Path, image: InputImage, dtype: str) -> None:
     pipeline = load(tiny_svd, device="cpu", dtype=dtype, engine="reference")
-    told: list[list[float]] = []
+    time_ids: list[list[float]] = []
 
-    def note(_: object, __: object, named: dict[str, torch.Tensor]) -> None:
-        told.append(named["added_time_ids"][0].tolist())
+    def record(_: object, __: object, named: dict[str, torch.Tensor]) -> None:
+        time_ids.append(named["added_time_ids"][0].tolist())
 
-    pipeline.unet.register_forward_pre_hook(note, with_kwargs=True)
+    pipeline.unet.register_forward_pre_hook(record, with_kwargs=True)
     request = request_of(fps=120, motion_bucket_id=1023, noise_aug_strength=0.5)
     stopped_after(generate(pipeline, image, request), "denoise")
-    assert told == [[119, 1023, 0.5]]
+    assert time_ids == [[119, 1023, 0.5]]
 
 
-# Stopping
+# Cancellation
 
 
 def stopped_after(iterator: Iterator[Step | Video], stage: str) -> weakref.ref[torch.Tensor] | None:
-    """Go on to the first step of a stage, and give a weak hold of the last latents seen."""
-    held = None
+    """Iterate to the first step of a stage; return a weak reference to the last latents."""
+    latents = None
     for step in iterator:
         assert isinstance(step, Step)
         if step.latents is not None:
-            held = weakref.ref(step.latents)
+            latents = weakref.ref(step.latents)
         if step.stage == stage:
             break
-    return held
+    return latents
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -309,14 +309,14 @@ def test_cancel_frees_memory(
     monkeypatch.setattr(engine, "plan_for", lambda *_: MemoryPlan(name, 2))
     before = {part: [(p.device, p.dtype) for p in getattr(pipeline, part).parameters()] for part in PARTS}
     gc.collect()
-    gc.disable()  # nothing may wait for it
+    gc.disable()  # memory must be freed without the garbage collector
     try:
         iterator = generate(pipeline, image, request_of())
-        held = stopped_after(iterator, stage)
-        assert (held is None) == (stage == "encode")
-        assert held is None or held() is not None
+        latents = stopped_after(iterator, stage)
+        assert (latents is None) == (stage == "encode")
+        assert latents is None or latents() is not None
         iterator.close()
-        assert held is None or held() is None
+        assert latents is None or latents() is None
         assert all(
             [(p.device, p.dtype) for p in getattr(pipeline, part).parameters()] == before[part] for part in PARTS
         )
@@ -337,18 +337,18 @@ def test_cancel_during_repeated_decoding_restores_dtype(half: VideoPipeline, ima
 
 def test_latents_are_freed_before_video_is_yielded(pipeline: VideoPipeline, image: InputImage) -> None:
     iterator = generate(pipeline, image, request_of())
-    held = stopped_after(iterator, "denoise")
-    held = stopped_after(iterator, "decode")
-    assert held is not None
+    latents = stopped_after(iterator, "denoise")
+    latents = stopped_after(iterator, "decode")
+    assert latents is not None
     assert isinstance(next(iterator), Video)
     gc.collect()
-    assert held() is None
+    assert latents() is None
 
 
 def test_pipeline_generates_same_video_after_cancel(pipeline: VideoPipeline, image: InputImage) -> None:
-    whole = clip_of(pipeline, image).frames
+    expected = video_of(pipeline, image).frames
     stopped_after(generate(pipeline, image, request_of()), "denoise")
-    assert np.array_equal(clip_of(pipeline, image).frames, whole)
+    assert np.array_equal(video_of(pipeline, image).frames, expected)
 
 
 def test_gradient_mode_of_caller_is_unchanged(pipeline: VideoPipeline, image: InputImage) -> None:
@@ -359,7 +359,7 @@ def test_gradient_mode_of_caller_is_unchanged(pipeline: VideoPipeline, image: In
             if isinstance(step, Step) and step.latents is not None:
                 assert not step.latents.requires_grad
     with torch.inference_mode():
-        assert isinstance(clip_of(pipeline, image), Video)
+        assert isinstance(video_of(pipeline, image), Video)
 
 
 def test_no_work_before_first_next(pipeline: VideoPipeline, image: InputImage) -> None:
@@ -371,38 +371,38 @@ def test_no_work_before_first_next(pipeline: VideoPipeline, image: InputImage) -
     assert calls
 
 
-# Frames that are none
+# Invalid frames
 
 
-def break_the_decoder(pipeline: VideoPipeline, fault: str, *, only: torch.dtype | None = None, after: int = 0) -> None:
-    """NaN, infinity or blackness in what the VAE's decoder gives, from its call `after` on.
+def break_the_decoder(pipeline: VideoPipeline, value: str, *, only: torch.dtype | None = None, after: int = 0) -> None:
+    """Make the VAE's decoder return NaN, infinity or black frames after its first `after` calls.
 
-    The decoder itself is left out while it is broken: in bfloat16 it is slow on CPUs that lack it.
+    The replacement does not call the decoder, which is slow in bfloat16 on CPUs without native support.
     """
     decoder, calls = pipeline.vae.decoder, 0
-    whole = decoder.forward
+    original = decoder.forward
 
     def broken(latents: torch.Tensor, *args: object, **named: object) -> torch.Tensor:
         nonlocal calls
         if only is not None and latents.dtype != only:
-            return whole(latents, *args, **named)
+            return original(latents, *args, **named)
         calls += 1
         n, _, height, width = latents.shape
         ramp = torch.linspace(-1, 1, 8 * width, dtype=latents.dtype)
         frames = ramp.expand(n, 3, 8 * height, -1).clone()
-        if calls > after and fault == "black":
+        if calls > after and value == "black":
             frames.fill_(-1)
         elif calls > after:
-            frames[-1, 0, -1, -1] = float(fault)
+            frames[-1, 0, -1, -1] = float(value)
         return frames
 
     decoder.forward = broken
 
 
-@pytest.mark.parametrize("fault", ["nan", "inf", "-inf"])
-def test_nan_frames_are_decoded_again_in_float32(half: VideoPipeline, image: InputImage, fault: str) -> None:
-    break_the_decoder(half, fault, only=torch.bfloat16)
-    steps, video = everything(half, image)
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_nan_frames_are_decoded_again_in_float32(half: VideoPipeline, image: InputImage, value: str) -> None:
+    break_the_decoder(half, value, only=torch.bfloat16)
+    steps, video = steps_and_video(half, image)
     assert video.recipe.events == (f"the decoder's output has {LEAK}: repeated decoding in float32",)
     assert video.recipe.dtype == "bfloat16"
     assert video.frames.shape == (4, 64, 64, 3)
@@ -412,7 +412,7 @@ def test_nan_frames_are_decoded_again_in_float32(half: VideoPipeline, image: Inp
 
 def test_repeated_decoding_restarts_at_first_frame(half: VideoPipeline, image: InputImage) -> None:
     break_the_decoder(half, "nan", only=torch.bfloat16, after=1)
-    steps, video = everything(half, image, decode_chunk_size=2)
+    steps, video = steps_and_video(half, image, decode_chunk_size=2)
     pieces = [step for step in steps if step.stage == "decode"]
     assert [(step.start, step.step, len(step.frames)) for step in pieces] == [(0, 2, 2), (0, 2, 2), (2, 4, 2)]
     assert np.array_equal(np.concatenate([step.frames for step in pieces[1:]]), video.frames)
@@ -420,7 +420,7 @@ def test_repeated_decoding_restarts_at_first_frame(half: VideoPipeline, image: I
 
 def test_repeated_decoding_equals_float32(half: VideoPipeline, image: InputImage) -> None:
     break_the_decoder(half, "nan", only=torch.bfloat16)
-    steps, video = everything(half, image)
+    steps, video = steps_and_video(half, image)
     latents = [step.latents for step in steps if step.stage == "denoise"][-1]
     with torch.no_grad():
         vae = half.vae.float()
@@ -434,7 +434,7 @@ def test_nan_frames_in_float32_fail(tiny_svd: Path, image: InputImage, dtype: st
     pipeline = load(tiny_svd, device="cpu", dtype=dtype, engine="reference")
     break_the_decoder(pipeline, "nan")
     with pytest.raises(GenerationFailed, match=r"NaN or infinity in torch\.float32.*[Cc]heck the weights"):
-        clip_of(pipeline, image)
+        video_of(pipeline, image)
 
 
 def test_nan_latents_fail_before_decoding(pipeline: VideoPipeline, image: InputImage) -> None:
@@ -446,7 +446,7 @@ def test_nan_latents_fail_before_decoding(pipeline: VideoPipeline, image: InputI
 
 
 def flatten(pipeline: VideoPipeline, colour: tuple[float, float, float]) -> None:
-    """Weights that decode everything to one colour."""
+    """Set weights that decode all latents to one colour."""
     last = pipeline.vae.decoder.time_conv_out
     last.weight.data.zero_()
     last.bias.data.copy_(torch.tensor(colour))
@@ -463,7 +463,7 @@ def test_constant_video_fails(pipeline: VideoPipeline, image: InputImage, colour
 
 def test_constant_video_is_decoded_again_in_float32(half: VideoPipeline, image: InputImage) -> None:
     break_the_decoder(half, "black", only=torch.bfloat16)
-    video = clip_of(half, image)
+    video = video_of(half, image)
     assert video.recipe.events == (
         "the decoder's output is one constant colour in torch.bfloat16: repeated decoding in float32",
     )
@@ -472,7 +472,7 @@ def test_constant_video_is_decoded_again_in_float32(half: VideoPipeline, image: 
 
 def test_constant_image_may_give_constant_video(pipeline: VideoPipeline) -> None:
     flatten(pipeline, (0.5, -0.25, 1))
-    video = clip_of(pipeline, open_image(Image.new("RGB", (64, 64), (191, 96, 255))))
+    video = video_of(pipeline, open_image(Image.new("RGB", (64, 64), (191, 96, 255))))
     assert video.frames[0, 0, 0].tolist() == [191, 96, 255]
     assert (video.frames == video.frames[0, 0, 0]).all()
 
@@ -480,14 +480,14 @@ def test_constant_image_may_give_constant_video(pipeline: VideoPipeline) -> None
 def test_padded_constant_image_is_not_constant(pipeline: VideoPipeline) -> None:
     flatten(pipeline, (0, 0, 0))
     with pytest.raises(GenerationFailed):
-        clip_of(pipeline, open_image(Image.new("RGB", (64, 40), "white")), fit="pad")
+        video_of(pipeline, open_image(Image.new("RGB", (64, 40), "white")), fit="pad")
 
 
-# Memory that runs out, which on a CPU only a mock can arrange
+# Out of memory, simulated on the CPU
 
 
 class Elsewhere(str):
-    """The CPU under another name: for the engine a device that parts can be moved away from."""
+    """The CPU under another device type, so that the engine can offload parts from it."""
 
     __slots__ = ()
     type = "elsewhere"
@@ -498,7 +498,7 @@ def out_of_memory() -> Exception:
 
 
 def run_out(module: torch.nn.Module, when: Callable[[torch.Tensor], bool]) -> None:
-    """The module runs out of memory for some inputs."""
+    """Make a module run out of memory if `when` is true for its input."""
 
     def refuse(_: object, inputs: tuple[torch.Tensor, ...]) -> None:
         if when(inputs[0]):
@@ -508,9 +508,9 @@ def run_out(module: torch.nn.Module, when: Callable[[torch.Tensor], bool]) -> No
 
 
 def test_out_of_memory_halves_decode_chunk(pipeline: VideoPipeline, image: InputImage) -> None:
-    halves = clip_of(pipeline, image, num_frames=6, decode_chunk_size=3).frames
+    halves = video_of(pipeline, image, num_frames=6, decode_chunk_size=3).frames
     run_out(pipeline.vae.decoder, lambda latents: len(latents) > 3)
-    steps, video = everything(pipeline, image, num_frames=6, decode_chunk_size=6)
+    steps, video = steps_and_video(pipeline, image, num_frames=6, decode_chunk_size=6)
     assert video.recipe.events == ("memory ran out while decoding 6 frames together: continued with 3",)
     assert np.array_equal(video.frames, halves)
     assert [(step.start, step.step) for step in steps if step.stage == "decode"] == [(0, 3), (3, 6)]
@@ -519,13 +519,13 @@ def test_out_of_memory_halves_decode_chunk(pipeline: VideoPipeline, image: Input
 def test_decode_chunk_is_halved_repeatedly_without_restart(pipeline: VideoPipeline, image: InputImage) -> None:
     calls = 0
 
-    def later(latents: torch.Tensor) -> bool:  # the first chunk is decoded, and then memory gets scarce
+    def later(latents: torch.Tensor) -> bool:  # memory runs out after the first chunk
         nonlocal calls
         calls += 1
         return calls > 1 and len(latents) > 1
 
     run_out(pipeline.vae.decoder, later)
-    steps, video = everything(pipeline, image, num_frames=7, decode_chunk_size=4)
+    steps, video = steps_and_video(pipeline, image, num_frames=7, decode_chunk_size=4)
     pieces = [step for step in steps if step.stage == "decode"]
     assert [(step.start, len(step.frames)) for step in pieces] == [(0, 4), (4, 1), (5, 1), (6, 1)]
     assert np.array_equal(np.concatenate([step.frames for step in pieces]), video.frames)
@@ -535,7 +535,7 @@ def test_decode_chunk_is_halved_repeatedly_without_restart(pipeline: VideoPipeli
 def test_out_of_memory_on_single_frame_fails(pipeline: VideoPipeline, image: InputImage) -> None:
     run_out(pipeline.vae.decoder, lambda _: True)
     with pytest.raises(InsufficientMemory, match="while decoding a single frame; use a smaller width and height"):
-        clip_of(pipeline, image)
+        video_of(pipeline, image)
     assert {p.device.type for p in pipeline.vae.parameters()} == {"cpu"}
 
 
@@ -544,8 +544,8 @@ def test_out_of_memory_on_cpu_raises_insufficient_memory(pipeline: VideoPipeline
     calls: list[int] = []
     run_out(submodule(pipeline, part), lambda _: calls.append(1) is None)
     with pytest.raises(InsufficientMemory, match=r"memory ran out while .*; use a smaller width and height or fewer"):
-        clip_of(pipeline, image)
-    assert len(calls) == 1  # parts can't be moved away from the CPU, so nothing is tried again
+        video_of(pipeline, image)
+    assert len(calls) == 1  # no retry: parts can't be offloaded from the CPU
 
 
 def submodule(pipeline: VideoPipeline, path: str) -> torch.nn.Module:
@@ -555,7 +555,7 @@ def submodule(pipeline: VideoPipeline, path: str) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize(
-    "words",
+    "message",
     [
         "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to ...",
         "MPS backend out of memory (MPS allocated: 17.93 GB, other allocations: 64.00 KB, max allowed: 18.13 GB).",
@@ -566,56 +566,56 @@ def submodule(pipeline: VideoPipeline, path: str) -> torch.nn.Module:
     ],
 )
 def test_out_of_memory_messages_of_all_backends_are_recognised(
-    pipeline: VideoPipeline, image: InputImage, words: str
+    pipeline: VideoPipeline, image: InputImage, message: str
 ) -> None:
     def refuse(*_: object) -> None:
-        raise RuntimeError(words)
+        raise RuntimeError(message)
 
     pipeline.unet.register_forward_pre_hook(refuse)
     with pytest.raises(InsufficientMemory, match="while denoising"):
-        clip_of(pipeline, image)
+        video_of(pipeline, image)
 
 
 def test_real_cpu_out_of_memory_is_recognised(pipeline: VideoPipeline, image: InputImage) -> None:
     pipeline.unet.register_forward_pre_hook(lambda *_: torch.empty(2**60))
     with pytest.raises(InsufficientMemory, match="while denoising"):
-        clip_of(pipeline, image)
+        video_of(pipeline, image)
 
 
 @pytest.mark.parametrize("part", ["image_encoder", "unet", "vae.decoder"])
 def test_other_error_is_not_translated(pipeline: VideoPipeline, image: InputImage, part: str) -> None:
-    fault = RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+    error = RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     def fail(*_: object) -> None:
-        raise fault
+        raise error
 
     submodule(pipeline, part).register_forward_pre_hook(fail)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as raised:
-        clip_of(pipeline, image)
-    assert raised.value is fault
-    assert fault.__cause__ is None
+        video_of(pipeline, image)
+    assert raised.value is error
+    assert error.__cause__ is None
     assert len(hooks(pipeline)) == 1
 
 
 @pytest.mark.parametrize("part", ["unet.mid_block", "vae.decoder.mid_block"])
-def test_kept_error_references_no_tensors(pipeline: VideoPipeline, image: InputImage, part: str) -> None:
-    held: list[weakref.ref[torch.Tensor]] = []
+def test_stored_error_references_no_tensors(pipeline: VideoPipeline, image: InputImage, part: str) -> None:
+    tensors: list[weakref.ref[torch.Tensor]] = []
 
     def refuse(_: object, inputs: tuple[torch.Tensor, ...], named: dict[str, torch.Tensor]) -> None:
-        held.append(weakref.ref((*inputs, *named.values())[0]))
+        tensors.append(weakref.ref((*inputs, *named.values())[0]))
         raise out_of_memory()
 
     submodule(pipeline, part).register_forward_pre_hook(refuse, with_kwargs=True)
     with pytest.raises(InsufficientMemory) as raised:
-        clip_of(pipeline, image)
+        video_of(pipeline, image)
     gc.collect()
     assert raised.value is not None
-    assert held
-    assert all(tensor() is None for tensor in held)
+    assert tensors
+    assert all(tensor() is None for tensor in tensors)
 
 
 def test_out_of_memory_repeats_step_with_next_plan(pipeline: VideoPipeline, image: InputImage) -> None:
-    undisturbed = clip_of(pipeline, image, num_inference_steps=4).frames
+    expected = video_of(pipeline, image, num_inference_steps=4).frames
     calls = 0
 
     def third(_: torch.Tensor) -> bool:
@@ -625,20 +625,20 @@ def test_out_of_memory_repeats_step_with_next_plan(pipeline: VideoPipeline, imag
 
     run_out(pipeline.unet, third)
     pipeline.device = Elsewhere("cpu")
-    steps, video = everything(pipeline, image, num_inference_steps=4)
-    assert farthest(video.frames, undisturbed) <= 1
+    steps, video = steps_and_video(pipeline, image, num_inference_steps=4)
+    assert largest_difference(video.frames, expected) <= 1
     assert video.recipe.events == ("memory ran out at denoising step 3: continued with resident_split",)
     assert video.recipe.memory_plan == "resident_split"
     assert [step.step for step in steps if step.stage == "denoise"] == [1, 2, 3, 4]
 
 
 def test_denoising_uses_leaner_plans_until_one_fits(pipeline: VideoPipeline, image: InputImage) -> None:
-    undisturbed = clip_of(pipeline, image, num_inference_steps=4).frames
+    expected = video_of(pipeline, image, num_inference_steps=4).frames
     calls: list[int] = []
     run_out(pipeline.unet, lambda _: calls.append(1) is None and len(calls) in (3, 4))
     pipeline.device = Elsewhere("cpu")
-    video = clip_of(pipeline, image, num_inference_steps=4)
-    assert farthest(video.frames, undisturbed) <= 1
+    video = video_of(pipeline, image, num_inference_steps=4)
+    assert largest_difference(video.frames, expected) <= 1
     assert video.recipe.events == (
         "memory ran out at denoising step 3: continued with resident_split",
         "memory ran out at denoising step 3: continued with model_offload",
@@ -646,7 +646,7 @@ def test_denoising_uses_leaner_plans_until_one_fits(pipeline: VideoPipeline, ima
     assert video.recipe.memory_plan == "model_offload"
 
 
-# Unguided, there is nothing to split; and nothing is streamed without kernels.
+# An unguided batch is not split, and streaming needs Triton kernels.
 @pytest.mark.parametrize(("guidance", "plans"), [(3.0, 4), (1.0, 3)])
 def test_denoising_fails_after_last_plan(
     pipeline: VideoPipeline, image: InputImage, guidance: float, plans: int
@@ -655,7 +655,7 @@ def test_denoising_fails_after_last_plan(
     run_out(pipeline.unet, lambda _: calls.append(1) is None)
     pipeline.device = Elsewhere("cpu")
     with pytest.raises(InsufficientMemory, match="while denoising"):
-        clip_of(pipeline, image, max_guidance_scale=guidance)
+        video_of(pipeline, image, max_guidance_scale=guidance)
     assert len(calls) == plans
     assert len(hooks(pipeline)) == 1
 
@@ -667,7 +667,7 @@ def test_out_of_memory_in_leanest_plan_fails(
     run_out(pipeline.unet, lambda _: True)
     pipeline.device = Elsewhere("cpu")
     with pytest.raises(InsufficientMemory, match="while denoising"):
-        clip_of(pipeline, image)
+        video_of(pipeline, image)
     assert len(hooks(pipeline)) == 1
 
 
@@ -684,7 +684,7 @@ def test_impossible_size_fails_before_work(
 
 
 def test_recipe_has_parameters_and_environment(shared: VideoPipeline, image: InputImage, tiny_svd: Path) -> None:
-    recipe = clip_of(shared, image, model=str(tiny_svd)).recipe
+    recipe = video_of(shared, image, model=str(tiny_svd)).recipe
     assert recipe.request == request_of(model="tiny-svd")
     assert recipe.model == shared.identity
     assert recipe.image_sha256 == image.sha256
@@ -697,7 +697,7 @@ def test_recipe_has_parameters_and_environment(shared: VideoPipeline, image: Inp
 
 
 def test_recipe_has_no_private_path(shared: VideoPipeline, image: InputImage, tiny_svd: Path) -> None:
-    written = clip_of(shared, image, model=str(tiny_svd)).recipe.model_dump_json()
+    written = video_of(shared, image, model=str(tiny_svd)).recipe.model_dump_json()
     assert "tiny-svd" in written
     assert str(tiny_svd.parent) not in written
     assert tiny_svd.parent.name not in written
@@ -705,7 +705,7 @@ def test_recipe_has_no_private_path(shared: VideoPipeline, image: InputImage, ti
 
 
 def test_recipe_json_round_trip(shared: VideoPipeline, image: InputImage) -> None:
-    recipe = clip_of(shared, image).recipe
+    recipe = video_of(shared, image).recipe
     assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
 
 
@@ -716,5 +716,5 @@ def test_recipe_differs_for_other_weights(shared: VideoPipeline, tiny_svd_4_leve
 
 
 def test_recipe_has_random_seed(shared: VideoPipeline, image: InputImage) -> None:
-    video = clip_of(shared, image, seed=None)
-    assert np.array_equal(video.frames, clip_of(shared, image, seed=video.seed).frames)
+    video = video_of(shared, image, seed=None)
+    assert np.array_equal(video.frames, video_of(shared, image, seed=video.seed).frames)

@@ -1,4 +1,4 @@
-"""Our frames are those of diffusers' own pipeline, on the same weights and seed, to within 1/255."""
+"""Compare frames with diffusers' pipeline for the same weights and seed: the largest difference is 1/255."""
 
 import warnings
 from pathlib import Path
@@ -18,7 +18,7 @@ from tiny import PLAIN_TOP, UP_ALONE, make_tiny_svd
 
 
 def png_image(width: int, height: int) -> Image.Image:
-    """Smooth waves and a little grain: something for every path to get wrong."""
+    """Return smooth waves with slight noise, so that low and high frequencies are compared."""
     y, x = np.mgrid[:height, :width] / 40
     waves = np.stack([np.sin(x + y), np.cos(2 * x - y), np.sin(3 * y)], -1)
     grain = np.random.default_rng(0).normal(0, 0.1, waves.shape)
@@ -26,7 +26,7 @@ def png_image(width: int, height: int) -> Image.Image:
 
 
 def diffusers_frames(folder: Path, image: Image.Image, request: VideoRequest) -> np.ndarray:
-    """The reference: uint8 [num_frames, height, width, 3]."""
+    """Return the frames of diffusers' pipeline: uint8 [num_frames, height, width, 3]."""
     from diffusers import StableVideoDiffusionPipeline
     from diffusers.utils import logging
 
@@ -69,7 +69,7 @@ def assert_parity(folder: Path, **settings: object) -> None:
     image = png_image(request.width, request.height)
     ours, theirs = our_frames(folder, image, request), diffusers_frames(folder, image, request)
     assert ours.shape == theirs.shape == (request.num_frames, request.height, request.width, 3)
-    assert np.ptp(theirs) > 20, "a flat video would show nothing"
+    assert np.ptp(theirs) > 20, "a constant video can't reveal a difference"
     assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 1
 
 
@@ -89,10 +89,10 @@ SMALL = {"width": 64, "height": 64}
         pytest.param({"decode_chunk_size": 1}, id="chunks of one"),
         pytest.param({"max_guidance_scale": 1.0}, id="no guidance"),
         pytest.param({"min_guidance_scale": 2.0, "max_guidance_scale": 7.5}, id="strong guidance"),
-        pytest.param({"noise_aug_strength": 0.0}, id="no noise on the still"),
-        pytest.param({"noise_aug_strength": 1.0}, id="much noise on the still"),
-        pytest.param({"fps": 1, "motion_bucket_id": 0}, id="least fps and motion"),
-        pytest.param({"fps": 120, "motion_bucket_id": 1023}, id="most fps and motion"),
+        pytest.param({"noise_aug_strength": 0.0}, id="no noise on the image"),
+        pytest.param({"noise_aug_strength": 1.0}, id="strong noise on the image"),
+        pytest.param({"fps": 1, "motion_bucket_id": 0}, id="minimum fps and motion"),
+        pytest.param({"fps": 120, "motion_bucket_id": 1023}, id="maximum fps and motion"),
         pytest.param({"num_inference_steps": 12}, id="twelve steps"),
         pytest.param({"seed": 2**53 - 1}, id="largest seed"),
     ],
@@ -105,8 +105,10 @@ def test_frames_equal_diffusers(tiny_svd: Path, settings: dict[str, object]) -> 
     "settings",
     [
         pytest.param({}, id="defaults"),
-        pytest.param({"width": 104, "height": 72, "num_frames": 3}, id="sizes that four levels do not divide"),
-        pytest.param({"width": 256, "height": 232, "num_frames": 2, "num_inference_steps": 1}, id="larger than CLIP's"),
+        pytest.param({"width": 104, "height": 72, "num_frames": 3}, id="sizes not divisible by four levels"),
+        pytest.param(
+            {"width": 256, "height": 232, "num_frames": 2, "num_inference_steps": 1}, id="larger than CLIP's input"
+        ),
         pytest.param({"num_frames": 14, "decode_chunk_size": 5}, id="14 frames in three chunks"),
     ],
 )
@@ -118,11 +120,15 @@ def test_frames_equal_diffusers_with_two_layers(tmp_path: Path) -> None:
     assert_parity(make_tiny_svd(tmp_path / "svd", layers=2, seed=3), **SMALL)
 
 
-@pytest.mark.parametrize("vae_levels", [2, 3, 4], ids=["2 times", "4 times", "8 times"])
-@pytest.mark.parametrize("shape", [PLAIN_TOP, UP_ALONE], ids=["a plain first level", "attention at the top going up"])
+@pytest.mark.parametrize("vae_levels", [2, 3, 4], ids=["factor 2", "factor 4", "factor 8"])
+@pytest.mark.parametrize(
+    "shape",
+    [PLAIN_TOP, UP_ALONE],
+    ids=["first level without attention", "first level with attention in the up blocks only"],
+)
 def test_frames_equal_diffusers_for_every_vae_factor(tmp_path: Path, shape: dict[str, object], vae_levels: int) -> None:
     folder = make_tiny_svd(tmp_path / "svd", **{**shape, "vae_levels": vae_levels})
-    assert_parity(folder, width=104, height=72, num_frames=3)  # four levels of the UNet divide neither
+    assert_parity(folder, width=104, height=72, num_frames=3)  # neither is divisible by four levels of the UNet
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Each sampling function against its equation."""
+"""Compare each sampling function with its equation."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A prompt becomes a still: diffusers' own picture, a step at a time, and nothing left when it is stopped."""
+"""Test image generation from a prompt: parity with diffusers, steps, cancellation and errors."""
 
 import shutil
 import threading
@@ -37,7 +37,7 @@ def request_of(**settings: object) -> VideoRequest:
     return VideoRequest.checked(**SMALL | settings)
 
 
-def still_of(image_pipeline: ImagePipeline, **settings: object) -> InputImage:
+def image_of(image_pipeline: ImagePipeline, **settings: object) -> InputImage:
     *_, image = generate_image(image_pipeline, request_of(**settings))
     assert isinstance(image, InputImage)
     return image
@@ -47,15 +47,15 @@ def pixels(image: InputImage) -> np.ndarray:
     return np.asarray(image.rgb).astype(int)
 
 
-def home(image_pipeline: ImagePipeline) -> set[tuple[str, torch.dtype]]:
+def placement(image_pipeline: ImagePipeline) -> set[tuple[str, torch.dtype]]:
     return {(p.device.type, p.dtype) for network in image_pipeline.networks.values() for p in network.parameters()}
 
 
 # Parity
 
 
-def theirs(folder: Path, scheduler: str | None, **settings: object) -> np.ndarray:
-    """The picture of diffusers' own pipeline: uint8 [height, width, 3]."""
+def diffusers_pixels(folder: Path, scheduler: str | None, **settings: object) -> np.ndarray:
+    """Return the image of diffusers' pipeline: uint8 [height, width, 3]."""
     import diffusers
     from diffusers.utils import logging
 
@@ -73,9 +73,9 @@ def theirs(folder: Path, scheduler: str | None, **settings: object) -> np.ndarra
 
 
 def assert_parity(folder: Path, **settings: object) -> None:
-    image = still_of(load_image_pipeline(folder, device="cpu", dtype="float32"), **settings)
+    image = image_of(load_image_pipeline(folder, device="cpu", dtype="float32"), **settings)
     request = request_of(**settings)
-    reference = theirs(
+    reference = diffusers_pixels(
         folder,
         request.scheduler,
         prompt=request.prompt,
@@ -86,7 +86,7 @@ def assert_parity(folder: Path, **settings: object) -> None:
         guidance_scale=request.image_guidance_scale,
         generator=torch.Generator("cpu").manual_seed(request.seed),
     )
-    assert np.ptp(reference) > 20, "a flat picture would show nothing"
+    assert np.ptp(reference) > 20, "a constant image can't reveal a difference"
     assert np.array_equal(np.asarray(image.rgb), reference)
 
 
@@ -102,7 +102,9 @@ def test_image_equals_diffusers_with_every_scheduler(tiny_sd: Path, scheduler: s
         pytest.param({"image_guidance_scale": 1.0}, id="no guidance"),
         pytest.param({"image_guidance_scale": 0.0}, id="guidance 0"),
         pytest.param({"negative_prompt": "a blue sea"}, id="negative prompt"),
-        pytest.param({"prompt": "a red balloon over a snowy mountain at sunset " * 3}, id="longer than it reads"),
+        pytest.param(
+            {"prompt": "a red balloon over a snowy mountain at sunset " * 3}, id="longer than the tokenizer's limit"
+        ),
         pytest.param({"prompt": "a zebra quiz"}, id="unknown words"),
         pytest.param({"image_num_inference_steps": 1}, id="one step"),
         pytest.param({"seed": 2**53 - 1}, id="largest seed"),
@@ -131,11 +133,11 @@ def test_steps_have_latents_and_image_is_last(image_pipeline: ImagePipeline) -> 
 def test_scheduler_with_more_steps_reports_its_total(image_pipeline: ImagePipeline) -> None:
     *steps, _ = generate_image(image_pipeline, request_of(scheduler="pndm"))
     assert [step.step for step in steps] == list(range(1, steps[0].total + 1))
-    assert len(steps) == 4  # its first step is taken twice
+    assert len(steps) == 4  # PNDM repeats its first step
 
 
 def test_image_has_image_generation(image_pipeline: ImagePipeline) -> None:
-    image = still_of(image_pipeline)
+    image = image_of(image_pipeline)
     assert image.image_generation is not None
     assert image.image_generation.model == image_pipeline.identity
     assert image.image_generation.model_dump(exclude={"model"}) == {
@@ -148,7 +150,7 @@ def test_image_has_image_generation(image_pipeline: ImagePipeline) -> None:
 
 
 def test_seed_determines_image(image_pipeline: ImagePipeline) -> None:
-    first, again, other = (still_of(image_pipeline, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (image_of(image_pipeline, seed=seed) for seed in (1, 1, 2))
     assert first.sha256 == again.sha256 != other.sha256
 
 
@@ -160,7 +162,7 @@ def test_image_parameters_change_image(image_pipeline: ImagePipeline) -> None:
         {"image_num_inference_steps": 4},
         {"scheduler": "ddim"},
     ]
-    images = [still_of(image_pipeline, **change).sha256 for change in [{}, *changes]]
+    images = [image_of(image_pipeline, **change).sha256 for change in [{}, *changes]]
     assert len(set(images)) == len(images)
 
 
@@ -170,18 +172,18 @@ def test_missing_image_parameters_use_model_defaults(image_pipeline: ImagePipeli
         "image_num_inference_steps": 50,
         "scheduler": "euler",
     }
-    left_open = still_of(image_pipeline, image_num_inference_steps=None)
-    assert left_open.sha256 == still_of(image_pipeline, **image_pipeline.defaults).sha256
+    without_parameters = image_of(image_pipeline, image_num_inference_steps=None)
+    assert without_parameters.sha256 == image_of(image_pipeline, **image_pipeline.defaults).sha256
 
 
 @pytest.mark.parametrize(("dtype", "levels"), [("bfloat16", 3), ("float16", 1)])
 def test_seed_gives_similar_image_in_half_precision(
     tiny_sd: Path, image_pipeline: ImagePipeline, dtype: str, levels: float
 ) -> None:
-    image = still_of(load_image_pipeline(tiny_sd, device="cpu", dtype=dtype))
+    image = image_of(load_image_pipeline(tiny_sd, device="cpu", dtype=dtype))
     assert image.image_generation is not None
     assert image.image_generation.dtype == dtype
-    assert np.abs(pixels(image) - pixels(still_of(image_pipeline))).mean() < levels
+    assert np.abs(pixels(image) - pixels(image_of(image_pipeline))).mean() < levels
 
 
 def test_gradient_mode_and_warnings_are_unchanged_between_steps(image_pipeline: ImagePipeline) -> None:
@@ -189,22 +191,22 @@ def test_gradient_mode_and_warnings_are_unchanged_between_steps(image_pipeline: 
     step = next(iterator)
     assert isinstance(step, Step)
     assert torch.is_grad_enabled()
-    with pytest.warns(UserWarning, match="heard"):
-        warnings.warn("heard", stacklevel=1)
+    with pytest.warns(UserWarning, match="expected"):
+        warnings.warn("expected", stacklevel=1)
     iterator.close()
 
 
-# Stopping
+# Cancellation
 
 
-def counted(image_pipeline: ImagePipeline) -> tuple[list[int], Callable[[], None]]:
+def count_calls(image_pipeline: ImagePipeline) -> tuple[list[int], Callable[[], None]]:
     calls: list[int] = []
     hook = image_pipeline.networks["unet"].register_forward_pre_hook(lambda *_: calls.append(1))
     return calls, hook.remove
 
 
 def test_close_stops_generation_within_step(image_pipeline: ImagePipeline) -> None:
-    calls, remove = counted(image_pipeline)
+    calls, remove = count_calls(image_pipeline)
     try:
         iterator = generate_image(image_pipeline, request_of(image_num_inference_steps=50))
         next(iterator)
@@ -215,16 +217,16 @@ def test_close_stops_generation_within_step(image_pipeline: ImagePipeline) -> No
     finally:
         remove()
     assert not [thread for thread in threading.enumerate() if thread.name == "kinema-threaded_generator"]
-    assert home(image_pipeline) == {("cpu", torch.float32)}
-    assert still_of(image_pipeline).sha256 == still_of(image_pipeline).sha256
+    assert placement(image_pipeline) == {("cpu", torch.float32)}
+    assert image_of(image_pipeline).sha256 == image_of(image_pipeline).sha256
 
 
-# What goes wrong
+# Errors
 
 
 @pytest.fixture
 def own(tmp_path: Path, tiny_sd: Path) -> Path:
-    """A copy of the tiny painter that a test may damage."""
+    """Return a copy of the tiny text-to-image model that a test may modify."""
     return shutil.copytree(tiny_sd, tmp_path / "own")
 
 
@@ -237,7 +239,7 @@ def scaled(folder: Path, tensor: str, factor: float) -> Path:
 
 @pytest.fixture
 def failing(image_pipeline: ImagePipeline) -> Iterator[Callable[[Exception], None]]:
-    """Lets the UNet raise at its second call: no real device fails on demand."""
+    """Make the UNet raise an error at its second call."""
     hooks = []
 
     def fail(error: Exception) -> None:
@@ -256,7 +258,7 @@ def failing(image_pipeline: ImagePipeline) -> Iterator[Callable[[Exception], Non
 
 
 def test_overflow_repeats_in_float32(own: Path) -> None:
-    scaled(own, "decoder.conv_in.weight", 1e4)  # beyond float16 until the next normalisation
+    scaled(own, "decoder.conv_in.weight", 1e4)  # exceeds the float16 range until the next normalisation
     half = load_image_pipeline(own, device="cpu", dtype="float16")
     *steps, image = generate_image(half, request_of())
     assert isinstance(image, InputImage)
@@ -264,24 +266,24 @@ def test_overflow_repeats_in_float32(own: Path) -> None:
     assert image.image_generation.events == ("the image has NaN or infinity in torch.float16: repeated in float32",)
     assert image.image_generation.dtype == "float32"
     assert [step.step for step in steps if isinstance(step, Step)] == [1, 2, 3, 1, 2, 3]
-    whole = still_of(load_image_pipeline(own, device="cpu", dtype="float32"))
-    assert np.abs(pixels(image) - pixels(whole)).mean() < 5
-    assert home(half) == {("cpu", torch.float16)}
+    expected = image_of(load_image_pipeline(own, device="cpu", dtype="float32"))
+    assert np.abs(pixels(image) - pixels(expected)).mean() < 5
+    assert placement(half) == {("cpu", torch.float16)}
 
 
 @pytest.mark.parametrize(
-    ("factor", "words"),
+    ("factor", "message"),
     [
         (float("nan"), "the image has NaN or infinity in torch.float32"),
         (0.0, "the image is one constant colour"),
     ],
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_invalid_image_in_float32_fails(own: Path, factor: float, words: str, dtype: str) -> None:
+def test_invalid_image_in_float32_fails(own: Path, factor: float, message: str, dtype: str) -> None:
     scaled(own, "decoder.conv_out.weight", factor)
     scaled(own, "decoder.conv_out.bias", factor)
-    with pytest.raises(GenerationFailed, match=f"{words}.*no image was saved"):
-        still_of(load_image_pipeline(own, device="cpu", dtype=dtype))
+    with pytest.raises(GenerationFailed, match=f"{message}.*no image was saved"):
+        image_of(load_image_pipeline(own, device="cpu", dtype=dtype))
 
 
 def test_out_of_memory_raises_insufficient_memory(
@@ -289,14 +291,14 @@ def test_out_of_memory_raises_insufficient_memory(
 ) -> None:
     failing(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"))
     with pytest.raises(InsufficientMemory, match="memory ran out while generating the image; use a smaller width"):
-        still_of(image_pipeline)
-    assert home(image_pipeline) == {("cpu", torch.float32)}
+        image_of(image_pipeline)
+    assert placement(image_pipeline) == {("cpu", torch.float32)}
 
 
 def test_other_error_is_not_translated(image_pipeline: ImagePipeline, failing: Callable[[Exception], None]) -> None:
-    failing(RuntimeError("nobody thought of this"))
-    with pytest.raises(RuntimeError, match="nobody thought of this"):
-        still_of(image_pipeline)
+    failing(RuntimeError("unexpected"))
+    with pytest.raises(RuntimeError, match="unexpected"):
+        image_of(image_pipeline)
 
 
 def test_pipeline_value_error_becomes_invalid_request(
@@ -304,14 +306,14 @@ def test_pipeline_value_error_becomes_invalid_request(
 ) -> None:
     failing(ValueError("`height` has to be divisible by 16"))
     with pytest.raises(InvalidRequest, match=r"tiny-sd rejected a parameter: `height` has to be divisible by 16"):
-        still_of(image_pipeline)
+        image_of(image_pipeline)
 
 
 def test_too_large_image_fails_before_work(image_pipeline: ImagePipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kinema.models.image_pipeline_offload.free_memory", lambda _device: 10**8)
-    calls, remove = counted(image_pipeline)
+    calls, remove = count_calls(image_pipeline)
     with pytest.raises(InsufficientMemory, match="an image of 2048×2048 needs at least"):
-        still_of(image_pipeline, width=2048, height=2048)
+        image_of(image_pipeline, width=2048, height=2048)
     remove()
     assert calls == []
 
@@ -323,9 +325,9 @@ def test_incompatible_scheduler_is_rejected(own: Path) -> None:
     index.write_text(index.read_text().replace("PNDMScheduler", kind))
     with pytest.raises(
         InvalidRequest, match=f"scheduler 'euler' is not compatible with own, which uses {kind}"
-    ) as refused:
-        still_of(load_image_pipeline(own, device="cpu", dtype="float32"), scheduler="euler")
-    assert refused.value.param == "scheduler"
+    ) as raised:
+        image_of(load_image_pipeline(own, device="cpu", dtype="float32"), scheduler="euler")
+    assert raised.value.param == "scheduler"
 
 
 def test_own_scheduler_keeps_its_configuration(own: Path) -> None:
@@ -336,7 +338,7 @@ def test_own_scheduler_keeps_its_configuration(own: Path) -> None:
 def test_attention_slicing_of_loaded_pipeline_is_kept(own: Path) -> None:
     plain, sliced = (load_image_pipeline(own, device="cpu", dtype="float32") for _ in range(2))
     sliced.pipeline.enable_attention_slicing()
-    pixels = [np.asarray(still_of(each).rgb).astype(int) for each in (plain, sliced)]
+    pixels = [np.asarray(image_of(each).rgb).astype(int) for each in (plain, sliced)]
     kinds = {type(each).__name__ for each in sliced.pipeline.unet.attn_processors.values()}
     assert kinds == {"SlicedAttnProcessor"}
     assert np.abs(pixels[0] - pixels[1]).max() <= 1
@@ -347,7 +349,7 @@ def test_request_without_prompt_is_rejected(image_pipeline: ImagePipeline) -> No
         next(iter(generate_image(image_pipeline, VideoRequest(seed=1))))
 
 
-# What it does not read
+# Prompt warnings
 
 
 def test_known_words_give_no_warning(image_pipeline: ImagePipeline) -> None:
@@ -355,7 +357,7 @@ def test_known_words_give_no_warning(image_pipeline: ImagePipeline) -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "words"),
+    ("prompt", "warning"),
     [
         ("a zebra over a mountain", "tiny-sd does not know 'zebra'"),
         ("a zebra's quiz", "tiny-sd does not know 'zebra', 'quiz'"),
@@ -367,9 +369,9 @@ def test_known_words_give_no_warning(image_pipeline: ImagePipeline) -> None:
         ),
     ],
 )
-def test_unknown_words_are_listed(image_pipeline: ImagePipeline, prompt: str, words: str) -> None:
-    found = prompt_warnings(image_pipeline, request_of(prompt=prompt))
-    assert found[0].startswith(words)
+def test_unknown_words_are_listed(image_pipeline: ImagePipeline, prompt: str, warning: str) -> None:
+    messages = prompt_warnings(image_pipeline, request_of(prompt=prompt))
+    assert messages[0].startswith(warning)
 
 
 def test_truncated_part_of_prompt_is_reported(image_pipeline: ImagePipeline) -> None:

@@ -1,4 +1,4 @@
-"""Work in a thread, iterated over as if its loop were ours: never ahead, and gone when it is closed."""
+"""Test the threaded generator: it runs in step with the caller, and its thread ends with it."""
 
 import threading
 from collections.abc import Callable
@@ -48,7 +48,7 @@ def test_close_ends_work_at_next_report() -> None:
     def work(report: Callable[[int], None]) -> None:
         try:
             count_to(99, done)(report)
-        except Exception:  # noqa: BLE001 - a library that holds every error can't hold the end
+        except Exception:  # noqa: BLE001 - a library that catches every Exception must not stop the close
             done.append(-1)
         finally:
             freed.set()
@@ -65,11 +65,11 @@ def test_close_ends_work_at_next_report() -> None:
 def test_error_of_work_is_raised_in_generator() -> None:
     def work(report: Callable[[int], None]) -> None:
         report(1)
-        raise LookupError("nobody thought of this")
+        raise LookupError("unexpected")
 
     iterator = threaded_generator(work)
     assert next(iterator) == 1
-    with pytest.raises(LookupError, match="nobody thought of this"):
+    with pytest.raises(LookupError, match="unexpected"):
         next(iterator)
     assert workers() == []
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from kinema.values import VideoRequest
 
 # (pipeline method at the start of a stage, the stage before it).
-ENDINGS = (("prepare_latents", "encode"), ("decode_latents", "denoise"))
+STAGE_ENDS = (("prepare_latents", "encode"), ("decode_latents", "denoise"))
 SETTINGS = (
     "width", "height", "num_frames", "num_inference_steps", "fps", "motion_bucket_id", "noise_aug_strength",
     "min_guidance_scale", "max_guidance_scale", "decode_chunk_size",
@@ -80,25 +80,25 @@ def _noise(request: VideoRequest, channels: int, factor: int) -> torch.Tensor:
 
 @contextmanager
 def _timed(pipeline: Any, watch: Stopwatch) -> Iterator[dict[str, tuple[Any, ...]]]:
-    """Record the end of each stage, and yield the arguments of the methods in ENDINGS."""
-    begun: dict[str, tuple[Any, ...]] = {}
+    """Record the end of each stage, and yield the arguments of the methods in STAGE_ENDS."""
+    arguments: dict[str, tuple[Any, ...]] = {}
 
-    def telling(name: str, stage: str) -> Callable[..., Any]:
+    def ending(name: str, stage: str) -> Callable[..., Any]:
         method = getattr(pipeline, name)
 
         def call(*args: Any, **kwargs: Any) -> Any:
             watch.ended(stage)
-            begun[name] = args
+            arguments[name] = args
             return method(*args, **kwargs)
 
         return call
 
-    for name, stage in ENDINGS:
-        setattr(pipeline, name, telling(name, stage))
+    for name, stage in STAGE_ENDS:
+        setattr(pipeline, name, ending(name, stage))
     try:
-        yield begun
+        yield arguments
     finally:
-        for name, _ in ENDINGS:
+        for name, _ in STAGE_ENDS:
             delattr(pipeline, name)
 
 
@@ -132,11 +132,11 @@ def _no_bars() -> Iterator[None]:
     import transformers.utils.logging
 
     libraries = [library.utils.logging for library in (diffusers, transformers)]
-    shown = [library for library in libraries if library.is_progress_bar_enabled()]
-    for library in shown:
+    enabled = [library for library in libraries if library.is_progress_bar_enabled()]
+    for library in enabled:
         library.disable_progress_bar()
     try:
         yield
     finally:
-        for library in shown:
+        for library in enabled:
             library.enable_progress_bar()

@@ -38,13 +38,13 @@ def counted(folder: Path, request: VideoRequest) -> dict[str, int]:
     size = request.height // factor, request.width // factor
     sample = torch.empty(batch, frames, unet.config.in_channels, *size, device=META)
     embedding = torch.empty(batch, 1, unet.config.cross_attention_dim, device=META)
-    moment, ids = torch.empty((), device=META), torch.empty(batch, 3, device=META)
-    chunk = request.decode_chunk_size or frames
+    time_step, ids = torch.empty((), device=META), torch.empty(batch, 3, device=META)
+    chunk_size = request.decode_chunk_size or frames
     latents = torch.empty(frames, vae.config.latent_channels, *size, device=META)
-    chunks = [latents[start : start + chunk] for start in range(0, frames, chunk)]
+    chunks = [latents[start : start + chunk_size] for start in range(0, frames, chunk_size)]
     return {
-        "step": _flop(lambda: unet(sample, moment, embedding, ids, return_dict=False)),
-        "decode": _flop(lambda: [vae.decode(some, num_frames=len(some)) for some in chunks]),
+        "step": _flop(lambda: unet(sample, time_step, embedding, ids, return_dict=False)),
+        "decode": _flop(lambda: [vae.decode(chunk, num_frames=len(chunk)) for chunk in chunks]),
     }
 
 
@@ -66,15 +66,15 @@ def _flop(work: Callable[[], object]) -> int:
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, rounds: int = 3) -> float:
     """Return the FLOP/s of a large matmul: the best of `rounds`, after one warm-up."""
-    size, products = (2048, 1) if device.type == "cpu" else (8192, 10)
+    size, matmuls = (2048, 1) if device.type == "cpu" else (8192, 10)
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(size, size, generator=generator).to(device, dtype) for _ in range(2))
     seconds = []
     for _ in range(rounds + 1):
         synchronize(device)
-        began = time.perf_counter()
-        for _ in range(products):
+        started = time.perf_counter()
+        for _ in range(matmuls):
             a @ b
         synchronize(device)
-        seconds.append(time.perf_counter() - began)
-    return 2 * size**3 * products / min(seconds[1:])
+        seconds.append(time.perf_counter() - started)
+    return 2 * size**3 * matmuls / min(seconds[1:])

@@ -43,20 +43,20 @@ Record = dict[str, Any]
 LIBRARIES = ("torch", "diffusers", "transformers", "triton")
 STAGES = ("encode", "denoise", "step", "decode", "all")
 MEANINGS = {
-    "cold": "a process of each side's own, once: seconds from its start to its first finished file, loaded_after of "
-    "them until the model is in memory; nothing is compiled before",
-    "cold_again": "the same in one more process, which finds what the first compiled; null where nothing was",
-    "load_seconds": "of those, loading the model, its files read and its libraries imported before",
-    "peak_memory_gib": "of that process when its first video is done: rss of its whole life, and on a GPU what torch "
-    "counts from the loaded model on",
-    "warm": "seconds of further videos in those same processes, all sides in turns; step is denoise by the number "
-    "of steps. After each video, outside these seconds, torch gives back what it keeps of a GPU's memory, for the "
-    "other sides, and has it again before the next by a video of one step",
-    "tflop": "counted by torch's FlopCounterMode on diffusers' networks: its arithmetic, whoever computes",
-    "matrix_tflop_per_second": "one large matrix product on this machine, by dtype",
-    "factor": "a peer's seconds (median) by Kinema's",
-    "frames": "a peer's video beside Kinema's, in 255ths; psnr_db is null where all pixels are the same",
-    "latents_apart": "of the last step: the norm of a peer's less Kinema's, by that of the peer's",
+    "cold": "one new process per side, with empty compiler caches: seconds from its start to the first saved video; "
+    "loaded_after: seconds until the model is loaded",
+    "cold_again": "the same in a second process, with the compiler caches of the first; null if nothing was compiled",
+    "load_seconds": "seconds to load the model; its files are in the page cache and the libraries are imported",
+    "peak_memory_gib": "peak of that process at the end of its first video: rss since its start and, on a GPU, "
+    "torch's allocated and reserved memory since the model was loaded",
+    "warm": "seconds of further videos in the same processes, all sides alternating; step is denoise divided by the "
+    "number of steps. After each video, torch releases its cached GPU memory for the other sides; before the next, "
+    "a video of one step reserves it again. Neither is included in the seconds",
+    "tflop": "counted by torch's FlopCounterMode on diffusers' networks; the same count is used for all sides",
+    "matrix_tflop_per_second": "measured with one large matmul on this machine, by dtype",
+    "factor": "median seconds of the baseline divided by Kinema's",
+    "frames": "difference of the baseline's and Kinema's videos in levels (0 to 255); psnr_db is null if equal",
+    "latents_apart": "latents after the last step: norm of the difference divided by the norm of the baseline's",
 }
 
 
@@ -97,37 +97,37 @@ def measure(
     dtype = pick_dtype(settings.dtype, device)
     snapshot = locate(resolve(model), half=dtype.itemsize == 2, progress=progress)
     half = any(f".{VARIANT}." in name for name in snapshot.files)
-    arithmetic = str(dtype).removeprefix("torch.")
-    task = BenchmarkTask(model, snapshot.folder, half, str(device), arithmetic, engine, settings.precision, image)
-    kinds = {"kinema": dtype} | {name: pick_dtype(peer_dtype, device) if peer_dtype else dtype for name in peers}
-    tasks = {name: replace(task, dtype=str(kind).removeprefix("torch.")) for name, kind in kinds.items()}
+    dtype_name = str(dtype).removeprefix("torch.")
+    task = BenchmarkTask(model, snapshot.folder, half, str(device), dtype_name, engine, settings.precision, image)
+    dtypes = {"kinema": dtype} | {name: pick_dtype(peer_dtype, device) if peer_dtype else dtype for name in peers}
+    tasks = {name: replace(task, dtype=str(side_dtype).removeprefix("torch.")) for name, side_dtype in dtypes.items()}
     load = list(psutil.getloadavg())
-    _ready(snapshot)
+    _warm_page_cache(snapshot)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         race = _Race(tasks, Path(folder))
         request = yield from race.run(request, runs)
-        yield "matrix products"
-        rates = {str(kind): matrix_rate(device, kind) for kind in set(kinds.values())}
+        yield "matmul rate"
+        rates = {str(each): matrix_rate(device, each) for each in set(dtypes.values())}
         flop = counted(snapshot.folder, request)
-        race.tell(request.num_inference_steps, flop, {name: rates[str(kind)] for name, kind in kinds.items()})
+        race.summarise(request.num_inference_steps, flop, {name: rates[str(each)] for name, each in dtypes.items()})
         record = {
-            "what": "one video of one still: Kinema"
-            + (f" beside {' and '.join(peers)}, taking turns" if peers else " alone"),
+            "what": "one video from one image: Kinema"
+            + (f" and {' and '.join(peers)}, alternating" if peers else " without baselines"),
             "note": note,
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
             "machine": machine(device) | {"load_before": [round(each, 2) for each in load]},
             "versions": versions(),
             "dtype": task.dtype,
             "peer_dtype": tasks[peers[-1]].dtype if peers else None,
-            **_made_by(race.recipe),
+            **_recipe_fields(race.recipe),
             "image": {"name": image.name, "sha256": image.sha256},
             "runs": runs,
             "tflop": {name: _brief(count / 1e12) for name, count in flop.items()},
             "matrix_tflop_per_second": {
                 name.removeprefix("torch."): _brief(rate / 1e12) for name, rate in rates.items()
             },
-            "kinema": race.told["kinema"],
-            "peers": {name: race.told[name] for name in peers},
+            "kinema": race.results["kinema"],
+            "peers": {name: race.results[name] for name in peers},
             "meaning": MEANINGS,
         }
         yield record
@@ -140,53 +140,53 @@ class _Race:
 
     def __init__(self, tasks: Mapping[str, BenchmarkTask], folder: Path) -> None:
         self.tasks, self.folder = tasks, folder
-        self.told: dict[str, Record] = {}
-        self.made: dict[str, list[TimedRun]] = {name: [] for name in tasks}
+        self.results: dict[str, Record] = {}
+        self.runs: dict[str, list[TimedRun]] = {name: [] for name in tasks}
 
     @property
     def recipe(self) -> Recipe:
         """Recipe of Kinema's last video."""
-        recipe = self.made["kinema"][-1].recipe
-        assert recipe is not None, "ours has one"
+        recipe = self.runs["kinema"][-1].recipe
+        assert recipe is not None, "Kinema's videos have a recipe"
         return recipe
 
     def run(self, request: VideoRequest, runs: int) -> Generator[str, None, VideoRequest]:
-        """Run each side's first video, then all sides in turns; return the request with Kinema's chunk size."""
+        """Run each side's first video, then all sides alternately; return the request with Kinema's chunk size."""
         sides: dict[str, SideProcess] = {}
-        with ExitStack() as living:
+        with ExitStack() as stack:
             for name in self.tasks:
-                yield f"{name}: loading in a fresh process, and a first video"
-                sides[name] = living.enter_context(self._started(name, name))
-                run, found = sides[name].first(request)
-                self.told[name] = _first_figures(found)
+                yield f"{name}: load the model in a new process, generate the first video"
+                sides[name] = stack.enter_context(self._started(name, name))
+                run, report = sides[name].first(request)
+                self.results[name] = _first_results(report)
                 if run.recipe:
                     request = request.changed(decode_chunk_size=run.recipe.decode_chunk_size)
-            for i in range(runs):  # in turns, so that other load affects all sides
+            for i in range(runs):  # alternate, so that other load affects all sides
                 for name, side in sides.items():
                     yield f"{name}: video {i + 1} of {runs}"
-                    self.made[name].append(side.make(request))
+                    self.runs[name].append(side.make(request))
         return request
 
-    def tell(self, steps: int, flop: Mapping[str, int], rates: Mapping[str, float]) -> None:
+    def summarise(self, steps: int, flop: Mapping[str, int], rates: Mapping[str, float]) -> None:
         """Record the results of the warm videos; `rates` are the matmul rates of each side's dtype."""
-        for name, made in self.made.items():
-            warm = _warm(made, steps)
-            self.told[name] |= {"warm": warm} | _speeds(warm["median"], flop, rates[name], steps)
-        ours, last = self.told["kinema"], self.made["kinema"][-1]
+        for name, runs in self.runs.items():
+            warm = _warm(runs, steps)
+            self.results[name] |= {"warm": warm} | _speeds(warm["median"], flop, rates[name], steps)
+        ours, last = self.results["kinema"], self.runs["kinema"][-1]
         for name in [*self.tasks][1:]:
-            theirs = self.made[name][-1]
-            self.told[name]["factor"] = factors(ours, self.told[name])
-            self.told[name]["frames"] = distance(last.frames, theirs.frames)
-            apart = np.linalg.norm(theirs.latents - last.latents) / np.linalg.norm(theirs.latents)
-            self.told[name]["latents_apart"] = _brief(float(apart))
+            theirs = self.runs[name][-1]
+            self.results[name]["factor"] = factors(ours, self.results[name])
+            self.results[name]["frames"] = distance(last.frames, theirs.frames)
+            difference = np.linalg.norm(theirs.latents - last.latents) / np.linalg.norm(theirs.latents)
+            self.results[name]["latents_apart"] = _brief(float(difference))
 
     def run_again(self, request: VideoRequest) -> Iterator[str]:
         """Start one more process for each side that compiled something."""
         for name in self.tasks:
             if any(path.is_file() for path in self._caches(name).rglob("*")):
-                yield f"{name}: once more in a fresh process, which finds what the first compiled"
+                yield f"{name}: repeat in a new process, with the compiler caches of the first"
                 with self._started(name, f"{name}-again") as side:
-                    self.told[name]["cold_again"] = _first_figures(side.first(request)[1])["cold"]
+                    self.results[name]["cold_again"] = _first_results(side.first(request)[1])["cold"]
 
     def _started(self, name: str, folder: str) -> AbstractContextManager[SideProcess]:
         return started(name, self.tasks[name], self.folder / folder, self._caches(name))
@@ -195,7 +195,7 @@ class _Race:
         return self.folder / f"{name}-caches"
 
 
-def _made_by(recipe: Recipe) -> Record:
+def _recipe_fields(recipe: Recipe) -> Record:
     """Return the recipe's part of the record."""
     return {
         "model": recipe.model.model_dump(),
@@ -208,47 +208,48 @@ def _made_by(recipe: Recipe) -> Record:
     }
 
 
-def _ready(snapshot: Snapshot) -> None:
+def _warm_page_cache(snapshot: Snapshot) -> None:
     """Read all libraries and model files from disk first, so that all sides find them in the page cache."""
     import diffusers
     import transformers
 
     with hub.quiet():
-        _ = diffusers.StableVideoDiffusionPipeline, transformers.CLIPVisionModelWithProjection  # imported when named
+        _ = diffusers.StableVideoDiffusionPipeline, transformers.CLIPVisionModelWithProjection  # lazy imports
     for name in snapshot.files:
         with (snapshot.folder / name).open("rb") as file:
             while file.read(2**24):
                 pass
 
 
-def _first_figures(found: Mapping[str, Any]) -> Record:
+def _first_results(report: Mapping[str, Any]) -> Record:
     """Return the record of a side's start; see `SideProcess.first`."""
     return {
-        "cold": {"seconds": _brief(found["seconds"]), "loaded_after": _brief(found["loaded"])},
+        "cold": {"seconds": _brief(report["seconds"]), "loaded_after": _brief(report["loaded"])},
         "cold_again": None,
-        "load_seconds": _brief(found["load_seconds"]),
-        "peak_memory_gib": {kind: _brief(count / GIB) for kind, count in found["peak"].items()},
+        "load_seconds": _brief(report["load_seconds"]),
+        "peak_memory_gib": {kind: _brief(count / GIB) for kind, count in report["peak"].items()},
     }
 
 
-def _warm(made: Sequence[TimedRun], steps: int) -> Record:
+def _warm(runs: Sequence[TimedRun], steps: int) -> Record:
     """Return seconds by stage, per step and in total: of each run, and median, minimum and maximum."""
     each = []
-    for run in made:
+    for run in runs:
         seconds = run.seconds | {"step": run.seconds["denoise"] / steps, "all": sum(run.seconds.values())}
         each.append({stage: _brief(seconds[stage]) for stage in STAGES})
-    told: dict[str, Callable[[list[float]], float]] = {"median": statistics.median, "min": min, "max": max}
+    statistic: dict[str, Callable[[list[float]], float]] = {"median": statistics.median, "min": min, "max": max}
     return {
-        name: {stage: _brief(of([one[stage] for one in each])) for stage in STAGES} for name, of in told.items()
+        name: {stage: _brief(function([one[stage] for one in each])) for stage in STAGES}
+        for name, function in statistic.items()
     } | {"runs": each}
 
 
 def _speeds(seconds: Mapping[str, float], flop: Mapping[str, int], rate: float, steps: int) -> Record:
     """Return TFLOP/s of denoising and decoding, and their share of the matmul rate."""
-    done = {"denoise": flop["step"] * steps / seconds["denoise"], "decode": flop["decode"] / seconds["decode"]}
+    speeds = {"denoise": flop["step"] * steps / seconds["denoise"], "decode": flop["decode"] / seconds["decode"]}
     return {
-        "tflop_per_second": {stage: _brief(each / 1e12) for stage, each in done.items()},
-        "share_of_matrix_rate": {stage: _brief(each / rate) for stage, each in done.items()},
+        "tflop_per_second": {stage: _brief(each / 1e12) for stage, each in speeds.items()},
+        "share_of_matrix_rate": {stage: _brief(each / rate) for stage, each in speeds.items()},
     }
 
 
@@ -262,12 +263,12 @@ def factors(ours: Record, peer: Record) -> dict[str, float]:
 
 def distance(ours: Frames, theirs: Frames) -> Record:
     """Return the difference of two videos (uint8, same shape)."""
-    apart = np.abs(ours.astype(np.int16) - theirs)
-    square = float(np.square(apart, dtype=np.float64).mean())
+    difference = np.abs(ours.astype(np.int16) - theirs)
+    square = float(np.square(difference, dtype=np.float64).mean())
     return {
         "psnr_db": _brief(10 * np.log10(255**2 / square)) if square else None,
-        "greatest_difference": int(apart.max()),
-        "mean_difference": _brief(float(apart.mean())),
+        "greatest_difference": int(difference.max()),
+        "mean_difference": _brief(float(difference.mean())),
     }
 
 
@@ -307,9 +308,9 @@ def versions() -> dict[str, str]:
     for name in LIBRARIES:
         try:
             found[name] = version(name)
-        except PackageNotFoundError:  # Triton comes with torch's CUDA builds alone
+        except PackageNotFoundError:  # Triton is only installed with torch's CUDA builds
             continue
-    return found | {"torch": str(torch.__version__)}  # with its build
+    return found | {"torch": str(torch.__version__)}  # includes the build tag
 
 
 def _brief(number: float) -> float:

@@ -43,14 +43,14 @@ class SideProcess:
             "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
             "TRITON_CACHE_DIR": str(caches / "triton"),
         }
-        self._began = time.perf_counter()  # perf_counter is the same clock in all processes
-        with (folder / "words").open("w") as words:
+        self._started = time.perf_counter()  # perf_counter is the same clock in all processes
+        with (folder / "stderr.txt").open("w") as stderr:
             # -P: do not import modules from the current folder.
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "kinema.benchmark.side_process"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=words,
+                stderr=stderr,
                 text=True,
                 env=environment,
             )
@@ -62,10 +62,10 @@ class SideProcess:
             The video, and `seconds` from the start of the process to the file, `loaded` until the model is loaded,
             `load_seconds` for loading alone, and `peak` bytes by kind of memory.
         """
-        loaded = self._ask(name=self._name, task=self._task)
-        run, made = self._video(request, video=str(self._folder / "video.mp4"))
-        since = {"seconds": made["finished"] - self._began, "loaded": loaded["loaded"] - self._began}
-        return run, since | {"load_seconds": loaded["load_seconds"], "peak": made["peak"]}
+        loaded = self._call(name=self._name, task=self._task)
+        run, report = self._video(request, video=str(self._folder / "video.mp4"))
+        since = {"seconds": report["finished"] - self._started, "loaded": loaded["loaded"] - self._started}
+        return run, since | {"load_seconds": loaded["load_seconds"], "peak": report["peak"]}
 
     def make(self, request: VideoRequest) -> TimedRun:
         """Generate another video."""
@@ -77,29 +77,29 @@ class SideProcess:
         from kinema.benchmark.stopwatch import TimedRun
         from kinema.values import Recipe
 
-        arrays = self._folder / "made.npz"
-        made = self._ask(request=request.model_dump(), video=video, arrays=str(arrays))
-        recipe = Recipe.model_validate(made["recipe"]) if made["recipe"] else None
-        with np.load(arrays) as read:
-            return TimedRun(made["seconds"], read["frames"], read["latents"], recipe), made
+        arrays = self._folder / "arrays.npz"
+        report = self._call(request=request.model_dump(), video=video, arrays=str(arrays))
+        recipe = Recipe.model_validate(report["recipe"]) if report["recipe"] else None
+        with np.load(arrays) as file:
+            return TimedRun(report["seconds"], file["frames"], file["latents"], recipe), report
 
-    def _ask(self, **asked: Any) -> SideReport:
-        assert self.process.stdin is not None, "a pipe was asked for"
-        assert self.process.stdout is not None, "here too"
+    def _call(self, **call: Any) -> SideReport:
+        assert self.process.stdin is not None, "stdin is a pipe"
+        assert self.process.stdout is not None, "stdout is a pipe"
         line = ""
         with suppress(BrokenPipeError):
-            self.process.stdin.write(f"{json.dumps(asked)}\n")
+            self.process.stdin.write(f"{json.dumps(call)}\n")
             self.process.stdin.flush()
             line = self.process.stdout.readline()
         if not line:
-            words = (self._folder / "words").read_text(encoding="utf-8", errors="replace").split("\n")
-            last = next(filter(None, reversed(words)), "none")
+            lines = (self._folder / "stderr.txt").read_text(encoding="utf-8", errors="replace").split("\n")
+            last = next(filter(None, reversed(lines)), "none")
             code = self.process.wait()
             raise errors.GenerationFailed(f"the process of {self._name} ended with {code}; its last output: {last}")
-        told: SideReport = json.loads(line)
-        if "error" in told:
-            raise getattr(errors, told["error"])(told["message"])
-        return told
+        response: SideReport = json.loads(line)
+        if "error" in response:
+            raise getattr(errors, response["error"])(response["message"])
+        return response
 
 
 @contextmanager
@@ -124,18 +124,18 @@ def started(name: str, task: BenchmarkTask, folder: Path, caches: Path) -> Itera
 
 def main() -> None:
     """Load the model of the first line of stdin, and generate a video for each further line; write a line for each."""
-    answers = os.fdopen(os.dup(1), "w")
+    responses = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # libraries' output must not mix with the responses
     try:
-        for told in _answers(map(json.loads, sys.stdin)):
-            answers.write(f"{json.dumps(told)}\n")
-            answers.flush()
+        for response in _responses(map(json.loads, sys.stdin)):
+            responses.write(f"{json.dumps(response)}\n")
+            responses.flush()
     except errors.KinemaError as error:
-        answers.write(json.dumps({"error": type(error).__name__, "message": str(error)}))
-        answers.flush()
+        responses.write(json.dumps({"error": type(error).__name__, "message": str(error)}))
+        responses.flush()
 
 
-def _answers(asked: Iterator[SideReport]) -> Iterator[SideReport]:
+def _responses(calls: Iterator[SideReport]) -> Iterator[SideReport]:
     """Yield the responses for `SideProcess.first` and `SideProcess.make`."""
     import numpy as np
     import torch
@@ -146,27 +146,27 @@ def _answers(asked: Iterator[SideReport]) -> Iterator[SideReport]:
     from kinema.models.devices import release_cache
     from kinema.values import VideoRequest
 
-    first = next(asked)
-    given = first["task"]
-    task = BenchmarkTask(**given | {"folder": Path(given["folder"]), "image": open_image(given["image"])})
+    first = next(calls)
+    fields = first["task"]
+    task = BenchmarkTask(**fields | {"folder": Path(fields["folder"]), "image": open_image(fields["image"])})
     device = torch.device(task.device)
     load = side(first["name"])
     synchronize(device)  # initialises the GPU before loading is measured
-    began = time.perf_counter()
+    started_at = time.perf_counter()
     make = load(task)
     synchronize(device)
     loaded = time.perf_counter()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    yield {"loaded": loaded, "load_seconds": loaded - began}
-    for each in asked:
+    yield {"loaded": loaded, "load_seconds": loaded - started_at}
+    for each in calls:
         request = VideoRequest.checked(**each["request"])
         if device.type == "cuda" and not each["video"]:  # so that torch reserves the released memory again
             make(request.model_copy(update={"num_inference_steps": 1}))
         run = make(request)
         if each["video"]:
             save_video(run.frames, each["video"], request.frame_rate, run.recipe)
-        told = {
+        report = {
             "finished": time.perf_counter(),
             "seconds": run.seconds,
             "peak": {"rss": peak_rss(), **cuda_peaks(device)},
@@ -175,7 +175,7 @@ def _answers(asked: Iterator[SideReport]) -> Iterator[SideReport]:
         np.savez(each["arrays"], frames=run.frames, latents=run.latents)
         if device.type == "cuda":  # for the other sides; on a CPU this would undo `keep_pages`
             release_cache(device)
-        yield told
+        yield report
 
 
 def side(name: str) -> Callable[[BenchmarkTask], Make]:
