@@ -31,7 +31,7 @@ TILED = 256
 
 
 Summed = tuple["Tensor", "Tensor | None"]
-"""A clip, and the `channel_sums` of its frames where they are known."""
+"""The hidden states of all frames, and their `channel_sums` if known."""
 
 
 def suits(x: Tensor) -> bool:
@@ -307,10 +307,10 @@ class Gated:
 
     norm: LayerNorm
     wide: Product
-    """Its columns are values and their gates, `in_turn`."""
+    """Columns of values and gates alternate (`in_turn`)."""
     out: Product
     factor: float = 1.0
-    """What the numbers between the two are multiplied by, where they have one byte."""
+    """Scale of the intermediate values in fp8."""
 
     @classmethod
     def of(cls, feed_forward: FeedForward, *, share: Tensor | float = 1.0, in_bytes: bool = False) -> Gated:
@@ -353,7 +353,7 @@ class GpuLayer:
     time_feed_forward_in: Gated
     time_attention: Attending
     time_feed_forward: Gated
-    """With the temporal block's part in the blend in its weights."""
+    """Its weights include the share of the temporal block."""
     share: float
     in_bytes: bool
 

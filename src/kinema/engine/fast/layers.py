@@ -339,9 +339,9 @@ class ResBlock:
     conv2: Conv
     shortcut: Linear | None
     bias: Tensor
-    """All that is added to every pixel of the result."""
+    """Added to every pixel of the result."""
     products: tuple[Product, Product] | None = None
-    """Both convolutions as fp8 takes them, [out, kernel's pixels · in]: in bytes, or as they are (`use_winograd`)."""
+    """Both convolutions for fp8, [out, kernel pixels · in]: quantized, or not if `use_winograd`."""
 
     @classmethod
     def of(cls, module: Any, *, scale: Tensor | None = None, in_bytes: bool = False) -> ResBlock:

@@ -50,16 +50,16 @@ class Layer:
     """
 
     module: Any
-    """Of diffusers: the two blocks, whose cross-attentions make the constants."""
+    """The two diffusers blocks; their cross-attentions give the constants."""
     attention: SelfAttention
     feed_forward: FeedForward
     time_feed_forward_in: FeedForward
     time_attention: SelfAttention
     time_feed_forward: FeedForward
     share: float
-    """The temporal block's part in the blend."""
+    """Weight of the temporal block in the blend of both."""
     on_gpu: gpu.GpuLayer | None
-    """The same weights as a GPU takes them, for one."""
+    """The same weights in the GPU layout; None on a CPU."""
     STREAMED: ClassVar = ("on_gpu",)
 
     @classmethod
@@ -105,7 +105,7 @@ class Transformer:
     """Norm, input projection, layers and output projection, added to the input."""
 
     module: Any
-    """Of diffusers: its embedding of the frames' places."""
+    """The diffusers module; embeds the positions of frames."""
     norm: GroupNorm
     proj_in: Linear
     layers: tuple[Layer, ...]

@@ -46,7 +46,7 @@ class Stage:
     transformer: Transformer | None
     after: Conv | Upsample | None
     before: Tensor | None = None
-    """On a GPU what the upsampling before leaves to be added to the clip: its bias, [c]."""
+    """On a GPU, the bias of the preceding upsampling, [c], added here."""
 
     @classmethod
     def all_of(cls, module: Any, *, for_gpu: bool, in_bytes: bool) -> list[Stage]:
