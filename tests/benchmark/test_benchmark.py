@@ -130,6 +130,7 @@ def test_both_sides_use_same_noise_in_half_precision(tmp_path, vae_levels) -> No
     assert distance(ours, theirs)["psnr_db"] > 30
 
 
+@pytest.mark.slow
 def test_baseline_in_other_dtype(mixed) -> None:
     assert (mixed["dtype"], mixed["peer_dtype"]) == ("bfloat16", "float32")
     assert set(mixed["matrix_tflop_per_second"]) == {"bfloat16", "float32"}

@@ -22,7 +22,7 @@ def images(folder):
 @pytest.fixture
 def live_image_counts(monkeypatch):
     """Return a list of the numbers of decoded images in memory before each decode."""
-    references, counts, decode = [], [], image_module._image
+    references, counts, decode = [], [], image_module._input_image
 
     def count_and_decode(*arguments):
         counts.append(sum(ref() is not None for ref in references))
@@ -30,7 +30,7 @@ def live_image_counts(monkeypatch):
         references.append(weakref.ref(image.rgb))
         return image
 
-    monkeypatch.setattr(image_module, "_image", count_and_decode)
+    monkeypatch.setattr(image_module, "_input_image", count_and_decode)
     return counts
 
 

@@ -378,7 +378,7 @@ def test_unknown_engine_is_rejected(tiny_svd: Path) -> None:
 
 def test_fp8_without_hardware_or_kernels_is_rejected(tiny_svd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings(device="cpu", precision="fp8")
-    with pytest.raises(InvalidRequest, match=r"'fp8' needs an NVIDIA GPU .* not cpu; use precision 'full'"):
+    with pytest.raises(InvalidRequest, match=r"'fp8' needs an NVIDIA Hopper GPU .*, not cpu; use precision 'full'"):
         load(tiny_svd, settings=settings)
     with pytest.raises(InvalidRequest, match="'fp8' needs the fast engine, not 'reference'"):
         load(tiny_svd, engine="reference", settings=settings)

@@ -362,7 +362,7 @@ def test_default_model_comes_from_settings():
 def test_default_model_without_cuda_is_pocket():
     name, reason = default_model(Settings(device="cpu"))
     assert name == "pocket"
-    assert "cpu" in reason
+    assert reason == "no CUDA device in use"
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,7 @@ def test_generate_text2video_saves_and_displays_image_and_12_frames(executed: No
 # Executed with other models
 
 
+@pytest.mark.slow
 def test_korean_notebook_runs_with_other_models_after_changing_the_model_line(
     tiny_svd: Path, tiny_sd: Path, tmp_path: Path
 ) -> None:

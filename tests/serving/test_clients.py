@@ -80,8 +80,8 @@ def test_tutorial_curl_command_generates_video(server, png, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "param", "message"),
     [
-        ({"seed": "x"}, "seed", "not usable"),
-        ({"width": "1001"}, "width", "1000 and 1008"),
+        ({"seed": "x"}, "seed", "seed 'x' is invalid"),
+        ({"width": "1001"}, "width", "use 1000 or 1008"),
         ({"image": "http://localhost:1/x.png"}, "image", "the server fetches no URLs"),
         ({"image": "data:image/png;base64,@@"}, "image", "not valid base64"),
         ({"image": "data:image/png,hello"}, "image", "not a supported image"),

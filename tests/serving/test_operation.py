@@ -87,7 +87,7 @@ def test_log_contains_no_keys_and_no_prompts(guarded):
         done = client.post("/v1/videos", data={"prompt": "secret words", "motion_bucket_id": "1", "num_frames": "2"})
         wait_for(client, done.json()["id"])
     log = guarded.log.read_text()
-    assert f'"message": "job {done.json()["id"]} is completed"' in log
+    assert f'"message": "job {done.json()["id"]} completed"' in log
     assert KEY not in log
     assert "secret words" not in log
 
