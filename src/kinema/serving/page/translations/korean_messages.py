@@ -6,10 +6,10 @@ Values are filled in at run time, so no particle that depends on a value's last 
 MESSAGES = {
     # Parameters.
     "no_multiple_of_8": "{name}: {value} 값은 8의 배수가 아닙니다. {below}, {above} 중 하나를 입력하세요.",
-    "out_of_range": "{name}: {value} 값은 범위를 벗어났습니다. {range} 입력할 수 있습니다.",
+    "out_of_range": "{name}: {value} 값은 범위를 벗어났습니다. 입력할 수 있는 값은 {range}입니다.",
     "from_to": "{low}부터 {high}까지",
-    "at_least": "{low} 이상만",
-    "seed_wanted": "0부터 {high}까지, 무작위로 뽑으려면 {random} 값을",
+    "at_least": "{low} 이상",
+    "seed_wanted": "0부터 {high}까지(무작위로 뽑으려면 {random})",
     "not_usable": "{name}: {value!r} 값은 사용할 수 없습니다. {wanted}",
     "one_of_wanted": "{choices} 중 하나를 선택하세요.",
     "text_wanted": "텍스트를 입력하세요.",
@@ -17,15 +17,15 @@ MESSAGES = {
     "whole_number_wanted": "정수를 입력하세요.",
     "other_wanted": "다른 값을 입력하세요.",
     "too_long": "{name}: {length}자를 입력했습니다. {longest}자까지 입력할 수 있습니다.",
-    "empty_prompt": "프롬프트가 비어 있습니다({value!r}). 생성할 이미지를 설명하세요.",
+    "empty_prompt": "프롬프트가 비어 있습니다({value!r}). 어떤 이미지를 생성할지 입력하세요.",
     "without_prompt": "{name}: {value!r} 값은 프롬프트로 이미지를 생성할 때만 쓰입니다. 이 값을 지우거나 프롬프트를 "
     "입력하세요.",
-    "no_prompt": "프롬프트: {value!r} 값은 텍스트가 아닙니다. 생성할 이미지를 설명하세요.",
-    "no_character": "{name}: 올바르지 않은 문자가 있습니다({text}). 다시 입력하세요.",
+    "no_prompt": "프롬프트: {value!r} 값은 텍스트가 아닙니다. 어떤 이미지를 생성할지 텍스트로 입력하세요.",
+    "no_character": "{name}: 올바르지 않은 문자가 있습니다({text}). 그 문자를 지우세요.",
     "no_setting": "{name!r}: 없는 설정입니다. 사용할 수 있는 설정은 {known}입니다.",
     "no_model": "모델을 선택하지 않았습니다. 선택할 수 있는 모델은 {known}입니다.",
     "not_offered": "{name}: 이 서버에는 {value!r} 모델이 없습니다. 사용할 수 있는 모델은 {offered}입니다. "
-    "서버의 KINEMA_MODELS에 모델을 추가할 수 있습니다.",
+    "다른 모델은 서버의 KINEMA_MODELS 설정으로 추가할 수 있습니다.",
     "nothing_given": "이미지도 프롬프트도 없습니다. 이미지와 프롬프트 중 하나를 입력하세요.",
     "too_much_work": "요청한 작업량({width}×{height} 픽셀 × {frames}프레임 × {steps}단계 = {work:,.0f}백만)이 "
     "한도({most:,.0f}백만, KINEMA_MAX_WORK)를 넘습니다. 크기나 프레임 수, 추론 단계 수를 줄이세요.",
@@ -37,8 +37,8 @@ MESSAGES = {
     "untrained_size": "{width}×{height} 크기는 {model} 모델이 학습한 {known} 크기와 다릅니다.",
     "either": "{one} 또는 {two}",
     "not_tuned": "{name}: {value} 값은 {model} 모델을 파인튜닝할 때 쓴 값({tuned})과 다릅니다.",
-    "no_effect": "{name}: ‘{other}’ 값이 {value:g}일 때는 효과가 없습니다. 1보다 커야 효과가 있습니다.",
-    "nothing_drawn": "{model} 모델이 이해하는 단어가 프롬프트에 없어 임의의 장면을 생성합니다. 장소, 사물, 시간, "
+    "no_effect": "{name}: ‘{other}’ 값이 1보다 커야 효과가 있습니다(현재 {value:g}).",
+    "nothing_drawn": "{model} 모델이 이해하는 단어가 프롬프트에 없어 임의의 장면을 생성합니다. 장소, 사물, 시간대, "
     "날씨를 이 모델이 이해하는 영어 단어({examples} 등)로 쓰거나 다른 이미지 생성 모델을 선택하세요.",
     "words_not_drawn": "{model} 모델이 이해하지 못하는 단어가 있습니다: {words}",
     "and_more": "{first} 외 {count}개",
@@ -47,26 +47,26 @@ MESSAGES = {
     "더 큰 이미지를 사용하면 더 선명합니다.",
     "image_cut": "자르면 입력 이미지({w}×{h})의 {kept:.0%}만 남습니다. ‘여백 넣기’를 선택하면 전체가 남습니다.",
     "image_animated": "움직이는 이미지입니다. 첫 프레임을 사용합니다.",
-    "exif_damaged": "이미지의 EXIF 정보가 손상되어, 이미지가 옆으로 누워 보일 수 있습니다.",
+    "exif_damaged": "이미지의 EXIF 정보가 손상되어 이미지의 방향이 잘못되었을 수 있습니다.",
     "colours_damaged": "이미지의 색상 프로필이 손상되어 적용하지 않았습니다.",
     # Errors of the input image.
-    "image_empty": "파일이 비어 있습니다. 이미지를 다시 받으세요.",
-    "image_too_heavy": "이미지가 {megabytes:.0f} MB입니다. {most} MB까지 사용할 수 있습니다. 이미지를 줄이세요.",
-    "image_far_too_wide": "이미지가 {most}메가픽셀보다 훨씬 큽니다. 이미지를 줄이세요.",
+    "image_empty": "파일이 비어 있습니다. 이미지를 다시 내려받거나 다시 저장하세요.",
+    "image_too_heavy": "이미지가 {megabytes:.0f} MB입니다. {most} MB까지 사용할 수 있습니다. 이미지 크기를 줄이세요.",
+    "image_far_too_wide": "이미지가 {most}메가픽셀보다 훨씬 큽니다. 이미지 크기를 줄이세요.",
     "image_too_wide": "이미지가 {width}×{height}, {megapixels:.1f}메가픽셀입니다. {most}메가픽셀까지 사용할 수 "
-    "있습니다. 이미지를 줄이세요.",
+    "있습니다. 이미지 크기를 줄이세요.",
     "image_too_small": "이미지가 {width}×{height} 픽셀입니다. {least}×{least} 픽셀 이상이어야 합니다. "
     "더 큰 이미지를 선택하세요.",
-    "image_damaged": "이미지가 손상되었거나 끝부분이 잘렸습니다. 이미지를 다시 받거나 PNG로 다시 저장하세요.",
-    "image_too_complex": "이미지에 {parts} {most}개가 넘게 들어 있어 디코딩이 너무 오래 걸릴 수 있습니다. "
+    "image_damaged": "이미지가 손상되었거나 끝부분이 잘렸습니다. 이미지를 다시 내려받거나 PNG로 다시 저장하세요.",
+    "image_too_complex": "이미지에 {parts} {most}개 넘게 들어 있어 디코딩이 너무 오래 걸릴 수 있습니다. "
     "PNG로 다시 저장해 사용하세요.",
     "jpeg_scans": "JPEG 스캔이",
     "jpeg_segments": "JPEG 세그먼트가",
     "png_chunks": "PNG 청크가",
-    "image_out_of_memory": "이미지를 디코딩할 메모리가 부족합니다. 이미지를 줄이세요.",
-    "image_too_slow": "이미지를 디코딩하는 데 {seconds}초가 넘게 걸립니다. 이미지를 줄이거나 PNG로 다시 저장해 "
+    "image_out_of_memory": "이미지를 디코딩할 메모리가 부족합니다. 이미지 크기를 줄이세요.",
+    "image_too_slow": "이미지를 디코딩하는 데 {seconds}초가 넘게 걸립니다. 이미지 크기를 줄이거나 PNG로 다시 저장해 "
     "사용하세요.",
-    "image_undecodable": "이 이미지는 디코딩할 수 없습니다. PNG로 다시 저장하거나 이미지를 줄이세요.",
+    "image_undecodable": "이 이미지는 디코딩할 수 없습니다. PNG로 다시 저장하거나 이미지 크기를 줄이세요.",
     "image_unknown": "알 수 없는 파일 형식입니다. JPEG, PNG, WebP 이미지를 선택하세요.",
     "image_of_another_kind": "{seems} 파일인 것 같습니다. {remedy} 지원 형식: JPEG, PNG, WebP.",
     "a_gif": "GIF 이미지",
@@ -94,24 +94,24 @@ MESSAGES = {
     # The queue and the disk.
     "pins_used_up": "하루에 영상을 {most:.0f}개까지만 고정할 수 있습니다. {seconds:.0f}초 뒤에 다시 시도하세요.",
     "drafts_used_up": "하루에 이미지를 {most:.0f} MB까지만 업로드할 수 있습니다. {seconds:.0f}초 뒤에 다시 시도하세요.",
-    "server_busy": "서버는 이런 요청을 동시에 {count}개까지 처리합니다. 몇 초 뒤에 다시 시도하세요.",
-    "bodies_waiting": "서버가 동시에 받을 수 있는 업로드 용량이 가득 찼습니다(전체 {most:.0f} MB, 한 사용자는 그 "
+    "server_busy": "같은 종류의 요청은 동시에 {count}개까지만 처리할 수 있습니다. 몇 초 뒤에 다시 시도하세요.",
+    "bodies_waiting": "서버가 동시에 받을 수 있는 업로드 용량이 가득 찼습니다(전체 {most:.0f} MB, 사용자마다 그 "
     "절반). 몇 초 뒤에 다시 시도하세요.",
-    "little_room_for_bodies": "서버의 임시 폴더(TMPDIR)에 {free:.1f} GB가 남았습니다. {reserve:g} GB는 비워 두어야 "
+    "little_room_for_bodies": "서버의 임시 폴더(TMPDIR)에 {free:.1f} GB만 남았습니다. {reserve:g} GB 이상 비워 두어야 "
     "합니다(KINEMA_MIN_FREE_GB). 공간을 확보하거나 TMPDIR을 더 큰 디스크의 폴더로 지정하세요.",
     "queue_full": "대기열이 가득 찼습니다(최대 {most}개, KINEMA_QUEUE_SIZE). {wait:.0f}초 뒤에 다시 시도하세요.",
-    "server_ending": "서버가 종료되는 중입니다. 다시 시작된 뒤 시도하세요.",
+    "server_ending": "서버가 종료되는 중입니다. 서버가 다시 시작되면 그때 시도하세요.",
     "server_ending_job": "서버가 종료되는 중입니다. {job} 작업은 서버가 다시 시작되면 계속됩니다. 그때 확인하세요.",
     "server_starting": "서버가 시작되는 중입니다. 잠시 뒤 다시 시도하세요.",
-    "queue_closing": "대기열이 닫히는 중입니다. 서버가 다시 시작된 뒤 시도하세요.",
-    "little_room": "{folder}: 디스크에 {free:.1f} GB가 남았습니다. {reserve:g} GB는 비워 두어야 합니다"
+    "queue_closing": "대기열이 종료되는 중입니다. 서버가 다시 시작되면 그때 시도하세요.",
+    "little_room": "{folder}: 디스크에 {free:.1f} GB만 남았습니다. {reserve:g} GB 이상 비워 두어야 합니다"
     "(KINEMA_MIN_FREE_GB). 영상을 삭제하거나 공간을 확보하세요.",
-    "disk_full": "디스크 공간이 부족합니다. {folder} 폴더에 {file} 파일을 쓸 수 없습니다. "
+    "disk_full": "디스크 공간이 부족해 {file} 파일을 쓸 수 없습니다({folder}). "
     "영상을 삭제하거나 공간을 확보하세요.",
-    "no_folder": "서버의 데이터 폴더를 사용할 수 없습니다: {reason}.",
+    "no_folder": "서버의 데이터 폴더를 사용할 수 없습니다({reason}).",
     "runner_lock_lost": "대기열의 데이터베이스 연결이 끊겼습니다. 작업은 다시 연결될 때까지 대기합니다.",
-    "runs_elsewhere": "이 서버의 데이터베이스에 있는 작업은 데이터 폴더가 다른 서버가 처리합니다. "
-    "그 서버에 요청을 보내거나, 이 서버를 같은 데이터 폴더(KINEMA_DATA_DIR)로 시작하세요.",
+    "runs_elsewhere": "이 서버의 데이터베이스에 있는 작업은 다른 데이터 폴더를 사용하는 서버가 처리합니다. "
+    "그 서버에 요청을 보내거나, 이 서버를 그 데이터 폴더(KINEMA_DATA_DIR)로 시작하세요.",
     "no_database": "대기열의 데이터베이스가 응답하지 않습니다. 잠시 뒤 다시 시도하세요.",
     "database_full": "대기열 데이터베이스의 디스크 공간이 부족합니다. 영상을 삭제하거나 공간을 확보하세요.",
     "database_gone": "서버가 실행되는 동안 대기열의 데이터베이스가 삭제되거나 교체되었습니다. 원래대로 되돌리거나, "
@@ -119,13 +119,13 @@ MESSAGES = {
     "database_damaged": "대기열의 데이터베이스가 손상되어({reason}) 작업을 저장할 수 없습니다. 서버를 멈추고 백업에서 "
     "복구하세요.",
     "data_folder": "데이터 폴더",
-    "in_the_log": "이유는 서버 로그에 있습니다.",
+    "in_the_log": "이유는 서버 로그 참조",
     "not_kept": "데이터베이스에 저장할 수 없는 값이 있습니다. 프롬프트와 설정을 다시 입력하세요.",
 }
 
 # Descriptions of rejected requests and failed jobs, shown if the message itself has no translation.
 ERRORS = {
-    "kinema_error": "서버에서 오류가 발생했습니다.",
+    "kinema_error": "서버에서 오류가 발생했습니다. 자세한 내용은 서버 로그에 있습니다.",
     "invalid_request": "사용할 수 없는 설정이 있습니다. 설정을 바꿔 보세요.",
     "request_too_large": "요청이 너무 큽니다. 더 작은 이미지를 선택하세요.",
     "invalid_image": "사용할 수 없는 이미지입니다. 다른 이미지를 선택하세요.",
@@ -144,22 +144,22 @@ ERRORS = {
     "insufficient_disk": "디스크 공간이 부족합니다. 영상을 삭제하거나 공간을 확보하고 다시 시도하세요.",
     "generation_failed": "모델이 올바른 결과를 내지 못했습니다(NaN 또는 단색 화면). 시드나 설정을 바꿔 보고, "
     "같은 문제가 계속되면 모델 파일을 확인하세요.",
-    "job_error": "대기열에서 오류가 발생했습니다. 다시 시도하세요.",
+    "job_error": "대기열에서 처리할 수 없는 요청입니다. 자세한 내용은 서버 로그에 있습니다.",
     "queue_full": "대기열이 가득 찼습니다. 잠시 뒤 다시 시도하세요.",
     "queue_unavailable": "대기열을 사용할 수 없습니다. 잠시 뒤 다시 시도하세요.",
     "job_not_found": "영상을 찾을 수 없습니다. 삭제되었거나 보관 기간이 지났습니다.",
     "job_unfinished": "아직 완성된 영상이 없습니다.",
     "allowance_used_up": "하루 사용 한도를 넘었습니다. 나중에 다시 시도하세요.",
-    "server_busy": "서버가 바쁩니다. 몇 초 뒤에 다시 시도하세요.",
+    "server_busy": "서버에 요청이 많습니다. 몇 초 뒤에 다시 시도하세요.",
     "key_reused": "같은 멱등성 키(Idempotency-Key)가 다른 요청에 이미 쓰였습니다. 새 키를 사용하세요.",
-    "video_error": "영상 파일을 쓰거나 읽을 수 없습니다. 다시 시도하세요.",
-    "recipe_error": "사용할 수 있는 레시피가 없습니다.",
+    "video_error": "영상 파일을 쓰거나 읽을 수 없습니다. 영상을 다시 만들어 보세요.",
+    "recipe_error": "영상 파일에 읽을 수 있는 레시피가 없습니다.",
     # Codes that only jobs use.
     "cancelled": "취소했습니다.",
     "worker_died": "영상을 만들던 작업 프로세스(워커)가 여러 번 비정상 종료되었습니다. 대개 메모리 부족 때문입니다. "
     "크기나 길이를 줄여 다시 만들어 보세요.",
     "worker_hung": "영상을 만들던 작업 프로세스(워커)가 너무 오래 응답하지 않았습니다(KINEMA_STEP_TIMEOUT). "
     "크기나 길이를 줄여 다시 만들어 보세요.",
-    "interrupted": "작업 중에 서버가 여러 번 종료되었거나 다른 서버로 바뀌었습니다. 다시 만들어 보세요.",
+    "interrupted": "작업 중에 서버가 여러 번 비정상 종료되었거나, 작업이 다른 서버로 넘어갔습니다. 다시 만들어 보세요.",
     "internal_error": "내부 오류가 발생했습니다. 계속되면 서버 로그를 확인하고 제보해 주세요.",
 }
