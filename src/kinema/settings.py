@@ -64,8 +64,8 @@ class Settings(BaseSettings):
     )
     precision: Literal["full", "fp8"] = Field(
         default="full",
-        description="full, or fp8: run the UNet's large matmuls in 8-bit floating point; faster, slightly less "
-        "accurate; needs an NVIDIA Hopper GPU (H100, H200).",
+        description="full (all matmuls in the dtype), or fp8: the UNet's large matmuls in 8-bit floating point; "
+        "faster, slightly less accurate; needs an NVIDIA Hopper GPU (H100, H200).",
     )
     data_dir: Path = Field(
         default=Path("~/.local/share/kinema"), description="a folder for the queue, its images and its videos."
@@ -73,10 +73,10 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = Field(
         default=None,
         min_length=1,
-        description="postgresql://… or sqlite:///PATH; unset: an SQLite file in the data folder.",
+        description="postgresql://… or sqlite:///PATH; unset: a SQLite file in the data folder.",
     )
     workers: int | None = Field(
-        default=None, ge=1, le=64, description="1 to 64 worker processes; unset: one per GPU, or one."
+        default=None, ge=1, le=64, description="1 to 64 worker processes; unset: one per GPU, or one without a GPU."
     )
     queue_size: int = Field(default=100, ge=1, le=100_000, description="1 to 100000 waiting jobs.")
     keep_days: float = Field(

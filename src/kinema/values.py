@@ -63,7 +63,7 @@ class VideoRequest(BaseModel):
         ge=0,
         le=MAX_SEED,
         description="Random seed: the same seed, image, parameters and machine give the same video. "
-        "-1 or unset: a random seed, which is always returned.",
+        "-1 or unset: a random seed, which is reported with the video.",
         json_schema_extra={"minimum": RANDOM_SEED},
     )
     width: int = Field(default=1024, ge=64, le=2048, description="Width in pixels, a multiple of 8.")
@@ -99,19 +99,21 @@ class VideoRequest(BaseModel):
         ge=1,
         le=30,
         allow_inf_nan=False,
-        description="Guidance scale of the first frame; 1 disables guidance.",
+        description="Guidance scale of the first frame; it changes linearly to that of the last. "
+        "Guidance is off if both are 1.",
     )
     max_guidance_scale: float = Field(
         default=3.0,
         ge=1,
         le=30,
         allow_inf_nan=False,
-        description="Guidance scale of the last frame; 1 disables guidance.",
+        description="Guidance scale of the last frame. Guidance is off if both are 1.",
     )
     decode_chunk_size: int | None = Field(
         default=None,
         ge=1,
-        description="Frames decoded at once: fewer need less memory but may flicker. Unset: chosen by the free memory.",
+        description="Frames decoded at once: fewer need less memory but may flicker. "
+        "Unset: chosen to fit the free memory.",
     )
     fit: Fit = Field(
         default="crop",

@@ -186,7 +186,7 @@ def test_repository_of_pickles_downloads_only_index(remote):
 
 def test_insufficient_disk_fails_before_download(remote, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=10**6))
-    with pytest.raises(InsufficientDisk, match=r"needs .* MB more in .*only 1\.0 MB are free.*HF_HOME"):
+    with pytest.raises(InsufficientDisk, match=r"needs .* MB in .*only 1\.0 MB are free.*HF_HOME"):
         pull(REPOSITORY)
     assert remote.downloaded == ["model_index.json"]
 

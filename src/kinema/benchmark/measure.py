@@ -222,7 +222,7 @@ def _warm_page_cache(snapshot: Snapshot) -> None:
 
 
 def _first_results(report: Mapping[str, Any]) -> Record:
-    """Return the record of a side's start; see `SideProcess.first`."""
+    """Return the record of a side's cold start; see `SideProcess.first`."""
     return {
         "cold": {"seconds": _brief(report["seconds"]), "loaded_after": _brief(report["loaded"])},
         "cold_again": None,

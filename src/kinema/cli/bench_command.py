@@ -44,7 +44,7 @@ def bench(
         typer.Argument(
             metavar="IMAGE",
             show_default=False,
-            help="Image (JPEG, PNG, WebP): path or http(s) URL. Unset: a gradient.",
+            help="Image (JPEG, PNG, WebP): path or http(s) URL. Unset: a generated gradient.",
         ),
     ] = None,
     *,
@@ -52,7 +52,8 @@ def bench(
         str,
         typer.Option(
             metavar="NAME[,NAME]",
-            help="Baselines to compare with: diffusers, diffusers-compile (torch.compile), both, or nothing.",
+            help="Baselines to compare with, comma-separated: diffusers, diffusers-compile (torch.compile). "
+            "'nothing' measures Kinema only.",
         ),
     ] = "diffusers",
     peer_dtype: Annotated[
@@ -63,18 +64,25 @@ def bench(
         int, typer.Option(metavar="N", min=1, help="Number of warm runs per side, alternating; medians are shown.")
     ] = 3,
     note: Annotated[
-        str | None, typer.Option(metavar="TEXT", help='Remark to store in the record, e.g. "random weights".')
+        str | None, typer.Option(metavar="TEXT", help='Remark to store with the measurements, e.g. "random weights".')
     ] = None,
     output: Annotated[
         str | None,
         typer.Option(
-            "--out", metavar="FILE.json", rich_help_panel=OUTPUT_PANEL, help="Also write the record to this file."
+            "--out",
+            metavar="FILE.json",
+            rich_help_panel=OUTPUT_PANEL,
+            help="Also write the measurements to this file, as JSON.",
         ),
     ] = None,
     force: Force = False,
     json: Annotated[
         bool,
-        typer.Option("--json", rich_help_panel=OUTPUT_PANEL, help="Write the record to stdout instead of the table."),
+        typer.Option(
+            "--json",
+            rich_help_panel=OUTPUT_PANEL,
+            help="Write the measurements to stdout as JSON, instead of the table.",
+        ),
     ] = False,
     quiet: Quiet = False,
     model: Model = None,
@@ -86,7 +94,8 @@ def bench(
         typer.Option(
             metavar="fast|reference",
             rich_help_panel=MODEL_PANEL,
-            help="Kinema's forward implementation, or diffusers'. Unset: as for generate.",
+            help="fast: Kinema's forward implementation; reference: diffusers'. Unset: fast on CPUs and on GPUs with "
+            "Triton kernels, else reference.",
         ),
     ] = None,
     **parameters: Any,

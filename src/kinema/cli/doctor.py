@@ -120,7 +120,7 @@ def _dtype_reason(settings: Settings, device: torch.device) -> str:
 
 
 def _model_facts(model: InstalledModel, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """Return a catalog model with its memory plan at its default parameters."""
+    """Return what is shown about a catalog model, including its memory plan at its default parameters."""
     facts: dict[str, Any] = {
         "name": model.entry.name,
         "makes": "images" if model.entry.text_to_image else "videos",

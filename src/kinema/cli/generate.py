@@ -112,7 +112,7 @@ def generate(
         sources = prompt or [expanded(image) for image in images or []]
         if output == STDOUT and len(sources) > 1:
             raise InvalidRequest(
-                f"-o - writes one video to stdout, but {len(sources)} were requested; name a folder, as -o videos/",
+                f"-o - writes one video to stdout, but {len(sources)} were requested; use a folder, such as -o videos/",
                 "output",
             )
         # Before torch is imported to choose a model: the ranges are the same for all models.

@@ -21,7 +21,7 @@ app = typer.Typer(cls=CommandGroup, invoke_without_command=True)
 def models(
     context: typer.Context, *, json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False
 ) -> None:
-    """List available models and which are downloaded. Uses no network."""
+    """List the available models and show which are downloaded. Works offline."""
     if context.invoked_subcommand is not None:
         return
     from kinema.models.resolve import inventory

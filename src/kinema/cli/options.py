@@ -198,7 +198,7 @@ def _defaults(name: str, field: FieldInfo) -> str:
     """Return the default of a field as text, with the models that have another default."""
     if name in TEXT_TO_IMAGE_FIELDS:
         own = {entry.name: entry.defaults[name] for entry in IMAGE_MODELS.values() if name in entry.defaults}
-        return f"Default {', '.join(f'{image_model}: {value}' for image_model, value in own.items())}" if own else ""
+        return f"Default {', '.join(f'{value} for {image_model}' for image_model, value in own.items())}" if own else ""
     if field.default_factory is not None or field.default is None:
         return ""
     others: dict[Any, list[str]] = {}

@@ -34,7 +34,11 @@ def serve(
     precision: Precision = None,
     workers: Annotated[
         str | None,
-        typer.Option(metavar="N", help="Number of worker processes. Unset: one per GPU, or one.", show_default=False),
+        typer.Option(
+            metavar="N",
+            help="Number of worker processes. Unset: one per GPU, or one without a GPU.",
+            show_default=False,
+        ),
     ] = None,
     data_dir: Annotated[
         str | None,
@@ -51,12 +55,12 @@ def serve(
             show_envvar=False,
         ),
     ] = None,
-    open_: Annotated[bool, typer.Option("--open", help="Accept remote connections without authentication.")] = False,
+    open_: Annotated[bool, typer.Option("--open", help="Accept remote connections without an API key.")] = False,
 ) -> None:
-    """Serve BentoML's API, /v1/videos and the web page, with a durable job queue.
+    """Serve /generate (as in BentoML's tutorial), /v1/videos (OpenAI's API) and the web page, with a durable job queue.
 
-    Each option is also a setting: KINEMA_MODEL, KINEMA_WORKERS, … in the environment, or model, workers, … in
-    kinema.toml.
+    Each option except --host and --port is also a setting: KINEMA_MODEL, KINEMA_WORKERS, … in the environment, or
+    model, workers, … in kinema.toml. --key is KINEMA_API_KEYS, or api_keys.
     """
     overrides = {
         "model": model,

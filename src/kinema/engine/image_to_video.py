@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from kinema.models.memory_plan import MemoryPlan
     from kinema.values import VideoRequest
 
-SMALLER = "use a smaller width and height or fewer num_frames"
+SMALLER = "use a smaller width, height or num_frames"
 LIBRARIES = ("diffusers", "transformers", "accelerate")
 
 

@@ -198,7 +198,7 @@ class JobTable:
 
     @contextmanager
     def _write_as_scheduler(self) -> Iterator[sa.Connection]:
-        """As `_write`, but in the session that holds the scheduler lock: after its loss nothing is written."""
+        """Like `_write`, but in the session that holds the scheduler lock: after its loss nothing is written."""
         if self._scheduler_session is None:
             with self._write() as connection:
                 yield connection

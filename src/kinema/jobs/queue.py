@@ -269,7 +269,7 @@ class Queue:
                     return job
 
     async def subscribe_async(self, job_id: str) -> AsyncIterator[Job]:
-        """As `subscribe`, for an event loop. Needs no thread per subscriber."""
+        """Like `subscribe`, but for an event loop; needs no thread per subscriber."""
         import asyncio
 
         subscription = AsyncSubscription()

@@ -282,7 +282,7 @@ def _read(path: Path) -> bytes:
         if not path.exists():
             raise InvalidImage(f"file {path} not found; check the name and the folder")
         if not path.is_file():
-            raise InvalidImage(f"{path} is not a regular file; save the image to one")
+            raise InvalidImage(f"{path} is not a regular file; save the image as a file and use that")
         if (size := path.stat().st_size) > MAX_BYTES:
             raise InvalidImage(_too_large(size, str(path)))
         return path.read_bytes()
@@ -487,7 +487,7 @@ def _to_srgb(mode: str, profile: bytes) -> ImageCms.ImageCmsTransform | None:
 
 
 def _from_array(array: np.ndarray[Any, np.dtype[Any]]) -> Image.Image:
-    """Return an image from a uint8 array [h, w], [h, w, 3] or [h, w, 4]; else raise with the conversion to use."""
+    """Return an image from a uint8 array [h, w], [h, w, 3] or [h, w, 4]; else raise InvalidImage with the remedy."""
     shape = list(array.shape)
     if array.dtype.kind == "f":
         raise InvalidImage(

@@ -90,7 +90,7 @@ def fetch(
     progress: Callable[[Progress], None] | None = None,
     layout: Layout = SVD,
 ) -> Snapshot:
-    """Return the files of a repository that loading reads; download those that are not in the cache.
+    """Return the files of a repository that are needed for loading; download those that are not in the cache.
 
     A cached commit is used without a network request. For a branch or tag the hub is queried first; the cached
     snapshot is used if the hub can't be reached.
@@ -209,7 +209,7 @@ def _check_disk_space(where: str, needed: int) -> None:
     free = shutil.disk_usage(existing).free
     if needed + SPARE_DISK > free:
         raise InsufficientDisk(
-            f"{where} needs {human_bytes(needed)} more in {cache}, but only {human_bytes(free)} are free; "
+            f"{where} needs {human_bytes(needed + SPARE_DISK)} in {cache}, but only {human_bytes(free)} are free; "
             "free disk space, or set HF_HOME to a folder on a larger disk"
         )
 

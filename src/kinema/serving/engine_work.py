@@ -176,7 +176,7 @@ class EngineWork:
 
 
 def _open_image(task: Task) -> InputImage:
-    """Open the task's image; a generated image also has its generation parameters from its file."""
+    """Open the task's image; for a generated image, also read its generation parameters from the file."""
     from PIL import Image
 
     assert task.image is not None, "sent by the client, or generated before"

@@ -26,7 +26,7 @@ class OpenedFile(FileResponse):
         try:
             self._file = path.open("rb")
         except FileNotFoundError:
-            raise JobNotFound(f"the video of {path.parent.name} was deleted") from None
+            raise JobNotFound(f"video {path.parent.name!r} was deleted") from None
         descriptor = self._file.fileno()
         super().__init__(f"/dev/fd/{descriptor}", stat_result=os.fstat(descriptor), **options)
 

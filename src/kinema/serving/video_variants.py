@@ -65,4 +65,4 @@ def _create(images: ImageService, path: Path, gone: Callable[[], bool]) -> None:
     except (OSError, KinemaError):
         if video.exists():
             raise
-        raise JobNotFound(f"the video of {path.parent.name} was deleted") from None
+        raise JobNotFound(f"video {path.parent.name!r} was deleted") from None

@@ -555,7 +555,7 @@ def activated_convolved(
 
 
 def _few(sums: torch.Tensor) -> torch.Tensor:
-    """Return sums in few enough pieces for the norm to read quickly."""
+    """Add up the partial sums if there are more than 64, so that the norm reads them quickly."""
     return sums if sums.shape[1] <= 64 else sums.sum(1, keepdim=True)
 
 

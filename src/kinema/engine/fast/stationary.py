@@ -55,7 +55,7 @@ def fits(x: torch.Tensor, weight: torch.Tensor, processors: int) -> bool:
 
 
 def _pieces(x: torch.Tensor) -> int:
-    """Return the number of steps over the depth."""
+    """Return the number of pieces, of BYTES bytes each, in a row."""
     return -(-x.shape[1] * x.itemsize // BYTES)
 
 
