@@ -543,7 +543,7 @@ def test_out_of_memory_on_single_frame_fails(pipeline: VideoPipeline, image: Inp
 def test_out_of_memory_on_cpu_raises_insufficient_memory(pipeline: VideoPipeline, image: InputImage, part: str) -> None:
     calls: list[int] = []
     run_out(submodule(pipeline, part), lambda _: calls.append(1) is None)
-    with pytest.raises(InsufficientMemory, match=r"memory ran out while .*; use a smaller width and height or fewer"):
+    with pytest.raises(InsufficientMemory, match=r"memory ran out while .*; use a smaller width, height or num_frames"):
         video_of(pipeline, image)
     assert len(calls) == 1  # no retry: parts can't be offloaded from the CPU
 
