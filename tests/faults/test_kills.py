@@ -109,7 +109,7 @@ def cancel_at_random_times(tmp_path, png, count):
     try:
         with server.client() as client:
             fields = FIELDS | {"num_inference_steps": "100"}
-            worker = server.api_process().children()[0]
+            (worker,) = (c for c in server.api_process().children() if "kinema.jobs.worker_process" in c.cmdline())
             before = None
             for i in range(count):
                 response = client.post("/v1/videos", data=fields | {"seed": str(i)}, files={"image": ("a.png", png)})

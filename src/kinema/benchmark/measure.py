@@ -158,7 +158,7 @@ class _Race:
                 yield f"{name}: load the model in a new process, generate the first video"
                 sides[name] = stack.enter_context(self._started(name, name))
                 run, report = sides[name].first(request)
-                self.results[name] = _first_results(report)
+                self.results[name] = _cold_start_record(report)
                 if run.recipe:
                     request = request.changed(decode_chunk_size=run.recipe.decode_chunk_size)
             for i in range(runs):  # alternate, so that other load affects all sides
@@ -186,7 +186,7 @@ class _Race:
             if any(path.is_file() for path in self._caches(name).rglob("*")):
                 yield f"{name}: repeat in a new process, with the compiler caches of the first"
                 with self._started(name, f"{name}-again") as side:
-                    self.results[name]["cold_again"] = _first_results(side.first(request)[1])["cold"]
+                    self.results[name]["cold_again"] = _cold_start_record(side.first(request)[1])["cold"]
 
     def _started(self, name: str, folder: str) -> AbstractContextManager[SideProcess]:
         return started(name, self.tasks[name], self.folder / folder, self._caches(name))
@@ -221,7 +221,7 @@ def _warm_page_cache(snapshot: Snapshot) -> None:
                 pass
 
 
-def _first_results(report: Mapping[str, Any]) -> Record:
+def _cold_start_record(report: Mapping[str, Any]) -> Record:
     """Return the record of a side's cold start; see `SideProcess.first`."""
     return {
         "cold": {"seconds": _brief(report["seconds"]), "loaded_after": _brief(report["loaded"])},

@@ -112,7 +112,7 @@ def image_frame(image: str, size: tuple[int, int], request: VideoRequest, labels
     """
     width, height, fit = request.width, request.height, request.fit
     alt = escape(labels.input_alt)
-    thumbnail = _crop_thumbnail(image, size, request) if fit == "crop" else ""
+    thumbnail = _crop_outline(image, size, request) if fit == "crop" else ""
     return (
         f'<div class="k-image" {_script_texts(labels)}>'
         f'<div class="k-screen" style="aspect-ratio: {width} / {height}">'
@@ -130,7 +130,7 @@ def _script_texts(labels: Labels) -> str:
     return " ".join(f'data-{name}="{escape(text)}"' for name, text in texts.items())
 
 
-def _crop_thumbnail(image: str, size: tuple[int, int], request: VideoRequest) -> str:
+def _crop_outline(image: str, size: tuple[int, int], request: VideoRequest) -> str:
     """Return a thumbnail of the whole image with the crop outlined; empty if at least 97% is kept."""
     left, top, right, bottom = crop_box(size, request.width, request.height)
     if (right - left) * (bottom - top) > 0.97 * size[0] * size[1]:
