@@ -78,7 +78,7 @@ def screenshot(url: str, size: tuple[int, int], language: str, *, generate: bool
         page.wait_for_selector("#k-note .k-estimate")
         if generate:
             page.click("[data-example=rocket]")
-            page.wait_for_selector(".k-image .k-screen img")
+            page.wait_for_selector(".k-image .k-media img")
             page.click("#k-generate")
             page.wait_for_selector(".k-panel[data-status=completed]", timeout=300_000)
             page.wait_for_timeout(3_000)  # the video plays, and the card has its thumbnail

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import kinema
-from kinema.errors import InvalidImage, InvalidRequest, WeightsError
+from kinema.errors import InvalidImage, InvalidRequest, ModelError
 from kinema.models.loading import VideoPipeline
 from kinema.values import Step
 
@@ -124,7 +124,7 @@ def invalid_model(tmp_path: Path) -> Path:
     """Return a folder without a model."""
     folder = tmp_path / "no-model"
     folder.mkdir()
-    with pytest.raises(WeightsError):
+    with pytest.raises(ModelError):
         kinema.load(folder, device="cpu")
     return folder
 
@@ -149,12 +149,12 @@ def test_stream_validates_when_called_and_loads_when_iterated(image: Image.Image
     with pytest.raises(InvalidImage):
         kinema.stream(b"", model=invalid_model, **PARAMETERS)
     steps = kinema.stream(image, model=invalid_model, **PARAMETERS)
-    with pytest.raises(WeightsError):
+    with pytest.raises(ModelError):
         next(steps)
 
 
 def test_invalid_model_raises_weights_error(image: Image.Image, invalid_model: Path) -> None:
-    with pytest.raises(WeightsError):
+    with pytest.raises(ModelError):
         kinema.generate(image, model=invalid_model, **PARAMETERS)
 
 

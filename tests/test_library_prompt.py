@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 import kinema
-from kinema.errors import InvalidRequest, NotAnImagePipeline, WeightsError
+from kinema.errors import InvalidRequest, NotAnImagePipeline, ModelError
 from kinema.models.image_pipeline import ImagePipeline
 from kinema.models.loading import VideoPipeline
 from kinema.values import Step
@@ -140,7 +140,7 @@ def test_invalid_image_model_is_rejected_on_iteration(pipeline: VideoPipeline, t
     steps = kinema.stream(prompt=PROMPT, model=pipeline, image_model=tiny_svd, **PARAMETERS)
     with pytest.raises(NotAnImagePipeline, match="tiny-svd generates videos, not images"):
         next(steps)
-    with pytest.raises(WeightsError):
+    with pytest.raises(ModelError):
         kinema.generate(prompt=PROMPT, model=pipeline, image_model=tmp_path, **PARAMETERS)
 
 

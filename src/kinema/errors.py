@@ -1,30 +1,30 @@
 """All errors that Kinema raises, as one tree. Every message names the problem and the remedy.
 
     KinemaError
-    ├── InvalidRequest          a parameter is out of range, or parameters contradict each other
-    │   └── RequestTooLarge     the request body exceeds the limit
-    ├── InvalidImage            the input is not a usable image
-    ├── WeightsError            a model is unavailable or invalid
-    │   ├── ModelNotFound       no such catalog name, hub repository or folder
-    │   ├── ModelGated          the repository requires a login or an accepted licence
-    │   ├── HubUnreachable      no network, or the hub does not respond
-    │   ├── WeightsMissing      a file of the model is missing
-    │   ├── WeightsDamaged      a file is truncated or has the wrong content
-    │   ├── NotAnSvdModel       the model is not Stable Video Diffusion
-    │   └── NotAnImagePipeline  the model is not a supported text-to-image pipeline
-    ├── InsufficientMemory      the device has too little free memory
-    ├── InsufficientDisk        the disk has too little free space
-    ├── GenerationFailed        a model's output is not an image or video (NaN, infinity, one constant colour)
-    ├── JobError                the queue cannot perform the operation
-    │   ├── QueueFull           the maximum number of jobs is waiting
-    │   ├── QueueUnavailable    the queue's folder or database is unavailable, or the queue is closing
-    │   ├── JobNotFound         no job has this id
-    │   ├── JobUnfinished       the job has no result, because it has not finished or has failed
-    │   └── KeyReused           an idempotency key was reused with another request
-    ├── ServerBusy              the server has reached a concurrency limit
-    ├── AllowanceUsedUp         a client has used up its daily allowance
-    ├── VideoError              a video file cannot be written or read
-    └── RecipeError             a file contains no recipe, or one that cannot be applied
+    ├── InvalidRequest               a parameter is out of range, or parameters contradict each other
+    │   └── RequestTooLarge          the request body exceeds the limit
+    ├── InvalidImage                 the input is not a usable image
+    ├── ModelError                   a model is unavailable or invalid
+    │   ├── ModelNotFound            no such catalog name, hub repository or folder
+    │   ├── ModelGated               the repository requires a login or an accepted licence
+    │   ├── HubUnreachable           no network, or the hub does not respond
+    │   ├── ModelIncomplete          a file of the model is missing
+    │   ├── ModelCorrupt             a file is truncated or has the wrong content
+    │   ├── NotAnSvdModel            the model is not Stable Video Diffusion
+    │   └── NotAnImagePipeline       the model is not a supported text-to-image pipeline
+    ├── InsufficientMemory           the device has too little free memory
+    ├── InsufficientDisk             the disk has too little free space
+    ├── GenerationFailed             a model's output is not an image or video (NaN, infinity, one constant colour)
+    ├── JobError                     the queue cannot perform the operation
+    │   ├── QueueFull                the maximum number of jobs is waiting
+    │   ├── QueueUnavailable         the queue's folder or database is unavailable, or the queue is closing
+    │   ├── JobNotFound              no job has this id
+    │   ├── JobUnfinished            the job has no result, because it has not finished or has failed
+    │   └── IdempotencyKeyReused     an idempotency key was reused with another request
+    ├── ServerBusy                   the server has reached a concurrency limit
+    ├── QuotaExceeded                a client has used up its daily quota
+    ├── VideoError                   a video file cannot be written or read
+    └── RecipeError                  a file contains no recipe, or one that cannot be applied
 
 Errors of other libraries are translated where they occur and never propagate unchanged. `code` is the error's name in
 the HTTP API and in the events of `--json`; every class has its own.
@@ -65,49 +65,49 @@ class InvalidImage(KinemaError, ValueError):
         self.param = param
 
 
-class WeightsError(KinemaError):
+class ModelError(KinemaError):
     """A model is unavailable or invalid."""
 
-    code = "weights_error"
+    code = "model_error"
 
 
-class ModelNotFound(WeightsError):
+class ModelNotFound(ModelError):
     """No catalog name, hub repository or folder has this name."""
 
     code = "model_not_found"
 
 
-class ModelGated(WeightsError):
+class ModelGated(ModelError):
     """The hub repository requires a login or an accepted licence."""
 
     code = "model_gated"
 
 
-class HubUnreachable(WeightsError):
+class HubUnreachable(ModelError):
     """There is no network, or the hub does not respond."""
 
     code = "hub_unreachable"
 
 
-class WeightsMissing(WeightsError):
+class ModelIncomplete(ModelError):
     """A file of the model is missing."""
 
-    code = "weights_missing"
+    code = "model_incomplete"
 
 
-class WeightsDamaged(WeightsError):
+class ModelCorrupt(ModelError):
     """A file of the model is truncated or has the wrong content."""
 
-    code = "weights_damaged"
+    code = "model_corrupt"
 
 
-class NotAnSvdModel(WeightsError):
+class NotAnSvdModel(ModelError):
     """The model has a known layout but is not Stable Video Diffusion."""
 
     code = "not_an_svd_model"
 
 
-class NotAnImagePipeline(WeightsError):
+class NotAnImagePipeline(ModelError):
     """The model has a known layout but is not a supported text-to-image pipeline."""
 
     code = "not_an_image_pipeline"
@@ -165,10 +165,10 @@ class JobUnfinished(JobError):
     code = "job_unfinished"
 
 
-class KeyReused(JobError):
+class IdempotencyKeyReused(JobError):
     """An idempotency key was reused with another request."""
 
-    code = "key_reused"
+    code = "idempotency_key_reused"
 
 
 class ServerBusy(KinemaError):
@@ -177,10 +177,10 @@ class ServerBusy(KinemaError):
     code = "server_busy"
 
 
-class AllowanceUsedUp(KinemaError):
-    """A client has used up its daily allowance. `retry_after` is the time until it may continue, in seconds."""
+class QuotaExceeded(KinemaError):
+    """A client has used up its daily quota. `retry_after` is the time until it may continue, in seconds."""
 
-    code = "allowance_used_up"
+    code = "quota_exceeded"
 
     def __init__(self, message: str, retry_after: float) -> None:
         super().__init__(message)

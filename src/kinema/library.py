@@ -48,7 +48,7 @@ def load(
             None: as in the settings, by default "full".
 
     Raises:
-        WeightsError: the model is unavailable or invalid.
+        ModelError: the model is unavailable or invalid.
         InvalidRequest: device, dtype, engine or precision is not available.
     """
     from kinema.models import loading
@@ -73,7 +73,7 @@ def load_image_pipeline(
         dtype: As for `load`.
 
     Raises:
-        WeightsError: the model is unavailable or invalid.
+        ModelError: the model is unavailable or invalid.
         InvalidRequest: device or dtype is not available.
     """
     from kinema.models import image_pipeline
@@ -102,13 +102,13 @@ def stream(
     Raises:
         InvalidRequest, InvalidImage: immediately. Other errors are raised during iteration.
     """
-    check_source(image, prompt)
+    check_image_or_prompt(image, prompt)
     name, defaults = _model_name(model, device, dtype)
     request = request_for(model=name, defaults=defaults, prompt=prompt, **parameters)
     if prompt is None:
         if image_model is not None:
             raise InvalidRequest("image_model only applies with a prompt; remove it or add a prompt", "image_model")
-        opened = open_image(image)  # type: ignore[arg-type]  # check_source: not None
+        opened = open_image(image)  # type: ignore[arg-type]  # check_image_or_prompt: not None
         _warn(all_warnings(opened.facts, request))
         return _from_image(name if model is None else model, device, dtype, opened, request)
     image_model, request = _choose_image_model(model, image_model, device, request)
@@ -116,7 +116,7 @@ def stream(
     return _from_prompt(name if model is None else model, image_model, device, dtype, request)
 
 
-def check_source(image: object, prompt: object) -> None:
+def check_image_or_prompt(image: object, prompt: object) -> None:
     """Check that there is either an image or a prompt.
 
     Raises:

@@ -99,7 +99,9 @@ class Settings(BaseSettings):
         description="seconds without progress after which a worker process counts as hung.",
     )
     api_keys: Secrets = Field(default=(), description="comma-separated API keys; each request must send one.")
-    open: bool = Field(default=False, description="true to accept remote connections without authentication, or false.")
+    allow_unauthenticated: bool = Field(
+        default=False, description="true to accept remote connections without authentication, or false."
+    )
     hosts: Names = Field(default=(), description="comma-separated Host names to accept in addition to localhost.")
     cors_origins: Names = Field(default=(), description="comma-separated origins to allow by CORS; unset: none.")
     image_hosts: HostPorts = Field(

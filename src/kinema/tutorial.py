@@ -146,7 +146,7 @@ def load(
         **parameters: Fields of `VideoRequest` for all videos of the lesson.
 
     Raises:
-        WeightsError: the model is unavailable or invalid.
+        ModelError: the model is unavailable or invalid.
         InvalidRequest: device or dtype is not available.
     """
     with warnings.catch_warnings():

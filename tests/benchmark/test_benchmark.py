@@ -59,14 +59,14 @@ def record(measurement):
 
 
 def side_of(record, name):
-    return record["kinema"] if name == "kinema" else record["peers"][name]
+    return record["kinema"] if name == "kinema" else record["baselines"][name]
 
 
 @pytest.fixture(scope="module")
 def mixed(tiny_svd: Path):
     """Return a record with Kinema in bfloat16, the baseline in float32 and no decode_chunk_size."""
     settings = {"decode_chunk_size": None}
-    return measured(tiny_svd, runs=1, dtype="bfloat16", peer_dtype="float32", settings=settings)[1]
+    return measured(tiny_svd, runs=1, dtype="bfloat16", baseline_dtype="float32", settings=settings)[1]
 
 
 def test_each_side_runs_in_one_process(measurement) -> None:
@@ -92,13 +92,13 @@ def test_cold_time_starts_with_process(record, side) -> None:
 
 
 def test_factor_is_baseline_time_by_kinema_time(record) -> None:
-    ours, peer = record["kinema"], record["peers"]["diffusers"]
-    factor = peer["factor"]
+    ours, baseline = record["kinema"], record["baselines"]["diffusers"]
+    factor = baseline["factor"]
     assert set(factor) == {*STAGES, "load", "cold"}
     for stage in STAGES:
-        assert factor[stage] == pytest.approx(peer["warm"]["median"][stage] / ours["warm"]["median"][stage], rel=1e-4)
-    assert factor["load"] == pytest.approx(peer["load_seconds"] / ours["load_seconds"], rel=1e-4)
-    assert factor["cold"] == pytest.approx(peer["cold"]["seconds"] / ours["cold"]["seconds"], rel=1e-4)
+        assert factor[stage] == pytest.approx(baseline["warm"]["median"][stage] / ours["warm"]["median"][stage], rel=1e-4)
+    assert factor["load"] == pytest.approx(baseline["load_seconds"] / ours["load_seconds"], rel=1e-4)
+    assert factor["cold"] == pytest.approx(baseline["cold"]["seconds"] / ours["cold"]["seconds"], rel=1e-4)
 
 
 @pytest.mark.parametrize("side", ["kinema", "diffusers"])
@@ -116,10 +116,10 @@ def test_stage_times_sum_to_total(record, side) -> None:
 def test_both_sides_generate_same_video_in_float32(record) -> None:
     assert record["dtype"] == "float32"
     assert record["engine"] == "fast"
-    frames = record["peers"]["diffusers"]["frames"]
+    frames = record["baselines"]["diffusers"]["frames"]
     assert frames["greatest_difference"] <= 1
     assert frames["psnr_db"] is None or frames["psnr_db"] > 55
-    assert 0 < record["peers"]["diffusers"]["latents_apart"] < 1e-4
+    assert 0 < record["baselines"]["diffusers"]["latents_apart"] < 1e-4
 
 
 @pytest.mark.parametrize("vae_levels", [3, 4])
@@ -132,16 +132,16 @@ def test_both_sides_use_same_noise_in_half_precision(tmp_path, vae_levels) -> No
 
 @pytest.mark.slow
 def test_baseline_in_other_dtype(mixed) -> None:
-    assert (mixed["dtype"], mixed["peer_dtype"]) == ("bfloat16", "float32")
+    assert (mixed["dtype"], mixed["baseline_dtype"]) == ("bfloat16", "float32")
     assert set(mixed["matrix_tflop_per_second"]) == {"bfloat16", "float32"}
-    assert 30 < mixed["peers"]["diffusers"]["frames"]["psnr_db"] < 70
-    assert 1e-4 < mixed["peers"]["diffusers"]["latents_apart"] < 0.1
+    assert 30 < mixed["baselines"]["diffusers"]["frames"]["psnr_db"] < 70
+    assert 1e-4 < mixed["baselines"]["diffusers"]["latents_apart"] < 0.1
 
 
 def test_speed_is_flops_by_time(record) -> None:
     step, decode = record["tflop"]["step"], record["tflop"]["decode"]
     assert min(step, decode) > 0
-    for side in (record["kinema"], *record["peers"].values()):
+    for side in (record["kinema"], *record["baselines"].values()):
         seconds, speed, share = (side["warm"]["median"], side["tflop_per_second"], side["share_of_matrix_rate"])
         assert speed["denoise"] * seconds["denoise"] == pytest.approx(step * 2, rel=1e-3)
         assert speed["decode"] * seconds["decode"] == pytest.approx(decode, rel=1e-3)
@@ -170,7 +170,7 @@ def test_flops_equal_those_of_diffusers(tmp_path, guided, vae_levels, factor) ->
 
 def test_record_has_parameters_and_model(record, tiny_svd) -> None:
     assert record["note"] == "random weights"
-    assert list(record["peers"]) == ["diffusers"]
+    assert list(record["baselines"]) == ["diffusers"]
     parameters = request_of(tiny_svd, decode_chunk_size=2, fps=9).model_dump(exclude={"model"})
     assert record["settings"].items() <= (parameters | {"model": "tiny-svd"}).items()
     assert {"seed", "width", "fps", "decode_chunk_size"} <= set(record["settings"])
@@ -208,13 +208,13 @@ def test_error_of_side_process_is_raised_despite_library_output(tiny_svd, tmp_pa
 
 def test_crashed_side_process_reports_last_output(tiny_svd, tmp_path) -> None:
     request = request_of(tiny_svd)
-    with started("diffusers", task_of(tmp_path), tmp_path / "side", tmp_path / "caches") as peer:
+    with started("diffusers", task_of(tmp_path), tmp_path / "side", tmp_path / "caches") as baseline:
         with pytest.raises(
             GenerationFailed, match=r"the process of diffusers ended with 1; its last output: OSError: .*"
         ):
-            peer.first(request)
+            baseline.first(request)
         with pytest.raises(GenerationFailed, match="ended with 1"):
-            peer.make(request)
+            baseline.make(request)
 
 
 def test_side_process_ends_with_benchmark(tiny_svd) -> None:
@@ -255,10 +255,10 @@ def test_unsupported_baseline_engine_or_guidance_is_rejected(tiny_svd) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_several_baselines_alternate_and_reuse_compiler_caches(tiny_svd) -> None:
-    processes, record = measured(tiny_svd, runs=1, peers=["diffusers", "diffusers-compile"])
+    processes, record = measured(tiny_svd, runs=1, baselines=["diffusers", "diffusers-compile"])
     assert "diffusers-compile: repeat in a new process, with the compiler caches of the first" in processes
     assert "kinema: repeat in a new process, with the compiler caches of the first" not in processes
-    plain, compiled = record["peers"].values()
+    plain, compiled = record["baselines"].values()
     assert plain["frames"]["greatest_difference"] <= 1
     assert compiled["frames"]["greatest_difference"] <= 1
     assert plain["cold_again"] is None

@@ -58,7 +58,7 @@ def upload_image(page, path=ROCKET):
     with page.expect_file_chooser() as chooser:
         page.click("[data-choose]")
     chooser.value.set_files(path)
-    page.wait_for_selector(".k-image .k-screen img")
+    page.wait_for_selector(".k-image .k-media img")
 
 
 def set_number(page, label, value):

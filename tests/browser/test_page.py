@@ -14,7 +14,7 @@ def test_image_becomes_a_video_that_plays(server, visit):
     upload_image(page)
     assert "83% of your image is kept" in page.inner_text(".k-image")
     assert page.eval_on_selector(
-        ".k-image .k-screen > img", "i => i.decode().then(() => [i.naturalWidth, i.naturalHeight])"
+        ".k-image .k-media > img", "i => i.decode().then(() => [i.naturalWidth, i.naturalHeight])"
     ) == [288, 160]
     set_number(page, "Steps", SLOW)
     job = generate(page)
@@ -45,11 +45,11 @@ def test_image_preview_follows_fit_and_size(server, visit):
     page = visit(server.url)
     upload_image(page)
     page.get_by_text("Pad", exact=True).click()
-    page.wait_for_selector(".k-image .k-screen img[src*='fit=pad']")
+    page.wait_for_selector(".k-image .k-media img[src*='fit=pad']")
     set_number(page, "Height", 288)
-    page.wait_for_selector(".k-image .k-screen img[src*='height=288']")
+    page.wait_for_selector(".k-image .k-media img[src*='height=288']")
     assert page.eval_on_selector(
-        ".k-image .k-screen > img", "i => i.decode().then(() => [i.naturalWidth, i.naturalHeight])"
+        ".k-image .k-media > img", "i => i.decode().then(() => [i.naturalWidth, i.naturalHeight])"
     ) == [288, 288]
     assert "288×288" in page.inner_text("#k-note .k-warnings")  # the model was not trained on this size
 
@@ -67,7 +67,7 @@ def test_image_can_be_dropped_or_pasted(server, visit):
             f"document.querySelector('.k-image').dispatchEvent({event}); }}",
             _base64(ROCKET),
         )
-        page.wait_for_selector(".k-image .k-screen img")
+        page.wait_for_selector(".k-image .k-media img")
         page.click("[data-remove]")
 
 
@@ -106,7 +106,7 @@ def test_example_image_becomes_a_video(server, visit):
     page = visit(server.url)
     assert page.locator("[data-example]").count() == 3
     page.get_by_role("button", name="Coffee").click()
-    page.wait_for_selector(".k-image .k-screen img")
+    page.wait_for_selector(".k-image .k-media img")
     generate(page)
     finished(page)
     assert page.locator(".k-card h3").first.inner_text() == "Coffee"
@@ -196,7 +196,7 @@ def test_reload_finds_the_running_job_and_its_parameters(server, visit):
     page.close()
     again = visit(f"{server.url}?job={job}")
     again.wait_for_selector(".k-panel[data-status=in_progress]")
-    again.wait_for_selector(".k-image .k-screen img")
+    again.wait_for_selector(".k-image .k-media img")
     again.click(".k-more > button")
     assert again.get_by_label("Steps", exact=True).input_value() == str(SLOW)
     finished(again)
@@ -240,7 +240,7 @@ def test_cancel_keeps_the_parameters(server, visit):
         page.wait_for_selector(f".k-panel[data-job={job}] .k-headline:has-text('Cancelled')")
     assert page.get_by_label("Steps", exact=True).input_value() == str(5 * SLOW)
     assert page.get_by_label("number input for Motion").input_value() == "33"
-    assert page.is_visible(".k-image .k-screen img")
+    assert page.is_visible(".k-image .k-media img")
 
 
 def test_gallery_reuses_downloads_and_deletes(server, visit):
@@ -254,7 +254,7 @@ def test_gallery_reuses_downloads_and_deletes(server, visit):
     other = visit(server.url)
     card = other.locator(f".k-card:has([data-job={job}])")
     card.locator(".k-use").click()
-    other.wait_for_selector(".k-image .k-screen img")
+    other.wait_for_selector(".k-image .k-media img")
     assert other.get_by_label("number input for Motion").input_value() == "77"
     assert other.get_by_label("Seed", exact=True).input_value() == seed
     assert other.get_by_label("Keep this seed").is_checked()
@@ -297,7 +297,7 @@ def test_page_works_by_keyboard(server, visit):
     with page.expect_file_chooser() as chooser:
         page.keyboard.press("Enter")
     chooser.value.set_files(ROCKET)
-    page.wait_for_selector(".k-image .k-screen img")
+    page.wait_for_selector(".k-image .k-media img")
     _tab_to(page, "[aria-label='range slider for Motion']")
     page.keyboard.press("ArrowRight")
     assert page.get_by_label("number input for Motion").input_value() == "41"  # pocket's default is 40

@@ -43,7 +43,7 @@ def test_bench_without_image_and_baselines_writes_no_file(bench, folder):
     assert record["engine"] == "reference"
     assert record["image"]["name"] == "gradient"
     assert len(record["kinema"]["warm"]["runs"]) == 1
-    assert record["peers"] == {}
+    assert record["baselines"] == {}
     assert file_names(folder) == []
 
 
@@ -54,9 +54,9 @@ INVALID_ARGUMENTS = {
         "baseline 'onediff' is not supported; use diffusers, diffusers-compile or",
     ),
     "unknown baseline dtype": (
-        ["--peer-dtype=fp8"],
+        ["--baseline-dtype=fp8"],
         2,
-        "peer_dtype 'fp8' is not supported; use float16, bfloat16, float32",
+        "baseline_dtype 'fp8' is not supported; use float16, bfloat16, float32",
     ),
     "unknown engine": (["--engine=slow"], 2, "engine 'slow' is not supported; use fast or reference"),
     "missing image": (["nope.png"], 2, "file nope.png not found; check the name and the folder"),

@@ -676,7 +676,7 @@ def test_impossible_size_fails_before_work(
 ) -> None:
     request = request_of(width=2048, height=2048, num_frames=128, decode_chunk_size=128)
     monkeypatch.setattr("kinema.models.devices.free_memory", lambda _: 2**30)
-    with pytest.raises(InsufficientMemory, match=r"128 frames of 2048×2048 need at least .* GiB are free"):
+    with pytest.raises(InsufficientMemory, match=r"128 frames of 2048×2048 need at least .* GiB is free"):
         next(generate(shared, image, request))
 
 

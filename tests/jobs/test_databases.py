@@ -18,7 +18,7 @@ from queue_helpers import (
 )
 from queue_work import expected_image, expected_video
 
-from kinema.errors import InvalidRequest, JobNotFound, KeyReused, QueueFull
+from kinema.errors import InvalidRequest, JobNotFound, IdempotencyKeyReused, QueueFull
 from kinema.jobs import Queue
 from kinema.jobs.deletion import DAY
 from kinema.settings import Settings
@@ -40,7 +40,7 @@ def test_job_completes_and_key_returns_it(queue):
     job = wait_finished(queue, queue.submit(request(prompt="a fox"), idempotency_key="k"))
     assert queue.result(job.id).read_bytes() == expected_video(job.request, expected_image(job.request))
     assert queue.submit(request(prompt="a fox"), idempotency_key="k") == queue.get(job.id)
-    with pytest.raises(KeyReused):
+    with pytest.raises(IdempotencyKeyReused):
         queue.submit(request(prompt="a hare"), idempotency_key="k")
 
 

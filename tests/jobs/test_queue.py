@@ -12,7 +12,7 @@ from kinema.errors import (
     InvalidRequest,
     JobNotFound,
     JobUnfinished,
-    KeyReused,
+    IdempotencyKeyReused,
     QueueFull,
     QueueUnavailable,
 )
@@ -107,7 +107,7 @@ def test_full_queue_raises_queue_full_with_retry_after(tmp_path):
 def test_submit_fails_below_free_space_reserve(tmp_path):
     with (
         Queue(Settings(data_dir=tmp_path, min_free_gb=1e9)) as queue,
-        pytest.raises(InsufficientDisk, match=r"GB are free.*KINEMA_MIN_FREE_GB"),
+        pytest.raises(InsufficientDisk, match=r"GB is free.*KINEMA_MIN_FREE_GB"),
     ):
         queue.submit(request(), image=IMAGE)
 
@@ -129,7 +129,7 @@ def test_submit_of_invalid_job_raises_invalid_request(observer, arguments, messa
 def test_same_key_returns_same_job_and_rejects_another_request(observer):
     first = observer.submit(request(), image=IMAGE, idempotency_key="k")
     assert observer.submit(request(), image=IMAGE, idempotency_key="k").id == first.id
-    with pytest.raises(KeyReused, match="'k' was used with another request"):
+    with pytest.raises(IdempotencyKeyReused, match="'k' was used with another request"):
         observer.submit(request(seed=8), image=IMAGE, idempotency_key="k")
     assert observer.waiting() == 1
 

@@ -75,7 +75,7 @@ def test_job_stays_queued_until_a_worker_can_be_started(settings, monkeypatch, c
             assert queue.problems == ("the worker on auto can't be started: No such file or directory",)
             job = queue.submit(request(), image=IMAGE)
             wait_until(lambda: len([text for text in caplog.messages if "next attempt in" in text]) > 2)
-            assert (queue.ready, queue.workers, queue.get(job.id).status) == (True, (None,), "queued")
+            assert (queue.ready, queue.worker_pids, queue.get(job.id).status) == (True, (None,), "queued")
             missing.undo()
             assert wait_finished(queue, job).status == "completed"
             assert queue.problems == ()
@@ -83,7 +83,7 @@ def test_job_stays_queued_until_a_worker_can_be_started(settings, monkeypatch, c
 
 def test_job_is_requeued_with_its_parts_if_worker_cannot_be_replaced(queue, task_log, monkeypatch):
     monkeypatch.setattr("kinema.jobs.worker_pool.START_SECONDS", 0.1)
-    wait_until(lambda: queue.workers != (None,))
+    wait_until(lambda: queue.worker_pids != (None,))
     with monkeypatch.context() as missing:
         missing.setattr(sys, "executable", "/nowhere/python")
         job = queue.submit(request(model="killed once"), image=IMAGE)
@@ -99,7 +99,7 @@ def test_job_is_requeued_with_its_parts_if_worker_cannot_be_replaced(queue, task
 @pytest.mark.parametrize("act", ["cancel", "delete"])
 def test_cancel_or_delete_of_requeued_job_deletes_its_files(queue, settings, monkeypatch, act):
     monkeypatch.setattr("kinema.jobs.worker_pool.START_SECONDS", 0.1)
-    wait_until(lambda: queue.workers != (None,))
+    wait_until(lambda: queue.worker_pids != (None,))
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     job = queue.submit(request(model="killed once"), image=IMAGE)
     wait_until(lambda: queue.get(job.id).attempts == 1 and queue.get(job.id).status == "queued")

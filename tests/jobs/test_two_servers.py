@@ -85,7 +85,7 @@ def test_scheduler_stops_while_another_holds_its_lost_lock(postgres_settings, po
         cut_connection()
         with held_lock(postgresql_url):
             wait_until(lambda: queue.problems and "another server, with another data folder" in queue.problems[0])
-            assert (queue.ready, queue.running(), queue.workers) == (False, 0, (None, None))
+            assert (queue.ready, queue.running(), queue.worker_pids) == (False, 0, (None, None))
             release_jobs(task_log)
             assert [queue.get(job.id).status for job in jobs] == ["in_progress", "in_progress", "queued"]
             with pytest.raises(QueueUnavailable, match="another server"):

@@ -13,8 +13,8 @@ from kinema.errors import (
     ModelNotFound,
     NotAnImagePipeline,
     NotAnSvdModel,
-    WeightsError,
-    WeightsMissing,
+    ModelError,
+    ModelIncomplete,
 )
 from kinema.models import hub
 from kinema.models.catalog import CATALOG, IMAGE_MODELS
@@ -171,7 +171,7 @@ def test_pull_of_unsupported_pipeline_downloads_only_index(remote):
 
 def test_repository_without_index_downloads_nothing(remote):
     (remote.folder / "model_index.json").unlink()
-    with pytest.raises(WeightsMissing, match=r"no model_index\.json"):
+    with pytest.raises(ModelIncomplete, match=r"no model_index\.json"):
         pull(REPOSITORY)
     assert remote.downloaded == []
 
@@ -179,14 +179,14 @@ def test_repository_without_index_downloads_nothing(remote):
 def test_repository_of_pickles_downloads_only_index(remote):
     for path in (remote.folder / "unet").glob("*.safetensors"):
         path.unlink()
-    with pytest.raises(WeightsMissing, match=r"pickle \(unet/diffusion_pytorch_model\.bin\).*safe_serialization=True"):
+    with pytest.raises(ModelIncomplete, match=r"pickle \(unet/diffusion_pytorch_model\.bin\).*safe_serialization=True"):
         pull(REPOSITORY)
     assert remote.downloaded == ["model_index.json"]
 
 
 def test_insufficient_disk_fails_before_download(remote, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=10**6))
-    with pytest.raises(InsufficientDisk, match=r"needs .* MB in .*only 1\.0 MB are free.*HF_HOME"):
+    with pytest.raises(InsufficientDisk, match=r"needs .* MB in .*only 1\.0 MB is free.*HF_HOME"):
         pull(REPOSITORY)
     assert remote.downloaded == ["model_index.json"]
 
@@ -206,7 +206,7 @@ def test_full_disk_during_download_raises_insufficient_disk(remote, monkeypatch)
 
 def test_unwritable_cache_raises_weights_error(remote, monkeypatch):
     monkeypatch.setattr("huggingface_hub.hf_hub_download", fail_with(errno.EACCES))
-    with pytest.raises(WeightsError, match=r"can't be written to .*HF_HOME"):
+    with pytest.raises(ModelError, match=r"can't be written to .*HF_HOME"):
         pull(REPOSITORY)
 
 

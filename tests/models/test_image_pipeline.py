@@ -14,8 +14,8 @@ from kinema.errors import (
     ModelNotFound,
     NotAnImagePipeline,
     NotAnSvdModel,
-    WeightsDamaged,
-    WeightsMissing,
+    ModelCorrupt,
+    ModelIncomplete,
 )
 from kinema.models import image_pipeline as image_pipeline_module
 from kinema.models import resolve as resolve_module
@@ -171,7 +171,7 @@ def test_unsupported_pipeline_is_rejected(model_folder, changes, message):
 
 def test_pipeline_without_step_callback_is_rejected(model_folder):
     edit(model_folder / "model_index.json", _class_name="PixArtAlphaPipeline")
-    with pytest.raises((NotAnImagePipeline, WeightsDamaged), match="PixArtAlphaPipeline"):
+    with pytest.raises((NotAnImagePipeline, ModelCorrupt), match="PixArtAlphaPipeline"):
         load_on_cpu(model_folder)
 
 
@@ -202,20 +202,20 @@ def test_single_file_checkpoint_is_rejected(tmp_path):
 
 
 def test_folder_without_index_is_rejected(tmp_path):
-    with pytest.raises(WeightsMissing, match=r"has no model_index\.json"):
+    with pytest.raises(ModelIncomplete, match=r"has no model_index\.json"):
         load_on_cpu(tmp_path)
 
 
 @pytest.mark.parametrize("name", [UNET, TEXT, "vae/config.json", "scheduler/scheduler_config.json"])
 def test_missing_file_is_named(model_folder, name):
     (model_folder / name).unlink()
-    with pytest.raises(WeightsMissing, match=name.replace(".", r"\.")):
+    with pytest.raises(ModelIncomplete, match=name.replace(".", r"\.")):
         load_on_cpu(model_folder)
 
 
 def test_missing_tokenizer_is_named(model_folder):
     shutil.rmtree(model_folder / "tokenizer")
-    with pytest.raises(WeightsMissing, match="has no tokenizer/"):
+    with pytest.raises(ModelIncomplete, match="has no tokenizer/"):
         load_on_cpu(model_folder)
 
 
@@ -223,7 +223,7 @@ def test_missing_tokenizer_is_named(model_folder):
 @pytest.mark.parametrize("length", [-1, 100, 0])
 def test_truncated_weights_are_named_with_remedy(model_folder, name, length):
     (model_folder / name).write_bytes((model_folder / name).read_bytes()[:length])
-    with pytest.raises(WeightsDamaged, match=rf"{name} .*delete it and download"):
+    with pytest.raises(ModelCorrupt, match=rf"{name} .*delete it and download"):
         load_on_cpu(model_folder)
 
 
@@ -233,7 +233,7 @@ def test_missing_tensor_is_named(model_folder, name):
     missing = next(tensor for tensor in sorted(tensors) if tensor.endswith(".weight"))
     del tensors[missing]
     save_file(tensors, model_folder / name, metadata={"format": "pt"})
-    with pytest.raises(WeightsDamaged, match=rf"{name} .*{missing}"):
+    with pytest.raises(ModelCorrupt, match=rf"{name} .*{missing}"):
         load_on_cpu(model_folder)
 
 
@@ -241,21 +241,21 @@ def test_tensor_of_wrong_shape_raises_weights_damaged(model_folder):
     tensors = load_file(model_folder / UNET)
     tensors["conv_out.bias"] = torch.zeros(5)
     save_file(tensors, model_folder / UNET)
-    with pytest.raises(WeightsDamaged, match=r"unet/diffusion_pytorch_model\.safetensors .*delete it"):
+    with pytest.raises(ModelCorrupt, match=r"unet/diffusion_pytorch_model\.safetensors .*delete it"):
         load_on_cpu(model_folder)
 
 
 @pytest.mark.parametrize("name", ["unet/config.json", "tokenizer/tokenizer_config.json", "model_index.json"])
 def test_damaged_config_raises_weights_damaged(model_folder, name):
     (model_folder / name).write_text("{")
-    with pytest.raises(WeightsDamaged, match="delete it and download"):
+    with pytest.raises(ModelCorrupt, match="delete it and download"):
         load_on_cpu(model_folder)
 
 
 def test_pickle_weights_are_rejected_with_conversion(model_folder):
     (model_folder / UNET).unlink()
     (model_folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"cos\nsystem\n")
-    with pytest.raises(WeightsMissing, match=r"pickle \(unet/.*StableDiffusionPipeline\.from_pretrained"):
+    with pytest.raises(ModelIncomplete, match=r"pickle \(unet/.*StableDiffusionPipeline\.from_pretrained"):
         load_on_cpu(model_folder)
 
 
@@ -362,7 +362,7 @@ def test_package_without_embedded_image_model_is_reported(monkeypatch, tmp_path)
     incomplete = dataclasses.replace(IMAGE_MODELS["pocket-t2i"], folder=tmp_path / "image_model")
     monkeypatch.setitem(IMAGE_MODELS, "pocket-t2i", incomplete)
     with pytest.raises(
-        WeightsMissing, match="the installed kinema package lacks the weights of pocket-t2i; reinstall it"
+        ModelIncomplete, match="the installed kinema package lacks the weights of pocket-t2i; reinstall it"
     ):
         load_on_cpu("pocket-t2i")
     assert not {model.entry.name: model for model in inventory()}["pocket-t2i"].present
@@ -452,7 +452,7 @@ def test_fastest_plan_that_fits_is_chosen():
 
 
 def test_insufficient_memory_message_has_sizes():
-    with pytest.raises(InsufficientMemory, match=r"an image of 1024×576 needs at least 1\.\d GiB .* 1\.0 GiB are"):
+    with pytest.raises(InsufficientMemory, match=r"an image of 1024×576 needs at least 1\.\d GiB .* 1\.0 GiB is"):
         plan(1)
     with pytest.raises(InsufficientMemory):
         plan(3, offload=False)

@@ -12,8 +12,8 @@ from kinema.errors import (
     InvalidRequest,
     ModelNotFound,
     NotAnSvdModel,
-    WeightsDamaged,
-    WeightsMissing,
+    ModelCorrupt,
+    ModelIncomplete,
 )
 from kinema.models import loading
 from kinema.models.catalog import CATALOG
@@ -207,7 +207,7 @@ def test_single_file_checkpoint_is_rejected(tmp_path):
 
 
 def test_folder_without_index_is_rejected(tmp_path):
-    with pytest.raises(WeightsMissing, match=r"has no model_index\.json"):
+    with pytest.raises(ModelIncomplete, match=r"has no model_index\.json"):
         load_on_cpu(tmp_path)
 
 
@@ -252,26 +252,26 @@ def test_config_of_unsupported_architecture_is_rejected(model_folder, file, chan
 @pytest.mark.parametrize("text", ["{", "[]", ""])
 def test_damaged_config_is_named(model_folder, text):
     (model_folder / "vae" / "config.json").write_text(text)
-    with pytest.raises(WeightsDamaged, match=r"vae/config\.json .*delete it and download"):
+    with pytest.raises(ModelCorrupt, match=r"vae/config\.json .*delete it and download"):
         load_on_cpu(model_folder)
 
 
 def test_config_with_unknown_block_is_named(model_folder):
     edit(model_folder / "unet" / "config.json", down_block_types=["NoSuchBlock", "DownBlockSpatioTemporal"])
-    with pytest.raises(WeightsDamaged, match=r"unet/config\.json does not describe a UNetSpatioTemporalConditionModel"):
+    with pytest.raises(ModelCorrupt, match=r"unet/config\.json does not describe a UNetSpatioTemporalConditionModel"):
         load_on_cpu(model_folder)
 
 
 def test_feature_extractor_without_mean_is_named(model_folder):
     write_json(model_folder / "feature_extractor" / "preprocessor_config.json", {})
-    with pytest.raises(WeightsDamaged, match=r"preprocessor_config\.json has no image_mean"):
+    with pytest.raises(ModelCorrupt, match=r"preprocessor_config\.json has no image_mean"):
         load_on_cpu(model_folder)
 
 
 @pytest.mark.parametrize("name", ["scheduler/scheduler_config.json", "vae/config.json", UNET])
 def test_missing_file_is_named(model_folder, name):
     (model_folder / name).unlink()
-    with pytest.raises(WeightsMissing, match=name.replace(".", r"\.")):
+    with pytest.raises(ModelIncomplete, match=name.replace(".", r"\.")):
         load_on_cpu(model_folder)
 
 
@@ -279,27 +279,27 @@ def test_missing_file_is_named(model_folder, name):
 def test_truncated_weights_are_named_with_remedy(model_folder, length):
     content = (model_folder / UNET).read_bytes()
     (model_folder / UNET).write_bytes(content[:length])
-    with pytest.raises(WeightsDamaged, match=r"unet/diffusion_pytorch_model\.safetensors .*delete it and download"):
+    with pytest.raises(ModelCorrupt, match=r"unet/diffusion_pytorch_model\.safetensors .*delete it and download"):
         load_on_cpu(model_folder)
 
 
 def test_trailing_bytes_raise_weights_damaged(model_folder):
     with (model_folder / UNET).open("ab") as file:
         file.write(b"more")
-    with pytest.raises(WeightsDamaged, match=r"has \d+ bytes, but its header gives \d+"):
+    with pytest.raises(ModelCorrupt, match=r"has \d+ bytes, but its header gives \d+"):
         load_on_cpu(model_folder)
 
 
 @pytest.mark.parametrize("content", [b"<html>Not found</html>" * 9, b"\xff" * 64, (2).to_bytes(8, "little") + b"[]"])
 def test_invalid_safetensors_is_named(model_folder, content):
     (model_folder / UNET).write_bytes(content)
-    with pytest.raises(WeightsDamaged, match="is not a complete safetensors file"):
+    with pytest.raises(ModelCorrupt, match="is not a complete safetensors file"):
         load_on_cpu(model_folder)
 
 
 def test_git_lfs_pointer_is_recognised(model_folder):
     (model_folder / UNET).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
-    with pytest.raises(WeightsMissing, match="git lfs pull"):
+    with pytest.raises(ModelIncomplete, match="git lfs pull"):
         load_on_cpu(model_folder)
 
 
@@ -307,7 +307,7 @@ def test_missing_tensor_is_named(model_folder):
     tensors = load_file(model_folder / UNET)
     del tensors["conv_out.weight"]
     save_file(tensors, model_folder / UNET)
-    with pytest.raises(WeightsDamaged, match=r"diffusion_pytorch_model\.safetensors lacks the tensor conv_out\.weight"):
+    with pytest.raises(ModelCorrupt, match=r"diffusion_pytorch_model\.safetensors lacks the tensor conv_out\.weight"):
         load_on_cpu(model_folder)
 
 
@@ -315,7 +315,7 @@ def test_tensor_of_wrong_shape_is_named(model_folder):
     tensors = load_file(model_folder / UNET)
     tensors["conv_out.bias"] = torch.zeros(5)
     save_file(tensors, model_folder / UNET)
-    with pytest.raises(WeightsDamaged, match=r"conv_out\.bias is 5, but .*unet/config\.json requires 4"):
+    with pytest.raises(ModelCorrupt, match=r"conv_out\.bias is 5, but .*unet/config\.json requires 4"):
         load_on_cpu(model_folder)
 
 
@@ -323,7 +323,7 @@ def test_missing_shard_is_named(tmp_path):
     make_tiny_svd(tmp_path, max_shard_size="400KB")
     shard = min((tmp_path / "unet").glob("*-00002-of-*.safetensors"))
     shard.unlink()
-    with pytest.raises(WeightsMissing, match=shard.name):
+    with pytest.raises(ModelIncomplete, match=shard.name):
         load_on_cpu(tmp_path)
 
 
@@ -332,7 +332,7 @@ def test_index_may_only_list_safetensors_in_its_folder(tmp_path, name):
     make_tiny_svd(tmp_path, max_shard_size="400KB")
     index = tmp_path / "unet" / "diffusion_pytorch_model.safetensors.index.json"
     edit(index, weight_map={"conv_in.weight": name})
-    with pytest.raises(WeightsDamaged, match="not a safetensors file in the same folder"):
+    with pytest.raises(ModelCorrupt, match="not a safetensors file in the same folder"):
         load_on_cpu(tmp_path)
 
 
@@ -340,7 +340,7 @@ def test_pickle_weights_are_rejected_with_conversion(model_folder):
     (model_folder / UNET).unlink()
     pickle = model_folder / "unet" / "diffusion_pytorch_model.bin"
     pickle.write_bytes(b"cos\nsystem\n")
-    with pytest.raises(WeightsMissing, match=r"pickle \(unet/diffusion_pytorch_model\.bin\).*safe_serialization=True"):
+    with pytest.raises(ModelIncomplete, match=r"pickle \(unet/diffusion_pytorch_model\.bin\).*safe_serialization=True"):
         load_on_cpu(model_folder)
 
 

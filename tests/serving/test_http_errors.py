@@ -11,7 +11,7 @@ from starlette.routing import Route
 
 from kinema import errors
 from kinema.errors import (
-    AllowanceUsedUp,
+    QuotaExceeded,
     InsufficientDisk,
     InvalidImage,
     InvalidRequest,
@@ -27,13 +27,13 @@ from kinema.serving.http_errors import ErrorResponseMiddleware
 from kinema.serving.page import form_html
 from kinema.serving.page.translations.english import ENGLISH
 from kinema.serving.page.translations.korean import KOREAN
-from kinema.serving.rate_limits import Pins
+from kinema.serving.rate_limits import PinQuota
 
 SECRET = "/srv/kinema/jobs.sqlite3: SELECT * FROM kinema_jobs (postgresql://kinema:password@db.internal:5432/kinema)"
 # Messages of these errors contain only what the client sent, so they are not replaced.
 CLIENT_ERRORS = {
     "invalid_request", "request_too_large", "invalid_image", "model_gated", "insufficient_memory", "generation_failed",
-    "queue_full", "allowance_used_up", "job_not_found", "job_unfinished", "key_reused",
+    "queue_full", "quota_exceeded", "job_not_found", "job_unfinished", "idempotency_key_reused",
 }  # fmt: skip
 
 
@@ -51,7 +51,7 @@ def error_classes(kind=KinemaError):
 
 @pytest.mark.parametrize("kind", list(error_classes()), ids=lambda kind: kind.code)
 def test_error_response_hides_server_details(kind, caplog):
-    error = kind(SECRET, 5.0) if kind in (QueueFull, AllowanceUsedUp) else kind(SECRET)
+    error = kind(SECRET, 5.0) if kind in (QueueFull, QuotaExceeded) else kind(SECRET)
     _, body, _ = schemas.error_response(error)
     is_complete = kind.code in CLIENT_ERRORS
     assert is_private(body["error"]["message"]) is is_complete
@@ -72,23 +72,23 @@ def test_job_failure_hides_server_details(code):
 
 
 def test_message_hides_path_and_reason():
-    message = Message("x", "{free} GB are free in {folder}", free=1, folder=Path("/srv/kinema"))
+    message = Message("x", "{free} GB is free in {folder}", free=1, folder=Path("/srv/kinema"))
     assert (
-        schemas.error_response(InsufficientDisk(message))[1]["error"]["message"] == "1 GB are free in the data folder"
+        schemas.error_response(InsufficientDisk(message))[1]["error"]["message"] == "1 GB is free in the data folder"
     )
     message = Message("y", "no response: {reason}", reason=SECRET)
     for error in (QueueUnavailable(message), InvalidRequest(message)):
         assert schemas.error_response(error)[1]["error"]["message"] == "no response: see the server's log"
 
 
-def test_used_up_allowance_returns_429_with_retry_after():
-    pins, scope = Pins(2), {"type": "http"}
+def test_used_up_quota_returns_429_with_retry_after():
+    pins, scope = PinQuota(2), {"type": "http"}
     pins.check(scope)
     pins.check(scope)
-    with pytest.raises(AllowanceUsedUp) as caught:
+    with pytest.raises(QuotaExceeded) as caught:
         pins.check(scope)
     status, body, headers = schemas.error_response(caught.value)
-    assert (status, body["error"]["code"], body["error"]["type"]) == (429, "allowance_used_up", "rate_limit_error")
+    assert (status, body["error"]["code"], body["error"]["type"]) == (429, "quota_exceeded", "rate_limit_error")
     assert body["error"]["message"].startswith("each caller can pin 2 videos per day; try again in ")
     assert 43_000 < int(headers["Retry-After"]) <= 43_200
     assert form_html.error_html(caught.value, KOREAN).startswith("하루에 영상을 2개까지만 고정할 수 있습니다.")

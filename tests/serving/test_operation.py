@@ -183,7 +183,7 @@ def rejection_status(settings, *, client="127.0.0.1", method="POST", path="/v1/v
 
 
 def test_remote_client_without_key_returns_403(tmp_path):
-    closed, opened = Settings(data_dir=tmp_path), Settings(data_dir=tmp_path, open=True)
+    closed, opened = Settings(data_dir=tmp_path), Settings(data_dir=tmp_path, allow_unauthenticated=True)
     assert rejection_status(closed) is None
     assert rejection_status(closed, client="192.0.2.7") == 403
     assert rejection_status(opened, client="192.0.2.7") is None

@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from kinema.errors import AllowanceUsedUp
+from kinema.errors import QuotaExceeded
 from kinema.jobs.job import Job
 from kinema.serving import rate_limits, schemas, videos
 from kinema.serving.body_quota import BodyQuota
@@ -17,7 +17,7 @@ from kinema.serving.image_service import ImageService
 from kinema.serving.metrics import Metrics
 from kinema.serving.middleware import _Guard
 from kinema.serving.page.page_routes import Drafts, routes
-from kinema.serving.rate_limits import CALLER, FREE_KEYS, MAX_WAITING, DraftBytes, Pins, WrongKeys
+from kinema.serving.rate_limits import CALLER, FREE_KEYS, MAX_WAITING, DraftQuota, PinQuota, WrongKeys
 from kinema.settings import Settings
 from kinema.values import VideoRequest
 
@@ -156,14 +156,14 @@ def scope_of(key):
     return {CALLER: key}
 
 
-def test_allowance_is_per_caller_and_refills_over_a_day(monkeypatch):
+def test_quota_is_per_caller_and_refills_over_a_day(monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(rate_limits.time, "monotonic", lambda: now[0])
-    pins = Pins(2)
+    pins = PinQuota(2)
     pins.check(scope_of("key 1"))
     pins.check(scope_of("key 1"))
     with pytest.raises(
-        AllowanceUsedUp, match="each caller can pin 2 videos per day; try again in 43200 seconds"
+        QuotaExceeded, match="each caller can pin 2 videos per day; try again in 43200 seconds"
     ) as caught:
         pins.check(scope_of("key 1"))
     assert schemas.error_response(caught.value)[0] == 429
@@ -180,7 +180,7 @@ def test_pins_are_limited_per_key(tmp_path):
     )
     queue = SimpleNamespace(get=lambda _: job, pin=lambda *_, **__: None)
     app = videos.make_app()
-    app.state.server = SimpleNamespace(queue=queue, pins=Pins(3), bodies=BodyQuota(20, 0))
+    app.state.server = SimpleNamespace(queue=queue, pins=PinQuota(3), bodies=BodyQuota(20, 0))
     settings = Settings(data_dir=tmp_path, api_keys=("one", "two"))
     app.add_middleware(lambda inner: _Guard(inner, settings, app.routes))
     client = TestClient(app)
@@ -196,7 +196,7 @@ def test_page_uploads_are_limited_per_caller(tmp_path, png):
     images = ImageService()
     try:
         drafts = Drafts(tmp_path, 0, images)
-        drafts.bytes = DraftBytes(2.5 * len(png))
+        drafts.bytes = DraftQuota(2.5 * len(png))
         app = FastAPI()
         app.include_router(routes(None, drafts, BodyQuota(20, 0), lambda: False))
         responses = [TestClient(app).post("/studio/images?language=ko", content=png) for _ in range(3)]

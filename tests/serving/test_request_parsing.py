@@ -234,7 +234,7 @@ def test_body_is_rejected_if_disk_reserve_would_be_used(monkeypatch, tmp_path):
     quota = BodyQuota(20, 1)
     asyncio.run(request_parsing.receive_any(FakeRequest(bytes(1_000_000)), quota)).close()
     free[str(tmp_path)] = 1_000_050_000
-    with pytest.raises(InsufficientDisk, match=r"1\.0 GB are free .*TMPDIR.*KINEMA_MIN_FREE_GB"):
+    with pytest.raises(InsufficientDisk, match=r"1\.0 GB is free .*TMPDIR.*KINEMA_MIN_FREE_GB"):
         asyncio.run(request_parsing.receive_any(FakeRequest(bytes(1_000_000)), quota))
     asyncio.run(request_parsing.receive_any(FakeRequest(bytes(100_000)), quota)).close()  # in memory
     assert quota.used == 0

@@ -171,7 +171,7 @@ def test_idempotency_key_returns_same_video_and_rejects_other_request(client, pn
     first, second = (client.post("/v1/videos", data=QUICK, files=files, headers=key).json() for _ in range(2))
     assert first["id"] == second["id"]
     other = client.post("/v1/videos", data=QUICK | {"steps": "7"}, files=files, headers=key)
-    assert (other.status_code, other.json()["error"]["code"]) == (409, "key_reused")
+    assert (other.status_code, other.json()["error"]["code"]) == (409, "idempotency_key_reused")
 
 
 def test_events_stream_from_queued_to_done(client, png):

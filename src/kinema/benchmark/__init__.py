@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from kinema.media.image import InputImage
     from kinema.values import VideoRequest
 
-PEERS = ("diffusers", "diffusers-compile")
+BASELINES = ("diffusers", "diffusers-compile")
 DTYPES = ("float16", "bfloat16", "float32")
 
 
@@ -27,16 +27,16 @@ def named(against: str) -> list[str]:
     Raises:
         InvalidRequest: for an unknown or repeated name.
     """
-    peers = [] if against.strip() == "nothing" else [name.strip() for name in against.split(",")]
-    for name in peers:
-        if name not in PEERS:
-            raise InvalidRequest(f"baseline {name!r} is not supported; use {', '.join(PEERS)} or nothing", "against")
-        if peers.count(name) > 1:
+    baselines = [] if against.strip() == "nothing" else [name.strip() for name in against.split(",")]
+    for name in baselines:
+        if name not in BASELINES:
+            raise InvalidRequest(f"baseline {name!r} is not supported; use {', '.join(BASELINES)} or nothing", "against")
+        if baselines.count(name) > 1:
             raise InvalidRequest(f"baseline {name} is repeated in {against!r}; list each once", "against")
-    return peers
+    return baselines
 
 
-def check(engine: str | None, peer_dtype: str | None = None) -> None:
+def check(engine: str | None, baseline_dtype: str | None = None) -> None:
     """Check the names of the engine and the baselines' dtype.
 
     Raises:
@@ -44,18 +44,18 @@ def check(engine: str | None, peer_dtype: str | None = None) -> None:
     """
     if engine is not None and engine not in get_args(Engine):
         raise InvalidRequest(f"engine {engine!r} is not supported; use {' or '.join(get_args(Engine))}", "engine")
-    if peer_dtype is not None and peer_dtype not in DTYPES:
-        raise InvalidRequest(f"peer_dtype {peer_dtype!r} is not supported; use {', '.join(DTYPES)}", "peer_dtype")
+    if baseline_dtype is not None and baseline_dtype not in DTYPES:
+        raise InvalidRequest(f"baseline_dtype {baseline_dtype!r} is not supported; use {', '.join(DTYPES)}", "baseline_dtype")
 
 
-def check_settings(peers: Sequence[str], request: VideoRequest) -> None:
+def check_settings(baselines: Sequence[str], request: VideoRequest) -> None:
     """Reject parameters that diffusers' pipeline does not support: it only checks the last frame's guidance scale.
 
     Raises:
         InvalidRequest: with a remedy.
     """
     low, high = request.min_guidance_scale, request.max_guidance_scale
-    if peers and request.guided != (high > 1):
+    if baselines and request.guided != (high > 1):
         raise InvalidRequest(
             f"diffusers' pipeline fails at num_frames {request.num_frames} with guidance from {low:g} to {high:g}: "
             "use 1 for both or values above 1 for both, or --against nothing",

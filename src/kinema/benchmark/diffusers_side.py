@@ -29,7 +29,7 @@ SETTINGS = (
 )  # fmt: skip
 
 
-def load_peer(name: str, task: BenchmarkTask) -> Make:
+def load_baseline(name: str, task: BenchmarkTask) -> Make:
     """Load diffusers' pipeline as documented, and return a function that generates a video.
 
     Args:

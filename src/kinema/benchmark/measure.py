@@ -67,8 +67,8 @@ def measure(
     *,
     settings: Settings,
     engine: Engine | None = None,
-    peers: Sequence[str] = ("diffusers",),
-    peer_dtype: str | None = None,
+    baselines: Sequence[str] = ("diffusers",),
+    baseline_dtype: str | None = None,
     runs: int = 3,
     note: str | None = None,
     progress: Callable[[Progress], None] | None = None,
@@ -81,8 +81,8 @@ def measure(
         request: The parameters; if `decode_chunk_size` is None, the baselines use Kinema's choice.
         settings: Device, dtype and Kinema's precision.
         engine: "fast", "reference", or None for the default of `kinema.models.loading.load`.
-        peers: The baselines, of "diffusers" and "diffusers-compile", or none.
-        peer_dtype: The baselines' dtype: "float16", "bfloat16" or "float32"; None for Kinema's.
+        baselines: The baselines, of "diffusers" and "diffusers-compile", or none.
+        baseline_dtype: The baselines' dtype: "float16", "bfloat16" or "float32"; None for Kinema's.
         runs: Warm videos per side.
         note: A note for readers of the record.
         progress: Called with each chunk of a download.
@@ -91,15 +91,15 @@ def measure(
         InvalidRequest: before any work, see `check` and `check_settings` of `kinema.benchmark`.
         KinemaError: from loading and generating; GenerationFailed also if a side's process ends early.
     """
-    check(engine, peer_dtype)
-    check_settings(peers, request)
+    check(engine, baseline_dtype)
+    check_settings(baselines, request)
     device = pick_device(settings.device)
     dtype = pick_dtype(settings.dtype, device)
     snapshot = locate(resolve(model), half=dtype.itemsize == 2, progress=progress)
     half = any(f".{VARIANT}." in name for name in snapshot.files)
     dtype_name = str(dtype).removeprefix("torch.")
     task = BenchmarkTask(model, snapshot.folder, half, str(device), dtype_name, engine, settings.precision, image)
-    dtypes = {"kinema": dtype} | {name: pick_dtype(peer_dtype, device) if peer_dtype else dtype for name in peers}
+    dtypes = {"kinema": dtype} | {name: pick_dtype(baseline_dtype, device) if baseline_dtype else dtype for name in baselines}
     tasks = {name: replace(task, dtype=str(side_dtype).removeprefix("torch.")) for name, side_dtype in dtypes.items()}
     load = list(psutil.getloadavg())
     _warm_page_cache(snapshot)
@@ -112,13 +112,13 @@ def measure(
         race.summarise(request.num_inference_steps, flop, {name: rates[str(each)] for name, each in dtypes.items()})
         record = {
             "what": "one video from one image: Kinema"
-            + (f" and {' and '.join(peers)}, alternating" if peers else " without baselines"),
+            + (f" and {' and '.join(baselines)}, alternating" if baselines else " without baselines"),
             "note": note,
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
             "machine": machine(device) | {"load_before": [round(each, 2) for each in load]},
             "versions": versions(),
             "dtype": task.dtype,
-            "peer_dtype": tasks[peers[-1]].dtype if peers else None,
+            "baseline_dtype": tasks[baselines[-1]].dtype if baselines else None,
             **_recipe_fields(race.recipe),
             "image": {"name": image.name, "sha256": image.sha256},
             "runs": runs,
@@ -127,7 +127,7 @@ def measure(
                 name.removeprefix("torch."): _brief(rate / 1e12) for name, rate in rates.items()
             },
             "kinema": race.results["kinema"],
-            "peers": {name: race.results[name] for name in peers},
+            "baselines": {name: race.results[name] for name in baselines},
             "meaning": MEANINGS,
         }
         yield record
@@ -253,11 +253,11 @@ def _speeds(seconds: Mapping[str, float], flop: Mapping[str, int], rate: float, 
     }
 
 
-def factors(ours: Record, peer: Record) -> dict[str, float]:
+def factors(ours: Record, baseline: Record) -> dict[str, float]:
     """Return the baseline's seconds divided by Kinema's; above 1, Kinema is faster."""
-    pairs = {stage: (peer["warm"]["median"][stage], ours["warm"]["median"][stage]) for stage in STAGES}
-    pairs["load"] = (peer["load_seconds"], ours["load_seconds"])
-    pairs["cold"] = (peer["cold"]["seconds"], ours["cold"]["seconds"])
+    pairs = {stage: (baseline["warm"]["median"][stage], ours["warm"]["median"][stage]) for stage in STAGES}
+    pairs["load"] = (baseline["load_seconds"], ours["load_seconds"])
+    pairs["cold"] = (baseline["cold"]["seconds"], ours["cold"]["seconds"])
     return {name: _brief(theirs / own) for name, (theirs, own) in pairs.items()}
 
 

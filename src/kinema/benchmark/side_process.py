@@ -184,9 +184,9 @@ def side(name: str) -> Callable[[BenchmarkTask], Make]:
         from kinema.benchmark.kinema_side import load_kinema
 
         return load_kinema
-    from kinema.benchmark.diffusers_side import load_peer
+    from kinema.benchmark.diffusers_side import load_baseline
 
-    return partial(load_peer, name)
+    return partial(load_baseline, name)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def bench(
             "'nothing' measures Kinema only.",
         ),
     ] = "diffusers",
-    peer_dtype: Annotated[
+    baseline_dtype: Annotated[
         str | None,
         typer.Option(metavar="float16|bfloat16|float32", help="Dtype of the baselines. Unset: the same as Kinema's."),
     ] = None,
@@ -119,14 +119,14 @@ def bench(
         path = record_path(output)
         check_conflicts([path], [image] if image else [], force=force)
         make_folders([path])
-        peers = named(against)
-        check(engine, peer_dtype)
+        baselines = named(against)
+        check(engine, baseline_dtype)
         VideoRequest.checked(**{name: value for name, value in parameters.items() if value is not None})
         opened = open_image(image) if image else None
         model_name = settings.model or choose_model(settings, report)
         resolve(model_name)
         request = request_for(model=model_name, **parameters)
-        check_settings(peers, request)
+        check_settings(baselines, request)
         opened = opened or gradient(request.width, request.height)
         for warning in all_warnings(opened.facts, request):
             report.emit("warning", warning)
@@ -140,8 +140,8 @@ def bench(
             request,
             settings=settings,
             engine=cast("Engine | None", engine),  # validated above
-            peers=peers,
-            peer_dtype=peer_dtype,
+            baselines=baselines,
+            baseline_dtype=baseline_dtype,
             runs=runs,
             note=note,
             progress=report.download,
@@ -168,7 +168,7 @@ def _print_table(record: Record) -> None:
     """Print the record as a table with explanations below."""
     from rich.table import Table
 
-    kinema, baselines = record["kinema"], record["peers"]
+    kinema, baselines = record["kinema"], record["baselines"]
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ["", "kinema", *(title for name in baselines for title in (name, "factor"))]:
         table.add_column(title, justify="right" if title else "left")
@@ -212,13 +212,13 @@ def _lines(record: Record) -> list[str]:
     size = f"{request['num_frames']} frames of {request['width']}×{request['height']}"
     rates = ", ".join(f"{rate:.3g} ({kind})" for kind, rate in record["matrix_tflop_per_second"].items())
     dtype = record["dtype"]
-    if record["peer_dtype"] not in (None, dtype):
-        dtype += f" (baselines in {record['peer_dtype']})"
+    if record["baseline_dtype"] not in (None, dtype):
+        dtype += f" (baselines in {record['baseline_dtype']})"
     if record["precision"] != "full":
         dtype += f", {record['precision']}"
     chunk, image = request["decode_chunk_size"], record["image"]["name"]
     facts = {
-        "frames": "; ".join(_difference(name, side) for name, side in record["peers"].items()),
+        "frames": "; ".join(_difference(name, side) for name, side in record["baselines"].items()),
         "compute": f"{tflop['step']:.3g} TFLOP per step and {tflop['decode']:.3g} to decode, as in diffusers; "
         f"matmul rate {rates} TFLOP/s",
         "videos": f"{size}, {request['num_inference_steps']} steps, seed {request['seed']}, image {image}; "

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kinema.cli.report import stdout_console
-from kinema.errors import InsufficientMemory, InvalidRequest, WeightsError
+from kinema.errors import InsufficientMemory, InvalidRequest, ModelError
 from kinema.models.catalog import request_for
 from kinema.version import own_version
 
@@ -133,7 +133,7 @@ def _model_facts(model: InstalledModel, device: torch.device, dtype: torch.dtype
         plan = (_image_pipeline_plan if model.entry.text_to_image else _video_pipeline_plan)(model, device, dtype)
     except InsufficientMemory as error:
         return facts | {"error": f"does not fit: {error}"}
-    except WeightsError as error:
+    except ModelError as error:
         return facts | {"error": str(error)}
     chunk, needed = plan.decode_chunk_size, plan.needed_bytes
     return facts | {"plan": {"name": plan.name, "decode_chunk_size": chunk, "needed_bytes": needed}}

@@ -7,7 +7,7 @@ import signal
 import threading
 from typing import TYPE_CHECKING
 
-from kinema.errors import GenerationFailed, InsufficientDisk, InsufficientMemory, KinemaError, WeightsError
+from kinema.errors import GenerationFailed, InsufficientDisk, InsufficientMemory, KinemaError, ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +26,7 @@ STDOUT_CLOSED = 141  # 128 + 13, as a shell reports SIGPIPE on Linux; a constant
 _STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 # The first matching class counts.
 _EXIT_CODES: tuple[tuple[type[KinemaError], int], ...] = (
-    (WeightsError, 3),
+    (ModelError, 3),
     (InsufficientMemory, 4),
     (InsufficientDisk, 5),
     (GenerationFailed, 5),

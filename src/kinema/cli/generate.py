@@ -102,13 +102,13 @@ def generate(
 
     [dim]kinema generate --prompt "a red hot-air balloon over a snowy mountain at sunset" -o balloon.mp4[/dim]
     """
-    from kinema.library import check_source
+    from kinema.library import check_image_or_prompt
     from kinema.settings import read_settings
 
     with open_report(json_lines=json, quiet=quiet) as report, ExitStack() as stack:
         downloads = Path(stack.enter_context(TemporaryDirectory(prefix="kinema-")))
         settings = read_settings(device=device, dtype=dtype, precision=precision, model=model)
-        check_source(images or None, prompt or None)
+        check_image_or_prompt(images or None, prompt or None)
         sources = prompt or [expanded(image) for image in images or []]
         if output == STDOUT and len(sources) > 1:
             raise InvalidRequest(

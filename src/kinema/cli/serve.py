@@ -55,7 +55,9 @@ def serve(
             show_envvar=False,
         ),
     ] = None,
-    open_: Annotated[bool, typer.Option("--open", help="Accept remote connections without an API key.")] = False,
+    allow_unauthenticated: Annotated[
+        bool, typer.Option("--allow-unauthenticated", help="Accept remote connections without an API key.")
+    ] = False,
 ) -> None:
     """Serve /generate (as in BentoML's tutorial), /v1/videos (OpenAI's API) and the web page, with a durable job queue.
 
@@ -70,7 +72,7 @@ def serve(
         "workers": workers,
         "data_dir": data_dir,
     }
-    overrides |= {"api_keys": api_keys, "open": "true" if open_ else None}
+    overrides |= {"api_keys": api_keys, "allow_unauthenticated": "true" if allow_unauthenticated else None}
     settings = read_settings(**overrides)
     _check_host(host, settings)
     _check_installed()
@@ -89,7 +91,7 @@ def serve(
 
 
 def _check_host(host: str, settings: Settings) -> None:
-    """Check that remote connections need a key, unless --open is set.
+    """Check that remote connections need a key, unless --allow-unauthenticated is set.
 
     Raises:
         InvalidRequest: they do not, or `host` is not an IP address.
@@ -100,10 +102,10 @@ def _check_host(host: str, settings: Settings) -> None:
         raise InvalidRequest(
             f"host {host!r} is not an IP address; use one such as 127.0.0.1 or 0.0.0.0", "host"
         ) from None
-    if not is_local and not settings.api_keys and not settings.open:
+    if not is_local and not settings.api_keys and not settings.allow_unauthenticated:
         raise InvalidRequest(
-            f"host {host} accepts remote connections, but there is no API key: set KINEMA_API_KEYS, or pass --open to "
-            "let everyone who can reach the server use it",
+            f"host {host} accepts remote connections, but there is no API key: set KINEMA_API_KEYS, or pass "
+            "--allow-unauthenticated to let everyone who can reach the server use it",
             "host",
         )
 

@@ -178,7 +178,7 @@ class JobFiles:
             raise InsufficientDisk(
                 Message(
                     "little_room",
-                    "{free:.1f} GB are free in {folder}, but {reserve:g} GB must stay free (KINEMA_MIN_FREE_GB); "
+                    "{free:.1f} GB is free in {folder}, but {reserve:g} GB must stay free (KINEMA_MIN_FREE_GB); "
                     "delete videos or free disk space",
                     free=free / GIGABYTE,
                     folder=self.root,

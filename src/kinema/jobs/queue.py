@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import sqlalchemy as sa
 
-from kinema.errors import InvalidRequest, JobUnfinished, KeyReused, QueueFull, QueueUnavailable
+from kinema.errors import InvalidRequest, JobUnfinished, IdempotencyKeyReused, QueueFull, QueueUnavailable
 from kinema.jobs.attempt import PREVIEW
 from kinema.jobs.binding import bind
 from kinema.jobs.deletion import DAY, delete_unused_image, remove_job
@@ -139,7 +139,7 @@ class Queue:
         return 0 if self._scheduler is None else len(self._scheduler.unknown_files)
 
     @property
-    def workers(self) -> tuple[int | None, ...]:
+    def worker_pids(self) -> tuple[int | None, ...]:
         """The process id of each worker; None for one that is not ready."""
         return () if self._scheduler is None else tuple(worker.pid for worker in self._scheduler.pool.workers)
 
@@ -175,7 +175,7 @@ class Queue:
             InvalidRequest: not exactly one of prompt and image, or priority or key out of range.
             QueueFull: KINEMA_QUEUE_SIZE jobs are queued.
             InsufficientDisk: less than KINEMA_MIN_FREE_GB is free.
-            KeyReused: the key was used with another request.
+            IdempotencyKeyReused: the key was used with another request.
             QueueUnavailable: the queue is closing, its database does not answer, or a process with another data folder
                 runs the database's jobs.
         """
@@ -406,7 +406,7 @@ class Queue:
             return None
         job, stored_fingerprint = found
         if stored_fingerprint != fingerprint:
-            raise KeyReused(f"the idempotency key {key!r} was used with another request; use a new key")
+            raise IdempotencyKeyReused(f"the idempotency key {key!r} was used with another request; use a new key")
         return self._with_live_progress(job)
 
     def _queue_full(self) -> QueueFull:

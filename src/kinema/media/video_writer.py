@@ -50,7 +50,7 @@ def check_target(path: str | os.PathLike[str], fps: int | None = None) -> Path:
     Raises:
         VideoError: if the extension is unknown, the folder is missing, not writable or not empty, or the format
             does not support the frame rate `fps`.
-        InsufficientDisk: if less than 32 MB are free.
+        InsufficientDisk: if less than 32 MB is free.
     """
     path = Path(path)
     suffix = _suffix(path)
@@ -66,7 +66,7 @@ def check_target(path: str | os.PathLike[str], fps: int | None = None) -> Path:
         raise _write_error(path, error) from None
     if free < MIN_FREE_BYTES:
         raise InsufficientDisk(
-            f"only {free / 1e6:.0f} MB are free in {path.parent}; free disk space, or choose another folder"
+            f"only {free / 1e6:.0f} MB is free in {path.parent}; free disk space, or choose another folder"
         )
     return path
 

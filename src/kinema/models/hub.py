@@ -19,9 +19,9 @@ from kinema.errors import (
     InsufficientDisk,
     ModelGated,
     ModelNotFound,
-    WeightsDamaged,
-    WeightsError,
-    WeightsMissing,
+    ModelCorrupt,
+    ModelError,
+    ModelIncomplete,
 )
 from kinema.models.catalog import human_bytes
 from kinema.models.model_files import INDEX, SVD, Layout, choose_weights, folder_names, read_json
@@ -66,7 +66,7 @@ def cached(repository: str, revision: str, *, half: bool, layout: Layout = SVD) 
     try:
         files = layout.needed(folder, folder_names(folder), half=half, where=repository)
         _check_shards(folder, layout, half=half)
-    except (WeightsMissing, WeightsDamaged):
+    except (ModelIncomplete, ModelCorrupt):
         return None
     return Snapshot(folder, commit, tuple(files))
 
@@ -79,7 +79,7 @@ def _check_shards(folder: Path, layout: Layout, *, half: bool) -> None:
             listed = read_json(folder / weights.index).get("weight_map") or {}
             for name in set(listed.values()):
                 if not (folder / part / name).is_file():
-                    raise WeightsMissing(f"{folder / part / name} is missing")
+                    raise ModelIncomplete(f"{folder / part / name} is missing")
 
 
 def fetch(
@@ -103,8 +103,8 @@ def fetch(
         layout: The kind of model.
 
     Raises:
-        ModelNotFound, ModelGated, HubUnreachable, WeightsMissing, NotAnSvdModel, NotAnImagePipeline, InsufficientDisk,
-        WeightsError
+        ModelNotFound, ModelGated, HubUnreachable, ModelIncomplete, NotAnSvdModel, NotAnImagePipeline, InsufficientDisk,
+        ModelError
     """
     snapshot = cached(repository, revision, half=half, layout=layout)
     if snapshot is not None and snapshot.revision == revision:
@@ -139,7 +139,7 @@ def _download(
             return cached_snapshot
         sizes = {file.rfilename: int(file.size or 0) for file in info.siblings or []}
         if INDEX not in sizes:
-            raise WeightsMissing(f"{where} has no {INDEX}, so it is not a model in diffusers' layout")
+            raise ModelIncomplete(f"{where} has no {INDEX}, so it is not a model in diffusers' layout")
         download = _DownloadProgress(progress)
         # The index is requested by branch name, so the cache records the branch's commit; the rest by that commit.
         index = hf_hub_download(repository, INDEX, revision=revision, tqdm_class=download.bar())
@@ -209,7 +209,7 @@ def _check_disk_space(where: str, needed: int) -> None:
     free = shutil.disk_usage(existing).free
     if needed + SPARE_DISK > free:
         raise InsufficientDisk(
-            f"{where} needs {human_bytes(needed + SPARE_DISK)} in {cache}, but only {human_bytes(free)} are free; "
+            f"{where} needs {human_bytes(needed + SPARE_DISK)} in {cache}, but only {human_bytes(free)} is free; "
             "free disk space, or set HF_HOME to a folder on a larger disk"
         )
 
@@ -277,7 +277,7 @@ def translated(repository: str, revision: str) -> Iterator[None]:
     except errors.HFValidationError as error:
         raise ModelNotFound(f"{repository!r} is not a valid repository name: {error}") from None
     except errors.RemoteEntryNotFoundError as error:
-        raise WeightsMissing(f"a file that {repository} (at {revision}) lists is missing: {error}") from None
+        raise ModelIncomplete(f"a file that {repository} (at {revision}) lists is missing: {error}") from None
     except (
         errors.OfflineModeIsEnabled,
         errors.LocalEntryNotFoundError,
@@ -315,13 +315,13 @@ def _unreachable(repository: str, error: Exception) -> HubUnreachable | ModelGat
     )
 
 
-def _disk_error(repository: str, error: OSError) -> WeightsError | InsufficientDisk:
+def _disk_error(repository: str, error: OSError) -> ModelError | InsufficientDisk:
     cache = cache_folder()
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return InsufficientDisk(
             f"the disk of {cache} is full and {repository} is incomplete; free disk space, or set HF_HOME to a folder "
             "on a larger disk, and try again"
         )
-    return WeightsError(
+    return ModelError(
         f"{repository} can't be written to {cache} ({error}); set HF_HOME to a folder that you can write to"
     )

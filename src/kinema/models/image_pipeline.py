@@ -147,7 +147,7 @@ def load_image_pipeline(
 
     Raises:
         InvalidRequest: if the device or dtype is not available.
-        WeightsError: if the model is unavailable or invalid; NotAnImagePipeline if it is another kind of model.
+        ModelError: if the model is unavailable or invalid; NotAnImagePipeline if it is another kind of model.
         InsufficientMemory: if the weights alone do not fit.
         InsufficientDisk: if there is no disk space for the download.
     """
@@ -192,7 +192,7 @@ def _check_memory(name: str, needed: int) -> None:
     free = free_memory(torch.device("cpu"))
     if free < needed:
         raise InsufficientMemory(
-            f"the weights of {name} need {needed / GIB:.1f} GiB of memory, but only {free / GIB:.1f} GiB are free; "
+            f"the weights of {name} need {needed / GIB:.1f} GiB of memory, but only {free / GIB:.1f} GiB is free; "
             "close other programs, use --dtype float16 or bfloat16 instead of float32, or use --image-model pocket-t2i"
         )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kinema.errors import NotAnImagePipeline, WeightsMissing
+from kinema.errors import NotAnImagePipeline, ModelIncomplete
 from kinema.models import hub
 from kinema.models.model_files import INDEX, PICKLES, PIPELINE, SVD, Layout, choose_weights, no_weights, read_json
 
@@ -65,7 +65,7 @@ class ImagePipelineLayout:
 
         Raises:
             NotAnImagePipeline: if it is another kind of model; names that kind.
-            WeightsMissing: if it is not a model.
+            ModelIncomplete: if it is not a model.
         """
         where = where or str(folder)
         if not (folder / INDEX).is_file():
@@ -75,7 +75,7 @@ class ImagePipelineLayout:
                         f"{path} is a single-file checkpoint, but Kinema loads folders in diffusers' layout; convert "
                         "it with diffusers' from_single_file and save_pretrained, or use --image-model sd-2.1-base"
                     )
-            raise WeightsMissing(f"{where} has no {INDEX}, so it is not a model in diffusers' layout")
+            raise ModelIncomplete(f"{where} has no {INDEX}, so it is not a model in diffusers' layout")
         index = read_json(folder / INDEX)
         name = str(index.get("_class_name"))
         if name == PIPELINE:
@@ -97,15 +97,15 @@ class ImagePipelineLayout:
         """Return the files that loading reads.
 
         Raises:
-            WeightsMissing: if a file is missing; names it. Pickles never replace safetensors.
+            ModelIncomplete: if a file is missing; names it. Pickles never replace safetensors.
         """
         available = set(names)
         if INDEX not in available:
-            raise WeightsMissing(f"{where} has no {INDEX}, so it is not a model in diffusers' layout")
+            raise ModelIncomplete(f"{where} has no {INDEX}, so it is not a model in diffusers' layout")
         index = read_json(folder / INDEX)
         parts = parts_of(index)
         if not any(part.is_network for part in parts):
-            raise WeightsMissing(f"{where}: its {INDEX} lists no network, so there is nothing to load")
+            raise ModelIncomplete(f"{where}: its {INDEX} lists no network, so there is nothing to load")
         wanted = [INDEX]
         for part in parts:
             if part.is_network:
@@ -124,7 +124,7 @@ class ImagePipelineLayout:
                 wanted += sorted(small) or [f"{part.name}/"]
         for name in wanted:
             if name not in available:
-                raise WeightsMissing(f"{where} has no {name}; it is incomplete, download it again")
+                raise ModelIncomplete(f"{where} has no {name}; it is incomplete, download it again")
         return wanted
 
     def stems(self, folder: Path) -> Mapping[str, str]:

@@ -149,7 +149,7 @@ def load(
 
     Raises:
         InvalidRequest: if the device, dtype or engine is not available, or fp8 is not supported.
-        WeightsError: if the model is unavailable or invalid.
+        ModelError: if the model is unavailable or invalid.
         InsufficientMemory: if the weights alone do not fit.
         InsufficientDisk: if there is no disk space for the download.
     """
@@ -284,7 +284,7 @@ def _storage_device(needed: int, device: torch.device, name: str) -> torch.devic
     free = free_memory(torch.device("cpu"))
     if free < needed:
         raise InsufficientMemory(
-            f"the weights of {name} need {needed / GIB:.1f} GiB of memory, but only {free / GIB:.1f} GiB are free; "
+            f"the weights of {name} need {needed / GIB:.1f} GiB of memory, but only {free / GIB:.1f} GiB is free; "
             "close other programs, use --dtype float16 or bfloat16 instead of float32, or use --model pocket"
         )
     return torch.device("cpu")

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from kinema.errors import NotAnSvdModel, WeightsDamaged, WeightsMissing
+from kinema.errors import NotAnSvdModel, ModelCorrupt, ModelIncomplete
 from kinema.models.memory_plan import PARTS, Part
 
 if TYPE_CHECKING:
@@ -65,11 +65,11 @@ class Weights:
     half: bool
 
 
-def damaged(path: Path, what: str) -> WeightsDamaged:
+def damaged(path: Path, what: str) -> ModelCorrupt:
     """Return the error for a damaged file. For a link in the hub's cache it names the target, which must be deleted."""
     file = path.resolve()
     it = "it" if file == path.absolute() else str(file)
-    return WeightsDamaged(f"{path} {what}; delete {it} and download the model again (`kinema models pull`)")
+    return ModelCorrupt(f"{path} {what}; delete {it} and download the model again (`kinema models pull`)")
 
 
 def choose_weights(names: Iterable[str], part: str, *, half: bool, stem: str = "") -> Weights | None:
@@ -96,7 +96,7 @@ def needed_files(names: Iterable[str], *, half: bool, where: str) -> list[str]:
     """Return exactly the files that loading reads.
 
     Raises:
-        WeightsMissing: if a file is missing; names it. Pickles never replace safetensors.
+        ModelIncomplete: if a file is missing; names it. Pickles never replace safetensors.
     """
     names = list(names)
     wanted = [INDEX, *CONFIGS.values()]
@@ -107,22 +107,22 @@ def needed_files(names: Iterable[str], *, half: bool, where: str) -> list[str]:
         wanted += [*weights.files, *([weights.index] if weights.index else [])]
     for name in wanted:
         if name not in names:
-            raise WeightsMissing(f"{where} has no {name}; it is incomplete, download it again")
+            raise ModelIncomplete(f"{where} has no {name}; it is incomplete, download it again")
     return wanted
 
 
 def no_weights(
     names: Iterable[str], part: str, where: str, *, stem: str = "", pipeline: str = PIPELINE
-) -> WeightsMissing:
+) -> ModelIncomplete:
     """Return the error for a model without a part's weights, or with those as a pickle."""
     pickles = sorted(name for name in names if name.startswith(f"{part}/") and name.endswith(PICKLES))
     if pickles:
-        return WeightsMissing(
+        return ModelIncomplete(
             f"{where} stores its {part} as a pickle ({pickles[0]}). Kinema never opens pickles, because they can run "
             "any code. If you trust it, convert it: "
             f"diffusers.{pipeline}.from_pretrained(OLD).save_pretrained(NEW, safe_serialization=True)"
         )
-    return WeightsMissing(f"{where} has no weights for its {part}: {part}/{stem or STEMS[part]}.safetensors is missing")
+    return ModelIncomplete(f"{where} has no weights for its {part}: {part}/{stem or STEMS[part]}.safetensors is missing")
 
 
 def folder_names(folder: Path) -> list[str]:
@@ -139,13 +139,13 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a configuration file.
 
     Raises:
-        WeightsMissing: if the file does not exist.
-        WeightsDamaged: if it is not a JSON object.
+        ModelIncomplete: if the file does not exist.
+        ModelCorrupt: if it is not a JSON object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise WeightsMissing(f"{path} is missing; the model is incomplete, download it again") from None
+        raise ModelIncomplete(f"{path} is missing; the model is incomplete, download it again") from None
     except (OSError, ValueError) as error:
         raise damaged(path, f"can't be read ({error})") from None
     if not isinstance(value, dict):
@@ -158,14 +158,14 @@ def check_is_svd(folder: Path, where: str | None = None) -> None:
 
     Raises:
         NotAnSvdModel: if it is another kind of model; names that kind.
-        WeightsMissing: if it is not a model.
+        ModelIncomplete: if it is not a model.
     """
     where = where or str(folder)
     if not (folder / INDEX).is_file():
         for path in sorted(folder.glob("*")):
             if path.suffix in (".safetensors", *PICKLES):
                 raise single_file(path)
-        raise WeightsMissing(f"{where} has no {INDEX}, so it is not a model in diffusers' layout")
+        raise ModelIncomplete(f"{where} has no {INDEX}, so it is not a model in diffusers' layout")
     index = read_json(folder / INDEX)
     if index.get("_class_name") != PIPELINE:
         raise NotAnSvdModel(f"{where} is a {index.get('_class_name')}; Kinema supports only {PIPELINE}")
@@ -209,7 +209,7 @@ def check_configs(folder: Path) -> dict[str, dict[str, Any]]:
 
     Raises:
         NotAnSvdModel: naming the field with a value that no SVD has.
-        WeightsMissing, WeightsDamaged: naming a file.
+        ModelIncomplete, ModelCorrupt: naming a file.
     """
     configs = {part: read_json(folder / name) for part, name in CONFIGS.items()}
     unet, vae, scheduler = configs["unet"], configs["vae"], configs["scheduler"]
@@ -250,8 +250,8 @@ def read_header(path: Path) -> Header:
     """Return the shape of each tensor in a safetensors file, and check the file's length against its header.
 
     Raises:
-        WeightsMissing: if the file does not exist or is a Git LFS pointer.
-        WeightsDamaged: if it is truncated or not a safetensors file.
+        ModelIncomplete: if the file does not exist or is a Git LFS pointer.
+        ModelCorrupt: if it is truncated or not a safetensors file.
     """
     try:
         size = path.stat().st_size
@@ -260,11 +260,11 @@ def read_header(path: Path) -> Header:
             length = int.from_bytes(start, "little")
             text = file.read(length) if length <= min(MAX_HEADER, size) else b""
     except FileNotFoundError:
-        raise WeightsMissing(f"{path} is missing; the model is incomplete, download it again") from None
+        raise ModelIncomplete(f"{path} is missing; the model is incomplete, download it again") from None
     except OSError as error:
         raise damaged(path, f"can't be read ({error})") from None
     if start == b"version ":
-        raise WeightsMissing(f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` in its folder")
+        raise ModelIncomplete(f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` in its folder")
     try:
         entries = json.loads(text)
         entries.pop("__metadata__", None)
@@ -281,7 +281,7 @@ def read_headers(folder: Path, weights: Weights) -> dict[str, Header]:
     """Return the headers of a part's files by file name; for shards, of all files that the index lists.
 
     Raises:
-        WeightsMissing, WeightsDamaged: naming the file.
+        ModelIncomplete, ModelCorrupt: naming the file.
     """
     if weights.index is None:
         return {name: read_header(folder / name) for name in weights.files}
@@ -292,7 +292,7 @@ def read_headers(folder: Path, weights: Weights) -> dict[str, Header]:
     names = sorted({str(name) for name in listed.values()})
     for name in names:
         if "/" in name or "\\" in name or not name.endswith(".safetensors"):  # in this folder, and not a pickle
-            raise WeightsDamaged(
+            raise ModelCorrupt(
                 f"{folder / weights.index} lists {name}, which is not a safetensors file in the same folder"
             )
     headers = {f"{parent}/{name}": read_header(folder / parent / name) for name in names}
@@ -306,7 +306,7 @@ def check_tensors(folder: Path, part: Part, headers: Mapping[str, Header], expec
     """Check the tensors of a part's files against its configuration.
 
     Raises:
-        WeightsDamaged: naming the file and the first tensor that is missing or has another shape.
+        ModelCorrupt: naming the file and the first tensor that is missing or has another shape.
     """
     config = folder / CONFIGS[part]
     stored = {tensor: (name, shape) for name, header in headers.items() for tensor, shape in header.items()}
@@ -315,7 +315,7 @@ def check_tensors(folder: Path, part: Part, headers: Mapping[str, Header], expec
             raise damaged(folder / next(iter(headers)), f"lacks the tensor {tensor}, which {config} requires")
         name, actual = stored[tensor]
         if actual != shape:
-            raise WeightsDamaged(
+            raise ModelCorrupt(
                 f"{folder / name}: the tensor {tensor} is {_shape_text(actual)}, but {config} requires "
                 f"{_shape_text(shape)}; the files are of different models, download both again from one source"
             )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kinema.errors import ModelNotFound, NotAnImagePipeline, NotAnSvdModel, WeightsError, WeightsMissing
+from kinema.errors import ModelNotFound, NotAnImagePipeline, NotAnSvdModel, ModelError, ModelIncomplete
 from kinema.models import hub
 from kinema.models.catalog import CATALOG, IMAGE_MODELS, CatalogEntry
 from kinema.models.image_pipeline_files import EITHER, IMAGE_PIPELINE
@@ -112,7 +112,7 @@ def locate(
     If `half` is False, float32 weights are preferred, but half-precision weights that are installed are used too.
 
     Raises:
-        WeightsError: if the model is unavailable or invalid.
+        ModelError: if the model is unavailable or invalid.
         InsufficientDisk: if there is no disk space for the download.
     """
     if source.folder is not None:
@@ -129,11 +129,11 @@ def check_embedded(name: str, folder: Path) -> None:
     """Check that the package contains the weights of its embedded model.
 
     Raises:
-        WeightsMissing: naming the model.
+        ModelIncomplete: naming the model.
     """
     entry = CATALOG.get(name) or IMAGE_MODELS.get(name)
     if entry is not None and entry.folder == folder and not (folder / INDEX).is_file():
-        raise WeightsMissing(f"the installed kinema package lacks the weights of {name}; reinstall it")
+        raise ModelIncomplete(f"the installed kinema package lacks the weights of {name}; reinstall it")
 
 
 def pull(model: str, progress: Callable[[Progress], None] | None = None) -> Snapshot:
@@ -144,7 +144,7 @@ def pull(model: str, progress: Callable[[Progress], None] | None = None) -> Snap
         progress: Called with each chunk that arrives.
 
     Raises:
-        WeightsError: if the model is unavailable or invalid.
+        ModelError: if the model is unavailable or invalid.
         InsufficientDisk: if there is no disk space for the download.
     """
     if model in IMAGE_MODELS:
@@ -165,6 +165,6 @@ def installed_snapshot(entry: CatalogEntry) -> Snapshot | None:
     assert entry.folder is not None
     try:
         files = layout.needed(entry.folder, folder_names(entry.folder), half=True, where=entry.name)
-    except WeightsError:  # a package without its weights
+    except ModelError:  # a package without its weights
         return None
     return hub.Snapshot(entry.folder, None, tuple(files))

@@ -71,7 +71,7 @@ class BodyQuota:
             raise InsufficientDisk(
                 Message(
                     "little_room_for_bodies",
-                    "{free:.1f} GB are free in the server's temporary folder (TMPDIR), but {reserve:g} GB must stay "
+                    "{free:.1f} GB is free in the server's temporary folder (TMPDIR), but {reserve:g} GB must stay "
                     "free (KINEMA_MIN_FREE_GB): free disk space, or set TMPDIR to a folder on a larger disk",
                     free=free / GIGABYTE,
                     reserve=self._reserve_gb,

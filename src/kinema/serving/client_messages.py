@@ -23,12 +23,12 @@ _FOLDER = Message("data_folder", "the data folder")
 _GENERAL: Mapping[str, str] = {
     "kinema_error": "the server failed; see its log",
     "internal_error": "internal error; see the server's log",
-    "weights_error": "the model can't be used; choose another model, or see the server's log",
+    "model_error": "the model can't be used; choose another model, or see the server's log",
     "model_not_found": "the model was not found; choose another model, or see the server's log",
     "hub_unreachable": "the model is not downloaded and the hub can't be reached; try again later, or choose a "
     "downloaded model",
-    "weights_missing": "files of the model are missing; download it again, or choose another model",
-    "weights_damaged": "files of the model are damaged; download it again, or choose another model",
+    "model_incomplete": "files of the model are missing; download it again, or choose another model",
+    "model_corrupt": "files of the model are damaged; download it again, or choose another model",
     "not_an_svd_model": "the model is not a Stable Video Diffusion model; choose another model",
     "not_an_image_pipeline": "the model is not a supported text-to-image model; choose another image_model",
     "insufficient_disk": "the server's disk is full; delete videos or free disk space, then try again",

@@ -95,9 +95,9 @@ def _resolve_aliases(sent: Mapping[str, Any]) -> dict[str, Any]:
 def _check_conflicts(sent: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
     for name, meanings in SHORTHANDS.items():
         if name in sent and (other := next((each for each in meanings if each in parameters), None)):
-            raise InvalidRequest(f"{name} {sent[name]!r} and {other} are both sent; remove one", name)
+            raise InvalidRequest(f"{name} {sent[name]!r} and {other} were both sent; remove one", name)
     if "seconds" in sent and "video_length" in sent:
-        raise InvalidRequest(f"seconds {sent['seconds']!r} and video_length are both sent; remove one", "seconds")
+        raise InvalidRequest(f"seconds {sent['seconds']!r} and video_length were both sent; remove one", "seconds")
 
 
 def _parse_video_length(value: object) -> tuple[int, str]:

@@ -19,7 +19,7 @@ from kinema.serving.abandoned_jobs import AbandonedJobs
 from kinema.serving.body_quota import BodyQuota
 from kinema.serving.image_service import ImageService
 from kinema.serving.metrics import Metrics
-from kinema.serving.rate_limits import Pins
+from kinema.serving.rate_limits import PinQuota
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -47,7 +47,7 @@ class ServerState:
         self.metrics = Metrics()
         self.queue = Queue(settings, work, on_finished=self._ended)
         self.abandoned = AbandonedJobs(self.queue)
-        self.pins = Pins(500)
+        self.pins = PinQuota(500)
         self.images = ImageService()
         self.bodies = BodyQuota(settings.max_body_mb, settings.min_free_gb)
         self.stopping = asyncio.Event()
@@ -75,7 +75,7 @@ class ServerState:
 
     async def ready(self) -> bool:
         """Return whether the queue is open, all workers are ready and the database responds within PROBE_SECONDS."""
-        if not self.queue.ready or self.stopping.is_set() or None in self.queue.workers:
+        if not self.queue.ready or self.stopping.is_set() or None in self.queue.worker_pids:
             return False
         if self._probe is None or self._probe.done():  # a database that hangs blocks only one thread
             self._probe = asyncio.get_running_loop().run_in_executor(self._prober, self._probe_database)

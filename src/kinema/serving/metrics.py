@@ -93,7 +93,7 @@ class Metrics:
         )
         memory = GaugeMetricFamily("kinema_resident_bytes", "Resident memory of the processes.", labels=["process"])
         memory.add_metric(["server"], psutil.Process().memory_info().rss)
-        for index, pid in enumerate(queue.workers):
+        for index, pid in enumerate(queue.worker_pids):
             memory.add_metric([f"worker-{index}"], _resident_bytes(pid))
         yield memory
         with self._lock:
@@ -123,7 +123,7 @@ class _Collector:
 
 
 def _ready_workers(queue: Queue) -> int:
-    return sum(pid is not None for pid in queue.workers)
+    return sum(pid is not None for pid in queue.worker_pids)
 
 
 def _resident_bytes(pid: int | None) -> int:

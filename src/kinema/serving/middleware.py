@@ -73,10 +73,10 @@ class _Guard:
             for sent in _as_sent(key.get_secret_value())
         ]
         self._wrong_keys = WrongKeys()
-        self._open = settings.open
+        self._allow_unauthenticated = settings.allow_unauthenticated
         self._hosts = LOCAL_NAMES | {name.lower() for name in settings.hosts}
         self._origins = frozenset(settings.cors_origins)
-        self._any_host = (bool(self._keys) or settings.open) and not settings.hosts
+        self._any_host = (bool(self._keys) or settings.allow_unauthenticated) and not settings.hosts
         self._max_bytes = int(settings.max_body_mb * 1_000_000)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -118,10 +118,10 @@ class _Guard:
         if not self._any_host and name not in self._hosts:
             message = f"Host {name[:80]!r} is not allowed; add it to KINEMA_HOSTS"
             return 403, error_body(403, "host_not_allowed", message), {}
-        if not self._keys and not self._open and not _is_local_client(scope, headers):
+        if not self._keys and not self._allow_unauthenticated and not _is_local_client(scope, headers):
             message = (
                 "without API keys only local clients are allowed, and no proxies; "
-                "set KINEMA_API_KEYS or KINEMA_OPEN=true"
+                "set KINEMA_API_KEYS or KINEMA_ALLOW_UNAUTHENTICATED=true"
             )
             return 403, error_body(403, "address_not_allowed", message), {}
         caller = self._find_key(headers) if self._keys else _address(scope)

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kinema.errors import AllowanceUsedUp
+from kinema.errors import QuotaExceeded
 from kinema.messages import Message
 
 if TYPE_CHECKING:
@@ -112,15 +112,15 @@ class WrongKeys:
         return len(self._guesses) + len(self._repeats) + len(self._right)
 
 
-class Allowance:
-    """A daily allowance per caller, refilled continuously and reset when the server restarts."""
+class DailyQuota:
+    """A daily quota per caller, refilled continuously and reset when the server restarts."""
 
     def __init__(self, most: float) -> None:
         self.most = most
         self._buckets = _Buckets()
 
     def take(self, scope: Scope, amount: float = 1) -> float:
-        """Use `amount` of the caller's allowance; return 0, or the seconds to wait if it does not suffice."""
+        """Use `amount` of the caller's quota; return 0, or the seconds to wait if it does not suffice."""
         caller, per_second = scope.get(CALLER, ""), self.most / DAY
         excess = self._buckets.level(caller, per_second) + amount - self.most
         if excess <= 0:
@@ -128,14 +128,14 @@ class Allowance:
         return max(0.0, excess / per_second)
 
 
-class Pins(Allowance):
+class PinQuota(DailyQuota):
     """The number of videos each caller may pin per day; pinned videos never expire."""
 
     def check(self, scope: Scope) -> None:
         """Count one more.
 
         Raises:
-            AllowanceUsedUp: the caller's allowance is used up.
+            QuotaExceeded: the caller's quota is used up.
         """
         if wait := self.take(scope):
             message = Message(
@@ -144,17 +144,17 @@ class Pins(Allowance):
                 most=self.most,
                 seconds=math.ceil(wait),
             )
-            raise AllowanceUsedUp(message, wait)
+            raise QuotaExceeded(message, wait)
 
 
-class DraftBytes(Allowance):
+class DraftQuota(DailyQuota):
     """The bytes of images each caller may upload to the page per day without submitting a video."""
 
     def check(self, scope: Scope, size: int) -> None:
         """Count `size` bytes more.
 
         Raises:
-            AllowanceUsedUp: the caller's allowance does not suffice.
+            QuotaExceeded: the caller's quota does not suffice.
         """
         if wait := self.take(scope, size):
             message = Message(
@@ -163,7 +163,7 @@ class DraftBytes(Allowance):
                 most=self.most / 1_000_000,
                 seconds=math.ceil(wait),
             )
-            raise AllowanceUsedUp(message, wait)
+            raise QuotaExceeded(message, wait)
 
 
 def _name(network: str, key: bytes) -> str:

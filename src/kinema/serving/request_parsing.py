@@ -276,7 +276,7 @@ def _parse_fields(fields: dict[str, Any]) -> ParsedRequest:
 
 
 def _parse_image(value: object, name: str) -> bytes | str:
-    """Return the bytes of an image in a file, a data: URL or {image_url}; or its http(s) URL, not fetch_image yet."""
+    """Return the bytes of an image in a file, a data: URL or {image_url}; or its http(s) URL, not fetched yet."""
     if isinstance(value, str) and value.lstrip().startswith("{"):  # JSON in a form field
         with contextlib.suppress(ValueError, RecursionError):
             value = json.loads(value)

@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from kinema.errors import (
-    AllowanceUsedUp,
+    QuotaExceeded,
     InsufficientDisk,
     InsufficientMemory,
     InvalidImage,
     InvalidRequest,
     JobNotFound,
     JobUnfinished,
-    KeyReused,
+    IdempotencyKeyReused,
     KinemaError,
     QueueFull,
     QueueUnavailable,
     RequestTooLarge,
     ServerBusy,
-    WeightsError,
+    ModelError,
 )
 from kinema.serving.client_messages import error_message, failure_message
 
@@ -40,12 +40,12 @@ _STATUS: tuple[tuple[type[KinemaError], int], ...] = (
     (InvalidImage, 400),
     (JobNotFound, 404),
     (JobUnfinished, 409),
-    (KeyReused, 409),
+    (IdempotencyKeyReused, 409),
     (QueueFull, 429),
-    (AllowanceUsedUp, 429),
+    (QuotaExceeded, 429),
     (QueueUnavailable, 503),
     (ServerBusy, 503),
-    (WeightsError, 503),
+    (ModelError, 503),
     (InsufficientDisk, 507),
     (InsufficientMemory, 507),
     (KinemaError, 500),
@@ -204,7 +204,7 @@ def error_response(error: KinemaError) -> tuple[int, dict[str, Any], dict[str, s
     """Return the status, body and headers of the response for an error."""
     status = _status_of(type(error))
     headers = {}
-    if isinstance(error, QueueFull | AllowanceUsedUp):
+    if isinstance(error, QueueFull | QuotaExceeded):
         headers["Retry-After"] = str(max(1, round(error.retry_after)))
     elif status == 503:
         headers["Retry-After"] = str(RETRY_SECONDS)
@@ -255,7 +255,7 @@ ERROR_RESPONSES: Mapping[int, str] = {
     409: "The video is not finished, or the Idempotency-Key was used for a different request.",
     413: "The body is too large.",
     415: "The Content-Type is not supported; send a form or JSON.",
-    429: "The queue is full, or the caller's allowance is used up; retry after `Retry-After` seconds.",
+    429: "The queue is full, or the caller's quota is used up; retry after `Retry-After` seconds.",
     500: "Internal error, or the model failed.",
     503: "The server is starting, shutting down or busy, or its database is not available.",
     507: "The disk is full.",

@@ -103,7 +103,7 @@ def submit(
     """Submit it to the queue and log that; `title` replaces the submission's own.
 
     Raises:
-        InvalidRequest, QueueFull, InsufficientDisk, KeyReused, QueueUnavailable: as `Queue.submit`.
+        InvalidRequest, QueueFull, InsufficientDisk, IdempotencyKeyReused, QueueUnavailable: as `Queue.submit`.
     """
     _check_text({"title": title})
     job = queue.submit(

@@ -27,7 +27,7 @@ from kinema.serving.page.translations.english import ENGLISH
 from kinema.serving.page.translations.korean import KOREAN
 from kinema.serving.submission import prepare
 from kinema.settings import Settings
-from kinema.values import VideoRequest
+from kinema.values import VideoRequest, too_long
 
 SOURCE = Path(kinema.__file__).parent
 # Modules whose errors can reach the page, with functions to ignore: they read files, URLs and arrays, parameters that
@@ -164,6 +164,10 @@ def test_invalid_parameter_message_has_value_and_remedy(parameters, expected):
     with pytest.raises(InvalidRequest) as raised:
         VideoRequest.checked(**parameters)
     assert expected in korean(raised.value.args[0])
+
+
+def test_title_too_long_message_names_the_title():
+    assert korean(too_long("title", 10_001, 10_000)).startswith(f"{KOREAN.new_title}: 10001자")
 
 
 def all_warnings():

@@ -115,9 +115,9 @@ def image_frame(image: str, size: tuple[int, int], request: VideoRequest, labels
     thumbnail = _crop_outline(image, size, request) if fit == "crop" else ""
     return (
         f'<div class="k-image" {_script_texts(labels)}>'
-        f'<div class="k-screen" style="aspect-ratio: {width} / {height}">'
+        f'<div class="k-media" style="aspect-ratio: {width} / {height}">'
         f'<img src="{fitted_url(image, width, height, fit)}" alt="{alt}" width="{width}" height="{height}">{thumbnail}'
-        f'<div class="k-over-screen">'
+        f'<div class="k-media-buttons">'
         f'<button type="button" class="k-button" data-choose>{escape(labels.replace)}</button>'
         f'<button type="button" class="k-button" data-remove>{escape(labels.remove)}</button></div></div>'
         f'<p class="k-hint">{escape(_fit_note(size, request, labels))}</p></div>'

@@ -39,7 +39,7 @@ def _link(name: str, href: str, file: str, text: str, *, quiet: bool = False) ->
 def empty_panel(labels: Labels) -> str:
     """Return the panel without a job."""
     return (
-        f'<div class="k-panel" data-job=""><div class="k-screen k-empty">{icon("film")}'
+        f'<div class="k-panel" data-job=""><div class="k-media k-empty">{icon("film")}'
         f'<p class="k-drop">{escape(labels.panel_empty)}</p>'
         f'<p class="k-hint">{escape(labels.close_page_hint)}</p></div></div>'
     )
@@ -55,7 +55,7 @@ def panel(job: Job, labels: Labels, now: float | None = None) -> str:
     return (
         f'<div class="k-panel" data-job="{job.id}" data-status="{job.status}" data-finished="{finished}"'
         f' data-lost="{escape(labels.connection_lost)}">'
-        f'<div class="k-screen" style="aspect-ratio: {request.width} / {request.height}">{_screen(job, labels)}</div>'
+        f'<div class="k-media" style="aspect-ratio: {request.width} / {request.height}">{_media_html(job, labels)}</div>'
         f'<p class="k-hidden" role="status">{escape(_headline(job, labels))}</p>'
         f'<div class="k-state"><p class="k-headline">{escape(_headline_with_step(job, labels))}</p>'
         f'<p class="k-hint k-left">{_state_line(job, labels, now)}</p>{_details(job, labels)}</div>'
@@ -63,7 +63,7 @@ def panel(job: Job, labels: Labels, now: float | None = None) -> str:
     )
 
 
-def _screen(job: Job, labels: Labels) -> str:
+def _media_html(job: Job, labels: Labels) -> str:
     size = f'width="{job.request.width}" height="{job.request.height}"'
     badge = f'<span class="k-badge">{escape(labels.ai_generated)}</span>'
     if job.status == "completed":

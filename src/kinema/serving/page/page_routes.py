@@ -15,7 +15,7 @@ from fastapi import APIRouter, HTTPException, Query, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 
 from kinema.errors import (
-    AllowanceUsedUp,
+    QuotaExceeded,
     InsufficientDisk,
     InvalidImage,
     JobNotFound,
@@ -33,7 +33,7 @@ from kinema.serving.opened_file import OpenedFile
 from kinema.serving.page import job_html
 from kinema.serving.page.translations.english import ENGLISH
 from kinema.serving.page.translations.languages import LANGUAGES
-from kinema.serving.rate_limits import DraftBytes
+from kinema.serving.rate_limits import DraftQuota
 from kinema.serving.request_parsing import receive_any
 from kinema.serving.schemas import error_body, error_response
 from kinema.serving.video_variants import VideoVariants
@@ -59,7 +59,7 @@ _IMMUTABLE = {"Cache-Control": "private, max-age=31536000, immutable"}
 _NO_STORE = {"Cache-Control": "no-store"}
 
 
-_STATUS = {InvalidImage: 422, InsufficientDisk: 507, ServerBusy: 503, AllowanceUsedUp: 429}
+_STATUS = {InvalidImage: 422, InsufficientDisk: 507, ServerBusy: 503, QuotaExceeded: 429}
 
 
 class Drafts:
@@ -70,7 +70,7 @@ class Drafts:
 
     def __init__(self, data_dir: Path, reserve_gb: float, images: ImageService) -> None:
         self.images = images
-        self.bytes = DraftBytes(1_000_000_000)
+        self.bytes = DraftQuota(1_000_000_000)
         self._files = JobFiles(data_dir)
         self._reserve_gb = reserve_gb
         self._root = self._files.drafts
@@ -160,7 +160,7 @@ def _add_images(router: APIRouter, drafts: Drafts, bodies: BodyQuota) -> None:
             return _error(413, "request_too_large", labels.too_large, labels.language)
         except ClientGone:
             return Response(status_code=499)
-        except (InvalidImage, InsufficientDisk, ServerBusy, AllowanceUsedUp) as error:
+        except (InvalidImage, InsufficientDisk, ServerBusy, QuotaExceeded) as error:
             message = error_message(error)
             translation = labels.translate(message)
             status = next(status for kind, status in _STATUS.items() if isinstance(error, kind))

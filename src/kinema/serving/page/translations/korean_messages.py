@@ -128,14 +128,14 @@ ERRORS = {
     "invalid_request": "사용할 수 없는 설정이 있습니다. 설정을 바꿔 보세요.",
     "request_too_large": "요청이 너무 큽니다. 더 작은 이미지를 선택하세요.",
     "invalid_image": "사용할 수 없는 이미지입니다. 다른 이미지를 선택하세요.",
-    "weights_error": "모델을 사용할 수 없습니다. 다른 모델을 선택하세요.",
+    "model_error": "모델을 사용할 수 없습니다. 다른 모델을 선택하세요.",
     "model_not_found": "모델을 찾을 수 없습니다. 다른 모델을 선택하세요.",
     "model_gated": "이 모델은 라이선스에 동의하고 로그인해야 내려받을 수 있습니다. 서버의 HF_TOKEN을 확인하거나 "
     "다른 모델을 선택하세요.",
     "hub_unreachable": "Hugging Face 허브에 연결할 수 없습니다. 서버의 네트워크를 확인하거나 이미 내려받은 모델을 "
     "선택하세요.",
-    "weights_missing": "모델의 가중치 파일이 없습니다. 모델을 다시 내려받거나 다른 모델을 선택하세요.",
-    "weights_damaged": "모델의 가중치 파일이 손상되었습니다. 모델을 다시 내려받거나 다른 모델을 선택하세요.",
+    "model_incomplete": "모델의 가중치 파일이 없습니다. 모델을 다시 내려받거나 다른 모델을 선택하세요.",
+    "model_corrupt": "모델의 가중치 파일이 손상되었습니다. 모델을 다시 내려받거나 다른 모델을 선택하세요.",
     "not_an_svd_model": "Stable Video Diffusion(SVD) 모델이 아닙니다. 다른 모델을 선택하세요.",
     "not_an_image_pipeline": "사용할 수 있는 이미지 생성 모델이 아닙니다. 다른 이미지 생성 모델을 선택하세요.",
     "insufficient_memory": "메모리가 부족합니다. 크기나 길이, 한 번에 디코딩할 프레임 수를 줄이거나 더 작은 모델을 "
@@ -148,9 +148,9 @@ ERRORS = {
     "queue_unavailable": "대기열을 사용할 수 없습니다. 잠시 뒤 다시 시도하세요.",
     "job_not_found": "영상을 찾을 수 없습니다. 삭제되었거나 보관 기간이 지났습니다.",
     "job_unfinished": "아직 완성된 영상이 없습니다.",
-    "allowance_used_up": "하루 사용 한도를 넘었습니다. 나중에 다시 시도하세요.",
+    "quota_exceeded": "하루 사용 한도를 넘었습니다. 나중에 다시 시도하세요.",
     "server_busy": "서버에 요청이 많습니다. 몇 초 뒤에 다시 시도하세요.",
-    "key_reused": "같은 멱등성 키(Idempotency-Key)가 다른 요청에 이미 쓰였습니다. 새 키를 사용하세요.",
+    "idempotency_key_reused": "같은 멱등성 키(Idempotency-Key)가 다른 요청에 이미 쓰였습니다. 새 키를 사용하세요.",
     "video_error": "영상 파일을 쓰거나 읽을 수 없습니다. 영상을 다시 만들어 보세요.",
     "recipe_error": "영상 파일에 읽을 수 있는 레시피가 없습니다.",
     # Codes that only jobs use.

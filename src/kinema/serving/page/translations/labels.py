@@ -140,10 +140,11 @@ class Labels:
         template = self.messages.get(message.code, message.english if self.language == "en" else None)
         if template is None:
             return None
+        names = {**self.parameter_names, "title": self.new_title}
         values: dict[str, Any] = {}
         for name, value in message.values.items():
             if name in ("name", "other"):
-                values[name] = self.parameter_names.get(value, value)
+                values[name] = names.get(value, value)
             elif isinstance(value, Message):
                 values[name] = self.translate(value)
                 if values[name] is None:
