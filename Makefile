@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint con
 CPU_TORCH := https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 
-.PHONY: demo quick test test-all check bench bench-server faults clean chromium
+.PHONY: demo quick test test-all check docs bench bench-server faults clean chromium
 
 demo: $(VENV)/installed ## create a video from an image with the embedded model
 	@mkdir -p out
@@ -35,6 +35,9 @@ check: $(VENV)/installed-dev ## check style, types, layers and names
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python checks/structure.py
+
+docs: $(VENV)/installed-docs ## build the documentation site in out/site, and check its links and that it loads nothing from outside
+	$(BIN)/python -m docs.website out/site
 
 bench: $(VENV)/installed ## compare the speed of the pocket model on this machine with diffusers
 	$(BIN)/kinema bench examples/rocket.jpg --model pocket --against diffusers --seed 42 \
@@ -69,6 +72,10 @@ endif
 
 $(VENV)/installed-dev: $(VENV)/installed
 	@$(PIP) --editable ".[dev,server]"
+	@touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed
+	@$(PIP) --editable ".[docs,server]"
 	@touch $@
 
 # The browser tests need Debian's chromium. If it can't be installed, they are skipped.
