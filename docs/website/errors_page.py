@@ -10,11 +10,17 @@ from kinema import errors
 from kinema.cli.exit_codes import exit_code_for
 from kinema.serving.schemas import ERROR_RESPONSES, status_of
 
+_INTRO = """# Errors
+
+The library raises these classes. The HTTP API responds with `{"error": {"code", "message", "param", "type"}}`. The
+command prints the message and ends with the exit code; with `--json` it also prints the code. Every message names the
+problem and the remedy.
+"""
 _REMEDIES = {
     "KinemaError": "Catch this class to handle every error that Kinema raises intentionally; print its message.",
     "InvalidRequest": "Correct the parameter or setting `param`. The message has the value and the allowed range.",
     "RequestTooLarge": "Send a smaller image, or raise `KINEMA_MAX_BODY_MB`.",
-    "InvalidImage": "Use a JPEG, PNG or WebP file that other programs open. The message says what is wrong with this one.",
+    "InvalidImage": "Use a JPEG, PNG or WebP file that other programs can open. The message says what is wrong.",
     "ModelError": "Check the name with `kinema models`.",
     "ModelNotFound": "Check the spelling. `kinema models` lists the names; a hub id has the form `owner/name`.",
     "ModelGated": "Accept the licence on the model's page, then log in with `hf auth login` or set `HF_TOKEN`.",
@@ -23,7 +29,7 @@ _REMEDIES = {
     "ModelCorrupt": "Delete the file that the message names and download the model again.",
     "NotAnSvdModel": "Pass a Stable Video Diffusion model in diffusers' layout as `model`.",
     "NotAnImagePipeline": "Pass a text-to-image pipeline in diffusers' layout as `image_model`.",
-    "InsufficientMemory": "Close other programs, or choose fewer frames or a smaller size. `kinema doctor` shows the memory plans.",
+    "InsufficientMemory": "Close other programs, or choose fewer frames or a smaller size. See `kinema doctor`.",
     "InsufficientDisk": "Free disk space, or write to another disk.",
     "GenerationFailed": 'Try another seed, then `dtype="float32"`. If it persists, the weights may be damaged.',
     "JobError": "See the message.",
@@ -90,15 +96,13 @@ def errors_page() -> str:
         for kind in kinds
     )
     statuses = [(str(status), meaning) for status, meaning in ERROR_RESPONSES.items()]
+    codes = [(f"`{code}`", status, text) for code, status, text in _OTHER_CODES]
     return (
-        "# Errors\n\nThe library raises these classes. The HTTP API responds with "
-        '`{"error": {"code", "message", "param", "type"}}`, the command prints the message and ends with the exit code, and '
-        f"`--json` prints the code. Every message names the problem and the remedy.\n\n```text\n{inspect.cleandoc(tree)}\n```\n\n"
-        + table(("class", "code", "HTTP status", "exit code"), rows)
-        + f"\n## Classes\n\n{entries}## HTTP statuses\n\n"
-        + table(("status", "meaning"), statuses)
-        + "\n## Other codes\n\nCodes of the HTTP API, and of jobs with the status `failed`, without a class of their own:\n\n"
-        + table(("code", "status", "meaning"), [(f"`{code}`", status, text) for code, status, text in _OTHER_CODES])
+        f"{_INTRO}\n```text\n{inspect.cleandoc(tree)}\n```\n\n"
+        f"{table(('class', 'code', 'HTTP status', 'exit code'), rows)}\n## Classes\n\n{entries}"
+        f"## HTTP statuses\n\n{table(('status', 'meaning'), statuses)}\n"
+        "## Other codes\n\nCodes of responses and of failed jobs without a class of their own.\n\n"
+        f"{table(('code', 'status', 'meaning'), codes)}"
     )
 
 

@@ -11,12 +11,12 @@ from docs.website.markdown import table
 _TITLES = {"videos": "Videos", "models": "Models"}
 _INTRO = """# HTTP API
 
-The routes of `kinema serve`, from the server's OpenAPI document: `/v1/openapi.json` of a running server has the document, and
-`/` shows it with Swagger UI. [The server](../server.md) explains jobs, idempotency keys and priorities, and
+The routes of `kinema serve`. A running server has this as an OpenAPI document, at `/v1/openapi.json`, and shows it
+with Swagger UI at `/`. [The server](../server.md) explains jobs, idempotency keys and priorities, and
 [Errors](errors.md) lists the codes.
 
-If the server has API keys, send one as `Authorization: Bearer KEY`. Bodies are JSON or forms; images are sent as a part of a
-form, or as a data URL in JSON.
+If the server has API keys, send one as `Authorization: Bearer KEY`. Bodies are JSON or forms; images are sent as a part
+of a form, or as a data URL in JSON.
 """
 
 
@@ -58,8 +58,8 @@ def page() -> str:
     example = json.dumps(schemas["VideoObject"]["example"], indent=2)
     return (
         f"{_INTRO}\n{table(('route', 'purpose'), summary)}\n{sections}"
-        f"## Fields of a request\n\nThe body of `POST /v1/videos`, `POST /v1/videos/sync` and `POST /generate`. All are "
-        "optional, except that there is an image or a prompt. Omitted, empty or null fields use the model's defaults.\n\n"
+        "## Fields of a request\n\nThe body of `POST /v1/videos`, `POST /v1/videos/sync` and `POST /generate`. Only an "
+        "image or a prompt is required. Omitted, empty or null fields use the model's defaults.\n\n"
         f"{_fields(create)}\n## Objects\n\n{objects}A video in progress:\n\n```json\n{example}\n```\n"
     )
 

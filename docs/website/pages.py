@@ -38,7 +38,7 @@ NAVIGATION: dict[str, list[str]] = {
     "Tutorial": ["notebook/stable-video-diffusion.md", "notebook/stable-video-diffusion-ko.md", "tutorial.md"],
     "How-to": ["how-to/*.md", "troubleshooting*.md"],
     "Server": ["server.md", "page.md", "deployment.md"],
-    "Reference": [*reference.PAGES, "models/*.md"],
+    "Reference": [*reference.PAGES, "stability.md", "models/*.md"],
     "Performance": ["performance.md", "performance-internals.md", "performance-history.md"],
     "Project": [
         "architecture.md",

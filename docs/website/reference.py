@@ -21,7 +21,22 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 
-# --- The command -------------------------------------------------------------------------------------------------------
+_COMMAND_INTRO = """# The command
+
+Every subcommand of `kinema`, as `--help` prints it. Options that are also settings name their environment variable;
+[Settings](settings.md) lists all.
+"""
+_SETTINGS_INTRO = """# Settings
+
+Settings configure a machine; they apply to the library, the command and the server. An option of the command overrides
+the environment variable, which overrides `kinema.toml` in the current folder, which overrides the default. In
+`kinema.toml`, names are in lower case without `KINEMA_`, and lists may be arrays. `kinema doctor` shows the active
+settings. [The server](../server.md#settings) explains those of the server.
+"""
+_PYTHON_INTRO = """# Python API
+
+Everything that `import kinema` offers. [What is stable](../stability.md) says how it may change.
+"""
 
 
 def command_page() -> str:
@@ -32,13 +47,10 @@ def command_page() -> str:
     from kinema.cli.exit_codes import EPILOG
 
     root = typer.main.get_command(app)
-    codes = [entry.strip(" .").split(" ", 1) for entry in EPILOG.removeprefix("Exit codes: ").split(" · ")]
+    exit_codes = [entry.strip(" .").split(" ", 1) for entry in EPILOG.removeprefix("Exit codes: ").split(" · ")]
     sections = "\n".join(_command(command, name) for name, command in commands(root, "kinema"))
-    return (
-        "# The command\n\nEvery subcommand of `kinema`, as `--help` prints it. Options that are also settings name their "
-        f"environment variable; [Settings](settings.md) lists all.\n\n{sections}\n## Exit codes\n\n"
-        + table(("code", "meaning"), [(f"`{code}`", meaning) for code, meaning in codes])
-    )
+    codes = table(("code", "meaning"), [(f"`{code}`", meaning) for code, meaning in exit_codes])
+    return f"{_COMMAND_INTRO}\n{sections}\n## Exit codes\n\n{codes}"
 
 
 def commands(command: Any, name: str) -> Iterator[tuple[str, Any]]:
@@ -98,9 +110,6 @@ def _paragraphs(text: str) -> str:
     return "\n\n".join(parts).replace("```\n\n```bash\n", "") + "\n"
 
 
-# --- Settings ----------------------------------------------------------------------------------------------------------
-
-
 def settings_page() -> str:
     """Return the page of the settings: variable, type, default and meaning."""
     from kinema.settings import Settings
@@ -109,16 +118,7 @@ def settings_page() -> str:
         (f"`KINEMA_{name.upper()}`", _type(field.annotation), _default(field), field.description or "")
         for name, field in Settings.model_fields.items()
     ]
-    return (
-        "# Settings\n\nSettings configure a machine; they apply to the library, the command and the server. An option of the "
-        "command overrides the environment variable, which overrides `kinema.toml` in the current folder, which overrides the default. "
-        "In `kinema.toml`, names are in lower case without `KINEMA_`, and lists may be arrays. "
-        "`kinema doctor` shows the active settings. [The server](../server.md#settings) explains those of the server.\n\n"
-        + table(("variable", "type", "default", "meaning"), rows)
-    )
-
-
-# --- Python ------------------------------------------------------------------------------------------------------------
+    return f"{_SETTINGS_INTRO}\n{table(('variable', 'type', 'default', 'meaning'), rows)}"
 
 
 def python_page() -> str:
@@ -131,8 +131,7 @@ def python_page() -> str:
         else:
             (functions if inspect.isfunction(thing) else values).append(f"{_entry(name)}{fields_of(thing)}")
     return (
-        "# Python API\n\nEverything that `import kinema` offers. Other modules may change in any version.\n\n"
-        f"## Functions\n\n{''.join(functions)}## Values\n\n{''.join(values)}"
+        f"{_PYTHON_INTRO}\n## Functions\n\n{''.join(functions)}## Values\n\n{''.join(values)}"
         f"## Errors\n\nEvery error is a [`KinemaError`](errors.md). The errors are: {', '.join(errors)}.\n"
     )
 

@@ -223,6 +223,7 @@ def failure_response(failure: Failure | None) -> tuple[int, dict[str, Any], dict
 
 
 def status_of(error: type[KinemaError]) -> int:
+    """Return the HTTP status of an error class."""
     return next(number for kind, number in _STATUS if issubclass(error, kind))
 
 
