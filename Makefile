@@ -23,10 +23,10 @@ QUICK := tests/test_messages.py tests/test_settings.py tests/test_values.py test
 quick: check ## check style and types, and run the unit tests that need no model: under a minute
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --quiet $(QUICK)
 
-test: check chromium ## run all checks, and all tests except slow ones: 15 minutes on two cores, with installing
+test: check docs chromium ## run all checks, build the site, and run all tests except slow ones: 15 minutes on two cores, with installing
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow"
 
-test-all: check chromium ## run all checks and all tests
+test-all: check docs chromium ## run all checks, build the site, and run all tests
 	$(BIN)/python -m pytest
 
 check: $(VENV)/installed-dev ## check style, types, layers and names
@@ -36,7 +36,7 @@ check: $(VENV)/installed-dev ## check style, types, layers and names
 	$(BIN)/lint-imports
 	$(BIN)/python checks/structure.py
 
-docs: $(VENV)/installed-docs ## build the documentation site in out/site, and check its links and that it loads nothing from outside
+docs: $(VENV)/installed-docs ## build the documentation site in out/site, and check its links
 	$(BIN)/python -m docs.website out/site
 
 bench: $(VENV)/installed ## compare the speed of the pocket model on this machine with diffusers

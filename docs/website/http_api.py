@@ -78,6 +78,7 @@ def _route(path: str, method: str, operation: dict[str, Any]) -> str:
     parameters = [
         (f"`{p['name']}`", p["in"], _type(p["schema"]), p.get("description", ""))
         for p in operation.get("parameters", [])
+        if p["in"] != "path"
     ]
     if parameters:
         text += table(("parameter", "in", "type", "meaning"), parameters) + "\n"
@@ -93,12 +94,15 @@ def _route(path: str, method: str, operation: dict[str, Any]) -> str:
             value = json.dumps(example["value"], indent=2)
             label = example.get("summary", "Example")
             text += f"{label} (`{kind}`):\n\n```json\n{_shortened(value)}\n```\n\n"
+    errors = [str(status) for status in operation["responses"] if str(status) > "4"]
+    # FastAPI documents 422, but the server responds with 400.
+    codes = ", ".join(status for status in sorted(errors) if status != "422")
     responses = [
-        (str(status), _content(response), response.get("description", ""))
+        f"`{status}`: {_content(response)}. {response.get('description', '').replace('Successful Response', '')}"
         for status, response in operation["responses"].items()
-        if str(status) != "422"  # FastAPI documents it; the server responds with 400
+        if str(status) < "4"
     ]
-    return text + table(("status", "body", "meaning"), responses) + "\n"
+    return f"{text}Response {'; '.join(responses)}\n\nErrors: {codes} ([meaning](errors.md#http-statuses)).\n\n"
 
 
 def _shortened(text: str) -> str:

@@ -12,6 +12,7 @@ _CODE = re.compile(r"^ *(```+|~~~+).*?^ *\1 *$|(?<!`)(`+)(?!`).+?(?<!`)\2(?!`)",
 # [text](target) and ![text](target), whose text may contain an image; src="target" and href="target" of HTML.
 _LINK = re.compile(r"(?<=\]\()<?([^)\s>]+)>?(?=\)| \")|(?<= src=\")([^\"]+)(?=\")|(?<= href=\")([^\"]+)(?=\")")
 _HEADING = re.compile(r"^#{1,6} +(.+?)(?: +#+)? *$", re.MULTILINE)
+_BAR = re.compile(r"\|(?=[^`]*(?:`[^`]*`[^`]*)*$)")
 _EXTERNAL = re.compile(r"[a-z][a-z0-9+.-]*:|//")
 
 
@@ -65,9 +66,9 @@ def title(text: str) -> str:
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """Return a Markdown table; line breaks and bars in cells are escaped."""
+    """Return a Markdown table; bars outside code are escaped."""
     lines = [head, tuple("---" for _ in head), *rows]
-    cells = [[cell.strip().replace("|", r"\|").replace("\n", " ") for cell in line] for line in lines]
+    cells = [[_BAR.sub(r"\\|", " ".join(cell.split())) for cell in line] for line in lines]
     return "".join(f"| {' | '.join(line)} |\n" for line in cells)
 
 

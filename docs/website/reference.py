@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import types
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
+from checks.public_api import is_stable
 from docs.website import http_api
 from docs.website.errors_page import errors_page
 from docs.website.markdown import table
@@ -122,33 +124,52 @@ def settings_page() -> str:
 
 
 def python_page() -> str:
-    """Return the page of the Python API: an entry for each name in `kinema.__all__`, for mkdocstrings to expand."""
+    """Return the page of the Python API: an entry for each name in `kinema.__all__`, which mkdocstrings expands."""
     functions, values, errors = [], [], []
     for name in kinema.__all__:
         thing = getattr(kinema, name)
-        if inspect.isclass(thing) and issubclass(thing, KinemaError):
+        if inspect.isfunction(thing):
+            functions.append(f"::: kinema.{name}\n\n")
+        elif issubclass(thing, KinemaError):
             errors.append(f"[`{name}`](errors.md#{name.lower()})")
         else:
-            (functions if inspect.isfunction(thing) else values).append(f"{_entry(name)}{fields_of(thing)}")
+            values.append(_class_entry(name, thing))
     return (
         f"{_PYTHON_INTRO}\n## Functions\n\n{''.join(functions)}## Values\n\n{''.join(values)}"
         f"## Errors\n\nEvery error is a [`KinemaError`](errors.md). The errors are: {', '.join(errors)}.\n"
     )
 
 
-def _entry(name: str) -> str:
-    return f"::: kinema.{name}\n\n"
+def _class_entry(name: str, kind: type) -> str:
+    """Return the entry of a class with its public attributes and methods; a table shows the fields of a model."""
+    fields = [field for field in getattr(kind, "__annotations__", {}) if field[0] != "_" and is_stable(name, field)]
+    others = [
+        f"::: kinema.{name}.{attribute}\n    options:\n      heading_level: 4\n\n"
+        for attribute in vars(kind)
+        if attribute[0] != "_"
+        and attribute not in fields
+        and is_stable(name, attribute)
+        and not attribute.startswith("model_")
+    ]
+    has_table = issubclass(kind, BaseModel) or "Attributes:" in (kind.__doc__ or "")
+    options = {
+        "members": [] if has_table else fields,
+        "show_if_no_docstring": True,
+        "show_signature": False,
+        "separate_signature": False,
+    }
+    lines = "".join(f"      {option}: {json.dumps(value)}\n" for option, value in options.items())
+    table_of_fields = _fields(kind) if issubclass(kind, BaseModel) else ""
+    return f"::: kinema.{name}\n    options:\n{lines}\n{table_of_fields}{''.join(others)}"
 
 
-def fields_of(thing: Any) -> str:
-    """Return a table of the fields of a pydantic model, and one of each model that it contains; empty for others."""
-    if not (inspect.isclass(thing) and issubclass(thing, BaseModel)):
-        return ""
-    parts = [kind for kind in _models_in(thing) if kind.__name__ not in kinema.__all__]
+def _fields(model: type[BaseModel]) -> str:
+    """Return a table of the fields of a model, and one of each model that it contains and that has no entry."""
+    parts = [kind for kind in _models_in(model) if kind.__name__ not in kinema.__all__]
     sections = (
         f"#### {kind.__name__}\n\n{inspect.getdoc(kind)}\n\n{_fields_table(kind)}\n" for kind in dict.fromkeys(parts)
     )
-    return f"{_fields_table(thing)}\n{''.join(sections)}"
+    return f"{_fields_table(model)}\n{''.join(sections)}"
 
 
 def _models_in(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
