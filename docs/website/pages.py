@@ -17,7 +17,8 @@ SITE = "docs/website"  # its files are not pages, except home.md
 # Pages from outside docs/, which has the others.
 _FROM = {
     "docs/website/home.md": "index.md",
-    "README.ko.md": "ko.md",
+    "README.md": "readme.md",
+    "README.ko.md": "readme-ko.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     ".github/SECURITY.md": "security.md",
@@ -29,12 +30,9 @@ _FROM = {
     "notebooks/stable_video_diffusion.ipynb": "notebook/stable-video-diffusion.md",
     "notebooks/stable_video_diffusion.ko.ipynb": "notebook/stable-video-diffusion-ko.md",
 }
-# Links to these lead to another page.
-_INSTEAD = {"README.md": "index.md", "docs": "index.md"}
-
 # Section: pages, or patterns for pages that need not exist. A pattern leaves out the pages listed elsewhere.
 NAVIGATION: dict[str, list[str]] = {
-    "Start": ["index.md", "quickstart.md", "gallery*.md", "ko.md"],
+    "Start": ["index.md", "quickstart.md", "gallery*.md", "readme.md", "readme-ko.md"],
     "Tutorial": ["notebook/stable-video-diffusion.md", "notebook/stable-video-diffusion-ko.md", "tutorial.md"],
     "How-to": ["how-to/*.md", "troubleshooting*.md"],
     "Server": ["server.md", "page.md", "deployment.md"],
@@ -55,7 +53,8 @@ NAVIGATION: dict[str, list[str]] = {
 # Pages whose heading is not a good title in the navigation.
 TITLES = {
     "index.md": "Overview",
-    "ko.md": "한국어",
+    "readme.md": "README",
+    "readme-ko.md": "README (한국어)",
     "notebook/stable-video-diffusion.md": "Notebook",
     "notebook/stable-video-diffusion-ko.md": "노트북 (한국어)",
     "models/pocket.md": "Model pocket",
@@ -98,12 +97,12 @@ def _with_site_links(text: str, path: str, page: str, folder: Path) -> str:
 
     def change(link: Target) -> str:
         fragment = f"#{link.fragment}" if link.fragment else ""
-        if not link.path or link.path.startswith(f"{Path(page).stem}/"):  # the page itself, or an output of a notebook
+        is_output = path.endswith(".ipynb") and link.path.startswith(f"{Path(page).stem}/")
+        if not link.path or is_output:
             return f"{link.path}{fragment}"
         linked = posixpath.normpath(posixpath.join(posixpath.dirname(path), unquote(link.path)))
         generated = linked.removeprefix("docs/")
-        target = sources().get(linked) or _INSTEAD.get(linked)
-        target = target or (generated if generated in reference.PAGES else _copied(linked, folder, path))
+        target = generated if generated in reference.PAGES else sources().get(linked) or _copied(linked, folder, path)
         return posixpath.relpath(target, posixpath.dirname(page) or ".") + fragment
 
     return replace_links(text, change)
