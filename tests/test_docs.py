@@ -5,15 +5,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from urllib.parse import unquote
 
+import nbformat
 import pytest
 import typer
-from docs.website import check, errors_page, http_api, markdown, pages, reference
+from docs.website import check, errors_page, http_api, markdown, notebook, pages, reference
 
 import kinema
 from kinema.cli import app
+from kinema.jobs.job import QUEUE_FAILURE_CODES
 from kinema.settings import Settings
 
 # The OpenAPI document needs BentoML, whose dependencies warn when they are imported.
@@ -101,6 +104,27 @@ def test_python_page_has_every_public_name():
 def test_errors_page_has_every_error():
     page = errors_page.errors_page()
     assert [kind for kind in errors_page.public_errors() if f"`{kind.code}` · HTTP" not in page] == []
+
+
+def test_errors_page_has_every_code_without_a_class():
+    sources = [path.read_text("utf-8") for path in (ROOT / "src" / "kinema" / "serving").glob("*.py")]
+    sent = {code for source in sources for code in re.findall(r'error_body\(\s*\d+, "(\w+)"', source)}
+    assert "unknown_key" in sent
+    page = errors_page.errors_page()
+    assert [code for code in sent | set(QUEUE_FAILURE_CODES) if f"| `{code}` |" not in page] == []
+
+
+def test_outputs_of_a_notebook_are_on_its_page(tmp_path):
+    video = '<video controls src="data:video/mp4;base64,AAAA"></video>'
+    data = [{"image/png": "iVBORw0KGgo="}, {"text/html": video}]
+    outputs = [nbformat.v4.new_output("display_data", output) for output in data]
+    cells = [nbformat.v4.new_code_cell("make()", outputs=outputs)]
+    lesson = nbformat.v4.new_notebook(cells=cells, metadata={"language_info": {"name": "python"}})
+    nbformat.write(lesson, tmp_path / "lesson.ipynb")
+    text = notebook.as_markdown(tmp_path / "lesson.ipynb", tmp_path / "page.md")
+    assert "```python\nmake()\n```" in text
+    assert video in text
+    assert [(tmp_path / link.path).is_file() for link in markdown.links(text)] == [True]
 
 
 def test_http_page_has_every_route_and_parameter():

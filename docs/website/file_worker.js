@@ -6,7 +6,7 @@ if (location.protocol === "file:") {
       this.frame.hidden = true;
       document.documentElement.append(this.frame);
       const scope = this.frame.contentWindow;
-      scope.postMessage = (data) => setTimeout(() => this.onmessage?.({ data }));
+      scope.postMessage = (data) => this.deliver(data, (copy) => this.onmessage?.({ data: copy }));
       const script = scope.document.createElement("script");
       script.src = new URL(url, location).href;
       this.loaded = new Promise((resolve) => { script.onload = resolve; });
@@ -16,7 +16,14 @@ if (location.protocol === "file:") {
 
     postMessage(data) {
       const scope = this.frame.contentWindow;
-      this.loaded.then(() => scope.dispatchEvent(new scope.MessageEvent("message", { data })));
+      const send = (copy) => scope.dispatchEvent(new scope.MessageEvent("message", { data: copy }));
+      this.loaded.then(() => this.deliver(data, send));
+    }
+
+    // A worker receives a copy, later.
+    deliver(data, receive) {
+      const copy = structuredClone(data);
+      setTimeout(() => receive(copy));
     }
 
     terminate() {

@@ -30,11 +30,11 @@ _FROM = {
     "notebooks/stable_video_diffusion.ipynb": "notebook/stable-video-diffusion.md",
     "notebooks/stable_video_diffusion.ko.ipynb": "notebook/stable-video-diffusion-ko.md",
 }
-# Section: pages, or patterns for pages that need not exist. A pattern leaves out the pages listed elsewhere.
+# Section: pages, or patterns for pages that need not exist. A page that matches several patterns is at the first.
 NAVIGATION: dict[str, list[str]] = {
     "Start": ["index.md", "quickstart.md", "gallery*.md", "readme.md", "readme-ko.md"],
     "Tutorial": ["notebook/stable-video-diffusion.md", "notebook/stable-video-diffusion-ko.md", "tutorial.md"],
-    "How-to": ["how-to/*.md", "troubleshooting*.md"],
+    "How-to": ["how-to/progress*.md", "how-to/previews*.md", "how-to/handle*.md", "how-to/*.md", "troubleshooting*.md"],
     "Server": ["server.md", "page.md", "deployment.md"],
     "Reference": [*reference.PAGES, "stability.md", "models/*.md"],
     "Performance": ["performance.md", "performance-internals.md", "performance-history.md"],
@@ -141,17 +141,19 @@ def navigation(folder: Path) -> dict[str, list[str]]:
     listed = {entry for entries in NAVIGATION.values() for entry in entries if "*" not in entry}
     if missing := listed - pages:
         raise ValueError(f"the navigation lists pages that do not exist: {', '.join(sorted(missing))}")
-    sections = {}
+    sections: dict[str, list[str]] = {section: [] for section in NAVIGATION}
+    placed = set(listed)
     for section, entries in NAVIGATION.items():
-        sections[section] = [
-            page for entry in entries for page in ([entry] if entry in listed else _matching(folder, entry, listed))
-        ]
+        for entry in entries:
+            found = [entry] if entry in listed else _matching(folder, entry, placed)
+            sections[section] += found
+            placed |= set(found)
     if unlisted := pages - {page for section in sections.values() for page in section}:
         raise ValueError(f"the navigation lacks pages: {', '.join(sorted(unlisted))}")
     return {section: entries for section, entries in sections.items() if entries}
 
 
-def _matching(folder: Path, pattern: str, listed: set[str]) -> list[str]:
-    """Return the pages that match a pattern and are not listed, sorted by title."""
+def _matching(folder: Path, pattern: str, placed: set[str]) -> list[str]:
+    """Return the pages that match a pattern and have no place yet, sorted by title."""
     found = {path.relative_to(folder).as_posix(): title(path.read_text("utf-8")) for path in folder.glob(pattern)}
-    return sorted(found.keys() - listed, key=lambda page: found[page].lower())
+    return sorted(found.keys() - placed, key=lambda page: found[page].lower())
