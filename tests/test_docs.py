@@ -117,12 +117,14 @@ def test_errors_page_has_every_code_without_a_class():
 def test_outputs_of_a_notebook_are_on_its_page(tmp_path):
     video = '<video controls src="data:video/mp4;base64,AAAA"></video>'
     data = [{"image/png": "iVBORw0KGgo="}, {"text/html": video}]
-    outputs = [nbformat.v4.new_output("display_data", output) for output in data]
+    outputs = [nbformat.v4.new_output("stream", text=f"\rdenoise {step}/8") for step in (1, 2)]
+    outputs += [nbformat.v4.new_output("display_data", output) for output in data]
     cells = [nbformat.v4.new_code_cell("make()", outputs=outputs)]
     lesson = nbformat.v4.new_notebook(cells=cells, metadata={"language_info": {"name": "python"}})
     nbformat.write(lesson, tmp_path / "lesson.ipynb")
     text = notebook.as_markdown(tmp_path / "lesson.ipynb", tmp_path / "page.md")
     assert "```python\nmake()\n```" in text
+    assert re.findall(r"denoise ./8", text) == ["denoise 2/8"]
     assert video in text
     assert [(tmp_path / link.path).is_file() for link in markdown.links(text)] == [True]
 

@@ -11,9 +11,12 @@ if TYPE_CHECKING:
 def as_markdown(notebook: Path, page: Path) -> str:
     """Return the notebook as Markdown, and write its images into a folder beside the page, named after it."""
     from nbconvert import MarkdownExporter
+    from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
+    exporter = MarkdownExporter()
+    exporter.register_preprocessor(CoalesceStreamsPreprocessor, enabled=True)  # of progress, keep the last line
     folder = page.with_suffix("")
-    text, resources = MarkdownExporter().from_filename(
+    text, resources = exporter.from_filename(
         str(notebook), resources={"output_files_dir": folder.name, "unique_key": "output"}
     )
     for name, data in resources["outputs"].items():
