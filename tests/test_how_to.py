@@ -1,0 +1,193 @@
+"""The code of the README, the how-tos and the other guides runs as written, in a folder with the files that it names.
+
+Each fenced block of bash, python, javascript or html runs, unless a comment `<!-- not run: reason -->` precedes it. The
+blocks of a page run in order in one folder. The pocket model makes four frames of 96×64 in two steps; the server has stub work.
+A text block after "You see:" must be in the output of the block before it.
+"""
+
+import ast
+import glob
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from kinema import errors
+from kinema.cli import main
+from kinema.models.catalog import CATALOG, IMAGE_MODELS
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "tests" / "serving"))
+from server_process import start, stop  # noqa: E402
+
+PAGES = ["README.md", "docs/tutorial.md", "docs/troubleshooting.md"]
+PAGES += sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs" / "how-to").glob("*.md"))
+FENCE = re.compile(
+    r"^(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?(?P<fence>```+)(?P<language>\w*)\n(?P<code>.*?)^(?P=fence)$",
+    re.MULTILINE | re.DOTALL,
+)
+RUN = ("bash", "python", "javascript", "html")
+SHOWN = ("text", "nginx")
+NOT_RUN = {
+    "downloads a model": 2,
+    "installs packages": 1,
+    "needs a GPU": 1,
+    "needs a notebook": 1,
+    "needs the proxy": 1,
+    "starts a server": 5,
+}
+SERVER = "http://localhost:3000"
+PAGE_ORIGIN = "http://localhost:8000"
+SMALL = {"width": 96, "height": 64, "num_frames": 4, "num_inference_steps": 2}
+
+
+class Block(NamedTuple):
+    """A fenced block; `expected` is the output that the page shows for it."""
+
+    language: str
+    code: str
+    reason: str | None
+    expected: str
+
+
+def blocks(page):
+    text = (ROOT / page).read_text("utf-8")
+    matches = list(FENCE.finditer(text))
+    found = []
+    for match, following in zip(matches, [*matches[1:], None], strict=True):
+        between = text[match.end() : following.start()].strip() if following else ""
+        expected = following["code"] if following and between == "You see:" else ""
+        found.append(Block(match["language"], match["code"], match["reason"], expected))
+    return found
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    """The URL of a server with stub work, which accepts the page and the model that the how-tos name."""
+    data = tmp_path_factory.mktemp("how-to-server") / "data"
+    running = start(data, cors_origins=PAGE_ORIGIN, models="/srv/models/my-svd")
+    yield running.url
+    stop(running)
+
+
+@pytest.fixture
+def folder(tmp_path, tiny_svd, monkeypatch):
+    """The current folder, with the files that the pages name; the environment selects the pocket model on the CPU."""
+    for image in ("rocket.jpg", "cat.png"):
+        for target in (tmp_path, tmp_path / "examples", tmp_path / "photos"):
+            target.mkdir(exist_ok=True)
+            shutil.copy(ROOT / "examples" / image, target)
+    (tmp_path / "photos" / "cat.png").rename(tmp_path / "photos" / "cat.jpg")
+    (tmp_path / "photos" / "notes.txt").write_text("Not an image.")
+    shutil.copytree(tiny_svd, tmp_path / "my-svd")
+    for name in [name for name in os.environ if name.startswith("KINEMA_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("KINEMA_MODEL", "pocket")
+    monkeypatch.setenv("KINEMA_DEVICE", "cpu")
+    monkeypatch.chdir(tmp_path)
+    for name, value in SMALL.items():
+        monkeypatch.setitem(CATALOG["pocket"].defaults, name, value)
+    monkeypatch.setitem(IMAGE_MODELS["pocket-t2i"].defaults, "image_num_inference_steps", 2)
+    return tmp_path
+
+
+def run(block, url, capfd):
+    """Run a block and return its output."""
+    code = block.code.replace(SERVER, url)
+    capfd.readouterr()
+    match block.language:
+        case "python":
+            Path("example.py").write_text(code)
+            runpy.run_path("example.py", run_name="__main__")
+        case "bash":
+            commands = [shlex.split(line, comments=True) for line in code.splitlines()]
+            if all(words[:1] == ["kinema"] for words in commands):  # here, as importing torch takes seconds
+                for words in commands:
+                    assert main([path for word in words[1:] for path in sorted(glob.glob(word)) or [word]]) == 0
+            else:
+                code = code.replace("curl ", "curl -sS --fail ")
+                subprocess.run(["bash", "-euo", "pipefail", "-c", code], check=True)
+        case "javascript":
+            Path("example.mjs").write_text(code)
+            subprocess.run(["node", "example.mjs"], check=True)
+    return capfd.readouterr().out
+
+
+@pytest.mark.filterwarnings("default::UserWarning")  # of small sizes and few steps
+@pytest.mark.parametrize("page", PAGES)
+def test_code_of_page_runs(page, folder, capfd, request):
+    runnable = [block for block in blocks(page) if block.language in RUN[:3] and block.reason is None]
+    if any(block.language == "javascript" for block in runnable) and shutil.which("node") is None:
+        pytest.skip("node is not installed")
+    url = request.getfixturevalue("url") if any(SERVER in block.code for block in runnable) else ""
+    for block in runnable:
+        output = run(block, url, capfd)
+        assert block.expected in output
+
+
+def test_blocks_are_run_or_say_why_not():
+    found = [block for page in PAGES for block in blocks(page)]
+    assert {block.language for block in found if block.reason is None} <= {*RUN, *SHOWN}
+    assert {block.language for block in found if block.reason} <= {*RUN}
+    assert Counter(block.reason for block in found if block.reason) == NOT_RUN
+
+
+@pytest.mark.browser
+def test_page_of_another_origin_makes_a_video(folder, url):
+    from playwright.sync_api import sync_playwright
+
+    chromium = shutil.which("chromium") or pytest.skip("Debian's chromium is not installed")
+    (block,) = [block for block in blocks("docs/how-to/from-javascript.md") if block.language == "html"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.route(f"{PAGE_ORIGIN}/**", lambda route: route.fulfill(body=block.code.replace(SERVER, url), content_type="text/html"))
+        page.goto(f"{PAGE_ORIGIN}/index.html")
+        page.set_input_files("#image", "rocket.jpg")
+        page.wait_for_function("document.querySelector('#video').readyState >= 2")
+        assert page.inner_text("#status") == "completed, 100%"
+        assert page.get_attribute("#preview", "src").startswith("data:image/jpeg")
+        browser.close()
+
+
+def error_classes(base=errors.KinemaError):
+    return [base, *(found for kind in base.__subclasses__() for found in error_classes(kind))]
+
+
+def test_every_error_is_in_the_page_about_errors():
+    text = (ROOT / "docs" / "how-to" / "handle-errors.md").read_text("utf-8")
+    kinds = [kind for kind in error_classes() if kind.__module__ == "kinema.errors"]
+    missing = [kind.__name__ for kind in kinds if f"`{kind.__name__}`" not in text and f"`{kind.code}`" not in text]
+    assert missing == []
+
+
+def templates():
+    """Return a pattern for each long string of the package that could be a message."""
+    patterns = []
+    for path in sorted((ROOT / "src" / "kinema").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            match node:
+                case ast.JoinedStr(values=values):
+                    parts = [part.value if isinstance(part, ast.Constant) else "\0" for part in values]
+                case ast.Constant(value=str(text)):
+                    parts = [re.sub(r"\{\w+(![ar])?(:[^}]*)?\}", "\0", text)]
+                case _:
+                    continue
+            if len("".join(parts).replace("\0", "")) >= 20:
+                patterns.append(re.escape("".join(parts)).replace("\0", ".+"))
+    return re.compile("|".join(patterns))
+
+
+def test_quoted_messages_are_those_of_the_program():
+    known = templates()
+    lines = [line for block in blocks("docs/troubleshooting.md") if block.language == "text" for line in block.code.splitlines()]
+    assert len(lines) > 15
+    assert [line for line in lines if not known.fullmatch(line)] == []
