@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 import kinema
-from kinema.errors import InvalidRequest, NotAnImagePipeline, ModelError
+from kinema.errors import InvalidRequest, ModelError, NotAnImagePipeline
 from kinema.models.image_pipeline import ImagePipeline
 from kinema.models.loading import VideoPipeline
-from kinema.values import Step
+from kinema.steps import Step
 from tiny import make_tiny_svd
 
 PROMPT = "a red balloon over a snowy mountain"

@@ -96,7 +96,9 @@ def test_factor_is_baseline_time_by_kinema_time(record) -> None:
     factor = baseline["factor"]
     assert set(factor) == {*STAGES, "load", "cold"}
     for stage in STAGES:
-        assert factor[stage] == pytest.approx(baseline["warm"]["median"][stage] / ours["warm"]["median"][stage], rel=1e-4)
+        assert factor[stage] == pytest.approx(
+            baseline["warm"]["median"][stage] / ours["warm"]["median"][stage], rel=1e-4
+        )
     assert factor["load"] == pytest.approx(baseline["load_seconds"] / ours["load_seconds"], rel=1e-4)
     assert factor["cold"] == pytest.approx(baseline["cold"]["seconds"] / ours["cold"]["seconds"], rel=1e-4)
 

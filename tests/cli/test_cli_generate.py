@@ -14,7 +14,8 @@ from safetensors.numpy import load_file, save_file
 from kinema.cli import main
 from kinema.media.video import Video
 from kinema.media.video_writer import probe, read_frames, read_recipe
-from kinema.values import TEXT_TO_IMAGE_FIELDS, Step, VideoRequest
+from kinema.steps import Restart, Step, drive
+from kinema.values import TEXT_TO_IMAGE_FIELDS, VideoRequest
 from tiny import make_tiny_svd
 
 
@@ -186,15 +187,17 @@ def test_restarted_decode_writes_only_second_attempt(generate, folder, monkeypat
     engine_generate = importlib.import_module("kinema.engine").generate
 
     def restart_decode(pipeline, image, request):
-        video = list(engine_generate(pipeline, image, request))[-1]
-        yield Step("decode", 1, 2, frames=255 - video.frames[:1], start=0)
-        yield Step("decode", 1, 2, frames=video.frames[:1], start=0)
-        yield Step("decode", 2, 2, frames=video.frames[1:], start=1)
-        yield Video(video.frames, video.fps, video.recipe.model_copy(update={"events": ("decoded again in float32",)}))
+        video = drive(engine_generate(pipeline, image, request))
+        yield Step("decode", 1, 2, frames=255 - video.frames[:1])
+        yield Restart("decode", "decoded again in float32")
+        yield Step("decode", 1, 2, frames=video.frames[:1])
+        yield Step("decode", 2, 2, frames=video.frames[1:])
+        return Video(video.frames, video.fps, video.recipe.model_copy(update={"events": ("decoded again in float32",)}))
 
     assert generate("-o", "plain.mp4").code == 0
     monkeypatch.setattr("kinema.engine.generate", restart_decode)
     result = generate("-o", "again.mp4")
+    assert "decode begins again: decoded again in float32" in result.err
     assert "warning: decoded again in float32" in result.err
     assert np.array_equal(read_frames(folder / "plain.mp4")[0], read_frames(folder / "again.mp4")[0])
 

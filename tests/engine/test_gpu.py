@@ -16,7 +16,8 @@ from kinema.media.image import InputImage, open_image
 from kinema.media.video import Video
 from kinema.models.loading import VideoPipeline, load
 from kinema.models.memory_plan import PARTS, PLANS, MemoryPlan, plans
-from kinema.values import Step, VideoRequest
+from kinema.steps import Step, drive
+from kinema.values import VideoRequest
 
 pytestmark = [
     pytest.mark.gpu,
@@ -44,9 +45,7 @@ def cuda(folder: Path, dtype: str = "float32") -> VideoPipeline:
 
 
 def video_of(pipeline: VideoPipeline, image: InputImage, **settings: object) -> Video:
-    *_, video = generate(pipeline, image, VideoRequest.checked(**SMALL | settings))
-    assert isinstance(video, Video)
-    return video
+    return drive(generate(pipeline, image, VideoRequest.checked(**SMALL | settings)))
 
 
 def largest_difference(ours: np.ndarray, theirs: np.ndarray) -> int:
@@ -152,12 +151,11 @@ def peaks(pipeline: VideoPipeline, image: InputImage, **settings: object) -> dic
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     for step in generate(pipeline, image, VideoRequest.checked(**SMALL | settings)):
-        if isinstance(step, Step):
-            allocated, reserved = result.get(step.stage, (0, 0))
-            peak = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
-            result[step.stage] = max(allocated, peak[0]), max(reserved, peak[1])
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
+        allocated, reserved = result.get(step.stage, (0, 0))
+        peak = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+        result[step.stage] = max(allocated, peak[0]), max(reserved, peak[1])
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     return result
 
 

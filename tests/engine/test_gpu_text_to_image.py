@@ -15,7 +15,8 @@ from kinema.errors import InsufficientMemory
 from kinema.media.image import InputImage
 from kinema.models.image_pipeline import ImagePipeline, load_image_pipeline
 from kinema.models.memory_plan import MemoryPlan
-from kinema.values import Step, VideoRequest
+from kinema.steps import Step, drive
+from kinema.values import VideoRequest
 
 pytestmark = [
     pytest.mark.gpu,
@@ -37,9 +38,7 @@ def cuda(folder: Path, dtype: str = "float32") -> ImagePipeline:
 
 
 def image_of(image_pipeline: ImagePipeline, **settings: object) -> InputImage:
-    *_, image = generate_image(image_pipeline, VideoRequest.checked(**SMALL | settings))
-    assert isinstance(image, InputImage)
-    return image
+    return drive(generate_image(image_pipeline, VideoRequest.checked(**SMALL | settings)))
 
 
 def largest_difference(ours: InputImage, theirs: InputImage) -> int:

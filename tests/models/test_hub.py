@@ -9,12 +9,12 @@ from huggingface_hub import constants
 from kinema.errors import (
     HubUnreachable,
     InsufficientDisk,
+    ModelError,
     ModelGated,
+    ModelIncomplete,
     ModelNotFound,
     NotAnImagePipeline,
     NotAnSvdModel,
-    ModelError,
-    ModelIncomplete,
 )
 from kinema.models import hub
 from kinema.models.catalog import CATALOG, IMAGE_MODELS

@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from kinema.errors import (
     InsufficientMemory,
     InvalidRequest,
+    ModelCorrupt,
+    ModelIncomplete,
     ModelNotFound,
     NotAnImagePipeline,
     NotAnSvdModel,
-    ModelCorrupt,
-    ModelIncomplete,
 )
 from kinema.models import image_pipeline as image_pipeline_module
 from kinema.models import resolve as resolve_module

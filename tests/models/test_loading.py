@@ -10,10 +10,10 @@ from transformers import CLIPVisionModelWithProjection
 from kinema.errors import (
     InsufficientMemory,
     InvalidRequest,
-    ModelNotFound,
-    NotAnSvdModel,
     ModelCorrupt,
     ModelIncomplete,
+    ModelNotFound,
+    NotAnSvdModel,
 )
 from kinema.models import loading
 from kinema.models.catalog import CATALOG

@@ -11,13 +11,13 @@ from starlette.routing import Route
 
 from kinema import errors
 from kinema.errors import (
-    QuotaExceeded,
     InsufficientDisk,
     InvalidImage,
     InvalidRequest,
     KinemaError,
     QueueFull,
     QueueUnavailable,
+    QuotaExceeded,
 )
 from kinema.jobs import Failure
 from kinema.jobs.job import QUEUE_FAILURE_CODES
@@ -73,9 +73,7 @@ def test_job_failure_hides_server_details(code):
 
 def test_message_hides_path_and_reason():
     message = Message("x", "{free} GB is free in {folder}", free=1, folder=Path("/srv/kinema"))
-    assert (
-        schemas.error_response(InsufficientDisk(message))[1]["error"]["message"] == "1 GB is free in the data folder"
-    )
+    assert schemas.error_response(InsufficientDisk(message))[1]["error"]["message"] == "1 GB is free in the data folder"
     message = Message("y", "no response: {reason}", reason=SECRET)
     for error in (QueueUnavailable(message), InvalidRequest(message)):
         assert schemas.error_response(error)[1]["error"]["message"] == "no response: see the server's log"

@@ -99,7 +99,9 @@ def measure(
     half = any(f".{VARIANT}." in name for name in snapshot.files)
     dtype_name = str(dtype).removeprefix("torch.")
     task = BenchmarkTask(model, snapshot.folder, half, str(device), dtype_name, engine, settings.precision, image)
-    dtypes = {"kinema": dtype} | {name: pick_dtype(baseline_dtype, device) if baseline_dtype else dtype for name in baselines}
+    dtypes = {"kinema": dtype} | {
+        name: pick_dtype(baseline_dtype, device) if baseline_dtype else dtype for name in baselines
+    }
     tasks = {name: replace(task, dtype=str(side_dtype).removeprefix("torch.")) for name, side_dtype in dtypes.items()}
     load = list(psutil.getloadavg())
     _warm_page_cache(snapshot)

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import json
 import os
-import secrets
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from kinema.errors import InsufficientDisk, VideoError
 from kinema.media.video_encoders import MAX_FPS, SUFFIXES, Encoder, encoder_for
 from kinema.media.video_reader import Frames, VideoInfo, probe, read_first_frame, read_frames, read_recipe
+from kinema.partial_files import partial_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,7 +58,7 @@ def check_target(path: str | os.PathLike[str], fps: int | None = None) -> Path:
         _check_fps(suffix, fps)
     try:
         _check_place(path, suffix)
-        probe_file = _temporary_path(path)
+        probe_file = partial_path(path)
         probe_file.touch(exist_ok=False)
         probe_file.unlink()
         free = shutil.disk_usage(path.parent).free
@@ -255,18 +255,13 @@ def _check_place(path: Path, suffix: str) -> None:
         )
 
 
-def _temporary_path(path: Path) -> Path:
-    """Return a hidden temporary path in the same folder as `path`."""
-    return path.with_name(f".kinema-{secrets.token_hex(6)}.part")
-
-
 def publish(content: bytes | dict[str, bytes], path: Path) -> None:
     """Write a file or a folder of files atomically: write to a temporary path, sync, rename.
 
     Raises:
         VideoError, InsufficientDisk: if it can't be written; no files remain.
     """
-    temporary = _temporary_path(path)
+    temporary = partial_path(path)
     try:
         if isinstance(content, bytes):
             _write(temporary, content)

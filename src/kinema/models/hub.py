@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 from kinema.errors import (
     HubUnreachable,
     InsufficientDisk,
-    ModelGated,
-    ModelNotFound,
     ModelCorrupt,
     ModelError,
+    ModelGated,
     ModelIncomplete,
+    ModelNotFound,
 )
 from kinema.models.catalog import human_bytes
 from kinema.models.model_files import INDEX, SVD, Layout, choose_weights, folder_names, read_json

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import inspect
 import math
+import os
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,7 +16,7 @@ from kinema.errors import InsufficientMemory, InvalidRequest, NotAnImagePipeline
 from kinema.models import hub
 from kinema.models.catalog import IMAGE_MODELS, for_image_model, image_model_defaults
 from kinema.models.cpu_allocator import keep_pages
-from kinema.models.devices import free_memory, pick_device, pick_dtype, release_cache
+from kinema.models.devices import check_process, free_memory, pick_device, pick_dtype, release_cache
 from kinema.models.image_pipeline_files import IMAGE_PIPELINE, SKIPPED_PARTS, ImagePipelinePart, parts_of
 from kinema.models.image_pipeline_offload import plan_image_pipeline
 from kinema.models.memory_plan import GIB
@@ -53,7 +54,7 @@ SCHEDULERS: Mapping[Scheduler, str] = {
 }
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class ImagePipeline:
     """A loaded text-to-image pipeline of diffusers.
 
@@ -69,9 +70,8 @@ class ImagePipeline:
     """The model's default parameters, under `VideoRequest`'s names."""
     notes: tuple[str, ...] = ()
     """Remarks for the user on how it was loaded."""
-
-    def __post_init__(self) -> None:
-        self._own_scheduler = self.pipeline.scheduler
+    process: int = field(default_factory=os.getpid)
+    """Id of the process that loaded it, the only one that can use it (`check_process`)."""
 
     @cached_property
     def identity(self) -> ModelIdentity:
@@ -108,7 +108,7 @@ class ImagePipeline:
         """
         import diffusers
 
-        own = self._own_scheduler
+        own = self.pipeline.scheduler
         kind = type(own) if name is None else getattr(diffusers, SCHEDULERS[name])
         if kind is not type(own) and kind not in getattr(own, "compatibles", ()):
             raise InvalidRequest(
@@ -117,6 +117,14 @@ class ImagePipeline:
             )
         with hub.quiet():  # warns about settings that only the other scheduler has
             return kind.from_config(own.config)
+
+    def check_process(self) -> None:
+        """Check that this process loaded the pipeline, as `VideoPipeline.check_process` does.
+
+        Raises:
+            InvalidRequest: another process did.
+        """
+        check_process(self.name, self.process)
 
     def release(self) -> None:
         """Free the memory; the pipeline can't be used afterwards."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kinema.errors import NotAnImagePipeline, ModelIncomplete
+from kinema.errors import ModelIncomplete, NotAnImagePipeline
 from kinema.models import hub
 from kinema.models.model_files import INDEX, PICKLES, PIPELINE, SVD, Layout, choose_weights, no_weights, read_json
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -13,7 +14,15 @@ from kinema.errors import InsufficientMemory, InvalidRequest
 from kinema.models import hub
 from kinema.models.catalog import CATALOG, default_parameters, request_for
 from kinema.models.cpu_allocator import keep_pages
-from kinema.models.devices import free_memory, has_kernels, is_hopper, pick_device, pick_dtype, release_cache
+from kinema.models.devices import (
+    check_process,
+    free_memory,
+    has_kernels,
+    is_hopper,
+    pick_device,
+    pick_dtype,
+    release_cache,
+)
 from kinema.models.memory_plan import GIB, PARTS, Part, Shape, plan_memory
 from kinema.models.model_files import (
     CLASSES,
@@ -44,7 +53,7 @@ Result = TypeVar("Result")
 __all__ = ["VideoPipeline", "default_model", "inventory", "load", "pull", "resolve"]
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class VideoPipeline:
     """A loaded SVD: its three networks, and the configuration that the engine needs.
 
@@ -75,6 +84,8 @@ class VideoPipeline:
     """Precision of the fast UNet's large matmuls: "full" or "fp8"."""
     cached_networks: dict[str, Any] = field(default_factory=dict, repr=False)
     """Fast UNets that `kinema.engine.backends` keeps for the next video, by `MemoryPlan.cache_key`."""
+    process: int = field(default_factory=os.getpid)
+    """Id of the process that loaded it, the only one that can use it (`check_process`)."""
 
     @property
     def force_upcast(self) -> bool:
@@ -102,6 +113,14 @@ class VideoPipeline:
     def _digest(self) -> Future[str]:
         weights = [name for name in self.snapshot.files if name.endswith(".safetensors")]
         return _in_background(partial(weights_sha256, self.snapshot.folder, weights))
+
+    def check_process(self) -> None:
+        """Check that this process loaded the pipeline: after `os.fork`, torch's threads are missing and it would hang.
+
+        Raises:
+            InvalidRequest: another process did.
+        """
+        check_process(self.name, self.process)
 
     def release(self) -> None:
         """Free the memory; the pipeline can't be used afterwards."""

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from kinema.errors import NotAnSvdModel, ModelCorrupt, ModelIncomplete
+from kinema.errors import ModelCorrupt, ModelIncomplete, NotAnSvdModel
 from kinema.models.memory_plan import PARTS, Part
 
 if TYPE_CHECKING:
@@ -122,7 +122,9 @@ def no_weights(
             "any code. If you trust it, convert it: "
             f"diffusers.{pipeline}.from_pretrained(OLD).save_pretrained(NEW, safe_serialization=True)"
         )
-    return ModelIncomplete(f"{where} has no weights for its {part}: {part}/{stem or STEMS[part]}.safetensors is missing")
+    return ModelIncomplete(
+        f"{where} has no weights for its {part}: {part}/{stem or STEMS[part]}.safetensors is missing"
+    )
 
 
 def folder_names(folder: Path) -> list[str]:

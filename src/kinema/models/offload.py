@@ -5,36 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from kinema.models.devices import free_memory, has_kernels, release_cache
-from kinema.models.memory_plan import FAST_SHARE, PARTS, STREAMED_SHARE, MemoryPlan, Part, Shape, plan_memory
+from kinema.models.memory_plan import FAST_SHARE, PARTS, STREAMED_SHARE, MemoryPlan, Part, plan_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     import torch
 
-    from kinema.values import Engine, VideoRequest
+    from kinema.models.loading import VideoPipeline
+    from kinema.values import VideoRequest
 
 
-class Placeable(Protocol):
-    """The attributes of `kinema.models.loading.VideoPipeline` that offload uses."""
-
-    unet: torch.nn.Module
-    vae: torch.nn.Module
-    image_encoder: torch.nn.Module
-    device: torch.device
-    dtype: torch.dtype
-    engine: Engine
-    cached_networks: dict[str, Any]
-
-    @property
-    def shape(self) -> Shape:
-        """The sizes that determine its memory."""
-
-
-def plan_for(pipeline: Placeable, request: VideoRequest) -> MemoryPlan:
+def plan_for(pipeline: VideoPipeline, request: VideoRequest) -> MemoryPlan:
     """Return the plan for one request in the memory that is free now.
 
     Raises:
@@ -61,18 +46,18 @@ def plan_for(pipeline: Placeable, request: VideoRequest) -> MemoryPlan:
     )
 
 
-def plan_for_stored_weights(pipeline: Placeable) -> MemoryPlan:
+def plan_for_stored_weights(pipeline: VideoPipeline) -> MemoryPlan:
     """Return a plan for a short use of one part: resident if the whole model is on its device, else model_offload."""
     is_resident = all(set(_bytes_by_device(_module(pipeline, part))) == {pipeline.device.type} for part in PARTS)
     return MemoryPlan("resident" if is_resident else "model_offload", 1)
 
 
-def is_fast(pipeline: Placeable) -> bool:
+def is_fast(pipeline: VideoPipeline) -> bool:
     """Return whether the fast engine runs with its kernels; that determines its memory and the possible plans."""
     return pipeline.engine == "fast" and has_kernels(pipeline.device, pipeline.dtype)
 
 
-def _module(pipeline: Placeable, part: Part) -> torch.nn.Module:
+def _module(pipeline: VideoPipeline, part: Part) -> torch.nn.Module:
     module: torch.nn.Module = getattr(pipeline, part)
     return module
 
@@ -89,7 +74,7 @@ def _bytes_by_device(module: torch.nn.Module) -> Counter[str]:
 class Placed:
     """A model whose parts are moved to the device according to a plan; created by `place`."""
 
-    pipeline: Placeable
+    pipeline: VideoPipeline
     plan: MemoryPlan
 
     @contextmanager
@@ -134,7 +119,7 @@ class Placed:
 
 
 @contextmanager
-def place(pipeline: Placeable, plan: MemoryPlan) -> Iterator[Placed]:
+def place(pipeline: VideoPipeline, plan: MemoryPlan) -> Iterator[Placed]:
     """Move a model to where its plan requires, and yield an object that moves single parts.
 
     Under a resident plan all parts are on the device afterwards, under the others none. All are in the model's dtype.

@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from kinema.errors import (
-    QuotaExceeded,
+    IdempotencyKeyReused,
     InsufficientDisk,
     InsufficientMemory,
     InvalidImage,
     InvalidRequest,
     JobNotFound,
     JobUnfinished,
-    IdempotencyKeyReused,
     KinemaError,
+    ModelError,
     QueueFull,
     QueueUnavailable,
+    QuotaExceeded,
     RequestTooLarge,
     ServerBusy,
-    ModelError,
 )
 from kinema.serving.client_messages import error_message, failure_message
 

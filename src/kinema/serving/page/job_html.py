@@ -55,7 +55,8 @@ def panel(job: Job, labels: Labels, now: float | None = None) -> str:
     return (
         f'<div class="k-panel" data-job="{job.id}" data-status="{job.status}" data-finished="{finished}"'
         f' data-lost="{escape(labels.connection_lost)}">'
-        f'<div class="k-media" style="aspect-ratio: {request.width} / {request.height}">{_media_html(job, labels)}</div>'
+        f'<div class="k-media" style="aspect-ratio: {request.width} / {request.height}">'
+        f"{_media_html(job, labels)}</div>"
         f'<p class="k-hidden" role="status">{escape(_headline(job, labels))}</p>'
         f'<div class="k-state"><p class="k-headline">{escape(_headline_with_step(job, labels))}</p>'
         f'<p class="k-hint k-left">{_state_line(job, labels, now)}</p>{_details(job, labels)}</div>'

@@ -22,6 +22,7 @@ MESSAGES = {
     "입력하세요.",
     "no_prompt": "프롬프트: {value!r} 값은 텍스트가 아닙니다. 어떤 이미지를 생성할지 텍스트로 입력하세요.",
     "no_character": "{name}: 올바르지 않은 문자가 있습니다({text}). 그 문자를 지우세요.",
+    "similar_setting": "{name!r}: 없는 설정입니다. {nearest}를 입력하려고 했나요?",
     "no_setting": "{name!r}: 없는 설정입니다. 사용할 수 있는 설정은 {known}입니다.",
     "no_model": "모델을 선택하지 않았습니다. 선택할 수 있는 모델은 {known}입니다.",
     "not_offered": "{name}: 이 서버에는 {value!r} 모델이 없습니다. 사용할 수 있는 모델은 {offered}입니다. "
