@@ -1,8 +1,8 @@
 """The code of the README, the how-tos and the other guides runs as written, in a folder with the files that it names.
 
 Each fenced block of bash, python, javascript or html runs, unless a comment `<!-- not run: reason -->` precedes it. The
-blocks of a page run in order in one folder. The pocket model makes four frames of 96×64 in two steps, and the server has
-stub work. A text block after "You see:" must be in the output of the block before it.
+blocks of a page run in order in one folder. The pocket model makes four frames of 96×64 in two steps; the server's work
+is a stub. A text block after "You see:" must be in the output of the block before it.
 """
 
 import ast
