@@ -24,8 +24,10 @@ import pytest
 
 from kinema import errors
 from kinema.cli import main
+from kinema.jobs.job import QUEUE_FAILURE_CODES, Failure
 from kinema.models.catalog import CATALOG, IMAGE_MODELS, request_for
 from kinema.models.memory_plan import GIB, plan_memory
+from kinema.serving.schemas import failure_response
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tests" / "serving"))
@@ -148,7 +150,7 @@ def run(block, url, capfd):
     return capfd.readouterr().out
 
 
-@pytest.mark.filterwarnings("default::UserWarning")  # of small sizes and few steps
+@pytest.mark.filterwarnings("ignore:.* was trained on:UserWarning")  # the size
 @pytest.mark.parametrize("page", PAGES)
 def test_code_of_page_runs(page, folder, capfd, request):
     runnable = [block for block in blocks(page) if block.language in RUN[:3] and block.reason is None]
@@ -188,11 +190,16 @@ def error_classes(base=errors.KinemaError):
     return [base, *(found for kind in base.__subclasses__() for found in error_classes(kind))]
 
 
-def test_every_error_is_in_the_page_about_errors():
+def test_page_about_errors_has_every_error_with_its_status():
     text = (ROOT / "docs" / "how-to" / "handle-errors.md").read_text("utf-8")
     kinds = [kind for kind in error_classes()[1:] if kind.__module__ == "kinema.errors"]
     missing = [kind.__name__ for kind in kinds if f"`{kind.__name__}`" not in text and f"`{kind.code}`" not in text]
     assert missing == []
+    assert [code for code in QUEUE_FAILURE_CODES if f"`{code}`" not in text] == []
+    statuses = {kind.code: failure_response(Failure(kind.code, ""))[0] for kind in kinds}
+    for row in re.findall(r"^\| (\d{3} .+?) \|", text, re.MULTILINE):
+        status = int(row[:3])
+        assert {statuses.get(code, status) for code in re.findall(r"`(\w+)`", row)} == {status}
 
 
 def templates():
