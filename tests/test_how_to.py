@@ -132,10 +132,13 @@ def run(block, url, capfd):
     match block.language:
         case "python":
             Path("example.py").write_text(code)
-            runpy.run_path("example.py", run_name="__main__")
+            if "import kinema" in code:  # here, as importing torch takes seconds
+                runpy.run_path("example.py", run_name="__main__")
+            else:
+                subprocess.run([sys.executable, "example.py"], check=True)
         case "bash":
             commands = [shlex.split(line, comments=True) for line in code.splitlines()]
-            if all(words[:1] == ["kinema"] for words in commands):  # here, as importing torch takes seconds
+            if all(words[:1] == ["kinema"] for words in commands):  # likewise
                 for words in commands:
                     assert (
                         main([path for word in words[1:] for path in sorted(map(str, Path().glob(word))) or [word]])
@@ -150,7 +153,7 @@ def run(block, url, capfd):
     return capfd.readouterr().out
 
 
-@pytest.mark.filterwarnings("ignore:.* was trained on:UserWarning")  # the size
+@pytest.mark.filterwarnings("ignore:.* was trained on:UserWarning")  # of the size
 @pytest.mark.parametrize("page", PAGES)
 def test_code_of_page_runs(page, folder, capfd, request):
     runnable = [block for block in blocks(page) if block.language in RUN[:3] and block.reason is None]
