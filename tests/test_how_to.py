@@ -140,10 +140,8 @@ def run(block, url, capfd):
             commands = [shlex.split(line, comments=True) for line in code.splitlines()]
             if all(words[:1] == ["kinema"] for words in commands):  # likewise
                 for words in commands:
-                    assert (
-                        main([path for word in words[1:] for path in sorted(map(str, Path().glob(word))) or [word]])
-                        == 0
-                    )
+                    files = [sorted(map(str, Path().glob(word))) or [word] for word in words[1:]]
+                    assert main([file for found in files for file in found]) == 0
             else:
                 code = code.replace("curl ", "curl -sS --fail ")
                 subprocess.run(["bash", "-euo", "pipefail", "-c", code], check=True)
