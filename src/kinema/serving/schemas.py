@@ -202,7 +202,7 @@ def video_of(job: Job, warnings: Iterable[str] = ()) -> dict[str, Any]:
 
 def error_response(error: KinemaError) -> tuple[int, dict[str, Any], dict[str, str]]:
     """Return the status, body and headers of the response for an error."""
-    status = _status_of(type(error))
+    status = status_of(type(error))
     headers = {}
     if isinstance(error, QueueFull | QuotaExceeded):
         headers["Retry-After"] = str(max(1, round(error.retry_after)))
@@ -222,7 +222,8 @@ def failure_response(failure: Failure | None) -> tuple[int, dict[str, Any], dict
     return status, error_body(status, code, message), {"Retry-After": str(RETRY_SECONDS)} if status == 503 else {}
 
 
-def _status_of(error: type[KinemaError]) -> int:
+def status_of(error: type[KinemaError]) -> int:
+    """Return the HTTP status of an error class."""
     return next(number for kind, number in _STATUS if issubclass(error, kind))
 
 
@@ -232,7 +233,7 @@ def _status_by_code() -> Mapping[str, int]:
     kinds: list[type[KinemaError]] = [KinemaError]
     for kind in kinds:
         kinds.extend(kind.__subclasses__())
-    return {kind.code: _status_of(kind) for kind in kinds}
+    return {kind.code: status_of(kind) for kind in kinds}
 
 
 def error_body(status: int, code: str, message: str, param: str | None = None) -> dict[str, Any]:
