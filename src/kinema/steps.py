@@ -25,7 +25,8 @@ class Step:
 
     Attributes:
         stage: "text_to_image" (only with a prompt), "encode", "denoise" or "decode", in this order.
-        step: The number of units done in this stage, from 1 to `total`: denoising steps, or in stage "decode" frames.
+        step: The number of units done in this stage, from 1 to `total`: denoising steps; frames in "decode"; in
+            "encode" CLIP embedding and VAE latents (`total` 2).
         total: The number of units of the stage.
         latents: In stage "denoise", [1, num_frames, channels, height/f, width/f] with f the VAE's factor (8 in every
             published SVD). In stage "text_to_image", those of one frame, if the model has such latents.

@@ -57,8 +57,8 @@ class VideoRequest(BaseModel):
         default_factory=draw_seed,
         ge=0,
         le=MAX_SEED,
-        description="Random seed: the same seed, image, parameters and machine give the same video. "
-        "-1 or unset: a random seed, which is reported with the video.",
+        description=f"Random seed, 0 to {MAX_SEED}. {RANDOM_SEED} or unset: a random one, which is reported. The same "
+        "seed, image, parameters, model, machine and number of CPU threads give the same video.",
         json_schema_extra={"minimum": RANDOM_SEED},
     )
     width: int = Field(default=1024, ge=64, le=2048, description="Width in pixels, a multiple of 8.")
@@ -127,20 +127,24 @@ class VideoRequest(BaseModel):
     image_model: str | None = Field(
         default=None,
         min_length=1,
-        description="Text-to-image model: catalog name, hub id, or folder of a diffusers text-to-image pipeline.",
+        description="Text-to-image model: catalog name, hub id, or folder of a diffusers text-to-image pipeline. "
+        "Unset: sd-2.1-base if it fits on the CUDA device, else pocket-t2i; always pocket-t2i at 288×160.",
     )
     image_guidance_scale: float | None = Field(
         default=None,
         ge=0,
         le=50,
         allow_inf_nan=False,
-        description="Guidance scale of the text-to-image model; values up to 1 disable guidance.",
+        description="Guidance scale of the text-to-image model; up to 1, classifier-free guidance is off. "
+        "Guidance-distilled models (Flux) use any value.",
     )
     image_num_inference_steps: int | None = Field(
         default=None, ge=1, le=200, description="Denoising steps of the text-to-image model."
     )
     scheduler: Scheduler | None = Field(
-        default=None, description="Scheduler of the text-to-image model. Unset: the catalog's, else the model's own."
+        default=None,
+        description="Scheduler of the text-to-image model. Unset: the scheduler in the model's folder, but euler in "
+        "place of Stable Diffusion's pndm or ddim.",
     )
 
     @field_validator("width", "height")
@@ -164,7 +168,7 @@ class VideoRequest(BaseModel):
     @classmethod
     def _reject_blank_prompt(cls, value: str | None) -> str | None:
         if value is not None and not value.strip():
-            raise ValueError(Message("empty_prompt", "prompt {value!r} is empty; describe the image", value=value))
+            raise ValueError(Message("empty_prompt", "prompt is empty; describe the image"))
         return value
 
     @field_validator(*TEXT_TO_IMAGE_FIELDS[1:])

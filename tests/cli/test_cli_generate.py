@@ -301,7 +301,7 @@ INVALID_ARGUMENTS = {
     "unknown option": (["rocket.png", "--frames=3"], 2, "no such option: --frames (Possible options: "),
     "no image": (["--seed=3"], 2, "neither an image nor a prompt was passed; pass one of them"),
     "image and prompt": (["rocket.png", "--prompt=a boat"], 2, "both an image and a prompt were passed; remove"),
-    "blank prompt": (["--prompt= "], 2, "prompt ' ' is empty; describe the image"),
+    "blank prompt": (["--prompt= "], 2, "prompt is empty; describe the image"),
     "scheduler without prompt": (["rocket.png", "--scheduler=euler"], 2, "scheduler only applies with a prompt"),
     "save-image without prompt": (["rocket.png", "--save-image=a.png"], 2, "--save-image only applies with --prompt"),
     "image model as video model": (["rocket.png", "--model=sd-2.1-base"], 3, "generates images, not videos"),
@@ -361,7 +361,8 @@ def test_invalid_setting_is_rejected_by_variable_name(kinema, image, monkeypatch
     result = kinema("generate", image)
     assert (result.code, result.err) == (
         2,
-        "error: KINEMA_DEVICE 'tpu' is invalid; expected auto, cuda, cuda:N, mps or cpu\n",
+        "error: KINEMA_DEVICE 'tpu' is invalid; expected auto (the first available of cuda, mps, cpu), cuda, cuda:N, mps "
+        "or cpu\n",
     )
 
 

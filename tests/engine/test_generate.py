@@ -23,7 +23,7 @@ from kinema.errors import GenerationFailed, InsufficientMemory
 from kinema.media.image import InputImage, open_image
 from kinema.media.video import Video
 from kinema.models.loading import VideoPipeline, load
-from kinema.models.memory_plan import PARTS, PLANS, MemoryPlan
+from kinema.models.memory_plan import COMPONENTS, PLANS, MemoryPlan
 from kinema.steps import Event, Restart, Step, drive
 from kinema.values import Recipe, VideoRequest
 
@@ -75,7 +75,7 @@ def steps_and_video(pipeline: VideoPipeline, image: InputImage, **settings: obje
 
 def hooks(pipeline: VideoPipeline) -> list[object]:
     """Return all hooks of a pipeline's modules; a loaded pipeline has none."""
-    modules = [module for part in PARTS for module in getattr(pipeline, part).modules()]
+    modules = [module for component in COMPONENTS for module in getattr(pipeline, component).modules()]
     return [
         hook
         for module in modules
@@ -306,7 +306,9 @@ def test_cancel_frees_memory(
     pipeline: VideoPipeline, image: InputImage, stage: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "plan_for", lambda *_: MemoryPlan(name, 2))
-    before = {part: [(p.device, p.dtype) for p in getattr(pipeline, part).parameters()] for part in PARTS}
+    before = {
+        component: [(p.device, p.dtype) for p in getattr(pipeline, component).parameters()] for component in COMPONENTS
+    }
     gc.collect()
     gc.disable()  # memory must be freed without the garbage collector
     try:
@@ -317,7 +319,8 @@ def test_cancel_frees_memory(
         iterator.close()
         assert latents is None or latents() is None
         assert all(
-            [(p.device, p.dtype) for p in getattr(pipeline, part).parameters()] == before[part] for part in PARTS
+            [(p.device, p.dtype) for p in getattr(pipeline, component).parameters()] == before[component]
+            for component in COMPONENTS
         )
         assert not hooks(pipeline)
     finally:
@@ -488,7 +491,7 @@ def test_padded_constant_image_is_not_constant(pipeline: VideoPipeline) -> None:
 
 
 class Elsewhere(str):
-    """The CPU under another device type, so that the engine can offload parts from it."""
+    """The CPU under another device type, so that the engine can offload components from it."""
 
     __slots__ = ()
     type = "elsewhere"
@@ -540,18 +543,20 @@ def test_out_of_memory_on_single_frame_fails(pipeline: VideoPipeline, image: Inp
     assert {p.device.type for p in pipeline.vae.parameters()} == {"cpu"}
 
 
-@pytest.mark.parametrize("part", ["image_encoder", "vae.encoder", "unet"])
-def test_out_of_memory_on_cpu_raises_insufficient_memory(pipeline: VideoPipeline, image: InputImage, part: str) -> None:
+@pytest.mark.parametrize("component", ["image_encoder", "vae.encoder", "unet"])
+def test_out_of_memory_on_cpu_raises_insufficient_memory(
+    pipeline: VideoPipeline, image: InputImage, component: str
+) -> None:
     calls: list[int] = []
-    run_out(submodule(pipeline, part), lambda _: calls.append(1) is None)
+    run_out(submodule(pipeline, component), lambda _: calls.append(1) is None)
     with pytest.raises(InsufficientMemory, match=r"memory ran out while .*; use a smaller width, height or num_frames"):
         video_of(pipeline, image)
-    assert len(calls) == 1  # no retry: parts can't be offloaded from the CPU
+    assert len(calls) == 1  # no retry: components can't be offloaded from the CPU
 
 
 def submodule(pipeline: VideoPipeline, path: str) -> torch.nn.Module:
-    part, _, rest = path.partition(".")
-    module: torch.nn.Module = getattr(pipeline, part)
+    component, _, rest = path.partition(".")
+    module: torch.nn.Module = getattr(pipeline, component)
     return module.get_submodule(rest)
 
 
@@ -583,14 +588,14 @@ def test_real_cpu_out_of_memory_is_recognised(pipeline: VideoPipeline, image: In
         video_of(pipeline, image)
 
 
-@pytest.mark.parametrize("part", ["image_encoder", "unet", "vae.decoder"])
-def test_other_error_is_not_translated(pipeline: VideoPipeline, image: InputImage, part: str) -> None:
+@pytest.mark.parametrize("component", ["image_encoder", "unet", "vae.decoder"])
+def test_other_error_is_not_translated(pipeline: VideoPipeline, image: InputImage, component: str) -> None:
     error = RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     def fail(*_: object) -> None:
         raise error
 
-    submodule(pipeline, part).register_forward_pre_hook(fail)
+    submodule(pipeline, component).register_forward_pre_hook(fail)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as raised:
         video_of(pipeline, image)
     assert raised.value is error
@@ -598,15 +603,15 @@ def test_other_error_is_not_translated(pipeline: VideoPipeline, image: InputImag
     assert len(hooks(pipeline)) == 1
 
 
-@pytest.mark.parametrize("part", ["unet.mid_block", "vae.decoder.mid_block"])
-def test_stored_error_references_no_tensors(pipeline: VideoPipeline, image: InputImage, part: str) -> None:
+@pytest.mark.parametrize("component", ["unet.mid_block", "vae.decoder.mid_block"])
+def test_stored_error_references_no_tensors(pipeline: VideoPipeline, image: InputImage, component: str) -> None:
     tensors: list[weakref.ref[torch.Tensor]] = []
 
     def refuse(_: object, inputs: tuple[torch.Tensor, ...], named: dict[str, torch.Tensor]) -> None:
         tensors.append(weakref.ref((*inputs, *named.values())[0]))
         raise out_of_memory()
 
-    submodule(pipeline, part).register_forward_pre_hook(refuse, with_kwargs=True)
+    submodule(pipeline, component).register_forward_pre_hook(refuse, with_kwargs=True)
     with pytest.raises(InsufficientMemory) as raised:
         video_of(pipeline, image)
     gc.collect()

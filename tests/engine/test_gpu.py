@@ -15,7 +15,7 @@ from kinema.errors import InsufficientMemory
 from kinema.media.image import InputImage, open_image
 from kinema.media.video import Video
 from kinema.models.loading import VideoPipeline, load
-from kinema.models.memory_plan import PARTS, PLANS, MemoryPlan, plans
+from kinema.models.memory_plan import COMPONENTS, PLANS, MemoryPlan, plans
 from kinema.steps import Step, drive
 from kinema.values import VideoRequest
 
@@ -127,7 +127,9 @@ def test_cancel_frees_device_memory(
     iterator.close()
     assert torch.cuda.memory_allocated() <= before
     device_type = "cuda" if name.startswith("resident") else "cpu"
-    assert {p.device.type for part in PARTS for p in getattr(pipeline, part).parameters()} == {device_type}
+    assert {p.device.type for component in COMPONENTS for p in getattr(pipeline, component).parameters()} == {
+        device_type
+    }
 
 
 # Out of memory

@@ -144,7 +144,7 @@ def test_out_of_memory_uses_next_plan(tiny_sd: Path) -> None:
     image_pipeline = cuda(tiny_sd)
     expected = image_of(image_pipeline, **LARGE)
     needed = peak(image_pipeline, **LARGE)
-    # Extra weights of the text encoder, which only the resident plan keeps on the device while other parts run.
+    # Extra weights of the text encoder, which only the resident plan keeps on the device while other components run.
     ballast = torch.nn.Parameter(torch.zeros(2 * needed // 4), requires_grad=False)
     image_pipeline.networks["text_encoder"].register_parameter("ballast", ballast)
     with memory_limit(int(2.5 * needed)):

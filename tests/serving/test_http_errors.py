@@ -89,7 +89,9 @@ def test_used_up_quota_returns_429_with_retry_after():
     assert (status, body["error"]["code"], body["error"]["type"]) == (429, "quota_exceeded", "rate_limit_error")
     assert body["error"]["message"].startswith("each caller can pin 2 videos per day; try again in ")
     assert 43_000 < int(headers["Retry-After"]) <= 43_200
-    assert form_html.error_html(caught.value, KOREAN).startswith("하루에 영상을 2개까지만 고정할 수 있습니다.")
+    assert form_html.error_html(caught.value, KOREAN).startswith(
+        "사용자마다 하루에 영상을 2개까지만 고정할 수 있습니다."
+    )
 
 
 def test_invalid_image_message_keeps_reason():

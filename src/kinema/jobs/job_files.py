@@ -330,7 +330,8 @@ def disk_errors(path: Path) -> Iterator[None]:
             raise InsufficientDisk(
                 Message(
                     "disk_full",
-                    "the disk is full: {file} can't be written in {folder}",
+                    "the disk is full: {file} can't be written in {folder}; delete videos or free disk space, then try "
+                    "again",
                     file=path.name,
                     folder=path.parent,
                 )

@@ -572,7 +572,12 @@ def out_of_memory(label: str) -> Message:
 
 
 def _damaged_exif(label: str) -> Message:
-    return Message("exif_damaged", "{label} has damaged EXIF data, so its orientation may be wrong", label=label)
+    return Message(
+        "exif_damaged",
+        "{label} has damaged EXIF data, so its orientation may be wrong; if the video is rotated, save the image again "
+        "upright as PNG",
+        label=label,
+    )
 
 
 def _unknown(data: bytes, label: str) -> Message:

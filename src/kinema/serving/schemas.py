@@ -96,7 +96,7 @@ class VideoObject(BaseModel):
                 "step": 2,
                 "total": 4,
                 "eta": 4.1,
-                "settings": {"num_frames": 14, "fps": 7},
+                "parameters": {"num_frames": 14, "fps": 7},
                 "stage_durations": {"encode": 0.2},
             }
         }
@@ -124,7 +124,7 @@ class VideoObject(BaseModel):
     total: int = 0
     eta: float | None = Field(default=None, description="Estimated remaining seconds, if known.")
     pinned: bool = False
-    settings: dict[str, Any] = Field(description="All parameters of the request.")
+    parameters: dict[str, Any] = Field(description="All parameters of the request.")
     stage_durations: dict[str, float] = Field(description="Seconds per stage.")
     warnings: list[str] | None = Field(
         default=None, description="Parameters that may give a poor video. Only in the response that creates the video."
@@ -194,7 +194,7 @@ def video_of(job: Job, warnings: Iterable[str] = ()) -> dict[str, Any]:
         "total": job.total,
         "eta": None if job.eta is None else round(job.eta, 1),
         "pinned": job.pinned,
-        "settings": dict(request),
+        "parameters": dict(request),
         "stage_durations": {stage: round(seconds, 3) for stage, seconds in job.stage_durations.items()},
         **({"warnings": messages} if messages else {}),
     }
