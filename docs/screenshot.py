@@ -94,6 +94,7 @@ def screenshot(url: str, size: tuple[int, int], args: argparse.Namespace) -> Ima
         )
         if args.path:
             page.goto(url + args.path, wait_until="networkidle")
+            page.wait_for_timeout(2_000)  # scripts render it
         else:
             open_page(page, f"{url}/studio/{args.language}/", generate=not args.empty)
         data = page.screenshot()

@@ -127,9 +127,12 @@ TAGS = {
     "operation": "Health checks and metrics.",
 }
 OPERATION = {
-    "/livez": "Return 200 while the server process runs. Needs no API key.",
-    "/readyz": "Return 200 when the server accepts jobs, else 503 with the reason. Needs no API key.",
-    "/metrics": "Return metrics in the text format of Prometheus.",
+    "/livez": ("Check Process", "Return 200 while the server process runs. Needs no API key."),
+    "/readyz": (
+        "Check Readiness",
+        "Return 200 when the server accepts jobs, else 503 and the reason. Needs no API key.",
+    ),
+    "/metrics": ("Get Metrics", "Return metrics in the text format of Prometheus."),
 }
 
 
@@ -138,11 +141,11 @@ def complete(spec: dict[str, Any], app: FastAPI) -> dict[str, Any]:
     spec["info"] = {"title": app.title, "version": app.version, "description": app.description}
     spec["tags"] = [{"name": name, "description": description} for name, description in TAGS.items()]
     del spec["paths"]["/healthz"]  # deprecated, and the same as /livez
-    for path, description in OPERATION.items():
-        spec["paths"][path]["get"] |= {"tags": ["operation"], "description": description}
+    for path, (summary, description) in OPERATION.items():
+        spec["paths"][path]["get"] |= {"tags": ["operation"], "summary": summary, "description": description}
     schema = {"schema": {"$ref": "#/components/schemas/ErrorResponse"}}
     generate = spec["paths"]["/generate"]["post"]
-    generate["tags"] = ["generate"]
+    generate |= {"tags": ["generate"], "summary": "Generate Video"}
     generate["description"] = inspect.cleandoc(generate["description"])  # Markdown would show indented text as code
     generate["responses"] = {200: generate["responses"][200]} | {
         status: {"description": response["description"], "content": {"application/json": schema}}
