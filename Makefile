@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint con
 CPU_TORCH := https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 
-.PHONY: demo quick test test-all check docs bench bench-server faults clean chromium
+.PHONY: demo quick test test-all check docs bench bench-server faults gallery notebooks screenshots clean chromium
 
 demo: $(VENV)/installed ## create a video from an image with the embedded model
 	@mkdir -p out
@@ -48,6 +48,15 @@ bench-server: $(VENV)/installed-dev ## measure the server's speed on this machin
 
 faults: $(VENV)/installed-dev ## run the slow fault tests: 30 kills, 50 cancels, 1,000 requests from the OpenAPI document
 	$(BIN)/python -m pytest tests/faults tests/serving -m slow
+
+gallery: $(VENV)/installed ## run the commands of docs/gallery.md, which write its pictures: 2 minutes on two cores
+	$(BIN)/python docs/gallery.py
+
+notebooks: $(VENV)/installed-dev ## run the notebooks and store their outputs in them
+	$(BIN)/python notebooks/execute.py notebooks/*.ipynb
+
+screenshots: $(VENV)/installed-dev chromium ## take the screenshots of the page again, at two widths
+	$(BIN)/python docs/screenshot.py
 
 clean: ## delete installed and built files, but keep generated videos in out/
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -1,7 +1,8 @@
-"""Take the page's screenshot again: a server of its own, a real browser, the embedded model.
+"""Take the page's screenshots again: a server of its own, a real browser, the embedded model.
 
-python docs/screenshot.py docs/page.webp
-python docs/screenshot.py /tmp/phone.png --width 390 --height 844
+python docs/screenshot.py                  # those of docs/page.md
+python docs/screenshot.py /tmp/dark.png --width 390 --height 844 --dark
+python docs/screenshot.py /tmp/swagger.png --path /
 """
 
 from __future__ import annotations
@@ -28,7 +29,11 @@ from playwright.sync_api import sync_playwright
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from playwright.sync_api import Page
+
 START_SECONDS = 120
+DOCS = Path(__file__).parent
+SHOTS = {DOCS / "page.webp": (1280, 900), DOCS / "page-phone.webp": (390, 844)}
 
 
 @contextmanager
@@ -67,22 +72,31 @@ def wait_until_ready(url: str) -> None:
     raise TimeoutError(f"the server was not ready within {START_SECONDS} seconds")
 
 
-def screenshot(url: str, size: tuple[int, int], language: str, *, generate: bool, dark: bool) -> Image.Image:
-    """Open the page, generate a video from the first example if asked, and return what the window shows."""
+def open_page(page: Page, url: str, *, generate: bool) -> None:
+    """Open the page, and generate a video from the first example if asked."""
+    page.goto(url)
+    page.wait_for_selector("#k-note .k-estimate")
+    if generate:
+        page.click("[data-example=rocket]")
+        page.wait_for_selector(".k-image .k-media img")
+        page.click("#k-generate")
+        page.wait_for_selector(".k-panel[data-status=completed]", timeout=300_000)
+        page.wait_for_timeout(3_000)  # the video plays, and the card has its thumbnail
+        page.evaluate("window.scrollTo(0, 0)")
+
+
+def screenshot(url: str, size: tuple[int, int], args: argparse.Namespace) -> Image.Image:
+    """Return what a browser window of this size shows."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         page = browser.new_page(
-            viewport={"width": size[0], "height": size[1]}, color_scheme="dark" if dark else "light"
+            viewport={"width": size[0], "height": size[1]}, color_scheme="dark" if args.dark else "light"
         )
-        page.goto(f"{url}/studio/{language}/")
-        page.wait_for_selector("#k-note .k-estimate")
-        if generate:
-            page.click("[data-example=rocket]")
-            page.wait_for_selector(".k-image .k-media img")
-            page.click("#k-generate")
-            page.wait_for_selector(".k-panel[data-status=completed]", timeout=300_000)
-            page.wait_for_timeout(3_000)  # the video plays, and the card has its thumbnail
-            page.evaluate("window.scrollTo(0, 0)")
+        if args.path:
+            page.goto(url + args.path, wait_until="networkidle")
+            page.wait_for_timeout(2_000)  # scripts render it
+        else:
+            open_page(page, f"{url}/studio/{args.language}/", generate=not args.empty)
         data = page.screenshot()
         browser.close()
     return Image.open(io.BytesIO(data))
@@ -90,13 +104,14 @@ def screenshot(url: str, size: tuple[int, int], language: str, *, generate: bool
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path, help="where to write it: .webp or .png")
+    parser.add_argument("file", type=Path, nargs="?", help="a single screenshot to take: .webp or .png")
     parser.add_argument("--width", type=int, default=1280)
     parser.add_argument("--height", type=int, default=900)
     parser.add_argument("--language", default="en", choices=["en", "ko"])
+    parser.add_argument("--path", help="another page of the server")
     parser.add_argument("--empty", action="store_true", help="without generating a video")
     parser.add_argument("--dark", action="store_true")
     args = parser.parse_args()
     with server() as url:
-        image = screenshot(url, (args.width, args.height), args.language, generate=not args.empty, dark=args.dark)
-    image.save(args.file, quality=80, method=6)
+        for file, size in ({args.file: (args.width, args.height)} if args.file else SHOTS).items():
+            screenshot(url, size, args).save(file, quality=80, method=6)

@@ -10,6 +10,8 @@ from page_helpers import ROCKET
 sys.path.append(str(Path(__file__).parents[1] / "serving"))
 from server_process import start, stop
 
+from kinema.version import own_version
+
 pytestmark = pytest.mark.browser
 
 
@@ -74,3 +76,40 @@ def test_execute_on_videos_queues_a_job_from_json_and_from_a_form(swagger):
 def test_header_links_to_the_page(swagger):
     swagger.click("header a[lang=ko]")
     swagger.wait_for_selector("html[lang=ko] #k-form")
+
+
+def test_page_shows_kinema_and_nothing_of_bentoml(swagger):
+    assert swagger.title() == "Kinema API"
+    assert swagger.inner_text(".info .title").split() == ["Kinema", own_version(), "OAS", "3.0"]
+    assert "from an image or a prompt" in swagger.inner_text(".info .description")
+    tags = [tag.split("\n")[0] for tag in swagger.locator(".opblock-tag").all_inner_texts()]
+    assert tags == ["generate", "videos", "models", "operation"]
+    assert "bento" not in swagger.inner_text("body").lower()
+    assert swagger.locator(".topbar, .servers:visible").count() == 0
+    images = swagger.locator("img").evaluate_all("all => all.map(image => image.complete && image.naturalWidth)")
+    assert all(images)
+
+
+def test_validator_badge_is_not_requested_under_another_host_name(chromium, swagger_server):
+    """Swagger UI requests the badge of its online validator, except at localhost."""
+    port = urlsplit(swagger_server.url).port
+    page = chromium.new_page()
+    hosts = set()
+
+    def answer(route):
+        """Fetch from the server under its own name; other hosts do not exist."""
+        hosts.add(urlsplit(route.request.url).hostname)
+        if urlsplit(route.request.url).hostname == "kinema.example":
+            path = urlsplit(route.request.url).path
+            route.fulfill(
+                response=route.fetch(url=f"{swagger_server.url}{path}", headers={"host": f"127.0.0.1:{port}"})
+            )
+        else:
+            route.abort()
+
+    page.route("**/*", answer)
+    page.goto("http://kinema.example/")
+    page.wait_for_selector(".opblock-summary")
+    page.wait_for_timeout(300)
+    page.close()
+    assert hosts == {"kinema.example"}

@@ -7,10 +7,14 @@ import sys
 import time
 
 import pytest
+import sqlalchemy
 from cli_inputs import SMALL, write_image
 from fake_hub import FakeHub
 
-from kinema.models.catalog import CATALOG, IMAGE_MODELS
+from kinema.jobs.database import create_engine
+from kinema.jobs.job_schema import JOBS, METADATA
+from kinema.models.catalog import CATALOG, IMAGE_MODELS, request_for
+from kinema.models.memory_plan import MemoryPlan
 from kinema.values import VideoRequest
 
 HEAVY = {"torch", "diffusers", "transformers", "av", "huggingface_hub"}
@@ -119,6 +123,50 @@ def test_doctor_json_shows_device_memory_plans_versions_and_settings(kinema):
         assert (model["plan"] is None) != (model["error"] is None)
     assert {"python", "torch", "diffusers", "transformers", "av"} <= set(facts["versions"])
     assert {"model": None, "device": "auto", "dtype": "auto"}.items() <= facts["settings"].items()
+
+
+def test_doctor_estimates_the_time_of_a_video_and_marks_demo_models(kinema):
+    models = {model["name"]: model for model in json.loads(kinema("doctor", "--json").out)["models"]}
+    assert models["pocket"]["time"]["source"] == "estimate"
+    assert 0 < models["pocket"]["time"]["seconds"] < 600
+    assert models["pocket-t2i"]["time"] is None  # of a video
+    assert [name for name, model in models.items() if model["demo"]] == ["pocket", "pocket-t2i"]
+    out = kinema("doctor").out
+    assert re.search(r"pocket \(demo model\) +yes +(about \d+ (s|min)|under 1 s) \(estimate\) ", out)
+    assert re.search(r"pocket-t2i \(demo model\) +yes +– ", out)
+
+
+def test_doctor_has_no_estimate_for_layers_offloaded_one_by_one(kinema, monkeypatch):
+    plan = MemoryPlan("sequential_offload", 4)
+    monkeypatch.setattr("kinema.cli.doctor._video_pipeline_plan", lambda *_: plan)
+    models = json.loads(kinema("doctor", "--json").out)["models"]
+    assert models[0]["time"] is None
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not a database"])
+def test_doctor_estimates_without_a_usable_database(kinema, folder, monkeypatch, content):
+    monkeypatch.setenv("KINEMA_DATA_DIR", str(folder))
+    if content is not None:
+        (folder / "jobs.sqlite3").write_bytes(content)
+    assert json.loads(kinema("doctor", "--json").out)["models"][0]["time"]["source"] == "estimate"
+    assert [path.name for path in folder.iterdir()] == ([] if content is None else ["jobs.sqlite3"])
+
+
+def test_doctor_shows_the_time_of_the_latest_jobs(kinema, folder, monkeypatch):
+    monkeypatch.setenv("KINEMA_DATA_DIR", str(folder))
+    request = request_for(model="pocket", seed=1, num_inference_steps=4)
+    durations = {"encode": 1.0, "denoise": 100.0, "decode": 50.0}
+    engine = create_engine(sqlalchemy.make_url(f"sqlite:///{folder / 'jobs.sqlite3'}"))
+    with engine.begin() as connection:
+        METADATA.create_all(connection)
+        job = {"id": "video_1", "status": "completed", "priority": 0, "created_at": 1.0, "completed_at": 2.0}
+        texts = {"model": "pocket", "request": request.model_dump_json(), "stage_durations": json.dumps(durations)}
+        connection.execute(JOBS.insert().values(job | texts))
+    engine.dispose()
+    models = json.loads(kinema("doctor", "--json").out)["models"]
+    assert models[0]["time"] == {"seconds": 251.0, "source": "measured"}  # twice as many steps
+    assert models[1]["time"]["source"] == "estimate"
+    assert re.search(r"pocket \(demo model\) +yes +about 4 min \(measured\) ", kinema("doctor").out)
 
 
 def test_doctor_prints_a_table(kinema):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import lessons
 import pytest
+from notebooks.execute import execute
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,4 +23,4 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def executed(run_folder: Path) -> NotebookNode:
     """Return the unchanged English notebook with its outputs, executed with the pocket models."""
-    return lessons.execute(lessons.read(lessons.ENGLISH), run_folder)
+    return execute(lessons.read(lessons.ENGLISH), run_folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -64,13 +65,13 @@ def _flop(work: Callable[[], object]) -> int:
     return int(counter.get_total_flops())
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype, rounds: int = 3) -> float:
-    """Return the FLOP/s of a large matmul: the best of `rounds`, after one warm-up."""
+def matrix_rate(device: torch.device, dtype: torch.dtype, rounds: int = 3, limit: float = math.inf) -> float:
+    """Return the FLOP/s of a large matmul: the best of `rounds`, or of fewer after `limit` seconds; one warm-up."""
     size, matmuls = (2048, 1) if device.type == "cpu" else (8192, 10)
-    generator = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(size, size, generator=generator).to(device, dtype) for _ in range(2))
-    seconds = []
-    for _ in range(rounds + 1):
+    generator = torch.Generator(device).manual_seed(0)
+    a, b = (torch.randn(size, size, generator=generator, device=device, dtype=dtype) for _ in range(2))
+    seconds: list[float] = []
+    while len(seconds) < 2 or (len(seconds) <= rounds and sum(seconds) < limit):
         synchronize(device)
         started = time.perf_counter()
         for _ in range(matmuls):

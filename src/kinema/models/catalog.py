@@ -21,6 +21,7 @@ POCKET_T2I_FOLDER = Path(__file__).parent / "pocket_t2i"
 MAX_LISTED_WORDS = 8  # words that a warning lists; the rest are counted
 # The community licence of Stability AI is free of charge below a yearly revenue of one million US dollars.
 STABILITY_LICENCE = "Stability AI Community License"
+TFLOP_25_FRAMES = {"step": 159.9, "decode": 173.57}  # of 1024×576
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class CatalogEntry:
     """Parameters that were constant during fine-tuning."""
     folder: Path | None = None
     """The folder inside the package, for a model without a repository."""
+    tflop: Mapping[str, float] | None = None
+    """TFLOP of one denoising `step` and of the `decode` of a video at the default parameters, to estimate its time."""
     vocabulary: Path | None = None
     """The words that a text-to-image model with a small vocabulary supports: JSON with "scene" (ground, hour, weather,
     object) and "other" (colour, number, position, size, style and function words)."""
@@ -54,6 +57,11 @@ class CatalogEntry:
     def text_to_image(self) -> bool:
         """Whether it generates images from prompts; the other models generate videos from images."""
         return self.name in IMAGE_MODELS
+
+    @property
+    def demo(self) -> bool:
+        """Whether it is one of the small models in the package, which demonstrate what the others do better."""
+        return self.folder is not None
 
 
 def _stability(
@@ -67,6 +75,7 @@ def _stability(
     gated: bool = False,
     defaults: Mapping[str, int] | None = None,
     tuned: Mapping[str, int] | None = None,
+    tflop: Mapping[str, float],
 ) -> CatalogEntry:
     """Return the entry of one of Stability AI's own repositories."""
     weights = {"unet": unet_bytes, "image_encoder": 1_264_217_240, "vae": 195_531_910}
@@ -83,6 +92,7 @@ def _stability(
         native_sizes=((1024, 576), (576, 1024)),
         defaults=defaults or {},
         tuned=tuned or {},
+        tflop=tflop,
     )
 
 
@@ -108,6 +118,7 @@ CATALOG: Mapping[str, CatalogEntry] = {
                 "motion_bucket_id": 40,
                 "decode_chunk_size": 7,  # halves the memory; allocating it takes seconds on a CPU
             },
+            tflop={"step": 0.087109, "decode": 0.49917},
         ),
         _stability(
             "svd",
@@ -117,6 +128,7 @@ CATALOG: Mapping[str, CatalogEntry] = {
             unet_bytes=3_049_435_868,
             configs_bytes=3_831,
             defaults={"num_frames": 14},
+            tflop={"step": 89.604, "decode": 97.202},
         ),
         _stability(
             "svd-xt",
@@ -125,6 +137,7 @@ CATALOG: Mapping[str, CatalogEntry] = {
             "Stable Video Diffusion XT, 25 frames of 1024×576.",
             unet_bytes=3_049_435_868,
             configs_bytes=3_823,
+            tflop=TFLOP_25_FRAMES,
         ),
         _stability(
             "svd-xt-1.1",
@@ -133,6 +146,7 @@ CATALOG: Mapping[str, CatalogEntry] = {
             "Stable Video Diffusion XT 1.1, 25 frames of 1024×576; tuned at fps 6 and motion 127 only.",
             unet_bytes=3_049_435_836,
             configs_bytes=3_823,
+            tflop=TFLOP_25_FRAMES,
             gated=True,
             defaults={"fps": 6, "motion_bucket_id": 127},
             tuned={"fps": 6, "motion_bucket_id": 127},

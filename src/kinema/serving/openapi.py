@@ -120,11 +120,32 @@ def file_response(media_types: str, description: str) -> dict[int | str, dict[st
     return {200: {"content": dict.fromkeys(media_types.split(), schema), "description": description}}
 
 
+TAGS = {
+    "generate": "An image in, the video out, in one call.",
+    "videos": "Jobs: submit, follow, download, cancel and delete.",
+    "models": "The models that this server offers.",
+    "operation": "Health checks and metrics.",
+}
+OPERATION = {
+    "/livez": ("Check Process", "Return 200 while the server process runs. Needs no API key."),
+    "/readyz": (
+        "Check Readiness",
+        "Return 200 when the server accepts jobs, else 503 and the reason. Needs no API key.",
+    ),
+    "/metrics": ("Get Metrics", "Return metrics in the text format of Prometheus."),
+}
+
+
 def complete(spec: dict[str, Any], app: FastAPI) -> dict[str, Any]:
-    """Complete BentoML's document: title, description, and the actual error responses of /generate."""
+    """Complete BentoML's document: title, tags, descriptions, and the actual error responses of /generate."""
     spec["info"] = {"title": app.title, "version": app.version, "description": app.description}
+    spec["tags"] = [{"name": name, "description": description} for name, description in TAGS.items()]
+    del spec["paths"]["/healthz"]  # deprecated, and the same as /livez
+    for path, (summary, description) in OPERATION.items():
+        spec["paths"][path]["get"] |= {"tags": ["operation"], "summary": summary, "description": description}
     schema = {"schema": {"$ref": "#/components/schemas/ErrorResponse"}}
     generate = spec["paths"]["/generate"]["post"]
+    generate |= {"tags": ["generate"], "summary": "Generate Video"}
     generate["description"] = inspect.cleandoc(generate["description"])  # Markdown would show indented text as code
     generate["responses"] = {200: generate["responses"][200]} | {
         status: {"description": response["description"], "content": {"application/json": schema}}

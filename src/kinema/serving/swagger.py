@@ -11,6 +11,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from kinema.serving import openapi
 from kinema.serving.page import PATH
 from kinema.serving.page.translations.languages import LANGUAGES
+from kinema.version import documentation_url
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -28,13 +29,16 @@ _PAGE = """<!DOCTYPE html>
 <title>Kinema API</title>
 <link rel="icon" href=".{page}/static/icon.svg" type="image/svg+xml">
 <link rel="stylesheet" href="./static_content/swagger-ui.css">
+<style>
+body {{ margin: 0 }}
+.swagger-ui .scheme-container {{ display: none }} /* the only server is this one */
+</style>
 </head>
 <body>
-<header class="swagger-ui"><div class="wrapper"><p><b>Generate videos on the web page:</b> {links}</p></div></header>
+<header class="swagger-ui"><div class="wrapper"><p>{links}</p></div></header>
 <main id="swagger-ui"></main>
 <script src="./static_content/swagger-ui-bundle.js"></script>
-<script src="./static_content/swagger-ui-standalone-preset.js"></script>
-<script src="./static_content/swagger-initializer.js"></script>
+<script src=".{page}/static/swagger.js"></script>
 </body>
 </html>
 """
@@ -43,13 +47,16 @@ _PAGE = """<!DOCTYPE html>
 def add(app: FastAPI, service: Any) -> None:
     """Add / and /docs.json, which replace BentoML's. The service's document includes that of the app.
 
-    Scripts and styles are BentoML's, at /static_content.
+    Swagger UI's own files are BentoML's, at /static_content.
     """
-    links = " · ".join(
+    pages = " · ".join(
         f'<a href=".{PATH}/{labels.language}/" lang="{labels.language}">{escape(labels.name)}</a>'
         for labels in LANGUAGES.values()
     )
-    html = _PAGE.format(page=PATH, links=links)
+    links = [f"<b>Generate videos on the web page:</b> {pages}"]
+    if url := documentation_url():
+        links.append(f'<a href="{escape(url)}">Documentation</a>')
+    html = _PAGE.format(page=PATH, links=" &nbsp; ".join(links))
 
     @cache
     def complete_document() -> dict[str, Any]:

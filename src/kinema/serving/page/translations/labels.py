@@ -158,4 +158,4 @@ class Labels:
 def is_demo(model: str) -> bool:
     """Return whether the model is one of the small models included in the package."""
     entry = CATALOG.get(model) or IMAGE_MODELS.get(model)
-    return entry is not None and entry.folder is not None
+    return entry is not None and entry.demo
