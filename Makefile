@@ -41,7 +41,7 @@ docs: $(VENV)/installed-docs ## build the documentation site in out/site, and ch
 
 bench: $(VENV)/installed ## compare the speed of the pocket model on this machine with diffusers
 	$(BIN)/kinema bench examples/rocket.jpg --model pocket --against diffusers --seed 42 \
-		--out bench/results/pocket-here.json --force
+		--output bench/results/pocket-here.json --force
 
 bench-server: $(VENV)/installed-dev ## measure the server's speed on this machine, with stub work
 	$(BIN)/python bench/server.py --out bench/results/server-here.json

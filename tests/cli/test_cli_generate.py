@@ -361,8 +361,10 @@ def test_invalid_setting_is_rejected_by_variable_name(kinema, image, monkeypatch
     result = kinema("generate", image)
     assert (result.code, result.err) == (
         2,
-        "error: KINEMA_DEVICE 'tpu' is invalid; expected auto (the first available of cuda, mps, cpu), cuda, cuda:N, mps "
-        "or cpu\n",
+        (
+            "error: KINEMA_DEVICE 'tpu' is invalid; expected auto (the first available of cuda, mps, cpu), cuda, "
+            "cuda:N, mps or cpu\n"
+        ),
     )
 
 
