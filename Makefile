@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint con
 CPU_TORCH := https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 
-.PHONY: demo quick test test-all check bench bench-server faults gallery notebooks screenshots clean chromium
+.PHONY: demo quick test test-all check docs bench bench-server faults gallery notebooks screenshots clean chromium
 
 demo: $(VENV)/installed ## create a video from an image with the embedded model
 	@mkdir -p out
@@ -23,10 +23,10 @@ QUICK := tests/test_messages.py tests/test_settings.py tests/test_values.py test
 quick: check ## check style and types, and run the unit tests that need no model: under a minute
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --quiet $(QUICK)
 
-test: check chromium ## run all checks, and all tests except slow ones: 15 minutes on two cores, with installing
+test: check docs chromium ## run all checks, build the site, and run all tests except slow ones: 15 minutes on two cores, with installing
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow"
 
-test-all: check chromium ## run all checks and all tests
+test-all: check docs chromium ## run all checks, build the site, and run all tests
 	$(BIN)/python -m pytest
 
 check: $(VENV)/installed-dev ## check style, types, layers and names
@@ -35,6 +35,9 @@ check: $(VENV)/installed-dev ## check style, types, layers and names
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python checks/structure.py
+
+docs: $(VENV)/installed-docs ## build the documentation site in out/site, and check its links
+	$(BIN)/python -m docs.website out/site
 
 bench: $(VENV)/installed ## compare the speed of the pocket model on this machine with diffusers
 	$(BIN)/kinema bench examples/rocket.jpg --model pocket --against diffusers --seed 42 \
@@ -78,6 +81,10 @@ endif
 
 $(VENV)/installed-dev: $(VENV)/installed
 	@$(PIP) --editable ".[dev,server]"
+	@touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed
+	@$(PIP) --editable ".[docs,server]"
 	@touch $@
 
 # The browser tests need Debian's chromium. If it can't be installed, they are skipped.

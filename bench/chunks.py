@@ -23,7 +23,7 @@ from kinema.media.image import open_image
 from kinema.models.catalog import request_for
 from kinema.models.loading import load
 from kinema.models.memory_plan import MemoryPlan
-from kinema.values import Step
+from kinema.steps import drive
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "rocket.jpg"
 CHUNKS = (14, 7, 4, 2, 1)
@@ -32,7 +32,7 @@ CHUNKS = (14, 7, 4, 2, 1)
 def frames_of(pipeline: Any, image: Any, request: Any, denoised: Checkpoint, chunk: int) -> np.ndarray:
     """Decode the same latents in chunks."""
     planned = Checkpoint(denoised.latents, MemoryPlan(denoised.plan.name, chunk))
-    *_, video = (each for each in to_video(pipeline, image, request, planned) if not isinstance(each, Step))
+    video = drive(to_video(pipeline, image, request, planned))
     return video.frames.astype(int)
 
 
@@ -43,8 +43,7 @@ def main() -> None:
     args = parser.parse_args()
     pipeline, image = load("pocket", device="cpu", dtype="float32"), open_image(args.image)
     request = request_for(model="pocket", seed=42)
-    *_, denoised = (each for each in to_latents(pipeline, image, request) if not isinstance(each, Step))
-    assert isinstance(denoised, Checkpoint)
+    denoised = drive(to_latents(pipeline, image, request))
     reference = frames_of(pipeline, image, request, denoised, request.num_frames)
     results = {}
     for chunk in CHUNKS:

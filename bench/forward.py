@@ -252,7 +252,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "model": args.model,
         "dtype": args.dtype,
-        "settings": {"width": width, "height": height, "num_frames": frames, "guided": args.guided},
+        "parameters": {"width": width, "height": height, "num_frames": frames, "guided": args.guided},
     }
     for work in ("step", "decode"):
         calls = {name: each[work] for name, each in runs.items()}

@@ -24,7 +24,7 @@ from kinema.models.loading import load
 from kinema.values import VideoRequest
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "rocket.jpg"
-SETTINGS: dict[str, Any] = {"width": 320, "height": 192, "num_frames": 4, "num_inference_steps": 4, "seed": 1}
+PARAMETERS: dict[str, Any] = {"width": 320, "height": 192, "num_frames": 4, "num_inference_steps": 4, "seed": 1}
 # (outputs per tile side, interpolation points in addition to infinity).
 VARIANTS = {
     "2×2, at 0 and ±1": (2, "0 1 -1"),
@@ -93,13 +93,13 @@ def main() -> None:
         for resnet in block.resnets:
             for conv in (resnet.spatial_res_block.conv1, resnet.spatial_res_block.conv2):
                 conv.register_forward_hook(compare)
-    for _ in generate(pipeline, open_image(args.image), VideoRequest.checked(model="pocket", **SETTINGS)):
+    for _ in generate(pipeline, open_image(args.image), VideoRequest.checked(model="pocket", **PARAMETERS)):
         pass
     result = {
         "what": "errors of the pocket model's 3×3 convolutions in float16, relative to the output's norm",
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "versions": {"torch": torch.__version__},
-        "settings": SETTINGS,
+        "parameters": PARAMETERS,
         "convolutions": len(errors["direct convolution, result rounded"]),
         "errors": {
             name: {"median": float(f"{statistics.median(each):.3g}"), "greatest": float(f"{max(each):.3g}")}

@@ -486,19 +486,14 @@ class Bench:
         from kinema.models.catalog import request_for
         from kinema.models.loading import load
         from kinema.settings import Settings
-        from kinema.values import Step
+        from kinema.steps import drive
 
         image = open_image(Path(__file__).parent.parent / "examples" / "rocket.jpg")
         frames = {}
         for name, dtype in (("float32", "float32"), ("bfloat16", "bfloat16"), ("fp8", "bfloat16")):
             settings = Settings(precision="fp8" if name == "fp8" else "full")
             pipeline = load("pocket", device=str(self.device), dtype=dtype, settings=settings)
-            *_, video = (
-                each
-                for each in generate(pipeline, image, request_for(model="pocket", seed=42))
-                if not isinstance(each, Step)
-            )
-            frames[name] = video.frames
+            frames[name] = drive(generate(pipeline, image, request_for(model="pocket", seed=42))).frames
         pairs = (("bfloat16", "float32"), ("fp8", "bfloat16"), ("fp8", "float32"))
         return {f"{one} and {other}": distance(frames[one], frames[other]) for one, other in pairs}
 
@@ -703,7 +698,8 @@ class Bench:
         """Return a video's seconds by stage, memory and plan; a reused `pipeline` keeps its cached networks."""
         from kinema.engine import generate
         from kinema.media.image import open_image
-        from kinema.values import Step, VideoRequest
+        from kinema.steps import Step, drive
+        from kinema.values import VideoRequest
 
         pipeline = pipeline or self.pipeline(engine)
         width, height = self.size
@@ -716,18 +712,20 @@ class Bench:
             torch.cuda.reset_peak_memory_stats()
         parts.synchronize(self.device)
         began = last = time.perf_counter()
-        result: dict[str, Any] = {}
-        for step in generate(pipeline, open_image(Image.fromarray(noise)), VideoRequest.checked(seed=0, **settings)):
-            if not isinstance(step, Step):
-                result |= {"plan": step.recipe.memory_plan, "decode_chunk_size": step.recipe.decode_chunk_size}
-                result |= {"engine": step.recipe.engine, "events": list(step.recipe.events)}
-                frames = step.frames
-                break
+
+        def on_step(step: Step) -> None:
+            nonlocal last
             if step.stage != "denoise" or step.step == step.total:  # no synchronisation between steps
                 parts.synchronize(self.device)
             now = time.perf_counter()
             stages[step.stage] = stages.get(step.stage, 0) + now - last
             last = now
+
+        request = VideoRequest.checked(seed=0, **settings)
+        video = drive(generate(pipeline, open_image(Image.fromarray(noise)), request), on_step)
+        frames, recipe = video.frames, video.recipe
+        result: dict[str, Any] = {"plan": recipe.memory_plan, "decode_chunk_size": recipe.decode_chunk_size}
+        result |= {"engine": recipe.engine, "events": list(recipe.events)}
         result["seconds"] = round(time.perf_counter() - began, 3)
         result |= {f"{stage}_s": round(each, 3) for stage, each in stages.items()}
         if self.device.type == "cuda":
@@ -776,7 +774,8 @@ class Bench:
             engine=engine,
             precision=precision,
         )
-        pipeline.identity = ModelIdentity(name="svd-xt", weights_sha256="0" * 64, revision=None)
+        # The cached property's value: there are no files to hash.
+        vars(pipeline)["identity"] = ModelIdentity(name="svd-xt", weights_sha256="0" * 64, revision=None)
         return pipeline
 
 

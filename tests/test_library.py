@@ -12,7 +12,7 @@ from PIL import Image
 import kinema
 from kinema.errors import InvalidImage, InvalidRequest, ModelError
 from kinema.models.loading import VideoPipeline
-from kinema.values import Step
+from kinema.steps import Step
 
 # The size of the test image, so that there are no warnings about fitting.
 PARAMETERS = {"seed": 7, "width": 64, "height": 64, "num_inference_steps": 1}
@@ -38,11 +38,16 @@ def png_bytes(image: Image.Image) -> bytes:
 # Accepted inputs
 
 
-def test_every_image_type_gives_the_same_video(pipeline: VideoPipeline, image: Image.Image, tmp_path: Path) -> None:
+def test_every_image_type_gives_the_same_video(
+    pipeline: VideoPipeline, image: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "image.png"
     path.write_bytes(png_bytes(image))
-    images = [path, str(path), path.read_bytes(), image, np.asarray(image)]
-    videos = [kinema.generate(image, model=pipeline, **PARAMETERS) for image in images]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with path.open("rb") as file:
+        images = [path, str(path), "~/image.png", path.read_bytes(), io.BytesIO(path.read_bytes()), file, image]
+        images.append(np.asarray(image))
+        videos = [kinema.generate(image, model=pipeline, **PARAMETERS) for image in images]
     assert videos[0].frames.shape == (4, 64, 64, 3)
     assert all(np.array_equal(video.frames, videos[0].frames) for video in videos)
     assert len({video.recipe.image_sha256 for video in videos}) == 1

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 import kinema
-from kinema.errors import InvalidRequest, NotAnImagePipeline, ModelError
+from kinema.errors import InvalidRequest, ModelError, NotAnImagePipeline
 from kinema.models.image_pipeline import ImagePipeline
 from kinema.models.loading import VideoPipeline
-from kinema.values import Step
+from kinema.steps import Step
 from tiny import make_tiny_svd
 
 PROMPT = "a red balloon over a snowy mountain"
@@ -122,7 +122,7 @@ def test_load_image_pipeline_uses_device_and_dtype(tiny_sd: Path) -> None:
     [
         ({"image": "rocket.png", "prompt": PROMPT}, "prompt", "remove the prompt to use .* or remove the image to"),
         ({}, "image", "neither an image nor a prompt was passed"),
-        ({"prompt": " "}, "prompt", "prompt ' ' is empty"),
+        ({"prompt": " "}, "prompt", "prompt is empty"),
         ({"prompt": PROMPT, "scheduler": "heun"}, "scheduler", "scheduler 'heun' is invalid"),
         ({"image": "rocket.png", "negative_prompt": "fog"}, "negative_prompt", "remove it or add a prompt"),
         ({"image": "rocket.png", "image_model": "sd-2.1-base"}, "image_model", "remove it or add a prompt"),

@@ -149,7 +149,7 @@ def test_unknown_prompt_words_are_printed(
 
 
 def test_blank_prompt_is_rejected(prompt_lesson: Lesson, tmp_path: Path) -> None:
-    with pytest.raises(InvalidRequest, match="prompt ' ' is empty"):
+    with pytest.raises(InvalidRequest, match="prompt is empty"):
         prompt_lesson.generate_text2video(" ", tmp_path / "nothing.mp4")
     assert not list(tmp_path.iterdir())
 

@@ -1,4 +1,4 @@
-"""All errors that Kinema raises, as one tree. Every message names the problem and the remedy.
+"""All errors that Kinema raises, as one tree. Every message names the problem and, where there is one, the remedy.
 
     KinemaError
     ├── InvalidRequest               a parameter is out of range, or parameters contradict each other

@@ -4,22 +4,45 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from kinema.errors import InvalidRequest
 from kinema.media.image import fit_warnings, open_image
-from kinema.media.video import Video
 from kinema.models.catalog import for_image_model, parameter_warnings, request_for
+from kinema.steps import drive
+from kinema.values import VideoParameters
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
     from pathlib import Path
 
-    from kinema.media.image import ImageFacts, InputImage, Source
+    from kinema.media.image import ImageFacts, ImageSource, InputImage
+    from kinema.media.video import Video
     from kinema.messages import Message
     from kinema.models.image_pipeline import ImagePipeline
     from kinema.models.loading import VideoPipeline
-    from kinema.values import Engine, Precision, Step, VideoRequest
+    from kinema.steps import Event, Restart, Step
+    from kinema.values import Engine, Precision, VideoRequest
+
+# Parameters of diffusers' pipelines and methods, and what to use in their place.
+DIFFUSERS_PARAMETERS = {
+    "generator": "use seed=…, an integer",
+    "callback_on_step_end": "iterate over kinema.stream(…), which yields each step",
+    "callback_on_step_end_tensor_inputs": "iterate over kinema.stream(…), which yields each step with its latents",
+    "callback": "iterate over kinema.stream(…), which yields each step",
+    "num_videos_per_prompt": "call kinema.generate once per video, each with another seed",
+    "num_images_per_prompt": "call kinema.generate once per video, each with another seed",
+    "output_type": "a Video has `frames` (uint8 [num_frames, height, width, 3]) and `save`",
+    "return_dict": "kinema.generate always returns a Video",
+    "guidance_scale": "use min_guidance_scale and max_guidance_scale for the video, image_guidance_scale for an image",
+    "latents": "the noise is drawn from seed=…, an integer",
+    "sigmas": "the noise levels follow from num_inference_steps",
+    "torch_dtype": 'use dtype="float16", "bfloat16" or "float32"',
+}
+
+
+Function = TypeVar("Function", bound="Callable[..., Any]")
 
 
 class KinemaWarning(UserWarning):
@@ -85,35 +108,126 @@ def load_image_pipeline(
     return image_pipeline.load_image_pipeline(image_model, settings=settings)
 
 
-def stream(
-    image: Source | None = None,
+class _ModelDefault:
+    def __repr__(self) -> str:
+        return "<default of the model>"
+
+
+def _with_each_keyword(function: Function) -> Function:
+    """List the keywords of `VideoParameters` in the signature that help() and interactive completion show."""
+    signature = inspect.signature(function)
+    keywords = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=_ModelDefault(), annotation=annotation)
+        for name, annotation in VideoParameters.__annotations__.items()
+    ]
+    named = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    function.__signature__ = signature.replace(parameters=[*named, *keywords])  # type: ignore[attr-defined]
+    return function
+
+
+@_with_each_keyword
+def generate(
+    image: ImageSource | None = None,
     *,
     prompt: str | None = None,
     model: str | Path | VideoPipeline | None = None,
     image_model: str | Path | ImagePipeline | None = None,
     device: str | None = None,
     dtype: str | None = None,
-    **parameters: Any,
-) -> Iterator[Step | Video]:
+    engine: Engine | None = None,
+    precision: Precision | None = None,
+    **parameters: Unpack[VideoParameters],
+) -> Video:
+    """Turn an image or a prompt into a short video.
+
+        video = kinema.generate("rocket.png", seed=42, motion_bucket_id=180)
+        video = kinema.generate(prompt="a red hot-air balloon over a snowy mountain at sunset")
+        video.save("rocket.mp4")
+
+    Args:
+        image: Path, http(s) URL, encoded bytes, open binary file, PIL image, or uint8 array [height, width, 3].
+        prompt: Text from which to generate the image, in place of `image`. The seed applies to both models.
+        model: As for `load`, or a pipeline returned by it.
+        image_model: As for `load_image_pipeline`, or a pipeline returned by it. None: also depends on the video's size.
+        device: As for `load`.
+        dtype: As for `load`.
+        engine: As for `load`.
+        precision: As for `load`.
+        **parameters: Fields of `VideoRequest`; by default those of the models.
+
+    Returns:
+        The video: `frames` uint8 [num_frames, height, width, 3], `fps`, `seed`, `recipe`, and the input `image`;
+        `save(path)` writes it to a file.
+
+    Raises:
+        KinemaError: the input is invalid or the generation failed.
+    """
+    loading = Loading(model, image_model, device, dtype, engine, precision)
+    return drive(start(image, prompt, loading, **parameters))
+
+
+@_with_each_keyword
+def stream(
+    image: ImageSource | None = None,
+    *,
+    prompt: str | None = None,
+    model: str | Path | VideoPipeline | None = None,
+    image_model: str | Path | ImagePipeline | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    engine: Engine | None = None,
+    precision: Precision | None = None,
+    **parameters: Unpack[VideoParameters],
+) -> Iterator[Step | Restart | Video]:
     """Do the same as `generate`, but yield each `Step` when it is done, and finally the `Video`.
 
-    Parameters and image are validated before any model is loaded. To cancel, stop iterating.
+    A `Restart` means that a stage begins again and that its earlier steps are void. Parameters and image are validated
+    before any model is loaded. To cancel, stop iterating.
 
     Raises:
         InvalidRequest, InvalidImage: immediately. Other errors are raised during iteration.
     """
+    loading = Loading(model, image_model, device, dtype, engine, precision)
+    return _with_result(start(image, prompt, loading, **parameters))
+
+
+def _with_result(events: Generator[Event, None, Video]) -> Iterator[Event | Video]:
+    yield (yield from events)
+
+
+@dataclass(frozen=True, eq=False)
+class Loading:
+    """The models of a call, and how to load those that are not loaded yet."""
+
+    model: str | Path | VideoPipeline | None = None
+    image_model: str | Path | ImagePipeline | None = None
+    device: str | None = None
+    dtype: str | None = None
+    engine: Engine | None = None
+    precision: Precision | None = None
+
+
+def start(
+    image: ImageSource | None, prompt: str | None, loading: Loading, **parameters: Any
+) -> Generator[Event, None, Video]:
+    """Validate image and parameters, issue warnings, and return the generator of events that returns the video.
+
+    Raises:
+        InvalidRequest, InvalidImage: immediately. Other errors are raised during iteration.
+    """
+    _explain_diffusers_parameters(parameters)
     check_image_or_prompt(image, prompt)
-    name, defaults = _model_name(model, device, dtype)
+    name, defaults = _video_model(loading)
     request = request_for(model=name, defaults=defaults, prompt=prompt, **parameters)
-    if prompt is None:
-        if image_model is not None:
+    if image is not None:
+        if loading.image_model is not None:
             raise InvalidRequest("image_model only applies with a prompt; remove it or add a prompt", "image_model")
-        opened = open_image(image)  # type: ignore[arg-type]  # check_image_or_prompt: not None
+        opened = open_image(image)
         _warn(all_warnings(opened.facts, request))
-        return _from_image(name if model is None else model, device, dtype, opened, request)
-    image_model, request = _choose_image_model(model, image_model, device, request)
+        return _from_image(loading, opened, request)
+    loading, request = _with_image_model(loading, request)
     _warn(parameter_warnings(request))
-    return _from_prompt(name if model is None else model, image_model, device, dtype, request)
+    return _from_prompt(loading, request)
 
 
 def check_image_or_prompt(image: object, prompt: object) -> None:
@@ -132,136 +246,90 @@ def check_image_or_prompt(image: object, prompt: object) -> None:
         raise InvalidRequest("neither an image nor a prompt was passed; pass one of them", "image")
 
 
-def _model_name(
-    model: str | Path | VideoPipeline | None, device: str | None, dtype: str | None
-) -> tuple[str, dict[str, Any] | None]:
-    """Return the name of the video model and, if it is loaded, its default parameters."""
+def _video_model(loading: Loading) -> tuple[str, dict[str, Any] | None]:
+    """Return the name of the video model and, if it is loaded, its default parameters.
+
+    Raises:
+        InvalidRequest: an option for loading was passed with a loaded model.
+    """
     from kinema.models.loading import VideoPipeline, default_model
     from kinema.settings import read_settings
 
-    if isinstance(model, VideoPipeline):
-        if device is not None or dtype is not None:
-            name, value = ("device", device) if device is not None else ("dtype", dtype)
+    model = loading.model
+    if not isinstance(model, VideoPipeline):
+        settings = read_settings(device=loading.device, dtype=loading.dtype, precision=loading.precision)
+        return str(model or default_model(settings)[0]), None
+    for name in ("device", "dtype", "engine", "precision"):
+        if (value := getattr(loading, name)) is not None:
             raise InvalidRequest(f"{name} {value!r} cannot be changed for a loaded model; pass it to kinema.load", name)
-        return model.name, model.defaults
-    settings = read_settings(device=device, dtype=dtype)
-    return str(model or default_model(settings)[0]), None
+    return model.name, model.defaults
 
 
-def _choose_image_model(
-    model: str | Path | VideoPipeline | None,
-    image_model: str | Path | ImagePipeline | None,
-    device: str | None,
-    request: VideoRequest,
-) -> tuple[str | Path | ImagePipeline, VideoRequest]:
-    """Return the text-to-image model and the request completed by that model's default parameters."""
+def _with_image_model(loading: Loading, request: VideoRequest) -> tuple[Loading, VideoRequest]:
+    """Choose the text-to-image model if there is none, and complete the request by the model's default parameters."""
     from kinema.models.image_pipeline import ImagePipeline, completed, default_image_model
     from kinema.models.loading import VideoPipeline
     from kinema.settings import read_settings
 
+    image_model = loading.image_model
     if isinstance(image_model, ImagePipeline):
-        return image_model, completed(image_model, request)
+        return loading, completed(image_model, request)
     if image_model is None:
-        device = str(model.device) if isinstance(model, VideoPipeline) else device
+        device = str(loading.model.device) if isinstance(loading.model, VideoPipeline) else loading.device
         image_model = default_image_model((request.width, request.height), read_settings(device=device))[0]
-    return image_model, for_image_model(request, str(image_model))
+    return replace(loading, image_model=image_model), for_image_model(request, str(image_model))
 
 
-def _from_image(
-    model: str | Path | VideoPipeline, device: str | None, dtype: str | None, image: InputImage, request: VideoRequest
-) -> Iterator[Step | Video]:
-    from kinema.engine import generate as steps
+def _from_image(loading: Loading, image: InputImage, request: VideoRequest) -> Generator[Event, None, Video]:
+    from kinema.engine import generate as generate_video
     from kinema.models.loading import VideoPipeline
 
-    pipeline = model if isinstance(model, VideoPipeline) else load(model, device=device, dtype=dtype)
-    yield from steps(pipeline, image, request)
+    pipeline = loading.model
+    if not isinstance(pipeline, VideoPipeline):
+        options = {name: getattr(loading, name) for name in ("device", "dtype", "engine", "precision")}
+        pipeline = load(pipeline, **options)
+    return (yield from generate_video(pipeline, image, request))
 
 
-def _from_prompt(
-    model: str | Path | VideoPipeline,
-    image_model: str | Path | ImagePipeline,
-    device: str | None,
-    dtype: str | None,
-    request: VideoRequest,
-) -> Iterator[Step | Video]:
+def _from_prompt(loading: Loading, request: VideoRequest) -> Generator[Event, None, Video]:
     """Generate image and video. A text-to-image model loaded here is unloaded before the video model is loaded."""
     from kinema.engine import generate_image, prompt_warnings
     from kinema.models.image_pipeline import ImagePipeline, completed
     from kinema.models.loading import VideoPipeline
-    from kinema.values import Step
 
-    is_loaded_here = not isinstance(image_model, ImagePipeline)
-    if is_loaded_here and isinstance(model, VideoPipeline):  # same device and dtype as the video model
-        device, dtype = str(model.device), str(model.dtype).removeprefix("torch.")
-    image_pipeline = (
-        image_model
-        if isinstance(image_model, ImagePipeline)
-        else load_image_pipeline(image_model, device=device, dtype=dtype)
-    )
-    image = None
+    image_pipeline = loading.image_model
+    is_loaded_here = not isinstance(image_pipeline, ImagePipeline)
+    if not isinstance(image_pipeline, ImagePipeline):
+        device, dtype = loading.device, loading.dtype
+        if isinstance(loading.model, VideoPipeline):  # the same as for the video model
+            device, dtype = str(loading.model.device), str(loading.model.dtype).removeprefix("torch.")
+        image_pipeline = load_image_pipeline(image_pipeline, device=device, dtype=dtype)
     try:
         request = completed(image_pipeline, request)
         _warn(prompt_warnings(image_pipeline, request))
-        for result in generate_image(image_pipeline, request):
-            if isinstance(result, Step):
-                yield result
-            else:
-                image = result
+        image = yield from generate_image(image_pipeline, request)
     finally:
         if is_loaded_here:
             image_pipeline.release()
-    assert image is not None, "generate_image ends with an image"
     del image_pipeline
-    if isinstance(model, VideoPipeline):
-        device = dtype = None
-    yield from _from_image(model, device, dtype, image, request)
+    return (yield from _from_image(loading, image, request))
 
 
-def generate(
-    image: Source | None = None,
-    *,
-    prompt: str | None = None,
-    model: str | Path | VideoPipeline | None = None,
-    image_model: str | Path | ImagePipeline | None = None,
-    device: str | None = None,
-    dtype: str | None = None,
-    **parameters: Any,
-) -> Video:
-    """Turn an image or a prompt into a short video.
-
-        video = kinema.generate("rocket.png", seed=42, motion_bucket_id=180)
-        video = kinema.generate(prompt="a red hot-air balloon over a snowy mountain at sunset")
-        video.save("rocket.mp4")
-
-    Args:
-        image: Path, http(s) URL, encoded bytes, PIL image, or uint8 array [height, width, 3].
-        prompt: Text from which to generate the image, in place of `image`. The seed applies to both models.
-        model: As for `load`, or a pipeline returned by it.
-        image_model: As for `load_image_pipeline`, or a pipeline returned by it. None: also depends on the video's size.
-        device: As for `load`.
-        dtype: As for `load`.
-        **parameters: Fields of `VideoRequest`; by default those of the models.
-
-    Returns:
-        The video: `frames` uint8 [num_frames, height, width, 3], `fps`, `seed`, `recipe`, and the input `image`;
-        `save(path)` writes it to a file.
+def _explain_diffusers_parameters(parameters: Mapping[str, object]) -> None:
+    """Reject a parameter that only diffusers' pipelines have.
 
     Raises:
-        KinemaError: the input is invalid or the generation failed.
+        InvalidRequest: with what Kinema has in its place.
     """
-    video = None
-    for result in stream(
-        image, prompt=prompt, model=model, image_model=image_model, device=device, dtype=dtype, **parameters
-    ):
-        video = result
-    assert isinstance(video, Video), "stream ends with a video"
-    return video
+    for name in parameters:
+        if (remedy := DIFFUSERS_PARAMETERS.get(name)) is not None:
+            raise InvalidRequest(f"{name} is a parameter of diffusers' pipelines; {remedy}", name)
 
 
 def _warn(messages: Iterable[str]) -> None:
-    """Issue warnings that point at the line outside this module that called it."""
+    """Issue warnings that point at the line outside this package that called it."""
     frame, level = inspect.currentframe(), 1
-    while frame is not None and str(frame.f_globals.get("__name__")) == __name__:
+    while frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == "kinema":
         frame, level = frame.f_back, level + 1
     for message in messages:
         warnings.warn(message, KinemaWarning, stacklevel=level)

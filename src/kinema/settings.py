@@ -55,7 +55,9 @@ class Settings(BaseSettings):
         default=None, min_length=1, description="a catalog name, hub id or folder; unset: chosen by device."
     )
     device: str = Field(
-        default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cuda, cuda:N, mps or cpu."
+        default="auto",
+        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
+        description="auto (the first available of cuda, mps, cpu), cuda, cuda:N, mps or cpu.",
     )
     dtype: Literal["auto", "float16", "bfloat16", "float32"] = Field(
         default="auto",
@@ -98,9 +100,15 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         description="seconds without progress after which a worker process counts as hung.",
     )
-    api_keys: Secrets = Field(default=(), description="comma-separated API keys; each request must send one.")
+    api_keys: Secrets = Field(
+        default=(),
+        description="comma-separated API keys; every request except health checks must send one, as "
+        "`Authorization: Bearer KEY`, as `X-API-Key` or as a password.",
+    )
     allow_unauthenticated: bool = Field(
-        default=False, description="true to accept remote connections without authentication, or false."
+        default=False,
+        description="true to accept remote connections even if no API key is set, or false; with API keys, each "
+        "request still needs one.",
     )
     hosts: Names = Field(default=(), description="comma-separated Host names to accept in addition to localhost.")
     cors_origins: Names = Field(default=(), description="comma-separated origins to allow by CORS; unset: none.")

@@ -21,8 +21,8 @@ from PIL import Image, ImageDraw
 
 from kinema import library
 from kinema.errors import InvalidRequest
-from kinema.media.video import Video
 from kinema.media.video_writer import check_target
+from kinema.steps import drive
 from kinema.values import RANDOM_SEED, TEXT_TO_IMAGE_FIELDS
 
 if TYPE_CHECKING:
@@ -30,9 +30,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from kinema.media.image import Source
+    from kinema.media.image import ImageSource
+    from kinema.media.video import Video
     from kinema.models.image_pipeline import ImagePipeline
     from kinema.models.loading import VideoPipeline
+    from kinema.steps import Step
 
 # The tutorial's parameters, for short and fast videos. A model's own defaults, as of `pocket`, take precedence.
 STEPS = 10
@@ -54,7 +56,7 @@ class Lesson:
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
     def generate_video(
-        self, image_url: Source, video_file: str | os.PathLike[str], seed: int = 42, **parameters: Any
+        self, image_url: ImageSource, video_file: str | os.PathLike[str], seed: int = 42, **parameters: Any
     ) -> Video:
         """Turn an image into a video of 10 frames, save it to `video_file` and print its seed.
 
@@ -103,7 +105,7 @@ class Lesson:
         video.save(video_file)
         return video
 
-    def make(self, image: Source | None = None, **parameters: Any) -> Video:
+    def make(self, image: ImageSource | None = None, **parameters: Any) -> Video:
         """Call `kinema.generate` with the lesson's models and parameters; `parameters` override those of the lesson.
 
         Prints progress, warnings and the seed.
@@ -113,17 +115,16 @@ class Lesson:
         if parameters.get("prompt") is None:
             own = {name: value for name, value in own.items() if name not in TEXT_TO_IMAGE_FIELDS}
         merged = {**defaults, **own, **parameters}
-        video = None
+        prompt, loading = merged.pop("prompt", None), library.Loading(self.pipeline, merged.pop("image_model", None))
+
+        def show(step: Step) -> None:
+            while recorded:  # print only the message: a Python warning would also show this file's source line
+                _print_over(f"note: {recorded.pop(0).message}", end="\n")
+            _print_over(f"{step.stage} {step.step}/{step.total}")
+
         with warnings.catch_warnings(record=True) as recorded:
             warnings.filterwarnings("always", category=library.KinemaWarning)
-            for result in library.stream(image, model=self.pipeline, **merged):
-                while recorded:  # print only the message: a Python warning would also show this file's source line
-                    _print_over(f"note: {recorded.pop(0).message}", end="\n")
-                if isinstance(result, Video):
-                    video = result
-                else:
-                    _print_over(f"{result.stage} {result.step}/{result.total}")
-        assert video is not None, "stream ends with a video"
+            video = drive(library.start(image, prompt, loading, **merged), show)
         _print_over(f"seed {video.seed}", end="\n")
         return video
 
@@ -156,7 +157,9 @@ def load(
     return Lesson(pipeline, image_model, parameters)
 
 
-def generate_video(image_url: Source, video_file: str | os.PathLike[str], seed: int = 42, **parameters: Any) -> Video:
+def generate_video(
+    image_url: ImageSource, video_file: str | os.PathLike[str], seed: int = 42, **parameters: Any
+) -> Video:
     """Load the default model and call `Lesson.generate_video`."""
     return load().generate_video(image_url, video_file, seed, **parameters)
 

@@ -1,25 +1,20 @@
-"""The values that all layers share: the request, a progress step, and the recipe of a finished video."""
+"""The values that all layers share: the request, its typed keywords, and the recipe of a finished video."""
 
 from __future__ import annotations
 
+import difflib
 import secrets
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args
+from typing import Annotated, Any, Final, Literal, TypedDict, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from kinema.errors import InvalidRequest
 from kinema.messages import Message
 
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
-
 Fit = Literal["crop", "pad", "stretch"]
 Scheduler = Literal["euler", "euler_ancestral", "ddim", "dpm_solver", "pndm", "unipc"]
 Engine = Literal["fast", "reference"]
 Precision = Literal["full", "fp8"]
-Stage = Literal["text_to_image", "encode", "denoise", "decode"]
 
 MAX_SEED = 2**53 - 1  # the largest integer that JavaScript keeps exactly
 RANDOM_SEED = -1
@@ -62,8 +57,8 @@ class VideoRequest(BaseModel):
         default_factory=draw_seed,
         ge=0,
         le=MAX_SEED,
-        description="Random seed: the same seed, image, parameters and machine give the same video. "
-        "-1 or unset: a random seed, which is reported with the video.",
+        description=f"Random seed, 0 to {MAX_SEED}. {RANDOM_SEED} or unset: a random one, which is reported. The same "
+        "seed, image, parameters, model, machine and number of CPU threads give the same video.",
         json_schema_extra={"minimum": RANDOM_SEED},
     )
     width: int = Field(default=1024, ge=64, le=2048, description="Width in pixels, a multiple of 8.")
@@ -132,20 +127,24 @@ class VideoRequest(BaseModel):
     image_model: str | None = Field(
         default=None,
         min_length=1,
-        description="Text-to-image model: catalog name, hub id, or folder of a diffusers text-to-image pipeline.",
+        description="Text-to-image model: catalog name, hub id, or folder of a diffusers text-to-image pipeline. "
+        "Unset: sd-2.1-base if it fits on the CUDA device, else pocket-t2i; always pocket-t2i at 288×160.",
     )
     image_guidance_scale: float | None = Field(
         default=None,
         ge=0,
         le=50,
         allow_inf_nan=False,
-        description="Guidance scale of the text-to-image model; values up to 1 disable guidance.",
+        description="Guidance scale of the text-to-image model; up to 1, classifier-free guidance is off. "
+        "Guidance-distilled models (Flux) use any value.",
     )
     image_num_inference_steps: int | None = Field(
         default=None, ge=1, le=200, description="Denoising steps of the text-to-image model."
     )
     scheduler: Scheduler | None = Field(
-        default=None, description="Scheduler of the text-to-image model. Unset: the catalog's, else the model's own."
+        default=None,
+        description="Scheduler of the text-to-image model. Unset: the scheduler in the model's folder, but euler in "
+        "place of Stable Diffusion's pndm or ddim.",
     )
 
     @field_validator("width", "height")
@@ -169,7 +168,7 @@ class VideoRequest(BaseModel):
     @classmethod
     def _reject_blank_prompt(cls, value: str | None) -> str | None:
         if value is not None and not value.strip():
-            raise ValueError(Message("empty_prompt", "prompt {value!r} is empty; describe the image", value=value))
+            raise ValueError(Message("empty_prompt", "prompt is empty; describe the image"))
         return value
 
     @field_validator(*TEXT_TO_IMAGE_FIELDS[1:])
@@ -214,6 +213,28 @@ class VideoRequest(BaseModel):
         return not (self.min_guidance_scale == 1.0 and last == 1.0)
 
 
+class VideoParameters(TypedDict, total=False):
+    """The keywords of `kinema.generate` that are fields of `VideoRequest`; None is the default of the models."""
+
+    seed: int | None
+    width: int | None
+    height: int | None
+    num_frames: int | None
+    num_inference_steps: int | None
+    fps: int | None
+    playback_fps: int | None
+    motion_bucket_id: int | None
+    noise_aug_strength: float | None
+    min_guidance_scale: float | None
+    max_guidance_scale: float | None
+    decode_chunk_size: int | None
+    fit: Fit | None
+    negative_prompt: str | None
+    image_guidance_scale: float | None
+    image_num_inference_steps: int | None
+    scheduler: Scheduler | None
+
+
 def _first_error(error: ValidationError) -> InvalidRequest:
     """Convert pydantic's first error to an `InvalidRequest` with parameter, value and remedy."""
     details = error.errors()[0]
@@ -227,6 +248,10 @@ def _first_error(error: ValidationError) -> InvalidRequest:
             message = Message(
                 "no_setting", "unknown parameter {name!r}; expected one of {known}", name=name, known=known
             )
+            for nearest in difflib.get_close_matches(name, VideoRequest.model_fields, 1):
+                message = Message(
+                    "similar_setting", "unknown parameter {name!r}; did you mean {nearest}?", name=name, nearest=nearest
+                )
         case "string_too_long":
             message = too_long(name, len(value), details["ctx"]["max_length"])
         case "greater_than_equal" | "less_than_equal":
@@ -284,28 +309,6 @@ def _range_of(name: str) -> Message:
     if high is None:
         return Message("at_least", "at least {low}", low=low)
     return Message("from_to", "{low} to {high}", low=low, high=high.le)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Step:
-    """Progress: `step` of `total` in `stage` is done.
-
-    Attributes:
-        latents: In stage "denoise", [1, num_frames, channels, height/f, width/f] with f the VAE's factor (8 in every
-            published SVD). In stage "text_to_image", those of one frame, if the model has such latents.
-        clean: In stage "denoise", the model's estimate of the noise-free latents, same shape.
-        frames: In stage "decode", the frames just decoded: uint8 [n, height, width, 3].
-        start: Index of the first of `frames`. 0 after earlier decode steps means that decoding restarted and earlier
-            frames are void.
-    """
-
-    stage: Stage
-    step: int
-    total: int
-    latents: torch.Tensor | None = None
-    clean: torch.Tensor | None = None
-    frames: np.ndarray[Any, np.dtype[np.uint8]] | None = None
-    start: int = 0
 
 
 class ModelIdentity(BaseModel):

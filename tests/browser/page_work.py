@@ -7,9 +7,9 @@ import time
 import numpy as np
 from PIL import Image
 
-from kinema.jobs.job import Preview
 from kinema.media.video import Video
-from kinema.values import ModelIdentity, Recipe, Step
+from kinema.steps import Step
+from kinema.values import ModelIdentity, Recipe
 
 
 class Saved:
@@ -19,26 +19,28 @@ class Saved:
 
 class Work:
     def __call__(self, task):
-        request = task.request
+        self.request = request = task.request
         match task.part:
             case "image":
                 yield from steps(request, "text_to_image", 4)
-                yield Saved(frame(request, 0).save)
+                return Saved(frame(request, 0).save)
             case "latents":
                 yield from steps(request, "encode", 2)
                 yield from steps(request, "denoise", request.num_inference_steps)
-                yield Saved(lambda path: path.write_text(json.dumps(request.seed)))
+                return Saved(lambda path: path.write_text(json.dumps(request.seed)))
             case "video":
                 yield from steps(request, "decode", 2)
                 frames = np.stack([np.asarray(frame(request, i)) for i in range(request.num_frames)])
-                yield Video(frames, request.frame_rate, recipe(request))
+                return Video(frames, request.frame_rate, recipe(request))
+
+    def preview(self, state):
+        return jpeg(frame(self.request, getattr(state, "step", 0)))
 
 
 def steps(request, stage, total):
     for step in range(1, total + 1):
         time.sleep(0.12 if request.num_inference_steps > 20 else 0.02)  # slow if a test watches the progress
         yield Step(stage, step, total)
-        yield Preview(lambda step=step: jpeg(frame(request, step)))
 
 
 def frame(request, shift):

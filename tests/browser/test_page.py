@@ -124,7 +124,7 @@ def test_fit_has_the_same_name_in_the_note(server, visit):
     ("locale", "label", "expected"),
     [
         ("en-US", "number input for Motion", "Motion 7.5 is invalid"),
-        ("ko-KR", "number input for 움직임", "움직임: 7.5 값은 사용할 수 없습니다. 정수를"),
+        ("ko-KR", "number input for 움직임의 크기", "움직임의 크기: 7.5 값은 사용할 수 없습니다. 정수를"),
     ],
 )
 def test_invalid_number_is_rejected_in_the_page_language_with_its_label(server, visit, locale, label, expected):
@@ -339,7 +339,7 @@ def test_korean_page(server, visit):
 def test_korean_errors_and_warnings(server, visit, tmp_path):
     page = visit(server.url, locale="ko-KR", reduced_motion="reduce")
     set_number(page, "너비", 300)
-    page.wait_for_selector("#k-note .k-error:has-text('너비: 300 값은 8의 배수가 아닙니다. 296, 304 중')")
+    page.wait_for_selector("#k-note .k-error:has-text('너비: 300 값은 8의 배수가 아닙니다. 296 또는 304 값을')")
     set_number(page, "너비", 320)
     page.wait_for_selector(
         "#k-note .k-warnings:has-text('320×160 크기는 pocket 모델이 학습한 288×160 크기와 다릅니다')"

@@ -190,4 +190,4 @@ def test_events_end_when_the_job_is_finished(client, queue):
     queue.cancel(job.id)
     events = client.get(f"/studio/jobs/{job.id}/events?language=ko")
     assert events.headers["content-type"].startswith("text/event-stream")
-    assert "취소했습니다" in events.text.encode().decode("unicode_escape")
+    assert "취소됨" in events.text.encode().decode("unicode_escape")

@@ -21,12 +21,12 @@ def file_names(folder):
 
 
 def test_bench_writes_record_file_table_and_progress(bench, image, folder):
-    result = bench(image.name, "--out", "out.json", "--note", "random weights")
+    result = bench(image.name, "-o", "out.json", "--note", "random weights")
     assert result.code == 0
     record = json.loads((folder / "out.json").read_text(encoding="utf-8"))
     assert record["note"] == "random weights"
     assert record["image"]["name"] == "rocket"
-    assert (record["settings"]["seed"], record["settings"]["num_frames"], record["runs"]) == (7, 2, 1)
+    assert (record["parameters"]["seed"], record["parameters"]["num_frames"], record["runs"]) == (7, 2, 1)
     for text in ("kinema", "diffusers", "factor", "cold start", "total", "rss", "denoise, TFLOP/s", "image rocket"):
         assert text in result.out
     assert "random weights" in result.out
@@ -63,9 +63,9 @@ INVALID_ARGUMENTS = {
     "out of range": (["--fps=500"], 2, "fps 500 is out of range: 1 to 120"),
     "text-to-image option": (["--scheduler=euler"], 2, "no such option: --scheduler"),
     "zero runs": (["--runs=0"], 2, "invalid value for '--runs': "),
-    "existing file": (["--out=old.json"], 2, "old.json already exists; add --force to overwrite it"),
-    "wrong extension": (["--out=x.txt"], 2, "the record x.txt must end in .json; use x.json"),
-    "folder": (["--out=full.json"], 2, "full.json is a folder; choose another name for the record"),
+    "existing file": (["--output=old.json"], 2, "old.json already exists; add --force to overwrite it"),
+    "wrong extension": (["--output=x.txt"], 2, "the record x.txt must end in .json; use x.json"),
+    "folder": (["--output=full.json"], 2, "full.json is a folder; choose another name for the record"),
     "baseline fails": (["--min-guidance-scale=2", "--max-guidance-scale=1"], 2, "diffusers' pipeline fails at"),
     "unknown model": (["--model=svdxt"], 3, "model 'svdxt' not found; did you mean svd-xt?"),
 }
@@ -86,6 +86,6 @@ def test_invalid_arguments_are_rejected_before_loading(kinema, folder, tiny_svd,
 
 def test_bench_record_at_image_path_is_rejected(bench, folder):
     write_image(folder / "rocket.png").rename(folder / "rocket.json")
-    result = bench("rocket.json", "--out", "rocket.json")
+    result = bench("rocket.json", "-o", "rocket.json")
     assert result.code == 2
     assert "rocket.json is the input and would be overwritten" in result.err

@@ -14,7 +14,8 @@ from safetensors.numpy import load_file, save_file
 from kinema.cli import main
 from kinema.media.video import Video
 from kinema.media.video_writer import probe, read_frames, read_recipe
-from kinema.values import TEXT_TO_IMAGE_FIELDS, Step, VideoRequest
+from kinema.steps import Restart, Step, drive
+from kinema.values import TEXT_TO_IMAGE_FIELDS, VideoRequest
 from tiny import make_tiny_svd
 
 
@@ -186,15 +187,17 @@ def test_restarted_decode_writes_only_second_attempt(generate, folder, monkeypat
     engine_generate = importlib.import_module("kinema.engine").generate
 
     def restart_decode(pipeline, image, request):
-        video = list(engine_generate(pipeline, image, request))[-1]
-        yield Step("decode", 1, 2, frames=255 - video.frames[:1], start=0)
-        yield Step("decode", 1, 2, frames=video.frames[:1], start=0)
-        yield Step("decode", 2, 2, frames=video.frames[1:], start=1)
-        yield Video(video.frames, video.fps, video.recipe.model_copy(update={"events": ("decoded again in float32",)}))
+        video = drive(engine_generate(pipeline, image, request))
+        yield Step("decode", 1, 2, frames=255 - video.frames[:1])
+        yield Restart("decode", "decoded again in float32")
+        yield Step("decode", 1, 2, frames=video.frames[:1])
+        yield Step("decode", 2, 2, frames=video.frames[1:])
+        return Video(video.frames, video.fps, video.recipe.model_copy(update={"events": ("decoded again in float32",)}))
 
     assert generate("-o", "plain.mp4").code == 0
     monkeypatch.setattr("kinema.engine.generate", restart_decode)
     result = generate("-o", "again.mp4")
+    assert "decode begins again: decoded again in float32" in result.err
     assert "warning: decoded again in float32" in result.err
     assert np.array_equal(read_frames(folder / "plain.mp4")[0], read_frames(folder / "again.mp4")[0])
 
@@ -298,7 +301,7 @@ INVALID_ARGUMENTS = {
     "unknown option": (["rocket.png", "--frames=3"], 2, "no such option: --frames (Possible options: "),
     "no image": (["--seed=3"], 2, "neither an image nor a prompt was passed; pass one of them"),
     "image and prompt": (["rocket.png", "--prompt=a boat"], 2, "both an image and a prompt were passed; remove"),
-    "blank prompt": (["--prompt= "], 2, "prompt ' ' is empty; describe the image"),
+    "blank prompt": (["--prompt= "], 2, "prompt is empty; describe the image"),
     "scheduler without prompt": (["rocket.png", "--scheduler=euler"], 2, "scheduler only applies with a prompt"),
     "save-image without prompt": (["rocket.png", "--save-image=a.png"], 2, "--save-image only applies with --prompt"),
     "image model as video model": (["rocket.png", "--model=sd-2.1-base"], 3, "generates images, not videos"),
@@ -358,7 +361,8 @@ def test_invalid_setting_is_rejected_by_variable_name(kinema, image, monkeypatch
     result = kinema("generate", image)
     assert (result.code, result.err) == (
         2,
-        "error: KINEMA_DEVICE 'tpu' is invalid; expected auto, cuda, cuda:N, mps or cpu\n",
+        "error: KINEMA_DEVICE 'tpu' is invalid; expected auto (the first available of cuda, mps, cpu), cuda, cuda:N, mps "
+        "or cpu\n",
     )
 
 

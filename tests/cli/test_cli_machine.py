@@ -48,8 +48,11 @@ def test_help_shows_every_field_description(kinema):
     shown = " ".join(plain.replace("│", " ").split())
     for name, field in VideoRequest.model_fields.items():
         assert f"--{name.replace('_', '-')} " in shown
-        assert " ".join(field.description.split()) in shown
+        description = field.description.replace("playback_fps", "--playback-fps").replace("from fps", "from --fps")
+        assert description in shown
     assert "Default 1024 (pocket: 288)" in shown
+    assert "At least 1. Default 7 for pocket." in shown
+    assert "Default euler for pocket-t2i and sd-2.1-base." in shown
     assert "64 to 2048" in shown
     assert "Exit codes: 0 success" in shown
 

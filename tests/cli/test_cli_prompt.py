@@ -174,7 +174,7 @@ INVALID_ARGUMENTS = {
     "missing weights": (["--image-model=incomplete"], 3, "has no weights for its unet"),
     "unknown scheduler": (["--scheduler=heun"], 2, "scheduler 'heun' is invalid"),
     "out of range": (["--image-num-inference-steps=0"], 2, "image_num_inference_steps 0 is out of range: 1 to 200"),
-    "blank second prompt": (["--prompt="], 2, "prompt '' is empty"),
+    "blank second prompt": (["--prompt="], 2, "prompt is empty"),
     "one name for two": ([f"--prompt={PROMPT}"], 2, f"{STEM}.mp4 is the path of more than one result"),
     "image extension": (["--save-image=a.jpg"], 2, "the image a.jpg must end in .png; use a.png"),
     "image at contact sheet path": (

@@ -21,6 +21,7 @@ from kinema.models.loading import VideoPipeline, load
 from kinema.models.memory_plan import MemoryPlan
 from kinema.models.offload import place
 from kinema.settings import Settings
+from kinema.steps import drive
 from kinema.values import VideoRequest
 from tiny import PLAIN_TOP, UP_ALONE, make_tiny_svd
 
@@ -323,7 +324,7 @@ def test_recipe_has_engine(tiny_svd: Path) -> None:
     request = VideoRequest.checked(seed=3, width=64, height=64, num_frames=4, num_inference_steps=2)
     videos = {}
     for engine in ("fast", "reference"):
-        *_, videos[engine] = generate(load(tiny_svd, device="cpu", dtype="float32", engine=engine), image, request)
+        videos[engine] = drive(generate(load(tiny_svd, device="cpu", dtype="float32", engine=engine), image, request))
         assert videos[engine].recipe.engine == engine
     difference = videos["fast"].frames.astype(int) - videos["reference"].frames
     assert abs(difference).max() <= 1
@@ -340,7 +341,7 @@ def test_out_of_memory_in_fast_decoder_halves_decode_chunk(tiny_svd: Path, monke
 
     monkeypatch.setattr(FastDecoder, "__call__", limited)
     request = VideoRequest.checked(seed=3, width=64, height=64, num_frames=4, num_inference_steps=1)
-    *_, video = generate(pipeline, open_image(Image.effect_noise((64, 64), 90).convert("RGB")), request)
+    video = drive(generate(pipeline, open_image(Image.effect_noise((64, 64), 90).convert("RGB")), request))
     assert video.recipe.events == ("memory ran out while decoding 4 frames together: continued with 2",)
 
 
@@ -356,8 +357,8 @@ def test_nan_frames_of_fast_decoder_are_decoded_again_in_float32(
     monkeypatch.setattr(FastDecoder, "__call__", broken)
     image = open_image(Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 90).convert("RGB"))
     pipeline = load(tiny_svd, device="cpu", dtype="bfloat16", engine="fast")
-    *_, video = generate(
-        pipeline, image, VideoRequest.checked(width=64, height=64, num_frames=2, num_inference_steps=1)
+    video = drive(
+        generate(pipeline, image, VideoRequest.checked(width=64, height=64, num_frames=2, num_inference_steps=1))
     )
     assert video.recipe.events == (
         "the decoder's output has NaN or infinity in torch.bfloat16: repeated decoding in float32",
@@ -395,10 +396,10 @@ def test_recipe_has_precision_and_next_video_reuses_cached_unet(
     pipeline = replace(load(tiny_svd, device="cpu", dtype="float32"), precision="fp8", cached_networks={})
     request = VideoRequest.checked(seed=3, width=64, height=64, num_frames=2, num_inference_steps=2)
     image = open_image(Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 90).convert("RGB"))
-    *_, video = generate(pipeline, image, request)
+    video = drive(generate(pipeline, image, request))
     assert video.recipe.precision == "fp8"
     cached = pipeline.cached_networks["resident"]
-    *_, again = generate(pipeline, image, request)
+    again = drive(generate(pipeline, image, request))
     assert pipeline.cached_networks["resident"] is cached
     assert (video.frames == again.frames).all()
     with place(pipeline, MemoryPlan("model_offload", 2)):  # offload must clear the cache

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,8 +23,9 @@ from kinema.errors import GenerationFailed, InsufficientMemory
 from kinema.media.image import InputImage, open_image
 from kinema.media.video import Video
 from kinema.models.loading import VideoPipeline, load
-from kinema.models.memory_plan import PARTS, PLANS, MemoryPlan
-from kinema.values import Recipe, Step, VideoRequest
+from kinema.models.memory_plan import COMPONENTS, PLANS, MemoryPlan
+from kinema.steps import Event, Restart, Step, drive
+from kinema.values import Recipe, VideoRequest
 
 SMALL = {"seed": 7, "width": 64, "height": 64, "num_frames": 4, "num_inference_steps": 2, "decode_chunk_size": 4}
 LEAK = "NaN or infinity in torch.bfloat16"
@@ -63,21 +65,17 @@ def request_of(**settings: object) -> VideoRequest:
 
 
 def video_of(pipeline: VideoPipeline, image: InputImage, **settings: object) -> Video:
-    *_, video = generate(pipeline, image, request_of(**settings))
-    assert isinstance(video, Video)
-    return video
+    return drive(generate(pipeline, image, request_of(**settings)))
 
 
 def steps_and_video(pipeline: VideoPipeline, image: InputImage, **settings: object) -> tuple[list[Step], Video]:
-    *steps, video = generate(pipeline, image, request_of(**settings))
-    assert isinstance(video, Video)
-    assert all(isinstance(step, Step) for step in steps)
-    return steps, video
+    steps: list[Step] = []
+    return steps, drive(generate(pipeline, image, request_of(**settings)), steps.append)
 
 
 def hooks(pipeline: VideoPipeline) -> list[object]:
     """Return all hooks of a pipeline's modules; a loaded pipeline has none."""
-    modules = [module for part in PARTS for module in getattr(pipeline, part).modules()]
+    modules = [module for component in COMPONENTS for module in getattr(pipeline, component).modules()]
     return [
         hook
         for module in modules
@@ -124,7 +122,7 @@ def test_denoise_steps_have_changing_latents(shared: VideoPipeline, image: Input
 def test_frames_of_decode_steps_form_video(shared: VideoPipeline, image: InputImage) -> None:
     steps, video = steps_and_video(shared, image, num_frames=5, decode_chunk_size=2)
     pieces = [step for step in steps if step.stage == "decode"]
-    assert [step.start for step in pieces] == [0, 2, 4]
+    assert [step.step for step in pieces] == [2, 4, 5]
     assert np.array_equal(np.concatenate([step.frames for step in pieces]), video.frames)
     assert video.frames.dtype == np.uint8
     assert all(step.frames is None for step in steps if step.stage != "decode")
@@ -157,10 +155,11 @@ from PIL import Image
 from kinema.engine import generate
 from kinema.media.image import open_image
 from kinema.models.loading import load
+from kinema.steps import drive
 from kinema.values import VideoRequest
 folder, settings, size, pixels = json.load(sys.stdin)
 image = open_image(Image.frombytes("RGB", size, bytes.fromhex(pixels)))
-*_, video = generate(load(folder, device="cpu", dtype="float32"), image, VideoRequest(**settings))
+video = drive(generate(load(folder, device="cpu", dtype="float32"), image, VideoRequest(**settings)))
 print(hashlib.sha256(video.frames.tobytes()).hexdigest())
 print(video.recipe.model_dump_json())
 """
@@ -289,7 +288,7 @@ def test_unet_inputs_are_exact(tiny_svd: Path, image: InputImage, dtype: str) ->
 # Cancellation
 
 
-def stopped_after(iterator: Iterator[Step | Video], stage: str) -> weakref.ref[torch.Tensor] | None:
+def stopped_after(iterator: Iterator[Event], stage: str) -> weakref.ref[torch.Tensor] | None:
     """Iterate to the first step of a stage; return a weak reference to the last latents."""
     latents = None
     for step in iterator:
@@ -307,7 +306,9 @@ def test_cancel_frees_memory(
     pipeline: VideoPipeline, image: InputImage, stage: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "plan_for", lambda *_: MemoryPlan(name, 2))
-    before = {part: [(p.device, p.dtype) for p in getattr(pipeline, part).parameters()] for part in PARTS}
+    before = {
+        component: [(p.device, p.dtype) for p in getattr(pipeline, component).parameters()] for component in COMPONENTS
+    }
     gc.collect()
     gc.disable()  # memory must be freed without the garbage collector
     try:
@@ -318,7 +319,8 @@ def test_cancel_frees_memory(
         iterator.close()
         assert latents is None or latents() is None
         assert all(
-            [(p.device, p.dtype) for p in getattr(pipeline, part).parameters()] == before[part] for part in PARTS
+            [(p.device, p.dtype) for p in getattr(pipeline, component).parameters()] == before[component]
+            for component in COMPONENTS
         )
         assert not hooks(pipeline)
     finally:
@@ -328,19 +330,21 @@ def test_cancel_frees_memory(
 def test_cancel_during_repeated_decoding_restores_dtype(half: VideoPipeline, image: InputImage) -> None:
     break_the_decoder(half, "nan", only=torch.bfloat16)
     iterator = generate(half, image, request_of())
-    step = next(step for step in iterator if isinstance(step, Step) and step.stage == "decode")
-    assert step.start == 0
+    restart = next(event for event in iterator if isinstance(event, Restart))
+    assert next(iterator).stage == restart.stage == "decode"
     assert {p.dtype for p in half.vae.parameters()} == {torch.float32}
     iterator.close()
     assert {p.dtype for p in half.vae.parameters()} == {torch.bfloat16}
 
 
-def test_latents_are_freed_before_video_is_yielded(pipeline: VideoPipeline, image: InputImage) -> None:
+def test_latents_are_freed_when_video_is_returned(pipeline: VideoPipeline, image: InputImage) -> None:
     iterator = generate(pipeline, image, request_of())
     latents = stopped_after(iterator, "denoise")
     latents = stopped_after(iterator, "decode")
     assert latents is not None
-    assert isinstance(next(iterator), Video)
+    with pytest.raises(StopIteration) as end:
+        next(iterator)
+    assert isinstance(end.value.value, Video)
     gc.collect()
     assert latents() is None
 
@@ -402,20 +406,22 @@ def break_the_decoder(pipeline: VideoPipeline, value: str, *, only: torch.dtype 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
 def test_nan_frames_are_decoded_again_in_float32(half: VideoPipeline, image: InputImage, value: str) -> None:
     break_the_decoder(half, value, only=torch.bfloat16)
-    steps, video = steps_and_video(half, image)
+    restarts: list[Restart] = []
+    video = drive(generate(half, image, request_of()), on_restart=restarts.append)
     assert video.recipe.events == (f"the decoder's output has {LEAK}: repeated decoding in float32",)
+    assert restarts == [Restart("decode", video.recipe.events[0])]
     assert video.recipe.dtype == "bfloat16"
     assert video.frames.shape == (4, 64, 64, 3)
     assert {p.dtype for p in half.vae.parameters()} == {torch.bfloat16}
-    assert [step.start for step in steps if step.stage == "decode"] == [0]
 
 
 def test_repeated_decoding_restarts_at_first_frame(half: VideoPipeline, image: InputImage) -> None:
     break_the_decoder(half, "nan", only=torch.bfloat16, after=1)
-    steps, video = steps_and_video(half, image, decode_chunk_size=2)
-    pieces = [step for step in steps if step.stage == "decode"]
-    assert [(step.start, step.step, len(step.frames)) for step in pieces] == [(0, 2, 2), (0, 2, 2), (2, 4, 2)]
-    assert np.array_equal(np.concatenate([step.frames for step in pieces[1:]]), video.frames)
+    events: list[Event] = []
+    video = drive(generate(half, image, request_of(decode_chunk_size=2)), events.append, events.append)
+    pieces = [event for event in events if event.stage == "decode"]
+    assert [getattr(event, "step", "restart") for event in pieces] == [2, "restart", 2, 4]
+    assert np.array_equal(np.concatenate([step.frames for step in pieces[2:]]), video.frames)
 
 
 def test_repeated_decoding_equals_float32(half: VideoPipeline, image: InputImage) -> None:
@@ -455,10 +461,8 @@ def flatten(pipeline: VideoPipeline, colour: tuple[float, float, float]) -> None
 @pytest.mark.parametrize("colour", [(-1, -1, -1), (0, 0, 0), (0.5, -0.25, 1)], ids=["black", "grey", "orange"])
 def test_constant_video_fails(pipeline: VideoPipeline, image: InputImage, colour: tuple[float, float, float]) -> None:
     flatten(pipeline, colour)
-    results = []
     with pytest.raises(GenerationFailed, match="one constant colour"):
-        results.extend(generate(pipeline, image, request_of()))
-    assert not any(isinstance(result, Video) for result in results)
+        video_of(pipeline, image)
 
 
 def test_constant_video_is_decoded_again_in_float32(half: VideoPipeline, image: InputImage) -> None:
@@ -487,7 +491,7 @@ def test_padded_constant_image_is_not_constant(pipeline: VideoPipeline) -> None:
 
 
 class Elsewhere(str):
-    """The CPU under another device type, so that the engine can offload parts from it."""
+    """The CPU under another device type, so that the engine can offload components from it."""
 
     __slots__ = ()
     type = "elsewhere"
@@ -513,7 +517,7 @@ def test_out_of_memory_halves_decode_chunk(pipeline: VideoPipeline, image: Input
     steps, video = steps_and_video(pipeline, image, num_frames=6, decode_chunk_size=6)
     assert video.recipe.events == ("memory ran out while decoding 6 frames together: continued with 3",)
     assert np.array_equal(video.frames, halves)
-    assert [(step.start, step.step) for step in steps if step.stage == "decode"] == [(0, 3), (3, 6)]
+    assert [step.step for step in steps if step.stage == "decode"] == [3, 6]
 
 
 def test_decode_chunk_is_halved_repeatedly_without_restart(pipeline: VideoPipeline, image: InputImage) -> None:
@@ -527,7 +531,7 @@ def test_decode_chunk_is_halved_repeatedly_without_restart(pipeline: VideoPipeli
     run_out(pipeline.vae.decoder, later)
     steps, video = steps_and_video(pipeline, image, num_frames=7, decode_chunk_size=4)
     pieces = [step for step in steps if step.stage == "decode"]
-    assert [(step.start, len(step.frames)) for step in pieces] == [(0, 4), (4, 1), (5, 1), (6, 1)]
+    assert [(step.step, len(step.frames)) for step in pieces] == [(4, 4), (5, 1), (6, 1), (7, 1)]
     assert np.array_equal(np.concatenate([step.frames for step in pieces]), video.frames)
     assert video.recipe.events == ("memory ran out while decoding 3 frames together: continued with 1",)
 
@@ -539,18 +543,20 @@ def test_out_of_memory_on_single_frame_fails(pipeline: VideoPipeline, image: Inp
     assert {p.device.type for p in pipeline.vae.parameters()} == {"cpu"}
 
 
-@pytest.mark.parametrize("part", ["image_encoder", "vae.encoder", "unet"])
-def test_out_of_memory_on_cpu_raises_insufficient_memory(pipeline: VideoPipeline, image: InputImage, part: str) -> None:
+@pytest.mark.parametrize("component", ["image_encoder", "vae.encoder", "unet"])
+def test_out_of_memory_on_cpu_raises_insufficient_memory(
+    pipeline: VideoPipeline, image: InputImage, component: str
+) -> None:
     calls: list[int] = []
-    run_out(submodule(pipeline, part), lambda _: calls.append(1) is None)
+    run_out(submodule(pipeline, component), lambda _: calls.append(1) is None)
     with pytest.raises(InsufficientMemory, match=r"memory ran out while .*; use a smaller width, height or num_frames"):
         video_of(pipeline, image)
-    assert len(calls) == 1  # no retry: parts can't be offloaded from the CPU
+    assert len(calls) == 1  # no retry: components can't be offloaded from the CPU
 
 
 def submodule(pipeline: VideoPipeline, path: str) -> torch.nn.Module:
-    part, _, rest = path.partition(".")
-    module: torch.nn.Module = getattr(pipeline, part)
+    component, _, rest = path.partition(".")
+    module: torch.nn.Module = getattr(pipeline, component)
     return module.get_submodule(rest)
 
 
@@ -582,14 +588,14 @@ def test_real_cpu_out_of_memory_is_recognised(pipeline: VideoPipeline, image: In
         video_of(pipeline, image)
 
 
-@pytest.mark.parametrize("part", ["image_encoder", "unet", "vae.decoder"])
-def test_other_error_is_not_translated(pipeline: VideoPipeline, image: InputImage, part: str) -> None:
+@pytest.mark.parametrize("component", ["image_encoder", "unet", "vae.decoder"])
+def test_other_error_is_not_translated(pipeline: VideoPipeline, image: InputImage, component: str) -> None:
     error = RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     def fail(*_: object) -> None:
         raise error
 
-    submodule(pipeline, part).register_forward_pre_hook(fail)
+    submodule(pipeline, component).register_forward_pre_hook(fail)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as raised:
         video_of(pipeline, image)
     assert raised.value is error
@@ -597,15 +603,15 @@ def test_other_error_is_not_translated(pipeline: VideoPipeline, image: InputImag
     assert len(hooks(pipeline)) == 1
 
 
-@pytest.mark.parametrize("part", ["unet.mid_block", "vae.decoder.mid_block"])
-def test_stored_error_references_no_tensors(pipeline: VideoPipeline, image: InputImage, part: str) -> None:
+@pytest.mark.parametrize("component", ["unet.mid_block", "vae.decoder.mid_block"])
+def test_stored_error_references_no_tensors(pipeline: VideoPipeline, image: InputImage, component: str) -> None:
     tensors: list[weakref.ref[torch.Tensor]] = []
 
     def refuse(_: object, inputs: tuple[torch.Tensor, ...], named: dict[str, torch.Tensor]) -> None:
         tensors.append(weakref.ref((*inputs, *named.values())[0]))
         raise out_of_memory()
 
-    submodule(pipeline, part).register_forward_pre_hook(refuse, with_kwargs=True)
+    submodule(pipeline, component).register_forward_pre_hook(refuse, with_kwargs=True)
     with pytest.raises(InsufficientMemory) as raised:
         video_of(pipeline, image)
     gc.collect()
@@ -624,7 +630,7 @@ def test_out_of_memory_repeats_step_with_next_plan(pipeline: VideoPipeline, imag
         return calls == 3
 
     run_out(pipeline.unet, third)
-    pipeline.device = Elsewhere("cpu")
+    pipeline = replace(pipeline, device=Elsewhere("cpu"))
     steps, video = steps_and_video(pipeline, image, num_inference_steps=4)
     assert largest_difference(video.frames, expected) <= 1
     assert video.recipe.events == ("memory ran out at denoising step 3: continued with resident_split",)
@@ -636,7 +642,7 @@ def test_denoising_uses_leaner_plans_until_one_fits(pipeline: VideoPipeline, ima
     expected = video_of(pipeline, image, num_inference_steps=4).frames
     calls: list[int] = []
     run_out(pipeline.unet, lambda _: calls.append(1) is None and len(calls) in (3, 4))
-    pipeline.device = Elsewhere("cpu")
+    pipeline = replace(pipeline, device=Elsewhere("cpu"))
     video = video_of(pipeline, image, num_inference_steps=4)
     assert largest_difference(video.frames, expected) <= 1
     assert video.recipe.events == (
@@ -653,7 +659,7 @@ def test_denoising_fails_after_last_plan(
 ) -> None:
     calls: list[int] = []
     run_out(pipeline.unet, lambda _: calls.append(1) is None)
-    pipeline.device = Elsewhere("cpu")
+    pipeline = replace(pipeline, device=Elsewhere("cpu"))
     with pytest.raises(InsufficientMemory, match="while denoising"):
         video_of(pipeline, image, max_guidance_scale=guidance)
     assert len(calls) == plans
@@ -665,7 +671,7 @@ def test_out_of_memory_in_leanest_plan_fails(
 ) -> None:
     monkeypatch.setattr(engine, "plan_for", lambda *_: MemoryPlan("sequential_offload", 4))
     run_out(pipeline.unet, lambda _: True)
-    pipeline.device = Elsewhere("cpu")
+    pipeline = replace(pipeline, device=Elsewhere("cpu"))
     with pytest.raises(InsufficientMemory, match="while denoising"):
         video_of(pipeline, image)
     assert len(hooks(pipeline)) == 1

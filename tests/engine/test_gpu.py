@@ -15,8 +15,9 @@ from kinema.errors import InsufficientMemory
 from kinema.media.image import InputImage, open_image
 from kinema.media.video import Video
 from kinema.models.loading import VideoPipeline, load
-from kinema.models.memory_plan import PARTS, PLANS, MemoryPlan, plans
-from kinema.values import Step, VideoRequest
+from kinema.models.memory_plan import COMPONENTS, PLANS, MemoryPlan, plans
+from kinema.steps import Step, drive
+from kinema.values import VideoRequest
 
 pytestmark = [
     pytest.mark.gpu,
@@ -44,9 +45,7 @@ def cuda(folder: Path, dtype: str = "float32") -> VideoPipeline:
 
 
 def video_of(pipeline: VideoPipeline, image: InputImage, **settings: object) -> Video:
-    *_, video = generate(pipeline, image, VideoRequest.checked(**SMALL | settings))
-    assert isinstance(video, Video)
-    return video
+    return drive(generate(pipeline, image, VideoRequest.checked(**SMALL | settings)))
 
 
 def largest_difference(ours: np.ndarray, theirs: np.ndarray) -> int:
@@ -128,7 +127,9 @@ def test_cancel_frees_device_memory(
     iterator.close()
     assert torch.cuda.memory_allocated() <= before
     device_type = "cuda" if name.startswith("resident") else "cpu"
-    assert {p.device.type for part in PARTS for p in getattr(pipeline, part).parameters()} == {device_type}
+    assert {p.device.type for component in COMPONENTS for p in getattr(pipeline, component).parameters()} == {
+        device_type
+    }
 
 
 # Out of memory
@@ -152,12 +153,11 @@ def peaks(pipeline: VideoPipeline, image: InputImage, **settings: object) -> dic
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     for step in generate(pipeline, image, VideoRequest.checked(**SMALL | settings)):
-        if isinstance(step, Step):
-            allocated, reserved = result.get(step.stage, (0, 0))
-            peak = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
-            result[step.stage] = max(allocated, peak[0]), max(reserved, peak[1])
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
+        allocated, reserved = result.get(step.stage, (0, 0))
+        peak = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+        result[step.stage] = max(allocated, peak[0]), max(reserved, peak[1])
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     return result
 
 

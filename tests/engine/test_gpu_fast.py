@@ -21,6 +21,7 @@ from kinema.engine.fast.graphs import Replayed
 from kinema.engine.fast.layers import GroupNorm, LayerNorm, Product, ResBlock
 from kinema.media.image import open_image
 from kinema.models.loading import VideoPipeline, load
+from kinema.steps import drive
 from kinema.values import VideoRequest
 from tiny import PLAIN_TOP, UP_ALONE, make_tiny_svd
 
@@ -551,6 +552,6 @@ def test_fast_engine_gives_same_video_as_reference_engine(tiny_svd: Path) -> Non
     request = VideoRequest.checked(seed=3, width=64, height=64, num_frames=4, num_inference_steps=4)
     videos = {}
     for engine in ("fast", "reference"):
-        *_, videos[engine] = generate(load(tiny_svd, device="cuda", dtype="float32", engine=engine), image, request)
+        videos[engine] = drive(generate(load(tiny_svd, device="cuda", dtype="float32", engine=engine), image, request))
         assert videos[engine].recipe.engine == engine
     assert abs(videos["fast"].frames.astype(int) - videos["reference"].frames).max() <= 2

@@ -15,7 +15,8 @@ from kinema.errors import InsufficientMemory
 from kinema.media.image import InputImage
 from kinema.models.image_pipeline import ImagePipeline, load_image_pipeline
 from kinema.models.memory_plan import MemoryPlan
-from kinema.values import Step, VideoRequest
+from kinema.steps import Step, drive
+from kinema.values import VideoRequest
 
 pytestmark = [
     pytest.mark.gpu,
@@ -37,9 +38,7 @@ def cuda(folder: Path, dtype: str = "float32") -> ImagePipeline:
 
 
 def image_of(image_pipeline: ImagePipeline, **settings: object) -> InputImage:
-    *_, image = generate_image(image_pipeline, VideoRequest.checked(**SMALL | settings))
-    assert isinstance(image, InputImage)
-    return image
+    return drive(generate_image(image_pipeline, VideoRequest.checked(**SMALL | settings)))
 
 
 def largest_difference(ours: InputImage, theirs: InputImage) -> int:
@@ -145,7 +144,7 @@ def test_out_of_memory_uses_next_plan(tiny_sd: Path) -> None:
     image_pipeline = cuda(tiny_sd)
     expected = image_of(image_pipeline, **LARGE)
     needed = peak(image_pipeline, **LARGE)
-    # Extra weights of the text encoder, which only the resident plan keeps on the device while other parts run.
+    # Extra weights of the text encoder, which only the resident plan keeps on the device while other components run.
     ballast = torch.nn.Parameter(torch.zeros(2 * needed // 4), requires_grad=False)
     image_pipeline.networks["text_encoder"].register_parameter("ballast", ballast)
     with memory_limit(int(2.5 * needed)):

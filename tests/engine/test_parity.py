@@ -10,9 +10,9 @@ from PIL import Image
 
 from kinema.engine import generate
 from kinema.media.image import open_image
-from kinema.media.video import Video
 from kinema.models.catalog import POCKET_FOLDER
 from kinema.models.loading import load
+from kinema.steps import drive
 from kinema.values import VideoRequest
 from tiny import PLAIN_TOP, UP_ALONE, make_tiny_svd
 
@@ -59,8 +59,7 @@ def diffusers_frames(folder: Path, image: Image.Image, request: VideoRequest) ->
 
 def our_frames(folder: Path, image: Image.Image, request: VideoRequest) -> np.ndarray:
     pipeline = load(folder, device="cpu", dtype="float32")
-    *_, video = generate(pipeline, open_image(image), request)
-    assert isinstance(video, Video)
+    video = drive(generate(pipeline, open_image(image), request))
     return video.frames
 
 

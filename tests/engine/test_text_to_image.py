@@ -15,7 +15,8 @@ from kinema.engine import generate_image, prompt_warnings
 from kinema.errors import GenerationFailed, InsufficientMemory, InvalidRequest
 from kinema.media.image import InputImage, open_image
 from kinema.models.image_pipeline import SCHEDULERS, ImagePipeline, load_image_pipeline
-from kinema.values import Step, VideoRequest
+from kinema.steps import Event, Restart, Step, drive
+from kinema.values import VideoRequest
 from tiny import SD_SCHEDULER, make_tiny_sd, write_json
 
 PROMPT = "a red balloon over a snowy mountain"
@@ -38,9 +39,7 @@ def request_of(**settings: object) -> VideoRequest:
 
 
 def image_of(image_pipeline: ImagePipeline, **settings: object) -> InputImage:
-    *_, image = generate_image(image_pipeline, request_of(**settings))
-    assert isinstance(image, InputImage)
-    return image
+    return drive(generate_image(image_pipeline, request_of(**settings)))
 
 
 def pixels(image: InputImage) -> np.ndarray:
@@ -123,7 +122,8 @@ def test_image_equals_diffusers_with_sdxl(tiny_sdxl: Path, scheduler: str) -> No
 
 
 def test_steps_have_latents_and_image_is_last(image_pipeline: ImagePipeline) -> None:
-    *steps, image = generate_image(image_pipeline, request_of())
+    steps = []
+    image = drive(generate_image(image_pipeline, request_of()), steps.append)
     assert [(step.stage, step.step, step.total) for step in steps] == [("text_to_image", i, 3) for i in (1, 2, 3)]
     assert {tuple(step.latents.shape) for step in steps} == {(1, 1, 4, 8, 8)}
     assert image.rgb.size == (64, 64)
@@ -131,7 +131,8 @@ def test_steps_have_latents_and_image_is_last(image_pipeline: ImagePipeline) -> 
 
 
 def test_scheduler_with_more_steps_reports_its_total(image_pipeline: ImagePipeline) -> None:
-    *steps, _ = generate_image(image_pipeline, request_of(scheduler="pndm"))
+    steps = []
+    drive(generate_image(image_pipeline, request_of(scheduler="pndm")), steps.append)
     assert [step.step for step in steps] == list(range(1, steps[0].total + 1))
     assert len(steps) == 4  # PNDM repeats its first step
 
@@ -260,12 +261,13 @@ def failing(image_pipeline: ImagePipeline) -> Iterator[Callable[[Exception], Non
 def test_overflow_repeats_in_float32(own: Path) -> None:
     scaled(own, "decoder.conv_in.weight", 1e4)  # exceeds the float16 range until the next normalisation
     half = load_image_pipeline(own, device="cpu", dtype="float16")
-    *steps, image = generate_image(half, request_of())
-    assert isinstance(image, InputImage)
+    events: list[Event] = []
+    image = drive(generate_image(half, request_of()), events.append, events.append)
     assert image.image_generation is not None
     assert image.image_generation.events == ("the image has NaN or infinity in torch.float16: repeated in float32",)
     assert image.image_generation.dtype == "float32"
-    assert [step.step for step in steps if isinstance(step, Step)] == [1, 2, 3, 1, 2, 3]
+    assert [getattr(event, "step", "restart") for event in events] == [1, 2, 3, "restart", 1, 2, 3]
+    assert events[3] == Restart("text_to_image", image.image_generation.events[0])
     expected = image_of(load_image_pipeline(own, device="cpu", dtype="float32"))
     assert np.abs(pixels(image) - pixels(expected)).mean() < 5
     assert placement(half) == {("cpu", torch.float16)}

@@ -19,8 +19,8 @@ from kinema.values import VideoRequest
 FIELDS = {"motion_bucket_id": "25", "num_inference_steps": "16", "num_frames": "3"}
 
 
-def expected_video(settings, png, folder):
-    request = VideoRequest.checked(**settings)
+def expected_video(parameters, png, folder):
+    request = VideoRequest.checked(**parameters)
     video = Video(make_frames(request, png, request.num_frames), request.frame_rate, make_recipe(request))
     return video.save(folder / f"{request.seed}.mp4").read_bytes()
 
@@ -81,7 +81,7 @@ def run_with_kills(tmp_path, png, targets, rng, steps=16):
                 video = wait_for(client, video_id)
                 assert (video["status"], video["error"]) == ("completed", None)
                 content = client.get(f"/v1/videos/{video_id}/content").content
-                assert content == expected_video(video["settings"], png, tmp_path)
+                assert content == expected_video(video["parameters"], png, tmp_path)
             assert client.get("/v1/videos?limit=100").json()["data"][-1]["id"] == ids[0]
         files = {path.name for folder in (server.data / "jobs").iterdir() for path in folder.iterdir()}
         assert files == {"video.mp4"}

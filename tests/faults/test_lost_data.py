@@ -185,7 +185,7 @@ for path in sys.argv[2:]:
         try:
             fcntl.flock(os.open(path, flags), fcntl.LOCK_EX | fcntl.LOCK_NB)
             found.append(path)
-        except PermissionError:
+        except (PermissionError, IsADirectoryError):  # no folder can be opened for writing
             pass
         except OSError as error:
             found.append(f"{path}: {error}")
@@ -202,18 +202,20 @@ def test_other_users_cannot_read_or_lock_files(tmp_path, png, is_private):
     data.mkdir(mode=0o755)
     if not is_private:
         (data / "letters").mkdir()
+        (data / "letters" / "open.txt").touch(mode=0o644)  # shows that the other user can reach the folder
     server = start(data)
     try:
         with server.client() as client:
             wait_for(client, create_video(client, png, prompt="a secret").json()["id"])
             paths = [path for path in data.rglob("*") if path.name != "letters"]
+            readable = [] if is_private else [str(data / "letters" / "open.txt")]
             python = subprocess.run(
                 [sys.executable, "-c", OTHER_USER_SCRIPT, data if is_private else data / "jobs", *paths],
                 capture_output=True,
                 text=True,
                 check=True,
             )
-            assert python.stdout.strip() == "[]"
+            assert python.stdout.strip() == repr(readable)
             assert {"jobs.sqlite3", "jobs.sqlite3-wal", ".lock", "video.mp4"} <= {path.name for path in paths}
     finally:
         stop(server)

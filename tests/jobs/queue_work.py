@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kinema.errors import InsufficientMemory
-from kinema.jobs.job import Preview
-from kinema.values import Step
+from kinema.steps import Step
 
 
 @dataclass(frozen=True)
@@ -62,14 +61,17 @@ class Work:
         match task.part:
             case "image":
                 yield from steps(request, "text_to_image", 3)
-                yield Bytes(expected_image(request))
+                return Bytes(expected_image(request))
             case "latents":
                 yield from steps(request, "encode", 2)
                 yield from steps(request, "denoise", request.num_inference_steps)
-                yield Bytes(output(b"latents", request, task.image.read_bytes()))
+                return Bytes(output(b"latents", request, task.image.read_bytes()))
             case "video":
                 yield from steps(request, "decode", 3)
-                yield Bytes(output(b"video", request, task.latents.read_bytes()))
+                return Bytes(output(b"video", request, task.latents.read_bytes()))
+
+    def preview(self, _state):
+        return b"a picture"
 
 
 def steps(request, stage, total):
@@ -83,10 +85,8 @@ def steps(request, stage, total):
             time.sleep(3600)
         while request.model == "blocked" and stage == "denoise" and step == 3 and not log_file("released").exists():
             yield Step(stage, step, total)
-            yield Preview(lambda: b"a picture")
             time.sleep(0.01)
         yield Step(stage, step, total)
-        yield Preview(lambda: b"a picture")
 
 
 def is_first_time(event):

@@ -18,7 +18,7 @@ from queue_helpers import (
 )
 from queue_work import expected_image, expected_video
 
-from kinema.errors import InvalidRequest, JobNotFound, IdempotencyKeyReused, QueueFull
+from kinema.errors import IdempotencyKeyReused, InvalidRequest, JobNotFound, QueueFull
 from kinema.jobs import Queue
 from kinema.jobs.deletion import DAY
 from kinema.settings import Settings

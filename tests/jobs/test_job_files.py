@@ -4,13 +4,15 @@ import contextlib
 import errno
 import os
 import stat
+import subprocess
+import sys
 
 import pytest
 from queue_helpers import IMAGE, request, wait_finished, wait_until
 
 from kinema.errors import InsufficientDisk
 from kinema.jobs import Queue
-from kinema.jobs.job_files import JobFiles, atomic_file, write_atomically
+from kinema.jobs.job_files import JobFiles, atomic_file, delete_partial_files, write_atomically
 from kinema.jobs.worker_pool import devices_for
 from kinema.settings import Settings
 
@@ -159,3 +161,18 @@ def test_invalid_job_id_raises_value_error(tmp_path, name):
 def test_devices_follow_the_settings(monkeypatch, settings, devices):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # a machine without GPUs
     assert devices_for(Settings(**settings)) == devices
+
+
+def test_partial_file_of_killed_video_writer_is_deleted_before_next_attempt(tmp_path):
+    script = """
+import os, sys
+from pathlib import Path
+from kinema.media import video_writer
+video_writer._write = lambda path, data: (path.write_bytes(data), os._exit(9))
+video_writer.publish(b"a video", Path(sys.argv[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", script, tmp_path / "video.mp4"], check=False)
+    assert done.returncode == 9
+    assert len(list(tmp_path.iterdir())) == 1
+    delete_partial_files(tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -8,11 +8,11 @@ from queue_helpers import BLOCKED, IMAGE, TIMEOUT, release_jobs, request, starte
 from queue_work import expected_image, expected_video
 
 from kinema.errors import (
+    IdempotencyKeyReused,
     InsufficientDisk,
     InvalidRequest,
     JobNotFound,
     JobUnfinished,
-    IdempotencyKeyReused,
     QueueFull,
     QueueUnavailable,
 )

@@ -64,10 +64,15 @@ def test_contact_sheet_with_invalid_columns_is_rejected(video, columns):
 
 
 @pytest.mark.parametrize(
-    "frames", [np.zeros((6, 64, 96, 3)), np.zeros((0, 64, 96, 3), np.uint8), np.zeros((64, 96, 3), np.uint8)]
+    ("frames", "message"),
+    [
+        (np.zeros((6, 64, 96, 3)), r"got float64 \[6, 64, 96, 3\]; for values from 0 to 1 use \(frames \* 255\)"),
+        (np.zeros((0, 64, 96, 3), np.uint8), r"the frames are empty \(shape \[0, 64, 96, 3\]\); pass at least one"),
+        (np.zeros((64, 96, 3), np.uint8), r"expected frames of uint8 .*, got uint8 \[64, 96, 3\]$"),
+    ],
 )
-def test_video_of_invalid_frames_is_rejected(frames, recipe):
-    with pytest.raises(VideoError, match="uint8"):
+def test_video_of_invalid_frames_is_rejected(frames, message, recipe):
+    with pytest.raises(VideoError, match=message):
         Video(frames, 7, recipe)
 
 

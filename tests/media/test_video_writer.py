@@ -376,7 +376,7 @@ def test_finish_without_frames_is_rejected(tmp_path):
     "frames", [np.zeros((2, 64, 64, 3)), np.zeros((64, 64, 3), np.uint8), np.zeros((0, 64, 64, 3), np.uint8)]
 )
 def test_invalid_frames_are_rejected(tmp_path, frames):
-    with pytest.raises(VideoError, match=r"uint8 \[n, height, width, 3\]"):
+    with pytest.raises(VideoError, match=r"expected frames of uint8|the frames are empty"):
         save_video(frames, tmp_path / "a.mp4", 7)
 
 

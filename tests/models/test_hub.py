@@ -9,12 +9,12 @@ from huggingface_hub import constants
 from kinema.errors import (
     HubUnreachable,
     InsufficientDisk,
+    ModelError,
     ModelGated,
+    ModelIncomplete,
     ModelNotFound,
     NotAnImagePipeline,
     NotAnSvdModel,
-    ModelError,
-    ModelIncomplete,
 )
 from kinema.models import hub
 from kinema.models.catalog import CATALOG, IMAGE_MODELS
@@ -29,12 +29,12 @@ def remote(tmp_path, monkeypatch, tiny_svd):
     """A hub with both precisions and the other files of a real repository, and an empty cache."""
     folder = tmp_path / "remote"
     shutil.copytree(tiny_svd, folder)
-    for part, stem in (
+    for component, stem in (
         ("unet", "diffusion_pytorch_model"),
         ("vae", "diffusion_pytorch_model"),
         ("image_encoder", "model"),
     ):
-        shutil.copy(folder / part / f"{stem}.safetensors", folder / part / f"{stem}.fp16.safetensors")
+        shutil.copy(folder / component / f"{stem}.safetensors", folder / component / f"{stem}.fp16.safetensors")
     (folder / "svd_xt.safetensors").write_bytes(b"a single-file checkpoint")
     (folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"a pickle")
     (folder / "README.md").write_text("a model card")

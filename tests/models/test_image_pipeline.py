@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from kinema.errors import (
     InsufficientMemory,
     InvalidRequest,
+    ModelCorrupt,
+    ModelIncomplete,
     ModelNotFound,
     NotAnImagePipeline,
     NotAnSvdModel,
-    ModelCorrupt,
-    ModelIncomplete,
 )
 from kinema.models import image_pipeline as image_pipeline_module
 from kinema.models import resolve as resolve_module
@@ -67,10 +67,10 @@ def test_load_gives_weights_and_classes_of_diffusers(tiny_sd):
         "text_encoder": transformers.CLIPTextModel,
     }
     assert image_pipeline.networks.keys() == kinds.keys()
-    for part, kind in kinds.items():
-        expected = kind.from_pretrained(tiny_sd / part).state_dict()
-        actual = image_pipeline.networks[part].state_dict()
-        assert type(image_pipeline.networks[part]) is kind
+    for component, kind in kinds.items():
+        expected = kind.from_pretrained(tiny_sd / component).state_dict()
+        actual = image_pipeline.networks[component].state_dict()
+        assert type(image_pipeline.networks[component]) is kind
         assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
@@ -112,8 +112,8 @@ def test_fp16_weights_of_one_part_are_used_and_noted(model_folder):
 def test_shards_load_same_weights_as_single_file(tiny_sd, tmp_path):
     sharded, whole = load_on_cpu(make_tiny_sd(tmp_path, max_shard_size="200KB")), load_on_cpu(tiny_sd)
     assert len(sharded.snapshot.files) > len(whole.snapshot.files)
-    for part, network in whole.networks.items():
-        actual = sharded.networks[part].state_dict()
+    for component, network in whole.networks.items():
+        actual = sharded.networks[component].state_dict()
         assert all(torch.equal(value, actual[name]) for name, value in network.state_dict().items())
 
 
@@ -204,6 +204,20 @@ def test_single_file_checkpoint_is_rejected(tmp_path):
 def test_folder_without_index_is_rejected(tmp_path):
     with pytest.raises(ModelIncomplete, match=r"has no model_index\.json"):
         load_on_cpu(tmp_path)
+
+
+def test_index_without_class_name_is_rejected(model_folder):
+    edit(model_folder / "model_index.json", _class_name=None)
+    with pytest.raises(ModelIncomplete, match=r"model_index\.json has no _class_name, .* download it again"):
+        load_on_cpu(model_folder)
+
+
+def test_index_without_weights_is_rejected(model_folder):
+    (model_folder / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    with pytest.raises(
+        ModelIncomplete, match=r"lists no component with weights \(unet, transformer, vae, text_encoder\)"
+    ):
+        load_on_cpu(model_folder)
 
 
 @pytest.mark.parametrize("name", [UNET, TEXT, "vae/config.json", "scheduler/scheduler_config.json"])
@@ -311,7 +325,7 @@ def test_load_from_hub_downloads_only_files_that_are_read(remote):
         "tokenizer/special_tokens_map.json",
         "tokenizer/tokenizer_config.json",
         "tokenizer/vocab.json",
-        *(f"{part}/config.json" for part in ("unet", "vae", "text_encoder")),
+        *(f"{component}/config.json" for component in ("unet", "vae", "text_encoder")),
         "unet/diffusion_pytorch_model.fp16.safetensors",
         "vae/diffusion_pytorch_model.fp16.safetensors",
         "text_encoder/model.fp16.safetensors",

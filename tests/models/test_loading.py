@@ -10,15 +10,15 @@ from transformers import CLIPVisionModelWithProjection
 from kinema.errors import (
     InsufficientMemory,
     InvalidRequest,
-    ModelNotFound,
-    NotAnSvdModel,
     ModelCorrupt,
     ModelIncomplete,
+    ModelNotFound,
+    NotAnSvdModel,
 )
 from kinema.models import loading
 from kinema.models.catalog import CATALOG
 from kinema.models.loading import default_model, load
-from kinema.models.memory_plan import GIB, PARTS
+from kinema.models.memory_plan import COMPONENTS, GIB
 from kinema.settings import Settings
 from tiny import FEATURE_EXTRACTOR, SCHEDULER, make_tiny_svd, write_json
 
@@ -46,10 +46,10 @@ def edit(path, **changes):
 
 def test_load_gives_weights_and_classes_of_diffusers(tiny_svd):
     pipeline = load_on_cpu(tiny_svd)
-    for part, kind in CLASSES.items():
-        expected = kind.from_pretrained(tiny_svd / part).state_dict()
-        actual = getattr(pipeline, part).state_dict()
-        assert type(getattr(pipeline, part)) is kind
+    for component, kind in CLASSES.items():
+        expected = kind.from_pretrained(tiny_svd / component).state_dict()
+        actual = getattr(pipeline, component).state_dict()
+        assert type(getattr(pipeline, component)) is kind
         assert actual.keys() == expected.keys()
         assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
@@ -81,8 +81,8 @@ def test_loaded_pipeline_has_configuration(tiny_svd):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_loaded_networks_have_requested_dtype_in_eval_mode(tiny_svd, dtype):
     pipeline = load_on_cpu(tiny_svd, dtype)
-    for part in PARTS:
-        module = getattr(pipeline, part)
+    for component in COMPONENTS:
+        module = getattr(pipeline, component)
         assert {p.dtype for p in module.parameters()} == {getattr(torch, dtype)}
         assert {t.device.type for t in [*module.parameters(), *module.buffers()]} == {"cpu"}
         assert not any(p.requires_grad for p in module.parameters())
@@ -123,9 +123,11 @@ def test_shards_load_same_weights_as_single_file(tiny_svd, tmp_path):
     sharded = load_on_cpu(make_tiny_svd(tmp_path, max_shard_size="400KB"))
     whole = load_on_cpu(tiny_svd)
     assert len(sharded.snapshot.files) > len(whole.snapshot.files) + 3
-    for part in PARTS:
-        expected = getattr(whole, part).state_dict()
-        assert all(torch.equal(value, expected[name]) for name, value in getattr(sharded, part).state_dict().items())
+    for component in COMPONENTS:
+        expected = getattr(whole, component).state_dict()
+        assert all(
+            torch.equal(value, expected[name]) for name, value in getattr(sharded, component).state_dict().items()
+        )
 
 
 def test_weights_are_hashed_once_and_hash_error_is_raised_on_access(model_folder, monkeypatch):
@@ -166,7 +168,7 @@ def test_loaded_weights_survive_truncation_of_files(model_folder):
 def test_release_frees_memory(tiny_svd):
     pipeline = load_on_cpu(tiny_svd)
     pipeline.release()
-    assert {p.device.type for part in PARTS for p in getattr(pipeline, part).parameters()} == {"meta"}
+    assert {p.device.type for component in COMPONENTS for p in getattr(pipeline, component).parameters()} == {"meta"}
 
 
 def test_unused_tensors_of_older_libraries_are_ignored(model_folder):
@@ -185,7 +187,9 @@ def test_configs_of_older_libraries_load(model_folder):
         transformers_version="4.34.0.dev0",
     )
     edit(model_folder / "unet" / "config.json", _diffusers_version="0.24.0.dev0", field_of_another_version=1)
-    assert {p.dtype for part in PARTS for p in getattr(load_on_cpu(model_folder), part).parameters()} == {torch.float32}
+    assert {
+        p.dtype for component in COMPONENTS for p in getattr(load_on_cpu(model_folder), component).parameters()
+    } == {torch.float32}
 
 
 @pytest.mark.parametrize("name", ["svd-tx", "no such model", "./nowhere/at-all", "a/b/c"])
@@ -209,6 +213,12 @@ def test_single_file_checkpoint_is_rejected(tmp_path):
 def test_folder_without_index_is_rejected(tmp_path):
     with pytest.raises(ModelIncomplete, match=r"has no model_index\.json"):
         load_on_cpu(tmp_path)
+
+
+def test_index_without_class_name_is_rejected(model_folder):
+    edit(model_folder / "model_index.json", _class_name=None)
+    with pytest.raises(ModelIncomplete, match=r"model_index\.json has no _class_name, .* download it again"):
+        load_on_cpu(model_folder)
 
 
 @pytest.mark.parametrize(

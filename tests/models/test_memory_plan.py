@@ -6,7 +6,7 @@ from kinema.errors import InsufficientMemory, InvalidRequest
 from kinema.models.catalog import CATALOG, request_for
 from kinema.models.devices import available_devices, free_memory, pick_device, pick_dtype
 from kinema.models.loading import load
-from kinema.models.memory_plan import GIB, PARTS, PLANS, MemoryPlan, Shape, plan_memory, plans
+from kinema.models.memory_plan import COMPONENTS, GIB, PLANS, MemoryPlan, Shape, plan_memory, plans
 from kinema.models.offload import place, plan_for, plan_for_stored_weights
 
 XT = CATALOG["svd-xt"].weights_bytes
@@ -138,7 +138,10 @@ def test_plan_for_uses_shape_of_model(pipeline):
 @pytest.mark.parametrize("name", PLANS)
 def test_every_plan_gives_same_output_and_keeps_weights(pipeline, name):
     image = torch.linspace(-1, 1, 3 * 64 * 64).reshape(1, 3, 64, 64)
-    before = {part: {k: v.clone() for k, v in getattr(pipeline, part).state_dict().items()} for part in PARTS}
+    before = {
+        component: {k: v.clone() for k, v in getattr(pipeline, component).state_dict().items()}
+        for component in COMPONENTS
+    }
     with torch.inference_mode(), place(pipeline, MemoryPlan("resident", 4)) as placed, placed.on_device("vae") as vae:
         expected = vae.encode(image).latent_dist.mode()
     with torch.inference_mode(), place(pipeline, MemoryPlan(name, 4)) as placed:
@@ -146,9 +149,9 @@ def test_every_plan_gives_same_output_and_keeps_weights(pipeline, name):
             assert torch.equal(vae.encode(image).latent_dist.mode(), expected)
         with placed.on_device("image_encoder") as encoder:
             assert encoder(torch.zeros(1, 3, 224, 224)).image_embeds.isfinite().all()
-    for part in PARTS:
-        for key, value in getattr(pipeline, part).state_dict().items():
-            assert torch.equal(value, before[part][key])
+    for component in COMPONENTS:
+        for key, value in getattr(pipeline, component).state_dict().items():
+            assert torch.equal(value, before[component][key])
 
 
 @pytest.mark.parametrize("name", PLANS)

@@ -45,7 +45,7 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def start(data, *, work="server_work:work", port=None, command=None, wait=True, cwd=None, logs=None, **environment):
+def start(data, *, work="server_work:Work", port=None, command=None, wait=True, cwd=None, logs=None, **environment):
     port = port or free_port()
     data.mkdir(parents=True, exist_ok=True)
     log = (logs or data.parent) / f"server-{port}.log"

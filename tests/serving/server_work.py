@@ -15,9 +15,9 @@ import numpy as np
 from PIL import Image
 
 from kinema.errors import HubUnreachable, InsufficientMemory
-from kinema.jobs.job import Preview
 from kinema.media.video import Video
-from kinema.values import ModelIdentity, Recipe, Step
+from kinema.steps import Step
+from kinema.values import ModelIdentity, Recipe
 
 FAULTS = "memory,defect,killed,weights"
 
@@ -30,40 +30,46 @@ class Bytes:
         Path(path).write_bytes(self.data)
 
 
-def work(task):
-    request = task.request
-    if request.model == "memory":
-        raise InsufficientMemory("64 GB are needed and 1 is free; ask for fewer frames")
-    if request.model == "weights":
-        raise HubUnreachable("the hub does not answer; try again when it does")
-    if request.model == "defect":
-        raise RuntimeError("a bug")
-    match task.part:
-        case "image":
-            yield from run_steps(request, "text_to_image", 2)
-            data = io.BytesIO()
-            Image.fromarray(make_frames(request, request.prompt.encode(), 1)[0]).save(data, "PNG")
-            yield Bytes(data.getvalue())
-        case "latents":
-            yield from run_steps(request, "encode", 2)
-            yield from run_steps(request, "denoise", request.num_inference_steps)
-            yield Bytes(task.image.read_bytes())
-        case "video":
-            yield from run_steps(request, "decode", 2)
-            yield Video(
-                make_frames(request, task.latents.read_bytes(), request.num_frames),
-                request.frame_rate,
-                make_recipe(request),
-            )
+class Work:
+    def __call__(self, task):
+        request = task.request
+        if request.model == "memory":
+            raise InsufficientMemory("64 GB are needed and 1 is free; ask for fewer frames")
+        if request.model == "weights":
+            raise HubUnreachable("the hub does not answer; try again when it does")
+        if request.model == "defect":
+            raise RuntimeError("a bug")
+        match task.part:
+            case "image":
+                yield from run_steps(request, "text_to_image", 2)
+                data = io.BytesIO()
+                Image.fromarray(make_frames(request, request.prompt.encode(), 1)[0]).save(data, "PNG")
+                return Bytes(data.getvalue())
+            case "latents":
+                yield from run_steps(request, "encode", 2)
+                yield from run_steps(request, "denoise", request.num_inference_steps)
+                return Bytes(task.image.read_bytes())
+            case "video":
+                yield from run_steps(request, "decode", 2)
+                return Video(
+                    make_frames(request, task.latents.read_bytes(), request.num_frames),
+                    request.frame_rate,
+                    make_recipe(request),
+                )
+
+    def preview(self, _state):
+        return b"\xff\xd8 an image"
 
 
-def long_work(task):
+class LongWork(Work):
     """Do the same, 45 seconds slower."""
-    if task.part == "latents":
-        for step in range(1, 46):
-            time.sleep(1)
-            yield Step("encode", step, 45)
-    yield from work(task)
+
+    def __call__(self, task):
+        if task.part == "latents":
+            for step in range(1, 46):
+                time.sleep(1)
+                yield Step("encode", step, 45)
+        return (yield from super().__call__(task))
 
 
 def run_steps(request, stage, total):
@@ -72,7 +78,6 @@ def run_steps(request, stage, total):
         if request.model == "killed":
             os.kill(os.getpid(), signal.SIGKILL)
         yield Step(stage, step, total)
-        yield Preview(lambda: b"\xff\xd8 an image")
 
 
 def make_frames(request, source, count):

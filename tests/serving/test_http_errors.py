@@ -11,13 +11,13 @@ from starlette.routing import Route
 
 from kinema import errors
 from kinema.errors import (
-    QuotaExceeded,
     InsufficientDisk,
     InvalidImage,
     InvalidRequest,
     KinemaError,
     QueueFull,
     QueueUnavailable,
+    QuotaExceeded,
 )
 from kinema.jobs import Failure
 from kinema.jobs.job import QUEUE_FAILURE_CODES
@@ -73,9 +73,7 @@ def test_job_failure_hides_server_details(code):
 
 def test_message_hides_path_and_reason():
     message = Message("x", "{free} GB is free in {folder}", free=1, folder=Path("/srv/kinema"))
-    assert (
-        schemas.error_response(InsufficientDisk(message))[1]["error"]["message"] == "1 GB is free in the data folder"
-    )
+    assert schemas.error_response(InsufficientDisk(message))[1]["error"]["message"] == "1 GB is free in the data folder"
     message = Message("y", "no response: {reason}", reason=SECRET)
     for error in (QueueUnavailable(message), InvalidRequest(message)):
         assert schemas.error_response(error)[1]["error"]["message"] == "no response: see the server's log"
@@ -91,7 +89,9 @@ def test_used_up_quota_returns_429_with_retry_after():
     assert (status, body["error"]["code"], body["error"]["type"]) == (429, "quota_exceeded", "rate_limit_error")
     assert body["error"]["message"].startswith("each caller can pin 2 videos per day; try again in ")
     assert 43_000 < int(headers["Retry-After"]) <= 43_200
-    assert form_html.error_html(caught.value, KOREAN).startswith("하루에 영상을 2개까지만 고정할 수 있습니다.")
+    assert form_html.error_html(caught.value, KOREAN).startswith(
+        "사용자마다 하루에 영상을 2개까지만 고정할 수 있습니다."
+    )
 
 
 def test_invalid_image_message_keeps_reason():

@@ -202,14 +202,14 @@ def test_page_uploads_are_limited_per_caller(tmp_path, png):
         responses = [TestClient(app).post("/studio/images?language=ko", content=png) for _ in range(3)]
         assert [response.status_code for response in responses] == [200, 200, 429]
         assert int(responses[2].headers["retry-after"]) > 0
-        assert responses[2].json()["error"]["message"].startswith("하루에 이미지를")
+        assert responses[2].json()["error"]["message"].startswith("사용자마다 하루에 이미지를")
     finally:
         images.close()
 
 
 def test_metrics_text_is_cached():
     calls = []
-    queue = SimpleNamespace(waiting=lambda: calls.append(1) or 0, running=lambda: 0, workers=(), unknown_files=0)
+    queue = SimpleNamespace(waiting=lambda: calls.append(1) or 0, running=lambda: 0, worker_pids=(), unknown_files=0)
     metrics = Metrics()
     assert len({metrics.text(queue) for _ in range(50)}) == 1
     assert len(calls) <= 2

@@ -70,30 +70,30 @@ def test_data_url_and_file_upload_give_same_video(client, png):
 def test_aliases_set_parameters(client):
     fields = {"steps": "3", "cfg_scale": "2.5", "cond_aug": "0.1", "decoding_t": "2", "size": "320x192", "seconds": "2"}
     fields = {"prompt": "a rocket", "motion_scale": "0.004", "fps": "6", **fields}
-    settings = client.post("/v1/videos", data=fields).json()["settings"]
-    assert (settings["num_inference_steps"], settings["max_guidance_scale"]) == (3, 2.5)
-    assert (settings["noise_aug_strength"], settings["decode_chunk_size"]) == (0.1, 2)
-    assert (settings["width"], settings["height"], settings["num_frames"]) == (320, 192, 12)
-    assert settings["motion_bucket_id"] == 1
+    parameters = client.post("/v1/videos", data=fields).json()["parameters"]
+    assert (parameters["num_inference_steps"], parameters["max_guidance_scale"]) == (3, 2.5)
+    assert (parameters["noise_aug_strength"], parameters["decode_chunk_size"]) == (0.1, 2)
+    assert (parameters["width"], parameters["height"], parameters["num_frames"]) == (320, 192, 12)
+    assert parameters["motion_bucket_id"] == 1
 
 
 def test_null_and_empty_values_use_model_defaults(client, png):
-    settings = create(client, png, seed="null", decode_chunk_size="", num_frames="null").json()["settings"]
-    assert (settings["num_frames"], settings["decode_chunk_size"]) == (14, 7)
-    assert 0 <= settings["seed"] < 2**32
+    parameters = create(client, png, seed="null", decode_chunk_size="", num_frames="null").json()["parameters"]
+    assert (parameters["num_frames"], parameters["decode_chunk_size"]) == (14, 7)
+    assert 0 <= parameters["seed"] < 2**32
 
 
 def test_prompt_runs_text_to_image_stage(client):
     done = wait_for(client, create(client, prompt="a red balloon").json()["id"])
     assert done["status"] == "completed"
     assert "text_to_image" in done["stage_durations"]
-    assert done["settings"]["image_model"] == "pocket-t2i"
+    assert done["parameters"]["image_model"] == "pocket-t2i"
 
 
 def test_title_overrides_prompt_as_title_but_is_no_prompt(client, png):
     assert create(client, png, title="Lift-off").json()["prompt"] == "Lift-off"
     generated = create(client, prompt="a red balloon", title="Lift-off").json()
-    assert (generated["prompt"], generated["settings"]["prompt"]) == ("Lift-off", "a red balloon")
+    assert (generated["prompt"], generated["parameters"]["prompt"]) == ("Lift-off", "a red balloon")
     alone = client.post("/v1/videos", data={"title": "Lift-off"})
     assert (alone.status_code, alone.json()["error"]["param"]) == (400, "prompt")
 

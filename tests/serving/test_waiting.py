@@ -152,7 +152,7 @@ def test_interim_responses_can_be_disabled(seconds, is_sent):
 
 @pytest.mark.slow
 def test_tutorial_client_waits_for_long_job(tmp_path, png):
-    server = start(tmp_path / "data", work="server_work:long_work")
+    server = start(tmp_path / "data", work="server_work:LongWork")
     try:
         (tmp_path / "girl-image.png").write_bytes(png)
         code = TUTORIAL.replace("http://localhost:3000", server.url) + "print(result)\n"

@@ -5,10 +5,10 @@ import math
 
 import pytest
 import torch
-from training.pocket.assemble import add_flow_channels
-from training.pocket.denoising import flow_channels
+from training.pocket.assemble import add_coordinate_channels
+from training.pocket.denoising import coordinate_channels
 from training.pocket.motion import HELD_OUT, Mover, Photos
-from training.pocket.networks import FLOW_CHANNELS, LATENT_CHANNELS, make_vae
+from training.pocket.networks import COORDINATE_CHANNELS, LATENT_CHANNELS, make_vae
 from training.pocket.pointing import bilinear_cross_entropy
 from training.pocket.vae import full_state, sampling_grid, use_middle_taps, warp
 
@@ -46,10 +46,14 @@ def test_motion_bucket_127_is_flow_of_0_8_pixels_at_7_fps(clips):
     torch.testing.assert_close(clips.motion_bucket_id, flow * clips.fps / 7 * 127 / 0.8)
 
 
-def test_flow_channels_are_displacements_from_first_frame_in_units_of_2_pixels(clips):
-    flow = flow_channels(clips.positions)
-    assert flow[:, 0].abs().max() < 1e-4
-    torch.testing.assert_close(flow * 2, clips.positions - clips.positions[:, :1], atol=1e-3, rtol=0)
+def test_coordinate_channels_match_best_where_the_content_comes_from(clips):
+    channels = coordinate_channels(clips.positions)
+    own, last = channels[:, 0].flatten(2), channels[:, -1].flatten(2)  # in frame 0, the source is the latent itself
+    source = (own.transpose(1, 2) @ last).argmax(1)  # [batch, h·w]
+    position = clips.positions[:, 0].flatten(2).gather(2, source[:, None].expand(-1, 2, -1))
+    expected = clips.positions[:, -1].flatten(2)
+    inside = (expected.abs() <= clips.positions[:, 0].flatten(2).amax(2, keepdim=True)).all(1)
+    assert (position - expected).norm(dim=1)[inside].max() < 4  # pixels, that is one latent
 
 
 def test_last_frame_is_first_frame_warped_by_positions(clips):
@@ -61,14 +65,14 @@ def test_last_frame_is_first_frame_warped_by_positions(clips):
     assert error.mean() < 0.02
 
 
-def test_add_flow_channels_keeps_encoding_and_decoding():
+def test_add_coordinate_channels_keeps_encoding_and_decoding():
     torch.manual_seed(0)
-    vae, wide = make_vae().eval(), make_vae(LATENT_CHANNELS + FLOW_CHANNELS).eval()
-    wide.load_state_dict(add_flow_channels(vae.state_dict()))
+    vae, wide = make_vae().eval(), make_vae(LATENT_CHANNELS + COORDINATE_CHANNELS).eval()
+    wide.load_state_dict(add_coordinate_channels(vae.state_dict()))
     frames = torch.rand(1, 3, 32, 32) * 2 - 1
     with torch.no_grad():
         latents, wide_latents = vae.encode(frames).latent_dist.mode(), wide.encode(frames).latent_dist.mode()
-        noise = torch.randn(1, FLOW_CHANNELS, 8, 8)
+        noise = torch.randn(1, COORDINATE_CHANNELS, 8, 8)
         decoded = wide.decode(torch.cat([latents, noise], 1), num_frames=1).sample
         torch.testing.assert_close(decoded, vae.decode(latents, num_frames=1).sample)
     torch.testing.assert_close(wide_latents[:, :LATENT_CHANNELS], latents)

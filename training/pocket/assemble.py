@@ -14,20 +14,20 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from training.common.svd_config import FEATURE_EXTRACTOR, MODEL_INDEX
-from training.pocket.networks import FLOW_CHANNELS, SCHEDULER
+from training.pocket.networks import COORDINATE_CHANNELS, SCHEDULER
 
 WEIGHTS = {"vae": "diffusion_pytorch_model", "unet": "diffusion_pytorch_model", "image_encoder": "model"}
 
 
-def add_flow_channels(vae: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return a VAE's tensors with FLOW_CHANNELS more latent channels: encoded as 0 and ignored by the decoder."""
+def add_coordinate_channels(vae: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return a VAE's tensors with COORDINATE_CHANNELS more latent channels: encoded as 0 and ignored by the decoder."""
 
     def widen(tensor: torch.Tensor, axis: int) -> torch.Tensor:
         """Insert zeros after the mean and after the log-variance along `axis`."""
         parts = []
         for part in tensor.chunk(2, axis):
-            zeros = torch.zeros_like(part.narrow(axis, 0, FLOW_CHANNELS))
-            parts += [part, zeros]
+            shape = [COORDINATE_CHANNELS if i == axis else size for i, size in enumerate(part.shape)]
+            parts += [part, part.new_zeros(shape)]
         return torch.cat(parts, axis)
 
     widened = dict(vae)
@@ -36,7 +36,8 @@ def add_flow_channels(vae: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             widened[f"{name}.{leaf}"] = widen(widened[f"{name}.{leaf}"], 0)
     widened["quant_conv.weight"] = widen(widened["quant_conv.weight"], 1)
     first = widened["decoder.conv_in.weight"]
-    widened["decoder.conv_in.weight"] = torch.cat([first, torch.zeros_like(first[:, :FLOW_CHANNELS])], 1)
+    added = first.new_zeros(len(first), COORDINATE_CHANNELS, *first.shape[2:])
+    widened["decoder.conv_in.weight"] = torch.cat([first, added], 1)
     return widened
 
 
@@ -56,7 +57,7 @@ def main() -> None:
         name = f"{WEIGHTS[part]}.safetensors"
         loaded = load_file(folder / name)
         if part == "vae" and channels > config["latent_channels"]:
-            config["latent_channels"], loaded = channels, add_flow_channels(loaded)
+            config["latent_channels"], loaded = channels, add_coordinate_channels(loaded)
         (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         tensors = {k: v.to(torch.float16).contiguous() for k, v in loaded.items()}
         save_file(tensors, target / name, metadata={"format": "pt"})

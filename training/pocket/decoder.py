@@ -27,7 +27,7 @@ from torch import nn
 from transformers import CLIPVisionModelWithProjection
 
 from training.common.parallel import ProcessGroup
-from training.pocket.denoising import added_time_ids, append_flow, denoise, draw_noise_aug, embed
+from training.pocket.denoising import added_time_ids, append_coordinates, denoise, draw_noise_aug, embed
 from training.pocket.discriminator import Discriminator, adversarial_loss, gradient_ratio, train_discriminator
 from training.pocket.metrics import chroma_error, psnr, sharpness
 from training.pocket.motion import Clips, Mover, Photos
@@ -76,7 +76,7 @@ class Latents:
         encoded, condition = mean[:-batch].unflatten(0, (batch, -1)), mean[-batch:]
         z = encoded * scale
         if self.unet.config.out_channels > channels:
-            z, condition = append_flow(z, condition, clips.positions)
+            z, condition = append_coordinates(z, condition, clips.positions)
         sigma = torch.exp(torch.randn(batch, 1, 1, 1, 1, device=device) * BLUR_STD + BLUR_MEAN).clamp(0.05, 10)
         noisy = z + sigma * torch.randn_like(z)
         ids = added_time_ids(clips, noise_aug)

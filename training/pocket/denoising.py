@@ -1,5 +1,6 @@
 """Latents, conditioning and denoising of the pocket UNet, shared by training and evaluation."""
 
+import math
 from pathlib import Path
 
 import torch
@@ -8,9 +9,7 @@ from diffusers import AutoencoderKLTemporalDecoder
 
 from training.common.svd_config import IMAGE_MEAN, IMAGE_STD
 from training.pocket.motion import Clips
-from training.pocket.networks import FLOW_CHANNELS, VAE_FACTOR
-
-FLOW_UNIT = 2.0  # pixels per unit of the flow channels: at this scale motion emerges at higher σ than the image does
+from training.pocket.networks import COORDINATE_CHANNELS, WAVELENGTHS
 
 
 def embed(encoder: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -65,21 +64,22 @@ def added_time_ids(clips: Clips, noise_aug: torch.Tensor) -> torch.Tensor:
     return torch.stack([clips.fps - 1, clips.motion_bucket_id, noise_aug], 1)
 
 
-def flow_channels(positions: torch.Tensor) -> torch.Tensor:
-    """Return the displacement of each latent's content since frame 0, [..., 2, h, w], in units of FLOW_UNIT pixels."""
-    height, width = positions.shape[-2:]
-    y = (torch.arange(height, device=positions.device) + 0.5 - height / 2) * VAE_FACTOR
-    x = (torch.arange(width, device=positions.device) + 0.5 - width / 2) * VAE_FACTOR
-    identity = torch.stack(torch.meshgrid(x, y, indexing="xy"))
-    return (positions - identity) / FLOW_UNIT
+def coordinate_channels(positions: torch.Tensor) -> torch.Tensor:
+    """Return sine and cosine of positions [..., 2, h, w], in pixels from the centre, [..., COORDINATE_CHANNELS, h, w].
+
+    As latents they tell where the content of each latent comes from. Attention finds that place, since the dot product
+    of two such vectors is largest for equal positions.
+    """
+    phases = torch.cat([positions * (2 * math.pi / wavelength) for wavelength in WAVELENGTHS], -3)
+    return torch.cat([phases.sin(), phases.cos()], -3)
 
 
-def append_flow(
+def append_coordinates(
     latents: torch.Tensor, condition: torch.Tensor, positions: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Append flow channels to latents [batch, frames, c, h, w], and zeros to the image latents [batch, c, h, w]."""
-    zeros = torch.zeros_like(condition[:, :FLOW_CHANNELS])
-    return torch.cat([latents, flow_channels(positions)], 2), torch.cat([condition, zeros], 1)
+    """Append coordinates to latents [batch, frames, c, h, w], and zeros to the image latents [batch, c, h, w]."""
+    zeros = torch.zeros_like(condition[:, :1]).repeat(1, COORDINATE_CHANNELS, 1, 1)
+    return torch.cat([latents, coordinate_channels(positions)], 2), torch.cat([condition, zeros], 1)
 
 
 def draw_noise_aug(batch: int, device: str) -> torch.Tensor:
@@ -95,7 +95,7 @@ class Encoder:
         vae = AutoencoderKLTemporalDecoder.from_pretrained(folder, torch_dtype=torch.float32).eval()
         self.dtype = torch.bfloat16 if device == "cuda" else torch.float32
         self.scaling_factor = vae.config.scaling_factor
-        self.flow = channels > vae.config.latent_channels
+        self.coordinates = channels > vae.config.latent_channels
         network = torch.nn.Sequential(vae.encoder, vae.quant_conv).requires_grad_(False)
         network = network.to(device, self.dtype, memory_format=torch.channels_last)
         self._network = torch.compile(network, dynamic=False) if compiled else network
@@ -110,4 +110,4 @@ class Encoder:
         moments = self._network(pixels.to(self.dtype, memory_format=torch.channels_last))
         mean = moments.chunk(2, 1)[0].float()  # the mode of the posterior
         latents, condition = mean[:-batch].unflatten(0, (batch, num_frames)) * self.scaling_factor, mean[-batch:]
-        return append_flow(latents, condition, clips.positions) if self.flow else (latents, condition)
+        return append_coordinates(latents, condition, clips.positions) if self.coordinates else (latents, condition)

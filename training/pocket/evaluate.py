@@ -29,6 +29,7 @@ import kinema
 from kinema.engine import generate
 from kinema.media.image import fit_image
 from kinema.models.catalog import POCKET_FOLDER, request_for
+from kinema.steps import drive
 from training.pocket.metrics import interpolate_at_flow, psnr, video_metrics
 from training.pocket.motion import HELD_OUT
 
@@ -66,8 +67,7 @@ def read_photographs(tar: Path, set_name: str) -> dict[str, np.ndarray]:
 def generate_video(pipeline: object, photograph: np.ndarray, **parameters: object) -> kinema.Video:
     """Generate a video with the pocket model's default parameters, except for those given."""
     request = request_for(model="pocket", seed=parameters.pop("seed", SEED), **parameters)
-    *_, video = generate(pipeline, kinema.open_image(photograph), request)
-    return video
+    return drive(generate(pipeline, kinema.open_image(photograph), request))
 
 
 def time_command(model: str, photograph: np.ndarray) -> float:

@@ -9,7 +9,10 @@ from training.common import svd_config
 HEIGHT, WIDTH, NUM_FRAMES = 160, 288, 14
 VAE_FACTOR = 4  # pixels per latent along each side
 LATENT_CHANNELS = 8  # of the VAE
-FLOW_CHANNELS = 2  # additional latent channels of a UNet that also denoises the motion (`Arm.flow`)
+# A UNet with coordinate channels also denoises sine and cosine of each latent's source position, at these wavelengths
+# in pixels.
+WAVELENGTHS = (24.0, 96.0, 384.0)
+COORDINATE_CHANNELS = 4 * len(WAVELENGTHS)  # additional latent channels: x and y, sine and cosine
 STEPS = 8  # the default number of steps, for which the UNet is distilled
 EMBEDDING_DIM = 64
 
@@ -35,12 +38,13 @@ def make_vae(latent_channels: int = LATENT_CHANNELS) -> AutoencoderKLTemporalDec
 
 
 def make_unet(
-    latent_channels: int = LATENT_CHANNELS, *, attention_at_top: bool = False
+    latent_channels: int = LATENT_CHANNELS, *, attention_at_top: bool = False, wide_top: bool = False
 ) -> UNetSpatioTemporalConditionModel:
     """Return the untrained UNet with levels of 40×72, 20×36, 10×18 and 5×9 latents.
 
-    `attention_at_top` adds attention at 40×72 to the up blocks.
+    `attention_at_top` adds attention at 40×72 to the up blocks. `wide_top` has more channels at 40×72 and fewer at 5×9.
     """
+    channels = (96, 96, 128, 128) if wide_top else (64, 96, 128, 160)
     cross_attention = "CrossAttn{}BlockSpatioTemporal".format
     plain = "{}BlockSpatioTemporal".format
     return UNetSpatioTemporalConditionModel(
@@ -55,13 +59,13 @@ def make_unet(
             cross_attention("Up"),
             (cross_attention if attention_at_top else plain)("Up"),
         ),
-        block_out_channels=(64, 96, 128, 160),
+        block_out_channels=channels,
         addition_time_embed_dim=64,
         projection_class_embeddings_input_dim=192,
         layers_per_block=1,
         cross_attention_dim=EMBEDDING_DIM,
         transformer_layers_per_block=1,
-        num_attention_heads=(2, 3, 4, 5),
+        num_attention_heads=tuple(width // 32 for width in channels),
     )
 
 

@@ -16,7 +16,7 @@ import torch
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
 from transformers import CLIPVisionModelWithProjection
 
-from training.pocket.denoising import added_time_ids, append_flow, denoise, embed
+from training.pocket.denoising import added_time_ids, append_coordinates, denoise, embed
 from training.pocket.motion import BUCKET_PER_PIXEL, REFERENCE_FPS, Clips, Mover, Photos
 from training.pocket.networks import HEIGHT, NUM_FRAMES, WIDTH
 from training.pocket.vae import psnr, sampling_grid, warp
@@ -91,7 +91,7 @@ def _psnrs(
         "moved_latents": psnr(decode(warp(z[:, 0], grid)), last, inside),
     }
     if unet.config.out_channels > channels:
-        z, condition = append_flow(z, condition, clips.positions)
+        z, condition = append_coordinates(z, condition, clips.positions)
     ids = added_time_ids(clips, torch.full_like(clips.fps, NOISE_AUG))
     embedding = embed(image_encoder, first)
     for level in SIGMAS:

@@ -1,6 +1,6 @@
 r"""Train the pocket UNet and image encoder on synthesised clips, on one or more GPUs of a machine:
 
-    torchrun --nproc-per-node 2 -m training.pocket.unet --arm flow --photos training/data/photos.tar \
+    torchrun --nproc-per-node 2 -m training.pocket.unet --arm coordinates --photos training/data/photos.tar \
         --vae training/runs/vae/vae --out training/runs/unet --minutes 9 --total-minutes 30
 
 The preconditioning is EDM's (Karras et al. 2022) in the form that SVD's scheduler expects: v-prediction, time
@@ -28,7 +28,7 @@ from training.common.parallel import ProcessGroup
 from training.pocket.denoising import Encoder, added_time_ids, denoise, draw_noise_aug, embed
 from training.pocket.motion import FASTEST, Clips, Mover, Photos
 from training.pocket.networks import (
-    FLOW_CHANNELS,
+    COORDINATE_CHANNELS,
     HEIGHT,
     LATENT_CHANNELS,
     NUM_FRAMES,
@@ -45,24 +45,26 @@ SIGMA_MEAN, SIGMA_STD = 1.0, 1.6  # of ln σ; motion is determined at high σ, w
 DRAWS = 2  # noise levels drawn per clip, since encoding a clip takes as long as a training step on it
 IMAGE_DROPOUT = 0.1
 INITIAL_FASTEST = 0.5  # maximum flow at the start of the schedule, pixels per frame
-FLOW_WEIGHT = 0.5
-POINTING_WEIGHT = 0.02
+COORDINATE_WEIGHT = 0.2
+MAX_COORDINATE_WEIGHT = 5.0  # of (σ²+1)/σ²: at low σ the coordinates have done their work
+POINTING_WEIGHT = 0.05
 
 
 @dataclass(frozen=True)
 class Arm:
     """How the UNet is trained to copy content from the image."""
 
-    flow: bool = False  # two more latent channels contain the displacement; the decoder ignores them
-    pointing: bool = False  # one head of some self-attentions is trained to attend to the source position
+    coordinates: bool = False  # more latent channels contain where content comes from; the decoder ignores them
+    pointing: bool = False  # one head of the up blocks' self-attentions is trained to attend to the source position
     attention_at_top: bool = False  # self-attention at 40×72 in the up blocks
+    wide_top: bool = False  # more channels at 40×72
 
 
 ARMS = {
     "conv": Arm(),
-    "pointing": Arm(pointing=True),
-    "flow": Arm(flow=True),
-    "lookup": Arm(flow=True, pointing=True, attention_at_top=True),
+    "wide": Arm(wide_top=True),
+    "coordinates": Arm(coordinates=True, pointing=True, attention_at_top=True),
+    "coordinates-wide": Arm(coordinates=True, pointing=True, attention_at_top=True, wide_top=True),
 }
 
 
@@ -73,9 +75,9 @@ class Loss:
     """
 
     def __init__(
-        self, unet: torch.nn.Module, encoder: torch.nn.Module, pointing: Pointing | None, *, flow: bool
+        self, unet: torch.nn.Module, encoder: torch.nn.Module, pointing: Pointing | None, *, coordinates: bool
     ) -> None:
-        self.unet, self.encoder, self.pointing, self.flow = unet, encoder, pointing, flow
+        self.unet, self.encoder, self.pointing, self.coordinates = unet, encoder, pointing, coordinates
         self.pointing_weight = torch.tensor(POINTING_WEIGHT, device=next(unet.parameters()).device)
 
     def __call__(
@@ -96,11 +98,11 @@ class Loss:
         noisy = z + sigma * torch.randn_like(z)
         embedding = embed(self.encoder, clips.frames[:, 0]).repeat(DRAWS, 1, 1) * keep_embedding
         denoised = denoise(self.unet, noisy, sigma, condition * keep_image, embedding, ids)
-        error = (denoised - z) ** 2 * (sigma**2 + 1) / sigma**2
-        image_channels = error.shape[2] - FLOW_CHANNELS if self.flow else error.shape[2]
-        loss = error[:, :, :image_channels].mean()
-        if self.flow:
-            loss = loss + FLOW_WEIGHT * error[:, :, image_channels:].mean()
+        error, weight = (denoised - z) ** 2, (sigma**2 + 1) / sigma**2
+        loss = (error[:, :, :LATENT_CHANNELS] * weight).mean()
+        if self.coordinates:
+            error = error[:, :, LATENT_CHANNELS:] * weight.clamp(max=MAX_COORDINATE_WEIGHT)
+            loss = loss + COORDINATE_WEIGHT * error.mean()
         if self.pointing:
             positions = clips.positions.repeat(DRAWS, 1, 1, 1, 1)
             loss = loss + self.pointing_weight * self.pointing(positions, sigma)
@@ -260,9 +262,9 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
 
     torch.manual_seed(0)
-    channels = LATENT_CHANNELS + FLOW_CHANNELS * arm.flow
+    channels = LATENT_CHANNELS + COORDINATE_CHANNELS * arm.coordinates
     encoder = Encoder(args.vae, args.device, compiled=args.compile, channels=channels)
-    unet = make_unet(channels, attention_at_top=arm.attention_at_top).to(args.device)
+    unet = make_unet(channels, attention_at_top=arm.attention_at_top, wide_top=arm.wide_top).to(args.device)
     image_encoder = make_image_encoder().to(args.device)
     if args.begin_from:
         unet = type(unet).from_pretrained(args.begin_from / "unet", torch_dtype=torch.float32).to(args.device)
@@ -275,10 +277,10 @@ def main() -> None:
     training.spent = training.spent or args.spent
     pointing = Pointing(unet) if arm.pointing else None
     forward = torch.compile(unet, dynamic=False) if args.compile else unet
-    loss = Loss(forward, image_encoder, pointing, flow=arm.flow)
+    loss = Loss(forward, image_encoder, pointing, coordinates=arm.coordinates)
 
     def draw(progress: float) -> Clips:
-        loss.pointing_weight.fill_(POINTING_WEIGHT * (1 - progress))
+        loss.pointing_weight.fill_(POINTING_WEIGHT * (1 - 0.8 * progress))
         # The maximum flow grows over the first half of the schedule.
         fastest = INITIAL_FASTEST + (FASTEST - INITIAL_FASTEST) * min(1, 2 * progress)
         return mover.draw(args.clips, NUM_FRAMES, fastest)

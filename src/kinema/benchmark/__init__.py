@@ -30,7 +30,8 @@ def named(against: str) -> list[str]:
     baselines = [] if against.strip() == "nothing" else [name.strip() for name in against.split(",")]
     for name in baselines:
         if name not in BASELINES:
-            raise InvalidRequest(f"baseline {name!r} is not supported; use {', '.join(BASELINES)} or nothing", "against")
+            known = ", ".join(BASELINES)
+            raise InvalidRequest(f"baseline {name!r} is not supported; use {known} or nothing", "against")
         if baselines.count(name) > 1:
             raise InvalidRequest(f"baseline {name} is repeated in {against!r}; list each once", "against")
     return baselines
@@ -45,7 +46,9 @@ def check(engine: str | None, baseline_dtype: str | None = None) -> None:
     if engine is not None and engine not in get_args(Engine):
         raise InvalidRequest(f"engine {engine!r} is not supported; use {' or '.join(get_args(Engine))}", "engine")
     if baseline_dtype is not None and baseline_dtype not in DTYPES:
-        raise InvalidRequest(f"baseline_dtype {baseline_dtype!r} is not supported; use {', '.join(DTYPES)}", "baseline_dtype")
+        raise InvalidRequest(
+            f"baseline_dtype {baseline_dtype!r} is not supported; use {', '.join(DTYPES)}", "baseline_dtype"
+        )
 
 
 def check_settings(baselines: Sequence[str], request: VideoRequest) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # (pipeline method at the start of a stage, the stage before it).
 STAGE_ENDS = (("prepare_latents", "encode"), ("decode_latents", "denoise"))
-SETTINGS = (
+PARAMETERS = (
     "width", "height", "num_frames", "num_inference_steps", "fps", "motion_bucket_id", "noise_aug_strength",
     "min_guidance_scale", "max_guidance_scale", "decode_chunk_size",
 )  # fmt: skip
@@ -54,12 +54,12 @@ def load_baseline(name: str, task: BenchmarkTask) -> Make:
     def make(request: VideoRequest) -> TimedRun:
         image = fit_image(task.image, request.width, request.height, request.fit)
         latents = _noise(request, pipeline.unet.config.out_channels, pipeline.vae_scale_factor).to(dtype)
-        settings = {name: getattr(request, name) for name in SETTINGS}
+        parameters = {name: getattr(request, name) for name in PARAMETERS}
         with hub.quiet(), _translate_errors():
             watch = Stopwatch(device)
             with _timed(pipeline, watch) as arguments:
                 generator = torch.Generator().manual_seed(request.seed)
-                output = pipeline(image, latents=latents, generator=generator, output_type="np", **settings)
+                output = pipeline(image, latents=latents, generator=generator, output_type="np", **parameters)
             watch.ended("decode")
         last = arguments["decode_latents"][0].float().cpu().numpy()
         return TimedRun(watch.seconds, (output.frames[0] * 255).round().astype("uint8"), last)
@@ -74,8 +74,8 @@ def _noise(request: VideoRequest, channels: int, factor: int) -> torch.Tensor:
     """
     generator = torch.Generator().manual_seed(request.seed)
     torch.randn((1, 3, request.height, request.width), generator=generator)
-    size = request.height // factor, request.width // factor
-    return torch.randn((1, request.num_frames, channels, *size), generator=generator)
+    latent_size = request.height // factor, request.width // factor
+    return torch.randn((1, request.num_frames, channels, *latent_size), generator=generator)
 
 
 @contextmanager
@@ -131,12 +131,12 @@ def _no_bars() -> Iterator[None]:
     import diffusers.utils.logging
     import transformers.utils.logging
 
-    libraries = [library.utils.logging for library in (diffusers, transformers)]
-    enabled = [library for library in libraries if library.is_progress_bar_enabled()]
-    for library in enabled:
-        library.disable_progress_bar()
+    logger_modules = (diffusers.utils.logging, transformers.utils.logging)
+    enabled = [logger_module for logger_module in logger_modules if logger_module.is_progress_bar_enabled()]
+    for logger_module in enabled:
+        logger_module.disable_progress_bar()
     try:
         yield
     finally:
-        for library in enabled:
-            library.enable_progress_bar()
+        for logger_module in enabled:
+            logger_module.enable_progress_bar()

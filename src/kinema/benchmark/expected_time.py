@@ -75,7 +75,7 @@ def block_rate(dtype: torch.dtype, seconds: float = 0.4, clock: Callable[[], flo
         hidden_states = x + F.conv2d(F.silu(F.group_norm(x, 32)), convolution, padding=1)
         tokens = hidden_states.flatten(2).transpose(1, 2)
         parts = F.linear(F.layer_norm(tokens, (CHANNELS,)), projections).chunk(4, dim=2)
-        query, key, value = (part.unflatten(2, (HEADS, -1)).transpose(1, 2) for part in parts[:3])
+        query, key, value = (part.reshape(FRAMES, pixels, HEADS, -1).transpose(1, 2) for part in parts[:3])
         tokens = tokens + F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
         tokens + F.linear(F.gelu(F.linear(F.layer_norm(tokens, (CHANNELS,)), up)), down)
         times.append(clock() - started)

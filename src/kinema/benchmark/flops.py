@@ -33,7 +33,7 @@ def counted(folder: Path, request: VideoRequest) -> dict[str, int]:
         request: If its `decode_chunk_size` is None, all frames are decoded together.
     """
     configs = check_configs(folder)
-    unet, vae = (_on_meta(part, configs[part]) for part in ("unet", "vae"))
+    unet, vae = (_on_meta(component, configs[component]) for component in ("unet", "vae"))
     batch, frames = 2 if request.guided else 1, request.num_frames
     factor = Shape.of(configs["unet"], configs["vae"]).vae_factor
     size = request.height // factor, request.width // factor
@@ -49,12 +49,12 @@ def counted(folder: Path, request: VideoRequest) -> dict[str, int]:
     }
 
 
-def _on_meta(part: Any, config: dict[str, Any]) -> Any:
+def _on_meta(component: Any, config: dict[str, Any]) -> Any:
     import diffusers
 
     settings = {name: value for name, value in config.items() if not name.startswith("_")}
     with META:
-        network = getattr(diffusers, CLASSES[part]).from_config(settings)
+        network = getattr(diffusers, CLASSES[component]).from_config(settings)
     return torch.nn.Module.to(network, device=META).eval()
 
 

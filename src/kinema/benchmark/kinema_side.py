@@ -12,9 +12,11 @@ from kinema.benchmark.stopwatch import Stopwatch, TimedRun
 from kinema.engine import generate
 from kinema.models.loading import load
 from kinema.settings import read_settings
-from kinema.values import Step
+from kinema.steps import Step, drive
 
 if TYPE_CHECKING:
+    import torch
+
     from kinema.benchmark.stopwatch import BenchmarkTask, Make
     from kinema.values import VideoRequest
 
@@ -29,16 +31,19 @@ def load_kinema(task: BenchmarkTask) -> Make:
     pipeline = load(task.model, engine=task.engine, settings=settings)
 
     def make(request: VideoRequest) -> TimedRun:
-        watch, latents = Stopwatch(pipeline.device), None
-        for result in generate(pipeline, task.image, request):
-            if not isinstance(result, Step):
-                watch.ended("decode")
-                assert latents is not None, "denoising precedes the video"
-                return TimedRun(watch.seconds, result.frames, latents.float().cpu().numpy(), result.recipe)
-            if result.step == result.total:
-                watch.ended(result.stage)
-            if result.latents is not None:
-                latents = result.latents
-        raise AssertionError("the engine yields the video last")
+        watch = Stopwatch(pipeline.device)
+        latents: torch.Tensor | None = None
+
+        def on_step(step: Step) -> None:
+            nonlocal latents
+            if step.step == step.total:
+                watch.ended(step.stage)
+            if step.latents is not None:
+                latents = step.latents
+
+        video = drive(generate(pipeline, task.image, request), on_step)
+        watch.ended("decode")
+        assert latents is not None, "denoising precedes the video"
+        return TimedRun(watch.seconds, video.frames, latents.float().cpu().numpy(), video.recipe)
 
     return make

@@ -56,7 +56,8 @@ MEANINGS = {
     "matrix_tflop_per_second": "measured with one large matmul on this machine, by dtype",
     "factor": "median seconds of the baseline divided by Kinema's",
     "frames": "difference of the baseline's and Kinema's videos in levels (0 to 255); psnr_db is null if equal",
-    "latents_apart": "latents after the last step: norm of the difference divided by the norm of the baseline's",
+    "latents_relative_difference": "latents after the last step: norm of the difference divided by the norm of the "
+    "baseline's",
 }
 
 
@@ -99,7 +100,9 @@ def measure(
     half = any(f".{VARIANT}." in name for name in snapshot.files)
     dtype_name = str(dtype).removeprefix("torch.")
     task = BenchmarkTask(model, snapshot.folder, half, str(device), dtype_name, engine, settings.precision, image)
-    dtypes = {"kinema": dtype} | {name: pick_dtype(baseline_dtype, device) if baseline_dtype else dtype for name in baselines}
+    dtypes = {"kinema": dtype} | {
+        name: pick_dtype(baseline_dtype, device) if baseline_dtype else dtype for name in baselines
+    }
     tasks = {name: replace(task, dtype=str(side_dtype).removeprefix("torch.")) for name, side_dtype in dtypes.items()}
     load = list(psutil.getloadavg())
     _warm_page_cache(snapshot)
@@ -178,7 +181,7 @@ class _Race:
             self.results[name]["factor"] = factors(ours, self.results[name])
             self.results[name]["frames"] = distance(last.frames, theirs.frames)
             difference = np.linalg.norm(theirs.latents - last.latents) / np.linalg.norm(theirs.latents)
-            self.results[name]["latents_apart"] = _brief(float(difference))
+            self.results[name]["latents_relative_difference"] = _brief(float(difference))
 
     def run_again(self, request: VideoRequest) -> Iterator[str]:
         """Start one more process for each side that compiled something."""
@@ -204,7 +207,7 @@ def _recipe_fields(recipe: Recipe) -> Record:
         "precision": recipe.precision,
         "memory_plan": recipe.memory_plan,
         "events": list(recipe.events),
-        "settings": recipe.request.model_dump(exclude=set(TEXT_TO_IMAGE_FIELDS)),
+        "parameters": recipe.request.model_dump(exclude=set(TEXT_TO_IMAGE_FIELDS)),
     }
 
 
@@ -267,7 +270,7 @@ def distance(ours: Frames, theirs: Frames) -> Record:
     square = float(np.square(difference, dtype=np.float64).mean())
     return {
         "psnr_db": _brief(10 * np.log10(255**2 / square)) if square else None,
-        "greatest_difference": int(difference.max()),
+        "max_difference": int(difference.max()),
         "mean_difference": _brief(float(difference.mean())),
     }
 

@@ -69,7 +69,8 @@ def bench(
     output: Annotated[
         str | None,
         typer.Option(
-            "--out",
+            "--output",
+            "-o",
             metavar="FILE.json",
             rich_help_panel=OUTPUT_PANEL,
             help="Also write the measurements to this file, as JSON.",
@@ -94,19 +95,19 @@ def bench(
         typer.Option(
             metavar="fast|reference",
             rich_help_panel=MODEL_PANEL,
-            help="fast: Kinema's forward implementation; reference: diffusers'. Unset: fast on CPUs and on GPUs with "
-            "Triton kernels, else reference.",
+            help="fast: Kinema's forward implementation; reference: diffusers'. Unset: fast on CPUs, and in float16 or "
+            "bfloat16 on NVIDIA GPUs from Ampere on with Triton installed; else reference.",
         ),
     ] = None,
     **parameters: Any,
 ) -> None:
     """Compare the speed of Kinema and diffusers on this machine, with the same weights, image, parameters and seed.
 
-    Each side runs in its own process; runs alternate. The table shows the cold start (process start to first file),
-    loading, the time of each stage, peak memory and TFLOP/s, then the difference between the frames. Close other
-    programs first: they affect the timings.
+    Kinema and each baseline (the sides) run in their own processes; after one cold run each, warm runs alternate. The
+    table shows the cold start (process start to first file), loading, the time of each stage, peak memory and
+    TFLOP/s, then the difference between the frames. Close other programs first: they affect the timings.
 
-    [dim]kinema bench rocket.png --model pocket --seed 42 --out pocket.json[/dim]
+    [dim]kinema bench rocket.png --model pocket --seed 42 -o pocket.json[/dim]
     """
     from kinema.library import all_warnings
     from kinema.media.image import open_image
@@ -208,7 +209,7 @@ def _speed(side: Mapping[str, Any], stage: str) -> str:
 
 def _lines(record: Record) -> list[str]:
     """Return the lines below the table: difference of the frames, and the conditions of the measurement."""
-    request, tflop, machine, model = (record[name] for name in ("settings", "tflop", "machine", "model"))
+    request, tflop, machine, model = (record[name] for name in ("parameters", "tflop", "machine", "model"))
     size = f"{request['num_frames']} frames of {request['width']}×{request['height']}"
     rates = ", ".join(f"{rate:.3g} ({kind})" for kind, rate in record["matrix_tflop_per_second"].items())
     dtype = record["dtype"]
@@ -235,8 +236,8 @@ def _lines(record: Record) -> list[str]:
 
 
 def _difference(name: str, side: Mapping[str, Any]) -> str:
-    frames, latents = side["frames"], f"final latents differ by {side['latents_apart']:.2g} of their norm"
+    frames, latents = side["frames"], f"final latents differ by {side['latents_relative_difference']:.2g} of their norm"
     if frames["psnr_db"] is None:
         return f"identical to {name}, pixel for pixel; {latents}"
-    maximum = frames["greatest_difference"]
+    maximum = frames["max_difference"]
     return f"PSNR {frames['psnr_db']:.1f} dB against {name}, difference at most {maximum}/255; {latents}"

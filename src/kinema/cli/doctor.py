@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from kinema.jobs.eta import StageSpeeds
     from kinema.models.catalog import CatalogEntry
-    from kinema.models.memory_plan import MemoryPlan, Part, Shape
+    from kinema.models.memory_plan import Component, MemoryPlan, Shape
     from kinema.models.resolve import InstalledModel
     from kinema.settings import Settings
 
@@ -229,15 +229,17 @@ def _image_pipeline_plan(model: InstalledModel, device: torch.device, dtype: tor
 
     entry = model.entry
     if entry.weights_bytes is not None:  # stored as 2 bytes per parameter
-        weights = {part: count // 2 * dtype.itemsize for part, count in entry.weights_bytes.items()}
+        weights = {component: count // 2 * dtype.itemsize for component, count in entry.weights_bytes.items()}
     else:
         assert entry.folder is not None
         check_embedded(entry.name, entry.folder)
         weights = {}
-        for part, stem in IMAGE_PIPELINE.stems(entry.folder).items():
-            chosen = choose_weights(model.snapshot.files if model.snapshot else (), part, half=True, stem=stem)
+        for component, stem in IMAGE_PIPELINE.stems(entry.folder).items():
+            chosen = choose_weights(model.snapshot.files if model.snapshot else (), component, half=True, stem=stem)
             headers = read_headers(entry.folder, chosen).values() if chosen else ()
-            weights[part] = dtype.itemsize * sum(math.prod(shape) for header in headers for shape in header.values())
+            weights[component] = dtype.itemsize * sum(
+                math.prod(shape) for header in headers for shape in header.values()
+            )
     width, height = entry.native_sizes[0] if entry.native_sizes else (1024, 576)
     return plan_image_pipeline(
         weights,
@@ -251,22 +253,22 @@ def _image_pipeline_plan(model: InstalledModel, device: torch.device, dtype: tor
     )
 
 
-def _sizes(model: InstalledModel, itemsize: int) -> tuple[dict[Part, int], Shape]:
-    """Return the bytes of each part of a model at `itemsize` bytes per parameter, and its memory-relevant shape."""
-    from kinema.models.memory_plan import PARTS, Shape
+def _sizes(model: InstalledModel, itemsize: int) -> tuple[dict[Component, int], Shape]:
+    """Return the bytes of each component at `itemsize` bytes per parameter, and the model's memory-relevant shape."""
+    from kinema.models.memory_plan import COMPONENTS, Shape
     from kinema.models.model_files import check_configs, choose_weights, read_headers
     from kinema.models.resolve import locate, resolve
 
     entry = model.entry
     if entry.weights_bytes is not None:  # stored as 2 bytes per parameter
-        return {part: entry.weights_bytes[part] // 2 * itemsize for part in PARTS}, Shape()
+        return {component: entry.weights_bytes[component] // 2 * itemsize for component in COMPONENTS}, Shape()
     snapshot = model.snapshot or locate(resolve(entry.name))
-    weights: dict[Part, int] = {}
-    for part in PARTS:
-        chosen = choose_weights(snapshot.files, part, half=True)
+    weights: dict[Component, int] = {}
+    for component in COMPONENTS:
+        chosen = choose_weights(snapshot.files, component, half=True)
         assert chosen is not None, "locate checks that they exist"
         headers = read_headers(snapshot.folder, chosen).values()
-        weights[part] = itemsize * sum(math.prod(shape) for header in headers for shape in header.values())
+        weights[component] = itemsize * sum(math.prod(shape) for header in headers for shape in header.values())
     configs = check_configs(snapshot.folder)
     return weights, Shape.of(configs["unet"], configs["vae"])
 

@@ -59,9 +59,10 @@ def generate(
             "-o",
             metavar="PATH",
             rich_help_panel=OUTPUT_PANEL,
-            help="Output file: .mp4, .webm, .gif, .webp, or no extension for a folder of PNG files. For several videos "
-            "a folder, or a template with {stem}, {index} or {seed}. - writes an mp4 to stdout. Missing folders are "
-            "created. Unset: STEM.mp4 in the current folder, where STEM is the image's name or the prompt's words.",
+            help="Output file: .mp4, .webm, .gif or .webp; a name without extension is a folder of PNG frames. FOLDER/ "
+            "(with the slash) is a folder of mp4 files; with several videos the slash may be omitted. Or a template "
+            "with {stem}, {index} or {seed}. - writes an mp4 to stdout. Missing folders are created. Unset: STEM.mp4 "
+            "in the current folder, where STEM is the image's name or the prompt's words.",
         ),
     ] = None,
     contact_sheet: Annotated[
@@ -92,9 +93,9 @@ def generate(
 ) -> None:
     """Turn images or prompts into short videos. Print the path of each video to stdout.
 
-    All inputs are validated before any model is loaded. Each model is loaded once: all images are generated first,
-    then the text-to-image model is unloaded before the video model is loaded. If a video fails, the videos finished
-    before it are kept.
+    All inputs are validated before any model is loaded. Each model is loaded once. With --prompt, all images are
+    generated first; then the text-to-image model is unloaded and the video model is loaded. The first failure ends
+    the run; videos finished before it are kept.
 
     [dim]kinema generate rocket.png -o rocket.mp4 --seed 42 --motion-bucket-id 127[/dim]
 
@@ -135,8 +136,8 @@ def generate(
             tasks = generate_images(tasks, image_model, settings, report)
         pipeline = load_video_pipeline(model_name, settings, report)
         for task in tasks:
-            checked = task.checked_image
-            render_video(pipeline, task if checked is None else replace(task, image=checked.open()), report)
+            checked_image = task.checked_image
+            render_video(pipeline, task if checked_image is None else replace(task, image=checked_image.open()), report)
 
 
 def choose_model(settings: Settings, report: Report) -> str:

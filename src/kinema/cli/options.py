@@ -133,7 +133,7 @@ def with_all_parameters(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def with_video_parameters(command: Callable[..., None]) -> Callable[..., None]:
-    """Do the same without the text-to-image parameters."""
+    """Replace `**parameters` by one option per video field of `VideoRequest`, without the text-to-image ones."""
     return _with(command, [name for name in VideoRequest.model_fields if name not in {"model", *TEXT_TO_IMAGE_FIELDS}])
 
 
@@ -147,15 +147,21 @@ def _with(command: Callable[..., None], names: list[str]) -> Callable[..., None]
 
 def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     """Return the option for a request field. The help shows the range; `VideoRequest` validates it."""
-    limits = ". ".join(filter(None, [_choices(name), _range(field), _defaults(name, field)]))
+    limits = ". ".join(filter(None, [_choices(name), _range(name, field), _defaults(name, field)]))
     option = typer.Option(
         f"--{name.replace('_', '-')}",
-        help=f"{field.description} [dim]{limits}{'.' if limits else ''}[/dim]",
+        help=f"{_with_flags(str(field.description))} [dim]{limits}{'.' if limits else ''}[/dim]",
         rich_help_panel=IMAGE_MODEL_PANEL if name in TEXT_TO_IMAGE_FIELDS else VIDEO_PANEL,
         metavar=_metavar(name, field),
         parser=str if str in get_args(field.annotation) else _number,
     )
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[Any, option])
+
+
+def _with_flags(text: str) -> str:
+    """Return a field's description with the flags in place of the names of other fields."""
+    names = re.compile(r"\b(\w+_\w+|fps)\b")
+    return names.sub(lambda m: f"--{m[0].replace('_', '-')}" if m[0] in VideoRequest.model_fields else m[0], text)
 
 
 def _number(text: str) -> int | float | str:
@@ -185,25 +191,25 @@ def _choices(name: str) -> str:
     return f"One of {', '.join(get_args(Scheduler))}" if name == "scheduler" else ""
 
 
-def _range(field: FieldInfo) -> str:
-    """Return the allowed range of a field as text."""
+def _range(name: str, field: FieldInfo) -> str:
+    """Return the allowed range of a field as text, if its description does not have it."""
     bounds = {type(bound).__name__: bound for bound in field.metadata}
     low, high = bounds.get("Ge"), bounds.get("Le")
-    if low is None:
+    if low is None or name == "seed":
         return ""
     return f"At least {low.ge}" if high is None else f"{low.ge} to {high.le}"
 
 
 def _defaults(name: str, field: FieldInfo) -> str:
     """Return the default of a field as text, with the models that have another default."""
-    if name in TEXT_TO_IMAGE_FIELDS:
-        own = {entry.name: entry.defaults[name] for entry in IMAGE_MODELS.values() if name in entry.defaults}
-        return f"Default {', '.join(f'{value} for {image_model}' for image_model, value in own.items())}" if own else ""
-    if field.default_factory is not None or field.default is None:
-        return ""
     others: dict[Any, list[str]] = {}
-    for entry in CATALOG.values():
+    for entry in (*CATALOG.values(), *IMAGE_MODELS.values()):
         if (value := entry.defaults.get(name, field.default)) != field.default:
             others.setdefault(value, []).append(entry.name)
+    if field.default is None:
+        values = ", ".join(f"{value} for {' and '.join(models)}" for value, models in others.items())
+        return f"Default {values}" if values else ""
+    if field.default_factory is not None:
+        return ""
     exceptions = "; ".join(f"{', '.join(models)}: {value}" for value, models in others.items())
     return f"Default {field.default}" + (f" ({exceptions})" if exceptions else "")

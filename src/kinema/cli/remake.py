@@ -92,8 +92,7 @@ def remake(
         with _cpu_threads(recipe.threads):
             if opened is None:
                 task = _generate_image(task, recipe, image_model, settings, report, anyway=anyway)
-            pipeline = load_video_pipeline(name, settings, report)
-            pipeline.engine = recipe.engine
+            pipeline = load_video_pipeline(name, settings, report, recipe.engine)
             actual = pipeline.identity.weights_sha256
             _check_sha256("model", name, actual, recipe.model.weights_sha256, report, anyway=anyway)
             _report_versions(recipe, report)

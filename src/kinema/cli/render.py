@@ -10,26 +10,27 @@ from typing import TYPE_CHECKING
 from kinema.cli.output_paths import make_folders
 from kinema.cli.render_task import RenderedVideo
 from kinema.models.catalog import CATALOG, IMAGE_MODELS, human_bytes
+from kinema.steps import drive
 
 if TYPE_CHECKING:
     from kinema.cli.render_task import RenderTask
     from kinema.cli.report import Report
-    from kinema.media.image import InputImage
-    from kinema.media.video import Video
     from kinema.models.catalog import CatalogEntry
     from kinema.models.image_pipeline import ImagePipeline
     from kinema.models.loading import VideoPipeline
     from kinema.settings import Settings
+    from kinema.steps import Restart, Step
+    from kinema.values import Engine
 
 
-def load_video_pipeline(model: str, settings: Settings, report: Report) -> VideoPipeline:
-    """Load a video model and report the progress."""
+def load_video_pipeline(model: str, settings: Settings, report: Report, engine: Engine | None = None) -> VideoPipeline:
+    """Load a video model and report the progress; `engine` as for `kinema.load`."""
     from kinema.models import loading
 
     report_download(CATALOG.get(model), report)
     report.emit("load", f"loading {model}", model=model)
     began = time.monotonic()
-    pipeline = loading.load(model, settings=settings, progress=report.download)
+    pipeline = loading.load(model, engine=engine, settings=settings, progress=report.download)
     _report_loaded(pipeline, time.monotonic() - began, report)
     return pipeline
 
@@ -88,7 +89,6 @@ def generate_task_image(pipeline: ImagePipeline, task: RenderTask, report: Repor
     from kinema.engine import generate_image, prompt_warnings
     from kinema.media.video_writer import publish
     from kinema.models.image_pipeline import completed
-    from kinema.values import Step
 
     task = replace(task, request=completed(pipeline, task.request))
     warnings = prompt_warnings(pipeline, task.request)
@@ -96,13 +96,7 @@ def generate_task_image(pipeline: ImagePipeline, task: RenderTask, report: Repor
         report.emit("warning", warning)
     report.image_started(task)
     began = time.monotonic()
-    image: InputImage | None = None
-    for result in generate_image(pipeline, task.request):
-        if isinstance(result, Step):
-            report.step(result)
-        else:
-            image = result
-    assert image is not None, "generate_image ends with an image"
+    image = drive(generate_image(pipeline, task.request), report.step, report.restart)
     if task.image_path:
         make_folders([task.image_path])
         data = BytesIO()
@@ -122,24 +116,24 @@ def render_video(pipeline: VideoPipeline, task: RenderTask, report: Report) -> R
     """
     from kinema.engine import generate
     from kinema.media.video_writer import VideoWriter, publish
-    from kinema.values import Step
 
     assert task.image is not None
     report.video_started(task)
     began = time.monotonic()
-    video: Video | None = None
     make_folders([task.output_path, task.contact_sheet_path])
     with VideoWriter(task.output_path, task.request.frame_rate) as writer:
-        for result in generate(pipeline, task.image, task.request):
-            if isinstance(result, Step):
-                if result.frames is not None:
-                    if result.start == 0:  # the first frames, or decoding restarted
-                        writer.restart()
-                    writer.write(result.frames)
-                report.step(result)
-            else:
-                video = result
-        assert video is not None, "generate ends with a video"
+
+        def on_step(step: Step) -> None:
+            if step.frames is not None:
+                writer.write(step.frames)
+            report.step(step)
+
+        def on_restart(restart: Restart) -> None:
+            if restart.stage == "decode":
+                writer.restart()
+            report.restart(restart)
+
+        video = drive(generate(pipeline, task.image, task.request), on_step, on_restart)
         recipe = video.recipe
         path = writer.finish(
             recipe.model_copy(update={"request": task.recipe_request}) if task.recipe_request else recipe

@@ -10,6 +10,7 @@ With --json, stdout has one JSON object per line. Its "event" is one of:
     image_done     the image is generated: path, seconds
     start          a video starts: image, path, seed, request
     step           a step is done: stage, step, total, eta_seconds (of this stage)
+    restart        a stage begins again: stage, reason; its earlier steps are void
     done           a result is written: path; for a video contact_sheet, seed, seconds, warnings
     compared       result of `remake`: identical, frames_differing, max_difference, reasons
     error          the run failed: code (as in the HTTP API, or "interrupted"), message, param, exit_code
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
     from kinema.cli.render_task import RenderedVideo, RenderTask
     from kinema.models.hub import Progress
-    from kinema.values import Stage, Step
+    from kinema.steps import Restart, Stage, Step
 
 # Prefix and style of lines by kind.
 _PREFIXES = {
@@ -159,6 +160,12 @@ class Report:
     def step(self, step: Step) -> None:
         """Show that a step is done."""
         self._step(step, self.timer.eta(step))
+
+    def restart(self, restart: Restart) -> None:
+        """Show that a stage begins again."""
+        self.emit(
+            "restart", f"{restart.stage} begins again: {restart.reason}", stage=restart.stage, reason=restart.reason
+        )
 
     def _step(self, step: Step, eta: float) -> None:
         """Show that a step is done; `eta` is the remaining time of its stage in seconds."""

@@ -6,7 +6,7 @@ import contextlib
 import ipaddress
 import os
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -14,10 +14,7 @@ from kinema.cli.options import Device, Dtype, Model, Precision  # noqa: TC001 - 
 from kinema.cli.report import print_line
 from kinema.errors import InvalidRequest, QueueUnavailable
 from kinema.serving.bentoml_arbiter import check_port
-from kinema.settings import read_settings
-
-if TYPE_CHECKING:
-    from kinema.settings import Settings
+from kinema.settings import Settings, read_settings
 
 SERVICE = "kinema.serving.service:StableDiffusionVideo"
 
@@ -25,7 +22,7 @@ SERVICE = "kinema.serving.service:StableDiffusionVideo"
 def serve(
     *,
     host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="IP address to listen on; 0.0.0.0 for all interfaces.")
+        str, typer.Option(metavar="ADDRESS", help="IP address to listen on, or localhost; 0.0.0.0 for all interfaces.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(metavar="PORT", min=1, max=65535, help="Port to listen on.")] = 3000,
     model: Model = None,
@@ -42,7 +39,12 @@ def serve(
     ] = None,
     data_dir: Annotated[
         str | None,
-        typer.Option(metavar="FOLDER", help="Folder for the queue, its images and its videos.", show_default=False),
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder for the queue, its images and its videos. "
+            f"Unset: {Settings.model_fields['data_dir'].default}.",
+            show_default=False,
+        ),
     ] = None,
     api_keys: Annotated[
         str | None,
@@ -50,13 +52,19 @@ def serve(
             "--key",
             envvar="KINEMA_API_KEYS",
             metavar="KEY[,KEY]",
-            help="Comma-separated API keys; each request must send one.",
+            help="Comma-separated API keys. Every request except health checks must send one, as `Authorization: "
+            "Bearer KEY`, as `X-API-Key` or as a password. Prefer KINEMA_API_KEYS: other users can see the "
+            "command line.",
             show_default=False,
             show_envvar=False,
         ),
     ] = None,
     allow_unauthenticated: Annotated[
-        bool, typer.Option("--allow-unauthenticated", help="Accept remote connections without an API key.")
+        bool,
+        typer.Option(
+            "--allow-unauthenticated",
+            help="Accept remote connections even if no API key is set. With API keys, each request still needs one.",
+        ),
     ] = False,
 ) -> None:
     """Serve /generate (as in BentoML's tutorial), /v1/videos (OpenAI's API) and the web page, with a durable job queue.
@@ -94,7 +102,7 @@ def _check_host(host: str, settings: Settings) -> None:
     """Check that remote connections need a key, unless --allow-unauthenticated is set.
 
     Raises:
-        InvalidRequest: they do not, or `host` is not an IP address.
+        InvalidRequest: `host` accepts remote connections without a key, or is neither `localhost` nor an IP address.
     """
     try:
         is_local = host == "localhost" or ipaddress.ip_address(host).is_loopback

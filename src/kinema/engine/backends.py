@@ -82,11 +82,11 @@ def _network(pipeline: VideoPipeline, plan: MemoryPlan, unet: Any) -> FastUNet:
 
 def _fast_call(network: FastUNet, conditions: Conditions, num_frames: int) -> Callable[[Tensor, Tensor], Tensor]:
     """Return a function that calls the fast UNet."""
-    constants = network.constants(conditions.embedding, conditions.time_ids, conditions.latents, num_frames)
+    shared_by_steps = network.constants(conditions.embedding, conditions.time_ids, conditions.latents, num_frames)
 
     def call(sample: Tensor, time: Tensor) -> Tensor:
         with on_device_of(sample):
-            return network(sample, time, constants)
+            return network(sample, time, shared_by_steps)
 
     return _compiled_first(call, "unet", network.kind)
 

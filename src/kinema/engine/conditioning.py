@@ -9,8 +9,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from kinema.steps import Step
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
     from PIL import Image
 
@@ -48,8 +50,8 @@ class Conditions:
 
 def condition(
     pipeline: VideoPipeline, placed: Placed, image: Image.Image, request: VideoRequest, generator: torch.Generator
-) -> Iterator[int | Conditions]:
-    """Yield 1 after embedding the image, 2 after encoding it, and then the conditions.
+) -> Generator[Step, None, Conditions]:
+    """Yield a step after embedding the image and after encoding it, and return the conditions.
 
     Args:
         pipeline: Gives the device, the dtype and CLIP's normalisation.
@@ -62,17 +64,17 @@ def condition(
     with placed.on_device("image_encoder") as image_encoder:
         normalised = clip_pixels(pixels, pipeline.image_size, pipeline.image_mean, pipeline.image_std)
         embedding = image_encoder(normalised.to(pipeline.device, pipeline.dtype)).image_embeds[:, None]
-    yield 1
+    yield Step("encode", 1, ENCODE_STEPS)
     noise = torch.randn(pixels.shape, generator=generator, dtype=torch.float32, device="cpu")
     noisy = 2 * pixels - 1 + request.noise_aug_strength * noise
     # float16 overflows in the encoder of SVD's VAE.
     dtype = torch.float32 if pipeline.force_upcast and pipeline.dtype == torch.float16 else pipeline.dtype
     with placed.on_device("vae", dtype, of=("encoder", "quant_conv")) as vae:
         latents = vae.encode(noisy.to(pipeline.device, dtype)).latent_dist.mode().to(pipeline.dtype)
-    yield 2
+    yield Step("encode", 2, ENCODE_STEPS)
     # SVD was trained on fps − 1. Always float32, because bfloat16 can't represent 1023.
     ids = [request.fps - 1, request.motion_bucket_id, request.noise_aug_strength]
-    yield Conditions(embedding, latents, torch.tensor([ids], dtype=torch.float32, device=pipeline.device))
+    return Conditions(embedding, latents, torch.tensor([ids], dtype=torch.float32, device=pipeline.device))
 
 
 def clip_pixels(

@@ -1,4 +1,4 @@
-"""Image to video: a generator of steps that ends with the video.
+"""Image to video: a generator of events that returns the video.
 
 The image is fitted, embedded and encoded (`conditioning`). Noise is denoised to latents, step by step (`sampling`).
 Latents are decoded to frames, chunk by chunk (`decoding`). The caller owns progress and cancelling: to cancel, stop
@@ -19,7 +19,7 @@ import torch
 from kinema.engine import sampling
 from kinema.engine.backends import engine_for, make_step, precision_for
 from kinema.engine.checkpoint import Checkpoint
-from kinema.engine.conditioning import ENCODE_STEPS, Conditions, condition
+from kinema.engine.conditioning import condition
 from kinema.engine.decoding import NotFinite, decode
 from kinema.engine.out_of_memory import insufficient, is_out_of_memory
 from kinema.errors import GenerationFailed
@@ -28,18 +28,21 @@ from kinema.media.video import Video
 from kinema.models.devices import cpu_instructions
 from kinema.models.memory_plan import plans
 from kinema.models.offload import is_fast, place, plan_for
-from kinema.values import Recipe, Step
+from kinema.steps import Restart, Step
+from kinema.values import Recipe
 from kinema.version import own_version
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Callable, Generator
 
     from PIL import Image
 
+    from kinema.engine.conditioning import Conditions
     from kinema.media.image import InputImage
     from kinema.media.video_writer import Frames
     from kinema.models.loading import VideoPipeline
     from kinema.models.memory_plan import MemoryPlan
+    from kinema.steps import Event
     from kinema.values import VideoRequest
 
 SMALLER = "use a smaller width, height or num_frames"
@@ -47,8 +50,8 @@ LIBRARIES = ("diffusers", "transformers", "accelerate")
 
 
 @torch.no_grad()
-def generate(pipeline: VideoPipeline, image: InputImage, request: VideoRequest) -> Iterator[Step | Video]:
-    """Yield a `Step` after each unit of work, and finally the `Video`.
+def generate(pipeline: VideoPipeline, image: InputImage, request: VideoRequest) -> Generator[Event, None, Video]:
+    """Yield a `Step` after each unit of work, and a `Restart` if decoding begins again; return the `Video`.
 
     All noise is drawn on the CPU from the request's seed, so a seed gives a similar video on every device. Without
     guidance (both scales 1) there is no unconditional pass.
@@ -59,35 +62,38 @@ def generate(pipeline: VideoPipeline, image: InputImage, request: VideoRequest) 
         request: The checked parameters.
 
     Raises:
-        InsufficientMemory: before any work if no plan fits; later if memory runs out and no current_plan plan is left.
+        InvalidRequest: if another process loaded the pipeline.
+        InsufficientMemory: before any work if no plan fits; later if memory runs out and no leaner plan is left.
         GenerationFailed: if the model's output has NaN or infinity, or is one constant colour.
     """
+    pipeline.check_process()
     plan = plan_for(pipeline, request)
     fitted = fit_image(image, request.width, request.height, request.fit)
     denoised = yield from _to_denoised(pipeline, plan, fitted, request)
     plan, events = denoised.plan, list(denoised.events)
     frames = yield from _decode(pipeline, plan, denoised.latents.to(pipeline.device), fitted, events)
     del denoised  # not needed while the caller uses the video
-    yield Video(frames, request.frame_rate, _recipe(pipeline, plan, image, request, events), image.rgb)
+    return Video(frames, request.frame_rate, _recipe(pipeline, plan, image, request, events), image.rgb)
 
 
 @torch.no_grad()
-def to_latents(pipeline: VideoPipeline, image: InputImage, request: VideoRequest) -> Iterator[Step | Checkpoint]:
-    """Encode and denoise: yield a `Step` after each unit of work, and finally the `Checkpoint`.
+def to_latents(pipeline: VideoPipeline, image: InputImage, request: VideoRequest) -> Generator[Event, None, Checkpoint]:
+    """Encode and denoise: yield a `Step` after each unit of work, and return the `Checkpoint`.
 
     Raises:
         InsufficientMemory, GenerationFailed: see `generate`.
     """
+    pipeline.check_process()
     plan = plan_for(pipeline, request)
     fitted = fit_image(image, request.width, request.height, request.fit)
-    yield (yield from _to_denoised(pipeline, plan, fitted, request))
+    return (yield from _to_denoised(pipeline, plan, fitted, request))
 
 
 @torch.no_grad()
 def to_video(
     pipeline: VideoPipeline, image: InputImage, request: VideoRequest, denoised: Checkpoint
-) -> Iterator[Step | Video]:
-    """Decode with the plan at the end of denoising: yield a `Step` per chunk, and finally the `Video`.
+) -> Generator[Event, None, Video]:
+    """Decode with the plan at the end of denoising: yield a `Step` per chunk, and return the `Video`.
 
     Args:
         pipeline: The same model, device and dtype as for `to_latents`.
@@ -98,10 +104,11 @@ def to_video(
     Raises:
         InsufficientMemory, GenerationFailed: see `generate`.
     """
+    pipeline.check_process()
     events = list(denoised.events)
     fitted = fit_image(image, request.width, request.height, request.fit)
     frames = yield from _decode(pipeline, denoised.plan, denoised.latents.to(pipeline.device), fitted, events)
-    yield Video(frames, request.frame_rate, _recipe(pipeline, denoised.plan, image, request, events), image.rgb)
+    return Video(frames, request.frame_rate, _recipe(pipeline, denoised.plan, image, request, events), image.rgb)
 
 
 def _to_denoised(
@@ -121,15 +128,11 @@ def _encode(
     """Yield a step after embedding and after encoding; return the conditions."""
     try:
         with place(pipeline, plan) as placed:
-            for result in condition(pipeline, placed, fitted, request, generator):
-                if isinstance(result, Conditions):
-                    return result
-                yield Step("encode", result, ENCODE_STEPS)
+            return (yield from condition(pipeline, placed, fitted, request, generator))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         raise insufficient(error, "encoding the image", SMALLER) from None
-    raise AssertionError("condition yields the conditions last")
 
 
 def _denoise(
@@ -142,7 +145,7 @@ def _denoise(
 ) -> Generator[Step, None, tuple[torch.Tensor, MemoryPlan]]:
     """Yield a step per noise level; return the latents, float32 [1, frames, c, h/f, w/f], and the final plan.
 
-    If memory runs out, the failed step is repeated with the next current_plan plan.
+    If memory runs out, the failed step is repeated with the next leaner plan.
     """
     device, dtype = pipeline.device, pipeline.dtype
     steps = request.num_inference_steps
@@ -192,20 +195,25 @@ def _denoise(
 
 def _decode(
     pipeline: VideoPipeline, plan: MemoryPlan, latents: torch.Tensor, fitted: Image.Image, events: list[str]
-) -> Generator[Step, None, Frames]:
-    """Yield a step with the frames of each chunk; return all frames, checked for NaN and one constant colour."""
+) -> Generator[Event, None, Frames]:
+    """Yield a step with the frames of each chunk; return all frames, checked for NaN and one constant colour.
+
+    Decoding begins again in float32 if a check fails in half precision.
+    """
     attempts = [pipeline.dtype] if pipeline.dtype == torch.float32 else [pipeline.dtype, torch.float32]
     problem = ""
     for dtype in attempts:
         if problem:
             events.append(f"{problem}: repeated decoding in float32")
+            yield Restart("decode", events[-1])
         frames: list[Frames] = []
+        done = 0
         try:
             with place(pipeline, plan) as placed, placed.on_device("vae", dtype) as vae:
                 for chunk in decode(vae, latents, plan.decode_chunk_size, events, engine_for(pipeline, plan)):
-                    start = sum(map(len, frames))
                     frames.append(chunk)
-                    yield Step("decode", start + len(chunk), latents.shape[1], frames=chunk, start=start)
+                    done += len(chunk)
+                    yield Step("decode", done, latents.shape[1], frames=chunk)
         except NotFinite:
             problem = f"the decoder's output has NaN or infinity in {dtype}"
             continue

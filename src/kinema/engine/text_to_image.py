@@ -1,4 +1,4 @@
-"""Text to image: a generator of steps that ends with an image.
+"""Text to image: a generator of events that returns an image.
 
 Any text-to-image pipeline of diffusers can be used, so the denoising loop is diffusers' own. `threaded_generator` turns
 its callbacks into a generator, so that the caller owns progress and cancelling here too. Image and video start from the
@@ -8,6 +8,7 @@ same seed, each with its own random generator: a saved image gives the same vide
 from __future__ import annotations
 
 import re
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -23,35 +24,38 @@ from kinema.models import hub
 from kinema.models.catalog import IMAGE_MODELS, quote_words, words_in
 from kinema.models.image_pipeline import completed
 from kinema.models.image_pipeline_offload import PLANS, on_device, plan_for
-from kinema.values import ImageGeneration, Step
+from kinema.steps import Restart, Step
+from kinema.values import ImageGeneration
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Callable, Generator
 
     from kinema.media.image import InputImage
     from kinema.models.image_pipeline import ImagePipeline
     from kinema.models.memory_plan import MemoryPlan
+    from kinema.steps import Event
     from kinema.values import VideoRequest
 
     Pixels = np.ndarray[Any, np.dtype[np.float32]]
 
 
-def generate_image(image_pipeline: ImagePipeline, request: VideoRequest) -> Iterator[Step | InputImage]:
-    """Yield a `Step` for each denoising step, and finally the `InputImage` with its `image_generation`.
+def generate_image(image_pipeline: ImagePipeline, request: VideoRequest) -> Generator[Event, None, InputImage]:
+    """Yield a `Step` for each denoising step, and return the `InputImage` with its `image_generation`.
 
     The noise is drawn on the CPU in float32 from the request's seed. The device is always freed at the end. If the
     image has NaN or infinity or is of one colour, generation is repeated once in float32. If memory runs out, it is
-    repeated once with the next leaner plan.
+    repeated once with the next leaner plan. A `Restart` precedes each repetition.
 
     Args:
         image_pipeline: From `kinema.models.image_pipeline.load_image_pipeline`; used by one generator at a time.
         request: A request with a prompt; parameters that are None use the model's defaults.
 
     Raises:
-        InvalidRequest: if the model does not support a parameter.
+        InvalidRequest: if the model does not support a parameter, or another process loaded it.
         InsufficientMemory: before any work if no plan fits; later if memory runs out and no leaner plan is left.
         GenerationFailed: if the image is invalid in float32 too.
     """
+    image_pipeline.check_process()
     if request.prompt is None:
         raise InvalidRequest("prompt is missing; text-to-image needs one", "prompt")
     prompt, request = request.prompt, completed(image_pipeline, request)
@@ -66,13 +70,13 @@ def generate_image(image_pipeline: ImagePipeline, request: VideoRequest) -> Iter
         memory_plan=plan.name,
         events=tuple(events),
     )
-    yield replace(image, name=plain_name(prompt, 60), image_generation=image_generation)
+    return replace(image, name=plain_name(prompt, 60), image_generation=image_generation)
 
 
 def _generate_pixels(
     image_pipeline: ImagePipeline, request: VideoRequest, events: list[str]
-) -> Generator[Step, None, tuple[Pixels, MemoryPlan, torch.dtype]]:
-    """Yield the steps, and return the image with its final plan and dtype."""
+) -> Generator[Event, None, tuple[Pixels, MemoryPlan, torch.dtype]]:
+    """Yield the events, and return the image with its final plan and dtype."""
     dtype = image_pipeline.dtype
     plan = plan_for(image_pipeline, request)
     can_retry = True
@@ -88,17 +92,19 @@ def _generate_pixels(
                 raise insufficient(error, "generating the image", "use a smaller width and height") from None
             events.append(f"memory ran out while generating the image: repeated with {next_plan.name}")
             plan, can_retry = next_plan, False
-            continue
-        problem = _find_problem(pixels, dtype)
-        if problem is None:
-            return pixels, plan, dtype
-        if dtype == torch.float32:
-            raise GenerationFailed(
-                f"{problem}; no image was saved. Check the weights, or try another seed, scheduler or other parameters"
-            )
-        events.append(f"{problem}: repeated in float32")
-        dtype = torch.float32
-        plan = plan_for(image_pipeline, request, dtype)
+        else:
+            problem = _find_problem(pixels, dtype)
+            if problem is None:
+                return pixels, plan, dtype
+            if dtype == torch.float32:
+                raise GenerationFailed(
+                    f"{problem}; no image was saved. Check the weights, or try another seed, scheduler or other "
+                    "parameters"
+                )
+            events.append(f"{problem}: repeated in float32")
+            dtype = torch.float32
+            plan = plan_for(image_pipeline, request, dtype)
+        yield Restart("text_to_image", events[-1])
 
 
 def _run_pipeline(
@@ -123,6 +129,7 @@ def _run_pipeline(
         "num_inference_steps": request.image_num_inference_steps,
         "latents": _first_latents(pipeline, request, generator, dtype),
     }
+    pipeline = copy(pipeline)  # with the same networks
     pipeline.scheduler = image_pipeline.make_scheduler(request.scheduler)
     try:
         image: Pixels = pipeline(

@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from kinema.jobs.job import Failure as Failure
     from kinema.jobs.job import Job as Job
     from kinema.jobs.job import JobPage as JobPage
-    from kinema.jobs.job import Preview as Preview
     from kinema.jobs.job import Task as Task
     from kinema.jobs.queue import Queue as Queue
 
@@ -18,12 +17,11 @@ _MODULES = {
     "Failure": "kinema.jobs.job",
     "Job": "kinema.jobs.job",
     "JobPage": "kinema.jobs.job",
-    "Preview": "kinema.jobs.job",
     "Queue": "kinema.jobs.queue",
     "Task": "kinema.jobs.job",
 }
 
-__all__ = ["Failure", "Job", "JobPage", "Preview", "Queue", "Task"]
+__all__ = ["Failure", "Job", "JobPage", "Queue", "Task"]
 
 
 def __getattr__(name: str) -> object:

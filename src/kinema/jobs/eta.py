@@ -38,7 +38,10 @@ def _work_units(stage: str, request: VideoRequest) -> float:
 
 
 class StageSpeeds:
-    """Seconds per unit of work for each model and stage: a moving average over completed jobs, newest first."""
+    """Seconds per unit of work for each model and stage: an exponential moving average over completed jobs.
+
+    `completed` is sorted newest first.
+    """
 
     def __init__(self, completed: Sequence[Job] = ()) -> None:
         self._lock = Lock()

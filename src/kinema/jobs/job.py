@@ -1,15 +1,16 @@
-"""Values of the queue: a job as callers see it, a task as a worker process receives it, and what the work yields."""
+"""Values of the queue: a job as callers see it, a task as a worker process receives it, and the protocol of work."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Generator, Mapping
     from pathlib import Path
 
-    from kinema.values import Step, VideoRequest
+    from kinema.steps import Event, Step
+    from kinema.values import VideoRequest
 
 Status = Literal["queued", "in_progress", "completed", "failed"]
 Part = Literal["image", "latents", "video"]
@@ -85,13 +86,6 @@ class Task:
     latents: Path | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Preview:
-    """A small preview of the current state. `encode` returns it as a JPEG; it is only called for previews in use."""
-
-    encode: Callable[[], bytes]
-
-
 class TaskResult(Protocol):
     """The output of a part: an image, latents or a video. It is saved once; the extension is that in PART_FILES."""
 
@@ -99,6 +93,11 @@ class TaskResult(Protocol):
         """Write the output to a new file."""
 
 
-# Yields a Step per unit of work, optional Previews, and last the part's TaskResult. To cancel, stop iterating.
-# One callable serves all tasks of a worker process, so it may keep its model loaded.
-Work = Callable[[Task], Iterator["Step | Preview | TaskResult"]]
+class Work(Protocol):
+    """The work of a worker process. One object runs all its tasks, so it may keep its model loaded."""
+
+    def __call__(self, task: Task, /) -> Generator[Event, None, TaskResult]:
+        """Run a task: yield a step per unit of work, and return the output. To cancel, close the generator."""
+
+    def preview(self, state: Step | TaskResult, /) -> bytes | None:
+        """Return a small JPEG of the latest step or of the output, or None if it can't be shown."""

@@ -19,6 +19,9 @@ from typing import TYPE_CHECKING
 
 from kinema.errors import InsufficientDisk, QueueUnavailable
 from kinema.messages import Message
+from kinema.partial_files import PATTERN as PARTIAL_FILE
+from kinema.partial_files import PREFIX as PARTIAL_PREFIX
+from kinema.partial_files import partial_path
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -28,13 +31,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 GIGABYTE = 1_000_000_000
-# Prefix of a file while it is written, in the folder of its final path.
-PARTIAL_PREFIX = ".part-"
 # Prefix of the marker of an image whose job is not stored yet.
 _PENDING_PREFIX = ".pending-"
 _JOB_ID = re.compile(r"video_[0-9a-f]{32}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_PARTIAL = re.compile(re.escape(PARTIAL_PREFIX) + r"[0-9a-f]{8}-.+")
 _PENDING_IMAGE = re.compile(re.escape(_PENDING_PREFIX) + r"[0-9a-f]{64}")
 _DELETED = re.compile(r"\.deleted-[0-9a-f]{8}-video_[0-9a-f]{32}")
 # Names that Kinema or the file system creates at the top of a data folder.
@@ -229,7 +229,7 @@ class JobFiles:
                     self.delete_image(sha256)
                 path.unlink(missing_ok=True)
         for path in self.images.iterdir():
-            if _PARTIAL.fullmatch(path.name):
+            if PARTIAL_FILE.fullmatch(path.name):
                 path.unlink(missing_ok=True)
         for path in self.jobs.iterdir():
             if _DELETED.fullmatch(path.name):
@@ -277,7 +277,7 @@ def _has_only_own_files(folder: Path) -> bool:
 
 def _is_own_name(name: str) -> bool:
     """Return whether Kinema creates files with this name below the data folder."""
-    return any(pattern.fullmatch(name) for pattern in (_JOB_ID, _SHA256, _PARTIAL, _DELETED, _PENDING_IMAGE))
+    return any(pattern.fullmatch(name) for pattern in (_JOB_ID, _SHA256, PARTIAL_FILE, _DELETED, _PENDING_IMAGE))
 
 
 def _own_files(folder: Path) -> Iterator[Path]:
@@ -308,7 +308,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     Raises:
         InsufficientDisk: the disk is full.
     """
-    partial = path.with_name(f"{PARTIAL_PREFIX}{secrets.token_hex(4)}-{path.name}")
+    partial = partial_path(path, f"-{path.name}")
     try:
         with disk_errors(path):
             yield partial
@@ -330,7 +330,8 @@ def disk_errors(path: Path) -> Iterator[None]:
             raise InsufficientDisk(
                 Message(
                     "disk_full",
-                    "the disk is full: {file} can't be written in {folder}",
+                    "the disk is full: {file} can't be written in {folder}; delete videos or free disk space, then try "
+                    "again",
                     file=path.name,
                     folder=path.parent,
                 )

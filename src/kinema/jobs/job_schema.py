@@ -58,14 +58,14 @@ FORMAT = 2
 DELETIONS = sa.Table(
     "kinema_deletions", METADATA, sa.Column("job", sa.Text, primary_key=True), sa.Column("image", sa.Text)
 )
-QUEUED = JOBS.c.status == "queued"
-RUNNING = JOBS.c.status == "in_progress"
+IS_QUEUED = JOBS.c.status == "queued"
+IS_RUNNING = JOBS.c.status == "in_progress"
 # One step of priority counts as this many seconds of waiting.
 AGING_SECONDS = 60.0
 # Smallest first. The rank of all waiting jobs changes alike over time, so it is constant here.
 RANK = JOBS.c.created_at - JOBS.c.priority * AGING_SECONDS
 QUEUE_ORDER = (RANK, JOBS.c.seq)
-COUNT_QUEUED = sa.select(sa.func.count()).select_from(JOBS).where(QUEUED)
+COUNT_QUEUED = sa.select(sa.func.count()).select_from(JOBS).where(IS_QUEUED)
 
 
 def is_expired() -> sa.ColumnElement[bool]:
@@ -76,7 +76,7 @@ def is_expired() -> sa.ColumnElement[bool]:
 def with_positions() -> sa.Select[Any]:
     """Return the selection of all jobs, with the position of each queued one."""
     position = sa.func.row_number().over(order_by=QUEUE_ORDER).label("position")
-    positions = sa.select(JOBS.c.seq, position).where(QUEUED).subquery()
+    positions = sa.select(JOBS.c.seq, position).where(IS_QUEUED).subquery()
     return sa.select(JOBS, positions.c.position).outerjoin(positions, positions.c.seq == JOBS.c.seq)
 
 

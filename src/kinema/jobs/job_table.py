@@ -36,12 +36,12 @@ from kinema.jobs.job_schema import (
     DELETIONS,
     FORMAT,
     IDENTITY,
+    IS_QUEUED,
+    IS_RUNNING,
     JOBS,
     METADATA,
     QUEUE_ORDER,
-    QUEUED,
     RANK,
-    RUNNING,
     is_expired,
     job_from_row,
     with_positions,
@@ -379,45 +379,45 @@ class JobTable:
         """
         columns = (JOBS.c.id, JOBS.c.model, JOBS.c.priority, JOBS.c.passed)
         with self._write_as_scheduler() as connection:
-            first = connection.execute(sa.select(*columns).where(QUEUED).order_by(*QUEUE_ORDER).limit(1)).first()
+            first = connection.execute(sa.select(*columns).where(IS_QUEUED).order_by(*QUEUE_ORDER).limit(1)).first()
             if first is None:
                 return None
             chosen = first
             if first.model not in models and None not in models and first.passed < MAX_PASSED:
                 loaded = sa.select(*columns).where(
-                    QUEUED, JOBS.c.priority == first.priority, JOBS.c.model.in_([m for m in models if m])
+                    IS_QUEUED, JOBS.c.priority == first.priority, JOBS.c.model.in_([m for m in models if m])
                 )
                 chosen = connection.execute(loaded.order_by(*QUEUE_ORDER).limit(1)).first() or first
             if chosen is not first:
                 overtaken = JOBS.update().where(JOBS.c.id == first.id).values(passed=first.passed + 1)
                 connection.execute(overtaken)
             started = {"status": "in_progress", "started_at": time.time()}
-            connection.execute(JOBS.update().where(JOBS.c.id == chosen.id, QUEUED).values(started))
+            connection.execute(JOBS.update().where(JOBS.c.id == chosen.id, IS_QUEUED).values(started))
         return chosen.id, chosen.model
 
     def requeue(self, job_id: str) -> bool:
         """Queue a running job again at its former position; return whether it was running."""
         reset = {"started_at": None, "stage": None, "step": 0, "total": 0, "progress": 0, "eta": None}
-        return self._update(job_id, RUNNING, as_scheduler=True, status="queued", **reset)
+        return self._update(job_id, IS_RUNNING, as_scheduler=True, status="queued", **reset)
 
     def running(self) -> list[Job]:
         """Return all jobs in progress."""
         with self._read() as connection:
-            rows = connection.execute(with_positions().where(RUNNING)).mappings().all()
+            rows = connection.execute(with_positions().where(IS_RUNNING)).mappings().all()
         return [job_from_row(row) for row in rows]
 
     def record(self, job_id: str, **values: Any) -> bool:
         """Store the progress of a running job; return whether it is still running."""
         if "stage_durations" in values:
             values["stage_durations"] = json.dumps(values["stage_durations"])
-        return self._update(job_id, RUNNING, as_scheduler=True, **values)
+        return self._update(job_id, IS_RUNNING, as_scheduler=True, **values)
 
     def complete(self, job_id: str, keep_seconds: float) -> bool:
         """Set a running job to completed; return whether it was running."""
         now = time.time()
         expires = sa.case((JOBS.c.pinned, None), else_=now + keep_seconds)
         values = {"status": "completed", "progress": 100, "eta": None, "completed_at": now, "expires_at": expires}
-        return self._update(job_id, RUNNING, as_scheduler=True, **values)
+        return self._update(job_id, IS_RUNNING, as_scheduler=True, **values)
 
     def fail(self, job_id: str, failure: Failure, keep_seconds: float, *, as_scheduler: bool = False) -> bool:
         """Set a queued or running job to failed, also for a cancel; return whether it was queued or running."""
@@ -425,7 +425,7 @@ class JobTable:
         expires = sa.case((JOBS.c.pinned, None), else_=now + keep_seconds)
         error = {"error_code": failure.code, "error_message": failure.message}
         values = {"status": "failed", "eta": None, "completed_at": now, "expires_at": expires}
-        return self._update(job_id, sa.or_(QUEUED, RUNNING), as_scheduler=as_scheduler, **values, **error)
+        return self._update(job_id, sa.or_(IS_QUEUED, IS_RUNNING), as_scheduler=as_scheduler, **values, **error)
 
     def pin(self, job_id: str, keep_seconds: float, *, pinned: bool) -> bool:
         """Pin a job, or unpin it so that it expires `keep_seconds` from now; return whether it exists."""

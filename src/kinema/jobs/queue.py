@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import sqlalchemy as sa
 
-from kinema.errors import InvalidRequest, JobUnfinished, IdempotencyKeyReused, QueueFull, QueueUnavailable
+from kinema.errors import IdempotencyKeyReused, InvalidRequest, JobUnfinished, QueueFull, QueueUnavailable
 from kinema.jobs.attempt import PREVIEW
 from kinema.jobs.binding import bind
 from kinema.jobs.deletion import DAY, delete_unused_image, remove_job
@@ -49,7 +49,7 @@ class Queue:
     use `subscribe_async`. One process at a time runs a database's jobs; another takes over when it ends. Meanwhile the
     others can do everything else, but can only submit jobs if they have the same data folder.
 
-        with Queue(settings, work="kinema.serving.engine_work:work") as queue:
+        with Queue(settings, work="kinema.serving.engine_work:EngineWork") as queue:
             job = queue.submit(request, image=Path("rocket.png").read_bytes())
             for job in queue.subscribe(job.id):
                 print(job.status, job.queue_position, job.stage, job.step, job.total, job.eta)

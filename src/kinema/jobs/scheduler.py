@@ -116,7 +116,7 @@ class Scheduler:
         return job
 
     def update_title_and_pin(self, job: Job) -> None:
-        """Publish further progress of a running job with its new title and pin."""
+        """Set the title and pin of a running job's attempt, for the progress that it publishes from now on."""
         attempt = self._attempts.get(job.id)
         if attempt is not None:
             attempt.title, attempt.pinned = job.title, job.pinned

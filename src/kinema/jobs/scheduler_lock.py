@@ -35,7 +35,8 @@ class SchedulerLock:
 
         Args:
             stopping: Ends the wait.
-            on_retry: Called after each attempt with the reason to wait, None unless another data folder is in use.
+            on_retry: Called after each attempt: with an error message if a server with another data folder runs the
+                jobs, else with None.
         """
         with self._files.scheduler_lock.open("ab") as file, contextlib.ExitStack() as locks:
             acquired = False

@@ -22,12 +22,13 @@ from threading import Event, Thread
 from typing import TYPE_CHECKING, cast
 
 from kinema.errors import KinemaError
-from kinema.jobs.job import PART_FILES, Preview
+from kinema.jobs.job import PART_FILES
 from kinema.jobs.job_files import atomic_file
-from kinema.values import Step
+from kinema.steps import drive
 
 if TYPE_CHECKING:
     from kinema.jobs.job import Task, TaskResult, Work
+    from kinema.steps import Step
 
 PREVIEW_SECONDS = 2.0
 _PR_SET_PDEATHSIG = 1
@@ -117,29 +118,33 @@ def _run_task(work: Work, task: Task, folder: Path, connection: Connection, canc
     return True
 
 
+class _Cancelled(Exception):
+    """The task was cancelled."""
+
+
 def _run_work(work: Work, task: Task, connection: Connection, cancelled: Event) -> TaskResult | None:
-    """Iterate over the work and return its output, or None once it is cancelled."""
-    steps = work(task)
+    """Run the work and return its output, or None once it is cancelled."""
     next_preview = time.monotonic() + PREVIEW_SECONDS
-    output: TaskResult | None = None
+
+    def send_preview(state: Step | TaskResult) -> None:
+        nonlocal next_preview
+        if time.monotonic() >= next_preview and (preview := work.preview(state)) is not None:
+            connection.send(("preview", preview))
+            next_preview = time.monotonic() + PREVIEW_SECONDS
+
+    def on_step(step: Step) -> None:
+        if cancelled.is_set():
+            raise _Cancelled
+        connection.send(("step", step.stage, step.step, step.total))
+        send_preview(step)
+
     try:
-        for result in steps:
-            if cancelled.is_set():
-                return None
-            if isinstance(result, Step):
-                connection.send(("step", result.stage, result.step, result.total))
-            elif isinstance(result, Preview):
-                if time.monotonic() >= next_preview:
-                    connection.send(("preview", result.encode()))
-                    next_preview = time.monotonic() + PREVIEW_SECONDS
-            else:
-                output = result
-    finally:
-        close = getattr(steps, "close", None)
-        if close is not None:
-            close()
-    if output is None:
-        raise TypeError(f"the work for the part {task.part!r} ended without an output")
+        output = drive(work(task), on_step)
+    except _Cancelled:
+        return None
+    if cancelled.is_set():
+        return None
+    send_preview(output)
     return output
 
 

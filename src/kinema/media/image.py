@@ -9,7 +9,7 @@ import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -32,7 +32,9 @@ MILLION = 1_000_000
 MIN_SIDE = 32
 STRIP_ROWS = 256
 
-Source = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | np.ndarray[Any, np.dtype[Any]]
+ImageSource = (
+    str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | np.ndarray[Any, np.dtype[Any]]
+)
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://|data:", re.IGNORECASE)
 
@@ -151,8 +153,11 @@ def fit_encoded(data: bytes, width: int, height: int, fit: Fit = "crop") -> Imag
     return _fit(_decode(data, "the image data", min_side=max(width, height)).rgb, width, height, fit)
 
 
-def open_image(source: Source, *, allow_urls: bool = True) -> InputImage:
-    """Open an image from a path, http(s) URL, encoded bytes, PIL image, or uint8 array ([h, w] or [h, w, 3 or 4]).
+def open_image(source: ImageSource, *, allow_urls: bool = True) -> InputImage:
+    """Open an image from a path, http(s) URL, encoded bytes, open binary file, PIL image or uint8 array.
+
+    An array is [height, width], or [height, width, 3 or 4]. A path may begin with `~`. An open file is read from its
+    current position.
 
     Supported are JPEG, PNG and WebP, recognised by content: at most 100 MB (20 MB from a URL), at most 40 megapixels,
     and at least 32 pixels on each side. EXIF orientation and colour profile are applied, and alpha is composited over
@@ -174,12 +179,18 @@ def open_image(source: Source, *, allow_urls: bool = True) -> InputImage:
                 raise InvalidImage("URLs are not allowed here; download the image and send the file")
             return fetch_image(source).decode()
         case str() | os.PathLike():
-            path = Path(source)
+            path = _expand_user(Path(source))
             return EncodedImage(_read(path), str(path), path.stem).decode()
+        case list() | tuple():
+            raise InvalidImage(
+                f"image is a {type(source).__name__} of {len(source)}; pass one image, and call once for each"
+            )
+        case _ if callable(getattr(source, "read", None)):
+            return _read_file(source)
         case _:
             kind = type(source).__name__
             raise InvalidImage(
-                f"{kind} is not a supported image type; use a path, URL, bytes, PIL image or uint8 array"
+                f"{kind} is not a supported image type; use a path, URL, bytes, binary file, PIL image or uint8 array"
             )
 
 
@@ -272,6 +283,28 @@ def fetch_image(url: str) -> EncodedImage:
 def plain_name(text: str, max_length: int = 100) -> str | None:
     """Return a text with only the characters that are safe in a file name, or None if nothing is left."""
     return re.sub(r"[^\w.-]+", "-", text).strip("-.")[:max_length].rstrip("-.") or None
+
+
+def _expand_user(path: Path) -> Path:
+    """Replace a leading `~` by the home folder."""
+    try:
+        return path.expanduser()
+    except RuntimeError:  # there is no such user or no home folder: a file of this name may exist
+        return path
+
+
+def _read_file(file: BinaryIO) -> InputImage:
+    """Read and open an image from an open binary file, at most 100 MB.
+
+    Raises:
+        InvalidImage: the file is not binary, or see `open_image`.
+    """
+    name = getattr(file, "name", None)
+    label = name if isinstance(name, str) else "the file"
+    data = file.read(MAX_BYTES + 1)
+    if not isinstance(data, bytes):
+        raise InvalidImage(f'{label} is open in text mode; open it with mode "rb"')
+    return EncodedImage(data, label, Path(name).stem if isinstance(name, str) else None).decode()
 
 
 def _read(path: Path) -> bytes:
@@ -539,7 +572,12 @@ def out_of_memory(label: str) -> Message:
 
 
 def _damaged_exif(label: str) -> Message:
-    return Message("exif_damaged", "{label} has damaged EXIF data, so its orientation may be wrong", label=label)
+    return Message(
+        "exif_damaged",
+        "{label} has damaged EXIF data, so its orientation may be wrong; if the video is rotated, save the image again "
+        "upright as PNG",
+        label=label,
+    )
 
 
 def _unknown(data: bytes, label: str) -> Message:

@@ -7,11 +7,10 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 from PIL import Image
 
-from kinema.errors import InvalidRequest, VideoError
-from kinema.media.video_writer import Frames, encode_video, save_video
+from kinema.errors import InvalidRequest
+from kinema.media.video_writer import Frames, check_frames, encode_video, save_video
 
 if TYPE_CHECKING:
     import os
@@ -37,9 +36,7 @@ class Video:
     image: Image.Image | None = None
 
     def __post_init__(self) -> None:
-        frames = self.frames
-        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
-            raise VideoError(f"expected frames of uint8 [n, height, width, 3], got {frames.dtype} {list(frames.shape)}")
+        check_frames(self.frames)
 
     @property
     def seed(self) -> int:
@@ -60,7 +57,7 @@ class Video:
         Raises:
             InvalidRequest: if `columns` is not from 1 to the number of frames.
         """
-        return tiled(self.frames, len(self.frames), columns)
+        return make_contact_sheet(self.frames, len(self.frames), columns)
 
     def __repr__(self) -> str:
         count, height, width, _ = self.frames.shape
@@ -75,7 +72,7 @@ class Video:
         )
 
 
-def tiled(frames: Iterable[Frames], count: int, columns: int | None = None) -> Image.Image:
+def make_contact_sheet(frames: Iterable[Frames], count: int, columns: int | None = None) -> Image.Image:
     """Return a contact sheet of `count` frames of one size, each uint8 [height, width, 3]; see `Video.contact_sheet`.
 
     Raises:

@@ -31,7 +31,7 @@ SUFFIXES = (".mp4", ".webm", ".gif", ".webp")
 MAX_FPS = {".gif": 50, ".webp": 90}
 
 
-class Encoder(Protocol):
+class VideoEncoder(Protocol):
     """Takes frames one by one, then returns the file, or a folder's files by name."""
 
     def add(self, frame: Frame) -> None:
@@ -41,7 +41,7 @@ class Encoder(Protocol):
         """Finish encoding and return the whole video, with the recipe (ASCII JSON) in its metadata."""
 
 
-def encoder_for(suffix: str, fps: int) -> Encoder:
+def encoder_for(suffix: str, fps: int) -> VideoEncoder:
     """Return the encoder for one of `SUFFIXES`, or for a PNG folder if `suffix` is empty."""
     match suffix:
         case ".mp4" | ".webm":

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import json
 import os
-import secrets
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -16,8 +15,9 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from kinema.errors import InsufficientDisk, VideoError
-from kinema.media.video_encoders import MAX_FPS, SUFFIXES, Encoder, encoder_for
+from kinema.media.video_encoders import MAX_FPS, SUFFIXES, VideoEncoder, encoder_for
 from kinema.media.video_reader import Frames, VideoInfo, probe, read_first_frame, read_frames, read_recipe
+from kinema.partial_files import partial_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,6 +29,7 @@ __all__ = [
     "Frames",
     "VideoInfo",
     "VideoWriter",
+    "check_frames",
     "check_target",
     "encode_video",
     "probe",
@@ -58,7 +59,7 @@ def check_target(path: str | os.PathLike[str], fps: int | None = None) -> Path:
         _check_fps(suffix, fps)
     try:
         _check_place(path, suffix)
-        probe_file = _temporary_path(path)
+        probe_file = partial_path(path)
         probe_file.touch(exist_ok=False)
         probe_file.unlink()
         free = shutil.disk_usage(path.parent).free
@@ -95,7 +96,7 @@ class VideoWriter:
         self._size: tuple[int, ...] | None
         self._jobs: list[Future[None]]
         self._stopped: Event
-        self._encoder: Encoder
+        self._encoder: VideoEncoder
         self._begin()
 
     def __enter__(self) -> Self:
@@ -110,7 +111,7 @@ class VideoWriter:
     def write(self, frames: Frames) -> None:
         """Append frames: uint8 [n, height, width, 3], all of one size."""
         self._raise_errors(wait=False)
-        frames = _check_frames(frames, self._size)
+        frames = _contiguous(frames, self._size)
         self._size = frames.shape[1:3]
         self._jobs.append(self._pool.submit(_encode, self._encoder, frames.copy(), self._stopped))
 
@@ -168,14 +169,14 @@ def encode_video(frames: Frames, suffix: str, fps: int, recipe: Recipe | None = 
         raise VideoError(f"{suffix!r} is not a supported video extension; use {', '.join(SUFFIXES)}")
     _check_fps(suffix, fps)
     encoder = encoder_for(suffix, fps)
-    _encode(encoder, _check_frames(frames, None), Event())
+    _encode(encoder, _contiguous(frames, None), Event())
     with _translate_errors():
         content = encoder.result(_as_text(recipe))
     assert isinstance(content, bytes)
     return content
 
 
-def _encode(encoder: Encoder, frames: Frames, stopped: Event) -> None:
+def _encode(encoder: VideoEncoder, frames: Frames, stopped: Event) -> None:
     """Encode frames one by one until `stopped` is set."""
     with _translate_errors():
         for frame in frames:
@@ -195,10 +196,25 @@ def _translate_errors() -> Iterator[None]:
         raise VideoError(f"the frames can't be encoded ({error}); try another format, such as .mp4 or .webp") from None
 
 
-def _check_frames(frames: Frames, size: tuple[int, ...] | None) -> Frames:
+def check_frames(frames: Frames) -> None:
+    """Check that frames are uint8 [n, height, width, 3] and not empty.
+
+    Raises:
+        VideoError: they are not.
+    """
+    shape = list(frames.shape)
+    if frames.dtype != np.uint8 or frames.ndim != 4 or shape[3] != 3:
+        remedy = (
+            "; for values from 0 to 1 use (frames * 255).round().astype('uint8')" if frames.dtype.kind == "f" else ""
+        )
+        raise VideoError(f"expected frames of uint8 [n, height, width, 3], got {frames.dtype} {shape}{remedy}")
+    if 0 in shape:
+        raise VideoError(f"the frames are empty (shape {shape}); pass at least one frame with at least one pixel")
+
+
+def _contiguous(frames: Frames, size: tuple[int, ...] | None) -> Frames:
     """Check dtype, shape and size of frames, and return them as a contiguous array."""
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
-        raise VideoError(f"expected frames of uint8 [n, height, width, 3], got {frames.dtype} {list(frames.shape)}")
+    check_frames(frames)
     if size is not None and frames.shape[1:3] != size:
         raise VideoError(
             f"all frames must have the size of the first, {size[1]}×{size[0]}, got {frames.shape[2]}×{frames.shape[1]}"
@@ -223,7 +239,7 @@ def _suffix(path: Path) -> str:
 
 
 def _check_fps(suffix: str, fps: int) -> None:
-    """Reject a frame rate that players would reduce."""
+    """Reject a frame rate below 1, or above the maximum that players show for the format."""
     if fps < 1:
         raise VideoError(f"fps {fps} is out of range: at least 1")
     if fps > (maximum := MAX_FPS.get(suffix, fps)):
@@ -255,18 +271,13 @@ def _check_place(path: Path, suffix: str) -> None:
         )
 
 
-def _temporary_path(path: Path) -> Path:
-    """Return a hidden temporary path in the same folder as `path`."""
-    return path.with_name(f".kinema-{secrets.token_hex(6)}.part")
-
-
 def publish(content: bytes | dict[str, bytes], path: Path) -> None:
     """Write a file or a folder of files atomically: write to a temporary path, sync, rename.
 
     Raises:
         VideoError, InsufficientDisk: if it can't be written; no files remain.
     """
-    temporary = _temporary_path(path)
+    temporary = partial_path(path)
     try:
         if isinstance(content, bytes):
             _write(temporary, content)

@@ -38,7 +38,7 @@ class CatalogEntry:
     size_bytes: int | None = None
     """Size of the download by `kinema models pull`: the weights of the fp16 variant and the configurations."""
     weights_bytes: Mapping[str, int] | None = None
-    """Weights of the fp16 variant by part, for memory planning before the download."""
+    """Weights of the fp16 variant by component, for memory planning before the download."""
     native_sizes: tuple[tuple[int, int], ...] = ()
     """(width, height) in pixels of the training data."""
     defaults: Mapping[str, Any] = field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from functools import cache
 from importlib.util import find_spec
@@ -140,3 +141,18 @@ def release_cache(device: torch.device) -> None:
         torch.mps.empty_cache()
     else:
         trim()
+
+
+def check_process(name: str, process: int) -> None:
+    """Check that this process, not its parent before `os.fork`, loaded a pipeline.
+
+    Raises:
+        InvalidRequest: another process did.
+    """
+    if os.getpid() != process:
+        raise InvalidRequest(
+            f"{name} was loaded by process {process}, and this process ({os.getpid()}) is a fork of it, in which torch "
+            "would hang; load the model in the process that uses it, for example with multiprocessing's start method "
+            "'spawn'",
+            "model",
+        )

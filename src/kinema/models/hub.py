@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 from kinema.errors import (
     HubUnreachable,
     InsufficientDisk,
-    ModelGated,
-    ModelNotFound,
     ModelCorrupt,
     ModelError,
+    ModelGated,
     ModelIncomplete,
+    ModelNotFound,
 )
 from kinema.models.catalog import human_bytes
 from kinema.models.model_files import INDEX, SVD, Layout, choose_weights, folder_names, read_json
@@ -73,13 +73,13 @@ def cached(repository: str, revision: str, *, half: bool, layout: Layout = SVD) 
 
 def _check_shards(folder: Path, layout: Layout, *, half: bool) -> None:
     """Check that the folder has every shard that an index lists."""
-    for part, stem in layout.stems(folder).items():
-        weights = choose_weights(folder_names(folder), part, half=half, stem=stem)
+    for component, stem in layout.stems(folder).items():
+        weights = choose_weights(folder_names(folder), component, half=half, stem=stem)
         if weights is not None and weights.index is not None:
             listed = read_json(folder / weights.index).get("weight_map") or {}
             for name in set(listed.values()):
-                if not (folder / part / name).is_file():
-                    raise ModelIncomplete(f"{folder / part / name} is missing")
+                if not (folder / component / name).is_file():
+                    raise ModelIncomplete(f"{folder / component / name} is missing")
 
 
 def fetch(

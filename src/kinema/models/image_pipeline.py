@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import inspect
 import math
+import os
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,8 +16,8 @@ from kinema.errors import InsufficientMemory, InvalidRequest, NotAnImagePipeline
 from kinema.models import hub
 from kinema.models.catalog import IMAGE_MODELS, for_image_model, image_model_defaults
 from kinema.models.cpu_allocator import keep_pages
-from kinema.models.devices import free_memory, pick_device, pick_dtype, release_cache
-from kinema.models.image_pipeline_files import IMAGE_PIPELINE, SKIPPED_PARTS, ImagePipelinePart, parts_of
+from kinema.models.devices import check_process, free_memory, pick_device, pick_dtype, release_cache
+from kinema.models.image_pipeline_files import IMAGE_PIPELINE, SKIPPED_COMPONENTS, PipelineComponent, components_of
 from kinema.models.image_pipeline_offload import plan_image_pipeline
 from kinema.models.memory_plan import GIB
 from kinema.models.model_files import (
@@ -53,7 +54,7 @@ SCHEDULERS: Mapping[Scheduler, str] = {
 }
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class ImagePipeline:
     """A loaded text-to-image pipeline of diffusers.
 
@@ -69,9 +70,8 @@ class ImagePipeline:
     """The model's default parameters, under `VideoRequest`'s names."""
     notes: tuple[str, ...] = ()
     """Remarks for the user on how it was loaded."""
-
-    def __post_init__(self) -> None:
-        self._own_scheduler = self.pipeline.scheduler
+    process: int = field(default_factory=os.getpid)
+    """Id of the process that loaded it, the only one that can use it (`check_process`)."""
 
     @cached_property
     def identity(self) -> ModelIdentity:
@@ -88,12 +88,20 @@ class ImagePipeline:
         """Parts with weights, by name."""
         import torch
 
-        return {name: part for name, part in self.pipeline.components.items() if isinstance(part, torch.nn.Module)}
+        return {
+            name: component
+            for name, component in self.pipeline.components.items()
+            if isinstance(component, torch.nn.Module)
+        }
 
     @property
     def tokenizer(self) -> Any | None:
         """The tokenizer with the longest maximum length, or None."""
-        tokenizers = [part for name, part in self.pipeline.components.items() if name.startswith("tokenizer") and part]
+        tokenizers = [
+            component
+            for name, component in self.pipeline.components.items()
+            if name.startswith("tokenizer") and component
+        ]
         return max(tokenizers, key=lambda tokenizer: tokenizer.model_max_length, default=None)
 
     def has_parameter(self, name: str) -> bool:
@@ -108,7 +116,7 @@ class ImagePipeline:
         """
         import diffusers
 
-        own = self._own_scheduler
+        own = self.pipeline.scheduler
         kind = type(own) if name is None else getattr(diffusers, SCHEDULERS[name])
         if kind is not type(own) and kind not in getattr(own, "compatibles", ()):
             raise InvalidRequest(
@@ -117,6 +125,14 @@ class ImagePipeline:
             )
         with hub.quiet():  # warns about settings that only the other scheduler has
             return kind.from_config(own.config)
+
+    def check_process(self) -> None:
+        """Check that this process loaded the pipeline, as `VideoPipeline.check_process` does.
+
+        Raises:
+            InvalidRequest: another process did.
+        """
+        check_process(self.name, self.process)
 
     def release(self) -> None:
         """Free the memory; the pipeline can't be used afterwards."""
@@ -158,13 +174,20 @@ def load_image_pipeline(
     half = kind.itemsize == 2
     snapshot = locate(source, half=half, progress=progress, layout=IMAGE_PIPELINE)
     index = read_json(snapshot.folder / INDEX)
-    networks = {part: _weights(snapshot.folder, part, half=half) for part in parts_of(index) if part.is_network}
+    networks = {
+        component: _weights(snapshot.folder, component, half=half)
+        for component in components_of(index)
+        if component.is_network
+    }
     _check_memory(source.name, sum(count for _, count in networks.values()) * kind.itemsize)
     if chosen.type == "cpu":
         keep_pages()
-    loaded = {part.name: _network(snapshot.folder, part, weights, kind) for part, (weights, _) in networks.items()}
+    loaded = {
+        component.name: _network(snapshot.folder, component, weights, kind)
+        for component, (weights, _) in networks.items()
+    }
     pipeline = _assemble(snapshot.folder, str(index["_class_name"]), loaded, kind)
-    in_half = [part.name for part, (weights, _) in networks.items() if weights.half]
+    in_half = [component.name for component, (weights, _) in networks.items() if weights.half]
     rounded = f"text-to-image runs in float32 with weights rounded to float16 ({', '.join(in_half)})"
     return ImagePipeline(
         name=source.name,
@@ -177,9 +200,9 @@ def load_image_pipeline(
     )
 
 
-def _weights(folder: Path, part: ImagePipelinePart, *, half: bool) -> tuple[Weights, int]:
-    """Return the complete weight files of a part and their number of elements."""
-    weights = choose_weights(folder_names(folder), part.name, half=half, stem=part.stem)
+def _weights(folder: Path, component: PipelineComponent, *, half: bool) -> tuple[Weights, int]:
+    """Return the complete weight files of a component and their number of elements."""
+    weights = choose_weights(folder_names(folder), component.name, half=half, stem=component.stem)
     assert weights is not None, "locate has checked them"
     headers = read_headers(folder, weights).values()
     return weights, sum(math.prod(shape) for header in headers for shape in header.values())
@@ -197,24 +220,25 @@ def _check_memory(name: str, needed: int) -> None:
         )
 
 
-def _network(folder: Path, part: ImagePipelinePart, weights: Weights, dtype: torch.dtype) -> torch.nn.Module:
+def _network(folder: Path, component: PipelineComponent, weights: Weights, dtype: torch.dtype) -> torch.nn.Module:
     """Load one network; all of its weights must be present."""
     from safetensors import SafetensorError
 
-    kind = getattr(import_module(part.library), part.kind, None)
+    kind = getattr(import_module(component.library), component.kind, None)
     if kind is None:
         raise NotAnImagePipeline(
-            f"{folder / INDEX} requires {part.kind}, which the installed version of {part.library} does not have"
+            f"{folder / INDEX} requires {component.kind}, which the installed version of {component.library} does "
+            "not have"
         )
     try:
         with _silence():
             network, loading_info = kind.from_pretrained(
-                folder / part.name,
+                folder / component.name,
                 variant=VARIANT if weights.half else None,
                 use_safetensors=True,
                 local_files_only=True,
                 output_loading_info=True,
-                **{"dtype" if part.library == "transformers" else "torch_dtype": dtype},
+                **{"dtype" if component.library == "transformers" else "torch_dtype": dtype},
             )
     except (
         ArithmeticError,
@@ -228,7 +252,7 @@ def _network(folder: Path, part: ImagePipelinePart, weights: Weights, dtype: tor
     ) as error:
         reason = next(filter(None, str(error).splitlines()), type(error).__name__)
         raise damaged(
-            folder / weights.files[0], f"does not hold the {part.kind} that its config.json describes ({reason})"
+            folder / weights.files[0], f"does not hold the {component.kind} that its config.json describes ({reason})"
         ) from None
     missing = sorted(map(str, [*loading_info.get("missing_keys", ()), *loading_info.get("mismatched_keys", ())]))
     if missing:
@@ -242,7 +266,7 @@ def _assemble(folder: Path, name: str, networks: Mapping[str, torch.nn.Module], 
     import diffusers
 
     known = inspect.signature(getattr(diffusers, name)).parameters
-    absent: dict[str, Any] = dict.fromkeys((part for part in SKIPPED_PARTS if part in known), None)
+    absent: dict[str, Any] = dict.fromkeys((component for component in SKIPPED_COMPONENTS if component in known), None)
     if "requires_safety_checker" in known:
         absent["requires_safety_checker"] = False
     try:
@@ -302,7 +326,7 @@ def default_image_model(size: tuple[int, int], settings: Settings | None = None)
     dtype = pick_dtype(settings.dtype, device)
     try:
         plan = plan_image_pipeline(
-            {part: count // 2 * dtype.itemsize for part, count in entry.weights_bytes.items()},
+            {component: count // 2 * dtype.itemsize for component, count in entry.weights_bytes.items()},
             width=size[0],
             height=size[1],
             guided=True,

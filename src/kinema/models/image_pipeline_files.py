@@ -1,6 +1,6 @@
 """Checks of a text-to-image pipeline's folder: the kind of pipeline, and the files that loading reads.
 
-Any text-to-image pipeline of diffusers is supported, so its parts are those that its index lists.
+Any text-to-image pipeline of diffusers is supported, so its components are those that its index lists.
 """
 
 from __future__ import annotations
@@ -8,24 +8,34 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kinema.errors import NotAnImagePipeline, ModelIncomplete
+from kinema.errors import ModelIncomplete, NotAnImagePipeline
 from kinema.models import hub
-from kinema.models.model_files import INDEX, PICKLES, PIPELINE, SVD, Layout, choose_weights, no_weights, read_json
+from kinema.models.model_files import (
+    INDEX,
+    PICKLES,
+    PIPELINE,
+    SVD,
+    Layout,
+    choose_weights,
+    class_name,
+    no_weights,
+    read_json,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
 # Not loaded: the first two classify generated images, the third is for adapters with image prompts.
-SKIPPED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
+SKIPPED_COMPONENTS = ("safety_checker", "feature_extractor", "image_encoder")
 # Of a tokenizer or processor; weights for other libraries in the same folder are not read.
 TOKENIZER_FILES = (".json", ".txt", ".model", ".jinja")
 SUPPORTED = "a text-to-image pipeline of diffusers (Stable Diffusion 1 to 3, XL, Flux and others)"
 
 
 @dataclass(frozen=True, slots=True)
-class ImagePipelinePart:
-    """One part that a pipeline's index lists: a network, scheduler or tokenizer."""
+class PipelineComponent:
+    """One component that a pipeline's index lists: a network, scheduler or tokenizer."""
 
     name: str
     library: str
@@ -47,13 +57,13 @@ class ImagePipelinePart:
         return "model" if self.library == "transformers" else "diffusion_pytorch_model"
 
 
-def parts_of(index: Mapping[str, Any]) -> list[ImagePipelinePart]:
-    """Return the parts of a pipeline's index that are loaded."""
+def components_of(index: Mapping[str, Any]) -> list[PipelineComponent]:
+    """Return the components of a pipeline's index that are loaded."""
     return [
-        ImagePipelinePart(name, *entry)
+        PipelineComponent(name, *entry)
         for name, entry in index.items()
         if isinstance(entry, list) and len(entry) == 2 and all(isinstance(word, str) for word in entry)
-        if name not in SKIPPED_PARTS
+        if name not in SKIPPED_COMPONENTS
     ]
 
 
@@ -77,7 +87,7 @@ class ImagePipelineLayout:
                     )
             raise ModelIncomplete(f"{where} has no {INDEX}, so it is not a model in diffusers' layout")
         index = read_json(folder / INDEX)
-        name = str(index.get("_class_name"))
+        name = class_name(index, where)
         if name == PIPELINE:
             raise NotAnImagePipeline(
                 f"{where} generates videos, not images; use it as the model, not as the image model"
@@ -86,11 +96,11 @@ class ImagePipelineLayout:
             raise NotAnImagePipeline(
                 f"{where} is a {name}, which can't generate an image from a prompt alone; use {SUPPORTED}"
             )
-        for part in parts_of(index):
-            if part.library not in ("diffusers", "transformers"):
+        for component in components_of(index):
+            if component.library not in ("diffusers", "transformers"):
                 raise NotAnImagePipeline(
-                    f"{where}: its {part.name} is a {part.kind} of {part.library}, which runs custom code; only parts "
-                    "of diffusers and transformers are loaded"
+                    f"{where}: its {component.name} is a {component.kind} of {component.library}, which "
+                    "runs custom code; only components of diffusers and transformers are loaded"
                 )
 
     def needed(self, folder: Path, names: Iterable[str], *, half: bool, where: str) -> list[str]:
@@ -103,25 +113,30 @@ class ImagePipelineLayout:
         if INDEX not in available:
             raise ModelIncomplete(f"{where} has no {INDEX}, so it is not a model in diffusers' layout")
         index = read_json(folder / INDEX)
-        parts = parts_of(index)
-        if not any(part.is_network for part in parts):
-            raise ModelIncomplete(f"{where}: its {INDEX} lists no network, so there is nothing to load")
+        components = components_of(index)
+        if not any(component.is_network for component in components):
+            raise ModelIncomplete(
+                f"{where}: {INDEX} lists no component with weights (unet, transformer, vae, text_encoder); download "
+                "the model again, or choose another"
+            )
         wanted = [INDEX]
-        for part in parts:
-            if part.is_network:
-                weights = choose_weights(available, part.name, half=half, stem=part.stem)
+        for component in components:
+            if component.is_network:
+                weights = choose_weights(available, component.name, half=half, stem=component.stem)
                 if weights is None:
                     raise no_weights(
-                        available, part.name, where, stem=part.stem, pipeline=str(index.get("_class_name"))
+                        available, component.name, where, stem=component.stem, pipeline=str(index.get("_class_name"))
                     )
-                wanted += [f"{part.name}/config.json", *weights.files, *([weights.index] if weights.index else [])]
-            elif part.is_scheduler:
-                wanted.append(f"{part.name}/scheduler_config.json")
+                wanted += [f"{component.name}/config.json", *weights.files, *([weights.index] if weights.index else [])]
+            elif component.is_scheduler:
+                wanted.append(f"{component.name}/scheduler_config.json")
             else:
                 small = {
-                    name for name in available if name.startswith(f"{part.name}/") and name.endswith(TOKENIZER_FILES)
+                    name
+                    for name in available
+                    if name.startswith(f"{component.name}/") and name.endswith(TOKENIZER_FILES)
                 }
-                wanted += sorted(small) or [f"{part.name}/"]
+                wanted += sorted(small) or [f"{component.name}/"]
         for name in wanted:
             if name not in available:
                 raise ModelIncomplete(f"{where} has no {name}; it is incomplete, download it again")
@@ -129,7 +144,11 @@ class ImagePipelineLayout:
 
     def stems(self, folder: Path) -> Mapping[str, str]:
         """Return the networks that the index lists, with the prefix of their file names."""
-        return {part.name: part.stem for part in parts_of(read_json(folder / INDEX)) if part.is_network}
+        return {
+            component.name: component.stem
+            for component in components_of(read_json(folder / INDEX))
+            if component.is_network
+        }
 
 
 def _text_to_image() -> set[str]:

@@ -43,7 +43,7 @@ def plan_image_pipeline(
     """Return the fastest plan that fits for one image.
 
     Args:
-        weights: Bytes of each part in the dtype that is used; the VAE's name is "vae".
+        weights: Bytes of each component in the dtype that is used; the VAE's name is "vae".
         width: Width of the image in pixels.
         height: Height of the image in pixels.
         guided: Whether each step has an additional unconditional pass.
@@ -53,7 +53,7 @@ def plan_image_pipeline(
         vae_channels: Channels of the VAE's first level.
         vae_factor: Pixels per latent along one side.
         upcast: Whether the VAE decodes in float32 regardless of the dtype.
-        offload: Whether parts can be offloaded to CPU memory; False if the device is the CPU.
+        offload: Whether components can be offloaded to CPU memory; False if the device is the CPU.
 
     Raises:
         InsufficientMemory: if no plan fits; gives the sizes and a remedy.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -13,8 +14,16 @@ from kinema.errors import InsufficientMemory, InvalidRequest
 from kinema.models import hub
 from kinema.models.catalog import CATALOG, default_parameters, request_for
 from kinema.models.cpu_allocator import keep_pages
-from kinema.models.devices import free_memory, has_kernels, is_hopper, pick_device, pick_dtype, release_cache
-from kinema.models.memory_plan import GIB, PARTS, Part, Shape, plan_memory
+from kinema.models.devices import (
+    check_process,
+    free_memory,
+    has_kernels,
+    is_hopper,
+    pick_device,
+    pick_dtype,
+    release_cache,
+)
+from kinema.models.memory_plan import COMPONENTS, GIB, Component, Shape, plan_memory
 from kinema.models.model_files import (
     CLASSES,
     CONFIGS,
@@ -44,11 +53,11 @@ Result = TypeVar("Result")
 __all__ = ["VideoPipeline", "default_model", "inventory", "load", "pull", "resolve"]
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class VideoPipeline:
     """A loaded SVD: its three networks, and the configuration that the engine needs.
 
-    `kinema.models.offload.place` moves its parts to the device according to the memory plan.
+    `kinema.models.offload.place` moves its components to the device according to the memory plan.
     """
 
     name: str
@@ -75,6 +84,8 @@ class VideoPipeline:
     """Precision of the fast UNet's large matmuls: "full" or "fp8"."""
     cached_networks: dict[str, Any] = field(default_factory=dict, repr=False)
     """Fast UNets that `kinema.engine.backends` keeps for the next video, by `MemoryPlan.cache_key`."""
+    process: int = field(default_factory=os.getpid)
+    """Id of the process that loaded it, the only one that can use it (`check_process`)."""
 
     @property
     def force_upcast(self) -> bool:
@@ -103,13 +114,21 @@ class VideoPipeline:
         weights = [name for name in self.snapshot.files if name.endswith(".safetensors")]
         return _in_background(partial(weights_sha256, self.snapshot.folder, weights))
 
+    def check_process(self) -> None:
+        """Check that this process loaded the pipeline: after `os.fork`, torch's threads are missing and it would hang.
+
+        Raises:
+            InvalidRequest: another process did.
+        """
+        check_process(self.name, self.process)
+
     def release(self) -> None:
         """Free the memory; the pipeline can't be used afterwards."""
         import torch
 
         self.cached_networks.clear()
-        for part in PARTS:
-            torch.nn.Module.to(getattr(self, part), device="meta")
+        for component in COMPONENTS:
+            torch.nn.Module.to(getattr(self, component), device="meta")
         gc.collect()  # objects in reference cycles
         release_cache(self.device)
 
@@ -162,7 +181,10 @@ def load(
     half = kind.itemsize == 2
     snapshot = locate(source, half=half, progress=progress)
     configs = check_configs(snapshot.folder)
-    checked = {part: _check_part(snapshot.folder, part, configs[part], half=half) for part in PARTS}
+    checked = {
+        component: _check_component(snapshot.folder, component, configs[component], half=half)
+        for component in COMPONENTS
+    }
     if chosen.type == "cpu":
         keep_pages()
     storage_device = _storage_device(
@@ -187,7 +209,7 @@ def load(
         defaults=default_parameters(str(model)),
         engine=chosen_engine,
         precision=settings.precision,
-        notes=_notes(chosen, kind, [part for part, (_, _, in_half) in checked.items() if in_half]),
+        notes=_notes(chosen, kind, [component for component, (_, _, in_half) in checked.items() if in_half]),
     )
 
 
@@ -223,8 +245,8 @@ def _check_precision(precision: Precision, engine: Engine, device: torch.device,
         raise InvalidRequest(f"precision 'fp8' needs {requirement}; use precision 'full'", "precision")
 
 
-def _notes(device: torch.device, dtype: torch.dtype, in_half: Sequence[Part]) -> tuple[str, ...]:
-    """Return remarks on the dtype; `in_half` are the parts with weights stored in float16."""
+def _notes(device: torch.device, dtype: torch.dtype, in_half: Sequence[Component]) -> tuple[str, ...]:
+    """Return remarks on the dtype; `in_half` are the components with weights stored in float16."""
     notes = []
     fastest = pick_dtype("auto", device)
     if device.type == "cpu" and dtype.itemsize == 2 and dtype != fastest:
@@ -238,17 +260,17 @@ def _notes(device: torch.device, dtype: torch.dtype, in_half: Sequence[Part]) ->
 Checked = tuple["torch.nn.Module", dict[str, Header], bool]
 
 
-def _check_part(folder: Path, part: Part, config: Mapping[str, Any], *, half: bool) -> Checked:
+def _check_component(folder: Path, component: Component, config: Mapping[str, Any], *, half: bool) -> Checked:
     """Return one network without weights, the headers of its weight files, and whether those are in half precision."""
-    weights = choose_weights(folder_names(folder), part, half=half)
+    weights = choose_weights(folder_names(folder), component, half=half)
     assert weights is not None, "locate has checked them"
     headers = read_headers(folder, weights)
-    module = _make_empty(folder, part, config)
-    check_tensors(folder, part, headers, {name: tuple(t.shape) for name, t in module.state_dict().items()})
+    module = _make_empty(folder, component, config)
+    check_tensors(folder, component, headers, {name: tuple(t.shape) for name, t in module.state_dict().items()})
     return module, headers, weights.half
 
 
-def _make_empty(folder: Path, part: Part, config: Mapping[str, Any]) -> torch.nn.Module:
+def _make_empty(folder: Path, component: Component, config: Mapping[str, Any]) -> torch.nn.Module:
     """Create a network from its configuration on the meta device."""
     import diffusers
     import transformers
@@ -258,12 +280,12 @@ def _make_empty(folder: Path, part: Part, config: Mapping[str, Any]) -> torch.nn
     try:
         with hub.quiet(), init_empty_weights():
             module: torch.nn.Module
-            if part == "image_encoder":
+            if component == "image_encoder":
                 module = transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(**settings))
             else:
-                module = getattr(diffusers, CLASSES[part]).from_config(settings)
+                module = getattr(diffusers, CLASSES[component]).from_config(settings)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise damaged(folder / CONFIGS[part], f"does not describe a {CLASSES[part]} ({error})") from None
+        raise damaged(folder / CONFIGS[component], f"does not describe a {CLASSES[component]} ({error})") from None
     return module.eval().requires_grad_(requires_grad=False)
 
 
@@ -326,7 +348,7 @@ def default_model(settings: Settings | None = None) -> tuple[str, str]:
     dtype = pick_dtype(settings.dtype, device)
     try:
         plan = plan_memory(
-            {part: entry.weights_bytes[part] // 2 * dtype.itemsize for part in PARTS},
+            {component: entry.weights_bytes[component] // 2 * dtype.itemsize for component in COMPONENTS},
             width=request.width,
             height=request.height,
             num_frames=request.num_frames,

@@ -10,9 +10,9 @@ from kinema.errors import InsufficientMemory
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-Part = Literal["image_encoder", "vae", "unet"]
+Component = Literal["image_encoder", "vae", "unet"]
 PlanName = Literal["resident", "resident_split", "model_offload", "streamed", "sequential_offload"]
-PARTS: tuple[Part, ...] = get_args(Part)
+COMPONENTS: tuple[Component, ...] = get_args(Component)
 PLANS: tuple[PlanName, ...] = get_args(PlanName)
 RESIDENT_PLANS: tuple[PlanName, ...] = ("resident", "resident_split")
 
@@ -32,7 +32,7 @@ WORKSPACE = 1.1
 # The two pieces of the UNet that are on the device while it is streamed, as a share of its weights and their copies:
 # SVD-XT's largest piece has 0.31 GiB of 3.9.
 STREAMED_SHARE = 0.18
-# The largest layer of a part, as a share of its weights: sequential offload has one layer on the device at a time.
+# The largest layer of a component, as a share of its weights: sequential offload has one layer on the device at a time.
 LAYER_SHARE = 0.05
 # Smaller chunks may flicker at their borders, so a slower plan that decodes this many frames together is preferred.
 STEADY_CHUNK = 4
@@ -94,7 +94,7 @@ def plans(*, guided: bool, fast: bool) -> tuple[PlanName, ...]:
 
 
 def plan_memory(
-    weights: Mapping[Part, int],
+    weights: Mapping[Component, int],
     *,
     width: int,
     height: int,
@@ -110,7 +110,7 @@ def plan_memory(
     """Return the fastest plan that fits, with the largest chunk of frames that can be decoded together.
 
     Args:
-        weights: Bytes of each part in the dtype that is used.
+        weights: Bytes of each component in the dtype that is used.
         width: Width of a frame in pixels.
         height: Height of a frame in pixels.
         num_frames: Frames of the video.
@@ -119,7 +119,7 @@ def plan_memory(
         free_bytes: Free memory of the device without the model.
         shape: The model's sizes.
         decode_chunk_size: Frames decoded together; None chooses the number here.
-        offload: Whether parts can be offloaded to CPU memory; False if the device is the CPU.
+        offload: Whether components can be offloaded to CPU memory; False if the device is the CPU.
         fast: Whether the fast engine runs with its kernels; sequential offload always uses diffusers' forward.
 
     Raises:
@@ -132,9 +132,9 @@ def plan_memory(
     least = 2**62
     for name, chunk in [(name, chunk) for some in (steady, flickering) for name in names for chunk in some]:
         is_fast = fast and name != "sequential_offload"
-        at_once = 2 if guided and name == "resident" else 1
+        batch_size = 2 if guided and name == "resident" else 1
         stages = _stages(
-            width, height, num_frames, chunk, at_once=at_once, dtype_bytes=dtype_bytes, shape=shape, fast=is_fast
+            width, height, num_frames, chunk, batch_size=batch_size, dtype_bytes=dtype_bytes, shape=shape, fast=is_fast
         )
         needed = _peak(name, weights, stages, dtype_bytes, shape, fast=is_fast)
         if needed <= free_bytes:
@@ -156,12 +156,12 @@ def _halvings(frames: int) -> list[int]:
 
 
 def _stages(
-    width: int, height: int, frames: int, chunk: int, *, at_once: int, dtype_bytes: int, shape: Shape, fast: bool
+    width: int, height: int, frames: int, chunk: int, *, batch_size: int, dtype_bytes: int, shape: Shape, fast: bool
 ) -> dict[str, int]:
-    """Return the activation bytes of each stage; `at_once` is the batch size of denoising, 1 or 2."""
+    """Return the activation bytes of each stage; `batch_size` is the batch size of denoising, 1 or 2."""
     pixels = width * height
     video = pixels * frames * 3  # frames that are already decoded, as uint8
-    latent_map = pixels // shape.vae_factor**2 * frames * at_once * shape.unet_channels * dtype_bytes
+    latent_map = pixels // shape.vae_factor**2 * frames * batch_size * shape.unet_channels * dtype_bytes
     frame_map = pixels * shape.vae_channels
     encode_bytes = max(dtype_bytes, 4) if shape.force_upcast else dtype_bytes
     chunk_map = frame_map * chunk * dtype_bytes
@@ -177,7 +177,7 @@ def _stages(
 
 def _peak(
     name: PlanName,
-    weights: Mapping[Part, int],
+    weights: Mapping[Component, int],
     stages: Mapping[str, int],
     dtype_bytes: int,
     shape: Shape,
@@ -200,4 +200,4 @@ def _peak(
         pieces = int(STREAMED_SHARE * sum(used["denoise"]))
         used["denoise"] = ()
     share = LAYER_SHARE if name == "sequential_offload" else 1
-    return pieces + max(int(sum(parts) * share) + stages.get(stage, 0) for stage, parts in used.items())
+    return pieces + max(int(sum(components) * share) + stages.get(stage, 0) for stage, components in used.items())

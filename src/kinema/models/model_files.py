@@ -12,8 +12,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from kinema.errors import NotAnSvdModel, ModelCorrupt, ModelIncomplete
-from kinema.models.memory_plan import PARTS, Part
+from kinema.errors import ModelCorrupt, ModelIncomplete, NotAnSvdModel
+from kinema.models.memory_plan import COMPONENTS, Component
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 CONFIGS: Mapping[str, str] = {
     "scheduler": "scheduler/scheduler_config.json",
     "feature_extractor": "feature_extractor/preprocessor_config.json",
-    **{part: f"{part}/config.json" for part in PARTS},
+    **{component: f"{component}/config.json" for component in COMPONENTS},
 }
 INDEX = "model_index.json"
 PIPELINE = "StableVideoDiffusionPipeline"
@@ -38,6 +38,7 @@ STEMS: Mapping[str, str] = {
     "image_encoder": "model",
 }
 VARIANT = "fp16"
+REMEDY = "use an unmodified SVD, or another model"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 VAE_LEVELS = range(2, 5)  # their VAE factors 2, 4 and 8 divide 8, of which all sizes are multiples
 MAX_HEADER = 100 * 2**20  # the limit of safetensors itself
@@ -53,12 +54,12 @@ class Layout(Protocol):
         """Return those of `names` that loading reads; of the folder itself, only the index must exist."""
 
     def stems(self, folder: Path) -> Mapping[str, str]:
-        """Return the parts that have weights, with the common prefix of their file names."""
+        """Return the components that have weights, with the common prefix of their file names."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The weight files of one part, relative to the model's folder: shards or a single file."""
+    """The weight files of one component, relative to the model's folder: shards or a single file."""
 
     files: tuple[str, ...]
     index: str | None
@@ -72,23 +73,23 @@ def damaged(path: Path, what: str) -> ModelCorrupt:
     return ModelCorrupt(f"{path} {what}; delete {it} and download the model again (`kinema models pull`)")
 
 
-def choose_weights(names: Iterable[str], part: str, *, half: bool, stem: str = "") -> Weights | None:
-    """Select the files of a repository or folder that hold a part; prefer the half-precision variant if `half`.
+def choose_weights(names: Iterable[str], component: str, *, half: bool, stem: str = "") -> Weights | None:
+    """Select the files of a repository or folder that hold a component; prefer the half-precision variant if `half`.
 
-    `stem` is the prefix of the file names, for a part that an SVD does not have. Shards are selected by name; reading
-    the index later finds any others. Returns None if the part has no safetensors files.
+    `stem` is the prefix of the file names, for a component that an SVD does not have. Shards are selected by name;
+    reading the index later finds any others. Returns None if the component has no safetensors files.
     """
-    available = {name.removeprefix(f"{part}/") for name in names if name.startswith(f"{part}/")}
-    stem = stem or STEMS[part]
+    available = {name.removeprefix(f"{component}/") for name in names if name.startswith(f"{component}/")}
+    stem = stem or STEMS[component]
     for is_half in (half, not half):
         dot = f".{VARIANT}" if is_half else ""
         if (single := f"{stem}{dot}.safetensors") in available:
-            return Weights((f"{part}/{single}",), None, is_half)
+            return Weights((f"{component}/{single}",), None, is_half)
         numbers = r"-\d{5}-of-\d{5}"
         shard = re.compile(rf"{stem}({re.escape(dot)}{numbers}|{numbers}{re.escape(dot)})\.safetensors")
-        shards = sorted(f"{part}/{name}" for name in available if shard.fullmatch(name))
+        shards = sorted(f"{component}/{name}" for name in available if shard.fullmatch(name))
         if (index := f"{stem}.safetensors.index{dot}.json") in available:
-            return Weights(tuple(shards), f"{part}/{index}", is_half)
+            return Weights(tuple(shards), f"{component}/{index}", is_half)
     return None
 
 
@@ -100,10 +101,10 @@ def needed_files(names: Iterable[str], *, half: bool, where: str) -> list[str]:
     """
     names = list(names)
     wanted = [INDEX, *CONFIGS.values()]
-    for part in PARTS:
-        weights = choose_weights(names, part, half=half)
+    for component in COMPONENTS:
+        weights = choose_weights(names, component, half=half)
         if weights is None:
-            raise no_weights(names, part, where)
+            raise no_weights(names, component, where)
         wanted += [*weights.files, *([weights.index] if weights.index else [])]
     for name in wanted:
         if name not in names:
@@ -112,17 +113,20 @@ def needed_files(names: Iterable[str], *, half: bool, where: str) -> list[str]:
 
 
 def no_weights(
-    names: Iterable[str], part: str, where: str, *, stem: str = "", pipeline: str = PIPELINE
+    names: Iterable[str], component: str, where: str, *, stem: str = "", pipeline: str = PIPELINE
 ) -> ModelIncomplete:
-    """Return the error for a model without a part's weights, or with those as a pickle."""
-    pickles = sorted(name for name in names if name.startswith(f"{part}/") and name.endswith(PICKLES))
+    """Return the error for a model without a component's weights, or with those as a pickle."""
+    pickles = sorted(name for name in names if name.startswith(f"{component}/") and name.endswith(PICKLES))
     if pickles:
         return ModelIncomplete(
-            f"{where} stores its {part} as a pickle ({pickles[0]}). Kinema never opens pickles, because they can run "
-            "any code. If you trust it, convert it: "
+            f"{where} stores its {component} as a pickle ({pickles[0]}). Kinema never opens pickles, because they can "
+            "run any code. If you trust it, convert it: "
             f"diffusers.{pipeline}.from_pretrained(OLD).save_pretrained(NEW, safe_serialization=True)"
         )
-    return ModelIncomplete(f"{where} has no weights for its {part}: {part}/{stem or STEMS[part]}.safetensors is missing")
+    return ModelIncomplete(
+        f"{where} has no weights for its {component}: {component}/{stem or STEMS[component]}.safetensors is missing; "
+        "download the model again, or choose another"
+    )
 
 
 def folder_names(folder: Path) -> list[str]:
@@ -153,6 +157,20 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def class_name(index: Mapping[str, Any], where: str) -> str:
+    """Return the class of the pipeline that a model's index describes.
+
+    Raises:
+        ModelIncomplete: if the index does not name it.
+    """
+    name = index.get("_class_name")
+    if not isinstance(name, str):
+        raise ModelIncomplete(
+            f"{where}: its {INDEX} has no _class_name, so it is not a model in diffusers' layout; download it again"
+        )
+    return name
+
+
 def check_is_svd(folder: Path, where: str | None = None) -> None:
     """Reject a model that is not a Stable Video Diffusion in diffusers' layout; `where` names it in messages.
 
@@ -167,13 +185,15 @@ def check_is_svd(folder: Path, where: str | None = None) -> None:
                 raise single_file(path)
         raise ModelIncomplete(f"{where} has no {INDEX}, so it is not a model in diffusers' layout")
     index = read_json(folder / INDEX)
-    if index.get("_class_name") != PIPELINE:
-        raise NotAnSvdModel(f"{where} is a {index.get('_class_name')}; Kinema supports only {PIPELINE}")
-    for part, name in CLASSES.items():
-        entry = index.get(part)
+    if (pipeline := class_name(index, where)) != PIPELINE:
+        raise NotAnSvdModel(f"{where} is a {pipeline}; Kinema supports only {PIPELINE}")
+    for component, name in CLASSES.items():
+        entry = index.get(component)
         actual = entry[-1] if isinstance(entry, list) and entry else None
         if actual != name:
-            raise NotAnSvdModel(f"{where}: expected {name} as {part} of an SVD, got {actual or 'nothing'}")
+            raise NotAnSvdModel(
+                f"{where}: expected {name} as {component} of an SVD, got {actual or 'nothing'}; {REMEDY}"
+            )
 
 
 class SvdLayout:
@@ -211,7 +231,7 @@ def check_configs(folder: Path) -> dict[str, dict[str, Any]]:
         NotAnSvdModel: naming the field with a value that no SVD has.
         ModelIncomplete, ModelCorrupt: naming a file.
     """
-    configs = {part: read_json(folder / name) for part, name in CONFIGS.items()}
+    configs = {component: read_json(folder / name) for component, name in CONFIGS.items()}
     unet, vae, scheduler = configs["unet"], configs["vae"], configs["scheduler"]
     latent = vae.get("latent_channels")
     checks: list[tuple[str, str, object, object]] = [
@@ -228,14 +248,16 @@ def check_configs(folder: Path) -> dict[str, dict[str, Any]]:
         ("scheduler", "timestep_type", scheduler.get("timestep_type"), "continuous"),
         ("scheduler", "use_karras_sigmas", scheduler.get("use_karras_sigmas"), True),
     ]
-    for part, name, actual, expected in checks:
+    for component, name, actual, expected in checks:
         if actual != expected:
-            raise NotAnSvdModel(f"{folder / CONFIGS[part]}: {name} is {actual!r}; an SVD has {expected!r}")
+            raise NotAnSvdModel(
+                f"{folder / CONFIGS[component]}: {name} is {actual!r}; an SVD has {expected!r}; {REMEDY}"
+            )
     channels = vae.get("block_out_channels")
     if not isinstance(channels, list) or len(channels) not in VAE_LEVELS:
         raise NotAnSvdModel(
             f"{folder / CONFIGS['vae']}: block_out_channels is {channels!r}; expected a list of 2, 3 or 4 numbers, one "
-            "per level (frames are 2, 4 or 8 times the size of the latents)"
+            f"per level (frames are 2, 4 or 8 times the size of the latents); {REMEDY}"
         )
     for name in ("image_mean", "image_std"):
         if len(configs["feature_extractor"].get(name) or ()) != 3:
@@ -278,7 +300,7 @@ def read_header(path: Path) -> Header:
 
 
 def read_headers(folder: Path, weights: Weights) -> dict[str, Header]:
-    """Return the headers of a part's files by file name; for shards, of all files that the index lists.
+    """Return the headers of a component's files by file name; for shards, of all files that the index lists.
 
     Raises:
         ModelIncomplete, ModelCorrupt: naming the file.
@@ -302,13 +324,13 @@ def read_headers(folder: Path, weights: Weights) -> dict[str, Header]:
     return headers
 
 
-def check_tensors(folder: Path, part: Part, headers: Mapping[str, Header], expected: Header) -> None:
-    """Check the tensors of a part's files against its configuration.
+def check_tensors(folder: Path, component: Component, headers: Mapping[str, Header], expected: Header) -> None:
+    """Check the tensors of a component's files against its configuration.
 
     Raises:
         ModelCorrupt: naming the file and the first tensor that is missing or has another shape.
     """
-    config = folder / CONFIGS[part]
+    config = folder / CONFIGS[component]
     stored = {tensor: (name, shape) for name, header in headers.items() for tensor, shape in header.items()}
     for tensor, shape in expected.items():
         if tensor not in stored:

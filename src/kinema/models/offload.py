@@ -1,53 +1,38 @@
-"""Offload: move the parts of a model between CPU memory and its device according to the memory plan."""
+"""Offload: move the components of a model between CPU memory and its device according to the memory plan."""
 
 from __future__ import annotations
 
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from kinema.models.devices import free_memory, has_kernels, release_cache
-from kinema.models.memory_plan import FAST_SHARE, PARTS, STREAMED_SHARE, MemoryPlan, Part, Shape, plan_memory
+from kinema.models.memory_plan import COMPONENTS, FAST_SHARE, STREAMED_SHARE, Component, MemoryPlan, plan_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     import torch
 
-    from kinema.values import Engine, VideoRequest
+    from kinema.models.loading import VideoPipeline
+    from kinema.values import VideoRequest
 
 
-class Placeable(Protocol):
-    """The attributes of `kinema.models.loading.VideoPipeline` that offload uses."""
-
-    unet: torch.nn.Module
-    vae: torch.nn.Module
-    image_encoder: torch.nn.Module
-    device: torch.device
-    dtype: torch.dtype
-    engine: Engine
-    cached_networks: dict[str, Any]
-
-    @property
-    def shape(self) -> Shape:
-        """The sizes that determine its memory."""
-
-
-def plan_for(pipeline: Placeable, request: VideoRequest) -> MemoryPlan:
+def plan_for(pipeline: VideoPipeline, request: VideoRequest) -> MemoryPlan:
     """Return the plan for one request in the memory that is free now.
 
     Raises:
         InsufficientMemory: see `plan_memory`.
     """
     on_cpu = pipeline.device.type == "cpu"
-    weights = {part: _bytes_by_device(_module(pipeline, part)) for part in PARTS}
+    weights = {component: _bytes_by_device(_module(pipeline, component)) for component in COMPONENTS}
     # Weights and cached networks on the device count as free: the plan's size includes them.
     reusable = sum(each[pipeline.device.type] for each in weights.values())
     shares = {"resident": FAST_SHARE, "streamed": (1 + FAST_SHARE) * STREAMED_SHARE}
     reusable += sum(int(weights["unet"].total() * shares[name]) for name in pipeline.cached_networks)
     return plan_memory(
-        {part: each.total() for part, each in weights.items()},
+        {component: each.total() for component, each in weights.items()},
         width=request.width,
         height=request.height,
         num_frames=request.num_frames,
@@ -61,19 +46,21 @@ def plan_for(pipeline: Placeable, request: VideoRequest) -> MemoryPlan:
     )
 
 
-def plan_for_stored_weights(pipeline: Placeable) -> MemoryPlan:
-    """Return a plan for a short use of one part: resident if the whole model is on its device, else model_offload."""
-    is_resident = all(set(_bytes_by_device(_module(pipeline, part))) == {pipeline.device.type} for part in PARTS)
+def plan_for_stored_weights(pipeline: VideoPipeline) -> MemoryPlan:
+    """Return a plan for a short use of one component: resident if all are on the device, else model_offload."""
+    is_resident = all(
+        set(_bytes_by_device(_module(pipeline, component))) == {pipeline.device.type} for component in COMPONENTS
+    )
     return MemoryPlan("resident" if is_resident else "model_offload", 1)
 
 
-def is_fast(pipeline: Placeable) -> bool:
+def is_fast(pipeline: VideoPipeline) -> bool:
     """Return whether the fast engine runs with its kernels; that determines its memory and the possible plans."""
     return pipeline.engine == "fast" and has_kernels(pipeline.device, pipeline.dtype)
 
 
-def _module(pipeline: Placeable, part: Part) -> torch.nn.Module:
-    module: torch.nn.Module = getattr(pipeline, part)
+def _module(pipeline: VideoPipeline, component: Component) -> torch.nn.Module:
+    module: torch.nn.Module = getattr(pipeline, component)
     return module
 
 
@@ -87,38 +74,40 @@ def _bytes_by_device(module: torch.nn.Module) -> Counter[str]:
 
 @dataclass
 class Placed:
-    """A model whose parts are moved to the device according to a plan; created by `place`."""
+    """A model whose components are moved to the device according to a plan; created by `place`."""
 
-    pipeline: Placeable
+    pipeline: VideoPipeline
     plan: MemoryPlan
 
     @contextmanager
-    def on_device(self, part: Part, dtype: torch.dtype | None = None, of: Sequence[str] | None = None) -> Iterator[Any]:
-        """Move a part to the model's device and yield it; enter once per stage, not once per step.
+    def on_device(
+        self, component: Component, dtype: torch.dtype | None = None, of: Sequence[str] | None = None
+    ) -> Iterator[Any]:
+        """Move a component to the model's device and yield it; enter once per stage, not once per step.
 
         Args:
-            part: "image_encoder", "vae" or "unet".
+            component: "image_encoder", "vae" or "unet".
             dtype: A temporary dtype, if other than the model's.
-            of: The names of the part's modules to convert; None converts the whole part.
+            of: The names of the component's modules to convert; None converts the whole component.
         """
-        module, own_dtype = _module(self.pipeline, part), self.pipeline.dtype
+        module, own_dtype = _module(self.pipeline, component), self.pipeline.dtype
         converted = []
         if dtype not in (None, own_dtype):
             converted = [module] if of is None else [module.get_submodule(name) for name in of]
         try:
             for each in converted:
                 _move(each, device=None, dtype=dtype)
-            with self._offloaded(part, module):
+            with self._offloaded(component, module):
                 yield module
         finally:
             for each in converted:
                 _move(each, device=None, dtype=own_dtype)
 
     @contextmanager
-    def _offloaded(self, part: Part, module: torch.nn.Module) -> Iterator[None]:
+    def _offloaded(self, component: Component, module: torch.nn.Module) -> Iterator[None]:
         """Move the module to the device on entry and back on exit; a resident or streamed module does not move."""
         device = self.pipeline.device
-        if self.plan.is_resident or (self.plan.name == "streamed" and part == "unet"):  # `place` has moved it
+        if self.plan.is_resident or (self.plan.name == "streamed" and component == "unet"):  # `place` has moved it
             yield
             return
         if self.plan.name == "sequential_offload":
@@ -134,15 +123,15 @@ class Placed:
 
 
 @contextmanager
-def place(pipeline: Placeable, plan: MemoryPlan) -> Iterator[Placed]:
-    """Move a model to where its plan requires, and yield an object that moves single parts.
+def place(pipeline: VideoPipeline, plan: MemoryPlan) -> Iterator[Placed]:
+    """Move a model to where its plan requires, and yield an object that moves single components.
 
-    Under a resident plan all parts are on the device afterwards, under the others none. All are in the model's dtype.
-    Only one generator may use the model at a time: do not call `place` between two of its steps.
+    Under a resident plan all components are on the device afterwards, under the others none. All are in the model's
+    dtype. Only one generator may use the model at a time: do not call `place` between two of its steps.
     """
     device = pipeline.device if plan.is_resident else "cpu"
-    for part in PARTS:
-        _move(_module(pipeline, part), device, pipeline.dtype)
+    for component in COMPONENTS:
+        _move(_module(pipeline, component), device, pipeline.dtype)
     for name in set(pipeline.cached_networks) - {plan.cache_key}:
         del pipeline.cached_networks[name]
     if not plan.is_resident:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kinema.errors import ModelNotFound, NotAnImagePipeline, NotAnSvdModel, ModelError, ModelIncomplete
+from kinema.errors import ModelError, ModelIncomplete, ModelNotFound, NotAnImagePipeline, NotAnSvdModel
 from kinema.models import hub
 from kinema.models.catalog import CATALOG, IMAGE_MODELS, CatalogEntry
 from kinema.models.image_pipeline_files import EITHER, IMAGE_PIPELINE

@@ -206,7 +206,7 @@ class Connection(H11Protocol):
         return self.loop.time() - self._read > self.limits.response
 
     def _reject(self, status: int, code: str, message: str) -> None:
-        """Send an error response and close the connection."""
+        """Send an error response, unless a response has begun, and close the connection."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             if self.cycle is not None:
                 self.cycle.disconnected = True

@@ -8,22 +8,23 @@ from io import BytesIO
 from typing import TYPE_CHECKING, TypeVar
 
 from kinema.errors import InsufficientMemory, KinemaError
-from kinema.jobs.job import Preview
 from kinema.media.image import open_image
 from kinema.settings import read_settings
-from kinema.values import ImageGeneration, Step
+from kinema.steps import Step
+from kinema.values import ImageGeneration
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator
     from pathlib import Path
 
     from PIL import Image
 
-    from kinema.engine import Checkpoint, Projection
+    from kinema.engine import Projection
     from kinema.jobs.job import Task, TaskResult
     from kinema.media.image import InputImage
     from kinema.models.image_pipeline import ImagePipeline
     from kinema.models.loading import VideoPipeline
+    from kinema.steps import Event
 
 PREVIEW_WIDTH = 384  # pixels at most
 _IMAGE_GENERATION = "kinema-image-generation"  # text chunk of a generated image's PNG
@@ -63,62 +64,46 @@ class EngineWork:
         except KinemaError as error:  # only jobs that need this model fail
             print(f"default model not loaded: {error}", file=sys.stderr)  # noqa: T201 - the worker's log
 
-    def __call__(self, task: Task) -> Iterator[Step | Preview | TaskResult]:
+    def __call__(self, task: Task) -> Generator[Event, None, TaskResult]:
         """Run one part of a job."""
+        from kinema.engine import Checkpoint, generate_image, to_latents, to_video
+
         match task.part:
             case "image":
-                return self._generate_image(task)
+                assert task.request.image_model is not None, "every request with a prompt has an image_model"
+                image_pipeline = self._load_image_pipeline(task.request.image_model)
+                return GeneratedImage((yield from generate_image(image_pipeline, task.request)))
             case "latents":
-                return self._denoise(task)
+                pipeline = self._load_pipeline(task.request.model)
+                self._fit_projection(pipeline)
+                return (yield from to_latents(pipeline, _open_image(task), task.request))
             case "video":
-                return self._decode(task)
+                assert task.latents is not None, "denoised before"
+                denoised = Checkpoint.load(task.latents)
+                pipeline = self._load_pipeline(task.request.model)
+                return (yield from to_video(pipeline, _open_image(task), task.request, denoised))
 
-    def _generate_image(self, task: Task) -> Iterator[Step | Preview | TaskResult]:
-        from kinema.engine import generate_image
+    def preview(self, state: Step | TaskResult) -> bytes | None:
+        """Return a JPEG of the estimated clean latents, of the last decoded frame, or of a generated image."""
+        from PIL import Image, ImageOps
 
-        assert task.request.image_model is not None, "every request with a prompt has an image_model"
-        for result in generate_image(self._load_image_pipeline(task.request.image_model), task.request):
-            if isinstance(result, Step):
-                yield replace(result, latents=None)
-            else:
-                yield Preview(lambda image=result.rgb: _jpeg(image))  # type: ignore[misc]
-                yield GeneratedImage(result)
-
-    def _denoise(self, task: Task) -> Iterator[Step | Preview | TaskResult]:
-        from kinema.engine import Projection, to_latents
-
-        pipeline = self._load_pipeline(task.request.model)
-        if (
-            self._projection is None
-        ):  # before the first step: fitting runs the VAE, and no module may move during the steps
-            self._projection = Projection.fit(pipeline)
-        result: Step | Checkpoint
-        for result in to_latents(pipeline, _open_image(task), task.request):
-            yield result
-            if isinstance(result, Step) and result.clean is not None:
-                yield Preview(lambda clean=result.clean: self._preview(clean))  # type: ignore[misc]
-
-    def _decode(self, task: Task) -> Iterator[Step | Preview | TaskResult]:
-        from PIL import Image
-
-        from kinema.engine import Checkpoint, to_video
-
-        assert task.latents is not None, "denoised before"
-        denoised = Checkpoint.load(task.latents)
-        for result in to_video(self._load_pipeline(task.request.model), _open_image(task), task.request, denoised):
-            yield result
-            if isinstance(result, Step) and result.frames is not None:
-                yield Preview(lambda frame=result.frames[-1]: _jpeg(Image.fromarray(frame)))  # type: ignore[misc]
-
-    def _preview(self, clean: object) -> bytes:
-        """Return a JPEG of the estimated clean latents."""
-        import torch
-        from PIL import ImageOps
-
+        if isinstance(state, GeneratedImage):
+            return _jpeg(state.image.rgb)
+        if not isinstance(state, Step):
+            return None
+        if state.frames is not None:
+            return _jpeg(Image.fromarray(state.frames[-1]))
+        if state.clean is None:
+            return None
         assert self._projection is not None, "fitted before the first step"
-        assert isinstance(clean, torch.Tensor), "a step's clean latents are a tensor"
-        image = self._projection.image(clean)
-        return _jpeg(ImageOps.scale(image, self._projection.factor))
+        return _jpeg(ImageOps.scale(self._projection.image(state.clean), self._projection.factor))
+
+    def _fit_projection(self, pipeline: VideoPipeline) -> None:
+        """Fit the previews' projection before the first step: it runs the VAE, and no module may move during steps."""
+        from kinema.engine import Projection
+
+        if self._projection is None:
+            self._projection = Projection.fit(pipeline)
 
     def _load_pipeline(self, model: str) -> VideoPipeline:
         """Return the pipeline of a model; unload the previous one first."""

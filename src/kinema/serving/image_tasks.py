@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from kinema.media.image import fit_encoded
-from kinema.media.video import tiled
+from kinema.media.video import make_contact_sheet
 from kinema.media.video_reader import each_frame, read_first_frame
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def contact_sheet(video: Path) -> bytes:
         VideoError: the video can't be decoded.
     """
     count = sum(1 for _ in each_frame(video))
-    return _encode(tiled(each_frame(video), count), "JPEG", quality=85)
+    return _encode(make_contact_sheet(each_frame(video), count), "JPEG", quality=85)
 
 
 def _encode(image: Image.Image, kind: str, quality: int) -> bytes:

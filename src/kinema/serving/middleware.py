@@ -44,22 +44,24 @@ LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 class AccessControl:
     """ASGI middleware around the whole server. Without API keys it accepts only local clients and local Host names.
 
-    `api` is the app whose `state.server` has the settings once the server has started.
+    `fastapi_app` is the app whose `state.server` has the settings once the server has started.
     """
 
-    def __init__(self, app: ASGIApp, api: FastAPI) -> None:
+    def __init__(self, app: ASGIApp, fastapi_app: FastAPI) -> None:
         self._app = app
-        self._api = api
+        self._fastapi_app = fastapi_app
         self._guard: ASGIApp | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on a request, or send an error."""
-        state = getattr(self._api.state, "server", None)
+        state = getattr(self._fastapi_app.state, "server", None)
         if scope["type"] not in ("http", "websocket") or state is None:
             await self._app(scope, receive, send)
             return
         if self._guard is None:
-            self._guard = _with_cors(_Guard(self._app, state.settings, self._api.routes), state.settings.cors_origins)
+            self._guard = _with_cors(
+                _Guard(self._app, state.settings, self._fastapi_app.routes), state.settings.cors_origins
+            )
         await self._guard(scope, receive, send)
 
 

@@ -148,7 +148,7 @@ class PinQuota(DailyQuota):
 
 
 class DraftQuota(DailyQuota):
-    """The bytes of images each caller may upload to the page per day without submitting a video."""
+    """The bytes of images each caller may upload to the page per day, whether or not a video is submitted."""
 
     def check(self, scope: Scope, size: int) -> None:
         """Count `size` bytes more.

@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from kinema.errors import (
-    QuotaExceeded,
+    IdempotencyKeyReused,
     InsufficientDisk,
     InsufficientMemory,
     InvalidImage,
     InvalidRequest,
     JobNotFound,
     JobUnfinished,
-    IdempotencyKeyReused,
     KinemaError,
+    ModelError,
     QueueFull,
     QueueUnavailable,
+    QuotaExceeded,
     RequestTooLarge,
     ServerBusy,
-    ModelError,
 )
 from kinema.serving.client_messages import error_message, failure_message
 
@@ -96,7 +96,7 @@ class VideoObject(BaseModel):
                 "step": 2,
                 "total": 4,
                 "eta": 4.1,
-                "settings": {"num_frames": 14, "fps": 7},
+                "parameters": {"num_frames": 14, "fps": 7},
                 "stage_durations": {"encode": 0.2},
             }
         }
@@ -124,7 +124,7 @@ class VideoObject(BaseModel):
     total: int = 0
     eta: float | None = Field(default=None, description="Estimated remaining seconds, if known.")
     pinned: bool = False
-    settings: dict[str, Any] = Field(description="All parameters of the request.")
+    parameters: dict[str, Any] = Field(description="All parameters of the request.")
     stage_durations: dict[str, float] = Field(description="Seconds per stage.")
     warnings: list[str] | None = Field(
         default=None, description="Parameters that may give a poor video. Only in the response that creates the video."
@@ -194,7 +194,7 @@ def video_of(job: Job, warnings: Iterable[str] = ()) -> dict[str, Any]:
         "total": job.total,
         "eta": None if job.eta is None else round(job.eta, 1),
         "pinned": job.pinned,
-        "settings": dict(request),
+        "parameters": dict(request),
         "stage_durations": {stage: round(seconds, 3) for stage, seconds in job.stage_durations.items()},
         **({"warnings": messages} if messages else {}),
     }
@@ -202,7 +202,7 @@ def video_of(job: Job, warnings: Iterable[str] = ()) -> dict[str, Any]:
 
 def error_response(error: KinemaError) -> tuple[int, dict[str, Any], dict[str, str]]:
     """Return the status, body and headers of the response for an error."""
-    status = _status_of(type(error))
+    status = status_of(type(error))
     headers = {}
     if isinstance(error, QueueFull | QuotaExceeded):
         headers["Retry-After"] = str(max(1, round(error.retry_after)))
@@ -222,7 +222,8 @@ def failure_response(failure: Failure | None) -> tuple[int, dict[str, Any], dict
     return status, error_body(status, code, message), {"Retry-After": str(RETRY_SECONDS)} if status == 503 else {}
 
 
-def _status_of(error: type[KinemaError]) -> int:
+def status_of(error: type[KinemaError]) -> int:
+    """Return the HTTP status of an error class."""
     return next(number for kind, number in _STATUS if issubclass(error, kind))
 
 
@@ -232,7 +233,7 @@ def _status_by_code() -> Mapping[str, int]:
     kinds: list[type[KinemaError]] = [KinemaError]
     for kind in kinds:
         kinds.extend(kind.__subclasses__())
-    return {kind.code: _status_of(kind) for kind in kinds}
+    return {kind.code: status_of(kind) for kind in kinds}
 
 
 def error_body(status: int, code: str, message: str, param: str | None = None) -> dict[str, Any]:

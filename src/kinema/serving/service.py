@@ -192,5 +192,5 @@ class StableDiffusionVideo:
 
 
 StableDiffusionVideo.add_asgi_middleware(ErrorResponseMiddleware)  # type: ignore[attr-defined]  # the decorator makes it a Service
-StableDiffusionVideo.add_asgi_middleware(AccessControl, api=api)  # type: ignore[attr-defined]  # the same
+StableDiffusionVideo.add_asgi_middleware(AccessControl, fastapi_app=api)  # type: ignore[attr-defined]  # the same
 swagger.add(api, StableDiffusionVideo)

@@ -172,7 +172,10 @@ def default_image_model(settings: Settings, width: int, height: int) -> str:
 
 
 def _check_offered(settings: Settings, param: str, name: str) -> None:
-    """Reject models that the operator has not listed: a client must not make the server read folders or download."""
+    """Reject models that are neither in the catalog nor in the settings.
+
+    A client must not choose a folder to read or a repository to download.
+    """
     offered = offered_models(settings) if param == "model" else offered_image_models(settings)
     if name not in offered:
         raise InvalidRequest(

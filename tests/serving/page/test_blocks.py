@@ -24,7 +24,7 @@ def test_handler_error_is_shown_in_the_page_language(labels, error, caplog):
     caplog.set_level(logging.ERROR)
     with pytest.raises(gr.Error) as shown:
         page._with_errors_shown(handler)(1)
-    assert shown.value.title == labels.failed
+    assert shown.value.title == labels.error
     general = (
         labels.internal_error
         if isinstance(error, RuntimeError)

@@ -69,7 +69,10 @@ def test_user_text_is_escaped(hostile):
     failed = job("failed", title=hostile, prompt=hostile, error=Failure("defect", hostile))
     shown = [job_html.panel(dataclasses.replace(failed, status=status), ENGLISH) for status in ("failed", "completed")]
     shown += [job_html.gallery([failed], ENGLISH, more=False), form_html.submit_error(hostile, ENGLISH)]
-    shown += [form_html.empty_image_frame(ENGLISH, hostile), form_html.note(failed.request, 1.0, 0, [hostile], ENGLISH)]
+    shown += [
+        form_html.empty_image_frame(ENGLISH, hostile),
+        form_html.estimate_html(failed.request, 1.0, 0, [hostile], ENGLISH),
+    ]
     for markup in shown:
         elements = Elements(markup)
         assert "script" not in elements.names
@@ -92,7 +95,7 @@ class Elements(HTMLParser):
 
 
 def test_note_shows_length_estimate_queue_and_warnings():
-    note = text(form_html.note(job().request, 65.0, 2, ["it is small"], ENGLISH))
+    note = text(form_html.estimate_html(job().request, 65.0, 2, ["it is small"], ENGLISH))
     for text_part in ("14 frames, 2.0 s", "about 65 s", "ahead in the queue: 2", "it is small"):
         assert text_part in note
 

@@ -145,7 +145,7 @@ class StudioPage:
             except Exception:
                 log.exception("internal error in a handler of the page")
                 text = escape(labels.internal_error)
-            raise gr.Error(text, title=labels.failed, print_exception=False) from None
+            raise gr.Error(text, title=labels.error, print_exception=False) from None
 
         return wrapped
 
@@ -179,7 +179,7 @@ class StudioPage:
             seconds, waiting = estimate(self._queue, submission), self._queue.waiting()
         except KinemaError as error:
             return {self._form.note: form_html.submit_error(error, labels)}
-        note = form_html.note(submission.request, seconds, waiting, submission.warnings, labels)
+        note = form_html.estimate_html(submission.request, seconds, waiting, submission.warnings, labels)
         size = None if entered.image is None else self._drafts.size(entered.image)
         if entered.image is None or size is None:
             return {self._form.note: note, self._form.frame: form_html.empty_image_frame(labels)}

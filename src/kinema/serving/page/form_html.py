@@ -116,7 +116,7 @@ def image_frame(image: str, size: tuple[int, int], request: VideoRequest, labels
     return (
         f'<div class="k-image" {_script_texts(labels)}>'
         f'<div class="k-media" style="aspect-ratio: {width} / {height}">'
-        f'<img src="{fitted_url(image, width, height, fit)}" alt="{alt}" width="{width}" height="{height}">{thumbnail}'
+        f'<img src="{fitted_src(image, width, height, fit)}" alt="{alt}" width="{width}" height="{height}">{thumbnail}'
         f'<div class="k-media-buttons">'
         f'<button type="button" class="k-button" data-choose>{escape(labels.replace)}</button>'
         f'<button type="button" class="k-button" data-remove>{escape(labels.remove)}</button></div></div>'
@@ -140,7 +140,7 @@ def _crop_outline(image: str, size: tuple[int, int], request: VideoRequest) -> s
     box = f"left: {left / size[0]:.2%}; top: {top / size[1]:.2%}; right: {1 - right / size[0]:.2%}; "
     return (
         f'<div class="k-whole" style="aspect-ratio: {size[0]} / {size[1]}" aria-hidden="true">'
-        f'<img src="{fitted_url(image, *small, "stretch")}" alt="">'
+        f'<img src="{fitted_src(image, *small, "stretch")}" alt="">'
         f'<i style="{box}bottom: {1 - bottom / size[1]:.2%}"></i></div>'
     )
 
@@ -157,16 +157,18 @@ def _fit_note(size: tuple[int, int], request: VideoRequest, labels: Labels) -> s
     return f"{note} {labels.crop_note_whole if kept > 0.99 else labels.crop_note_percent.format(f'{kept:.0%}')}"
 
 
-def fitted_url(image: str, width: int, height: int, fit: Fit) -> str:
-    """Return the URL of an image as the engine fits it."""
+def fitted_src(image: str, width: int, height: int, fit: Fit) -> str:
+    """Return the relative URL, escaped for an HTML attribute, of an image as the engine fits it."""
     return f"../images/{image}?width={width}&amp;height={height}&amp;fit={fit}"
 
 
-def note(request: VideoRequest, seconds: float | None, waiting: int, warnings: Sequence[str], labels: Labels) -> str:
+def estimate_html(
+    request: VideoRequest, seconds: float | None, jobs_ahead: int, warnings: Sequence[str], labels: Labels
+) -> str:
     """Return what is shown above the Generate button: length, time estimate, queue and warnings."""
     length = labels.frames_and_seconds.format(request.num_frames, f"{request.num_frames / request.frame_rate:.1f}")
     time = labels.estimate_unknown if seconds is None else labels.estimate.format(labels.duration(seconds))
-    queue = f" {labels.jobs_ahead.format(waiting)}" if waiting else ""
+    queue = f" {labels.jobs_ahead.format(jobs_ahead)}" if jobs_ahead else ""
     items = "".join(f"<li>{message_html(warning, labels)}</li>" for warning in warnings)
     warnings_box = f'<div class="k-warnings"><p>{escape(labels.warnings)}</p><ul>{items}</ul></div>' if items else ""
     return f'<p class="k-estimate"><strong>{escape(length)}</strong> {escape(time + queue)}</p>{warnings_box}'

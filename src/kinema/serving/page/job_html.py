@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from kinema.jobs.eta import stages_of
 from kinema.serving.client_messages import failure_message
-from kinema.serving.page.form_html import english_html, fitted_url, icon
+from kinema.serving.page.form_html import english_html, fitted_src, icon
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,11 +55,12 @@ def panel(job: Job, labels: Labels, now: float | None = None) -> str:
     return (
         f'<div class="k-panel" data-job="{job.id}" data-status="{job.status}" data-finished="{finished}"'
         f' data-lost="{escape(labels.connection_lost)}">'
-        f'<div class="k-media" style="aspect-ratio: {request.width} / {request.height}">{_media_html(job, labels)}</div>'
+        f'<div class="k-media" style="aspect-ratio: {request.width} / {request.height}">'
+        f"{_media_html(job, labels)}</div>"
         f'<p class="k-hidden" role="status">{escape(_headline(job, labels))}</p>'
         f'<div class="k-state"><p class="k-headline">{escape(_headline_with_step(job, labels))}</p>'
         f'<p class="k-hint k-left">{_state_line(job, labels, now)}</p>{_details(job, labels)}</div>'
-        f"{_bar(job, labels)}{_actions(job, labels)}{_parameters(job, labels)}</div>"
+        f"{_bar(job, labels)}{_action_buttons(job, labels)}{_parameters(job, labels)}</div>"
     )
 
 
@@ -152,7 +153,7 @@ def _bar(job: Job, labels: Labels) -> str:
     )
 
 
-def _actions(job: Job, labels: Labels) -> str:
+def _action_buttons(job: Job, labels: Labels) -> str:
     if not job.finished:
         return f'<div class="k-actions">{_action("cancel", job, labels.cancel)}</div>'
     downloads = _downloads(job, labels) if job.status == "completed" else ""
@@ -187,7 +188,7 @@ def poster(job: Job) -> str:
     if job.status == "completed":
         return f"../jobs/{job.id}/thumbnail.webp"
     request = job.request
-    return fitted_url(job.image, request.width, request.height, request.fit) if job.image else ""
+    return fitted_src(job.image, request.width, request.height, request.fit) if job.image else ""
 
 
 def ago(job: Job, labels: Labels, now: float | None = None) -> str:

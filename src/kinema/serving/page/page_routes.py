@@ -15,12 +15,12 @@ from fastapi import APIRouter, HTTPException, Query, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 
 from kinema.errors import (
-    QuotaExceeded,
     InsufficientDisk,
     InvalidImage,
     JobNotFound,
     JobUnfinished,
     KinemaError,
+    QuotaExceeded,
     RequestTooLarge,
     ServerBusy,
 )

@@ -65,6 +65,7 @@ ENGLISH = Labels(
     jobs_ahead="Jobs ahead in the queue: {}.",
     warnings="Warnings",
     cannot_start="Can't start yet",
+    error="Error",
     internal_error="Internal server error; see the server log for details. Try again.",
     need_image="Add an image first: drop, paste or choose one.",
     need_prompt="Describe the image first.",

@@ -5,7 +5,7 @@ Values are filled in at run time, so no particle that depends on a value's last 
 
 MESSAGES = {
     # Parameters.
-    "no_multiple_of_8": "{name}: {value} 값은 8의 배수가 아닙니다. {below}, {above} 중 하나를 입력하세요.",
+    "no_multiple_of_8": "{name}: {value} 값은 8의 배수가 아닙니다. {below} 또는 {above} 값을 입력하세요.",
     "out_of_range": "{name}: {value} 값은 범위를 벗어났습니다. 입력할 수 있는 값은 {range}입니다.",
     "from_to": "{low}부터 {high}까지",
     "at_least": "{low} 이상",
@@ -17,11 +17,12 @@ MESSAGES = {
     "whole_number_wanted": "정수를 입력하세요.",
     "other_wanted": "다른 값을 입력하세요.",
     "too_long": "{name}: {length}자를 입력했습니다. {longest}자까지 입력할 수 있습니다.",
-    "empty_prompt": "프롬프트가 비어 있습니다({value!r}). 어떤 이미지를 생성할지 입력하세요.",
-    "without_prompt": "{name}: {value!r} 값은 프롬프트로 이미지를 생성할 때만 쓰입니다. 이 값을 지우거나 프롬프트를 "
-    "입력하세요.",
+    "empty_prompt": "프롬프트가 비어 있습니다. 어떤 이미지를 생성할지 입력하세요.",
+    "without_prompt": "{name}: 프롬프트로 이미지를 생성할 때만 쓰이는 설정입니다. 입력한 값({value!r})을 지우거나 "
+    "프롬프트를 입력하세요.",
     "no_prompt": "프롬프트: {value!r} 값은 텍스트가 아닙니다. 어떤 이미지를 생성할지 텍스트로 입력하세요.",
     "no_character": "{name}: 올바르지 않은 문자가 있습니다({text}). 그 문자를 지우세요.",
+    "similar_setting": "{name!r}: 없는 설정입니다. 혹시 {nearest} 설정을 찾으셨나요?",
     "no_setting": "{name!r}: 없는 설정입니다. 사용할 수 있는 설정은 {known}입니다.",
     "no_model": "모델을 선택하지 않았습니다. 선택할 수 있는 모델은 {known}입니다.",
     "not_offered": "{name}: 이 서버에는 {value!r} 모델이 없습니다. 사용할 수 있는 모델은 {offered}입니다. "
@@ -32,7 +33,7 @@ MESSAGES = {
     # Warnings about parameters.
     "untrained_motion": "{name}: {value} 값은 학습 데이터의 최댓값인 255보다 큽니다.",
     "untrained_fps": "{name}: {value} 값은 학습 데이터의 범위인 5~30을 벗어납니다. "
-    "재생 속도만 바꾸려면 ‘{other}’ 설정을 사용하세요.",
+    "파일의 재생 프레임 속도만 바꾸려면 ‘{other}’ 설정을 사용하세요.",
     "untrained_length": "{frames}프레임은 {model} 모델이 학습한 {trained}프레임보다 많습니다.",
     "untrained_size": "{width}×{height} 크기는 {model} 모델이 학습한 {known} 크기와 다릅니다.",
     "either": "{one} 또는 {two}",
@@ -46,12 +47,14 @@ MESSAGES = {
     "image_enlarged": "입력 이미지({w}×{h})를 {width}×{height} 크기로 {scale:.2g}배 확대합니다. "
     "더 큰 이미지를 사용하면 더 선명합니다.",
     "image_cut": "자르면 입력 이미지({w}×{h})의 {kept:.0%}만 남습니다. ‘여백 넣기’를 선택하면 전체가 남습니다.",
-    "image_animated": "움직이는 이미지입니다. 첫 프레임을 사용합니다.",
-    "exif_damaged": "이미지의 EXIF 정보가 손상되어 이미지의 방향이 잘못되었을 수 있습니다.",
+    "image_animated": "애니메이션 이미지입니다. 첫 프레임만 사용합니다.",
+    "exif_damaged": "이미지의 EXIF 정보가 손상되어 이미지의 방향이 잘못되었을 수 있습니다. 영상이 돌아가 있으면 "
+    "이미지를 바른 방향으로 돌려 PNG로 다시 저장하세요.",
     "colours_damaged": "이미지의 색상 프로필이 손상되어 적용하지 않았습니다.",
     # Errors of the input image.
     "image_empty": "파일이 비어 있습니다. 이미지를 다시 내려받거나 다시 저장하세요.",
-    "image_too_heavy": "이미지가 {megabytes:.0f} MB입니다. {most} MB까지 사용할 수 있습니다. 이미지 크기를 줄이세요.",
+    "image_too_heavy": "이미지 파일이 {megabytes:.0f} MB입니다. {most} MB까지 사용할 수 있습니다. "
+    "파일 크기를 줄이세요.",
     "image_far_too_wide": "이미지가 {most}메가픽셀보다 훨씬 큽니다. 이미지 크기를 줄이세요.",
     "image_too_wide": "이미지가 {width}×{height}, {megapixels:.1f}메가픽셀입니다. {most}메가픽셀까지 사용할 수 "
     "있습니다. 이미지 크기를 줄이세요.",
@@ -92,27 +95,30 @@ MESSAGES = {
     "take_it_out": "안에 든 이미지를 꺼내 사용하세요.",
     "give_its_address": "이미지 자체의 URL을 사용하거나 이미지를 저장해 사용하세요.",
     # The queue and the disk.
-    "pins_used_up": "하루에 영상을 {most:.0f}개까지만 고정할 수 있습니다. {seconds:.0f}초 뒤에 다시 시도하세요.",
-    "drafts_used_up": "하루에 이미지를 {most:.0f} MB까지만 업로드할 수 있습니다. {seconds:.0f}초 뒤에 다시 시도하세요.",
+    "pins_used_up": "사용자마다 하루에 영상을 {most:.0f}개까지만 고정할 수 있습니다. "
+    "{seconds:.0f}초 뒤에 다시 시도하세요.",
+    "drafts_used_up": "사용자마다 하루에 이미지를 {most:.0f} MB까지만 업로드할 수 있습니다. "
+    "{seconds:.0f}초 뒤에 다시 시도하세요.",
     "server_busy": "같은 종류의 요청은 동시에 {count}개까지만 처리할 수 있습니다. 몇 초 뒤에 다시 시도하세요.",
-    "bodies_waiting": "서버가 동시에 받을 수 있는 업로드 용량이 가득 찼습니다(전체 {most:.0f} MB, 사용자마다 그 "
+    "bodies_waiting": "서버가 동시에 받을 수 있는 업로드 용량이 가득 찼습니다(전체 {most:.0f} MB, 사용자당 그 "
     "절반). 몇 초 뒤에 다시 시도하세요.",
     "little_room_for_bodies": "서버의 임시 폴더(TMPDIR)에 {free:.1f} GB만 남았습니다. {reserve:g} GB 이상 비워 두어야 "
     "합니다(KINEMA_MIN_FREE_GB). 공간을 확보하거나 TMPDIR을 더 큰 디스크의 폴더로 지정하세요.",
     "queue_full": "대기열이 가득 찼습니다(최대 {most}개, KINEMA_QUEUE_SIZE). {wait:.0f}초 뒤에 다시 시도하세요.",
-    "server_ending": "서버가 종료되는 중입니다. 서버가 다시 시작되면 그때 시도하세요.",
+    "server_ending": "서버가 종료되는 중입니다. 서버가 다시 시작된 뒤 시도하세요.",
     "server_ending_job": "서버가 종료되는 중입니다. {job} 작업은 서버가 다시 시작되면 계속됩니다. 그때 확인하세요.",
     "server_starting": "서버가 시작되는 중입니다. 잠시 뒤 다시 시도하세요.",
-    "queue_closing": "대기열이 종료되는 중입니다. 서버가 다시 시작되면 그때 시도하세요.",
+    "queue_closing": "대기열이 종료되는 중입니다. 서버가 다시 시작된 뒤 시도하세요.",
     "little_room": "{folder}: 디스크에 {free:.1f} GB만 남았습니다. {reserve:g} GB 이상 비워 두어야 합니다"
     "(KINEMA_MIN_FREE_GB). 영상을 삭제하거나 공간을 확보하세요.",
-    "disk_full": "디스크 공간이 부족해 {file} 파일을 쓸 수 없습니다({folder}). 영상을 삭제하거나 공간을 확보하세요.",
+    "disk_full": "디스크 공간이 부족해 {file} 파일을 쓸 수 없습니다({folder}). 영상을 삭제하거나 공간을 확보한 뒤 "
+    "다시 시도하세요.",
     "no_folder": "서버의 데이터 폴더를 사용할 수 없습니다({reason}).",
     "runner_lock_lost": "대기열의 데이터베이스 연결이 끊겼습니다. 작업은 다시 연결될 때까지 대기합니다.",
     "runs_elsewhere": "이 서버의 데이터베이스에 있는 작업은 다른 데이터 폴더를 사용하는 서버가 처리합니다. "
-    "그 서버에 요청을 보내거나, 이 서버를 그 데이터 폴더(KINEMA_DATA_DIR)로 시작하세요.",
+    "그 서버에 요청을 보내거나, 이 서버도 같은 데이터 폴더(KINEMA_DATA_DIR)를 지정해 시작하세요.",
     "no_database": "대기열의 데이터베이스가 응답하지 않습니다. 잠시 뒤 다시 시도하세요.",
-    "database_full": "대기열 데이터베이스의 디스크 공간이 부족합니다. 영상을 삭제하거나 공간을 확보하세요.",
+    "database_full": "대기열 데이터베이스가 있는 디스크의 공간이 부족합니다. 영상을 삭제하거나 공간을 확보하세요.",
     "database_gone": "서버가 실행되는 동안 대기열의 데이터베이스가 삭제되거나 교체되었습니다. 원래대로 되돌리거나, "
     "서버를 멈추고 백업에서 복구하세요.",
     "database_damaged": "대기열의 데이터베이스가 손상되어({reason}) 작업을 저장할 수 없습니다. 서버를 멈추고 백업에서 "
@@ -146,19 +152,20 @@ ERRORS = {
     "job_error": "대기열에서 처리할 수 없는 요청입니다. 자세한 내용은 서버 로그에 있습니다.",
     "queue_full": "대기열이 가득 찼습니다. 잠시 뒤 다시 시도하세요.",
     "queue_unavailable": "대기열을 사용할 수 없습니다. 잠시 뒤 다시 시도하세요.",
-    "job_not_found": "영상을 찾을 수 없습니다. 삭제되었거나 보관 기간이 지났습니다.",
-    "job_unfinished": "아직 완성된 영상이 없습니다.",
+    "job_not_found": "영상을 찾을 수 없습니다. 삭제되었거나 보관 기간이 지났을 수 있습니다.",
+    "job_unfinished": "아직 완성되지 않은 영상입니다.",
     "quota_exceeded": "하루 사용 한도를 넘었습니다. 나중에 다시 시도하세요.",
     "server_busy": "서버에 요청이 많습니다. 몇 초 뒤에 다시 시도하세요.",
     "idempotency_key_reused": "같은 멱등성 키(Idempotency-Key)가 다른 요청에 이미 쓰였습니다. 새 키를 사용하세요.",
     "video_error": "영상 파일을 쓰거나 읽을 수 없습니다. 영상을 다시 만들어 보세요.",
     "recipe_error": "영상 파일에 읽을 수 있는 레시피가 없습니다.",
     # Codes that only jobs use.
-    "cancelled": "취소했습니다.",
+    "cancelled": "취소되었습니다.",
     "worker_died": "영상을 만들던 작업 프로세스(워커)가 여러 번 비정상 종료되었습니다. 대개 메모리 부족 때문입니다. "
     "크기나 길이를 줄여 다시 만들어 보세요.",
     "worker_hung": "영상을 만들던 작업 프로세스(워커)가 너무 오래 응답하지 않았습니다(KINEMA_STEP_TIMEOUT). "
     "크기나 길이를 줄여 다시 만들어 보세요.",
-    "interrupted": "작업 중에 서버가 여러 번 비정상 종료되었거나, 작업이 다른 서버로 넘어갔습니다. 다시 만들어 보세요.",
+    "interrupted": "작업 중에 서버가 여러 번 비정상 종료되었거나, 작업을 넘겨받은 다른 서버에 입력 이미지가 없습니다. "
+    "다시 만들어 보세요.",
     "internal_error": "내부 오류가 발생했습니다. 계속되면 서버 로그를 확인하고 제보해 주세요.",
 }

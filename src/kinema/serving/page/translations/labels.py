@@ -57,6 +57,7 @@ class Labels:
     jobs_ahead: str
     warnings: str
     cannot_start: str
+    error: str  # title of the message about an error
     internal_error: str
     need_image: str
     need_prompt: str

@@ -1,0 +1,80 @@
+"""The engine's events, and `drive`, which runs a generator of events to its result.
+
+Every generator of the engine yields a `Step` after each unit of work, a `Restart` if a stage begins again, and returns
+its result. The caller owns progress and cancelling: to cancel, close the generator or stop iterating.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+    import numpy as np
+    import torch
+
+Stage = Literal["text_to_image", "encode", "denoise", "decode"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """Progress: `step` of `total` in `stage` is done.
+
+    Attributes:
+        stage: "text_to_image" (only with a prompt), "encode", "denoise" or "decode", in this order.
+        step: The number of units done in this stage, from 1 to `total`: denoising steps; frames in "decode"; in
+            "encode" CLIP embedding and VAE latents (`total` 2).
+        total: The number of units of the stage.
+        latents: In stage "denoise", [1, num_frames, channels, height/f, width/f] with f the VAE's factor (8 in every
+            published SVD). In stage "text_to_image", those of one frame, if the model has such latents.
+        clean: In stage "denoise", the model's estimate of the noise-free latents, same shape.
+        frames: In stage "decode", the frames just decoded: uint8 [n, height, width, 3] in sRGB.
+    """
+
+    stage: Stage
+    step: int
+    total: int
+    latents: torch.Tensor | None = None
+    clean: torch.Tensor | None = None
+    frames: np.ndarray[Any, np.dtype[np.uint8]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """`stage` begins again at step 1, because of `reason`; its earlier steps, latents and frames are void."""
+
+    stage: Stage
+    reason: str
+
+
+Event = Step | Restart
+Result = TypeVar("Result")
+
+
+def _ignore(_event: object) -> None:
+    pass
+
+
+def drive(
+    events: Generator[Event, None, Result],
+    on_step: Callable[[Step], object] = _ignore,
+    on_restart: Callable[[Restart], object] = _ignore,
+) -> Result:
+    """Run the generator to its end, call one of the functions with each event, and return the generator's result.
+
+    If a function raises, the generator is closed, which frees the device, and the exception propagates.
+    """
+    with closing(events):
+        while True:
+            try:
+                event = next(events)
+            except StopIteration as end:
+                result: Result = end.value
+                return result
+            if isinstance(event, Restart):
+                on_restart(event)
+            else:
+                on_step(event)

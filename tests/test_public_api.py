@@ -1,0 +1,159 @@
+"""The public API is what docs/public-api.txt lists; its keywords are typed; diffusers' parameters are explained."""
+
+import inspect
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+from PIL import Image
+
+import kinema
+from kinema import errors, library
+from kinema.values import VideoParameters
+
+ROOT = Path(__file__).parent.parent
+LISTING = ROOT / "docs" / "public-api.txt"
+
+
+def test_public_names_and_signatures_are_those_of_the_listing() -> None:
+    listing = subprocess.run(
+        [sys.executable, ROOT / "checks" / "public_api.py"], capture_output=True, text=True, check=True
+    ).stdout
+    assert listing == LISTING.read_text(encoding="utf-8"), (
+        "the public API has changed; see docs/stability.md, then run: python checks/public_api.py > docs/public-api.txt"
+    )
+
+
+def test_every_error_is_public() -> None:
+    defined = {
+        name for name, value in vars(errors).items() if inspect.isclass(value) and value.__module__ == errors.__name__
+    }
+    assert defined <= set(kinema.__all__)
+
+
+def test_typed_keywords_are_the_fields_of_the_request() -> None:
+    fields = set(kinema.VideoRequest.model_fields) - {"model", "prompt", "image_model"}
+    assert set(get_type_hints(VideoParameters)) == fields
+    for function in (kinema.generate, kinema.stream):
+        assert fields <= set(inspect.signature(function).parameters)
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        ('kinema.generate("x.png", motion_bucket=1)', 'Unexpected keyword argument "motion_bucket"'),
+        ('kinema.generate("x.png", fps="fast")', 'Argument "fps" to "generate" has incompatible type "str"'),
+        ('kinema.stream("x.png", fit="zoom")', 'Argument "fit" to "stream" has incompatible type'),
+        ('kinema.generate("x.png", motion_bucket_id=180, fit="pad", engine="fast").save("x.mp4")', None),
+        ('[event.stage for event in kinema.stream("x.png") if not isinstance(event, kinema.Video)]', None),
+        ("raise kinema.ModelGated", None),
+    ],
+)
+def test_mypy_checks_keywords(call: str, error: str | None, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(f"import kinema\n\n{call}\n", encoding="utf-8")
+    command = [sys.executable, "-m", "mypy", "--config-file", ROOT / "pyproject.toml", tmp_path / "script.py"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    if error is None:
+        assert done.returncode == 0, done.stdout
+    else:
+        assert error in done.stdout
+        assert done.returncode == 1
+
+
+# What users of diffusers type
+
+
+@pytest.mark.parametrize("name", library.DIFFUSERS_PARAMETERS)
+def test_parameter_of_diffusers_is_explained(name: str) -> None:
+    with pytest.raises(kinema.InvalidRequest, match=f"{name} is a parameter of diffusers' pipelines; ") as error:
+        kinema.generate("rocket.png", **{name: 1})
+    assert error.value.param == name
+    assert library.DIFFUSERS_PARAMETERS[name] in str(error.value)
+
+
+def test_diffusers_parameters_of_the_issue_name_the_remedy() -> None:
+    for name, remedy in {
+        "generator": "use seed=",
+        "callback_on_step_end": "iterate over kinema.stream",
+        "num_videos_per_prompt": "once per video",
+        "output_type": "`frames`",
+    }.items():
+        with pytest.raises(kinema.InvalidRequest, match=remedy):
+            kinema.stream("rocket.png", **{name: 1})
+
+
+def test_list_of_images_is_rejected() -> None:
+    with pytest.raises(kinema.InvalidImage, match="image is a list of 2; pass one image, and call once for each"):
+        kinema.generate(["a.png", "b.png"])
+
+
+def test_unknown_parameter_names_the_nearest_one() -> None:
+    with pytest.raises(kinema.InvalidRequest, match="unknown parameter 'motion_bucket'; did you mean motion_bucket_id"):
+        kinema.generate("rocket.png", motion_bucket=1)
+
+
+# Loaded pipelines
+
+
+def test_loaded_pipeline_is_immutable(tiny_svd: Path, tiny_sd: Path) -> None:
+    for pipeline in (kinema.load(tiny_svd, device="cpu"), kinema.load_image_pipeline(tiny_sd, device="cpu")):
+        with pytest.raises(AttributeError, match="cannot assign to field 'name'"):
+            pipeline.name = "other"
+
+
+@pytest.mark.parametrize("option", [{"engine": "reference"}, {"precision": "full"}])
+def test_engine_and_precision_with_loaded_model_are_rejected(tiny_svd: Path, option: dict[str, str]) -> None:
+    pipeline = kinema.load(tiny_svd, device="cpu")
+    with pytest.raises(kinema.InvalidRequest, match=f"{next(iter(option))} .* cannot be changed for a loaded model"):
+        kinema.generate(Image.new("RGB", (64, 64)), model=pipeline, **option)
+
+
+def test_engine_is_passed_to_the_loaded_model(tiny_svd: Path) -> None:
+    image = Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 90).convert("RGB")
+    options = {"device": "cpu", "dtype": "float32", "width": 64, "height": 64, "num_inference_steps": 1}
+    for engine in ("reference", "fast"):
+        assert kinema.generate(image, model=tiny_svd, engine=engine, **options).recipe.engine == engine
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no os.fork")
+@pytest.mark.parametrize("kind", ["video", "image"])
+def test_pipeline_is_rejected_after_fork(kind: str, tiny_svd: Path, tiny_sd: Path) -> None:
+    """Without the check, the child hangs in torch's thread pool."""
+    script = textwrap.dedent(
+        """
+        import os, sys, kinema
+        from PIL import Image
+        kind, video_model, image_model = sys.argv[1:]
+        size = {"width": 64, "height": 64, "num_inference_steps": 1}
+        image = Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 90).convert("RGB")
+        if kind == "video":
+            call = lambda: kinema.generate(image, model=pipeline, **size)
+            pipeline = kinema.load(video_model, device="cpu")
+        else:
+            size |= {"prompt": "a boat", "device": "cpu"}
+            call = lambda: kinema.generate(model=video_model, image_model=pipeline, **size)
+            pipeline = kinema.load_image_pipeline(image_model, device="cpu")
+        call()
+        if os.fork() == 0:
+            try:
+                call()
+            except kinema.InvalidRequest as error:
+                print(error, flush=True)
+                os._exit(0)
+            os._exit(1)
+        sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
+        """
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, kind, tiny_svd, tiny_sd],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "is a fork of it, in which torch would hang; load the model in the process that uses it" in done.stdout
