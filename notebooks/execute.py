@@ -22,7 +22,7 @@ import nbformat
 from nbclient import NotebookClient
 from PIL import Image
 
-from kinema.media.video import tiled
+from kinema.media.video import make_contact_sheet
 from kinema.media.video_writer import read_frames
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def with_frames(video: re.Match[str]) -> str:
         file.flush()
         frames, _ = read_frames(file.name)
     shown = [frames[round(i * (len(frames) - 1) / (FRAMES_SHOWN - 1))] for i in range(FRAMES_SHOWN)]
-    strip = jpeg(tiled(shown, FRAMES_SHOWN, FRAMES_SHOWN))
+    strip = jpeg(make_contact_sheet(shown, FRAMES_SHOWN, FRAMES_SHOWN))
     frames_html = f'<img alt="Frames of the video" src="data:image/jpeg;base64,{strip}">'
     return video[0].removesuffix("</video>") + frames_html + "</video>"
 
