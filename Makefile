@@ -13,6 +13,7 @@ TORCH_INDEX ?=
 demo: $(VENV)/installed ## create a video from an image with the embedded model
 	@mkdir -p out
 	@$(BIN)/kinema generate examples/rocket.jpg --model pocket --seed 42 -o out/rocket.mp4 --contact-sheet out/rocket.png --force
+	@echo "To use the kinema command: source $(BIN)/activate"
 
 # Tests that load no model and start no server.
 QUICK := tests/test_messages.py tests/test_settings.py tests/test_values.py tests/test_words.py tests/engine/test_sampling.py \

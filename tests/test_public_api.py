@@ -157,3 +157,12 @@ def test_pipeline_is_rejected_after_fork(kind: str, tiny_svd: Path, tiny_sd: Pat
     )
     assert done.returncode == 0, done.stderr
     assert "is a fork of it, in which torch would hang; load the model in the process that uses it" in done.stdout
+
+
+def test_events_have_a_short_repr(tiny_svd: Path) -> None:
+    image = Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 90).convert("RGB")
+    options = {"width": 64, "height": 64, "num_frames": 2, "num_inference_steps": 1}
+    texts = [repr(event) for event in kinema.stream(image, model=tiny_svd, device="cpu", **options)]
+    assert texts[0] == "<Step encode 1/2>"
+    assert texts[-2] == "<Step decode 2/2, frames [2, 64, 64, 3]>"
+    assert max(map(len, texts)) < 100

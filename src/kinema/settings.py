@@ -175,6 +175,17 @@ def read_settings(**overrides: str | None) -> Settings:
         raise InvalidRequest(f"cannot read {CONFIG_FILE}: {error}") from None
 
 
+def unknown_variables() -> list[str]:
+    """Return a warning for each environment variable that starts with KINEMA_ and is close to a setting's name."""
+    import difflib
+    import os
+
+    known = [f"KINEMA_{name.upper()}" for name in Settings.model_fields]
+    found = [name for name in sorted(os.environ) if name.startswith("KINEMA_") and name not in known]
+    nearest = {name: difflib.get_close_matches(name, known, 1, cutoff=0.85) for name in found}
+    return [f"{name} is not a setting; did you mean {near[0]}?" for name, near in nearest.items() if near]
+
+
 def _first_error(error: ValidationError, overrides: dict[str, str | None]) -> InvalidRequest:
     """Convert pydantic's first error to an `InvalidRequest` that says where the value was set."""
     import os

@@ -41,6 +41,11 @@ class Step:
     clean: torch.Tensor | None = None
     frames: np.ndarray[Any, np.dtype[np.uint8]] | None = None
 
+    def __repr__(self) -> str:
+        arrays = {"latents": self.latents, "clean": self.clean, "frames": self.frames}
+        shapes = "".join(f", {name} {list(array.shape)}" for name, array in arrays.items() if array is not None)
+        return f"<Step {self.stage} {self.step}/{self.total}{shapes}>"
+
 
 @dataclass(frozen=True, slots=True)
 class Restart:

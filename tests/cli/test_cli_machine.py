@@ -169,6 +169,19 @@ def test_doctor_shows_the_time_of_the_latest_jobs(kinema, folder, monkeypatch):
     assert re.search(r"pocket \(demo model\) +yes +about 4 min \(measured\) ", kinema("doctor").out)
 
 
+def test_doctor_reports_a_misspelt_variable(kinema, monkeypatch):
+    monkeypatch.setenv("KINEMA_API_KEY", "secret")
+    assert json.loads(kinema("doctor", "--json").out)["problems"] == [
+        "KINEMA_API_KEY is not a setting; did you mean KINEMA_API_KEYS?"
+    ]
+
+
+def test_doctor_prints_only_changed_settings(kinema, monkeypatch):
+    assert re.search(r"settings +all at their defaults", kinema("doctor").out)
+    monkeypatch.setenv("KINEMA_DTYPE", "float32")
+    assert re.search(r"settings +dtype float32 *\n", kinema("doctor").out)
+
+
 def test_doctor_prints_a_table(kinema):
     out = kinema("doctor").out
     for title in ("device", "dtype", "memory", "versions", "cache", "settings", "svd-xt-1.1"):

@@ -150,7 +150,7 @@ def test_terminal_shows_progress_bars_of_both_models(generate_from_prompt, termi
 def test_default_image_model_is_reported_with_reason(kinema, tiny_svd):
     result = kinema("generate", "--prompt", PROMPT, "--model", tiny_svd, "--device=cpu", "-o", "refused.avi")
     assert result.code == 2
-    assert result.err.splitlines()[0] == ("using text-to-image model pocket-t2i: no CUDA device in use")
+    assert result.err.splitlines()[0] == ("using text-to-image model pocket-t2i: the device is cpu, not a CUDA GPU")
     result = kinema("generate", "--prompt", PROMPT, "--model", "pocket", "--device=cpu", "-o", "refused.avi")
     assert result.err.splitlines()[0] == "using text-to-image model pocket-t2i: it is trained on 288×160"
 

@@ -42,6 +42,20 @@ def test_serve_on_foreign_address_is_rejected(kinema, tmp_path):
     assert "host 192.0.2.7 is not an address of this machine" in result.err
 
 
+def test_serve_with_unusable_model_folder_is_rejected(kinema, tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    monkeypatch.setenv("KINEMA_MODELS", str(tmp_path / "mine"))
+    result = kinema("serve", "--data-dir", tmp_path / "data")
+    assert result.code == 3
+    assert f"{tmp_path / 'mine'} has no model_index.json" in result.err
+
+
+def test_serve_warns_of_misspelt_variable(kinema, used_port, tmp_path, monkeypatch):
+    monkeypatch.setenv("KINEMA_HOST", "kinema.example")
+    result = kinema("serve", "--port", used_port, "--data-dir", tmp_path)
+    assert "warning: KINEMA_HOST is not a setting; did you mean KINEMA_HOSTS?" in result.err
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
 def test_check_port_rejects_used_port_and_accepts_time_wait(used_port, host):
     with pytest.raises(InvalidRequest, match=f"port {used_port} is in use") as error:

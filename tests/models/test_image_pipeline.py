@@ -429,7 +429,7 @@ def test_default_model_pairs_give_no_warning():
 
 def test_default_image_model_without_cuda_is_pocket():
     name, reason = default_image_model((1024, 576), Settings(device="cpu"))
-    assert (name, reason) == ("pocket-t2i", "no CUDA device in use")
+    assert (name, reason) == ("pocket-t2i", "the device is cpu, not a CUDA GPU")
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from kinema.models import loading
 from kinema.models.catalog import CATALOG
 from kinema.models.loading import default_model, load
 from kinema.models.memory_plan import COMPONENTS, GIB
+from kinema.models.resolve import check_folder
 from kinema.settings import Settings
 from tiny import FEATURE_EXTRACTOR, SCHEDULER, make_tiny_svd, write_json
 
@@ -241,12 +242,12 @@ def test_other_pipeline_is_rejected(model_folder, changes, message):
         (
             "unet/config.json",
             {"in_channels": 4},
-            r"in_channels \(twice the VAE's latent_channels\) is 4; an SVD has 8",
+            r"in_channels \(twice the VAE's latent_channels\) is 4, expected 8",
         ),
         ("scheduler/scheduler_config.json", {"prediction_type": "epsilon"}, "prediction_type is 'epsilon'"),
         ("scheduler/scheduler_config.json", {"_class_name": "DDIMScheduler"}, "_class_name is 'DDIMScheduler'"),
         ("scheduler/scheduler_config.json", {"use_karras_sigmas": False}, "use_karras_sigmas is False"),
-        ("unet/config.json", {"cross_attention_dim": 99}, r"projection_dim\) is 99; an SVD has 16"),
+        ("unet/config.json", {"cross_attention_dim": 99}, "image encoder's projection_dim, is 99, expected 16"),
         ("vae/config.json", {"block_out_channels": [32]}, r"is \[32\]; expected a list of 2, 3 or 4 numbers"),
         ("vae/config.json", {"block_out_channels": [32] * 5}, r"32\]; expected a list of 2, 3 or 4 numbers"),
         ("vae/config.json", {"block_out_channels": None}, "is None; expected a list of 2, 3 or 4 numbers"),
@@ -257,6 +258,22 @@ def test_config_of_unsupported_architecture_is_rejected(model_folder, file, chan
     with pytest.raises(NotAnSvdModel, match=message) as error:
         load_on_cpu(model_folder)
     assert file in str(error.value)
+
+
+def test_weights_under_another_name_are_named(model_folder):
+    (model_folder / UNET).rename(model_folder / "unet" / "my_model.safetensors")
+    with pytest.raises(ModelIncomplete, match=r"no weights for its unet: .*; rename unet/my_model\.safetensors if"):
+        load_on_cpu(model_folder)
+
+
+def test_check_folder_accepts_models_and_names_and_rejects_broken_folders(model_folder, tiny_sd, tmp_path):
+    for name in (str(model_folder), str(tiny_sd), "svd-xt", "someone/fine-tune"):
+        check_folder(name)
+    with pytest.raises(ModelNotFound, match=r"the model folder .*nowhere does not exist"):
+        check_folder(str(tmp_path / "nowhere"))
+    edit(model_folder / "unet/config.json", in_channels=4)
+    with pytest.raises(NotAnSvdModel, match="in_channels"):
+        check_folder(str(model_folder))
 
 
 @pytest.mark.parametrize("text", ["{", "[]", ""])
@@ -372,7 +389,7 @@ def test_default_model_comes_from_settings():
 def test_default_model_without_cuda_is_pocket():
     name, reason = default_model(Settings(device="cpu"))
     assert name == "pocket"
-    assert reason == "no CUDA device in use"
+    assert reason == "the device is cpu, not a CUDA GPU"
 
 
 @pytest.mark.parametrize(

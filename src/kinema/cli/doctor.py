@@ -35,9 +35,10 @@ def doctor(*, json: Annotated[bool, typer.Option("--json", help="Write JSON to s
     machine, or else an estimate: the model's FLOPs by the speed of a few layers or a matmul, measured now. Estimates
     were within a factor of 1.5 of the measured time on an Intel Xeon (pocket) and on an NVIDIA H100 (svd-xt).
     """
-    from kinema.settings import read_settings
+    from kinema.settings import read_settings, unknown_variables
 
     facts = _facts(read_settings())
+    facts["problems"] += unknown_variables()
     if json:
         print(json_text.dumps(facts, indent=2))  # noqa: T201 - the result
     else:
@@ -278,6 +279,8 @@ def _print_tables(facts: dict[str, Any]) -> None:
     from rich.table import Table
 
     console = stdout_console()
+    for problem in facts["problems"]:
+        console.print(f"[bold red]problem[/]: {problem}\n")
     rows = {
         "kinema": facts["kinema"],
         "device": f"{facts['device']} ({facts['device_name']}); available: {', '.join(facts['devices'])}",
@@ -287,7 +290,7 @@ def _print_tables(facts: dict[str, Any]) -> None:
         "image_model": f"{facts['default_image_model']}: {facts['default_image_model_reason']}",
         "versions": ", ".join(f"{name} {number}" for name, number in facts["versions"].items()),
         "cache": facts["cache"] + (", offline (HF_HUB_OFFLINE)" if facts["offline"] else ""),
-        "settings": ", ".join(f"{name} {value or 'unset'}" for name, value in facts["settings"].items()),
+        "settings": _changed_settings(facts["settings"]) or "all at their defaults",
     }
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold")
@@ -297,8 +300,14 @@ def _print_tables(facts: dict[str, Any]) -> None:
     console.print(table)
     console.print()
     console.print(_models_table(facts["models"]))
-    for problem in facts["problems"]:
-        console.print(f"\n[bold red]problem[/]: {problem}")
+
+
+def _changed_settings(active: dict[str, Any]) -> str:
+    """Return the settings that differ from their defaults; secrets are masked in `active`."""
+    from kinema.settings import Settings
+
+    defaults = Settings.model_construct().model_dump(mode="json")
+    return ", ".join(f"{name} {value}" for name, value in active.items() if value != defaults[name])
 
 
 def _models_table(models: list[dict[str, Any]]) -> Any:

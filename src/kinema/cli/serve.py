@@ -13,8 +13,9 @@ import typer
 from kinema.cli.options import Device, Dtype, Model, Precision  # noqa: TC001 - typer reads annotations
 from kinema.cli.report import print_line
 from kinema.errors import InvalidRequest, QueueUnavailable
+from kinema.models.resolve import check_folder
 from kinema.serving.bentoml_arbiter import check_port
-from kinema.settings import Settings, read_settings
+from kinema.settings import Settings, read_settings, unknown_variables
 
 SERVICE = "kinema.serving.service:StableDiffusionVideo"
 
@@ -82,10 +83,14 @@ def serve(
     }
     overrides |= {"api_keys": api_keys, "allow_unauthenticated": "true" if allow_unauthenticated else None}
     settings = read_settings(**overrides)
+    for warning in unknown_variables():
+        print_line(warning, "warning")
     _check_host(host, settings)
     _check_installed()
     host = "127.0.0.1" if host == "localhost" else host  # BentoML accepts only IP addresses
     check_port(host, port)
+    for name in settings.models:
+        check_folder(name)
     _check_data_folder(settings)
     print_line(f"jobs and videos are stored in {settings.data_dir.expanduser()}")
     # Other users of the machine can read a process's command line, but not its environment.

@@ -322,7 +322,7 @@ def default_image_model(size: tuple[int, int], settings: Settings | None = None)
         return pocket.name, f"it is trained on {size[0]}×{size[1]}"
     device = pick_device(settings.device)
     if device.type != "cuda":
-        return pocket.name, "no CUDA device in use"
+        return pocket.name, f"the device is {device.type}, not a CUDA GPU"
     dtype = pick_dtype(settings.dtype, device)
     try:
         plan = plan_image_pipeline(

@@ -340,7 +340,7 @@ def default_model(settings: Settings | None = None) -> tuple[str, str]:
         return settings.model, "it is set in the settings"
     device = pick_device(settings.device)
     if device.type != "cuda":
-        return "pocket", "no CUDA device in use"
+        return "pocket", f"the device is {device.type}, not a CUDA GPU"
     entry = CATALOG["svd-xt"]
     assert entry.weights_bytes is not None
     assert entry.repository is not None

@@ -115,7 +115,8 @@ def needed_files(names: Iterable[str], *, half: bool, where: str) -> list[str]:
 def no_weights(
     names: Iterable[str], component: str, where: str, *, stem: str = "", pipeline: str = PIPELINE
 ) -> ModelIncomplete:
-    """Return the error for a model without a component's weights, or with those as a pickle."""
+    """Return the error for a model without a component's weights, or with those as a pickle or under another name."""
+    names = list(names)
     pickles = sorted(name for name in names if name.startswith(f"{component}/") and name.endswith(PICKLES))
     if pickles:
         return ModelIncomplete(
@@ -123,9 +124,11 @@ def no_weights(
             "run any code. If you trust it, convert it: "
             f"diffusers.{pipeline}.from_pretrained(OLD).save_pretrained(NEW, safe_serialization=True)"
         )
+    others = sorted(name for name in names if name.startswith(f"{component}/") and name.endswith(".safetensors"))
+    remedy = f"rename {others[0]} if that is it" if others else "download the model again, or choose another"
     return ModelIncomplete(
         f"{where} has no weights for its {component}: {component}/{stem or STEMS[component]}.safetensors is missing; "
-        "download the model again, or choose another"
+        f"{remedy}"
     )
 
 
@@ -239,7 +242,7 @@ def check_configs(folder: Path) -> dict[str, dict[str, Any]]:
         ("unet", "out_channels (the VAE's latent_channels)", unet.get("out_channels"), latent),
         (
             "unet",
-            "cross_attention_dim (the image encoder's projection_dim)",
+            "cross_attention_dim, which must equal the image encoder's projection_dim,",
             unet.get("cross_attention_dim"),
             configs["image_encoder"].get("projection_dim"),
         ),
@@ -250,9 +253,7 @@ def check_configs(folder: Path) -> dict[str, dict[str, Any]]:
     ]
     for component, name, actual, expected in checks:
         if actual != expected:
-            raise NotAnSvdModel(
-                f"{folder / CONFIGS[component]}: {name} is {actual!r}; an SVD has {expected!r}; {REMEDY}"
-            )
+            raise NotAnSvdModel(f"{folder / CONFIGS[component]}: {name} is {actual!r}, expected {expected!r}; {REMEDY}")
     channels = vae.get("block_out_channels")
     if not isinstance(channels, list) or len(channels) not in VAE_LEVELS:
         raise NotAnSvdModel(

@@ -12,7 +12,16 @@ from kinema.errors import ModelError, ModelIncomplete, ModelNotFound, NotAnImage
 from kinema.models import hub
 from kinema.models.catalog import CATALOG, IMAGE_MODELS, CatalogEntry
 from kinema.models.image_pipeline_files import EITHER, IMAGE_PIPELINE
-from kinema.models.model_files import INDEX, PICKLES, SVD, folder_names, single_file
+from kinema.models.model_files import (
+    INDEX,
+    PICKLES,
+    PIPELINE,
+    SVD,
+    check_configs,
+    folder_names,
+    read_json,
+    single_file,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -123,6 +132,24 @@ def locate(
         return hub.Snapshot(source.folder, None, tuple(files))
     assert source.repository is not None
     return hub.fetch(source.repository, source.revision, half=half, progress=progress, layout=layout)
+
+
+def check_folder(model: str) -> None:
+    """Check the files and configurations of a video or text-to-image model in a folder, without reading weights.
+
+    Other names are accepted unchecked.
+
+    Raises:
+        ModelError: the folder does not exist, or is no usable model.
+    """
+    path = Path(model).expanduser()
+    if not path.is_dir():
+        if model.startswith(("/", ".", "~")):
+            raise ModelNotFound(f"the model folder {path} does not exist; check its name")
+        return
+    snapshot = locate(resolve(path), layout=EITHER)
+    if read_json(snapshot.folder / INDEX).get("_class_name") == PIPELINE:
+        check_configs(snapshot.folder)
 
 
 def check_embedded(name: str, folder: Path) -> None:

@@ -23,8 +23,9 @@ from pydantic import ConfigDict, Field, create_model
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from kinema.errors import InvalidRequest, KinemaError
+from kinema.errors import InvalidRequest, KinemaError, ModelError
 from kinema.jobs.worker_process import exit_with_parent
+from kinema.models.resolve import check_folder
 from kinema.serving import logs, page, swagger
 from kinema.serving.bentoml_arbiter import close_control_ports
 from kinema.serving.connections import Connection, Limits
@@ -92,7 +93,7 @@ else:
     close_control_ports()
 
 
-def _refuse_to_start(error: InvalidRequest) -> NoReturn:
+def _refuse_to_start(error: KinemaError) -> NoReturn:
     """End this process and the arbiter: a restarted process would fail for the same reason."""
     if not _started_by_arbiter():
         raise error
@@ -137,8 +138,10 @@ class StableDiffusionVideo:
                 Connection.limits = Limits.within_descriptors(settings.max_connections)
             logs.set_up(settings.log_format)
             # Tests set KINEMA_WORK to work that needs no model.
+            for name in settings.models:
+                check_folder(name)
             self._state = ServerState(settings, os.environ.get("KINEMA_WORK", WORK))
-        except InvalidRequest as error:
+        except (InvalidRequest, ModelError) as error:
             _refuse_to_start(error)
         state = self._state
         page.mount(api, state.queue, settings, state.stopping.is_set, state.images, state.bodies)
