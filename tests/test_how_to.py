@@ -46,8 +46,9 @@ NOT_RUN = {
     "installs packages": 1,
     "needs a GPU": 1,
     "needs a notebook": 1,
+    "needs a server with API keys": 1,
     "needs the proxy": 1,
-    "starts a server": 5,
+    "starts a server": 6,
 }
 SERVER = "http://localhost:3000"
 SMALL = {"width": 96, "height": 64, "num_frames": 4, "num_inference_steps": 2}
@@ -108,7 +109,7 @@ def url(origin, tmp_path_factory):
 def folder(tmp_path, tiny_svd, monkeypatch):
     """The current folder, with the files that the pages name; the environment selects the pocket model on the CPU."""
     for image in ("rocket.jpg", "cat.png"):
-        for target in (tmp_path, tmp_path / "examples", tmp_path / "photos"):
+        for target in (tmp_path / "examples", tmp_path / "photos"):
             target.mkdir(exist_ok=True)
             shutil.copy(ROOT / "examples" / image, target)
     (tmp_path / "photos" / "cat.png").rename(tmp_path / "photos" / "cat.jpg")
@@ -181,7 +182,7 @@ def test_page_of_another_origin_makes_a_video(folder, url, site, origin):
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page()
         page.goto(origin)
-        page.set_input_files("#image", "rocket.jpg")
+        page.set_input_files("#image", "examples/rocket.jpg")
         page.wait_for_function("document.querySelector('#video').readyState >= 2")
         assert page.inner_text("#status") == "completed, 100%"
         browser.close()

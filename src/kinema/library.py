@@ -14,7 +14,7 @@ from kinema.steps import drive
 from kinema.values import VideoParameters
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Generator, Iterable, Mapping
     from pathlib import Path
 
     from kinema.media.image import ImageFacts, ImageSource, InputImage
@@ -178,11 +178,11 @@ def stream(
     engine: Engine | None = None,
     precision: Precision | None = None,
     **parameters: Unpack[VideoParameters],
-) -> Iterator[Step | Restart | Video]:
+) -> Generator[Step | Restart | Video, None, None]:
     """Do the same as `generate`, but yield each `Step` when it is done, and finally the `Video`.
 
     A `Restart` means that a stage begins again and that its earlier steps are void. Parameters and image are validated
-    before any model is loaded. To cancel, stop iterating.
+    before any model is loaded. To cancel, stop iterating or call `close`.
 
     Raises:
         InvalidRequest, InvalidImage: immediately. Other errors are raised during iteration.
@@ -191,7 +191,7 @@ def stream(
     return _with_result(start(image, prompt, loading, **parameters))
 
 
-def _with_result(events: Generator[Event, None, Video]) -> Iterator[Event | Video]:
+def _with_result(events: Generator[Event, None, Video]) -> Generator[Event | Video, None, None]:
     yield (yield from events)
 
 
