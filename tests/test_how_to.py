@@ -100,7 +100,7 @@ def origin(site):
 def url(origin, tmp_path_factory):
     """The URL of a server with stub work, which accepts the page and the model that the how-tos name."""
     data = tmp_path_factory.mktemp("how-to-server") / "data"
-    running = start(data, cors_origins=origin, models="/srv/models/my-svd")
+    running = start(data, cors_origins=origin, models="owner/name@v2")
     yield running.url
     stop(running)
 
