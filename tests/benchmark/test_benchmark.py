@@ -192,6 +192,7 @@ def test_baseline_uses_decode_chunk_size_of_kinema(mixed) -> None:
     assert mixed["parameters"]["decode_chunk_size"] == 3
 
 
+@pytest.mark.slow
 def test_error_of_side_process_is_raised_despite_library_output(tiny_svd, tmp_path, monkeypatch) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys\n"
@@ -208,6 +209,7 @@ def test_error_of_side_process_is_raised_despite_library_output(tiny_svd, tmp_pa
         ours.first(request)
 
 
+@pytest.mark.slow
 def test_crashed_side_process_reports_last_output(tiny_svd, tmp_path) -> None:
     request = request_of(tiny_svd)
     with started("diffusers", task_of(tmp_path), tmp_path / "side", tmp_path / "caches") as baseline:
@@ -219,6 +221,7 @@ def test_crashed_side_process_reports_last_output(tiny_svd, tmp_path) -> None:
             baseline.make(request)
 
 
+@pytest.mark.slow
 def test_side_process_ends_with_benchmark(tiny_svd) -> None:
     before = children()
     machine = read_settings(device="cpu", dtype="float32")
