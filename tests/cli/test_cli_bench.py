@@ -20,6 +20,7 @@ def file_names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.slow
 def test_bench_writes_record_file_table_and_progress(bench, image, folder):
     result = bench(image.name, "-o", "out.json", "--note", "random weights")
     assert result.code == 0
