@@ -24,7 +24,7 @@ QUICK := tests/test_messages.py tests/test_settings.py tests/test_values.py test
 quick: check ## check style and types, and run the unit tests that need no model: under a minute
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --quiet $(QUICK)
 
-test: check chromium ## run all checks and all tests except slow ones: 15 minutes on two cores, with installing
+test: check chromium ## run all checks and all tests except slow ones: about 15 minutes on two cores, with installing
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile -m "not slow"
 
 test-all: check docs chromium ## run all checks, build the site, and run all tests

@@ -14,7 +14,7 @@ _INTRO = """# Errors
 
 The library raises these classes. The HTTP API responds with `{"error": {"code", "message", "param", "type"}}`. The
 command prints the message and ends with the exit code; with `--json` it also prints the code. Every message names the
-problem and the remedy.
+problem and, where there is one, the remedy.
 """
 _REMEDIES = {
     "KinemaError": "Catch this class to handle every error that Kinema raises intentionally; print its message.",
