@@ -5,7 +5,9 @@ r"""Measure whether a UNet copies detail from the image, on held-out clips with 
 
 Noise of level σ is added to the latents of a true clip, and the UNet denoises them in one step, with and without the
 image. The last frame's PSNR is compared with that of the image's latents warped by the true motion. Only pixels that
-are visible in frame 0 count. Figures without the image are only meaningful for UNets trained with image dropout.
+are visible in frame 0 count. Figures without the image are only meaningful for UNets trained with image dropout. With
+coordinate channels, the image is also denoised beside coordinates without noise: whether the UNet could copy if it knew
+the motion.
 """
 
 import argparse
@@ -100,6 +102,10 @@ def _psnrs(
         for name, keep in (("with", 1.0), ("without", 0.0)):
             denoised = denoise(unet, noisy, sigma, condition * keep, embedding * keep, ids)
             rows[f"{name}_image_at_{level:g}"] = psnr(decode(denoised[:, -1]), last, inside)
+        if unet.config.out_channels > channels:
+            known = torch.cat([noisy[:, :, :channels], z[:, :, channels:]], 2)
+            denoised = denoise(unet, known, sigma, condition, embedding, ids)
+            rows[f"with_known_motion_at_{level:g}"] = psnr(decode(denoised[:, -1]), last, inside)
     return rows
 
 

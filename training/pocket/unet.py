@@ -48,6 +48,7 @@ INITIAL_FASTEST = 0.5  # maximum flow at the start of the schedule, pixels per f
 COORDINATE_WEIGHT = 0.2
 MAX_COORDINATE_WEIGHT = 5.0  # of (σ²+1)/σ²: at low σ the coordinates have done their work
 POINTING_WEIGHT = 0.05
+QUIET = 0.5  # probability that the coordinates of a draw have less noise than the image, down to 1% of it
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,14 @@ class Loss:
         keep_image = (drop > IMAGE_DROPOUT).float().view(-1, 1, 1, 1)
         keep_embedding = ((drop > IMAGE_DROPOUT) & (drop < 0.98)).float().view(-1, 1, 1)
         ids = added_time_ids(clips, noise_aug).repeat(DRAWS, 1)
-        noisy = z + sigma * torch.randn_like(z)
+        noise, coordinate_sigma = torch.randn_like(z), sigma
+        if self.coordinates:
+            # Copying by known coordinates is learned from the first step on, before coordinates can be denoised.
+            quiet = torch.rand_like(sigma) < QUIET
+            noise_scale = torch.exp(-math.log(100) * torch.rand_like(sigma) * quiet)
+            noise = torch.cat([noise[:, :, :LATENT_CHANNELS], noise[:, :, LATENT_CHANNELS:] * noise_scale], 2)
+            coordinate_sigma = sigma * noise_scale
+        noisy = z + sigma * noise
         embedding = embed(self.encoder, clips.frames[:, 0]).repeat(DRAWS, 1, 1) * keep_embedding
         denoised = denoise(self.unet, noisy, sigma, condition * keep_image, embedding, ids)
         error, weight = (denoised - z) ** 2, (sigma**2 + 1) / sigma**2
@@ -105,7 +113,7 @@ class Loss:
             loss = loss + COORDINATE_WEIGHT * error.mean()
         if self.pointing:
             positions = clips.positions.repeat(DRAWS, 1, 1, 1, 1)
-            loss = loss + self.pointing_weight * self.pointing(positions, sigma)
+            loss = loss + self.pointing_weight * self.pointing(positions, coordinate_sigma)
         return loss
 
 
@@ -249,6 +257,9 @@ def main() -> None:
         "--spent", type=float, default=0.0, help="minutes of the schedule that --begin-from was already trained for"
     )
     parser.add_argument("--clips", type=int, default=8, help="clips per GPU and step")
+    parser.add_argument(
+        "--fastest", type=float, default=FASTEST, help="maximum mean flow of the clips, pixels per frame"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="compile the UNet; takes minutes, then steps are faster")
     parser.add_argument(
@@ -282,7 +293,7 @@ def main() -> None:
     def draw(progress: float) -> Clips:
         loss.pointing_weight.fill_(POINTING_WEIGHT * (1 - 0.8 * progress))
         # The maximum flow grows over the first half of the schedule.
-        fastest = INITIAL_FASTEST + (FASTEST - INITIAL_FASTEST) * min(1, 2 * progress)
+        fastest = INITIAL_FASTEST + (args.fastest - INITIAL_FASTEST) * min(1, 2 * progress)
         return mover.draw(args.clips, NUM_FRAMES, fastest)
 
     processes.print(
