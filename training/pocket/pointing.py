@@ -30,7 +30,10 @@ class Pointing:
         self._inputs[i] = inputs[0]
 
     def __call__(self, positions: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        """Return the loss for the last forward; positions [batch, frames, 2, h, w], σ of the coordinates [batch, 1, …]."""
+        """Return the loss for the last forward.
+
+        positions [batch, frames, 2, h, w]; sigma [batch, 1, 1, 1, 1], the noise level of the coordinates.
+        """
         # At high noise levels the motion is not visible yet, so the weight falls with σ.
         weight = (1 / (1 + (sigma.flatten() / 5) ** 2)).repeat_interleave(positions.shape[1])
         losses = [self._loss(i, positions.flatten(0, 1), weight) for i in range(len(self.attentions))]
