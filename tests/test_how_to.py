@@ -39,8 +39,9 @@ FENCE = re.compile(
     r"^(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?(?P<fence>```+)(?P<language>\w*)\n(?P<code>.*?)^(?P=fence)$",
     re.MULTILINE | re.DOTALL,
 )
+OWN_MODEL = "docs/how-to/own-fine-tune.md"
 RUN = ("bash", "python", "javascript", "html")
-SHOWN = ("text", "nginx")
+SHOWN = ("text", "json", "nginx")
 NOT_RUN = {
     "downloads a model": 2,
     "installs packages": 1,
@@ -115,6 +116,8 @@ def folder(tmp_path, tiny_svd, monkeypatch):
     (tmp_path / "photos" / "cat.png").rename(tmp_path / "photos" / "cat.jpg")
     (tmp_path / "photos" / "notes.txt").write_text("Not an image.")
     shutil.copytree(tiny_svd, tmp_path / "my-svd")
+    defaults = next(block.code for block in blocks(OWN_MODEL) if block.language == "json")
+    (tmp_path / "my-svd" / "kinema.json").write_text(defaults)
     for name in [name for name in os.environ if name.startswith("KINEMA_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("KINEMA_MODEL", "pocket")

@@ -120,6 +120,7 @@ def make_tiny_svd(
     write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
     write_json(folder / "feature_extractor" / "preprocessor_config.json", FEATURE_EXTRACTOR)
     write_json(folder / "model_index.json", MODEL_INDEX)
+    write_json(folder / "kinema.json", {"defaults": {"num_frames": num_frames}})
     return folder
 
 

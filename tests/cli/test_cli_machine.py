@@ -92,6 +92,7 @@ def test_pull_unknown_name_is_rejected(kinema):
     result = kinema("models", "pull", "svdxt")
     assert result.code == 3
     assert "did you mean svd-xt?" in result.err
+    assert "Use pocket, svd, svd-xt, svd-xt-1.1, pocket-t2i, sd-2.1-base, sdxl-turbo, a hub id" in result.err
 
 
 def test_pull_downloads_model_and_prints_progress_licence_and_folder(folder, tiny_svd):
@@ -109,6 +110,11 @@ def test_pull_downloads_model_and_prints_progress_licence_and_folder(folder, tin
 
 
 # Doctor
+
+
+def test_tables_have_no_trailing_spaces(kinema):
+    for command in (("doctor",), ("models",)):
+        assert [line for line in kinema(*command).out.splitlines() if line != line.rstrip()] == []
 
 
 def test_doctor_json_shows_device_memory_plans_versions_and_settings(kinema):

@@ -68,11 +68,41 @@ def test_check_port_rejects_used_port_and_accepts_time_wait(used_port, host):
     check_port(host, port)
 
 
-@pytest.mark.slow
-def test_bentoml_serve_on_used_port_is_rejected(used_port, tmp_path):
-    command = [sys.executable, "-m", "bentoml", "serve", "service:StableDiffusionVideo", "--port", str(used_port)]
+def test_serve_names_keys_hosts_and_models(kinema, used_port, tmp_path, tiny_svd, monkeypatch):
+    data = "--data-dir", tmp_path / "data"
+    monkeypatch.setattr("kinema.cli.serve.check_port", lambda *_: None)
+    monkeypatch.setattr("os.execve", lambda *_: None)
+    assert "API keys: none, every client that can connect may use the server" in kinema("serve", *data).err
+    monkeypatch.setenv("KINEMA_HOSTS", "kinema.example")
+    monkeypatch.setenv("KINEMA_MODELS", f"{tiny_svd},owner/name@v2")
+    lines = kinema("serve", "--key", "secret-1", *data).err.splitlines()
+    assert "API keys: 1" in lines
+    assert "host names, in addition to localhost: kinema.example" in lines
+    assert f"models, in addition to the catalog: {tiny_svd}, owner/name@v2" in lines
+    assert "secret-1" not in "".join(lines)
+
+
+def start_bentoml(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `bentoml serve` until it ends."""
+    command = [sys.executable, "-m", "bentoml", "serve", "service:StableDiffusionVideo", *arguments]
     root = Path(__file__).parents[2]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=root)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=root)
+
+
+@pytest.mark.slow
+def test_bentoml_serve_with_unusable_model_folder_is_rejected(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    monkeypatch.setenv("KINEMA_MODELS", str(tmp_path / "mine"))
+    monkeypatch.setenv("KINEMA_DATA_DIR", str(tmp_path / "data"))
+    result = start_bentoml("--port", "0")
+    assert result.returncode == 2
+    assert f"kinema: {tmp_path / 'mine'} has no model_index.json" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.slow
+def test_bentoml_serve_on_used_port_is_rejected(used_port):
+    result = start_bentoml("--port", str(used_port))
     assert result.returncode == 2
     assert f"kinema: port {used_port} is in use by another program" in result.stderr
     assert "Traceback" not in result.stderr

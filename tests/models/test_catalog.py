@@ -1,10 +1,26 @@
 import json
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 
-from kinema.errors import InvalidRequest
-from kinema.models.catalog import CATALOG, default_parameters, human_bytes, parameter_warnings, request_for
+from kinema.errors import InvalidRequest, ModelCorrupt
+from kinema.models.catalog import (
+    CATALOG,
+    POCKET_FOLDER,
+    default_parameters,
+    human_bytes,
+    parameter_warnings,
+    request_for,
+)
+from kinema.models.resolve import check_folder
+
+
+@pytest.fixture
+def model_folder(tmp_path, tiny_svd):
+    """A copy of the tiny model."""
+    return Path(shutil.copytree(tiny_svd, tmp_path / "model"))
 
 
 def test_request_for_fills_missing_parameters_with_model_defaults():
@@ -15,10 +31,41 @@ def test_request_for_fills_missing_parameters_with_model_defaults():
     assert request_for(model="svd-xt-1.1").fps == 6
 
 
-def test_default_num_frames_of_folder_comes_from_unet_config(tiny_svd, tmp_path):
-    assert default_parameters(str(tiny_svd)) == {"num_frames": 4}
+def test_default_num_frames_of_folder_comes_from_unet_config(model_folder, tmp_path):
+    (model_folder / "kinema.json").unlink()
+    assert default_parameters(str(model_folder)) == {"num_frames": 4}
     assert default_parameters(str(tmp_path)) == {}
     assert default_parameters("someone/some-model") == {}
+
+
+def test_defaults_of_folder_come_from_its_kinema_json(model_folder):
+    (model_folder / "kinema.json").write_text('{"defaults": {"width": 320, "num_inference_steps": 4}}')
+    assert default_parameters(str(model_folder)) == {"num_frames": 4, "width": 320, "num_inference_steps": 4}
+    request = request_for(model=str(model_folder), num_inference_steps=6)
+    assert (request.width, request.height, request.num_inference_steps) == (320, 576, 6)
+
+
+def test_copy_of_pocket_has_the_defaults_of_pocket():
+    assert default_parameters(str(POCKET_FOLDER)) == default_parameters("pocket")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", r"kinema\.json can't be read .*; correct or delete it"),
+        ('{"width": 320}', r"must be of the form \{\"defaults\": "),
+        ('{"defaults": [320]}', "must be of the form"),
+        ('{"defaults": {"steps": 4}}', "steps is no parameter of a model; use width, height,"),
+        ('{"defaults": {"seed": 4}}', "seed is no parameter of a model"),
+        ('{"defaults": {"width": 1001}}', "width 1001 is not a multiple of 8; use 1000 or 1008"),
+    ],
+)
+def test_invalid_kinema_json_is_named(model_folder, content, message):
+    (model_folder / "kinema.json").write_text(content)
+    with pytest.raises(ModelCorrupt, match=message):
+        default_parameters(str(model_folder))
+    with pytest.raises(ModelCorrupt, match=message):
+        check_folder(str(model_folder))
 
 
 def test_request_without_model_lists_catalog():

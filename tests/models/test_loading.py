@@ -115,6 +115,13 @@ def test_fp16_weights_in_float32_are_noted(tmp_path):
     assert "rounded to float16" in load_on_cpu(tmp_path).notes[0]
 
 
+def test_folder_of_other_size_without_defaults_is_noted(model_folder):
+    (model_folder / "kinema.json").unlink()
+    assert load_on_cpu(model_folder).notes == (
+        f"{model_folder} has no kinema.json: unset parameters have svd-xt's defaults, which may not suit this model",
+    )
+
+
 def test_slow_dtype_on_cpu_is_noted(tiny_svd):
     assert load(tiny_svd, device="cpu", dtype="float32").notes == ()
     assert "float16 is slow on this CPU" in load(tiny_svd, device="cpu", dtype="float16").notes[0]

@@ -92,7 +92,7 @@ def test_explicit_chunk_is_used_up_to_num_frames():
 
 def test_insufficient_memory_message_has_sizes_and_remedy():
     with pytest.raises(
-        InsufficientMemory, match=r"25 frames of 1024×576 need at least .* GiB .* 2\.0 GiB is free.*pocket"
+        InsufficientMemory, match=r"25 frames of 1024×576 need at least .* GiB .* 2\.0 GiB is free.*smaller model"
     ):
         plan_xt(2)
 

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from kinema.errors import HubUnreachable, InsufficientMemory
+from kinema.errors import HubUnreachable, InsufficientMemory, ModelCorrupt
 from kinema.media.video import Video
 from kinema.steps import Step
 from kinema.values import ModelIdentity, Recipe
 
-FAULTS = "memory,defect,killed,weights"
+FAULTS = "memory,defect,killed,weights,damaged"
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class Work:
             raise InsufficientMemory("64 GB are needed and 1 is free; ask for fewer frames")
         if request.model == "weights":
             raise HubUnreachable("the hub does not answer; try again when it does")
+        if request.model == "damaged":
+            raise ModelCorrupt("unet/config.json is not a JSON object; download the model again")
         if request.model == "defect":
             raise RuntimeError("a bug")
         match task.part:

@@ -225,13 +225,14 @@ def test_disconnect_cancels_job_unless_keep(client, png, keep, ends):
         ("defect", 500, "internal_error"),
         ("killed", 500, "worker_died"),
         ("weights", 503, "hub_unreachable"),
+        ("damaged", 500, "model_corrupt"),
     ],
 )
 @pytest.mark.parametrize("path", ["/v1/videos/sync", "/generate"])
 def test_failed_job_returns_code_and_retry_after(client, png, path, model, status, code):
     response = client.post(path, data=QUICK | {"model": model}, files={"image": ("a.png", png)})
     assert (response.status_code, response.json()["error"]["code"]) == (status, code)
-    # Waiting does not help against a lack of memory.
+    # Waiting helps neither against a lack of memory nor against a damaged model.
     assert response.headers.get("retry-after") == ("5" if status == 503 else None)
     assert response.headers["x-kinema-model"] == model
 

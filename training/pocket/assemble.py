@@ -2,8 +2,8 @@
 
 python -m training.pocket.assemble --vae training/runs/vae/vae --unet training/runs/unet --out src/kinema/models/pocket
 
-If the UNet also denoises flow channels, the VAE gets the same number of extra latent channels: the encoder sets them
-to 0 and the decoder ignores them.
+If the UNet also denoises coordinate channels, the VAE gets the same number of extra latent channels: the encoder sets
+them to 0 and the decoder ignores them.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from kinema.models.catalog import CATALOG, DEFAULTS_FILE
 from training.common.svd_config import FEATURE_EXTRACTOR, MODEL_INDEX
 from training.pocket.networks import COORDINATE_CHANNELS, SCHEDULER
 
@@ -65,6 +66,7 @@ def main() -> None:
         print(f"{part}: {sum(v.numel() for v in tensors.values()) / 1e6:.2f} M parameters")
     for path, value in {
         "model_index.json": MODEL_INDEX,
+        DEFAULTS_FILE: {"defaults": dict(CATALOG["pocket"].defaults)},
         "scheduler/scheduler_config.json": SCHEDULER,
         "feature_extractor/preprocessor_config.json": FEATURE_EXTRACTOR,
     }.items():

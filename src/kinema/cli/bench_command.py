@@ -23,7 +23,7 @@ from kinema.cli.options import (
 )
 from kinema.cli.output_paths import check_conflicts, make_folders, record_path
 from kinema.cli.render import report_download
-from kinema.cli.report import open_report, stdout_console
+from kinema.cli.report import open_report, print_table, stdout_console
 from kinema.models.catalog import CATALOG, request_for
 from kinema.values import VideoRequest
 
@@ -187,8 +187,8 @@ def _print_table(record: Record) -> None:
     row("peak memory", _memory)
     for stage in ("denoise", "decode"):
         row(f"{stage}, TFLOP/s", partial(_speed, stage=stage))
+    print_table(table)
     console = stdout_console()
-    console.print(table)
     console.print()
     for line in _lines(record):
         console.print(line, markup=False)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kinema.cli.report import stdout_console
+from kinema.cli.report import print_table, stdout_console
 from kinema.errors import InsufficientMemory, InvalidRequest, ModelError
 from kinema.models.catalog import request_for
 from kinema.version import own_version
@@ -297,9 +297,9 @@ def _print_tables(facts: dict[str, Any]) -> None:
     table.add_column(overflow="fold")
     for name, text in rows.items():
         table.add_row(name, text)
-    console.print(table)
+    print_table(table)
     console.print()
-    console.print(_models_table(facts["models"]))
+    print_table(_models_table(facts["models"]))
 
 
 def _changed_settings(active: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kinema.cli.options import Command, CommandGroup, Json, Quiet
-from kinema.cli.report import open_report, stdout_console
+from kinema.cli.report import open_report, print_table, stdout_console
 from kinema.models.catalog import CATALOG, IMAGE_MODELS, human_bytes
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def pull(
     from kinema.models.resolve import inventory, pull, resolve
 
     with open_report(json_lines=json, quiet=quiet) as report:
-        source = resolve(name, text_to_image=name in IMAGE_MODELS)
+        source = resolve(name, text_to_image=None)
         entry = CATALOG.get(name) or IMAGE_MODELS.get(name)
         is_downloaded = next((model.present for model in inventory() if model.entry is entry), False)
         size = f"{human_bytes(entry.size_bytes)}, " if entry and entry.size_bytes else ""
@@ -102,9 +102,8 @@ def _print_table(installed: list[InstalledModel]) -> None:
             human_bytes(model.size_bytes) if model.size_bytes else "–",
             f"{entry.description}\n[dim]{entry.repository or 'included in this package'} · {licence}[/]",
         )
-    console = stdout_console()
-    console.print(table)
-    console.print(
+    print_table(table)
+    stdout_console().print(
         "--model also accepts any hub id (owner/name) or folder in diffusers' layout, and so does --image-model for "
         "text-to-image models.",
         style="dim",

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import rich.progress
     from rich.console import Console
     from rich.status import Status
+    from rich.table import Table
 
     from kinema.cli.render_task import RenderedVideo, RenderTask
     from kinema.models.hub import Progress
@@ -61,6 +62,14 @@ def stdout_console() -> Console:
     from rich.console import Console
 
     return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
+
+
+def print_table(table: Table) -> None:
+    """Print a table to stdout, without the spaces that fill its lines."""
+    console = stdout_console()
+    with console.capture() as captured:
+        console.print(table)
+    console.out("\n".join(line.rstrip() for line in captured.get().splitlines()), highlight=False)
 
 
 def print_line(text: str, kind: str = "note", console: Console | None = None) -> None:

@@ -93,6 +93,8 @@ def serve(
         check_folder(name)
     _check_data_folder(settings)
     print_line(f"jobs and videos are stored in {settings.data_dir.expanduser()}")
+    for line in _access_lines(settings):
+        print_line(line)
     # Other users of the machine can read a process's command line, but not its environment.
     environment = os.environ | {
         f"KINEMA_{name.upper()}": value for name, value in overrides.items() if value is not None
@@ -101,6 +103,16 @@ def serve(
     sys.stdout.flush()
     command = [sys.executable, "-m", "bentoml", "serve", SERVICE, "--host", host, "--port", str(port)]
     os.execve(sys.executable, command, environment)  # noqa: S606 - our own interpreter, which inherits signals and exit code
+
+
+def _access_lines(settings: Settings) -> list[str]:
+    """Return who can use the server, and which models beside the catalog's, if they are set."""
+    lines = [f"API keys: {len(settings.api_keys) or 'none, every client that can connect may use the server'}"]
+    if settings.hosts:
+        lines.append(f"host names, in addition to localhost: {', '.join(settings.hosts)}")
+    if settings.models:
+        lines.append(f"models, in addition to the catalog: {', '.join(settings.models)}")
+    return lines
 
 
 def _check_host(host: str, settings: Settings) -> None:

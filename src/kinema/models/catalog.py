@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kinema.errors import InvalidRequest
+from kinema.errors import InvalidRequest, ModelCorrupt
 from kinema.messages import Message
 from kinema.values import VideoRequest
 
@@ -18,6 +18,21 @@ if TYPE_CHECKING:
 
 POCKET_FOLDER = Path(__file__).parent / "pocket"
 POCKET_T2I_FOLDER = Path(__file__).parent / "pocket_t2i"
+DEFAULTS_FILE = "kinema.json"  # in a model's folder, {"defaults": {…}}
+# The parameters whose defaults depend on the model.
+MODEL_PARAMETERS = (
+    "width",
+    "height",
+    "num_frames",
+    "num_inference_steps",
+    "fps",
+    "playback_fps",
+    "motion_bucket_id",
+    "noise_aug_strength",
+    "min_guidance_scale",
+    "max_guidance_scale",
+    "decode_chunk_size",
+)
 MAX_LISTED_WORDS = 8  # words that a warning lists; the rest are counted
 # The community licence of Stability AI is free of charge below a yearly revenue of one million US dollars.
 STABILITY_LICENCE = "Stability AI Community License"
@@ -218,15 +233,47 @@ def request_for(*, defaults: Mapping[str, Any] | None = None, **parameters: obje
 
 
 def default_parameters(model: str) -> dict[str, Any]:
-    """Return a model's default parameters: the catalog's, or `num_frames` of a folder's UNet configuration."""
+    """Return a model's default parameters.
+
+    They are those of the catalog; of a folder those of its kinema.json, and `num_frames` of its UNet's configuration.
+
+    Raises:
+        ModelCorrupt: the folder's kinema.json is invalid.
+    """
     if model in CATALOG:
         return dict(CATALOG[model].defaults)
+    folder = Path(model).expanduser()
+    stored = _stored_defaults(folder / DEFAULTS_FILE)
     try:
-        config = json.loads((Path(model).expanduser() / "unet" / "config.json").read_text(encoding="utf-8"))
-        frames = config["num_frames"]
+        frames = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))["num_frames"]
     except (OSError, ValueError, KeyError, TypeError):  # missing or invalid: loading reports it
+        return stored
+    return {"num_frames": frames, **stored} if isinstance(frames, int) else stored
+
+
+def _stored_defaults(file: Path) -> dict[str, Any]:
+    """Return the default parameters in a folder's kinema.json; none if there is no such file.
+
+    Raises:
+        ModelCorrupt: naming the file and what is wrong.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
         return {}
-    return {"num_frames": frames} if isinstance(frames, int) else {}
+    except (OSError, ValueError) as error:
+        raise ModelCorrupt(f"{file} can't be read ({error}); correct or delete it") from None
+    stored = content.get("defaults") if isinstance(content, dict) else None
+    if not isinstance(stored, dict) or content.keys() != {"defaults"}:
+        example = '{"defaults": {"width": 512, "height": 320}}'
+        raise ModelCorrupt(f"{file} must be of the form {example}; correct or delete it")
+    if unknown := stored.keys() - set(MODEL_PARAMETERS):
+        raise ModelCorrupt(f"{file}: {min(unknown)} is no parameter of a model; use {', '.join(MODEL_PARAMETERS)}")
+    try:
+        VideoRequest.checked(model="pocket", **stored)
+    except InvalidRequest as error:
+        raise ModelCorrupt(f"{file}: {error}") from None
+    return stored
 
 
 def for_image_model(request: VideoRequest, image_model: str, defaults: Mapping[str, Any] | None = None) -> VideoRequest:

@@ -216,7 +216,7 @@ def _check_memory(name: str, needed: int) -> None:
     if free < needed:
         raise InsufficientMemory(
             f"the weights of {name} need {needed / GIB:.1f} GiB of memory, but only {free / GIB:.1f} GiB is free; "
-            "close other programs, use --dtype float16 or bfloat16 instead of float32, or use --image-model pocket-t2i"
+            "close other programs, use --dtype float16 or bfloat16 instead of float32, or use a smaller image model"
         )
 
 

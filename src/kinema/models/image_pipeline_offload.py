@@ -76,7 +76,7 @@ def plan_image_pipeline(
             return MemoryPlan(name, 1, needed[name], free_bytes)
     raise InsufficientMemory(
         f"an image of {width}×{height} needs at least {needed[names[-1]] / GIB:.1f} GiB of memory, but only "
-        f"{max(free_bytes, 0) / GIB:.1f} GiB is free; use a smaller width and height, or --image-model pocket-t2i"
+        f"{max(free_bytes, 0) / GIB:.1f} GiB is free; use a smaller width and height, or a smaller image model"
     )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
 from kinema.errors import InsufficientMemory, InvalidRequest
 from kinema.models import hub
-from kinema.models.catalog import CATALOG, default_parameters, request_for
+from kinema.models.catalog import CATALOG, DEFAULTS_FILE, default_parameters, request_for
 from kinema.models.cpu_allocator import keep_pages
 from kinema.models.devices import (
     check_process,
@@ -27,6 +27,7 @@ from kinema.models.memory_plan import COMPONENTS, GIB, Component, Shape, plan_me
 from kinema.models.model_files import (
     CLASSES,
     CONFIGS,
+    SVD_CHANNELS,
     Header,
     check_configs,
     check_tensors,
@@ -36,7 +37,7 @@ from kinema.models.model_files import (
     read_headers,
     weights_sha256,
 )
-from kinema.models.resolve import inventory, locate, pull, resolve
+from kinema.models.resolve import ModelSource, inventory, locate, pull, resolve
 from kinema.settings import Settings, read_settings
 from kinema.values import Engine, ModelIdentity, Precision
 
@@ -209,7 +210,10 @@ def load(
         defaults=default_parameters(str(model)),
         engine=chosen_engine,
         precision=settings.precision,
-        notes=_notes(chosen, kind, [component for component, (_, _, in_half) in checked.items() if in_half]),
+        notes=(
+            *_defaults_notes(source, configs["unet"]),
+            *_notes(chosen, kind, [component for component, (_, _, in_half) in checked.items() if in_half]),
+        ),
     )
 
 
@@ -243,6 +247,16 @@ def _check_precision(precision: Precision, engine: Engine, device: torch.device,
         requirement = f"Triton and dtype float16 or bfloat16; dtype is {str(dtype).removeprefix('torch.')}"
     if requirement:
         raise InvalidRequest(f"precision 'fp8' needs {requirement}; use precision 'full'", "precision")
+
+
+def _defaults_notes(source: ModelSource, unet: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return a remark if a folder's model is not of SVD's size and does not define its default parameters."""
+    folder = source.folder
+    if folder is None or (folder / DEFAULTS_FILE).exists():
+        return ()
+    if tuple(unet["block_out_channels"]) == SVD_CHANNELS:
+        return ()  # a fine-tuned SVD
+    return (f"{folder} has no {DEFAULTS_FILE}: unset parameters have svd-xt's defaults, which may not suit this model",)
 
 
 def _notes(device: torch.device, dtype: torch.dtype, in_half: Sequence[Component]) -> tuple[str, ...]:
@@ -307,7 +321,7 @@ def _storage_device(needed: int, device: torch.device, name: str) -> torch.devic
     if free < needed:
         raise InsufficientMemory(
             f"the weights of {name} need {needed / GIB:.1f} GiB of memory, but only {free / GIB:.1f} GiB is free; "
-            "close other programs, use --dtype float16 or bfloat16 instead of float32, or use --model pocket"
+            "close other programs, use --dtype float16 or bfloat16 instead of float32, or use a smaller model"
         )
     return torch.device("cpu")
 

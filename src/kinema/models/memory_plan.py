@@ -143,7 +143,7 @@ def plan_memory(
     raise InsufficientMemory(
         f"{num_frames} frames of {width}×{height} need at least {least / GIB:.1f} GiB of memory, but only "
         f"{max(free_bytes, 0) / GIB:.1f} GiB is free; use a smaller width and height, fewer num_frames"
-        f"{', a smaller decode_chunk_size' if decode_chunk_size else ''} or --model pocket"
+        f"{', a smaller decode_chunk_size' if decode_chunk_size else ''} or a smaller model"
     )
 
 

@@ -37,6 +37,7 @@ STEMS: Mapping[str, str] = {
     "vae": "diffusion_pytorch_model",
     "image_encoder": "model",
 }
+SVD_CHANNELS = (320, 640, 1280, 1280)  # of the UNet's levels in every published SVD
 VARIANT = "fp16"
 REMEDY = "use an unmodified SVD, or another model"
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")

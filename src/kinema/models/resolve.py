@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from kinema.errors import ModelError, ModelIncomplete, ModelNotFound, NotAnImagePipeline, NotAnSvdModel
 from kinema.models import hub
-from kinema.models.catalog import CATALOG, IMAGE_MODELS, CatalogEntry
+from kinema.models.catalog import CATALOG, IMAGE_MODELS, CatalogEntry, default_parameters
 from kinema.models.image_pipeline_files import EITHER, IMAGE_PIPELINE
 from kinema.models.model_files import (
     INDEX,
@@ -70,19 +70,19 @@ class InstalledModel:
         return self.snapshot.size_bytes if self.snapshot else self.entry.size_bytes
 
 
-def resolve(model: str | Path, *, text_to_image: bool = False) -> ModelSource:
+def resolve(model: str | Path, *, text_to_image: bool | None = False) -> ModelSource:
     """Resolve a catalog name, folder or hub id ("owner/name" or "owner/name@revision"), without opening files.
 
     Args:
         model: The name, id or folder.
-        text_to_image: Whether to resolve a text-to-image model instead of a video model.
+        text_to_image: Whether to resolve a text-to-image model instead of a video model; None allows both.
 
     Raises:
         ModelNotFound: suggesting the closest name.
         NotAnSvdModel, NotAnImagePipeline: if it is a file, or a catalog name of the other kind.
     """
     name = str(model)
-    known = IMAGE_MODELS if text_to_image else CATALOG
+    known = {True: IMAGE_MODELS, False: CATALOG, None: {**CATALOG, **IMAGE_MODELS}}[text_to_image]
     if (entry := known.get(name)) is not None:
         return ModelSource(name, entry.folder, entry.repository, entry.revision or "main")
     if name in CATALOG:
@@ -140,7 +140,7 @@ def check_folder(model: str) -> None:
     Other names are accepted unchecked.
 
     Raises:
-        ModelError: the folder does not exist, or is no usable model.
+        ModelError: the folder does not exist, is no usable model, or has an invalid kinema.json.
     """
     path = Path(model).expanduser()
     if not path.is_dir():
@@ -150,6 +150,7 @@ def check_folder(model: str) -> None:
     snapshot = locate(resolve(path), layout=EITHER)
     if read_json(snapshot.folder / INDEX).get("_class_name") == PIPELINE:
         check_configs(snapshot.folder)
+        default_parameters(model)
 
 
 def check_embedded(name: str, folder: Path) -> None:
@@ -174,9 +175,8 @@ def pull(model: str, progress: Callable[[Progress], None] | None = None) -> Snap
         ModelError: if the model is unavailable or invalid.
         InsufficientDisk: if there is no disk space for the download.
     """
-    if model in IMAGE_MODELS:
-        return locate(resolve(model, text_to_image=True), progress=progress, layout=IMAGE_PIPELINE)
-    return locate(resolve(model), progress=progress, layout=SVD if model in CATALOG else EITHER)
+    layout: Layout = SVD if model in CATALOG else IMAGE_PIPELINE if model in IMAGE_MODELS else EITHER
+    return locate(resolve(model, text_to_image=None), progress=progress, layout=layout)
 
 
 def inventory() -> list[InstalledModel]:

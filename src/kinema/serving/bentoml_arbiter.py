@@ -1,17 +1,20 @@
-"""The sockets of BentoML's arbiter, the process that starts and restarts the server process."""
+"""BentoML's arbiter, the process that starts and restarts the server process: its sockets and its exit status."""
 
 from __future__ import annotations
 
 import errno
+import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from kinema.errors import InvalidRequest
+from kinema.errors import InvalidRequest, KinemaError
 
+REFUSAL = signal.SIGUSR2  # sent to the arbiter by a server process that refuses to start
 MAX_SOCKET_PATH = 100  # of the 104 bytes that macOS allows, 108 on Linux
 
 
@@ -61,6 +64,33 @@ def close_control_ports() -> None:
         self.exit_stack.callback(shutil.rmtree, folder, ignore_errors=True)
 
     Arbiter.__init__ = init_with_private_sockets  # type: ignore[method-assign]
+
+
+def exit_on_refusal() -> None:
+    """Make an arbiter of this process end with status 2 if its server process refuses to start."""
+    from bentoml._internal.utils.circus import Arbiter
+
+    start, refusals = Arbiter.start, []
+
+    def stop(*_: object) -> None:
+        refusals.append(REFUSAL)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def start_and_exit(self: Arbiter, *args: Any, **kwargs: Any) -> None:
+        signal.signal(REFUSAL, stop)
+        start(self, *args, **kwargs)
+        if refusals:
+            raise SystemExit(2)
+
+    Arbiter.start = start_and_exit  # type: ignore[method-assign]
+
+
+def refuse_to_start(error: KinemaError) -> NoReturn:
+    """End this server process and its arbiter, with status 2: a restarted process would fail for the same reason."""
+    sys.stderr.write(f"kinema: {error}\n")
+    sys.stderr.flush()
+    os.kill(os.getppid(), REFUSAL)
+    os._exit(2)
 
 
 def _exit_unless_free(host: str, port: int) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from kinema.errors import (
+    HubUnreachable,
     IdempotencyKeyReused,
     InsufficientDisk,
     InsufficientMemory,
@@ -45,7 +46,8 @@ _STATUS: tuple[tuple[type[KinemaError], int], ...] = (
     (QuotaExceeded, 429),
     (QueueUnavailable, 503),
     (ServerBusy, 503),
-    (ModelError, 503),
+    (HubUnreachable, 503),
+    (ModelError, 500),  # waiting does not repair a model
     (InsufficientDisk, 507),
     (InsufficientMemory, 507),
     (KinemaError, 500),

@@ -8,10 +8,9 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, Optional, Self
+from typing import TYPE_CHECKING, Annotated, Any, Optional, Self
 
 # Set before BentoML is imported: disables its usage statistics.
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
@@ -27,7 +26,7 @@ from kinema.errors import InvalidRequest, KinemaError, ModelError
 from kinema.jobs.worker_process import exit_with_parent
 from kinema.models.resolve import check_folder
 from kinema.serving import logs, page, swagger
-from kinema.serving.bentoml_arbiter import close_control_ports
+from kinema.serving.bentoml_arbiter import close_control_ports, exit_on_refusal, refuse_to_start
 from kinema.serving.connections import Connection, Limits
 from kinema.serving.decode_process import ClientGone
 from kinema.serving.http_errors import ErrorResponseMiddleware
@@ -91,16 +90,7 @@ if _started_by_arbiter():  # before BentoML creates uvicorn's configuration and 
     os.environ.setdefault("FORWARDED_ALLOW_IPS", "none")
 else:
     close_control_ports()
-
-
-def _refuse_to_start(error: KinemaError) -> NoReturn:
-    """End this process and the arbiter: a restarted process would fail for the same reason."""
-    if not _started_by_arbiter():
-        raise error
-    sys.stderr.write(f"kinema: {error}\n")
-    sys.stderr.flush()
-    os.kill(os.getppid(), signal.SIGTERM)
-    os._exit(2)
+    exit_on_refusal()
 
 
 Input = create_model("Input", __base__=_RawInput, **_fields())
@@ -142,7 +132,9 @@ class StableDiffusionVideo:
                 check_folder(name)
             self._state = ServerState(settings, os.environ.get("KINEMA_WORK", WORK))
         except (InvalidRequest, ModelError) as error:
-            _refuse_to_start(error)
+            if not _started_by_arbiter():
+                raise
+            refuse_to_start(error)
         state = self._state
         page.mount(api, state.queue, settings, state.stopping.is_set, state.images, state.bodies)
 

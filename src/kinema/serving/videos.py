@@ -15,7 +15,7 @@ from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from kinema.errors import InvalidImage, InvalidRequest, JobNotFound, KinemaError
-from kinema.models.catalog import CATALOG, IMAGE_MODELS
+from kinema.models.catalog import CATALOG, IMAGE_MODELS, default_parameters, image_model_defaults
 from kinema.serving import openapi, schemas
 from kinema.serving.bounded_pool import client_gone
 from kinema.serving.connections import interim_sender
@@ -390,7 +390,7 @@ def _models(state: ServerState) -> list[dict[str, Any]]:
                 "kind": "image_model" if name in IMAGE_MODELS else "video",
                 "default": name == default,
                 "licence": None if entry is None else entry.licence,
-                "defaults": {} if entry is None else dict(entry.defaults),
+                "defaults": image_model_defaults(name) if name in IMAGE_MODELS else default_parameters(name),
             }
         )
     return models
