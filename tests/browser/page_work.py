@@ -18,7 +18,7 @@ class Saved:
 
 
 class Work:
-    def __call__(self, task):
+    def __call__(self, task, _previous):
         self.request = request = task.request
         match task.part:
             case "image":
@@ -32,6 +32,9 @@ class Work:
                 yield from steps(request, "decode", 2)
                 frames = np.stack([np.asarray(frame(request, i)) for i in range(request.num_frames)])
                 return Video(frames, request.frame_rate, recipe(request))
+
+    def prepare(self, _task):
+        pass
 
     def preview(self, state):
         return jpeg(frame(self.request, getattr(state, "step", 0)))

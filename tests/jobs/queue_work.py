@@ -3,8 +3,8 @@
 The request's model selects a fault:
 - "killed" kills the worker process in each decode, "killed once" only in the first;
 - "hangs" hangs in the first denoise; "memory" raises InsufficientMemory; "defect" raises RuntimeError;
-- "blocked" denoises until the file "released" exists, so that no test depends on timing; "blocked memory" waits for
-  the file and then raises InsufficientMemory.
+- "blocked" denoises until the file "released" exists, so that no test depends on timing; "blocked decode" decodes until
+  then, and "blocked save" saves its video then; "blocked memory" waits for the file and then raises InsufficientMemory.
 """
 
 import hashlib
@@ -17,6 +17,8 @@ from pathlib import Path
 from kinema.errors import InsufficientMemory
 from kinema.steps import Step
 
+BLOCKED_STAGES = {"blocked": "denoise", "blocked decode": "decode"}
+
 
 @dataclass(frozen=True)
 class Bytes:
@@ -24,6 +26,13 @@ class Bytes:
 
     def save(self, path):
         Path(path).write_bytes(self.data)
+
+
+class BlockedBytes(Bytes):
+    def save(self, path):
+        super().save(path)
+        while not log_file("released").exists():
+            time.sleep(0.01)
 
 
 def expected_video(request, image):
@@ -40,13 +49,18 @@ def output(part, request, source):
     return hashlib.sha512(part + request.seed.to_bytes(8, "big") + source).digest() * 1000
 
 
+def read(file, output):
+    """Return the content of the file of a part, or of its output if that is not saved yet."""
+    return file.read_bytes() if output is None else output.data
+
+
 class Work:
     """`motion_bucket_id` is the milliseconds of a step, `noise_aug_strength` the seconds to load a model."""
 
     def __init__(self):
         self.loaded = None
 
-    def __call__(self, task):
+    def __call__(self, task, previous):
         request = task.request
         if self.loaded != request.model:
             time.sleep(request.noise_aug_strength)
@@ -68,7 +82,11 @@ class Work:
                 return Bytes(output(b"latents", request, task.image.read_bytes()))
             case "video":
                 yield from steps(request, "decode", 3)
-                return Bytes(output(b"video", request, task.latents.read_bytes()))
+                video = output(b"video", request, read(task.latents, previous))
+                return BlockedBytes(video) if request.model == "blocked save" else Bytes(video)
+
+    def prepare(self, _task):
+        pass
 
     def preview(self, _state):
         return b"a picture"
@@ -83,7 +101,7 @@ def steps(request, stage, total):
             os.kill(os.getpid(), signal.SIGKILL)
         if request.model == "hangs" and stage == "denoise" and is_first_time("hung"):
             time.sleep(3600)
-        while request.model == "blocked" and stage == "denoise" and step == 3 and not log_file("released").exists():
+        while BLOCKED_STAGES.get(request.model) == stage and step == 3 and not log_file("released").exists():
             yield Step(stage, step, total)
             time.sleep(0.01)
         yield Step(stage, step, total)

@@ -30,8 +30,13 @@ class Bytes:
         Path(path).write_bytes(self.data)
 
 
+def read(file, output):
+    """Return the content of the file of a part, or of its output if that is not saved yet."""
+    return file.read_bytes() if output is None else output.data
+
+
 class Work:
-    def __call__(self, task):
+    def __call__(self, task, previous):
         request = task.request
         if request.model == "memory":
             raise InsufficientMemory("64 GB are needed and 1 is free; ask for fewer frames")
@@ -54,10 +59,13 @@ class Work:
             case "video":
                 yield from run_steps(request, "decode", 2)
                 return Video(
-                    make_frames(request, task.latents.read_bytes(), request.num_frames),
+                    make_frames(request, read(task.latents, previous), request.num_frames),
                     request.frame_rate,
                     make_recipe(request),
                 )
+
+    def prepare(self, _task):
+        pass
 
     def preview(self, _state):
         return b"\xff\xd8 an image"
@@ -66,12 +74,12 @@ class Work:
 class LongWork(Work):
     """Do the same, 45 seconds slower."""
 
-    def __call__(self, task):
+    def __call__(self, task, previous):
         if task.part == "latents":
             for step in range(1, 46):
                 time.sleep(1)
                 yield Step("encode", step, 45)
-        return (yield from super().__call__(task))
+        return (yield from super().__call__(task, previous))
 
 
 def run_steps(request, stage, total):

@@ -36,7 +36,7 @@ def run(work, task):
         steps.append(step)
         previews.append(work.preview(step))
 
-    return steps, previews, drive(work(task), on_step)
+    return steps, previews, drive(work(task, None), on_step)
 
 
 def test_saved_checkpoint_decodes_to_video_of_one_run(tiny_svd, png, tmp_path):
@@ -65,6 +65,29 @@ def test_task_parts_write_same_file_as_one_run(work, tiny_svd, png, tmp_path):
     assert video.save(tmp_path / "one.mp4").read_bytes() == whole.save(tmp_path / "other.mp4").read_bytes()
 
 
+def test_prepared_image_and_latents_in_memory_give_same_video(work, tiny_svd, png, tmp_path):
+    request = request_for(model=str(tiny_svd), **SMALL)
+    image, latents = tmp_path / "image", tmp_path / "latents.safetensors"
+    image.write_bytes(png)
+    tasks = Task("j", "latents", request, image), Task("j", "video", request, image, latents)
+    work.prepare(tasks[0])
+    image.unlink()
+    denoised = drive(work(tasks[0], None))
+    video = drive(work(tasks[1], denoised))  # the latents are not saved
+    whole = drive(generate(loading.load(tiny_svd, device="cpu", dtype="float32"), open_image(png), request))
+    assert np.array_equal(video.frames, whole.frames)
+
+
+def test_images_of_two_jobs_at_most_stay_open(work, tiny_svd, png, tmp_path):
+    image = tmp_path / "image"
+    image.write_bytes(png)
+    for job in range(5):
+        task = Task(f"j{job}", "latents", request_for(model=str(tiny_svd), **SMALL), image)
+        work.prepare(task)
+        next(work(task, None)).latents  # noqa: B018 - the first step
+        assert len(work._images) <= 2
+
+
 def test_denoising_steps_have_jpeg_previews(work, tiny_svd, png, tmp_path):
     image = tmp_path / "image"
     image.write_bytes(png)
@@ -89,7 +112,7 @@ def test_projection_is_fitted_before_first_step(work, tiny_svd, png, tmp_path, m
     image.write_bytes(png)
     monkeypatch.setattr(Projection, "fit", staticmethod(lambda pipeline: events.append("fit") or fit(pipeline)))
     task = Task("j", "latents", request_for(model=str(tiny_svd), **SMALL), image)
-    drive(work(task), lambda step: events.append(step.stage) or work.preview(step))
+    drive(work(task, None), lambda step: events.append(step.stage) or work.preview(step))
     assert events[:2] == ["fit", "encode"]
     assert events.count("fit") == 1
 
@@ -100,7 +123,7 @@ def test_first_preview_resembles_image(monkeypatch, tmp_path):
     rocket = Path(__file__).parents[2] / "examples" / "rocket.jpg"
     request = request_for(model="pocket", seed=3, num_frames=2)
     work = EngineWork()
-    first = next(step for step in work(Task("j", "latents", request, rocket)) if step.clean is not None)
+    first = next(step for step in work(Task("j", "latents", request, rocket), None) if step.clean is not None)
     preview_image = Image.open(io.BytesIO(work.preview(first))).resize((36, 20))
     scene = fit_image(open_image(rocket), 288, 160).resize((36, 20))
     correlation = np.corrcoef(np.asarray(preview_image, float).ravel(), np.asarray(scene, float).ravel())[0, 1]

@@ -13,7 +13,7 @@ from kinema.errors import InsufficientDisk, QueueUnavailable
 from kinema.jobs.eta import JobEta
 from kinema.jobs.job import PART_FILES, Failure, Job, Part, Task
 from kinema.jobs.job_files import delete_partial_files
-from kinema.jobs.worker_pool import Requeued, WorkCancelled, WorkerLost, WorkFailed
+from kinema.jobs.worker_pool import Requeued, WorkCancelled, WorkerLost, WorkerReplaced, WorkFailed
 from kinema.jobs.workflows import run_step
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from kinema.jobs.job_files import JobFiles
     from kinema.jobs.job_table import JobTable
     from kinema.jobs.subscriptions import Subscriptions
-    from kinema.jobs.worker_pool import NextAction, Worker
+    from kinema.jobs.worker_pool import NextAction, Run, Worker
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +65,8 @@ class Attempt:
         self._folder = files.job(job.id)
         self._subscriptions = subscriptions
         self._eta = JobEta(job.request, speeds, job.stage_durations, text_to_image=self._text_to_image)
+        self._run_of_parts: Run | None = None  # the parts that a worker process has got, and that are not all saved
+        self._on_last_part: Callable[[], None] = lambda: None
         self._published_at = 0.0
         self._recorded_at = time.monotonic()
 
@@ -83,13 +85,19 @@ class Attempt:
             stage_durations=dict(eta.durations),
         )
 
-    def run(self, worker: Worker) -> Failure | None:
+    def run(self, worker: Worker, on_last_part: Callable[[], None]) -> Failure | None:
         """Run the job's parts in order; return why it failed, or None.
+
+        Args:
+            worker: Runs the parts.
+            on_last_part: Called when the worker begins the last part: it can get the next job, and then it does not
+                wait between two jobs.
 
         Raises:
             WorkCancelled: the job was cancelled or deleted.
             Requeued: the queue closes, or the worker can't be started.
         """
+        self._on_last_part = on_last_part
         # The parts depend on the request only: DBOS requires the same steps in the same order when it resumes a job.
         for part in PARTS if self._text_to_image else PARTS[1:]:
             result = run_step(part, self._run_part, part, worker)
@@ -127,17 +135,14 @@ class Attempt:
     def _run_on_worker(self, part: Part, worker: Worker) -> dict[str, Any]:
         image = self.job.image
         while True:
-            delete_partial_files(self._folder)
-            task = Task(
-                job=self.job.id,
-                part=part,
-                request=self.job.request,
-                image=None if part == "image" or image is None else self._files.image(image),
-                latents=self._folder / PART_FILES["latents"] if part == "video" else None,
-            )
             try:
-                worker.run_task(task, self._folder, self._on_report, self._next_action)
+                if self._run_of_parts is None or part not in self._run_of_parts.parts:
+                    delete_partial_files(self._folder)
+                    self._run_of_parts = worker.submit(self._tasks_from(part), self._folder, self._next_action)
+                worker.wait_for(self._run_of_parts, part, self._on_report, self._next_action)
                 return {"image": self._store_generated_image() if part == "image" else image}
+            except WorkerReplaced as error:
+                log.info("job %s: its worker ended: %s", self.job.id, error)
             except WorkFailed as error:
                 return {"code": error.code, "message": str(error)}
             except WorkerLost as error:
@@ -146,6 +151,22 @@ class Attempt:
                 log.warning("job %s, attempt %d: %s", self.job.id, attempts, error)
                 if attempts >= MAX_ATTEMPTS:
                     return {"code": error.code, "message": f"{error} (attempt {attempts} of {MAX_ATTEMPTS})"}
+            self._run_of_parts = None
+
+    def _tasks_from(self, part: Part) -> tuple[Task, ...]:
+        """Return the tasks for this part and, without waiting for its file, those after it."""
+        parts = PARTS[PARTS.index(part) :] if part != "image" else (part,)  # a generated image is stored in between
+        image, latents = self.job.image, self._folder / PART_FILES["latents"]
+        return tuple(
+            Task(
+                job=self.job.id,
+                part=name,
+                request=self.job.request,
+                image=None if name == "image" or image is None else self._files.image(image),
+                latents=latents if name == "video" else None,
+            )
+            for name in parts
+        )
 
     def _store_generated_image(self) -> str:
         """Move the generated image to the folder of images, and return its hash."""
@@ -169,9 +190,11 @@ class Attempt:
     def _on_report(self, report: tuple[Any, ...]) -> None:
         """Handle a report of the worker process."""
         match report:
-            case ("started",):
+            case ("started", part):
                 self._eta.start_part()
                 self._publish()
+                if part == PARTS[-1]:
+                    self._on_last_part()
             case ("step", stage, step, total):
                 self._record_step(stage, step, total)
             case ("preview", data):

@@ -96,8 +96,14 @@ class TaskResult(Protocol):
 class Work(Protocol):
     """The work of a worker process. One object runs all its tasks, so it may keep its model loaded."""
 
-    def __call__(self, task: Task, /) -> Generator[Event, None, TaskResult]:
-        """Run a task: yield a step per unit of work, and return the output. To cancel, close the generator."""
+    def prepare(self, task: Task, /) -> None:
+        """Read the inputs of a task that starts soon. Called in a thread, possibly while another task runs."""
+
+    def __call__(self, task: Task, previous: TaskResult | None, /) -> Generator[Event, None, TaskResult]:
+        """Run a task: yield a step per unit of work, and return the output. To cancel, close the generator.
+
+        `previous` is the output of the job's part before, if it was computed just now: its file may not exist yet.
+        """
 
     def preview(self, state: Step | TaskResult, /) -> bytes | None:
-        """Return a small JPEG of the latest step or of the output, or None if it can't be shown."""
+        """Return a small JPEG of a step or of an output, or None if it can't be shown. Called in a thread."""

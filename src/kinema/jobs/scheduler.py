@@ -267,9 +267,7 @@ class Scheduler:
             is_requeued = not closing.is_set()
             raise
         finally:
-            worker = self._assigned.pop(job_id, None)
-            if worker is not None:
-                self.pool.release(worker)
+            self._release_worker(job_id)
             try:
                 if not is_requeued and not closing.is_set():
                     self._clean_up(job_id)
@@ -279,6 +277,12 @@ class Scheduler:
                 if is_requeued:
                     self._to_requeue.add(job_id)
                     self._wake.set()
+
+    def _release_worker(self, job_id: str) -> None:
+        """Let the job's worker get another job."""
+        worker = self._assigned.pop(job_id, None)
+        if worker is not None:
+            self.pool.release(worker)
 
     def _attempt_job(self, job_id: str) -> None:
         try:
@@ -293,7 +297,7 @@ class Scheduler:
                 raise Requeued
             self._assigned[job_id] = worker
             log.info("job %s started", job_id)
-            failure = attempt.run(worker)
+            failure = attempt.run(worker, functools.partial(self._release_worker, job_id))
             if failure is not None:
                 self._fail(job_id, failure)
             elif retry(lambda: self._table.complete(job_id, self._keep_seconds), self._closing):

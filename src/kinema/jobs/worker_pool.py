@@ -6,6 +6,7 @@ the thread that started it ends; on every system it exits when its socket closes
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import re
@@ -14,8 +15,10 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from threading import Condition, Lock
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,7 +27,7 @@ from kinema.jobs.supervisor import Supervisor
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from kinema.jobs.job import Task
+    from kinema.jobs.job import Part, Task
     from kinema.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -64,6 +67,10 @@ class StartFailed(Exception):
     """A worker process was not ready in time, or ended before that without reporting a reason."""
 
 
+class WorkerReplaced(Exception):
+    """The worker process ended because of another run or before this one began; it is replaced."""
+
+
 class Requeued(BaseException):
     """The job can't go on now, because the queue closes or no worker is available. It goes back to the queue.
 
@@ -87,8 +94,26 @@ def count_gpus() -> int:
     return gpus if visible is None else min(gpus, len([name for name in visible.split(",") if name.strip()]))
 
 
+class Run:
+    """Consecutive parts of a job on a worker process, in the view of the job's thread."""
+
+    def __init__(self, parts: tuple[Part, ...]) -> None:
+        self.parts = parts
+        self.number = 0
+        self.reports: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
+        self.last_report = time.monotonic()
+        self.computing: Part | None = None
+        self.computed: list[Part] = []  # their outputs are saved, or will be
+        self.saved: set[Part] = set()
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the process has begun with it; before that, it waits for the run before."""
+        return self.computing is not None or bool(self.computed)
+
+
 class Worker:
-    """A worker process on one device. It is restarted whenever it ends, and runs one task at a time.
+    """A worker process on one device. It is restarted whenever it ends, and computes one run at a time.
 
     Args:
         work: Import path of the work, as "package.module:attribute".
@@ -106,6 +131,8 @@ class Worker:
         self._state = Condition()
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None  # set while the process is ready
+        self._numbers = itertools.count(1)
+        self._runs: dict[int, Run] = {}  # of the process that is ready, by number
         self._problem: str | None = None  # why no process is ready
         self._down_since: float | None = None  # time of the first of consecutive failed starts
         self._load_error: str | None = None  # why the latest process could not load the work
@@ -145,78 +172,116 @@ class Worker:
             process.kill()
         self._supervisor.join()
 
-    def run_task(
-        self, task: Task, folder: Path, on_report: Callable[[Any], None], next_action: Callable[[], NextAction]
-    ) -> None:
-        """Run a task; its output file is written to `folder`.
+    def submit(self, tasks: tuple[Task, ...], folder: Path, next_action: Callable[[], NextAction]) -> Run:
+        """Send consecutive parts of a job to the process; it runs them after those that it has already got.
 
         Args:
-            task: The task.
-            folder: The job's folder.
-            on_report: Called with ("started",), ("step", stage, step, total) and ("preview", jpeg).
+            tasks: The parts, in order.
+            folder: The job's folder, for the output files.
+            next_action: Called at least every POLL_SECONDS while no process is ready.
+
+        Raises:
+            WorkCancelled: `next_action` returned "cancel".
+            Requeued: `next_action` returned "requeue", or no process can be started.
+            WorkerLost: the process could not load the work.
+        """
+        connection = self._wait_until_ready(next_action)
+        with self._state:
+            self.model = tasks[0].request.model
+            number = next(self._numbers)
+            run = Run(tuple(task.part for task in tasks))
+            if self._connection is connection:
+                self._runs[number] = run
+                run.number = number
+                with suppress(OSError):  # the end of the process is reported to the run
+                    connection.send(("run", number, tasks, folder))
+            else:
+                run.reports.put(("ended", self._latest_end, True))
+        return run
+
+    def wait_for(
+        self, run: Run, part: Part, on_report: Callable[[Any], None], next_action: Callable[[], NextAction]
+    ) -> None:
+        """Wait until a part's output is saved.
+
+        Args:
+            run: From `submit`.
+            part: One of its parts.
+            on_report: Called with ("started", part), ("step", stage, step, total) and ("preview", jpeg).
             next_action: Called at least every POLL_SECONDS.
 
         Raises:
-            WorkFailed, WorkCancelled: the task ended; the process is ready for another.
+            WorkFailed, WorkCancelled: the run ended; the process is ready for another.
             WorkerLost: the process died or hung, and is replaced.
-            Requeued: `next_action` returned "requeue", or no process can be started.
+            WorkerReplaced: the process ended for another reason than this run, which has to be submitted again.
+            Requeued: `next_action` returned "requeue".
         """
-        connection = self._wait_until_ready(next_action)
-        self.model = task.request.model
-        try:
-            connection.send(("run", task, folder))
-            self._receive_reports(connection, on_report, next_action)
-        except (EOFError, OSError):
-            match next_action():  # the process may have been killed for that reason
-                case "requeue":
-                    raise Requeued from None
-                case "cancel":
-                    raise WorkCancelled from None
-            raise WorkerLost("worker_died", f"the worker died: {self._cause_of_death(connection)}") from None
-
-    def _receive_reports(
-        self, connection: Connection, on_report: Callable[[Any], None], next_action: Callable[[], NextAction]
-    ) -> None:
-        last_report = time.monotonic()
         cancel_deadline: float | None = None
-        while True:
-            if connection.poll(POLL_SECONDS):
-                last_report = time.monotonic()
-                match connection.recv():
-                    case ("done",):
-                        return
-                    case ("cancelled",):
-                        raise WorkCancelled
-                    case ("failed", code, message):
-                        raise WorkFailed(code, message)
-                    case report:
-                        on_report(report)
+        while part not in run.saved:
+            with suppress(Empty):
+                self._handle(run, run.reports.get(timeout=POLL_SECONDS), on_report, next_action)
             now = time.monotonic()
             match next_action():
                 case "requeue":
-                    self._kill(connection, "the queue is closing")
+                    self._kill(run, "the queue is closing")
                     raise Requeued
                 case "cancel" if cancel_deadline is None:
-                    connection.send(("cancel",))
+                    self._send_cancel(run)
+                    if not run.is_active:  # the process skips it
+                        self._forget(run)
+                        raise WorkCancelled
                     cancel_deadline = now + CANCEL_SECONDS
-                case "cancel" if cancel_deadline is not None and now > cancel_deadline:
-                    self._kill(
-                        connection, f"its job was cancelled, and the step took longer than {CANCEL_SECONDS:g} seconds"
-                    )
+                case "cancel" if run.computing and cancel_deadline is not None and now > cancel_deadline:
+                    reason = f"its job was cancelled, and the step took longer than {CANCEL_SECONDS:g} seconds"
+                    self._kill(run, reason)
                     raise WorkCancelled
-            if now - last_report > self._step_timeout:
+            if run.is_active and now - run.last_report > self._step_timeout:
                 reason = f"no step finished in {self._step_timeout:g} seconds (KINEMA_STEP_TIMEOUT)"
-                self._kill(connection, reason)
+                self._kill(run, reason)
                 raise WorkerLost("worker_hung", reason)
+
+    def _handle(
+        self,
+        run: Run,
+        report: tuple[Any, ...],
+        on_report: Callable[[Any], None],
+        next_action: Callable[[], NextAction],
+    ) -> None:
+        """Handle a report of the process."""
+        run.last_report = time.monotonic()
+        match report:
+            case ("computed", part):
+                run.computing = None
+                run.computed.append(part)
+            case ("saved", part):
+                run.saved.add(part)
+                if part == run.parts[-1]:
+                    self._forget(run)
+            case ("cancelled",):
+                self._forget(run)
+                raise WorkCancelled
+            case ("failed", code, message):
+                self._forget(run)
+                raise WorkFailed(code, message)
+            case ("ended", end, was_killed):
+                _raise_end(next_action())  # the process may have been killed for that reason
+                if was_killed or not run.is_active:
+                    raise WorkerReplaced(end)
+                raise WorkerLost("worker_died", f"the worker died: {end}")
+            case _:
+                if report[0] == "started":
+                    run.computing = report[1]
+                on_report(report)
+
+    def _send_cancel(self, run: Run) -> None:
+        with self._state, suppress(OSError):
+            if run.number in self._runs and self._connection is not None:
+                self._connection.send(("cancel", run.number))
 
     def _wait_until_ready(self, next_action: Callable[[], NextAction]) -> Connection:
         """Return the connection to the process once it is ready."""
         while True:
-            match next_action():
-                case "requeue":
-                    raise Requeued
-                case "cancel":
-                    raise WorkCancelled
+            _raise_end(next_action())
             with self._state:
                 if self._connection is not None:
                     return self._connection
@@ -257,13 +322,19 @@ class Worker:
                 self._down_since = None
             self._state.notify_all()
         self._on_ready()
+        self._dispatch_reports(connection)
+        if load_error is None:
+            process.kill()  # it can't receive tasks any more
         process.wait()
         with self._state:
             kill_reason = self._kill_reason
             end = self._latest_end = kill_reason or _describe_exit(process.returncode)
             self._connection = None
             self._load_error = load_error or None
+            runs, self._runs = self._runs, {}
             self._state.notify_all()
+        for run in runs.values():
+            run.reports.put(("ended", end, kill_reason is not None))
         if self._supervisor.stopping.is_set():
             return
         if load_error == "":
@@ -307,19 +378,37 @@ class Worker:
                 raise
         return process, Connection(ours.detach())
 
-    def _kill(self, connection: Connection, reason: str) -> None:
-        """Kill the process of this connection, unless it has already ended."""
+    def _dispatch_reports(self, connection: Connection) -> None:
+        """Pass each report to its run until the process ends."""
+        with suppress(EOFError, OSError):
+            while True:
+                number, *report = connection.recv()
+                with self._state:
+                    run = self._runs.get(number)
+                if run is not None:
+                    run.reports.put(tuple(report))
+
+    def _forget(self, run: Run) -> None:
+        """Ignore all further reports of a run."""
         with self._state:
-            if self._connection is not connection or self._process is None:
+            self._runs.pop(run.number, None)
+
+    def _kill(self, run: Run, reason: str) -> None:
+        """Kill the process of this run, unless it has already ended."""
+        with self._state:
+            if self._runs.pop(run.number, None) is None or self._process is None:
                 return
-            process, self._connection = self._process, None  # no task gets this connection again
+            process, self._connection = self._process, None  # no run gets this connection again
             self._kill_reason = reason
         process.kill()
 
-    def _cause_of_death(self, connection: Connection) -> str:
-        with self._state:
-            self._state.wait_for(lambda: self._connection is not connection, timeout=5)
-            return self._latest_end
+
+def _raise_end(action: NextAction) -> None:
+    match action:
+        case "requeue":
+            raise Requeued
+        case "cancel":
+            raise WorkCancelled
 
 
 def _receive_load_error(connection: Connection) -> str | None:

@@ -1,7 +1,11 @@
-"""The worker process: runs tasks one at a time, reports each step, and exits when its parent does.
+"""The worker process: runs jobs one at a time, reports each step, and exits when its parent does.
 
 `kinema.jobs.worker_pool` starts it as `python -m kinema.jobs.worker_process DESCRIPTOR WORK PARENT`. Both sides send
-(kind, …) tuples through one socket.
+tuples through one socket. The parent sends ("run", number, tasks, folder) and ("cancel", number); this process sends
+("ready",) or ("load_failed", reason) first, and then (number, kind, …) for the run with that number.
+
+The device must not wait for files: outputs are saved, previews encoded and the next run's inputs read in threads, while
+the main thread computes.
 """
 
 from __future__ import annotations
@@ -14,12 +18,16 @@ import sys
 import time
 import traceback
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Event, Thread
-from typing import TYPE_CHECKING, cast
+from threading import Lock, Semaphore, Thread
+from typing import TYPE_CHECKING, Any, cast
+
+import psutil
 
 from kinema.errors import KinemaError
 from kinema.jobs.job import PART_FILES
@@ -27,10 +35,15 @@ from kinema.jobs.job_files import atomic_file
 from kinema.steps import drive
 
 if TYPE_CHECKING:
-    from kinema.jobs.job import Task, TaskResult, Work
+    from collections.abc import Callable
+
+    from kinema.jobs.job import Part, Task, TaskResult, Work
     from kinema.steps import Step
 
 PREVIEW_SECONDS = 2.0
+# Outputs in memory. The work waits while more are unsaved, and with less free memory than this, while any is unsaved.
+MAX_UNSAVED = 2
+MIN_FREE_BYTES = 2 * 10**9
 _PR_SET_PDEATHSIG = 1
 
 
@@ -44,22 +57,18 @@ def main() -> None:
     # Ctrl-C and service managers signal all processes; the server decides when its worker processes end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    connection = Connection(descriptor)
-    tasks: SimpleQueue[tuple[Task, Path]] = SimpleQueue()
-    cancelled = Event()
+    runner = Runner(Connection(descriptor))
     # Start before the import of the work, which may take long, so that the end of the parent is noticed meanwhile.
-    Thread(target=_listen, args=(connection, tasks, cancelled), daemon=True).start()
+    Thread(target=runner.listen, daemon=True).start()
     try:
         work = import_work(import_path)
     except Exception as error:  # noqa: BLE001 - any error is reported to the waiting job
         traceback.print_exc()
-        connection.send(("load_failed", f"{import_path} can't be loaded: {type(error).__name__}: {error}"))
+        runner.send("load_failed", f"{import_path} can't be loaded: {type(error).__name__}: {error}")
         sys.exit(1)
-    connection.send(("ready",))
-    while True:
-        task, folder = tasks.get()
-        if not _run_task(work, task, folder, connection, cancelled):
-            sys.exit(1)
+    runner.send("ready")
+    runner.run_all(work)
+    sys.exit(1)
 
 
 def import_work(import_path: str) -> Work:
@@ -77,75 +86,182 @@ def exit_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def _listen(connection: Connection, tasks: SimpleQueue[tuple[Task, Path]], cancelled: Event) -> None:
-    """Receive messages of the parent while the main thread works.
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """Consecutive parts of one job, and the folder for their outputs."""
 
-    The end of this thread ends the process, since the process could not receive tasks any more.
-    """
-    try:
+    number: int
+    tasks: tuple[Task, ...]
+    folder: Path
+
+
+class Cancelled(Exception):
+    """The run was cancelled, or one of its outputs could not be saved."""
+
+
+class Runner:
+    """Runs the assignments that the parent sends."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._sending = Lock()
+        self._arrived: SimpleQueue[Assignment] = SimpleQueue()
+        self._prepared: SimpleQueue[Assignment] = SimpleQueue()
+        self._to_save: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._to_preview: SimpleQueue[tuple[int, Step | TaskResult]] = SimpleQueue()
+        self._next_preview = 0.0  # the earliest time of the next preview
+        self._number = 0  # of the run whose states can be previewed
+        self._previewing = Lock()
+        self._unsaved = Semaphore(MAX_UNSAVED)
+        self._cancelled: set[int] = set()
+
+    def send(self, *message: object) -> None:
+        """Send a message to the parent."""
+        with self._sending:
+            self._connection.send(message)
+
+    def add(self, assignment: Assignment) -> None:
+        """Run an assignment after those that were added before."""
+        self._arrived.put(assignment)
+
+    def listen(self) -> None:
+        """Receive the parent's messages while the main thread works.
+
+        The end of this thread ends the process, since the process could not receive tasks any more.
+        """
+        try:
+            while True:
+                kind, *arguments = self._connection.recv()
+                if kind == "run":
+                    self.add(Assignment(*arguments))
+                else:
+                    self._cancelled.add(arguments[0])
+        except (EOFError, OSError):
+            pass
+        except Exception:  # noqa: BLE001 - printed; the process ends
+            traceback.print_exc()
+        os._exit(1)
+
+    def run_all(self, work: Work) -> None:
+        """Run assignments in order until an internal error leaves the work in an unknown state."""
+        for loop in (self._prepare, self._preview):
+            Thread(target=loop, args=(work,), daemon=True).start()
+        Thread(target=self._save, daemon=True).start()
+        is_usable = True
+        while is_usable:
+            is_usable = self._run(work, self._prepared.get())
+        self._wait_until_saved()
+
+    # The main thread
+
+    def _run(self, work: Work, assignment: Assignment) -> bool:
+        """Run an assignment and report its outcome; return whether this process can run another one."""
+        number = assignment.number
+        with self._previewing:  # a preview of the run before uses its model
+            self._number = number
+        try:
+            output = None
+            for task in assignment.tasks:
+                output = self._run_task(work, number, task, output)
+                self._save_later(assignment, task.part, output)
+        except Cancelled:
+            self._to_save.put(partial(self.send, number, "cancelled"))
+        except KinemaError as error:
+            self._to_save.put(partial(self.send, number, "failed", error.code, str(error)))
+        except Exception as error:  # noqa: BLE001 - an internal error fails its job only
+            traceback.print_exc()
+            message = f"{type(error).__name__}: {error}"
+            self._to_save.put(partial(self.send, number, "failed", "internal_error", message))
+            return False
+        return True
+
+    def _run_task(self, work: Work, number: int, task: Task, previous: TaskResult | None) -> TaskResult:
+        """Run one part and return its output.
+
+        Raises:
+            Cancelled: the run was cancelled.
+        """
+        self._check(number)
+        self.send(number, "started", task.part)
+        self._next_preview = time.monotonic() + PREVIEW_SECONDS
+
+        def on_step(step: Step) -> None:
+            self._check(number)
+            self.send(number, "step", step.stage, step.step, step.total)
+            self._preview_later(number, step)
+
+        output = drive(work(task, previous), on_step)
+        self._check(number)
+        self._preview_later(number, output)
+        return output
+
+    def _check(self, number: int) -> None:
+        if number in self._cancelled:
+            raise Cancelled
+
+    def _preview_later(self, number: int, state: Step | TaskResult) -> None:
+        if time.monotonic() >= self._next_preview and self._to_preview.empty():
+            self._to_preview.put((number, state))
+
+    def _save_later(self, assignment: Assignment, part: Part, output: TaskResult) -> None:
+        """Have the output saved; wait for that if memory is short."""
+        self._unsaved.acquire()
+        self._to_save.put(partial(self._save_output, assignment, part, output))
+        self.send(assignment.number, "computed", part)
+        if psutil.virtual_memory().available < MIN_FREE_BYTES:
+            self._wait_until_saved()
+
+    def _wait_until_saved(self) -> None:
+        saved: SimpleQueue[None] = SimpleQueue()
+        self._to_save.put(partial(saved.put, None))
+        saved.get()
+
+    # Other threads
+
+    def _prepare(self, work: Work) -> None:
         while True:
-            kind, *arguments = connection.recv()
-            if kind == "run":
-                cancelled.clear()
-                tasks.put((arguments[0], arguments[1]))
-            else:
-                cancelled.set()
-    except (EOFError, OSError):
-        pass
-    except Exception:  # noqa: BLE001 - printed; the process ends
-        traceback.print_exc()
-    os._exit(1)
+            assignment = self._arrived.get()
+            if assignment.number not in self._cancelled:
+                with suppress(Exception):  # the task meets the same error when it runs
+                    work.prepare(assignment.tasks[0])
+            self._prepared.put(assignment)
 
+    def _preview(self, work: Work) -> None:
+        while True:
+            number, state = self._to_preview.get()
+            with self._previewing:
+                try:
+                    preview = work.preview(state) if number == self._number else None
+                except Exception:  # noqa: BLE001 - a missing preview does not fail the job
+                    traceback.print_exc()
+                    continue
+            if preview is not None:
+                self.send(number, "preview", preview)
+                self._next_preview = time.monotonic() + PREVIEW_SECONDS
 
-def _run_task(work: Work, task: Task, folder: Path, connection: Connection, cancelled: Event) -> bool:
-    """Run one task and report the outcome; return whether this process can run another task."""
-    connection.send(("started",))
-    try:
-        output = _run_work(work, task, connection, cancelled)
-        if output is None:
-            connection.send(("cancelled",))
-            return True
-        with atomic_file(folder / PART_FILES[task.part]) as partial:
-            output.save(partial)
-    except KinemaError as error:
-        connection.send(("failed", error.code, str(error)))
-    except Exception as error:  # noqa: BLE001 - an internal error fails its job only
-        traceback.print_exc()
-        connection.send(("failed", "internal_error", f"{type(error).__name__}: {error}"))
-        return False  # the state of the work is unknown
-    else:
-        connection.send(("done",))
-    return True
+    def _save(self) -> None:
+        while True:
+            self._to_save.get()()
 
-
-class _Cancelled(Exception):
-    """The task was cancelled."""
-
-
-def _run_work(work: Work, task: Task, connection: Connection, cancelled: Event) -> TaskResult | None:
-    """Run the work and return its output, or None once it is cancelled."""
-    next_preview = time.monotonic() + PREVIEW_SECONDS
-
-    def send_preview(state: Step | TaskResult) -> None:
-        nonlocal next_preview
-        if time.monotonic() >= next_preview and (preview := work.preview(state)) is not None:
-            connection.send(("preview", preview))
-            next_preview = time.monotonic() + PREVIEW_SECONDS
-
-    def on_step(step: Step) -> None:
-        if cancelled.is_set():
-            raise _Cancelled
-        connection.send(("step", step.stage, step.step, step.total))
-        send_preview(step)
-
-    try:
-        output = drive(work(task), on_step)
-    except _Cancelled:
-        return None
-    if cancelled.is_set():
-        return None
-    send_preview(output)
-    return output
+    def _save_output(self, assignment: Assignment, part: Part, output: TaskResult) -> None:
+        number = assignment.number
+        report: tuple[Any, ...] = ("saved", part)
+        try:
+            self._check(number)
+            with atomic_file(assignment.folder / PART_FILES[part]) as path:
+                output.save(path)
+                self._check(number)
+        except Cancelled:
+            report = ("cancelled",)
+        except KinemaError as error:
+            report = ("failed", error.code, str(error))
+        except Exception as error:  # noqa: BLE001 - an error of one output fails its job only
+            traceback.print_exc()
+            report = ("failed", "internal_error", f"{type(error).__name__}: {error}")
+        if report[0] != "saved":
+            self._cancelled.add(number)
+        self._unsaved.release()
+        self.send(number, *report)
 
 
 if __name__ == "__main__":

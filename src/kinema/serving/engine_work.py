@@ -59,12 +59,18 @@ class EngineWork:
         self._pipeline: tuple[str, VideoPipeline] | None = None
         self._image_pipeline: tuple[str, ImagePipeline] | None = None
         self._projection: Projection | None = None
+        self._images: dict[str, InputImage] = {}  # of the current and the next job
         try:
             self._load_default()
         except KinemaError as error:  # only jobs that need this model fail
             print(f"default model not loaded: {error}", file=sys.stderr)  # noqa: T201 - the worker's log
 
-    def __call__(self, task: Task) -> Generator[Event, None, TaskResult]:
+    def prepare(self, task: Task) -> None:
+        """Open the image of a job that starts soon."""
+        if task.image is not None:
+            self._images[task.job] = _open_image(task)
+
+    def __call__(self, task: Task, previous: TaskResult | None) -> Generator[Event, None, TaskResult]:
         """Run one part of a job."""
         from kinema.engine import Checkpoint, generate_image, to_latents, to_video
 
@@ -76,12 +82,12 @@ class EngineWork:
             case "latents":
                 pipeline = self._load_pipeline(task.request.model)
                 self._fit_projection(pipeline)
-                return (yield from to_latents(pipeline, _open_image(task), task.request))
+                return (yield from to_latents(pipeline, self._image_of(task), task.request))
             case "video":
                 assert task.latents is not None, "denoised before"
-                denoised = Checkpoint.load(task.latents)
+                denoised = previous if isinstance(previous, Checkpoint) else Checkpoint.load(task.latents)
                 pipeline = self._load_pipeline(task.request.model)
-                return (yield from to_video(pipeline, _open_image(task), task.request, denoised))
+                return (yield from to_video(pipeline, self._image_of(task), task.request, denoised))
 
     def preview(self, state: Step | TaskResult) -> bytes | None:
         """Return a JPEG of the estimated clean latents, of the last decoded frame, or of a generated image."""
@@ -97,6 +103,13 @@ class EngineWork:
             return None
         assert self._projection is not None, "fitted before the first step"
         return _jpeg(ImageOps.scale(self._projection.image(state.clean), self._projection.factor))
+
+    def _image_of(self, task: Task) -> InputImage:
+        """Return the job's image, and keep only it and one that was opened since, for the next job."""
+        image = self._images.pop(task.job, None) or _open_image(task)
+        kept = list(self._images.items())[-1:]
+        self._images = dict([*kept, (task.job, image)])
+        return image
 
     def _fit_projection(self, pipeline: VideoPipeline) -> None:
         """Fit the previews' projection before the first step: it runs the VAE, and no module may move during steps."""
