@@ -33,6 +33,9 @@ class Work:
                 frames = np.stack([np.asarray(frame(request, i)) for i in range(request.num_frames)])
                 return Video(frames, request.frame_rate, recipe(request))
 
+    def start(self, report):
+        pass
+
     def prepare(self, _task):
         pass
 

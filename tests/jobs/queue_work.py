@@ -81,15 +81,29 @@ class Work:
                 yield from steps(request, "denoise", request.num_inference_steps)
                 return Bytes(output(b"latents", request, task.image.read_bytes()))
             case "video":
+                while "killed" in request.model and not task.latents.exists():
+                    time.sleep(0.01)  # a crash before that also repeats the latents
                 yield from steps(request, "decode", 3)
                 video = output(b"video", request, read(task.latents, previous))
                 return BlockedBytes(video) if request.model == "blocked save" else Bytes(video)
+
+    def start(self, report):
+        pass
 
     def prepare(self, _task):
         pass
 
     def preview(self, _state):
         return b"a picture"
+
+
+class SlowStart(Work):
+    """Starts until the file "released" exists."""
+
+    def start(self, report):
+        report("loading a large model")
+        while not log_file("released").exists():
+            time.sleep(0.01)
 
 
 def steps(request, stage, total):

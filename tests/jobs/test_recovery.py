@@ -71,7 +71,7 @@ def test_job_stays_queued_until_a_worker_can_be_started(settings, monkeypatch, c
     with monkeypatch.context() as missing:
         missing.setattr(sys, "executable", "/nowhere/python")
         with Queue(settings, "queue_work:Work") as queue:
-            wait_until(lambda: queue.problems)
+            wait_until(lambda: "can't be started" in "".join(queue.problems))
             assert queue.problems == ("the worker on auto can't be started: No such file or directory",)
             job = queue.submit(request(), image=IMAGE)
             wait_until(lambda: len([text for text in caplog.messages if "next attempt in" in text]) > 2)
@@ -145,7 +145,7 @@ def test_worker_that_is_never_ready_is_restarted(monkeypatch):
     monkeypatch.setattr("kinema.jobs.worker_pool.READY_SECONDS", 0.001)
     pool = WorkerPool("queue_work:Work", ("cpu",), 60, lambda: None)
     pool.start()
-    wait_until(lambda: pool.workers[0].problem)
+    wait_until(lambda: "can't be started" in str(pool.workers[0].problem))
     assert "not ready within 0.001 seconds" in pool.workers[0].problem
     pool.close()
 
@@ -155,7 +155,7 @@ def test_worker_that_exits_at_start_does_not_count_as_attempt(settings, monkeypa
         broken.setattr(sys, "executable", "/bin/false")
         with Queue(settings, "queue_work:Work") as queue:
             job = queue.submit(request(), image=IMAGE)
-            wait_until(lambda: queue.problems)
+            wait_until(lambda: "can't be started" in "".join(queue.problems))
             assert queue.problems == ("the worker on auto can't be started: it ended at once: exit code 1",)
             broken.undo()
             job = wait_finished(queue, job)
@@ -172,6 +172,16 @@ def test_queue_runs_jobs_once_its_lock_file_can_be_opened(settings):
         lock.rmdir()
         assert wait_finished(queue, queue.submit(request(), image=IMAGE)).status == "completed"
         assert (queue.ready, queue.problems) == (True, ())
+
+
+def test_problems_say_what_a_starting_worker_does(settings, task_log):
+    with Queue(settings, "queue_work:SlowStart") as queue:
+        wait_until(lambda: queue.problems == ("the worker on auto is loading a large model",))
+        job = queue.submit(request(), image=IMAGE)
+        assert queue.worker_pids == (None,)
+        release_jobs(task_log)
+        assert wait_finished(queue, job).status == "completed"
+        assert queue.problems == ()
 
 
 def test_job_completes_after_its_thread_failed_to_start(queue, monkeypatch):

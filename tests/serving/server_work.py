@@ -64,6 +64,9 @@ class Work:
                     make_recipe(request),
                 )
 
+    def start(self, report):
+        pass
+
     def prepare(self, _task):
         pass
 

@@ -88,6 +88,26 @@ def test_images_of_two_jobs_at_most_stay_open(work, tiny_svd, png, tmp_path):
         assert len(work._images) <= 2
 
 
+def test_start_loads_default_model_and_generates_a_video_where_kernels_are_compiled(work, monkeypatch, tmp_path, png):
+    folder = make_tiny_svd(tmp_path / "svd")
+    (folder / "kinema.json").write_text('{"defaults": {"width": 64, "height": 64, "num_frames": 2}}')
+    monkeypatch.setenv("KINEMA_MODEL", str(folder))
+    generated, reports = [], []
+    monkeypatch.setattr("kinema.engine.generate", lambda *given: generated.append(given[2]) or generate(*given))
+    EngineWork().start(reports.append)
+    assert (generated, reports) == ([], [f"loading {folder}"])
+    monkeypatch.setattr("kinema.models.devices.has_kernels", lambda *_: True)
+    EngineWork().start(reports.append)
+    assert reports[1:] == [f"loading {folder}", f"compiling the kernels of {folder}"]
+    assert [(request.width, request.num_frames, request.num_inference_steps) for request in generated] == [(64, 2, 2)]
+
+
+def test_start_without_usable_default_model_only_reports_it(monkeypatch, capfd):
+    monkeypatch.setenv("KINEMA_MODEL", "/nowhere/svd")
+    EngineWork().start(print)
+    assert "loading" not in capfd.readouterr().out
+
+
 def test_denoising_steps_have_jpeg_previews(work, tiny_svd, png, tmp_path):
     image = tmp_path / "image"
     image.write_bytes(png)

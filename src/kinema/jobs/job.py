@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping
+    from collections.abc import Callable, Generator, Mapping
     from pathlib import Path
 
     from kinema.steps import Event, Step
@@ -95,6 +95,9 @@ class TaskResult(Protocol):
 
 class Work(Protocol):
     """The work of a worker process. One object runs all its tasks, so it may keep its model loaded."""
+
+    def start(self, report: Callable[[str], object], /) -> None:
+        """Get ready for tasks; call `report` with what is being done, such as "loading a model"."""
 
     def prepare(self, task: Task, /) -> None:
         """Read the inputs of a task that starts soon. Called in a thread, possibly while another task runs."""

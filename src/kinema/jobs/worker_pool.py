@@ -150,7 +150,7 @@ class Worker:
 
     @property
     def problem(self) -> str | None:
-        """Why no process is ready; None if one is ready or about to be."""
+        """Why no process is ready, or what it is doing before that; None if one is ready."""
         return self._problem
 
     @property
@@ -309,9 +309,7 @@ class Worker:
             process.wait()
 
     def _wait_for_end(self, process: subprocess.Popen[bytes], connection: Connection) -> None:
-        if not connection.poll(READY_SECONDS):
-            raise StartFailed(f"it was not ready within {READY_SECONDS:g} seconds")
-        load_error = _receive_load_error(connection)
+        load_error = self._wait_for_start(connection)
         with self._state:
             self._load_error = self.model = None
             if load_error is None:
@@ -341,6 +339,29 @@ class Worker:
             raise StartFailed(f"it ended at once: {end}")
         level = logging.WARNING if kill_reason is None else logging.INFO
         log.log(level, "worker %d on %s ended: %s", process.pid, self.device, end)
+
+    def _wait_for_start(self, connection: Connection) -> str | None:
+        """Return None if the process is ready, else why it could not load the work; "" if it ended without a reason.
+
+        Raises:
+            StartFailed: it is not ready within READY_SECONDS.
+        """
+        deadline, status = time.monotonic() + READY_SECONDS, "starting"
+        while True:
+            if self._down_since is None:
+                self._problem = f"the worker on {self.device} is {status}"
+            if not connection.poll(deadline - time.monotonic()):
+                raise StartFailed(f"it was not ready within {READY_SECONDS:g} seconds")
+            try:
+                match connection.recv():
+                    case ("status", text):
+                        status = text
+                    case ("load_failed", reason):
+                        return str(reason)
+                    case _:
+                        return None
+            except (EOFError, OSError):
+                return ""
 
     def _report_failed_start(self, error: Exception, pause: float) -> None:
         """Store and log why no process could be started."""
@@ -409,17 +430,6 @@ def _raise_end(action: NextAction) -> None:
             raise Requeued
         case "cancel":
             raise WorkCancelled
-
-
-def _receive_load_error(connection: Connection) -> str | None:
-    """Return None if the process is ready, else why it could not load the work; "" if it ended without a reason."""
-    try:
-        match connection.recv():
-            case ("load_failed", reason):
-                return str(reason)
-        return None
-    except (EOFError, OSError):
-        return ""
 
 
 def _describe_exit(code: int) -> str:

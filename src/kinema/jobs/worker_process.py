@@ -1,8 +1,8 @@
 """The worker process: runs jobs one at a time, reports each step, and exits when its parent does.
 
 `kinema.jobs.worker_pool` starts it as `python -m kinema.jobs.worker_process DESCRIPTOR WORK PARENT`. Both sides send
-tuples through one socket. The parent sends ("run", number, tasks, folder) and ("cancel", number); this process sends
-("ready",) or ("load_failed", reason) first, and then (number, kind, …) for the run with that number.
+tuples through one socket. The parent sends ("run", number, tasks, folder) and ("cancel", number). This process sends
+("status", text), and ("ready",) or ("load_failed", reason); then (number, kind, …) for the run with that number.
 
 The device must not wait for files: outputs are saved, previews encoded and the next run's inputs read in threads, while
 the main thread computes.
@@ -11,7 +11,6 @@ the main thread computes.
 from __future__ import annotations
 
 import ctypes
-import inspect
 import os
 import signal
 import sys
@@ -62,6 +61,7 @@ def main() -> None:
     Thread(target=runner.listen, daemon=True).start()
     try:
         work = import_work(import_path)
+        work.start(partial(runner.send, "status"))
     except Exception as error:  # noqa: BLE001 - any error is reported to the waiting job
         traceback.print_exc()
         runner.send("load_failed", f"{import_path} can't be loaded: {type(error).__name__}: {error}")
@@ -72,10 +72,9 @@ def main() -> None:
 
 
 def import_work(import_path: str) -> Work:
-    """Import the callable "package.module:attribute". Of a class, return an instance."""
-    module, _, attribute = import_path.partition(":")
-    value = getattr(import_module(module), attribute)
-    return cast("Work", value() if inspect.isclass(value) else value)
+    """Return an instance of the class "package.module:Class"."""
+    module, _, name = import_path.partition(":")
+    return cast("Work", getattr(import_module(module), name)())
 
 
 def exit_with_parent(parent: int) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 from kinema.errors import InsufficientMemory, KinemaError
 from kinema.media.image import open_image
 from kinema.settings import read_settings
-from kinema.steps import Step
+from kinema.steps import Step, drive
 from kinema.values import ImageGeneration
 
 if TYPE_CHECKING:
@@ -49,10 +49,7 @@ class GeneratedImage:
 
 
 class EngineWork:
-    """The work of one worker process. Keeps the last used video pipeline and text-to-image pipeline loaded.
-
-    Loads the default model at start if it is downloaded.
-    """
+    """The work of one worker process. Keeps the last used video pipeline and text-to-image pipeline loaded."""
 
     def __init__(self) -> None:
         self._settings = read_settings()
@@ -60,8 +57,11 @@ class EngineWork:
         self._image_pipeline: tuple[str, ImagePipeline] | None = None
         self._projection: Projection | None = None
         self._images: dict[str, InputImage] = {}  # of the current and the next job
+
+    def start(self, report: Callable[[str], object]) -> None:
+        """Load the default model if it is downloaded; on a GPU, also compile its kernels."""
         try:
-            self._load_default()
+            self._load_default(report)
         except KinemaError as error:  # only jobs that need this model fail
             print(f"default model not loaded: {error}", file=sys.stderr)  # noqa: T201 - the worker's log
 
@@ -159,18 +159,37 @@ class EngineWork:
             self._image_pipeline[1].release()
         self._image_pipeline = None
 
-    def _load_default(self) -> None:
+    def _load_default(self, report: Callable[[str], object]) -> None:
         from pathlib import Path
 
         from kinema.models import loading
         from kinema.models.catalog import CATALOG
+        from kinema.models.devices import has_kernels
         from kinema.models.resolve import installed_snapshot
 
         name = loading.default_model(self._settings)[0]
         entry = CATALOG.get(name)
         is_available = Path(name).expanduser().is_dir() if entry is None else entry.folder or installed_snapshot(entry)
-        if is_available:
-            self._load_pipeline(name)
+        if not is_available:
+            return
+        report(f"loading {name}")
+        pipeline = self._load_pipeline(name)
+        if has_kernels(pipeline.device, pipeline.dtype):
+            report(f"compiling the kernels of {name}")
+            self._warm_up(pipeline)
+
+    def _warm_up(self, pipeline: VideoPipeline) -> None:
+        """Generate a video in two steps at the default size: compiles the kernels, and records CUDA graphs."""
+        from PIL import Image
+
+        from kinema.engine import generate
+        from kinema.models.catalog import request_for
+
+        request = request_for(
+            model=pipeline.name, defaults=pipeline.defaults, seed=0, num_inference_steps=2, decode_chunk_size=None
+        )
+        self._fit_projection(pipeline)
+        drive(generate(pipeline, open_image(Image.new("RGB", (request.width, request.height), "grey")), request))
 
 
 def _open_image(task: Task) -> InputImage:
