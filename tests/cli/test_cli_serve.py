@@ -72,11 +72,16 @@ def test_serve_names_keys_hosts_and_models(kinema, used_port, tmp_path, tiny_svd
     data = "--data-dir", tmp_path / "data"
     monkeypatch.setattr("kinema.cli.serve.check_port", lambda *_: None)
     monkeypatch.setattr("os.execve", lambda *_: None)
-    assert "API keys: none, every client that can connect may use the server" in kinema("serve", *data).err
+    local = kinema("serve", *data).err
+    assert "API keys: none; only clients on this machine may use the server, and no proxies" in local
+    unauthenticated = kinema("serve", "--allow-unauthenticated", *data).err
+    assert "API keys: none; every client that can connect may use the server" in unauthenticated
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "127.0.0.1")
     monkeypatch.setenv("KINEMA_HOSTS", "kinema.example")
     monkeypatch.setenv("KINEMA_MODELS", f"{tiny_svd},owner/name@v2")
     lines = kinema("serve", "--key", "secret-1", *data).err.splitlines()
     assert "API keys: 1" in lines
+    assert "trusted proxies (FORWARDED_ALLOW_IPS): 127.0.0.1" in lines
     assert "host names, in addition to localhost: kinema.example" in lines
     assert f"models, in addition to the catalog: {tiny_svd}, owner/name@v2" in lines
     assert "secret-1" not in "".join(lines)

@@ -33,9 +33,12 @@ def models(
     _print_table(installed)
 
 
+PULL_HELP = f"Name of the catalog ({', '.join([*CATALOG, *IMAGE_MODELS])}), or hub id (owner/name\\[@revision])."
+
+
 @app.command(cls=Command, no_args_is_help=True)
 def pull(
-    name: Annotated[str, typer.Argument(metavar="NAME", help=r"Catalog name, or hub id (owner/name\[@revision]).")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help=PULL_HELP)],
     *,
     json: Json = False,
     quiet: Quiet = False,

@@ -107,7 +107,14 @@ def serve(
 
 def _access_lines(settings: Settings) -> list[str]:
     """Return who can use the server, and which models beside the catalog's, if they are set."""
-    lines = [f"API keys: {len(settings.api_keys) or 'none, every client that can connect may use the server'}"]
+    if settings.api_keys:
+        lines = [f"API keys: {len(settings.api_keys)}"]
+    elif settings.allow_unauthenticated:
+        lines = ["API keys: none; every client that can connect may use the server"]
+    else:
+        lines = ["API keys: none; only clients on this machine may use the server, and no proxies"]
+    if proxies := os.environ.get("FORWARDED_ALLOW_IPS"):
+        lines.append(f"trusted proxies (FORWARDED_ALLOW_IPS): {proxies}")
     if settings.hosts:
         lines.append(f"host names, in addition to localhost: {', '.join(settings.hosts)}")
     if settings.models:
