@@ -1,6 +1,7 @@
 """`VideoRequest` validation, errors and immutability; JSON round trips of requests and recipes."""
 
 import math
+import re
 
 import pytest
 from pydantic import ValidationError
@@ -54,6 +55,20 @@ def test_size_not_multiple_of_8_is_rejected_with_nearest_sizes(name: str, value:
 def test_decode_chunk_size_0_is_rejected() -> None:
     with pytest.raises(InvalidRequest, match=r"^decode_chunk_size 0 is out of range: at least 1$"):
         VideoRequest.checked(decode_chunk_size=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("width", "abc", "width 'abc' is not an integer; use 64 to 2048"),
+        ("fps", 7.5, "fps 7.5 is not an integer; use 1 to 120"),
+        ("max_guidance_scale", "strong", "max_guidance_scale 'strong' is not a number; use 1 to 30"),
+        ("noise_aug_strength", math.inf, "noise_aug_strength inf is out of range: 0 to 10"),
+    ],
+)
+def test_value_that_is_no_number_is_rejected_with_range(name: str, value: object, message: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"^{re.escape(message)}$"):
+        VideoRequest.checked(**{name: value})
 
 
 @pytest.mark.parametrize("name", ["noise_aug_strength", "min_guidance_scale", "max_guidance_scale"])

@@ -26,8 +26,9 @@
     ├── VideoError                   a video file cannot be written or read
     └── RecipeError                  a file contains no recipe, or one that cannot be applied
 
-Errors of other libraries are translated where they occur and never propagate unchanged. `code` is the error's name in
-the HTTP API and in the events of `--json`; every class has its own.
+Errors of other libraries are translated where they occur and never propagate unchanged, with one exception: the
+constructor of `VideoRequest` raises pydantic's ValidationError (`VideoRequest.checked` raises InvalidRequest). `code`
+is the error's name in the HTTP API and in the events of `--json`; every class has its own.
 """
 
 from typing import ClassVar

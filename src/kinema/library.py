@@ -61,11 +61,13 @@ def load(
 
     Args:
         model: Catalog name (`pocket`, `svd`, `svd-xt`, `svd-xt-1.1`), hub id, or folder in diffusers' layout.
-            None: `svd-xt` if a CUDA device has enough memory, else `pocket`.
+            None: `svd-xt` if a CUDA device has enough memory (without sequential offload), and it is downloaded or the
+            hub can be reached; else `pocket`.
         device: "cuda", "cuda:1", "mps" or "cpu". None: the best available.
         dtype: "float16", "bfloat16" or "float32". None: the fastest that is safe on the device.
-        engine: "fast" (Kinema's forward implementation) or "reference" (diffusers'). None: fast where it is measured
-            to be as accurate and faster, on CPUs and in half precision on NVIDIA GPUs since Ampere; else reference.
+        engine: "fast" (Kinema's own forward passes) or "reference" (those of diffusers). None: fast where it is
+            measured to be as accurate and faster, on CPUs and in half precision on NVIDIA GPUs since Ampere; else
+            reference.
         precision: "full", or "fp8" to run the UNet's large matmuls in 8-bit floating point: faster, slightly less
             accurate (see docs/performance.md); it requires the fast engine and an NVIDIA H100 or H200.
             None: as in the settings, by default "full".

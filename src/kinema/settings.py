@@ -28,8 +28,10 @@ def _split(value: Any) -> Any:
 def _host_and_port(value: str) -> str:
     """Accept an ASCII host or host:port; raise ValueError for any other part of a URL."""
     parts = urlsplit(f"//{value}")
-    plain = value.isascii() and parts.netloc == value and parts.username is None
-    if not plain or not parts.hostname or parts.port == 0:
+    is_host_and_port = (
+        value.isascii() and parts.netloc == value and parts.username is None and parts.hostname and parts.port != 0
+    )
+    if not is_host_and_port:
         raise ValueError(value)
     return value
 
@@ -103,7 +105,8 @@ class Settings(BaseSettings):
     api_keys: Secrets = Field(
         default=(),
         description="comma-separated API keys; every request except health checks must send one, as "
-        "`Authorization: Bearer KEY`, as `X-API-Key` or as a password.",
+        "`Authorization: Bearer KEY`, as `X-API-Key` or as the password of HTTP Basic authentication "
+        "(any user name).",
     )
     allow_unauthenticated: bool = Field(
         default=False,

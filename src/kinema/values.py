@@ -43,6 +43,7 @@ class VideoRequest(BaseModel):
     text-to-image model start with `image_` where they would collide.
 
     Raises:
+        pydantic.ValidationError: from the constructor, with all invalid parameters.
         InvalidRequest: from `VideoRequest.checked`, for the first invalid parameter.
     """
 
@@ -128,23 +129,24 @@ class VideoRequest(BaseModel):
         default=None,
         min_length=1,
         description="Text-to-image model: catalog name, hub id, or folder of a diffusers text-to-image pipeline. "
-        "Unset: sd-2.1-base if it fits on the CUDA device, else pocket-t2i; always pocket-t2i at 288×160.",
+        "Unset: sd-2.1-base if a CUDA device has enough memory (without sequential offload), and it is downloaded or "
+        "the hub can be reached; else pocket-t2i, which is also the default at 288×160.",
     )
     image_guidance_scale: float | None = Field(
         default=None,
         ge=0,
         le=50,
         allow_inf_nan=False,
-        description="Guidance scale of the text-to-image model; up to 1, classifier-free guidance is off. "
-        "Guidance-distilled models (Flux) use any value.",
+        description="Guidance scale of the text-to-image model; at 1 or below, classifier-free guidance is "
+        "off, except in guidance-distilled models (Flux), which take any value as an input.",
     )
     image_num_inference_steps: int | None = Field(
         default=None, ge=1, le=200, description="Denoising steps of the text-to-image model."
     )
     scheduler: Scheduler | None = Field(
         default=None,
-        description="Scheduler of the text-to-image model. Unset: the scheduler in the model's folder, but euler in "
-        "place of Stable Diffusion's pndm or ddim.",
+        description="Scheduler of the text-to-image model. Unset: the model's own scheduler; for Stable "
+        "Diffusion models whose own is pndm or ddim, euler.",
     )
 
     @field_validator("width", "height")
@@ -254,10 +256,26 @@ def _first_error(error: ValidationError) -> InvalidRequest:
                 )
         case "string_too_long":
             message = too_long(name, len(value), details["ctx"]["max_length"])
-        case "greater_than_equal" | "less_than_equal":
+        case "greater_than_equal" | "less_than_equal" | "finite_number" | "int_parsing_size":
             message = Message(
                 "out_of_range",
                 "{name} {value!r} is out of range: {range}",
+                name=name,
+                value=value,
+                range=_range_of(name),
+            )
+        case "float_type" | "float_parsing":
+            message = Message(
+                "not_a_number",
+                "{name} {value!r} is not a number; use {range}",
+                name=name,
+                value=value,
+                range=_range_of(name),
+            )
+        case "int_type" | "int_parsing" | "int_from_float":
+            message = Message(
+                "not_an_integer",
+                "{name} {value!r} is not an integer; use {range}",
                 name=name,
                 value=value,
                 range=_range_of(name),
@@ -293,10 +311,6 @@ def _expected(name: str, kind: str, message: str) -> Message:
             return Message("one_of_wanted", "{message}", message=message, choices=", ".join(choices))
         case "string_type" | "string_too_short":
             return Message("text_wanted", "{message}", message=message)
-        case "finite_number" | "float_type" | "float_parsing":
-            return Message("number_wanted", "{message}", message=message)
-        case _ if kind.startswith("int_"):
-            return Message("whole_number_wanted", "{message}", message=message)
     return Message("other_wanted", "{message}", message=message)
 
 
@@ -340,7 +354,10 @@ RECIPE_FORMAT: Final = 2
 
 
 class Recipe(BaseModel):
-    """Everything needed to reproduce a video. Contains no private path and no time."""
+    """The request, and the hashes and versions needed to reproduce a video. Contains no private path and no time.
+
+    A video made from an input image also needs that image, of which the recipe has only the hash.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -361,7 +378,7 @@ class Recipe(BaseModel):
     )
     dtype: str
     engine: Engine = Field(
-        default="reference", description="fast: Kinema's forward implementation; reference: diffusers'."
+        default="reference", description="fast: Kinema's own forward passes; reference: those of diffusers."
     )
     precision: Precision = Field(
         default="full",

@@ -49,9 +49,10 @@ def test_help_shows_every_field_description(kinema):
     for name, field in VideoRequest.model_fields.items():
         assert f"--{name.replace('_', '-')} " in shown
         description = field.description.replace("playback_fps", "--playback-fps").replace("from fps", "from --fps")
+        description = description.replace("Unset: chosen", "Unset: 7 for pocket; for other models, chosen")
         assert description in shown
     assert "Default 1024 (pocket: 288)" in shown
-    assert "At least 1. Default 7 for pocket." in shown
+    assert "for other models, chosen to fit the free memory. At least 1." in shown
     assert "Default euler for pocket-t2i and sd-2.1-base." in shown
     assert "64 to 2048" in shown
     assert "Exit codes: 0 success" in shown

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from kinema.engine import generate
-from kinema.engine.backends import engine_for
+from kinema.engine.engines import engine_for
 from kinema.engine.fast import FastDecoder, FastUNet, fp8, fused, gpu, onednn, tuning
 from kinema.engine.fast.layers import Linear, Product, ResBlock
 from kinema.engine.fast.streaming import Streamed

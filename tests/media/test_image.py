@@ -413,7 +413,7 @@ def test_url_is_downloaded_inside_running_event_loop(host):
         ("/private", "403.*browser"),
         ("/loop", "redirects more than 5 times"),
         ("/to-file", "only http"),
-        ("/page", "web page.*URL of the image itself"),
+        ("/page", "web page; download the image itself, or use its URL"),
         ("/large", "larger than 20 MB"),
         ("/endless", "larger than 20 MB"),
         ("/cut", "can't be reached"),

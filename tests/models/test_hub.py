@@ -214,7 +214,7 @@ def test_inventory_lists_cached_models_without_network(remote, monkeypatch):
     before = {model.entry.name: model for model in inventory()}
     assert list(before) == [*CATALOG, *IMAGE_MODELS]
     xt = before["svd-xt"]
-    assert (xt.present, xt.kind, xt.path, xt.size_bytes) == (False, "hub", None, CATALOG["svd-xt"].size_bytes)
+    assert (xt.present, xt.source, xt.path, xt.size_bytes) == (False, "hub", None, CATALOG["svd-xt"].size_bytes)
     storage = hub.cache_folder() / "models--stabilityai--stable-video-diffusion-img2vid-xt"
     shutil.copytree(remote.folder, storage / "snapshots" / CATALOG["svd-xt"].revision)
     xt = {model.entry.name: model for model in inventory()}["svd-xt"]

@@ -279,8 +279,8 @@ def test_pickle_beside_safetensors_is_ignored(model_folder):
 
 
 def test_insufficient_memory_fails_before_weights_are_read(tiny_sd, monkeypatch):
-    monkeypatch.setattr(image_pipeline_module, "free_memory", lambda _device: 10**5)
-    with pytest.raises(InsufficientMemory, match=r"weights of tiny-sd need .* GiB"):
+    monkeypatch.setattr("kinema.models.devices.free_memory", lambda _device: 10**5)
+    with pytest.raises(InsufficientMemory, match=r"weights of tiny-sd need .* GiB of host memory"):
         load_on_cpu(tiny_sd)
 
 

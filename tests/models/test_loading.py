@@ -19,7 +19,7 @@ from kinema.models import loading
 from kinema.models.catalog import CATALOG
 from kinema.models.loading import default_model, load
 from kinema.models.memory_plan import COMPONENTS, GIB
-from kinema.models.resolve import check_folder
+from kinema.models.resolve import check_folder, model_kind
 from kinema.settings import Settings
 from tiny import FEATURE_EXTRACTOR, SCHEDULER, make_tiny_svd, write_json
 
@@ -384,9 +384,27 @@ def test_pickle_beside_safetensors_is_ignored(model_folder):
 
 
 def test_insufficient_memory_fails_before_weights_are_read(tiny_svd, monkeypatch):
-    monkeypatch.setattr(loading, "free_memory", lambda _device: 10**6)
-    with pytest.raises(InsufficientMemory, match=r"weights of tiny-svd need .* GiB"):
+    monkeypatch.setattr("kinema.models.devices.free_memory", lambda _device: 10**6)
+    with pytest.raises(InsufficientMemory, match=r"weights of tiny-svd need .* GiB of host memory"):
         load_on_cpu(tiny_svd)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "remedy"),
+    [
+        ("float32", "close other programs, use --dtype float16 or bfloat16 instead of float32, or use a smaller model"),
+        ("bfloat16", "close other programs or use a smaller model"),
+    ],
+)
+def test_insufficient_memory_suggests_another_dtype_only_for_float32(tiny_svd, monkeypatch, dtype, remedy):
+    monkeypatch.setattr("kinema.models.devices.free_memory", lambda _device: 10**5)
+    with pytest.raises(InsufficientMemory, match=f"; {remedy}$"):
+        load_on_cpu(tiny_svd, dtype=dtype)
+
+
+def test_model_kind_is_known_for_catalog_and_folders(tiny_svd, tiny_sd, tmp_path):
+    models = ["svd", "sdxl-turbo", str(tiny_svd), str(tiny_sd), "owner/name", str(tmp_path)]
+    assert [model_kind(model) for model in models] == ["video", "image_model", "video", "image_model", None, None]
 
 
 def test_default_model_comes_from_settings():

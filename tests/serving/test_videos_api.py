@@ -5,12 +5,17 @@ import io
 import json
 import threading
 import time
+from types import SimpleNamespace
 
 import httpx
 import pytest
+from fastapi.testclient import TestClient
 from image_attacks import many_scans
 from PIL import Image
 from server_process import wait_for
+
+from kinema.serving.videos import make_app
+from kinema.settings import Settings
 
 QUICK = {"motion_bucket_id": "1", "num_frames": "3"}
 SLOW = {"motion_bucket_id": "300", "num_inference_steps": "40"}
@@ -244,10 +249,32 @@ def test_models_lists_offered_models(client):
     assert models["svd-xt"]["licence"] == "Stability AI Community License"
 
 
+def test_models_lists_owner_and_kind_of_added_models(tmp_path):
+    app = make_app()
+    svd, sd = tmp_path / "svd", tmp_path / "sd"
+    for folder, pipeline in ((svd, "StableVideoDiffusionPipeline"), (sd, "StableDiffusionPipeline")):
+        folder.mkdir()
+        (folder / "model_index.json").write_text(json.dumps({"_class_name": pipeline, "scheduler": ["diffusers", "X"]}))
+    models = f"{svd},{sd},someone/theirs@v2"
+    app.state.server = SimpleNamespace(settings=Settings(data_dir=tmp_path, model="owner/own", models=models))
+    entries = {entry["id"]: entry for entry in TestClient(app).get("/v1/models").json()["data"]}
+    facts = {name: (entry["owned_by"], entry["kind"]) for name, entry in entries.items()}
+    expected = {
+        "pocket": ("kinema", "video"),
+        "pocket-t2i": ("kinema", "image_model"),
+        "svd": ("stabilityai", "video"),
+        "owner/own": ("owner", "video"),
+        "someone/theirs@v2": ("someone", None),
+        str(svd): ("local", "video"),
+        str(sd): ("local", "image_model"),
+    }
+    assert {name: facts.get(name) for name in expected} == expected
+
+
 INVALID = [
     ({}, "prompt", "an image or a prompt is required"),
     ({"prompt": "x", "width": "1001"}, "width", "use 1000 or 1008"),
-    ({"prompt": "x", "seed": "abc"}, "seed", "seed 'abc' is invalid"),
+    ({"prompt": "x", "seed": "abc"}, "seed", "seed 'abc' is not an integer"),
     ({"prompt": "x", "size": "big"}, "size", "such as 1024x576"),
     ({"prompt": "x", "size": "100000x100000"}, "size", None),
     ({"prompt": "x", "seconds": "999"}, "seconds", "128 frames"),

@@ -60,7 +60,7 @@ def load_baseline(name: str, task: BenchmarkTask) -> Make:
             with _timed(pipeline, watch) as arguments:
                 generator = torch.Generator().manual_seed(request.seed)
                 output = pipeline(image, latents=latents, generator=generator, output_type="np", **parameters)
-            watch.ended("decode")
+            watch.end_stage("decode")
         last = arguments["decode_latents"][0].float().cpu().numpy()
         return TimedRun(watch.seconds, (output.frames[0] * 255).round().astype("uint8"), last)
 
@@ -87,7 +87,7 @@ def _timed(pipeline: Any, watch: Stopwatch) -> Iterator[dict[str, tuple[Any, ...
         method = getattr(pipeline, name)
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            watch.ended(stage)
+            watch.end_stage(stage)
             arguments[name] = args
             return method(*args, **kwargs)
 

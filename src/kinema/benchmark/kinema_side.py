@@ -37,12 +37,12 @@ def load_kinema(task: BenchmarkTask) -> Make:
         def on_step(step: Step) -> None:
             nonlocal latents
             if step.step == step.total:
-                watch.ended(step.stage)
+                watch.end_stage(step.stage)
             if step.latents is not None:
                 latents = step.latents
 
         video = drive(generate(pipeline, task.image, request), on_step)
-        watch.ended("decode")
+        watch.end_stage("decode")
         assert latents is not None, "denoising precedes the video"
         return TimedRun(watch.seconds, video.frames, latents.float().cpu().numpy(), video.recipe)
 

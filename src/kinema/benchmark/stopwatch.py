@@ -63,8 +63,8 @@ class Stopwatch:
         synchronize(device)
         self._last = time.perf_counter()
 
-    def ended(self, stage: str) -> None:
-        """End a stage: add the time since the last call to it."""
+    def end_stage(self, stage: str) -> None:
+        """Add the time since the previous stage ended (at first: since construction) to this stage."""
         synchronize(self._device)
         now = time.perf_counter()
         self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self._last

@@ -95,8 +95,8 @@ def bench(
         typer.Option(
             metavar="fast|reference",
             rich_help_panel=MODEL_PANEL,
-            help="fast: Kinema's forward implementation; reference: diffusers'. Unset: fast on CPUs, and in float16 or "
-            "bfloat16 on NVIDIA GPUs from Ampere on with Triton installed; else reference.",
+            help="fast: Kinema's own forward passes; reference: those of diffusers. Unset: fast on CPUs, and in "
+            "float16 or bfloat16 on NVIDIA GPUs from Ampere on with Triton installed; else reference.",
         ),
     ] = None,
     **parameters: Any,

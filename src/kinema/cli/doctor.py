@@ -29,7 +29,7 @@ LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "av", "pillow")
 
 
 def doctor(*, json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False) -> None:
-    """Show device, dtype, memory, the time and memory plan of each model, library versions and active settings.
+    """Show device, dtype, memory, the expected generation time and memory plan of each model, versions and settings.
 
     The time of a video, for the default parameters and a loaded model, is that of the server's latest jobs on this
     machine, or else an estimate: the model's FLOPs by the speed of a few layers or a matmul, measured now. Estimates
@@ -66,7 +66,7 @@ def _facts(settings: Settings) -> dict[str, Any]:
     problems += [
         f"the weights of {installed_model.entry.name} are missing from this package; reinstall it"
         for installed_model in installed
-        if installed_model.kind == "embedded" and not installed_model.present
+        if installed_model.source == "embedded" and not installed_model.present
     ]
     image_model, image_model_reason = default_image_model(_video_size(model), settings)
     times = _VideoTimes(_server_speeds(settings), _machine_rate(device, dtype), device, dtype)

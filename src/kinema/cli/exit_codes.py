@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 EPILOG = (
     "Exit codes: 0 success · 2 invalid usage, image, parameter, setting, file or recipe · "
     "3 model unavailable or invalid · 4 out of memory · 5 disk full, or the model's output is invalid · "
-    "7 remade, but the frames differ · 70 internal error (please report it) · 130 interrupted (143 by SIGTERM) · "
-    "141 stdout was closed."
+    "7 frames differ (`remake` only) · 70 internal error (please report it) · "
+    "130 interrupted (143 by SIGTERM, 129 by SIGHUP) · 141 stdout was closed."
 )
 
 FRAMES_DIFFER = 7

@@ -59,8 +59,8 @@ def generate(
             "-o",
             metavar="PATH",
             rich_help_panel=OUTPUT_PANEL,
-            help="Output file: .mp4, .webm, .gif or .webp; a name without extension is a folder of PNG frames. FOLDER/ "
-            "(with the slash) is a folder of mp4 files; with several videos the slash may be omitted. Or a template "
+            help="Output file: .mp4, .webm, .gif or .webp. FOLDER/ is a folder of mp4 files. A name without "
+            "extension is a folder of PNG frames for one video, and the same as FOLDER/ for several. Or a template "
             "with {stem}, {index} or {seed}. - writes an mp4 to stdout. Missing folders are created. Unset: STEM.mp4 "
             "in the current folder, where STEM is the image's name or the prompt's words.",
         ),
@@ -78,8 +78,8 @@ def generate(
         typer.Option(
             metavar="PATH",
             rich_help_panel=OUTPUT_PANEL,
-            help="Save the image generated from the prompt as PNG. Folders and templates as for -o. The image and the "
-            "same seed give the same video.",
+            help="Save the image generated from the prompt as PNG. Folders and templates as for -o. Generating "
+            "from the saved image with the same seed gives the same video.",
         ),
     ] = None,
     force: Force = False,

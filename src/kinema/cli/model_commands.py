@@ -77,7 +77,7 @@ def _facts(model: InstalledModel) -> dict[str, object]:
         "makes": "images" if entry.text_to_image else "videos",
         "present": model.present,
         "path": str(model.path) if model.path else None,
-        "kind": model.kind,
+        "kind": model.source,
         "repository": entry.repository,
         "revision": entry.revision,
         "gated": entry.gated,

@@ -45,7 +45,8 @@ Model = Annotated[
         help=_setting_help(
             "model",
             f"{VideoRequest.model_fields['model'].description} "
-            "Unset: svd-xt if a CUDA device has enough memory, else pocket.",
+            "Unset: svd-xt if a CUDA device has enough memory (without sequential offload), and it is downloaded or "
+            "the hub can be reached; else pocket.",
         ),
         rich_help_panel=MODEL_PANEL,
         show_default=False,
@@ -147,10 +148,14 @@ def _with(command: Callable[..., None], names: list[str]) -> Callable[..., None]
 
 def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     """Return the option for a request field. The help shows the range; `VideoRequest` validates it."""
-    limits = ". ".join(filter(None, [_choices(name), _range(name, field), _defaults(name, field)]))
+    description, defaults = str(field.description), _defaults(name, field)
+    if name == "decode_chunk_size":  # most models have no default
+        models = defaults.removeprefix("Default ")
+        description, defaults = description.replace("Unset: ", f"Unset: {models}; for other models, "), ""
+    limits = ". ".join(filter(None, [_choices(name), _range(name, field), defaults]))
     option = typer.Option(
         f"--{name.replace('_', '-')}",
-        help=f"{_with_flags(str(field.description))} [dim]{limits}{'.' if limits else ''}[/dim]",
+        help=f"{_with_flags(description)} [dim]{limits}{'.' if limits else ''}[/dim]",
         rich_help_panel=IMAGE_MODEL_PANEL if name in TEXT_TO_IMAGE_FIELDS else VIDEO_PANEL,
         metavar=_metavar(name, field),
         parser=str if str in get_args(field.annotation) else _number,
@@ -178,9 +183,10 @@ def _metavar(name: str, field: FieldInfo) -> str:
         return "MODEL"
     if name == "scheduler":  # too many choices for this column
         return "NAME"
-    choices = [kind for kind in get_args(field.annotation) or (field.annotation,) if kind is not NoneType]
-    kinds = [value for kind in choices for value in get_args(kind) or (kind,)]  # get_args of a Literal: its values
-    return "|".join(kind if isinstance(kind, str) else _PLACEHOLDERS[kind] for kind in kinds)
+    types = [type_ for type_ in get_args(field.annotation) or (field.annotation,) if type_ is not NoneType]
+    # get_args of a Literal: its values
+    choices = [choice for type_ in types for choice in get_args(type_) or (type_,)]
+    return "|".join(choice if isinstance(choice, str) else _PLACEHOLDERS[choice] for choice in choices)
 
 
 _PLACEHOLDERS = {int: "INT", float: "FLOAT", str: "TEXT"}

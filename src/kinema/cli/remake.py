@@ -86,12 +86,12 @@ def remake(
     with open_report(json_lines=json, quiet=quiet) as report, to_stdout(output, report, json=json) as output_path:
         recipe = read_recipe(file)
         opened = _open_image(recipe, image, report, anyway=anyway)
-        name = model or _model_name(recipe.model, CATALOG, "--model")
+        name = model or _loadable_name(recipe.model, CATALOG, "--model")
         settings = _settings(recipe, report)
         task = _task(file, image, opened, recipe, name, output_path, force=force)
         with _cpu_threads(recipe.threads):
             if opened is None:
-                task = _generate_image(task, recipe, image_model, settings, report, anyway=anyway)
+                task = _with_generated_image(task, recipe, image_model, settings, report, anyway=anyway)
             pipeline = load_video_pipeline(name, settings, report, recipe.engine)
             actual = pipeline.identity.weights_sha256
             _check_sha256("model", name, actual, recipe.model.weights_sha256, report, anyway=anyway)
@@ -142,7 +142,7 @@ def _open_image(recipe: Recipe, path: str | None, report: Report, *, anyway: boo
     return replace(opened, image_generation=recipe.image_generation) if opened.sha256 == recipe.image_sha256 else opened
 
 
-def _generate_image(
+def _with_generated_image(
     task: RenderTask, recipe: Recipe, image_model: str | None, settings: Settings, report: Report, *, anyway: bool
 ) -> RenderTask:
     """Return the task with its image generated again by the recipe's text-to-image model and dtype."""
@@ -150,7 +150,7 @@ def _generate_image(
 
     assert recipe.image_generation is not None
     identity = recipe.image_generation.model
-    name = image_model or _model_name(identity, IMAGE_MODELS, "--image-model")
+    name = image_model or _loadable_name(identity, IMAGE_MODELS, "--image-model")
     pipeline = load_image_pipeline(name, settings, report)
     try:
         actual = pipeline.identity.weights_sha256
@@ -164,7 +164,7 @@ def _generate_image(
     return task
 
 
-def _model_name(identity: ModelIdentity, known: Mapping[str, CatalogEntry], option: str) -> str:
+def _loadable_name(identity: ModelIdentity, known: Mapping[str, CatalogEntry], option: str) -> str:
     """Return the name by which the recipe's model can be loaded.
 
     Raises:

@@ -54,8 +54,8 @@ def serve(
             envvar="KINEMA_API_KEYS",
             metavar="KEY[,KEY]",
             help="Comma-separated API keys. Every request except health checks must send one, as `Authorization: "
-            "Bearer KEY`, as `X-API-Key` or as a password. Prefer KINEMA_API_KEYS: other users can see the "
-            "command line.",
+            "Bearer KEY`, as `X-API-Key` or as the password of HTTP Basic authentication (any user name). Prefer "
+            "KINEMA_API_KEYS: other users can see the command line.",
             show_default=False,
             show_envvar=False,
         ),

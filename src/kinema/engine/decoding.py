@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from kinema.engine.backends import make_decoder
+from kinema.engine.engines import make_decoder
 from kinema.engine.out_of_memory import insufficient, is_out_of_memory
 from kinema.models.devices import release_cache
 
@@ -33,7 +33,7 @@ def decode(
         vae: AutoencoderKLTemporalDecoder, on the latents' device.
         latents: [1, num_frames, channels, h/f, w/f], scaled as for the UNet.
         chunk_size: Frames decoded together.
-        events: Deviations are appended.
+        events: A line is appended for each time the chunk is halved; becomes `Recipe.events`.
         engine: The implementation of the decoder.
 
     Raises:

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from kinema.engine import sampling
-from kinema.engine.backends import engine_for, make_step, precision_for
 from kinema.engine.checkpoint import Checkpoint
 from kinema.engine.conditioning import condition
 from kinema.engine.decoding import NotFinite, decode
+from kinema.engine.engines import engine_for, make_step, precision_for
 from kinema.engine.out_of_memory import insufficient, is_out_of_memory
 from kinema.errors import GenerationFailed
 from kinema.media.image import fit_image

@@ -1,4 +1,4 @@
-"""Recognition of out-of-memory errors of all backends, and their translation."""
+"""Recognition of out-of-memory errors of all device types, and their translation."""
 
 from __future__ import annotations
 

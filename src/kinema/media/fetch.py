@@ -77,7 +77,7 @@ async def _fetch(url: str, hosts: Collection[str] | None) -> bytes:
                     parsed_url = _parse(str(response.next_request.url), hosts)
     except (TimeoutError, httpx.TimeoutException):
         raise InvalidImage(
-            f"{redacted(parsed_url)} did not respond completely within {MAX_SECONDS:g} seconds; "
+            f"{redacted(parsed_url)} was not downloaded completely within {MAX_SECONDS:g} seconds; "
             "try again, or download the image and use the file"
         ) from None
     except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:  # ValueError: an invalid DNS name
@@ -106,20 +106,38 @@ def _parse(url: str, hosts: Collection[str] | None) -> httpx.URL:
         )
     if parsed_url.port is not None and not 0 < parsed_url.port < 65536:
         raise InvalidImage(f"{redacted(parsed_url)} is not a valid URL: the port must be from 1 to 65535")
-    if hosts is not None and not any(_allows(allowed, parsed_url) for allowed in hosts):
-        rule = f"the server fetches only from {', '.join(hosts)}" if hosts else "the server fetches no URLs"
-        raise InvalidImage(f"{redacted(parsed_url)} is not allowed: {rule}; send the file itself")
+    if hosts is not None:
+        _check_allowed(parsed_url, hosts)
     return parsed_url
 
 
-def _allows(allowed: str, parsed_url: httpx.URL) -> bool:
-    """Return whether the rule "host" or "host:port" allows a URL; host names match in any case and in Punycode."""
+def _check_allowed(parsed_url: httpx.URL, hosts: Collection[str]) -> None:
+    """Check that a URL's host and port are allowed.
+
+    Raises:
+        InvalidImage: naming the allowed hosts, or the allowed ports of the URL's host.
+    """
+    ports = sorted({port for allowed in hosts for port in _allowed_ports(allowed, parsed_url)})
+    if (parsed_url.port or PORTS[parsed_url.scheme]) in ports:
+        return
+    if ports:
+        rule = f"the server fetches only from port {' or '.join(map(str, ports))} of this host"
+    else:
+        rule = f"the server fetches only from {', '.join(hosts)}" if hosts else "the server fetches no URLs"
+    raise InvalidImage(f"{redacted(parsed_url)} is not allowed: {rule}; send the file itself")
+
+
+def _allowed_ports(allowed: str, parsed_url: httpx.URL) -> set[int]:
+    """Return the ports that the rule "host" or "host:port" allows on a URL's host: none if it is another host.
+
+    Host names match in any case and in Punycode.
+    """
     import httpx
 
-    rule = httpx.URL(f"http://{allowed}")
-    port = parsed_url.port or PORTS[parsed_url.scheme]
-    ports = {urlsplit(f"//{allowed}").port} if urlsplit(f"//{allowed}").port else set(PORTS.values())
-    return rule.raw_host == parsed_url.raw_host and port in ports
+    if httpx.URL(f"http://{allowed}").raw_host != parsed_url.raw_host:
+        return set()
+    port = urlsplit(f"//{allowed}").port
+    return {port} if port else set(PORTS.values())
 
 
 async def _body(response: httpx.Response) -> bytes:

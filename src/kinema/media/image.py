@@ -589,7 +589,7 @@ def _unknown(data: bytes, label: str) -> Message:
     seems, remedy = next((o[2:] for o in _UNSUPPORTED if data.startswith(o[1], o[0])), (None, None))
     if head.startswith((b"<!doctype html", b"<html")):
         seems = Message("a_web_page", "a web page")
-        remedy = Message("give_its_address", "use the URL of the image itself")
+        remedy = Message("give_its_address", "download the image itself, or use its URL")
     elif b"<svg" in head:
         seems, remedy = Message("an_svg", "an SVG drawing"), _EXPORT
     if seems is None:

@@ -32,7 +32,7 @@ _PADDING = b"\xff\x00" * 8
 
 
 @dataclass(frozen=True, slots=True)
-class _Frame:
+class _FrameHeader:
     """A JPEG's frame header: marker, size, and (horizontal, vertical) sampling factors by component id."""
 
     marker: int
@@ -65,7 +65,7 @@ def check_jpeg(data: bytes, label: str) -> bytes:
         length = int.from_bytes(data[at : at + 2], "big")
         segment, at = data[at + 2 : at + length], at + max(length, 2)
         if marker in (*_SOF_SEQUENTIAL, _SOF_PROGRESSIVE, *_SOF_ARITHMETIC):
-            frame = _frame(marker, segment)
+            frame = _parse_frame_header(marker, segment)
         elif marker == _SOS:
             scans += 1
             if scans > MAX_SCANS:
@@ -148,7 +148,7 @@ def _inflates_to(data: memoryview, pieces: tuple[tuple[int, int], ...], wanted: 
     return wanted <= 0 or len(inflate.flush()) >= wanted
 
 
-def _frame(marker: int, segment: bytes) -> _Frame:
+def _parse_frame_header(marker: int, segment: bytes) -> _FrameHeader:
     """Parse a frame header."""
     try:
         _, height, width, count = struct.unpack_from(">BHHB", segment)
@@ -157,10 +157,10 @@ def _frame(marker: int, segment: bytes) -> _Frame:
         raise ValueError("its frame header is truncated") from None
     if not parts:
         raise ValueError("its frame header has no components")
-    return _Frame(marker, width, height, {part: (max(1, s >> 4), max(1, s & 15)) for part, s in parts})
+    return _FrameHeader(marker, width, height, {part: (max(1, s >> 4), max(1, s & 15)) for part, s in parts})
 
 
-def _least_bits(frame: _Frame, scan: bytes) -> int:
+def _least_bits(frame: _FrameHeader, scan: bytes) -> int:
     """Return the minimum number of bits of a scan: one per Huffman code that every block needs."""
     if not scan or frame.marker in _SOF_ARITHMETIC:
         return 0

@@ -189,11 +189,11 @@ class PillowEncoder:
         common: dict[str, Any] = {"save_all": True, "loop": 0}
         if self._format == "GIF":
             images = _quantize(self._frames)
-            common |= {"duration": _durations(len(images), self._fps, 10), "optimize": False}
+            common |= {"duration": _frame_durations_ms(len(images), self._fps, 10), "optimize": False}
             common |= {"comment": recipe.encode()} if recipe is not None else {}
         else:
             images = [Image.fromarray(frame) for frame in self._frames]
-            common |= {"duration": _durations(len(images), self._fps, 1), "quality": 90, "method": 4}
+            common |= {"duration": _frame_durations_ms(len(images), self._fps, 1), "quality": 90, "method": 4}
             common |= {"xmp": xmp(recipe)} if recipe is not None else {}
         buffer = io.BytesIO()
         images[0].save(buffer, format=self._format, append_images=images[1:], **common)
@@ -230,7 +230,7 @@ def xmp(recipe: str) -> bytes:
     ).encode()
 
 
-def _durations(count: int, fps: int, unit_ms: int) -> list[int]:
+def _frame_durations_ms(count: int, fps: int, unit_ms: int) -> list[int]:
     """Return each frame's duration in ms, as multiples of `unit_ms` whose sum follows the frame rate."""
     starts = [round(Fraction(1000 * i, fps * unit_ms)) for i in range(count + 1)]
     return [(after - start) * unit_ms for start, after in pairwise(starts)]

@@ -37,9 +37,10 @@ _RANGES = {1: "limited", 2: "full"}
 class VideoInfo:
     """Properties of a video file.
 
-    `faststart` is whether an mp4 can play before it is downloaded completely (None for other formats). Colour tags are
-    "bt709", another number of ISO/IEC 23091-2, or None if the file has none. `duration` is in seconds; it and `fps`
-    are exact.
+    `faststart` is whether an mp4 can play before it is downloaded completely (None for other formats). `matrix`,
+    `primaries` and `transfer` are "bt709", another code of ISO/IEC 23091-2 as text, or None if unspecified;
+    `color_range` is "limited", "full" or None. `duration` is in seconds. It and `fps` are exact for mp4 and webm;
+    elsewhere `fps` is a whole number from the recipe, else estimated.
     """
 
     container: str

@@ -9,8 +9,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kinema.errors import InvalidRequest
+from kinema.errors import InsufficientMemory, InvalidRequest
 from kinema.models.cpu_allocator import trim
+from kinema.models.memory_plan import GIB
 
 if TYPE_CHECKING:
     import torch
@@ -115,6 +116,26 @@ def free_memory(device: torch.device) -> int:
     import psutil
 
     return min(int(psutil.virtual_memory().available), _container_memory())
+
+
+def check_host_memory(name: str, elements: int, dtype: torch.dtype, alternative: str) -> None:
+    """Check that a model's weights fit in host memory; `alternative` is the last remedy in the message.
+
+    Raises:
+        InsufficientMemory: they do not fit.
+    """
+    import torch
+
+    needed, free = elements * dtype.itemsize, free_memory(torch.device("cpu"))
+    if free >= needed:
+        return
+    remedies = ["close other programs", f"use {alternative}"]
+    if dtype == torch.float32:
+        remedies.insert(1, "use --dtype float16 or bfloat16 instead of float32")
+    raise InsufficientMemory(
+        f"the weights of {name} need {needed / GIB:.1f} GiB of host memory, but only {free / GIB:.1f} GiB is free; "
+        f"{', '.join(remedies[:-1])}{',' if len(remedies) > 2 else ''} or {remedies[-1]}"
+    )
 
 
 def _container_memory() -> int:

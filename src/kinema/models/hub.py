@@ -237,7 +237,7 @@ def reachable(timeout: float = 3.0) -> bool:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Suppress warnings and log messages of the libraries; Kinema reports what matters itself."""
+    """Suppress the libraries' warnings and log messages below ERROR; Kinema reports what matters itself."""
     loggers = [logging.getLogger(name) for name in ("diffusers", "transformers", "huggingface_hub")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():

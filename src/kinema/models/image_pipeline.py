@@ -16,10 +16,9 @@ from kinema.errors import InsufficientMemory, InvalidRequest, NotAnImagePipeline
 from kinema.models import hub
 from kinema.models.catalog import IMAGE_MODELS, for_image_model, image_model_defaults
 from kinema.models.cpu_allocator import keep_pages
-from kinema.models.devices import check_process, free_memory, pick_device, pick_dtype, release_cache
+from kinema.models.devices import check_host_memory, check_process, free_memory, pick_device, pick_dtype, release_cache
 from kinema.models.image_pipeline_files import IMAGE_PIPELINE, SKIPPED_COMPONENTS, PipelineComponent, components_of
 from kinema.models.image_pipeline_offload import plan_image_pipeline
-from kinema.models.memory_plan import GIB
 from kinema.models.model_files import (
     INDEX,
     VARIANT,
@@ -168,10 +167,10 @@ def load_image_pipeline(
         InsufficientDisk: if there is no disk space for the download.
     """
     settings = settings or read_settings()
-    chosen = pick_device(device if device not in (None, "auto") else settings.device)
-    kind = pick_dtype(dtype if dtype not in (None, "auto") else settings.dtype, chosen)
+    chosen_device = pick_device(device if device not in (None, "auto") else settings.device)
+    chosen_dtype = pick_dtype(dtype if dtype not in (None, "auto") else settings.dtype, chosen_device)
     source = resolve(image_pipeline, text_to_image=True)
-    half = kind.itemsize == 2
+    half = chosen_dtype.itemsize == 2
     snapshot = locate(source, half=half, progress=progress, layout=IMAGE_PIPELINE)
     index = read_json(snapshot.folder / INDEX)
     networks = {
@@ -179,21 +178,21 @@ def load_image_pipeline(
         for component in components_of(index)
         if component.is_network
     }
-    _check_memory(source.name, sum(count for _, count in networks.values()) * kind.itemsize)
-    if chosen.type == "cpu":
+    check_host_memory(source.name, sum(count for _, count in networks.values()), chosen_dtype, "a smaller image model")
+    if chosen_device.type == "cpu":
         keep_pages()
     loaded = {
-        component.name: _network(snapshot.folder, component, weights, kind)
+        component.name: _network(snapshot.folder, component, weights, chosen_dtype)
         for component, (weights, _) in networks.items()
     }
-    pipeline = _assemble(snapshot.folder, str(index["_class_name"]), loaded, kind)
+    pipeline = _assemble(snapshot.folder, str(index["_class_name"]), loaded, chosen_dtype)
     in_half = [component.name for component, (weights, _) in networks.items() if weights.half]
     rounded = f"text-to-image runs in float32 with weights rounded to float16 ({', '.join(in_half)})"
     return ImagePipeline(
         name=source.name,
         pipeline=pipeline,
-        device=chosen,
-        dtype=kind,
+        device=chosen_device,
+        dtype=chosen_dtype,
         snapshot=snapshot,
         defaults=_defaults(str(image_pipeline), snapshot.folder, pipeline),
         notes=(rounded,) if in_half and not half else (),
@@ -206,18 +205,6 @@ def _weights(folder: Path, component: PipelineComponent, *, half: bool) -> tuple
     assert weights is not None, "locate has checked them"
     headers = read_headers(folder, weights).values()
     return weights, sum(math.prod(shape) for header in headers for shape in header.values())
-
-
-def _check_memory(name: str, needed: int) -> None:
-    """Check that the weights fit in CPU memory, where every text-to-image model is loaded first."""
-    import torch
-
-    free = free_memory(torch.device("cpu"))
-    if free < needed:
-        raise InsufficientMemory(
-            f"the weights of {name} need {needed / GIB:.1f} GiB of memory, but only {free / GIB:.1f} GiB is free; "
-            "close other programs, use --dtype float16 or bfloat16 instead of float32, or use a smaller image model"
-        )
 
 
 def _network(folder: Path, component: PipelineComponent, weights: Weights, dtype: torch.dtype) -> torch.nn.Module:
@@ -285,7 +272,7 @@ def _assemble(folder: Path, name: str, networks: Mapping[str, torch.nn.Module], 
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Suppress the libraries' warnings, log messages and progress bars."""
+    """Suppress the libraries' warnings, log messages below ERROR and progress bars."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 

@@ -15,6 +15,7 @@ from kinema.models import hub
 from kinema.models.catalog import CATALOG, DEFAULTS_FILE, default_parameters, request_for
 from kinema.models.cpu_allocator import keep_pages
 from kinema.models.devices import (
+    check_host_memory,
     check_process,
     free_memory,
     has_kernels,
@@ -23,7 +24,7 @@ from kinema.models.devices import (
     pick_dtype,
     release_cache,
 )
-from kinema.models.memory_plan import COMPONENTS, GIB, Component, Shape, plan_memory
+from kinema.models.memory_plan import COMPONENTS, Component, Shape, plan_memory
 from kinema.models.model_files import (
     CLASSES,
     CONFIGS,
@@ -84,7 +85,7 @@ class VideoPipeline:
     precision: Precision = "full"
     """Precision of the fast UNet's large matmuls: "full" or "fp8"."""
     cached_networks: dict[str, Any] = field(default_factory=dict, repr=False)
-    """Fast UNets that `kinema.engine.backends` keeps for the next video, by `MemoryPlan.cache_key`."""
+    """Fast UNets that `kinema.engine.engines` keeps for the next video, by `MemoryPlan.cache_key`."""
     process: int = field(default_factory=os.getpid)
     """Id of the process that loaded it, the only one that can use it (`check_process`)."""
 
@@ -174,25 +175,26 @@ def load(
         InsufficientDisk: if there is no disk space for the download.
     """
     settings = settings or read_settings()
-    chosen = pick_device(device if device not in (None, "auto") else settings.device)
-    kind = pick_dtype(dtype if dtype not in (None, "auto") else settings.dtype, chosen)
-    chosen_engine = _pick_engine(engine, chosen, kind)
-    _check_precision(settings.precision, chosen_engine, chosen, kind)
+    chosen_device = pick_device(device if device not in (None, "auto") else settings.device)
+    chosen_dtype = pick_dtype(dtype if dtype not in (None, "auto") else settings.dtype, chosen_device)
+    chosen_engine = _pick_engine(engine, chosen_device, chosen_dtype)
+    _check_precision(settings.precision, chosen_engine, chosen_device, chosen_dtype)
     source = resolve(model)
-    half = kind.itemsize == 2
+    half = chosen_dtype.itemsize == 2
     snapshot = locate(source, half=half, progress=progress)
     configs = check_configs(snapshot.folder)
     checked = {
         component: _check_component(snapshot.folder, component, configs[component], half=half)
         for component in COMPONENTS
     }
-    if chosen.type == "cpu":
+    if chosen_device.type == "cpu":
         keep_pages()
     storage_device = _storage_device(
-        sum(_count(module) for module, _, _ in checked.values()) * kind.itemsize, chosen, source.name
+        sum(_count(module) for module, _, _ in checked.values()), chosen_dtype, chosen_device, source.name
     )
     for module, headers, _ in checked.values():
-        _load_weights(module, snapshot.folder, headers, storage_device, kind)
+        _load_weights(module, snapshot.folder, headers, storage_device, chosen_dtype)
+    in_half = [component for component, (_, _, is_half) in checked.items() if is_half]
     red, green, blue = zip(*(configs["feature_extractor"][name] for name in ("image_mean", "image_std")), strict=True)
     return VideoPipeline(
         name=source.name,
@@ -202,8 +204,8 @@ def load(
         image_mean=(red[0], green[0], blue[0]),
         image_std=(red[1], green[1], blue[1]),
         scheduler=configs["scheduler"],
-        device=chosen,
-        dtype=kind,
+        device=chosen_device,
+        dtype=chosen_dtype,
         shape=Shape.of(configs["unet"], configs["vae"]),
         image_size=int(checked["image_encoder"][0].config.image_size),  # type: ignore[union-attr, arg-type]
         snapshot=snapshot,
@@ -211,8 +213,8 @@ def load(
         engine=chosen_engine,
         precision=settings.precision,
         notes=(
-            *_defaults_notes(source, configs["unet"]),
-            *_notes(chosen, kind, [component for component, (_, _, in_half) in checked.items() if in_half]),
+            *_missing_defaults_note(source, configs["unet"]),
+            *_notes(chosen_device, chosen_dtype, in_half),
         ),
     )
 
@@ -234,22 +236,22 @@ def _check_precision(precision: Precision, engine: Engine, device: torch.device,
     """Check that the machine supports the precision.
 
     Raises:
-        InvalidRequest: naming the missing requirement of fp8.
+        InvalidRequest: naming what fp8 needs and the machine lacks.
     """
     if precision == "full":
         return
-    requirement = None
+    missing = None
     if engine != "fast":
-        requirement = f"the fast engine, not {engine!r}"
+        missing = f"the fast engine, not {engine!r}"
     elif not is_hopper(device):
-        requirement = f"an NVIDIA Hopper GPU (H100, H200), not {device}"
+        missing = f"an NVIDIA Hopper GPU (H100, H200), not {device}"
     elif not has_kernels(device, dtype):
-        requirement = f"Triton and dtype float16 or bfloat16; dtype is {str(dtype).removeprefix('torch.')}"
-    if requirement:
-        raise InvalidRequest(f"precision 'fp8' needs {requirement}; use precision 'full'", "precision")
+        missing = f"Triton and dtype float16 or bfloat16; dtype is {str(dtype).removeprefix('torch.')}"
+    if missing:
+        raise InvalidRequest(f"precision 'fp8' needs {missing}; use precision 'full'", "precision")
 
 
-def _defaults_notes(source: ModelSource, unet: Mapping[str, Any]) -> tuple[str, ...]:
+def _missing_defaults_note(source: ModelSource, unet: Mapping[str, Any]) -> tuple[str, ...]:
     """Return a remark if a folder's model is not of SVD's size and does not define its default parameters."""
     folder = source.folder
     if folder is None or (folder / DEFAULTS_FILE).exists():
@@ -260,7 +262,7 @@ def _defaults_notes(source: ModelSource, unet: Mapping[str, Any]) -> tuple[str, 
 
 
 def _notes(device: torch.device, dtype: torch.dtype, in_half: Sequence[Component]) -> tuple[str, ...]:
-    """Return remarks on the dtype; `in_half` are the components with weights stored in float16."""
+    """Return remarks on the dtype; `in_half` are the components whose files are of the variant "fp16"."""
     notes = []
     fastest = pick_dtype("auto", device)
     if device.type == "cpu" and dtype.itemsize == 2 and dtype != fastest:
@@ -275,7 +277,7 @@ Checked = tuple["torch.nn.Module", dict[str, Header], bool]
 
 
 def _check_component(folder: Path, component: Component, config: Mapping[str, Any], *, half: bool) -> Checked:
-    """Return one network without weights, the headers of its weight files, and whether those are in half precision."""
+    """Return one network without weights, its weight files' headers, and whether those are of the variant "fp16"."""
     weights = choose_weights(folder_names(folder), component, half=half)
     assert weights is not None, "locate has checked them"
     headers = read_headers(folder, weights)
@@ -307,7 +309,7 @@ def _count(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _storage_device(needed: int, device: torch.device, name: str) -> torch.device:
+def _storage_device(elements: int, dtype: torch.dtype, device: torch.device, name: str) -> torch.device:
     """Return where to load the weights: the device if 1.5 times their size is free, else the CPU.
 
     Raises:
@@ -315,14 +317,9 @@ def _storage_device(needed: int, device: torch.device, name: str) -> torch.devic
     """
     import torch
 
-    if device.type != "cpu" and free_memory(device) > 1.5 * needed:
+    if device.type != "cpu" and free_memory(device) > 1.5 * elements * dtype.itemsize:
         return device
-    free = free_memory(torch.device("cpu"))
-    if free < needed:
-        raise InsufficientMemory(
-            f"the weights of {name} need {needed / GIB:.1f} GiB of memory, but only {free / GIB:.1f} GiB is free; "
-            "close other programs, use --dtype float16 or bfloat16 instead of float32, or use a smaller model"
-        )
+    check_host_memory(name, elements, dtype, "a smaller model")
     return torch.device("cpu")
 
 

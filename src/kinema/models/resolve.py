@@ -6,7 +6,7 @@ import difflib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from kinema.errors import ModelError, ModelIncomplete, ModelNotFound, NotAnImagePipeline, NotAnSvdModel
 from kinema.models import hub
@@ -55,13 +55,13 @@ class InstalledModel:
         return self.snapshot is not None
 
     @property
-    def kind(self) -> str:
-        """Its source: "embedded" in the package, or "hub"."""
+    def source(self) -> str:
+        """Where it comes from: "embedded" in the package, or "hub"."""
         return "hub" if self.entry.repository else "embedded"
 
     @property
     def path(self) -> Path | None:
-        """Its folder on this machine."""
+        """Its folder on this machine; None if it is not installed."""
         return self.snapshot.folder if self.snapshot else None
 
     @property
@@ -151,6 +151,19 @@ def check_folder(model: str) -> None:
     if read_json(snapshot.folder / INDEX).get("_class_name") == PIPELINE:
         check_configs(snapshot.folder)
         default_parameters(model)
+
+
+def model_kind(model: str) -> Literal["video", "image_model"] | None:
+    """Return the kind of a model of the catalog or in a folder; None if it is not known without a download."""
+    if model in CATALOG:
+        return "video"
+    if model in IMAGE_MODELS:
+        return "image_model"
+    try:
+        pipeline = read_json(Path(model).expanduser() / INDEX).get("_class_name")
+    except ModelError:  # a hub id, or not a model
+        return None
+    return "video" if pipeline == PIPELINE else "image_model"
 
 
 def check_embedded(name: str, folder: Path) -> None:

@@ -83,8 +83,9 @@ class Connection(H11Protocol):
 
     A client that is too slow to send its header or body or to read its response is dropped.
 
-    Above `limits.connections`, idle connections are dropped, those that wait longest first: connections without a
-    complete header if there are any, else those without a complete body. If there are none, the new one is rejected.
+    Above `limits.connections`, silent connections (whose client sends nothing) are dropped, those silent for longest
+    first: connections without a complete header if there are any, else those without a complete body. If there are
+    none, the new one is rejected.
     """
 
     limits: ClassVar[Limits] = Limits()
@@ -98,7 +99,7 @@ class Connection(H11Protocol):
         self._since = self.loop.time()  # when the wait for the client began
         self._unsent, self._read = 0, self._since  # buffered bytes of the response, time of their last change
         self._checks = self.loop.call_later(self._interval, self._check)
-        if len(self.connections) > self.limits.connections and not self._make_room():
+        if len(self.connections) > self.limits.connections and not self._admit():
             self._reject(503, "too_many_connections", "too many connections are open; try again in a moment")
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -108,7 +109,7 @@ class Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Receive data and update the wait."""
-        if self._is_idle:  # the next request begins
+        if self._is_between_requests:  # the next request begins
             self._begin_wait()
         elif self.awaits_body:
             self._since = min(self.loop.time(), self._since + len(data) / self.limits.body_rate)
@@ -144,7 +145,7 @@ class Connection(H11Protocol):
         return self.loop.time() - self._since
 
     @property
-    def _is_idle(self) -> bool:
+    def _is_between_requests(self) -> bool:
         """Whether a response is sent and no byte of the next request is received."""
         return self.awaits_header and self.timeout_keep_alive_task is not None
 
@@ -165,8 +166,8 @@ class Connection(H11Protocol):
     def _begin_wait(self) -> None:
         self._since = self.loop.time()
 
-    def _make_room(self) -> bool:
-        """Return whether there is room for this connection, after dropping waiting ones if necessary."""
+    def _admit(self) -> bool:
+        """Return whether this connection may stay, after dropping connections whose client sends nothing."""
         others = [c for c in self.connections if c is not self and not c.transport.is_closing()]
         if len(others) < self.limits.connections:
             return True
@@ -192,7 +193,7 @@ class Connection(H11Protocol):
             self.drop()
         elif self.transport.is_closing():
             pass
-        elif self.awaits_header and not self._is_idle and self.waiting_seconds > limits.header:
+        elif self.awaits_header and not self._is_between_requests and self.waiting_seconds > limits.header:
             self._reject(408, "request_timeout", f"no complete request was received within {limits.header:g} seconds")
         elif self.awaits_body and self.waiting_seconds > limits.body:
             reason = f"the body was slower than {limits.body_rate:g} bytes per second for {limits.body:g} seconds"

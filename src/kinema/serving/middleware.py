@@ -134,7 +134,10 @@ class _Guard:
             return None
         if key := _key(headers):
             self._wrong_keys.add(_address(scope), key)
-        message = "a valid API key is required; send it as Authorization: Bearer …, as X-API-Key or as a password"
+        message = (
+            "a valid API key is required; send it as Authorization: Bearer …, as X-API-Key or as the password of HTTP "
+            "Basic authentication (any user name)"
+        )
         # Basic alone: Chromium shows no password dialog if the header names another scheme too.
         return (
             401,

@@ -158,7 +158,10 @@ class ModelObject(BaseModel):
     object: str = "model"
     created: int = 0
     owned_by: str
-    kind: str = Field(description="`video`, or `image_model`: generates images from prompts.")
+    kind: str | None = Field(
+        description="`video`, or `image_model`: generates images from prompts. null if unknown: a hub id of "
+        "KINEMA_MODELS."
+    )
     default: bool
     licence: str | None = None
     defaults: dict[str, Any] = Field(description="Default parameters that differ from the general defaults.")

@@ -67,5 +67,5 @@ def add(app: FastAPI, service: Any) -> None:
         return HTMLResponse(html, headers={"Content-Security-Policy": POLICY})
 
     @app.get("/docs.json", include_in_schema=False)
-    async def docs() -> JSONResponse:
+    async def openapi_document() -> JSONResponse:
         return JSONResponse(complete_document())

@@ -14,8 +14,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from kinema.errors import InvalidImage, InvalidRequest, JobNotFound, KinemaError
+from kinema.errors import InvalidImage, InvalidRequest, JobNotFound, KinemaError, ModelError
 from kinema.models.catalog import CATALOG, IMAGE_MODELS, default_parameters, image_model_defaults
+from kinema.models.resolve import model_kind, resolve
 from kinema.serving import openapi, schemas
 from kinema.serving.bounded_pool import client_gone
 from kinema.serving.connections import interim_sender
@@ -25,7 +26,15 @@ from kinema.serving.fields import is_set
 from kinema.serving.lifespan import ServerState, server_state
 from kinema.serving.opened_file import OpenedFile
 from kinema.serving.request_parsing import Body, ParsedRequest, UnreadableBody, fetch_image, receive
-from kinema.serving.submission import Submission, change, default_model, offered_models, prepare, submit
+from kinema.serving.submission import (
+    Submission,
+    change,
+    default_model,
+    offered_image_models,
+    offered_models,
+    prepare,
+    submit,
+)
 from kinema.serving.video_variants import Variant, VideoVariants
 from kinema.version import own_version
 
@@ -303,7 +312,7 @@ def _add_read_routes(app: FastAPI) -> None:
     @app.get("/v1/models", response_model=schemas.ModelList, responses=openapi.error_responses(), tags=["models"])
     async def list_models() -> Response:
         """List the available values of `model` and `image_model`."""
-        return JSONResponse({"object": "list", "data": await asyncio.to_thread(_models, server_state(app))})
+        return JSONResponse({"object": "list", "data": await asyncio.to_thread(_model_entries, server_state(app))})
 
 
 def _add_metrics(app: FastAPI) -> None:
@@ -376,21 +385,34 @@ def _poll_response(job: Job, body: dict[str, Any]) -> JSONResponse:
     return JSONResponse(body, headers=headers)
 
 
-def _models(state: ServerState) -> list[dict[str, Any]]:
+def _model_entries(state: ServerState) -> list[dict[str, Any]]:
+    """Return the entries of `/v1/models`."""
     default = default_model(state.settings)
     models = []
-    for name in dict.fromkeys([*offered_models(state.settings), *IMAGE_MODELS]):
+    for name in dict.fromkeys([*offered_models(state.settings), *offered_image_models(state.settings)]):
         entry = CATALOG.get(name) or IMAGE_MODELS.get(name)
+        kind = "video" if name == state.settings.model else model_kind(name)
         models.append(
             {
                 "id": name,
                 "object": "model",
                 "created": 0,
-                "owned_by": "kinema" if entry is None or entry.repository is None else entry.repository.split("/")[0],
-                "kind": "image_model" if name in IMAGE_MODELS else "video",
+                "owned_by": _owner(name),
+                "kind": kind,
                 "default": name == default,
                 "licence": None if entry is None else entry.licence,
-                "defaults": image_model_defaults(name) if name in IMAGE_MODELS else default_parameters(name),
+                "defaults": image_model_defaults(name) if kind == "image_model" else default_parameters(name),
             }
         )
     return models
+
+
+def _owner(name: str) -> str:
+    """Return the owner of a model: of its hub repository, "kinema" for embedded models, "local" for folders."""
+    try:
+        source = resolve(name, text_to_image=None)
+    except ModelError:  # a folder that no longer exists
+        return "local"
+    if source.repository is not None:
+        return source.repository.split("/")[0]
+    return "kinema" if name in CATALOG or name in IMAGE_MODELS else "local"

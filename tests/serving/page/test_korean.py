@@ -34,7 +34,7 @@ SOURCE = Path(kinema.__file__).parent
 # only the API has, or the server's folders at start.
 PAGE_MODULES = {
     "values.py": set(),
-    "models/catalog.py": set(),
+    "models/catalog.py": {"_stored_defaults"},
     "media/image.py": {"open_image", "_fit", "_read", "_read_file", "_from_array", "_to_upright"},
     "media/image_structure.py": set(),
     "serving/submission.py": set(),
@@ -153,7 +153,7 @@ def test_invalid_parameter_is_rejected_with_label_and_value(name):
             {"decode_chunk_size": 0},
             "한 번에 디코딩할 프레임 수: 0 값은 범위를 벗어났습니다. 입력할 수 있는 값은 1 이상입니다.",
         ),
-        ({"fps": "many"}, "초당 프레임 수(fps): 'many' 값은 사용할 수 없습니다. 정수를 입력하세요."),
+        ({"fps": "many"}, "초당 프레임 수(fps): 'many' 값은 정수가 아닙니다. 입력할 수 있는 값은 1부터 120까지입니다."),
         ({"fit": "zoom"}, "화면 맞춤: 'zoom' 값은 사용할 수 없습니다. crop, pad, stretch 중 하나를 선택하세요."),
         ({"speed": 2}, "없는 설정입니다"),
         ({"scheduler": "euler", "prompt": None}, "프롬프트로 이미지를 생성할 때만"),
@@ -216,7 +216,7 @@ def png_image(size=(64, 64), kind="PNG", **saved):
         (b"hello", "알 수 없는 파일 형식입니다. JPEG, PNG, WebP"),
         (png_image()[:60], "손상되었거나 끝부분이 잘렸습니다"),
         (png_image((8, 8)), "8×8 픽셀입니다. 32×32 픽셀 이상"),
-        (png_image((8000, 8000)), "8000×8000, 64.0메가픽셀입니다. 40메가픽셀까지"),
+        (png_image((8000, 8000)), "8000×8000 픽셀(64.0메가픽셀)입니다. 40메가픽셀까지"),
         (png_image((20_000, 20_000), kind="JPEG"), "40메가픽셀보다 훨씬"),
     ],
 )

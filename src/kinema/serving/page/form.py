@@ -43,8 +43,8 @@ def _as_typed(kind: type[Any]) -> type[Any]:
     `VideoRequest` rejects invalid values in the page's language and names the parameter. Gradio would round them, or
     reject them in English without the name. Gradio's metaclass writes a .pyi file beside this one, so it is bypassed.
     """
-    attributes = {"preprocess": lambda _, payload: payload, "__module__": __name__}
-    return ABCMeta.__new__(type(kind), kind.__name__, (kind,), attributes)
+    namespace = {"preprocess": lambda _, payload: payload, "__module__": __name__}
+    return ABCMeta.__new__(type(kind), kind.__name__, (kind,), namespace)
 
 
 Slider, Number, Dropdown, Radio = (_as_typed(kind) for kind in (gr.Slider, gr.Number, gr.Dropdown, gr.Radio))

@@ -108,7 +108,7 @@ class Drafts:
         return self.images.inspect(data, lambda: False)
 
     def size(self, sha256: str) -> tuple[int, int] | None:
-        """Return an image's width and height in pixels after EXIF rotation; None if it is not stored."""
+        """Return the upright size of a stored image, by its SHA-256; None if there is no such image."""
         data = self.read(sha256)
         return None if data is None else self.inspect(data).size
 

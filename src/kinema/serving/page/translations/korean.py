@@ -6,7 +6,7 @@ from kinema.serving.page.translations.labels import Labels
 KOREAN = Labels(
     language="ko",
     name="한국어",
-    tagline="이 컴퓨터에서 이미지 한 장으로 짧은 영상을 만듭니다.",
+    tagline="이 서버에서 이미지 한 장으로 짧은 영상을 만듭니다.",
     source="입력",
     from_image="이미지",
     from_prompt="프롬프트",
@@ -67,16 +67,16 @@ KOREAN = Labels(
     completed="완료",
     failed="생성 실패",
     cancelled="취소됨",
-    parameters_kept="설정은 그대로 있습니다. 원하는 값을 바꾸고 다시 만들어 보세요.",
+    parameters_kept="입력한 설정은 그대로 남아 있으니, 값을 바꾸어 다시 시도할 수 있습니다.",
     time_left="약 {} 남음",
     time_left_unknown="남은 시간을 계산하는 중",
     cancel="취소",
     preview_alt="완성되지 않은 영상의 미리보기",
     video_alt="영상: {}",
-    generated_in="생성 시간 {}",
+    generated_in="{} 만에 생성됨",
     ai_generated="AI 생성",
-    ai_note="여기 있는 영상은 모두 AI 모델이 생성한 것으로, 실제로 일어난 일이 아닙니다. 공유할 때는 AI로 만든 "
-    "영상임을 꼭 밝혀 주세요.",
+    ai_note="여기 있는 영상은 모두 AI 모델이 생성한 것이며, 실제로 일어난 일을 보여 주지 않습니다. 공유할 때는 AI로 "
+    "만든 영상임을 꼭 밝혀 주세요.",
     reuse="이 설정 사용",
     download="다운로드",
     recipe="레시피(생성 정보)",
@@ -136,8 +136,8 @@ KOREAN = Labels(
         "motion_bucket_id": "움직임의 크기입니다. 0이면 거의 멈춰 있고, 255는 학습 데이터의 최댓값입니다.",
         "noise_aug_strength": "입력 이미지에 더하는 노이즈의 양입니다. 클수록 영상이 원본 이미지에서 더 많이 "
         "벗어납니다.",
-        "min_guidance_scale": "첫 프레임의 가이던스 강도입니다. 마지막 프레임의 값까지 일정하게 변합니다. 두 값이 "
-        "모두 1이면 가이던스를 적용하지 않습니다.",
+        "min_guidance_scale": "첫 프레임의 가이던스 강도입니다. 여기서 시작해 마지막 프레임의 값까지 조금씩 고르게 "
+        "변합니다. 두 값이 모두 1이면 가이던스를 적용하지 않습니다.",
         "max_guidance_scale": "마지막 프레임의 가이던스 강도입니다. 첫 프레임의 값과 이 값이 모두 1이면 가이던스를 "
         "적용하지 않습니다.",
         "decode_chunk_size": "적을수록 메모리를 덜 쓰지만 화면이 깜박일 수 있습니다. 비워 두면 남은 메모리에 맞춰 "
@@ -151,7 +151,7 @@ KOREAN = Labels(
         "image_guidance_scale": "이미지가 프롬프트를 얼마나 강하게 따를지 정합니다. 1 이하이면 가이던스를 적용하지 "
         "않습니다.",
         "image_num_inference_steps": "이미지를 생성할 때 노이즈를 제거하는 추론 단계 수입니다.",
-        "scheduler": "이미지를 생성하는 스케줄러(샘플러)입니다. 비워 두면 모델의 기본값을 사용합니다.",
+        "scheduler": "이미지를 생성하는 스케줄러(샘플러)입니다. ‘자동’을 선택하면 모델의 기본값을 사용합니다.",
     },
     messages=MESSAGES,
     errors=ERRORS,

@@ -9,12 +9,12 @@ MESSAGES = {
     "out_of_range": "{name}: {value} 값은 범위를 벗어났습니다. 입력할 수 있는 값은 {range}입니다.",
     "from_to": "{low}부터 {high}까지",
     "at_least": "{low} 이상",
-    "seed_wanted": "0부터 {high}까지(무작위로 뽑으려면 {random})",
+    "seed_wanted": "0부터 {high}까지 또는 {random}(무작위)",
+    "not_a_number": "{name}: {value!r} 값은 숫자가 아닙니다. 입력할 수 있는 값은 {range}입니다.",
+    "not_an_integer": "{name}: {value!r} 값은 정수가 아닙니다. 입력할 수 있는 값은 {range}입니다.",
     "not_usable": "{name}: {value!r} 값은 사용할 수 없습니다. {wanted}",
     "one_of_wanted": "{choices} 중 하나를 선택하세요.",
     "text_wanted": "텍스트를 입력하세요.",
-    "number_wanted": "숫자를 입력하세요.",
-    "whole_number_wanted": "정수를 입력하세요.",
     "other_wanted": "다른 값을 입력하세요.",
     "too_long": "{name}: {length}자를 입력했습니다. {longest}자까지 입력할 수 있습니다.",
     "empty_prompt": "프롬프트가 비어 있습니다. 어떤 이미지를 생성할지 입력하세요.",
@@ -48,16 +48,16 @@ MESSAGES = {
     "더 큰 이미지를 사용하면 더 선명합니다.",
     "image_cut": "자르면 입력 이미지({w}×{h})의 {kept:.0%}만 남습니다. ‘여백 넣기’를 선택하면 전체가 남습니다.",
     "image_animated": "애니메이션 이미지입니다. 첫 프레임만 사용합니다.",
-    "exif_damaged": "이미지의 EXIF 정보가 손상되어 이미지의 방향이 잘못되었을 수 있습니다. 영상이 돌아가 있으면 "
-    "이미지를 바른 방향으로 돌려 PNG로 다시 저장하세요.",
+    "exif_damaged": "이미지의 EXIF 정보가 손상되어 이미지의 방향이 잘못되었을 수 있습니다. 영상이 옆으로 눕거나 뒤집혀 "
+    "있으면 이미지를 바른 방향으로 돌려 PNG로 다시 저장하세요.",
     "colours_damaged": "이미지의 색상 프로필이 손상되어 적용하지 않았습니다.",
     # Errors of the input image.
     "image_empty": "파일이 비어 있습니다. 이미지를 다시 내려받거나 다시 저장하세요.",
     "image_too_heavy": "이미지 파일이 {megabytes:.0f} MB입니다. {most} MB까지 사용할 수 있습니다. "
     "파일 크기를 줄이세요.",
     "image_far_too_wide": "이미지가 {most}메가픽셀보다 훨씬 큽니다. 이미지 크기를 줄이세요.",
-    "image_too_wide": "이미지가 {width}×{height}, {megapixels:.1f}메가픽셀입니다. {most}메가픽셀까지 사용할 수 "
-    "있습니다. 이미지 크기를 줄이세요.",
+    "image_too_wide": "이미지가 {width}×{height} 픽셀({megapixels:.1f}메가픽셀)입니다. {most}메가픽셀까지 사용할 "
+    "수 있습니다. 이미지 크기를 줄이세요.",
     "image_too_small": "이미지가 {width}×{height} 픽셀입니다. {least}×{least} 픽셀 이상이어야 합니다. "
     "더 큰 이미지를 선택하세요.",
     "image_damaged": "이미지가 손상되었거나 끝부분이 잘렸습니다. 이미지를 다시 내려받거나 PNG로 다시 저장하세요.",
@@ -116,7 +116,7 @@ MESSAGES = {
     "no_folder": "서버의 데이터 폴더를 사용할 수 없습니다({reason}).",
     "runner_lock_lost": "대기열의 데이터베이스 연결이 끊겼습니다. 작업은 다시 연결될 때까지 대기합니다.",
     "runs_elsewhere": "이 서버의 데이터베이스에 있는 작업은 다른 데이터 폴더를 사용하는 서버가 처리합니다. "
-    "그 서버에 요청을 보내거나, 이 서버도 같은 데이터 폴더(KINEMA_DATA_DIR)를 지정해 시작하세요.",
+    "그 서버에 요청을 보내거나, 이 서버가 같은 데이터 폴더(KINEMA_DATA_DIR)를 사용하도록 설정해 다시 시작하세요.",
     "no_database": "대기열의 데이터베이스가 응답하지 않습니다. 잠시 뒤 다시 시도하세요.",
     "database_full": "대기열 데이터베이스가 있는 디스크의 공간이 부족합니다. 영상을 삭제하거나 공간을 확보하세요.",
     "database_gone": "서버가 실행되는 동안 대기열의 데이터베이스가 삭제되거나 교체되었습니다. 원래대로 되돌리거나, "
@@ -125,7 +125,7 @@ MESSAGES = {
     "복구하세요.",
     "data_folder": "데이터 폴더",
     "in_the_log": "이유는 서버 로그 참조",
-    "not_kept": "데이터베이스에 저장할 수 없는 값이 있습니다. 프롬프트와 설정을 다시 입력하세요.",
+    "not_kept": "요청에 데이터베이스에 저장할 수 없는 값이 있습니다. 프롬프트와 설정을 확인하세요.",
 }
 
 # Descriptions of rejected requests and failed jobs, shown if the message itself has no translation.
@@ -133,15 +133,15 @@ ERRORS = {
     "kinema_error": "서버에서 오류가 발생했습니다. 자세한 내용은 서버 로그에 있습니다.",
     "invalid_request": "사용할 수 없는 설정이 있습니다. 설정을 바꿔 보세요.",
     "request_too_large": "요청이 너무 큽니다. 더 작은 이미지를 선택하세요.",
-    "invalid_image": "사용할 수 없는 이미지입니다. 다른 이미지를 선택하세요.",
+    "invalid_image": "이미지를 읽을 수 없습니다. 이미지를 다시 업로드하거나 다른 이미지를 선택하세요.",
     "model_error": "모델을 사용할 수 없습니다. 다른 모델을 선택하세요.",
     "model_not_found": "모델을 찾을 수 없습니다. 다른 모델을 선택하세요.",
     "model_gated": "이 모델은 라이선스에 동의하고 로그인해야 내려받을 수 있습니다. 서버의 HF_TOKEN을 확인하거나 "
     "다른 모델을 선택하세요.",
     "hub_unreachable": "Hugging Face 허브에 연결할 수 없습니다. 서버의 네트워크를 확인하거나 이미 내려받은 모델을 "
     "선택하세요.",
-    "model_incomplete": "모델의 가중치 파일이 없습니다. 모델을 다시 내려받거나 다른 모델을 선택하세요.",
-    "model_corrupt": "모델의 가중치 파일이 손상되었습니다. 모델을 다시 내려받거나 다른 모델을 선택하세요.",
+    "model_incomplete": "모델 파일의 일부가 없습니다. 모델을 다시 내려받거나 다른 모델을 선택하세요.",
+    "model_corrupt": "모델 파일이 손상되었습니다. 모델을 다시 내려받거나 다른 모델을 선택하세요.",
     "not_an_svd_model": "Stable Video Diffusion(SVD) 모델이 아닙니다. 다른 모델을 선택하세요.",
     "not_an_image_pipeline": "사용할 수 있는 이미지 생성 모델이 아닙니다. 다른 이미지 생성 모델을 선택하세요.",
     "insufficient_memory": "메모리가 부족합니다. 크기나 길이, 한 번에 디코딩할 프레임 수를 줄이거나 더 작은 모델을 "
@@ -166,6 +166,6 @@ ERRORS = {
     "worker_hung": "영상을 만들던 작업 프로세스(워커)가 너무 오래 응답하지 않았습니다(KINEMA_STEP_TIMEOUT). "
     "크기나 길이를 줄여 다시 만들어 보세요.",
     "interrupted": "작업 중에 서버가 여러 번 비정상 종료되었거나, 작업을 넘겨받은 다른 서버에 입력 이미지가 없습니다. "
-    "다시 만들어 보세요.",
-    "internal_error": "내부 오류가 발생했습니다. 계속되면 서버 로그를 확인하고 제보해 주세요.",
+    "이미지를 다시 업로드해 만들어 보세요.",
+    "internal_error": "내부 오류가 발생했습니다. 같은 문제가 계속되면 서버 로그를 확인하고 제보해 주세요.",
 }
