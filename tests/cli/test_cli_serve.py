@@ -43,6 +43,7 @@ def test_serve_on_foreign_address_is_rejected(kinema, tmp_path):
 
 
 def test_serve_with_unusable_model_folder_is_rejected(kinema, tmp_path, monkeypatch):
+    monkeypatch.setattr("kinema.cli.serve.check_port", lambda *_: None)
     (tmp_path / "mine").mkdir()
     monkeypatch.setenv("KINEMA_MODELS", str(tmp_path / "mine"))
     result = kinema("serve", "--data-dir", tmp_path / "data")
