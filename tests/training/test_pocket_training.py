@@ -1,15 +1,16 @@
-"""Training of the pocket model: known motion, held-out photographs, flow channels, pointing loss."""
+"""Training of the pocket model: known motion, held-out photographs, coordinate channels, losses of attention."""
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from training.pocket.assemble import add_coordinate_channels
 from training.pocket.denoising import coordinate_channels
 from training.pocket.motion import HELD_OUT, Mover, Photos
-from training.pocket.networks import COORDINATE_CHANNELS, LATENT_CHANNELS, make_vae
-from training.pocket.pointing import bilinear_cross_entropy
+from training.pocket.networks import COORDINATE_CHANNELS, LATENT_CHANNELS, VAE_FACTOR, make_vae
+from training.pocket.pointing import Pointing, bilinear_cross_entropy
 from training.pocket.vae import full_state, sampling_grid, use_middle_taps, warp
 
 
@@ -100,3 +101,33 @@ def test_bilinear_cross_entropy_is_least_for_attention_between_source_tokens():
 def test_bilinear_cross_entropy_is_zero_for_sources_outside():
     source = torch.tensor([[[-1.0, 4.0], [0.0, 0.0]]])
     assert (bilinear_cross_entropy(torch.zeros(1, 2, 12).log_softmax(-1), source, 3, 4) == 0).all()
+
+
+def test_carrying_loss_vanishes_if_attention_copies_the_latents_at_its_source():
+    height = width = 4
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    angles = torch.stack([x, y]).flatten(1).T * (2 * math.pi / 8)
+    code = 40 * torch.cat([angles.cos(), angles.sin()], 1)  # [tokens, 4]; equal positions attract
+    attention = torch.nn.Module()
+    attention.heads = 1
+    for name, first in (("to_q", 0), ("to_k", 0), ("to_v", 4)):
+        projection = torch.nn.Linear(12, 8, bias=False)
+        projection.weight.data.zero_()
+        used = range(4) if first == 0 else range(8)
+        for i in used:
+            projection.weight.data[i, first + i] = 1
+        setattr(attention, name, projection)
+    block = SimpleNamespace(attentions=[SimpleNamespace(transformer_blocks=[SimpleNamespace(attn1=attention)])])
+    pointing = Pointing(SimpleNamespace(up_blocks=[block]))
+    pointing.probes[0].weight.data.copy_(torch.eye(8))
+    pointing.probes[0].bias.data.zero_()
+    latents = torch.randn(1, 1, 8, height, width)
+    own = torch.stack([x - 1.5, y - 1.5]).float()[None, None] * VAE_FACTOR  # pixels from the centre
+    hidden_states = torch.cat([code, latents[0, 0].flatten(1).T], 1)[None]
+    pointing._inputs.store(0, attention, (hidden_states,))
+    sigma = torch.zeros(1, 1, 1, 1, 1)
+    assert max(pointing(own, latents, sigma)) < 0.01
+    shifted = (
+        own + torch.tensor([1.0, 0]).view(1, 1, 2, 1, 1) * VAE_FACTOR
+    )  # the content comes from one token to the right
+    assert min(pointing(shifted, latents.roll(-1, -1), sigma)) > 0.1

@@ -1,4 +1,4 @@
-"""An auxiliary loss that trains self-attention to attend to the position a token's content came from."""
+"""Auxiliary losses that train self-attention to look up content: to attend to its source, and to carry it."""
 
 import math
 from functools import partial
@@ -7,40 +7,60 @@ import torch
 import torch.nn.functional as F
 from diffusers import UNetSpatioTemporalConditionModel
 
-from training.pocket.networks import VAE_FACTOR
+from training.pocket.networks import LATENT_CHANNELS, VAE_FACTOR
 
 QUERIES = 96  # query tokens per frame that the loss is computed on
 
 
-class Pointing:
-    """Cross-entropy between one head of the up blocks' self-attentions and the source position of each token.
+class AttentionInputs:
+    """The inputs of self-attentions in the last forward; no module, so that torch.compile accepts its hooks."""
+
+    def __init__(self) -> None:
+        self.hidden_states: dict[int, torch.Tensor] = {}
+
+    def store(self, i: int, _: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        """Store the input of attention `i`."""
+        self.hidden_states[i] = inputs[0]
+
+
+class Pointing(torch.nn.Module):
+    """Losses of one head of the up blocks' self-attentions, computed from the inputs of the last forward.
 
     Every frame's input includes the image latents, so content can be copied by attending to its position in the image
-    within the same frame. The target distribution is the bilinear interpolation weights at that position.
+    within the same frame. The first loss is the cross-entropy between the attention and the bilinear interpolation
+    weights at that position. The second is the squared error of a linear map (`probes`, used in training only) from the
+    head's output to the frame's latents: a head can attend to the right place and yet not carry what is there.
     """
 
     def __init__(self, unet: UNetSpatioTemporalConditionModel) -> None:
+        super().__init__()
         blocks = [block for block in unet.up_blocks if hasattr(block, "attentions")]
         self.attentions = [layer.transformer_blocks[0].attn1 for block in blocks for layer in block.attentions]
-        self._inputs: dict[int, torch.Tensor] = {}
+        head_dims = [attention.to_v.weight.shape[0] // attention.heads for attention in self.attentions]
+        self.probes = torch.nn.ModuleList(torch.nn.Linear(dim, LATENT_CHANNELS) for dim in head_dims)
+        self._inputs = AttentionInputs()
         for i, attention in enumerate(self.attentions):
-            attention.register_forward_pre_hook(partial(self._store_input, i))
+            attention.register_forward_pre_hook(partial(self._inputs.store, i))
 
-    def _store_input(self, i: int, _: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        self._inputs[i] = inputs[0]
+    def forward(
+        self, positions: torch.Tensor, latents: torch.Tensor, sigma: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the losses of pointing and of carrying.
 
-    def __call__(self, positions: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        """Return the loss for the last forward.
-
-        positions [batch, frames, 2, h, w]; sigma [batch, 1, 1, 1, 1], the noise level of the coordinates.
+        positions [batch, frames, 2, h, w]; latents [batch, frames, c, h, w] without noise; sigma [batch, 1, 1, 1, 1],
+        the noise level of the coordinates.
         """
         # At high noise levels the motion is not visible yet, so the weight falls with σ.
         weight = (1 / (1 + (sigma.flatten() / 5) ** 2)).repeat_interleave(positions.shape[1])
-        losses = [self._loss(i, positions.flatten(0, 1), weight) for i in range(len(self.attentions))]
-        return torch.stack(losses).mean()
+        positions, latents = positions.flatten(0, 1), latents[:, :, :LATENT_CHANNELS].flatten(0, 1)
+        losses = [self._losses(i, positions, latents, weight) for i in range(len(self.attentions))]
+        pointing, carrying = zip(*losses, strict=True)
+        return torch.stack(pointing).mean(), torch.stack(carrying).mean()
 
-    def _loss(self, i: int, positions: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        attention, hidden_states = self.attentions[i], self._inputs[i]
+    def _losses(
+        self, i: int, positions: torch.Tensor, latents: torch.Tensor, weight: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        attention, hidden_states = self.attentions[i], self._inputs.hidden_states[i]
         tokens = hidden_states.shape[1]
         size = round(math.sqrt(positions.shape[-1] * positions.shape[-2] / tokens))  # latents per token along each side
         height, width = positions.shape[-2] // size, positions.shape[-1] // size
@@ -51,8 +71,19 @@ class Pointing:
         head_dim = attention.to_q.weight.shape[0] // attention.heads
         query = F.linear(hidden_states[:, queries], attention.to_q.weight[:head_dim])
         key = F.linear(hidden_states, attention.to_k.weight[:head_dim])
+        value = F.linear(hidden_states, attention.to_v.weight[:head_dim])
         log_attention = (query @ key.transpose(1, 2)).float().mul(head_dim**-0.5).log_softmax(-1)
-        return (bilinear_cross_entropy(log_attention, source, height, width) * weight[:, None]).mean()
+        pointing = bilinear_cross_entropy(log_attention, source, height, width)
+        target = F.avg_pool2d(latents, size).flatten(2)[:, :, queries].transpose(1, 2)
+        carried = self.probes[i](log_attention.exp().to(value.dtype) @ value).float()
+        error = ((carried - target) ** 2).mean(-1) * is_inside(source, height, width)
+        return (pointing * weight[:, None]).mean(), (error * weight[:, None]).mean()
+
+
+def is_inside(source: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Return which positions [n, 2, queries], x and y in tokens from 0, are inside the image, [n, queries]."""
+    x, y = source.unbind(1)
+    return (x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5)
 
 
 def bilinear_cross_entropy(log_attention: torch.Tensor, source: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -70,5 +101,4 @@ def bilinear_cross_entropy(log_attention: torch.Tensor, source: torch.Tensor, he
             weight = (fraction_x if dx else 1 - fraction_x) * (fraction_y if dy else 1 - fraction_y)
             index = (row * width + column).long()[..., None]
             loss = loss - weight * log_attention.gather(-1, index)[..., 0]
-    x, y = source.unbind(1)
-    return loss * ((x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5))
+    return loss * is_inside(source, height, width)

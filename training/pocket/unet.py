@@ -48,6 +48,7 @@ INITIAL_FASTEST = 0.5  # maximum flow at the start of the schedule, pixels per f
 COORDINATE_WEIGHT = 0.2
 MAX_COORDINATE_WEIGHT = 5.0  # of (σ²+1)/σ²: at low σ the coordinates have done their work
 POINTING_WEIGHT = 0.05
+CARRYING_WEIGHT = 0.2
 QUIET = 0.5  # probability that the coordinates of a draw have less noise than the image, down to 1% of it
 
 
@@ -70,7 +71,7 @@ ARMS = {
 
 
 class Loss:
-    """The denoising loss at DRAWS noise levels per clip, plus the weighted loss of `pointing`.
+    """The denoising loss at DRAWS noise levels per clip, plus the weighted losses of `pointing`.
 
     `pointing_weight` is a tensor, so that a recorded CUDA graph uses its current value.
     """
@@ -112,8 +113,8 @@ class Loss:
             error = error[:, :, LATENT_CHANNELS:] * weight.clamp(max=MAX_COORDINATE_WEIGHT)
             loss = loss + COORDINATE_WEIGHT * error.mean()
         if self.pointing:
-            positions = clips.positions.repeat(DRAWS, 1, 1, 1, 1)
-            loss = loss + self.pointing_weight * self.pointing(positions, coordinate_sigma)
+            pointing, carrying = self.pointing(clips.positions.repeat(DRAWS, 1, 1, 1, 1), z, coordinate_sigma)
+            loss = loss + self.pointing_weight * pointing + CARRYING_WEIGHT * carrying
         return loss
 
 
@@ -238,7 +239,8 @@ class Training:
         """Write the averaged weights with `save_pretrained`, and the log."""
         if self.processes.rank == 0:
             for name, module in self.ema.items():
-                module.save_pretrained(self.args.out / name)
+                if hasattr(module, "save_pretrained"):  # not what only training uses
+                    module.save_pretrained(self.args.out / name)
             (self.args.out / "log.json").write_text(json.dumps(self.log, indent=1))
 
 
@@ -283,10 +285,12 @@ def main() -> None:
         image_encoder.to(args.device)
     photos, held_out = Photos.read(args.photos, args.device, limit=args.limit).split()
     mover = Mover(photos, HEIGHT, WIDTH)
+    pointing = Pointing(unet).to(args.device) if arm.pointing else None
     modules = torch.nn.ModuleDict({"unet": unet, "image_encoder": image_encoder})
+    if pointing:
+        modules["pointing"] = pointing
     training = Training(args, processes, modules, rate=LEARNING_RATE, weight_decay=0.01, ema_decay=0.9993)
     training.spent = training.spent or args.spent
-    pointing = Pointing(unet) if arm.pointing else None
     forward = torch.compile(unet, dynamic=False) if args.compile else unet
     loss = Loss(forward, image_encoder, pointing, coordinates=arm.coordinates)
 
