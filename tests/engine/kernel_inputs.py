@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from kinema.engine.fast.layers import GroupNorm, LayerNorm
+from kinema.engine.fast.weights import GroupNorm, LayerNorm
 from kinema.models.loading import VideoPipeline, load
 
 CUDA = torch.cuda.is_available()

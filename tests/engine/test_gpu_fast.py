@@ -2,9 +2,7 @@
 
 from collections.abc import Iterator
 from copy import deepcopy
-from importlib import import_module
 from pathlib import Path
-from unittest import mock
 
 import pytest
 import torch
@@ -12,9 +10,13 @@ from kernel_inputs import CUDA, DEVICE, FP8_ROUNDING, FP8_SUMS, HALF, ROUNDING, 
 from PIL import Image
 
 from kinema.engine import generate
-from kinema.engine.fast import FastDecoder, FastUNet, fp8, fused
-from kinema.engine.fast.graphs import Replayed
-from kinema.engine.fast.layers import Product
+from kinema.engine.fast import FastDecoder, FastUNet
+from kinema.engine.fast.cuda_graph import GraphedCallable
+from kinema.engine.fast.fp8 import FP8_DTYPE, FP8_SCALE
+from kinema.engine.fast.hardware import capabilities
+from kinema.engine.fast.ops import attention, conv, geglu
+from kinema.engine.fast.tuning import NEVER, tuned
+from kinema.engine.fast.weights import PackedWeight
 from kinema.media.image import open_image
 from kinema.models.loading import VideoPipeline, load
 from kinema.steps import drive
@@ -23,114 +25,116 @@ from tiny import PLAIN_TOP, UP_ALONE, make_tiny_svd
 
 pytestmark = pytest.mark.gpu
 on_cuda = pytest.mark.skipif(not CUDA, reason="no CUDA device")
-on_hopper = pytest.mark.skipif(
-    not CUDA
-    or torch.cuda.get_device_capability() != (9, 0)
-    or not import_module("kinema.engine.fast.kernels").HAS_GLUON,
-    reason="no NVIDIA Hopper GPU, or an unsupported version of Triton's Gluon",
-)
+on_hopper = pytest.mark.skipif(not CUDA or torch.cuda.get_device_capability() != (9, 0), reason="no NVIDIA Hopper GPU")
+
+
+@on_hopper
+def test_all_kernels_run_on_hopper() -> None:
+    found = capabilities(torch.zeros(1, device=DEVICE).device)
+    assert found.reason == ""
+    assert (found.triton, found.gluon, found.sm90, found.fp8) == (True, True, True, True)
 
 
 @on_hopper
 @pytest.mark.parametrize("inner", [128, 352], ids=["full blocks", "partial block"])
 @pytest.mark.parametrize("depth", [320, 344, 640], ids=["few K blocks", "partial K block", "many K blocks"])
 def test_weight_stationary_gated_linear_equals_plain_torch(depth: int, inner: int) -> None:
-    from kinema.engine.fast import kernels, stationary
+    from kinema.engine.fast.kernels import hopper_geglu
 
-    processors = torch.cuda.get_device_properties(DEVICE).multi_processor_count
     x, weight, bias = noise(70_001, depth), noise(2 * inner, depth) * depth**-0.5, noise(2 * inner)
-    assert stationary.fits(x, weight, processors)
-    assert not stationary.fits(x[:1000], weight, processors)
-    true = fused.plain_gated(x.double(), Product(weight.double(), bias.double()))
+    assert hopper_geglu.fits(x, weight)
+    assert not hopper_geglu.fits(x[:1000], weight)
+    true = geglu.reference_geglu_linear(x.double(), PackedWeight(weight.double(), bias.double()))
     out = torch.full((len(x), inner), torch.nan, device=DEVICE, dtype=HALF)
-    assert error(kernels.gated(x, weight, bias, None, out, 1.0), true) <= ROUNDING
+    assert error(hopper_geglu.geglu_linear(x, weight, bias, None, out, 1.0), true) <= ROUNDING
 
 
 @on_hopper
 @pytest.mark.parametrize("depth", [640, 1280], ids=["few K blocks", "many K blocks"])
 def test_weight_stationary_gated_linear_in_fp8_equals_plain_torch(depth: int) -> None:
-    from kinema.engine.fast import kernels, stationary
+    from kinema.engine.fast.kernels import hopper_geglu
 
     x, inner = noise(70_001, depth), 352
     quantized, layer = (
-        (x * fp8.FP8_SCALE).to(fp8.FP8_DTYPE),
-        Product.in_bytes(noise(2 * inner, depth) * depth**-0.5, noise(704)),
+        (x * FP8_SCALE).to(FP8_DTYPE),
+        PackedWeight.quantized(noise(2 * inner, depth) * depth**-0.5, noise(704)),
     )
     assert layer.bias is not None
-    assert stationary.fits(quantized, layer.weight, torch.cuda.get_device_properties(DEVICE).multi_processor_count)
-    ours = kernels.gated(quantized, layer.weight, layer.bias, layer.scale, quantized.new_empty(len(x), inner), 2.0)
-    assert error(ours, fused.plain_gated(quantized, layer, 2.0)) <= FP8_ROUNDING
+    assert hopper_geglu.fits(quantized, layer.weight)
+    out = quantized.new_empty(len(x), inner)
+    ours = hopper_geglu.geglu_linear(quantized, layer.weight, layer.bias, layer.scale, out, 2.0)
+    assert error(ours, geglu.reference_geglu_linear(quantized, layer, 2.0)) <= FP8_ROUNDING
 
 
 @on_hopper
 @pytest.mark.parametrize("pixels", [1024, 1100], ids=["full blocks of keys", "partial block of keys"])
 @pytest.mark.parametrize("dtype", [HALF, torch.bfloat16])
 def test_frame_attention_is_as_accurate_as_library(pixels: int, dtype: torch.dtype) -> None:
-    frames, heads, depth = 3, 5, fused.HEAD
+    frames, heads, depth = 3, 5, attention.HOPPER_HEAD_CHANNELS
     q, k, v = noise(frames, pixels, 3, heads, depth, dtype=dtype).movedim(2, 0).transpose(2, 3)
     attended = torch.nn.functional.scaled_dot_product_attention(q.double(), k.double(), v.double())
     true = attended.transpose(1, 2).reshape(frames, pixels, heads * depth)
-    ours = error(fused.frame_attention(q, k, v), true)
-    with mock.patch.object(fused, "MANY_PIXELS", pixels + 1):  # use the library's attention
-        assert ours <= 1.1 * error(fused.frame_attention(q, k, v), true)
+    ours = error(attention.spatial_attention(q, k, v), true)
+    with tuned(hopper_attention_pixels=NEVER):  # the library's attention
+        assert ours <= 1.1 * error(attention.spatial_attention(q, k, v), true)
 
 
 @on_hopper
 @pytest.mark.parametrize(
-    ("high", "width", "channels", "out_channels"),
+    ("height", "width", "channels", "out_channels"),
     [(36, 64, 320, 320), (40, 70, 80, 128), (72, 128, 128, 640), (9, 16, 96, 192), (18, 30, 64, 40)],
     ids=["full tiles", "partial tiles", "many columns", "small image", "few columns"],
 )
-@pytest.mark.parametrize("in_bytes", [False, True], ids=["half precision", "fp8"])
+@pytest.mark.parametrize("fp8", [False, True], ids=["half precision", "fp8"])
 def test_convolution_with_channel_sums_equals_plain_torch(
-    high: int, width: int, channels: int, out_channels: int, *, in_bytes: bool
+    height: int, width: int, channels: int, out_channels: int, *, fp8: bool
 ) -> None:
-    from kinema.engine.fast import kernels
+    from kinema.engine.fast.kernels import hopper_conv
 
     images = 5
-    x, weight = noise(images, high, width, channels), noise(out_channels, 9 * channels) * (9 * channels) ** -0.5
-    layer = Product.in_bytes(weight) if in_bytes else Product(weight)
-    x = (x * fp8.FP8_SCALE).to(fp8.FP8_DTYPE) if in_bytes else x
-    exact = Product(layer.weight.float(), scale=layer.scale)
-    residual, bias = noise(images, high, width, out_channels), noise(out_channels, dtype=torch.float32)
-    for adding in ({}, {"kept": residual, "bias": bias}):
+    x, weight = noise(images, height, width, channels), noise(out_channels, 9 * channels) * (9 * channels) ** -0.5
+    layer = PackedWeight.quantized(weight) if fp8 else PackedWeight(weight)
+    x = (x * FP8_SCALE).to(FP8_DTYPE) if fp8 else x
+    exact = PackedWeight(layer.weight.float(), scale=layer.scale)
+    residual, bias = noise(images, height, width, out_channels), noise(out_channels, dtype=torch.float32)
+    for residuals in ({}, {"residual": residual, "bias": bias}):
         out = torch.full_like(residual, torch.nan)
-        sums = kernels.convolved(x, layer.weight, layer.scale, adding.get("kept"), adding.get("bias"), out)
-        true, true_sums = fused.plain_convolved(x.float(), exact, torch.float32, **adding)
-        assert error(out, true) <= (FP8_SUMS if in_bytes else ROUNDING)
-        assert error(sums.sum(1), true_sums.sum(1)) <= (FP8_SUMS if in_bytes else ROUNDING)
-    kernels.convolved(x, layer.weight, layer.scale, residual, bias, residual)
+        sums = hopper_conv.conv(x, layer.weight, layer.scale, residuals.get("residual"), residuals.get("bias"), out)
+        true, true_sums = conv.reference_conv3x3(x.float(), exact, torch.float32, **residuals)
+        assert error(out, true) <= (FP8_SUMS if fp8 else ROUNDING)
+        assert error(sums.sum(1), true_sums.sum(1)) <= (FP8_SUMS if fp8 else ROUNDING)
+    hopper_conv.conv(x, layer.weight, layer.scale, residual, bias, residual)
     assert torch.equal(residual, out)
 
 
 @on_hopper
 @pytest.mark.parametrize(("videos", "frames", "pixels"), [(2, 25, 576), (1, 14, 1000), (2, 4, 70)])
 @pytest.mark.parametrize("channels", [320, 384])
-@pytest.mark.parametrize("in_bytes", [False, True], ids=["half precision", "fp8"])
+@pytest.mark.parametrize("fp8", [False, True], ids=["half precision", "fp8"])
 def test_temporal_convolution_with_many_channels_equals_plain_torch(
-    videos: int, frames: int, pixels: int, channels: int, *, in_bytes: bool
+    videos: int, frames: int, pixels: int, channels: int, *, fp8: bool
 ) -> None:
-    from kinema.engine.fast import kernels
-
     x, weight = noise(videos * frames, pixels, channels), noise(channels, 3 * channels) * (3 * channels) ** -0.5
-    layer = Product.in_bytes(weight) if in_bytes else Product(weight)
-    x = (x * fp8.FP8_SCALE).to(fp8.FP8_DTYPE) if in_bytes else x
-    exact = Product(layer.weight.float(), scale=layer.scale)
+    layer = PackedWeight.quantized(weight) if fp8 else PackedWeight(weight)
+    x = (x * FP8_SCALE).to(FP8_DTYPE) if fp8 else x
+    exact = PackedWeight(layer.weight.float(), scale=layer.scale)
     wide = noise(videos * frames, pixels + 16, channels)
     residual, bias = wide[:, 8:-8], noise(channels, dtype=torch.float32)  # a non-contiguous band
-    for adding in ({}, {"kept": residual, "bias": bias}):
+    for residuals in ({}, {"residual": residual, "bias": bias}):
         out = torch.full_like(wide, torch.nan)[:, 8:-8]
-        sums = kernels.along_time(x, layer.weight, layer.scale, frames, adding.get("kept"), adding.get("bias"), out)
-        true, true_sums = fused.plain_along_time(x.float(), exact, frames, torch.float32, **adding)
-        assert error(out, true) <= (FP8_SUMS if in_bytes else ROUNDING)
-        assert error(sums.sum(1), true_sums.sum(1)) <= (FP8_SUMS if in_bytes else ROUNDING)
+        videos_x = x.view(videos, frames, pixels, channels)
+        assert conv.choose_conv("temporal_conv", [videos_x], layer.weight, residual=bool(residuals)) == "hopper"
+        _, sums = conv.temporal_conv(x, layer, frames, HALF, **residuals, out=out)
+        true, true_sums = conv.reference_temporal_conv(x.float(), exact, frames, torch.float32, **residuals)
+        assert error(out, true) <= (FP8_SUMS if fp8 else ROUNDING)
+        assert error(sums.sum(1), true_sums.sum(1)) <= (FP8_SUMS if fp8 else ROUNDING)
 
 
 @on_cuda
 def test_attention_with_512_channels_equals_plain_torch() -> None:
     q, k, v = (noise(3, 1, 130, 512 + i)[..., :512] for i in range(3))
     true = torch.nn.functional.scaled_dot_product_attention(q.double(), k.double(), v.double())
-    assert error(fused.frame_attention(q, k, v), true[:, 0]) <= ROUNDING
+    assert error(attention.spatial_attention(q, k, v), true[:, 0]) <= ROUNDING
 
 
 @pytest.fixture(scope="module")
@@ -196,10 +200,10 @@ def assert_error_within_diffusers(pipeline: VideoPipeline, dtype: torch.dtype, s
 @on_cuda
 def test_replayed_graph_equals_eager_call() -> None:
     weight = noise(8, 8)
-    replayed = Replayed(lambda x, y: (x @ weight).relu() + y)
+    graphed = GraphedCallable(lambda x, y: (x @ weight).relu() + y)
     for i in range(4):
         x, y = noise(4, 8 + i)[:, :8], noise(4, 8, i + 1)[..., i]
-        assert torch.equal(replayed(x, y), (x @ weight).relu() + y)
+        assert torch.equal(graphed(x, y), (x @ weight).relu() + y)
 
 
 @on_cuda
