@@ -39,6 +39,11 @@ class Capabilities:
     """GEMMs and convolutions in 8-bit floating point."""
     reason: str = ""
 
+    def active(self) -> list[str]:
+        """Return the names of the kernels that run."""
+        names = {"Triton": self.triton, "Gluon for Hopper": self.gluon, "fp8": self.fp8}
+        return [name for name, runs in names.items() if runs]
+
 
 @cache
 def capabilities(device: torch.device) -> Capabilities:
