@@ -29,6 +29,7 @@ from unittest import mock
 import numpy as np
 import torch
 import torch.nn.functional as F
+from kinema.engine.fast.graphs import Replayed
 from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -36,7 +37,6 @@ import forward as parts
 from kinema.benchmark.measure import distance
 from kinema.engine import image_to_video
 from kinema.engine.fast import FastDecoder, FastUNet, fp8, fused, gpu, layers
-from kinema.engine.fast.graphs import Replayed
 
 Work = Callable[[], Any]
 
