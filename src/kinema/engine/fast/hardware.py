@@ -118,21 +118,24 @@ def _key(probe: str, device: torch.device) -> str:
 
 
 def _probe_triton(device: torch.device) -> None:
-    """Compile and run a small Triton kernel."""
-    from kinema.engine.fast.kernels.triton_softmax import softmax
+    """Compile and run a small Triton kernel, in the variant that videos need too."""
+    from kinema.engine.fast.kernels.triton_norm import channel_sums
 
     with torch.cuda.device(device):
-        scores = torch.arange(64.0, device=device).view(2, 32)
-        out = softmax(scores, 0.1, torch.empty_like(scores, dtype=torch.float16))
-        torch.testing.assert_close(out.float(), torch.softmax(scores * 0.1, -1), rtol=1e-2, atol=1e-3)
+        x = torch.linspace(-1, 1, 2 * 64 * 64, device=device, dtype=torch.float16).view(2, 64, 64)
+        expected = torch.stack([x.float().sum(1), x.float().square().sum(1)], 1)
+        torch.testing.assert_close(channel_sums(x).sum(1), expected, rtol=1e-3, atol=1e-3)
 
 
 def _probe_gluon(device: torch.device) -> None:
-    """Compile and run the smallest Hopper kernel: it uses TMA, barriers, warp specialisation and warp-group matmuls."""
+    """Compile and run the smallest Hopper kernel, in the variant that videos need too.
+
+    It uses TMA, barriers, warp specialisation and warp-group matmuls.
+    """
     from kinema.engine.fast.kernels.hopper_attention import spatial_attention
 
     with torch.cuda.device(device):
-        ramp = torch.linspace(-1, 1, 3 * 128 * 64, device=device, dtype=torch.float16)
-        q, k, v = ramp.view(1, 128, 3, 1, 64).movedim(2, 0).transpose(2, 3)
-        expected = F.scaled_dot_product_attention(q.float(), k.float(), v.float())[:, 0]
+        values = torch.arange(128 * 3 * 5 * 64, device=device, dtype=torch.float32).sin().half()
+        q, k, v = values.view(1, 128, 3, 5, 64).movedim(2, 0).transpose(2, 3)
+        expected = F.scaled_dot_product_attention(q.float(), k.float(), v.float()).transpose(1, 2).flatten(2)
         torch.testing.assert_close(spatial_attention(q, k, v).float(), expected, rtol=1e-2, atol=1e-2)

@@ -84,8 +84,8 @@ def _attention(q, k, v, out, pixels, heads, scale, FULL_TILES: gl.constexpr, BUF
             (_consumer, (2, shared, args, FULL_TILES, BUFFERS)),
             (_producer, (shared, args, BUFFERS)),
         ],
-        [4, 4, 1],  # warps of each group after the first, which has 4 too
-        [152, 152, 24],  # registers per thread; the first group gets the rest
+        [4, 4, 1],  # warps of each role after the first consumer, which has 4 too
+        [152, 152, 24],  # registers per thread; the first consumer gets the rest
     )
 
 
@@ -111,7 +111,7 @@ def _producer(shared, args, BUFFERS: gl.constexpr):
 
 @gluon.jit
 def _consumer(CONSUMER: gl.constexpr, shared, args, FULL_TILES: gl.constexpr, BUFFERS: gl.constexpr):
-    """Compute one group's pixels. The softmax uses powers of 2, for which the GPU has an instruction."""
+    """Compute one consumer's pixels. The softmax uses powers of 2, for which the GPU has an instruction."""
     queries, keys, values, queries_full, kv_full, kv_free = shared
     q, k, v, out, pixels, heads, scale, frame, head, start = args
     BM: gl.constexpr = q.block_type.shape[1]

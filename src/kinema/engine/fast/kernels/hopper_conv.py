@@ -170,8 +170,8 @@ def _conv(
             (_epilogue, (shared, args, KERNEL_WIDTH, RESIDUAL, HALF_TILE)),
             (_producer, (shared, args, KERNEL_WIDTH)),
         ],
-        [4, 4, 4, 1],  # warps of each group after the first, which has 4 too
-        [96, 96, 128, 24],  # registers per thread; the first group gets the rest
+        [4, 4, 4, 1],  # warps of each role after the first consumer, which has 4 too
+        [96, 96, 128, 24],  # registers per thread; the first consumer gets the rest
     )
 
 
@@ -213,7 +213,7 @@ def _tile_position(tile, args):
 
 @gluon.jit
 def _producer(shared, args, KERNEL_WIDTH: gl.constexpr):
-    """Load pixels and weights, piece by piece, as soon as a buffer is free."""
+    """Load pixels and weights, step by step, as soon as a buffer is free."""
     inputs, weights, staged, input_full, input_free, weight_full, weight_free, staged_full, staged_free = shared
     x, weight, out, residual, bias, scale, sums, images, height, width, depth, columns, out_stride, residual_stride = (
         args
@@ -263,7 +263,7 @@ def _consumer(
     HAS_SCALE: gl.constexpr,
     HALF_TILE: gl.constexpr,
 ):
-    """Run one group: compute its 64 pixels of each tile."""
+    """Compute one consumer's 64 pixels of each tile."""
     inputs, weights, staged, input_full, input_free, weight_full, weight_free, staged_full, staged_free = shared
     x, weight, out, residual, bias, scale, sums, images, height, width, depth, columns, out_stride, residual_stride = (
         args
@@ -289,7 +289,7 @@ def _consumer(
 
 @gluon.jit
 def _skip_tile(CONSUMER: gl.constexpr, progress, shared):
-    """Skip a tile in which the group has no pixels: release what is loaded."""
+    """Skip a tile in which the consumer has no pixels: free the buffers."""
     inputs, weights, staged, input_full, input_free, weight_full, weight_free, staged_full, staged_free = shared
     WEIGHT_BUFFERS: gl.constexpr = weights.shape[0]
     step, steps, tile_number, column = progress
@@ -314,7 +314,7 @@ def _compute_tile(
     HAS_SCALE: gl.constexpr,
     BN: gl.constexpr,
 ):
-    """Compute a group's part of one tile and store it in shared memory."""
+    """Compute a consumer's part of one tile and store it in shared memory."""
     step, steps, tile_number, column = progress
     inputs, weights, staged, input_full, input_free, weight_full, weight_free, staged_full, staged_free = shared
     x, weight, out, residual, bias, scale, sums, images, height, width, depth, columns, out_stride, residual_stride = (
@@ -395,7 +395,7 @@ def _epilogue(
     RESIDUAL: gl.constexpr,
     HALF_TILE: gl.constexpr,
 ):
-    """Add to the groups' results, compute channel sums and store."""
+    """Add the residual to the consumers' results, compute channel sums and store."""
     inputs, weights, staged, input_full, input_free, weight_full, weight_free, staged_full, staged_free = shared
     x, weight, out, residual, bias, scale, sums, images, height, width, depth, columns, out_stride, residual_stride = (
         args
@@ -424,7 +424,7 @@ def _epilogue_half(
     KERNEL_WIDTH: gl.constexpr,
     RESIDUAL: gl.constexpr,
 ):
-    """Finish 64 columns of all groups."""
+    """Finish 64 columns of all consumers."""
     inputs, weights, staged, input_full, input_free, weight_full, weight_free, staged_full, staged_free = shared
     x, weight, out, residual, bias, scale, sums, images, height, width, depth, columns, out_stride, residual_stride = (
         args

@@ -158,14 +158,14 @@ def _geglu(
             (_consumer, (3, shared, args, DEPTH_STEPS, BUFFERS, TEAM_SIZE, HAS_SCALE)),
             (_producer, (shared, args, DEPTH_STEPS, BUFFERS)),
         ],
-        [4, 4, 4, 1],  # warps of each group after the first, which has 4 too
-        [112, 112, 112, 24],  # registers per thread; the first group gets the rest
+        [4, 4, 4, 1],  # warps of each role after the first consumer, which has 4 too
+        [112, 112, 112, 24],  # registers per thread; the first consumer gets the rest
     )
 
 
 @gluon.jit
 def _producer(shared, args, DEPTH_STEPS: gl.constexpr, BUFFERS: gl.constexpr):
-    """Load the weights once, then pixels, piece by piece, as soon as a buffer is free."""
+    """Load the weights once, then pixels, step by step, as soon as a buffer is free."""
     inputs, weights, input_full, input_free, turns, weights_full = shared
     x, weight, out, bias, scale, rows, width, out_scale, block, first, row_lanes = args
     BM: gl.constexpr = x.block_type.shape[0]
@@ -193,9 +193,9 @@ def _consumer(
     TEAM_SIZE: gl.constexpr,
     HAS_SCALE: gl.constexpr,
 ):
-    """Run one group: compute its part of its team's tiles.
+    """Compute one consumer's part of its team's tiles.
 
-    It starts a tile when the previous team has only a few pieces left of its own.
+    It starts a tile when the previous team has only a few steps left of its own.
     """
     inputs, weights, input_full, input_free, turns, weights_full = shared
     x, weight, out, bias, scale, rows, width, out_scale, block, first, row_lanes = args
@@ -247,7 +247,7 @@ def _consumer(
 
 @gluon.constexpr_function
 def _out_layout(width):
-    """Return the layout of a group's result: a thread has eight adjacent values of a row, stored at once."""
+    """Return the layout of a consumer's result: a thread has eight adjacent values of a row, stored at once."""
     registers = [[0, 1], [0, 2], [0, 4], [8, 0], *([0, 32 << i] for i in range((width // 32).bit_length() - 1))]
     lanes = [[0, 8], [0, 16], [1, 0], [2, 0], [4, 0]]
     return gl.DistributedLinearLayout(registers, lanes, [[16, 0], [32, 0]], [], [64, width])
