@@ -331,6 +331,12 @@ FAULTS: dict[str, tuple[str, str, str, Callable[[], None]]] = {
         "value = value * factor[None, :] * 1.01 + offset[None, :]",
         partial(test_group_norm_equals_plain_torch, SHAPES[1], 1, None),
     ),
+    "fp8, scale": (
+        "triton_norm",
+        "tl.clamp(value * fp8_scale, -448.0, 448.0)",
+        "tl.clamp(value * fp8_scale * 1.3, -448.0, 448.0)",
+        partial(test_group_norm_equals_plain_torch, SHAPES[1], 1, None),
+    ),
     "layer norm, mask": (
         "triton_norm",
         "tl.where(col_mask[None, :], value - mean, 0.0)",
@@ -402,6 +408,12 @@ FAULTS: dict[str, tuple[str, str, str, Callable[[], None]]] = {
         "winograd",
         "(y >= 0) & (y < height)",
         "(y >= 0) & (y < height - 1)",
+        partial(test_winograd_convolution_equals_plain_torch, 4, 8, [64], 16),
+    ),
+    "Winograd weights, mask": (
+        "winograd",
+        "(row < out_channels)[:, None] & (col < channels)[None, :]",
+        "(row < out_channels)[:, None] & (col < channels - 1)[None, :]",
         partial(test_winograd_convolution_equals_plain_torch, 4, 8, [64], 16),
     ),
     "Winograd, scale": (
