@@ -26,22 +26,20 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from kinema.engine.fast import FastDecoder, FastUNet
-from kinema.engine.fast.decoder import FrameAttention
-from kinema.engine.fast.layers import FeedForward, ResBlock, SelfAttention, Upsample
+from kinema.engine.fast import FastDecoder, FastUNet, blocks_cpu, decoder
 
 SIZES = {"pocket": (288, 160, 14), "svd-xt": (1024, 576, 25), "tiny": (64, 64, 3)}
 TIME = 1.0
 
-# Parts that are timed separately: Kinema's as (class, method), diffusers' by class name.
+# Parts that are timed separately: Kinema's as (module, function), diffusers' by class name.
 OUR_PARTS = {
-    "temporal resnets": (ResBlock, "add_to"),
-    "spatial resnets": (ResBlock, "change"),  # if not called by the former
-    "attention within frames": (SelfAttention, "within_frames"),
-    "attention along time": (SelfAttention, "along_time"),
-    "attention in the decoder": (FrameAttention, "add_to"),
-    "feed-forwards": (FeedForward, "add_to"),
-    "upsampling": (Upsample, "__call__"),
+    "temporal resnets": (blocks_cpu, "temporal_resblock"),
+    "spatial resnets": (blocks_cpu, "residual_branch"),  # if not called by the former
+    "attention within frames": (blocks_cpu, "spatial_self_attention"),
+    "attention along time": (blocks_cpu, "temporal_self_attention"),
+    "attention in the decoder": (decoder, "_add_attention"),
+    "feed-forwards": (blocks_cpu, "feed_forward"),
+    "upsampling in the decoder": (blocks_cpu, "upsample_conv"),
 }
 THEIR_PARTS = {
     "ResnetBlock2D": "spatial resnets",

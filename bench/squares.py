@@ -3,8 +3,8 @@
     python bench/squares.py --out bench/results/pocket-squares.json
 
 Runs on any machine. Each 3×3 convolution of the pocket model's UNet is computed in float64 from its inputs during a
-generation, and again with the float16 rounding of `kinema.engine.fast.winograd`: transformed inputs and weights,
-matmul results, and the output. Errors are relative to the norm of a convolution's output.
+generation, and again with the float16 rounding of `kinema.engine.fast.kernels.winograd`: transformed inputs and
+weights, matmul results, and the output. Errors are relative to the norm of a convolution's output.
 """
 
 import argparse

@@ -25,7 +25,7 @@ FILES = sorted(
     if path.suffix in {".py", ".md", ".ipynb"} and not path.is_relative_to(ROOT / "training" / "data")
 )
 FILES = [path for path in FILES if path not in EXEMPT and ".ipynb_checkpoints" not in path]
-NAMED = [path for path in FILES if path.startswith("src/") and path.endswith(".py") and "engine/fast" not in path]
+NAMED = [path for path in FILES if path.startswith("src/") and path.endswith(".py")]
 PATTERNS = [re.escape(phrase).replace(r"\*", r"\w*").replace(r"\ ", r"\s+") for phrase in DENIED["phrases"]]
 PHRASES = re.compile(rf"\b(?:{'|'.join(PATTERNS)})\b", re.IGNORECASE)
 

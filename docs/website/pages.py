@@ -37,7 +37,7 @@ NAVIGATION: dict[str, list[str]] = {
     "How-to": ["how-to/progress*.md", "how-to/previews*.md", "how-to/handle*.md", "how-to/*.md", "troubleshooting*.md"],
     "Server": ["server.md", "page.md", "deployment.md"],
     "Reference": [*reference.PAGES, "stability.md", "models/*.md"],
-    "Performance": ["performance.md", "performance-internals.md", "performance-history.md"],
+    "Performance": ["performance.md", "performance-internals.md", "kernels.md", "performance-history.md"],
     "Project": [
         "architecture.md",
         "glossary.md",

@@ -11,6 +11,7 @@ import sqlalchemy
 from cli_inputs import SMALL, write_image
 from fake_hub import FakeHub
 
+from kinema.engine.fast.hardware import Capabilities
 from kinema.jobs.database import create_engine
 from kinema.jobs.job_schema import JOBS, METADATA
 from kinema.models.catalog import CATALOG, IMAGE_MODELS, request_for
@@ -174,6 +175,20 @@ def test_doctor_shows_the_time_of_the_latest_jobs(kinema, folder, monkeypatch):
     assert models[0]["time"] == {"seconds": 251.0, "source": "measured"}  # twice as many steps
     assert models[1]["time"]["source"] == "estimate"
     assert re.search(r"pocket \(demo model\) +yes +about 4 min \(measured\) ", kinema("doctor").out)
+
+
+def test_doctor_shows_active_kernels_and_why_others_are_off(kinema, monkeypatch):
+    assert json.loads(kinema("doctor", "--json").out)["kernels"] == {
+        "active": [],
+        "reason": "kernels need an NVIDIA GPU",
+    }
+    assert re.search(r"kernels +none: kernels need an NVIDIA GPU *\n", kinema("doctor").out)
+    found = Capabilities(triton=True, sm90=True, fp8=True, reason="Gluon 4.0 failed: no warps")
+    monkeypatch.setattr("kinema.engine.fast.hardware.capabilities", lambda _: found)
+    monkeypatch.setenv("KINEMA_DTYPE", "bfloat16")
+    assert re.search(r"kernels +Triton, fp8; others are off: Gluon 4.0 failed: no warps *\n", kinema("doctor").out)
+    monkeypatch.setenv("KINEMA_DTYPE", "float32")
+    assert re.search(r"kernels +none: kernels need dtype float16 or bfloat16 *\n", kinema("doctor").out)
 
 
 def test_doctor_reports_a_misspelt_variable(kinema, monkeypatch):

@@ -1,5 +1,6 @@
 """Compare the fast forward with diffusers' own for every supported shape, batch and dtype."""
 
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,13 @@ from PIL import Image
 
 from kinema.engine import generate
 from kinema.engine.engines import engine_for
-from kinema.engine.fast import FastDecoder, FastUNet, fp8, fused, gpu, onednn, tuning
-from kinema.engine.fast.layers import Linear, Product, ResBlock
-from kinema.engine.fast.streaming import Streamed
+from kinema.engine.fast import FastDecoder, FastUNet, blocks_gpu, onednn
+from kinema.engine.fast.fp8 import FP8_DTYPE
+from kinema.engine.fast.ops import conv, norm
+from kinema.engine.fast.ops.linear import linear, linear_add, linear_gelu, linear_multiply
+from kinema.engine.fast.prefetch import Prefetched
+from kinema.engine.fast.tuning import tuned
+from kinema.engine.fast.weights import Linear, PackedWeight, ResBlock
 from kinema.errors import InvalidRequest
 from kinema.media.image import open_image
 from kinema.models import loading
@@ -77,6 +82,13 @@ def as_guided(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 TIME = torch.tensor(0.7)
 CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def gpu_blocks() -> Iterator[None]:
+    """Run the order of work for GPUs on the CPU."""
+    with tuned(gpu_blocks=True):
+        yield
 
 
 @torch.no_grad()
@@ -200,48 +212,47 @@ def test_half_precision_error_is_within_1_2_times_diffusers(exact: VideoPipeline
 @pytest.mark.parametrize("size", [(16, 8), (9, 11), (1, 16)])
 @pytest.mark.parametrize("videos", [1, 2])
 @pytest.mark.parametrize("guided", [False, True], ids=["unguided", "guided"])
+@pytest.mark.usefixtures("gpu_blocks")
 @torch.no_grad()
 def test_gpu_implementation_equals_diffusers_on_cpu(
-    exact: VideoPipeline, size: tuple[int, int], videos: int, guided: bool, monkeypatch: pytest.MonkeyPatch
+    exact: VideoPipeline, size: tuple[int, int], videos: int, guided: bool
 ) -> None:
-    monkeypatch.setattr(gpu, "suits", lambda _: True)
-    monkeypatch.setattr(gpu, "PIECE", 2**14)  # small enough for several pieces
     inputs = conditions(exact, videos=videos, frames=3, size=size)
     inputs["time_ids"][-1] = torch.tensor([29.0, 5.0, 0.5])
     inputs = as_guided(inputs) if guided else inputs
-    assert relative_error(fast(exact.unet, inputs), reference(exact.unet, inputs)) <= EXACT
     latents = inputs["image_latents"].repeat(2, 1, 1, 1)[:, :, :3, :5]
     theirs = exact.vae.decode(latents, num_frames=len(latents)).sample
-    assert relative_error(FastDecoder(exact.vae)(latents), theirs) <= EXACT
+    with tuned(chunk_elements=2**14):  # small enough for several chunks
+        assert relative_error(fast(exact.unet, inputs), reference(exact.unet, inputs)) <= EXACT
+        assert relative_error(FastDecoder(exact.vae)(latents), theirs) <= EXACT
 
 
+@pytest.mark.usefixtures("gpu_blocks")
 @torch.no_grad()
 def test_gpu_implementation_computes_channel_sums_of_each_tensor_once(
     pipeline: VideoPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu, "suits", lambda _: True)
     summed = []
 
     def recording(x: torch.Tensor) -> torch.Tensor:
         summed.append(x)  # keep a reference, so that no memory is reused
-        return fused.plain_channel_sums(x)
+        return norm.reference_channel_sums(x)
 
-    monkeypatch.setattr(fused, "channel_sums", recording)
+    for module in (norm, conv, blocks_gpu):
+        monkeypatch.setattr(module, "channel_sums", recording)
     fast(pipeline.unet, as_guided(conditions(pipeline, videos=1, frames=3, size=(16, 8))))
     assert len({(x.data_ptr(), x.shape) for x in summed}) == len(summed)
 
 
-@pytest.mark.parametrize("in_bytes", [False, True])
+@pytest.mark.usefixtures("gpu_blocks")
+@pytest.mark.parametrize("fp8", [False, True])
 @torch.no_grad()
-def test_streamed_unet_equals_resident_unet(
-    pipeline: VideoPipeline, monkeypatch: pytest.MonkeyPatch, *, in_bytes: bool
-) -> None:
-    monkeypatch.setattr(gpu, "suits", lambda _: True)
+def test_streamed_unet_equals_resident_unet(pipeline: VideoPipeline, *, fp8: bool) -> None:
     inputs = as_guided(conditions(pipeline, videos=1, frames=3, size=(16, 8)))
-    networks = [FastUNet(pipeline.unet, in_bytes=in_bytes, stream_to=place) for place in (None, CPU)]
+    networks = [FastUNet(pipeline.unet, fp8=fp8, stream_to=place) for place in (None, CPU)]
     stages = networks[1].stages
-    assert isinstance(stages, Streamed)
-    assert sum(map(len, stages.places)) < sum(map(len, stages.waiting))
+    assert isinstance(stages, Prefetched)
+    assert sum(map(len, stages.buffers)) < sum(map(len, stages.pinned))
     first = inputs["sample"]
     for sample in (first, first + 1):
         outputs = []
@@ -253,45 +264,44 @@ def test_streamed_unet_equals_resident_unet(
 
 def test_streamed_views_of_one_tensor_share_storage() -> None:
     weight = torch.randn(3, 5)
-    stages = Streamed([(Linear(weight.t(), torch.ones(3)), Product(weight)), (Linear(weight, weight[0]), None)], CPU)
-    assert len(stages.waiting[0]) == 2 * 256
+    stages = Prefetched(
+        [(Linear(weight.t(), torch.ones(3)), PackedWeight(weight)), (Linear(weight, weight[0]), None)], CPU
+    )
+    assert len(stages.pinned[0]) == 2 * 256
     for _ in range(2):
         iterator = iter(stages)
-        linear, product = next(iterator)
-        assert torch.equal(linear.weight, weight.t())
-        assert torch.equal(product.weight, weight)
-        assert linear.weight.data_ptr() == product.weight.data_ptr()
-        linear, absent = next(iterator)
-        assert torch.equal(linear.weight, weight)
+        layer, packed = next(iterator)
+        assert torch.equal(layer.weight, weight.t())
+        assert torch.equal(packed.weight, weight)
+        assert layer.weight.data_ptr() == packed.weight.data_ptr()
+        layer, absent = next(iterator)
+        assert torch.equal(layer.weight, weight)
         assert absent is None
 
 
-def test_fp8_does_not_convert_winograd_convolutions(pipeline: VideoPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fp8_does_not_convert_winograd_convolutions(pipeline: VideoPipeline) -> None:
     block = deepcopy(pipeline.unet.down_blocks[-1].resnets[0]).half()
     channels = block.spatial_res_block.conv2.weight.shape[0]
-    monkeypatch.setattr(tuning, "WINOGRAD_CHANNELS", channels)
-    spatial, temporal = (
-        ResBlock.of(each, in_bytes=True) for each in (block.spatial_res_block, block.temporal_res_block)
-    )
-    assert spatial.products is not None
-    assert temporal.products is not None
-    assert spatial.products[1].weight.data_ptr() == spatial.conv2.weight.data_ptr()
-    assert {product.weight.dtype for product in temporal.products} == {fp8.FP8_DTYPE}
-    monkeypatch.setattr(tuning, "WINOGRAD_CHANNELS", channels + 1)
-    products = ResBlock.of(block.spatial_res_block, in_bytes=True).products
-    assert products is not None
-    assert {product.weight.dtype for product in products} == {fp8.FP8_DTYPE}
+    with tuned(winograd_channels=channels):
+        spatial = ResBlock.of(block.spatial_res_block, fp8=True)
+        temporal = ResBlock.of(block.temporal_res_block, fp8=True)
+    assert spatial.packed is not None
+    assert temporal.packed is not None
+    assert spatial.packed[1].weight.data_ptr() == spatial.conv2.weight.data_ptr()
+    assert {packed.weight.dtype for packed in temporal.packed} == {FP8_DTYPE}
+    with tuned(winograd_channels=channels + 1):
+        packed_convs = ResBlock.of(block.spatial_res_block, fp8=True).packed
+    assert packed_convs is not None
+    assert {packed.weight.dtype for packed in packed_convs} == {FP8_DTYPE}
 
 
 @pytest.mark.parametrize("size", [(16, 8), (9, 11)])
+@pytest.mark.usefixtures("gpu_blocks")
 @torch.no_grad()
-def test_fp8_unet_is_close_to_diffusers(
-    exact: VideoPipeline, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fp8_unet_is_close_to_diffusers(exact: VideoPipeline, size: tuple[int, int]) -> None:
     """A mantissa of 3 bits gives a random error of up to 6% per element; the errors average out in sums."""
-    monkeypatch.setattr(gpu, "suits", lambda _: True)
     inputs = as_guided(conditions(exact, videos=1, frames=3, size=size))
-    network = FastUNet(exact.unet, in_bytes=True)
+    network = FastUNet(exact.unet, fp8=True)
     constants = network.constants(inputs["embedding"], inputs["time_ids"], inputs["image_latents"], 3)
     error = relative_error(network(inputs["sample"], TIME, constants), reference(exact.unet, inputs))
     assert 1e-4 < error < 0.1
@@ -388,11 +398,9 @@ def test_fp8_without_hardware_or_kernels_is_rejected(tiny_svd: Path, monkeypatch
         load(tiny_svd, dtype="float32", settings=settings)
 
 
+@pytest.mark.usefixtures("gpu_blocks")
 @torch.no_grad()
-def test_recipe_has_precision_and_next_video_reuses_cached_unet(
-    tiny_svd: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(gpu, "suits", lambda _: True)
+def test_recipe_has_precision_and_next_video_reuses_cached_unet(tiny_svd: Path) -> None:
     pipeline = replace(load(tiny_svd, device="cpu", dtype="float32"), precision="fp8", cached_networks={})
     request = VideoRequest.checked(seed=3, width=64, height=64, num_frames=2, num_inference_steps=2)
     image = open_image(Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 90).convert("RGB"))
@@ -415,12 +423,12 @@ def test_sequential_offload_uses_reference_engine(tiny_svd: Path) -> None:
     assert engine_for(pipeline, MemoryPlan("sequential_offload", 4)) == "reference"
 
 
-def test_decoding_in_several_bands_equals_one_band(tiny_svd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoding_in_several_bands_equals_one_band(tiny_svd: Path) -> None:
     vae = load(tiny_svd, device="cpu", dtype="float32").vae
     latents = noise(5, 4, 7, 9)
     expected = FastDecoder(vae)(latents)
-    monkeypatch.setattr("kinema.engine.fast.layers.BAND", 1000)  # by default only large frames need several
-    assert relative_error(FastDecoder(vae)(latents), expected) <= 1e-5
+    with tuned(band_elements=1000):  # by default only large frames need several
+        assert relative_error(FastDecoder(vae)(latents), expected) <= 1e-5
 
 
 def test_onednn_linear_layers_equal_plain_torch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -428,11 +436,16 @@ def test_onednn_linear_layers_equal_plain_torch(monkeypatch: pytest.MonkeyPatch)
     x, other = torch.randn(50, 40), torch.randn(50, 24)
 
     def outputs() -> list[torch.Tensor]:
-        return [layer(x), layer.gelu(x), layer.times(x, other.clone()), layer.add_to(other.clone(), x)]
+        return [
+            linear(x, layer),
+            linear_gelu(x, layer),
+            linear_multiply(x, layer, other.clone()),
+            linear_add(other.clone(), x, layer),
+        ]
 
-    if not onednn.suits(x):
+    if not onednn.supports(x):
         pytest.skip("oneDNN is not available")
     by_onednn = outputs()
-    monkeypatch.setattr(onednn, "suits", lambda _: False)
+    monkeypatch.setattr(onednn, "supports", lambda _: False)
     for ours, theirs in zip(by_onednn, outputs(), strict=True):
         torch.testing.assert_close(ours, theirs)

@@ -29,7 +29,7 @@ LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "av", "pillow")
 
 
 def doctor(*, json: Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")] = False) -> None:
-    """Show device, dtype, memory, the expected generation time and memory plan of each model, versions and settings.
+    """Show device, dtype, kernels, memory, the expected generation time and memory plan of each model, and settings.
 
     The time of a video, for the default parameters and a loaded model, is that of the server's latest jobs on this
     machine, or else an estimate: the model's FLOPs by the speed of a few layers or a matmul, measured now. Estimates
@@ -77,6 +77,7 @@ def _facts(settings: Settings) -> dict[str, Any]:
         "devices": available_devices(),
         "dtype": str(dtype).removeprefix("torch."),
         "dtype_reason": _dtype_reason(settings, device),
+        "kernels": _kernels(device, dtype),
         "memory_free_bytes": free_memory(device),
         "memory_total_bytes": _total_memory(device),
         "default_model": model,
@@ -139,6 +140,24 @@ def _dtype_reason(settings: Settings, device: torch.device) -> str:
     if device.type != "cpu":
         return "the fastest on a GPU"
     return "this CPU supports it in hardware" if has_native_bf16() else "this CPU does not support bfloat16 in hardware"
+
+
+def _kernels(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Return which of Kinema's kernels run on the device, and why others do not."""
+    from kinema.engine.fast.hardware import capabilities
+
+    found = capabilities(device)
+    if found.triton and dtype.itemsize != 2:
+        return {"active": [], "reason": "kernels need dtype float16 or bfloat16"}
+    return {"active": found.active(), "reason": found.reason}
+
+
+def _kernels_text(kernels: dict[str, Any]) -> str:
+    """Return "Triton, fp8", "none: …" or "Triton; others are off: …"."""
+    active, reason = ", ".join(kernels["active"]), kernels["reason"]
+    if not active:
+        return f"none: {reason}"
+    return f"{active}; others are off: {reason}" if reason else active
 
 
 def _server_speeds(settings: Settings) -> StageSpeeds | None:
@@ -285,6 +304,7 @@ def _print_tables(facts: dict[str, Any]) -> None:
         "kinema": facts["kinema"],
         "device": f"{facts['device']} ({facts['device_name']}); available: {', '.join(facts['devices'])}",
         "dtype": f"{facts['dtype']}: {facts['dtype_reason']}",
+        "kernels": _kernels_text(facts["kernels"]),
         "memory": f"{_gib(facts['memory_free_bytes'])} free of {_gib(facts['memory_total_bytes'])}",
         "model": f"{facts['default_model']}: {facts['default_model_reason']}",
         "image_model": f"{facts['default_image_model']}: {facts['default_image_model_reason']}",

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kinema.engine.fast import FastDecoder, FastUNet
-from kinema.engine.fast.graphs import Replayed
-from kinema.models.devices import has_kernels
+from kinema.engine.fast.cuda_graph import GraphedCallable
+from kinema.engine.fast.hardware import capabilities
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,7 +66,7 @@ def make_step(
 
     # A graph reserves its own memory; a plan that splits guidance has none to spare.
     small = conditions.latents[:, 0].numel() * num_frames <= MAX_GRAPH_PIXELS
-    return Replayed(step) if fast and small and conditions.latents.is_cuda and not plan.splits_guidance else step
+    return GraphedCallable(step) if fast and small and conditions.latents.is_cuda and not plan.splits_guidance else step
 
 
 def _network(pipeline: VideoPipeline, plan: MemoryPlan, unet: Any) -> FastUNet:
@@ -74,7 +74,7 @@ def _network(pipeline: VideoPipeline, plan: MemoryPlan, unet: Any) -> FastUNet:
     network: FastUNet | None = pipeline.cached_networks.get(plan.cache_key or "")
     if network is None:
         stream_to = pipeline.device if plan.name == "streamed" else None
-        network = FastUNet(unet, in_bytes=pipeline.precision == "fp8", stream_to=stream_to)
+        network = FastUNet(unet, fp8=pipeline.precision == "fp8", stream_to=stream_to)
     if plan.cache_key is not None:
         pipeline.cached_networks[plan.cache_key] = network
     return network
@@ -134,10 +134,10 @@ def _compiled_first(call: Callable[..., Tensor], *kind: Any) -> Callable[..., Te
     def prepared(*args: Tensor) -> Tensor:
         first = args[0]
         key = (*kind, first.device, first.dtype, first.shape[-3:])
-        if key not in _compiled and has_kernels(first.device, first.dtype):
-            from kinema.engine.fast import kernels
+        if key not in _compiled and capabilities(first.device).triton and first.dtype.itemsize == 2:
+            from kinema.engine.fast.kernels.launch import compiled_together
 
-            with kernels.compiled_together():
+            with compiled_together():
                 call(*args)
             _compiled.add(key)
         return call(*args)

@@ -1,73 +1,23 @@
-"""Run SVD's temporal decoder with few copies; on a CPU, per-frame layers process a few frames at a time."""
+"""Run SVD's temporal decoder with few copies; per-frame layers process a few frames at a time."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 
-from kinema.engine.fast import fused, gpu
-from kinema.engine.fast.layers import ClipBlock, Conv, GroupNorm, Linear, Upsample, as_clip, images, strip
+from kinema.engine.fast import blocks_cpu, blocks_gpu
+from kinema.engine.fast.blocks_gpu import use_gpu_blocks
+from kinema.engine.fast.layout import as_images, as_strip, as_video
+from kinema.engine.fast.ops.attention import spatial_attention
+from kinema.engine.fast.ops.conv import conv2d, pad_channels
+from kinema.engine.fast.ops.linear import linear, linear_add
+from kinema.engine.fast.ops.norm import group_norm_images
+from kinema.engine.fast.weights import Conv, DecoderAttention, GroupNorm, SpatioTemporalResBlock, Upsample
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import Tensor
-
-
-def few_frames(x: Tensor) -> tuple[Tensor, ...]:
-    """Split images, [f, c, h, w], into chunks: on a CPU one frame per thread, on a GPU as many as fill it.
-
-    On a CPU the intermediate results of a chunk are small enough to stay in the cache, and with one frame per thread no
-    frame is divided between threads. On a GPU chunks limit the memory.
-    """
-    return gpu.few_frames(x) if gpu.suits(x) else torch.split(x, torch.get_num_threads())
-
-
-def by_few_frames(work: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Apply `work` to images, [f, c, h, w], chunk by chunk; each image may change its shape."""
-    first, *rest = pieces = few_frames(x)
-    made = work(first)
-    if not rest:
-        return made
-    out = made.new_empty(len(x), *made.shape[2:], made.shape[1]).permute(0, 3, 1, 2)
-    places = iter(torch.split(out, [len(piece) for piece in pieces]))
-    next(places).copy_(made)
-    for place, images_here in zip(places, rest, strict=True):
-        place.copy_(work(images_here))
-    return out
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class FrameAttention:
-    """Self-attention within each frame, with one head as wide as the channels, added in place."""
-
-    norm: GroupNorm
-    qkv: Linear
-    out: Linear
-    heads: int
-
-    @classmethod
-    def of(cls, module: Any) -> FrameAttention:
-        """Build from diffusers' Attention with a group norm and a residual."""
-        projections = (module.to_q, module.to_k, module.to_v)
-        weight = torch.cat([each.weight for each in projections]).t()
-        qkv = Linear(weight, torch.cat([each.bias for each in projections]))
-        return cls(GroupNorm.of(module.group_norm), qkv, Linear.of(module.to_out[0]), module.heads)
-
-    def add_to(self, x: Tensor) -> None:
-        """Add the attention to x, [f, c, h, w], channels last in memory, in place."""
-        frames, channels, height, width = x.shape
-        rows = self.norm(x).permute(0, 2, 3, 1).reshape(-1, channels)
-        qkv = self.qkv(rows).view(frames, height * width, 3, self.heads, -1)
-        q, k, v = qkv.movedim(2, 0).transpose(2, 3)  # [f, heads, h·w, d]
-        if gpu.suits(x):
-            seen = fused.frame_attention(q, k, v).reshape(-1, channels)
-        else:
-            seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(-1, channels)
-        self.out.add_to(x.permute(0, 2, 3, 1).view(-1, channels), seen)
 
 
 class FastDecoder:
@@ -77,11 +27,11 @@ class FastDecoder:
         """Build from diffusers' AutoencoderKLTemporalDecoder in eval mode."""
         decoder = module.decoder
         self.conv_in = Conv.of(decoder.conv_in).aligned()
-        self.middle = [ClipBlock.of(block) for block in decoder.mid_block.resnets]
-        self.attentions = [FrameAttention.of(attention) for attention in decoder.mid_block.attentions]
+        self.middle = [SpatioTemporalResBlock.of(block) for block in decoder.mid_block.resnets]
+        self.attentions = [DecoderAttention.of(attention) for attention in decoder.mid_block.attentions]
         self.levels = [
             (
-                [ClipBlock.of(block) for block in level.resnets],
+                [SpatioTemporalResBlock.of(block) for block in level.resnets],
                 Upsample.of(level.upsamplers[0]) if level.upsamplers else None,
             )
             for level in decoder.up_blocks
@@ -94,45 +44,59 @@ class FastDecoder:
     @torch.no_grad()
     def __call__(self, latents: Tensor) -> Tensor:
         """Decode unscaled latents of one group of frames, [f, c, h, w], to frames in −1…1, [f, 3, height, width]."""
-        x = self.conv_in(self.conv_in.filled(latents))
-        x = _moved(self.middle[0], *_each_frame(self.middle[0], x))
+        x = conv2d(pad_channels(latents, self.conv_in), self.conv_in)
+        x = _temporal(self.middle[0], *_spatial(self.middle[0], x))
         for attention, block in zip(self.attentions, self.middle[1:], strict=False):
-            attention.add_to(x)
-            x = _moved(block, *_each_frame(block, x))
-        larger: Upsample | None = None
-        for blocks, upsample in self.levels:
+            _add_attention(attention, x)
+            x = _temporal(block, *_spatial(block, x))
+        upsample: Upsample | None = None
+        for blocks, next_upsample in self.levels:
             for block in blocks:
-                x, sums = _each_frame(block, x, larger)
-                x, larger = _moved(block, x, sums), None
-            larger = upsample
-        x = by_few_frames(lambda frames: self.conv_out(self.norm_out.silu(frames)), x)
-        return images(as_clip(self.conv_time(strip(_clip(x))), *_clip(x).shape[1:4]))[:, : self.channels]
+                x, sums = _spatial(block, x, upsample)
+                x, upsample = _temporal(block, x, sums), None
+            upsample = next_upsample
+        chunks = blocks_gpu.frame_chunks(x) if use_gpu_blocks(x) else blocks_cpu.frame_chunks(x)
+        x = blocks_cpu.by_chunks(self._out, chunks)
+        video = _as_one_video(x)
+        return as_images(as_video(conv2d(as_strip(video), self.conv_time), *video.shape[1:4]))[:, : self.channels]
+
+    def _out(self, x: Tensor) -> Tensor:
+        return conv2d(group_norm_images(x, self.norm_out, silu=True), self.conv_out)
 
 
-def _each_frame(block: ClipBlock, x: Tensor, upsample: Upsample | None = None) -> tuple[Tensor, Tensor | None]:
-    """Run an optional upsampling and a block's spatial half; may overwrite x. On a GPU, also return channel sums."""
-    if gpu.suits(x):
-        clip, sums = gpu.each_frame(block.spatial, _clip(x), upsample)
-        return images(clip), sums
-    if upsample is not None:
-        x = by_few_frames(upsample, x)
-    if block.spatial.shortcut is not None:
-        return by_few_frames(block.spatial, x), None
-    for frames in few_frames(x):
-        frames.add_(block.spatial.change(frames))
-    return x, None
-
-
-def _moved(block: ClipBlock, x: Tensor, sums: Tensor | None) -> Tensor:
-    """Run the temporal half in place."""
-    if gpu.suits(x):
-        clip = _clip(x)
-        gpu.temporal(block.temporal, clip, sums=sums, out=clip)
+def _add_attention(attention: DecoderAttention, x: Tensor) -> None:
+    """Add self-attention within each frame to x, [f, c, h, w], channels last in memory, in place."""
+    frames, channels, height, width = x.shape
+    rows = group_norm_images(x, attention.norm).permute(0, 2, 3, 1).reshape(-1, channels)
+    qkv = linear(rows, attention.qkv).view(frames, height * width, 3, attention.heads, -1)
+    q, k, v = qkv.movedim(2, 0).transpose(2, 3)  # [f, heads, h·w, d]
+    if use_gpu_blocks(x):
+        attended = spatial_attention(q, k, v).reshape(-1, channels)
     else:
-        block.move(_clip(x))
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(-1, channels)
+    linear_add(x.permute(0, 2, 3, 1).view(-1, channels), attended, attention.out)
+
+
+def _spatial(
+    block: SpatioTemporalResBlock, x: Tensor, upsample: Upsample | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Run an optional upsampling and a block's spatial half; may overwrite x. On a GPU, also return channel sums."""
+    if use_gpu_blocks(x):
+        video, sums = blocks_gpu.decoder_spatial_resblock(block.spatial, _as_one_video(x), upsample)
+        return as_images(video), sums
+    return blocks_cpu.decoder_spatial_resblock(block.spatial, x, upsample), None
+
+
+def _temporal(block: SpatioTemporalResBlock, x: Tensor, sums: Tensor | None) -> Tensor:
+    """Run the temporal half in place."""
+    video = _as_one_video(x)
+    if use_gpu_blocks(x):
+        blocks_gpu.temporal_resblock(block.temporal, video, sums=sums, out=video)
+    else:
+        blocks_cpu.temporal_resblock(block.temporal, as_strip(video))
     return x
 
 
-def _clip(x: Tensor) -> Tensor:
+def _as_one_video(x: Tensor) -> Tensor:
     """Return a view of [f, c, h, w], channels last in memory, as [1, f, h, w, c]."""
     return x.permute(0, 2, 3, 1)[None]

@@ -1,8 +1,8 @@
 """CPU matmuls by oneDNN, which fuses bias, activation and residual into the GEMM.
 
 torch's own float32 matmuls use MKL, which is slow on AMD CPUs, and bias, activation and residual are separate passes.
-The operators used here are those that torch.compile emits. Where a build of torch lacks them, `suits` returns False and
-plain torch computes.
+The operators used here are those that torch.compile emits. Where a build of torch lacks them, `supports` returns False
+and plain torch computes.
 """
 
 from __future__ import annotations
@@ -12,31 +12,29 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from kinema.engine.fast.tuning import tuning
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-# Pixels per frame for which `attention` can be faster than torch's: a head's scores are worth it and fit the cache.
-PIXELS = range(512, 2049)
-
-
 @cache
-def _kinds() -> tuple[torch.dtype, ...]:
+def _dtypes() -> tuple[torch.dtype, ...]:
     """Return the dtypes that oneDNN supports on this machine."""
     if not torch._C._has_mkldnn or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):  # noqa: SLF001
         return ()
-    in_half = hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported") and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001
-    return (torch.float32, torch.bfloat16) if in_half else (torch.float32,)
+    bf16 = hasattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported") and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001
+    return (torch.float32, torch.bfloat16) if bf16 else (torch.float32,)
 
 
-def suits(x: Tensor) -> bool:
+def supports(x: Tensor) -> bool:
     """Return whether oneDNN supports a matrix's device and dtype."""
-    return x.device.type == "cpu" and x.dtype in _kinds()
+    return x.device.type == "cpu" and x.dtype in _dtypes()
 
 
-def attends(pixels: int) -> bool:
+def attention_is_faster(pixels: int) -> bool:
     """Return whether `attention` is faster than torch's own for frames with this number of pixels."""
-    return pixels in PIXELS and not _has_amx()
+    return pixels in tuning().onednn_attention_pixels and not _has_amx()
 
 
 @cache
@@ -48,14 +46,14 @@ def _has_amx() -> bool:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
     """Compute x·weightᵀ + bias, with no activation or "gelu" (by erf); shapes: [rows, in] and [out, in]."""
-    made: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], "none")  # noqa: SLF001
-    return made
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], "none")  # noqa: SLF001
+    return out
 
 
 def linear_with(x: Tensor, other: Tensor, weight: Tensor, bias: Tensor, operation: str) -> Tensor:
     """Compute x·weightᵀ + bias, then "add" or "mul" with another matrix, [rows, out]."""
-    made: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, other, weight, bias, operation)  # noqa: SLF001
-    return made
+    out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, other, weight, bias, operation)  # noqa: SLF001
+    return out
 
 
 def attention(qkv: Tensor) -> Tensor:
@@ -67,11 +65,11 @@ def attention(qkv: Tensor) -> Tensor:
     Returns:
         [frames, pixels, heads, d].
     """
-    taken = torch.empty_like(qkv[:, :, 0])
-    for frame, out in zip(qkv, taken, strict=True):
+    out = torch.empty_like(qkv[:, :, 0])
+    for frame, frame_out in zip(qkv, out, strict=True):
         q, k, v = frame.float().permute(1, 2, 0, 3)  # [heads, pixels, d]
         q, k, v = q * q.shape[-1] ** -0.5, k.contiguous(), v.mT.contiguous()
         for head in range(len(q)):
             scores = linear(q[head], k[head], None)
-            out[:, head] = linear(scores.softmax(-1), v[head], None)
-    return taken
+            frame_out[:, head] = linear(scores.softmax(-1), v[head], None)
+    return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise, zip_longest
@@ -10,10 +11,15 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 import torch.nn.functional as F
 
-from kinema.engine.fast import gpu
-from kinema.engine.fast.layers import ClipBlock, Conv, GroupNorm, Upsample, as_clip, images, sinusoids
-from kinema.engine.fast.streaming import Streamed, brought, mapped
-from kinema.engine.fast.transformer import LayerConstants, Transformer
+from kinema.engine.fast import blocks_cpu, blocks_gpu
+from kinema.engine.fast.blocks_cpu import LayerConstants
+from kinema.engine.fast.blocks_gpu import BiasTables, WithSums, use_gpu_blocks
+from kinema.engine.fast.layout import as_images, as_video
+from kinema.engine.fast.ops.attention import cross_attention
+from kinema.engine.fast.ops.conv import conv2d, conv2d_without_bias, pad_channels, upsample_conv
+from kinema.engine.fast.ops.norm import group_norm_images
+from kinema.engine.fast.prefetch import Prefetched, map_tensors, moved
+from kinema.engine.fast.weights import Conv, GroupNorm, SpatioTemporalResBlock, Transformer, Upsample
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,17 +28,17 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ClipConstants:
+class VideoConstants:
     """Values that are the same at every step of a video; returned by `FastUNet.constants`.
 
-    held: [b, 1, h, w, c], the first convolution of the image latents, with its bias; added to each frame;
-    ids: [1 or b, d], the time ids' part of the time embedding; one row if all rows are equal;
+    image_latents: [b, 1, h, w, c], the first convolution of the image latents, with its bias; added to each frame;
+    time_ids: [1 or b, d], the time ids' part of the time embedding; one row if all rows are equal;
     layers: the constants of each transformer, in order.
     """
 
-    held: Tensor
-    ids: Tensor
-    layers: tuple[tuple[LayerConstants, ...], ...]
+    image_latents: Tensor
+    time_ids: Tensor
+    layers: tuple[tuple[LayerConstants, ...] | tuple[BiasTables, ...], ...]
 
 
 Shifts = tuple["Tensor", "Tensor"]
@@ -42,31 +48,31 @@ Shifts = tuple["Tensor", "Tensor"]
 class Stage:
     """A block, the optional transformer after it, and the optional change of resolution after that."""
 
-    block: ClipBlock
+    block: SpatioTemporalResBlock
     transformer: Transformer | None
-    after: Conv | Upsample | None
-    before: Tensor | None = None
+    resampler: Conv | Upsample | None
+    pending_bias: Tensor | None = None
     """On a GPU, the bias of the preceding upsampling, [c], added here."""
 
     @classmethod
-    def all_of(cls, module: Any, *, for_gpu: bool, in_bytes: bool) -> list[Stage]:
+    def all_of(cls, module: Any, *, for_gpu: bool, fp8: bool) -> list[Stage]:
         """Return the stages of one resolution.
 
         Args:
             module: One of diffusers' four kinds of down and up blocks, or the mid block.
             for_gpu: Whether a GPU computes.
-            in_bytes: Whether large matmuls and convolutions run in fp8.
+            fp8: Whether large matmuls and convolutions run in fp8.
         """
         attentions = getattr(module, "attentions", None) or ()
-        blocks = [ClipBlock.of(block, in_bytes=in_bytes) for block in module.resnets]
-        transformers = [Transformer.of(attention, for_gpu=for_gpu, in_bytes=in_bytes) for attention in attentions]
+        blocks = [SpatioTemporalResBlock.of(block, fp8=fp8) for block in module.resnets]
+        transformers = [Transformer.of(attention, for_gpu=for_gpu, fp8=fp8) for attention in attentions]
         *rest, (block, transformer) = zip_longest(blocks, transformers)
-        after: Conv | Upsample | None = None
+        resampler: Conv | Upsample | None = None
         if getattr(module, "downsamplers", None):
-            after = Conv.of(module.downsamplers[0].conv)
+            resampler = Conv.of(module.downsamplers[0].conv)
         elif getattr(module, "upsamplers", None):
-            after = Upsample.of(module.upsamplers[0])
-        return [*(cls(*each, None) for each in rest), cls(block, transformer, after)]
+            resampler = Upsample.of(module.upsamplers[0])
+        return [*(cls(*each, None) for each in rest), cls(block, transformer, resampler)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,72 +105,73 @@ class FastUNet:
     stored in addition.
     """
 
-    def __init__(self, module: Any, *, in_bytes: bool = False, stream_to: torch.device | None = None) -> None:
+    def __init__(self, module: Any, *, fp8: bool = False, stream_to: torch.device | None = None) -> None:
         """Build from diffusers' UNetSpatioTemporalConditionModel in eval mode.
 
         Args:
             module: On the device that computes, or in CPU memory if it is streamed.
-            in_bytes: Whether large matmuls and convolutions run in fp8, on a GPU with fp8 matmuls: faster, not exact.
+            fp8: Whether large matmuls and convolutions run in fp8, on a GPU with fp8 matmuls: faster, not exact.
             stream_to: The GPU that computes, if its memory is to hold only two stages of the network at a time.
         """
         self.module = module
         first = module.conv_in
         channels = module.config.out_channels  # of the noise; the image latents' channels come after them
-        noisy, held = first.weight[:, :channels], first.weight[:, channels:]
+        noisy, image = first.weight[:, :channels], first.weight[:, channels:]
         noisy = noisy.contiguous(memory_format=torch.channels_last)
-        for_gpu = stream_to is not None or gpu.suits(noisy)
+        for_gpu = stream_to is not None or use_gpu_blocks(noisy)
         self.conv_noisy = Conv(noisy, torch.zeros_like(first.bias))
-        self.conv_held = Conv(held, first.bias)
-        choices = {"for_gpu": for_gpu, "in_bytes": in_bytes}
+        self.conv_image = Conv(image, first.bias)
+        choices = {"for_gpu": for_gpu, "fp8": fp8}
         down = [stage for block in module.down_blocks for stage in Stage.all_of(block, **choices)]
         middle = Stage.all_of(module.mid_block, **choices)
         up = [stage for block in module.up_blocks for stage in Stage.all_of(block, **choices)]
         if for_gpu:
-            up = [up[0], *(_with_bias_of(last, stage) for last, stage in pairwise(up))]
+            up = [up[0], *(_with_pending_bias(previous, stage) for previous, stage in pairwise(up))]
         self.counts = len(down), len(middle), len(up)
-        self.stages: list[Stage] | Streamed[Stage] = [*down, *middle, *up]
+        self.stages: list[Stage] | Prefetched[Stage] = [*down, *middle, *up]
         self.norm_out = GroupNorm.of(module.conv_norm_out)
         self.conv_out = Conv.of(module.conv_out)
         self.channels = channels
-        self.kind = tuple(module.config.block_out_channels), in_bytes  # determines which kernels it needs
+        self.kind = tuple(module.config.block_out_channels), fp8  # determines which kernels it needs
         blocks = [*module.down_blocks, module.mid_block, *module.up_blocks]
         self.time_shifts = TimeShifts.of([resnet for block in blocks for resnet in block.resnets])
         self.time_embedding = module.time_embedding
         if stream_to is not None:
-            self._stream(stream_to)
-        stages = self.stages.pieces if isinstance(self.stages, Streamed) else self.stages
+            self._prefetch(stream_to)
+        stages = self.stages.pieces if isinstance(self.stages, Prefetched) else self.stages
         self.transformers = [stage.transformer for stage in stages if stage.transformer is not None]
         self.conv_noisy, self.conv_out = self.conv_noisy.aligned(), self.conv_out.aligned()
 
-    def _stream(self, device: torch.device) -> None:
-        """Stream the stages from CPU memory and move the few remaining weights to the device."""
+    def _prefetch(self, device: torch.device) -> None:
+        """Prefetch the stages from CPU memory and move the few remaining weights to the device."""
         assert isinstance(self.stages, list)
-        self.stages = Streamed(self.stages, device)
+        self.stages = Prefetched(self.stages, device)
         self.time_embedding = deepcopy(self.time_embedding).to(device)
-        for name in ("conv_noisy", "conv_held", "norm_out", "conv_out", "time_shifts"):
-            setattr(self, name, mapped(getattr(self, name), lambda tensor: tensor.to(device)))
+        for name in ("conv_noisy", "conv_image", "norm_out", "conv_out", "time_shifts"):
+            setattr(self, name, map_tensors(getattr(self, name), lambda tensor: tensor.to(device)))
 
     @torch.no_grad()
-    def constants(self, embedding: Tensor, time_ids: Tensor, held: Tensor, num_frames: int) -> ClipConstants:
+    def constants(self, embedding: Tensor, time_ids: Tensor, image_latents: Tensor, num_frames: int) -> VideoConstants:
         """Return the values that all steps of a video share.
 
         Args:
             embedding: Image embedding, [b, 1, cross_attention_dim].
             time_ids: fps, motion bucket and noise augmentation, [b, 3].
-            held: Image latents, [b, c, h, w].
+            image_latents: [b, c, h, w].
             num_frames: Number of frames of the video.
         """
         assert embedding.shape[1] == 1, "SVD's cross-attention has one key"
-        alike = bool((time_ids == time_ids[:1]).all())
-        rows = time_ids[:1] if alike else time_ids
+        equal = bool((time_ids == time_ids[:1]).all())
+        rows = time_ids[:1] if equal else time_ids
         sines = sinusoids(rows.flatten(), self.module.add_time_proj.num_channels).view(len(rows), -1)
-        with brought([self.module.add_embedding], embedding.device):
+        with moved([self.module.add_embedding], embedding.device):
             ids = self.module.add_embedding(sines.to(embedding.dtype))
-        layers = tuple(each.constants(embedding, num_frames) for each in self.transformers)
-        return ClipConstants(as_clip(self.conv_held(held), 1, *held.shape[2:]).contiguous(), ids, layers)
+        layers = tuple(_layer_constants(each, embedding, num_frames) for each in self.transformers)
+        image = as_video(conv2d(image_latents, self.conv_image), 1, *image_latents.shape[2:]).contiguous()
+        return VideoConstants(image, ids, layers)
 
     @torch.no_grad()
-    def __call__(self, sample: Tensor, time: Tensor, constants: ClipConstants) -> Tensor:
+    def __call__(self, sample: Tensor, time: Tensor, constants: VideoConstants) -> Tensor:
         """Return the network's prediction for the noisy latents, [b, f, c, h, w].
 
         Args:
@@ -174,76 +181,106 @@ class FastUNet:
             constants: Of this video.
         """
         frames = sample.shape[1]
-        shifts = self.time_shifts(self._embedded(time, sample.dtype) + constants.ids)
+        shifts = self.time_shifts(self._time_embedding(time, sample.dtype) + constants.time_ids)
         layers = iter(constants.layers)
-        seen = _summed(self._first(sample, constants.held))
-        skips = [seen]
+        x = _with_sums(self._first_conv(sample, constants.image_latents))
+        skips = [x]
         stages, (down, middle, up) = iter(self.stages), self.counts
         for stage in islice(stages, down):
-            seen = _summed(_through(stage, seen, shifts, layers))
-            skips.append(seen)
-            if stage.after is not None:
-                seen = _summed(_resized(seen[0], stage.after(images(seen[0]))))
-                skips.append(seen)
+            x = _with_sums(_run(stage, x, shifts, layers))
+            skips.append(x)
+            if isinstance(stage.resampler, Conv):
+                x = _with_sums(_as_resized(x[0], conv2d(as_images(x[0]), stage.resampler)))
+                skips.append(x)
         for stage in islice(stages, middle):
-            seen = _through(stage, seen, shifts, layers), None
-        clip, _ = seen
+            x = _run(stage, x, shifts, layers), None
+        hidden, _ = x
         for stage in islice(stages, up):
-            clip = _through(stage, (clip, None), shifts, layers, skips.pop())
-            if isinstance(stage.after, Upsample):
-                enlarge = stage.after.product if gpu.suits(clip) else stage.after
+            hidden = _run(stage, (hidden, None), shifts, layers, skips.pop())
+            if isinstance(stage.resampler, Upsample):
                 _, _, height, width, _ = skips[-1][0].shape
-                clip = _resized(clip, enlarge(images(clip), (height, width)))
-        out = self.conv_out(self.norm_out.silu(images(clip)))[:, : self.channels]
+                bias = not use_gpu_blocks(hidden)  # on a GPU, the next stage adds it
+                images = upsample_conv(as_images(hidden), stage.resampler, (height, width), bias=bias)
+                hidden = _as_resized(hidden, images)
+        normalized = group_norm_images(as_images(hidden), self.norm_out, silu=True)
+        out = conv2d(normalized, self.conv_out)[:, : self.channels]
         return out.reshape(-1, frames, *out.shape[1:])
 
-    def _embedded(self, time: Tensor, dtype: torch.dtype) -> Tensor:
+    def _time_embedding(self, time: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the timestep's part of the time embedding, [1, d]."""
         sines = sinusoids(time.reshape(1), self.module.time_proj.num_channels)
         return cast(torch.Tensor, self.time_embedding(sines.to(dtype)))
 
-    def _first(self, sample: Tensor, held: Tensor) -> Tensor:
-        """Return the first convolution: that of the noise, plus `held`, that of the image latents, computed once."""
-        clips, frames, _, height, width = sample.shape
-        noisy = self.conv_noisy.product(self.conv_noisy.filled(sample.flatten(0, 1)))
-        noisy = as_clip(noisy, frames, height, width)
-        held = held.view(-1, clips, *held.shape[1:])
-        return gpu.with_each(noisy, held) if gpu.suits(noisy) else (noisy + held).flatten(0, 1)
+    def _first_conv(self, sample: Tensor, image_latents: Tensor) -> Tensor:
+        """Return the first convolution: that of the noise, plus that of the image latents, computed once."""
+        videos, frames, _, height, width = sample.shape
+        noisy = conv2d_without_bias(pad_channels(sample.flatten(0, 1), self.conv_noisy), self.conv_noisy)
+        noisy = as_video(noisy, frames, height, width)
+        image_latents = image_latents.view(-1, videos, *image_latents.shape[1:])
+        if use_gpu_blocks(noisy):
+            return blocks_gpu.add_to_each_frame(noisy, image_latents)
+        return (noisy + image_latents).flatten(0, 1)
 
 
-def _with_bias_of(last: Stage, stage: Stage) -> Stage:
-    """Return the stage with `before` set to the bias that the preceding stage's upsampling omits."""
-    return replace(stage, before=last.after.conv.bias) if isinstance(last.after, Upsample) else stage
+def sinusoids(positions: Tensor, channels: int, longest: float = 10000.0) -> Tensor:
+    """Return cosines and sines of each position, float32 [n, channels] (Vaswani et al. 2017, cosines first)."""
+    half = channels // 2
+    # In diffusers' order of operations, so that both round alike.
+    exponents = -math.log(longest) * torch.arange(half, dtype=torch.float32, device=positions.device) / half
+    angles = positions.float()[:, None] * torch.exp(exponents)
+    return torch.cat([angles.cos(), angles.sin()], -1)
 
 
-def _summed(clip: Tensor) -> gpu.Summed:
+def _layer_constants(
+    transformer: Transformer, embedding: Tensor, num_frames: int
+) -> tuple[LayerConstants, ...] | tuple[BiasTables, ...]:
+    """Return the constants of each layer for an embedding, [b, 1, d], and a number of frames."""
+    sines = sinusoids(torch.arange(num_frames, device=embedding.device), transformer.module.in_channels)
+    with moved([transformer.module.time_pos_embed], embedding.device):
+        positions = transformer.module.time_pos_embed(sines.to(embedding.dtype))[:, None]
+    constants = []
+    for layer in transformer.layers:
+        with moved([block.attn2 for block in layer.module], embedding.device):
+            spatial, temporal = (cross_attention(block.attn2, embedding) for block in layer.module)
+        constants.append(LayerConstants(positions, spatial, temporal))
+    if transformer.layers[0].packed is None:
+        return tuple(constants)
+    return tuple(BiasTables.of(*each) for each in zip(transformer.layers, constants, strict=True))
+
+
+def _with_pending_bias(previous: Stage, stage: Stage) -> Stage:
+    """Return the stage with the bias that the preceding stage's upsampling omits."""
+    return (
+        replace(stage, pending_bias=previous.resampler.conv.bias) if isinstance(previous.resampler, Upsample) else stage
+    )
+
+
+def _with_sums(x: Tensor) -> WithSums:
     """Return the video and, on a GPU, its channel sums, which two norms read: of the next block and of the skip."""
-    return gpu.summed(clip) if gpu.suits(clip) else (clip, None)
+    return blocks_gpu.with_sums(x) if use_gpu_blocks(x) else (x, None)
 
 
-def _through(
-    stage: Stage,
-    seen: gpu.Summed,
-    shifts: Iterator[Shifts],
-    layers: Iterator[tuple[LayerConstants, ...]],
-    skip: gpu.Summed | None = None,
+def _run(
+    stage: Stage, x: WithSums, shifts: Iterator[Shifts], layers: Iterator[Any], skip: WithSums | None = None
 ) -> Tensor:
     """Return the output of a stage as a new tensor of the same frame size.
 
     The input is not modified: the up blocks may need it as a skip connection.
     """
-    block, transformer, (clip, sums) = stage.block, stage.transformer, seen
-    if gpu.suits(clip):
-        constants, before = next(layers) if transformer else (), stage.before
-        return gpu.through(block, transformer, clip, next(shifts), constants, sums=sums, skip=skip, before=before)
+    block, transformer, (hidden, sums) = stage.block, stage.transformer, x
+    if use_gpu_blocks(hidden):
+        tables, bias = next(layers) if transformer else (), stage.pending_bias
+        return blocks_gpu.block_with_transformer(
+            block, transformer, hidden, next(shifts), tables, sums=sums, skip=skip, pending_bias=bias
+        )
     if skip is not None:
-        clip = torch.cat([clip, skip[0]], -1)
-    clip = block(clip, next(shifts))
+        hidden = torch.cat([hidden, skip[0]], -1)
+    hidden = blocks_cpu.resblock(block, hidden, next(shifts))
     if transformer is not None:
-        transformer(clip, next(layers))
-    return clip
+        blocks_cpu.transformer(transformer, hidden, next(layers))
+    return hidden
 
 
-def _resized(clip: Tensor, view: Tensor) -> Tensor:
+def _as_resized(x: Tensor, view: Tensor) -> Tensor:
     """Convert a view of another frame size to a video with the same number of frames."""
-    return as_clip(view, clip.shape[1], *view.shape[2:])
+    return as_video(view, x.shape[1], *view.shape[2:])

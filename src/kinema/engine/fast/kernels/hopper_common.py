@@ -1,4 +1,4 @@
-"""Helpers shared by the Gluon kernels; import it only where `kernels.HAS_GLUON` is true."""
+"""What the Hopper kernels share; import it only where `hardware.capabilities` has Gluon."""
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl

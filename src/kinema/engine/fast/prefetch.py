@@ -1,4 +1,4 @@
-"""Stream weights from CPU memory to the device; each piece is prefetched while the previous one is in use.
+"""Prefetch weights from CPU memory to the device, each piece while the previous one is in use.
 
 A piece is any tree of dataclasses, tuples and tensors. All pieces are stored in one block of pinned memory, from which
 a GPU copies asynchronously while it computes. The device has two buffers that alternate: one piece is in use while the
@@ -21,40 +21,40 @@ if TYPE_CHECKING:
 
 Tree = TypeVar("Tree")
 # Alignment in bytes of each tensor, sufficient for every library.
-ALIGNED = 256
+ALIGNMENT_BYTES = 256
 
 
-def mapped(tree: Tree, change: Callable[[Tensor], Tensor]) -> Tree:
+def map_tensors(tree: Tree, change: Callable[[Tensor], Tensor]) -> Tree:
     """Return a copy of a tree with `change` applied to its tensors.
 
-    In a class that defines STREAMED, only the fields named there are changed.
+    In a class that defines PREFETCHED, only the fields named there are changed.
     """
-    found: Any = tree
+    result: Any = tree
     if isinstance(tree, torch.Tensor):
-        found = change(tree)
+        result = change(tree)
     elif isinstance(tree, tuple):
-        found = tuple(mapped(each, change) for each in tree)
+        result = tuple(map_tensors(each, change) for each in tree)
     elif is_dataclass(tree) and not isinstance(tree, type):
-        names = getattr(tree, "STREAMED", None) or [field.name for field in fields(tree)]
-        found = replace(tree, **{name: mapped(getattr(tree, name), change) for name in names})
-    return found  # type: ignore[no-any-return] # the type of `tree`
+        names = getattr(tree, "PREFETCHED", None) or [field.name for field in fields(tree)]
+        result = replace(tree, **{name: map_tensors(getattr(tree, name), change) for name in names})
+    return result  # type: ignore[no-any-return] # the type of `tree`
 
 
 @contextmanager
-def brought(modules: Sequence[Any], device: torch.device) -> Iterator[None]:
+def moved(modules: Sequence[Any], device: torch.device) -> Iterator[None]:
     """Move small modules to a device within the context, and back to their own devices afterwards."""
-    homes = [next(module.parameters()).device for module in modules]
-    away = [(module, home) for module, home in zip(modules, homes, strict=True) if home != device]
+    origins = [next(module.parameters()).device for module in modules]
+    to_move = [(module, origin) for module, origin in zip(modules, origins, strict=True) if origin != device]
     try:
-        for module, _ in away:
+        for module, _ in to_move:
             module.to(device)
         yield
     finally:
-        for module, home in away:
-            module.to(home)
+        for module, origin in to_move:
+            module.to(origin)
 
 
-class Streamed(Generic[Tree]):
+class Prefetched(Generic[Tree]):
     """Pieces to iterate over in order, repeatedly; a piece's tensors are valid only until the next piece."""
 
     def __init__(self, pieces: Sequence[Tree], device: torch.device) -> None:
@@ -70,46 +70,46 @@ class Streamed(Generic[Tree]):
         self.device = device
         layouts = [_Layout(piece) for piece in pieces]
         ends = torch.tensor([0, *(layout.size for layout in layouts)]).cumsum(0).tolist()
-        waiting = torch.empty(ends[-1], dtype=torch.uint8, pin_memory=device.type == "cuda")
+        pinned = torch.empty(ends[-1], dtype=torch.uint8, pin_memory=device.type == "cuda")
         largest = max(layout.size for layout in layouts)
-        self.places = [torch.empty(largest, dtype=torch.uint8, device=device) for _ in range(2)]
+        self.buffers = [torch.empty(largest, dtype=torch.uint8, device=device) for _ in range(2)]
         self.pieces: list[Tree] = []
-        self.waiting: list[Tensor] = []
+        self.pinned: list[Tensor] = []
         for i, (piece, layout) in enumerate(zip(pieces, layouts, strict=True)):
-            here = waiting[ends[i] : ends[i + 1]]
-            layout.fill(here)
-            self.waiting.append(here)
-            self.pieces.append(mapped(piece, partial(layout.seen, block=self.places[i % 2])))
-        self.bringing = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+            part = pinned[ends[i] : ends[i + 1]]
+            layout.fill(part)
+            self.pinned.append(part)
+            self.pieces.append(map_tensors(piece, partial(layout.view, block=self.buffers[i % 2])))
+        self.copy_stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def __iter__(self) -> Iterator[Tree]:
         """Yield each piece once the current stream can use it."""
-        if self.bringing is None:
+        if self.copy_stream is None:
             for i, piece in enumerate(self.pieces):
                 self._copy(i)
                 yield piece
             return
-        using, bringing = torch.cuda.current_stream(self.device), self.bringing
-        there, free = ([torch.cuda.Event() for _ in range(2)] for _ in range(2))  # type: ignore[no-untyped-call]
-        bringing.wait_stream(using)  # which may still be using the last pieces
+        stream, copy_stream = torch.cuda.current_stream(self.device), self.copy_stream
+        copied, free = ([torch.cuda.Event() for _ in range(2)] for _ in range(2))  # type: ignore[no-untyped-call]
+        copy_stream.wait_stream(stream)  # which may still be using the last pieces
 
-        def bring(i: int) -> None:
-            with torch.cuda.stream(bringing):
-                bringing.wait_event(free[i % 2])
+        def prefetch(i: int) -> None:
+            with torch.cuda.stream(copy_stream):
+                copy_stream.wait_event(free[i % 2])
                 self._copy(i)
-                there[i % 2].record(bringing)
+                copied[i % 2].record(copy_stream)
 
-        bring(0)
+        prefetch(0)
         for i, piece in enumerate(self.pieces):
             if i + 1 < len(self.pieces):
-                bring(i + 1)
-            using.wait_event(there[i % 2])
+                prefetch(i + 1)
+            stream.wait_event(copied[i % 2])
             yield piece
-            free[i % 2].record(using)
+            free[i % 2].record(stream)
 
     def _copy(self, i: int) -> None:
-        waiting = self.waiting[i]
-        self.places[i % 2][: len(waiting)].copy_(waiting, non_blocking=True)
+        source = self.pinned[i]
+        self.buffers[i % 2][: len(source)].copy_(source, non_blocking=True)
 
 
 class _Layout:
@@ -118,33 +118,33 @@ class _Layout:
     def __init__(self, piece: Any) -> None:
         self.tensors: dict[tuple[int, int], tuple[int, Tensor]] = {}
         self.size = 0
-        mapped(piece, self._note)
+        map_tensors(piece, self._add)
 
-    def _note(self, tensor: Tensor) -> Tensor:
-        key = _same(tensor)
+    def _add(self, tensor: Tensor) -> Tensor:
+        key = _storage_key(tensor)
         if key not in self.tensors:
             self.tensors[key] = self.size, tensor
-            self.size += -(-tensor.numel() * tensor.itemsize // ALIGNED) * ALIGNED
+            self.size += -(-tensor.numel() * tensor.itemsize // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
         return tensor
 
     def fill(self, block: Tensor) -> None:
         """Copy the tensors into the block."""
         for _, tensor in self.tensors.values():
-            self.seen(tensor, block).copy_(tensor)
+            self.view(tensor, block).copy_(tensor)
 
-    def seen(self, tensor: Tensor, block: Tensor) -> Tensor:
+    def view(self, tensor: Tensor, block: Tensor) -> Tensor:
         """Return the tensor's view of a block, with the tensor's shape and strides."""
-        start, _ = self.tensors[_same(tensor)]
-        numbers = block[start : start + tensor.numel() * tensor.itemsize].view(tensor.dtype)
-        return numbers.as_strided(tensor.shape, tensor.stride())
+        start, _ = self.tensors[_storage_key(tensor)]
+        elements = block[start : start + tensor.numel() * tensor.itemsize].view(tensor.dtype)
+        return elements.as_strided(tensor.shape, tensor.stride())
 
 
-def _same(tensor: Tensor) -> tuple[int, int]:
+def _storage_key(tensor: Tensor) -> tuple[int, int]:
     """Return a key that is equal for views of the same storage.
 
     Raises:
         AssertionError: If the tensor has gaps in memory.
     """
     reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
-    assert reach == tensor.numel(), "weights lie together"
+    assert reach == tensor.numel(), "weights are contiguous"
     return tensor.data_ptr(), tensor.numel()

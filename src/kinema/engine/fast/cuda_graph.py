@@ -12,33 +12,33 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Replayed:
+class GraphedCallable:
     """A call that runs normally at first, is captured as a CUDA graph the second time, and is replayed from then on.
 
     In the first call libraries create their handles and Triton compiles; neither can be captured.
     """
 
-    def __init__(self, work: Callable[..., Tensor]) -> None:
-        """Wrap `work`, which takes tensors on the GPU and must not synchronise with it."""
-        self.work = work
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        """Wrap `function`, which takes tensors on the GPU and must not synchronise with it."""
+        self.function = function
         self.calls = 0
         self.graph: torch.cuda.CUDAGraph | None = None
-        self.given: tuple[Tensor, ...] = ()
-        self.made: Tensor | None = None
+        self.inputs: tuple[Tensor, ...] = ()
+        self.output: Tensor | None = None
 
-    def __call__(self, *given: Tensor) -> Tensor:
+    def __call__(self, *inputs: Tensor) -> Tensor:
         """Return the result; from the second call on, the next call overwrites it."""
         self.calls += 1
         if self.calls == 1:
-            return self.work(*given)
+            return self.function(*inputs)
         if self.graph is None:
-            self.given = tuple(each.clone() for each in given)
+            self.inputs = tuple(each.clone() for each in inputs)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.device(given[0].device), torch.cuda.graph(graph):
-                self.made = self.work(*self.given)
+            with torch.cuda.device(inputs[0].device), torch.cuda.graph(graph):
+                self.output = self.function(*self.inputs)
             self.graph = graph  # only after a complete capture
-        for place, each in zip(self.given, given, strict=True):
-            place.copy_(each)
+        for static_input, each in zip(self.inputs, inputs, strict=True):
+            static_input.copy_(each)
         self.graph.replay()
-        assert self.made is not None
-        return self.made
+        assert self.output is not None
+        return self.output
