@@ -4,12 +4,12 @@ from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from kinema.engine import generate
-from kinema.engine.backends import engine_for
 from kinema.engine.fast import FastDecoder, FastUNet, fp8, fused, gpu, onednn, tuning
 from kinema.engine.fast.layers import Linear, Product, ResBlock
 from kinema.engine.fast.streaming import Streamed
@@ -409,10 +409,27 @@ def test_recipe_has_precision_and_next_video_reuses_cached_unet(
     assert not pipeline.cached_networks
 
 
-def test_sequential_offload_uses_reference_engine(tiny_svd: Path) -> None:
-    pipeline = load(tiny_svd, device="cpu", dtype="float32", engine="fast")
-    assert engine_for(pipeline, MemoryPlan("resident", 4)) == "fast"
-    assert engine_for(pipeline, MemoryPlan("sequential_offload", 4)) == "reference"
+def test_sequential_offload_uses_reference_engine(tiny_svd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = open_image(Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 90).convert("RGB"))
+    request = VideoRequest.checked(seed=3, width=64, height=64, num_frames=4, num_inference_steps=2)
+    monkeypatch.setattr("kinema.engine.image_to_video.plan_for", lambda *_: MemoryPlan("sequential_offload", 4))
+    videos = []
+    for engine in ("fast", "reference"):
+        pipeline = load(tiny_svd, device="cpu", dtype="bfloat16", engine=engine)
+        videos.append(drive(generate(pipeline, image, request)))
+        assert videos[-1].recipe.engine == "reference"
+    assert np.array_equal(videos[0].frames, videos[1].frames)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_frames_are_equal_with_networks_of_diffusers(tiny_svd_4_levels: Path, dtype: str) -> None:
+    image = open_image(Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 90).convert("RGB"))
+    request = VideoRequest.checked(seed=3, width=64, height=64, num_frames=4, num_inference_steps=2)
+    own, reference = (
+        load(tiny_svd_4_levels, device="cpu", dtype=dtype, engine=engine) for engine in ("fast", "reference")
+    )
+    videos = [drive(generate(each, image, request)) for each in (own, replace(reference, engine="fast"))]
+    assert np.array_equal(videos[0].frames, videos[1].frames)
 
 
 def test_decoding_in_several_bands_equals_one_band(tiny_svd: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from training.common import svd_config
 
 from kinema.models.catalog import POCKET_FOLDER
 from kinema.models.loading import load
@@ -13,7 +14,6 @@ from kinema.models.memory_plan import COMPONENTS
 from kinema.models.networks import ACTIVATIONS, make_network
 from kinema.models.reference_networks import as_reference, make_reference_network
 from tiny import PLAIN_TOP, UP_ALONE, make_tiny_svd
-from training.common import svd_config
 
 PUBLISHED = {"unet": svd_config.UNET, "vae": svd_config.VAE, "image_encoder": svd_config.IMAGE_ENCODER}
 TINY = {

@@ -287,7 +287,7 @@ def _check_component(
 
 
 def _make_empty(folder: Path, component: Component, config: Mapping[str, Any], engine: Engine) -> torch.nn.Module:
-    """Create a network from its configuration on the meta device; only the reference engine needs diffusers' classes."""
+    """Create a network from its configuration on the meta device; only the reference engine imports diffusers."""
     from kinema.models.networks import make_network
     from kinema.models.reference_networks import make_reference_network
 

@@ -13,6 +13,7 @@ et al. 2021, "CLIP" (arXiv:2103.00020) for the image encoder. In all shapes, f i
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from dataclasses import dataclass, fields
 from functools import partial
 from itertools import pairwise, zip_longest
@@ -47,35 +48,27 @@ def make_network(component: Component, config: Mapping[str, Any]) -> nn.Module:
         return network_class(config_class(**{name: value for name, value in config.items() if name in names}))
 
 
-# Layers without values: their weights are loaded. Initialising them takes time, and on the meta device imports sympy.
-
-
-class EmptyLinear(nn.Linear):
-    """A Linear without initial values."""
+class Uninitialised(nn.Module):
+    """A layer without initial values, for weights that are loaded; on the meta device, random values import sympy."""
 
     def reset_parameters(self) -> None:
         """Leave the weights as they are."""
 
 
-class EmptyConv2d(nn.Conv2d):
-    """A Conv2d without initial values."""
-
-    def reset_parameters(self) -> None:
-        """Leave the weights as they are."""
+class EmptyLinear(Uninitialised, nn.Linear):
+    """An uninitialised Linear."""
 
 
-class EmptyConv3d(nn.Conv3d):
-    """A Conv3d without initial values."""
-
-    def reset_parameters(self) -> None:
-        """Leave the weights as they are."""
+class EmptyConv2d(Uninitialised, nn.Conv2d):
+    """An uninitialised Conv2d."""
 
 
-class EmptyEmbedding(nn.Embedding):
-    """An Embedding without initial values."""
+class EmptyConv3d(Uninitialised, nn.Conv3d):
+    """An uninitialised Conv3d."""
 
-    def reset_parameters(self) -> None:
-        """Leave the weights as they are."""
+
+class EmptyEmbedding(Uninitialised, nn.Embedding):
+    """An uninitialised Embedding."""
 
 
 # Parts of the UNet and of the VAE
@@ -95,14 +88,14 @@ class ResnetBlock(nn.Module):
     """Norm, SiLU and convolution, twice, added to the input; spatial with a 3×3 kernel, temporal with 3×1×1."""
 
     def __init__(
-        self, inputs: int, outputs: int, time_width: int | None = None, *, eps: float, temporal: bool = False
+        self, inputs: int, outputs: int, time_channels: int | None = None, *, eps: float, temporal: bool = False
     ) -> None:
         super().__init__()
         spatial_conv = partial(EmptyConv2d, kernel_size=3, padding=1)
         conv = partial(EmptyConv3d, kernel_size=(3, 1, 1), padding=(1, 0, 0)) if temporal else spatial_conv
         self.norm1 = nn.GroupNorm(GROUPS, inputs, eps)
         self.conv1 = conv(inputs, outputs)
-        self.time_emb_proj = None if time_width is None else EmptyLinear(time_width, outputs)
+        self.time_emb_proj = None if time_channels is None else EmptyLinear(time_channels, outputs)
         self.norm2 = nn.GroupNorm(GROUPS, outputs, eps)
         self.conv2 = conv(outputs, outputs)
         self.conv_shortcut = None if inputs == outputs else EmptyConv2d(inputs, outputs, 1)
@@ -112,40 +105,46 @@ class VideoBlock(nn.Module):
     """A spatial and a temporal ResnetBlock, blended."""
 
     def __init__(
-        self, inputs: int, outputs: int, time_width: int | None = None, *, eps: float, temporal_eps: float | None = None
+        self,
+        inputs: int,
+        outputs: int,
+        time_channels: int | None = None,
+        *,
+        eps: float,
+        temporal_eps: float | None = None,
     ) -> None:
         super().__init__()
-        self.spatial_res_block = ResnetBlock(inputs, outputs, time_width, eps=eps)
-        self.temporal_res_block = ResnetBlock(outputs, outputs, time_width, eps=temporal_eps or eps, temporal=True)
-        self.time_mixer = AlphaBlender(temporal=time_width is None)  # in the VAE, which has no time embedding
+        self.spatial_res_block = ResnetBlock(inputs, outputs, time_channels, eps=eps)
+        self.temporal_res_block = ResnetBlock(outputs, outputs, time_channels, eps=temporal_eps or eps, temporal=True)
+        self.time_mixer = AlphaBlender(temporal=time_channels is None)  # in the VAE, which has no time embedding
 
 
 class Attention(nn.Module):
-    """The projections of self-attention, or of cross-attention to a context of another width."""
+    """The projections of self-attention, or of cross-attention to a context."""
 
-    def __init__(self, width: int, heads: int, context_width: int | None = None, *, bias: bool = False) -> None:
+    def __init__(self, channels: int, heads: int, context_channels: int | None = None, *, bias: bool = False) -> None:
         super().__init__()
         self.heads = heads
-        self.to_q = EmptyLinear(width, width, bias)
-        self.to_k = EmptyLinear(context_width or width, width, bias)
-        self.to_v = EmptyLinear(context_width or width, width, bias)
-        self.to_out = nn.ModuleList([EmptyLinear(width, width)])
+        self.to_q = EmptyLinear(channels, channels, bias)
+        self.to_k = EmptyLinear(context_channels or channels, channels, bias)
+        self.to_v = EmptyLinear(context_channels or channels, channels, bias)
+        self.to_out = nn.ModuleList([EmptyLinear(channels, channels)])
 
 
 class PixelAttention(Attention):
     """Norm and self-attention of one head over the pixels of an image, in the middle of the VAE's two halves."""
 
-    def __init__(self, width: int) -> None:
-        super().__init__(width, 1, bias=True)
-        self.group_norm = nn.GroupNorm(GROUPS, width, 1e-6)
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, 1, bias=True)
+        self.group_norm = nn.GroupNorm(GROUPS, channels, 1e-6)
 
 
 class Resampling(nn.Module):
     """The convolution that halves the size, or the one after doubling it."""
 
-    def __init__(self, width: int, *, stride: int = 1, padding: int = 1) -> None:
+    def __init__(self, channels: int, *, stride: int = 1, padding: int = 1) -> None:
         super().__init__()
-        self.conv = EmptyConv2d(width, width, 3, stride, padding)
+        self.conv = EmptyConv2d(channels, channels, 3, stride, padding)
 
 
 class Level(nn.Module):
@@ -215,101 +214,91 @@ class TimeEmbedding(nn.Module):
 
 
 class GatedFeedForward(nn.Module):
-    """A feed-forward of four times the width with GEGLU (Shazeer 2020, arXiv:2002.05202)."""
+    """A feed-forward of four times the channels with GEGLU (Shazeer 2020, arXiv:2002.05202)."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        gate = nn.Module()
-        gate.proj = EmptyLinear(width, 8 * width)  # values, then gates
-        self.net = nn.ModuleList([gate, nn.Identity(), EmptyLinear(4 * width, width)])
+        values_and_gates = nn.Sequential(OrderedDict(proj=EmptyLinear(channels, 8 * channels)))
+        self.net = nn.ModuleList([values_and_gates, nn.Identity(), EmptyLinear(4 * channels, channels)])
 
 
 class TransformerBlock(nn.Module):
     """Self-attention, cross-attention and a feed-forward; along time another feed-forward precedes them."""
 
-    def __init__(self, width: int, heads: int, context_width: int, *, temporal: bool) -> None:
+    def __init__(self, channels: int, heads: int, context_channels: int, *, temporal: bool) -> None:
         super().__init__()
         if temporal:
-            self.norm_in, self.ff_in = nn.LayerNorm(width), GatedFeedForward(width)
-        self.norm1, self.attn1 = nn.LayerNorm(width), Attention(width, heads)
-        self.norm2, self.attn2 = nn.LayerNorm(width), Attention(width, heads, context_width)
-        self.norm3, self.ff = nn.LayerNorm(width), GatedFeedForward(width)
+            self.norm_in, self.ff_in = nn.LayerNorm(channels), GatedFeedForward(channels)
+        self.norm1, self.attn1 = nn.LayerNorm(channels), Attention(channels, heads)
+        self.norm2, self.attn2 = nn.LayerNorm(channels), Attention(channels, heads, context_channels)
+        self.norm3, self.ff = nn.LayerNorm(channels), GatedFeedForward(channels)
 
 
 class VideoTransformer(nn.Module):
     """Spatial and temporal transformer blocks between two projections; the frame's index is embedded along time."""
 
-    def __init__(self, channels: int, heads: int, context_width: int, layers: int) -> None:
+    def __init__(self, channels: int, heads: int, context_channels: int, layers: int) -> None:
         super().__init__()
         self.in_channels = channels
-        width = channels // heads * heads
-        self.norm, self.proj_in = nn.GroupNorm(GROUPS, channels, 1e-6), EmptyLinear(channels, width)
-        block = partial(TransformerBlock, width, heads, context_width)
+        inner = channels // heads * heads
+        self.norm, self.proj_in = nn.GroupNorm(GROUPS, channels, 1e-6), EmptyLinear(channels, inner)
+        block = partial(TransformerBlock, inner, heads, context_channels)
         self.transformer_blocks = nn.ModuleList(block(temporal=False) for _ in range(layers))
         self.temporal_transformer_blocks = nn.ModuleList(block(temporal=True) for _ in range(layers))
         self.time_pos_embed = TimeEmbedding(channels, 4 * channels, channels)
         self.time_mixer = AlphaBlender(temporal=False)
-        self.proj_out = EmptyLinear(width, channels)
+        self.proj_out = EmptyLinear(inner, channels)
 
 
 class VideoUNet(nn.Module):
-    """The UNet: noise and image latents, [b, frames, in_channels, h/f, w/f] → v, [b, frames, out_channels, h/f, w/f]."""
+    """The UNet: noise and image latents, [b, frames, in_channels, h/f, w/f] → v, [b, frames, out_channels, h/f, w/f].
+
+    Each level on the way up has one block more than on the way down, and each of its blocks reads a skip connection.
+    """
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
         channels = config.block_out_channels
-        levels, time_width = len(channels), 4 * channels[0]
-        downs, ups = [_per_level(types, levels) for types in (config.down_block_types, config.up_block_types)]
-        layers, heads, contexts, depths = (
-            _per_level(value, levels)
-            for value in (
-                config.layers_per_block,
-                config.num_attention_heads,
-                config.cross_attention_dim,
-                config.transformer_layers_per_block,
-            )
+        levels, time_channels = len(channels), 4 * channels[0]
+        down_types, up_types, layers = (
+            _per_level(each, levels)
+            for each in (config.down_block_types, config.up_block_types, config.layers_per_block)
+        )
+        heads, context_channels, depths = (
+            _per_level(each, levels)
+            for each in (config.num_attention_heads, config.cross_attention_dim, config.transformer_layers_per_block)
         )
 
-        def transformers(level: int, count: int) -> list[VideoTransformer]:
-            return [
-                VideoTransformer(channels[level], heads[level], contexts[level], depths[level]) for _ in range(count)
-            ]
+        def transformers(i: int, count: int) -> list[VideoTransformer]:
+            return [VideoTransformer(channels[i], heads[i], context_channels[i], depths[i]) for _ in range(count)]
 
         self.conv_in = EmptyConv2d(config.in_channels, channels[0], 3, padding=1)
         self.time_proj = Sinusoids(channels[0])
-        self.time_embedding = TimeEmbedding(channels[0], time_width, time_width)
+        self.time_embedding = TimeEmbedding(channels[0], time_channels, time_channels)
         self.add_time_proj = Sinusoids(config.addition_time_embed_dim)
-        self.add_embedding = TimeEmbedding(config.projection_class_embeddings_input_dim, time_width, time_width)
+        self.add_embedding = TimeEmbedding(config.projection_class_embeddings_input_dim, time_channels, time_channels)
 
         self.down_blocks = nn.ModuleList()
-        for i, name in enumerate(downs):
+        for i, name in enumerate(down_types):
             attends, eps = DOWN_BLOCKS[name]
-            widths = [channels[max(i - 1, 0)], *[channels[i]] * layers[i]]
-            self.down_blocks.append(
-                Level(
-                    [VideoBlock(*pair, time_width, eps=eps) for pair in pairwise(widths)],
-                    transformers(i, layers[i] * attends),
-                    downsamplers=[Resampling(channels[i], stride=2)] * (i < levels - 1),
-                )
-            )
+            sizes = [channels[max(i - 1, 0)], *[channels[i]] * layers[i]]
+            blocks = [VideoBlock(*pair, time_channels, eps=eps) for pair in pairwise(sizes)]
+            downsamplers = [Resampling(channels[i], stride=2)] * (i < levels - 1)
+            self.down_blocks.append(Level(blocks, transformers(i, layers[i] * attends), downsamplers=downsamplers))
         last = channels[-1]
         self.mid_block = Level(
-            [VideoBlock(last, last, time_width, eps=1e-5) for _ in range(2)], transformers(levels - 1, 1)
+            [VideoBlock(last, last, time_channels, eps=1e-5) for _ in range(2)], transformers(levels - 1, 1)
         )
         self.up_blocks = nn.ModuleList()
-        for i, name in zip(reversed(range(levels)), ups, strict=True):
+        for i, name in zip(reversed(range(levels)), up_types, strict=True):
             attends, eps = UP_BLOCKS[name]
-            count, deeper, shallower = layers[i] + 1, channels[min(i + 1, levels - 1)], channels[max(i - 1, 0)]
-            hidden = [deeper, *[channels[i]] * (count - 1)]
-            skips = [*[channels[i]] * (count - 1), shallower]
-            self.up_blocks.append(
-                Level(
-                    [VideoBlock(sum(pair), channels[i], time_width, eps=eps) for pair in zip(hidden, skips, strict=True)],
-                    transformers(i, count * attends),
-                    upsamplers=[Resampling(channels[i])] * (i > 0),
-                )
-            )
+            hidden = [channels[min(i + 1, levels - 1)], *[channels[i]] * layers[i]]
+            skips = [*[channels[i]] * layers[i], channels[max(i - 1, 0)]]
+            inputs = [sum(pair) for pair in zip(hidden, skips, strict=True)]
+            blocks = [VideoBlock(total, channels[i], time_channels, eps=eps) for total in inputs]
+            upsamplers = [Resampling(channels[i])] * (i > 0)
+            self.up_blocks.append(Level(blocks, transformers(i, len(blocks) * attends), upsamplers=upsamplers))
         self.conv_norm_out = nn.GroupNorm(GROUPS, channels[0], 1e-5)
         self.conv_out = EmptyConv2d(channels[0], config.out_channels, 3, padding=1)
 
@@ -347,7 +336,8 @@ class EncoderBlock(ResnetBlock):
         hidden = self.conv1(F.silu(self.norm1(x)))
         hidden = self.conv2(F.silu(self.norm2(hidden)))
         shortcut = x if self.conv_shortcut is None else self.conv_shortcut(x)
-        return shortcut + hidden
+        result: Tensor = shortcut + hidden
+        return result
 
 
 class EncoderAttention(PixelAttention):
@@ -358,14 +348,15 @@ class EncoderAttention(PixelAttention):
         pixels = self.group_norm(x.flatten(2)).transpose(1, 2)
         q, k, v = (project(pixels)[:, None] for project in (self.to_q, self.to_k, self.to_v))  # [n, 1, h·w, c]
         attended = F.scaled_dot_product_attention(q, k, v)[:, 0]
-        return self.to_out[0](attended).transpose(1, 2).reshape(x.shape) + x
+        change: Tensor = self.to_out[0](attended)
+        return change.transpose(1, 2).reshape(x.shape) + x
 
 
 class EncoderDownsampling(Resampling):
     """The convolution that halves the size, with its forward."""
 
-    def __init__(self, width: int) -> None:
-        super().__init__(width, stride=2, padding=0)
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, stride=2, padding=0)
 
     def forward(self, x: Tensor) -> Tensor:
         """Halve the size; zeros are padded at the right and below only."""
@@ -396,13 +387,12 @@ class Encoder(nn.Module):
         if list(config.down_block_types) != ["DownEncoderBlock2D"] * len(channels):
             raise ValueError(f"expected {len(channels)} down_block_types DownEncoderBlock2D")
         self.conv_in = EmptyConv2d(config.in_channels, channels[0], 3, padding=1)
-        self.down_blocks = nn.ModuleList(
-            EncoderLevel(
-                [EncoderBlock(*pair, eps=1e-6) for pair in pairwise([channels[max(i - 1, 0)], *[width] * layers])],
-                downsamplers=[EncoderDownsampling(width)] * (i < len(channels) - 1),
-            )
-            for i, width in enumerate(channels)
-        )
+        self.down_blocks = nn.Sequential()
+        for i, outputs in enumerate(channels):
+            sizes = [channels[max(i - 1, 0)], *[outputs] * layers]
+            blocks = [EncoderBlock(*pair, eps=1e-6) for pair in pairwise(sizes)]
+            downsamplers = [EncoderDownsampling(outputs)] * (i < len(channels) - 1)
+            self.down_blocks.append(EncoderLevel(blocks, downsamplers=downsamplers))
         last = channels[-1]
         self.mid_block = EncoderLevel([EncoderBlock(last, last, eps=1e-6) for _ in range(2)], [EncoderAttention(last)])
         self.conv_norm_out = nn.GroupNorm(GROUPS, last, 1e-6)
@@ -410,10 +400,8 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the moments."""
-        x = self.conv_in(images)
-        for level in self.down_blocks:
-            x = level(x)
-        moments: Tensor = self.conv_out(F.silu(self.conv_norm_out(self.mid_block(x))))
+        x = self.mid_block(self.down_blocks(self.conv_in(images)))
+        moments: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
         return moments
 
 
@@ -427,13 +415,11 @@ class TemporalDecoder(nn.Module):
         block = partial(VideoBlock, eps=1e-6, temporal_eps=1e-5)
         self.conv_in = EmptyConv2d(config.latent_channels, last, 3, padding=1)
         self.mid_block = Level([block(last, last) for _ in range(layers)], [PixelAttention(last)])
-        self.up_blocks = nn.ModuleList(
-            Level(
-                [block(*pair) for pair in pairwise([deeper, *[width] * (layers + 1)])],
-                upsamplers=[Resampling(width)] * (i < len(channels) - 1),
-            )
-            for i, (deeper, width) in enumerate(pairwise([last, *reversed(channels)]))
-        )
+        self.up_blocks = nn.ModuleList()
+        for i, (inputs, outputs) in enumerate(pairwise([last, *reversed(channels)])):
+            blocks = [block(*pair) for pair in pairwise([inputs, *[outputs] * (layers + 1)])]
+            upsamplers = [Resampling(outputs)] * (i < len(channels) - 1)
+            self.up_blocks.append(Level(blocks, upsamplers=upsamplers))
         self.conv_norm_out = nn.GroupNorm(GROUPS, channels[0], 1e-6)
         self.conv_out = EmptyConv2d(channels[0], config.out_channels, 3, padding=1)
         self.time_conv_out = EmptyConv3d(config.out_channels, config.out_channels, (3, 1, 1), padding=(1, 0, 0))
@@ -501,19 +487,19 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 class ClipAttention(nn.Module):
     """Self-attention of CLIP."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, hidden_size: int, heads: int) -> None:
         super().__init__()
-        if width % heads:
-            raise ValueError(f"hidden_size {width} is not a multiple of num_attention_heads {heads}")
+        if hidden_size % heads:
+            raise ValueError(f"hidden_size {hidden_size} is not a multiple of num_attention_heads {heads}")
         self.heads = heads
-        self.q_proj, self.k_proj = EmptyLinear(width, width), EmptyLinear(width, width)
-        self.v_proj, self.out_proj = EmptyLinear(width, width), EmptyLinear(width, width)
+        self.q_proj, self.k_proj = EmptyLinear(hidden_size, hidden_size), EmptyLinear(hidden_size, hidden_size)
+        self.v_proj, self.out_proj = EmptyLinear(hidden_size, hidden_size), EmptyLinear(hidden_size, hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the attention of tokens, [n, tokens, width]."""
+        """Return the attention of tokens, [n, tokens, hidden_size]."""
         projections = (self.q_proj, self.k_proj, self.v_proj)
         q, k, v = (project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for project in projections)
-        attended = F.scaled_dot_product_attention(q, k, v)
+        attended = F.scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5)  # rounded as in transformers
         result: Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))
         return result
 
@@ -528,7 +514,7 @@ class ClipMlp(nn.Module):
         self.fc2 = EmptyLinear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the feed-forward of tokens, [n, tokens, width]."""
+        """Return the feed-forward of tokens, [n, tokens, hidden_size]."""
         result: Tensor = self.fc2(self.activation(self.fc1(x)))
         return result
 
@@ -538,14 +524,15 @@ class ClipLayer(nn.Module):
 
     def __init__(self, config: ImageEncoderConfig) -> None:
         super().__init__()
-        width, eps = config.hidden_size, config.layer_norm_eps
-        self.layer_norm1, self.self_attn = nn.LayerNorm(width, eps), ClipAttention(width, config.num_attention_heads)
-        self.layer_norm2, self.mlp = nn.LayerNorm(width, eps), ClipMlp(config)
+        norm = partial(nn.LayerNorm, config.hidden_size, config.layer_norm_eps)
+        self.layer_norm1, self.self_attn = norm(), ClipAttention(config.hidden_size, config.num_attention_heads)
+        self.layer_norm2, self.mlp = norm(), ClipMlp(config)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the layer's result: tokens, [n, tokens, width]."""
+        """Return the layer's result: tokens, [n, tokens, hidden_size]."""
         x = x + self.self_attn(self.layer_norm1(x))
-        return x + self.mlp(self.layer_norm2(x))
+        result: Tensor = x + self.mlp(self.layer_norm2(x))
+        return result
 
 
 class ClipEmbeddings(nn.Module):
@@ -553,13 +540,13 @@ class ClipEmbeddings(nn.Module):
 
     def __init__(self, config: ImageEncoderConfig) -> None:
         super().__init__()
-        width, patch = config.hidden_size, config.patch_size
-        self.class_embedding = nn.Parameter(torch.empty(width))
-        self.patch_embedding = EmptyConv2d(config.num_channels, width, patch, stride=patch, bias=False)
-        self.position_embedding = EmptyEmbedding((config.image_size // patch) ** 2 + 1, width)
+        hidden_size, patch = config.hidden_size, config.patch_size
+        self.class_embedding = nn.Parameter(torch.empty(hidden_size))
+        self.patch_embedding = EmptyConv2d(config.num_channels, hidden_size, patch, stride=patch, bias=False)
+        self.position_embedding = EmptyEmbedding((config.image_size // patch) ** 2 + 1, hidden_size)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embed images: [n, 3, image_size, image_size] → [n, tokens, width]."""
+        """Embed images: [n, 3, image_size, image_size] → [n, tokens, hidden_size]."""
         patches = self.patch_embedding(images).flatten(2).transpose(1, 2)
         return torch.cat([self.class_embedding.expand(len(images), 1, -1), patches], 1) + self.position_embedding.weight
 
@@ -569,19 +556,17 @@ class ClipTransformer(nn.Module):
 
     def __init__(self, config: ImageEncoderConfig) -> None:
         super().__init__()
-        width, eps = config.hidden_size, config.layer_norm_eps
+        hidden_size, eps = config.hidden_size, config.layer_norm_eps
         self.embeddings = ClipEmbeddings(config)
-        self.pre_layrnorm = nn.LayerNorm(width, eps)  # spelled so in the published weights
-        self.encoder = nn.Module()
-        self.encoder.layers = nn.ModuleList(ClipLayer(config) for _ in range(config.num_hidden_layers))
-        self.post_layernorm = nn.LayerNorm(width, eps)
+        self.pre_layrnorm = nn.LayerNorm(hidden_size, eps)  # spelled so in the published weights
+        layers = (ClipLayer(config) for _ in range(config.num_hidden_layers))
+        self.encoder = nn.Sequential(OrderedDict(layers=nn.Sequential(*layers)))
+        self.post_layernorm = nn.LayerNorm(hidden_size, eps)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the class token of images, [n, 3, image_size, image_size] → [n, width]."""
-        x = self.pre_layrnorm(self.embeddings(images))
-        for layer in self.encoder.layers:
-            x = layer(x)
-        token: Tensor = self.post_layernorm(x[:, 0])
+        """Return the class token of images, [n, 3, image_size, image_size] → [n, hidden_size]."""
+        tokens = self.encoder(self.pre_layrnorm(self.embeddings(images)))
+        token: Tensor = self.post_layernorm(tokens[:, 0])
         return token
 
 

@@ -38,7 +38,7 @@ def make_reference_network(component: Component, config: Mapping[str, Any]) -> t
 
 
 def as_reference(component: Component, network: torch.nn.Module) -> torch.nn.Module:
-    """Return the reference of one of `kinema.models.networks`, in CPU memory, with the same tensors: nothing is copied."""
+    """Return the reference of one of `kinema.models.networks` in CPU memory; it shares the tensors."""
     module = make_reference_network(component, asdict(network.config))  # type: ignore[call-overload]
     module.load_state_dict(network.state_dict(), assign=True)
     return module.eval().requires_grad_(requires_grad=False)
