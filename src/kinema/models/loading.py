@@ -37,6 +37,7 @@ from kinema.models.model_files import (
     read_headers,
     weights_sha256,
 )
+from kinema.models.reference_networks import make_reference_network
 from kinema.models.resolve import ModelSource, inventory, locate, pull, resolve
 from kinema.settings import Settings, read_settings
 from kinema.values import Engine, ModelIdentity, Precision
@@ -58,6 +59,8 @@ __all__ = ["VideoPipeline", "default_model", "inventory", "load", "pull", "resol
 class VideoPipeline:
     """A loaded SVD: its three networks, and the configuration that the engine needs.
 
+    With the fast engine these are networks of `kinema.models.networks`, whose UNet and decoder have no forward of their
+    own; with the reference engine they are diffusers' and transformers' models.
     `kinema.models.offload.place` moves its components to the device according to the memory plan.
     """
 
@@ -289,7 +292,6 @@ def _check_component(
 def _make_empty(folder: Path, component: Component, config: Mapping[str, Any], engine: Engine) -> torch.nn.Module:
     """Create a network from its configuration on the meta device; only the reference engine imports diffusers."""
     from kinema.models.networks import make_network
-    from kinema.models.reference_networks import make_reference_network
 
     make = make_network if engine == "fast" else make_reference_network
     try:

@@ -165,6 +165,12 @@ class Level(nn.Module):
         self.upsamplers = nn.ModuleList(upsamplers)
 
 
+def _attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float | None = None) -> Tensor:
+    """Return the attention of tokens, [n, tokens, channels]; by default the scale is 1/√(channels per head)."""
+    q, k, v = (each.unflatten(-1, (heads, -1)).transpose(1, 2) for each in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(2)
+
+
 # The UNet
 
 
@@ -346,9 +352,7 @@ class EncoderAttention(PixelAttention):
     def forward(self, x: Tensor) -> Tensor:
         """Return x, [n, c, h, w], plus its attention."""
         pixels = self.group_norm(x.flatten(2)).transpose(1, 2)
-        q, k, v = (project(pixels)[:, None] for project in (self.to_q, self.to_k, self.to_v))  # [n, 1, h·w, c]
-        attended = F.scaled_dot_product_attention(q, k, v)[:, 0]
-        change: Tensor = self.to_out[0](attended)
+        change: Tensor = self.to_out[0](_attention(self.to_q(pixels), self.to_k(pixels), self.to_v(pixels), self.heads))
         return change.transpose(1, 2).reshape(x.shape) + x
 
 
@@ -497,10 +501,8 @@ class ClipAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the attention of tokens, [n, tokens, hidden_size]."""
-        projections = (self.q_proj, self.k_proj, self.v_proj)
-        q, k, v = (project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for project in projections)
-        attended = F.scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5)  # rounded as in transformers
-        result: Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))
+        scale = (x.shape[-1] // self.heads) ** -0.5  # rounded as in transformers
+        result: Tensor = self.out_proj(_attention(self.q_proj(x), self.k_proj(x), self.v_proj(x), self.heads, scale))
         return result
 
 
