@@ -57,7 +57,8 @@ def networks(model: str, device: torch.device, dtype: torch.dtype) -> tuple[Any,
     if model == "pocket":
         import kinema
 
-        pipeline = kinema.load("pocket", device=str(device), dtype=str(dtype).removeprefix("torch."))
+        name = str(dtype).removeprefix("torch.")
+        pipeline = kinema.load("pocket", device=str(device), dtype=name, engine="reference")
         return pipeline.unet.to(device), pipeline.vae.to(device)
     widths, vae_widths, heads = (320, 640, 1280, 1280), (128, 256, 512, 512), (5, 10, 20, 20)
     if model == "tiny":

@@ -6,9 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import kinema
 
+# With what they import, two thirds of a start that needs them.
+MODEL_LIBRARIES = {"diffusers", "transformers", "accelerate", "scipy", "sklearn", "pandas", "sympy"}
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "av", "huggingface_hub", "safetensors"}
 
 
@@ -19,7 +22,7 @@ def run_fresh(code: str, folder: Path | None = None) -> tuple[float, set[str]]:
         "print(json.dumps([seconds, sorted({name.partition('.')[0] for name in sys.modules})]))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=folder)
-    seconds, imported = json.loads(done.stdout)
+    seconds, imported = json.loads(done.stdout.splitlines()[-1])
     return seconds, set(imported)
 
 
@@ -40,6 +43,37 @@ def test_importing_public_names_imports_no_heavy_library() -> None:
 def test_rejected_request_imports_no_heavy_library() -> None:
     code = "import kinema\ntry: kinema.VideoRequest.checked(width=1001)\nexcept kinema.KinemaError: pass"
     assert not run_fresh(code)[1] & HEAVY
+
+
+SMALL = {"width": 64, "height": 64, "num_frames": 2, "num_inference_steps": 1, "seed": 5}
+FAST_ENGINE = {
+    "library": "import kinema; kinema.load({model!r})",
+    "command": "from kinema.cli import main; assert main(['generate', {image!r}, '--model', {model!r}, *{flags}]) == 0",
+    "doctor": "from kinema.cli import main; assert main(['doctor']) == 0",
+    "worker": """
+from pathlib import Path
+from kinema.jobs.job import Task
+from kinema.models.catalog import request_for
+from kinema.serving.engine_work import EngineWork
+from kinema.steps import drive
+work, request, image = EngineWork(), request_for(model={model!r}, **{small}), Path({image!r})
+work.start(print)
+latents = drive(work(Task("j", "latents", request, image), None))
+video = drive(work(Task("j", "video", request, image, Path("latents")), latents), work.preview)
+""",
+}
+
+
+@pytest.mark.parametrize("code", FAST_ENGINE.values(), ids=FAST_ENGINE)
+def test_fast_engine_imports_no_model_library(
+    code: str, tiny_svd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KINEMA_DEVICE", "cpu")
+    monkeypatch.setenv("KINEMA_MODEL", str(tiny_svd))
+    Image.effect_noise((64, 64), 90).convert("RGB").save(tmp_path / "image.png")
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
+    code = code.format(model=str(tiny_svd), image="image.png", small=SMALL, flags=flags)
+    assert not run_fresh(code, tmp_path)[1] & MODEL_LIBRARIES
 
 
 def test_import_reads_no_settings(tmp_path: Path) -> None:

@@ -5,12 +5,12 @@ from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from kinema.engine import generate
-from kinema.engine.engines import engine_for
 from kinema.engine.fast import FastDecoder, FastUNet, blocks_gpu, onednn
 from kinema.engine.fast.fp8 import FP8_DTYPE
 from kinema.engine.fast.ops import conv, norm
@@ -46,7 +46,7 @@ SHAPES = {
 @pytest.fixture(scope="module", params=SHAPES.values(), ids=SHAPES)
 def pipeline(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> VideoPipeline:
     folder = make_tiny_svd(tmp_path_factory.mktemp("fast") / "svd", **request.param)
-    return randomised(load(folder, device="cpu", dtype="float32"))
+    return randomised(load(folder, device="cpu", dtype="float32", engine="reference"))
 
 
 def randomised(pipeline: VideoPipeline) -> VideoPipeline:
@@ -310,7 +310,7 @@ def test_fp8_unet_is_close_to_diffusers(exact: VideoPipeline, size: tuple[int, i
 @pytest.mark.slow
 @torch.no_grad()
 def test_pocket_equals_diffusers() -> None:
-    pocket = load(POCKET_FOLDER, device="cpu", dtype="float32")
+    pocket = load(POCKET_FOLDER, device="cpu", dtype="float32", engine="reference")
     inputs = as_guided(conditions(pocket, videos=1, frames=3, size=(20, 36)))
     assert relative_error(fast(pocket.unet, inputs), reference(pocket.unet, inputs)) <= 1e-5
     theirs = pocket.vae.decode(inputs["sample"][0], num_frames=3).sample
@@ -417,10 +417,27 @@ def test_recipe_has_precision_and_next_video_reuses_cached_unet(tiny_svd: Path) 
     assert not pipeline.cached_networks
 
 
-def test_sequential_offload_uses_reference_engine(tiny_svd: Path) -> None:
-    pipeline = load(tiny_svd, device="cpu", dtype="float32", engine="fast")
-    assert engine_for(pipeline, MemoryPlan("resident", 4)) == "fast"
-    assert engine_for(pipeline, MemoryPlan("sequential_offload", 4)) == "reference"
+def test_sequential_offload_uses_reference_engine(tiny_svd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = open_image(Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 90).convert("RGB"))
+    request = VideoRequest.checked(seed=3, width=64, height=64, num_frames=4, num_inference_steps=2)
+    monkeypatch.setattr("kinema.engine.image_to_video.plan_for", lambda *_: MemoryPlan("sequential_offload", 4))
+    videos = []
+    for engine in ("fast", "reference"):
+        pipeline = load(tiny_svd, device="cpu", dtype="bfloat16", engine=engine)
+        videos.append(drive(generate(pipeline, image, request)))
+        assert videos[-1].recipe.engine == "reference"
+    assert np.array_equal(videos[0].frames, videos[1].frames)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_frames_are_equal_with_networks_of_diffusers(tiny_svd_4_levels: Path, dtype: str) -> None:
+    image = open_image(Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 90).convert("RGB"))
+    request = VideoRequest.checked(seed=3, width=64, height=64, num_frames=4, num_inference_steps=2)
+    own, reference = (
+        load(tiny_svd_4_levels, device="cpu", dtype=dtype, engine=engine) for engine in ("fast", "reference")
+    )
+    videos = [drive(generate(each, image, request)) for each in (own, replace(reference, engine="fast"))]
+    assert np.array_equal(videos[0].frames, videos[1].frames)
 
 
 def test_decoding_in_several_bands_equals_one_band(tiny_svd: Path) -> None:

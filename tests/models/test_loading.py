@@ -45,12 +45,13 @@ def edit(path, **changes):
     write_json(path, {**json.loads(path.read_text()), **changes})
 
 
-def test_load_gives_weights_and_classes_of_diffusers(tiny_svd):
-    pipeline = load_on_cpu(tiny_svd)
+@pytest.mark.parametrize("engine", ["fast", "reference"])
+def test_load_gives_weights_of_diffusers(tiny_svd, engine):
+    pipeline = load(tiny_svd, device="cpu", dtype="float32", engine=engine)
     for component, kind in CLASSES.items():
         expected = kind.from_pretrained(tiny_svd / component).state_dict()
         actual = getattr(pipeline, component).state_dict()
-        assert type(getattr(pipeline, component)) is kind
+        assert isinstance(getattr(pipeline, component), kind) == (engine == "reference")
         assert actual.keys() == expected.keys()
         assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
@@ -290,10 +291,19 @@ def test_damaged_config_is_named(model_folder, text):
         load_on_cpu(model_folder)
 
 
-def test_config_with_unknown_block_is_named(model_folder):
-    edit(model_folder / "unet" / "config.json", down_block_types=["NoSuchBlock", "DownBlockSpatioTemporal"])
-    with pytest.raises(ModelCorrupt, match=r"unet/config\.json does not describe a UNetSpatioTemporalConditionModel"):
-        load_on_cpu(model_folder)
+@pytest.mark.parametrize("engine", ["fast", "reference"])
+@pytest.mark.parametrize(
+    ("component", "fields", "name"),
+    [
+        ("unet", {"down_block_types": ["NoSuchBlock", "DownBlockSpatioTemporal"]}, "UNetSpatioTemporalConditionModel"),
+        ("vae", {"down_block_types": ["NoSuchBlock"] * 4}, "AutoencoderKLTemporalDecoder"),
+        ("image_encoder", {"hidden_act": "no_such_activation"}, "CLIPVisionModelWithProjection"),
+    ],
+)
+def test_config_with_unknown_layer_is_named(model_folder, component, fields, name, engine):
+    edit(model_folder / component / "config.json", **fields)
+    with pytest.raises(ModelCorrupt, match=rf"{component}/config\.json does not describe a {name} \("):
+        load(model_folder, device="cpu", engine=engine)
 
 
 def test_feature_extractor_without_mean_is_named(model_folder):

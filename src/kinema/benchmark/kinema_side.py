@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-# Imports of model loading, before its time is measured.
-from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel  # noqa: F401
-from transformers import CLIPVisionModelWithProjection  # noqa: F401
-
 from kinema.benchmark.stopwatch import Stopwatch, TimedRun
 from kinema.engine import generate
 from kinema.models.loading import load

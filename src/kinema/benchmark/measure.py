@@ -46,7 +46,8 @@ MEANINGS = {
     "cold": "one new process per side, with empty compiler caches: seconds from its start to the first saved video; "
     "loaded_after: seconds until the model is loaded",
     "cold_again": "the same in a second process, with the compiler caches of the first; null if nothing was compiled",
-    "load_seconds": "seconds to load the model; its files are in the page cache and the libraries are imported",
+    "load_seconds": "seconds to load the model; its files are in the page cache, and the baseline's libraries "
+    "are imported",
     "peak_memory_gib": "peak of that process at the end of its first video: rss since its start and, on a GPU, "
     "torch's allocated and reserved memory since the model was loaded",
     "warm": "seconds of further videos in the same processes, all sides alternating; step is denoise divided by the "

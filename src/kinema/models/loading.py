@@ -38,6 +38,7 @@ from kinema.models.model_files import (
     read_headers,
     weights_sha256,
 )
+from kinema.models.reference_networks import make_reference_network
 from kinema.models.resolve import ModelSource, inventory, locate, pull, resolve
 from kinema.settings import Settings, read_settings
 from kinema.values import Engine, ModelIdentity, Precision
@@ -59,6 +60,8 @@ __all__ = ["VideoPipeline", "default_model", "inventory", "load", "pull", "resol
 class VideoPipeline:
     """A loaded SVD: its three networks, and the configuration that the engine needs.
 
+    With the fast engine these are networks of `kinema.models.networks`, whose UNet and decoder have no forward of their
+    own; with the reference engine they are diffusers' and transformers' models.
     `kinema.models.offload.place` moves its components to the device according to the memory plan.
     """
 
@@ -184,7 +187,7 @@ def load(
     snapshot = locate(source, half=half, progress=progress)
     configs = check_configs(snapshot.folder)
     checked = {
-        component: _check_component(snapshot.folder, component, configs[component], half=half)
+        component: _check_component(snapshot.folder, component, configs[component], half=half, engine=chosen_engine)
         for component in COMPONENTS
     }
     if chosen_device.type == "cpu":
@@ -276,30 +279,25 @@ def _notes(device: torch.device, dtype: torch.dtype, in_half: Sequence[Component
 Checked = tuple["torch.nn.Module", dict[str, Header], bool]
 
 
-def _check_component(folder: Path, component: Component, config: Mapping[str, Any], *, half: bool) -> Checked:
+def _check_component(
+    folder: Path, component: Component, config: Mapping[str, Any], *, half: bool, engine: Engine
+) -> Checked:
     """Return one network without weights, its weight files' headers, and whether those are of the variant "fp16"."""
     weights = choose_weights(folder_names(folder), component, half=half)
     assert weights is not None, "locate has checked them"
     headers = read_headers(folder, weights)
-    module = _make_empty(folder, component, config)
+    module = _make_empty(folder, component, config, engine)
     check_tensors(folder, component, headers, {name: tuple(t.shape) for name, t in module.state_dict().items()})
     return module, headers, weights.half
 
 
-def _make_empty(folder: Path, component: Component, config: Mapping[str, Any]) -> torch.nn.Module:
-    """Create a network from its configuration on the meta device."""
-    import diffusers
-    import transformers
-    from accelerate import init_empty_weights
+def _make_empty(folder: Path, component: Component, config: Mapping[str, Any], engine: Engine) -> torch.nn.Module:
+    """Create a network from its configuration on the meta device; only the reference engine imports diffusers."""
+    from kinema.models.networks import make_network
 
-    settings = {name: value for name, value in config.items() if not name.startswith("_")}
+    make = make_network if engine == "fast" else make_reference_network
     try:
-        with hub.quiet(), init_empty_weights():
-            module: torch.nn.Module
-            if component == "image_encoder":
-                module = transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(**settings))
-            else:
-                module = getattr(diffusers, CLASSES[component]).from_config(settings)
+        module = make(component, config)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise damaged(folder / CONFIGS[component], f"does not describe a {CLASSES[component]} ({error})") from None
     return module.eval().requires_grad_(requires_grad=False)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from kinema.models.devices import free_memory, has_kernels, release_cache
 from kinema.models.memory_plan import COMPONENTS, FAST_SHARE, STREAMED_SHARE, Component, MemoryPlan, plan_memory
+from kinema.models.reference_networks import as_reference
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -97,26 +98,31 @@ class Placed:
         try:
             for each in converted:
                 _move(each, device=None, dtype=dtype)
-            with self._offloaded(component, module):
-                yield module
+            with self._offloaded(component, module) as placed:
+                yield placed
         finally:
             for each in converted:
                 _move(each, device=None, dtype=own_dtype)
 
     @contextmanager
-    def _offloaded(self, component: Component, module: torch.nn.Module) -> Iterator[None]:
-        """Move the module to the device on entry and back on exit; a resident or streamed module does not move."""
+    def _offloaded(self, component: Component, module: torch.nn.Module) -> Iterator[torch.nn.Module]:
+        """Move the module to the device on entry and back on exit; a resident or streamed module does not move.
+
+        Sequential offload yields diffusers' module with the same weights.
+        """
         device = self.pipeline.device
         if self.plan.is_resident or (self.plan.name == "streamed" and component == "unet"):  # `place` has moved it
-            yield
+            yield module
             return
         if self.plan.name == "sequential_offload":
+            if self.pipeline.engine == "fast":
+                module = as_reference(component, module)
             with _sequential(module, device):
-                yield
+                yield module
             return
         _move(module, device, dtype=None)
         try:
-            yield
+            yield module
         finally:
             _move(module, "cpu", dtype=None)
             release_cache(device)
