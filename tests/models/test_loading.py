@@ -440,6 +440,7 @@ def test_default_model_without_cuda_is_pocket():
 def test_default_model_on_gpu(monkeypatch, free_gib, is_installed, reachable, name, expected_reason):
     monkeypatch.setattr(loading, "pick_device", lambda _wanted: torch.device("cuda"))
     monkeypatch.setattr(loading, "free_memory", lambda _device: int(free_gib * GIB))
+    monkeypatch.setattr(loading, "has_kernels", lambda _device, _dtype: False)
     monkeypatch.setattr(loading.hub, "cached", lambda *_args, **_kwargs: object() if is_installed else None)
     monkeypatch.setattr(loading.hub, "reachable", lambda: reachable)
     chosen, reason = default_model(Settings())
