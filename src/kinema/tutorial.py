@@ -124,6 +124,7 @@ class Lesson:
 
         with warnings.catch_warnings(record=True) as recorded:
             warnings.filterwarnings("always", category=library.KinemaWarning)
+            _ignore_missing_widgets()
             video = drive(library.start(image, prompt, loading, **merged), show)
         _print_over(f"seed {video.seed}", end="\n")
         return video
@@ -151,10 +152,14 @@ def load(
         InvalidRequest: device or dtype is not available.
     """
     with warnings.catch_warnings():
-        # tqdm warns about missing notebook widgets, which Kinema does not use.
-        warnings.filterwarnings("ignore", "IProgress not found")
+        _ignore_missing_widgets()
         pipeline = library.load(model, device=device, dtype=dtype)
     return Lesson(pipeline, image_model, parameters)
+
+
+def _ignore_missing_widgets() -> None:
+    """Ignore tqdm's warning on import about notebook widgets, which Kinema does not use."""
+    warnings.filterwarnings("ignore", "IProgress not found")
 
 
 def generate_video(
