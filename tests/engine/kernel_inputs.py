@@ -1,6 +1,5 @@
 """Inputs and tolerances for tests that compare kernels with plain torch."""
 
-import os
 from pathlib import Path
 
 import torch
@@ -9,8 +8,6 @@ from kinema.engine.fast.weights import GroupNorm, LayerNorm
 from kinema.models.loading import VideoPipeline, load
 
 CUDA = torch.cuda.is_available()
-if not CUDA:  # read when Triton is first imported
-    os.environ["TRITON_INTERPRET"] = "1"
 DEVICE = "cuda" if CUDA else "cpu"
 HALF = torch.float16
 # Tolerances of the relative error. Rounding to float16.
