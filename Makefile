@@ -25,7 +25,7 @@ quick: check ## check style and types, and run the unit tests that need no model
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --quiet $(QUICK)
 
 test: check chromium ## run all checks and all tests except slow ones: about 15 minutes on two cores, with installing
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-all: check docs chromium ## run all checks, build the site, and run all tests
 	$(BIN)/python -m pytest

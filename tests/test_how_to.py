@@ -216,7 +216,7 @@ def templates():
                 case ast.JoinedStr(values=values):
                     parts = [part.value if isinstance(part, ast.Constant) else "\0" for part in values]
                 case ast.Constant(value=str(text)):
-                    parts = [re.sub(r"\{\w+(![ar])?(:[^}]*)?\}", "\0", text)]
+                    parts = [re.sub(r"\{\w+(![ar])?(:[^}]*)?\}|%s", "\0", text)]
                 case _:
                     continue
             if len("".join(parts).replace("\0", "")) >= 14:

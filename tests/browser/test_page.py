@@ -123,8 +123,8 @@ def test_fit_has_the_same_name_in_the_note(server, visit):
 @pytest.mark.parametrize(
     ("locale", "label", "expected"),
     [
-        ("en-US", "number input for Motion", "Motion 7.5 is invalid"),
-        ("ko-KR", "number input for 움직임의 크기", "움직임의 크기: 7.5 값은 사용할 수 없습니다. 정수를"),
+        ("en-US", "number input for Motion", "Motion 7.5 is not an integer"),
+        ("ko-KR", "number input for 움직임의 크기", "움직임의 크기: 7.5 값은 정수가 아닙니다."),
     ],
 )
 def test_invalid_number_is_rejected_in_the_page_language_with_its_label(server, visit, locale, label, expected):

@@ -37,6 +37,7 @@ def test_bench_writes_record_file_table_and_progress(bench, image, folder):
     assert file_names(folder) == ["out.json", "rocket.png"]
 
 
+@pytest.mark.slow
 def test_bench_without_image_and_baselines_writes_no_file(bench, folder):
     result = bench("--against=nothing", "--engine=reference", "--json")
     assert result.code == 0

@@ -77,6 +77,7 @@ def delete(client, ids):
         assert response.status_code == 200, response.text
 
 
+@pytest.mark.slow
 def test_delete_works_on_full_disk_and_after_a_start_on_it(small_disk, tmp_path, png):
     server = start(small_disk / "data", logs=tmp_path, queue_size=100)
     try:

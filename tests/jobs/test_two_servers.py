@@ -119,6 +119,7 @@ def test_scheduler_writes_nothing_after_losing_its_connection(postgresql_url, po
             assert (acquired, table.is_sole_scheduler()) == (True, True)
 
 
+@pytest.mark.slow
 def test_two_servers_complete_each_job_once_after_lost_connections(
     postgres_settings, tmp_path, task_log, cut_connection
 ):

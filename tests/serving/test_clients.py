@@ -80,7 +80,7 @@ def test_tutorial_curl_command_generates_video(server, png, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "param", "message"),
     [
-        ({"seed": "x"}, "seed", "seed 'x' is invalid"),
+        ({"seed": "x"}, "seed", "seed 'x' is not an integer"),
         ({"width": "1001"}, "width", "use 1000 or 1008"),
         ({"image": "http://localhost:1/x.png"}, "image", "the server fetches no URLs"),
         ({"image": "data:image/png;base64,@@"}, "image", "not valid base64"),

@@ -92,6 +92,7 @@ def test_log_contains_no_keys_and_no_prompts(guarded):
     assert "secret words" not in log
 
 
+@pytest.mark.slow
 def test_sigterm_finishes_running_job_and_keeps_queued_job(tmp_path, png):
     running = start(tmp_path / "data")
     try:
