@@ -133,6 +133,7 @@ def test_both_sides_use_same_noise_in_half_precision(tmp_path, vae_levels) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_baseline_in_other_dtype(mixed) -> None:
     assert (mixed["dtype"], mixed["baseline_dtype"]) == ("bfloat16", "float32")
     assert set(mixed["matrix_tflop_per_second"]) == {"bfloat16", "float32"}
@@ -188,6 +189,7 @@ def test_record_is_json_without_private_paths(record, tiny_svd) -> None:
     assert str(tiny_svd.parent) not in text
 
 
+@pytest.mark.slow
 def test_baseline_uses_decode_chunk_size_of_kinema(mixed) -> None:
     assert mixed["parameters"]["decode_chunk_size"] == 3
 

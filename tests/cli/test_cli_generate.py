@@ -242,7 +242,7 @@ def test_warnings_are_printed_before_loading(generate):
 
 
 def test_default_model_is_reported_with_reason(kinema, image):
-    result = kinema("generate", image, "-o", "no/where.mp4", "--device", "cpu")
+    result = kinema("generate", image, *SMALL)
     assert result.err.splitlines()[0] == "using model pocket: the device is cpu, not a CUDA GPU"
 
 

@@ -425,7 +425,13 @@ FAULTS: dict[str, tuple[str, str, str, Callable[[], None]]] = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+# One mask and one scale in every run of the tests, the others among the slow ones.
+OFTEN = ("group norm, mask", "GEMM, scale")
+
+
+@pytest.mark.parametrize(
+    "fault", [fault if fault in OFTEN else pytest.param(fault, marks=pytest.mark.slow) for fault in FAULTS]
+)
 def test_planted_fault_in_kernel_is_found(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name, right, wrong, check = FAULTS[fault]
     source = Path(globals()[name].__file__).read_text("utf-8")

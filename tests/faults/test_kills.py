@@ -90,6 +90,7 @@ def run_with_kills(tmp_path, png, targets, rng, steps=16):
         stop(server)
 
 
+@pytest.mark.slow
 def test_jobs_complete_after_kills_of_workers_and_of_all_processes(tmp_path, png):
     # Jobs run long enough to be interrupted, even on a busy machine.
     assert run_with_kills(tmp_path, png, ["worker", "all", "worker"], random.Random(1), steps=120) == 3
