@@ -114,7 +114,7 @@ class Attempt:
         those parts.
         """
         self._folder.mkdir(exist_ok=True, mode=0o700)
-        if self._has_output(part):  # the job was requeued after this part
+        if not self._is_on_worker(part) and self._has_output(part):  # the job was requeued after this part
             return {"image": self.job.image}
         for earlier in PARTS[: PARTS.index(part)]:
             if self._has_output(earlier):
@@ -127,6 +127,10 @@ class Attempt:
             self.job = dataclasses.replace(self.job, image=result["image"])
         return self._run_on_worker(part, worker)
 
+    def _is_on_worker(self, part: Part) -> bool:
+        """Whether a worker process has got the part: its reports are to be read, even if its output exists."""
+        return self._run_of_parts is not None and part in self._run_of_parts.parts
+
     def _has_output(self, part: Part) -> bool:
         if part != "image":
             return (self._folder / PART_FILES[part]).exists()
@@ -136,9 +140,10 @@ class Attempt:
         image = self.job.image
         while True:
             try:
-                if self._run_of_parts is None or part not in self._run_of_parts.parts:
+                if not self._is_on_worker(part):
                     delete_partial_files(self._folder)
                     self._run_of_parts = worker.submit(self._tasks_from(part), self._folder, self._next_action)
+                assert self._run_of_parts is not None
                 worker.wait_for(self._run_of_parts, part, self._on_report, self._next_action)
                 return {"image": self._store_generated_image() if part == "image" else image}
             except WorkerReplaced as error:

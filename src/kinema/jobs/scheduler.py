@@ -300,8 +300,9 @@ class Scheduler:
             failure = attempt.run(worker, functools.partial(self._release_worker, job_id))
             if failure is not None:
                 self._fail(job_id, failure)
-            elif retry(lambda: self._table.complete(job_id, self._keep_seconds), self._closing):
-                self.speeds.learn(attempt.snapshot())
+                return
+            self.speeds.learn(attempt.snapshot())  # before anybody can see that it is completed
+            if retry(lambda: self._table.complete(job_id, self._keep_seconds), self._closing):
                 log.info("job %s completed", job_id)
         except (JobNotFound, WorkCancelled):
             pass  # logged by the caller of cancel or delete
