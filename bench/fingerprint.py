@@ -3,8 +3,8 @@
     python bench/fingerprint.py PATH/TO/OLD/CHECKOUT svd-xt cuda
     python bench/fingerprint.py . svd-xt cuda
 
-The networks have random weights from a fixed seed. A change that keeps the arithmetic gives the same hashes. Alternate
-between the checkouts to compare times.
+The networks have random weights from a fixed seed. A change that does not affect results gives the same hashes. To
+compare times, alternate between the checkouts.
 """
 
 import hashlib
