@@ -1,10 +1,13 @@
-"""Measure how long a fresh process takes to load the pocket model, and to write a video, beside one of diffusers.
+"""Measure how long a fresh process takes to load a model, and to write a video, beside one of diffusers.
 
     OMP_NUM_THREADS=1 python bench/cold_start.py --out bench/results/pocket-cold-start-cpu.json
+    python bench/svd_xt.py /tmp/svd-xt
+    python bench/cold_start.py --model /tmp/svd-xt --rounds 3 --out bench/results/svd-xt-cold-start-gpu.json
 
 Each figure is the wall time of a whole process, with its files in the page cache. Processes alternate, one at a time.
-Both sides generate 14 frames in 8 steps in their default dtypes, and write an mp4 with Kinema's writer. `--before SRC`
-adds another version of Kinema, whose `src` folder it names.
+Both sides use the model's default parameters, float16 on a GPU and otherwise their own default dtypes, and write an mp4
+with Kinema's writer. On a GPU, `nothing compiled` is Kinema with an empty cache of kernels. `--before SRC` adds another
+version of Kinema, whose `src` folder it names.
 """
 
 import argparse
@@ -28,12 +31,14 @@ EXAMPLE = Path(__file__).parent.parent / "examples" / "rocket.jpg"
 SEED = 42
 
 DIFFUSERS_LOAD = """
-import sys
+import sys, torch
 from diffusers import StableVideoDiffusionPipeline
-pipeline = StableVideoDiffusionPipeline.from_pretrained(sys.argv[1])
+options = {"torch_dtype": torch.float16, "variant": "fp16"} if torch.cuda.is_available() else {}
+pipeline = StableVideoDiffusionPipeline.from_pretrained(sys.argv[1], **options)
+pipeline.to("cuda" if options else "cpu")
 """
 DIFFUSERS_VIDEO = f"""{DIFFUSERS_LOAD}
-import json, torch
+import json
 from kinema.media.video_writer import save_video
 from PIL import Image
 image, generator = Image.open(sys.argv[2]).convert("RGB"), torch.Generator("cpu").manual_seed({SEED})
@@ -44,44 +49,50 @@ save_video((frames * 255).round().astype("uint8"), sys.argv[4], 7)
 """
 
 
-def commands(folder: Path) -> dict[str, dict[str, list[str]]]:
+def commands(model: str, folder: Path) -> dict[str, dict[str, list[str]]]:
     """Return the arguments of Python for each measured process, by kind and side."""
-    request = request_for(model="pocket", seed=SEED)
+    request = request_for(model=model, seed=SEED)
     names = ("width", "height", "num_frames", "num_inference_steps", "max_guidance_scale")
     parameters = json.dumps({name: getattr(request, name) for name in names})
-    generate = ["-m", "kinema", "generate", str(EXAMPLE), "--model", "pocket", "--seed", str(SEED)]
+    generate = ["-m", "kinema", "generate", str(EXAMPLE), "--model", model, "--seed", str(SEED)]
+    weights = str(POCKET_FOLDER) if model == "pocket" else model
     file = str(folder / "diffusers.mp4")
     return {
         "load": {
-            "kinema": ["-c", "import kinema; kinema.load('pocket')"],
-            "diffusers": ["-c", DIFFUSERS_LOAD, str(POCKET_FOLDER)],
+            "kinema": ["-c", f"import kinema; kinema.load({model!r})"],
+            "diffusers": ["-c", DIFFUSERS_LOAD, weights],
         },
         "video": {
             "kinema": [*generate, "-o", str(folder / "kinema.mp4"), "--force"],
-            "diffusers": ["-c", DIFFUSERS_VIDEO, str(POCKET_FOLDER), str(EXAMPLE), parameters, file],
+            "diffusers": ["-c", DIFFUSERS_VIDEO, weights, str(EXAMPLE), parameters, file],
         },
     }
 
 
-def seconds(arguments: list[str], source: Path | None) -> float:
-    """Return the wall time of a process; `source` is the `src` folder of another version of Kinema."""
-    environment = os.environ | ({"PYTHONPATH": str(source.resolve())} if source else {})
+def seconds(arguments: list[str], environment: dict[str, str]) -> float:
+    """Return the wall time of a process."""
     started = time.perf_counter()
-    subprocess.run([sys.executable, *arguments], check=True, capture_output=True, env=environment)
+    subprocess.run([sys.executable, *arguments], check=True, capture_output=True, env=os.environ | environment)
     return time.perf_counter() - started
 
 
-def measure(rounds: int, before: Path | None) -> dict[str, dict[str, dict[str, object]]]:
+def measure(model: str, rounds: int, before: Path | None) -> dict[str, dict[str, dict[str, object]]]:
     """Return the times of each kind and side, with their median."""
     times: dict[str, dict[str, list[float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for i in range(rounds + 1):
-            for kind, sides in commands(Path(folder)).items():
+            for kind, sides in commands(model, Path(folder)).items():
                 if i == 0 and kind == "video":
                     continue  # loading fills the page cache
-                sources = {"kinema": None, "diffusers": None} | ({"before": before} if before else {})
-                for side, source in sources.items():
-                    found = seconds(sides["kinema" if side == "before" else side], source)
+                environments = {"kinema": {}, "diffusers": {}}
+                if before:
+                    environments["before"] = {"PYTHONPATH": str(before.resolve())}
+                if torch.cuda.is_available() and kind == "video":
+                    empty = tempfile.mkdtemp(dir=folder)
+                    caches = {"XDG_CACHE_HOME": empty, "TRITON_CACHE_DIR": f"{empty}/triton"}
+                    environments = {"nothing compiled": caches, **environments}
+                for side, environment in environments.items():
+                    found = seconds(sides["diffusers" if side == "diffusers" else "kinema"], environment)
                     print(f"{kind}, {side}: {found:.1f} s", flush=True)
                     if i:
                         times.setdefault(kind, {}).setdefault(side, []).append(round(found, 2))
@@ -94,15 +105,19 @@ def measure(rounds: int, before: Path | None) -> dict[str, dict[str, dict[str, o
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--model", default="pocket", help="catalog name or folder")
+    parser.add_argument("--note", help="text to store with the results")
     parser.add_argument("--before", type=Path, metavar="SRC")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     record = {
-        "what": "wall time of a fresh process with the pocket model: `load` loads it, `video` also writes an mp4",
+        "what": "wall time of a fresh process: `load` loads a model, `video` also writes an mp4",
+        "model": Path(args.model).name,
+        "note": args.note,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "machine": machine(torch.device("cpu")),
+        "machine": machine(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         "versions": {name: version(name) for name in ("torch", "diffusers", "transformers")},
-        "parameters": request_for(model="pocket", seed=SEED).model_dump(exclude_none=True),
-        **measure(args.rounds, args.before),
+        "parameters": request_for(model=args.model, seed=SEED).model_dump(exclude_none=True),
+        **measure(args.model, args.rounds, args.before),
     }
     args.out.write_text(json.dumps(record, indent=1) + "\n")

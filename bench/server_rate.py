@@ -19,14 +19,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import psutil
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tests" / "serving"))
 
-from server_process import start, stop, wait_for  # noqa: E402 - it is not in a package
+from server_process import Server, start, stop, wait_for  # noqa: E402 - it is not in a package
 
 IMAGE = ROOT / "examples" / "rocket.jpg"
 WARM_VIDEOS = 5
@@ -67,7 +69,8 @@ def server_jobs(model: str, device: str, workers: int, jobs: int) -> dict[str, f
                     wait_for(client, submit(2000 + worker), 3600)
                 ids = [submit(seed) for seed in range(jobs)]
                 videos = [wait_for(client, video, 3600 * jobs) for video in ids]
-            assert all(video["status"] == "completed" for video in videos), videos
+                assert all(video["status"] == "completed" for video in videos), videos
+                after_kill = seconds_after_kill(server, client, submit)
         finally:
             stop(server)
     begins = [video["started_at"] for video in videos]
@@ -76,7 +79,22 @@ def server_jobs(model: str, device: str, workers: int, jobs: int) -> dict[str, f
         "ready_seconds": ready,
         "first_job_seconds": first["completed_at"] - first["started_at"],
         "seconds": max(ends) - min(begins),
+        "seconds_from_worker_kill_to_completion": after_kill,
     }
+
+
+def seconds_after_kill(server: Server, client: httpx.Client, submit: Callable[[int], str]) -> float:
+    """Kill the workers while one of them denoises a job; return the seconds until another has completed it."""
+    video = submit(3000)
+    while client.get(f"/v1/videos/{video}").json()["status"] == "queued":
+        time.sleep(0.03)
+    time.sleep(1)
+    for process in psutil.Process(server.process.pid).children(recursive=True):
+        if "kinema.jobs.worker_process" in " ".join(process.cmdline()):
+            process.kill()
+    killed = time.perf_counter()
+    assert wait_for(client, video, 3600)["status"] == "completed"
+    return time.perf_counter() - killed
 
 
 def main() -> None:

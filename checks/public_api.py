@@ -11,7 +11,18 @@ import re
 import kinema
 
 # The stable attributes of loaded models; the others belong to the engine.
-PIPELINE_ATTRIBUTES = ("name", "device", "dtype", "engine", "precision", "defaults", "notes", "identity", "release")
+PIPELINE_ATTRIBUTES = (
+    "name",
+    "device",
+    "dtype",
+    "engine",
+    "precision",
+    "gpus",
+    "defaults",
+    "notes",
+    "identity",
+    "release",
+)
 
 
 def describe(name: str) -> list[str]:

@@ -30,6 +30,7 @@ _REMEDIES = {
     "NotAnSvdModel": "Pass a Stable Video Diffusion model in diffusers' layout as `model`.",
     "NotAnImagePipeline": "Pass a text-to-image pipeline in diffusers' layout as `image_model`.",
     "InsufficientMemory": "Close other programs, or choose fewer frames or a smaller size. See `kinema doctor`.",
+    "DeviceLost": "Load the model again. If it persists, check the GPUs with `nvidia-smi`, or use `gpus=1`.",
     "InsufficientDisk": "Free disk space, or write to another disk.",
     "GenerationFailed": 'Try another seed, then `dtype="float32"`. If it persists, the weights may be damaged.',
     "JobError": "See the message.",

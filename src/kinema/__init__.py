@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from kinema.errors import DeviceLost as DeviceLost
     from kinema.errors import GenerationFailed as GenerationFailed
     from kinema.errors import HubUnreachable as HubUnreachable
     from kinema.errors import IdempotencyKeyReused as IdempotencyKeyReused
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from kinema.values import VideoRequest as VideoRequest
 
 _MODULES = {
+    "DeviceLost": "kinema.errors",
     "GenerationFailed": "kinema.errors",
     "HubUnreachable": "kinema.errors",
     "IdempotencyKeyReused": "kinema.errors",
@@ -99,6 +101,7 @@ _MODULES = {
 }
 
 __all__ = [
+    "DeviceLost",
     "GenerationFailed",
     "HubUnreachable",
     "IdempotencyKeyReused",

@@ -13,6 +13,7 @@
     │   ├── NotAnSvdModel            the model is not Stable Video Diffusion
     │   └── NotAnImagePipeline       the model is not a supported text-to-image pipeline
     ├── InsufficientMemory           the device has too little free memory
+    ├── DeviceLost                   a process of a group of GPUs ended or does not respond
     ├── InsufficientDisk             the disk has too little free space
     ├── GenerationFailed             a model's output is not an image or video (NaN, infinity, one constant colour)
     ├── JobError                     the queue cannot perform the operation
@@ -118,6 +119,12 @@ class InsufficientMemory(KinemaError):
     """The device has too little free memory, before or during generation."""
 
     code = "insufficient_memory"
+
+
+class DeviceLost(KinemaError):
+    """A process of a group of GPUs ended or does not respond."""
+
+    code = "device_lost"
 
 
 class InsufficientDisk(KinemaError):

@@ -56,6 +56,7 @@ def load(
     dtype: str | None = None,
     engine: Engine | None = None,
     precision: Precision | None = None,
+    gpus: int | None = None,
 ) -> VideoPipeline:
     """Load a video model, for use in several calls of `generate`.
 
@@ -71,15 +72,20 @@ def load(
         precision: "full", or "fp8" to run the UNet's large matmuls in 8-bit floating point: faster, slightly less
             accurate (see docs/performance.md); it requires the fast engine and an NVIDIA H100 or H200.
             None: as in the settings, by default "full".
+        gpus: 2 to generate each video on two GPUs: the one of `device` and the next, each with the whole model. Frames
+            equal those of one GPU under the memory plan `resident_split` and with the same `decode_chunk_size`. None:
+            as in the settings, by default 1.
 
     Raises:
         ModelError: the model is unavailable or invalid.
-        InvalidRequest: device, dtype, engine or precision is not available.
+        InvalidRequest: device, dtype, engine, precision or number of GPUs is not available.
     """
     from kinema.models import loading
     from kinema.settings import read_settings
 
-    settings = read_settings(device=device, dtype=dtype, precision=precision)
+    settings = read_settings(
+        device=device, dtype=dtype, precision=precision, gpus_per_video=None if gpus is None else str(gpus)
+    )
     if model is None:
         model, _ = loading.default_model(settings)
     return loading.load(model, engine=engine, settings=settings)
@@ -138,6 +144,7 @@ def generate(
     dtype: str | None = None,
     engine: Engine | None = None,
     precision: Precision | None = None,
+    gpus: int | None = None,
     **parameters: Unpack[VideoParameters],
 ) -> Video:
     """Turn an image or a prompt into a short video.
@@ -155,6 +162,7 @@ def generate(
         dtype: As for `load`.
         engine: As for `load`.
         precision: As for `load`.
+        gpus: As for `load`.
         **parameters: Fields of `VideoRequest`; by default those of the models.
 
     Returns:
@@ -164,7 +172,7 @@ def generate(
     Raises:
         KinemaError: the input is invalid or the generation failed.
     """
-    loading = Loading(model, image_model, device, dtype, engine, precision)
+    loading = Loading(model, image_model, device, dtype, engine, precision, gpus)
     return drive(start(image, prompt, loading, **parameters))
 
 
@@ -179,6 +187,7 @@ def stream(
     dtype: str | None = None,
     engine: Engine | None = None,
     precision: Precision | None = None,
+    gpus: int | None = None,
     **parameters: Unpack[VideoParameters],
 ) -> Generator[Step | Restart | Video, None, None]:
     """Do the same as `generate`, but yield each `Step` when it is done, and finally the `Video`.
@@ -189,7 +198,7 @@ def stream(
     Raises:
         InvalidRequest, InvalidImage: immediately. Other errors are raised during iteration.
     """
-    loading = Loading(model, image_model, device, dtype, engine, precision)
+    loading = Loading(model, image_model, device, dtype, engine, precision, gpus)
     return _with_result(start(image, prompt, loading, **parameters))
 
 
@@ -207,6 +216,7 @@ class Loading:
     dtype: str | None = None
     engine: Engine | None = None
     precision: Precision | None = None
+    gpus: int | None = None
 
 
 def start(
@@ -261,7 +271,7 @@ def _video_model(loading: Loading) -> tuple[str, dict[str, Any] | None]:
     if not isinstance(model, VideoPipeline):
         settings = read_settings(device=loading.device, dtype=loading.dtype, precision=loading.precision)
         return str(model or default_model(settings)[0]), None
-    for name in ("device", "dtype", "engine", "precision"):
+    for name in ("device", "dtype", "engine", "precision", "gpus"):
         if (value := getattr(loading, name)) is not None:
             raise InvalidRequest(f"{name} {value!r} cannot be changed for a loaded model; pass it to kinema.load", name)
     return model.name, model.defaults
@@ -288,7 +298,7 @@ def _from_image(loading: Loading, image: InputImage, request: VideoRequest) -> G
 
     pipeline = loading.model
     if not isinstance(pipeline, VideoPipeline):
-        options = {name: getattr(loading, name) for name in ("device", "dtype", "engine", "precision")}
+        options = {name: getattr(loading, name) for name in ("device", "dtype", "engine", "precision", "gpus")}
         pipeline = load(pipeline, **options)
     return (yield from generate_video(pipeline, image, request))
 

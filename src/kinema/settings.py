@@ -71,6 +71,9 @@ class Settings(BaseSettings):
         description="full (all matmuls in the dtype), or fp8: the UNet's large matmuls in 8-bit floating point; "
         "faster, slightly less accurate; needs an NVIDIA Hopper GPU (H100, H200).",
     )
+    gpus_per_video: int = Field(
+        default=1, ge=1, le=2, description="1, or 2 to generate each video on two GPUs: the same video, sooner."
+    )
     data_dir: Path = Field(
         default=Path("~/.local/share/kinema"), description="a folder for the queue, its images and its videos."
     )

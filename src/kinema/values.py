@@ -385,6 +385,7 @@ class Recipe(BaseModel):
         description="full: everything in `dtype`; fp8: the UNet's large matmuls in 8-bit floating point.",
     )
     memory_plan: str
+    gpus: int = Field(default=1, description="Number of GPUs that generated the video together.")
     decode_chunk_size: int
     events: tuple[str, ...] = Field(
         default=(), description="Problems during generation and how they were handled, e.g. a retry."

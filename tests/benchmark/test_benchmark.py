@@ -45,7 +45,7 @@ def children() -> set[int]:
 
 
 def task_of(folder: Path, dtype: str = "float32") -> BenchmarkTask:
-    return BenchmarkTask(str(folder), folder, False, "cpu", dtype, None, "full", gradient(64, 64))
+    return BenchmarkTask(str(folder), folder, False, "cpu", dtype, None, "full", 1, gradient(64, 64))
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +243,8 @@ def test_distance_is_in_levels_and_decibels() -> None:
 
 def test_unsupported_baseline_engine_or_guidance_is_rejected(tiny_svd) -> None:
     with pytest.raises(
-        InvalidRequest, match="baseline 'onediff' is not supported; use diffusers, diffusers-compile or nothing"
+        InvalidRequest,
+        match="baseline 'onediff' is not supported; use diffusers, diffusers-compile, kinema-one-gpu or nothing",
     ):
         named("diffusers,onediff")
     with pytest.raises(InvalidRequest, match="baseline diffusers is repeated in 'diffusers, diffusers'"):
@@ -257,6 +258,21 @@ def test_unsupported_baseline_engine_or_guidance_is_rejected(tiny_svd) -> None:
         check_settings(["diffusers"], single)
     check_settings([], single)
     check_settings(["diffusers"], single.changed(max_guidance_scale=1.0))
+    with pytest.raises(InvalidRequest, match="baseline kinema-one-gpu is Kinema itself unless Kinema has more; add"):
+        check_settings(["kinema-one-gpu"], single)
+    check_settings(["kinema-one-gpu"], single, gpus=2)
+
+
+def test_two_gpus_are_compared_with_one(tiny_svd) -> None:
+    settings = read_settings(device="cpu", dtype="float32", gpus_per_video="2")
+    request = request_of(tiny_svd)
+    *_, record = measure(
+        str(tiny_svd), gradient(64, 64), request, settings=settings, baselines=["kinema-one-gpu"], runs=1
+    )
+    assert (record["gpus"], record["memory_plan"], record["baseline_dtype"]) == (2, "resident_split", None)
+    one = record["baselines"]["kinema-one-gpu"]
+    assert one["frames"]["max_difference"] <= 1  # its guidance is not split, so sums have another order
+    assert one["factor"]["denoise"] > 0
 
 
 @pytest.mark.slow

@@ -53,7 +53,7 @@ INVALID_ARGUMENTS = {
     "unknown baseline": (
         ["--against=onediff"],
         2,
-        "baseline 'onediff' is not supported; use diffusers, diffusers-compile or",
+        "baseline 'onediff' is not supported; use diffusers, diffusers-compile, kinema-one-gpu or",
     ),
     "unknown baseline dtype": (
         ["--baseline-dtype=fp8"],

@@ -10,8 +10,8 @@ import sys
 import pytest
 from queue_helpers import IMAGE, request, wait_finished, wait_until
 
-from kinema.errors import InsufficientDisk
-from kinema.jobs import Queue
+from kinema.errors import InsufficientDisk, InvalidRequest
+from kinema.jobs import Queue, worker_pool
 from kinema.jobs.job_files import JobFiles, atomic_file, delete_partial_files, write_atomically
 from kinema.jobs.worker_pool import devices_for
 from kinema.settings import Settings
@@ -161,6 +161,15 @@ def test_invalid_job_id_raises_value_error(tmp_path, name):
 def test_devices_follow_the_settings(monkeypatch, settings, devices):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # a machine without GPUs
     assert devices_for(Settings(**settings)) == devices
+
+
+def test_workers_of_groups_have_the_first_gpu_of_each(monkeypatch):
+    monkeypatch.setattr(worker_pool, "count_gpus", lambda: 5)
+    assert devices_for(Settings(gpus_per_video=2)) == ("cuda:0", "cuda:2")
+    assert devices_for(Settings(gpus_per_video=2, workers=3)) == ("cuda:0", "cuda:2", "cuda:0")
+    monkeypatch.setattr(worker_pool, "count_gpus", lambda: 1)
+    with pytest.raises(InvalidRequest, match="KINEMA_GPUS_PER_VIDEO is 2, but this machine has 1 GPU"):
+        Queue(Settings(gpus_per_video=2), "queue_work:Work")
 
 
 def test_partial_file_of_killed_video_writer_is_deleted_before_next_attempt(tmp_path):

@@ -70,6 +70,19 @@ def test_estimate_matches_measured_peak_of_fast_engine():
     assert [plan_xt(free, fast=True).name for free in (16, 12, 9, 7, 6, 4)] == names
 
 
+def test_group_of_gpus_splits_guidance_and_frames_and_has_the_whole_model_on_each():
+    plan = plan_xt(80, fast=True, gpus=2)
+    assert (plan.name, plan.decode_chunk_size) == ("resident_split", 13)
+    assert plan.needed_bytes == plan_xt(80, fast=True, gpus=2, decode_chunk_size=13).needed_bytes
+    assert plan_xt(80, fast=True, gpus=2, guided=False).name == "resident"
+    assert plan_xt(80, fast=True, gpus=2, offload=False).name == "resident_split"
+    assert plan.next(plans(guided=True, fast=True, gpus=2)) is None
+    with pytest.raises(
+        InsufficientMemory, match=r"GiB of memory on each GPU of a group, but only 6\.0 GiB is free; use gpus 1, a"
+    ):
+        plan_xt(6, fast=True, gpus=2)
+
+
 def test_less_memory_selects_leaner_plans_in_order():
     found = [plan_xt(free) for free in (80, 40, 24, 16, 13, 12, 10, 8, 6)]
     ranks = [PLANS.index(plan.name) for plan in found]

@@ -4,16 +4,20 @@ import io
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
 from kinema.engine import Checkpoint, Projection, generate, to_latents, to_video
+from kinema.jobs import Queue
 from kinema.jobs.job import Task
 from kinema.media.image import fit_image, open_image
 from kinema.media.video_reader import read_recipe
 from kinema.models import loading
 from kinema.models.catalog import request_for
+from kinema.models.gpu_group import PEER
 from kinema.serving.engine_work import EngineWork
+from kinema.settings import read_settings
 from kinema.steps import drive
 from tiny import make_tiny_svd
 
@@ -170,3 +174,24 @@ def test_generated_image_recipe_is_in_video(work, tiny_svd, tiny_sd, tmp_path):
     recipe = read_recipe(video.save(tmp_path / "cat.mp4"))
     assert recipe.image_generation == generated.image.image_generation
     assert recipe.image_sha256 == generated.image.sha256
+
+
+def test_job_of_a_group_runs_again_when_its_second_process_dies(monkeypatch, tiny_svd, png, tmp_path):
+    for name, value in {"DEVICE": "cpu", "DTYPE": "float32", "MODEL": tiny_svd, "GPUS_PER_VIDEO": 2}.items():
+        monkeypatch.setenv(f"KINEMA_{name}", str(value))
+    request = request_for(model=str(tiny_svd), **SMALL | {"num_inference_steps": 200, "max_guidance_scale": 2.0})
+    settings = read_settings(data_dir=str(tmp_path / "data"), min_free_gb="0")
+    with Queue(settings, "kinema.serving.engine_work:EngineWork") as queue:
+        job = queue.submit(request, image=png)
+        killed = 0
+        for state in queue.subscribe(job.id):
+            if state.step and not killed:
+                for process in psutil.Process().children(recursive=True):
+                    if PEER in process.cmdline():
+                        process.kill()
+                        killed += 1
+        assert killed == 1
+        job = queue.get(job.id)
+        assert (job.status, job.error, job.attempts) == ("completed", None, 1)
+        recipe = read_recipe(queue.result(job.id))
+    assert (recipe.gpus, recipe.memory_plan) == (2, "resident_split")

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from kinema.media.image import InputImage
     from kinema.values import VideoRequest
 
-BASELINES = ("diffusers", "diffusers-compile")
+ONE_GPU = "kinema-one-gpu"
+BASELINES = ("diffusers", "diffusers-compile", ONE_GPU)
 DTYPES = ("float16", "bfloat16", "float32")
 
 
@@ -51,14 +52,16 @@ def check(engine: str | None, baseline_dtype: str | None = None) -> None:
         )
 
 
-def check_settings(baselines: Sequence[str], request: VideoRequest) -> None:
-    """Reject parameters that diffusers' pipeline does not support: it only checks the last frame's guidance scale.
+def check_settings(baselines: Sequence[str], request: VideoRequest, gpus: int = 1) -> None:
+    """Reject what a baseline does not support: diffusers' pipeline only checks the last frame's guidance scale.
 
     Raises:
         InvalidRequest: with a remedy.
     """
     low, high = request.min_guidance_scale, request.max_guidance_scale
-    if baselines and request.guided != (high > 1):
+    if ONE_GPU in baselines and gpus == 1:
+        raise InvalidRequest(f"baseline {ONE_GPU} is Kinema itself unless Kinema has more; add --gpus 2", "against")
+    if {*baselines} - {ONE_GPU} and request.guided != (high > 1):
         raise InvalidRequest(
             f"diffusers' pipeline fails at num_frames {request.num_frames} with guidance from {low:g} to {high:g}: "
             "use 1 for both or values above 1 for both, or --against nothing",

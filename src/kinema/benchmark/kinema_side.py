@@ -23,7 +23,9 @@ def load_kinema(task: BenchmarkTask) -> Make:
     Raises:
         KinemaError: see `kinema.models.loading.load`.
     """
-    settings = read_settings(device=task.device, dtype=task.dtype, precision=task.precision)
+    settings = read_settings(
+        device=task.device, dtype=task.dtype, precision=task.precision, gpus_per_video=str(task.gpus)
+    )
     pipeline = load(task.model, engine=task.engine, settings=settings)
 
     def make(request: VideoRequest) -> TimedRun:

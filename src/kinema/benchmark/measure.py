@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 import torch
 
-from kinema.benchmark import check, check_settings
+from kinema.benchmark import ONE_GPU, check, check_settings
 from kinema.benchmark.flops import counted, matrix_rate
 from kinema.benchmark.side_process import SideProcess, started
 from kinema.benchmark.stopwatch import GIB, BenchmarkTask
@@ -81,9 +81,9 @@ def measure(
         model: Catalog name, hub id or folder.
         image: The input image of all sides.
         request: The parameters; if `decode_chunk_size` is None, the baselines use Kinema's choice.
-        settings: Device, dtype and Kinema's precision.
+        settings: Device, dtype, and Kinema's precision and number of GPUs.
         engine: "fast", "reference", or None for the default of `kinema.models.loading.load`.
-        baselines: The baselines, of "diffusers" and "diffusers-compile", or none.
+        baselines: The baselines, of `kinema.benchmark.BASELINES`, or none.
         baseline_dtype: The baselines' dtype: "float16", "bfloat16" or "float32"; None for Kinema's.
         runs: Warm videos per side.
         note: A note for readers of the record.
@@ -94,17 +94,29 @@ def measure(
         KinemaError: from loading and generating; GenerationFailed also if a side's process ends early.
     """
     check(engine, baseline_dtype)
-    check_settings(baselines, request)
+    check_settings(baselines, request, settings.gpus_per_video)
     device = pick_device(settings.device)
     dtype = pick_dtype(settings.dtype, device)
     snapshot = locate(resolve(model), half=dtype.itemsize == 2, progress=progress)
     half = any(f".{VARIANT}." in name for name in snapshot.files)
     dtype_name = str(dtype).removeprefix("torch.")
-    task = BenchmarkTask(model, snapshot.folder, half, str(device), dtype_name, engine, settings.precision, image)
+    task = BenchmarkTask(
+        model,
+        snapshot.folder,
+        half,
+        str(device),
+        dtype_name,
+        engine,
+        settings.precision,
+        settings.gpus_per_video,
+        image,
+    )
     dtypes = {"kinema": dtype} | {
-        name: pick_dtype(baseline_dtype, device) if baseline_dtype else dtype for name in baselines
+        name: pick_dtype(baseline_dtype, device) if baseline_dtype and name != ONE_GPU else dtype for name in baselines
     }
     tasks = {name: replace(task, dtype=str(side_dtype).removeprefix("torch.")) for name, side_dtype in dtypes.items()}
+    if ONE_GPU in tasks:
+        tasks[ONE_GPU] = replace(task, gpus=1)
     load = list(psutil.getloadavg())
     _warm_page_cache(snapshot)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
@@ -122,7 +134,7 @@ def measure(
             "machine": machine(device) | {"load_before": [round(each, 2) for each in load]},
             "versions": versions(),
             "dtype": task.dtype,
-            "baseline_dtype": tasks[baselines[-1]].dtype if baselines else None,
+            "baseline_dtype": next((tasks[name].dtype for name in baselines if name != ONE_GPU), None),
             **_recipe_fields(race.recipe),
             "image": {"name": image.name, "sha256": image.sha256},
             "runs": runs,
@@ -207,6 +219,7 @@ def _recipe_fields(recipe: Recipe) -> Record:
         "engine": recipe.engine,
         "precision": recipe.precision,
         "memory_plan": recipe.memory_plan,
+        "gpus": recipe.gpus,
         "events": list(recipe.events),
         "parameters": recipe.request.model_dump(exclude=set(TEXT_TO_IMAGE_FIELDS)),
     }

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kinema import errors
+from kinema.benchmark import ONE_GPU
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -107,7 +108,7 @@ def started(name: str, task: BenchmarkTask, folder: Path, caches: Path) -> Itera
     """Start one side in a new process, which ends with this context.
 
     Args:
-        name: "kinema", "diffusers" or "diffusers-compile".
+        name: "kinema", or a baseline of `kinema.benchmark.BASELINES`.
         task: The model and the image.
         folder: Folder for its files; created here.
         caches: Folder of its compiler caches; created when needed.
@@ -180,7 +181,7 @@ def _responses(calls: Iterator[SideReport]) -> Iterator[SideReport]:
 
 def side(name: str) -> Callable[[BenchmarkTask], Make]:
     """Import one side's libraries, and return the function that loads its model."""
-    if name == "kinema":
+    if name in ("kinema", ONE_GPU):
         from kinema.benchmark.kinema_side import load_kinema
 
         return load_kinema

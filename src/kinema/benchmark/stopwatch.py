@@ -37,6 +37,8 @@ class BenchmarkTask:
     dtype: str
     engine: Engine | None
     precision: Precision
+    gpus: int
+    """Number of GPUs that generate a video together, on Kinema's side."""
     image: InputImage
 
 

@@ -16,6 +16,7 @@ from kinema.cli.options import (
     Device,
     Dtype,
     Force,
+    Gpus,
     Model,
     Precision,
     Quiet,
@@ -52,8 +53,8 @@ def bench(
         str,
         typer.Option(
             metavar="NAME[,NAME]",
-            help="Baselines to compare with, comma-separated: diffusers, diffusers-compile (torch.compile). "
-            "'nothing' measures Kinema only.",
+            help="Baselines to compare with, comma-separated: diffusers, diffusers-compile (torch.compile), "
+            "kinema-one-gpu (with --gpus). 'nothing' measures Kinema only.",
         ),
     ] = "diffusers",
     baseline_dtype: Annotated[
@@ -90,6 +91,7 @@ def bench(
     device: Device = None,
     dtype: Dtype = None,
     precision: Precision = None,
+    gpus: Gpus = None,
     engine: Annotated[
         str | None,
         typer.Option(
@@ -116,7 +118,7 @@ def bench(
     from kinema.settings import read_settings
 
     with open_report(json_lines=False, quiet=quiet) as report:
-        settings = read_settings(device=device, dtype=dtype, precision=precision, model=model)
+        settings = read_settings(device=device, dtype=dtype, precision=precision, gpus_per_video=gpus, model=model)
         path = record_path(output)
         check_conflicts([path], [image] if image else [], force=force)
         make_folders([path])
@@ -127,7 +129,7 @@ def bench(
         model_name = settings.model or choose_model(settings, report)
         resolve(model_name)
         request = request_for(model=model_name, **parameters)
-        check_settings(baselines, request)
+        check_settings(baselines, request, settings.gpus_per_video)
         opened = opened or gradient(request.width, request.height)
         for warning in all_warnings(opened.facts, request):
             report.emit("warning", warning)
@@ -225,7 +227,8 @@ def _lines(record: Record) -> list[str]:
         "videos": f"{size}, {request['num_inference_steps']} steps, seed {request['seed']}, image {image}; "
         f"medians of {record['runs']} runs",
         "model": f"{model['name']} ({model['weights_sha256'][:12]}) in {dtype}, {record['engine']} engine, "
-        f"{record['memory_plan']}, {chunk} frames decoded at once",
+        f"{record['memory_plan']}, {chunk} frames decoded at once"
+        + (f", {record['gpus']} GPUs" if record["gpus"] > 1 else ""),
         "machine": f"{machine.get('gpu', machine['processor'])}, {machine['cores']} cores, "
         f"{machine['threads']} threads, {machine['capability']}, load {machine['load_before'][0]:g} before",
         "versions": ", ".join(f"{name} {number}" for name, number in record["versions"].items()),

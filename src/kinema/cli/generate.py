@@ -17,6 +17,7 @@ from kinema.cli.options import (
     Device,
     Dtype,
     Force,
+    Gpus,
     Json,
     Model,
     Precision,
@@ -89,6 +90,7 @@ def generate(
     device: Device = None,
     dtype: Dtype = None,
     precision: Precision = None,
+    gpus: Gpus = None,
     **parameters: Any,
 ) -> None:
     """Turn images or prompts into short videos. Print the path of each video to stdout.
@@ -108,7 +110,7 @@ def generate(
 
     with open_report(json_lines=json, quiet=quiet) as report, ExitStack() as stack:
         downloads = Path(stack.enter_context(TemporaryDirectory(prefix="kinema-")))
-        settings = read_settings(device=device, dtype=dtype, precision=precision, model=model)
+        settings = read_settings(device=device, dtype=dtype, precision=precision, gpus_per_video=gpus, model=model)
         check_image_or_prompt(images or None, prompt or None)
         sources = prompt or [expanded(image) for image in images or []]
         if output == STDOUT and len(sources) > 1:

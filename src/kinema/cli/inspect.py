@@ -36,7 +36,8 @@ def inspect(
         + (f", {recipe.precision}" if recipe.precision != "full" else "")
         + (f", {recipe.threads} CPU thread{'s' if recipe.threads != 1 else ''}" if recipe.threads else "")
         + (f" ({recipe.cpu})" if recipe.cpu else ""),
-        "memory plan": f"{recipe.memory_plan}, {recipe.decode_chunk_size} frames decoded at once",
+        "memory plan": f"{recipe.memory_plan}, {recipe.decode_chunk_size} frames decoded at once"
+        + (f", {recipe.gpus} GPUs" if recipe.gpus > 1 else ""),
         "made by": ", ".join([f"kinema {recipe.kinema}", *(f"{k} {v}" for k, v in recipe.versions.items())]),
     }
     events = [*(image_generation.events if image_generation else ()), *recipe.events]

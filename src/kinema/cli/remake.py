@@ -256,7 +256,7 @@ def _reasons(original: Recipe, remade: Recipe) -> list[str]:
     """Return the differences of two recipes that can explain different frames, e.g. "threads 2 instead of 1"."""
 
     def facts(recipe: Recipe) -> dict[str, Any]:
-        names = "device", "dtype", "engine", "precision", "memory_plan", "decode_chunk_size", "threads", "cpu"
+        names = "device", "dtype", "engine", "precision", "memory_plan", "gpus", "decode_chunk_size", "threads", "cpu"
         image_generation = recipe.image_generation
         return {
             "image": recipe.image_sha256[:12],

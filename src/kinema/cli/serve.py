@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from kinema.cli.options import Device, Dtype, Model, Precision  # noqa: TC001 - typer reads annotations
+from kinema.cli.options import Device, Dtype, Gpus, Model, Precision  # noqa: TC001 - typer reads annotations
 from kinema.cli.report import print_line
 from kinema.errors import InvalidRequest, QueueUnavailable
 from kinema.models.resolve import check_folder
@@ -30,6 +30,7 @@ def serve(
     device: Device = None,
     dtype: Dtype = None,
     precision: Precision = None,
+    gpus: Gpus = None,
     workers: Annotated[
         str | None,
         typer.Option(
@@ -78,6 +79,7 @@ def serve(
         "device": device,
         "dtype": dtype,
         "precision": precision,
+        "gpus_per_video": gpus,
         "workers": workers,
         "data_dir": data_dir,
     }

@@ -42,6 +42,10 @@ class Conditions:
             torch.cat([self.time_ids, self.time_ids]),
         )
 
+    def to(self, device: torch.device | str) -> Conditions:
+        """Return a copy on a device."""
+        return Conditions(self.embedding.to(device), self.latents.to(device), self.time_ids.to(device))
+
     def each(self) -> list[Conditions]:
         """Split the batch into conditions with n = 1."""
         parts = (torch.split(part, 1) for part in (self.embedding, self.latents, self.time_ids))

@@ -11,9 +11,11 @@ from kinema.engine.out_of_memory import insufficient, is_out_of_memory
 from kinema.models.devices import release_cache
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from kinema.media.video_writer import Frames
+    from kinema.models.gpu_group import Peer
+    from kinema.models.memory_plan import MemoryPlan
     from kinema.values import Engine
 
 
@@ -22,7 +24,13 @@ class NotFinite(Exception):
 
 
 def decode(
-    vae: torch.nn.Module, latents: torch.Tensor, chunk_size: int, events: list[str], engine: Engine = "reference"
+    vae: torch.nn.Module,
+    latents: torch.Tensor,
+    plan: MemoryPlan,
+    events: list[str],
+    *,
+    engine: Engine = "reference",
+    peers: Sequence[Peer] = (),
 ) -> Iterator[Frames]:
     """Yield the frames of each chunk, uint8 [n, height, width, 3].
 
@@ -32,9 +40,10 @@ def decode(
     Args:
         vae: AutoencoderKLTemporalDecoder, on the latents' device.
         latents: [1, num_frames, channels, h/f, w/f], scaled as for the UNet.
-        chunk_size: Frames decoded together.
+        plan: Its chunk size is the number of frames decoded together.
         events: A line is appended for each time the chunk is halved; becomes `Recipe.events`.
         engine: The implementation of the decoder.
+        peers: Processes that each decode a chunk at the same time.
 
     Raises:
         NotFinite: if a frame has NaN or infinity.
@@ -43,11 +52,16 @@ def decode(
     weight = next(vae.parameters())
     unscaled = latents[0].to(weight.dtype) / vae.config.scaling_factor  # type: ignore[union-attr, operator]
     decoder = make_decoder(engine, vae)
-    start = 0
+    chunk_size, start = plan.decode_chunk_size, 0
     while start < len(unscaled):
-        chunk = unscaled[start : start + chunk_size]
+        chunks = unscaled[start:].split(chunk_size)[: 1 + len(peers)]
+        for peer, chunk in zip(peers, chunks[1:], strict=False):
+            peer.ask("decode", plan, weight.dtype, tensor=chunk)
         try:
-            frames = _to_uint8(decoder(chunk))
+            for i, chunk in enumerate(chunks):
+                frames = peers[i - 1].answer() if i else decode_chunk(decoder, chunk)
+                start += len(chunk)
+                yield frames.numpy()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -56,16 +70,22 @@ def decode(
             chunk_size = len(chunk) // 2
             events.append(f"memory ran out while decoding {len(chunk)} frames together: continued with {chunk_size}")
         else:
-            start += len(chunk)
-            yield frames
             continue
         release_cache(latents.device)  # after the except block, when the error no longer references the tensors
 
 
-def _to_uint8(decoded: torch.Tensor) -> Frames:
-    """[n, 3, h, w] in −1…1 → uint8 [n, h, w, 3]."""
+def decode_chunk(decoder: Callable[[torch.Tensor], torch.Tensor], latents: torch.Tensor) -> torch.Tensor:
+    """Return the frames of a chunk, uint8 [n, height, width, 3] on the CPU.
+
+    Args:
+        decoder: From `kinema.engine.engines.make_decoder`.
+        latents: [n, channels, h/f, w/f], unscaled.
+
+    Raises:
+        NotFinite: if a frame has NaN or infinity.
+    """
+    decoded = decoder(latents)
     if not decoded.isfinite().all():
         raise NotFinite
     scaled = (decoded.float() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
-    frames: Frames = scaled.permute(0, 2, 3, 1).contiguous().cpu().numpy()  # permuted on the device, which is faster
-    return frames
+    return scaled.permute(0, 2, 3, 1).contiguous().cpu()  # permuted on the device, which is faster

@@ -43,7 +43,8 @@ def make_step(
     """Return a function that calls the UNet for one video.
 
     Args:
-        pipeline: Gives the engine, and caches the fast UNet for the next video if the plan keeps it on the device.
+        pipeline: Gives the engine, and caches the fast UNet for the next video if the plan keeps it on the device. Its
+            first peer computes the second of two conditions at the same time.
         plan: Gives the UNet's placement, and whether the conditions run one after the other.
         unet: On its device; it must not move while the function is used.
         conditions: Of one video; with a batch size of two under guidance.
@@ -56,12 +57,19 @@ def make_step(
     fast = engine_for(pipeline, plan) == "fast"
     network = _network(pipeline, plan, unet) if fast else None
     parts = conditions.each() if plan.splits_guidance else [conditions]
+    distributed = list(zip(pipeline.peers, parts[1:], strict=False))
+    for peer, part in distributed:
+        peer.tell("begin", plan, part.to("cpu"), num_frames)
     calls = [
-        _fast_call(network, part, num_frames) if network else _diffusers_call(unet, part, num_frames) for part in parts
+        _fast_call(network, part, num_frames) if network else _diffusers_call(unet, part, num_frames)
+        for part in parts[: len(parts) - len(distributed)]
     ]
 
     def step(sample: Tensor, time: Tensor) -> Tensor:
+        for peer, _ in distributed:
+            peer.ask("step", float(time), tensor=sample)
         outputs = [call(sample, time) for call in calls]
+        outputs += [peer.answer(sample.device) for peer, _ in distributed]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     # A graph reserves its own memory; a plan that splits guidance has none to spare.

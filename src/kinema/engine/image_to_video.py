@@ -65,6 +65,7 @@ def generate(pipeline: VideoPipeline, image: InputImage, request: VideoRequest) 
         InvalidRequest: if another process loaded the pipeline.
         InsufficientMemory: before any work if no plan fits; later if memory runs out and no leaner plan is left.
         GenerationFailed: if the model's output has NaN or infinity, or is one constant colour.
+        DeviceLost: if a process of a group of GPUs ends.
     """
     pipeline.check_process()
     plan = plan_for(pipeline, request)
@@ -178,7 +179,7 @@ def _denoise(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            order = plans(guided=request.guided, fast=is_fast(pipeline))
+            order = plans(guided=request.guided, fast=is_fast(pipeline), gpus=pipeline.gpus)
             next_plan = current_plan.next(order) if device.type != "cpu" else None
             if next_plan is None:
                 raise insufficient(error, "denoising", SMALLER) from None
@@ -210,7 +211,8 @@ def _decode(
         done = 0
         try:
             with place(pipeline, plan) as placed, placed.on_device("vae", dtype) as vae:
-                for chunk in decode(vae, latents, plan.decode_chunk_size, events, engine_for(pipeline, plan)):
+                engine = engine_for(pipeline, plan)
+                for chunk in decode(vae, latents, plan, events, engine=engine, peers=pipeline.peers):
                     frames.append(chunk)
                     done += len(chunk)
                     yield Step("decode", done, latents.shape[1], frames=chunk)
@@ -259,6 +261,7 @@ def _recipe(
         engine=engine_for(pipeline, plan),
         precision=precision_for(pipeline, plan),
         memory_plan=plan.name,
+        gpus=pipeline.gpus,
         decode_chunk_size=plan.decode_chunk_size,
         events=tuple(events),
         versions={"torch": str(torch.__version__)} | {name: version(name) for name in LIBRARIES},  # with torch's build

@@ -64,7 +64,7 @@ class Queue:
 
     Raises:
         QueueUnavailable: the data folder or the database can't be used.
-        InvalidRequest: the data folder and the database do not belong together.
+        InvalidRequest: the data folder and the database do not belong together, or there are too few GPUs.
     """
 
     def __init__(
@@ -75,6 +75,8 @@ class Queue:
         devices: Sequence[str] | None = None,
         on_finished: Callable[[Job], None] | None = None,
     ) -> None:
+        if work is not None and devices is None:
+            devices = devices_for(settings)
         self._settings = settings
         self._files = JobFiles(settings.data_dir)
         self._files.make_private()
@@ -93,7 +95,7 @@ class Queue:
         self._was_full = False
         self._scheduler: Scheduler | None = None
         if work is not None:
-            devices = devices_for(settings) if devices is None else devices
+            assert devices is not None, "chosen above"
             self._scheduler = Scheduler(
                 work, devices, settings, self._table, self._files, self._subscriptions, workflow_url, on_finished
             )

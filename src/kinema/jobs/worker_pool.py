@@ -22,6 +22,7 @@ from queue import Empty, SimpleQueue
 from threading import Condition, Lock
 from typing import TYPE_CHECKING, Any, Literal
 
+from kinema.errors import InvalidRequest
 from kinema.jobs.supervisor import Supervisor
 
 if TYPE_CHECKING:
@@ -79,12 +80,19 @@ class Requeued(BaseException):
 
 
 def devices_for(settings: Settings) -> tuple[str, ...]:
-    """Return the device of each worker: that of the settings, or one per GPU. Does not import torch."""
+    """Return the device of each worker: that of the settings, or one per GPU or group of GPUs. Does not import torch.
+
+    Raises:
+        InvalidRequest: a group has more GPUs than the machine.
+    """
     if settings.device != "auto":
         return (settings.device,) * (settings.workers or 1)
-    gpus = count_gpus()
-    count = settings.workers or max(1, gpus)
-    return tuple(f"cuda:{i % gpus}" for i in range(count)) if gpus > 1 else ("auto",) * count
+    gpus, size = count_gpus(), settings.gpus_per_video
+    if size > max(gpus, 1):
+        raise InvalidRequest(f"KINEMA_GPUS_PER_VIDEO is {size}, but this machine has {gpus} GPUs", "gpus_per_video")
+    groups = gpus // size
+    count = settings.workers or max(1, groups)
+    return tuple(f"cuda:{size * (i % groups)}" for i in range(count)) if gpus > 1 else ("auto",) * count
 
 
 def count_gpus() -> int:

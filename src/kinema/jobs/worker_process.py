@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import psutil
 
-from kinema.errors import KinemaError
+from kinema.errors import DeviceLost, KinemaError
 from kinema.jobs.job import PART_FILES
 from kinema.jobs.job_files import atomic_file
 from kinema.steps import drive
@@ -165,6 +165,9 @@ class Runner:
                 self._save_later(assignment, task.part, output)
         except Cancelled:
             self._to_save.put(partial(self.send, number, "cancelled"))
+        except DeviceLost:  # this process ends too, so that the job runs again on a new one
+            traceback.print_exc()
+            return False
         except KinemaError as error:
             self._to_save.put(partial(self.send, number, "failed", error.code, str(error)))
         except Exception as error:  # noqa: BLE001 - an internal error fails its job only

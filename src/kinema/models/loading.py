@@ -11,7 +11,7 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
 
 from kinema.errors import InsufficientMemory, InvalidRequest
-from kinema.models import hub
+from kinema.models import gpu_group, hub
 from kinema.models.catalog import CATALOG, DEFAULTS_FILE, default_parameters, request_for
 from kinema.models.cpu_allocator import keep_pages
 from kinema.models.devices import (
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from kinema.models.gpu_group import Peer
     from kinema.models.hub import Progress, Snapshot
 
 Result = TypeVar("Result")
@@ -89,6 +90,8 @@ class VideoPipeline:
     """Precision of the fast UNet's large matmuls: "full" or "fp8"."""
     cached_networks: dict[str, Any] = field(default_factory=dict, repr=False)
     """Fast UNets that `kinema.engine.engines` keeps for the next video, by `MemoryPlan.cache_key`."""
+    peers: tuple[Peer, ...] = field(default=(), repr=False)
+    """Processes that have the same model on further GPUs, and compute a part of each video."""
     process: int = field(default_factory=os.getpid)
     """Id of the process that loaded it, the only one that can use it (`check_process`)."""
 
@@ -96,6 +99,11 @@ class VideoPipeline:
     def force_upcast(self) -> bool:
         """Whether images are encoded in float32, because float16 overflows in this VAE's encoder."""
         return self.shape.force_upcast
+
+    @property
+    def gpus(self) -> int:
+        """Number of GPUs that generate a video together."""
+        return 1 + len(self.peers)
 
     @property
     def latent_channels(self) -> int:
@@ -132,6 +140,8 @@ class VideoPipeline:
         import torch
 
         self.cached_networks.clear()
+        for peer in self.peers:
+            peer.close()
         for component in COMPONENTS:
             torch.nn.Module.to(getattr(self, component), device="meta")
         gc.collect()  # objects in reference cycles
@@ -168,11 +178,11 @@ def load(
         device: "cuda", "cuda:1", "mps" or "cpu"; "auto" or None uses the settings' device, by default the fastest.
         dtype: "float16", "bfloat16" or "float32"; "auto" or None uses the settings' dtype.
         engine: "fast" or "reference"; None selects "fast" on CPUs and on GPUs with kernels.
-        settings: Read now if None; they also give the precision.
+        settings: Read now if None; they also give the precision and the number of GPUs.
         progress: Called with each chunk of a download.
 
     Raises:
-        InvalidRequest: if the device, dtype or engine is not available, or fp8 is not supported.
+        InvalidRequest: if the device, dtype or engine is not available, fp8 is not supported, or there are fewer GPUs.
         ModelError: if the model is unavailable or invalid.
         InsufficientMemory: if the weights alone do not fit.
         InsufficientDisk: if there is no disk space for the download.
@@ -182,6 +192,7 @@ def load(
     chosen_dtype = pick_dtype(dtype if dtype not in (None, "auto") else settings.dtype, chosen_device)
     chosen_engine = _pick_engine(engine, chosen_device, chosen_dtype)
     _check_precision(settings.precision, chosen_engine, chosen_device, chosen_dtype)
+    _, *further_devices = gpu_group.devices_of(chosen_device, settings)
     source = resolve(model)
     half = chosen_dtype.itemsize == 2
     snapshot = locate(source, half=half, progress=progress)
@@ -190,6 +201,14 @@ def load(
         component: _check_component(snapshot.folder, component, configs[component], half=half, engine=chosen_engine)
         for component in COMPONENTS
     }
+    peers = gpu_group.start_peers(
+        further_devices,
+        settings.step_timeout,
+        model=str(snapshot.folder),
+        dtype=str(chosen_dtype).removeprefix("torch."),
+        precision=settings.precision,
+        engine=chosen_engine,
+    )
     if chosen_device.type == "cpu":
         keep_pages()
     storage_device = _storage_device(
@@ -197,6 +216,7 @@ def load(
     )
     for module, headers, _ in checked.values():
         _load_weights(module, snapshot.folder, headers, storage_device, chosen_dtype)
+    gpu_group.wait_until_loaded(peers)
     in_half = [component for component, (_, _, is_half) in checked.items() if is_half]
     red, green, blue = zip(*(configs["feature_extractor"][name] for name in ("image_mean", "image_std")), strict=True)
     return VideoPipeline(
@@ -215,6 +235,7 @@ def load(
         defaults=default_parameters(str(model)),
         engine=chosen_engine,
         precision=settings.precision,
+        peers=peers,
         notes=(
             *_missing_defaults_note(source, configs["unet"]),
             *_notes(chosen_device, chosen_dtype, in_half),

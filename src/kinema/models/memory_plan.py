@@ -87,8 +87,13 @@ class MemoryPlan:
         return MemoryPlan(plans[index], self.decode_chunk_size) if index < len(plans) else None
 
 
-def plans(*, guided: bool, fast: bool) -> tuple[PlanName, ...]:
-    """Return the possible plans for a video, fastest first; only guidance can be split, only the fast UNet streamed."""
+def plans(*, guided: bool, fast: bool, gpus: int = 1) -> tuple[PlanName, ...]:
+    """Return the possible plans for a video, fastest first; only guidance can be split, only the fast UNet streamed.
+
+    A group of GPUs has the whole model on each, and splits guidance between them.
+    """
+    if gpus > 1:
+        return ("resident_split" if guided else "resident",)
     possible = {"resident_split": guided, "streamed": fast}
     return tuple(name for name in PLANS if possible.get(name, True))
 
@@ -106,6 +111,7 @@ def plan_memory(
     decode_chunk_size: int | None = None,
     offload: bool = True,
     fast: bool = False,
+    gpus: int = 1,
 ) -> MemoryPlan:
     """Return the fastest plan that fits, with the largest chunk of frames that can be decoded together.
 
@@ -121,12 +127,13 @@ def plan_memory(
         decode_chunk_size: Frames decoded together; None chooses the number here.
         offload: Whether components can be offloaded to CPU memory; False if the device is the CPU.
         fast: Whether the fast engine runs with its kernels; sequential offload always uses diffusers' forward.
+        gpus: Number of GPUs that generate the video together, with this memory on each.
 
     Raises:
         InsufficientMemory: if no plan fits; gives the sizes and a remedy.
     """
-    chunks = [min(decode_chunk_size, num_frames)] if decode_chunk_size else _halvings(num_frames)
-    names = plans(guided=guided, fast=fast) if offload else ("resident",)
+    chunks = [min(decode_chunk_size, num_frames)] if decode_chunk_size else _halvings(-(-num_frames // gpus))
+    names = plans(guided=guided, fast=fast, gpus=gpus) if offload or gpus > 1 else ("resident",)
     steady = [chunk for chunk in chunks if chunk >= STEADY_CHUNK]
     flickering = [chunk for chunk in chunks if chunk < STEADY_CHUNK]
     least = 2**62
@@ -141,8 +148,9 @@ def plan_memory(
             return MemoryPlan(name, chunk, needed, free_bytes)
         least = min(least, needed)
     raise InsufficientMemory(
-        f"{num_frames} frames of {width}×{height} need at least {least / GIB:.1f} GiB of memory, but only "
-        f"{max(free_bytes, 0) / GIB:.1f} GiB is free; use a smaller width and height, fewer num_frames"
+        f"{num_frames} frames of {width}×{height} need at least {least / GIB:.1f} GiB of memory"
+        f"{' on each GPU of a group' if gpus > 1 else ''}, but only {max(free_bytes, 0) / GIB:.1f} GiB is free; use "
+        f"{'gpus 1, ' if gpus > 1 else ''}a smaller width and height, fewer num_frames"
         f"{', a smaller decode_chunk_size' if decode_chunk_size else ''} or a smaller model"
     )
 

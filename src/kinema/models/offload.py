@@ -44,6 +44,7 @@ def plan_for(pipeline: VideoPipeline, request: VideoRequest) -> MemoryPlan:
         decode_chunk_size=request.decode_chunk_size,
         offload=not on_cpu,
         fast=is_fast(pipeline),
+        gpus=pipeline.gpus,
     )
 
 

@@ -1,0 +1,122 @@
+"""A peer of a group of GPUs: a process that loads a model on one device and computes what its leader asks for.
+
+`kinema.models.gpu_group.Peer` starts it as `python -m kinema.engine.peer_process SOCKET INCOMING OUTGOING PARENT`. The
+leader sends ("load", options), ("begin", plan, conditions, num_frames), ("step", time) with a sample, and
+("decode", plan, dtype) with latents. All but "begin" are answered by ("done",), with a tensor if there is a result, or
+("error", error).
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import sys
+import time
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from threading import Thread
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from kinema.engine.decoding import decode_chunk
+from kinema.engine.engines import engine_for, make_decoder, make_step
+from kinema.engine.out_of_memory import is_out_of_memory
+from kinema.models.devices import release_cache
+from kinema.models.gpu_group import Channel, SharedTensor
+from kinema.models.loading import load
+from kinema.models.offload import place
+from kinema.settings import read_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kinema.engine.conditioning import Conditions
+    from kinema.models.loading import VideoPipeline
+    from kinema.models.memory_plan import MemoryPlan
+    from kinema.values import Engine
+
+    Video = tuple[MemoryPlan, Conditions, int]
+
+
+def main() -> None:
+    """Answer questions until the leader closes the socket or ends."""
+    descriptor, incoming, outgoing, parent = map(int, sys.argv[1:])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_exit_with, args=(parent,), daemon=True).start()
+    channel = Channel(Connection(descriptor), SharedTensor(outgoing), SharedTensor(incoming))
+    _, options = channel.receive("cpu")
+    peer: PeerModel | None = None
+    message: tuple[Any, ...] = ("load", options)
+    with suppress(OSError, EOFError), torch.no_grad():  # the leader ended
+        while True:
+            try:
+                result = None
+                if message[0] == "load":
+                    peer = PeerModel(**message[1])
+                elif peer is not None:
+                    result = peer.compute(*message)
+                answer: tuple[Any, ...] = ("done",)
+            except Exception as error:  # noqa: BLE001 - the leader raises it
+                result, answer = None, ("error", _portable(error))
+                release_cache(torch.device(message[1]["device"] if peer is None else peer.pipeline.device))
+            if message[0] != "begin":
+                channel.send(*answer, tensor=result)
+            del result
+            message = channel.receive("cpu" if peer is None else peer.pipeline.device)
+
+
+class PeerModel:
+    """The model on this process's device, and the video that is being denoised."""
+
+    def __init__(self, model: str, device: str, dtype: str, precision: str, engine: Engine, threads: int) -> None:
+        torch.set_num_threads(threads)  # the order of sums on a CPU depends on it
+        settings = read_settings(device=device, dtype=dtype, precision=precision, gpus_per_video="1")
+        self.pipeline: VideoPipeline = load(model, engine=engine, settings=settings)
+        self._video: Video | None = None
+        self._step: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+
+    def compute(self, kind: str, *arguments: Any) -> torch.Tensor | None:
+        """Return the result of a message."""
+        if kind == "begin":
+            self._video, self._step = cast("Video", arguments), None
+            return None
+        return self._predict(*arguments) if kind == "step" else self._decode(*arguments)
+
+    def _predict(self, noise_time: float, sample: torch.Tensor) -> torch.Tensor:
+        """Return the UNet's v-prediction for the sample."""
+        if self._step is None:
+            assert self._video is not None, "begun before"
+            plan, conditions, num_frames = self._video
+            with place(self.pipeline, plan) as placed, placed.on_device("unet") as unet:  # and it stays there
+                self._step = make_step(self.pipeline, plan, unet, conditions.to(self.pipeline.device), num_frames)
+        return self._step(sample, torch.tensor(noise_time, dtype=torch.float32, device=sample.device))
+
+    def _decode(self, plan: MemoryPlan, dtype: torch.dtype, latents: torch.Tensor) -> torch.Tensor:
+        """Return the frames of a chunk."""
+        self._step = None
+        with place(self.pipeline, plan) as placed, placed.on_device("vae", dtype) as vae:
+            return decode_chunk(make_decoder(engine_for(self.pipeline, plan), vae), latents)
+
+
+def _portable(error: Exception) -> Exception:
+    """Return an error that can be sent to the leader, and that it recognises."""
+    if is_out_of_memory(error):
+        return MemoryError(str(error))
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301 - our own object
+    except Exception:  # noqa: BLE001 - whatever its class raises
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error.with_traceback(None)
+
+
+def _exit_with(parent: int) -> None:
+    """End this process when its parent has ended, even during a step."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()
