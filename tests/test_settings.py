@@ -71,6 +71,14 @@ def test_list_with_empty_string_is_rejected_and_empty_list_counts_as_unset(tmp_p
     assert getattr(read_settings(), name) == ()
 
 
+def test_gpus_per_video_are_1_2_or_4(monkeypatch):
+    assert [read_settings(gpus_per_video=text).gpus_per_video for text in ("1", "2", "4")] == [1, 2, 4]
+    for value in ("3", "two", "0"):
+        monkeypatch.setenv("KINEMA_GPUS_PER_VIDEO", value)
+        with pytest.raises(InvalidRequest, match=f"KINEMA_GPUS_PER_VIDEO '?{value}'? is invalid; expected 1, 2 or 4"):
+            read_settings()
+
+
 def test_invalid_argument_is_rejected_by_its_name():
     with pytest.raises(InvalidRequest, match=r"^device 'tpu' is invalid"):
         read_settings(device="tpu")

@@ -72,9 +72,9 @@ def load(
         precision: "full", or "fp8" to run the UNet's large matmuls in 8-bit floating point: faster, slightly less
             accurate (see docs/performance.md); it requires the fast engine and an NVIDIA H100 or H200.
             None: as in the settings, by default "full".
-        gpus: 2 to generate each video on two GPUs: the one of `device` and the next, each with the whole model. Frames
-            equal those of one GPU under the memory plan `resident_split` and with the same `decode_chunk_size`. None:
-            as in the settings, by default 1.
+        gpus: 2 or 4 to generate each video on so many GPUs, from `device` on, each with the whole model. With 2 and
+            guidance, frames equal those of one GPU under the memory plan `resident_split` and with the same
+            `decode_chunk_size`; else within rounding. None: as in the settings, by default 1.
 
     Raises:
         ModelError: the model is unavailable or invalid.

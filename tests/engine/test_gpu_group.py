@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
-from kinema.engine import generate, to_latents
+from kinema.engine import generate, to_latents, to_video
 from kinema.engine import image_to_video as engine
+from kinema.engine.peer_process import portable
 from kinema.errors import DeviceLost, InsufficientMemory, InvalidRequest, ModelError
 from kinema.media.image import InputImage, open_image
+from kinema.models.catalog import request_for
 from kinema.models.gpu_group import Peer, devices_of
 from kinema.models.loading import VideoPipeline, load
 from kinema.models.memory_plan import MemoryPlan
@@ -25,6 +28,7 @@ from kinema.steps import drive
 from kinema.values import VideoRequest
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="groups need Linux")
+Asked = list[tuple[str, tuple[int, ...]]]
 SMALL = {"seed": 7, "width": 64, "height": 64, "num_frames": 5, "num_inference_steps": 2, "max_guidance_scale": 3.0}
 
 
@@ -43,7 +47,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def loaded(model: Path, gpus: int = 2, timeout: float = 60, dtype: str = "float32") -> VideoPipeline:
+def loaded(model: Path | str, gpus: int = 2, timeout: float = 60, dtype: str = "float32") -> VideoPipeline:
     """Return a pipeline of a group of processes on the CPU."""
     settings = read_settings(device="cpu", dtype=dtype, gpus_per_video=str(gpus), step_timeout=str(timeout))
     return load(model, settings=settings)
@@ -57,11 +61,33 @@ def pair(tiny_svd: Path) -> Iterator[VideoPipeline]:
 
 
 @pytest.fixture(scope="module")
+def four(tiny_svd: Path) -> Iterator[VideoPipeline]:
+    """Return a group of four that no test modifies."""
+    pipeline = loaded(tiny_svd, gpus=4)
+    yield pipeline
+    pipeline.release()
+
+
+@pytest.fixture(scope="module")
 def shared(tiny_svd: Path) -> Iterator[VideoPipeline]:
     """Return a pair that no test modifies."""
     pipeline = loaded(tiny_svd)
     yield pipeline
     pipeline.release()
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
+    """Return a list of the questions to peers: kind, and shape of the tensor."""
+    asked: Asked = []
+    ask = Peer.ask
+
+    def record(peer: Peer, kind: str, *arguments: object, tensor: torch.Tensor | None = None) -> None:
+        asked.append((kind, tuple(tensor.shape) if tensor is not None else ()))
+        ask(peer, kind, *arguments, tensor=tensor)
+
+    monkeypatch.setattr(Peer, "ask", record)
+    return asked
 
 
 def request_of(pipeline: VideoPipeline, **settings: object) -> VideoRequest:
@@ -84,16 +110,8 @@ def test_pair_generates_frames_of_one_process_with_split_guidance(
 
 
 def test_second_process_computes_half_of_guidance_and_half_of_frames(
-    shared: VideoPipeline, image: InputImage, monkeypatch: pytest.MonkeyPatch
+    shared: VideoPipeline, image: InputImage, asked: Asked
 ) -> None:
-    asked: list[tuple[str, tuple[int, ...]]] = []
-    ask = Peer.ask
-
-    def record(peer: Peer, kind: str, *arguments: object, tensor: torch.Tensor | None = None) -> None:
-        asked.append((kind, tuple(tensor.shape) if tensor is not None else ()))
-        ask(peer, kind, *arguments, tensor=tensor)
-
-    monkeypatch.setattr(Peer, "ask", record)
     drive(generate(shared, image, request_of(shared)))
     assert asked == [("step", (1, 5, 4, 8, 8))] * 2 + [("decode", (2, 4, 8, 8))]
 
@@ -102,20 +120,58 @@ def test_second_process_computes_half_of_guidance_and_half_of_frames(
 def test_pair_decodes_chunks_of_any_size_in_order(
     tiny_svd: Path, shared: VideoPipeline, image: InputImage, chunk: int
 ) -> None:
-    settings = {"max_guidance_scale": 1.0, "decode_chunk_size": chunk}
-    ours = drive(generate(shared, image, request_of(shared, **settings)))
-    alone = loaded(tiny_svd, gpus=1)
-    assert np.array_equal(ours.frames, drive(generate(alone, image, request_of(alone, **settings))).frames)
+    request = request_of(shared, decode_chunk_size=chunk)
+    denoised = drive(to_latents(shared, image, request))
+    ours = drive(to_video(shared, image, request, denoised))
+    theirs = drive(to_video(loaded(tiny_svd, gpus=1), image, request, denoised))
+    assert np.array_equal(ours.frames, theirs.frames)
 
 
-def test_next_video_is_correct_after_a_cancelled_one(shared: VideoPipeline, image: InputImage) -> None:
-    whole = drive(generate(shared, image, request_of(shared))).frames
+@pytest.mark.parametrize("settings", [{}, {"max_guidance_scale": 1.0}, {"num_frames": 3}, {"num_frames": 1}])
+def test_four_processes_generate_frames_of_one_within_rounding_and_always_the_same(
+    four: VideoPipeline, tiny_svd: Path, image: InputImage, settings: dict[str, object]
+) -> None:
+    request = request_of(four, **settings)
+    ours, again = (drive(to_latents(four, image, request)).latents for _ in range(2))
+    assert torch.equal(ours, again)
+    theirs = drive(to_latents(loaded(tiny_svd, gpus=1), image, request)).latents
+    assert (ours - theirs).norm() < 5e-5 * theirs.norm()
+    assert drive(generate(four, image, request)).recipe.gpus == 4
+
+
+def test_two_processes_divide_the_frames_without_guidance(
+    shared: VideoPipeline, tiny_svd: Path, image: InputImage, asked: Asked
+) -> None:
+    request = request_of(shared, max_guidance_scale=1.0)
+    ours = drive(to_latents(shared, image, request)).latents
+    assert asked == [("step", (1, 2, 4, 8, 8))] * 2  # the other process has 3 of 5 frames
+    theirs = drive(to_latents(loaded(tiny_svd, gpus=1), image, request)).latents
+    assert (ours - theirs).norm() < 5e-5 * theirs.norm()
+
+
+@pytest.mark.parametrize("gpus", [2, 4])
+def test_group_generates_frames_of_pocket(gpus: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    photo = open_image(Path(__file__).parents[2] / "examples" / "rocket.jpg")
+    small = {"width": 96, "height": 64, "num_frames": 6, "num_inference_steps": 3, "max_guidance_scale": 1.5}
+    request = request_for(model="pocket", seed=7, decode_chunk_size=2, **small)
+    group = loaded("pocket", gpus)
+    ours = drive(generate(group, photo, request)).frames.astype(int)
+    group.release()
+    monkeypatch.setattr(engine, "plan_for", lambda *_: MemoryPlan("resident_split", 2))
+    theirs = drive(generate(loaded("pocket", gpus=1), photo, request)).frames
+    assert abs(ours - theirs).max() <= (0 if gpus == 2 else 1)
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0], ids=["frames divided", "guidance divided"])
+def test_next_video_is_correct_after_a_cancelled_one(shared: VideoPipeline, image: InputImage, scale: float) -> None:
+    whole = drive(generate(shared, image, request_of(shared, max_guidance_scale=scale))).frames
     for steps in (2, 3, 4):  # encode, then denoise, then decode
-        events = generate(shared, image, request_of(shared, seed=1))
+        events = generate(shared, image, request_of(shared, max_guidance_scale=scale, seed=1))
         for _ in range(steps):
             next(events)
         events.close()
-        assert np.array_equal(drive(generate(shared, image, request_of(shared))).frames, whole)
+        again = drive(generate(shared, image, request_of(shared, max_guidance_scale=scale)))
+        assert np.array_equal(again.frames, whole)
 
 
 def test_death_of_second_process_is_device_lost(pair: VideoPipeline, image: InputImage) -> None:
@@ -129,24 +185,82 @@ def test_death_of_second_process_is_device_lost(pair: VideoPipeline, image: Inpu
         drive(generate(pair, image, request_of(pair)))
 
 
-def test_hung_second_process_is_killed_after_step_timeout(tiny_svd: Path, image: InputImage) -> None:
-    pipeline = loaded(tiny_svd, timeout=1)
+@pytest.mark.parametrize("victim", [0, 2])
+def test_death_of_a_process_that_others_wait_for_is_device_lost(tiny_svd: Path, image: InputImage, victim: int) -> None:
+    pipeline = loaded(tiny_svd, gpus=4)
+    processes = [psutil.Process(peer.pid) for peer in pipeline.peers]
+    events = generate(pipeline, image, request_of(pipeline))
+    for _ in range(3):
+        next(events)
+    processes[victim].kill()
+    with pytest.raises(DeviceLost):
+        drive(events)
+    assert not any(process.is_running() for process in processes)
+    with pytest.raises(DeviceLost, match="load the model again"):
+        drive(generate(pipeline, image, request_of(pipeline)))
+
+
+def test_error_of_a_process_that_others_wait_for_is_reported_and_ends_the_group(
+    pair: VideoPipeline, image: InputImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = Peer.ask
+    monkeypatch.setattr(Peer, "ask", lambda peer, *message, tensor: ask(peer, *message, tensor=tensor[..., :3, :]))
+    process = psutil.Process(pair.peers[0].pid)
+    with pytest.raises(RuntimeError, match="must match the size"):
+        drive(generate(pair, image, request_of(pair, max_guidance_scale=1.0)))
+    assert not process.is_running()
+
+
+@pytest.mark.parametrize(("scale", "message"), [(3.0, "did not answer within 3 seconds"), (1.0, "exchange data")])
+def test_hung_second_process_is_killed_after_step_timeout(
+    tiny_svd: Path, image: InputImage, scale: float, message: str
+) -> None:
+    pipeline = loaded(tiny_svd, timeout=3)
+    request = request_of(pipeline, max_guidance_scale=scale)
+    drive(to_latents(pipeline, image, request))
     peer = psutil.Process(pipeline.peers[0].pid)
     peer.suspend()
-    with pytest.raises(DeviceLost, match="did not answer within 1 seconds"):
-        drive(generate(pipeline, image, request_of(pipeline)))
+    with pytest.raises(DeviceLost, match=message):
+        drive(generate(pipeline, image, request))
     assert not peer.is_running()
 
 
-def test_out_of_memory_of_second_process_is_reported_as_that_of_one(pair: VideoPipeline, image: InputImage) -> None:
-    whole = drive(generate(pair, image, request_of(pair, max_guidance_scale=1.0))).frames
-    process = psutil.Process(pair.peers[0].pid)
-    process.rlimit(psutil.RLIMIT_AS, (process.memory_info().vms + 2**24, -1))  # 16 MiB more can be allocated
-    request = request_of(pair, max_guidance_scale=1.0, width=512, height=512, num_frames=4)
-    with pytest.raises(InsufficientMemory, match="memory ran out while decoding a single frame"):
-        drive(generate(pair, image, request))
-    process.rlimit(psutil.RLIMIT_AS, (psutil.RLIM_INFINITY, -1))
-    assert np.array_equal(drive(generate(pair, image, request_of(pair, max_guidance_scale=1.0))).frames, whole)
+def test_out_of_memory_of_second_process_halves_the_chunk(
+    pair: VideoPipeline, image: InputImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = request_of(pair, decode_chunk_size=2)
+    denoised = drive(to_latents(pair, image, request))
+    answer, failures = Peer.answer, [MemoryError("out of memory")]  # as the process reports it
+
+    def fail_once(peer: Peer, *arguments: object) -> object:
+        result = answer(peer, *arguments)
+        if failures:
+            raise failures.pop()
+        return result
+
+    monkeypatch.setattr(Peer, "answer", fail_once)
+    video = drive(to_video(pair, image, request, denoised))
+    assert video.recipe.events == ("memory ran out while decoding 2 frames together: continued with 1",)
+    assert len(video.frames) == 5
+    one = drive(
+        to_video(
+            pair,
+            image,
+            request.changed(decode_chunk_size=1),
+            replace(denoised, plan=replace(denoised.plan, decode_chunk_size=1)),
+        )
+    )
+    assert np.array_equal(video.frames[2:], one.frames[2:])
+
+
+def test_errors_of_peers_arrive_as_such() -> None:
+    assert type(portable(torch.OutOfMemoryError("CUDA out of memory"))) is MemoryError
+    assert str(portable(InsufficientMemory("too little"))) == "too little"
+
+    class Local(Exception):
+        """Can't be sent to another process."""
+
+    assert str(portable(Local("here"))) == "Local: here"
 
 
 def test_processes_end_with_the_pipeline(tiny_svd: Path) -> None:

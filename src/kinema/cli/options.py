@@ -68,7 +68,7 @@ Precision = Annotated[
     str | None, typer.Option(metavar="full|fp8", help=_setting_help("precision"), rich_help_panel=MODEL_PANEL)
 ]
 Gpus = Annotated[
-    str | None, typer.Option(metavar="1|2", help=_setting_help("gpus_per_video"), rich_help_panel=MODEL_PANEL)
+    str | None, typer.Option(metavar="1|2|4", help=_setting_help("gpus_per_video"), rich_help_panel=MODEL_PANEL)
 ]
 Json = Annotated[
     bool, typer.Option("--json", help="Write events to stdout as JSON lines.", rich_help_panel=OUTPUT_PANEL)

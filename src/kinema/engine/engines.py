@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from kinema.engine.conditioning import Conditions
+    from kinema.engine.fast.frame_shards import FrameShards
     from kinema.models.loading import VideoPipeline
     from kinema.models.memory_plan import MemoryPlan
     from kinema.values import Engine, Precision
@@ -38,17 +39,22 @@ def precision_for(pipeline: VideoPipeline, plan: MemoryPlan) -> Precision:
 
 
 def make_step(
-    pipeline: VideoPipeline, plan: MemoryPlan, unet: Any, conditions: Conditions, num_frames: int
+    pipeline: VideoPipeline,
+    plan: MemoryPlan,
+    unet: Any,
+    conditions: Conditions,
+    num_frames: int,
+    shards: FrameShards | None = None,
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return a function that calls the UNet for one video.
+    """Return a function that calls the UNet for one video, in this process; `group_step` does so in several.
 
     Args:
-        pipeline: Gives the engine, and caches the fast UNet for the next video if the plan keeps it on the device. Its
-            first peer computes the second of two conditions at the same time.
+        pipeline: Gives the engine, and caches the fast UNet for the next video if the plan keeps it on the device.
         plan: Gives the UNet's placement, and whether the conditions run one after the other.
         unet: On its device; it must not move while the function is used.
         conditions: Of one video; with a batch size of two under guidance.
         num_frames: Of the video.
+        shards: Divides the frames between processes; fast engine only.
 
     Returns:
         A function (scaled noisy latents [1, f, c, h, w], time) → v for each condition, [1 or 2, f, c, h, w]. On a GPU
@@ -57,24 +63,19 @@ def make_step(
     fast = engine_for(pipeline, plan) == "fast"
     network = _network(pipeline, plan, unet) if fast else None
     parts = conditions.each() if plan.splits_guidance else [conditions]
-    distributed = list(zip(pipeline.peers, parts[1:], strict=False))
-    for peer, part in distributed:
-        peer.tell("begin", plan, part.to("cpu"), num_frames)
     calls = [
-        _fast_call(network, part, num_frames) if network else _diffusers_call(unet, part, num_frames)
-        for part in parts[: len(parts) - len(distributed)]
+        _fast_call(network, part, num_frames, shards) if network else _diffusers_call(unet, part, num_frames)
+        for part in parts
     ]
 
     def step(sample: Tensor, time: Tensor) -> Tensor:
-        for peer, _ in distributed:
-            peer.ask("step", float(time), tensor=sample)
         outputs = [call(sample, time) for call in calls]
-        outputs += [peer.answer(sample.device) for peer, _ in distributed]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     # A graph reserves its own memory; a plan that splits guidance has none to spare.
     small = conditions.latents[:, 0].numel() * num_frames <= MAX_GRAPH_PIXELS
-    return GraphedCallable(step) if fast and small and conditions.latents.is_cuda and not plan.splits_guidance else step
+    graphed = fast and small and conditions.latents.is_cuda and not plan.splits_guidance and shards is None
+    return GraphedCallable(step) if graphed else step
 
 
 def _network(pipeline: VideoPipeline, plan: MemoryPlan, unet: Any) -> FastUNet:
@@ -88,15 +89,20 @@ def _network(pipeline: VideoPipeline, plan: MemoryPlan, unet: Any) -> FastUNet:
     return network
 
 
-def _fast_call(network: FastUNet, conditions: Conditions, num_frames: int) -> Callable[[Tensor, Tensor], Tensor]:
+def _fast_call(
+    network: FastUNet, conditions: Conditions, num_frames: int, shards: FrameShards | None
+) -> Callable[[Tensor, Tensor], Tensor]:
     """Return a function that calls the fast UNet."""
-    shared_by_steps = network.constants(conditions.embedding, conditions.time_ids, conditions.latents, num_frames)
+    shared_by_steps = network.constants(
+        conditions.embedding, conditions.time_ids, conditions.latents, num_frames, shards
+    )
 
     def call(sample: Tensor, time: Tensor) -> Tensor:
         with on_device_of(sample):
             return network(sample, time, shared_by_steps)
 
-    return _compiled_first(call, "unet", network.kind)
+    # Compiling runs the exchanges of shards too, so all their processes must do it in the same step.
+    return _compiled_first(call, "unet", network.kind, shards and shards.frames)
 
 
 def _diffusers_call(unet: Any, conditions: Conditions, num_frames: int) -> Callable[[Tensor, Tensor], Tensor]:

@@ -21,6 +21,7 @@ from kinema.engine.checkpoint import Checkpoint
 from kinema.engine.conditioning import condition
 from kinema.engine.decoding import NotFinite, decode
 from kinema.engine.engines import engine_for, make_step, precision_for
+from kinema.engine.group_step import make_group_step
 from kinema.engine.out_of_memory import insufficient, is_out_of_memory
 from kinema.errors import GenerationFailed
 from kinema.media.image import fit_image
@@ -165,7 +166,8 @@ def _denoise(
     while True:
         try:
             with place(pipeline, current_plan) as placed, placed.on_device("unet") as unet:
-                step = make_step(pipeline, current_plan, unet, conditions, request.num_frames)
+                make = make_group_step if pipeline.group else make_step
+                step = make(pipeline, current_plan, unet, conditions, request.num_frames)
                 for i in range(done, steps):
                     sample = sampling.scaled_input(latents, sigmas[i]).to(dtype)
                     v = step(sample, sampling.time_of(sigmas[i])).float()

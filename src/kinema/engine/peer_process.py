@@ -1,9 +1,9 @@
 """A peer of a group of GPUs: a process that loads a model on one device and computes what its leader asks for.
 
 `kinema.models.gpu_group.Peer` starts it as `python -m kinema.engine.peer_process SOCKET INCOMING OUTGOING PARENT`. The
-leader sends ("load", options), ("begin", plan, conditions, num_frames), ("step", time) with a sample, and
-("decode", plan, dtype) with latents. All but "begin" are answered by ("done",), with a tensor if there is a result, or
-("error", error).
+leader sends ("load", options), ("begin", plan, conditions, num_frames, share, address, timeout), ("step", time) with a
+sample, and ("decode", plan, dtype) with latents. All but "begin" are answered by ("done",), with a tensor if there is a
+result, or by ("error", error).
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kinema.engine.conditioning import Conditions
+    from kinema.engine.group_step import Share
     from kinema.models.loading import VideoPipeline
     from kinema.models.memory_plan import MemoryPlan
     from kinema.values import Engine
 
-    Video = tuple[MemoryPlan, Conditions, int]
+    Video = tuple[MemoryPlan, Conditions, int, Share, str, float]
 
 
 def main() -> None:
@@ -59,10 +60,12 @@ def main() -> None:
                     result = peer.compute(*message)
                 answer: tuple[Any, ...] = ("done",)
             except Exception as error:  # noqa: BLE001 - the leader raises it
-                result, answer = None, ("error", _portable(error))
+                result, answer = None, ("error", portable(error))
                 release_cache(torch.device(message[1]["device"] if peer is None else peer.pipeline.device))
             if message[0] != "begin":
                 channel.send(*answer, tensor=result)
+            if answer[0] == "error" and peer is not None and peer.is_sharded:
+                break  # the end of this process also ends the others' wait for its data
             del result
             message = channel.receive("cpu" if peer is None else peer.pipeline.device)
 
@@ -74,8 +77,14 @@ class PeerModel:
         torch.set_num_threads(threads)  # the order of sums on a CPU depends on it
         settings = read_settings(device=device, dtype=dtype, precision=precision, gpus_per_video="1")
         self.pipeline: VideoPipeline = load(model, engine=engine, settings=settings)
+        self._connections: dict[str, Any] = {}
         self._video: Video | None = None
         self._step: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether it exchanges data with other processes in each step."""
+        return self._video is not None and len(self._video[3].frames) > 1
 
     def compute(self, kind: str, *arguments: Any) -> torch.Tensor | None:
         """Return the result of a message."""
@@ -88,19 +97,21 @@ class PeerModel:
         """Return the UNet's v-prediction for the sample."""
         if self._step is None:
             assert self._video is not None, "begun before"
-            plan, conditions, num_frames = self._video
+            plan, conditions, num_frames, share, address, timeout = self._video
+            device = self.pipeline.device
+            shards = share.shards(address, self._connections, device, timeout)
             with place(self.pipeline, plan) as placed, placed.on_device("unet") as unet:  # and it stays there
-                self._step = make_step(self.pipeline, plan, unet, conditions.to(self.pipeline.device), num_frames)
+                self._step = make_step(self.pipeline, plan, unet, conditions.to(device), num_frames, shards)
         return self._step(sample, torch.tensor(noise_time, dtype=torch.float32, device=sample.device))
 
     def _decode(self, plan: MemoryPlan, dtype: torch.dtype, latents: torch.Tensor) -> torch.Tensor:
         """Return the frames of a chunk."""
-        self._step = None
+        self._video = self._step = None
         with place(self.pipeline, plan) as placed, placed.on_device("vae", dtype) as vae:
             return decode_chunk(make_decoder(engine_for(self.pipeline, plan), vae), latents)
 
 
-def _portable(error: Exception) -> Exception:
+def portable(error: Exception) -> Exception:
     """Return an error that can be sent to the leader, and that it recognises."""
     if is_out_of_memory(error):
         return MemoryError(str(error))

@@ -9,13 +9,16 @@ from __future__ import annotations
 import mmap
 import os
 import pickle
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import weakref
 from contextlib import suppress
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kinema.errors import DeviceLost, InvalidRequest
@@ -158,6 +161,11 @@ class Peer:
         """End the process; also called at the end of this process, and when nothing references the peer."""
 
     @property
+    def has_answered(self) -> bool:
+        """Whether an answer can be read without waiting."""
+        return self._unanswered and self.close.alive and self._channel.is_ready(0)
+
+    @property
     def pid(self) -> int:
         """Id of the process."""
         return self._process.pid
@@ -222,22 +230,54 @@ def _end(process: subprocess.Popen[bytes], channel: Channel, leader: int) -> Non
         process.wait()
 
 
-def start_peers(devices: Sequence[str], timeout: float, **options: Any) -> tuple[Peer, ...]:
-    """Start a process for each device; they load the model with these arguments of `kinema.models.loading.load`."""
-    import torch
+class GpuGroup:
+    """The peers of a pipeline, and the connections between the processes.
 
-    peers = tuple(Peer(device, timeout) for device in devices)
-    for peer in peers:
-        peer.ask("load", options | {"device": peer.device, "threads": torch.get_num_threads()})
-    return peers
-
-
-def wait_until_loaded(peers: Sequence[Peer]) -> None:
-    """Wait until all peers have loaded the model.
-
-    Raises:
-        DeviceLost: a process ended.
-        KinemaError: see `kinema.models.loading.load`.
+    Args:
+        devices: The devices of the peers.
+        timeout: Seconds without an answer after which a process counts as hung.
+        options: Arguments of `kinema.models.loading.load` for the peers.
     """
-    for peer in peers:
-        peer.answer(seconds=START_SECONDS)
+
+    def __init__(self, devices: Sequence[str], timeout: float, **options: Any) -> None:
+        import torch
+
+        self.timeout = timeout
+        self.connections: dict[str, Any] = {}
+        """Connections that exchange tensors, by their address; see `kinema.engine.group_step`."""
+        self.peers = tuple(Peer(device, timeout) for device in devices)
+        for peer in self.peers:
+            peer.ask("load", options | {"device": peer.device, "threads": torch.get_num_threads()})
+        self.folder = Path(tempfile.mkdtemp(prefix="kinema-group-"))
+        """Folder for files that all processes read."""
+        self._delete_folder = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+
+    def wait_until_loaded(self) -> None:
+        """Wait until all peers have loaded the model.
+
+        Raises:
+            DeviceLost: a process ended.
+            KinemaError: see `kinema.models.loading.load`.
+        """
+        for peer in self.peers:
+            peer.answer(seconds=START_SECONDS)
+
+    def close(self) -> None:
+        """End the peers."""
+        for connection in self.connections.values():
+            connection.abort()  # also ends an exchange that waits for a process
+        self.connections.clear()
+        for peer in self.peers:
+            peer.close()
+        self._delete_folder()
+
+    def close_after(self, error: Exception) -> Exception:
+        """End the peers after an error that leaves them waiting for each other; return the error that is the cause."""
+        for peer in self.peers:
+            if isinstance(error, DeviceLost) and peer.has_answered:
+                try:
+                    peer.answer()
+                except Exception as answered:  # noqa: BLE001 - the caller raises it
+                    error = answered
+        self.close()
+        return error

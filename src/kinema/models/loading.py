@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from kinema.models.gpu_group import Peer
+    from kinema.models.gpu_group import GpuGroup, Peer
     from kinema.models.hub import Progress, Snapshot
 
 Result = TypeVar("Result")
@@ -90,8 +90,8 @@ class VideoPipeline:
     """Precision of the fast UNet's large matmuls: "full" or "fp8"."""
     cached_networks: dict[str, Any] = field(default_factory=dict, repr=False)
     """Fast UNets that `kinema.engine.engines` keeps for the next video, by `MemoryPlan.cache_key`."""
-    peers: tuple[Peer, ...] = field(default=(), repr=False)
-    """Processes that have the same model on further GPUs, and compute a part of each video."""
+    group: GpuGroup | None = field(default=None, repr=False)
+    """Processes that have the same model on further GPUs, and compute parts of each video."""
     process: int = field(default_factory=os.getpid)
     """Id of the process that loaded it, the only one that can use it (`check_process`)."""
 
@@ -104,6 +104,11 @@ class VideoPipeline:
     def gpus(self) -> int:
         """Number of GPUs that generate a video together."""
         return 1 + len(self.peers)
+
+    @property
+    def peers(self) -> tuple[Peer, ...]:
+        """The processes of the group."""
+        return self.group.peers if self.group else ()
 
     @property
     def latent_channels(self) -> int:
@@ -140,8 +145,8 @@ class VideoPipeline:
         import torch
 
         self.cached_networks.clear()
-        for peer in self.peers:
-            peer.close()
+        if self.group:
+            self.group.close()
         for component in COMPONENTS:
             torch.nn.Module.to(getattr(self, component), device="meta")
         gc.collect()  # objects in reference cycles
@@ -201,14 +206,16 @@ def load(
         component: _check_component(snapshot.folder, component, configs[component], half=half, engine=chosen_engine)
         for component in COMPONENTS
     }
-    peers = gpu_group.start_peers(
-        further_devices,
-        settings.step_timeout,
-        model=str(snapshot.folder),
-        dtype=str(chosen_dtype).removeprefix("torch."),
-        precision=settings.precision,
-        engine=chosen_engine,
-    )
+    group = None
+    if further_devices:
+        group = gpu_group.GpuGroup(
+            further_devices,
+            settings.step_timeout,
+            model=str(snapshot.folder),
+            dtype=str(chosen_dtype).removeprefix("torch."),
+            precision=settings.precision,
+            engine=chosen_engine,
+        )
     if chosen_device.type == "cpu":
         keep_pages()
     storage_device = _storage_device(
@@ -216,7 +223,8 @@ def load(
     )
     for module, headers, _ in checked.values():
         _load_weights(module, snapshot.folder, headers, storage_device, chosen_dtype)
-    gpu_group.wait_until_loaded(peers)
+    if group:
+        group.wait_until_loaded()
     in_half = [component for component, (_, _, is_half) in checked.items() if is_half]
     red, green, blue = zip(*(configs["feature_extractor"][name] for name in ("image_mean", "image_std")), strict=True)
     return VideoPipeline(
@@ -235,7 +243,7 @@ def load(
         defaults=default_parameters(str(model)),
         engine=chosen_engine,
         precision=settings.precision,
-        peers=peers,
+        group=group,
         notes=(
             *_missing_defaults_note(source, configs["unet"]),
             *_notes(chosen_device, chosen_dtype, in_half),

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from kinema.engine.fast.frame_shards import FrameShards
     from kinema.engine.fast.weights import (
         FeedForward,
         LayerNorm,
@@ -68,7 +69,7 @@ def spatial_resblock(block: ResBlock, x: Tensor, shift: Tensor | None = None) ->
 
 
 def temporal_resblock(block: ResBlock, x: Tensor, shift: Tensor | None = None) -> None:
-    """Run a block on a strip, [b, c, f, h·w], in place."""
+    """Run a block on a strip, [b, c, f, h·w], in place; `sharded_temporal_resblock` divides it between processes."""
     if x.device.type != "cpu" or x[0].numel() <= tuning().band_elements:
         x.add_(residual_branch(block, x, shift))
         return
@@ -77,49 +78,69 @@ def temporal_resblock(block: ResBlock, x: Tensor, shift: Tensor | None = None) -
         _temporal_resblock_in_bands(block, video, video_shift)
 
 
-def _temporal_resblock_in_bands(block: ResBlock, x: Tensor, shift: Tensor | None) -> None:
+def sharded_temporal_resblock(block: ResBlock, x: Tensor, shift: Tensor, shards: FrameShards) -> None:
+    """Run a block on the own frames of a video, [1, f, h, w, c], in place."""
+    part = shards.to_pixels(x)
+    _temporal_resblock_in_bands(block, as_strip(part), shift, shards)
+    shards.to_frames(part, x)
+
+
+def _temporal_resblock_in_bands(
+    block: ResBlock, x: Tensor, shift: Tensor | None, shards: FrameShards | None = None
+) -> None:
     """Run a block on one strip in bands of columns, so that intermediate results stay in the cache."""
+    gather = None if shards is None else shards.gather
     _, channels, frames, _ = x.shape
     elements = tuning().band_elements
     rows = x.permute(0, 2, 3, 1).view(1, 1, -1, channels).permute(0, 3, 1, 2)
-    scales = group_norm_scales_of_bands(block.norm1, torch.split(rows, elements // channels, 3))
+    scales = group_norm_scales_of_bands(block.norm1, torch.split(rows, elements // channels, 3), gather)
     bands = torch.split(x, max(1, elements // (channels * frames)), 3)
     hidden = [conv2d(apply_group_norm_to_band(band, scales), block.conv1, shift) for band in bands]
-    scales = group_norm_scales_of_bands(block.norm2, hidden)
+    scales = group_norm_scales_of_bands(block.norm2, hidden, gather)
     for band, each in zip(bands, hidden, strict=True):
         band.add_(conv2d(apply_group_norm_to_band(each, scales, out=each), block.conv2))
 
 
-def resblock(block: SpatioTemporalResBlock, x: Tensor, shifts: tuple[Tensor, Tensor]) -> Tensor:
+def resblock(
+    block: SpatioTemporalResBlock, x: Tensor, shifts: tuple[Tensor, Tensor], shards: FrameShards | None = None
+) -> Tensor:
     """Return the result for a video, [b, f, h, w, c], in a new tensor.
 
     Args:
         block: Its weights.
         x: The hidden states.
         shifts: [1 or b, c] for the spatial and the temporal first convolution.
+        shards: If other processes have the video's other frames.
     """
     frames, height, width = x.shape[1:4]
     spatial, temporal = shifts
     if len(spatial) > 1:
         spatial = spatial.repeat_interleave(frames, 0)
     out = as_video(spatial_resblock(block.spatial, as_images(x), spatial), frames, height, width)
-    temporal_resblock(block.temporal, as_strip(out), temporal)
+    if shards is None:
+        temporal_resblock(block.temporal, as_strip(out), temporal)
+    else:
+        sharded_temporal_resblock(block.temporal, out, temporal, shards)
     return out
 
 
 # Transformers
 
 
-def transformer(weights: Transformer, x: Tensor, constants: tuple[LayerConstants, ...]) -> None:
-    """Run a transformer on a video, [b, f, h, w, c], in place."""
+def transformer(
+    weights: Transformer, x: Tensor, constants: tuple[LayerConstants, ...], shards: FrameShards | None = None
+) -> None:
+    """Run a transformer on a video, [b, f, h, w, c], in place; other processes may have further frames (`shards`)."""
     normalized = as_video(group_norm_images(as_images(x), weights.norm), *x.shape[1:4])
     hidden = linear(as_rows(normalized), weights.proj_in).view_as(x)
     for layer, layer_constants in zip(weights.layers, constants, strict=True):
-        transformer_layer(layer, hidden, layer_constants)
+        transformer_layer(layer, hidden, layer_constants, shards)
     linear_add(as_rows(x), as_rows(hidden), weights.proj_out)
 
 
-def transformer_layer(layer: TransformerLayer, x: Tensor, constants: LayerConstants) -> None:
+def transformer_layer(
+    layer: TransformerLayer, x: Tensor, constants: LayerConstants, shards: FrameShards | None = None
+) -> None:
     """Run a layer in place."""
     batch, frames, *_, channels = x.shape
     rows = as_rows(x)
@@ -131,7 +152,7 @@ def transformer_layer(layer: TransformerLayer, x: Tensor, constants: LayerConsta
     temporal_rows = as_rows(temporal)
     feed_forward(layer.temporal_feed_forward_in, temporal_rows)
     attention = layer.temporal_attention
-    linear_add(temporal_rows, temporal_self_attention(attention, temporal), attention.out)
+    linear_add(temporal_rows, temporal_self_attention(attention, temporal, shards), attention.out)
     temporal.view(batch, -1, channels).add_(constants.temporal)
     feed_forward(layer.temporal_feed_forward, temporal_rows)
     x.lerp_(temporal, layer.alpha)
@@ -176,8 +197,12 @@ def spatial_self_attention(attention: SelfAttention, x: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(-1, x.shape[-1])
 
 
-def temporal_self_attention(attention: SelfAttention, x: Tensor) -> Tensor:
+def temporal_self_attention(attention: SelfAttention, x: Tensor, shards: FrameShards | None = None) -> Tensor:
     """Return the attention of each pixel to its position in all frames, [pixels, c], before the output layer."""
+    if shards is not None:
+        part = shards.to_pixels(x)
+        attended = temporal_self_attention(attention, part).view(part.shape)
+        return as_rows(shards.to_frames(attended, torch.empty_like(x)))
     batch, frames, *_, channels = x.shape
     out = x.new_empty(batch, frames, x.shape[2] * x.shape[3], channels)
     # This runs on a CPU, where torch's attention to a few keys is twice as fast in float32 as in half precision.

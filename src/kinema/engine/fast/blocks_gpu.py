@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from kinema.engine.fast.blocks_cpu import LayerConstants
+    from kinema.engine.fast.frame_shards import FrameShards
     from kinema.engine.fast.weights import (
         Linear,
         PackedAttention,
@@ -148,6 +149,7 @@ def temporal_resblock(
     sums: Tensor | None = None,
     next_bias: Tensor | None = None,
     out: Tensor | None = None,
+    shards: FrameShards | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run a block without shortcut along time; only `out` is modified.
 
@@ -162,19 +164,41 @@ def temporal_resblock(
         sums: `channel_sums` of the frames, if known.
         next_bias: [c], a bias of a later layer, also added to every pixel of the result.
         out: The output, which may be x; by default a new tensor.
+        shards: If other processes have the video's other frames.
 
     Returns:
         The result, [b, f, h, w, c], and its `channel_sums`.
     """
     out = torch.empty_like(x) if out is None else out
+    pixels = x.shape[2] * x.shape[3]
+    sums = channel_sums(_as_frames(x)) if sums is None else sums
+    if shards is None:
+        return _temporal_resblock(block, x, out, pixels, sums, shift, next_bias)
+    part = shards.to_pixels(x)
+    sums = shards.gather(sums.sum(1, keepdim=True), shards.frames)
+    part, sums = _temporal_resblock(block, part, part, pixels, sums, shift, next_bias, shards)
+    pieces = shards.gather(sums.sum(1)[None].contiguous())  # [processes, frames, 2, c]
+    return shards.to_frames(part, out), pieces.transpose(0, 1)[shards.own].contiguous()
+
+
+def _temporal_resblock(
+    block: ResBlock,
+    x: Tensor,
+    out: Tensor,
+    frame_pixels: int,
+    sums: Tensor,
+    shift: Tensor | None,
+    next_bias: Tensor | None,
+    shards: FrameShards | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Compute `temporal_resblock` for all frames and all or some of the `frame_pixels` pixels of a frame."""
     rows, out_rows, span = _as_frames(x), _as_frames(out), x.shape[1]
     shift = block.conv1.bias[None] if shift is None else shift
     bias = block.bias if next_bias is None else block.bias + next_bias
     first, second = block.packed or (PackedWeight(conv.rows) for conv in (block.conv1, block.conv2))
     pixels, multiple = max(1, tuning().chunk_elements // (len(rows) * rows.shape[2])), tuning().band_multiple
     bands = range(0, rows.shape[1], pixels // multiple * multiple or pixels)
-    sums = channel_sums(rows) if sums is None else sums
-    scales = group_norm_scales(sums, block.norm1, rows.shape[1], span=span)
+    scales = group_norm_scales(sums, block.norm1, frame_pixels, span=span)
     hidden, band_sums = [], []
     for start in bands:
         band = rows[:, start : start + bands.step]
@@ -183,7 +207,10 @@ def temporal_resblock(
         convolved, sums = temporal_conv(normalized, first, span, band.dtype)
         hidden.append(convolved)
         band_sums.append(sums)
-    scales = group_norm_scales(torch.cat(band_sums, 1), block.norm2, span * rows.shape[1], frame_bias=shift)
+    sums = torch.cat(band_sums, 1)
+    if shards is not None:
+        sums = shards.gather(sums.sum(1)).unsqueeze(0)
+    scales = group_norm_scales(sums, block.norm2, span * frame_pixels, frame_bias=shift)
     band_sums = []
     for start in bands:
         band, part = hidden.pop(0), slice(start, start + bands.step)
@@ -218,23 +245,24 @@ def block_with_transformer(
     sums: Tensor | None = None,
     skip: WithSums | None = None,
     pending_bias: Tensor | None = None,
+    shards: FrameShards | None = None,
 ) -> Tensor:
     """Return a new tensor: the result of a block, with an optional skip, and of the optional transformer after it.
 
-    `sums`, `skip` and `pending_bias` are those of `spatial_resblock`.
+    `sums`, `skip` and `pending_bias` are those of `spatial_resblock`, `shards` that of `temporal_resblock`.
     """
     x, sums = spatial_resblock(block.spatial, x, sums=sums, skip=skip, pending_bias=pending_bias, shift=shifts[0])
     if transformer is None:
-        return temporal_resblock(block.temporal, x, shift=shifts[1], sums=sums)[0]
+        return temporal_resblock(block.temporal, x, shift=shifts[1], sums=sums, shards=shards)[0]
     # The bias of the transformer's output GEMM is added here; `frame_bias` subtracts it again for its norm.
     bias = at_least_float32(transformer.proj_out.bias)
-    x, sums = temporal_resblock(block.temporal, x, shift=shifts[1], sums=sums, next_bias=bias)
+    x, sums = temporal_resblock(block.temporal, x, shift=shifts[1], sums=sums, next_bias=bias, shards=shards)
     normalized = group_norm(_as_frames(x), transformer.norm, sums=sums, frame_bias=-bias[None])
     hidden = linear(as_rows(normalized), transformer.proj_in).view_as(x)
     del normalized
     for layer, layer_tables in zip(transformer.layers, tables, strict=True):
         assert layer.packed is not None
-        transformer_layer(layer.packed, hidden, layer_tables)
+        transformer_layer(layer.packed, hidden, layer_tables, shards)
     as_rows(x).addmm_(as_rows(hidden), transformer.proj_out.weight)
     return x
 
@@ -298,8 +326,8 @@ class BiasTables:
         return cls(*(each.expand_as(before_temporal).flatten(0, 1).contiguous() for each in tables))
 
 
-def transformer_layer(layer: PackedLayer, x: Tensor, tables: BiasTables) -> None:
-    """Run a layer on a video, [b, f, h, w, c], in place."""
+def transformer_layer(layer: PackedLayer, x: Tensor, tables: BiasTables, shards: FrameShards | None = None) -> None:
+    """Run a layer on a video, [b, f, h, w, c], in place; other processes may have further frames (`shards`)."""
     rows, quantize = as_rows(x), layer.fp8
     attention, feed_forward = layer.attention, layer.feed_forward
     normalized = layer_norm(rows, attention.norm, quantize=quantize)
@@ -311,7 +339,7 @@ def transformer_layer(layer: PackedLayer, x: Tensor, tables: BiasTables) -> None
     normalized = layer_norm(rows, feed_forward.norm, tables.temporal, quantize=quantize)
     temporal = packed_linear(_geglu(feed_forward, normalized), feed_forward.out, rows.dtype)
     normalized = add_layer_norm(rows, temporal, attention.norm, tables.temporal_attention, quantize=quantize)
-    packed_linear_add(temporal, temporal_self_attention(attention, normalized, x), attention.out)
+    packed_linear_add(temporal, temporal_self_attention(attention, normalized, x, shards), attention.out)
     feed_forward = layer.temporal_feed_forward
     biases = tables.temporal_feed_forward, tables.blend
     normalized = mix_layer_norm(temporal, rows, feed_forward.norm, *biases, layer.alpha, quantize=quantize)
@@ -337,6 +365,12 @@ def spatial_self_attention(attention: PackedAttention, normalized: Tensor, x: Te
     return spatial_attention(q, k, v).reshape(len(normalized), -1)
 
 
-def temporal_self_attention(attention: PackedAttention, normalized: Tensor, x: Tensor) -> Tensor:
+def temporal_self_attention(
+    attention: PackedAttention, normalized: Tensor, x: Tensor, shards: FrameShards | None = None
+) -> Tensor:
     """Return the attention of each pixel to its position in all frames, [pixels, c], before the output GEMM."""
-    return temporal_attention(_qkv(attention, normalized, x)).reshape(len(normalized), -1)
+    if shards is None:
+        return temporal_attention(_qkv(attention, normalized, x)).reshape(len(normalized), -1)
+    part = shards.to_pixels(normalized.view(x.shape))
+    attended = temporal_attention(_qkv(attention, as_rows(part), part))
+    return as_rows(shards.to_frames(attended, torch.empty_like(x)))

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from kinema.engine.fast.frame_shards import FrameShards
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VideoConstants:
@@ -39,6 +41,8 @@ class VideoConstants:
     image_latents: Tensor
     time_ids: Tensor
     layers: tuple[tuple[LayerConstants, ...] | tuple[BiasTables, ...], ...]
+    shards: FrameShards | None = None
+    """If other processes compute some of the frames."""
 
 
 Shifts = tuple["Tensor", "Tensor"]
@@ -151,7 +155,14 @@ class FastUNet:
             setattr(self, name, map_tensors(getattr(self, name), lambda tensor: tensor.to(device)))
 
     @torch.no_grad()
-    def constants(self, embedding: Tensor, time_ids: Tensor, image_latents: Tensor, num_frames: int) -> VideoConstants:
+    def constants(
+        self,
+        embedding: Tensor,
+        time_ids: Tensor,
+        image_latents: Tensor,
+        num_frames: int,
+        shards: FrameShards | None = None,
+    ) -> VideoConstants:
         """Return the values that all steps of a video share.
 
         Args:
@@ -159,44 +170,47 @@ class FastUNet:
             time_ids: fps, motion bucket and noise augmentation, [b, 3].
             image_latents: [b, c, h, w].
             num_frames: Number of frames of the video.
+            shards: Divides the frames between processes; the network is then called with the own frames.
         """
         assert embedding.shape[1] == 1, "SVD's cross-attention has one key"
+        frames = torch.arange(num_frames, device=embedding.device)[shards.own if shards else slice(None)]
         equal = bool((time_ids == time_ids[:1]).all())
         rows = time_ids[:1] if equal else time_ids
         sines = sinusoids(rows.flatten(), self.module.add_time_proj.num_channels).view(len(rows), -1)
         with moved([self.module.add_embedding], embedding.device):
             ids = self.module.add_embedding(sines.to(embedding.dtype))
-        layers = tuple(_layer_constants(each, embedding, num_frames) for each in self.transformers)
+        layers = tuple(_layer_constants(each, embedding, frames) for each in self.transformers)
         image = as_video(conv2d(image_latents, self.conv_image), 1, *image_latents.shape[2:]).contiguous()
-        return VideoConstants(image, ids, layers)
+        return VideoConstants(image, ids, layers, shards)
 
     @torch.no_grad()
     def __call__(self, sample: Tensor, time: Tensor, constants: VideoConstants) -> Tensor:
         """Return the network's prediction for the noisy latents, [b, f, c, h, w].
 
         Args:
-            sample: Scaled noisy latents, [b, f, c, h, w]. The batch may be smaller than b and is then repeated: under
-                guidance both halves have the same noise, and its first convolution is computed once.
+            sample: Scaled noisy latents of all or the own frames, [b, f, c, h, w]. The batch may be smaller than b and
+                is then repeated: under guidance both halves have the same noise, and its first convolution is computed
+                once.
             time: Timestep of the noise level, a scalar.
             constants: Of this video.
         """
         frames = sample.shape[1]
         shifts = self.time_shifts(self._time_embedding(time, sample.dtype) + constants.time_ids)
-        layers = iter(constants.layers)
+        layers, shards = iter(constants.layers), constants.shards
         x = _with_sums(self._first_conv(sample, constants.image_latents))
         skips = [x]
         stages, (down, middle, up) = iter(self.stages), self.counts
         for stage in islice(stages, down):
-            x = _with_sums(_run(stage, x, shifts, layers))
+            x = _with_sums(_run(stage, x, shifts, layers, shards))
             skips.append(x)
             if isinstance(stage.resampler, Conv):
                 x = _with_sums(_as_resized(x[0], conv2d(as_images(x[0]), stage.resampler)))
                 skips.append(x)
         for stage in islice(stages, middle):
-            x = _run(stage, x, shifts, layers), None
+            x = _run(stage, x, shifts, layers, shards), None
         hidden, _ = x
         for stage in islice(stages, up):
-            hidden = _run(stage, (hidden, None), shifts, layers, skips.pop())
+            hidden = _run(stage, (hidden, None), shifts, layers, shards, skips.pop())
             if isinstance(stage.resampler, Upsample):
                 _, _, height, width, _ = skips[-1][0].shape
                 bias = not use_gpu_blocks(hidden)  # on a GPU, the next stage adds it
@@ -232,10 +246,10 @@ def sinusoids(positions: Tensor, channels: int, longest: float = 10000.0) -> Ten
 
 
 def _layer_constants(
-    transformer: Transformer, embedding: Tensor, num_frames: int
+    transformer: Transformer, embedding: Tensor, frames: Tensor
 ) -> tuple[LayerConstants, ...] | tuple[BiasTables, ...]:
-    """Return the constants of each layer for an embedding, [b, 1, d], and a number of frames."""
-    sines = sinusoids(torch.arange(num_frames, device=embedding.device), transformer.module.in_channels)
+    """Return the constants of each layer for an embedding, [b, 1, d], and the numbers of the frames, [f]."""
+    sines = sinusoids(frames, transformer.module.in_channels)
     with moved([transformer.module.time_pos_embed], embedding.device):
         positions = transformer.module.time_pos_embed(sines.to(embedding.dtype))[:, None]
     constants = []
@@ -261,7 +275,12 @@ def _with_sums(x: Tensor) -> WithSums:
 
 
 def _run(
-    stage: Stage, x: WithSums, shifts: Iterator[Shifts], layers: Iterator[Any], skip: WithSums | None = None
+    stage: Stage,
+    x: WithSums,
+    shifts: Iterator[Shifts],
+    layers: Iterator[Any],
+    shards: FrameShards | None,
+    skip: WithSums | None = None,
 ) -> Tensor:
     """Return the output of a stage as a new tensor of the same frame size.
 
@@ -271,13 +290,13 @@ def _run(
     if use_gpu_blocks(hidden):
         tables, bias = next(layers) if transformer else (), stage.pending_bias
         return blocks_gpu.block_with_transformer(
-            block, transformer, hidden, next(shifts), tables, sums=sums, skip=skip, pending_bias=bias
+            block, transformer, hidden, next(shifts), tables, sums=sums, skip=skip, pending_bias=bias, shards=shards
         )
     if skip is not None:
         hidden = torch.cat([hidden, skip[0]], -1)
-    hidden = blocks_cpu.resblock(block, hidden, next(shifts))
+    hidden = blocks_cpu.resblock(block, hidden, next(shifts), shards)
     if transformer is not None:
-        blocks_cpu.transformer(transformer, hidden, next(layers))
+        blocks_cpu.transformer(transformer, hidden, next(layers), shards)
     return hidden
 
 

@@ -13,7 +13,7 @@ from kinema.engine.fast.layout import at_least_float32
 from kinema.engine.fast.tuning import tuning
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from torch import Tensor
 
@@ -104,8 +104,13 @@ def _group_norm_small_images(x: Tensor, norm: GroupNorm) -> Tensor:
     return out.view(n, height, width, channels).permute(0, 3, 1, 2)
 
 
-def group_norm_scales_of_bands(norm: GroupNorm, bands: Iterable[Tensor]) -> Scales:
-    """Return the scale and shift, [1, c, 1, 1] each, of the norm over all bands together, each [1, c, h, w]."""
+def group_norm_scales_of_bands(
+    norm: GroupNorm, bands: Iterable[Tensor], gather: Callable[[Tensor], Tensor] | None = None
+) -> Scales:
+    """Return the scale and shift, [1, c, 1, 1] each, of the norm over all bands together, each [1, c, h, w].
+
+    `gather` concatenates a tensor of each process that has bands of the same video (`FrameShards.gather`).
+    """
     total, count = torch.zeros((), dtype=torch.float64), 0
     for x in map(at_least_float32, bands):
         channels, pixels = x.shape[1], x[0, 0].numel()
@@ -113,6 +118,9 @@ def group_norm_scales_of_bands(norm: GroupNorm, bands: Iterable[Tensor]) -> Scal
         mean, variance = mean.double(), rstd.double() ** -2 - norm.eps
         total = total + torch.stack([mean, variance + mean**2]) * pixels
         count += pixels
+    if gather is not None:
+        totals = gather(torch.cat([total.flatten(), torch.tensor([count], dtype=total.dtype)])[None]).sum(0)
+        total, count = totals[:-1], int(totals[-1])
     mean, square = (total / count).view(2, norm.groups, 1)
     scale = (square - mean**2 + norm.eps).rsqrt() * norm.weight.view(norm.groups, -1)
     shift = norm.bias.view(norm.groups, -1) - mean * scale

@@ -1,0 +1,126 @@
+"""Division of a video's frames between processes, and the exchange that operations along time need.
+
+Each process has some frames, with all their pixels. For an operation along time, the processes exchange pixels, so that
+each has some pixels of all frames; afterwards they exchange back. Everything else is computed frame by frame. So does
+DeepSpeed-Ulysses (Jacobs et al. 2023), with tokens and heads in place of frames and pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from kinema.errors import DeviceLost
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+
+def split_evenly(count: int, parts: int) -> list[int]:
+    """Return the sizes of `parts` parts of `count`, the larger ones first: 25 in 2 → 13, 12."""
+    return [count // parts + (i < count % parts) for i in range(parts)]
+
+
+def connect(store: str, rank: int, size: int, device: torch.device, timeout: float) -> Any:
+    """Connect the processes of one video, by NCCL on GPUs and by Gloo elsewhere; torch's global group is not used.
+
+    Returns torch's ProcessGroupNCCL or ProcessGroupGloo.
+
+    Args:
+        store: Path of a file that all processes can create, for the addresses.
+        rank: This process's number, from 0.
+        size: Number of processes.
+        device: Device of this process.
+        timeout: Seconds after which an exchange fails.
+    """
+    from torch import distributed
+
+    limit = timedelta(seconds=timeout)
+    file = distributed.FileStore(store, size)  # type: ignore[attr-defined]
+    # torch has no public way to set these options.
+    if device.type == "cuda":
+        options = distributed.ProcessGroupNCCL.Options()
+        options._timeout = limit  # noqa: SLF001
+        return distributed.ProcessGroupNCCL(file, rank, size, options)
+    gloo: Any = distributed.ProcessGroupGloo
+    choices = gloo._Options()  # noqa: SLF001
+    choices._devices, choices._timeout = [gloo.create_device(hostname="127.0.0.1")], limit  # noqa: SLF001
+    return gloo(file, rank, size, choices)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FrameShards:
+    """This process's part of a video's frames.
+
+    All methods exchange data with the other processes, which must call the same methods in the same order.
+    """
+
+    group: Any
+    """From `connect`."""
+    frames: tuple[int, ...]
+    """Number of frames of each process, in the order of the video."""
+
+    @property
+    def rank(self) -> int:
+        """This process's number."""
+        return int(self.group.rank())
+
+    @property
+    def own(self) -> slice:
+        """The frames of this process."""
+        stop = list(accumulate(self.frames))[self.rank]
+        return slice(stop - self.frames[self.rank], stop)
+
+    def to_pixels(self, video: Tensor) -> Tensor:
+        """Return some pixels of all frames, [1, all frames, 1, own pixels, c], from [1, own frames, h, w, c]."""
+        _, frames, height, width, channels = video.shape
+        data = video.view(frames, height * width, channels).view(torch.uint8)
+        pixels = split_evenly(height * width, len(self.frames))
+        sent = torch.cat([part.reshape(-1) for part in torch.split(data, pixels, 1)])
+        received = self._exchange(
+            sent,
+            sends=[frames * count * data.shape[2] for count in pixels],
+            receives=[count * pixels[self.rank] * data.shape[2] for count in self.frames],
+        )
+        return received.view(video.dtype).view(1, -1, 1, pixels[self.rank], channels)
+
+    def to_frames(self, video: Tensor, out: Tensor) -> Tensor:
+        """Write the own frames into `out`, [1, own frames, h, w, c], from [1, all frames, 1, own pixels, c]."""
+        _, frames, height, width, channels = out.shape
+        size = channels * video.element_size()
+        pixels = split_evenly(height * width, len(self.frames))
+        counts = [frames * count * size for count in pixels]
+        received = self._exchange(
+            video.reshape(-1).view(torch.uint8),
+            sends=[count * pixels[self.rank] * size for count in self.frames],
+            receives=counts,
+        )
+        parts = [part.view(frames, -1, size) for part in torch.split(received, counts)]
+        torch.cat(parts, 1, out=out.view(frames, height * width, channels).view(torch.uint8))
+        return out
+
+    def gather(self, x: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
+        """Concatenate a contiguous tensor of each process along the first dimension; `sizes` if they differ there."""
+        sizes = [len(x)] * len(self.frames) if sizes is None else sizes
+        row = x[0].numel() * x.element_size()
+        received = self._exchange(
+            x.reshape(-1).view(torch.uint8).repeat(len(sizes)),
+            sends=[len(x) * row] * len(sizes),
+            receives=[size * row for size in sizes],
+        )
+        return received.view(x.dtype).view(-1, *x.shape[1:])
+
+    def _exchange(self, sent: Tensor, *, sends: list[int], receives: list[int]) -> Tensor:
+        """Send a part of flat bytes to each process, and return the parts that they send, in order."""
+        received = sent.new_empty(sum(receives))
+        try:
+            self.group.alltoall_base(received, sent, receives, sends).wait()
+        except RuntimeError as error:
+            raise DeviceLost(f"the processes of a group of GPUs can't exchange data: {error}") from None
+        return received
