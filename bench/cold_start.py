@@ -72,7 +72,11 @@ def commands(model: str, folder: Path) -> dict[str, dict[str, list[str]]]:
 def seconds(arguments: list[str], environment: dict[str, str]) -> float:
     """Return the wall time of a process."""
     started = time.perf_counter()
-    subprocess.run([sys.executable, *arguments], check=True, capture_output=True, env=os.environ | environment)
+    done = subprocess.run(  # noqa: PLW1510 - checked below
+        [sys.executable, *arguments], capture_output=True, text=True, env=os.environ | environment
+    )
+    if done.returncode:
+        raise SystemExit(f"{arguments} ended with {done.returncode}:\n{done.stderr}")
     return time.perf_counter() - started
 
 

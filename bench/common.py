@@ -1,4 +1,4 @@
-"""What `kernels.py`, `step.py` and `ablation.py` share: full-size SVD-XT with random weights, a stopwatch, results."""
+"""What single_kernels.py, step.py and ablation.py share: full-size SVD-XT with random weights, a stopwatch, results."""
 
 import argparse
 import datetime

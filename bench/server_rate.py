@@ -14,13 +14,17 @@ import datetime
 import json
 import os
 import platform
+import sqlite3
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -47,7 +51,7 @@ def engine_seconds(model: str, device: str) -> list[float]:
     return seconds[1:]
 
 
-def server_jobs(model: str, device: str, workers: int, jobs: int) -> dict[str, float]:
+def server_jobs(model: str, device: str, workers: int, jobs: int) -> dict[str, Any]:
     """Measure a server: seconds until it is ready, of the first job alone, and of `jobs` jobs queued together."""
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
@@ -70,17 +74,26 @@ def server_jobs(model: str, device: str, workers: int, jobs: int) -> dict[str, f
                 ids = [submit(seed) for seed in range(jobs)]
                 videos = [wait_for(client, video, 3600 * jobs) for video in ids]
                 assert all(video["status"] == "completed" for video in videos), videos
+                times = job_times(server)
                 after_kill = seconds_after_kill(server, client, submit)
         finally:
             stop(server)
-    begins = [video["started_at"] for video in videos]
-    ends = [video["completed_at"] for video in videos]
+    began, ended = times[first["id"]]
+    begins, ends = zip(*(times[video] for video in ids), strict=True)
     return {
         "ready_seconds": ready,
-        "first_job_seconds": first["completed_at"] - first["started_at"],
+        "first_job_seconds": ended - began,
         "seconds": max(ends) - min(begins),
+        "seconds_between_completions": [round(b - a, 3) for a, b in pairwise(sorted(ends))],
         "seconds_from_worker_kill_to_completion": after_kill,
     }
+
+
+def job_times(server: Server) -> dict[str, tuple[float, float]]:
+    """Return the times of start and completion of each job; the API rounds them to seconds."""
+    with closing(sqlite3.connect(server.data / "jobs.sqlite3")) as database:
+        rows = database.execute("SELECT id, started_at, completed_at FROM kinema_jobs")
+        return {name: (began, ended) for name, began, ended in rows}
 
 
 def seconds_after_kill(server: Server, client: httpx.Client, submit: Callable[[int], str]) -> float:

@@ -52,6 +52,21 @@ def test_next_job_is_computed_while_video_is_saved(queue, saving, task_log):
     assert [part for _, part, *_ in started_tasks(task_log)] == ["latents", "video"] * 2
 
 
+def test_worker_gets_next_job_only_near_the_end_of_denoising(queue, task_log):
+    early, second = (
+        queue.submit(request(model="blocked", num_inference_steps=n, seed=n), image=IMAGE) for n in (25, 3)
+    )
+    third = queue.submit(request(seed=8), image=IMAGE)
+    wait_until(lambda: queue.get(early.id).step == 3)
+    assert queue.get(second.id).status == "queued"
+    queue.cancel(early.id)
+    wait_until(lambda: queue.get(third.id).status == "in_progress")
+    assert not has_started(task_log, second, "video")
+    release_jobs(task_log)
+    assert_completed(queue, second)
+    assert_completed(queue, third)
+
+
 def test_cancel_while_video_is_saved_keeps_next_job(queue, saving, task_log, settings):
     first, second = saving
     queue.cancel(first.id)

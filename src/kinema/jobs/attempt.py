@@ -35,6 +35,8 @@ PREVIEW = "preview.jpg"
 # Minimum intervals at which progress is published to subscribers and stored in the table.
 PUBLISH_SECONDS = 0.25
 RECORD_SECONDS = 1.0
+# At most so long before the end of denoising, a worker gets its next job. To claim and prepare it takes less.
+LEAD_SECONDS = 2.0
 _IMAGE_MISSING = (
     "its image is not in the data folder of the server that now runs the database's jobs; send the request again, "
     "to that server"
@@ -66,7 +68,8 @@ class Attempt:
         self._subscriptions = subscriptions
         self._eta = JobEta(job.request, speeds, job.stage_durations, text_to_image=self._text_to_image)
         self._run_of_parts: Run | None = None  # the parts that a worker process has got, and that are not all saved
-        self._on_last_part: Callable[[], None] = lambda: None
+        self._on_nearly_done: Callable[[], None] = lambda: None
+        self._stage_began = 0.0
         self._published_at = 0.0
         self._recorded_at = time.monotonic()
 
@@ -85,19 +88,19 @@ class Attempt:
             stage_durations=dict(eta.durations),
         )
 
-    def run(self, worker: Worker, on_last_part: Callable[[], None]) -> Failure | None:
+    def run(self, worker: Worker, on_nearly_done: Callable[[], None]) -> Failure | None:
         """Run the job's parts in order; return why it failed, or None.
 
         Args:
             worker: Runs the parts.
-            on_last_part: Called when the worker begins the last part: it can get the next job, and then it does not
-                wait between two jobs.
+            on_nearly_done: Called near the end of denoising, once or several times: the worker can get the next job,
+                and then it does not wait between two jobs.
 
         Raises:
             WorkCancelled: the job was cancelled or deleted.
             Requeued: the queue closes, or the worker can't be started.
         """
-        self._on_last_part = on_last_part
+        self._on_nearly_done = on_nearly_done
         # The parts depend on the request only: DBOS requires the same steps in the same order when it resumes a job.
         for part in PARTS if self._text_to_image else PARTS[1:]:
             result = run_step(part, self._run_part, part, worker)
@@ -198,12 +201,20 @@ class Attempt:
             case ("started", part):
                 self._eta.start_part()
                 self._publish()
+                self._stage_began = time.monotonic()
                 if part == PARTS[-1]:
-                    self._on_last_part()
+                    self._on_nearly_done()
             case ("step", stage, step, total):
                 self._record_step(stage, step, total)
+                if stage == "denoise" and self._is_nearly_done(step, total):
+                    self._on_nearly_done()
             case ("preview", data):
                 self._store_preview(self._folder / PREVIEW, data)
+
+    def _is_nearly_done(self, step: int, total: int) -> bool:
+        """Return whether denoising is in its last fifth and ends within LEAD_SECONDS."""
+        step_seconds = (time.monotonic() - self._stage_began) / step
+        return total - step <= min(total / 5, LEAD_SECONDS / step_seconds)
 
     def _record_step(self, stage: str, step: int, total: int) -> None:
         is_new_stage = stage != self._eta.stage

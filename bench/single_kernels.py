@@ -1,10 +1,10 @@
 """Compare each kernel of Kinema with plain torch, and measure single kernels at SVD-XT's shapes:
 
-    python bench/kernels.py --out bench/results/h100
-    TRITON_INTERPRET=1 python bench/kernels.py --out /tmp/tiny --tiny --device cpu --interpreted --sections check
+    python bench/single_kernels.py --out bench/results/h100
+    TRITON_INTERPRET=1 python bench/single_kernels.py --out /tmp/tiny --tiny --device cpu --interpreted --sections check
 
-Sections run in order; a failed section does not stop the others, and none starts after --seconds. kernels.json is
-written after each section.
+Sections run in order; a failed section does not stop the others, and none starts after --seconds. single_kernels.json
+is written after each section.
 """
 
 import time
@@ -218,4 +218,4 @@ def level(bench: Bench, width: int, height: int, channels: int, heads: int) -> d
 
 
 if __name__ == "__main__":
-    run("kernels", __doc__, {"ceilings": ceilings, "check": check, "micro": micro}, groups=("check", "micro"))
+    run("single_kernels", __doc__, {"ceilings": ceilings, "check": check, "micro": micro}, groups=("check", "micro"))
