@@ -252,3 +252,16 @@ def test_process_prints_only_path_and_exits_0(folder, image, tiny_svd):
     out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (0, "rocket.mp4\n")
     assert "Warning" not in err
+
+
+def test_doctor_shows_plans_of_a_group_and_reports_too_many_gpus(kinema, monkeypatch):
+    monkeypatch.setenv("KINEMA_GPUS_PER_VIDEO", "2")
+    facts = json.loads(kinema("doctor", "--json").out)
+    assert any("gpus is 2, but the number of CUDA GPUs on this machine is 0" in each for each in facts["problems"])
+    assert facts["gpus_per_video"] == 1
+    monkeypatch.setenv("KINEMA_DEVICE", "cpu")  # where a group is possible, of use for tests only
+    monkeypatch.setattr("kinema.models.devices.free_memory", lambda _device: 2**36)
+    facts = json.loads(kinema("doctor", "--json").out)
+    assert facts["problems"] == []
+    plan = next(model["plan"] for model in facts["models"] if model["name"] == "svd-xt")
+    assert (plan["name"], plan["decode_chunk_size"]) == ("resident_split", 13)

@@ -49,6 +49,7 @@ def _facts(settings: Settings) -> dict[str, Any]:
     """Return everything that the command shows."""
     from kinema.models import hub
     from kinema.models.devices import available_devices, free_memory, pick_device, pick_dtype
+    from kinema.models.gpu_group import devices_of
     from kinema.models.image_pipeline import default_image_model
     from kinema.models.loading import default_model
     from kinema.models.resolve import inventory
@@ -60,6 +61,14 @@ def _facts(settings: Settings) -> dict[str, Any]:
         problems.append(f"the setting KINEMA_DEVICE is not usable: {error}; the best available device is shown instead")
         device = pick_device("auto")
         settings = settings.model_copy(update={"device": "auto"})
+    gpus = settings.gpus_per_video
+    try:
+        devices_of(device, settings)
+    except InvalidRequest as error:
+        problems.append(
+            f"the setting KINEMA_GPUS_PER_VIDEO is not usable: {error}; the plans of one GPU are shown instead"
+        )
+        gpus = 1
     dtype = pick_dtype(settings.dtype, device)
     model, reason = default_model(settings)
     installed = inventory()
@@ -69,12 +78,14 @@ def _facts(settings: Settings) -> dict[str, Any]:
         if installed_model.source == "embedded" and not installed_model.present
     ]
     image_model, image_model_reason = default_image_model(_video_size(model), settings)
-    times = _VideoTimes(_server_speeds(settings), _machine_rate(device, dtype), device, dtype)
+    rate = _machine_rate(device, dtype) if gpus == 1 else None
+    times = _VideoTimes(_server_speeds(settings), rate, device, dtype)
     return {
         "kinema": own_version(),
         "device": str(device),
         "device_name": _device_name(device),
         "devices": available_devices(),
+        "gpus_per_video": gpus,
         "dtype": str(dtype).removeprefix("torch."),
         "dtype_reason": _dtype_reason(settings, device),
         "kernels": _kernels(device, dtype),
@@ -84,7 +95,7 @@ def _facts(settings: Settings) -> dict[str, Any]:
         "default_model_reason": reason,
         "default_image_model": image_model,
         "default_image_model_reason": image_model_reason,
-        "models": [_model_facts(installed_model, device, dtype, times) for installed_model in installed],
+        "models": [_model_facts(installed_model, device, dtype, gpus, times) for installed_model in installed],
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         "cache": str(hub.cache_folder()),
         "offline": hub.offline(),
@@ -194,7 +205,9 @@ class _VideoTimes:
         return None if estimate is None else {"seconds": float(f"{estimate:.3g}"), "source": "estimate"}
 
 
-def _model_facts(model: InstalledModel, device: torch.device, dtype: torch.dtype, times: _VideoTimes) -> dict[str, Any]:
+def _model_facts(
+    model: InstalledModel, device: torch.device, dtype: torch.dtype, gpus: int, times: _VideoTimes
+) -> dict[str, Any]:
     """Return what is shown about a catalog model, including memory plan and time at its default parameters."""
     facts: dict[str, Any] = {
         "name": model.entry.name,
@@ -207,7 +220,10 @@ def _model_facts(model: InstalledModel, device: torch.device, dtype: torch.dtype
         "error": None,
     }
     try:
-        plan = (_image_pipeline_plan if model.entry.text_to_image else _video_pipeline_plan)(model, device, dtype)
+        if model.entry.text_to_image:
+            plan = _image_pipeline_plan(model, device, dtype)
+        else:
+            plan = _video_pipeline_plan(model, device, dtype, gpus)
     except InsufficientMemory as error:
         return facts | {"error": f"does not fit: {error}"}
     except ModelError as error:
@@ -217,7 +233,7 @@ def _model_facts(model: InstalledModel, device: torch.device, dtype: torch.dtype
     return facts | {"plan": {"name": plan.name, "decode_chunk_size": chunk, "needed_bytes": needed}}
 
 
-def _video_pipeline_plan(model: InstalledModel, device: torch.device, dtype: torch.dtype) -> MemoryPlan:
+def _video_pipeline_plan(model: InstalledModel, device: torch.device, dtype: torch.dtype, gpus: int) -> MemoryPlan:
     """Return the memory plan of a catalog model at its default parameters, whether downloaded or not."""
     from kinema.models.devices import free_memory, has_kernels
     from kinema.models.memory_plan import plan_memory
@@ -236,6 +252,7 @@ def _video_pipeline_plan(model: InstalledModel, device: torch.device, dtype: tor
         shape=shape,
         decode_chunk_size=request.decode_chunk_size,
         offload=device.type != "cpu",
+        gpus=gpus,
     )
 
 
@@ -302,7 +319,8 @@ def _print_tables(facts: dict[str, Any]) -> None:
         console.print(f"[bold red]problem[/]: {problem}\n")
     rows = {
         "kinema": facts["kinema"],
-        "device": f"{facts['device']} ({facts['device_name']}); available: {', '.join(facts['devices'])}",
+        "device": f"{facts['device']} ({facts['device_name']}); available: {', '.join(facts['devices'])}"
+        + (f"; {facts['gpus_per_video']} for each video" if facts["gpus_per_video"] > 1 else ""),
         "dtype": f"{facts['dtype']}: {facts['dtype_reason']}",
         "kernels": _kernels_text(facts["kernels"]),
         "memory": f"{_gib(facts['memory_free_bytes'])} free of {_gib(facts['memory_total_bytes'])}",
