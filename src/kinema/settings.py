@@ -90,6 +90,11 @@ class Settings(BaseSettings):
     workers: int | None = Field(
         default=None, ge=1, le=64, description="1 to 64 worker processes; unset: one per GPU, or one without a GPU."
     )
+    ray_address: str | None = Field(
+        default=None,
+        min_length=1,
+        description="the address of a Ray cluster whose GPUs run the jobs, as HOST:PORT; unset: this machine's.",
+    )
     queue_size: int = Field(default=100, ge=1, le=100_000, description="1 to 100000 waiting jobs.")
     keep_days: float = Field(
         default=30,

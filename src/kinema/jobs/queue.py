@@ -76,7 +76,7 @@ class Queue:
         on_finished: Callable[[Job], None] | None = None,
     ) -> None:
         if work is not None and devices is None:
-            devices = devices_for(settings)
+            devices = () if settings.ray_address else devices_for(settings)
         self._settings = settings
         self._files = JobFiles(settings.data_dir)
         self._files.make_private()
@@ -144,6 +144,16 @@ class Queue:
     def worker_pids(self) -> tuple[int | None, ...]:
         """The process id of each worker; None for one that is not ready."""
         return () if self._scheduler is None else tuple(worker.pid for worker in self._scheduler.pool.workers)
+
+    @property
+    def workers_ready(self) -> bool:
+        """Whether the workers can run jobs: all of this machine, or any of a cluster."""
+        return self._scheduler is None or self._scheduler.pool.is_ready
+
+    @property
+    def ready_workers(self) -> int:
+        """The number of workers that are ready."""
+        return 0 if self._scheduler is None else sum(worker.is_ready for worker in self._scheduler.pool.workers)
 
     @property
     def problems(self) -> tuple[str, ...]:

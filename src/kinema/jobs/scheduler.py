@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from kinema.errors import JobNotFound, KinemaError
 from kinema.jobs.attempt import PREVIEW, Attempt, retry
+from kinema.jobs.cluster import Cluster
 from kinema.jobs.deletion import DAY, delete_removed_files, remove_job, sweep
 from kinema.jobs.eta import StageSpeeds
 from kinema.jobs.job import PART_FILES, Failure, Job
@@ -78,7 +79,10 @@ class Scheduler:
         self._to_requeue: set[str] = set()  # jobs in progress that no thread runs any more
         self._idle: set[str] = set()  # jobs in progress that no thread ran at the last `_reconcile`
         self._positions: dict[str, int | None] = {}  # last published positions
-        self.pool = WorkerPool(work, devices, settings.step_timeout, self._wake.set)
+        cluster = None
+        if settings.ray_address is not None:
+            cluster, devices = Cluster(settings.ray_address, settings.gpus_per_video, self._wake.set), ()
+        self.pool = WorkerPool(work, devices, settings.step_timeout, self._wake.set, cluster, settings.workers)
 
     def start(self) -> None:
         """Start to run jobs, as soon as no other process does."""
@@ -127,7 +131,9 @@ class Scheduler:
 
     def problems(self) -> tuple[str, ...]:
         """Return why this process runs no jobs, and which workers can't be started."""
-        own = () if self._problem is None else (self._problem,)
+        own: tuple[str, ...] = () if self._problem is None else (self._problem,)
+        if self.pool.cluster is not None and self.pool.cluster.problem is not None:
+            own += (self.pool.cluster.problem,)
         return own + tuple(worker.problem for worker in self.pool.workers if worker.problem is not None)
 
     # The scheduler thread
@@ -174,6 +180,7 @@ class Scheduler:
             self.ready.set()
             last_housekeeping = last_sweep = time.monotonic()
             while not self._stopping.is_set() and not closing.is_set():
+                self.pool.follow_cluster()
                 self._log_errors(self._requeue_jobs)
                 self._log_errors(self._assign_jobs)
                 self._log_errors(self._publish_positions)

@@ -10,24 +10,21 @@ import itertools
 import logging
 import os
 import re
-import signal
-import socket
-import subprocess
-import sys
 import time
 from contextlib import suppress
-from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Condition, Lock
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from kinema.errors import InvalidRequest
+from kinema.jobs.local_worker import LocalWorker
 from kinema.jobs.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from kinema.jobs.cluster import Cluster
     from kinema.jobs.job import Part, Task
     from kinema.settings import Settings
 
@@ -40,6 +37,30 @@ POLL_SECONDS = 0.1
 READY_SECONDS = 600.0
 # A job is requeued if its worker process can't be started within this time.
 START_SECONDS = 5.0
+
+
+class WorkerProcess(Protocol):
+    """A process of `kinema.jobs.worker_process`, on this machine (`LocalWorker`) or on another (`RemoteWorker`)."""
+
+    @property
+    def pid(self) -> int | None:
+        """The process id; None on another machine."""
+
+    def send(self, message: tuple[Any, ...], /) -> None:
+        """Send a message, or raise OSError."""
+
+    def receive(self) -> tuple[Any, ...]:
+        """Wait for a message; EOFError or OSError if the process has ended."""
+
+    def wait_for_message(self, seconds: float, /) -> bool:
+        """Wait for a message; return whether there is one, or the process has ended."""
+
+    def kill(self) -> None:
+        """Kill the process."""
+
+    def wait(self) -> str:
+        """Wait until the process has ended, and return how."""
+
 
 NextAction = Literal["continue", "cancel", "requeue"]
 
@@ -128,17 +149,29 @@ class Worker:
         device: Device of the process; "auto" leaves the choice to the settings.
         step_timeout: Seconds without a report after which the process counts as hung.
         on_ready: Called when the process is ready.
+        launch: Starts a process, given work and device.
+        is_remote: Whether the process runs on a cluster. Then a job whose process ended runs on another worker.
     """
 
-    def __init__(self, work: str, device: str, step_timeout: float, on_ready: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        work: str,
+        device: str,
+        step_timeout: float,
+        on_ready: Callable[[], None],
+        launch: Callable[[str, str], WorkerProcess] = LocalWorker,
+        *,
+        is_remote: bool = False,
+    ) -> None:
         self.model: str | None = None  # model of the latest task, which is probably still loaded
         self.device = device
         self._work = work
         self._step_timeout = step_timeout
         self._on_ready = on_ready
+        self._launch, self._is_remote = launch, is_remote
         self._state = Condition()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._connection: Connection | None = None  # set while the process is ready
+        self._process: WorkerProcess | None = None
+        self._ready: WorkerProcess | None = None  # the same, while it is ready
         self._numbers = itertools.count(1)
         self._runs: dict[int, Run] = {}  # of the process that is ready, by number
         self._problem: str | None = None  # why no process is ready
@@ -154,7 +187,12 @@ class Worker:
     def pid(self) -> int | None:
         """The process id, or None unless the process is ready."""
         with self._state:
-            return None if self._connection is None or self._process is None else self._process.pid
+            return None if self._ready is None else self._ready.pid
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a process is ready."""
+        return self._ready is not None
 
     @property
     def problem(self) -> str | None:
@@ -174,7 +212,7 @@ class Worker:
         """Kill the process."""
         self._supervisor.stopping.set()
         with self._state:
-            process, self._connection = self._process, None
+            process, self._ready = self._process, None
             self._state.notify_all()
         if process is not None:
             process.kill()
@@ -193,16 +231,16 @@ class Worker:
             Requeued: `next_action` returned "requeue", or no process can be started.
             WorkerLost: the process could not load the work.
         """
-        connection = self._wait_until_ready(next_action)
+        process = self._wait_until_ready(next_action)
         with self._state:
             self.model = tasks[0].request.model
             number = next(self._numbers)
             run = Run(tuple(task.part for task in tasks))
-            if self._connection is connection:
+            if self._ready is process:
                 self._runs[number] = run
                 run.number = number
                 with suppress(OSError):  # the end of the process is reported to the run
-                    connection.send(("run", number, tasks, folder))
+                    process.send(("run", number, tasks, folder))
             else:
                 run.reports.put(("ended", self._latest_end, True))
         return run
@@ -283,16 +321,18 @@ class Worker:
 
     def _send_cancel(self, run: Run) -> None:
         with self._state, suppress(OSError):
-            if run.number in self._runs and self._connection is not None:
-                self._connection.send(("cancel", run.number))
+            if run.number in self._runs and self._ready is not None:
+                self._ready.send(("cancel", run.number))
 
-    def _wait_until_ready(self, next_action: Callable[[], NextAction]) -> Connection:
-        """Return the connection to the process once it is ready."""
+    def _wait_until_ready(self, next_action: Callable[[], NextAction]) -> WorkerProcess:
+        """Return the process once it is ready."""
         while True:
             _raise_end(next_action())
             with self._state:
-                if self._connection is not None:
-                    return self._connection
+                if self._ready is not None:
+                    return self._ready
+                if self._is_remote and self._load_error is None:
+                    raise Requeued
                 if self._load_error is not None:
                     load_error, self._load_error = self._load_error, None
                     raise WorkerLost("worker_died", f"the worker could not start: {load_error}")
@@ -306,36 +346,36 @@ class Worker:
         Raises:
             OSError, StartFailed: the process could not be started.
         """
-        process, connection = self._spawn()
+        process = self._launch(self._work, self.device)
         try:
             with self._state:
                 self._process, self._kill_reason = process, None
             if not self._supervisor.stopping.is_set():
-                self._wait_for_end(process, connection)
+                self._wait_for_end(process)
         finally:
             process.kill()
             process.wait()
 
-    def _wait_for_end(self, process: subprocess.Popen[bytes], connection: Connection) -> None:
-        load_error = self._wait_for_start(connection)
+    def _wait_for_end(self, process: WorkerProcess) -> None:
+        load_error = self._wait_for_start(process)
         with self._state:
             self._load_error = self.model = None
             if load_error is None:
-                self._connection = connection
+                self._ready = process
                 self._problem = self._down_since = None
             elif load_error:
                 self._problem = f"the worker on {self.device} can't load its work (see the log)"
                 self._down_since = None
             self._state.notify_all()
         self._on_ready()
-        self._dispatch_reports(connection)
+        self._dispatch_reports(process)
         if load_error is None:
             process.kill()  # it can't receive tasks any more
-        process.wait()
+        how = process.wait()
         with self._state:
             kill_reason = self._kill_reason
-            end = self._latest_end = kill_reason or _describe_exit(process.returncode)
-            self._connection = None
+            end = self._latest_end = kill_reason or how
+            self._ready = None
             self._load_error = load_error or None
             runs, self._runs = self._runs, {}
             self._state.notify_all()
@@ -346,9 +386,9 @@ class Worker:
         if load_error == "":
             raise StartFailed(f"it ended at once: {end}")
         level = logging.WARNING if kill_reason is None else logging.INFO
-        log.log(level, "worker %d on %s ended: %s", process.pid, self.device, end)
+        log.log(level, "worker %s on %s ended: %s", process.pid or "", self.device, end)
 
-    def _wait_for_start(self, connection: Connection) -> str | None:
+    def _wait_for_start(self, process: WorkerProcess) -> str | None:
         """Return None if the process is ready, else why it could not load the work; "" if it ended without a reason.
 
         Raises:
@@ -358,10 +398,10 @@ class Worker:
         while True:
             if self._down_since is None:
                 self._problem = f"the worker on {self.device} is {status}"
-            if not connection.poll(deadline - time.monotonic()):
+            if not process.wait_for_message(deadline - time.monotonic()):
                 raise StartFailed(f"it was not ready within {READY_SECONDS:g} seconds")
             try:
-                match connection.recv():
+                match process.receive():
                     case ("status", text):
                         status = text
                     case ("load_failed", reason):
@@ -385,33 +425,11 @@ class Worker:
             self.device, error, pause, exc_info=None if expected else error,
         )  # fmt: skip
 
-    def _spawn(self) -> tuple[subprocess.Popen[bytes], Connection]:
-        ours, theirs = socket.socketpair()
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        if self.device != "auto":
-            environment["KINEMA_DEVICE"] = self.device
-        # -P: do not import modules from the current folder.
-        command = [sys.executable, "-P", "-m", "kinema.jobs.worker_process"]
-        with theirs:
-            try:
-                process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                    [*command, str(theirs.fileno()), self._work, str(os.getpid())],
-                    env=environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=2,  # stdout belongs to the server
-                    pass_fds=[theirs.fileno()],
-                    start_new_session=True,
-                )
-            except BaseException:
-                ours.close()
-                raise
-        return process, Connection(ours.detach())
-
-    def _dispatch_reports(self, connection: Connection) -> None:
+    def _dispatch_reports(self, process: WorkerProcess) -> None:
         """Pass each report to its run until the process ends."""
         with suppress(EOFError, OSError):
             while True:
-                number, *report = connection.recv()
+                number, *report = process.receive()
                 with self._state:
                     run = self._runs.get(number)
                 if run is not None:
@@ -427,7 +445,7 @@ class Worker:
         with self._state:
             if self._runs.pop(run.number, None) is None or self._process is None:
                 return
-            process, self._connection = self._process, None  # no run gets this connection again
+            process, self._ready = self._process, None  # no run gets this process again
             self._kill_reason = reason
         process.kill()
 
@@ -440,25 +458,44 @@ def _raise_end(action: NextAction) -> None:
             raise WorkCancelled
 
 
-def _describe_exit(code: int) -> str:
-    """Describe the exit code of a process."""
-    if code >= 0:
-        return f"exit code {code}"
-    name = signal.Signals(-code).name
-    return f"killed by {name}" + (" (perhaps out of memory)" if -code == signal.SIGKILL else "")
-
-
 class WorkerPool:
-    """All workers. Each is free or assigned to one job."""
+    """All workers. Each is free or assigned to one job.
 
-    def __init__(self, work: str, devices: Sequence[str], step_timeout: float, on_free: Callable[[], None]) -> None:
+    Args:
+        work: Import path of the work.
+        devices: The devices of this machine's workers, one for each.
+        step_timeout: As for `Worker`.
+        on_free: Called when a worker is free.
+        cluster: Where workers run instead, as many as it has GPUs for.
+        maximum: Maximum number of workers on the cluster.
+    """
+
+    def __init__(
+        self,
+        work: str,
+        devices: Sequence[str],
+        step_timeout: float,
+        on_free: Callable[[], None],
+        cluster: Cluster | None = None,
+        maximum: int | None = None,
+    ) -> None:
+        self._work, self._step_timeout = work, step_timeout
+        self.cluster, self._maximum = cluster, maximum
         self.workers = tuple(Worker(work, device, step_timeout, on_free) for device in devices)
         self._free = list(self.workers)
         self._lock = Lock()
         self._on_free = on_free
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether all workers of this machine are ready, or any on the cluster."""
+        ready = [worker.is_ready for worker in self.workers]
+        return all(ready) if self.cluster is None else self.cluster.problem is None and any(ready)
+
     def start(self) -> None:
         """Start all processes."""
+        if self.cluster is not None:
+            self.cluster.start()
         for worker in self.workers:
             worker.start()
 
@@ -466,21 +503,48 @@ class WorkerPool:
         """Kill all processes."""
         for worker in self.workers:
             worker.close()
+        if self.cluster is not None:
+            self.cluster.close()
+
+    def follow_cluster(self) -> None:
+        """Have one worker for each slot of the cluster; remove a worker only while it is free and has no process."""
+        if self.cluster is None:
+            return
+        wanted = min(self.cluster.slots, self._maximum or self.cluster.slots)
+        while len(self.workers) < wanted:
+            worker = Worker(
+                self._work, "a node", self._step_timeout, self._on_free, self.cluster.launch, is_remote=True
+            )
+            worker.start()
+            with self._lock:
+                self.workers += (worker,)
+                self._free.append(worker)
+        with self._lock:
+            idle = [worker for worker in self._free if not worker.is_ready]
+            removed = idle[: max(0, len(self.workers) - wanted)]
+            self.workers = tuple(worker for worker in self.workers if worker not in removed)
+            self._free = [worker for worker in self._free if worker not in removed]
+        for worker in removed:
+            worker.close()
 
     def free_models(self) -> list[str | None]:
         """Return the loaded model of each free worker; None for a worker without a model."""
         with self._lock:
-            return [worker.model for worker in self._free if not worker.is_down]
+            return [worker.model for worker in self._available()]
 
     def acquire(self, model: str) -> Worker | None:
         """Take a free worker, preferably one with this model loaded, else one with none; None if no worker is free."""
         with self._lock:
-            available = [worker for worker in self._free if not worker.is_down]
+            available = self._available()
             if not available:
                 return None
             best = min(available, key=lambda worker: (worker.model != model, worker.model is not None))
             self._free.remove(best)
             return best
+
+    def _available(self) -> list[Worker]:
+        """Return the free workers that can get a job; one on a cluster only if its process is ready."""
+        return [worker for worker in self._free if not worker.is_down and (self.cluster is None or worker.is_ready)]
 
     def release(self, worker: Worker) -> None:
         """Mark a worker as free."""

@@ -75,7 +75,7 @@ class ServerState:
 
     async def ready(self) -> bool:
         """Return whether the queue is open, all workers are ready and the database responds within PROBE_SECONDS."""
-        if not self.queue.ready or self.stopping.is_set() or None in self.queue.worker_pids:
+        if not self.queue.ready or self.stopping.is_set() or not self.queue.workers_ready:
             return False
         if self._probe is None or self._probe.done():  # a database that hangs blocks only one thread
             self._probe = asyncio.get_running_loop().run_in_executor(self._prober, self._probe_database)

@@ -87,7 +87,7 @@ class Metrics:
 
         yield GaugeMetricFamily("kinema_queue_depth", "Queued jobs.", queue.waiting())
         yield GaugeMetricFamily("kinema_running_jobs", "Running jobs.", queue.running())
-        yield GaugeMetricFamily("kinema_workers_ready", "Ready worker processes.", _ready_workers(queue))
+        yield GaugeMetricFamily("kinema_workers_ready", "Ready worker processes.", queue.ready_workers)
         yield GaugeMetricFamily(
             "kinema_unknown_files", "Entries of the data folder without a record in the database.", queue.unknown_files
         )
@@ -120,10 +120,6 @@ class _Collector:
 
     def collect(self) -> Iterator[Metric]:
         yield from self._metrics.collect(self._queue)
-
-
-def _ready_workers(queue: Queue) -> int:
-    return sum(pid is not None for pid in queue.worker_pids)
 
 
 def _resident_bytes(pid: int | None) -> int:

@@ -1,0 +1,216 @@
+"""Workers on a Ray cluster, as the scheduler sees them. Ray itself runs in a process of its own, the bridge.
+
+Ray's driver ends its process when the cluster's head is gone for a minute, so it must not be in the server's process.
+The bridge (`kinema.scale.bridge`) listens on a socket. Its first connection gets messages about the cluster. Each later
+connection is a worker process on some node, and speaks the protocol of `kinema.jobs.worker_process`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from threading import Event
+from typing import TYPE_CHECKING, Any
+
+from kinema.jobs.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+log = logging.getLogger(__name__)
+
+BRIDGE = "kinema.scale.bridge"
+# Ray's driver connects to a cluster, or reports that it can't, within this time.
+CONNECT_SECONDS = 60.0
+# The bridge reports the cluster's nodes every 2 seconds; without a report for this long, the head does not respond.
+SILENCE_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node of the cluster."""
+
+    name: str
+    gpus: int
+
+
+class Cluster:
+    """The bridge to a Ray cluster; it is restarted when it ends.
+
+    Args:
+        address: Of the cluster's head, as for `ray.init`.
+        gpus_per_worker: GPUs of each worker; they are on one node.
+        on_change: Called when nodes have joined or left.
+    """
+
+    def __init__(self, address: str, gpus_per_worker: int, on_change: Callable[[], None]) -> None:
+        self.nodes: tuple[Node, ...] = ()
+        self._address, self._gpus_per_worker, self._on_change = address, gpus_per_worker, on_change
+        self._problem: str | None = "the connection to the Ray cluster is being established"
+        self._last_report = time.monotonic()
+        self._folder = Path()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._is_connected = Event()
+        self._supervisor = Supervisor("kinema-bridge", self._run_bridge, self._report_failure)
+
+    @property
+    def slots(self) -> int:
+        """How many workers the nodes have GPUs for."""
+        return sum(node.gpus // self._gpus_per_worker for node in self.nodes)
+
+    @property
+    def problem(self) -> str | None:
+        """Why no workers can be started, or None."""
+        if self._problem is None and time.monotonic() - self._last_report > SILENCE_SECONDS:
+            return f"the head of the Ray cluster at {self._address} does not respond; running jobs continue"
+        if self._problem is None and not self.slots:
+            return f"no node of the Ray cluster at {self._address} has {self._gpus_per_worker} free GPUs"
+        return self._problem
+
+    def start(self) -> None:
+        """Start the bridge."""
+        self._supervisor.start()
+
+    def close(self) -> None:
+        """End the bridge, and with it all workers."""
+        self._supervisor.stopping.set()
+        if self._process is not None:
+            self._process.kill()
+        self._supervisor.join()
+
+    def launch(self, work: str, _device: str) -> RemoteWorker:
+        """Start a worker process on a node.
+
+        Raises:
+            OSError: there is no connection to the cluster.
+        """
+        if not self._is_connected.is_set():
+            raise ConnectionError(self._problem or "there is no connection to the Ray cluster")
+        return RemoteWorker(self._folder / "socket", work)
+
+    def _run_bridge(self) -> None:
+        """Run the bridge until it ends."""
+        self._folder = Path(tempfile.mkdtemp(prefix="kinema-bridge-"))
+        command = [sys.executable, "-P", "-m", BRIDGE, str(self._folder / "socket"), str(os.getpid())]
+        try:
+            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                [*command, self._address, str(self._gpus_per_worker)],
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                stdin=subprocess.DEVNULL,
+                stdout=2,
+                start_new_session=True,
+            )
+            with self._connect() as connection:
+                self._follow(connection)
+        finally:
+            self._is_connected.clear()
+            if self._process is not None:
+                self._process.kill()
+                self._process.wait()
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _connect(self) -> Connection:
+        """Return a connection to the bridge, which opens its socket soon after its start."""
+        assert self._process is not None
+        deadline = time.monotonic() + CONNECT_SECONDS
+        while True:
+            try:
+                return Connection(_connected(self._folder / "socket").detach())
+            except OSError:
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    raise ConnectionError(f"the bridge to the Ray cluster at {self._address} ended") from None
+                time.sleep(0.05)
+
+    def _follow(self, connection: Connection) -> None:
+        """Follow the reports of the bridge until it ends."""
+        with suppress(EOFError, OSError):
+            while not self._supervisor.stopping.is_set():
+                match connection.recv():
+                    case ("nodes", nodes):
+                        self._last_report = time.monotonic()
+                        self._is_connected.set()
+                        self._problem = None
+                        found = tuple(Node(*node) for node in nodes)
+                        if found != self.nodes:
+                            log.info("the Ray cluster has %d nodes: %s", len(found), found)
+                            self.nodes = found
+                            self._on_change()
+                    case ("problem", text):
+                        self._problem = text
+        if not self._supervisor.stopping.is_set():
+            raise ConnectionError(self._problem or "the bridge to the Ray cluster ended")
+
+    def _report_failure(self, error: Exception, pause: float) -> None:
+        self._problem = f"the Ray cluster at {self._address} can't be used: {error}"
+        log.warning("%s; next attempt in %.1f seconds", self._problem, pause)
+
+
+class RemoteWorker:
+    """A worker process on a node of the cluster (`kinema.jobs.worker_pool.WorkerProcess`).
+
+    Raises:
+        OSError: the bridge has ended.
+    """
+
+    pid = None
+
+    def __init__(self, bridge: Path, work: str) -> None:
+        self._socket = _connected(bridge)
+        self._connection = Connection(os.dup(self._socket.fileno()))
+        self._connection.send(("worker", work))
+        self._end = "the connection to the Ray cluster was closed"
+
+    def send(self, message: tuple[Any, ...]) -> None:
+        """Send a message.
+
+        Raises:
+            OSError: the process has ended.
+        """
+        self._connection.send(message)
+
+    def receive(self) -> tuple[Any, ...]:
+        """Wait for a message.
+
+        Raises:
+            EOFError, OSError: the process has ended.
+        """
+        message: tuple[Any, ...] = self._connection.recv()
+        if message[0] == "ended":
+            self._end = message[1]
+            raise EOFError
+        return message
+
+    def wait_for_message(self, seconds: float) -> bool:
+        """Wait for a message; return whether there is one, or the process has ended."""
+        return self._connection.poll(seconds)
+
+    def kill(self) -> None:
+        """Close the connection; the bridge then kills the process."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def wait(self) -> str:
+        """Return how the process ended; call it after `kill` or after `receive` raised."""
+        self._connection.close()
+        self._socket.close()
+        return self._end
+
+
+def _connected(path: Path) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.connect(str(path))
+    except OSError:
+        connection.close()
+        raise
+    return connection

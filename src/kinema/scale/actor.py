@@ -1,0 +1,106 @@
+"""The actor: runs a worker process on a node of the cluster, with files in place of the bytes that travel."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from threading import Event
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from kinema.jobs.job import PART_FILES
+from kinema.jobs.local_worker import LocalWorker
+from kinema.version import own_version
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+
+class WorkerActor:
+    """One worker process on the node; `kinema.scale.bridge` makes a Ray actor of it.
+
+    Args:
+        version: Kinema's version on the server; the node must have the same.
+        environment: The server's settings.
+    """
+
+    def __init__(self, version: str, environment: Mapping[str, str]) -> None:
+        self._version = version
+        os.environ.update(environment)
+        os.environ.pop("KINEMA_RAY_ADDRESS", None)
+        self._folder = Path(tempfile.mkdtemp(prefix="kinema-worker-"))
+        self._worker: LocalWorker | None = None
+        self._started = Event()
+
+    @ray.method(num_returns="streaming")
+    def run(self, work: str) -> Iterator[tuple[tuple[Any, ...], bytes | None]]:
+        """Start the worker process; yield each of its messages, with the output that was saved."""
+        name = socket.gethostname()
+        yield ("status", f"starting on {name}"), None
+        if own_version() != self._version:
+            yield ("load_failed", f"{name} has Kinema {own_version()}, and the server {self._version}"), None
+            return
+        try:
+            self._worker = LocalWorker(work, "auto")
+            self._started.set()
+            while True:
+                message = self._worker.receive()
+                yield message, self._output(message)
+        except (EOFError, OSError):
+            pass
+        finally:
+            end = "it could not be started"
+            if self._worker is not None:
+                self._worker.kill()
+                end = self._worker.wait()
+            shutil.rmtree(self._folder, ignore_errors=True)
+        yield ("ended", end), None
+
+    @ray.method(concurrency_group="control")
+    def send(self, message: tuple[Any, ...], files: Mapping[str, bytes]) -> None:
+        """Pass a message of the scheduler on, with the files that its first task reads."""
+        if message[0] == "run":
+            _, number, tasks, _ = message
+            folder = self._folder / str(number)
+            folder.mkdir()
+            for name, data in files.items():
+                (folder / name).write_bytes(data)
+            image = folder / "image" if "image" in files else None
+            local = tuple(
+                replace(
+                    task,
+                    image=None if task.part == "image" else image,
+                    latents=_latents(folder, files) if task.part == "video" else None,
+                )
+                for task in tasks
+            )
+            message = ("run", number, local, folder)
+        self._started.wait()
+        assert self._worker is not None
+        self._worker.send(message)
+
+    @ray.method(concurrency_group="heartbeat")
+    def ping(self) -> None:
+        """Answer, to show that the node is alive."""
+
+    def _output(self, message: tuple[Any, ...]) -> bytes | None:
+        """Return the output that a message says was saved, and delete files that are not needed any more."""
+        match message:
+            case (int() as number, "saved", part):
+                data = (self._folder / str(number) / PART_FILES[part]).read_bytes()
+                if part != "latents":
+                    shutil.rmtree(self._folder / str(number), ignore_errors=True)
+                return data
+            case (int() as number, "failed" | "cancelled", *_):
+                shutil.rmtree(self._folder / str(number), ignore_errors=True)
+        return None
+
+
+def _latents(folder: Path, files: Mapping[str, bytes]) -> Path:
+    """Return the path of the latents: of those that came along, or of those that the task before saves."""
+    return folder / ("latents" if "latents" in files else PART_FILES["latents"])

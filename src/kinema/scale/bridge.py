@@ -1,0 +1,183 @@
+"""The bridge: the process that holds Ray's driver, between the server's scheduler and the workers on the nodes.
+
+`kinema.jobs.cluster` starts it as `python -m kinema.scale.bridge SOCKET PARENT ADDRESS GPUS_PER_WORKER`. The first
+connection gets ("nodes", …) and ("problem", text). A further connection begins with ("worker", work); from then on it
+speaks the protocol of `kinema.jobs.worker_process`. Paths become bytes on the way to a node, and files on the way back.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from contextlib import suppress
+from dataclasses import replace
+from multiprocessing.connection import Listener
+from pathlib import Path
+from threading import Event, Lock, Thread
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.exceptions import RayError
+
+from kinema.errors import KinemaError
+from kinema.jobs.job import PART_FILES
+from kinema.jobs.job_files import write_atomically
+from kinema.jobs.worker_process import exit_with_parent
+from kinema.scale.actor import WorkerActor
+from kinema.version import own_version
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+    from kinema.jobs.job import Task
+
+HEARTBEAT_SECONDS = 2.0
+# A node that does not answer for this long is lost. Ray itself takes a minute to notice that.
+LOST_SECONDS = 8.0
+# A lost actor is not restarted by Ray, and no call is repeated: the queue decides. In a group, calls stay in order.
+ACTOR: Any = ray.remote(  # type: ignore[call-overload]
+    num_cpus=0, max_restarts=0, max_task_retries=0, concurrency_groups={"control": 1, "heartbeat": 1}
+)(WorkerActor)
+SECRETS = ("KINEMA_API_KEYS", "KINEMA_DATABASE_URL", "KINEMA_DATA_DIR")
+
+
+def main() -> None:
+    """Connect to the cluster, report its nodes, and serve workers until the parent ends."""
+    path, parent, address, gpus = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+    exit_with_parent(parent)
+    with Listener(path, family="AF_UNIX") as listener:
+        control = listener.accept()
+        Thread(target=_end_with, args=(control,), daemon=True).start()
+        try:
+            ray.init(address, namespace="kinema", log_to_driver=False, logging_level=logging.ERROR)
+        except Exception as error:  # noqa: BLE001 - Ray raises errors of many kinds
+            control.send(("problem", f"the Ray cluster at {address} can't be reached: {error}"))
+            sys.exit(1)
+        Thread(target=_report_nodes, args=(control,), daemon=True).start()
+        while True:
+            connection = listener.accept()
+            Thread(target=Relay(connection, gpus).run, daemon=True).start()
+
+
+def _end_with(control: Connection) -> None:
+    with suppress(EOFError, OSError):
+        control.recv()
+    os._exit(0)
+
+
+def _report_nodes(control: Connection) -> None:
+    """Report the nodes that are alive, every HEARTBEAT_SECONDS while the head answers."""
+    while True:
+        with suppress(RayError):
+            nodes = sorted(
+                (str(node["NodeManagerHostname"]) + ":" + node["NodeID"][:6], int(node["Resources"].get("GPU", 0)))
+                for node in ray.nodes()  # type: ignore[no-untyped-call]
+                if node["Alive"]
+            )
+            control.send(("nodes", nodes))
+        time.sleep(HEARTBEAT_SECONDS)
+
+
+class Relay:
+    """Connects one worker of the scheduler with an actor on a node."""
+
+    def __init__(self, connection: Connection, gpus: int) -> None:
+        self._connection = connection
+        self._gpus = gpus
+        self._sending = Lock()
+        self._folders: dict[int, Path] = {}
+        self._ended = Event()
+        self._actor: Any = None
+
+    def run(self) -> None:
+        """Start an actor and pass its messages on until it ends."""
+        try:
+            _, work = self._connection.recv()
+        except (EOFError, OSError):
+            return
+        environment = {
+            name: value for name, value in os.environ.items() if name.startswith("KINEMA_") and name not in SECRETS
+        }
+        self._actor = ACTOR.options(num_gpus=self._gpus).remote(own_version(), environment)
+        Thread(target=self._pass_on_messages, daemon=True).start()
+        try:
+            for i, reference in enumerate(self._actor.run.remote(work)):
+                if i == 0:  # the actor has a node
+                    Thread(target=self._watch, daemon=True).start()
+                self._handle(*ray.get(reference))
+            self._end("its process on the node ended")
+        except RayError as error:
+            self._end(str(error).strip().partition("\n")[0] or type(error).__name__)
+        except OSError:  # the scheduler has closed the connection
+            self._end("it was closed")
+
+    def _handle(self, message: tuple[Any, ...], output: bytes | None) -> None:
+        """Pass a message of the worker process on; store the output that comes with it before."""
+        if message[0] == "ended":
+            self._end(message[1])
+            return
+        if output is not None:
+            message = self._stored(message, output)
+        self._send(message)
+
+    def _stored(self, message: tuple[Any, ...], output: bytes) -> tuple[Any, ...]:
+        """Store an output in the job's folder; return the message, or in its place why that failed."""
+        number, _, part = message
+        try:
+            write_atomically(self._folders[number] / PART_FILES[part], output)
+        except KinemaError as error:
+            return (number, "failed", error.code, str(error))
+        except OSError as error:  # for example, the job was deleted
+            return (number, "failed", "internal_error", f"{type(error).__name__}: {error}")
+        return message
+
+    def _send(self, message: tuple[Any, ...]) -> None:
+        with self._sending:
+            self._connection.send(message)
+
+    def _pass_on_messages(self) -> None:
+        """Pass the scheduler's messages on to the actor; kill it when the scheduler closes the connection."""
+        with suppress(EOFError, OSError):
+            while True:
+                message = self._connection.recv()
+                files: dict[str, bytes] = {}
+                if message[0] == "run":
+                    _, number, tasks, folder = message
+                    self._folders[number] = Path(folder)
+                    files, tasks = _with_bytes(tasks)
+                    message = ("run", number, tasks, None)
+                self._actor.send.remote(message, files)
+        self._end("it was closed")
+
+    def _watch(self) -> None:
+        """End the relay if the node does not answer."""
+        while not self._ended.wait(HEARTBEAT_SECONDS):
+            answered, _ = ray.wait([self._actor.ping.remote()], timeout=LOST_SECONDS)
+            if not answered:
+                self._end(f"its node did not answer for {LOST_SECONDS:g} seconds")
+
+    def _end(self, reason: str) -> None:
+        """Kill the actor and tell the scheduler why; only the first call counts."""
+        with self._sending:
+            if self._ended.is_set():
+                return
+            self._ended.set()
+            with suppress(OSError):
+                self._connection.send(("ended", reason))
+            with suppress(OSError):
+                self._connection.close()
+        ray.kill(self._actor, no_restart=True)
+
+
+def _with_bytes(tasks: tuple[Task, ...]) -> tuple[dict[str, bytes], tuple[Task, ...]]:
+    """Return the files that the first task reads, and the tasks without paths."""
+    first = tasks[0]
+    paths = {"image": first.image, "latents": first.latents}
+    files = {name: path.read_bytes() for name, path in paths.items() if path is not None and path.exists()}
+    return files, tuple(replace(task, image=None, latents=None) for task in tasks)
+
+
+if __name__ == "__main__":
+    main()
