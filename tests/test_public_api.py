@@ -120,6 +120,7 @@ def test_engine_is_passed_to_the_loaded_model(tiny_svd: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no os.fork")
+@pytest.mark.slow
 def test_pipelines_are_rejected_after_fork(tiny_svd: Path, tiny_sd: Path) -> None:
     """Without the check, the child hangs in torch's thread pool."""
     script = textwrap.dedent(

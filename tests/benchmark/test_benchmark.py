@@ -152,8 +152,14 @@ def test_speed_is_flops_by_time(record) -> None:
             assert share[stage] * record["matrix_tflop_per_second"]["float32"] == pytest.approx(speed[stage], rel=1e-3)
 
 
-@pytest.mark.parametrize("guided", [True, False])
-@pytest.mark.parametrize(("vae_levels", "factor"), [(4, 8), (3, 4)])
+@pytest.mark.parametrize(
+    ("vae_levels", "factor", "guided"),
+    [
+        (4, 8, True),
+        (3, 4, False),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((4, 8, False), (3, 4, True))),
+    ],
+)
 def test_flops_equal_those_of_diffusers(tmp_path, guided, vae_levels, factor) -> None:
     """Count during a run, with attention as matmuls: torch does not count the CPU's attention kernel."""
     folder = make_tiny_svd(tmp_path, levels=4, latent_channels=8, vae_levels=vae_levels)
@@ -263,6 +269,7 @@ def test_unsupported_baseline_engine_or_guidance_is_rejected(tiny_svd) -> None:
     check_settings(["kinema-one-gpu"], single, gpus=2)
 
 
+@pytest.mark.slow
 def test_two_gpus_are_compared_with_one(tiny_svd) -> None:
     settings = read_settings(device="cpu", dtype="float32", gpus_per_video="2")
     request = request_of(tiny_svd)

@@ -33,7 +33,7 @@ from tiny import PLAIN_TOP, UP_ALONE, make_tiny_svd
 # Relative error in float64. A norm over few pixels divides by a small variance, which amplifies rounding errors.
 EXACT = 1e-9
 
-
+SLOW = pytest.mark.slow  # some cases of tests that have very many
 SHAPES = {
     "two levels": {},
     "four levels": {"levels": 4, "latent_channels": 8},
@@ -117,8 +117,8 @@ def exact(pipeline: VideoPipeline) -> VideoPipeline:
     return replace(pipeline, unet=deepcopy(pipeline.unet).double(), vae=deepcopy(pipeline.vae).double())
 
 
-@pytest.mark.parametrize("size", [(16, 8), (9, 11), (1, 16), (10, 2)])
-@pytest.mark.parametrize("frames", [1, 2, 7])
+@pytest.mark.parametrize("size", [(16, 8), (9, 11), *(pytest.param(size, marks=SLOW) for size in ((1, 16), (10, 2)))])
+@pytest.mark.parametrize("frames", [1, pytest.param(2, marks=SLOW), 7])
 @pytest.mark.parametrize("guided", [False, True], ids=["unguided", "guided"])
 def test_unet_equals_diffusers_in_float64(
     exact: VideoPipeline, size: tuple[int, int], frames: int, guided: bool
@@ -209,7 +209,7 @@ def test_half_precision_error_is_within_1_2_times_diffusers(exact: VideoPipeline
     assert relative_error(FastDecoder(vae)(latents), expected_frames) <= 1.2 * theirs
 
 
-@pytest.mark.parametrize("size", [(16, 8), (9, 11), (1, 16)])
+@pytest.mark.parametrize("size", [(16, 8), (9, 11), pytest.param((1, 16), marks=SLOW)])
 @pytest.mark.parametrize("videos", [1, 2])
 @pytest.mark.parametrize("guided", [False, True], ids=["unguided", "guided"])
 @pytest.mark.usefixtures("gpu_blocks")

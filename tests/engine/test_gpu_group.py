@@ -149,7 +149,7 @@ def test_two_processes_divide_the_frames_without_guidance(
     assert (ours - theirs).norm() < 5e-5 * theirs.norm()
 
 
-@pytest.mark.parametrize("gpus", [2, 4])
+@pytest.mark.parametrize("gpus", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_group_generates_frames_of_pocket(gpus: int, monkeypatch: pytest.MonkeyPatch) -> None:
     photo = open_image(Path(__file__).parents[2] / "examples" / "rocket.jpg")
     small = {"width": 96, "height": 64, "num_frames": 6, "num_inference_steps": 3, "max_guidance_scale": 1.5}
@@ -185,7 +185,7 @@ def test_death_of_second_process_is_device_lost(pair: VideoPipeline, image: Inpu
         drive(generate(pair, image, request_of(pair)))
 
 
-@pytest.mark.parametrize("victim", [0, 2])
+@pytest.mark.parametrize("victim", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_death_of_a_process_that_others_wait_for_is_device_lost(tiny_svd: Path, image: InputImage, victim: int) -> None:
     pipeline = loaded(tiny_svd, gpus=4)
     processes = [psutil.Process(peer.pid) for peer in pipeline.peers]

@@ -222,6 +222,7 @@ def test_empty_key_is_invalid_setting(tmp_path):
         Settings(data_dir=tmp_path, api_keys=[""])
 
 
+@pytest.mark.slow
 def test_foreign_temporary_files_do_not_prevent_start(tmp_path, monkeypatch):
     shared = tmp_path / "shared"
     shared.mkdir()

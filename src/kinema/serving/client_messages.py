@@ -31,6 +31,7 @@ _GENERAL: Mapping[str, str] = {
     "model_corrupt": "files of the model are damaged; download it again, or choose another model",
     "not_an_svd_model": "the model is not a Stable Video Diffusion model; choose another model",
     "not_an_image_pipeline": "the model is not a supported text-to-image model; choose another image_model",
+    "device_lost": "a GPU of the server can't be reached any more; try again later, or see the server's log",
     "insufficient_disk": "the server's disk is full; delete videos or free disk space, then try again",
     "job_error": "the queue can't do this; see the server's log",
     "queue_unavailable": "the queue is not available; try again later",
