@@ -44,11 +44,12 @@ RUN = ("bash", "python", "javascript", "html")
 SHOWN = ("text", "json", "nginx")
 NOT_RUN = {
     "downloads a model": 2,
-    "installs packages": 1,
+    "installs packages": 2,
     "needs a GPU": 1,
     "needs a notebook": 1,
     "needs a server with API keys": 1,
     "needs the proxy": 1,
+    "starts a cluster": 2,
     "starts a server": 6,
 }
 SERVER = "http://localhost:3000"

@@ -92,8 +92,8 @@ class Settings(BaseSettings):
     )
     ray_address: str | None = Field(
         default=None,
-        min_length=1,
-        description="the address of a Ray cluster whose GPUs run the jobs, as HOST:PORT; unset: this machine's.",
+        pattern=r"^\S+:\d+$",
+        description="HOST:PORT of the head of a Ray cluster, whose GPUs run the jobs; unset: this machine runs them.",
     )
     queue_size: int = Field(default=100, ge=1, le=100_000, description="1 to 100000 waiting jobs.")
     keep_days: float = Field(

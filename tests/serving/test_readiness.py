@@ -15,7 +15,7 @@ from kinema.settings import Settings
 class FakeQueue:
     """A fake queue with ready workers."""
 
-    ready, worker_pids = True, (1,)
+    ready, workers_ready = True, True
 
     def __init__(self, check):
         self.check_database = check

@@ -17,11 +17,13 @@ import tempfile
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
+from kinema.errors import InvalidRequest
 from kinema.jobs.supervisor import Supervisor
 
 if TYPE_CHECKING:
@@ -42,6 +44,16 @@ class Node:
 
     name: str
     gpus: int
+
+
+def check_installed() -> None:
+    """Check that ray is installed.
+
+    Raises:
+        InvalidRequest: with the command that installs it.
+    """
+    if find_spec("ray") is None:
+        raise InvalidRequest("KINEMA_RAY_ADDRESS needs ray; run: pip install 'kinema[scale]'", "ray_address")
 
 
 class Cluster:

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from kinema.errors import IdempotencyKeyReused, InvalidRequest, JobUnfinished, QueueFull, QueueUnavailable
 from kinema.jobs.attempt import PREVIEW
 from kinema.jobs.binding import bind
+from kinema.jobs.cluster import check_installed
 from kinema.jobs.deletion import DAY, delete_unused_image, remove_job
 from kinema.jobs.job import PART_FILES, Failure, Job, JobPage
 from kinema.jobs.job_files import JobFiles
@@ -64,7 +65,8 @@ class Queue:
 
     Raises:
         QueueUnavailable: the data folder or the database can't be used.
-        InvalidRequest: the data folder and the database do not belong together, or there are too few GPUs.
+        InvalidRequest: the data folder and the database do not belong together, or there are too few GPUs, or ray
+            is not installed.
     """
 
     def __init__(
@@ -76,7 +78,11 @@ class Queue:
         on_finished: Callable[[Job], None] | None = None,
     ) -> None:
         if work is not None and devices is None:
-            devices = () if settings.ray_address else devices_for(settings)
+            if settings.ray_address is None:
+                devices = devices_for(settings)
+            else:
+                check_installed()
+                devices = ()
         self._settings = settings
         self._files = JobFiles(settings.data_dir)
         self._files.make_private()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 import time
 from contextlib import suppress
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from kinema.jobs.job import Task
 
+CONNECT_SECONDS = 5.0
 HEARTBEAT_SECONDS = 2.0
 # A node that does not answer for this long is lost. Ray itself takes a minute to notice that.
 LOST_SECONDS = 8.0
@@ -51,14 +53,22 @@ def main() -> None:
         control = listener.accept()
         Thread(target=_end_with, args=(control,), daemon=True).start()
         try:
+            _check_reachable(address)  # Ray would try for minutes
             ray.init(address, namespace="kinema", log_to_driver=False, logging_level=logging.ERROR)
         except Exception as error:  # noqa: BLE001 - Ray raises errors of many kinds
-            control.send(("problem", f"the Ray cluster at {address} can't be reached: {error}"))
+            control.send(("problem", f"it can't be reached ({error})"))
             sys.exit(1)
         Thread(target=_report_nodes, args=(control,), daemon=True).start()
         while True:
             connection = listener.accept()
             Thread(target=Relay(connection, gpus).run, daemon=True).start()
+
+
+def _check_reachable(address: str) -> None:
+    """Connect to the head and disconnect; raise OSError if that fails within CONNECT_SECONDS."""
+    host, _, port = address.rpartition(":")
+    with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS):
+        pass
 
 
 def _end_with(control: Connection) -> None:

@@ -1,0 +1,207 @@
+"""Jobs on a Ray cluster of this machine, with stub work: same results as on local workers, whatever ends."""
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytest.importorskip("ray", reason="ray is not installed")
+sys.path.append(str(Path(__file__).parents[1] / "jobs"))
+
+from queue_helpers import IMAGE, request, wait_finished, wait_until
+from queue_work import expected_video
+from ray.cluster_utils import Cluster
+
+from kinema.errors import InvalidRequest
+from kinema.jobs import Queue
+from kinema.jobs.cluster import BRIDGE
+from kinema.models.catalog import request_for
+from kinema.settings import Settings
+
+LONG = {"num_inference_steps": 60, "motion_bucket_id": 50}  # 3 seconds
+READY_SECONDS = 60
+
+
+@pytest.fixture(scope="module")
+def task_log(tmp_path_factory):
+    return tmp_path_factory.mktemp("task-log")
+
+
+@pytest.fixture(scope="module")
+def cluster(task_log):
+    """A head without GPUs and one node with one."""
+    before = dict(os.environ)
+    os.environ |= {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(Path(__file__).parents[1] / "jobs"),
+        "STUB_TASK_LOG": str(task_log),
+    }
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0})
+    try:
+        cluster.add_node(num_cpus=1, num_gpus=1)
+        yield cluster
+    finally:
+        cluster.shutdown()
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def queue(cluster, tmp_path_factory):
+    settings = Settings(data_dir=tmp_path_factory.mktemp("data"), min_free_gb=0, ray_address=cluster.address)
+    with Queue(settings, "queue_work:Work") as queue:
+        wait_for_workers(queue, 1)
+        yield queue
+
+
+def wait_for_workers(queue, count, seconds=READY_SECONDS):
+    deadline = time.monotonic() + seconds
+    while queue.ready_workers != count:
+        assert time.monotonic() < deadline, (queue.ready_workers, queue.problems)
+        time.sleep(0.05)
+
+
+def assert_completed(queue, job, attempts=None):
+    job = wait_finished(queue, job)
+    assert (job.status, job.error) == ("completed", None)
+    assert attempts is None or job.attempts == attempts
+    assert queue.result(job.id).read_bytes() == expected_video(job.request, IMAGE)
+
+
+def processes(module):
+    return [p for p in psutil.Process().children(recursive=True) if module in p.cmdline()]
+
+
+def start_of(queue, **settings):
+    """Submit a job and wait until it denoises."""
+    job = queue.submit(request(**LONG | settings), image=IMAGE)
+    wait_until(lambda: queue.get(job.id).step > 2)
+    return job
+
+
+def test_jobs_give_the_results_of_local_workers(queue):
+    jobs = [queue.submit(request(seed=seed), image=IMAGE) for seed in range(5)]
+    jobs.append(queue.submit(request(prompt="a boat", image_model="m"), image=None))
+    for job in jobs[:-1]:
+        assert_completed(queue, job, attempts=0)
+    assert wait_finished(queue, jobs[-1]).status == "completed"
+    assert queue.workers_ready
+    assert queue.problems == ()
+
+
+def test_failure_and_cancel_are_those_of_local_workers(queue):
+    failed = wait_finished(queue, queue.submit(request(model="memory"), image=IMAGE))
+    assert failed.error.code == "insufficient_memory"
+    job = start_of(queue)
+    queue.cancel(job.id)
+    assert wait_finished(queue, job).error.code == "cancelled"
+    assert_completed(queue, queue.submit(request(seed=9), image=IMAGE))
+
+
+def worker_processes(task_log):
+    """Return the worker processes of this module's nodes."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            is_worker = "kinema.jobs.worker_process" in process.cmdline()
+            if is_worker and process.environ().get("STUB_TASK_LOG") == str(task_log):
+                found.append(process)
+    return found
+
+
+def test_job_of_a_killed_worker_process_runs_again(queue, task_log):
+    job = start_of(queue)
+    (worker,) = worker_processes(task_log)
+    worker.kill()
+    assert_completed(queue, job, attempts=1)
+
+
+def test_job_survives_the_end_of_the_bridge(queue):
+    job = start_of(queue, seed=11)
+    (bridge,) = processes(BRIDGE)
+    bridge.kill()
+    assert_completed(queue, job, attempts=1)
+
+
+@pytest.mark.slow
+def test_new_node_gets_jobs_and_job_of_a_lost_node_runs_on_another(queue, cluster):
+    node = cluster.add_node(num_cpus=1, num_gpus=1)
+    wait_for_workers(queue, 2)
+    jobs = [start_of(queue, seed=seed) for seed in (21, 22)]
+    cluster.remove_node(node, allow_graceful=False)
+    for job in jobs:
+        assert_completed(queue, job)
+    assert sorted(queue.get(job.id).attempts for job in jobs) == [0, 1]
+    wait_for_workers(queue, 1)
+
+
+@pytest.mark.slow
+def test_frozen_node_is_lost_within_15_seconds(queue, cluster):
+    node = cluster.add_node(num_cpus=1, num_gpus=1)
+    wait_for_workers(queue, 2)
+    jobs = [start_of(queue, seed=seed, num_inference_steps=25, motion_bucket_id=250) for seed in (31, 32)]
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    frozen = [raylet, *raylet.children(recursive=True)]
+    for process in frozen:
+        process.suspend()
+    frozen_at = time.monotonic()
+    wait_until(lambda: sorted(queue.get(job.id).attempts for job in jobs) == [0, 1])
+    assert time.monotonic() - frozen_at < 15
+    for job in jobs:
+        assert_completed(queue, job)
+    for process in frozen:
+        process.send_signal(signal.SIGCONT)
+    cluster.remove_node(node, allow_graceful=False)
+
+
+def test_missing_ray_is_refused_with_the_command_that_installs_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("kinema.jobs.cluster.find_spec", lambda _: None)
+    with pytest.raises(InvalidRequest, match=r"KINEMA_RAY_ADDRESS needs ray; run: pip install 'kinema\[scale\]'"):
+        Queue(Settings(data_dir=tmp_path, ray_address="127.0.0.1:1"), "queue_work:Work")
+
+
+def test_jobs_wait_for_a_cluster_that_cannot_be_reached(tmp_path):
+    settings = Settings(data_dir=tmp_path, min_free_gb=0, ray_address="127.0.0.1:1")
+    with Queue(settings, "queue_work:Work") as queue:
+        job = queue.submit(request(), image=IMAGE)
+        problem = "the Ray cluster at 127.0.0.1:1 can't be used: it can't be reached ([Errno 111] Connection refused)"
+        wait_until(lambda: queue.problems == (problem,))
+        assert not queue.workers_ready
+        assert queue.get(job.id).status == "queued"
+
+
+@pytest.mark.slow
+def test_running_job_completes_and_server_waits_while_the_head_is_gone(queue, cluster):
+    job = start_of(queue, seed=41, num_inference_steps=100, motion_bucket_id=200)
+    gcs = psutil.Process(cluster.head_node.all_processes["gcs_server"][0].process.pid)
+    gcs.suspend()
+    try:
+        wait_until(lambda: any("does not respond; running jobs continue" in problem for problem in queue.problems))
+        assert not queue.workers_ready
+        assert_completed(queue, job, attempts=0)
+    finally:
+        gcs.resume()
+    wait_until(lambda: queue.workers_ready)
+    assert_completed(queue, queue.submit(request(seed=42), image=IMAGE))
+
+
+@pytest.mark.slow
+def test_engine_gives_the_bytes_of_a_local_worker(cluster, tmp_path, monkeypatch):
+    for name, value in {"DEVICE": "cpu", "DTYPE": "float32", "MODEL": "pocket"}.items():
+        monkeypatch.setenv(f"KINEMA_{name}", value)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the same on the nodes: the order of sums depends on it
+    small = {"width": 96, "height": 64, "num_frames": 4, "num_inference_steps": 2, "seed": 3}
+    image = (Path(__file__).parents[2] / "examples" / "rocket.jpg").read_bytes()
+    videos = []
+    for address in (cluster.address, None):
+        settings = Settings(data_dir=tmp_path / str(address), min_free_gb=0, ray_address=address)
+        with Queue(settings, "kinema.serving.engine_work:EngineWork") as queue:
+            job = wait_finished(queue, queue.submit(request_for(model="pocket", **small), image=image))
+            assert job.error is None
+            videos.append(queue.result(job.id).read_bytes())
+    assert videos[0] == videos[1]
