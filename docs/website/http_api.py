@@ -50,7 +50,17 @@ def page() -> str:
         summary.append((f"[`{method.upper()} {path}`](#{anchor})", _purpose(operation)))
     sections = "".join(f"## {group}\n\n{''.join(entries)}" for group, entries in groups.items())
     create = _operation("/v1/videos", "post")["requestBody"]["content"]["multipart/form-data"]["schema"]
-    names = ["VideoObject", "VideoList", "DeletedVideo", "ModelObject", "ModelList", "ErrorResponse", "ErrorDetail"]
+    names = [
+        "VideoObject",
+        "VideoList",
+        "DeletedVideo",
+        "ModelObject",
+        "ModelList",
+        "WorkerObject",
+        "WorkerList",
+        "ErrorResponse",
+        "ErrorDetail",
+    ]
     schemas = document()["components"]["schemas"]
     objects = "".join(
         f"### {name}\n\n{schemas[name].get('description', '')}\n\n{_fields(schemas[name])}\n" for name in names

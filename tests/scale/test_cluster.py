@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -92,6 +93,8 @@ def test_jobs_give_the_results_of_local_workers(queue):
     assert wait_finished(queue, jobs[-1]).status == "completed"
     assert queue.workers_ready
     assert queue.problems == ()
+    (worker,) = queue.workers
+    assert (worker.place, worker.status, worker.problem) == (socket.gethostname(), "idle", None)
 
 
 def test_failure_and_cancel_are_those_of_local_workers(queue):

@@ -402,3 +402,20 @@ def test_slow_progressive_jpeg_is_rejected_before_decoding(client):
     rejected = client.post("/v1/videos", files={"image": ("a.jpg", many_scans(100, 64, 64))})
     assert (rejected.status_code, rejected.json()["error"]["code"]) == (400, "invalid_image")
     assert "more than 32 JPEG scans" in rejected.json()["error"]["message"]
+
+
+def test_workers_are_listed_with_what_they_do(client, png):
+    def worker_once(status):
+        deadline = time.monotonic() + 30
+        while (worker := client.get("/v1/workers").json()["data"][0])["status"] != status:
+            assert time.monotonic() < deadline, worker
+            time.sleep(0.02)
+        return worker
+
+    idle = worker_once("idle")
+    assert (idle["object"], idle["place"], idle["jobs"], idle["problem"]) == ("worker", "cpu", [], None)
+    video = create(client, png, **SLOW).json()
+    busy = worker_once("busy")
+    assert (busy["jobs"], busy["model"]) == ([video["id"]], video["model"])
+    client.delete(f"/v1/videos/{video['id']}")
+    worker_once("idle")

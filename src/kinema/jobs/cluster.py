@@ -180,6 +180,7 @@ class RemoteWorker:
         self._socket = _connected(bridge)
         self._connection = Connection(os.dup(self._socket.fileno()))
         self._connection.send(("worker", work))
+        self.place = "a node"
         self._end = "the connection to the Ray cluster was closed"
 
     def send(self, message: tuple[Any, ...]) -> None:
@@ -200,6 +201,9 @@ class RemoteWorker:
         if message[0] == "ended":
             self._end = message[1]
             raise EOFError
+        if message[0] == "node":
+            self.place = message[1]
+            return ("status", f"starting on {self.place}")
         return message
 
     def wait_for_message(self, seconds: float) -> bool:

@@ -43,6 +43,7 @@ class LocalWorker:
                 ours.close()
                 raise
         self._connection = Connection(ours.detach())
+        self.place = device
 
     @property
     def pid(self) -> int | None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
+    from kinema.jobs.worker_pool import WorkerState
     from kinema.settings import Settings
     from kinema.values import VideoRequest
 
@@ -160,6 +161,11 @@ class Queue:
     def ready_workers(self) -> int:
         """The number of workers that are ready."""
         return 0 if self._scheduler is None else sum(worker.is_ready for worker in self._scheduler.pool.workers)
+
+    @property
+    def workers(self) -> tuple[WorkerState, ...]:
+        """What each worker does; empty in a process that runs no jobs."""
+        return () if self._scheduler is None else tuple(worker.state for worker in self._scheduler.pool.workers)
 
     @property
     def problems(self) -> tuple[str, ...]:

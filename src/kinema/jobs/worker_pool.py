@@ -12,6 +12,7 @@ import os
 import re
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Condition, Lock
@@ -45,6 +46,10 @@ class WorkerProcess(Protocol):
     @property
     def pid(self) -> int | None:
         """The process id; None on another machine."""
+
+    @property
+    def place(self) -> str:
+        """The device, and the node of a cluster."""
 
     def send(self, message: tuple[Any, ...], /) -> None:
         """Send a message, or raise OSError."""
@@ -126,8 +131,8 @@ def count_gpus() -> int:
 class Run:
     """Consecutive parts of a job on a worker process, in the view of the job's thread."""
 
-    def __init__(self, parts: tuple[Part, ...]) -> None:
-        self.parts = parts
+    def __init__(self, job: str, parts: tuple[Part, ...]) -> None:
+        self.job, self.parts = job, parts
         self.number = 0
         self.reports: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
         self.last_report = time.monotonic()
@@ -139,6 +144,21 @@ class Run:
     def is_active(self) -> bool:
         """Whether the process has begun with it; before that, it waits for the run before."""
         return self.computing is not None or bool(self.computed)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerState:
+    """What a worker does.
+
+    place: its device, or a node of the cluster; model: that of the latest job, which is probably loaded; jobs: ids of
+    the job that it runs, and of the next one if it has got that already; problem: why it has no process.
+    """
+
+    place: str
+    status: Literal["starting", "idle", "busy"]
+    model: str | None
+    jobs: tuple[str, ...]
+    problem: str | None
 
 
 class Worker:
@@ -195,6 +215,16 @@ class Worker:
         return self._ready is not None
 
     @property
+    def state(self) -> WorkerState:
+        """What it does now."""
+        with self._state:
+            jobs = tuple(run.job for run in self._runs.values())
+            process, problem = self._ready, self._problem
+        place = self.device if process is None else process.place
+        status: Literal["starting", "idle", "busy"] = "starting" if process is None else "busy" if jobs else "idle"
+        return WorkerState(place, status, self.model, jobs, problem)
+
+    @property
     def problem(self) -> str | None:
         """Why no process is ready, or what it is doing before that; None if one is ready."""
         return self._problem
@@ -235,7 +265,7 @@ class Worker:
         with self._state:
             self.model = tasks[0].request.model
             number = next(self._numbers)
-            run = Run(tuple(task.part for task in tasks))
+            run = Run(tasks[0].job, tuple(task.part for task in tasks))
             if self._ready is process:
                 self._runs[number] = run
                 run.number = number

@@ -41,7 +41,7 @@ class WorkerActor:
     def run(self, work: str) -> Iterator[tuple[tuple[Any, ...], bytes | None]]:
         """Start the worker process; yield each of its messages, with the output that was saved."""
         name = socket.gethostname()
-        yield ("status", f"starting on {name}"), None
+        yield ("node", name), None
         if own_version() != self._version:
             yield ("load_failed", f"{name} has Kinema {own_version()}, and the server {self._version}"), None
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from kinema.jobs import Failure, Job
+    from kinema.jobs.worker_pool import WorkerState
 
 log = logging.getLogger(__name__)
 
@@ -141,6 +142,31 @@ class VideoList(BaseModel):
     has_more: bool
     first_id: str | None
     last_id: str | None
+
+
+class WorkerObject(BaseModel):
+    """A worker: a process that runs jobs on one device or group of GPUs."""
+
+    object: str = "worker"
+    place: str = Field(description="Device of the worker, or node of the cluster.")
+    status: Literal["starting", "idle", "busy"]
+    model: str | None = Field(description="Model of the latest job, which is probably loaded.")
+    jobs: list[str] = Field(description="Ids of the job that it runs, and of the next one if it has got that already.")
+    problem: str | None = Field(description="Why it is not ready.")
+
+    @classmethod
+    def of(cls, state: WorkerState) -> Self:
+        """Return the object for a worker's state."""
+        return cls(
+            place=state.place, status=state.status, model=state.model, jobs=list(state.jobs), problem=state.problem
+        )
+
+
+class WorkerList(BaseModel):
+    """All workers of the server."""
+
+    object: str = "list"
+    data: list[WorkerObject]
 
 
 class DeletedVideo(BaseModel):

@@ -314,6 +314,11 @@ def _add_read_routes(app: FastAPI) -> None:
         """List the available values of `model` and `image_model`."""
         return JSONResponse({"object": "list", "data": await asyncio.to_thread(_model_entries, server_state(app))})
 
+    @app.get("/v1/workers", response_model=schemas.WorkerList, responses=openapi.error_responses(), tags=["workers"])
+    async def list_workers() -> schemas.WorkerList:
+        """List the workers of this server: the device or node of each, what it does, and the model it has loaded."""
+        return schemas.WorkerList(data=[schemas.WorkerObject.of(each) for each in server_state(app).queue.workers])
+
 
 def _add_metrics(app: FastAPI) -> None:
     @app.get("/metrics", include_in_schema=False)
