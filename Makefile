@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint con
 CPU_TORCH := https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 
-.PHONY: demo quick test test-all check docs bench bench-server faults gallery notebooks screenshots clean chromium
+.PHONY: demo quick test test-all check docs bench bench-server faults faults-cluster gallery notebooks screenshots clean chromium
 
 demo: $(VENV)/installed ## create a video from an image with the embedded model
 	@mkdir -p out
@@ -49,6 +49,9 @@ bench-server: $(VENV)/installed-dev ## measure the server's speed on this machin
 
 faults: $(VENV)/installed-dev ## run the slow fault tests: 30 kills, 50 cancels, 1,000 requests from the OpenAPI document
 	$(BIN)/python -m pytest tests/faults tests/serving -m slow
+
+faults-cluster: $(VENV)/installed-dev ## kill parts of a Ray cluster at 40 random moments: about 10 minutes
+	KINEMA_FAULTS=40 $(BIN)/python -m pytest tests/scale -k random_kills -s
 
 gallery: $(VENV)/installed ## run the commands of docs/gallery.md, which write its pictures: 2 minutes on two cores
 	$(BIN)/python docs/gallery.py

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import sys
@@ -191,6 +192,46 @@ def test_running_job_completes_and_server_waits_while_the_head_is_gone(queue, cl
         gcs.resume()
     wait_until(lambda: queue.workers_ready)
     assert_completed(queue, queue.submit(request(seed=42), image=IMAGE))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_random_kills_lose_and_double_no_job(cluster, task_log, tmp_path):
+    """Kill a worker process, its actor, a node or the bridge, KINEMA_FAULTS times (default 10)."""
+    rounds = int(os.environ.get("KINEMA_FAULTS", "10"))
+    chance = random.Random(7)
+    recoveries = []
+    settings = Settings(data_dir=tmp_path / "data", min_free_gb=0, ray_address=cluster.address)
+    with Queue(settings, "queue_work:Work") as queue:
+        node = cluster.add_node(num_cpus=1, num_gpus=1)
+        jobs = []
+        for i in range(rounds):
+            wait_for_workers(queue, 2)
+            jobs += [queue.submit(request(seed=10 * i + n, **LONG), image=IMAGE) for n in range(3)]
+            time.sleep(chance.uniform(0, 4))
+            victim = chance.choice(["worker", "actor", "node", "bridge"])
+            if victim == "node":
+                cluster.remove_node(node, allow_graceful=False)
+                node = cluster.add_node(num_cpus=1, num_gpus=1)
+            elif victim == "bridge":
+                processes(BRIDGE)[0].kill()
+            else:
+                worker = chance.choice(worker_processes(task_log))
+                (worker if victim == "worker" else worker.parent()).kill()
+            killed = time.monotonic()
+            wait_until(lambda: queue.ready_workers < 2)
+            wait_for_workers(queue, 2)
+            recoveries.append((victim, round(time.monotonic() - killed, 1)))
+        for job in [wait_finished(queue, job) for job in jobs]:
+            if job.error is not None:  # three of its workers were killed
+                assert (job.error.code, job.attempts) == ("worker_died", 3)
+            else:
+                assert queue.result(job.id).read_bytes() == expected_video(job.request, IMAGE)
+        partial = [path for path in (tmp_path / "data").rglob(".*") if path.is_file() and ".partial" in path.name]
+        assert partial == []
+    print(recoveries)  # noqa: T201 - the record of the run
+    cluster.remove_node(node, allow_graceful=False)
+    wait_until(lambda: worker_processes(task_log) == [])
 
 
 @pytest.mark.slow

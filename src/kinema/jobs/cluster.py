@@ -154,7 +154,8 @@ class Cluster:
                         self._problem = None
                         found = tuple(Node(*node) for node in nodes)
                         if found != self.nodes:
-                            log.info("the Ray cluster has %d nodes: %s", len(found), found)
+                            gpus = ", ".join(f"{node.name} with {node.gpus} GPUs" for node in found)
+                            log.info("nodes of the Ray cluster: %s", gpus or "none")
                             self.nodes = found
                             self._on_change()
                     case ("problem", text):

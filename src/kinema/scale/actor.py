@@ -32,7 +32,6 @@ class WorkerActor:
     def __init__(self, version: str, environment: Mapping[str, str]) -> None:
         self._version = version
         os.environ.update(environment)
-        os.environ.pop("KINEMA_RAY_ADDRESS", None)
         self._folder = Path(tempfile.mkdtemp(prefix="kinema-worker-"))
         self._worker: LocalWorker | None = None
         self._started = Event()

@@ -42,7 +42,7 @@ LOST_SECONDS = 8.0
 ACTOR: Any = ray.remote(  # type: ignore[call-overload]
     num_cpus=0, max_restarts=0, max_task_retries=0, concurrency_groups={"control": 1, "heartbeat": 1}
 )(WorkerActor)
-SECRETS = ("KINEMA_API_KEYS", "KINEMA_DATABASE_URL", "KINEMA_DATA_DIR")
+NOT_FOR_NODES = ("KINEMA_API_KEYS", "KINEMA_DATABASE_URL", "KINEMA_DATA_DIR", "KINEMA_RAY_ADDRESS")
 
 
 def main() -> None:
@@ -107,10 +107,7 @@ class Relay:
             _, work = self._connection.recv()
         except (EOFError, OSError):
             return
-        environment = {
-            name: value for name, value in os.environ.items() if name.startswith("KINEMA_") and name not in SECRETS
-        }
-        self._actor = ACTOR.options(num_gpus=self._gpus).remote(own_version(), environment)
+        self._actor = ACTOR.options(num_gpus=self._gpus).remote(own_version(), _settings_for_nodes())
         Thread(target=self._pass_on_messages, daemon=True).start()
         try:
             for i, reference in enumerate(self._actor.run.remote(work)):
@@ -179,6 +176,14 @@ class Relay:
             with suppress(OSError):
                 self._connection.close()
         ray.kill(self._actor, no_restart=True)
+
+
+def _settings_for_nodes() -> dict[str, str]:
+    """Return the server's settings that apply to nodes: no secrets, and no number of a GPU, which Ray chooses."""
+    settings = {name: value for name, value in os.environ.items() if name.startswith("KINEMA_")}
+    if settings.get("KINEMA_DEVICE", "").startswith("cuda"):
+        del settings["KINEMA_DEVICE"]
+    return {name: value for name, value in settings.items() if name not in NOT_FOR_NODES}
 
 
 def _with_bytes(tasks: tuple[Task, ...]) -> tuple[dict[str, bytes], tuple[Task, ...]]:
