@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from kinema.errors import InvalidImage, InvalidRequest, KinemaError
+from kinema.errors import InvalidRequest, KinemaError
 from kinema.jobs.job import Failure
 from kinema.media.image import is_url, plain_name, read_image_file
 from kinema.values import RANDOM_SEED, TEXT_TO_IMAGE_FIELDS, VideoRequest
@@ -137,8 +137,6 @@ def _items_of(
         given["prompt"] = source.prompt
         stem = plain_name(str(source.prompt), 60)
     else:
-        if is_url(str(source.image)):
-            raise InvalidImage(f"{source.image} is a URL; download the image and use its path")
         content = read_image_file(source.image).data
         given = {name: value for name, value in given.items() if _applies_to_image(name, source)}
         stem = plain_name(source.image.stem, MAX_NAME)
@@ -167,7 +165,9 @@ def _applies_to_image(name: str, source: _Source) -> bool:
 def _read_sources(sources: Sequence[str], out: Path) -> Iterator[_Source | Outcome]:
     for text in sources:
         path = Path(text)
-        if path.suffix.lower() == MANIFEST_EXTENSION:
+        if is_url(text):
+            yield _failed(text, None, _url_error(text), "")
+        elif path.suffix.lower() == MANIFEST_EXTENSION:
             yield from _read_manifest(path)
         elif path.is_dir():
             images = [
@@ -233,7 +233,13 @@ def _line_source(value: Any, text: str, line: str, folder: Path) -> _Source:
     VideoRequest.checked(**{**({} if prompt is None else {"prompt": prompt}), **parameters})
     if image is None:
         return _Source(None, prompt, name, line, parameters)
-    return _Source(Path(image) if is_url(image) else folder / Path(image).expanduser(), None, name, line, parameters)
+    if is_url(image):
+        raise _url_error(image)
+    return _Source(folder / Path(image).expanduser(), None, name, line, parameters)
+
+
+def _url_error(url: str) -> InvalidRequest:
+    return InvalidRequest(f"{url} is a URL; download the image and use its path")
 
 
 def _failed(source: str, name: str | None, error: KinemaError, line: str, seed: int | None = None) -> Outcome:
