@@ -82,6 +82,6 @@ def batch_in_process(capsys):
 
     def run(*arguments):
         capsys.readouterr()
-        return CommandResult(main(["batch", *arguments, "--out", "videos", *QUICK]), *capsys.readouterr())
+        return CommandResult(main(["batch", "--out", "videos", *QUICK, *map(str, arguments)]), *capsys.readouterr())
 
     return run

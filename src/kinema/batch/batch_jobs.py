@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections import defaultdict, deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Protocol
 
 from kinema.batch.batch_folder import foreign_file
 from kinema.batch.batch_items import Outcome
@@ -16,8 +16,8 @@ from kinema.media.image import read_image_file
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
-    from types import TracebackType
     from typing import Any
 
     from kinema.batch.batch_folder import BatchFolder, FileState
@@ -54,13 +54,8 @@ class BatchJobs(Protocol):
     def complete(self, parameters: Mapping[str, Any]) -> VideoRequest:
         """Return the complete request for given parameters, with the defaults of its models."""
 
-    def open(self, keys: Collection[str]) -> Self:
-        """Start; unfinished jobs of earlier runs with other keys are not needed."""
-
-    def __enter__(self) -> Self: ...
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    def open(self, keys: Collection[str]) -> AbstractContextManager[object]:
+        """Run jobs within the context; those of earlier runs with other keys are not needed any more."""
 
     def submit(self, item: BatchItem, image: bytes | None) -> str:
         """Submit an item unless its job exists, and return the job's id. A failed job is tried again.

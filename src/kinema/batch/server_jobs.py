@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
@@ -18,6 +19,7 @@ from kinema.version import own_version
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
+    from contextlib import AbstractContextManager
     from pathlib import Path
     from types import TracebackType
 
@@ -29,6 +31,7 @@ WINDOW = 16
 GIVE_UP_SECONDS = 300.0
 MAX_PAUSE = 30.0
 _TIMEOUT = httpx.Timeout(60, connect=10)
+_MODEL_FIELDS = ("id", "kind", "default", "defaults")
 _RETRIED = (429, 502, 503, 504)
 
 
@@ -68,18 +71,27 @@ class ServerJobs:
         self._problem: str | None = None
         self._reported: str | None = None
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._client.close()
+
     @cached_property
     def _models(self) -> list[dict[str, Any]]:
         """The models that the server offers."""
-        while True:
+        response = None
+        while response is None:
             try:
-                data: list[dict[str, Any]] = self._call("GET", "/v1/models").json()["data"]
+                response = self._call("GET", "/v1/models")
             except Busy as busy:
                 time.sleep(busy.seconds)
-            except (ValueError, LookupError, TypeError):
-                raise self._no_kinema() from None
-            else:
-                return data
+        try:
+            return [{name: entry[name] for name in _MODEL_FIELDS} for entry in response.json()["data"]]
+        except (ValueError, LookupError, TypeError):
+            raise self._no_kinema() from None
 
     def complete(self, parameters: Mapping[str, Any]) -> VideoRequest:
         """Return the request with the server's model and its defaults.
@@ -103,17 +115,9 @@ class ServerJobs:
             raise InvalidRequest(f"{parameter} {name!r} is not offered by the server; use one of {names}", parameter)
         return offered[name]
 
-    def open(self, keys: Collection[str]) -> Self:  # noqa: ARG002 - jobs of other batches stay on the server
+    def open(self, keys: Collection[str]) -> AbstractContextManager[object]:  # noqa: ARG002 - jobs of others stay
         """Do nothing: the server runs."""
-        return self
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._client.close()
+        return nullcontext()
 
     def submit(self, item: BatchItem, image: bytes | None) -> str:
         """Submit an item, or find its job by its key; delete a failed job and submit the item again.
@@ -219,7 +223,7 @@ class ServerJobs:
             raise self._not_answered(_message(response), after=response.headers.get("Retry-After"))
         self._last_answer = time.monotonic()
         if response.status_code == 429:
-            self._problem = _message(response)
+            self._problem = None
             raise Busy(_seconds(response.headers.get("Retry-After"), 5.0))
         self._pause, self._problem = 0.0, None
         if not response.is_success:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from kinema.batch.batch_folder import BatchFolder
     from kinema.batch.batch_items import BatchItem, Outcome
     from kinema.batch.batch_jobs import BatchJobs
+    from kinema.batch.server_jobs import ServerJobs
     from kinema.cli.report import Report
 
 SERVER_PANEL = "Server"
@@ -111,18 +113,19 @@ def batch(
     from kinema.batch.batch_folder import BatchFolder
     from kinema.batch.batch_items import MANIFEST_EXTENSION, plan_items
 
-    with open_report(json_lines=json, quiet=quiet) as report:
+    with open_report(json_lines=json, quiet=quiet) as report, ExitStack() as stack:
         given = {name: value for name, value in parameters.items() if value is not None}
         # Before torch is imported to choose a model. A manifest may have prompts.
         has_manifest = any(source.lower().endswith(MANIFEST_EXTENSION) for source in sources)
         VideoRequest.checked(**given | ({"prompt": "-"} if has_manifest else {}))
         folder = BatchFolder(Path(expanded(out)))
+        jobs: BatchJobs
         if server is None:
             jobs = _own_queue(folder, model=model, device=device, dtype=dtype, precision=precision)
         else:
             if device or dtype or precision:
                 raise InvalidRequest("--device, --dtype and --precision do not apply with --server; remove them")
-            jobs = _server_jobs(server, api_key, model)
+            jobs = stack.enter_context(_server_jobs(server, api_key, model))
         jobs.complete({name: value for name, value in given.items() if not has_manifest})
         items, failures = plan_items(
             [expanded(source) for source in sources], given, jobs.complete, seeds=seeds, out=folder.path
@@ -142,7 +145,7 @@ def _own_queue(folder: BatchFolder, **options: str | None) -> BatchJobs:
     return OwnQueue(folder.hidden, read_settings(**options))
 
 
-def _server_jobs(url: str, api_key: str | None, model: str | None) -> BatchJobs:
+def _server_jobs(url: str, api_key: str | None, model: str | None) -> ServerJobs:
     from kinema.batch.server_jobs import ServerJobs
 
     return ServerJobs(url, api_key, model)
