@@ -69,7 +69,7 @@ def test_file_system_without_hard_links_is_supported(out, monkeypatch):
 
 
 def test_second_batch_in_the_folder_is_rejected(out):
-    with pytest.raises(InvalidRequest, match="another `kinema batch` writes to"), BatchFolder(out.path):
+    with pytest.raises(InvalidRequest, match="another kinema batch writes to"), BatchFolder(out.path):
         pass
 
 

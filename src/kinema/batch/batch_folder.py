@@ -61,7 +61,7 @@ class BatchFolder:
         except sqlite3.Error as error:
             if getattr(error, "sqlite_errorname", "") in ("SQLITE_BUSY", "SQLITE_LOCKED"):
                 raise InvalidRequest(
-                    f"another `kinema batch` writes to {self.path}; wait for its end, or use another folder", "out"
+                    f"another kinema batch writes to {self.path}; wait for its end, or use another folder", "out"
                 ) from None
             raise VideoError(f"{self.hidden} can't be used ({error}); free disk space, or use another folder") from None
         except OSError as error:
