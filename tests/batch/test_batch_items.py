@@ -115,6 +115,8 @@ def test_seed_is_derived_from_the_content(photos):
     shutil.copy(photos / "a.png", "other.png")
     assert len(set(seeds)) == 3
     assert [item.request.seed for item in plan(photos, "other.png", seed=-1, num_frames=3)[0]] == [*seeds, seeds[0]]
+    (item,), _ = plan(write_manifest({"image": "photos/b.png", "seed": "-1"}))
+    assert item.request.seed == seeds[1]
 
 
 def test_seeds_are_consecutive_and_in_the_names(photos):

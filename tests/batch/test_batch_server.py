@@ -1,6 +1,8 @@
 """`kinema batch --server` against a server process with stub work."""
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -103,6 +105,21 @@ def test_server_that_never_answers_is_an_error(batch_in_process):
     result = batch_in_process("photos", "--server", url)
     assert result.code == 6
     assert f"the server {url} does not answer (" in result.err
+
+
+def test_batch_on_a_server_needs_no_package_of_the_server():
+    """Run in a process without those packages."""
+    code = """
+import sys
+sys.modules.update(dict.fromkeys(["bentoml", "dbos", "fastapi", "gradio", "sqlalchemy", "uvicorn"]))
+import kinema.batch.server_jobs, kinema.batch.batch_folder, kinema.batch.batch_summary
+from kinema.cli import main
+sys.exit(main(["batch", "photos", "--out", "videos", "--server", "http://127.0.0.1:9"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 6
+    assert "does not answer" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 class Unreliable(BaseHTTPRequestHandler):

@@ -141,7 +141,7 @@ def _items_of(
         given = {name: value for name, value in given.items() if _applies_to_image(name, source)}
         stem = plain_name(source.image.stem, MAX_NAME)
     sha256 = hashlib.sha256(content)
-    if given.get("seed", RANDOM_SEED) == RANDOM_SEED:
+    if given.get("seed", RANDOM_SEED) in (RANDOM_SEED, str(RANDOM_SEED)):
         given["seed"] = int.from_bytes(sha256.digest()[:4])
     first = complete(given)
     for seed in range(first.seed, first.seed + seeds):
