@@ -13,6 +13,7 @@ from PIL import Image
 from kinema.cli import main
 
 sys.path.append(str(Path(__file__).parents[1] / "serving"))  # for server_work and server_process
+sys.path.append(str(Path(__file__).parents[1] / "models"))  # for fake_hub
 
 
 QUICK = ["--model", "pocket", "--motion-bucket-id", "1"]
@@ -59,8 +60,9 @@ def command(monkeypatch):
     folders = [Path(__file__).parent, Path(__file__).parents[1] / "serving"]  # for the work
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, folders)))
 
-    def arguments(*own):
-        return [sys.executable, "-m", "kinema", "batch", *map(str, own), "--out", "videos", *QUICK]
+    def arguments(*own, model="pocket"):
+        options = ["--out", "videos", "--motion-bucket-id", "1", "--model", model]
+        return [sys.executable, "-m", "kinema", "batch", *map(str, own), *options]
 
     return arguments
 
@@ -69,8 +71,8 @@ def command(monkeypatch):
 def batch(command):
     """Return a function that runs `kinema batch` in a process: DBOS keeps the stderr of the first test."""
 
-    def run(*arguments):
-        done = subprocess.run(command(*arguments), capture_output=True, text=True, check=False, timeout=120)
+    def run(*arguments, **options):
+        done = subprocess.run(command(*arguments, **options), capture_output=True, text=True, check=False, timeout=120)
         return CommandResult(done.returncode, done.stdout, done.stderr)
 
     return run

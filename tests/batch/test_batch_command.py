@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from fake_hub import FakeHub
 from PIL import Image
 
 from conftest import write_image
@@ -181,6 +182,21 @@ def test_missing_packages_of_the_queue_are_named(batch_in_process, monkeypatch):
     result = batch_in_process("photos")
     assert (result.code, Path("videos").exists()) == (2, False)
     assert "the packages of the queue are not installed: pip install 'kinema[server]'" in result.err
+
+
+@pytest.mark.usefixtures("photos")
+def test_model_is_downloaded_before_the_first_job(batch, tiny_svd, folder, monkeypatch):
+    with FakeHub(tiny_svd, "someone/tiny") as hub:
+        for name, value in {"HF_ENDPOINT": hub.url, "HF_HOME": folder / "hf", "HF_HUB_OFFLINE": "0"}.items():
+            monkeypatch.setenv(name, str(value))
+        hub.error = ("GatedRepo", 403)
+        result = batch("photos", "--num-frames", "2", model="someone/tiny")
+        assert (result.code, started_parts()) == (3, 0)
+        assert "0 of 3 videos are completed; run the same command to continue" in result.err
+        hub.error = None
+        result = batch("photos", "--num-frames", "2", model="someone/tiny")
+    assert result.code == 0, result.err
+    assert "download " in result.err
 
 
 def test_sigterm_leaves_no_partial_files_and_says_how_to_continue(folder, batch, command):

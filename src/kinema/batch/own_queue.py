@@ -13,15 +13,16 @@ from kinema.batch.batch_jobs import FinishedJob
 from kinema.errors import InvalidRequest, JobNotFound
 from kinema.media.video_writer import write_error
 from kinema.models.catalog import for_image_model, request_for
-from kinema.models.resolve import resolve
+from kinema.models.resolve import pull, resolve
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
     from types import TracebackType
 
     from kinema.batch.batch_items import BatchItem
     from kinema.jobs import Job, Queue
+    from kinema.models.hub import Progress
     from kinema.settings import Settings
     from kinema.values import VideoRequest
 
@@ -35,17 +36,21 @@ _WORKER_SETTINGS = ("model", "dtype", "precision")
 class OwnQueue:
     """Makes videos with worker processes of this machine. `folder` is for the queue's files and its log.
 
+    Models that are not on this machine are downloaded before the first job; `progress` is called meanwhile.
+
     Raises:
         InvalidRequest: the packages of the queue are not installed.
     """
 
-    def __init__(self, folder: Path, settings: Settings) -> None:
+    def __init__(self, folder: Path, settings: Settings, progress: Callable[[Progress], None] | None = None) -> None:
         _check_installed()
         from kinema.serving.submission import default_image_model, default_model
 
         self.window = DEFAULT_WINDOW
         self._reported: tuple[str, ...] = ()
         self._folder = folder
+        self._progress = progress
+        self._models: set[str] = set()  # of all requests
         self._model = default_model(settings)
         self._settings = settings.model_copy(
             update={
@@ -70,16 +75,24 @@ class OwnQueue:
         """
         request = request_for(**{"model": self._model, **parameters})
         self._resolve(request.model)
+        self._models.add(request.model)
         if request.prompt is None:
             return request
         image_model = request.image_model or self._image_model(request.width, request.height)
         self._resolve(image_model, text_to_image=True)
+        self._models.add(image_model)
         return for_image_model(request, image_model)
 
     def open(self, keys: Collection[str]) -> Self:
-        """Open the queue; delete jobs that are not needed any more and those that failed."""
+        """Download missing models and open the queue; delete jobs that failed or are not needed any more.
+
+        Raises:
+            ModelError, InsufficientDisk: a model can't be downloaded.
+        """
         from kinema.jobs import Queue
 
+        for model in sorted(self._models):
+            pull(model, self._progress)
         self._folder.mkdir(parents=True, exist_ok=True)
         # Worker processes read their settings from the environment.
         variables = {f"KINEMA_{name.upper()}": str(getattr(self._settings, name)) for name in _WORKER_SETTINGS}

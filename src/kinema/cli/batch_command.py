@@ -121,7 +121,7 @@ def batch(
         folder = BatchFolder(Path(expanded(out)))
         jobs: BatchJobs
         if server is None:
-            jobs = _own_queue(folder, model=model, device=device, dtype=dtype, precision=precision)
+            jobs = _own_queue(folder, report, model=model, device=device, dtype=dtype, precision=precision)
         else:
             if device or dtype or precision:
                 raise InvalidRequest("--device, --dtype and --precision do not apply with --server; remove them")
@@ -138,11 +138,11 @@ def batch(
         raise typer.Exit(BATCH_INCOMPLETE)
 
 
-def _own_queue(folder: BatchFolder, **options: str | None) -> BatchJobs:
+def _own_queue(folder: BatchFolder, report: Report, **options: str | None) -> BatchJobs:
     from kinema.batch.own_queue import OwnQueue
     from kinema.settings import read_settings
 
-    return OwnQueue(folder.hidden, read_settings(**options))
+    return OwnQueue(folder.hidden, read_settings(**options), report.download)
 
 
 def _server_jobs(url: str, api_key: str | None, model: str | None) -> ServerJobs:
