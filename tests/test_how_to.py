@@ -43,7 +43,7 @@ OWN_MODEL = "docs/how-to/own-fine-tune.md"
 RUN = ("bash", "python", "javascript", "html")
 SHOWN = ("text", "json", "nginx")
 NOT_RUN = {
-    "downloads a model": 2,
+    "downloads a model": 3,
     "installs packages": 2,
     "needs a GPU": 1,
     "needs a notebook": 1,

@@ -65,7 +65,18 @@ def test_no_denied_word_is_part_of_a_name(path):
     assert denied == set(), "checks/deny_list.toml has the plain words"
 
 
-COMMANDS = [[], ["generate"], ["inspect"], ["remake"], ["models"], ["models", "pull"], ["serve"], ["bench"], ["doctor"]]
+COMMANDS = [
+    [],
+    ["generate"],
+    ["batch"],
+    ["inspect"],
+    ["remake"],
+    ["models"],
+    ["models", "pull"],
+    ["serve"],
+    ["bench"],
+    ["doctor"],
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)

@@ -39,6 +39,7 @@ _REMEDIES = {
     "JobNotFound": "Check the id. The video may have expired or been deleted.",
     "JobUnfinished": "Wait until the status is `completed`. If it is `failed`, read the job's `error`.",
     "IdempotencyKeyReused": "Use a new key for a different request.",
+    "ServerUnreachable": "Check the URL and the network, then run the same `kinema batch` again; it continues.",
     "ServerBusy": "Retry after a few seconds (`Retry-After`).",
     "QuotaExceeded": "Retry after `retry_after` seconds, or use another API key.",
     "VideoError": "Check that the path is writable, or that the file is a video made by Kinema.",

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from kinema.errors import RecipeError as RecipeError
     from kinema.errors import RequestTooLarge as RequestTooLarge
     from kinema.errors import ServerBusy as ServerBusy
+    from kinema.errors import ServerUnreachable as ServerUnreachable
     from kinema.errors import VideoError as VideoError
     from kinema.library import KinemaWarning as KinemaWarning
     from kinema.library import generate as generate
@@ -86,6 +87,7 @@ _MODULES = {
     "RequestTooLarge": "kinema.errors",
     "Restart": "kinema.steps",
     "ServerBusy": "kinema.errors",
+    "ServerUnreachable": "kinema.errors",
     "Step": "kinema.steps",
     "Video": "kinema.media.video",
     "VideoError": "kinema.errors",
@@ -131,6 +133,7 @@ __all__ = [
     "RequestTooLarge",
     "Restart",
     "ServerBusy",
+    "ServerUnreachable",
     "Step",
     "Video",
     "VideoError",

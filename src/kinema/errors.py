@@ -22,6 +22,7 @@
     │   ├── JobNotFound              no job has this id
     │   ├── JobUnfinished            the job has no result, because it has not finished or has failed
     │   └── IdempotencyKeyReused     an idempotency key was reused with another request
+    ├── ServerUnreachable            the server of a batch does not answer
     ├── ServerBusy                   the server has reached a concurrency limit
     ├── QuotaExceeded                a client has used up its daily quota
     ├── VideoError                   a video file cannot be written or read
@@ -177,6 +178,12 @@ class IdempotencyKeyReused(JobError):
     """An idempotency key was reused with another request."""
 
     code = "idempotency_key_reused"
+
+
+class ServerUnreachable(KinemaError):
+    """The server that makes the videos of a batch does not answer."""
+
+    code = "server_unreachable"
 
 
 class ServerBusy(KinemaError):

@@ -7,7 +7,14 @@ import signal
 import threading
 from typing import TYPE_CHECKING
 
-from kinema.errors import GenerationFailed, InsufficientDisk, InsufficientMemory, KinemaError, ModelError
+from kinema.errors import (
+    GenerationFailed,
+    InsufficientDisk,
+    InsufficientMemory,
+    KinemaError,
+    ModelError,
+    ServerUnreachable,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,10 +23,12 @@ if TYPE_CHECKING:
 EPILOG = (
     "Exit codes: 0 success · 2 invalid usage, image, parameter, setting, file or recipe · "
     "3 model unavailable or invalid · 4 out of memory · 5 disk full, or the model's output is invalid · "
+    "6 some videos of a batch failed, or its server does not answer · "
     "7 frames differ (`remake` only) · 70 internal error (please report it) · "
     "130 interrupted (143 by SIGTERM, 129 by SIGHUP) · 141 stdout was closed."
 )
 
+BATCH_INCOMPLETE = 6
 FRAMES_DIFFER = 7
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
 STDOUT_CLOSED = 141  # 128 + 13, as a shell reports SIGPIPE on Linux; a constant because Windows has no SIGPIPE
@@ -30,6 +39,7 @@ _EXIT_CODES: tuple[tuple[type[KinemaError], int], ...] = (
     (InsufficientMemory, 4),
     (InsufficientDisk, 5),
     (GenerationFailed, 5),
+    (ServerUnreachable, BATCH_INCOMPLETE),
     (KinemaError, 2),
 )
 

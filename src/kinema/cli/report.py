@@ -11,7 +11,11 @@ With --json, stdout has one JSON object per line. Its "event" is one of:
     start          a video starts: image, path, seed, request
     step           a step is done: stage, step, total, eta_seconds (of this stage)
     restart        a stage begins again: stage, reason; its earlier steps are void
-    done           a result is written: path; for a video contact_sheet, seed, seconds, warnings
+    done           a result is written: path; for a video contact_sheet, seed, seconds, warnings; for an item of a batch
+                   seed, seconds, earlier (made by an earlier run)
+    progress       of a batch: completed (earlier of them by earlier runs), failed, total, per_minute, eta_seconds
+    item_failed    an item of a batch failed: name, source, seed, code, message
+    batch_done     all items of a batch are completed or failed: completed, failed, path
     compared       result of `remake`: identical, frames_differing, max_difference, reasons
     error          the run failed: code (as in the HTTP API, or "interrupted"), message, param, exit_code
 """
@@ -36,14 +40,18 @@ if TYPE_CHECKING:
     from rich.status import Status
     from rich.table import Table
 
+    from kinema.batch.batch_progress import BatchProgress
     from kinema.cli.render_task import RenderedVideo, RenderTask
     from kinema.models.hub import Progress
     from kinema.steps import Restart, Stage, Step
 
+# Seconds between the lines about the progress of a batch.
+PROGRESS_SECONDS = 10.0
 # Prefix and style of lines by kind.
 _PREFIXES = {
     "error": ("error: ", "bold red"),
     "interrupted": ("interrupted: ", "bold red"),
+    "item_failed": ("failed: ", "bold red"),
     "warning": ("warning: ", "yellow"),
     "identical": ("identical: ", "bold green"),
     "different": ("different: ", "bold yellow"),
@@ -189,6 +197,22 @@ class Report:
             warnings=[*rendered.task.warnings, *rendered.video.recipe.events],
         )
 
+    def batch_progress(self, progress: BatchProgress) -> None:
+        """Show the progress of a batch."""
+
+    def batch_done(self, progress: BatchProgress, folder: Path, *, pictures: int) -> None:
+        """Show that all items of a batch are completed or failed, and where the summary is."""
+        failed = f", {progress.failed} failed" if progress.failed else ""
+        earlier = f" ({progress.earlier} of them by an earlier run)" if progress.earlier else ""
+        sheet = f", and contact-sheet.png with {pictures} of them" if pictures else ""
+        self.emit(
+            "batch_done",
+            f"{progress.completed} videos completed{earlier}{failed}; {folder} has summary.json, summary.csv{sheet}",
+            completed=progress.completed,
+            failed=progress.failed,
+            path=str(folder),
+        )
+
     def result(self, path: Path, **_facts: Any) -> None:
         """Write a result to stdout: its path, or the video itself."""
         if not self.writes_video:
@@ -229,6 +253,19 @@ class JsonReport(Report):
     def _step(self, step: Step, eta: float) -> None:
         self._write("step", stage=step.stage, step=step.step, total=step.total, eta_seconds=round(eta, 1))
 
+    def batch_progress(self, progress: BatchProgress) -> None:
+        """Print the counts of a batch."""
+        rate, eta = progress.per_minute, progress.eta
+        self._write(
+            "progress",
+            completed=progress.completed,
+            earlier=progress.earlier,
+            failed=progress.failed,
+            total=progress.total,
+            per_minute=None if rate is None else round(rate, 2),
+            eta_seconds=None if eta is None else round(eta, 1),
+        )
+
     def result(self, path: Path, **facts: Any) -> None:
         """Print the "done" event."""
         self._write("done", path=str(path), **facts)
@@ -244,6 +281,7 @@ class TextReport(Report):
         super().__init__()
         self.console = stderr_console()
         self._tenth = -1
+        self._next_progress = 0.0
 
     def emit(self, kind: str, text: str, **facts: Any) -> None:
         """Print one line."""
@@ -261,6 +299,12 @@ class TextReport(Report):
     def _step(self, step: Step, eta: float) -> None:
         remaining = f", {seconds_text(eta)} left" if step.step < step.total else ""
         self.emit("note", f"{step.stage} {step.step}/{step.total}{remaining}")
+
+    def batch_progress(self, progress: BatchProgress) -> None:
+        """Print one line per `PROGRESS_SECONDS`."""
+        if time.monotonic() >= self._next_progress:
+            self._next_progress = time.monotonic() + PROGRESS_SECONDS
+            self.emit("note", f"{progress.finished}/{progress.total} videos{_batch_facts(progress)}")
 
     def video_done(self, rendered: RenderedVideo) -> None:
         """Print size, seed and the duration of each stage."""
@@ -299,7 +343,7 @@ class ProgressBarReport(TextReport):
 
             self._show(self.console.status(Text(text)))
             return
-        if kind in {"loaded", "text_to_image", "image_done", "start"}:
+        if kind in {"loaded", "text_to_image", "image_done", "start", "batch_done"}:
             self._show(None)
         super().emit(kind, text, **facts)
 
@@ -319,6 +363,22 @@ class ProgressBarReport(TextReport):
         assert isinstance(self._live, bars.Progress)
         file = escape(progress.file.rpartition("/")[2])
         self._live.update(self._tasks["download"], completed=progress.done_bytes, description=file)
+
+    def batch_progress(self, progress: BatchProgress) -> None:
+        """Show the bar of a batch."""
+        from rich import progress as bars
+
+        if "batch" not in self._tasks:
+            live = bars.Progress(
+                "videos", bars.BarColumn(), bars.MofNCompleteColumn(), bars.TimeElapsedColumn(),
+                bars.TextColumn("{task.description}", style="dim"), console=self.console, transient=True,
+                redirect_stdout=sys.stdout.isatty(),  # else rich would write piped results to the terminal
+            )  # fmt: skip
+            self._show(live)
+            self._tasks["batch"] = live.add_task("", total=progress.total)
+        assert isinstance(self._live, bars.Progress)
+        description = _batch_facts(progress).removeprefix(", ")
+        self._live.update(self._tasks["batch"], completed=progress.finished, description=description)
 
     def image_started(self, task: RenderTask) -> None:
         """Show the bar of the text-to-image stage."""
@@ -368,6 +428,15 @@ class ProgressBarReport(TextReport):
         self._live, self._tasks = live, {}
         if live is not None:
             live.start()
+
+
+def _batch_facts(progress: BatchProgress) -> str:
+    """Return failures, rate and remaining time of a batch, as far as they are known."""
+    parts = [f"{progress.failed} failed"] if progress.failed else []
+    if progress.per_minute is not None and progress.eta is not None:
+        parts += [f"{progress.per_minute:.3g} per minute"]
+        parts += [f"{seconds_text(progress.eta)} left"] if progress.eta else []
+    return "".join(f", {part}" for part in parts)
 
 
 def open_report(*, json_lines: bool, quiet: bool) -> Report:

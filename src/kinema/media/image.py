@@ -180,7 +180,7 @@ def open_image(source: ImageSource, *, allow_urls: bool = True) -> InputImage:
             return fetch_image(source).decode()
         case str() | os.PathLike():
             path = _expand_user(Path(source))
-            return EncodedImage(_read(path), str(path), path.stem).decode()
+            return read_image_file(path).decode()
         case list() | tuple():
             raise InvalidImage(
                 f"image is a {type(source).__name__} of {len(source)}; pass one image, and call once for each"
@@ -307,8 +307,12 @@ def _read_file(file: BinaryIO) -> InputImage:
     return EncodedImage(data, label, Path(name).stem if isinstance(name, str) else None).decode()
 
 
-def _read(path: Path) -> bytes:
-    """Read an image file, and check that it is a regular file of at most 100 MB."""
+def read_image_file(path: Path) -> EncodedImage:
+    """Read an image file without decoding it.
+
+    Raises:
+        InvalidImage: it is not a regular file of at most 100 MB, or can't be read.
+    """
     try:
         if path.is_dir():
             raise InvalidImage(f"{path} is a folder; use one image in it")
@@ -318,7 +322,7 @@ def _read(path: Path) -> bytes:
             raise InvalidImage(f"{path} is not a regular file; save the image as a file and use that")
         if (size := path.stat().st_size) > MAX_BYTES:
             raise InvalidImage(_too_large(size, str(path)))
-        return path.read_bytes()
+        return EncodedImage(path.read_bytes(), str(path), path.stem)
     except OSError as error:
         raise InvalidImage(f"{path} can't be read ({error.strerror}); check its name and permissions") from None
 

@@ -38,6 +38,8 @@ __all__ = [
     "read_frames",
     "read_recipe",
     "save_video",
+    "sync_folder",
+    "write_error",
 ]
 
 MIN_FREE_BYTES = 32_000_000
@@ -64,7 +66,7 @@ def check_target(path: str | os.PathLike[str], fps: int | None = None) -> Path:
         probe_file.unlink()
         free = shutil.disk_usage(path.parent).free
     except OSError as error:
-        raise _write_error(path, error) from None
+        raise write_error(path, error) from None
     if free < MIN_FREE_BYTES:
         raise InsufficientDisk(
             f"only {free / 1e6:.0f} MB is free in {path.parent}; free disk space, or choose another folder"
@@ -285,13 +287,13 @@ def publish(content: bytes | dict[str, bytes], path: Path) -> None:
             temporary.mkdir()
             for name, data in content.items():
                 _write(temporary / name, data)
-            _sync_folder(temporary)
+            sync_folder(temporary)
             if path.is_dir():
                 path.rmdir()  # empty: check_target checks it, and rmdir fails otherwise
         temporary.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
-        raise _write_error(path, error) from None
+        raise write_error(path, error) from None
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary, ignore_errors=True)
@@ -305,7 +307,7 @@ def _write(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Sync a folder so that a rename survives a power failure, if the system supports it."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
@@ -315,7 +317,7 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _write_error(path: Path, error: OSError) -> VideoError | InsufficientDisk:
+def write_error(path: Path, error: OSError) -> VideoError | InsufficientDisk:
     """Translate an operating system's error."""
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return InsufficientDisk(f"no disk space is left for {path}; free disk space, or choose another folder")

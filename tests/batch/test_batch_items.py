@@ -1,0 +1,143 @@
+"""Sources of a batch: images, folders and manifests become items with names, seeds and keys."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from conftest import write_image
+from kinema.batch.batch_items import plan_items
+from kinema.errors import InvalidRequest
+from kinema.models.catalog import request_for
+
+
+def complete(parameters):
+    return request_for(**{"model": "pocket", **parameters})
+
+
+def plan(*sources, seeds=1, **parameters):
+    return plan_items([str(source) for source in sources], parameters, complete, seeds=seeds, out=Path("videos"))
+
+
+def write_manifest(*lines):
+    path = Path("list.jsonl")
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines), "utf-8")
+    return path
+
+
+def test_folder_gives_its_images_in_order(photos):
+    write_image(photos / ".hidden.png", 1)
+    write_image(photos / "B.JPG", 5)
+    (photos / "notes.txt").write_text("no image")
+    items, failures = plan(photos)
+    assert [item.file for item in items] == ["B.mp4", "a.mp4", "c.mp4"]  # B.JPG and b.png differ only in case
+    assert [(failure.name, failure.error.code) for failure in failures] == [("b", "invalid_request")]
+
+
+def test_folder_without_images_is_an_error(folder):
+    (folder / "empty").mkdir()
+    with pytest.raises(InvalidRequest, match=r"the folder empty has no images \(.jpeg, .jpg, .png, .webp\); use anot"):
+        plan("empty")
+
+
+def test_contact_sheet_in_the_output_folder_is_no_source(folder):
+    write_image(folder / "videos" / "a.png", 1)
+    write_image(folder / "videos" / "contact-sheet.png", 2)
+    items, failures = plan("videos")
+    assert ([item.name for item in items], failures) == (["a"], [])
+
+
+def test_manifest_line_has_image_prompt_name_and_parameters(photos):
+    shutil.move(photos / "a.png", photos.parent / "with space.png")
+    manifest = write_manifest(
+        {"image": "with space.png", "seed": 5},
+        "",
+        {"image": "photos/b.png", "name": "second", "num_frames": 3, "prompt": None},
+        {"prompt": "a red rocket", "image_model": "pocket-t2i"},
+    )
+    (first, second, third), failures = plan(manifest, num_frames=4, negative_prompt="rain")
+    assert failures == []
+    assert (first.name, first.request.seed, first.request.num_frames) == ("with-space", 5, 4)
+    assert first.request.negative_prompt is None
+    assert (second.name, second.request.num_frames, second.source) == ("second", 3, "photos/b.png")
+    assert (third.name, third.request.prompt, third.image) == ("a-red-rocket", "a red rocket", None)
+    assert third.request.negative_prompt == "rain"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{nonsense", "'{nonsense' is not a JSON object; write one such as"),
+        ("[1]", "'[1]' is not a JSON object; write one such as"),
+        ({"seed": 1}, "neither image nor prompt is given; give one of them"),
+        ({"image": "photos/a.png", "prompt": "x"}, "both image and prompt are given; give one of them"),
+        ({"image": 3}, "image 3 is not a path"),
+        ({"image": "photos/missing.png"}, "file photos/missing.png not found; check the name and the folder"),
+        ({"image": "https://x.example/a.png"}, "https://x.example/a.png is a URL; download the image"),
+        ({"image": "photos/a.png", "name": "../a"}, "name '../a' can't be a file name; use up to 100 letters"),
+        ({"image": "photos/a.png", "name": ".kinema-batch"}, "can't be a file name"),
+        ({"image": "photos/a.png", "width": 1001}, "width 1001 is not a multiple of 8; use 1000 or 1008"),
+        ({"image": "photos/a.png", "motion_bucket": 1}, "motion_bucket"),
+        ({"image": "photos/a.png", "scheduler": "ddim"}, "scheduler only applies with a prompt"),
+        ({"prompt": " "}, "prompt is empty; describe the image"),
+    ],
+)
+def test_bad_line_is_a_failure_that_names_line_and_remedy(photos, line, message):
+    items, (failure,) = plan(write_manifest({"image": "photos/b.png"}, line))
+    assert [item.name for item in items] == ["b"]
+    assert failure.status == "failed"
+    assert failure.error.message.startswith("line 2 of list.jsonl: ")
+    assert message in failure.error.message
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "list.jsonl is not JSON Lines: it is empty; write one object per line"),
+        (b"a.png\nb.png\n", "list.jsonl is not JSON Lines: line 1 is 'a.png'; write one object per line"),
+        (b"\xff\xfe\x00", "the manifest list.jsonl is not UTF-8 text; save it as UTF-8"),
+    ],
+)
+def test_manifest_that_is_not_json_lines_is_an_error(folder, content, message):
+    (folder / "list.jsonl").write_bytes(content)
+    with pytest.raises(InvalidRequest, match=message):
+        plan("list.jsonl")
+
+
+def test_missing_manifest_is_an_error(folder):
+    with pytest.raises(InvalidRequest, match=r"missing.jsonl can't be read \(No such file or directory\)"):
+        plan("missing.jsonl")
+
+
+def test_seed_is_derived_from_the_content(photos):
+    seeds = [item.request.seed for item in plan(photos)[0]]
+    shutil.copy(photos / "a.png", "other.png")
+    assert len(set(seeds)) == 3
+    assert [item.request.seed for item in plan(photos, "other.png", seed=-1, num_frames=3)[0]] == [*seeds, seeds[0]]
+    (item,), _ = plan(write_manifest({"image": "photos/b.png", "seed": "-1"}))
+    assert item.request.seed == seeds[1]
+
+
+def test_seeds_are_consecutive_and_in_the_names(photos):
+    items, _ = plan(photos / "a.png", seeds=3, seed=7)
+    assert [(item.name, item.request.seed) for item in items] == [(f"a-seed{seed}", seed) for seed in (7, 8, 9)]
+    assert len({item.key for item in items}) == 3
+
+
+def test_key_depends_on_content_and_parameters_only(photos):
+    (item,), _ = plan(photos / "a.png", seed=1)
+    shutil.copy(photos / "a.png", "other.png")
+    assert plan("other.png", seed=1)[0][0].key == item.key
+    assert plan("other.png", seed=1, num_frames=3)[0][0].key != item.key
+    assert plan(photos / "b.png", seed=1)[0][0].key != item.key
+
+
+@pytest.mark.usefixtures("photos")
+def test_two_images_with_one_name_fail_for_the_second(folder):
+    write_image(folder / "more" / "a.png", 9)
+    items, (failure,) = plan("photos", "more")
+    assert len(items) == 3
+    assert failure.error.message == (
+        "a.mp4 is already the output of 'photos/a.png'; rename the image, or set a name in a manifest"
+    )
