@@ -222,14 +222,16 @@ def test_random_kills_lose_and_double_no_job(cluster, task_log, tmp_path):
             wait_until(lambda: queue.ready_workers < 2)
             wait_for_workers(queue, 2)
             recoveries.append((victim, round(time.monotonic() - killed, 1)))
-        for job in [wait_finished(queue, job) for job in jobs]:
+        finished = [wait_finished(queue, job) for job in jobs]
+        for job in finished:
             if job.error is not None:  # three of its workers were killed
                 assert (job.error.code, job.attempts) == ("worker_died", 3)
             else:
                 assert queue.result(job.id).read_bytes() == expected_video(job.request, IMAGE)
         partial = [path for path in (tmp_path / "data").rglob(".*") if path.is_file() and ".partial" in path.name]
         assert partial == []
-    print(recoveries)  # noqa: T201 - the record of the run
+    completed = sum(job.status == "completed" for job in finished)
+    print(f"{completed} of {len(jobs)} jobs completed; ready after", recoveries)  # noqa: T201 - the record of the run
     cluster.remove_node(node, allow_graceful=False)
     wait_until(lambda: worker_processes(task_log) == [])
 

@@ -30,7 +30,7 @@ WORK = "kinema.serving.engine_work:EngineWork"
 DEFAULT_WINDOW = 64
 POLL_SECONDS = 1.0
 _KEEP_DAYS = 36_500
-_WORKER_SETTINGS = ("model", "dtype", "precision")
+_WORKER_SETTINGS = ("model", "dtype", "precision", "gpus_per_video")
 
 
 class OwnQueue:

@@ -13,6 +13,7 @@ from kinema.cli.options import (
     OUTPUT_PANEL,
     Device,
     Dtype,
+    Gpus,
     Json,
     Model,
     Precision,
@@ -98,6 +99,7 @@ def batch(
     device: Device = None,
     dtype: Dtype = None,
     precision: Precision = None,
+    gpus: Gpus = None,
     **parameters: Any,
 ) -> None:
     """Make a video of each image or prompt, and print the path of each finished video to stdout.
@@ -121,10 +123,14 @@ def batch(
         folder = BatchFolder(Path(expanded(out)))
         jobs: BatchJobs
         if server is None:
-            jobs = _own_queue(folder, report, model=model, device=device, dtype=dtype, precision=precision)
+            jobs = _own_queue(
+                folder, report, model=model, device=device, dtype=dtype, precision=precision, gpus_per_video=gpus
+            )
         else:
-            if device or dtype or precision:
-                raise InvalidRequest("--device, --dtype and --precision do not apply with --server; remove them")
+            if device or dtype or precision or gpus:
+                raise InvalidRequest(
+                    "--device, --dtype, --precision and --gpus do not apply with --server; remove them"
+                )
             jobs = stack.enter_context(_server_jobs(server, api_key, model))
         jobs.complete({name: value for name, value in given.items() if not has_manifest})
         items, failures = plan_items(

@@ -35,6 +35,7 @@ _GENERAL: Mapping[str, str] = {
     "insufficient_disk": "the server's disk is full; delete videos or free disk space, then try again",
     "job_error": "the queue can't do this; see the server's log",
     "queue_unavailable": "the queue is not available; try again later",
+    "server_unreachable": "another server can't be reached; try again later",
     "server_busy": "the server is busy; try again in a few seconds",
     "video_error": "the video file can't be read or written; generate the video again",
     "recipe_error": "the video file contains no readable recipe",

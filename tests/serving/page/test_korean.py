@@ -35,7 +35,7 @@ SOURCE = Path(kinema.__file__).parent
 PAGE_MODULES = {
     "values.py": set(),
     "models/catalog.py": {"_stored_defaults"},
-    "media/image.py": {"open_image", "_fit", "_read", "_read_file", "_from_array", "_to_upright"},
+    "media/image.py": {"open_image", "_fit", "read_image_file", "_read_file", "_from_array", "_to_upright"},
     "media/image_structure.py": set(),
     "serving/submission.py": set(),
     "jobs/queue.py": {"list", "result", "_check_arguments", "_find_by_key"},

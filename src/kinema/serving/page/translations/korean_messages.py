@@ -156,6 +156,7 @@ ERRORS = {
     "job_not_found": "영상을 찾을 수 없습니다. 삭제되었거나 보관 기간이 지났을 수 있습니다.",
     "job_unfinished": "아직 완성되지 않은 영상입니다.",
     "quota_exceeded": "하루 사용 한도를 넘었습니다. 나중에 다시 시도하세요.",
+    "server_unreachable": "서버에 연결할 수 없습니다. 나중에 다시 시도하세요.",
     "server_busy": "서버에 요청이 많습니다. 몇 초 뒤에 다시 시도하세요.",
     "idempotency_key_reused": "같은 멱등성 키(Idempotency-Key)가 다른 요청에 이미 쓰였습니다. 새 키를 사용하세요.",
     "video_error": "영상 파일을 쓰거나 읽을 수 없습니다. 영상을 다시 만들어 보세요.",
