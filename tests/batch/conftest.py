@@ -4,32 +4,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 import pytest
-from PIL import Image
+from batch_inputs import QUICK, CommandResult, write_image
 
 from kinema.cli import main
 
 sys.path.append(str(Path(__file__).parents[1] / "serving"))  # for server_work and server_process
 sys.path.append(str(Path(__file__).parents[1] / "models"))  # for fake_hub
-
-
-QUICK = ["--model", "pocket", "--motion-bucket-id", "1"]
-
-
-class CommandResult(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-def write_image(path, seed):
-    """Write a random image of 64×48."""
-    path.parent.mkdir(exist_ok=True)
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (48, 64, 3), np.uint8)).save(path)
-    return path
 
 
 @pytest.fixture(autouse=True)

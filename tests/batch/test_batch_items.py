@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from batch_inputs import write_image
 
-from conftest import write_image
 from kinema.batch.batch_items import plan_items
 from kinema.errors import InvalidRequest
 from kinema.models.catalog import request_for

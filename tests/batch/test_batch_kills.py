@@ -7,8 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-
-from conftest import write_image
+from batch_inputs import write_image
 
 ITEMS = 200
 KILLS = 5

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from batch_inputs import write_image
 from server_process import free_port, start, stop
 
-from conftest import write_image
 from kinema.batch import server_jobs
 
 KEY = "correct-horse"
