@@ -129,7 +129,7 @@ def test_job_survives_the_end_of_the_bridge(queue):
     job = start_of(queue, seed=11)
     (bridge,) = processes(BRIDGE)
     bridge.kill()
-    assert_completed(queue, job, attempts=1)
+    assert_completed(queue, job, attempts=0)  # the job is not to blame
 
 
 @pytest.mark.slow
@@ -140,7 +140,7 @@ def test_new_node_gets_jobs_and_job_of_a_lost_node_runs_on_another(queue, cluste
     cluster.remove_node(node, allow_graceful=False)
     for job in jobs:
         assert_completed(queue, job)
-    assert sorted(queue.get(job.id).attempts for job in jobs) == [0, 1]
+    assert [queue.get(job.id).attempts for job in jobs] == [0, 0]
     wait_for_workers(queue, 1)
 
 
@@ -154,7 +154,7 @@ def test_frozen_node_is_lost_within_15_seconds(queue, cluster):
     for process in frozen:
         process.suspend()
     frozen_at = time.monotonic()
-    wait_until(lambda: sorted(queue.get(job.id).attempts for job in jobs) == [0, 1])
+    wait_until(lambda: sum(job.id in worker.jobs for worker in queue.workers for job in jobs) < 2)
     assert time.monotonic() - frozen_at < 15
     for job in jobs:
         assert_completed(queue, job)
@@ -224,7 +224,7 @@ def test_random_kills_lose_and_double_no_job(cluster, task_log, tmp_path):
             recoveries.append((victim, round(time.monotonic() - killed, 1)))
         finished = [wait_finished(queue, job) for job in jobs]
         for job in finished:
-            if job.error is not None:  # three of its workers were killed
+            if job.error is not None:  # its worker process was killed three times
                 assert (job.error.code, job.attempts) == ("worker_died", 3)
             else:
                 assert queue.result(job.id).read_bytes() == expected_video(job.request, IMAGE)

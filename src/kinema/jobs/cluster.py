@@ -182,6 +182,7 @@ class RemoteWorker:
         self._connection = Connection(os.dup(self._socket.fileno()))
         self._connection.send(("worker", work))
         self.place = "a node"
+        self.ended_by_itself = False  # unless the bridge says so: it may have ended too
         self._end = "the connection to the Ray cluster was closed"
 
     def send(self, message: tuple[Any, ...]) -> None:
@@ -200,7 +201,7 @@ class RemoteWorker:
         """
         message: tuple[Any, ...] = self._connection.recv()
         if message[0] == "ended":
-            self._end = message[1]
+            _, self._end, self.ended_by_itself = message
             raise EOFError
         if message[0] == "node":
             self.place = message[1]

@@ -22,6 +22,8 @@ class LocalWorker:
         OSError: the process could not be started.
     """
 
+    ended_by_itself = True
+
     def __init__(self, work: str, device: str) -> None:
         ours, theirs = socket.socketpair()
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

@@ -49,7 +49,11 @@ class WorkerProcess(Protocol):
 
     @property
     def place(self) -> str:
-        """The device, and the node of a cluster."""
+        """The device, or the node of a cluster."""
+
+    @property
+    def ended_by_itself(self) -> bool:
+        """Once it has ended: whether the process ended, not its node or the connection to it."""
 
     def send(self, message: tuple[Any, ...], /) -> None:
         """Send a message, or raise OSError."""
@@ -339,9 +343,9 @@ class Worker:
             case ("failed", code, message):
                 self._forget(run)
                 raise WorkFailed(code, message)
-            case ("ended", end, was_killed):
+            case ("ended", end, is_other_reason):
                 _raise_end(next_action())  # the process may have been killed for that reason
-                if was_killed or not run.is_active:
+                if is_other_reason or not run.is_active:
                     raise WorkerReplaced(end)
                 raise WorkerLost("worker_died", f"the worker died: {end}")
             case _:
@@ -410,7 +414,7 @@ class Worker:
             runs, self._runs = self._runs, {}
             self._state.notify_all()
         for run in runs.values():
-            run.reports.put(("ended", end, kill_reason is not None))
+            run.reports.put(("ended", end, kill_reason is not None or not process.ended_by_itself))
         if self._supervisor.stopping.is_set():
             return
         if load_error == "":

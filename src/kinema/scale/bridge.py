@@ -38,6 +38,8 @@ CONNECT_SECONDS = 5.0
 HEARTBEAT_SECONDS = 2.0
 # A node that does not answer for this long is lost. Ray itself takes a minute to notice that.
 LOST_SECONDS = 8.0
+# An actor without a node after this time is given up, and asked for again: its node may have died meanwhile.
+PLACE_SECONDS = 20.0
 # A lost actor is not restarted by Ray, and no call is repeated: the queue decides. In a group, calls stay in order.
 ACTOR: Any = ray.remote(  # type: ignore[call-overload]
     num_cpus=0, max_restarts=0, max_task_retries=0, concurrency_groups={"control": 1, "heartbeat": 1}
@@ -98,7 +100,7 @@ class Relay:
         self._gpus = gpus
         self._sending = Lock()
         self._folders: dict[int, Path] = {}
-        self._ended = Event()
+        self._placed, self._ended = Event(), Event()
         self._actor: Any = None
 
     def run(self) -> None:
@@ -108,13 +110,13 @@ class Relay:
         except (EOFError, OSError):
             return
         self._actor = ACTOR.options(num_gpus=self._gpus).remote(own_version(), _settings_for_nodes())
-        Thread(target=self._pass_on_messages, daemon=True).start()
+        for work_of_thread in (self._pass_on_messages, self._watch):
+            Thread(target=work_of_thread, daemon=True).start()
         try:
-            for i, reference in enumerate(self._actor.run.remote(work)):
-                if i == 0:  # the actor has a node
-                    Thread(target=self._watch, daemon=True).start()
+            for reference in self._actor.run.remote(work):
+                self._placed.set()
                 self._handle(*ray.get(reference))
-            self._end("its process on the node ended")
+            self._end("its actor ended")
         except RayError as error:
             self._end(str(error).strip().partition("\n")[0] or type(error).__name__)
         except OSError:  # the scheduler has closed the connection
@@ -123,7 +125,7 @@ class Relay:
     def _handle(self, message: tuple[Any, ...], output: bytes | None) -> None:
         """Pass a message of the worker process on; store the output that comes with it before."""
         if message[0] == "ended":
-            self._end(message[1])
+            self._end(message[1], by_itself=True)
             return
         if output is not None:
             message = self._stored(message, output)
@@ -159,20 +161,25 @@ class Relay:
         self._end("it was closed")
 
     def _watch(self) -> None:
-        """End the relay if the node does not answer."""
+        """End the relay if the actor gets no node, or its node does not answer."""
+        if not self._placed.wait(PLACE_SECONDS):
+            self._end(f"no node had free GPUs for it in {PLACE_SECONDS:g} seconds")
         while not self._ended.wait(HEARTBEAT_SECONDS):
             answered, _ = ray.wait([self._actor.ping.remote()], timeout=LOST_SECONDS)
             if not answered:
                 self._end(f"its node did not answer for {LOST_SECONDS:g} seconds")
 
-    def _end(self, reason: str) -> None:
-        """Kill the actor and tell the scheduler why; only the first call counts."""
+    def _end(self, reason: str, *, by_itself: bool = False) -> None:
+        """Kill the actor and tell the scheduler why; only the first call counts.
+
+        `by_itself`: the worker process ended, not its node or the connection; only that counts as an attempt of a job.
+        """
         with self._sending:
             if self._ended.is_set():
                 return
             self._ended.set()
             with suppress(OSError):
-                self._connection.send(("ended", reason))
+                self._connection.send(("ended", reason, by_itself))
             with suppress(OSError):
                 self._connection.close()
         ray.kill(self._actor, no_restart=True)
