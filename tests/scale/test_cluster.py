@@ -173,7 +173,7 @@ def test_jobs_wait_for_a_cluster_that_cannot_be_reached(tmp_path):
     settings = Settings(data_dir=tmp_path, min_free_gb=0, ray_address="127.0.0.1:1")
     with Queue(settings, "queue_work:Work") as queue:
         job = queue.submit(request(), image=IMAGE)
-        problem = "the Ray cluster at 127.0.0.1:1 can't be used: it can't be reached ([Errno 111] Connection refused)"
+        problem = "the Ray cluster at 127.0.0.1:1 can't be reached ([Errno 111] Connection refused)"
         wait_until(lambda: queue.problems == (problem,))
         assert not queue.workers_ready
         assert queue.get(job.id).status == "queued"

@@ -161,10 +161,10 @@ class Cluster:
                     case ("problem", text):
                         self._problem = text
         if not self._supervisor.stopping.is_set():
-            raise ConnectionError(self._problem or "the bridge to the Ray cluster ended")
+            raise ConnectionError(self._problem or f"the bridge to the Ray cluster at {self._address} ended")
 
     def _report_failure(self, error: Exception, pause: float) -> None:
-        self._problem = f"the Ray cluster at {self._address} can't be used: {error}"
+        self._problem = str(error)
         log.warning("%s; next attempt in %.1f seconds", self._problem, pause)
 
 

@@ -420,7 +420,7 @@ class Worker:
         if load_error == "":
             raise StartFailed(f"it ended at once: {end}")
         level = logging.WARNING if kill_reason is None else logging.INFO
-        log.log(level, "worker %s on %s ended: %s", process.pid or "", self.device, end)
+        log.log(level, "worker %s on %s ended: %s", process.pid or "process", process.place, end)
 
     def _wait_for_start(self, process: WorkerProcess) -> str | None:
         """Return None if the process is ready, else why it could not load the work; "" if it ended without a reason.

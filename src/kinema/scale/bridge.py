@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import sys
 import time
@@ -58,8 +59,10 @@ def main() -> None:
             _check_reachable(address)  # Ray would try for minutes
             ray.init(address, namespace="kinema", log_to_driver=False, logging_level=logging.ERROR)
         except Exception as error:  # noqa: BLE001 - Ray raises errors of many kinds
-            control.send(("problem", f"it can't be reached ({error})"))
+            control.send(("problem", f"the Ray cluster at {address} can't be reached ({error})"))
             sys.exit(1)
+        for number in (signal.SIGTERM, signal.SIGINT):  # the server decides when it ends; Ray would end at once
+            signal.signal(number, signal.SIG_IGN)
         Thread(target=_report_nodes, args=(control,), daemon=True).start()
         while True:
             connection = listener.accept()
