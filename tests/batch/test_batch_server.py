@@ -43,18 +43,20 @@ def files():
     return sorted(path.name for path in Path("videos").glob("*.mp4"))
 
 
+@pytest.mark.slow
 def test_full_queue_is_waited_for_and_a_rerun_finds_the_jobs(on_server, server, folder):
     for seed in range(8):
         write_image(folder / "photos" / f"item{seed}.png", seed)
     (folder / "photos" / "item9.png").write_bytes(b"no image")
-    result = on_server("photos")
+    slow = "--motion-bucket-id", "15"  # milliseconds of a step, so that the queue fills up
+    result = on_server("photos", *slow)
     assert (result.code, files()) == (6, [f"item{seed}.mp4" for seed in range(8)])
     assert "failed: item9: photos/item9.png is not a supported image" in result.err
     assert "status=429" in server.log.read_text()
     before = jobs(server)
     assert len([title for title in before if title.startswith("item")]) == 8
     (folder / "videos" / "item3.mp4").unlink()
-    assert on_server("photos").code == 6
+    assert on_server("photos", *slow).code == 6
     assert len(files()) == 8
     assert {video["id"] for video in jobs(server).values()} == {video["id"] for video in before.values()}
 
