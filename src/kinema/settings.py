@@ -77,7 +77,8 @@ class Settings(BaseSettings):
         "faster, slightly less accurate; needs an NVIDIA Hopper GPU (H100, H200).",
     )
     gpus_per_video: Annotated[Literal[1, 2, 4], BeforeValidator(_number)] = Field(
-        default=1, description="1, 2 or 4 GPUs that generate each video together: the same video in less time."
+        default=1,
+        description="1, 2 or 4 GPUs that share the work of each video; the last bits of its frames may differ.",
     )
     data_dir: Path = Field(
         default=Path("~/.local/share/kinema"), description="a folder for the queue, its images and its videos."

@@ -263,6 +263,11 @@ def test_errors_of_peers_arrive_as_such() -> None:
     assert str(portable(Local("here"))) == "Local: here"
 
 
+def test_second_process_ignores_a_stop_signal_that_its_leader_handles(shared: VideoPipeline, image: InputImage) -> None:
+    os.kill(shared.peers[0].pid, signal.SIGTERM)
+    assert len(drive(generate(shared, image, request_of(shared))).frames) == 5
+
+
 def test_processes_end_with_the_pipeline(tiny_svd: Path) -> None:
     pipeline = loaded(tiny_svd)
     process = psutil.Process(pipeline.peers[0].pid)

@@ -125,6 +125,15 @@ def test_job_of_a_killed_worker_process_runs_again(queue, task_log):
     assert_completed(queue, job, attempts=1)
 
 
+def test_bridge_ignores_a_stop_signal_so_that_the_server_can_finish_its_jobs(queue):
+    job = start_of(queue, seed=12)
+    (bridge,) = processes(BRIDGE)
+    bridge.terminate()
+    assert_completed(queue, job, attempts=0)
+    assert bridge.is_running()
+    assert processes(BRIDGE) == [bridge]
+
+
 def test_job_survives_the_end_of_the_bridge(queue):
     job = start_of(queue, seed=11)
     (bridge,) = processes(BRIDGE)

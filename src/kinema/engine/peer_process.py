@@ -44,7 +44,8 @@ if TYPE_CHECKING:
 def main() -> None:
     """Answer questions until the leader closes the socket or ends."""
     descriptor, incoming, outgoing, parent = map(int, sys.argv[1:])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):  # the leader decides when its peers end
+        signal.signal(number, signal.SIG_IGN)
     Thread(target=_exit_with, args=(parent,), daemon=True).start()
     channel = Channel(Connection(descriptor), SharedTensor(outgoing), SharedTensor(incoming))
     _, options = channel.receive("cpu")

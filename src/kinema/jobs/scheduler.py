@@ -180,7 +180,7 @@ class Scheduler:
             self.ready.set()
             last_housekeeping = last_sweep = time.monotonic()
             while not self._stopping.is_set() and not closing.is_set():
-                self.pool.follow_cluster()
+                self._log_errors(self.pool.follow_cluster)
                 self._log_errors(self._requeue_jobs)
                 self._log_errors(self._assign_jobs)
                 self._log_errors(self._publish_positions)
