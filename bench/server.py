@@ -83,7 +83,7 @@ def starts(server: Server) -> dict[str, float]:
         rows = jobs.execute("select started_at, completed_at from kinema_jobs order by seq").fetchall()
     for (_, before), (after, _) in itertools.pairwise(rows):
         gaps.append(after - before)
-    assert "kinema_queue_depth" in metrics
+    assert "kinema_jobs_waiting" in metrics
     return {"median_s": statistics.median(gaps), "max_s": max(gaps), "count": len(gaps)}
 
 
@@ -94,7 +94,7 @@ def listing(server: Server) -> dict[str, float]:
         waiting = len(client.get("/v1/videos?limit=100").json()["data"])
         before = api.memory_info().rss
         submission = {"data": SLOW, "files": {"image": ("a.png", png_image())}}
-        while float(_metric(client, "kinema_queue_depth")) < QUEUED:
+        while float(_metric(client, "kinema_jobs_waiting")) < QUEUED:
             client.post("/v1/videos", **submission).raise_for_status()
         durations = []
         for _ in range(40):

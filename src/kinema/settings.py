@@ -122,6 +122,23 @@ class Settings(BaseSettings):
         "`Authorization: Bearer KEY`, as `X-API-Key` or as the password of HTTP Basic authentication "
         "(any user name).",
     )
+    key_requests_per_minute: int | None = Field(
+        default=None,
+        ge=1,
+        description="a number of requests a minute from 1 that each API key may send to the API; unset: no limit.",
+    )
+    key_waiting_jobs: int | None = Field(
+        default=None,
+        ge=1,
+        description="a number from 1 of waiting jobs that each API key may have; unset: no limit.",
+    )
+    key_work: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="the maximum work of the unfinished jobs of each API key in millions of pixels × frames × steps; "
+        "unset: no limit.",
+    )
     allow_unauthenticated: bool = Field(
         default=False,
         description="true to accept remote connections even if no API key is set, or false; with API keys, each "

@@ -209,6 +209,11 @@ class VideoRequest(BaseModel):
         return self.fps if self.playback_fps is None else self.playback_fps
 
     @property
+    def work(self) -> float:
+        """Work of the video model, in millions of pixels × frames × steps."""
+        return self.width * self.height * self.num_frames * self.num_inference_steps / 1_000_000
+
+    @property
     def guided(self) -> bool:
         """Whether any frame has a guidance scale other than 1, which needs an unconditional pass."""
         last = self.min_guidance_scale if self.num_frames == 1 else self.max_guidance_scale

@@ -119,7 +119,7 @@ def cancel_at_random_times(tmp_path, png, count):
                 started = time.monotonic()
                 cancelled = client.post(f"/v1/videos/{video_id}/cancel").json()
                 assert (cancelled["status"], cancelled["error"]["code"]) == ("failed", "cancelled")
-                while "kinema_running_jobs 0.0" not in client.get("/metrics").text:
+                while "kinema_jobs_running 0.0" not in client.get("/metrics").text:
                     assert time.monotonic() - started < 120, "the worker is still busy"
                     time.sleep(0.01)
                 if i == count // 2:

@@ -1,36 +1,58 @@
-"""Several servers with one database: only one runs the jobs, even if it loses the connection with its lock."""
+"""Several servers with one database: only one runs the jobs, even if it is frozen or loses its connections."""
 
 import contextlib
+import signal
+import threading
 
 import pytest
 import sqlalchemy as sa
-from queue_helpers import BLOCKED, IMAGE, Server, release_jobs, request, started_tasks, wait_finished, wait_until
+from queue_helpers import (
+    BLOCKED,
+    IMAGE,
+    TIMEOUT,
+    Server,
+    release_jobs,
+    request,
+    started_tasks,
+    wait_finished,
+    wait_until,
+)
 from queue_work import expected_image, expected_video
 
 from kinema.errors import QueueUnavailable
 from kinema.jobs import Queue
-from kinema.jobs.job_table import JobTable
 from kinema.settings import Settings
 
-LOCK_HOLDERS = """
-    SELECT pid FROM pg_locks JOIN pg_database ON pg_database.oid = database
-    WHERE locktype = 'advisory' AND granted AND objid::bigint = 1852140898 AND datname = current_database()
-"""
+
+class Database:
+    """The tests' own connection to a database."""
+
+    def __init__(self, url):
+        self.engine = sa.create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
+
+    def execute(self, statement):
+        with self.engine.begin() as connection:
+            connection.execute(sa.text(statement))
+
+    def cut_connections(self):
+        self.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+
+    @contextlib.contextmanager
+    def taken_lease(self):
+        """Take the scheduler's lease, as another server does when the lease has expired."""
+        self.execute("UPDATE kinema_scheduler SET holder = 'another', folder = 'another', expires_at = 1e11")
+        yield
+        self.execute("DELETE FROM kinema_scheduler")
 
 
 @pytest.fixture
-def cut_connection(postgresql_url):
-    """A function that terminates the connection that holds the scheduler lock."""
-    engine = sa.create_engine(postgresql_url.replace("postgresql://", "postgresql+psycopg://"))
-
-    def terminate():
-        with engine.connect() as connection:
-            (pid,) = connection.execute(sa.text(LOCK_HOLDERS)).scalars()
-            connection.execute(sa.text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
-            wait_until(lambda: pid not in connection.execute(sa.text(LOCK_HOLDERS)).scalars().all())
-
-    yield terminate
-    engine.dispose()
+def database(postgresql_url):
+    database = Database(postgresql_url)
+    yield database
+    database.engine.dispose()
 
 
 @pytest.fixture
@@ -47,43 +69,24 @@ def folders(request, tmp_path, task_log):
     return [Settings(data_dir=tmp_path / name, database_url=url, min_free_gb=0) for name in ("a", "b")]
 
 
-@contextlib.contextmanager
-def held_lock(url):
-    """Take the scheduler lock, as another server would."""
-    table = JobTable(url)
-    with contextlib.ExitStack() as locks:
-
-        def acquire():
-            with contextlib.ExitStack() as attempt:
-                if acquired := attempt.enter_context(table.sole_scheduler()):
-                    locks.push(attempt.pop_all())
-                return acquired
-
-        wait_until(acquire)
-        yield
-    table.close()
-
-
-def test_job_restarts_after_scheduler_lost_its_connection(postgres_settings, task_log, cut_connection):
+def test_job_continues_after_all_connections_were_cut(postgres_settings, task_log, database):
     with Queue(postgres_settings, "queue_work:Work") as queue:
         job = queue.submit(request(**BLOCKED), image=IMAGE)
         wait_until(lambda: queue.get(job.id).stage == "denoise")
-        cut_connection()
-        wait_until(lambda: len(started_tasks(task_log)) == 2)
+        database.cut_connections()
         release_jobs(task_log)
         job = wait_finished(queue, job)
         assert (job.status, job.attempts, queue.problems) == ("completed", 0, ())
         assert queue.result(job.id).read_bytes() == expected_video(job.request, IMAGE)
-    assert [part for _, part, *_ in started_tasks(task_log)] == ["latents", "latents", "video"]
+    assert [part for _, part, *_ in started_tasks(task_log)] == ["latents", "video"]
 
 
-def test_scheduler_stops_while_another_holds_its_lost_lock(postgres_settings, postgresql_url, task_log, cut_connection):
+def test_scheduler_stops_while_another_has_its_lease(postgres_settings, task_log, database):
     finished_jobs = []
     with Queue(postgres_settings, "queue_work:Work", devices=("cpu", "cpu"), on_finished=finished_jobs.append) as queue:
         jobs = [queue.submit(request(**BLOCKED, seed=seed), image=IMAGE) for seed in range(3)]
         wait_until(lambda: [queue.get(job.id).stage for job in jobs] == ["denoise", "denoise", None])
-        cut_connection()
-        with held_lock(postgresql_url):
+        with database.taken_lease():
             wait_until(lambda: queue.problems and "another server, with another data folder" in queue.problems[0])
             assert (queue.ready, queue.running(), queue.worker_pids) == (False, 0, (None, None))
             release_jobs(task_log)
@@ -96,43 +99,101 @@ def test_scheduler_stops_while_another_holds_its_lost_lock(postgres_settings, po
     assert all(job.attempts == 0 for job in finished_jobs)
 
 
-def test_scheduler_writes_nothing_after_losing_its_connection(postgresql_url, postgres_settings, cut_connection):
+def test_scheduler_writes_nothing_after_another_took_its_lease(postgres_settings, database):
     with Queue(postgres_settings) as queue:
         job = queue.submit(request(), image=IMAGE)
         table = queue._table
         with table.sole_scheduler() as acquired:
-            assert (acquired, table.is_sole_scheduler(), table.has_scheduler()) == (True, True, True)
+            assert (acquired, table.keep_scheduling("[]"), table.has_scheduler()) == (True, True, True)
             assert table.claim([None])[0] == job.id
-            cut_connection()
-            for change in (
-                lambda: table.complete(job.id, 1.0),
-                lambda: table.record(job.id, step=1),
-                lambda: table.requeue(job.id),
-                lambda: table.claim([None]),
-            ):
-                with pytest.raises(QueueUnavailable):
-                    change()
-            assert (table.is_sole_scheduler(), table.has_scheduler()) == (False, False)
+            with database.taken_lease():
+                for change in (
+                    lambda: table.complete(job.id, 1.0),
+                    lambda: table.record(job.id, step=1),
+                    lambda: table.requeue(job.id),
+                    lambda: table.claim([None]),
+                ):
+                    with pytest.raises(QueueUnavailable, match="another process"):
+                        change()
+                assert (table.keep_scheduling("[]"), table.has_scheduler()) == (False, True)
+            assert (table.keep_scheduling("[]"), table.has_scheduler()) == (False, False)  # lost for good
         assert queue.get(job.id).status == "in_progress"
-        assert queue.cancel(job.id).status == "failed"  # which needs no lock
+        assert queue.cancel(job.id).status == "failed"  # which needs no lease
         with table.sole_scheduler() as acquired:
-            assert (acquired, table.is_sole_scheduler()) == (True, True)
+            assert (acquired, table.keep_scheduling("[]")) == (True, True)
+
+
+def test_lease_is_taken_after_it_expired_or_after_its_holder_in_the_same_folder_ended(postgres_settings, database):
+    with Queue(postgres_settings) as queue:
+        table = queue._table
+
+        def is_taken_by(folder, *, is_sole_in_folder):
+            with table.sole_scheduler(folder, is_sole_in_folder=is_sole_in_folder) as acquired:
+                return acquired
+
+        for holds_folder in (True, False):
+            row = f"(1, 'gone', 'a', {holds_folder}, extract(epoch from now()) + 1000, '[]')"
+            database.execute(f"INSERT INTO kinema_scheduler VALUES {row}")
+            assert not is_taken_by("b", is_sole_in_folder=True)
+            assert not is_taken_by("a", is_sole_in_folder=False)
+            assert is_taken_by("a", is_sole_in_folder=True) == holds_folder
+            database.execute("UPDATE kinema_scheduler SET expires_at = 0")
+            assert is_taken_by("b", is_sole_in_folder=False)  # and released
+
+
+def test_second_server_of_a_folder_stands_by_and_follows_the_first_without_polling(
+    postgres_settings, task_log, monkeypatch
+):
+    monkeypatch.setattr("kinema.jobs.queue.POLL_SECONDS", 3600.0)
+    monkeypatch.setattr("kinema.jobs.scheduler.POLL_SECONDS", 3600.0)
+    with Queue(postgres_settings, "queue_work:Work") as first:
+        wait_until(lambda: first.ready)
+        with Queue(postgres_settings, "queue_work:Work") as second:
+            wait_until(lambda: second.is_standby)
+            assert not second.ready
+            jobs = [second.submit(request(**BLOCKED, seed=seed), image=IMAGE) for seed in range(4)]
+            changes = {job.id: [] for job in jobs}
+            followers = [Follower(second, job.id, changes[job.id]) for job in jobs]
+            wait_until(lambda: changes[jobs[0].id] and changes[jobs[0].id][-1].stage == "denoise")
+            wait_until(lambda: second.workers and second.workers[0].jobs[:1] == (jobs[0].id,))
+            second.delete(jobs[1].id)
+            second.cancel(jobs[0].id)
+            wait_until(lambda: first.get(jobs[2].id).stage == "denoise")
+            wait_until(lambda: changes[jobs[3].id][-1].queue_position == 1)
+            release_jobs(task_log)
+            for follower in followers:
+                follower.join(TIMEOUT)
+                assert not follower.is_alive()
+    assert [changes[job.id][-1].status for job in jobs] == ["failed", "queued", "completed", "completed"]
+
+
+class Follower(threading.Thread):
+    """Collects the changes of a job."""
+
+    def __init__(self, queue, job_id, changes):
+        super().__init__(daemon=True)
+        self.queue, self.job_id, self.changes = queue, job_id, changes
+        self.start()
+
+    def run(self):
+        for job in self.queue.subscribe(self.job_id):
+            self.changes.append(job)
 
 
 @pytest.mark.slow
-def test_two_servers_complete_each_job_once_after_lost_connections(
-    postgres_settings, tmp_path, task_log, cut_connection
-):
+def test_another_server_takes_over_from_a_frozen_one_which_then_writes_nothing(postgres_settings, tmp_path, task_log):
     here, there = (postgres_settings.model_copy(update={"data_dir": tmp_path / name}) for name in "ab")
     with Queue(here) as client:
         jobs = [client.submit(request(**BLOCKED, seed=seed, prompt="a fox")) for seed in range(3)]
-        servers = [Server(here), Server(there)]
+        servers = [Server(here)]
         try:
-            for times in range(2):
-                wait_until(
-                    lambda times=times: len([1 for _, part, *_ in started_tasks(task_log) if part == "latents"]) > times
-                )
-                cut_connection()
+            wait_until(lambda: client.get(jobs[0].id).stage == "denoise")
+            servers.append(Server(there))
+            for frozen in servers:  # the first, and then the one that took over
+                frozen.process.send_signal(signal.SIGSTOP)
+                started = len(started_tasks(task_log))
+                wait_until(lambda started=started: len(started_tasks(task_log)) > started)
+                frozen.process.send_signal(signal.SIGCONT)
             release_jobs(task_log)
             done = [wait_finished(client, job) for job in jobs]
         finally:

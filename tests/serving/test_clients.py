@@ -112,7 +112,7 @@ def test_metrics_count_finished_jobs(server, png):
     httpx.post(f"{server.url}/v1/videos/sync", data=QUICK, files={"image": ("a.png", png)}, timeout=30)
     text = httpx.get(f"{server.url}/metrics").text
     for name in (
-        "kinema_queue_depth",
+        "kinema_jobs_waiting",
         "kinema_jobs_total",
         "kinema_wait_seconds_bucket",
         "kinema_stage_seconds_sum",

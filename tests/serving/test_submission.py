@@ -6,7 +6,7 @@ import pytest
 
 from kinema.errors import InvalidImage, InvalidRequest
 from kinema.jobs import Queue
-from kinema.serving.submission import compute_cost, estimate, prepare, submit
+from kinema.serving.submission import estimate, prepare, submit
 from kinema.settings import Settings
 
 
@@ -105,7 +105,7 @@ def test_request_over_max_work_is_rejected(tmp_path, png):
     tight = Settings(data_dir=tmp_path, model="pocket", device="cpu", max_work=1)
     with pytest.raises(InvalidRequest, match=r"5 million; the maximum per request is 1 \(KINEMA_MAX_WORK\)"):
         prepare(tight, {}, png)
-    assert compute_cost(prepare(tight, {"num_inference_steps": 1}, png).request) < 1
+    assert prepare(tight, {"num_inference_steps": 1}, png).request.work < 1
 
 
 def test_invalid_image_is_rejected_before_submission(settings):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import math
 import threading
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -103,12 +104,20 @@ class Attempt:
         self._on_nearly_done = on_nearly_done
         # The parts depend on the request only: DBOS requires the same steps in the same order when it resumes a job.
         for part in PARTS if self._text_to_image else PARTS[1:]:
-            result = run_step(part, self._run_part, part, worker)
+            result = run_step(part, self._run_recorded_part, part, worker)
             if "code" in result:
                 return Failure(result["code"], result["message"])
             self.job = dataclasses.replace(self.job, image=result["image"])
-        retry(self._record, self._closing)
         return None
+
+    def _run_recorded_part(self, part: Part, worker: Worker) -> dict[str, Any]:
+        """Run a part and store the job's progress, which fails once another process may run the jobs.
+
+        Without that, a process that was frozen could still tell DBOS that it has done the part.
+        """
+        result = self._run_part(part, worker)
+        retry(self._record, self._closing)
+        return result
 
     def _run_part(self, part: Part, worker: Worker) -> dict[str, Any]:
         """Run a part; return what DBOS stores: the hash of the image, or code and message of the failure.
@@ -235,6 +244,10 @@ class Attempt:
 
     def _publish(self) -> None:
         self._subscriptions.publish(self.job.id, self.snapshot())
+
+    def check_soon(self) -> None:
+        """Store the progress with the next report, which finds out whether the job was cancelled or deleted."""
+        self._recorded_at = -math.inf
 
     def _next_action(self) -> NextAction:
         """Return whether the work continues, and store its progress every RECORD_SECONDS.

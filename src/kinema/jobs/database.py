@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import sqlite3
 from contextlib import contextmanager
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -43,52 +42,6 @@ def create_engine(url: sa.URL) -> sa.Engine:
     return sa.create_engine(
         url.set(drivername="postgresql+psycopg"), pool_pre_ping=True, connect_args=timeouts | dict(url.query)
     )
-
-
-class SchedulerSession:
-    """The PostgreSQL session that holds the scheduler lock. Only the lock's holder can write in it."""
-
-    def __init__(self, connection: sa.Connection) -> None:
-        self._connection = connection
-        self._lock = Lock()
-        self._is_lost = False
-
-    @contextmanager
-    def begin(self) -> Iterator[sa.Connection]:
-        """Run a transaction in this session.
-
-        Raises:
-            QueueUnavailable: the connection, and with it the scheduler lock, is lost.
-        """
-        with self._lock:
-            if self._is_lost:
-                raise QueueUnavailable(
-                    Message(
-                        "runner_lock_lost",
-                        "the connection to the queue's database was lost; jobs wait until it is restored",
-                    )
-                )
-            try:
-                with self._connection.begin():
-                    yield self._connection
-            finally:
-                # SQLAlchemy would reconnect at the next statement, in a session without the lock.
-                self._is_lost = self._is_lost or self._connection.invalidated
-
-    def is_alive(self) -> bool:
-        """Send a query and return whether the session still exists."""
-        try:
-            with self.begin() as connection:
-                connection.execute(sa.select(1))
-        except Exception:  # noqa: BLE001 - after any error the lock may be lost
-            self._is_lost = True
-        return not self._is_lost
-
-    def end(self) -> None:
-        """Close the connection, which releases the lock."""
-        with self._lock:
-            self._is_lost = True
-            self._connection.invalidate()
 
 
 @contextmanager

@@ -62,7 +62,8 @@ class JobFiles:
         self.drafts = self.root / "drafts"
         self.gradio = self.root / "gradio"
         self.id_file = self.root / "database-id"
-        self.scheduler_lock = self.root / ".scheduler"  # locked by the process that runs the jobs of this folder
+        # Locked by the process that runs the jobs of this folder; contains the folder's own id.
+        self.scheduler_lock = self.root / ".scheduler"
         self._lock = self.root / ".lock"
         try:
             self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -109,6 +110,22 @@ class JobFiles:
     def set_database_id(self, database_id: str) -> None:
         """Store the id of the database that this folder belongs to."""
         write_atomically(self.id_file, f"{database_id}\n".encode())
+
+    def folder_id(self) -> str:
+        """Return the random id of this folder, which is created at the first call.
+
+        Raises:
+            QueueUnavailable: the folder can't be used.
+        """
+        with self.deletion_lock():
+            try:
+                if found := self.scheduler_lock.read_text(encoding="utf-8", errors="replace"):
+                    return found
+                created = secrets.token_hex(16)
+                self.scheduler_lock.write_text(created, encoding="utf-8")
+            except OSError as error:
+                raise _folder_unusable(error) from None
+        return created
 
     def stored_ids(self) -> set[str]:
         """Return the ids of all jobs that have a folder, and the hashes of all images."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from typing import Any
@@ -20,6 +21,10 @@ JOBS = sa.Table(
     sa.Column("status", sa.Text, nullable=False),
     sa.Column("model", sa.Text, nullable=False),
     sa.Column("priority", sa.Integer, nullable=False),
+    sa.Column("owner", sa.Text, nullable=False, default=""),  # the API key that submitted it, by name
+    # Among jobs with one priority, the lower turn is first. Jobs of one owner have different turns.
+    sa.Column("turn", sa.Integer, nullable=False, default=0),
+    sa.Column("work", sa.Float, nullable=False, default=0),  # millions of pixels × frames × steps
     sa.Column("passed", sa.Integer, nullable=False, default=0),  # how many jobs of a loaded model overtook it
     sa.Column("request", sa.Text, nullable=False),
     sa.Column("title", sa.Text),
@@ -41,7 +46,8 @@ JOBS = sa.Table(
     sa.Column("started_at", sa.Float),
     sa.Column("completed_at", sa.Float),
     sa.Column("expires_at", sa.Float),
-    sa.Index("kinema_jobs_order", "status", "priority", "seq"),
+    sa.Index("kinema_jobs_order", "status", "priority", "turn", "seq"),
+    sa.Index("kinema_jobs_owner", "status", "owner", "priority", "turn"),
     sqlite_autoincrement=True,  # seq of a deleted job is never reused, so that paging stays correct
 )
 # The id of this database, which the data folder with its files also has.
@@ -53,10 +59,21 @@ IDENTITY = sa.Table(
     sa.Column("format", sa.Integer, nullable=False),
 )
 # Raise this whenever the tables or the requests in them change.
-FORMAT = 2
+FORMAT = 3
 # Deleted jobs whose files may still exist. Written in the transaction of the deletion, so that no crash loses them.
 DELETIONS = sa.Table(
     "kinema_deletions", METADATA, sa.Column("job", sa.Text, primary_key=True), sa.Column("image", sa.Text)
+)
+# The process that runs the jobs (PostgreSQL; see `scheduler_lease`).
+SCHEDULER = sa.Table(
+    "kinema_scheduler",
+    METADATA,
+    sa.Column("only", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("holder", sa.Text, nullable=False),
+    sa.Column("folder", sa.Text, nullable=False),
+    sa.Column("holds_folder", sa.Boolean, nullable=False),
+    sa.Column("expires_at", sa.Float, nullable=False),
+    sa.Column("workers", sa.Text, nullable=False),
 )
 IS_QUEUED = JOBS.c.status == "queued"
 IS_RUNNING = JOBS.c.status == "in_progress"
@@ -65,6 +82,8 @@ AGING_SECONDS = 60.0
 # Smallest first. The rank of all waiting jobs changes alike over time, so it is constant here.
 RANK = JOBS.c.created_at - JOBS.c.priority * AGING_SECONDS
 QUEUE_ORDER = (RANK, JOBS.c.seq)
+# Order of the jobs with one priority.
+TURN_ORDER = (JOBS.c.turn, JOBS.c.created_at, JOBS.c.seq)
 COUNT_QUEUED = sa.select(sa.func.count()).select_from(JOBS).where(IS_QUEUED)
 
 
@@ -74,9 +93,28 @@ def is_expired() -> sa.ColumnElement[bool]:
 
 
 def with_positions() -> sa.Select[Any]:
-    """Return the selection of all jobs, with the position of each queued one."""
-    position = sa.func.row_number().over(order_by=QUEUE_ORDER).label("position")
-    positions = sa.select(JOBS.c.seq, position).where(IS_QUEUED).subquery()
+    """Return the selection of all jobs, with the position of each queued one.
+
+    The n-th job of a priority by turn starts when the n-th by rank would start if all jobs had one owner.
+    """
+    by_priority = functools.partial(sa.func.row_number().over, partition_by=JOBS.c.priority)
+    queued = (
+        sa.select(
+            JOBS.c.seq,
+            JOBS.c.priority,
+            by_priority(order_by=TURN_ORDER).label("by_turn"),
+            by_priority(order_by=QUEUE_ORDER).label("by_rank"),
+            sa.func.row_number().over(order_by=QUEUE_ORDER).label("position"),
+        )
+        .where(IS_QUEUED)
+        .cte()
+    )
+    slots = queued.alias()
+    positions = (
+        sa.select(queued.c.seq, slots.c.position)
+        .join(slots, (slots.c.priority == queued.c.priority) & (slots.c.by_rank == queued.c.by_turn))
+        .subquery()
+    )
     return sa.select(JOBS, positions.c.position).outerjoin(positions, positions.c.seq == JOBS.c.seq)
 
 

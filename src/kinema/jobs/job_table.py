@@ -22,8 +22,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from kinema.errors import InsufficientDisk, InvalidRequest, JobNotFound, QueueUnavailable
 from kinema.jobs.binding import check_format
+from kinema.jobs.change_feed import ChangeFeed
 from kinema.jobs.database import (
-    SchedulerSession,
     create_engine,
     database_replaced,
     driver_message,
@@ -42,10 +42,13 @@ from kinema.jobs.job_schema import (
     METADATA,
     QUEUE_ORDER,
     RANK,
+    TURN_ORDER,
     is_expired,
     job_from_row,
     with_positions,
 )
+from kinema.jobs.owner_limits import LimitReached, OwnerLimits
+from kinema.jobs.scheduler_lease import SchedulerLease, current_scheduler
 from kinema.jobs.sqlite_file import SqliteFile
 from kinema.messages import Message
 
@@ -53,10 +56,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
 
     from kinema.jobs.job import Status
+    from kinema.jobs.job_files import JobFiles
 
-# Keys of PostgreSQL's advisory locks: "kinema" in hexadecimal, and the number after it.
+# Key of PostgreSQL's advisory lock for submissions: "kinema" in hexadecimal.
 _SUBMIT_LOCK = 0x6B696E656D61
-_SCHEDULER_LOCK = _SUBMIT_LOCK + 1
 # Minimum interval of checks that read all pages, since any client may request /readyz.
 FULL_CHECK_SECONDS = 30.0
 # How many jobs of a loaded model may overtake a job.
@@ -70,6 +73,7 @@ class JobTable:
         id: The database's random id, from its creation.
         display_url: The URL without the password.
         workflow_file: The SQLite file of DBOS, which is checked together with this database.
+        changes: Notifications of other processes' changes; None for SQLite.
 
     Raises:
         QueueUnavailable: by every method, if the database does not answer or was removed, replaced or damaged.
@@ -87,7 +91,8 @@ class JobTable:
             self._write_lock = Lock() if self._sqlite else nullcontext()
             self._insert_lock = Lock()
             self._pending_inserts: deque[_PendingInsert] = deque()
-            self._scheduler_session: SchedulerSession | None = None  # the latest one, which may be lost
+            self._lease: SchedulerLease | None = None  # the latest one, which may be lost
+            self.changes = None if self._sqlite else ChangeFeed(self._engine)
             self._damage: str | None = None
             self.workflow_file: SqliteFile | None = None
             self._last_full_check = -math.inf
@@ -198,12 +203,10 @@ class JobTable:
 
     @contextmanager
     def _write_as_scheduler(self) -> Iterator[sa.Connection]:
-        """Like `_write`, but in the session that holds the scheduler lock: after its loss nothing is written."""
-        if self._scheduler_session is None:
-            with self._write() as connection:
-                yield connection
-            return
-        with translate_errors(), self._scheduler_session.begin() as connection:
+        """Like `_write`, but nothing is written once another process may run the jobs."""
+        with self._write() as connection:
+            if self._lease is not None:
+                self._lease.check(connection)
             yield connection
 
     @contextmanager
@@ -213,55 +216,77 @@ class JobTable:
             yield connection
 
     @contextmanager
-    def sole_scheduler(self) -> Iterator[bool]:
-        """Try to take the scheduler lock of this database until the context ends; yield whether it succeeded.
+    def sole_scheduler(self, folder: str = "", *, is_sole_in_folder: bool = False) -> Iterator[bool]:
+        """Try to become the scheduler of this database until the context ends; yield whether it succeeded.
 
-        On PostgreSQL the lock belongs to a session and is lost with its connection (`is_sole_scheduler`). For SQLite
-        it is the lock of a file.
+        On PostgreSQL it holds a lease, which `keep_scheduling` renews. For SQLite it locks a file.
+
+        Args:
+            folder: The id of the data folder.
+            is_sole_in_folder: Whether this process holds the lock of the data folder.
         """
         if self._file is not None:
             with self._file.sole_scheduler() as acquired:
                 yield acquired
             return
-        with translate_errors(), self._engine.connect() as connection:
-            lock = sa.select(sa.func.pg_try_advisory_lock(_SCHEDULER_LOCK))
-            acquired = bool(connection.execute(lock).scalar())
-            connection.commit()
-            if not acquired:
-                yield False
-                return
-            session = self._scheduler_session = SchedulerSession(connection)
-            try:
-                yield True
-            finally:
-                session.end()
+        lease = SchedulerLease(self._write, folder, is_sole_in_folder=is_sole_in_folder)
+        if not lease.acquire():
+            yield False
+            return
+        self._lease = lease
+        try:
+            yield True
+        finally:
+            lease.release()
 
-    def is_sole_scheduler(self) -> bool:
-        """Return whether `sole_scheduler` still holds its lock. A lost lock stays lost within that context."""
-        return self._scheduler_session is None or self._scheduler_session.is_alive()
+    def keep_scheduling(self, workers: str) -> bool:
+        """Renew the lease of `sole_scheduler`; return whether it still holds. A lost lease stays lost.
+
+        Args:
+            workers: What each worker does, as JSON, for the other processes.
+        """
+        return self._lease is None or self._lease.renew(workers)
+
+    @property
+    def has_lease(self) -> bool:
+        """Whether the scheduler holds a lease that expires (PostgreSQL), and not the lock of a file."""
+        return not self._sqlite
 
     def has_scheduler(self) -> bool:
-        """Return whether any process, including this one, holds the scheduler lock."""
+        """Return whether any process, including this one, runs the jobs."""
         if self._file is not None:
             return self._file.has_scheduler()
-        locks = sa.text(
-            "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1 "
-            "AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) "
-            "AND classid = :high AND objid = :low LIMIT 1"
-        )
         with self._read() as connection:
-            found = connection.execute(locks, {"high": _SCHEDULER_LOCK >> 32, "low": _SCHEDULER_LOCK & 0xFFFFFFFF})
-            return found.first() is not None
+            return current_scheduler(connection) is not None
 
-    def add(self, values: Mapping[str, Any], max_queued: int) -> int | None:
+    def is_scheduled_with(self, files: JobFiles) -> bool:
+        """Return whether the process that runs the jobs has the same data folder. There must be one."""
+        if self._file is not None:
+            return files.has_scheduler()
+        with self._read() as connection:
+            row = current_scheduler(connection)
+        return row is None or row["folder"] == files.folder_id()
+
+    def remote_workers(self) -> str:
+        """Return what each worker of the process that runs the jobs does, as JSON."""
+        with self._read() as connection:
+            row = None if self._sqlite else current_scheduler(connection)
+        return "[]" if row is None else str(row["workers"])
+
+    def _notify(self, connection: sa.Connection, job_id: str, *, is_progress: bool = False) -> None:
+        if self.changes is not None:
+            self.changes.notify(connection, job_id, is_progress=is_progress)
+
+    def add(self, values: Mapping[str, Any], max_queued: int, limits: OwnerLimits) -> int | None:
         """Insert a queued job. Return its position in the queue, or None if `max_queued` jobs are queued.
 
         Inserts that arrive during another commit share the next one, since each commit waits for the disk.
 
         Raises:
             KeyTaken: another job has the idempotency key.
+            LimitReached: the jobs of its owner reach one of the limits.
         """
-        own = _PendingInsert(values, max_queued)
+        own = _PendingInsert(values, max_queued, limits)
         self._pending_inserts.append(own)
         with self._insert_lock:
             if not own.done:
@@ -309,25 +334,42 @@ class JobTable:
         if not self._sqlite:
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SUBMIT_LOCK)))
         queued = connection.execute(COUNT_QUEUED).scalar_one()
-        insert_job = self._insert(JOBS)
         for insert in batch:
             if queued >= insert.max_queued:
                 continue
-            statement = insert_job.values(status="queued", **insert.values).on_conflict_do_nothing()
             try:
+                insert.limits.check(connection, insert.values)
                 with connection.begin_nested():  # an invalid job does not fail the others of the batch
-                    row = connection.execute(statement.returning(RANK)).first()
+                    insert.position = self._insert_job(insert.values, connection)
+            except (KeyTaken, LimitReached) as error:
+                insert.error = error
             except (sa.exc.DataError, UnicodeError, ValueError) as error:
                 message = Message(
                     "not_kept", "the database can't store this request: {reason}", reason=driver_message(error)
                 )
                 insert.error = InvalidRequest(message)
-                continue
-            if row is None:
-                insert.error = KeyTaken()
-                continue
-            queued += 1
-            insert.position = connection.execute(COUNT_QUEUED.where(row[0] >= RANK)).scalar_one()
+            else:
+                queued += 1
+
+    def _insert_job(self, values: Mapping[str, Any], connection: sa.Connection) -> int:
+        """Insert a queued job behind those of its owner; return its position.
+
+        Each waiting job of one owner has the turn after the one before. A new owner starts with the first turn that
+        waits, so that owners alternate (self-clocked fair queueing: Golestani 1994, with jobs of equal cost).
+        """
+        queued = sa.and_(IS_QUEUED, JOBS.c.priority == values["priority"])
+        own_last = sa.select(sa.func.max(JOBS.c.turn)).where(queued, JOBS.c.owner == values["owner"])
+        first = sa.select(sa.func.min(JOBS.c.turn)).where(queued)
+        last_turn = connection.execute(own_last).scalar()
+        turn = last_turn + 1 if last_turn is not None else connection.execute(first).scalar() or 0
+        statement = self._insert(JOBS).values(status="queued", turn=turn, **values).on_conflict_do_nothing()
+        row = connection.execute(statement.returning(JOBS.c.seq, JOBS.c.created_at, RANK.label("rank"))).first()
+        if row is None:
+            raise KeyTaken
+        self._notify(connection, values["id"])
+        before = sa.tuple_(*TURN_ORDER) <= sa.tuple_(*map(sa.literal, (turn, row.created_at, row.seq)))
+        ahead = sa.or_(sa.and_(JOBS.c.priority == values["priority"], before), _is_ahead(values["priority"], row.rank))
+        return connection.execute(COUNT_QUEUED.where(ahead)).scalar_one()
 
     def waiting(self) -> int:
         """Return the number of queued jobs."""
@@ -372,27 +414,34 @@ class JobTable:
     def claim(self, models: Collection[str | None]) -> tuple[str, str] | None:
         """Set the next queued job to in_progress. Return its id and model, or None if no job is queued.
 
-        A job of a loaded model may overtake the first job if it has the same priority, at most MAX_PASSED times.
+        The job that waits longest, with its priority, decides about the priority; within it the owners take turns. A
+        job of a loaded model may overtake the first job if it has the same priority, at most MAX_PASSED times.
 
         Args:
             models: The loaded model of each free worker; None for a worker without a model.
         """
         columns = (JOBS.c.id, JOBS.c.model, JOBS.c.priority, JOBS.c.passed)
         with self._write_as_scheduler() as connection:
-            first = connection.execute(sa.select(*columns).where(IS_QUEUED).order_by(*QUEUE_ORDER).limit(1)).first()
-            if first is None:
+            head = sa.select(JOBS.c.priority).where(IS_QUEUED).order_by(*QUEUE_ORDER).limit(1)
+            priority = connection.execute(head).scalar()
+            if priority is None:
+                return None
+            by_turn = sa.select(*columns).where(IS_QUEUED, JOBS.c.priority == priority).order_by(*TURN_ORDER).limit(1)
+            first = connection.execute(by_turn).first()
+            if first is None:  # cancelled in the meantime
                 return None
             chosen = first
             if first.model not in models and None not in models and first.passed < MAX_PASSED:
-                loaded = sa.select(*columns).where(
-                    IS_QUEUED, JOBS.c.priority == first.priority, JOBS.c.model.in_([m for m in models if m])
-                )
-                chosen = connection.execute(loaded.order_by(*QUEUE_ORDER).limit(1)).first() or first
+                loaded = by_turn.where(JOBS.c.model.in_([model for model in models if model]))
+                chosen = connection.execute(loaded).first() or first
             if chosen is not first:
                 overtaken = JOBS.update().where(JOBS.c.id == first.id).values(passed=first.passed + 1)
                 connection.execute(overtaken)
             started = {"status": "in_progress", "started_at": time.time()}
-            connection.execute(JOBS.update().where(JOBS.c.id == chosen.id, IS_QUEUED).values(started))
+            claimed = connection.execute(JOBS.update().where(JOBS.c.id == chosen.id, IS_QUEUED).values(started))
+            if claimed.rowcount != 1:
+                return None
+            self._notify(connection, chosen.id)
         return chosen.id, chosen.model
 
     def requeue(self, job_id: str) -> bool:
@@ -467,6 +516,7 @@ class JobTable:
             if row is None:
                 return None
             connection.execute(self._insert(DELETIONS).values(job=job_id, image=row.image).on_conflict_do_nothing())
+            self._notify(connection, job_id)
         return RemovedJob(row.status, row.image)
 
     def deletions(self) -> list[tuple[str, str | None]]:
@@ -516,11 +566,21 @@ class JobTable:
 
     def _update(self, job_id: str, guard: sa.ColumnElement[bool], *, as_scheduler: bool = False, **values: Any) -> bool:
         with self._write_as_scheduler() if as_scheduler else self._write() as connection:
-            return connection.execute(JOBS.update().where(JOBS.c.id == job_id, guard).values(values)).rowcount == 1
+            is_changed = (
+                connection.execute(JOBS.update().where(JOBS.c.id == job_id, guard).values(values)).rowcount == 1
+            )
+            if is_changed:
+                self._notify(connection, job_id, is_progress="step" in values and "status" not in values)
+        return is_changed
 
 
 class KeyTaken(Exception):
     """Another job has this idempotency key."""
+
+
+def _is_ahead(priority: int, rank: float) -> sa.ColumnElement[bool]:
+    """Return the condition that a job of another priority is ahead of a job."""
+    return sa.and_(JOBS.c.priority != priority, rank >= RANK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -537,6 +597,7 @@ class _PendingInsert:
 
     values: Mapping[str, Any]
     max_queued: int
+    limits: OwnerLimits
     position: int | None = None
     error: BaseException | None = None
     done: bool = False

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any, Self
 
 import sqlalchemy as sa
 
-from kinema.errors import IdempotencyKeyReused, InvalidRequest, JobUnfinished, QueueFull, QueueUnavailable
+from kinema.errors import (
+    IdempotencyKeyReused,
+    InvalidRequest,
+    JobUnfinished,
+    QueueFull,
+    QueueUnavailable,
+    QuotaExceeded,
+)
 from kinema.jobs.attempt import PREVIEW
 from kinema.jobs.binding import bind
 from kinema.jobs.cluster import check_installed
@@ -18,11 +25,12 @@ from kinema.jobs.deletion import DAY, delete_unused_image, remove_job
 from kinema.jobs.job import PART_FILES, Failure, Job, JobPage
 from kinema.jobs.job_files import JobFiles
 from kinema.jobs.job_table import JobTable, KeyTaken
+from kinema.jobs.owner_limits import NO_LIMITS, LimitReached
 from kinema.jobs.scheduler import Scheduler
 from kinema.jobs.scheduler_lock import scheduled_elsewhere
 from kinema.jobs.sqlite_file import SqliteFile
 from kinema.jobs.subscriptions import AsyncSubscription, Subscription, Subscriptions
-from kinema.jobs.worker_pool import devices_for
+from kinema.jobs.worker_pool import devices_for, states_from_json
 from kinema.messages import Message
 
 if TYPE_CHECKING:
@@ -30,6 +38,8 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
+    from kinema.jobs.change_feed import Changes
+    from kinema.jobs.owner_limits import OwnerLimits
     from kinema.jobs.worker_pool import WorkerState
     from kinema.settings import Settings
     from kinema.values import VideoRequest
@@ -48,8 +58,9 @@ class Queue:
     """A durable job queue: jobs, images and videos are stored in the data folder and the database.
 
     All methods are thread-safe and take a few milliseconds. In an event loop, call them with `asyncio.to_thread`, and
-    use `subscribe_async`. One process at a time runs a database's jobs; another takes over when it ends. Meanwhile the
-    others can do everything else, but can only submit jobs if they have the same data folder.
+    use `subscribe_async`. One process at a time runs a database's jobs; another takes over when it ends, or within 10
+    seconds if it is frozen or cut off (PostgreSQL). Meanwhile the others can do everything else, but can only submit
+    jobs if they have the same data folder.
 
         with Queue(settings, work="kinema.serving.engine_work:EngineWork") as queue:
             job = queue.submit(request, image=Path("rocket.png").read_bytes())
@@ -98,6 +109,8 @@ class Queue:
             raise
         self._table.workflow_file = workflow_file
         self._subscriptions = Subscriptions()
+        self._changes = self._table.changes
+        self._positions_changed = False
         self._is_closed = False
         self._was_full = False
         self._scheduler: Scheduler | None = None
@@ -118,6 +131,8 @@ class Queue:
 
     def open(self) -> None:
         """Start to run jobs. Jobs that were running when the last process ended come first."""
+        if self._changes is not None:
+            self._changes.open(self._on_changes, self._publish_positions)
         if self._scheduler is not None:
             self._scheduler.start()
 
@@ -127,12 +142,19 @@ class Queue:
             self._is_closed = True
             if self._scheduler is not None:
                 self._scheduler.close(grace)
+            if self._changes is not None:
+                self._changes.close()
             self._table.close()
 
     @property
     def ready(self) -> bool:
         """Whether this process runs the jobs."""
         return self._scheduler is not None and self._scheduler.ready.is_set() and not self._is_closed
+
+    @property
+    def is_standby(self) -> bool:
+        """Whether another process runs the jobs, and this one can do everything else and take over."""
+        return self._scheduler is not None and self._scheduler.is_standby and not self._is_closed
 
     def check_database(self) -> None:
         """Check that the database answers, is the one that was opened, and is not damaged. May take seconds.
@@ -164,8 +186,10 @@ class Queue:
 
     @property
     def workers(self) -> tuple[WorkerState, ...]:
-        """What each worker does; empty in a process that runs no jobs."""
-        return () if self._scheduler is None else tuple(worker.state for worker in self._scheduler.pool.workers)
+        """What each worker does; in a process that runs no jobs, those of the process that does (PostgreSQL)."""
+        if self._scheduler is None or not self.ready:
+            return states_from_json(self._table.remote_workers())
+        return self._scheduler.pool.states()
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -182,6 +206,8 @@ class Queue:
         pinned: bool = False,
         idempotency_key: str | None = None,
         fingerprint: str | None = None,
+        owner: str = "",
+        limits: OwnerLimits = NO_LIMITS,
     ) -> Job:
         """Queue a job. It is stored durably when this returns.
 
@@ -194,10 +220,13 @@ class Queue:
             idempotency_key: A later call with the same key returns the same job.
             fingerprint: Identifies the request for the key's comparison; None derives it from request, image and
                 title. Pass it if the request has a random seed, which differs with each call.
+            owner: Who submits the job. Owners take turns among jobs with the same priority.
+            limits: The most that the owner may have in the queue.
 
         Raises:
             InvalidRequest: not exactly one of prompt and image, or priority or key out of range.
             QueueFull: KINEMA_QUEUE_SIZE jobs are queued.
+            QuotaExceeded: the jobs of the owner reach one of the limits.
             InsufficientDisk: less than KINEMA_MIN_FREE_GB is free.
             IdempotencyKeyReused: the key was used with another request.
             QueueUnavailable: the queue is closing, its database does not answer, or a process with another data folder
@@ -221,18 +250,23 @@ class Queue:
         }
         columns = {
             "model": request.model,
+            "owner": owner,
+            "work": request.work,
             "request": request.model_dump_json(),
             "idempotency_key": idempotency_key,
             "fingerprint": fingerprint_or_default,
         }
         try:
             with self._files.add_image(image) as values["image"]:
-                position = self._table.add(values | columns, self._settings.queue_size)
+                position = self._table.add(values | columns, self._settings.queue_size, limits)
+        except LimitReached as reached:
+            delete_unused_image(self._table, self._files, values["image"])
+            raise self._limit_exceeded(reached, limits) from None
         except KeyTaken:  # two calls with the same key at the same time
             assert idempotency_key is not None, "KeyTaken needs a key"
             return self._find_by_key(idempotency_key, fingerprint_or_default) or self.submit(
                 request, image=image, title=title, priority=priority, pinned=pinned,
-                idempotency_key=idempotency_key, fingerprint=fingerprint,
+                idempotency_key=idempotency_key, fingerprint=fingerprint, owner=owner, limits=limits,
             )  # fmt: skip
         self._was_full = position is None
         if position is None:
@@ -292,6 +326,26 @@ class Queue:
                 if (job := self._poll(before)) is not before:
                     return job
 
+    def _on_changes(self, changes: Changes) -> None:
+        """Publish jobs that other processes changed to the subscribers of this process."""
+        if self._scheduler is not None and not changes.only_progress:
+            self._scheduler.note_changes(changes)
+        self._positions_changed = self._positions_changed or not changes.only_progress
+        self._publish([job_id for job_id in self._subscriptions.job_ids() if job_id in changes])
+
+    def _publish_positions(self) -> None:
+        """Publish new queue positions, in a process that does not run the jobs."""
+        if self._positions_changed and not self.ready:
+            self._positions_changed = False
+            self._publish(self._subscriptions.job_ids(), only_queued=True)
+
+    def _publish(self, job_ids: Sequence[str], *, only_queued: bool = False) -> None:
+        found = {job.id: job for job in self._table.get_many(job_ids)} if job_ids else {}
+        for job_id in job_ids:
+            job = found.get(job_id)
+            if job is None or not only_queued or job.status == "queued":
+                self._subscriptions.publish(job_id, None if job is None else self._with_live_progress(job))
+
     async def subscribe_async(self, job_id: str) -> AsyncIterator[Job]:
         """Like `subscribe`, but for an event loop; needs no thread per subscriber."""
         import asyncio
@@ -308,7 +362,7 @@ class Queue:
                     try:
                         job = await subscription.wait(POLL_SECONDS)
                     except TimeoutError:
-                        if not self.ready:
+                        if self._polls:
                             job = await asyncio.to_thread(self._poll, before)
 
     def cancel(self, job_id: str) -> Job:
@@ -435,12 +489,7 @@ class Queue:
 
     def _queue_full(self) -> QueueFull:
         """Return the error, with the expected seconds until a running job ends."""
-        running = [] if self._scheduler is None else self._scheduler.running()
-        etas = [job.eta for job in running if job.eta is not None]
-        recent = self._table.latest_completed(5)
-        durations = [job.completed_at - job.started_at for job in recent if job.completed_at and job.started_at]
-        mean = sum(durations) / len(durations) if durations else 30.0
-        wait = max(1.0, min(etas, default=mean))
+        wait = self._expected_wait()
         return QueueFull(
             Message(
                 "queue_full",
@@ -450,6 +499,36 @@ class Queue:
             ),
             wait,
         )
+
+    def _limit_exceeded(self, reached: LimitReached, limits: OwnerLimits) -> QuotaExceeded:
+        wait = self._expected_wait()
+        if reached.kind == "jobs":
+            message = Message(
+                "too_many_waiting",
+                "{most} jobs of this API key are waiting, the most for one key (KINEMA_KEY_WAITING_JOBS); try again in "
+                "{wait:.0f} seconds",
+                most=limits.jobs,
+                wait=wait,
+            )
+        else:
+            message = Message(
+                "too_much_waiting",
+                "this job and the unfinished ones of this API key exceed {most:,.0f} million pixels × frames × steps "
+                "(KINEMA_KEY_WORK); try again in {wait:.0f} seconds, or choose a smaller size, fewer frames or fewer "
+                "steps",
+                most=limits.work,
+                wait=wait,
+            )
+        return QuotaExceeded(message, wait)
+
+    def _expected_wait(self) -> float:
+        """Return the expected seconds until a running job ends."""
+        running = [] if self._scheduler is None else self._scheduler.running()
+        etas = [job.eta for job in running if job.eta is not None]
+        recent = self._table.latest_completed(5)
+        durations = [job.completed_at - job.started_at for job in recent if job.completed_at and job.started_at]
+        mean = sum(durations) / len(durations) if durations else 30.0
+        return max(1.0, min(etas, default=mean))
 
     def _wake_scheduler(self) -> None:
         if self._scheduler is not None:
@@ -476,9 +555,14 @@ class Queue:
     def _with_live_progress(self, job: Job) -> Job:
         return job if self._scheduler is None else self._scheduler.with_live_progress(job)
 
+    @property
+    def _polls(self) -> bool:
+        """Whether subscriptions poll the database: another process runs the jobs, and sends no notifications."""
+        return not self.ready and (self._changes is None or not self._changes.is_live)
+
     def _poll(self, before: Job) -> Job | None:
         """Return the state of a job that another process runs: None if deleted, `before` itself if unchanged."""
-        if self.ready:
+        if not self._polls:
             return before
         found = self._table.get_many([before.id])
         return None if not found else before if found[0] == before else found[0]

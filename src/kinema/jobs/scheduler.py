@@ -28,6 +28,7 @@ from kinema.jobs.workflows import MAX_RECOVERIES, WORKFLOW_VERSION, Workflows
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from kinema.jobs.change_feed import Changes
     from kinema.jobs.job_files import JobFiles
     from kinema.jobs.job_table import JobTable
     from kinema.jobs.subscriptions import Subscriptions
@@ -72,6 +73,7 @@ class Scheduler:
         self._stopping = self._supervisor.stopping  # set: start no more jobs
         self._closing = threading.Event()  # set: requeue running jobs; each `_run_jobs` has its own
         self._problem: str | None = None  # why this process runs no jobs
+        self._is_waiting = False  # for the lock
         self._claim_lock = threading.Lock()  # within it, a claimed job is always in _assigned or _attempts
         self._assigned: dict[str, Worker] = {}  # worker of each claimed job
         self._attempts: dict[str, Attempt] = {}
@@ -102,8 +104,20 @@ class Scheduler:
         with self._claim_lock:
             return bool(self._active or self._assigned or self._attempts)
 
+    @property
+    def is_standby(self) -> bool:
+        """Whether another process, to which this one can submit jobs, runs them."""
+        return self._is_waiting and self._problem is None
+
     def wake(self) -> None:
         """Look for queued jobs now."""
+        self._wake.set()
+
+    def note_changes(self, changes: Changes) -> None:
+        """Look now for jobs that other processes submitted, cancelled or deleted."""
+        for job_id, attempt in list(self._attempts.items()):
+            if job_id in changes:
+                attempt.check_soon()
         self._wake.set()
 
     def cancel(self, job_id: str) -> None:
@@ -140,7 +154,9 @@ class Scheduler:
 
     def _run_with_lock(self) -> None:
         """Wait for the lock, then run jobs until the queue closes or the lock is lost."""
+        self._is_waiting = True
         with self._lock.acquire(self._stopping, self._set_problem) as acquired:
+            self._is_waiting = False
             if acquired:
                 self._run_jobs()
 
@@ -157,7 +173,9 @@ class Scheduler:
 
     def _on_lock_lost(self, closing: threading.Event) -> None:
         """Stop all work, since another process may run the jobs now."""
-        self._problem = "the connection that holds the database's lock was lost; jobs wait until it is restored"
+        self._problem = (
+            "another process runs the jobs, or the connection to the database is lost; jobs wait until it is back"
+        )
         log.warning("%s", self._problem)
         self.ready.clear()
         closing.set()
@@ -169,9 +187,10 @@ class Scheduler:
             closing.set()  # `close` may have set the former event
         self._to_requeue.clear()  # DBOS resumes these jobs
         self.speeds = StageSpeeds(self._table.latest_completed(20))
-        self._sweep()
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self._lock.monitor(functools.partial(self._on_lock_lost, closing)))
+            on_lost = functools.partial(self._on_lock_lost, closing)
+            stack.enter_context(self._lock.monitor(self.pool.states_as_json, on_lost))
+            self._sweep()
             stack.callback(self._workflows.launch(lambda job_id: self._run_job(job_id, closing)))
             stack.callback(self.pool.close)
             self.pool.start()

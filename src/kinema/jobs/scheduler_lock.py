@@ -1,4 +1,4 @@
-"""The lock that lets one process at a time run the jobs of a database and a data folder."""
+"""The locks that let one process at a time run the jobs of a database and a data folder."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from kinema.messages import Message
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import IO
 
     from kinema.jobs.job_files import JobFiles
     from kinema.jobs.job_table import JobTable
 
 RETRY_SECONDS = 0.25
-# How often it is checked that the database's lock is still held.
-MONITOR_SECONDS = 1.0
+# How often the database's lock is renewed.
+RENEWAL_SECONDS = 1.0
 
 
 class SchedulerLock:
@@ -42,11 +43,7 @@ class SchedulerLock:
             acquired = False
             while not acquired and not stopping.is_set():
                 with contextlib.ExitStack() as attempt:
-                    # The holder of the database's lock always holds its folder's lock too, so that others can tell
-                    # which folder is in use. A waiting process holds neither.
-                    if not self._table.has_scheduler() and try_lock(file, fcntl.LOCK_EX):
-                        attempt.callback(fcntl.flock, file, fcntl.LOCK_UN)
-                        acquired = attempt.enter_context(self._table.sole_scheduler())
+                    acquired = self._try_acquire(file, attempt)
                     if acquired:
                         locks.push(attempt.pop_all())
                 error = None if acquired else scheduled_elsewhere(self._table, self._files)
@@ -55,18 +52,37 @@ class SchedulerLock:
                     stopping.wait(RETRY_SECONDS)
             yield acquired
 
+    def _try_acquire(self, file: IO[bytes], attempt: contextlib.ExitStack) -> bool:
+        """Try once to take both locks until `attempt` is closed. A process that waits holds neither for long.
+
+        A frozen process keeps the folder's lock. On PostgreSQL its lease expires, and another one can do without the
+        lock: the frozen process can't write to the database any more, and equal jobs write equal files.
+        """
+        is_sole_in_folder = try_lock(file, fcntl.LOCK_EX)
+        if is_sole_in_folder:
+            attempt.callback(fcntl.flock, file, fcntl.LOCK_UN)
+        elif not self._table.has_lease:
+            return False
+        folder = self._files.folder_id() if self._table.has_lease else ""
+        return attempt.enter_context(self._table.sole_scheduler(folder, is_sole_in_folder=is_sole_in_folder))
+
     @contextlib.contextmanager
-    def monitor(self, on_lost: Callable[[], None]) -> Iterator[None]:
-        """Within the context, check the database's lock every MONITOR_SECONDS; call `on_lost` once if it is lost."""
+    def monitor(self, workers: Callable[[], str], on_lost: Callable[[], None]) -> Iterator[None]:
+        """Within the context, renew the database's lock every RENEWAL_SECONDS; call `on_lost` once if it is lost.
+
+        Args:
+            workers: Returns what each worker does, as JSON, for other processes.
+            on_lost: Called in another thread.
+        """
         ended = threading.Event()
 
-        def check() -> None:
-            while not ended.wait(MONITOR_SECONDS):
-                if not self._table.is_sole_scheduler():
+        def renew() -> None:
+            while not ended.wait(RENEWAL_SECONDS):
+                if not self._table.keep_scheduling(workers()):
                     on_lost()
                     return
 
-        thread = threading.Thread(target=check, name="kinema-scheduler-lock", daemon=True)
+        thread = threading.Thread(target=renew, name="kinema-scheduler-lock", daemon=True)
         thread.start()
         try:
             yield
@@ -80,8 +96,7 @@ def scheduled_elsewhere(table: JobTable, files: JobFiles) -> QueueUnavailable | 
 
     That process would not have the images of jobs that are submitted with this folder.
     """
-    # In this order: a scheduler with this folder holds the folder's lock whenever it holds the database's.
-    if not table.has_scheduler() or files.has_scheduler():
+    if not table.has_scheduler() or table.is_scheduled_with(files):
         return None
     return QueueUnavailable(
         Message(

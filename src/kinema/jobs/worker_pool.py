@@ -6,7 +6,9 @@ the thread that started it ends; on every system it exits when its socket closes
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import json
 import logging
 import os
 import re
@@ -492,6 +494,11 @@ def _raise_end(action: NextAction) -> None:
             raise WorkCancelled
 
 
+def states_from_json(text: str) -> tuple[WorkerState, ...]:
+    """Return the states of `WorkerPool.states_as_json`, in another process."""
+    return tuple(WorkerState(**state | {"jobs": tuple(state["jobs"])}) for state in json.loads(text))
+
+
 class WorkerPool:
     """All workers. Each is free or assigned to one job.
 
@@ -525,6 +532,14 @@ class WorkerPool:
         """Whether all workers of this machine are ready, or any on the cluster."""
         ready = [worker.is_ready for worker in self.workers]
         return all(ready) if self.cluster is None else self.cluster.problem is None and any(ready)
+
+    def states(self) -> tuple[WorkerState, ...]:
+        """Return what each worker does."""
+        return tuple(worker.state for worker in self.workers)
+
+    def states_as_json(self) -> str:
+        """Return `states` for other processes (`states_from_json`)."""
+        return json.dumps([dataclasses.asdict(state) for state in self.states()])
 
     def start(self) -> None:
         """Start all processes."""

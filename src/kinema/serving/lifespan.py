@@ -12,7 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from kinema.errors import QueueUnavailable
+from kinema.errors import InvalidRequest, QueueUnavailable
 from kinema.jobs import Queue
 from kinema.messages import Message
 from kinema.serving.abandoned_jobs import AbandonedJobs
@@ -43,6 +43,7 @@ class ServerState:
     """The state of one server process: created before the event loop runs, opened and closed in it."""
 
     def __init__(self, settings: Settings, work: str = WORK) -> None:
+        _check_key_limits(settings)
         self.settings = settings
         self.metrics = Metrics()
         self.queue = Queue(settings, work, on_finished=self._ended)
@@ -74,8 +75,12 @@ class ServerState:
         await asyncio.to_thread(self.queue.close, max(0.0, GRACE_SECONDS - spent))
 
     async def ready(self) -> bool:
-        """Return whether the queue is open, all workers are ready and the database responds within PROBE_SECONDS."""
-        if not self.queue.ready or self.stopping.is_set() or not self.queue.workers_ready:
+        """Return whether jobs are run, here or by another process, and the database responds within PROBE_SECONDS.
+
+        If this process runs them, all its workers must be ready.
+        """
+        runs_jobs = self.queue.ready and self.queue.workers_ready
+        if self.stopping.is_set() or not (runs_jobs or self.queue.is_standby):
             return False
         if self._probe is None or self._probe.done():  # a database that hangs blocks only one thread
             self._probe = asyncio.get_running_loop().run_in_executor(self._prober, self._probe_database)
@@ -175,6 +180,19 @@ class ServerState:
             signal.alarm(END_SECONDS)
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self.stopping.set)
+
+
+def _check_key_limits(settings: Settings) -> None:
+    """Check that limits of API keys are only set with keys.
+
+    Raises:
+        InvalidRequest: a limit is set, but no key.
+    """
+    for name in ("key_requests_per_minute", "key_waiting_jobs", "key_work"):
+        if getattr(settings, name) is not None and not settings.api_keys:
+            raise InvalidRequest(
+                f"KINEMA_{name.upper()} limits API keys, but KINEMA_API_KEYS is not set; set both", name
+            )
 
 
 def server_state(app: FastAPI) -> ServerState:

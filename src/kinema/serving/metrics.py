@@ -85,8 +85,8 @@ class Metrics:
         import psutil
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
-        yield GaugeMetricFamily("kinema_queue_depth", "Queued jobs.", queue.waiting())
-        yield GaugeMetricFamily("kinema_running_jobs", "Running jobs.", queue.running())
+        yield GaugeMetricFamily("kinema_jobs_waiting", "Queued jobs.", queue.waiting())
+        yield GaugeMetricFamily("kinema_jobs_running", "Running jobs.", queue.running())
         yield GaugeMetricFamily("kinema_workers_ready", "Ready worker processes.", queue.ready_workers)
         yield GaugeMetricFamily(
             "kinema_unknown_files", "Entries of the data folder without a record in the database.", queue.unknown_files

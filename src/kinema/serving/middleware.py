@@ -8,6 +8,7 @@ import binascii
 import contextlib
 import hmac
 import ipaddress
+import math
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from starlette.datastructures import Headers
@@ -16,7 +17,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Match
 
 from kinema.errors import RequestTooLarge
-from kinema.serving.rate_limits import CALLER, WrongKeys
+from kinema.serving.rate_limits import CALLER, RequestRate, WrongKeys
 from kinema.serving.schemas import error_body, error_response
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ ErrorParts: TypeAlias = "tuple[int, dict[str, Any], dict[str, str]]"  # status, 
 PROBES = frozenset({"/livez", "/readyz"})
 # Paths that accept an image. Other bodies are small, as they are parsed in the event loop.
 IMAGE_PATHS = frozenset({"/generate", "/v1/videos", "/v1/videos/sync", "/studio/images"})
+# The page sends many small requests by itself.
+PAGE = "/studio/"
 PLAIN_BYTES = 128 * 1024
 # Methods without side effects, and headers (or their prefixes) that proxies add.
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -75,6 +78,7 @@ class _Guard:
             for sent in _as_sent(key.get_secret_value())
         ]
         self._wrong_keys = WrongKeys()
+        self._rate = RequestRate(settings.key_requests_per_minute)
         self._allow_unauthenticated = settings.allow_unauthenticated
         self._hosts = LOCAL_NAMES | {name.lower() for name in settings.hosts}
         self._origins = frozenset(settings.cors_origins)
@@ -83,7 +87,7 @@ class _Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        error = await self._throttle(scope, headers) or self._check_access(scope, headers)
+        error = await self._throttle(scope, headers) or self._check_access(scope, headers) or self._check_rate(scope)
         if error is None and self._is_unknown_path(scope):
             error = 404, error_body(404, "not_found", f"{scope['path'][:80]!r} does not exist"), {}
         if error is not None:
@@ -144,6 +148,17 @@ class _Guard:
             error_body(401, "unknown_key", message),
             {"WWW-Authenticate": 'Basic realm="Kinema", charset="UTF-8"'},
         )
+
+    def _check_rate(self, scope: Scope) -> ErrorParts | None:
+        """Return an error if the API key sends too many requests. The page's own requests do not count."""
+        if CALLER not in scope or scope["path"].startswith(PAGE) or not (wait := self._rate.take(scope[CALLER])):
+            return None
+        seconds = math.ceil(wait)
+        message = (
+            f"this API key may send {self._rate.per_minute} requests per minute (KINEMA_KEY_REQUESTS_PER_MINUTE); try "
+            f"again in {seconds} seconds"
+        )
+        return 429, error_body(429, "too_many_requests", message), {"Retry-After": str(seconds)}
 
     def _is_unknown_path(self, scope: Scope) -> bool:
         """Return whether no route of the API matches; BentoML's 404 has another format."""

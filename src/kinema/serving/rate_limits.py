@@ -1,4 +1,4 @@
-"""Rate limits: wrong API keys per address; pinned videos and uploaded drafts per caller and day."""
+"""Rate limits: wrong keys per address; requests per key; pinned videos and uploaded drafts per caller and day."""
 
 from __future__ import annotations
 
@@ -110,6 +110,27 @@ class WrongKeys:
 
     def __len__(self) -> int:
         return len(self._guesses) + len(self._repeats) + len(self._right)
+
+
+class RequestRate:
+    """The number of requests each API key may send per minute; the whole minute may be used at once.
+
+    None is no limit. Each server process counts for itself.
+    """
+
+    def __init__(self, per_minute: int | None) -> None:
+        self.per_minute = per_minute
+        self._buckets = _Buckets()
+
+    def take(self, caller: str) -> float:
+        """Count one request; return 0, or the seconds to wait if the caller may not send it yet."""
+        if self.per_minute is None:
+            return 0.0
+        per_second = self.per_minute / 60
+        excess = self._buckets.level(caller, per_second) + 1 - self.per_minute
+        if excess <= 0:
+            self._buckets.add(caller, 1, per_second)
+        return max(0.0, excess / per_second)
 
 
 class DailyQuota:

@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from kinema.errors import InvalidRequest
+from kinema.jobs.owner_limits import OwnerLimits
 from kinema.jobs.worker_pool import count_gpus
 from kinema.library import all_warnings
 from kinema.media.image import inspect_image
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MILLION = 1_000_000
 MAX_TITLE = 10_000  # characters
 
 
@@ -99,11 +99,12 @@ def submit(
     title: str | None = None,
     pinned: bool = False,
     priority: int = 0,
+    caller: str = "",
 ) -> Job:
-    """Submit it to the queue and log that; `title` replaces the submission's own.
+    """Submit it to the queue and log that; `title` replaces the submission's own, and `caller` names the API key.
 
     Raises:
-        InvalidRequest, QueueFull, InsufficientDisk, IdempotencyKeyReused, QueueUnavailable: as `Queue.submit`.
+        KinemaError: as `Queue.submit`.
     """
     _check_text({"title": title})
     job = queue.submit(
@@ -114,6 +115,8 @@ def submit(
         pinned=pinned,
         idempotency_key=idempotency_key,
         fingerprint=submission.fingerprint,
+        owner=caller if settings.api_keys else "",
+        limits=OwnerLimits(settings.key_waiting_jobs, settings.key_work),
     )
     request = job.request
     title_text = f": {job.title!r}" if settings.log_prompts and job.title else ""
@@ -140,11 +143,6 @@ def change(queue: Queue, job_id: str, *, title: str | None, pinned: bool | None)
 def estimate(queue: Queue, submission: Submission) -> float | None:
     """Return the expected run time in seconds, without the wait; None until a job of its model was completed here."""
     return queue.estimate(submission.request)
-
-
-def compute_cost(request: VideoRequest) -> float:
-    """Return the cost of a request in millions of pixels × frames × steps."""
-    return request.width * request.height * request.num_frames * request.num_inference_steps / MILLION
 
 
 def offered_models(settings: Settings) -> tuple[str, ...]:
@@ -191,8 +189,7 @@ def _check_offered(settings: Settings, param: str, name: str) -> None:
 
 
 def _check_cost(settings: Settings, request: VideoRequest) -> None:
-    cost = compute_cost(request)
-    if cost > settings.max_work:
+    if request.work > settings.max_work:
         raise InvalidRequest(
             Message(
                 "too_much_work",
@@ -202,7 +199,7 @@ def _check_cost(settings: Settings, request: VideoRequest) -> None:
                 height=request.height,
                 frames=request.num_frames,
                 steps=request.num_inference_steps,
-                work=cost,
+                work=request.work,
                 most=settings.max_work,
             ),
             "num_frames",

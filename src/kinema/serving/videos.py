@@ -25,6 +25,7 @@ from kinema.serving.events import Events
 from kinema.serving.fields import is_set
 from kinema.serving.lifespan import ServerState, server_state
 from kinema.serving.opened_file import OpenedFile
+from kinema.serving.rate_limits import CALLER
 from kinema.serving.request_parsing import Body, ParsedRequest, UnreadableBody, fetch_image, receive
 from kinema.serving.submission import (
     Submission,
@@ -143,6 +144,7 @@ async def accept(
             title=fields.title,
             pinned=fields.pinned,
             priority=fields.priority,
+            caller=request.scope.get(CALLER, ""),
         )
         return job, replace(submission, image=None), fields
 

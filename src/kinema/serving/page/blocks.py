@@ -20,6 +20,7 @@ from kinema.serving.fields import to_parameters
 from kinema.serving.page import form as forms
 from kinema.serving.page import form_html, job_html
 from kinema.serving.page.translations.languages import LANGUAGES
+from kinema.serving.rate_limits import CALLER
 from kinema.serving.submission import (
     Submission,
     change,
@@ -202,7 +203,7 @@ class StudioPage:
 
     # Jobs.
 
-    def _generate(self, *values: Any) -> Updates:
+    def _generate(self, request: gr.Request, *values: Any) -> Updates:
         """Submit the form and show its job; show an error beside the button if it is invalid."""
         *form_values, _, cards = values
         entered, labels = self._form.read(form_values), self._labels
@@ -213,7 +214,8 @@ class StudioPage:
         fields = entered.fields if entered.seed_fixed else {**entered.fields, "seed": draw_seed()}
         try:
             submission = self._submission(dataclasses.replace(entered, fields=fields))
-            job = submit(self._queue, self._settings, submission, title=entered.title)
+            caller = "" if request.request is None else request.request.scope.get(CALLER, "")
+            job = submit(self._queue, self._settings, submission, title=entered.title, caller=caller)
         except KinemaError as error:
             return {self._form.note: form_html.submit_error(error, labels)}
         return {self._form.parameters["seed"]: job.request.seed, **self._show(job, cards)}
