@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Without --quiet, so that pip shows the progress of its large downloads.
-PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
+# Without --quiet, so that pip shows the progress of its large downloads. Python compiles a module when it is imported
+# first; to compile all of them at once would take a minute more.
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile --constraint constraints.txt
 # Package index of PyTorch. Empty: PyPI, whose build for Linux includes CUDA.
 CPU_TORCH := https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
@@ -66,7 +67,7 @@ clean: ## delete installed and built files, but keep generated videos in out/
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(VENV)/installed: pyproject.toml constraints.txt
+$(VENV)/created: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "Kinema needs Python 3.11 or newer, and $(PYTHON) is older: make PYTHON=/path/to/python3.12"; exit 1; }
 	@echo "Installing into $(VENV); this takes a few minutes the first time"
@@ -80,14 +81,17 @@ ifneq ($(TORCH_INDEX),)
 	@echo "Installing PyTorch from $(TORCH_INDEX)"
 	@$(PIP) torch --index-url $(TORCH_INDEX)
 endif
+	@touch $@
+
+$(VENV)/installed: $(VENV)/created pyproject.toml
 	@$(PIP) --editable .
 	@touch $@
 
-$(VENV)/installed-dev: $(VENV)/installed
+$(VENV)/installed-dev: $(VENV)/created pyproject.toml
 	@$(PIP) --editable ".[dev,server]"
-	@touch $@
+	@touch $@ $(VENV)/installed
 
-$(VENV)/installed-docs: $(VENV)/installed
+$(VENV)/installed-docs: $(VENV)/created pyproject.toml
 	@$(PIP) --editable ".[docs,server]"
 	@touch $@
 

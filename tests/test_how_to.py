@@ -39,6 +39,8 @@ FENCE = re.compile(
     r"^(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?(?P<fence>```+)(?P<language>\w*)\n(?P<code>.*?)^(?P=fence)$",
     re.MULTILINE | re.DOTALL,
 )
+MANY_VIDEOS = ("docs/how-to/several-seeds.md", "docs/how-to/folder-of-photos.md")
+SLOW = pytest.mark.slow
 OWN_MODEL = "docs/how-to/own-fine-tune.md"
 RUN = ("bash", "python", "javascript", "html")
 SHOWN = ("text", "json", "nginx")
@@ -157,7 +159,7 @@ def run(block, url, capfd):
 
 
 @pytest.mark.filterwarnings("ignore:.* was trained on:UserWarning")  # of the size
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [pytest.param(page, marks=SLOW) if page in MANY_VIDEOS else page for page in PAGES])
 def test_code_of_page_runs(page, folder, capfd, request):
     runnable = [block for block in blocks(page) if block.language in RUN[:3] and block.reason is None]
     if any(block.language == "javascript" for block in runnable) and shutil.which("node") is None:

@@ -140,6 +140,7 @@ def test_foreign_summary_is_an_error_before_work(batch, folder):
 
 
 @pytest.mark.usefixtures("photos")
+@pytest.mark.slow
 def test_prompts_of_a_manifest_become_videos(batch):
     lines = [
         {"prompt": "a red rocket"},
@@ -202,6 +203,7 @@ def test_model_is_downloaded_before_the_first_job(batch, tiny_svd, folder, monke
     assert "download " in result.err
 
 
+@pytest.mark.slow
 def test_sigterm_leaves_no_partial_files_and_says_how_to_continue(folder, batch, command):
     for seed in range(30):
         write_image(folder / "photos" / f"{seed}.png", seed)

@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of the executed notebook as slow: it generates ten videos."""
+    for item in items:
+        if "executed" in getattr(item, "fixturenames", ()):
+            item.add_marker("slow")
+
+
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder in which the English notebook runs."""

@@ -176,6 +176,7 @@ def test_generated_image_recipe_is_in_video(work, tiny_svd, tiny_sd, tmp_path):
     assert recipe.image_sha256 == generated.image.sha256
 
 
+@pytest.mark.slow
 def test_job_of_a_group_runs_again_when_its_second_process_dies(monkeypatch, tiny_svd, png, tmp_path):
     for name, value in {"DEVICE": "cpu", "DTYPE": "float32", "MODEL": tiny_svd, "GPUS_PER_VIDEO": 2}.items():
         monkeypatch.setenv(f"KINEMA_{name}", str(value))

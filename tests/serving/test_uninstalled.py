@@ -28,6 +28,7 @@ def python(tmp_path):
     return tmp_path / "venv" / "bin" / "python"
 
 
+@pytest.mark.slow
 def test_service_runs_from_source_without_installation(python, tmp_path, png):
     port = free_port()
     serve = [python, "-m", "bentoml", "serve", "service:StableDiffusionVideo", "--port", str(port)]
