@@ -21,6 +21,7 @@ from queue_work import expected_image, expected_video
 from kinema.errors import IdempotencyKeyReused, InvalidRequest, JobNotFound, QueueFull
 from kinema.jobs import Queue
 from kinema.jobs.deletion import DAY
+from kinema.jobs.owner_limits import NO_LIMITS
 from kinema.settings import Settings
 
 
@@ -120,9 +121,10 @@ def test_invalid_job_does_not_fail_others_of_its_batch(observer):
     results = {}
 
     def add(name, **changes):
-        values = {"id": name, "model": "a", "request": request().model_dump_json(), "priority": 0, "created_at": 0.0}
+        values = {"id": name, "model": "a", "owner": "", "priority": 0, "created_at": 0.0}
+        values["request"] = request().model_dump_json()
         try:
-            results[name] = table.add(values | changes, 8)
+            results[name] = table.add(values | changes, 8, NO_LIMITS)
         except InvalidRequest as error:
             results[name] = error
 

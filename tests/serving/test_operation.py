@@ -267,3 +267,28 @@ def test_wrong_keys_are_throttled_despite_forged_address(guarded):
     first, then = asyncio.run(guess_all())
     assert set(first) == {401}
     assert 429 in then
+
+
+def test_curl_gets_429_and_retry_after_at_the_limits_of_its_key(tmp_path):
+    limits = {"key_waiting_jobs": 1, "key_requests_per_minute": 30}
+    running = start(tmp_path / "data", api_keys=f"another,{KEY}", **limits)
+
+    def curl(key, *arguments):
+        command = ["curl", "-sS", "-w", "\n%{http_code} %header{retry-after}", "-H", f"X-API-Key: {key}", *arguments]
+        body, _, status = subprocess.check_output([*command, f"{running.url}/v1/videos"], text=True).rpartition("\n")
+        return json.loads(body), *status.split(" ")
+
+    try:
+        job = [part for name, value in SLOW.items() for part in ("-F", f"{name}={value}")] + ["-F", "prompt=a boat"]
+        answers = [curl(KEY, *job) for _ in range(3)]  # the first one runs, or waits for the worker
+        body, status, retry_after = answers[-1]
+        assert (status, body["error"]["code"]) == ("429", "quota_exceeded")
+        assert "1 jobs of this API key are waiting, the most for one key" in body["error"]["message"]
+        assert int(retry_after) >= 1
+        assert curl("another", *job)[1] == "200"
+        codes = [curl(KEY) for _ in range(28)]
+        assert [status for _, status, _ in codes[-2:]] == ["429", "429"]
+        assert codes[-1][0]["error"]["code"] == "too_many_requests"
+        assert int(codes[-1][2]) >= 1
+    finally:
+        stop(running)

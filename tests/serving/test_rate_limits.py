@@ -215,3 +215,19 @@ def test_metrics_text_is_cached():
     metrics = Metrics()
     assert len({metrics.text(queue) for _ in range(50)}) == 1
     assert len(calls) <= 2
+
+
+def test_requests_per_key_and_minute_are_limited_but_not_those_of_the_page(tmp_path):
+    settings = Settings(data_dir=tmp_path, api_keys=(KEY, "another"), key_requests_per_minute=3)
+
+    async def statuses():
+        limited = _Guard(app, settings, [])
+        api = [await request_status(limited, headers=RIGHT) for _ in range(5)]
+        others = [
+            await request_status(limited, path="/studio/en/", headers=RIGHT),
+            await request_status(limited, path="/livez"),
+            await request_status(limited, headers=[(b"x-api-key", b"another")]),
+        ]
+        return api, others
+
+    assert asyncio.run(statuses()) == ([200, 200, 200, 429, 429], [200, 200, 200])

@@ -1,4 +1,4 @@
-"""Checks at start: the data folder and the database have the same id, and the database has this version's format."""
+"""A check at start: the data folder and the database have the same id."""
 
 from __future__ import annotations
 
@@ -49,18 +49,3 @@ def bind(files: JobFiles, table: JobTable) -> None:
         "listing them",
         "database_url",
     )
-
-
-def check_format(found: int, expected: int, display_url: str) -> None:
-    """Check the format of a database.
-
-    Raises:
-        InvalidRequest: another version of Kinema wrote it.
-    """
-    if found != expected:
-        raise InvalidRequest(
-            f"the database {display_url} has format {found}, but this version of Kinema uses format {expected}. Start "
-            "the version that wrote it, or set KINEMA_DATA_DIR to a new folder (and KINEMA_DATABASE_URL to a new "
-            "database, if it is set)",
-            "database_url",
-        )

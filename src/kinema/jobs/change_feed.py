@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 import threading
@@ -71,6 +72,8 @@ class ChangeFeed:
     def close(self) -> None:
         """Stop to listen."""
         self._supervisor.stopping.set()
+        with contextlib.suppress(sa.exc.SQLAlchemyError), self._engine.begin() as connection:
+            self.notify(connection, "")  # wakes the thread
         self._supervisor.join()
 
     def notify(self, connection: sa.Connection, job_id: str, *, is_progress: bool = False) -> None:
@@ -95,7 +98,7 @@ class ChangeFeed:
         probed_at = time.monotonic()
         while not self._supervisor.stopping.is_set():
             payloads = [each.payload for each in driver.notifies(timeout=PAUSE_SECONDS, stop_after=1)]
-            changes = [payload.split() for payload in payloads]
+            changes = [payload.split(" ") for payload in payloads]
             if others := [(kind, job_id) for own, kind, job_id in changes if own != self._own]:
                 job_ids = frozenset(job_id for _, job_id in others)
                 self._on_changes(Changes(job_ids, only_progress=all(kind == "progress" for kind, _ in others)))

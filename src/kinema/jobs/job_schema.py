@@ -21,10 +21,10 @@ JOBS = sa.Table(
     sa.Column("status", sa.Text, nullable=False),
     sa.Column("model", sa.Text, nullable=False),
     sa.Column("priority", sa.Integer, nullable=False),
-    sa.Column("owner", sa.Text, nullable=False, default=""),  # the API key that submitted it, by name
+    sa.Column("owner", sa.Text, nullable=False, server_default=""),  # the API key that submitted it, by name
     # Among jobs with one priority, the lower turn is first. Jobs of one owner have different turns.
-    sa.Column("turn", sa.Integer, nullable=False, default=0),
-    sa.Column("work", sa.Float, nullable=False, default=0),  # millions of pixels × frames × steps
+    sa.Column("turn", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("work", sa.Float, nullable=False, server_default="0"),  # millions of pixels × frames × steps
     sa.Column("passed", sa.Integer, nullable=False, default=0),  # how many jobs of a loaded model overtook it
     sa.Column("request", sa.Text, nullable=False),
     sa.Column("title", sa.Text),
@@ -57,9 +57,12 @@ IDENTITY = sa.Table(
     sa.Column("only", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("id", sa.Text, nullable=False),
     sa.Column("format", sa.Integer, nullable=False),
+    sa.Column("oldest_reader", sa.Integer, nullable=False, server_default="1"),
 )
-# Raise this whenever the tables or the requests in them change.
+# Raise this whenever the tables or the requests in them change, and add a step to `migrations`.
 FORMAT = 3
+# The oldest FORMAT of a version that may use a database of this FORMAT.
+OLDEST_READER = 3
 # Deleted jobs whose files may still exist. Written in the transaction of the deletion, so that no crash loses them.
 DELETIONS = sa.Table(
     "kinema_deletions", METADATA, sa.Column("job", sa.Text, primary_key=True), sa.Column("image", sa.Text)

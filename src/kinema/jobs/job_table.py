@@ -21,7 +21,6 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 
 from kinema.errors import InsufficientDisk, InvalidRequest, JobNotFound, QueueUnavailable
-from kinema.jobs.binding import check_format
 from kinema.jobs.change_feed import ChangeFeed
 from kinema.jobs.database import (
     create_engine,
@@ -40,6 +39,7 @@ from kinema.jobs.job_schema import (
     IS_RUNNING,
     JOBS,
     METADATA,
+    OLDEST_READER,
     QUEUE_ORDER,
     RANK,
     TURN_ORDER,
@@ -47,6 +47,7 @@ from kinema.jobs.job_schema import (
     job_from_row,
     with_positions,
 )
+from kinema.jobs.migrations import find_format, migrate
 from kinema.jobs.owner_limits import LimitReached, OwnerLimits
 from kinema.jobs.scheduler_lease import SchedulerLease, current_scheduler
 from kinema.jobs.sqlite_file import SqliteFile
@@ -106,6 +107,7 @@ class JobTable:
             if self._file is not None:
                 self._file.keep_open()
         except InvalidRequest:
+            self._engine.dispose()
             raise
         except (SQLAlchemyError, sqlite3.Error, OSError, ImportError, ValueError) as error:
             raise QueueUnavailable(
@@ -121,27 +123,13 @@ class JobTable:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             else:
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SUBMIT_LOCK)))
-            self._check_format(connection)
+            found = find_format(connection)
+            if found is not None:
+                migrate(connection, found, self.display_url)
             METADATA.create_all(connection)
-            values = {"only": 1, "id": secrets.token_hex(16), "format": FORMAT}
+            values = {"only": 1, "id": secrets.token_hex(16), "format": FORMAT, "oldest_reader": OLDEST_READER}
             connection.execute(self._insert(IDENTITY).values(values).on_conflict_do_nothing())
             return str(connection.execute(sa.select(IDENTITY.c.id)).scalar_one())
-
-    def _check_format(self, connection: sa.Connection) -> None:
-        """Check that this version wrote the database, before anything in it is changed.
-
-        Raises:
-            InvalidRequest: another version of Kinema wrote it.
-        """
-        inspector = sa.inspect(connection)
-        if not inspector.has_table(JOBS.name):
-            return
-        has_format = inspector.has_table(IDENTITY.name) and "format" in {
-            column["name"] for column in inspector.get_columns(IDENTITY.name)
-        }
-        found = connection.execute(sa.select(IDENTITY.c.format)).scalar() if has_format else 1
-        if found is not None:
-            check_format(found, FORMAT, self.display_url)
 
     def close(self) -> None:
         """Close all connections."""
@@ -157,7 +145,15 @@ class JobTable:
         """
         if self._file is None:
             with self._read() as connection:
-                found = connection.execute(sa.select(IDENTITY.c.id)).scalar()
+                row = connection.execute(sa.select(IDENTITY.c.id, IDENTITY.c.oldest_reader)).first()
+            found = None if row is None else row.id
+            if row is not None and row.oldest_reader > FORMAT:
+                raise QueueUnavailable(
+                    Message(
+                        "database_newer",
+                        "a newer version of Kinema has changed the queue's database; upgrade this server",
+                    )
+                )
         else:
             self._check_in_place()
             with translate_errors():

@@ -256,22 +256,23 @@ class Queue:
             "idempotency_key": idempotency_key,
             "fingerprint": fingerprint_or_default,
         }
+        rejection: QueueFull | QuotaExceeded | None = None
         try:
             with self._files.add_image(image) as values["image"]:
-                position = self._table.add(values | columns, self._settings.queue_size, limits)
-        except LimitReached as reached:
-            delete_unused_image(self._table, self._files, values["image"])
-            raise self._limit_exceeded(reached, limits) from None
+                try:
+                    position = self._table.add(values | columns, self._settings.queue_size, limits)
+                except LimitReached as reached:  # the image's marker is deleted at the end of the context
+                    position, rejection = None, self._limit_exceeded(reached, limits)
         except KeyTaken:  # two calls with the same key at the same time
             assert idempotency_key is not None, "KeyTaken needs a key"
             return self._find_by_key(idempotency_key, fingerprint_or_default) or self.submit(
                 request, image=image, title=title, priority=priority, pinned=pinned,
                 idempotency_key=idempotency_key, fingerprint=fingerprint, owner=owner, limits=limits,
             )  # fmt: skip
-        self._was_full = position is None
+        self._was_full = position is None and rejection is None
         if position is None:
             delete_unused_image(self._table, self._files, values["image"])
-            raise self._queue_full()
+            raise rejection or self._queue_full()
         self._wake_scheduler()
         return Job(status="queued", request=request, queue_position=position, **values)
 

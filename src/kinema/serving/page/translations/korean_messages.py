@@ -105,6 +105,11 @@ MESSAGES = {
     "little_room_for_bodies": "서버의 임시 폴더(TMPDIR)에 {free:.1f} GB만 남았습니다. {reserve:g} GB 이상 비워 두어야 "
     "합니다(KINEMA_MIN_FREE_GB). 공간을 확보하거나 TMPDIR을 더 큰 디스크의 폴더로 지정하세요.",
     "queue_full": "대기열이 가득 찼습니다(최대 {most}개, KINEMA_QUEUE_SIZE). {wait:.0f}초 뒤에 다시 시도하세요.",
+    "too_many_waiting": "이 API 키의 대기 작업이 한도({most}개, KINEMA_KEY_WAITING_JOBS)에 이르렀습니다. "
+    "{wait:.0f}초 뒤에 다시 시도하세요.",
+    "too_much_waiting": "이 작업을 더하면 이 API 키의 끝나지 않은 작업이 한도({most:,.0f}백만 픽셀 × 프레임 × 스텝, "
+    "KINEMA_KEY_WORK)를 넘습니다. {wait:.0f}초 뒤에 다시 시도하거나 크기, 프레임 수, 스텝 수를 줄이세요.",
+    "database_newer": "더 새로운 버전의 Kinema가 대기열의 데이터베이스를 변경했습니다. 이 서버를 업그레이드하세요.",
     "server_ending": "서버가 종료되는 중입니다. 서버가 다시 시작된 뒤 시도하세요.",
     "server_ending_job": "서버가 종료되는 중입니다. {job} 작업은 서버가 다시 시작되면 계속됩니다. 그때 확인하세요.",
     "server_starting": "서버가 시작되는 중입니다. 잠시 뒤 다시 시도하세요.",
@@ -114,7 +119,7 @@ MESSAGES = {
     "disk_full": "디스크 공간이 부족해 {file} 파일을 쓸 수 없습니다({folder}). 영상을 삭제하거나 공간을 확보한 뒤 "
     "다시 시도하세요.",
     "no_folder": "서버의 데이터 폴더를 사용할 수 없습니다({reason}).",
-    "runner_lock_lost": "대기열의 데이터베이스 연결이 끊겼습니다. 작업은 다시 연결될 때까지 대기합니다.",
+    "runner_lock_lost": "다른 프로세스가 작업을 처리하고 있거나 대기열의 데이터베이스 연결이 끊겼습니다. 작업은 다시 연결될 때까지 대기합니다.",
     "runs_elsewhere": "이 서버의 데이터베이스에 있는 작업은 다른 데이터 폴더를 사용하는 서버가 처리합니다. "
     "그 서버에 요청을 보내거나, 이 서버가 같은 데이터 폴더(KINEMA_DATA_DIR)를 사용하도록 설정해 다시 시작하세요.",
     "no_database": "대기열의 데이터베이스가 응답하지 않습니다. 잠시 뒤 다시 시도하세요.",
