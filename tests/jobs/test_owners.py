@@ -64,7 +64,7 @@ def test_job_with_higher_priority_precedes_the_turns_of_others(queue):
 def test_waiting_jobs_of_an_owner_are_limited(queue):
     limits = OwnerLimits(jobs=2)
     submit(queue, "a", 2, limits=limits)
-    with pytest.raises(QuotaExceeded, match=r"2 jobs of this API key are waiting.*KINEMA_KEY_WAITING_JOBS.*30 seconds"):
+    with pytest.raises(QuotaExceeded, match=r"its limit of waiting jobs \(2, KINEMA_KEY_WAITING_JOBS\).* 30 seconds"):
         submit(queue, "a", limits=limits)
     submit(queue, "b", limits=limits)
     claim(queue, 1)

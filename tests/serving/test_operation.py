@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import socket
+import subprocess
 import threading
 import time
 
@@ -269,8 +271,9 @@ def test_wrong_keys_are_throttled_despite_forged_address(guarded):
     assert 429 in then
 
 
+@pytest.mark.slow
 def test_curl_gets_429_and_retry_after_at_the_limits_of_its_key(tmp_path):
-    limits = {"key_waiting_jobs": 1, "key_requests_per_minute": 30}
+    limits = {"key_waiting_jobs": 1, "key_requests_per_minute": 6}
     running = start(tmp_path / "data", api_keys=f"another,{KEY}", **limits)
 
     def curl(key, *arguments):
@@ -283,12 +286,11 @@ def test_curl_gets_429_and_retry_after_at_the_limits_of_its_key(tmp_path):
         answers = [curl(KEY, *job) for _ in range(3)]  # the first one runs, or waits for the worker
         body, status, retry_after = answers[-1]
         assert (status, body["error"]["code"]) == ("429", "quota_exceeded")
-        assert "1 jobs of this API key are waiting, the most for one key" in body["error"]["message"]
+        assert "its limit of waiting jobs (1, KINEMA_KEY_WAITING_JOBS)" in body["error"]["message"]
         assert int(retry_after) >= 1
         assert curl("another", *job)[1] == "200"
-        codes = [curl(KEY) for _ in range(28)]
-        assert [status for _, status, _ in codes[-2:]] == ["429", "429"]
-        assert codes[-1][0]["error"]["code"] == "too_many_requests"
-        assert int(codes[-1][2]) >= 1
+        body, status, retry_after = [curl(KEY) for _ in range(20)][-1]
+        assert (status, body["error"]["code"]) == ("429", "too_many_requests")
+        assert int(retry_after) >= 1
     finally:
         stop(running)

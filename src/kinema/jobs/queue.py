@@ -506,7 +506,7 @@ class Queue:
         if reached.kind == "jobs":
             message = Message(
                 "too_many_waiting",
-                "{most} jobs of this API key are waiting, the most for one key (KINEMA_KEY_WAITING_JOBS); try again in "
+                "this API key has reached its limit of waiting jobs ({most}, KINEMA_KEY_WAITING_JOBS); try again in "
                 "{wait:.0f} seconds",
                 most=limits.jobs,
                 wait=wait,
