@@ -18,6 +18,8 @@ from pydantic_settings import (
 from kinema.errors import InvalidRequest
 
 CONFIG_FILE = Path("kinema.toml")
+# Parameters and options that have another name than their setting.
+_PARAMETERS = {"gpus_per_video": "gpus"}
 
 
 def _split(value: Any) -> Any:
@@ -229,7 +231,7 @@ def _first_error(error: ValidationError, overrides: dict[str, str | None]) -> In
     variable = f"KINEMA_{name.upper()}"
     set_in_file = name not in overrides and not os.environ.get(variable)
     where = f" in {CONFIG_FILE}" if set_in_file else ""
-    shown_name = name if name in overrides or set_in_file else variable
+    shown_name = _PARAMETERS.get(name, name) if name in overrides else name if set_in_file else variable
     if first["type"] == "extra_forbidden":
         return InvalidRequest(
             f"unknown setting {shown_name}{where}; expected one of {', '.join(Settings.model_fields)}", name

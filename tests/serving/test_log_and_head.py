@@ -31,7 +31,9 @@ def test_interrupted_upload_logs_one_line(server, path, kind):
         time.sleep(0.05)
     time.sleep(0.2)
     # Jobs of other tests may still run, and their workers end.
-    lines = [line for line in new_log_text(server, before).splitlines() if not re.search(r" job video_| worker \d+ ", line)]
+    lines = [
+        line for line in new_log_text(server, before).splitlines() if not re.search(r" job video_| worker \d+ ", line)
+    ]
     assert len(lines) == 1, lines
     assert f"method=POST,path={path}," in lines[0]
 

@@ -8,6 +8,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from kinema.errors import (
+    DeviceLost,
     GenerationFailed,
     InsufficientDisk,
     InsufficientMemory,
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 EPILOG = (
     "Exit codes: 0 success · 2 invalid usage, image, parameter, setting, file or recipe · "
-    "3 model unavailable or invalid · 4 out of memory · 5 disk full, or the model's output is invalid · "
+    "3 model unavailable or invalid · 4 out of memory, or a GPU's process ended · "
+    "5 disk full, or the model's output is invalid · "
     "6 some videos of a batch failed, or its server does not answer · "
     "7 frames differ (`remake` only) · 70 internal error (please report it) · "
     "130 interrupted (143 by SIGTERM, 129 by SIGHUP) · 141 stdout was closed."
@@ -37,6 +39,7 @@ _STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 _EXIT_CODES: tuple[tuple[type[KinemaError], int], ...] = (
     (ModelError, 3),
     (InsufficientMemory, 4),
+    (DeviceLost, 4),
     (InsufficientDisk, 5),
     (GenerationFailed, 5),
     (ServerUnreachable, BATCH_INCOMPLETE),
