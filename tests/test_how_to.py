@@ -47,7 +47,7 @@ SHOWN = ("text", "json", "nginx")
 NOT_RUN = {
     "downloads a model": 3,
     "installs packages": 2,
-    "needs a GPU": 1,
+    "needs a GPU": 2,
     "needs a notebook": 1,
     "needs a server with API keys": 1,
     "needs the proxy": 1,
