@@ -12,7 +12,7 @@ from kinema.jobs.job_schema import FORMAT, IDENTITY, JOBS, METADATA, OLDEST_READ
 from kinema.settings import Settings
 
 # The columns and indexes that later formats added to format 2.
-ADDED_COLUMNS = {"kinema_jobs": ["owner", "turn", "work"], "kinema_database": ["oldest_reader"]}
+ADDED_COLUMNS = {"kinema_jobs": ["owner", "turn", "work", "traceparent"], "kinema_database": ["oldest_reader"]}
 ADDED_TABLES = ["kinema_scheduler"]
 
 

@@ -18,12 +18,13 @@ from kinema.jobs.worker_pool import Requeued, WorkCancelled, WorkerLost, WorkerR
 from kinema.jobs.workflows import run_step
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from kinema.jobs.eta import StageSpeeds
     from kinema.jobs.job_files import JobFiles
     from kinema.jobs.job_table import JobTable
+    from kinema.jobs.job_traces import JobTraces
     from kinema.jobs.subscriptions import Subscriptions
     from kinema.jobs.worker_pool import NextAction, Run, Worker
 
@@ -56,6 +57,7 @@ class Attempt:
         table: JobTable,
         files: JobFiles,
         subscriptions: Subscriptions,
+        traces: JobTraces,
         closing: threading.Event,
     ) -> None:
         self.job = job
@@ -67,6 +69,8 @@ class Attempt:
         self._files = files
         self._folder = files.job(job.id)
         self._subscriptions = subscriptions
+        self._traces = traces
+        self._began: dict[str, float] = {}  # when a worker began with each part, in seconds since 1970
         self._eta = JobEta(job.request, speeds, job.stage_durations, text_to_image=self._text_to_image)
         self._run_of_parts: Run | None = None  # the parts that a worker process has got, and that are not all saved
         self._on_nearly_done: Callable[[], None] = lambda: None
@@ -156,7 +160,8 @@ class Attempt:
                     delete_partial_files(self._folder)
                     self._run_of_parts = worker.submit(self._tasks_from(part), self._folder, self._next_action)
                 assert self._run_of_parts is not None
-                worker.wait_for(self._run_of_parts, part, self._on_report, self._next_action)
+                with self._traced(part, worker):
+                    worker.wait_for(self._run_of_parts, part, self._on_report, self._next_action)
                 return {"image": self._store_generated_image() if part == "image" else image}
             except WorkerReplaced as error:
                 log.info("job %s: its worker ended: %s", self.job.id, error)
@@ -169,6 +174,22 @@ class Attempt:
                 if attempts >= MAX_ATTEMPTS:
                     return {"code": error.code, "message": f"{error} (attempt {attempts} of {MAX_ATTEMPTS})"}
             self._run_of_parts = None
+
+    @contextlib.contextmanager
+    def _traced(self, part: Part, worker: Worker) -> Iterator[None]:
+        """Record a part's span, from the worker's report that it began with it."""
+        failure: str | None = None
+        try:
+            yield
+        except (WorkFailed, WorkerLost) as error:
+            failure = error.code
+            raise
+        except (WorkCancelled, WorkerReplaced, Requeued) as error:
+            failure = {WorkCancelled: "cancelled", Requeued: "requeued"}.get(type(error), "worker_replaced")
+            raise
+        finally:
+            if (began := self._began.pop(part, None)) is not None:
+                self._traces.part(self.job, part, began, worker.state.place, failure)
 
     def _tasks_from(self, part: Part) -> tuple[Task, ...]:
         """Return the tasks for this part and, without waiting for its file, those after it."""
@@ -208,6 +229,7 @@ class Attempt:
         """Handle a report of the worker process."""
         match report:
             case ("started", part):
+                self._began[part] = time.time()
                 self._eta.start_part()
                 self._publish()
                 self._stage_began = time.monotonic()

@@ -55,6 +55,7 @@ class Job:
     stage_durations: Mapping[str, float] = field(default_factory=dict)
     previews: int = 0  # number of previews so far; it changes with each new preview
     attempts: int = 0  # worker processes that died or hung while running it
+    traceparent: str | None = None  # of its trace (W3C Trace Context); None if it has none
 
     @property
     def finished(self) -> bool:

@@ -46,6 +46,7 @@ JOBS = sa.Table(
     sa.Column("started_at", sa.Float),
     sa.Column("completed_at", sa.Float),
     sa.Column("expires_at", sa.Float),
+    sa.Column("traceparent", sa.Text),
     sa.Index("kinema_jobs_order", "status", "priority", "turn", "seq"),
     sa.Index("kinema_jobs_owner", "status", "owner", "priority", "turn"),
     sqlite_autoincrement=True,  # seq of a deleted job is never reused, so that paging stays correct
@@ -60,7 +61,7 @@ IDENTITY = sa.Table(
     sa.Column("oldest_reader", sa.Integer, nullable=False, server_default="1"),
 )
 # Raise this whenever the tables or the requests in them change, and add a step to `migrations`.
-FORMAT = 3
+FORMAT = 4
 # The oldest FORMAT of a version that may use a database of this FORMAT.
 OLDEST_READER = 3
 # Deleted jobs whose files may still exist. Written in the transaction of the deletion, so that no crash loses them.
@@ -146,4 +147,5 @@ def job_from_row(row: sa.RowMapping) -> Job:
         stage_durations=json.loads(row["stage_durations"]),
         previews=row["previews"],
         attempts=row["attempts"],
+        traceparent=row["traceparent"],
     )

@@ -72,5 +72,9 @@ def _add_owners(operations: Operations) -> None:
     operations.create_index("kinema_jobs_owner", JOBS.name, ["status", "owner", "priority", "turn"])
 
 
+def _add_traces(operations: Operations) -> None:
+    operations.add_column(JOBS.name, sa.Column("traceparent", sa.Text))
+
+
 # By the format that they lead to.
-_MIGRATIONS: dict[int, Callable[[Operations], None]] = {3: _add_owners}
+_MIGRATIONS: dict[int, Callable[[Operations], None]] = {3: _add_owners, 4: _add_traces}

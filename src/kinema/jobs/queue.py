@@ -25,6 +25,7 @@ from kinema.jobs.deletion import DAY, delete_unused_image, remove_job
 from kinema.jobs.job import PART_FILES, Failure, Job, JobPage
 from kinema.jobs.job_files import JobFiles
 from kinema.jobs.job_table import JobTable, KeyTaken
+from kinema.jobs.job_traces import JobTraces
 from kinema.jobs.owner_limits import NO_LIMITS, LimitReached
 from kinema.jobs.scheduler import Scheduler
 from kinema.jobs.scheduler_lock import scheduled_elsewhere
@@ -111,14 +112,16 @@ class Queue:
         self._subscriptions = Subscriptions()
         self._changes = self._table.changes
         self._positions_changed = False
+        self._traces = JobTraces()
         self._is_closed = False
         self._was_full = False
         self._scheduler: Scheduler | None = None
         if work is not None:
             assert devices is not None, "chosen above"
             self._scheduler = Scheduler(
-                work, devices, settings, self._table, self._files, self._subscriptions, workflow_url, on_finished
-            )
+                work, devices, settings, self._table, self._files, self._subscriptions, self._traces, workflow_url,
+                on_finished,
+            )  # fmt: skip
 
     def __enter__(self) -> Self:
         self.open()
@@ -145,6 +148,7 @@ class Queue:
             if self._changes is not None:
                 self._changes.close()
             self._table.close()
+            self._traces.close()
 
     @property
     def ready(self) -> bool:
@@ -208,6 +212,7 @@ class Queue:
         fingerprint: str | None = None,
         owner: str = "",
         limits: OwnerLimits = NO_LIMITS,
+        traceparent: str | None = None,
     ) -> Job:
         """Queue a job. It is stored durably when this returns.
 
@@ -222,6 +227,7 @@ class Queue:
                 title. Pass it if the request has a random seed, which differs with each call.
             owner: Who submits the job. Owners take turns among jobs with the same priority.
             limits: The most that the owner may have in the queue.
+            traceparent: The span that submits the job (W3C Trace Context), for its trace.
 
         Raises:
             InvalidRequest: not exactly one of prompt and image, or priority or key out of range.
@@ -258,21 +264,23 @@ class Queue:
         }
         rejection: QueueFull | QuotaExceeded | None = None
         try:
-            with self._files.add_image(image) as values["image"]:
-                try:
-                    position = self._table.add(values | columns, self._settings.queue_size, limits)
-                except LimitReached as reached:  # the image's marker is deleted at the end of the context
-                    position, rejection = None, self._limit_exceeded(reached, limits)
+            with self._traces.submit(values["id"], request, traceparent) as values["traceparent"]:
+                with self._files.add_image(image) as values["image"]:
+                    try:
+                        position = self._table.add(values | columns, self._settings.queue_size, limits)
+                    except LimitReached as reached:  # the image's marker is deleted at the end of the context
+                        position, rejection = None, self._limit_exceeded(reached, limits)
+                self._was_full = position is None and rejection is None
+                if position is None:
+                    delete_unused_image(self._table, self._files, values["image"])
+                    raise rejection or self._queue_full()
         except KeyTaken:  # two calls with the same key at the same time
             assert idempotency_key is not None, "KeyTaken needs a key"
             return self._find_by_key(idempotency_key, fingerprint_or_default) or self.submit(
                 request, image=image, title=title, priority=priority, pinned=pinned,
                 idempotency_key=idempotency_key, fingerprint=fingerprint, owner=owner, limits=limits,
+                traceparent=traceparent,
             )  # fmt: skip
-        self._was_full = position is None and rejection is None
-        if position is None:
-            delete_unused_image(self._table, self._files, values["image"])
-            raise rejection or self._queue_full()
         self._wake_scheduler()
         return Job(status="queued", request=request, queue_position=position, **values)
 
@@ -379,6 +387,7 @@ class Queue:
             log.info("job %s was cancelled", job_id)
             if before.status == "queued":  # a requeued job may have output files
                 self._files.delete_job(job_id)
+                self._traces.finished(before, CANCELLED)
             self._stop(job_id)
         return self.get(job_id)
 

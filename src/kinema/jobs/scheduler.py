@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from kinema.jobs.change_feed import Changes
     from kinema.jobs.job_files import JobFiles
     from kinema.jobs.job_table import JobTable
+    from kinema.jobs.job_traces import JobTraces
     from kinema.jobs.subscriptions import Subscriptions
     from kinema.settings import Settings
 
@@ -54,6 +55,7 @@ class Scheduler:
         table: JobTable,
         files: JobFiles,
         subscriptions: Subscriptions,
+        traces: JobTraces,
         workflow_url: str,
         on_finished: Callable[[Job], None] | None = None,
     ) -> None:
@@ -65,6 +67,7 @@ class Scheduler:
         self._table = table
         self._files = files
         self._subscriptions = subscriptions
+        self._traces = traces
         self._workflows = Workflows(workflow_url)
         self._lock = SchedulerLock(table, files)
         self._clock = WallClock()
@@ -316,8 +319,10 @@ class Scheduler:
             if job.status != "in_progress":  # cancelled, or completed just before a crash
                 return
             attempt = self._attempts[job_id] = Attempt(
-                job, self.speeds, self._table, self._files, self._subscriptions, self._closing
+                job, self.speeds, self._table, self._files, self._subscriptions, self._traces, self._closing
             )
+            if job_id in self._assigned:
+                self._traces.queued(job)
             worker = self._assigned.get(job_id) or self.pool.acquire(job.request.model)
             if worker is None:  # the job was resumed after a crash, and other jobs have all workers
                 raise Requeued
@@ -369,6 +374,7 @@ class Scheduler:
                 (folder / name).unlink(missing_ok=True)
             if job.status == "failed":
                 self._files.delete_job(job_id)
+            self._traces.finished(job)
             if self._on_finished is not None:
                 self._on_finished(job)
         self._subscriptions.publish(job_id, job)

@@ -100,6 +100,7 @@ def submit(
     pinned: bool = False,
     priority: int = 0,
     caller: str = "",
+    traceparent: str | None = None,
 ) -> Job:
     """Submit it to the queue and log that; `title` replaces the submission's own, and `caller` names the API key.
 
@@ -117,6 +118,7 @@ def submit(
         fingerprint=submission.fingerprint,
         owner=caller if settings.api_keys else "",
         limits=OwnerLimits(settings.key_waiting_jobs, settings.key_work),
+        traceparent=traceparent,
     )
     request = job.request
     title_text = f": {job.title!r}" if settings.log_prompts and job.title else ""

@@ -36,6 +36,7 @@ from kinema.serving.submission import (
     prepare,
     submit,
 )
+from kinema.serving.trace_parent import trace_parent
 from kinema.serving.video_variants import Variant, VideoVariants
 from kinema.version import own_version
 
@@ -119,6 +120,7 @@ async def accept(
         ClientGone: the client of `request` disconnected.
     """
     parsed: ParsedRequest | None = None
+    traceparent = trace_parent(request.headers)
 
     def work(gone: Callable[[], bool]) -> tuple[Job, Submission, ParsedRequest]:
         with closing(body):
@@ -145,6 +147,7 @@ async def accept(
             pinned=fields.pinned,
             priority=fields.priority,
             caller=request.scope.get(CALLER, ""),
+            traceparent=traceparent,
         )
         return job, replace(submission, image=None), fields
 
