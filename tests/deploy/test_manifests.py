@@ -176,6 +176,16 @@ def test_a_pod_ends_after_its_server():
     assert pod["terminationGracePeriodSeconds"] > int(seconds) + END_SECONDS
 
 
+def test_a_front_end_is_a_node_of_the_cluster():
+    pod = PODS["kinema"]["spec"]
+    (node,), (server,) = pod["initContainers"], pod["containers"]
+    assert pod["shareProcessNamespace"] is True
+    assert node["restartPolicy"] == "Always"  # a sidecar: it starts before the server, and ends after it
+    assert {"--num-cpus=0", "--num-gpus=0"} < set(node["command"])
+    shared = {"/tmp", "/dev/shm"}
+    assert all(shared <= {each["mountPath"] for each in container["volumeMounts"]} for container in (node, server))
+
+
 def test_pods_are_restricted():
     for pod in PODS.values():
         assert pod["spec"]["securityContext"]["runAsNonRoot"] is True

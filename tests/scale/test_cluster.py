@@ -15,6 +15,7 @@ import pytest
 pytest.importorskip("ray", reason="ray is not installed")
 sys.path.append(str(Path(__file__).parents[1] / "jobs"))
 
+from otlp_receiver import attributes, receiving
 from queue_helpers import IMAGE, request, wait_finished, wait_until
 from queue_work import expected_video
 from ray.cluster_utils import Cluster
@@ -54,9 +55,20 @@ def cluster(task_log):
 
 
 @pytest.fixture(scope="module")
-def queue(cluster, tmp_path_factory):
+def receiver():
+    """A receiver of the queue's traces."""
+    with receiving() as receiver:
+        yield receiver
+
+
+@pytest.fixture(scope="module")
+def queue(cluster, receiver, tmp_path_factory):
     settings = Settings(data_dir=tmp_path_factory.mktemp("data"), min_free_gb=0, ray_address=cluster.address)
-    with Queue(settings, "queue_work:Work") as queue:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.url)
+        patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
+        queue = Queue(settings, "queue_work:Work")
+    with queue:
         wait_for_workers(queue, 1)
         yield queue
 
@@ -96,6 +108,17 @@ def test_jobs_give_the_results_of_local_workers(queue):
     assert queue.problems == ()
     (worker,) = queue.workers
     assert (worker.place, worker.status, worker.problem) == (socket.gethostname(), "idle", None)
+
+
+def test_parts_on_a_node_are_in_the_trace_of_their_job(queue, receiver):
+    job = queue.submit(request(seed=6), image=IMAGE)
+    assert_completed(queue, job)
+    wait_until(lambda: [span for span in receiver.named("finished") if attributes(span)["kinema.job"] == job.id])
+    spans = [span for span in receiver.spans if attributes(span)["kinema.job"] == job.id]
+    assert sorted(span.name for span in spans) == ["finished", "latents", "queue", "submit", "video"]
+    places = {attributes(span)["kinema.worker"] for span in spans if span.name in ("latents", "video")}
+    assert places == {socket.gethostname()}
+    assert len({span.trace_id for span in spans}) == 1
 
 
 def test_failure_and_cancel_are_those_of_local_workers(queue):
