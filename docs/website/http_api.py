@@ -8,7 +8,7 @@ from typing import Any
 
 from docs.website.markdown import table
 
-_TITLES = {"videos": "Videos", "models": "Models"}
+_TITLES = {"videos": "Videos", "batches": "Batches", "models": "Models"}
 _INTRO = """# HTTP API
 
 The routes of `kinema serve`. A running server has this as an OpenAPI document, at `/v1/openapi.json`, and shows it
@@ -58,6 +58,14 @@ def page() -> str:
         "ModelList",
         "WorkerObject",
         "WorkerList",
+        "FileObject",
+        "FileList",
+        "DeletedFile",
+        "BatchObject",
+        "BatchCounts",
+        "BatchErrorList",
+        "BatchErrorObject",
+        "BatchList",
         "ErrorResponse",
         "ErrorDetail",
     ]

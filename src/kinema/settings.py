@@ -164,6 +164,13 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         description="the maximum size of a request body in megabytes, up to 1000.",
     )
+    max_batch_file_mb: float = Field(
+        default=200,
+        gt=0,
+        le=500,
+        allow_inf_nan=False,
+        description="the maximum size of the file of a batch in megabytes, up to 500.",
+    )
     max_connections: int = Field(default=1000, ge=10, le=100_000, description="10 to 100000 simultaneous connections.")
     max_work: float = Field(
         default=2000,

@@ -39,7 +39,7 @@ _PENDING_IMAGE = re.compile(re.escape(_PENDING_PREFIX) + r"[0-9a-f]{64}")
 _DELETED = re.compile(r"\.deleted-[0-9a-f]{8}-video_[0-9a-f]{32}")
 # Names that Kinema or the file system creates at the top of a data folder.
 _TOP_LEVEL = re.compile(
-    r"images|jobs|drafts|gradio|trash|\.lock|\.scheduler|database-id|jobs\.sqlite3([.-].*)?|lost\+found|\.part-.*"
+    r"images|jobs|files|drafts|gradio|trash|\.lock|\.scheduler|database-id|jobs\.sqlite3([.-].*)?|lost\+found|\.part-.*"
 )
 
 
@@ -48,6 +48,7 @@ class JobFiles:
 
         images/<sha256>           input images, uploaded or generated
         jobs/<id>/video.mp4 …     output files, and latents while a job runs
+        files/                    files of batches (`kinema.jobs.batch_files`)
         drafts/, gradio/          used by the web page: uploaded images, and Gradio's own files
         database-id               id of the database that contains these jobs
 

@@ -55,6 +55,7 @@ from kinema.messages import Message
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
+    from contextlib import AbstractContextManager
 
     from kinema.jobs.job import Status
     from kinema.jobs.job_files import JobFiles
@@ -210,6 +211,14 @@ class JobTable:
         self._check_in_place()
         with translate_errors(), self._engine.connect() as connection:
             yield connection
+
+    def read(self) -> AbstractContextManager[sa.Connection]:
+        """Return a context with a connection for queries of other tables of this database."""
+        return self._read()
+
+    def write(self) -> AbstractContextManager[sa.Connection]:
+        """Return a context with a transaction that changes other tables of this database."""
+        return self._write()
 
     @contextmanager
     def sole_scheduler(self, folder: str = "", *, is_sole_in_folder: bool = False) -> Iterator[bool]:

@@ -19,6 +19,8 @@ from kinema.errors import (
     QuotaExceeded,
 )
 from kinema.jobs.attempt import PREVIEW
+from kinema.jobs.batch_files import BatchFiles
+from kinema.jobs.batch_table import BatchTable
 from kinema.jobs.binding import bind
 from kinema.jobs.cluster import check_installed
 from kinema.jobs.deletion import DAY, delete_unused_image, remove_job
@@ -109,6 +111,8 @@ class Queue:
             self._table.close()
             raise
         self._table.workflow_file = workflow_file
+        self.batches = BatchTable(self._table, settings.keep_days * DAY)
+        self.batch_files = BatchFiles(self._files, settings.min_free_gb)
         self._subscriptions = Subscriptions()
         self._changes = self._table.changes
         self._positions_changed = False

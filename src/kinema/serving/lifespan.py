@@ -16,6 +16,7 @@ from kinema.errors import InvalidRequest, QueueUnavailable
 from kinema.jobs import Queue
 from kinema.messages import Message
 from kinema.serving.abandoned_jobs import AbandonedJobs
+from kinema.serving.batch_feeder import BatchFeeder
 from kinema.serving.body_quota import BodyQuota
 from kinema.serving.image_service import ImageService
 from kinema.serving.metrics import Metrics
@@ -50,7 +51,8 @@ class ServerState:
         self.abandoned = AbandonedJobs(self.queue)
         self.pins = PinQuota(500)
         self.images = ImageService()
-        self.bodies = BodyQuota(settings.max_body_mb, settings.min_free_gb)
+        self.batches = BatchFeeder(settings, self.queue, self.images)
+        self.bodies = BodyQuota(max(settings.max_body_mb, settings.max_batch_file_mb), settings.min_free_gb)
         self.stopping = asyncio.Event()
         self._stopped_at: float | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -63,6 +65,7 @@ class ServerState:
         self._loop = asyncio.get_running_loop()
         self._handle_signals()
         await asyncio.to_thread(self.queue.open)
+        self.batches.start()
         # Imported modules stay in memory: scanning them in a garbage collection would pause all requests for 0.2 s.
         gc.collect()
         gc.freeze()
@@ -71,6 +74,7 @@ class ServerState:
         """Accept no more jobs; finish running jobs within the rest of the grace period, or requeue them."""
         self.stopping.set()
         self.images.close()
+        await asyncio.to_thread(self.batches.close)
         spent = 0.0 if self._stopped_at is None else time.monotonic() - self._stopped_at
         await asyncio.to_thread(self.queue.close, max(0.0, GRACE_SECONDS - spent))
 
@@ -158,6 +162,7 @@ class ServerState:
 
     def _ended(self, job: Job) -> None:
         self.metrics.observe(job)
+        self.batches.wake()
 
     def _handle_signals(self) -> None:
         """Note signals before the HTTP server: it waits for open connections, so event streams must end first."""

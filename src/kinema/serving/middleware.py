@@ -37,6 +37,7 @@ PROBES = frozenset({"/livez", "/readyz"})
 IMAGE_PATHS = frozenset({"/generate", "/v1/videos", "/v1/videos/sync", "/studio/images"})
 # The page sends many small requests by itself.
 PAGE = "/studio/"
+FILES_PATH = "/v1/files"
 PLAIN_BYTES = 128 * 1024
 # Methods without side effects, and headers (or their prefixes) that proxies add.
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -84,6 +85,7 @@ class _Guard:
         self._origins = frozenset(settings.cors_origins)
         self._any_host = (bool(self._keys) or settings.allow_unauthenticated) and not settings.hosts
         self._max_bytes = int(settings.max_body_mb * 1_000_000)
+        self._max_file_bytes = int(settings.max_batch_file_mb * 1_000_000) + PLAIN_BYTES
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
@@ -94,17 +96,23 @@ class _Guard:
             await _send_error(error, scope, receive, send)
             return
         if scope["type"] == "http":
-            limit = self._max_bytes if scope["path"] in IMAGE_PATHS else min(self._max_bytes, PLAIN_BYTES)
+            limit = self._limit(scope["path"])
             sent = headers.get("content-length", "0")
             if sent.isdigit() and int(sent) > limit:
-                status, body, _ = error_response(_too_large(limit))
+                status, body, _ = error_response(_too_large(limit, scope["path"]))
                 await _send_error((status, body, {"Connection": "close"}), scope, receive, send)
                 return
-            receive = _with_limit(receive, limit)
+            receive = _with_limit(receive, limit, scope["path"])
             if scope["method"] == "HEAD":
                 scope, receive, send = _head_as_get(scope, send)
         with contextlib.suppress(ClientDisconnect):  # raised in Gradio's routes; no client is left to respond to
             await self._app(scope, receive, send)
+
+    def _limit(self, path: str) -> int:
+        """Return the maximum number of bytes of a body."""
+        if path == FILES_PATH:
+            return self._max_file_bytes
+        return self._max_bytes if path in IMAGE_PATHS else min(self._max_bytes, PLAIN_BYTES)
 
     async def _throttle(self, scope: Scope, headers: Headers) -> ErrorParts | None:
         """Delay a request from an address that sent many wrong keys; return an error if too many are delayed."""
@@ -207,7 +215,12 @@ def _head_as_get(scope: Scope, send: Send) -> tuple[Scope, Receive, Send]:
     return {**scope, "method": "GET"}, receive, send_headers
 
 
-def _too_large(limit: int) -> RequestTooLarge:
+def _too_large(limit: int, path: str) -> RequestTooLarge:
+    if path == FILES_PATH:
+        return RequestTooLarge(
+            f"the file is larger than {(limit - PLAIN_BYTES) / 1_000_000:g} MB (KINEMA_MAX_BATCH_FILE_MB); divide it "
+            "into several files"
+        )
     if limit == PLAIN_BYTES:
         return RequestTooLarge(
             "the body is larger than 128 KB, the maximum for a path that accepts no image; send less"
@@ -215,7 +228,7 @@ def _too_large(limit: int) -> RequestTooLarge:
     return RequestTooLarge(f"the body is larger than {limit / 1_000_000:g} MB (KINEMA_MAX_BODY_MB); shrink the image")
 
 
-def _with_limit(receive: Receive, limit: int) -> Receive:
+def _with_limit(receive: Receive, limit: int, path: str) -> Receive:
     """Wrap `receive` so that it raises RequestTooLarge after `limit` bytes, whatever Content-Length says."""
     read = 0
 
@@ -225,7 +238,7 @@ def _with_limit(receive: Receive, limit: int) -> Receive:
         if message["type"] == "http.request":
             read += len(message.get("body", b""))
             if read > limit:
-                raise _too_large(limit)
+                raise _too_large(limit, path)
         return message
 
     return limited

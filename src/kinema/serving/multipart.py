@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -11,7 +11,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from kinema.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from python_multipart.multipart import MultipartCallbacks
 
@@ -21,8 +21,13 @@ MAX_PARTS = 100
 MAX_VALUE_BYTES = 128 * 1024
 
 
-def read_multipart(content_type: str, body: Iterable[bytes]) -> dict[str, str | bytes]:
+def read_multipart(
+    content_type: str, body: Iterable[bytes], files: Mapping[str, IO[bytes]] | None = None
+) -> dict[str, str | bytes]:
     """Return the fields of a multipart body; an image sent as text (such as a data: URL) is returned as text.
+
+    `files` are the files to which fields of any size are written; instead of their content, their file names are
+    returned.
 
     The field's name determines whether a part is an image, because clients differ in the rest: browsers give every
     Blob a file name, Swagger UI sends each value as a Blob of JSON, and other clients send files without a name.
@@ -30,7 +35,7 @@ def read_multipart(content_type: str, body: Iterable[bytes]) -> dict[str, str | 
     Raises:
         InvalidRequest: the form can't be parsed, or a part that must be text is not.
     """
-    form = _Form()
+    form = _Form(files or {})
     try:
         parser = MultipartParser(_boundary(content_type), form.callbacks)
         for chunk in body:
@@ -53,7 +58,8 @@ def _boundary(content_type: str) -> bytes:
 class _Form:
     """The parsed fields and the current part, updated by the parser's callbacks."""
 
-    def __init__(self) -> None:
+    def __init__(self, files: Mapping[str, IO[bytes]]) -> None:
+        self._files = files
         self.fields: dict[str, str | bytes] = {}
         self.complete = False
         self.callbacks: MultipartCallbacks = {
@@ -90,14 +96,21 @@ class _Form:
             raise InvalidRequest(f"{name} is sent twice; send it once", name)
         self._is_json = parse_options_header(self._headers.get(b"content-type"))[0] == b"application/json"
         self._is_file = b"filename" in options and not self._is_json
+        self._file_name = options.get(b"filename", b"").decode("utf-8", "replace")
 
     def _extend(self, data: bytes, start: int, end: int) -> None:
+        if self._field in self._files:
+            self._files[self._field].write(data[start:end])
+            return
         self._data += data[start:end]
         if self._field not in IMAGE_FIELDS and len(self._data) > MAX_VALUE_BYTES:
             raise self._not_text()
 
     def _end(self) -> None:
         data, self._data = bytes(self._data), bytearray()
+        if self._field in self._files:
+            self.fields[self._field] = self._file_name
+            return
         if self._field in IMAGE_FIELDS and self._is_file:
             self.fields[self._field] = data
             return

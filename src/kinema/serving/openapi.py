@@ -108,6 +108,27 @@ def update_body() -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
+def json_body(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the `requestBody` of a route that accepts JSON."""
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def upload_body() -> dict[str, Any]:
+    """Return the `requestBody` of the route that uploads a file."""
+    properties = {
+        "purpose": {"type": "string", "enum": ["batch"]},
+        "file": {"type": "string", "format": "binary", "description": "Requests in JSON Lines format, one per line."},
+    }
+    required = ["purpose", "file"]
+    schema = {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
+
+
+def range_error() -> dict[int | str, dict[str, Any]]:
+    """Return the error response of a route that supports range requests."""
+    return {416: {"model": ErrorResponse, "description": "The range is not satisfiable."}}
+
+
 def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the error responses of a route, for its `responses`."""
     every = sorted({*statuses, 401, 403, 500, 503})
@@ -123,6 +144,7 @@ def file_response(media_types: str, description: str) -> dict[int | str, dict[st
 TAGS = {
     "generate": "An image in, the video out, in one call.",
     "videos": "Jobs: submit, follow, download, cancel and delete.",
+    "batches": "Many videos by one file of requests.",
     "models": "The models that this server offers.",
     "operation": "Health checks and metrics.",
 }

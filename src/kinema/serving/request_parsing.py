@@ -21,7 +21,7 @@ from kinema.serving.multipart import IMAGE_FIELDS, read_multipart
 from kinema.serving.rate_limits import CALLER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from starlette.requests import Request
 
@@ -56,7 +56,7 @@ class ParsedRequest:
     title: str | None = None
     keep: bool = False
     pinned: bool = False
-    priority: int = 0
+    priority: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class Body:
         Raises:
             InvalidRequest: a part can't be parsed.
         """
-        parsed = _parse_fields(self._fields())
+        parsed = parse_fields(self.fields())
         if isinstance(parsed.image, str) and not self.small:
             raise RequestTooLarge(
                 f"the body has {self.size} bytes; with an image URL the maximum is {SMALL_BYTES}; "
@@ -106,7 +106,7 @@ class Body:
         Raises:
             InvalidRequest: a part can't be parsed, can't be changed, or there is no change.
         """
-        sent = {name: value for name, value in self._fields().items() if is_set(value)}
+        sent = {name: value for name, value in self.fields().items() if is_set(value)}
         title, pinned = _check_text("title", sent.pop("title", None)), sent.pop("pinned", None)
         if sent:
             name = next(iter(sent))
@@ -115,15 +115,21 @@ class Body:
             raise InvalidRequest("title or pinned is required; send one or both", "pinned")
         return VideoUpdate(title, None if pinned is None else _to_bool("pinned", pinned))
 
-    def _fields(self) -> dict[str, Any]:
+    def fields(self) -> dict[str, Any]:
+        """Parse a form or a JSON object.
+
+        Raises:
+            InvalidRequest: it can't be parsed.
+        """
         match _media_type(self.content_type):
             case "multipart/form-data":
-                return dict(read_multipart(self.content_type, self._pieces()))
+                return dict(read_multipart(self.content_type, self.pieces()))
             case "application/x-www-form-urlencoded":
                 return _parse_form(self.file.read(SMALL_BYTES + 1))
-        return _parse_json(self.file.read())
+        return parse_json(self.file.read())
 
-    def _pieces(self) -> Iterator[bytes]:
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the body in pieces."""
         while piece := self.file.read(PIECE_BYTES):
             yield piece
 
@@ -209,8 +215,17 @@ def _parse_form(body: bytes) -> dict[str, Any]:
     return fields
 
 
-def _parse_json(body: bytes) -> dict[str, Any]:
-    """Parse a JSON object. In a large one, a marker replaces the data: URL of the image during parsing."""
+def parse_json(body: bytes, *, name: str = "the body", parent: str | None = None) -> dict[str, Any]:
+    """Parse a JSON object. In a large one, a marker replaces the data: URL of the image during parsing.
+
+    Args:
+        body: The object in UTF-8.
+        name: What it is, for messages.
+        parent: The field with the object that may contain an image; None: the object itself.
+
+    Raises:
+        InvalidRequest: it is not a JSON object, or is too large without its image.
+    """
     image, marker = None, f"data:{secrets.token_hex(16)}"
     if len(body) > SMALL_BYTES and (match := _JSON_IMAGE.search(body)):
         start = match.start() + 1
@@ -223,21 +238,21 @@ def _parse_json(body: bytes) -> dict[str, Any]:
             body = body[:start] + marker.encode() + body[end:]
     if len(body) > SMALL_BYTES:
         raise RequestTooLarge(
-            f"the JSON body without the image is larger than {SMALL_BYTES // 1024} KB; send less, and the "
+            f"{name} without the image is larger than {SMALL_BYTES // 1024} KB; send less, and the "
             "image as a plain base64 data: URL in input_reference"
         )
     try:
         fields = json.loads(body or b"{}")
     except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"the body is not valid JSON: {error}") from None
+        raise InvalidRequest(f"{name} is not valid JSON: {error}") from None
     if not isinstance(fields, dict):
-        raise InvalidRequest("the body is not a JSON object; send {...}")
+        raise InvalidRequest(f"{name} is not a JSON object; send {{...}}")
     if image is not None:
-        _restore_image(fields, marker, image)
+        _restore_image(fields if parent is None else fields.get(parent), marker, image)
     return fields
 
 
-def _restore_image(fields: dict[str, Any], marker: str, image: bytes) -> None:
+def _restore_image(fields: Any, marker: str, image: bytes) -> None:
     """Replace the marker with the data: URL, in any field that may contain an image."""
     for name in IMAGE_FIELDS:
         parent: Any = fields
@@ -257,8 +272,12 @@ class DataUrl:
     text: bytes
 
 
-def _parse_fields(fields: dict[str, Any]) -> ParsedRequest:
-    """Separate the video's parameters from the other fields."""
+def parse_fields(fields: Mapping[str, Any]) -> ParsedRequest:
+    """Separate the video's parameters from the other fields; the parameters are not validated.
+
+    Raises:
+        InvalidRequest: another field is invalid.
+    """
     sent = {name: value for name, value in fields.items() if value != b"" and is_set(value)}
     images = [name for name in IMAGE_FIELDS if name in sent]
     if len(images) > 1:
@@ -270,7 +289,7 @@ def _parse_fields(fields: dict[str, Any]) -> ParsedRequest:
         title=_check_text("title", sent.pop("title", None)),
         keep=_to_bool("keep", sent.pop("keep", False)),
         pinned=_to_bool("pinned", sent.pop("pinned", False)),
-        priority=_to_int("priority", sent.pop("priority", 0)),
+        priority=_to_int("priority", sent.pop("priority")) if "priority" in sent else None,
         fields={name: _check_scalar(name, value) for name, value in sent.items()},
     )
 

@@ -66,13 +66,24 @@ def prepare(
         InvalidRequest: a field is invalid (`param` is the first one), a model is not offered, or the cost is too high.
         InvalidImage: the image can't be used.
     """
+    request, title = check(settings, fields, has_image=image is not None)
+    warnings = parameter_warnings(request) if image is None else all_warnings(inspect(image), request)
     given = {name: value for name, value in fields.items() if is_set(value)}
-    _check_text(given)
-    fingerprint = _fingerprint(given, image)
+    return Submission(request, image, title, tuple(warnings), _fingerprint(given, image))
+
+
+def check(settings: Settings, fields: Mapping[str, Any], *, has_image: bool) -> tuple[VideoRequest, str | None]:
+    """Validate fields as `prepare`, without the image; return the request and the title.
+
+    Raises:
+        InvalidRequest: as `prepare`.
+    """
+    given = {name: value for name, value in fields.items() if is_set(value)}
+    check_text(given)
     title = _title(given.pop("prompt", None))
-    if title is not None and image is None:
+    if title is not None and not has_image:
         given["prompt"] = title
-    if image is None and title is None:
+    if not has_image and title is None:
         raise InvalidRequest(Message("nothing_given", "an image or a prompt is required; send one of them"), "prompt")
     parameters = to_parameters(given, lambda: default_model(settings))
     _check_offered(settings, "model", str(parameters["model"]))
@@ -86,8 +97,7 @@ def prepare(
         _check_offered(settings, "image_model", image_model)
         request = for_image_model(request, image_model)
     _check_cost(settings, request)
-    warnings = parameter_warnings(request) if image is None else all_warnings(inspect(image), request)
-    return Submission(request, image, title, tuple(warnings), fingerprint)
+    return request, title
 
 
 def submit(
@@ -107,7 +117,7 @@ def submit(
     Raises:
         KinemaError: as `Queue.submit`.
     """
-    _check_text({"title": title})
+    check_text({"title": title})
     job = queue.submit(
         submission.request,
         image=submission.image,
@@ -134,7 +144,7 @@ def change(queue: Queue, job_id: str, *, title: str | None, pinned: bool | None)
         InvalidRequest: the title is too long or contains invalid characters.
         JobNotFound: there is no job with this id.
     """
-    _check_text({"title": title})
+    check_text({"title": title})
     if title is not None:
         queue.rename(job_id, title)
     if pinned is not None:
@@ -208,8 +218,12 @@ def _check_cost(settings: Settings, request: VideoRequest) -> None:
         )
 
 
-def _check_text(given: Mapping[str, Any]) -> None:
-    """Reject characters that can't be stored in the database or a file, and a prompt or title that is too long."""
+def check_text(given: Mapping[str, Any]) -> None:
+    """Reject characters that can't be stored in the database or a file, and a prompt or title that is too long.
+
+    Raises:
+        InvalidRequest: naming the field.
+    """
     for name, value in given.items():
         for text in (name, value):
             if isinstance(text, str) and ("\0" in text or any("\ud800" <= c <= "\udfff" for c in text)):

@@ -18,11 +18,13 @@ from kinema.errors import InvalidImage, InvalidRequest, JobNotFound, KinemaError
 from kinema.models.catalog import CATALOG, IMAGE_MODELS, default_parameters, image_model_defaults
 from kinema.models.resolve import model_kind, resolve
 from kinema.serving import openapi, schemas
+from kinema.serving.batches_api import add_batch_routes
 from kinema.serving.bounded_pool import client_gone
 from kinema.serving.connections import interim_sender
 from kinema.serving.decode_process import ClientGone
 from kinema.serving.events import Events
 from kinema.serving.fields import is_set
+from kinema.serving.files_api import add_file_routes
 from kinema.serving.lifespan import ServerState, server_state
 from kinema.serving.opened_file import OpenedFile
 from kinema.serving.rate_limits import CALLER
@@ -74,6 +76,8 @@ def make_app() -> FastAPI:
     _add_create_routes(app)
     _add_read_routes(app)
     _add_update_routes(app)
+    add_file_routes(app)
+    add_batch_routes(app)
     _add_metrics(app)
     return app
 
@@ -145,9 +149,9 @@ async def accept(
             idempotency_key=key,
             title=fields.title,
             pinned=fields.pinned,
-            priority=fields.priority,
             caller=request.scope.get(CALLER, ""),
             traceparent=traceparent,
+            priority=fields.priority or 0,
         )
         return job, replace(submission, image=None), fields
 
@@ -266,14 +270,11 @@ def _add_read_routes(app: FastAPI) -> None:
     partial: dict[int | str, dict[str, Any]] = {
         206: {"description": "The requested range of the file.", "content": file_response[200]["content"]}
     }
-    not_satisfiable: dict[int | str, dict[str, Any]] = {
-        416: {"model": schemas.ErrorResponse, "description": "The range is not satisfiable."}
-    }
 
     @app.get(
         "/v1/videos/{video_id}/content",
         response_class=FileResponse,
-        responses=file_response | partial | not_satisfiable | openapi.error_responses(400, 404, 409),
+        responses=file_response | partial | openapi.range_error() | openapi.error_responses(400, 404, 409),
         tags=["videos"],
     )
     async def download_video(request: Request, video_id: str, variant: Variant = "video") -> Response:

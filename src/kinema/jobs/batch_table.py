@@ -1,0 +1,333 @@
+"""The tables of batches, in the queue's database. Each state change is one guarded transaction."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from kinema.errors import JobNotFound, JobUnfinished
+from kinema.jobs.batch_schema import (
+    BATCHES,
+    FILES,
+    LINES,
+    UNFINISHED,
+    Batch,
+    batch_from_row,
+    file_from_row,
+    line_from_row,
+)
+from kinema.jobs.job_schema import JOBS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from kinema.jobs.batch_schema import BatchEnd, BatchLine, BatchStatus, FilePurpose, LineError, StoredFile
+    from kinema.jobs.job_table import JobTable
+
+COMPLETION_SECONDS = 86_400.0
+PAGE = 500
+_UNFINISHED = BATCHES.c.status.in_(UNFINISHED)
+_HAS_RESULT = LINES.c.state.in_(["completed", "failed", "dropped"])
+
+
+def new_file_id() -> str:
+    """Return a random id."""
+    return f"file-{secrets.token_hex(16)}"
+
+
+class BatchTable:
+    """Files, batches and lines of batches in the database of a `JobTable`.
+
+    Raises:
+        QueueUnavailable, InsufficientDisk: by every method, as those of `JobTable`.
+    """
+
+    def __init__(self, table: JobTable, keep_seconds: float) -> None:
+        self._table = table
+        self._keep_seconds = keep_seconds
+
+    # Files
+
+    def add_file(self, file_id: str, name: str, purpose: FilePurpose, size: int) -> StoredFile:
+        """Add a file whose content is stored."""
+        values = self._file_values(file_id, name, purpose, size)
+        with self._table.write() as connection:
+            connection.execute(FILES.insert().values(values))
+        return self.get_file(file_id)
+
+    def _file_values(self, file_id: str, name: str, purpose: FilePurpose, size: int) -> dict[str, Any]:
+        now = time.time()
+        times = {"created_at": now, "expires_at": now + self._keep_seconds}
+        return {"id": file_id, "name": name, "purpose": purpose, "size": size, **times}
+
+    def get_file(self, file_id: str) -> StoredFile:
+        """Return a file.
+
+        Raises:
+            JobNotFound: no file has this id.
+        """
+        with self._table.read() as connection:
+            row = connection.execute(sa.select(FILES).where(FILES.c.id == file_id)).mappings().first()
+        if row is None:
+            raise JobNotFound(f"there is no file {file_id!r}; it was deleted, has expired, or never existed")
+        return file_from_row(row)
+
+    def list_files(
+        self, after: str | None, limit: int, *, newest_first: bool, purpose: str | None
+    ) -> tuple[list[StoredFile], bool]:
+        """Return a page of files in order of creation, and whether there are more."""
+        query = sa.select(FILES) if purpose is None else sa.select(FILES).where(FILES.c.purpose == purpose)
+        rows = self._page(FILES, query, after, limit, newest_first=newest_first)
+        return [file_from_row(row) for row in rows[:limit]], len(rows) > limit
+
+    def _page(
+        self, table: sa.Table, query: sa.Select[Any], after: str | None, limit: int, *, newest_first: bool
+    ) -> Sequence[sa.RowMapping]:
+        """Return up to `limit` + 1 rows, from the start or after the row with the id `after`."""
+        seq = table.c.seq
+        query = query.order_by(seq.desc() if newest_first else seq).limit(limit + 1)
+        with self._table.read() as connection:
+            if after is not None:
+                last = connection.execute(sa.select(seq).where(table.c.id == after)).scalar()
+                if last is None:
+                    raise JobNotFound(f"{after!r} does not exist (parameter after)")
+                query = query.where(seq < last if newest_first else seq > last)
+            return connection.execute(query).mappings().all()
+
+    def remove_file(self, file_id: str, *, only_expired: bool = False) -> None:
+        """Delete a file's row; delete its content afterwards.
+
+        Raises:
+            JobNotFound: no file has this id, or it has not expired.
+            JobUnfinished: an unfinished batch reads it.
+        """
+        used = sa.exists().where(BATCHES.c.input_file == FILES.c.id, _UNFINISHED)
+        guard = sa.and_(FILES.c.id == file_id, sa.not_(used))
+        if only_expired:
+            guard = sa.and_(guard, FILES.c.expires_at < time.time())
+        with self._table.write() as connection:
+            if connection.execute(FILES.delete().where(guard)).rowcount:
+                return
+        self.get_file(file_id)
+        raise JobUnfinished(f"the file {file_id!r} is the input of an unfinished batch; cancel the batch first")
+
+    def expired_files(self) -> list[str]:
+        """Return the ids of the expired files that no unfinished batch reads."""
+        used = sa.select(BATCHES.c.input_file).where(_UNFINISHED)
+        query = sa.select(FILES.c.id).where(FILES.c.expires_at < time.time(), FILES.c.id.not_in(used))
+        with self._table.read() as connection:
+            return list(connection.execute(query).scalars())
+
+    def file_ids(self) -> set[str]:
+        """Return the ids of all files."""
+        with self._table.read() as connection:
+            return set(connection.execute(sa.select(FILES.c.id)).scalars())
+
+    # Batches
+
+    def add(self, input_file: str, labels: Mapping[str, str]) -> Batch:
+        """Add a batch, whose input file is not validated yet.
+
+        Raises:
+            JobNotFound: the file does not exist.
+        """
+        batch_id, now = f"batch_{secrets.token_hex(16)}", time.time()
+        values = {"id": batch_id, "status": "validating", "input_file": input_file, "labels": json.dumps(labels)}
+        with self._table.write() as connection:
+            file = sa.select(FILES.c.id).where(FILES.c.id == input_file).with_for_update()
+            if connection.execute(file).first() is None:
+                raise JobNotFound(f"there is no file {input_file!r}; upload it to /v1/files first")
+            times = {"created_at": now, "expires_at": now + COMPLETION_SECONDS}
+            connection.execute(BATCHES.insert().values(**values, **times))
+        return self.get(batch_id)
+
+    def get(self, batch_id: str) -> Batch:
+        """Return a batch.
+
+        Raises:
+            JobNotFound: no batch has this id.
+        """
+        with self._table.read() as connection:
+            row = connection.execute(sa.select(BATCHES).where(BATCHES.c.id == batch_id)).mappings().first()
+        if row is None:
+            raise JobNotFound(f"there is no batch {batch_id!r}; it has expired, or never existed")
+        return batch_from_row(row)
+
+    def list_batches(self, after: str | None, limit: int) -> tuple[list[Batch], bool]:
+        """Return a page of batches, newest first, and whether there are more."""
+        rows = self._page(BATCHES, sa.select(BATCHES), after, limit, newest_first=True)
+        return [batch_from_row(row) for row in rows[:limit]], len(rows) > limit
+
+    def unfinished(self) -> list[Batch]:
+        """Return all unfinished batches, oldest first."""
+        with self._table.read() as connection:
+            rows = connection.execute(sa.select(BATCHES).where(_UNFINISHED).order_by(BATCHES.c.seq)).mappings().all()
+        return [batch_from_row(row) for row in rows]
+
+    def stop(self, batch_id: str, ends_as: BatchEnd) -> bool:
+        """Give up a batch's unfinished lines; return whether it was validating or in progress."""
+        guard = BATCHES.c.status.in_(["validating", "in_progress"])
+        status: BatchStatus = "cancelling" if ends_as == "cancelled" else "in_progress"
+        return self._change(batch_id, guard, status, ends_as=ends_as)
+
+    def fail(self, batch_id: str, errors: Sequence[LineError]) -> bool:
+        """Set a batch to failed, since its input file is invalid; return whether it was validating."""
+        found = json.dumps([asdict(error) for error in errors])
+        is_validating = BATCHES.c.status == "validating"
+        deleted_at = time.time() + self._keep_seconds
+        return self._change(batch_id, is_validating, "failed", errors=found, deleted_at=deleted_at, drop_lines=True)
+
+    def start(self, batch_id: str, total: int) -> bool:
+        """Set a batch whose lines are all added to in_progress; return whether it was validating."""
+        return self._change(batch_id, BATCHES.c.status == "validating", "in_progress", total=total)
+
+    def begin_end(self, batch_id: str) -> bool:
+        """Set a batch whose lines all have a result to finalizing; return whether it was not yet."""
+        return self._change(batch_id, BATCHES.c.status.in_(["in_progress", "cancelling"]), "finalizing")
+
+    def end(self, batch: Batch, output: tuple[str, int] | None, errors: tuple[str, int] | None) -> bool:
+        """Set a batch to its final status and add its files, each an id and a size; return whether it was finalizing.
+
+        Its lines are deleted.
+        """
+        names = {"output_file": (output, f"{batch.id}_output.jsonl"), "error_file": (errors, f"{batch.id}_error.jsonl")}
+        files = {column: file[0] for column, (file, _) in names.items() if file is not None}
+        deleted_at = time.time() + self._keep_seconds
+        with self._table.write() as connection:
+            is_finalizing = BATCHES.c.status == "finalizing"
+            if not self._set(connection, batch.id, is_finalizing, batch.ends_as, deleted_at=deleted_at, **files):
+                return False
+            for file, name in names.values():
+                if file is not None:
+                    values = self._file_values(file[0], name, "batch_output", file[1])
+                    connection.execute(FILES.insert().values(values))
+            connection.execute(LINES.delete().where(LINES.c.batch == batch.id))
+        return True
+
+    def remove_expired(self) -> None:
+        """Delete the batches that ended `keep_seconds` ago. Their files expire by themselves."""
+        with self._table.write() as connection:
+            connection.execute(BATCHES.delete().where(BATCHES.c.deleted_at < time.time()))
+
+    def _change(
+        self,
+        batch_id: str,
+        guard: sa.ColumnElement[bool],
+        status: BatchStatus,
+        *,
+        drop_lines: bool = False,
+        **values: Any,
+    ) -> bool:
+        with self._table.write() as connection:
+            is_changed = self._set(connection, batch_id, guard, status, **values)
+            if is_changed and drop_lines:
+                connection.execute(LINES.delete().where(LINES.c.batch == batch_id))
+        return is_changed
+
+    def _set(
+        self,
+        connection: sa.Connection,
+        batch_id: str,
+        guard: sa.ColumnElement[bool],
+        status: BatchStatus,
+        **values: Any,
+    ) -> bool:
+        """Set a batch's status and note when it began first; return whether the guard was true."""
+        row = connection.execute(
+            sa.select(BATCHES.c.times).where(BATCHES.c.id == batch_id, guard).with_for_update()
+        ).first()
+        if row is None:
+            return False
+        times = json.dumps({status: time.time(), **json.loads(row.times)})
+        connection.execute(
+            BATCHES.update().where(BATCHES.c.id == batch_id).values(status=status, times=times, **values)
+        )
+        return True
+
+    # Lines
+
+    def clear_lines(self, batch_id: str) -> None:
+        """Delete the lines that an interrupted validation added."""
+        with self._table.write() as connection:
+            connection.execute(LINES.delete().where(LINES.c.batch == batch_id))
+
+    def add_lines(self, batch_id: str, lines: Iterable[BatchLine]) -> bool:
+        """Add lines to a batch; return whether it is still validating."""
+        values = [
+            {"batch": batch_id, "number": line.number, "custom_id": line.custom_id, "position": line.position}
+            for line in lines
+        ]
+        is_validating = sa.select(BATCHES.c.id).where(BATCHES.c.id == batch_id, BATCHES.c.status == "validating")
+        with self._table.write() as connection:
+            if connection.execute(is_validating.with_for_update()).first() is None:
+                return False
+            if values:
+                connection.execute(LINES.insert(), values)
+        return True
+
+    def pending(self, batch_id: str, limit: int) -> list[BatchLine]:
+        """Return the first lines without a job."""
+        return self._lines(LINES.c.batch == batch_id, LINES.c.state == "pending", limit=limit)
+
+    def submitted(self, batch_id: str) -> list[BatchLine]:
+        """Return the lines whose jobs are not known to be finished."""
+        return self._lines(LINES.c.batch == batch_id, LINES.c.state == "submitted")
+
+    def ended(self, batch_id: str) -> list[BatchLine]:
+        """Return the submitted lines whose jobs are finished or deleted."""
+        is_ended = sa.or_(JOBS.c.id.is_(None), JOBS.c.status.in_(["completed", "failed"]))
+        query = sa.select(LINES).outerjoin(JOBS, JOBS.c.id == LINES.c.job)
+        query = query.where(LINES.c.batch == batch_id, LINES.c.state == "submitted", is_ended)
+        with self._table.read() as connection:
+            return [line_from_row(row) for row in connection.execute(query.limit(PAGE)).mappings()]
+
+    def results(self, batch_id: str) -> Iterator[BatchLine]:
+        """Yield all lines with a result in order, read in pages."""
+        last = 0
+        while page := self._lines(LINES.c.batch == batch_id, LINES.c.number > last, _HAS_RESULT, limit=PAGE):
+            yield from page
+            last = page[-1].number
+
+    def _lines(self, *guards: sa.ColumnElement[bool], limit: int | None = None) -> list[BatchLine]:
+        query = sa.select(LINES).where(*guards).order_by(LINES.c.number).limit(limit)
+        with self._table.read() as connection:
+            return [line_from_row(row) for row in connection.execute(query).mappings()]
+
+    def count_submitted(self) -> int:
+        """Return the number of lines of all batches that have an unfinished job."""
+        query = sa.select(sa.func.count()).select_from(LINES).where(LINES.c.state == "submitted")
+        with self._table.read() as connection:
+            return connection.execute(query).scalar_one()
+
+    def set_job(self, batch_id: str, number: int, job_id: str) -> None:
+        """Store the job of a pending line."""
+        is_pending = sa.and_(LINES.c.batch == batch_id, LINES.c.number == number, LINES.c.state == "pending")
+        with self._table.write() as connection:
+            connection.execute(LINES.update().where(is_pending).values(state="submitted", job=job_id))
+
+    def finish_lines(self, batch_id: str, results: Iterable[tuple[int, bool, str]]) -> None:
+        """Store the results of lines, each a number, whether the line is completed, and the line of the file."""
+        counts = {"completed": 0, "failed": 0}
+        with self._table.write() as connection:
+            for number, is_completed, result in results:
+                state = "completed" if is_completed else "failed"
+                guard = sa.and_(LINES.c.batch == batch_id, LINES.c.number == number, sa.not_(_HAS_RESULT))
+                update = LINES.update().where(guard).values(state=state, result=result)
+                counts[state] += connection.execute(update).rowcount
+            self._count(connection, batch_id, **counts)
+
+    def drop_pending(self, batch_id: str) -> None:
+        """Give up all lines without a job."""
+        guard = sa.and_(LINES.c.batch == batch_id, LINES.c.state == "pending")
+        with self._table.write() as connection:
+            dropped = connection.execute(LINES.update().where(guard).values(state="dropped")).rowcount
+            self._count(connection, batch_id, completed=0, failed=dropped)
+
+    def _count(self, connection: sa.Connection, batch_id: str, *, completed: int, failed: int) -> None:
+        counts = {"completed": BATCHES.c.completed + completed, "failed": BATCHES.c.failed + failed}
+        connection.execute(BATCHES.update().where(BATCHES.c.id == batch_id).values(counts))

@@ -1,0 +1,113 @@
+"""The routes of /v1/batches: run the requests of an uploaded file."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from contextlib import closing
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import Query, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+
+from kinema.errors import InvalidRequest, JobNotFound
+from kinema.serving import openapi
+from kinema.serving.batch_schemas import BatchList, BatchObject, BatchRequest, batch_of, page_of
+from kinema.serving.files_api import check_file_id
+from kinema.serving.lifespan import ServerState, server_state
+from kinema.serving.request_parsing import receive
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from kinema.jobs.batch_schema import Batch
+
+_ID = re.compile(r"batch_[0-9a-f]{32}")
+_After = Annotated[str | None, Query(description="The last id of the previous page.")]
+_Limit = Annotated[int, Query(ge=1, le=100)]
+
+
+def add_batch_routes(app: FastAPI) -> None:
+    """Add the routes to the app."""
+
+    @app.post(
+        "/v1/batches",
+        response_model=BatchObject,
+        responses=openapi.error_responses(400, 404, 413, 415, 507),
+        openapi_extra=openapi.json_body(BatchRequest.model_json_schema()),
+        tags=["batches"],
+    )
+    async def create_batch(request: Request) -> Response:
+        """Run the requests of an uploaded file, within 24 hours."""
+        state = server_state(app)
+        state.check_open()
+        with closing(await receive(request, state.bodies)) as body:
+            wanted = _validate(body.fields())
+        return JSONResponse(batch_of(await asyncio.to_thread(_create, state, wanted)))
+
+    @app.get("/v1/batches", response_model=BatchList, responses=openapi.error_responses(400, 404), tags=["batches"])
+    async def list_batches(after: _After = None, limit: _Limit = 20) -> Response:
+        """List batches, newest first."""
+        if after is not None:
+            _check_id(after)
+        batches, has_more = await asyncio.to_thread(server_state(app).queue.batches.list_batches, after, limit)
+        return JSONResponse(page_of([batch_of(batch) for batch in batches], has_more=has_more))
+
+    @app.get(
+        "/v1/batches/{batch_id}", response_model=BatchObject, responses=openapi.error_responses(404), tags=["batches"]
+    )
+    async def retrieve_batch(batch_id: str) -> Response:
+        """Get the current state of a batch."""
+        return JSONResponse(batch_of(await _batch(server_state(app), batch_id)))
+
+    @app.post(
+        "/v1/batches/{batch_id}/cancel",
+        response_model=BatchObject,
+        responses=openapi.error_responses(404, 507),
+        tags=["batches"],
+    )
+    async def cancel_batch(batch_id: str) -> Response:
+        """Cancel the waiting and running jobs of a batch. A finished batch is unchanged."""
+        state = server_state(app)
+        _check_id(batch_id)
+        await asyncio.to_thread(state.queue.batches.stop, batch_id, "cancelled")
+        state.batches.wake()
+        return JSONResponse(batch_of(await _batch(state, batch_id)))
+
+
+def _validate(fields: dict[str, Any]) -> BatchRequest:
+    """Return the request of a body.
+
+    Raises:
+        InvalidRequest: a field is missing, unknown or invalid.
+    """
+    try:
+        return BatchRequest.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        shown = "" if first["type"] == "missing" else f" {str(first['input'])[:80]!r}"
+        raise InvalidRequest(f"{name}{shown} is invalid: {first['msg'].lower()}", name) from None
+
+
+def _create(state: ServerState, wanted: BatchRequest) -> Batch:
+    check_file_id(wanted.input_file_id)
+    file = state.queue.batches.get_file(wanted.input_file_id)
+    if file.purpose != "batch":
+        raise InvalidRequest(
+            f"the file {file.id!r} has the purpose {file.purpose}; use one with the purpose batch", "input_file_id"
+        )
+    batch = state.queue.batches.add(file.id, wanted.metadata or {})
+    state.batches.wake()
+    return batch
+
+
+async def _batch(state: ServerState, batch_id: str) -> Batch:
+    _check_id(batch_id)
+    return await asyncio.to_thread(state.queue.batches.get, batch_id)
+
+
+def _check_id(batch_id: str) -> None:
+    if not _ID.fullmatch(batch_id):
+        raise JobNotFound(f"batch {batch_id[:80]!r} does not exist; an id is batch_ and 32 hexadecimal digits")
