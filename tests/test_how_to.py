@@ -31,7 +31,8 @@ from kinema.serving.schemas import failure_response
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tests" / "serving"))
-from server_process import start, stop  # noqa: E402
+from server_process import free_port, start, stop  # noqa: E402
+from webhook_receiver import SECRET  # noqa: E402
 
 PAGES = ["README.md", "docs/tutorial.md", "docs/troubleshooting.md"]
 PAGES += sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs" / "how-to").glob("*.md"))
@@ -52,9 +53,10 @@ NOT_RUN = {
     "needs a server with API keys": 1,
     "needs the proxy": 1,
     "starts a cluster": 2,
-    "starts a server": 6,
+    "starts a server": 7,
 }
 SERVER = "http://localhost:3000"
+HOOK_PORT = "8087"
 SMALL = {"width": 96, "height": 64, "num_frames": 4, "num_inference_steps": 2}
 
 
@@ -101,10 +103,18 @@ def origin(site):
 
 
 @pytest.fixture(scope="module")
-def url(origin, tmp_path_factory):
-    """The URL of a server with stub work, which accepts the page and the model that the how-tos name."""
+def hook_port():
+    """A port that is free, unlike perhaps that of the page."""
+    return str(free_port())
+
+
+@pytest.fixture(scope="module")
+def url(origin, hook_port, tmp_path_factory):
+    """The URL of a server with stub work, which accepts the page, the model and the receiver that the how-tos name."""
     data = tmp_path_factory.mktemp("how-to-server") / "data"
-    running = start(data, cors_origins=origin, models="owner/name@v2")
+    running = start(
+        data, cors_origins=origin, models="owner/name@v2", webhook_hosts=f"localhost:{hook_port}", webhook_secret=SECRET
+    )
     yield running.url
     stop(running)
 
@@ -125,6 +135,7 @@ def folder(tmp_path, tiny_svd, monkeypatch):
         monkeypatch.delenv(name)
     monkeypatch.setenv("KINEMA_MODEL", "pocket")
     monkeypatch.setenv("KINEMA_DEVICE", "cpu")
+    monkeypatch.setenv("KINEMA_WEBHOOK_SECRET", SECRET)
     monkeypatch.chdir(tmp_path)
     for name, value in SMALL.items():
         monkeypatch.setitem(CATALOG["pocket"].defaults, name, value)
@@ -160,13 +171,13 @@ def run(block, url, capfd):
 
 @pytest.mark.filterwarnings("ignore:.* was trained on:UserWarning")  # of the size
 @pytest.mark.parametrize("page", [pytest.param(page, marks=SLOW) if page in MANY_VIDEOS else page for page in PAGES])
-def test_code_of_page_runs(page, folder, capfd, request):
+def test_code_of_page_runs(page, folder, hook_port, capfd, request):
     runnable = [block for block in blocks(page) if block.language in RUN[:3] and block.reason is None]
     if any(block.language == "javascript" for block in runnable) and shutil.which("node") is None:
         pytest.skip("node is not installed")
     url = request.getfixturevalue("url") if any(SERVER in block.code for block in runnable) else ""
     for block in runnable:
-        output = run(block, url, capfd)
+        output = run(block._replace(code=block.code.replace(HOOK_PORT, hook_port)), url, capfd)
         assert block.expected in output
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -20,6 +21,8 @@ from kinema.errors import InvalidRequest
 CONFIG_FILE = Path("kinema.toml")
 # Parameters and options that have another name than their setting.
 _PARAMETERS = {"gpus_per_video": "gpus"}
+# Bytes of a secret of Standard Webhooks.
+MIN_SECRET, MAX_SECRET = 24, 64
 
 
 def _split(value: Any) -> Any:
@@ -43,10 +46,19 @@ def _host_and_port(value: str) -> str:
     return value
 
 
+def _webhook_secret(value: SecretStr) -> SecretStr:
+    """Accept a secret of Standard Webhooks; raise ValueError for any other."""
+    prefix, _, payload = value.get_secret_value().partition("_")
+    if prefix != "whsec" or not MIN_SECRET <= len(base64.b64decode(payload, validate=True)) <= MAX_SECRET:
+        raise ValueError
+    return value
+
+
 Name = Annotated[str, Field(min_length=1)]
 Names = Annotated[tuple[Name, ...], NoDecode, BeforeValidator(_split)]
 HostPorts = Annotated[tuple[Annotated[Name, AfterValidator(_host_and_port)], ...], NoDecode, BeforeValidator(_split)]
 Secret = Annotated[SecretStr, Field(min_length=1)]
+WebhookSecret = Annotated[SecretStr, AfterValidator(_webhook_secret)]
 Secrets = Annotated[tuple[Secret, ...], NoDecode, BeforeValidator(_split)]
 
 
@@ -153,6 +165,15 @@ class Settings(BaseSettings):
         description="comma-separated hosts from which the server may fetch images, on ports 80 and 443 or, for "
         "host:port, on that port only; unset: none.",
     )
+    webhook_hosts: HostPorts = Field(
+        default=(),
+        description="comma-separated hosts to which the server may send webhooks, on ports 80 and 443 or, for "
+        "host:port, on that port only; unset: none.",
+    )
+    webhook_secret: WebhookSecret | None = Field(
+        default=None,
+        description="whsec_ and the base64 of 24 to 64 random bytes, with which webhooks are signed.",
+    )
     models: Names = Field(
         default=(),
         description="comma-separated video and text-to-image models to offer in addition to the catalog.",
@@ -244,4 +265,5 @@ def _first_error(error: ValidationError, overrides: dict[str, str | None]) -> In
             f"unknown setting {shown_name}{where}; expected one of {', '.join(Settings.model_fields)}", name
         )
     expected = (Settings.model_fields[name].description or "").rstrip(".")
-    return InvalidRequest(f"{shown_name} {first['input']!r}{where} is invalid; expected {expected}", name)
+    shown = "" if name == "webhook_secret" else f" {first['input']!r}"
+    return InvalidRequest(f"{shown_name}{shown}{where} is invalid; expected {expected}", name)

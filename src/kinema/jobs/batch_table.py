@@ -21,7 +21,7 @@ from kinema.jobs.batch_schema import (
     file_from_row,
     line_from_row,
 )
-from kinema.jobs.job_schema import JOBS
+from kinema.jobs.job_schema import JOBS, WEBHOOKS, webhook_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -130,8 +130,8 @@ class BatchTable:
 
     # Batches
 
-    def add(self, input_file: str, labels: Mapping[str, str]) -> Batch:
-        """Add a batch, whose input file is not validated yet.
+    def add(self, input_file: str, labels: Mapping[str, str], webhook_url: str | None = None) -> Batch:
+        """Add a batch, whose input file is not validated yet, and its webhook.
 
         Raises:
             JobNotFound: the file does not exist.
@@ -144,6 +144,8 @@ class BatchTable:
                 raise JobNotFound(f"there is no file {input_file!r}; upload it to /v1/files first")
             times = {"created_at": now, "expires_at": now + COMPLETION_SECONDS}
             connection.execute(BATCHES.insert().values(**values, **times))
+            if webhook_url is not None:
+                connection.execute(WEBHOOKS.insert().values(webhook_values(batch_id, webhook_url)))
         return self.get(batch_id)
 
     def get(self, batch_id: str) -> Batch:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
+import secrets
 import time
 from typing import Any
+from urllib.parse import urlsplit
 
 import sqlalchemy as sa
 
@@ -79,6 +81,17 @@ SCHEDULER = sa.Table(
     sa.Column("expires_at", sa.Float, nullable=False),
     sa.Column("workers", sa.Text, nullable=False),
 )
+# Webhooks that are not delivered yet. `owner` is the id of a job or batch; a webhook is sent once that has ended.
+WEBHOOKS = sa.Table(
+    "kinema_webhooks",
+    METADATA,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("owner", sa.Text, nullable=False, unique=True),
+    sa.Column("url", sa.Text, nullable=False),
+    sa.Column("host", sa.Text, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False, default=0),
+    sa.Column("due_at", sa.Float, nullable=False, default=0, index=True),
+)
 IS_QUEUED = JOBS.c.status == "queued"
 IS_RUNNING = JOBS.c.status == "in_progress"
 # One step of priority counts as this many seconds of waiting.
@@ -89,6 +102,11 @@ QUEUE_ORDER = (RANK, JOBS.c.seq)
 # Order of the jobs with one priority.
 TURN_ORDER = (JOBS.c.turn, JOBS.c.created_at, JOBS.c.seq)
 COUNT_QUEUED = sa.select(sa.func.count()).select_from(JOBS).where(IS_QUEUED)
+
+
+def webhook_values(owner: str, url: str) -> dict[str, str]:
+    """Return the row of a webhook of a job or batch."""
+    return {"id": f"msg_{secrets.token_hex(16)}", "owner": owner, "url": url, "host": urlsplit(url).netloc}
 
 
 def is_expired() -> sa.ColumnElement[bool]:

@@ -43,8 +43,10 @@ from kinema.jobs.job_schema import (
     QUEUE_ORDER,
     RANK,
     TURN_ORDER,
+    WEBHOOKS,
     is_expired,
     job_from_row,
+    webhook_values,
     with_positions,
 )
 from kinema.jobs.migrations import find_format, migrate
@@ -282,8 +284,10 @@ class JobTable:
         if self.changes is not None:
             self.changes.notify(connection, job_id, is_progress=is_progress)
 
-    def add(self, values: Mapping[str, Any], max_queued: int, limits: OwnerLimits) -> int | None:
-        """Insert a queued job. Return its position in the queue, or None if `max_queued` jobs are queued.
+    def add(
+        self, values: Mapping[str, Any], max_queued: int, limits: OwnerLimits, webhook_url: str | None = None
+    ) -> int | None:
+        """Insert a queued job and its webhook. Return its position in the queue, or None if `max_queued` are queued.
 
         Inserts that arrive during another commit share the next one, since each commit waits for the disk.
 
@@ -291,7 +295,7 @@ class JobTable:
             KeyTaken: another job has the idempotency key.
             LimitReached: the jobs of its owner reach one of the limits.
         """
-        own = _PendingInsert(values, max_queued, limits)
+        own = _PendingInsert(values, max_queued, limits, webhook_url)
         self._pending_inserts.append(own)
         with self._insert_lock:
             if not own.done:
@@ -346,6 +350,9 @@ class JobTable:
                 insert.limits.check(connection, insert.values)
                 with connection.begin_nested():  # an invalid job does not fail the others of the batch
                     insert.position = self._insert_job(insert.values, connection)
+                    if insert.webhook_url is not None:
+                        webhook = webhook_values(insert.values["id"], insert.webhook_url)
+                        connection.execute(WEBHOOKS.insert().values(webhook))
             except (KeyTaken, LimitReached) as error:
                 insert.error = error
             except (sa.exc.DataError, UnicodeError, ValueError) as error:
@@ -603,6 +610,7 @@ class _PendingInsert:
     values: Mapping[str, Any]
     max_queued: int
     limits: OwnerLimits
+    webhook_url: str | None = None
     position: int | None = None
     error: BaseException | None = None
     done: bool = False

@@ -33,6 +33,7 @@ from kinema.jobs.scheduler import Scheduler
 from kinema.jobs.scheduler_lock import scheduled_elsewhere
 from kinema.jobs.sqlite_file import SqliteFile
 from kinema.jobs.subscriptions import AsyncSubscription, Subscription, Subscriptions
+from kinema.jobs.webhook_table import WebhookTable
 from kinema.jobs.worker_pool import devices_for, states_from_json
 from kinema.messages import Message
 
@@ -112,6 +113,7 @@ class Queue:
             raise
         self._table.workflow_file = workflow_file
         self.batches = BatchTable(self._table, settings.keep_days * DAY)
+        self.webhooks = WebhookTable(self._table)
         self.batch_files = BatchFiles(self._files, settings.min_free_gb)
         self._subscriptions = Subscriptions()
         self._changes = self._table.changes
@@ -217,6 +219,7 @@ class Queue:
         owner: str = "",
         limits: OwnerLimits = NO_LIMITS,
         traceparent: str | None = None,
+        webhook_url: str | None = None,
     ) -> Job:
         """Queue a job. It is stored durably when this returns.
 
@@ -232,6 +235,7 @@ class Queue:
             owner: Who submits the job. Owners take turns among jobs with the same priority.
             limits: The most that the owner may have in the queue.
             traceparent: The span that submits the job (W3C Trace Context), for its trace.
+            webhook_url: URL for a message when the job has ended (`kinema.jobs.webhook_table`).
 
         Raises:
             InvalidRequest: not exactly one of prompt and image, or priority or key out of range.
@@ -271,7 +275,7 @@ class Queue:
             with self._traces.submit(values["id"], request, traceparent) as values["traceparent"]:
                 with self._files.add_image(image) as values["image"]:
                     try:
-                        position = self._table.add(values | columns, self._settings.queue_size, limits)
+                        position = self._table.add(values | columns, self._settings.queue_size, limits, webhook_url)
                     except LimitReached as reached:  # the image's marker is deleted at the end of the context
                         position, rejection = None, self._limit_exceeded(reached, limits)
                 self._was_full = position is None and rejection is None
@@ -283,7 +287,7 @@ class Queue:
             return self._find_by_key(idempotency_key, fingerprint_or_default) or self.submit(
                 request, image=image, title=title, priority=priority, pinned=pinned,
                 idempotency_key=idempotency_key, fingerprint=fingerprint, owner=owner, limits=limits,
-                traceparent=traceparent,
+                traceparent=traceparent, webhook_url=webhook_url,
             )  # fmt: skip
         self._wake_scheduler()
         return Job(status="queued", request=request, queue_position=position, **values)

@@ -117,7 +117,7 @@ def _check_allowed(parsed_url: httpx.URL, hosts: Collection[str]) -> None:
     Raises:
         InvalidImage: naming the allowed hosts, or the allowed ports of the URL's host.
     """
-    ports = sorted({port for allowed in hosts for port in _allowed_ports(allowed, parsed_url)})
+    ports = allowed_ports(parsed_url, hosts)
     if (parsed_url.port or PORTS[parsed_url.scheme]) in ports:
         return
     if ports:
@@ -125,6 +125,11 @@ def _check_allowed(parsed_url: httpx.URL, hosts: Collection[str]) -> None:
     else:
         rule = f"the server fetches only from {', '.join(hosts)}" if hosts else "the server fetches no URLs"
     raise InvalidImage(f"{redacted(parsed_url)} is not allowed: {rule}; send the file itself")
+
+
+def allowed_ports(parsed_url: httpx.URL, hosts: Collection[str]) -> list[int]:
+    """Return the ports of a URL's host that rules allow: "host" allows 80 and 443, "host:8080" that port only."""
+    return sorted({port for allowed in hosts for port in _allowed_ports(allowed, parsed_url)})
 
 
 def _allowed_ports(allowed: str, parsed_url: httpx.URL) -> set[int]:

@@ -34,6 +34,7 @@ from kinema.serving.batch_schemas import dropped_result, job_result, rejected_re
 from kinema.serving.decode_process import ClientGone
 from kinema.serving.request_parsing import fetch_image
 from kinema.serving.submission import prepare, submit
+from kinema.serving.webhook_urls import check_webhook_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -243,6 +244,7 @@ class BatchFeeder:
             replace(submission, fingerprint=fingerprint),
             idempotency_key=key,
             title=request.title,
+            webhook_url=check_webhook_url(self._settings, request.webhook_url),
             priority=PRIORITY if request.priority is None else request.priority,
         )
 

@@ -13,6 +13,7 @@ from kinema.errors import InvalidImage, InvalidRequest, KinemaError, RequestTooL
 from kinema.jobs.batch_schema import BatchLine, LineError
 from kinema.serving.request_parsing import parse_fields, parse_json
 from kinema.serving.submission import check, check_text
+from kinema.serving.webhook_urls import check_webhook_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -103,6 +104,7 @@ class LineReader:
     def _check(self, data: bytes) -> str:
         """Validate a line; return its custom_id."""
         line = self._parse(data)
+        check_webhook_url(self._settings, line.request.webhook_url)
         check(self._settings, line.request.fields, has_image=line.request.image is not None)
         return line.custom_id
 

@@ -66,6 +66,12 @@ class BatchRequest(BaseModel):
         ]
         | None
     ) = Field(default=None, description="Up to 16 texts with names of your own.")
+    webhook_url: str | None = Field(
+        default=None,
+        max_length=2000,
+        description="URL of a host in KINEMA_WEBHOOK_HOSTS, to which the server sends a message when the batch has "
+        "ended.",
+    )
 
 
 class BatchCounts(BaseModel):

@@ -17,6 +17,7 @@ from kinema.serving.batch_schemas import BatchList, BatchObject, BatchRequest, b
 from kinema.serving.files_api import check_file_id
 from kinema.serving.lifespan import ServerState, server_state
 from kinema.serving.request_parsing import receive
+from kinema.serving.webhook_urls import check_webhook_url
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -98,7 +99,8 @@ def _create(state: ServerState, wanted: BatchRequest) -> Batch:
         raise InvalidRequest(
             f"the file {file.id!r} has the purpose {file.purpose}; use one with the purpose batch", "input_file_id"
         )
-    batch = state.queue.batches.add(file.id, wanted.metadata or {})
+    webhook_url = check_webhook_url(state.settings, wanted.webhook_url)
+    batch = state.queue.batches.add(file.id, wanted.metadata or {}, webhook_url)
     state.batches.wake()
     return batch
 

@@ -21,6 +21,7 @@ from kinema.serving.body_quota import BodyQuota
 from kinema.serving.image_service import ImageService
 from kinema.serving.metrics import Metrics
 from kinema.serving.rate_limits import PinQuota
+from kinema.serving.webhook_sender import WebhookSender
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -52,6 +53,7 @@ class ServerState:
         self.pins = PinQuota(500)
         self.images = ImageService()
         self.batches = BatchFeeder(settings, self.queue, self.images)
+        self.webhooks = WebhookSender(settings, self.queue)
         self.bodies = BodyQuota(max(settings.max_body_mb, settings.max_batch_file_mb), settings.min_free_gb)
         self.stopping = asyncio.Event()
         self._stopped_at: float | None = None
@@ -66,6 +68,7 @@ class ServerState:
         self._handle_signals()
         await asyncio.to_thread(self.queue.open)
         self.batches.start()
+        self.webhooks.start()
         # Imported modules stay in memory: scanning them in a garbage collection would pause all requests for 0.2 s.
         gc.collect()
         gc.freeze()
@@ -75,6 +78,7 @@ class ServerState:
         self.stopping.set()
         self.images.close()
         await asyncio.to_thread(self.batches.close)
+        await asyncio.to_thread(self.webhooks.close)
         spent = 0.0 if self._stopped_at is None else time.monotonic() - self._stopped_at
         await asyncio.to_thread(self.queue.close, max(0.0, GRACE_SECONDS - spent))
 
@@ -163,6 +167,7 @@ class ServerState:
     def _ended(self, job: Job) -> None:
         self.metrics.observe(job)
         self.batches.wake()
+        self.webhooks.wake()
 
     def _handle_signals(self) -> None:
         """Note signals before the HTTP server: it waits for open connections, so event streams must end first."""

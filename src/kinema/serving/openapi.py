@@ -24,6 +24,14 @@ EXAMPLE = {
     "num_inference_steps": 4,
 }
 
+WEBHOOK_URL = {
+    "type": "string",
+    "format": "uri",
+    "maxLength": 2000,
+    "description": "URL of a host in KINEMA_WEBHOOK_HOSTS, to which the server sends a message when the video is "
+    "completed or has failed.",
+}
+
 
 def _parameters() -> dict[str, Any]:
     """Return the schemas of all parameters and their aliases; each is optional."""
@@ -56,6 +64,7 @@ def _other_fields() -> dict[str, Any]:
             "maximum": 1000,
             "description": "Each unit moves the job ahead of jobs submitted up to one minute earlier.",
         },
+        "webhook_url": WEBHOOK_URL,
         "keep": {
             "type": "boolean",
             "description": "For calls that wait for the video: continue the job if the client disconnects.",

@@ -57,6 +57,7 @@ class ParsedRequest:
     keep: bool = False
     pinned: bool = False
     priority: int | None = None
+    webhook_url: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +291,7 @@ def parse_fields(fields: Mapping[str, Any]) -> ParsedRequest:
         keep=_to_bool("keep", sent.pop("keep", False)),
         pinned=_to_bool("pinned", sent.pop("pinned", False)),
         priority=_to_int("priority", sent.pop("priority")) if "priority" in sent else None,
+        webhook_url=_check_text("webhook_url", sent.pop("webhook_url", None)),
         fields={name: _check_scalar(name, value) for name, value in sent.items()},
     )
 

@@ -75,7 +75,7 @@ def _fields() -> Mapping[str, Any]:
         field = VideoRequest.model_fields[name]
         default = Field(None, description=field.description)
         fields[name] = (Optional[field.annotation], default)  # noqa: UP045 - the annotation is a value here
-    return fields | {"keep": (bool | None, None)}
+    return fields | {"keep": (bool | None, None), "webhook_url": (str | None, None)}
 
 
 def _started_by_arbiter() -> bool:

@@ -111,6 +111,7 @@ def submit(
     priority: int = 0,
     caller: str = "",
     traceparent: str | None = None,
+    webhook_url: str | None = None,
 ) -> Job:
     """Submit it to the queue and log that; `title` replaces the submission's own, and `caller` names the API key.
 
@@ -129,6 +130,7 @@ def submit(
         owner=caller if settings.api_keys else "",
         limits=OwnerLimits(settings.key_waiting_jobs, settings.key_work),
         traceparent=traceparent,
+        webhook_url=webhook_url,
     )
     request = job.request
     title_text = f": {job.title!r}" if settings.log_prompts and job.title else ""

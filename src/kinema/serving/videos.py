@@ -40,6 +40,7 @@ from kinema.serving.submission import (
 )
 from kinema.serving.trace_parent import trace_parent
 from kinema.serving.video_variants import Variant, VideoVariants
+from kinema.serving.webhook_urls import check_webhook_url
 from kinema.version import own_version
 
 if TYPE_CHECKING:
@@ -131,6 +132,7 @@ async def accept(
             fields = body.parse() if parsed is None else parsed
         if image_only and fields.image is None and not is_set(fields.fields.get("prompt")):
             raise InvalidRequest("image is required; send a JPEG, PNG or WebP file", "image")
+        webhook_url = check_webhook_url(state.settings, fields.webhook_url)
         try:
             data = fetch_image(state.settings, fields.image, gone)
             submission = prepare(state.settings, fields.fields, data, lambda data: state.images.inspect(data, gone))
@@ -152,6 +154,7 @@ async def accept(
             caller=request.scope.get(CALLER, ""),
             traceparent=traceparent,
             priority=fields.priority or 0,
+            webhook_url=webhook_url,
         )
         return job, replace(submission, image=None), fields
 
