@@ -41,6 +41,7 @@ BATCHES = sa.Table(
     sa.Column("id", sa.Text, nullable=False, unique=True),
     sa.Column("status", sa.Text, nullable=False, index=True),
     sa.Column("ends_as", sa.Text, nullable=False, default="completed"),
+    sa.Column("owner", sa.Text, nullable=False),  # the API key or address that created it, by name
     sa.Column("input_file", sa.Text, nullable=False),
     sa.Column("output_file", sa.Text),
     sa.Column("error_file", sa.Text),
@@ -68,10 +69,11 @@ LINES = sa.Table(
     sa.Column("result", sa.Text),
     sa.Index("kinema_batch_lines_state", "batch", "state", "number"),
 )
+IS_UNFINISHED = BATCHES.c.status.in_(UNFINISHED)
 
 
 @dataclass(frozen=True, slots=True)
-class StoredFile:
+class BatchFile:
     """A file of requests or results. Times are seconds since 1970 (UTC), the size is in bytes."""
 
     id: str
@@ -98,6 +100,7 @@ class Batch:
 
     Attributes:
         ends_as: The status that it gets at its end.
+        owner: The API key or address that created it, by name.
         times: When each status but the first began.
         expires_at: When its unfinished lines are given up.
         completed, failed: The number of finished lines, of `total`.
@@ -106,6 +109,7 @@ class Batch:
     id: str
     status: BatchStatus
     ends_as: BatchEnd
+    owner: str
     input_file: str
     output_file: str | None
     error_file: str | None
@@ -141,9 +145,9 @@ class BatchLine:
     result: str | None = None
 
 
-def file_from_row(row: sa.RowMapping) -> StoredFile:
+def file_from_row(row: sa.RowMapping) -> BatchFile:
     """Return the file of a row of FILES."""
-    return StoredFile(row["id"], row["name"], row["purpose"], row["size"], row["created_at"], row["expires_at"])
+    return BatchFile(row["id"], row["name"], row["purpose"], row["size"], row["created_at"], row["expires_at"])
 
 
 def batch_from_row(row: sa.RowMapping) -> Batch:

@@ -10,38 +10,34 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from kinema.errors import JobNotFound, JobUnfinished
+from kinema.errors import JobNotFound, QueueFull
 from kinema.jobs.batch_schema import (
     BATCHES,
     FILES,
+    IS_UNFINISHED,
     LINES,
-    UNFINISHED,
     Batch,
     batch_from_row,
-    file_from_row,
     line_from_row,
 )
+from kinema.jobs.file_table import file_values, read_page
 from kinema.jobs.job_schema import JOBS, WEBHOOKS, webhook_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from kinema.jobs.batch_schema import BatchEnd, BatchLine, BatchStatus, FilePurpose, LineError, StoredFile
+    from kinema.jobs.batch_schema import BatchEnd, BatchLine, BatchStatus, LineError
     from kinema.jobs.job_table import JobTable
 
 COMPLETION_SECONDS = 86_400.0
+MAX_UNFINISHED = 100
+RETRY_SECONDS = 60.0
 PAGE = 500
-_UNFINISHED = BATCHES.c.status.in_(UNFINISHED)
 _HAS_RESULT = LINES.c.state.in_(["completed", "failed", "dropped"])
 
 
-def new_file_id() -> str:
-    """Return a random id."""
-    return f"file-{secrets.token_hex(16)}"
-
-
 class BatchTable:
-    """Files, batches and lines of batches in the database of a `JobTable`.
+    """Batches and their lines in the database of a `JobTable`.
 
     Raises:
         QueueUnavailable, InsufficientDisk: by every method, as those of `JobTable`.
@@ -51,97 +47,33 @@ class BatchTable:
         self._table = table
         self._keep_seconds = keep_seconds
 
-    # Files
-
-    def add_file(self, file_id: str, name: str, purpose: FilePurpose, size: int) -> StoredFile:
-        """Add a file whose content is stored."""
-        values = self._file_values(file_id, name, purpose, size)
-        with self._table.write() as connection:
-            connection.execute(FILES.insert().values(values))
-        return self.get_file(file_id)
-
-    def _file_values(self, file_id: str, name: str, purpose: FilePurpose, size: int) -> dict[str, Any]:
-        now = time.time()
-        times = {"created_at": now, "expires_at": now + self._keep_seconds}
-        return {"id": file_id, "name": name, "purpose": purpose, "size": size, **times}
-
-    def get_file(self, file_id: str) -> StoredFile:
-        """Return a file.
-
-        Raises:
-            JobNotFound: no file has this id.
-        """
-        with self._table.read() as connection:
-            row = connection.execute(sa.select(FILES).where(FILES.c.id == file_id)).mappings().first()
-        if row is None:
-            raise JobNotFound(f"there is no file {file_id!r}; it was deleted, has expired, or never existed")
-        return file_from_row(row)
-
-    def list_files(
-        self, after: str | None, limit: int, *, newest_first: bool, purpose: str | None
-    ) -> tuple[list[StoredFile], bool]:
-        """Return a page of files in order of creation, and whether there are more."""
-        query = sa.select(FILES) if purpose is None else sa.select(FILES).where(FILES.c.purpose == purpose)
-        rows = self._page(FILES, query, after, limit, newest_first=newest_first)
-        return [file_from_row(row) for row in rows[:limit]], len(rows) > limit
-
-    def _page(
-        self, table: sa.Table, query: sa.Select[Any], after: str | None, limit: int, *, newest_first: bool
-    ) -> Sequence[sa.RowMapping]:
-        """Return up to `limit` + 1 rows, from the start or after the row with the id `after`."""
-        seq = table.c.seq
-        query = query.order_by(seq.desc() if newest_first else seq).limit(limit + 1)
-        with self._table.read() as connection:
-            if after is not None:
-                last = connection.execute(sa.select(seq).where(table.c.id == after)).scalar()
-                if last is None:
-                    raise JobNotFound(f"{after!r} does not exist (parameter after)")
-                query = query.where(seq < last if newest_first else seq > last)
-            return connection.execute(query).mappings().all()
-
-    def remove_file(self, file_id: str, *, only_expired: bool = False) -> None:
-        """Delete a file's row; delete its content afterwards.
-
-        Raises:
-            JobNotFound: no file has this id, or it has not expired.
-            JobUnfinished: an unfinished batch reads it.
-        """
-        used = sa.exists().where(BATCHES.c.input_file == FILES.c.id, _UNFINISHED)
-        guard = sa.and_(FILES.c.id == file_id, sa.not_(used))
-        if only_expired:
-            guard = sa.and_(guard, FILES.c.expires_at < time.time())
-        with self._table.write() as connection:
-            if connection.execute(FILES.delete().where(guard)).rowcount:
-                return
-        self.get_file(file_id)
-        raise JobUnfinished(f"the file {file_id!r} is the input of an unfinished batch; cancel the batch first")
-
-    def expired_files(self) -> list[str]:
-        """Return the ids of the expired files that no unfinished batch reads."""
-        used = sa.select(BATCHES.c.input_file).where(_UNFINISHED)
-        query = sa.select(FILES.c.id).where(FILES.c.expires_at < time.time(), FILES.c.id.not_in(used))
-        with self._table.read() as connection:
-            return list(connection.execute(query).scalars())
-
-    def file_ids(self) -> set[str]:
-        """Return the ids of all files."""
-        with self._table.read() as connection:
-            return set(connection.execute(sa.select(FILES.c.id)).scalars())
-
-    # Batches
-
-    def add(self, input_file: str, labels: Mapping[str, str], webhook_url: str | None = None) -> Batch:
+    def add(
+        self,
+        input_file: str,
+        *,
+        labels: Mapping[str, str] | None = None,
+        owner: str = "",
+        webhook_url: str | None = None,
+    ) -> Batch:
         """Add a batch, whose input file is not validated yet, and its webhook.
 
         Raises:
             JobNotFound: the file does not exist.
+            QueueFull: MAX_UNFINISHED batches are unfinished.
         """
         batch_id, now = f"batch_{secrets.token_hex(16)}", time.time()
-        values = {"id": batch_id, "status": "validating", "input_file": input_file, "labels": json.dumps(labels)}
+        values = {"id": batch_id, "status": "validating", "input_file": input_file, "owner": owner}
+        values["labels"] = json.dumps(labels or {})
         with self._table.write() as connection:
             file = sa.select(FILES.c.id).where(FILES.c.id == input_file).with_for_update()
             if connection.execute(file).first() is None:
                 raise JobNotFound(f"there is no file {input_file!r}; upload it to /v1/files first")
+            unfinished = sa.select(sa.func.count()).select_from(BATCHES).where(IS_UNFINISHED)
+            if connection.execute(unfinished).scalar_one() >= MAX_UNFINISHED:
+                raise QueueFull(
+                    f"{MAX_UNFINISHED} batches are not finished, the maximum; try again when one has ended",
+                    RETRY_SECONDS,
+                )
             times = {"created_at": now, "expires_at": now + COMPLETION_SECONDS}
             connection.execute(BATCHES.insert().values(**values, **times))
             if webhook_url is not None:
@@ -162,13 +94,13 @@ class BatchTable:
 
     def list_batches(self, after: str | None, limit: int) -> tuple[list[Batch], bool]:
         """Return a page of batches, newest first, and whether there are more."""
-        rows = self._page(BATCHES, sa.select(BATCHES), after, limit, newest_first=True)
+        rows = read_page(self._table, BATCHES, sa.select(BATCHES), after, limit, newest_first=True)
         return [batch_from_row(row) for row in rows[:limit]], len(rows) > limit
 
     def unfinished(self) -> list[Batch]:
         """Return all unfinished batches, oldest first."""
         with self._table.read() as connection:
-            rows = connection.execute(sa.select(BATCHES).where(_UNFINISHED).order_by(BATCHES.c.seq)).mappings().all()
+            rows = connection.execute(sa.select(BATCHES).where(IS_UNFINISHED).order_by(BATCHES.c.seq)).mappings().all()
         return [batch_from_row(row) for row in rows]
 
     def stop(self, batch_id: str, ends_as: BatchEnd) -> bool:
@@ -206,7 +138,7 @@ class BatchTable:
                 return False
             for file, name in names.values():
                 if file is not None:
-                    values = self._file_values(file[0], name, "batch_output", file[1])
+                    values = file_values(file[0], name, "batch_output", file[1], self._keep_seconds)
                     connection.execute(FILES.insert().values(values))
             connection.execute(LINES.delete().where(LINES.c.batch == batch.id))
         return True

@@ -24,6 +24,7 @@ from kinema.jobs.batch_table import BatchTable
 from kinema.jobs.binding import bind
 from kinema.jobs.cluster import check_installed
 from kinema.jobs.deletion import DAY, delete_unused_image, remove_job
+from kinema.jobs.file_table import FileTable
 from kinema.jobs.job import PART_FILES, Failure, Job, JobPage
 from kinema.jobs.job_files import JobFiles
 from kinema.jobs.job_table import JobTable, KeyTaken
@@ -112,6 +113,7 @@ class Queue:
             self._table.close()
             raise
         self._table.workflow_file = workflow_file
+        self.file_table = FileTable(self._table, settings.keep_days * DAY)
         self.batches = BatchTable(self._table, settings.keep_days * DAY)
         self.webhooks = WebhookTable(self._table)
         self.batch_files = BatchFiles(self._files, settings.min_free_gb)
@@ -165,6 +167,15 @@ class Queue:
     def is_standby(self) -> bool:
         """Whether another process runs the jobs, and this one can do everything else and take over."""
         return self._scheduler is not None and self._scheduler.is_standby and not self._is_closed
+
+    def check_data_folder(self) -> None:
+        """Check that files in this process's data folder are available where the jobs run.
+
+        Raises:
+            QueueUnavailable: a process with another data folder runs the database's jobs.
+        """
+        if not self.ready and (error := scheduled_elsewhere(self._table, self._files)):
+            raise error
 
     def check_database(self) -> None:
         """Check that the database answers, is the one that was opened, and is not damaged. May take seconds.

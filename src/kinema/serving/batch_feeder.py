@@ -1,4 +1,4 @@
-"""Runs batches: validates their files, submits their lines to the queue in a window, and writes their results.
+"""Runs batches: submits their lines to the queue in a window, and writes their results.
 
 Only the process that runs the queue's jobs does this. Each step is stored, so another process can continue at any time:
 a line's job has an idempotency key, which finds the job again if the process died before it was stored.
@@ -22,24 +22,26 @@ from kinema.errors import (
     KinemaError,
     QueueFull,
     QueueUnavailable,
+    QuotaExceeded,
     ServerBusy,
 )
-from kinema.jobs.batch_schema import Batch, BatchLine, LineError
-from kinema.jobs.batch_table import new_file_id
+from kinema.jobs.file_table import new_file_id
 from kinema.jobs.supervisor import Supervisor
 from kinema.jobs.wall_clock import WallClock
 from kinema.media.fetch import FetchCancelled
 from kinema.serving.batch_lines import LineReader
 from kinema.serving.batch_schemas import dropped_result, job_result, rejected_result
+from kinema.serving.batch_validator import BatchValidator, report_problem
 from kinema.serving.decode_process import ClientGone
 from kinema.serving.request_parsing import fetch_image
 from kinema.serving.submission import prepare, submit
 from kinema.serving.webhook_urls import check_webhook_url
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
     from kinema.jobs import Job, Queue
+    from kinema.jobs.batch_schema import Batch, BatchLine
     from kinema.serving.image_service import ImageService
     from kinema.settings import Settings
 
@@ -52,11 +54,11 @@ MAX_WINDOW = 500
 MAX_TURN = 16
 # Threads that read, download and check the images of lines.
 THREADS = 4
-INSERT_LINES = 500
 # As if a job was submitted an hour later, so that single requests do not wait for batches.
 PRIORITY = -60
 # The line is submitted again later.
-_RETRIED = (QueueFull, QueueUnavailable, InsufficientDisk, ServerBusy, FetchCancelled, ClientGone)
+_RETRIED = (QueueFull, QuotaExceeded, QueueUnavailable, InsufficientDisk, ServerBusy, FetchCancelled, ClientGone)
+_SILENT = (QueueFull, QuotaExceeded, FetchCancelled, ClientGone)
 
 
 class BatchFeeder:
@@ -66,16 +68,15 @@ class BatchFeeder:
         self._settings = settings
         self._queue = queue
         self._images = images
-        self._table, self._files = queue.batches, queue.batch_files
+        self._table, self._file_table, self._files = queue.batches, queue.file_table, queue.batch_files
         self._window = min(MAX_WINDOW, max(1, settings.queue_size // 2))
         self._wake = threading.Event()
         self._clock = WallClock()
         self._last_housekeeping = time.monotonic()
-        # A large file does not delay other batches.
-        self._validator = Supervisor("kinema-batch-files", self._validate_all, _report)
-        self._feeder = Supervisor("kinema-batches", self._feed, _report)
+        # In a thread of its own, so that a large file does not delay other batches.
+        self._validator = BatchValidator(settings, queue, self._wake.set)
+        self._feeder = Supervisor("kinema-batches", self._feed, report_problem)
         self._stopping = self._feeder.stopping
-        self._to_validate = threading.Event()
 
     def start(self) -> None:
         """Start to run batches, whenever this process runs the queue's jobs."""
@@ -84,61 +85,15 @@ class BatchFeeder:
 
     def close(self) -> None:
         """Stop; the batches continue at the next start."""
-        for supervisor in (self._validator, self._feeder):
-            supervisor.stopping.set()
+        self._stopping.set()
         self.wake()
-        for supervisor in (self._validator, self._feeder):
-            supervisor.join()
+        self._validator.close()
+        self._feeder.join()
 
     def wake(self) -> None:
         """Look for changes now."""
         self._wake.set()
-        self._to_validate.set()
-
-    # Validation
-
-    def _validate_all(self) -> None:
-        while not self._validator.stopping.is_set():
-            if self._queue.ready:
-                for batch in self._table.unfinished():
-                    if batch.status == "validating":
-                        self._validate(batch)
-                        self._wake.set()
-            self._to_validate.wait(POLL_SECONDS)
-            self._to_validate.clear()
-
-    def _validate(self, batch: Batch) -> None:
-        """Add the lines of a batch's file, or set the batch to failed. Begins anew after an interruption."""
-        self._table.clear_lines(batch.id)
-        errors: list[LineError] = []
-        lines: list[BatchLine] = []
-        total = 0
-        for line in self._check_file(batch.input_file):
-            if self._validator.stopping.is_set():
-                return
-            if isinstance(line, LineError):
-                errors.append(line)
-                continue
-            lines.append(line)
-            total += 1
-            if len(lines) == INSERT_LINES:
-                if not self._table.add_lines(batch.id, lines):  # cancelled
-                    return
-                lines.clear()
-        if errors:
-            self._table.fail(batch.id, errors)
-            log.warning("batch %s failed: %s", batch.id, errors[0].message)
-        elif self._table.add_lines(batch.id, lines) and self._table.start(batch.id, total):
-            log.info("batch %s started, %d requests", batch.id, total)
-
-    def _check_file(self, file_id: str) -> Iterator[BatchLine | LineError]:
-        try:
-            with self._files.open(file_id) as file:
-                yield from LineReader(self._settings, file).check_all()
-        except JobNotFound as error:
-            yield LineError(error.code, str(error), "input_file_id", None)
-
-    # Feeding
+        self._validator.wake()
 
     def _feed(self) -> None:
         with ThreadPoolExecutor(THREADS, "kinema-batch-lines") as pool:
@@ -152,11 +107,21 @@ class BatchFeeder:
         """Advance each batch; return whether there may be more to do at once."""
         batches = [batch for batch in self._table.unfinished() if batch.status != "validating"]
         share = max(1, self._window // max(1, len(batches)))
-        submitted = sum([self._advance(batch, share, pool) for batch in batches])
+        submitted = sum([self._advance_one(batch, share, pool) for batch in batches])
         if time.monotonic() - self._last_housekeeping > HOUSEKEEPING_SECONDS:
             self._last_housekeeping = time.monotonic()
             self._do_housekeeping()
         return submitted > 0
+
+    def _advance_one(self, batch: Batch, share: int, pool: ThreadPoolExecutor) -> int:
+        """Advance a batch. An internal error in it does not stop the others."""
+        try:
+            return self._advance(batch, share, pool)
+        except (KinemaError, OSError):  # of the database or the disk
+            raise
+        except Exception:
+            log.exception("internal error in batch %s", batch.id)
+            return 0
 
     def _advance(self, batch: Batch, share: int, pool: ThreadPoolExecutor) -> int:
         """Store the results of a batch's finished jobs, then submit more lines; return how many.
@@ -216,16 +181,30 @@ class BatchFeeder:
     def _submit_line(self, batch: Batch, line: BatchLine) -> bool:
         """Submit a line, or store why it can't be; return False if it has to wait."""
         try:
-            job = self._submit_job(batch, line)
+            job = self._submit_or_explain(batch, line)
         except _RETRIED as error:
-            if not isinstance(error, QueueFull | FetchCancelled | ClientGone):
+            if not isinstance(error, _SILENT):
                 log.warning("batch %s waits: %s", batch.id, error)
             return False
         except KinemaError as error:
+            if self._stopping.is_set():  # perhaps the reason: the decode process ends
+                return False
             self._table.finish_lines(batch.id, [(line.number, False, rejected_result(batch, line, error))])
         else:
             self._table.set_job(batch.id, line.number, job.id)
         return True
+
+    def _submit_or_explain(self, batch: Batch, line: BatchLine) -> Job:
+        """Submit the job of a line; raise a `KinemaError` in place of any unexpected error but those of files."""
+        try:
+            return self._submit_job(batch, line)
+        except (KinemaError, ClientGone, FetchCancelled):
+            raise
+        except OSError as error:
+            raise ServerBusy(f"a file can't be read or written ({error.strerror}); trying again") from error
+        except Exception as error:
+            log.exception("internal error in line %d of batch %s", line.number, batch.id)
+            raise KinemaError("internal error; see the server's log") from error
 
     def _submit_job(self, batch: Batch, line: BatchLine) -> Job:
         with self._files.open(batch.input_file) as file:
@@ -270,17 +249,10 @@ class BatchFeeder:
     def _do_housekeeping(self) -> None:
         """Delete expired files and batches, and the files of interrupted uploads."""
         if self._clock.is_trusted():
-            for file_id in self._table.expired_files():
+            for file_id in self._file_table.expired():
                 with contextlib.suppress(JobNotFound, JobUnfinished):  # deleted, or used by a new batch
-                    self._table.remove_file(file_id, only_expired=True)
+                    self._file_table.remove(file_id, only_expired=True)
                     self._files.delete(file_id)
                     log.info("file %s expired", file_id)
             self._table.remove_expired()
-        self._files.sweep(self._table.file_ids())
-
-
-def _report(error: Exception, pause: float) -> None:
-    if isinstance(error, KinemaError | OSError):
-        log.warning("batches wait: %s; next attempt in %.1f seconds", error, pause)
-    else:
-        log.error("internal error in a batch; next attempt in %.1f seconds", pause, exc_info=error)
+        self._files.sweep(self._file_table.ids())

@@ -13,7 +13,7 @@ from kinema.serving.schemas import error_body, error_response, failure_response,
 if TYPE_CHECKING:
     from kinema.errors import KinemaError
     from kinema.jobs import Job
-    from kinema.jobs.batch_schema import Batch, BatchLine, StoredFile
+    from kinema.jobs.batch_schema import Batch, BatchFile, BatchLine
 
 MAX_LABELS = 16
 
@@ -133,7 +133,7 @@ class BatchList(BaseModel):
     last_id: str | None
 
 
-def file_of(file: StoredFile) -> dict[str, Any]:
+def file_of(file: BatchFile) -> dict[str, Any]:
     """Return the file object of a file."""
     return {
         "id": file.id,

@@ -16,6 +16,7 @@ from kinema.serving import openapi
 from kinema.serving.batch_schemas import BatchList, BatchObject, BatchRequest, batch_of, page_of
 from kinema.serving.files_api import check_file_id
 from kinema.serving.lifespan import ServerState, server_state
+from kinema.serving.rate_limits import CALLER
 from kinema.serving.request_parsing import receive
 from kinema.serving.webhook_urls import check_webhook_url
 
@@ -35,7 +36,7 @@ def add_batch_routes(app: FastAPI) -> None:
     @app.post(
         "/v1/batches",
         response_model=BatchObject,
-        responses=openapi.error_responses(400, 404, 413, 415, 507),
+        responses=openapi.error_responses(400, 404, 413, 415, 429, 507),
         openapi_extra=openapi.json_body(BatchRequest.model_json_schema()),
         tags=["batches"],
     )
@@ -45,7 +46,8 @@ def add_batch_routes(app: FastAPI) -> None:
         state.check_open()
         with closing(await receive(request, state.bodies)) as body:
             wanted = _validate(body.fields())
-        return JSONResponse(batch_of(await asyncio.to_thread(_create, state, wanted)))
+        caller = request.scope.get(CALLER, "")
+        return JSONResponse(batch_of(await asyncio.to_thread(_create, state, wanted, caller)))
 
     @app.get("/v1/batches", response_model=BatchList, responses=openapi.error_responses(400, 404), tags=["batches"])
     async def list_batches(after: _After = None, limit: _Limit = 20) -> Response:
@@ -92,15 +94,16 @@ def _validate(fields: dict[str, Any]) -> BatchRequest:
         raise InvalidRequest(f"{name}{shown} is invalid: {first['msg'].lower()}", name) from None
 
 
-def _create(state: ServerState, wanted: BatchRequest) -> Batch:
+def _create(state: ServerState, wanted: BatchRequest, caller: str) -> Batch:
+    state.queue.check_data_folder()
     check_file_id(wanted.input_file_id)
-    file = state.queue.batches.get_file(wanted.input_file_id)
+    file = state.queue.file_table.get(wanted.input_file_id)
     if file.purpose != "batch":
         raise InvalidRequest(
             f"the file {file.id!r} has the purpose {file.purpose}; use one with the purpose batch", "input_file_id"
         )
     webhook_url = check_webhook_url(state.settings, wanted.webhook_url)
-    batch = state.queue.batches.add(file.id, wanted.metadata or {}, webhook_url)
+    batch = state.queue.batches.add(file.id, labels=wanted.metadata, owner=caller, webhook_url=webhook_url)
     state.batches.wake()
     return batch
 

@@ -11,7 +11,7 @@ from fastapi import Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 
 from kinema.errors import InvalidRequest, JobNotFound
-from kinema.jobs.batch_table import new_file_id
+from kinema.jobs.file_table import new_file_id
 from kinema.serving import openapi
 from kinema.serving.batch_schemas import DeletedFile, FileList, FileObject, file_of, page_of
 from kinema.serving.lifespan import ServerState, server_state
@@ -23,7 +23,7 @@ from kinema.serving.submission import check_text
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from kinema.jobs.batch_schema import StoredFile
+    from kinema.jobs.batch_schema import BatchFile
 
 MEDIA_TYPE = "application/jsonl"
 MAX_NAME = 255
@@ -58,11 +58,11 @@ def add_file_routes(app: FastAPI) -> None:
         purpose: Literal["batch", "batch_output"] | None = None,
     ) -> Response:
         """List files by creation time."""
-        table = server_state(app).queue.batches
+        table = server_state(app).queue.file_table
         if after is not None:
             check_file_id(after)
         files, has_more = await asyncio.to_thread(
-            table.list_files, after, limit, newest_first=order == "desc", purpose=purpose
+            table.list_page, after, limit, newest_first=order == "desc", purpose=purpose
         )
         return JSONResponse(page_of([file_of(file) for file in files], has_more=has_more))
 
@@ -91,7 +91,7 @@ def add_file_routes(app: FastAPI) -> None:
         """Delete a file that no unfinished batch reads."""
         queue = server_state(app).queue
         check_file_id(file_id)
-        await asyncio.to_thread(queue.batches.remove_file, file_id)
+        await asyncio.to_thread(queue.file_table.remove, file_id)
         await asyncio.to_thread(queue.batch_files.delete, file_id)
         return JSONResponse({"id": file_id, "deleted": True, "object": "file"})
 
@@ -106,12 +106,12 @@ def check_file_id(file_id: str) -> None:
         raise JobNotFound(f"file {file_id[:80]!r} does not exist; an id is file- and 32 hexadecimal digits")
 
 
-async def _file(state: ServerState, file_id: str) -> StoredFile:
+async def _file(state: ServerState, file_id: str) -> BatchFile:
     check_file_id(file_id)
-    return await asyncio.to_thread(state.queue.batches.get_file, file_id)
+    return await asyncio.to_thread(state.queue.file_table.get, file_id)
 
 
-def _store(state: ServerState, body: Body) -> StoredFile:
+def _store(state: ServerState, body: Body) -> BatchFile:
     """Store the file of a form.
 
     Raises:
@@ -119,6 +119,7 @@ def _store(state: ServerState, body: Body) -> StoredFile:
     """
     if not body.content_type.lower().startswith("multipart/form-data"):
         raise UnreadableBody("the body is not multipart/form-data; send the fields purpose and file in a form")
+    state.queue.check_data_folder()
     file_id = new_file_id()
     files = state.queue.batch_files
     with files.create(file_id) as file:
@@ -126,7 +127,7 @@ def _store(state: ServerState, body: Body) -> StoredFile:
         name = _check_form(fields)
         size = file.tell()
     try:
-        return state.queue.batches.add_file(file_id, name, "batch", size)
+        return state.queue.file_table.add(file_id, name, "batch", size)
     except BaseException:
         with suppress(OSError):
             files.delete(file_id)

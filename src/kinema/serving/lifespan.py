@@ -77,8 +77,7 @@ class ServerState:
         """Accept no more jobs; finish running jobs within the rest of the grace period, or requeue them."""
         self.stopping.set()
         self.images.close()
-        await asyncio.to_thread(self.batches.close)
-        await asyncio.to_thread(self.webhooks.close)
+        await asyncio.gather(asyncio.to_thread(self.batches.close), asyncio.to_thread(self.webhooks.close))
         spent = 0.0 if self._stopped_at is None else time.monotonic() - self._stopped_at
         await asyncio.to_thread(self.queue.close, max(0.0, GRACE_SECONDS - spent))
 

@@ -1,0 +1,105 @@
+"""The feeder of batches in this process, with a queue of stand-in work."""
+
+import json
+import time
+
+import pytest
+
+from kinema.jobs import Queue, batch_table
+from kinema.jobs.file_table import new_file_id
+from kinema.serving import batch_feeder
+from kinema.serving.batch_feeder import BatchFeeder
+from kinema.serving.image_service import ImageService
+from kinema.settings import Settings
+
+BODY = {"prompt": "a", "num_frames": 1, "motion_bucket_id": 0}
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return Settings(data_dir=tmp_path / "data", min_free_gb=0, model="pocket", device="cpu", queue_size=8)
+
+
+@pytest.fixture
+def queue(settings):
+    feeders = []
+    with Queue(settings, "server_work:NoWork", devices=("cpu",), on_finished=lambda _: feeders[0].wake()) as queue:
+        images = ImageService()
+        feeders.append(BatchFeeder(settings, queue, images))
+        feeders[0].start()
+        yield queue
+        feeders[0].close()
+        images.close()
+
+
+def upload(queue, bodies):
+    file_id = new_file_id()
+    with queue.batch_files.create(file_id) as file:
+        for number, body in enumerate(bodies):
+            line = {"custom_id": str(number), "method": "POST", "url": "/v1/videos", "body": BODY | body}
+            file.write(json.dumps(line).encode() + b"\n")
+    return queue.file_table.add(file_id, "a.jsonl", "batch", 1)
+
+
+def wait_ended(queue, batch):
+    deadline = time.monotonic() + 120
+    while not (batch := queue.batches.get(batch.id)).finished:
+        assert time.monotonic() < deadline, batch
+        time.sleep(0.02)
+    return batch
+
+
+def results(queue, file_id):
+    with queue.batch_files.open(file_id) as file:
+        return [json.loads(line) for line in file]
+
+
+def test_batch_that_another_process_created_is_run(queue, settings):
+    with Queue(settings) as front:
+        batch = front.batches.add(upload(front, [{"seed": number} for number in range(20)]).id)
+        batch = wait_ended(front, batch)
+        assert (batch.status, batch.completed) == ("completed", 20)
+        seeds = [result["response"]["body"]["seed"] for result in results(front, batch.output_file)]
+        assert seeds == list(range(20))
+
+
+def test_batch_expires_after_a_day_with_the_results_so_far(queue, monkeypatch):
+    monkeypatch.setattr(batch_table, "COMPLETION_SECONDS", 2.0)
+    batch = wait_ended(queue, queue.batches.add(upload(queue, [{}] * 1000).id))
+    assert batch.status == "expired"
+    assert batch.completed > 0
+    assert batch.completed + batch.failed == 1000
+    errors = results(queue, batch.error_file)
+    assert {error["error"]["code"] for error in errors} == {"batch_expired"}
+    assert len(errors) == batch.failed
+
+
+def test_batch_whose_file_is_missing_fails(queue):
+    batch = wait_ended(queue, queue.batches.add(queue.file_table.add(new_file_id(), "a", "batch", 1).id))
+    assert batch.status == "failed"
+    assert "was deleted" in batch.errors[0].message
+
+
+def test_internal_error_in_a_line_is_its_result(queue, monkeypatch):
+    def fail(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(batch_feeder, "prepare", fail)
+    batch = wait_ended(queue, queue.batches.add(upload(queue, [{}]).id))
+    assert (batch.status, batch.failed) == ("completed", 1)
+    (result,) = results(queue, batch.error_file)
+    assert result["response"]["status_code"] == 500
+    assert "ZeroDivision" not in json.dumps(result)
+
+
+def test_expired_files_are_deleted(queue, settings, monkeypatch):
+    monkeypatch.setattr(batch_feeder, "HOUSEKEEPING_SECONDS", 0)
+    kept = upload(queue, [{}])
+    monkeypatch.setattr(queue.file_table, "_keep_seconds", -1)
+    expired = upload(queue, [{}])
+    deadline = time.monotonic() + 60
+    while queue.batch_files.path(expired.id).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert queue.file_table.ids() == {kept.id}
+    assert queue.batch_files.path(kept.id).exists()
