@@ -103,3 +103,14 @@ def test_expired_files_are_deleted(queue, settings, monkeypatch):
         time.sleep(0.02)
     assert queue.file_table.ids() == {kept.id}
     assert queue.batch_files.path(kept.id).exists()
+
+
+def test_lines_fail_if_the_file_is_lost_after_its_validation(queue, settings):
+    with Queue(settings) as front:
+        batch = front.batches.add(upload(front, [{"motion_bucket_id": 255}] * 100).id)
+        while front.batches.get(batch.id).completed < 1:
+            time.sleep(0.01)
+        front.batch_files.delete(batch.input_file)
+        batch = wait_ended(front, batch)
+        assert batch.completed + batch.failed == 100
+        assert {result["response"]["status_code"] for result in results(front, batch.error_file)} == {404}

@@ -3,6 +3,7 @@
 import base64
 import json
 import signal
+import socket
 import time
 
 import httpx
@@ -64,7 +65,9 @@ def test_batch_gives_videos_and_named_failures(api, png):
     assert (output[0]["response"]["status_code"], output[0]["error"], video["seed"]) == (200, None, 1)
     assert api.videos.download_content(video["id"]).read()[4:8] == b"ftyp"
     errors = {each["custom_id"]: each["response"] for each in results(api, batch.error_file_id)}
-    assert (errors["c"]["status_code"], errors["c"]["body"]["error"]["code"]) == (400, "invalid_image")
+    assert errors["c"]["status_code"] == 400
+    assert errors["c"]["body"]["error"]["code"] == "invalid_image"
+    assert errors["c"]["body"]["error"]["param"] == "input_reference"
     assert (errors["d"]["status_code"], errors["d"]["body"]["error"]["code"]) == (500, "internal_error")
     assert batch.id in [each.id for each in api.batches.list(limit=1)]
     assert {file.id, batch.output_file_id} <= {each.id for each in api.files.list(limit=2)}
@@ -119,6 +122,20 @@ def test_invalid_calls_are_rejected_with_the_field(api, server):
         )
     with pytest.raises(openai.NotFoundError, match="an id is batch_ and 32 hexadecimal digits"):
         api.batches.retrieve("batch_7")
+
+
+def test_upload_that_is_incomplete_or_too_large_leaves_no_file(server):
+    stored = set((server.data / "files").glob("*"))
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    part = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.jsonl"\r\n\r\n{}'
+    response = httpx.post(f"{server.url}/v1/files", content=part, headers=headers)
+    assert (response.status_code, "last boundary is missing" in response.text) == (400, True)
+    with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as connection:
+        connection.sendall(b"POST /v1/files HTTP/1.1\r\nHost: localhost\r\nContent-Length: 300000000\r\n\r\n")
+        answer = connection.makefile("rb").read()
+    assert b" 413 " in answer
+    assert b"larger than 200 MB (KINEMA_MAX_BATCH_FILE_MB)" in answer
+    assert set((server.data / "files").glob("*")) == stored
 
 
 def test_cancel_stops_waiting_and_running_jobs(api):

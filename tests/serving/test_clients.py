@@ -113,6 +113,8 @@ def test_metrics_count_finished_jobs(server, png):
     text = httpx.get(f"{server.url}/metrics").text
     for name in (
         "kinema_jobs_waiting",
+        "kinema_unfinished_batches",
+        "kinema_undelivered_webhooks",
         "kinema_jobs_total",
         "kinema_wait_seconds_bucket",
         "kinema_stage_seconds_sum",

@@ -52,6 +52,11 @@ class WebhookTable:
             rows = connection.execute(query).all()
         return [DueWebhook(row.id, row.owner, row.url, row.host, row.attempts) for row in rows]
 
+    def count(self) -> int:
+        """Return the number of webhooks that are not delivered, including those of unfinished jobs and batches."""
+        with self._table.read() as connection:
+            return connection.execute(sa.select(sa.func.count()).select_from(WEBHOOKS)).scalar_one()
+
     def postpone(self, webhook_id: str, seconds: float) -> None:
         """Count a failed attempt and send the webhook again after this time."""
         values = {"attempts": WEBHOOKS.c.attempts + 1, "due_at": time.time() + seconds}

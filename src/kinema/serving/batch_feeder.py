@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from kinema.errors import (
     InsufficientDisk,
+    InvalidImage,
     JobNotFound,
     JobUnfinished,
     KinemaError,
@@ -176,7 +177,14 @@ class BatchFeeder:
         if free <= 0:
             return 0
         lines = self._table.pending(batch.id, free)
-        return sum(pool.map(lambda line: self._submit_line(batch, line), lines))
+        large: list[BatchLine] = []
+        with contextlib.suppress(JobNotFound), self._files.open(batch.input_file) as file:
+            reader = LineReader(self._settings, file)
+            large = [line for line in lines if reader.is_large(line.position)]
+        small = [line for line in lines if line not in large]
+        submitted = sum(pool.map(lambda line: self._submit_line(batch, line), small))
+        # One at a time, to limit memory.
+        return submitted + sum(self._submit_line(batch, line) for line in large)
 
     def _submit_line(self, batch: Batch, line: BatchLine) -> bool:
         """Submit a line, or store why it can't be; return False if it has to wait."""
@@ -187,6 +195,8 @@ class BatchFeeder:
                 log.warning("batch %s waits: %s", batch.id, error)
             return False
         except KinemaError as error:
+            if isinstance(error, InvalidImage):
+                error.param = error.param or "input_reference"
             if self._stopping.is_set():  # perhaps the reason: the decode process ends
                 return False
             self._table.finish_lines(batch.id, [(line.number, False, rejected_result(batch, line, error))])
@@ -210,11 +220,11 @@ class BatchFeeder:
         with self._files.open(batch.input_file) as file:
             request = LineReader(self._settings, file).read_at(line.position).request
         is_stopping = self._stopping.is_set
+        key = f"{batch.id}-{line.number}"
         image = fetch_image(self._settings, request.image, is_stopping)
         submission = prepare(
             self._settings, request.fields, image, lambda data: self._images.inspect(data, is_stopping)
         )
-        key = f"{batch.id}-{line.number}"
         # An image that is downloaded again may differ, and random seeds do.
         fingerprint = hashlib.sha256(key.encode()).hexdigest()
         return submit(

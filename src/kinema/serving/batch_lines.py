@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 ENDPOINT = "/v1/videos"
 MAX_LINES = 50_000
+LARGE_BYTES = 2_000_000
 MAX_CUSTOM_ID = 512
 # A file with more invalid lines is not read further.
 MAX_ERRORS = 50
@@ -85,6 +86,11 @@ class LineReader:
         """
         self._file.seek(position)
         return self._parse(self._file.readline(self._max_bytes + 1))
+
+    def is_large(self, position: int) -> bool:
+        """Return whether the line that begins at this position takes much memory to parse."""
+        self._file.seek(position)
+        return len(self._file.readline(LARGE_BYTES + 1)) > LARGE_BYTES
 
     def _read_all(self) -> Iterator[tuple[int, int, bytes]]:
         """Yield number, position and bytes of each line that is not blank."""

@@ -91,6 +91,11 @@ class Metrics:
         yield GaugeMetricFamily(
             "kinema_unknown_files", "Entries of the data folder without a record in the database.", queue.unknown_files
         )
+        batches, webhooks = len(queue.batches.unfinished()), queue.webhooks.count()
+        yield GaugeMetricFamily("kinema_unfinished_batches", "Batches that have not ended.", batches)
+        yield GaugeMetricFamily(
+            "kinema_undelivered_webhooks", "Webhooks that are not delivered, also of unfinished jobs.", webhooks
+        )
         memory = GaugeMetricFamily("kinema_resident_bytes", "Resident memory of the processes.", labels=["process"])
         memory.add_metric(["server"], psutil.Process().memory_info().rss)
         for index, pid in enumerate(queue.worker_pids):
