@@ -11,6 +11,7 @@ from kinema.serving import batch_feeder
 from kinema.serving.batch_feeder import BatchFeeder
 from kinema.serving.image_service import ImageService
 from kinema.settings import Settings
+from kinema.values import VideoRequest
 
 BODY = {"prompt": "a", "num_frames": 1, "motion_bucket_id": 0}
 
@@ -72,6 +73,19 @@ def test_batch_expires_after_a_day_with_the_results_so_far(queue, monkeypatch):
     errors = results(queue, batch.error_file)
     assert {error["error"]["code"] for error in errors} == {"batch_expired"}
     assert len(errors) == batch.failed
+
+
+def test_cancel_also_stops_a_job_that_was_submitted_just_before_a_crash(queue, settings):
+    with Queue(settings) as front:
+        batch = front.batches.add(upload(front, [{}] * 200).id)
+        job = front.submit(
+            VideoRequest(prompt="a", model="pocket", motion_bucket_id=255),
+            priority=-1000,
+            idempotency_key=batch.key(200),
+        )
+        front.batches.stop(batch.id, "cancelled")
+        assert wait_ended(front, batch).status == "cancelled"
+        assert front.get(job.id).error.code == "cancelled"
 
 
 def test_batch_whose_file_is_missing_fails(queue):

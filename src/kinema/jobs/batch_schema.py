@@ -127,6 +127,10 @@ class Batch:
         """Whether its status is final."""
         return self.status not in UNFINISHED
 
+    def key(self, number: int) -> str:
+        """Return the idempotency key of a line's job."""
+        return f"{self.id}-{number}"
+
     @property
     def has_unfinished_lines(self) -> bool:
         """Whether any line has no result yet."""

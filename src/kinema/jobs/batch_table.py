@@ -212,6 +212,13 @@ class BatchTable:
         """Return the lines whose jobs are not known to be finished."""
         return self._lines(LINES.c.batch == batch_id, LINES.c.state == "submitted")
 
+    def unfinished_jobs(self, batch_id: str) -> list[str]:
+        """Return the ids of the unfinished jobs of a batch, also of lines whose job is not stored yet."""
+        is_own = JOBS.c.idempotency_key.startswith(f"{batch_id}-", autoescape=True)
+        query = sa.select(JOBS.c.id).where(JOBS.c.status.in_(["queued", "in_progress"]), is_own)
+        with self._table.read() as connection:
+            return list(connection.execute(query).scalars())
+
     def ended(self, batch_id: str) -> list[BatchLine]:
         """Return the submitted lines whose jobs are finished or deleted."""
         is_ended = sa.or_(JOBS.c.id.is_(None), JOBS.c.status.in_(["completed", "failed"]))

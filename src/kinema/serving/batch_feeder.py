@@ -164,11 +164,9 @@ class BatchFeeder:
     def _give_up_lines(self, batch: Batch) -> None:
         """Cancel the jobs of a cancelled or expired batch."""
         self._table.drop_pending(batch.id)
-        for line in self._table.submitted(batch.id):
-            try:
-                self._queue.cancel(line.job or "")
-            except JobNotFound:
-                continue
+        for job_id in self._table.unfinished_jobs(batch.id):
+            with contextlib.suppress(JobNotFound):
+                self._queue.cancel(job_id)
         self._collect(batch)
 
     def _submit(self, batch: Batch, share: int, pool: ThreadPoolExecutor) -> int:
@@ -220,7 +218,7 @@ class BatchFeeder:
         with self._files.open(batch.input_file) as file:
             request = LineReader(self._settings, file).read_at(line.position).request
         is_stopping = self._stopping.is_set
-        key = f"{batch.id}-{line.number}"
+        key = batch.key(line.number)
         image = fetch_image(self._settings, request.image, is_stopping)
         submission = prepare(
             self._settings, request.fields, image, lambda data: self._images.inspect(data, is_stopping)
