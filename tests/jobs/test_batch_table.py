@@ -12,6 +12,7 @@ from kinema.jobs.batch_table import BatchTable
 from kinema.jobs.file_table import FileTable, new_file_id
 from kinema.jobs.job_schema import JOBS
 from kinema.jobs.job_table import JobTable, KeyTaken
+from kinema.jobs.owner_limits import NO_LIMITS
 from kinema.jobs.webhook_table import WebhookTable
 
 
@@ -43,8 +44,16 @@ def batch(files, batches):
 
 
 def add_job(jobs, job_id, webhook_url=None, **values):
-    row = {"id": job_id, "model": "m", "priority": 0, "request": '{"model": "m"}', "created_at": 1.0, **values}
-    jobs.add(row, 100, webhook_url=webhook_url)
+    row = {
+        "id": job_id,
+        "owner": "",
+        "model": "m",
+        "priority": 0,
+        "request": '{"model": "m"}',
+        "created_at": 1.0,
+        **values,
+    }
+    jobs.add(row, 100, NO_LIMITS, webhook_url)
 
 
 def set_status(jobs, job_id, status):

@@ -13,7 +13,7 @@ from kinema.serving.image_service import ImageService
 from kinema.settings import Settings
 from kinema.values import VideoRequest
 
-BODY = {"prompt": "a", "num_frames": 1, "motion_bucket_id": 0}
+BODY = {"prompt": "a", "num_frames": 1, "num_inference_steps": 1, "motion_bucket_id": 0}
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_expired_files_are_deleted(queue, settings, monkeypatch):
 
 def test_lines_fail_if_the_file_is_lost_after_its_validation(queue, settings):
     with Queue(settings) as front:
-        batch = front.batches.add(upload(front, [{"motion_bucket_id": 255}] * 100).id)
+        batch = front.batches.add(upload(front, [{"motion_bucket_id": 100}] * 100).id)
         while front.batches.get(batch.id).completed < 1:
             time.sleep(0.01)
         front.batch_files.delete(batch.input_file)

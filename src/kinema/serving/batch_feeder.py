@@ -231,6 +231,7 @@ class BatchFeeder:
             replace(submission, fingerprint=fingerprint),
             idempotency_key=key,
             title=request.title,
+            caller=batch.owner,
             webhook_url=check_webhook_url(self._settings, request.webhook_url),
             priority=PRIORITY if request.priority is None else request.priority,
         )
