@@ -53,6 +53,11 @@ _OTHER_CODES = [
         "429",
         "Too many wrong API keys came from this client's address; retry after `Retry-After` seconds.",
     ),
+    (
+        "too_many_requests",
+        "429",
+        "The API key sent more requests than `KINEMA_KEY_REQUESTS_PER_MINUTE`; retry after `Retry-After` seconds.",
+    ),
     ("host_not_allowed", "403", "Add the Host name to `KINEMA_HOSTS`."),
     ("origin_not_allowed", "403", "Add the page's origin to `KINEMA_CORS_ORIGINS`."),
     ("address_not_allowed", "403", "Set `KINEMA_API_KEYS`, so that the server accepts remote connections."),
