@@ -47,6 +47,7 @@ def revert_to_format_2(engine):
         for statement in (
             "DROP INDEX kinema_jobs_order",
             "DROP INDEX kinema_jobs_owner",
+            "DROP INDEX kinema_jobs_rank",
             *(f"ALTER TABLE {table} DROP COLUMN {name}" for table, names in ADDED_COLUMNS.items() for name in names),
             *(f"DROP TABLE {table}" for table in ADDED_TABLES),
             "CREATE INDEX kinema_jobs_order ON kinema_jobs (status, priority, seq)",
@@ -54,6 +55,7 @@ def revert_to_format_2(engine):
             connection.exec_driver_sql(statement)
 
 
+@pytest.mark.filterwarnings("ignore:Skipped unsupported reflection of expression-based index")
 def test_jobs_of_format_2_are_kept_and_run(settings, engine):
     revert_to_format_2(engine)
     with Queue(settings, "queue_work:Work") as queue:
@@ -61,13 +63,15 @@ def test_jobs_of_format_2_are_kept_and_run(settings, engine):
         assert completed.status == "completed"
         assert wait_finished(queue, queued).status == "completed"
     with engine.connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
+        others = {"include_object": lambda _, name, *__: name != "kinema_jobs_rank"}  # not reflected: an expression
+        assert compare_metadata(MigrationContext.configure(connection, opts=others), METADATA) == []
         indexes = {index["name"]: index["column_names"] for index in sa.inspect(connection).get_indexes("kinema_jobs")}
         assert connection.execute(sa.select(IDENTITY.c.format, IDENTITY.c.oldest_reader)).one() == (
             FORMAT,
             OLDEST_READER,
         )
     expected = {index.name: [column.name for column in index.columns] for index in JOBS.indexes}
+    del expected["kinema_jobs_rank"]
     assert {name: indexes[name] for name in expected} == expected
 
 

@@ -46,8 +46,8 @@ from kinema.jobs.job_schema import (
     WEBHOOKS,
     is_expired,
     job_from_row,
+    positions,
     webhook_values,
-    with_positions,
 )
 from kinema.jobs.migrations import find_format, migrate
 from kinema.jobs.owner_limits import LimitReached, OwnerLimits
@@ -56,7 +56,7 @@ from kinema.jobs.sqlite_file import SqliteFile
 from kinema.messages import Message
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from kinema.jobs.job import Status
@@ -391,8 +391,9 @@ class JobTable:
     def by_key(self, key: str) -> tuple[Job, str] | None:
         """Return the job with an idempotency key and the fingerprint of its request, or None."""
         with self._read() as connection:
-            row = connection.execute(with_positions().where(JOBS.c.idempotency_key == key)).mappings().first()
-        return None if row is None else (job_from_row(row), row["fingerprint"])
+            rows = connection.execute(sa.select(JOBS).where(JOBS.c.idempotency_key == key)).mappings().all()
+            jobs = self._jobs(rows, connection)
+        return (jobs[0], rows[0]["fingerprint"]) if jobs else None
 
     def get(self, job_id: str) -> Job:
         """Return a job.
@@ -408,12 +409,21 @@ class JobTable:
     def get_many(self, ids: Collection[str]) -> list[Job]:
         """Return the jobs with these ids, without those that do not exist."""
         with self._read() as connection:
-            rows = connection.execute(with_positions().where(JOBS.c.id.in_(ids))).mappings().all()
-        return [job_from_row(row) for row in rows]
+            rows = connection.execute(sa.select(JOBS).where(JOBS.c.id.in_(ids))).mappings().all()
+            return self._jobs(rows, connection)
+
+    def _jobs(self, rows: Sequence[sa.RowMapping], connection: sa.Connection) -> list[Job]:
+        """Return the jobs of rows of JOBS, the queued ones with their positions."""
+        queued = [row["seq"] for row in rows if row["status"] == "queued"]
+        found: dict[int, int] = {}
+        if queued:
+            each = positions().subquery()
+            found = {row.seq: row.position for row in connection.execute(sa.select(each).where(each.c.seq.in_(queued)))}
+        return [job_from_row(row, found.get(row["seq"])) for row in rows]
 
     def page(self, after: str | None, limit: int, *, newest_first: bool) -> JobPage:
         """Return a page of jobs in order of submission, from the start or after the job with the id `after`."""
-        query = with_positions().order_by(JOBS.c.seq.desc() if newest_first else JOBS.c.seq).limit(limit + 1)
+        query = sa.select(JOBS).order_by(JOBS.c.seq.desc() if newest_first else JOBS.c.seq).limit(limit + 1)
         with self._read() as connection:
             if after is not None:
                 seq = connection.execute(sa.select(JOBS.c.seq).where(JOBS.c.id == after)).scalar()
@@ -421,7 +431,8 @@ class JobTable:
                     raise JobNotFound(f"there is no job {after!r} (parameter after)")
                 query = query.where(JOBS.c.seq < seq if newest_first else JOBS.c.seq > seq)
             rows = connection.execute(query).mappings().all()
-        return JobPage(tuple(job_from_row(row) for row in rows[:limit]), has_more=len(rows) > limit)
+            jobs = self._jobs(rows[:limit], connection)
+        return JobPage(tuple(jobs), has_more=len(rows) > limit)
 
     def claim(self, models: Collection[str | None]) -> tuple[str, str] | None:
         """Set the next queued job to in_progress. Return its id and model, or None if no job is queued.
@@ -464,7 +475,7 @@ class JobTable:
     def running(self) -> list[Job]:
         """Return all jobs in progress."""
         with self._read() as connection:
-            rows = connection.execute(with_positions().where(IS_RUNNING)).mappings().all()
+            rows = connection.execute(sa.select(JOBS).where(IS_RUNNING)).mappings().all()
         return [job_from_row(row) for row in rows]
 
     def record(self, job_id: str, **values: Any) -> bool:
@@ -571,7 +582,7 @@ class JobTable:
 
     def latest_completed(self, count: int) -> list[Job]:
         """Return the most recently completed jobs, newest first."""
-        query = sa.select(JOBS, sa.null().label("position")).where(JOBS.c.status == "completed")
+        query = sa.select(JOBS).where(JOBS.c.status == "completed")
         with self._read() as connection:
             rows = connection.execute(query.order_by(JOBS.c.completed_at.desc()).limit(count)).mappings().all()
         return [job_from_row(row) for row in rows]

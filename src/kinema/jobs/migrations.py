@@ -70,6 +70,8 @@ def _add_owners(operations: Operations) -> None:
     operations.drop_index("kinema_jobs_order", JOBS.name)
     operations.create_index("kinema_jobs_order", JOBS.name, ["status", "priority", "turn", "seq"])
     operations.create_index("kinema_jobs_owner", JOBS.name, ["status", "owner", "priority", "turn"])
+    rank = sa.text("(created_at - priority * 60.0)")
+    operations.create_index("kinema_jobs_rank", JOBS.name, ["status", rank, "seq"])
 
 
 def _add_traces(operations: Operations) -> None:
