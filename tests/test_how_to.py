@@ -46,13 +46,13 @@ RUN = ("bash", "python", "javascript", "html")
 SHOWN = ("text", "json", "nginx")
 NOT_RUN = {
     "downloads a model": 3,
-    "installs packages": 2,
+    "installs packages": 3,
     "needs a GPU": 2,
     "needs a notebook": 1,
     "needs a server with API keys": 1,
     "needs the proxy": 1,
     "starts a cluster": 2,
-    "starts a server": 6,
+    "starts a server": 7,
 }
 SERVER = "http://localhost:3000"
 SMALL = {"width": 96, "height": 64, "num_frames": 4, "num_inference_steps": 2}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from kinema.errors import JobNotFound, KinemaError
-from kinema.jobs.attempt import PREVIEW, Attempt, retry
+from kinema.jobs.attempt import Attempt, retry
 from kinema.jobs.cluster import Cluster
 from kinema.jobs.deletion import DAY, delete_removed_files, remove_job, sweep
 from kinema.jobs.eta import StageSpeeds
@@ -365,8 +365,9 @@ class Scheduler:
             return
         if job.finished:
             folder = self._files.job(job_id)
-            for name in (PART_FILES["latents"], PART_FILES["image"], PREVIEW):
+            for name in (PART_FILES["latents"], PART_FILES["image"]):
                 (folder / name).unlink(missing_ok=True)
+            self._files.delete_preview(job_id)
             if job.status == "failed":
                 self._files.delete_job(job_id)
             if self._on_finished is not None:
@@ -438,9 +439,9 @@ class Scheduler:
         unknown = sweep(self._table, self._files)
         if unknown and unknown != self.unknown_files:
             log.warning(
-                "%d entries of the data folder %s are not in the database and are kept: %s%s",
+                "%d entries of the %s are not in the database and are kept: %s%s",
                 len(unknown),
-                self._files.root,
+                self._files.location,
                 ", ".join(unknown[:5]),
                 ", …" if len(unknown) > 5 else "",
             )

@@ -75,7 +75,7 @@ class ServerState:
         await asyncio.to_thread(self.queue.close, max(0.0, GRACE_SECONDS - spent))
 
     async def ready(self) -> bool:
-        """Return whether jobs are run, here or by another process, and the database responds within PROBE_SECONDS.
+        """Return whether jobs are run, here or by another process, and database and store respond in PROBE_SECONDS.
 
         If this process runs them, all its workers must be ready.
         """
@@ -102,6 +102,10 @@ class ServerState:
             self._database_error = str(error)
             return False
         self._database_error = None
+        try:
+            self.queue.check_store()
+        except QueueUnavailable:  # it is in the queue's problems
+            return False
         return True
 
     def check_open(self) -> None:
