@@ -265,4 +265,5 @@ def _first_error(error: ValidationError, overrides: dict[str, str | None]) -> In
             f"unknown setting {shown_name}{where}; expected one of {', '.join(Settings.model_fields)}", name
         )
     expected = (Settings.model_fields[name].description or "").rstrip(".")
-    return InvalidRequest(f"{shown_name} {first['input']!r}{where} is invalid; expected {expected}", name)
+    value = re.sub(r"//[^/]*@", "//…@", repr(first["input"]))  # a password in a URL
+    return InvalidRequest(f"{shown_name} {value}{where} is invalid; expected {expected}", name)

@@ -84,14 +84,15 @@ def test_deleted_and_expired_jobs_leave_no_files(alike, clock):
                 with pytest.raises(JobNotFound):
                     queue.result(job.id)
         assert stored(running) == ["database-id"]
-        running._scheduler._sweep()
+        running._scheduler._sweep_files()
         assert (running.unknown_files, copies[1].exists()) == (0, True)  # a copy that nobody gets
         other._cache_keeper.trim(unused_seconds=-60)
         assert files_below(here.data_dir / "cache") == []
 
 
-def test_cache_keeps_within_its_size_and_copies_again(alike):
-    here, there = (settings.model_copy(update={"cache_gb": 70_000 / 1e9}) for settings in alike)
+def test_cache_keeps_within_its_size_and_copies_again(tmp_path, task_log):
+    url, store = f"sqlite:///{tmp_path}/shared.sqlite3", f"file://{tmp_path}/shared"
+    here, there = servers(tmp_path, url, store, cache_gb=70_000 / 1e9)
     with Queue(there, "queue_work:Work") as running, Queue(here) as other:
         jobs = [wait_finished(other, other.submit(request(seed=seed), image=IMAGE)) for seed in range(3)]
         paths = [other.result(job.id) for job in jobs]
@@ -121,11 +122,11 @@ def test_sweep_deletes_images_of_jobs_that_were_never_stored_and_keeps_unknown_v
         lost, unknown = (f"video_{digit * 32}" for digit in "ab")
         for name in (f"{lost}/input", f"{lost}/preview.jpg", f"{unknown}/input", f"{unknown}/video.mp4"):
             store.put(f"jobs/{name}", b"x")
-        queue._scheduler._sweep()
+        queue._scheduler._sweep_files()
         assert len(stored(queue)) == 5
         now = time.time()
         monkeypatch.setattr("kinema.jobs.shared_files.time.time", lambda: now + ORPHAN_SECONDS + 60)
-        queue._scheduler._sweep()
+        queue._scheduler._sweep_files()
         assert stored(queue) == sorted(["database-id", f"jobs/{unknown}/input", f"jobs/{unknown}/video.mp4"])
         assert queue.unknown_files == 2
 
@@ -190,6 +191,7 @@ def test_killed_upload_serves_nothing_and_job_completes_after_restart(folders, s
         assert other.result(job.id).read_bytes() == expected_video(job.request, IMAGE)
 
 
+@pytest.mark.slow
 def test_takeover_by_server_with_another_folder_completes_the_job(folders, s3, task_log):
     here, there = folders
     with Queue(here) as other, contextlib.ExitStack() as stack:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _CONNECT_SECONDS = 3
 _REQUEST_SECONDS = 60
 _RETRIES = 2
+_PARTS_AT_ONCE = 4  # each takes 5 MB of memory
 _RETRY_SECONDS = 10
 _MEDIA_TYPES = {"mp4": "video/mp4", "jpg": "image/jpeg"}
 _CODE = re.compile(r"<Code>(\w+)</Code>")
@@ -83,7 +84,9 @@ class BucketStore:
         mode: Any = "create" if new else "overwrite"
         with self._errors():
             try:
-                obstore.put(self._store, name, content, attributes=attributes, mode=mode)
+                obstore.put(
+                    self._store, name, content, attributes=attributes, mode=mode, max_concurrency=_PARTS_AT_ONCE
+                )
             except obstore.exceptions.AlreadyExistsError as error:
                 raise FileExistsError(name) from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def delete_unused_image(table: JobTable, files: JobFiles, job_id: str, image: st
 
 def delete_removed_files(table: JobTable, files: JobFiles, running: Collection[str]) -> None:
     """Delete remaining files of removed jobs, except of those whose work is still `running`."""
-    with files.deletion_lock():
+    with _deletion_lock(files):
         removed = [(job_id, image) for job_id, image in table.deletions() if job_id not in running]
         deleted = []
         for job_id, image in removed:
@@ -58,7 +59,12 @@ def delete_removed_files(table: JobTable, files: JobFiles, running: Collection[s
 
 def sweep(table: JobTable, files: JobFiles) -> list[str]:
     """Finish interrupted deletions; return the entries of data folder or store that the database does not know."""
-    with files.deletion_lock():
+    with _deletion_lock(files):
         known_jobs, used_images = table.ids_and_images()
         known_jobs |= {job_id for job_id, _ in table.deletions()}
         return files.sweep(known_jobs, used_images)
+
+
+def _deletion_lock(files: JobFiles) -> contextlib.AbstractContextManager[None]:
+    """Return the lock for deletions, or none for a store: its jobs share no images, and its answers may take long."""
+    return contextlib.nullcontext() if files.is_shared else files.deletion_lock()

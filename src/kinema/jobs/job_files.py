@@ -294,6 +294,12 @@ class JobFiles:
         shutil.rmtree(renamed, ignore_errors=True)
         return True
 
+    def finish_deletions(self) -> None:
+        """Delete folders of deleted jobs that a crash left."""
+        for path in self.jobs.iterdir():
+            if _DELETED.fullmatch(path.name):
+                shutil.rmtree(path, ignore_errors=True)
+
     def sweep(self, known_jobs: Collection[str], used_images: Collection[str]) -> list[str]:
         """Finish interrupted deletions and return the entries of `jobs` and `images` that the database does not know.
 
@@ -313,9 +319,7 @@ class JobFiles:
         for path in self.images.iterdir():
             if PARTIAL_FILE.fullmatch(path.name):
                 path.unlink(missing_ok=True)
-        for path in self.jobs.iterdir():
-            if _DELETED.fullmatch(path.name):
-                shutil.rmtree(path, ignore_errors=True)
+        self.finish_deletions()
         unknown = [path for path in self.jobs.iterdir() if path.name not in known_jobs]
         unknown += [path for path in self.images.iterdir() if path.name not in used_images]
         return sorted(str(path.relative_to(self.root)) for path in unknown)

@@ -84,6 +84,7 @@ class Scheduler:
         cluster = None
         if settings.ray_address is not None:
             cluster, devices = Cluster(settings.ray_address, settings.gpus_per_video, self._wake.set), ()
+        self._sweeper = threading.Thread()
         self.pool = WorkerPool(work, devices, settings.step_timeout, self._wake.set, cluster, settings.workers)
 
     def start(self) -> None:
@@ -434,7 +435,17 @@ class Scheduler:
         delete_removed_files(self._table, self._files, running)
 
     def _sweep(self) -> None:
-        """Finish interrupted deletions, and log the entries of the data folder that the database does not know."""
+        """Sweep the files, in a thread if they are in a store: to list its files may take long, or fail."""
+        if not self._files.is_shared:
+            self._sweep_files()
+        elif not self._sweeper.is_alive():
+            self._sweeper = threading.Thread(
+                target=self._log_errors, args=(self._sweep_files,), name="kinema-sweep", daemon=True
+            )
+            self._sweeper.start()
+
+    def _sweep_files(self) -> None:
+        """Finish interrupted deletions, and log the files that the database does not know."""
         self._delete_removed_files()
         unknown = sweep(self._table, self._files)
         if unknown and unknown != self.unknown_files:

@@ -90,6 +90,8 @@ class SharedFiles(JobFiles):
         try:
             yield
         except QueueUnavailable as error:
+            if str(error) != self.problem:
+                log.warning("%s: %s", self.location, error)
             self.problem = str(error)
             raise
         self.problem = None
@@ -176,19 +178,23 @@ class SharedFiles(JobFiles):
     def _fetch(self, name: str, path: Path, sha256: str | None = None) -> bool:
         """Copy a file of the store into the cache, completely or not at all; return whether it exists."""
         digest = hashlib.sha256()
+        with self._noting_problem(), contextlib.suppress(_Unsuitable), atomic_file(path) as partial:
+            partial.touch(mode=0o600)
+            with partial.open("wb") as file:
+                for chunk in self._chunks(name):
+                    digest.update(chunk)
+                    file.write(chunk)
+            if sha256 is not None and digest.hexdigest() != sha256:
+                log.warning("%s in the %s is not the image of its job", name, self.location)
+                raise _Unsuitable
+            return True
+        return False
+
+    def _chunks(self, name: str) -> Iterator[bytes]:
         try:
-            with self._noting_problem(), atomic_file(path) as partial:
-                partial.touch(mode=0o600)
-                with partial.open("wb") as file:
-                    for chunk in self._store.read(name):
-                        digest.update(chunk)
-                        file.write(chunk)
-                if sha256 is not None and digest.hexdigest() != sha256:
-                    log.warning("%s in the %s is not the image of its job", name, self.location)
-                    return False
+            yield from self._store.read(name)
         except FileNotFoundError:
-            return False
-        return True
+            raise _Unsuitable from None
 
     # Previews
 
@@ -227,12 +233,12 @@ class SharedFiles(JobFiles):
             return False
         return True
 
-    def sweep(self, known_jobs: Collection[str], used_images: Collection[str]) -> list[str]:
+    def sweep(self, known_jobs: Collection[str], used_images: Collection[str]) -> list[str]:  # noqa: ARG002
         """Finish interrupted deletions and return the files of the store that the database does not know.
 
         Deleted are input images and previews of unknown jobs without a video, after a day: such a job was never stored.
         """
-        super().sweep(known_jobs, used_images)  # the cache has no files of its own to report
+        self.finish_deletions()  # the cache has no files of its own to report
         by_job: dict[str, list[StoredFile]] = {}
         unknown = []
         with self._noting_problem():
@@ -277,6 +283,10 @@ class SharedFiles(JobFiles):
             if path.name not in existing or total > maximum:
                 total -= _size(path)
                 super().delete_job(path.name)
+
+
+class _Unsuitable(Exception):
+    """A file of the store is missing, or is not the right one."""
 
 
 class _PreviewSender:
