@@ -144,6 +144,7 @@ def test_store_that_is_away_rejects_jobs_and_delays_running_ones(folders, s3, ta
                 image = arguments.pop("image", None)
                 with pytest.raises(QueueUnavailable, match=r"the store .* can't be used"):
                     other.submit(request(**arguments), image=image)
+            assert [found.id for found in other.list().jobs] == [job.id, done.id]
             with pytest.raises(QueueUnavailable):
                 other.check_store()
             assert "the store" in other.problems[-1]
@@ -205,6 +206,22 @@ def test_takeover_by_server_with_another_folder_completes_the_job(folders, s3, t
             job = wait_finished(queue, job)
             assert queue.result(job.id).read_bytes() == expected_video(job.request, IMAGE)
     assert (job.status, [part for _, part, *_ in started_tasks(task_log)]) == ("completed", ["latents", "video"] * 2)
+
+
+def test_folder_without_its_mount_gets_no_jobs(tmp_path, task_log):
+    here, _ = servers(tmp_path, f"sqlite:///{tmp_path}/shared.sqlite3", f"file://{tmp_path}/mount")
+    with Queue(here) as queue:
+        queue.submit(request(), image=IMAGE)
+        (tmp_path / "mount").rename(tmp_path / "elsewhere")
+        for create in (lambda: None, (tmp_path / "mount").mkdir):
+            create()
+            with pytest.raises(QueueUnavailable, match="can't be used"):
+                queue.submit(request(seed=1), image=IMAGE)
+            assert queue.problems
+        (tmp_path / "mount").rmdir()
+        (tmp_path / "elsewhere").rename(tmp_path / "mount")
+        queue.check_store()
+        assert (queue.problems, queue.waiting()) == ((), 1)
 
 
 def test_store_and_database_belong_together(tmp_path, s3_store):

@@ -74,6 +74,7 @@ def bind_store(files: SharedFiles, url: str, table: JobTable) -> None:
             f"the id {table.id}. Set KINEMA_DATABASE_URL to the store's database, or KINEMA_STORE to a new prefix",
             "store",
         )
+    files.expect_store_id(table.id)
     if known_url != url:
         table.set_store_url(url)
 

@@ -18,15 +18,17 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
     from pathlib import Path
 
-# A request fails after about ten seconds without a connection, so that callers get an answer.
+# Without a connection a request fails after about ten seconds, without a response after twenty: callers wait for it.
 _CONNECT_SECONDS = 3
-_REQUEST_SECONDS = 60
+_RESPONSE_SECONDS = 20  # also to upload a part
+_REQUEST_SECONDS = 120
 _RETRIES = 2
-_PARTS_AT_ONCE = 4  # each takes 5 MB of memory
+_PARTS_AT_ONCE = 2  # of 5 MB
 _RETRY_SECONDS = 10
 _MEDIA_TYPES = {"mp4": "video/mp4", "jpg": "image/jpeg"}
 _CODE = re.compile(r"<Code>(\w+)</Code>")
 _STATUS = re.compile(r"status code: (\d{3})")
+NO_ANSWER = "no answer"
 _REMEDIES = {
     "NoSuchBucket": "the bucket does not exist; create it, or correct KINEMA_STORE",
     "InvalidAccessKeyId": "the access key is unknown; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
@@ -34,7 +36,7 @@ _REMEDIES = {
     "AccessDenied": "access is denied; let the credentials list the bucket and read, write and delete objects",
     "PermanentRedirect": "the bucket is in another region; set AWS_REGION",
     "AuthorizationHeaderMalformed": "the bucket is in another region; set AWS_REGION",
-    "no answer": "it does not answer; check AWS_ENDPOINT_URL and the network",
+    NO_ANSWER: "it does not answer; check AWS_ENDPOINT_URL and the network",
 }
 
 
@@ -67,6 +69,7 @@ class BucketStore:
             client_options={
                 "allow_http": is_plain,
                 "connect_timeout": timedelta(seconds=_CONNECT_SECONDS),
+                "read_timeout": timedelta(seconds=_RESPONSE_SECONDS),
                 "timeout": timedelta(seconds=_REQUEST_SECONDS),
             },
             retry_config={"max_retries": _RETRIES, "retry_timeout": timedelta(seconds=_RETRY_SECONDS)},
@@ -159,7 +162,12 @@ def reason_of(error: Exception) -> str:
     if code := _CODE.search(text):
         return code[1]
     status = _STATUS.search(text)
-    return f"HTTP {status[1]}" if status else "no answer"
+    return f"HTTP {status[1]}" if status else NO_ANSWER
+
+
+def is_refusal(reason: str) -> bool:
+    """Return whether the same request would fail again until somebody changes settings, bucket or permissions."""
+    return reason != NO_ANSWER and (reason in _REMEDIES or reason.startswith("HTTP 4"))
 
 
 def remedy_for(reason: str) -> str:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from kinema.errors import InsufficientDisk, InvalidRequest, QueueUnavailable
-from kinema.jobs.bucket_store import BucketStore, remedy_for
-from kinema.jobs.file_store import FolderStore
+from kinema.jobs.bucket_store import BucketStore, is_refusal, remedy_for
+from kinema.jobs.file_store import FolderStore, store_unavailable
 from kinema.jobs.job import PART_FILES
 from kinema.jobs.job_files import JOB_ID, PREVIEW, JobFiles, atomic_file
 
@@ -71,15 +71,16 @@ class SharedFiles(JobFiles):
         self.location = f"store {store.url}"
         self.problem: str | None = None
         self._store = store
+        self._expected_id: str | None = None  # what the store contains since this process was bound to it
         self._previews = _PreviewSender(store)
         try:
             self.store_id()
         except QueueUnavailable as error:
             reason = str(getattr(error.args[0], "values", {}).get("reason", error))
             message = f"the store {store.url} (KINEMA_STORE) can't be used: {remedy_for(reason)}"
-            if reason == "no answer" or reason.startswith("HTTP 5"):
-                raise QueueUnavailable(message) from None
-            raise InvalidRequest(message, "store") from None
+            if is_refusal(reason):
+                raise InvalidRequest(message, "store") from None
+            raise QueueUnavailable(message) from None
 
     def close(self) -> None:
         """Stop to send previews."""
@@ -97,12 +98,15 @@ class SharedFiles(JobFiles):
         self.problem = None
 
     def check_store(self) -> None:
-        """Check that the store answers and belongs to this database.
+        """Check that the store answers and is the one of the start, not an empty folder without its mount.
 
         Raises:
-            QueueUnavailable: it does not.
+            QueueUnavailable: it is not.
         """
-        self.store_id()
+        found = self.store_id()
+        if self._expected_id not in (None, found):
+            with self._noting_problem():
+                raise store_unavailable("it was emptied or replaced")
 
     # The store's binding
 
@@ -118,6 +122,10 @@ class SharedFiles(JobFiles):
         """Store the id of the database. If another process was faster, `store_id` returns its id."""
         with self._noting_problem(), contextlib.suppress(FileExistsError):
             self._store.put(_ID_NAME, f"{database_id}\n".encode(), new=True)
+
+    def expect_store_id(self, database_id: str) -> None:
+        """Note the id that `check_store` expects."""
+        self._expected_id = database_id
 
     def ids_in_store(self) -> set[str]:
         """Return the ids of all jobs that have files in the store."""
@@ -135,8 +143,8 @@ class SharedFiles(JobFiles):
         Raises:
             QueueUnavailable: the store does not answer, also if there is no image.
         """
+        self.check_store()
         if data is None:
-            self.check_store()
             yield None
             return
         with self._noting_problem():
@@ -158,6 +166,7 @@ class SharedFiles(JobFiles):
 
     def publish_video(self, job_id: str) -> None:
         """Upload the video of a job. It is visible to all servers once this returns."""
+        self.check_store()
         with self._noting_problem():
             self._store.put(f"jobs/{job_id}/{VIDEO}", self.job(job_id) / VIDEO)
 
@@ -226,6 +235,7 @@ class SharedFiles(JobFiles):
 
     def _delete(self, job_id: str, *names: str) -> bool:
         try:
+            self.check_store()
             with self._noting_problem():
                 self._store.delete([f"jobs/{job_id}/{name}" for name in names])
         except QueueUnavailable as error:

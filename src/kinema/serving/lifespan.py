@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 WORK = "kinema.serving.engine_work:EngineWork"
 PROBE_SECONDS = 3.0
+STORE_THREADS = 40
 # A service manager sends SIGKILL after 30 s. Running jobs get the first limit; the second ends the process.
 GRACE_SECONDS = 22.0
 END_SECONDS = 28
@@ -62,6 +63,8 @@ class ServerState:
         """Install the signal handlers and start running jobs."""
         self._loop = asyncio.get_running_loop()
         self._handle_signals()
+        if self.settings.store is not None:  # a store that does not respond must not use up all threads
+            self._loop.set_default_executor(ThreadPoolExecutor(STORE_THREADS, "kinema-store"))
         await asyncio.to_thread(self.queue.open)
         # Imported modules stay in memory: scanning them in a garbage collection would pause all requests for 0.2 s.
         gc.collect()
