@@ -173,8 +173,8 @@ def test_job_is_cancelled_while_its_upload_is_retried(folders, s3, task_log):
             wait_until(lambda: queue.running() == 0)
 
 
-def test_killed_upload_serves_nothing_and_job_completes_after_restart(folders, s3, task_log):
-    here, there = folders
+def test_killed_upload_serves_nothing_and_job_completes_after_restart(tmp_path, s3, s3_store, task_log):
+    here, there = servers(tmp_path, f"sqlite:///{tmp_path}/shared.sqlite3", s3_store)
     bucket = here.store.removeprefix("s3://").split("/")[0]
     with Queue(here) as other, contextlib.ExitStack() as stack:
         server = Server(there)
