@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 # Set before libraries read them: no downloads, and threads do not speed up tiny arrays.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -14,6 +18,7 @@ if not Path("/dev/nvidiactl").exists():  # Triton reads it when it is imported
 
 import pytest
 
+import s3_server
 from tiny import make_tiny_sd, make_tiny_svd
 
 
@@ -33,6 +38,21 @@ def tiny_svd_4_levels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a tiny random Stable Diffusion. Read-only."""
     return make_tiny_sd(tmp_path_factory.mktemp("weights") / "tiny-sd")
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[s3_server.S3Server]:
+    """Return an S3-compatible server, shared by all tests that need one."""
+    with s3_server.running() as server:
+        yield server
+
+
+@pytest.fixture
+def s3_store(s3, tmp_path, monkeypatch) -> str:
+    """Return the URL of a store in a new bucket; the variables of this process select its server."""
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    return s3.new_bucket("-".join(tmp_path.parts[-2:]).replace("_", "-").lower()[-63:].strip("-"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

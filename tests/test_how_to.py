@@ -47,7 +47,7 @@ RUN = ("bash", "python", "javascript", "html")
 SHOWN = ("text", "json", "nginx")
 NOT_RUN = {
     "downloads a model": 3,
-    "installs packages": 2,
+    "installs packages": 3,
     "needs a GPU": 2,
     "needs a notebook": 1,
     "needs a server with API keys": 1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -33,6 +34,16 @@ def _split(value: Any) -> Any:
 def _number(value: Any) -> Any:
     """Convert digits, as in an environment variable, which a Literal does not accept."""
     return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
+def _store_url(value: str) -> str:
+    """Accept s3://BUCKET, s3://BUCKET/PREFIX and file:///FOLDER; raise ValueError for any other part of a URL."""
+    parts = urlsplit(value)
+    is_bucket = parts.scheme == "s3" and re.fullmatch(r"[a-z0-9][a-z0-9.-]+[a-z0-9]", parts.netloc)
+    is_folder = parts.scheme == "file" and not parts.netloc and parts.path.startswith("/")
+    if not (is_bucket or is_folder) or parts.query or parts.fragment:
+        raise ValueError(value)
+    return value
 
 
 def _host_and_port(value: str) -> str:
@@ -101,6 +112,23 @@ class Settings(BaseSettings):
         default=None,
         min_length=1,
         description="postgresql://… or sqlite:///PATH; unset: a SQLite file in the data folder.",
+    )
+    store: Annotated[str, AfterValidator(_store_url)] | None = Field(
+        default=None,
+        description="s3://BUCKET/PREFIX or file:///FOLDER, where servers share images and videos; unset: they are in "
+        "the data folder.",
+    )
+    cache_gb: float = Field(
+        default=10,
+        ge=0,
+        allow_inf_nan=False,
+        description="gigabytes of copies of videos to keep in the data folder, if a store is set.",
+    )
+    presign_seconds: int = Field(
+        default=0,
+        ge=0,
+        le=604_800,
+        description="0, or 1 to 604800 seconds for which clients are redirected to the store to download a video.",
     )
     workers: int | None = Field(
         default=None, ge=1, le=64, description="1 to 64 worker processes; unset: one per GPU, or one without a GPU."
@@ -265,5 +293,6 @@ def _first_error(error: ValidationError, overrides: dict[str, str | None]) -> In
             f"unknown setting {shown_name}{where}; expected one of {', '.join(Settings.model_fields)}", name
         )
     expected = (Settings.model_fields[name].description or "").rstrip(".")
-    shown = "" if name == "webhook_secret" else f" {first['input']!r}"
+    value = re.sub(r"//[^/]*@", "//…@", repr(first["input"]))  # a password in a URL
+    shown = "" if name == "webhook_secret" else f" {value}"
     return InvalidRequest(f"{shown_name}{shown}{where} is invalid; expected {expected}", name)

@@ -61,6 +61,7 @@ class Server:
         self.arguments = [
             str(settings.data_dir),
             *([settings.database_url.get_secret_value()] if settings.database_url else []),
+            *([settings.store] if settings.store else []),
         ]
         self.start()
 

@@ -20,6 +20,9 @@ class FakeQueue:
     def __init__(self, check):
         self.check_database = check
 
+    def check_store(self):
+        pass
+
 
 @pytest.fixture
 def make_state(monkeypatch):

@@ -57,6 +57,7 @@ class OwnQueue:
                 "model": self._model,
                 "data_dir": folder / "queue",
                 "database_url": None,
+                "store": None,
                 "queue_size": 10 * DEFAULT_WINDOW,
                 "keep_days": _KEEP_DAYS,
             }

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from kinema.errors import InsufficientDisk, QueueUnavailable
 from kinema.jobs.eta import JobEta
 from kinema.jobs.job import PART_FILES, Failure, Job, Part, Task
-from kinema.jobs.job_files import delete_partial_files
+from kinema.jobs.job_files import PREVIEW, delete_partial_files
 from kinema.jobs.worker_pool import Requeued, WorkCancelled, WorkerLost, WorkerReplaced, WorkFailed
 from kinema.jobs.workflows import run_step
 
@@ -33,15 +33,14 @@ log = logging.getLogger(__name__)
 # A job fails after this many worker processes died or hung while running it.
 MAX_ATTEMPTS = 3
 PARTS: tuple[Part, ...] = ("image", "latents", "video")
-PREVIEW = "preview.jpg"
 # Minimum intervals at which progress is published to subscribers and stored in the table.
 PUBLISH_SECONDS = 0.25
 RECORD_SECONDS = 1.0
 # At most so long before the end of denoising, a worker gets its next job. To claim and prepare it takes less.
 LEAD_SECONDS = 2.0
 _IMAGE_MISSING = (
-    "its image is not in the data folder of the server that now runs the database's jobs; send the request again, "
-    "to that server"
+    "its image is not in the data folder, or store, of the server that now runs the database's jobs; send the request "
+    "again, to that server"
 )
 
 Result = TypeVar("Result")
@@ -126,6 +125,17 @@ class Attempt:
     def _run_part(self, part: Part, worker: Worker) -> dict[str, Any]:
         """Run a part; return what DBOS stores: the hash of the image, or code and message of the failure.
 
+        The video is available to all servers before DBOS and the table know that it is made.
+        """
+        result = self._make_part(part, worker)
+        if part == PARTS[-1] and "code" not in result:
+            self._on_nearly_done()  # the worker need not wait for the upload
+            self._try_until_done(lambda: self._files.publish_video(self.job.id))
+        return result
+
+    def _make_part(self, part: Part, worker: Worker) -> dict[str, Any]:
+        """Make the output of a part.
+
         Missing outputs of earlier parts are created again. They are missing if a server with another data folder ran
         those parts.
         """
@@ -137,7 +147,7 @@ class Attempt:
                 continue
             if earlier == "image" and not self._text_to_image:
                 return {"code": "interrupted", "message": _IMAGE_MISSING}
-            result = self._run_part(earlier, worker)
+            result = self._make_part(earlier, worker)
             if "code" in result:
                 return result
             self.job = dataclasses.replace(self.job, image=result["image"])
@@ -150,7 +160,25 @@ class Attempt:
     def _has_output(self, part: Part) -> bool:
         if part != "image":
             return (self._folder / PART_FILES[part]).exists()
-        return self.job.image is not None and self._files.image(self.job.image).exists()
+        image = self.job.image
+        if image is None:
+            return False
+        return self._try_until_done(lambda: self._files.find_image(image, self.job.id)) is not None
+
+    def _try_until_done(self, action: Callable[[], Result]) -> Result:
+        """Call an action with files until the store is available.
+
+        Raises:
+            WorkCancelled: the job was cancelled or deleted.
+            Requeued: the queue closes.
+        """
+
+        def act() -> Result:
+            if self._next_action() == "cancel":
+                raise WorkCancelled
+            return action()
+
+        return retry(act, self._closing)
 
     def _run_on_worker(self, part: Part, worker: Worker) -> dict[str, Any]:
         image = self.job.image
@@ -213,7 +241,7 @@ class Attempt:
 
         def store() -> str:  # holds no lock between retries, so that a deletion can free disk space
             try:
-                with self._files.add_image(data) as sha256:
+                with self._files.add_image(self.job.id, data) as sha256:
                     assert sha256 is not None, "data is not None"
                     if not self._table.record(self.job.id, image=sha256):
                         raise WorkCancelled  # the next sweep deletes the image
@@ -261,6 +289,7 @@ class Attempt:
             partial.touch(mode=0o600)
             partial.write_bytes(data)
             partial.replace(path)
+            self._files.publish_preview(self.job.id, data)
             self.job = dataclasses.replace(self.job, previews=self.job.previews + 1)
             self._publish()
 

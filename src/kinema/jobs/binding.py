@@ -1,4 +1,4 @@
-"""A check at start: the data folder and the database have the same id."""
+"""Checks at start: the data folder, the store and the database have the same id."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from kinema.errors import InvalidRequest
 if TYPE_CHECKING:
     from kinema.jobs.job_files import JobFiles
     from kinema.jobs.job_table import JobTable
+    from kinema.jobs.shared_files import SharedFiles
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,8 @@ def bind(files: JobFiles, table: JobTable) -> None:
         folder_id = files.database_id()
         if folder_id == table.id:
             return
-        stored, expected = files.stored_ids(), table.expected_files()
+        stored = files.stored_ids()
+        expected = set() if files.is_shared else table.expected_files()  # a folder beside a store is a cache
         can_join = (stored & expected or not stored) if folder_id is None else not (stored or expected)
         if can_join:
             files.set_database_id(table.id)
@@ -48,4 +50,53 @@ def bind(files: JobFiles, table: JobTable) -> None:
         f"{table.id} into {files.id_file}; the server then keeps the files that this database does not know, without "
         "listing them",
         "database_url",
+    )
+
+
+def bind_store(files: SharedFiles, url: str, table: JobTable) -> None:
+    """Store the database's id in a new store, and the store's URL in the database; else check that they agree.
+
+    A copy of the store in another place has the id too, so the database accepts its URL.
+
+    Raises:
+        InvalidRequest: the store belongs to another database, or the database's files are somewhere else.
+    """
+    known_url, store_id = table.store_url(), files.store_id()
+    if store_id is None:
+        stored, expected = files.ids_in_store(), table.expected_files()
+        if stored or expected or known_url not in (None, url):
+            raise InvalidRequest(_not_new(url, known_url, table, len(stored), len(expected)), "store")
+        files.set_store_id(table.id)
+        store_id = files.store_id()
+    if store_id != table.id:
+        raise InvalidRequest(
+            f"the store {url} belongs to the database with the id {store_id}, but the database {table.display_url} has "
+            f"the id {table.id}. Set KINEMA_DATABASE_URL to the store's database, or KINEMA_STORE to a new prefix",
+            "store",
+        )
+    files.expect_store_id(table.id)
+    if known_url != url:
+        table.set_store_url(url)
+
+
+def check_no_store(table: JobTable) -> None:
+    """Check that the files of a database are not in a store, for a server without one.
+
+    Raises:
+        InvalidRequest: they are.
+    """
+    if url := table.store_url():
+        raise InvalidRequest(
+            f"the images and videos of the database {table.display_url} are in the store {url}, and KINEMA_STORE is "
+            f"not set; set it to {url}",
+            "store",
+        )
+
+
+def _not_new(url: str, known_url: str | None, table: JobTable, stored: int, expected: int) -> str:
+    return (
+        f"the store {url} and the database {table.display_url} do not belong together: the store has the files of "
+        f"{stored} jobs and no id, and {expected} videos and images of the database are in "
+        f"{known_url or 'data folders'}. Use a new database with a new prefix of the store, or set KINEMA_STORE to the "
+        "database's store. To move a store, stop all servers and copy all its files, also database-id"
     )

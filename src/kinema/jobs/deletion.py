@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,38 +23,48 @@ def remove_job(table: JobTable, files: JobFiles, job_id: str, *, only_expired: b
         removed = table.remove(job_id, only_expired=only_expired)
         if removed is None:
             return False
-        if removed.status != "in_progress":
-            files.delete_job(job_id)
         if removed.image is not None and not table.is_image_used(removed.image):
             files.delete_image(removed.image)
+    if removed.status != "in_progress":
+        files.delete_job(job_id)
+    files.delete_input(job_id)
     table.refill_reserve()
     return True
 
 
-def delete_unused_image(table: JobTable, files: JobFiles, image: str | None) -> None:
+def delete_unused_image(table: JobTable, files: JobFiles, job_id: str, image: str | None) -> None:
     """Delete the image of a job that was not accepted, unless another job needs it."""
     if image is not None:
         with files.deletion_lock():
             if not table.is_image_used(image):
                 files.delete_image(image)
+        files.delete_input(job_id)
 
 
 def delete_removed_files(table: JobTable, files: JobFiles, running: Collection[str]) -> None:
     """Delete remaining files of removed jobs, except of those whose work is still `running`."""
-    with files.deletion_lock():
+    with _deletion_lock(files):
         removed = [(job_id, image) for job_id, image in table.deletions() if job_id not in running]
+        deleted = []
         for job_id, image in removed:
-            files.delete_job(job_id)
             if image is not None and not table.is_image_used(image):
                 files.delete_image(image)
-        if removed:
-            table.clear_deletions([job_id for job_id, _ in removed])
+            if not (files.delete_job(job_id) and files.delete_input(job_id)):
+                break  # the store is away
+            deleted.append(job_id)
+        if deleted:
+            table.clear_deletions(deleted)
     table.refill_reserve()
 
 
 def sweep(table: JobTable, files: JobFiles) -> list[str]:
-    """Finish interrupted deletions; return the entries of the data folder that the database does not know."""
-    with files.deletion_lock():
+    """Finish interrupted deletions; return the entries of data folder or store that the database does not know."""
+    with _deletion_lock(files):
         known_jobs, used_images = table.ids_and_images()
         known_jobs |= {job_id for job_id, _ in table.deletions()}
         return files.sweep(known_jobs, used_images)
+
+
+def _deletion_lock(files: JobFiles) -> contextlib.AbstractContextManager[None]:
+    """Return the lock for deletions, or none for a store: its jobs share no images, and its answers may take long."""
+    return contextlib.nullcontext() if files.is_shared else files.deletion_lock()

@@ -18,6 +18,7 @@ import stat
 from typing import TYPE_CHECKING
 
 from kinema.errors import InsufficientDisk, QueueUnavailable
+from kinema.jobs.job import PART_FILES
 from kinema.messages import Message
 from kinema.partial_files import PATTERN as PARTIAL_FILE
 from kinema.partial_files import PREFIX as PARTIAL_PREFIX
@@ -31,15 +32,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 GIGABYTE = 1_000_000_000
+PREVIEW = "preview.jpg"
 # Prefix of the marker of an image whose job is not stored yet.
 _PENDING_PREFIX = ".pending-"
-_JOB_ID = re.compile(r"video_[0-9a-f]{32}")
+JOB_ID = re.compile(r"video_[0-9a-f]{32}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _PENDING_IMAGE = re.compile(re.escape(_PENDING_PREFIX) + r"[0-9a-f]{64}")
 _DELETED = re.compile(r"\.deleted-[0-9a-f]{8}-video_[0-9a-f]{32}")
 # Names that Kinema or the file system creates at the top of a data folder.
 _TOP_LEVEL = re.compile(
-    r"images|jobs|files|drafts|gradio|trash|\.lock|\.scheduler|database-id|jobs\.sqlite3([.-].*)?|lost\+found|\.part-.*"
+    r"images|jobs|cache|files|drafts|gradio|trash|\.lock|\.scheduler|database-id|jobs\.sqlite3([.-].*)?|lost\+found"
+    r"|\.part-.*"
 )
 
 
@@ -54,12 +57,25 @@ class JobFiles:
 
     Raises:
         QueueUnavailable: the folder can't be created or written to.
+
+    Attributes:
+        is_shared: Whether the files are in a store that other servers use (`kinema.jobs.shared_files`).
+        location: Where the files are, for messages.
+        problem: Why the store can't be used at the moment, or None.
+
+    Args:
+        root: The data folder.
+        within: The folder in it that contains `images` and `jobs`.
     """
 
-    def __init__(self, root: Path) -> None:
+    is_shared = False
+
+    def __init__(self, root: Path, within: str = "") -> None:
         self.root = root.expanduser().resolve()  # of a symbolic link, the target becomes private
-        self.images = self.root / "images"
-        self.jobs = self.root / "jobs"
+        self.location = f"data folder {self.root}"
+        self.problem: str | None = None
+        self.images = self.root / within / "images"
+        self.jobs = self.root / within / "jobs"
         self.drafts = self.root / "drafts"
         self.gradio = self.root / "gradio"
         self.id_file = self.root / "database-id"
@@ -69,6 +85,7 @@ class JobFiles:
         try:
             self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
             for folder in (self.images, self.jobs):
+                folder.parent.mkdir(exist_ok=True, mode=0o700)
                 folder.mkdir(exist_ok=True, mode=0o700)
             for lock in (self._lock, self.scheduler_lock):
                 lock.touch(mode=0o600)
@@ -77,6 +94,16 @@ class JobFiles:
                 f"the data folder {self.root} can't be used ({error.strerror}); "
                 "set KINEMA_DATA_DIR to a folder that can be written to"
             ) from None
+
+    def close(self) -> None:
+        """Stop background work."""
+
+    def check_store(self) -> None:
+        """Check that the store answers, if the files are in one.
+
+        Raises:
+            QueueUnavailable: it does not.
+        """
 
     def make_private(self) -> None:
         """Remove other users' access to all files that Kinema wrote here, including those of earlier versions.
@@ -130,7 +157,7 @@ class JobFiles:
 
     def stored_ids(self) -> set[str]:
         """Return the ids of all jobs that have a folder, and the hashes of all images."""
-        jobs = {path.name for path in self.jobs.iterdir() if _JOB_ID.fullmatch(path.name)}
+        jobs = {path.name for path in self.jobs.iterdir() if JOB_ID.fullmatch(path.name)}
         return jobs | {path.name for path in self.images.iterdir() if _SHA256.fullmatch(path.name)}
 
     @contextlib.contextmanager
@@ -159,8 +186,8 @@ class JobFiles:
         return self._locked(fcntl.LOCK_EX)
 
     @contextlib.contextmanager
-    def add_image(self, data: bytes | None) -> Iterator[str | None]:
-        """Store an image and yield its SHA-256; None for no image. Store the job that needs it within the context.
+    def add_image(self, job_id: str, data: bytes | None) -> Iterator[str | None]:  # noqa: ARG002 - a store needs it
+        """Store the image of a job and yield its SHA-256; None for no image. Store the job within the context.
 
         No image is deleted within the context. If storing the job fails or the process dies, the next sweep deletes
         the image.
@@ -208,27 +235,72 @@ class JobFiles:
         """Return the path of the image with this hash. The file may not exist."""
         return self.images / sha256
 
+    def find_image(self, sha256: str, job_id: str | None) -> Path | None:  # noqa: ARG002 - a store needs it
+        """Return the path of the image of a job, or None if it is missing."""
+        path = self.image(sha256)
+        return path if path.exists() else None
+
+    def publish_video(self, job_id: str) -> None:
+        """Make a job's video available to all servers, before the job is completed."""
+
+    def find_video(self, job_id: str) -> Path:
+        """Return the path of a completed job's video. The file may not exist."""
+        return self.job(job_id) / PART_FILES["video"]
+
+    def video_address(self, job_id: str, seconds: int) -> str | None:  # noqa: ARG002 - a store needs them
+        """Return a URL from which anyone can read a video for so long, or None."""
+        return None
+
+    def publish_preview(self, job_id: str, data: bytes) -> None:
+        """Make a preview, which is in the job's folder, available to all servers."""
+
+    def find_preview(self, job_id: str) -> bytes | None:
+        """Return the latest preview of a running job, or None."""
+        try:
+            return (self.job(job_id) / PREVIEW).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def delete_preview(self, job_id: str) -> None:
+        """Delete the preview of a job."""
+        (self.job(job_id) / PREVIEW).unlink(missing_ok=True)
+
+    def delete_input(self, job_id: str) -> bool:  # noqa: ARG002 - a store needs it
+        """Delete the job's own copy of its image, if it has one; return whether that succeeded."""
+        return True
+
     def delete_image(self, sha256: str) -> None:
         """Delete an image that no job needs."""
         self.image(sha256).unlink(missing_ok=True)
 
     def job(self, job_id: str) -> Path:
         """Return the folder of a job. It exists from the start of its work."""
-        if not _JOB_ID.fullmatch(job_id):
+        if not JOB_ID.fullmatch(job_id):
             raise ValueError(f"{job_id!r} is not a job id")
         return self.jobs / job_id
 
-    def delete_job(self, job_id: str) -> None:
-        """Delete a job's folder. It is renamed first, so that a running worker process can't add files to it."""
+    def delete_job(self, job_id: str) -> bool:
+        """Delete a job's folder. It is renamed first, so that a running worker process can't add files to it.
+
+        Returns:
+            Whether all files are deleted; a store may be away.
+        """
         folder = self.job(job_id)
         renamed = self.jobs / f".deleted-{secrets.token_hex(4)}-{job_id}"
         try:
             folder.rename(renamed)
         except FileNotFoundError:
-            return
+            return True
         except OSError:  # the disk is full
             renamed = folder
         shutil.rmtree(renamed, ignore_errors=True)
+        return True
+
+    def finish_deletions(self) -> None:
+        """Delete folders of deleted jobs that a crash left."""
+        for path in self.jobs.iterdir():
+            if _DELETED.fullmatch(path.name):
+                shutil.rmtree(path, ignore_errors=True)
 
     def sweep(self, known_jobs: Collection[str], used_images: Collection[str]) -> list[str]:
         """Finish interrupted deletions and return the entries of `jobs` and `images` that the database does not know.
@@ -249,9 +321,7 @@ class JobFiles:
         for path in self.images.iterdir():
             if PARTIAL_FILE.fullmatch(path.name):
                 path.unlink(missing_ok=True)
-        for path in self.jobs.iterdir():
-            if _DELETED.fullmatch(path.name):
-                shutil.rmtree(path, ignore_errors=True)
+        self.finish_deletions()
         unknown = [path for path in self.jobs.iterdir() if path.name not in known_jobs]
         unknown += [path for path in self.images.iterdir() if path.name not in used_images]
         return sorted(str(path.relative_to(self.root)) for path in unknown)
@@ -295,7 +365,7 @@ def _has_only_own_files(folder: Path) -> bool:
 
 def _is_own_name(name: str) -> bool:
     """Return whether Kinema creates files with this name below the data folder."""
-    return any(pattern.fullmatch(name) for pattern in (_JOB_ID, _SHA256, PARTIAL_FILE, _DELETED, _PENDING_IMAGE))
+    return any(pattern.fullmatch(name) for pattern in (JOB_ID, _SHA256, PARTIAL_FILE, _DELETED, _PENDING_IMAGE))
 
 
 def _own_files(folder: Path) -> Iterator[Path]:

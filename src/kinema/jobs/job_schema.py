@@ -61,6 +61,13 @@ IDENTITY = sa.Table(
     sa.Column("format", sa.Integer, nullable=False),
     sa.Column("oldest_reader", sa.Integer, nullable=False, server_default="1"),
 )
+# Where the files of the jobs are if they are not in data folders: the URL of a store.
+STORE = sa.Table(
+    "kinema_store",
+    METADATA,
+    sa.Column("only", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("url", sa.Text, nullable=False),
+)
 # Raise this whenever the tables or the requests in them change, and add a step to `migrations`.
 FORMAT = 4
 # The oldest FORMAT of a version that may use a database of this FORMAT.

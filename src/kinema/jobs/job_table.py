@@ -42,6 +42,7 @@ from kinema.jobs.job_schema import (
     OLDEST_READER,
     QUEUE_ORDER,
     RANK,
+    STORE,
     TURN_ORDER,
     WEBHOOKS,
     is_expired,
@@ -564,8 +565,23 @@ class JobTable:
 
     def is_image_used(self, image: str) -> bool:
         """Return whether any job has this image."""
+        return self.job_with_image(image) is not None
+
+    def job_with_image(self, image: str) -> str | None:
+        """Return the id of any job that has this image, or None."""
         with self._read() as connection:
-            return connection.execute(sa.select(JOBS.c.id).where(JOBS.c.image == image).limit(1)).first() is not None
+            return connection.execute(sa.select(JOBS.c.id).where(JOBS.c.image == image).limit(1)).scalar()
+
+    def store_url(self) -> str | None:
+        """Return the URL of the store that contains the jobs' files, or None if they are in data folders."""
+        with self._read() as connection:
+            return connection.execute(sa.select(STORE.c.url)).scalar()
+
+    def set_store_url(self, url: str) -> None:
+        """Note which store contains the jobs' files."""
+        insert = self._insert(STORE).values(only=1, url=url)
+        with self._write() as connection:
+            connection.execute(insert.on_conflict_do_update(index_elements=["only"], set_={"url": url}))
 
     def ids_and_images(self) -> tuple[set[str], set[str]]:
         """Return the ids of all jobs and the hashes of their images."""

@@ -18,20 +18,21 @@ from kinema.errors import (
     QueueUnavailable,
     QuotaExceeded,
 )
-from kinema.jobs.attempt import PREVIEW
 from kinema.jobs.batch_files import BatchFiles
 from kinema.jobs.batch_table import BatchTable
-from kinema.jobs.binding import bind
+from kinema.jobs.binding import bind, bind_store, check_no_store
+from kinema.jobs.cache_keeper import CacheKeeper
 from kinema.jobs.cluster import check_installed
 from kinema.jobs.deletion import DAY, delete_unused_image, remove_job
 from kinema.jobs.file_table import FileTable
-from kinema.jobs.job import PART_FILES, Failure, Job, JobPage
+from kinema.jobs.job import Failure, Job, JobPage
 from kinema.jobs.job_files import JobFiles
 from kinema.jobs.job_table import JobTable, KeyTaken
 from kinema.jobs.job_traces import JobTraces
 from kinema.jobs.owner_limits import NO_LIMITS, LimitReached
 from kinema.jobs.scheduler import Scheduler
 from kinema.jobs.scheduler_lock import scheduled_elsewhere
+from kinema.jobs.shared_files import SharedFiles, open_store
 from kinema.jobs.sqlite_file import SqliteFile
 from kinema.jobs.subscriptions import AsyncSubscription, Subscription, Subscriptions
 from kinema.jobs.webhook_table import WebhookTable
@@ -60,12 +61,12 @@ POLL_SECONDS = 1.0
 
 
 class Queue:
-    """A durable job queue: jobs, images and videos are stored in the data folder and the database.
+    """A durable job queue: jobs are stored in the database, images and videos in the data folder or in a store.
 
     All methods are thread-safe and take a few milliseconds. In an event loop, call them with `asyncio.to_thread`, and
     use `subscribe_async`. One process at a time runs a database's jobs; another takes over when it ends, or within 10
     seconds if it is frozen or cut off (PostgreSQL). Meanwhile the others can do everything else, but can only submit
-    jobs if they have the same data folder.
+    jobs if they have the same data folder or a store.
 
         with Queue(settings, work="kinema.serving.engine_work:EngineWork") as queue:
             job = queue.submit(request, image=Path("rocket.png").read_bytes())
@@ -102,12 +103,18 @@ class Queue:
                 devices = ()
         self._settings = settings
         self._files = JobFiles(settings.data_dir)
+        if settings.store is not None:
+            self._files = SharedFiles(settings.data_dir, open_store(settings.store))
         self._files.make_private()
         database_url = settings.database_url
         url = database_url.get_secret_value() if database_url else f"sqlite:///{self._files.root / 'jobs.sqlite3'}"
         self._table = JobTable(url)
         try:
             bind(self._files, self._table)
+            if isinstance(self._files, SharedFiles):
+                bind_store(self._files, self._files.url, self._table)
+            else:
+                check_no_store(self._table)
             workflow_url, workflow_file = _workflow_database(url)
         except BaseException:
             self._table.close()
@@ -124,6 +131,7 @@ class Queue:
         self._is_closed = False
         self._was_full = False
         self._scheduler: Scheduler | None = None
+        self._cache_keeper = CacheKeeper(self._files, self._table, settings.cache_gb)
         if work is not None:
             assert devices is not None, "chosen above"
             self._scheduler = Scheduler(
@@ -142,6 +150,7 @@ class Queue:
 
     def open(self) -> None:
         """Start to run jobs. Jobs that were running when the last process ended come first."""
+        self._cache_keeper.start()
         if self._changes is not None:
             self._changes.open(self._on_changes, self._publish_positions)
         if self._scheduler is not None:
@@ -155,6 +164,8 @@ class Queue:
                 self._scheduler.close(grace)
             if self._changes is not None:
                 self._changes.close()
+            self._cache_keeper.close()
+            self._files.close()
             self._table.close()
             self._traces.close()
 
@@ -185,6 +196,14 @@ class Queue:
         """
         self._table.check()
 
+    def check_store(self) -> None:
+        """Check that the store of images and videos answers, if there is one. May take seconds.
+
+        Raises:
+            QueueUnavailable: the check failed; `problems` says so too.
+        """
+        self._files.check_store()
+
     @property
     def unknown_files(self) -> int:
         """The number of entries of the data folder that the database does not know. They are kept."""
@@ -214,8 +233,9 @@ class Queue:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """Why this process runs no jobs, or which workers can't be started. Empty if there is no problem."""
-        return () if self._scheduler is None else self._scheduler.problems()
+        """Why this process runs no jobs, which workers can't be started, or why the store can't be used."""
+        problems = () if self._scheduler is None else self._scheduler.problems()
+        return problems if self._files.problem is None else (*problems, self._files.problem)
 
     def submit(
         self,
@@ -254,8 +274,8 @@ class Queue:
             QuotaExceeded: the jobs of the owner reach one of the limits.
             InsufficientDisk: less than KINEMA_MIN_FREE_GB is free.
             IdempotencyKeyReused: the key was used with another request.
-            QueueUnavailable: the queue is closing, its database does not answer, or a process with another data folder
-                runs the database's jobs.
+            QueueUnavailable: the queue is closing, its database or store does not answer, or, without a store, a
+                process with another data folder runs the database's jobs.
         """
         self._check_arguments(request, image, priority, idempotency_key)
         fingerprint_or_default = fingerprint or _fingerprint(request, image, title)
@@ -284,17 +304,18 @@ class Queue:
         rejection: QueueFull | QuotaExceeded | None = None
         try:
             with self._traces.submit(values["id"], request, traceparent) as values["traceparent"]:
-                with self._files.add_image(image) as values["image"]:
+                with self._files.add_image(values["id"], image) as values["image"]:
                     try:
                         position = self._table.add(values | columns, self._settings.queue_size, limits, webhook_url)
                     except LimitReached as reached:  # the image's marker is deleted at the end of the context
                         position, rejection = None, self._limit_exceeded(reached, limits)
                 self._was_full = position is None and rejection is None
                 if position is None:
-                    delete_unused_image(self._table, self._files, values["image"])
+                    delete_unused_image(self._table, self._files, values["id"], values["image"])
                     raise rejection or self._queue_full()
         except KeyTaken:  # two calls with the same key at the same time
             assert idempotency_key is not None, "KeyTaken needs a key"
+            self._files.delete_input(values["id"])
             return self._find_by_key(idempotency_key, fingerprint_or_default) or self.submit(
                 request, image=image, title=title, priority=priority, pinned=pinned,
                 idempotency_key=idempotency_key, fingerprint=fingerprint, owner=owner, limits=limits,
@@ -441,12 +462,31 @@ class Queue:
         return self._publish_change(job_id)
 
     def result(self, job_id: str) -> Path:
-        """Return the path of a completed job's video.
+        """Return the path of a completed job's video. A video in a store is copied to the data folder first.
 
         Raises:
             JobNotFound: no job has this id.
             JobUnfinished: the job is not completed.
+            QueueUnavailable: the store does not answer.
+            InsufficientDisk: the disk has no space for the copy.
         """
+        self._check_completed(job_id)
+        return self._files.find_video(job_id)
+
+    def result_address(self, job_id: str) -> str | None:
+        """Return a URL from which anyone can read a completed job's video for KINEMA_PRESIGN_SECONDS.
+
+        None if that is 0, or if there is no object store.
+
+        Raises:
+            JobNotFound, JobUnfinished: as `result`.
+        """
+        if not self._settings.presign_seconds:
+            return None
+        self._check_completed(job_id)
+        return self._files.video_address(job_id, self._settings.presign_seconds)
+
+    def _check_completed(self, job_id: str) -> None:
         job = self.get(job_id)
         if job.status == "failed":
             raise JobUnfinished(f"job {job_id} has no video: it failed{f' ({job.error.code})' if job.error else ''}")
@@ -454,7 +494,6 @@ class Queue:
             raise JobUnfinished(
                 f"job {job_id} is {job.status.replace('_', ' ')}; its video is available once it is completed"
             )
-        return self._files.job(job_id) / PART_FILES["video"]
 
     def folder(self, job_id: str) -> Path:
         """Return a completed job's folder, for files derived from its video. It is deleted with the job.
@@ -469,9 +508,18 @@ class Queue:
 
         Raises:
             JobNotFound: no job has this id.
+            QueueUnavailable: the store does not answer.
         """
         sha256 = self.get(job_id).image
-        return None if sha256 is None else self._files.image(sha256)
+        return None if sha256 is None else self._files.find_image(sha256, job_id) or self._files.image(sha256)
+
+    def find_image(self, sha256: str) -> Path | None:
+        """Return the path of an image that a job has, or None.
+
+        Raises:
+            QueueUnavailable: the store does not answer.
+        """
+        return self._files.find_image(sha256, self._table.job_with_image(sha256))
 
     def preview(self, job_id: str) -> bytes | None:
         """Return the latest preview of a running job as a JPEG, or None if there is none.
@@ -481,10 +529,7 @@ class Queue:
         """
         if self.get(job_id).finished:
             return None
-        try:
-            return (self._files.job(job_id) / PREVIEW).read_bytes()
-        except FileNotFoundError:
-            return None
+        return self._files.find_preview(job_id)
 
     def estimate(self, request: VideoRequest) -> float | None:
         """Return the expected seconds of a request without its time in the queue, or None if unknown."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from kinema.errors import JobNotFound, KinemaError
-from kinema.jobs.attempt import PREVIEW, Attempt, retry
+from kinema.jobs.attempt import Attempt, retry
 from kinema.jobs.cluster import Cluster
 from kinema.jobs.deletion import DAY, delete_removed_files, remove_job, sweep
 from kinema.jobs.eta import StageSpeeds
@@ -87,6 +87,7 @@ class Scheduler:
         cluster = None
         if settings.ray_address is not None:
             cluster, devices = Cluster(settings.ray_address, settings.gpus_per_video, self._wake.set), ()
+        self._sweeper = threading.Thread()
         self.pool = WorkerPool(work, devices, settings.step_timeout, self._wake.set, cluster, settings.workers)
 
     def start(self) -> None:
@@ -370,8 +371,9 @@ class Scheduler:
             return
         if job.finished:
             folder = self._files.job(job_id)
-            for name in (PART_FILES["latents"], PART_FILES["image"], PREVIEW):
+            for name in (PART_FILES["latents"], PART_FILES["image"]):
                 (folder / name).unlink(missing_ok=True)
+            self._files.delete_preview(job_id)
             if job.status == "failed":
                 self._files.delete_job(job_id)
             self._traces.finished(job)
@@ -439,14 +441,24 @@ class Scheduler:
         delete_removed_files(self._table, self._files, running)
 
     def _sweep(self) -> None:
-        """Finish interrupted deletions, and log the entries of the data folder that the database does not know."""
+        """Sweep the files, in a thread if they are in a store: to list its files may take long, or fail."""
+        if not self._files.is_shared:
+            self._sweep_files()
+        elif not self._sweeper.is_alive():
+            self._sweeper = threading.Thread(
+                target=self._log_errors, args=(self._sweep_files,), name="kinema-sweep", daemon=True
+            )
+            self._sweeper.start()
+
+    def _sweep_files(self) -> None:
+        """Finish interrupted deletions, and log the files that the database does not know."""
         self._delete_removed_files()
         unknown = sweep(self._table, self._files)
         if unknown and unknown != self.unknown_files:
             log.warning(
-                "%d entries of the data folder %s are not in the database and are kept: %s%s",
+                "%d entries of the %s are not in the database and are kept: %s%s",
                 len(unknown),
-                self._files.root,
+                self._files.location,
                 ", ".join(unknown[:5]),
                 ", …" if len(unknown) > 5 else "",
             )

@@ -96,7 +96,7 @@ def scheduled_elsewhere(table: JobTable, files: JobFiles) -> QueueUnavailable | 
 
     That process would not have the images of jobs that are submitted with this folder.
     """
-    if not table.has_scheduler() or table.is_scheduled_with(files):
+    if files.is_shared or not table.has_scheduler() or table.is_scheduled_with(files):
         return None
     return QueueUnavailable(
         Message(

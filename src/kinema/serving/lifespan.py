@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 WORK = "kinema.serving.engine_work:EngineWork"
 PROBE_SECONDS = 3.0
+STORE_THREADS = 40
 # A service manager sends SIGKILL after 30 s. Running jobs get the first limit; the second ends the process.
 GRACE_SECONDS = 22.0
 END_SECONDS = 28
@@ -66,6 +67,8 @@ class ServerState:
         """Install the signal handlers and start running jobs."""
         self._loop = asyncio.get_running_loop()
         self._handle_signals()
+        if self.settings.store is not None:  # a store that does not respond must not use up all threads
+            self._loop.set_default_executor(ThreadPoolExecutor(STORE_THREADS, "kinema-store"))
         await asyncio.to_thread(self.queue.open)
         self.batches.start()
         self.webhooks.start()
@@ -82,7 +85,7 @@ class ServerState:
         await asyncio.to_thread(self.queue.close, max(0.0, GRACE_SECONDS - spent))
 
     async def ready(self) -> bool:
-        """Return whether jobs are run, here or by another process, and the database responds within PROBE_SECONDS.
+        """Return whether jobs are run, here or by another process, and database and store respond in PROBE_SECONDS.
 
         If this process runs them, all its workers must be ready.
         """
@@ -109,6 +112,10 @@ class ServerState:
             self._database_error = str(error)
             return False
         self._database_error = None
+        try:
+            self.queue.check_store()
+        except QueueUnavailable:  # it is in the queue's problems
+            return False
         return True
 
     def check_open(self) -> None:

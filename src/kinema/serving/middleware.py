@@ -41,6 +41,8 @@ FILES_PATH = "/v1/files"
 PLAIN_BYTES = 128 * 1024
 # Methods without side effects, and headers (or their prefixes) that proxies add.
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+# Key of a request's scope: the request was HEAD.
+WAS_HEAD = "kinema.was_head"
 PROXY_HEADERS = ("forwarded", "x-forwarded-", "x-real-ip", "via")
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -212,7 +214,7 @@ def _head_as_get(scope: Scope, send: Send) -> tuple[Scope, Receive, Send]:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
             ended.set()
 
-    return {**scope, "method": "GET"}, receive, send_headers
+    return {**scope, "method": "GET", WAS_HEAD: True}, receive, send_headers
 
 
 def _too_large(limit: int, path: str) -> RequestTooLarge:

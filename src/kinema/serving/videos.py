@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from fastapi import FastAPI, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from kinema.errors import InvalidImage, InvalidRequest, JobNotFound, KinemaError, ModelError
@@ -26,6 +26,7 @@ from kinema.serving.events import Events
 from kinema.serving.fields import is_set
 from kinema.serving.files_api import add_file_routes
 from kinema.serving.lifespan import ServerState, server_state
+from kinema.serving.middleware import WAS_HEAD
 from kinema.serving.opened_file import OpenedFile
 from kinema.serving.rate_limits import CALLER
 from kinema.serving.request_parsing import Body, ParsedRequest, UnreadableBody, fetch_image, receive
@@ -273,20 +274,24 @@ def _add_read_routes(app: FastAPI) -> None:
     partial: dict[int | str, dict[str, Any]] = {
         206: {"description": "The requested range of the file.", "content": file_response[200]["content"]}
     }
+    redirected: dict[int | str, dict[str, Any]] = {
+        307: {"description": "The URL of the video in the server's store (KINEMA_PRESIGN_SECONDS)."}
+    }
 
     @app.get(
         "/v1/videos/{video_id}/content",
         response_class=FileResponse,
-        responses=file_response | partial | openapi.range_error() | openapi.error_responses(400, 404, 409),
+        responses=file_response
+        | partial
+        | redirected
+        | openapi.range_error()
+        | openapi.error_responses(400, 404, 409, 507),
         tags=["videos"],
     )
     async def download_video(request: Request, video_id: str, variant: Variant = "video") -> Response:
         """Download the video, its thumbnail or a contact sheet of all its frames."""
-        job = await _job(app, video_id)
-        state = server_state(app)
-        path, kind = await app.state.variants.file(state.queue, state.images, request, job.id, variant)
-        name = f"{job.id}{path.suffix}"
-        return OpenedFile(path, media_type=kind, filename=name, headers=video_headers(job))
+        job, state = await _job(app, video_id), server_state(app)
+        return await _redirect_to_store(state, request, job, variant) or await _file(app, request, job, variant)
 
     @app.get(
         "/v1/videos/{video_id}/preview",
@@ -378,6 +383,23 @@ def _add_update_routes(app: FastAPI) -> None:
         job = await _job(app, video_id)
         await asyncio.to_thread(server_state(app).queue.delete, job.id)
         return JSONResponse({"id": job.id, "deleted": True, "object": "video.deleted"})
+
+
+async def _file(app: FastAPI, request: Request, job: Job, variant: Variant) -> Response:
+    """Return a variant of a video."""
+    state = server_state(app)
+    path, kind = await app.state.variants.file(state.queue, state.images, request, job.id, variant)
+    return OpenedFile(path, media_type=kind, filename=f"{job.id}{path.suffix}", headers=video_headers(job))
+
+
+async def _redirect_to_store(state: ServerState, request: Request, job: Job, variant: Variant) -> Response | None:
+    """Return a redirect to a presigned URL of the video, or None if there is none (KINEMA_PRESIGN_SECONDS)."""
+    if variant != "video" or request.scope.get(WAS_HEAD):  # the URL is for GET only
+        return None
+    address = await asyncio.to_thread(state.queue.result_address, job.id)
+    if address is None:
+        return None
+    return RedirectResponse(address, 307, video_headers(job) | {"Cache-Control": "no-store"})
 
 
 async def _job(app: FastAPI, video_id: str) -> Job:

@@ -38,7 +38,7 @@ PAGE_MODULES = {
     "media/image.py": {"open_image", "_fit", "read_image_file", "_read_file", "_from_array", "_to_upright"},
     "media/image_structure.py": set(),
     "serving/submission.py": set(),
-    "jobs/queue.py": {"list", "result", "_check_arguments", "_find_by_key"},
+    "jobs/queue.py": {"list", "_check_completed", "_check_arguments", "_find_by_key"},
     "jobs/job_files.py": {"__init__"},
     "jobs/job_table.py": {"__init__", "get", "page"},
     "jobs/database.py": set(),

@@ -65,7 +65,7 @@ def mount(
     from kinema.serving.page.theme import THEME
     from kinema.serving.page.translations.languages import LANGUAGES
 
-    drafts = Drafts(settings.data_dir, settings.min_free_gb, images or ImageService())
+    drafts = Drafts(settings.data_dir, settings.min_free_gb, images or ImageService(), queue.find_image)
     bodies = bodies or BodyQuota(settings.max_body_mb, settings.min_free_gb)
     app.include_router(routes(queue, drafts, bodies, stopping))
     app.mount(f"{PATH}/static", StaticFiles(directory=Path(__file__).with_name("static")))

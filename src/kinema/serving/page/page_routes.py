@@ -20,6 +20,7 @@ from kinema.errors import (
     JobNotFound,
     JobUnfinished,
     KinemaError,
+    QueueUnavailable,
     QuotaExceeded,
     RequestTooLarge,
     ServerBusy,
@@ -66,10 +67,23 @@ class Drafts:
     """Uploaded images that are not submitted yet, by the SHA-256 of their bytes. They are deleted after a day.
 
     They are stored in the data folder and survive reloads of the page and restarts of the server.
+
+    Args:
+        data_dir: The data folder.
+        reserve_gb: Gigabytes that must stay free there.
+        images: The service that checks and decodes images.
+        find: Returns the path of the input image of a job by its SHA-256, or None.
     """
 
-    def __init__(self, data_dir: Path, reserve_gb: float, images: ImageService) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        reserve_gb: float,
+        images: ImageService,
+        find: Callable[[str], Path | None] = lambda _: None,
+    ) -> None:
         self.images = images
+        self._find = find
         self.bytes = DraftQuota(1_000_000_000)
         self._files = JobFiles(data_dir)
         self._reserve_gb = reserve_gb
@@ -94,9 +108,11 @@ class Drafts:
         """Return the bytes of a draft or of a job's input image; None if there is neither."""
         if not _SHA256.fullmatch(sha256):
             return None
-        for folder in (self._root, self._files.images):
-            with contextlib.suppress(FileNotFoundError):
-                return (folder / sha256).read_bytes()
+        with contextlib.suppress(FileNotFoundError):
+            return (self._root / sha256).read_bytes()
+        with contextlib.suppress(FileNotFoundError, QueueUnavailable):
+            path = self._find(sha256)
+            return None if path is None else path.read_bytes()
         return None
 
     def inspect(self, data: bytes) -> ImageFacts:
@@ -262,11 +278,13 @@ def _http_image_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _http_job_errors() -> Iterator[None]:
-    """Translate JobUnfinished to 409 and other errors to 404."""
+    """Translate JobUnfinished to 409, QueueUnavailable to 503 and other errors to 404."""
     try:
         yield
     except JobUnfinished as error:
         raise HTTPException(409, error_message(error)) from None
+    except QueueUnavailable as error:
+        raise HTTPException(503, error_message(error), {"Retry-After": "5"}) from None
     except KinemaError as error:  # unknown job, missing file, or a file without a recipe
         raise HTTPException(404, error_message(error)) from None
 
