@@ -92,7 +92,7 @@ def test_every_setting_in_deploy_exists():
     named = {name for path in files for name in re.findall(r"\bKINEMA_([A-Z][A-Z_]*)", path.read_text("utf-8"))}
     assert {"RAY_ADDRESS", "DATABASE_URL", "API_KEYS", "STORE"} <= named
     # Kubernetes itself would set the first.
-    assert {name.lower() for name in named - {"PORT"}} - set(Settings.model_fields) - {"store"} == set()
+    assert {name.lower() for name in named - {"PORT"}} - set(Settings.model_fields) == set()
 
 
 def test_settings_are_accepted(tmp_path, monkeypatch):

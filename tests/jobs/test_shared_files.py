@@ -243,3 +243,23 @@ def test_store_and_database_belong_together(tmp_path, s3_store):
         Queue(settings("three", f"{s3_store}-other"))
     with Queue(settings("one", s3_store)) as queue:
         assert queue.waiting() == 1
+
+
+def test_file_of_a_batch_is_read_and_deleted_by_another_server(alike):
+    here, there = alike
+    file_id = f"file-{'a' * 32}"
+    with Queue(here) as writing, Queue(there) as reading:
+        with writing.batch_files.create(file_id) as file:
+            file.write(b"{}\n")
+        with reading.batch_files.open(file_id) as file:
+            assert file.read() == b"{}\n"
+        assert stored(reading)[-1] == f"files/{file_id}.jsonl"
+        writing.batch_files.sweep(known=())  # it is new: perhaps its row is written now
+        reading.batch_files.delete(file_id)
+        assert not any(name.startswith("files/") for name in stored(reading))
+        with contextlib.suppress(OSError), writing.batch_files.create(file_id) as file:
+            file.write(b"half")
+            raise OSError
+        assert not any(name.startswith("files/") for name in stored(reading))
+        with pytest.raises(JobNotFound, match="was deleted"):
+            reading.batch_files.open(file_id)

@@ -1,4 +1,4 @@
-"""The files of batches on disk: uploaded requests, and results."""
+"""The files of batches: uploaded requests, and results."""
 
 from __future__ import annotations
 
@@ -23,16 +23,19 @@ ORPHAN_SECONDS = 3600.0
 
 
 class BatchFiles:
-    """The files in the folder `files` of a data folder, by id."""
+    """The files of batches, by id: in the folder `files` of a data folder, or in the store of several servers."""
 
     def __init__(self, files: JobFiles, reserve_gb: float) -> None:
         self._files = files
-        self._folder = files.root / "files"
         self._reserve_gb = reserve_gb
 
-    def path(self, file_id: str) -> Path:
-        """Return the path of a file, which may not exist."""
-        return self._folder / f"{file_id}.jsonl"
+    def find(self, file_id: str) -> Path:
+        """Return the path of a file, which may not exist. It may have to be fetched from the store.
+
+        Raises:
+            QueueUnavailable: the store does not answer.
+        """
+        return self._files.find_batch_file(_name(file_id))
 
     @contextlib.contextmanager
     def create(self, file_id: str) -> Iterator[IO[bytes]]:
@@ -40,35 +43,45 @@ class BatchFiles:
 
         Raises:
             InsufficientDisk: less than the reserve is free, or the disk is full.
+            QueueUnavailable: the store does not answer.
         """
         self._files.check_free_space(self._reserve_gb)
-        self._folder.mkdir(exist_ok=True, mode=0o700)
-        with atomic_file(self.path(file_id)) as partial, partial.open("xb") as file:
+        folder = self._files.batch_files
+        folder.mkdir(exist_ok=True, mode=0o700)
+        with atomic_file(folder / _name(file_id)) as partial, partial.open("xb") as file:
             yield file
             file.flush()
+        self._files.publish_batch_file(_name(file_id))
 
     def open(self, file_id: str) -> IO[bytes]:
         """Open a file for reading.
 
         Raises:
             JobNotFound: it does not exist.
+            QueueUnavailable: the store does not answer.
         """
         try:
-            return self.path(file_id).open("rb")
+            return self.find(file_id).open("rb")
         except FileNotFoundError:
             raise JobNotFound(f"the file {file_id!r} was deleted") from None
 
     def delete(self, file_id: str) -> None:
-        """Delete a file if it exists."""
-        self.path(file_id).unlink(missing_ok=True)
+        """Delete a file if it exists.
+
+        Raises:
+            QueueUnavailable: the store does not answer.
+        """
+        self._files.delete_batch_file(_name(file_id))
 
     def sweep(self, known: Collection[str]) -> None:
         """Delete files of an interrupted upload or deletion: those without a row, and partial files."""
-        if not self._folder.is_dir():
-            return
         oldest = time.time() - ORPHAN_SECONDS
-        for path in self._folder.iterdir():
-            match = _FILE_NAME.fullmatch(path.name)
-            is_own = PARTIAL_FILE.fullmatch(path.name) or (match is not None and match[1] not in known)
-            if is_own and path.stat().st_mtime < oldest:
-                path.unlink(missing_ok=True)
+        for name, written_at in self._files.list_batch_files():
+            match = _FILE_NAME.fullmatch(name)
+            is_own = PARTIAL_FILE.fullmatch(name) or (match is not None and match[1] not in known)
+            if is_own and written_at < oldest:
+                self._files.delete_batch_file(name)
+
+
+def _name(file_id: str) -> str:
+    return f"{file_id}.jsonl"

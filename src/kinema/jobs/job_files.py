@@ -95,6 +95,28 @@ class JobFiles:
                 "set KINEMA_DATA_DIR to a folder that can be written to"
             ) from None
 
+    @property
+    def batch_files(self) -> Path:
+        """The folder of the files of batches, or of copies of them. It may not exist."""
+        return self.images.with_name("files")
+
+    def publish_batch_file(self, name: str) -> None:
+        """Make a new file in `batch_files` available to all servers."""
+
+    def find_batch_file(self, name: str) -> Path:
+        """Return the path of a file of a batch, which may not exist."""
+        return self.batch_files / name
+
+    def delete_batch_file(self, name: str) -> None:
+        """Delete a file of a batch if it exists."""
+        (self.batch_files / name).unlink(missing_ok=True)
+
+    def list_batch_files(self) -> list[tuple[str, float]]:
+        """Return the name of each file of a batch, and when it was written, in seconds since 1970."""
+        if not self.batch_files.is_dir():
+            return []
+        return [(path.name, path.stat().st_mtime) for path in self.batch_files.iterdir()]
+
     def close(self) -> None:
         """Stop background work."""
 

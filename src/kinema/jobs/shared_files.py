@@ -30,6 +30,8 @@ _ID_NAME = "database-id"
 _INPUT = "input"
 # After this time an input image whose job was never stored is deleted. No submission takes so long.
 ORPHAN_SECONDS = 86_400.0
+# Copies of files of batches are kept for so long after their last use.
+COPY_SECONDS = 86_400.0
 
 
 def open_store(url: str) -> FileStore:
@@ -50,6 +52,7 @@ class SharedFiles(JobFiles):
         jobs/<id>/input        the input image, uploaded or generated
         jobs/<id>/video.mp4    the video, which is there before the job is completed
         jobs/<id>/preview.jpg  the latest preview of a running job
+        files/<id>.jsonl       the requests and results of a batch
         database-id            id of the database that contains these jobs
 
     Each job has its own copy of its image, so that the deletion of a job needs no lock that all servers share. The
@@ -204,6 +207,37 @@ class SharedFiles(JobFiles):
             yield from self._store.read(name)
         except FileNotFoundError:
             raise _Unsuitable from None
+
+    # Files of batches
+
+    def publish_batch_file(self, name: str) -> None:
+        """Upload a file of a batch. It is visible to all servers once this returns."""
+        self.check_store()
+        with self._noting_problem():
+            self._store.put(f"files/{name}", self.batch_files / name)
+
+    def find_batch_file(self, name: str) -> Path:
+        """Return the path of the copy of a file of a batch, which is fetched if necessary. It may not exist."""
+        path = super().find_batch_file(name)
+        if not _touch(path):
+            path.parent.mkdir(exist_ok=True, mode=0o700)
+            self._fetch(f"files/{name}", path)
+        return path
+
+    def delete_batch_file(self, name: str) -> None:
+        """Delete a file of a batch here and in the store."""
+        super().delete_batch_file(name)
+        self.check_store()
+        with self._noting_problem():
+            self._store.delete([f"files/{name}"])
+
+    def list_batch_files(self) -> list[tuple[str, float]]:
+        """Return the files of batches in the store. Copies that were not used lately are deleted."""
+        for name, used_at in super().list_batch_files():
+            if used_at < time.time() - COPY_SECONDS:
+                super().delete_batch_file(name)
+        with self._noting_problem():
+            return [(found.name.removeprefix("files/"), found.modified) for found in self._store.list("files/")]
 
     # Previews
 

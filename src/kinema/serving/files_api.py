@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from fastapi import Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 
-from kinema.errors import InvalidRequest, JobNotFound
+from kinema.errors import InvalidRequest, JobNotFound, KinemaError
 from kinema.jobs.file_table import new_file_id
 from kinema.serving import openapi
 from kinema.serving.batch_schemas import DeletedFile, FileList, FileObject, file_of, page_of
@@ -81,7 +81,7 @@ def add_file_routes(app: FastAPI) -> None:
         """Download a file. Range requests are supported."""
         state = server_state(app)
         file = await _file(state, file_id)
-        path = state.queue.batch_files.path(file.id)
+        path = await asyncio.to_thread(state.queue.batch_files.find, file.id)
         return OpenedFile(path, media_type=MEDIA_TYPE, filename=file.name, content_disposition_type="attachment")
 
     @app.delete(
@@ -129,7 +129,7 @@ def _store(state: ServerState, body: Body) -> BatchFile:
     try:
         return state.queue.file_table.add(file_id, name, "batch", size)
     except BaseException:
-        with suppress(OSError):
+        with suppress(OSError, KinemaError):
             files.delete(file_id)
         raise
 
