@@ -59,12 +59,13 @@ def migrate(connection: sa.Connection, found: int, display_url: str) -> None:
     connection.execute(IDENTITY.update().values(format=FORMAT, oldest_reader=OLDEST_READER))
 
 
-def _add_owners(operations: Operations) -> None:
+def _add_owners_and_traces(operations: Operations) -> None:
     operations.add_column(IDENTITY.name, sa.Column("oldest_reader", sa.Integer, nullable=False, server_default="1"))
     for column in (
         sa.Column("owner", sa.Text, nullable=False, server_default=""),
         sa.Column("turn", sa.Integer, nullable=False, server_default="0"),
         sa.Column("work", sa.Float, nullable=False, server_default="0"),
+        sa.Column("traceparent", sa.Text),
     ):
         operations.add_column(JOBS.name, column)
     operations.drop_index("kinema_jobs_order", JOBS.name)
@@ -74,9 +75,5 @@ def _add_owners(operations: Operations) -> None:
     operations.create_index("kinema_jobs_rank", JOBS.name, ["status", rank, "seq"])
 
 
-def _add_traces(operations: Operations) -> None:
-    operations.add_column(JOBS.name, sa.Column("traceparent", sa.Text))
-
-
 # By the format that they lead to.
-_MIGRATIONS: dict[int, Callable[[Operations], None]] = {3: _add_owners, 4: _add_traces}
+_MIGRATIONS: dict[int, Callable[[Operations], None]] = {3: _add_owners_and_traces}
