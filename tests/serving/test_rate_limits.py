@@ -210,8 +210,9 @@ def test_page_uploads_are_limited_per_caller(tmp_path, png):
 def test_metrics_text_is_cached():
     calls = []
     queue = SimpleNamespace(
-        waiting=lambda: calls.append(1) or 0, running=lambda: 0, ready_workers=0, worker_pids=(), unknown_files=0
-    )
+        waiting=lambda: calls.append(1) or 0, running=lambda: 0, ready_workers=0, worker_pids=(), unknown_files=0,
+        batches=SimpleNamespace(unfinished=list), webhooks=SimpleNamespace(count=lambda: 0),
+    )  # fmt: skip
     metrics = Metrics()
     assert len({metrics.text(queue) for _ in range(50)}) == 1
     assert len(calls) <= 2

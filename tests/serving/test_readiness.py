@@ -16,6 +16,7 @@ class FakeQueue:
     """A fake queue with ready workers."""
 
     ready, workers_ready = True, True
+    batches = file_table = batch_files = webhooks = None
 
     def __init__(self, check):
         self.check_database = check
