@@ -25,6 +25,7 @@ def queued(queue):
     """Return the owners of the queued jobs by position."""
     jobs = [job for job in queue.list(limit=100).jobs if job.status == "queued"]
     assert sorted(job.queue_position for job in jobs) == list(range(1, len(jobs) + 1))
+    assert all(queue.get(job.id).queue_position == job.queue_position for job in jobs)  # which is counted
     return "".join(job.title for job in sorted(jobs, key=lambda job: job.queue_position))
 
 
@@ -58,7 +59,7 @@ def test_job_with_higher_priority_precedes_the_turns_of_others(queue):
     submit(queue, "a", 2)
     submit(queue, "b", 2, priority=2)
     submit(queue, "c", priority=2)
-    assert claim(queue, 5) == "bcbaa"
+    assert queued(queue) == claim(queue, 5) == "bcbaa"
 
 
 def test_waiting_jobs_of_an_owner_are_limited(queue):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import secrets
 import time
@@ -120,29 +119,6 @@ def webhook_values(owner: str, url: str) -> dict[str, str]:
 def is_expired() -> sa.ColumnElement[bool]:
     """Return the condition that a job has expired."""
     return sa.and_(JOBS.c.expires_at < time.time(), sa.not_(JOBS.c.pinned))
-
-
-def positions() -> sa.Select[tuple[int, int]]:
-    """Return the selection of `seq` and position of each queued job. It reads all of them.
-
-    The n-th job of a priority by turn starts when the n-th by rank would start if all jobs had one owner.
-    """
-    by_priority = functools.partial(sa.func.row_number().over, partition_by=JOBS.c.priority)
-    queued = (
-        sa.select(
-            JOBS.c.seq,
-            JOBS.c.priority,
-            by_priority(order_by=TURN_ORDER).label("by_turn"),
-            by_priority(order_by=QUEUE_ORDER).label("by_rank"),
-            sa.func.row_number().over(order_by=QUEUE_ORDER).label("position"),
-        )
-        .where(IS_QUEUED)
-        .cte()
-    )
-    slots = queued.alias()
-    return sa.select(queued.c.seq, slots.c.position).join(
-        slots, (slots.c.priority == queued.c.priority) & (slots.c.by_rank == queued.c.by_turn)
-    )
 
 
 def job_from_row(row: sa.RowMapping, position: int | None = None) -> Job:

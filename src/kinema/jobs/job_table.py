@@ -41,17 +41,16 @@ from kinema.jobs.job_schema import (
     METADATA,
     OLDEST_READER,
     QUEUE_ORDER,
-    RANK,
     STORE,
     TURN_ORDER,
     WEBHOOKS,
     is_expired,
     job_from_row,
-    positions,
     webhook_values,
 )
 from kinema.jobs.migrations import find_format, migrate
 from kinema.jobs.owner_limits import LimitReached, OwnerLimits
+from kinema.jobs.positions import position_of, positions_of
 from kinema.jobs.scheduler_lease import SchedulerLease, current_scheduler
 from kinema.jobs.sqlite_file import SqliteFile
 from kinema.messages import Message
@@ -376,13 +375,11 @@ class JobTable:
         last_turn = connection.execute(own_last).scalar()
         turn = last_turn + 1 if last_turn is not None else connection.execute(first).scalar() or 0
         statement = self._insert(JOBS).values(status="queued", turn=turn, **values).on_conflict_do_nothing()
-        row = connection.execute(statement.returning(JOBS.c.seq, JOBS.c.created_at, RANK.label("rank"))).first()
+        row = connection.execute(statement.returning(JOBS)).mappings().first()
         if row is None:
             raise KeyTaken
         self._notify(connection, values["id"])
-        before = sa.tuple_(*TURN_ORDER) <= sa.tuple_(*map(sa.literal, (turn, row.created_at, row.seq)))
-        ahead = sa.or_(sa.and_(JOBS.c.priority == values["priority"], before), _is_ahead(values["priority"], row.rank))
-        return connection.execute(COUNT_QUEUED.where(ahead)).scalar_one()
+        return position_of(connection, row)
 
     def waiting(self) -> int:
         """Return the number of queued jobs."""
@@ -415,11 +412,7 @@ class JobTable:
 
     def _jobs(self, rows: Sequence[sa.RowMapping], connection: sa.Connection) -> list[Job]:
         """Return the jobs of rows of JOBS, the queued ones with their positions."""
-        queued = [row["seq"] for row in rows if row["status"] == "queued"]
-        found: dict[int, int] = {}
-        if queued:
-            each = positions().subquery()
-            found = {row.seq: row.position for row in connection.execute(sa.select(each).where(each.c.seq.in_(queued)))}
+        found = positions_of(connection, rows)
         return [job_from_row(row, found.get(row["seq"])) for row in rows]
 
     def page(self, after: str | None, limit: int, *, newest_first: bool) -> JobPage:
@@ -615,11 +608,6 @@ class JobTable:
 
 class KeyTaken(Exception):
     """Another job has this idempotency key."""
-
-
-def _is_ahead(priority: int, rank: float) -> sa.ColumnElement[bool]:
-    """Return the condition that a job of another priority is ahead of a job."""
-    return sa.and_(JOBS.c.priority != priority, rank >= RANK)
 
 
 @dataclass(frozen=True, slots=True)
