@@ -53,7 +53,7 @@ NOT_RUN = {
     "needs a server with API keys": 1,
     "needs the proxy": 1,
     "starts a cluster": 2,
-    "starts a server": 7,
+    "starts a server": 8,
 }
 SERVER = "http://localhost:3000"
 HOOK_PORT = "8087"

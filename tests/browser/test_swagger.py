@@ -83,7 +83,7 @@ def test_page_shows_kinema_and_nothing_of_bentoml(swagger):
     assert swagger.inner_text(".info .title").split() == ["Kinema", own_version(), "OAS", "3.0"]
     assert "from an image or a prompt" in swagger.inner_text(".info .description")
     tags = [tag.split("\n")[0] for tag in swagger.locator(".opblock-tag").all_inner_texts()]
-    assert tags == ["generate", "videos", "models", "operation", "workers"]
+    assert tags == ["generate", "videos", "batches", "models", "operation", "workers"]
     assert "bento" not in swagger.inner_text("body").lower()
     assert swagger.locator(".topbar, .servers:visible").count() == 0
     images = swagger.locator("img").evaluate_all("all => all.map(image => image.complete && image.naturalWidth)")
