@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kinema.errors import InsufficientMemory
+from kinema.jobs.job import DeviceState
 from kinema.steps import Step
 
 BLOCKED_STAGES = {"blocked": "denoise", "blocked decode": "decode"}
@@ -97,6 +98,18 @@ class Work:
 
     def preview(self, _state):
         return b"a picture"
+
+
+class WithDevice(Work):
+    """Reports a group of GPUs, and the model of the latest task."""
+
+    def start(self, _report):
+        self.state = DeviceState("cuda:2", 2, "default")
+        return self.state
+
+    def __call__(self, task, previous):
+        self.state.model = task.request.model
+        return (yield from super().__call__(task, previous))
 
 
 class SlowStart(Work):

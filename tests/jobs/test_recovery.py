@@ -72,7 +72,7 @@ def test_job_stays_queued_until_a_worker_can_be_started(settings, monkeypatch, c
         missing.setattr(sys, "executable", "/nowhere/python")
         with Queue(settings, "queue_work:Work") as queue:
             wait_until(lambda: "can't be started" in "".join(queue.problems))
-            assert queue.problems == ("the worker on auto can't be started: No such file or directory",)
+            assert queue.problems == ("the worker can't be started: No such file or directory",)
             job = queue.submit(request(), image=IMAGE)
             wait_until(lambda: len([text for text in caplog.messages if "next attempt in" in text]) > 2)
             assert (queue.ready, queue.worker_pids, queue.get(job.id).status) == (True, (None,), "queued")
@@ -156,7 +156,7 @@ def test_worker_that_exits_at_start_does_not_count_as_attempt(settings, monkeypa
         with Queue(settings, "queue_work:Work") as queue:
             job = queue.submit(request(), image=IMAGE)
             wait_until(lambda: "can't be started" in "".join(queue.problems))
-            assert queue.problems == ("the worker on auto can't be started: it ended at once: exit code 1",)
+            assert queue.problems == ("the worker can't be started: it ended at once: exit code 1",)
             broken.undo()
             job = wait_finished(queue, job)
     assert (job.status, job.attempts) == ("completed", 0)
@@ -176,7 +176,7 @@ def test_queue_runs_jobs_once_its_lock_file_can_be_opened(settings):
 
 def test_problems_say_what_a_starting_worker_does(settings, task_log):
     with Queue(settings, "queue_work:SlowStart") as queue:
-        wait_until(lambda: queue.problems == ("the worker on auto is loading a large model",))
+        wait_until(lambda: queue.problems == ("the worker is loading a large model",))
         job = queue.submit(request(), image=IMAGE)
         assert queue.worker_pids == (None,)
         release_jobs(task_log)

@@ -21,6 +21,7 @@ from queue_work import expected_image, expected_video
 
 from kinema.errors import QueueUnavailable
 from kinema.jobs import Queue
+from kinema.jobs.worker_state import PoolState, WorkerState
 from kinema.settings import Settings
 
 
@@ -146,16 +147,19 @@ def test_second_server_of_a_folder_stands_by_and_follows_the_first_without_polli
 ):
     monkeypatch.setattr("kinema.jobs.queue.POLL_SECONDS", 3600.0)
     monkeypatch.setattr("kinema.jobs.scheduler.POLL_SECONDS", 3600.0)
-    with Queue(postgres_settings, "queue_work:Work") as first:
+    with Queue(postgres_settings, "queue_work:WithDevice") as first:
         wait_until(lambda: first.ready)
         with Queue(postgres_settings, "queue_work:Work") as second:
             wait_until(lambda: second.is_standby)
+            idle = WorkerState("cuda:2", "idle", "default", (), None, None, 2)
+            wait_until(lambda: second.pool_state == PoolState((idle,)))
             assert not second.ready
             jobs = [second.submit(request(**BLOCKED, seed=seed), image=IMAGE) for seed in range(4)]
             changes = {job.id: [] for job in jobs}
             followers = [Follower(second, job.id, changes[job.id]) for job in jobs]
             wait_until(lambda: changes[jobs[0].id] and changes[jobs[0].id][-1].stage == "denoise")
             wait_until(lambda: second.workers and second.workers[0].jobs[:1] == (jobs[0].id,))
+            wait_until(lambda: second.workers[0].model == jobs[0].request.model)
             second.delete(jobs[1].id)
             second.cancel(jobs[0].id)
             wait_until(lambda: first.get(jobs[2].id).stage == "denoise")

@@ -98,7 +98,7 @@ def start_of(queue, **settings):
     return job
 
 
-def test_jobs_give_the_results_of_local_workers(queue):
+def test_jobs_give_the_results_of_local_workers(queue, cluster):
     jobs = [queue.submit(request(seed=seed), image=IMAGE) for seed in range(5)]
     jobs.append(queue.submit(request(prompt="a boat", image_model="m"), image=None))
     for job in jobs[:-1]:
@@ -108,6 +108,8 @@ def test_jobs_give_the_results_of_local_workers(queue):
     assert queue.problems == ()
     (worker,) = queue.workers
     assert (worker.place, worker.status, worker.problem) == (socket.gethostname(), "idle", None)
+    (node,) = cluster.worker_nodes
+    assert (worker.node_id, worker.gpus, worker.model) == (node.node_id, 1, "a")
 
 
 def test_parts_on_a_node_are_in_the_trace_of_their_job(queue, receiver):

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from kinema.engine import Checkpoint, Projection, generate, to_latents, to_video
+from kinema.errors import ModelError
 from kinema.jobs import Queue
-from kinema.jobs.job import Task
+from kinema.jobs.job import DeviceState, Task
 from kinema.media.image import fit_image, open_image
 from kinema.media.video_reader import read_recipe
 from kinema.models import loading
@@ -98,7 +99,7 @@ def test_start_loads_default_model_and_generates_a_video_where_kernels_are_compi
     monkeypatch.setenv("KINEMA_MODEL", str(folder))
     generated, reports = [], []
     monkeypatch.setattr("kinema.engine.generate", lambda *given: generated.append(given[2]) or generate(*given))
-    EngineWork().start(reports.append)
+    assert EngineWork().start(reports.append) == DeviceState("cpu", 0, str(folder))
     assert (generated, reports) == ([], [f"loading {folder}"])
     monkeypatch.setattr("kinema.models.devices.has_kernels", lambda *_: True)
     EngineWork().start(reports.append)
@@ -108,8 +109,20 @@ def test_start_loads_default_model_and_generates_a_video_where_kernels_are_compi
 
 def test_start_without_usable_default_model_only_reports_it(monkeypatch, capfd):
     monkeypatch.setenv("KINEMA_MODEL", "/nowhere/svd")
-    EngineWork().start(print)
+    assert EngineWork().start(print).model is None
     assert "loading" not in capfd.readouterr().out
+
+
+def test_reported_model_is_the_loaded_one(work, tiny_svd, png, tmp_path):
+    image = tmp_path / "image"
+    image.write_bytes(png)
+    state = work.start(print)
+    assert state.model == str(tiny_svd)
+    with pytest.raises(ModelError):
+        drive(work(Task("j", "latents", request_for(model="/nowhere/svd"), image), None))
+    assert state.model is None
+    drive(work(Task("j", "latents", request_for(model=str(tiny_svd), **SMALL), image), None))
+    assert state.model == str(tiny_svd)
 
 
 def test_denoising_steps_have_jpeg_previews(work, tiny_svd, png, tmp_path):

@@ -217,7 +217,7 @@ class Attempt:
             raise
         finally:
             if (began := self._began.pop(part, None)) is not None:
-                self._traces.part(self.job, part, began, worker.state.place, failure)
+                self._traces.part(self.job, part, began, worker.state.place or worker.device, failure)
 
     def _tasks_from(self, part: Part) -> tuple[Task, ...]:
         """Return the tasks for this part and, without waiting for its file, those after it."""

@@ -108,7 +108,7 @@ class Cluster:
         """
         if not self._is_connected.is_set():
             raise ConnectionError(self._problem or "there is no connection to the Ray cluster")
-        return RemoteWorker(self._folder / "socket", work)
+        return RemoteWorker(self._folder / "socket", work, self._gpus_per_worker)
 
     def _run_bridge(self) -> None:
         """Run the bridge until it ends."""
@@ -171,17 +171,24 @@ class Cluster:
 class RemoteWorker:
     """A worker process on a node of the cluster (`kinema.jobs.worker_pool.WorkerProcess`).
 
+    Args:
+        bridge: The socket of the bridge.
+        work: Import path of the work.
+        gpus: The number of GPUs that the worker gets.
+
     Raises:
         OSError: the bridge has ended.
     """
 
     pid = None
 
-    def __init__(self, bridge: Path, work: str) -> None:
+    def __init__(self, bridge: Path, work: str, gpus: int) -> None:
         self._socket = _connected(bridge)
         self._connection = Connection(os.dup(self._socket.fileno()))
         self._connection.send(("worker", work))
-        self.place = "a node"
+        self.place: str | None = None
+        self.node_id: str | None = None
+        self.gpus = gpus
         self.ended_by_itself = False  # unless the bridge says so: it may have ended too
         self._end = "the connection to the Ray cluster was closed"
 
@@ -204,7 +211,7 @@ class RemoteWorker:
             _, self._end, self.ended_by_itself = message
             raise EOFError
         if message[0] == "node":
-            self.place = message[1]
+            _, self.place, self.node_id = message
             return ("status", f"starting on {self.place}")
         return message
 

@@ -87,6 +87,21 @@ class Task:
     latents: Path | None = None
 
 
+@dataclass(slots=True)
+class DeviceState:
+    """The device of a worker process, and what it has loaded.
+
+    Attributes:
+        device: Such as "cpu" or "cuda:0".
+        gpus: The number of GPUs that make each video together; 0 on a CPU.
+        model: The video model that is loaded, or None. The work keeps it up to date.
+    """
+
+    device: str
+    gpus: int
+    model: str | None = None
+
+
 class TaskResult(Protocol):
     """The output of a part: an image, latents or a video. It is saved once; the extension is that in PART_FILES."""
 
@@ -97,8 +112,11 @@ class TaskResult(Protocol):
 class Work(Protocol):
     """The work of a worker process. One object runs all its tasks, so it may keep its model loaded."""
 
-    def start(self, report: Callable[[str], object], /) -> None:
-        """Get ready for tasks; call `report` with what is being done, such as "loading a model"."""
+    def start(self, report: Callable[[str], object], /) -> DeviceState | None:
+        """Get ready for tasks; call `report` with what is being done, such as "loading a model".
+
+        Return the state of the device, which is read after each step, or None if there is nothing to report.
+        """
 
     def prepare(self, task: Task, /) -> None:
         """Read the inputs of a task that starts soon. Called in a thread, possibly while another task runs."""

@@ -23,6 +23,7 @@ class LocalWorker:
     """
 
     ended_by_itself = True
+    node_id = gpus = None
 
     def __init__(self, work: str, device: str) -> None:
         ours, theirs = socket.socketpair()
@@ -45,7 +46,7 @@ class LocalWorker:
                 ours.close()
                 raise
         self._connection = Connection(ours.detach())
-        self.place = device
+        self.place = None if device == "auto" else device
 
     @property
     def pid(self) -> int | None:

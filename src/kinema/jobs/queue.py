@@ -6,6 +6,7 @@ import hashlib
 import logging
 import secrets
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 import sqlalchemy as sa
@@ -36,7 +37,8 @@ from kinema.jobs.shared_files import SharedFiles, open_store
 from kinema.jobs.sqlite_file import SqliteFile
 from kinema.jobs.subscriptions import AsyncSubscription, Subscription, Subscriptions
 from kinema.jobs.webhook_table import WebhookTable
-from kinema.jobs.worker_pool import devices_for, states_from_json
+from kinema.jobs.worker_pool import devices_for
+from kinema.jobs.worker_state import PoolState
 from kinema.messages import Message
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
 
     from kinema.jobs.change_feed import Changes
     from kinema.jobs.owner_limits import OwnerLimits
-    from kinema.jobs.worker_pool import WorkerState
+    from kinema.jobs.worker_state import WorkerState
     from kinema.settings import Settings
     from kinema.values import VideoRequest
 
@@ -227,9 +229,19 @@ class Queue:
     @property
     def workers(self) -> tuple[WorkerState, ...]:
         """What each worker does; in a process that runs no jobs, those of the process that does (PostgreSQL)."""
-        if self._scheduler is None or not self.ready:
-            return states_from_json(self._table.remote_workers())
-        return self._scheduler.pool.states()
+        return self.pool_state.workers
+
+    @property
+    def pool_state(self) -> PoolState:
+        """What each worker does, and why none can be started or why no jobs run.
+
+        In a process that runs no jobs, this is the state of the process that does (PostgreSQL), and its own problems.
+        """
+        if self._scheduler is not None and self.ready:
+            state, own = self._scheduler.pool.state, self._files.problem
+            return state if own is None else replace(state, problems=(*state.problems, own))
+        state = PoolState.from_json(self._table.remote_workers())
+        return replace(state, problems=(*self.problems, *state.problems))
 
     @property
     def problems(self) -> tuple[str, ...]:

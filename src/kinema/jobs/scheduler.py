@@ -193,7 +193,7 @@ class Scheduler:
         self.speeds = StageSpeeds(self._table.latest_completed(20))
         with contextlib.ExitStack() as stack:
             on_lost = functools.partial(self._on_lock_lost, closing)
-            stack.enter_context(self._lock.monitor(self.pool.states_as_json, on_lost))
+            stack.enter_context(self._lock.monitor(self.pool.state_as_json, on_lost))
             self._sweep()
             stack.callback(self._workflows.launch(lambda job_id: self._run_job(job_id, closing)))
             stack.callback(self.pool.close)

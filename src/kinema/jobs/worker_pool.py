@@ -6,15 +6,12 @@ the thread that started it ends; on every system it exits when its socket closes
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import json
 import logging
 import os
 import re
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Condition, Lock
@@ -23,12 +20,13 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from kinema.errors import InvalidRequest
 from kinema.jobs.local_worker import LocalWorker
 from kinema.jobs.supervisor import Supervisor
+from kinema.jobs.worker_state import PoolState, WorkerState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from kinema.jobs.cluster import Cluster
-    from kinema.jobs.job import Part, Task
+    from kinema.jobs.job import DeviceState, Part, Task
     from kinema.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -50,8 +48,16 @@ class WorkerProcess(Protocol):
         """The process id; None on another machine."""
 
     @property
-    def place(self) -> str:
-        """The device, or the node of a cluster."""
+    def place(self) -> str | None:
+        """The device, or the host name of a cluster's node; None if the process chooses the device, or has no node."""
+
+    @property
+    def node_id(self) -> str | None:
+        """Ray's id of the node; None on this machine."""
+
+    @property
+    def gpus(self) -> int | None:
+        """The number of GPUs that Ray gave to it; None on this machine."""
 
     @property
     def ended_by_itself(self) -> bool:
@@ -152,21 +158,6 @@ class Run:
         return self.computing is not None or bool(self.computed)
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerState:
-    """What a worker does.
-
-    place: its device, or a node of the cluster; model: that of the latest job, which is probably loaded; jobs: ids of
-    the job that it runs, and of the next one if it has got that already; problem: why it has no process.
-    """
-
-    place: str
-    status: Literal["starting", "idle", "busy"]
-    model: str | None
-    jobs: tuple[str, ...]
-    problem: str | None
-
-
 class Worker:
     """A worker process on one device. It is restarted whenever it ends, and computes one run at a time.
 
@@ -189,8 +180,9 @@ class Worker:
         *,
         is_remote: bool = False,
     ) -> None:
-        self.model: str | None = None  # model of the latest task, which is probably still loaded
+        self.model: str | None = None  # model of the latest task, which is probably loaded when the next one starts
         self.device = device
+        self._name = "the worker" if device == "auto" else f"the worker on {device}"  # in messages
         self._work = work
         self._step_timeout = step_timeout
         self._on_ready = on_ready
@@ -199,6 +191,7 @@ class Worker:
         self._process: WorkerProcess | None = None
         self._ready: WorkerProcess | None = None  # the same, while it is ready
         self._numbers = itertools.count(1)
+        self._device_state: DeviceState | None = None  # of the process that is ready, if its work reports it
         self._runs: dict[int, Run] = {}  # of the process that is ready, by number
         self._problem: str | None = None  # why no process is ready
         self._down_since: float | None = None  # time of the first of consecutive failed starts
@@ -225,10 +218,17 @@ class Worker:
         """What it does now."""
         with self._state:
             jobs = tuple(run.job for run in self._runs.values())
-            process, problem = self._ready, self._problem
-        place = self.device if process is None else process.place
-        status: Literal["starting", "idle", "busy"] = "starting" if process is None else "busy" if jobs else "idle"
-        return WorkerState(place, status, self.model, jobs, problem)
+            is_ready, process = self._ready is not None, self._ready or self._process
+            device, problem, model = self._device_state, self._problem, self.model
+        place, node_id, gpus = None, None, None
+        if process is not None:
+            place, node_id, gpus = process.place, process.node_id, process.gpus
+        if device is not None:
+            model = device.model
+            if not self._is_remote:
+                place, gpus = device.device, device.gpus
+        status: Literal["starting", "idle", "busy"] = "starting" if not is_ready else "busy" if jobs else "idle"
+        return WorkerState(place, status, model, jobs, problem, node_id, gpus)
 
     @property
     def problem(self) -> str | None:
@@ -391,16 +391,19 @@ class Worker:
         finally:
             process.kill()
             process.wait()
+            with self._state:
+                self._process = None
 
     def _wait_for_end(self, process: WorkerProcess) -> None:
         load_error = self._wait_for_start(process)
         with self._state:
-            self._load_error = self.model = None
+            self._load_error = None
+            self.model = None if self._device_state is None else self._device_state.model
             if load_error is None:
                 self._ready = process
                 self._problem = self._down_since = None
             elif load_error:
-                self._problem = f"the worker on {self.device} can't load its work (see the log)"
+                self._problem = f"{self._name} can't load its work (see the log)"
                 self._down_since = None
             self._state.notify_all()
         self._on_ready()
@@ -411,7 +414,7 @@ class Worker:
         with self._state:
             kill_reason = self._kill_reason
             end = self._latest_end = kill_reason or how
-            self._ready = None
+            self._ready = self._device_state = None
             self._load_error = load_error or None
             runs, self._runs = self._runs, {}
             self._state.notify_all()
@@ -422,7 +425,8 @@ class Worker:
         if load_error == "":
             raise StartFailed(f"it ended at once: {end}")
         level = logging.WARNING if kill_reason is None else logging.INFO
-        log.log(level, "worker %s on %s ended: %s", process.pid or "process", process.place, end)
+        place = process.place or self.device
+        log.log(level, "worker %s on %s ended: %s", process.pid or "process", place, end)
 
     def _wait_for_start(self, process: WorkerProcess) -> str | None:
         """Return None if the process is ready, else why it could not load the work; "" if it ended without a reason.
@@ -433,7 +437,7 @@ class Worker:
         deadline, status = time.monotonic() + READY_SECONDS, "starting"
         while True:
             if self._down_since is None:
-                self._problem = f"the worker on {self.device} is {status}"
+                self._problem = f"{self._name} is {status}"
             if not process.wait_for_message(deadline - time.monotonic()):
                 raise StartFailed(f"it was not ready within {READY_SECONDS:g} seconds")
             try:
@@ -442,7 +446,8 @@ class Worker:
                         status = text
                     case ("load_failed", reason):
                         return str(reason)
-                    case _:
+                    case ("ready", device_state):
+                        self._device_state = device_state
                         return None
             except (EOFError, OSError):
                 return ""
@@ -452,13 +457,13 @@ class Worker:
         expected = isinstance(error, OSError | StartFailed)
         reason = str(error) if isinstance(error, StartFailed) else getattr(error, "strerror", None)
         with self._state:
-            self._problem = f"the worker on {self.device} can't be started: {reason or type(error).__name__}"
+            self._problem = f"{self._name} can't be started: {reason or type(error).__name__}"
             if self._down_since is None:
                 self._down_since = time.monotonic()
             self._state.notify_all()
         log.warning(
-            "the worker on %s can't be started: %s; next attempt in %.1f seconds",
-            self.device, error, pause, exc_info=None if expected else error,
+            "%s can't be started: %s; next attempt in %.1f seconds",
+            self._name, error, pause, exc_info=None if expected else error,
         )  # fmt: skip
 
     def _dispatch_reports(self, process: WorkerProcess) -> None:
@@ -467,6 +472,8 @@ class Worker:
             while True:
                 number, *report = process.receive()
                 with self._state:
+                    if number == "device":
+                        (self._device_state,) = report
                     run = self._runs.get(number)
                 if run is not None:
                     run.reports.put(tuple(report))
@@ -492,11 +499,6 @@ def _raise_end(action: NextAction) -> None:
             raise Requeued
         case "cancel":
             raise WorkCancelled
-
-
-def states_from_json(text: str) -> tuple[WorkerState, ...]:
-    """Return the states of `WorkerPool.states_as_json`, in another process."""
-    return tuple(WorkerState(**state | {"jobs": tuple(state["jobs"])}) for state in json.loads(text))
 
 
 class WorkerPool:
@@ -533,13 +535,15 @@ class WorkerPool:
         ready = [worker.is_ready for worker in self.workers]
         return all(ready) if self.cluster is None else self.cluster.problem is None and any(ready)
 
-    def states(self) -> tuple[WorkerState, ...]:
-        """Return what each worker does."""
-        return tuple(worker.state for worker in self.workers)
+    @property
+    def state(self) -> PoolState:
+        """What each worker does, and why none can be started on the cluster."""
+        problem = None if self.cluster is None else self.cluster.problem
+        return PoolState(tuple(worker.state for worker in self.workers), () if problem is None else (problem,))
 
-    def states_as_json(self) -> str:
-        """Return `states` for other processes (`states_from_json`)."""
-        return json.dumps([dataclasses.asdict(state) for state in self.states()])
+    def state_as_json(self) -> str:
+        """Return `state` for other processes."""
+        return self.state.to_json()
 
     def start(self) -> None:
         """Start all processes."""

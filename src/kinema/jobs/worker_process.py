@@ -2,7 +2,8 @@
 
 `kinema.jobs.worker_pool` starts it as `python -m kinema.jobs.worker_process DESCRIPTOR WORK PARENT`. Both sides send
 tuples through one socket. The parent sends ("run", number, tasks, folder) and ("cancel", number). This process sends
-("status", text), and ("ready",) or ("load_failed", reason); then (number, kind, …) for the run with that number.
+("status", text), and ("ready", device_state) or ("load_failed", reason); then (number, kind, …) for the run with that
+number, and ("device", device_state) when another model is loaded.
 
 The device must not wait for files: outputs are saved, previews encoded and the next run's inputs read in threads, while
 the main thread computes.
@@ -17,7 +18,7 @@ import sys
 import time
 import traceback
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from multiprocessing.connection import Connection
@@ -36,7 +37,7 @@ from kinema.steps import drive
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from kinema.jobs.job import Part, Task, TaskResult, Work
+    from kinema.jobs.job import DeviceState, Part, Task, TaskResult, Work
     from kinema.steps import Step
 
 PREVIEW_SECONDS = 2.0
@@ -61,13 +62,12 @@ def main() -> None:
     Thread(target=runner.listen, daemon=True).start()
     try:
         work = import_work(import_path)
-        work.start(partial(runner.send, "status"))
+        device_state = work.start(partial(runner.send, "status"))
     except Exception as error:  # noqa: BLE001 - any error is reported to the waiting job
         traceback.print_exc()
         runner.send("load_failed", f"{import_path} can't be loaded: {type(error).__name__}: {error}")
         sys.exit(1)
-    runner.send("ready")
-    runner.run_all(work)
+    runner.run_all(work, device_state)
     sys.exit(1)
 
 
@@ -113,6 +113,8 @@ class Runner:
         self._previewing = Lock()
         self._unsaved = Semaphore(MAX_UNSAVED)
         self._cancelled: set[int] = set()
+        self._device_state: DeviceState | None = None
+        self._reported_model: str | None = None
 
     def send(self, *message: object) -> None:
         """Send a message to the parent."""
@@ -141,14 +143,18 @@ class Runner:
             traceback.print_exc()
         os._exit(1)
 
-    def run_all(self, work: Work) -> None:
-        """Run assignments in order until an internal error leaves the work in an unknown state."""
+    def run_all(self, work: Work, device_state: DeviceState | None) -> None:
+        """Report that the process is ready; run assignments in order until the state of the work is unknown."""
+        self._device_state = device_state
+        self._reported_model = None if device_state is None else device_state.model
+        self.send("ready", device_state)
         for loop in (self._prepare, self._preview):
             Thread(target=loop, args=(work,), daemon=True).start()
         Thread(target=self._save, daemon=True).start()
         is_usable = True
         while is_usable:
             is_usable = self._run(work, self._prepared.get())
+            self._report_model()
         self._wait_until_saved()
 
     # The main thread
@@ -189,6 +195,7 @@ class Runner:
 
         def on_step(step: Step) -> None:
             self._check(number)
+            self._report_model()
             self.send(number, "step", step.stage, step.step, step.total)
             self._preview_later(number, step)
 
@@ -200,6 +207,13 @@ class Runner:
     def _check(self, number: int) -> None:
         if number in self._cancelled:
             raise Cancelled
+
+    def _report_model(self) -> None:
+        """Report the device's state if another model is loaded than at the last report."""
+        state = self._device_state
+        if state is not None and state.model != self._reported_model:
+            self._reported_model = state.model
+            self.send("device", replace(state))
 
     def _preview_later(self, number: int, state: Step | TaskResult) -> None:
         if time.monotonic() >= self._next_preview and self._to_preview.empty():

@@ -40,7 +40,7 @@ class WorkerActor:
     def run(self, work: str) -> Iterator[tuple[tuple[Any, ...], bytes | None]]:
         """Start the worker process; yield each of its messages, with the output that was saved."""
         name = socket.gethostname()
-        yield ("node", name), None
+        yield ("node", name, ray.get_runtime_context().get_node_id()), None
         if own_version() != self._version:
             yield ("load_failed", f"{name} has Kinema {own_version()}, and the server {self._version}"), None
             return

@@ -8,6 +8,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, TypeVar
 
 from kinema.errors import InsufficientMemory, KinemaError
+from kinema.jobs.job import DeviceState
 from kinema.media.image import open_image
 from kinema.settings import read_settings
 from kinema.steps import Step, drive
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from kinema.media.image import InputImage
     from kinema.models.image_pipeline import ImagePipeline
     from kinema.models.loading import VideoPipeline
+    from kinema.settings import Settings
     from kinema.steps import Event
 
 PREVIEW_WIDTH = 384  # pixels at most
@@ -57,13 +59,16 @@ class EngineWork:
         self._image_pipeline: tuple[str, ImagePipeline] | None = None
         self._projection: Projection | None = None
         self._images: dict[str, InputImage] = {}  # of the current and the next job
+        self._state = DeviceState(self._settings.device, gpus=0)
 
-    def start(self, report: Callable[[str], object]) -> None:
+    def start(self, report: Callable[[str], object]) -> DeviceState:
         """Load the default model if it is downloaded; on a GPU, also compile its kernels."""
         try:
+            self._state.device, self._state.gpus = _device_and_gpus(self._settings)
             self._load_default(report)
         except KinemaError as error:  # only jobs that need this model fail
             print(f"default model not loaded: {error}", file=sys.stderr)  # noqa: T201 - the worker's log
+        return self._state
 
     def prepare(self, task: Task) -> None:
         """Open the image of a job that starts soon."""
@@ -123,11 +128,15 @@ class EngineWork:
         from kinema.models import loading
 
         if self._pipeline is None or self._pipeline[0] != model:
-            if self._pipeline is not None:
-                self._pipeline[1].release()
-            self._pipeline = self._projection = None
+            self._unload_pipeline()
             self._pipeline = (model, self._load_freeing_memory(lambda: loading.load(model, settings=self._settings)))
+            self._state.model = model
         return self._pipeline[1]
+
+    def _unload_pipeline(self) -> None:
+        if self._pipeline is not None:
+            self._pipeline[1].release()
+        self._pipeline = self._projection = self._state.model = None
 
     def _load_image_pipeline(self, name: str) -> ImagePipeline:
         """Return the pipeline of a text-to-image model; it stays in CPU memory between jobs."""
@@ -149,9 +158,7 @@ class EngineWork:
             if self._pipeline is None and self._image_pipeline is None:
                 raise
         self._unload_image_pipeline()
-        if self._pipeline is not None:
-            self._pipeline[1].release()
-        self._pipeline = self._projection = None
+        self._unload_pipeline()
         return load()
 
     def _unload_image_pipeline(self) -> None:
@@ -190,6 +197,20 @@ class EngineWork:
         )
         self._fit_projection(pipeline)
         drive(generate(pipeline, open_image(Image.new("RGB", (request.width, request.height), "grey")), request))
+
+
+def _device_and_gpus(settings: Settings) -> tuple[str, int]:
+    """Return the device of this process, such as "cpu" or "cuda:0", and the number of GPUs of its group.
+
+    Raises:
+        InvalidRequest: the device is not available.
+    """
+    from kinema.models.devices import pick_device
+
+    device = pick_device(settings.device)
+    if device.type == "cuda":
+        return f"cuda:{device.index or 0}", settings.gpus_per_video
+    return str(device), 0 if device.type == "cpu" else 1
 
 
 def _open_image(task: Task) -> InputImage:

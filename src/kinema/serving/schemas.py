@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from kinema.jobs import Failure, Job
-    from kinema.jobs.worker_pool import WorkerState
+    from kinema.jobs.worker_state import PoolState, WorkerState
 
 log = logging.getLogger(__name__)
 
@@ -148,9 +148,15 @@ class WorkerObject(BaseModel):
     """A worker: a process that runs jobs on one device or group of GPUs."""
 
     object: str = "worker"
-    place: str = Field(description="Device of the worker, or node of the cluster.")
+    place: str | None = Field(
+        description="Device of the worker, such as `cuda:0`, or host name of its node; null while that is not known."
+    )
+    node_id: str | None = Field(description="Ray's id of the node, on a cluster.")
+    gpus: int | None = Field(
+        description="Number of GPUs that make each video together; 0 on a CPU, null while that is not known."
+    )
     status: Literal["starting", "idle", "busy"]
-    model: str | None = Field(description="Model of the latest job, which is probably loaded.")
+    model: str | None = Field(description="The loaded model.")
     jobs: list[str] = Field(description="Ids of the job that it runs, and of the next one if it has got that already.")
     problem: str | None = Field(description="Why it is not ready.")
 
@@ -158,7 +164,13 @@ class WorkerObject(BaseModel):
     def of(cls, state: WorkerState) -> Self:
         """Return the object for a worker's state."""
         return cls(
-            place=state.place, status=state.status, model=state.model, jobs=list(state.jobs), problem=state.problem
+            place=state.place,
+            node_id=state.node_id,
+            gpus=state.gpus,
+            status=state.status,
+            model=state.model,
+            jobs=list(state.jobs),
+            problem=state.problem,
         )
 
 
@@ -167,6 +179,14 @@ class WorkerList(BaseModel):
 
     object: str = "list"
     data: list[WorkerObject]
+    problems: list[str] = Field(
+        description="Why no worker can be started or no job runs, such as a cluster that does not respond."
+    )
+
+    @classmethod
+    def of(cls, state: PoolState) -> Self:
+        """Return the list for the state of all workers."""
+        return cls(data=[WorkerObject.of(each) for each in state.workers], problems=list(state.problems))
 
 
 class DeletedVideo(BaseModel):

@@ -330,8 +330,9 @@ def _add_read_routes(app: FastAPI) -> None:
 
     @app.get("/v1/workers", response_model=schemas.WorkerList, responses=openapi.error_responses(), tags=["workers"])
     async def list_workers() -> schemas.WorkerList:
-        """List the workers of this server: the device or node of each, what it does, and the model it has loaded."""
-        return schemas.WorkerList(data=[schemas.WorkerObject.of(each) for each in server_state(app).queue.workers])
+        """List the workers: the device or node of each, what it does, and the model it has loaded."""
+        queue = server_state(app).queue
+        return schemas.WorkerList.of(await asyncio.to_thread(lambda: queue.pool_state))
 
 
 def _add_metrics(app: FastAPI) -> None:
