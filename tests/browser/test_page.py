@@ -243,6 +243,24 @@ def test_cancel_keeps_the_parameters(server, visit):
     assert page.is_visible(".k-image .k-media img")
 
 
+def test_table_of_workers_stays_open_and_leads_to_the_running_job(server, visit):
+    page = visit(server.url)
+    page.wait_for_selector(".k-workers summary:has-text('Workers: 1 idle')")
+    _tab_to(page, ".k-workers summary")
+    page.keyboard.press("Enter")
+    upload_image(page)
+    set_number(page, "Steps", 2 * SLOW)
+    job = generate(page)
+    page.wait_for_selector(".k-workers summary:has-text('1 busy')")
+    assert page.inner_text(".k-workers tbody tr").split() == ["cpu", "busy", "pocket", "rocket"]
+    other = visit(server.url)
+    other.click(".k-workers summary")
+    other.click(f".k-workers [data-job={job}]")
+    finished(other)
+    page.wait_for_selector(".k-workers summary:has-text('1 idle')")
+    assert page.is_visible(".k-workers td:text-is('idle')")
+
+
 def test_gallery_reuses_downloads_and_deletes(server, visit):
     page = visit(server.url)
     upload_image(page)
@@ -380,6 +398,8 @@ def test_axe_finds_no_serious_violation(server, visit, scheme):
     set_number(page, "Steps", 5 * SLOW)  # the audit is slow
     generate(page)
     page.wait_for_selector(".k-panel[data-status=in_progress] img[src*=preview]")
+    page.click(".k-workers summary")
+    page.wait_for_selector(".k-worker-job")
     _audit(page)
     page.click(".k-panel .k-cancel")
     finished(page, "failed")

@@ -344,6 +344,14 @@ class Queue:
         """
         return self._with_live_progress(self._table.get(job_id))
 
+    def titles(self, job_ids: Sequence[str]) -> dict[str, str | None]:
+        """Return the titles of jobs by id, without those that do not exist any more.
+
+        Raises:
+            QueueUnavailable: the database does not answer.
+        """
+        return {job.id: job.title for job in self._table.get_many(job_ids)} if job_ids else {}
+
     def list(self, *, after: str | None = None, limit: int = 20, newest_first: bool = True) -> JobPage:
         """Return a page of jobs in order of submission, from the start or after the job with the id `after`.
 

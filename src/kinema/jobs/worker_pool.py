@@ -220,6 +220,7 @@ class Worker:
             jobs = tuple(run.job for run in self._runs.values())
             is_ready, process = self._ready is not None, self._ready or self._process
             device, problem, model = self._device_state, self._problem, self.model
+            failed = self._down_since is not None or self._load_error is not None
         place, node_id, gpus = None, None, None
         if process is not None:
             place, node_id, gpus = process.place, process.node_id, process.gpus
@@ -228,7 +229,7 @@ class Worker:
             if not self._is_remote:
                 place, gpus = device.device, device.gpus
         status: Literal["starting", "idle", "busy"] = "starting" if not is_ready else "busy" if jobs else "idle"
-        return WorkerState(place, status, model, jobs, problem, node_id, gpus)
+        return WorkerState(place, status, model, jobs, problem, node_id, gpus, failed)
 
     @property
     def problem(self) -> str | None:

@@ -20,6 +20,7 @@ class WorkerState:
         problem: Why it is not ready.
         node_id: Ray's id of its node; None on the server's machine.
         gpus: The number of its GPUs, which make each video together; 0 on a CPU, None until that is known.
+        failed: Whether its latest start failed, so that `problem` is not only what it does before it is ready.
     """
 
     place: str | None
@@ -29,6 +30,7 @@ class WorkerState:
     problem: str | None
     node_id: str | None = None
     gpus: int | None = None
+    failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 from gradio.blocks import Block  # at run time: Gradio reads the handlers' annotations
 
-from kinema.errors import JobNotFound, KinemaError
+from kinema.errors import JobNotFound, KinemaError, QueueUnavailable
 from kinema.jobs.queue import MAX_PAGE
+from kinema.jobs.worker_state import PoolState
 from kinema.media.image import plain_name
 from kinema.models.catalog import parameter_warnings, request_for
+from kinema.serving.client_messages import error_message
 from kinema.serving.fields import to_parameters
 from kinema.serving.page import form as forms
-from kinema.serving.page import form_html, job_html
+from kinema.serving.page import form_html, job_html, workers_html
 from kinema.serving.page.translations.languages import LANGUAGES
 from kinema.serving.rate_limits import CALLER
 from kinema.serving.submission import (
@@ -34,7 +36,7 @@ from kinema.serving.submission import (
 from kinema.values import draw_seed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from kinema.jobs import Job, Queue
     from kinema.serving.page.page_routes import Drafts
@@ -46,6 +48,8 @@ log = logging.getLogger(__name__)
 CARDS = 12
 # The interval at which the gallery is refreshed while it shows an unfinished job.
 CLOCK_SECONDS = 2.0
+# The interval at which the workers are refreshed at any time.
+WORKERS_SECONDS = 10.0
 Updates = dict[Block, Any]
 # Options of every handler: private (the page is not an API), without Gradio's spinners, any number at once.
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
@@ -79,6 +83,10 @@ class StudioPage:
                     js_on_load=f"kinema.panel(element, trigger, props, watch, {confirmation}); // 'act' 'finished'",
                     apply_default_css=False,
                 )
+                self._workers = gr.HTML(
+                    js_on_load=f"kinema.workers(element, trigger, watch, {confirmation}); // 'act'",
+                    apply_default_css=False,
+                )
         gr.HTML(f'<h2 id="k-videos">{labels.gallery}</h2>', apply_default_css=False)
         self._gallery = gr.HTML(
             js_on_load=f"kinema.actions(element, trigger, {confirmation}); // 'act'", apply_default_css=False
@@ -87,13 +95,14 @@ class StudioPage:
         self._shown = gr.Textbox(visible=False)  # id of the job in the panel
         self._cards = gr.Number(CARDS, visible=False, precision=0)
         self._clock = gr.Timer(CLOCK_SECONDS, active=False)
+        self._workers_clock = gr.Timer(WORKERS_SECONDS)
 
     def _wire(self) -> None:
         form, listed = self._form, [self._shown, self._cards]
         form_outputs: list[Block] = [
             *form.inputs, form.image_fields, form.prompt_fields, form.image_model_fields, form.frame, form.note
         ]  # fmt: skip
-        listing = [self._gallery, self._shown, self._cards, self._clock]
+        listing = [self._gallery, self._shown, self._cards, self._clock, self._workers]
         everything = [*form_outputs, self._panel, *listing]
         gr.on(
             [component.change for component in (form.source, form.image, *form.parameters.values())],
@@ -123,10 +132,11 @@ class StudioPage:
             everything,
             **IMAGE_HANDLER,
         )
-        for part in (self._panel, self._gallery):
+        for part in (self._panel, self._gallery, self._workers):
             part.act(self._with_errors_shown(self._act), listed, everything, trigger_mode="multiple", **QUIET)
         for event in (self._panel.finished, self._clock.tick):
             event(self._with_errors_shown(self._list), listed, listing, **QUIET)
+        self._workers_clock.tick(self._with_errors_shown(self._list_workers), None, [self._workers], **QUIET)
         # A finished job changes the time estimate.
         self._panel.finished(
             self._with_errors_shown(self._preview), form.inputs, [form.frame, form.note], **IMAGE_HANDLER
@@ -282,4 +292,14 @@ class StudioPage:
             self._shown: shown,
             self._cards: cards,
             self._clock: gr.Timer(active=not all(job.finished for job in page.jobs)),
+            **self._list_workers(),
         }
+
+    def _list_workers(self) -> Updates:
+        titles: Mapping[str, str | None] = {}
+        try:
+            state = self._queue.pool_state
+            titles = self._queue.titles([job for worker in state.workers for job in worker.jobs])
+        except QueueUnavailable as error:
+            state = PoolState(problems=(error_message(error),))
+        return {self._workers: workers_html.workers(state, titles, self._labels)}

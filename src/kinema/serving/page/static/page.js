@@ -167,6 +167,20 @@ window.kinema = (() => {
     follow();
   }
 
+  // Keep the table of workers open or closed when an update replaces it.
+  function workers(element, trigger, watch, confirmation) {
+    let open = false;
+    element.addEventListener("toggle", (event) => (open = event.target.open), true);
+    watch("value", () => {
+      const wasOpen = open; // before the replaced element's own event
+      queueMicrotask(() => queueMicrotask(() => {
+        const details = element.querySelector("details");
+        if (details) details.open = wasOpen;
+      }));
+    });
+    actions(element, trigger, confirmation);
+  }
+
   // Set the job in the page's URL, so that a reload finds it, and in the links to the other languages.
   function setJobInUrl(job) {
     const url = new URL(location.href);
@@ -186,5 +200,5 @@ window.kinema = (() => {
     document.cookie = `kinema_language=${link.dataset.language}; path=${path}; max-age=31536000; samesite=lax`;
   });
 
-  return { image, panel, actions };
+  return { image, panel, workers, actions };
 })();

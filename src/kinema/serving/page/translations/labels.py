@@ -97,6 +97,13 @@ class Labels:
     delete: str
     confirm_delete: str
     cancel_delete: str
+    workers: str
+    no_workers: str
+    worker_count: str  # number, status
+    worker_states: Mapping[str, str]
+    worker_columns: Mapping[str, str]
+    gpus: str
+    server_problem: str
     gallery: str
     gallery_empty: str
     show: str
