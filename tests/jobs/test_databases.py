@@ -18,6 +18,7 @@ from queue_helpers import (
 )
 from queue_work import expected_image, expected_video
 
+from kinema.cli.service_checks import check_services
 from kinema.errors import IdempotencyKeyReused, InvalidRequest, JobNotFound, QueueFull
 from kinema.jobs import Queue
 from kinema.jobs.deletion import DAY
@@ -214,3 +215,9 @@ def test_title_and_pin_change_while_job_runs(queue, observer):
     for change in (observer.pin, lambda job_id: observer.rename(job_id, "x")):
         with pytest.raises(JobNotFound):
             change("video_" + "0" * 32)
+
+
+def test_doctor_connects_to_postgresql(postgresql_url):
+    assert check_services(Settings(database_url=postgresql_url))["database"]["problem"] is None
+    missing = f"{postgresql_url.partition('?')[0]}_missing?{postgresql_url.partition('?')[2]}"
+    assert "does not exist" in check_services(Settings(database_url=missing))["database"]["problem"]

@@ -15,15 +15,18 @@ import pytest
 pytest.importorskip("ray", reason="ray is not installed")
 sys.path.append(str(Path(__file__).parents[1] / "jobs"))
 
+import ray
 from otlp_receiver import attributes, receiving
 from queue_helpers import IMAGE, request, wait_finished, wait_until
 from queue_work import expected_video
 from ray.cluster_utils import Cluster
 
+from kinema.cli.service_checks import check_services, service_rows
 from kinema.errors import InvalidRequest
 from kinema.jobs import Queue
 from kinema.jobs.cluster import BRIDGE
 from kinema.models.catalog import request_for
+from kinema.scale.cluster_check import explain
 from kinema.settings import Settings
 
 LONG = {"num_inference_steps": 60, "motion_bucket_id": 50}  # 3 seconds
@@ -130,6 +133,33 @@ def test_failure_and_cancel_are_those_of_local_workers(queue):
     queue.cancel(job.id)
     assert wait_finished(queue, job).error.code == "cancelled"
     assert_completed(queue, queue.submit(request(seed=9), image=IMAGE))
+
+
+def test_doctor_shows_versions_nodes_and_workers_of_the_cluster(cluster):
+    facts = check_services(Settings(ray_address=cluster.address, workers=8))["cluster"]
+    assert (facts["problem"], facts["workers"]) == (None, 1)
+    assert facts["ray"] == facts["cluster_ray"] == ray.__version__
+    (node,) = cluster.worker_nodes
+    nodes = {cluster.head_node.node_id: 0, node.node_id: 1}
+    assert {node["node_id"]: node["gpus"] for node in facts["nodes"]} == nodes
+    (row,) = service_rows({"cluster": facts}).values()
+    assert row.startswith(f"{cluster.address}: 1 workers; Ray {ray.__version__}, here {ray.__version__}; nodes: ")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (
+            "Version mismatch: cluster:\n  Ray: 2.1.0\n  Python: 3.9.1\nprocess:\n  Ray: 2.60.0\n  Python: 3.11.2\n",
+            "has Ray 2.1.0 with Python 3.9.1, and this machine Ray",
+        ),
+        ("Can't find a node to connect to", "run on it: ray start --address head:6379 --num-cpus 0 --num-gpus 0"),
+        ("Invalid token", r"can't be used (Invalid token); check KINEMA_RAY_ADDRESS and RAY_AUTH_TOKEN"),
+    ],
+    ids=["versions", "no-node", "token"],
+)
+def test_failed_connection_is_explained_with_a_remedy(error, expected):
+    assert expected in explain(RuntimeError(error), "head:6379")
 
 
 def worker_processes(task_log):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kinema.cli.report import print_table, stdout_console
+from kinema.cli.service_checks import check_services, service_rows
 from kinema.errors import InsufficientMemory, InvalidRequest, ModelError
 from kinema.models.catalog import request_for
 from kinema.version import own_version
@@ -34,11 +35,16 @@ def doctor(*, json: Annotated[bool, typer.Option("--json", help="Write JSON to s
     The time of a video, for the default parameters and a loaded model, is that of the server's latest jobs on this
     machine, or else an estimate: the model's FLOPs by the speed of a few layers or a matmul, measured now. Estimates
     were within a factor of 1.5 of the measured time on an Intel Xeon (pocket) and on an NVIDIA H100 (svd-xt).
+
+    With KINEMA_RAY_ADDRESS, KINEMA_DATABASE_URL or KINEMA_STORE, also check whether cluster, database and store answer.
     """
     from kinema.settings import read_settings, unknown_variables
 
-    facts = _facts(read_settings())
+    settings = read_settings()
+    services = check_services(settings)
+    facts = _facts(settings) | services
     facts["problems"] += unknown_variables()
+    facts["problems"] += [service["problem"] for service in services.values() if service["problem"]]
     if json:
         print(json_text.dumps(facts, indent=2))  # noqa: T201 - the result
     else:
@@ -326,6 +332,7 @@ def _print_tables(facts: dict[str, Any]) -> None:
         "memory": f"{_gib(facts['memory_free_bytes'])} free of {_gib(facts['memory_total_bytes'])}",
         "model": f"{facts['default_model']}: {facts['default_model_reason']}",
         "image_model": f"{facts['default_image_model']}: {facts['default_image_model_reason']}",
+        **service_rows(facts),
         "versions": ", ".join(f"{name} {number}" for name, number in facts["versions"].items()),
         "cache": facts["cache"] + (", offline (HF_HUB_OFFLINE)" if facts["offline"] else ""),
         "settings": _changed_settings(facts["settings"]) or "all at their defaults",

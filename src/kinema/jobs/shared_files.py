@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 VIDEO = PART_FILES["video"]
-_ID_NAME = "database-id"
+ID_NAME = "database-id"
 _INPUT = "input"
 # After this time an input image whose job was never stored is deleted. No submission takes so long.
 ORPHAN_SECONDS = 86_400.0
@@ -117,14 +117,14 @@ class SharedFiles(JobFiles):
         """Return the id of the database that the store belongs to, or None if it belongs to none yet."""
         with self._noting_problem():
             try:
-                return b"".join(self._store.read(_ID_NAME)).decode("ascii", "replace").strip() or None
+                return b"".join(self._store.read(ID_NAME)).decode("ascii", "replace").strip() or None
             except FileNotFoundError:
                 return None
 
     def set_store_id(self, database_id: str) -> None:
         """Store the id of the database. If another process was faster, `store_id` returns its id."""
         with self._noting_problem(), contextlib.suppress(FileExistsError):
-            self._store.put(_ID_NAME, f"{database_id}\n".encode(), new=True)
+            self._store.put(ID_NAME, f"{database_id}\n".encode(), new=True)
 
     def expect_store_id(self, database_id: str) -> None:
         """Note the id that `check_store` expects."""
