@@ -45,12 +45,12 @@ def _problems(state: PoolState, labels: Labels) -> str:
     texts = state.problems or [worker.problem for worker in state.workers if worker.failed and worker.problem]
     general = escape(labels.server_problem)
     return "".join(
-        f'<p class="k-error" role="status"><strong>{general}</strong> {_sentence(text, labels)}</p>'
+        f'<p class="k-error" role="status"><strong>{general}</strong> {_problem_html(text, labels)}</p>'
         for text in dict.fromkeys(texts)
     )
 
 
-def _sentence(text: str, labels: Labels) -> str:
+def _problem_html(text: str, labels: Labels) -> str:
     """Return a problem as a sentence, in English and marked as English unless it has a translation."""
     translated = message_html(text, labels)
     return translated if labels.translate(text) else message_html(f"{text[:1].upper()}{text[1:]}.", labels)
@@ -59,7 +59,7 @@ def _sentence(text: str, labels: Labels) -> str:
 def _row(worker: WorkerState, titles: Mapping[str, str | None], labels: Labels) -> str:
     problem = ""
     if worker.problem:
-        problem = f'<tr><td colspan="4" class="k-hint">{_sentence(worker.problem, labels)}</td></tr>'
+        problem = f'<tr><td colspan="4" class="k-hint">{_problem_html(worker.problem, labels)}</td></tr>'
     jobs = " ".join(
         f'<button type="button" class="k-worker-job" data-act="open" data-job="{escape(job)}">'
         f"{escape(titles.get(job) or labels.untitled)}</button>"
