@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from kinema.errors import InvalidRequest
 from kinema.jobs.supervisor import Supervisor
+from kinema.messages import Message
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,7 +69,9 @@ class Cluster:
     def __init__(self, address: str, gpus_per_worker: int, on_change: Callable[[], None]) -> None:
         self.nodes: tuple[Node, ...] = ()
         self._address, self._gpus_per_worker, self._on_change = address, gpus_per_worker, on_change
-        self._problem: str | None = "the connection to the Ray cluster is being established"
+        self._problem: str | None = Message(
+            "cluster_connecting", "the connection to the Ray cluster is being established"
+        )
         self._last_report = time.monotonic()
         self._folder = Path()
         self._process: subprocess.Popen[bytes] | None = None
@@ -84,9 +87,18 @@ class Cluster:
     def problem(self) -> str | None:
         """Why no workers can be started, or None."""
         if self._problem is None and time.monotonic() - self._last_report > SILENCE_SECONDS:
-            return f"the head of the Ray cluster at {self._address} does not respond; running jobs continue"
+            return Message(
+                "cluster_silent",
+                "the head of the Ray cluster at {address} does not respond; running jobs continue",
+                address=self._address,
+            )
         if self._problem is None and not self.slots:
-            return f"no node of the Ray cluster at {self._address} has {self._gpus_per_worker} free GPUs"
+            return Message(
+                "cluster_without_gpus",
+                "no node of the Ray cluster at {address} has {gpus} free GPUs",
+                address=self._address,
+                gpus=self._gpus_per_worker,
+            )
         return self._problem
 
     def start(self) -> None:

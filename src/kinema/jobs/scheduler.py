@@ -24,6 +24,7 @@ from kinema.jobs.supervisor import Supervisor
 from kinema.jobs.wall_clock import WallClock
 from kinema.jobs.worker_pool import Requeued, WorkCancelled, Worker, WorkerPool
 from kinema.jobs.workflows import MAX_RECOVERIES, WORKFLOW_VERSION, Workflows
+from kinema.messages import Message
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -168,7 +169,7 @@ class Scheduler:
         self._problem = problem
 
     def _report_failure(self, error: Exception, pause: float) -> None:
-        self._problem = "the queue can't run jobs at the moment (see the log)"
+        self._problem = Message("queue_stopped", "the queue can't run jobs at the moment (see the log)")
         expected = isinstance(error, KinemaError | OSError | sa.exc.SQLAlchemyError)
         log.warning(
             "the queue can't run jobs: %s; next attempt in %.1f seconds",
@@ -177,8 +178,9 @@ class Scheduler:
 
     def _on_lock_lost(self, closing: threading.Event) -> None:
         """Stop all work, since another process may run the jobs now."""
-        self._problem = (
-            "another process runs the jobs, or the connection to the database is lost; jobs wait until it is back"
+        self._problem = Message(
+            "scheduler_lost",
+            "another process runs the jobs, or the connection to the database is lost; jobs wait until it is back",
         )
         log.warning("%s", self._problem)
         self.ready.clear()

@@ -21,6 +21,7 @@ from kinema.errors import InvalidRequest
 from kinema.jobs.local_worker import LocalWorker
 from kinema.jobs.supervisor import Supervisor
 from kinema.jobs.worker_state import PoolState, WorkerState
+from kinema.messages import Message
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -404,7 +405,9 @@ class Worker:
                 self._ready = process
                 self._problem = self._down_since = None
             elif load_error:
-                self._problem = f"{self._name} can't load its work (see the log)"
+                self._problem = Message(
+                    "worker_not_loaded", "{label} can't load its work (see the log)", label=self._name
+                )
                 self._down_since = None
             self._state.notify_all()
         self._on_ready()
@@ -438,7 +441,7 @@ class Worker:
         deadline, status = time.monotonic() + READY_SECONDS, "starting"
         while True:
             if self._down_since is None:
-                self._problem = f"{self._name} is {status}"
+                self._problem = Message("worker_starting", "{label} is {message}", label=self._name, message=status)
             if not process.wait_for_message(deadline - time.monotonic()):
                 raise StartFailed(f"it was not ready within {READY_SECONDS:g} seconds")
             try:
@@ -458,7 +461,12 @@ class Worker:
         expected = isinstance(error, OSError | StartFailed)
         reason = str(error) if isinstance(error, StartFailed) else getattr(error, "strerror", None)
         with self._state:
-            self._problem = f"{self._name} can't be started: {reason or type(error).__name__}"
+            self._problem = Message(
+                "worker_not_started",
+                "{label} can't be started: {reason}",
+                label=self._name,
+                reason=reason or type(error).__name__,
+            )
             if self._down_since is None:
                 self._down_since = time.monotonic()
             self._state.notify_all()

@@ -59,8 +59,11 @@ def test_worker_that_only_starts_is_no_problem():
 
 
 def test_problem_with_a_translation_is_shown_in_the_language_of_the_page():
-    problem = Message("server_starting", "the server is starting; try again in a moment")
-    assert 'lang="en"' not in workers(PoolState(problems=(problem,)), {}, KOREAN)
+    problem = Message("worker_starting", "{label} is {message}", label="the worker", message="loading svd")
+    assert "The worker is loading svd." in workers(PoolState(problems=(problem,)), {}, ENGLISH)
+    shown = workers(PoolState(problems=(problem,)), {}, KOREAN)
+    assert 'lang="en"' not in shown
+    assert KOREAN.messages["worker_starting"] in shown
 
 
 def test_texts_of_others_are_escaped():

@@ -6,7 +6,7 @@ from collections import Counter
 from html import escape
 from typing import TYPE_CHECKING
 
-from kinema.serving.page.form_html import message_html
+from kinema.serving.page.form_html import english_html, message_html
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,8 +52,9 @@ def _problems(state: PoolState, labels: Labels) -> str:
 
 def _problem_html(text: str, labels: Labels) -> str:
     """Return a problem as a sentence, in English and marked as English unless it has a translation."""
-    translated = message_html(text, labels)
-    return translated if labels.translate(text) else message_html(f"{text[:1].upper()}{text[1:]}.", labels)
+    if labels.language != "en" and labels.translate(text) is not None:
+        return message_html(text, labels)
+    return english_html(f"{text[:1].upper()}{text[1:]}.", labels)
 
 
 def _row(worker: WorkerState, titles: Mapping[str, str | None], labels: Labels) -> str:

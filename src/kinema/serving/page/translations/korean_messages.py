@@ -4,6 +4,16 @@ Values are filled in at run time, so no particle that depends on a value's last 
 """
 
 MESSAGES = {
+    # Workers.
+    "worker_starting": "작업 프로세스를 시작하는 중입니다.",
+    "worker_not_loaded": "작업 프로세스가 시작되지 못했습니다. 서버 로그를 확인하세요.",
+    "worker_not_started": "작업 프로세스를 시작할 수 없습니다({reason}).",
+    "cluster_connecting": "Ray 클러스터에 연결하는 중입니다.",
+    "cluster_silent": "Ray 클러스터의 헤드 노드가 응답하지 않습니다({address}). 실행 중인 작업은 계속됩니다.",
+    "cluster_without_gpus": "Ray 클러스터({address})에 비어 있는 GPU {gpus}개를 갖춘 노드가 없습니다.",
+    "queue_stopped": "지금은 작업을 실행할 수 없습니다. 서버 로그를 확인하세요.",
+    "scheduler_lost": "다른 서버가 작업을 실행하고 있거나 데이터베이스 연결이 끊겼습니다. 연결이 복구될 때까지 작업은 "
+    "대기합니다.",
     # Parameters.
     "no_multiple_of_8": "{name}: {value} 값은 8의 배수가 아닙니다. {below} 또는 {above} 값을 입력하세요.",
     "out_of_range": "{name}: {value} 값은 범위를 벗어났습니다. 입력할 수 있는 값은 {range}입니다.",
