@@ -184,6 +184,7 @@ class RemoteWorker:
         self.place = "a node"
         self.ended_by_itself = False  # unless the bridge says so: it may have ended too
         self._end = "the connection to the Ray cluster was closed"
+        self._has_ended = False
 
     def send(self, message: tuple[Any, ...]) -> None:
         """Send a message.
@@ -199,9 +200,12 @@ class RemoteWorker:
         Raises:
             EOFError, OSError: the process has ended.
         """
+        if self._has_ended:  # the bridge keeps the connection open until this side closes it
+            raise EOFError
         message: tuple[Any, ...] = self._connection.recv()
         if message[0] == "ended":
             _, self._end, self.ended_by_itself = message
+            self._has_ended = True
             raise EOFError
         if message[0] == "node":
             self.place = message[1]
