@@ -24,6 +24,7 @@ from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from kinema.errors import InvalidRequest
+from kinema.jobs.local_worker import describe_exit
 from kinema.jobs.supervisor import Supervisor
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ BRIDGE = "kinema.scale.bridge"
 CONNECT_SECONDS = 60.0
 # The bridge reports the cluster's nodes every 2 seconds; without a report for this long, the head does not respond.
 SILENCE_SECONDS = 10.0
+# A bridge that has closed its socket ends within this time.
+END_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,11 +143,16 @@ class Cluster:
                 return Connection(_connected(self._folder / "socket").detach())
             except OSError:
                 if self._process.poll() is not None or time.monotonic() > deadline:
-                    raise ConnectionError(f"the bridge to the Ray cluster at {self._address} ended") from None
+                    raise self._ended() from None
                 time.sleep(0.05)
 
     def _follow(self, connection: Connection) -> None:
-        """Follow the reports of the bridge until it ends."""
+        """Follow the reports of the bridge until it ends.
+
+        Raises:
+            ConnectionError: it ended.
+        """
+        reported = None
         with suppress(EOFError, OSError):
             while not self._supervisor.stopping.is_set():
                 match connection.recv():
@@ -159,9 +167,18 @@ class Cluster:
                             self.nodes = found
                             self._on_change()
                     case ("problem", text):
-                        self._problem = text
+                        self._problem = reported = text
         if not self._supervisor.stopping.is_set():
-            raise ConnectionError(self._problem or f"the bridge to the Ray cluster at {self._address} ended")
+            raise ConnectionError(reported) if reported else self._ended()
+
+    def _ended(self) -> ConnectionError:
+        """Return the error of a bridge that ended without a reason."""
+        assert self._process is not None
+        try:
+            end = describe_exit(self._process.wait(END_SECONDS))
+        except subprocess.TimeoutExpired:
+            end = "it does not respond"
+        return ConnectionError(f"the bridge to the Ray cluster at {self._address} ended: {end}; see the server's log")
 
     def _report_failure(self, error: Exception, pause: float) -> None:
         self._problem = str(error)

@@ -450,7 +450,7 @@ class Worker:
     def _report_failed_start(self, error: Exception, pause: float) -> None:
         """Store and log why no process could be started."""
         expected = isinstance(error, OSError | StartFailed)
-        reason = str(error) if isinstance(error, StartFailed) else getattr(error, "strerror", None)
+        reason = (getattr(error, "strerror", None) or str(error)) if expected else None
         with self._state:
             self._problem = f"the worker on {self.device} can't be started: {reason or type(error).__name__}"
             if self._down_since is None:

@@ -59,7 +59,7 @@ def main() -> None:
             _check_reachable(address)  # Ray would try for minutes
             ray.init(address, namespace="kinema", log_to_driver=False, logging_level=logging.ERROR)
         except Exception as error:  # noqa: BLE001 - Ray raises errors of many kinds
-            control.send(("problem", f"the Ray cluster at {address} can't be reached ({error})"))
+            control.send(("problem", _explain(error, address)))
             sys.exit(1)
         for number in (signal.SIGTERM, signal.SIGINT):  # the server decides when it ends; Ray would end at once
             signal.signal(number, signal.SIG_IGN)
@@ -74,6 +74,14 @@ def _check_reachable(address: str) -> None:
     host, _, port = address.rpartition(":")
     with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS):
         pass
+
+
+def _explain(error: Exception, address: str) -> str:
+    """Return why there is no connection to the cluster, and a remedy where Ray's error has none."""
+    if "node to connect to" in str(error):
+        command = f"ray start --address {address} --num-gpus 0"
+        return f"this machine is no node of the Ray cluster at {address}; run on it: {command}"
+    return f"the Ray cluster at {address} can't be reached ({error})"
 
 
 def _end_with(control: Connection) -> None:
