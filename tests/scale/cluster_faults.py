@@ -52,7 +52,7 @@ class Fault:
             return
         signal_all(victims, signal.SIGSTOP)
         time.sleep(DISTURBED_SECONDS)
-        signal_all(victims, signal.SIGCONT)
+        signal_all(reversed(victims), signal.SIGCONT)  # nsenter stops again if its child is still stopped
 
     def _service(self):
         system = self._system
