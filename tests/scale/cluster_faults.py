@@ -18,13 +18,14 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-from fault_load import Load
+from fault_load import Load, persist
 from fault_machines import is_isolation_possible, signal_all
 from fault_system import NODES, System, versions
 
 DISTURBED_SECONDS = 20
 # The system must have recovered so long after the end of a disturbance.
 LIMIT_SECONDS = 120
+START_SECONDS = 300
 TARGETS = {
     "kill": ("worker process", "actor", "node", "head", "bridge", "front end", "database"),
     "freeze": ("worker process", "actor", "node", "head", "bridge", "front end", "database"),
@@ -123,11 +124,8 @@ def chosen_faults(count, chance, *, isolated):
     return chosen[:count]
 
 
-def run(folder, faults, seed):
+def run(folder, faults, seed, *, isolated):
     """Run the system with faults; return the record."""
-    isolated = is_isolation_possible()
-    if not isolated:
-        say("This machine allows no namespaces (root is needed): all parts share it, and no link is cut.")
     chance = random.Random(seed)
     began = time.monotonic()
     system = System(folder, isolated=isolated)
@@ -135,11 +133,11 @@ def run(folder, faults, seed):
     try:
         system.start()
         time.sleep(3)
-        load = Load(system.data, system.database_url, random.Random(seed))
-        wait_until(lambda: is_whole(system, load), LIMIT_SECONDS)
+        load = persist(lambda: Load(system.data, system.database_url, random.Random(seed)))
+        wait_until(lambda: is_whole(system, load), START_SECONDS)
         say(f"all parts run after {time.monotonic() - began:.0f} s")
         load.start()
-        for number, (kind, target) in enumerate(faults or chosen_faults(40, chance, isolated=isolated)):
+        for number, (kind, target) in enumerate(faults):
             time.sleep(chance.uniform(2, 6))
             times = disturb(system, load, Fault(system, kind, target, chance))
             record[f"{kind} {target}"].append(times)
@@ -194,15 +192,19 @@ def main():
     parser.add_argument("--seed", type=int, default=7, help="seed of the choice and moments of the faults")
     parser.add_argument("--only", action="append", help='a fault such as "kill head"; repeat it for several')
     parser.add_argument("--out", type=Path, help="file for the record, as JSON")
+    parser.add_argument("--one-machine", action="store_true", help="use no namespaces, as without root")
     parser.add_argument("--keep", action="store_true", help="keep the folder with data and logs")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # end all parts too
+    isolated = not arguments.one_machine and is_isolation_possible()
+    if not isolated:
+        say("All parts share this machine, and no link is cut: for more, be root on a machine that allows namespaces.")
     chosen = [tuple(name.split(" ", 1)) for name in arguments.only or ()]
     if not chosen:
-        chosen = chosen_faults(arguments.count, random.Random(arguments.seed), isolated=is_isolation_possible())
+        chosen = chosen_faults(arguments.count, random.Random(arguments.seed), isolated=isolated)
     folder = Path(tempfile.mkdtemp(prefix="kf-", dir="/tmp"))  # short: sockets have short names
     try:
-        record = run(folder, chosen, arguments.seed)
+        record = run(folder, chosen, arguments.seed, isolated=isolated)
         is_good = not record["wrong"]
     except BaseException:
         say(f"logs: {folder / 'logs'}")

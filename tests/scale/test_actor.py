@@ -1,4 +1,4 @@
-"""The actor on a node, without a cluster."""
+"""The actor on a node and the bridge, without a cluster."""
 
 import os
 import subprocess
@@ -8,6 +8,9 @@ import pytest
 
 pytest.importorskip("ray", reason="ray is not installed")
 
+from ray._private.services import get_node_to_connect_for_driver
+
+from kinema.scale.bridge import _explain
 from kinema.scale.scratch_folder import ScratchFolder
 
 ABANDONED = """
@@ -50,3 +53,11 @@ def test_folder_of_a_killed_process_is_deleted_and_one_in_use_is_kept(tmp_path, 
     for folder in (used, new):
         folder.delete()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_server_on_a_machine_that_is_no_node_is_told_how_to_make_it_one(monkeypatch):
+    monkeypatch.setattr("ray._private.services.find_node_ids", set)
+    with pytest.raises(RuntimeError) as raised:
+        get_node_to_connect_for_driver(None, timeout_seconds=0)
+    problem = "this machine is no node of the Ray cluster at head:6379; run on it: ray start --address head:6379"
+    assert _explain(raised.value, "head:6379") == f"{problem} --num-gpus 0"

@@ -93,7 +93,7 @@ def _end_with(control: Connection) -> None:
 def _report_nodes(control: Connection) -> None:
     """Report the nodes that are alive, every HEARTBEAT_SECONDS while the head answers."""
     while True:
-        with suppress(RayError):
+        with suppress(Exception):  # Ray raises errors of many kinds while the head is away
             nodes = sorted(
                 (str(node["NodeManagerHostname"]) + ":" + node["NodeID"][:6], int(node["Resources"].get("GPU", 0)))
                 for node in ray.nodes()  # type: ignore[no-untyped-call]
