@@ -102,6 +102,7 @@ def disturb(system, load, fault):
         "old_jobs_finished": lambda: not before & load.unfinished,
         "whole": lambda: is_whole(system, load),
     }
+    started = None
     while len(times) < len(conditions):
         for name, condition in conditions.items():
             if not condition():
@@ -111,7 +112,9 @@ def disturb(system, load, fault):
         if time.time() - ended > LIMIT_SECONDS:
             raise TimeoutError(f"not recovered {LIMIT_SECONDS} s after the fault: {times}, {load.unfinished}")
         time.sleep(0.2)
-    return {"next_job_started": round(load.first_start_after(began) - began, 1)} | times
+    while started is None:  # the database has just come back
+        started = load.first_start_after(began)
+    return {"next_job_started": round(started - began, 1)} | times
 
 
 def chosen_faults(count, chance, *, isolated):
@@ -138,7 +141,7 @@ def run(folder, faults, seed, *, isolated):
         say(f"all parts run after {time.monotonic() - began:.0f} s")
         load.start()
         for number, (kind, target) in enumerate(faults):
-            time.sleep(chance.uniform(2, 6))
+            time.sleep(chance.uniform(1, 4))
             times = disturb(system, load, Fault(system, kind, target, chance))
             record[f"{kind} {target}"].append(times)
             say(f"{number + 1}. {kind} {target}: {times}")

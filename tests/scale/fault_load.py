@@ -44,7 +44,8 @@ class Load:
         self._numbers = itertools.count()
         self._lock, self._stopping = threading.Lock(), threading.Event()
         self._threads = []
-        engine = sa.create_engine(database_url.replace("postgresql://", "postgresql+psycopg://"))
+        url = database_url.replace("postgresql://", "postgresql+psycopg://")
+        engine = sa.create_engine(url, pool_pre_ping=True)
         with engine.begin() as connection:
             connection.exec_driver_sql(AUDIT)
         self._engine = engine
