@@ -19,7 +19,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from fault_load import Load, persist
-from fault_machines import is_isolation_possible, signal_all
+from fault_machines import is_isolation_possible, signal_all, wake
 from fault_system import NODES, System, versions
 
 DISTURBED_SECONDS = 20
@@ -53,7 +53,7 @@ class Fault:
             return
         signal_all(victims, signal.SIGSTOP)
         time.sleep(DISTURBED_SECONDS)
-        signal_all(reversed(victims), signal.SIGCONT)  # nsenter stops again if its child is still stopped
+        wake(victims)
 
     def _service(self):
         system = self._system

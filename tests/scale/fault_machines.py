@@ -193,3 +193,10 @@ def signal_all(processes, number):
     for process in processes:
         with contextlib.suppress(psutil.Error):
             process.send_signal(number)
+
+
+def wake(processes):
+    """Continue stopped processes. nsenter stops again if it sees that its child has stopped, so this is repeated."""
+    for _ in range(10):
+        signal_all(reversed(processes), signal.SIGCONT)
+        time.sleep(0.1)
