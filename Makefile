@@ -51,8 +51,8 @@ bench-server: $(VENV)/installed-dev ## measure the server's speed on this machin
 faults: $(VENV)/installed-dev ## run the slow fault tests: 30 kills, 50 cancels, 1,000 requests from the OpenAPI document
 	$(BIN)/python -m pytest tests/faults tests/serving -m slow
 
-faults-cluster: $(VENV)/installed-dev ## kill parts of a Ray cluster at 40 random moments: about 10 minutes
-	KINEMA_FAULTS=40 $(BIN)/python -m pytest tests/scale -k random_kills -s
+faults-cluster: $(VENV)/installed-dev ## kill, freeze or cut off parts of a Ray cluster, front ends and PostgreSQL at 40 random moments: 30 minutes
+	$(BIN)/python tests/scale/cluster_faults.py --out bench/results/cluster-faults.json
 
 gallery: $(VENV)/installed ## run the commands of docs/gallery.md, which write its pictures: 2 minutes on two cores
 	$(BIN)/python docs/gallery.py

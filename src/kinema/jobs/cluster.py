@@ -24,6 +24,7 @@ from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from kinema.errors import InvalidRequest
+from kinema.jobs.local_worker import describe_exit
 from kinema.jobs.supervisor import Supervisor
 from kinema.messages import Message
 
@@ -37,6 +38,8 @@ BRIDGE = "kinema.scale.bridge"
 CONNECT_SECONDS = 60.0
 # The bridge reports the cluster's nodes every 2 seconds; without a report for this long, the head does not respond.
 SILENCE_SECONDS = 10.0
+# A bridge that has closed its socket ends within this time.
+END_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,11 +155,16 @@ class Cluster:
                 return Connection(_connected(self._folder / "socket").detach())
             except OSError:
                 if self._process.poll() is not None or time.monotonic() > deadline:
-                    raise ConnectionError(f"the bridge to the Ray cluster at {self._address} ended") from None
+                    raise self._ended() from None
                 time.sleep(0.05)
 
     def _follow(self, connection: Connection) -> None:
-        """Follow the reports of the bridge until it ends."""
+        """Follow the reports of the bridge until it ends.
+
+        Raises:
+            ConnectionError: it ended.
+        """
+        reported = None
         with suppress(EOFError, OSError):
             while not self._supervisor.stopping.is_set():
                 match connection.recv():
@@ -171,9 +179,18 @@ class Cluster:
                             self.nodes = found
                             self._on_change()
                     case ("problem", text):
-                        self._problem = text
+                        self._problem = reported = text
         if not self._supervisor.stopping.is_set():
-            raise ConnectionError(self._problem or f"the bridge to the Ray cluster at {self._address} ended")
+            raise ConnectionError(reported) if reported else self._ended()
+
+    def _ended(self) -> ConnectionError:
+        """Return the error of a bridge that ended without a reason."""
+        assert self._process is not None
+        try:
+            end = describe_exit(self._process.wait(END_SECONDS))
+        except subprocess.TimeoutExpired:
+            end = "it does not respond"
+        return ConnectionError(f"the bridge to the Ray cluster at {self._address} ended: {end}; see the server's log")
 
     def _report_failure(self, error: Exception, pause: float) -> None:
         self._problem = str(error)
@@ -203,6 +220,7 @@ class RemoteWorker:
         self.gpus = gpus
         self.ended_by_itself = False  # unless the bridge says so: it may have ended too
         self._end = "the connection to the Ray cluster was closed"
+        self._has_ended = False
 
     def send(self, message: tuple[Any, ...]) -> None:
         """Send a message.
@@ -218,9 +236,12 @@ class RemoteWorker:
         Raises:
             EOFError, OSError: the process has ended.
         """
+        if self._has_ended:  # the bridge keeps the connection open until this side closes it
+            raise EOFError
         message: tuple[Any, ...] = self._connection.recv()
         if message[0] == "ended":
             _, self._end, self.ended_by_itself = message
+            self._has_ended = True
             raise EOFError
         if message[0] == "node":
             _, self.place, self.node_id = message

@@ -80,8 +80,12 @@ class LocalWorker:
 
     def wait(self) -> str:
         """Wait until the process has ended, and return how."""
-        code = self._process.wait()
-        if code >= 0:
-            return f"exit code {code}"
-        name = signal.Signals(-code).name
-        return f"killed by {name}" + (" (perhaps out of memory)" if -code == signal.SIGKILL else "")
+        return describe_exit(self._process.wait())
+
+
+def describe_exit(code: int) -> str:
+    """Return how a process ended, given its return code as `subprocess` has it."""
+    if code >= 0:
+        return f"exit code {code}"
+    name = signal.Signals(-code).name
+    return f"killed by {name}" + (" (perhaps out of memory)" if -code == signal.SIGKILL else "")

@@ -222,6 +222,13 @@ class Queue:
         return self._scheduler is None or self._scheduler.pool.is_ready
 
     @property
+    def cluster_ready(self) -> bool | None:
+        """Whether the Ray cluster can run jobs; None without a cluster, or if another process runs the jobs."""
+        if self._scheduler is None or self._scheduler.pool.cluster is None or not self.ready:
+            return None
+        return self._scheduler.pool.cluster.problem is None
+
+    @property
     def ready_workers(self) -> int:
         """The number of workers that are ready."""
         return 0 if self._scheduler is None else sum(worker.is_ready for worker in self._scheduler.pool.workers)

@@ -152,7 +152,7 @@ class Scheduler:
         """Return why this process runs no jobs, and which workers can't be started."""
         own: tuple[str, ...] = () if self._problem is None else (self._problem,)
         if self.pool.cluster is not None and self.pool.cluster.problem is not None:
-            own += (self.pool.cluster.problem,)
+            return (*own, self.pool.cluster.problem)  # the reason for those of the workers
         return own + tuple(worker.problem for worker in self.pool.workers if worker.problem is not None)
 
     # The scheduler thread

@@ -459,7 +459,7 @@ class Worker:
     def _report_failed_start(self, error: Exception, pause: float) -> None:
         """Store and log why no process could be started."""
         expected = isinstance(error, OSError | StartFailed)
-        reason = str(error) if isinstance(error, StartFailed) else getattr(error, "strerror", None)
+        reason = (getattr(error, "strerror", None) or str(error)) if expected else None
         with self._state:
             self._problem = Message(
                 "worker_not_started",

@@ -5,20 +5,25 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-import tempfile
+import time
 from dataclasses import replace
-from pathlib import Path
-from threading import Event
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 import ray
 
 from kinema.jobs.job import PART_FILES
 from kinema.jobs.local_worker import LocalWorker
+from kinema.scale.scratch_folder import ScratchFolder
 from kinema.version import own_version
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+# An actor that the bridge has not pinged for this long ends, so that a frozen or unreachable server keeps no GPU. The
+# bridge counts an actor as lost after 8 seconds.
+ABANDONED_SECONDS = 12.0
 
 
 class WorkerActor:
@@ -32,9 +37,12 @@ class WorkerActor:
     def __init__(self, version: str, environment: Mapping[str, str]) -> None:
         self._version = version
         os.environ.update(environment)
-        self._folder = Path(tempfile.mkdtemp(prefix="kinema-worker-"))
+        self._scratch = ScratchFolder("kinema-worker-")
+        self._folder = self._scratch.path
         self._worker: LocalWorker | None = None
         self._started = Event()
+        self._pinged_at = time.monotonic()
+        Thread(target=self._end_if_abandoned, daemon=True).start()
 
     @ray.method(num_returns="streaming")
     def run(self, work: str) -> Iterator[tuple[tuple[Any, ...], bytes | None]]:
@@ -57,7 +65,7 @@ class WorkerActor:
             if self._worker is not None:
                 self._worker.kill()
                 end = self._worker.wait()
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._scratch.delete()
         yield ("ended", end), None
 
     @ray.method(concurrency_group="control")
@@ -86,6 +94,14 @@ class WorkerActor:
     @ray.method(concurrency_group="heartbeat")
     def ping(self) -> None:
         """Answer, to show that the node is alive."""
+        self._pinged_at = time.monotonic()
+
+    def _end_if_abandoned(self) -> None:
+        """End this process, and with it the worker process, once the bridge has sent no ping for ABANDONED_SECONDS."""
+        while time.monotonic() - self._pinged_at < ABANDONED_SECONDS:
+            time.sleep(1)
+        self._scratch.delete()
+        os._exit(1)
 
     def _output(self, message: tuple[Any, ...]) -> bytes | None:
         """Return the output that a message says was saved, and delete files that are not needed any more."""
@@ -93,11 +109,14 @@ class WorkerActor:
             case (int() as number, "saved", part):
                 data = (self._folder / str(number) / PART_FILES[part]).read_bytes()
                 if part != "latents":
-                    shutil.rmtree(self._folder / str(number), ignore_errors=True)
+                    self._delete_files(number)
                 return data
             case (int() as number, "failed" | "cancelled", *_):
-                shutil.rmtree(self._folder / str(number), ignore_errors=True)
+                self._delete_files(number)
         return None
+
+    def _delete_files(self, number: int) -> None:
+        shutil.rmtree(self._folder / str(number), ignore_errors=True)
 
 
 def _latents(folder: Path, files: Mapping[str, bytes]) -> Path:

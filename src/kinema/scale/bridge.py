@@ -28,6 +28,7 @@ from kinema.jobs.job import PART_FILES
 from kinema.jobs.job_files import write_atomically
 from kinema.jobs.worker_process import exit_with_parent
 from kinema.scale.actor import WorkerActor
+from kinema.scale.cluster_check import explain
 from kinema.version import own_version
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def main() -> None:
             _check_reachable(address)  # Ray would try for minutes
             ray.init(address, namespace="kinema", log_to_driver=False, logging_level=logging.ERROR)
         except Exception as error:  # noqa: BLE001 - Ray raises errors of many kinds
-            control.send(("problem", f"the Ray cluster at {address} can't be reached ({error})"))
+            control.send(("problem", explain(error, address)))
             sys.exit(1)
         for number in (signal.SIGTERM, signal.SIGINT):  # the server decides when it ends; Ray would end at once
             signal.signal(number, signal.SIG_IGN)
@@ -85,7 +86,7 @@ def _end_with(control: Connection) -> None:
 def _report_nodes(control: Connection) -> None:
     """Report the nodes that are alive, every HEARTBEAT_SECONDS while the head answers."""
     while True:
-        with suppress(RayError):
+        with suppress(Exception):  # Ray raises errors of many kinds while the head is away
             nodes = sorted(
                 (str(node["NodeManagerHostname"]) + ":" + node["NodeID"][:6], int(node["Resources"].get("GPU", 0)))
                 for node in ray.nodes()  # type: ignore[no-untyped-call]

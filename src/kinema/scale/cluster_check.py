@@ -33,6 +33,8 @@ def main() -> None:
 def explain(error: Exception, address: str) -> str:
     """Return why there is no connection, and what to do."""
     text = str(error)
+    if isinstance(error, OSError):
+        return f"the Ray cluster at {address} can't be reached ({error})"
     if versions := re.findall(r"\bRay: (\S+)\s+Python: (\S+)", text):
         theirs, ours = versions[0], (ray.__version__, platform.python_version())
         return (

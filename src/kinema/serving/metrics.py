@@ -88,6 +88,9 @@ class Metrics:
         yield GaugeMetricFamily("kinema_jobs_waiting", "Queued jobs.", queue.waiting())
         yield GaugeMetricFamily("kinema_jobs_running", "Running jobs.", queue.running())
         yield GaugeMetricFamily("kinema_workers_ready", "Ready worker processes.", queue.ready_workers)
+        if (cluster_ready := queue.cluster_ready) is not None:
+            description = "1 if the head of the Ray cluster responds and a node has GPUs, else 0."
+            yield GaugeMetricFamily("kinema_cluster_ready", description, int(cluster_ready))
         yield GaugeMetricFamily(
             "kinema_unknown_files", "Entries of the data folder without a record in the database.", queue.unknown_files
         )
