@@ -19,7 +19,7 @@ def bridge():
 
 
 def test_worker_has_ended_although_the_bridge_keeps_the_connection_open(bridge):
-    worker = RemoteWorker(Path(bridge.address), "work")
+    worker = RemoteWorker(Path(bridge.address), "work", 1)
     with bridge.accept() as connection:
         assert connection.recv() == ("worker", "work")
         connection.send(("ended", "no node had free GPUs", False))
