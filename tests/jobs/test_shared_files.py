@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import time
 
 import pytest
@@ -263,3 +264,14 @@ def test_file_of_a_batch_is_read_and_deleted_by_another_server(alike):
         assert not any(name.startswith("files/") for name in stored(reading))
         with pytest.raises(JobNotFound, match="was deleted"):
             reading.batch_files.open(file_id)
+
+
+def test_server_with_a_copy_of_the_store_is_refused_while_another_uses_the_store(tmp_path, task_log):
+    here, there = servers(tmp_path, f"sqlite:///{tmp_path}/shared.sqlite3", f"file://{tmp_path}/shared")
+    moved = there.model_copy(update={"store": f"file://{tmp_path}/moved"})
+    with Queue(here, "queue_work:Work") as queue:
+        wait_until(lambda: queue.ready)
+        shutil.copytree(tmp_path / "shared", tmp_path / "moved")
+        with pytest.raises(InvalidRequest, match="stop all servers before you move it"):
+            Queue(moved)
+    Queue(moved).close()

@@ -211,6 +211,7 @@ def test_metrics_text_is_cached():
     calls = []
     queue = SimpleNamespace(
         waiting=lambda: calls.append(1) or 0, running=lambda: 0, ready_workers=0, worker_pids=(), unknown_files=0,
+        cluster_ready=None,
         batches=SimpleNamespace(unfinished=list), webhooks=SimpleNamespace(count=lambda: 0),
     )  # fmt: skip
     metrics = Metrics()
@@ -232,3 +233,25 @@ def test_requests_per_key_and_minute_are_limited_but_not_those_of_the_page(tmp_p
         return api, others
 
     assert asyncio.run(statuses()) == ([200, 200, 200, 429, 429], [200, 200, 200])
+
+
+def test_caller_is_named_by_its_key_and_not_by_the_place_of_the_key(tmp_path):
+    async def names():
+        found = []
+        for keys in ((KEY, "another"), ("another", KEY), ("another",)):
+            seen = []
+
+            async def noting(scope, receive, send, seen=seen):
+                seen.append(scope[CALLER])
+                await app(scope, receive, send)
+
+            key = KEY if KEY in keys else "another"
+            await request_status(
+                _Guard(noting, Settings(data_dir=tmp_path, api_keys=keys), []), headers=[(b"x-api-key", key.encode())]
+            )
+            found += seen
+        return found
+
+    first, moved, other = asyncio.run(names())
+    assert first == moved != other
+    assert KEY not in first

@@ -108,6 +108,12 @@ def test_request_over_max_work_is_rejected(tmp_path, png):
     assert prepare(tight, {"num_inference_steps": 1}, png).request.work < 1
 
 
+def test_request_that_exceeds_the_limit_of_a_key_alone_is_rejected(tmp_path, png):
+    settings = Settings(data_dir=tmp_path, model="pocket", device="cpu", key_work=0.5)
+    with pytest.raises(InvalidRequest, match=r"of an API key is 0\.5 \(KINEMA_KEY_WORK\)"):
+        prepare(settings, {}, png)
+
+
 def test_invalid_image_is_rejected_before_submission(settings):
     with pytest.raises(InvalidImage):
         prepare(settings, {}, b"not an image")

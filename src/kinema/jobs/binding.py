@@ -76,6 +76,12 @@ def bind_store(files: SharedFiles, url: str, table: JobTable) -> None:
         )
     files.expect_store_id(table.id)
     if known_url != url:
+        if known_url is not None and table.has_scheduler():
+            raise InvalidRequest(
+                f"KINEMA_STORE is {url}, but a running server of the database {table.display_url} uses the store "
+                f"{known_url}; use the same store, or stop all servers before you move it",
+                "store",
+            )
         table.set_store_url(url)
 
 

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# After this time without a connection, the problem names what to check.
+CONNECTING_SECONDS = 15.0
 BRIDGE = "kinema.scale.bridge"
 # Ray's driver connects to a cluster, or reports that it can't, within this time.
 CONNECT_SECONDS = 60.0
@@ -76,6 +78,7 @@ class Cluster:
             "cluster_connecting", "the connection to the Ray cluster is being established"
         )
         self._last_report = time.monotonic()
+        self._connecting_since: float | None = None  # start of the bridge, until it is connected
         self._folder = Path()
         self._process: subprocess.Popen[bytes] | None = None
         self._is_connected = Event()
@@ -89,6 +92,15 @@ class Cluster:
     @property
     def problem(self) -> str | None:
         """Why no workers can be started, or None."""
+        since = self._connecting_since
+        if since is not None and (seconds := time.monotonic() - since) > CONNECTING_SECONDS:
+            return Message(  # Ray tries again without an error, for example with a wrong token
+                "cluster_not_answering",
+                "the Ray cluster at {address} has not answered for {seconds:.0f} seconds; check RAY_AUTH_TOKEN and "
+                "RAY_AUTH_MODE",
+                address=self._address,
+                seconds=seconds,
+            )
         if self._problem is None and time.monotonic() - self._last_report > SILENCE_SECONDS:
             return Message(
                 "cluster_silent",
@@ -128,6 +140,7 @@ class Cluster:
     def _run_bridge(self) -> None:
         """Run the bridge until it ends."""
         self._folder = Path(tempfile.mkdtemp(prefix="kinema-bridge-"))
+        self._connecting_since = time.monotonic()
         command = [sys.executable, "-P", "-m", BRIDGE, str(self._folder / "socket"), str(os.getpid())]
         try:
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
@@ -170,6 +183,7 @@ class Cluster:
                 match connection.recv():
                     case ("nodes", nodes):
                         self._last_report = time.monotonic()
+                        self._connecting_since = None
                         self._is_connected.set()
                         self._problem = None
                         found = tuple(Node(*node) for node in nodes)
@@ -179,6 +193,7 @@ class Cluster:
                             self.nodes = found
                             self._on_change()
                     case ("problem", text):
+                        self._connecting_since = None
                         self._problem = reported = text
         if not self._supervisor.stopping.is_set():
             raise ConnectionError(reported) if reported else self._ended()

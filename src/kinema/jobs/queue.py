@@ -614,7 +614,7 @@ class Queue:
         else:
             message = Message(
                 "too_much_waiting",
-                "this job and the unfinished ones of this API key exceed {most:,.0f} million pixels × frames × steps "
+                "this job and the unfinished ones of this API key exceed {most:,g} million pixels × frames × steps "
                 "(KINEMA_KEY_WORK); try again in {wait:.0f} seconds, or choose a smaller size, fewer frames or fewer "
                 "steps",
                 most=limits.work,

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import binascii
 import contextlib
+import hashlib
 import hmac
 import ipaddress
 import math
@@ -75,11 +76,8 @@ class _Guard:
     def __init__(self, app: ASGIApp, settings: Settings, routes: Sequence[BaseRoute]) -> None:
         self._app = app
         self._routes = routes
-        self._keys = [
-            (sent, f"key {number}")
-            for number, key in enumerate(settings.api_keys, 1)
-            for sent in _as_sent(key.get_secret_value())
-        ]
+        keys = [key.get_secret_value() for key in settings.api_keys]
+        self._keys = [(sent, _caller_of(key)) for key in keys for sent in _as_sent(key)]
         self._wrong_keys = WrongKeys()
         self._rate = RequestRate(settings.key_requests_per_minute)
         self._allow_unauthenticated = settings.allow_unauthenticated
@@ -266,6 +264,11 @@ def _key(headers: Headers) -> bytes:
         except (binascii.Error, ValueError):
             return b""
     return headers.get("x-api-key", "").encode("latin-1")
+
+
+def _caller_of(key: str) -> str:
+    """Return the name of a key's owner: the same on all servers and at any place in the list of keys."""
+    return f"key-{hashlib.sha256(b'kinema ' + key.encode(errors='surrogateescape')).hexdigest()[:16]}"
 
 
 def _as_sent(key: str) -> set[bytes]:

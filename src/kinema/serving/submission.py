@@ -218,6 +218,17 @@ def _check_cost(settings: Settings, request: VideoRequest) -> None:
             ),
             "num_frames",
         )
+    if settings.key_work is not None and request.work > settings.key_work:
+        raise InvalidRequest(
+            Message(
+                "too_much_work_for_key",
+                "this request is {work:,g} million pixels × frames × steps; the maximum of all unfinished jobs of an "
+                "API key is {most:,g} (KINEMA_KEY_WORK): choose a smaller size, fewer frames or fewer steps",
+                work=request.work,
+                most=settings.key_work,
+            ),
+            "num_frames",
+        )
 
 
 def check_text(given: Mapping[str, Any]) -> None:

@@ -117,8 +117,13 @@ MESSAGES = {
     "queue_full": "대기열이 가득 찼습니다(최대 {most}개, KINEMA_QUEUE_SIZE). {wait:.0f}초 뒤에 다시 시도하세요.",
     "too_many_waiting": "이 API 키의 대기 작업이 한도({most}개, KINEMA_KEY_WAITING_JOBS)에 이르렀습니다. "
     "{wait:.0f}초 뒤에 다시 시도하세요.",
-    "too_much_waiting": "이 작업을 더하면 이 API 키의 끝나지 않은 작업이 한도({most:,.0f}백만 픽셀 × 프레임 × 스텝, "
+    "too_much_waiting": "이 작업을 더하면 이 API 키의 끝나지 않은 작업이 한도({most:,g}백만 픽셀 × 프레임 × 스텝, "
     "KINEMA_KEY_WORK)를 넘습니다. {wait:.0f}초 뒤에 다시 시도하거나 크기, 프레임 수, 스텝 수를 줄이세요.",
+    "too_much_work_for_key": "이 요청은 {work:,g}백만 픽셀 × 프레임 × 스텝입니다. "
+    "API 키 하나의 끝나지 않은 작업은 모두 합쳐 {most:,g}까지 가능합니다(KINEMA_KEY_WORK). "
+    "크기, 프레임 수, 스텝 수를 줄이세요.",
+    "cluster_not_answering": "{address}의 Ray 클러스터에 {seconds:.0f}초 동안 연결되지 않았습니다. RAY_AUTH_TOKEN과 "
+    "RAY_AUTH_MODE를 확인하세요.",
     "database_newer": "더 새로운 버전의 Kinema가 대기열의 데이터베이스를 변경했습니다. 이 서버를 업그레이드하세요.",
     "server_ending": "서버가 종료되는 중입니다. 서버가 다시 시작된 뒤 시도하세요.",
     "server_ending_job": "서버가 종료되는 중입니다. {job} 작업은 서버가 다시 시작되면 계속됩니다. 그때 확인하세요.",
