@@ -37,7 +37,10 @@ def test_folder_gives_its_images_in_order(photos):
 
 def test_folder_without_images_is_an_error(folder):
     (folder / "empty").mkdir()
-    with pytest.raises(InvalidRequest, match=r"the folder empty has no images \(.jpeg, .jpg, .png, .webp\); use anot"):
+    with pytest.raises(
+        InvalidRequest,
+        match=r"the folder empty has no images \(.avif, .heic, .heif, .hif, .jpeg, .jpg, .png, .webp\); use anot",
+    ):
         plan("empty")
 
 

@@ -291,7 +291,7 @@ def test_errors_are_coloured_on_a_terminal(generate, terminal):
 
 INVALID_ARGUMENTS = {
     "missing image": (["nope.png"], 2, "file nope.png not found; check the name and the folder"),
-    "not an image": (["text.txt"], 2, "text.txt is not a supported image; use a JPEG, PNG or WebP"),
+    "not an image": (["text.txt"], 2, "text.txt is not a supported image; use a JPEG, PNG, WebP, HEIC or AVIF"),
     "truncated": (["cut.png"], 2, "cut.png is damaged or truncated"),
     "folder as image": (["full"], 2, "full is a folder; use one image in it"),
     "out of range": (["rocket.png", "--fps=500"], 2, "fps 500 is out of range: 1 to 120"),

@@ -16,7 +16,8 @@ import numpy as np
 import psutil
 import pytest
 from figures import record
-from image_attacks import cut_jpeg, jpeg, large_webp, many_chunks, many_scans, many_segments
+from heif_files import heic, large_heic
+from image_attacks import cut_jpeg, jpeg, large_avif, large_webp, many_chunks, many_scans, many_segments
 from PIL import Image
 from server_process import start, stop, wait_for
 from server_work import make_recipe
@@ -126,16 +127,18 @@ def test_images_that_are_slow_or_large_to_decode_are_bounded(server):
         many_chunks(1_000_000),
         many_segments(),
         cut_jpeg(0.0005, width=6000, height=6000, flat=True),
+        heic(size=(32_000, 32_000)),
+        heic(size=(40_000, 1600), tiles=(25, 40)),
     ]
-    valid = [large_webp(), large_png(), large_progressive(), many_scans(20)]
+    valid = [large_webp(), large_png(), large_progressive(), many_scans(20), large_heic(), large_avif()]
     assert all(len(image) < 20_000_000 for image in invalid + valid)
     # Different bytes each time, since results are cached.
     requests = [image_request(image + b"%d" % i) for i in range(3) for image in [*invalid, *valid]]
     random.Random(0).shuffle(requests)
     with Monitor(server) as monitor:
         statuses = send(server, requests, max_parallel=24)
-    assert statuses.count(400) == 12
-    assert statuses.count(200) + statuses.count(503) == 12
+    assert statuses.count(400) == 3 * len(invalid)
+    assert statuses.count(200) + statuses.count(503) == 3 * len(valid)
     assert statuses.count(200) >= 4
     monitor.record("hostile images are posted")
 

@@ -75,3 +75,24 @@ def large_webp(width=16000, height=2500):
     buffer = io.BytesIO()
     Image.new("RGB", (width, height), (10, 20, 30)).save(buffer, "WEBP", lossless=True)
     return buffer.getvalue()
+
+
+def large_avif(width=8000, height=5000):
+    """Return an AVIF of 40 megapixels with alpha."""
+    buffer = io.BytesIO()
+    Image.new("RGBA", (width, height), (10, 20, 30, 128)).save(buffer, "AVIF", speed=10)
+    return buffer.getvalue()
+
+
+def large_png(width=9248, height=6936):
+    """Return a PNG of 64 megapixels with alpha."""
+    buffer = io.BytesIO()
+    Image.new("RGBA", (width, height), (10, 20, 30, 128)).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def large_cmyk_jpeg(width=9248, height=6936):
+    """Return a progressive JPEG of 64 megapixels in CMYK, the one that takes most memory."""
+    buffer = io.BytesIO()
+    Image.new("CMYK", (width, height), (10, 20, 30, 40)).save(buffer, "JPEG", progressive=True, subsampling=0)
+    return buffer.getvalue()

@@ -7,11 +7,12 @@ import time
 
 import psutil
 import pytest
-from image_attacks import jpeg, large_webp
+from heif_files import heic, large_heic
+from image_attacks import jpeg, large_avif, large_cmyk_jpeg, large_png, large_webp
 
 from kinema.errors import InvalidImage
 from kinema.media.image import ImageFacts, inspect_image
-from kinema.serving.decode_process import MEGABYTE, MEMORY_MB, ClientGone, DecodeProcess
+from kinema.serving.decode_process import DECODER_THREADS, MEGABYTE, MEMORY_MB, ClientGone, DecodeProcess
 from kinema.serving.image_tasks import fitted
 
 
@@ -47,10 +48,29 @@ def test_call_over_memory_limit_raises_invalid_image(process):
     assert process.run(len, b"four") == 4
 
 
-def test_forty_megapixels_fit_in_memory_limit(process):
-    data = large_webp()
-    assert process.run(inspect_image, data).size == (16000, 2500)
+@pytest.mark.parametrize(
+    ("make", "size"),
+    [
+        (large_webp, (16000, 2500)),
+        pytest.param(large_heic, (9216, 6912), marks=pytest.mark.slow),
+        pytest.param(large_png, (9248, 6936), marks=pytest.mark.slow),
+        pytest.param(large_cmyk_jpeg, (9248, 6936), marks=pytest.mark.slow),
+        pytest.param(large_avif, (8000, 5000), marks=pytest.mark.slow),
+    ],
+)
+def test_largest_images_fit_in_memory_limit(process, make, size):
+    data = make()
+    assert process.run(inspect_image, data).size == size
     assert process.run(fitted, data, 1024, 576, "crop").startswith(b"\xff\xd8")
+
+
+def test_heic_is_decoded(process):
+    assert process.run(inspect_image, heic(size=(190, 100), tiles=(3, 2))) == ImageFacts((190, 100))
+
+
+def test_number_of_decoder_threads_is_limited(process):
+    assert process.run(eval, "__import__('pi_heif').options.DECODE_THREADS") == DECODER_THREADS
+    assert process.run(eval, "__import__('PIL.AvifImagePlugin').AvifImagePlugin.DEFAULT_MAX_THREADS") == DECODER_THREADS
 
 
 def test_process_over_idle_memory_is_replaced(process):

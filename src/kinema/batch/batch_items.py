@@ -16,7 +16,7 @@ from kinema.values import RANDOM_SEED, TEXT_TO_IMAGE_FIELDS, VideoRequest
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-IMAGE_EXTENSIONS = (".jpeg", ".jpg", ".png", ".webp")
+IMAGE_EXTENSIONS = (".avif", ".heic", ".heif", ".hif", ".jpeg", ".jpg", ".png", ".webp")
 MANIFEST_EXTENSION = ".jsonl"
 SUMMARY_FILES = ("summary.json", "summary.csv", "contact-sheet.png")
 MAX_NAME = 100

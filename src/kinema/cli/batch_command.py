@@ -45,9 +45,9 @@ def batch(
         typer.Argument(
             metavar="IMAGES|FOLDER|MANIFEST.jsonl",
             show_default=False,
-            help="Images (JPEG, PNG, WebP), folders of images, or manifests: each line of a .jsonl file is an object "
-            'with "image" (a path, relative to the manifest) or "prompt", any video parameter, and optionally "name", '
-            "the name of the output file without its extension.",
+            help="Images (JPEG, PNG, WebP, HEIC, AVIF), folders of images, or manifests: each line of a .jsonl file is "
+            'an object with "image" (a path, relative to the manifest) or "prompt", any video parameter, and '
+            'optionally "name", the name of the output file without its extension.',
         ),
     ],
     *,

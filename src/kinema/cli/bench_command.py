@@ -45,7 +45,7 @@ def bench(
         typer.Argument(
             metavar="IMAGE",
             show_default=False,
-            help="Image (JPEG, PNG, WebP): path or http(s) URL. Unset: a generated gradient.",
+            help="Image (JPEG, PNG, WebP, HEIC, AVIF): path or http(s) URL. Unset: a generated gradient.",
         ),
     ] = None,
     *,

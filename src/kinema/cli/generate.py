@@ -48,7 +48,7 @@ def generate(
         typer.Argument(
             metavar="IMAGE",
             show_default=False,
-            help="Images (JPEG, PNG, WebP): paths or http(s) URLs. Omit them with --prompt.",
+            help="Images (JPEG, PNG, WebP, HEIC, AVIF): paths or http(s) URLs. Omit them with --prompt.",
         ),
     ] = None,
     *,

@@ -64,7 +64,11 @@ async def _fetch(url: str, hosts: Collection[str] | None) -> bytes:
     import httpx
 
     parsed_url = _parse(url, hosts)
-    headers = {"User-Agent": "kinema", "Accept": "image/jpeg, image/png, image/webp", "Accept-Encoding": "identity"}
+    headers = {
+        "User-Agent": "kinema",
+        "Accept": "image/jpeg, image/png, image/webp, image/heic;q=0.8, image/avif;q=0.8",
+        "Accept-Encoding": "identity",
+    }
     try:
         async with (
             asyncio.timeout(MAX_SECONDS),

@@ -14,9 +14,14 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
+from PIL.AvifImagePlugin import AvifImageFile
+from PIL.ImageFile import ImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from kinema.errors import InvalidImage, InvalidRequest
+from kinema.media.file_kinds import unknown_image
+from kinema.media.heif_image import coded_profile, decode_heif, open_avif, open_heif
+from kinema.media.heif_structure import heif_format
 from kinema.media.image_structure import check_jpeg, check_png_rows, png_structure
 from kinema.messages import Message
 
@@ -27,9 +32,16 @@ if TYPE_CHECKING:
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_BYTES = 100_000_000
-MAX_PIXELS = 40_000_000
 MILLION = 1_000_000
+# The photographs of 64-megapixel cameras have up to 64.3.
+MAX_PIXELS = 65 * MILLION
+# A larger image is opened at half its width and height, still larger than any video, to limit memory.
+MAX_FULL_PIXELS = 40 * MILLION
+# Formats whose decoders need so much memory that the server's decode process can't decode 65 megapixels.
+MAX_FORMAT_PIXELS = {"WEBP": 40 * MILLION, "AVIF": 40 * MILLION}
+FORMAT_NAMES = {"WEBP": "WebP", "HEIF": "HEIC"}
 MIN_SIDE = 32
+# Even, so that each strip can be halved.
 STRIP_ROWS = 256
 
 ImageSource = (
@@ -52,42 +64,6 @@ _TRANSPOSES = {
 # Transposes that swap width and height.
 _SWAP_SIDES = frozenset(_TRANSPOSES[orientation] for orientation in (5, 6, 7, 8))
 
-_PNG = Message("save_as_png", "save it as PNG")
-_PNG_OR_JPEG = Message("save_as_png_or_jpeg", "save it as PNG or JPEG")
-_EXPORT = Message("export_as_png", "export it as PNG")
-_JPEG = Message("export_as_jpeg", "export it as JPEG")
-_ONE_FRAME = Message("save_a_frame", "save one of its frames as PNG")
-_TIFF = Message("a_tiff", "a TIFF or camera raw image")
-_JPEG_XL = Message("a_jpeg_xl", "a JPEG XL image")
-_HEIC = Message("a_heic", "a HEIC photo")
-_VIDEO = Message("a_video", "a video")
-# Signatures of unsupported files: (offset, bytes, kind, remedy).
-_UNSUPPORTED = (
-    (0, b"GIF8", Message("a_gif", "a GIF"), _ONE_FRAME),
-    (0, b"%PDF", Message("a_pdf", "a PDF document"), Message("export_the_page", "export the page as PNG")),
-    (0, b"BM", Message("a_bmp", "a BMP image"), _PNG),
-    (0, b"II*\0", _TIFF, _PNG_OR_JPEG),
-    (0, b"MM\0*", _TIFF, _PNG_OR_JPEG),
-    (0, b"8BPS", Message("a_psd", "a Photoshop document"), _EXPORT),
-    (0, b"\xff\x0a", _JPEG_XL, _PNG_OR_JPEG),
-    (0, b"\0\0\0\x0cJXL ", _JPEG_XL, _PNG_OR_JPEG),
-    (0, b"\0\0\0\x0cjP  ", Message("a_jpeg_2000", "a JPEG 2000 image"), _PNG_OR_JPEG),
-    (0, b"\0\0\1\0", Message("an_icon", "an icon"), _PNG),
-    (
-        0,
-        b"PK\3\4",
-        Message("a_zip", "a ZIP archive or office document"),
-        Message("take_it_out", "extract the image from it"),
-    ),
-    (0, b"\x1aE\xdf\xa3", _VIDEO, _ONE_FRAME),
-    (4, b"ftypavi", Message("an_avif", "an AVIF image"), _PNG_OR_JPEG),
-    (4, b"ftyphe", _HEIC, _JPEG),
-    (4, b"ftypmif1", _HEIC, _JPEG),
-    (4, b"ftypmsf1", _HEIC, _JPEG),
-    (4, b"ftyp", _VIDEO, _ONE_FRAME),
-)
-_SUPPORTED = ((0, b"\xff\xd8\xff", "JPEG"), (0, b"\x89PNG\r\n\x1a\n", "PNG"), (8, b"WEBP", "WebP"))
-
 
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
@@ -99,7 +75,7 @@ class ImageFacts:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class InputImage:
-    """An upright RGB image at its full size.
+    """An upright RGB image at its full size, or at half of it (see `open_image`).
 
     `sha256` is over its size and pixels, so it does not depend on the file format. `name` is the file's or URL's name
     without its extension, or None. `image_generation` records how the image was generated from a prompt, else None.
@@ -159,10 +135,11 @@ def open_image(source: ImageSource, *, allow_urls: bool = True) -> InputImage:
     An array is [height, width], or [height, width, 3 or 4]. A path may begin with `~`. An open file is read from its
     current position.
 
-    Supported are JPEG, PNG and WebP, recognised by content: at most 100 MB (20 MB from a URL), at most 40 megapixels,
-    and at least 32 pixels on each side. EXIF orientation and colour profile are applied, and alpha is composited over
-    white. Other modes (grey, palette, CMYK, 16 bits) are converted to 8-bit RGB. Of an animation, the first frame is
-    used.
+    Supported are JPEG, PNG, WebP, HEIC and AVIF, recognised by content: at most 100 MB (20 MB from a URL), at most 65
+    megapixels (WebP and AVIF: 40), and at least 32 pixels on each side. An image of more than 40 megapixels is opened
+    at half its width and height. Orientation and colour profile are applied, and alpha is composited over white. Other
+    modes (grey, palette, CMYK, 10 to 16 bits) are converted to 8-bit RGB. Of an animation, the first frame is used; of
+    a HEIC file with several images, its primary one.
 
     Raises:
         InvalidImage: naming the image, the problem and the remedy.
@@ -368,20 +345,27 @@ def _decode(data: bytes, label: str, min_side: int | None = None) -> _Decoded:
             )
         ) from None
     except UnidentifiedImageError:
-        raise InvalidImage(_unknown(data, label)) from None
+        if data.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")) or data[8:12] == b"WEBP" or heif_format(data):
+            raise InvalidImage(_damaged(label, ValueError("its header is invalid"))) from None
+        raise InvalidImage(unknown_image(data, label)) from None
     except Exception as error:  # noqa: BLE001 - Pillow's readers raise almost any exception for damaged files
         raise InvalidImage(_damaged(label, error)) from None
     messages = []
     if any("EXIF" in str(warning.message) for warning in caught):
         messages.append(_damaged_exif(label))
     # A phone's JPEG may contain a second image (MPO: depth, gain map), which is not an animation.
-    if image.format in {"PNG", "WEBP"} and getattr(image, "n_frames", 1) > 1:
+    if image.format in {"PNG", "WEBP", "AVIF"} and getattr(image, "n_frames", 1) > 1:
         messages.append(Message("image_animated", "{label} is animated; its first frame is used", label=label))
     return _to_upright(image, label, messages, min_side=min_side, own=True)
 
 
 def _open_checked(data: bytes, label: str) -> Image.Image:
     """Open a supported image and check its structure, without decoding its pixels."""
+    if (kind := heif_format(data)) is not None:
+        image = open_heif(data, label) if kind == "HEIF" else open_avif(data, label)
+        if not image.info.get("icc_profile"):
+            image.info["icc_profile"] = coded_profile(data)
+        return image
     if data.startswith(b"\xff\xd8\xff"):
         data = check_jpeg(data, label)
     png = png_structure(data, label) if data.startswith(b"\x89PNG\r\n\x1a\n") else None
@@ -408,8 +392,10 @@ def _to_upright(
         raise InvalidImage(f"{label} has floating-point pixels; scale them to 0–255 and convert it to mode RGB")
     width, height = image.size
     try:
-        if min_side is not None and own:
+        if own and min_side is not None:
             image.draft(None, (min_side, min_side))
+        elif own and width * height > MAX_FULL_PIXELS:
+            image.draft(None, (width // 2, height // 2))
         image = _load_pixels(image)
         transpose, exif_warnings = _exif_transpose(image, label)
         rgb, colour_warnings = _to_rgb(image, label)
@@ -424,10 +410,16 @@ def _to_upright(
 
 
 def _load_pixels(image: Image.Image) -> Image.Image:
-    """Decode the image.
+    """Decode the image; a large HEIC image at half its size.
 
     A WebP frame is not copied: with Pillow's own copy and the decoder's two buffers, 40 megapixels need 640 MB.
     """
+    if image.format == "HEIF" and isinstance(image, ImageFile):
+        return decode_heif(image, STRIP_ROWS, halve=image.width * image.height > MAX_FULL_PIXELS)
+    if isinstance(image, AvifImageFile):
+        image.load()
+        image.fp = image._decoder = None  # noqa: SLF001 - two more copies of the pixels
+        return image
     if not isinstance(image, WebPImageFile):
         image.load()
         return image
@@ -447,6 +439,22 @@ def _strips(image: Image.Image) -> Iterator[Image.Image]:
 def _check_size(image: Image.Image, label: str) -> None:
     """Reject an image that is too large or too small, by its header."""
     width, height = image.size
+    most = MAX_FORMAT_PIXELS.get(image.format or "", MAX_PIXELS)
+    if most < width * height <= MAX_PIXELS:
+        raise InvalidImage(
+            Message(
+                "format_too_wide",
+                "{label} has {width}×{height} = {megapixels:.1f} megapixels; the maximum is {most} for {format} (other "
+                "formats: {most_others}); shrink it, or save it as JPEG",
+                label=label,
+                width=width,
+                height=height,
+                megapixels=width * height / MILLION,
+                most=most // MILLION,
+                format=FORMAT_NAMES.get(image.format or "", image.format),
+                most_others=MAX_PIXELS // MILLION,
+            )
+        )
     if width * height > MAX_PIXELS:
         raise InvalidImage(
             Message(
@@ -456,7 +464,7 @@ def _check_size(image: Image.Image, label: str) -> None:
                 width=width,
                 height=height,
                 megapixels=width * height / MILLION,
-                most=MAX_PIXELS // MILLION,
+                most=most // MILLION,
             )
         )
     if min(width, height) < MIN_SIDE:
@@ -481,7 +489,7 @@ def _exif_transpose(image: Image.Image, label: str) -> tuple[Image.Transpose | N
 
 
 def _to_rgb(image: Image.Image, label: str) -> tuple[Image.Image, list[Message]]:
-    """Return a copy of the image in 8-bit sRGB without metadata, and warnings."""
+    """Return a copy of the image in 8-bit sRGB without metadata, and warnings; a large image at half its size."""
     messages = []
     profile = image.info.get("icc_profile")
     try:
@@ -491,14 +499,17 @@ def _to_rgb(image: Image.Image, label: str) -> tuple[Image.Image, list[Message]]
         messages.append(
             Message("colours_damaged", "{label} has a damaged colour profile, which is ignored", label=label)
         )
-    rgb = Image.new("RGB", image.size)
+    factor = 2 if image.width * image.height > MAX_FULL_PIXELS else 1
+    rgb = Image.new("RGB", (-(-image.width // factor), -(-image.height // factor)))
     top = 0
     for strip in _strips(image):
         converted = strip if strip.mode == "CMYK" else _to_8_bit_rgb(strip)
+        if factor > 1:
+            converted = converted.reduce(factor)
         if transform is not None:
             converted = ImageCms.applyTransform(converted, transform) or converted
         rgb.paste(converted.convert("RGB"), (0, top))
-        top += strip.height
+        top += converted.height
     return rgb, messages
 
 
@@ -560,7 +571,7 @@ def _too_large(size: int, label: str) -> Message:
 
 def _damaged(label: str, error: Exception) -> Message:
     """Return the message for an image of a supported format that can't be decoded."""
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or "memory allocation" in str(error).lower():  # libheif has no type for it
         return out_of_memory(label)
     return Message(
         "image_damaged",
@@ -581,27 +592,4 @@ def _damaged_exif(label: str) -> Message:
         "{label} has damaged EXIF data, so its orientation may be wrong; if the video is rotated, save the image again "
         "upright as PNG",
         label=label,
-    )
-
-
-def _unknown(data: bytes, label: str) -> Message:
-    """Return the message for bytes that are not a JPEG, PNG or WebP image: the detected kind and a remedy."""
-    head = data[:1024].lstrip().lower()
-    for offset, magic, kind in _SUPPORTED:
-        if data.startswith(magic, offset):
-            return _damaged(label, ValueError(f"it starts like a {kind} file"))
-    seems, remedy = next((o[2:] for o in _UNSUPPORTED if data.startswith(o[1], o[0])), (None, None))
-    if head.startswith((b"<!doctype html", b"<html")):
-        seems = Message("a_web_page", "a web page")
-        remedy = Message("give_its_address", "download the image itself, or use its URL")
-    elif b"<svg" in head:
-        seems, remedy = Message("an_svg", "an SVG drawing"), _EXPORT
-    if seems is None:
-        return Message("image_unknown", "{label} is not a supported image; use a JPEG, PNG or WebP", label=label)
-    return Message(
-        "image_of_another_kind",
-        "{label} seems to be {seems}; {remedy} (supported are JPEG, PNG and WebP)",
-        label=label,
-        seems=seems,
-        remedy=remedy,
     )

@@ -31,8 +31,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MEGABYTE = 1 << 20
-# A WebP of 40 megapixels takes 480 MB, more than any other format.
+# A progressive JPEG in CMYK with 65 megapixels takes 530 MB, an AVIF with alpha and 40 megapixels 520, a HEIC
+# in 10 bits with 65 megapixels 490, a WebP with 40 megapixels 480.
 MEMORY_MB = 560
+# Decoders of HEIC and AVIF start a thread for each core of the machine, and each reserves memory.
+DECODER_THREADS = 2
 CPU_SECONDS = 10
 # The wall-clock limit is the CPU limit times this factor, for a busy machine.
 WALL_CLOCK_FACTOR = 6
@@ -141,6 +144,9 @@ class DecodeProcess:
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
             "OPENBLAS_NUM_THREADS": "1",  # each of its threads reserves memory
+            # glibc keeps freed blocks of up to 32 MB and an arena per thread, and they count for the limit.
+            "MALLOC_MMAP_THRESHOLD_": str(MEGABYTE),
+            "MALLOC_ARENA_MAX": "2",
         }
         with child_end:
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
@@ -196,6 +202,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _limit(resource.RLIMIT_CORE, 0)
+    _limit_decoder_threads()
     with contextlib.suppress(OSError):
         _limit(resource.RLIMIT_DATA, _read_status("VmData") + MEMORY_MB * MEGABYTE)
     with contextlib.suppress(EOFError, OSError):
@@ -218,6 +225,17 @@ def _call(function: Callable[..., object], arguments: tuple[object, ...]) -> tup
         return "refused", InvalidImage(out_of_memory("the image"))
     except Exception:  # noqa: BLE001 - an internal error, raised again in the server
         return "broken", traceback.format_exc()
+
+
+def _limit_decoder_threads() -> None:
+    """Set the number of threads of this process's image decoders."""
+    from PIL import AvifImagePlugin
+
+    AvifImagePlugin.DEFAULT_MAX_THREADS = DECODER_THREADS
+    with contextlib.suppress(ImportError):
+        from pi_heif import options
+
+        options.DECODE_THREADS = DECODER_THREADS
 
 
 def _limit(what: int, value: int) -> None:

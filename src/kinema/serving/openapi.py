@@ -75,7 +75,7 @@ def _other_fields() -> dict[str, Any]:
 def create_body() -> dict[str, Any]:
     """Return the `requestBody` of routes that submit a video job."""
     shared = _parameters() | _other_fields()
-    file = {"type": "string", "format": "binary", "description": "Image to animate: JPEG, PNG or WebP."}
+    file = {"type": "string", "format": "binary", "description": "Image to animate: JPEG, PNG, WebP, HEIC or AVIF."}
     reference = {
         "type": "object",
         "properties": {

@@ -132,7 +132,7 @@ async def accept(
         with closing(body):
             fields = body.parse() if parsed is None else parsed
         if image_only and fields.image is None and not is_set(fields.fields.get("prompt")):
-            raise InvalidRequest("image is required; send a JPEG, PNG or WebP file", "image")
+            raise InvalidRequest("image is required; send a JPEG, PNG, WebP, HEIC or AVIF file", "image")
         webhook_url = check_webhook_url(state.settings, fields.webhook_url)
         try:
             data = fetch_image(state.settings, fields.image, gone)

@@ -208,16 +208,16 @@ def png_image(size=(64, 64), kind="PNG", **saved):
         (b"", "파일이 비어 있습니다"),
         (
             b"GIF89a",
-            "GIF 이미지 파일인 것 같습니다. 프레임 하나를 PNG로 저장해 사용하세요. 지원 형식: JPEG, PNG, WebP.",
+            "GIF 이미지 파일인 것 같습니다. 프레임 하나를 PNG로 저장해 사용하세요. 지원 형식: JPEG, PNG, WebP, HEIC,",
         ),
-        (b"\0\0\0\x18ftypheic", "HEIC 사진 파일인 것 같습니다. JPEG로 내보내"),
+        (b"\0\0\0\x18ftypheic", "손상되었거나 끝부분이 잘렸습니다"),
         (b"<!doctype html>", "웹 페이지 파일인 것 같습니다"),
         (b"<svg>", "SVG 이미지 파일인 것 같습니다"),
-        (b"hello", "알 수 없는 파일 형식입니다. JPEG, PNG, WebP"),
+        (b"hello", "알 수 없는 파일 형식입니다. JPEG, PNG, WebP, HEIC, AVIF"),
         (png_image()[:60], "손상되었거나 끝부분이 잘렸습니다"),
         (png_image((8, 8)), "8×8 픽셀입니다. 32×32 픽셀 이상"),
-        (png_image((8000, 8000)), "8000×8000 픽셀(64.0메가픽셀)입니다. 40메가픽셀까지"),
-        (png_image((20_000, 20_000), kind="JPEG"), "40메가픽셀보다 훨씬"),
+        (png_image((9000, 8000)), "9000×8000 픽셀(72.0메가픽셀)입니다. 65메가픽셀까지"),
+        (png_image((20_000, 20_000), kind="JPEG"), "65메가픽셀보다 훨씬"),
     ],
 )
 def test_invalid_image_message_has_reason_and_remedy(data, expected):

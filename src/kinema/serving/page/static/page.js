@@ -38,7 +38,7 @@ window.kinema = (() => {
     }
     const input = document.createElement("input");
     input.type = "file";
-    input.accept = "image/jpeg,image/png,image/webp";
+    input.accept = "image/jpeg,image/png,image/webp,image/heic,image/heif,image/avif,.heic,.heif,.hif,.avif";
     input.onchange = () => upload(input.files[0]);
     function choose() {
       input.value = ""; // so that the same file can be chosen again

@@ -68,6 +68,9 @@ MESSAGES = {
     "image_far_too_wide": "이미지가 {most}메가픽셀보다 훨씬 큽니다. 이미지 크기를 줄이세요.",
     "image_too_wide": "이미지가 {width}×{height} 픽셀({megapixels:.1f}메가픽셀)입니다. {most}메가픽셀까지 사용할 "
     "수 있습니다. 이미지 크기를 줄이세요.",
+    "format_too_wide": "이미지가 {width}×{height} 픽셀({megapixels:.1f}메가픽셀)입니다. {format} 파일은 "
+    "{most}메가픽셀까지(다른 형식은 {most_others}메가픽셀까지) 사용할 수 있습니다. "
+    "이미지 크기를 줄이거나 JPEG로 저장하세요.",
     "image_too_small": "이미지가 {width}×{height} 픽셀입니다. {least}×{least} 픽셀 이상이어야 합니다. "
     "더 큰 이미지를 선택하세요.",
     "image_damaged": "이미지가 손상되었거나 끝부분이 잘렸습니다. 이미지를 다시 내려받거나 PNG로 다시 저장하세요.",
@@ -80,8 +83,12 @@ MESSAGES = {
     "image_too_slow": "이미지를 디코딩하는 데 {seconds}초가 넘게 걸립니다. 이미지 크기를 줄이거나 PNG로 다시 저장해 "
     "사용하세요.",
     "image_undecodable": "이 이미지는 디코딩할 수 없습니다. PNG로 다시 저장하거나 이미지 크기를 줄이세요.",
-    "image_unknown": "알 수 없는 파일 형식입니다. JPEG, PNG, WebP 이미지를 선택하세요.",
-    "image_of_another_kind": "{seems} 파일인 것 같습니다. {remedy} 지원 형식: JPEG, PNG, WebP.",
+    "heic_unavailable": "HEIC 사진입니다. 서버에 pi-heif 패키지가 없어 열 수 없습니다. 패키지를 "
+    "설치하거나(pip install pi-heif), 사진을 JPEG로 내보내 사용하세요.",
+    "avif_unavailable": "AVIF 이미지입니다. 서버의 Pillow가 AVIF를 지원하지 않아 열 수 없습니다. Pillow의 휠을 "
+    "설치하거나(pip install --force-reinstall pillow), 이미지를 JPEG로 저장해 사용하세요.",
+    "image_unknown": "알 수 없는 파일 형식입니다. JPEG, PNG, WebP, HEIC, AVIF 이미지를 선택하세요.",
+    "image_of_another_kind": "{seems} 파일인 것 같습니다. {remedy} 지원 형식: JPEG, PNG, WebP, HEIC, AVIF.",
     "a_gif": "GIF 이미지",
     "a_pdf": "PDF 문서",
     "a_bmp": "BMP 이미지",
@@ -92,15 +99,12 @@ MESSAGES = {
     "an_icon": "아이콘",
     "a_zip": "ZIP 압축 파일이나 오피스 문서",
     "a_video": "영상",
-    "an_avif": "AVIF 이미지",
-    "a_heic": "HEIC 사진",
     "a_web_page": "웹 페이지",
     "an_svg": "SVG 이미지",
     "save_as_png": "PNG로 저장해 사용하세요.",
     "save_as_png_or_jpeg": "PNG나 JPEG로 저장해 사용하세요.",
     "save_a_frame": "프레임 하나를 PNG로 저장해 사용하세요.",
     "export_as_png": "PNG로 내보내 사용하세요.",
-    "export_as_jpeg": "JPEG로 내보내 사용하세요.",
     "export_the_page": "해당 페이지를 PNG로 내보내 사용하세요.",
     "take_it_out": "안에 든 이미지를 꺼내 사용하세요.",
     "give_its_address": "이미지 자체의 URL을 사용하거나 이미지를 저장해 사용하세요.",
