@@ -20,7 +20,7 @@ _REMEDIES = {
     "KinemaError": "Catch this class to handle every error that Kinema raises intentionally; print its message.",
     "InvalidRequest": "Correct the parameter or setting `param`. The message has the value and the allowed range.",
     "RequestTooLarge": "Send a smaller image, or raise `KINEMA_MAX_BODY_MB`.",
-    "InvalidImage": "Use a JPEG, PNG or WebP file that other programs can open. The message says what is wrong.",
+    "InvalidImage": "Use a JPEG, PNG, WebP, HEIC or AVIF that other programs open. The message says what is wrong.",
     "ModelError": "Check the name with `kinema models`.",
     "ModelNotFound": "Check the spelling. `kinema models` lists the names; a hub id has the form `owner/name`.",
     "ModelGated": "Accept the licence on the model's page, then log in with `hf auth login` or set `HF_TOKEN`.",
