@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import httpx
 import pytest
 from fastapi.testclient import TestClient
+from heif_files import heic
 from image_attacks import many_scans
 from PIL import Image
 from server_process import wait_for
@@ -329,6 +330,16 @@ def test_malformed_body_is_rejected(client, body, content_type, status):
 def test_invalid_image_bytes_are_rejected(client, data):
     response = create(client, data)
     assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_image")
+
+
+def test_video_of_a_heic_photo_is_made_and_its_crop_shown(client):
+    photo = heic(size=(190, 100), tiles=(3, 2), exif=b"Exif")
+    created = create(client, photo)
+    assert created.status_code == 200, created.text
+    draft = client.post("/studio/images", content=photo).json()["image"]
+    crop = client.get(f"/studio/images/{draft}", params={"width": 128, "height": 64})
+    assert Image.open(io.BytesIO(crop.content)).size == (128, 64)
+    assert wait_for(client, created.json()["id"])["status"] == "completed"
 
 
 def test_decompression_bomb_is_rejected_by_header(client):
