@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from kinema.errors import InvalidRequest
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
     from pathlib import Path
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
 
 Status = Literal["queued", "in_progress", "completed", "failed"]
 Part = Literal["image", "latents", "video"]
+
+MAX_PRIORITY = 1000
 
 # The output file of each part of a job. After a crash, only the interrupted part runs again.
 PART_FILES: Mapping[Part, str] = {"image": "image.png", "latents": "latents.safetensors", "video": "video.mp4"}
@@ -129,3 +133,13 @@ class Work(Protocol):
 
     def preview(self, state: Step | TaskResult, /) -> bytes | None:
         """Return a small JPEG of a step or of an output, or None if it can't be shown. Called in a thread."""
+
+
+def check_priority(priority: int) -> None:
+    """Check the priority of a job.
+
+    Raises:
+        InvalidRequest: it is out of range.
+    """
+    if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
+        raise InvalidRequest(f"priority {priority} is out of range: {-MAX_PRIORITY} to {MAX_PRIORITY}", "priority")

@@ -26,7 +26,7 @@ from kinema.jobs.cache_keeper import CacheKeeper
 from kinema.jobs.cluster import check_installed
 from kinema.jobs.deletion import DAY, delete_unused_image, remove_job
 from kinema.jobs.file_table import FileTable
-from kinema.jobs.job import Failure, Job, JobPage
+from kinema.jobs.job import Failure, Job, JobPage, check_priority
 from kinema.jobs.job_files import JobFiles
 from kinema.jobs.job_table import JobTable, KeyTaken
 from kinema.jobs.job_traces import JobTraces
@@ -55,7 +55,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CANCELLED = Failure("cancelled", "the job was cancelled")
-MAX_PRIORITY = 1000
 MAX_KEY = 255
 MAX_PAGE = 1000
 # How often a subscription polls the database for jobs that another process runs.
@@ -571,8 +570,7 @@ class Queue:
             raise InvalidRequest("neither an image nor a prompt is given; give one of them", "prompt")
         if image is not None and request.prompt is not None:
             raise InvalidRequest("both an image and a prompt are given; give only one of them", "prompt")
-        if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
-            raise InvalidRequest(f"priority {priority} is out of range: {-MAX_PRIORITY} to {MAX_PRIORITY}", "priority")
+        check_priority(priority)
         if key is not None and not 1 <= len(key) <= MAX_KEY:
             raise InvalidRequest(
                 f"the idempotency key has {len(key)} characters; expected 1 to {MAX_KEY}", "idempotency_key"

@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import codecs
+import json
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
 from kinema.errors import InvalidImage, InvalidRequest, KinemaError, RequestTooLarge
 from kinema.jobs.batch_schema import BatchLine, LineError
 from kinema.serving.request_parsing import parse_fields, parse_json
+from kinema.serving.short_messages import shorten, shorten_name
 from kinema.serving.submission import check, check_text
 from kinema.serving.webhook_urls import check_webhook_url
 
@@ -26,8 +28,9 @@ ENDPOINT = "/v1/videos"
 MAX_LINES = 50_000
 LARGE_BYTES = 2_000_000
 MAX_CUSTOM_ID = 512
-# A file with more invalid lines is not read further.
+# A file with more invalid lines, or longer messages, is not read further.
 MAX_ERRORS = 50
+MAX_ERROR_CHARACTERS = 16_000
 _FIELDS = ("custom_id", "method", "url", "body")
 _EXAMPLE = '{"custom_id": "1", "method": "POST", "url": "/v1/videos", "body": {"prompt": "a rocket"}}'
 
@@ -54,7 +57,7 @@ class LineReader:
         The file as a whole is invalid if it has no lines or too many; this is the last error then.
         """
         first_lines: dict[str, int] = {}
-        count = errors = 0
+        count = errors = characters = 0
         for number, position, data in self._read_all():
             count += 1
             if count > MAX_LINES:
@@ -68,9 +71,11 @@ class LineReader:
                         f"custom_id {custom_id[:80]!r} is used in line {first} too; give each line its own", "custom_id"
                     )
             except KinemaError as error:
-                yield LineError(error.code, f"line {number}: {error}", _param(error), number)
+                message = f"line {number}: {shorten(str(error))}"
+                yield LineError(error.code, message, shorten_name(_param(error)), number)
                 errors += 1
-                if errors == MAX_ERRORS:
+                characters += len(message)
+                if errors == MAX_ERRORS or characters > MAX_ERROR_CHARACTERS:
                     return
             else:
                 yield BatchLine(number, custom_id, position)
@@ -127,10 +132,14 @@ class LineReader:
 
 
 def _custom_id(value: Mapping[str, Any]) -> str:
-    custom_id = value.get("custom_id")
-    if not isinstance(custom_id, str) or not 1 <= len(custom_id) <= MAX_CUSTOM_ID:
+    if (custom_id := value.get("custom_id")) is None:
+        raise InvalidRequest(f"custom_id is missing; use a text of 1 to {MAX_CUSTOM_ID} characters", "custom_id")
+    if not isinstance(custom_id, str):
+        shown = json.dumps(custom_id)[:80]
+        raise InvalidRequest(f"custom_id {shown} is not text; put it in quotation marks", "custom_id")
+    if not 1 <= len(custom_id) <= MAX_CUSTOM_ID:
         raise InvalidRequest(
-            f"custom_id {str(custom_id)[:80]!r} is invalid; use a text of 1 to {MAX_CUSTOM_ID} characters", "custom_id"
+            f"custom_id {custom_id[:80]!r} has {len(custom_id)} characters; use 1 to {MAX_CUSTOM_ID}", "custom_id"
         )
     check_text({"custom_id": custom_id})
     return custom_id
@@ -138,9 +147,13 @@ def _custom_id(value: Mapping[str, Any]) -> str:
 
 def _request(value: Mapping[str, Any]) -> ParsedRequest:
     for name, expected in (("method", "POST"), ("url", ENDPOINT)):
-        if value.get(name) != expected:
-            raise InvalidRequest(f"{name} {str(value.get(name))[:80]!r} is not supported; use {expected!r}", name)
-    body = value.get("body")
+        if name not in value:
+            raise InvalidRequest(f"{name} is missing; use {expected!r}", name)
+        if value[name] != expected:
+            raise InvalidRequest(f"{name} {str(value[name])[:80]!r} is not supported; use {expected!r}", name)
+    if "body" not in value:
+        raise InvalidRequest(f"body is missing; write a line such as {_EXAMPLE}", "body")
+    body = value["body"]
     if not isinstance(body, dict):
         raise InvalidRequest(f"body is not an object; write a line such as {_EXAMPLE}", "body")
     request = parse_fields(body)

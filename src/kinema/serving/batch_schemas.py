@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from kinema.jobs.batch_schema import BatchStatus, FilePurpose
 from kinema.serving.schemas import error_body, error_response, failure_response, video_of
+from kinema.serving.short_messages import shorten, shorten_name
 
 if TYPE_CHECKING:
     from kinema.errors import KinemaError
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from kinema.jobs.batch_schema import Batch, BatchFile, BatchLine
 
 MAX_LABELS = 16
+OK = HTTPStatus.OK
 
 
 class FileObject(BaseModel):
@@ -185,7 +188,7 @@ def job_result(batch: Batch, line: BatchLine, job: Job | None) -> str:
         message = "the video was deleted before its result was written"
         return _line(batch, line, 404, error_body(404, "job_not_found", message))
     if job.status == "completed":
-        return _line(batch, line, 200, video_of(job))
+        return _line(batch, line, OK, video_of(job))
     status, body, _ = failure_response(job.error)
     return _line(batch, line, status, body)
 
@@ -207,6 +210,9 @@ def dropped_result(batch: Batch, line: BatchLine) -> str:
 
 
 def _line(batch: Batch, line: BatchLine, status: int, body: dict[str, Any]) -> str:
+    if detail := body.get("error") if status != OK else None:
+        short = {"message": shorten(detail["message"]), "param": shorten_name(detail["param"])}
+        body = {"error": {**detail, **short}}
     response = {"status_code": status, "request_id": f"{batch.id}-{line.number}", "body": body}
     return _dump(batch, line, response, None)
 

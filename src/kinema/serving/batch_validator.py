@@ -82,7 +82,11 @@ class BatchValidator:
                 lines.clear()
         if errors:
             self._table.fail(batch.id, errors)
-            log.warning("batch %s failed: %s", batch.id, errors[0].message)
+            # Neither message nor name may be logged: they repeat the request, which may contain secrets.
+            log.warning(
+                "batch %s failed: %d errors, the first in line %s (%s)",
+                batch.id, len(errors), errors[0].line, errors[0].code,
+            )  # fmt: skip
         elif self._table.add_lines(batch.id, lines) and self._table.start(batch.id, total):
             log.info("batch %s started, %d requests", batch.id, total)
 

@@ -8,12 +8,14 @@ import contextlib
 import json
 import re
 import secrets
+from collections import Counter
 from dataclasses import dataclass
 from tempfile import SpooledTemporaryFile
 from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote_to_bytes
 
 from kinema.errors import InsufficientDisk, InvalidImage, InvalidRequest, RequestTooLarge
+from kinema.jobs.job import check_priority
 from kinema.media.fetch import fetch
 from kinema.serving.decode_process import ClientGone
 from kinema.serving.fields import is_set
@@ -243,13 +245,28 @@ def parse_json(body: bytes, *, name: str = "the body", parent: str | None = None
             "image as a plain base64 data: URL in input_reference"
         )
     try:
-        fields = json.loads(body or b"{}")
+        fields = json.loads(body or b"{}", object_pairs_hook=_to_object)
+    except InvalidRequest:
+        raise
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"{name} is not valid JSON: {error}") from None
     if not isinstance(fields, dict):
         raise InvalidRequest(f"{name} is not a JSON object; send {{...}}")
     if image is not None:
         _restore_image(fields if parent is None else fields.get(parent), marker, image)
+    return fields
+
+
+def _to_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object.
+
+    Raises:
+        InvalidRequest: a name occurs twice.
+    """
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        name = Counter(name for name, _ in pairs).most_common(1)[0][0][:80]
+        raise InvalidRequest(f"{name!r} occurs twice in an object; send it once", name)
     return fields
 
 
@@ -290,7 +307,7 @@ def parse_fields(fields: Mapping[str, Any]) -> ParsedRequest:
         title=_check_text("title", sent.pop("title", None)),
         keep=_to_bool("keep", sent.pop("keep", False)),
         pinned=_to_bool("pinned", sent.pop("pinned", False)),
-        priority=_to_int("priority", sent.pop("priority")) if "priority" in sent else None,
+        priority=_to_priority(sent.pop("priority")) if "priority" in sent else None,
         webhook_url=_check_text("webhook_url", sent.pop("webhook_url", None)),
         fields={name: _check_scalar(name, value) for name, value in sent.items()},
     )
@@ -370,6 +387,12 @@ def _to_bool(name: str, value: object) -> bool:
     if word not in _YES | _NO:
         raise InvalidRequest(f"{name} must be true or false, got {value!r}", name)
     return word in _YES
+
+
+def _to_priority(value: object) -> int:
+    priority = _to_int("priority", value)
+    check_priority(priority)
+    return priority
 
 
 def _to_int(name: str, value: object) -> int:
