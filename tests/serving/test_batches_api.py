@@ -84,7 +84,10 @@ def test_batch_gives_videos_and_named_failures(api, png):
         ([line("a"), line("b"), line("a")], ["line 3: custom_id 'a' is used in line 1 too"]),
         ([{**line("a"), "url": "/v1/images"}], ["line 1: url '/v1/images' is not supported; use '/v1/videos'"]),
         ([{**line("a"), "method": "GET"}], ["line 1: method 'GET' is not supported; use 'POST'"]),
-        ([line(7), line("")], ["line 1: custom_id '7' is invalid", "line 2: custom_id '' is invalid"]),
+        ([line(7), line("")], ["line 1: custom_id 7 is not text", "line 2: custom_id '' has 0 characters"]),
+        ([{"custom_id": "a"}, line("b\0")], ["line 1: method is missing", "line 2: 'custom_id' contains an invalid"]),
+        ([line("a", priority=1001)], ["line 1: priority 1001 is out of range"]),
+        (['{"custom_id": "a", "custom_id": "b"}'], ["line 1: 'custom_id' occurs twice in an object"]),
         ([line("a", width=1001)], ["line 1: width 1001 is not a multiple of 8; use 1000 or 1008"]),
         ([line("a", frames=3)], ["line 1: unknown parameter 'frames'"]),
         ([line("a", pinned=True)], ["line 1: pinned is not supported in a batch"]),
@@ -113,6 +116,8 @@ def test_invalid_calls_are_rejected_with_the_field(api, server):
     assert rejected(endpoint="/v1/images") == (400, "endpoint")
     assert rejected(completion_window="1h") == (400, "completion_window")
     assert rejected(metadata={"a": 1}) == (400, "metadata")
+    assert rejected(metadata={"a": "\0"}) == (400, "metadata")
+    assert rejected(metadata={"\0": "a"}) == (400, "metadata")
     assert rejected(other=1) == (400, "other")
     with pytest.raises(openai.BadRequestError, match="purpose 'vision' is not supported; use 'batch'"):
         api.files.create(file=("a.jsonl", b"{}"), purpose="vision")
@@ -122,6 +127,12 @@ def test_invalid_calls_are_rejected_with_the_field(api, server):
         )
     with pytest.raises(openai.NotFoundError, match="an id is batch_ and 32 hexadecimal digits"):
         api.batches.retrieve("batch_7")
+
+
+def test_key_of_a_batch_is_refused(server):
+    headers = {"Idempotency-Key": f"kinema:batch_{'0' * 32}-1"}
+    response = httpx.post(f"{server.url}/v1/videos", json=QUICK, headers=headers)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "idempotency_key")
 
 
 def test_upload_that_is_incomplete_or_too_large_leaves_no_file(server):

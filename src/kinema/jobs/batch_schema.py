@@ -20,6 +20,8 @@ BatchStatus = Literal[
 # How a batch ends: as it is, or early.
 BatchEnd = Literal["completed", "cancelled", "expired"]
 UNFINISHED: tuple[BatchStatus, ...] = ("validating", "in_progress", "cancelling", "finalizing")
+# The idempotency keys of clients do not begin with this.
+KEY_PREFIX = "kinema:"
 
 _SEQ = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 FILES = sa.Table(
@@ -129,7 +131,7 @@ class Batch:
 
     def key(self, number: int) -> str:
         """Return the idempotency key of a line's job."""
-        return f"{self.id}-{number}"
+        return f"{key_prefix(self.id)}{number}"
 
     @property
     def has_unfinished_lines(self) -> bool:
@@ -147,6 +149,11 @@ class BatchLine:
     job: str | None = None
     state: Literal["pending", "submitted", "completed", "failed", "dropped"] = "pending"
     result: str | None = None
+
+
+def key_prefix(batch_id: str) -> str:
+    """Return how the idempotency keys of a batch's jobs begin."""
+    return f"{KEY_PREFIX}{batch_id}-"
 
 
 def file_from_row(row: sa.RowMapping) -> BatchFile:

@@ -18,6 +18,7 @@ from kinema.jobs.batch_schema import (
     LINES,
     Batch,
     batch_from_row,
+    key_prefix,
     line_from_row,
 )
 from kinema.jobs.file_table import file_values, read_page
@@ -214,7 +215,7 @@ class BatchTable:
 
     def unfinished_jobs(self, batch_id: str) -> list[str]:
         """Return the ids of the unfinished jobs of a batch, also of lines whose job is not stored yet."""
-        is_own = JOBS.c.idempotency_key.startswith(f"{batch_id}-", autoescape=True)
+        is_own = JOBS.c.idempotency_key.startswith(key_prefix(batch_id), autoescape=True)
         query = sa.select(JOBS.c.id).where(JOBS.c.status.in_(["queued", "in_progress"]), is_own)
         with self._table.read() as connection:
             return list(connection.execute(query).scalars())

@@ -18,6 +18,7 @@ from kinema.serving.files_api import check_file_id
 from kinema.serving.lifespan import ServerState, server_state
 from kinema.serving.rate_limits import CALLER
 from kinema.serving.request_parsing import receive
+from kinema.serving.submission import check_text
 from kinema.serving.webhook_urls import check_webhook_url
 
 if TYPE_CHECKING:
@@ -86,12 +87,19 @@ def _validate(fields: dict[str, Any]) -> BatchRequest:
         InvalidRequest: a field is missing, unknown or invalid.
     """
     try:
-        return BatchRequest.model_validate(fields)
+        wanted = BatchRequest.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
-        name = str(first["loc"][0])
-        shown = "" if first["type"] == "missing" else f" {str(first['input'])[:80]!r}"
-        raise InvalidRequest(f"{name}{shown} is invalid: {first['msg'].lower()}", name) from None
+        name, *keys = (str(part)[:80] for part in first["loc"] if part != "[key]")
+        if first["type"] == "missing":
+            raise InvalidRequest(f"{name} is missing", name) from None
+        where = f" of {keys[0]!r}" if keys else ""
+        shown = str(first["input"])[:80]
+        raise InvalidRequest(f"{name} {shown!r}{where} is invalid: {first['msg'].lower()}", name) from None
+    for label, text in (wanted.metadata or {}).items():
+        check_text({"metadata": label})
+        check_text({"metadata": text})
+    return wanted
 
 
 def _create(state: ServerState, wanted: BatchRequest, caller: str) -> Batch:

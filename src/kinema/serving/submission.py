@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from kinema.errors import InvalidRequest
+from kinema.jobs.batch_schema import KEY_PREFIX
 from kinema.jobs.owner_limits import OwnerLimits
 from kinema.jobs.worker_pool import count_gpus
 from kinema.library import all_warnings
@@ -228,6 +229,19 @@ def _check_cost(settings: Settings, request: VideoRequest) -> None:
                 most=settings.key_work,
             ),
             "num_frames",
+        )
+
+
+def check_key(key: str | None) -> None:
+    """Check an idempotency key of a client.
+
+    Raises:
+        InvalidRequest: it may be the key of a batch's line.
+    """
+    if key is not None and key.startswith(KEY_PREFIX):
+        raise InvalidRequest(
+            f"the idempotency key {key[:80]!r} starts with {KEY_PREFIX!r}, which is reserved; use another",
+            "idempotency_key",
         )
 
 

@@ -33,6 +33,7 @@ from kinema.serving.request_parsing import Body, ParsedRequest, UnreadableBody, 
 from kinema.serving.submission import (
     Submission,
     change,
+    check_key,
     default_model,
     offered_image_models,
     offered_models,
@@ -133,6 +134,7 @@ async def accept(
             fields = body.parse() if parsed is None else parsed
         if image_only and fields.image is None and not is_set(fields.fields.get("prompt")):
             raise InvalidRequest("image is required; send a JPEG, PNG, WebP, HEIC or AVIF file", "image")
+        check_key(key)
         webhook_url = check_webhook_url(state.settings, fields.webhook_url)
         try:
             data = fetch_image(state.settings, fields.image, gone)
