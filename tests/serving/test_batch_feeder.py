@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from kinema.errors import QueueUnavailable
 from kinema.jobs import Queue, batch_table
 from kinema.jobs.file_table import new_file_id
 from kinema.serving import batch_feeder
@@ -112,11 +113,11 @@ def test_expired_files_are_deleted(queue, settings, monkeypatch):
     monkeypatch.setattr(queue.file_table, "_keep_seconds", -1)
     expired = upload(queue, [{}])
     deadline = time.monotonic() + 60
-    while queue.batch_files.path(expired.id).exists():
+    while queue.batch_files.find(expired.id).exists():
         assert time.monotonic() < deadline
         time.sleep(0.02)
     assert queue.file_table.ids() == {kept.id}
-    assert queue.batch_files.path(kept.id).exists()
+    assert queue.batch_files.find(kept.id).exists()
 
 
 def test_lines_fail_if_the_file_is_lost_after_its_validation(queue, settings):
@@ -128,3 +129,22 @@ def test_lines_fail_if_the_file_is_lost_after_its_validation(queue, settings):
         batch = wait_ended(front, batch)
         assert batch.completed + batch.failed == 100
         assert {result["response"]["status_code"] for result in results(front, batch.error_file)} == {404}
+
+
+def test_file_is_kept_if_its_content_cannot_be_deleted(queue):
+    file = upload(queue, [{}])
+
+    def fail(_):
+        raise QueueUnavailable("no store")
+
+    with pytest.raises(QueueUnavailable):
+        queue.file_table.remove(file.id, fail)
+    assert queue.file_table.get(file.id) == file
+    assert queue.batch_files.find(file.id).exists()
+
+
+def test_invalid_lines_are_not_repeated_in_the_log(queue, caplog):
+    batch = wait_ended(queue, queue.batches.add(upload(queue, [{"a secret": 1}, {"size": "secret"}]).id))
+    assert "secret" in batch.errors[0].message
+    assert f"batch {batch.id} failed: 2 errors, the first in line 1" in caplog.text
+    assert "secret" not in caplog.text

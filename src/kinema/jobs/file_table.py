@@ -12,7 +12,7 @@ from kinema.errors import JobNotFound, JobUnfinished
 from kinema.jobs.batch_schema import BATCHES, FILES, IS_UNFINISHED, file_from_row
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from kinema.jobs.batch_schema import BatchFile, FilePurpose
     from kinema.jobs.job_table import JobTable
@@ -87,22 +87,25 @@ class FileTable:
         rows = read_page(self._table, FILES, query, after, limit, newest_first=newest_first)
         return [file_from_row(row) for row in rows[:limit]], len(rows) > limit
 
-    def remove(self, file_id: str, *, only_expired: bool = False) -> None:
-        """Delete a file's row; delete its content afterwards.
+    def remove(self, file_id: str, delete: Callable[[str], None]) -> None:
+        """Delete a file's content with `delete`, then its row. If the content can't be deleted, the row is kept.
+
+        No transaction is open while the content is deleted: a store may take seconds to answer.
 
         Raises:
-            JobNotFound: no file has this id, or it has not expired.
+            JobNotFound: no file has this id.
             JobUnfinished: an unfinished batch reads it.
         """
         used = sa.exists().where(BATCHES.c.input_file == FILES.c.id, IS_UNFINISHED)
-        guard = sa.and_(FILES.c.id == file_id, sa.not_(used))
-        if only_expired:
-            guard = sa.and_(guard, FILES.c.expires_at < time.time())
+        with self._table.read() as connection:
+            row = connection.execute(sa.select(used.label("used")).where(FILES.c.id == file_id)).first()
+        if row is None:
+            self.get(file_id)
+        elif row.used:
+            raise JobUnfinished(f"the file {file_id!r} is the input of an unfinished batch; cancel the batch first")
+        delete(file_id)
         with self._table.write() as connection:
-            if connection.execute(FILES.delete().where(guard)).rowcount:
-                return
-        self.get(file_id)
-        raise JobUnfinished(f"the file {file_id!r} is the input of an unfinished batch; cancel the batch first")
+            connection.execute(FILES.delete().where(FILES.c.id == file_id))
 
     def expired(self) -> list[str]:
         """Return the ids of the expired files that no unfinished batch reads."""

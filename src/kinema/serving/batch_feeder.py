@@ -260,8 +260,7 @@ class BatchFeeder:
         if self._clock.is_trusted():
             for file_id in self._file_table.expired():
                 with contextlib.suppress(JobNotFound, JobUnfinished):  # deleted, or used by a new batch
-                    self._file_table.remove(file_id, only_expired=True)
-                    self._files.delete(file_id)
+                    self._file_table.remove(file_id, self._files.delete)
                     log.info("file %s expired", file_id)
             self._table.remove_expired()
         self._files.sweep(self._file_table.ids())

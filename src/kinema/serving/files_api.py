@@ -91,8 +91,7 @@ def add_file_routes(app: FastAPI) -> None:
         """Delete a file that no unfinished batch reads."""
         queue = server_state(app).queue
         check_file_id(file_id)
-        await asyncio.to_thread(queue.file_table.remove, file_id)
-        await asyncio.to_thread(queue.batch_files.delete, file_id)
+        await asyncio.to_thread(queue.file_table.remove, file_id, queue.batch_files.delete)
         return JSONResponse({"id": file_id, "deleted": True, "object": "file"})
 
 
