@@ -5,10 +5,12 @@ import time
 
 import pytest
 
-from kinema.errors import QueueUnavailable
+from kinema.errors import QueueFull, QueueUnavailable, QuotaExceeded
 from kinema.jobs import Queue, batch_table
 from kinema.jobs.file_table import new_file_id
-from kinema.serving import batch_feeder
+from kinema.media.fetch import FetchCancelled
+from kinema.messages import Message
+from kinema.serving import batch_feeder, batch_validator, line_submitter
 from kinema.serving.batch_feeder import BatchFeeder
 from kinema.serving.image_service import ImageService
 from kinema.settings import Settings
@@ -44,7 +46,7 @@ def upload(queue, bodies):
 
 
 def wait_ended(queue, batch):
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 30
     while not (batch := queue.batches.get(batch.id)).finished:
         assert time.monotonic() < deadline, batch
         time.sleep(0.02)
@@ -66,7 +68,7 @@ def test_batch_that_another_process_created_is_run(queue, settings):
 
 
 def test_batch_expires_after_a_day_with_the_results_so_far(queue, monkeypatch):
-    monkeypatch.setattr(batch_table, "COMPLETION_SECONDS", 2.0)
+    monkeypatch.setattr(batch_table, "COMPLETION_SECONDS", 3.0)
     batch = wait_ended(queue, queue.batches.add(upload(queue, [{}] * 1000).id))
     assert batch.status == "expired"
     assert batch.completed > 0
@@ -99,7 +101,7 @@ def test_internal_error_in_a_line_is_its_result(queue, monkeypatch):
     def fail(*_):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(batch_feeder, "prepare", fail)
+    monkeypatch.setattr(line_submitter, "prepare", fail)
     batch = wait_ended(queue, queue.batches.add(upload(queue, [{}]).id))
     assert (batch.status, batch.failed) == ("completed", 1)
     (result,) = results(queue, batch.error_file)
@@ -148,3 +150,58 @@ def test_invalid_lines_are_not_repeated_in_the_log(queue, caplog):
     assert "secret" in batch.errors[0].message
     assert f"batch {batch.id} failed: 2 errors, the first in line 1" in caplog.text
     assert "secret" not in caplog.text
+
+
+def test_slow_image_hosts_of_one_owner_do_not_delay_others(queue, settings, monkeypatch):
+    def wait(_, image, is_gone):
+        while image and not is_gone():
+            time.sleep(0.01)
+        if image:
+            raise FetchCancelled
+
+    monkeypatch.setattr(line_submitter, "fetch_image", wait)
+    slow_body = {"prompt": None, "input_reference": {"image_url": "https://slow.example/a.png"}}
+    slow = [queue.batches.add(upload(queue, [slow_body] * 20).id, owner="a") for _ in range(6)]
+    while not all(queue.batches.get(batch.id).status == "in_progress" for batch in slow):
+        time.sleep(0.02)
+    assert wait_ended(queue, queue.batches.add(upload(queue, [{}] * 3).id, owner="b")).completed == 3
+    queue.batches.stop(slow[0].id, "cancelled")
+    assert wait_ended(queue, slow[0]).status == "cancelled"
+
+
+def test_line_that_exceeds_the_quota_for_now_does_not_hide_smaller_ones(queue, monkeypatch):
+    def reject_first(*arguments, idempotency_key, **options):
+        if idempotency_key.endswith(("-1", "-2")):
+            raise QuotaExceeded(Message("too_much_waiting", "wait"), 1)
+        return submit(*arguments, idempotency_key=idempotency_key, **options)
+
+    submit = line_submitter.submit
+    monkeypatch.setattr(line_submitter, "submit", reject_first)
+    batch = queue.batches.add(upload(queue, [{}] * 9).id)
+    deadline = time.monotonic() + 60
+    while queue.batches.get(batch.id).completed < 7:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    monkeypatch.setattr(line_submitter, "submit", submit)
+    assert wait_ended(queue, batch).completed == 9
+
+
+def test_batches_are_limited_per_owner(queue, monkeypatch):
+    monkeypatch.setattr(batch_table, "MAX_OWN_UNFINISHED", 1)
+    file = upload(queue, [{"motion_bucket_id": 255}])
+    queue.batches.add(file.id, owner="a")
+    with pytest.raises(QueueFull, match="1 of your batches are not finished"):
+        queue.batches.add(file.id, owner="a")
+    queue.batches.add(file.id, owner="b")
+
+
+def test_small_file_is_validated_while_large_ones_are(queue, monkeypatch):
+    monkeypatch.setattr(batch_validator, "TURN_SECONDS", 0.01)
+    large = [queue.batches.add(upload(queue, [{}] * 2000).id, owner="a") for _ in range(6)]
+    small = queue.batches.add(upload(queue, [{}]).id, owner="b")
+    while queue.batches.get(small.id).status == "validating":
+        time.sleep(0.01)
+    assert {queue.batches.get(batch.id).status for batch in large} == {"validating"}
+    for batch in large:
+        queue.batches.stop(batch.id, "cancelled")
+    assert [wait_ended(queue, batch).status for batch in large] == ["cancelled"] * 6

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from kinema.jobs.job_table import JobTable
 
 COMPLETION_SECONDS = 86_400.0
-MAX_UNFINISHED = 100
+MAX_OWN_UNFINISHED = 100
+MAX_UNFINISHED = 2000
 RETRY_SECONDS = 60.0
 PAGE = 500
 _HAS_RESULT = LINES.c.state.in_(["completed", "failed", "dropped"])
@@ -60,7 +61,7 @@ class BatchTable:
 
         Raises:
             JobNotFound: the file does not exist.
-            QueueFull: MAX_UNFINISHED batches are unfinished.
+            QueueFull: MAX_OWN_UNFINISHED batches of the owner or MAX_UNFINISHED in all are unfinished.
         """
         batch_id, now = f"batch_{secrets.token_hex(16)}", time.time()
         values = {"id": batch_id, "status": "validating", "input_file": input_file, "owner": owner}
@@ -69,12 +70,7 @@ class BatchTable:
             file = sa.select(FILES.c.id).where(FILES.c.id == input_file).with_for_update()
             if connection.execute(file).first() is None:
                 raise JobNotFound(f"there is no file {input_file!r}; upload it to /v1/files first")
-            unfinished = sa.select(sa.func.count()).select_from(BATCHES).where(IS_UNFINISHED)
-            if connection.execute(unfinished).scalar_one() >= MAX_UNFINISHED:
-                raise QueueFull(
-                    f"{MAX_UNFINISHED} batches are not finished, the maximum; try again when one has ended",
-                    RETRY_SECONDS,
-                )
+            _check_unfinished(connection, owner)
             times = {"created_at": now, "expires_at": now + COMPLETION_SECONDS}
             connection.execute(BATCHES.insert().values(**values, **times))
             if webhook_url is not None:
@@ -205,9 +201,10 @@ class BatchTable:
                 connection.execute(LINES.insert(), values)
         return True
 
-    def pending(self, batch_id: str, limit: int) -> list[BatchLine]:
-        """Return the first lines without a job."""
-        return self._lines(LINES.c.batch == batch_id, LINES.c.state == "pending", limit=limit)
+    def pending(self, batch_id: str, limit: int, after: int = 0) -> list[BatchLine]:
+        """Return the first lines without a job, or the first of those after a line."""
+        guards = (LINES.c.batch == batch_id, LINES.c.state == "pending", LINES.c.number > after)
+        return self._lines(*guards, limit=limit)
 
     def submitted(self, batch_id: str) -> list[BatchLine]:
         """Return the lines whose jobs are not known to be finished."""
@@ -273,3 +270,19 @@ class BatchTable:
     def _count(self, connection: sa.Connection, batch_id: str, *, completed: int, failed: int) -> None:
         counts = {"completed": BATCHES.c.completed + completed, "failed": BATCHES.c.failed + failed}
         connection.execute(BATCHES.update().where(BATCHES.c.id == batch_id).values(counts))
+
+
+def _check_unfinished(connection: sa.Connection, owner: str) -> None:
+    """Check that the owner may have one more batch.
+
+    Raises:
+        QueueFull: it may not.
+    """
+    query = sa.select(BATCHES.c.owner, sa.func.count()).where(IS_UNFINISHED).group_by(BATCHES.c.owner)
+    counts = {row[0]: row[1] for row in connection.execute(query)}
+    if counts.get(owner, 0) >= MAX_OWN_UNFINISHED:
+        text = f"{MAX_OWN_UNFINISHED} of your batches are not finished, the maximum; try again when one has ended"
+        raise QueueFull(text, RETRY_SECONDS)
+    if sum(counts.values()) >= MAX_UNFINISHED:
+        text = f"{MAX_UNFINISHED} batches are not finished, the maximum; try again when one has ended"
+        raise QueueFull(text, RETRY_SECONDS)

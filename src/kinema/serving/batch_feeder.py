@@ -7,36 +7,19 @@ a line's job has an idempotency key, which finds the job again if the process di
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from collections import Counter
 from typing import TYPE_CHECKING
 
-from kinema.errors import (
-    InsufficientDisk,
-    InvalidImage,
-    JobNotFound,
-    JobUnfinished,
-    KinemaError,
-    QueueFull,
-    QueueUnavailable,
-    QuotaExceeded,
-    ServerBusy,
-)
+from kinema.errors import JobNotFound, JobUnfinished, KinemaError
 from kinema.jobs.file_table import new_file_id
 from kinema.jobs.supervisor import Supervisor
 from kinema.jobs.wall_clock import WallClock
-from kinema.media.fetch import FetchCancelled
-from kinema.serving.batch_lines import LineReader
-from kinema.serving.batch_schemas import dropped_result, job_result, rejected_result
+from kinema.serving.batch_schemas import dropped_result, job_result
 from kinema.serving.batch_validator import BatchValidator, report_problem
-from kinema.serving.decode_process import ClientGone
-from kinema.serving.request_parsing import fetch_image
-from kinema.serving.submission import prepare, submit
-from kinema.serving.webhook_urls import check_webhook_url
+from kinema.serving.line_submitter import LineSubmitter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -53,13 +36,6 @@ HOUSEKEEPING_SECONDS = 60.0
 # Lines that are in the queue at a time, at most, and lines that are submitted before other batches get their turn.
 MAX_WINDOW = 500
 MAX_TURN = 16
-# Threads that read, download and check the images of lines.
-THREADS = 4
-# As if a job was submitted an hour later, so that single requests do not wait for batches.
-PRIORITY = -60
-# The line is submitted again later.
-_RETRIED = (QueueFull, QuotaExceeded, QueueUnavailable, InsufficientDisk, ServerBusy, FetchCancelled, ClientGone)
-_SILENT = (QueueFull, QuotaExceeded, FetchCancelled, ClientGone)
 
 
 class BatchFeeder:
@@ -74,6 +50,9 @@ class BatchFeeder:
         self._wake = threading.Event()
         self._clock = WallClock()
         self._last_housekeeping = time.monotonic()
+        # When each batch and owner submitted lines last.
+        self._served: dict[str, float] = {}
+        self._lines = LineSubmitter(settings, queue, images, self._window, self._wake.set)
         # In a thread of its own, so that a large file does not delay other batches.
         self._validator = BatchValidator(settings, queue, self._wake.set)
         self._feeder = Supervisor("kinema-batches", self._feed, report_problem)
@@ -90,6 +69,7 @@ class BatchFeeder:
         self.wake()
         self._validator.close()
         self._feeder.join()
+        self._lines.close()
 
     def wake(self) -> None:
         """Look for changes now."""
@@ -97,35 +77,47 @@ class BatchFeeder:
         self._validator.wake()
 
     def _feed(self) -> None:
-        with ThreadPoolExecutor(THREADS, "kinema-batch-lines") as pool:
-            while not self._stopping.is_set():
-                is_busy = self._queue.ready and self._advance_all(pool)
-                if not is_busy:
-                    self._wake.wait(POLL_SECONDS)
-                    self._wake.clear()
+        while not self._stopping.is_set():
+            if self._queue.ready:
+                self._advance_all()
+            self._wake.wait(POLL_SECONDS)
+            self._wake.clear()
 
-    def _advance_all(self, pool: ThreadPoolExecutor) -> bool:
-        """Advance each batch; return whether there may be more to do at once."""
+    def _advance_all(self) -> None:
+        """Advance each batch."""
         batches = [batch for batch in self._table.unfinished() if batch.status != "validating"]
-        share = max(1, self._window // max(1, len(batches)))
-        submitted = sum([self._advance_one(batch, share, pool) for batch in batches])
+        for batch, share in self._in_turns(batches):
+            self._advance_one(batch, share)
         if time.monotonic() - self._last_housekeeping > HOUSEKEEPING_SECONDS:
             self._last_housekeeping = time.monotonic()
             self._do_housekeeping()
-        return submitted > 0
 
-    def _advance_one(self, batch: Batch, share: int, pool: ThreadPoolExecutor) -> int:
+    def _in_turns(self, batches: list[Batch]) -> list[tuple[Batch, int]]:
+        """Return batches and their share of the window, so that owners and their batches take turns.
+
+        Those that submitted lines longest ago come first.
+        """
+        names = {batch.id for batch in batches} | {batch.owner for batch in batches}
+        self._served = {name: at for name, at in self._served.items() if name in names}
+        counts: Counter[str] = Counter()
+        ranked = []
+        for batch in sorted(batches, key=lambda batch: self._served.get(batch.id, 0)):
+            ranked.append((counts[batch.owner], self._served.get(batch.owner, 0), batch))
+            counts[batch.owner] += 1
+        ranked.sort(key=lambda item: item[:2])
+        return [(batch, max(1, self._window // (len(counts) * counts[batch.owner]))) for _, _, batch in ranked]
+
+    def _advance_one(self, batch: Batch, share: int) -> None:
         """Advance a batch. An internal error in it does not stop the others."""
         try:
-            return self._advance(batch, share, pool)
+            self._advance(batch, share)
         except (KinemaError, OSError):  # of the database or the disk
             raise
         except Exception:
             log.exception("internal error in batch %s", batch.id)
-            return 0
 
-    def _advance(self, batch: Batch, share: int, pool: ThreadPoolExecutor) -> int:
-        """Store the results of a batch's finished jobs, then submit more lines; return how many.
+    def _advance(self, batch: Batch, share: int) -> None:
+        """Store the results of a batch's finished jobs, then start to submit more lines.
 
         When all lines have a result, end the batch.
         """
@@ -135,15 +127,18 @@ class BatchFeeder:
                 self._table.stop(batch.id, "expired")
             batch = self._table.get(batch.id)
             if batch.ends_as != "completed":
+                if not self._lines.stop(batch.id):
+                    return
                 self._give_up_lines(batch)
                 batch = self._table.get(batch.id)
             elif batch.has_unfinished_lines:
-                return self._submit(batch, share, pool)
+                self._submit(batch, share)
+                return
             if batch.has_unfinished_lines:
-                return 0
+                return
+            self._lines.stop(batch.id)
             self._table.begin_end(batch.id)
         self._end(self._table.get(batch.id))
-        return 0
 
     def _collect(self, batch: Batch) -> None:
         """Store the results of the lines whose jobs are finished."""
@@ -169,72 +164,14 @@ class BatchFeeder:
                 self._queue.cancel(job_id)
         self._collect(batch)
 
-    def _submit(self, batch: Batch, share: int, pool: ThreadPoolExecutor) -> int:
-        """Submit the next lines, while the batch has less than its share of jobs in the queue; return how many."""
-        free = min(self._window - self._table.count_submitted(), share - len(self._table.submitted(batch.id)), MAX_TURN)
-        if free <= 0:
-            return 0
-        lines = self._table.pending(batch.id, free)
-        large: list[BatchLine] = []
-        with contextlib.suppress(JobNotFound), self._files.open(batch.input_file) as file:
-            reader = LineReader(self._settings, file)
-            large = [line for line in lines if reader.is_large(line.position)]
-        small = [line for line in lines if line not in large]
-        submitted = sum(pool.map(lambda line: self._submit_line(batch, line), small))
-        # One at a time, to limit memory.
-        return submitted + sum(self._submit_line(batch, line) for line in large)
-
-    def _submit_line(self, batch: Batch, line: BatchLine) -> bool:
-        """Submit a line, or store why it can't be; return False if it has to wait."""
-        try:
-            job = self._submit_or_explain(batch, line)
-        except _RETRIED as error:
-            if not isinstance(error, _SILENT):
-                log.warning("batch %s waits: %s", batch.id, error)
-            return False
-        except KinemaError as error:
-            if isinstance(error, InvalidImage):
-                error.param = error.param or "input_reference"
-            if self._stopping.is_set():  # perhaps the reason: the decode process ends
-                return False
-            self._table.finish_lines(batch.id, [(line.number, False, rejected_result(batch, line, error))])
-        else:
-            self._table.set_job(batch.id, line.number, job.id)
-        return True
-
-    def _submit_or_explain(self, batch: Batch, line: BatchLine) -> Job:
-        """Submit the job of a line; raise a `KinemaError` in place of any unexpected error but those of files."""
-        try:
-            return self._submit_job(batch, line)
-        except (KinemaError, ClientGone, FetchCancelled):
-            raise
-        except OSError as error:
-            raise ServerBusy(f"a file can't be read or written ({error.strerror}); trying again") from error
-        except Exception as error:
-            log.exception("internal error in line %d of batch %s", line.number, batch.id)
-            raise KinemaError("internal error; see the server's log") from error
-
-    def _submit_job(self, batch: Batch, line: BatchLine) -> Job:
-        with self._files.open(batch.input_file) as file:
-            request = LineReader(self._settings, file).read_at(line.position).request
-        is_stopping = self._stopping.is_set
-        key = batch.key(line.number)
-        image = fetch_image(self._settings, request.image, is_stopping)
-        submission = prepare(
-            self._settings, request.fields, image, lambda data: self._images.inspect(data, is_stopping)
-        )
-        # An image that is downloaded again may differ, and random seeds do.
-        fingerprint = hashlib.sha256(key.encode()).hexdigest()
-        return submit(
-            self._queue,
-            self._settings,
-            replace(submission, fingerprint=fingerprint),
-            idempotency_key=key,
-            title=request.title,
-            caller=batch.owner,
-            webhook_url=check_webhook_url(self._settings, request.webhook_url),
-            priority=PRIORITY if request.priority is None else request.priority,
-        )
+    def _submit(self, batch: Batch, share: int) -> None:
+        """Submit the next lines, while the batch has less than its share of jobs in the queue."""
+        starting = self._lines.count(batch.id)
+        all_free = self._window - self._table.count_submitted() - starting
+        own_free = share - len(self._table.submitted(batch.id)) - starting
+        if (free := min(all_free, own_free, MAX_TURN)) > 0:
+            self._served[batch.id] = self._served[batch.owner] = time.monotonic()
+            self._lines.submit(batch, free)
 
     # The end
 
