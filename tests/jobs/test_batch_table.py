@@ -111,12 +111,14 @@ def test_file_of_an_unfinished_batch_can_not_be_deleted_and_does_not_expire(file
     late = FileTable(files._table, keep_seconds=-1)
     other = late.add(new_file_id(), "b", "batch", 1)
     with pytest.raises(JobUnfinished, match="cancel the batch first"):
-        files.remove(batch.input_file)
+        files.remove(batch.input_file, delete=pytest.fail)
     used = batches.add(late.add(new_file_id(), "c", "batch", 1).id)
     assert files.expired() == [other.id]
     batches.fail(used.id, [])
     assert set(files.expired()) == {other.id, used.input_file}
-    files.remove(other.id, only_expired=True)
+    deleted = []
+    files.remove(other.id, deleted.append)
+    assert deleted == [other.id]
     with pytest.raises(JobNotFound):
         files.get(other.id)
     assert files.ids() == {batch.input_file, used.input_file}

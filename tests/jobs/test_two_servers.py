@@ -3,6 +3,7 @@
 import contextlib
 import signal
 import threading
+import time
 
 import pytest
 import sqlalchemy as sa
@@ -122,6 +123,23 @@ def test_scheduler_writes_nothing_after_another_took_its_lease(postgres_settings
         assert queue.cancel(job.id).status == "failed"  # which needs no lease
         with table.sole_scheduler() as acquired:
             assert (acquired, table.keep_scheduling("[]")) == (True, True)
+
+
+@pytest.mark.slow
+def test_transaction_of_a_frozen_scheduler_does_not_keep_the_lease(postgres_settings, database):
+    with (
+        Queue(postgres_settings) as queue,
+        Queue(postgres_settings) as other,
+        queue._table.sole_scheduler(),
+        contextlib.suppress(QueueUnavailable),
+        queue._table._write_as_scheduler(),
+    ):
+        with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            began = time.monotonic()
+            connection.execute(sa.text("UPDATE kinema_scheduler SET expires_at = 0"))  # waits for the transaction
+            assert time.monotonic() - began < 10
+        with other._table.sole_scheduler() as acquired:
+            assert acquired
 
 
 def test_lease_is_taken_after_it_expired_or_after_its_holder_in_the_same_folder_ended(postgres_settings, database):

@@ -115,10 +115,10 @@ def test_expired_files_are_deleted(queue, settings, monkeypatch):
     monkeypatch.setattr(queue.file_table, "_keep_seconds", -1)
     expired = upload(queue, [{}])
     deadline = time.monotonic() + 60
-    while queue.batch_files.find(expired.id).exists():
+    while queue.file_table.ids() != {kept.id}:
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    assert queue.file_table.ids() == {kept.id}
+    assert not queue.batch_files.find(expired.id).exists()
     assert queue.batch_files.find(kept.id).exists()
 
 

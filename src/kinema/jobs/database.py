@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# PostgreSQL ends the transaction of a process that is frozen or cut off, which would keep its locks.
+IDLE_MILLISECONDS = 3000
+
 
 def create_engine(url: sa.URL) -> sa.Engine:
     """Return the engine of a SQLite or PostgreSQL URL.
@@ -39,9 +42,16 @@ def create_engine(url: sa.URL) -> sa.Engine:
         raise ValueError(f"database {url.drivername!r} is not supported; use sqlite or postgresql")
     # Detect a lost server within seconds; TCP's default is many minutes.
     timeouts = {"connect_timeout": 5, "tcp_user_timeout": 10_000, "keepalives_idle": 10, "keepalives_interval": 5}
-    return sa.create_engine(
+    engine = sa.create_engine(
         url.set(drivername="postgresql+psycopg"), pool_pre_ping=True, connect_args=timeouts | dict(url.query)
     )
+
+    @sa.event.listens_for(engine, "connect")
+    def _(connection: Any, _record: Any) -> None:
+        connection.execute(f"SET idle_in_transaction_session_timeout = {IDLE_MILLISECONDS}")
+        connection.commit()
+
+    return engine
 
 
 @contextmanager
