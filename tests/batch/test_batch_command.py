@@ -188,6 +188,7 @@ def test_missing_packages_of_the_queue_are_named(batch_in_process, monkeypatch):
     assert "the packages of the queue are not installed: pip install 'kinema[server]'" in result.err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("photos")
 def test_model_is_downloaded_before_the_first_job(batch, tiny_svd, folder, monkeypatch):
     with FakeHub(tiny_svd, "someone/tiny") as hub:

@@ -61,6 +61,7 @@ def test_full_queue_is_waited_for_and_a_rerun_finds_the_jobs(on_server, server, 
     assert {video["id"] for video in jobs(server).values()} == {video["id"] for video in before.values()}
 
 
+@pytest.mark.slow
 def test_failed_job_is_tried_again(on_server, server, folder):
     write_image(folder / "photos" / "again.png", 50)
     threading.Thread(target=cancel_first, args=(server, "again")).start()

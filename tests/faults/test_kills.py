@@ -132,6 +132,7 @@ def cancel_at_random_times(tmp_path, png, count):
         stop(server)
 
 
+@pytest.mark.slow
 def test_cancel_at_random_times_frees_worker(tmp_path, png):
     cancel_at_random_times(tmp_path, png, 8)
 

@@ -190,6 +190,7 @@ def test_bridge_ignores_a_stop_signal_so_that_the_server_can_finish_its_jobs(que
     assert processes(BRIDGE) == [bridge]
 
 
+@pytest.mark.slow
 def test_job_survives_the_end_of_the_bridge(queue):
     job = start_of(queue, seed=11)
     (bridge,) = processes(BRIDGE)

@@ -4,6 +4,8 @@ import subprocess
 import tomllib
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -14,6 +16,7 @@ def test_bento_installs_dependencies_of_pyproject():
     assert [line for line in lines if not line.startswith("#")] == sorted(expected)
 
 
+@pytest.mark.slow
 def test_tutorial_commands_work_unchanged(tmp_path):
     completed = subprocess.run(
         [ROOT / "examples" / "tutorial.sh"], check=False, capture_output=True, text=True, timeout=600, cwd=tmp_path

@@ -24,6 +24,7 @@ def test_own_url_without_valid_socket_is_none():
             assert own_url(arguments) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["kinema", pytest.param("bentoml", marks=pytest.mark.slow)])
 def test_start_logs_page_url_once(tmp_path, command):
     port = free_port()

@@ -11,6 +11,10 @@ from kinema.jobs.job_files import is_locked
 SECRETS = ("do-not-log-this", "X-Amz-Signature")
 
 
+# Two servers with models to load; `tests/jobs/test_shared_files.py` tests the queue below them.
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def replicas(tmp_path_factory, s3):
     """Return two servers that redirect downloads to the bucket; the first one runs the jobs."""

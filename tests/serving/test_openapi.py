@@ -30,6 +30,7 @@ def run_schemathesis(server, tmp_path, examples):
     return int(re.search(r"(\d+) generated", completed.stdout)[1])
 
 
+@pytest.mark.slow
 def test_responses_match_document(server, tmp_path):
     run_schemathesis(server, tmp_path, 3)
 

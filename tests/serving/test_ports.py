@@ -12,6 +12,7 @@ from server_process import free_port, start, stop
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command_name", [pytest.param("bentoml serve", marks=pytest.mark.slow), "kinema serve"])
 def test_only_http_port_is_open_and_unix_sockets_are_private(tmp_path, command_name):
     port = free_port()
