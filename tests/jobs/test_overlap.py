@@ -116,7 +116,7 @@ def test_with_little_memory_next_job_waits_until_video_is_saved(tmp_path, task_l
         folder = tmp_path / str(number)
         folder.mkdir()
         runner.add(Assignment(number, (task, video), folder))
-    threading.Thread(target=runner.run_all, args=(Work(),), daemon=True).start()
+    threading.Thread(target=runner.run_all, args=(Work(), None), daemon=True).start()
     reports = []
 
     def receive(report):

@@ -240,7 +240,12 @@ def check_key(key: str | None) -> None:
     """
     if key is not None and key.startswith(KEY_PREFIX):
         raise InvalidRequest(
-            f"the idempotency key {key[:80]!r} starts with {KEY_PREFIX!r}, which is reserved; use another",
+            Message(
+                "key_reserved",
+                "the idempotency key {key!r} starts with {prefix!r}, which is reserved; use another",
+                key=key[:80],
+                prefix=KEY_PREFIX,
+            ),
             "idempotency_key",
         )
 

@@ -128,6 +128,7 @@ MESSAGES = {
     "크기, 프레임 수, 스텝 수를 줄이세요.",
     "cluster_not_answering": "{address}의 Ray 클러스터에 {seconds:.0f}초 동안 연결되지 않았습니다. RAY_AUTH_TOKEN과 "
     "RAY_AUTH_MODE를 확인하세요.",
+    "key_reserved": "멱등성 키 {key!r}은(는) 예약된 접두사 {prefix!r}(으)로 시작합니다. 다른 키를 사용하세요.",
     "database_newer": "더 새로운 버전의 Kinema가 대기열의 데이터베이스를 변경했습니다. 이 서버를 업그레이드하세요.",
     "server_ending": "서버가 종료되는 중입니다. 서버가 다시 시작된 뒤 시도하세요.",
     "server_ending_job": "서버가 종료되는 중입니다. {job} 작업은 서버가 다시 시작되면 계속됩니다. 그때 확인하세요.",
