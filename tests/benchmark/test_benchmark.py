@@ -69,6 +69,7 @@ def mixed(tiny_svd: Path):
     return measured(tiny_svd, runs=1, dtype="bfloat16", baseline_dtype="float32", settings=settings)[1]
 
 
+@pytest.mark.slow
 def test_each_side_runs_in_one_process(measurement) -> None:
     processes, _ = measurement
     before = processes["kinema: load the model in a new process, generate the first video"]

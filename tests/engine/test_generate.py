@@ -301,7 +301,7 @@ def stopped_after(iterator: Iterator[Event], stage: str) -> weakref.ref[torch.Te
 
 
 @pytest.mark.parametrize("name", PLANS)
-@pytest.mark.parametrize("stage", ["encode", "denoise", "decode"])
+@pytest.mark.parametrize("stage", [pytest.param("encode", marks=pytest.mark.slow), "denoise", "decode"])
 def test_cancel_frees_memory(
     pipeline: VideoPipeline, image: InputImage, stage: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

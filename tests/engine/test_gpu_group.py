@@ -211,6 +211,7 @@ def test_error_of_a_process_that_others_wait_for_is_reported_and_ends_the_group(
     assert not process.is_running()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scale", "message"), [(3.0, "did not answer within 3 seconds"), (1.0, "exchange data")])
 def test_hung_second_process_is_killed_after_step_timeout(
     tiny_svd: Path, image: InputImage, scale: float, message: str

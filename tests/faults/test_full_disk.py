@@ -36,6 +36,7 @@ def fill(folder):
     return filler
 
 
+@pytest.mark.slow
 def test_full_disk_fails_jobs_but_not_the_server(small_disk, tmp_path, png):
     server = start(small_disk / "data", logs=tmp_path)
     try:
@@ -60,6 +61,7 @@ def test_full_disk_fails_jobs_but_not_the_server(small_disk, tmp_path, png):
         stop(server)
 
 
+@pytest.mark.slow
 def test_submit_below_free_space_reserve_is_rejected_before_writing(tmp_path, png):
     server = start(tmp_path / "data", min_free_gb="1000000")
     try:

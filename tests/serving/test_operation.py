@@ -239,6 +239,7 @@ def test_foreign_temporary_files_do_not_prevent_start(tmp_path, monkeypatch):
         stop(running)
 
 
+@pytest.mark.slow
 def test_readyz_names_reason_if_worker_is_not_ready(tmp_path):
     server = start(tmp_path / "data", work="server_work:missing", wait=False)
     try:
@@ -254,6 +255,7 @@ def test_readyz_names_reason_if_worker_is_not_ready(tmp_path):
         stop(server)
 
 
+@pytest.mark.slow
 def test_wrong_keys_are_throttled_despite_forged_address(guarded):
     """Must be the last test of this file: keys from this address are throttled afterwards."""
 

@@ -98,6 +98,7 @@ def test_unsupported_clients_get_no_interim_responses(patient, png, agent, versi
     assert final.startswith("HTTP/1.1 200")
 
 
+@pytest.mark.slow
 def test_client_with_short_read_timeout_gets_video(patient, png):
     with httpx.Client(timeout=READ_SECONDS) as client:
         response = client.post(f"{patient.url}/generate", files={"image": ("a.png", png)}, data=LONG)
