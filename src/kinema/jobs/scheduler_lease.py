@@ -100,7 +100,7 @@ class SchedulerLease:
             self._is_lost = True
             raise QueueUnavailable(
                 Message(
-                    "runner_lock_lost",
+                    "scheduler_lease_lost",
                     "another process runs the queue's jobs now, or the connection to the queue's database was lost; "
                     "jobs wait until it is restored",
                 )
