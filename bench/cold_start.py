@@ -80,14 +80,16 @@ def seconds(arguments: list[str], environment: dict[str, str]) -> float:
     return time.perf_counter() - started
 
 
-def measure(model: str, rounds: int, before: Path | None) -> dict[str, dict[str, dict[str, object]]]:
-    """Return the times of each kind and side, with their median."""
+def measure(
+    model: str, kinds: list[str], rounds: int, before: Path | None
+) -> dict[str, dict[str, dict[str, object]]]:
+    """Return the times of each kind and side, with their median. A first round of loading fills the page cache."""
     times: dict[str, dict[str, list[float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for i in range(rounds + 1):
             for kind, sides in commands(model, Path(folder)).items():
-                if i == 0 and kind == "video":
-                    continue  # loading fills the page cache
+                if kind not in (kinds if i else ["load"]):
+                    continue
                 environments = {"kinema": {}, "diffusers": {}}
                 if before:
                     environments["before"] = {"PYTHONPATH": str(before.resolve())}
@@ -112,6 +114,7 @@ if __name__ == "__main__":
     parser.add_argument("--model", default="pocket", help="catalog name or folder")
     parser.add_argument("--note", help="text to store with the results")
     parser.add_argument("--before", type=Path, metavar="SRC")
+    parser.add_argument("--kinds", nargs="+", choices=("load", "video"), default=["load", "video"])
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     record = {
@@ -122,6 +125,6 @@ if __name__ == "__main__":
         "machine": machine(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         "versions": {name: version(name) for name in ("torch", "diffusers", "transformers")},
         "parameters": request_for(model=args.model, seed=SEED).model_dump(exclude_none=True),
-        **measure(args.model, args.rounds, args.before),
+        **measure(args.model, args.kinds, args.rounds, args.before),
     }
     args.out.write_text(json.dumps(record, indent=1) + "\n")
