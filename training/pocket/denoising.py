@@ -10,6 +10,7 @@ from diffusers import AutoencoderKLTemporalDecoder
 from training.common.svd_config import IMAGE_MEAN, IMAGE_STD
 from training.pocket.motion import Clips
 from training.pocket.networks import COORDINATE_CHANNELS, WAVELENGTHS
+from training.pocket.vae import sampling_grid, warp
 
 
 def embed(encoder: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -82,6 +83,22 @@ def append_coordinates(
     return torch.cat([latents, coordinate_channels(positions)], 2), torch.cat([condition, zeros], 1)
 
 
+def carried_latents(latents: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Return the latents [batch, frames, c, h, w] with those of frame 0 moved to where its content is seen.
+
+    The VAE's decoder decodes moved latents well, and they follow from the image and the motion. The encoder's latents
+    of a moved frame differ from them by details that can't be predicted: their expectation is blurred.
+
+    Args:
+        latents: Of a clip's frames.
+        positions: [batch, frames, 2, h, w], where the content of each latent comes from; `Clips.positions`.
+    """
+    grid, _ = sampling_grid(positions.flatten(0, 1))
+    moved = warp(latents[:, :1].expand_as(latents).flatten(0, 1), grid).view_as(latents)
+    inside = (grid.abs().amax(-1) <= 1).view(*latents.shape[:2], 1, *latents.shape[3:])
+    return torch.where(inside, moved, latents)
+
+
 def draw_noise_aug(batch: int, device: str) -> torch.Tensor:
     """Draw noise strengths for the images, [batch]: log-normal around 0.03, and 0 for 15% of the clips."""
     strength = torch.exp(torch.randn(batch, device=device) * 0.7 - 3.5)
@@ -102,7 +119,7 @@ class Encoder:
 
     @torch.no_grad()
     def __call__(self, clips: Clips, noise_aug: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return scaled latents of all frames, and unscaled latents of the image with noise added."""
+        """Return scaled latents of all frames, carried from the first, and unscaled ones of the image with noise."""
         image = clips.frames[:, 0]
         image = image + noise_aug.view(-1, 1, 1, 1) * torch.randn_like(image)
         batch, num_frames = clips.frames.shape[:2]
@@ -110,4 +127,5 @@ class Encoder:
         moments = self._network(pixels.to(self.dtype, memory_format=torch.channels_last))
         mean = moments.chunk(2, 1)[0].float()  # the mode of the posterior
         latents, condition = mean[:-batch].unflatten(0, (batch, num_frames)) * self.scaling_factor, mean[-batch:]
+        latents = carried_latents(latents, clips.positions)
         return append_coordinates(latents, condition, clips.positions) if self.coordinates else (latents, condition)

@@ -28,8 +28,9 @@ class Pointing(torch.nn.Module):
 
     Every frame's input includes the image latents, so content can be copied by attending to its position in the image
     within the same frame. The first loss is the cross-entropy between the attention and the bilinear interpolation
-    weights at that position. The second is the squared error of a linear map (`probes`, used in training only) from the
-    head's output to the frame's latents: a head can attend to the right place and yet not carry what is there.
+    weights at that position. The second concerns the attentions at the latents' own size: a head can attend to the
+    right place and yet not carry what is there. It is the squared error of two linear maps, used in training only:
+    from the head's output to the frame's latents (`carried`), and from its values to the image's latents (`kept`).
     """
 
     def __init__(self, unet: UNetSpatioTemporalConditionModel) -> None:
@@ -37,29 +38,40 @@ class Pointing(torch.nn.Module):
         blocks = [block for block in unet.up_blocks if hasattr(block, "attentions")]
         self.attentions = [layer.transformer_blocks[0].attn1 for block in blocks for layer in block.attentions]
         head_dims = [attention.to_v.weight.shape[0] // attention.heads for attention in self.attentions]
-        self.probes = torch.nn.ModuleList(torch.nn.Linear(dim, LATENT_CHANNELS) for dim in head_dims)
+        self.carried = torch.nn.ModuleList(torch.nn.Linear(dim, LATENT_CHANNELS) for dim in head_dims)
+        self.kept = torch.nn.ModuleList(torch.nn.Linear(dim, LATENT_CHANNELS) for dim in head_dims)
         self._inputs = AttentionInputs()
         for i, attention in enumerate(self.attentions):
             attention.register_forward_pre_hook(partial(self._inputs.store, i))
 
     def forward(
-        self, positions: torch.Tensor, latents: torch.Tensor, sigma: torch.Tensor
+        self, positions: torch.Tensor, latents: torch.Tensor, sigma: torch.Tensor, keep_image: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the losses of pointing and of carrying.
 
         positions [batch, frames, 2, h, w]; latents [batch, frames, c, h, w] without noise; sigma [batch, 1, 1, 1, 1],
-        the noise level of the coordinates.
+        the noise level of the coordinates; keep_image [batch, 1, 1, 1], 0 where the image is dropped.
         """
         # At high noise levels the motion is not visible yet, so the weight falls with σ.
-        weight = (1 / (1 + (sigma.flatten() / 5) ** 2)).repeat_interleave(positions.shape[1])
-        positions, latents = positions.flatten(0, 1), latents[:, :, :LATENT_CHANNELS].flatten(0, 1)
-        losses = [self._losses(i, positions, latents, weight) for i in range(len(self.attentions))]
+        weight = keep_image.flatten() / (1 + (sigma.flatten() / 5) ** 2)
+        frames, latents = positions.shape[1], latents[:, :, :LATENT_CHANNELS]
+        image = latents[:, :1].expand_as(latents).flatten(0, 1)
+        weight, keep = (v.flatten().repeat_interleave(frames) for v in (weight, keep_image))
+        positions, latents = positions.flatten(0, 1), latents.flatten(0, 1)
+        losses = [self._losses(i, positions, latents, image, weight, keep) for i in range(len(self.attentions))]
         pointing, carrying = zip(*losses, strict=True)
+        carrying = [loss for loss in carrying if loss is not None]
         return torch.stack(pointing).mean(), torch.stack(carrying).mean()
 
     def _losses(
-        self, i: int, positions: torch.Tensor, latents: torch.Tensor, weight: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self,
+        i: int,
+        positions: torch.Tensor,
+        latents: torch.Tensor,
+        image: torch.Tensor,
+        weight: torch.Tensor,
+        keep: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         attention, hidden_states = self.attentions[i], self._inputs.hidden_states[i]
         tokens = hidden_states.shape[1]
         size = round(math.sqrt(positions.shape[-1] * positions.shape[-2] / tokens))  # latents per token along each side
@@ -71,13 +83,16 @@ class Pointing(torch.nn.Module):
         head_dim = attention.to_q.weight.shape[0] // attention.heads
         query = F.linear(hidden_states[:, queries], attention.to_q.weight[:head_dim])
         key = F.linear(hidden_states, attention.to_k.weight[:head_dim])
-        value = F.linear(hidden_states, attention.to_v.weight[:head_dim])
         log_attention = (query @ key.transpose(1, 2)).float().mul(head_dim**-0.5).log_softmax(-1)
-        pointing = bilinear_cross_entropy(log_attention, source, height, width)
-        target = F.avg_pool2d(latents, size).flatten(2)[:, :, queries].transpose(1, 2)
-        carried = self.probes[i](log_attention.exp().to(value.dtype) @ value).float()
-        error = ((carried - target) ** 2).mean(-1) * is_inside(source, height, width)
-        return (pointing * weight[:, None]).mean(), (error * weight[:, None]).mean()
+        pointing = (bilinear_cross_entropy(log_attention, source, height, width) * weight[:, None]).mean()
+        if size > 1:
+            return pointing, None
+        value = F.linear(hidden_states, attention.to_v.weight[:head_dim])
+        carried = self.carried[i](log_attention.exp().to(value.dtype) @ value).float()
+        error = ((carried - latents.flatten(2)[:, :, queries].transpose(1, 2)) ** 2).mean(-1)
+        error = error * is_inside(source, height, width) * weight[:, None]
+        kept = (self.kept[i](value).float() - image.flatten(2).transpose(1, 2)) ** 2
+        return pointing, error.mean() + (kept.mean(-1) * keep[:, None]).mean()
 
 
 def is_inside(source: torch.Tensor, height: int, width: int) -> torch.Tensor:

@@ -18,7 +18,7 @@ import torch
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
 from transformers import CLIPVisionModelWithProjection
 
-from training.pocket.denoising import added_time_ids, append_coordinates, denoise, embed
+from training.pocket.denoising import added_time_ids, append_coordinates, carried_latents, denoise, embed
 from training.pocket.motion import BUCKET_PER_PIXEL, REFERENCE_FPS, Clips, Mover, Photos
 from training.pocket.networks import HEIGHT, NUM_FRAMES, WIDTH
 from training.pocket.vae import psnr, sampling_grid, warp
@@ -92,6 +92,7 @@ def _psnrs(
         "vae": psnr(decode(z[:, -1]), last, inside),
         "moved_latents": psnr(decode(warp(z[:, 0], grid)), last, inside),
     }
+    z = carried_latents(z, clips.positions)
     if unet.config.out_channels > channels:
         z, condition = append_coordinates(z, condition, clips.positions)
     ids = added_time_ids(clips, torch.full_like(clips.fps, NOISE_AUG))

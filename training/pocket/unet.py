@@ -48,7 +48,7 @@ INITIAL_FASTEST = 0.5  # maximum flow at the start of the schedule, pixels per f
 COORDINATE_WEIGHT = 0.2
 MAX_COORDINATE_WEIGHT = 5.0  # of (σ²+1)/σ²: at low σ the coordinates have done their work
 POINTING_WEIGHT = 0.05
-CARRYING_WEIGHT = 0.2
+CARRYING_WEIGHT = 1.0
 QUIET = 0.5  # probability that the coordinates of a draw have less noise than the image, down to 1% of it
 
 
@@ -113,7 +113,8 @@ class Loss:
             error = error[:, :, LATENT_CHANNELS:] * weight.clamp(max=MAX_COORDINATE_WEIGHT)
             loss = loss + COORDINATE_WEIGHT * error.mean()
         if self.pointing:
-            pointing, carrying = self.pointing(clips.positions.repeat(DRAWS, 1, 1, 1, 1), z, coordinate_sigma)
+            positions = clips.positions.repeat(DRAWS, 1, 1, 1, 1)
+            pointing, carrying = self.pointing(positions, z, coordinate_sigma, keep_image)
             loss = loss + self.pointing_weight * pointing + CARRYING_WEIGHT * carrying
         return loss
 
