@@ -83,6 +83,7 @@ def test_non_finite_number_is_rejected(name: str, value: float) -> None:
     ("parameters", "texts"),
     [
         ({"fit": "zoom"}, ["fit 'zoom'", "'crop', 'pad' or 'stretch'"]),
+        ({"loop": "maybe"}, ["loop 'maybe'", "true or false"]),
         ({"fps": 7.5}, ["fps 7.5", "integer"]),
         ({"num_frames": "many"}, ["num_frames 'many'", "integer"]),
         ({"seed": "lucky"}, ["seed 'lucky'", "integer"]),

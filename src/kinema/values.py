@@ -116,6 +116,11 @@ class VideoRequest(BaseModel):
         description="How the image is fitted to width × height: crop cuts the edges, pad adds black bars, stretch "
         "changes the aspect ratio.",
     )
+    loop: bool = Field(
+        default=False,
+        description="Lead the video back to its first frame, so that it can play in a loop. Denoising takes "
+        "twice as long.",
+    )
     prompt: str | None = Field(
         default=None,
         max_length=10_000,
@@ -210,8 +215,13 @@ class VideoRequest(BaseModel):
 
     @property
     def work(self) -> float:
-        """Work of the video model, in millions of pixels × frames × steps."""
-        return self.width * self.height * self.num_frames * self.num_inference_steps / 1_000_000
+        """Work of the video model, in millions of pixels × frames × predictions."""
+        return self.width * self.height * self.num_frames * self.num_predictions / 1_000_000
+
+    @property
+    def num_predictions(self) -> int:
+        """Predictions of the UNet: one per denoising step, two for a loop."""
+        return self.num_inference_steps * (1 + self.loop)
 
     @property
     def guided(self) -> bool:
@@ -236,6 +246,7 @@ class VideoParameters(TypedDict, total=False):
     max_guidance_scale: float | None
     decode_chunk_size: int | None
     fit: Fit | None
+    loop: bool | None
     negative_prompt: str | None
     image_guidance_scale: float | None
     image_num_inference_steps: int | None
@@ -277,6 +288,8 @@ def _first_error(error: ValidationError) -> InvalidRequest:
                 value=value,
                 range=_range_of(name),
             )
+        case "bool_parsing" | "bool_type":
+            message = Message("not_a_boolean", "{name} {value!r} is invalid; use true or false", name=name, value=value)
         case "int_type" | "int_parsing" | "int_from_float":
             message = Message(
                 "not_an_integer",
@@ -370,6 +383,7 @@ class Recipe(BaseModel):
     kinema: str = Field(description="Version of Kinema.")
     request: VideoRequest
     image_sha256: str = Field(description="SHA-256 of the image's pixels (RGB, upright), before fitting.")
+    last_image_sha256: str | None = Field(default=None, description="The same of the last image, if there is one.")
     image_generation: ImageGeneration | None = Field(
         default=None, description="How the image was generated, if the request has a prompt."
     )

@@ -59,6 +59,19 @@ def test_remake_is_byte_identical(remake, video_path, folder):
     assert (folder / "rocket-remade.mp4").read_bytes() == video_path.read_bytes()
 
 
+def test_remake_of_a_video_with_a_last_image_needs_that_image(generate, remake, folder):
+    write_image(folder / "last.png", seed=1)
+    assert generate("--last-image", "last.png", "--force").code == 0
+    result = remake("--last-image", "last.png")
+    assert (result.code, result.err.splitlines()[-1]) == (0, "identical: all 2 frames are the same, pixel for pixel")
+    missing = remake("-o", "other.mp4")
+    assert (missing.code, missing.err) == (
+        2,
+        "error: the video ends at an image, which its recipe does not contain; pass it by --last-image\n",
+    )
+    assert "last image rocket.png differs from the recipe" in remake("--last-image", "rocket.png", "-o", "a.mp4").err
+
+
 def test_remake_in_other_format_is_compared_in_original_format(remake, folder):
     result = remake("-o", "again.gif", "--json")
     assert result.code == 0

@@ -109,6 +109,18 @@ def test_pair_generates_frames_of_one_process_with_split_guidance(
     assert theirs.recipe == ours.recipe.model_copy(update={"gpus": 1})
 
 
+def test_pair_generates_a_video_between_two_images(
+    tiny_svd: Path, shared: VideoPipeline, image: InputImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = open_image(image.rgb.transpose(Image.Transpose.ROTATE_180))
+    request = request_of(shared)
+    ours = drive(to_latents(shared, image, request, last)).latents
+    monkeypatch.setattr(engine, "plan_for", lambda *_: MemoryPlan("resident_split", 3))
+    alone = loaded(tiny_svd, gpus=1)
+    assert torch.equal(drive(to_latents(alone, image, request, last)).latents, ours)
+    assert not torch.equal(drive(to_latents(alone, image, request)).latents, ours)
+
+
 def test_second_process_computes_half_of_guidance_and_half_of_frames(
     shared: VideoPipeline, image: InputImage, asked: Asked
 ) -> None:

@@ -19,6 +19,7 @@ from kinema.cli.options import (
     Force,
     Gpus,
     Json,
+    LastImage,
     Model,
     Precision,
     Prompt,
@@ -53,6 +54,7 @@ def generate(
     ] = None,
     *,
     prompt: Prompt = None,
+    last_image: LastImage = None,
     output: Annotated[
         str | None,
         typer.Option(
@@ -105,7 +107,8 @@ def generate(
 
     [dim]kinema generate --prompt "a red hot-air balloon over a snowy mountain at sunset" -o balloon.mp4[/dim]
     """
-    from kinema.library import check_image_or_prompt
+    from kinema.library import check_image_or_prompt, check_last_image, image_warnings
+    from kinema.media.image import open_image
     from kinema.settings import read_settings
 
     with open_report(json_lines=json, quiet=quiet) as report, ExitStack() as stack:
@@ -128,6 +131,12 @@ def generate(
         inputs = _inputs(model_name, sources, checked_images, parameters, settings, report)
         output_path = stack.enter_context(to_stdout(output, report, json=json))
         tasks = _tasks(inputs, output_path, contact_sheet, save_image, force=force)
+        if last_image is not None:
+            check_last_image(tasks[0].request)
+            last = open_image(expanded(last_image))
+            tasks = [replace(task, last_image=last) for task in tasks]
+            for problem in image_warnings(last.facts, tasks[0].request):
+                report.emit("warning", f"last image: {problem}")
         for warning in dict.fromkeys(warning for task in tasks for warning in task.warnings):
             report.emit("warning", warning)
         from kinema.cli.render import generate_images, load_video_pipeline, render_video

@@ -60,6 +60,14 @@ Prompt = Annotated[
         rich_help_panel=IMAGE_MODEL_PANEL,
     ),
 ]
+LastImage = Annotated[
+    str | None,
+    typer.Option(
+        metavar="IMAGE",
+        help="Image at which the video ends: path or http(s) URL. Denoising takes twice as long.",
+        rich_help_panel=VIDEO_PANEL,
+    ),
+]
 Device = Annotated[
     str | None, typer.Option(metavar="DEVICE", help=_setting_help("device"), rich_help_panel=MODEL_PANEL)
 ]
@@ -137,8 +145,9 @@ def with_all_parameters(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def with_video_parameters(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace `**parameters` by one option per video field of `VideoRequest`, without the text-to-image ones."""
-    return _with(command, [name for name in VideoRequest.model_fields if name not in {"model", *TEXT_TO_IMAGE_FIELDS}])
+    """Replace `**parameters` by one option per field of `VideoRequest` that diffusers' video pipeline also supports."""
+    without = {"model", "loop", *TEXT_TO_IMAGE_FIELDS}
+    return _with(command, [name for name in VideoRequest.model_fields if name not in without])
 
 
 def _with(command: Callable[..., None], names: list[str]) -> Callable[..., None]:
@@ -155,6 +164,9 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     if name == "decode_chunk_size":  # most models have no default
         models = defaults.removeprefix("Default ")
         description, defaults = description.replace("Unset: ", f"Unset: {models}; for other models, "), ""
+    if field.annotation is bool:
+        flag = typer.Option(f"--{name.replace('_', '-')}", help=description, rich_help_panel=VIDEO_PANEL)
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, flag])
     limits = ". ".join(filter(None, [_choices(name), _range(name, field), defaults]))
     option = typer.Option(
         f"--{name.replace('_', '-')}",

@@ -41,6 +41,9 @@ def remake(
             "optional; unset, the image is generated again.",
         ),
     ] = None,
+    last_image: Annotated[
+        str | None, typer.Option(metavar="IMAGE", help="Image at which the video ends, if there was one.")
+    ] = None,
     output: Annotated[
         str | None,
         typer.Option(
@@ -86,9 +89,11 @@ def remake(
     with open_report(json_lines=json, quiet=quiet) as report, to_stdout(output, report, json=json) as output_path:
         recipe = read_recipe(file)
         opened = _open_image(recipe, image, report, anyway=anyway)
+        opened_last = _open_last_image(recipe, last_image, report, anyway=anyway)
         name = model or _loadable_name(recipe.model, CATALOG, "--model")
         settings = _settings(recipe, report)
         task = _task(file, image, opened, recipe, name, output_path, force=force)
+        task = replace(task, last_image=opened_last)
         with _cpu_threads(recipe.threads):
             if opened is None:
                 task = _with_generated_image(task, recipe, image_model, settings, report, anyway=anyway)
@@ -140,6 +145,25 @@ def _open_image(recipe: Recipe, path: str | None, report: Report, *, anyway: boo
     opened = open_image(path)
     _check_sha256("image", path, opened.sha256, recipe.image_sha256, report, anyway=anyway)
     return replace(opened, image_generation=recipe.image_generation) if opened.sha256 == recipe.image_sha256 else opened
+
+
+def _open_last_image(recipe: Recipe, path: str | None, report: Report, *, anyway: bool) -> InputImage | None:
+    """Open the image at which the video ends, if there is one.
+
+    Raises:
+        RecipeError: it is missing, differs from the recipe, or was passed for a video that has none.
+    """
+    from kinema.media.image import open_image
+
+    if recipe.last_image_sha256 is None:
+        if path is not None:
+            raise RecipeError("the video was made without a last image; remove --last-image")
+        return None
+    if path is None:
+        raise RecipeError("the video ends at an image, which its recipe does not contain; pass it by --last-image")
+    opened = open_image(expanded(path))
+    _check_sha256("last image", path, opened.sha256, recipe.last_image_sha256, report, anyway=anyway)
+    return opened
 
 
 def _with_generated_image(
@@ -260,6 +284,7 @@ def _reasons(original: Recipe, remade: Recipe) -> list[str]:
         image_generation = recipe.image_generation
         return {
             "image": recipe.image_sha256[:12],
+            "last image": recipe.last_image_sha256 and recipe.last_image_sha256[:12],
             "weights": recipe.model.weights_sha256[:12],
             **{name: getattr(recipe, name) for name in names},
             **(

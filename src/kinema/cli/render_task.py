@@ -36,6 +36,8 @@ class RenderTask:
     """Duration of the text-to-image stage."""
     checked_image: CheckedImage | None = None
     """The input image to reopen."""
+    last_image: InputImage | None = None
+    """Where the video ends."""
 
     @property
     def headline(self) -> str:

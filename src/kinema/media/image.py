@@ -7,7 +7,7 @@ import io
 import os
 import re
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import unquote, urlsplit
@@ -86,11 +86,20 @@ class InputImage:
     warnings: tuple[Message, ...] = ()
     name: str | None = None
     image_generation: ImageGeneration | None = None
+    _fitted: dict[tuple[int, int, Fit], Image.Image] = field(default_factory=dict, repr=False)  # by `fit_image`
 
     @property
     def facts(self) -> ImageFacts:
         """Its size and warnings, without its pixels."""
         return ImageFacts(self.rgb.size, self.warnings)
+
+    def fitted(self, width: int, height: int, fit: Fit) -> Image.Image:
+        """Return it as `fit_image` does, and keep the result for the next call with the same arguments."""
+        key = width, height, fit
+        fitted = self._fitted.get(key) or _fit(self.rgb, width, height, fit)
+        self._fitted.clear()
+        self._fitted[key] = fitted
+        return fitted
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,10 +192,12 @@ def crop_box(size: tuple[int, int], width: int, height: int) -> tuple[int, int, 
 def fit_image(image: InputImage, width: int, height: int, fit: Fit = "crop") -> Image.Image:
     """Return the image at exactly width×height, in RGB: cropped at the centre, padded with black bars, or stretched.
 
+    The image keeps the result for the next call with the same arguments.
+
     Raises:
         InvalidRequest: if `fit` is not crop, pad or stretch.
     """
-    return _fit(image.rgb, width, height, fit)
+    return image.fitted(width, height, fit)
 
 
 def _fit(image: Image.Image, width: int, height: int, fit: Fit) -> Image.Image:

@@ -155,6 +155,7 @@ def test_invalid_parameter_is_rejected_with_label_and_value(name):
         ),
         ({"fps": "many"}, "초당 프레임 수(fps): 'many' 값은 정수가 아닙니다. 입력할 수 있는 값은 1부터 120까지입니다."),
         ({"fit": "zoom"}, "화면 맞춤: 'zoom' 값은 사용할 수 없습니다. crop, pad, stretch 중 하나를 선택하세요."),
+        ({"loop": "maybe"}, "반복 재생용 영상: 'maybe' 값은 사용할 수 없습니다. true 또는 false를 입력하세요."),
         ({"speed": 2}, "없는 설정입니다"),
         ({"scheduler": "euler", "prompt": None}, "프롬프트로 이미지를 생성할 때만"),
         ({"prompt": "x" * 10_001}, "10001자를 입력했습니다. 10000자까지"),

@@ -109,11 +109,11 @@ class Form:
         return updates
 
     def updates_for_model(self, request: VideoRequest) -> dict[Block, Any]:
-        """Return updates with a model's defaults. Seed, motion, fit and the prompt's parameters are unchanged."""
+        """Return updates with a model's defaults. Seed, motion, fit, loop and the prompt's parameters are unchanged."""
         names = [
             name
             for name in self.parameters
-            if name not in ("model", "seed", "motion_bucket_id", "fit", *TEXT_TO_IMAGE_FIELDS)
+            if name not in ("model", "seed", "motion_bucket_id", "fit", "loop", *TEXT_TO_IMAGE_FIELDS)
         ]
         updates: dict[Block, Any] = {
             self.parameters[name]: "" if (value := getattr(request, name)) is None else value for name in names
@@ -173,6 +173,7 @@ def build(defaults: VideoRequest, offered: tuple[Sequence[str], Sequence[str]], 
             buttons=[],
             **_label_and_help(name, labels),
         )
+    components["loop"] = gr.Checkbox(value=defaults.loop, **_label_and_help("loop", labels))
     with gr.Column(elem_classes="k-side"):
         components["seed"] = Number(defaults.seed, **_label_and_help("seed", labels))
         with gr.Row(elem_classes="k-seed"):

@@ -18,6 +18,7 @@ _PARAMETER_NAMES = {
     "max_guidance_scale": "Guidance, last frame",
     "decode_chunk_size": "Frames decoded at once",
     "fit": "Fit",
+    "loop": "Loop",
     "prompt": "Prompt",
     "negative_prompt": "Negative prompt",
     "image_model": "Image model",

@@ -21,6 +21,7 @@ MESSAGES = {
     "at_least": "{low} 이상",
     "seed_wanted": "0부터 {high}까지 또는 {random}(무작위)",
     "not_a_number": "{name}: {value!r} 값은 숫자가 아닙니다. 입력할 수 있는 값은 {range}입니다.",
+    "not_a_boolean": "{name}: {value!r} 값은 사용할 수 없습니다. true 또는 false를 입력하세요.",
     "not_an_integer": "{name}: {value!r} 값은 정수가 아닙니다. 입력할 수 있는 값은 {range}입니다.",
     "not_usable": "{name}: {value!r} 값은 사용할 수 없습니다. {wanted}",
     "one_of_wanted": "{choices} 중 하나를 선택하세요.",
