@@ -109,6 +109,16 @@ class EncodedImage:
         """
         return _input_image(_decode(self.data, self.label), self.name)
 
+    def read_size(self) -> tuple[int, int]:
+        """Return the upright size of the image from its header, without decoding its pixels.
+
+        Raises:
+            InvalidImage: see `open_image`; damaged pixels are not noticed.
+        """
+        image, _ = _open(self.data, self.label)
+        with image:
+            return _upright(image.size, _exif_transpose(image, self.label)[0])
+
 
 def inspect_image(data: bytes) -> ImageFacts:
     """Check encoded bytes as `open_image` does, but decode a JPEG at an eighth of its size.
@@ -326,6 +336,12 @@ def _decode(data: bytes, label: str, min_side: int | None = None) -> _Decoded:
 
     With `min_side`, a JPEG may be decoded at a fraction of its size, if no side becomes smaller than that.
     """
+    image, messages = _open(data, label)
+    return _to_upright(image, label, messages, min_side=min_side, own=True)
+
+
+def _open(data: bytes, label: str) -> tuple[Image.Image, list[Message]]:
+    """Check and open an encoded image without decoding its pixels; return it and warnings."""
     if not data:
         raise InvalidImage(Message("image_empty", "{label} is empty; download or save the image again", label=label))
     if len(data) > MAX_BYTES:
@@ -356,7 +372,7 @@ def _decode(data: bytes, label: str, min_side: int | None = None) -> _Decoded:
     # A phone's JPEG may contain a second image (MPO: depth, gain map), which is not an animation.
     if image.format in {"PNG", "WEBP", "AVIF"} and getattr(image, "n_frames", 1) > 1:
         messages.append(Message("image_animated", "{label} is animated; its first frame is used", label=label))
-    return _to_upright(image, label, messages, min_side=min_side, own=True)
+    return image, messages
 
 
 def _open_checked(data: bytes, label: str) -> Image.Image:
@@ -405,8 +421,13 @@ def _to_upright(
             rgb = rgb.transpose(transpose)
     except Exception as error:  # noqa: BLE001 - as above
         raise InvalidImage(_damaged(label, error)) from None
-    size = (height, width) if transpose in _SWAP_SIDES else (width, height)
-    return _Decoded(rgb, ImageFacts(size, (*messages, *exif_warnings, *colour_warnings)))
+    facts = ImageFacts(_upright((width, height), transpose), (*messages, *exif_warnings, *colour_warnings))
+    return _Decoded(rgb, facts)
+
+
+def _upright(size: tuple[int, int], transpose: Image.Transpose | None) -> tuple[int, int]:
+    """Return a size after the transpose."""
+    return (size[1], size[0]) if transpose in _SWAP_SIDES else size
 
 
 def _load_pixels(image: Image.Image) -> Image.Image:
