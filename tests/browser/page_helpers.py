@@ -64,7 +64,7 @@ def upload_image(page, path=ROCKET):
 
 def number_field(page, label):
     """Return a field by its label, which may be followed by help text."""
-    return page.get_by_label(re.compile(rf"^\s*{label}\b"))
+    return page.get_by_label(re.compile(rf"^\s*{label}(\s|$)"))
 
 
 def set_number(page, label, value):

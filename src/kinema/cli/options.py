@@ -178,7 +178,7 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
         models = defaults.removeprefix("Default ")
         description, defaults = description.replace("Unset: ", f"Unset: {models}; for other models, "), ""
     if name in ("width", "height"):  # the defaults are in the help of --size
-        description, defaults = description.removesuffix(" Unset: follows the image."), "Unset: see --size"
+        defaults = ""
     limits = ". ".join(filter(None, [_choices(name), _range(name, field), defaults]))
     option = typer.Option(
         f"--{name.replace('_', '-')}",
