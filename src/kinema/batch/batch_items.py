@@ -149,10 +149,11 @@ def _items_of(
     else:
         encoded = read_image_file(source.image)
         content = encoded.data
-        with suppress(InvalidImage):  # an invalid image fails when its turn comes, and the others are made
-            size = encoded.read_size()
         given = {name: value for name, value in given.items() if _applies_to_image(name, source)}
         stem = plain_name(source.image.stem, MAX_NAME)
+        if not {"width", "height"} <= given.keys():
+            with suppress(InvalidImage):  # an invalid image fails when its turn comes, and the others are made
+                size = encoded.read_size()
     sha256 = hashlib.sha256(content)
     if given.get("seed", RANDOM_SEED) in (RANDOM_SEED, str(RANDOM_SEED)):
         given["seed"] = int.from_bytes(sha256.digest()[:4])

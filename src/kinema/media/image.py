@@ -110,14 +110,22 @@ class EncodedImage:
         return _input_image(_decode(self.data, self.label), self.name)
 
     def read_size(self) -> tuple[int, int]:
-        """Return the upright size of the image from its header, without decoding its pixels.
+        """Return the upright size of the image from its header, in a few milliseconds.
 
         Raises:
-            InvalidImage: see `open_image`; damaged pixels are not noticed.
+            InvalidImage: the header is invalid. Nothing else is checked.
         """
-        image, _ = _open(self.data, self.label)
-        with image:
-            return _upright(image.size, _exif_transpose(image, self.label)[0])
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                is_heif = heif_format(self.data) is not None
+                file = io.BytesIO(self.data)
+                with _open_checked(self.data, self.label) if is_heif else Image.open(file, formats=FORMATS) as image:
+                    return _upright(image.size, _exif_transpose(image, self.label)[0])
+        except InvalidImage:
+            raise
+        except Exception as error:  # noqa: BLE001 - as in `_decode`
+            raise InvalidImage(_damaged(self.label, error)) from None
 
 
 def inspect_image(data: bytes) -> ImageFacts:
@@ -336,12 +344,6 @@ def _decode(data: bytes, label: str, min_side: int | None = None) -> _Decoded:
 
     With `min_side`, a JPEG may be decoded at a fraction of its size, if no side becomes smaller than that.
     """
-    image, messages = _open(data, label)
-    return _to_upright(image, label, messages, min_side=min_side, own=True)
-
-
-def _open(data: bytes, label: str) -> tuple[Image.Image, list[Message]]:
-    """Check and open an encoded image without decoding its pixels; return it and warnings."""
     if not data:
         raise InvalidImage(Message("image_empty", "{label} is empty; download or save the image again", label=label))
     if len(data) > MAX_BYTES:
@@ -372,7 +374,7 @@ def _open(data: bytes, label: str) -> tuple[Image.Image, list[Message]]:
     # A phone's JPEG may contain a second image (MPO: depth, gain map), which is not an animation.
     if image.format in {"PNG", "WEBP", "AVIF"} and getattr(image, "n_frames", 1) > 1:
         messages.append(Message("image_animated", "{label} is animated; its first frame is used", label=label))
-    return image, messages
+    return _to_upright(image, label, messages, min_side=min_side, own=True)
 
 
 def _open_checked(data: bytes, label: str) -> Image.Image:

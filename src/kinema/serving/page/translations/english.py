@@ -56,7 +56,7 @@ ENGLISH = Labels(
     "GPU.",
     automatic="automatic",
     same_as_fps="the same",
-    follows_image="follows the image",
+    follows_image="by image",
     more_parameters="More parameters",
     more_parameters_hint="Each model has suitable defaults. Change only what you need.",
     frames_and_seconds="{} frames, {} s",
