@@ -40,7 +40,10 @@ FENCE = re.compile(
     r"^(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?(?P<fence>```+)(?P<language>\w*)\n(?P<code>.*?)^(?P=fence)$",
     re.MULTILINE | re.DOTALL,
 )
-MANY_VIDEOS = [f"docs/how-to/{name}.md" for name in ("batches", "folder-of-photos", "own-fine-tune", "several-seeds")]
+MANY_VIDEOS = [
+    f"docs/how-to/{name}.md"
+    for name in ("batches", "folder-of-photos", "own-fine-tune", "portrait-photos", "several-seeds")
+]
 SLOW = pytest.mark.slow
 OWN_MODEL = "docs/how-to/own-fine-tune.md"
 RUN = ("bash", "python", "javascript", "html")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 from kinema.errors import InvalidRequest
 from kinema.media.image import fit_warnings, open_image
 from kinema.models.catalog import for_image_model, parameter_warnings, request_for
+from kinema.models.video_size import expand_size, follow_image
 from kinema.steps import drive
 from kinema.values import VideoParameters
 
@@ -165,7 +166,9 @@ def generate(
         engine: As for `load`.
         precision: As for `load`.
         gpus: As for `load`.
-        **parameters: Fields of `VideoRequest`; by default those of the models.
+        **parameters: Fields of `VideoRequest`; by default those of the models. `size`, "576x1024" or (576, 1024), sets
+            width and height. A side that is not set follows the image: landscape images get the model's size, portrait
+            ones the same upright, and those from 4:5 to 5:4 a square of about as many pixels.
 
     Returns:
         The video: `frames` uint8 [num_frames, height, width, 3], `fps`, `seed`, `recipe`, and the input `image`;
@@ -235,6 +238,7 @@ def start(
         InvalidRequest, InvalidImage: immediately. Other errors are raised during iteration.
     """
     _explain_diffusers_parameters(parameters)
+    parameters = expand_size(parameters)
     check_image_or_prompt(image, prompt)
     name, defaults = _video_model(loading)
     request = request_for(model=name, defaults=defaults, prompt=prompt, **parameters)
@@ -247,6 +251,7 @@ def start(
         if loading.image_model is not None:
             raise InvalidRequest("image_model only applies with a prompt; remove it or add a prompt", "image_model")
         opened = open_image(image)
+        request = follow_image(request, opened.facts.size, parameters, defaults)
         _warn(all_warnings(opened.facts, request))
         return _from_image(loading, opened, request, last)
     loading, request = _with_image_model(loading, request)

@@ -110,7 +110,9 @@ class Lesson:
 
         Prints progress, warnings and the seed.
         """
+        # Without width and height, which would keep the size from following the image.
         defaults = {"num_inference_steps": STEPS, "decode_chunk_size": DECODE_CHUNK, **self.pipeline.defaults}
+        defaults = {name: value for name, value in defaults.items() if name not in ("width", "height")}
         own = {"image_model": self.image_model, **self.parameters}
         if parameters.get("prompt") is None:
             own = {name: value for name, value in own.items() if name not in TEXT_TO_IMAGE_FIELDS}

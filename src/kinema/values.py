@@ -62,8 +62,12 @@ class VideoRequest(BaseModel):
         "seed, image, parameters, model, machine and number of CPU threads give the same video.",
         json_schema_extra={"minimum": RANDOM_SEED},
     )
-    width: int = Field(default=1024, ge=64, le=2048, description="Width in pixels, a multiple of 8.")
-    height: int = Field(default=576, ge=64, le=2048, description="Height in pixels, a multiple of 8.")
+    width: int = Field(
+        default=1024, ge=64, le=2048, description="Width in pixels, a multiple of 8. Unset: follows the image."
+    )
+    height: int = Field(
+        default=576, ge=64, le=2048, description="Height in pixels, a multiple of 8. Unset: follows the image."
+    )
     num_frames: int = Field(default=25, ge=1, le=128, description="Frames to generate.")
     num_inference_steps: int = Field(
         default=25, ge=1, le=200, description="Denoising steps: more are slower and usually give a cleaner video."
@@ -231,9 +235,10 @@ class VideoRequest(BaseModel):
 
 
 class VideoParameters(TypedDict, total=False):
-    """The keywords of `kinema.generate` that are fields of `VideoRequest`; None is the default of the models."""
+    """The keywords of `kinema.generate` that are fields of `VideoRequest`, and `size`; None is the default."""
 
     seed: int | None
+    size: str | tuple[int, int] | None
     width: int | None
     height: int | None
     num_frames: int | None

@@ -4,7 +4,8 @@ import json
 import re
 
 import pytest
-from page_helpers import ROCKET, SLOW, Server, finished, generate, ready, set_number, upload_image
+from page_helpers import ROCKET, SLOW, Server, finished, generate, number_field, ready, set_number, upload_image
+from PIL import Image
 
 pytestmark = pytest.mark.browser
 
@@ -52,6 +53,24 @@ def test_image_preview_follows_fit_and_size(server, visit):
         ".k-image .k-media > img", "i => i.decode().then(() => [i.naturalWidth, i.naturalHeight])"
     ) == [288, 288]
     assert "288×288" in page.inner_text("#k-note .k-warnings")  # the model was not trained on this size
+
+
+def test_empty_size_follows_a_portrait_image(server, visit, tmp_path):
+    with Image.open(ROCKET) as image:
+        image.crop((200, 0, 440, 427)).save(tmp_path / "phone.jpg")
+    page = visit(server.url)
+    upload_image(page, tmp_path / "phone.jpg")
+    page.wait_for_selector(".k-image .k-media img[src*='width=160&height=288']")
+    assert "160×288" in page.inner_text("#k-note .k-warnings")  # the model was not trained on this size
+    followed = generate(page)
+    set_number(page, "Width", 288)
+    page.wait_for_selector(".k-image .k-media img[src*='width=288&height=288']")
+    given = generate(page)
+    finished(page)
+    for job, sides in ((followed, ["", ""]), (given, ["288", "288"])):
+        other = visit(f"{server.url}?job={job}")
+        other.click(".k-more > button")
+        assert [number_field(other, side).input_value() for side in ("Width", "Height")] == sides
 
 
 def test_image_can_be_dropped_or_pasted(server, visit):

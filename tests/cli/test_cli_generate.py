@@ -171,6 +171,13 @@ def test_unset_options_use_the_model_defaults(kinema, image, folder, tiny_svd):
     assert probe(folder / "rocket.mp4").frames == 4  # what the tiny UNet's configuration says
 
 
+def test_size_option_sets_width_and_height(kinema, image, folder, tiny_svd):
+    options = "--model", tiny_svd, "--num-frames=1", "--num-inference-steps=1"
+    assert kinema("generate", image, "--size=72×64", *options).code == 0
+    info = probe(folder / "rocket.mp4")
+    assert (info.width, info.height) == (72, 64)
+
+
 def test_random_seed_is_printed(kinema, image, folder, tiny_svd):
     result = kinema("generate", image, "--model", tiny_svd, *SMALL[:-1])
     seed = read_recipe(folder / "rocket.mp4").request.seed
@@ -318,6 +325,9 @@ INVALID_ARGUMENTS = {
     "unknown model": (["rocket.png", "--model=svdxt"], 3, "model 'svdxt' not found; did you mean svd-xt?"),
     "not an SVD": (["rocket.png", "--model=full"], 3, "full has no model_index.json"),
     "offline": (["rocket.png", "--model=some/one"], 3, "some/one is not downloaded, and HF_HUB_OFFLINE is set"),
+    "invalid size": (["rocket.png", "--size=576"], 2, "size '576' is invalid; expected width x height, such as 1024x"),
+    "size and width": (["rocket.png", "--size=64x64", "--width=64"], 2, "size '64x64' and width 64 are both set; re"),
+    "size out of range": (["rocket.png", "--size=64x2056"], 2, "height 2056 is out of range: 64 to 2048"),
     "unavailable device": (["rocket.png", "--device=cuda:77"], 2, "device 'cuda:77' is not available; use auto, "),
     "unknown dtype": (["rocket.png", "--dtype=fp16"], 2, "dtype 'fp16' is invalid; expected auto (float16 on GPUs, "),
     "too large": (

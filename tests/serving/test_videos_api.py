@@ -44,6 +44,18 @@ def test_create_poll_and_download_video(client, png):
     assert content.content[4:8] == b"ftyp"
 
 
+@pytest.mark.parametrize(
+    ("image", "fields", "size"),
+    [((60, 80), {}, "160x288"), ((80, 80), {}, "224x224"), ((60, 80), {"size": "96x64"}, "96x64")],
+)
+def test_size_follows_the_image_unless_it_is_sent(client, image, fields, size):
+    data = io.BytesIO()
+    Image.new("RGB", image, "grey").save(data, "PNG")
+    video = create(client, data.getvalue(), **fields).json()
+    assert video["size"] == size
+    assert wait_for(client, video["id"])["status"] == "completed"
+
+
 def test_range_request_returns_part_of_video(client, png):
     video = wait_for(client, create(client, png).json()["id"])
     path = f"/v1/videos/{video['id']}/content"

@@ -23,6 +23,7 @@ from kinema.cli.options import (
 )
 from kinema.cli.report import open_report
 from kinema.errors import InvalidRequest, KinemaError
+from kinema.models.video_size import expand_size
 from kinema.values import VideoRequest
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def batch(
     from kinema.batch.batch_items import MANIFEST_EXTENSION, plan_items
 
     with open_report(json_lines=json, quiet=quiet) as report, ExitStack() as stack:
-        given = {name: value for name, value in parameters.items() if value is not None}
+        given = {name: value for name, value in expand_size(parameters).items() if value is not None}
         # Before torch is imported to choose a model. A manifest may have prompts.
         has_manifest = any(source.lower().endswith(MANIFEST_EXTENSION) for source in sources)
         VideoRequest.checked(**given | ({"prompt": "-"} if has_manifest else {}))

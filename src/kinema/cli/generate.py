@@ -31,6 +31,7 @@ from kinema.cli.options import (
 from kinema.cli.report import open_report
 from kinema.errors import InvalidRequest
 from kinema.models.catalog import for_image_model, request_for
+from kinema.models.video_size import expand_size, follow_image
 from kinema.values import VideoRequest
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ def generate(
                 f"-o - writes one video to stdout, but {len(sources)} were requested; use a folder, such as -o videos/",
                 "output",
             )
+        parameters = expand_size(parameters)
         # Before torch is imported to choose a model: the ranges are the same for all models.
         for source in sources:
             _check_parameters(source if prompt else None, parameters)
@@ -173,7 +175,11 @@ def _inputs(
 
     resolve(model)
     if checked_images:
-        return [(image.source, image, request_for(model=model, **parameters)) for image in checked_images]
+        requests = [
+            follow_image(request_for(model=model, **parameters), image.facts.size, parameters)
+            for image in checked_images
+        ]
+        return [(image.source, image, request) for image, request in zip(checked_images, requests, strict=True)]
     requests = [request_for(model=model, prompt=prompt, **parameters) for prompt in sources]
     size = requests[0].width, requests[0].height
     image_model = requests[0].image_model or _choose_image_model(size, settings, report)

@@ -118,6 +118,24 @@ class EncodedImage:
         """
         return _input_image(_decode(self.data, self.label), self.name)
 
+    def read_size(self) -> tuple[int, int]:
+        """Return the upright size of the image from its header, in a few milliseconds.
+
+        Raises:
+            InvalidImage: the header is invalid. Nothing else is checked.
+        """
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                is_heif = heif_format(self.data) is not None
+                file = io.BytesIO(self.data)
+                with _open_checked(self.data, self.label) if is_heif else Image.open(file, formats=FORMATS) as image:
+                    return _upright(image.size, _exif_transpose(image, self.label)[0])
+        except InvalidImage:
+            raise
+        except Exception as error:  # noqa: BLE001 - as in `_decode`
+            raise InvalidImage(_damaged(self.label, error)) from None
+
 
 def inspect_image(data: bytes) -> ImageFacts:
     """Check encoded bytes as `open_image` does, but decode a JPEG at an eighth of its size.
@@ -416,8 +434,13 @@ def _to_upright(
             rgb = rgb.transpose(transpose)
     except Exception as error:  # noqa: BLE001 - as above
         raise InvalidImage(_damaged(label, error)) from None
-    size = (height, width) if transpose in _SWAP_SIDES else (width, height)
-    return _Decoded(rgb, ImageFacts(size, (*messages, *exif_warnings, *colour_warnings)))
+    facts = ImageFacts(_upright((width, height), transpose), (*messages, *exif_warnings, *colour_warnings))
+    return _Decoded(rgb, facts)
+
+
+def _upright(size: tuple[int, int], transpose: Image.Transpose | None) -> tuple[int, int]:
+    """Return a size after the transpose."""
+    return (size[1], size[0]) if transpose in _SWAP_SIDES else size
 
 
 def _load_pixels(image: Image.Image) -> Image.Image:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 
 from kinema.errors import InvalidRequest
 from kinema.models.catalog import default_parameters
+from kinema.models.video_size import parse_size
 from kinema.values import VideoRequest
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ SHORTHANDS: Mapping[str, tuple[str, ...]] = {
     "video_length": ("num_frames", "model"),
 }
 _LENGTHS = {"14_frames_with_svd": (14, "svd"), "25_frames_with_svd_xt": (25, "svd-xt")}
-_SIZE = re.compile(r"(\d{1,5})\s*[x×]\s*(\d{1,5})", re.IGNORECASE)
 _MAX_FRAMES = 128
 
 
@@ -55,7 +54,7 @@ def to_parameters(fields: Mapping[str, Any], default_model: Callable[[], str]) -
     if "model" not in parameters:
         parameters["model"] = default_model()
     if "size" in sent:
-        parameters["width"], parameters["height"] = _parse_size(sent["size"])
+        parameters["width"], parameters["height"] = parse_size(str(sent["size"]))
     if "motion_scale" in sent:
         parameters["motion_bucket_id"] = round(255 * _parse_number("motion_scale", sent["motion_scale"], 0, 1))
     if "seconds" in sent:
@@ -104,13 +103,6 @@ def _parse_video_length(value: object) -> tuple[int, str]:
     if value not in _LENGTHS:
         raise InvalidRequest(f"video_length {value!r} is invalid; use {' or '.join(_LENGTHS)}", "video_length")
     return _LENGTHS[str(value)]
-
-
-def _parse_size(value: object) -> tuple[int, int]:
-    match = _SIZE.fullmatch(str(value).strip())
-    if match is None:
-        raise InvalidRequest(f"size {value!r} is invalid; expected width x height, such as 1024x576", "size")
-    return int(match[1]), int(match[2])
 
 
 def _parse_number(name: str, value: object, low: float, high: float) -> float:
