@@ -314,7 +314,7 @@ class TextReport(Report):
         stages = ", ".join(f"{stage} {seconds_text(seconds)}" for stage, seconds in self.timer.seconds.items())
         self.emit(
             "note",
-            f"{count} frames of {width}×{height} at {rendered.video.fps} fps, seed {rendered.video.seed}, "
+            f"{count} frames of {width}×{height} at {rendered.video.fps:g} fps, seed {rendered.video.seed}, "
             f"in {seconds_text(rendered.seconds)} ({stages})",
         )
         if rendered.contact_sheet_path:
