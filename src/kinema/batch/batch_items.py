@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from kinema.errors import InvalidRequest, KinemaError
 from kinema.jobs.job import Failure
 from kinema.media.image import is_url, plain_name, read_image_file
+from kinema.media.image_folder import images_in
 from kinema.values import RANDOM_SEED, TEXT_TO_IMAGE_FIELDS, VideoRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-IMAGE_EXTENSIONS = (".avif", ".heic", ".heif", ".hif", ".jpeg", ".jpg", ".png", ".webp")
 MANIFEST_EXTENSION = ".jsonl"
 SUMMARY_FILES = ("summary.json", "summary.csv", "contact-sheet.png")
 MAX_NAME = 100
@@ -170,15 +170,11 @@ def _read_sources(sources: Sequence[str], out: Path) -> Iterator[_Source | Outco
         elif path.suffix.lower() == MANIFEST_EXTENSION:
             yield from _read_manifest(path)
         elif path.is_dir():
-            images = [
-                file
-                for file in sorted(path.iterdir())
-                if file.suffix.lower() in IMAGE_EXTENSIONS and not file.name.startswith(".") and file.is_file()
-            ]
+            images = images_in(path)
             if out.is_dir() and path.samefile(out):
                 images = [file for file in images if file.name not in SUMMARY_FILES]
             if not images:
-                raise InvalidRequest(f"the folder {path} has no images ({', '.join(IMAGE_EXTENSIONS)}); use another")
+                raise InvalidRequest(f"the folder {path} has only the files of a batch; use another")
             yield from map(_Source, images)
         else:
             yield _Source(path)
