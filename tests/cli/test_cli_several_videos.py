@@ -153,7 +153,7 @@ def test_failures_are_named_at_the_end_and_other_videos_are_made(generate, folde
     result = generate("--num-videos=2", "--seed=7", images=(photos, "nope.png"))
     assert (result.code, result.out.splitlines()) == (6, ["b-seed7.mp4"])
     assert result.err.splitlines()[-3:] == [
-        "failed: photos/a.JPG: is not a supported image; use a JPEG, PNG, WebP, HEIC or AVIF",
+        "failed: photos/a.JPG is not a supported image; use a JPEG, PNG, WebP, HEIC or AVIF",
         "failed: nope.png: file nope.png not found; check the name and the folder",
         "failed: photos/b.png, seed 8: all frames are one constant colour; use another seed",
     ]

@@ -56,7 +56,7 @@ class ItemFailures:
         for item in self.items:
             self.report.emit(
                 "item_failed",
-                f"{item.name}: {item.message.removeprefix(f'{item.name} ')}",
+                item.message if item.message.startswith(f"{item.name} ") else f"{item.name}: {item.message}",
                 name=item.name,
                 source=item.source,
                 seed=item.seed,
