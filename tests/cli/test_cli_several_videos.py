@@ -174,8 +174,9 @@ def test_failures_are_json_events(generate, fail_seed_8):
 
 
 def test_on_error_stop_ends_at_the_first_failure(generate, folder, fail_seed_8):
-    result = generate("--num-videos=3", "--on-error=stop")
-    assert (result.code, result.out.splitlines()) == (5, ["rocket-seed7.mp4"])
+    result = generate("--num-videos=3", "--on-error=stop", "--sheet=all.png", "--motions=40")
+    assert (result.code, result.out.splitlines()) == (5, ["rocket-motion40-seed7.mp4"])
+    assert (folder / "all.png").exists()
     assert result.err.splitlines()[-1] == "error: all frames are one constant colour; use another seed"
 
 

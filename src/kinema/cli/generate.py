@@ -166,12 +166,12 @@ def generate(
             assert image_model is not None
             tasks = generate_images(tasks, image_model, settings, report, failures)
         pipeline = load_video_pipeline(model_name, settings, report) if tasks else None
+        if motion_sheet is not None:  # also of the videos before an error or a signal
+            stack.callback(motion_sheet.write, report)
         for task in tasks:
             assert pipeline is not None
             with failures.collect(task.name, task.source, task.request.seed):
                 _render(pipeline, task, motion_sheet, report)
-        if motion_sheet is not None:
-            motion_sheet.write(report)
         failures.report_all()
 
 
