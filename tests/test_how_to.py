@@ -56,6 +56,7 @@ NOT_RUN = {
     "needs a notebook": 1,
     "needs a server with API keys": 1,
     "needs the proxy": 1,
+    "reads stdin": 1,
     "starts a cluster": 2,
     "starts a server": 8,
 }

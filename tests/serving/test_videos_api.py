@@ -15,8 +15,10 @@ from image_attacks import many_scans
 from PIL import Image
 from server_process import wait_for
 
+from kinema.media.video_writer import read_recipe
 from kinema.serving.videos import make_app
 from kinema.settings import Settings
+from kinema.values import FileEncoding
 
 QUICK = {"motion_bucket_id": "1", "num_frames": "3"}
 SLOW = {"motion_bucket_id": "300", "num_inference_steps": "40"}
@@ -74,6 +76,18 @@ def test_variants_are_images_of_the_video(client, png, variant, content_type, si
     response = client.get(f"/v1/videos/{video['id']}/content", params={"variant": variant})
     image = Image.open(io.BytesIO(response.content))
     assert (image.format, image.size) == (content_type, size)
+
+
+def test_download_with_crf_and_boomerang_is_another_file_of_the_same_video(client, png, tmp_path):
+    url = f"/v1/videos/{wait_for(client, create(client, png).json()['id'])['id']}/content"
+    plain = client.get(url).content
+    response = client.get(url, params={"crf": 40, "boomerang": "true"})
+    assert (response.status_code, response.headers["content-type"]) == (200, "video/mp4")
+    (tmp_path / "a.mp4").write_bytes(response.content)
+    assert read_recipe(tmp_path / "a.mp4").encoding == FileEncoding(crf=40, boomerang=True, from_stored=True)
+    assert client.get(url).content == client.get(url, params={"crf": 18}).content == plain
+    for params in ({"crf": 17}, {"crf": 52}, {"crf": 30, "variant": "thumbnail"}):
+        assert client.get(url, params=params).json()["error"]["param"] == "crf"
 
 
 def test_data_url_and_file_upload_give_same_video(client, png):

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from kinema.errors import InvalidImage, InvalidRequest, KinemaError
 from kinema.jobs.job import Failure
 from kinema.media.image import is_url, plain_name, read_image_file
+from kinema.media.image_folder import images_in
 from kinema.models.video_size import expand_size
 from kinema.values import RANDOM_SEED, TEXT_TO_IMAGE_FIELDS, VideoRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-IMAGE_EXTENSIONS = (".avif", ".heic", ".heif", ".hif", ".jpeg", ".jpg", ".png", ".webp")
 MANIFEST_EXTENSION = ".jsonl"
 SUMMARY_FILES = ("summary.json", "summary.csv", "contact-sheet.png")
 MAX_NAME = 100
@@ -184,15 +184,11 @@ def _read_sources(sources: Sequence[str], out: Path) -> Iterator[_Source | Outco
         elif path.suffix.lower() == MANIFEST_EXTENSION:
             yield from _read_manifest(path)
         elif path.is_dir():
-            images = [
-                file
-                for file in sorted(path.iterdir())
-                if file.suffix.lower() in IMAGE_EXTENSIONS and not file.name.startswith(".") and file.is_file()
-            ]
+            images = images_in(path)
             if out.is_dir() and path.samefile(out):
                 images = [file for file in images if file.name not in SUMMARY_FILES]
             if not images:
-                raise InvalidRequest(f"the folder {path} has no images ({', '.join(IMAGE_EXTENSIONS)}); use another")
+                raise InvalidRequest(f"the folder {path} has only the files of a batch; use another")
             yield from map(_Source, images)
         else:
             yield _Source(path)

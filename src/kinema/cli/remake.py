@@ -216,7 +216,7 @@ def _task(
     *,
     force: bool,
 ) -> RenderTask:
-    """Return the task for the remake, with the recipe's decode chunk size, which the request may not specify."""
+    """Return the task for the remake, with the recipe's encoding and decode chunk size, which the request may lack."""
     from kinema.cli.output_paths import check_conflicts, video_paths
     from kinema.cli.render_task import RenderTask
     from kinema.models.resolve import resolve
@@ -226,7 +226,11 @@ def _task(
     video = Path(file)
     [path] = video_paths(output, [f"{video.stem}-remade"], [request], extension=video.suffix)
     check_conflicts([path], [file, source] if source else [file], force=force)
-    return RenderTask(source or request.prompt or file, image, request, path, recipe_request=recipe.request)
+    encoding = recipe.encoding
+    if path.suffix.lower() != video.suffix.lower():  # its crf is that of another encoder
+        encoding = encoding.model_copy(update={"crf": None})
+    title = source or request.prompt or file
+    return RenderTask(title, image, request, path, recipe_request=recipe.request, encoding=encoding)
 
 
 def _settings(recipe: Recipe, report: Report) -> Settings:
@@ -258,7 +262,7 @@ def _report_versions(recipe: Recipe, report: Report) -> None:
 
 def _compare(original: Path, recipe: Recipe, video: Video, remade: Path, report: Report) -> bool:
     """Compare a video and its remake after encoding in the original's format; report and return whether identical."""
-    from kinema.media.video_writer import probe, read_frames
+    from kinema.media.video_writer import probe, read_frames, save_video
 
     container = probe(original).container
     suffix = "" if container == "png" else f".{container}"
@@ -267,7 +271,8 @@ def _compare(original: Path, recipe: Recipe, video: Video, remade: Path, report:
         after, _ = read_frames(remade)
     else:
         with tempfile.TemporaryDirectory() as folder:
-            after, _ = read_frames(video.save(Path(folder) / f"again{suffix}"))
+            again = save_video(video.frames, Path(folder) / f"again{suffix}", video.fps, encoding=recipe.encoding)
+            after, _ = read_frames(again)
     text, facts = _difference(before, after)
     facts["reasons"] = reasons = [] if facts["identical"] else _reasons(recipe, video.recipe)
     if not facts["identical"]:

@@ -121,11 +121,9 @@ def _count_frames(seconds: object, parameters: Mapping[str, Any]) -> int:
     explicit = parameters.get("playback_fps") or parameters.get("fps")
     rate = explicit if explicit is not None else defaults.get("fps", VideoRequest.model_fields["fps"].default)
     try:
-        per_second = int(str(rate))
-    except ValueError:
+        per_second = VideoRequest.checked(playback_fps=rate).frame_rate
+    except InvalidRequest:
         return 1  # `VideoRequest` rejects the rate
-    if not 1 <= per_second <= 1000:
-        return 1  # likewise
     longest = _MAX_FRAMES / per_second
     try:
         duration = float(str(seconds))
@@ -133,7 +131,7 @@ def _count_frames(seconds: object, parameters: Mapping[str, Any]) -> int:
         raise InvalidRequest(f"seconds {seconds!r} is not a number; use one such as 2", "seconds") from None
     if not 0 <= duration <= longest + 1 or not 1 <= (frames := round(duration * per_second)) <= _MAX_FRAMES:
         raise InvalidRequest(
-            f"seconds {seconds!r} is out of range; at {per_second} frames per second, use {1 / per_second:.2g} to "
+            f"seconds {seconds!r} is out of range; at {per_second:g} frames per second, use {1 / per_second:.2g} to "
             f"{longest:.3g} seconds ({_MAX_FRAMES} frames)",
             "seconds",
         )

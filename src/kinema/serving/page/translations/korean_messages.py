@@ -20,6 +20,8 @@ MESSAGES = {
     "from_to": "{low}부터 {high}까지",
     "at_least": "{low} 이상",
     "seed_wanted": "0부터 {high}까지 또는 {random}(무작위)",
+    "inexact_rate": "{name}: {value} 값은 정확하게 저장할 수 없습니다. 소수점 아래 셋째 자리까지의 수, 또는 "
+    "{example}처럼 분모가 {largest} 이하인 분수를 입력하세요.",
     "not_a_number": "{name}: {value!r} 값은 숫자가 아닙니다. 입력할 수 있는 값은 {range}입니다.",
     "not_a_boolean": "{name}: {value!r} 값은 사용할 수 없습니다. true 또는 false를 입력하세요.",
     "not_an_integer": "{name}: {value!r} 값은 정수가 아닙니다. 입력할 수 있는 값은 {range}입니다.",
