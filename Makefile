@@ -8,6 +8,9 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile --c
 # Package index of PyTorch. Empty: PyPI, whose build for Linux includes CUDA.
 CPU_TORCH := https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
+# Store compiled modules, even where the environment forbids it: without them, each of the many processes that the tests
+# start compiles PyTorch anew, which takes three times as long as to import it.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo quick test test-all check docs bench bench-server faults faults-cluster gallery notebooks screenshots clean chromium
 

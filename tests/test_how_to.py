@@ -40,7 +40,9 @@ FENCE = re.compile(
     r"^(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?(?P<fence>```+)(?P<language>\w*)\n(?P<code>.*?)^(?P=fence)$",
     re.MULTILINE | re.DOTALL,
 )
-MANY_VIDEOS = [f"docs/how-to/{name}.md" for name in ("batches", "folder-of-photos", "own-fine-tune", "several-seeds")]
+MANY_VIDEOS = [
+    f"docs/how-to/{name}.md" for name in ("8gb-gpu", "batches", "folder-of-photos", "own-fine-tune", "several-seeds")
+]
 SLOW = pytest.mark.slow
 OWN_MODEL = "docs/how-to/own-fine-tune.md"
 RUN = ("bash", "python", "javascript", "html")
