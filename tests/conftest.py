@@ -69,6 +69,28 @@ LONGEST = (
 )
 
 
+# Files that share the server of tests/serving/conftest.py: they run in one process, which starts it once.
+SHARED_SERVER = tuple(
+    f"tests/serving/test_{name}.py"
+    for name in ("batches_api", "clients", "http_errors", "log_and_head", "openapi", "videos_api", "webhooks")
+)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Divide the tests by file, but keep files that share a server together."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class LoadServerScheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return SHARED_SERVER[0] if file in SHARED_SERVER else file
+
+    return LoadServerScheduling(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Move the longest files to the front, and give slow tests a timeout of 30 minutes."""
     rank = {name: place for place, name in enumerate(LONGEST)}
