@@ -57,22 +57,29 @@ def s3_store(s3, tmp_path, monkeypatch) -> str:
 
 # Files that take longest: several processes begin with them, so that none of them is left at the end.
 LONGEST = (
+    "test_videos_api.py",
     "test_page.py",
     "test_how_to.py",
     "test_fast.py",
-    "test_operation.py",
-    "test_videos_api.py",
     "test_generate.py",
-    "test_swagger.py",
     "test_gpu_group.py",
-    "test_waiting.py",
+    "test_swagger.py",
+    "test_batch_command.py",
 )
-
-
 # Files that share the server of tests/serving/conftest.py: they run in one process, which starts it once.
 SHARED_SERVER = tuple(
     f"tests/serving/test_{name}.py"
-    for name in ("batches_api", "clients", "http_errors", "log_and_head", "openapi", "videos_api", "webhooks")
+    for name in (
+        "batches_api",
+        "clients",
+        "http_errors",
+        "log_and_head",
+        "openapi",
+        "operation",
+        "videos_api",
+        "waiting",
+        "webhooks",
+    )
 )
 
 
