@@ -131,6 +131,7 @@ def test_example_image_becomes_a_video(server, visit):
     assert page.locator(".k-card h3").first.inner_text() == "Coffee"
 
 
+@pytest.mark.slow
 def test_fit_has_the_same_name_in_the_note(server, visit):
     page = visit(server.url)
     upload_image(page)
@@ -143,7 +144,12 @@ def test_fit_has_the_same_name_in_the_note(server, visit):
     ("locale", "label", "expected"),
     [
         ("en-US", "number input for Motion", "Motion 7.5 is not an integer"),
-        ("ko-KR", "number input for 움직임의 크기", "움직임의 크기: 7.5 값은 정수가 아닙니다."),
+        pytest.param(
+            "ko-KR",
+            "number input for 움직임의 크기",
+            "움직임의 크기: 7.5 값은 정수가 아닙니다.",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_invalid_number_is_rejected_in_the_page_language_with_its_label(server, visit, locale, label, expected):

@@ -260,7 +260,7 @@ def test_disconnect_cancels_job_unless_keep(client, png, keep, ends):
         ("damaged", 500, "model_corrupt"),
     ],
 )
-@pytest.mark.parametrize("path", ["/v1/videos/sync", "/generate"])
+@pytest.mark.parametrize("path", [pytest.param("/v1/videos/sync", marks=pytest.mark.slow), "/generate"])
 def test_failed_job_returns_code_and_retry_after(client, png, path, model, status, code):
     response = client.post(path, data=QUICK | {"model": model}, files={"image": ("a.png", png)})
     assert (response.status_code, response.json()["error"]["code"]) == (status, code)
