@@ -8,8 +8,11 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile --c
 # Package index of PyTorch. Empty: PyPI, whose build for Linux includes CUDA.
 CPU_TORCH := https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
+# Store compiled modules, even where the environment forbids it: without them, each of the many processes that the tests
+# start compiles PyTorch anew, which takes three times as long as to import it.
+export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo quick test test-all check docs bench bench-server faults faults-cluster gallery notebooks screenshots clean chromium
+.PHONY: demo quick test fast-tests test-all check docs bench bench-server faults faults-cluster gallery notebooks screenshots clean chromium
 
 demo: $(VENV)/installed ## create a video from an image with the embedded model
 	@mkdir -p out
@@ -25,7 +28,9 @@ QUICK := tests/test_messages.py tests/test_settings.py tests/test_values.py test
 quick: check ## check style and types, and run the unit tests that need no model: under a minute
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --quiet $(QUICK)
 
-test: check chromium ## run all checks and all tests except slow ones: about 15 minutes on two cores, with installing
+test: check fast-tests ## run all checks and all tests except slow ones: about 15 minutes on two cores, with installing
+
+fast-tests: $(VENV)/installed-dev chromium
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-all: check docs chromium ## run all checks, build the site, and run all tests

@@ -80,9 +80,7 @@ def seconds(arguments: list[str], environment: dict[str, str]) -> float:
     return time.perf_counter() - started
 
 
-def measure(
-    model: str, kinds: list[str], rounds: int, before: Path | None
-) -> dict[str, dict[str, dict[str, object]]]:
+def measure(model: str, kinds: list[str], rounds: int, before: Path | None) -> dict[str, dict[str, dict[str, object]]]:
     """Return the times of each kind and side, with their median. A first round of loading fills the page cache."""
     times: dict[str, dict[str, list[float]]] = {}
     with tempfile.TemporaryDirectory() as folder:

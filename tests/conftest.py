@@ -55,8 +55,53 @@ def s3_store(s3, tmp_path, monkeypatch) -> str:
     return s3.new_bucket("-".join(tmp_path.parts[-2:]).replace("_", "-").lower()[-63:].strip("-"))
 
 
+# Files that take longest: several processes begin with them, so that none of them is left at the end.
+LONGEST = (
+    "test_videos_api.py",
+    "test_page.py",
+    "test_how_to.py",
+    "test_fast.py",
+    "test_generate.py",
+    "test_gpu_group.py",
+    "test_swagger.py",
+    "test_batch_command.py",
+)
+# Files that share the server of tests/serving/conftest.py: they run in one process, which starts it once.
+SHARED_SERVER = tuple(
+    f"tests/serving/test_{name}.py"
+    for name in (
+        "batches_api",
+        "clients",
+        "http_errors",
+        "log_and_head",
+        "openapi",
+        "operation",
+        "videos_api",
+        "waiting",
+        "webhooks",
+    )
+)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Divide the tests by file, but keep files that share a server together."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class LoadServerScheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return SHARED_SERVER[0] if file in SHARED_SERVER else file
+
+    return LoadServerScheduling(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give slow tests a timeout of 30 minutes."""
+    """Move the longest files to the front, and give slow tests a timeout of 30 minutes."""
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
     for item in items:
         if item.get_closest_marker("slow") is not None:
             item.add_marker(pytest.mark.timeout(1800))

@@ -40,18 +40,23 @@ FENCE = re.compile(
     r"^(?:<!-- not run: (?P<reason>[^\n]+) -->\n)?(?P<fence>```+)(?P<language>\w*)\n(?P<code>.*?)^(?P=fence)$",
     re.MULTILINE | re.DOTALL,
 )
-MANY_VIDEOS = [f"docs/how-to/{name}.md" for name in ("batches", "folder-of-photos", "own-fine-tune", "several-seeds")]
+MANY_VIDEOS = [
+    f"docs/how-to/{name}.md"
+    for name in ("8gb-gpu", "batches", "folder-of-photos", "own-fine-tune", "portrait-photos", "several-seeds")
+]
 SLOW = pytest.mark.slow
 OWN_MODEL = "docs/how-to/own-fine-tune.md"
 RUN = ("bash", "python", "javascript", "html")
 SHOWN = ("text", "json", "nginx")
 NOT_RUN = {
     "downloads a model": 3,
+    "has files of your own": 1,
     "installs packages": 3,
     "needs a GPU": 2,
     "needs a notebook": 1,
     "needs a server with API keys": 1,
     "needs the proxy": 1,
+    "reads stdin": 1,
     "starts a cluster": 2,
     "starts a server": 8,
 }

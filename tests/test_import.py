@@ -64,7 +64,14 @@ video = drive(work(Task("j", "video", request, image, Path("latents")), latents)
 }
 
 
-@pytest.mark.parametrize("code", FAST_ENGINE.values(), ids=FAST_ENGINE)
+@pytest.mark.parametrize(
+    "code",
+    [
+        # The command imports all that the library does, and more.
+        pytest.param(code, id=name, marks=[pytest.mark.slow] if name == "library" else [])
+        for name, code in FAST_ENGINE.items()
+    ],
+)
 def test_fast_engine_imports_no_model_library(
     code: str, tiny_svd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

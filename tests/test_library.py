@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,18 @@ def test_none_parameters_equal_unset_parameters(pipeline: VideoPipeline, image: 
     video = kinema.generate(image, model=pipeline, **PARAMETERS, **none)
     assert video.recipe == plain.recipe
     assert np.array_equal(video.frames, plain.frames)
+
+
+def test_size_follows_the_image_unless_it_is_given(pipeline: VideoPipeline, image: Image.Image) -> None:
+    own = {"width": 96, "height": 64, "num_frames": 2, "num_inference_steps": 1}
+    wide = replace(pipeline, defaults=own)
+    portrait, landscape = image.resize((72, 128)), image.resize((128, 72))
+    assert kinema.generate(portrait, model=wide).frames.shape == (2, 96, 64, 3)
+    assert kinema.generate(landscape, model=wide).frames.shape == (2, 64, 96, 3)
+    assert kinema.generate(image, model=wide).frames.shape == (2, 64, 64, 3)
+    assert kinema.generate(portrait, model=wide, size=(72, 64)).frames.shape == (2, 64, 72, 3)
+    request = kinema.generate(portrait, model=wide, size="64x72").recipe.request
+    assert (request.width, request.height) == (64, 72)
 
 
 def test_model_folder_sets_default_num_frames(pipeline: VideoPipeline, image: Image.Image, tiny_svd: Path) -> None:

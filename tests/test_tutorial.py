@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from kinema import tutorial
 from kinema.errors import InvalidImage, InvalidRequest, VideoError
@@ -57,6 +58,13 @@ def test_model_defaults_and_arguments_override_tutorial_parameters(lesson: Lesso
     request = replace(base, pipeline=pipeline).make(ROCKET, seed=1).recipe.request
     assert (request.num_inference_steps, request.num_frames, request.decode_chunk_size) == (3, 2, 2)
     assert lesson.make(ROCKET, seed=1, num_inference_steps=2).recipe.request.num_inference_steps == 2
+
+
+def test_size_follows_the_image(lesson: Lesson) -> None:
+    pipeline = replace(lesson.pipeline, defaults={"width": 96, "height": 64, "num_frames": 2, "num_inference_steps": 1})
+    plain = replace(lesson, pipeline=pipeline, parameters={})
+    assert plain.make(Image.new("RGB", (72, 128)), seed=1).frames.shape == (2, 96, 64, 3)
+    assert plain.make(ROCKET, seed=1, size="64x72").frames.shape == (2, 72, 64, 3)
 
 
 @pytest.mark.parametrize("seed", [-2, 2**53])

@@ -2,12 +2,13 @@
 
 import math
 import re
+from fractions import Fraction
 
 import pytest
 from pydantic import ValidationError
 
 from kinema.errors import InvalidRequest, KinemaError
-from kinema.values import MAX_SEED, ImageGeneration, ModelIdentity, Recipe, VideoRequest
+from kinema.values import MAX_SEED, ImageGeneration, ModelIdentity, Recipe, VideoRequest, exact_rate
 
 RANGES = [
     ("seed", 0, MAX_SEED),
@@ -83,6 +84,7 @@ def test_non_finite_number_is_rejected(name: str, value: float) -> None:
     ("parameters", "texts"),
     [
         ({"fit": "zoom"}, ["fit 'zoom'", "'crop', 'pad' or 'stretch'"]),
+        ({"loop": "maybe"}, ["loop 'maybe'", "true or false"]),
         ({"fps": 7.5}, ["fps 7.5", "integer"]),
         ({"num_frames": "many"}, ["num_frames 'many'", "integer"]),
         ({"seed": "lucky"}, ["seed 'lucky'", "integer"]),
@@ -199,6 +201,40 @@ def test_changed_keeps_random_seed_unless_set() -> None:
 )
 def test_guided_is_true_if_any_frame_is(parameters: dict[str, float], guided: bool) -> None:
     assert VideoRequest.checked(**parameters).guided is guided
+
+
+@pytest.mark.parametrize(
+    ("given", "stored", "rate"),
+    [
+        (24, 24, Fraction(24)),
+        ("24.0", 24, Fraction(24)),
+        ("23.976", 23.976, Fraction(2997, 125)),
+        ("30000/1001", 30000 / 1001, Fraction(30000, 1001)),
+        (29.97003, 30000 / 1001, Fraction(30000, 1001)),
+        (" 60 / 8 ", 7.5, Fraction(15, 2)),
+    ],
+)
+def test_playback_rate_is_exact_and_survives_json(given: object, stored: float, rate: Fraction) -> None:
+    request = VideoRequest.checked(playback_fps=given)
+    assert (request.playback_fps, type(request.playback_fps)) == (stored, type(stored))
+    assert exact_rate(request.frame_rate) == rate
+    assert VideoRequest.model_validate_json(request.model_dump_json()) == request
+    assert f'"playback_fps":{stored},' in request.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (29.12345, "playback_fps 29.12345 can't be stored exactly; use up to three decimals, or a fraction such as"),
+        ("30/0", "playback_fps '30/0' is not a number; use 1 to 120"),
+        ("1/3", "playback_fps 0.3333333333333333 is out of range: 1 to 120"),
+        (math.nan, "playback_fps nan is out of range: 1 to 120"),
+    ],
+)
+def test_playback_rate_that_cannot_be_stored_is_rejected(given: object, message: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"^{re.escape(message)}") as error:
+        VideoRequest.checked(playback_fps=given)
+    assert error.value.param == "playback_fps"
 
 
 def test_frame_rate_is_fps_unless_playback_fps_is_set() -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 from kinema.errors import InvalidRequest
 from kinema.media.image import fit_warnings, open_image
 from kinema.models.catalog import for_image_model, parameter_warnings, request_for
+from kinema.models.video_size import expand_size, follow_image
 from kinema.steps import drive
 from kinema.values import VideoParameters
 
@@ -137,6 +138,7 @@ def _with_each_keyword(function: Function) -> Function:
 def generate(
     image: ImageSource | None = None,
     *,
+    last_image: ImageSource | None = None,
     prompt: str | None = None,
     model: str | Path | VideoPipeline | None = None,
     image_model: str | Path | ImagePipeline | None = None,
@@ -155,6 +157,7 @@ def generate(
 
     Args:
         image: Path, http(s) URL, encoded bytes, open binary file, PIL image, or uint8 array [height, width, 3].
+        last_image: Image at which the video ends, as for `image`. Denoising takes twice as long.
         prompt: Text from which to generate the image, in place of `image`. The seed applies to both models.
         model: As for `load`, or a pipeline returned by it.
         image_model: As for `load_image_pipeline`, or a pipeline returned by it. None: also depends on the video's size.
@@ -163,7 +166,9 @@ def generate(
         engine: As for `load`.
         precision: As for `load`.
         gpus: As for `load`.
-        **parameters: Fields of `VideoRequest`; by default those of the models.
+        **parameters: Fields of `VideoRequest`; by default those of the models. `size`, "576x1024" or (576, 1024), sets
+            width and height. A side that is not set follows the image: landscape images get the model's size, portrait
+            ones the same upright, and those from 4:5 to 5:4 a square of about as many pixels.
 
     Returns:
         The video: `frames` uint8 [num_frames, height, width, 3], `fps`, `seed`, `recipe`, and the input `image`;
@@ -173,13 +178,14 @@ def generate(
         KinemaError: the input is invalid or the generation failed.
     """
     loading = Loading(model, image_model, device, dtype, engine, precision, gpus)
-    return drive(start(image, prompt, loading, **parameters))
+    return drive(start(image, prompt, loading, last_image, **parameters))
 
 
 @_with_each_keyword
 def stream(
     image: ImageSource | None = None,
     *,
+    last_image: ImageSource | None = None,
     prompt: str | None = None,
     model: str | Path | VideoPipeline | None = None,
     image_model: str | Path | ImagePipeline | None = None,
@@ -199,7 +205,7 @@ def stream(
         InvalidRequest, InvalidImage: immediately. Other errors are raised during iteration.
     """
     loading = Loading(model, image_model, device, dtype, engine, precision, gpus)
-    return _with_result(start(image, prompt, loading, **parameters))
+    return _with_result(start(image, prompt, loading, last_image, **parameters))
 
 
 def _with_result(events: Generator[Event, None, Video]) -> Generator[Event | Video, None, None]:
@@ -220,7 +226,11 @@ class Loading:
 
 
 def start(
-    image: ImageSource | None, prompt: str | None, loading: Loading, **parameters: Any
+    image: ImageSource | None,
+    prompt: str | None,
+    loading: Loading,
+    last_image: ImageSource | None = None,
+    **parameters: Any,
 ) -> Generator[Event, None, Video]:
     """Validate image and parameters, issue warnings, and return the generator of events that returns the video.
 
@@ -228,18 +238,25 @@ def start(
         InvalidRequest, InvalidImage: immediately. Other errors are raised during iteration.
     """
     _explain_diffusers_parameters(parameters)
+    parameters = expand_size(parameters)
     check_image_or_prompt(image, prompt)
     name, defaults = _video_model(loading)
     request = request_for(model=name, defaults=defaults, prompt=prompt, **parameters)
+    last = None
+    if last_image is not None:
+        check_last_image(request)
+        last = open_image(last_image)
+        _warn(image_warnings(last.facts, request))
     if image is not None:
         if loading.image_model is not None:
             raise InvalidRequest("image_model only applies with a prompt; remove it or add a prompt", "image_model")
         opened = open_image(image)
+        request = follow_image(request, opened.facts.size, parameters, defaults)
         _warn(all_warnings(opened.facts, request))
-        return _from_image(loading, opened, request)
+        return _from_image(loading, opened, request, last)
     loading, request = _with_image_model(loading, request)
     _warn(parameter_warnings(request))
-    return _from_prompt(loading, request)
+    return _from_prompt(loading, request, last)
 
 
 def check_image_or_prompt(image: object, prompt: object) -> None:
@@ -256,6 +273,18 @@ def check_image_or_prompt(image: object, prompt: object) -> None:
         )
     if image is None and prompt is None:
         raise InvalidRequest("neither an image nor a prompt was passed; pass one of them", "image")
+
+
+def check_last_image(request: VideoRequest) -> None:
+    """Check that a video can end at a last image.
+
+    Raises:
+        InvalidRequest: it is a loop, or has one frame.
+    """
+    if request.loop:
+        raise InvalidRequest("a loop ends at its first image; remove last_image, or set loop to false", "last_image")
+    if request.num_frames == 1:
+        raise InvalidRequest("num_frames 1 has no last frame for last_image; use at least 2", "num_frames")
 
 
 def _video_model(loading: Loading) -> tuple[str, dict[str, Any] | None]:
@@ -292,7 +321,9 @@ def _with_image_model(loading: Loading, request: VideoRequest) -> tuple[Loading,
     return replace(loading, image_model=image_model), for_image_model(request, str(image_model))
 
 
-def _from_image(loading: Loading, image: InputImage, request: VideoRequest) -> Generator[Event, None, Video]:
+def _from_image(
+    loading: Loading, image: InputImage, request: VideoRequest, last_image: InputImage | None
+) -> Generator[Event, None, Video]:
     from kinema.engine import generate as generate_video
     from kinema.models.loading import VideoPipeline
 
@@ -300,10 +331,12 @@ def _from_image(loading: Loading, image: InputImage, request: VideoRequest) -> G
     if not isinstance(pipeline, VideoPipeline):
         options = {name: getattr(loading, name) for name in ("device", "dtype", "engine", "precision", "gpus")}
         pipeline = load(pipeline, **options)
-    return (yield from generate_video(pipeline, image, request))
+    return (yield from generate_video(pipeline, image, request, last_image))
 
 
-def _from_prompt(loading: Loading, request: VideoRequest) -> Generator[Event, None, Video]:
+def _from_prompt(
+    loading: Loading, request: VideoRequest, last_image: InputImage | None
+) -> Generator[Event, None, Video]:
     """Generate image and video. A text-to-image model loaded here is unloaded before the video model is loaded."""
     from kinema.engine import generate_image, prompt_warnings
     from kinema.models.image_pipeline import ImagePipeline, completed
@@ -324,7 +357,7 @@ def _from_prompt(loading: Loading, request: VideoRequest) -> Generator[Event, No
         if is_loaded_here:
             image_pipeline.release()
     del image_pipeline
-    return (yield from _from_image(loading, image, request))
+    return (yield from _from_image(loading, image, request, last_image))
 
 
 def _explain_diffusers_parameters(parameters: Mapping[str, object]) -> None:
@@ -349,5 +382,9 @@ def _warn(messages: Iterable[str]) -> None:
 
 def all_warnings(image: ImageFacts, request: VideoRequest) -> list[Message]:
     """Return the warnings about the image, its fitting and the parameters."""
-    fitting = fit_warnings(image.size, request.width, request.height, request.fit)
-    return [*image.warnings, *fitting, *parameter_warnings(request)]
+    return [*image_warnings(image, request), *parameter_warnings(request)]
+
+
+def image_warnings(image: ImageFacts, request: VideoRequest) -> list[Message]:
+    """Return the warnings about the image and its fitting."""
+    return [*image.warnings, *fit_warnings(image.size, request.width, request.height, request.fit)]

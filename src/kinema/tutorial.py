@@ -10,17 +10,14 @@ The module has no state: each `Lesson` has the models that it was loaded with.
 
 from __future__ import annotations
 
-import math
 import sys
 import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from PIL import Image, ImageDraw
-
 from kinema import library
 from kinema.errors import InvalidRequest
+from kinema.media.motion_sheet import MotionSheet
 from kinema.media.video_writer import check_target
 from kinema.steps import drive
 from kinema.values import RANDOM_SEED, TEXT_TO_IMAGE_FIELDS
@@ -29,6 +26,8 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+    from PIL import Image
 
     from kinema.media.image import ImageSource
     from kinema.media.video import Video
@@ -41,9 +40,6 @@ STEPS = 10
 DECODE_CHUNK = 2
 FRAMES_FROM_IMAGE = 10
 FRAMES_FROM_TEXT = 12
-
-SHEET_WIDTH = 2048
-BRIGHTNESS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +106,9 @@ class Lesson:
 
         Prints progress, warnings and the seed.
         """
+        # Without width and height, which would keep the size from following the image.
         defaults = {"num_inference_steps": STEPS, "decode_chunk_size": DECODE_CHUNK, **self.pipeline.defaults}
+        defaults = {name: value for name, value in defaults.items() if name not in ("width", "height")}
         own = {"image_model": self.image_model, **self.parameters}
         if parameters.get("prompt") is None:
             own = {name: value for name, value in own.items() if name not in TEXT_TO_IMAGE_FIELDS}
@@ -191,27 +189,13 @@ def motion_by_seed(videos: Sequence[Video]) -> Image.Image:
     """
     if not videos:
         raise InvalidRequest("there are no videos to compare; pass at least one", "videos")
-    by_cell = {(video.recipe.request.motion_bucket_id, video.seed): video for video in videos}
-    motions = sorted({motion for motion, _ in by_cell})
-    seeds = sorted({seed for _, seed in by_cell})
-    _, height, width, _ = videos[0].frames.shape
-    scale = min(1.0, SHEET_WIDTH / (2 * width * len(seeds)))
-    w, h = math.floor(2 * width * scale), round(height * scale)
-    sheet = Image.new("RGB", (w * len(seeds), h * len(motions)))
-    for (motion, seed), video in by_cell.items():
-        tile, change = _tile(video)
-        corner = seeds.index(seed) * w, motions.index(motion) * h
-        sheet.paste(tile.resize((w, h), Image.Resampling.LANCZOS), corner)
-        label = f"motion {motion}, seed {seed}: change {change:.1f}/255"
-        ImageDraw.Draw(sheet).text((corner[0] + 4, corner[1] + 4), label, "white", stroke_width=1, stroke_fill="black")
-    return sheet
-
-
-def _tile(video: Video) -> tuple[Image.Image, float]:
-    """Return the last frame beside its brightened difference from the first, and the mean difference (0 to 255)."""
-    difference = np.abs(video.frames[-1].astype(np.float32) - video.frames[0]).mean(axis=2, keepdims=True)
-    brightened = (difference * BRIGHTNESS).clip(0, 255).astype(np.uint8).repeat(3, axis=2)
-    return Image.fromarray(np.hstack([video.frames[-1], brightened])), float(difference.mean())
+    requests = [video.recipe.request for video in videos]
+    motions = sorted({request.motion_bucket_id for request in requests})
+    sheet = MotionSheet(motions, sorted({request.seed for request in requests}))
+    for video in videos:
+        sheet.add(video.recipe.request.motion_bucket_id, video.seed, video.frames)
+    assert sheet.image is not None
+    return sheet.image
 
 
 def _print_over(text: str, end: str = "") -> None:

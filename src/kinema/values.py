@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import re
 import secrets
+from fractions import Fraction
 from typing import Annotated, Any, Final, Literal, TypedDict, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_serializer,
+    field_validator,
+)
 
 from kinema.errors import InvalidRequest
 from kinema.messages import Message
@@ -33,6 +43,28 @@ def draw_seed(seed: Any = None) -> Any:
     """Return `seed`, or a random seed from 0 to 2³²−1 for None and −1."""
     is_random = seed is None or (seed.strip() if isinstance(seed, str) else seed) in (RANDOM_SEED, "-1")
     return secrets.randbelow(2**32) if is_random else seed
+
+
+# 29.97 frames/s are 30000/1001. Every rate of up to three decimals also has a denominator of at most 1001.
+MAX_RATE_DENOMINATOR = 1001
+_FRACTION = re.compile(r"\s*([0-9]{1,9})\s*/\s*([1-9][0-9]{0,8})\s*")
+_RATE_ROUNDING = Fraction(2, 10**7)  # 29.97003 means 30000/1001
+
+
+def exact_rate(fps: float) -> Fraction:
+    """Return a frame rate as the fraction with a denominator of at most 1001 that the number stands for."""
+    return Fraction(fps).limit_denominator(MAX_RATE_DENOMINATOR)
+
+
+def rate_number(rate: Fraction) -> float:
+    """Return a frame rate as an int if it is whole, else as the float from which `exact_rate` returns it."""
+    return rate.numerator if rate.denominator == 1 else float(rate)
+
+
+def _parse_fraction(value: Any) -> Any:
+    """Return the number that a text such as "30000/1001" stands for; leave anything else unchanged."""
+    match = _FRACTION.fullmatch(value) if isinstance(value, str) else None
+    return value if match is None else int(match[1]) / int(match[2])
 
 
 class VideoRequest(BaseModel):
@@ -62,8 +94,12 @@ class VideoRequest(BaseModel):
         "seed, image, parameters, model, machine and number of CPU threads give the same video.",
         json_schema_extra={"minimum": RANDOM_SEED},
     )
-    width: int = Field(default=1024, ge=64, le=2048, description="Width in pixels, a multiple of 8.")
-    height: int = Field(default=576, ge=64, le=2048, description="Height in pixels, a multiple of 8.")
+    width: int = Field(
+        default=1024, ge=64, le=2048, description="Width in pixels, a multiple of 8. Unset: follows the image."
+    )
+    height: int = Field(
+        default=576, ge=64, le=2048, description="Height in pixels, a multiple of 8. Unset: follows the image."
+    )
     num_frames: int = Field(default=25, ge=1, le=128, description="Frames to generate.")
     num_inference_steps: int = Field(
         default=25, ge=1, le=200, description="Denoising steps: more are slower and usually give a cleaner video."
@@ -74,8 +110,12 @@ class VideoRequest(BaseModel):
         le=120,
         description="Frame rate that conditions the model; also the playback rate unless playback_fps is set.",
     )
-    playback_fps: int | None = Field(
-        default=None, ge=1, le=120, description="Playback frame rate of the file, if different from fps."
+    playback_fps: Annotated[float | None, BeforeValidator(_parse_fraction)] = Field(
+        default=None,
+        ge=1,
+        le=120,
+        description="Playback frame rate of the file, if different from fps: a number such as 24 or 23.976, or a "
+        "fraction such as 30000/1001, which is stored exactly.",
     )
     motion_bucket_id: int = Field(
         default=127,
@@ -115,6 +155,11 @@ class VideoRequest(BaseModel):
         default="crop",
         description="How the image is fitted to width × height: crop cuts the edges, pad adds black bars, stretch "
         "changes the aspect ratio.",
+    )
+    loop: bool = Field(
+        default=False,
+        description="Lead the video back to its first frame, so that it can play in a loop. Denoising takes "
+        "twice as long.",
     )
     prompt: str | None = Field(
         default=None,
@@ -166,6 +211,30 @@ class VideoRequest(BaseModel):
             )
         return value
 
+    @field_validator("playback_fps")
+    @classmethod
+    def _exact_rate(cls, value: float | None) -> float | None:
+        if value is None:
+            return None
+        rate = exact_rate(value)
+        if abs(rate - Fraction(value)) > _RATE_ROUNDING:
+            raise ValueError(
+                Message(
+                    "inexact_rate",
+                    "{name} {value} can't be stored exactly; use up to three decimals, or a fraction such as {example} "
+                    "with a denominator of at most {largest}",
+                    name="playback_fps",
+                    value=value,
+                    example="30000/1001",
+                    largest=MAX_RATE_DENOMINATOR,
+                )
+            )
+        return rate_number(rate)
+
+    @field_serializer("playback_fps")
+    def _whole_rate_as_integer(self, value: float | None) -> Any:
+        return value  # the type float would turn 24 into 24.0
+
     @field_validator("prompt")
     @classmethod
     def _reject_blank_prompt(cls, value: str | None) -> str | None:
@@ -204,14 +273,19 @@ class VideoRequest(BaseModel):
         return VideoRequest.checked(**(self.model_dump() | parameters))
 
     @property
-    def frame_rate(self) -> int:
-        """Playback frame rate of the file, in frames per second."""
+    def frame_rate(self) -> float:
+        """Playback frame rate of the file, in frames per second: an int if it is whole; see `exact_rate`."""
         return self.fps if self.playback_fps is None else self.playback_fps
 
     @property
     def work(self) -> float:
-        """Work of the video model, in millions of pixels × frames × steps."""
-        return self.width * self.height * self.num_frames * self.num_inference_steps / 1_000_000
+        """Work of the video model, in millions of pixels × frames × predictions."""
+        return self.width * self.height * self.num_frames * self.num_predictions / 1_000_000
+
+    @property
+    def num_predictions(self) -> int:
+        """Predictions of the UNet: one per denoising step, two for a loop."""
+        return self.num_inference_steps * (1 + self.loop)
 
     @property
     def guided(self) -> bool:
@@ -221,21 +295,23 @@ class VideoRequest(BaseModel):
 
 
 class VideoParameters(TypedDict, total=False):
-    """The keywords of `kinema.generate` that are fields of `VideoRequest`; None is the default of the models."""
+    """The keywords of `kinema.generate` that are fields of `VideoRequest`, and `size`; None is the default."""
 
     seed: int | None
+    size: str | tuple[int, int] | None
     width: int | None
     height: int | None
     num_frames: int | None
     num_inference_steps: int | None
     fps: int | None
-    playback_fps: int | None
+    playback_fps: float | None
     motion_bucket_id: int | None
     noise_aug_strength: float | None
     min_guidance_scale: float | None
     max_guidance_scale: float | None
     decode_chunk_size: int | None
     fit: Fit | None
+    loop: bool | None
     negative_prompt: str | None
     image_guidance_scale: float | None
     image_num_inference_steps: int | None
@@ -277,6 +353,8 @@ def _first_error(error: ValidationError) -> InvalidRequest:
                 value=value,
                 range=_range_of(name),
             )
+        case "bool_parsing" | "bool_type":
+            message = Message("not_a_boolean", "{name} {value!r} is invalid; use true or false", name=name, value=value)
         case "int_type" | "int_parsing" | "int_from_float":
             message = Message(
                 "not_an_integer",
@@ -354,6 +432,24 @@ class ImageGeneration(BaseModel):
     )
 
 
+class FileEncoding(BaseModel):
+    """How the frames of a video are encoded in its file; the defaults are those of every file without options."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    crf: int | None = Field(
+        default=None, ge=0, le=63, description="Quality of mp4 and webm, lower is better; None is the default."
+    )
+    boomerang: bool = Field(
+        default=False,
+        description="Whether the frames play forward and then backward; the first and the last frame are not repeated.",
+    )
+    from_stored: bool = Field(
+        default=False,
+        description="Whether the file was encoded from the server's stored mp4, not from the generated frames.",
+    )
+
+
 # Incremented when a recipe's fields change, so that another version rejects the recipe rather than misreads it.
 RECIPE_FORMAT: Final = 2
 
@@ -370,6 +466,7 @@ class Recipe(BaseModel):
     kinema: str = Field(description="Version of Kinema.")
     request: VideoRequest
     image_sha256: str = Field(description="SHA-256 of the image's pixels (RGB, upright), before fitting.")
+    last_image_sha256: str | None = Field(default=None, description="The same of the last image, if there is one.")
     image_generation: ImageGeneration | None = Field(
         default=None, description="How the image was generated, if the request has a prompt."
     )
@@ -392,6 +489,7 @@ class Recipe(BaseModel):
     memory_plan: str
     gpus: int = Field(default=1, description="Number of GPUs that generated the video together.")
     decode_chunk_size: int
+    encoding: FileEncoding = Field(default=FileEncoding(), description="How the frames are encoded in the file.")
     events: tuple[str, ...] = Field(
         default=(), description="Problems during generation and how they were handled, e.g. a retry."
     )

@@ -96,6 +96,7 @@ def test_failed_job_is_reported_and_tried_again(batch, monkeypatch):
 
 
 @pytest.mark.usefixtures("photos")
+@pytest.mark.slow
 def test_changed_image_replaces_its_video(batch, folder):
     assert batch("photos", "--seed", "1").code == 0
     before = {file: (folder / "videos" / file).read_bytes() for file in files()}
@@ -106,6 +107,7 @@ def test_changed_image_replaces_its_video(batch, folder):
 
 
 @pytest.mark.usefixtures("photos")
+@pytest.mark.slow
 def test_renamed_or_duplicated_image_is_not_made_again(batch, folder):
     write_image(folder / "photos" / "copy.png", 0)  # the same as a.png
     assert batch("photos").code == 0

@@ -6,14 +6,19 @@ from pathlib import Path
 
 import pytest
 from batch_inputs import write_image
+from PIL import ExifTags, Image
 
 from kinema.batch.batch_items import plan_items
+from kinema.batch.own_queue import OwnQueue
 from kinema.errors import InvalidRequest
 from kinema.models.catalog import request_for
+from kinema.models.video_size import follow_image
+from kinema.settings import Settings
 
 
-def complete(parameters):
-    return request_for(**{"model": "pocket", **parameters})
+def complete(parameters, image_size=None):
+    request = request_for(**{"model": "pocket", **parameters})
+    return request if image_size is None else follow_image(request, image_size, parameters)
 
 
 def plan(*sources, seeds=1, **parameters):
@@ -49,6 +54,35 @@ def test_contact_sheet_in_the_output_folder_is_no_source(folder):
     write_image(folder / "videos" / "contact-sheet.png", 2)
     items, failures = plan("videos")
     assert ([item.name for item in items], failures) == (["a"], [])
+
+
+def test_size_follows_each_image_unless_it_is_given(photos):
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (64, 48)).save(photos / "d.jpg", exif=turned)
+    (photos / "e.png").write_bytes(b"no image")
+    manifest = write_manifest(
+        {"image": "photos/d.jpg", "size": "96x64", "name": "given"},
+        {"image": "photos/d.jpg", "size": "96", "name": "bad"},
+        {"image": "photos/d.jpg", "size": "96x64", "width": 96},
+        {"prompt": "a rocket"},
+    )
+    items, failures = plan(photos, manifest)
+    sizes = {item.name: (item.request.width, item.request.height) for item in items}
+    assert sizes == {
+        "a": (288, 160), "b": (288, 160), "c": (288, 160), "d": (160, 288), "e": (288, 160), "given": (96, 64),
+        "a-rocket": (288, 160),
+    }  # fmt: skip
+    for failure, message in zip(failures, ("size '96' is invalid", "size '96x64' and width 96 are both"), strict=True):
+        assert message in failure.error.message
+    (item,), _ = plan(photos / "d.jpg", width=96, height=64)
+    assert (item.request.width, item.request.height) == (96, 64)
+
+
+def test_own_queue_completes_a_request_by_the_image(folder):
+    jobs = OwnQueue(folder, Settings(device="cpu", model="pocket"))
+    sizes = [jobs.complete(given, (30, 40)) for given in ({}, {"width": 96}, {"prompt": "a rocket"})]
+    assert [(request.width, request.height) for request in sizes] == [(160, 288), (96, 288), (288, 160)]
 
 
 def test_manifest_line_has_image_prompt_name_and_parameters(photos):

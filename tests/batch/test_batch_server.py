@@ -43,6 +43,17 @@ def files():
     return sorted(path.name for path in Path("videos").glob("*.mp4"))
 
 
+def test_size_follows_the_image_by_the_defaults_of_the_server(monkeypatch):
+    model = {"id": "theirs", "kind": "video", "default": True, "defaults": {"width": 320, "height": 192}}
+    monkeypatch.setattr(server_jobs.ServerJobs, "_models", [model])
+    with server_jobs.ServerJobs("http://gpu:3000", None, None) as jobs:
+        requests = [jobs.complete({}, size) for size in ((40, 30), (30, 40), (30, 30), None)]
+        requests.append(jobs.complete({"width": 64}, (30, 40)))
+    assert [(request.width, request.height) for request in requests] == [
+        (320, 192), (192, 320), (256, 256), (320, 192), (64, 320),
+    ]  # fmt: skip
+
+
 @pytest.mark.slow
 def test_full_queue_is_waited_for_and_a_rerun_finds_the_jobs(on_server, server, folder):
     for seed in range(8):

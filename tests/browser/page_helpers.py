@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -61,9 +62,14 @@ def upload_image(page, path=ROCKET):
     page.wait_for_selector(".k-image .k-media img")
 
 
+def number_field(page, label):
+    """Return a field by its label, which may be followed by help text."""
+    return page.get_by_label(re.compile(rf"^\s*{label}(\s|$)"))
+
+
 def set_number(page, label, value):
     """Fill a number field; open the section "More parameters" if needed."""
-    field = page.get_by_label(label, exact=True)
+    field = number_field(page, label)
     if not field.is_visible():
         page.click(".k-more > button")
     field.fill(str(value))

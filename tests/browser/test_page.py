@@ -4,7 +4,8 @@ import json
 import re
 
 import pytest
-from page_helpers import ROCKET, SLOW, Server, finished, generate, ready, set_number, upload_image
+from page_helpers import ROCKET, SLOW, Server, finished, generate, number_field, ready, set_number, upload_image
+from PIL import Image
 
 pytestmark = pytest.mark.browser
 
@@ -52,6 +53,24 @@ def test_image_preview_follows_fit_and_size(server, visit):
         ".k-image .k-media > img", "i => i.decode().then(() => [i.naturalWidth, i.naturalHeight])"
     ) == [288, 288]
     assert "288×288" in page.inner_text("#k-note .k-warnings")  # the model was not trained on this size
+
+
+def test_empty_size_follows_a_portrait_image(server, visit, tmp_path):
+    with Image.open(ROCKET) as image:
+        image.crop((200, 0, 440, 427)).save(tmp_path / "phone.jpg")
+    page = visit(server.url)
+    upload_image(page, tmp_path / "phone.jpg")
+    page.wait_for_selector(".k-image .k-media img[src*='width=160&height=288']")
+    assert "160×288" in page.inner_text("#k-note .k-warnings")  # the model was not trained on this size
+    followed = generate(page)
+    set_number(page, "Width", 288)
+    page.wait_for_selector(".k-image .k-media img[src*='width=288&height=288']")
+    given = generate(page)
+    finished(page)
+    for job, sides in ((followed, ["", ""]), (given, ["288", "288"])):
+        other = visit(f"{server.url}?job={job}")
+        other.click(".k-more > button")
+        assert [number_field(other, side).input_value() for side in ("Width", "Height")] == sides
 
 
 def test_image_can_be_dropped_or_pasted(server, visit):
@@ -112,6 +131,7 @@ def test_example_image_becomes_a_video(server, visit):
     assert page.locator(".k-card h3").first.inner_text() == "Coffee"
 
 
+@pytest.mark.slow
 def test_fit_has_the_same_name_in_the_note(server, visit):
     page = visit(server.url)
     upload_image(page)
@@ -124,7 +144,12 @@ def test_fit_has_the_same_name_in_the_note(server, visit):
     ("locale", "label", "expected"),
     [
         ("en-US", "number input for Motion", "Motion 7.5 is not an integer"),
-        ("ko-KR", "number input for 움직임의 크기", "움직임의 크기: 7.5 값은 정수가 아닙니다."),
+        pytest.param(
+            "ko-KR",
+            "number input for 움직임의 크기",
+            "움직임의 크기: 7.5 값은 정수가 아닙니다.",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_invalid_number_is_rejected_in_the_page_language_with_its_label(server, visit, locale, label, expected):

@@ -15,7 +15,7 @@ from kinema.cli import main
 from kinema.media.video import Video
 from kinema.media.video_writer import probe, read_frames, read_recipe
 from kinema.steps import Restart, Step, drive
-from kinema.values import TEXT_TO_IMAGE_FIELDS, VideoRequest
+from kinema.values import MAX_SEED, TEXT_TO_IMAGE_FIELDS, VideoRequest
 from tiny import make_tiny_svd
 
 
@@ -171,6 +171,13 @@ def test_unset_options_use_the_model_defaults(kinema, image, folder, tiny_svd):
     assert probe(folder / "rocket.mp4").frames == 4  # what the tiny UNet's configuration says
 
 
+def test_size_option_sets_width_and_height(kinema, image, folder, tiny_svd):
+    options = "--model", tiny_svd, "--num-frames=1", "--num-inference-steps=1"
+    assert kinema("generate", image, "--size=72×64", *options).code == 0
+    info = probe(folder / "rocket.mp4")
+    assert (info.width, info.height) == (72, 64)
+
+
 def test_random_seed_is_printed(kinema, image, folder, tiny_svd):
     result = kinema("generate", image, "--model", tiny_svd, *SMALL[:-1])
     seed = read_recipe(folder / "rocket.mp4").request.seed
@@ -186,7 +193,7 @@ def test_restarted_decode_writes_only_second_attempt(generate, folder, monkeypat
     """A fake engine restarts decoding, because no tiny model fails in one dtype only."""
     engine_generate = importlib.import_module("kinema.engine").generate
 
-    def restart_decode(pipeline, image, request):
+    def restart_decode(pipeline, image, request, last_image):
         video = drive(engine_generate(pipeline, image, request))
         yield Step("decode", 1, 2, frames=255 - video.frames[:1])
         yield Restart("decode", "decoded again in float32")
@@ -293,7 +300,7 @@ INVALID_ARGUMENTS = {
     "missing image": (["nope.png"], 2, "file nope.png not found; check the name and the folder"),
     "not an image": (["text.txt"], 2, "text.txt is not a supported image; use a JPEG, PNG, WebP, HEIC or AVIF"),
     "truncated": (["cut.png"], 2, "cut.png is damaged or truncated"),
-    "folder as image": (["full"], 2, "full is a folder; use one image in it"),
+    "folder without images": (["full"], 2, "the folder full has no images (.avif, .heic, .heif, .hif, .jpeg,"),
     "out of range": (["rocket.png", "--fps=500"], 2, "fps 500 is out of range: 1 to 120"),
     "not a multiple of 8": (["rocket.png", "--width=100"], 2, "width 100 is not a multiple of 8; use 96 or 104"),
     "invalid choice": (["rocket.png", "--fit=zoom"], 2, "fit 'zoom' is invalid: input should be 'crop', 'pad' or"),
@@ -308,16 +315,37 @@ INVALID_ARGUMENTS = {
     "unknown extension": (["rocket.png", "-o", "x.avi"], 2, "x.avi has the unsupported extension .avi; use .mp4"),
     "a file for a folder": (["rocket.png", "-o", "photo.webp/no/x.mp4"], 2, "photo.webp is not a folder"),
     "non-empty folder": (["rocket.png", "-o", "full"], 2, "the folder full is not empty; use a new one"),
-    "one file for two": (["rocket.png", "cut2.png", "-o", "x.mp4"], 2, "x.mp4 is one file, but there are 2 inputs"),
+    "one file for two": (["rocket.png", "cut2.png", "-o", "x.mp4"], 2, "x.mp4 is one file, but there are 2 videos"),
     "one name for two": (["rocket.png", "rocket.png"], 2, "rocket.mp4 is the path of more than one result"),
     "unknown field": (["rocket.png", "-o", "{stme}.mp4"], 2, "unknown field {stme} in {stme}.mp4; expected one of "),
     "output at image path": (["photo.webp", "-o", "photo.webp"], 2, "photo.webp is the input and would be"),
     "contact sheet at image path": (["rocket.png", "--contact-sheet=rocket.png"], 2, "rocket.png is the input and"),
     "contact sheet extension": (["rocket.png", "--contact-sheet=a.jpg"], 2, "a.jpg must end in .png; use a.png"),
+    "crf of gif": (["rocket.png", "-o", "a.gif", "--crf=20"], 2, "gif has no crf; use .mp4 or .webm"),
+    "crf out of range": (["rocket.png", "--crf=52"], 2, "crf 52 is out of range: 1 to 51 for mp4; lower is better"),
+    "inexact rate": (["rocket.png", "--playback-fps=7.12345"], 2, "playback_fps 7.12345 can't be stored exactly"),
+    "seed too high": (["rocket.png", "--num-videos=2", f"--seed={MAX_SEED}"], 2, f"use at most {MAX_SEED - 1}"),
+    "stdin twice": (["-", "-"], 2, "- reads one image from stdin, but was passed twice"),
+    "sheet of two images": (["rocket.png", "cut2.png", "--sheet=a.png"], 2, "of one image, but 2 were passed"),
+    "sheet of a prompt": (["--prompt=a boat", "--sheet=a.png"], 2, "of one image, but a prompt was passed"),
+    "sheet extension": (["rocket.png", "--sheet=a.jpg"], 2, "the sheet a.jpg must end in .png; use a.png"),
+    "sheet at path of video": (
+        ["rocket.png", "--sheet={stem}.png", "--contact-sheet={stem}.png", "--num-videos=1", "--motions=40"],
+        2,
+        "rocket.png is the input and would be overwritten",
+    ),
+    "motions without sheet": (["rocket.png", "--motions=40"], 2, "--motions only applies with --sheet"),
+    "motion out of range": (["rocket.png", "--sheet=a.png", "--motions=40,2000"], 2, "motion_bucket_id '2000' is out"),
+    "motion twice": (["rocket.png", "--sheet=a.png", "--motions=4", "--motion-bucket-id=9"], 2, "both passed; remove"),
+    "sheet too large": (["rocket.png", "--sheet=a.png", "--num-videos=34"], 2, "would have 102 videos; at most 100"),
+    "unknown on-error": (["rocket.png", "--on-error=skip"], 2, "'skip' is not one of"),
     "fps too high for gif": (["rocket.png", "-o", "a.gif", "--fps=90"], 2, "gif supports at most 50 frames/s, not 90"),
     "unknown model": (["rocket.png", "--model=svdxt"], 3, "model 'svdxt' not found; did you mean svd-xt?"),
     "not an SVD": (["rocket.png", "--model=full"], 3, "full has no model_index.json"),
     "offline": (["rocket.png", "--model=some/one"], 3, "some/one is not downloaded, and HF_HUB_OFFLINE is set"),
+    "invalid size": (["rocket.png", "--size=576"], 2, "size '576' is invalid; expected width x height, such as 1024x"),
+    "size and width": (["rocket.png", "--size=64x64", "--width=64"], 2, "size '64x64' and width 64 are both set; re"),
+    "size out of range": (["rocket.png", "--size=64x2056"], 2, "height 2056 is out of range: 64 to 2048"),
     "unavailable device": (["rocket.png", "--device=cuda:77"], 2, "device 'cuda:77' is not available; use auto, "),
     "unknown dtype": (["rocket.png", "--dtype=fp16"], 2, "dtype 'fp16' is invalid; expected auto (float16 on GPUs, "),
     "too large": (
@@ -349,8 +377,8 @@ def test_invalid_arguments_print_one_line_and_leave_no_file(kinema, folder, imag
     assert file_names(folder / "full") == ["x"]
 
 
-def test_missing_second_image_is_rejected_before_loading(generate, folder):
-    result = generate(images=("rocket.png", "nope.png"))
+def test_missing_second_image_is_rejected_before_loading_with_on_error_stop(generate, folder):
+    result = generate("--on-error=stop", images=("rocket.png", "nope.png"))
     assert result.code == 2
     assert "loading" not in result.err
     assert file_names(folder) == ["rocket.png"]

@@ -52,7 +52,8 @@ def test_help_shows_every_field_description(kinema):
         description = field.description.replace("playback_fps", "--playback-fps").replace("from fps", "from --fps")
         description = description.replace("Unset: chosen", "Unset: 7 for pocket; for other models, chosen")
         assert description in shown
-    assert "Default 1024 (pocket: 288)" in shown
+    assert "Default 25 (pocket, svd: 14)" in shown
+    assert "svd-xt: 1024x576, 576x1024, 768x768; pocket: 288x160, 160x288, 224x224." in shown
     assert "for other models, chosen to fit the free memory. At least 1." in shown
     assert "Default euler for pocket-t2i and sd-2.1-base." in shown
     assert "64 to 2048" in shown

@@ -42,9 +42,9 @@ def test_at_most_one_decoded_image_is_in_memory(generate, images, live_image_cou
     assert max(live_image_counts) <= 1
 
 
-def test_damaged_image_among_many_is_rejected_before_work(generate, images, folder):
+def test_damaged_image_among_many_is_rejected_before_work_with_on_error_stop(generate, images, folder):
     (folder / "3.png").write_bytes((folder / "3.png").read_bytes()[:200])
-    result = generate(images=images)
+    result = generate("--on-error=stop", images=images)
     assert result.code == 2
     assert "3.png is damaged or truncated" in result.err
     assert not list(folder.glob("*.mp4"))
@@ -67,8 +67,8 @@ def test_changed_image_is_rejected_and_earlier_videos_are_kept(generate, images,
 
     monkeypatch.setattr(generate_module, "check_images", check_then_change)
     result = generate(images=images)
-    assert result.code == 2
-    assert "5.png has changed since it was checked" in result.err
+    assert result.code == 6
+    assert "failed: 5.png, seed 7: 5.png has changed since it was checked; run the command again" in result.err
     assert result.out.splitlines() == [f"{i}.mp4" for i in range(5)]
 
 

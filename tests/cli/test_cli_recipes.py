@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 from cli_inputs import write_image
+from PIL import ExifTags, Image
 
 from kinema.media.video_writer import read_recipe, save_video
 from tiny import make_tiny_svd
@@ -57,6 +58,33 @@ def test_remake_is_byte_identical(remake, video_path, folder):
     assert (result.code, result.out) == (0, "rocket-remade.mp4\n")
     assert result.err.splitlines()[-1] == "identical: all 2 frames are the same, pixel for pixel"
     assert (folder / "rocket-remade.mp4").read_bytes() == video_path.read_bytes()
+
+
+def test_remake_of_a_video_with_a_last_image_needs_that_image(generate, remake, folder):
+    write_image(folder / "last.png", seed=1)
+    assert generate("--last-image", "last.png", "--force").code == 0
+    result = remake("--last-image", "last.png")
+    assert (result.code, result.err.splitlines()[-1]) == (0, "identical: all 2 frames are the same, pixel for pixel")
+    missing = remake("-o", "other.mp4")
+    assert (missing.code, missing.err) == (
+        2,
+        "error: the video ends at an image, which its recipe does not contain; pass it by --last-image\n",
+    )
+    assert "last image rocket.png differs from the recipe" in remake("--last-image", "rocket.png", "-o", "a.mp4").err
+
+
+def test_remake_of_an_upright_video_is_byte_identical(kinema, folder):
+    model = make_tiny_svd(folder / "model")
+    defaults = {"width": 96, "height": 64, "num_frames": 2, "num_inference_steps": 1}
+    (model / "kinema.json").write_text(json.dumps({"defaults": defaults}))
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    Image.radial_gradient("L").resize((128, 72)).convert("RGB").save(folder / "phone.jpg", exif=turned)
+    assert kinema("generate", "phone.jpg", "--model", model, "--seed=7").code == 0
+    request = read_recipe(folder / "phone.mp4").request
+    assert (request.width, request.height) == (64, 96)
+    assert kinema("remake", "phone.mp4", "--image", "phone.jpg", "--model", model).code == 0
+    assert (folder / "phone-remade.mp4").read_bytes() == (folder / "phone.mp4").read_bytes()
 
 
 def test_remake_in_other_format_is_compared_in_original_format(remake, folder):

@@ -57,7 +57,7 @@ def test_gather_concatenates_in_order(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [2, 3])
 @pytest.mark.parametrize("gpu_blocks", [False, True], ids=["order of a CPU", "order of a GPU"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 def test_divided_unet_predicts_what_one_process_does(
     tiny_svd_4_levels: Path, tmp_path: Path, count: int, gpu_blocks: bool, dtype: torch.dtype
 ) -> None:

@@ -109,6 +109,18 @@ def test_pair_generates_frames_of_one_process_with_split_guidance(
     assert theirs.recipe == ours.recipe.model_copy(update={"gpus": 1})
 
 
+def test_pair_generates_a_video_between_two_images(
+    tiny_svd: Path, shared: VideoPipeline, image: InputImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = open_image(image.rgb.transpose(Image.Transpose.ROTATE_180))
+    request = request_of(shared)
+    ours = drive(to_latents(shared, image, request, last)).latents
+    monkeypatch.setattr(engine, "plan_for", lambda *_: MemoryPlan("resident_split", 3))
+    alone = loaded(tiny_svd, gpus=1)
+    assert torch.equal(drive(to_latents(alone, image, request, last)).latents, ours)
+    assert not torch.equal(drive(to_latents(alone, image, request)).latents, ours)
+
+
 def test_second_process_computes_half_of_guidance_and_half_of_frames(
     shared: VideoPipeline, image: InputImage, asked: Asked
 ) -> None:
@@ -127,7 +139,14 @@ def test_pair_decodes_chunks_of_any_size_in_order(
     assert np.array_equal(ours.frames, theirs.frames)
 
 
-@pytest.mark.parametrize("settings", [{}, {"max_guidance_scale": 1.0}, {"num_frames": 3}, {"num_frames": 1}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ({"max_guidance_scale": 1.0}, {"num_frames": 3})),
+        {"num_frames": 1},
+    ],
+)
 def test_four_processes_generate_frames_of_one_within_rounding_and_always_the_same(
     four: VideoPipeline, tiny_svd: Path, image: InputImage, settings: dict[str, object]
 ) -> None:
@@ -149,7 +168,8 @@ def test_two_processes_divide_the_frames_without_guidance(
     assert (ours - theirs).norm() < 5e-5 * theirs.norm()
 
 
-@pytest.mark.parametrize("gpus", [pytest.param(2, marks=pytest.mark.slow), 4])
+@pytest.mark.slow
+@pytest.mark.parametrize("gpus", [2, 4])
 def test_group_generates_frames_of_pocket(gpus: int, monkeypatch: pytest.MonkeyPatch) -> None:
     photo = open_image(Path(__file__).parents[2] / "examples" / "rocket.jpg")
     small = {"width": 96, "height": 64, "num_frames": 6, "num_inference_steps": 3, "max_guidance_scale": 1.5}

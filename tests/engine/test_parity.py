@@ -83,16 +83,16 @@ SMALL = {"width": 64, "height": 64}
         # With its default guidance of 1 to 3, diffusers' pipeline fails on a single frame.
         pytest.param({"num_frames": 1, "max_guidance_scale": 1.0}, id="one frame"),
         pytest.param({"num_frames": 1, "min_guidance_scale": 2.0}, id="one frame, guided"),
-        pytest.param({"num_frames": 25, "num_inference_steps": 1}, id="25 frames, one step"),
+        pytest.param({"num_frames": 25, "num_inference_steps": 1}, id="25 frames, one step", marks=pytest.mark.slow),
         pytest.param({"decode_chunk_size": 3, "num_frames": 8}, id="chunks of 3, 3 and 2"),
-        pytest.param({"decode_chunk_size": 1}, id="chunks of one"),
+        pytest.param({"decode_chunk_size": 1}, id="chunks of one", marks=pytest.mark.slow),
         pytest.param({"max_guidance_scale": 1.0}, id="no guidance"),
         pytest.param({"min_guidance_scale": 2.0, "max_guidance_scale": 7.5}, id="strong guidance"),
         pytest.param({"noise_aug_strength": 0.0}, id="no noise on the image"),
-        pytest.param({"noise_aug_strength": 1.0}, id="strong noise on the image"),
-        pytest.param({"fps": 1, "motion_bucket_id": 0}, id="minimum fps and motion"),
+        pytest.param({"noise_aug_strength": 1.0}, id="strong noise on the image", marks=pytest.mark.slow),
+        pytest.param({"fps": 1, "motion_bucket_id": 0}, id="minimum fps and motion", marks=pytest.mark.slow),
         pytest.param({"fps": 120, "motion_bucket_id": 1023}, id="maximum fps and motion"),
-        pytest.param({"num_inference_steps": 12}, id="twelve steps"),
+        pytest.param({"num_inference_steps": 12}, id="twelve steps", marks=pytest.mark.slow),
         pytest.param({"seed": 2**53 - 1}, id="largest seed"),
     ],
 )
@@ -119,7 +119,11 @@ def test_frames_equal_diffusers_with_two_layers(tmp_path: Path) -> None:
     assert_parity(make_tiny_svd(tmp_path / "svd", layers=2, seed=3), **SMALL)
 
 
-@pytest.mark.parametrize("vae_levels", [2, 3, 4], ids=["factor 2", "factor 4", "factor 8"])
+@pytest.mark.parametrize(
+    "vae_levels",
+    [2, 3, pytest.param(4, marks=pytest.mark.slow)],  # the other tests have a factor of 8
+    ids=["factor 2", "factor 4", "factor 8"],
+)
 @pytest.mark.parametrize(
     "shape",
     [PLAIN_TOP, UP_ALONE],

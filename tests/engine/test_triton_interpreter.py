@@ -114,7 +114,7 @@ def test_layer_norms_equal_plain_torch(shape: tuple[int, int, int]) -> None:
 
 
 @pytest.mark.parametrize("persistent", [0, 1], ids=["one tile per program", "several tiles per program"])
-@pytest.mark.parametrize(("rows", "depth", "inner"), [(70, 96, 384), (33, 64, 96)])
+@pytest.mark.parametrize(("rows", "depth", "inner"), [pytest.param(70, 96, 384, marks=pytest.mark.slow), (33, 64, 96)])
 def test_linear_kernels_equal_plain_torch(rows: int, depth: int, inner: int, persistent: int) -> None:
     x, weight, bias = noise(rows, depth), noise(2 * inner, depth) * depth**-0.5, noise(2 * inner)
     true = geglu.reference_geglu_linear(x.double(), PackedWeight(weight.double(), bias.double()))
@@ -147,7 +147,7 @@ def test_gelu_equals_erf_formula() -> None:
 
 @pytest.mark.parametrize(
     ("height", "width", "channels", "out_channels"),
-    [(4, 8, [64], 16), (5, 3, [40, 80], 10)],
+    [pytest.param(4, 8, [64], 16, marks=pytest.mark.slow), (5, 3, [40, 80], 10)],
     ids=["full tiles", "partial tiles"],
 )
 def test_winograd_convolution_equals_plain_torch(
@@ -175,7 +175,9 @@ def test_winograd_convolution_equals_plain_torch(
     assert torch.equal(residual, out)
 
 
-@pytest.mark.parametrize("level", [0, 2], ids=["without shortcut", "with shortcut"])
+@pytest.mark.parametrize(
+    "level", [pytest.param(0, marks=pytest.mark.slow), 2], ids=["without shortcut", "with shortcut"]
+)
 def test_spatial_block_with_winograd_equals_plain_torch(pipeline: VideoPipeline, level: int) -> None:
     """Compare the block, with and without a skip connection, with plain torch."""
     block = ResBlock.of(deepcopy(pipeline.unet.down_blocks[level].resnets[0].spatial_res_block).to(DEVICE, HALF))
@@ -225,7 +227,9 @@ def test_winograd_is_used_for_large_float16_convolutions_only() -> None:
 
 
 @pytest.mark.parametrize(("videos", "frames"), [(1, 1), (2, 3)])
-@pytest.mark.parametrize(("pixels", "channels", "out_channels"), [(40, 48, 80), (33, 32, 64)])
+@pytest.mark.parametrize(
+    ("pixels", "channels", "out_channels"), [(40, 48, 80), pytest.param(33, 32, 64, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("fp8", [False, True], ids=["half precision", "fp8"])
 def test_temporal_convolution_equals_plain_torch(
     videos: int, frames: int, pixels: int, channels: int, out_channels: int, *, fp8: bool

@@ -44,6 +44,7 @@ def wait_for_stage(client, job, stage):
     wait_until(lambda: client.get(job.id).stage == stage)
 
 
+@pytest.mark.slow  # as test_crash_keeps_finished_parts of both databases
 def test_job_resumes_at_interrupted_part_after_crash(server, client, task_log):
     video_request = request(prompt="a red balloon", **BLOCKED)
     job = client.submit(video_request)

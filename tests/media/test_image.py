@@ -10,11 +10,11 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import ExifTags, Image, ImageCms
 
 from kinema.errors import InvalidImage, InvalidRequest
 from kinema.media import fetch
-from kinema.media.image import crop_box, fit_image, fit_warnings, inspect_image, open_image
+from kinema.media.image import EncodedImage, crop_box, fit_image, fit_warnings, inspect_image, open_image
 
 
 def encoded(image, kind="PNG", **options):
@@ -537,3 +537,20 @@ def test_open_image_does_not_change_warning_filters():
     before = list(warnings.filters)
     open_image(encoded(Image.fromarray(gradient())))
     assert warnings.filters == before
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF"])
+def test_size_of_the_header_is_that_of_the_decoded_image(kind, orientation):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    file = io.BytesIO()
+    Image.new("RGB", (64, 40)).save(file, kind, exif=exif)
+    encoded = EncodedImage(file.getvalue(), "a file", None)
+    assert encoded.read_size() == encoded.decode().rgb.size
+
+
+@pytest.mark.parametrize("data", [b"", b"no image", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"\0\0\0\x18ftypheic"])
+def test_invalid_header_has_no_size(data):
+    with pytest.raises(InvalidImage):
+        EncodedImage(data, "a file", None).read_size()

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kinema.errors import InsufficientDisk, RecipeError, VideoError
+from kinema.errors import InsufficientDisk, InvalidRequest, RecipeError, VideoError
+from kinema.media import reencode as reencode_module
+from kinema.media.video import Video
 from kinema.media.video_writer import (
     VideoWriter,
     check_target,
@@ -25,6 +27,7 @@ from kinema.media.video_writer import (
     read_recipe,
     save_video,
 )
+from kinema.values import FileEncoding
 
 KINDS = ["a.mp4", "a.webm", "a.gif", "a.webp", "a"]
 FILES = KINDS[:-1]
@@ -123,7 +126,17 @@ def test_frame_rate_is_exact(tmp_path, frames, name, fps):
     assert (info.fps, info.duration) == (Fraction(fps), Fraction(6, fps))
 
 
-@pytest.mark.parametrize("fps", [1, 6, 7, 30, 120])
+@pytest.mark.parametrize("rate", [Fraction(30000, 1001), Fraction(2997, 125), Fraction(15, 2)])
+@pytest.mark.parametrize("name", KINDS)
+def test_fractional_frame_rate_is_exact(tmp_path, frames, recipe, name, rate):
+    request = recipe.request.changed(playback_fps=f"{rate.numerator}/{rate.denominator}")
+    path = save_video(frames, tmp_path / name, request.frame_rate, recipe.model_copy(update={"request": request}))
+    info = probe(path)
+    assert (info.fps, info.frames, info.duration) == (rate, 6, 6 / rate)
+    assert read_frames(path)[1] == read_recipe(path).request.frame_rate == float(rate)
+
+
+@pytest.mark.parametrize("fps", [1, 6, 7, 30, 120, Fraction(30000, 1001)])
 def test_mp4_frame_times_are_exact(tmp_path, frames, fps):
     import av
 
@@ -131,8 +144,72 @@ def test_mp4_frame_times_are_exact(tmp_path, frames, fps):
         stream = container.streams.video[0]
         assert stream.duration * stream.time_base == Fraction(6, fps)
         assert [frame.pts * frame.time_base for frame in container.decode(stream)] == [
-            Fraction(i, fps) for i in range(6)
+            Fraction(i) / fps for i in range(6)
         ]
+
+
+# Quality and order of the frames
+
+
+@pytest.mark.parametrize(("name", "high", "low"), [("a.mp4", 1, 51), ("a.webm", 0, 63)])
+def test_lower_crf_gives_larger_and_more_exact_file(tmp_path, frames, recipe, name, high, low):
+    sizes, errors = [], []
+    for crf in (high, None, low):
+        path = save_video(frames, tmp_path / f"{crf}-{name}", 7, recipe, encoding=FileEncoding(crf=crf))
+        assert read_recipe(path).encoding == FileEncoding(crf=crf)
+        sizes.append(path.stat().st_size)
+        errors.append(np.abs(read_frames(path)[0].astype(int) - frames).mean())
+    assert sizes == sorted(sizes, reverse=True)
+    assert errors == sorted(errors)
+    assert len(set(errors)) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "crf", "message"),
+    [
+        ("a.mp4", 0, "crf 0 is out of range: 1 to 51 for mp4"),
+        ("a.webm", 64, "crf 64 is not an integer from 0 to 63"),
+        ("a.mp4", 52, "crf 52 is out of range: 1 to 51 for mp4"),
+        ("a.gif", 20, "gif has no crf; use .mp4 or .webm, or remove crf 20"),
+        ("a", 20, "a folder of png has no crf"),
+    ],
+)
+def test_crf_outside_range_of_format_is_rejected(tmp_path, frames, recipe, name, crf, message):
+    with pytest.raises(InvalidRequest, match=message) as error:
+        Video(frames, 7, recipe).save(tmp_path / name, crf=crf)
+    assert error.value.param == "crf"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a", "a.mp4", "a.gif"])
+def test_boomerang_plays_frames_forward_and_backward_without_repeating_ends(tmp_path, frames, recipe, name):
+    path = Video(frames, 7, recipe).save(tmp_path / name, boomerang=True)
+    shown, _ = read_frames(path)
+    order = np.abs(shown[:, None].astype(int) - frames[None]).mean(axis=(2, 3, 4)).argmin(axis=1)
+    assert order.tolist() == [0, 1, 2, 3, 4, 5, 4, 3, 2, 1]
+    assert read_recipe(path).encoding == FileEncoding(boomerang=True)
+
+
+@pytest.mark.parametrize(("count", "length"), [(1, 1), (2, 2), (3, 4)])
+def test_boomerang_of_few_frames(tmp_path, frames, recipe, count, length):
+    path = Video(frames[:count], 7, recipe).save(tmp_path / "a", boomerang=True)
+    assert len(read_frames(path)[0]) == length
+
+
+@pytest.mark.parametrize("frames_in_memory", [1, 3, 100])
+@pytest.mark.parametrize(("crf", "boomerang"), [(30, False), (None, True), (30, True)])
+def test_reencoded_file_has_the_bytes_that_its_recipe_gives(
+    tmp_path, frames, recipe, crf, boomerang, frames_in_memory, monkeypatch
+):
+    monkeypatch.setattr(reencode_module, "CHUNK_BYTES", frames[0].nbytes * frames_in_memory)
+    stored = save_video(frames, tmp_path / "stored.mp4", 7.5, recipe)
+    (tmp_path / "other.mp4").write_bytes(reencode_module.reencode(stored, crf, boomerang=boomerang))
+    encoding = read_recipe(tmp_path / "other.mp4").encoding
+    assert encoding == FileEncoding(crf=crf, boomerang=boomerang, from_stored=True)
+    again = save_video(frames, tmp_path / "again.mp4", 7.5, recipe, encoding=encoding)
+    assert again.read_bytes() == (tmp_path / "other.mp4").read_bytes()
+    assert probe(again).frames == (10 if boomerang else 6)
+    assert probe(again).fps == Fraction(15, 2)
 
 
 @pytest.mark.parametrize(

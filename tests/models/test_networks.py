@@ -85,7 +85,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return make_tiny_svd(tmp_path_factory.mktemp("networks") / "svd", **shape)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 @torch.no_grad()
 def test_encoders_are_bit_equal_to_those_of_diffusers_and_transformers(folder: Path, dtype: str) -> None:
     ours, theirs = (load(folder, device="cpu", dtype=dtype, engine=engine) for engine in ("fast", "reference"))

@@ -174,6 +174,7 @@ def worker_processes(task_log):
     return found
 
 
+@pytest.mark.slow
 def test_job_of_a_killed_worker_process_runs_again(queue, task_log):
     job = start_of(queue)
     (worker,) = worker_processes(task_log)

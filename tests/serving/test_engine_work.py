@@ -134,7 +134,7 @@ def test_denoising_steps_have_jpeg_previews(work, tiny_svd, png, tmp_path):
     assert work.preview(denoised) is None
 
 
-@pytest.mark.parametrize("vae_levels", [2, 3, 4])
+@pytest.mark.parametrize("vae_levels", [2, *(pytest.param(levels, marks=pytest.mark.slow) for levels in (3, 4))])
 def test_preview_has_size_of_video(work, tmp_path, png, vae_levels):
     folder, image = make_tiny_svd(tmp_path / "svd", vae_levels=vae_levels), tmp_path / "image"
     image.write_bytes(png)

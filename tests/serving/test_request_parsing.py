@@ -16,6 +16,7 @@ from kinema.errors import InsufficientDisk, InvalidImage, InvalidRequest, Reques
 from kinema.serving import body_quota, request_parsing
 from kinema.serving.body_quota import BodyQuota
 from kinema.serving.rate_limits import CALLER
+from kinema.values import VideoRequest
 
 QUOTA = BodyQuota(20, 0)
 PNG = b"\x89PNG\r\n\x1a\n\0\xff picture"
@@ -57,6 +58,12 @@ def test_json_blobs_in_form_are_parsed_as_values():
     parsed = form(*many, value("seed", b"7"), value("prompt", b'"a \\"red\\" balloon"'), value("model", b"pocket"))
     assert parsed.fields == {"seed": "7", "prompt": 'a "red" balloon', "model": "pocket"}
     assert form(value("keep", b"true"), value("title", "열기구".encode(), "text/plain")).keep
+
+
+@pytest.mark.parametrize("sent", [b"true", b'"true"', b"1"])
+def test_loop_is_parsed_as_a_boolean(sent):
+    fields = form(value("loop", sent)).fields | parse(b'{"loop": %s}' % sent, "application/json").fields
+    assert VideoRequest.checked(**fields).loop
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,21 @@
 """`prepare` turns fields and an image into a validated submission; `submit` puts it in the queue."""
 
+import io
 import logging
 
 import pytest
+from PIL import Image
 
 from kinema.errors import InvalidImage, InvalidRequest
 from kinema.jobs import Queue
 from kinema.serving.submission import estimate, prepare, submit
 from kinema.settings import Settings
+
+
+def png_bytes(size):
+    buffer = io.BytesIO()
+    Image.new("RGB", size, "grey").save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 @pytest.fixture
@@ -106,6 +114,16 @@ def test_request_over_max_work_is_rejected(tmp_path, png):
     with pytest.raises(InvalidRequest, match=r"5 million; the maximum per request is 1 \(KINEMA_MAX_WORK\)"):
         prepare(tight, {}, png)
     assert prepare(tight, {"num_inference_steps": 1}, png).request.work < 1
+
+
+def test_limit_applies_to_the_size_that_follows_the_image(tmp_path):
+    tight = Settings(data_dir=tmp_path, model="pocket", device="cpu", max_work=5.3)
+    upright = prepare(tight, {}, png_bytes((60, 100))).request
+    assert (upright.width, upright.height) == (160, 288)
+    given = prepare(tight, {"size": "96x64"}, png_bytes((60, 100))).request
+    assert (given.width, given.height) == (96, 64)
+    with pytest.raises(InvalidRequest, match="224×224 pixels × 14 frames"):
+        prepare(tight, {}, png_bytes((100, 100)))
 
 
 def test_request_that_exceeds_the_limit_of_a_key_alone_is_rejected(tmp_path, png):

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from server_work import make_recipe
 
+from kinema.errors import InvalidRequest
 from kinema.media.video import Video
-from kinema.media.video_reader import read_frames
+from kinema.media.video_reader import probe, read_frames, read_recipe
 from kinema.serving.image_service import ImageService
 from kinema.serving.image_tasks import contact_sheet
-from kinema.serving.video_variants import VideoVariants
-from kinema.values import VideoRequest
+from kinema.serving.video_variants import MAX_ENCODINGS, VideoVariants, requested_encoding
+from kinema.values import FileEncoding, VideoRequest
 
 
 @pytest.fixture
@@ -38,6 +39,39 @@ def test_concurrent_requests_create_variant_once(queue):
     first, second = asyncio.run(both())
     images.close()
     assert first == second
+
+
+def test_encodings_are_created_once_and_few_are_kept(queue):
+    images, variants = ImageService(), VideoVariants()
+
+    async def ask(crf, *, boomerang=False):
+        encoding = requested_encoding("video", crf, boomerang=boomerang)
+        path, kind = await variants.file(queue, images, None, "a job", "video", encoding)
+        assert kind == "video/mp4"
+        return path, path.stat().st_ino
+
+    async def work():
+        first, again = await asyncio.gather(ask(40, boomerang=True), ask(40, boomerang=True))
+        assert first == again
+        assert probe(first[0]).frames == 62
+        assert read_recipe(first[0]).encoding == FileEncoding(crf=40, boomerang=True, from_stored=True)
+        assert (await ask(18))[0] == queue.result("")
+        later = [(await ask(crf))[0] for crf in range(41, 41 + MAX_ENCODINGS)]
+        assert sorted(queue.result("").parent.glob("video-*.mp4")) == later
+        assert queue.result("").exists()
+
+    asyncio.run(work())
+    images.close()
+
+
+def test_video_beyond_limits_of_encoder_is_rejected_with_remedy(queue, monkeypatch):
+    monkeypatch.setattr("kinema.serving.image_service.ENCODER_MB", 1)
+    images = ImageService()
+    encoding = requested_encoding("video", 30, boomerang=False)
+    with pytest.raises(InvalidRequest, match="download it without crf and boomerang"):
+        asyncio.run(VideoVariants().file(queue, images, None, "a job", "video", encoding))
+    images.close()
+    assert [path.name for path in queue.result("").parent.iterdir()] == ["video.mp4"]
 
 
 def test_contact_sheet_from_file_equals_that_of_video(queue):

@@ -15,8 +15,10 @@ from image_attacks import many_scans
 from PIL import Image
 from server_process import wait_for
 
+from kinema.media.video_writer import read_recipe
 from kinema.serving.videos import make_app
 from kinema.settings import Settings
+from kinema.values import FileEncoding
 
 QUICK = {"motion_bucket_id": "1", "num_frames": "3"}
 SLOW = {"motion_bucket_id": "300", "num_inference_steps": "40"}
@@ -44,6 +46,18 @@ def test_create_poll_and_download_video(client, png):
     assert content.content[4:8] == b"ftyp"
 
 
+@pytest.mark.parametrize(
+    ("image", "fields", "size"),
+    [((60, 80), {}, "160x288"), ((80, 80), {}, "224x224"), ((60, 80), {"size": "96x64"}, "96x64")],
+)
+def test_size_follows_the_image_unless_it_is_sent(client, image, fields, size):
+    data = io.BytesIO()
+    Image.new("RGB", image, "grey").save(data, "PNG")
+    video = create(client, data.getvalue(), **fields).json()
+    assert video["size"] == size
+    assert wait_for(client, video["id"])["status"] == "completed"
+
+
 def test_range_request_returns_part_of_video(client, png):
     video = wait_for(client, create(client, png).json()["id"])
     path = f"/v1/videos/{video['id']}/content"
@@ -62,6 +76,18 @@ def test_variants_are_images_of_the_video(client, png, variant, content_type, si
     response = client.get(f"/v1/videos/{video['id']}/content", params={"variant": variant})
     image = Image.open(io.BytesIO(response.content))
     assert (image.format, image.size) == (content_type, size)
+
+
+def test_download_with_crf_and_boomerang_is_another_file_of_the_same_video(client, png, tmp_path):
+    url = f"/v1/videos/{wait_for(client, create(client, png).json()['id'])['id']}/content"
+    plain = client.get(url).content
+    response = client.get(url, params={"crf": 40, "boomerang": "true"})
+    assert (response.status_code, response.headers["content-type"]) == (200, "video/mp4")
+    (tmp_path / "a.mp4").write_bytes(response.content)
+    assert read_recipe(tmp_path / "a.mp4").encoding == FileEncoding(crf=40, boomerang=True, from_stored=True)
+    assert client.get(url).content == client.get(url, params={"crf": 18}).content == plain
+    for params in ({"crf": 17}, {"crf": 52}, {"crf": 30, "variant": "thumbnail"}):
+        assert client.get(url, params=params).json()["error"]["param"] == "crf"
 
 
 def test_data_url_and_file_upload_give_same_video(client, png):
@@ -234,7 +260,7 @@ def test_disconnect_cancels_job_unless_keep(client, png, keep, ends):
         ("damaged", 500, "model_corrupt"),
     ],
 )
-@pytest.mark.parametrize("path", ["/v1/videos/sync", "/generate"])
+@pytest.mark.parametrize("path", [pytest.param("/v1/videos/sync", marks=pytest.mark.slow), "/generate"])
 def test_failed_job_returns_code_and_retry_after(client, png, path, model, status, code):
     response = client.post(path, data=QUICK | {"model": model}, files={"image": ("a.png", png)})
     assert (response.status_code, response.json()["error"]["code"]) == (status, code)

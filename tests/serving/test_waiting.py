@@ -82,7 +82,7 @@ def find_job(server, seed):
     raise AssertionError("the job was not submitted")
 
 
-@pytest.mark.parametrize("path", ["/generate", "/v1/videos/sync"])
+@pytest.mark.parametrize("path", ["/generate", pytest.param("/v1/videos/sync", marks=pytest.mark.slow)])
 def test_waiting_client_receives_interim_responses(patient, png, path):
     *interim, final = read_headers(send_request(patient, make_body(png), path=path))
     assert len(interim) >= 3

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from kinema.errors import InvalidRequest, KinemaError
+from kinema.errors import InvalidImage, InvalidRequest, KinemaError
 from kinema.jobs.job import Failure
 from kinema.media.image import is_url, plain_name, read_image_file
+from kinema.media.image_folder import images_in
+from kinema.models.video_size import expand_size
 from kinema.values import RANDOM_SEED, TEXT_TO_IMAGE_FIELDS, VideoRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-IMAGE_EXTENSIONS = (".avif", ".heic", ".heif", ".hif", ".jpeg", ".jpg", ".png", ".webp")
 MANIFEST_EXTENSION = ".jsonl"
 SUMMARY_FILES = ("summary.json", "summary.csv", "contact-sheet.png")
 MAX_NAME = 100
 _EXAMPLE = '{"image": "rocket.jpg", "seed": 42}'
+
+
+class Completion(Protocol):
+    """Completes the request of an item, as `BatchJobs.complete` does."""
+
+    def __call__(self, parameters: Mapping[str, Any], image_size: tuple[int, int] | None = None, /) -> VideoRequest:
+        """Return the request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +95,7 @@ class _Source:
 def plan_items(
     sources: Sequence[str],
     parameters: Mapping[str, Any],
-    complete: Callable[[Mapping[str, Any]], VideoRequest],
+    complete: Completion,
     *,
     seeds: int,
     out: Path,
@@ -96,7 +105,7 @@ def plan_items(
     Args:
         sources: Paths of images, folders and .jsonl manifests.
         parameters: Parameters of all items; a manifest's line may replace them.
-        complete: Returns the complete request for given parameters, with the defaults of its models.
+        complete: See `BatchJobs.complete`.
         seeds: Number of videos per source.
         out: The output folder, whose contact sheet is not a source.
 
@@ -128,22 +137,27 @@ def plan_items(
 def _items_of(
     source: _Source,
     parameters: Mapping[str, Any],
-    complete: Callable[[Mapping[str, Any]], VideoRequest],
+    complete: Completion,
     seeds: int,
 ) -> Iterator[BatchItem]:
     given = {name: value for name, value in (*parameters.items(), *source.parameters.items()) if value is not None}
+    size = None
     if source.image is None:
         content = str(source.prompt).encode("utf-8", "surrogatepass")
         given["prompt"] = source.prompt
         stem = plain_name(str(source.prompt), 60)
     else:
-        content = read_image_file(source.image).data
+        encoded = read_image_file(source.image)
+        content = encoded.data
         given = {name: value for name, value in given.items() if _applies_to_image(name, source)}
         stem = plain_name(source.image.stem, MAX_NAME)
+        if not {"width", "height"} <= given.keys():
+            with suppress(InvalidImage):  # an invalid image fails when its turn comes, and the others are made
+                size = encoded.read_size()
     sha256 = hashlib.sha256(content)
     if given.get("seed", RANDOM_SEED) in (RANDOM_SEED, str(RANDOM_SEED)):
         given["seed"] = int.from_bytes(sha256.digest()[:4])
-    first = complete(given)
+    first = complete(given, size)
     for seed in range(first.seed, first.seed + seeds):
         request = first.changed(seed=seed)
         identity = json.dumps([sha256.hexdigest(), request.model_dump(mode="json")], sort_keys=True)
@@ -170,15 +184,11 @@ def _read_sources(sources: Sequence[str], out: Path) -> Iterator[_Source | Outco
         elif path.suffix.lower() == MANIFEST_EXTENSION:
             yield from _read_manifest(path)
         elif path.is_dir():
-            images = [
-                file
-                for file in sorted(path.iterdir())
-                if file.suffix.lower() in IMAGE_EXTENSIONS and not file.name.startswith(".") and file.is_file()
-            ]
+            images = images_in(path)
             if out.is_dir() and path.samefile(out):
                 images = [file for file in images if file.name not in SUMMARY_FILES]
             if not images:
-                raise InvalidRequest(f"the folder {path} has no images ({', '.join(IMAGE_EXTENSIONS)}); use another")
+                raise InvalidRequest(f"the folder {path} has only the files of a batch; use another")
             yield from map(_Source, images)
         else:
             yield _Source(path)
@@ -229,6 +239,7 @@ def _line_source(value: Any, text: str, line: str, folder: Path) -> _Source:
         raise InvalidRequest(
             f"name {name!r} can't be a file name; use up to {MAX_NAME} letters, digits and any of _ - . inside it"
         )
+    parameters = expand_size(parameters)
     # Checks types and ranges, and names unknown fields; the defaults of the models follow later.
     VideoRequest.checked(**{**({} if prompt is None else {"prompt": prompt}), **parameters})
     if image is None:

@@ -51,8 +51,11 @@ class BatchJobs(Protocol):
     window: int
     """How many jobs to submit at most before the first is finished."""
 
-    def complete(self, parameters: Mapping[str, Any]) -> VideoRequest:
-        """Return the complete request for given parameters, with the defaults of its models."""
+    def complete(self, parameters: Mapping[str, Any], image_size: tuple[int, int] | None = None) -> VideoRequest:
+        """Return the complete request for given parameters, with the defaults of its models.
+
+        `image_size` is the upright size of the image; None for a prompt or if the image is not readable.
+        """
 
     def open(self, keys: Collection[str]) -> AbstractContextManager[object]:
         """Run jobs within the context; those of earlier runs with other keys are not needed any more."""

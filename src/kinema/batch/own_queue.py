@@ -14,6 +14,7 @@ from kinema.errors import InvalidRequest, JobNotFound
 from kinema.media.video_writer import write_error
 from kinema.models.catalog import for_image_model, request_for
 from kinema.models.resolve import pull, resolve
+from kinema.models.video_size import follow_image
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -67,7 +68,7 @@ class OwnQueue:
         self._finished: dict[str, Job] = {}
         self._arrived: SimpleQueue[Job] = SimpleQueue()
 
-    def complete(self, parameters: Mapping[str, Any]) -> VideoRequest:
+    def complete(self, parameters: Mapping[str, Any], image_size: tuple[int, int] | None = None) -> VideoRequest:
         """Return the complete request for given parameters, with the defaults of its models.
 
         Raises:
@@ -78,7 +79,7 @@ class OwnQueue:
         self._resolve(request.model)
         self._models.add(request.model)
         if request.prompt is None:
-            return request
+            return request if image_size is None else follow_image(request, image_size, parameters)
         image_model = request.image_model or self._image_model(request.width, request.height)
         self._resolve(image_model, text_to_image=True)
         self._models.add(image_model)

@@ -15,6 +15,7 @@ from kinema.errors import InsufficientDisk, InvalidImage, InvalidRequest, JobNot
 from kinema.jobs.job import Failure
 from kinema.media.video_writer import write_error
 from kinema.models.catalog import for_image_model, request_for
+from kinema.models.video_size import follow_image
 from kinema.version import own_version
 
 if TYPE_CHECKING:
@@ -93,14 +94,17 @@ class ServerJobs:
         except (ValueError, LookupError, TypeError):
             raise self._no_kinema() from None
 
-    def complete(self, parameters: Mapping[str, Any]) -> VideoRequest:
+    def complete(self, parameters: Mapping[str, Any], image_size: tuple[int, int] | None = None) -> VideoRequest:
         """Return the request with the server's model and its defaults.
 
         Without `image_model`, the server chooses the text-to-image model.
         """
         default = next((entry["id"] for entry in self._models if entry["default"]), None)
         given = {"model": self._given_model or default, **parameters}
-        request = request_for(defaults=self._entry("model", given["model"])["defaults"], **given)
+        defaults = self._entry("model", given["model"])["defaults"]
+        request = request_for(defaults=defaults, **given)
+        if image_size is not None:
+            request = follow_image(request, image_size, given, defaults)
         if request.image_model is None:
             return request
         return for_image_model(

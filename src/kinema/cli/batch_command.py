@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kinema.cli.exit_codes import BATCH_INCOMPLETE, Interrupted
+from kinema.cli.exit_codes import Interrupted
+from kinema.cli.item_failures import ItemFailure, ItemFailures
 from kinema.cli.options import (
     OUTPUT_PANEL,
     Device,
@@ -22,7 +23,9 @@ from kinema.cli.options import (
     with_all_parameters,
 )
 from kinema.cli.report import open_report
+from kinema.cli.variations import MAX_SEEDS
 from kinema.errors import InvalidRequest, KinemaError
+from kinema.models.video_size import expand_size
 from kinema.values import VideoRequest
 
 if TYPE_CHECKING:
@@ -35,7 +38,6 @@ if TYPE_CHECKING:
     from kinema.cli.report import Report
 
 SERVER_PANEL = "Server"
-MAX_SEEDS = 1000
 
 
 @with_all_parameters
@@ -116,7 +118,7 @@ def batch(
     from kinema.batch.batch_items import MANIFEST_EXTENSION, plan_items
 
     with open_report(json_lines=json, quiet=quiet) as report, ExitStack() as stack:
-        given = {name: value for name, value in parameters.items() if value is not None}
+        given = {name: value for name, value in expand_size(parameters).items() if value is not None}
         # Before torch is imported to choose a model. A manifest may have prompts.
         has_manifest = any(source.lower().endswith(MANIFEST_EXTENSION) for source in sources)
         VideoRequest.checked(**given | ({"prompt": "-"} if has_manifest else {}))
@@ -138,10 +140,7 @@ def batch(
         )
         with folder:
             outcomes = _run(items, failures, folder, jobs, report)
-        failed = [outcome for outcome in outcomes if outcome.status == "failed"]
-        _report_failures(failed, report)
-    if failed:
-        raise typer.Exit(BATCH_INCOMPLETE)
+        _report_failures(outcomes, report)
 
 
 def _own_queue(folder: BatchFolder, report: Report, **options: str | None) -> BatchJobs:
@@ -203,15 +202,10 @@ def _report_outcome(outcome: Outcome, folder: BatchFolder, report: Report) -> No
         report.result(folder.path / outcome.file, seed=outcome.seed, seconds=seconds, earlier=outcome.is_earlier)
 
 
-def _report_failures(failed: Sequence[Outcome], report: Report) -> None:
-    for outcome in failed:
-        assert outcome.error is not None, "every failure has a reason"
-        report.emit(
-            "item_failed",
-            f"{outcome.name}: {outcome.error.message}",
-            name=outcome.name,
-            source=outcome.source,
-            seed=outcome.seed,
-            code=outcome.error.code,
-            message=outcome.error.message,
-        )
+def _report_failures(outcomes: Sequence[Outcome], report: Report) -> None:
+    failures = ItemFailures(report)
+    for outcome in outcomes:
+        if outcome.error is not None:
+            error = outcome.error
+            failures.items.append(ItemFailure(outcome.name, outcome.source, outcome.seed, error.code, error.message))
+    failures.report_all()

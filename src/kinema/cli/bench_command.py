@@ -26,6 +26,7 @@ from kinema.cli.output_paths import check_conflicts, make_folders, record_path
 from kinema.cli.render import report_download
 from kinema.cli.report import open_report, print_table, stdout_console
 from kinema.models.catalog import CATALOG, request_for
+from kinema.models.video_size import expand_size, follow_image
 from kinema.values import VideoRequest
 
 if TYPE_CHECKING:
@@ -124,11 +125,14 @@ def bench(
         make_folders([path])
         baselines = named(against)
         check(engine, baseline_dtype)
+        parameters = expand_size(parameters)
         VideoRequest.checked(**{name: value for name, value in parameters.items() if value is not None})
         opened = open_image(image) if image else None
         model_name = settings.model or choose_model(settings, report)
         resolve(model_name)
         request = request_for(model=model_name, **parameters)
+        if opened is not None:
+            request = follow_image(request, opened.facts.size, parameters)
         check_settings(baselines, request, settings.gpus_per_video)
         opened = opened or gradient(request.width, request.height)
         for warning in all_warnings(opened.facts, request):

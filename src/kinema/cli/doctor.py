@@ -283,7 +283,7 @@ def _image_pipeline_plan(model: InstalledModel, device: torch.device, dtype: tor
             weights[component] = dtype.itemsize * sum(
                 math.prod(shape) for header in headers for shape in header.values()
             )
-    width, height = entry.native_sizes[0] if entry.native_sizes else (1024, 576)
+    width, height = entry.native_size or (1024, 576)
     return plan_image_pipeline(
         weights,
         width=width,

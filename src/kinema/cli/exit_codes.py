@@ -25,7 +25,7 @@ EPILOG = (
     "Exit codes: 0 success · 2 invalid usage, image, parameter, setting, file or recipe · "
     "3 model unavailable or invalid · 4 out of memory, or a GPU's process ended · "
     "5 disk full, or the model's output is invalid · "
-    "6 some videos of a batch failed, or its server does not answer · "
+    "6 some of several videos failed, or the server of a batch does not answer · "
     "7 frames differ (`remake` only) · 70 internal error (please report it) · "
     "130 interrupted (143 by SIGTERM, 129 by SIGHUP) · 141 stdout was closed."
 )

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kinema.cli.checked_images import check_images
+from kinema.cli.checked_images import check_images, image_sources
+from kinema.cli.item_failures import ItemFailures
+from kinema.cli.motion_sheet_file import MotionSheetFile
 from kinema.cli.options import (
     OUTPUT_PANEL,
     STDOUT,
@@ -19,6 +21,7 @@ from kinema.cli.options import (
     Force,
     Gpus,
     Json,
+    LastImage,
     Model,
     Precision,
     Prompt,
@@ -28,8 +31,18 @@ from kinema.cli.options import (
     with_all_parameters,
 )
 from kinema.cli.report import open_report
+from kinema.cli.variation_options import (  # noqa: TC001 - typer reads the annotations
+    Boomerang,
+    Crf,
+    Motions,
+    NumVideos,
+    OnError,
+    Sheet,
+)
+from kinema.cli.variations import read_variations
 from kinema.errors import InvalidRequest
 from kinema.models.catalog import for_image_model, request_for
+from kinema.models.video_size import expand_size, follow_image
 from kinema.values import VideoRequest
 
 if TYPE_CHECKING:
@@ -38,7 +51,10 @@ if TYPE_CHECKING:
     from kinema.cli.checked_images import CheckedImage
     from kinema.cli.render_task import RenderTask
     from kinema.cli.report import Report
+    from kinema.cli.variations import Variations
+    from kinema.models.loading import VideoPipeline
     from kinema.settings import Settings
+    from kinema.values import FileEncoding
 
 
 @with_all_parameters
@@ -48,11 +64,13 @@ def generate(
         typer.Argument(
             metavar="IMAGE",
             show_default=False,
-            help="Images (JPEG, PNG, WebP, HEIC, AVIF): paths or http(s) URLs. Omit them with --prompt.",
+            help="Images (JPEG, PNG, WebP, HEIC, AVIF): paths, folders, http(s) URLs, or - for stdin. Of a folder, "
+            "the images directly in it. Omit them with --prompt.",
         ),
     ] = None,
     *,
     prompt: Prompt = None,
+    last_image: LastImage = None,
     output: Annotated[
         str | None,
         typer.Option(
@@ -62,10 +80,17 @@ def generate(
             rich_help_panel=OUTPUT_PANEL,
             help="Output file: .mp4, .webm, .gif or .webp. FOLDER/ is a folder of mp4 files. A name without "
             "extension is a folder of PNG frames for one video, and the same as FOLDER/ for several. Or a template "
-            "with {stem}, {index} or {seed}. - writes an mp4 to stdout. Missing folders are created. Unset: STEM.mp4 "
-            "in the current folder, where STEM is the image's name or the prompt's words.",
+            "with {stem}, {index}, {seed} or {motion}. - writes an mp4 to stdout. Missing folders are created. Unset: "
+            "STEM.mp4 in the current folder, where STEM is the image's name or the prompt's words, or STEM-seedN.mp4 "
+            "with --num-videos.",
         ),
     ] = None,
+    num_videos: NumVideos = None,
+    on_error: OnError = "continue",
+    crf: Crf = None,
+    boomerang: Boomerang = False,
+    sheet: Sheet = None,
+    motions: Motions = None,
     contact_sheet: Annotated[
         str | None,
         typer.Option(
@@ -96,8 +121,8 @@ def generate(
     """Turn images or prompts into short videos. Print the path of each video to stdout.
 
     All inputs are validated before any model is loaded. Each model is loaded once. With --prompt, all images are
-    generated first; then the text-to-image model is unloaded and the video model is loaded. The first failure ends
-    the run; videos finished before it are kept.
+    generated first; then the text-to-image model is unloaded and the video model is loaded. Of several videos, one
+    that fails does not stop the others (see --on-error); all failures are named at the end.
 
     [dim]kinema generate rocket.png -o rocket.mp4 --seed 42 --motion-bucket-id 127[/dim]
 
@@ -106,40 +131,85 @@ def generate(
     [dim]kinema generate --prompt "a red hot-air balloon over a snowy mountain at sunset" -o balloon.mp4[/dim]
     """
     from kinema.library import check_image_or_prompt
+    from kinema.media.encoding_steps import file_encoding
     from kinema.settings import read_settings
 
     with open_report(json_lines=json, quiet=quiet) as report, ExitStack() as stack:
         downloads = Path(stack.enter_context(TemporaryDirectory(prefix="kinema-")))
         settings = read_settings(device=device, dtype=dtype, precision=precision, gpus_per_video=gpus, model=model)
         check_image_or_prompt(images or None, prompt or None)
-        sources = prompt or [expanded(image) for image in images or []]
-        if output == STDOUT and len(sources) > 1:
+        sources = prompt or image_sources([expanded(image) for image in images or []])
+        encoding = file_encoding(crf=crf, boomerang=boomerang)
+        variations, parameters = read_variations(num_videos, motions, sheet, 0 if prompt else len(sources), parameters)
+        if output == STDOUT and (count := len(sources) * variations.count) > 1:
             raise InvalidRequest(
-                f"-o - writes one video to stdout, but {len(sources)} were requested; use a folder, such as -o videos/",
+                f"-o - writes one video to stdout, but {count} were requested; use a folder, such as -o videos/",
                 "output",
             )
+        parameters = expand_size(parameters)
+        failures = ItemFailures(report, stops=on_error == "stop" or len(sources) * variations.count == 1)
         # Before torch is imported to choose a model: the ranges are the same for all models.
         for source in sources:
             _check_parameters(source if prompt else None, parameters)
         if save_image is not None and not prompt:
             raise InvalidRequest("--save-image only applies with --prompt; remove it or add a --prompt", "save_image")
-        checked_images = [] if prompt else check_images(sources, downloads)
+        checked_images = [] if prompt else check_images(sources, downloads, failures)
+        if not prompt and not checked_images:
+            failures.report_all()
         model_name = settings.model or choose_model(settings, report)
         inputs = _inputs(model_name, sources, checked_images, parameters, settings, report)
         output_path = stack.enter_context(to_stdout(output, report, json=json))
-        tasks = _tasks(inputs, output_path, contact_sheet, save_image, force=force)
+        tasks = _tasks(inputs, variations, output_path, contact_sheet, save_image, encoding, force=force)
+        motion_sheet = MotionSheetFile.planned(sheet, tasks, force=force)
+        if last_image is not None:
+            tasks = _with_last_image(tasks, expanded(last_image))
         for warning in dict.fromkeys(warning for task in tasks for warning in task.warnings):
             report.emit("warning", warning)
-        from kinema.cli.render import generate_images, load_video_pipeline, render_video
+        from kinema.cli.render import generate_images, load_video_pipeline
 
         if prompt:
             image_model = tasks[0].request.image_model
             assert image_model is not None
-            tasks = generate_images(tasks, image_model, settings, report)
-        pipeline = load_video_pipeline(model_name, settings, report)
+            tasks = generate_images(tasks, image_model, settings, report, failures)
+        pipeline = load_video_pipeline(model_name, settings, report) if tasks else None
+        if motion_sheet is not None:  # also of the videos before an error or a signal
+            stack.callback(motion_sheet.write, report)
         for task in tasks:
-            checked_image = task.checked_image
-            render_video(pipeline, task if checked_image is None else replace(task, image=checked_image.open()), report)
+            assert pipeline is not None
+            with failures.collect(task.name, task.source, task.request.seed):
+                _render(pipeline, task, motion_sheet, report)
+        failures.report_all()
+
+
+def _render(pipeline: VideoPipeline, task: RenderTask, sheet: MotionSheetFile | None, report: Report) -> None:
+    """Open the image if there is one, and render the video; neither stays in memory."""
+    from kinema.cli.render import render_video
+
+    if task.checked_image is not None:
+        task = replace(task, image=task.checked_image.open())
+    rendered = render_video(pipeline, task, report)
+    if sheet is not None:
+        sheet.add(rendered.video)
+
+
+def _with_last_image(tasks: Sequence[RenderTask], path: str) -> list[RenderTask]:
+    """Return the tasks with the image at which their videos end.
+
+    Raises:
+        InvalidRequest: a video is a loop, or has one frame.
+        InvalidImage: see `kinema.media.image.open_image`.
+    """
+    from kinema.library import check_last_image, image_warnings
+    from kinema.media.image import open_image
+
+    for task in tasks:
+        check_last_image(task.request)
+    image = open_image(path)
+
+    def warnings(task: RenderTask) -> tuple[str, ...]:
+        return tuple(f"last image: {warning}" for warning in image_warnings(image.facts, task.request))
+
+    return [replace(task, last_image=image, warnings=(*task.warnings, *warnings(task))) for task in tasks]
 
 
 def choose_model(settings: Settings, report: Report) -> str:
@@ -164,7 +234,11 @@ def _inputs(
 
     resolve(model)
     if checked_images:
-        return [(image.source, image, request_for(model=model, **parameters)) for image in checked_images]
+        requests = [
+            follow_image(request_for(model=model, **parameters), image.facts.size, parameters)
+            for image in checked_images
+        ]
+        return [(image.source, image, request) for image, request in zip(checked_images, requests, strict=True)]
     requests = [request_for(model=model, prompt=prompt, **parameters) for prompt in sources]
     size = requests[0].width, requests[0].height
     image_model = requests[0].image_model or _choose_image_model(size, settings, report)
@@ -192,25 +266,29 @@ def _check_parameters(prompt: str | None, parameters: dict[str, Any]) -> None:
 
 def _tasks(
     inputs: Sequence[tuple[str, CheckedImage | None, VideoRequest]],
+    variations: Variations,
     output: str | None,
     contact_sheet: str | None,
     save_image: str | None,
+    encoding: FileEncoding,
     *,
     force: bool,
 ) -> list[RenderTask]:
-    """Return the task of each video, with output paths checked."""
+    """Return the task of each video, with output paths checked. `inputs` have one request per image or prompt."""
     from kinema.cli.output_paths import check_conflicts, png_paths, video_paths
     from kinema.cli.render_task import RenderTask
     from kinema.library import all_warnings
     from kinema.media.image import plain_name
     from kinema.models.catalog import parameter_warnings
 
+    inputs = [(source, image, request) for source, image, first in inputs for request in variations.requests(first)]
     requests = [request for _, _, request in inputs]
     stems = [(image.name if image else plain_name(source, 60)) or "video" for source, image, _ in inputs]
-    videos = video_paths(output, stems, requests)
-    sheets = png_paths(contact_sheet, stems, requests, kind="contact sheet")
-    images = png_paths(save_image, stems, requests, kind="image")
-    check_conflicts([*videos, *sheets, *images], [source for source, image, _ in inputs if image], force=force)
+    suffixes = [variations.suffix(request) for request in requests]
+    videos = video_paths(output, stems, requests, suffixes=suffixes, crf=encoding.crf)
+    sheets = png_paths(contact_sheet, stems, requests, suffixes=suffixes, kind="contact sheet")
+    images = png_paths(save_image, stems, requests, suffixes=suffixes, kind="image")
+    check_conflicts([*videos, *sheets, *images], [str(image.path) for _, image, _ in inputs if image], force=force)
     count = len(inputs)
     return [
         RenderTask(
@@ -223,6 +301,7 @@ def _tasks(
             f"{index}/{count}" if count > 1 else "",
             tuple(all_warnings(image.facts, request) if image else parameter_warnings(request)),
             checked_image=image,
+            encoding=encoding,
         )
         for index, ((source, image, request), video, sheet, image_path) in enumerate(
             zip(inputs, videos, sheets, images, strict=True), 1

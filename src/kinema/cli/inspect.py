@@ -10,7 +10,7 @@ import typer
 from kinema.cli.options import VideoFile, expanded
 
 if TYPE_CHECKING:
-    from kinema.values import ModelIdentity
+    from kinema.values import FileEncoding, ModelIdentity
 
 
 def inspect(
@@ -38,6 +38,7 @@ def inspect(
         + (f" ({recipe.cpu})" if recipe.cpu else ""),
         "memory plan": f"{recipe.memory_plan}, {recipe.decode_chunk_size} frames decoded at once"
         + (f", {recipe.gpus} GPUs" if recipe.gpus > 1 else ""),
+        **_encoding_line(recipe.encoding),
         "made by": ", ".join([f"kinema {recipe.kinema}", *(f"{k} {v}" for k, v in recipe.versions.items())]),
     }
     events = [*(image_generation.events if image_generation else ()), *recipe.events]
@@ -45,6 +46,16 @@ def inspect(
     width = max(map(len, lines))
     for name, value in lines.items():
         print(f"{name:<{width}}  {value}")  # noqa: T201 - the result
+
+
+def _encoding_line(encoding: FileEncoding) -> dict[str, object]:
+    """Return a labelled line for an encoding that is not the default."""
+    parts = [
+        *([] if encoding.crf is None else [f"crf {encoding.crf}"]),
+        *(["boomerang (frames forward, then backward)"] if encoding.boomerang else []),
+        *(["encoded again from a server's mp4"] if encoding.from_stored else []),
+    ]
+    return {"file": ", ".join(parts)} if parts else {}
 
 
 def _model_lines(name_label: str, weights_label: str, identity: ModelIdentity) -> dict[str, object]:

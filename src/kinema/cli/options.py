@@ -16,6 +16,7 @@ from typer.core import TyperArgument, TyperCommand, TyperGroup
 
 from kinema.errors import InvalidRequest
 from kinema.models.catalog import CATALOG, IMAGE_MODELS
+from kinema.models.video_size import fitting_size
 from kinema.settings import Settings
 from kinema.values import TEXT_TO_IMAGE_FIELDS, Scheduler, VideoRequest
 
@@ -58,6 +59,14 @@ Prompt = Annotated[
         metavar="TEXT",
         help=f"{VideoRequest.model_fields['prompt'].description} Repeat for several videos.",
         rich_help_panel=IMAGE_MODEL_PANEL,
+    ),
+]
+LastImage = Annotated[
+    str | None,
+    typer.Option(
+        metavar="IMAGE",
+        help="Image at which the video ends: path or http(s) URL. Denoising takes twice as long.",
+        rich_help_panel=VIDEO_PANEL,
     ),
 ]
 Device = Annotated[
@@ -132,21 +141,43 @@ def to_stdout(output: str | None, report: Report, *, json: bool) -> Iterator[str
 
 
 def with_all_parameters(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace `**parameters` of a command by one option per field of `VideoRequest`, None by default."""
+    """Replace `**parameters` of a command by `size` and one option per field of `VideoRequest`, None by default."""
     return _with(command, [name for name in VideoRequest.model_fields if name not in {"model", "prompt"}])
 
 
 def with_video_parameters(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace `**parameters` by one option per video field of `VideoRequest`, without the text-to-image ones."""
-    return _with(command, [name for name in VideoRequest.model_fields if name not in {"model", *TEXT_TO_IMAGE_FIELDS}])
+    """Replace `**parameters` by `size` and one option per field of `VideoRequest` that diffusers also has."""
+    without = {"model", "loop", *TEXT_TO_IMAGE_FIELDS}
+    return _with(command, [name for name in VideoRequest.model_fields if name not in without])
 
 
 def _with(command: Callable[..., None], names: list[str]) -> Callable[..., None]:
     signature = inspect.signature(command, eval_str=True)
     own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
     options = [_option(name, VideoRequest.model_fields[name]) for name in names]
+    options.insert(names.index("width"), _size_option())
     command.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
     return command
+
+
+def _size_option() -> inspect.Parameter:
+    """Return the option `--size`, which commands pass to `expand_size`."""
+    text = (
+        "Width and height in one, such as 576x1024. Unset: the model's size for landscape images and prompts, the same "
+        "upright for portrait images, a square for images from 4:5 to 5:4."
+    )
+    sizes = "; ".join(f"{name}: {_fitting_sizes(name)}" for name in ("svd-xt", "pocket"))
+    option = typer.Option("--size", help=f"{text} [dim]{sizes}.[/dim]", rich_help_panel=VIDEO_PANEL, metavar="WxH")
+    return inspect.Parameter(
+        "size", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option]
+    )
+
+
+def _fitting_sizes(model: str) -> str:
+    """Return the sizes of a model's videos of landscape, portrait and square images, comma-separated."""
+    own = CATALOG[model].native_size
+    assert own is not None, "every model of the catalog has one"
+    return ", ".join("{}x{}".format(*fitting_size(image, own)) for image in ((16, 9), (9, 16), (1, 1)))
 
 
 def _option(name: str, field: FieldInfo) -> inspect.Parameter:
@@ -155,6 +186,11 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     if name == "decode_chunk_size":  # most models have no default
         models = defaults.removeprefix("Default ")
         description, defaults = description.replace("Unset: ", f"Unset: {models}; for other models, "), ""
+    if field.annotation is bool:
+        flag = typer.Option(f"--{name.replace('_', '-')}", help=description, rich_help_panel=VIDEO_PANEL)
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, flag])
+    if name in ("width", "height"):  # the defaults are in the help of --size
+        defaults = ""
     limits = ". ".join(filter(None, [_choices(name), _range(name, field), defaults]))
     option = typer.Option(
         f"--{name.replace('_', '-')}",

@@ -14,12 +14,18 @@ if TYPE_CHECKING:
 
     from kinema.values import VideoRequest
 
-FIELDS = ("stem", "index", "seed")
+FIELDS = ("stem", "index", "seed", "motion")
 _FIELD = re.compile(r"\{(\w*)\}")
 
 
 def video_paths(
-    output: str | None, stems: Sequence[str], requests: Sequence[VideoRequest], *, extension: str = ".mp4"
+    output: str | None,
+    stems: Sequence[str],
+    requests: Sequence[VideoRequest],
+    *,
+    extension: str = ".mp4",
+    suffixes: Sequence[str] = (),
+    crf: int | None = None,
 ) -> list[Path]:
     """Return one writable path per video.
 
@@ -31,16 +37,19 @@ def video_paths(
         stems: Stems of the input images, in the order of the command line.
         requests: One per video.
         extension: Extension of names that `output` does not specify.
+        suffixes: What follows the stem in names that `output` does not specify; by default nothing.
+        crf: Quality of the videos, if not the default.
 
     Raises:
         VideoError: the path cannot be written.
+        InvalidRequest: the format does not support the quality.
         InsufficientDisk: the disk is full.
     """
     from kinema.media.video_writer import check_target
 
-    paths = _paths(output, extension, stems, requests)
+    paths = _paths(output, extension, stems, requests, suffixes)
     for path, request in zip(paths, requests, strict=True):
-        check_target(_in_existing_folder(path), request.frame_rate)
+        check_target(_in_existing_folder(path), request.frame_rate, crf)
     return paths
 
 
@@ -66,7 +75,12 @@ def _in_existing_folder(path: Path) -> Path:
 
 
 def png_paths(
-    output: str | None, stems: Sequence[str], requests: Sequence[VideoRequest], *, kind: str
+    output: str | None,
+    stems: Sequence[str],
+    requests: Sequence[VideoRequest],
+    *,
+    kind: str,
+    suffixes: Sequence[str] = (),
 ) -> list[Path | None]:
     """Return one PNG path per video for a contact sheet or an image; None for all if `output` is None.
 
@@ -75,13 +89,14 @@ def png_paths(
         stems: As for `video_paths`.
         requests: As for `video_paths`.
         kind: What the file contains, for messages.
+        suffixes: As for `video_paths`.
 
     Raises:
         VideoError: the path cannot be written or does not end in .png.
     """
     if output is None:
         return [None] * len(stems)
-    paths = _paths(output, ".png", stems, requests)
+    paths = _paths(output, ".png", stems, requests, suffixes)
     for path in paths:
         if path.suffix.lower() != ".png":
             raise VideoError(f"the {kind} {path} must end in .png; use {path.with_suffix('.png')}")
@@ -138,14 +153,21 @@ def check_conflicts(results: Sequence[Path | None], sources: Sequence[str], *, f
             raise VideoError(f"{path} already exists; add --force to overwrite it, or choose another name")
 
 
-def _paths(output: str | None, extension: str, stems: Sequence[str], requests: Sequence[VideoRequest]) -> list[Path]:
+def _paths(
+    output: str | None,
+    extension: str,
+    stems: Sequence[str],
+    requests: Sequence[VideoRequest],
+    suffixes: Sequence[str],
+) -> list[Path]:
+    names = [f"{stem}{suffix}{extension}" for stem, suffix in zip(stems, suffixes or [""] * len(stems), strict=True)]
     if output is None:
-        return [Path(f"{stem}{extension}") for stem in stems]
+        return list(map(Path, names))
     if output.startswith("~"):  # shells skip it inside quotes
         output = os.path.expanduser(output)  # noqa: PTH111 - a Path would drop the trailing "/"
     if _FIELD.search(output):
         return [
-            _fill(output, {"stem": stem, "index": i, "seed": request.seed})
+            _fill(output, {"stem": stem, "index": i, "seed": request.seed, "motion": request.motion_bucket_id})
             for i, (stem, request) in enumerate(zip(stems, requests, strict=True), 1)
         ]
     is_folder = output.endswith(("/", os.sep))
@@ -153,10 +175,10 @@ def _paths(output: str | None, extension: str, stems: Sequence[str], requests: S
         return [Path(output)]
     if Path(output).suffix and not Path(output).is_dir():
         raise VideoError(
-            f"{output} is one file, but there are {len(stems)} inputs; name a folder, or a template such as "
+            f"{output} is one file, but there are {len(stems)} videos; name a folder, or a template such as "
             f"{{stem}}{extension}"
         )
-    return [Path(output) / f"{stem}{extension}" for stem in stems]
+    return [Path(output) / name for name in names]
 
 
 def _fill(template: str, values: dict[str, object]) -> Path:

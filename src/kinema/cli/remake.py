@@ -41,6 +41,9 @@ def remake(
             "optional; unset, the image is generated again.",
         ),
     ] = None,
+    last_image: Annotated[
+        str | None, typer.Option(metavar="IMAGE", help="Image at which the video ends, if there was one.")
+    ] = None,
     output: Annotated[
         str | None,
         typer.Option(
@@ -86,9 +89,11 @@ def remake(
     with open_report(json_lines=json, quiet=quiet) as report, to_stdout(output, report, json=json) as output_path:
         recipe = read_recipe(file)
         opened = _open_image(recipe, image, report, anyway=anyway)
+        opened_last = _open_last_image(recipe, last_image, report, anyway=anyway)
         name = model or _loadable_name(recipe.model, CATALOG, "--model")
         settings = _settings(recipe, report)
         task = _task(file, image, opened, recipe, name, output_path, force=force)
+        task = replace(task, last_image=opened_last)
         with _cpu_threads(recipe.threads):
             if opened is None:
                 task = _with_generated_image(task, recipe, image_model, settings, report, anyway=anyway)
@@ -142,6 +147,25 @@ def _open_image(recipe: Recipe, path: str | None, report: Report, *, anyway: boo
     return replace(opened, image_generation=recipe.image_generation) if opened.sha256 == recipe.image_sha256 else opened
 
 
+def _open_last_image(recipe: Recipe, path: str | None, report: Report, *, anyway: bool) -> InputImage | None:
+    """Open the image at which the video ends, if there is one.
+
+    Raises:
+        RecipeError: it is missing, differs from the recipe, or was passed for a video that has none.
+    """
+    from kinema.media.image import open_image
+
+    if recipe.last_image_sha256 is None:
+        if path is not None:
+            raise RecipeError("the video was made without a last image; remove --last-image")
+        return None
+    if path is None:
+        raise RecipeError("the video ends at an image, which its recipe does not contain; pass it by --last-image")
+    opened = open_image(expanded(path))
+    _check_sha256("last image", path, opened.sha256, recipe.last_image_sha256, report, anyway=anyway)
+    return opened
+
+
 def _with_generated_image(
     task: RenderTask, recipe: Recipe, image_model: str | None, settings: Settings, report: Report, *, anyway: bool
 ) -> RenderTask:
@@ -192,7 +216,7 @@ def _task(
     *,
     force: bool,
 ) -> RenderTask:
-    """Return the task for the remake, with the recipe's decode chunk size, which the request may not specify."""
+    """Return the task for the remake, with the recipe's encoding and decode chunk size, which the request may lack."""
     from kinema.cli.output_paths import check_conflicts, video_paths
     from kinema.cli.render_task import RenderTask
     from kinema.models.resolve import resolve
@@ -202,7 +226,11 @@ def _task(
     video = Path(file)
     [path] = video_paths(output, [f"{video.stem}-remade"], [request], extension=video.suffix)
     check_conflicts([path], [file, source] if source else [file], force=force)
-    return RenderTask(source or request.prompt or file, image, request, path, recipe_request=recipe.request)
+    encoding = recipe.encoding
+    if path.suffix.lower() != video.suffix.lower():  # its crf is that of another encoder
+        encoding = encoding.model_copy(update={"crf": None})
+    title = source or request.prompt or file
+    return RenderTask(title, image, request, path, recipe_request=recipe.request, encoding=encoding)
 
 
 def _settings(recipe: Recipe, report: Report) -> Settings:
@@ -234,7 +262,7 @@ def _report_versions(recipe: Recipe, report: Report) -> None:
 
 def _compare(original: Path, recipe: Recipe, video: Video, remade: Path, report: Report) -> bool:
     """Compare a video and its remake after encoding in the original's format; report and return whether identical."""
-    from kinema.media.video_writer import probe, read_frames
+    from kinema.media.video_writer import probe, read_frames, save_video
 
     container = probe(original).container
     suffix = "" if container == "png" else f".{container}"
@@ -243,7 +271,8 @@ def _compare(original: Path, recipe: Recipe, video: Video, remade: Path, report:
         after, _ = read_frames(remade)
     else:
         with tempfile.TemporaryDirectory() as folder:
-            after, _ = read_frames(video.save(Path(folder) / f"again{suffix}"))
+            again = save_video(video.frames, Path(folder) / f"again{suffix}", video.fps, encoding=recipe.encoding)
+            after, _ = read_frames(again)
     text, facts = _difference(before, after)
     facts["reasons"] = reasons = [] if facts["identical"] else _reasons(recipe, video.recipe)
     if not facts["identical"]:
@@ -260,6 +289,7 @@ def _reasons(original: Recipe, remade: Recipe) -> list[str]:
         image_generation = recipe.image_generation
         return {
             "image": recipe.image_sha256[:12],
+            "last image": recipe.last_image_sha256 and recipe.last_image_sha256[:12],
             "weights": recipe.model.weights_sha256[:12],
             **{name: getattr(recipe, name) for name in names},
             **(

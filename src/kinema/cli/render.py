@@ -13,6 +13,7 @@ from kinema.models.catalog import CATALOG, IMAGE_MODELS, human_bytes
 from kinema.steps import drive
 
 if TYPE_CHECKING:
+    from kinema.cli.item_failures import ItemFailures
     from kinema.cli.render_task import RenderTask
     from kinema.cli.report import Report
     from kinema.models.catalog import CatalogEntry
@@ -71,13 +72,19 @@ def _report_loaded(pipeline: VideoPipeline | ImagePipeline, seconds: float, repo
         report.emit("warning", note)
 
 
-def generate_images(tasks: list[RenderTask], image_model: str, settings: Settings, report: Report) -> list[RenderTask]:
+def generate_images(
+    tasks: list[RenderTask], image_model: str, settings: Settings, report: Report, failures: ItemFailures
+) -> list[RenderTask]:
     """Return the tasks with their images generated; the text-to-image model is loaded, used and unloaded."""
     pipeline = load_image_pipeline(image_model, settings, report)
+    done: list[RenderTask] = []
     try:
-        return [generate_task_image(pipeline, task, report) for task in tasks]
+        for task in tasks:
+            with failures.collect(task.name, task.source, task.request.seed):
+                done.append(generate_task_image(pipeline, task, report))
     finally:
         pipeline.release()
+    return done
 
 
 def generate_task_image(pipeline: ImagePipeline, task: RenderTask, report: Report) -> RenderTask:
@@ -121,7 +128,7 @@ def render_video(pipeline: VideoPipeline, task: RenderTask, report: Report) -> R
     report.video_started(task)
     began = time.monotonic()
     make_folders([task.output_path, task.contact_sheet_path])
-    with VideoWriter(task.output_path, task.request.frame_rate) as writer:
+    with VideoWriter(task.output_path, task.request.frame_rate, encoding=task.encoding) as writer:
 
         def on_step(step: Step) -> None:
             if step.frames is not None:
@@ -133,7 +140,7 @@ def render_video(pipeline: VideoPipeline, task: RenderTask, report: Report) -> R
                 writer.restart()
             report.restart(restart)
 
-        video = drive(generate(pipeline, task.image, task.request), on_step, on_restart)
+        video = drive(generate(pipeline, task.image, task.request, task.last_image), on_step, on_restart)
         recipe = video.recipe
         path = writer.finish(
             recipe.model_copy(update={"request": task.recipe_request}) if task.recipe_request else recipe

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from kinema.values import FileEncoding
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,6 +38,15 @@ class RenderTask:
     """Duration of the text-to-image stage."""
     checked_image: CheckedImage | None = None
     """The input image to reopen."""
+    last_image: InputImage | None = None
+    """Where the video ends."""
+    encoding: FileEncoding = field(default_factory=FileEncoding)
+    """Quality and order of the frames in the file."""
+
+    @property
+    def name(self) -> str:
+        """What messages call the video: its source and seed."""
+        return f"{self.source}, seed {self.request.seed}"
 
     @property
     def headline(self) -> str:

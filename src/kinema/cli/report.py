@@ -14,7 +14,8 @@ With --json, stdout has one JSON object per line. Its "event" is one of:
     done           a result is written: path; for a video contact_sheet, seed, seconds, warnings; for an item of a batch
                    seed, seconds, earlier (made by an earlier run)
     progress       of a batch: completed (earlier of them by earlier runs), failed, total, per_minute, eta_seconds
-    item_failed    an item of a batch failed: name, source, seed, code, message
+    sheet          the sheet of `generate --sheet` is written: path
+    item_failed    one of several videos failed: name, source, seed, code, message
     batch_done     all items of a batch are completed or failed: completed, failed, path
     compared       result of `remake`: identical, frames_differing, max_difference, reasons
     error          the run failed: code (as in the HTTP API, or "interrupted"), message, param, exit_code
@@ -314,7 +315,7 @@ class TextReport(Report):
         stages = ", ".join(f"{stage} {seconds_text(seconds)}" for stage, seconds in self.timer.seconds.items())
         self.emit(
             "note",
-            f"{count} frames of {width}×{height} at {rendered.video.fps} fps, seed {rendered.video.seed}, "
+            f"{count} frames of {width}×{height} at {rendered.video.fps:g} fps, seed {rendered.video.seed}, "
             f"in {seconds_text(rendered.seconds)} ({stages})",
         )
         if rendered.contact_sheet_path:

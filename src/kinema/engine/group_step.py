@@ -83,13 +83,17 @@ def make_group_step(
     addresses = [str(group.folder / f"{len(own.frames)}-{part}") for part in range(len(parts))]
     is_sharded = len(own.frames) > 1
     peers = list(zip(group.peers, others, strict=False))
-    for peer, share in peers:
-        peer.tell("begin", plan, parts[share.part].to("cpu"), num_frames, share, addresses[share.part], group.timeout)
+    video = object()
     call: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def step(sample: Tensor, time: Tensor) -> Tensor:
         nonlocal call
         try:
+            if group.video is not video:  # a video between two images has a function for each
+                for peer, share in peers:
+                    conditions = parts[share.part].to("cpu")
+                    peer.tell("begin", plan, conditions, num_frames, share, addresses[share.part], group.timeout)
+                group.video = video
             for peer, share in peers:
                 peer.ask("step", float(time), tensor=sample[:, share.own])
             if call is None:  # only now, as processes connect when they are asked for their first step

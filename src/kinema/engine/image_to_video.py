@@ -10,13 +10,15 @@ that continues from it generates the same bytes as an uninterrupted run.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from kinema.engine import sampling
+from kinema.engine import samplers, sampling
 from kinema.engine.checkpoint import Checkpoint
 from kinema.engine.conditioning import condition
 from kinema.engine.decoding import NotFinite, decode
@@ -34,11 +36,12 @@ from kinema.values import Recipe
 from kinema.version import own_version
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Sequence
 
     from PIL import Image
 
     from kinema.engine.conditioning import Conditions
+    from kinema.engine.samplers import Predict, Sampler
     from kinema.media.image import InputImage
     from kinema.media.video_writer import Frames
     from kinema.models.loading import VideoPipeline
@@ -51,7 +54,9 @@ LIBRARIES = ("diffusers", "transformers", "accelerate")
 
 
 @torch.no_grad()
-def generate(pipeline: VideoPipeline, image: InputImage, request: VideoRequest) -> Generator[Event, None, Video]:
+def generate(
+    pipeline: VideoPipeline, image: InputImage, request: VideoRequest, last_image: InputImage | None = None
+) -> Generator[Event, None, Video]:
     """Yield a `Step` after each unit of work, and a `Restart` if decoding begins again; return the `Video`.
 
     All noise is drawn on the CPU from the request's seed, so a seed gives a similar video on every device. Without
@@ -61,6 +66,7 @@ def generate(pipeline: VideoPipeline, image: InputImage, request: VideoRequest) 
         pipeline: From `kinema.models.loading.load`; used by one generator at a time.
         image: From `kinema.media.image.open_image` or `kinema.engine.text_to_image.generate_image`.
         request: The checked parameters.
+        last_image: Where the video ends; not for a loop.
 
     Raises:
         InvalidRequest: if another process loaded the pipeline.
@@ -69,31 +75,36 @@ def generate(pipeline: VideoPipeline, image: InputImage, request: VideoRequest) 
         DeviceLost: if a process of a group of GPUs ends.
     """
     pipeline.check_process()
-    plan = plan_for(pipeline, request)
-    fitted = fit_image(image, request.width, request.height, request.fit)
-    denoised = yield from _to_denoised(pipeline, plan, fitted, request)
-    plan, events = denoised.plan, list(denoised.events)
-    frames = yield from _decode(pipeline, plan, denoised.latents.to(pipeline.device), fitted, events)
-    del denoised  # not needed while the caller uses the video
-    return Video(frames, request.frame_rate, _recipe(pipeline, plan, image, request, events), image.rgb)
+    denoised = yield from to_latents(pipeline, image, request, last_image)
+    return (yield from to_video(pipeline, image, request, denoised, last_image))
 
 
 @torch.no_grad()
-def to_latents(pipeline: VideoPipeline, image: InputImage, request: VideoRequest) -> Generator[Event, None, Checkpoint]:
+def to_latents(
+    pipeline: VideoPipeline, image: InputImage, request: VideoRequest, last_image: InputImage | None = None
+) -> Generator[Event, None, Checkpoint]:
     """Encode and denoise: yield a `Step` after each unit of work, and return the `Checkpoint`.
 
     Raises:
         InsufficientMemory, GenerationFailed: see `generate`.
     """
     pipeline.check_process()
-    plan = plan_for(pipeline, request)
-    fitted = fit_image(image, request.width, request.height, request.fit)
-    return (yield from _to_denoised(pipeline, plan, fitted, request))
+    # A loop also ends at its image; the last frame, which would repeat the first, is removed.
+    sampled = request.model_copy(update={"num_frames": request.num_frames + request.loop})
+    plan = plan_for(pipeline, sampled)
+    ends = [image] if last_image is None else [image, last_image]
+    fitted = [fit_image(end, request.width, request.height, request.fit) for end in ends]
+    denoised = yield from _to_denoised(pipeline, plan, fitted, sampled)
+    return replace(denoised, latents=denoised.latents[:, : request.num_frames])
 
 
 @torch.no_grad()
 def to_video(
-    pipeline: VideoPipeline, image: InputImage, request: VideoRequest, denoised: Checkpoint
+    pipeline: VideoPipeline,
+    image: InputImage,
+    request: VideoRequest,
+    denoised: Checkpoint,
+    last_image: InputImage | None = None,
 ) -> Generator[Event, None, Video]:
     """Decode with the plan at the end of denoising: yield a `Step` per chunk, and return the `Video`.
 
@@ -102,25 +113,33 @@ def to_video(
         image: The same image.
         request: The same request.
         denoised: The result of `to_latents`.
+        last_image: The same last image.
 
     Raises:
         InsufficientMemory, GenerationFailed: see `generate`.
     """
     pipeline.check_process()
     events = list(denoised.events)
-    fitted = fit_image(image, request.width, request.height, request.fit)
-    frames = yield from _decode(pipeline, denoised.plan, denoised.latents.to(pipeline.device), fitted, events)
-    return Video(frames, request.frame_rate, _recipe(pipeline, denoised.plan, image, request, events), image.rgb)
+    is_flat = partial(_is_flat, image, request)
+    frames = yield from _decode(pipeline, denoised.plan, denoised.latents.to(pipeline.device), is_flat, events)
+    recipe = _recipe(pipeline, denoised.plan, (image, last_image), request, events)
+    return Video(frames, request.frame_rate, recipe, image.rgb)
 
 
 def _to_denoised(
-    pipeline: VideoPipeline, plan: MemoryPlan, fitted: Image.Image, request: VideoRequest
+    pipeline: VideoPipeline, plan: MemoryPlan, fitted: Sequence[Image.Image], request: VideoRequest
 ) -> Generator[Step, None, Checkpoint]:
+    """Encode the images at the video's ends, one or two, and denoise `request.num_frames` frames."""
     pipeline.prepare_identity()  # for the recipe
     events: list[str] = []
     generator = torch.Generator("cpu").manual_seed(request.seed)
-    conditions = yield from _encode(pipeline, plan, fitted, request, generator)
-    latents, plan = yield from _denoise(pipeline, plan, conditions, request, generator, events)
+    first = yield from _encode(pipeline, plan, fitted[0], request, generator)
+    ends = [first]
+    if request.loop:
+        ends = [first, first]
+    elif len(fitted) > 1:
+        ends = [first, (yield from _encode(pipeline, plan, fitted[1], request, generator))]
+    latents, plan = yield from _denoise(pipeline, plan, ends, request, generator, events)
     return Checkpoint(latents, plan, tuple(events))
 
 
@@ -140,41 +159,33 @@ def _encode(
 def _denoise(
     pipeline: VideoPipeline,
     plan: MemoryPlan,
-    conditions: Conditions,
+    ends: Sequence[Conditions],
     request: VideoRequest,
     generator: torch.Generator,
     events: list[str],
 ) -> Generator[Step, None, tuple[torch.Tensor, MemoryPlan]]:
     """Yield a step per noise level; return the latents, float32 [1, frames, c, h/f, w/f], and the final plan.
 
-    If memory runs out, the failed step is repeated with the next leaner plan.
+    `ends` are the conditions at the beginning and, if the video ends at an image, at its end. If memory runs out, the
+    failed step is repeated with the next leaner plan.
     """
-    device, dtype = pipeline.device, pipeline.dtype
+    device = pipeline.device
     steps = request.num_inference_steps
     sigmas = sampling.karras_sigmas(steps, pipeline.scheduler["sigma_min"], pipeline.scheduler["sigma_max"])
-    channels, height, width = conditions.latents.shape[1:]
+    channels, height, width = ends[0].latents.shape[1:]
     shape = (1, request.num_frames, channels, height, width)
     noise = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
     latents = sampling.initial_latents(noise, sigmas, pipeline.scheduler).to(device)
-    guidance = None
-    if request.guided:
-        ramp = sampling.guidance_ramp(request.min_guidance_scale, request.max_guidance_scale, request.num_frames)
-        guidance, conditions = ramp.to(device), conditions.for_guidance()
     sigmas = sigmas.to(device)
-    done, current_plan = 0, plan
-    step: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+    done, current_plan, state = 0, plan, generator.get_state()
+    sampler: Sampler | None = None
     while True:
         try:
             with place(pipeline, current_plan) as placed, placed.on_device("unet") as unet:
-                make = make_group_step if pipeline.group else make_step
-                step = make(pipeline, current_plan, unet, conditions, request.num_frames)
+                sampler = _make_sampler(pipeline, current_plan, unet, ends, request, generator)
                 for i in range(done, steps):
-                    sample = sampling.scaled_input(latents, sigmas[i]).to(dtype)
-                    v = step(sample, sampling.time_of(sigmas[i])).float()
-                    if guidance is not None:
-                        v = sampling.guided(v, guidance)
-                    clean = sampling.denoised(latents, v, sigmas[i])
-                    latents = sampling.euler_step(latents, clean, sigmas[i], sigmas[i + 1])
+                    state = generator.get_state()
+                    latents, clean = sampler(latents, sigmas[i], sigmas[i + 1])
                     done = i + 1
                     yield Step("denoise", done, steps, latents=latents, clean=clean)
             break
@@ -185,7 +196,8 @@ def _denoise(
             next_plan = current_plan.next(order) if device.type != "cpu" else None
             if next_plan is None:
                 raise insufficient(error, "denoising", SMALLER) from None
-        step = None  # also frees its copies of weights
+        sampler = None  # also frees its copies of weights
+        generator.set_state(state)
         events.append(f"memory ran out at denoising step {done + 1}: continued with {next_plan.name}")
         current_plan = next_plan
     if not latents.isfinite().all():
@@ -196,12 +208,55 @@ def _denoise(
     return latents, current_plan
 
 
+def _make_sampler(
+    pipeline: VideoPipeline,
+    plan: MemoryPlan,
+    unet: torch.nn.Module,
+    ends: Sequence[Conditions],
+    request: VideoRequest,
+    generator: torch.Generator,
+) -> Sampler:
+    """Return the sampler of a video that begins at one image, or lies between two; `unet` is on its device."""
+    forward = _make_prediction(pipeline, plan, unet, ends[0], request)
+    if len(ends) == 1:
+        return samplers.from_first(forward)
+    is_loop = ends[1] is ends[0]
+    backward = forward if is_loop else _make_prediction(pipeline, plan, unet, ends[1], request)
+    return samplers.between(forward, backward, generator)
+
+
+def _make_prediction(
+    pipeline: VideoPipeline, plan: MemoryPlan, unet: torch.nn.Module, conditions: Conditions, request: VideoRequest
+) -> Predict:
+    """Return a function from noisy latents and their noise level to clean latents, guided if the request says so."""
+    guidance = None
+    if request.guided:
+        ramp = sampling.guidance_ramp(request.min_guidance_scale, request.max_guidance_scale, request.num_frames)
+        guidance, conditions = ramp.to(pipeline.device), conditions.for_guidance()
+    make = make_group_step if pipeline.group else make_step
+    step = make(pipeline, plan, unet, conditions, request.num_frames)
+
+    def predict(latents: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        sample = sampling.scaled_input(latents, sigma).to(pipeline.dtype)
+        v = step(sample, sampling.time_of(sigma)).float()
+        if guidance is not None:
+            v = sampling.guided(v, guidance)
+        return sampling.denoised(latents, v, sigma)
+
+    return predict
+
+
 def _decode(
-    pipeline: VideoPipeline, plan: MemoryPlan, latents: torch.Tensor, fitted: Image.Image, events: list[str]
+    pipeline: VideoPipeline,
+    plan: MemoryPlan,
+    latents: torch.Tensor,
+    is_flat: Callable[[], bool],
+    events: list[str],
 ) -> Generator[Event, None, Frames]:
     """Yield a step with the frames of each chunk; return all frames, checked for NaN and one constant colour.
 
-    Decoding begins again in float32 if a check fails in half precision.
+    Decoding begins again in float32 if a check fails in half precision. `is_flat` returns whether the image has one
+    colour.
     """
     attempts = [pipeline.dtype] if pipeline.dtype == torch.float32 else [pipeline.dtype, torch.float32]
     problem = ""
@@ -227,10 +282,14 @@ def _decode(
             raise insufficient(error, "decoding", SMALLER) from None
         video = frames[0] if len(frames) == 1 else np.concatenate(frames)
         # For an image of one colour, a constant video is correct.
-        if not _one_colour(video) or _one_colour(np.asarray(fitted)):
+        if not _one_colour(video) or is_flat():
             return video
         problem = f"the decoder's output is one constant colour in {dtype}"
     raise GenerationFailed(f"{problem}; no video was saved. Check the weights, or try another seed or other parameters")
+
+
+def _is_flat(image: InputImage, request: VideoRequest) -> bool:
+    return _one_colour(np.asarray(fit_image(image, request.width, request.height, request.fit)))
 
 
 def _one_colour(pixels: Frames) -> bool:
@@ -240,9 +299,14 @@ def _one_colour(pixels: Frames) -> bool:
 
 
 def _recipe(
-    pipeline: VideoPipeline, plan: MemoryPlan, image: InputImage, request: VideoRequest, events: list[str]
+    pipeline: VideoPipeline,
+    plan: MemoryPlan,
+    images: tuple[InputImage, InputImage | None],
+    request: VideoRequest,
+    events: list[str],
 ) -> Recipe:
     """Return the recipe of the video; of a local folder it contains only the last part of the path."""
+    image, last_image = images
     device = pipeline.device.type
     on_cpu = device == "cpu"
     if device == "cuda":
@@ -254,6 +318,7 @@ def _recipe(
         kinema=own_version(),
         request=request.model_copy(update=names),
         image_sha256=image.sha256,
+        last_image_sha256=None if last_image is None else last_image.sha256,
         image_generation=image.image_generation,
         model=pipeline.identity,
         device=device,

@@ -28,7 +28,7 @@ def _work_units(stage: str, request: VideoRequest) -> float:
     pixels = request.width * request.height
     match stage:
         case "denoise":
-            return float(pixels * request.num_frames * request.num_inference_steps * (1 + request.guided))
+            return float(pixels * request.num_frames * request.num_predictions * (1 + request.guided))
         case "decode":
             return float(pixels * request.num_frames)
         case "text_to_image":

@@ -7,7 +7,7 @@ import io
 import os
 import re
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import unquote, urlsplit
@@ -86,11 +86,20 @@ class InputImage:
     warnings: tuple[Message, ...] = ()
     name: str | None = None
     image_generation: ImageGeneration | None = None
+    _fitted: dict[tuple[int, int, Fit], Image.Image] = field(default_factory=dict, repr=False)  # by `fit_image`
 
     @property
     def facts(self) -> ImageFacts:
         """Its size and warnings, without its pixels."""
         return ImageFacts(self.rgb.size, self.warnings)
+
+    def fitted(self, width: int, height: int, fit: Fit) -> Image.Image:
+        """Return it as `fit_image` does, and keep the result for the next call with the same arguments."""
+        key = width, height, fit
+        fitted = self._fitted.get(key) or _fit(self.rgb, width, height, fit)
+        self._fitted.clear()
+        self._fitted[key] = fitted
+        return fitted
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +117,24 @@ class EncodedImage:
             InvalidImage: see `open_image`.
         """
         return _input_image(_decode(self.data, self.label), self.name)
+
+    def read_size(self) -> tuple[int, int]:
+        """Return the upright size of the image from its header, in a few milliseconds.
+
+        Raises:
+            InvalidImage: the header is invalid. Nothing else is checked.
+        """
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                is_heif = heif_format(self.data) is not None
+                file = io.BytesIO(self.data)
+                with _open_checked(self.data, self.label) if is_heif else Image.open(file, formats=FORMATS) as image:
+                    return _upright(image.size, _exif_transpose(image, self.label)[0])
+        except InvalidImage:
+            raise
+        except Exception as error:  # noqa: BLE001 - as in `_decode`
+            raise InvalidImage(_damaged(self.label, error)) from None
 
 
 def inspect_image(data: bytes) -> ImageFacts:
@@ -183,10 +210,12 @@ def crop_box(size: tuple[int, int], width: int, height: int) -> tuple[int, int, 
 def fit_image(image: InputImage, width: int, height: int, fit: Fit = "crop") -> Image.Image:
     """Return the image at exactly width×height, in RGB: cropped at the centre, padded with black bars, or stretched.
 
+    The image keeps the result for the next call with the same arguments.
+
     Raises:
         InvalidRequest: if `fit` is not crop, pad or stretch.
     """
-    return _fit(image.rgb, width, height, fit)
+    return image.fitted(width, height, fit)
 
 
 def _fit(image: Image.Image, width: int, height: int, fit: Fit) -> Image.Image:
@@ -405,8 +434,13 @@ def _to_upright(
             rgb = rgb.transpose(transpose)
     except Exception as error:  # noqa: BLE001 - as above
         raise InvalidImage(_damaged(label, error)) from None
-    size = (height, width) if transpose in _SWAP_SIDES else (width, height)
-    return _Decoded(rgb, ImageFacts(size, (*messages, *exif_warnings, *colour_warnings)))
+    facts = ImageFacts(_upright((width, height), transpose), (*messages, *exif_warnings, *colour_warnings))
+    return _Decoded(rgb, facts)
+
+
+def _upright(size: tuple[int, int], transpose: Image.Transpose | None) -> tuple[int, int]:
+    """Return a size after the transpose."""
+    return (size[1], size[0]) if transpose in _SWAP_SIDES else size
 
 
 def _load_pixels(image: Image.Image) -> Image.Image:

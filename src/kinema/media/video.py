@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from kinema.errors import InvalidRequest
+from kinema.media.encoding_steps import file_encoding
 from kinema.media.video_writer import Frames, check_frames, encode_video, save_video
 
 if TYPE_CHECKING:
@@ -27,11 +28,12 @@ SHEET_GAP = 4
 class Video:
     """A finished video: `frames` uint8 [num_frames, height, width, 3] in sRGB, frame rate `fps`, and its `recipe`.
 
+    `fps` is an int if it is whole; 29.97… stands for 30000/1001 exactly.
     `image` is the RGB input image, which was generated if the request had a prompt.
     """
 
     frames: Frames
-    fps: int
+    fps: float
     recipe: Recipe
     image: Image.Image | None = None
 
@@ -43,13 +45,20 @@ class Video:
         """The seed of the request."""
         return self.recipe.request.seed
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
+    def save(self, path: str | os.PathLike[str], *, crf: int | None = None, boomerang: bool = False) -> Path:
         """Write .mp4, .webm, .gif or .webp by the path's extension, or a PNG folder without one; return the path.
 
+        Args:
+            path: The file or folder.
+            crf: Quality of mp4 (1 to 51, default 18) or webm (0 to 63, default 20): lower is better and larger.
+            boomerang: Play the frames forward and then backward; first and last are not repeated.
+
         Raises:
+            InvalidRequest: if the format does not have this crf.
             VideoError, InsufficientDisk: if the file can't be written.
         """
-        return save_video(self.frames, path, self.fps, self.recipe)
+        encoding = file_encoding(crf=crf, boomerang=boomerang)
+        return save_video(self.frames, path, self.fps, self.recipe, encoding=encoding)
 
     def contact_sheet(self, columns: int | None = None) -> Image.Image:
         """Return one image with all frames, row by row, at most 2048 pixels wide; by default about square in frames.
@@ -61,7 +70,7 @@ class Video:
 
     def __repr__(self) -> str:
         count, height, width, _ = self.frames.shape
-        return f"<Video {width}×{height}, {count} frames at {self.fps}/s, seed {self.seed}>"
+        return f"<Video {width}×{height}, {count} frames at {self.fps:g}/s, seed {self.seed}>"
 
     def _repr_html_(self) -> str:
         """Return an HTML video element for notebooks."""

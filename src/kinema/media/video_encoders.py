@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from fractions import Fraction
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 from xml.sax.saxutils import escape
@@ -17,9 +16,12 @@ from xml.sax.saxutils import escape
 import numpy as np
 from PIL import Image
 
-from kinema.errors import VideoError
+from kinema.errors import InvalidRequest, VideoError
+from kinema.values import exact_rate
 
 if TYPE_CHECKING:
+    from fractions import Fraction
+
     import av
 
 Frame = np.ndarray[Any, np.dtype[np.uint8]]
@@ -29,6 +31,27 @@ SUFFIXES = (".mp4", ".webm", ".gif", ".webp")
 
 # Maximum frame rates. Players slow down frames shorter than 20 ms (gif) and 11 ms (webp).
 MAX_FPS = {".gif": 50, ".webp": 90}
+# Formats with a quality: lowest, default and highest crf. At 0, x264 is lossless in a profile that browsers don't play.
+CRF = {".mp4": (1, 18, 51), ".webm": (0, 20, 63)}
+
+
+def check_crf(suffix: str, crf: int | None) -> None:
+    """Check that a format has a quality setting and that it allows `crf`; None is the default of any format.
+
+    Raises:
+        InvalidRequest: it does not.
+    """
+    if crf is None:
+        return
+    if suffix not in CRF:
+        kind = suffix[1:] or "a folder of png"
+        raise InvalidRequest(f"{kind} has no crf; use .mp4 or .webm, or remove crf {crf}", "crf")
+    low, default, high = CRF[suffix]
+    if not low <= crf <= high:
+        raise InvalidRequest(
+            f"crf {crf} is out of range: {low} to {high} for {suffix[1:]}; lower is better, the default is {default}",
+            "crf",
+        )
 
 
 class VideoEncoder(Protocol):
@@ -41,11 +64,16 @@ class VideoEncoder(Protocol):
         """Finish encoding and return the whole video, with the recipe (ASCII JSON) in its metadata."""
 
 
-def encoder_for(suffix: str, fps: int) -> VideoEncoder:
-    """Return the encoder for one of `SUFFIXES`, or for a PNG folder if `suffix` is empty."""
+def encoder_for(suffix: str, fps: float, crf: int | None = None) -> VideoEncoder:
+    """Return the encoder for one of `SUFFIXES`, or for a PNG folder if `suffix` is empty.
+
+    Raises:
+        InvalidRequest: see `check_crf`.
+    """
+    check_crf(suffix, crf)
     match suffix:
         case ".mp4" | ".webm":
-            return StreamEncoder(suffix, fps)
+            return StreamEncoder(suffix, fps, crf)
         case ".gif" | ".webp":
             return PillowEncoder(suffix, fps)
         case _:
@@ -56,19 +84,20 @@ class StreamEncoder:
     """H.264 in mp4 (moov first) or VP9 in webm: 8-bit 4:2:0, BT.709, limited range, with colour tags.
 
     The number of threads is fixed and bit-exact flags are set, so the same frames give the same bytes. Frame times are
-    exact in mp4 and rounded to milliseconds in webm; the frame rate is exact in both.
+    exact in mp4 and rounded to milliseconds in webm; the frame rate is exact in both, also a fraction.
     """
 
     # x264's output depends on the number of threads, but not on their timing.
     _CODECS: ClassVar = {
         # x264's macroblock tree is not deterministic on CPUs with AVX-512.
-        ".mp4": ("mp4", "libx264", 4, {"preset": "medium", "crf": "18", "mbtree": "0"}),
-        ".webm": ("webm", "libvpx-vp9", 1, {"crf": "20", "b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "0"}),
+        ".mp4": ("mp4", "libx264", 4, {"preset": "medium", "mbtree": "0"}),
+        ".webm": ("webm", "libvpx-vp9", 1, {"b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "0"}),
     }
 
-    def __init__(self, suffix: str, fps: int) -> None:
-        self._format, self._codec, self._threads, self._options = self._CODECS[suffix]
-        self._fps = fps
+    def __init__(self, suffix: str, fps: float, crf: int | None = None) -> None:
+        self._format, self._codec, self._threads, options = self._CODECS[suffix]
+        self._options = options | {"crf": str(CRF[suffix][1] if crf is None else crf)}
+        self._rate = exact_rate(fps)
         self._buffer = _Buffer()
         self._container: av.container.OutputContainer | None = None
         self._stream: av.VideoStream
@@ -96,7 +125,7 @@ class StreamEncoder:
             | Interpolation.BITEXACT,
             threads=1,
         )
-        image.pts, image.time_base = self._count, Fraction(1, self._fps)
+        image.pts, image.time_base = self._count, 1 / self._rate
         image.duration = 1
         self._count += 1
         self._packets += self._stream.encode(image)
@@ -125,11 +154,11 @@ class StreamEncoder:
         self._container = av.open(
             self._buffer, "w", format=self._format, container_options=muxing, io_open=self._buffer.reopen
         )
-        stream = self._container.add_stream(self._codec, rate=self._fps, options=self._options)
+        stream = self._container.add_stream(self._codec, rate=self._rate, options=self._options)
         self._stream = cast("av.VideoStream", stream)
         self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
         context = self._stream.codec_context
-        context.time_base = Fraction(1, self._fps)
+        context.time_base = 1 / self._rate
         context.thread_count = self._threads
         context.flags |= Flags.bitexact
         context.color_range, context.colorspace = ColorRange.MPEG, Colorspace.ITU709
@@ -176,8 +205,8 @@ class PillowEncoder:
     areas do not flicker. A frame that equals the previous one only extends its duration.
     """
 
-    def __init__(self, suffix: str, fps: int) -> None:
-        self._format, self._fps = suffix[1:].upper(), fps
+    def __init__(self, suffix: str, fps: float) -> None:
+        self._format, self._rate = suffix[1:].upper(), exact_rate(fps)
         self._frames: list[Frame] = []
 
     def add(self, frame: Frame) -> None:
@@ -189,11 +218,11 @@ class PillowEncoder:
         common: dict[str, Any] = {"save_all": True, "loop": 0}
         if self._format == "GIF":
             images = _quantize(self._frames)
-            common |= {"duration": _frame_durations_ms(len(images), self._fps, 10), "optimize": False}
+            common |= {"duration": _frame_durations_ms(len(images), self._rate, 10), "optimize": False}
             common |= {"comment": recipe.encode()} if recipe is not None else {}
         else:
             images = [Image.fromarray(frame) for frame in self._frames]
-            common |= {"duration": _frame_durations_ms(len(images), self._fps, 1), "quality": 90, "method": 4}
+            common |= {"duration": _frame_durations_ms(len(images), self._rate, 1), "quality": 90, "method": 4}
             common |= {"xmp": xmp(recipe)} if recipe is not None else {}
         buffer = io.BytesIO()
         images[0].save(buffer, format=self._format, append_images=images[1:], **common)
@@ -203,7 +232,7 @@ class PillowEncoder:
 class FolderEncoder:
     """A folder of 000.png, 001.png, … and recipe.json; each PNG has the frame rate and the recipe as text chunks."""
 
-    def __init__(self, fps: int) -> None:
+    def __init__(self, fps: float) -> None:
         self._fps = fps
         self._files: list[bytes] = []
 
@@ -230,9 +259,9 @@ def xmp(recipe: str) -> bytes:
     ).encode()
 
 
-def _frame_durations_ms(count: int, fps: int, unit_ms: int) -> list[int]:
+def _frame_durations_ms(count: int, rate: Fraction, unit_ms: int) -> list[int]:
     """Return each frame's duration in ms, as multiples of `unit_ms` whose sum follows the frame rate."""
-    starts = [round(Fraction(1000 * i, fps * unit_ms)) for i in range(count + 1)]
+    starts = [round(1000 * i / (rate * unit_ms)) for i in range(count + 1)]
     return [(after - start) * unit_ms for start, after in pairwise(starts)]
 
 

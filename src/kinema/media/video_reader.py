@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 from xml.sax.saxutils import unescape
 
 import numpy as np
@@ -16,7 +16,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from kinema.errors import RecipeError, VideoError
-from kinema.values import RECIPE_FORMAT, Recipe
+from kinema.values import RECIPE_FORMAT, Recipe, exact_rate, rate_number
 
 if TYPE_CHECKING:
     import os
@@ -28,6 +28,7 @@ Frames = np.ndarray[Any, np.dtype[np.uint8]]
 """Frames of a video: uint8 [frames, height, width, 3], sRGB; a single frame has no first axis."""
 
 MAX_RECIPE = 1_000_000
+MAX_STORED_FPS = 1000
 
 _BT709 = 1  # in ISO/IEC 23091-2, for matrix, primaries and transfer
 _RANGES = {1: "limited", 2: "full"}
@@ -40,7 +41,7 @@ class VideoInfo:
     `faststart` is whether an mp4 can play before it is downloaded completely (None for other formats). `matrix`,
     `primaries` and `transfer` are "bt709", another code of ISO/IEC 23091-2 as text, or None if unspecified;
     `color_range` is "limited", "full" or None. `duration` is in seconds. It and `fps` are exact for mp4 and webm;
-    elsewhere `fps` is a whole number from the recipe, else estimated.
+    elsewhere `fps` is that of the recipe, else a whole number that is estimated.
     """
 
     container: str
@@ -74,7 +75,8 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
         size = sum(file.stat().st_size for file in files)
         name = "png" if kind == "folder" else kind
         pixels = {"gif": "pal8", "webp": "yuv420p", "png": "rgb24"}[name]
-        return VideoInfo(name, name, pixels, width, height, count, Fraction(fps), Fraction(count, fps), size)
+        rate = exact_rate(fps)
+        return VideoInfo(name, name, pixels, width, height, count, rate, count / rate, size)
     with _open_container(path) as container:
         stream = container.streams.video[0]
         context = stream.codec_context
@@ -99,8 +101,8 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
         )
 
 
-def read_frames(path: str | os.PathLike[str]) -> tuple[Frames, int]:
-    """Return all frames of a video, uint8 [frames, height, width, 3], and its frames per second.
+def read_frames(path: str | os.PathLike[str]) -> tuple[Frames, float]:
+    """Return all frames of a video, uint8 [frames, height, width, 3], and its frames per second (see `exact_rate`).
 
     Raises:
         VideoError: if there is no video, or it can't be decoded.
@@ -111,7 +113,7 @@ def read_frames(path: str | os.PathLike[str]) -> tuple[Frames, int]:
             files = sorted(path.glob("*.png"))
             with _translate_errors(path):
                 images = [Image.open(file, formats=["PNG"]) for file in files]
-                fps = int(getattr(images[0], "text", {}).get("fps") or _recipe_fps(path) or 1)
+                fps = _stored_fps(images[0]) or _recipe_fps(path) or 1
                 return _stack(path, [np.asarray(image.convert("RGB")) for image in images]), fps
         case "stream":
             with _open_container(path) as container:
@@ -121,7 +123,7 @@ def read_frames(path: str | os.PathLike[str]) -> tuple[Frames, int]:
                     raise VideoError(
                         f"{path} is truncated ({len(frames)} of {stream.frames} frames); download or generate it again"
                     )
-                return _stack(path, frames), round(stream.average_rate or 1)
+                return _stack(path, frames), rate_number(stream.average_rate or Fraction(1))
         case _:
             return _animation(path)
 
@@ -133,6 +135,15 @@ def each_frame(path: str | os.PathLike[str]) -> Iterator[Frames]:
         VideoError: if there is no such video, or it can't be decoded.
     """
     with _open_container(Path(path)) as container:
+        for frame in container.decode(container.streams.video[0]):
+            yield _pixels(frame)
+
+
+def decode_frames(file: BinaryIO) -> Iterator[Frames]:
+    """Yield the frames of an mp4 that Kinema has just encoded, uint8 [height, width, 3]."""
+    import av
+
+    with av.open(file, "r", format="mp4") as container:
         for frame in container.decode(container.streams.video[0]):
             yield _pixels(frame)
 
@@ -229,7 +240,21 @@ def _text(value: object) -> str | None:
     return value.decode(errors="replace") if isinstance(value, bytes) else value if isinstance(value, str) else None
 
 
-def _recipe_fps(path: Path) -> int | None:
+def _stored_fps(image: Image.Image) -> float | None:
+    """Return the frame rate in a PNG's text, or None.
+
+    Raises:
+        ValueError: it is not a frame rate.
+    """
+    text = getattr(image, "text", {}).get("fps")
+    if text is None:
+        return None
+    if not 0 < (fps := float(text)) <= MAX_STORED_FPS:
+        raise ValueError(f"its frame rate is {text}")
+    return rate_number(exact_rate(fps))
+
+
+def _recipe_fps(path: Path) -> float | None:
     """Return the frame rate in the recipe, or None without a recipe."""
     try:
         return read_recipe(path).request.frame_rate
@@ -290,7 +315,7 @@ def _pixels(frame: av.VideoFrame) -> Frames:
     return np.asarray(frame.to_ndarray(format="rgb24", interpolation=exact), np.uint8)
 
 
-def _animation(path: Path) -> tuple[Frames, int]:
+def _animation(path: Path) -> tuple[Frames, float]:
     """Return the frames of a gif or webp, with merged equal frames repeated, and the frame rate."""
     frames, durations = [], []
     with _translate_errors(path), Image.open(path, formats=["GIF", "WEBP", "PNG"]) as image:

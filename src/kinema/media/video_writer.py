@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from kinema.errors import InsufficientDisk, VideoError
-from kinema.media.video_encoders import MAX_FPS, SUFFIXES, VideoEncoder, encoder_for
+from kinema.media.encoding_steps import encoder_with
+from kinema.media.video_encoders import MAX_FPS, SUFFIXES, VideoEncoder, check_crf, encoder_for
 from kinema.media.video_reader import Frames, VideoInfo, probe, read_first_frame, read_frames, read_recipe
 from kinema.partial_files import partial_path
+from kinema.values import FileEncoding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,6 +39,7 @@ __all__ = [
     "read_first_frame",
     "read_frames",
     "read_recipe",
+    "recipe_text",
     "save_video",
     "sync_folder",
     "write_error",
@@ -45,7 +48,7 @@ __all__ = [
 MIN_FREE_BYTES = 32_000_000
 
 
-def check_target(path: str | os.PathLike[str], fps: int | None = None) -> Path:
+def check_target(path: str | os.PathLike[str], fps: float | None = None, crf: int | None = None) -> Path:
     """Check before generating that a video can be written to a path, and return the path.
 
     The extension selects the format: .mp4, .webm, .gif or .webp; no extension means a PNG folder.
@@ -53,10 +56,12 @@ def check_target(path: str | os.PathLike[str], fps: int | None = None) -> Path:
     Raises:
         VideoError: if the extension is unknown, the folder is missing, not writable or not empty, or the format
             does not support the frame rate `fps`.
+        InvalidRequest: if the format does not support the quality `crf`.
         InsufficientDisk: if less than 32 MB is free.
     """
     path = Path(path)
     suffix = _suffix(path)
+    check_crf(suffix, crf)
     if fps is not None:
         _check_fps(suffix, fps)
     try:
@@ -85,13 +90,24 @@ class VideoWriter:
                 writer.write(frames)
             writer.finish(recipe)
 
+    The stored recipe has the `encoding`, which is the quality and the order of the frames.
+
     Raises:
+        InvalidRequest: if the format does not support the quality.
         VideoError, InsufficientDisk: at construction if the file can't be written (see `check_target`), later if
             encoding or writing fails.
     """
 
-    def __init__(self, path: str | os.PathLike[str], fps: int, recipe: Recipe | None = None) -> None:
-        self.path = check_target(path, fps)
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        fps: float,
+        recipe: Recipe | None = None,
+        *,
+        encoding: FileEncoding | None = None,
+    ) -> None:
+        self.encoding = encoding or FileEncoding()
+        self.path = check_target(path, fps, self.encoding.crf)
         self.fps = fps
         self._recipe = recipe
         self._pool = ThreadPoolExecutor(1, "kinema-encoder")
@@ -127,14 +143,15 @@ class VideoWriter:
         self._raise_errors(wait=True)
         if self._size is None:
             raise VideoError("a video needs at least one frame; write some before finishing")
+        recipe, change = recipe or self._recipe, {"encoding": self.encoding}
         with _translate_errors():
-            content = self._encoder.result(_as_text(recipe or self._recipe))
+            content = self._encoder.result(recipe_text(recipe and recipe.model_copy(update=change)))
         publish(content, self.path)
         self._begin()
         return self.path
 
     def _begin(self) -> None:
-        self._encoder = encoder_for(_suffix(self.path), self.fps)
+        self._encoder = encoder_with(_suffix(self.path), self.fps, self.encoding)
         self._size = None
         self._jobs = []
         self._stopped = Event()
@@ -154,18 +171,25 @@ class VideoWriter:
                 job.result()
 
 
-def save_video(frames: Frames, path: str | os.PathLike[str], fps: int, recipe: Recipe | None = None) -> Path:
+def save_video(
+    frames: Frames,
+    path: str | os.PathLike[str],
+    fps: float,
+    recipe: Recipe | None = None,
+    *,
+    encoding: FileEncoding | None = None,
+) -> Path:
     """Write frames (uint8 [n, height, width, 3]) in the format of the path's extension, and return the path.
 
     Raises:
-        VideoError, InsufficientDisk: see `VideoWriter`.
+        InvalidRequest, VideoError, InsufficientDisk: see `VideoWriter`.
     """
-    with VideoWriter(path, fps, recipe) as writer:
+    with VideoWriter(path, fps, recipe, encoding=encoding) as writer:
         writer.write(frames)
         return writer.finish()
 
 
-def encode_video(frames: Frames, suffix: str, fps: int, recipe: Recipe | None = None) -> bytes:
+def encode_video(frames: Frames, suffix: str, fps: float, recipe: Recipe | None = None) -> bytes:
     """Return the bytes that `save_video` writes for a suffix such as ".mp4"."""
     if suffix not in SUFFIXES:
         raise VideoError(f"{suffix!r} is not a supported video extension; use {', '.join(SUFFIXES)}")
@@ -173,7 +197,7 @@ def encode_video(frames: Frames, suffix: str, fps: int, recipe: Recipe | None = 
     encoder = encoder_for(suffix, fps)
     _encode(encoder, _contiguous(frames, None), Event())
     with _translate_errors():
-        content = encoder.result(_as_text(recipe))
+        content = encoder.result(recipe_text(recipe))
     assert isinstance(content, bytes)
     return content
 
@@ -224,7 +248,7 @@ def _contiguous(frames: Frames, size: tuple[int, ...] | None) -> Frames:
     return np.ascontiguousarray(frames)
 
 
-def _as_text(recipe: Recipe | None) -> str | None:
+def recipe_text(recipe: Recipe | None) -> str | None:
     """Return a recipe as ASCII JSON, which every format can store."""
     return None if recipe is None else json.dumps(recipe.model_dump(mode="json"))
 
@@ -240,7 +264,7 @@ def _suffix(path: Path) -> str:
     return suffix
 
 
-def _check_fps(suffix: str, fps: int) -> None:
+def _check_fps(suffix: str, fps: float) -> None:
     """Reject a frame rate below 1, or above the maximum that players show for the format."""
     if fps < 1:
         raise VideoError(f"fps {fps} is out of range: at least 1")

@@ -54,7 +54,7 @@ class CatalogEntry:
     """Size of the download by `kinema models pull`: the weights of the fp16 variant and the configurations."""
     weights_bytes: Mapping[str, int] | None = None
     """Weights of the fp16 variant by component, for memory planning before the download."""
-    native_sizes: tuple[tuple[int, int], ...] = ()
+    native_size: tuple[int, int] | None = None
     """(width, height) in pixels of the training data."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """The model's default parameters, under `VideoRequest`'s names."""
@@ -104,7 +104,7 @@ def _stability(
         gated=gated,
         size_bytes=sum(weights.values()) + configs_bytes,
         weights_bytes=weights,
-        native_sizes=((1024, 576), (576, 1024)),
+        native_size=(1024, 576),  # Stability AI's own script warns at any other size, also at 576×1024
         defaults=defaults or {},
         tuned=tuned or {},
         tflop=tflop,
@@ -120,7 +120,7 @@ CATALOG: Mapping[str, CatalogEntry] = {
             "A small SVD included in the package: 14 frames of 288×160 in seconds on a CPU.",
             licence="Apache-2.0",
             licence_url="https://www.apache.org/licenses/LICENSE-2.0",
-            native_sizes=((288, 160),),
+            native_size=(288, 160),
             folder=POCKET_FOLDER,
             defaults={
                 "width": 288,
@@ -178,7 +178,7 @@ IMAGE_MODELS: Mapping[str, CatalogEntry] = {
             "A small text-to-image model included in the package: landscapes, skies and a few objects, at 288×160.",
             licence="Apache-2.0",
             licence_url="https://www.apache.org/licenses/LICENSE-2.0",
-            native_sizes=((288, 160),),
+            native_size=(288, 160),
             folder=POCKET_T2I_FOLDER,
             vocabulary=POCKET_T2I_FOLDER / "words.json",
             defaults={"image_guidance_scale": 3.0, "image_num_inference_steps": 12, "scheduler": "euler"},
@@ -417,19 +417,16 @@ def _read_vocabulary(file: Path) -> tuple[frozenset[str], frozenset[str]]:
 
 
 def _size_warnings(request: VideoRequest, entry: CatalogEntry) -> list[Message]:
-    if not entry.native_sizes or (request.width, request.height) in entry.native_sizes:
+    if entry.native_size is None or (request.width, request.height) == entry.native_size:
         return []
-    first, *others = (f"{width}×{height}" for width, height in entry.native_sizes)
-    known: str = first
-    for other in others:
-        known = Message("either", "{one} or {two}", one=known, two=other)
+    width, height = entry.native_size
     return [
         Message(
             "untrained_size",
             "{model} was trained on {known}, not {width}×{height}",
             width=request.width,
             height=request.height,
-            known=known,
+            known=f"{width}×{height}",
             model=entry.name,
         )
     ]

@@ -305,7 +305,7 @@ def default_image_model(size: tuple[int, int], settings: Settings | None = None)
     settings = settings or read_settings()
     pocket, entry = IMAGE_MODELS["pocket-t2i"], IMAGE_MODELS["sd-2.1-base"]
     assert entry.weights_bytes is not None
-    if size in pocket.native_sizes:
+    if size == pocket.native_size:
         return pocket.name, f"it is trained on {size[0]}×{size[1]}"
     device = pick_device(settings.device)
     if device.type != "cuda":

@@ -360,7 +360,7 @@ def _load_weights(
     from safetensors import SafetensorError, safe_open
 
     wanted = module.state_dict().keys()
-    state = {}
+    state: dict[str, torch.Tensor] = {}
     for name in headers:
         try:
             with safe_open(folder / name, framework="pt", device="cpu") as file, ThreadPoolExecutor(READERS) as readers:

@@ -55,7 +55,8 @@ def _never() -> bool:
 class DecodeProcess:
     """Runs functions in a child process, one call at a time in order; starts the process when needed."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory_mb: int = MEMORY_MB) -> None:
+        self._memory_mb = memory_mb
         self._turns: deque[object] = deque()
         self._change = Condition()
         self._process: subprocess.Popen[bytes] | None = None
@@ -150,7 +151,14 @@ class DecodeProcess:
         }
         with child_end:
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                [sys.executable, "-P", "-m", "kinema.serving.decode_process", str(child_end.fileno())],
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "kinema.serving.decode_process",
+                    str(child_end.fileno()),
+                    str(self._memory_mb),
+                ],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=2,  # stdout is the server's
@@ -204,7 +212,7 @@ def main() -> None:
     _limit(resource.RLIMIT_CORE, 0)
     _limit_decoder_threads()
     with contextlib.suppress(OSError):
-        _limit(resource.RLIMIT_DATA, _read_status("VmData") + MEMORY_MB * MEGABYTE)
+        _limit(resource.RLIMIT_DATA, _read_status("VmData") + int(sys.argv[2]) * MEGABYTE)
     with contextlib.suppress(EOFError, OSError):
         while True:
             function, arguments, cpu_seconds = connection.recv()

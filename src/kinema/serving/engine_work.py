@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from kinema.errors import InsufficientMemory, KinemaError
 from kinema.jobs.job import DeviceState
-from kinema.media.image import open_image
+from kinema.media.image import fit_image, open_image
 from kinema.settings import read_settings
 from kinema.steps import Step, drive
 from kinema.values import ImageGeneration
@@ -71,9 +71,11 @@ class EngineWork:
         return self._state
 
     def prepare(self, task: Task) -> None:
-        """Open the image of a job that starts soon."""
+        """Open and fit the image of a job that starts soon."""
         if task.image is not None:
-            self._images[task.job] = _open_image(task)
+            image, request = _open_image(task), task.request
+            fit_image(image, request.width, request.height, request.fit)
+            self._images[task.job] = image
 
     def __call__(self, task: Task, previous: TaskResult | None) -> Generator[Event, None, TaskResult]:
         """Run one part of a job."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 
 from kinema.errors import InvalidRequest
 from kinema.models.catalog import default_parameters
+from kinema.models.video_size import parse_size
 from kinema.values import VideoRequest
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ SHORTHANDS: Mapping[str, tuple[str, ...]] = {
     "video_length": ("num_frames", "model"),
 }
 _LENGTHS = {"14_frames_with_svd": (14, "svd"), "25_frames_with_svd_xt": (25, "svd-xt")}
-_SIZE = re.compile(r"(\d{1,5})\s*[x×]\s*(\d{1,5})", re.IGNORECASE)
 _MAX_FRAMES = 128
 
 
@@ -55,7 +54,7 @@ def to_parameters(fields: Mapping[str, Any], default_model: Callable[[], str]) -
     if "model" not in parameters:
         parameters["model"] = default_model()
     if "size" in sent:
-        parameters["width"], parameters["height"] = _parse_size(sent["size"])
+        parameters["width"], parameters["height"] = parse_size(str(sent["size"]))
     if "motion_scale" in sent:
         parameters["motion_bucket_id"] = round(255 * _parse_number("motion_scale", sent["motion_scale"], 0, 1))
     if "seconds" in sent:
@@ -106,13 +105,6 @@ def _parse_video_length(value: object) -> tuple[int, str]:
     return _LENGTHS[str(value)]
 
 
-def _parse_size(value: object) -> tuple[int, int]:
-    match = _SIZE.fullmatch(str(value).strip())
-    if match is None:
-        raise InvalidRequest(f"size {value!r} is invalid; expected width x height, such as 1024x576", "size")
-    return int(match[1]), int(match[2])
-
-
 def _parse_number(name: str, value: object, low: float, high: float) -> float:
     try:
         number = float(str(value))
@@ -129,11 +121,9 @@ def _count_frames(seconds: object, parameters: Mapping[str, Any]) -> int:
     explicit = parameters.get("playback_fps") or parameters.get("fps")
     rate = explicit if explicit is not None else defaults.get("fps", VideoRequest.model_fields["fps"].default)
     try:
-        per_second = int(str(rate))
-    except ValueError:
+        per_second = VideoRequest.checked(playback_fps=rate).frame_rate
+    except InvalidRequest:
         return 1  # `VideoRequest` rejects the rate
-    if not 1 <= per_second <= 1000:
-        return 1  # likewise
     longest = _MAX_FRAMES / per_second
     try:
         duration = float(str(seconds))
@@ -141,7 +131,7 @@ def _count_frames(seconds: object, parameters: Mapping[str, Any]) -> int:
         raise InvalidRequest(f"seconds {seconds!r} is not a number; use one such as 2", "seconds") from None
     if not 0 <= duration <= longest + 1 or not 1 <= (frames := round(duration * per_second)) <= _MAX_FRAMES:
         raise InvalidRequest(
-            f"seconds {seconds!r} is out of range; at {per_second} frames per second, use {1 / per_second:.2g} to "
+            f"seconds {seconds!r} is out of range; at {per_second:g} frames per second, use {1 / per_second:.2g} to "
             f"{longest:.3g} seconds ({_MAX_FRAMES} frames)",
             "seconds",
         )

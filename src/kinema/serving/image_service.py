@@ -1,4 +1,4 @@
-"""The server's decode process, and the thread pools for uploads, image URLs and thumbnails."""
+"""The server's processes that decode images and encode videos, and the thread pools for uploads, URLs and files."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 CACHE_SIZE = 1000
 LARGE_BYTES = 2_000_000
+ENCODER_MB = 1000
 
 
 class ImageService:
@@ -23,8 +24,10 @@ class ImageService:
 
     def __init__(self) -> None:
         self.process = DecodeProcess()
+        self.encoder = DecodeProcess(ENCODER_MB)  # its own: encoding a video would delay every upload
         self.addresses = BoundedPool("addresses", threads=2, waiting=30)
         self.images = BoundedPool("images", threads=2, waiting=60)
+        self.encodings = BoundedPool("encodings", threads=1, waiting=10)
         self._uploads = BoundedPool("uploads", threads=4, waiting=60)
         self._large_uploads = BoundedPool("large-uploads", threads=1, waiting=30)
         self._cache: OrderedDict[bytes, ImageFacts] = OrderedDict()
@@ -54,5 +57,6 @@ class ImageService:
         return facts
 
     def close(self) -> None:
-        """Kill the decode process."""
+        """Kill the processes."""
         self.process.close()
+        self.encoder.close()

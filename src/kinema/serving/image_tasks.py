@@ -1,4 +1,4 @@
-"""Functions for the decode process: fit an image, make a thumbnail or a contact sheet of a video."""
+"""Functions for the decode process: fit an image; make a thumbnail, a contact sheet or another encoding of a video."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from kinema.media.image import fit_encoded
+from kinema.media.reencode import reencode
 from kinema.media.video import make_contact_sheet
 from kinema.media.video_reader import each_frame, read_first_frame
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from kinema.values import Fit
+    from kinema.values import FileEncoding, Fit
 
 THUMBNAIL_WIDTH = 512
 
@@ -47,6 +48,15 @@ def contact_sheet(video: Path) -> bytes:
     """
     count = sum(1 for _ in each_frame(video))
     return _encode(make_contact_sheet(each_frame(video), count), "JPEG", quality=85)
+
+
+def encoded_again(video: Path, encoding: FileEncoding) -> bytes:
+    """Return an mp4 with the frames of a video in another encoding.
+
+    Raises:
+        VideoError: the video can't be decoded.
+    """
+    return reencode(video, encoding.crf, boomerang=encoding.boomerang)
 
 
 def _encode(image: Image.Image, kind: str, quality: int) -> bytes:

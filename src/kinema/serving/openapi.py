@@ -52,7 +52,11 @@ def _parameters() -> dict[str, Any]:
 
 def _other_fields() -> dict[str, Any]:
     return {
-        "size": {"type": "string", "pattern": r"^\d{2,4}x\d{2,4}$", "description": "Width x height, such as 1024x576."},
+        "size": {
+            "type": "string",
+            "pattern": r"^\d{2,4}x\d{2,4}$",
+            "description": "Width x height, such as 1024x576. Unset: follows the image.",
+        },
         "seconds": {"type": "string", "description": "Duration of the video; determines num_frames.", "example": "2"},
         "motion_scale": {"type": "number", "minimum": 0, "maximum": 1, "description": "motion_bucket_id / 255."},
         "video_length": {"type": "string", "enum": ["14_frames_with_svd", "25_frames_with_svd_xt"]},

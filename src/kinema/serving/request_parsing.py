@@ -21,6 +21,7 @@ from kinema.serving.decode_process import ClientGone
 from kinema.serving.fields import is_set
 from kinema.serving.multipart import IMAGE_FIELDS, read_multipart
 from kinema.serving.rate_limits import CALLER
+from kinema.values import VideoRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -39,6 +40,7 @@ PIECE_BYTES = 64 * 1024
 BASE64_BYTES = 1 << 20
 _JSON_IMAGE = re.compile(rb'"data:', re.IGNORECASE)
 _DATA_URL = re.compile(r"data:([^,]*),(.*)", re.DOTALL | re.IGNORECASE)
+FLAGS = {name for name, field in VideoRequest.model_fields.items() if field.annotation is bool}
 _YES, _NO = {"true", "1", "yes", "on"}, {"false", "0", "no", "off"}
 
 
@@ -370,6 +372,8 @@ def fetch_image(settings: Settings, image: bytes | str | None, gone: Callable[[]
 
 
 def _check_scalar(name: str, value: object) -> object:
+    if isinstance(value, bool) and name in FLAGS:
+        return value
     if isinstance(value, bool | dict | list | bytes):
         shown = json.dumps(value) if isinstance(value, bool) else type(value).__name__
         raise InvalidRequest(f"{name} must be a number or text, got {shown}", name)

@@ -75,6 +75,10 @@ def _fields() -> Mapping[str, Any]:
         field = VideoRequest.model_fields[name]
         default = Field(None, description=field.description)
         fields[name] = (Optional[field.annotation], default)  # noqa: UP045 - the annotation is a value here
+    fields["size"] = (
+        str | None,
+        Field(None, description="Width x height, such as 1024x576. Unset: follows the image."),
+    )
     return fields | {"keep": (bool | None, None), "webhook_url": (str | None, None)}
 
 

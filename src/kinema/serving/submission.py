@@ -24,6 +24,7 @@ from kinema.library import all_warnings
 from kinema.media.image import inspect_image
 from kinema.messages import Message
 from kinema.models.catalog import CATALOG, IMAGE_MODELS, for_image_model, parameter_warnings, request_for
+from kinema.models.video_size import follow_image
 from kinema.serving.fields import is_set, sent_name, to_parameters
 from kinema.values import too_long
 
@@ -61,14 +62,21 @@ def prepare(
     """Return a submission from fields with the names of `VideoRequest` or the aliases of `kinema.serving.fields`.
 
     Values may be strings; None, "" and "null" select the model's default. With an image, the prompt is only the
-    title. `inspect` checks the image, after all other checks; the server passes one that can be cancelled.
+    title. `inspect` checks the image, after all other checks; the server passes one that can be cancelled. A width or
+    height that is not set follows the image.
 
     Raises:
         InvalidRequest: a field is invalid (`param` is the first one), a model is not offered, or the cost is too high.
         InvalidImage: the image can't be used.
     """
-    request, title = check(settings, fields, has_image=image is not None)
-    warnings = parameter_warnings(request) if image is None else all_warnings(inspect(image), request)
+    request, title, parameters = _check(settings, fields, has_image=image is not None)
+    if image is None:
+        warnings = parameter_warnings(request)
+    else:
+        facts = inspect(image)
+        request = follow_image(request, facts.size, parameters)
+        _check_cost(settings, request)
+        warnings = all_warnings(facts, request)
     given = {name: value for name, value in fields.items() if is_set(value)}
     return Submission(request, image, title, tuple(warnings), _fingerprint(given, image))
 
@@ -76,9 +84,19 @@ def prepare(
 def check(settings: Settings, fields: Mapping[str, Any], *, has_image: bool) -> tuple[VideoRequest, str | None]:
     """Validate fields as `prepare`, without the image; return the request and the title.
 
+    The request of an image has the model's size if none is sent.
+
     Raises:
         InvalidRequest: as `prepare`.
     """
+    request, title, _ = _check(settings, fields, has_image=has_image)
+    return request, title
+
+
+def _check(
+    settings: Settings, fields: Mapping[str, Any], *, has_image: bool
+) -> tuple[VideoRequest, str | None, dict[str, Any]]:
+    """Do the same as `check`, and also return the parameters without the models' defaults."""
     given = {name: value for name, value in fields.items() if is_set(value)}
     check_text(given)
     title = _title(given.pop("prompt", None))
@@ -98,7 +116,7 @@ def check(settings: Settings, fields: Mapping[str, Any], *, has_image: bool) -> 
         _check_offered(settings, "image_model", image_model)
         request = for_image_model(request, image_model)
     _check_cost(settings, request)
-    return request, title
+    return request, title, parameters
 
 
 def submit(

@@ -41,8 +41,9 @@ from kinema.serving.submission import (
     submit,
 )
 from kinema.serving.trace_parent import trace_parent
-from kinema.serving.video_variants import Variant, VideoVariants
+from kinema.serving.video_variants import MAX_CRF, STORED_CRF, Variant, VideoVariants, requested_encoding
 from kinema.serving.webhook_urls import check_webhook_url
+from kinema.values import FileEncoding
 from kinema.version import own_version
 
 if TYPE_CHECKING:
@@ -60,6 +61,15 @@ _Key = Annotated[
 ]
 _After = Annotated[str | None, Query(description="The last id of the previous page.")]
 _Limit = Annotated[int, Query(ge=1, le=100)]
+_Crf = Annotated[
+    int | None,
+    Query(
+        ge=STORED_CRF,
+        le=MAX_CRF,
+        description=f"Quality of the video: {STORED_CRF} is that of the stored file, higher values give smaller files.",
+    ),
+]
+_Boomerang = Annotated[bool, Query(description="Play the frames forward and then backward.")]
 
 
 def make_app() -> FastAPI:
@@ -290,10 +300,12 @@ def _add_read_routes(app: FastAPI) -> None:
         | openapi.error_responses(400, 404, 409, 507),
         tags=["videos"],
     )
-    async def download_video(request: Request, video_id: str, variant: Variant = "video") -> Response:
+    async def download_video(
+        request: Request, video_id: str, variant: Variant = "video", crf: _Crf = None, *, boomerang: _Boomerang = False
+    ) -> Response:
         """Download the video, its thumbnail or a contact sheet of all its frames."""
-        job, state = await _job(app, video_id), server_state(app)
-        return await _redirect_to_store(state, request, job, variant) or await _file(app, request, job, variant)
+        encoding = requested_encoding(variant, crf, boomerang=boomerang)
+        return await _file(app, request, await _job(app, video_id), variant, encoding)
 
     @app.get(
         "/v1/videos/{video_id}/preview",
@@ -388,16 +400,20 @@ def _add_update_routes(app: FastAPI) -> None:
         return JSONResponse({"id": job.id, "deleted": True, "object": "video.deleted"})
 
 
-async def _file(app: FastAPI, request: Request, job: Job, variant: Variant) -> Response:
+async def _file(app: FastAPI, request: Request, job: Job, variant: Variant, encoding: FileEncoding) -> Response:
     """Return a variant of a video."""
     state = server_state(app)
-    path, kind = await app.state.variants.file(state.queue, state.images, request, job.id, variant)
+    if variant == "video" and encoding == FileEncoding():
+        redirect = await _redirect_to_store(state, request, job)
+        if redirect is not None:
+            return redirect
+    path, kind = await app.state.variants.file(state.queue, state.images, request, job.id, variant, encoding)
     return OpenedFile(path, media_type=kind, filename=f"{job.id}{path.suffix}", headers=video_headers(job))
 
 
-async def _redirect_to_store(state: ServerState, request: Request, job: Job, variant: Variant) -> Response | None:
+async def _redirect_to_store(state: ServerState, request: Request, job: Job) -> Response | None:
     """Return a redirect to a presigned URL of the video, or None if there is none (KINEMA_PRESIGN_SECONDS)."""
-    if variant != "video" or request.scope.get(WAS_HEAD):  # the URL is for GET only
+    if request.scope.get(WAS_HEAD):  # the URL is for GET only
         return None
     address = await asyncio.to_thread(state.queue.result_address, job.id)
     if address is None:

@@ -2,12 +2,9 @@
 
 import logging
 
-import gradio as gr
 import pytest
 
 from kinema.errors import QueueUnavailable
-from kinema.serving.page.blocks import StudioPage
-from kinema.serving.page.form import Dropdown, Number, Radio, Slider
 from kinema.serving.page.translations.english import ENGLISH
 from kinema.serving.page.translations.korean import KOREAN
 
@@ -15,6 +12,10 @@ from kinema.serving.page.translations.korean import KOREAN
 @pytest.mark.parametrize("labels", [ENGLISH, KOREAN], ids=["en", "ko"])
 @pytest.mark.parametrize("error", [QueueUnavailable("SELECT * FROM /srv"), RuntimeError("/srv/secret")], ids=type)
 def test_handler_error_is_shown_in_the_page_language(labels, error, caplog):
+    import gradio as gr  # here, because processes that only collect this file do not need it: it takes 4 seconds
+
+    from kinema.serving.page.blocks import StudioPage
+
     page = StudioPage.__new__(StudioPage)
     page._labels = labels
 
@@ -36,6 +37,8 @@ def test_handler_error_is_shown_in_the_page_language(labels, error, caplog):
 
 
 def test_component_passes_values_on_unchanged():
+    from kinema.serving.page.form import Dropdown, Number, Radio, Slider
+
     for component in (Slider(0, 255, value=1), Number(1), Dropdown(["a"], value="a"), Radio(["a"], value="a")):
         assert component.get_block_name() == type(component).__base__.__name__.lower()
         for value in (7.5, 300, None, "b"):

@@ -277,7 +277,17 @@ class StudioPage:
         image = job.image if source == "image" else None
         fields = request.model_dump(exclude_none=True)
         entered = forms.FormValues(source, image, job.title, seed_fixed=True, fields=fields)
-        return {**form.updates_for_job(request, image, job.title), **self._preview_updates(entered)}
+        updates = form.updates_for_job(request, image, job.title, size_is_set=self._is_size_set(entered))
+        return {**updates, **self._preview_updates(entered)}
+
+    def _is_size_set(self, entered: forms.FormValues) -> bool:
+        """Return whether a job's size is another than without width and height."""
+        fields = {name: value for name, value in entered.fields.items() if name not in ("width", "height")}
+        try:
+            request = self._draft_submission(dataclasses.replace(entered, fields=fields)).request
+        except KinemaError:
+            return True
+        return (request.width, request.height) != (entered.fields["width"], entered.fields["height"])
 
     def _show(self, job: Job, cards: int) -> Updates:
         return {self._panel: job_html.panel(job, self._labels), **self._list(job.id, cards)}

@@ -32,6 +32,8 @@ _NUMBERS = (
     "noise_aug_strength",
     "decode_chunk_size",
 )
+# Fields that are empty unless the user sets them, although `VideoRequest` has a default. A gr.Number can't be empty.
+_SIZE = ("width", "height")
 _IMAGE_MODEL_NUMBERS = ("image_guidance_scale", "image_num_inference_steps")
 # The usual maximum of each slider. It is raised when the form is filled with a larger value.
 _SLIDER_MAXIMUM = {"motion_bucket_id": 255, "num_frames": 50}
@@ -92,14 +94,19 @@ class Form:
             self.image_model_fields: gr.update(visible=source == "prompt"),
         }
 
-    def updates_for_job(self, request: VideoRequest, image: str | None, title: str | None) -> dict[Block, Any]:
-        """Return updates that fill the form with a job's request. The seed is fixed, so it gives the same video."""
+    def updates_for_job(
+        self, request: VideoRequest, image: str | None, title: str | None, *, size_is_set: bool
+    ) -> dict[Block, Any]:
+        """Return updates that fill the form with a job's request. The seed is fixed, so it gives the same video.
+
+        Unless `size_is_set`, the form gives the job's size with its size fields empty.
+        """
         source: Source = "image" if request.prompt is None else "prompt"
         updates: dict[Block, Any] = {self.source: source, self.seed_fixed: True, **self.source_visibility(source)}
         if source == "image":
             updates |= {self.image: image or "", self.title: title or ""}
         for name, component in self.parameters.items():
-            value = getattr(request, name)
+            value: Any = None if name in _SIZE and not size_is_set else getattr(request, name)
             maximum = _SLIDER_MAXIMUM.get(name)
             limits = {} if maximum is None else {"maximum": max(maximum, value)}
             if isinstance(component, gr.Textbox):
@@ -109,14 +116,15 @@ class Form:
         return updates
 
     def updates_for_model(self, request: VideoRequest) -> dict[Block, Any]:
-        """Return updates with a model's defaults. Seed, motion, fit and the prompt's parameters are unchanged."""
+        """Return updates with a model's defaults. Seed, motion, fit, loop and the prompt's parameters are unchanged."""
         names = [
             name
             for name in self.parameters
-            if name not in ("model", "seed", "motion_bucket_id", "fit", *TEXT_TO_IMAGE_FIELDS)
+            if name not in ("model", "seed", "motion_bucket_id", "fit", "loop", *TEXT_TO_IMAGE_FIELDS)
         ]
         updates: dict[Block, Any] = {
-            self.parameters[name]: "" if (value := getattr(request, name)) is None else value for name in names
+            self.parameters[name]: "" if name in _SIZE or (value := getattr(request, name)) is None else value
+            for name in names
         }
         updates[self.parameters["model"]] = gr.update(info=self.labels.model_help(request.model))
         return updates
@@ -173,6 +181,7 @@ def build(defaults: VideoRequest, offered: tuple[Sequence[str], Sequence[str]], 
             buttons=[],
             **_label_and_help(name, labels),
         )
+    components["loop"] = gr.Checkbox(value=defaults.loop, **_label_and_help("loop", labels))
     with gr.Column(elem_classes="k-side"):
         components["seed"] = Number(defaults.seed, **_label_and_help("seed", labels))
         with gr.Row(elem_classes="k-seed"):
@@ -212,19 +221,20 @@ def _label_and_help(name: str, labels: Labels) -> dict[str, Any]:
 
 def _number_field(name: str, defaults: VideoRequest, labels: Labels) -> Any:
     """Return a number field, or a text field if the parameter is optional. `VideoRequest` checks the range."""
-    if VideoRequest.model_fields[name].default is None:
-        value = getattr(defaults, name)
-        placeholder = labels.same_as_fps if name == "playback_fps" else labels.automatic
+    texts = _label_and_help(name, labels)
+    if name in _SIZE or VideoRequest.model_fields[name].default is None:
+        value = None if name in _SIZE else getattr(defaults, name)
+        placeholders = {"playback_fps": labels.same_as_fps} | dict.fromkeys(_SIZE, labels.follows_image)
         return gr.Textbox(
             "" if value is None else str(value),
-            placeholder=placeholder,
+            placeholder=placeholders.get(name, labels.automatic),
             max_lines=1,
             elem_classes="k-field",
-            **_label_and_help(name, labels),
+            **texts,
         )
     is_integer = "float" not in str(VideoRequest.model_fields[name].annotation)
-    step = 8 if name in ("width", "height") else 1 if is_integer else 0.01 if name == "noise_aug_strength" else 0.1
-    return Number(getattr(defaults, name), step=step, elem_classes="k-field", **_label_and_help(name, labels))
+    step = 1 if is_integer else 0.01 if name == "noise_aug_strength" else 0.1
+    return Number(getattr(defaults, name), step=step, elem_classes="k-field", **texts)
 
 
 def _dropdown(name: str, choices: Sequence[str], defaults: VideoRequest, labels: Labels) -> Any:

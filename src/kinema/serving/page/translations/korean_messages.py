@@ -20,7 +20,10 @@ MESSAGES = {
     "from_to": "{low}부터 {high}까지",
     "at_least": "{low} 이상",
     "seed_wanted": "0부터 {high}까지 또는 {random}(무작위)",
+    "inexact_rate": "{name}: {value} 값은 정확하게 저장할 수 없습니다. 소수점 아래 셋째 자리까지의 수, 또는 "
+    "{example}처럼 분모가 {largest} 이하인 분수를 입력하세요.",
     "not_a_number": "{name}: {value!r} 값은 숫자가 아닙니다. 입력할 수 있는 값은 {range}입니다.",
+    "not_a_boolean": "{name}: {value!r} 값은 사용할 수 없습니다. true 또는 false를 입력하세요.",
     "not_an_integer": "{name}: {value!r} 값은 정수가 아닙니다. 입력할 수 있는 값은 {range}입니다.",
     "not_usable": "{name}: {value!r} 값은 사용할 수 없습니다. {wanted}",
     "one_of_wanted": "{choices} 중 하나를 선택하세요.",
@@ -46,7 +49,6 @@ MESSAGES = {
     "파일의 재생 프레임 속도만 바꾸려면 ‘{other}’ 설정을 사용하세요.",
     "untrained_length": "{frames}프레임은 {model} 모델이 학습한 {trained}프레임보다 많습니다.",
     "untrained_size": "{width}×{height} 크기는 {model} 모델이 학습한 {known} 크기와 다릅니다.",
-    "either": "{one} 또는 {two}",
     "not_tuned": "{name}: {value} 값은 {model} 모델을 파인튜닝할 때 쓴 값({tuned})과 다릅니다.",
     "no_effect": "{name}: ‘{other}’ 값이 1보다 커야 효과가 있습니다(현재 {value:g}).",
     "nothing_drawn": "{model} 모델이 이해하는 단어가 프롬프트에 없어 임의의 장면을 생성합니다. 장소, 사물, 시간대, "

@@ -48,6 +48,7 @@ class Labels:
     demo_note: str
     automatic: str
     same_as_fps: str
+    follows_image: str
     more_parameters: str
     more_parameters_hint: str
     frames_and_seconds: str

@@ -1,0 +1,125 @@
+"""Measure loops and last images with two ways of sampling between two images, on held-out photographs:
+
+    python bench/two_ends.py --photos training/data/photos.tar --out bench/results/pocket-two-ends.json
+
+`bidirectional` is the product's sampler (`kinema.engine.samplers.between`). `time_reversal_fusion` averages the
+predictions of both directions in each step (Feng et al. 2024, arXiv:2403.14611), with as many predictions. `plain` has
+no last image. The last image is a part of the photograph beside the first image, slightly enlarged. The photographs are
+the first of a set of held_out.json; choose settings on `choose`, and report on `report`.
+
+For each photograph: PSNR of the first and last frame to their images in dB; mean optical flow in pixels per frame; PSNR
+of consecutive frames after alignment in dB; and for loops, the mean absolute difference of last and first frame
+relative to the median of consecutive frames (`seam`).
+"""
+
+import argparse
+import datetime
+import json
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+from PIL import Image
+
+import kinema
+from kinema.benchmark.measure import machine
+from kinema.engine import generate, samplers
+from kinema.engine.sampling import euler_step
+from kinema.models.catalog import request_for
+from kinema.steps import drive
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from training.pocket.evaluate import read_photographs
+from training.pocket.metrics import aligned_psnr, mean_flow, psnr
+
+SEED = 42
+BUCKETS = (40, 80)
+
+
+def fusion(forward: samplers.Predict, backward: samplers.Predict, _: torch.Generator) -> samplers.Sampler:
+    """Return the sampler of time-reversal fusion, without its repeated noise."""
+
+    def step(latents: torch.Tensor, sigma: torch.Tensor, following: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        share = torch.linspace(0, 1, latents.shape[1], device=latents.device).view(1, -1, 1, 1, 1)
+        clean = torch.lerp(forward(latents, sigma), backward(latents.flip(1), sigma).flip(1), share)
+        return euler_step(latents, clean, sigma, following), clean
+
+    return step
+
+
+def view(photograph: np.ndarray, shift: float, zoom: float) -> Image.Image:
+    """Return a part of the photograph at 288×160; `shift` is relative to the part's width."""
+    image = Image.fromarray(photograph)
+    width = min(image.width, image.height * 288 / 160) * 0.86 / zoom
+    height = width * 160 / 288
+    x, y = image.width / 2 + shift * width, image.height / 2
+    box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+    return image.resize((288, 160), Image.Resampling.LANCZOS, box=box)
+
+
+def measure(
+    pipeline: kinema.VideoPipeline, first: Image.Image, last: Image.Image | None, bucket: int, *, loop: bool
+) -> tuple[dict[str, float], kinema.Video]:
+    """Generate one video and return its metrics."""
+    request = request_for(model="pocket", seed=SEED, motion_bucket_id=bucket, loop=loop)
+    images = [kinema.open_image(image) for image in (first, last) if image is not None]
+    started = time.perf_counter()
+    video = drive(generate(pipeline, images[0], request, *images[1:]))
+    frames, end = video.frames, first if last is None else last
+    steps = [np.abs(a.astype(float) - b).mean() for a, b in pairwise(frames)]
+    metrics = {
+        "first_psnr": psnr(frames[0], np.asarray(first)),
+        "last_psnr": psnr(frames[-1], np.asarray(end)),
+        "flow": mean_flow(frames),
+        "consecutive_psnr": float(np.mean([aligned_psnr(a, b) for a, b in pairwise(frames)])),
+        "seam": float(np.abs(frames[-1].astype(float) - frames[0]).mean() / np.median(steps)),
+        "seconds": time.perf_counter() - started,
+    }
+    return metrics, video
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path, required=True, help="photos.tar, written by training/pocket/collect.py")
+    parser.add_argument("--set", default="report", choices=("choose", "report"))
+    parser.add_argument("--count", type=int, default=6, help="number of photographs")
+    parser.add_argument("--sheets", type=Path, help="folder for contact sheets")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    pipeline = kinema.load("pocket", device="cpu")
+    photographs = dict(list(read_photographs(args.photos, args.set).items())[: args.count])
+    rows = {}
+    ways = {"plain": None, "bidirectional": samplers.between, "time_reversal_fusion": fusion}
+    for bucket in BUCKETS:
+        for name, sampler in ways.items():
+            for kind in ("last image", "loop") if sampler else ("plain",):
+                each = {}
+                for i, (stem, photograph) in enumerate(photographs.items()):
+                    first, last = view(photograph, 0, 1), view(photograph, 0.03 if i % 2 else -0.03, 1.04)
+                    end = last if kind == "last image" else None
+                    with mock.patch.object(samplers, "between", sampler):
+                        each[stem], video = measure(pipeline, first, end, bucket, loop=kind == "loop")
+                    if args.sheets:
+                        args.sheets.mkdir(parents=True, exist_ok=True)
+                        video.contact_sheet(columns=5).save(args.sheets / f"{bucket}-{name}-{kind}-{stem}.png")
+                means = {key: round(float(np.mean([row[key] for row in each.values()])), 2) for key in each[stem]}
+                print(bucket, name, kind, json.dumps(means), flush=True)
+                rows[f"motion {bucket}, {name}, {kind}"] = {"mean": means, "photographs": each}
+    record = {
+        "what": "videos of the pocket model between two images, and loops",
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "machine": machine(torch.device("cpu")),
+        "set": args.set,
+        "seed": SEED,
+        "rows": rows,
+    }
+    args.out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

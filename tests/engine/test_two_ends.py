@@ -1,0 +1,102 @@
+"""Videos between two images, and loops."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import kinema
+from kinema.engine import generate, samplers, sampling, to_latents, to_video
+from kinema.engine.checkpoint import Checkpoint
+from kinema.media.image import open_image
+from kinema.steps import drive
+from kinema.values import VideoRequest
+
+SIZE = {"width": 64, "height": 64, "num_frames": 4, "num_inference_steps": 3}
+
+
+def coloured(*colour: int) -> Image.Image:
+    gradient = np.linspace(0.5, 1, 64)[:, None, None] * np.array(colour)
+    return Image.fromarray(np.broadcast_to(gradient, (64, 64, 3)).astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_svd) -> kinema.VideoPipeline:
+    return kinema.load(tiny_svd, device="cpu", dtype="float32")
+
+
+def exact(target: torch.Tensor, calls: list[float] | None = None) -> samplers.Predict:
+    """Return a prediction that knows the video, and records the noise level it finds in its input."""
+
+    def predict(latents: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        if calls is not None:
+            calls.append(((latents - target).std() / sigma).item())
+        return target
+
+    return predict
+
+
+def test_steps_between_two_images_keep_the_noise_level_of_each_prediction() -> None:
+    generator = torch.Generator().manual_seed(0)
+    video = torch.randn((1, 5, 4, 32, 32), generator=generator)
+    sigmas = sampling.karras_sigmas(6, 0.05, 40.0)
+    latents = video + sigmas[0] * torch.randn(video.shape, generator=generator)
+    levels: list[float] = []
+    step = samplers.between(exact(video, levels), exact(video.flip(1), levels), generator)
+    for sigma, following in pairwise(sigmas):
+        latents, clean = step(latents, sigma, following)
+    assert levels == pytest.approx([1.0] * 12, abs=0.05)
+    torch.testing.assert_close(clean, video)
+    torch.testing.assert_close(latents, video, atol=1e-5, rtol=0)
+
+
+def test_last_step_between_two_images_weights_each_frame_by_its_distance() -> None:
+    first, last = torch.zeros(1, 5, 1, 1, 1), torch.ones(1, 5, 1, 1, 1)
+    step = samplers.between(exact(first), exact(last), torch.Generator())
+    latents, _ = step(torch.randn(1, 5, 1, 1, 1), torch.tensor(0.05), torch.tensor(0.0))
+    assert latents.flatten().tolist() == pytest.approx([0, 0.25, 0.5, 0.75, 1])
+
+
+def test_two_images_exchanged_give_another_video_and_the_recipe_names_both(pipeline) -> None:
+    red, blue = coloured(255, 0, 0), coloured(0, 0, 255)
+    there = kinema.generate(red, last_image=blue, model=pipeline, seed=1, **SIZE)
+    back = kinema.generate(blue, last_image=red, model=pipeline, seed=1, **SIZE)
+    assert there.frames.shape == (4, 64, 64, 3)
+    assert not np.array_equal(there.frames, back.frames)
+    assert there.recipe.last_image_sha256 == back.recipe.image_sha256 == open_image(blue).sha256
+    assert kinema.generate(red, model=pipeline, seed=1, **SIZE).recipe.last_image_sha256 is None
+
+
+def test_loop_has_the_requested_frames_and_continues_from_latents_to_the_same_bytes(pipeline, tmp_path) -> None:
+    request = VideoRequest(model=pipeline.name, seed=3, loop=True, **SIZE)
+    image = open_image(coloured(0, 255, 0))
+    whole = drive(generate(pipeline, image, request))
+    latents = drive(to_latents(pipeline, image, request))
+    latents.save(tmp_path / "latents")
+    again = drive(to_video(pipeline, image, request, Checkpoint.load(tmp_path / "latents")))
+    assert whole.frames.shape == (4, 64, 64, 3)
+    assert np.array_equal(whole.frames, again.frames)
+    assert whole.recipe.request.loop
+    assert not np.array_equal(whole.frames, kinema.generate(image.rgb, model=pipeline, seed=3, **SIZE).frames)
+
+
+def test_loop_takes_two_predictions_per_step() -> None:
+    plain, loop = VideoRequest(), VideoRequest(loop=True)
+    assert loop.num_predictions == 2 * plain.num_predictions == 2 * plain.num_inference_steps
+    assert loop.work == 2 * plain.work
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"loop": True}, "a loop ends at its first image"),
+        ({"num_frames": 1}, "num_frames 1 has no last frame"),
+    ],
+)
+def test_last_image_is_rejected_where_it_can_not_apply(pipeline, parameters, message) -> None:
+    with pytest.raises(kinema.InvalidRequest, match=message):
+        kinema.generate(coloured(9, 9, 9), last_image=coloured(1, 2, 3), model=pipeline, **(SIZE | parameters))
