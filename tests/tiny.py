@@ -44,6 +44,7 @@ def make_tiny_svd(
     up: str | None = None,
     vae_levels: int = 4,
     num_frames: int = 4,
+    frames_at_once: int = 25,
     seed: int = 0,
     dtype: torch.dtype | None = None,
     variant: str | None = None,
@@ -63,7 +64,8 @@ def make_tiny_svd(
         down: Levels of the UNet with attention on the way down, e.g. "aa-" for all but the last of three, the default.
         up: The same on the way up; by default the same levels.
         vae_levels: Resolutions of the VAE: 4 give the factor 8 of the real one.
-        num_frames: `num_frames` in the UNet's configuration.
+        num_frames: The default number of frames.
+        frames_at_once: `num_frames` in the UNet's configuration: longer videos are made in windows of so many.
         seed: Seed of the random weights.
         dtype: Dtype of the weights, by default float32.
         variant: "fp16" adds `.fp16` to the file names.
@@ -91,7 +93,7 @@ def make_tiny_svd(
             layers_per_block=layers,
             cross_attention_dim=16,
             num_attention_heads=heads,
-            num_frames=num_frames,
+            num_frames=frames_at_once,
         )
         vae = AutoencoderKLTemporalDecoder(
             down_block_types=("DownEncoderBlock2D",) * vae_levels,

@@ -28,6 +28,7 @@ Precision = Literal["full", "fp8"]
 
 MAX_SEED = 2**53 - 1  # the largest integer that JavaScript keeps exactly
 RANDOM_SEED = -1
+MAX_FRAMES = 128
 # Parameters of the text-to-image half; all None for a request with an image.
 TEXT_TO_IMAGE_FIELDS = (
     "prompt",
@@ -100,7 +101,12 @@ class VideoRequest(BaseModel):
     height: int = Field(
         default=576, ge=64, le=2048, description="Height in pixels, a multiple of 8. Unset: follows the image."
     )
-    num_frames: int = Field(default=25, ge=1, le=128, description="Frames to generate.")
+    num_frames: int = Field(
+        default=25,
+        ge=1,
+        le=MAX_FRAMES,
+        description="Frames to generate; more than the model makes at once are made in windows that overlap.",
+    )
     num_inference_steps: int = Field(
         default=25, ge=1, le=200, description="Denoising steps: more are slower and usually give a cleaner video."
     )
@@ -302,6 +308,7 @@ class VideoParameters(TypedDict, total=False):
     width: int | None
     height: int | None
     num_frames: int | None
+    seconds: float | None
     num_inference_steps: int | None
     fps: int | None
     playback_fps: float | None

@@ -645,6 +645,20 @@ def test_out_of_memory_repeats_step_with_next_plan(pipeline: VideoPipeline, imag
     assert [step.step for step in steps if step.stage == "denoise"] == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("call", [4, 5], ids=["first step of a window", "second step"])
+def test_out_of_memory_in_a_later_window_repeats_its_step(
+    pipeline: VideoPipeline, image: InputImage, call: int
+) -> None:
+    pipeline = replace(pipeline, frames_at_once=2)
+    short = {"num_inference_steps": 3, "num_frames": 3, "max_guidance_scale": 1.0}
+    expected = video_of(pipeline, image, **short).frames
+    calls: list[int] = []
+    run_out(pipeline.unet, lambda _: calls.append(1) is None and len(calls) == call)
+    video = video_of(replace(pipeline, device=Elsewhere("cpu")), image, **short)
+    assert largest_difference(video.frames, expected) <= 1
+    assert video.recipe.events == (f"memory ran out at denoising step {call}: continued with model_offload",)
+
+
 def test_denoising_uses_leaner_plans_until_one_fits(pipeline: VideoPipeline, image: InputImage) -> None:
     expected = video_of(pipeline, image, num_inference_steps=4).frames
     calls: list[int] = []

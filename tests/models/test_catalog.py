@@ -33,14 +33,14 @@ def test_request_for_fills_missing_parameters_with_model_defaults():
 
 def test_default_num_frames_of_folder_comes_from_unet_config(model_folder, tmp_path):
     (model_folder / "kinema.json").unlink()
-    assert default_parameters(str(model_folder)) == {"num_frames": 4}
+    assert default_parameters(str(model_folder)) == {"num_frames": 25}
     assert default_parameters(str(tmp_path)) == {}
     assert default_parameters("someone/some-model") == {}
 
 
 def test_defaults_of_folder_come_from_its_kinema_json(model_folder):
     (model_folder / "kinema.json").write_text('{"defaults": {"width": 320, "num_inference_steps": 4}}')
-    assert default_parameters(str(model_folder)) == {"num_frames": 4, "width": 320, "num_inference_steps": 4}
+    assert default_parameters(str(model_folder)) == {"num_frames": 25, "width": 320, "num_inference_steps": 4}
     request = request_for(model=str(model_folder), num_inference_steps=6)
     assert (request.width, request.height, request.num_inference_steps) == (320, 576, 6)
 
@@ -101,7 +101,6 @@ def test_model_defaults_give_no_warning(name):
         ("svd-xt", {"fps": 31}, "fps 31 is outside"),
         ("svd-xt", {"width": 512, "height": 512}, "svd-xt was trained on 1024×576, not 512×512"),
         ("svd-xt", {"width": 576, "height": 1024}, "svd-xt was trained on 1024×576, not 576×1024"),
-        ("svd", {"num_frames": 25}, "25 frames exceed the 14"),
         ("svd-xt-1.1", {"fps": 7}, "svd-xt-1.1 was fine-tuned at fps 6, not 7"),
         ("someone/some-model", {"motion_bucket_id": 256}, "motion_bucket_id 256"),
     ],

@@ -26,6 +26,7 @@ from kinema.cli.options import (
     Precision,
     Prompt,
     Quiet,
+    Seconds,
     expanded,
     to_stdout,
     with_all_parameters,
@@ -71,6 +72,7 @@ def generate(
     *,
     prompt: Prompt = None,
     last_image: LastImage = None,
+    seconds: Seconds = None,
     output: Annotated[
         str | None,
         typer.Option(
@@ -146,7 +148,7 @@ def generate(
                 f"-o - writes one video to stdout, but {count} were requested; use a folder, such as -o videos/",
                 "output",
             )
-        parameters = expand_size(parameters)
+        parameters = expand_size(parameters) | {"seconds": seconds}
         failures = ItemFailures(report, stops=on_error == "stop" or len(sources) * variations.count == 1)
         # Before torch is imported to choose a model: the ranges are the same for all models.
         for source in sources:
@@ -259,9 +261,9 @@ def _choose_image_model(size: tuple[int, int], settings: Settings, report: Repor
 
 def _check_parameters(prompt: str | None, parameters: dict[str, Any]) -> None:
     """Raise InvalidRequest for parameters that no model accepts."""
-    VideoRequest.checked(
-        **{name: value for name, value in {"prompt": prompt, **parameters}.items() if value is not None}
-    )
+    given = {name: value for name, value in {"prompt": prompt, **parameters}.items() if value is not None}
+    given.pop("seconds", None)  # the frame rate may depend on the model
+    VideoRequest.checked(**given)
 
 
 def _tasks(

@@ -69,6 +69,10 @@ LastImage = Annotated[
         rich_help_panel=VIDEO_PANEL,
     ),
 ]
+Seconds = Annotated[
+    float | None,
+    typer.Option(metavar="FLOAT", help="Duration of the video; determines --num-frames.", rich_help_panel=VIDEO_PANEL),
+]
 Device = Annotated[
     str | None, typer.Option(metavar="DEVICE", help=_setting_help("device"), rich_help_panel=MODEL_PANEL)
 ]

@@ -18,19 +18,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from kinema.engine import samplers, sampling
 from kinema.engine.checkpoint import Checkpoint
 from kinema.engine.conditioning import condition
 from kinema.engine.decoding import NotFinite, decode
-from kinema.engine.engines import engine_for, make_step, precision_for
-from kinema.engine.group_step import make_group_step
-from kinema.engine.out_of_memory import insufficient, is_out_of_memory
+from kinema.engine.denoising import check_length, denoise, frames_at_once
+from kinema.engine.engines import engine_for, precision_for
+from kinema.engine.out_of_memory import SMALLER, insufficient, is_out_of_memory
 from kinema.errors import GenerationFailed
 from kinema.media.image import fit_image
 from kinema.media.video import Video
 from kinema.models.devices import cpu_instructions
-from kinema.models.memory_plan import plans
-from kinema.models.offload import is_fast, place, plan_for
+from kinema.models.offload import place, plan_for
 from kinema.steps import Restart, Step
 from kinema.values import Recipe
 from kinema.version import own_version
@@ -41,7 +39,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from kinema.engine.conditioning import Conditions
-    from kinema.engine.samplers import Predict, Sampler
     from kinema.media.image import InputImage
     from kinema.media.video_writer import Frames
     from kinema.models.loading import VideoPipeline
@@ -49,7 +46,6 @@ if TYPE_CHECKING:
     from kinema.steps import Event
     from kinema.values import VideoRequest
 
-SMALLER = "use a smaller width, height or num_frames"
 LIBRARIES = ("diffusers", "transformers", "accelerate")
 
 
@@ -89,13 +85,13 @@ def to_latents(
         InsufficientMemory, GenerationFailed: see `generate`.
     """
     pipeline.check_process()
-    # A loop also ends at its image; the last frame, which would repeat the first, is removed.
-    sampled = request.model_copy(update={"num_frames": request.num_frames + request.loop})
-    plan = plan_for(pipeline, sampled)
     ends = [image] if last_image is None else [image, last_image]
+    check_length(pipeline, request, has_two_ends=request.loop or len(ends) == 2)
+    plan = plan_for(pipeline, request.model_copy(update={"num_frames": frames_at_once(pipeline, request)}))
     fitted = [fit_image(end, request.width, request.height, request.fit) for end in ends]
-    denoised = yield from _to_denoised(pipeline, plan, fitted, sampled)
-    return replace(denoised, latents=denoised.latents[:, : request.num_frames])
+    denoised = yield from _to_denoised(pipeline, plan, fitted, request)
+    # The last frame of a loop would repeat the first.
+    return replace(denoised, latents=denoised.latents[:, :-1]) if request.loop else denoised
 
 
 @torch.no_grad()
@@ -129,7 +125,7 @@ def to_video(
 def _to_denoised(
     pipeline: VideoPipeline, plan: MemoryPlan, fitted: Sequence[Image.Image], request: VideoRequest
 ) -> Generator[Step, None, Checkpoint]:
-    """Encode the images at the video's ends, one or two, and denoise `request.num_frames` frames."""
+    """Encode the images at the video's ends, one or two, and denoise all frames, of a loop one more."""
     pipeline.prepare_identity()  # for the recipe
     events: list[str] = []
     generator = torch.Generator("cpu").manual_seed(request.seed)
@@ -139,7 +135,7 @@ def _to_denoised(
         ends = [first, first]
     elif len(fitted) > 1:
         ends = [first, (yield from _encode(pipeline, plan, fitted[1], request, generator))]
-    latents, plan = yield from _denoise(pipeline, plan, ends, request, generator, events)
+    latents, plan = yield from denoise(pipeline, plan, ends, request, generator, events)
     return Checkpoint(latents, plan, tuple(events))
 
 
@@ -154,96 +150,6 @@ def _encode(
         if not is_out_of_memory(error):
             raise
         raise insufficient(error, "encoding the image", SMALLER) from None
-
-
-def _denoise(
-    pipeline: VideoPipeline,
-    plan: MemoryPlan,
-    ends: Sequence[Conditions],
-    request: VideoRequest,
-    generator: torch.Generator,
-    events: list[str],
-) -> Generator[Step, None, tuple[torch.Tensor, MemoryPlan]]:
-    """Yield a step per noise level; return the latents, float32 [1, frames, c, h/f, w/f], and the final plan.
-
-    `ends` are the conditions at the beginning and, if the video ends at an image, at its end. If memory runs out, the
-    failed step is repeated with the next leaner plan.
-    """
-    device = pipeline.device
-    steps = request.num_inference_steps
-    sigmas = sampling.karras_sigmas(steps, pipeline.scheduler["sigma_min"], pipeline.scheduler["sigma_max"])
-    channels, height, width = ends[0].latents.shape[1:]
-    shape = (1, request.num_frames, channels, height, width)
-    noise = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
-    latents = sampling.initial_latents(noise, sigmas, pipeline.scheduler).to(device)
-    sigmas = sigmas.to(device)
-    done, current_plan, state = 0, plan, generator.get_state()
-    sampler: Sampler | None = None
-    while True:
-        try:
-            with place(pipeline, current_plan) as placed, placed.on_device("unet") as unet:
-                sampler = _make_sampler(pipeline, current_plan, unet, ends, request, generator)
-                for i in range(done, steps):
-                    state = generator.get_state()
-                    latents, clean = sampler(latents, sigmas[i], sigmas[i + 1])
-                    done = i + 1
-                    yield Step("denoise", done, steps, latents=latents, clean=clean)
-            break
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            order = plans(guided=request.guided, fast=is_fast(pipeline), gpus=pipeline.gpus)
-            next_plan = current_plan.next(order) if device.type != "cpu" else None
-            if next_plan is None:
-                raise insufficient(error, "denoising", SMALLER) from None
-        sampler = None  # also frees its copies of weights
-        generator.set_state(state)
-        events.append(f"memory ran out at denoising step {done + 1}: continued with {next_plan.name}")
-        current_plan = next_plan
-    if not latents.isfinite().all():
-        raise GenerationFailed(
-            f"the UNet's output has NaN or infinity in {pipeline.dtype}; use dtype float32 or bfloat16, "
-            "or check the weights"
-        )
-    return latents, current_plan
-
-
-def _make_sampler(
-    pipeline: VideoPipeline,
-    plan: MemoryPlan,
-    unet: torch.nn.Module,
-    ends: Sequence[Conditions],
-    request: VideoRequest,
-    generator: torch.Generator,
-) -> Sampler:
-    """Return the sampler of a video that begins at one image, or lies between two; `unet` is on its device."""
-    forward = _make_prediction(pipeline, plan, unet, ends[0], request)
-    if len(ends) == 1:
-        return samplers.from_first(forward)
-    is_loop = ends[1] is ends[0]
-    backward = forward if is_loop else _make_prediction(pipeline, plan, unet, ends[1], request)
-    return samplers.between(forward, backward, generator)
-
-
-def _make_prediction(
-    pipeline: VideoPipeline, plan: MemoryPlan, unet: torch.nn.Module, conditions: Conditions, request: VideoRequest
-) -> Predict:
-    """Return a function from noisy latents and their noise level to clean latents, guided if the request says so."""
-    guidance = None
-    if request.guided:
-        ramp = sampling.guidance_ramp(request.min_guidance_scale, request.max_guidance_scale, request.num_frames)
-        guidance, conditions = ramp.to(pipeline.device), conditions.for_guidance()
-    make = make_group_step if pipeline.group else make_step
-    step = make(pipeline, plan, unet, conditions, request.num_frames)
-
-    def predict(latents: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        sample = sampling.scaled_input(latents, sigma).to(pipeline.dtype)
-        v = step(sample, sampling.time_of(sigma)).float()
-        if guidance is not None:
-            v = sampling.guided(v, guidance)
-        return sampling.denoised(latents, v, sigma)
-
-    return predict
 
 
 def _decode(

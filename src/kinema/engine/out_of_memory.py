@@ -7,6 +7,7 @@ import torch
 from kinema.errors import InsufficientMemory
 
 _MESSAGES = ("out of memory", "can't allocate memory", "not enough memory", "Invalid buffer size", "ALLOC_FAILED")
+SMALLER = "use a smaller width, height or num_frames"  # a remedy
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,10 +1,11 @@
-"""Steps from one noise level to the next: from the first image, or between a first and a last image.
+"""Steps from one noise level to the next: from the first image, between two images, or on from known frames.
 
 A sampler is a function (latents, σ, next σ) → (latents at the next σ, estimate of the clean latents).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -57,5 +58,29 @@ def between(forward: Predict, backward: Predict, generator: torch.Generator) -> 
         reverse = latents.flip(1)
         clean = backward(reverse, sigma)
         return euler_step(reverse, clean, sigma, following).flip(1), clean.flip(1)
+
+    return step
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Known:
+    """Clean latents of the first frames, and the noise that is added to them up to each level; both [1, f, c, h, w]."""
+
+    latents: Tensor
+    noise: Tensor
+
+
+def continuing(sampler: Sampler, known: Known) -> Sampler:
+    """Return a sampler for a window whose first frames are known.
+
+    Before each step the known frames get the noise of its level, so that the others follow from them, as for the known
+    pixels in RePaint (Lugmayr et al. 2022, arXiv:2201.09865).
+    """
+    frames = known.latents.shape[1]
+
+    def step(latents: Tensor, sigma: Tensor, following: Tensor) -> tuple[Tensor, Tensor]:
+        noisy = torch.cat([known.latents + sigma * known.noise, latents[:, frames:]], 1)
+        latents, clean = sampler(noisy, sigma, following)
+        return latents, torch.cat([known.latents, clean[:, frames:]], 1)
 
     return step

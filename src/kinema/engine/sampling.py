@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -52,3 +53,24 @@ def guided(v: torch.Tensor, guidance: torch.Tensor) -> torch.Tensor:
     """Apply classifier-free guidance (Ho & Salimans 2022) to a batch of two, [unconditional, conditional]."""
     unconditional, conditional = v.chunk(2)
     return unconditional + guidance * (conditional - unconditional)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Consecutive frames that are denoised together; the first `known` of them were denoised in the window before."""
+
+    start: int
+    frames: int
+    known: int
+
+
+def windows(num_frames: int, at_once: int) -> tuple[Window, ...]:
+    """Divide a video into windows of `at_once` frames, each of which begins with a quarter of the window before.
+
+    The last window ends with the video, so it may begin with more.
+    """
+    found = [Window(0, min(num_frames, at_once), 0)]
+    while (end := found[-1].start + found[-1].frames) < num_frames:
+        start = min(end - max(1, at_once // 4), num_frames - at_once)
+        found.append(Window(start, at_once, end - start))
+    return tuple(found)

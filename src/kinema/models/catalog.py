@@ -219,17 +219,51 @@ def request_for(*, defaults: Mapping[str, Any] | None = None, **parameters: obje
 
     Args:
         defaults: The defaults of a loaded model; None looks them up by the model's name.
-        **parameters: Fields of `VideoRequest`, including `model`.
+        **parameters: Fields of `VideoRequest`, including `model`; or `seconds` in place of `num_frames`.
 
     Raises:
         InvalidRequest: if `model` is missing or a parameter is invalid; names the first such parameter.
     """
+    from kinema.models.video_length import frames_in
+
     explicit = {name: value for name, value in parameters.items() if value is not None}
     if "model" not in explicit:
         known = ", ".join(CATALOG)
         raise InvalidRequest(Message("no_model", "model is missing; the catalog has {known}", known=known), "model")
     defaults = default_parameters(str(explicit["model"])) if defaults is None else defaults
-    return VideoRequest.checked(**{**defaults, **explicit})
+    seconds = explicit.pop("seconds", None)
+    merged = {**defaults, **explicit}
+    if seconds is not None:
+        if "num_frames" in explicit:
+            raise InvalidRequest(f"seconds {seconds!r} and num_frames are both set; remove one of them", "seconds")
+        own_rate = merged.get("fps", VideoRequest.model_fields["fps"].default)
+        merged["num_frames"] = frames_in(seconds, merged.get("playback_fps") or own_rate)
+    request = VideoRequest.checked(**merged)
+    most = frames_at_once(request.model)
+    if request.loop and most is not None and request.num_frames > most:
+        raise InvalidRequest(
+            Message(
+                "loop_too_long",
+                "num_frames {frames} is too many for a loop: {model} makes {most} frames at once",
+                frames=request.num_frames,
+                model=request.model,
+                most=most,
+            ),
+            "num_frames",
+        )
+    return request
+
+
+def frames_at_once(model: str) -> int | None:
+    """Return the number of frames that a model of the catalog or a folder makes at once; None if it is not known."""
+    if model in CATALOG:
+        return int(CATALOG[model].defaults.get("num_frames", VideoRequest.model_fields["num_frames"].default))
+    try:
+        config = json.loads((Path(model).expanduser() / "unet" / "config.json").read_text(encoding="utf-8"))
+        frames = config["num_frames"]
+    except (OSError, ValueError, KeyError, TypeError):  # missing or invalid: loading reports it
+        return None
+    return frames if isinstance(frames, int) else None
 
 
 def default_parameters(model: str) -> dict[str, Any]:
@@ -242,13 +276,9 @@ def default_parameters(model: str) -> dict[str, Any]:
     """
     if model in CATALOG:
         return dict(CATALOG[model].defaults)
-    folder = Path(model).expanduser()
-    stored = _stored_defaults(folder / DEFAULTS_FILE)
-    try:
-        frames = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))["num_frames"]
-    except (OSError, ValueError, KeyError, TypeError):  # missing or invalid: loading reports it
-        return stored
-    return {"num_frames": frames, **stored} if isinstance(frames, int) else stored
+    stored = _stored_defaults(Path(model).expanduser() / DEFAULTS_FILE)
+    frames = frames_at_once(model)
+    return stored if frames is None else {"num_frames": frames, **stored}
 
 
 def _stored_defaults(file: Path) -> dict[str, Any]:
@@ -333,17 +363,6 @@ def parameter_warnings(request: VideoRequest) -> list[Message]:
     if entry is None:
         return found
     found += _size_warnings(request, entry)
-    frames = request_for(model=entry.name).num_frames
-    if request.num_frames > frames:
-        found.append(
-            Message(
-                "untrained_length",
-                "{frames} frames exceed the {trained} frames that {model} was trained on",
-                frames=request.num_frames,
-                trained=frames,
-                model=entry.name,
-            )
-        )
     for name, value in entry.tuned.items():
         if getattr(request, name) != value:
             found.append(

@@ -82,6 +82,8 @@ class VideoPipeline:
     image_size: int
     """Side in pixels of the image encoder's square input."""
     snapshot: Snapshot
+    frames_at_once: int = 25
+    """Frames that the model was trained to make at once; longer videos are made in windows."""
     defaults: dict[str, Any] = field(default_factory=dict)
     """The model's default parameters, under `VideoRequest`'s names."""
     notes: tuple[str, ...] = ()
@@ -242,6 +244,7 @@ def load(
         shape=Shape.of(configs["unet"], configs["vae"]),
         image_size=int(checked["image_encoder"][0].config.image_size),  # type: ignore[union-attr, arg-type]
         snapshot=snapshot,
+        frames_at_once=_frames_at_once(snapshot.folder, configs["unet"]),
         defaults=default_parameters(str(model)),
         engine=chosen_engine,
         precision=settings.precision,
@@ -251,6 +254,18 @@ def load(
             *_notes(chosen_device, chosen_dtype, in_half),
         ),
     )
+
+
+def _frames_at_once(folder: Path, config: Mapping[str, Any]) -> int:
+    """Return `num_frames` of the UNet's configuration, or diffusers' default.
+
+    Raises:
+        ModelCorrupt: it is not a number of frames.
+    """
+    frames = config.get("num_frames", 25)
+    if not isinstance(frames, int) or frames < 1:
+        raise damaged(folder / CONFIGS["unet"], f"has num_frames {frames!r}")
+    return frames
 
 
 def _pick_engine(wanted: str | None, device: torch.device, dtype: torch.dtype) -> Engine:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from kinema.errors import InvalidRequest
-from kinema.models.catalog import default_parameters
 from kinema.models.video_size import parse_size
 from kinema.values import VideoRequest
 
@@ -32,7 +31,6 @@ SHORTHANDS: Mapping[str, tuple[str, ...]] = {
     "video_length": ("num_frames", "model"),
 }
 _LENGTHS = {"14_frames_with_svd": (14, "svd"), "25_frames_with_svd_xt": (25, "svd-xt")}
-_MAX_FRAMES = 128
 
 
 def is_set(value: object) -> bool:
@@ -58,7 +56,7 @@ def to_parameters(fields: Mapping[str, Any], default_model: Callable[[], str]) -
     if "motion_scale" in sent:
         parameters["motion_bucket_id"] = round(255 * _parse_number("motion_scale", sent["motion_scale"], 0, 1))
     if "seconds" in sent:
-        parameters["num_frames"] = _count_frames(sent["seconds"], parameters)
+        parameters["seconds"] = sent["seconds"]
     return parameters
 
 
@@ -113,26 +111,3 @@ def _parse_number(name: str, value: object, low: float, high: float) -> float:
     if not low <= number <= high:  # also rejects NaN
         raise InvalidRequest(f"{name} {value!r} is out of range; use a number from {low:g} to {high:g}", name)
     return number
-
-
-def _count_frames(seconds: object, parameters: Mapping[str, Any]) -> int:
-    """Return the number of frames of a video of this duration at its playback frame rate."""
-    defaults = default_parameters(str(parameters["model"]))
-    explicit = parameters.get("playback_fps") or parameters.get("fps")
-    rate = explicit if explicit is not None else defaults.get("fps", VideoRequest.model_fields["fps"].default)
-    try:
-        per_second = VideoRequest.checked(playback_fps=rate).frame_rate
-    except InvalidRequest:
-        return 1  # `VideoRequest` rejects the rate
-    longest = _MAX_FRAMES / per_second
-    try:
-        duration = float(str(seconds))
-    except ValueError:
-        raise InvalidRequest(f"seconds {seconds!r} is not a number; use one such as 2", "seconds") from None
-    if not 0 <= duration <= longest + 1 or not 1 <= (frames := round(duration * per_second)) <= _MAX_FRAMES:
-        raise InvalidRequest(
-            f"seconds {seconds!r} is out of range; at {per_second:g} frames per second, use {1 / per_second:.2g} to "
-            f"{longest:.3g} seconds ({_MAX_FRAMES} frames)",
-            "seconds",
-        )
-    return frames

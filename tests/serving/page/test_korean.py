@@ -197,7 +197,7 @@ def all_warnings():
 def test_warnings_are_korean_with_the_same_numbers():
     warnings = list(all_warnings())
     assert {warning.code for warning in warnings} >= {
-        "untrained_motion", "untrained_fps", "untrained_size", "untrained_length", "not_tuned", "no_effect",
+        "untrained_motion", "untrained_fps", "untrained_size", "not_tuned", "no_effect",
         "image_enlarged", "image_cut",
     }  # fmt: skip
     for warning in warnings:

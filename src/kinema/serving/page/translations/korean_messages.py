@@ -30,6 +30,8 @@ MESSAGES = {
     "text_wanted": "텍스트를 입력하세요.",
     "other_wanted": "다른 값을 입력하세요.",
     "too_long": "{name}: {length}자를 입력했습니다. {longest}자까지 입력할 수 있습니다.",
+    "loop_too_long": "반복 재생용 영상으로 만들기에는 {frames}프레임이 너무 많습니다. {model} 모델은 한 번에 "
+    "{most}프레임까지 만듭니다.",
     "empty_prompt": "프롬프트가 비어 있습니다. 어떤 이미지를 생성할지 입력하세요.",
     "without_prompt": "{name}: 프롬프트로 이미지를 생성할 때만 쓰이는 설정입니다. 입력한 값({value!r})을 지우거나 "
     "프롬프트를 입력하세요.",
@@ -47,7 +49,6 @@ MESSAGES = {
     "untrained_motion": "{name}: {value} 값은 학습 데이터의 최댓값인 255보다 큽니다.",
     "untrained_fps": "{name}: {value} 값은 학습 데이터의 범위인 5~30을 벗어납니다. "
     "파일의 재생 프레임 속도만 바꾸려면 ‘{other}’ 설정을 사용하세요.",
-    "untrained_length": "{frames}프레임은 {model} 모델이 학습한 {trained}프레임보다 많습니다.",
     "untrained_size": "{width}×{height} 크기는 {model} 모델이 학습한 {known} 크기와 다릅니다.",
     "not_tuned": "{name}: {value} 값은 {model} 모델을 파인튜닝할 때 쓴 값({tuned})과 다릅니다.",
     "no_effect": "{name}: ‘{other}’ 값이 1보다 커야 효과가 있습니다(현재 {value:g}).",
