@@ -37,44 +37,45 @@ def image():
 @pytest.mark.parametrize(
     ("num_frames", "at_once", "expected"),
     [
-        (3, 14, [Window(0, 3, 0)]),
-        (14, 14, [Window(0, 14, 0)]),
-        (15, 14, [Window(0, 14, 0), Window(1, 14, 13)]),
-        (25, 14, [Window(0, 14, 0), Window(11, 14, 3)]),
-        (50, 25, [Window(0, 25, 0), Window(19, 25, 6), Window(25, 25, 19)]),
-        (3, 2, [Window(0, 2, 0), Window(1, 2, 1)]),
+        (3, 14, [(0, 3, False)]),
+        (14, 14, [(0, 14, False)]),
+        (15, 14, [(0, 14, False), (10, 24, True)]),
+        (50, 25, [(0, 25, False), (17, 42, True), (41, 66, False)]),
+        (4, 2, [(0, 2, False), (1, 3, True), (2, 4, False)]),
     ],
 )
-def test_windows_overlap_and_end_with_the_video(num_frames, at_once, expected) -> None:
-    assert windows(num_frames, at_once) == tuple(expected)
+def test_windows_leave_the_image_and_return_to_it(num_frames, at_once, expected) -> None:
+    assert windows(num_frames, at_once) == tuple(Window(*window) for window in expected)
 
 
-def test_known_frames_are_given_the_noise_of_the_level_and_stay() -> None:
-    inputs = []
-
-    def predict(latents, sigma):
-        inputs.append((latents - sigma * noise)[:, :2])
-        return torch.full_like(latents, 7.0)
-
-    noise = torch.randn(1, 5, 4, 8, 8)
-    known = samplers.Known(torch.ones(1, 2, 4, 8, 8), noise[:, :2])
-    step = samplers.continuing(samplers.from_first(predict), known)
-    _, clean = step(torch.zeros_like(noise), torch.tensor(10.0), torch.tensor(5.0))
-    torch.testing.assert_close(inputs[0], known.latents, atol=1e-5, rtol=0)
-    assert clean[:, :2].eq(1).all()
-    assert clean[:, 2:].eq(7).all()
+@pytest.mark.parametrize("at_once", [1, 2, 3, 14, 25])
+def test_weights_of_windows_add_up_to_one_in_each_frame(at_once) -> None:
+    found = windows(3 * at_once + 5, at_once)
+    clean = samplers.in_windows(lambda latents, _: torch.ones_like(latents), found)
+    torch.testing.assert_close(
+        clean(torch.zeros(1, found[-1].end, 2, 3, 3), torch.tensor(1.0)).min(), torch.tensor(1.0)
+    )
 
 
-def test_long_video_begins_with_the_frames_of_a_short_one_and_goes_on(pipeline, image) -> None:
+def test_window_that_returns_is_predicted_backward_in_time() -> None:
+    def predict(latents, _):
+        count = torch.arange(1.0, latents.shape[1] + 1).view(1, -1, 1, 1, 1)  # frames since the image
+        return count.expand_as(latents)
+
+    found = (Window(0, 4, is_reversed=False), Window(3, 7, is_reversed=True), Window(6, 10, is_reversed=False))
+    clean = samplers.in_windows(predict, found)(torch.zeros(1, 10, 1, 1, 1), torch.tensor(1.0))
+    assert clean.flatten().tolist() == [1, 2, 3, 4, 3, 2, 1, 2, 3, 4]
+
+
+def test_long_video_has_all_frames_and_the_steps_of_a_short_one(pipeline, image) -> None:
     steps = []
-    short = drive(to_latents(pipeline, image, VideoRequest(model=pipeline.name, seed=1, num_frames=4, **SIZE)))
     request = VideoRequest(model=pipeline.name, seed=1, num_frames=9, **SIZE)
     long = drive(to_latents(pipeline, image, request), lambda step: steps.append((step.stage, step.step, step.total)))
-    assert long.latents.shape == (1, 9, *short.latents.shape[2:])
-    assert torch.equal(long.latents[:, :4], short.latents)
-    assert [entry for entry in steps if entry[0] == "denoise"] == [("denoise", i, 6) for i in range(1, 7)]
-    again = drive(to_latents(pipeline, image, request))
-    assert torch.equal(again.latents, long.latents)
+    assert long.latents.shape[1] == 9
+    assert [entry for entry in steps if entry[0] == "denoise"] == [("denoise", 1, 2), ("denoise", 2, 2)]
+    assert torch.equal(drive(to_latents(pipeline, image, request)).latents, long.latents)
+    shorter = request.changed(num_frames=8)
+    assert torch.equal(drive(to_latents(pipeline, image, shorter)).latents, long.latents[:, :8])
 
 
 def test_decoded_long_video_has_all_frames(pipeline, image) -> None:

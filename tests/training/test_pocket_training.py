@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from training.pocket.assemble import add_coordinate_channels
-from training.pocket.denoising import coordinate_channels
+from training.pocket.denoising import carried_latents, coordinate_channels
 from training.pocket.motion import HELD_OUT, Mover, Photos
 from training.pocket.networks import COORDINATE_CHANNELS, LATENT_CHANNELS, VAE_FACTOR, make_vae
 from training.pocket.pointing import Pointing, bilinear_cross_entropy
@@ -119,15 +119,31 @@ def test_carrying_loss_vanishes_if_attention_copies_the_latents_at_its_source():
         setattr(attention, name, projection)
     block = SimpleNamespace(attentions=[SimpleNamespace(transformer_blocks=[SimpleNamespace(attn1=attention)])])
     pointing = Pointing(SimpleNamespace(up_blocks=[block]))
-    pointing.probes[0].weight.data.copy_(torch.eye(8))
-    pointing.probes[0].bias.data.zero_()
+    for probe in (pointing.carried[0], pointing.kept[0]):
+        probe.weight.data.copy_(torch.eye(8))
+        probe.bias.data.zero_()
     latents = torch.randn(1, 1, 8, height, width)
     own = torch.stack([x - 1.5, y - 1.5]).float()[None, None] * VAE_FACTOR  # pixels from the centre
     hidden_states = torch.cat([code, latents[0, 0].flatten(1).T], 1)[None]
     pointing._inputs.store(0, attention, (hidden_states,))
     sigma = torch.zeros(1, 1, 1, 1, 1)
-    assert max(pointing(own, latents, sigma)) < 0.01
+    keep, drop = torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)
+    assert max(pointing(own, latents, sigma, keep)) < 0.01
     shifted = (
         own + torch.tensor([1.0, 0]).view(1, 1, 2, 1, 1) * VAE_FACTOR
     )  # the content comes from one token to the right
-    assert min(pointing(shifted, latents.roll(-1, -1), sigma)) > 0.1
+    assert min(pointing(shifted, latents.roll(-1, -1), sigma, keep)) > 0.1
+    assert max(pointing(shifted, latents.roll(-1, -1), sigma, drop)) == 0
+
+
+def test_latents_in_training_are_those_of_the_first_frame_where_it_shows_the_content():
+    latents = torch.randn(1, 2, 8, 4, 6)
+    y, x = torch.meshgrid(torch.arange(4.0), torch.arange(6.0), indexing="ij")
+    own = torch.stack([x - 2.5, y - 1.5]) * VAE_FACTOR  # pixels from the centre
+    moved = own + torch.tensor([VAE_FACTOR, 0.0]).view(
+        2, 1, 1
+    )  # the content of frame 1 comes from one latent to the right
+    carried = carried_latents(latents, torch.stack([own, moved])[None])
+    torch.testing.assert_close(carried[:, 0], latents[:, 0])
+    torch.testing.assert_close(carried[:, 1, :, :, :-1], latents[:, 0, :, :, 1:])
+    torch.testing.assert_close(carried[:, 1, :, :, -1], latents[:, 1, :, :, -1])  # not in view in frame 0

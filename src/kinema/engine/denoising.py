@@ -1,13 +1,12 @@
-"""Denoising: from noise to latents, step by step, and window by window for a video longer than the model makes at once.
+"""Denoising: from noise to latents, step by step.
 
-The first window begins at the image. Each further one begins with the last frames of the window before, whose latents
-stay as they are, and goes on from there. Its condition is the image again, not a generated frame: otherwise errors
-would add up from window to window.
+A video longer than the model makes at once is denoised in windows, all together. Each has the image as its condition,
+not a generated frame, so errors do not add up: every second window runs backward in time and returns to the image, and
+the next one leaves it again.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -58,7 +57,7 @@ def denoise(
     generator: torch.Generator,
     events: list[str],
 ) -> Generator[Step, None, tuple[torch.Tensor, MemoryPlan]]:
-    """Yield a step per noise level of each window; return the latents and the final plan.
+    """Yield a step per noise level; return the latents and the final plan.
 
     If memory runs out, the failed step is repeated with the next leaner plan.
 
@@ -71,104 +70,55 @@ def denoise(
         events: A line is appended for each change of the plan; becomes `Recipe.events`.
 
     Returns:
-        Latents, float32 [1, frames, c, h/f, w/f], a loop's with the frame that repeats the first; and the plan.
+        Latents, float32 [1, num_frames, c, h/f, w/f], and the plan.
 
     Raises:
         InsufficientMemory: no leaner plan is left.
         GenerationFailed: the UNet's output has NaN or infinity.
     """
-    denoising = _Denoising.begun(pipeline, ends, request)
+    device, steps = pipeline.device, request.num_inference_steps
+    sigmas = sampling.karras_sigmas(steps, pipeline.scheduler["sigma_min"], pipeline.scheduler["sigma_max"])
+    windows = _windows(pipeline, request)
+    shape = (1, windows[-1].end, *ends[0].latents.shape[1:])
+    noise = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+    latents = sampling.initial_latents(noise, sigmas, pipeline.scheduler).to(device)
+    sigmas = sigmas.to(device)
+    done, state = 0, generator.get_state()
+    sampler: Sampler | None = None
     while True:
-        state = generator.get_state()
         try:
             with place(pipeline, plan) as placed, placed.on_device("unet") as unet:
                 sampler = _make_sampler(pipeline, plan, unet, ends, request, generator)
-                while not denoising.is_finished:
+                for i in range(done, steps):
                     state = generator.get_state()
-                    yield denoising.step(sampler, generator)
+                    latents, clean = sampler(latents, sigmas[i], sigmas[i + 1])
+                    done = i + 1
+                    yield Step("denoise", done, steps, latents=latents, clean=clean)
             break
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             order = plans(guided=request.guided, fast=is_fast(pipeline), gpus=pipeline.gpus)
-            next_plan = plan.next(order) if pipeline.device.type != "cpu" else None
+            next_plan = plan.next(order) if device.type != "cpu" else None
             if next_plan is None:
                 raise insufficient(error, "denoising", SMALLER) from None
-        sampler = None  # type: ignore[assignment]  # also frees its copies of weights
+        sampler = None  # also frees its copies of weights
         generator.set_state(state)
-        events.append(f"memory ran out at denoising step {denoising.done + 1}: continued with {next_plan.name}")
+        events.append(f"memory ran out at denoising step {done + 1}: continued with {next_plan.name}")
         plan = next_plan
-    latents = denoising.parts[0] if len(denoising.parts) == 1 else torch.cat(denoising.parts, 1)
     if not latents.isfinite().all():
         raise GenerationFailed(
             f"the UNet's output has NaN or infinity in {pipeline.dtype}; use dtype float32 or bfloat16, "
             "or check the weights"
         )
-    return latents, plan
+    # The last frame of a loop would repeat the first.
+    return latents if latents.shape[1] == request.num_frames else latents[:, : request.num_frames], plan
 
 
-@dataclass
-class _Denoising:
-    """The state of denoising between two steps, which can be repeated with another sampler."""
-
-    windows: tuple[sampling.Window, ...]
-    shape: tuple[int, ...]
-    """Of one frame's latents."""
-    sigmas: torch.Tensor
-    initial_scale: torch.Tensor
-    parts: list[torch.Tensor]
-    """The new frames of each finished window."""
-    done: int = 0
-    """Steps that are done, in all windows."""
-    latents: torch.Tensor | None = None
-    """Of the current window, between two of its steps."""
-    known: samplers.Known | None = None
-    """The frames with which the current window begins, if it is not the first."""
-
-    @classmethod
-    def begun(cls, pipeline: VideoPipeline, ends: Sequence[Conditions], request: VideoRequest) -> _Denoising:
-        """Return the state before the first step."""
-        scheduler = pipeline.scheduler
-        sigmas = sampling.karras_sigmas(request.num_inference_steps, scheduler["sigma_min"], scheduler["sigma_max"])
-        frames = frames_at_once(pipeline, request)
-        windows = sampling.windows(max(frames, request.num_frames), frames)
-        one = torch.ones(())
-        scale = sampling.initial_latents(one, sigmas, scheduler).to(pipeline.device)
-        return cls(windows, tuple(ends[0].latents.shape[1:]), sigmas.to(pipeline.device), scale, [])
-
-    @property
-    def total(self) -> int:
-        """Steps of all windows."""
-        return len(self.windows) * (len(self.sigmas) - 1)
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether all steps are done."""
-        return self.done == self.total
-
-    def step(self, sampler: Sampler, generator: torch.Generator) -> Step:
-        """Take one step. If it raises, the state is that before it, except for the generator's."""
-        index, i = divmod(self.done, len(self.sigmas) - 1)
-        window = self.windows[index]
-        latents, known = self.latents, self.known
-        if i == 0:
-            latents = self._noise(window.frames, generator) * self.initial_scale
-            known = None
-            if window.known:
-                before = torch.cat(self.parts, 1)[:, -window.known :]
-                known = samplers.Known(before, self._noise(window.known, generator))
-        assert latents is not None, "set at the first step of the window"
-        step = sampler if known is None else samplers.continuing(sampler, known)
-        latents, clean = step(latents, self.sigmas[i], self.sigmas[i + 1])
-        self.latents, self.known, self.done = latents, known, self.done + 1
-        if i + 2 == len(self.sigmas):
-            self.parts.append(latents[:, window.known :] if window.known else latents)
-        return Step("denoise", self.done, self.total, latents=latents, clean=clean)
-
-    def _noise(self, frames: int, generator: torch.Generator) -> torch.Tensor:
-        shape = (1, frames, *self.shape)
-        noise = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
-        return noise.to(self.sigmas.device)
+def _windows(pipeline: VideoPipeline, request: VideoRequest) -> tuple[sampling.Window, ...]:
+    """Return the windows of the video; a loop and a video with a last image have one."""
+    at_once = frames_at_once(pipeline, request)
+    return sampling.windows(max(request.num_frames, at_once), at_once)
 
 
 def _make_sampler(
@@ -182,7 +132,8 @@ def _make_sampler(
     """Return the sampler of a video that begins at one image, or lies between two; `unet` is on its device."""
     forward = _make_prediction(pipeline, plan, unet, ends[0], request)
     if len(ends) == 1:
-        return samplers.from_first(forward)
+        windows = _windows(pipeline, request)
+        return samplers.from_first(forward if len(windows) == 1 else samplers.in_windows(forward, windows))
     is_loop = ends[1] is ends[0]
     backward = forward if is_loop else _make_prediction(pipeline, plan, unet, ends[1], request)
     return samplers.between(forward, backward, generator)

@@ -10,7 +10,6 @@ that continues from it generates the same bytes as an uninterrupted run.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -89,9 +88,7 @@ def to_latents(
     check_length(pipeline, request, has_two_ends=request.loop or len(ends) == 2)
     plan = plan_for(pipeline, request.model_copy(update={"num_frames": frames_at_once(pipeline, request)}))
     fitted = [fit_image(end, request.width, request.height, request.fit) for end in ends]
-    denoised = yield from _to_denoised(pipeline, plan, fitted, request)
-    # The last frame of a loop would repeat the first.
-    return replace(denoised, latents=denoised.latents[:, :-1]) if request.loop else denoised
+    return (yield from _to_denoised(pipeline, plan, fitted, request))
 
 
 @torch.no_grad()
@@ -125,7 +122,7 @@ def to_video(
 def _to_denoised(
     pipeline: VideoPipeline, plan: MemoryPlan, fitted: Sequence[Image.Image], request: VideoRequest
 ) -> Generator[Step, None, Checkpoint]:
-    """Encode the images at the video's ends, one or two, and denoise all frames, of a loop one more."""
+    """Encode the images at the video's ends, one or two, and denoise."""
     pipeline.prepare_identity()  # for the recipe
     events: list[str] = []
     generator = torch.Generator("cpu").manual_seed(request.seed)

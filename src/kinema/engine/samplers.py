@@ -1,11 +1,10 @@
-"""Steps from one noise level to the next: from the first image, between two images, or on from known frames.
+"""Steps from one noise level to the next: from the first image, or between a first and a last image.
 
 A sampler is a function (latents, σ, next σ) → (latents at the next σ, estimate of the clean latents).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,9 +12,11 @@ import torch
 from kinema.engine.sampling import euler_step
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
+
+    from kinema.engine.sampling import Window
 
     Predict = Callable[[Tensor, Tensor], Tensor]  # (latents [1, f, c, h, w], σ) → clean latents
     Sampler = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -62,25 +63,38 @@ def between(forward: Predict, backward: Predict, generator: torch.Generator) -> 
     return step
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Known:
-    """Clean latents of the first frames, and the noise that is added to them up to each level; both [1, f, c, h, w]."""
+def in_windows(predict: Predict, windows: Sequence[Window]) -> Predict:
+    """Return a prediction of a longer video than the model predicts at once: the mean of windows where they overlap.
 
-    latents: Tensor
-    noise: Tensor
+    All windows are denoised together, so that they agree, as in MultiDiffusion (Bar-Tal et al. 2023, arXiv:2302.08113)
+    and Gen-L-Video (Wang et al. 2023, arXiv:2305.18264). The weight of a window falls linearly over its overlap.
 
-
-def continuing(sampler: Sampler, known: Known) -> Sampler:
-    """Return a sampler for a window whose first frames are known.
-
-    Before each step the known frames get the noise of its level, so that the others follow from them, as for the known
-    pixels in RePaint (Lugmayr et al. 2022, arXiv:2201.09865).
+    Args:
+        predict: Predicts one window.
+        windows: From `kinema.engine.sampling.windows`.
     """
-    frames = known.latents.shape[1]
+    weights = [_weights(windows, i) for i in range(len(windows))]
 
-    def step(latents: Tensor, sigma: Tensor, following: Tensor) -> tuple[Tensor, Tensor]:
-        noisy = torch.cat([known.latents + sigma * known.noise, latents[:, frames:]], 1)
-        latents, clean = sampler(noisy, sigma, following)
-        return latents, torch.cat([known.latents, clean[:, frames:]], 1)
+    def predict_all(latents: Tensor, sigma: Tensor) -> Tensor:
+        total = torch.zeros_like(latents)
+        for window, weight in zip(windows, weights, strict=True):
+            part = latents[:, window.start : window.end]
+            clean = predict(part.flip(1), sigma).flip(1) if window.is_reversed else predict(part, sigma)
+            total[:, window.start : window.end] += weight.to(latents.device) * clean
+        return total
 
-    return step
+    return predict_all
+
+
+def _weights(windows: Sequence[Window], i: int) -> Tensor:
+    """Return the weight of each frame of a window, [1, f, 1, 1, 1]; in each frame, those of all windows add up to 1."""
+    window = windows[i]
+    frames = torch.arange(window.start, window.end, dtype=torch.float32, device="cpu")
+    weight = torch.ones_like(frames)
+    if i > 0:
+        overlap = windows[i - 1].end - window.start
+        weight = weight.minimum((frames - window.start + 1) / (overlap + 1))
+    if i + 1 < len(windows):
+        overlap = window.end - windows[i + 1].start
+        weight = weight.minimum((window.end - frames) / (overlap + 1))
+    return weight.view(1, -1, 1, 1, 1)

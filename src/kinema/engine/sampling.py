@@ -57,20 +57,25 @@ def guided(v: torch.Tensor, guidance: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Consecutive frames that are denoised together; the first `known` of them were denoised in the window before."""
+    """Consecutive frames of a video that the model predicts at once, from `start` to before `end`."""
 
     start: int
-    frames: int
-    known: int
+    end: int
+    is_reversed: bool
+    """Whether the image is at its end, and the model predicts it backward in time."""
 
 
 def windows(num_frames: int, at_once: int) -> tuple[Window, ...]:
-    """Divide a video into windows of `at_once` frames, each of which begins with a quarter of the window before.
+    """Divide a video into windows of `at_once` frames, which may go on beyond its end; one window if it is not longer.
 
-    The last window ends with the video, so it may begin with more.
+    They alternate: the first leaves the image, the second returns to it, and so on. Where one leaves and the next
+    returns, they overlap by a third; where they meet at the image, by that frame.
     """
-    found = [Window(0, min(num_frames, at_once), 0)]
-    while (end := found[-1].start + found[-1].frames) < num_frames:
-        start = min(end - max(1, at_once // 4), num_frames - at_once)
-        found.append(Window(start, at_once, end - start))
+    if num_frames <= at_once:
+        return (Window(0, num_frames, is_reversed=False),)
+    found = [Window(0, at_once, is_reversed=False)]
+    while (end := found[-1].end) < num_frames:
+        returns = len(found) % 2 == 1
+        start = end - min(at_once - 1, max(1, at_once // 3) if returns else 1)
+        found.append(Window(start, start + at_once, is_reversed=returns))
     return tuple(found)

@@ -81,6 +81,7 @@ class WebhookSender:
         self._loop, self._changed = asyncio.get_running_loop(), asyncio.Event()
         headers = {"User-Agent": f"kinema/{own_version()}", "Content-Type": "application/json"}
         sending: dict[str, asyncio.Task[None]] = {}
+        sent: set[str] = set()  # while the due webhooks were read: they may be among those
         hosts: Counter[str] = Counter()
         async with httpx.AsyncClient(headers=headers, timeout=TIMEOUT_SECONDS, follow_redirects=False) as client:
 
@@ -93,13 +94,15 @@ class WebhookSender:
                 finally:
                     hosts[webhook.host] -= 1
                     del sending[webhook.id]
+                    sent.add(webhook.id)
                     self.wake()
 
             try:
                 while not self._supervisor.stopping.is_set():
+                    sent.clear()
                     for webhook in await asyncio.to_thread(self._due):
                         is_free = len(sending) < MAX_SENDING and hosts[webhook.host] < MAX_PER_HOST
-                        if is_free and webhook.id not in sending:
+                        if is_free and webhook.id not in sending and webhook.id not in sent:
                             sending[webhook.id] = asyncio.create_task(send(webhook))
                             await asyncio.sleep(0)  # it counts its host
                     await self._wait()

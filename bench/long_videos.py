@@ -1,0 +1,109 @@
+"""Measure the drift of videos of five windows with the pocket model, on held-out photographs:
+
+    python bench/long_videos.py --photos training/data/photos.tar --out bench/results/pocket-long-videos.json
+
+`windows` is `num_frames` beyond what the model makes at once. `chained` is what users do without it: five videos, each
+of which begins at the last frame of the one before. The photographs are the first of a set of held_out.json; choose
+settings on `choose`, and report on `report`.
+
+For each photograph, of the first and the last second: the difference of the mean colour (of 255), and the ratios of
+sharpness (last to first) and of mean optical flow. Also the largest difference of consecutive frames relative to their
+median (`jump`), the flow in pixels per frame, and the PSNR of consecutive frames after alignment in dB.
+"""
+
+import argparse
+import datetime
+import json
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+import kinema
+from kinema.benchmark.measure import machine
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+from training.pocket.evaluate import read_photographs
+from training.pocket.metrics import aligned_psnr, mean_flow, sharpness
+
+SEED = 42
+FRAMES = 60  # five windows
+FPS = 7
+
+
+def chained(pipeline: kinema.VideoPipeline, photograph: np.ndarray) -> np.ndarray:
+    """Return the frames of five videos, each of which begins at the last frame of the one before."""
+    parts, image = [], Image.fromarray(photograph)
+    for i in range(5):
+        frames = kinema.generate(image, model=pipeline, seed=SEED + i).frames
+        parts.append(frames[1:] if parts else frames)
+        image = Image.fromarray(frames[-1])
+    return np.concatenate(parts)
+
+
+def windowed(pipeline: kinema.VideoPipeline, photograph: np.ndarray) -> np.ndarray:
+    """Return the frames of one video of five windows."""
+    return kinema.generate(photograph, model=pipeline, seed=SEED, num_frames=FRAMES).frames
+
+
+def metrics(frames: np.ndarray) -> dict[str, float]:
+    """Return the metrics of a video."""
+    first, last = frames[:FPS], frames[-FPS:]
+    steps = [np.abs(a.astype(float) - b).mean() for a, b in pairwise(frames)]
+    return {
+        "colour_difference": float(np.abs(first.mean((0, 1, 2)) - last.mean((0, 1, 2))).max()),
+        "sharpness_ratio": float(np.mean([sharpness(f) for f in last]) / np.mean([sharpness(f) for f in first])),
+        "flow_ratio": mean_flow(last) / mean_flow(first),
+        "jump": float(max(steps) / np.median(steps)),
+        "flow": mean_flow(frames),
+        "consecutive_psnr": float(np.mean([aligned_psnr(a, b) for a, b in pairwise(frames)])),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path, required=True, help="photos.tar, written by training/pocket/collect.py")
+    parser.add_argument("--set", default="report", choices=("choose", "report"))
+    parser.add_argument("--count", type=int, default=6, help="number of photographs")
+    parser.add_argument("--sheets", type=Path, help="folder for contact sheets")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    pipeline = kinema.load("pocket", device="cpu")
+    photographs = dict(list(read_photographs(args.photos, args.set).items())[: args.count])
+    rows = {}
+    for name, make in (("windows", windowed), ("chained", chained)):
+        each = {}
+        for stem, photograph in photographs.items():
+            started = time.perf_counter()
+            frames = make(pipeline, photograph)
+            each[stem] = metrics(frames) | {"frames": len(frames), "seconds": time.perf_counter() - started}
+            if args.sheets:
+                args.sheets.mkdir(parents=True, exist_ok=True)
+                picked = frames[np.linspace(0, len(frames) - 1, 20).round().astype(int)]
+                rows_of_sheet = [np.concatenate(list(picked[i : i + 5]), 1) for i in range(0, 20, 5)]
+                Image.fromarray(np.concatenate(rows_of_sheet)).save(args.sheets / f"{name}-{stem}.png")
+        columns = {key: [row[key] for row in each.values()] for key in each[stem]}
+        summary = {
+            label: {key: round(float(function(values)), 2) for key, values in columns.items()}
+            for label, function in (("mean", np.mean), ("least", np.min), ("most", np.max))
+        }
+        print(name, json.dumps(summary), flush=True)
+        rows[name] = summary | {"photographs": each}
+    record = {
+        "what": "videos of the pocket model longer than it makes at once: windows, and videos chained by their last frame",
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "machine": machine(torch.device("cpu")),
+        "set": args.set,
+        "seed": SEED,
+        "rows": rows,
+    }
+    args.out.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
