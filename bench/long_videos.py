@@ -95,7 +95,7 @@ def main() -> None:
         print(name, json.dumps(summary), flush=True)
         rows[name] = summary | {"photographs": each}
     record = {
-        "what": "videos of the pocket model longer than it makes at once: windows, and videos chained by their last frame",
+        "what": "videos of the pocket model of five windows, and five videos chained by their last frame",
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": machine(torch.device("cpu")),
         "set": args.set,

@@ -36,7 +36,7 @@ _NUMBERS = (
 _SIZE = ("width", "height")
 _IMAGE_MODEL_NUMBERS = ("image_guidance_scale", "image_num_inference_steps")
 # The usual maximum of each slider. It is raised when the form is filled with a larger value.
-_SLIDER_MAXIMUM = {"motion_bucket_id": 255, "num_frames": 50}
+_SLIDER_MAXIMUM = {"motion_bucket_id": 255, "num_frames": 128}
 
 
 def _as_typed(kind: type[Any]) -> type[Any]:
