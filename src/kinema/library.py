@@ -246,16 +246,15 @@ def start(
     if last_image is not None:
         check_last_image(request)
         last = open_image(last_image)
-        _warn(image_warnings(last.facts, request))
     if image is not None:
         if loading.image_model is not None:
             raise InvalidRequest("image_model only applies with a prompt; remove it or add a prompt", "image_model")
         opened = open_image(image)
         request = follow_image(request, opened.facts.size, parameters, defaults)
-        _warn(all_warnings(opened.facts, request))
+        _warn([*all_warnings(opened.facts, request), *last_image_warnings(last, request)])
         return _from_image(loading, opened, request, last)
     loading, request = _with_image_model(loading, request)
-    _warn(parameter_warnings(request))
+    _warn([*parameter_warnings(request), *last_image_warnings(last, request)])
     return _from_prompt(loading, request, last)
 
 
@@ -383,6 +382,11 @@ def _warn(messages: Iterable[str]) -> None:
 def all_warnings(image: ImageFacts, request: VideoRequest) -> list[Message]:
     """Return the warnings about the image, its fitting and the parameters."""
     return [*image_warnings(image, request), *parameter_warnings(request)]
+
+
+def last_image_warnings(image: InputImage | None, request: VideoRequest) -> list[str]:
+    """Return the warnings about the image at which a video ends, if there is one, and its fitting."""
+    return [] if image is None else [f"last image: {warning}" for warning in image_warnings(image.facts, request)]
 
 
 def image_warnings(image: ImageFacts, request: VideoRequest) -> list[Message]:

@@ -161,7 +161,8 @@ def generate(
         model_name = settings.model or choose_model(settings, report)
         inputs = _inputs(model_name, sources, checked_images, parameters, settings, report)
         output_path = stack.enter_context(to_stdout(output, report, json=json))
-        tasks = _tasks(inputs, variations, output_path, contact_sheet, save_image, encoding, force=force)
+        others = [] if last_image is None else [expanded(last_image)]
+        tasks = _tasks(inputs, variations, output_path, contact_sheet, save_image, encoding, others, force=force)
         motion_sheet = MotionSheetFile.planned(sheet, tasks, force=force)
         if last_image is not None:
             tasks = _with_last_image(tasks, expanded(last_image))
@@ -201,17 +202,16 @@ def _with_last_image(tasks: Sequence[RenderTask], path: str) -> list[RenderTask]
         InvalidRequest: a video is a loop, or has one frame.
         InvalidImage: see `kinema.media.image.open_image`.
     """
-    from kinema.library import check_last_image, image_warnings
+    from kinema.library import check_last_image, last_image_warnings
     from kinema.media.image import open_image
 
     for task in tasks:
         check_last_image(task.request)
     image = open_image(path)
-
-    def warnings(task: RenderTask) -> tuple[str, ...]:
-        return tuple(f"last image: {warning}" for warning in image_warnings(image.facts, task.request))
-
-    return [replace(task, last_image=image, warnings=(*task.warnings, *warnings(task))) for task in tasks]
+    return [
+        replace(task, last_image=image, warnings=(*task.warnings, *last_image_warnings(image, task.request)))
+        for task in tasks
+    ]
 
 
 def choose_model(settings: Settings, report: Report) -> str:
@@ -273,10 +273,14 @@ def _tasks(
     contact_sheet: str | None,
     save_image: str | None,
     encoding: FileEncoding,
+    others: Sequence[str],
     *,
     force: bool,
 ) -> list[RenderTask]:
-    """Return the task of each video, with output paths checked. `inputs` have one request per image or prompt."""
+    """Return the task of each video, with output paths checked. `inputs` have one request per image or prompt.
+
+    `others` are further files that must not be overwritten.
+    """
     from kinema.cli.output_paths import check_conflicts, png_paths, video_paths
     from kinema.cli.render_task import RenderTask
     from kinema.library import all_warnings
@@ -290,7 +294,8 @@ def _tasks(
     videos = video_paths(output, stems, requests, suffixes=suffixes, crf=encoding.crf)
     sheets = png_paths(contact_sheet, stems, requests, suffixes=suffixes, kind="contact sheet")
     images = png_paths(save_image, stems, requests, suffixes=suffixes, kind="image")
-    check_conflicts([*videos, *sheets, *images], [str(image.path) for _, image, _ in inputs if image], force=force)
+    sources = [*others, *(str(image.path) for _, image, _ in inputs if image)]
+    check_conflicts([*videos, *sheets, *images], sources, force=force)
     count = len(inputs)
     return [
         RenderTask(

@@ -239,8 +239,7 @@ def request_for(*, defaults: Mapping[str, Any] | None = None, **parameters: obje
         own_rate = merged.get("fps", VideoRequest.model_fields["fps"].default)
         merged["num_frames"] = frames_in(seconds, merged.get("playback_fps") or own_rate)
     request = VideoRequest.checked(**merged)
-    most = frames_at_once(request.model)
-    if request.loop and most is not None and request.num_frames > most:
+    if request.loop and request.num_frames > (most := frames_at_once(request.model) or request.num_frames):
         raise InvalidRequest(
             Message(
                 "loop_too_long",
