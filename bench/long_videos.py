@@ -8,7 +8,8 @@ settings on `choose`, and report on `report`.
 
 For each photograph, of the first and the last second: the difference of the mean colour (of 255), and the ratios of
 sharpness (last to first) and of mean optical flow. Also the largest difference of consecutive frames relative to their
-median (`jump`), the flow in pixels per frame, and the PSNR of consecutive frames after alignment in dB.
+median, at the borders of windows or videos (`border_jump`) and anywhere (`jump`); the flow in pixels per frame; and the
+PSNR of consecutive frames after alignment in dB.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from PIL import Image
 
 import kinema
 from kinema.benchmark.measure import machine
+from kinema.engine.sampling import windows
 
 sys.path.append(str(Path(__file__).parents[1]))
 
@@ -32,7 +34,7 @@ from training.pocket.evaluate import read_photographs
 from training.pocket.metrics import aligned_psnr, mean_flow, sharpness
 
 SEED = 42
-FRAMES = 60  # five windows
+FRAMES, AT_ONCE = 60, 14  # five windows
 FPS = 7
 
 
@@ -51,7 +53,15 @@ def windowed(pipeline: kinema.VideoPipeline, photograph: np.ndarray) -> np.ndarr
     return kinema.generate(photograph, model=pipeline, seed=SEED, num_frames=FRAMES).frames
 
 
-def metrics(frames: np.ndarray) -> dict[str, float]:
+def borders(name: str) -> set[int]:
+    """Return the frames before the steps at the borders of windows, which overlap, or of videos, which do not."""
+    if name == "chained":
+        return {i * (AT_ONCE - 1) + offset for i in range(1, 5) for offset in (-1, 0)}
+    found = windows(FRAMES, AT_ONCE)
+    return {i for before, after in pairwise(found) for i in range(after.start - 1, before.end)}
+
+
+def metrics(frames: np.ndarray, borders: set[int]) -> dict[str, float]:
     """Return the metrics of a video."""
     first, last = frames[:FPS], frames[-FPS:]
     steps = [np.abs(a.astype(float) - b).mean() for a, b in pairwise(frames)]
@@ -59,6 +69,7 @@ def metrics(frames: np.ndarray) -> dict[str, float]:
         "colour_difference": float(np.abs(first.mean((0, 1, 2)) - last.mean((0, 1, 2))).max()),
         "sharpness_ratio": float(np.mean([sharpness(f) for f in last]) / np.mean([sharpness(f) for f in first])),
         "flow_ratio": mean_flow(last) / mean_flow(first),
+        "border_jump": float(max(steps[i] for i in borders) / np.median(steps)),
         "jump": float(max(steps) / np.median(steps)),
         "flow": mean_flow(frames),
         "consecutive_psnr": float(np.mean([aligned_psnr(a, b) for a, b in pairwise(frames)])),
@@ -81,7 +92,10 @@ def main() -> None:
         for stem, photograph in photographs.items():
             started = time.perf_counter()
             frames = make(pipeline, photograph)
-            each[stem] = metrics(frames) | {"frames": len(frames), "seconds": time.perf_counter() - started}
+            each[stem] = metrics(frames, borders(name)) | {
+                "frames": len(frames),
+                "seconds": time.perf_counter() - started,
+            }
             if args.sheets:
                 args.sheets.mkdir(parents=True, exist_ok=True)
                 picked = frames[np.linspace(0, len(frames) - 1, 20).round().astype(int)]
