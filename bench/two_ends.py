@@ -2,10 +2,10 @@
 
     python bench/two_ends.py --photos training/data/photos.tar --out bench/results/pocket-two-ends.json
 
-`bidirectional` is the product's sampler (`kinema.engine.samplers.between`). `time_reversal_fusion` averages the
-predictions of both directions in each step (Feng et al. 2024, arXiv:2403.14611), with as many predictions. `plain` has
-no last image. The last image is a part of the photograph beside the first image, slightly enlarged. The photographs are
-the first of a set of held_out.json; choose settings on `choose`, and report on `report`.
+`bidirectional` is `kinema.engine.samplers.between`, which the product uses for last images; `fusion` is
+`kinema.engine.samplers.fused`, which it uses for loops. `plain` has no last image. The last image is a part of the
+photograph beside the first image, slightly enlarged. The photographs are the first of a set of held_out.json; choose
+settings on `choose`, and report on `report`.
 
 For each photograph: PSNR of the first and last frame to their images in dB; mean optical flow in pixels per frame; PSNR
 of consecutive frames after alignment in dB; and for loops, the mean absolute difference of last and first frame
@@ -19,6 +19,7 @@ import sys
 import time
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -27,8 +28,7 @@ from PIL import Image
 
 import kinema
 from kinema.benchmark.measure import machine
-from kinema.engine import generate, samplers
-from kinema.engine.sampling import euler_step
+from kinema.engine import denoising, generate, samplers
 from kinema.models.catalog import request_for
 from kinema.steps import drive
 
@@ -38,18 +38,13 @@ from training.pocket.evaluate import read_photographs
 from training.pocket.metrics import aligned_psnr, mean_flow, psnr
 
 SEED = 42
-BUCKETS = (40, 80)
-
-
-def fusion(forward: samplers.Predict, backward: samplers.Predict, _: torch.Generator) -> samplers.Sampler:
-    """Return the sampler of time-reversal fusion, without its repeated noise."""
-
-    def step(latents: torch.Tensor, sigma: torch.Tensor, following: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        share = torch.linspace(0, 1, latents.shape[1], device=latents.device).view(1, -1, 1, 1, 1)
-        clean = torch.lerp(forward(latents, sigma), backward(latents.flip(1), sigma).flip(1), share)
-        return euler_step(latents, clean, sigma, following), clean
-
-    return step
+MOTION = 40
+# Each way of sampling, by the samplers that it replaces for the kind of video that has the other one.
+WAYS = {
+    "plain": {},
+    "bidirectional": {"fused": lambda a, b: samplers.between(a, b, torch.Generator().manual_seed(SEED))},
+    "fusion": {"between": lambda a, b, _: samplers.fused(a, b)},
+}
 
 
 def view(photograph: np.ndarray, shift: float, zoom: float) -> Image.Image:
@@ -63,10 +58,10 @@ def view(photograph: np.ndarray, shift: float, zoom: float) -> Image.Image:
 
 
 def measure(
-    pipeline: kinema.VideoPipeline, first: Image.Image, last: Image.Image | None, bucket: int, *, loop: bool
+    pipeline: kinema.VideoPipeline, first: Image.Image, last: Image.Image | None, *, loop: bool
 ) -> tuple[dict[str, float], kinema.Video]:
     """Generate one video and return its metrics."""
-    request = request_for(model="pocket", seed=SEED, motion_bucket_id=bucket, loop=loop)
+    request = request_for(model="pocket", seed=SEED, motion_bucket_id=MOTION, loop=loop)
     images = [kinema.open_image(image) for image in (first, last) if image is not None]
     started = time.perf_counter()
     video = drive(generate(pipeline, images[0], request, *images[1:]))
@@ -94,28 +89,27 @@ def main() -> None:
     pipeline = kinema.load("pocket", device="cpu")
     photographs = dict(list(read_photographs(args.photos, args.set).items())[: args.count])
     rows = {}
-    ways = {"plain": None, "bidirectional": samplers.between, "time_reversal_fusion": fusion}
-    for bucket in BUCKETS:
-        for name, sampler in ways.items():
-            for kind in ("last image", "loop") if sampler else ("plain",):
-                each = {}
-                for i, (stem, photograph) in enumerate(photographs.items()):
-                    first, last = view(photograph, 0, 1), view(photograph, 0.03 if i % 2 else -0.03, 1.04)
-                    end = last if kind == "last image" else None
-                    with mock.patch.object(samplers, "between", sampler):
-                        each[stem], video = measure(pipeline, first, end, bucket, loop=kind == "loop")
-                    if args.sheets:
-                        args.sheets.mkdir(parents=True, exist_ok=True)
-                        video.contact_sheet(columns=5).save(args.sheets / f"{bucket}-{name}-{kind}-{stem}.png")
-                means = {key: round(float(np.mean([row[key] for row in each.values()])), 2) for key in each[stem]}
-                print(bucket, name, kind, json.dumps(means), flush=True)
-                rows[f"motion {bucket}, {name}, {kind}"] = {"mean": means, "photographs": each}
+    for name, replaced in WAYS.items():
+        for kind in ("plain",) if name == "plain" else ("last image", "loop"):
+            each = {}
+            for i, (stem, photograph) in enumerate(photographs.items()):
+                first, last = view(photograph, 0, 1), view(photograph, 0.03 if i % 2 else -0.03, 1.04)
+                end = last if kind == "last image" else None
+                with mock.patch.object(denoising, "samplers", SimpleNamespace(**vars(samplers) | replaced)):
+                    each[stem], video = measure(pipeline, first, end, loop=kind == "loop")
+                if args.sheets:
+                    args.sheets.mkdir(parents=True, exist_ok=True)
+                    video.contact_sheet(columns=5).save(args.sheets / f"{name}-{kind}-{stem}.png")
+            means = {key: round(float(np.mean([row[key] for row in each.values()])), 2) for key in each[stem]}
+            print(name, kind, json.dumps(means), flush=True)
+            rows[f"{name}, {kind}"] = {"mean": means, "photographs": each}
     record = {
         "what": "videos of the pocket model between two images, and loops",
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": machine(torch.device("cpu")),
         "set": args.set,
         "seed": SEED,
+        "motion_bucket_id": MOTION,
         "rows": rows,
     }
     args.out.write_text(json.dumps(record, indent=1) + "\n")

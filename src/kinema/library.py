@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from kinema.errors import InvalidRequest
 from kinema.media.image import fit_warnings, open_image
-from kinema.models.catalog import for_image_model, parameter_warnings, request_for
+from kinema.models.catalog import for_image_model, frames_at_once, parameter_warnings, request_for
 from kinema.models.video_size import expand_size, follow_image
 from kinema.steps import drive
 from kinema.values import VideoParameters
@@ -275,15 +275,21 @@ def check_image_or_prompt(image: object, prompt: object) -> None:
 
 
 def check_last_image(request: VideoRequest) -> None:
-    """Check that a video can end at a last image.
+    """Check that a video can end at a last image, as far as that is known before the model is loaded.
 
     Raises:
-        InvalidRequest: it is a loop, or has one frame.
+        InvalidRequest: it is a loop, has one frame, or has more than the model makes at once.
     """
     if request.loop:
         raise InvalidRequest("a loop ends at its first image; remove last_image, or set loop to false", "last_image")
     if request.num_frames == 1:
         raise InvalidRequest("num_frames 1 has no last frame for last_image; use at least 2", "num_frames")
+    if request.num_frames > (most := frames_at_once(request.model) or request.num_frames):
+        raise InvalidRequest(
+            f"num_frames {request.num_frames} is too many for a video with a last image; use at most {most}, which "
+            f"{request.model} makes at once",
+            "num_frames",
+        )
 
 
 def _video_model(loading: Loading) -> tuple[str, dict[str, Any] | None]:

@@ -26,10 +26,11 @@ class Step:
     Attributes:
         stage: "text_to_image" (only with a prompt), "encode", "denoise" or "decode", in this order.
         step: The number of units done in this stage, from 1 to `total`: denoising steps; frames in "decode"; in
-            "encode" CLIP embedding and VAE latents (`total` 2).
+            "encode" CLIP embedding and VAE latents of each image (`total` 2, or 4 with a last image).
         total: The number of units of the stage.
-        latents: In stage "denoise", [1, num_frames, channels, height/f, width/f] with f the VAE's factor (8 in every
-            published SVD). In stage "text_to_image", those of one frame, if the model has such latents.
+        latents: In stage "denoise", [1, frames, channels, height/f, width/f] with f the VAE's factor (8 in every
+            published SVD); a loop and a video in windows have more frames than they keep. In stage "text_to_image",
+            those of one frame, if the model has such latents.
         clean: In stage "denoise", the model's estimate of the noise-free latents, same shape.
         frames: In stage "decode", the frames just decoded: uint8 [n, height, width, 3] in sRGB.
     """

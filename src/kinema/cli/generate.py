@@ -207,6 +207,8 @@ def _with_last_image(tasks: Sequence[RenderTask], path: str) -> list[RenderTask]
 
     for task in tasks:
         check_last_image(task.request)
+    if path == STDOUT:
+        raise InvalidRequest("the last image can't be read from stdin; name a file", "last_image")
     image = open_image(path)
     return [
         replace(task, last_image=image, warnings=(*task.warnings, *last_image_warnings(image, task.request)))

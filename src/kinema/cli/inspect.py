@@ -31,6 +31,7 @@ def inspect(
         **_model_lines("model", "weights", recipe.model),
         **(_model_lines("image model", "image model's weights", image_generation.model) if image_generation else {}),
         "image": f"SHA-256 {recipe.image_sha256} (of the pixels)",
+        **({"last image": f"SHA-256 {recipe.last_image_sha256}"} if recipe.last_image_sha256 else {}),
         **{name: value for name, value in request if name not in {"model", "image_model"} and value is not None},
         "device": f"{recipe.device}, {recipe.dtype}, {recipe.engine} engine"
         + (f", {recipe.precision}" if recipe.precision != "full" else "")

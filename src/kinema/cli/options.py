@@ -70,7 +70,7 @@ LastImage = Annotated[
     ),
 ]
 Seconds = Annotated[
-    float | None,
+    str | None,
     typer.Option(metavar="FLOAT", help="Duration of the video; determines --num-frames.", rich_help_panel=VIDEO_PANEL),
 ]
 Device = Annotated[

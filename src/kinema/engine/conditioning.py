@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from kinema.models.offload import Placed
     from kinema.values import VideoRequest
 
-ENCODE_STEPS = 2
+ENCODE_STEPS = 2  # of one image
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,12 @@ class Conditions:
 
 
 def condition(
-    pipeline: VideoPipeline, placed: Placed, image: Image.Image, request: VideoRequest, generator: torch.Generator
+    pipeline: VideoPipeline,
+    placed: Placed,
+    image: Image.Image,
+    request: VideoRequest,
+    generator: torch.Generator,
+    position: tuple[int, int] = (0, 1),
 ) -> Generator[Step, None, Conditions]:
     """Yield a step after embedding the image and after encoding it, and return the conditions.
 
@@ -63,19 +68,21 @@ def condition(
         image: RGB, of the request's width and height.
         request: Its `fps`, `motion_bucket_id` and `noise_aug_strength` become conditions.
         generator: On the CPU; its first draw is the noise on the image.
+        position: Index of the image, and number of images of the video, for the numbers of the steps.
     """
+    done, total = (ENCODE_STEPS * number for number in position)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].contiguous().float() / 255  # [1, 3, h, w] in 0…1
     with placed.on_device("image_encoder") as image_encoder:
         normalised = clip_pixels(pixels, pipeline.image_size, pipeline.image_mean, pipeline.image_std)
         embedding = image_encoder(normalised.to(pipeline.device, pipeline.dtype)).image_embeds[:, None]
-    yield Step("encode", 1, ENCODE_STEPS)
+    yield Step("encode", done + 1, total)
     noise = torch.randn(pixels.shape, generator=generator, dtype=torch.float32, device="cpu")
     noisy = 2 * pixels - 1 + request.noise_aug_strength * noise
     # float16 overflows in the encoder of SVD's VAE.
     dtype = torch.float32 if pipeline.force_upcast and pipeline.dtype == torch.float16 else pipeline.dtype
     with placed.on_device("vae", dtype, of=("encoder", "quant_conv")) as vae:
         latents = vae.encode(noisy.to(pipeline.device, dtype)).latent_dist.mode().to(pipeline.dtype)
-    yield Step("encode", 2, ENCODE_STEPS)
+    yield Step("encode", done + 2, total)
     # SVD was trained on fps − 1. Always float32, because bfloat16 can't represent 1023.
     ids = [request.fps - 1, request.motion_bucket_id, request.noise_aug_strength]
     return Conditions(embedding, latents, torch.tensor([ids], dtype=torch.float32, device=pipeline.device))

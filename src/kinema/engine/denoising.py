@@ -44,7 +44,8 @@ def check_length(pipeline: VideoPipeline, request: VideoRequest, *, has_two_ends
     if has_two_ends and request.num_frames > (most := pipeline.frames_at_once):
         kind = "loop" if request.loop else "video with a last image"
         raise InvalidRequest(
-            f"num_frames {request.num_frames} is too many for a {kind}: {pipeline.name} makes {most} frames at once",
+            f"num_frames {request.num_frames} is too many for a {kind}; use at most {most}, which "
+            f"{pipeline.name} makes at once",
             "num_frames",
         )
 
@@ -134,9 +135,9 @@ def _make_sampler(
     if len(ends) == 1:
         windows = _windows(pipeline, request)
         return samplers.from_first(forward if len(windows) == 1 else samplers.in_windows(forward, windows))
-    is_loop = ends[1] is ends[0]
-    backward = forward if is_loop else _make_prediction(pipeline, plan, unet, ends[1], request)
-    return samplers.between(forward, backward, generator)
+    if ends[1] is ends[0]:  # a loop
+        return samplers.fused(forward, forward)
+    return samplers.between(forward, _make_prediction(pipeline, plan, unet, ends[1], request), generator)
 
 
 def _make_prediction(

@@ -126,23 +126,27 @@ def _to_denoised(
     pipeline.prepare_identity()  # for the recipe
     events: list[str] = []
     generator = torch.Generator("cpu").manual_seed(request.seed)
-    first = yield from _encode(pipeline, plan, fitted[0], request, generator)
-    ends = [first]
-    if request.loop:
-        ends = [first, first]
-    elif len(fitted) > 1:
-        ends = [first, (yield from _encode(pipeline, plan, fitted[1], request, generator))]
+    encoded = []
+    for i, image in enumerate(fitted):
+        position = i, len(fitted)
+        encoded.append((yield from _encode(pipeline, plan, image, request, generator, position)))
+    ends = encoded * 2 if request.loop else encoded
     latents, plan = yield from denoise(pipeline, plan, ends, request, generator, events)
     return Checkpoint(latents, plan, tuple(events))
 
 
 def _encode(
-    pipeline: VideoPipeline, plan: MemoryPlan, fitted: Image.Image, request: VideoRequest, generator: torch.Generator
+    pipeline: VideoPipeline,
+    plan: MemoryPlan,
+    fitted: Image.Image,
+    request: VideoRequest,
+    generator: torch.Generator,
+    position: tuple[int, int],
 ) -> Generator[Step, None, Conditions]:
     """Yield a step after embedding and after encoding; return the conditions."""
     try:
         with place(pipeline, plan) as placed:
-            return (yield from condition(pipeline, placed, fitted, request, generator))
+            return (yield from condition(pipeline, placed, fitted, request, generator, position))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

@@ -32,28 +32,45 @@ def from_first(predict: Predict) -> Sampler:
     return step
 
 
+def fused(forward: Predict, backward: Predict) -> Sampler:
+    """Return a sampler for a loop, which costs two predictions per step.
+
+    Time-reversal fusion (Feng et al. 2024, arXiv:2403.14611), without its repeated noise: the mean of a prediction
+    forward in time from the first image and one backward from the last, each frame by its distance to the two. Loops
+    move more with it than with `between`, and their seam is smaller (bench/two_ends.py).
+
+    Args:
+        forward: Predicts from the first image.
+        backward: Predicts the reversed video, from the last image.
+    """
+
+    def step(latents: Tensor, sigma: Tensor, following: Tensor) -> tuple[Tensor, Tensor]:
+        share = torch.linspace(0, 1, latents.shape[1], device=latents.device).view(1, -1, 1, 1, 1)
+        clean = torch.lerp(forward(latents, sigma), backward(latents.flip(1), sigma).flip(1), share)
+        return euler_step(latents, clean, sigma, following), clean
+
+    return step
+
+
 def between(forward: Predict, backward: Predict, generator: torch.Generator) -> Sampler:
     """Return a sampler for a video between two images, which costs two predictions per step.
 
     Bidirectional sampling (Yang et al. 2024, "ViBiDSampler", arXiv:2410.05651): a step forward in time from the first
     image, noise again up to the level before, then a step backward in time from the last image. So neither step leaves
-    the noise level for which the model was trained, as an average of both predictions would. The last step does average
-    them, each frame by its distance to the two images, as time-reversal fusion does in every step (Feng et al. 2024,
-    arXiv:2403.14611): otherwise the last prediction, which does not know the first image, would change the first frame.
+    the noise level for which the model was trained, as the mean of both predictions would. The last step is that of
+    `fused`: otherwise the last prediction, which does not know the first image, would change the first frame.
 
     Args:
         forward: Predicts from the first image.
         backward: Predicts the reversed video, from the last image.
         generator: On the CPU; draws the noise of each step.
     """
+    last_step = fused(forward, backward)
 
     def step(latents: Tensor, sigma: Tensor, following: Tensor) -> tuple[Tensor, Tensor]:
-        clean = forward(latents, sigma)
         if following == 0:
-            share = torch.linspace(0, 1, latents.shape[1], device=latents.device).view(1, -1, 1, 1, 1)
-            clean = torch.lerp(clean, backward(latents.flip(1), sigma).flip(1), share)
-            return euler_step(latents, clean, sigma, following), clean
-        latents = euler_step(latents, clean, sigma, following)
+            return last_step(latents, sigma, following)
+        latents = euler_step(latents, forward(latents, sigma), sigma, following)
         noise = torch.randn(latents.shape, generator=generator, dtype=torch.float32, device="cpu")
         latents = latents + (sigma**2 - following**2).sqrt() * noise.to(latents.device)
         reverse = latents.flip(1)

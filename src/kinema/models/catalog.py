@@ -235,15 +235,22 @@ def request_for(*, defaults: Mapping[str, Any] | None = None, **parameters: obje
     merged = {**defaults, **explicit}
     if seconds is not None:
         if "num_frames" in explicit:
-            raise InvalidRequest(f"seconds {seconds!r} and num_frames are both set; remove one of them", "seconds")
+            message = Message(
+                "length_twice", "seconds {value!r} and num_frames are both set; remove one", value=seconds
+            )
+            raise InvalidRequest(message, "seconds")
         own_rate = merged.get("fps", VideoRequest.model_fields["fps"].default)
         merged["num_frames"] = frames_in(seconds, merged.get("playback_fps") or own_rate)
     request = VideoRequest.checked(**merged)
+    if request.loop and request.num_frames == 1:
+        raise InvalidRequest(
+            Message("loop_too_short", "a loop of 1 frame does not move; use num_frames 2 or more"), "num_frames"
+        )
     if request.loop and request.num_frames > (most := frames_at_once(request.model) or request.num_frames):
         raise InvalidRequest(
             Message(
                 "loop_too_long",
-                "num_frames {frames} is too many for a loop: {model} makes {most} frames at once",
+                "num_frames {frames} is too many for a loop; use at most {most}, which {model} makes at once",
                 frames=request.num_frames,
                 model=request.model,
                 most=most,

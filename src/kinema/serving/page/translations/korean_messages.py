@@ -30,8 +30,10 @@ MESSAGES = {
     "text_wanted": "텍스트를 입력하세요.",
     "other_wanted": "다른 값을 입력하세요.",
     "too_long": "{name}: {length}자를 입력했습니다. {longest}자까지 입력할 수 있습니다.",
-    "loop_too_long": "반복 재생용 영상으로 만들기에는 {frames}프레임이 너무 많습니다. {model} 모델은 한 번에 "
-    "{most}프레임까지 만듭니다.",
+    "loop_too_long": "반복 재생용 영상으로 만들기에는 {frames}프레임이 너무 많습니다. {model} 모델이 한 번에 "
+    "만드는 {most}프레임 이하로 줄이세요.",
+    "length_twice": "길이를 초(seconds: {value!r})와 프레임 수(num_frames)로 두 번 정했습니다. 하나를 지우세요.",
+    "loop_too_short": "1프레임짜리 반복 재생용 영상은 움직이지 않습니다. 2프레임 이상으로 늘리세요.",
     "empty_prompt": "프롬프트가 비어 있습니다. 어떤 이미지를 생성할지 입력하세요.",
     "without_prompt": "{name}: 프롬프트로 이미지를 생성할 때만 쓰이는 설정입니다. 입력한 값({value!r})을 지우거나 "
     "프롬프트를 입력하세요.",
