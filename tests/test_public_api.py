@@ -36,8 +36,8 @@ def test_every_error_is_public() -> None:
     assert defined <= set(kinema.__all__)
 
 
-def test_typed_keywords_are_the_fields_of_the_request_and_size() -> None:
-    fields = {*kinema.VideoRequest.model_fields, "size"} - {"model", "prompt", "image_model"}
+def test_typed_keywords_are_the_fields_of_the_request_size_and_seconds() -> None:
+    fields = {*kinema.VideoRequest.model_fields, "size", "seconds"} - {"model", "prompt", "image_model"}
     assert set(get_type_hints(VideoParameters)) == fields
     for function in (kinema.generate, kinema.stream):
         assert fields <= set(inspect.signature(function).parameters)
