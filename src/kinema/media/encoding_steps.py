@@ -25,7 +25,8 @@ def file_encoding(*, crf: int | None = None, boomerang: bool = False) -> FileEnc
     try:
         return FileEncoding(crf=crf, boomerang=boomerang)
     except ValidationError:
-        raise InvalidRequest(f"crf {crf!r} is not an integer from 0 to 63 (of an mp4 from 1 to 51); lower is better", "crf") from None
+        limits = "an integer from 0 to 63 (of an mp4 from 1 to 51)"
+        raise InvalidRequest(f"crf {crf!r} is not {limits}; lower is better", "crf") from None
 
 
 def encoder_with(suffix: str, fps: float, encoding: FileEncoding) -> VideoEncoder:
