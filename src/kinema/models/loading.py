@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from threading import Thread
@@ -53,8 +53,6 @@ if TYPE_CHECKING:
     from kinema.models.hub import Progress, Snapshot
 
 Result = TypeVar("Result")
-
-READERS = 4  # threads that read tensors of one file
 
 __all__ = ["VideoPipeline", "default_model", "inventory", "load", "pull", "resolve"]
 
@@ -370,22 +368,18 @@ def _storage_device(elements: int, dtype: torch.dtype, device: torch.device, nam
 def _load_weights(
     module: torch.nn.Module, folder: Path, headers: Mapping[str, Header], device: torch.device, dtype: torch.dtype
 ) -> None:
-    """Read each tensor directly to its device and dtype; at most READERS tensors are in memory twice."""
+    """Read each tensor directly to its device and dtype; at most one tensor is in memory twice."""
     import torch
     from safetensors import SafetensorError, safe_open
 
     wanted = module.state_dict().keys()
-    state: dict[str, torch.Tensor] = {}
+    state = {}
     for name in headers:
         try:
-            with safe_open(folder / name, framework="pt", device="cpu") as file, ThreadPoolExecutor(READERS) as readers:
-
-                def read(tensor: str, file: Any = file) -> torch.Tensor:
+            with safe_open(folder / name, framework="pt", device="cpu") as file:
+                for tensor in wanted & set(file.keys()):
                     # Copied: reading a memory-mapped tensor crashes the process if its file is truncated.
-                    return file.get_tensor(tensor).to(device).to(dtype, copy=device.type == "cpu")  # type: ignore[no-any-return]
-
-                found = sorted(wanted & set(file.keys()))
-                state |= zip(found, readers.map(read, found), strict=True)
+                    state[tensor] = file.get_tensor(tensor).to(device).to(dtype, copy=device.type == "cpu")
         except (SafetensorError, OSError) as error:
             raise damaged(folder / name, f"can't be read ({error})") from None
     module.load_state_dict(state, strict=True, assign=True)
