@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from kinema.values import VideoRequest
 
 
-def frames_at_once(pipeline: VideoPipeline, request: VideoRequest) -> int:
-    """Return the number of frames that are denoised together: a loop's with the one that repeats the first."""
+def window_frames(pipeline: VideoPipeline, request: VideoRequest) -> int:
+    """Return the number of frames that the UNet predicts together, a loop's with the one that repeats the first."""
     return request.num_frames + 1 if request.loop else min(request.num_frames, pipeline.frames_at_once)
 
 
@@ -118,7 +118,7 @@ def denoise(
 
 def _windows(pipeline: VideoPipeline, request: VideoRequest) -> tuple[sampling.Window, ...]:
     """Return the windows of the video; a loop and a video with a last image have one."""
-    at_once = frames_at_once(pipeline, request)
+    at_once = window_frames(pipeline, request)
     return sampling.windows(max(request.num_frames, at_once), at_once)
 
 
@@ -144,7 +144,7 @@ def _make_prediction(
     pipeline: VideoPipeline, plan: MemoryPlan, unet: torch.nn.Module, conditions: Conditions, request: VideoRequest
 ) -> Predict:
     """Return a function from noisy latents and their noise level to clean latents, guided if the request says so."""
-    guidance, num_frames = None, frames_at_once(pipeline, request)
+    guidance, num_frames = None, window_frames(pipeline, request)
     if request.guided:
         ramp = sampling.guidance_ramp(request.min_guidance_scale, request.max_guidance_scale, num_frames)
         guidance, conditions = ramp.to(pipeline.device), conditions.for_guidance()

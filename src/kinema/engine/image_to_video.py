@@ -20,7 +20,7 @@ import torch
 from kinema.engine.checkpoint import Checkpoint
 from kinema.engine.conditioning import condition
 from kinema.engine.decoding import NotFinite, decode
-from kinema.engine.denoising import check_length, denoise, frames_at_once
+from kinema.engine.denoising import check_length, denoise, window_frames
 from kinema.engine.engines import engine_for, precision_for
 from kinema.engine.out_of_memory import SMALLER, insufficient, is_out_of_memory
 from kinema.errors import GenerationFailed
@@ -86,7 +86,7 @@ def to_latents(
     pipeline.check_process()
     ends = [image] if last_image is None else [image, last_image]
     check_length(pipeline, request, has_two_ends=request.loop or len(ends) == 2)
-    plan = plan_for(pipeline, request.model_copy(update={"num_frames": frames_at_once(pipeline, request)}))
+    plan = plan_for(pipeline, request.model_copy(update={"num_frames": window_frames(pipeline, request)}))
     fitted = [fit_image(end, request.width, request.height, request.fit) for end in ends]
     return (yield from _to_denoised(pipeline, plan, fitted, request))
 
