@@ -506,6 +506,14 @@ def test_fit_of_same_size_changes_no_pixel(fit):
     assert np.array_equal(np.asarray(fit_image(open_image(gradient(96, 64)), 96, 64, fit)), gradient(96, 64))
 
 
+def test_image_is_fitted_once_for_the_same_arguments():
+    image = open_image(gradient(300, 40))
+    first = fit_image(image, 96, 64)
+    assert fit_image(image, 96, 64) is first
+    assert fit_image(image, 96, 64, "pad") is not first
+    assert fit_image(image, 96, 64) is not first  # only the latest is kept
+
+
 def test_fit_crops_pads_or_stretches():
     squares = np.zeros((64, 192, 3), np.uint8)  # red, green and blue squares side by side
     squares[:, :64, 0] = squares[:, 64:128, 1] = squares[:, 128:, 2] = 255

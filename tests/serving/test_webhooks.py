@@ -97,6 +97,30 @@ def test_message_is_given_up_at_once_if_the_receiver_is_gone_else_after_all_atte
     assert "token" not in caplog.text
 
 
+def test_message_that_was_delivered_while_the_due_ones_were_read_is_not_sent_again(
+    queue, sender, receiver, monkeypatch
+):
+    receiver.statuses[:] = ["hang"]
+    read_due, reads = sender._due, []
+
+    def slow():
+        due = read_due()
+        reads.extend(due)
+        if len(reads) == 2:  # it is being sent; deliver it before the reading ends
+            receiver.released.set()
+            wait_sent(queue)
+            time.sleep(0.1)
+        return due
+
+    monkeypatch.setattr(sender, "_due", slow)
+    submit(queue, receiver.url)
+    receiver.wait(1)
+    wait_sent(queue)
+    time.sleep(0.2)
+    assert len(reads) == 2
+    assert len(receiver.received) == 1
+
+
 def test_receiver_that_hangs_delays_no_other(queue, sender, receiver, settings):
     with receiving() as other:
         sender._settings = settings.model_copy(update={"webhook_hosts": (receiver.host, other.host)})
