@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import gradio as gr
 
 from kinema.serving.page import form_html
-from kinema.values import TEXT_TO_IMAGE_FIELDS, Fit, Scheduler, VideoRequest
+from kinema.values import MAX_FRAMES, TEXT_TO_IMAGE_FIELDS, Fit, Scheduler, VideoRequest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ _NUMBERS = (
 _SIZE = ("width", "height")
 _IMAGE_MODEL_NUMBERS = ("image_guidance_scale", "image_num_inference_steps")
 # The usual maximum of each slider. It is raised when the form is filled with a larger value.
-_SLIDER_MAXIMUM = {"motion_bucket_id": 255, "num_frames": 128}
+_SLIDER_MAXIMUM = {"motion_bucket_id": 255, "num_frames": MAX_FRAMES}
 
 
 def _as_typed(kind: type[Any]) -> type[Any]:
