@@ -12,8 +12,6 @@ median, at the borders of windows or videos (`border_jump`) and anywhere (`jump`
 PSNR of consecutive frames after alignment in dB.
 """
 
-import argparse
-import datetime
 import json
 import sys
 import time
@@ -21,19 +19,16 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 import kinema
-from kinema.benchmark.measure import machine
 from kinema.engine.sampling import windows
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from training.pocket.evaluate import read_photographs
+from bench.held_out_photographs import SEED, photographs, read_options, write_record
 from training.pocket.metrics import aligned_psnr, mean_flow, sharpness
 
-SEED = 42
 FRAMES, AT_ONCE = 54, 14  # five windows
 FPS = 7
 
@@ -77,19 +72,12 @@ def metrics(frames: np.ndarray, borders: set[int]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=Path, required=True, help="photos.tar, written by training/pocket/collect.py")
-    parser.add_argument("--set", default="report", choices=("choose", "report"))
-    parser.add_argument("--count", type=int, default=6, help="number of photographs")
-    parser.add_argument("--sheets", type=Path, help="folder for contact sheets")
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
+    args = read_options(__doc__)
     pipeline = kinema.load("pocket", device="cpu")
-    photographs = dict(list(read_photographs(args.photos, args.set).items())[: args.count])
     rows = {}
     for name, make in (("windows", windowed), ("chained", chained)):
         each = {}
-        for stem, photograph in photographs.items():
+        for stem, photograph in photographs(args).items():
             started = time.perf_counter()
             frames = make(pipeline, photograph)
             each[stem] = metrics(frames, borders(name)) | {
@@ -97,7 +85,6 @@ def main() -> None:
                 "seconds": time.perf_counter() - started,
             }
             if args.sheets:
-                args.sheets.mkdir(parents=True, exist_ok=True)
                 picked = frames[np.linspace(0, len(frames) - 1, 20).round().astype(int)]
                 rows_of_sheet = [np.concatenate(list(picked[i : i + 5]), 1) for i in range(0, 20, 5)]
                 Image.fromarray(np.concatenate(rows_of_sheet)).save(args.sheets / f"{name}-{stem}.png")
@@ -108,15 +95,7 @@ def main() -> None:
         }
         print(name, json.dumps(summary), flush=True)
         rows[name] = summary | {"photographs": each}
-    record = {
-        "what": "videos of the pocket model of five windows, and five videos chained by their last frame",
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "machine": machine(torch.device("cpu")),
-        "set": args.set,
-        "seed": SEED,
-        "rows": rows,
-    }
-    args.out.write_text(json.dumps(record, indent=1) + "\n")
+    write_record(args, "videos of the pocket model of five windows, and five videos chained by their last frame", rows)
 
 
 if __name__ == "__main__":

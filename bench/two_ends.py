@@ -12,8 +12,6 @@ of consecutive frames after alignment in dB; and for loops, the mean absolute di
 relative to the median of consecutive frames (`seam`).
 """
 
-import argparse
-import datetime
 import json
 import sys
 import time
@@ -27,17 +25,15 @@ import torch
 from PIL import Image
 
 import kinema
-from kinema.benchmark.measure import machine
 from kinema.engine import denoising, generate, samplers
 from kinema.models.catalog import request_for
 from kinema.steps import drive
 
 sys.path.append(str(Path(__file__).parents[1]))
 
-from training.pocket.evaluate import read_photographs
+from bench.held_out_photographs import SEED, photographs, read_options, write_record
 from training.pocket.metrics import aligned_psnr, mean_flow, psnr
 
-SEED = 42
 MOTION = 40
 # Each way of sampling, by the samplers that it replaces for the kind of video that has the other one.
 WAYS = {
@@ -79,40 +75,23 @@ def measure(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=Path, required=True, help="photos.tar, written by training/pocket/collect.py")
-    parser.add_argument("--set", default="report", choices=("choose", "report"))
-    parser.add_argument("--count", type=int, default=6, help="number of photographs")
-    parser.add_argument("--sheets", type=Path, help="folder for contact sheets")
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args()
+    args = read_options(__doc__)
     pipeline = kinema.load("pocket", device="cpu")
-    photographs = dict(list(read_photographs(args.photos, args.set).items())[: args.count])
     rows = {}
     for name, replaced in WAYS.items():
         for kind in ("plain",) if name == "plain" else ("last image", "loop"):
             each = {}
-            for i, (stem, photograph) in enumerate(photographs.items()):
+            for i, (stem, photograph) in enumerate(photographs(args).items()):
                 first, last = view(photograph, 0, 1), view(photograph, 0.03 if i % 2 else -0.03, 1.04)
                 end = last if kind == "last image" else None
                 with mock.patch.object(denoising, "samplers", SimpleNamespace(**vars(samplers) | replaced)):
                     each[stem], video = measure(pipeline, first, end, loop=kind == "loop")
                 if args.sheets:
-                    args.sheets.mkdir(parents=True, exist_ok=True)
                     video.contact_sheet(columns=5).save(args.sheets / f"{name}-{kind}-{stem}.png")
             means = {key: round(float(np.mean([row[key] for row in each.values()])), 2) for key in each[stem]}
             print(name, kind, json.dumps(means), flush=True)
             rows[f"{name}, {kind}"] = {"mean": means, "photographs": each}
-    record = {
-        "what": "videos of the pocket model between two images, and loops",
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "machine": machine(torch.device("cpu")),
-        "set": args.set,
-        "seed": SEED,
-        "motion_bucket_id": MOTION,
-        "rows": rows,
-    }
-    args.out.write_text(json.dumps(record, indent=1) + "\n")
+    write_record(args, "videos of the pocket model between two images, and loops", rows, motion_bucket_id=MOTION)
 
 
 if __name__ == "__main__":
