@@ -1,16 +1,17 @@
-"""Training of the pocket model: known motion, held-out photographs, coordinate channels, losses of attention."""
+"""Training of the pocket model: known motion, held-out photographs, latents with positions, attention that points."""
 
 import json
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
-from training.pocket.assemble import add_coordinate_channels
-from training.pocket.denoising import carried_latents, coordinate_channels
+from diffusers.models.attention_processor import Attention
+from training.pocket.decoder import extend
+from training.pocket.denoising import compose_latents, position_channels
 from training.pocket.motion import HELD_OUT, Mover, Photos
-from training.pocket.networks import COORDINATE_CHANNELS, LATENT_CHANNELS, VAE_FACTOR, make_vae
-from training.pocket.pointing import Pointing, bilinear_cross_entropy
+from training.pocket.networks import IMAGE_CHANNELS, LATENT_CHANNELS, POSITION_CHANNELS, VAE_FACTOR, make_vae
+from training.pocket.pointing import bilinear_cross_entropy, pointing_loss
+from training.pocket.transport import decode_positions
 from training.pocket.vae import full_state, sampling_grid, use_middle_taps, warp
 
 
@@ -47,14 +48,38 @@ def test_motion_bucket_127_is_flow_of_0_8_pixels_at_7_fps(clips):
     torch.testing.assert_close(clips.motion_bucket_id, flow * clips.fps / 7 * 127 / 0.8)
 
 
-def test_coordinate_channels_match_best_where_the_content_comes_from(clips):
-    channels = coordinate_channels(clips.positions)
+def test_only_rendered_frames_are_drawn(clips):
+    assert clips.frames.shape[1] == clips.positions.shape[1] == 5
+    photos = Photos(("a.jpg",), torch.zeros(1, 3, 648, 1152).byte(), torch.zeros(1, 3, 54, 96), torch.ones(1))
+    few = Mover(photos, 64, 96).draw(2, 5, rendered=(0, 3))
+    assert few.frames.shape == (2, 2, 3, 64, 96)
+    assert few.positions.shape[:2] == (2, 5)
+
+
+def test_position_channels_match_best_where_the_content_comes_from(clips):
+    channels = position_channels(clips.positions)
     own, last = channels[:, 0].flatten(2), channels[:, -1].flatten(2)  # in frame 0, the source is the latent itself
     source = (own.transpose(1, 2) @ last).argmax(1)  # [batch, h·w]
     position = clips.positions[:, 0].flatten(2).gather(2, source[:, None].expand(-1, 2, -1))
     expected = clips.positions[:, -1].flatten(2)
     inside = (expected.abs() <= clips.positions[:, 0].flatten(2).amax(2, keepdim=True)).all(1)
     assert (position - expected).norm(dim=1)[inside].max() < 4  # pixels, that is one latent
+
+
+def test_positions_are_decoded_from_their_channels(clips):
+    positions = clips.positions[:, -1]
+    torch.testing.assert_close(decode_positions(position_channels(positions)), positions, atol=1e-3, rtol=0)
+
+
+def test_latents_of_every_frame_have_the_unmoved_image_its_source_and_own_position(clips):
+    image = torch.randn(4, IMAGE_CHANNELS, *clips.positions.shape[-2:])
+    latents = compose_latents(image, clips.positions)
+    assert latents.shape[:3] == (4, 5, LATENT_CHANNELS)
+    channels = latents.split([IMAGE_CHANNELS, POSITION_CHANNELS, POSITION_CHANNELS], 2)
+    for frame in range(5):
+        torch.testing.assert_close(channels[0][:, frame], image)
+        torch.testing.assert_close(channels[1][:, frame], position_channels(clips.positions[:, frame]))
+        torch.testing.assert_close(channels[2][:, frame], position_channels(clips.positions[:, 0]))
 
 
 def test_last_frame_is_first_frame_warped_by_positions(clips):
@@ -66,25 +91,28 @@ def test_last_frame_is_first_frame_warped_by_positions(clips):
     assert error.mean() < 0.02
 
 
-def test_add_coordinate_channels_keeps_encoding_and_decoding():
+def test_extended_vae_encodes_and_decodes_like_the_vae_of_one_image():
     torch.manual_seed(0)
-    vae, wide = make_vae().eval(), make_vae(LATENT_CHANNELS + COORDINATE_CHANNELS).eval()
-    wide.load_state_dict(add_coordinate_channels(vae.state_dict()))
+    vae = make_vae().eval()
+    extended = extend(vae).eval()
+    # Both are added to what the VAE of one image computes: the attention's output and the new channels.
+    extended.decoder.mid_block.attentions[0].to_out[0].weight.data.zero_()
+    extended.decoder.mid_block.attentions[0].to_out[0].bias.data.zero_()
+    extended.decoder.conv_in.weight.data[:, IMAGE_CHANNELS:] = 0
     frames = torch.rand(1, 3, 32, 32) * 2 - 1
     with torch.no_grad():
-        latents, wide_latents = vae.encode(frames).latent_dist.mode(), wide.encode(frames).latent_dist.mode()
-        noise = torch.randn(1, COORDINATE_CHANNELS, 8, 8)
-        decoded = wide.decode(torch.cat([latents, noise], 1), num_frames=1).sample
-        torch.testing.assert_close(decoded, vae.decode(latents, num_frames=1).sample)
-    torch.testing.assert_close(wide_latents[:, :LATENT_CHANNELS], latents)
-    assert (wide_latents[:, LATENT_CHANNELS:] == 0).all()
+        latents, wide = vae.encode(frames).latent_dist.mode(), extended.encode(frames).latent_dist.mode()
+        torch.testing.assert_close(wide[:, :IMAGE_CHANNELS], latents)
+        assert (wide[:, IMAGE_CHANNELS:] == 0).all()
+        decoded = extended.decode(wide, num_frames=1).sample
+        torch.testing.assert_close(decoded, vae.decode(latents, num_frames=1).sample, atol=1e-4, rtol=1e-4)
 
 
 def test_middle_taps_decode_like_full_decoder_with_their_state():
     torch.manual_seed(0)
     vae, full = use_middle_taps(make_vae()).eval(), make_vae().eval()
     full.load_state_dict(full_state(vae))
-    latents = torch.randn(1, LATENT_CHANNELS, 8, 8)
+    latents = torch.randn(1, IMAGE_CHANNELS, 8, 8)
     with torch.no_grad():
         torch.testing.assert_close(full.decode(latents, num_frames=1).sample, vae.decode(latents, num_frames=1).sample)
 
@@ -103,47 +131,18 @@ def test_bilinear_cross_entropy_is_zero_for_sources_outside():
     assert (bilinear_cross_entropy(torch.zeros(1, 2, 12).log_softmax(-1), source, 3, 4) == 0).all()
 
 
-def test_carrying_loss_vanishes_if_attention_copies_the_latents_at_its_source():
-    height = width = 4
+def test_pointing_loss_is_least_for_attention_to_the_source_position():
+    height, width = 6, 8
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    angles = torch.stack([x, y]).flatten(1).T * (2 * math.pi / 8)
-    code = 40 * torch.cat([angles.cos(), angles.sin()], 1)  # [tokens, 4]; equal positions attract
-    attention = torch.nn.Module()
-    attention.heads = 1
-    for name, first in (("to_q", 0), ("to_k", 0), ("to_v", 4)):
-        projection = torch.nn.Linear(12, 8, bias=False)
-        projection.weight.data.zero_()
-        used = range(4) if first == 0 else range(8)
-        for i in used:
-            projection.weight.data[i, first + i] = 1
-        setattr(attention, name, projection)
-    block = SimpleNamespace(attentions=[SimpleNamespace(transformer_blocks=[SimpleNamespace(attn1=attention)])])
-    pointing = Pointing(SimpleNamespace(up_blocks=[block]))
-    for probe in (pointing.carried[0], pointing.kept[0]):
-        probe.weight.data.copy_(torch.eye(8))
-        probe.bias.data.zero_()
-    latents = torch.randn(1, 1, 8, height, width)
-    own = torch.stack([x - 1.5, y - 1.5]).float()[None, None] * VAE_FACTOR  # pixels from the centre
-    hidden_states = torch.cat([code, latents[0, 0].flatten(1).T], 1)[None]
-    pointing._inputs.store(0, attention, (hidden_states,))
-    sigma = torch.zeros(1, 1, 1, 1, 1)
-    keep, drop = torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)
-    assert max(pointing(own, latents, sigma, keep)) < 0.01
-    shifted = (
-        own + torch.tensor([1.0, 0]).view(1, 1, 2, 1, 1) * VAE_FACTOR
-    )  # the content comes from one token to the right
-    assert min(pointing(shifted, latents.roll(-1, -1), sigma, keep)) > 0.1
-    assert max(pointing(shifted, latents.roll(-1, -1), sigma, drop)) == 0
-
-
-def test_latents_in_training_are_those_of_the_first_frame_where_it_shows_the_content():
-    latents = torch.randn(1, 2, 8, 4, 6)
-    y, x = torch.meshgrid(torch.arange(4.0), torch.arange(6.0), indexing="ij")
-    own = torch.stack([x - 2.5, y - 1.5]) * VAE_FACTOR  # pixels from the centre
-    moved = own + torch.tensor([VAE_FACTOR, 0.0]).view(
-        2, 1, 1
-    )  # the content of frame 1 comes from one latent to the right
-    carried = carried_latents(latents, torch.stack([own, moved])[None])
-    torch.testing.assert_close(carried[:, 0], latents[:, 0])
-    torch.testing.assert_close(carried[:, 1, :, :, :-1], latents[:, 0, :, :, 1:])
-    torch.testing.assert_close(carried[:, 1, :, :, -1], latents[:, 1, :, :, -1])  # not in view in frame 0
+    own = torch.stack([x - (width - 1) / 2, y - (height - 1) / 2])[None] * float(VAE_FACTOR)
+    moved = own + torch.tensor([VAE_FACTOR, 0.0]).view(1, 2, 1, 1)  # the content comes from one token to the right
+    attention = Attention(2 * POSITION_CHANNELS, heads=1, dim_head=POSITION_CHANNELS, norm_num_groups=2)
+    eye = torch.eye(POSITION_CHANNELS) * 20
+    attention.to_q.weight.data = torch.cat([eye, 0 * eye], 1)
+    attention.to_k.weight.data = torch.cat([0 * eye, eye], 1)
+    hidden_states = torch.cat([position_channels(moved), position_channels(own)], 1)
+    with torch.no_grad():
+        right = pointing_loss(attention, hidden_states, moved)
+        wrong = pointing_loss(attention, hidden_states, own)
+    assert right < 0.5
+    assert wrong > 2

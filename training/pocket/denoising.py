@@ -9,8 +9,7 @@ from diffusers import AutoencoderKLTemporalDecoder
 
 from training.common.svd_config import IMAGE_MEAN, IMAGE_STD
 from training.pocket.motion import Clips
-from training.pocket.networks import COORDINATE_CHANNELS, WAVELENGTHS
-from training.pocket.vae import sampling_grid, warp
+from training.pocket.networks import IMAGE_CHANNELS, LATENT_CHANNELS, WAVELENGTHS
 
 
 def embed(encoder: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
@@ -65,38 +64,26 @@ def added_time_ids(clips: Clips, noise_aug: torch.Tensor) -> torch.Tensor:
     return torch.stack([clips.fps - 1, clips.motion_bucket_id, noise_aug], 1)
 
 
-def coordinate_channels(positions: torch.Tensor) -> torch.Tensor:
-    """Return sine and cosine of positions [..., 2, h, w], in pixels from the centre, [..., COORDINATE_CHANNELS, h, w].
+def position_channels(positions: torch.Tensor) -> torch.Tensor:
+    """Return sine and cosine of positions [..., 2, h, w], in pixels from the centre, [..., POSITION_CHANNELS, h, w].
 
-    As latents they tell where the content of each latent comes from. Attention finds that place, since the dot product
-    of two such vectors is largest for equal positions.
+    The dot product of two such vectors is largest for equal positions, so attention can find a place by them.
     """
     phases = torch.cat([positions * (2 * math.pi / wavelength) for wavelength in WAVELENGTHS], -3)
     return torch.cat([phases.sin(), phases.cos()], -3)
 
 
-def append_coordinates(
-    latents: torch.Tensor, condition: torch.Tensor, positions: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Append coordinates to latents [batch, frames, c, h, w], and zeros to the image latents [batch, c, h, w]."""
-    zeros = torch.zeros_like(condition[:, :1]).repeat(1, COORDINATE_CHANNELS, 1, 1)
-    return torch.cat([latents, coordinate_channels(positions)], 2), torch.cat([condition, zeros], 1)
-
-
-def carried_latents(latents: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Return the latents [batch, frames, c, h, w] with those of frame 0 moved to where its content is seen.
-
-    The VAE's decoder decodes moved latents well, and they follow from the image and the motion. The encoder's latents
-    of a moved frame differ from them by details that can't be predicted: their expectation is blurred.
+def compose_latents(image: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Return the latents of clips, [batch, frames, LATENT_CHANNELS, h, w].
 
     Args:
-        latents: Of a clip's frames.
-        positions: [batch, frames, 2, h, w], where the content of each latent comes from; `Clips.positions`.
+        image: Scaled latents of frame 0, [batch, IMAGE_CHANNELS, h, w]; every frame contains them unmoved.
+        positions: Where in frame 0 the content of each latent is, [batch, frames, 2, h, w]; `Clips.positions`, whose
+            frame 0 is each latent's own position.
     """
-    grid, _ = sampling_grid(positions.flatten(0, 1))
-    moved = warp(latents[:, :1].expand_as(latents).flatten(0, 1), grid).view_as(latents)
-    inside = (grid.abs().amax(-1) <= 1).view(*latents.shape[:2], 1, *latents.shape[3:])
-    return torch.where(inside, moved, latents)
+    frames = positions.shape[1]
+    own = position_channels(positions[:, :1]).expand(-1, frames, -1, -1, -1)
+    return torch.cat([image[:, None].expand(-1, frames, -1, -1, -1), position_channels(positions), own], 2)
 
 
 def draw_noise_aug(batch: int, device: str) -> torch.Tensor:
@@ -108,24 +95,26 @@ def draw_noise_aug(batch: int, device: str) -> torch.Tensor:
 class Encoder:
     """The trained VAE's encoder; bfloat16 on CUDA, float32 on a CPU."""
 
-    def __init__(self, folder: Path, device: str, *, compiled: bool, channels: int) -> None:
+    def __init__(self, folder: Path, device: str) -> None:
         vae = AutoencoderKLTemporalDecoder.from_pretrained(folder, torch_dtype=torch.float32).eval()
         self.dtype = torch.bfloat16 if device == "cuda" else torch.float32
         self.scaling_factor = vae.config.scaling_factor
-        self.coordinates = channels > vae.config.latent_channels
         network = torch.nn.Sequential(vae.encoder, vae.quant_conv).requires_grad_(False)
-        network = network.to(device, self.dtype, memory_format=torch.channels_last)
-        self._network = torch.compile(network, dynamic=False) if compiled else network
+        self._network = network.to(device, self.dtype, memory_format=torch.channels_last)
 
     @torch.no_grad()
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Return unscaled latents, [n, IMAGE_CHANNELS, h/4, w/4], of images [n, 3, h, w] in −1…1."""
+        moments = self._network(images.to(self.dtype, memory_format=torch.channels_last))
+        return moments.chunk(2, 1)[0][:, :IMAGE_CHANNELS].float()  # the mode of the posterior
+
     def __call__(self, clips: Clips, noise_aug: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return scaled latents of all frames, carried from the first, and unscaled ones of the image with noise."""
+        """Return scaled latents of all frames, and unscaled ones of the image with noise, [batch, LATENT_CHANNELS, …].
+
+        The image's own position channels are 0.
+        """
         image = clips.frames[:, 0]
-        image = image + noise_aug.view(-1, 1, 1, 1) * torch.randn_like(image)
-        batch, num_frames = clips.frames.shape[:2]
-        pixels = torch.cat([clips.frames.flatten(0, 1), image])
-        moments = self._network(pixels.to(self.dtype, memory_format=torch.channels_last))
-        mean = moments.chunk(2, 1)[0].float()  # the mode of the posterior
-        latents, condition = mean[:-batch].unflatten(0, (batch, num_frames)) * self.scaling_factor, mean[-batch:]
-        latents = carried_latents(latents, clips.positions)
-        return append_coordinates(latents, condition, clips.positions) if self.coordinates else (latents, condition)
+        noisy = image + noise_aug.view(-1, 1, 1, 1) * torch.randn_like(image)
+        latents, condition = self.encode(torch.cat([image, noisy])).chunk(2)
+        zeros = condition.new_zeros(len(condition), LATENT_CHANNELS - IMAGE_CHANNELS, *condition.shape[2:])
+        return compose_latents(latents * self.scaling_factor, clips.positions), torch.cat([condition, zeros], 1)

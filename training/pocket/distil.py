@@ -24,7 +24,7 @@ from transformers import CLIPVisionModelWithProjection
 
 from training.common.parallel import ProcessGroup
 from training.pocket.denoising import Encoder, added_time_ids, denoise, denoise_guided, embed
-from training.pocket.motion import Clips, Mover, Photos
+from training.pocket.motion import FASTEST, Clips, Mover, Photos
 from training.pocket.networks import HEIGHT, NUM_FRAMES, SCHEDULER, STEPS, WIDTH
 from training.pocket.unet import Gradients, Training
 
@@ -91,6 +91,9 @@ def main() -> None:
         "--guidance", type=float, default=1.5, help="the teacher's guidance at the last frame (1 at the first frame)"
     )
     parser.add_argument("--clips", type=int, default=8, help="clips per GPU and step")
+    parser.add_argument(
+        "--fastest", type=float, default=FASTEST, help="maximum mean flow of the clips, pixels per frame"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--limit", type=int, help="number of photographs to read, for a quick trial")
     parser.add_argument("--steps", type=int, help="maximum number of steps, for a quick trial")
@@ -100,7 +103,7 @@ def main() -> None:
 
     student = UNetSpatioTemporalConditionModel.from_pretrained(args.begin_from / "unet", torch_dtype=torch.float32)
     student = student.to(args.device)
-    encoder = Encoder(args.vae, args.device, compiled=False, channels=student.config.out_channels)
+    encoder = Encoder(args.vae, args.device)
     teacher = copy.deepcopy(student).requires_grad_(False).eval()
     folder = args.begin_from / "image_encoder"
     image_encoder = CLIPVisionModelWithProjection.from_pretrained(folder, dtype=torch.float32)
@@ -114,7 +117,8 @@ def main() -> None:
     processes.start()
     guidance = torch.linspace(1, args.guidance, NUM_FRAMES, device=args.device)
     loss = partial(distillation_loss, student, teacher, image_encoder, teacher_levels().to(args.device), guidance)
-    training.run(Gradients(encoder, training.weights, loss, args.device), lambda _: mover.draw(args.clips, NUM_FRAMES))
+    gradients = Gradients(encoder, training.weights, loss, args.device)
+    training.run(gradients, lambda _: mover.draw(args.clips, NUM_FRAMES, args.fastest, rendered=(0,)))
     if processes.rank == 0:
         image_encoder.save_pretrained(args.out / "image_encoder")
     processes.leave()

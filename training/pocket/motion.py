@@ -14,6 +14,7 @@ sampled at the source position (by a fixed-point iteration), so they move with t
 import json
 import math
 import tarfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
@@ -76,7 +77,7 @@ class Photos:
 class Clips:
     """A batch of clips.
 
-    frames: [batch, frames, 3, height, width] in −1…1; motion_bucket_id and fps: [batch].
+    frames: [batch, rendered, 3, height, width] in −1…1; motion_bucket_id and fps: [batch].
     positions: [batch, frames, 2, height/4, width/4], the position in frame 0 that every fourth pixel comes from
     (x, y in pixels from the centre).
     """
@@ -94,8 +95,13 @@ class Mover:
         self.photos, self.height, self.width = photos, height, width
         self.device = photos.pixels.device
 
-    def draw(self, batch: int, num_frames: int, fastest: float = FASTEST) -> Clips:
-        """Draw a batch of clips with a mean flow of at most `fastest` pixels per frame; frame 0 is the image."""
+    def draw(
+        self, batch: int, num_frames: int, fastest: float = FASTEST, rendered: Sequence[int] | None = None
+    ) -> Clips:
+        """Draw a batch of clips with a mean flow of at most `fastest` pixels per frame; frame 0 is the image.
+
+        Only the frames `rendered` are computed, by default all; positions are of all frames.
+        """
         index = torch.randint(0, len(self.photos.pixels), (batch,), device=self.device)
         fps = self._fps(batch)
         # The exponent favours slow clips, which are harder to keep steady.
@@ -108,7 +114,8 @@ class Mover:
         unit = _flow(scene.positions(coarse, centre, torch.ones(batch, device=self.device)))
         amount = target / unit.clamp(min=1e-3)
         positions = scene.positions(coarse, centre, amount)
-        frames = self._render(index, positions, centre, pitch)
+        shown = positions if rendered is None else positions[:, list(rendered)]
+        frames = self._render(index, shown, centre, pitch)
         actual = _flow(positions) * BUCKET_PER_PIXEL * fps / REFERENCE_FPS
         return Clips(self._recolour(self._sharpen(frames)), actual.clamp(0, 255), fps, positions)
 

@@ -8,11 +8,12 @@ from training.common import svd_config
 
 HEIGHT, WIDTH, NUM_FRAMES = 160, 288, 14
 VAE_FACTOR = 4  # pixels per latent along each side
-LATENT_CHANNELS = 8  # of the VAE
-# A UNet with coordinate channels also denoises sine and cosine of each latent's source position, at these wavelengths
-# in pixels.
-WAVELENGTHS = (24.0, 96.0, 384.0)
-COORDINATE_CHANNELS = 4 * len(WAVELENGTHS)  # additional latent channels: x and y, sine and cosine
+IMAGE_CHANNELS = 8  # latent channels that contain the image, the same in every frame
+# Latent channels with a position: sine and cosine of x and y at these wavelengths, in pixels. The longest is beyond
+# every usual width, and the shortest is six latents.
+WAVELENGTHS = (24.0, 120.0, 960.0)
+POSITION_CHANNELS = 4 * len(WAVELENGTHS)
+LATENT_CHANNELS = IMAGE_CHANNELS + 2 * POSITION_CHANNELS  # image, source position, own position
 STEPS = 8  # the default number of steps, for which the UNet is distilled
 EMBEDDING_DIM = 64
 
@@ -21,14 +22,15 @@ EMBEDDING_DIM = 64
 SCHEDULER = {**svd_config.SCHEDULER, "sigma_max": 40.0, "sigma_min": 0.05}
 
 
-def make_vae(latent_channels: int = LATENT_CHANNELS) -> AutoencoderKLTemporalDecoder:
+def make_vae(latent_channels: int = IMAGE_CHANNELS, layers: int = 1) -> AutoencoderKLTemporalDecoder:
     """Return the untrained VAE, which downsamples 4× per side.
 
-    Every level has at least 64 channels: with 32, the class's 32 norm groups would erase colour.
+    Every level has at least 64 channels: with 32, the class's 32 norm groups would erase colour. Only with two layers
+    per block does the decoder have self-attention, between the two blocks of its middle.
     """
     return AutoencoderKLTemporalDecoder(
         block_out_channels=(64, 96, 128),
-        layers_per_block=1,
+        layers_per_block=layers,
         latent_channels=latent_channels,
         sample_size=WIDTH,
         down_block_types=("DownEncoderBlock2D",) * 3,
@@ -37,28 +39,18 @@ def make_vae(latent_channels: int = LATENT_CHANNELS) -> AutoencoderKLTemporalDec
     )
 
 
-def make_unet(
-    latent_channels: int = LATENT_CHANNELS, *, attention_at_top: bool = False, wide_top: bool = False
-) -> UNetSpatioTemporalConditionModel:
-    """Return the untrained UNet with levels of 40×72, 20×36, 10×18 and 5×9 latents.
-
-    `attention_at_top` adds attention at 40×72 to the up blocks. `wide_top` has more channels at 40×72 and fewer at 5×9.
-    """
-    channels = (96, 96, 128, 128) if wide_top else (64, 96, 128, 160)
+def make_unet() -> UNetSpatioTemporalConditionModel:
+    """Return the untrained UNet with levels of 40×72, 20×36, 10×18 and 5×9 latents."""
+    channels = (64, 96, 128, 128)
     cross_attention = "CrossAttn{}BlockSpatioTemporal".format
     plain = "{}BlockSpatioTemporal".format
     return UNetSpatioTemporalConditionModel(
         sample_size=WIDTH // VAE_FACTOR,
-        in_channels=2 * latent_channels,
-        out_channels=latent_channels,
+        in_channels=2 * LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
         num_frames=NUM_FRAMES,
         down_block_types=(plain("Down"), cross_attention("Down"), cross_attention("Down"), plain("Down")),
-        up_block_types=(
-            plain("Up"),
-            cross_attention("Up"),
-            cross_attention("Up"),
-            (cross_attention if attention_at_top else plain)("Up"),
-        ),
+        up_block_types=(plain("Up"), cross_attention("Up"), cross_attention("Up"), plain("Up")),
         block_out_channels=channels,
         addition_time_embed_dim=64,
         projection_class_embeddings_input_dim=192,

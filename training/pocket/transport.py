@@ -1,29 +1,29 @@
-r"""Measure whether a UNet copies detail from the image, on held-out clips with exactly known motion:
+r"""Measure how well a UNet copies the image and generates motion, on held-out clips with exactly known motion:
 
-    python -m training.pocket.transport --photos training/data/photos.tar --vae training/runs/vae/vae \
+    python -m training.pocket.transport --photos training/data/photos.tar --vae training/runs/decoder/vae \
         --unet training/runs/unet --json training/runs/unet/transport.json
 
 Noise of level σ is added to the latents of a true clip, and the UNet denoises them in one step, with and without the
-image. The last frame's PSNR is compared with that of the image's latents warped by the true motion. Only pixels that
-are visible in frame 0 count. Figures without the image are only meaningful for UNets trained with image dropout. With
-coordinate channels, the image is also denoised beside coordinates without noise: whether the UNet could copy if it knew
-the motion.
+image. The last frame is decoded and compared with the true one; only pixels that are visible in frame 0 count. Figures
+without the image are only meaningful for UNets trained with image dropout.
 """
 
 import argparse
 import json
+import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
 from transformers import CLIPVisionModelWithProjection
 
-from training.pocket.denoising import added_time_ids, append_coordinates, carried_latents, denoise, embed
+from training.pocket.denoising import Encoder, added_time_ids, denoise, embed
 from training.pocket.motion import BUCKET_PER_PIXEL, REFERENCE_FPS, Clips, Mover, Photos
-from training.pocket.networks import HEIGHT, NUM_FRAMES, WIDTH
-from training.pocket.vae import psnr, sampling_grid, warp
+from training.pocket.networks import HEIGHT, IMAGE_CHANNELS, NUM_FRAMES, POSITION_CHANNELS, WAVELENGTHS, WIDTH
+from training.pocket.vae import psnr, sampling_grid
 
-SIGMAS = (1.0, 3.0)
+SIGMAS = (0.3, 1.0, 3.0, 10.0)
 SLOW_FLOW = (0.2, 0.7)  # range of the mean flow of the clips, pixels per frame
 NOISE_AUG = 0.02
 BATCH = 4
@@ -46,68 +46,85 @@ def slow_clips(mover: Mover, count: int, seed: int = 21) -> Clips:
 
 
 @torch.no_grad()
+def latent_errors(
+    unet: UNetSpatioTemporalConditionModel,
+    image_encoder: CLIPVisionModelWithProjection,
+    encoder: Encoder,
+    clips: Clips,
+) -> dict[str, float]:
+    """Return, for the last frame denoised in one step, the image's error as share of its variance, and that of motion.
+
+    The error of motion is the root mean square error of the source positions, in pixels.
+    """
+    rows: dict[str, list[torch.Tensor]] = {}
+    for part, z, condition, ids, generator in _batches(encoder, clips):
+        embedding = embed(image_encoder, part.frames[:, 0])
+        for level in SIGMAS:
+            sigma = torch.full((len(z), 1, 1, 1, 1), level, device=z.device)
+            noise = torch.randn(z.shape, generator=generator).to(z.device)
+            with torch.autocast(z.device.type, torch.bfloat16):
+                denoised = denoise(unet, z + sigma * noise, sigma, condition, embedding, ids)[:, -1]
+            true = z[:, -1, :IMAGE_CHANNELS]
+            error = (denoised[:, :IMAGE_CHANNELS] - true).square().mean((1, 2, 3)) / true.var((1, 2, 3))
+            rows.setdefault(f"image_error_at_{level:g}", []).append(error)
+            places = decode_positions(denoised[:, IMAGE_CHANNELS : IMAGE_CHANNELS + POSITION_CHANNELS])
+            distance = (places - part.positions[:, -1]).square().sum(1).mean((1, 2)).sqrt()
+            rows.setdefault(f"position_error_at_{level:g}", []).append(distance)
+    means = {name: torch.cat(values).mean().item() for name, values in rows.items()}
+    return {"clips": len(clips.fps)} | {name: round(value, 4) for name, value in means.items()}
+
+
+def decode_positions(channels: torch.Tensor) -> torch.Tensor:
+    """Return positions [n, 2, h, w] in pixels for their channels; each wavelength refines the longer ones."""
+    sine, cosine = channels.unflatten(1, (2, len(WAVELENGTHS), 2)).unbind(1)
+    phases = torch.atan2(sine, cosine) / (2 * math.pi)  # [n, wavelengths, 2, h, w], in turns
+    position = phases[:, -1] * WAVELENGTHS[-1]
+    for i in reversed(range(len(WAVELENGTHS) - 1)):
+        turns = position / WAVELENGTHS[i]
+        position = (phases[:, i] + (turns - phases[:, i]).round()) * WAVELENGTHS[i]
+    return position
+
+
+def _batches(
+    encoder: Encoder, clips: Clips
+) -> Iterator[tuple[Clips, torch.Tensor, torch.Tensor, torch.Tensor, torch.Generator]]:
+    """Yield clips with latents, condition, time ids and a generator, BATCH clips at a time."""
+    for start in range(0, len(clips.fps), BATCH):
+        part = Clips(*(value[start : start + BATCH] for value in vars(clips).values()))
+        noise_aug = torch.full_like(part.fps, NOISE_AUG)
+        z, condition = encoder(part, noise_aug)
+        # Noise is drawn on the CPU, so that it does not depend on the device.
+        yield part, z, condition, added_time_ids(part, noise_aug), torch.Generator().manual_seed(start)
+
+
+@torch.no_grad()
 def transport(
     unet: UNetSpatioTemporalConditionModel,
     image_encoder: CLIPVisionModelWithProjection,
     vae: AutoencoderKLTemporalDecoder,
+    encoder: Encoder,
     clips: Clips,
 ) -> dict[str, float]:
-    """Return mean PSNRs of the last frame in dB: decoded, warped, denoised with and without the image."""
-    rows = []
-    for start in range(0, len(clips.fps), BATCH):
-        part = Clips(*(value[start : start + BATCH] for value in vars(clips).values()))
-        with torch.autocast(part.frames.device.type, torch.bfloat16):
-            rows.append(_psnrs(unet, image_encoder, vae, part, seed=start))
-    means = {name: torch.cat([row[name] for row in rows]).mean().item() for name in rows[0]}
-    for sigma in SIGMAS:
-        means[f"below_moved_at_{sigma:g}"] = means["moved_latents"] - means[f"with_image_at_{sigma:g}"]
+    """Return mean PSNRs of the last frame in dB: decoded from true latents, and denoised with and without the image."""
+    rows: dict[str, list[torch.Tensor]] = {}
+    for part, z, condition, ids, generator in _batches(encoder, clips):
+        inside = sampling_grid(part.positions[:, -1])[1]
+
+        def score(name: str, latents: torch.Tensor, part: Clips = part, inside: torch.Tensor = inside) -> None:
+            decoded = vae.decode(latents / encoder.scaling_factor, num_frames=1).sample.float().clamp(-1, 1)
+            rows.setdefault(name, []).append(psnr(decoded, part.frames[:, -1], inside))
+
+        embedding = embed(image_encoder, part.frames[:, 0])
+        with torch.autocast(z.device.type, torch.bfloat16):
+            score("true_latents", z[:, -1])
+            for level in SIGMAS:
+                sigma = torch.full((len(z), 1, 1, 1, 1), level, device=z.device)
+                noisy = z + sigma * torch.randn(z.shape, generator=generator).to(z.device)
+                for name, keep in (("with", 1.0), ("without", 0.0)):
+                    denoised = denoise(unet, noisy, sigma, condition * keep, embedding * keep, ids)
+                    score(f"{name}_image_at_{level:g}", denoised[:, -1])
+    means = {name: torch.cat(values).mean().item() for name, values in rows.items()}
     return {"clips": len(clips.fps)} | {name: round(value, 2) for name, value in means.items()}
-
-
-def _psnrs(
-    unet: UNetSpatioTemporalConditionModel,
-    image_encoder: CLIPVisionModelWithProjection,
-    vae: AutoencoderKLTemporalDecoder,
-    clips: Clips,
-    seed: int,
-) -> dict[str, torch.Tensor]:
-    """Return the PSNRs of each clip, [batch], by name."""
-    channels, scale = vae.config.latent_channels, vae.config.scaling_factor
-
-    def encode(frames: torch.Tensor) -> torch.Tensor:
-        return vae.encode(frames).latent_dist.mode().float()
-
-    def decode(latents: torch.Tensor) -> torch.Tensor:
-        return vae.decode(latents[:, :channels] / scale, num_frames=1).sample.float().clamp(-1, 1)
-
-    batch, frames = clips.frames.shape[:2]
-    # Draw the noise on the CPU, so that it does not depend on the device.
-    generator = torch.Generator().manual_seed(seed)
-    noise = lambda like: torch.randn(like.shape, generator=generator).to(like.device)  # noqa: E731
-    first, last = clips.frames[:, 0], clips.frames[:, -1]
-    z = encode(clips.frames.flatten(0, 1)).unflatten(0, (batch, frames)) * scale
-    condition = encode(first + NOISE_AUG * noise(first))
-    grid, inside = sampling_grid(clips.positions[:, -1])
-    rows = {
-        "vae": psnr(decode(z[:, -1]), last, inside),
-        "moved_latents": psnr(decode(warp(z[:, 0], grid)), last, inside),
-    }
-    z = carried_latents(z, clips.positions)
-    if unet.config.out_channels > channels:
-        z, condition = append_coordinates(z, condition, clips.positions)
-    ids = added_time_ids(clips, torch.full_like(clips.fps, NOISE_AUG))
-    embedding = embed(image_encoder, first)
-    for level in SIGMAS:
-        sigma = torch.full((batch, 1, 1, 1, 1), level, device=z.device)
-        noisy = z + sigma * noise(z)
-        for name, keep in (("with", 1.0), ("without", 0.0)):
-            denoised = denoise(unet, noisy, sigma, condition * keep, embedding * keep, ids)
-            rows[f"{name}_image_at_{level:g}"] = psnr(decode(denoised[:, -1]), last, inside)
-        if unet.config.out_channels > channels:
-            known = torch.cat([noisy[:, :, :channels], z[:, :, channels:]], 2)
-            denoised = denoise(unet, known, sigma, condition, embedding, ids)
-            rows[f"with_known_motion_at_{level:g}"] = psnr(decode(denoised[:, -1]), last, inside)
-    return rows
 
 
 def main() -> None:
@@ -122,11 +139,14 @@ def main() -> None:
     args = parser.parse_args()
     load = {"torch_dtype": torch.float32}
     vae = AutoencoderKLTemporalDecoder.from_pretrained(args.vae, **load).to(args.device).eval()
+    encoder = Encoder(args.vae, args.device)
     unet = UNetSpatioTemporalConditionModel.from_pretrained(args.unet / "unet", **load).to(args.device).eval()
     image_encoder = CLIPVisionModelWithProjection.from_pretrained(args.unet / "image_encoder", dtype=torch.float32)
     _, held_out = Photos.read(args.photos, args.device, limit=args.limit).split()
     clips = slow_clips(Mover(held_out, HEIGHT, WIDTH), args.clips)
-    figures = transport(unet, image_encoder.to(args.device).eval(), vae, clips)
+    image_encoder = image_encoder.to(args.device).eval()
+    figures = transport(unet, image_encoder, vae, encoder, clips)
+    figures |= latent_errors(unet, image_encoder, encoder, clips)
     print(json.dumps(figures))
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1) + "\n")

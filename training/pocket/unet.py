@@ -1,13 +1,14 @@
 r"""Train the pocket UNet and image encoder on synthesised clips, on one or more GPUs of a machine:
 
-    torchrun --nproc-per-node 2 -m training.pocket.unet --arm coordinates --photos training/data/photos.tar \
+    torchrun --nproc-per-node 2 -m training.pocket.unet --photos training/data/photos.tar \
         --vae training/runs/vae/vae --out training/runs/unet --minutes 9 --total-minutes 30
 
 The preconditioning is EDM's (Karras et al. 2022) in the form that SVD's scheduler expects: v-prediction, time
 0.25·ln σ, loss weight (σ²+1)/σ². Conditions are those of SVD (Blattmann et al. 2023): the latents of the image
 with noise added, its CLIP embedding, and the ids fps − 1, motion bucket and noise strength.
 
-`--arm` selects how the UNet is trained to copy detail from the image (`ARMS`); transport.py measures the result.
+The latents of a frame are those of the unmoved image and the position that each of them moves to (`compose_latents`):
+the UNet copies the image in place and generates motion, and the decoder moves the image.
 
 The learning rate schedule lasts `--total-minutes`. A run ends after `--minutes`; the next run with the same `--out`
 resumes.
@@ -18,69 +19,38 @@ import copy
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKLTemporalDecoder
 
 from training.common.parallel import ProcessGroup
 from training.pocket.denoising import Encoder, added_time_ids, denoise, draw_noise_aug, embed
 from training.pocket.motion import FASTEST, Clips, Mover, Photos
 from training.pocket.networks import (
-    COORDINATE_CHANNELS,
     HEIGHT,
-    LATENT_CHANNELS,
+    IMAGE_CHANNELS,
     NUM_FRAMES,
     WIDTH,
     count_parameters,
     make_image_encoder,
     make_unet,
 )
-from training.pocket.pointing import Pointing
-from training.pocket.transport import slow_clips, transport
+from training.pocket.transport import latent_errors, slow_clips
 
 LEARNING_RATE = 7e-4
 SIGMA_MEAN, SIGMA_STD = 1.0, 1.6  # of ln σ; motion is determined at high σ, where little of a clip is visible
 DRAWS = 2  # noise levels drawn per clip, since encoding a clip takes as long as a training step on it
 IMAGE_DROPOUT = 0.1
 INITIAL_FASTEST = 0.5  # maximum flow at the start of the schedule, pixels per frame
-COORDINATE_WEIGHT = 0.2
-MAX_COORDINATE_WEIGHT = 5.0  # of (σ²+1)/σ²: at low σ the coordinates have done their work
-POINTING_WEIGHT = 0.05
-CARRYING_WEIGHT = 1.0
-QUIET = 0.5  # probability that the coordinates of a draw have less noise than the image, down to 1% of it
-
-
-@dataclass(frozen=True)
-class Arm:
-    """How the UNet is trained to copy content from the image."""
-
-    coordinates: bool = False  # more latent channels contain where content comes from; the decoder ignores them
-    pointing: bool = False  # one head of the up blocks' self-attentions is trained to attend to the source position
-    attention_at_top: bool = False  # self-attention at 40×72 in the up blocks
-    wide_top: bool = False  # more channels at 40×72
-
-
-ARMS = {
-    "conv": Arm(),
-    "wide": Arm(wide_top=True),
-    "coordinates": Arm(coordinates=True, pointing=True, attention_at_top=True),
-    "coordinates-wide": Arm(coordinates=True, pointing=True, attention_at_top=True, wide_top=True),
-}
+POSITION_WEIGHT = 1.0
+MAX_POSITION_WEIGHT = 25.0  # of (σ²+1)/σ²: at low σ the positions are smooth enough
 
 
 class Loss:
-    """The denoising loss at DRAWS noise levels per clip, plus the weighted losses of `pointing`.
+    """The denoising loss at DRAWS noise levels per clip."""
 
-    `pointing_weight` is a tensor, so that a recorded CUDA graph uses its current value.
-    """
-
-    def __init__(
-        self, unet: torch.nn.Module, encoder: torch.nn.Module, pointing: Pointing | None, *, coordinates: bool
-    ) -> None:
-        self.unet, self.encoder, self.pointing, self.coordinates = unet, encoder, pointing, coordinates
-        self.pointing_weight = torch.tensor(POINTING_WEIGHT, device=next(unet.parameters()).device)
+    def __init__(self, unet: torch.nn.Module, encoder: torch.nn.Module) -> None:
+        self.unet, self.encoder = unet, encoder
 
     def __call__(
         self, latents: torch.Tensor, condition: torch.Tensor, clips: Clips, noise_aug: torch.Tensor
@@ -97,26 +67,12 @@ class Loss:
         keep_image = (drop > IMAGE_DROPOUT).float().view(-1, 1, 1, 1)
         keep_embedding = ((drop > IMAGE_DROPOUT) & (drop < 0.98)).float().view(-1, 1, 1)
         ids = added_time_ids(clips, noise_aug).repeat(DRAWS, 1)
-        noise, coordinate_sigma = torch.randn_like(z), sigma
-        if self.coordinates:
-            # Copying by known coordinates is learned from the first step on, before coordinates can be denoised.
-            quiet = torch.rand_like(sigma) < QUIET
-            noise_scale = torch.exp(-math.log(100) * torch.rand_like(sigma) * quiet)
-            noise = torch.cat([noise[:, :, :LATENT_CHANNELS], noise[:, :, LATENT_CHANNELS:] * noise_scale], 2)
-            coordinate_sigma = sigma * noise_scale
-        noisy = z + sigma * noise
+        noisy = z + sigma * torch.randn_like(z)
         embedding = embed(self.encoder, clips.frames[:, 0]).repeat(DRAWS, 1, 1) * keep_embedding
         denoised = denoise(self.unet, noisy, sigma, condition * keep_image, embedding, ids)
         error, weight = (denoised - z) ** 2, (sigma**2 + 1) / sigma**2
-        loss = (error[:, :, :LATENT_CHANNELS] * weight).mean()
-        if self.coordinates:
-            error = error[:, :, LATENT_CHANNELS:] * weight.clamp(max=MAX_COORDINATE_WEIGHT)
-            loss = loss + COORDINATE_WEIGHT * error.mean()
-        if self.pointing:
-            positions = clips.positions.repeat(DRAWS, 1, 1, 1, 1)
-            pointing, carrying = self.pointing(positions, z, coordinate_sigma, keep_image)
-            loss = loss + self.pointing_weight * pointing + CARRYING_WEIGHT * carrying
-        return loss
+        position_error = error[:, :, IMAGE_CHANNELS:] * weight.clamp(max=MAX_POSITION_WEIGHT)
+        return (error[:, :, :IMAGE_CHANNELS] * weight).mean() + POSITION_WEIGHT * position_error.mean()
 
 
 class Gradients:
@@ -250,7 +206,6 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, required=True, help="photos.tar, written by collect.py")
     parser.add_argument("--vae", type=Path, required=True, help="folder with the trained VAE")
     parser.add_argument("--out", type=Path, required=True, help="folder for weights, log and state")
-    parser.add_argument("--arm", choices=ARMS, required=True)
     parser.add_argument(
         "--begin-from", type=Path, help="folder with unet/ and image_encoder/ to start a new schedule from"
     )
@@ -265,53 +220,42 @@ def main() -> None:
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="compile the UNet; takes minutes, then steps are faster")
-    parser.add_argument(
-        "--judged", type=int, default=24, help="number of held-out clips for transport.py's measurement at the end"
-    )
+    parser.add_argument("--judged", type=int, default=24, help="number of held-out clips to measure at the end")
     parser.add_argument("--limit", type=int, help="number of photographs to read, for a quick trial")
     parser.add_argument("--steps", type=int, help="maximum number of steps, for a quick trial")
     args = parser.parse_args()
-    arm = ARMS[args.arm]
     processes = ProcessGroup.join(args.device)
     args.out.mkdir(parents=True, exist_ok=True)
 
     torch.manual_seed(0)
-    channels = LATENT_CHANNELS + COORDINATE_CHANNELS * arm.coordinates
-    encoder = Encoder(args.vae, args.device, compiled=args.compile, channels=channels)
-    unet = make_unet(channels, attention_at_top=arm.attention_at_top, wide_top=arm.wide_top).to(args.device)
-    image_encoder = make_image_encoder().to(args.device)
+    encoder = Encoder(args.vae, args.device)
+    unet, image_encoder = make_unet().to(args.device), make_image_encoder().to(args.device)
     if args.begin_from:
         unet = type(unet).from_pretrained(args.begin_from / "unet", torch_dtype=torch.float32).to(args.device)
         image_encoder = type(image_encoder).from_pretrained(args.begin_from / "image_encoder", dtype=torch.float32)
         image_encoder.to(args.device)
     photos, held_out = Photos.read(args.photos, args.device, limit=args.limit).split()
     mover = Mover(photos, HEIGHT, WIDTH)
-    pointing = Pointing(unet).to(args.device) if arm.pointing else None
     modules = torch.nn.ModuleDict({"unet": unet, "image_encoder": image_encoder})
-    if pointing:
-        modules["pointing"] = pointing
     training = Training(args, processes, modules, rate=LEARNING_RATE, weight_decay=0.01, ema_decay=0.9993)
     training.spent = training.spent or args.spent
-    forward = torch.compile(unet, dynamic=False) if args.compile else unet
-    loss = Loss(forward, image_encoder, pointing, coordinates=arm.coordinates)
+    loss = Loss(torch.compile(unet, dynamic=False) if args.compile else unet, image_encoder)
 
     def draw(progress: float) -> Clips:
-        loss.pointing_weight.fill_(POINTING_WEIGHT * (1 - 0.8 * progress))
         # The maximum flow grows over the first half of the schedule.
         fastest = INITIAL_FASTEST + (args.fastest - INITIAL_FASTEST) * min(1, 2 * progress)
-        return mover.draw(args.clips, NUM_FRAMES, fastest)
+        return mover.draw(args.clips, NUM_FRAMES, fastest, rendered=(0,))
 
     processes.print(
-        f"{len(photos.pixels)} photographs, arm {args.arm}, UNet {count_parameters(unet) / 1e6:.2f} M parameters, "
+        f"{len(photos.pixels)} photographs, UNet {count_parameters(unet) / 1e6:.2f} M parameters, "
         f"{processes.world} processes, starting at step {training.step}"
     )
     processes.start()
     training.run(Gradients(encoder, training.weights, loss, args.device), draw)
     if processes.rank == 0:
         clips = slow_clips(Mover(held_out, HEIGHT, WIDTH), args.judged)
-        vae = AutoencoderKLTemporalDecoder.from_pretrained(args.vae, torch_dtype=torch.float32).to(args.device)
-        figures = transport(training.ema["unet"], training.ema["image_encoder"], vae.eval(), clips)
-        (args.out / "transport.json").write_text(json.dumps(figures, indent=1) + "\n")
+        figures = latent_errors(training.ema["unet"], training.ema["image_encoder"], encoder, clips)
+        (args.out / "latent_errors.json").write_text(json.dumps(figures, indent=1) + "\n")
         processes.print(json.dumps(figures))
     processes.leave()
 

@@ -17,6 +17,7 @@ import argparse
 import copy
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -80,18 +81,31 @@ def encode(vae: nn.Module, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Te
     return mean, log_variance.clamp(-30, 20)
 
 
-def decode_features(decoder: nn.Module, latents: torch.Tensor) -> torch.Tensor:
-    """Return the input of the decoder's last convolution, [n, 64, h, w], for latents [n, c, h/4, w/4]."""
+def decode_features(decoder: nn.Module, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the input of the decoder's last convolution, and that of its attention.
+
+    latents [n, c, h/4, w/4] give [n, 64, h, w] and [n, 128, h/4, w/4].
+    """
     indicator = latents.new_zeros(len(latents), 1)
-    hidden_states = decoder.mid_block(decoder.conv_in(latents), image_only_indicator=indicator)
+    middle = decoder.mid_block
+    attended = hidden_states = middle.resnets[0](decoder.conv_in(latents), image_only_indicator=indicator)
+    for attention, resnet in zip(middle.attentions, middle.resnets[1:], strict=False):
+        hidden_states = resnet(attention(hidden_states), image_only_indicator=indicator)
     for block in decoder.up_blocks:
         hidden_states = block(hidden_states, image_only_indicator=indicator)
-    return decoder.conv_act(decoder.conv_norm_out(hidden_states))
+    return decoder.conv_act(decoder.conv_norm_out(hidden_states)), attended
 
 
 def decode_output(decoder: nn.Module, features: torch.Tensor) -> torch.Tensor:
     """Return frames, float32 [n, 3, h, w], from the features of `decode_features`."""
     return decoder.time_conv_out(decoder.conv_out(features)[:, :, None])[:, :, 0].float()
+
+
+@torch.no_grad()
+def decode(decoder: nn.Module, latents: torch.Tensor) -> torch.Tensor:
+    """Return frames in −1…1, float32 [n, 3, h, w], for latents [n, c, h/4, w/4]."""
+    parts = [decode_output(decoder, decode_features(decoder, part)[0]) for part in latents.split(16)]
+    return torch.cat(parts).clamp(-1, 1)
 
 
 def warp(latents: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
@@ -115,13 +129,13 @@ class Autoencoder(nn.Module):
         self.vae = vae
 
     def forward(self, frames: torch.Tensor, grid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the features [n, 64, h, w] and the KL divergence."""
+        """Return the features [n, 64, h, w] and the weighted KL divergence."""
         with torch.autocast(frames.device.type, torch.bfloat16):
             mean, log_variance = encode(self.vae, frames)
             z = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
             z = torch.cat([z[: -len(grid)], warp(z[-len(grid) :], grid)])
-            features = decode_features(self.vae.decoder, z)
-        return features, 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+            features, _ = decode_features(self.vae.decoder, z)
+        return features, KL_WEIGHT * 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
 
 
 def reconstruction_loss(error: torch.Tensor) -> torch.Tensor:
@@ -168,26 +182,27 @@ def psnr(decoded: torch.Tensor, frames: torch.Tensor, inside: torch.Tensor | Non
 @torch.no_grad()
 def validate(vae: nn.Module, images: torch.Tensor, clips: Clips) -> dict[str, float]:
     """Return metrics of reconstructed photographs and of last frames decoded from warped latents of first frames."""
-
-    def decode(latents: torch.Tensor) -> torch.Tensor:
-        parts = [decode_output(vae.decoder, decode_features(vae.decoder, part)) for part in latents.split(16)]
-        return torch.cat(parts).clamp(-1, 1)
-
     with torch.autocast(images.device.type, torch.bfloat16):
         latents = encode(vae, images)[0]
-        decoded = decode(latents)
+        decoded = decode(vae.decoder, latents)
         grid, inside = sampling_grid(clips.positions[:, -1])
-        warped = decode(warp(encode(vae, clips.frames[:, 0])[0], grid))
+        warped = decode(vae.decoder, warp(encode(vae, clips.frames[:, 0])[0], grid))
+    return image_metrics(decoded, images) | {
+        "psnr_moved": psnr(warped, clips.frames[:, -1], inside).mean().item(),
+        "scaling_factor": 1 / latents.std().item(),
+    }
+
+
+def image_metrics(decoded: torch.Tensor, images: torch.Tensor) -> dict[str, float]:
+    """Return PSNR in dB, mean and worst, relative sharpness, and chroma error in 1/255, of images [n, 3, h, w]."""
     sharp = [luminance_laplacian(v).var((1, 2, 3)) for v in (decoded, images)]
     chroma = [v - v.mean(1, keepdim=True) for v in (decoded, images)]
     scores = psnr(decoded, images)
     return {
         "psnr": scores.mean().item(),
         "psnr_worst": scores.min().item(),
-        "psnr_moved": psnr(warped, clips.frames[:, -1], inside).mean().item(),
         "sharpness": (sharp[0] / sharp[1]).mean().item(),
         "chroma": (chroma[0] - chroma[1]).abs().mean().item() * 127.5,
-        "scaling_factor": 1 / latents.std().item(),
     }
 
 
@@ -210,18 +225,14 @@ def draw(
 class Training:
     """VAE, moving average, discriminator and optimizers; resumes from `args.out`/state.pt if it exists."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.args = args
-        torch.manual_seed(0)
-        vae = make_vae()
-        if args.begin_from:
-            vae = type(vae).from_pretrained(args.begin_from, torch_dtype=torch.float32)
+    def __init__(self, args: argparse.Namespace, vae: AutoencoderKLTemporalDecoder, rate: float) -> None:
+        self.args, self.rate = args, rate
         self.vae = use_middle_taps(vae).to(args.device, memory_format=torch.channels_last).train()
         self.ema = copy.deepcopy(self.vae).requires_grad_(False)
         self.discriminator = Discriminator().to(args.device, memory_format=torch.channels_last)
         fused = args.device == "cuda"
-        self.weights = list(self.vae.parameters())
-        self.optimizer = torch.optim.AdamW(self.weights, LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0, fused=fused)
+        self.weights = [weight for weight in self.vae.parameters() if weight.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.weights, rate, betas=(0.9, 0.95), weight_decay=0, fused=fused)
         self.adversary = torch.optim.AdamW(
             self.discriminator.parameters(), DISCRIMINATOR_RATE, betas=(0.5, 0.9), weight_decay=0, fused=fused
         )
@@ -234,14 +245,18 @@ class Training:
 
     def update(
         self, model: nn.Module, processes: ProcessGroup, batch: tuple[torch.Tensor, ...], *, adversarial: bool
-    ) -> float:
-        """Take one optimizer step and return the reconstruction loss."""
-        frames, grid, target, inside = batch
-        features, kl = model(frames, grid)
+    ) -> torch.Tensor:
+        """Take one optimizer step and return the reconstruction loss.
+
+        `model` returns the decoder's features and a further loss for the first tensors of `batch`; the last two are the
+        frames to decode, and where they count.
+        """
+        *inputs, target, inside = batch
+        features, further = model(*inputs)
         decoder = self.vae.decoder
         # The layers after the features are cheap, so several backward passes through them cost little.
         leaf = features.detach().requires_grad_()
-        with torch.autocast(frames.device.type, torch.bfloat16):
+        with torch.autocast(target.device.type, torch.bfloat16):
             decoded = decode_output(decoder, leaf)
         decoded = decoded * inside + target * (1 - inside)
         error = reconstruction_loss(decoded - target)
@@ -252,7 +267,7 @@ class Training:
             loss = loss + self.args.texture * gradient_ratio(loss, texture, decoder.conv_out.weight) * texture
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.autograd.backward([features, kl], [leaf.grad, kl.new_tensor(KL_WEIGHT)])
+        torch.autograd.backward([features, further], [leaf.grad, torch.ones_like(further)])
         processes.average_gradients(self.weights)
         nn.utils.clip_grad_norm_(self.weights, 1.0)
         self.optimizer.step()
@@ -264,26 +279,70 @@ class Training:
         self.step += 1
         with torch.no_grad():
             decay = min(EMA_DECAY, (self.step + 1) / (self.step + 10))
-            torch._foreach_lerp_(list(self.ema.parameters()), self.weights, 1 - decay)
+            torch._foreach_lerp_(list(self.ema.parameters()), list(self.vae.parameters()), 1 - decay)
         return error.detach()
 
-    def save(self, metrics: dict[str, float]) -> None:
+    def save(self, scaling_factor: float) -> None:
         """Write the averaged and the raw weights with their scaling factor, the log, and state.pt for the next run."""
         out = self.args.out
         for folder, module in (("vae", self.ema), ("vae-raw", self.vae)):
-            saved = make_vae()
+            saved = type(module).from_config(module.config)
             saved.load_state_dict(full_state(module))
-            saved.register_to_config(scaling_factor=metrics["scaling_factor"])
+            saved.register_to_config(scaling_factor=scaling_factor)
             saved.save_pretrained(out / folder)
         names = ("vae", "ema", "discriminator", "optimizer", "adversary")
         state = {name: getattr(self, name).state_dict() for name in names}
         torch.save(state | {"step": self.step, "spent": self.spent, "log": self.log}, out / "state.pt")
         (out / "log.json").write_text(json.dumps(self.log, indent=1) + "\n")
 
+    def run(
+        self,
+        processes: ProcessGroup,
+        model: nn.Module,
+        draw: Callable[[tuple[int, int]], tuple[torch.Tensor, ...]],
+        validate: Callable[[], dict[str, float]],
+    ) -> dict[str, float]:
+        """Train for `args.minutes`, validating every 500 steps; return the last metrics.
+
+        Args:
+            processes: All processes of the training.
+            model: See `update`.
+            draw: Returns a batch for a size, height and width; see `update`.
+            validate: Returns metrics of the averaged weights.
+        """
+        args = self.args
+        total = args.total_minutes or args.minutes
+        compiled = torch.compile(model, dynamic=False) if args.device == "cuda" else model
+        processes.start()
+        first, spent_before, elapsed = self.step, self.spent, 0.0
+        while elapsed < args.minutes and not (args.steps and self.step - first >= args.steps):
+            progress = min(1.0, (spent_before + elapsed) / total)
+            factor = min(1, (self.step - first + 1) / 150) * max(0.01, 0.5 * (1 + math.cos(math.pi * progress)))
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.rate * factor
+            size = SIZES[self.step % len(SIZES)]
+            with torch.no_grad():
+                batch = draw(size)
+            # Compiling pays off only for the most frequent size.
+            forward = compiled if size == SIZES[0] else model
+            loss = self.update(forward, processes, batch, adversarial=progress >= args.errors_share)
+            if self.step % 10 == 0 or args.device == "cpu":
+                elapsed = processes.elapsed_minutes()
+            if self.step % 500 == 0 and processes.rank == 0:
+                self._note(processes, spent_before + elapsed, {"loss": loss.item()} | validate())
+        self.spent = spent_before + elapsed
+        metrics = validate() if processes.rank == 0 else {}
+        self._note(processes, self.spent, metrics)
+        processes.print(f"{elapsed * 60 / max(1, self.step - first):.3f} s per step")
+        return metrics
+
+    def _note(self, processes: ProcessGroup, minutes: float, metrics: dict[str, float]) -> None:
+        self.log.append({"step": self.step, "minutes": minutes} | metrics)
+        processes.print(json.dumps({name: round(value, 3) for name, value in self.log[-1].items()}))
+
 
 def train(args: argparse.Namespace) -> None:
     """Train for `args.minutes`, validating every 500 steps, and save."""
-    total = args.total_minutes or args.minutes
     args.out.mkdir(parents=True, exist_ok=True)
     processes = ProcessGroup.join(args.device)
     photos, held_out = Photos.read(args.photos, args.device, limit=args.limit).split()
@@ -291,59 +350,37 @@ def train(args: argparse.Namespace) -> None:
     torch.manual_seed(1)
     images = whole_photographs(held_out, len(held_out.pixels), (HEIGHT, WIDTH), first=True)
     clips = Mover(held_out, HEIGHT, WIDTH).draw(2 if args.limit else 32, NUM_FRAMES)
-    training = Training(args)
-    model = Autoencoder(training.vae)
-    compiled = torch.compile(model, dynamic=False) if args.device == "cuda" else model
+    torch.manual_seed(0)
+    vae = make_vae()
+    if args.begin_from:
+        vae = type(vae).from_pretrained(args.begin_from, torch_dtype=torch.float32)
+    training = Training(args, vae, LEARNING_RATE)
     processes.print(
         f"{len(photos.pixels)} photographs, VAE {count_parameters(training.vae) / 1e6:.2f} M parameters, "
         f"starting at step {training.step}"
     )
-    processes.start()
-    first, spent_before, elapsed = training.step, training.spent, 0.0
-    while elapsed < args.minutes and not (args.steps and training.step - first >= args.steps):
-        progress = min(1.0, (spent_before + elapsed) / total)
-        rate = min(1, (training.step - first + 1) / 150) * max(0.01, 0.5 * (1 + math.cos(math.pi * progress)))
-        for group in training.optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * rate
-        size = SIZES[training.step % len(SIZES)]
-        with torch.no_grad():
-            batch = draw(movers[size], size, plain=args.plain, photographs=args.photographs, moved=args.moved)
-        # Compiling pays off only for the most frequent size.
-        forward = compiled if size == SIZES[0] else model
-        loss = training.update(forward, processes, batch, adversarial=progress >= args.errors_share)
-        if training.step % 10 == 0 or args.device == "cpu":
-            elapsed = processes.elapsed_minutes()
-        if training.step % 500 == 0 and processes.rank == 0:
-            metrics = validate(training.ema, images, clips)
-            training.log.append(
-                {"step": training.step, "minutes": spent_before + elapsed, "loss": loss.item()} | metrics
-            )
-            processes.print(json.dumps({name: round(value, 3) for name, value in training.log[-1].items()}))
-    training.spent = spent_before + elapsed
+    counts = {"plain": args.plain, "photographs": args.photographs, "moved": args.moved}
+    metrics = training.run(
+        processes,
+        Autoencoder(training.vae),
+        lambda size: draw(movers[size], size, **counts),
+        lambda: validate(training.ema, images, clips),
+    )
     if processes.rank == 0:
-        metrics = validate(training.ema, images, clips)
-        training.log.append({"step": training.step, "minutes": training.spent} | metrics)
-        training.save(metrics)
-        processes.print(json.dumps({name: round(value, 3) for name, value in training.log[-1].items()}))
-        processes.print(f"{elapsed * 60 / max(1, training.step - first):.3f} s per step")
+        training.save(metrics["scaling_factor"])
     processes.leave()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that all trainings of a VAE share."""
     parser.add_argument("--photos", type=Path, required=True, help="photos.tar, written by collect.py")
     parser.add_argument("--out", type=Path, required=True, help="folder for weights, log and state")
     parser.add_argument("--minutes", type=float, default=9, help="minutes to train in this run")
     parser.add_argument("--total-minutes", type=float, help="length of the schedule (default: --minutes)")
-    parser.add_argument("--begin-from", type=Path, help="folder with a trained VAE to start a new schedule from")
     parser.add_argument(
-        "--spent", type=float, default=0.0, help="minutes of the schedule that --begin-from was already trained for"
-    )
-    parser.add_argument(
-        "--plain", type=int, default=14, help="clip frames decoded from their own latents, per GPU and step"
+        "--spent", type=float, default=0.0, help="minutes of the schedule that these weights were already trained for"
     )
     parser.add_argument("--photographs", type=int, default=4, help="whole photographs per GPU and step")
-    parser.add_argument("--moved", type=int, default=14, help="frames decoded from warped latents, per GPU and step")
     parser.add_argument(
         "--errors-share", type=float, default=0.5, help="share of the schedule before the discriminator is added"
     )
@@ -356,6 +393,16 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--limit", type=int, help="number of photographs to read, for a quick trial")
     parser.add_argument("--steps", type=int, help="maximum number of steps, for a quick trial")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_training_arguments(parser)
+    parser.add_argument("--begin-from", type=Path, help="folder with a trained VAE to start a new schedule from")
+    parser.add_argument(
+        "--plain", type=int, default=14, help="clip frames decoded from their own latents, per GPU and step"
+    )
+    parser.add_argument("--moved", type=int, default=14, help="frames decoded from warped latents, per GPU and step")
     train(parser.parse_args())
 
 
