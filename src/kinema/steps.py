@@ -32,7 +32,7 @@ class Step:
             published SVD); a loop and a video in windows have more frames than they keep. In stage "text_to_image",
             those of one frame, if the model has such latents.
         clean: In stage "denoise", the model's estimate of the noise-free latents, same shape.
-        frames: In stage "decode", the frames just decoded: uint8 [n, height, width, 3] in sRGB.
+        frames: In the last stage, the video's frames just made: uint8 [n, height, width, 3] in sRGB.
     """
 
     stage: Stage

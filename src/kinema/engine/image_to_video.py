@@ -1,8 +1,8 @@
 """Image to video: a generator of events that returns the video.
 
 The image is fitted, embedded and encoded (`conditioning`). Noise is denoised to latents, step by step (`sampling`).
-Latents are decoded to frames, chunk by chunk (`decoding`). The caller owns progress and cancelling: to cancel, stop
-iterating.
+Latents are decoded to frames, chunk by chunk (`decoding`), to which further stages may follow (`finishing`). The caller
+owns progress and cancelling: to cancel, stop iterating.
 
 `generate` is `to_latents` followed by `to_video`. The `Checkpoint` between them can be saved to a file. Another process
 that continues from it generates the same bytes as an uninterrupted run.
@@ -22,6 +22,7 @@ from kinema.engine.conditioning import condition
 from kinema.engine.decoding import NotFinite, decode
 from kinema.engine.denoising import check_length, denoise, window_frames
 from kinema.engine.engines import engine_for, precision_for
+from kinema.engine.finishing import finish, finishing_stages
 from kinema.engine.out_of_memory import SMALLER, insufficient, is_out_of_memory
 from kinema.errors import GenerationFailed
 from kinema.media.image import fit_image
@@ -99,7 +100,7 @@ def to_video(
     denoised: Checkpoint,
     last_image: InputImage | None = None,
 ) -> Generator[Event, None, Video]:
-    """Decode with the plan at the end of denoising: yield a `Step` per chunk, and return the `Video`.
+    """Decode with the plan at the end of denoising, and finish: yield a `Step` per chunk, and return the `Video`.
 
     Args:
         pipeline: The same model, device and dtype as for `to_latents`.
@@ -114,7 +115,11 @@ def to_video(
     pipeline.check_process()
     events = list(denoised.events)
     is_flat = partial(_is_flat, image, request)
-    frames = yield from _decode(pipeline, denoised.plan, denoised.latents.to(pipeline.device), is_flat, events)
+    stages = finishing_stages(request, pipeline.device)
+    latents = denoised.latents.to(pipeline.device)
+    frames = yield from _decode(pipeline, denoised.plan, latents, is_flat, events, are_final=not stages)
+    del latents
+    frames = yield from finish(frames, stages)
     recipe = _recipe(pipeline, denoised.plan, (image, last_image), request, events)
     return Video(frames, request.frame_rate, recipe, image.rgb)
 
@@ -159,11 +164,13 @@ def _decode(
     latents: torch.Tensor,
     is_flat: Callable[[], bool],
     events: list[str],
+    *,
+    are_final: bool,
 ) -> Generator[Event, None, Frames]:
-    """Yield a step with the frames of each chunk; return all frames, checked for NaN and one constant colour.
+    """Yield a step for each chunk; return all frames, checked for NaN and one constant colour.
 
     Decoding begins again in float32 if a check fails in half precision. `is_flat` returns whether the image has one
-    colour.
+    colour. Frames that are not final are not in the steps.
     """
     attempts = [pipeline.dtype] if pipeline.dtype == torch.float32 else [pipeline.dtype, torch.float32]
     problem = ""
@@ -179,7 +186,7 @@ def _decode(
                 for chunk in decode(vae, latents, plan, events, engine=engine, peers=pipeline.peers):
                     frames.append(chunk)
                     done += len(chunk)
-                    yield Step("decode", done, latents.shape[1], frames=chunk)
+                    yield Step("decode", done, latents.shape[1], frames=chunk if are_final else None)
         except NotFinite:
             problem = f"the decoder's output has NaN or infinity in {dtype}"
             continue

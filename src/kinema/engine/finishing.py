@@ -1,0 +1,81 @@
+"""Finishing: what a request asks of the decoded frames, as a chain of stages from frames to frames.
+
+`finishing_stages` has the only list of stages, in the order in which they run. Most requests have none, and then
+nothing is done or copied.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from kinema.steps import Step
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator, Sequence
+
+    import torch
+
+    from kinema.media.video_writer import Frames
+    from kinema.steps import Stage
+    from kinema.values import VideoRequest
+
+CHUNK = 8  # frames that a stage gets together
+
+
+class FinishingStage(Protocol):
+    """One stage. It may keep frames between chunks, and return chunks of other sizes, lengths and numbers."""
+
+    @property
+    def name(self) -> Stage:
+        """The stage's name in steps."""
+
+    def count(self, num_frames: int) -> int:
+        """Return the number of frames that `run` makes of so many."""
+
+    def run(self, chunks: Iterator[Frames]) -> Iterator[Frames]:
+        """Yield frames, uint8 [n, height, width, 3], in chunks; all have one size, which may differ from the input's.
+
+        Args:
+            chunks: The frames, uint8 [n, height, width, 3], each chunk with at least one.
+        """
+
+
+def finishing_stages(request: VideoRequest, device: torch.device) -> tuple[FinishingStage, ...]:
+    """Return the stages of a request in order; none by default.
+
+    Args:
+        request: The parameters of the video.
+        device: Where the model runs.
+    """
+    del request, device
+    return ()
+
+
+def finish(frames: Frames, stages: Sequence[FinishingStage]) -> Generator[Step, None, Frames]:
+    """Run the stages one after the other: yield a `Step` per chunk, in the last stage with its frames; return all.
+
+    Args:
+        frames: The decoded frames, uint8 [n, height, width, 3].
+        stages: From `finishing_stages`. Without any, `frames` is returned.
+    """
+    for stage in stages:
+        total = stage.count(len(frames))
+        finished: Frames | None = None
+        done = 0
+        for chunk in stage.run(_chunks(frames)):
+            if finished is None:
+                finished = np.empty((total, *chunk.shape[1:]), np.uint8)
+            finished[done : done + len(chunk)] = chunk
+            done += len(chunk)
+            yield Step(stage.name, done, total, frames=chunk if stage is stages[-1] else None)
+        assert finished is not None, "a video has at least one frame"
+        assert done == total, f"{stage.name} made {done} frames, not {total}"
+        frames = finished
+    return frames
+
+
+def _chunks(frames: Frames) -> Iterator[Frames]:
+    for start in range(0, len(frames), CHUNK):
+        yield frames[start : start + CHUNK]
