@@ -162,6 +162,14 @@ class VideoRequest(BaseModel):
         description="How the image is fitted to width × height: crop cuts the edges, pad adds black bars, stretch "
         "changes the aspect ratio.",
     )
+    crop_position: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="With fit crop, which part of the image is kept: 0 is its left or top end, 0.5 the centre, "
+        "1 its right or bottom end.",
+    )
     loop: bool = Field(
         default=False,
         description="Lead the video back to its first frame, so that it can play in a loop. Denoising takes "
@@ -318,6 +326,7 @@ class VideoParameters(TypedDict, total=False):
     max_guidance_scale: float | None
     decode_chunk_size: int | None
     fit: Fit | None
+    crop_position: float | None
     loop: bool | None
     negative_prompt: str | None
     image_guidance_scale: float | None

@@ -470,3 +470,33 @@ def test_typed_seed_is_fixed_and_used(server, visit):
     generate(page)
     finished(page)
     assert "seed 42" in page.inner_text(".k-panel")
+
+
+def test_crop_is_moved_by_mouse_and_keyboard_and_reaches_the_request(server, visit, tmp_path):
+    page = visit(server.url)
+    with Image.open(ROCKET) as image:
+        image.crop((200, 0, 440, 427)).save(tmp_path / "phone.jpg")
+    upload_image(page, tmp_path / "phone.jpg")
+    set_number(page, "Width", 288)  # the size of the preview changes
+    set_number(page, "Height", 160)
+    slider = page.get_by_role("slider", name="Position of the crop")
+    slider.scroll_into_view_if_needed()
+    box = slider.bounding_box()
+    page.mouse.move(box["x"] + 50, box["y"] + 100)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 50, box["y"] + 40, steps=4)
+    page.mouse.up()
+    page.wait_for_selector(".k-image img[src*=crop_position]")
+    dragged = float(slider.get_attribute("aria-valuenow"))
+    assert 50 < dragged < 100
+    page.keyboard.press("ArrowUp")  # the image has the focus
+    page.keyboard.press("ArrowUp")
+    position = round(dragged / 100 - 0.04, 3)
+    page.wait_for_selector(f".k-image img[src*='crop_position={position}']")
+    job = generate(page)
+    finished(page)
+    with page.expect_download() as recipe:
+        page.click(".k-panel [href$='recipe.json']")
+    assert json.loads(recipe.value.path().read_text())["request"]["crop_position"] == position
+    again = visit(f"{server.url}?job={job}")
+    again.wait_for_selector(f".k-image img[src*='crop_position={position}']")

@@ -154,7 +154,8 @@ def test_every_request_field_has_an_option(generate, folder):
         "min_guidance_scale": 1.5,
         "max_guidance_scale": 2.5,
         "decode_chunk_size": 2,
-        "fit": "pad",
+        "fit": "crop",
+        "crop_position": 0.25,
     }
     assert set(parameters) == set(VideoRequest.model_fields) - {"model", "loop", *TEXT_TO_IMAGE_FIELDS}
     options = [part for name, value in parameters.items() for part in (f"--{name.replace('_', '-')}", value)]

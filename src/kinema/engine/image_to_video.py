@@ -88,7 +88,7 @@ def to_latents(
     ends = [image] if last_image is None else [image, last_image]
     check_length(pipeline, request, has_two_ends=request.loop or len(ends) == 2)
     plan = plan_for(pipeline, request.model_copy(update={"num_frames": window_frames(pipeline, request)}))
-    fitted = [fit_image(end, request.width, request.height, request.fit) for end in ends]
+    fitted = [_fitted(end, request) for end in ends]
     return (yield from _to_denoised(pipeline, plan, fitted, request))
 
 
@@ -202,8 +202,12 @@ def _decode(
     raise GenerationFailed(f"{problem}; no video was saved. Check the weights, or try another seed or other parameters")
 
 
+def _fitted(image: InputImage, request: VideoRequest) -> Image.Image:
+    return fit_image(image, request.width, request.height, request.fit, request.crop_position)
+
+
 def _is_flat(image: InputImage, request: VideoRequest) -> bool:
-    return _one_colour(np.asarray(fit_image(image, request.width, request.height, request.fit)))
+    return _one_colour(np.asarray(_fitted(image, request)))
 
 
 def _one_colour(pixels: Frames) -> bool:

@@ -74,7 +74,7 @@ class EngineWork:
         """Open and fit the image of a job that starts soon."""
         if task.image is not None:
             image, request = _open_image(task), task.request
-            fit_image(image, request.width, request.height, request.fit)
+            fit_image(image, request.width, request.height, request.fit, request.crop_position)
             self._images[task.job] = image
 
     def __call__(self, task: Task, previous: TaskResult | None) -> Generator[Event, None, TaskResult]:

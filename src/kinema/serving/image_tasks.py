@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 THUMBNAIL_WIDTH = 512
 
 
-def fitted(data: bytes, width: int, height: int, fit: Fit) -> bytes:
+def fitted(data: bytes, width: int, height: int, fit: Fit, crop_position: float = 0.5) -> bytes:
     """Return an image, fitted to the video's size as the engine does it, as JPEG.
 
     Raises:
         InvalidImage: the image can't be used.
     """
-    return _encode(fit_encoded(data, width, height, fit), "JPEG", quality=88)
+    return _encode(fit_encoded(data, width, height, fit, crop_position), "JPEG", quality=88)
 
 
 def thumbnail(video: Path) -> bytes:

@@ -107,6 +107,18 @@ def test_crop_is_described_and_outlined():
     assert "k-whole" not in form_html.image_frame(IMAGE, (288, 160), job().request, ENGLISH)
 
 
+def test_crop_can_be_moved_and_a_moved_crop_is_shown_where_it_is_used():
+    moved = job().request.changed(crop_position=0.25)
+    frame = form_html.image_frame(IMAGE, (1000, 1000), moved, ENGLISH)
+    for part in ('role="slider"', 'aria-valuenow="25"', 'data-axis="y"', 'data-kept="0.5560"', "Drag the image"):
+        assert part in frame
+    assert "top: 11.10%; right: 0.00%; bottom: 33.30%" in frame
+    source = f"../images/{IMAGE}?width=288&amp;height=160&amp;fit=crop&amp;crop_position=0.25"
+    assert source in frame
+    assert source in job_html.panel(dataclasses.replace(job("queued"), request=moved), ENGLISH)
+    assert "slider" not in form_html.image_frame(IMAGE, (288, 160), moved, ENGLISH)
+
+
 def test_gallery_marks_the_shown_job_and_offers_more():
     markup = job_html.gallery([job("completed"), job()], ENGLISH, more=True, shown=ID)
     assert markup.count("k-card") >= 2

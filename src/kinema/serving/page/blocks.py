@@ -119,7 +119,8 @@ class StudioPage:
             **QUIET,
         )
         form.parameters["model"].input(self._with_errors_shown(self._model), form.inputs, form_outputs, **QUIET)
-        form.frame.uploaded(self._uploaded, None, [form.image, form.title], **QUIET)
+        form.frame.uploaded(self._uploaded, None, [form.image, form.title, form.parameters["crop_position"]], **QUIET)
+        form.frame.moved(self._moved, None, [form.parameters["crop_position"]], **QUIET)
         form.frame.rejected(self._rejected, None, [form.image, form.frame], **QUIET)
         form.frame.removed(self._removed, None, [form.image, form.frame], **QUIET)
         # Typing a seed also selects "keep this seed".
@@ -202,8 +203,11 @@ class StudioPage:
         entered = self._form.read(values)
         return self._form.updates_for_model(request_for(model=entered.fields.get("model", self._defaults.model)))
 
-    def _uploaded(self, event: gr.EventData) -> tuple[str, str]:
-        return str(event.image), plain_name(str(event.name).rpartition(".")[0]) or ""
+    def _uploaded(self, event: gr.EventData) -> tuple[str, str, float]:
+        return str(event.image), plain_name(str(event.name).rpartition(".")[0]) or "", form_html.CENTRE
+
+    def _moved(self, event: gr.EventData) -> float:
+        return float(event.position)
 
     def _rejected(self, event: gr.EventData) -> tuple[str, str]:
         return "", form_html.empty_image_frame(self._labels, str(event.error), in_english=bool(event.english))

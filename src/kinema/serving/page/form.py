@@ -81,6 +81,8 @@ class Form:
         fields = {
             name: value for name, value in zip(self.parameters, parameters, strict=True) if value not in (None, "", [])
         }
+        if fields.get("fit") != "crop" or source == "prompt":
+            fields.pop("crop_position", None)  # it has no effect
         if source == "image":
             fields = {name: value for name, value in fields.items() if name not in TEXT_TO_IMAGE_FIELDS}
             return FormValues(source, image or None, title or None, bool(seed_fixed), fields)
@@ -116,11 +118,11 @@ class Form:
         return updates
 
     def updates_for_model(self, request: VideoRequest) -> dict[Block, Any]:
-        """Return updates with a model's defaults. Seed, motion, fit, loop and the prompt's parameters are unchanged."""
+        """Return updates with a model's defaults. Seed, motion, fit, loop and the prompt's parameters stay."""
         names = [
             name
             for name in self.parameters
-            if name not in ("model", "seed", "motion_bucket_id", "fit", "loop", *TEXT_TO_IMAGE_FIELDS)
+            if name not in ("model", "seed", "motion_bucket_id", "fit", "crop_position", "loop", *TEXT_TO_IMAGE_FIELDS)
         ]
         updates: dict[Block, Any] = {
             self.parameters[name]: "" if name in _SIZE or (value := getattr(request, name)) is None else value
@@ -160,13 +162,14 @@ def build(defaults: VideoRequest, offered: tuple[Sequence[str], Sequence[str]], 
     with gr.Column(elem_classes="k-side") as image_fields:
         frame = gr.HTML(
             form_html.empty_image_frame(labels),
-            js_on_load="kinema.image(element, trigger); // 'uploaded' 'rejected' 'removed'",
+            js_on_load="kinema.image(element, trigger); // 'uploaded' 'rejected' 'removed' 'moved'",
             apply_default_css=False,
         )
         fits = [(labels.fits[fit], fit) for fit in get_args(Fit)]
         components["fit"] = Radio(
             fits, value=defaults.fit, label=labels.parameter_names["fit"], elem_classes="k-segments k-small"
         )
+    components["crop_position"] = Number(defaults.crop_position, visible=False)
     with gr.Column(visible=False, elem_classes="k-side") as prompt_fields:
         components["prompt"] = gr.Textbox(
             lines=3, max_lines=6, placeholder=labels.prompt_hint, **_label_and_help("prompt", labels)

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from kinema.serving.page.translations.labels import Labels
     from kinema.values import Fit, VideoRequest
 
+# A crop can be moved if it keeps at most this share of the image.
+MOVABLE = 0.97
+CENTRE = 0.5
+
 # SVG paths of line icons on a 24×24 grid.
 _ICONS = {
     "image": "M4 5h16v14H4z M4 16l4.5-4.5 4 4 3-3L20 17 M15.5 9.5h.01",
@@ -110,13 +114,14 @@ def image_frame(image: str, size: tuple[int, int], request: VideoRequest, labels
 
     `size` is the width and height of the original image in pixels.
     """
-    width, height, fit = request.width, request.height, request.fit
+    width, height = request.width, request.height
     alt = escape(labels.input_alt)
-    thumbnail = _crop_outline(image, size, request) if fit == "crop" else ""
+    thumbnail = _crop_outline(image, size, request) if request.fit == "crop" else ""
+    mover = _crop_mover(image, size, request, labels) if thumbnail else ""
     return (
         f'<div class="k-image" {_script_texts(labels)}>'
         f'<div class="k-media" style="aspect-ratio: {width} / {height}">'
-        f'<img src="{fitted_src(image, width, height, fit)}" alt="{alt}" width="{width}" height="{height}">{thumbnail}'
+        f'<img src="{request_src(image, request)}" alt="{alt}" width="{width}" height="{height}"{mover}>{thumbnail}'
         f'<div class="k-media-buttons">'
         f'<button type="button" class="k-button" data-choose>{escape(labels.replace)}</button>'
         f'<button type="button" class="k-button" data-remove>{escape(labels.remove)}</button></div></div>'
@@ -131,9 +136,9 @@ def _script_texts(labels: Labels) -> str:
 
 
 def _crop_outline(image: str, size: tuple[int, int], request: VideoRequest) -> str:
-    """Return a thumbnail of the whole image with the crop outlined; empty if at least 97% is kept."""
-    left, top, right, bottom = crop_box(size, request.width, request.height)
-    if (right - left) * (bottom - top) > 0.97 * size[0] * size[1]:
+    """Return a thumbnail of the whole image with the crop outlined; empty if nearly all of it is kept."""
+    left, top, right, bottom = crop_box(size, request.width, request.height, request.crop_position)
+    if (right - left) * (bottom - top) > MOVABLE * size[0] * size[1]:
         return ""
     scale = 160 / max(size)
     small = max(64, round(size[0] * scale)), max(64, round(size[1] * scale))
@@ -145,6 +150,30 @@ def _crop_outline(image: str, size: tuple[int, int], request: VideoRequest) -> s
     )
 
 
+def _crop_mover(image: str, size: tuple[int, int], request: VideoRequest, labels: Labels) -> str:
+    """Return the attributes with which page.js lets the image be dragged, or moved with the arrow keys.
+
+    The crop is the largest box of the video's shape, so it moves along one axis.
+    """
+    left, top, right, bottom = crop_box(size, request.width, request.height)
+    shares = (right - left) / size[0], (bottom - top) / size[1]
+    axis = "x" if shares[0] < shares[1] else "y"
+    whole = _whole_size(size, request.width, request.height)
+    return (
+        f' class="k-movable-{axis}" data-axis="{axis}" data-kept="{min(shares):.4f}"'
+        f' data-whole="{fitted_src(image, *whole, "stretch")}" role="slider" tabindex="0"'
+        f' aria-label="{escape(labels.parameter_names["crop_position"])}" aria-valuemin="0" aria-valuemax="100"'
+        f' aria-valuenow="{request.crop_position * 100:g}"'
+        f' aria-orientation="{"horizontal" if axis == "x" else "vertical"}"'
+    )
+
+
+def _whole_size(size: tuple[int, int], width: int, height: int) -> tuple[int, int]:
+    """Return the size of the whole image at the scale of the video, within the limits of the images route."""
+    scale = max(width / size[0], height / size[1])
+    return min(2048, max(64, round(size[0] * scale))), min(2048, max(64, round(size[1] * scale)))
+
+
 def _fit_note(size: tuple[int, int], request: VideoRequest, labels: Labels) -> str:
     note = labels.input_note.format(f"{request.width}×{request.height}")
     match request.fit:
@@ -154,11 +183,22 @@ def _fit_note(size: tuple[int, int], request: VideoRequest, labels: Labels) -> s
             return f"{note} {labels.stretch_note}"
     left, top, right, bottom = crop_box(size, request.width, request.height)
     kept = (right - left) * (bottom - top) / (size[0] * size[1])
-    return f"{note} {labels.crop_note_whole if kept > 0.99 else labels.crop_note_percent.format(f'{kept:.0%}')}"
+    if kept > 0.99:
+        return f"{note} {labels.crop_note_whole}"
+    move = f" {labels.crop_note_move}" if kept <= MOVABLE else ""
+    return f"{note} {labels.crop_note_percent.format(f'{kept:.0%}')}{move}"
+
+
+def request_src(image: str, request: VideoRequest) -> str:
+    """Return the relative URL, escaped for an HTML attribute, of an image as the engine fits it for a request."""
+    source = fitted_src(image, request.width, request.height, request.fit)
+    if request.fit != "crop" or request.crop_position == CENTRE:
+        return source
+    return f"{source}&amp;crop_position={request.crop_position}"
 
 
 def fitted_src(image: str, width: int, height: int, fit: Fit) -> str:
-    """Return the relative URL, escaped for an HTML attribute, of an image as the engine fits it."""
+    """Return the relative URL, escaped for an HTML attribute, of an image at this size."""
     return f"../images/{image}?width={width}&amp;height={height}&amp;fit={fit}"
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from kinema.jobs.eta import stages_of
 from kinema.serving.client_messages import failure_message
-from kinema.serving.page.form_html import english_html, fitted_src, icon
+from kinema.serving.page.form_html import english_html, icon, request_src
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -187,8 +187,7 @@ def poster(job: Job) -> str:
     """Return the URL of a frame of the job's video, or of its fitted input image."""
     if job.status == "completed":
         return f"../jobs/{job.id}/thumbnail.webp"
-    request = job.request
-    return fitted_src(job.image, request.width, request.height, request.fit) if job.image else ""
+    return request_src(job.image, job.request) if job.image else ""
 
 
 def ago(job: Job, labels: Labels, now: float | None = None) -> str:

@@ -128,10 +128,14 @@ class Drafts:
         data = self.read(sha256)
         return None if data is None else self.inspect(data).size
 
-    def fitted(self, sha256: str, width: int, height: int, fit: Fit, gone: Callable[[], bool]) -> bytes | None:
+    def fitted(
+        self, sha256: str, width: int, height: int, fit: Fit, crop_position: float, gone: Callable[[], bool]
+    ) -> bytes | None:
         """Return an image as the engine fits it, as JPEG; None if it is not stored."""
         data = self.read(sha256)
-        return None if data is None else self.images.process.run(fitted, data, width, height, fit, gone=gone)
+        if data is None:
+            return None
+        return self.images.process.run(fitted, data, width, height, fit, crop_position, gone=gone)
 
     def _sweep(self) -> None:
         """Delete drafts and partial files older than DRAFT_SECONDS. Partial files may be left from a crash."""
@@ -194,10 +198,13 @@ def _add_images(router: APIRouter, drafts: Drafts, bodies: BodyQuota) -> None:
         width: Annotated[int, Query(ge=64, le=2048)],
         height: Annotated[int, Query(ge=64, le=2048)],
         fit: Fit = "crop",
+        crop_position: Annotated[float, Query(ge=0, le=1)] = 0.5,
     ) -> Response:
         """Return an image as the engine fits it."""
         with _http_image_errors():
-            data = await drafts.images.images.run(lambda gone: drafts.fitted(sha256, width, height, fit, gone), request)
+            data = await drafts.images.images.run(
+                lambda gone: drafts.fitted(sha256, width, height, fit, crop_position, gone), request
+            )
         if data is None:
             raise HTTPException(404)
         return Response(data, media_type="image/jpeg", headers=_IMMUTABLE)

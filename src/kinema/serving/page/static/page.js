@@ -61,10 +61,51 @@ window.kinema = (() => {
         if (kind === "drop") upload(imageFile(event.dataTransfer));
       });
     }
+    crop(element, trigger);
     document.addEventListener("paste", (event) => {
       if (element.offsetParent === null || !event.clipboardData?.files.length) return;
       event.preventDefault();
       upload(imageFile(event.clipboardData));
+    });
+  }
+
+  // Move the crop of the input image by dragging it or with the arrow keys; the server is told when it rests.
+  function crop(element, trigger) {
+    const steps = { ArrowLeft: -0.02, ArrowUp: -0.02, ArrowRight: 0.02, ArrowDown: 0.02, Home: -1, End: 1 };
+    let timer = 0;
+    const position = (image) => image.ariaValueNow / 100;
+    function move(image, to, delay) {
+      const { axis, kept, whole } = image.dataset;
+      const at = Math.round(1000 * Math.min(1, Math.max(0, to))) / 1000;
+      image.ariaValueNow = 100 * at;
+      if (!image.src.endsWith(whole.replace(/^\.\./, ""))) image.src = whole;
+      image.style.objectFit = "cover"; // so the browser crops the whole image as the engine will
+      image.style.objectPosition = axis === "x" ? `${100 * at}% 0` : `0 ${100 * at}%`;
+      const outline = element.querySelector(".k-whole i");
+      const [start, end] = axis === "x" ? ["left", "right"] : ["top", "bottom"];
+      outline.style[start] = `${100 * at * (1 - kept)}%`;
+      outline.style[end] = `${100 * (1 - at) * (1 - kept)}%`;
+      clearTimeout(timer);
+      timer = setTimeout(() => trigger("moved", { position: at }), delay);
+    }
+    element.addEventListener("pointerdown", (event) => {
+      const image = event.target;
+      if (!image.dataset.axis || event.button) return;
+      event.preventDefault(); // the browser would drag a copy of the image
+      image.focus();
+      image.setPointerCapture(event.pointerId);
+      const along = (each) => (image.dataset.axis === "x" ? each.clientX : each.clientY);
+      const side = image.dataset.axis === "x" ? image.clientWidth : image.clientHeight;
+      const hidden = side * (1 / image.dataset.kept - 1); // pixels of the shown image that are cut off
+      const from = along(event);
+      const before = position(image);
+      image.onpointermove = (each) => move(image, before - (along(each) - from) / hidden, 300);
+      image.onpointerup = image.onpointercancel = () => (image.onpointermove = image.onpointerup = image.onpointercancel = null);
+    });
+    element.addEventListener("keydown", (event) => {
+      if (!event.target.dataset.axis || !(event.key in steps)) return;
+      event.preventDefault();
+      move(event.target, position(event.target) + steps[event.key], 300);
     });
   }
 

@@ -38,6 +38,7 @@ class Labels:
     input_note: str
     crop_note_whole: str
     crop_note_percent: str
+    crop_note_move: str
     pad_note: str
     stretch_note: str
     prompt_hint: str
