@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-Stage = Literal["text_to_image", "encode", "denoise", "decode"]
+Stage = Literal["text_to_image", "encode", "denoise", "decode", "interpolate"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
