@@ -3,12 +3,12 @@
 import pytest
 import torch
 from torch.nn.functional import interpolate
-
-from kinema.models.frame_interpolator import FrameInterpolator, warp
 from training.interpolation.artefacts import degraded
 from training.interpolation.scenes import SceneMaker
 from training.interpolation.train import flipped, loss_of
 from training.pocket.motion import PHOTO_HEIGHT, PHOTO_WIDTH, Photos
+
+from kinema.models.frame_interpolator import FrameInterpolator, warp
 
 
 @pytest.fixture(scope="module")

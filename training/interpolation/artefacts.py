@@ -22,7 +22,7 @@ FROM_YCC = ((1.0, 0.0, 1.402), (1.0, -0.344136, -0.714136), (1.0, 1.772, 0.0))
 def degraded(scenes: Triplets) -> Triplets:
     """Return the scenes with artefacts, the same kind in all frames of a scene.
 
-    Blocks are in the frame between as well, since a still region of a film has the same in all frames and is to be
+    Blocks are in the frame between as well, since a region without motion has the same in all frames and is to be
     copied. Noise is not: it is different in each frame, and can't be predicted.
     """
     n, device = len(scenes.time), scenes.time.device
