@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 import kinema
-from kinema.engine.sampling import windows
+from kinema.models.windows import windows
 
 sys.path.append(str(Path(__file__).parents[1]))
 

@@ -293,13 +293,8 @@ class VideoRequest(BaseModel):
 
     @property
     def work(self) -> float:
-        """Work of the video model, in millions of pixels × frames × predictions."""
-        return self.width * self.height * self.num_frames * self.num_predictions / 1_000_000
-
-    @property
-    def num_predictions(self) -> int:
-        """Predictions of the UNet: one per denoising step, two for a loop."""
-        return self.num_inference_steps * (1 + self.loop)
+        """Millions of pixels × frames × steps, of a plain video; `kinema.models.windows.video_work` is of any."""
+        return self.width * self.height * self.num_frames * self.num_inference_steps / 1_000_000
 
     @property
     def guided(self) -> bool:

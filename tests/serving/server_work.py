@@ -55,7 +55,8 @@ class Work:
             case "latents":
                 yield from run_steps(request, "encode", 2)
                 yield from run_steps(request, "denoise", request.num_inference_steps)
-                return Bytes(task.image.read_bytes())
+                images = (image.read_bytes() for image in (task.image, task.last_image) if image is not None)
+                return Bytes(b"".join(images))
             case "video":
                 yield from run_steps(request, "decode", 2)
                 return Video(

@@ -211,7 +211,7 @@ def _with_last_image(tasks: Sequence[RenderTask], path: str) -> list[RenderTask]
         raise InvalidRequest("the last image can't be read from stdin; name a file", "last_image")
     image = open_image(path)
     return [
-        replace(task, last_image=image, warnings=(*task.warnings, *last_image_warnings(image, task.request)))
+        replace(task, last_image=image, warnings=(*task.warnings, *last_image_warnings(image.facts, task.request)))
         for task in tasks
     ]
 

@@ -15,9 +15,10 @@ from kinema.engine import samplers, sampling
 from kinema.engine.engines import make_step
 from kinema.engine.group_step import make_group_step
 from kinema.engine.out_of_memory import SMALLER, insufficient, is_out_of_memory
-from kinema.errors import GenerationFailed, InvalidRequest
+from kinema.errors import GenerationFailed
 from kinema.models.memory_plan import plans
 from kinema.models.offload import is_fast, place
+from kinema.models.windows import windows
 from kinema.steps import Step
 
 if TYPE_CHECKING:
@@ -27,27 +28,13 @@ if TYPE_CHECKING:
     from kinema.engine.samplers import Predict, Sampler
     from kinema.models.loading import VideoPipeline
     from kinema.models.memory_plan import MemoryPlan
+    from kinema.models.windows import Window
     from kinema.values import VideoRequest
 
 
 def window_frames(pipeline: VideoPipeline, request: VideoRequest) -> int:
     """Return the number of frames that the UNet predicts together, a loop's with the one that repeats the first."""
     return request.num_frames + 1 if request.loop else min(request.num_frames, pipeline.frames_at_once)
-
-
-def check_length(pipeline: VideoPipeline, request: VideoRequest, *, has_two_ends: bool) -> None:
-    """Check that a video between two images is not longer than the model makes at once.
-
-    Raises:
-        InvalidRequest: it is longer.
-    """
-    if has_two_ends and request.num_frames > (most := pipeline.frames_at_once):
-        kind = "loop" if request.loop else "video with a last image"
-        raise InvalidRequest(
-            f"num_frames {request.num_frames} is too many for a {kind}; use at most {most}, which "
-            f"{pipeline.name} makes at once",
-            "num_frames",
-        )
 
 
 def denoise(
@@ -79,8 +66,7 @@ def denoise(
     """
     device, steps = pipeline.device, request.num_inference_steps
     sigmas = sampling.karras_sigmas(steps, pipeline.scheduler["sigma_min"], pipeline.scheduler["sigma_max"])
-    windows = _windows(pipeline, request)
-    shape = (1, windows[-1].end, *ends[0].latents.shape[1:])
+    shape = (1, _windows(pipeline, request)[-1].end, *ends[0].latents.shape[1:])
     noise = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
     latents = sampling.initial_latents(noise, sigmas, pipeline.scheduler).to(device)
     sigmas = sigmas.to(device)
@@ -116,10 +102,10 @@ def denoise(
     return latents if latents.shape[1] == request.num_frames else latents[:, : request.num_frames], plan
 
 
-def _windows(pipeline: VideoPipeline, request: VideoRequest) -> tuple[sampling.Window, ...]:
+def _windows(pipeline: VideoPipeline, request: VideoRequest) -> tuple[Window, ...]:
     """Return the windows of the video; a loop and a video with a last image have one."""
     at_once = window_frames(pipeline, request)
-    return sampling.windows(max(request.num_frames, at_once), at_once)
+    return windows(max(request.num_frames, at_once), at_once)
 
 
 def _make_sampler(
@@ -133,8 +119,8 @@ def _make_sampler(
     """Return the sampler of a video that begins at one image, or lies between two; `unet` is on its device."""
     forward = _make_prediction(pipeline, plan, unet, ends[0], request)
     if len(ends) == 1:
-        windows = _windows(pipeline, request)
-        return samplers.from_first(forward if len(windows) == 1 else samplers.in_windows(forward, windows))
+        parts = _windows(pipeline, request)
+        return samplers.from_first(forward if len(parts) == 1 else samplers.in_windows(forward, parts))
     if ends[1] is ends[0]:  # a loop
         return samplers.fused(forward, forward)
     return samplers.between(forward, _make_prediction(pipeline, plan, unet, ends[1], request), generator)

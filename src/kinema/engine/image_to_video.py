@@ -20,7 +20,7 @@ import torch
 from kinema.engine.checkpoint import Checkpoint
 from kinema.engine.conditioning import condition
 from kinema.engine.decoding import NotFinite, decode
-from kinema.engine.denoising import check_length, denoise, window_frames
+from kinema.engine.denoising import denoise, window_frames
 from kinema.engine.engines import engine_for, precision_for
 from kinema.engine.finishing import finish, finishing_stages
 from kinema.engine.out_of_memory import SMALLER, insufficient, is_out_of_memory
@@ -29,6 +29,7 @@ from kinema.media.image import fit_image
 from kinema.media.video import Video
 from kinema.models.devices import cpu_instructions
 from kinema.models.offload import place, plan_for
+from kinema.models.windows import check_two_ends
 from kinema.steps import Restart, Step
 from kinema.values import Recipe
 from kinema.version import own_version
@@ -86,7 +87,7 @@ def to_latents(
     """
     pipeline.check_process()
     ends = [image] if last_image is None else [image, last_image]
-    check_length(pipeline, request, has_two_ends=request.loop or len(ends) == 2)
+    check_two_ends(request, pipeline.frames_at_once, has_last_image=last_image is not None)
     plan = plan_for(pipeline, request.model_copy(update={"num_frames": window_frames(pipeline, request)}))
     fitted = [_fitted(end, request) for end in ends]
     return (yield from _to_denoised(pipeline, plan, fitted, request))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from kinema.engine.sampling import Window
+    from kinema.models.windows import Window
 
     Predict = Callable[[Tensor, Tensor], Tensor]  # (latents [1, f, c, h, w], σ) → clean latents
     Sampler = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -88,7 +88,7 @@ def in_windows(predict: Predict, windows: Sequence[Window]) -> Predict:
 
     Args:
         predict: Predicts one window.
-        windows: From `kinema.engine.sampling.windows`.
+        windows: From `kinema.models.windows.windows`.
     """
     weights = [_weights(windows, i) for i in range(len(windows))]
 

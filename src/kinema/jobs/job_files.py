@@ -208,27 +208,38 @@ class JobFiles:
         return self._locked(fcntl.LOCK_EX)
 
     @contextlib.contextmanager
-    def add_image(self, job_id: str, data: bytes | None) -> Iterator[str | None]:  # noqa: ARG002 - a store needs it
-        """Store the image of a job and yield its SHA-256; None for no image. Store the job within the context.
+    def add_images(
+        self,
+        job_id: str,  # noqa: ARG002 - a store needs it
+        image: bytes | None,
+        last_image: bytes | None = None,
+    ) -> Iterator[tuple[str | None, str | None]]:
+        """Store the images of a job and yield their SHA-256; None for no image. Store the job within the context.
 
         No image is deleted within the context. If storing the job fails or the process dies, the next sweep deletes
-        the image.
+        the images.
         """
         with self._locked(fcntl.LOCK_SH):
-            if data is None:
-                yield None
-                return
-            sha256 = hashlib.sha256(data).hexdigest()
-            path, pending = self.image(sha256), self.images / f"{_PENDING_PREFIX}{sha256}"
-            try:
-                with disk_errors(path):
-                    pending.touch(mode=0o600)
-                if not path.exists():
-                    write_atomically(path, data)
-            except OSError as error:
-                raise _folder_unusable(error) from None
-            yield sha256
-            pending.unlink(missing_ok=True)
+            hashes = [None if data is None else self._add_pending(data) for data in (image, last_image)]
+            yield hashes[0], hashes[1]
+            for sha256 in filter(None, hashes):
+                self._pending(sha256).unlink(missing_ok=True)
+
+    def _add_pending(self, data: bytes) -> str:
+        """Store an image that the next sweep deletes unless a job has it or its marker is deleted; return its hash."""
+        sha256 = hashlib.sha256(data).hexdigest()
+        path = self.image(sha256)
+        try:
+            with disk_errors(path):
+                self._pending(sha256).touch(mode=0o600)
+            if not path.exists():
+                write_atomically(path, data)
+        except OSError as error:
+            raise _folder_unusable(error) from None
+        return sha256
+
+    def _pending(self, sha256: str) -> Path:
+        return self.images / f"{_PENDING_PREFIX}{sha256}"
 
     def check_free_space(self, reserve_gb: float) -> None:
         """Check that at least `reserve_gb` gigabytes are free.
@@ -257,8 +268,14 @@ class JobFiles:
         """Return the path of the image with this hash. The file may not exist."""
         return self.images / sha256
 
-    def find_image(self, sha256: str, job_id: str | None) -> Path | None:  # noqa: ARG002 - a store needs it
-        """Return the path of the image of a job, or None if it is missing."""
+    def find_image(
+        self,
+        sha256: str,
+        job_id: str | None,  # noqa: ARG002 - a store needs it
+        *,
+        is_last: bool = False,  # noqa: ARG002 - the same
+    ) -> Path | None:
+        """Return the path of the image of a job, or of its last image, or None if it is missing."""
         path = self.image(sha256)
         return path if path.exists() else None
 
@@ -287,8 +304,8 @@ class JobFiles:
         """Delete the preview of a job."""
         (self.job(job_id) / PREVIEW).unlink(missing_ok=True)
 
-    def delete_input(self, job_id: str) -> bool:  # noqa: ARG002 - a store needs it
-        """Delete the job's own copy of its image, if it has one; return whether that succeeded."""
+    def delete_inputs(self, job_id: str) -> bool:  # noqa: ARG002 - a store needs it
+        """Delete the job's own copies of its images, if it has any; return whether that succeeded."""
         return True
 
     def delete_image(self, sha256: str) -> None:

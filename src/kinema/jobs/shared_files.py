@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 VIDEO = PART_FILES["video"]
 ID_NAME = "database-id"
 _INPUT = "input"
+_LAST_INPUT = "last-input"
 # After this time an input image whose job was never stored is deleted. No submission takes so long.
 ORPHAN_SECONDS = 86_400.0
 # Copies of files of batches are kept for so long after their last use.
@@ -50,6 +51,7 @@ class SharedFiles(JobFiles):
     """The files in a store, below these names.
 
         jobs/<id>/input        the input image, uploaded or generated
+        jobs/<id>/last-input   the image at which the video ends, if there is one
         jobs/<id>/video.mp4    the video, which is there before the job is completed
         jobs/<id>/preview.jpg  the latest preview of a running job
         files/<id>.jsonl       the requests and results of a batch
@@ -138,32 +140,33 @@ class SharedFiles(JobFiles):
     # Images
 
     @contextlib.contextmanager
-    def add_image(self, job_id: str, data: bytes | None) -> Iterator[str | None]:
-        """Store the image of a job and yield its SHA-256; None for no image. Then store the job within the context.
+    def add_images(
+        self, job_id: str, image: bytes | None, last_image: bytes | None = None
+    ) -> Iterator[tuple[str | None, str | None]]:
+        """Store the images of a job and yield their SHA-256; None for no image. Then store the job within the context.
 
-        If storing the job fails or the process dies, a sweep deletes the image after a day.
+        If storing the job fails or the process dies, a sweep deletes the images after a day.
 
         Raises:
             QueueUnavailable: the store does not answer, also if there is no image.
         """
         self.check_store()
-        if data is None:
-            yield None
-            return
-        with self._noting_problem():
-            self._store.put(f"jobs/{job_id}/{_INPUT}", data)
-        yield hashlib.sha256(data).hexdigest()
+        for name, data in ((_INPUT, image), (_LAST_INPUT, last_image)):
+            if data is not None:
+                with self._noting_problem():
+                    self._store.put(f"jobs/{job_id}/{name}", data)
+        yield _sha256(image), _sha256(last_image)
 
-    def find_image(self, sha256: str, job_id: str | None) -> Path | None:
+    def find_image(self, sha256: str, job_id: str | None, *, is_last: bool = False) -> Path | None:
         """Return the copy of a job's image in the cache, which is fetched if necessary; None if it is missing."""
-        path = self.image(sha256)
-        if not _touch(path) and (job_id is None or not self._fetch(f"jobs/{job_id}/{_INPUT}", path, sha256)):
+        path, name = self.image(sha256), _LAST_INPUT if is_last else _INPUT
+        if not _touch(path) and (job_id is None or not self._fetch(f"jobs/{job_id}/{name}", path, sha256)):
             return None
         return path
 
-    def delete_input(self, job_id: str) -> bool:
-        """Delete the image of a job from the store; return whether that succeeded."""
-        return self._delete(job_id, _INPUT)
+    def delete_inputs(self, job_id: str) -> bool:
+        """Delete the images of a job from the store; return whether that succeeded."""
+        return self._delete(job_id, _INPUT, _LAST_INPUT)
 
     # Videos
 
@@ -293,7 +296,7 @@ class SharedFiles(JobFiles):
                     unknown.append(found.name)
             oldest = time.time() - ORPHAN_SECONDS
             for files in by_job.values():
-                if {found.name.rpartition("/")[2] for found in files} - {_INPUT, PREVIEW}:
+                if {found.name.rpartition("/")[2] for found in files} - {_INPUT, _LAST_INPUT, PREVIEW}:
                     unknown += [found.name for found in files]
                 elif all(found.modified < oldest for found in files):
                     self._store.delete([found.name for found in files])
@@ -376,6 +379,10 @@ class _PreviewSender:
                 self._store.put(name, data)
             except (QueueUnavailable, InsufficientDisk) as error:
                 log.info("a preview was not stored: %s", error)
+
+
+def _sha256(data: bytes | None) -> str | None:
+    return None if data is None else hashlib.sha256(data).hexdigest()
 
 
 def _job_of(found: StoredFile) -> str:

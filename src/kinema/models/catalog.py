@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from kinema.errors import InvalidRequest, ModelCorrupt
 from kinema.messages import Message
+from kinema.models.windows import check_two_ends
 from kinema.values import VideoRequest
 
 if TYPE_CHECKING:
@@ -242,21 +243,7 @@ def request_for(*, defaults: Mapping[str, Any] | None = None, **parameters: obje
         own_rate = merged.get("fps", VideoRequest.model_fields["fps"].default)
         merged["num_frames"] = frames_in(seconds, merged.get("playback_fps") or own_rate)
     request = VideoRequest.checked(**merged)
-    if request.loop and request.num_frames == 1:
-        raise InvalidRequest(
-            Message("loop_too_short", "a loop of 1 frame does not move; use num_frames 2 or more"), "num_frames"
-        )
-    if request.loop and request.num_frames > (most := frames_at_once(request.model) or request.num_frames):
-        raise InvalidRequest(
-            Message(
-                "loop_too_long",
-                "num_frames {frames} is too many for a loop; use at most {most}, which {model} makes at once",
-                frames=request.num_frames,
-                model=request.model,
-                most=most,
-            ),
-            "num_frames",
-        )
+    check_two_ends(request, frames_at_once(request.model), has_last_image=False)
     return request
 
 

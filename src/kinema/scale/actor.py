@@ -77,12 +77,13 @@ class WorkerActor:
             folder.mkdir()
             for name, data in files.items():
                 (folder / name).write_bytes(data)
-            image = folder / "image" if "image" in files else None
+            image, last_image = (folder / name if name in files else None for name in ("image", "last_image"))
             local = tuple(
                 replace(
                     task,
                     image=None if task.part == "image" else image,
                     latents=_latents(folder, files) if task.part == "video" else None,
+                    last_image=None if task.part == "image" else last_image,
                 )
                 for task in tasks
             )

@@ -200,9 +200,9 @@ def _settings_for_nodes() -> dict[str, str]:
 def _with_bytes(tasks: tuple[Task, ...]) -> tuple[dict[str, bytes], tuple[Task, ...]]:
     """Return the files that the first task reads, and the tasks without paths."""
     first = tasks[0]
-    paths = {"image": first.image, "latents": first.latents}
+    paths = {"image": first.image, "latents": first.latents, "last_image": first.last_image}
     files = {name: path.read_bytes() for name, path in paths.items() if path is not None and path.exists()}
-    return files, tuple(replace(task, image=None, latents=None) for task in tasks)
+    return files, tuple(replace(task, image=None, latents=None, last_image=None) for task in tasks)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,20 @@ class GeneratedImage:
         self.image.rgb.save(path, "PNG", pnginfo=info)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class TaskImages:
+    """The image of a task, and the one at which its video ends, if there is one."""
+
+    image: InputImage
+    last_image: InputImage | None
+
+    @classmethod
+    def opened(cls, task: Task) -> TaskImages:
+        """Open the images of a task."""
+        last_image = None if task.last_image is None else replace(open_image(task.last_image), name=None)
+        return cls(_open_image(task), last_image)
+
+
 class EngineWork:
     """The work of one worker process. Keeps the last used video pipeline and text-to-image pipeline loaded."""
 
@@ -58,7 +72,7 @@ class EngineWork:
         self._pipeline: tuple[str, VideoPipeline] | None = None
         self._image_pipeline: tuple[str, ImagePipeline] | None = None
         self._projection: Projection | None = None
-        self._images: dict[str, InputImage] = {}  # of the current and the next job
+        self._images: dict[str, TaskImages] = {}  # of the current and the next job
         self._state = DeviceState(self._settings.device, gpus=0)
 
     def start(self, report: Callable[[str], object]) -> DeviceState:
@@ -71,11 +85,12 @@ class EngineWork:
         return self._state
 
     def prepare(self, task: Task) -> None:
-        """Open and fit the image of a job that starts soon."""
+        """Open and fit the images of a job that starts soon."""
         if task.image is not None:
-            image, request = _open_image(task), task.request
-            fit_image(image, request.width, request.height, request.fit, request.crop_position)
-            self._images[task.job] = image
+            images, request = TaskImages.opened(task), task.request
+            for image in filter(None, (images.image, images.last_image)):
+                fit_image(image, request.width, request.height, request.fit, request.crop_position)
+            self._images[task.job] = images
 
     def __call__(self, task: Task, previous: TaskResult | None) -> Generator[Event, None, TaskResult]:
         """Run one part of a job."""
@@ -89,12 +104,14 @@ class EngineWork:
             case "latents":
                 pipeline = self._load_pipeline(task.request.model)
                 self._fit_projection(pipeline)
-                return (yield from to_latents(pipeline, self._image_of(task), task.request))
+                images = self._images_of(task)
+                return (yield from to_latents(pipeline, images.image, task.request, images.last_image))
             case "video":
                 assert task.latents is not None, "denoised before"
                 denoised = previous if isinstance(previous, Checkpoint) else Checkpoint.load(task.latents)
                 pipeline = self._load_pipeline(task.request.model)
-                return (yield from to_video(pipeline, self._image_of(task), task.request, denoised))
+                images = self._images_of(task)
+                return (yield from to_video(pipeline, images.image, task.request, denoised, images.last_image))
 
     def preview(self, state: Step | TaskResult) -> bytes | None:
         """Return a JPEG of the estimated clean latents, of the last decoded frame, or of a generated image."""
@@ -111,12 +128,12 @@ class EngineWork:
         assert self._projection is not None, "fitted before the first step"
         return _jpeg(ImageOps.scale(self._projection.image(state.clean), self._projection.factor))
 
-    def _image_of(self, task: Task) -> InputImage:
-        """Return the job's image, and keep only it and one that was opened since, for the next job."""
-        image = self._images.pop(task.job, None) or _open_image(task)
+    def _images_of(self, task: Task) -> TaskImages:
+        """Return the job's images, and keep only them and those that were opened since, for the next job."""
+        images = self._images.pop(task.job, None) or TaskImages.opened(task)
         kept = list(self._images.items())[-1:]
-        self._images = dict([*kept, (task.job, image)])
-        return image
+        self._images = dict([*kept, (task.job, images)])
+        return images
 
     def _fit_projection(self, pipeline: VideoPipeline) -> None:
         """Fit the previews' projection before the first step: it runs the VAE, and no module may move during steps."""

@@ -127,6 +127,9 @@ class VideoObject(BaseModel):
     total: int = 0
     eta: float | None = Field(default=None, description="Estimated remaining seconds, if known.")
     pinned: bool = False
+    last_image_sha256: str | None = Field(
+        default=None, description="SHA-256 of the file of the image at which the video ends, if there is one."
+    )
     parameters: dict[str, Any] = Field(description="All parameters of the request.")
     stage_durations: dict[str, float] = Field(description="Seconds per stage.")
     warnings: list[str] | None = Field(
@@ -245,6 +248,7 @@ def video_of(job: Job, warnings: Iterable[str] = ()) -> dict[str, Any]:
         "total": job.total,
         "eta": None if job.eta is None else round(job.eta, 1),
         "pinned": job.pinned,
+        "last_image_sha256": job.last_image,
         "parameters": dict(request),
         "stage_durations": {stage: round(seconds, 3) for stage, seconds in job.stage_durations.items()},
         **({"warnings": messages} if messages else {}),

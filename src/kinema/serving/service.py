@@ -33,6 +33,7 @@ from kinema.serving.http_errors import ErrorResponseMiddleware
 from kinema.serving.lifespan import WORK, ServerState, server_state
 from kinema.serving.listen_address import own_url
 from kinema.serving.middleware import AccessControl
+from kinema.serving.multipart import LAST_IMAGE_FIELD
 from kinema.serving.request_parsing import Body, receive
 from kinema.serving.schemas import error_body
 from kinema.serving.videos import accept, answer_to, make_app, wait_for
@@ -69,7 +70,13 @@ class _RawInput(IODescriptor):
 
 def _fields() -> Mapping[str, Any]:
     """Return the input's fields: the tutorial's parameters first, then all others."""
-    fields: dict[str, Any] = {"image": (Annotated[Path, bentoml.validators.ContentType("image/*")], ...)}
+    fields: dict[str, Any] = {
+        "image": (Annotated[Path, bentoml.validators.ContentType("image/*")], ...),
+        LAST_IMAGE_FIELD: (
+            Annotated[Path, bentoml.validators.ContentType("image/*")],  # BentoML's client sends no Optional file
+            Field(None, description="Image at which the video ends. Denoising takes twice as long."),
+        ),
+    }
     first = ["decode_chunk_size", "seed"]
     for name in [*first, *(name for name in VideoRequest.model_fields if name not in first)]:
         field = VideoRequest.model_fields[name]

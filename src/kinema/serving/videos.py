@@ -29,7 +29,7 @@ from kinema.serving.lifespan import ServerState, server_state
 from kinema.serving.middleware import WAS_HEAD
 from kinema.serving.opened_file import OpenedFile
 from kinema.serving.rate_limits import CALLER
-from kinema.serving.request_parsing import Body, ParsedRequest, UnreadableBody, fetch_image, receive
+from kinema.serving.request_parsing import Body, ParsedRequest, UnreadableBody, fetch_images, receive
 from kinema.serving.submission import (
     Submission,
     change,
@@ -147,12 +147,14 @@ async def accept(
         check_key(key)
         webhook_url = check_webhook_url(state.settings, fields.webhook_url)
         try:
-            data = fetch_image(state.settings, fields.image, gone)
-            submission = prepare(state.settings, fields.fields, data, lambda data: state.images.inspect(data, gone))
+            image, last_image = fetch_images(state.settings, fields, gone)
+            submission = prepare(
+                state.settings, fields.fields, image, lambda data: state.images.inspect(data, gone), last_image
+            )
         except InvalidImage as error:
-            error.param = fields.image_field
+            error.param = error.param or fields.image_field
             raise
-        fields = replace(fields, image=None)  # the submission has it
+        fields = replace(fields, image=None, last_image=None)  # the submission has them
         if waits and key is None and (job := state.abandoned.take(submission.fingerprint)):
             return job, submission, fields
         if fields.pinned:
@@ -169,7 +171,7 @@ async def accept(
             priority=fields.priority or 0,
             webhook_url=webhook_url,
         )
-        return job, replace(submission, image=None), fields
+        return job, replace(submission, image=None, last_image=None), fields
 
     try:
         state.check_open()
@@ -177,9 +179,9 @@ async def accept(
             async with _PARSING:
                 parsed = body.parse()
                 await asyncio.sleep(0)
-            if parsed.image is None:
+            if not parsed.has_image:
                 return await asyncio.to_thread(work, lambda: False)
-            if isinstance(parsed.image, str):
+            if parsed.has_url:
                 return await state.images.addresses.run(work, request)
         return await state.images.uploads(body.size).run(work, request)
     except BaseException:

@@ -33,6 +33,12 @@ MESSAGES = {
     "loop_too_long": "반복 재생용 영상으로 만들기에는 {frames}프레임이 너무 많습니다. {model} 모델이 한 번에 "
     "만드는 {most}프레임 이하로 줄이세요.",
     "length_twice": "길이를 초(seconds: {value!r})와 프레임 수(num_frames)로 두 번 정했습니다. 하나를 지우세요.",
+    "loop_with_last_image": "반복 재생용 영상은 첫 이미지로 끝납니다. 마지막 이미지를 지우거나 "
+    "반복 재생(loop)을 끄세요.",
+    "last_image_too_short": "1프레임짜리 영상에는 마지막 프레임이 따로 없습니다. 2프레임 이상으로 늘리세요.",
+    "last_image_too_long": "마지막 이미지로 끝나는 영상으로 만들기에는 {frames}프레임이 너무 많습니다. "
+    "{model} 모델이 한 번에 만드는 {most}프레임 이하로 줄이세요.",
+    "of_last_image": "마지막 이미지: {message}",
     "loop_too_short": "1프레임짜리 반복 재생용 영상은 움직이지 않습니다. 2프레임 이상으로 늘리세요.",
     "empty_prompt": "프롬프트가 비어 있습니다. 어떤 이미지를 생성할지 입력하세요.",
     "without_prompt": "{name}: 프롬프트로 이미지를 생성할 때만 쓰이는 설정입니다. 입력한 값({value!r})을 지우거나 "
@@ -47,6 +53,10 @@ MESSAGES = {
     "nothing_given": "이미지도 프롬프트도 없습니다. 이미지와 프롬프트 중 하나를 입력하세요.",
     "too_much_work": "요청한 작업량({width}×{height} 픽셀 × {frames}프레임 × {steps}단계 = {work:,.0f}백만)이 "
     "한도({most:,.0f}백만, KINEMA_MAX_WORK)를 넘습니다. 크기나 프레임 수, 추론 단계 수를 줄이세요.",
+    "too_much_predicted": "요청한 작업량({width}×{height} 픽셀 × 예측 {frames}프레임 × {steps}단계 = "
+    "{work:,.0f}백만)이 한도({most:,.0f}백만, KINEMA_MAX_WORK)를 넘습니다. 크기나 프레임 수, "
+    "추론 단계 수를 줄이세요. 반복 재생용 영상, "
+    "마지막 이미지가 있는 영상, 여러 구간으로 나누는 긴 영상은 영상의 프레임보다 더 많은 프레임을 예측합니다.",
     # Warnings about parameters.
     "untrained_motion": "{name}: {value} 값은 학습 데이터의 최댓값인 255보다 큽니다.",
     "untrained_fps": "{name}: {value} 값은 학습 데이터의 범위인 5~30을 벗어납니다. "
