@@ -74,7 +74,11 @@ def _fields() -> Mapping[str, Any]:
         "image": (Annotated[Path, bentoml.validators.ContentType("image/*")], ...),
         LAST_IMAGE_FIELD: (
             Annotated[Path, bentoml.validators.ContentType("image/*")],  # BentoML's client sends no Optional file
-            Field(None, description="Image at which the video ends. Denoising takes twice as long."),
+            # A default in the document would be encoded like a file, which fails for None.
+            Field(
+                default_factory=lambda: None,
+                description="Image at which the video ends. Denoising takes twice as long.",
+            ),
         ),
     }
     first = ["decode_chunk_size", "seed"]
