@@ -110,7 +110,7 @@ class FrameInterpolator(nn.Module):
 
 
 def _conv(channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(channels, out_channels, 3, stride, 1), nn.PReLU(out_channels))
+    return nn.Sequential(nn.Conv2d(channels, out_channels, 3, stride, 1), nn.LeakyReLU(0.1, inplace=True))
 
 
 def _resized(x: Tensor) -> Tensor:
