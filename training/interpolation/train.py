@@ -26,7 +26,7 @@ from training.pocket.motion import Photos
 LEARNING_RATE = 6e-4
 EMA_DECAY = 0.998
 SAVE_MINUTES = 2.0
-MOTION_WEIGHT = 0.02  # of the loss of motion, per pixel, at the beginning; it falls to a tenth
+MOTION_WEIGHT = 0.1  # of the loss of motion, per pixel, at the beginning; it falls to a fiftieth
 
 
 def image_loss(frames: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -130,7 +130,7 @@ def train(args: argparse.Namespace) -> None:
             if step % args.uses == 0:
                 drawn = maker.draw(args.batch)
             scenes = flipped(degraded(drawn))
-        loss, image = loss_of(network, scenes, MOTION_WEIGHT * (1 - 0.9 * progress))
+        loss, image = loss_of(network, scenes, MOTION_WEIGHT * max(0.02, (1 - progress) ** 2))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         processes.average_gradients(weights)
