@@ -142,6 +142,19 @@ def test_foreign_summary_is_an_error_before_work(batch, folder):
 
 
 @pytest.mark.usefixtures("photos")
+def test_videos_of_a_manifest_end_at_their_last_images(batch, folder):
+    ends = ({}, {"last_image": "photos/b.png"}, {"last_image": "photos/c.png"}, {"last_image": "d.png"})
+    lines = [{"image": "photos/a.png", "seed": 1, "name": str(i)} | each for i, each in enumerate(ends)]
+    (folder / "m.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    (folder / "d.png").write_bytes(b"no image")
+    result = batch("m.jsonl", "--seconds", "0.5")
+    assert (result.code, result.err.count("failed: ")) == (6, 1)
+    videos = [path.read_bytes() for path in sorted((folder / "videos").glob("*.mp4"))]
+    assert len(set(videos)) == len(videos) == 3
+    assert "failed: 3: d.png is not a supported image" in result.err
+
+
+@pytest.mark.usefixtures("photos")
 @pytest.mark.slow
 def test_prompts_of_a_manifest_become_videos(batch):
     lines = [

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Self
 from kinema.batch.batch_jobs import FinishedJob
 from kinema.errors import InvalidRequest, JobNotFound
 from kinema.media.video_writer import write_error
-from kinema.models.catalog import for_image_model, request_for
+from kinema.models.catalog import for_image_model, frames_at_once, request_for
 from kinema.models.resolve import pull, resolve
 from kinema.models.video_size import follow_image
+from kinema.models.windows import video_work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -138,14 +139,21 @@ class OwnQueue:
             else:
                 os.environ[name] = value
 
-    def submit(self, item: BatchItem, image: bytes | None) -> str:
+    def submit(self, item: BatchItem, image: bytes | None, last_image: bytes | None) -> str:
         """Submit an item unless its job exists, and return the job's id.
 
         Raises:
             InsufficientDisk, QueueUnavailable: see `Queue.submit`.
         """
+        at_once = frames_at_once(item.request.model)
         job = self._queue.submit(
-            item.request, image=image, title=item.key, idempotency_key=item.key, fingerprint=item.key
+            item.request,
+            image=image,
+            last_image=last_image,
+            work=video_work(item.request, at_once, has_last_image=last_image is not None),
+            title=item.key,
+            idempotency_key=item.key,
+            fingerprint=item.key,
         )
         if job.finished:  # by a run that was killed
             self._finished[job.id] = job
