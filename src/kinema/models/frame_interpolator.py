@@ -43,7 +43,7 @@ class FrameInterpolator(nn.Module):
             nn.Conv2d(FUSION_WIDTH, 4, 3, padding=1),
         )  # fmt: skip
         for last in (*self.motion, self.fusion[-1]):  # begins as a blend of both frames
-            nn.init.normal_(last.weight, std=1e-3)
+            nn.init.normal_(last.weight, std=3e-4)
             nn.init.zeros_(last.bias)
 
     def forward(self, first: Tensor, second: Tensor, time: Tensor) -> Tensor:
@@ -110,7 +110,11 @@ class FrameInterpolator(nn.Module):
 
 
 def _conv(channels: int, out_channels: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(channels, out_channels, 3, stride, 1), nn.LeakyReLU(0.1, inplace=True))
+    layer = nn.Conv2d(channels, out_channels, 3, stride, 1)
+    nn.init.kaiming_normal_(layer.weight, a=0.1)  # PyTorch's default halves the signal in each layer
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    return nn.Sequential(layer, nn.LeakyReLU(0.1, inplace=True))
 
 
 def _resized(x: Tensor) -> Tensor:
