@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from kinema.errors import CredentialsError as CredentialsError
     from kinema.errors import DeviceLost as DeviceLost
     from kinema.errors import GenerationFailed as GenerationFailed
     from kinema.errors import HubUnreachable as HubUnreachable
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from kinema.values import VideoRequest as VideoRequest
 
 _MODULES = {
+    "CredentialsError": "kinema.errors",
     "DeviceLost": "kinema.errors",
     "GenerationFailed": "kinema.errors",
     "HubUnreachable": "kinema.errors",
@@ -103,6 +105,7 @@ _MODULES = {
 }
 
 __all__ = [
+    "CredentialsError",
     "DeviceLost",
     "GenerationFailed",
     "HubUnreachable",

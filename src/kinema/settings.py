@@ -234,6 +234,28 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         description="seconds, up to 3600, between interim responses that prevent client timeouts; 0 disables them.",
     )
+    credentials: Literal["on", "off"] | None = Field(
+        default=None,
+        description="on or off: whether videos are signed with content credentials (C2PA) on delivery; unset: on for "
+        "videos from a server, off for files of the command.",
+    )
+    c2pa_cert: Path | None = Field(
+        default=None,
+        description="a PEM file with the certificate that signs content credentials, then those of its authorities; "
+        "unset: Kinema makes one in the data folder.",
+    )
+    c2pa_key: Path | None = Field(
+        default=None, description="a PEM file with the private key of c2pa_cert, without a password."
+    )
+    c2pa_timestamp_url: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^\s/]+",
+        description="the URL of a time-stamp authority (RFC 3161) that is asked for each signature; unset: none.",
+    )
+    c2pa_trust: Path | None = Field(
+        default=None,
+        description="a PEM file with further certificates whose signatures `kinema verify` trusts.",
+    )
     log_format: Literal["text", "json"] = Field(
         default="text", description="text or json, the format of the server's log."
     )

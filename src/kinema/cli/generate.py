@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kinema.cli.checked_images import check_images, image_sources
+from kinema.cli.credentials_option import Credentials, keys_to_sign, sidecars
 from kinema.cli.item_failures import ItemFailures
 from kinema.cli.motion_sheet_file import MotionSheetFile
 from kinema.cli.options import (
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from kinema.cli.render_task import RenderTask
     from kinema.cli.report import Report
     from kinema.cli.variations import Variations
+    from kinema.media.credentials.signing_keys import SigningKeys
     from kinema.models.loading import VideoPipeline
     from kinema.settings import Settings
     from kinema.values import FileEncoding
@@ -91,6 +93,7 @@ def generate(
     on_error: OnError = "continue",
     crf: Crf = None,
     boomerang: Boomerang = False,
+    credentials: Credentials = None,
     sheet: Sheet = None,
     motions: Motions = None,
     contact_sheet: Annotated[
@@ -162,7 +165,8 @@ def generate(
         inputs = _inputs(model_name, sources, checked_images, parameters, settings, report)
         output_path = stack.enter_context(to_stdout(output, report, json=json))
         others = [] if last_image is None else [expanded(last_image)]
-        tasks = _tasks(inputs, variations, output_path, contact_sheet, save_image, encoding, others, force=force)
+        keys = keys_to_sign(settings, requested=credentials)
+        tasks = _tasks(inputs, variations, output_path, contact_sheet, save_image, encoding, others, keys, force=force)
         motion_sheet = MotionSheetFile.planned(sheet, tasks, force=force)
         if last_image is not None:
             tasks = _with_last_image(tasks, expanded(last_image))
@@ -276,6 +280,7 @@ def _tasks(
     save_image: str | None,
     encoding: FileEncoding,
     others: Sequence[str],
+    keys: SigningKeys | None,
     *,
     force: bool,
 ) -> list[RenderTask]:
@@ -297,7 +302,7 @@ def _tasks(
     sheets = png_paths(contact_sheet, stems, requests, suffixes=suffixes, kind="contact sheet")
     images = png_paths(save_image, stems, requests, suffixes=suffixes, kind="image")
     sources = [*others, *(str(image.path) for _, image, _ in inputs if image)]
-    check_conflicts([*videos, *sheets, *images], sources, force=force)
+    check_conflicts([*videos, *sheets, *images, *sidecars(videos, keys)], sources, force=force)
     count = len(inputs)
     return [
         RenderTask(
@@ -311,6 +316,7 @@ def _tasks(
             tuple(all_warnings(image.facts, request) if image else parameter_warnings(request)),
             checked_image=image,
             encoding=encoding,
+            keys=keys,
         )
         for index, ((source, image, request), video, sheet, image_path) in enumerate(
             zip(inputs, videos, sheets, images, strict=True), 1

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kinema.cli.credentials_option import keys_to_sign, sidecars
 from kinema.cli.exit_codes import FRAMES_DIFFER
 from kinema.cli.options import OUTPUT_PANEL, Force, Json, Quiet, VideoFile, expanded, to_stdout
 from kinema.cli.report import open_report
@@ -220,17 +221,19 @@ def _task(
     from kinema.cli.output_paths import check_conflicts, video_paths
     from kinema.cli.render_task import RenderTask
     from kinema.models.resolve import resolve
+    from kinema.settings import read_settings
 
     resolve(model)
     request = recipe.request.changed(decode_chunk_size=recipe.decode_chunk_size)
     video = Path(file)
     [path] = video_paths(output, [f"{video.stem}-remade"], [request], extension=video.suffix)
-    check_conflicts([path], [file, source] if source else [file], force=force)
+    keys = keys_to_sign(read_settings(), requested=None)
+    check_conflicts([path, *sidecars([path], keys)], [file, source] if source else [file], force=force)
     encoding = recipe.encoding
     if path.suffix.lower() != video.suffix.lower():  # its crf is that of another encoder
         encoding = encoding.model_copy(update={"crf": None})
     title = source or request.prompt or file
-    return RenderTask(title, image, request, path, recipe_request=recipe.request, encoding=encoding)
+    return RenderTask(title, image, request, path, recipe_request=recipe.request, encoding=encoding, keys=keys)
 
 
 def _settings(recipe: Recipe, report: Report) -> Settings:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from kinema.cli.item_failures import ItemFailures
     from kinema.cli.render_task import RenderTask
     from kinema.cli.report import Report
+    from kinema.media.credentials.file_signer import FileSigner
+    from kinema.media.credentials.signing_keys import SigningKeys
+    from kinema.media.image import InputImage
     from kinema.models.catalog import CatalogEntry
     from kinema.models.image_pipeline import ImagePipeline
     from kinema.models.loading import VideoPipeline
@@ -128,7 +131,8 @@ def render_video(pipeline: VideoPipeline, task: RenderTask, report: Report) -> R
     report.video_started(task)
     began = time.monotonic()
     make_folders([task.output_path, task.contact_sheet_path])
-    with VideoWriter(task.output_path, task.request.frame_rate, encoding=task.encoding) as writer:
+    signer = None if task.keys is None else _signer(task.keys, task.image, task.last_image)
+    with VideoWriter(task.output_path, task.request.frame_rate, encoding=task.encoding, signer=signer) as writer:
 
         def on_step(step: Step) -> None:
             if step.frames is not None:
@@ -153,3 +157,9 @@ def render_video(pipeline: VideoPipeline, task: RenderTask, report: Report) -> R
     rendered = RenderedVideo(task, video, path, task.contact_sheet_path, seconds)
     report.video_done(rendered)
     return rendered
+
+
+def _signer(keys: SigningKeys, *images: InputImage | None) -> FileSigner:
+    from kinema.media.credentials.file_signer import FileSigner
+
+    return FileSigner(keys, [image.file for image in images if image is not None and image.file is not None])

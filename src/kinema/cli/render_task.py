@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kinema.cli.checked_images import CheckedImage
+    from kinema.media.credentials.signing_keys import SigningKeys
     from kinema.media.image import InputImage
     from kinema.media.video import Video
     from kinema.values import VideoRequest
@@ -42,6 +43,8 @@ class RenderTask:
     """Where the video ends."""
     encoding: FileEncoding = field(default_factory=FileEncoding)
     """Quality and order of the frames in the file."""
+    keys: SigningKeys | None = None
+    """What signs the file; None to write it without content credentials."""
 
     @property
     def name(self) -> str:

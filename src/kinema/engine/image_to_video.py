@@ -122,7 +122,8 @@ def to_video(
     del latents
     frames = yield from finish(frames, stages)
     recipe = _recipe(pipeline, denoised.plan, (image, last_image), request, events)
-    return Video(frames, request.frame_rate, recipe, image.rgb)
+    files = tuple(end.file for end in (image, last_image) if end is not None and end.file is not None)
+    return Video(frames, request.frame_rate, recipe, image.rgb, files)
 
 
 def _to_denoised(

@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 GIGABYTE = 1_000_000_000
 PREVIEW = "preview.jpg"
+# Of the names of signed copies of videos, which can be made again.
+SIGNED_PREFIX = "signed-"
 # Prefix of the marker of an image whose job is not stored yet.
 _PENDING_PREFIX = ".pending-"
 JOB_ID = re.compile(r"video_[0-9a-f]{32}")
@@ -41,7 +43,7 @@ _PENDING_IMAGE = re.compile(re.escape(_PENDING_PREFIX) + r"[0-9a-f]{64}")
 _DELETED = re.compile(r"\.deleted-[0-9a-f]{8}-video_[0-9a-f]{32}")
 # Names that Kinema or the file system creates at the top of a data folder.
 _TOP_LEVEL = re.compile(
-    r"images|jobs|cache|files|drafts|gradio|trash|\.lock|\.scheduler|database-id|jobs\.sqlite3([.-].*)?|lost\+found"
+    r"images|jobs|cache|credentials|files|drafts|gradio|trash|\.lock|\.scheduler|database-id|jobs\.sqlite3([.-].*)?|lost\+found"
     r"|\.part-.*"
 )
 
@@ -286,8 +288,19 @@ class JobFiles:
         """Return the path of a completed job's video. The file may not exist."""
         return self.job(job_id) / PART_FILES["video"]
 
-    def video_address(self, job_id: str, seconds: int) -> str | None:  # noqa: ARG002 - a store needs them
-        """Return a URL from which anyone can read a video for so long, or None."""
+    def find_signed(self, job_id: str, name: str) -> Path | None:
+        """Return the path of a signed copy of a job's video, or None."""
+        path = self.job(job_id) / name
+        return path if path.exists() else None
+
+    def add_signed(self, job_id: str, name: str, data: bytes) -> Path:
+        """Store a signed copy of a job's video, and return its path. One that exists already is kept."""
+        path = self.job(job_id) / name
+        write_once(path, data)
+        return path
+
+    def video_address(self, job_id: str, name: str, seconds: int) -> str | None:  # noqa: ARG002 - a store needs them
+        """Return a URL from which anyone can read a job's video, or its signed copy, for so long, or None."""
         return None
 
     def publish_preview(self, job_id: str, data: bytes) -> None:
@@ -471,6 +484,19 @@ def write_atomically(path: Path, data: bytes) -> None:
     with atomic_file(path) as partial:
         partial.touch(mode=0o600)
         partial.write_bytes(data)
+
+
+def write_once(path: Path, data: bytes) -> None:
+    """Write a file completely or not at all. One that exists is kept, so that all who read it get the same bytes."""
+    partial = partial_path(path, f"-{path.name}")
+    try:
+        with disk_errors(path):
+            partial.touch(mode=0o600)
+            partial.write_bytes(data)
+            with contextlib.suppress(FileExistsError):
+                path.hardlink_to(partial)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

@@ -27,7 +27,7 @@ from kinema.jobs.cluster import check_installed
 from kinema.jobs.deletion import DAY, delete_unused_images, remove_job
 from kinema.jobs.eta import JobSize
 from kinema.jobs.file_table import FileTable
-from kinema.jobs.job import Failure, Job, JobPage, check_priority
+from kinema.jobs.job import PART_FILES, Failure, Job, JobPage, check_priority
 from kinema.jobs.job_files import JobFiles
 from kinema.jobs.job_table import JobTable, KeyTaken
 from kinema.jobs.job_traces import JobTraces
@@ -505,10 +505,20 @@ class Queue:
         self._check_completed(job_id)
         return self._files.find_video(job_id)
 
-    def result_address(self, job_id: str) -> str | None:
+    def signed_copy(self, job_id: str, name: str, make: Callable[[Path], bytes]) -> Path:
+        """Return the path of a signed copy of a completed job's video; `make` makes it from the video if there is none.
+
+        Raises:
+            JobNotFound, JobUnfinished, QueueUnavailable, InsufficientDisk: as `result`.
+        """
+        self._check_completed(job_id)
+        found = self._files.find_signed(job_id, name)
+        return found or self._files.add_signed(job_id, name, make(self._files.find_video(job_id)))
+
+    def result_address(self, job_id: str, name: str = PART_FILES["video"]) -> str | None:
         """Return a URL from which anyone can read a completed job's video for KINEMA_PRESIGN_SECONDS.
 
-        None if that is 0, or if there is no object store.
+        None if that is 0, or if there is no object store. `name` is that of a signed copy, which must exist.
 
         Raises:
             JobNotFound, JobUnfinished: as `result`.
@@ -516,7 +526,7 @@ class Queue:
         if not self._settings.presign_seconds:
             return None
         self._check_completed(job_id)
-        return self._files.video_address(job_id, self._settings.presign_seconds)
+        return self._files.video_address(job_id, name, self._settings.presign_seconds)
 
     def _check_completed(self, job_id: str) -> None:
         job = self.get(job_id)

@@ -16,7 +16,7 @@ from kinema.errors import InsufficientDisk, InvalidRequest, QueueUnavailable
 from kinema.jobs.bucket_store import BucketStore, is_refusal, remedy_for
 from kinema.jobs.file_store import FolderStore, store_unavailable
 from kinema.jobs.job import PART_FILES
-from kinema.jobs.job_files import JOB_ID, PREVIEW, JobFiles, atomic_file
+from kinema.jobs.job_files import JOB_ID, PREVIEW, SIGNED_PREFIX, JobFiles, atomic_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -53,6 +53,7 @@ class SharedFiles(JobFiles):
         jobs/<id>/input        the input image, uploaded or generated
         jobs/<id>/last-input   the image at which the video ends, if there is one
         jobs/<id>/video.mp4    the video, which is there before the job is completed
+        jobs/<id>/signed-…     its signed copy, which is made at the first download
         jobs/<id>/preview.jpg  the latest preview of a running job
         files/<id>.jsonl       the requests and results of a batch
         database-id            id of the database that contains these jobs
@@ -186,9 +187,31 @@ class SharedFiles(JobFiles):
             self._fetch(f"jobs/{job_id}/{VIDEO}", path)
         return path
 
-    def video_address(self, job_id: str, seconds: int) -> str | None:
-        """Return a URL from which anyone can read the video for so long, or None if the store has no URLs."""
-        return self._store.address(f"jobs/{job_id}/{VIDEO}", seconds)
+    def find_signed(self, job_id: str, name: str) -> Path | None:
+        """Return the path of a signed copy in the cache, fetched if the store answers and has it; else None."""
+        path = self.job(job_id) / name
+        with contextlib.suppress(QueueUnavailable):
+            return path if path.exists() or self._fetch(f"jobs/{job_id}/{name}", path) else None
+        return None
+
+    def add_signed(self, job_id: str, name: str, data: bytes) -> Path:
+        """Store a signed copy here and, if it answers, in the store. If another server was faster, use its copy."""
+        try:
+            with contextlib.suppress(QueueUnavailable), self._noting_problem():
+                self._store.put(f"jobs/{job_id}/{name}", data, new=True)
+        except FileExistsError:
+            if (path := self.find_signed(job_id, name)) is not None:
+                return path
+        return super().add_signed(job_id, name, data)
+
+    def video_address(self, job_id: str, name: str, seconds: int) -> str | None:
+        """Return a URL from which anyone can read a file of a job for so long, or None.
+
+        None if the store has no URLs or, of signed copies, not this one.
+        """
+        if name != VIDEO and self._store.size(f"jobs/{job_id}/{name}") is None:
+            return None
+        return self._store.address(f"jobs/{job_id}/{name}", seconds)
 
     def _fetch(self, name: str, path: Path, sha256: str | None = None) -> bool:
         """Copy a file of the store into the cache, completely or not at all; return whether it exists."""
@@ -265,10 +288,16 @@ class SharedFiles(JobFiles):
     # Deletion
 
     def delete_job(self, job_id: str) -> bool:
-        """Delete the video and preview of a job here and in the store; return whether that succeeded."""
+        """Delete video, signed copies and preview of a job here and in the store; return whether that succeeded."""
         super().delete_job(job_id)
         self._previews.forget(f"jobs/{job_id}/{PREVIEW}")
-        return self._delete(job_id, VIDEO, PREVIEW)
+        try:
+            with self._noting_problem():
+                names = [found.name.rpartition("/")[2] for found in self._store.list(f"jobs/{job_id}/")]
+        except QueueUnavailable as error:
+            log.warning("files of job %s can't be deleted now: %s", job_id, error)
+            return False
+        return self._delete(job_id, VIDEO, PREVIEW, *(name for name in names if name.startswith(SIGNED_PREFIX)))
 
     def _delete(self, job_id: str, *names: str) -> bool:
         try:
@@ -283,7 +312,7 @@ class SharedFiles(JobFiles):
     def sweep(self, known_jobs: Collection[str], used_images: Collection[str]) -> list[str]:  # noqa: ARG002
         """Finish interrupted deletions and return the files of the store that the database does not know.
 
-        Deleted are input images and previews of unknown jobs without a video, after a day: such a job was never stored.
+        Deleted are other files of unknown jobs without a video, after a day: such a job was deleted or never stored.
         """
         self.finish_deletions()  # the cache has no files of its own to report
         by_job: dict[str, list[StoredFile]] = {}
@@ -296,7 +325,8 @@ class SharedFiles(JobFiles):
                     unknown.append(found.name)
             oldest = time.time() - ORPHAN_SECONDS
             for files in by_job.values():
-                if {found.name.rpartition("/")[2] for found in files} - {_INPUT, _LAST_INPUT, PREVIEW}:
+                names = {found.name.rpartition("/")[2] for found in files} - {_INPUT, _LAST_INPUT, PREVIEW}
+                if any(not name.startswith(SIGNED_PREFIX) for name in names):
                     unknown += [found.name for found in files]
                 elif all(found.modified < oldest for found in files):
                     self._store.delete([found.name for found in files])

@@ -79,6 +79,7 @@ class InputImage:
 
     `sha256` is over its size and pixels, so it does not depend on the file format. `name` is the file's or URL's name
     without its extension, or None. `image_generation` records how the image was generated from a prompt, else None.
+    `file` is the content of the file, or None if it came from none.
     """
 
     rgb: Image.Image
@@ -86,6 +87,7 @@ class InputImage:
     warnings: tuple[Message, ...] = ()
     name: str | None = None
     image_generation: ImageGeneration | None = None
+    file: bytes | None = field(default=None, repr=False)
     _fitted: dict[tuple[int, int, Fit, float], Image.Image] = field(default_factory=dict, repr=False)  # by `fit_image`
 
     @property
@@ -116,7 +118,7 @@ class EncodedImage:
         Raises:
             InvalidImage: see `open_image`.
         """
-        return _input_image(_decode(self.data, self.label), self.name)
+        return _input_image(_decode(self.data, self.label), self.name, self.data)
 
     def read_size(self) -> tuple[int, int]:
         """Return the upright size of the image from its header, in a few milliseconds.
@@ -178,7 +180,8 @@ def open_image(source: ImageSource, *, allow_urls: bool = True) -> InputImage:
         case np.ndarray():
             return _input_image(_to_upright(_from_array(source), "the array"), None)
         case bytes() | bytearray() | memoryview():
-            return _input_image(_decode(bytes(source), "the image data"), None)
+            data = bytes(source)
+            return _input_image(_decode(data, "the image data"), None, data)
         case str() if is_url(source):
             if not allow_urls:
                 raise InvalidImage("URLs are not allowed here; download the image and send the file")
@@ -345,13 +348,13 @@ class _Decoded:
     facts: ImageFacts
 
 
-def _input_image(decoded: _Decoded, name: str | None) -> InputImage:
+def _input_image(decoded: _Decoded, name: str | None, file: bytes | None = None) -> InputImage:
     """Return the image with its hash."""
     image = decoded.rgb
     digest = hashlib.sha256(f"{image.width}x{image.height}:".encode())
     for strip in _strips(image):
         digest.update(strip.tobytes())
-    return InputImage(image, digest.hexdigest(), decoded.facts.warnings, name)
+    return InputImage(image, digest.hexdigest(), decoded.facts.warnings, name, file=file)
 
 
 def _decode(data: bytes, label: str, min_side: int | None = None) -> _Decoded:

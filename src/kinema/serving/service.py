@@ -22,7 +22,7 @@ from pydantic import ConfigDict, Field, create_model
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from kinema.errors import InvalidRequest, KinemaError, ModelError
+from kinema.errors import CredentialsError, InvalidRequest, KinemaError, ModelError
 from kinema.jobs.worker_process import exit_with_parent
 from kinema.models.resolve import check_folder
 from kinema.serving import logs, page, swagger
@@ -146,12 +146,12 @@ class StableDiffusionVideo:
             for name in settings.models:
                 check_folder(name)
             self._state = ServerState(settings, os.environ.get("KINEMA_WORK", WORK))
-        except (InvalidRequest, ModelError) as error:
+        except (CredentialsError, InvalidRequest, ModelError) as error:
             if not _started_by_arbiter():
                 raise
             refuse_to_start(error)
         state = self._state
-        page.mount(api, state.queue, settings, state.stopping.is_set, state.images, state.bodies)
+        page.mount(api, state.queue, settings, state.stopping.is_set, state.images, state.bodies, state.signed)
 
     @bentoml.on_startup
     async def _open(self) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from weakref import WeakValueDictionary
 
 from kinema.errors import InvalidImage, InvalidRequest, JobNotFound, KinemaError
-from kinema.jobs.job_files import write_atomically
+from kinema.jobs.job_files import SIGNED_PREFIX, write_atomically
 from kinema.media.video_encoders import CRF
 from kinema.serving.image_tasks import contact_sheet, encoded_again, thumbnail
 from kinema.values import FileEncoding
@@ -109,7 +109,8 @@ def _encode_again(images: ImageService, path: Path, encoding: FileEncoding, gone
     _write(path, run)
     found = sorted(path.parent.glob("video-*.mp4"), key=lambda file: (file != path, -file.stat().st_mtime))
     for old in found[MAX_ENCODINGS:]:
-        old.unlink(missing_ok=True)
+        for file in (old, *old.parent.glob(f"{SIGNED_PREFIX}*-{old.name}")):
+            file.unlink(missing_ok=True)
 
 
 def _write(path: Path, make: Callable[[Path], bytes]) -> None:

@@ -15,6 +15,7 @@ from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Stre
 from starlette.exceptions import HTTPException
 
 from kinema.errors import InvalidImage, InvalidRequest, JobNotFound, KinemaError, ModelError
+from kinema.jobs.job import PART_FILES
 from kinema.models.catalog import CATALOG, IMAGE_MODELS, default_parameters, image_model_defaults
 from kinema.models.resolve import model_kind, resolve
 from kinema.serving import openapi, schemas
@@ -26,7 +27,7 @@ from kinema.serving.events import Events
 from kinema.serving.fields import is_set
 from kinema.serving.files_api import add_file_routes
 from kinema.serving.lifespan import ServerState, server_state
-from kinema.serving.middleware import WAS_HEAD
+from kinema.serving.middleware import CA_PATH, WAS_HEAD
 from kinema.serving.opened_file import OpenedFile
 from kinema.serving.rate_limits import CALLER
 from kinema.serving.request_parsing import Body, ParsedRequest, UnreadableBody, fetch_images, receive
@@ -92,6 +93,7 @@ def make_app() -> FastAPI:
     add_file_routes(app)
     add_batch_routes(app)
     _add_metrics(app)
+    _add_ca_certificate(app)
     return app
 
 
@@ -219,6 +221,8 @@ async def wait_for(state: ServerState, request: Request, job: Job, fingerprint: 
         status, body, headers = schemas.failure_response(finished.error)
         return JSONResponse(body, status, headers=headers | video_headers(finished))
     path = await asyncio.to_thread(state.queue.result, job.id)
+    if state.signed is not None:
+        path = await state.signed.file(state.queue, None, job.id, path)
     return OpenedFile(path, media_type="video/mp4", filename=f"{job.id}.mp4", headers=video_headers(finished))
 
 
@@ -359,6 +363,16 @@ def _add_metrics(app: FastAPI) -> None:
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
+def _add_ca_certificate(app: FastAPI) -> None:
+    @app.get(CA_PATH, include_in_schema=False)
+    async def ca_certificate() -> Response:
+        """Return the certificate that those who verify videos of this server have to trust."""
+        signed = server_state(app).signed
+        if signed is None or signed.keys.ca is None:
+            raise HTTPException(404, "this server has no certificate authority: see KINEMA_CREDENTIALS")
+        return Response(signed.keys.ca, media_type="application/x-pem-file", headers={"Cache-Control": "no-cache"})
+
+
 def _add_update_routes(app: FastAPI) -> None:
     @app.post(
         "/v1/videos/{video_id}",
@@ -405,19 +419,25 @@ def _add_update_routes(app: FastAPI) -> None:
 async def _file(app: FastAPI, request: Request, job: Job, variant: Variant, encoding: FileEncoding) -> Response:
     """Return a variant of a video."""
     state = server_state(app)
-    if variant == "video" and encoding == FileEncoding():
-        redirect = await _redirect_to_store(state, request, job)
-        if redirect is not None:
-            return redirect
+    is_stored = variant == "video" and encoding == FileEncoding()
+    if is_stored and state.signed is None and (redirect := await _redirect_to_store(state, request, job, None)):
+        return redirect
     path, kind = await app.state.variants.file(state.queue, state.images, request, job.id, variant, encoding)
+    if variant == "video" and state.signed is not None:
+        path = await state.signed.file(state.queue, request, job.id, path)
+        if is_stored and (redirect := await _redirect_to_store(state, request, job, path.name)):
+            return redirect
     return OpenedFile(path, media_type=kind, filename=f"{job.id}{path.suffix}", headers=video_headers(job))
 
 
-async def _redirect_to_store(state: ServerState, request: Request, job: Job) -> Response | None:
-    """Return a redirect to a presigned URL of the video, or None if there is none (KINEMA_PRESIGN_SECONDS)."""
+async def _redirect_to_store(state: ServerState, request: Request, job: Job, signed: str | None) -> Response | None:
+    """Return a redirect to a presigned URL of the video, or None if there is none (KINEMA_PRESIGN_SECONDS).
+
+    `signed` is the name of the signed copy, if videos are signed.
+    """
     if request.scope.get(WAS_HEAD):  # the URL is for GET only
         return None
-    address = await asyncio.to_thread(state.queue.result_address, job.id)
+    address = await asyncio.to_thread(state.queue.result_address, job.id, signed or PART_FILES["video"])
     if address is None:
         return None
     return RedirectResponse(address, 307, video_headers(job) | {"Cache-Control": "no-store"})

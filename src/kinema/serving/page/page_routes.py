@@ -15,6 +15,7 @@ from fastapi import APIRouter, HTTPException, Query, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 
 from kinema.errors import (
+    CredentialsError,
     InsufficientDisk,
     InvalidImage,
     JobNotFound,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from kinema.media.image import ImageFacts
     from kinema.serving.body_quota import BodyQuota
     from kinema.serving.image_service import ImageService
+    from kinema.serving.signed_videos import SignedVideos
 
 MAX_BYTES = 20_000_000
 DRAFT_SECONDS = 24 * 3600.0
@@ -148,11 +150,13 @@ class Drafts:
                     path.unlink()
 
 
-def routes(queue: Queue, drafts: Drafts, bodies: BodyQuota, stopping: Callable[[], bool]) -> APIRouter:
+def routes(
+    queue: Queue, drafts: Drafts, bodies: BodyQuota, stopping: Callable[[], bool], signed: SignedVideos | None = None
+) -> APIRouter:
     """Return the router of all routes under /studio that are not Gradio's."""
     router = APIRouter(prefix="/studio", include_in_schema=False)
     _add_images(router, drafts, bodies)
-    _add_jobs(router, queue, drafts.images, stopping)
+    _add_jobs(router, queue, drafts.images, stopping, signed)
 
     @router.get("")
     @router.get("/")
@@ -210,7 +214,9 @@ def _add_images(router: APIRouter, drafts: Drafts, bodies: BodyQuota) -> None:
         return Response(data, media_type="image/jpeg", headers=_IMMUTABLE)
 
 
-def _add_jobs(router: APIRouter, queue: Queue, images: ImageService, stopping: Callable[[], bool]) -> None:
+def _add_jobs(
+    router: APIRouter, queue: Queue, images: ImageService, stopping: Callable[[], bool], signed: SignedVideos | None
+) -> None:
     variants = VideoVariants()
 
     @router.get("/jobs/{job_id}/events")
@@ -236,10 +242,13 @@ def _add_jobs(router: APIRouter, queue: Queue, images: ImageService, stopping: C
         return Response(image, media_type="image/jpeg", headers=_NO_STORE)
 
     @router.get("/jobs/{job_id}/video.mp4")
-    def video(job_id: str) -> Response:
-        """Return the video; range requests are supported."""
-        with _http_job_errors():
-            return OpenedFile(queue.result(job_id), media_type="video/mp4", headers=_IMMUTABLE)
+    async def video(request: Request, job_id: str) -> Response:
+        """Return the video, signed; range requests are supported."""
+        with _http_job_errors(), _http_image_errors():
+            path = await asyncio.to_thread(queue.result, job_id)
+            if signed is not None:
+                path = await signed.file(queue, request, job_id, path)
+            return OpenedFile(path, media_type="video/mp4", headers=_IMMUTABLE)
 
     @router.get("/jobs/{job_id}/thumbnail.webp")
     async def thumbnail(request: Request, job_id: str) -> Response:
@@ -285,13 +294,16 @@ def _http_image_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _http_job_errors() -> Iterator[None]:
-    """Translate JobUnfinished to 409, QueueUnavailable to 503 and other errors to 404."""
+    """Translate JobUnfinished to 409, errors of signing to 500, of the queue or disk to 503 or 507, others to 404."""
     try:
         yield
     except JobUnfinished as error:
         raise HTTPException(409, error_message(error)) from None
     except QueueUnavailable as error:
         raise HTTPException(503, error_message(error), {"Retry-After": "5"}) from None
+    except (CredentialsError, InsufficientDisk) as error:
+        status, body, _ = error_response(error)
+        raise HTTPException(status, body["error"]["message"]) from None
     except KinemaError as error:  # unknown job, missing file, or a file without a recipe
         raise HTTPException(404, error_message(error)) from None
 
