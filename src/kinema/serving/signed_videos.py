@@ -92,7 +92,9 @@ class SignedVideos:
         keys = self._current_keys()
 
         def make(video: Path) -> bytes:
-            return self._sign(keys, video, queue.image(job_id), f"{job_id}.mp4", gone)
+            job = queue.get(job_id)
+            images = [queue.find_image(sha256) for sha256 in (job.image, job.last_image) if sha256 is not None]
+            return self._sign(keys, video, [image for image in images if image is not None], f"{job_id}.mp4", gone)
 
         try:
             if path.name == PART_FILES["video"]:
@@ -106,9 +108,9 @@ class SignedVideos:
             raise JobNotFound(f"video {job_id!r} was deleted") from None
         return copy
 
-    def _sign(self, keys: SigningKeys, video: Path, image: Path | None, title: str, gone: Callable[[], bool]) -> bytes:
+    def _sign(self, keys: SigningKeys, video: Path, images: list[Path], title: str, gone: Callable[[], bool]) -> bytes:
         try:
-            return self._process.run(sign_video, keys, video, image, title, gone=gone, cpu_seconds=CPU_SECONDS)
+            return self._process.run(sign_video, keys, video, images, title, gone=gone, cpu_seconds=CPU_SECONDS)
         except InvalidImage:  # a limit of the process
             raise CredentialsError(
                 "the video can't be signed within the limits of this server on memory and time; try again"
@@ -122,8 +124,8 @@ class SignedVideos:
             return self.keys
 
 
-def sign_video(keys: SigningKeys, video: Path, image: Path | None, title: str) -> bytes:
-    """Return the signed bytes of a video. Runs in the signing process.
+def sign_video(keys: SigningKeys, video: Path, images: list[Path], title: str) -> bytes:
+    """Return the signed bytes of a video, with its input images as ingredients. Runs in the signing process.
 
     Raises:
         CredentialsError: it can't be signed.
@@ -133,7 +135,7 @@ def sign_video(keys: SigningKeys, video: Path, image: Path | None, title: str) -
     except RecipeError:  # of another version
         recipe = None
     try:
-        images = [] if image is None else [image.read_bytes()]
-    except FileNotFoundError:
-        images = []
-    return FileSigner(keys, images).sign(video.read_bytes(), recipe, title).content
+        content, files = video.read_bytes(), [path.read_bytes() for path in images]
+    except OSError as error:
+        raise CredentialsError(f"{video.name} or its images can't be read ({error.strerror})") from None
+    return FileSigner(keys, files).sign(content, recipe, title).content
