@@ -138,8 +138,15 @@ def _correlation(a: Tensor, b: Tensor, reach: int) -> Tensor:
     """Return the products of a with b, displaced by up to `reach` pixels: [n, (2·reach + 1)², h, w]."""
     n, c, h, w = a.shape
     side = 2 * reach + 1
-    displaced = F.unfold(b.float(), side, padding=reach).view(n, c, side * side, h, w)
-    return ((a.float()[:, :, None] * displaced).sum(1) / math.sqrt(c)).to(a.dtype)
+    displaced = F.unfold(_normalized(b), side, padding=reach).view(n, c, side * side, h, w)
+    return ((_normalized(a)[:, :, None] * displaced).sum(1) / math.sqrt(c)).to(a.dtype)
+
+
+def _normalized(x: Tensor) -> Tensor:
+    """Return features with mean 0 of each channel and variance 1 of all, in float32."""
+    x = x.float()
+    x = x - x.mean((2, 3), keepdim=True)
+    return x * (x.square().mean((1, 2, 3), keepdim=True) + 1e-4).rsqrt()
 
 
 def load_frame_interpolator(device: torch.device, dtype: torch.dtype) -> FrameInterpolator:
