@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from kinema.errors import ServerBusy as ServerBusy
     from kinema.errors import ServerUnreachable as ServerUnreachable
     from kinema.errors import VideoError as VideoError
+    from kinema.extension import extend as extend
     from kinema.library import KinemaWarning as KinemaWarning
     from kinema.library import generate as generate
     from kinema.library import load as load
@@ -95,6 +96,7 @@ _MODULES = {
     "VideoError": "kinema.errors",
     "VideoPipeline": "kinema.models.loading",
     "VideoRequest": "kinema.values",
+    "extend": "kinema.extension",
     "generate": "kinema.library",
     "load": "kinema.library",
     "load_image_pipeline": "kinema.library",
@@ -142,6 +144,7 @@ __all__ = [
     "VideoError",
     "VideoPipeline",
     "VideoRequest",
+    "extend",
     "generate",
     "load",
     "load_image_pipeline",

@@ -252,10 +252,10 @@ def start(
             raise InvalidRequest("image_model only applies with a prompt; remove it or add a prompt", "image_model")
         opened = open_image(image)
         request = follow_image(request, opened.facts.size, parameters, defaults)
-        _warn([*all_warnings(opened.facts, request), *_warnings_about(last, request)])
+        warn([*all_warnings(opened.facts, request), *_warnings_about(last, request)])
         return _from_image(loading, opened, request, last)
     loading, request = _with_image_model(loading, request)
-    _warn([*parameter_warnings(request), *_warnings_about(last, request)])
+    warn([*parameter_warnings(request), *_warnings_about(last, request)])
     return _from_prompt(loading, request, last)
 
 
@@ -348,7 +348,7 @@ def _from_prompt(
         image_pipeline = load_image_pipeline(image_pipeline, device=device, dtype=dtype)
     try:
         request = completed(image_pipeline, request)
-        _warn(prompt_warnings(image_pipeline, request))
+        warn(prompt_warnings(image_pipeline, request))
         image = yield from generate_image(image_pipeline, request)
     finally:
         if is_loaded_here:
@@ -368,7 +368,7 @@ def _explain_diffusers_parameters(parameters: Mapping[str, object]) -> None:
             raise InvalidRequest(f"{name} is a parameter of diffusers' pipelines; {remedy}", name)
 
 
-def _warn(messages: Iterable[str]) -> None:
+def warn(messages: Iterable[str]) -> None:
     """Issue warnings that point at the line outside this package that called it."""
     frame, level = inspect.currentframe(), 1
     while frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == "kinema":

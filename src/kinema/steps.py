@@ -26,7 +26,8 @@ class Step:
     Attributes:
         stage: "text_to_image" (only with a prompt), "encode", "denoise" or "decode", in this order.
         step: The number of units done in this stage, from 1 to `total`: denoising steps; frames in "decode"; in
-            "encode" CLIP embedding and VAE latents of each image (`total` 2, or 4 with a last image).
+            "encode" CLIP embedding and VAE latents of each image (`total` 2, or 4 with a last image), then the
+            latents of each held frame of a video that is extended.
         total: The number of units of the stage.
         latents: In stage "denoise", [1, frames, channels, height/f, width/f] with f the VAE's factor (8 in every
             published SVD); a loop and a video in windows have more frames than they keep. In stage "text_to_image",

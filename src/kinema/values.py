@@ -461,6 +461,18 @@ class FileEncoding(BaseModel):
     )
 
 
+class Extension(BaseModel):
+    """From which video a video was extended; its first frames are those of that video."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    frames_sha256: str = Field(description="SHA-256 of that video's frames (size and RGB pixels), as decoded.")
+    lengths: tuple[int, ...] = Field(
+        min_length=1,
+        description="Frames that the model had made before each extension; the last is the length of that video.",
+    )
+
+
 # Incremented when a recipe's fields change, so that another version rejects the recipe rather than misreads it.
 RECIPE_FORMAT: Final = 2
 
@@ -478,6 +490,7 @@ class Recipe(BaseModel):
     request: VideoRequest
     image_sha256: str = Field(description="SHA-256 of the image's pixels (RGB, upright), before fitting.")
     last_image_sha256: str | None = Field(default=None, description="The same of the last image, if there is one.")
+    extension: Extension | None = Field(default=None, description="From which video it was extended, if it was.")
     image_generation: ImageGeneration | None = Field(
         default=None, description="How the image was generated, if the request has a prompt."
     )

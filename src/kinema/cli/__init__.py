@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kinema.cli import batch_command, bench_command, doctor, generate, inspect, model_commands, remake, serve
+from kinema.cli import batch_command, bench_command, doctor, extend, generate, inspect, model_commands, remake, serve
 from kinema.cli.exit_codes import EPILOG, INTERNAL_ERROR, STDOUT_CLOSED, Interrupted, exit_code_for, raise_on_signals
 from kinema.cli.options import Command, CommandGroup
 from kinema.cli.report import print_line
@@ -34,6 +34,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.command(name="generate", cls=Command, no_args_is_help=True, epilog=EPILOG)(generate.generate)
+app.command(name="extend", cls=Command, no_args_is_help=True, epilog=EPILOG)(extend.extend)
 app.command(name="batch", cls=Command, no_args_is_help=True, epilog=EPILOG)(batch_command.batch)
 app.command(name="inspect", cls=Command, no_args_is_help=True)(inspect.inspect)
 app.command(name="remake", cls=Command, no_args_is_help=True, epilog=EPILOG)(remake.remake)

@@ -144,7 +144,8 @@ def render_video(pipeline: VideoPipeline, task: RenderTask, report: Report) -> R
                 writer.restart()
             report.restart(restart)
 
-        video = drive(generate(pipeline, task.image, task.request, task.last_image), on_step, on_restart)
+        events = generate(pipeline, task.image, task.request, task.last_image, task.source_video)
+        video = drive(events, on_step, on_restart)
         recipe = video.recipe
         path = writer.finish(
             recipe.model_copy(update={"request": task.recipe_request}) if task.recipe_request else recipe

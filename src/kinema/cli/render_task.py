@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from kinema.cli.checked_images import CheckedImage
     from kinema.media.credentials.signing_keys import SigningKeys
     from kinema.media.image import InputImage
+    from kinema.media.source_video import SourceVideo
     from kinema.media.video import Video
     from kinema.values import VideoRequest
 
@@ -41,6 +42,8 @@ class RenderTask:
     """The input image to reopen."""
     last_image: InputImage | None = None
     """Where the video ends."""
+    source_video: SourceVideo | None = None
+    """The video to extend."""
     encoding: FileEncoding = field(default_factory=FileEncoding)
     """Quality and order of the frames in the file."""
     keys: SigningKeys | None = None

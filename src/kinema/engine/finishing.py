@@ -6,10 +6,12 @@ nothing is done or copied.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from kinema.engine.held_frames import fitted_frames
 from kinema.steps import Step
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from kinema.media.source_video import SourceVideo
     from kinema.media.video_writer import Frames
     from kinema.steps import Stage
     from kinema.values import VideoRequest
@@ -73,6 +76,36 @@ def finish(frames: Frames, stages: Sequence[FinishingStage]) -> Generator[Step, 
         assert finished is not None, "a video has at least one frame"
         assert done == total, f"{stage.name} made {done} frames, not {total}"
         frames = finished
+    return frames
+
+
+def finish_extended(
+    decoded: Frames, stages: Sequence[FinishingStage], source: SourceVideo, request: VideoRequest
+) -> Generator[Step, None, Frames]:
+    """Put new frames after those of the video that is extended: yield steps, the last with all frames; return all.
+
+    Stages see the last frame of that video too, for what they make between it and the first new one.
+
+    Args:
+        decoded: The frames that were denoised: first some that the video to extend already has, then the new ones.
+        stages: From `finishing_stages`.
+        source: The video to extend.
+        request: The request of the whole video.
+    """
+    new = decoded[len(decoded) - (request.num_frames - source.lengths[-1]) :]
+    name: Stage = "decode"
+    if stages:
+        events = finish(np.concatenate([fitted_frames(source, request)[-1:], new]), stages)
+        while True:
+            try:
+                step = next(events)
+            except StopIteration as end:
+                new = end.value[1:]
+                break
+            name = step.stage
+            yield replace(step, frames=None)
+    frames = np.concatenate([source.frames, new])
+    yield Step(name, len(frames), len(frames), frames=frames)
     return frames
 
 

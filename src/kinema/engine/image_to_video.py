@@ -18,11 +18,12 @@ import numpy as np
 import torch
 
 from kinema.engine.checkpoint import Checkpoint
-from kinema.engine.conditioning import condition
+from kinema.engine.conditioning import ENCODE_STEPS, condition
 from kinema.engine.decoding import NotFinite, decode
 from kinema.engine.denoising import denoise, window_frames
 from kinema.engine.engines import engine_for, precision_for
-from kinema.engine.finishing import finish, finishing_stages
+from kinema.engine.finishing import finish, finish_extended, finishing_stages
+from kinema.engine.held_frames import held_count, hold
 from kinema.engine.out_of_memory import SMALLER, insufficient, is_out_of_memory
 from kinema.errors import GenerationFailed
 from kinema.media.image import fit_image
@@ -40,7 +41,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from kinema.engine.conditioning import Conditions
+    from kinema.engine.held_frames import HeldFrames
     from kinema.media.image import InputImage
+    from kinema.media.source_video import SourceVideo
     from kinema.media.video_writer import Frames
     from kinema.models.loading import VideoPipeline
     from kinema.models.memory_plan import MemoryPlan
@@ -52,7 +55,11 @@ LIBRARIES = ("diffusers", "transformers", "accelerate")
 
 @torch.no_grad()
 def generate(
-    pipeline: VideoPipeline, image: InputImage, request: VideoRequest, last_image: InputImage | None = None
+    pipeline: VideoPipeline,
+    image: InputImage,
+    request: VideoRequest,
+    last_image: InputImage | None = None,
+    source: SourceVideo | None = None,
 ) -> Generator[Event, None, Video]:
     """Yield a `Step` after each unit of work, and a `Restart` if decoding begins again; return the `Video`.
 
@@ -64,6 +71,8 @@ def generate(
         image: From `kinema.media.image.open_image` or `kinema.engine.text_to_image.generate_image`.
         request: The checked parameters.
         last_image: Where the video ends; not for a loop.
+        source: A video of the same model to extend: the first frames are its frames, and the request's `num_frames`
+            counts them.
 
     Raises:
         InvalidRequest: if another process loaded the pipeline.
@@ -72,13 +81,17 @@ def generate(
         DeviceLost: if a process of a group of GPUs ends.
     """
     pipeline.check_process()
-    denoised = yield from to_latents(pipeline, image, request, last_image)
-    return (yield from to_video(pipeline, image, request, denoised, last_image))
+    denoised = yield from to_latents(pipeline, image, request, last_image, source)
+    return (yield from to_video(pipeline, image, request, denoised, last_image, source))
 
 
 @torch.no_grad()
 def to_latents(
-    pipeline: VideoPipeline, image: InputImage, request: VideoRequest, last_image: InputImage | None = None
+    pipeline: VideoPipeline,
+    image: InputImage,
+    request: VideoRequest,
+    last_image: InputImage | None = None,
+    source: SourceVideo | None = None,
 ) -> Generator[Event, None, Checkpoint]:
     """Encode and denoise: yield a `Step` after each unit of work, and return the `Checkpoint`.
 
@@ -88,9 +101,10 @@ def to_latents(
     pipeline.check_process()
     ends = [image] if last_image is None else [image, last_image]
     check_two_ends(request, pipeline.frames_at_once, has_last_image=last_image is not None)
-    plan = plan_for(pipeline, request.model_copy(update={"num_frames": window_frames(pipeline, request)}))
+    at_once = window_frames(pipeline, request) if source is None else pipeline.frames_at_once
+    plan = plan_for(pipeline, request.model_copy(update={"num_frames": at_once}))
     fitted = [_fitted(end, request) for end in ends]
-    return (yield from _to_denoised(pipeline, plan, fitted, request))
+    return (yield from _to_denoised(pipeline, plan, fitted, request, source))
 
 
 @torch.no_grad()
@@ -100,6 +114,7 @@ def to_video(
     request: VideoRequest,
     denoised: Checkpoint,
     last_image: InputImage | None = None,
+    source: SourceVideo | None = None,
 ) -> Generator[Event, None, Video]:
     """Decode with the plan at the end of denoising, and finish: yield a `Step` per chunk, and return the `Video`.
 
@@ -109,6 +124,7 @@ def to_video(
         request: The same request.
         denoised: The result of `to_latents`.
         last_image: The same last image.
+        source: The same video to extend.
 
     Raises:
         InsufficientMemory, GenerationFailed: see `generate`.
@@ -118,27 +134,38 @@ def to_video(
     is_flat = partial(_is_flat, image, request)
     stages = finishing_stages(request, pipeline.device)
     latents = denoised.latents.to(pipeline.device)
-    frames = yield from _decode(pipeline, denoised.plan, latents, is_flat, events, are_final=not stages)
+    frames = yield from _decode(pipeline, denoised.plan, latents, is_flat, events, are_final=not stages and not source)
     del latents
-    frames = yield from finish(frames, stages)
+    if source is None:
+        frames = yield from finish(frames, stages)
+    else:
+        frames = yield from finish_extended(frames, stages, source, request)
     recipe = _recipe(pipeline, denoised.plan, (image, last_image), request, events)
+    if source is not None:
+        recipe = recipe.model_copy(update={"extension": source.extension})
     files = tuple(end.file for end in (image, last_image) if end is not None and end.file is not None)
     return Video(frames, request.frame_rate, recipe, image.rgb, files)
 
 
 def _to_denoised(
-    pipeline: VideoPipeline, plan: MemoryPlan, fitted: Sequence[Image.Image], request: VideoRequest
+    pipeline: VideoPipeline,
+    plan: MemoryPlan,
+    fitted: Sequence[Image.Image],
+    request: VideoRequest,
+    source: SourceVideo | None,
 ) -> Generator[Step, None, Checkpoint]:
     """Encode the images at the video's ends, one or two, and denoise."""
     pipeline.prepare_identity()  # for the recipe
     events: list[str] = []
     generator = torch.Generator("cpu").manual_seed(request.seed)
     encoded = []
+    total = ENCODE_STEPS * len(fitted) + (0 if source is None else held_count(pipeline, source, request))
     for i, image in enumerate(fitted):
-        position = i, len(fitted)
-        encoded.append((yield from _encode(pipeline, plan, image, request, generator, position)))
+        steps = ENCODE_STEPS * i, total
+        encoded.append((yield from _encode(pipeline, plan, image, request, generator, steps)))
     ends = encoded * 2 if request.loop else encoded
-    latents, plan = yield from denoise(pipeline, plan, ends, request, generator, events)
+    held = None if source is None else (yield from _hold(pipeline, plan, source, request))
+    latents, plan = yield from denoise(pipeline, plan, ends, request, generator, events, held)
     return Checkpoint(latents, plan, tuple(events))
 
 
@@ -148,16 +175,29 @@ def _encode(
     fitted: Image.Image,
     request: VideoRequest,
     generator: torch.Generator,
-    position: tuple[int, int],
+    steps: tuple[int, int],
 ) -> Generator[Step, None, Conditions]:
     """Yield a step after embedding and after encoding; return the conditions."""
     try:
         with place(pipeline, plan) as placed:
-            return (yield from condition(pipeline, placed, fitted, request, generator, position))
+            return (yield from condition(pipeline, placed, fitted, request, generator, steps))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         raise insufficient(error, "encoding the image", SMALLER) from None
+
+
+def _hold(
+    pipeline: VideoPipeline, plan: MemoryPlan, source: SourceVideo, request: VideoRequest
+) -> Generator[Step, None, HeldFrames]:
+    """Yield a step after each encoded frame of the video to extend; return those that new windows hold."""
+    try:
+        with place(pipeline, plan) as placed:
+            return (yield from hold(pipeline, placed, source, request))
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise insufficient(error, "encoding the frames of the video to extend", SMALLER) from None
 
 
 def _decode(

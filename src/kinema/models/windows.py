@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from kinema.errors import InvalidRequest
 from kinema.messages import Message
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from kinema.values import VideoRequest
 
 
@@ -30,11 +33,27 @@ def windows(num_frames: int, at_once: int) -> tuple[Window, ...]:
     """
     if num_frames <= at_once:
         return (Window(0, num_frames, is_reversed=False),)
+    return extended_windows((num_frames,), at_once)
+
+
+def extended_windows(lengths: Sequence[int], at_once: int) -> tuple[Window, ...]:
+    """Divide a video that was extended into windows of `at_once` frames, which may go on beyond its end.
+
+    The window at the end of a video that is extended goes on. If it is complete and leaves the image, the one that
+    returns overlaps it by a quarter, not by half: its frames are held, and with fewer of them their distance from the
+    image fits that of the new frames better.
+
+    Args:
+        lengths: The number of frames before each extension, then that of the whole video.
+        at_once: Frames of a window.
+    """
     found = [Window(0, at_once, is_reversed=False)]
-    while (end := found[-1].end) < num_frames:
-        returns = len(found) % 2 == 1
-        start = end - min(at_once - 1, max(1, at_once // 2) if returns else 1)
-        found.append(Window(start, start + at_once, is_reversed=returns))
+    for before, length in pairwise((0, *lengths)):
+        while (end := found[-1].end) < length:
+            returns = len(found) % 2 == 1
+            overlap = at_once // 4 + 1 if end == before else at_once // 2
+            start = end - min(at_once - 1, max(1, overlap) if returns else 1)
+            found.append(Window(start, start + at_once, is_reversed=returns))
     return tuple(found)
 
 
