@@ -402,7 +402,7 @@ def _expected(name: str, kind: str, message: str) -> Message:
     match kind:
         case "literal_error":
             choices = {"fit": get_args(Fit), "scheduler": get_args(Scheduler)}[name]
-            return Message("one_of_wanted", "{message}", message=message, choices=", ".join(choices))
+            return Message("one_of_wanted", "use one of {choices}", choices=", ".join(choices))
         case "string_type" | "string_too_short":
             return Message("text_wanted", "{message}", message=message)
     return Message("other_wanted", "{message}", message=message)

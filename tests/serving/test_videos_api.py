@@ -93,6 +93,22 @@ def test_download_with_crf_and_boomerang_is_another_file_of_the_same_video(clien
         assert client.get(url, params=params).json()["error"]["param"] == "crf"
 
 
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/v1/videos/{id}/content?crf=abc", "crf 'abc' is not an integer"),
+        ("/v1/videos/{id}/content?crf=17", "crf 17 is too low; use at least 18"),
+        ("/v1/videos/{id}/content?crf=52", "crf 52 is too high; use at most 51"),
+        ("/v1/videos/{id}/content?boomerang=maybe", "boomerang 'maybe' is invalid; use true or false"),
+        ("/v1/videos/{id}/content?variant=gif", "variant 'gif' is invalid; use 'video', 'thumbnail' or 'spritesheet'"),
+        ("/v1/videos?order=up", "order 'up' is invalid; use 'asc' or 'desc'"),
+    ],
+)
+def test_invalid_query_is_explained_in_plain_words(client, path, message):
+    response = client.get(path.format(id=f"video_{0:032}"))
+    assert (response.status_code, response.json()["error"]["message"]) == (400, message)
+
+
 def test_data_url_and_file_upload_give_same_video(server, client, png):
     url = f"data:image/png;base64,{base64.b64encode(png).decode()}"
     asked = {"input_reference": {"image_url": url}, "seed": 5, "motion_bucket_id": 1, "num_frames": 3}

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 
 from kinema.errors import InvalidImage, InvalidRequest, JobNotFound, KinemaError, ModelError
 from kinema.jobs.job import PART_FILES
+from kinema.messages import rejected_value
 from kinema.models.catalog import CATALOG, IMAGE_MODELS, default_parameters, image_model_defaults
 from kinema.models.resolve import model_kind, resolve
 from kinema.serving import openapi, schemas
@@ -106,7 +107,7 @@ def _add_error_handlers(app: FastAPI) -> None:
     async def _handle_validation_error(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         name = str(first["loc"][-1])
-        return answer_to(InvalidRequest(f"{name} {first.get('input')!r} is invalid: {first['msg'].lower()}", name))
+        return answer_to(InvalidRequest(rejected_value(name, first), name))
 
     @app.exception_handler(ClientGone)
     async def _handle_disconnect(_: Request, __: ClientGone) -> Response:

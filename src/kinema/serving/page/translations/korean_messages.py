@@ -33,6 +33,17 @@ MESSAGES = {
     "loop_too_long": "반복 재생용 영상으로 만들기에는 {frames}프레임이 너무 많습니다. {model} 모델이 한 번에 "
     "만드는 {most}프레임 이하로 줄이세요.",
     "length_twice": "길이를 초(seconds: {value!r})와 프레임 수(num_frames)로 두 번 정했습니다. 하나를 지우세요.",
+    "no_integer": "{name}: {value!r} 값은 정수가 아닙니다.",
+    "no_number": "{name}: {value!r} 값은 숫자가 아닙니다.",
+    "no_boolean": "{name}: {value!r} 값은 사용할 수 없습니다. true 또는 false를 입력하세요.",
+    "too_low": "{name}: {value} 값이 너무 작습니다. {least} 이상의 값을 입력하세요.",
+    "too_high": "{name}: {value} 값이 너무 큽니다. {most} 이하의 값을 입력하세요.",
+    "field_missing": "{name}: 값이 없습니다. 값을 보내세요.",
+    "no_choice": "{name}: {value!r} 값은 사용할 수 없습니다. 사용할 수 있는 값은 {choices}입니다.",
+    "rejected_value": "{name}: {value!r} 값은 사용할 수 없습니다({problem}).",
+    "only_of_video": "{name}: 영상(video)을 내려받을 때만 쓸 수 있습니다. {variant} 요청에서는 빼세요.",
+    "too_large_to_encode": "영상이 너무 커서 이 서버에서는 다시 인코딩할 수 없습니다. "
+    "crf와 boomerang 없이 내려받으세요.",
     "loop_with_last_image": "반복 재생용 영상은 첫 이미지로 끝납니다. 마지막 이미지를 지우거나 "
     "반복 재생(loop)을 끄세요.",
     "last_image_too_short": "1프레임짜리 영상에는 마지막 프레임이 따로 없습니다. 2프레임 이상으로 늘리세요.",
