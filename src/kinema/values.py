@@ -29,6 +29,8 @@ Precision = Literal["full", "fp8"]
 MAX_SEED = 2**53 - 1  # the largest integer that JavaScript keeps exactly
 RANDOM_SEED = -1
 MAX_FRAMES = 128
+# Further inputs that the library, the command, manifests and the HTTP API take under these names.
+OTHER_INPUTS = ("size", "seconds", "last_image")
 # Parameters of the text-to-image half; all None for a request with an image.
 TEXT_TO_IMAGE_FIELDS = (
     "prompt",
@@ -338,11 +340,12 @@ def _first_error(error: ValidationError) -> InvalidRequest:
         case "value_error":
             message = details["ctx"]["error"].args[0]
         case "extra_forbidden":
-            known = ", ".join(VideoRequest.model_fields)
+            names = [*VideoRequest.model_fields, *OTHER_INPUTS]
+            known = ", ".join(names)
             message = Message(
                 "no_setting", "unknown parameter {name!r}; expected one of {known}", name=name, known=known
             )
-            for nearest in difflib.get_close_matches(name, VideoRequest.model_fields, 1):
+            for nearest in difflib.get_close_matches(name, names, 1):
                 message = Message(
                     "similar_setting", "unknown parameter {name!r}; did you mean {nearest}?", name=name, nearest=nearest
                 )

@@ -14,6 +14,7 @@ from kinema.cli.checked_images import check_images, image_sources
 from kinema.cli.credentials_option import Credentials, keys_to_sign, sidecars
 from kinema.cli.item_failures import ItemFailures
 from kinema.cli.motion_sheet_file import MotionSheetFile
+from kinema.cli.named_warnings import named_warnings
 from kinema.cli.options import (
     OUTPUT_PANEL,
     STDOUT,
@@ -170,7 +171,7 @@ def generate(
         motion_sheet = MotionSheetFile.planned(sheet, tasks, force=force)
         if last_image is not None:
             tasks = _with_last_image(tasks, expanded(last_image))
-        for warning in dict.fromkeys(warning for task in tasks for warning in task.warnings):
+        for warning in named_warnings(tasks):
             report.emit("warning", warning)
         from kinema.cli.render import generate_images, load_video_pipeline
 
@@ -317,6 +318,7 @@ def _tasks(
             checked_image=image,
             encoding=encoding,
             keys=keys,
+            is_of_sheet=variations.motions is not None,
         )
         for index, ((source, image, request), video, sheet, image_path) in enumerate(
             zip(inputs, videos, sheets, images, strict=True), 1

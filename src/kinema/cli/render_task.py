@@ -48,18 +48,20 @@ class RenderTask:
     """Quality and order of the frames in the file."""
     keys: SigningKeys | None = None
     """What signs the file; None to write it without content credentials."""
+    is_of_sheet: bool = False
+    """Whether the videos of an image differ in their motion, which messages then name."""
 
     @property
     def name(self) -> str:
         """What messages call the video: its source and seed."""
-        return f"{self.source}, seed {self.request.seed}"
+        return f"{self.source}, {self._variation}"
 
     @property
     def headline(self) -> str:
         """One line for the start of the video."""
         request = self.request
         size = f"{request.num_frames} frames of {request.width}×{request.height}"
-        return f"{self._title}: {size}, {request.num_inference_steps} steps, seed {request.seed}"
+        return f"{self._title}: {size}, {request.num_inference_steps} steps, {self._variation}"
 
     @property
     def image_headline(self) -> str:
@@ -72,6 +74,12 @@ class RenderTask:
     def is_from_prompt(self) -> bool:
         """Whether the image is generated from a prompt."""
         return self.source == self.request.prompt
+
+    @property
+    def _variation(self) -> str:
+        """What distinguishes the video from others of the same image."""
+        motion = f"motion {self.request.motion_bucket_id}, " if self.is_of_sheet else ""
+        return f"{motion}seed {self.request.seed}"
 
     @property
     def _title(self) -> str:

@@ -57,6 +57,8 @@ class CatalogEntry:
     """Weights of the fp16 variant by component, for memory planning before the download."""
     native_size: tuple[int, int] | None = None
     """(width, height) in pixels of the training data."""
+    other_sizes: tuple[tuple[int, int], ...] = ()
+    """Further sizes on which the model was trained."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """The model's default parameters, under `VideoRequest`'s names."""
     tuned: Mapping[str, int] = field(default_factory=dict)
@@ -122,6 +124,7 @@ CATALOG: Mapping[str, CatalogEntry] = {
             licence="Apache-2.0",
             licence_url="https://www.apache.org/licenses/LICENSE-2.0",
             native_size=(288, 160),
+            other_sizes=((160, 288), (224, 224)),
             folder=POCKET_FOLDER,
             defaults={
                 "width": 288,
@@ -429,7 +432,7 @@ def _read_vocabulary(file: Path) -> tuple[frozenset[str], frozenset[str]]:
 
 
 def _size_warnings(request: VideoRequest, entry: CatalogEntry) -> list[Message]:
-    if entry.native_size is None or (request.width, request.height) == entry.native_size:
+    if entry.native_size is None or (request.width, request.height) in (entry.native_size, *entry.other_sizes):
         return []
     width, height = entry.native_size
     return [
