@@ -194,7 +194,7 @@ def test_restarted_decode_writes_only_second_attempt(generate, folder, monkeypat
     """A fake engine restarts decoding, because no tiny model fails in one dtype only."""
     engine_generate = importlib.import_module("kinema.engine").generate
 
-    def restart_decode(pipeline, image, request, last_image):
+    def restart_decode(pipeline, image, request, *_):
         video = drive(engine_generate(pipeline, image, request))
         yield Step("decode", 1, 2, frames=255 - video.frames[:1])
         yield Restart("decode", "decoded again in float32")

@@ -140,7 +140,7 @@ def fail_seed_8(monkeypatch):
     """Make the generation with seed 8 fail."""
     generate_video = importlib.import_module("kinema.engine").generate
 
-    def generate(pipeline, image, request, last_image):
+    def generate(pipeline, image, request, *_):
         if request.seed == 8:
             raise GenerationFailed("all frames are one constant colour; use another seed")
         return generate_video(pipeline, image, request)
