@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kinema.errors import InvalidRequest
+from kinema.messages import Message
 from kinema.values import MAX_FRAMES, VideoRequest
 
 
@@ -24,11 +25,18 @@ def frames_in(seconds: object, rate: object) -> int:
     try:
         duration = float(str(seconds))
     except ValueError:
-        raise InvalidRequest(f"seconds {seconds!r} is not a number; use one such as 2", "seconds") from None
+        message = Message("seconds_wanted", "seconds {value!r} is not a number; use one such as 2", value=seconds)
+        raise InvalidRequest(message, "seconds") from None
     if not 0 <= duration <= longest + 1 or not 1 <= (frames := round(duration * per_second)) <= MAX_FRAMES:
-        raise InvalidRequest(
-            f"seconds {seconds!r} is out of range; at {per_second:g} frames per second, use {1 / per_second:.2g} to "
-            f"{longest:.3g} seconds ({MAX_FRAMES} frames)",
-            "seconds",
+        message = Message(
+            "seconds_out_of_range",
+            "seconds {value!r} is out of range; at {rate:g} frames per second, use {least:.2g} to {longest:.3g} "
+            "seconds ({most} frames)",
+            value=seconds,
+            rate=per_second,
+            least=1 / per_second,
+            longest=longest,
+            most=MAX_FRAMES,
         )
+        raise InvalidRequest(message, "seconds")
     return frames

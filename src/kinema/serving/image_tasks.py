@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import deque
 from typing import TYPE_CHECKING
 
 from PIL import Image
@@ -40,6 +41,16 @@ def thumbnail(video: Path) -> bytes:
     return _encode(image, "WEBP", quality=85)
 
 
+def last_frame(video: Path) -> bytes:
+    """Return a video's last frame as PNG.
+
+    Raises:
+        VideoError: the video can't be decoded.
+    """
+    frame = deque(each_frame(video), maxlen=1).pop()
+    return _encode(Image.fromarray(frame), "PNG")
+
+
 def contact_sheet(video: Path) -> bytes:
     """Return all frames of a video tiled in one JPEG; only one full-size frame is in memory at a time.
 
@@ -59,7 +70,7 @@ def encoded_again(video: Path, encoding: FileEncoding) -> bytes:
     return reencode(video, encoding.crf, boomerang=encoding.boomerang)
 
 
-def _encode(image: Image.Image, kind: str, quality: int) -> bytes:
+def _encode(image: Image.Image, kind: str, **options: int) -> bytes:
     data = io.BytesIO()
-    image.save(data, kind, quality=quality)
+    image.save(data, kind, **options)
     return data.getvalue()

@@ -29,6 +29,7 @@ _ICONS = {
     "rename": "M4 20l1-4L16.5 4.5l3 3L8 19z M14 7l3 3",
     "pin": "M9 3h6 M10 3v7l-3 4h10l-3-4V3 M12 14v7",
     "delete": "M5 7h14 M10 7V4h4v3 M7 7l1 13h8l1-13",
+    "last": "M4 6h12v12H4z M20 6v12 M8 12h5 M11 9.5l2.5 2.5-2.5 2.5",
     "cancel": "M6 6l12 12 M18 6L6 18",
 }
 
@@ -84,6 +85,14 @@ def error_html(error: KinemaError, labels: Labels) -> str:
     return escape(general) + details
 
 
+def notices(labels: Labels) -> str:
+    """Return the switch of browser notices, which page.js shows where the browser has them."""
+    return (
+        f'<label class="k-notices k-hint" hidden data-blocked="{escape(labels.notices_blocked)}">'
+        f'<input type="checkbox"><span>{escape(labels.notices)}</span></label>'
+    )
+
+
 def empty_image_frame(labels: Labels, error: str = "", *, in_english: bool = False) -> str:
     """Return the drop area for the input image.
 
@@ -91,11 +100,15 @@ def empty_image_frame(labels: Labels, error: str = "", *, in_english: bool = Fal
     """
     reason = english_html(error, labels) if in_english else escape(error)
     error_box = f'<p class="k-error" role="alert">{escape(labels.bad_image)}: {reason}</p>' if error else ""
+    texts = {name: escape(getattr(labels, name)) for name in ("choose", "take_photo", "paste_hint", "image_formats")}
     return (
         f'<div class="k-image k-empty" {_script_texts(labels)}>'
-        f'{icon("image")}<p class="k-drop">{escape(labels.drop)}</p>'
-        f'<button type="button" class="k-button k-choose" data-choose>{escape(labels.choose)}</button>'
-        f'<p class="k-hint">{escape(labels.drop_hint)}</p>{error_box}{_examples(labels)}</div>'
+        f'{icon("image")}<p class="k-drop k-mouse">{escape(labels.drop)}</p>'
+        f'<p class="k-drop k-touch">{escape(labels.add_image)}</p><div class="k-choices">'
+        f'<button type="button" class="k-button k-choose" data-choose>{texts["choose"]}</button>'
+        f'<button type="button" class="k-button k-choose k-touch" data-camera>{texts["take_photo"]}</button></div>'
+        f'<p class="k-hint"><span class="k-mouse">{texts["paste_hint"]} · </span>{texts["image_formats"]}</p>'
+        f"{error_box}{_examples(labels)}</div>"
     )
 
 

@@ -156,7 +156,9 @@ def _bar(job: Job, labels: Labels) -> str:
 def _action_buttons(job: Job, labels: Labels) -> str:
     if not job.finished:
         return f'<div class="k-actions">{_action("cancel", job, labels.cancel)}</div>'
-    downloads = _downloads(job, labels) if job.status == "completed" else ""
+    downloads = ""
+    if job.status == "completed":
+        downloads = _action("last", job, labels.use_last_frame) + _downloads(job, labels)
     use, delete = _action("use", job, labels.reuse), _action("delete", job, labels.delete)
     return f'<div class="k-actions">{use}{downloads}{delete}</div>'
 
@@ -197,7 +199,12 @@ def ago(job: Job, labels: Labels, now: float | None = None) -> str:
 
 
 def _summary(job: Job, labels: Labels) -> str:
-    return f"{labels.model_label(job.request.model)} · {_length(job, labels)} · {labels.seed.format(job.request.seed)}"
+    return f"{labels.model_label(job.request.model)} · {_facts(job, labels)} · {labels.seed.format(job.request.seed)}"
+
+
+def _facts(job: Job, labels: Labels) -> str:
+    """Return the length of a job's video, and whether it is a loop."""
+    return f"{_length(job, labels)} · {labels.parameter_names['loop']}" if job.request.loop else _length(job, labels)
 
 
 def _length(job: Job, labels: Labels) -> str:
@@ -230,10 +237,13 @@ def _card(job: Job, labels: Labels, *, shown: bool) -> str:
         if job.finished
         else _action("cancel", job, labels.cancel, quiet=True)
     )
+    finished, headline = "yes" if job.finished else "", escape(_headline(job, labels))
+    state = f'data-id="{job.id}" data-finished="{finished}" data-state="{headline}"'
     return (
-        f'<li class="k-card"{current}><button type="button" class="k-poster" data-act="open" data-job="{job.id}" '
+        f'<li class="k-card" {state}{current}>'
+        f'<button type="button" class="k-poster" data-act="open" data-job="{job.id}" '
         f'aria-label="{escape(labels.show)}: {escape(name)}">{image}{badge}</button>'
-        f'<h3>{escape(name)}</h3><p class="k-hint">{escape(job.request.model)} · {escape(_length(job, labels))}<br>'
+        f'<h3>{escape(name)}</h3><p class="k-hint">{escape(job.request.model)} · {escape(_facts(job, labels))}<br>'
         f'{escape(ago(job, labels))}</p><div class="k-actions">'
         f"{_action('use', job, labels.reuse, quiet=True)}{downloads}"
         f"{_rename_and_pin(job, labels)}{delete_or_cancel}</div></li>"

@@ -30,7 +30,7 @@ from kinema.jobs.job_files import JobFiles, write_atomically
 from kinema.media.video_reader import read_recipe
 from kinema.serving.client_messages import error_message
 from kinema.serving.decode_process import ClientGone
-from kinema.serving.image_tasks import fitted
+from kinema.serving.image_tasks import fitted, last_frame
 from kinema.serving.opened_file import OpenedFile
 from kinema.serving.page import job_html
 from kinema.serving.page.translations.english import ENGLISH
@@ -105,6 +105,15 @@ class Drafts:
         sha256 = hashlib.sha256(data).hexdigest()
         write_atomically(self._root / sha256, data)
         return sha256
+
+    def add_last_frame(self, video: Path) -> str:
+        """Store the last frame of a video as an image; return its SHA-256.
+
+        Raises:
+            VideoError: The video can't be decoded.
+            InsufficientDisk: Free disk space is below the reserve.
+        """
+        return self.add(self.images.process.run(last_frame, video))
 
     def read(self, sha256: str) -> bytes | None:
         """Return the bytes of a draft or of a job's input image; None if there is neither."""

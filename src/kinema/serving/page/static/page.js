@@ -40,13 +40,15 @@ window.kinema = (() => {
     input.type = "file";
     input.accept = "image/jpeg,image/png,image/webp,image/heic,image/heif,image/avif,.heic,.heif,.hif,.avif";
     input.onchange = () => upload(input.files[0]);
-    function choose() {
+    function choose(camera) {
       input.value = ""; // so that the same file can be chosen again
+      input.toggleAttribute("capture", camera);
       input.click();
     }
     const imageFile = (data) => [...data.files].find((file) => file.type.startsWith("image/")) || data.files[0];
     element.addEventListener("click", (event) => {
-      if (event.target.closest("[data-choose]")) choose();
+      if (event.target.closest("[data-choose]")) choose(false);
+      else if (event.target.closest("[data-camera]")) choose(true);
       else if (event.target.closest("[data-remove]")) trigger("removed", {});
       else if (event.target.closest("[data-example]")) example(event.target.closest("[data-example]").dataset);
     });
@@ -115,11 +117,57 @@ window.kinema = (() => {
       const button = event.target.closest("[data-act]");
       if (!button) return;
       const { act, job, question, yes, no, title } = button.dataset;
+      if (act === "use" || act === "last") showForm();
       if (act === "delete" && (await ask(confirmation, button.textContent)) === null) return;
       if (act !== "rename") return trigger("act", { act, job });
       const newTitle = await ask([question, no], yes, title);
       if (newTitle?.trim()) trigger("act", { act, job, title: newTitle });
     });
+  }
+
+  // Scroll to the form if its top is outside of the window.
+  function showForm() {
+    const form = document.querySelector("#k-form");
+    const { top } = form.getBoundingClientRect();
+    if (top < 0 || top > innerHeight / 2) form.scrollIntoView({ behavior: reducedMotion.matches ? "auto" : "smooth" });
+  }
+
+  // The switch of notices. The browser asks for permission when it is turned on.
+  function notices(element) {
+    const label = element.querySelector("label");
+    const input = label.querySelector("input");
+    label.hidden = !("Notification" in window) || !isSecureContext || /Android/.test(navigator.userAgent); // needs a service worker
+    input.checked = noticesAreOn();
+    input.onchange = async () => {
+      const allowed = input.checked && (await Notification.requestPermission()) === "granted";
+      if (input.checked && !allowed) label.querySelector("span").textContent = label.dataset.blocked;
+      input.checked = allowed;
+      if (allowed) localStorage.setItem("kinema_notices", "on");
+      else localStorage.removeItem("kinema_notices");
+    };
+  }
+  const noticesAreOn = () => localStorage.getItem("kinema_notices") === "on" && window.Notification?.permission === "granted";
+
+  // Notify of each video of the gallery that ends while the page is out of sight.
+  function gallery(element, trigger, watch, confirmation) {
+    const cards = () => [...element.querySelectorAll(".k-card")];
+    const unfinished = () => new Set(cards().filter((card) => !card.dataset.finished).map((card) => card.dataset.id));
+    let waiting = unfinished();
+    function notify(card) {
+      const { state, id } = card.dataset;
+      const notice = new Notification(`${state}: ${card.querySelector("h3").textContent}`, { tag: id });
+      notice.onclick = () => {
+        window.focus();
+        trigger("act", { act: "open", job: id });
+      };
+    }
+    watch("value", () => setTimeout(() => {
+      for (const card of cards()) {
+        if (card.dataset.finished && waiting.has(card.dataset.id) && document.hidden && noticesAreOn()) notify(card);
+      }
+      waiting = unfinished();
+    }));
+    actions(element, trigger, confirmation);
   }
 
   // Show a dialog. Resolves to the typed text ("" for a dialog without a text field), or to null if it is cancelled.
@@ -241,5 +289,5 @@ window.kinema = (() => {
     document.cookie = `kinema_language=${link.dataset.language}; path=${path}; max-age=31536000; samesite=lax`;
   });
 
-  return { image, panel, workers, actions };
+  return { image, panel, workers, gallery, notices };
 })();

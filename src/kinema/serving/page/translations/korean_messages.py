@@ -50,6 +50,9 @@ MESSAGES = {
     "last_image_too_long": "마지막 이미지로 끝나는 영상으로 만들기에는 {frames}프레임이 너무 많습니다. "
     "{model} 모델이 한 번에 만드는 {most}프레임 이하로 줄이세요.",
     "of_last_image": "마지막 이미지: {message}",
+    "seconds_wanted": "길이(초): {value!r} 값은 숫자가 아닙니다. 2처럼 숫자를 입력하세요.",
+    "seconds_out_of_range": "길이(초): {value!r} 값은 범위를 벗어났습니다. 1초에 {rate:g}프레임이면 {least:.2g}초부터 "
+    "{longest:.3g}초({most}프레임)까지 입력할 수 있습니다.",
     "loop_too_short": "1프레임짜리 반복 재생용 영상은 움직이지 않습니다. 2프레임 이상으로 늘리세요.",
     "empty_prompt": "프롬프트가 비어 있습니다. 어떤 이미지를 생성할지 입력하세요.",
     "without_prompt": "{name}: 프롬프트로 이미지를 생성할 때만 쓰이는 설정입니다. 입력한 값({value!r})을 지우거나 "
