@@ -57,6 +57,9 @@ QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private",
 # Options of handlers that read the input image, which may be large: two at once.
 IMAGE_HANDLER = QUIET | {"concurrency_limit": 2, "concurrency_id": "image"}
 
+# Two fields that change together start two previews at once: one at a time, the latest response is the last one.
+PREVIEW_HANDLER = QUIET | {"concurrency_limit": 1, "concurrency_id": "preview"}
+
 
 class StudioPage:
     """The page in one language with its handlers."""
@@ -114,7 +117,7 @@ class StudioPage:
             form.inputs,
             previewed,
             trigger_mode="always_last",
-            **IMAGE_HANDLER,
+            **PREVIEW_HANDLER,
         )
         form.source.input(
             form.source_visibility,
@@ -144,7 +147,7 @@ class StudioPage:
             event(self._with_errors_shown(self._list), listed, listing, **QUIET)
         self._workers_clock.tick(self._with_errors_shown(self._list_workers), None, [self._workers], **QUIET)
         # A finished job changes the time estimate.
-        self._panel.finished(self._with_errors_shown(self._preview), form.inputs, previewed, **IMAGE_HANDLER)
+        self._panel.finished(self._with_errors_shown(self._preview), form.inputs, previewed, **PREVIEW_HANDLER)
         self.blocks.load(self._with_errors_shown(self._load), [*form.inputs, *listed], everything, **IMAGE_HANDLER)
 
     def _with_errors_shown(self, handler: Callable[..., Updates]) -> Callable[..., Updates]:
