@@ -105,6 +105,12 @@ class Settings(BaseSettings):
         default=1,
         description="1, 2 or 4 GPUs that share the work of each video; the last bits of its frames may differ.",
     )
+    watermark: Literal["on", "off"] | None = Field(
+        default=None,
+        description="on, to put an invisible mark into the frames of each video file, by which it can be recognised as "
+        "generated after its metadata are lost; or off: it can't be recognised then; unset: on in a server, off "
+        "elsewhere.",
+    )
     data_dir: Path = Field(
         default=Path("~/.local/share/kinema"), description="a folder for the queue, its images and its videos."
     )

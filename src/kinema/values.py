@@ -462,6 +462,11 @@ class FileEncoding(BaseModel):
         default=False,
         description="Whether the file was encoded from the server's stored mp4, not from the generated frames.",
     )
+    watermark: str | None = Field(
+        default=None,
+        pattern="^[0-9a-f]{8}$",
+        description="The invisible mark of the frames in the file, 32 bits in hexadecimal; None without a mark.",
+    )
 
 
 class Extension(BaseModel):

@@ -41,6 +41,7 @@ from kinema.cli.variation_options import (  # noqa: TC001 - typer reads the anno
     NumVideos,
     OnError,
     Sheet,
+    Watermark,
 )
 from kinema.cli.variations import read_variations
 from kinema.errors import InvalidRequest
@@ -95,6 +96,7 @@ def generate(
     crf: Crf = None,
     boomerang: Boomerang = False,
     credentials: Credentials = None,
+    watermark: Watermark = None,
     sheet: Sheet = None,
     motions: Motions = None,
     contact_sheet: Annotated[
@@ -142,7 +144,10 @@ def generate(
 
     with open_report(json_lines=json, quiet=quiet) as report, ExitStack() as stack:
         downloads = Path(stack.enter_context(TemporaryDirectory(prefix="kinema-")))
-        settings = read_settings(device=device, dtype=dtype, precision=precision, gpus_per_video=gpus, model=model)
+        mark = None if watermark is None else "on" if watermark else "off"
+        settings = read_settings(
+            device=device, dtype=dtype, precision=precision, gpus_per_video=gpus, model=model, watermark=mark
+        )
         check_image_or_prompt(images or None, prompt or None)
         sources = prompt or image_sources([expanded(image) for image in images or []])
         encoding = file_encoding(crf=crf, boomerang=boomerang)
@@ -168,6 +173,7 @@ def generate(
         others = [] if last_image is None else [expanded(last_image)]
         keys = keys_to_sign(settings, requested=credentials)
         tasks = _tasks(inputs, variations, output_path, contact_sheet, save_image, encoding, others, keys, force=force)
+        tasks = [replace(task, watermark=settings.watermark == "on") for task in tasks]
         motion_sheet = MotionSheetFile.planned(sheet, tasks, force=force)
         if last_image is not None:
             tasks = _with_last_image(tasks, expanded(last_image))

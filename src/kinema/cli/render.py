@@ -125,6 +125,7 @@ def render_video(pipeline: VideoPipeline, task: RenderTask, report: Report) -> R
         KinemaError: the generation failed; no video file is left.
     """
     from kinema.engine import generate
+    from kinema.media.encoding_steps import with_mark
     from kinema.media.video_writer import VideoWriter, publish
 
     assert task.image is not None
@@ -132,7 +133,11 @@ def render_video(pipeline: VideoPipeline, task: RenderTask, report: Report) -> R
     began = time.monotonic()
     make_folders([task.output_path, task.contact_sheet_path])
     signer = None if task.keys is None else _signer(task.keys, task.image, task.last_image)
-    with VideoWriter(task.output_path, task.request.frame_rate, encoding=task.encoding, signer=signer) as writer:
+    encoding = task.encoding
+    if task.watermark:
+        last = None if task.last_image is None else task.last_image.sha256
+        encoding = with_mark(encoding, task.request, task.image.sha256, last)
+    with VideoWriter(task.output_path, task.request.frame_rate, encoding=encoding, signer=signer) as writer:
 
         def on_step(step: Step) -> None:
             if step.frames is not None:

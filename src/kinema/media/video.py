@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from kinema.errors import InvalidRequest
-from kinema.media.encoding_steps import file_encoding
+from kinema.media.encoding_steps import file_encoding, with_mark
 from kinema.media.video_writer import Frames, check_frames, encode_video, save_video
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class Video:
         crf: int | None = None,
         boomerang: bool = False,
         credentials: bool = False,
+        watermark: bool = False,
     ) -> Path:
         """Write .mp4, .webm, .gif or .webp by the path's extension, or a PNG folder without one; return the path.
 
@@ -63,6 +64,8 @@ class Video:
             boomerang: Play the frames forward and then backward; first and last are not repeated.
             credentials: Sign the file with content credentials, which say that and how it was generated. Those of a
                 webm are in a file beside it, with the extension .c2pa. The bytes of a signed file differ each time.
+            watermark: Put an invisible mark into the frames of the file, by which it can be recognised as generated
+                (see docs/trust.md).
 
         Raises:
             InvalidRequest: if the format does not have this crf, or can't be signed.
@@ -70,6 +73,9 @@ class Video:
             CredentialsError: if the file can't be signed.
         """
         encoding = file_encoding(crf=crf, boomerang=boomerang)
+        if watermark:
+            recipe = self.recipe
+            encoding = with_mark(encoding, recipe.request, recipe.image_sha256, recipe.last_image_sha256)
         signer = None
         if credentials:
             from kinema.media.credentials.file_signer import FileSigner

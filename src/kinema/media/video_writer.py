@@ -18,6 +18,7 @@ from kinema.errors import InsufficientDisk, InvalidRequest, VideoError
 from kinema.media.encoding_steps import encoder_with
 from kinema.media.video_encoders import MAX_FPS, SUFFIXES, VideoEncoder, check_crf, encoder_for
 from kinema.media.video_reader import Frames, VideoInfo, probe, read_first_frame, read_frames, read_recipe
+from kinema.media.watermark import embed
 from kinema.partial_files import partial_path
 from kinema.values import FileEncoding
 
@@ -49,6 +50,8 @@ __all__ = [
 ]
 
 MIN_FREE_BYTES = 32_000_000
+# Frames that are marked at a time, which limits the memory for copies.
+_MARKED_FRAMES = 8
 
 
 def check_target(path: str | os.PathLike[str], fps: float | None = None, crf: int | None = None) -> Path:
@@ -93,8 +96,8 @@ class VideoWriter:
                 writer.write(frames)
             writer.finish(recipe)
 
-    The stored recipe has the `encoding`, which is the quality and the order of the frames. With a `signer`, the file
-    has content credentials; those of a webm are in a file beside it, with the extension .c2pa.
+    The stored recipe has the `encoding`: the quality, the order of the frames and the mark that is put into them. With
+    a `signer`, the file has content credentials; those of a webm are in a file beside it, with the extension .c2pa.
 
     Raises:
         InvalidRequest: if the format does not support the quality, or can't be signed.
@@ -140,7 +143,8 @@ class VideoWriter:
         self._raise_errors(wait=False)
         frames = _contiguous(frames, self._size)
         self._size = frames.shape[1:3]
-        self._jobs.append(self._pool.submit(_encode, self._encoder, frames.copy(), self._stopped))
+        mark = self.encoding.watermark
+        self._jobs.append(self._pool.submit(_encode, self._encoder, frames.copy(), self._stopped, mark))
 
     def restart(self) -> None:
         """Discard all frames written so far."""
@@ -247,13 +251,15 @@ def encode_video(frames: Frames, suffix: str, fps: float, recipe: Recipe | None 
     return content
 
 
-def _encode(encoder: VideoEncoder, frames: Frames, stopped: Event) -> None:
-    """Encode frames one by one until `stopped` is set."""
+def _encode(encoder: VideoEncoder, frames: Frames, stopped: Event, mark: str | None = None) -> None:
+    """Encode frames one by one, each with the mark if there is one, until `stopped` is set."""
     with _translate_errors():
-        for frame in frames:
-            if stopped.is_set():
-                return
-            encoder.add(frame)
+        for start in range(0, len(frames), _MARKED_FRAMES):
+            batch = frames[start : start + _MARKED_FRAMES]
+            for frame in batch if mark is None else embed(batch, int(mark, 16)):
+                if stopped.is_set():
+                    return
+                encoder.add(frame)
 
 
 @contextlib.contextmanager

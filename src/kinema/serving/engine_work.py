@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, replace
 from io import BytesIO
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 from kinema.errors import InsufficientMemory, KinemaError
 from kinema.jobs.job import DeviceState
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from kinema.engine import Projection
     from kinema.jobs.job import Task, TaskResult
     from kinema.media.image import InputImage
+    from kinema.media.video import Video
     from kinema.models.image_pipeline import ImagePipeline
     from kinema.models.loading import VideoPipeline
     from kinema.settings import Settings
@@ -64,8 +65,23 @@ class TaskImages:
         return cls(_open_image(task), last_image)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class FinishedVideo:
+    """A video whose file gets the invisible mark, or not."""
+
+    video: Video
+    watermark: bool
+
+    def save(self, path: Path) -> Path:
+        """Write an mp4, and return the path."""
+        return self.video.save(path, watermark=self.watermark)
+
+
 class EngineWork:
     """The work of one worker process. Keeps the last used video pipeline and text-to-image pipeline loaded."""
+
+    watermark: ClassVar[Literal["on", "off"]] = "off"
+    """Whether files get the invisible mark if the setting is unset."""
 
     def __init__(self) -> None:
         self._settings = read_settings()
@@ -111,7 +127,8 @@ class EngineWork:
                 denoised = previous if isinstance(previous, Checkpoint) else Checkpoint.load(task.latents)
                 pipeline = self._load_pipeline(task.request.model)
                 images = self._images_of(task)
-                return (yield from to_video(pipeline, images.image, task.request, denoised, images.last_image))
+                video = yield from to_video(pipeline, images.image, task.request, denoised, images.last_image)
+                return FinishedVideo(video, watermark=(self._settings.watermark or self.watermark) == "on")
 
     def preview(self, state: Step | TaskResult) -> bytes | None:
         """Return a JPEG of the estimated clean latents, of the last decoded frame, or of a generated image."""
@@ -216,6 +233,12 @@ class EngineWork:
         )
         self._fit_projection(pipeline)
         drive(generate(pipeline, open_image(Image.new("RGB", (request.width, request.height), "grey")), request))
+
+
+class ServerWork(EngineWork):
+    """The work of a server, which marks its videos unless the setting is off."""
+
+    watermark = "on"
 
 
 def _device_and_gpus(settings: Settings) -> tuple[str, int]:

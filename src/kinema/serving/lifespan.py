@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-WORK = "kinema.serving.engine_work:EngineWork"
+WORK = "kinema.serving.engine_work:ServerWork"
 PROBE_SECONDS = 3.0
 STORE_THREADS = 40
 # A service manager sends SIGKILL after 30 s. Running jobs get the first limit; the second ends the process.
