@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+from image_attacks import many_scans
 from PIL import Image
 from server_process import start, stop, wait_for
 
@@ -64,6 +65,7 @@ def test_form_json_and_url_give_the_same_video_that_depends_on_the_last_image(se
     ("last_image", "fields", "param", "message"),
     [
         (b"hello", {}, "last_image", "last image: "),
+        (many_scans(100, 64, 64), {}, "last_image", "last image: the image data has more than 32 JPEG scans"),
         (None, {"last_image": "http://localhost:1/x.png"}, "last_image", "the server fetches no URLs"),
         (None, {"last_image": "data:image/png;base64,@@"}, "last_image", "not valid base64"),
         (None, {"last_image": "a.png"}, "last_image", "is not an image"),
@@ -134,8 +136,7 @@ from pathlib import Path
 
 with bentoml.SyncHTTPClient("{server.url}") as client:
     for images in ({{"last_image": Path("last.png")}}, {{}}):
-        result = client.generate(image=Path("first.png"), seed=7, num_frames=3, motion_bucket_id=1, **images)
-        print(result)
+        client.generate(image=Path("first.png"), seed=7, seconds=0.5, motion_bucket_id=1, **images)
 """
     completed = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=60, check=False
@@ -145,6 +146,7 @@ with bentoml.SyncHTTPClient("{server.url}") as client:
         newest = client.get("/v1/videos?limit=2").json()["data"]
         expected = send(client, png, last).json()["last_image_sha256"]
     assert [video["last_image_sha256"] for video in newest] == [None, expected]
+    assert {video["parameters"]["num_frames"] for video in newest} == {4}
 
 
 @pytest.mark.slow

@@ -90,6 +90,7 @@ def _fields() -> Mapping[str, Any]:
         str | None,
         Field(None, description="Width x height, such as 1024x576. Unset: follows the image."),
     )
+    fields["seconds"] = (float | None, Field(None, description="Duration of the video; determines num_frames."))
     return fields | {"keep": (bool | None, None), "webhook_url": (str | None, None)}
 
 
