@@ -136,8 +136,31 @@ def test_download_is_signed_and_the_stored_file_is_not(server, client, png, tmp_
     assert stored.read_bytes() == before
     (tmp_path / "signed.mp4").write_bytes(bodies[0])
     assert np.array_equal(read_frames(tmp_path / "signed.mp4")[0], read_frames(stored)[0])
+    found = client.post("/v1/verify", files={"file": bodies[0]}).json()
+    assert (found["verdict"], found["job"], found["job_exists"]) == ("authentic", video, True)
     client.delete(f"/v1/videos/{video}")
     assert not stored.parent.exists()
+    assert client.post("/v1/verify", files={"file": bodies[0]}).json()["job_exists"] is False
+    changed = bytearray(bodies[0])
+    changed[-9] ^= 1
+    found = client.post("/v1/verify", files={"file": bytes(changed)}).json()
+    assert (found["verdict"], found["job"]) == ("tampered", None)
+
+
+def test_files_that_cannot_be_verified_are_rejected(client, png):
+    for files, param in (({"file": b"no video"}, "file"), ({"image": png}, "image"), ({"sidecar": png}, "file")):
+        error = client.post("/v1/verify", files=files).json()["error"]
+        assert (error["code"], error["param"]) == ("invalid_request", param)
+        assert "kinema-verify" not in error["message"]
+    assert client.post("/v1/verify", json={"file": "a"}).status_code == 415
+    assert client.post("/v1/verify", files={"file": png}).json()["verdict"] == "unknown"
+
+
+def test_page_for_verification_is_in_both_languages(client):
+    for language, word in (("en", "Verify a video"), ("ko", "영상 확인")):
+        page = client.get("/studio/verify", headers={"Accept-Language": language})
+        assert (page.status_code, f"<h1>{word}</h1>" in page.text) == (200, True)
+        assert "default-src 'self'" in page.headers["content-security-policy"]
 
 
 def test_aliases_set_parameters(client):

@@ -15,7 +15,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from pydantic import ValidationError
 
-from kinema.cli import batch_command, bench_command, doctor, extend, generate, inspect, model_commands, remake, serve
+from kinema.cli import (
+    batch_command,
+    bench_command,
+    doctor,
+    extend,
+    generate,
+    inspect,
+    model_commands,
+    remake,
+    serve,
+    verify,
+)
 from kinema.cli.exit_codes import EPILOG, INTERNAL_ERROR, STDOUT_CLOSED, Interrupted, exit_code_for, raise_on_signals
 from kinema.cli.options import Command, CommandGroup
 from kinema.cli.report import print_line
@@ -40,6 +51,7 @@ app.command(name="extend", cls=Command, no_args_is_help=True, epilog=EPILOG)(ext
 app.command(name="batch", cls=Command, no_args_is_help=True, epilog=EPILOG)(batch_command.batch)
 app.command(name="inspect", cls=Command, no_args_is_help=True)(inspect.inspect)
 app.command(name="remake", cls=Command, no_args_is_help=True, epilog=EPILOG)(remake.remake)
+app.command(name="verify", cls=Command, no_args_is_help=True)(verify.verify)
 app.add_typer(model_commands.app, name="models")
 app.command(name="serve", cls=Command)(serve.serve)
 app.command(name="bench", cls=Command, epilog=EPILOG)(bench_command.bench)

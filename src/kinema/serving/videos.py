@@ -43,6 +43,7 @@ from kinema.serving.submission import (
     submit,
 )
 from kinema.serving.trace_parent import trace_parent
+from kinema.serving.verify_api import add_verify_route
 from kinema.serving.video_variants import MAX_CRF, STORED_CRF, Variant, VideoVariants, requested_encoding
 from kinema.serving.webhook_urls import check_webhook_url
 from kinema.values import FileEncoding
@@ -93,6 +94,7 @@ def make_app() -> FastAPI:
     _add_update_routes(app)
     add_file_routes(app)
     add_batch_routes(app)
+    add_verify_route(app)
     _add_metrics(app)
     _add_ca_certificate(app)
     return app

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from kinema.media.credentials.c2pa_library import c2pa_library, context, media_type
 from kinema.media.credentials.file_signer import GENERATED, RECIPE
@@ -42,7 +42,7 @@ class CredentialCheck(BaseModel):
         generated: Whether they claim that a trained model made the file.
         title: The name that the file had.
         ingredients: Its inputs.
-        recipe: Kinema's recipe in the claim.
+        recipe: Kinema's recipe in the claim; not in the JSON of this, which others complete.
         problems: Codes of C2PA for what is wrong.
     """
 
@@ -55,15 +55,15 @@ class CredentialCheck(BaseModel):
     generated: bool = False
     title: str | None = None
     ingredients: tuple[Ingredient, ...] = ()
-    recipe: dict[str, Any] | None = None
+    recipe: dict[str, Any] | None = Field(default=None, exclude=True)
     problems: tuple[str, ...] = ()
 
 
-def check_credentials(content: bytes, sidecar: bytes | None = None, anchors: str = "") -> CredentialCheck:
+def check_credentials(content: bytes | BinaryIO, sidecar: bytes | None = None, anchors: str = "") -> CredentialCheck:
     """Check the credentials in a file, or those in a `.c2pa` file beside it.
 
     Args:
-        content: The file.
+        content: The file, which is read in pieces if it is open.
         sidecar: The `.c2pa` file, which is used if the file itself contains no credentials.
         anchors: Trusted certificates as PEM.
 
@@ -71,12 +71,15 @@ def check_credentials(content: bytes, sidecar: bytes | None = None, anchors: str
         CredentialsError: c2pa-python is not installed.
     """
     c2pa = c2pa_library()
-    kind = media_type(content[:16])
+    file = io.BytesIO(content) if isinstance(content, bytes) else content
+    kind = media_type(file.read(16))
+    file.seek(0)
     settings = context(anchors)
     try:
-        reader = None if kind is None else c2pa.Reader.try_create(kind, io.BytesIO(content), context=settings)
+        reader = None if kind is None else c2pa.Reader.try_create(kind, file, context=settings)
         if reader is None and sidecar is not None:
-            reader = c2pa.Reader(kind or "video/webm", io.BytesIO(content), manifest_data=sidecar, context=settings)
+            file.seek(0)
+            reader = c2pa.Reader(kind or "video/webm", file, manifest_data=sidecar, context=settings)
     except c2pa.C2paError as error:
         return _unreadable(str(error))
     if reader is None:

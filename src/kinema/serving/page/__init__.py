@@ -64,13 +64,15 @@ def mount(
     from kinema.serving.image_service import ImageService
     from kinema.serving.page.blocks import StudioPage
     from kinema.serving.page.csp import PageMiddleware
-    from kinema.serving.page.page_routes import Drafts, routes
+    from kinema.serving.page.page_routes import Drafts, language_of, routes
     from kinema.serving.page.theme import THEME
     from kinema.serving.page.translations.languages import LANGUAGES
+    from kinema.serving.page.verify_page import verify_routes
 
     drafts = Drafts(settings.data_dir, settings.min_free_gb, images or ImageService(), queue.find_image)
     bodies = bodies or BodyQuota(settings.max_body_mb, settings.min_free_gb)
     app.include_router(routes(queue, drafts, bodies, stopping, signed))
+    app.include_router(verify_routes(language_of))
     app.mount(f"{PATH}/static", StaticFiles(directory=Path(__file__).with_name("static")))
     for language, labels in LANGUAGES.items():
         page = StudioPage(queue, settings, drafts, labels)

@@ -42,7 +42,7 @@ def icon(name: str) -> str:
 
 
 def header(labels: Labels, others: Iterable[Labels]) -> str:
-    """Return the page header with links to the API and the other languages."""
+    """Return the page header with links to the detector, the API and the other languages."""
     switches = "".join(
         f'<a class="k-language" href="../{other.language}/" lang="{other.language}" hreflang="{other.language}" '
         f'data-language="{other.language}">{other.name}</a>'
@@ -51,7 +51,8 @@ def header(labels: Labels, others: Iterable[Labels]) -> str:
     return (
         '<div class="k-header"><div><h1>Kinema</h1>'
         f"<p>{escape(labels.tagline)}</p></div>"
-        f'<nav aria-label="{labels.switch}"><a href="../../">{labels.api}</a>{switches}</nav></div>'
+        f'<nav aria-label="{labels.switch}"><a href="../verify">{labels.verify}</a>'
+        f'<a href="../../">{labels.api}</a>{switches}</nav></div>'
     )
 
 

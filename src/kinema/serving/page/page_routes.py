@@ -173,7 +173,7 @@ def routes(
         """Redirect to the page in the chosen language, else in the browser's."""
         query = f"?{request.url.query}" if request.url.query else ""
         name = request.url.path.rstrip("/").rsplit("/", 1)[-1]
-        return RedirectResponse(f"{'' if request.url.path.endswith('/') else name + '/'}{_language(request)}/{query}")
+        return RedirectResponse(f"{'' if request.url.path.endswith('/') else name + '/'}{language_of(request)}/{query}")
 
     return router
 
@@ -279,7 +279,7 @@ def _error(status: int, code: str, message: str, language: str) -> JSONResponse:
     return JSONResponse(error_body(status, code, message), status, headers={"Content-Language": language})
 
 
-def _language(request: Request) -> str:
+def language_of(request: Request) -> str:
     """Return the language of the cookie, else the browser's first supported one, else English."""
     chosen = request.cookies.get(COOKIE, "")
     if chosen in LANGUAGES:

@@ -141,6 +141,7 @@ ENGLISH = Labels(
     seed="seed {}",
     untitled="Untitled video",
     api="API",
+    verify="Verify",
     switch="Language",
     second="{} s",
     minute="{} min",

@@ -116,6 +116,7 @@ KOREAN = Labels(
     seed="시드 {}",
     untitled="제목 없는 영상",
     api="API",
+    verify="영상 확인",
     switch="언어",
     second="{}초",
     minute="{}분",

@@ -124,6 +124,7 @@ class Labels:
     seed: str
     untitled: str
     api: str
+    verify: str
     switch: str
     second: str
     minute: str
