@@ -6,21 +6,29 @@ import zlib
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from kinema.cli import main
 from kinema.media.video import Video
-from kinema.media.video_writer import encode_video
+from kinema.media.video_writer import encode_video, read_frames, save_video
 from kinema.values import ModelIdentity, Recipe, VideoRequest
 
 FRAMES = np.random.default_rng(0).integers(0, 255, (3, 64, 96, 3), np.uint8)
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path, recipe, monkeypatch):
     """A folder with its own data folder and one signed video of each format."""
     monkeypatch.setenv("KINEMA_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.chdir(tmp_path)
-    recipe = Recipe(
+    for suffix in (".mp4", ".webp", ".gif", ".webm"):
+        Video(FRAMES, 7, recipe).save(f"a{suffix}", credentials=True)
+    return tmp_path
+
+
+@pytest.fixture
+def recipe():
+    return Recipe(
         kinema="1",
         request=VideoRequest(model="pocket", seed=3),
         model=ModelIdentity(name="pocket", revision=None, weights_sha256="1" * 64),
@@ -31,9 +39,6 @@ def folder(tmp_path, monkeypatch):
         decode_chunk_size=7,
         versions={},
     )
-    for suffix in (".mp4", ".webp", ".gif", ".webm"):
-        Video(FRAMES, 7, recipe).save(f"a{suffix}", credentials=True)
-    return tmp_path
 
 
 def lines_of(capsys):
@@ -72,6 +77,21 @@ def test_changed_unsigned_and_unreadable_files_have_their_own_exit_codes(folder,
     assert "text.mp4 can't be read as a video" in output.err
     assert "absent.mp4 can't be read (No such file or directory)" in output.err
     assert ". is a folder; verify a file" in output.err
+
+
+def test_mark_is_found_and_compared_with_the_recipe(folder, recipe, capsys):
+    small = np.random.default_rng(1).integers(60, 200, (10, 18, 3), np.uint8)
+    frame = np.asarray(Image.fromarray(small).resize((288, 160), Image.Resampling.BICUBIC))
+    video = Video(np.repeat(frame[None], 14, 0), 7, recipe)
+    video.save("marked.mp4", watermark=True)
+    assert main(["verify", "marked.mp4", "--json"]) == 9
+    [found] = lines_of(capsys)
+    assert found["verdict"] == "likely"
+    assert (found["mark"]["matches_recipe"], found["mark"]["confidence"] > 0.999999) == (True, True)
+    other = recipe.model_copy(update={"image_sha256": "d" * 64, "encoding": recipe.encoding})
+    save_video(read_frames("marked.mp4")[0], "other.mp4", 7, other)
+    assert main(["verify", "other.mp4"]) == 9
+    assert f"{found['mark']['payload']}, NOT that of its recipe" in capsys.readouterr().out
 
 
 def test_signature_of_another_machine_is_trusted_with_its_certificate(folder, capsys, monkeypatch):

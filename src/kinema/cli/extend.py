@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kinema.cli.credentials_option import keys_to_sign, sidecars
 from kinema.cli.options import (
     MODEL_PANEL,
     OUTPUT_PANEL,
@@ -127,9 +128,11 @@ def _task(
     """Return the task, with its output path checked."""
     from kinema.cli.output_paths import check_conflicts, video_paths
     from kinema.cli.render_task import RenderTask
+    from kinema.settings import read_settings
 
     video = Path(file)
     stems = [f"{video.stem}-extended"]
     [path] = video_paths(output, stems, [request], extension=video.suffix, crf=encoding.crf)
-    check_conflicts([path], [file, image] if image else [file], force=force)
-    return RenderTask(file, opened, request, path, encoding=encoding, source_video=source)
+    keys = keys_to_sign(read_settings(), requested=None)
+    check_conflicts([path, *sidecars([path], keys)], [file, image] if image else [file], force=force)
+    return RenderTask(file, opened, request, path, encoding=encoding, keys=keys, source_video=source)

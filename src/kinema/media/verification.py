@@ -12,8 +12,7 @@ from kinema.errors import RecipeError, VideoError
 from kinema.media.credentials.credential_check import CredentialCheck, check_credentials
 from kinema.media.video_reader import each_frame, file_kind, probe_size, read_recipe
 from kinema.media.video_writer import sidecar_path
-from kinema.media.watermark.mark_detection import detect
-from kinema.media.watermark.mark_payload import payload_of
+from kinema.media.watermark import detect, payload_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,7 +91,7 @@ def verify_file(path: Path, sidecar: Path | None = None, anchors: str = "") -> V
         else FoundMark(
             payload=f"{mark.payload:08x}",
             confidence=mark.confidence,
-            matches_recipe=None if recipe is None else _payload(recipe) == mark.payload,
+            matches_recipe=None if recipe is None else _payload(recipe) == f"{mark.payload:08x}",
         ),
         frames_read=frames.count,
         recipe=credentials.recipe if is_signed else None if recipe is None else recipe.model_dump(mode="json"),
@@ -139,8 +138,10 @@ def _recipe(path: Path) -> Recipe | None:
         return None
 
 
-def _payload(recipe: Recipe) -> int:
-    return payload_of(recipe.request, recipe.image_sha256, recipe.last_image_sha256)
+def _payload(recipe: Recipe) -> str:
+    """Return the payload that a recipe names, else the one that its video would get."""
+    payload = payload_of(recipe.request, recipe.image_sha256, recipe.last_image_sha256)
+    return recipe.encoding.watermark or f"{payload:08x}"
 
 
 class _Frames:
