@@ -12,6 +12,7 @@ from batch_inputs import write_image
 from fake_hub import FakeHub
 from PIL import Image
 
+from kinema.media.credentials.credential_check import check_credentials
 from kinema.media.video_reader import read_recipe
 
 
@@ -29,6 +30,17 @@ def table():
     """Return the rows of summary.csv."""
     with Path("videos/summary.csv").open() as file:
         return list(csv.DictReader(file))
+
+
+@pytest.mark.slow
+def test_videos_are_signed_if_credentials_are_on(batch, folder, monkeypatch):
+    monkeypatch.setenv("KINEMA_CREDENTIALS", "on")
+    monkeypatch.setenv("KINEMA_DATA_DIR", str(folder / "data"))
+    write_image(folder / "photos" / "a.png", 3)
+    assert batch("photos").code == 0
+    authority = (folder / "data" / "credentials" / "ca.pem").read_text()
+    check = check_credentials((folder / "videos" / "a.mp4").read_bytes(), None, authority)
+    assert (check.state, len(check.ingredients)) == ("trusted", 1)
 
 
 @pytest.mark.usefixtures("photos")

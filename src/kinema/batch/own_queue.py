@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from kinema.batch.batch_jobs import FinishedJob
 from kinema.errors import InvalidRequest, JobNotFound
+from kinema.media.credentials.signing_keys import signing_keys
 from kinema.media.video_writer import write_error
 from kinema.models.catalog import for_image_model, frames_at_once, request_for
 from kinema.models.resolve import pull, resolve
@@ -54,6 +55,7 @@ class OwnQueue:
         self._progress = progress
         self._models: set[str] = set()  # of all requests
         self._model = default_model(settings)
+        self._keys = signing_keys(settings) if settings.credentials == "on" else None
         self._settings = settings.model_copy(
             update={
                 "model": self._model,
@@ -185,9 +187,16 @@ class OwnQueue:
         return [problem for problem in self._reported if problem not in before]
 
     def save(self, job_id: str, path: Path) -> None:
-        """Copy a completed job's video to a new file."""
+        """Copy a completed job's video to a new file; sign the copy with KINEMA_CREDENTIALS=on."""
+        video = self._queue.result(job_id)
         try:
-            shutil.copyfile(self._queue.result(job_id), path)
+            if self._keys is None:
+                shutil.copyfile(video, path)
+            else:
+                from kinema.serving.signed_videos import sign_video
+
+                image = self._queue.image(job_id)
+                path.write_bytes(sign_video(self._keys, video, [] if image is None else [image], f"{job_id}.mp4"))
         except OSError as error:
             raise write_error(path, error) from None
 
