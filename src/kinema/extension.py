@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from kinema.media.image import ImageSource, InputImage
     from kinema.media.video import Video
     from kinema.models.loading import VideoPipeline
-    from kinema.values import Engine, Precision
+    from kinema.values import Engine, Precision, Recipe
 
 
 FROM_FIRST_FRAME = "without the image, the new frames are made from the first frame of the video, which is less sharp"
@@ -91,7 +91,14 @@ def extended_request(source: SourceVideo, *, seconds: object = None, num_frames:
     Raises:
         InvalidRequest: seconds and num_frames are both set or both missing, or the video would be too long.
     """
-    request = source.recipe.request
+    return extended_recipe_request(source.recipe, source.label, seconds=seconds, num_frames=num_frames)
+
+
+def extended_recipe_request(
+    recipe: Recipe, label: str, *, seconds: object = None, num_frames: int | None = None
+) -> VideoRequest:
+    """Do the same for a video that is not read yet, by its recipe and its name in messages."""
+    request = recipe.request
     if (seconds is None) == (num_frames is None):
         state = "both set; remove one" if seconds is not None else "both missing; pass one, such as seconds 2"
         raise InvalidRequest(f"seconds and num_frames are {state}", "seconds")
@@ -102,11 +109,11 @@ def extended_request(source: SourceVideo, *, seconds: object = None, num_frames:
         name = "num_frames" if seconds is None else "seconds"
         remedy = f"use at most {most} ({most / request.frame_rate:.3g} seconds)" if most else "it can't be extended"
         raise InvalidRequest(
-            f"{source.label} has {request.num_frames} frames and can't have {added} more, as {MAX_FRAMES} is the "
+            f"{label} has {request.num_frames} frames and can't have {added} more, as {MAX_FRAMES} is the "
             f"maximum; {remedy}",
             name,
         )
-    chunk = request.decode_chunk_size or source.recipe.decode_chunk_size
+    chunk = request.decode_chunk_size or recipe.decode_chunk_size
     return request.changed(num_frames=request.num_frames + added, decode_chunk_size=chunk)
 
 

@@ -13,7 +13,7 @@ from kinema.settings import Settings
 
 # The columns and indexes that later formats added to format 2.
 ADDED_COLUMNS = {
-    "kinema_jobs": ["owner", "turn", "work", "traceparent", "last_image"],
+    "kinema_jobs": ["owner", "turn", "work", "traceparent", "last_image", "extend"],
     "kinema_database": ["oldest_reader"],
     "kinema_deletions": ["last_image"],
 }

@@ -8,6 +8,7 @@ import psutil
 import pytest
 from PIL import Image
 
+import kinema
 from kinema.engine import Checkpoint, Projection, generate, to_latents, to_video
 from kinema.errors import ModelError
 from kinema.jobs import Queue
@@ -69,6 +70,20 @@ def test_task_parts_write_same_file_as_one_run(work, tiny_svd, png, tmp_path):
     assert all(Image.open(io.BytesIO(data)).format == "JPEG" for data in previews)
     whole = drive(generate(loading.load(tiny_svd, device="cpu", dtype="float32"), open_image(png), request))
     assert video.save(tmp_path / "one.mp4").read_bytes() == whole.save(tmp_path / "other.mp4").read_bytes()
+
+
+def test_task_with_a_video_to_extend_makes_what_the_library_makes(work, tiny_svd, png, tmp_path):
+    pipeline = loading.load(tiny_svd, device="cpu", dtype="float32")
+    short = drive(generate(pipeline, open_image(png), request_for(model=str(tiny_svd), **SMALL)))
+    short.save(tmp_path / "short.mp4")
+    whole = kinema.extend(tmp_path / "short.mp4", num_frames=3, image=png, model=pipeline)
+    (tmp_path / "image").write_bytes(png)
+    files = {"image": tmp_path / "image", "source_video": tmp_path / "short.mp4"}
+    request = whole.recipe.request.changed(model=str(tiny_svd))  # a recipe has only the folder's name
+    denoised = drive(work(Task("j", "latents", request, **files), None))
+    finished = drive(work(Task("j", "video", request, latents=tmp_path / "latents", **files), denoised))
+    assert np.array_equal(finished.video.frames, whole.frames)
+    assert finished.video.recipe == whole.recipe
 
 
 def test_prepared_image_and_latents_in_memory_give_same_video(work, tiny_svd, png, tmp_path):

@@ -232,6 +232,8 @@ class Attempt:
         """Return the tasks for this part and, without waiting for its file, those after it."""
         parts = PARTS[PARTS.index(part) :] if part != "image" else (part,)  # a generated image is stored in between
         image, last_image, latents = self.job.image, self.job.last_image, self._folder / PART_FILES["latents"]
+        second = None if last_image is None else self._files.image(last_image)
+        is_extension = self.job.extend is not None
         return tuple(
             Task(
                 job=self.job.id,
@@ -239,7 +241,8 @@ class Attempt:
                 request=self.job.request,
                 image=None if name == "image" or image is None else self._files.image(image),
                 latents=latents if name == "video" else None,
-                last_image=None if name == "image" or last_image is None else self._files.image(last_image),
+                last_image=None if name == "image" or is_extension else second,
+                source_video=second if is_extension else None,
             )
             for name in parts
         )

@@ -41,7 +41,7 @@ class JobSize:
     @classmethod
     def of(cls, job: Job) -> JobSize:
         """Return the size of a job."""
-        return cls(job.request, job.work, job.last_image is not None)
+        return cls(job.request, job.work, job.last_image is not None and job.extend is None)
 
     @property
     def stages(self) -> tuple[str, ...]:

@@ -29,7 +29,8 @@ JOBS = sa.Table(
     sa.Column("request", sa.Text, nullable=False),
     sa.Column("title", sa.Text),
     sa.Column("image", sa.Text, index=True),
-    sa.Column("last_image", sa.Text, index=True),
+    sa.Column("last_image", sa.Text, index=True),  # or the file of the video to extend
+    sa.Column("extend", sa.Text),  # the id of the job that this one extends
     sa.Column("idempotency_key", sa.Text, unique=True),
     sa.Column("fingerprint", sa.Text),
     sa.Column("stage", sa.Text),
@@ -136,6 +137,7 @@ def job_from_row(row: sa.RowMapping, position: int | None = None) -> Job:
         title=row["title"],
         image=row["image"],
         last_image=row["last_image"],
+        extend=row["extend"],
         work=row["work"],
         priority=row["priority"],
         created_at=row["created_at"],

@@ -78,6 +78,7 @@ def _add_owners_and_traces(operations: Operations) -> None:
 def _add_last_images(operations: Operations) -> None:
     for table in (JOBS, DELETIONS):
         operations.add_column(table.name, sa.Column("last_image", sa.Text))
+    operations.add_column(JOBS.name, sa.Column("extend", sa.Text))
     operations.create_index("ix_kinema_jobs_last_image", JOBS.name, ["last_image"])
 
 

@@ -262,6 +262,7 @@ class Queue:
         *,
         image: bytes | None = None,
         last_image: bytes | None = None,
+        extend: str | None = None,
         work: float | None = None,
         title: str | None = None,
         priority: int = 0,
@@ -278,7 +279,8 @@ class Queue:
         Args:
             request: The parameters of the video. It has a prompt if and only if `image` is None.
             image: The bytes of a valid image file.
-            last_image: The same of an image at which the video ends.
+            last_image: The same of an image at which the video ends; with `extend`, of the video to extend.
+            extend: The id of the job that this one extends.
             work: Work of the video model, in millions of pixels × predicted frames × steps; None: `request.work`.
             title: Display name; None uses the prompt.
             priority: -1000 to 1000. Each step counts as one minute of waiting.
@@ -315,6 +317,7 @@ class Queue:
             "priority": priority,
             "pinned": pinned,
             "created_at": time.time(),
+            "extend": extend,
             "work": request.work if work is None else work,
         }
         columns = {
@@ -341,8 +344,8 @@ class Queue:
             assert idempotency_key is not None, "KeyTaken needs a key"
             self._files.delete_inputs(values["id"])
             return self._find_by_key(idempotency_key, fingerprint_or_default) or self.submit(
-                request, image=image, last_image=last_image, work=work, title=title, priority=priority, pinned=pinned,
-                idempotency_key=idempotency_key, fingerprint=fingerprint, owner=owner, limits=limits,
+                request, image=image, last_image=last_image, extend=extend, work=work, title=title, priority=priority,
+                pinned=pinned, idempotency_key=idempotency_key, fingerprint=fingerprint, owner=owner, limits=limits,
                 traceparent=traceparent, webhook_url=webhook_url,
             )  # fmt: skip
         self._wake_scheduler()

@@ -34,8 +34,7 @@ class SourceVideo:
     @property
     def lengths(self) -> tuple[int, ...]:
         """The number of frames that the model made before each earlier extension, and of all."""
-        earlier = self.recipe.extension.lengths if self.recipe.extension else ()
-        return (*earlier, self.recipe.request.num_frames)
+        return lengths_of(self.recipe)
 
     @property
     def own_frames(self) -> Frames:
@@ -46,6 +45,11 @@ class SourceVideo:
     def extension(self) -> Extension:
         """What the recipe of the extended video says about this one."""
         return Extension(frames_sha256=self.sha256, lengths=self.lengths)
+
+
+def lengths_of(recipe: Recipe) -> tuple[int, ...]:
+    """Return the number of frames that the model made before each extension of a video, and of all."""
+    return (*(recipe.extension.lengths if recipe.extension else ()), recipe.request.num_frames)
 
 
 def open_source_video(video: Video | str | os.PathLike[str]) -> SourceVideo:
@@ -60,13 +64,13 @@ def open_source_video(video: Video | str | os.PathLike[str]) -> SourceVideo:
         return _checked(video.frames, video.recipe, "the video")
     path = Path(video).expanduser()
     recipe = read_recipe(path)
-    _check_kind(recipe, str(path))
+    check_extendable(recipe, str(path))
     frames, _ = read_frames(path)
     return _checked(frames, recipe, str(path))
 
 
 def _checked(frames: Frames, recipe: Recipe, label: str) -> SourceVideo:
-    _check_kind(recipe, label)
+    check_extendable(recipe, label)
     count, height, width, _ = frames.shape
     if count != (expected := recipe.request.num_frames):
         raise RecipeError(
@@ -77,7 +81,7 @@ def _checked(frames: Frames, recipe: Recipe, label: str) -> SourceVideo:
     return SourceVideo(frames, recipe, label, digest.hexdigest())
 
 
-def _check_kind(recipe: Recipe, label: str) -> None:
+def check_extendable(recipe: Recipe, label: str) -> None:
     """Check that a video has an end from which it can go on.
 
     Raises:

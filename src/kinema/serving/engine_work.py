@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 from kinema.errors import InsufficientMemory, KinemaError
 from kinema.jobs.job import DeviceState
 from kinema.media.image import fit_image, open_image
+from kinema.media.source_video import open_source_video
 from kinema.settings import read_settings
 from kinema.steps import Step, drive
 from kinema.values import ImageGeneration
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from kinema.engine import Projection
     from kinema.jobs.job import Task, TaskResult
     from kinema.media.image import InputImage
+    from kinema.media.source_video import SourceVideo
     from kinema.media.video import Video
     from kinema.models.image_pipeline import ImagePipeline
     from kinema.models.loading import VideoPipeline
@@ -53,16 +55,18 @@ class GeneratedImage:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TaskImages:
-    """The image of a task, and the one at which its video ends, if there is one."""
+    """The image of a task, and the one at which its video ends or the video that it extends, if there is one."""
 
     image: InputImage
     last_image: InputImage | None
+    source_video: SourceVideo | None = None
 
     @classmethod
     def opened(cls, task: Task) -> TaskImages:
         """Open the images of a task."""
         last_image = None if task.last_image is None else replace(open_image(task.last_image), name=None)
-        return cls(_open_image(task), last_image)
+        source = None if task.source_video is None else open_source_video(task.source_video)
+        return cls(_open_image(task), last_image, source)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,6 +115,7 @@ class EngineWork:
     def __call__(self, task: Task, previous: TaskResult | None) -> Generator[Event, None, TaskResult]:
         """Run one part of a job."""
         from kinema.engine import Checkpoint, generate_image, to_latents, to_video
+        from kinema.extension import check_model
 
         match task.part:
             case "image":
@@ -121,13 +126,17 @@ class EngineWork:
                 pipeline = self._load_pipeline(task.request.model)
                 self._fit_projection(pipeline)
                 images = self._images_of(task)
-                return (yield from to_latents(pipeline, images.image, task.request, images.last_image))
+                inputs = images.last_image, images.source_video
+                if images.source_video is not None:
+                    check_model(images.source_video, pipeline)
+                return (yield from to_latents(pipeline, images.image, task.request, *inputs))
             case "video":
                 assert task.latents is not None, "denoised before"
                 denoised = previous if isinstance(previous, Checkpoint) else Checkpoint.load(task.latents)
                 pipeline = self._load_pipeline(task.request.model)
                 images = self._images_of(task)
-                video = yield from to_video(pipeline, images.image, task.request, denoised, images.last_image)
+                inputs = images.last_image, images.source_video
+                video = yield from to_video(pipeline, images.image, task.request, denoised, *inputs)
                 return FinishedVideo(video, watermark=(self._settings.watermark or self.watermark) == "on")
 
     def preview(self, state: Step | TaskResult) -> bytes | None:

@@ -59,6 +59,11 @@ def _other_fields() -> dict[str, Any]:
             "description": "Width x height, such as 1024x576. Unset: follows the image.",
         },
         "seconds": {"type": "string", "description": "Duration of the video; determines num_frames.", "example": "2"},
+        "extend": {
+            "type": "string",
+            "description": "Id of a completed video to go on from, in place of an image and a prompt; seconds or "
+            "num_frames is what is added.",
+        },
         "motion_scale": {"type": "number", "minimum": 0, "maximum": 1, "description": "motion_bucket_id / 255."},
         "video_length": {"type": "string", "enum": ["14_frames_with_svd", "25_frames_with_svd_xt"]},
         "title": {"type": "string", "description": "Title of the video; default: the prompt."},

@@ -60,10 +60,16 @@ class Submission:
     fingerprint: str
     """SHA-256 of the fields and the images as sent, before defaults are filled in."""
     last_image: bytes | None = None
+    """The image at which the video ends; for one that is extended, the file of the video before."""
+    extend: str | None = None
+    """The id of the video that is extended."""
+    extension_work: float | None = None
 
     @property
     def work(self) -> float:
         """Work of the video model; see `kinema.models.windows.video_work`."""
+        if self.extension_work is not None:
+            return self.extension_work
         at_once = frames_at_once(self.request.model)
         return video_work(self.request, at_once, has_last_image=self.last_image is not None)
 
@@ -133,7 +139,7 @@ def _check(
     if not has_image and title is None:
         raise InvalidRequest(Message("nothing_given", "an image or a prompt is required; send one of them"), "prompt")
     parameters = to_parameters(given, lambda: default_model(settings))
-    _check_offered(settings, "model", str(parameters["model"]))
+    check_offered(settings, "model", str(parameters["model"]))
     try:
         request = request_for(**parameters)
         if has_last_image:
@@ -143,7 +149,7 @@ def _check(
         raise
     if request.prompt is not None:
         image_model = request.image_model or default_image_model(settings, request.width, request.height)
-        _check_offered(settings, "image_model", image_model)
+        check_offered(settings, "image_model", image_model)
         request = for_image_model(request, image_model)
     _check_cost(settings, request, has_last_image=has_last_image)
     return request, title, parameters
@@ -172,6 +178,7 @@ def submit(
         submission.request,
         image=submission.image,
         last_image=submission.last_image,
+        extend=submission.extend,
         work=submission.work,
         title=submission.title if title is None else title,
         priority=priority,
@@ -234,10 +241,13 @@ def default_image_model(settings: Settings, width: int, height: int) -> str:
     return _call_in_subprocess(_default_image_model, settings, (width, height))
 
 
-def _check_offered(settings: Settings, param: str, name: str) -> None:
+def check_offered(settings: Settings, param: str, name: str) -> None:
     """Reject models that are neither in the catalog nor in the settings.
 
     A client must not choose a folder to read or a repository to download.
+
+    Raises:
+        InvalidRequest: it is not offered.
     """
     offered = offered_models(settings) if param == "model" else offered_image_models(settings)
     if name not in offered:
@@ -259,6 +269,22 @@ def _check_cost(settings: Settings, request: VideoRequest, *, has_last_image: bo
     if work > settings.max_work:
         frames = predicted_frames(request, at_once, has_last_image=has_last_image)
         raise InvalidRequest(_too_much_work(request, frames, work, settings.max_work), "num_frames")
+    _check_key_work(settings, work)
+
+
+def check_work(settings: Settings, request: VideoRequest, work: float) -> None:
+    """Check the work of a video that is extended.
+
+    Raises:
+        InvalidRequest: it is more than a request or an API key may have.
+    """
+    if work > settings.max_work:
+        frames = round(work * 1_000_000 / (request.width * request.height * request.num_inference_steps))
+        raise InvalidRequest(_too_much_work(request, frames, work, settings.max_work), "num_frames")
+    _check_key_work(settings, work)
+
+
+def _check_key_work(settings: Settings, work: float) -> None:
     if settings.key_work is not None and work > settings.key_work:
         raise InvalidRequest(
             Message(

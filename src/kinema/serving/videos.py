@@ -25,6 +25,7 @@ from kinema.serving.bounded_pool import client_gone
 from kinema.serving.connections import interim_sender
 from kinema.serving.decode_process import ClientGone
 from kinema.serving.events import Events
+from kinema.serving.extension_submission import FIELD, prepare_extension
 from kinema.serving.fields import is_set
 from kinema.serving.files_api import add_file_routes
 from kinema.serving.lifespan import ServerState, server_state
@@ -130,6 +131,22 @@ def answer_to(error: KinemaError) -> JSONResponse:
     return JSONResponse(body, status, headers=headers)
 
 
+def _prepared(state: ServerState, fields: ParsedRequest, gone: Callable[[], bool]) -> Submission:
+    """Return the submission of a request, of which images are fetched until `gone()` is true.
+
+    Raises:
+        KinemaError: the request is rejected.
+    """
+    if is_set(fields.fields.get(FIELD)):
+        return prepare_extension(state.queue, state.settings, fields.fields, has_image=fields.has_image)
+    try:
+        image, last_image = fetch_images(state.settings, fields, gone)
+        return prepare(state.settings, fields.fields, image, lambda data: state.images.inspect(data, gone), last_image)
+    except InvalidImage as error:
+        error.param = error.param or fields.image_field
+        raise
+
+
 async def accept(
     state: ServerState, request: Request, body: Body, key: str | None, *, waits: bool = False, image_only: bool = False
 ) -> tuple[Job, Submission, ParsedRequest]:
@@ -151,14 +168,7 @@ async def accept(
             raise InvalidRequest("image is required; send a JPEG, PNG, WebP, HEIC or AVIF file", "image")
         check_key(key)
         webhook_url = check_webhook_url(state.settings, fields.webhook_url)
-        try:
-            image, last_image = fetch_images(state.settings, fields, gone)
-            submission = prepare(
-                state.settings, fields.fields, image, lambda data: state.images.inspect(data, gone), last_image
-            )
-        except InvalidImage as error:
-            error.param = error.param or fields.image_field
-            raise
+        submission = _prepared(state, fields, gone)
         fields = replace(fields, image=None, last_image=None)  # the submission has them
         if waits and key is None and (job := state.abandoned.take(submission.fingerprint)):
             return job, submission, fields

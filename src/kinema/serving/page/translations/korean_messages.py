@@ -49,6 +49,10 @@ MESSAGES = {
     "last_image_too_short": "1프레임짜리 영상에는 마지막 프레임이 따로 없습니다. 2프레임 이상으로 늘리세요.",
     "last_image_too_long": "마지막 이미지로 끝나는 영상으로 만들기에는 {frames}프레임이 너무 많습니다. "
     "{model} 모델이 한 번에 만드는 {most}프레임 이하로 줄이세요.",
+    "extend_parameter": "{name}: 이어서 만드는 영상에는 정할 수 없고 원래 영상의 값을 그대로 씁니다. "
+    "이 항목을 지우세요.",
+    "extend_unknown": "이어서 만들 영상 {id!r}이(가) 없습니다. 보관 기간이 지났을 수 있습니다.",
+    "extend_unfinished": "영상 {id}이(가) 아직 완성되지 않았습니다({status}). 완성된 뒤에 이어서 만드세요.",
     "of_last_image": "마지막 이미지: {message}",
     "seconds_wanted": "길이(초): {value!r} 값은 숫자가 아닙니다. 2처럼 숫자를 입력하세요.",
     "seconds_out_of_range": "길이(초): {value!r} 값은 범위를 벗어났습니다. 1초에 {rate:g}프레임이면 {least:.2g}초부터 "
