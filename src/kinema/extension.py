@@ -102,12 +102,12 @@ def extended_recipe_request(
     if (seconds is None) == (num_frames is None):
         state = "both set; remove one" if seconds is not None else "both missing; pass one, such as seconds 2"
         raise InvalidRequest(f"seconds and num_frames are {state}", "seconds")
-    added = frames_in(seconds, request.frame_rate) if num_frames is None else num_frames
+    added = frames_in(seconds, request.generated_rate) if num_frames is None else num_frames
     if added < 1:
         raise InvalidRequest(f"num_frames {added} is out of range; use at least 1", "num_frames")
     if (most := MAX_FRAMES - request.num_frames) < added:
         name = "num_frames" if seconds is None else "seconds"
-        remedy = f"use at most {most} ({most / request.frame_rate:.3g} seconds)" if most else "it can't be extended"
+        remedy = f"use at most {most} ({most / request.generated_rate:.3g} seconds)" if most else "it can't be extended"
         raise InvalidRequest(
             f"{label} has {request.num_frames} frames and can't have {added} more, as {MAX_FRAMES} is the "
             f"maximum; {remedy}",

@@ -24,8 +24,9 @@ class Step:
     """Progress: `step` of `total` in `stage` is done.
 
     Attributes:
-        stage: "text_to_image" (only with a prompt), "encode", "denoise" or "decode", in this order.
-        step: The number of units done in this stage, from 1 to `total`: denoising steps; frames in "decode"; in
+        stage: "text_to_image" (only with a prompt), "encode", "denoise", "decode" or "interpolate" (only if the
+            request says so), in this order.
+        step: The number of units done in this stage, from 1 to `total`: denoising steps; frames from "decode" on; in
             "encode" CLIP embedding and VAE latents of each image (`total` 2, or 4 with a last image), then the
             latents of each held frame of a video that is extended.
         total: The number of units of the stage.

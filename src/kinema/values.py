@@ -177,6 +177,13 @@ class VideoRequest(BaseModel):
         description="Lead the video back to its first frame, so that it can play in a loop. Denoising takes "
         "twice as long.",
     )
+    interpolate: int = Field(
+        default=1,
+        ge=1,
+        le=4,
+        description="Smoother motion: 2 or 4 times as many frames, of which a small network makes those between. They "
+        "are played as much faster, unless playback_fps is set. 1 makes none.",
+    )
     prompt: str | None = Field(
         default=None,
         max_length=10_000,
@@ -223,6 +230,20 @@ class VideoRequest(BaseModel):
                     value=value,
                     below=below,
                     above=below + 8,
+                )
+            )
+        return value
+
+    @field_validator("interpolate")
+    @classmethod
+    def _power_of_two(cls, value: int) -> int:
+        if value not in (1, 2, 4):
+            raise ValueError(
+                Message(
+                    "interpolate_choice",
+                    "{name} {value} is not available; use 1, 2 or 4",
+                    name="interpolate",
+                    value=value,
                 )
             )
         return value
@@ -291,7 +312,28 @@ class VideoRequest(BaseModel):
     @property
     def frame_rate(self) -> float:
         """Playback frame rate of the file, in frames per second: an int if it is whole; see `exact_rate`."""
-        return self.fps if self.playback_fps is None else self.playback_fps
+        return self.fps * self.interpolate if self.playback_fps is None else self.playback_fps
+
+    @property
+    def generated_rate(self) -> float:
+        """Frames of the model, without those between, per second of the file."""
+        return self.frame_rate if self.interpolate == 1 else self.frame_rate / self.interpolate
+
+    @property
+    def output_frames(self) -> int:
+        """Frames of the file: those of the model, and those between them; a loop also has some after the last."""
+        between = self.num_frames - (not self.loop)
+        return self.num_frames + between * (self.interpolate - 1)
+
+    @property
+    def duration(self) -> float:
+        """Playback time of the file in seconds."""
+        return self.output_frames / self.frame_rate
+
+    @property
+    def finishing(self) -> tuple[str, ...]:
+        """Stages after decoding, in order; most requests have none."""
+        return ("interpolate",) if self.interpolate > 1 else ()
 
     @property
     def work(self) -> float:
@@ -325,6 +367,7 @@ class VideoParameters(TypedDict, total=False):
     fit: Fit | None
     crop_position: float | None
     loop: bool | None
+    interpolate: int | None
     negative_prompt: str | None
     image_guidance_scale: float | None
     image_num_inference_steps: int | None

@@ -156,13 +156,14 @@ def test_every_request_field_has_an_option(generate, folder):
         "decode_chunk_size": 2,
         "fit": "crop",
         "crop_position": 0.25,
+        "interpolate": 2,
     }
     assert set(parameters) == set(VideoRequest.model_fields) - {"model", "loop", *TEXT_TO_IMAGE_FIELDS}
     options = [part for name, value in parameters.items() for part in (f"--{name.replace('_', '-')}", value)]
     assert generate("-o", "out.mp4", "--loop", *options).code == 0
     request = read_recipe(folder / "out.mp4").request
     assert request.model_dump(exclude={"model", *TEXT_TO_IMAGE_FIELDS}) == {**parameters, "loop": True}
-    assert read_frames(folder / "out.mp4")[0].shape == (3, 80, 72, 3)
+    assert read_frames(folder / "out.mp4")[0].shape == (6, 80, 72, 3)  # 3 generated, 3 between
 
 
 def test_unset_options_use_the_model_defaults(kinema, image, folder, tiny_svd):

@@ -35,6 +35,13 @@ def test_eta_before_first_step_is_duration_of_earlier_jobs(clock, speeds):
     assert JobEta(SIZE, speeds, {}).eta() == pytest.approx(15)
 
 
+def test_first_job_with_frames_between_expects_them_to_take_as_long_as_decoding(clock, speeds):
+    smooth = request().changed(num_frames=4, interpolate=2)
+    plain = JobEta(JobSize(request().changed(num_frames=4), request().work), speeds, {}).eta()
+    decode = 4.0 * 4 / request().num_frames
+    assert JobEta(JobSize(smooth, request().work), speeds, {}).eta() == pytest.approx(plain + decode * 3 / 4)
+
+
 def test_eta_without_completed_jobs_is_unknown(clock):
     assert JobEta(SIZE, StageSpeeds(), {}).eta() is None
 

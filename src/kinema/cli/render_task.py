@@ -62,7 +62,7 @@ class RenderTask:
     def headline(self) -> str:
         """One line for the start of the video."""
         request = self.request
-        size = f"{request.num_frames} frames of {request.width}×{request.height}"
+        size = f"{request.output_frames} frames of {request.width}×{request.height}"
         return f"{self._title}: {size}, {request.num_inference_steps} steps, {self._variation}"
 
     @property

@@ -1,7 +1,7 @@
 """Finishing: what a request asks of the decoded frames, as a chain of stages from frames to frames.
 
-`finishing_stages` has the only list of stages, in the order in which they run. Most requests have none, and then
-nothing is done or copied.
+`finishing_stages` has the stages in the order in which they run; `VideoRequest.finishing` has their names, for those
+who import no engine. Most requests have none, and then nothing is done or copied.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from kinema.engine.held_frames import fitted_frames
+from kinema.engine.interpolation import Interpolation
 from kinema.steps import Step
 
 if TYPE_CHECKING:
@@ -52,8 +53,10 @@ def finishing_stages(request: VideoRequest, device: torch.device) -> tuple[Finis
         request: The parameters of the video.
         device: Where the model runs.
     """
-    del request, device
-    return ()
+    stages: list[FinishingStage] = []
+    if request.interpolate > 1:
+        stages.append(Interpolation(request.interpolate, device, loop=request.loop))
+    return tuple(stages)
 
 
 def finish(frames: Frames, stages: Sequence[FinishingStage]) -> Generator[Step, None, Frames]:

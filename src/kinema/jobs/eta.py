@@ -14,14 +14,15 @@ if TYPE_CHECKING:
     from kinema.values import VideoRequest
 
 # Each stage's share of the job time, used until a job of the model has completed.
-_DEFAULT_SHARES = {"text_to_image": 25.0, "encode": 5.0, "denoise": 70.0, "decode": 25.0}
+_DEFAULT_SHARES = {"text_to_image": 25.0, "encode": 5.0, "denoise": 70.0, "decode": 25.0, "interpolate": 25.0}
 # Weight of a new measurement in the moving average.
 _SMOOTHING = 0.3
 
 
-def stages_of(*, text_to_image: bool) -> tuple[str, ...]:
+def stages_of(request: VideoRequest, *, text_to_image: bool) -> tuple[str, ...]:
     """Return the stages of a job in order."""
-    return ("text_to_image", "encode", "denoise", "decode") if text_to_image else ("encode", "denoise", "decode")
+    stages = ("encode", "denoise", "decode", *request.finishing)
+    return ("text_to_image", *stages) if text_to_image else stages
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class JobSize:
     @property
     def stages(self) -> tuple[str, ...]:
         """The stages in order."""
-        return stages_of(text_to_image=self.request.prompt is not None)
+        return stages_of(self.request, text_to_image=self.request.prompt is not None)
 
     def units(self, stage: str) -> float:
         """Return the amount of work of a stage. Only comparable within one stage and model."""
@@ -56,6 +57,8 @@ class JobSize:
                 return self.work * (1 + self.request.guided)
             case "decode":
                 return float(pixels * self.request.num_frames)
+            case "interpolate":
+                return float(pixels * (self.request.output_frames - self.request.num_frames))
             case "text_to_image":
                 return float(pixels * (self.request.image_num_inference_steps or 25))
             case _:
@@ -90,6 +93,8 @@ class StageSpeeds:
         """Return the expected seconds of a stage, or None if no job of the model has run it."""
         with self._lock:
             per_unit = self._seconds.get((size.request.model, stage))
+            if stage == "interpolate" and per_unit is None:  # about as long as decoding as many frames
+                per_unit = self._seconds.get((size.request.model, "decode"))
         return None if per_unit is None else per_unit * size.units(stage)
 
     def estimate_job(self, size: JobSize) -> float | None:

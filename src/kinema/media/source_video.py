@@ -39,7 +39,7 @@ class SourceVideo:
     @property
     def own_frames(self) -> Frames:
         """The frames that the model made."""
-        return self.frames
+        return self.frames[:: self.recipe.request.interpolate]
 
     @property
     def extension(self) -> Extension:

@@ -244,9 +244,17 @@ def request_for(*, defaults: Mapping[str, Any] | None = None, **parameters: obje
             )
             raise InvalidRequest(message, "seconds")
         own_rate = merged.get("fps", VideoRequest.model_fields["fps"].default)
-        merged["num_frames"] = frames_in(seconds, merged.get("playback_fps") or own_rate)
+        playback = merged.get("playback_fps")
+        factor = 1 if playback is None else merged.get("interpolate", 1)
+        merged["num_frames"] = frames_in(seconds, playback or own_rate, factor)
     request = VideoRequest.checked(**merged)
     check_two_ends(request, frames_at_once(request.model), has_last_image=False)
+    if request.interpolate > 1 and request.num_frames == 1:
+        message = Message(
+            "interpolate_too_short",
+            "a video of 1 frame has none between; use num_frames 2 or more, or interpolate 1",
+        )
+        raise InvalidRequest(message, "interpolate")
     return request
 
 

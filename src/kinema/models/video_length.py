@@ -7,18 +7,20 @@ from kinema.messages import Message
 from kinema.values import MAX_FRAMES, VideoRequest
 
 
-def frames_in(seconds: object, rate: object) -> int:
-    """Return the number of frames of a video of this duration at its playback frame rate.
+def frames_in(seconds: object, rate: object, factor: object = 1) -> int:
+    """Return the number of frames to generate for a video of this duration.
 
     Args:
         seconds: The duration, a number or text.
         rate: Frames per second, a number or text. If `VideoRequest` would reject it, the result is 1.
+        factor: `interpolate`, if the rate is that of the interpolated frames; likewise.
 
     Raises:
         InvalidRequest: the duration is not a number, or gives fewer than 1 or more than MAX_FRAMES frames.
     """
     try:
-        per_second = VideoRequest.checked(playback_fps=rate).frame_rate
+        request = VideoRequest.checked(playback_fps=rate, interpolate=factor)
+        per_second = request.generated_rate
     except InvalidRequest:
         return 1
     longest = MAX_FRAMES / per_second

@@ -239,7 +239,7 @@ def video_of(job: Job, warnings: Iterable[str] = ()) -> dict[str, Any]:
         "completed_at": _to_seconds(job.completed_at),
         "expires_at": _to_seconds(job.expires_at),
         "prompt": job.title,
-        "seconds": f"{request.num_frames / request.frame_rate:.4g}",
+        "seconds": f"{request.duration:.4g}",
         "size": f"{request.width}x{request.height}",
         "seed": request.seed,
         "error": None if job.error is None else {"code": job.error.code, "message": failure_message(job.error)},

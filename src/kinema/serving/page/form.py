@@ -44,6 +44,17 @@ _SHAPES = {"landscape": (16, 9), "square": (1, 1), "portrait": (9, 16)}
 _IMAGE_MODEL_NUMBERS = ("image_guidance_scale", "image_num_inference_steps")
 # The usual maximum of motion. It is raised when the form is filled with a larger value.
 _MAX_MOTION = 255
+# Fields that another model leaves unchanged.
+_KEPT = (
+    "model",
+    "seed",
+    "motion_bucket_id",
+    "fit",
+    "crop_position",
+    "loop",
+    "interpolate",
+    *TEXT_TO_IMAGE_FIELDS,
+)
 
 
 def _as_typed(kind: type[Any]) -> type[Any]:
@@ -133,20 +144,16 @@ class Form:
 
     def _length(self, request: VideoRequest) -> dict[Block, Any]:
         """Return updates that fill in a request's length: in seconds if that is exact, else in frames."""
-        seconds = round(request.num_frames / request.frame_rate, 1)
-        exact = round(seconds * request.frame_rate) == request.num_frames
+        seconds = round(request.num_frames / request.generated_rate, 1)
+        exact = round(seconds * request.generated_rate) == request.num_frames
         return {
             self.seconds: gr.update(value=seconds, maximum=max_seconds(request)),
             self.parameters["num_frames"]: "" if exact else str(request.num_frames),
         }
 
     def updates_for_model(self, request: VideoRequest) -> dict[Block, Any]:
-        """Return updates with a model's defaults. Seed, motion, fit, loop and the prompt's parameters stay."""
-        names = [
-            name
-            for name in self.parameters
-            if name not in ("model", "seed", "motion_bucket_id", "fit", "crop_position", "loop", *TEXT_TO_IMAGE_FIELDS)
-        ]
+        """Return updates with a model's defaults. Those of `_KEPT` stay."""
+        names = [name for name in self.parameters if name not in _KEPT]
         updates: dict[Block, Any] = {
             self.parameters[name]: "" if name in _UNSET or (value := getattr(request, name)) is None else value
             for name in names
@@ -169,7 +176,7 @@ class FormValues:
 def max_seconds(request: VideoRequest) -> float:
     """Return the longest video with the request's other parameters, in seconds, rounded down to a tenth."""
     most = (frames_at_once(request.model) if request.loop else None) or MAX_FRAMES
-    return math.floor(10 * most / request.frame_rate) / 10
+    return math.floor(10 * most / request.generated_rate) / 10
 
 
 def size_of_shape(model: str, shape: str) -> tuple[int | None, int | None]:
@@ -233,13 +240,19 @@ def build(defaults: VideoRequest, offered: tuple[Sequence[str], Sequence[str]], 
     seconds = Slider(
         0.1,
         max_seconds(defaults),
-        value=round(defaults.num_frames / defaults.frame_rate, 1),
+        value=round(defaults.num_frames / defaults.generated_rate, 1),
         step=0.1,
         buttons=[],
         label=labels.length,
         info=labels.length_help,
     )
     components["loop"] = gr.Checkbox(value=defaults.loop, **_label_and_help("loop", labels))
+    components["interpolate"] = Radio(
+        [(f"{factor}×", factor) for factor in (1, 2, 4)],
+        value=defaults.interpolate,
+        elem_classes="k-segments k-small",
+        **_label_and_help("interpolate", labels),
+    )
     with gr.Column(elem_classes="k-side"):
         components["seed"] = Number(defaults.seed, **_label_and_help("seed", labels))
         with gr.Row(elem_classes="k-seed"):

@@ -220,7 +220,7 @@ def estimate_html(
     request: VideoRequest, seconds: float | None, jobs_ahead: int, warnings: Sequence[str], labels: Labels
 ) -> str:
     """Return what is shown above the Generate button: length, time estimate, queue and warnings."""
-    length = labels.frames_and_seconds.format(request.num_frames, f"{request.num_frames / request.frame_rate:.1f}")
+    length = labels.frames_and_seconds.format(request.output_frames, f"{request.duration:.1f}")
     time = labels.estimate_unknown if seconds is None else labels.estimate.format(labels.duration(seconds))
     queue = f" {labels.jobs_ahead.format(jobs_ahead)}" if jobs_ahead else ""
     items = "".join(f"<li>{message_html(warning, labels)}</li>" for warning in warnings)

@@ -139,7 +139,7 @@ def _bar(job: Job, labels: Labels) -> str:
     """Return the progress bar and the list of stages; empty for a finished job."""
     if job.finished:
         return '<div class="k-progress"></div>'
-    stages = stages_of(text_to_image=job.request.prompt is not None)
+    stages = stages_of(job.request, text_to_image=job.request.prompt is not None)
     current = stages.index(job.stage) if job.stage in stages else -1
     items = "".join(
         f'<li class="{"k-past" if i < current else "k-here" if i == current else ""}">'
@@ -209,7 +209,7 @@ def _facts(job: Job, labels: Labels) -> str:
 
 def _length(job: Job, labels: Labels) -> str:
     request = job.request
-    return labels.frames_and_seconds.format(request.num_frames, f"{request.num_frames / request.frame_rate:.1f}")
+    return labels.frames_and_seconds.format(request.output_frames, f"{request.duration:.1f}")
 
 
 def gallery(jobs: Sequence[Job], labels: Labels, *, more: bool, shown: str | None = None) -> str:

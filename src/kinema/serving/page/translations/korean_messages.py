@@ -57,6 +57,9 @@ MESSAGES = {
     "seconds_wanted": "길이(초): {value!r} 값은 숫자가 아닙니다. 2처럼 숫자를 입력하세요.",
     "seconds_out_of_range": "길이(초): {value!r} 값은 범위를 벗어났습니다. 1초에 {rate:g}프레임이면 {least:.2g}초부터 "
     "{longest:.3g}초({most}프레임)까지 입력할 수 있습니다.",
+    "interpolate_choice": "{name} 값 {value}은(는) 쓸 수 없습니다. 1, 2, 4 중에서 선택하세요.",
+    "interpolate_too_short": "1프레임짜리 영상에는 중간 프레임을 넣을 수 없습니다. 2프레임 이상으로 늘리거나 "
+    "interpolate를 1로 하세요.",
     "loop_too_short": "1프레임짜리 반복 재생용 영상은 움직이지 않습니다. 2프레임 이상으로 늘리세요.",
     "empty_prompt": "프롬프트가 비어 있습니다. 어떤 이미지를 생성할지 입력하세요.",
     "without_prompt": "{name}: 프롬프트로 이미지를 생성할 때만 쓰이는 설정입니다. 입력한 값({value!r})을 지우거나 "
