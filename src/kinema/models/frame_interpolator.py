@@ -19,6 +19,7 @@ LEVELS = (24, 36, 54, 72)  # channels of the features at 1/2, 1/4, 1/8 and 1/16 
 WIDTHS = (48, 64, 72, 80)  # channels of the decoder at the same sizes
 REACHES = (0, 1, 2, 3)  # radius of the correlation at the same sizes
 FUSION_WIDTH = 28
+KURTOSIS = 6.0  # of features of frames with detail everywhere
 MULTIPLE = 16  # sizes are padded to multiples of it
 
 
@@ -143,10 +144,15 @@ def _correlation(a: Tensor, b: Tensor, reach: int) -> Tensor:
 
 
 def _normalized(x: Tensor) -> Tensor:
-    """Return features with mean 0 of each channel and variance 1 of all, in float32."""
+    """Return features with mean 0 of each channel, and about variance 1 where there is something, in float32.
+
+    Where most of a frame is empty, the variance of all of it would be small, and the rest would be far too large. The
+    mean fourth power tells how concentrated the features are.
+    """
     x = x.float()
     x = x - x.mean((2, 3), keepdim=True)
-    return x * (x.square().mean((1, 2, 3), keepdim=True) + 1e-4).rsqrt()
+    second, fourth = (x.pow(power).mean((1, 2, 3), keepdim=True) for power in (2, 4))
+    return x * (torch.maximum(fourth / (KURTOSIS * second + 1e-9), second) + 1e-4).rsqrt()
 
 
 def load_frame_interpolator(device: torch.device, dtype: torch.dtype) -> FrameInterpolator:
