@@ -49,6 +49,15 @@ def test_frames_of_the_model_stay_and_others_come_between(pipeline) -> None:
     np.testing.assert_array_equal(again.frames, smooth.frames)
 
 
+def test_extended_video_has_frames_between_at_its_seam_as_well(pipeline) -> None:
+    image = Image.effect_noise((64, 64), 60).convert("RGB")
+    video = kinema.generate(image, model=pipeline, seed=1, interpolate=2, **SIZE)
+    longer = kinema.extend(video, num_frames=2, image=image, model=pipeline)
+    assert len(longer.frames) == 5 + 2 * 2
+    np.testing.assert_array_equal(longer.frames[:5], video.frames)
+    assert longer.fps == 14
+
+
 def test_loop_has_frames_between_the_last_and_the_first_as_well() -> None:
     grey = np.array([0, 60, 120], np.uint8)
     frames = np.broadcast_to(grey[:, None, None, None], (3, 32, 32, 3)).copy()

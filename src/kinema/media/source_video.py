@@ -72,7 +72,7 @@ def open_source_video(video: Video | str | os.PathLike[str]) -> SourceVideo:
 def _checked(frames: Frames, recipe: Recipe, label: str) -> SourceVideo:
     check_extendable(recipe, label)
     count, height, width, _ = frames.shape
-    if count != (expected := recipe.request.num_frames):
+    if count != (expected := recipe.request.output_frames):
         raise RecipeError(
             f"{label} has {count} frames, but its recipe says {expected}; use the file as Kinema wrote it"
         )
