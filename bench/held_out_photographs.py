@@ -4,7 +4,10 @@ import argparse
 import datetime
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,14 +21,16 @@ from training.pocket.evaluate import read_photographs
 SEED = 42
 
 
-def read_options(description: str) -> argparse.Namespace:
-    """Parse the command line; creates the folder for contact sheets."""
+def read_options(description: str, more: Mapping[str, dict[str, Any]] = MappingProxyType({})) -> argparse.Namespace:
+    """Parse the command line, with `more` options of a benchmark; creates the folder for contact sheets."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, required=True, help="photos.tar, written by training/pocket/collect.py")
     parser.add_argument("--set", default="report", choices=("choose", "report"))
     parser.add_argument("--count", type=int, default=6, help="number of photographs")
     parser.add_argument("--sheets", type=Path, help="folder for contact sheets")
     parser.add_argument("--out", type=Path, required=True)
+    for name, properties in more.items():
+        parser.add_argument(name, **properties)
     options = parser.parse_args()
     if options.sheets:
         options.sheets.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,13 @@
 """Measure the drift of videos of five windows with the pocket model, on held-out photographs:
 
     python bench/long_videos.py --photos training/data/photos.tar --out bench/results/pocket-long-videos.json
+    python bench/long_videos.py --photos training/data/photos.tar --ways extended --out bench/results/pocket-extend.json
 
 `windows` is `num_frames` beyond what the model makes at once. `chained` is what users do without it: five videos, each
-of which begins at the last frame of the one before. The photographs are the first of a set of held_out.json; choose
-settings on `choose`, and report on `report`.
+of which begins at the last frame of the one before. `extended` is a video of one window in an mp4, extended by
+`kinema.extend` to the same length; its `border_jump` is that of the last frame of the file to the first new one.
+
+The photographs are the first of a set of held_out.json; choose settings on `choose`, and report on `report`.
 
 For each photograph, of the first and the last second: the difference of the mean colour (of 255), and the ratios of
 sharpness (last to first) and of mean optical flow. Also the largest difference of consecutive frames relative to their
@@ -17,12 +20,13 @@ import sys
 import time
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from PIL import Image
 
 import kinema
-from kinema.engine.sampling import windows
+from kinema.models.windows import windows
 
 sys.path.append(str(Path(__file__).parents[1]))
 
@@ -48,8 +52,22 @@ def windowed(pipeline: kinema.VideoPipeline, photograph: np.ndarray) -> np.ndarr
     return kinema.generate(photograph, model=pipeline, seed=SEED, num_frames=FRAMES).frames
 
 
+def extended(pipeline: kinema.VideoPipeline, photograph: np.ndarray) -> np.ndarray:
+    """Return the frames of a video of one window that was saved and extended."""
+    with TemporaryDirectory() as folder:
+        file = kinema.generate(photograph, model=pipeline, seed=SEED).save(Path(folder) / "short.mp4")
+        video = kinema.extend(file, num_frames=FRAMES - AT_ONCE, image=photograph, model=pipeline)
+        assert np.array_equal(video.frames[:AT_ONCE], kinema.read_frames(file)[0])
+    return video.frames
+
+
+WAYS = {"windows": windowed, "chained": chained, "extended": extended}
+
+
 def borders(name: str) -> set[int]:
     """Return the frames before the steps at the borders of windows, which overlap, or of videos, which do not."""
+    if name == "extended":
+        return {AT_ONCE - 1}
     if name == "chained":
         return {i * (AT_ONCE - 1) + offset for i in range(1, 5) for offset in (-1, 0)}
     found = windows(FRAMES, AT_ONCE)
@@ -72,14 +90,14 @@ def metrics(frames: np.ndarray, borders: set[int]) -> dict[str, float]:
 
 
 def main() -> None:
-    args = read_options(__doc__)
+    args = read_options(__doc__, {"--ways": {"nargs": "+", "choices": WAYS, "default": ["windows", "chained"]}})
     pipeline = kinema.load("pocket", device="cpu")
     rows = {}
-    for name, make in (("windows", windowed), ("chained", chained)):
+    for name in args.ways:
         each = {}
         for stem, photograph in photographs(args).items():
             started = time.perf_counter()
-            frames = make(pipeline, photograph)
+            frames = WAYS[name](pipeline, photograph)
             each[stem] = metrics(frames, borders(name)) | {
                 "frames": len(frames),
                 "seconds": time.perf_counter() - started,
@@ -95,7 +113,7 @@ def main() -> None:
         }
         print(name, json.dumps(summary), flush=True)
         rows[name] = summary | {"photographs": each}
-    write_record(args, "videos of the pocket model of five windows, and five videos chained by their last frame", rows)
+    write_record(args, f"long videos of the pocket model: {', '.join(args.ways)}", rows)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def test_non_finite_number_is_rejected(name: str, value: float) -> None:
 @pytest.mark.parametrize(
     ("parameters", "texts"),
     [
-        ({"fit": "zoom"}, ["fit 'zoom'", "'crop', 'pad' or 'stretch'"]),
+        ({"fit": "zoom"}, ["fit 'zoom'", "use one of crop, pad, stretch"]),
         ({"loop": "maybe"}, ["loop 'maybe'", "true or false"]),
         ({"fps": 7.5}, ["fps 7.5", "integer"]),
         ({"num_frames": "many"}, ["num_frames 'many'", "integer"]),
@@ -91,8 +91,10 @@ def test_non_finite_number_is_rejected(name: str, value: float) -> None:
         ({"model": ""}, ["model ''", "at least 1 character"]),
         ({"max_guidance_scale": "strong"}, ["max_guidance_scale 'strong'", "number"]),
         ({"width": None}, ["width None", "integer"]),
+        ({"last_imge": 3}, ["unknown parameter 'last_imge'; did you mean last_image?"]),
+        ({"cfg": 3}, ["size, seconds, last_image"]),
         ({"cfg": 3}, ["unknown parameter 'cfg'", "max_guidance_scale"]),
-        ({"scheduler": "heun", "prompt": "a boat"}, ["scheduler 'heun'", "'euler'"]),
+        ({"scheduler": "heun", "prompt": "a boat"}, ["scheduler 'heun'", "use one of euler, "]),
         ({"image_model": "", "prompt": "a boat"}, ["image_model ''", "at least 1 character"]),
         ({"prompt": 7}, ["prompt 7", "string"]),
     ],

@@ -44,6 +44,7 @@ _REMEDIES = {
     "QuotaExceeded": "Retry after `retry_after` seconds, or use another API key.",
     "VideoError": "Check that the path is writable, or that the file is a video made by Kinema.",
     "RecipeError": "Use a file that Kinema wrote and no other program changed, or make a new video.",
+    "CredentialsError": "See the message, and [how videos are signed](../trust.md#certificates).",
 }
 
 _OTHER_CODES = [

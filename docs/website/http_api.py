@@ -66,6 +66,10 @@ def page() -> str:
         "BatchErrorList",
         "BatchErrorObject",
         "BatchList",
+        "VerifiedFile",
+        "CredentialCheck",
+        "Ingredient",
+        "FoundMark",
         "ErrorResponse",
         "ErrorDetail",
     ]

@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from kinema.errors import CredentialsError as CredentialsError
     from kinema.errors import DeviceLost as DeviceLost
     from kinema.errors import GenerationFailed as GenerationFailed
     from kinema.errors import HubUnreachable as HubUnreachable
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from kinema.errors import ServerBusy as ServerBusy
     from kinema.errors import ServerUnreachable as ServerUnreachable
     from kinema.errors import VideoError as VideoError
+    from kinema.extension import extend as extend
     from kinema.library import KinemaWarning as KinemaWarning
     from kinema.library import generate as generate
     from kinema.library import load as load
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     from kinema.values import VideoRequest as VideoRequest
 
 _MODULES = {
+    "CredentialsError": "kinema.errors",
     "DeviceLost": "kinema.errors",
     "GenerationFailed": "kinema.errors",
     "HubUnreachable": "kinema.errors",
@@ -93,6 +96,7 @@ _MODULES = {
     "VideoError": "kinema.errors",
     "VideoPipeline": "kinema.models.loading",
     "VideoRequest": "kinema.values",
+    "extend": "kinema.extension",
     "generate": "kinema.library",
     "load": "kinema.library",
     "load_image_pipeline": "kinema.library",
@@ -103,6 +107,7 @@ _MODULES = {
 }
 
 __all__ = [
+    "CredentialsError",
     "DeviceLost",
     "GenerationFailed",
     "HubUnreachable",
@@ -139,6 +144,7 @@ __all__ = [
     "VideoError",
     "VideoPipeline",
     "VideoRequest",
+    "extend",
     "generate",
     "load",
     "load_image_pipeline",

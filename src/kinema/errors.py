@@ -26,6 +26,7 @@
     ├── ServerBusy                   the server has reached a concurrency limit
     ├── QuotaExceeded                a client has used up its daily quota
     ├── VideoError                   a video file cannot be written or read
+    ├── CredentialsError             content credentials can't be signed, or their key can't be used
     └── RecipeError                  a file contains no recipe, or one that cannot be applied
 
 Errors of other libraries are translated where they occur and never propagate unchanged, with one exception: the
@@ -212,3 +213,9 @@ class RecipeError(KinemaError):
     """A file contains no recipe, or one that cannot be applied here."""
 
     code = "recipe_error"
+
+
+class CredentialsError(KinemaError):
+    """Content credentials can't be signed, or their key or certificate can't be used."""
+
+    code = "credentials_error"

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from kinema.errors import InvalidRequest
 from kinema.media.image import fit_warnings, open_image
+from kinema.messages import Message
 from kinema.models.catalog import for_image_model, frames_at_once, parameter_warnings, request_for
 from kinema.models.video_size import expand_size, follow_image
+from kinema.models.windows import check_two_ends
 from kinema.steps import drive
 from kinema.values import VideoParameters
 
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
 
     from kinema.media.image import ImageFacts, ImageSource, InputImage
     from kinema.media.video import Video
-    from kinema.messages import Message
     from kinema.models.image_pipeline import ImagePipeline
     from kinema.models.loading import VideoPipeline
     from kinema.steps import Event, Restart, Step
@@ -251,10 +252,10 @@ def start(
             raise InvalidRequest("image_model only applies with a prompt; remove it or add a prompt", "image_model")
         opened = open_image(image)
         request = follow_image(request, opened.facts.size, parameters, defaults)
-        _warn([*all_warnings(opened.facts, request), *last_image_warnings(last, request)])
+        warn([*all_warnings(opened.facts, request), *_warnings_about(last, request)])
         return _from_image(loading, opened, request, last)
     loading, request = _with_image_model(loading, request)
-    _warn([*parameter_warnings(request), *last_image_warnings(last, request)])
+    warn([*parameter_warnings(request), *_warnings_about(last, request)])
     return _from_prompt(loading, request, last)
 
 
@@ -278,18 +279,9 @@ def check_last_image(request: VideoRequest) -> None:
     """Check that a video can end at a last image, as far as that is known before the model is loaded.
 
     Raises:
-        InvalidRequest: it is a loop, has one frame, or has more than the model makes at once.
+        InvalidRequest: see `kinema.models.windows.check_two_ends`.
     """
-    if request.loop:
-        raise InvalidRequest("a loop ends at its first image; remove last_image, or set loop to false", "last_image")
-    if request.num_frames == 1:
-        raise InvalidRequest("num_frames 1 has no last frame for last_image; use at least 2", "num_frames")
-    if request.num_frames > (most := frames_at_once(request.model) or request.num_frames):
-        raise InvalidRequest(
-            f"num_frames {request.num_frames} is too many for a video with a last image; use at most {most}, which "
-            f"{request.model} makes at once",
-            "num_frames",
-        )
+    check_two_ends(request, frames_at_once(request.model), has_last_image=True)
 
 
 def _video_model(loading: Loading) -> tuple[str, dict[str, Any] | None]:
@@ -356,7 +348,7 @@ def _from_prompt(
         image_pipeline = load_image_pipeline(image_pipeline, device=device, dtype=dtype)
     try:
         request = completed(image_pipeline, request)
-        _warn(prompt_warnings(image_pipeline, request))
+        warn(prompt_warnings(image_pipeline, request))
         image = yield from generate_image(image_pipeline, request)
     finally:
         if is_loaded_here:
@@ -376,7 +368,7 @@ def _explain_diffusers_parameters(parameters: Mapping[str, object]) -> None:
             raise InvalidRequest(f"{name} is a parameter of diffusers' pipelines; {remedy}", name)
 
 
-def _warn(messages: Iterable[str]) -> None:
+def warn(messages: Iterable[str]) -> None:
     """Issue warnings that point at the line outside this package that called it."""
     frame, level = inspect.currentframe(), 1
     while frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] == "kinema":
@@ -390,9 +382,18 @@ def all_warnings(image: ImageFacts, request: VideoRequest) -> list[Message]:
     return [*image_warnings(image, request), *parameter_warnings(request)]
 
 
-def last_image_warnings(image: InputImage | None, request: VideoRequest) -> list[str]:
-    """Return the warnings about the image at which a video ends, if there is one, and its fitting."""
-    return [] if image is None else [f"last image: {warning}" for warning in image_warnings(image.facts, request)]
+def last_image_warnings(image: ImageFacts, request: VideoRequest) -> list[Message]:
+    """Return the warnings about the image at which a video ends, and its fitting."""
+    return [about_last_image(warning) for warning in image_warnings(image, request)]
+
+
+def _warnings_about(last_image: InputImage | None, request: VideoRequest) -> list[Message]:
+    return [] if last_image is None else last_image_warnings(last_image.facts, request)
+
+
+def about_last_image(message: str) -> Message:
+    """Return a message about an image as one about the last image."""
+    return Message("of_last_image", "last image: {message}", message=message)
 
 
 def image_warnings(image: ImageFacts, request: VideoRequest) -> list[Message]:

@@ -105,6 +105,12 @@ class Settings(BaseSettings):
         default=1,
         description="1, 2 or 4 GPUs that share the work of each video; the last bits of its frames may differ.",
     )
+    watermark: Literal["on", "off"] | None = Field(
+        default=None,
+        description="on, to put an invisible mark into the frames of each video file, by which it can be recognised as "
+        "generated after its metadata are lost; or off: it can't be recognised then; unset: on in a server, off "
+        "elsewhere.",
+    )
     data_dir: Path = Field(
         default=Path("~/.local/share/kinema"), description="a folder for the queue, its images and its videos."
     )
@@ -233,6 +239,28 @@ class Settings(BaseSettings):
         le=3600,
         allow_inf_nan=False,
         description="seconds, up to 3600, between interim responses that prevent client timeouts; 0 disables them.",
+    )
+    credentials: Literal["on", "off"] | None = Field(
+        default=None,
+        description="on or off: whether videos are signed with content credentials (C2PA) on delivery; unset: on for "
+        "videos from a server, off for files of the command.",
+    )
+    c2pa_cert: Path | None = Field(
+        default=None,
+        description="a PEM file with the certificate that signs content credentials, then those of its authorities; "
+        "unset: Kinema makes one in the data folder.",
+    )
+    c2pa_key: Path | None = Field(
+        default=None, description="a PEM file with the private key of c2pa_cert, without a password."
+    )
+    c2pa_timestamp_url: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^\s/]+",
+        description="the URL of a time-stamp authority (RFC 3161) that is asked for each signature; unset: none.",
+    )
+    c2pa_trust: Path | None = Field(
+        default=None,
+        description="a PEM file with further certificates whose signatures `kinema verify` trusts.",
     )
     log_format: Literal["text", "json"] = Field(
         default="text", description="text or json, the format of the server's log."

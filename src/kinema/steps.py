@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-Stage = Literal["text_to_image", "encode", "denoise", "decode"]
+Stage = Literal["text_to_image", "encode", "denoise", "decode", "interpolate"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,15 +24,17 @@ class Step:
     """Progress: `step` of `total` in `stage` is done.
 
     Attributes:
-        stage: "text_to_image" (only with a prompt), "encode", "denoise" or "decode", in this order.
-        step: The number of units done in this stage, from 1 to `total`: denoising steps; frames in "decode"; in
-            "encode" CLIP embedding and VAE latents of each image (`total` 2, or 4 with a last image).
+        stage: "text_to_image" (only with a prompt), "encode", "denoise", "decode" or "interpolate" (only if the
+            request says so), in this order.
+        step: The number of units done in this stage, from 1 to `total`: denoising steps; frames from "decode" on; in
+            "encode" CLIP embedding and VAE latents of each image (`total` 2, or 4 with a last image), then the
+            latents of each held frame of a video that is extended.
         total: The number of units of the stage.
         latents: In stage "denoise", [1, frames, channels, height/f, width/f] with f the VAE's factor (8 in every
             published SVD); a loop and a video in windows have more frames than they keep. In stage "text_to_image",
             those of one frame, if the model has such latents.
         clean: In stage "denoise", the model's estimate of the noise-free latents, same shape.
-        frames: In stage "decode", the frames just decoded: uint8 [n, height, width, 3] in sRGB.
+        frames: In the last stage, the video's frames just made: uint8 [n, height, width, 3] in sRGB.
     """
 
     stage: Stage

@@ -29,6 +29,8 @@ Precision = Literal["full", "fp8"]
 MAX_SEED = 2**53 - 1  # the largest integer that JavaScript keeps exactly
 RANDOM_SEED = -1
 MAX_FRAMES = 128
+# Further inputs that the library, the command, manifests and the HTTP API take under these names.
+OTHER_INPUTS = ("size", "seconds", "last_image")
 # Parameters of the text-to-image half; all None for a request with an image.
 TEXT_TO_IMAGE_FIELDS = (
     "prompt",
@@ -162,10 +164,25 @@ class VideoRequest(BaseModel):
         description="How the image is fitted to width × height: crop cuts the edges, pad adds black bars, stretch "
         "changes the aspect ratio.",
     )
+    crop_position: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="With fit crop, which part of the image is kept: 0 is its left or top end, 0.5 the centre, "
+        "1 its right or bottom end.",
+    )
     loop: bool = Field(
         default=False,
         description="Lead the video back to its first frame, so that it can play in a loop. Denoising takes "
         "twice as long.",
+    )
+    interpolate: int = Field(
+        default=1,
+        ge=1,
+        le=4,
+        description="Smoother motion: 2 or 4 times as many frames, of which a small network makes those between. They "
+        "are played as much faster, unless playback_fps is set. 1 makes none.",
     )
     prompt: str | None = Field(
         default=None,
@@ -213,6 +230,20 @@ class VideoRequest(BaseModel):
                     value=value,
                     below=below,
                     above=below + 8,
+                )
+            )
+        return value
+
+    @field_validator("interpolate")
+    @classmethod
+    def _power_of_two(cls, value: int) -> int:
+        if value not in (1, 2, 4):
+            raise ValueError(
+                Message(
+                    "interpolate_choice",
+                    "{name} {value} is not available; use 1, 2 or 4",
+                    name="interpolate",
+                    value=value,
                 )
             )
         return value
@@ -281,17 +312,33 @@ class VideoRequest(BaseModel):
     @property
     def frame_rate(self) -> float:
         """Playback frame rate of the file, in frames per second: an int if it is whole; see `exact_rate`."""
-        return self.fps if self.playback_fps is None else self.playback_fps
+        return self.fps * self.interpolate if self.playback_fps is None else self.playback_fps
+
+    @property
+    def generated_rate(self) -> float:
+        """Frames of the model, without those between, per second of the file."""
+        return self.frame_rate if self.interpolate == 1 else self.frame_rate / self.interpolate
+
+    @property
+    def output_frames(self) -> int:
+        """Frames of the file: those of the model, and those between them; a loop also has some after the last."""
+        between = self.num_frames - (not self.loop)
+        return self.num_frames + between * (self.interpolate - 1)
+
+    @property
+    def duration(self) -> float:
+        """Playback time of the file in seconds."""
+        return self.output_frames / self.frame_rate
+
+    @property
+    def finishing(self) -> tuple[str, ...]:
+        """Stages after decoding, in order; most requests have none."""
+        return ("interpolate",) if self.interpolate > 1 else ()
 
     @property
     def work(self) -> float:
-        """Work of the video model, in millions of pixels × frames × predictions."""
-        return self.width * self.height * self.num_frames * self.num_predictions / 1_000_000
-
-    @property
-    def num_predictions(self) -> int:
-        """Predictions of the UNet: one per denoising step, two for a loop."""
-        return self.num_inference_steps * (1 + self.loop)
+        """Millions of pixels × frames × steps, of a plain video; `kinema.models.windows.video_work` is of any."""
+        return self.width * self.height * self.num_frames * self.num_inference_steps / 1_000_000
 
     @property
     def guided(self) -> bool:
@@ -318,7 +365,9 @@ class VideoParameters(TypedDict, total=False):
     max_guidance_scale: float | None
     decode_chunk_size: int | None
     fit: Fit | None
+    crop_position: float | None
     loop: bool | None
+    interpolate: int | None
     negative_prompt: str | None
     image_guidance_scale: float | None
     image_num_inference_steps: int | None
@@ -334,11 +383,12 @@ def _first_error(error: ValidationError) -> InvalidRequest:
         case "value_error":
             message = details["ctx"]["error"].args[0]
         case "extra_forbidden":
-            known = ", ".join(VideoRequest.model_fields)
+            names = [*VideoRequest.model_fields, *OTHER_INPUTS]
+            known = ", ".join(names)
             message = Message(
                 "no_setting", "unknown parameter {name!r}; expected one of {known}", name=name, known=known
             )
-            for nearest in difflib.get_close_matches(name, VideoRequest.model_fields, 1):
+            for nearest in difflib.get_close_matches(name, names, 1):
                 message = Message(
                     "similar_setting", "unknown parameter {name!r}; did you mean {nearest}?", name=name, nearest=nearest
                 )
@@ -398,7 +448,7 @@ def _expected(name: str, kind: str, message: str) -> Message:
     match kind:
         case "literal_error":
             choices = {"fit": get_args(Fit), "scheduler": get_args(Scheduler)}[name]
-            return Message("one_of_wanted", "{message}", message=message, choices=", ".join(choices))
+            return Message("one_of_wanted", "use one of {choices}", choices=", ".join(choices))
         case "string_type" | "string_too_short":
             return Message("text_wanted", "{message}", message=message)
     return Message("other_wanted", "{message}", message=message)
@@ -455,6 +505,23 @@ class FileEncoding(BaseModel):
         default=False,
         description="Whether the file was encoded from the server's stored mp4, not from the generated frames.",
     )
+    watermark: str | None = Field(
+        default=None,
+        pattern="^[0-9a-f]{8}$",
+        description="The invisible mark of the frames in the file, 32 bits in hexadecimal; None without a mark.",
+    )
+
+
+class Extension(BaseModel):
+    """From which video a video was extended; its first frames are those of that video."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    frames_sha256: str = Field(description="SHA-256 of that video's frames (size and RGB pixels), as decoded.")
+    lengths: tuple[int, ...] = Field(
+        min_length=1,
+        description="Frames that the model had made before each extension; the last is the length of that video.",
+    )
 
 
 # Incremented when a recipe's fields change, so that another version rejects the recipe rather than misreads it.
@@ -474,6 +541,7 @@ class Recipe(BaseModel):
     request: VideoRequest
     image_sha256: str = Field(description="SHA-256 of the image's pixels (RGB, upright), before fitting.")
     last_image_sha256: str | None = Field(default=None, description="The same of the last image, if there is one.")
+    extension: Extension | None = Field(default=None, description="From which video it was extended, if it was.")
     image_generation: ImageGeneration | None = Field(
         default=None, description="How the image was generated, if the request has a prompt."
     )

@@ -12,6 +12,7 @@ from batch_inputs import write_image
 from fake_hub import FakeHub
 from PIL import Image
 
+from kinema.media.credentials.credential_check import check_credentials
 from kinema.media.video_reader import read_recipe
 
 
@@ -29,6 +30,17 @@ def table():
     """Return the rows of summary.csv."""
     with Path("videos/summary.csv").open() as file:
         return list(csv.DictReader(file))
+
+
+@pytest.mark.slow
+def test_videos_are_signed_if_credentials_are_on(batch, folder, monkeypatch):
+    monkeypatch.setenv("KINEMA_CREDENTIALS", "on")
+    monkeypatch.setenv("KINEMA_DATA_DIR", str(folder / "data"))
+    write_image(folder / "photos" / "a.png", 3)
+    assert batch("photos").code == 0
+    authority = (folder / "data" / "credentials" / "ca.pem").read_text()
+    check = check_credentials((folder / "videos" / "a.mp4").read_bytes(), None, authority)
+    assert (check.state, len(check.ingredients)) == ("trusted", 1)
 
 
 @pytest.mark.usefixtures("photos")
@@ -139,6 +151,19 @@ def test_foreign_summary_is_an_error_before_work(batch, folder):
     result = batch("photos")
     assert (result.code, files(), started_parts()) == (2, [], 0)
     assert "videos/summary.csv was not written by this batch" in result.err
+
+
+@pytest.mark.usefixtures("photos")
+def test_videos_of_a_manifest_end_at_their_last_images(batch, folder):
+    ends = ({}, {"last_image": "photos/b.png"}, {"last_image": "photos/c.png"}, {"last_image": "d.png"})
+    lines = [{"image": "photos/a.png", "seed": 1, "name": str(i)} | each for i, each in enumerate(ends)]
+    (folder / "m.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    (folder / "d.png").write_bytes(b"no image")
+    result = batch("m.jsonl", "--seconds", "0.5")
+    assert (result.code, result.err.count("failed: ")) == (6, 1)
+    videos = [path.read_bytes() for path in sorted((folder / "videos").glob("*.mp4"))]
+    assert len(set(videos)) == len(videos) == 3
+    assert "failed: 3: d.png is not a supported image" in result.err
 
 
 @pytest.mark.usefixtures("photos")

@@ -142,6 +142,41 @@ def test_manifest_that_is_not_json_lines_is_an_error(folder, content, message):
         plan("list.jsonl")
 
 
+def test_line_may_have_seconds_and_a_last_image(photos):
+    line = {"image": "photos/a.png", "last_image": "photos/b.png"}
+    manifest = write_manifest(
+        line | {"name": "ends"}, line | {"name": "other", "last_image": "photos/c.png"}, {"image": "photos/a.png"},
+        {"image": "photos/a.png", "name": "short", "seconds": 1}, {"prompt": "a rocket", "num_frames": 3},
+    )  # fmt: skip
+    items, failures = plan(manifest, seconds="2", seed=7)
+    assert failures == []
+    found = {item.name: item for item in items}
+    assert {name: item.request.num_frames for name, item in found.items()} == {
+        "ends": 14, "other": 14, "a": 14, "short": 7, "a-rocket": 3
+    }  # fmt: skip
+    assert (found["ends"].last_image, found["a"].last_image) == (photos.name / Path("b.png"), None)
+    assert len({found[name].key for name in ("ends", "other", "a")}) == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"last_image": 3}, "last_image 3 is not a path"),
+        ({"last_image": "https://x.example/a.png"}, "is a URL; download the image"),
+        ({"last_image": "photos/none.png"}, "last image: file photos/none.png not found"),
+        ({"last_image": "photos/b.png", "loop": True}, "a loop ends at its first image"),
+        ({"last_image": "photos/b.png", "seconds": 9}, "too many for a video with a last image; use at most 14"),
+        ({"seconds": "long"}, "seconds 'long' is not a number"),
+        ({"seconds": 2, "num_frames": 3}, "seconds 2 and num_frames are both set"),
+    ],
+)
+@pytest.mark.usefixtures("photos")
+def test_bad_last_image_or_length_fails_its_line(line, message):
+    items, (failure,) = plan(write_manifest({"image": "photos/a.png"} | line))
+    assert (items, failure.error.message.startswith("line 1 of list.jsonl: ")) == ([], True)
+    assert message in failure.error.message
+
+
 def test_missing_manifest_is_an_error(folder):
     with pytest.raises(InvalidRequest, match=r"missing.jsonl can't be read \(No such file or directory\)"):
         plan("missing.jsonl")

@@ -1,5 +1,6 @@
 """`kinema batch --server` against a server process with stub work."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -96,6 +97,16 @@ def test_invalid_parameter_of_the_server_fails_the_item(on_server, photos):
     assert result.code == 6
     assert result.err.count("failed: ") == 3
     assert json.loads(Path("videos/summary.json").read_text())["items"][0]["error_code"] == "invalid_request"
+
+
+@pytest.mark.usefixtures("photos")
+def test_last_image_of_a_line_is_sent(on_server, server, folder):
+    line = {"image": "photos/a.png", "last_image": "photos/b.png", "name": "ends-at-b", "seconds": 0.5}
+    (folder / "m.jsonl").write_text(json.dumps(line))
+    assert on_server("m.jsonl").code == 0
+    video = jobs(server)["ends-at-b"]
+    assert video["last_image_sha256"] == hashlib.sha256((folder / "photos" / "b.png").read_bytes()).hexdigest()
+    assert video["parameters"]["num_frames"] == 4
 
 
 @pytest.mark.usefixtures("photos")

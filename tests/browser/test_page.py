@@ -73,6 +73,55 @@ def test_empty_size_follows_a_portrait_image(server, visit, tmp_path):
         assert [number_field(other, side).input_value() for side in ("Width", "Height")] == sides
 
 
+def test_shape_and_length_in_seconds_set_the_request(server, visit):
+    page = visit(server.url)
+    upload_image(page)
+    page.get_by_text("Square", exact=True).click()
+    page.wait_for_selector(".k-image img[src*='width=224&height=224']")
+    length = page.get_by_label("number input for Length in seconds")
+    length.fill("4")
+    page.wait_for_selector("#k-note:has-text('28 frames, 4.0 s')")
+    page.get_by_label("Loop").check()
+    page.wait_for_selector("#k-note .k-error:has-text('at most 14 at once')")
+    length.fill("1.5")
+    page.wait_for_selector("#k-note:has-text('10 frames, 1.4 s')")
+    page.wait_for_selector("[aria-label='range slider for Length in seconds'][max='2']")
+    job = generate(page)
+    finished(page)
+    again = visit(f"{server.url}?job={job}")
+    again.wait_for_selector("#k-note:has-text('10 frames, 1.4 s')")
+    again.wait_for_selector("input[value=square]:checked", state="attached")
+    assert again.get_by_label("number input for Length in seconds").input_value() == "1.4"
+    set_number(again, "Width", 288)
+    again.wait_for_selector(".k-image img[src*='width=288&height=224']")
+    again.wait_for_selector("input[value=square]:not(:checked)", state="attached")
+
+
+def test_notice_of_a_finished_video_whose_last_frame_becomes_the_image(server, visit):
+    page = visit(server.url)
+    page.evaluate(
+        """() => {
+            window.notices = [];
+            window.Notification = class {
+                static permission = "granted";
+                static async requestPermission() { return "granted"; }
+                constructor(title) { notices.push(title); }
+            };
+        }"""
+    )
+    page.get_by_label("Notify me when a video is done").check()
+    upload_image(page)
+    set_number(page, "Steps", SLOW)
+    generate(page)
+    page.evaluate("Object.defineProperty(document, 'hidden', { get: () => true })")
+    page.wait_for_function("window.notices.length")
+    assert page.evaluate("window.notices") == ["Completed: rocket"]
+    source = page.get_attribute(".k-image .k-media > img", "src")
+    page.get_by_role("button", name="Use last frame").click()
+    page.wait_for_function("(before) => document.querySelector('.k-image .k-media > img').src !== before", arg=source)
+    page.wait_for_selector(".k-image > .k-hint:has-text('the whole image is used')")
+
+
 def test_image_can_be_dropped_or_pasted(server, visit):
     page = visit(server.url)
     file = "new File([Uint8Array.from(atob(image), c => c.charCodeAt(0))], 'a.jpg', {type: 'image/jpeg'})"
@@ -470,3 +519,33 @@ def test_typed_seed_is_fixed_and_used(server, visit):
     generate(page)
     finished(page)
     assert "seed 42" in page.inner_text(".k-panel")
+
+
+def test_crop_is_moved_by_mouse_and_keyboard_and_reaches_the_request(server, visit, tmp_path):
+    page = visit(server.url)
+    with Image.open(ROCKET) as image:
+        image.crop((200, 0, 440, 427)).save(tmp_path / "phone.jpg")
+    upload_image(page, tmp_path / "phone.jpg")
+    set_number(page, "Width", 288)  # the size of the preview changes
+    set_number(page, "Height", 160)
+    slider = page.get_by_role("slider", name="Position of the crop")
+    slider.scroll_into_view_if_needed()
+    box = slider.bounding_box()
+    page.mouse.move(box["x"] + 50, box["y"] + 100)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 50, box["y"] + 40, steps=4)
+    page.mouse.up()
+    page.wait_for_selector(".k-image img[src*=crop_position]")
+    dragged = float(slider.get_attribute("aria-valuenow"))
+    assert 50 < dragged < 100
+    page.keyboard.press("ArrowUp")  # the image has the focus
+    page.keyboard.press("ArrowUp")
+    position = round(dragged / 100 - 0.04, 3)
+    page.wait_for_selector(f".k-image img[src*='crop_position={position}']")
+    job = generate(page)
+    finished(page)
+    with page.expect_download() as recipe:
+        page.click(".k-panel [href$='recipe.json']")
+    assert json.loads(recipe.value.path().read_text())["request"]["crop_position"] == position
+    again = visit(f"{server.url}?job={job}")
+    again.wait_for_selector(f".k-image img[src*='crop_position={position}']")

@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import httpx
 import pytest
+from page_helpers import ROCKET
 from PIL import Image
 
 from kinema.jobs import Queue
@@ -134,6 +135,12 @@ def test_uploaded_image_is_served_fitted(client):
     sha256 = client.post("/studio/images", content=image()).json()["image"]
     response = client.get(f"/studio/images/{sha256}?width=288&height=160")
     assert Image.open(io.BytesIO(response.content)).size == (288, 160)
+    rocket = client.post("/studio/images", content=ROCKET.read_bytes()).json()["image"]
+    crops = [
+        client.get(f"/studio/images/{rocket}?width=160&height=288&crop_position={position}") for position in (0, 1, 2)
+    ]
+    assert [crop.status_code for crop in crops] == [200, 200, 422]
+    assert crops[0].content != crops[1].content
     padded = client.get(f"/studio/images/{sha256}?width=512&height=160&fit=pad")
     assert Image.open(io.BytesIO(padded.content)).getpixel((2, 80)) == (0, 0, 0)
 

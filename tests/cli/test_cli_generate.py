@@ -154,14 +154,16 @@ def test_every_request_field_has_an_option(generate, folder):
         "min_guidance_scale": 1.5,
         "max_guidance_scale": 2.5,
         "decode_chunk_size": 2,
-        "fit": "pad",
+        "fit": "crop",
+        "crop_position": 0.25,
+        "interpolate": 2,
     }
     assert set(parameters) == set(VideoRequest.model_fields) - {"model", "loop", *TEXT_TO_IMAGE_FIELDS}
     options = [part for name, value in parameters.items() for part in (f"--{name.replace('_', '-')}", value)]
     assert generate("-o", "out.mp4", "--loop", *options).code == 0
     request = read_recipe(folder / "out.mp4").request
     assert request.model_dump(exclude={"model", *TEXT_TO_IMAGE_FIELDS}) == {**parameters, "loop": True}
-    assert read_frames(folder / "out.mp4")[0].shape == (3, 80, 72, 3)
+    assert read_frames(folder / "out.mp4")[0].shape == (6, 80, 72, 3)  # 3 generated, 3 between
 
 
 def test_unset_options_use_the_model_defaults(kinema, image, folder, tiny_svd):
@@ -193,7 +195,7 @@ def test_restarted_decode_writes_only_second_attempt(generate, folder, monkeypat
     """A fake engine restarts decoding, because no tiny model fails in one dtype only."""
     engine_generate = importlib.import_module("kinema.engine").generate
 
-    def restart_decode(pipeline, image, request, last_image):
+    def restart_decode(pipeline, image, request, *_):
         video = drive(engine_generate(pipeline, image, request))
         yield Step("decode", 1, 2, frames=255 - video.frames[:1])
         yield Restart("decode", "decoded again in float32")
@@ -303,7 +305,10 @@ INVALID_ARGUMENTS = {
     "folder without images": (["full"], 2, "the folder full has no images (.avif, .heic, .heif, .hif, .jpeg,"),
     "out of range": (["rocket.png", "--fps=500"], 2, "fps 500 is out of range: 1 to 120"),
     "not a multiple of 8": (["rocket.png", "--width=100"], 2, "width 100 is not a multiple of 8; use 96 or 104"),
-    "invalid choice": (["rocket.png", "--fit=zoom"], 2, "fit 'zoom' is invalid: input should be 'crop', 'pad' or"),
+    "invalid choice": (["rocket.png", "--fit=zoom"], 2, "fit 'zoom' is invalid: use one of crop, pad, stretch"),
+    "invalid on-error": (["rocket.png", "--on-error=x"], 2, "--on-error 'x' is invalid: 'x' is not one of 'continue'"),
+    "no videos": (["rocket.png", "--num-videos=0"], 2, "--num-videos 0 is too low; use at least 1"),
+    "crf is no number": (["rocket.png", "--crf=best"], 2, "--crf 'best' is not an integer"),
     "not a number": (["rocket.png", "--seed=abc"], 2, "seed 'abc' is not an integer; use 0 to"),
     "unknown option": (["rocket.png", "--frames=3"], 2, "no such option: --frames (Possible options: "),
     "no image": (["--seed=3"], 2, "neither an image nor a prompt was passed; pass one of them"),

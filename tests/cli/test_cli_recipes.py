@@ -73,6 +73,28 @@ def test_remake_of_a_video_with_a_last_image_needs_that_image(generate, remake, 
     assert "last image rocket.png differs from the recipe" in remake("--last-image", "rocket.png", "-o", "a.mp4").err
 
 
+def test_extend_and_its_remake(kinema, video_path, image, tiny_svd, folder):
+    extended = kinema("extend", "rocket.mp4", "--num-frames=2", "--image", image.name, "--model", tiny_svd)
+    assert (extended.code, extended.out) == (0, "rocket-extended.mp4\n")
+    recipe = read_recipe(folder / "rocket-extended.mp4")
+    assert recipe.request.num_frames == 4
+    assert "2 frames, SHA-256" in kinema("inspect", "rocket-extended.mp4").out
+    options = ["--image", image.name, "--model", tiny_svd]
+    missing = kinema("remake", "rocket-extended.mp4", *options)
+    assert (missing.code, missing.err.split(";")[1]) == (2, " pass it by --extends\n")
+    remade = kinema("remake", "rocket-extended.mp4", "--extends", "rocket.mp4", *options)
+    assert (remade.code, remade.err.splitlines()[-1]) == (0, "identical: all 4 frames are the same, pixel for pixel")
+    other = kinema("remake", "rocket-extended.mp4", "--extends", "rocket-extended.mp4", *options, "-o", "other.mp4")
+    assert (other.code, "differs from the recipe" in other.err) == (2, True)
+
+
+def test_extend_without_image_says_so_and_is_remade_without(kinema, video_path, tiny_svd, folder):
+    extended = kinema("extend", "rocket.mp4", "--seconds=0.3", "--model", tiny_svd, "-o", "longer.webm")
+    assert (extended.code, "made from the first frame of the video" in extended.err) == (0, True)
+    remade = kinema("remake", "longer.webm", "--extends", "rocket.mp4", "--model", tiny_svd)
+    assert (remade.code, remade.out) == (0, "longer-remade.webm\n")
+
+
 def test_remake_of_an_upright_video_is_byte_identical(kinema, folder):
     model = make_tiny_svd(folder / "model")
     defaults = {"width": 96, "height": 64, "num_frames": 2, "num_inference_steps": 1}

@@ -15,6 +15,7 @@ from PIL import Image
 
 from kinema.errors import GenerationFailed
 from kinema.media.video_writer import probe, read_frames, read_recipe
+from kinema.media.watermark import embed, payload_of
 from kinema.values import FileEncoding
 
 
@@ -140,7 +141,7 @@ def fail_seed_8(monkeypatch):
     """Make the generation with seed 8 fail."""
     generate_video = importlib.import_module("kinema.engine").generate
 
-    def generate(pipeline, image, request, last_image):
+    def generate(pipeline, image, request, *_):
         if request.seed == 8:
             raise GenerationFailed("all frames are one constant colour; use another seed")
         return generate_video(pipeline, image, request)
@@ -215,6 +216,19 @@ def test_crf_boomerang_and_fractional_rate_are_in_file_recipe_and_remake(generat
     assert kinema(*remake, "-o", "a.gif").code == 0  # compared after encoding like the original
     assert read_recipe("a.gif").encoding == FileEncoding(boomerang=True)
     assert probe("a.gif").frames == 6
+
+
+def test_mark_is_in_file_recipe_and_remake(generate, kinema, folder, tiny_svd, monkeypatch):
+    assert generate("--watermark", "-o", "a").code == 0
+    monkeypatch.setenv("KINEMA_WATERMARK", "on")
+    assert generate("--no-watermark", "-o", "plain").code == 0
+    assert read_recipe("plain").encoding.watermark is None
+    recipe = read_recipe("a")
+    payload = payload_of(recipe.request, recipe.image_sha256)
+    assert np.array_equal(read_frames("a")[0], embed(read_frames("plain")[0], payload))
+    assert f"invisible mark {payload:08x}" in kinema("inspect", "a").out
+    assert kinema("remake", "a", "--image", "rocket.png", "--model", tiny_svd).code == 0
+    assert read_recipe("a-remade").encoding == recipe.encoding
 
 
 def test_remake_of_a_file_that_a_server_encoded_again_is_identical(generate, kinema, folder, tiny_svd):

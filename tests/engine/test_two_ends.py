@@ -91,12 +91,6 @@ def test_loop_has_the_requested_frames_and_continues_from_latents_to_the_same_by
     assert not np.array_equal(whole.frames, kinema.generate(image.rgb, model=pipeline, seed=3, **SIZE).frames)
 
 
-def test_loop_takes_two_predictions_per_step() -> None:
-    plain, loop = VideoRequest(), VideoRequest(loop=True)
-    assert loop.num_predictions == 2 * plain.num_predictions == 2 * plain.num_inference_steps
-    assert loop.work == 2 * plain.work
-
-
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [

@@ -9,9 +9,9 @@ from PIL import Image
 
 import kinema
 from kinema.engine import samplers, to_latents
-from kinema.engine.sampling import Window, windows
 from kinema.media.image import open_image
 from kinema.models.catalog import request_for
+from kinema.models.windows import Window, video_work, windows
 from kinema.steps import drive
 from kinema.values import VideoRequest
 from tiny import make_tiny_svd
@@ -76,6 +76,26 @@ def test_long_video_has_all_frames_and_the_steps_of_a_short_one(pipeline, image)
     assert torch.equal(drive(to_latents(pipeline, image, request)).latents, long.latents)
     shorter = request.changed(num_frames=8)
     assert torch.equal(drive(to_latents(pipeline, image, shorter)).latents, long.latents[:, :8])
+
+
+@pytest.mark.parametrize(
+    ("parameters", "last_image", "predicted"),
+    [
+        ({"num_frames": 4}, False, 4),
+        ({"num_frames": 9}, False, 12),  # 0 to 4, 2 to 6, 5 to 9
+        ({"num_frames": 4}, True, 8),
+        ({"num_frames": 4, "loop": True}, False, 10),
+    ],
+)
+def test_work_counts_the_frames_that_the_unet_predicts(folder, image, parameters, last_image, predicted) -> None:
+    pipeline = kinema.load(folder, device="cpu", dtype="float32", engine="reference")
+    request = VideoRequest(model=str(folder), **SIZE, **parameters)
+    counts = []
+    networks = pipeline.unet.register_forward_pre_hook(lambda _, args: counts.append(args[0].shape[1]))
+    drive(to_latents(pipeline, image, request, image if last_image else None))
+    networks.remove()
+    assert sum(counts) / 2 == predicted  # in 2 steps
+    assert video_work(request, 4, has_last_image=last_image) == 64 * 64 * predicted * 2 / 1e6
 
 
 def test_decoded_long_video_has_all_frames(pipeline, image) -> None:

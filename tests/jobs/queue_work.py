@@ -82,7 +82,8 @@ class Work:
             case "latents":
                 yield from steps(request, "encode", 2)
                 yield from steps(request, "denoise", request.num_inference_steps)
-                return Bytes(output(b"latents", request, task.image.read_bytes()))
+                images = (image.read_bytes() for image in (task.image, task.last_image) if image is not None)
+                return Bytes(output(b"latents", request, b"".join(images)))
             case "video":
                 while "killed" in request.model and not task.latents.exists():
                     time.sleep(0.01)  # a crash before that also repeats the latents

@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import pytest
 from queue_helpers import request
 
-from kinema.jobs.eta import JobEta, StageSpeeds
+from kinema.jobs.eta import JobEta, JobSize, StageSpeeds
 
+SIZE = JobSize(request(), request().work)
 PAST = {"encode": 1.0, "denoise": 10.0, "decode": 4.0}
 
 
@@ -17,24 +18,36 @@ def clock(monkeypatch):
     return clock
 
 
+def finished(size=SIZE, durations=PAST):
+    last_image = "0" * 64 if size.has_last_image else None
+    return SimpleNamespace(request=size.request, work=size.work, last_image=last_image, stage_durations=durations)
+
+
 @pytest.fixture
 def speeds():
     """Speeds after one completed job of 15 seconds."""
     speeds = StageSpeeds()
-    speeds.learn(SimpleNamespace(request=request(), stage_durations=PAST))
+    speeds.learn(finished())
     return speeds
 
 
 def test_eta_before_first_step_is_duration_of_earlier_jobs(clock, speeds):
-    assert JobEta(request(), speeds, {}, text_to_image=False).eta() == pytest.approx(15)
+    assert JobEta(SIZE, speeds, {}).eta() == pytest.approx(15)
+
+
+def test_first_job_with_frames_between_expects_them_to_take_as_long_as_decoding(clock, speeds):
+    smooth = request().changed(num_frames=4, interpolate=2)
+    plain = JobEta(JobSize(request().changed(num_frames=4), request().work), speeds, {}).eta()
+    decode = 4.0 * 4 / request().num_frames
+    assert JobEta(JobSize(smooth, request().work), speeds, {}).eta() == pytest.approx(plain + decode * 3 / 4)
 
 
 def test_eta_without_completed_jobs_is_unknown(clock):
-    assert JobEta(request(), StageSpeeds(), {}, text_to_image=False).eta() is None
+    assert JobEta(SIZE, StageSpeeds(), {}).eta() is None
 
 
 def test_eta_extrapolates_own_steps_without_the_first(clock, speeds):
-    eta = JobEta(request(), speeds, {}, text_to_image=False)
+    eta = JobEta(SIZE, speeds, {})
     for step, seconds in enumerate((30, 3, 3), 1):  # the first loads the model
         clock.now += seconds
         eta.record_step("denoise", step, 5)
@@ -45,7 +58,7 @@ def test_eta_extrapolates_own_steps_without_the_first(clock, speeds):
 
 
 def test_percent_follows_stage_shares_and_stops_at_99(clock, speeds):
-    eta = JobEta(request(), speeds, {}, text_to_image=False)
+    eta = JobEta(SIZE, speeds, {})
     percents = []
     for stage, total in (("encode", 1), ("denoise", 2), ("decode", 1)):
         for step in range(1, total + 1):
@@ -53,3 +66,15 @@ def test_percent_follows_stage_shares_and_stops_at_99(clock, speeds):
             eta.record_step(stage, step, total)
             percents.append(eta.percent)
     assert percents == [100 // 15, 600 // 15, 1100 // 15, 99]
+
+
+def test_estimate_counts_predicted_frames_and_a_last_image(speeds):
+    double = JobSize(SIZE.request, 2 * SIZE.work, has_last_image=True)
+    assert speeds.estimate_job(double) == pytest.approx(2 * 1 + 2 * 10 + 4)
+
+
+def test_job_that_was_stored_before_its_work_was_counted_teaches_no_denoising(clock):
+    speeds = StageSpeeds()
+    speeds.learn(finished(JobSize(SIZE.request, 0.0)))
+    assert speeds.estimate_stage("denoise", SIZE) is None
+    assert speeds.estimate_stage("decode", SIZE) == pytest.approx(4)

@@ -43,7 +43,7 @@ JOB = f"video_{'0' * 32}"
 
 
 def add(files, data):
-    with files.add_image(JOB, data) as sha256:
+    with files.add_images(JOB, data) as (sha256, _):
         return sha256
 
 
@@ -56,9 +56,9 @@ def test_images_are_stored_by_content_hash(tmp_path):
 def test_sweep_deletes_marked_files_and_returns_unknown_ones(tmp_path):
     files = JobFiles(tmp_path)
     used, unknown_image = add(files, b"used"), add(files, b"unknown")
-    with pytest.raises(ZeroDivisionError), files.add_image(JOB, b"never stored"):
+    with pytest.raises(ZeroDivisionError), files.add_images(JOB, b"never stored"):
         _ = 1 / 0
-    with pytest.raises(ZeroDivisionError), files.add_image(JOB, b"used"):
+    with pytest.raises(ZeroDivisionError), files.add_images(JOB, b"used"):
         _ = 1 / 0
     known, unknown = (files.job(f"video_{digit * 32}") for digit in "ab")
     half_deleted, foreign = files.jobs / f".deleted-0123abcd-video_{'c' * 32}", files.jobs / ".deleted"

@@ -12,7 +12,11 @@ from kinema.jobs.job_schema import FORMAT, IDENTITY, JOBS, METADATA, OLDEST_READ
 from kinema.settings import Settings
 
 # The columns and indexes that later formats added to format 2.
-ADDED_COLUMNS = {"kinema_jobs": ["owner", "turn", "work", "traceparent"], "kinema_database": ["oldest_reader"]}
+ADDED_COLUMNS = {
+    "kinema_jobs": ["owner", "turn", "work", "traceparent", "last_image", "extend"],
+    "kinema_database": ["oldest_reader"],
+    "kinema_deletions": ["last_image"],
+}
 ADDED_TABLES = ["kinema_scheduler"]
 
 
@@ -48,6 +52,7 @@ def revert_to_format_2(engine):
             "DROP INDEX kinema_jobs_order",
             "DROP INDEX kinema_jobs_owner",
             "DROP INDEX kinema_jobs_rank",
+            "DROP INDEX ix_kinema_jobs_last_image",
             *(f"ALTER TABLE {table} DROP COLUMN {name}" for table, names in ADDED_COLUMNS.items() for name in names),
             *(f"DROP TABLE {table}" for table in ADDED_TABLES),
             "CREATE INDEX kinema_jobs_order ON kinema_jobs (status, priority, seq)",

@@ -494,6 +494,12 @@ def test_crop_box_is_largest_centred_box(size, target, box):
     assert crop_box(size, *target) == box
 
 
+def test_crop_box_moves_from_one_end_to_the_other():
+    boxes = [crop_box((201, 100), 64, 64, position) for position in (0, 0.25, 1)]
+    assert boxes == [(0, 0, 100, 100), (25, 0, 125, 100), (101, 0, 201, 100)]
+    assert crop_box((100, 200), 64, 64, 1) == (0, 100, 100, 200)
+
+
 @pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
 @pytest.mark.parametrize("size", [(64, 48), (300, 40), (40, 300), (96, 64)])
 def test_fit_gives_exact_size_in_rgb(fit, size):
@@ -520,6 +526,7 @@ def test_fit_crops_pads_or_stretches():
     image = open_image(squares)
     cropped, padded, stretched = (np.asarray(fit_image(image, 96, 96, fit)) for fit in ("crop", "pad", "stretch"))
     assert (cropped[:, 8:-8] == (0, 255, 0)).all()
+    assert (np.asarray(fit_image(image, 96, 96, "crop", 1))[:, 8:] == (0, 0, 255)).all()
     assert (padded[:31] == 0).all()
     assert (padded[65:] == 0).all()
     assert tuple(padded[48, 4]) == (255, 0, 0)

@@ -93,9 +93,16 @@ def test_model_defaults_give_no_warning(name):
     assert parameter_warnings(request_for(model=name)) == []
 
 
+@pytest.mark.parametrize("size", [(288, 160), (160, 288), (224, 224)])
+def test_sizes_that_the_pocket_was_trained_on_give_no_warning(size):
+    width, height = size
+    assert parameter_warnings(request_for(model="pocket", width=width, height=height)) == []
+
+
 @pytest.mark.parametrize(
     ("model", "parameters", "message"),
     [
+        ("pocket", {"width": 256, "height": 160}, "pocket was trained on 288×160, not 256×160"),
         ("svd-xt", {"motion_bucket_id": 300}, "motion_bucket_id 300 is above 255"),
         ("svd-xt", {"fps": 4}, "fps 4 is outside 5 to 30"),
         ("svd-xt", {"fps": 31}, "fps 31 is outside"),

@@ -103,9 +103,12 @@ def start_of(queue, **settings):
 
 def test_jobs_give_the_results_of_local_workers(queue, cluster):
     jobs = [queue.submit(request(seed=seed), image=IMAGE) for seed in range(5)]
+    two_ends = queue.submit(request(), image=IMAGE, last_image=b"another")
     jobs.append(queue.submit(request(prompt="a boat", image_model="m"), image=None))
     for job in jobs[:-1]:
         assert_completed(queue, job, attempts=0)
+    assert wait_finished(queue, two_ends).status == "completed"
+    assert queue.result(two_ends.id).read_bytes() == expected_video(request(), IMAGE + b"another")
     assert wait_finished(queue, jobs[-1]).status == "completed"
     assert queue.workers_ready
     assert queue.problems == ()

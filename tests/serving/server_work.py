@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from kinema.errors import HubUnreachable, InsufficientMemory, ModelCorrupt
+from kinema.media.source_video import open_source_video
 from kinema.media.video import Video
 from kinema.steps import Step
 from kinema.values import ModelIdentity, Recipe
@@ -55,9 +56,12 @@ class Work:
             case "latents":
                 yield from run_steps(request, "encode", 2)
                 yield from run_steps(request, "denoise", request.num_inference_steps)
-                return Bytes(task.image.read_bytes())
+                inputs = (task.image, task.last_image, task.source_video)
+                return Bytes(b"".join(file.read_bytes() for file in inputs if file is not None))
             case "video":
                 yield from run_steps(request, "decode", 2)
+                if task.source_video is not None:
+                    return extended(task, previous)
                 return Video(
                     make_frames(request, read(task.latents, previous), request.num_frames),
                     request.frame_rate,
@@ -72,6 +76,13 @@ class Work:
 
     def preview(self, _state):
         return b"\xff\xd8 an image"
+
+
+def extended(task, previous):
+    source = open_source_video(task.source_video)
+    new = make_frames(task.request, read(task.latents, previous), task.request.num_frames - source.lengths[-1])
+    recipe = make_recipe(task.request).model_copy(update={"extension": source.extension})
+    return Video(np.concatenate([source.frames, new]), task.request.frame_rate, recipe)
 
 
 class NoWork(Work):

@@ -153,13 +153,14 @@ def test_invalid_lines_are_not_repeated_in_the_log(queue, caplog):
 
 
 def test_slow_image_hosts_of_one_owner_do_not_delay_others(queue, settings, monkeypatch):
-    def wait(_, image, is_gone):
-        while image and not is_gone():
+    def wait(_, request, is_gone):
+        while request.image and not is_gone():
             time.sleep(0.01)
-        if image:
+        if request.image:
             raise FetchCancelled
+        return None, None
 
-    monkeypatch.setattr(line_submitter, "fetch_image", wait)
+    monkeypatch.setattr(line_submitter, "fetch_images", wait)
     slow_body = {"prompt": None, "input_reference": {"image_url": "https://slow.example/a.png"}}
     slow = [queue.batches.add(upload(queue, [slow_body] * 20).id, owner="a") for _ in range(6)]
     while not all(queue.batches.get(batch.id).status == "in_progress" for batch in slow):

@@ -23,4 +23,4 @@ def test_tutorial_commands_work_unchanged(tmp_path):
     )
     assert completed.returncode == 0, completed.stdout[-3000:] + completed.stderr[-3000:]
     assert completed.stdout.count("bytes of video") == 3
-    assert "the same seed gave the same bytes" in completed.stdout
+    assert "the same seed gave the same frames" in completed.stdout

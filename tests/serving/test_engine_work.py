@@ -8,16 +8,18 @@ import psutil
 import pytest
 from PIL import Image
 
+import kinema
 from kinema.engine import Checkpoint, Projection, generate, to_latents, to_video
 from kinema.errors import ModelError
 from kinema.jobs import Queue
 from kinema.jobs.job import DeviceState, Task
 from kinema.media.image import fit_image, open_image
 from kinema.media.video_reader import read_recipe
+from kinema.media.watermark import payload_of
 from kinema.models import loading
 from kinema.models.catalog import request_for
 from kinema.models.gpu_group import PEER
-from kinema.serving.engine_work import EngineWork
+from kinema.serving.engine_work import EngineWork, ServerWork
 from kinema.settings import read_settings
 from kinema.steps import drive
 from tiny import make_tiny_svd
@@ -70,6 +72,20 @@ def test_task_parts_write_same_file_as_one_run(work, tiny_svd, png, tmp_path):
     assert video.save(tmp_path / "one.mp4").read_bytes() == whole.save(tmp_path / "other.mp4").read_bytes()
 
 
+def test_task_with_a_video_to_extend_makes_what_the_library_makes(work, tiny_svd, png, tmp_path):
+    pipeline = loading.load(tiny_svd, device="cpu", dtype="float32")
+    short = drive(generate(pipeline, open_image(png), request_for(model=str(tiny_svd), **SMALL)))
+    short.save(tmp_path / "short.mp4")
+    whole = kinema.extend(tmp_path / "short.mp4", num_frames=3, image=png, model=pipeline)
+    (tmp_path / "image").write_bytes(png)
+    files = {"image": tmp_path / "image", "source_video": tmp_path / "short.mp4"}
+    request = whole.recipe.request.changed(model=str(tiny_svd))  # a recipe has only the folder's name
+    denoised = drive(work(Task("j", "latents", request, **files), None))
+    finished = drive(work(Task("j", "video", request, latents=tmp_path / "latents", **files), denoised))
+    assert np.array_equal(finished.video.frames, whole.frames)
+    assert finished.video.recipe == whole.recipe
+
+
 def test_prepared_image_and_latents_in_memory_give_same_video(work, tiny_svd, png, tmp_path):
     request = request_for(model=str(tiny_svd), **SMALL)
     image, latents = tmp_path / "image", tmp_path / "latents.safetensors"
@@ -80,7 +96,7 @@ def test_prepared_image_and_latents_in_memory_give_same_video(work, tiny_svd, pn
     denoised = drive(work(tasks[0], None))
     video = drive(work(tasks[1], denoised))  # the latents are not saved
     whole = drive(generate(loading.load(tiny_svd, device="cpu", dtype="float32"), open_image(png), request))
-    assert np.array_equal(video.frames, whole.frames)
+    assert np.array_equal(video.video.frames, whole.frames)
 
 
 def test_images_of_two_jobs_at_most_stay_open(work, tiny_svd, png, tmp_path):
@@ -187,6 +203,28 @@ def test_generated_image_recipe_is_in_video(work, tiny_svd, tiny_sd, tmp_path):
     recipe = read_recipe(video.save(tmp_path / "cat.mp4"))
     assert recipe.image_generation == generated.image.image_generation
     assert recipe.image_sha256 == generated.image.sha256
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting", "is_marked"),
+    [(ServerWork, None, True), (ServerWork, "off", False), (EngineWork, None, False), (EngineWork, "on", True)],
+)
+def test_videos_of_a_server_are_marked_unless_setting_is_off(
+    work, monkeypatch, tiny_svd, png, tmp_path, kind, setting, is_marked
+):
+    if setting is not None:
+        monkeypatch.setenv("KINEMA_WATERMARK", setting)
+    image, request = tmp_path / "image", request_for(model=str(tiny_svd), **SMALL)
+    image.write_bytes(png)
+    part = kind()
+    denoised = drive(part(Task("j", "latents", request, image), None))
+    denoised.save(tmp_path / "latents.safetensors")
+    video = Task("j", "video", request, image, tmp_path / "latents.safetensors")
+    first, second = (drive(part(video, None)).save(tmp_path / name) for name in ("a.mp4", "b.mp4"))
+    recipe = read_recipe(first)
+    expected = f"{payload_of(request, recipe.image_sha256):08x}" if is_marked else None
+    assert recipe.encoding.watermark == expected
+    assert first.read_bytes() == second.read_bytes()
 
 
 @pytest.mark.slow

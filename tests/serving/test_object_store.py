@@ -71,7 +71,7 @@ def test_download_is_redirected_to_a_presigned_url(clients, video, s3):
     response = clients[1].get(f"/v1/videos/{video}/content")
     assert (response.status_code, response.headers["x-kinema-job"]) == (307, video)
     assert response.headers["cache-control"] == "no-store"
-    assert response.headers["location"].startswith(f"{s3.url}/replicas/videos/jobs/{video}/video.mp4?")
+    assert response.headers["location"].startswith(f"{s3.url}/replicas/videos/jobs/{video}/signed-self.mp4?")
     direct = httpx.get(response.headers["location"])
     assert (direct.status_code, direct.headers["content-type"]) == (200, "video/mp4")
     assert direct.content == clients[0].get(f"/studio/jobs/{video}/video.mp4").content

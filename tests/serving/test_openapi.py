@@ -51,4 +51,4 @@ def test_document_has_all_routes_and_examples(server):
     update_content = document["paths"]["/v1/videos/{video_id}"]["post"]["requestBody"]["content"]["application/json"]
     updated = httpx.post(f"{server.url}/v1/videos/{created.json()['id']}", json=update_content["example"]).json()
     assert (updated["prompt"], updated["pinned"]) == (update_content["example"]["title"], True)
-    assert len(document["paths"]) == 15
+    assert len(document["paths"]) == 16

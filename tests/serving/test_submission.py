@@ -146,10 +146,12 @@ def test_model_that_is_not_offered_is_rejected(settings, png, tmp_path):
 
 def test_estimate_uses_queue_estimate(settings, png):
     class FakeQueue:
-        def estimate(self, request):
-            return float(request.num_frames)
+        def estimate(self, request, *, work, has_last_image):
+            return work / request.work, has_last_image
 
-    assert estimate(FakeQueue(), prepare(settings, {}, png)) == 14.0
+    assert estimate(FakeQueue(), prepare(settings, {}, png)) == (1, False)
+    assert estimate(FakeQueue(), prepare(settings, {"num_frames": 15}, png)) == (28 / 15, False)  # two windows
+    assert estimate(FakeQueue(), prepare(settings, {}, png, last_image=png)) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,11 @@ import io
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import httpx
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from heif_files import heic
@@ -15,7 +17,8 @@ from image_attacks import many_scans
 from PIL import Image
 from server_process import wait_for
 
-from kinema.media.video_writer import read_recipe
+from kinema.media.credentials.credential_check import check_credentials
+from kinema.media.video_writer import read_frames, read_recipe
 from kinema.serving.videos import make_app
 from kinema.settings import Settings
 from kinema.values import FileEncoding
@@ -90,13 +93,74 @@ def test_download_with_crf_and_boomerang_is_another_file_of_the_same_video(clien
         assert client.get(url, params=params).json()["error"]["param"] == "crf"
 
 
-def test_data_url_and_file_upload_give_same_video(client, png):
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/v1/videos/{id}/content?crf=abc", "crf 'abc' is not an integer"),
+        ("/v1/videos/{id}/content?crf=17", "crf 17 is too low; use at least 18"),
+        ("/v1/videos/{id}/content?crf=52", "crf 52 is too high; use at most 51"),
+        ("/v1/videos/{id}/content?boomerang=maybe", "boomerang 'maybe' is invalid; use true or false"),
+        ("/v1/videos/{id}/content?variant=gif", "variant 'gif' is invalid; use 'video', 'thumbnail' or 'spritesheet'"),
+        ("/v1/videos?order=up", "order 'up' is invalid; use 'asc' or 'desc'"),
+    ],
+)
+def test_invalid_query_is_explained_in_plain_words(client, path, message):
+    response = client.get(path.format(id=f"video_{0:032}"))
+    assert (response.status_code, response.json()["error"]["message"]) == (400, message)
+
+
+def test_data_url_and_file_upload_give_same_video(server, client, png):
     url = f"data:image/png;base64,{base64.b64encode(png).decode()}"
     asked = {"input_reference": {"image_url": url}, "seed": 5, "motion_bucket_id": 1, "num_frames": 3}
     by_json = wait_for(client, client.post("/v1/videos", json=asked).json()["id"])
     by_form = wait_for(client, create(client, png, seed="5").json()["id"])
-    one, other = (client.get(f"/v1/videos/{video['id']}/content").content for video in (by_json, by_form))
+    one, other = ((server.data / "jobs" / video["id"] / "video.mp4").read_bytes() for video in (by_json, by_form))
     assert one == other
+
+
+def test_download_is_signed_and_the_stored_file_is_not(server, client, png, tmp_path):
+    video = wait_for(client, create(client, png).json()["id"])["id"]
+    stored = server.data / "jobs" / video / "video.mp4"
+    before = stored.read_bytes()
+    path = f"/v1/videos/{video}/content"
+    with ThreadPoolExecutor(4) as pool:
+        bodies = [response.content for response in pool.map(lambda _: client.get(path), range(4))]
+    assert len(set(bodies)) == 1
+    authority = httpx.get(f"{server.url}/.well-known/kinema-ca.pem", headers={"Host": "elsewhere.example"}).text
+    check = check_credentials(bodies[0], None, authority)
+    assert (check.state, check.title, len(check.ingredients)) == ("trusted", f"{video}.mp4", 1)
+    assert check.recipe == read_recipe(stored).model_dump(mode="json")
+    assert client.get(f"/studio/jobs/{video}/video.mp4", headers={"Range": "bytes=-9"}).content == bodies[0][-9:]
+    again = client.get(path, params={"crf": 40}).content
+    assert check_credentials(again, None, authority).recipe["encoding"]["crf"] == 40
+    assert stored.read_bytes() == before
+    (tmp_path / "signed.mp4").write_bytes(bodies[0])
+    assert np.array_equal(read_frames(tmp_path / "signed.mp4")[0], read_frames(stored)[0])
+    found = client.post("/v1/verify", files={"file": bodies[0]}).json()
+    assert (found["verdict"], found["job"], found["job_exists"]) == ("authentic", video, True)
+    client.delete(f"/v1/videos/{video}")
+    assert not stored.parent.exists()
+    assert client.post("/v1/verify", files={"file": bodies[0]}).json()["job_exists"] is False
+    changed = bytearray(bodies[0])
+    changed[-9] ^= 1
+    found = client.post("/v1/verify", files={"file": bytes(changed)}).json()
+    assert (found["verdict"], found["job"]) == ("tampered", None)
+
+
+def test_files_that_cannot_be_verified_are_rejected(client, png):
+    for files, param in (({"file": b"no video"}, "file"), ({"image": png}, "image"), ({"sidecar": png}, "file")):
+        error = client.post("/v1/verify", files=files).json()["error"]
+        assert (error["code"], error["param"]) == ("invalid_request", param)
+        assert "kinema-verify" not in error["message"]
+    assert client.post("/v1/verify", json={"file": "a"}).status_code == 415
+    assert client.post("/v1/verify", files={"file": png}).json()["verdict"] == "unknown"
+
+
+def test_page_for_verification_is_in_both_languages(client):
+    for language, word in (("en", "Verify a video"), ("ko", "영상 확인")):
+        page = client.get("/studio/verify", headers={"Accept-Language": language})
+        assert (page.status_code, f"<h1>{word}</h1>" in page.text) == (200, True)
+        assert "default-src 'self'" in page.headers["content-security-policy"]
 
 
 def test_aliases_set_parameters(client):

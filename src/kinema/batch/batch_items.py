@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from kinema.errors import InvalidImage, InvalidRequest, KinemaError
 from kinema.jobs.job import Failure
+from kinema.library import about_last_image, check_last_image
 from kinema.media.image import is_url, plain_name, read_image_file
 from kinema.media.image_folder import images_in
 from kinema.models.video_size import expand_size
@@ -39,8 +40,10 @@ class BatchItem:
     Attributes:
         source: The image's path or the prompt, as in the summary.
         name: Name of the output file without its extension.
-        key: SHA-256 of the image file or prompt, and of the complete request.
+        key: SHA-256 of the image file or prompt, of the file of the last image, and of the complete request.
         image_sha256: SHA-256 of the image file, None for a prompt.
+        last_image: The image at which the video ends, if there is one.
+        last_image_sha256: The same of its file.
     """
 
     source: str
@@ -49,6 +52,8 @@ class BatchItem:
     key: str
     image: Path | None
     image_sha256: str | None
+    last_image: Path | None = None
+    last_image_sha256: str | None = None
 
     @property
     def file(self) -> str:
@@ -84,6 +89,7 @@ class _Source:
     prompt: str | None = None
     name: str | None = None
     line: str = ""
+    last_image: Path | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -104,7 +110,7 @@ def plan_items(
 
     Args:
         sources: Paths of images, folders and .jsonl manifests.
-        parameters: Parameters of all items; a manifest's line may replace them.
+        parameters: Parameters of all items, or `seconds`; a manifest's line may replace them.
         complete: See `BatchJobs.complete`.
         seeds: Number of videos per source.
         out: The output folder, whose contact sheet is not a source.
@@ -140,7 +146,7 @@ def _items_of(
     complete: Completion,
     seeds: int,
 ) -> Iterator[BatchItem]:
-    given = {name: value for name, value in (*parameters.items(), *source.parameters.items()) if value is not None}
+    given = _merged(parameters, source.parameters)
     size = None
     if source.image is None:
         content = str(source.prompt).encode("utf-8", "surrogatepass")
@@ -158,9 +164,14 @@ def _items_of(
     if given.get("seed", RANDOM_SEED) in (RANDOM_SEED, str(RANDOM_SEED)):
         given["seed"] = int.from_bytes(sha256.digest()[:4])
     first = complete(given, size)
+    last_sha256 = None
+    if source.last_image is not None:
+        check_last_image(first)
+        last_sha256 = hashlib.sha256(_read_last_image(source.last_image)).hexdigest()
     for seed in range(first.seed, first.seed + seeds):
         request = first.changed(seed=seed)
-        identity = json.dumps([sha256.hexdigest(), request.model_dump(mode="json")], sort_keys=True)
+        hashes = [sha256.hexdigest(), *([] if last_sha256 is None else [last_sha256])]
+        identity = json.dumps([*hashes, request.model_dump(mode="json")], sort_keys=True)
         yield BatchItem(
             source.text,
             (source.name or stem or "video") + (f"-seed{seed}" if seeds > 1 else ""),
@@ -168,7 +179,32 @@ def _items_of(
             hashlib.sha256(identity.encode()).hexdigest(),
             source.image,
             None if source.image is None else sha256.hexdigest(),
+            source.last_image,
+            last_sha256,
         )
+
+
+def _merged(parameters: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters of all items, replaced by an item's own; its length replaces theirs in either form."""
+    length = {"seconds", "num_frames"}
+    given = {
+        name: value
+        for name, value in parameters.items()
+        if value is not None and not (name in length and length & own.keys())
+    }
+    return given | {name: value for name, value in own.items() if value is not None}
+
+
+def _read_last_image(path: Path) -> bytes:
+    """Return the bytes of the file of a last image.
+
+    Raises:
+        InvalidImage: it can't be read.
+    """
+    try:
+        return read_image_file(path).data
+    except InvalidImage as error:
+        raise InvalidImage(about_last_image(str(error)), "last_image") from None
 
 
 def _applies_to_image(name: str, source: _Source) -> bool:
@@ -229,24 +265,25 @@ def _line_source(value: Any, text: str, line: str, folder: Path) -> _Source:
     if not isinstance(value, dict):
         raise InvalidRequest(f"{text[:60]!r} is not a JSON object; write one such as {_EXAMPLE}")
     parameters = {name: given for name, given in value.items() if given is not None}
-    image, prompt, name = (parameters.pop(key, None) for key in ("image", "prompt", "name"))
+    image, last_image, prompt, name = (parameters.pop(key, None) for key in ("image", "last_image", "prompt", "name"))
     if (image is None) == (prompt is None):
         both = "both image and prompt are" if image is not None else "neither image nor prompt is"
         raise InvalidRequest(f"{both} given; give one of them, such as {_EXAMPLE}")
-    if image is not None and (not isinstance(image, str) or not image or "\0" in image):
-        raise InvalidRequest(f"image {image!r} is not a path; write one such as {_EXAMPLE}")
+    for key, path in (("image", image), ("last_image", last_image)):
+        if path is not None and (not isinstance(path, str) or not path or "\0" in path):
+            raise InvalidRequest(f"{key} {path!r} is not a path; write one such as {_EXAMPLE}")
+        if path is not None and is_url(path):
+            raise _url_error(path)
     if name is not None and (not isinstance(name, str) or plain_name(name, MAX_NAME) != name):
         raise InvalidRequest(
             f"name {name!r} can't be a file name; use up to {MAX_NAME} letters, digits and any of _ - . inside it"
         )
     parameters = expand_size(parameters)
     # Checks types and ranges, and names unknown fields; the defaults of the models follow later.
-    VideoRequest.checked(**{**({} if prompt is None else {"prompt": prompt}), **parameters})
-    if image is None:
-        return _Source(None, prompt, name, line, parameters)
-    if is_url(image):
-        raise _url_error(image)
-    return _Source(folder / Path(image).expanduser(), None, name, line, parameters)
+    checked = {key: value for key, value in parameters.items() if key != "seconds"}  # its range depends on the model
+    VideoRequest.checked(**{**({} if prompt is None else {"prompt": prompt}), **checked})
+    paths = [None if path is None else folder / Path(path).expanduser() for path in (image, last_image)]
+    return _Source(paths[0], prompt, name, line, paths[1], parameters)
 
 
 def _url_error(url: str) -> InvalidRequest:

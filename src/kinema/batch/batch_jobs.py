@@ -60,7 +60,7 @@ class BatchJobs(Protocol):
     def open(self, keys: Collection[str]) -> AbstractContextManager[object]:
         """Run jobs within the context; those of earlier runs with other keys are not needed any more."""
 
-    def submit(self, item: BatchItem, image: bytes | None) -> str:
+    def submit(self, item: BatchItem, image: bytes | None, last_image: bytes | None) -> str:
         """Submit an item unless its job exists, and return the job's id. A failed job is tried again.
 
         Raises:
@@ -125,7 +125,10 @@ def _run_jobs(waiting: deque[list[BatchItem]], folder: BatchFolder, jobs: BatchJ
     while waiting or running:
         while waiting and len(running) < jobs.window and time.monotonic() >= not_before:
             try:
-                running[jobs.submit(waiting[0][0], _checked_image(waiting[0][0]))] = waiting[0]
+                item = waiting[0][0]
+                image = _checked_image(item.image, item.image_sha256)
+                last_image = _checked_image(item.last_image, item.last_image_sha256)
+                running[jobs.submit(item, image, last_image)] = waiting[0]
                 waiting.popleft()
             except Busy as busy:
                 not_before = time.monotonic() + busy.seconds
@@ -158,17 +161,17 @@ def _outcome(item: BatchItem, job: FinishedJob, folder: BatchFolder, jobs: Batch
     return _completed(item, job.seconds)
 
 
-def _checked_image(item: BatchItem) -> bytes | None:
-    """Read and decode an item's image; return the bytes of its file.
+def _checked_image(path: Path | None, sha256: str | None) -> bytes | None:
+    """Read and decode an item's image, if it has one; return the bytes of its file.
 
     Raises:
-        InvalidImage: it is not usable, or has changed since its key was computed.
+        InvalidImage: it is not usable, or has changed since its hash was computed.
     """
-    if item.image is None:
+    if path is None:
         return None
-    encoded = read_image_file(item.image)
-    if hashlib.sha256(encoded.data).hexdigest() != item.image_sha256:
-        raise InvalidImage(f"{item.image} has changed since the start; run the command again")
+    encoded = read_image_file(path)
+    if hashlib.sha256(encoded.data).hexdigest() != sha256:
+        raise InvalidImage(f"{path} has changed since the start; run the command again")
     encoded.decode()
     return encoded.data
 

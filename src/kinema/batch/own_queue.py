@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 from kinema.batch.batch_jobs import FinishedJob
 from kinema.errors import InvalidRequest, JobNotFound
+from kinema.media.credentials.signing_keys import signing_keys
 from kinema.media.video_writer import write_error
-from kinema.models.catalog import for_image_model, request_for
+from kinema.models.catalog import for_image_model, frames_at_once, request_for
 from kinema.models.resolve import pull, resolve
 from kinema.models.video_size import follow_image
+from kinema.models.windows import video_work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -53,6 +55,7 @@ class OwnQueue:
         self._progress = progress
         self._models: set[str] = set()  # of all requests
         self._model = default_model(settings)
+        self._keys = signing_keys(settings) if settings.credentials == "on" else None
         self._settings = settings.model_copy(
             update={
                 "model": self._model,
@@ -138,14 +141,21 @@ class OwnQueue:
             else:
                 os.environ[name] = value
 
-    def submit(self, item: BatchItem, image: bytes | None) -> str:
+    def submit(self, item: BatchItem, image: bytes | None, last_image: bytes | None) -> str:
         """Submit an item unless its job exists, and return the job's id.
 
         Raises:
             InsufficientDisk, QueueUnavailable: see `Queue.submit`.
         """
+        at_once = frames_at_once(item.request.model)
         job = self._queue.submit(
-            item.request, image=image, title=item.key, idempotency_key=item.key, fingerprint=item.key
+            item.request,
+            image=image,
+            last_image=last_image,
+            work=video_work(item.request, at_once, has_last_image=last_image is not None),
+            title=item.key,
+            idempotency_key=item.key,
+            fingerprint=item.key,
         )
         if job.finished:  # by a run that was killed
             self._finished[job.id] = job
@@ -177,9 +187,16 @@ class OwnQueue:
         return [problem for problem in self._reported if problem not in before]
 
     def save(self, job_id: str, path: Path) -> None:
-        """Copy a completed job's video to a new file."""
+        """Copy a completed job's video to a new file; sign the copy with KINEMA_CREDENTIALS=on."""
+        video = self._queue.result(job_id)
         try:
-            shutil.copyfile(self._queue.result(job_id), path)
+            if self._keys is None:
+                shutil.copyfile(video, path)
+            else:
+                from kinema.serving.signed_videos import sign_video
+
+                image = self._queue.image(job_id)
+                path.write_bytes(sign_video(self._keys, video, [] if image is None else [image], f"{job_id}.mp4"))
         except OSError as error:
             raise write_error(path, error) from None
 

@@ -123,26 +123,27 @@ class ServerJobs:
         """Do nothing: the server runs."""
         return nullcontext()
 
-    def submit(self, item: BatchItem, image: bytes | None) -> str:
+    def submit(self, item: BatchItem, image: bytes | None, last_image: bytes | None) -> str:
         """Submit an item, or find its job by its key; delete a failed job and submit the item again.
 
         Raises:
             InvalidRequest, InvalidImage: the server rejects the item.
             Busy: the queue is full, or the server does not answer.
         """
-        video = self._submit(item, image)
+        video = self._submit(item, image, last_image)
         if video["status"] == "failed":
             self._call("DELETE", f"/v1/videos/{video['id']}")
-            video = self._submit(item, image)
+            video = self._submit(item, image, last_image)
         self._add(video)
         return str(video["id"])
 
-    def _submit(self, item: BatchItem, image: bytes | None) -> dict[str, Any]:
+    def _submit(self, item: BatchItem, image: bytes | None, last_image: bytes | None) -> dict[str, Any]:
         headers = {"Idempotency-Key": item.key}
         fields = {name: str(value) for name, value in item.request.model_dump(exclude_none=True).items()}
         body: dict[str, Any] = {"data": fields | {"title": item.name}}
-        if image is not None:
-            body["files"] = {"input_reference": (item.name, image)}
+        images = {"input_reference": image, "last_image": last_image}
+        if files := {name: (item.name, data) for name, data in images.items() if data is not None}:
+            body["files"] = files
         return self._video(self._call("POST", "/v1/videos", headers=headers, **body))
 
     def finished(self, job_ids: Collection[str]) -> list[FinishedJob]:

@@ -52,7 +52,7 @@ def load_baseline(name: str, task: BenchmarkTask) -> Make:
     pipeline.set_progress_bar_config(disable=True)
 
     def make(request: VideoRequest) -> TimedRun:
-        image = fit_image(task.image, request.width, request.height, request.fit)
+        image = fit_image(task.image, request.width, request.height, request.fit, request.crop_position)
         latents = _noise(request, pipeline.unet.config.out_channels, pipeline.vae_scale_factor).to(dtype)
         parameters = {name: getattr(request, name) for name in PARAMETERS}
         with hub.quiet(), _translate_errors():

@@ -13,12 +13,25 @@ import traceback
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from pydantic import ValidationError
 
-from kinema.cli import batch_command, bench_command, doctor, generate, inspect, model_commands, remake, serve
+from kinema.cli import (
+    batch_command,
+    bench_command,
+    doctor,
+    extend,
+    generate,
+    inspect,
+    model_commands,
+    remake,
+    serve,
+    verify,
+)
 from kinema.cli.exit_codes import EPILOG, INTERNAL_ERROR, STDOUT_CLOSED, Interrupted, exit_code_for, raise_on_signals
 from kinema.cli.options import Command, CommandGroup
 from kinema.cli.report import print_line
 from kinema.errors import KinemaError
+from kinema.messages import rejected_value
 from kinema.version import own_version
 
 if TYPE_CHECKING:
@@ -34,9 +47,11 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.command(name="generate", cls=Command, no_args_is_help=True, epilog=EPILOG)(generate.generate)
+app.command(name="extend", cls=Command, no_args_is_help=True, epilog=EPILOG)(extend.extend)
 app.command(name="batch", cls=Command, no_args_is_help=True, epilog=EPILOG)(batch_command.batch)
 app.command(name="inspect", cls=Command, no_args_is_help=True)(inspect.inspect)
 app.command(name="remake", cls=Command, no_args_is_help=True, epilog=EPILOG)(remake.remake)
+app.command(name="verify", cls=Command, no_args_is_help=True)(verify.verify)
 app.add_typer(model_commands.app, name="models")
 app.command(name="serve", cls=Command)(serve.serve)
 app.command(name="bench", cls=Command, epilog=EPILOG)(bench_command.bench)
@@ -95,9 +110,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERNAL_ERROR
 
 
+def _usage_message(error: typer.TyperException) -> str:
+    """Return what is wrong with the command line, also where typer passes on pydantic's text."""
+    parameter = getattr(error, "param", None)
+    if isinstance(error.__cause__, ValidationError) and parameter is not None:
+        return rejected_value(parameter.opts[0], error.__cause__.errors()[0])
+    return error.format_message().rstrip(".")
+
+
 def _print_usage_error(error: typer.TyperException) -> int:
     """Print an error of the command line itself in one line, and return its exit code."""
-    message = error.format_message().rstrip(".")
+    message = _usage_message(error)
     if message:  # empty where help was printed because of missing arguments
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "kinema"

@@ -19,6 +19,7 @@ from kinema.cli.options import (
     Model,
     Precision,
     Quiet,
+    Seconds,
     expanded,
     with_all_parameters,
 )
@@ -48,8 +49,9 @@ def batch(
             metavar="IMAGES|FOLDER|MANIFEST.jsonl",
             show_default=False,
             help="Images (JPEG, PNG, WebP, HEIC, AVIF), folders of images, or manifests: each line of a .jsonl file is "
-            'an object with "image" (a path, relative to the manifest) or "prompt", any video parameter, and '
-            'optionally "name", the name of the output file without its extension.',
+            'an object with "image" (a path, relative to the manifest) or "prompt", any video parameter or "seconds", '
+            'and optionally "last_image" (a path to where the video ends) and "name", the name of the output file '
+            "without its extension.",
         ),
     ],
     *,
@@ -95,6 +97,7 @@ def batch(
             help="API key of the server. Prefer KINEMA_API_KEY: other users can see the command line.",
         ),
     ] = None,
+    seconds: Seconds = None,
     json: Json = False,
     quiet: Quiet = False,
     model: Model = None,
@@ -122,6 +125,7 @@ def batch(
         # Before torch is imported to choose a model. A manifest may have prompts.
         has_manifest = any(source.lower().endswith(MANIFEST_EXTENSION) for source in sources)
         VideoRequest.checked(**given | ({"prompt": "-"} if has_manifest else {}))
+        given |= {} if seconds is None else {"seconds": seconds}
         folder = BatchFolder(Path(expanded(out)))
         jobs: BatchJobs
         if server is None:

@@ -202,8 +202,11 @@ class _VideoTimes:
         if entry.tflop is None:
             return None
         request = request_for(model=entry.name)
-        if self.speeds and (seconds := self.speeds.estimate_job(request, text_to_image=False)) is not None:
-            return {"seconds": float(f"{seconds:.3g}"), "source": "measured"}
+        if self.speeds:
+            from kinema.jobs.eta import JobSize
+
+            if (seconds := self.speeds.estimate_job(JobSize(request, request.work))) is not None:
+                return {"seconds": float(f"{seconds:.3g}"), "source": "measured"}
         if self.rate is None or plan.name == "sequential_offload":  # transfers take the time
             return None
         steps = request.num_inference_steps

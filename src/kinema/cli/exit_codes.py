@@ -26,12 +26,14 @@ EPILOG = (
     "3 model unavailable or invalid · 4 out of memory, or a GPU's process ended · "
     "5 disk full, or the model's output is invalid · "
     "6 some of several videos failed, or the server of a batch does not answer · "
-    "7 frames differ (`remake` only) · 70 internal error (please report it) · "
+    "7 frames differ (`remake` only) · 8 changed since it was signed, 9 not proven (`verify` only) · "
+    "70 internal error (please report it) · "
     "130 interrupted (143 by SIGTERM, 129 by SIGHUP) · 141 stdout was closed."
 )
 
 BATCH_INCOMPLETE = 6
 FRAMES_DIFFER = 7
+TAMPERED, NOT_PROVEN = 8, 9
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
 STDOUT_CLOSED = 141  # 128 + 13, as a shell reports SIGPIPE on Linux; a constant because Windows has no SIGPIPE
 _STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP

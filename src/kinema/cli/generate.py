@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kinema.cli.checked_images import check_images, image_sources
+from kinema.cli.credentials_option import Credentials, keys_to_sign, sidecars
 from kinema.cli.item_failures import ItemFailures
 from kinema.cli.motion_sheet_file import MotionSheetFile
+from kinema.cli.named_warnings import named_warnings
 from kinema.cli.options import (
     OUTPUT_PANEL,
     STDOUT,
@@ -39,6 +41,7 @@ from kinema.cli.variation_options import (  # noqa: TC001 - typer reads the anno
     NumVideos,
     OnError,
     Sheet,
+    Watermark,
 )
 from kinema.cli.variations import read_variations
 from kinema.errors import InvalidRequest
@@ -53,6 +56,7 @@ if TYPE_CHECKING:
     from kinema.cli.render_task import RenderTask
     from kinema.cli.report import Report
     from kinema.cli.variations import Variations
+    from kinema.media.credentials.signing_keys import SigningKeys
     from kinema.models.loading import VideoPipeline
     from kinema.settings import Settings
     from kinema.values import FileEncoding
@@ -91,6 +95,8 @@ def generate(
     on_error: OnError = "continue",
     crf: Crf = None,
     boomerang: Boomerang = False,
+    credentials: Credentials = None,
+    watermark: Watermark = None,
     sheet: Sheet = None,
     motions: Motions = None,
     contact_sheet: Annotated[
@@ -138,7 +144,10 @@ def generate(
 
     with open_report(json_lines=json, quiet=quiet) as report, ExitStack() as stack:
         downloads = Path(stack.enter_context(TemporaryDirectory(prefix="kinema-")))
-        settings = read_settings(device=device, dtype=dtype, precision=precision, gpus_per_video=gpus, model=model)
+        mark = None if watermark is None else "on" if watermark else "off"
+        settings = read_settings(
+            device=device, dtype=dtype, precision=precision, gpus_per_video=gpus, model=model, watermark=mark
+        )
         check_image_or_prompt(images or None, prompt or None)
         sources = prompt or image_sources([expanded(image) for image in images or []])
         encoding = file_encoding(crf=crf, boomerang=boomerang)
@@ -162,11 +171,13 @@ def generate(
         inputs = _inputs(model_name, sources, checked_images, parameters, settings, report)
         output_path = stack.enter_context(to_stdout(output, report, json=json))
         others = [] if last_image is None else [expanded(last_image)]
-        tasks = _tasks(inputs, variations, output_path, contact_sheet, save_image, encoding, others, force=force)
+        keys = keys_to_sign(settings, requested=credentials)
+        tasks = _tasks(inputs, variations, output_path, contact_sheet, save_image, encoding, others, keys, force=force)
+        tasks = [replace(task, watermark=settings.watermark == "on") for task in tasks]
         motion_sheet = MotionSheetFile.planned(sheet, tasks, force=force)
         if last_image is not None:
             tasks = _with_last_image(tasks, expanded(last_image))
-        for warning in dict.fromkeys(warning for task in tasks for warning in task.warnings):
+        for warning in named_warnings(tasks):
             report.emit("warning", warning)
         from kinema.cli.render import generate_images, load_video_pipeline
 
@@ -211,7 +222,7 @@ def _with_last_image(tasks: Sequence[RenderTask], path: str) -> list[RenderTask]
         raise InvalidRequest("the last image can't be read from stdin; name a file", "last_image")
     image = open_image(path)
     return [
-        replace(task, last_image=image, warnings=(*task.warnings, *last_image_warnings(image, task.request)))
+        replace(task, last_image=image, warnings=(*task.warnings, *last_image_warnings(image.facts, task.request)))
         for task in tasks
     ]
 
@@ -276,6 +287,7 @@ def _tasks(
     save_image: str | None,
     encoding: FileEncoding,
     others: Sequence[str],
+    keys: SigningKeys | None,
     *,
     force: bool,
 ) -> list[RenderTask]:
@@ -297,7 +309,7 @@ def _tasks(
     sheets = png_paths(contact_sheet, stems, requests, suffixes=suffixes, kind="contact sheet")
     images = png_paths(save_image, stems, requests, suffixes=suffixes, kind="image")
     sources = [*others, *(str(image.path) for _, image, _ in inputs if image)]
-    check_conflicts([*videos, *sheets, *images], sources, force=force)
+    check_conflicts([*videos, *sheets, *images, *sidecars(videos, keys)], sources, force=force)
     count = len(inputs)
     return [
         RenderTask(
@@ -311,6 +323,8 @@ def _tasks(
             tuple(all_warnings(image.facts, request) if image else parameter_warnings(request)),
             checked_image=image,
             encoding=encoding,
+            keys=keys,
+            is_of_sheet=variations.motions is not None,
         )
         for index, ((source, image, request), video, sheet, image_path) in enumerate(
             zip(inputs, videos, sheets, images, strict=True), 1

@@ -10,7 +10,7 @@ import typer
 from kinema.cli.options import VideoFile, expanded
 
 if TYPE_CHECKING:
-    from kinema.values import FileEncoding, ModelIdentity
+    from kinema.values import Extension, FileEncoding, ModelIdentity
 
 
 def inspect(
@@ -32,6 +32,7 @@ def inspect(
         **(_model_lines("image model", "image model's weights", image_generation.model) if image_generation else {}),
         "image": f"SHA-256 {recipe.image_sha256} (of the pixels)",
         **({"last image": f"SHA-256 {recipe.last_image_sha256}"} if recipe.last_image_sha256 else {}),
+        **_extension_line(recipe.extension),
         **{name: value for name, value in request if name not in {"model", "image_model"} and value is not None},
         "device": f"{recipe.device}, {recipe.dtype}, {recipe.engine} engine"
         + (f", {recipe.precision}" if recipe.precision != "full" else "")
@@ -49,12 +50,20 @@ def inspect(
         print(f"{name:<{width}}  {value}")  # noqa: T201 - the result
 
 
+def _extension_line(extension: Extension | None) -> dict[str, object]:
+    """Return a labelled line for a video that was extended."""
+    if extension is None:
+        return {}
+    return {"extended from": f"{extension.lengths[-1]} frames, SHA-256 {extension.frames_sha256} (of their pixels)"}
+
+
 def _encoding_line(encoding: FileEncoding) -> dict[str, object]:
     """Return a labelled line for an encoding that is not the default."""
     parts = [
         *([] if encoding.crf is None else [f"crf {encoding.crf}"]),
         *(["boomerang (frames forward, then backward)"] if encoding.boomerang else []),
         *(["encoded again from a server's mp4"] if encoding.from_stored else []),
+        *([] if encoding.watermark is None else [f"invisible mark {encoding.watermark}"]),
     ]
     return {"file": ", ".join(parts)} if parts else {}
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kinema.cli.credentials_option import keys_to_sign, sidecars
 from kinema.cli.exit_codes import FRAMES_DIFFER
 from kinema.cli.options import OUTPUT_PANEL, Force, Json, Quiet, VideoFile, expanded, to_stdout
 from kinema.cli.report import open_report
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from kinema.cli.render_task import RenderTask
     from kinema.cli.report import Report
     from kinema.media.image import InputImage
+    from kinema.media.source_video import SourceVideo
     from kinema.media.video import Video
     from kinema.media.video_writer import Frames
     from kinema.models.catalog import CatalogEntry
@@ -43,6 +45,9 @@ def remake(
     ] = None,
     last_image: Annotated[
         str | None, typer.Option(metavar="IMAGE", help="Image at which the video ends, if there was one.")
+    ] = None,
+    extends: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The video that this one was extended from, if it was.")
     ] = None,
     output: Annotated[
         str | None,
@@ -88,12 +93,14 @@ def remake(
     file, image = expanded(file), None if image is None else expanded(image)
     with open_report(json_lines=json, quiet=quiet) as report, to_stdout(output, report, json=json) as output_path:
         recipe = read_recipe(file)
-        opened = _open_image(recipe, image, report, anyway=anyway)
+        source = _open_source_video(recipe, extends, report, anyway=anyway)
+        opened = _first_frame(recipe, source) if image is None else None
+        opened = opened or _open_image(recipe, image, report, anyway=anyway)
         opened_last = _open_last_image(recipe, last_image, report, anyway=anyway)
         name = model or _loadable_name(recipe.model, CATALOG, "--model")
         settings = _settings(recipe, report)
         task = _task(file, image, opened, recipe, name, output_path, force=force)
-        task = replace(task, last_image=opened_last)
+        task = replace(task, last_image=opened_last, source_video=source)
         with _cpu_threads(recipe.threads):
             if opened is None:
                 task = _with_generated_image(task, recipe, image_model, settings, report, anyway=anyway)
@@ -145,6 +152,40 @@ def _open_image(recipe: Recipe, path: str | None, report: Report, *, anyway: boo
     opened = open_image(path)
     _check_sha256("image", path, opened.sha256, recipe.image_sha256, report, anyway=anyway)
     return replace(opened, image_generation=recipe.image_generation) if opened.sha256 == recipe.image_sha256 else opened
+
+
+def _open_source_video(recipe: Recipe, path: str | None, report: Report, *, anyway: bool) -> SourceVideo | None:
+    """Open the video that was extended, if there is one.
+
+    Raises:
+        RecipeError: it is missing, differs from the recipe, or was passed for a video that was not extended.
+    """
+    from kinema.media.source_video import open_source_video
+
+    if recipe.extension is None:
+        if path is not None:
+            raise RecipeError("the video was not extended from another; remove --extends")
+        return None
+    if path is None:
+        raise RecipeError(
+            "the video was extended from another, which its recipe does not contain; pass it by --extends"
+        )
+    source = open_source_video(expanded(path))
+    _check_sha256("video", path, source.sha256, recipe.extension.frames_sha256, report, anyway=anyway)
+    if source.lengths != recipe.extension.lengths:
+        raise RecipeError(
+            f"{path} has {source.lengths[-1]} frames, not the {recipe.extension.lengths[-1]} from which the video was "
+            "extended; use the original"
+        )
+    return source
+
+
+def _first_frame(recipe: Recipe, source: SourceVideo | None) -> InputImage | None:
+    """Return the first frame of a video that was extended, if that was its image."""
+    from kinema.media.image import open_image
+
+    first = None if source is None else open_image(source.frames[0])
+    return first if first and first.sha256 == recipe.image_sha256 else None
 
 
 def _open_last_image(recipe: Recipe, path: str | None, report: Report, *, anyway: bool) -> InputImage | None:
@@ -220,17 +261,19 @@ def _task(
     from kinema.cli.output_paths import check_conflicts, video_paths
     from kinema.cli.render_task import RenderTask
     from kinema.models.resolve import resolve
+    from kinema.settings import read_settings
 
     resolve(model)
     request = recipe.request.changed(decode_chunk_size=recipe.decode_chunk_size)
     video = Path(file)
     [path] = video_paths(output, [f"{video.stem}-remade"], [request], extension=video.suffix)
-    check_conflicts([path], [file, source] if source else [file], force=force)
+    keys = keys_to_sign(read_settings(), requested=None)
+    check_conflicts([path, *sidecars([path], keys)], [file, source] if source else [file], force=force)
     encoding = recipe.encoding
     if path.suffix.lower() != video.suffix.lower():  # its crf is that of another encoder
         encoding = encoding.model_copy(update={"crf": None})
     title = source or request.prompt or file
-    return RenderTask(title, image, request, path, recipe_request=recipe.request, encoding=encoding)
+    return RenderTask(title, image, request, path, recipe_request=recipe.request, encoding=encoding, keys=keys)
 
 
 def _settings(recipe: Recipe, report: Report) -> Settings:
@@ -290,6 +333,7 @@ def _reasons(original: Recipe, remade: Recipe) -> list[str]:
         return {
             "image": recipe.image_sha256[:12],
             "last image": recipe.last_image_sha256 and recipe.last_image_sha256[:12],
+            "extended video": recipe.extension and recipe.extension.frames_sha256[:12],
             "weights": recipe.model.weights_sha256[:12],
             **{name: getattr(recipe, name) for name in names},
             **(

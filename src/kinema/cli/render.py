@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from kinema.cli.item_failures import ItemFailures
     from kinema.cli.render_task import RenderTask
     from kinema.cli.report import Report
+    from kinema.media.credentials.file_signer import FileSigner
+    from kinema.media.credentials.signing_keys import SigningKeys
+    from kinema.media.image import InputImage
     from kinema.models.catalog import CatalogEntry
     from kinema.models.image_pipeline import ImagePipeline
     from kinema.models.loading import VideoPipeline
@@ -122,13 +125,19 @@ def render_video(pipeline: VideoPipeline, task: RenderTask, report: Report) -> R
         KinemaError: the generation failed; no video file is left.
     """
     from kinema.engine import generate
+    from kinema.media.encoding_steps import with_mark
     from kinema.media.video_writer import VideoWriter, publish
 
     assert task.image is not None
     report.video_started(task)
     began = time.monotonic()
     make_folders([task.output_path, task.contact_sheet_path])
-    with VideoWriter(task.output_path, task.request.frame_rate, encoding=task.encoding) as writer:
+    signer = None if task.keys is None else _signer(task.keys, task.image, task.last_image)
+    encoding = task.encoding
+    if task.watermark:
+        last = None if task.last_image is None else task.last_image.sha256
+        encoding = with_mark(encoding, task.request, task.image.sha256, last)
+    with VideoWriter(task.output_path, task.request.frame_rate, encoding=encoding, signer=signer) as writer:
 
         def on_step(step: Step) -> None:
             if step.frames is not None:
@@ -140,7 +149,8 @@ def render_video(pipeline: VideoPipeline, task: RenderTask, report: Report) -> R
                 writer.restart()
             report.restart(restart)
 
-        video = drive(generate(pipeline, task.image, task.request, task.last_image), on_step, on_restart)
+        events = generate(pipeline, task.image, task.request, task.last_image, task.source_video)
+        video = drive(events, on_step, on_restart)
         recipe = video.recipe
         path = writer.finish(
             recipe.model_copy(update={"request": task.recipe_request}) if task.recipe_request else recipe
@@ -153,3 +163,9 @@ def render_video(pipeline: VideoPipeline, task: RenderTask, report: Report) -> R
     rendered = RenderedVideo(task, video, path, task.contact_sheet_path, seconds)
     report.video_done(rendered)
     return rendered
+
+
+def _signer(keys: SigningKeys, *images: InputImage | None) -> FileSigner:
+    from kinema.media.credentials.file_signer import FileSigner
+
+    return FileSigner(keys, [image.file for image in images if image is not None and image.file is not None])

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kinema.cli.checked_images import CheckedImage
+    from kinema.media.credentials.signing_keys import SigningKeys
     from kinema.media.image import InputImage
+    from kinema.media.source_video import SourceVideo
     from kinema.media.video import Video
     from kinema.values import VideoRequest
 
@@ -40,20 +42,28 @@ class RenderTask:
     """The input image to reopen."""
     last_image: InputImage | None = None
     """Where the video ends."""
+    source_video: SourceVideo | None = None
+    """The video to extend."""
     encoding: FileEncoding = field(default_factory=FileEncoding)
-    """Quality and order of the frames in the file."""
+    """Quality and order of the frames in the file, and the mark of a remake."""
+    watermark: bool = False
+    """Whether the frames of the file get the mark of the request."""
+    keys: SigningKeys | None = None
+    """What signs the file; None to write it without content credentials."""
+    is_of_sheet: bool = False
+    """Whether the videos of an image differ in their motion, which messages then name."""
 
     @property
     def name(self) -> str:
         """What messages call the video: its source and seed."""
-        return f"{self.source}, seed {self.request.seed}"
+        return f"{self.source}, {self._variation}"
 
     @property
     def headline(self) -> str:
         """One line for the start of the video."""
         request = self.request
-        size = f"{request.num_frames} frames of {request.width}×{request.height}"
-        return f"{self._title}: {size}, {request.num_inference_steps} steps, seed {request.seed}"
+        size = f"{request.output_frames} frames of {request.width}×{request.height}"
+        return f"{self._title}: {size}, {request.num_inference_steps} steps, {self._variation}"
 
     @property
     def image_headline(self) -> str:
@@ -66,6 +76,12 @@ class RenderTask:
     def is_from_prompt(self) -> bool:
         """Whether the image is generated from a prompt."""
         return self.source == self.request.prompt
+
+    @property
+    def _variation(self) -> str:
+        """What distinguishes the video from others of the same image."""
+        motion = f"motion {self.request.motion_bucket_id}, " if self.is_of_sheet else ""
+        return f"{motion}seed {self.request.seed}"
 
     @property
     def _title(self) -> str:

@@ -33,6 +33,7 @@ from kinema.errors import KinemaError
 from kinema.models.catalog import human_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
     from types import TracebackType
 
@@ -387,17 +388,19 @@ class ProgressBarReport(TextReport):
         self._show_stages({"text_to_image": task.request.image_num_inference_steps})
 
     def video_started(self, task: RenderTask) -> None:
-        """Show the bars of the three stages of a video."""
+        """Show the bars of the stages of a video."""
         super().video_started(task)
         request = task.request
-        self._show_stages({"encode": None, "denoise": request.num_inference_steps, "decode": request.num_frames})
+        stages = {"encode": None, "denoise": request.num_inference_steps, "decode": request.num_frames}
+        self._show_stages(stages | dict.fromkeys(request.finishing, request.output_frames))
 
-    def _show_stages(self, totals: dict[Stage, int | None]) -> None:
+    def _show_stages(self, totals: Mapping[str, int | None]) -> None:
         """Show one bar per stage; those after the first stay hidden until their stage starts."""
         from rich import progress as bars
 
+        longest = max(8, *map(len, totals))
         live = bars.Progress(
-            bars.TextColumn("{task.description:>8}"), bars.BarColumn(), bars.MofNCompleteColumn(),
+            bars.TextColumn(f"{{task.description:>{longest}}}"), bars.BarColumn(), bars.MofNCompleteColumn(),
             bars.TimeElapsedColumn(), bars.TextColumn("{task.fields[left]}", style="dim"),
             console=self.console, transient=True,
         )  # fmt: skip
@@ -412,10 +415,10 @@ class ProgressBarReport(TextReport):
         is_last = step.step >= step.total
         remaining = "" if is_last else f"{seconds_text(eta)} left"
         self._live.update(self._tasks[step.stage], completed=step.step, total=step.total, left=remaining)
-        next_stage = {"encode": "denoise", "denoise": "decode"}.get(step.stage)
-        if is_last and next_stage:
-            self._live.start_task(self._tasks[next_stage])
-            self._live.update(self._tasks[next_stage], visible=True)
+        later = list(self._tasks.values())[list(self._tasks).index(step.stage) + 1 :]
+        if is_last and later:
+            self._live.start_task(later[0])
+            self._live.update(later[0], visible=True)
 
     def video_done(self, rendered: RenderedVideo) -> None:
         """Replace the bars by lines."""

@@ -61,6 +61,16 @@ Crf = Annotated[
         "[dim]Default 18 for mp4, 20 for webm.[/dim]",
     ),
 ]
+Watermark = Annotated[
+    bool | None,
+    typer.Option(
+        "--watermark/--no-watermark",
+        rich_help_panel=OUTPUT_PANEL,
+        show_default=False,
+        help="Put an invisible mark into the frames of the file, by which it can be recognised as generated. "
+        "[dim]Unset: off, or as KINEMA_WATERMARK.[/dim]",
+    ),
+]
 Boomerang = Annotated[
     bool,
     typer.Option(

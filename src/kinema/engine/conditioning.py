@@ -58,7 +58,7 @@ def condition(
     image: Image.Image,
     request: VideoRequest,
     generator: torch.Generator,
-    position: tuple[int, int] = (0, 1),
+    steps: tuple[int, int] = (0, ENCODE_STEPS),
 ) -> Generator[Step, None, Conditions]:
     """Yield a step after embedding the image and after encoding it, and return the conditions.
 
@@ -68,9 +68,9 @@ def condition(
         image: RGB, of the request's width and height.
         request: Its `fps`, `motion_bucket_id` and `noise_aug_strength` become conditions.
         generator: On the CPU; its first draw is the noise on the image.
-        position: Index of the image, and number of images of the video, for the numbers of the steps.
+        steps: Steps of the stage that are done, and their number.
     """
-    done, total = (ENCODE_STEPS * number for number in position)
+    done, total = steps
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].contiguous().float() / 255  # [1, 3, h, w] in 0…1
     with placed.on_device("image_encoder") as image_encoder:
         normalised = clip_pixels(pixels, pipeline.image_size, pipeline.image_mean, pipeline.image_std)

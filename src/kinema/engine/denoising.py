@@ -15,39 +15,27 @@ from kinema.engine import samplers, sampling
 from kinema.engine.engines import make_step
 from kinema.engine.group_step import make_group_step
 from kinema.engine.out_of_memory import SMALLER, insufficient, is_out_of_memory
-from kinema.errors import GenerationFailed, InvalidRequest
+from kinema.errors import GenerationFailed
 from kinema.models.memory_plan import plans
 from kinema.models.offload import is_fast, place
+from kinema.models.windows import windows
 from kinema.steps import Step
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
     from kinema.engine.conditioning import Conditions
+    from kinema.engine.held_frames import HeldFrames
     from kinema.engine.samplers import Predict, Sampler
     from kinema.models.loading import VideoPipeline
     from kinema.models.memory_plan import MemoryPlan
+    from kinema.models.windows import Window
     from kinema.values import VideoRequest
 
 
 def window_frames(pipeline: VideoPipeline, request: VideoRequest) -> int:
     """Return the number of frames that the UNet predicts together, a loop's with the one that repeats the first."""
     return request.num_frames + 1 if request.loop else min(request.num_frames, pipeline.frames_at_once)
-
-
-def check_length(pipeline: VideoPipeline, request: VideoRequest, *, has_two_ends: bool) -> None:
-    """Check that a video between two images is not longer than the model makes at once.
-
-    Raises:
-        InvalidRequest: it is longer.
-    """
-    if has_two_ends and request.num_frames > (most := pipeline.frames_at_once):
-        kind = "loop" if request.loop else "video with a last image"
-        raise InvalidRequest(
-            f"num_frames {request.num_frames} is too many for a {kind}; use at most {most}, which "
-            f"{pipeline.name} makes at once",
-            "num_frames",
-        )
 
 
 def denoise(
@@ -57,6 +45,7 @@ def denoise(
     request: VideoRequest,
     generator: torch.Generator,
     events: list[str],
+    held: HeldFrames | None = None,
 ) -> Generator[Step, None, tuple[torch.Tensor, MemoryPlan]]:
     """Yield a step per noise level; return the latents and the final plan.
 
@@ -69,9 +58,10 @@ def denoise(
         request: The request.
         generator: On the CPU; draws all noise.
         events: A line is appended for each change of the plan; becomes `Recipe.events`.
+        held: The frames from which the video is extended.
 
     Returns:
-        Latents, float32 [1, num_frames, c, h/f, w/f], and the plan.
+        Latents, float32 [1, num_frames, c, h/f, w/f], and the plan. An extended video has the held frames and the new.
 
     Raises:
         InsufficientMemory: no leaner plan is left.
@@ -79,17 +69,20 @@ def denoise(
     """
     device, steps = pipeline.device, request.num_inference_steps
     sigmas = sampling.karras_sigmas(steps, pipeline.scheduler["sigma_min"], pipeline.scheduler["sigma_max"])
-    windows = _windows(pipeline, request)
-    shape = (1, windows[-1].end, *ends[0].latents.shape[1:])
+    parts = held.windows if held else _windows(pipeline, request)
+    shape = (1, parts[-1].end, *ends[0].latents.shape[1:])
     noise = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
     latents = sampling.initial_latents(noise, sigmas, pipeline.scheduler).to(device)
+    if held:
+        count = held.latents.shape[1]
+        latents[:, :count] = held.latents + (noise[:, :count] * sigmas[0]).to(device)
     sigmas = sigmas.to(device)
     done, state = 0, generator.get_state()
     sampler: Sampler | None = None
     while True:
         try:
             with place(pipeline, plan) as placed, placed.on_device("unet") as unet:
-                sampler = _make_sampler(pipeline, plan, unet, ends, request, generator)
+                sampler = _make_sampler(pipeline, plan, unet, ends, request, generator, held)
                 for i in range(done, steps):
                     state = generator.get_state()
                     latents, clean = sampler(latents, sigmas[i], sigmas[i + 1])
@@ -113,13 +106,14 @@ def denoise(
             "or check the weights"
         )
     # The last frame of a loop would repeat the first.
-    return latents if latents.shape[1] == request.num_frames else latents[:, : request.num_frames], plan
+    count = held.count if held else request.num_frames
+    return latents if latents.shape[1] == count else latents[:, :count], plan
 
 
-def _windows(pipeline: VideoPipeline, request: VideoRequest) -> tuple[sampling.Window, ...]:
+def _windows(pipeline: VideoPipeline, request: VideoRequest) -> tuple[Window, ...]:
     """Return the windows of the video; a loop and a video with a last image have one."""
     at_once = window_frames(pipeline, request)
-    return sampling.windows(max(request.num_frames, at_once), at_once)
+    return windows(max(request.num_frames, at_once), at_once)
 
 
 def _make_sampler(
@@ -129,22 +123,32 @@ def _make_sampler(
     ends: Sequence[Conditions],
     request: VideoRequest,
     generator: torch.Generator,
+    held: HeldFrames | None,
 ) -> Sampler:
     """Return the sampler of a video that begins at one image, or lies between two; `unet` is on its device."""
-    forward = _make_prediction(pipeline, plan, unet, ends[0], request)
+    num_frames = held.at_once if held else window_frames(pipeline, request)
+    forward = _make_prediction(pipeline, plan, unet, ends[0], request, num_frames)
+    if held:
+        all_windows = samplers.in_windows(forward, held.windows)
+        return samplers.from_first(samplers.holding(all_windows, held.latents, held.reach))
     if len(ends) == 1:
-        windows = _windows(pipeline, request)
-        return samplers.from_first(forward if len(windows) == 1 else samplers.in_windows(forward, windows))
+        parts = _windows(pipeline, request)
+        return samplers.from_first(forward if len(parts) == 1 else samplers.in_windows(forward, parts))
     if ends[1] is ends[0]:  # a loop
         return samplers.fused(forward, forward)
-    return samplers.between(forward, _make_prediction(pipeline, plan, unet, ends[1], request), generator)
+    return samplers.between(forward, _make_prediction(pipeline, plan, unet, ends[1], request, num_frames), generator)
 
 
 def _make_prediction(
-    pipeline: VideoPipeline, plan: MemoryPlan, unet: torch.nn.Module, conditions: Conditions, request: VideoRequest
+    pipeline: VideoPipeline,
+    plan: MemoryPlan,
+    unet: torch.nn.Module,
+    conditions: Conditions,
+    request: VideoRequest,
+    num_frames: int,
 ) -> Predict:
     """Return a function from noisy latents and their noise level to clean latents, guided if the request says so."""
-    guidance, num_frames = None, window_frames(pipeline, request)
+    guidance = None
     if request.guided:
         ramp = sampling.guidance_ramp(request.min_guidance_scale, request.max_guidance_scale, num_frames)
         guidance, conditions = ramp.to(pipeline.device), conditions.for_guidance()

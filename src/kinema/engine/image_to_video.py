@@ -1,8 +1,8 @@
 """Image to video: a generator of events that returns the video.
 
 The image is fitted, embedded and encoded (`conditioning`). Noise is denoised to latents, step by step (`sampling`).
-Latents are decoded to frames, chunk by chunk (`decoding`). The caller owns progress and cancelling: to cancel, stop
-iterating.
+Latents are decoded to frames, chunk by chunk (`decoding`), to which further stages may follow (`finishing`). The caller
+owns progress and cancelling: to cancel, stop iterating.
 
 `generate` is `to_latents` followed by `to_video`. The `Checkpoint` between them can be saved to a file. Another process
 that continues from it generates the same bytes as an uninterrupted run.
@@ -18,16 +18,19 @@ import numpy as np
 import torch
 
 from kinema.engine.checkpoint import Checkpoint
-from kinema.engine.conditioning import condition
+from kinema.engine.conditioning import ENCODE_STEPS, condition
 from kinema.engine.decoding import NotFinite, decode
-from kinema.engine.denoising import check_length, denoise, window_frames
+from kinema.engine.denoising import denoise, window_frames
 from kinema.engine.engines import engine_for, precision_for
+from kinema.engine.finishing import finish, finish_extended, finishing_stages
+from kinema.engine.held_frames import held_count, hold
 from kinema.engine.out_of_memory import SMALLER, insufficient, is_out_of_memory
 from kinema.errors import GenerationFailed
 from kinema.media.image import fit_image
 from kinema.media.video import Video
 from kinema.models.devices import cpu_instructions
 from kinema.models.offload import place, plan_for
+from kinema.models.windows import check_two_ends
 from kinema.steps import Restart, Step
 from kinema.values import Recipe
 from kinema.version import own_version
@@ -38,7 +41,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from kinema.engine.conditioning import Conditions
+    from kinema.engine.held_frames import HeldFrames
     from kinema.media.image import InputImage
+    from kinema.media.source_video import SourceVideo
     from kinema.media.video_writer import Frames
     from kinema.models.loading import VideoPipeline
     from kinema.models.memory_plan import MemoryPlan
@@ -50,7 +55,11 @@ LIBRARIES = ("diffusers", "transformers", "accelerate")
 
 @torch.no_grad()
 def generate(
-    pipeline: VideoPipeline, image: InputImage, request: VideoRequest, last_image: InputImage | None = None
+    pipeline: VideoPipeline,
+    image: InputImage,
+    request: VideoRequest,
+    last_image: InputImage | None = None,
+    source: SourceVideo | None = None,
 ) -> Generator[Event, None, Video]:
     """Yield a `Step` after each unit of work, and a `Restart` if decoding begins again; return the `Video`.
 
@@ -62,6 +71,8 @@ def generate(
         image: From `kinema.media.image.open_image` or `kinema.engine.text_to_image.generate_image`.
         request: The checked parameters.
         last_image: Where the video ends; not for a loop.
+        source: A video of the same model to extend: the first frames are its frames, and the request's `num_frames`
+            counts them.
 
     Raises:
         InvalidRequest: if another process loaded the pipeline.
@@ -70,13 +81,17 @@ def generate(
         DeviceLost: if a process of a group of GPUs ends.
     """
     pipeline.check_process()
-    denoised = yield from to_latents(pipeline, image, request, last_image)
-    return (yield from to_video(pipeline, image, request, denoised, last_image))
+    denoised = yield from to_latents(pipeline, image, request, last_image, source)
+    return (yield from to_video(pipeline, image, request, denoised, last_image, source))
 
 
 @torch.no_grad()
 def to_latents(
-    pipeline: VideoPipeline, image: InputImage, request: VideoRequest, last_image: InputImage | None = None
+    pipeline: VideoPipeline,
+    image: InputImage,
+    request: VideoRequest,
+    last_image: InputImage | None = None,
+    source: SourceVideo | None = None,
 ) -> Generator[Event, None, Checkpoint]:
     """Encode and denoise: yield a `Step` after each unit of work, and return the `Checkpoint`.
 
@@ -85,10 +100,11 @@ def to_latents(
     """
     pipeline.check_process()
     ends = [image] if last_image is None else [image, last_image]
-    check_length(pipeline, request, has_two_ends=request.loop or len(ends) == 2)
-    plan = plan_for(pipeline, request.model_copy(update={"num_frames": window_frames(pipeline, request)}))
-    fitted = [fit_image(end, request.width, request.height, request.fit) for end in ends]
-    return (yield from _to_denoised(pipeline, plan, fitted, request))
+    check_two_ends(request, pipeline.frames_at_once, has_last_image=last_image is not None)
+    at_once = window_frames(pipeline, request) if source is None else pipeline.frames_at_once
+    plan = plan_for(pipeline, request.model_copy(update={"num_frames": at_once}))
+    fitted = [_fitted(end, request) for end in ends]
+    return (yield from _to_denoised(pipeline, plan, fitted, request, source))
 
 
 @torch.no_grad()
@@ -98,8 +114,9 @@ def to_video(
     request: VideoRequest,
     denoised: Checkpoint,
     last_image: InputImage | None = None,
+    source: SourceVideo | None = None,
 ) -> Generator[Event, None, Video]:
-    """Decode with the plan at the end of denoising: yield a `Step` per chunk, and return the `Video`.
+    """Decode with the plan at the end of denoising, and finish: yield a `Step` per chunk, and return the `Video`.
 
     Args:
         pipeline: The same model, device and dtype as for `to_latents`.
@@ -107,6 +124,7 @@ def to_video(
         request: The same request.
         denoised: The result of `to_latents`.
         last_image: The same last image.
+        source: The same video to extend.
 
     Raises:
         InsufficientMemory, GenerationFailed: see `generate`.
@@ -114,24 +132,40 @@ def to_video(
     pipeline.check_process()
     events = list(denoised.events)
     is_flat = partial(_is_flat, image, request)
-    frames = yield from _decode(pipeline, denoised.plan, denoised.latents.to(pipeline.device), is_flat, events)
+    stages = finishing_stages(request, pipeline.device)
+    latents = denoised.latents.to(pipeline.device)
+    frames = yield from _decode(pipeline, denoised.plan, latents, is_flat, events, are_final=not stages and not source)
+    del latents
+    if source is None:
+        frames = yield from finish(frames, stages)
+    else:
+        frames = yield from finish_extended(frames, stages, source, request)
     recipe = _recipe(pipeline, denoised.plan, (image, last_image), request, events)
-    return Video(frames, request.frame_rate, recipe, image.rgb)
+    if source is not None:
+        recipe = recipe.model_copy(update={"extension": source.extension})
+    files = tuple(end.file for end in (image, last_image) if end is not None and end.file is not None)
+    return Video(frames, request.frame_rate, recipe, image.rgb, files)
 
 
 def _to_denoised(
-    pipeline: VideoPipeline, plan: MemoryPlan, fitted: Sequence[Image.Image], request: VideoRequest
+    pipeline: VideoPipeline,
+    plan: MemoryPlan,
+    fitted: Sequence[Image.Image],
+    request: VideoRequest,
+    source: SourceVideo | None,
 ) -> Generator[Step, None, Checkpoint]:
     """Encode the images at the video's ends, one or two, and denoise."""
     pipeline.prepare_identity()  # for the recipe
     events: list[str] = []
     generator = torch.Generator("cpu").manual_seed(request.seed)
     encoded = []
+    total = ENCODE_STEPS * len(fitted) + (0 if source is None else held_count(pipeline, source, request))
     for i, image in enumerate(fitted):
-        position = i, len(fitted)
-        encoded.append((yield from _encode(pipeline, plan, image, request, generator, position)))
+        steps = ENCODE_STEPS * i, total
+        encoded.append((yield from _encode(pipeline, plan, image, request, generator, steps)))
     ends = encoded * 2 if request.loop else encoded
-    latents, plan = yield from denoise(pipeline, plan, ends, request, generator, events)
+    held = None if source is None else (yield from _hold(pipeline, plan, source, request))
+    latents, plan = yield from denoise(pipeline, plan, ends, request, generator, events, held)
     return Checkpoint(latents, plan, tuple(events))
 
 
@@ -141,16 +175,29 @@ def _encode(
     fitted: Image.Image,
     request: VideoRequest,
     generator: torch.Generator,
-    position: tuple[int, int],
+    steps: tuple[int, int],
 ) -> Generator[Step, None, Conditions]:
     """Yield a step after embedding and after encoding; return the conditions."""
     try:
         with place(pipeline, plan) as placed:
-            return (yield from condition(pipeline, placed, fitted, request, generator, position))
+            return (yield from condition(pipeline, placed, fitted, request, generator, steps))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         raise insufficient(error, "encoding the image", SMALLER) from None
+
+
+def _hold(
+    pipeline: VideoPipeline, plan: MemoryPlan, source: SourceVideo, request: VideoRequest
+) -> Generator[Step, None, HeldFrames]:
+    """Yield a step after each encoded frame of the video to extend; return those that new windows hold."""
+    try:
+        with place(pipeline, plan) as placed:
+            return (yield from hold(pipeline, placed, source, request))
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise insufficient(error, "encoding the frames of the video to extend", SMALLER) from None
 
 
 def _decode(
@@ -159,11 +206,13 @@ def _decode(
     latents: torch.Tensor,
     is_flat: Callable[[], bool],
     events: list[str],
+    *,
+    are_final: bool,
 ) -> Generator[Event, None, Frames]:
-    """Yield a step with the frames of each chunk; return all frames, checked for NaN and one constant colour.
+    """Yield a step for each chunk; return all frames, checked for NaN and one constant colour.
 
     Decoding begins again in float32 if a check fails in half precision. `is_flat` returns whether the image has one
-    colour.
+    colour. Frames that are not final are not in the steps.
     """
     attempts = [pipeline.dtype] if pipeline.dtype == torch.float32 else [pipeline.dtype, torch.float32]
     problem = ""
@@ -179,7 +228,7 @@ def _decode(
                 for chunk in decode(vae, latents, plan, events, engine=engine, peers=pipeline.peers):
                     frames.append(chunk)
                     done += len(chunk)
-                    yield Step("decode", done, latents.shape[1], frames=chunk)
+                    yield Step("decode", done, latents.shape[1], frames=chunk if are_final else None)
         except NotFinite:
             problem = f"the decoder's output has NaN or infinity in {dtype}"
             continue
@@ -195,8 +244,12 @@ def _decode(
     raise GenerationFailed(f"{problem}; no video was saved. Check the weights, or try another seed or other parameters")
 
 
+def _fitted(image: InputImage, request: VideoRequest) -> Image.Image:
+    return fit_image(image, request.width, request.height, request.fit, request.crop_position)
+
+
 def _is_flat(image: InputImage, request: VideoRequest) -> bool:
-    return _one_colour(np.asarray(fit_image(image, request.width, request.height, request.fit)))
+    return _one_colour(np.asarray(_fitted(image, request)))
 
 
 def _one_colour(pixels: Frames) -> bool:

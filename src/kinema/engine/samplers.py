@@ -16,10 +16,13 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from kinema.engine.sampling import Window
+    from kinema.models.windows import Window
 
     Predict = Callable[[Tensor, Tensor], Tensor]  # (latents [1, f, c, h, w], σ) → clean latents
     Sampler = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+LEAST_CORRECTED = 0.3  # noise level below which `holding` corrects no frame
 
 
 def from_first(predict: Predict) -> Sampler:
@@ -88,7 +91,7 @@ def in_windows(predict: Predict, windows: Sequence[Window]) -> Predict:
 
     Args:
         predict: Predicts one window.
-        windows: From `kinema.engine.sampling.windows`.
+        windows: From `kinema.models.windows.windows`.
     """
     weights = [_weights(windows, i) for i in range(len(windows))]
 
@@ -101,6 +104,32 @@ def in_windows(predict: Predict, windows: Sequence[Window]) -> Predict:
         return total
 
     return predict_all
+
+
+def holding(predict: Predict, known: Tensor, reach: int) -> Predict:
+    """Return a prediction whose first frames are known, as in inpainting (RePaint, Lugmayr et al. 2022).
+
+    At every noise level the prediction of these frames is replaced by their latents; Euler steps then keep them at
+    these latents plus noise of the level. As a model follows such frames only loosely, the error of the last known
+    frame is also subtracted from the next frames, less and less; at low noise levels it would only blur them.
+
+    Args:
+        predict: Predicts all frames.
+        known: Latents of the first frames, [1, f, c, h, w].
+        reach: Number of following frames that are corrected.
+    """
+    count = known.shape[1]
+    share = torch.linspace(1, 0, reach + 2, device=known.device)[1:-1].view(1, -1, 1, 1, 1)
+
+    def predict_others(latents: Tensor, sigma: Tensor) -> Tensor:
+        clean = predict(latents, sigma).clone()
+        if sigma > LEAST_CORRECTED:
+            following = clean[:, count : count + reach]
+            following += share[:, : following.shape[1]] * (known[:, -1:] - clean[:, count - 1 : count])
+        clean[:, :count] = known
+        return clean
+
+    return predict_others
 
 
 def _weights(windows: Sequence[Window], i: int) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -53,29 +52,3 @@ def guided(v: torch.Tensor, guidance: torch.Tensor) -> torch.Tensor:
     """Apply classifier-free guidance (Ho & Salimans 2022) to a batch of two, [unconditional, conditional]."""
     unconditional, conditional = v.chunk(2)
     return unconditional + guidance * (conditional - unconditional)
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """Consecutive frames of a video that the model predicts at once, from `start` to before `end`."""
-
-    start: int
-    end: int
-    is_reversed: bool
-    """Whether the image is at its end, and the model predicts it backward in time."""
-
-
-def windows(num_frames: int, at_once: int) -> tuple[Window, ...]:
-    """Divide a video into windows of `at_once` frames, which may go on beyond its end; one window if it is not longer.
-
-    They alternate: the first leaves the image, the second returns to it, and so on. Where one leaves and the next
-    returns, they overlap by half; where they meet at the image, by that frame.
-    """
-    if num_frames <= at_once:
-        return (Window(0, num_frames, is_reversed=False),)
-    found = [Window(0, at_once, is_reversed=False)]
-    while (end := found[-1].end) < num_frames:
-        returns = len(found) % 2 == 1
-        start = end - min(at_once - 1, max(1, at_once // 2) if returns else 1)
-        found.append(Window(start, start + at_once, is_reversed=returns))
-    return tuple(found)

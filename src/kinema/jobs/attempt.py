@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from kinema.errors import InsufficientDisk, QueueUnavailable
-from kinema.jobs.eta import JobEta
+from kinema.jobs.eta import JobEta, JobSize
 from kinema.jobs.job import PART_FILES, Failure, Job, Part, Task
 from kinema.jobs.job_files import PREVIEW, delete_partial_files
 from kinema.jobs.worker_pool import Requeued, WorkCancelled, WorkerLost, WorkerReplaced, WorkFailed
@@ -70,7 +70,7 @@ class Attempt:
         self._subscriptions = subscriptions
         self._traces = traces
         self._began: dict[str, float] = {}  # when a worker began with each part, in seconds since 1970
-        self._eta = JobEta(job.request, speeds, job.stage_durations, text_to_image=self._text_to_image)
+        self._eta = JobEta(JobSize.of(job), speeds, job.stage_durations)
         self._run_of_parts: Run | None = None  # the parts that a worker process has got, and that are not all saved
         self._on_nearly_done: Callable[[], None] = lambda: None
         self._stage_began = 0.0
@@ -151,6 +151,8 @@ class Attempt:
             if "code" in result:
                 return result
             self.job = dataclasses.replace(self.job, image=result["image"])
+        if part != "image" and not self._has_last_image():
+            return {"code": "interrupted", "message": _IMAGE_MISSING}
         return self._run_on_worker(part, worker)
 
     def _is_on_worker(self, part: Part) -> bool:
@@ -164,6 +166,13 @@ class Attempt:
         if image is None:
             return False
         return self._try_until_done(lambda: self._files.find_image(image, self.job.id)) is not None
+
+    def _has_last_image(self) -> bool:
+        """Return whether the image at which the video ends is here, if there is one."""
+        image = self.job.last_image
+        if image is None:
+            return True
+        return self._try_until_done(lambda: self._files.find_image(image, self.job.id, is_last=True)) is not None
 
     def _try_until_done(self, action: Callable[[], Result]) -> Result:
         """Call an action with files until the store is available.
@@ -222,7 +231,9 @@ class Attempt:
     def _tasks_from(self, part: Part) -> tuple[Task, ...]:
         """Return the tasks for this part and, without waiting for its file, those after it."""
         parts = PARTS[PARTS.index(part) :] if part != "image" else (part,)  # a generated image is stored in between
-        image, latents = self.job.image, self._folder / PART_FILES["latents"]
+        image, last_image, latents = self.job.image, self.job.last_image, self._folder / PART_FILES["latents"]
+        second = None if last_image is None else self._files.image(last_image)
+        is_extension = self.job.extend is not None
         return tuple(
             Task(
                 job=self.job.id,
@@ -230,6 +241,8 @@ class Attempt:
                 request=self.job.request,
                 image=None if name == "image" or image is None else self._files.image(image),
                 latents=latents if name == "video" else None,
+                last_image=None if name == "image" or is_extension else second,
+                source_video=second if is_extension else None,
             )
             for name in parts
         )
@@ -241,7 +254,7 @@ class Attempt:
 
         def store() -> str:  # holds no lock between retries, so that a deletion can free disk space
             try:
-                with self._files.add_image(self.job.id, data) as sha256:
+                with self._files.add_images(self.job.id, data) as (sha256, _):
                     assert sha256 is not None, "data is not None"
                     if not self._table.record(self.job.id, image=sha256):
                         raise WorkCancelled  # the next sweep deletes the image

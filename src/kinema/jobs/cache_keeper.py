@@ -47,7 +47,8 @@ class CacheKeeper:
         if not isinstance(self._files, SharedFiles):
             return
         running = self._table.running()
-        protected = {job.id for job in running} | {job.image for job in running if job.image is not None}
+        images = {image for job in running for image in (job.image, job.last_image) if image is not None}
+        protected = {job.id for job in running} | images
         self._files.trim_cache(self._maximum, unused_seconds, protected, self._known)
 
     def _known(self, ids: list[str]) -> set[str]:

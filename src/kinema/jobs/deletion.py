@@ -15,7 +15,7 @@ DAY = 86_400.0
 
 
 def remove_job(table: JobTable, files: JobFiles, job_id: str, *, only_expired: bool = False) -> bool:
-    """Delete a job, its files, and its image unless another job needs it; return whether the job existed.
+    """Delete a job, its files, and its images unless other jobs need them; return whether the job existed.
 
     The files of a running job are deleted by the scheduler once its work has stopped.
     """
@@ -23,33 +23,36 @@ def remove_job(table: JobTable, files: JobFiles, job_id: str, *, only_expired: b
         removed = table.remove(job_id, only_expired=only_expired)
         if removed is None:
             return False
-        if removed.image is not None and not table.is_image_used(removed.image):
-            files.delete_image(removed.image)
+        _delete_unused(table, files, removed.images)
     if removed.status != "in_progress":
         files.delete_job(job_id)
-    files.delete_input(job_id)
+    files.delete_inputs(job_id)
     table.refill_reserve()
     return True
 
 
-def delete_unused_image(table: JobTable, files: JobFiles, job_id: str, image: str | None) -> None:
-    """Delete the image of a job that was not accepted, unless another job needs it."""
-    if image is not None:
+def delete_unused_images(table: JobTable, files: JobFiles, job_id: str, images: Collection[str | None]) -> None:
+    """Delete the images of a job that was not accepted, unless other jobs need them."""
+    if any(images):
         with files.deletion_lock():
-            if not table.is_image_used(image):
-                files.delete_image(image)
-        files.delete_input(job_id)
+            _delete_unused(table, files, images)
+        files.delete_inputs(job_id)
+
+
+def _delete_unused(table: JobTable, files: JobFiles, images: Collection[str | None]) -> None:
+    for image in filter(None, images):
+        if not table.is_image_used(image):
+            files.delete_image(image)
 
 
 def delete_removed_files(table: JobTable, files: JobFiles, running: Collection[str]) -> None:
     """Delete remaining files of removed jobs, except of those whose work is still `running`."""
     with _deletion_lock(files):
-        removed = [(job_id, image) for job_id, image in table.deletions() if job_id not in running]
+        removed = [(job_id, images) for job_id, images in table.deletions() if job_id not in running]
         deleted = []
-        for job_id, image in removed:
-            if image is not None and not table.is_image_used(image):
-                files.delete_image(image)
-            if not (files.delete_job(job_id) and files.delete_input(job_id)):
+        for job_id, images in removed:
+            _delete_unused(table, files, images)
+            if not (files.delete_job(job_id) and files.delete_inputs(job_id)):
                 break  # the store is away
             deleted.append(job_id)
         if deleted:

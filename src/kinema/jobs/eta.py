@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -13,28 +14,55 @@ if TYPE_CHECKING:
     from kinema.values import VideoRequest
 
 # Each stage's share of the job time, used until a job of the model has completed.
-_DEFAULT_SHARES = {"text_to_image": 25.0, "encode": 5.0, "denoise": 70.0, "decode": 25.0}
+_DEFAULT_SHARES = {"text_to_image": 25.0, "encode": 5.0, "denoise": 70.0, "decode": 25.0, "interpolate": 25.0}
 # Weight of a new measurement in the moving average.
 _SMOOTHING = 0.3
 
 
-def stages_of(*, text_to_image: bool) -> tuple[str, ...]:
+def stages_of(request: VideoRequest, *, text_to_image: bool) -> tuple[str, ...]:
     """Return the stages of a job in order."""
-    return ("text_to_image", "encode", "denoise", "decode") if text_to_image else ("encode", "denoise", "decode")
+    stages = ("encode", "denoise", "decode", *request.finishing)
+    return ("text_to_image", *stages) if text_to_image else stages
 
 
-def _work_units(stage: str, request: VideoRequest) -> float:
-    """Return the amount of work of a stage. Only comparable within one stage and model."""
-    pixels = request.width * request.height
-    match stage:
-        case "denoise":
-            return float(pixels * request.num_frames * request.num_predictions * (1 + request.guided))
-        case "decode":
-            return float(pixels * request.num_frames)
-        case "text_to_image":
-            return float(pixels * (request.image_num_inference_steps or 25))
-        case _:
-            return float(pixels)
+@dataclass(frozen=True, slots=True)
+class JobSize:
+    """What the duration of a job's stages depends on.
+
+    Attributes:
+        request: The request.
+        work: Work of the video model, in millions of pixels × predicted frames × steps.
+        has_last_image: Whether the video ends at an image.
+    """
+
+    request: VideoRequest
+    work: float
+    has_last_image: bool = False
+
+    @classmethod
+    def of(cls, job: Job) -> JobSize:
+        """Return the size of a job."""
+        return cls(job.request, job.work, job.last_image is not None and job.extend is None)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages in order."""
+        return stages_of(self.request, text_to_image=self.request.prompt is not None)
+
+    def units(self, stage: str) -> float:
+        """Return the amount of work of a stage. Only comparable within one stage and model."""
+        pixels = self.request.width * self.request.height
+        match stage:
+            case "denoise":
+                return self.work * (1 + self.request.guided)
+            case "decode":
+                return float(pixels * self.request.num_frames)
+            case "interpolate":
+                return float(pixels * (self.request.output_frames - self.request.num_frames))
+            case "text_to_image":
+                return float(pixels * (self.request.image_num_inference_steps or 25))
+            case _:
+                return float(pixels * (1 + self.has_last_image))
 
 
 class StageSpeeds:
@@ -51,41 +79,44 @@ class StageSpeeds:
 
     def learn(self, job: Job) -> None:
         """Add the stage durations of a completed job."""
+        size = JobSize.of(job)
         with self._lock:
             for stage, seconds in job.stage_durations.items():
-                key = (job.request.model, stage)
-                new = seconds / _work_units(stage, job.request)
+                if not (units := size.units(stage)):  # of a job that was stored before its work was counted
+                    continue
+                key = (size.request.model, stage)
+                new = seconds / units
                 old = self._seconds.get(key, new)
                 self._seconds[key] = old + _SMOOTHING * (new - old)
 
-    def estimate_stage(self, stage: str, request: VideoRequest) -> float | None:
+    def estimate_stage(self, stage: str, size: JobSize) -> float | None:
         """Return the expected seconds of a stage, or None if no job of the model has run it."""
         with self._lock:
-            per_unit = self._seconds.get((request.model, stage))
-        return None if per_unit is None else per_unit * _work_units(stage, request)
+            per_unit = self._seconds.get((size.request.model, stage))
+            if stage == "interpolate" and per_unit is None:  # about as long as decoding as many frames
+                per_unit = self._seconds.get((size.request.model, "decode"))
+        return None if per_unit is None else per_unit * size.units(stage)
 
-    def estimate_job(self, request: VideoRequest, *, text_to_image: bool) -> float | None:
+    def estimate_job(self, size: JobSize) -> float | None:
         """Return the expected seconds of a job, or None if a stage has no measurement."""
-        stages = [self.estimate_stage(stage, request) for stage in stages_of(text_to_image=text_to_image)]
+        stages = [self.estimate_stage(stage, size) for stage in size.stages]
         return None if None in stages else sum(seconds for seconds in stages if seconds is not None)
 
-    def shares(self, request: VideoRequest, stages: Sequence[str]) -> Mapping[str, float]:
+    def shares(self, size: JobSize) -> Mapping[str, float]:
         """Return the relative duration of each stage, in any unit."""
-        estimates = {stage: self.estimate_stage(stage, request) for stage in stages}
+        estimates = {stage: self.estimate_stage(stage, size) for stage in size.stages}
         if all(estimates.values()):
             return {stage: seconds for stage, seconds in estimates.items() if seconds is not None}
-        return {stage: _DEFAULT_SHARES[stage] for stage in stages}
+        return {stage: _DEFAULT_SHARES[stage] for stage in size.stages}
 
 
 class JobEta:
     """Progress, stage durations and ETA of one running job, updated at each step."""
 
-    def __init__(
-        self, request: VideoRequest, speeds: StageSpeeds, durations: Mapping[str, float], *, text_to_image: bool
-    ) -> None:
-        self._request = request
+    def __init__(self, size: JobSize, speeds: StageSpeeds, durations: Mapping[str, float]) -> None:
+        self._size = size
         self._speeds = speeds
-        self._stages = stages_of(text_to_image=text_to_image)
+        self._stages = size.stages
         self.durations = dict(durations)
         self.stage: str | None = None
         self.step = self.total = 0
@@ -110,7 +141,7 @@ class JobEta:
         self.percent = self._percent()
 
     def _percent(self) -> int:
-        shares = self._speeds.shares(self._request, self._stages)
+        shares = self._speeds.shares(self._size)
         if self.stage is None or self.stage not in shares:
             return self.percent
         before = sum(shares[stage] for stage in self._stages[: self._stages.index(self.stage)])
@@ -121,9 +152,9 @@ class JobEta:
     def eta(self) -> float | None:
         """Return the seconds until the job completes, or None if unknown."""
         if self.stage not in self._stages:
-            return self._speeds.estimate_job(self._request, text_to_image="text_to_image" in self._stages)
+            return self._speeds.estimate_job(self._size)
         later = [
-            self._speeds.estimate_stage(stage, self._request)
+            self._speeds.estimate_stage(stage, self._size)
             for stage in self._stages[self._stages.index(self.stage) + 1 :]
         ]
         if None in later:
@@ -143,5 +174,5 @@ class JobEta:
         if self.step > 1:
             per_step = (self._last_step_at - self._stage_started_at - self._first_step_seconds) / (self.step - 1)
             return per_step * (self.total - self.step) - (now - self._last_step_at)
-        estimate = self._speeds.estimate_stage(str(self.stage), self._request)
+        estimate = self._speeds.estimate_stage(str(self.stage), self._size)
         return None if estimate is None else estimate - (now - self._stage_started_at)

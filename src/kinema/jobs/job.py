@@ -45,6 +45,9 @@ class Job:
     image: str | None  # SHA-256 of the image file; None until the image is generated
     priority: int
     created_at: float
+    last_image: str | None = None  # the same of the image at which the video ends, or of the video to extend
+    extend: str | None = None  # the id of the job whose video this one extends
+    work: float = 0.0  # of the video model, in millions of pixels × predicted frames × steps
     started_at: float | None = None
     completed_at: float | None = None
     expires_at: float | None = None
@@ -82,6 +85,8 @@ class Task:
     Attributes:
         image: The uploaded or generated image file; None for the part "image", which generates it.
         latents: The file that the part "latents" saved; None except for the part "video".
+        last_image: The uploaded image file at which the video ends, if there is one; None for the part "image".
+        source_video: In its place, the file of the video to extend.
     """
 
     job: str
@@ -89,6 +94,8 @@ class Task:
     request: VideoRequest
     image: Path | None = None
     latents: Path | None = None
+    last_image: Path | None = None
+    source_video: Path | None = None
 
 
 @dataclass(slots=True)

@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 GIGABYTE = 1_000_000_000
 PREVIEW = "preview.jpg"
+# Of the names of signed copies of videos, which can be made again.
+SIGNED_PREFIX = "signed-"
 # Prefix of the marker of an image whose job is not stored yet.
 _PENDING_PREFIX = ".pending-"
 JOB_ID = re.compile(r"video_[0-9a-f]{32}")
@@ -41,7 +43,7 @@ _PENDING_IMAGE = re.compile(re.escape(_PENDING_PREFIX) + r"[0-9a-f]{64}")
 _DELETED = re.compile(r"\.deleted-[0-9a-f]{8}-video_[0-9a-f]{32}")
 # Names that Kinema or the file system creates at the top of a data folder.
 _TOP_LEVEL = re.compile(
-    r"images|jobs|cache|files|drafts|gradio|trash|\.lock|\.scheduler|database-id|jobs\.sqlite3([.-].*)?|lost\+found"
+    r"images|jobs|cache|credentials|files|drafts|gradio|trash|\.lock|\.scheduler|database-id|jobs\.sqlite3([.-].*)?|lost\+found"
     r"|\.part-.*"
 )
 
@@ -208,27 +210,38 @@ class JobFiles:
         return self._locked(fcntl.LOCK_EX)
 
     @contextlib.contextmanager
-    def add_image(self, job_id: str, data: bytes | None) -> Iterator[str | None]:  # noqa: ARG002 - a store needs it
-        """Store the image of a job and yield its SHA-256; None for no image. Store the job within the context.
+    def add_images(
+        self,
+        job_id: str,  # noqa: ARG002 - a store needs it
+        image: bytes | None,
+        last_image: bytes | None = None,
+    ) -> Iterator[tuple[str | None, str | None]]:
+        """Store the images of a job and yield their SHA-256; None for no image. Store the job within the context.
 
         No image is deleted within the context. If storing the job fails or the process dies, the next sweep deletes
-        the image.
+        the images.
         """
         with self._locked(fcntl.LOCK_SH):
-            if data is None:
-                yield None
-                return
-            sha256 = hashlib.sha256(data).hexdigest()
-            path, pending = self.image(sha256), self.images / f"{_PENDING_PREFIX}{sha256}"
-            try:
-                with disk_errors(path):
-                    pending.touch(mode=0o600)
-                if not path.exists():
-                    write_atomically(path, data)
-            except OSError as error:
-                raise _folder_unusable(error) from None
-            yield sha256
-            pending.unlink(missing_ok=True)
+            hashes = [None if data is None else self._add_pending(data) for data in (image, last_image)]
+            yield hashes[0], hashes[1]
+            for sha256 in filter(None, hashes):
+                self._pending(sha256).unlink(missing_ok=True)
+
+    def _add_pending(self, data: bytes) -> str:
+        """Store an image that the next sweep deletes unless a job has it or its marker is deleted; return its hash."""
+        sha256 = hashlib.sha256(data).hexdigest()
+        path = self.image(sha256)
+        try:
+            with disk_errors(path):
+                self._pending(sha256).touch(mode=0o600)
+            if not path.exists():
+                write_atomically(path, data)
+        except OSError as error:
+            raise _folder_unusable(error) from None
+        return sha256
+
+    def _pending(self, sha256: str) -> Path:
+        return self.images / f"{_PENDING_PREFIX}{sha256}"
 
     def check_free_space(self, reserve_gb: float) -> None:
         """Check that at least `reserve_gb` gigabytes are free.
@@ -257,8 +270,14 @@ class JobFiles:
         """Return the path of the image with this hash. The file may not exist."""
         return self.images / sha256
 
-    def find_image(self, sha256: str, job_id: str | None) -> Path | None:  # noqa: ARG002 - a store needs it
-        """Return the path of the image of a job, or None if it is missing."""
+    def find_image(
+        self,
+        sha256: str,
+        job_id: str | None,  # noqa: ARG002 - a store needs it
+        *,
+        is_last: bool = False,  # noqa: ARG002 - the same
+    ) -> Path | None:
+        """Return the path of the image of a job, or of its last image, or None if it is missing."""
         path = self.image(sha256)
         return path if path.exists() else None
 
@@ -269,8 +288,19 @@ class JobFiles:
         """Return the path of a completed job's video. The file may not exist."""
         return self.job(job_id) / PART_FILES["video"]
 
-    def video_address(self, job_id: str, seconds: int) -> str | None:  # noqa: ARG002 - a store needs them
-        """Return a URL from which anyone can read a video for so long, or None."""
+    def find_signed(self, job_id: str, name: str) -> Path | None:
+        """Return the path of a signed copy of a job's video, or None."""
+        path = self.job(job_id) / name
+        return path if path.exists() else None
+
+    def add_signed(self, job_id: str, name: str, data: bytes) -> Path:
+        """Store a signed copy of a job's video, and return its path. One that exists already is kept."""
+        path = self.job(job_id) / name
+        write_once(path, data)
+        return path
+
+    def video_address(self, job_id: str, name: str, seconds: int) -> str | None:  # noqa: ARG002 - a store needs them
+        """Return a URL from which anyone can read a job's video, or its signed copy, for so long, or None."""
         return None
 
     def publish_preview(self, job_id: str, data: bytes) -> None:
@@ -287,8 +317,8 @@ class JobFiles:
         """Delete the preview of a job."""
         (self.job(job_id) / PREVIEW).unlink(missing_ok=True)
 
-    def delete_input(self, job_id: str) -> bool:  # noqa: ARG002 - a store needs it
-        """Delete the job's own copy of its image, if it has one; return whether that succeeded."""
+    def delete_inputs(self, job_id: str) -> bool:  # noqa: ARG002 - a store needs it
+        """Delete the job's own copies of its images, if it has any; return whether that succeeded."""
         return True
 
     def delete_image(self, sha256: str) -> None:
@@ -454,6 +484,19 @@ def write_atomically(path: Path, data: bytes) -> None:
     with atomic_file(path) as partial:
         partial.touch(mode=0o600)
         partial.write_bytes(data)
+
+
+def write_once(path: Path, data: bytes) -> None:
+    """Write a file completely or not at all. One that exists is kept, so that all who read it get the same bytes."""
+    partial = partial_path(path, f"-{path.name}")
+    try:
+        with disk_errors(path):
+            partial.touch(mode=0o600)
+            partial.write_bytes(data)
+            with contextlib.suppress(FileExistsError):
+                path.hardlink_to(partial)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

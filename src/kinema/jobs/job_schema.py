@@ -24,11 +24,13 @@ JOBS = sa.Table(
     sa.Column("owner", sa.Text, nullable=False, server_default=""),  # the API key that submitted it, by name
     # Among jobs with one priority, the lower turn is first. Jobs of one owner have different turns.
     sa.Column("turn", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("work", sa.Float, nullable=False, server_default="0"),  # millions of pixels × frames × steps
+    sa.Column("work", sa.Float, nullable=False, server_default="0"),  # millions of pixels × predicted frames × steps
     sa.Column("passed", sa.Integer, nullable=False, default=0),  # how many jobs of a loaded model overtook it
     sa.Column("request", sa.Text, nullable=False),
     sa.Column("title", sa.Text),
     sa.Column("image", sa.Text, index=True),
+    sa.Column("last_image", sa.Text, index=True),  # or the file of the video to extend
+    sa.Column("extend", sa.Text),  # the id of the job that this one extends
     sa.Column("idempotency_key", sa.Text, unique=True),
     sa.Column("fingerprint", sa.Text),
     sa.Column("stage", sa.Text),
@@ -68,12 +70,16 @@ STORE = sa.Table(
     sa.Column("url", sa.Text, nullable=False),
 )
 # Raise this whenever the tables or the requests in them change, and add a step to `migrations`.
-FORMAT = 3
+FORMAT = 4
 # The oldest FORMAT of a version that may use a database of this FORMAT.
-OLDEST_READER = 3
+OLDEST_READER = 4
 # Deleted jobs whose files may still exist. Written in the transaction of the deletion, so that no crash loses them.
 DELETIONS = sa.Table(
-    "kinema_deletions", METADATA, sa.Column("job", sa.Text, primary_key=True), sa.Column("image", sa.Text)
+    "kinema_deletions",
+    METADATA,
+    sa.Column("job", sa.Text, primary_key=True),
+    sa.Column("image", sa.Text),
+    sa.Column("last_image", sa.Text),
 )
 # The process that runs the jobs (PostgreSQL; see `scheduler_lease`).
 SCHEDULER = sa.Table(
@@ -130,6 +136,9 @@ def job_from_row(row: sa.RowMapping, position: int | None = None) -> Job:
         request=VideoRequest.model_construct(**json.loads(row["request"])),
         title=row["title"],
         image=row["image"],
+        last_image=row["last_image"],
+        extend=row["extend"],
+        work=row["work"],
         priority=row["priority"],
         created_at=row["created_at"],
         started_at=row["started_at"],

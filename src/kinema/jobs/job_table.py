@@ -527,19 +527,22 @@ class JobTable:
             return self._remove(job_id, guard)
 
     def _remove(self, job_id: str, guard: sa.ColumnElement[bool]) -> RemovedJob | None:
-        delete = JOBS.delete().where(JOBS.c.id == job_id, guard).returning(JOBS.c.status, JOBS.c.image)
+        delete = (
+            JOBS.delete().where(JOBS.c.id == job_id, guard).returning(JOBS.c.status, JOBS.c.image, JOBS.c.last_image)
+        )
         with self._write() as connection:
             row = connection.execute(delete).first()
             if row is None:
                 return None
-            connection.execute(self._insert(DELETIONS).values(job=job_id, image=row.image).on_conflict_do_nothing())
+            deletion = {"job": job_id, "image": row.image, "last_image": row.last_image}
+            connection.execute(self._insert(DELETIONS).values(deletion).on_conflict_do_nothing())
             self._notify(connection, job_id)
-        return RemovedJob(row.status, row.image)
+        return RemovedJob(row.status, (row.image, row.last_image))
 
-    def deletions(self) -> list[tuple[str, str | None]]:
-        """Return the id and image of each deleted job whose files may still exist."""
+    def deletions(self) -> list[tuple[str, tuple[str | None, str | None]]]:
+        """Return the id and images of each deleted job whose files may still exist."""
         with self._read() as connection:
-            return [(row.job, row.image) for row in connection.execute(sa.select(DELETIONS))]
+            return [(row.job, (row.image, row.last_image)) for row in connection.execute(sa.select(DELETIONS))]
 
     def clear_deletions(self, jobs: Collection[str]) -> None:
         """Remove jobs from `deletions`: their files are deleted."""
@@ -557,13 +560,17 @@ class JobTable:
             return list(connection.execute(sa.select(JOBS.c.id).where(is_expired())).scalars())
 
     def is_image_used(self, image: str) -> bool:
-        """Return whether any job has this image."""
+        """Return whether any job has this image, at its beginning or end."""
         return self.job_with_image(image) is not None
 
-    def job_with_image(self, image: str) -> str | None:
-        """Return the id of any job that has this image, or None."""
+    def job_with_image(self, image: str) -> tuple[str, bool] | None:
+        """Return the id of any job that has this image, and whether it is its last image; None if there is no job."""
         with self._read() as connection:
-            return connection.execute(sa.select(JOBS.c.id).where(JOBS.c.image == image).limit(1)).scalar()
+            for is_last, column in enumerate((JOBS.c.image, JOBS.c.last_image)):
+                query = sa.select(JOBS.c.id).where(column == image).limit(1)
+                if (job_id := connection.execute(query).scalar()) is not None:
+                    return job_id, bool(is_last)
+        return None
 
     def store_url(self) -> str | None:
         """Return the URL of the store that contains the jobs' files, or None if they are in data folders."""
@@ -579,15 +586,15 @@ class JobTable:
     def ids_and_images(self) -> tuple[set[str], set[str]]:
         """Return the ids of all jobs and the hashes of their images."""
         with self._read() as connection:
-            rows = connection.execute(sa.select(JOBS.c.id, JOBS.c.image)).all()
-        return {row.id for row in rows}, {row.image for row in rows if row.image is not None}
+            rows = connection.execute(sa.select(JOBS.c.id, JOBS.c.image, JOBS.c.last_image)).all()
+        return {row.id for row in rows}, _images_of(rows)
 
     def expected_files(self) -> set[str]:
         """Return what the data folder should contain: ids of all jobs with a video, and images of all jobs."""
         with self._read() as connection:
-            rows = connection.execute(sa.select(JOBS.c.id, JOBS.c.image, JOBS.c.status)).all()
+            rows = connection.execute(sa.select(JOBS.c.id, JOBS.c.image, JOBS.c.last_image, JOBS.c.status)).all()
         completed = {row.id for row in rows if row.status == "completed"}
-        return completed | {row.image for row in rows if row.image is not None}
+        return completed | _images_of(rows)
 
     def latest_completed(self, count: int) -> list[Job]:
         """Return the most recently completed jobs, newest first."""
@@ -606,6 +613,10 @@ class JobTable:
         return is_changed
 
 
+def _images_of(rows: Sequence[Any]) -> set[str]:
+    return {image for row in rows for image in (row.image, row.last_image) if image is not None}
+
+
 class KeyTaken(Exception):
     """Another job has this idempotency key."""
 
@@ -615,7 +626,7 @@ class RemovedJob:
     """State of a job at its removal."""
 
     status: Status
-    image: str | None
+    images: tuple[str | None, str | None]
 
 
 @dataclass(slots=True, eq=False)

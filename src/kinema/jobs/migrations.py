@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from kinema.errors import InvalidRequest
-from kinema.jobs.job_schema import FORMAT, IDENTITY, JOBS, OLDEST_READER
+from kinema.jobs.job_schema import DELETIONS, FORMAT, IDENTITY, JOBS, OLDEST_READER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,5 +75,12 @@ def _add_owners_and_traces(operations: Operations) -> None:
     operations.create_index("kinema_jobs_rank", JOBS.name, ["status", rank, "seq"])
 
 
+def _add_last_images(operations: Operations) -> None:
+    for table in (JOBS, DELETIONS):
+        operations.add_column(table.name, sa.Column("last_image", sa.Text))
+    operations.add_column(JOBS.name, sa.Column("extend", sa.Text))
+    operations.create_index("ix_kinema_jobs_last_image", JOBS.name, ["last_image"])
+
+
 # By the format that they lead to.
-_MIGRATIONS: dict[int, Callable[[Operations], None]] = {3: _add_owners_and_traces}
+_MIGRATIONS: dict[int, Callable[[Operations], None]] = {3: _add_owners_and_traces, 4: _add_last_images}

@@ -24,9 +24,10 @@ from kinema.jobs.batch_table import BatchTable
 from kinema.jobs.binding import bind, bind_store, check_no_store
 from kinema.jobs.cache_keeper import CacheKeeper
 from kinema.jobs.cluster import check_installed
-from kinema.jobs.deletion import DAY, delete_unused_image, remove_job
+from kinema.jobs.deletion import DAY, delete_unused_images, remove_job
+from kinema.jobs.eta import JobSize
 from kinema.jobs.file_table import FileTable
-from kinema.jobs.job import Failure, Job, JobPage, check_priority
+from kinema.jobs.job import PART_FILES, Failure, Job, JobPage, check_priority
 from kinema.jobs.job_files import JobFiles
 from kinema.jobs.job_table import JobTable, KeyTaken
 from kinema.jobs.job_traces import JobTraces
@@ -260,6 +261,9 @@ class Queue:
         request: VideoRequest,
         *,
         image: bytes | None = None,
+        last_image: bytes | None = None,
+        extend: str | None = None,
+        work: float | None = None,
         title: str | None = None,
         priority: int = 0,
         pinned: bool = False,
@@ -275,11 +279,14 @@ class Queue:
         Args:
             request: The parameters of the video. It has a prompt if and only if `image` is None.
             image: The bytes of a valid image file.
+            last_image: The same of an image at which the video ends; with `extend`, of the video to extend.
+            extend: The id of the job that this one extends.
+            work: Work of the video model, in millions of pixels × predicted frames × steps; None: `request.work`.
             title: Display name; None uses the prompt.
             priority: -1000 to 1000. Each step counts as one minute of waiting.
             pinned: Whether the job never expires.
             idempotency_key: A later call with the same key returns the same job.
-            fingerprint: Identifies the request for the key's comparison; None derives it from request, image and
+            fingerprint: Identifies the request for the key's comparison; None derives it from request, images and
                 title. Pass it if the request has a random seed, which differs with each call.
             owner: Who submits the job. Owners take turns among jobs with the same priority.
             limits: The most that the owner may have in the queue.
@@ -296,7 +303,7 @@ class Queue:
                 process with another data folder runs the database's jobs.
         """
         self._check_arguments(request, image, priority, idempotency_key)
-        fingerprint_or_default = fingerprint or _fingerprint(request, image, title)
+        fingerprint_or_default = fingerprint or _fingerprint(request, image, title, last_image)
         if idempotency_key is not None and (job := self._find_by_key(idempotency_key, fingerprint_or_default)):
             return job
         self._files.check_free_space(self._settings.min_free_gb)
@@ -310,11 +317,12 @@ class Queue:
             "priority": priority,
             "pinned": pinned,
             "created_at": time.time(),
+            "extend": extend,
+            "work": request.work if work is None else work,
         }
         columns = {
             "model": request.model,
             "owner": owner,
-            "work": request.work,
             "request": request.model_dump_json(),
             "idempotency_key": idempotency_key,
             "fingerprint": fingerprint_or_default,
@@ -322,21 +330,22 @@ class Queue:
         rejection: QueueFull | QuotaExceeded | None = None
         try:
             with self._traces.submit(values["id"], request, traceparent) as values["traceparent"]:
-                with self._files.add_image(values["id"], image) as values["image"]:
+                with self._files.add_images(values["id"], image, last_image) as images:
+                    values["image"], values["last_image"] = images
                     try:
                         position = self._table.add(values | columns, self._settings.queue_size, limits, webhook_url)
-                    except LimitReached as reached:  # the image's marker is deleted at the end of the context
+                    except LimitReached as reached:  # the images' markers are deleted at the end of the context
                         position, rejection = None, self._limit_exceeded(reached, limits)
                 self._was_full = position is None and rejection is None
                 if position is None:
-                    delete_unused_image(self._table, self._files, values["id"], values["image"])
+                    delete_unused_images(self._table, self._files, values["id"], images)
                     raise rejection or self._queue_full()
         except KeyTaken:  # two calls with the same key at the same time
             assert idempotency_key is not None, "KeyTaken needs a key"
-            self._files.delete_input(values["id"])
+            self._files.delete_inputs(values["id"])
             return self._find_by_key(idempotency_key, fingerprint_or_default) or self.submit(
-                request, image=image, title=title, priority=priority, pinned=pinned,
-                idempotency_key=idempotency_key, fingerprint=fingerprint, owner=owner, limits=limits,
+                request, image=image, last_image=last_image, extend=extend, work=work, title=title, priority=priority,
+                pinned=pinned, idempotency_key=idempotency_key, fingerprint=fingerprint, owner=owner, limits=limits,
                 traceparent=traceparent, webhook_url=webhook_url,
             )  # fmt: skip
         self._wake_scheduler()
@@ -499,10 +508,20 @@ class Queue:
         self._check_completed(job_id)
         return self._files.find_video(job_id)
 
-    def result_address(self, job_id: str) -> str | None:
+    def signed_copy(self, job_id: str, name: str, make: Callable[[Path], bytes]) -> Path:
+        """Return the path of a signed copy of a completed job's video; `make` makes it from the video if there is none.
+
+        Raises:
+            JobNotFound, JobUnfinished, QueueUnavailable, InsufficientDisk: as `result`.
+        """
+        self._check_completed(job_id)
+        found = self._files.find_signed(job_id, name)
+        return found or self._files.add_signed(job_id, name, make(self._files.find_video(job_id)))
+
+    def result_address(self, job_id: str, name: str = PART_FILES["video"]) -> str | None:
         """Return a URL from which anyone can read a completed job's video for KINEMA_PRESIGN_SECONDS.
 
-        None if that is 0, or if there is no object store.
+        None if that is 0, or if there is no object store. `name` is that of a signed copy, which must exist.
 
         Raises:
             JobNotFound, JobUnfinished: as `result`.
@@ -510,7 +529,7 @@ class Queue:
         if not self._settings.presign_seconds:
             return None
         self._check_completed(job_id)
-        return self._files.video_address(job_id, self._settings.presign_seconds)
+        return self._files.video_address(job_id, name, self._settings.presign_seconds)
 
     def _check_completed(self, job_id: str) -> None:
         job = self.get(job_id)
@@ -545,7 +564,8 @@ class Queue:
         Raises:
             QueueUnavailable: the store does not answer.
         """
-        return self._files.find_image(sha256, self._table.job_with_image(sha256))
+        job_id, is_last = self._table.job_with_image(sha256) or (None, False)
+        return self._files.find_image(sha256, job_id, is_last=is_last)
 
     def preview(self, job_id: str) -> bytes | None:
         """Return the latest preview of a running job as a JPEG, or None if there is none.
@@ -557,11 +577,20 @@ class Queue:
             return None
         return self._files.find_preview(job_id)
 
-    def estimate(self, request: VideoRequest) -> float | None:
-        """Return the expected seconds of a request without its time in the queue, or None if unknown."""
+    def estimate(
+        self, request: VideoRequest, *, work: float | None = None, has_last_image: bool = False
+    ) -> float | None:
+        """Return the expected seconds of a request without its time in the queue, or None if unknown.
+
+        Args:
+            request: The request.
+            work: As for `submit`.
+            has_last_image: Whether the video ends at an image.
+        """
         if self._scheduler is None:
             return None
-        return self._scheduler.speeds.estimate_job(request, text_to_image=request.prompt is not None)
+        size = JobSize(request, request.work if work is None else work, has_last_image)
+        return self._scheduler.speeds.estimate_job(size)
 
     def _check_arguments(self, request: VideoRequest, image: bytes | None, priority: int, key: str | None) -> None:
         if self._is_closed:
@@ -667,8 +696,9 @@ class Queue:
         return None if not found else before if found[0] == before else found[0]
 
 
-def _fingerprint(request: VideoRequest, image: bytes | None, title: str | None) -> str:
-    parts = (request.model_dump_json().encode(), b"" if image is None else image, (title or "").encode())
+def _fingerprint(request: VideoRequest, image: bytes | None, title: str | None, last_image: bytes | None) -> str:
+    parts = [request.model_dump_json().encode(), b"" if image is None else image, (title or "").encode()]
+    parts += [] if last_image is None else [last_image]
     return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
 
 

@@ -16,7 +16,7 @@ from kinema.errors import InsufficientDisk, InvalidRequest, QueueUnavailable
 from kinema.jobs.bucket_store import BucketStore, is_refusal, remedy_for
 from kinema.jobs.file_store import FolderStore, store_unavailable
 from kinema.jobs.job import PART_FILES
-from kinema.jobs.job_files import JOB_ID, PREVIEW, JobFiles, atomic_file
+from kinema.jobs.job_files import JOB_ID, PREVIEW, SIGNED_PREFIX, JobFiles, atomic_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 VIDEO = PART_FILES["video"]
 ID_NAME = "database-id"
 _INPUT = "input"
+_LAST_INPUT = "last-input"
 # After this time an input image whose job was never stored is deleted. No submission takes so long.
 ORPHAN_SECONDS = 86_400.0
 # Copies of files of batches are kept for so long after their last use.
@@ -50,7 +51,9 @@ class SharedFiles(JobFiles):
     """The files in a store, below these names.
 
         jobs/<id>/input        the input image, uploaded or generated
+        jobs/<id>/last-input   the image at which the video ends, if there is one
         jobs/<id>/video.mp4    the video, which is there before the job is completed
+        jobs/<id>/signed-…     its signed copy, which is made at the first download
         jobs/<id>/preview.jpg  the latest preview of a running job
         files/<id>.jsonl       the requests and results of a batch
         database-id            id of the database that contains these jobs
@@ -138,32 +141,33 @@ class SharedFiles(JobFiles):
     # Images
 
     @contextlib.contextmanager
-    def add_image(self, job_id: str, data: bytes | None) -> Iterator[str | None]:
-        """Store the image of a job and yield its SHA-256; None for no image. Then store the job within the context.
+    def add_images(
+        self, job_id: str, image: bytes | None, last_image: bytes | None = None
+    ) -> Iterator[tuple[str | None, str | None]]:
+        """Store the images of a job and yield their SHA-256; None for no image. Then store the job within the context.
 
-        If storing the job fails or the process dies, a sweep deletes the image after a day.
+        If storing the job fails or the process dies, a sweep deletes the images after a day.
 
         Raises:
             QueueUnavailable: the store does not answer, also if there is no image.
         """
         self.check_store()
-        if data is None:
-            yield None
-            return
-        with self._noting_problem():
-            self._store.put(f"jobs/{job_id}/{_INPUT}", data)
-        yield hashlib.sha256(data).hexdigest()
+        for name, data in ((_INPUT, image), (_LAST_INPUT, last_image)):
+            if data is not None:
+                with self._noting_problem():
+                    self._store.put(f"jobs/{job_id}/{name}", data)
+        yield _sha256(image), _sha256(last_image)
 
-    def find_image(self, sha256: str, job_id: str | None) -> Path | None:
+    def find_image(self, sha256: str, job_id: str | None, *, is_last: bool = False) -> Path | None:
         """Return the copy of a job's image in the cache, which is fetched if necessary; None if it is missing."""
-        path = self.image(sha256)
-        if not _touch(path) and (job_id is None or not self._fetch(f"jobs/{job_id}/{_INPUT}", path, sha256)):
+        path, name = self.image(sha256), _LAST_INPUT if is_last else _INPUT
+        if not _touch(path) and (job_id is None or not self._fetch(f"jobs/{job_id}/{name}", path, sha256)):
             return None
         return path
 
-    def delete_input(self, job_id: str) -> bool:
-        """Delete the image of a job from the store; return whether that succeeded."""
-        return self._delete(job_id, _INPUT)
+    def delete_inputs(self, job_id: str) -> bool:
+        """Delete the images of a job from the store; return whether that succeeded."""
+        return self._delete(job_id, _INPUT, _LAST_INPUT)
 
     # Videos
 
@@ -183,9 +187,31 @@ class SharedFiles(JobFiles):
             self._fetch(f"jobs/{job_id}/{VIDEO}", path)
         return path
 
-    def video_address(self, job_id: str, seconds: int) -> str | None:
-        """Return a URL from which anyone can read the video for so long, or None if the store has no URLs."""
-        return self._store.address(f"jobs/{job_id}/{VIDEO}", seconds)
+    def find_signed(self, job_id: str, name: str) -> Path | None:
+        """Return the path of a signed copy in the cache, fetched if the store answers and has it; else None."""
+        path = self.job(job_id) / name
+        with contextlib.suppress(QueueUnavailable):
+            return path if path.exists() or self._fetch(f"jobs/{job_id}/{name}", path) else None
+        return None
+
+    def add_signed(self, job_id: str, name: str, data: bytes) -> Path:
+        """Store a signed copy here and, if it answers, in the store. If another server was faster, use its copy."""
+        try:
+            with contextlib.suppress(QueueUnavailable), self._noting_problem():
+                self._store.put(f"jobs/{job_id}/{name}", data, new=True)
+        except FileExistsError:
+            if (path := self.find_signed(job_id, name)) is not None:
+                return path
+        return super().add_signed(job_id, name, data)
+
+    def video_address(self, job_id: str, name: str, seconds: int) -> str | None:
+        """Return a URL from which anyone can read a file of a job for so long, or None.
+
+        None if the store has no URLs or, of signed copies, not this one.
+        """
+        if name != VIDEO and self._store.size(f"jobs/{job_id}/{name}") is None:
+            return None
+        return self._store.address(f"jobs/{job_id}/{name}", seconds)
 
     def _fetch(self, name: str, path: Path, sha256: str | None = None) -> bool:
         """Copy a file of the store into the cache, completely or not at all; return whether it exists."""
@@ -262,10 +288,16 @@ class SharedFiles(JobFiles):
     # Deletion
 
     def delete_job(self, job_id: str) -> bool:
-        """Delete the video and preview of a job here and in the store; return whether that succeeded."""
+        """Delete video, signed copies and preview of a job here and in the store; return whether that succeeded."""
         super().delete_job(job_id)
         self._previews.forget(f"jobs/{job_id}/{PREVIEW}")
-        return self._delete(job_id, VIDEO, PREVIEW)
+        try:
+            with self._noting_problem():
+                names = [found.name.rpartition("/")[2] for found in self._store.list(f"jobs/{job_id}/")]
+        except QueueUnavailable as error:
+            log.warning("files of job %s can't be deleted now: %s", job_id, error)
+            return False
+        return self._delete(job_id, VIDEO, PREVIEW, *(name for name in names if name.startswith(SIGNED_PREFIX)))
 
     def _delete(self, job_id: str, *names: str) -> bool:
         try:
@@ -280,7 +312,7 @@ class SharedFiles(JobFiles):
     def sweep(self, known_jobs: Collection[str], used_images: Collection[str]) -> list[str]:  # noqa: ARG002
         """Finish interrupted deletions and return the files of the store that the database does not know.
 
-        Deleted are input images and previews of unknown jobs without a video, after a day: such a job was never stored.
+        Deleted are other files of unknown jobs without a video, after a day: such a job was deleted or never stored.
         """
         self.finish_deletions()  # the cache has no files of its own to report
         by_job: dict[str, list[StoredFile]] = {}
@@ -293,7 +325,8 @@ class SharedFiles(JobFiles):
                     unknown.append(found.name)
             oldest = time.time() - ORPHAN_SECONDS
             for files in by_job.values():
-                if {found.name.rpartition("/")[2] for found in files} - {_INPUT, PREVIEW}:
+                names = {found.name.rpartition("/")[2] for found in files} - {_INPUT, _LAST_INPUT, PREVIEW}
+                if any(not name.startswith(SIGNED_PREFIX) for name in names):
                     unknown += [found.name for found in files]
                 elif all(found.modified < oldest for found in files):
                     self._store.delete([found.name for found in files])
@@ -376,6 +409,10 @@ class _PreviewSender:
                 self._store.put(name, data)
             except (QueueUnavailable, InsufficientDisk) as error:
                 log.info("a preview was not stored: %s", error)
+
+
+def _sha256(data: bytes | None) -> str | None:
+    return None if data is None else hashlib.sha256(data).hexdigest()
 
 
 def _job_of(found: StoredFile) -> str:

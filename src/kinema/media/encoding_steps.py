@@ -10,10 +10,12 @@ from pydantic import ValidationError
 from kinema.errors import InvalidRequest
 from kinema.media.video_encoders import encoder_for
 from kinema.media.video_reader import decode_frames
+from kinema.media.watermark import payload_of
 from kinema.values import FileEncoding
 
 if TYPE_CHECKING:
     from kinema.media.video_encoders import Frame, VideoEncoder
+    from kinema.values import VideoRequest
 
 
 def file_encoding(*, crf: int | None = None, boomerang: bool = False) -> FileEncoding:
@@ -27,6 +29,14 @@ def file_encoding(*, crf: int | None = None, boomerang: bool = False) -> FileEnc
     except ValidationError:
         limits = "an integer from 0 to 63 (of an mp4 from 1 to 51)"
         raise InvalidRequest(f"crf {crf!r} is not {limits}; lower is better", "crf") from None
+
+
+def with_mark(
+    encoding: FileEncoding, request: VideoRequest, image_sha256: str, last_image_sha256: str | None
+) -> FileEncoding:
+    """Return the encoding with the mark of a request and its images."""
+    mark = f"{payload_of(request, image_sha256, last_image_sha256):08x}"
+    return encoding.model_copy(update={"watermark": mark})
 
 
 def encoder_with(suffix: str, fps: float, encoding: FileEncoding) -> VideoEncoder:

@@ -79,6 +79,7 @@ class InputImage:
 
     `sha256` is over its size and pixels, so it does not depend on the file format. `name` is the file's or URL's name
     without its extension, or None. `image_generation` records how the image was generated from a prompt, else None.
+    `file` is the content of the file, or None if it came from none.
     """
 
     rgb: Image.Image
@@ -86,17 +87,18 @@ class InputImage:
     warnings: tuple[Message, ...] = ()
     name: str | None = None
     image_generation: ImageGeneration | None = None
-    _fitted: dict[tuple[int, int, Fit], Image.Image] = field(default_factory=dict, repr=False)  # by `fit_image`
+    file: bytes | None = field(default=None, repr=False)
+    _fitted: dict[tuple[int, int, Fit, float], Image.Image] = field(default_factory=dict, repr=False)  # by `fit_image`
 
     @property
     def facts(self) -> ImageFacts:
         """Its size and warnings, without its pixels."""
         return ImageFacts(self.rgb.size, self.warnings)
 
-    def fitted(self, width: int, height: int, fit: Fit) -> Image.Image:
+    def fitted(self, width: int, height: int, fit: Fit, crop_position: float = 0.5) -> Image.Image:
         """Return it as `fit_image` does, and keep the result for the next call with the same arguments."""
-        key = width, height, fit
-        fitted = self._fitted.get(key) or _fit(self.rgb, width, height, fit)
+        key = width, height, fit, crop_position
+        fitted = self._fitted.get(key) or _fit(self.rgb, *key)
         self._fitted.clear()
         self._fitted[key] = fitted
         return fitted
@@ -116,7 +118,7 @@ class EncodedImage:
         Raises:
             InvalidImage: see `open_image`.
         """
-        return _input_image(_decode(self.data, self.label), self.name)
+        return _input_image(_decode(self.data, self.label), self.name, self.data)
 
     def read_size(self) -> tuple[int, int]:
         """Return the upright size of the image from its header, in a few milliseconds.
@@ -146,14 +148,15 @@ def inspect_image(data: bytes) -> ImageFacts:
     return _decode(data, "the image data", min_side=1).facts
 
 
-def fit_encoded(data: bytes, width: int, height: int, fit: Fit = "crop") -> Image.Image:
+def fit_encoded(data: bytes, width: int, height: int, fit: Fit = "crop", crop_position: float = 0.5) -> Image.Image:
     """Fit encoded bytes as `fit_image` does, for display: a JPEG is decoded at the smallest sufficient size.
 
     Raises:
         InvalidImage: see `open_image`.
         InvalidRequest: see `fit_image`.
     """
-    return _fit(_decode(data, "the image data", min_side=max(width, height)).rgb, width, height, fit)
+    decoded = _decode(data, "the image data", min_side=max(width, height))
+    return _fit(decoded.rgb, width, height, fit, crop_position)
 
 
 def open_image(source: ImageSource, *, allow_urls: bool = True) -> InputImage:
@@ -177,7 +180,8 @@ def open_image(source: ImageSource, *, allow_urls: bool = True) -> InputImage:
         case np.ndarray():
             return _input_image(_to_upright(_from_array(source), "the array"), None)
         case bytes() | bytearray() | memoryview():
-            return _input_image(_decode(bytes(source), "the image data"), None)
+            data = bytes(source)
+            return _input_image(_decode(data, "the image data"), None, data)
         case str() if is_url(source):
             if not allow_urls:
                 raise InvalidImage("URLs are not allowed here; download the image and send the file")
@@ -198,30 +202,33 @@ def open_image(source: ImageSource, *, allow_urls: bool = True) -> InputImage:
             )
 
 
-def crop_box(size: tuple[int, int], width: int, height: int) -> tuple[int, int, int, int]:
-    """Return the largest centred box (left, top, right, bottom) in `size` (width, height) with aspect width:height."""
+def crop_box(size: tuple[int, int], width: int, height: int, position: float = 0.5) -> tuple[int, int, int, int]:
+    """Return the largest box (left, top, right, bottom) in `size` (width, height) with aspect width:height.
+
+    `position` is 0 for a box at the left or top end, 0.5 for a centred one, and 1 for one at the right or bottom end.
+    """
     w, h = size
     box_w = max(1, min(w, round(h * width / height)))
     box_h = max(1, min(h, round(w * height / width)))
-    left, top = (w - box_w) // 2, (h - box_h) // 2
+    left, top = int((w - box_w) * position), int((h - box_h) * position)
     return left, top, left + box_w, top + box_h
 
 
-def fit_image(image: InputImage, width: int, height: int, fit: Fit = "crop") -> Image.Image:
-    """Return the image at exactly width×height, in RGB: cropped at the centre, padded with black bars, or stretched.
+def fit_image(image: InputImage, width: int, height: int, fit: Fit = "crop", crop_position: float = 0.5) -> Image.Image:
+    """Return the image at exactly width×height, in RGB: cropped, padded with black bars, or stretched.
 
     The image keeps the result for the next call with the same arguments.
 
     Raises:
         InvalidRequest: if `fit` is not crop, pad or stretch.
     """
-    return image.fitted(width, height, fit)
+    return image.fitted(width, height, fit, crop_position)
 
 
-def _fit(image: Image.Image, width: int, height: int, fit: Fit) -> Image.Image:
+def _fit(image: Image.Image, width: int, height: int, fit: Fit, crop_position: float) -> Image.Image:
     match fit:
         case "crop":
-            box = crop_box(image.size, width, height)
+            box = crop_box(image.size, width, height, crop_position)
             return image.resize((width, height), Image.Resampling.LANCZOS, box=box)
         case "pad":
             left, top, right, bottom = crop_box((width, height), *image.size)
@@ -341,13 +348,13 @@ class _Decoded:
     facts: ImageFacts
 
 
-def _input_image(decoded: _Decoded, name: str | None) -> InputImage:
+def _input_image(decoded: _Decoded, name: str | None, file: bytes | None = None) -> InputImage:
     """Return the image with its hash."""
     image = decoded.rgb
     digest = hashlib.sha256(f"{image.width}x{image.height}:".encode())
     for strip in _strips(image):
         digest.update(strip.tobytes())
-    return InputImage(image, digest.hexdigest(), decoded.facts.warnings, name)
+    return InputImage(image, digest.hexdigest(), decoded.facts.warnings, name, file=file)
 
 
 def _decode(data: bytes, label: str, min_side: int | None = None) -> _Decoded:

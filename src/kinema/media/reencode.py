@@ -34,8 +34,9 @@ def reencode(video: Path, crf: int | None, *, boomerang: bool) -> bytes:
     if boomerang:
         for frame in _backward(video, info.frames, info.width * info.height * 3):
             encoder.add(frame)
-    encoding = FileEncoding(crf=crf, boomerang=boomerang, from_stored=True)
     recipe = _recipe(video)
+    mark = recipe and recipe.encoding.watermark  # the stored frames have it
+    encoding = FileEncoding(crf=crf, boomerang=boomerang, from_stored=True, watermark=mark)
     data = encoder.result(recipe_text(recipe and recipe.model_copy(update={"encoding": encoding})))
     assert isinstance(data, bytes)
     return data

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from kinema.errors import InvalidRequest
-from kinema.media.encoding_steps import file_encoding
+from kinema.media.encoding_steps import file_encoding, with_mark
 from kinema.media.video_writer import Frames, check_frames, encode_video, save_video
 
 if TYPE_CHECKING:
@@ -29,13 +29,15 @@ class Video:
     """A finished video: `frames` uint8 [num_frames, height, width, 3] in sRGB, frame rate `fps`, and its `recipe`.
 
     `fps` is an int if it is whole; 29.97… stands for 30000/1001 exactly.
-    `image` is the RGB input image, which was generated if the request had a prompt.
+    `image` is the RGB input image, which was generated if the request had a prompt. `image_files` are the files of the
+    input images, as far as there are any, for content credentials.
     """
 
     frames: Frames
     fps: float
     recipe: Recipe
     image: Image.Image | None = None
+    image_files: tuple[bytes, ...] = ()
 
     def __post_init__(self) -> None:
         check_frames(self.frames)
@@ -45,20 +47,43 @@ class Video:
         """The seed of the request."""
         return self.recipe.request.seed
 
-    def save(self, path: str | os.PathLike[str], *, crf: int | None = None, boomerang: bool = False) -> Path:
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        crf: int | None = None,
+        boomerang: bool = False,
+        credentials: bool = False,
+        watermark: bool = False,
+    ) -> Path:
         """Write .mp4, .webm, .gif or .webp by the path's extension, or a PNG folder without one; return the path.
 
         Args:
             path: The file or folder.
             crf: Quality of mp4 (1 to 51, default 18) or webm (0 to 63, default 20): lower is better and larger.
             boomerang: Play the frames forward and then backward; first and last are not repeated.
+            credentials: Sign the file with content credentials, which say that and how it was generated. Those of a
+                webm are in a file beside it, with the extension .c2pa. The bytes of a signed file differ each time.
+            watermark: Put an invisible mark into the frames of the file, by which it can be recognised as generated
+                (see docs/trust.md).
 
         Raises:
-            InvalidRequest: if the format does not have this crf.
+            InvalidRequest: if the format does not have this crf, or can't be signed.
             VideoError, InsufficientDisk: if the file can't be written.
+            CredentialsError: if the file can't be signed.
         """
         encoding = file_encoding(crf=crf, boomerang=boomerang)
-        return save_video(self.frames, path, self.fps, self.recipe, encoding=encoding)
+        if watermark:
+            recipe = self.recipe
+            encoding = with_mark(encoding, recipe.request, recipe.image_sha256, recipe.last_image_sha256)
+        signer = None
+        if credentials:
+            from kinema.media.credentials.file_signer import FileSigner
+            from kinema.media.credentials.signing_keys import signing_keys
+            from kinema.settings import read_settings
+
+            signer = FileSigner(signing_keys(read_settings()), self.image_files)
+        return save_video(self.frames, path, self.fps, self.recipe, encoding=encoding, signer=signer)
 
     def contact_sheet(self, columns: int | None = None) -> Image.Image:
         """Return one image with all frames, row by row, at most 2048 pixels wide; by default about square in frames.

@@ -67,7 +67,7 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
         VideoError: if there is no video, or it can't be read.
     """
     path = Path(path)
-    kind = _kind(path)
+    kind = file_kind(path)
     if kind != "stream":
         frames, fps = read_frames(path)
         count, height, width, _ = frames.shape
@@ -108,7 +108,7 @@ def read_frames(path: str | os.PathLike[str]) -> tuple[Frames, float]:
         VideoError: if there is no video, or it can't be decoded.
     """
     path = Path(path)
-    match _kind(path):
+    match file_kind(path):
         case "folder":
             files = sorted(path.glob("*.png"))
             with _translate_errors(path):
@@ -155,7 +155,7 @@ def read_first_frame(path: str | os.PathLike[str]) -> Frames:
         VideoError: if there is no video, or it can't be decoded.
     """
     path = Path(path)
-    kind = _kind(path)
+    kind = file_kind(path)
     if kind == "stream":
         with _open_container(path) as container:
             first = next(container.decode(container.streams.video[0]), None)
@@ -212,7 +212,7 @@ def _check_format(path: Path, fields: Any) -> None:
 
 def _recipe_text(path: Path) -> str | None:
     """Return the text of the recipe in a file, or None."""
-    match _kind(path):
+    match file_kind(path):
         case "folder":
             file = path / "recipe.json"
             if not file.is_file():
@@ -262,7 +262,7 @@ def _recipe_fps(path: Path) -> float | None:
         return None
 
 
-def _kind(path: Path) -> str:
+def file_kind(path: Path) -> str:
     """Detect the kind of video by content: folder, gif, webp, png, or stream for everything else (read with PyAV)."""
     with _translate_errors(path):
         if path.is_dir():
@@ -281,6 +281,20 @@ def _kind(path: Path) -> str:
     return next((name for name, matches in is_kind.items() if matches), "stream")
 
 
+def probe_size(path: Path) -> tuple[int, int]:
+    """Return width and height of a video from its header, without decoding.
+
+    Raises:
+        VideoError: if there is no video, or it can't be read.
+    """
+    if file_kind(path) == "stream":
+        with _open_container(path) as container:
+            context = container.streams.video[0].codec_context
+            return context.width, context.height
+    with _translate_errors(path), Image.open(path, formats=["GIF", "WEBP", "PNG"]) as image:
+        return image.size
+
+
 @contextmanager
 def _translate_errors(path: Path) -> Iterator[None]:
     """Translate errors of reading a file to VideoError."""
@@ -288,6 +302,10 @@ def _translate_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise VideoError(f"{path} can't be read ({error.strerror or error}); download or generate it again") from None
+    except Image.DecompressionBombError:
+        raise VideoError(
+            f"{path} has frames of more than {2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6:.0f} megapixels"
+        ) from None
     except (ValueError, SyntaxError, EOFError) as error:
         raise VideoError(f"{path} is damaged ({error}); download or generate it again") from None
 

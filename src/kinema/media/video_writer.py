@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from kinema.errors import InsufficientDisk, VideoError
+from kinema.errors import InsufficientDisk, InvalidRequest, VideoError
 from kinema.media.encoding_steps import encoder_with
 from kinema.media.video_encoders import MAX_FPS, SUFFIXES, VideoEncoder, check_crf, encoder_for
 from kinema.media.video_reader import Frames, VideoInfo, probe, read_first_frame, read_frames, read_recipe
+from kinema.media.watermark import embed
 from kinema.partial_files import partial_path
 from kinema.values import FileEncoding
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
 
+    from kinema.media.credentials.file_signer import FileSigner
     from kinema.values import Recipe
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "VideoInfo",
     "VideoWriter",
     "check_frames",
+    "check_signable",
     "check_target",
     "encode_video",
     "probe",
@@ -41,11 +44,14 @@ __all__ = [
     "read_recipe",
     "recipe_text",
     "save_video",
+    "sidecar_path",
     "sync_folder",
     "write_error",
 ]
 
 MIN_FREE_BYTES = 32_000_000
+# Frames that are marked at a time, which limits the memory for copies.
+_MARKED_FRAMES = 8
 
 
 def check_target(path: str | os.PathLike[str], fps: float | None = None, crf: int | None = None) -> Path:
@@ -90,12 +96,14 @@ class VideoWriter:
                 writer.write(frames)
             writer.finish(recipe)
 
-    The stored recipe has the `encoding`, which is the quality and the order of the frames.
+    The stored recipe has the `encoding`: the quality, the order of the frames and the mark that is put into them. With
+    a `signer`, the file has content credentials; those of a webm are in a file beside it, with the extension .c2pa.
 
     Raises:
-        InvalidRequest: if the format does not support the quality.
+        InvalidRequest: if the format does not support the quality, or can't be signed.
         VideoError, InsufficientDisk: at construction if the file can't be written (see `check_target`), later if
             encoding or writing fails.
+        CredentialsError: if the file can't be signed; nothing is written.
     """
 
     def __init__(
@@ -105,9 +113,13 @@ class VideoWriter:
         recipe: Recipe | None = None,
         *,
         encoding: FileEncoding | None = None,
+        signer: FileSigner | None = None,
     ) -> None:
         self.encoding = encoding or FileEncoding()
         self.path = check_target(path, fps, self.encoding.crf)
+        if signer is not None:
+            check_signable(self.path)
+        self._signer = signer
         self.fps = fps
         self._recipe = recipe
         self._pool = ThreadPoolExecutor(1, "kinema-encoder")
@@ -131,7 +143,8 @@ class VideoWriter:
         self._raise_errors(wait=False)
         frames = _contiguous(frames, self._size)
         self._size = frames.shape[1:3]
-        self._jobs.append(self._pool.submit(_encode, self._encoder, frames.copy(), self._stopped))
+        mark = self.encoding.watermark
+        self._jobs.append(self._pool.submit(_encode, self._encoder, frames.copy(), self._stopped, mark))
 
     def restart(self) -> None:
         """Discard all frames written so far."""
@@ -144,11 +157,27 @@ class VideoWriter:
         if self._size is None:
             raise VideoError("a video needs at least one frame; write some before finishing")
         recipe, change = recipe or self._recipe, {"encoding": self.encoding}
+        recipe = recipe and recipe.model_copy(update=change)
         with _translate_errors():
-            content = self._encoder.result(recipe_text(recipe and recipe.model_copy(update=change)))
-        publish(content, self.path)
+            content = self._encoder.result(recipe_text(recipe))
+        self._publish(content, recipe)
         self._begin()
         return self.path
+
+    def _publish(self, content: bytes | dict[str, bytes], recipe: Recipe | None) -> None:
+        if self._signer is None or not isinstance(content, bytes):
+            publish(content, self.path)
+            return
+        signed = self._signer.sign(content, recipe, self.path.name)
+        sidecar = sidecar_path(self.path)
+        if signed.sidecar is not None:
+            publish(signed.sidecar, sidecar)
+        try:
+            publish(signed.content, self.path)
+        except BaseException:
+            if signed.sidecar is not None:
+                sidecar.unlink(missing_ok=True)
+            raise
 
     def _begin(self) -> None:
         self._encoder = encoder_with(_suffix(self.path), self.fps, self.encoding)
@@ -178,15 +207,35 @@ def save_video(
     recipe: Recipe | None = None,
     *,
     encoding: FileEncoding | None = None,
+    signer: FileSigner | None = None,
 ) -> Path:
     """Write frames (uint8 [n, height, width, 3]) in the format of the path's extension, and return the path.
 
     Raises:
-        InvalidRequest, VideoError, InsufficientDisk: see `VideoWriter`.
+        InvalidRequest, VideoError, InsufficientDisk, CredentialsError: see `VideoWriter`.
     """
-    with VideoWriter(path, fps, recipe, encoding=encoding) as writer:
+    with VideoWriter(path, fps, recipe, encoding=encoding, signer=signer) as writer:
         writer.write(frames)
         return writer.finish()
+
+
+def sidecar_path(path: Path) -> Path:
+    """Return the path of the content credentials of a video whose format can't contain them."""
+    return path.with_suffix(".c2pa")
+
+
+def check_signable(path: Path) -> None:
+    """Check that content credentials can be made for a video at this path.
+
+    Raises:
+        InvalidRequest: it is a folder of png.
+    """
+    if not path.suffix:
+        raise InvalidRequest(
+            f"{path} is a folder of png frames, which can't have content credentials; use {', '.join(SUFFIXES)}, or "
+            "turn credentials off",
+            "credentials",
+        )
 
 
 def encode_video(frames: Frames, suffix: str, fps: float, recipe: Recipe | None = None) -> bytes:
@@ -202,13 +251,15 @@ def encode_video(frames: Frames, suffix: str, fps: float, recipe: Recipe | None 
     return content
 
 
-def _encode(encoder: VideoEncoder, frames: Frames, stopped: Event) -> None:
-    """Encode frames one by one until `stopped` is set."""
+def _encode(encoder: VideoEncoder, frames: Frames, stopped: Event, mark: str | None = None) -> None:
+    """Encode frames one by one, each with the mark if there is one, until `stopped` is set."""
     with _translate_errors():
-        for frame in frames:
-            if stopped.is_set():
-                return
-            encoder.add(frame)
+        for start in range(0, len(frames), _MARKED_FRAMES):
+            batch = frames[start : start + _MARKED_FRAMES]
+            for frame in batch if mark is None else embed(batch, int(mark, 16)):
+                if stopped.is_set():
+                    return
+                encoder.add(frame)
 
 
 @contextlib.contextmanager

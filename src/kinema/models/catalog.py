@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from kinema.errors import InvalidRequest, ModelCorrupt
 from kinema.messages import Message
+from kinema.models.windows import check_two_ends
 from kinema.values import VideoRequest
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ class CatalogEntry:
     """Weights of the fp16 variant by component, for memory planning before the download."""
     native_size: tuple[int, int] | None = None
     """(width, height) in pixels of the training data."""
+    other_sizes: tuple[tuple[int, int], ...] = ()
+    """Further sizes on which the model was trained."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """The model's default parameters, under `VideoRequest`'s names."""
     tuned: Mapping[str, int] = field(default_factory=dict)
@@ -121,6 +124,7 @@ CATALOG: Mapping[str, CatalogEntry] = {
             licence="Apache-2.0",
             licence_url="https://www.apache.org/licenses/LICENSE-2.0",
             native_size=(288, 160),
+            other_sizes=((160, 288), (224, 224)),
             folder=POCKET_FOLDER,
             defaults={
                 "width": 288,
@@ -240,23 +244,17 @@ def request_for(*, defaults: Mapping[str, Any] | None = None, **parameters: obje
             )
             raise InvalidRequest(message, "seconds")
         own_rate = merged.get("fps", VideoRequest.model_fields["fps"].default)
-        merged["num_frames"] = frames_in(seconds, merged.get("playback_fps") or own_rate)
+        playback = merged.get("playback_fps")
+        factor = 1 if playback is None else merged.get("interpolate", 1)
+        merged["num_frames"] = frames_in(seconds, playback or own_rate, factor)
     request = VideoRequest.checked(**merged)
-    if request.loop and request.num_frames == 1:
-        raise InvalidRequest(
-            Message("loop_too_short", "a loop of 1 frame does not move; use num_frames 2 or more"), "num_frames"
+    check_two_ends(request, frames_at_once(request.model), has_last_image=False)
+    if request.interpolate > 1 and request.num_frames == 1:
+        message = Message(
+            "interpolate_too_short",
+            "a video of 1 frame has none between; use num_frames 2 or more, or interpolate 1",
         )
-    if request.loop and request.num_frames > (most := frames_at_once(request.model) or request.num_frames):
-        raise InvalidRequest(
-            Message(
-                "loop_too_long",
-                "num_frames {frames} is too many for a loop; use at most {most}, which {model} makes at once",
-                frames=request.num_frames,
-                model=request.model,
-                most=most,
-            ),
-            "num_frames",
-        )
+        raise InvalidRequest(message, "interpolate")
     return request
 
 
@@ -442,7 +440,7 @@ def _read_vocabulary(file: Path) -> tuple[frozenset[str], frozenset[str]]:
 
 
 def _size_warnings(request: VideoRequest, entry: CatalogEntry) -> list[Message]:
-    if entry.native_size is None or (request.width, request.height) == entry.native_size:
+    if entry.native_size is None or (request.width, request.height) in (entry.native_size, *entry.other_sizes):
         return []
     width, height = entry.native_size
     return [

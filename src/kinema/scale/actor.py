@@ -77,12 +77,15 @@ class WorkerActor:
             folder.mkdir()
             for name, data in files.items():
                 (folder / name).write_bytes(data)
-            image = folder / "image" if "image" in files else None
+            names = ("image", "last_image", "source_video")
+            image, last_image, source = (folder / name if name in files else None for name in names)
             local = tuple(
                 replace(
                     task,
                     image=None if task.part == "image" else image,
                     latents=_latents(folder, files) if task.part == "video" else None,
+                    last_image=None if task.part == "image" else last_image,
+                    source_video=source,
                 )
                 for task in tasks
             )

@@ -46,6 +46,7 @@ PLACE_SECONDS = 20.0
 ACTOR: Any = ray.remote(  # type: ignore[call-overload]
     num_cpus=0, max_restarts=0, max_task_retries=0, concurrency_groups={"control": 1, "heartbeat": 1}
 )(WorkerActor)
+TASK_FILES = ("image", "latents", "last_image", "source_video")
 NOT_FOR_NODES = ("KINEMA_API_KEYS", "KINEMA_DATABASE_URL", "KINEMA_DATA_DIR", "KINEMA_RAY_ADDRESS")
 
 
@@ -200,9 +201,10 @@ def _settings_for_nodes() -> dict[str, str]:
 def _with_bytes(tasks: tuple[Task, ...]) -> tuple[dict[str, bytes], tuple[Task, ...]]:
     """Return the files that the first task reads, and the tasks without paths."""
     first = tasks[0]
-    paths = {"image": first.image, "latents": first.latents}
+    paths = {name: getattr(first, name) for name in TASK_FILES}
     files = {name: path.read_bytes() for name, path in paths.items() if path is not None and path.exists()}
-    return files, tuple(replace(task, image=None, latents=None) for task in tasks)
+    nothing: dict[str, Any] = dict.fromkeys(TASK_FILES)
+    return files, tuple(replace(task, **nothing) for task in tasks)
 
 
 if __name__ == "__main__":

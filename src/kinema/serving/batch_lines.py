@@ -117,7 +117,9 @@ class LineReader:
         """Validate a line; return its custom_id."""
         line = self._parse(data)
         check_webhook_url(self._settings, line.request.webhook_url)
-        check(self._settings, line.request.fields, has_image=line.request.image is not None)
+        has_last_image = line.request.last_image is not None
+        has_image = line.request.image is not None
+        check(self._settings, line.request.fields, has_image=has_image, has_last_image=has_last_image)
         return line.custom_id
 
     def _parse(self, data: bytes) -> RequestLine:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, replace
 from io import BytesIO
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 from kinema.errors import InsufficientMemory, KinemaError
 from kinema.jobs.job import DeviceState
 from kinema.media.image import fit_image, open_image
+from kinema.media.source_video import open_source_video
 from kinema.settings import read_settings
 from kinema.steps import Step, drive
 from kinema.values import ImageGeneration
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from kinema.engine import Projection
     from kinema.jobs.job import Task, TaskResult
     from kinema.media.image import InputImage
+    from kinema.media.source_video import SourceVideo
+    from kinema.media.video import Video
     from kinema.models.image_pipeline import ImagePipeline
     from kinema.models.loading import VideoPipeline
     from kinema.settings import Settings
@@ -50,15 +53,46 @@ class GeneratedImage:
         self.image.rgb.save(path, "PNG", pnginfo=info)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class TaskImages:
+    """The image of a task, and the one at which its video ends or the video that it extends, if there is one."""
+
+    image: InputImage
+    last_image: InputImage | None
+    source_video: SourceVideo | None = None
+
+    @classmethod
+    def opened(cls, task: Task) -> TaskImages:
+        """Open the images of a task."""
+        last_image = None if task.last_image is None else replace(open_image(task.last_image), name=None)
+        source = None if task.source_video is None else open_source_video(task.source_video)
+        return cls(_open_image(task), last_image, source)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FinishedVideo:
+    """A video whose file gets the invisible mark, or not."""
+
+    video: Video
+    watermark: bool
+
+    def save(self, path: Path) -> Path:
+        """Write an mp4, and return the path."""
+        return self.video.save(path, watermark=self.watermark)
+
+
 class EngineWork:
     """The work of one worker process. Keeps the last used video pipeline and text-to-image pipeline loaded."""
+
+    watermark: ClassVar[Literal["on", "off"]] = "off"
+    """Whether files get the invisible mark if the setting is unset."""
 
     def __init__(self) -> None:
         self._settings = read_settings()
         self._pipeline: tuple[str, VideoPipeline] | None = None
         self._image_pipeline: tuple[str, ImagePipeline] | None = None
         self._projection: Projection | None = None
-        self._images: dict[str, InputImage] = {}  # of the current and the next job
+        self._images: dict[str, TaskImages] = {}  # of the current and the next job
         self._state = DeviceState(self._settings.device, gpus=0)
 
     def start(self, report: Callable[[str], object]) -> DeviceState:
@@ -71,15 +105,17 @@ class EngineWork:
         return self._state
 
     def prepare(self, task: Task) -> None:
-        """Open and fit the image of a job that starts soon."""
+        """Open and fit the images of a job that starts soon."""
         if task.image is not None:
-            image, request = _open_image(task), task.request
-            fit_image(image, request.width, request.height, request.fit)
-            self._images[task.job] = image
+            images, request = TaskImages.opened(task), task.request
+            for image in filter(None, (images.image, images.last_image)):
+                fit_image(image, request.width, request.height, request.fit, request.crop_position)
+            self._images[task.job] = images
 
     def __call__(self, task: Task, previous: TaskResult | None) -> Generator[Event, None, TaskResult]:
         """Run one part of a job."""
         from kinema.engine import Checkpoint, generate_image, to_latents, to_video
+        from kinema.extension import check_model
 
         match task.part:
             case "image":
@@ -89,12 +125,19 @@ class EngineWork:
             case "latents":
                 pipeline = self._load_pipeline(task.request.model)
                 self._fit_projection(pipeline)
-                return (yield from to_latents(pipeline, self._image_of(task), task.request))
+                images = self._images_of(task)
+                inputs = images.last_image, images.source_video
+                if images.source_video is not None:
+                    check_model(images.source_video, pipeline)
+                return (yield from to_latents(pipeline, images.image, task.request, *inputs))
             case "video":
                 assert task.latents is not None, "denoised before"
                 denoised = previous if isinstance(previous, Checkpoint) else Checkpoint.load(task.latents)
                 pipeline = self._load_pipeline(task.request.model)
-                return (yield from to_video(pipeline, self._image_of(task), task.request, denoised))
+                images = self._images_of(task)
+                inputs = images.last_image, images.source_video
+                video = yield from to_video(pipeline, images.image, task.request, denoised, *inputs)
+                return FinishedVideo(video, watermark=(self._settings.watermark or self.watermark) == "on")
 
     def preview(self, state: Step | TaskResult) -> bytes | None:
         """Return a JPEG of the estimated clean latents, of the last decoded frame, or of a generated image."""
@@ -111,12 +154,12 @@ class EngineWork:
         assert self._projection is not None, "fitted before the first step"
         return _jpeg(ImageOps.scale(self._projection.image(state.clean), self._projection.factor))
 
-    def _image_of(self, task: Task) -> InputImage:
-        """Return the job's image, and keep only it and one that was opened since, for the next job."""
-        image = self._images.pop(task.job, None) or _open_image(task)
+    def _images_of(self, task: Task) -> TaskImages:
+        """Return the job's images, and keep only them and those that were opened since, for the next job."""
+        images = self._images.pop(task.job, None) or TaskImages.opened(task)
         kept = list(self._images.items())[-1:]
-        self._images = dict([*kept, (task.job, image)])
-        return image
+        self._images = dict([*kept, (task.job, images)])
+        return images
 
     def _fit_projection(self, pipeline: VideoPipeline) -> None:
         """Fit the previews' projection before the first step: it runs the VAE, and no module may move during steps."""
@@ -199,6 +242,12 @@ class EngineWork:
         )
         self._fit_projection(pipeline)
         drive(generate(pipeline, open_image(Image.new("RGB", (request.width, request.height), "grey")), request))
+
+
+class ServerWork(EngineWork):
+    """The work of a server, which marks its videos unless the setting is off."""
+
+    watermark = "on"
 
 
 def _device_and_gpus(settings: Settings) -> tuple[str, int]:

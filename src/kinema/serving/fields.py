@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from kinema.errors import InvalidRequest
 from kinema.models.video_size import parse_size
+from kinema.serving.multipart import LAST_IMAGE_FIELD
 from kinema.values import VideoRequest
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def _resolve_aliases(sent: Mapping[str, Any]) -> dict[str, Any]:
             continue
         parameter = aliases.get(name, name)
         if parameter not in VideoRequest.model_fields:
-            known = ", ".join([*VideoRequest.model_fields, *ALIASES, *SHORTHANDS])
+            known = ", ".join([*VideoRequest.model_fields, *ALIASES, *SHORTHANDS, LAST_IMAGE_FIELD])
             raise InvalidRequest(f"unknown parameter {name!r}; the parameters are {known}", name)
         if parameter in parameters:
             raise InvalidRequest(

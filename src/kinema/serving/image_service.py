@@ -25,9 +25,11 @@ class ImageService:
     def __init__(self) -> None:
         self.process = DecodeProcess()
         self.encoder = DecodeProcess(ENCODER_MB)  # its own: encoding a video would delay every upload
+        self.verifier = DecodeProcess(ENCODER_MB)  # its own: it reads any files
         self.addresses = BoundedPool("addresses", threads=2, waiting=30)
         self.images = BoundedPool("images", threads=2, waiting=60)
         self.encodings = BoundedPool("encodings", threads=1, waiting=10)
+        self.verifications = BoundedPool("verifications", threads=1, waiting=10)
         self._uploads = BoundedPool("uploads", threads=4, waiting=60)
         self._large_uploads = BoundedPool("large-uploads", threads=1, waiting=30)
         self._cache: OrderedDict[bytes, ImageFacts] = OrderedDict()
@@ -60,3 +62,4 @@ class ImageService:
         """Kill the processes."""
         self.process.close()
         self.encoder.close()
+        self.verifier.close()

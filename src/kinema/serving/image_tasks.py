@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import deque
 from typing import TYPE_CHECKING
 
 from PIL import Image
@@ -20,13 +21,13 @@ if TYPE_CHECKING:
 THUMBNAIL_WIDTH = 512
 
 
-def fitted(data: bytes, width: int, height: int, fit: Fit) -> bytes:
+def fitted(data: bytes, width: int, height: int, fit: Fit, crop_position: float = 0.5) -> bytes:
     """Return an image, fitted to the video's size as the engine does it, as JPEG.
 
     Raises:
         InvalidImage: the image can't be used.
     """
-    return _encode(fit_encoded(data, width, height, fit), "JPEG", quality=88)
+    return _encode(fit_encoded(data, width, height, fit, crop_position), "JPEG", quality=88)
 
 
 def thumbnail(video: Path) -> bytes:
@@ -38,6 +39,16 @@ def thumbnail(video: Path) -> bytes:
     image = Image.fromarray(read_first_frame(video))
     image.thumbnail((THUMBNAIL_WIDTH, THUMBNAIL_WIDTH))
     return _encode(image, "WEBP", quality=85)
+
+
+def last_frame(video: Path) -> bytes:
+    """Return a video's last frame as PNG.
+
+    Raises:
+        VideoError: the video can't be decoded.
+    """
+    frame = deque(each_frame(video), maxlen=1).pop()
+    return _encode(Image.fromarray(frame), "PNG")
 
 
 def contact_sheet(video: Path) -> bytes:
@@ -59,7 +70,7 @@ def encoded_again(video: Path, encoding: FileEncoding) -> bytes:
     return reencode(video, encoding.crf, boomerang=encoding.boomerang)
 
 
-def _encode(image: Image.Image, kind: str, quality: int) -> bytes:
+def _encode(image: Image.Image, kind: str, **options: int) -> bytes:
     data = io.BytesIO()
-    image.save(data, kind, quality=quality)
+    image.save(data, kind, **options)
     return data.getvalue()

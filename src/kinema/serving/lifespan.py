@@ -21,6 +21,7 @@ from kinema.serving.body_quota import BodyQuota
 from kinema.serving.image_service import ImageService
 from kinema.serving.metrics import Metrics
 from kinema.serving.rate_limits import PinQuota
+from kinema.serving.signed_videos import open_signed_videos
 from kinema.serving.webhook_sender import WebhookSender
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-WORK = "kinema.serving.engine_work:EngineWork"
+WORK = "kinema.serving.engine_work:ServerWork"
 PROBE_SECONDS = 3.0
 STORE_THREADS = 40
 # A service manager sends SIGKILL after 30 s. Running jobs get the first limit; the second ends the process.
@@ -53,6 +54,7 @@ class ServerState:
         self.abandoned = AbandonedJobs(self.queue)
         self.pins = PinQuota(500)
         self.images = ImageService()
+        self.signed = open_signed_videos(settings)
         self.batches = BatchFeeder(settings, self.queue, self.images)
         self.webhooks = WebhookSender(settings, self.queue)
         self.bodies = BodyQuota(max(settings.max_body_mb, settings.max_batch_file_mb), settings.min_free_gb)
@@ -80,6 +82,8 @@ class ServerState:
         """Accept no more jobs; finish running jobs within the rest of the grace period, or requeue them."""
         self.stopping.set()
         self.images.close()
+        if self.signed is not None:
+            self.signed.close()
         await asyncio.gather(asyncio.to_thread(self.batches.close), asyncio.to_thread(self.webhooks.close))
         spent = 0.0 if self._stopped_at is None else time.monotonic() - self._stopped_at
         await asyncio.to_thread(self.queue.close, max(0.0, GRACE_SECONDS - spent))

@@ -27,7 +27,7 @@ from kinema.media.fetch import FetchCancelled
 from kinema.serving.batch_lines import LineReader
 from kinema.serving.batch_schemas import rejected_result
 from kinema.serving.decode_process import ClientGone
-from kinema.serving.request_parsing import fetch_image
+from kinema.serving.request_parsing import fetch_images
 from kinema.serving.submission import prepare, submit
 from kinema.serving.webhook_urls import check_webhook_url
 
@@ -193,9 +193,9 @@ class LineSubmitter:
     def _submit_job(self, batch: Batch, line: BatchLine, reader: LineReader, is_stopping: Callable[[], bool]) -> None:
         request = reader.read_at(line.position).request
         key = batch.key(line.number)
-        image = fetch_image(self._settings, request.image, is_stopping)
+        image, last_image = fetch_images(self._settings, request, is_stopping)
         submission = prepare(
-            self._settings, request.fields, image, lambda data: self._images.inspect(data, is_stopping)
+            self._settings, request.fields, image, lambda data: self._images.inspect(data, is_stopping), last_image
         )
         # An image that is downloaded again may differ, and random seeds do.
         fingerprint = hashlib.sha256(key.encode()).hexdigest()

@@ -32,10 +32,12 @@ if TYPE_CHECKING:
 
 ErrorParts: TypeAlias = "tuple[int, dict[str, Any], dict[str, str]]"  # status, body, headers
 
-# Health checks answer without authentication, from any address and with any Host header: they contain no secrets.
-PROBES = frozenset({"/livez", "/readyz"})
-# Paths that accept an image. Other bodies are small, as they are parsed in the event loop.
-IMAGE_PATHS = frozenset({"/generate", "/v1/videos", "/v1/videos/sync", "/studio/images"})
+# The certificate that those who verify videos need, wherever they are.
+CA_PATH = "/.well-known/kinema-ca.pem"
+# These answer without authentication, from any address and with any Host header: they contain no secrets.
+PROBES = frozenset({"/livez", "/readyz", CA_PATH})
+# Paths that accept an image or a video. Other bodies are small, as they are parsed in the event loop.
+IMAGE_PATHS = frozenset({"/generate", "/v1/videos", "/v1/videos/sync", "/v1/verify", "/studio/images"})
 # The page sends many small requests by itself.
 PAGE = "/studio/"
 FILES_PATH = "/v1/files"

@@ -1,4 +1,4 @@
-"""Parse a multipart form: an image as bytes, every other part as text."""
+"""Parse a multipart form: images as bytes, every other part as text."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
 IMAGE_FIELDS = ("input_reference", "image")
+LAST_IMAGE_FIELD = "last_image"
+FILE_FIELDS = (*IMAGE_FIELDS, LAST_IMAGE_FIELD)
 MAX_PARTS = 100
 # For parts other than images. The longest prompt takes 120,000 bytes with JSON escapes.
 MAX_VALUE_BYTES = 128 * 1024
@@ -103,7 +105,7 @@ class _Form:
             self._files[self._field].write(data[start:end])
             return
         self._data += data[start:end]
-        if self._field not in IMAGE_FIELDS and len(self._data) > MAX_VALUE_BYTES:
+        if self._field not in FILE_FIELDS and len(self._data) > MAX_VALUE_BYTES:
             raise self._not_text()
 
     def _end(self) -> None:
@@ -111,13 +113,13 @@ class _Form:
         if self._field in self._files:
             self.fields[self._field] = self._file_name
             return
-        if self._field in IMAGE_FIELDS and self._is_file:
+        if self._field in FILE_FIELDS and self._is_file:
             self.fields[self._field] = data
             return
         try:
             text = data.decode()
         except UnicodeDecodeError:
-            if self._field not in IMAGE_FIELDS:
+            if self._field not in FILE_FIELDS:
                 raise self._not_text() from None
             self.fields[self._field] = data
         else:
@@ -127,7 +129,9 @@ class _Form:
         self.complete = True
 
     def _not_text(self) -> InvalidRequest:
-        return InvalidRequest(f"{self._field} must be text; only input_reference (or image) can be a file", self._field)
+        return InvalidRequest(
+            f"{self._field} must be text; only input_reference (or image) and last_image can be files", self._field
+        )
 
 
 def _unquote(text: str) -> str:

@@ -6,6 +6,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from kinema.serving.fields import ALIASES, PROMPT_ALIASES
+from kinema.serving.multipart import LAST_IMAGE_FIELD
 from kinema.serving.schemas import ERROR_RESPONSES, ErrorResponse
 from kinema.values import VideoRequest
 
@@ -58,6 +59,11 @@ def _other_fields() -> dict[str, Any]:
             "description": "Width x height, such as 1024x576. Unset: follows the image.",
         },
         "seconds": {"type": "string", "description": "Duration of the video; determines num_frames.", "example": "2"},
+        "extend": {
+            "type": "string",
+            "description": "Id of a completed video to go on from, in place of an image and a prompt; seconds or "
+            "num_frames is what is added.",
+        },
         "motion_scale": {"type": "number", "minimum": 0, "maximum": 1, "description": "motion_bucket_id / 255."},
         "video_length": {"type": "string", "enum": ["14_frames_with_svd", "25_frames_with_svd_xt"]},
         "title": {"type": "string", "description": "Title of the video; default: the prompt."},
@@ -76,19 +82,29 @@ def _other_fields() -> dict[str, Any]:
     }
 
 
+def _image_file(text: str) -> dict[str, Any]:
+    """Return the schema of an image in a form."""
+    return {"type": "string", "format": "binary", "description": f"{text} JPEG, PNG, WebP, HEIC or AVIF."}
+
+
+def _image_reference(text: str) -> dict[str, Any]:
+    """Return the schema of an image in JSON."""
+    url = {"type": "string", "description": "A data:image/…;base64, URL.", "example": GRADIENT}
+    properties = {"image_url": url}
+    required = ["image_url"]
+    kind = {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+    return kind | {"description": text}
+
+
 def create_body() -> dict[str, Any]:
     """Return the `requestBody` of routes that submit a video job."""
     shared = _parameters() | _other_fields()
-    file = {"type": "string", "format": "binary", "description": "Image to animate: JPEG, PNG, WebP, HEIC or AVIF."}
-    reference = {
-        "type": "object",
-        "properties": {
-            "image_url": {"type": "string", "description": "A data:image/…;base64, URL.", "example": GRADIENT}
-        },
-        "required": ["image_url"],
-        "additionalProperties": False,
-        "description": "Image to animate. With an image, the prompt is only the title.",
+    images = {
+        "input_reference": "Image to animate. With an image, the prompt is only the title.",
+        LAST_IMAGE_FIELD: "Image at which the video ends. Denoising takes twice as long.",
     }
+    files = {name: _image_file(text) for name, text in images.items()}
+    references = {name: _image_reference(text) for name, text in images.items()}
     image = {
         "summary": "From an image",
         "value": {"input_reference": {"image_url": GRADIENT}, "model": "pocket", "seed": 42},
@@ -98,10 +114,10 @@ def create_body() -> dict[str, Any]:
             "required": True,
             "content": {
                 "application/json": {
-                    "schema": {"type": "object", "properties": shared | {"input_reference": reference}},
+                    "schema": {"type": "object", "properties": shared | references},
                     "examples": {"prompt": {"summary": "From a prompt", "value": EXAMPLE}, "image": image},
                 },
-                "multipart/form-data": {"schema": {"type": "object", "properties": shared | {"input_reference": file}}},
+                "multipart/form-data": {"schema": {"type": "object", "properties": shared | files}},
             },
         }
     }
@@ -156,6 +172,7 @@ def file_response(media_types: str, description: str) -> dict[int | str, dict[st
 
 TAGS = {
     "generate": "An image in, the video out, in one call.",
+    "verify": "What a video file says about itself, and what of it can be believed.",
     "videos": "Jobs: submit, follow, download, cancel and delete.",
     "batches": "Many videos by one file of requests.",
     "models": "The models that this server offers.",

@@ -1,4 +1,4 @@
-"""Receive the body of a request, a form or JSON, and parse it into fields and the image's bytes."""
+"""Receive the body of a request, a form or JSON, and parse it into fields and the bytes of images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kinema.jobs.job import check_priority
 from kinema.media.fetch import fetch
 from kinema.serving.decode_process import ClientGone
 from kinema.serving.fields import is_set
-from kinema.serving.multipart import IMAGE_FIELDS, read_multipart
+from kinema.serving.multipart import FILE_FIELDS, IMAGE_FIELDS, LAST_IMAGE_FIELD, read_multipart
 from kinema.serving.rate_limits import CALLER
 from kinema.values import VideoRequest
 
@@ -38,6 +38,8 @@ MAX_FIELDS = 100
 PIECE_BYTES = 64 * 1024
 # Base64 is decoded in pieces of this size, so that other threads run in between.
 BASE64_BYTES = 1 << 20
+MAX_IMAGES = 2
+_MARKER = "kinema-image:"
 _JSON_IMAGE = re.compile(rb'"data:', re.IGNORECASE)
 _DATA_URL = re.compile(r"data:([^,]*),(.*)", re.DOTALL | re.IGNORECASE)
 FLAGS = {name for name, field in VideoRequest.model_fields.items() if field.annotation is bool}
@@ -52,16 +54,27 @@ class UnreadableBody(InvalidRequest):
 
 @dataclass(frozen=True, slots=True)
 class ParsedRequest:
-    """The contents of a body. `image` is the image's bytes or its URL; `image_field` is the field that contained it."""
+    """The contents of a body. Images are bytes or their URLs; `image_field` is the field that contained the first."""
 
     fields: dict[str, Any]
     image: bytes | str | None = None
     image_field: str = IMAGE_FIELDS[0]
+    last_image: bytes | str | None = None
     title: str | None = None
     keep: bool = False
     pinned: bool = False
     priority: int | None = None
     webhook_url: str | None = None
+
+    @property
+    def has_image(self) -> bool:
+        """Whether there is any image."""
+        return self.image is not None or self.last_image is not None
+
+    @property
+    def has_url(self) -> bool:
+        """Whether an image is to be downloaded."""
+        return isinstance(self.image, str) or isinstance(self.last_image, str)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +111,7 @@ class Body:
             InvalidRequest: a part can't be parsed.
         """
         parsed = parse_fields(self.fields())
-        if isinstance(parsed.image, str) and not self.small:
+        if parsed.has_url and not self.small:
             raise RequestTooLarge(
                 f"the body has {self.size} bytes; with an image URL the maximum is {SMALL_BYTES}; "
                 "send less, or send the image itself"
@@ -221,26 +234,26 @@ def _parse_form(body: bytes) -> dict[str, Any]:
 
 
 def parse_json(body: bytes, *, name: str = "the body", parent: str | None = None) -> dict[str, Any]:
-    """Parse a JSON object. In a large one, a marker replaces the data: URL of the image during parsing.
+    """Parse a JSON object. In a large one, markers replace the data: URLs of images during parsing.
 
     Args:
         body: The object in UTF-8.
         name: What it is, for messages.
-        parent: The field with the object that may contain an image; None: the object itself.
+        parent: The field with the object that may contain images; None: the object itself.
 
     Raises:
-        InvalidRequest: it is not a JSON object, or is too large without its image.
+        InvalidRequest: it is not a JSON object, or is too large without its images.
     """
-    image, marker = None, f"data:{secrets.token_hex(16)}"
-    if len(body) > SMALL_BYTES and (match := _JSON_IMAGE.search(body)):
-        start = match.start() + 1
+    images: dict[str, bytes] = {}
+    while len(body) > SMALL_BYTES and len(images) < MAX_IMAGES and (start := _find_image(body)):
         end = max(start, body.find(b'"', start))
-        image = body[start:end]
-        del match  # it references the body
+        image, marker = body[start:end], f"{_MARKER}{secrets.token_hex(16)}"
         # Base64 needs no escapes, but PHP writes / as \\/. After any other escape, the string may end elsewhere.
-        if image.count(b"\\") == image.count(b"\\/"):
-            image = image.replace(b"\\/", b"/")
-            body = body[:start] + marker.encode() + body[end:]
+        if image.count(b"\\") != image.count(b"\\/"):
+            break
+        images[marker] = image.replace(b"\\/", b"/")
+        del image
+        body = body[:start] + marker.encode() + body[end:]
     if len(body) > SMALL_BYTES:
         raise RequestTooLarge(
             f"{name} without the image is larger than {SMALL_BYTES // 1024} KB; send less, and the "
@@ -254,9 +267,15 @@ def parse_json(body: bytes, *, name: str = "the body", parent: str | None = None
         raise InvalidRequest(f"{name} is not valid JSON: {error}") from None
     if not isinstance(fields, dict):
         raise InvalidRequest(f"{name} is not a JSON object; send {{...}}")
-    if image is not None:
+    for marker, image in images.items():
         _restore_image(fields if parent is None else fields.get(parent), marker, image)
     return fields
+
+
+def _find_image(body: bytes) -> int:
+    """Return where a string of JSON begins that is a data: URL; 0 if there is none."""
+    match = _JSON_IMAGE.search(body)
+    return 0 if match is None else match.start() + 1
 
 
 def _to_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -274,7 +293,7 @@ def _to_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _restore_image(fields: Any, marker: str, image: bytes) -> None:
     """Replace the marker with the data: URL, in any field that may contain an image."""
-    for name in IMAGE_FIELDS:
+    for name in FILE_FIELDS:
         parent: Any = fields
         key = name
         while isinstance(parent, dict) and key in parent:
@@ -282,7 +301,7 @@ def _restore_image(fields: Any, marker: str, image: bytes) -> None:
                 parent[key] = DataUrl(image)
                 return
             parent, key = parent[key], "url" if parent is not fields else "image_url"
-    raise RequestTooLarge(f"only {' and '.join(IMAGE_FIELDS)} can contain an image")
+    raise RequestTooLarge(f"only {', '.join(IMAGE_FIELDS)} and {LAST_IMAGE_FIELD} can contain an image")
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,6 +325,7 @@ def parse_fields(fields: Mapping[str, Any]) -> ParsedRequest:
     return ParsedRequest(
         image=_parse_image(sent.pop(field), field) if images else None,
         image_field=field,
+        last_image=_parse_image(sent.pop(LAST_IMAGE_FIELD), LAST_IMAGE_FIELD) if LAST_IMAGE_FIELD in sent else None,
         title=_check_text("title", sent.pop("title", None)),
         keep=_to_bool("keep", sent.pop("keep", False)),
         pinned=_to_bool("pinned", sent.pop("pinned", False)),
@@ -361,14 +381,25 @@ def _decode_data_url(media_type: str, payload: bytes, name: str) -> bytes:
         raise InvalidImage(f"the data: URL in {name} is not valid base64; encode the file again", name) from None
 
 
-def fetch_image(settings: Settings, image: bytes | str | None, gone: Callable[[], bool]) -> bytes | None:
-    """Return the image's bytes. Images are downloaded only from the hosts in the settings, and until `gone()` is true.
+def fetch_images(
+    settings: Settings, request: ParsedRequest, gone: Callable[[], bool]
+) -> tuple[bytes | None, bytes | None]:
+    """Return the bytes of the image and of the last image.
+
+    Images are downloaded only from the hosts in the settings, and until `gone()` is true.
 
     Raises:
-        InvalidImage: the image can't be downloaded from the URL.
+        InvalidImage: an image can't be downloaded from its URL; `param` is its field.
         FetchCancelled: `gone()` returned true.
     """
-    return fetch(image, settings.image_hosts, gone) if isinstance(image, str) else image
+    data: list[bytes | None] = []
+    for image, field in ((request.image, request.image_field), (request.last_image, LAST_IMAGE_FIELD)):
+        try:
+            data.append(fetch(image, settings.image_hosts, gone) if isinstance(image, str) else image)
+        except InvalidImage as error:
+            error.param = field
+            raise
+    return data[0], data[1]
 
 
 def _check_scalar(name: str, value: object) -> object:

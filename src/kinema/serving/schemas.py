@@ -127,6 +127,10 @@ class VideoObject(BaseModel):
     total: int = 0
     eta: float | None = Field(default=None, description="Estimated remaining seconds, if known.")
     pinned: bool = False
+    last_image_sha256: str | None = Field(
+        default=None, description="SHA-256 of the file of the image at which the video ends, if there is one."
+    )
+    extend: str | None = Field(default=None, description="Id of the video that this one extends, if it does.")
     parameters: dict[str, Any] = Field(description="All parameters of the request.")
     stage_durations: dict[str, float] = Field(description="Seconds per stage.")
     warnings: list[str] | None = Field(
@@ -235,7 +239,7 @@ def video_of(job: Job, warnings: Iterable[str] = ()) -> dict[str, Any]:
         "completed_at": _to_seconds(job.completed_at),
         "expires_at": _to_seconds(job.expires_at),
         "prompt": job.title,
-        "seconds": f"{request.num_frames / request.frame_rate:.4g}",
+        "seconds": f"{request.duration:.4g}",
         "size": f"{request.width}x{request.height}",
         "seed": request.seed,
         "error": None if job.error is None else {"code": job.error.code, "message": failure_message(job.error)},
@@ -245,6 +249,8 @@ def video_of(job: Job, warnings: Iterable[str] = ()) -> dict[str, Any]:
         "total": job.total,
         "eta": None if job.eta is None else round(job.eta, 1),
         "pinned": job.pinned,
+        "last_image_sha256": None if job.extend else job.last_image,
+        "extend": job.extend,
         "parameters": dict(request),
         "stage_durations": {stage: round(seconds, 3) for stage, seconds in job.stage_durations.items()},
         **({"warnings": messages} if messages else {}),

@@ -22,7 +22,7 @@ from pydantic import ConfigDict, Field, create_model
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from kinema.errors import InvalidRequest, KinemaError, ModelError
+from kinema.errors import CredentialsError, InvalidRequest, KinemaError, ModelError
 from kinema.jobs.worker_process import exit_with_parent
 from kinema.models.resolve import check_folder
 from kinema.serving import logs, page, swagger
@@ -33,6 +33,7 @@ from kinema.serving.http_errors import ErrorResponseMiddleware
 from kinema.serving.lifespan import WORK, ServerState, server_state
 from kinema.serving.listen_address import own_url
 from kinema.serving.middleware import AccessControl
+from kinema.serving.multipart import LAST_IMAGE_FIELD
 from kinema.serving.request_parsing import Body, receive
 from kinema.serving.schemas import error_body
 from kinema.serving.videos import accept, answer_to, make_app, wait_for
@@ -69,7 +70,17 @@ class _RawInput(IODescriptor):
 
 def _fields() -> Mapping[str, Any]:
     """Return the input's fields: the tutorial's parameters first, then all others."""
-    fields: dict[str, Any] = {"image": (Annotated[Path, bentoml.validators.ContentType("image/*")], ...)}
+    fields: dict[str, Any] = {
+        "image": (Annotated[Path, bentoml.validators.ContentType("image/*")], ...),
+        LAST_IMAGE_FIELD: (
+            Annotated[Path, bentoml.validators.ContentType("image/*")],  # BentoML's client sends no Optional file
+            # A default in the document would be encoded like a file, which fails for None.
+            Field(
+                default_factory=lambda: None,
+                description="Image at which the video ends. Denoising takes twice as long.",
+            ),
+        ),
+    }
     first = ["decode_chunk_size", "seed"]
     for name in [*first, *(name for name in VideoRequest.model_fields if name not in first)]:
         field = VideoRequest.model_fields[name]
@@ -79,6 +90,7 @@ def _fields() -> Mapping[str, Any]:
         str | None,
         Field(None, description="Width x height, such as 1024x576. Unset: follows the image."),
     )
+    fields["seconds"] = (float | None, Field(None, description="Duration of the video; determines num_frames."))
     return fields | {"keep": (bool | None, None), "webhook_url": (str | None, None)}
 
 
@@ -135,12 +147,12 @@ class StableDiffusionVideo:
             for name in settings.models:
                 check_folder(name)
             self._state = ServerState(settings, os.environ.get("KINEMA_WORK", WORK))
-        except (InvalidRequest, ModelError) as error:
+        except (CredentialsError, InvalidRequest, ModelError) as error:
             if not _started_by_arbiter():
                 raise
             refuse_to_start(error)
         state = self._state
-        page.mount(api, state.queue, settings, state.stopping.is_set, state.images, state.bodies)
+        page.mount(api, state.queue, settings, state.stopping.is_set, state.images, state.bodies, state.signed)
 
     @bentoml.on_startup
     async def _open(self) -> None:

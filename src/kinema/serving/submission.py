@@ -16,15 +16,23 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from kinema.errors import InvalidRequest
+from kinema.errors import InvalidImage, InvalidRequest
 from kinema.jobs.batch_schema import KEY_PREFIX
 from kinema.jobs.owner_limits import OwnerLimits
 from kinema.jobs.worker_pool import count_gpus
-from kinema.library import all_warnings
+from kinema.library import about_last_image, all_warnings, check_last_image, last_image_warnings
 from kinema.media.image import inspect_image
 from kinema.messages import Message
-from kinema.models.catalog import CATALOG, IMAGE_MODELS, for_image_model, parameter_warnings, request_for
+from kinema.models.catalog import (
+    CATALOG,
+    IMAGE_MODELS,
+    for_image_model,
+    frames_at_once,
+    parameter_warnings,
+    request_for,
+)
 from kinema.models.video_size import follow_image
+from kinema.models.windows import predicted_frames, video_work
 from kinema.serving.fields import is_set, sent_name, to_parameters
 from kinema.values import too_long
 
@@ -50,7 +58,20 @@ class Submission:
     title: str | None
     warnings: tuple[Message, ...]
     fingerprint: str
-    """SHA-256 of the fields and the image as sent, before defaults are filled in."""
+    """SHA-256 of the fields and the images as sent, before defaults are filled in."""
+    last_image: bytes | None = None
+    """The image at which the video ends; for one that is extended, the file of the video before."""
+    extend: str | None = None
+    """The id of the video that is extended."""
+    extension_work: float | None = None
+
+    @property
+    def work(self) -> float:
+        """Work of the video model; see `kinema.models.windows.video_work`."""
+        if self.extension_work is not None:
+            return self.extension_work
+        at_once = frames_at_once(self.request.model)
+        return video_work(self.request, at_once, has_last_image=self.last_image is not None)
 
 
 def prepare(
@@ -58,43 +79,56 @@ def prepare(
     fields: Mapping[str, Any],
     image: bytes | None = None,
     inspect: Callable[[bytes], ImageFacts] = inspect_image,
+    last_image: bytes | None = None,
 ) -> Submission:
     """Return a submission from fields with the names of `VideoRequest` or the aliases of `kinema.serving.fields`.
 
     Values may be strings; None, "" and "null" select the model's default. With an image, the prompt is only the
-    title. `inspect` checks the image, after all other checks; the server passes one that can be cancelled. A width or
+    title. `inspect` checks the images, after all other checks; the server passes one that can be cancelled. A width or
     height that is not set follows the image.
 
     Raises:
         InvalidRequest: a field is invalid (`param` is the first one), a model is not offered, or the cost is too high.
-        InvalidImage: the image can't be used.
+        InvalidImage: an image can't be used; `param` is "last_image" for that one.
     """
-    request, title, parameters = _check(settings, fields, has_image=image is not None)
+    has_last_image = last_image is not None
+    request, title, parameters = _check(settings, fields, has_image=image is not None, has_last_image=has_last_image)
     if image is None:
         warnings = parameter_warnings(request)
     else:
         facts = inspect(image)
         request = follow_image(request, facts.size, parameters)
-        _check_cost(settings, request)
+        _check_cost(settings, request, has_last_image=has_last_image)
         warnings = all_warnings(facts, request)
+    if last_image is not None:
+        warnings += last_image_warnings(_inspect_last(last_image, inspect), request)
     given = {name: value for name, value in fields.items() if is_set(value)}
-    return Submission(request, image, title, tuple(warnings), _fingerprint(given, image))
+    return Submission(request, image, title, tuple(warnings), _fingerprint(given, image, last_image), last_image)
 
 
-def check(settings: Settings, fields: Mapping[str, Any], *, has_image: bool) -> tuple[VideoRequest, str | None]:
-    """Validate fields as `prepare`, without the image; return the request and the title.
+def _inspect_last(image: bytes, inspect: Callable[[bytes], ImageFacts]) -> ImageFacts:
+    try:
+        return inspect(image)
+    except InvalidImage as error:
+        raise InvalidImage(about_last_image(error.args[0]), "last_image") from None
+
+
+def check(
+    settings: Settings, fields: Mapping[str, Any], *, has_image: bool, has_last_image: bool = False
+) -> tuple[VideoRequest, str | None]:
+    """Validate fields as `prepare`, without the images; return the request and the title.
 
     The request of an image has the model's size if none is sent.
 
     Raises:
         InvalidRequest: as `prepare`.
     """
-    request, title, _ = _check(settings, fields, has_image=has_image)
+    request, title, _ = _check(settings, fields, has_image=has_image, has_last_image=has_last_image)
     return request, title
 
 
 def _check(
-    settings: Settings, fields: Mapping[str, Any], *, has_image: bool
+    settings: Settings, fields: Mapping[str, Any], *, has_image: bool, has_last_image: bool
 ) -> tuple[VideoRequest, str | None, dict[str, Any]]:
     """Do the same as `check`, and also return the parameters without the models' defaults."""
     given = {name: value for name, value in fields.items() if is_set(value)}
@@ -105,17 +139,19 @@ def _check(
     if not has_image and title is None:
         raise InvalidRequest(Message("nothing_given", "an image or a prompt is required; send one of them"), "prompt")
     parameters = to_parameters(given, lambda: default_model(settings))
-    _check_offered(settings, "model", str(parameters["model"]))
+    check_offered(settings, "model", str(parameters["model"]))
     try:
         request = request_for(**parameters)
+        if has_last_image:
+            check_last_image(request)
     except InvalidRequest as error:
         error.param = sent_name(given, error.param)
         raise
     if request.prompt is not None:
         image_model = request.image_model or default_image_model(settings, request.width, request.height)
-        _check_offered(settings, "image_model", image_model)
+        check_offered(settings, "image_model", image_model)
         request = for_image_model(request, image_model)
-    _check_cost(settings, request)
+    _check_cost(settings, request, has_last_image=has_last_image)
     return request, title, parameters
 
 
@@ -141,6 +177,9 @@ def submit(
     job = queue.submit(
         submission.request,
         image=submission.image,
+        last_image=submission.last_image,
+        extend=submission.extend,
+        work=submission.work,
         title=submission.title if title is None else title,
         priority=priority,
         pinned=pinned,
@@ -175,7 +214,7 @@ def change(queue: Queue, job_id: str, *, title: str | None, pinned: bool | None)
 
 def estimate(queue: Queue, submission: Submission) -> float | None:
     """Return the expected run time in seconds, without the wait; None until a job of its model was completed here."""
-    return queue.estimate(submission.request)
+    return queue.estimate(submission.request, work=submission.work, has_last_image=submission.last_image is not None)
 
 
 def offered_models(settings: Settings) -> tuple[str, ...]:
@@ -202,10 +241,13 @@ def default_image_model(settings: Settings, width: int, height: int) -> str:
     return _call_in_subprocess(_default_image_model, settings, (width, height))
 
 
-def _check_offered(settings: Settings, param: str, name: str) -> None:
+def check_offered(settings: Settings, param: str, name: str) -> None:
     """Reject models that are neither in the catalog nor in the settings.
 
     A client must not choose a folder to read or a repository to download.
+
+    Raises:
+        InvalidRequest: it is not offered.
     """
     offered = offered_models(settings) if param == "model" else offered_image_models(settings)
     if name not in offered:
@@ -221,33 +263,67 @@ def _check_offered(settings: Settings, param: str, name: str) -> None:
         )
 
 
-def _check_cost(settings: Settings, request: VideoRequest) -> None:
-    if request.work > settings.max_work:
-        raise InvalidRequest(
-            Message(
-                "too_much_work",
-                "{width}×{height} pixels × {frames} frames × {steps} steps is {work:,.0f} million; the maximum per "
-                "request is {most:,.0f} (KINEMA_MAX_WORK): choose a smaller size, fewer frames or fewer steps",
-                width=request.width,
-                height=request.height,
-                frames=request.num_frames,
-                steps=request.num_inference_steps,
-                work=request.work,
-                most=settings.max_work,
-            ),
-            "num_frames",
-        )
-    if settings.key_work is not None and request.work > settings.key_work:
+def _check_cost(settings: Settings, request: VideoRequest, *, has_last_image: bool) -> None:
+    at_once = frames_at_once(request.model)
+    work = video_work(request, at_once, has_last_image=has_last_image)
+    if work > settings.max_work:
+        frames = predicted_frames(request, at_once, has_last_image=has_last_image)
+        raise InvalidRequest(_too_much_work(request, frames, work, settings.max_work), "num_frames")
+    _check_key_work(settings, work)
+
+
+def check_work(settings: Settings, request: VideoRequest, work: float) -> None:
+    """Check the work of a video that is extended.
+
+    Raises:
+        InvalidRequest: it is more than a request or an API key may have.
+    """
+    if work > settings.max_work:
+        frames = round(work * 1_000_000 / (request.width * request.height * request.num_inference_steps))
+        raise InvalidRequest(_too_much_work(request, frames, work, settings.max_work), "num_frames")
+    _check_key_work(settings, work)
+
+
+def _check_key_work(settings: Settings, work: float) -> None:
+    if settings.key_work is not None and work > settings.key_work:
         raise InvalidRequest(
             Message(
                 "too_much_work_for_key",
                 "this request is {work:,g} million pixels × frames × steps; the maximum of all unfinished jobs of an "
                 "API key is {most:,g} (KINEMA_KEY_WORK): choose a smaller size, fewer frames or fewer steps",
-                work=request.work,
+                work=work,
                 most=settings.key_work,
             ),
             "num_frames",
         )
+
+
+def _too_much_work(request: VideoRequest, frames: int, work: float, most: float) -> Message:
+    """Return the error message; `frames` are those that the model predicts in each step."""
+    if frames == request.num_frames:
+        return Message(
+            "too_much_work",
+            "{width}×{height} pixels × {frames} frames × {steps} steps is {work:,.0f} million; the maximum per "
+            "request is {most:,.0f} (KINEMA_MAX_WORK): choose a smaller size, fewer frames or fewer steps",
+            width=request.width,
+            height=request.height,
+            frames=frames,
+            steps=request.num_inference_steps,
+            work=work,
+            most=most,
+        )
+    return Message(
+        "too_much_predicted",
+        "{width}×{height} pixels × {frames} predicted frames × {steps} steps is {work:,.0f} million; the maximum per "
+        "request is {most:,.0f} (KINEMA_MAX_WORK): choose a smaller size, fewer frames or fewer steps. A loop, a last "
+        "image, and the windows of a long video need more predicted frames than the video has",
+        width=request.width,
+        height=request.height,
+        frames=frames,
+        steps=request.num_inference_steps,
+        work=work,
+        most=most,
+    )
 
 
 def check_key(key: str | None) -> None:
@@ -298,10 +374,11 @@ def _title(prompt: Any) -> str | None:
     return prompt
 
 
-def _fingerprint(given: Mapping[str, Any], image: bytes | None) -> str:
+def _fingerprint(given: Mapping[str, Any], image: bytes | None, last_image: bytes | None) -> str:
     text = json.dumps({name: str(value) for name, value in given.items()}, sort_keys=True)
     image_hash = b"" if image is None else hashlib.sha256(image).digest()
-    return hashlib.sha256(text.encode() + image_hash).hexdigest()
+    last_hash = b"" if last_image is None else b"last" + hashlib.sha256(last_image).digest()
+    return hashlib.sha256(text.encode() + image_hash + last_hash).hexdigest()
 
 
 def _has_no_gpu(settings: Settings) -> bool:

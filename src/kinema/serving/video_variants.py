@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Literal
 from weakref import WeakValueDictionary
 
 from kinema.errors import InvalidImage, InvalidRequest, JobNotFound, KinemaError
-from kinema.jobs.job_files import write_atomically
+from kinema.jobs.job_files import SIGNED_PREFIX, write_atomically
 from kinema.media.video_encoders import CRF
+from kinema.messages import Message
 from kinema.serving.image_tasks import contact_sheet, encoded_again, thumbnail
 from kinema.values import FileEncoding
 
@@ -44,7 +45,13 @@ def requested_encoding(variant: Variant, crf: int | None, *, boomerang: bool) ->
     """
     if variant != "video" and (boomerang or crf is not None):
         name = "boomerang" if boomerang else "crf"
-        raise InvalidRequest(f"{name} only applies to the variant video, not {variant}; remove one of them", name)
+        message = Message(
+            "only_of_video",
+            "{name} only applies to the variant video, not {variant}; remove one of them",
+            name=name,
+            variant=variant,
+        )
+        raise InvalidRequest(message, name)
     return FileEncoding(crf=None if crf == STORED_CRF else crf, boomerang=boomerang)
 
 
@@ -102,14 +109,17 @@ def _encode_again(images: ImageService, path: Path, encoding: FileEncoding, gone
         try:
             return images.encoder.run(encoded_again, video, encoding, gone=gone, cpu_seconds=CPU_SECONDS)
         except InvalidImage:  # a limit of the process
-            raise InvalidRequest(
-                "the video is too large to be encoded again by this server; download it without crf and boomerang"
-            ) from None
+            message = Message(
+                "too_large_to_encode",
+                "the video is too large to be encoded again by this server; download it without crf and boomerang",
+            )
+            raise InvalidRequest(message) from None
 
     _write(path, run)
     found = sorted(path.parent.glob("video-*.mp4"), key=lambda file: (file != path, -file.stat().st_mtime))
     for old in found[MAX_ENCODINGS:]:
-        old.unlink(missing_ok=True)
+        for file in (old, *old.parent.glob(f"{SIGNED_PREFIX}*-{old.name}")):
+            file.unlink(missing_ok=True)
 
 
 def _write(path: Path, make: Callable[[Path], bytes]) -> None:

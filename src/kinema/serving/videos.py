@@ -15,6 +15,8 @@ from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, Stre
 from starlette.exceptions import HTTPException
 
 from kinema.errors import InvalidImage, InvalidRequest, JobNotFound, KinemaError, ModelError
+from kinema.jobs.job import PART_FILES
+from kinema.messages import rejected_value
 from kinema.models.catalog import CATALOG, IMAGE_MODELS, default_parameters, image_model_defaults
 from kinema.models.resolve import model_kind, resolve
 from kinema.serving import openapi, schemas
@@ -23,13 +25,14 @@ from kinema.serving.bounded_pool import client_gone
 from kinema.serving.connections import interim_sender
 from kinema.serving.decode_process import ClientGone
 from kinema.serving.events import Events
+from kinema.serving.extension_submission import FIELD, prepare_extension
 from kinema.serving.fields import is_set
 from kinema.serving.files_api import add_file_routes
 from kinema.serving.lifespan import ServerState, server_state
-from kinema.serving.middleware import WAS_HEAD
+from kinema.serving.middleware import CA_PATH, WAS_HEAD
 from kinema.serving.opened_file import OpenedFile
 from kinema.serving.rate_limits import CALLER
-from kinema.serving.request_parsing import Body, ParsedRequest, UnreadableBody, fetch_image, receive
+from kinema.serving.request_parsing import Body, ParsedRequest, UnreadableBody, fetch_images, receive
 from kinema.serving.submission import (
     Submission,
     change,
@@ -41,6 +44,7 @@ from kinema.serving.submission import (
     submit,
 )
 from kinema.serving.trace_parent import trace_parent
+from kinema.serving.verify_api import add_verify_route
 from kinema.serving.video_variants import MAX_CRF, STORED_CRF, Variant, VideoVariants, requested_encoding
 from kinema.serving.webhook_urls import check_webhook_url
 from kinema.values import FileEncoding
@@ -91,7 +95,9 @@ def make_app() -> FastAPI:
     _add_update_routes(app)
     add_file_routes(app)
     add_batch_routes(app)
+    add_verify_route(app)
     _add_metrics(app)
+    _add_ca_certificate(app)
     return app
 
 
@@ -104,7 +110,7 @@ def _add_error_handlers(app: FastAPI) -> None:
     async def _handle_validation_error(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         name = str(first["loc"][-1])
-        return answer_to(InvalidRequest(f"{name} {first.get('input')!r} is invalid: {first['msg'].lower()}", name))
+        return answer_to(InvalidRequest(rejected_value(name, first), name))
 
     @app.exception_handler(ClientGone)
     async def _handle_disconnect(_: Request, __: ClientGone) -> Response:
@@ -123,6 +129,22 @@ def answer_to(error: KinemaError) -> JSONResponse:
     if isinstance(error, UnreadableBody):
         status = 415
     return JSONResponse(body, status, headers=headers)
+
+
+def _prepared(state: ServerState, fields: ParsedRequest, gone: Callable[[], bool]) -> Submission:
+    """Return the submission of a request, of which images are fetched until `gone()` is true.
+
+    Raises:
+        KinemaError: the request is rejected.
+    """
+    if is_set(fields.fields.get(FIELD)):
+        return prepare_extension(state.queue, state.settings, fields.fields, has_image=fields.has_image)
+    try:
+        image, last_image = fetch_images(state.settings, fields, gone)
+        return prepare(state.settings, fields.fields, image, lambda data: state.images.inspect(data, gone), last_image)
+    except InvalidImage as error:
+        error.param = error.param or fields.image_field
+        raise
 
 
 async def accept(
@@ -146,13 +168,8 @@ async def accept(
             raise InvalidRequest("image is required; send a JPEG, PNG, WebP, HEIC or AVIF file", "image")
         check_key(key)
         webhook_url = check_webhook_url(state.settings, fields.webhook_url)
-        try:
-            data = fetch_image(state.settings, fields.image, gone)
-            submission = prepare(state.settings, fields.fields, data, lambda data: state.images.inspect(data, gone))
-        except InvalidImage as error:
-            error.param = fields.image_field
-            raise
-        fields = replace(fields, image=None)  # the submission has it
+        submission = _prepared(state, fields, gone)
+        fields = replace(fields, image=None, last_image=None)  # the submission has them
         if waits and key is None and (job := state.abandoned.take(submission.fingerprint)):
             return job, submission, fields
         if fields.pinned:
@@ -169,7 +186,7 @@ async def accept(
             priority=fields.priority or 0,
             webhook_url=webhook_url,
         )
-        return job, replace(submission, image=None), fields
+        return job, replace(submission, image=None, last_image=None), fields
 
     try:
         state.check_open()
@@ -177,9 +194,9 @@ async def accept(
             async with _PARSING:
                 parsed = body.parse()
                 await asyncio.sleep(0)
-            if parsed.image is None:
+            if not parsed.has_image:
                 return await asyncio.to_thread(work, lambda: False)
-            if isinstance(parsed.image, str):
+            if parsed.has_url:
                 return await state.images.addresses.run(work, request)
         return await state.images.uploads(body.size).run(work, request)
     except BaseException:
@@ -217,6 +234,8 @@ async def wait_for(state: ServerState, request: Request, job: Job, fingerprint: 
         status, body, headers = schemas.failure_response(finished.error)
         return JSONResponse(body, status, headers=headers | video_headers(finished))
     path = await asyncio.to_thread(state.queue.result, job.id)
+    if state.signed is not None:
+        path = await state.signed.file(state.queue, None, job.id, path)
     return OpenedFile(path, media_type="video/mp4", filename=f"{job.id}.mp4", headers=video_headers(finished))
 
 
@@ -357,6 +376,16 @@ def _add_metrics(app: FastAPI) -> None:
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
+def _add_ca_certificate(app: FastAPI) -> None:
+    @app.get(CA_PATH, include_in_schema=False)
+    async def ca_certificate() -> Response:
+        """Return the certificate that those who verify videos of this server have to trust."""
+        signed = server_state(app).signed
+        if signed is None or signed.keys.ca is None:
+            raise HTTPException(404, "this server has no certificate authority: see KINEMA_CREDENTIALS")
+        return Response(signed.keys.ca, media_type="application/x-pem-file", headers={"Cache-Control": "no-cache"})
+
+
 def _add_update_routes(app: FastAPI) -> None:
     @app.post(
         "/v1/videos/{video_id}",
@@ -403,19 +432,25 @@ def _add_update_routes(app: FastAPI) -> None:
 async def _file(app: FastAPI, request: Request, job: Job, variant: Variant, encoding: FileEncoding) -> Response:
     """Return a variant of a video."""
     state = server_state(app)
-    if variant == "video" and encoding == FileEncoding():
-        redirect = await _redirect_to_store(state, request, job)
-        if redirect is not None:
-            return redirect
+    is_stored = variant == "video" and encoding == FileEncoding()
+    if is_stored and state.signed is None and (redirect := await _redirect_to_store(state, request, job, None)):
+        return redirect
     path, kind = await app.state.variants.file(state.queue, state.images, request, job.id, variant, encoding)
+    if variant == "video" and state.signed is not None:
+        path = await state.signed.file(state.queue, request, job.id, path)
+        if is_stored and (redirect := await _redirect_to_store(state, request, job, path.name)):
+            return redirect
     return OpenedFile(path, media_type=kind, filename=f"{job.id}{path.suffix}", headers=video_headers(job))
 
 
-async def _redirect_to_store(state: ServerState, request: Request, job: Job) -> Response | None:
-    """Return a redirect to a presigned URL of the video, or None if there is none (KINEMA_PRESIGN_SECONDS)."""
+async def _redirect_to_store(state: ServerState, request: Request, job: Job, signed: str | None) -> Response | None:
+    """Return a redirect to a presigned URL of the video, or None if there is none (KINEMA_PRESIGN_SECONDS).
+
+    `signed` is the name of the signed copy, if videos are signed.
+    """
     if request.scope.get(WAS_HEAD):  # the URL is for GET only
         return None
-    address = await asyncio.to_thread(state.queue.result_address, job.id)
+    address = await asyncio.to_thread(state.queue.result_address, job.id, signed or PART_FILES["video"])
     if address is None:
         return None
     return RedirectResponse(address, 307, video_headers(job) | {"Cache-Control": "no-store"})

@@ -107,6 +107,32 @@ def test_crop_is_described_and_outlined():
     assert "k-whole" not in form_html.image_frame(IMAGE, (288, 160), job().request, ENGLISH)
 
 
+def test_crop_can_be_moved_and_a_moved_crop_is_shown_where_it_is_used():
+    moved = job().request.changed(crop_position=0.25)
+    frame = form_html.image_frame(IMAGE, (1000, 1000), moved, ENGLISH)
+    for part in ('role="slider"', 'aria-valuenow="25"', 'data-axis="y"', 'data-kept="0.5560"', "Drag the image"):
+        assert part in frame
+    assert "top: 11.10%; right: 0.00%; bottom: 33.30%" in frame
+    source = f"../images/{IMAGE}?width=288&amp;height=160&amp;fit=crop&amp;crop_position=0.25"
+    assert source in frame
+    assert source in job_html.panel(dataclasses.replace(job("queued"), request=moved), ENGLISH)
+    assert "slider" not in form_html.image_frame(IMAGE, (288, 160), moved, ENGLISH)
+
+
+def test_loop_is_named_and_last_frame_is_offered_for_a_finished_video():
+    loop = dataclasses.replace(job("completed"), request=job().request.changed(loop=True))
+    assert "14 frames, 2.0 s · Loop" in text(job_html.gallery([loop], ENGLISH, more=False))
+    assert "14 frames, 2.0 s · Loop" in text(job_html.panel(loop, ENGLISH))
+    assert 'data-act="last"' in job_html.panel(loop, ENGLISH)
+    assert 'data-act="last"' not in job_html.panel(job("failed"), ENGLISH)
+
+
+def test_touch_screen_has_its_own_words():
+    frame = form_html.empty_image_frame(ENGLISH)
+    assert '<p class="k-drop k-touch">Add an image</p>' in frame
+    assert 'k-touch" data-camera>Take a photo' in frame
+
+
 def test_gallery_marks_the_shown_job_and_offers_more():
     markup = job_html.gallery([job("completed"), job()], ENGLISH, more=True, shown=ID)
     assert markup.count("k-card") >= 2

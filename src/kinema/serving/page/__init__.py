@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from kinema.jobs import Queue
     from kinema.serving.body_quota import BodyQuota
     from kinema.serving.image_service import ImageService
+    from kinema.serving.signed_videos import SignedVideos
     from kinema.settings import Settings
 
 PATH = "/studio"
@@ -29,6 +30,7 @@ def mount(
     stopping: Callable[[], bool] = lambda: False,
     images: ImageService | None = None,
     bodies: BodyQuota | None = None,
+    signed: SignedVideos | None = None,
 ) -> None:
     """Mount the page at /studio/<language>; /studio redirects to the browser's language.
 
@@ -39,6 +41,7 @@ def mount(
         stopping: Returns whether the server is shutting down. Event streams end then; browsers reconnect by themselves.
         images: The service that checks and decodes images; a new one by default.
         bodies: The quota for request bodies; a new one by default.
+        signed: What signs videos; none by default.
     """
     import os
     from pathlib import Path
@@ -61,13 +64,15 @@ def mount(
     from kinema.serving.image_service import ImageService
     from kinema.serving.page.blocks import StudioPage
     from kinema.serving.page.csp import PageMiddleware
-    from kinema.serving.page.page_routes import Drafts, routes
+    from kinema.serving.page.page_routes import Drafts, language_of, routes
     from kinema.serving.page.theme import THEME
     from kinema.serving.page.translations.languages import LANGUAGES
+    from kinema.serving.page.verify_page import verify_routes
 
     drafts = Drafts(settings.data_dir, settings.min_free_gb, images or ImageService(), queue.find_image)
     bodies = bodies or BodyQuota(settings.max_body_mb, settings.min_free_gb)
-    app.include_router(routes(queue, drafts, bodies, stopping))
+    app.include_router(routes(queue, drafts, bodies, stopping, signed))
+    app.include_router(verify_routes(language_of))
     app.mount(f"{PATH}/static", StaticFiles(directory=Path(__file__).with_name("static")))
     for language, labels in LANGUAGES.items():
         page = StudioPage(queue, settings, drafts, labels)

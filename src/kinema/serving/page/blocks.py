@@ -57,6 +57,9 @@ QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private",
 # Options of handlers that read the input image, which may be large: two at once.
 IMAGE_HANDLER = QUIET | {"concurrency_limit": 2, "concurrency_id": "image"}
 
+# Two fields that change together start two previews at once: one at a time, the latest response is the last one.
+PREVIEW_HANDLER = QUIET | {"concurrency_limit": 1, "concurrency_id": "preview"}
+
 
 class StudioPage:
     """The page in one language with its handlers."""
@@ -83,13 +86,14 @@ class StudioPage:
                     js_on_load=f"kinema.panel(element, trigger, props, watch, {confirmation}); // 'act' 'finished'",
                     apply_default_css=False,
                 )
+                gr.HTML(form_html.notices(labels), js_on_load="kinema.notices(element);", apply_default_css=False)
                 self._workers = gr.HTML(
                     js_on_load=f"kinema.workers(element, trigger, watch, {confirmation}); // 'act'",
                     apply_default_css=False,
                 )
         gr.HTML(f'<h2 id="k-videos">{labels.gallery}</h2>', apply_default_css=False)
         self._gallery = gr.HTML(
-            js_on_load=f"kinema.actions(element, trigger, {confirmation}); // 'act'", apply_default_css=False
+            js_on_load=f"kinema.gallery(element, trigger, watch, {confirmation}); // 'act'", apply_default_css=False
         )
         gr.HTML(form_html.footer(labels), apply_default_css=False, elem_id="k-foot")
         self._shown = gr.Textbox(visible=False)  # id of the job in the panel
@@ -100,17 +104,20 @@ class StudioPage:
     def _wire(self) -> None:
         form, listed = self._form, [self._shown, self._cards]
         form_outputs: list[Block] = [
-            *form.inputs, form.image_fields, form.prompt_fields, form.image_model_fields, form.frame, form.note
+            *form.inputs, form.shape, form.image_fields, form.prompt_fields, form.image_model_fields, form.frame,
+            form.note,
         ]  # fmt: skip
         listing = [self._gallery, self._shown, self._cards, self._clock, self._workers]
         everything = [*form_outputs, self._panel, *listing]
+        previewed = [form.frame, form.note, form.seconds, form.shape]
+        sides = [form.parameters["width"], form.parameters["height"]]
         gr.on(
-            [component.change for component in (form.source, form.image, *form.parameters.values())],
+            [component.change for component in (form.source, form.image, form.seconds, *form.parameters.values())],
             self._with_errors_shown(self._preview),
             form.inputs,
-            [form.frame, form.note],
+            previewed,
             trigger_mode="always_last",
-            **IMAGE_HANDLER,
+            **PREVIEW_HANDLER,
         )
         form.source.input(
             form.source_visibility,
@@ -118,8 +125,10 @@ class StudioPage:
             [form.image_fields, form.prompt_fields, form.image_model_fields],
             **QUIET,
         )
+        form.shape.input(self._with_errors_shown(self._shape), [form.shape, form.parameters["model"]], sides, **QUIET)
         form.parameters["model"].input(self._with_errors_shown(self._model), form.inputs, form_outputs, **QUIET)
-        form.frame.uploaded(self._uploaded, None, [form.image, form.title], **QUIET)
+        form.frame.uploaded(self._uploaded, None, [form.image, form.title, form.parameters["crop_position"]], **QUIET)
+        form.frame.moved(self._moved, None, [form.parameters["crop_position"]], **QUIET)
         form.frame.rejected(self._rejected, None, [form.image, form.frame], **QUIET)
         form.frame.removed(self._removed, None, [form.image, form.frame], **QUIET)
         # Typing a seed also selects "keep this seed".
@@ -138,9 +147,7 @@ class StudioPage:
             event(self._with_errors_shown(self._list), listed, listing, **QUIET)
         self._workers_clock.tick(self._with_errors_shown(self._list_workers), None, [self._workers], **QUIET)
         # A finished job changes the time estimate.
-        self._panel.finished(
-            self._with_errors_shown(self._preview), form.inputs, [form.frame, form.note], **IMAGE_HANDLER
-        )
+        self._panel.finished(self._with_errors_shown(self._preview), form.inputs, previewed, **PREVIEW_HANDLER)
         self.blocks.load(self._with_errors_shown(self._load), [*form.inputs, *listed], everything, **IMAGE_HANDLER)
 
     def _with_errors_shown(self, handler: Callable[..., Updates]) -> Callable[..., Updates]:
@@ -192,18 +199,30 @@ class StudioPage:
             return {self._form.note: form_html.submit_error(error, labels)}
         note = form_html.estimate_html(submission.request, seconds, waiting, submission.warnings, labels)
         size = None if entered.image is None else self._drafts.size(entered.image)
+        updates = {
+            self._form.note: note,
+            self._form.seconds: gr.update(maximum=forms.max_seconds(submission.request)),
+            self._form.shape: forms.shape_of(entered.fields, submission.request),
+        }
         if entered.image is None or size is None:
-            return {self._form.note: note, self._form.frame: form_html.empty_image_frame(labels)}
-        frame = form_html.image_frame(entered.image, size, submission.request, labels)
-        return {self._form.note: note, self._form.frame: frame}
+            return {**updates, self._form.frame: form_html.empty_image_frame(labels)}
+        return {**updates, self._form.frame: form_html.image_frame(entered.image, size, submission.request, labels)}
 
     def _model(self, *values: Any) -> Updates:
         """Apply the defaults of the chosen model."""
         entered = self._form.read(values)
         return self._form.updates_for_model(request_for(model=entered.fields.get("model", self._defaults.model)))
 
-    def _uploaded(self, event: gr.EventData) -> tuple[str, str]:
-        return str(event.image), plain_name(str(event.name).rpartition(".")[0]) or ""
+    def _shape(self, shape: str, model: str) -> Updates:
+        """Fill in the size of the chosen shape."""
+        sides = zip(("width", "height"), forms.size_of_shape(model, shape), strict=True)
+        return {self._form.parameters[name]: str(side or "") for name, side in sides}
+
+    def _uploaded(self, event: gr.EventData) -> tuple[str, str, float]:
+        return str(event.image), plain_name(str(event.name).rpartition(".")[0]) or "", form_html.CENTRE
+
+    def _moved(self, event: gr.EventData) -> float:
+        return float(event.position)
 
     def _rejected(self, event: gr.EventData) -> tuple[str, str]:
         return "", form_html.empty_image_frame(self._labels, str(event.error), in_english=bool(event.english))
@@ -238,6 +257,8 @@ class StudioPage:
                 return self._show(self._queue.get(job_id), cards)
             if event.act == "use":
                 return self._reuse(self._queue.get(job_id))
+            if event.act == "last":
+                return self._use_last_frame(self._queue.get(job_id))
             if event.act == "more":
                 cards += CARDS
             elif event.act == "delete":
@@ -278,7 +299,19 @@ class StudioPage:
         fields = request.model_dump(exclude_none=True)
         entered = forms.FormValues(source, image, job.title, seed_fixed=True, fields=fields)
         updates = form.updates_for_job(request, image, job.title, size_is_set=self._is_size_set(entered))
-        return {**updates, **self._preview_updates(entered)}
+        return {**self._preview_updates(entered), **updates}
+
+    def _use_last_frame(self, job: Job) -> Updates:
+        """Make the last frame of a job's video the input image."""
+        form = self._form
+        image = self._drafts.add_last_frame(self._queue.result(job.id))
+        return {
+            form.source: "image",
+            **form.source_visibility("image"),
+            form.image: image,
+            form.title: job.title or "",
+            form.parameters["crop_position"]: form_html.CENTRE,
+        }
 
     def _is_size_set(self, entered: forms.FormValues) -> bool:
         """Return whether a job's size is another than without width and height."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABCMeta
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import gradio as gr
 
+from kinema.models.catalog import default_parameters, frames_at_once
+from kinema.models.video_size import fitting_size
 from kinema.serving.page import form_html
 from kinema.values import MAX_FRAMES, TEXT_TO_IMAGE_FIELDS, Fit, Scheduler, VideoRequest
 
@@ -24,6 +27,7 @@ Source = Literal["image", "prompt"]
 _NUMBERS = (
     "width",
     "height",
+    "num_frames",
     "num_inference_steps",
     "fps",
     "playback_fps",
@@ -34,9 +38,23 @@ _NUMBERS = (
 )
 # Fields that are empty unless the user sets them, although `VideoRequest` has a default. A gr.Number can't be empty.
 _SIZE = ("width", "height")
+_UNSET = (*_SIZE, "num_frames")
+# Shapes of a video by the aspect ratio of an image that gets them; "auto" leaves the size to the image or the model.
+_SHAPES = {"landscape": (16, 9), "square": (1, 1), "portrait": (9, 16)}
 _IMAGE_MODEL_NUMBERS = ("image_guidance_scale", "image_num_inference_steps")
-# The usual maximum of each slider. It is raised when the form is filled with a larger value.
-_SLIDER_MAXIMUM = {"motion_bucket_id": 255, "num_frames": MAX_FRAMES}
+# The usual maximum of motion. It is raised when the form is filled with a larger value.
+_MAX_MOTION = 255
+# Fields that another model leaves unchanged.
+_KEPT = (
+    "model",
+    "seed",
+    "motion_bucket_id",
+    "fit",
+    "crop_position",
+    "loop",
+    "interpolate",
+    *TEXT_TO_IMAGE_FIELDS,
+)
 
 
 def _as_typed(kind: type[Any]) -> type[Any]:
@@ -60,6 +78,8 @@ class Form:
     image: gr.Textbox  # hidden: SHA-256 of the input image
     title: gr.Textbox  # hidden: the image's file name
     seed_fixed: gr.Checkbox
+    seconds: Any  # the slider of the video's length, which applies while the number of frames is empty
+    shape: Any  # sets the size
     parameters: Mapping[str, Any]  # components by parameter name; Any, since Gradio defines their events at run time
     frame: gr.HTML
     image_fields: gr.Column
@@ -73,14 +93,18 @@ class Form:
     @property
     def inputs(self) -> list[Block]:
         """The components whose values make up the form."""
-        return [self.source, self.image, self.title, self.seed_fixed, *self.parameters.values()]
+        return [self.source, self.image, self.title, self.seed_fixed, self.seconds, *self.parameters.values()]
 
     def read(self, values: Sequence[Any]) -> FormValues:
         """Return the form's values from those of `inputs`."""
-        source, image, title, seed_fixed, *parameters = values
+        source, image, title, seed_fixed, seconds, *parameters = values
         fields = {
             name: value for name, value in zip(self.parameters, parameters, strict=True) if value not in (None, "", [])
         }
+        if "num_frames" not in fields and seconds is not None:
+            fields["seconds"] = seconds
+        if fields.get("fit") != "crop" or source == "prompt":
+            fields.pop("crop_position", None)  # it has no effect
         if source == "image":
             fields = {name: value for name, value in fields.items() if name not in TEXT_TO_IMAGE_FIELDS}
             return FormValues(source, image or None, title or None, bool(seed_fixed), fields)
@@ -107,27 +131,35 @@ class Form:
             updates |= {self.image: image or "", self.title: title or ""}
         for name, component in self.parameters.items():
             value: Any = None if name in _SIZE and not size_is_set else getattr(request, name)
-            maximum = _SLIDER_MAXIMUM.get(name)
-            limits = {} if maximum is None else {"maximum": max(maximum, value)}
+            limits = {"maximum": max(_MAX_MOTION, value)} if name == "motion_bucket_id" else {}
             if isinstance(component, gr.Textbox):
                 value = "" if value is None else str(value)
             updates[component] = gr.update(value=value, **limits)
         updates[self.parameters["model"]] = gr.update(value=request.model, info=self.labels.model_help(request.model))
-        return updates
+        return (
+            updates
+            | self._length(request)
+            | {self.shape: shape_of(request.model_dump() if size_is_set else {}, request)}
+        )
+
+    def _length(self, request: VideoRequest) -> dict[Block, Any]:
+        """Return updates that fill in a request's length: in seconds if that is exact, else in frames."""
+        seconds = round(request.num_frames / request.generated_rate, 1)
+        exact = round(seconds * request.generated_rate) == request.num_frames
+        return {
+            self.seconds: gr.update(value=seconds, maximum=max_seconds(request)),
+            self.parameters["num_frames"]: "" if exact else str(request.num_frames),
+        }
 
     def updates_for_model(self, request: VideoRequest) -> dict[Block, Any]:
-        """Return updates with a model's defaults. Seed, motion, fit, loop and the prompt's parameters are unchanged."""
-        names = [
-            name
-            for name in self.parameters
-            if name not in ("model", "seed", "motion_bucket_id", "fit", "loop", *TEXT_TO_IMAGE_FIELDS)
-        ]
+        """Return updates with a model's defaults. Those of `_KEPT` stay."""
+        names = [name for name in self.parameters if name not in _KEPT]
         updates: dict[Block, Any] = {
-            self.parameters[name]: "" if name in _SIZE or (value := getattr(request, name)) is None else value
+            self.parameters[name]: "" if name in _UNSET or (value := getattr(request, name)) is None else value
             for name in names
         }
         updates[self.parameters["model"]] = gr.update(info=self.labels.model_help(request.model))
-        return updates
+        return updates | self._length(request) | {self.shape: "auto"}
 
 
 @dataclass(frozen=True)
@@ -139,6 +171,28 @@ class FormValues:
     title: str | None
     seed_fixed: bool
     fields: dict[str, Any]
+
+
+def max_seconds(request: VideoRequest) -> float:
+    """Return the longest video with the request's other parameters, in seconds, rounded down to a tenth."""
+    most = (frames_at_once(request.model) if request.loop else None) or MAX_FRAMES
+    return math.floor(10 * most / request.generated_rate) / 10
+
+
+def size_of_shape(model: str, shape: str) -> tuple[int | None, int | None]:
+    """Return the size (width, height) of a model's videos of this shape; None and None for "auto"."""
+    if shape not in _SHAPES:
+        return None, None
+    own = VideoRequest(**({"model": model} | default_parameters(model)))
+    return fitting_size(_SHAPES[shape], (own.width, own.height))
+
+
+def shape_of(fields: Mapping[str, Any], request: VideoRequest) -> str | None:
+    """Return the shape that these fields set, with "auto" for no size; None for a size of its own."""
+    if not any(name in fields for name in _SIZE):
+        return "auto"
+    sides = (request.width, request.height)
+    return next((name for name in _SHAPES if size_of_shape(request.model, name) == sides), None)
 
 
 def build(defaults: VideoRequest, offered: tuple[Sequence[str], Sequence[str]], labels: Labels) -> Form:
@@ -160,28 +214,45 @@ def build(defaults: VideoRequest, offered: tuple[Sequence[str], Sequence[str]], 
     with gr.Column(elem_classes="k-side") as image_fields:
         frame = gr.HTML(
             form_html.empty_image_frame(labels),
-            js_on_load="kinema.image(element, trigger); // 'uploaded' 'rejected' 'removed'",
+            js_on_load="kinema.image(element, trigger); // 'uploaded' 'rejected' 'removed' 'moved'",
             apply_default_css=False,
         )
         fits = [(labels.fits[fit], fit) for fit in get_args(Fit)]
         components["fit"] = Radio(
             fits, value=defaults.fit, label=labels.parameter_names["fit"], elem_classes="k-segments k-small"
         )
+    components["crop_position"] = Number(defaults.crop_position, visible=False)
     with gr.Column(visible=False, elem_classes="k-side") as prompt_fields:
         components["prompt"] = gr.Textbox(
             lines=3, max_lines=6, placeholder=labels.prompt_hint, **_label_and_help("prompt", labels)
         )
+    shapes = [(text, name) for name, text in labels.shapes.items()]
+    shape = Radio(shapes, value="auto", label=labels.shape, elem_classes="k-segments k-small")
     components["model"] = _dropdown("model", offered[0], defaults, labels)
-    for name in ("motion_bucket_id", "num_frames"):
-        components[name] = Slider(
-            0 if name == "motion_bucket_id" else 1,
-            _SLIDER_MAXIMUM[name],
-            value=getattr(defaults, name),
-            step=1,
-            buttons=[],
-            **_label_and_help(name, labels),
-        )
+    components["motion_bucket_id"] = Slider(
+        0,
+        _MAX_MOTION,
+        value=defaults.motion_bucket_id,
+        step=1,
+        buttons=[],
+        **_label_and_help("motion_bucket_id", labels),
+    )
+    seconds = Slider(
+        0.1,
+        max_seconds(defaults),
+        value=round(defaults.num_frames / defaults.generated_rate, 1),
+        step=0.1,
+        buttons=[],
+        label=labels.length,
+        info=labels.length_help,
+    )
     components["loop"] = gr.Checkbox(value=defaults.loop, **_label_and_help("loop", labels))
+    components["interpolate"] = Radio(
+        [(f"{factor}×", factor) for factor in (1, 2, 4)],
+        value=defaults.interpolate,
+        elem_classes="k-segments k-small",
+        **_label_and_help("interpolate", labels),
+    )
     with gr.Column(elem_classes="k-side"):
         components["seed"] = Number(defaults.seed, **_label_and_help("seed", labels))
         with gr.Row(elem_classes="k-seed"):
@@ -194,8 +265,8 @@ def build(defaults: VideoRequest, offered: tuple[Sequence[str], Sequence[str]], 
     # The order of VideoRequest's fields, which differs from the order on the page.
     parameters = {name: components[name] for name in VideoRequest.model_fields}
     return Form(
-        source, image, title, seed_fixed, parameters, frame, image_fields, prompt_fields, image_model_fields,
-        new_seed, note, generate, labels,
+        source, image, title, seed_fixed, seconds, shape, parameters, frame, image_fields, prompt_fields,
+        image_model_fields, new_seed, note, generate, labels,
     )  # fmt: skip
 
 
@@ -222,9 +293,10 @@ def _label_and_help(name: str, labels: Labels) -> dict[str, Any]:
 def _number_field(name: str, defaults: VideoRequest, labels: Labels) -> Any:
     """Return a number field, or a text field if the parameter is optional. `VideoRequest` checks the range."""
     texts = _label_and_help(name, labels)
-    if name in _SIZE or VideoRequest.model_fields[name].default is None:
-        value = None if name in _SIZE else getattr(defaults, name)
-        placeholders = {"playback_fps": labels.same_as_fps} | dict.fromkeys(_SIZE, labels.follows_image)
+    if name in _UNSET or VideoRequest.model_fields[name].default is None:
+        value = None if name in _UNSET else getattr(defaults, name)
+        placeholders = {"playback_fps": labels.same_as_fps, "num_frames": labels.follows_length}
+        placeholders |= dict.fromkeys(_SIZE, labels.follows_image)
         return gr.Textbox(
             "" if value is None else str(value),
             placeholder=placeholders.get(name, labels.automatic),

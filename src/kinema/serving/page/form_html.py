@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from kinema.serving.page.translations.labels import Labels
     from kinema.values import Fit, VideoRequest
 
+# A crop can be moved if it keeps at most this share of the image.
+MOVABLE = 0.97
+CENTRE = 0.5
+
 # SVG paths of line icons on a 24×24 grid.
 _ICONS = {
     "image": "M4 5h16v14H4z M4 16l4.5-4.5 4 4 3-3L20 17 M15.5 9.5h.01",
@@ -25,6 +29,7 @@ _ICONS = {
     "rename": "M4 20l1-4L16.5 4.5l3 3L8 19z M14 7l3 3",
     "pin": "M9 3h6 M10 3v7l-3 4h10l-3-4V3 M12 14v7",
     "delete": "M5 7h14 M10 7V4h4v3 M7 7l1 13h8l1-13",
+    "last": "M4 6h12v12H4z M20 6v12 M8 12h5 M11 9.5l2.5 2.5-2.5 2.5",
     "cancel": "M6 6l12 12 M18 6L6 18",
 }
 
@@ -37,7 +42,7 @@ def icon(name: str) -> str:
 
 
 def header(labels: Labels, others: Iterable[Labels]) -> str:
-    """Return the page header with links to the API and the other languages."""
+    """Return the page header with links to the detector, the API and the other languages."""
     switches = "".join(
         f'<a class="k-language" href="../{other.language}/" lang="{other.language}" hreflang="{other.language}" '
         f'data-language="{other.language}">{other.name}</a>'
@@ -46,7 +51,8 @@ def header(labels: Labels, others: Iterable[Labels]) -> str:
     return (
         '<div class="k-header"><div><h1>Kinema</h1>'
         f"<p>{escape(labels.tagline)}</p></div>"
-        f'<nav aria-label="{labels.switch}"><a href="../../">{labels.api}</a>{switches}</nav></div>'
+        f'<nav aria-label="{labels.switch}"><a href="../verify">{labels.verify}</a>'
+        f'<a href="../../">{labels.api}</a>{switches}</nav></div>'
     )
 
 
@@ -80,6 +86,14 @@ def error_html(error: KinemaError, labels: Labels) -> str:
     return escape(general) + details
 
 
+def notices(labels: Labels) -> str:
+    """Return the switch of browser notices, which page.js shows where the browser has them."""
+    return (
+        f'<label class="k-notices k-hint" hidden data-blocked="{escape(labels.notices_blocked)}">'
+        f'<input type="checkbox"><span>{escape(labels.notices)}</span></label>'
+    )
+
+
 def empty_image_frame(labels: Labels, error: str = "", *, in_english: bool = False) -> str:
     """Return the drop area for the input image.
 
@@ -87,11 +101,15 @@ def empty_image_frame(labels: Labels, error: str = "", *, in_english: bool = Fal
     """
     reason = english_html(error, labels) if in_english else escape(error)
     error_box = f'<p class="k-error" role="alert">{escape(labels.bad_image)}: {reason}</p>' if error else ""
+    texts = {name: escape(getattr(labels, name)) for name in ("choose", "take_photo", "paste_hint", "image_formats")}
     return (
         f'<div class="k-image k-empty" {_script_texts(labels)}>'
-        f'{icon("image")}<p class="k-drop">{escape(labels.drop)}</p>'
-        f'<button type="button" class="k-button k-choose" data-choose>{escape(labels.choose)}</button>'
-        f'<p class="k-hint">{escape(labels.drop_hint)}</p>{error_box}{_examples(labels)}</div>'
+        f'{icon("image")}<p class="k-drop k-mouse">{escape(labels.drop)}</p>'
+        f'<p class="k-drop k-touch">{escape(labels.add_image)}</p><div class="k-choices">'
+        f'<button type="button" class="k-button k-choose" data-choose>{texts["choose"]}</button>'
+        f'<button type="button" class="k-button k-choose k-touch" data-camera>{texts["take_photo"]}</button></div>'
+        f'<p class="k-hint"><span class="k-mouse">{texts["paste_hint"]} · </span>{texts["image_formats"]}</p>'
+        f"{error_box}{_examples(labels)}</div>"
     )
 
 
@@ -110,13 +128,14 @@ def image_frame(image: str, size: tuple[int, int], request: VideoRequest, labels
 
     `size` is the width and height of the original image in pixels.
     """
-    width, height, fit = request.width, request.height, request.fit
+    width, height = request.width, request.height
     alt = escape(labels.input_alt)
-    thumbnail = _crop_outline(image, size, request) if fit == "crop" else ""
+    thumbnail = _crop_outline(image, size, request) if request.fit == "crop" else ""
+    mover = _crop_mover(image, size, request, labels) if thumbnail else ""
     return (
         f'<div class="k-image" {_script_texts(labels)}>'
         f'<div class="k-media" style="aspect-ratio: {width} / {height}">'
-        f'<img src="{fitted_src(image, width, height, fit)}" alt="{alt}" width="{width}" height="{height}">{thumbnail}'
+        f'<img src="{request_src(image, request)}" alt="{alt}" width="{width}" height="{height}"{mover}>{thumbnail}'
         f'<div class="k-media-buttons">'
         f'<button type="button" class="k-button" data-choose>{escape(labels.replace)}</button>'
         f'<button type="button" class="k-button" data-remove>{escape(labels.remove)}</button></div></div>'
@@ -131,9 +150,9 @@ def _script_texts(labels: Labels) -> str:
 
 
 def _crop_outline(image: str, size: tuple[int, int], request: VideoRequest) -> str:
-    """Return a thumbnail of the whole image with the crop outlined; empty if at least 97% is kept."""
-    left, top, right, bottom = crop_box(size, request.width, request.height)
-    if (right - left) * (bottom - top) > 0.97 * size[0] * size[1]:
+    """Return a thumbnail of the whole image with the crop outlined; empty if nearly all of it is kept."""
+    left, top, right, bottom = crop_box(size, request.width, request.height, request.crop_position)
+    if (right - left) * (bottom - top) > MOVABLE * size[0] * size[1]:
         return ""
     scale = 160 / max(size)
     small = max(64, round(size[0] * scale)), max(64, round(size[1] * scale))
@@ -145,6 +164,30 @@ def _crop_outline(image: str, size: tuple[int, int], request: VideoRequest) -> s
     )
 
 
+def _crop_mover(image: str, size: tuple[int, int], request: VideoRequest, labels: Labels) -> str:
+    """Return the attributes with which page.js lets the image be dragged, or moved with the arrow keys.
+
+    The crop is the largest box of the video's shape, so it moves along one axis.
+    """
+    left, top, right, bottom = crop_box(size, request.width, request.height)
+    shares = (right - left) / size[0], (bottom - top) / size[1]
+    axis = "x" if shares[0] < shares[1] else "y"
+    whole = _whole_size(size, request.width, request.height)
+    return (
+        f' class="k-movable-{axis}" data-axis="{axis}" data-kept="{min(shares):.4f}"'
+        f' data-whole="{fitted_src(image, *whole, "stretch")}" role="slider" tabindex="0"'
+        f' aria-label="{escape(labels.parameter_names["crop_position"])}" aria-valuemin="0" aria-valuemax="100"'
+        f' aria-valuenow="{request.crop_position * 100:g}"'
+        f' aria-orientation="{"horizontal" if axis == "x" else "vertical"}"'
+    )
+
+
+def _whole_size(size: tuple[int, int], width: int, height: int) -> tuple[int, int]:
+    """Return the size of the whole image at the scale of the video, within the limits of the images route."""
+    scale = max(width / size[0], height / size[1])
+    return min(2048, max(64, round(size[0] * scale))), min(2048, max(64, round(size[1] * scale)))
+
+
 def _fit_note(size: tuple[int, int], request: VideoRequest, labels: Labels) -> str:
     note = labels.input_note.format(f"{request.width}×{request.height}")
     match request.fit:
@@ -154,11 +197,22 @@ def _fit_note(size: tuple[int, int], request: VideoRequest, labels: Labels) -> s
             return f"{note} {labels.stretch_note}"
     left, top, right, bottom = crop_box(size, request.width, request.height)
     kept = (right - left) * (bottom - top) / (size[0] * size[1])
-    return f"{note} {labels.crop_note_whole if kept > 0.99 else labels.crop_note_percent.format(f'{kept:.0%}')}"
+    if kept > 0.99:
+        return f"{note} {labels.crop_note_whole}"
+    move = f" {labels.crop_note_move}" if kept <= MOVABLE else ""
+    return f"{note} {labels.crop_note_percent.format(f'{kept:.0%}')}{move}"
+
+
+def request_src(image: str, request: VideoRequest) -> str:
+    """Return the relative URL, escaped for an HTML attribute, of an image as the engine fits it for a request."""
+    source = fitted_src(image, request.width, request.height, request.fit)
+    if request.fit != "crop" or request.crop_position == CENTRE:
+        return source
+    return f"{source}&amp;crop_position={request.crop_position}"
 
 
 def fitted_src(image: str, width: int, height: int, fit: Fit) -> str:
-    """Return the relative URL, escaped for an HTML attribute, of an image as the engine fits it."""
+    """Return the relative URL, escaped for an HTML attribute, of an image at this size."""
     return f"../images/{image}?width={width}&amp;height={height}&amp;fit={fit}"
 
 
@@ -166,7 +220,7 @@ def estimate_html(
     request: VideoRequest, seconds: float | None, jobs_ahead: int, warnings: Sequence[str], labels: Labels
 ) -> str:
     """Return what is shown above the Generate button: length, time estimate, queue and warnings."""
-    length = labels.frames_and_seconds.format(request.num_frames, f"{request.num_frames / request.frame_rate:.1f}")
+    length = labels.frames_and_seconds.format(request.output_frames, f"{request.duration:.1f}")
     time = labels.estimate_unknown if seconds is None else labels.estimate.format(labels.duration(seconds))
     queue = f" {labels.jobs_ahead.format(jobs_ahead)}" if jobs_ahead else ""
     items = "".join(f"<li>{message_html(warning, labels)}</li>" for warning in warnings)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from kinema.jobs.eta import stages_of
 from kinema.serving.client_messages import failure_message
-from kinema.serving.page.form_html import english_html, fitted_src, icon
+from kinema.serving.page.form_html import english_html, icon, request_src
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -139,7 +139,7 @@ def _bar(job: Job, labels: Labels) -> str:
     """Return the progress bar and the list of stages; empty for a finished job."""
     if job.finished:
         return '<div class="k-progress"></div>'
-    stages = stages_of(text_to_image=job.request.prompt is not None)
+    stages = stages_of(job.request, text_to_image=job.request.prompt is not None)
     current = stages.index(job.stage) if job.stage in stages else -1
     items = "".join(
         f'<li class="{"k-past" if i < current else "k-here" if i == current else ""}">'
@@ -156,7 +156,9 @@ def _bar(job: Job, labels: Labels) -> str:
 def _action_buttons(job: Job, labels: Labels) -> str:
     if not job.finished:
         return f'<div class="k-actions">{_action("cancel", job, labels.cancel)}</div>'
-    downloads = _downloads(job, labels) if job.status == "completed" else ""
+    downloads = ""
+    if job.status == "completed":
+        downloads = _action("last", job, labels.use_last_frame) + _downloads(job, labels)
     use, delete = _action("use", job, labels.reuse), _action("delete", job, labels.delete)
     return f'<div class="k-actions">{use}{downloads}{delete}</div>'
 
@@ -187,8 +189,7 @@ def poster(job: Job) -> str:
     """Return the URL of a frame of the job's video, or of its fitted input image."""
     if job.status == "completed":
         return f"../jobs/{job.id}/thumbnail.webp"
-    request = job.request
-    return fitted_src(job.image, request.width, request.height, request.fit) if job.image else ""
+    return request_src(job.image, job.request) if job.image else ""
 
 
 def ago(job: Job, labels: Labels, now: float | None = None) -> str:
@@ -198,12 +199,17 @@ def ago(job: Job, labels: Labels, now: float | None = None) -> str:
 
 
 def _summary(job: Job, labels: Labels) -> str:
-    return f"{labels.model_label(job.request.model)} · {_length(job, labels)} · {labels.seed.format(job.request.seed)}"
+    return f"{labels.model_label(job.request.model)} · {_facts(job, labels)} · {labels.seed.format(job.request.seed)}"
+
+
+def _facts(job: Job, labels: Labels) -> str:
+    """Return the length of a job's video, and whether it is a loop."""
+    return f"{_length(job, labels)} · {labels.parameter_names['loop']}" if job.request.loop else _length(job, labels)
 
 
 def _length(job: Job, labels: Labels) -> str:
     request = job.request
-    return labels.frames_and_seconds.format(request.num_frames, f"{request.num_frames / request.frame_rate:.1f}")
+    return labels.frames_and_seconds.format(request.output_frames, f"{request.duration:.1f}")
 
 
 def gallery(jobs: Sequence[Job], labels: Labels, *, more: bool, shown: str | None = None) -> str:
@@ -231,10 +237,13 @@ def _card(job: Job, labels: Labels, *, shown: bool) -> str:
         if job.finished
         else _action("cancel", job, labels.cancel, quiet=True)
     )
+    finished, headline = "yes" if job.finished else "", escape(_headline(job, labels))
+    state = f'data-id="{job.id}" data-finished="{finished}" data-state="{headline}"'
     return (
-        f'<li class="k-card"{current}><button type="button" class="k-poster" data-act="open" data-job="{job.id}" '
+        f'<li class="k-card" {state}{current}>'
+        f'<button type="button" class="k-poster" data-act="open" data-job="{job.id}" '
         f'aria-label="{escape(labels.show)}: {escape(name)}">{image}{badge}</button>'
-        f'<h3>{escape(name)}</h3><p class="k-hint">{escape(job.request.model)} · {escape(_length(job, labels))}<br>'
+        f'<h3>{escape(name)}</h3><p class="k-hint">{escape(job.request.model)} · {escape(_facts(job, labels))}<br>'
         f'{escape(ago(job, labels))}</p><div class="k-actions">'
         f"{_action('use', job, labels.reuse, quiet=True)}{downloads}"
         f"{_rename_and_pin(job, labels)}{delete_or_cancel}</div></li>"

@@ -15,6 +15,7 @@ from fastapi import APIRouter, HTTPException, Query, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 
 from kinema.errors import (
+    CredentialsError,
     InsufficientDisk,
     InvalidImage,
     JobNotFound,
@@ -29,7 +30,7 @@ from kinema.jobs.job_files import JobFiles, write_atomically
 from kinema.media.video_reader import read_recipe
 from kinema.serving.client_messages import error_message
 from kinema.serving.decode_process import ClientGone
-from kinema.serving.image_tasks import fitted
+from kinema.serving.image_tasks import fitted, last_frame
 from kinema.serving.opened_file import OpenedFile
 from kinema.serving.page import job_html
 from kinema.serving.page.translations.english import ENGLISH
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from kinema.media.image import ImageFacts
     from kinema.serving.body_quota import BodyQuota
     from kinema.serving.image_service import ImageService
+    from kinema.serving.signed_videos import SignedVideos
 
 MAX_BYTES = 20_000_000
 DRAFT_SECONDS = 24 * 3600.0
@@ -104,6 +106,15 @@ class Drafts:
         write_atomically(self._root / sha256, data)
         return sha256
 
+    def add_last_frame(self, video: Path) -> str:
+        """Store the last frame of a video as an image; return its SHA-256.
+
+        Raises:
+            VideoError: The video can't be decoded.
+            InsufficientDisk: Free disk space is below the reserve.
+        """
+        return self.add(self.images.process.run(last_frame, video))
+
     def read(self, sha256: str) -> bytes | None:
         """Return the bytes of a draft or of a job's input image; None if there is neither."""
         if not _SHA256.fullmatch(sha256):
@@ -128,10 +139,14 @@ class Drafts:
         data = self.read(sha256)
         return None if data is None else self.inspect(data).size
 
-    def fitted(self, sha256: str, width: int, height: int, fit: Fit, gone: Callable[[], bool]) -> bytes | None:
+    def fitted(
+        self, sha256: str, width: int, height: int, fit: Fit, crop_position: float, gone: Callable[[], bool]
+    ) -> bytes | None:
         """Return an image as the engine fits it, as JPEG; None if it is not stored."""
         data = self.read(sha256)
-        return None if data is None else self.images.process.run(fitted, data, width, height, fit, gone=gone)
+        if data is None:
+            return None
+        return self.images.process.run(fitted, data, width, height, fit, crop_position, gone=gone)
 
     def _sweep(self) -> None:
         """Delete drafts and partial files older than DRAFT_SECONDS. Partial files may be left from a crash."""
@@ -144,11 +159,13 @@ class Drafts:
                     path.unlink()
 
 
-def routes(queue: Queue, drafts: Drafts, bodies: BodyQuota, stopping: Callable[[], bool]) -> APIRouter:
+def routes(
+    queue: Queue, drafts: Drafts, bodies: BodyQuota, stopping: Callable[[], bool], signed: SignedVideos | None = None
+) -> APIRouter:
     """Return the router of all routes under /studio that are not Gradio's."""
     router = APIRouter(prefix="/studio", include_in_schema=False)
     _add_images(router, drafts, bodies)
-    _add_jobs(router, queue, drafts.images, stopping)
+    _add_jobs(router, queue, drafts.images, stopping, signed)
 
     @router.get("")
     @router.get("/")
@@ -156,7 +173,7 @@ def routes(queue: Queue, drafts: Drafts, bodies: BodyQuota, stopping: Callable[[
         """Redirect to the page in the chosen language, else in the browser's."""
         query = f"?{request.url.query}" if request.url.query else ""
         name = request.url.path.rstrip("/").rsplit("/", 1)[-1]
-        return RedirectResponse(f"{'' if request.url.path.endswith('/') else name + '/'}{_language(request)}/{query}")
+        return RedirectResponse(f"{'' if request.url.path.endswith('/') else name + '/'}{language_of(request)}/{query}")
 
     return router
 
@@ -194,16 +211,21 @@ def _add_images(router: APIRouter, drafts: Drafts, bodies: BodyQuota) -> None:
         width: Annotated[int, Query(ge=64, le=2048)],
         height: Annotated[int, Query(ge=64, le=2048)],
         fit: Fit = "crop",
+        crop_position: Annotated[float, Query(ge=0, le=1)] = 0.5,
     ) -> Response:
         """Return an image as the engine fits it."""
         with _http_image_errors():
-            data = await drafts.images.images.run(lambda gone: drafts.fitted(sha256, width, height, fit, gone), request)
+            data = await drafts.images.images.run(
+                lambda gone: drafts.fitted(sha256, width, height, fit, crop_position, gone), request
+            )
         if data is None:
             raise HTTPException(404)
         return Response(data, media_type="image/jpeg", headers=_IMMUTABLE)
 
 
-def _add_jobs(router: APIRouter, queue: Queue, images: ImageService, stopping: Callable[[], bool]) -> None:
+def _add_jobs(
+    router: APIRouter, queue: Queue, images: ImageService, stopping: Callable[[], bool], signed: SignedVideos | None
+) -> None:
     variants = VideoVariants()
 
     @router.get("/jobs/{job_id}/events")
@@ -229,10 +251,13 @@ def _add_jobs(router: APIRouter, queue: Queue, images: ImageService, stopping: C
         return Response(image, media_type="image/jpeg", headers=_NO_STORE)
 
     @router.get("/jobs/{job_id}/video.mp4")
-    def video(job_id: str) -> Response:
-        """Return the video; range requests are supported."""
-        with _http_job_errors():
-            return OpenedFile(queue.result(job_id), media_type="video/mp4", headers=_IMMUTABLE)
+    async def video(request: Request, job_id: str) -> Response:
+        """Return the video, signed; range requests are supported."""
+        with _http_job_errors(), _http_image_errors():
+            path = await asyncio.to_thread(queue.result, job_id)
+            if signed is not None:
+                path = await signed.file(queue, request, job_id, path)
+            return OpenedFile(path, media_type="video/mp4", headers=_IMMUTABLE)
 
     @router.get("/jobs/{job_id}/thumbnail.webp")
     async def thumbnail(request: Request, job_id: str) -> Response:
@@ -254,7 +279,7 @@ def _error(status: int, code: str, message: str, language: str) -> JSONResponse:
     return JSONResponse(error_body(status, code, message), status, headers={"Content-Language": language})
 
 
-def _language(request: Request) -> str:
+def language_of(request: Request) -> str:
     """Return the language of the cookie, else the browser's first supported one, else English."""
     chosen = request.cookies.get(COOKIE, "")
     if chosen in LANGUAGES:
@@ -278,13 +303,16 @@ def _http_image_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _http_job_errors() -> Iterator[None]:
-    """Translate JobUnfinished to 409, QueueUnavailable to 503 and other errors to 404."""
+    """Translate JobUnfinished to 409, errors of signing to 500, of the queue or disk to 503 or 507, others to 404."""
     try:
         yield
     except JobUnfinished as error:
         raise HTTPException(409, error_message(error)) from None
     except QueueUnavailable as error:
         raise HTTPException(503, error_message(error), {"Retry-After": "5"}) from None
+    except (CredentialsError, InsufficientDisk) as error:
+        status, body, _ = error_response(error)
+        raise HTTPException(status, body["error"]["message"]) from None
     except KinemaError as error:  # unknown job, missing file, or a file without a recipe
         raise HTTPException(404, error_message(error)) from None
 

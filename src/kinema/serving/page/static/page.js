@@ -40,13 +40,15 @@ window.kinema = (() => {
     input.type = "file";
     input.accept = "image/jpeg,image/png,image/webp,image/heic,image/heif,image/avif,.heic,.heif,.hif,.avif";
     input.onchange = () => upload(input.files[0]);
-    function choose() {
+    function choose(camera) {
       input.value = ""; // so that the same file can be chosen again
+      input.toggleAttribute("capture", camera);
       input.click();
     }
     const imageFile = (data) => [...data.files].find((file) => file.type.startsWith("image/")) || data.files[0];
     element.addEventListener("click", (event) => {
-      if (event.target.closest("[data-choose]")) choose();
+      if (event.target.closest("[data-choose]")) choose(false);
+      else if (event.target.closest("[data-camera]")) choose(true);
       else if (event.target.closest("[data-remove]")) trigger("removed", {});
       else if (event.target.closest("[data-example]")) example(event.target.closest("[data-example]").dataset);
     });
@@ -61,10 +63,51 @@ window.kinema = (() => {
         if (kind === "drop") upload(imageFile(event.dataTransfer));
       });
     }
+    crop(element, trigger);
     document.addEventListener("paste", (event) => {
       if (element.offsetParent === null || !event.clipboardData?.files.length) return;
       event.preventDefault();
       upload(imageFile(event.clipboardData));
+    });
+  }
+
+  // Move the crop of the input image by dragging it or with the arrow keys; the server is told when it rests.
+  function crop(element, trigger) {
+    const steps = { ArrowLeft: -0.02, ArrowUp: -0.02, ArrowRight: 0.02, ArrowDown: 0.02, Home: -1, End: 1 };
+    let timer = 0;
+    const position = (image) => image.ariaValueNow / 100;
+    function move(image, to, delay) {
+      const { axis, kept, whole } = image.dataset;
+      const at = Math.round(1000 * Math.min(1, Math.max(0, to))) / 1000;
+      image.ariaValueNow = 100 * at;
+      if (!image.src.endsWith(whole.replace(/^\.\./, ""))) image.src = whole;
+      image.style.objectFit = "cover"; // so the browser crops the whole image as the engine will
+      image.style.objectPosition = axis === "x" ? `${100 * at}% 0` : `0 ${100 * at}%`;
+      const outline = element.querySelector(".k-whole i");
+      const [start, end] = axis === "x" ? ["left", "right"] : ["top", "bottom"];
+      outline.style[start] = `${100 * at * (1 - kept)}%`;
+      outline.style[end] = `${100 * (1 - at) * (1 - kept)}%`;
+      clearTimeout(timer);
+      timer = setTimeout(() => trigger("moved", { position: at }), delay);
+    }
+    element.addEventListener("pointerdown", (event) => {
+      const image = event.target;
+      if (!image.dataset.axis || event.button) return;
+      event.preventDefault(); // the browser would drag a copy of the image
+      image.focus();
+      image.setPointerCapture(event.pointerId);
+      const along = (each) => (image.dataset.axis === "x" ? each.clientX : each.clientY);
+      const side = image.dataset.axis === "x" ? image.clientWidth : image.clientHeight;
+      const hidden = side * (1 / image.dataset.kept - 1); // pixels of the shown image that are cut off
+      const from = along(event);
+      const before = position(image);
+      image.onpointermove = (each) => move(image, before - (along(each) - from) / hidden, 300);
+      image.onpointerup = image.onpointercancel = () => (image.onpointermove = image.onpointerup = image.onpointercancel = null);
+    });
+    element.addEventListener("keydown", (event) => {
+      if (!event.target.dataset.axis || !(event.key in steps)) return;
+      event.preventDefault();
+      move(event.target, position(event.target) + steps[event.key], 300);
     });
   }
 
@@ -74,11 +117,57 @@ window.kinema = (() => {
       const button = event.target.closest("[data-act]");
       if (!button) return;
       const { act, job, question, yes, no, title } = button.dataset;
+      if (act === "use" || act === "last") showForm();
       if (act === "delete" && (await ask(confirmation, button.textContent)) === null) return;
       if (act !== "rename") return trigger("act", { act, job });
       const newTitle = await ask([question, no], yes, title);
       if (newTitle?.trim()) trigger("act", { act, job, title: newTitle });
     });
+  }
+
+  // Scroll to the form if its top is outside of the window.
+  function showForm() {
+    const form = document.querySelector("#k-form");
+    const { top } = form.getBoundingClientRect();
+    if (top < 0 || top > innerHeight / 2) form.scrollIntoView({ behavior: reducedMotion.matches ? "auto" : "smooth" });
+  }
+
+  // The switch of notices. The browser asks for permission when it is turned on.
+  function notices(element) {
+    const label = element.querySelector("label");
+    const input = label.querySelector("input");
+    label.hidden = !("Notification" in window) || !isSecureContext || /Android/.test(navigator.userAgent); // needs a service worker
+    input.checked = noticesAreOn();
+    input.onchange = async () => {
+      const allowed = input.checked && (await Notification.requestPermission()) === "granted";
+      if (input.checked && !allowed) label.querySelector("span").textContent = label.dataset.blocked;
+      input.checked = allowed;
+      if (allowed) localStorage.setItem("kinema_notices", "on");
+      else localStorage.removeItem("kinema_notices");
+    };
+  }
+  const noticesAreOn = () => localStorage.getItem("kinema_notices") === "on" && window.Notification?.permission === "granted";
+
+  // Notify of each video of the gallery that ends while the page is out of sight.
+  function gallery(element, trigger, watch, confirmation) {
+    const cards = () => [...element.querySelectorAll(".k-card")];
+    const unfinished = () => new Set(cards().filter((card) => !card.dataset.finished).map((card) => card.dataset.id));
+    let waiting = unfinished();
+    function notify(card) {
+      const { state, id } = card.dataset;
+      const notice = new Notification(`${state}: ${card.querySelector("h3").textContent}`, { tag: id });
+      notice.onclick = () => {
+        window.focus();
+        trigger("act", { act: "open", job: id });
+      };
+    }
+    watch("value", () => setTimeout(() => {
+      for (const card of cards()) {
+        if (card.dataset.finished && waiting.has(card.dataset.id) && document.hidden && noticesAreOn()) notify(card);
+      }
+      waiting = unfinished();
+    }));
+    actions(element, trigger, confirmation);
   }
 
   // Show a dialog. Resolves to the typed text ("" for a dialog without a text field), or to null if it is cancelled.
@@ -200,5 +289,5 @@ window.kinema = (() => {
     document.cookie = `kinema_language=${link.dataset.language}; path=${path}; max-age=31536000; samesite=lax`;
   });
 
-  return { image, panel, workers, actions };
+  return { image, panel, workers, gallery, notices };
 })();

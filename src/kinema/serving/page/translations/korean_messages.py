@@ -33,6 +33,33 @@ MESSAGES = {
     "loop_too_long": "반복 재생용 영상으로 만들기에는 {frames}프레임이 너무 많습니다. {model} 모델이 한 번에 "
     "만드는 {most}프레임 이하로 줄이세요.",
     "length_twice": "길이를 초(seconds: {value!r})와 프레임 수(num_frames)로 두 번 정했습니다. 하나를 지우세요.",
+    "no_integer": "{name}: {value!r} 값은 정수가 아닙니다.",
+    "no_number": "{name}: {value!r} 값은 숫자가 아닙니다.",
+    "no_boolean": "{name}: {value!r} 값은 사용할 수 없습니다. true 또는 false를 입력하세요.",
+    "too_low": "{name}: {value} 값이 너무 작습니다. {least} 이상의 값을 입력하세요.",
+    "too_high": "{name}: {value} 값이 너무 큽니다. {most} 이하의 값을 입력하세요.",
+    "field_missing": "{name}: 값이 없습니다. 값을 보내세요.",
+    "no_choice": "{name}: {value!r} 값은 사용할 수 없습니다. 사용할 수 있는 값은 {choices}입니다.",
+    "rejected_value": "{name}: {value!r} 값은 사용할 수 없습니다({problem}).",
+    "only_of_video": "{name}: 영상(video)을 내려받을 때만 쓸 수 있습니다. {variant} 요청에서는 빼세요.",
+    "too_large_to_encode": "영상이 너무 커서 이 서버에서는 다시 인코딩할 수 없습니다. "
+    "crf와 boomerang 없이 내려받으세요.",
+    "loop_with_last_image": "반복 재생용 영상은 첫 이미지로 끝납니다. 마지막 이미지를 지우거나 "
+    "반복 재생(loop)을 끄세요.",
+    "last_image_too_short": "1프레임짜리 영상에는 마지막 프레임이 따로 없습니다. 2프레임 이상으로 늘리세요.",
+    "last_image_too_long": "마지막 이미지로 끝나는 영상으로 만들기에는 {frames}프레임이 너무 많습니다. "
+    "{model} 모델이 한 번에 만드는 {most}프레임 이하로 줄이세요.",
+    "extend_parameter": "{name}: 이어서 만드는 영상에는 정할 수 없고 원래 영상의 값을 그대로 씁니다. "
+    "이 항목을 지우세요.",
+    "extend_unknown": "이어서 만들 영상 {id!r}이(가) 없습니다. 보관 기간이 지났을 수 있습니다.",
+    "extend_unfinished": "영상 {id}이(가) 아직 완성되지 않았습니다({status}). 완성된 뒤에 이어서 만드세요.",
+    "of_last_image": "마지막 이미지: {message}",
+    "seconds_wanted": "길이(초): {value!r} 값은 숫자가 아닙니다. 2처럼 숫자를 입력하세요.",
+    "seconds_out_of_range": "길이(초): {value!r} 값은 범위를 벗어났습니다. 1초에 {rate:g}프레임이면 {least:.2g}초부터 "
+    "{longest:.3g}초({most}프레임)까지 입력할 수 있습니다.",
+    "interpolate_choice": "{name} 값 {value}은(는) 쓸 수 없습니다. 1, 2, 4 중에서 선택하세요.",
+    "interpolate_too_short": "1프레임짜리 영상에는 중간 프레임을 넣을 수 없습니다. 2프레임 이상으로 늘리거나 "
+    "interpolate를 1로 하세요.",
     "loop_too_short": "1프레임짜리 반복 재생용 영상은 움직이지 않습니다. 2프레임 이상으로 늘리세요.",
     "empty_prompt": "프롬프트가 비어 있습니다. 어떤 이미지를 생성할지 입력하세요.",
     "without_prompt": "{name}: 프롬프트로 이미지를 생성할 때만 쓰이는 설정입니다. 입력한 값({value!r})을 지우거나 "
@@ -47,6 +74,10 @@ MESSAGES = {
     "nothing_given": "이미지도 프롬프트도 없습니다. 이미지와 프롬프트 중 하나를 입력하세요.",
     "too_much_work": "요청한 작업량({width}×{height} 픽셀 × {frames}프레임 × {steps}단계 = {work:,.0f}백만)이 "
     "한도({most:,.0f}백만, KINEMA_MAX_WORK)를 넘습니다. 크기나 프레임 수, 추론 단계 수를 줄이세요.",
+    "too_much_predicted": "요청한 작업량({width}×{height} 픽셀 × 예측 {frames}프레임 × {steps}단계 = "
+    "{work:,.0f}백만)이 한도({most:,.0f}백만, KINEMA_MAX_WORK)를 넘습니다. 크기나 프레임 수, "
+    "추론 단계 수를 줄이세요. 반복 재생용 영상, "
+    "마지막 이미지가 있는 영상, 여러 구간으로 나누는 긴 영상은 영상의 프레임보다 더 많은 프레임을 예측합니다.",
     # Warnings about parameters.
     "untrained_motion": "{name}: {value} 값은 학습 데이터의 최댓값인 255보다 큽니다.",
     "untrained_fps": "{name}: {value} 값은 학습 데이터의 범위인 5~30을 벗어납니다. "
@@ -193,6 +224,7 @@ ERRORS = {
     "idempotency_key_reused": "같은 멱등성 키(Idempotency-Key)가 다른 요청에 이미 쓰였습니다. 새 키를 사용하세요.",
     "video_error": "영상 파일을 쓰거나 읽을 수 없습니다. 영상을 다시 만들어 보세요.",
     "recipe_error": "영상 파일에 읽을 수 있는 레시피가 없습니다.",
+    "credentials_error": "영상에 콘텐츠 출처 정보를 서명할 수 없습니다. 서버의 로그를 확인하세요.",
     # Codes that only jobs use.
     "cancelled": "취소되었습니다.",
     "worker_died": "영상을 만들던 작업 프로세스(워커)가 여러 번 비정상 종료되었습니다. 대개 메모리 부족 때문입니다. "

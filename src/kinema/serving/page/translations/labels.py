@@ -27,10 +27,13 @@ class Labels:
     from_image: str
     from_prompt: str
     drop: str
-    drop_hint: str
+    add_image: str  # in place of `drop` on a touch screen
+    paste_hint: str
+    image_formats: str
     try_example: str
     examples: Mapping[str, str]  # by file name in static/examples
     choose: str
+    take_photo: str
     replace: str
     remove: str
     uploading: str
@@ -38,6 +41,7 @@ class Labels:
     input_note: str
     crop_note_whole: str
     crop_note_percent: str
+    crop_note_move: str
     pad_note: str
     stretch_note: str
     prompt_hint: str
@@ -49,6 +53,11 @@ class Labels:
     automatic: str
     same_as_fps: str
     follows_image: str
+    follows_length: str
+    shape: str
+    shapes: Mapping[str, str]
+    length: str
+    length_help: str
     more_parameters: str
     more_parameters_hint: str
     frames_and_seconds: str
@@ -86,7 +95,10 @@ class Labels:
     generated_in: str
     ai_generated: str
     ai_note: str
+    notices: str
+    notices_blocked: str
     reuse: str
+    use_last_frame: str
     download: str
     recipe: str
     rename: str
@@ -112,6 +124,7 @@ class Labels:
     seed: str
     untitled: str
     api: str
+    verify: str
     switch: str
     second: str
     minute: str
@@ -149,7 +162,7 @@ class Labels:
         template = self.messages.get(message.code, message.english if self.language == "en" else None)
         if template is None:
             return None
-        names = {**self.parameter_names, "title": self.new_title}
+        names = {**self.parameter_names, "title": self.new_title, "seconds": self.length}
         values: dict[str, Any] = {}
         for name, value in message.values.items():
             if name in ("name", "other"):

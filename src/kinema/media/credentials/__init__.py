@@ -1,0 +1,1 @@
+"""Content credentials (C2PA): keys, signing of video files, and reading of signed files."""

@@ -1,0 +1,130 @@
+"""Signing of video files: what the credentials of a video claim, and where they are stored."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from kinema.errors import CredentialsError
+from kinema.media.credentials.c2pa_library import c2pa_library, context, media_type
+from kinema.version import own_version
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from kinema.media.credentials.signing_keys import SigningKeys
+    from kinema.values import Recipe
+
+GENERATED = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+RECIPE, MODEL = "kinema.recipe", "kinema.model"
+
+
+@dataclass(frozen=True, slots=True)
+class SignedFile:
+    """A signed video. If its format can't contain credentials (webm), `sidecar` has them and `content` is unchanged."""
+
+    content: bytes
+    sidecar: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FileSigner:
+    """Signs the files of one video.
+
+    Attributes:
+        keys: What signs.
+        images: The files of the input images; their own credentials are kept.
+    """
+
+    keys: SigningKeys
+    images: Sequence[bytes] = field(default=(), repr=False)
+
+    def sign(self, content: bytes, recipe: Recipe | None, title: str) -> SignedFile:
+        """Sign an mp4, webp, gif or webm. The bytes differ each time.
+
+        Args:
+            content: The file.
+            recipe: How the video was made; None if that is not known.
+            title: The name of the file.
+
+        Raises:
+            CredentialsError: it can't be signed.
+        """
+        c2pa = c2pa_library()
+        kind = media_type(content[:16])
+        signed = io.BytesIO()
+        try:
+            builder, embedded = self._builder(claim(recipe, title)), kind is not None
+            if not embedded:
+                builder.set_no_embed()
+            manifest = builder.sign(self._signer(), kind or "video/webm", io.BytesIO(content), signed)
+        except c2pa.C2paError as error:
+            raise _failed(error, self.keys.timestamp_url) from None
+        return SignedFile(signed.getvalue()) if embedded else SignedFile(content, bytes(manifest))
+
+    def _signer(self) -> Any:
+        c2pa = c2pa_library()
+        keys = self.keys
+        info = c2pa.C2paSignerInfo(keys.algorithm, keys.chain.encode(), keys.key.encode(), keys.timestamp_url)
+        return c2pa.Signer.from_info(info)
+
+    def _builder(self, definition: dict[str, Any]) -> Any:
+        """Return a builder with the input images as ingredients."""
+        c2pa = c2pa_library()
+        names = [f"image-{index}" for index, _ in enumerate(self.images, 1)]
+        if names:
+            definition["assertions"][0]["data"]["actions"][0]["parameters"] = {"ingredientIds": names}
+        builder = c2pa.Builder(definition, context())
+        for name, image in zip(names, self.images, strict=True):
+            ingredient = {"title": "input image", "relationship": "inputTo", "label": name, "instance_id": name}
+            kind = media_type(image[:16]) or "application/octet-stream"
+            try:
+                builder.add_ingredient(json.dumps(ingredient), kind, io.BytesIO(image))
+            except c2pa.C2paError:  # an image that Pillow can read, but the library can't
+                builder.add_ingredient(json.dumps(ingredient), "application/octet-stream", io.BytesIO(image))
+        return builder
+
+
+def claim(recipe: Recipe | None, title: str) -> dict[str, Any]:
+    """Return the definition of a video's manifest: created by a trained model, with Kinema, and by which recipe."""
+    generator = {"name": "Kinema", "version": own_version()}
+    action = {"action": "c2pa.created", "digitalSourceType": GENERATED, "softwareAgent": generator}
+    assertions: list[dict[str, Any]] = [{"label": "c2pa.actions.v2", "data": {"actions": [action]}}]
+    if recipe is not None:
+        facts = recipe.model_dump(mode="json")
+        assertions += [
+            {"label": MODEL, "kind": "Json", "data": facts["model"]},
+            {"label": RECIPE, "kind": "Json", "data": facts},
+        ]
+    return {"claim_generator_info": [generator], "title": title, "assertions": assertions}
+
+
+def check_signing(keys: SigningKeys) -> None:
+    """Sign a small image with a certificate of the owner, to find out whether C2PA accepts it.
+
+    The time-stamp authority is not asked.
+
+    Raises:
+        CredentialsError: the certificate can't be used.
+    """
+    from dataclasses import replace
+
+    from PIL import Image
+
+    data = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(data, "PNG")
+    FileSigner(replace(keys, timestamp_url=None)).sign(data.getvalue(), None, "trial")
+
+
+def _failed(error: Exception, timestamp_url: str | None) -> CredentialsError:
+    reason = str(error).removeprefix("Signature: ")
+    if timestamp_url is not None and "http resolver" in reason:
+        return CredentialsError(
+            f"the time-stamp authority {timestamp_url} does not answer ({reason}); try again later, or remove "
+            "KINEMA_C2PA_TIMESTAMP_URL"
+        )
+    return CredentialsError(
+        f"the video can't be signed with content credentials ({reason}); check KINEMA_C2PA_CERT, or see docs/trust.md"
+    )

@@ -1,0 +1,234 @@
+"""The key and the certificates with which videos are signed: made at first use, or the owner's.
+
+The data folder's `credentials` has the certificate authority (CA) of this installation and its current key:
+
+    ca-key.pem    private key of the CA
+    ca.pem        certificate of the CA, for those who verify; `ca-*.pem` are certificates of earlier ones
+    signer.pem    private key and certificate that sign, replaced every year
+
+Only the owner can read the folder. It appears whole or not at all, so several processes may create it at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import os
+import shutil
+import time
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from kinema.errors import CredentialsError, InvalidRequest
+from kinema.media.credentials.certificates import (
+    Certificate,
+    PrivateKey,
+    algorithm,
+    check_dates,
+    make_ca,
+    make_signer,
+    pem_of,
+    public_bytes,
+    read_certificates,
+    read_key,
+)
+from kinema.partial_files import PREFIX, partial_path
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from kinema.settings import Settings
+
+FOLDER = "credentials"
+SELF_MADE = "self"
+CA_KEY, CA_CERTIFICATE, SIGNER = "ca-key.pem", "ca.pem", "signer.pem"
+# A self-made key signs for a year. Its certificate is valid longer, so that files without a time stamp stay valid.
+RENEW_AFTER = datetime.timedelta(days=365)
+# An incomplete new folder that is older was left by a process that died.
+LEFT_SECONDS = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class SigningKeys:
+    """What signs a file.
+
+    Attributes:
+        algorithm: Such as "es256", by the kind of the key.
+        chain: The certificates as PEM, that of the key first.
+        key: The private key as PEM.
+        ca: The certificate that has to be trusted by those who verify, as PEM; None if the chain does not contain it.
+        id: "self" for self-made keys, else 16 hexadecimal digits that identify the certificate.
+        timestamp_url: Address of a time-stamp authority (RFC 3161), or None.
+    """
+
+    algorithm: str
+    chain: str = field(repr=False)
+    key: str = field(repr=False)
+    ca: str | None = field(repr=False)
+    id: str
+    timestamp_url: str | None = None
+
+
+def signing_keys(settings: Settings) -> SigningKeys:
+    """Return the keys of KINEMA_C2PA_CERT and KINEMA_C2PA_KEY, else those of the data folder, created at first use.
+
+    Raises:
+        InvalidRequest: only one of the two settings is set.
+        CredentialsError: a file is missing, unreadable or invalid, a certificate has expired, or the folder can't be
+            written to.
+    """
+    if (settings.c2pa_cert is None) != (settings.c2pa_key is None):
+        missing, given = ("key", "cert") if settings.c2pa_key is None else ("cert", "key")
+        raise InvalidRequest(
+            f"KINEMA_C2PA_{given.upper()} is set without KINEMA_C2PA_{missing.upper()}; set both, or none to use a "
+            "certificate that Kinema makes",
+            f"c2pa_{missing}",
+        )
+    if settings.c2pa_cert is None or settings.c2pa_key is None:
+        return _self_made(credentials_folder(settings), settings.c2pa_timestamp_url)
+    path, key_path = settings.c2pa_cert.expanduser(), settings.c2pa_key.expanduser()
+    chain = read_certificates(_read(path, "KINEMA_C2PA_CERT"), path)
+    key = read_key(_read(key_path, "KINEMA_C2PA_KEY"), key_path)
+    if public_bytes(key) != public_bytes(chain[0]):
+        raise CredentialsError(f"the key in {key_path} does not belong to the first certificate in {path}")
+    check_dates(chain[0], path, "renew it, and restart")
+    ca = pem_of(chain[-1]) if len(chain) > 1 else None
+    return _keys(chain, key, key_path, ca, settings.c2pa_timestamp_url)
+
+
+def trust_anchors(settings: Settings) -> str:
+    """Return the certificates whose signatures count as trusted, as PEM: this installation's, and KINEMA_C2PA_TRUST.
+
+    Creates nothing.
+
+    Raises:
+        CredentialsError: a file can't be read or is invalid.
+    """
+    folder = credentials_folder(settings)
+    found = [path for path in sorted(folder.glob("ca*.pem")) if path.name != CA_KEY] if folder.is_dir() else []
+    anchors = [pem_of(certificate) for path in found for certificate in read_certificates(_read(path, "it"), path)]
+    if settings.c2pa_cert is not None:
+        path = settings.c2pa_cert.expanduser()
+        anchors += [pem_of(it) for it in read_certificates(_read(path, "KINEMA_C2PA_CERT"), path)[1:]]
+    if settings.c2pa_trust is not None:
+        path = settings.c2pa_trust.expanduser()
+        anchors += [pem_of(it) for it in read_certificates(_read(path, "KINEMA_C2PA_TRUST"), path)]
+    return "".join(dict.fromkeys(anchors))
+
+
+def credentials_folder(settings: Settings) -> Path:
+    """Return the folder of self-made keys, which may not exist."""
+    return settings.data_dir.expanduser() / FOLDER
+
+
+def _self_made(folder: Path, timestamp_url: str | None) -> SigningKeys:
+    """Return the keys in the folder; create or renew them if necessary."""
+    with _folder_errors(folder):
+        if not folder.is_dir() or not any(folder.iterdir()):
+            _create(folder)
+    ca_path, path = folder / CA_CERTIFICATE, folder / SIGNER
+    ca = read_certificates(_read_own(ca_path), ca_path)[0]
+    check_dates(ca, ca_path, _REMEDY)
+    if not path.exists() or _age(read_certificates(_read_own(path), path)[0]) > RENEW_AFTER:
+        key = read_key(_read_own(folder / CA_KEY), folder / CA_KEY)
+        with _folder_errors(folder):
+            _replace(path, _signer_file(ca, key))
+    content = _read_own(path)
+    chain = read_certificates(content, path)
+    check_dates(chain[0], path, f"delete {SIGNER}, which is made again")
+    return replace(_keys([*chain, ca], read_key(content, path), path, pem_of(ca), timestamp_url), id=SELF_MADE)
+
+
+_REMEDY = (
+    "restore the folder from a backup, or move it away and restart: new files then have a new CA certificate, which "
+    "has to be given to those who verify"
+)
+
+
+def _keys(
+    chain: list[Certificate], key: PrivateKey, key_path: Path, ca: str | None, timestamp_url: str | None
+) -> SigningKeys:
+    texts = [pem_of(certificate) for certificate in chain]
+    identity = hashlib.sha256(texts[0].encode()).hexdigest()[:16]
+    return SigningKeys(algorithm(key, key_path), "".join(texts), pem_of(key), ca, identity, timestamp_url)
+
+
+def _create(folder: Path) -> None:
+    """Create the folder with a new CA and key; another process's folder is kept."""
+    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for left in folder.parent.glob(f"{PREFIX}????????-{FOLDER}"):
+        with contextlib.suppress(FileNotFoundError):
+            if left.stat().st_mtime < time.time() - LEFT_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
+    new = partial_path(folder, f"-{FOLDER}")
+    new.mkdir(mode=0o700)
+    try:
+        ca, ca_key = make_ca()
+        _write(new / CA_KEY, pem_of(ca_key))
+        _write(new / CA_CERTIFICATE, pem_of(ca))
+        _write(new / SIGNER, _signer_file(ca, ca_key))
+        new.rename(folder)
+    except OSError:
+        if not (folder / SIGNER).exists():  # else another process was faster
+            raise
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _signer_file(ca: Certificate, ca_key: PrivateKey) -> str:
+    certificate, key = make_signer(ca, ca_key)
+    return pem_of(key) + pem_of(certificate)
+
+
+def _age(certificate: Certificate) -> datetime.timedelta:
+    return datetime.datetime.now(datetime.UTC) - certificate.not_valid_before_utc
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = partial_path(path)
+    try:
+        _write(partial, text)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write(path: Path, text: str) -> None:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read(path: Path, setting: str) -> bytes:
+    """Return the content of a file that a setting names.
+
+    Raises:
+        CredentialsError: it can't be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CredentialsError(
+            f"{path} can't be read ({error.strerror}); check {setting}, and the permissions of the file"
+        ) from None
+
+
+def _read_own(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CredentialsError(f"the signing key {path} can't be read ({error.strerror}); {_REMEDY}") from None
+
+
+@contextlib.contextmanager
+def _folder_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CredentialsError(
+            f"the keys for content credentials can't be stored in {folder} ({error.strerror}); make the folder "
+            "writable, set KINEMA_DATA_DIR, or use KINEMA_C2PA_CERT and KINEMA_C2PA_KEY"
+        ) from None

@@ -1,0 +1,174 @@
+"""What a file says about itself, and what of it can be believed: content credentials, mark and recipe."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
+
+from kinema.errors import RecipeError, VideoError
+from kinema.media.credentials.credential_check import CredentialCheck, check_credentials
+from kinema.media.video_reader import each_frame, file_kind, probe_size, read_recipe
+from kinema.media.video_writer import sidecar_path
+from kinema.media.watermark import detect, payload_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from kinema.media.video_reader import Frames
+    from kinema.values import Recipe
+
+# A file is hashed as a whole, but only some frames are decoded, and no larger ones.
+MAX_BYTES = 2_000_000_000
+MAX_SIDECAR = 20_000_000
+MAX_FRAME_PIXELS = 4096 * 2304
+MAX_PIXELS = 100 * 1024 * 576
+MIN_FRAMES = 8
+
+Verdict = Literal["authentic", "tampered", "likely", "unknown"]
+
+
+class FoundMark(BaseModel):
+    """The invisible mark of a video."""
+
+    model_config = ConfigDict(frozen=True)
+
+    payload: str = Field(description="Its 32 bits, as 8 hexadecimal digits.")
+    confidence: float = Field(description="1 less the chance that it is found in a video without one.")
+    matches_recipe: bool | None = Field(description="Whether it is that of the recipe; null without a recipe.")
+
+
+class Verification(BaseModel):
+    """What was found in a file."""
+
+    model_config = ConfigDict(frozen=True)
+
+    verdict: Verdict = Field(
+        description="authentic: unchanged since a trusted signer signed it. tampered: changed since it was signed. "
+        "likely: there are signs of Kinema, but nothing proves them. unknown: there are none, which proves nothing."
+    )
+    credentials: CredentialCheck
+    mark: FoundMark | None
+    frames_read: int = Field(description="The number of frames that were decoded to look for the mark.")
+    recipe: dict[str, Any] | None = Field(description="The recipe in the signed claim, else that in the file.")
+    recipe_is_signed: bool
+
+
+def verify_file(path: Path, sidecar: Path | None = None, anchors: str = "") -> Verification:
+    """Check a video file. Call it in a process with limits: the file may come from anybody.
+
+    Args:
+        path: An mp4, webm, gif, webp or png.
+        sidecar: Its `.c2pa` file; None for the one beside it, if there is one.
+        anchors: Trusted certificates as PEM.
+
+    Raises:
+        VideoError: it is no video, or too large.
+        CredentialsError: c2pa-python is not installed.
+    """
+    check_size(path)
+    found = sidecar or sidecar_path(path)
+    beside = found.read_bytes()[:MAX_SIDECAR] if found != path and found.is_file() else None
+    with path.open("rb") as file:
+        credentials = check_credentials(file, beside, anchors)
+    frames = _Frames(path)
+    recipe, mark = None, None
+    try:
+        _check_frame(path)
+        recipe, mark = _recipe(path), detect(frames)
+    except VideoError:  # what was changed can't be decoded, but the credentials say that it was changed
+        if credentials.signer is None:
+            raise
+    is_signed = credentials.recipe is not None and credentials.state in ("trusted", "valid")
+    return Verification(
+        verdict=_verdict(credentials, has_signs=mark is not None or recipe is not None),
+        credentials=credentials,
+        mark=None
+        if mark is None
+        else FoundMark(
+            payload=f"{mark.payload:08x}",
+            confidence=mark.confidence,
+            matches_recipe=None if recipe is None else _payload(recipe) == f"{mark.payload:08x}",
+        ),
+        frames_read=frames.count,
+        recipe=credentials.recipe if is_signed else None if recipe is None else recipe.model_dump(mode="json"),
+        recipe_is_signed=is_signed,
+    )
+
+
+def check_size(path: Path) -> None:
+    """Check that a file exists and is not too large to be verified.
+
+    Raises:
+        VideoError: it does not, or it is.
+    """
+    try:
+        if path.is_dir():
+            raise VideoError(f"{path} is a folder; verify a file")
+        size = path.stat().st_size
+    except OSError as error:
+        raise VideoError(f"{path} can't be read ({error.strerror}); check the name and the folder") from None
+    if size > MAX_BYTES:
+        raise VideoError(f"{path} has {size / 1e9:.1f} GB; files of up to {MAX_BYTES / 1e9:g} GB can be verified")
+
+
+def _check_frame(path: Path) -> None:
+    width, height = probe_size(path)
+    if width * height > MAX_FRAME_PIXELS:
+        raise VideoError(
+            f"{path} has frames of {width}×{height}; up to {MAX_FRAME_PIXELS / 1e6:.1f} megapixels can be verified"
+        )
+
+
+def _verdict(credentials: CredentialCheck, *, has_signs: bool) -> Verdict:
+    if credentials.state == "trusted":
+        return "authentic"
+    if credentials.state == "tampered":
+        return "tampered"
+    return "likely" if has_signs or credentials.generated else "unknown"
+
+
+def _recipe(path: Path) -> Recipe | None:
+    try:
+        return read_recipe(path)
+    except RecipeError:
+        return None
+
+
+def _payload(recipe: Recipe) -> str:
+    """Return the payload that a recipe names, else the one that its video would get."""
+    payload = payload_of(recipe.request, recipe.image_sha256, recipe.last_image_sha256)
+    return recipe.encoding.watermark or f"{payload:08x}"
+
+
+class _Frames:
+    """The first frames of a video, of one size; `count` is the number of those read."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.count = 0
+
+    def __iter__(self) -> Iterator[Frames]:
+        size: tuple[int, ...] | None = None
+        frames = each_frame(self._path) if file_kind(self._path) == "stream" else _animation_frames(self._path)
+        for frame in frames:
+            size = size or frame.shape
+            if frame.shape != size or self.count >= max(MIN_FRAMES, MAX_PIXELS // (size[0] * size[1])):
+                return
+            self.count += 1
+            yield frame
+
+
+def _animation_frames(path: Path) -> Iterator[Frames]:
+    try:
+        with Image.open(path, formats=["GIF", "WEBP", "PNG"]) as image:
+            for index in range(10_000):
+                image.seek(index)
+                yield np.asarray(image.convert("RGB"))
+    except EOFError:
+        return
+    except (OSError, ValueError, SyntaxError) as error:
+        raise VideoError(f"{path} is damaged ({error}); get the file again") from None

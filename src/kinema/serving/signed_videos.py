@@ -1,0 +1,141 @@
+"""Signing of videos on delivery: the stored file stays as it is, and a signed copy is made at the first download."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from threading import Lock
+from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
+
+from kinema.errors import CredentialsError, InvalidImage, JobNotFound, KinemaError, RecipeError
+from kinema.jobs.job import PART_FILES
+from kinema.jobs.job_files import SIGNED_PREFIX, write_once
+from kinema.media.credentials.c2pa_library import c2pa_library
+from kinema.media.credentials.file_signer import FileSigner, check_signing
+from kinema.media.credentials.signing_keys import SigningKeys, signing_keys
+from kinema.media.video_reader import read_recipe
+from kinema.serving.bounded_pool import BoundedPool
+from kinema.serving.decode_process import DecodeProcess
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from starlette.requests import Request
+
+    from kinema.jobs import Queue
+    from kinema.settings import Settings
+
+# Of the signing process; it reads input images, but decodes none.
+SIGNER_MB = 700
+# A time-stamp authority may take some seconds, of which none is CPU time.
+CPU_SECONDS = 10
+# How long keys are used before they are read again, since self-made ones are replaced every year.
+READ_SECONDS = 3600.0
+
+
+def open_signed_videos(settings: Settings) -> SignedVideos | None:
+    """Return what signs the videos of a server, or None with KINEMA_CREDENTIALS=off.
+
+    Raises:
+        InvalidRequest, CredentialsError: the keys can't be used, or c2pa-python is not installed.
+    """
+    return None if settings.credentials == "off" else SignedVideos(settings)
+
+
+class SignedVideos:
+    """Signs a server's videos in a process of its own. Concurrent requests for the same file sign it once.
+
+    Raises:
+        InvalidRequest, CredentialsError: as `open_signed_videos`.
+
+    Attributes:
+        keys: The keys at the start.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._process = DecodeProcess(SIGNER_MB)  # its own: the processes that decode images must not see the key
+        self._pool = BoundedPool("signing", threads=2, waiting=60)
+        self._locks: WeakValueDictionary[Path, asyncio.Lock] = WeakValueDictionary()
+        self._lock = Lock()
+        c2pa_library()
+        self.keys = signing_keys(settings)
+        if settings.c2pa_cert is not None:
+            check_signing(self.keys)
+        self._read_at = time.monotonic()
+
+    async def file(self, queue: Queue, request: Request | None, job_id: str, path: Path) -> Path:
+        """Return the signed copy of a file of a job: of its video, or of another encoding of it.
+
+        It is made at the first request and deleted with the job. Servers with the same store share that of the video.
+
+        Raises:
+            CredentialsError: it can't be signed.
+            JobNotFound, JobUnfinished, QueueUnavailable, InsufficientDisk: as `Queue.result`.
+            ServerBusy, ClientGone: as `BoundedPool.run`.
+        """
+        async with self._locks.setdefault(path, asyncio.Lock()):
+            return await self._pool.run(lambda gone: self._signed(queue, job_id, path, gone), request)
+
+    @property
+    def name(self) -> str:
+        """The name of the signed copy of a job's video, which differs by key."""
+        return f"{SIGNED_PREFIX}{self._current_keys().id}.mp4"
+
+    def close(self) -> None:
+        """Kill the process."""
+        self._process.close()
+
+    def _signed(self, queue: Queue, job_id: str, path: Path, gone: Callable[[], bool]) -> Path:
+        keys = self._current_keys()
+
+        def make(video: Path) -> bytes:
+            job = queue.get(job_id)
+            images = [queue.find_image(sha256) for sha256 in (job.image, job.last_image) if sha256 is not None]
+            return self._sign(keys, video, [image for image in images if image is not None], f"{job_id}.mp4", gone)
+
+        try:
+            if path.name == PART_FILES["video"]:
+                return queue.signed_copy(job_id, self.name, make)
+            copy = path.with_name(f"{SIGNED_PREFIX}{keys.id}-{path.name}")
+            if not copy.exists():
+                write_once(copy, make(path))
+        except (OSError, KinemaError):
+            if path.exists():
+                raise
+            raise JobNotFound(f"video {job_id!r} was deleted") from None
+        return copy
+
+    def _sign(self, keys: SigningKeys, video: Path, images: list[Path], title: str, gone: Callable[[], bool]) -> bytes:
+        try:
+            return self._process.run(sign_video, keys, video, images, title, gone=gone, cpu_seconds=CPU_SECONDS)
+        except InvalidImage:  # a limit of the process
+            raise CredentialsError(
+                "the video can't be signed within the limits of this server on memory and time; try again"
+            ) from None
+
+    def _current_keys(self) -> SigningKeys:
+        with self._lock:
+            if time.monotonic() - self._read_at > READ_SECONDS:
+                self.keys = signing_keys(self._settings)
+                self._read_at = time.monotonic()
+            return self.keys
+
+
+def sign_video(keys: SigningKeys, video: Path, images: list[Path], title: str) -> bytes:
+    """Return the signed bytes of a video, with its input images as ingredients. Runs in the signing process.
+
+    Raises:
+        CredentialsError: it can't be signed.
+    """
+    try:
+        recipe = read_recipe(video)
+    except RecipeError:  # of another version
+        recipe = None
+    try:
+        content, files = video.read_bytes(), [path.read_bytes() for path in images]
+    except OSError as error:
+        raise CredentialsError(f"{video.name} or its images can't be read ({error.strerror})") from None
+    return FileSigner(keys, files).sign(content, recipe, title).content

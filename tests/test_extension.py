@@ -1,0 +1,131 @@
+"""`kinema.extend`: going on from the end of a video."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import kinema
+from kinema.engine import samplers
+from kinema.media.source_video import open_source_video
+from kinema.models.windows import extended_windows, windows
+from tiny import make_tiny_svd
+
+SIZE = {"width": 64, "height": 64, "num_inference_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory) -> kinema.VideoPipeline:
+    folder = make_tiny_svd(tmp_path_factory.mktemp("weights") / "short", frames_at_once=4)
+    return kinema.load(folder, device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def image():
+    return Image.radial_gradient("L").resize((64, 64)).convert("RGB")
+
+
+@pytest.fixture(scope="module")
+def video(pipeline, image):
+    return kinema.generate(image, model=pipeline, seed=1, **SIZE)
+
+
+def bounds(found):
+    return [(window.start, window.end, window.is_reversed) for window in found]
+
+
+def test_windows_of_a_video_that_was_not_extended_are_the_usual_ones():
+    assert extended_windows((54,), 14) == windows(54, 14)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "expected"),
+    [
+        ((14, 30), [(0, 14, False), (10, 24, True), (23, 37, False)]),  # a complete window: it returns
+        ((24, 30), [(0, 14, False), (7, 21, True), (20, 34, False)]),  # the last window goes on
+        ((10, 12), [(0, 14, False)]),
+        ((21, 30), [(0, 14, False), (7, 21, True), (20, 34, False)]),  # at the image: it leaves again
+        ((14, 24, 30), [(0, 14, False), (10, 24, True), (23, 37, False)]),
+    ],
+)
+def test_windows_of_an_extended_video_go_on_from_its_end(lengths, expected):
+    assert bounds(extended_windows(lengths, 14)) == expected
+
+
+def test_known_frames_are_held_at_every_noise_level_and_correct_their_neighbours():
+    known = torch.full((1, 2, 1, 1, 1), 5.0)
+    step = samplers.from_first(samplers.holding(lambda latents, _: torch.zeros_like(latents), known, reach=1))
+    noise = torch.ones(1, 5, 1, 1, 1)
+    latents = 10 * noise
+    latents[:, :2] += known
+    for sigma, following in ((10.0, 2.0), (2.0, 0.1), (0.1, 0.0)):
+        latents, clean = step(latents, torch.tensor(sigma), torch.tensor(following))
+        torch.testing.assert_close(latents[:, :2], known + following)
+        corrected = 2.5 if sigma > samplers.LEAST_CORRECTED else 0.0
+        assert clean.flatten().tolist() == [5.0, 5.0, corrected, 0.0, 0.0]
+
+
+def test_extended_video_begins_with_the_decoded_frames_of_its_file(pipeline, image, video, tmp_path):
+    file = video.save(tmp_path / "short.mp4")
+    longer = kinema.extend(file, num_frames=5, image=image, model=pipeline)
+    decoded, fps = kinema.read_frames(file)
+    assert (len(longer.frames), longer.fps) == (9, fps)
+    np.testing.assert_array_equal(longer.frames[:4], decoded)
+    request = longer.recipe.request
+    assert (request.num_frames, request.seed, request.num_inference_steps) == (9, 1, 2)
+    assert longer.recipe.extension is not None
+    assert longer.recipe.extension.lengths == (4,)
+    assert longer.recipe.extension.frames_sha256 == open_source_video(file).sha256
+    again = kinema.extend(file, num_frames=5, image=image, model=pipeline)
+    np.testing.assert_array_equal(again.frames, longer.frames)
+
+
+def test_extended_video_can_be_extended_and_takes_its_first_frame_without_image(pipeline, image, video):
+    longer = kinema.extend(video, num_frames=2, image=image, model=pipeline)
+    with pytest.warns(kinema.KinemaWarning, match="first frame of the video"):
+        longest = kinema.extend(longer, seconds=3 / 7, model=pipeline)
+    np.testing.assert_array_equal(longest.frames[:6], longer.frames)
+    assert longest.recipe.extension is not None
+    assert (len(longest.frames), longest.recipe.extension.lengths) == (9, (4, 6))
+    assert longest.recipe.image_sha256 == kinema.open_image(video.frames[0]).sha256
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "seconds and num_frames are both missing"),
+        ({"seconds": 1, "num_frames": 3}, "both set"),
+        ({"num_frames": 125}, "can't have 125 more, as 128 is the maximum; use at most 124"),
+        ({"num_frames": 0}, "num_frames 0 is out of range"),
+        ({"seconds": "long"}, "not a number"),
+    ],
+)
+def test_length_that_is_not_possible_is_an_error(pipeline, video, arguments, message):
+    with pytest.raises(kinema.InvalidRequest, match=message):
+        kinema.extend(video, model=pipeline, **arguments)
+
+
+def test_video_without_an_end_or_recipe_and_other_images_and_models_are_errors(pipeline, image, video, tmp_path):
+    loop = kinema.generate(image, model=pipeline, seed=1, loop=True, num_frames=3, **SIZE)
+    with pytest.raises(kinema.InvalidRequest, match="is a loop"):
+        kinema.extend(loop, num_frames=2, model=pipeline)
+    ends = kinema.generate(image, last_image=image, model=pipeline, seed=1, num_frames=3, **SIZE)
+    with pytest.raises(kinema.InvalidRequest, match="ends at a last image"):
+        kinema.extend(ends, num_frames=2, model=pipeline)
+    with pytest.raises(kinema.InvalidRequest, match="forward and backward"):
+        kinema.extend(video.save(tmp_path / "both.mp4", boomerang=True), num_frames=2, model=pipeline)
+    with pytest.raises(kinema.RecipeError, match="the image differs"):
+        kinema.extend(video, num_frames=2, image=image.rotate(90), model=pipeline)
+    other = video.recipe.model.model_copy(update={"weights_sha256": "0" * 64})
+    of_other = kinema.Video(video.frames, video.fps, video.recipe.model_copy(update={"model": other}))
+    with pytest.raises(kinema.RecipeError, match="made by another model"):
+        kinema.extend(of_other, num_frames=2, image=image, model=pipeline)
+    with pytest.raises(kinema.RecipeError, match="loaded from a folder named short"):
+        kinema.extend(video, num_frames=2, image=image)
+    cut = kinema.Video(video.frames[:3], video.fps, video.recipe)
+    with pytest.raises(kinema.RecipeError, match="has 3 frames, but its recipe says 4"):
+        kinema.extend(cut, num_frames=2, image=image, model=pipeline)
+    with pytest.raises(kinema.VideoError, match="not found"):
+        kinema.extend(tmp_path / "missing.mp4", num_frames=2)
