@@ -25,8 +25,9 @@ from transformers import CLIPVisionModelWithProjection
 from training.common.parallel import ProcessGroup
 from training.pocket.denoising import Encoder, added_time_ids, denoise, denoise_guided, embed
 from training.pocket.motion import FASTEST, Clips, Mover, Photos
-from training.pocket.networks import HEIGHT, NUM_FRAMES, SCHEDULER, STEPS, WIDTH
+from training.pocket.networks import NUM_FRAMES, SCHEDULER, STEPS
 from training.pocket.unet import Gradients, Training
+from training.pocket.vae import SIZES
 
 LEARNING_RATE = 2e-4
 DRAWS = 2  # noise levels drawn per clip
@@ -109,7 +110,7 @@ def main() -> None:
     image_encoder = CLIPVisionModelWithProjection.from_pretrained(folder, dtype=torch.float32)
     image_encoder.to(args.device).requires_grad_(False).eval()
     train, _ = Photos.read(args.photos, args.device, limit=args.limit).split()
-    mover = Mover(train, HEIGHT, WIDTH)
+    movers = {size: Mover(train, *size) for size in dict.fromkeys(SIZES)}
     training = Training(
         args, processes, torch.nn.ModuleDict({"unet": student}), rate=LEARNING_RATE, weight_decay=0, ema_decay=0.998
     )
@@ -118,7 +119,11 @@ def main() -> None:
     guidance = torch.linspace(1, args.guidance, NUM_FRAMES, device=args.device)
     loss = partial(distillation_loss, student, teacher, image_encoder, teacher_levels().to(args.device), guidance)
     gradients = Gradients(encoder, training.weights, loss, args.device)
-    training.run(gradients, lambda _: mover.draw(args.clips, NUM_FRAMES, args.fastest, rendered=(0,)))
+
+    def draw(_: float, step: int) -> Clips:
+        return movers[SIZES[step % len(SIZES)]].draw(args.clips, NUM_FRAMES, args.fastest, rendered=(0,))
+
+    training.run(gradients, draw)
     if processes.rank == 0:
         image_encoder.save_pretrained(args.out / "image_encoder")
     processes.leave()

@@ -19,7 +19,9 @@ import copy
 import json
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,12 +32,14 @@ from training.pocket.networks import (
     HEIGHT,
     IMAGE_CHANNELS,
     NUM_FRAMES,
+    VAE_FACTOR,
     WIDTH,
     count_parameters,
     make_image_encoder,
     make_unet,
 )
 from training.pocket.transport import latent_errors, slow_clips
+from training.pocket.vae import SIZES
 
 LEARNING_RATE = 7e-4
 SIGMA_MEAN, SIGMA_STD = 1.0, 1.6  # of ln σ; motion is determined at high σ, where little of a clip is visible
@@ -49,7 +53,7 @@ MAX_POSITION_WEIGHT = 25.0  # of (σ²+1)/σ²: at low σ the positions are smoo
 class Loss:
     """The denoising loss at DRAWS noise levels per clip."""
 
-    def __init__(self, unet: torch.nn.Module, encoder: torch.nn.Module) -> None:
+    def __init__(self, unet: Callable[..., Any], encoder: torch.nn.Module) -> None:
         self.unet, self.encoder = unet, encoder
 
     def __call__(
@@ -75,8 +79,18 @@ class Loss:
         return (error[:, :, :IMAGE_CHANNELS] * weight).mean() + POSITION_WEIGHT * position_error.mean()
 
 
+@dataclass(frozen=True)
+class Recording:
+    """A CUDA graph with its inputs and its output."""
+
+    graph: torch.cuda.CUDAGraph
+    clips: Clips
+    noise_aug: torch.Tensor
+    loss: torch.Tensor
+
+
 class Gradients:
-    """Encodes a batch of clips and writes the gradients of their loss to `flat`, in a CUDA graph once recorded.
+    """Encodes a batch of clips and writes the gradients of their loss to `flat`; on CUDA in a graph per size of clips.
 
     A step launches thousands of small kernels; without a graph, launching them takes longer than running them. `loss`
     is called with (latents, condition, clips, noise_aug).
@@ -89,22 +103,23 @@ class Gradients:
         self.flat = torch.zeros(sum(p.numel() for p in weights), device=device)
         for p, part in zip(weights, self.flat.split([p.numel() for p in weights]), strict=True):
             p.grad = part.view_as(p)
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._recordings: dict[torch.Size, Recording] = {}
 
     def __call__(self, clips: Clips, noise_aug: torch.Tensor) -> torch.Tensor:
         """Compute the gradients and return the loss."""
-        if self._graph is None:
+        if self.device != "cuda":
             return self._compute(clips, noise_aug)
-        for static, value in zip(
-            (*vars(self._clips).values(), self._noise_aug), (*vars(clips).values(), noise_aug), strict=True
-        ):
-            static.copy_(value)
-        self._graph.replay()
-        return self._loss.clone()
+        if clips.frames.shape not in self._recordings:
+            self.record(clips, noise_aug)
+        recording = self._recordings[clips.frames.shape]
+        static = (*vars(recording.clips).values(), recording.noise_aug)
+        for target, value in zip(static, (*vars(clips).values(), noise_aug), strict=True):
+            target.copy_(value)
+        recording.graph.replay()
+        return recording.loss.clone()
 
     def record(self, clips: Clips, noise_aug: torch.Tensor) -> None:
-        """Record the graph with a batch; all later batches must have the same shapes."""
-        self._clips, self._noise_aug = clips, noise_aug
+        """Record the graph for batches shaped like this one."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -113,8 +128,8 @@ class Gradients:
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            self._loss = self._compute(clips, noise_aug)
-        self._graph = graph
+            loss = self._compute(clips, noise_aug)
+        self._recordings[clips.frames.shape] = Recording(graph, clips, noise_aug, loss)
 
     def _compute(self, clips: Clips, noise_aug: torch.Tensor) -> torch.Tensor:
         self.flat.zero_()
@@ -154,20 +169,17 @@ class Training:
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.spent, self.log = state["step"], state["spent"], state["log"]
 
-    def run(self, gradients: Gradients, draw: Callable[[float], Clips]) -> None:
-        """Train for `args.minutes` on clips from `draw(progress)`; progress is the position in the schedule, 0 to 1."""
+    def run(self, gradients: Gradients, draw: Callable[[float, int], Clips]) -> None:
+        """Train for `args.minutes` on clips from `draw(progress, step)`; progress in the schedule is from 0 to 1."""
         args, processes = self.args, self.processes
         total = args.total_minutes or args.minutes
-        if args.device == "cuda":
-            gradients.record(draw(self.spent / total), draw_noise_aug(args.clips, args.device))
-            processes.print(f"recorded the CUDA graph after {processes.elapsed_minutes():.1f} minutes")
         first, recent, elapsed = self.step, [], 0.0
         while elapsed < args.minutes and not (args.steps and self.step - first >= args.steps):
             progress = min(1, (self.spent + elapsed) / total)
             warm_up = min(1, (self.step - first + 1) / 200)
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate * warm_up * max(0.005, 0.5 * (1 + math.cos(math.pi * progress)))
-            recent.append(gradients(draw(progress), draw_noise_aug(args.clips, args.device)))
+            recent.append(gradients(draw(progress, self.step), draw_noise_aug(args.clips, args.device)))
             processes.average(gradients.flat)
             gradients.flat.mul_((1.0 / gradients.flat.norm()).clamp(max=1.0))
             self.optimizer.step()
@@ -177,7 +189,7 @@ class Training:
                 torch._foreach_lerp_(list(self.ema.parameters()), self.weights, 1 - decay)
             if self.step % 10 == 0 or args.device == "cpu":  # reading the clock synchronises with the GPU
                 elapsed = processes.elapsed_minutes()
-            if self.step % 200 == 0 or self.step - first == 5:
+            if self.step % 200 == 0 or self.step - first == 10:
                 loss = torch.stack(recent).mean().item()
                 self.log.append({"step": self.step, "minutes": round(self.spent + elapsed, 2), "loss": loss})
                 recent = []
@@ -235,23 +247,28 @@ def main() -> None:
         image_encoder = type(image_encoder).from_pretrained(args.begin_from / "image_encoder", dtype=torch.float32)
         image_encoder.to(args.device)
     photos, held_out = Photos.read(args.photos, args.device, limit=args.limit).split()
-    mover = Mover(photos, HEIGHT, WIDTH)
+    movers = {size: Mover(photos, *size) for size in dict.fromkeys(SIZES)}
     modules = torch.nn.ModuleDict({"unet": unet, "image_encoder": image_encoder})
     training = Training(args, processes, modules, rate=LEARNING_RATE, weight_decay=0.01, ema_decay=0.9993)
     training.spent = training.spent or args.spent
-    loss = Loss(torch.compile(unet, dynamic=False) if args.compile else unet, image_encoder)
+    compiled = torch.compile(unet, dynamic=False) if args.compile else unet
 
-    def draw(progress: float) -> Clips:
+    def forward(sample: torch.Tensor, *inputs: torch.Tensor, **options: Any) -> Any:
+        """Use the compiled UNet for the most frequent size only, since compiling takes minutes per size."""
+        is_frequent = sample.shape[-2:] == (HEIGHT // VAE_FACTOR, WIDTH // VAE_FACTOR)
+        return (compiled if is_frequent else unet)(sample, *inputs, **options)
+
+    def draw(progress: float, step: int) -> Clips:
         # The maximum flow grows over the first half of the schedule.
         fastest = INITIAL_FASTEST + (args.fastest - INITIAL_FASTEST) * min(1, 2 * progress)
-        return mover.draw(args.clips, NUM_FRAMES, fastest, rendered=(0,))
+        return movers[SIZES[step % len(SIZES)]].draw(args.clips, NUM_FRAMES, fastest, rendered=(0,))
 
     processes.print(
         f"{len(photos.pixels)} photographs, UNet {count_parameters(unet) / 1e6:.2f} M parameters, "
         f"{processes.world} processes, starting at step {training.step}"
     )
     processes.start()
-    training.run(Gradients(encoder, training.weights, loss, args.device), draw)
+    training.run(Gradients(encoder, training.weights, Loss(forward, image_encoder), args.device), draw)
     if processes.rank == 0:
         clips = slow_clips(Mover(held_out, HEIGHT, WIDTH), args.judged)
         figures = latent_errors(training.ema["unet"], training.ema["image_encoder"], encoder, clips)
