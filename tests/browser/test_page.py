@@ -97,6 +97,28 @@ def test_shape_and_length_in_seconds_set_the_request(server, visit):
     again.wait_for_selector("input[value=square]:not(:checked)", state="attached")
 
 
+def test_last_image_reaches_the_job_and_the_card(server, visit):
+    page = visit(server.url)
+    upload_image(page)
+    with page.expect_file_chooser() as chooser:
+        page.click("text=Add a last image")
+    chooser.value.set_files(ROCKET.with_name("cat.png"))
+    last = ".k-last-image .k-media > img"
+    source = page.wait_for_selector(last).get_attribute("src")
+    page.get_by_label("Loop").check()
+    page.wait_for_selector("#k-note .k-error:has-text('a loop ends at its first image')")
+    page.get_by_label("Loop").uncheck()
+    ready(page)
+    job = generate(page)
+    finished(page)
+    page.wait_for_selector(f".k-card[data-id={job}]:has-text('Last image')")
+    again = visit(f"{server.url}?job={job}")
+    assert again.wait_for_selector(last).get_attribute("src") == source
+    again.click(".k-last-image [data-remove]")
+    again.wait_for_selector("text=Add a last image")
+    assert again.is_visible(".k-image .k-media > img")
+
+
 def test_notice_of_a_finished_video_whose_last_frame_becomes_the_image(server, visit):
     page = visit(server.url)
     page.evaluate(

@@ -13,13 +13,14 @@ window.kinema = (() => {
   }).observe(root, { attributeFilter: ["lang"] });
 
   // Upload an image that is dropped, pasted or chosen.
-  function image(element, trigger) {
+  function image(element, trigger, takesPasted) {
     async function upload(file) {
       const frame = element.querySelector(".k-image");
       if (!file) return;
       if (file.size > 20e6) return trigger("rejected", { error: frame.dataset.tooLarge, english: false });
       frame.setAttribute("aria-busy", "true");
       const hint = element.querySelector(".k-hint");
+      const before = hint.textContent;
       hint.textContent = frame.dataset.uploading;
       try {
         const response = await fetch(`../images?language=${language}`, { method: "POST", body: file });
@@ -34,6 +35,7 @@ window.kinema = (() => {
         trigger("rejected", { error: frame.dataset.unreachable, english: false });
       } finally {
         frame.removeAttribute("aria-busy");
+        hint.textContent = before;
       }
     }
     const input = document.createElement("input");
@@ -65,7 +67,7 @@ window.kinema = (() => {
     }
     crop(element, trigger);
     document.addEventListener("paste", (event) => {
-      if (element.offsetParent === null || !event.clipboardData?.files.length) return;
+      if (!takesPasted || element.offsetParent === null || !event.clipboardData?.files.length) return;
       event.preventDefault();
       upload(imageFile(event.clipboardData));
     });

@@ -53,6 +53,7 @@ MESSAGES = {
     "이 항목을 지우세요.",
     "extend_unknown": "이어서 만들 영상 {id!r}이(가) 없습니다. 보관 기간이 지났을 수 있습니다.",
     "extend_unfinished": "영상 {id}이(가) 아직 완성되지 않았습니다({status}). 완성된 뒤에 이어서 만드세요.",
+    "last_image_gone": "마지막 이미지가 서버에 더 이상 없습니다. 다시 선택하세요.",
     "of_last_image": "마지막 이미지: {message}",
     "seconds_wanted": "길이(초): {value!r} 값은 숫자가 아닙니다. 2처럼 숫자를 입력하세요.",
     "seconds_out_of_range": "길이(초): {value!r} 값은 범위를 벗어났습니다. 1초에 {rate:g}프레임이면 {least:.2g}초부터 "
