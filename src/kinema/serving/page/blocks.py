@@ -318,7 +318,7 @@ class StudioPage:
         source: forms.Source = "image" if request.prompt is None else "prompt"
         image = job.image if source == "image" else None
         fields = request.model_dump(exclude_none=True)
-        last_image = job.last_image if source == "image" else None
+        last_image = job.last_image if source == "image" and not job.extend else None
         entered = forms.FormValues(source, image, job.title, seed_fixed=True, fields=fields, last_image=last_image)
         updates = form.updates_for_job(request, entered, size_is_set=self._is_size_set(entered))
         return {**self._preview_updates(entered), **updates}

@@ -205,7 +205,7 @@ def _summary(job: Job, labels: Labels) -> str:
 def _facts(job: Job, labels: Labels) -> str:
     """Return the length of a job's video, and where it ends if it is a loop or has a last image."""
     loop = [labels.parameter_names["loop"]] if job.request.loop else []
-    last_image = [labels.last_image] if job.last_image else []
+    last_image = [labels.last_image] if job.last_image and not job.extend else []
     return " · ".join([_length(job, labels), *loop, *last_image])
 
 
