@@ -119,6 +119,19 @@ def test_last_image_reaches_the_job_and_the_card(server, visit):
     assert again.is_visible(".k-image .k-media > img")
 
 
+def test_finished_video_is_extended(server, visit):
+    page = visit(server.url)
+    upload_image(page)
+    job = generate(page)
+    finished(page)
+    page.get_by_role("button", name="Extend").click()
+    page.get_by_role("textbox", name="Seconds to add").fill("1")
+    page.keyboard.press("Enter")
+    page.wait_for_function("(before) => document.querySelector('.k-panel').dataset.job !== before", arg=job)
+    finished(page)
+    assert "21 frames, 3.0 s" in page.inner_text(".k-panel .k-facts summary")
+
+
 def test_notice_of_a_finished_video_whose_last_frame_becomes_the_image(server, visit):
     page = visit(server.url)
     page.evaluate(

@@ -19,6 +19,7 @@ from kinema.media.image import plain_name
 from kinema.messages import Message
 from kinema.models.catalog import parameter_warnings, request_for
 from kinema.serving.client_messages import error_message
+from kinema.serving.extension_submission import prepare_extension
 from kinema.serving.fields import to_parameters
 from kinema.serving.page import form as forms
 from kinema.serving.page import form_html, job_html, workers_html
@@ -264,13 +265,12 @@ class StudioPage:
         fields = entered.fields if entered.seed_fixed else {**entered.fields, "seed": draw_seed()}
         try:
             submission = self._submission(dataclasses.replace(entered, fields=fields))
-            caller = "" if request.request is None else request.request.scope.get(CALLER, "")
-            job = submit(self._queue, self._settings, submission, title=entered.title, caller=caller)
+            job = submit(self._queue, self._settings, submission, title=entered.title, caller=_caller(request))
         except KinemaError as error:
             return {self._form.note: form_html.submit_error(error, labels)}
         return {self._form.parameters["seed"]: job.request.seed, **self._show(job, cards)}
 
-    def _act(self, shown: str, cards: int, event: gr.EventData) -> Updates:
+    def _act(self, shown: str, cards: int, event: gr.EventData, request: gr.Request) -> Updates:
         """Handle a button of the panel or of a card."""
         job_id = str(event.job)
         try:
@@ -280,6 +280,8 @@ class StudioPage:
                 return self._reuse(self._queue.get(job_id))
             if event.act == "last":
                 return self._use_last_frame(self._queue.get(job_id))
+            if event.act == "extend":
+                return self._extend(job_id, str(event.title), cards, request)
             if event.act == "more":
                 cards += CARDS
             elif event.act == "delete":
@@ -335,6 +337,13 @@ class StudioPage:
             form.parameters["crop_position"]: form_html.CENTRE,
         }
 
+    def _extend(self, job_id: str, seconds: str, cards: int, request: gr.Request) -> Updates:
+        """Submit a job that goes on from a video, and show it."""
+        submission = prepare_extension(
+            self._queue, self._settings, {"extend": job_id, "seconds": seconds}, has_image=False
+        )
+        return self._show(submit(self._queue, self._settings, submission, caller=_caller(request)), cards)
+
     def _is_size_set(self, entered: forms.FormValues) -> bool:
         """Return whether a job's size is another than without width and height."""
         fields = {name: value for name, value in entered.fields.items() if name not in ("width", "height")}
@@ -368,3 +377,8 @@ class StudioPage:
         except QueueUnavailable as error:
             state = PoolState(problems=(error_message(error),))
         return {self._workers: workers_html.workers(state, titles, self._labels)}
+
+
+def _caller(request: gr.Request) -> str:
+    """Return the name of the API key of a call."""
+    return "" if request.request is None else str(request.request.scope.get(CALLER, ""))

@@ -30,6 +30,7 @@ _ICONS = {
     "pin": "M9 3h6 M10 3v7l-3 4h10l-3-4V3 M12 14v7",
     "delete": "M5 7h14 M10 7V4h4v3 M7 7l1 13h8l1-13",
     "last": "M4 6h12v12H4z M20 6v12 M8 12h5 M11 9.5l2.5 2.5-2.5 2.5",
+    "extend": "M4 7h9v10H4z M16 12h5 M18.5 9.5v5",
     "cancel": "M6 6l12 12 M18 6L6 18",
 }
 

@@ -113,7 +113,7 @@ window.kinema = (() => {
     });
   }
 
-  // Send clicks on action buttons to the server; ask before deleting, and for the title before renaming.
+  // Send clicks on action buttons to the server; ask before deleting, and for the new title or the seconds to add.
   function actions(element, trigger, confirmation) {
     element.addEventListener("click", async (event) => {
       const button = event.target.closest("[data-act]");
@@ -121,7 +121,7 @@ window.kinema = (() => {
       const { act, job, question, yes, no, title } = button.dataset;
       if (act === "use" || act === "last") showForm();
       if (act === "delete" && (await ask(confirmation, button.textContent)) === null) return;
-      if (act !== "rename") return trigger("act", { act, job });
+      if (!question) return trigger("act", { act, job });
       const newTitle = await ask([question, no], yes, title);
       if (newTitle?.trim()) trigger("act", { act, job, title: newTitle });
     });

@@ -119,6 +119,8 @@ ENGLISH = Labels(
     "them.",
     notices="Notify me when a video is done",
     notices_blocked="Your browser blocks notifications from this page.",
+    extend="Extend",
+    seconds_to_add="Seconds to add to the video",
     use_last_frame="Use last frame",
     reuse="Use these parameters",
     download="Download",

@@ -93,6 +93,8 @@ KOREAN = Labels(
     "만든 영상임을 꼭 밝혀 주세요.",
     notices="영상이 완성되면 알림 받기",
     notices_blocked="브라우저에서 이 페이지의 알림이 차단되어 있습니다.",
+    extend="길게 이어 만들기",
+    seconds_to_add="이어서 만들 길이(초)",
     use_last_frame="마지막 프레임 사용",
     reuse="이 설정 사용",
     download="다운로드",

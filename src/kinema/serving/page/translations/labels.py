@@ -102,6 +102,8 @@ class Labels:
     notices_blocked: str
     reuse: str
     use_last_frame: str
+    extend: str
+    seconds_to_add: str
     download: str
     recipe: str
     rename: str
