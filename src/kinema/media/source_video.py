@@ -38,7 +38,7 @@ class SourceVideo:
 
     @property
     def own_frames(self) -> Frames:
-        """The frames that the model made."""
+        """The frames that the model made, without those between; they may be upscaled."""
         return self.frames[:: self.recipe.request.interpolate]
 
     @property

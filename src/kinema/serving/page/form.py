@@ -53,6 +53,7 @@ _KEPT = (
     "crop_position",
     "loop",
     "interpolate",
+    "upscale",
     *TEXT_TO_IMAGE_FIELDS,
 )
 
@@ -267,6 +268,12 @@ def build(defaults: VideoRequest, offered: tuple[Sequence[str], Sequence[str]], 
         value=defaults.interpolate,
         elem_classes="k-segments k-small",
         **_label_and_help("interpolate", labels),
+    )
+    components["upscale"] = Radio(
+        [(f"{factor}×", factor) for factor in (1, 2)],
+        value=defaults.upscale,
+        elem_classes="k-segments k-small",
+        **_label_and_help("upscale", labels),
     )
     with gr.Column(elem_classes="k-side"):
         components["seed"] = Number(defaults.seed, **_label_and_help("seed", labels))
