@@ -184,6 +184,7 @@ class VideoRequest(BaseModel):
         le=4,
         description="Smoother motion: 2 or 4 times as many frames, of which a small network makes those between. They "
         "are played as much faster, unless playback_fps is set. 1 makes none.",
+        json_schema_extra={"enum": [1, 2, 4]},
     )
     upscale: int = Field(
         default=1,
