@@ -15,6 +15,7 @@ import argparse
 import datetime
 import io
 import json
+import os
 import sys
 import tarfile
 import tempfile
@@ -167,7 +168,8 @@ def times(options: argparse.Namespace) -> dict[str, object]:
     sizes = ((14, 288, 160), (25, 1024, 576))
     rows = {f"{frames} frames of {width}×{height}": times_of(frames, width, height) for frames, width, height in sizes}
     print(json.dumps(rows, indent=1))
-    return {"machine": machine(torch.device(options.device)), **rows}
+    load = round(os.getloadavg()[0], 1)
+    return {"machine": machine(torch.device(options.device)), "load": load, **rows}
 
 
 def times_of(frames: int, width: int, height: int) -> dict[str, float]:
@@ -178,14 +180,14 @@ def times_of(frames: int, width: int, height: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.mp4"
         return {
-            "marking_seconds": median_seconds(lambda: embed(video, 1)),
-            "mp4_seconds": median_seconds(lambda: save_video(video, path, 7)),
-            "marked_mp4_seconds": median_seconds(lambda: save_video(video, path, 7, encoding=mark)),
-            "detecting_7_frames_seconds": median_seconds(lambda: detect(marked)),
+            "marking_seconds": median_seconds(lambda: embed(video, 1), 7),
+            "mp4_seconds": median_seconds(lambda: save_video(video, path, 7), 3),
+            "marked_mp4_seconds": median_seconds(lambda: save_video(video, path, 7, encoding=mark), 3),
+            "detecting_7_frames_seconds": median_seconds(lambda: detect(marked), 3),
         }
 
 
-def median_seconds(work: Callable[[], object], runs: int = 7) -> float:
+def median_seconds(work: Callable[[], object], runs: int) -> float:
     work()
     taken = []
     for _ in range(runs):

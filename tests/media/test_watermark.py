@@ -1,4 +1,5 @@
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from kinema.media.watermark.mark_detection import MAX_CHANCE
 from kinema.media.watermark.spread_pattern import tile, waves
 from kinema.values import FileEncoding, VideoRequest
 
-ROCKET = Path(__file__).parents[2] / "examples" / "rocket.jpg"
+ROOT = Path(__file__).parents[2]
+ROCKET = ROOT / "examples" / "rocket.jpg"
 PAYLOAD = 0xA5C371E9
 DIGESTS = ["00be49735e3dc407", "421e23d0960c4cf6", "eb72b5b5b8aba4e1", "3542f1ee05442ce1", "52ad5b0f15224d03"]
 
@@ -192,3 +194,11 @@ def test_payload_depends_on_request_and_images():
 def test_payload_does_not_depend_on_the_path_of_the_model_and_on_memory():
     request = VideoRequest(model="/models/pocket", seed=1)
     assert payload_of(request, "a") == payload_of(request.changed(model="pocket", decode_chunk_size=2), "a")
+
+
+def test_table_of_the_guide_is_that_of_the_record():
+    record = json.loads((ROOT / "bench" / "results" / "watermark.json").read_text("utf-8"))["survival"]
+    guide = (ROOT / "docs" / "trust.md").read_text("utf-8")
+    for name in record["288×160"]["changes"]:
+        read = [(record[size]["changes"][name]["read"], record[size]["videos"]) for size in ("288×160", "1024×576")]
+        assert f"| {name} | {' | '.join(f'{count} of {videos}' for count, videos in read)} |" in guide

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -107,6 +108,8 @@ def extend(
         name = model or loadable_name(source)
         resolve(name)
         task = _task(file, image, source, opened, request, output_path, encoding, force=force)
+        is_marked = source.recipe.encoding.watermark is not None  # a second mark would hide the first
+        task = replace(task, watermark=settings.watermark == "on" and not is_marked)
         if image is None:
             report.emit("warning", FROM_FIRST_FRAME)
         pipeline = load_video_pipeline(name, settings, report)
