@@ -544,6 +544,11 @@ class FileEncoding(BaseModel):
         pattern="^[0-9a-f]{8}$",
         description="The invisible mark of the frames in the file, 32 bits in hexadecimal; None without a mark.",
     )
+    marked_before: int = Field(
+        default=0,
+        ge=0,
+        description="The number of frames at the beginning that had the mark already: those of the extended video.",
+    )
 
 
 class Extension(BaseModel):

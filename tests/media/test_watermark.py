@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from kinema.media import reencode as reencode_module
+from kinema.media.source_video import extended_encoding, open_source_video
 from kinema.media.video import Video
 from kinema.media.video_writer import VideoWriter, read_frames, read_recipe, save_video
 from kinema.media.watermark import detect, embed, payload_of, strongest
@@ -174,6 +175,25 @@ def test_reencoded_file_keeps_the_mark(tmp_path, clip, recipe):
     again = save_video(clip, tmp_path / "again.mp4", 7, recipe, encoding=encoding)
     assert again.read_bytes() == (tmp_path / "other.mp4").read_bytes()
     assert f"{detect(read_frames(again)[0]).payload:08x}" == encoding.watermark
+
+
+def test_mark_of_an_extended_video_goes_on_in_its_new_frames(tmp_path, clip, recipe):
+    source = Video(clip[:2], 7, recipe.model_copy(update={"request": recipe.request.changed(num_frames=2)}))
+    opened = open_source_video(source.save(tmp_path / "source", watermark=True))
+    encoding = extended_encoding(FileEncoding(), opened)
+    assert encoding == FileEncoding(watermark=opened.recipe.encoding.watermark, marked_before=2)
+    with VideoWriter(tmp_path / "extended", 7, recipe, encoding=encoding) as writer:
+        for frames in (opened.frames[:1], opened.frames[1:], clip[2:3], clip[3:]):
+            writer.write(frames)
+        writer.finish()
+    assert np.array_equal(read_frames(tmp_path / "extended")[0], embed(clip, int(encoding.watermark, 16)))
+    whole = save_video(np.concatenate([opened.frames, clip[2:]]), tmp_path / "whole", 7, recipe, encoding=encoding)
+    assert np.array_equal(read_frames(whole)[0], read_frames(tmp_path / "extended")[0])
+
+
+def test_extended_video_without_mark_gets_none(tmp_path, clip, recipe):
+    source = Video(clip[:2], 7, recipe.model_copy(update={"request": recipe.request.changed(num_frames=2)}))
+    assert extended_encoding(FileEncoding(crf=20), open_source_video(source)) == FileEncoding(crf=20)
 
 
 # The payload

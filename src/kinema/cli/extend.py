@@ -95,7 +95,7 @@ def extend(
     from kinema.extension import FROM_FIRST_FRAME, check_model, extended_request, image_of, loadable_name
     from kinema.media.encoding_steps import file_encoding
     from kinema.media.image import open_image
-    from kinema.media.source_video import open_source_video
+    from kinema.media.source_video import extended_encoding, open_source_video
     from kinema.models.resolve import resolve
     from kinema.settings import read_settings
 
@@ -108,8 +108,8 @@ def extend(
         name = model or loadable_name(source)
         resolve(name)
         task = _task(file, image, source, opened, request, output_path, encoding, force=force)
-        is_marked = source.recipe.encoding.watermark is not None  # a second mark would hide the first
-        task = replace(task, watermark=settings.watermark == "on" and not is_marked)
+        encoding = extended_encoding(encoding, source)
+        task = replace(task, encoding=encoding, watermark=settings.watermark == "on" and encoding.watermark is None)
         if image is None:
             report.emit("warning", FROM_FIRST_FRAME)
         pipeline = load_video_pipeline(name, settings, report)
