@@ -5,20 +5,23 @@
 
 `survival`: videos of the pocket model at 288×160 and clips of enlarged, moved photographs at 1024×576, of the set
 `report` of held_out.json. PSNR of the marked frames; then each change of watermark_changes.py to Kinema's mp4. Settings
-were chosen on the set `choose`. `false`: the highest score in clips without a mark, parts of all photographs and of the
-videos at random sizes. `time`: of marking, and of writing an mp4 with and without.
+were chosen on the set `choose`. `false`: scores of clips without a mark, parts of all photographs and of the videos at
+random sizes. `time`: of marking, and of writing an mp4 with and without.
 
-Sections are added to those that the record has.
+Sections are added to those that the record has; `false` continues.
 """
 
 import argparse
 import datetime
 import io
 import json
+import math
+import os
 import sys
 import tarfile
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -83,7 +86,7 @@ def moved(photograph: np.ndarray, way: int) -> np.ndarray:
     return np.stack(frames)
 
 
-def survival(options: argparse.Namespace) -> dict[str, object]:
+def survival(options: argparse.Namespace, _: object) -> dict[str, object]:
     kinds = {"288×160": pocket_videos(options), "1024×576": large_clips(options)}
     return {"set": options.set} | {size: survival_of(videos) for size, videos in kinds.items()}
 
@@ -115,27 +118,29 @@ def survival_of(videos: dict[str, np.ndarray]) -> dict[str, object]:
     }
 
 
-def false_positives(options: argparse.Namespace) -> dict[str, object]:
-    """Look for marks in clips without one."""
+def false_positives(options: argparse.Namespace, done: dict[str, object]) -> dict[str, object]:
+    """Look for marks in clips without one; continue after the clips that the record has."""
     began = time.perf_counter()
-    scores, chances = [], []
+    found, count = done.get("found", 0), done.get("clips", 0)
+    lowest, histogram = done.get("lowest_chance", 1.0), Counter(done.get("scores", {}))
     with ProcessPoolExecutor(options.processes, initializer=load_unmarked, initargs=(options,)) as pool:
-        work = [pool.submit(strongest_in_clip, number) for number in range(options.clips)]
-        for future in work:
-            scores.append((mark := future.result()).score)
-            chances.append(mark.chance)
-            if len(scores) % 500 == 0:
-                print(len(scores), f"{max(scores):.2f}, {time.perf_counter() - began:.0f} s", flush=True)
+        for future in [pool.submit(strongest_in_clip, number) for number in range(count, options.clips)]:
+            mark = future.result()
+            count += 1
+            found += mark.chance <= MAX_CHANCE
+            lowest = min(lowest, mark.chance)
+            histogram[f"{math.floor(10 * mark.score) / 10:04.1f}"] += 1
+            if count % 500 == 0:
+                print(count, f"{max(histogram)}, {time.perf_counter() - began:.0f} s", flush=True)
             if time.perf_counter() - began > options.seconds:
                 pool.shutdown(cancel_futures=True)
                 break
     return {
-        "clips": len(scores),
-        "found": sum(chance <= MAX_CHANCE for chance in chances),
+        "clips": count,
+        "found": found,
         "most_allowed_chance": MAX_CHANCE,
-        "lowest_chance": min(chances),
-        "highest_score": round(max(scores), 2),
-        "percentiles": {str(p): round(float(np.percentile(scores, p)), 2) for p in (50, 99, 99.9)},
+        "lowest_chance": lowest,
+        "scores": dict(sorted(histogram.items())),
     }
 
 
@@ -162,12 +167,13 @@ def strongest_in_clip(number: int) -> Mark:
     return strongest(frame[:, ::-1] if number % 2 else frame for frame in clip)
 
 
-def times(options: argparse.Namespace) -> dict[str, object]:
+def times(options: argparse.Namespace, _: object) -> dict[str, object]:
     """Measure the time of marking, and of an mp4 with and without."""
     sizes = ((14, 288, 160), (25, 1024, 576))
     rows = {f"{frames} frames of {width}×{height}": times_of(frames, width, height) for frames, width, height in sizes}
     print(json.dumps(rows, indent=1))
-    return {"machine": machine(torch.device(options.device)), **rows}
+    load = round(os.getloadavg()[0], 1)
+    return {"machine": machine(torch.device(options.device)), "load": load, **rows}
 
 
 def times_of(frames: int, width: int, height: int) -> dict[str, float]:
@@ -178,14 +184,14 @@ def times_of(frames: int, width: int, height: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.mp4"
         return {
-            "marking_seconds": median_seconds(lambda: embed(video, 1)),
-            "mp4_seconds": median_seconds(lambda: save_video(video, path, 7)),
-            "marked_mp4_seconds": median_seconds(lambda: save_video(video, path, 7, encoding=mark)),
-            "detecting_7_frames_seconds": median_seconds(lambda: detect(marked)),
+            "marking_seconds": median_seconds(lambda: embed(video, 1), 7),
+            "mp4_seconds": median_seconds(lambda: save_video(video, path, 7), 3),
+            "marked_mp4_seconds": median_seconds(lambda: save_video(video, path, 7, encoding=mark), 3),
+            "detecting_7_frames_seconds": median_seconds(lambda: detect(marked), 3),
         }
 
 
-def median_seconds(work: Callable[[], object], runs: int = 7) -> float:
+def median_seconds(work: Callable[[], object], runs: int) -> float:
     work()
     taken = []
     for _ in range(runs):
@@ -214,7 +220,8 @@ def main() -> None:
         json.loads(options.out.read_text()) if options.out.exists() else {"what": "the invisible mark", "seed": SEED}
     )
     for section in options.sections.split(","):
-        record[section] = {"date": datetime.datetime.now(datetime.UTC).date().isoformat()} | SECTIONS[section](options)
+        date = datetime.datetime.now(datetime.UTC).date().isoformat()
+        record[section] = {"date": date} | SECTIONS[section](options, record.get(section, {}))
         options.out.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 START_SECONDS = 120
+PHONE_WIDTH = 500  # narrower windows have a touch screen
 DOCS = Path(__file__).parent
 SHOTS = {DOCS / "page.webp": (1280, 900), DOCS / "page-phone.webp": (390, 844)}
 
@@ -89,8 +90,12 @@ def screenshot(url: str, size: tuple[int, int], args: argparse.Namespace) -> Ima
     """Return what a browser window of this size shows."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        is_phone = size[0] < PHONE_WIDTH
         page = browser.new_page(
-            viewport={"width": size[0], "height": size[1]}, color_scheme="dark" if args.dark else "light"
+            viewport={"width": size[0], "height": size[1]},
+            color_scheme="dark" if args.dark else "light",
+            has_touch=is_phone,
+            is_mobile=is_phone,
         )
         if args.path:
             page.goto(url + args.path, wait_until="networkidle")

@@ -51,9 +51,10 @@ SHOWN = ("text", "json", "nginx")
 NOT_RUN = {
     "downloads a model": 3,
     "has files of your own": 1,
-    "installs packages": 3,
+    "installs packages": 4,
     "needs a GPU": 2,
     "needs a notebook": 1,
+    "needs the extra upscale": 2,
     "needs a server with API keys": 1,
     "needs the proxy": 1,
     "reads stdin": 1,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-Stage = Literal["text_to_image", "encode", "denoise", "decode", "interpolate"]
+Stage = Literal["text_to_image", "encode", "denoise", "decode", "interpolate", "upscale"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,8 +24,8 @@ class Step:
     """Progress: `step` of `total` in `stage` is done.
 
     Attributes:
-        stage: "text_to_image" (only with a prompt), "encode", "denoise", "decode" or "interpolate" (only if the
-            request says so), in this order.
+        stage: "text_to_image" (only with a prompt), "encode", "denoise", "decode", "interpolate" and "upscale" (only
+            if the request says so), in this order.
         step: The number of units done in this stage, from 1 to `total`: denoising steps; frames from "decode" on; in
             "encode" CLIP embedding and VAE latents of each image (`total` 2, or 4 with a last image), then the
             latents of each held frame of a video that is extended.

@@ -31,6 +31,7 @@ RANDOM_SEED = -1
 MAX_FRAMES = 128
 # Further inputs that the library, the command, manifests and the HTTP API take under these names.
 OTHER_INPUTS = ("size", "seconds", "last_image")
+MAX_UPSCALED_PIXELS = 4096 * 2304  # of a frame: the largest that decoders of H.264 level 5.1 play
 # Parameters of the text-to-image half; all None for a request with an image.
 TEXT_TO_IMAGE_FIELDS = (
     "prompt",
@@ -183,6 +184,14 @@ class VideoRequest(BaseModel):
         le=4,
         description="Smoother motion: 2 or 4 times as many frames, of which a small network makes those between. They "
         "are played as much faster, unless playback_fps is set. 1 makes none.",
+        json_schema_extra={"enum": [1, 2, 4]},
+    )
+    upscale: int = Field(
+        default=1,
+        ge=1,
+        le=2,
+        description="Larger frames: 2 doubles width and height of the finished frames by a small network, which needs "
+        "the extra upscale; 1 leaves them as they are.",
     )
     prompt: str | None = Field(
         default=None,
@@ -244,6 +253,24 @@ class VideoRequest(BaseModel):
                     "{name} {value} is not available; use 1, 2 or 4",
                     name="interpolate",
                     value=value,
+                )
+            )
+        return value
+
+    @field_validator("upscale")
+    @classmethod
+    def _limit_upscaled_size(cls, value: int, info: Any) -> int:
+        width, height = info.data.get("width", 64), info.data.get("height", 64)
+        if value > 1 and width * height * value**2 > MAX_UPSCALED_PIXELS:
+            raise ValueError(
+                Message(
+                    "upscaled_too_large",
+                    "upscale {value} of {width}×{height} gives more than {most} megapixels; use a smaller width and "
+                    "height, or upscale 1",
+                    value=value,
+                    width=width,
+                    height=height,
+                    most=round(MAX_UPSCALED_PIXELS / 1_000_000, 1),
                 )
             )
         return value
@@ -333,7 +360,13 @@ class VideoRequest(BaseModel):
     @property
     def finishing(self) -> tuple[str, ...]:
         """Stages after decoding, in order; most requests have none."""
-        return ("interpolate",) if self.interpolate > 1 else ()
+        factors = {"interpolate": self.interpolate, "upscale": self.upscale}
+        return tuple(name for name, factor in factors.items() if factor > 1)
+
+    @property
+    def output_size(self) -> tuple[int, int]:
+        """Width and height of the file's frames."""
+        return self.width * self.upscale, self.height * self.upscale
 
     @property
     def work(self) -> float:
@@ -368,6 +401,7 @@ class VideoParameters(TypedDict, total=False):
     crop_position: float | None
     loop: bool | None
     interpolate: int | None
+    upscale: int | None
     negative_prompt: str | None
     image_guidance_scale: float | None
     image_num_inference_steps: int | None
@@ -509,6 +543,11 @@ class FileEncoding(BaseModel):
         default=None,
         pattern="^[0-9a-f]{8}$",
         description="The invisible mark of the frames in the file, 32 bits in hexadecimal; None without a mark.",
+    )
+    marked_before: int = Field(
+        default=0,
+        ge=0,
+        description="The number of frames at the beginning that had the mark already: those of the extended video.",
     )
 
 

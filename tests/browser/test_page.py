@@ -61,7 +61,6 @@ def test_empty_size_follows_a_portrait_image(server, visit, tmp_path):
     page = visit(server.url)
     upload_image(page, tmp_path / "phone.jpg")
     page.wait_for_selector(".k-image .k-media img[src*='width=160&height=288']")
-    assert "160×288" in page.inner_text("#k-note .k-warnings")  # the model was not trained on this size
     followed = generate(page)
     set_number(page, "Width", 288)
     page.wait_for_selector(".k-image .k-media img[src*='width=288&height=288']")
@@ -95,6 +94,41 @@ def test_shape_and_length_in_seconds_set_the_request(server, visit):
     set_number(again, "Width", 288)
     again.wait_for_selector(".k-image img[src*='width=288&height=224']")
     again.wait_for_selector("input[value=square]:not(:checked)", state="attached")
+
+
+def test_last_image_reaches_the_job_and_the_card(server, visit):
+    page = visit(server.url)
+    upload_image(page)
+    with page.expect_file_chooser() as chooser:
+        page.click("text=Add a last image")
+    chooser.value.set_files(ROCKET.with_name("cat.png"))
+    last = ".k-last-image .k-media > img"
+    source = page.wait_for_selector(last).get_attribute("src")
+    page.get_by_label("Loop").check()
+    page.wait_for_selector("#k-note .k-error:has-text('a loop ends at its first image')")
+    page.get_by_label("Loop").uncheck()
+    ready(page)
+    job = generate(page)
+    finished(page)
+    page.wait_for_selector(f".k-card[data-id={job}]:has-text('Last image')")
+    again = visit(f"{server.url}?job={job}")
+    assert again.wait_for_selector(last).get_attribute("src") == source
+    again.click(".k-last-image [data-remove]")
+    again.wait_for_selector("text=Add a last image")
+    assert again.is_visible(".k-image .k-media > img")
+
+
+def test_finished_video_is_extended(server, visit):
+    page = visit(server.url)
+    upload_image(page)
+    job = generate(page)
+    finished(page)
+    page.get_by_role("button", name="Extend").click()
+    page.get_by_role("textbox", name="Seconds to add").fill("1")
+    page.keyboard.press("Enter")
+    page.wait_for_function("(before) => document.querySelector('.k-panel').dataset.job !== before", arg=job)
+    finished(page)
+    assert "21 frames, 3.0 s" in page.inner_text(".k-panel .k-facts summary")
 
 
 def test_notice_of_a_finished_video_whose_last_frame_becomes_the_image(server, visit):
@@ -421,7 +455,7 @@ def test_korean_page(server, visit):
     assert page.eval_on_selector_all("[data-testid=status-tracker]", trackers) == ["none"]
     assert page.is_visible(".k-segments > .wrap:not([data-testid]) >> nth=0")
     latin = re.findall(r"[A-Za-z]{3,}", page.inner_text("#k-form"))
-    assert set(latin) <= {"rocket", "pocket", "svd", "GPU", "fps"}, latin
+    assert set(latin) <= {"rocket", "pocket", "svd", "GPU", "fps", "upscale"}, latin
     page.click("a[data-language=en]")  # keeps the job and stores the choice
     page.wait_for_selector(".k-headline:text-is('Completed')")
     page.goto(server.url)

@@ -157,6 +157,7 @@ def test_every_request_field_has_an_option(generate, folder):
         "fit": "crop",
         "crop_position": 0.25,
         "interpolate": 2,
+        "upscale": 1,
     }
     assert set(parameters) == set(VideoRequest.model_fields) - {"model", "loop", *TEXT_TO_IMAGE_FIELDS}
     options = [part for name, value in parameters.items() for part in (f"--{name.replace('_', '-')}", value)]

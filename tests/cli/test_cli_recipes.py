@@ -88,9 +88,11 @@ def test_extend_and_its_remake(kinema, video_path, image, tiny_svd, folder):
     assert (other.code, "differs from the recipe" in other.err) == (2, True)
 
 
-def test_extend_without_image_says_so_and_is_remade_without(kinema, video_path, tiny_svd, folder):
+def test_extend_without_image_says_so_and_is_remade_without(kinema, video_path, tiny_svd, folder, monkeypatch):
+    monkeypatch.setenv("KINEMA_WATERMARK", "on")
     extended = kinema("extend", "rocket.mp4", "--seconds=0.3", "--model", tiny_svd, "-o", "longer.webm")
     assert (extended.code, "made from the first frame of the video" in extended.err) == (0, True)
+    assert read_recipe(folder / "longer.webm").encoding.watermark is not None
     remade = kinema("remake", "longer.webm", "--extends", "rocket.mp4", "--model", tiny_svd)
     assert (remade.code, remade.out) == (0, "longer-remade.webm\n")
 

@@ -92,7 +92,7 @@ def test_deletion_is_stored_until_files_are_deleted(observer):
     observer.check_database()
     job = observer.submit(request(), image=IMAGE)
     observer.delete(job.id)
-    assert observer._table.deletions() == [(job.id, job.image)]
+    assert observer._table.deletions() == [(job.id, (job.image, None))]
     observer._table.clear_deletions([job.id])
     assert observer._table.deletions() == []
     observer.check_database()

@@ -1,4 +1,5 @@
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 from PIL import Image
 
 from kinema.media import reencode as reencode_module
+from kinema.media.source_video import extended_encoding, open_source_video
 from kinema.media.video import Video
 from kinema.media.video_writer import VideoWriter, read_frames, read_recipe, save_video
 from kinema.media.watermark import detect, embed, payload_of, strongest
@@ -14,7 +16,8 @@ from kinema.media.watermark.mark_detection import MAX_CHANCE
 from kinema.media.watermark.spread_pattern import tile, waves
 from kinema.values import FileEncoding, VideoRequest
 
-ROCKET = Path(__file__).parents[2] / "examples" / "rocket.jpg"
+ROOT = Path(__file__).parents[2]
+ROCKET = ROOT / "examples" / "rocket.jpg"
 PAYLOAD = 0xA5C371E9
 DIGESTS = ["00be49735e3dc407", "421e23d0960c4cf6", "eb72b5b5b8aba4e1", "3542f1ee05442ce1", "52ad5b0f15224d03"]
 
@@ -174,6 +177,25 @@ def test_reencoded_file_keeps_the_mark(tmp_path, clip, recipe):
     assert f"{detect(read_frames(again)[0]).payload:08x}" == encoding.watermark
 
 
+def test_mark_of_an_extended_video_goes_on_in_its_new_frames(tmp_path, clip, recipe):
+    source = Video(clip[:2], 7, recipe.model_copy(update={"request": recipe.request.changed(num_frames=2)}))
+    opened = open_source_video(source.save(tmp_path / "source", watermark=True))
+    encoding = extended_encoding(FileEncoding(), opened)
+    assert encoding == FileEncoding(watermark=opened.recipe.encoding.watermark, marked_before=2)
+    with VideoWriter(tmp_path / "extended", 7, recipe, encoding=encoding) as writer:
+        for frames in (opened.frames[:1], opened.frames[1:], clip[2:3], clip[3:]):
+            writer.write(frames)
+        writer.finish()
+    assert np.array_equal(read_frames(tmp_path / "extended")[0], embed(clip, int(encoding.watermark, 16)))
+    whole = save_video(np.concatenate([opened.frames, clip[2:]]), tmp_path / "whole", 7, recipe, encoding=encoding)
+    assert np.array_equal(read_frames(whole)[0], read_frames(tmp_path / "extended")[0])
+
+
+def test_extended_video_without_mark_gets_none(tmp_path, clip, recipe):
+    source = Video(clip[:2], 7, recipe.model_copy(update={"request": recipe.request.changed(num_frames=2)}))
+    assert extended_encoding(FileEncoding(crf=20), open_source_video(source)) == FileEncoding(crf=20)
+
+
 # The payload
 
 
@@ -192,3 +214,11 @@ def test_payload_depends_on_request_and_images():
 def test_payload_does_not_depend_on_the_path_of_the_model_and_on_memory():
     request = VideoRequest(model="/models/pocket", seed=1)
     assert payload_of(request, "a") == payload_of(request.changed(model="pocket", decode_chunk_size=2), "a")
+
+
+def test_table_of_the_guide_is_that_of_the_record():
+    record = json.loads((ROOT / "bench" / "results" / "watermark.json").read_text("utf-8"))["survival"]
+    guide = (ROOT / "docs" / "trust.md").read_text("utf-8")
+    for name in record["288×160"]["changes"]:
+        read = [(record[size]["changes"][name]["read"], record[size]["videos"]) for size in ("288×160", "1024×576")]
+        assert f"| {name} | {' | '.join(f'{count} of {videos}' for count, videos in read)} |" in guide

@@ -12,6 +12,7 @@ Without `--clips`, only the speed is measured. Exit code 1 means that a threshol
 import argparse
 import datetime
 import json
+import os
 import statistics
 import sys
 import time
@@ -64,20 +65,25 @@ def evaluate_clip(network: FrameInterpolator, path: Path, most: int, device: str
 
 
 def measure_speed(width: int, height: int, frames: int, device: str) -> dict[str, object]:
-    """Return the seconds of one stage that doubles the frames, the median of five after one that is not counted."""
+    """Return the seconds of one stage that doubles the frames, the median of five after one that is not counted.
+
+    `cpu_seconds` does not count what other programs of the machine do.
+    """
     rng = np.random.default_rng(0)
     video = rng.integers(0, 256, (frames, height, width, 3), np.uint8)
     stage = Interpolation(2, torch.device(device))
-    seconds = []
+    seconds, cpu = [], []
     for _ in range(6):
-        began = time.perf_counter()
+        began, cpu_began = time.perf_counter(), time.process_time()
         made = sum(len(chunk) for chunk in stage.run(iter([video])))
         seconds.append(time.perf_counter() - began)
+        cpu.append(time.process_time() - cpu_began)
     name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     return {
         "device": name, "width": width, "height": height, "frames": frames, "made": made,
         "first_seconds": round(seconds[0], 3), "seconds": round(statistics.median(seconds[1:]), 3),
-        "all_seconds": [round(s, 3) for s in seconds[1:]],
+        "all_seconds": [round(s, 3) for s in seconds[1:]], "cpu_seconds": round(statistics.median(cpu[1:]), 3),
+        "load_average": round(os.getloadavg()[0], 1),
     }  # fmt: skip
 
 

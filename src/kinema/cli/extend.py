@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -94,7 +95,7 @@ def extend(
     from kinema.extension import FROM_FIRST_FRAME, check_model, extended_request, image_of, loadable_name
     from kinema.media.encoding_steps import file_encoding
     from kinema.media.image import open_image
-    from kinema.media.source_video import open_source_video
+    from kinema.media.source_video import extended_encoding, open_source_video
     from kinema.models.resolve import resolve
     from kinema.settings import read_settings
 
@@ -107,6 +108,8 @@ def extend(
         name = model or loadable_name(source)
         resolve(name)
         task = _task(file, image, source, opened, request, output_path, encoding, force=force)
+        encoding = extended_encoding(encoding, source)
+        task = replace(task, encoding=encoding, watermark=settings.watermark == "on" and encoding.watermark is None)
         if image is None:
             report.emit("warning", FROM_FIRST_FRAME)
         pipeline = load_video_pipeline(name, settings, report)

@@ -151,7 +151,7 @@ def with_all_parameters(command: Callable[..., None]) -> Callable[..., None]:
 
 def with_video_parameters(command: Callable[..., None]) -> Callable[..., None]:
     """Replace `**parameters` by `size` and one option per field of `VideoRequest` that diffusers also has."""
-    without = {"model", "loop", "interpolate", *TEXT_TO_IMAGE_FIELDS}
+    without = {"model", "loop", "interpolate", "upscale", *TEXT_TO_IMAGE_FIELDS}
     return _with(command, [name for name in VideoRequest.model_fields if name not in without])
 
 

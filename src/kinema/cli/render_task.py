@@ -62,7 +62,7 @@ class RenderTask:
     def headline(self) -> str:
         """One line for the start of the video."""
         request = self.request
-        size = f"{request.output_frames} frames of {request.width}×{request.height}"
+        size = f"{request.output_frames} frames of {'×'.join(map(str, request.output_size))}"
         return f"{self._title}: {size}, {request.num_inference_steps} steps, {self._variation}"
 
     @property

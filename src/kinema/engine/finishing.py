@@ -13,6 +13,7 @@ import numpy as np
 
 from kinema.engine.held_frames import fitted_frames
 from kinema.engine.interpolation import Interpolation
+from kinema.engine.upscaling import upscaling_stage
 from kinema.steps import Step
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ def finishing_stages(request: VideoRequest, device: torch.device) -> tuple[Finis
     stages: list[FinishingStage] = []
     if request.interpolate > 1:
         stages.append(Interpolation(request.interpolate, device, loop=request.loop))
+    if request.upscale > 1:
+        stages.append(upscaling_stage(device))
     return tuple(stages)
 
 

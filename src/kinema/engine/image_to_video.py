@@ -30,6 +30,7 @@ from kinema.media.image import fit_image
 from kinema.media.video import Video
 from kinema.models.devices import cpu_instructions
 from kinema.models.offload import place, plan_for
+from kinema.models.upscaler_weights import upscaler_file
 from kinema.models.windows import check_two_ends
 from kinema.steps import Restart, Step
 from kinema.values import Recipe
@@ -99,6 +100,8 @@ def to_latents(
         InsufficientMemory, GenerationFailed: see `generate`.
     """
     pipeline.check_process()
+    if request.upscale > 1:
+        upscaler_file()  # an error here, not after denoising
     ends = [image] if last_image is None else [image, last_image]
     check_two_ends(request, pipeline.frames_at_once, has_last_image=last_image is not None)
     at_once = window_frames(pipeline, request) if source is None else pipeline.frames_at_once

@@ -14,7 +14,14 @@ if TYPE_CHECKING:
     from kinema.values import VideoRequest
 
 # Each stage's share of the job time, used until a job of the model has completed.
-_DEFAULT_SHARES = {"text_to_image": 25.0, "encode": 5.0, "denoise": 70.0, "decode": 25.0, "interpolate": 25.0}
+_DEFAULT_SHARES = {
+    "text_to_image": 25.0,
+    "encode": 5.0,
+    "denoise": 70.0,
+    "decode": 25.0,
+    "interpolate": 25.0,
+    "upscale": 50.0,
+}
 # Weight of a new measurement in the moving average.
 _SMOOTHING = 0.3
 
@@ -59,6 +66,8 @@ class JobSize:
                 return float(pixels * self.request.num_frames)
             case "interpolate":
                 return float(pixels * (self.request.output_frames - self.request.num_frames))
+            case "upscale":
+                return float(pixels * self.request.output_frames)
             case "text_to_image":
                 return float(pixels * (self.request.image_num_inference_steps or 25))
             case _:
@@ -93,7 +102,7 @@ class StageSpeeds:
         """Return the expected seconds of a stage, or None if no job of the model has run it."""
         with self._lock:
             per_unit = self._seconds.get((size.request.model, stage))
-            if stage == "interpolate" and per_unit is None:  # about as long as decoding as many frames
+            if stage in ("interpolate", "upscale") and per_unit is None:  # about as long as decoding as many frames
                 per_unit = self._seconds.get((size.request.model, "decode"))
         return None if per_unit is None else per_unit * size.units(stage)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import os
 
     from kinema.media.video_writer import Frames
-    from kinema.values import Recipe
+    from kinema.values import FileEncoding, Recipe
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,7 +38,7 @@ class SourceVideo:
 
     @property
     def own_frames(self) -> Frames:
-        """The frames that the model made."""
+        """The frames that the model made, without those between; they may be upscaled."""
         return self.frames[:: self.recipe.request.interpolate]
 
     @property
@@ -50,6 +50,13 @@ class SourceVideo:
 def lengths_of(recipe: Recipe) -> tuple[int, ...]:
     """Return the number of frames that the model made before each extension of a video, and of all."""
     return (*(recipe.extension.lengths if recipe.extension else ()), recipe.request.num_frames)
+
+
+def extended_encoding(encoding: FileEncoding, source: SourceVideo) -> FileEncoding:
+    """Return the encoding of an extended video, in which the mark of the earlier one goes on, if it has one."""
+    if (mark := source.recipe.encoding.watermark) is None:
+        return encoding
+    return encoding.model_copy(update={"watermark": mark, "marked_before": len(source.frames)})
 
 
 def open_source_video(video: Video | str | os.PathLike[str]) -> SourceVideo:

@@ -124,6 +124,7 @@ class VideoWriter:
         self._recipe = recipe
         self._pool = ThreadPoolExecutor(1, "kinema-encoder")
         self._size: tuple[int, ...] | None
+        self._written: int
         self._jobs: list[Future[None]]
         self._stopped: Event
         self._encoder: VideoEncoder
@@ -143,8 +144,9 @@ class VideoWriter:
         self._raise_errors(wait=False)
         frames = _contiguous(frames, self._size)
         self._size = frames.shape[1:3]
-        mark = self.encoding.watermark
-        self._jobs.append(self._pool.submit(_encode, self._encoder, frames.copy(), self._stopped, mark))
+        mark, done = self.encoding.watermark, max(0, self.encoding.marked_before - self._written)
+        self._jobs.append(self._pool.submit(_encode, self._encoder, frames.copy(), self._stopped, mark, done))
+        self._written += len(frames)
 
     def restart(self) -> None:
         """Discard all frames written so far."""
@@ -182,6 +184,7 @@ class VideoWriter:
     def _begin(self) -> None:
         self._encoder = encoder_with(_suffix(self.path), self.fps, self.encoding)
         self._size = None
+        self._written = 0
         self._jobs = []
         self._stopped = Event()
 
@@ -251,15 +254,22 @@ def encode_video(frames: Frames, suffix: str, fps: float, recipe: Recipe | None 
     return content
 
 
-def _encode(encoder: VideoEncoder, frames: Frames, stopped: Event, mark: str | None = None) -> None:
-    """Encode frames one by one, each with the mark if there is one, until `stopped` is set."""
+def _encode(
+    encoder: VideoEncoder, frames: Frames, stopped: Event, mark: str | None = None, marked_before: int = 0
+) -> None:
+    """Encode frames one by one until `stopped` is set; put the mark, if there is one, into all but the first few."""
     with _translate_errors():
-        for start in range(0, len(frames), _MARKED_FRAMES):
-            batch = frames[start : start + _MARKED_FRAMES]
-            for frame in batch if mark is None else embed(batch, int(mark, 16)):
-                if stopped.is_set():
-                    return
-                encoder.add(frame)
+        for frame in frames if mark is None else _marked(frames, int(mark, 16), marked_before):
+            if stopped.is_set():
+                return
+            encoder.add(frame)
+
+
+def _marked(frames: Frames, payload: int, marked_before: int) -> Iterator[Frames]:
+    """Yield the frames, all but the first few with the mark."""
+    yield from frames[:marked_before]
+    for start in range(marked_before, len(frames), _MARKED_FRAMES):
+        yield from embed(frames[start : start + _MARKED_FRAMES], payload)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from kinema.errors import InvalidRequest, ModelCorrupt
 from kinema.messages import Message
+from kinema.models.upscaler_weights import upscaler_file
 from kinema.models.windows import check_two_ends
 from kinema.values import VideoRequest
 
@@ -249,6 +250,8 @@ def request_for(*, defaults: Mapping[str, Any] | None = None, **parameters: obje
         merged["num_frames"] = frames_in(seconds, playback or own_rate, factor)
     request = VideoRequest.checked(**merged)
     check_two_ends(request, frames_at_once(request.model), has_last_image=False)
+    if request.upscale > 1:
+        upscaler_file()
     if request.interpolate > 1 and request.num_frames == 1:
         message = Message(
             "interpolate_too_short",

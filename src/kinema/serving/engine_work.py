@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 from kinema.errors import InsufficientMemory, KinemaError
 from kinema.jobs.job import DeviceState
 from kinema.media.image import fit_image, open_image
-from kinema.media.source_video import open_source_video
+from kinema.media.source_video import extended_encoding, open_source_video
+from kinema.media.video_writer import save_video
 from kinema.settings import read_settings
 from kinema.steps import Step, drive
-from kinema.values import ImageGeneration
+from kinema.values import FileEncoding, ImageGeneration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -71,14 +72,19 @@ class TaskImages:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FinishedVideo:
-    """A video whose file gets the invisible mark, or not."""
+    """A video whose file gets the invisible mark, or not. If it extends a marked one, the earlier mark goes on."""
 
     video: Video
     watermark: bool
+    source_video: SourceVideo | None = None
 
     def save(self, path: Path) -> Path:
         """Write an mp4, and return the path."""
-        return self.video.save(path, watermark=self.watermark)
+        video = self.video
+        if self.source_video is None or self.source_video.recipe.encoding.watermark is None:
+            return video.save(path, watermark=self.watermark)
+        encoding = extended_encoding(FileEncoding(), self.source_video)
+        return save_video(video.frames, path, video.fps, video.recipe, encoding=encoding)
 
 
 class EngineWork:
@@ -137,7 +143,8 @@ class EngineWork:
                 images = self._images_of(task)
                 inputs = images.last_image, images.source_video
                 video = yield from to_video(pipeline, images.image, task.request, denoised, *inputs)
-                return FinishedVideo(video, watermark=(self._settings.watermark or self.watermark) == "on")
+                is_marked = (self._settings.watermark or self.watermark) == "on"
+                return FinishedVideo(video, is_marked, images.source_video)
 
     def preview(self, state: Step | TaskResult) -> bytes | None:
         """Return a JPEG of the estimated clean latents, of the last decoded frame, or of a generated image."""

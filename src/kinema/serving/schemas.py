@@ -240,7 +240,7 @@ def video_of(job: Job, warnings: Iterable[str] = ()) -> dict[str, Any]:
         "expires_at": _to_seconds(job.expires_at),
         "prompt": job.title,
         "seconds": f"{request.duration:.4g}",
-        "size": f"{request.width}x{request.height}",
+        "size": "{}x{}".format(*request.output_size),
         "seed": request.seed,
         "error": None if job.error is None else {"code": job.error.code, "message": failure_message(job.error)},
         "queue_position": job.queue_position,

@@ -125,6 +125,8 @@ def test_loop_is_named_and_last_frame_is_offered_for_a_finished_video():
     assert "14 frames, 2.0 s · Loop" in text(job_html.panel(loop, ENGLISH))
     assert 'data-act="last"' in job_html.panel(loop, ENGLISH)
     assert 'data-act="last"' not in job_html.panel(job("failed"), ENGLISH)
+    assert 'data-act="extend"' not in job_html.panel(loop, ENGLISH)
+    assert 'data-act="extend"' in job_html.panel(job("completed", last_image=IMAGE, extend=ID), ENGLISH)
 
 
 def test_touch_screen_has_its_own_words():

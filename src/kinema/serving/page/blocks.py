@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 from gradio.blocks import Block  # at run time: Gradio reads the handlers' annotations
 
-from kinema.errors import JobNotFound, KinemaError, QueueUnavailable
+from kinema.errors import InvalidImage, JobNotFound, KinemaError, QueueUnavailable
 from kinema.jobs.queue import MAX_PAGE
 from kinema.jobs.worker_state import PoolState
 from kinema.media.image import plain_name
+from kinema.messages import Message
 from kinema.models.catalog import parameter_warnings, request_for
 from kinema.serving.client_messages import error_message
+from kinema.serving.extension_submission import prepare_extension
 from kinema.serving.fields import to_parameters
 from kinema.serving.page import form as forms
 from kinema.serving.page import form_html, job_html, workers_html
@@ -105,14 +107,17 @@ class StudioPage:
         form, listed = self._form, [self._shown, self._cards]
         form_outputs: list[Block] = [
             *form.inputs, form.shape, form.image_fields, form.prompt_fields, form.image_model_fields, form.frame,
-            form.note,
+            form.last_frame, form.note,
         ]  # fmt: skip
         listing = [self._gallery, self._shown, self._cards, self._clock, self._workers]
         everything = [*form_outputs, self._panel, *listing]
-        previewed = [form.frame, form.note, form.seconds, form.shape]
+        previewed = [form.frame, form.last_frame, form.note, form.seconds, form.shape]
         sides = [form.parameters["width"], form.parameters["height"]]
         gr.on(
-            [component.change for component in (form.source, form.image, form.seconds, *form.parameters.values())],
+            [
+                component.change
+                for component in (form.source, form.image, form.last_image, form.seconds, *form.parameters.values())
+            ],
             self._with_errors_shown(self._preview),
             form.inputs,
             previewed,
@@ -131,6 +136,9 @@ class StudioPage:
         form.frame.moved(self._moved, None, [form.parameters["crop_position"]], **QUIET)
         form.frame.rejected(self._rejected, None, [form.image, form.frame], **QUIET)
         form.frame.removed(self._removed, None, [form.image, form.frame], **QUIET)
+        form.last_frame.uploaded(self._last_uploaded, None, form.last_image, **QUIET)
+        form.last_frame.rejected(self._last_rejected, None, None, **QUIET)
+        form.last_frame.removed(lambda: "", None, form.last_image, **QUIET)
         # Typing a seed also selects "keep this seed".
         form.parameters["seed"].input(None, None, form.seed_fixed, js="() => true", **QUIET)
         form.new_seed.click(lambda: (draw_seed(), True), None, [form.parameters["seed"], form.seed_fixed], **QUIET)
@@ -171,7 +179,12 @@ class StudioPage:
 
     def _submission(self, entered: forms.FormValues) -> Submission:
         image = None if entered.image is None else self._drafts.read(entered.image)
-        return prepare(self._settings, entered.fields, image, self._drafts.inspect)
+        last_image = None if entered.last_image is None else self._drafts.read(entered.last_image)
+        if entered.last_image is not None and last_image is None:
+            raise InvalidImage(
+                Message("last_image_gone", "the last image is no longer stored here; choose it again"), "last_image"
+            )
+        return prepare(self._settings, entered.fields, image, self._drafts.inspect, last_image)
 
     def _draft_submission(self, entered: forms.FormValues) -> Submission:
         """Return what `_submission` does, also while the image or the prompt is missing."""
@@ -201,7 +214,10 @@ class StudioPage:
         size = None if entered.image is None else self._drafts.size(entered.image)
         updates = {
             self._form.note: note,
-            self._form.seconds: gr.update(maximum=forms.max_seconds(submission.request)),
+            self._form.seconds: gr.update(
+                maximum=forms.max_seconds(submission.request, has_last_image=entered.last_image is not None)
+            ),
+            self._form.last_frame: form_html.last_image_frame(entered.last_image, submission.request, labels),
             self._form.shape: forms.shape_of(entered.fields, submission.request),
         }
         if entered.image is None or size is None:
@@ -230,6 +246,12 @@ class StudioPage:
     def _removed(self) -> tuple[str, str]:
         return "", form_html.empty_image_frame(self._labels)
 
+    def _last_uploaded(self, event: gr.EventData) -> str:
+        return str(event.image)
+
+    def _last_rejected(self, event: gr.EventData) -> None:
+        raise gr.Error(escape(str(event.error)), title=self._labels.bad_image, print_exception=False)
+
     # Jobs.
 
     def _generate(self, request: gr.Request, *values: Any) -> Updates:
@@ -243,13 +265,12 @@ class StudioPage:
         fields = entered.fields if entered.seed_fixed else {**entered.fields, "seed": draw_seed()}
         try:
             submission = self._submission(dataclasses.replace(entered, fields=fields))
-            caller = "" if request.request is None else request.request.scope.get(CALLER, "")
-            job = submit(self._queue, self._settings, submission, title=entered.title, caller=caller)
+            job = submit(self._queue, self._settings, submission, title=entered.title, caller=_caller(request))
         except KinemaError as error:
             return {self._form.note: form_html.submit_error(error, labels)}
         return {self._form.parameters["seed"]: job.request.seed, **self._show(job, cards)}
 
-    def _act(self, shown: str, cards: int, event: gr.EventData) -> Updates:
+    def _act(self, shown: str, cards: int, event: gr.EventData, request: gr.Request) -> Updates:
         """Handle a button of the panel or of a card."""
         job_id = str(event.job)
         try:
@@ -259,6 +280,8 @@ class StudioPage:
                 return self._reuse(self._queue.get(job_id))
             if event.act == "last":
                 return self._use_last_frame(self._queue.get(job_id))
+            if event.act == "extend":
+                return self._extend(job_id, str(event.title), cards, request)
             if event.act == "more":
                 cards += CARDS
             elif event.act == "delete":
@@ -297,8 +320,9 @@ class StudioPage:
         source: forms.Source = "image" if request.prompt is None else "prompt"
         image = job.image if source == "image" else None
         fields = request.model_dump(exclude_none=True)
-        entered = forms.FormValues(source, image, job.title, seed_fixed=True, fields=fields)
-        updates = form.updates_for_job(request, image, job.title, size_is_set=self._is_size_set(entered))
+        last_image = job.last_image if source == "image" and not job.extend else None
+        entered = forms.FormValues(source, image, job.title, seed_fixed=True, fields=fields, last_image=last_image)
+        updates = form.updates_for_job(request, entered, size_is_set=self._is_size_set(entered))
         return {**self._preview_updates(entered), **updates}
 
     def _use_last_frame(self, job: Job) -> Updates:
@@ -312,6 +336,13 @@ class StudioPage:
             form.title: job.title or "",
             form.parameters["crop_position"]: form_html.CENTRE,
         }
+
+    def _extend(self, job_id: str, seconds: str, cards: int, request: gr.Request) -> Updates:
+        """Submit a job that goes on from a video, and show it."""
+        submission = prepare_extension(
+            self._queue, self._settings, {"extend": job_id, "seconds": seconds}, has_image=False
+        )
+        return self._show(submit(self._queue, self._settings, submission, caller=_caller(request)), cards)
 
     def _is_size_set(self, entered: forms.FormValues) -> bool:
         """Return whether a job's size is another than without width and height."""
@@ -346,3 +377,8 @@ class StudioPage:
         except QueueUnavailable as error:
             state = PoolState(problems=(error_message(error),))
         return {self._workers: workers_html.workers(state, titles, self._labels)}
+
+
+def _caller(request: gr.Request) -> str:
+    """Return the name of the API key of a call."""
+    return "" if request.request is None else str(request.request.scope.get(CALLER, ""))

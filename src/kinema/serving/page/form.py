@@ -53,6 +53,7 @@ _KEPT = (
     "crop_position",
     "loop",
     "interpolate",
+    "upscale",
     *TEXT_TO_IMAGE_FIELDS,
 )
 
@@ -77,11 +78,13 @@ class Form:
     source: gr.Radio
     image: gr.Textbox  # hidden: SHA-256 of the input image
     title: gr.Textbox  # hidden: the image's file name
+    last_image: gr.Textbox  # hidden: SHA-256 of the image at which the video ends
     seed_fixed: gr.Checkbox
     seconds: Any  # the slider of the video's length, which applies while the number of frames is empty
     shape: Any  # sets the size
     parameters: Mapping[str, Any]  # components by parameter name; Any, since Gradio defines their events at run time
     frame: gr.HTML
+    last_frame: gr.HTML
     image_fields: gr.Column
     prompt_fields: gr.Column
     image_model_fields: gr.Column
@@ -93,11 +96,19 @@ class Form:
     @property
     def inputs(self) -> list[Block]:
         """The components whose values make up the form."""
-        return [self.source, self.image, self.title, self.seed_fixed, self.seconds, *self.parameters.values()]
+        return [
+            self.source,
+            self.image,
+            self.title,
+            self.last_image,
+            self.seed_fixed,
+            self.seconds,
+            *self.parameters.values(),
+        ]
 
     def read(self, values: Sequence[Any]) -> FormValues:
         """Return the form's values from those of `inputs`."""
-        source, image, title, seed_fixed, seconds, *parameters = values
+        source, image, title, last_image, seed_fixed, seconds, *parameters = values
         fields = {
             name: value for name, value in zip(self.parameters, parameters, strict=True) if value not in (None, "", [])
         }
@@ -107,7 +118,7 @@ class Form:
             fields.pop("crop_position", None)  # it has no effect
         if source == "image":
             fields = {name: value for name, value in fields.items() if name not in TEXT_TO_IMAGE_FIELDS}
-            return FormValues(source, image or None, title or None, bool(seed_fixed), fields)
+            return FormValues(source, image or None, title or None, bool(seed_fixed), fields, last_image or None)
         return FormValues(source, None, None, bool(seed_fixed), fields)
 
     def source_visibility(self, source: Source) -> dict[Block, Any]:
@@ -118,17 +129,16 @@ class Form:
             self.image_model_fields: gr.update(visible=source == "prompt"),
         }
 
-    def updates_for_job(
-        self, request: VideoRequest, image: str | None, title: str | None, *, size_is_set: bool
-    ) -> dict[Block, Any]:
+    def updates_for_job(self, request: VideoRequest, entered: FormValues, *, size_is_set: bool) -> dict[Block, Any]:
         """Return updates that fill the form with a job's request. The seed is fixed, so it gives the same video.
 
         Unless `size_is_set`, the form gives the job's size with its size fields empty.
         """
-        source: Source = "image" if request.prompt is None else "prompt"
+        source = entered.source
         updates: dict[Block, Any] = {self.source: source, self.seed_fixed: True, **self.source_visibility(source)}
         if source == "image":
-            updates |= {self.image: image or "", self.title: title or ""}
+            updates |= {self.image: entered.image or "", self.title: entered.title or ""}
+            updates[self.last_image] = entered.last_image or ""
         for name, component in self.parameters.items():
             value: Any = None if name in _SIZE and not size_is_set else getattr(request, name)
             limits = {"maximum": max(_MAX_MOTION, value)} if name == "motion_bucket_id" else {}
@@ -171,11 +181,12 @@ class FormValues:
     title: str | None
     seed_fixed: bool
     fields: dict[str, Any]
+    last_image: str | None = None
 
 
-def max_seconds(request: VideoRequest) -> float:
+def max_seconds(request: VideoRequest, *, has_last_image: bool = False) -> float:
     """Return the longest video with the request's other parameters, in seconds, rounded down to a tenth."""
-    most = (frames_at_once(request.model) if request.loop else None) or MAX_FRAMES
+    most = (frames_at_once(request.model) if request.loop or has_last_image else None) or MAX_FRAMES
     return math.floor(10 * most / request.generated_rate) / 10
 
 
@@ -210,16 +221,21 @@ def build(defaults: VideoRequest, offered: tuple[Sequence[str], Sequence[str]], 
         label=labels.source,
         elem_classes="k-segments",
     )
-    image, title = gr.Textbox(visible=False), gr.Textbox(visible=False)
+    image, title, last_image = (gr.Textbox(visible=False) for _ in range(3))
     with gr.Column(elem_classes="k-side") as image_fields:
         frame = gr.HTML(
             form_html.empty_image_frame(labels),
-            js_on_load="kinema.image(element, trigger); // 'uploaded' 'rejected' 'removed' 'moved'",
+            js_on_load="kinema.image(element, trigger, true); // 'uploaded' 'rejected' 'removed' 'moved'",
             apply_default_css=False,
         )
         fits = [(labels.fits[fit], fit) for fit in get_args(Fit)]
         components["fit"] = Radio(
             fits, value=defaults.fit, label=labels.parameter_names["fit"], elem_classes="k-segments k-small"
+        )
+        last_frame = gr.HTML(
+            form_html.last_image_frame(None, defaults, labels),
+            js_on_load="kinema.image(element, trigger, false); // 'uploaded' 'rejected' 'removed'",
+            apply_default_css=False,
         )
     components["crop_position"] = Number(defaults.crop_position, visible=False)
     with gr.Column(visible=False, elem_classes="k-side") as prompt_fields:
@@ -253,6 +269,12 @@ def build(defaults: VideoRequest, offered: tuple[Sequence[str], Sequence[str]], 
         elem_classes="k-segments k-small",
         **_label_and_help("interpolate", labels),
     )
+    components["upscale"] = Radio(
+        [(f"{factor}×", factor) for factor in (1, 2)],
+        value=defaults.upscale,
+        elem_classes="k-segments k-small",
+        **_label_and_help("upscale", labels),
+    )
     with gr.Column(elem_classes="k-side"):
         components["seed"] = Number(defaults.seed, **_label_and_help("seed", labels))
         with gr.Row(elem_classes="k-seed"):
@@ -265,8 +287,8 @@ def build(defaults: VideoRequest, offered: tuple[Sequence[str], Sequence[str]], 
     # The order of VideoRequest's fields, which differs from the order on the page.
     parameters = {name: components[name] for name in VideoRequest.model_fields}
     return Form(
-        source, image, title, seed_fixed, seconds, shape, parameters, frame, image_fields, prompt_fields,
-        image_model_fields, new_seed, note, generate, labels,
+        source, image, title, last_image, seed_fixed, seconds, shape, parameters, frame, last_frame, image_fields,
+        prompt_fields, image_model_fields, new_seed, note, generate, labels,
     )  # fmt: skip
 
 

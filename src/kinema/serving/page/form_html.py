@@ -30,6 +30,7 @@ _ICONS = {
     "pin": "M9 3h6 M10 3v7l-3 4h10l-3-4V3 M12 14v7",
     "delete": "M5 7h14 M10 7V4h4v3 M7 7l1 13h8l1-13",
     "last": "M4 6h12v12H4z M20 6v12 M8 12h5 M11 9.5l2.5 2.5-2.5 2.5",
+    "extend": "M4 7h9v10H4z M16 12h5 M18.5 9.5v5",
     "cancel": "M6 6l12 12 M18 6L6 18",
 }
 
@@ -113,6 +114,33 @@ def empty_image_frame(labels: Labels, error: str = "", *, in_english: bool = Fal
     )
 
 
+def last_image_frame(image: str | None, request: VideoRequest, labels: Labels) -> str:
+    """Return the area for the image at which the video ends."""
+    if image is None:
+        content = (
+            f'<div><button type="button" class="k-button" data-choose>{escape(labels.add_last_image)}</button></div>'
+        )
+    else:
+        content = (
+            f'<div class="k-media" style="aspect-ratio: {request.width} / {request.height}">'
+            f'<img src="{request_src(image, request)}" alt="{escape(labels.last_image)}"'
+            f' width="{request.width}" height="{request.height}">{_media_buttons(labels)}</div>'
+        )
+    return (
+        f'<div class="k-image k-last-image" {_script_texts(labels)}>{content}'
+        f'<p class="k-hint">{escape(labels.last_image_hint)}</p></div>'
+    )
+
+
+def _media_buttons(labels: Labels) -> str:
+    """Return the buttons on a shown image that replace and remove it."""
+    return (
+        f'<div class="k-media-buttons">'
+        f'<button type="button" class="k-button" data-choose>{escape(labels.replace)}</button>'
+        f'<button type="button" class="k-button" data-remove>{escape(labels.remove)}</button></div>'
+    )
+
+
 def _examples(labels: Labels) -> str:
     """Return the buttons of the example images."""
     buttons = "".join(
@@ -136,9 +164,7 @@ def image_frame(image: str, size: tuple[int, int], request: VideoRequest, labels
         f'<div class="k-image" {_script_texts(labels)}>'
         f'<div class="k-media" style="aspect-ratio: {width} / {height}">'
         f'<img src="{request_src(image, request)}" alt="{alt}" width="{width}" height="{height}"{mover}>{thumbnail}'
-        f'<div class="k-media-buttons">'
-        f'<button type="button" class="k-button" data-choose>{escape(labels.replace)}</button>'
-        f'<button type="button" class="k-button" data-remove>{escape(labels.remove)}</button></div></div>'
+        f"{_media_buttons(labels)}</div>"
         f'<p class="k-hint">{escape(_fit_note(size, request, labels))}</p></div>'
     )
 

@@ -158,7 +158,7 @@ def _action_buttons(job: Job, labels: Labels) -> str:
         return f'<div class="k-actions">{_action("cancel", job, labels.cancel)}</div>'
     downloads = ""
     if job.status == "completed":
-        downloads = _action("last", job, labels.use_last_frame) + _downloads(job, labels)
+        downloads = _extend(job, labels) + _action("last", job, labels.use_last_frame) + _downloads(job, labels)
     use, delete = _action("use", job, labels.reuse), _action("delete", job, labels.delete)
     return f'<div class="k-actions">{use}{downloads}{delete}</div>'
 
@@ -203,8 +203,10 @@ def _summary(job: Job, labels: Labels) -> str:
 
 
 def _facts(job: Job, labels: Labels) -> str:
-    """Return the length of a job's video, and whether it is a loop."""
-    return f"{_length(job, labels)} · {labels.parameter_names['loop']}" if job.request.loop else _length(job, labels)
+    """Return the length of a job's video, and where it ends if it is a loop or has a last image."""
+    loop = [labels.parameter_names["loop"]] if job.request.loop else []
+    last_image = [labels.last_image] if job.last_image and not job.extend else []
+    return " · ".join([_length(job, labels), *loop, *last_image])
 
 
 def _length(job: Job, labels: Labels) -> str:
@@ -250,12 +252,23 @@ def _card(job: Job, labels: Labels, *, shown: bool) -> str:
     )
 
 
+def _extend(job: Job, labels: Labels) -> str:
+    """Return the button that asks for the seconds to add; empty for a video that has a fixed end."""
+    if job.request.loop or (job.last_image and not job.extend):
+        return ""
+    dialog = _dialog(labels.seconds_to_add, labels.extend, labels.cancel_rename, "2")
+    return _action("extend", job, labels.extend, attributes=f" {dialog}")
+
+
+def _dialog(question: str, yes: str, no: str, before: str) -> str:
+    """Return the attributes of a button for which page.js asks for a text."""
+    texts = {"question": question, "yes": yes, "no": no, "title": before}
+    return " ".join(f'data-{key}="{escape(text)}"' for key, text in texts.items())
+
+
 def _rename_and_pin(job: Job, labels: Labels) -> str:
     """Return the rename and pin buttons of a card."""
-    texts = (labels.new_title, labels.save, labels.cancel_rename, job.title or "")
-    dialog = " ".join(
-        f'data-{key}="{escape(text)}"' for key, text in zip(("question", "yes", "no", "title"), texts, strict=True)
-    )
+    dialog = _dialog(labels.new_title, labels.save, labels.cancel_rename, job.title or "")
     pin = _action(
         "pin",
         job,

@@ -13,13 +13,14 @@ window.kinema = (() => {
   }).observe(root, { attributeFilter: ["lang"] });
 
   // Upload an image that is dropped, pasted or chosen.
-  function image(element, trigger) {
+  function image(element, trigger, takesPasted) {
     async function upload(file) {
       const frame = element.querySelector(".k-image");
       if (!file) return;
       if (file.size > 20e6) return trigger("rejected", { error: frame.dataset.tooLarge, english: false });
       frame.setAttribute("aria-busy", "true");
       const hint = element.querySelector(".k-hint");
+      const before = hint.textContent;
       hint.textContent = frame.dataset.uploading;
       try {
         const response = await fetch(`../images?language=${language}`, { method: "POST", body: file });
@@ -34,6 +35,7 @@ window.kinema = (() => {
         trigger("rejected", { error: frame.dataset.unreachable, english: false });
       } finally {
         frame.removeAttribute("aria-busy");
+        hint.textContent = before;
       }
     }
     const input = document.createElement("input");
@@ -65,7 +67,7 @@ window.kinema = (() => {
     }
     crop(element, trigger);
     document.addEventListener("paste", (event) => {
-      if (element.offsetParent === null || !event.clipboardData?.files.length) return;
+      if (!takesPasted || element.offsetParent === null || !event.clipboardData?.files.length) return;
       event.preventDefault();
       upload(imageFile(event.clipboardData));
     });
@@ -111,7 +113,7 @@ window.kinema = (() => {
     });
   }
 
-  // Send clicks on action buttons to the server; ask before deleting, and for the title before renaming.
+  // Send clicks on action buttons to the server; ask before deleting, and for the new title or the seconds to add.
   function actions(element, trigger, confirmation) {
     element.addEventListener("click", async (event) => {
       const button = event.target.closest("[data-act]");
@@ -119,7 +121,7 @@ window.kinema = (() => {
       const { act, job, question, yes, no, title } = button.dataset;
       if (act === "use" || act === "last") showForm();
       if (act === "delete" && (await ask(confirmation, button.textContent)) === null) return;
-      if (act !== "rename") return trigger("act", { act, job });
+      if (!question) return trigger("act", { act, job });
       const newTitle = await ask([question, no], yes, title);
       if (newTitle?.trim()) trigger("act", { act, job, title: newTitle });
     });

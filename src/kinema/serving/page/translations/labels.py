@@ -32,6 +32,9 @@ class Labels:
     image_formats: str
     try_example: str
     examples: Mapping[str, str]  # by file name in static/examples
+    last_image: str
+    add_last_image: str
+    last_image_hint: str
     choose: str
     take_photo: str
     replace: str
@@ -99,6 +102,8 @@ class Labels:
     notices_blocked: str
     reuse: str
     use_last_frame: str
+    extend: str
+    seconds_to_add: str
     download: str
     recipe: str
     rename: str
