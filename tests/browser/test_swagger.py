@@ -51,7 +51,7 @@ def execute(page, block, path):
 
 def test_execute_on_generate_returns_a_video(swagger):
     block = operation(swagger, "/generate")
-    block.locator("input[type=file]").set_input_files(ROCKET)
+    block.locator("tr[data-property-name=image] input[type=file]").set_input_files(ROCKET)
     seed = block.locator("tr[data-property-name=seed] input[type=text]")
     assert seed.input_value() == "null"
     seed.fill("7")
@@ -68,7 +68,7 @@ def test_execute_on_videos_queues_a_job_from_json_and_from_a_form(swagger):
     block = operation(swagger, "/v1/videos")
     assert execute(swagger, block, "/v1/videos").json()["status"] == "queued"
     block.locator(".opblock-section-request-body select.content-type").select_option("multipart/form-data")
-    block.locator("input[type=file]").set_input_files(ROCKET)
+    block.locator("tr[data-property-name=input_reference] input[type=file]").set_input_files(ROCKET)
     response = execute(swagger, block, "/v1/videos")
     assert response.json()["status"] == "queued", response.text()
 
@@ -83,7 +83,7 @@ def test_page_shows_kinema_and_nothing_of_bentoml(swagger):
     assert swagger.inner_text(".info .title").split() == ["Kinema", own_version(), "OAS", "3.0"]
     assert "from an image or a prompt" in swagger.inner_text(".info .description")
     tags = [tag.split("\n")[0] for tag in swagger.locator(".opblock-tag").all_inner_texts()]
-    assert tags == ["generate", "videos", "batches", "models", "operation", "workers"]
+    assert tags == ["generate", "videos", "batches", "verify", "models", "operation", "workers"]
     assert "bento" not in swagger.inner_text("body").lower()
     assert swagger.locator(".topbar, .servers:visible").count() == 0
     images = swagger.locator("img").evaluate_all("all => all.map(image => image.complete && image.naturalWidth)")

@@ -64,7 +64,7 @@ INVALID_ARGUMENTS = {
     "missing image": (["nope.png"], 2, "file nope.png not found; check the name and the folder"),
     "out of range": (["--fps=500"], 2, "fps 500 is out of range: 1 to 120"),
     "text-to-image option": (["--scheduler=euler"], 2, "no such option: --scheduler"),
-    "zero runs": (["--runs=0"], 2, "invalid value for '--runs': "),
+    "zero runs": (["--runs=0"], 2, "--runs 0 is too low; use at least 1"),
     "existing file": (["--output=old.json"], 2, "old.json already exists; add --force to overwrite it"),
     "wrong extension": (["--output=x.txt"], 2, "the record x.txt must end in .json; use x.json"),
     "folder": (["--output=full.json"], 2, "full.json is a folder; choose another name for the record"),

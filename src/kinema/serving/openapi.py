@@ -172,9 +172,9 @@ def file_response(media_types: str, description: str) -> dict[int | str, dict[st
 
 TAGS = {
     "generate": "An image in, the video out, in one call.",
-    "verify": "What a video file says about itself, and what of it can be believed.",
     "videos": "Jobs: submit, follow, download, cancel and delete.",
     "batches": "Many videos by one file of requests.",
+    "verify": "What a video file says about itself, and what of it can be believed.",
     "models": "The models that this server offers.",
     "operation": "Health checks and metrics.",
 }
