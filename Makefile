@@ -12,7 +12,11 @@ TORCH_INDEX ?=
 # start compiles PyTorch anew, which takes three times as long as to import it.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo quick test fast-tests test-all check docs bench bench-server faults faults-cluster gallery notebooks screenshots clean chromium
+# The environment whose packages `make sbom` lists, and the file whose versions `make audit` looks up.
+ENVIRONMENT ?= $(VENV)
+PINNED ?= constraints.txt
+
+.PHONY: demo quick test fast-tests test-all check docs sbom audit bench bench-server faults faults-cluster gallery notebooks screenshots clean chromium
 
 demo: $(VENV)/installed ## create a video from an image with the embedded model
 	@mkdir -p out
@@ -36,15 +40,26 @@ fast-tests: $(VENV)/installed-dev chromium
 test-all: check docs chromium ## run all checks, build the site, and run all tests
 	$(BIN)/python -m pytest
 
-check: $(VENV)/installed-dev ## check style, types, layers and names
+check: $(VENV)/installed-dev ## check style, types, layers, names and licences
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python checks/structure.py
+	$(BIN)/python checks/licences.py
 
 docs: $(VENV)/installed-docs ## build the documentation site in out/site, and check its links
 	$(BIN)/python -m docs.website out/site
+
+sbom: $(VENV)/installed-dev $(VENV)/installed-audit ## list the packages of ENVIRONMENT, as a CycloneDX file in out/; check their licences
+	@mkdir -p out
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file out/kinema.cdx.json $(ENVIRONMENT)
+	$(BIN)/python checks/licences.py --environment $(ENVIRONMENT)
+
+audit: $(VENV)/installed-audit ## look for known vulnerabilities of the pinned versions; needs pypi.org
+	@$(BIN)/pip-audit --strict --requirement $(PINNED) --no-deps --disable-pip || { \
+		echo "If no vulnerability is listed above, nothing was checked: the advisories of pypi.org could not be read."; \
+		echo "See docs/releasing.md"; exit 1; }
 
 bench: $(VENV)/installed ## compare the speed of the pocket model on this machine with diffusers
 	$(BIN)/kinema bench examples/rocket.jpg --model pocket --against diffusers --seed 42 \
@@ -98,6 +113,10 @@ $(VENV)/installed-dev: $(VENV)/created pyproject.toml
 
 $(VENV)/installed-docs: $(VENV)/created pyproject.toml
 	@$(PIP) --editable ".[docs,server]"
+	@touch $@
+
+$(VENV)/installed-audit: $(VENV)/created pyproject.toml
+	@$(PIP) --editable ".[audit]"
 	@touch $@
 
 # The browser tests need Debian's chromium. If it can't be installed, they are skipped.

@@ -2,7 +2,7 @@ import pytest
 from pydantic import ValidationError
 
 from kinema.errors import InvalidRequest
-from kinema.settings import read_settings
+from kinema.settings import SECRETS, Settings, read_settings
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +65,7 @@ def test_invalid_file_is_rejected_with_reason(tmp_path, text, message):
 @pytest.mark.parametrize("name", ["api_keys", "hosts", "cors_origins", "image_hosts", "models"])
 def test_list_with_empty_string_is_rejected_and_empty_list_counts_as_unset(tmp_path, name):
     (tmp_path / "kinema.toml").write_text(f'{name} = [""]')
-    with pytest.raises(InvalidRequest, match=f"{name} '' in kinema.toml is invalid"):
+    with pytest.raises(InvalidRequest, match=f"{name}( '')? in kinema.toml is invalid"):
         read_settings()
     (tmp_path / "kinema.toml").write_text(f"{name} = []")
     assert getattr(read_settings(), name) == ()
@@ -82,3 +82,15 @@ def test_gpus_per_video_are_1_2_or_4(monkeypatch):
 def test_invalid_argument_is_rejected_by_its_name():
     with pytest.raises(InvalidRequest, match=r"^device 'tpu' is invalid"):
         read_settings(device="tpu")
+
+
+def test_every_secret_is_listed():
+    assert {name for name, field in Settings.model_fields.items() if "SecretStr" in repr(field.annotation)} == SECRETS
+
+
+@pytest.mark.parametrize("name", sorted(SECRETS))
+def test_message_about_an_invalid_secret_does_not_show_it(tmp_path, name):
+    (tmp_path / "kinema.toml").write_text(f"{name} = 1234567")
+    with pytest.raises(InvalidRequest, match=f"{name} in kinema.toml is invalid") as error:
+        read_settings()
+    assert "1234567" not in str(error.value)

@@ -35,7 +35,7 @@ NAVIGATION: dict[str, list[str]] = {
     "Start": ["index.md", "quickstart.md", "gallery*.md", "readme.md", "readme-ko.md"],
     "Tutorial": ["notebook/stable-video-diffusion.md", "notebook/stable-video-diffusion-ko.md", "tutorial.md"],
     "How-to": ["how-to/progress*.md", "how-to/previews*.md", "how-to/handle*.md", "how-to/*.md", "troubleshooting*.md"],
-    "Server": ["server.md", "page.md", "trust.md", "scaling.md", "capacity.md", "deployment.md"],
+    "Server": ["server.md", "page.md", "trust.md", "threat-model.md", "scaling.md", "capacity.md", "deployment.md"],
     "Reference": [*reference.PAGES, "stability.md", "models/*.md"],
     "Performance": ["performance.md", "performance-internals.md", "kernels.md", "performance-history.md"],
     "Project": [

@@ -22,6 +22,8 @@ from kinema.errors import InvalidRequest
 CONFIG_FILE = Path("kinema.toml")
 # Parameters and options that have another name than their setting.
 _PARAMETERS = {"gpus_per_video": "gpus"}
+# Settings that no error message shows and no node of a cluster gets.
+SECRETS = frozenset({"api_keys", "database_url", "webhook_secret"})
 # Bytes of a secret of Standard Webhooks.
 MIN_SECRET, MAX_SECRET = 24, 64
 
@@ -322,5 +324,5 @@ def _first_error(error: ValidationError, overrides: dict[str, str | None]) -> In
         )
     expected = (Settings.model_fields[name].description or "").rstrip(".")
     value = re.sub(r"//[^/]*@", "//…@", repr(first["input"]))  # a password in a URL
-    shown = "" if name == "webhook_secret" else f" {value}"
+    shown = "" if name in SECRETS else f" {value}"
     return InvalidRequest(f"{shown_name}{shown}{where} is invalid; expected {expected}", name)

@@ -22,6 +22,7 @@ from kinema.cli.service_checks import check_services
 from kinema.errors import IdempotencyKeyReused, InvalidRequest, JobNotFound, QueueFull
 from kinema.jobs import Queue
 from kinema.jobs.deletion import DAY
+from kinema.jobs.job_table import JobTable
 from kinema.jobs.owner_limits import NO_LIMITS
 from kinema.settings import Settings
 
@@ -221,3 +222,10 @@ def test_doctor_connects_to_postgresql(postgresql_url):
     assert check_services(Settings(database_url=postgresql_url))["database"]["problem"] is None
     missing = f"{postgresql_url.partition('?')[0]}_missing?{postgresql_url.partition('?')[2]}"
     assert "does not exist" in check_services(Settings(database_url=missing))["database"]["problem"]
+
+
+def test_shown_url_of_a_database_has_no_password(postgresql_url):
+    table = JobTable(f"{postgresql_url}&password=secret".replace("postgres:@", "postgres:secret@"))
+    table.close()
+    assert table.display_url.startswith("postgresql://")
+    assert "secret" not in table.display_url

@@ -10,8 +10,10 @@ pytest.importorskip("ray", reason="ray is not installed")
 
 from ray._private.services import get_node_to_connect_for_driver
 
+from kinema.scale.bridge import settings_for_nodes
 from kinema.scale.cluster_check import explain
 from kinema.scale.scratch_folder import ScratchFolder
+from kinema.settings import SECRETS, Settings
 
 ABANDONED = """
 import time
@@ -61,3 +63,11 @@ def test_server_on_a_machine_that_is_no_node_is_told_how_to_make_it_one(monkeypa
         get_node_to_connect_for_driver(None, timeout_seconds=0)
     problem = "this machine is no node of the Ray cluster at head:6379; run on it: ray start --address head:6379"
     assert explain(raised.value, "head:6379") == f"{problem} --num-cpus 0 --num-gpus 0"
+
+
+def test_nodes_get_settings_but_no_secrets(monkeypatch):
+    for name in Settings.model_fields:
+        monkeypatch.setenv(f"KINEMA_{name.upper()}", "a value")
+    names = settings_for_nodes().keys()
+    assert "KINEMA_DTYPE" in names
+    assert {f"KINEMA_{name.upper()}" for name in SECRETS} & names == set()

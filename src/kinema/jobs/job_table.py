@@ -62,6 +62,8 @@ if TYPE_CHECKING:
     from kinema.jobs.job import Status
     from kinema.jobs.job_files import JobFiles
 
+# Options of a PostgreSQL URL that are not shown; SQLAlchemy itself hides only the password before the host.
+_PASSWORDS = ("password", "sslpassword")
 # Key of PostgreSQL's advisory lock for submissions: "kinema" in hexadecimal.
 _SUBMIT_LOCK = 0x6B696E656D61
 # Minimum interval of checks that read all pages, since any client may request /readyz.
@@ -87,7 +89,7 @@ class JobTable:
     def __init__(self, url: str) -> None:
         try:
             parsed = sa.make_url(url)
-            self.display_url = parsed.render_as_string()
+            self.display_url = parsed.difference_update_query(_PASSWORDS).render_as_string()
             self._file = SqliteFile(parsed) if parsed.get_backend_name() == "sqlite" else None
             self._engine = create_engine(parsed if self._file is None else self._file.url)
             self._sqlite = self._file is not None

@@ -29,6 +29,7 @@ from kinema.jobs.job_files import write_atomically
 from kinema.jobs.worker_process import exit_with_parent
 from kinema.scale.actor import WorkerActor
 from kinema.scale.cluster_check import explain
+from kinema.settings import SECRETS
 from kinema.version import own_version
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ ACTOR: Any = ray.remote(  # type: ignore[call-overload]
     num_cpus=0, max_restarts=0, max_task_retries=0, concurrency_groups={"control": 1, "heartbeat": 1}
 )(WorkerActor)
 TASK_FILES = ("image", "latents", "last_image", "source_video")
-NOT_FOR_NODES = ("KINEMA_API_KEYS", "KINEMA_DATABASE_URL", "KINEMA_DATA_DIR", "KINEMA_RAY_ADDRESS")
+NOT_FOR_NODES = frozenset(f"KINEMA_{name.upper()}" for name in (*SECRETS, "data_dir", "ray_address"))
 
 
 def main() -> None:
@@ -114,7 +115,7 @@ class Relay:
             _, work = self._connection.recv()
         except (EOFError, OSError):
             return
-        self._actor = ACTOR.options(num_gpus=self._gpus).remote(own_version(), _settings_for_nodes())
+        self._actor = ACTOR.options(num_gpus=self._gpus).remote(own_version(), settings_for_nodes())
         for work_of_thread in (self._pass_on_messages, self._watch):
             Thread(target=work_of_thread, daemon=True).start()
         try:
@@ -190,7 +191,7 @@ class Relay:
         ray.kill(self._actor, no_restart=True)
 
 
-def _settings_for_nodes() -> dict[str, str]:
+def settings_for_nodes() -> dict[str, str]:
     """Return the server's settings that apply to nodes: no secrets, and no number of a GPU, which Ray chooses."""
     settings = {name: value for name, value in os.environ.items() if name.startswith("KINEMA_")}
     if settings.get("KINEMA_DEVICE", "").startswith("cuda"):
