@@ -20,6 +20,7 @@ _REMEDIES = {
     "KinemaError": "Catch this class to handle every error that Kinema raises intentionally; print its message.",
     "InvalidRequest": "Correct the parameter or setting `param`. The message has the value and the allowed range.",
     "RequestTooLarge": "Send a smaller image, or raise `KINEMA_MAX_BODY_MB`.",
+    "ContentRefused": "Use another image or prompt. A server's owner sets [what it refuses](../trust.md#safety-check).",
     "InvalidImage": "Use a JPEG, PNG, WebP, HEIC or AVIF that other programs open. The message says what is wrong.",
     "ModelError": "Check the name with `kinema models`.",
     "ModelNotFound": "Check the spelling. `kinema models` lists the names; a hub id has the form `owner/name`.",

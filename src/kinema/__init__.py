@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from kinema.errors import ContentRefused as ContentRefused
     from kinema.errors import CredentialsError as CredentialsError
     from kinema.errors import DeviceLost as DeviceLost
     from kinema.errors import GenerationFailed as GenerationFailed
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from kinema.values import VideoRequest as VideoRequest
 
 _MODULES = {
+    "ContentRefused": "kinema.errors",
     "CredentialsError": "kinema.errors",
     "DeviceLost": "kinema.errors",
     "GenerationFailed": "kinema.errors",
@@ -107,6 +109,7 @@ _MODULES = {
 }
 
 __all__ = [
+    "ContentRefused",
     "CredentialsError",
     "DeviceLost",
     "GenerationFailed",

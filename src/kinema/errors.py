@@ -2,7 +2,8 @@
 
     KinemaError
     ├── InvalidRequest               a parameter is out of range, or parameters contradict each other
-    │   └── RequestTooLarge          the request body exceeds the limit
+    │   ├── RequestTooLarge          the request body exceeds the limit
+    │   └── ContentRefused           the server's safety check or its list of blocked words refuses the content
     ├── InvalidImage                 the input is not a usable image
     ├── ModelError                   a model is unavailable or invalid
     │   ├── ModelNotFound            no such catalog name, hub repository or folder
@@ -57,6 +58,12 @@ class RequestTooLarge(InvalidRequest):
     """The request body exceeds the limit."""
 
     code = "request_too_large"
+
+
+class ContentRefused(InvalidRequest):
+    """The safety check or the blocked words of a server refuse an image, a video or a prompt. Nothing of it is kept."""
+
+    code = "content_refused"
 
 
 class InvalidImage(KinemaError, ValueError):

@@ -113,6 +113,22 @@ class Settings(BaseSettings):
         "generated after its metadata are lost; or off: it can't be recognised then; unset: on in a server, off "
         "elsewhere.",
     )
+    safety: Literal["off", "image", "video"] = Field(
+        default="off",
+        description="off; image, to have a server refuse pornographic images; or video, to have it check frames of "
+        "finished videos too. Both need the extra safety.",
+    )
+    safety_threshold: float = Field(
+        default=0.8,
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+        description="a number above 0, up to 1: images with a higher score of the safety check are refused.",
+    )
+    blocked_words: Path | None = Field(
+        default=None,
+        description="a text file with a word or phrase per line; a server refuses prompts with one; unset: none.",
+    )
     data_dir: Path = Field(
         default=Path("~/.local/share/kinema"), description="a folder for the queue, its images and its videos."
     )

@@ -1,6 +1,7 @@
 """Stub work for tests of the queue, without a model and torch. Each output is bytes that follow from the request alone.
 
 The request's model selects a fault:
+- "refused" raises ContentRefused in each decode;
 - "large" makes a video of 6.4 MB, which is uploaded to a bucket in parts;
 - "killed" kills the worker process in each decode, "killed once" only in the first;
 - "hangs" hangs in the first denoise; "memory" raises InsufficientMemory; "defect" raises RuntimeError;
@@ -15,7 +16,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from kinema.errors import InsufficientMemory
+from kinema.errors import ContentRefused, InsufficientMemory
 from kinema.jobs.job import DeviceState
 from kinema.steps import Step
 
@@ -88,6 +89,8 @@ class Work:
                 while "killed" in request.model and not task.latents.exists():
                     time.sleep(0.01)  # a crash before that also repeats the latents
                 yield from steps(request, "decode", 3)
+                if request.model == "refused":
+                    raise ContentRefused("the video is refused; use another image")
                 video = output(b"video", request, read(task.latents, previous))
                 return BlockedBytes(video) if request.model == "blocked save" else Bytes(video)
 

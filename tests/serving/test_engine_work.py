@@ -10,9 +10,10 @@ from PIL import Image
 
 import kinema
 from kinema.engine import Checkpoint, Projection, generate, to_latents, to_video
-from kinema.errors import ModelError
+from kinema.errors import ContentRefused, InvalidRequest, ModelError
 from kinema.jobs import Queue
 from kinema.jobs.job import DeviceState, Task
+from kinema.media import safety_check
 from kinema.media.image import fit_image, open_image
 from kinema.media.video_reader import read_recipe
 from kinema.media.watermark import payload_of
@@ -225,6 +226,52 @@ def test_videos_of_a_server_are_marked_unless_setting_is_off(
     expected = f"{payload_of(request, recipe.image_sha256):08x}" if is_marked else None
     assert recipe.encoding.watermark == expected
     assert first.read_bytes() == second.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting", "is_refused"),
+    [
+        (ServerWork, "video", True),
+        (ServerWork, "image", False),
+        (ServerWork, "off", False),
+        (EngineWork, "video", False),
+    ],
+)
+def test_server_refuses_videos_and_previews_none_if_they_are_checked(
+    work, monkeypatch, tiny_svd, png, tmp_path, kind, setting, is_refused
+):
+    monkeypatch.setenv("KINEMA_SAFETY", setting)
+    monkeypatch.setattr(safety_check, "safety_score", lambda _: 0.9)
+    image, request = tmp_path / "image", request_for(model=str(tiny_svd), **SMALL)
+    image.write_bytes(png)
+    part = kind()
+    denoised = drive(part(Task("j", "latents", request, image), None))
+    _, previews, _ = run(part, Task("j", "latents", request, image))
+    assert ([preview for preview in previews if preview is not None] == []) == is_refused
+    video = drive(part(Task("j", "video", request, image, tmp_path / "latents.safetensors"), denoised))
+    if not is_refused:
+        video.save(tmp_path / "a.mp4")
+        return
+    with pytest.raises(ContentRefused):
+        video.save(tmp_path / "a.mp4")
+    assert not (tmp_path / "a.mp4").exists()
+
+
+def test_server_refuses_a_generated_image(work, monkeypatch, tiny_svd, tiny_sd):
+    monkeypatch.setenv("KINEMA_SAFETY", "image")
+    monkeypatch.setattr(safety_check, "safety_score", lambda _: 0.9)
+    request = request_for(
+        model=str(tiny_svd), prompt="a cat", image_model=str(tiny_sd), image_num_inference_steps=1, **SMALL
+    )
+    with pytest.raises(ContentRefused):
+        drive(ServerWork()(Task("j", "image", request), None))
+
+
+def test_worker_without_the_package_of_the_safety_check_does_not_start(work, monkeypatch):
+    monkeypatch.setenv("KINEMA_SAFETY", "video")
+    monkeypatch.setattr(safety_check, "PACKAGE", "kinema_absent_package")
+    with pytest.raises(InvalidRequest, match=r"kinema\[safety\]"):
+        ServerWork()
 
 
 @pytest.mark.slow

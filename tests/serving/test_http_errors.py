@@ -32,8 +32,8 @@ from kinema.serving.rate_limits import PinQuota
 SECRET = "/srv/kinema/jobs.sqlite3: SELECT * FROM kinema_jobs (postgresql://kinema:password@db.internal:5432/kinema)"
 # Messages of these errors contain only what the client sent, so they are not replaced.
 CLIENT_ERRORS = {
-    "invalid_request", "request_too_large", "invalid_image", "model_gated", "insufficient_memory", "generation_failed",
-    "queue_full", "quota_exceeded", "job_not_found", "job_unfinished", "idempotency_key_reused",
+    "content_refused", "invalid_request", "request_too_large", "invalid_image", "model_gated", "insufficient_memory",
+    "generation_failed", "queue_full", "quota_exceeded", "job_not_found", "job_unfinished", "idempotency_key_reused",
 }  # fmt: skip
 
 

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any, Self
 import httpx
 
 from kinema.batch.batch_jobs import Busy, FinishedJob
-from kinema.errors import InsufficientDisk, InvalidImage, InvalidRequest, JobNotFound, ServerUnreachable
+from kinema.errors import (
+    ContentRefused,
+    InsufficientDisk,
+    InvalidImage,
+    InvalidRequest,
+    JobNotFound,
+    ServerUnreachable,
+)
 from kinema.jobs.job import Failure
 from kinema.media.video_writer import write_error
 from kinema.models.catalog import for_image_model, request_for
@@ -263,7 +270,7 @@ class ServerJobs:
             return JobNotFound(message)
         if response.status_code == 507:
             return InsufficientDisk(f"the server has not enough disk space or memory: {message}")
-        kind = InvalidImage if code == InvalidImage.code else InvalidRequest
+        kind = {InvalidImage.code: InvalidImage, ContentRefused.code: ContentRefused}.get(code, InvalidRequest)
         return kind(message, param)
 
     def _no_kinema(self, detail: str = "") -> InvalidRequest:

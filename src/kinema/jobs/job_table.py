@@ -495,6 +495,30 @@ class JobTable:
         values = {"status": "failed", "eta": None, "completed_at": now, "expires_at": expires}
         return self._update(job_id, sa.or_(IS_QUEUED, IS_RUNNING), as_scheduler=as_scheduler, **values, **error)
 
+    def refuse(self, job_id: str, failure: Failure, keep_seconds: float) -> bool:
+        """Set a running job to failed, forget its images and add it to `deletions`; return whether it was running."""
+        now = time.time()
+        values = {
+            "status": "failed",
+            "eta": None,
+            "completed_at": now,
+            "expires_at": sa.case((JOBS.c.pinned, None), else_=now + keep_seconds),
+            "error_code": failure.code,
+            "error_message": failure.message,
+            "image": None,
+            "last_image": None,
+        }
+        with self._write_as_scheduler() as connection:
+            images = sa.select(JOBS.c.image, JOBS.c.last_image).where(JOBS.c.id == job_id, IS_RUNNING)
+            row = connection.execute(images).first()
+            update = JOBS.update().where(JOBS.c.id == job_id, IS_RUNNING).values(values)
+            if row is None or connection.execute(update).rowcount != 1:
+                return False
+            deletion = {"job": job_id, "image": row.image, "last_image": row.last_image}
+            connection.execute(self._insert(DELETIONS).values(deletion).on_conflict_do_nothing())
+            self._notify(connection, job_id)
+        return True
+
     def pin(self, job_id: str, keep_seconds: float, *, pinned: bool) -> bool:
         """Pin a job, or unpin it so that it expires `keep_seconds` from now; return whether it exists."""
         is_finished = JOBS.c.completed_at.is_not(None)

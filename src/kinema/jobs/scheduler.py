@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from kinema.errors import JobNotFound, KinemaError
+from kinema.errors import ContentRefused, JobNotFound, KinemaError
 from kinema.jobs.attempt import Attempt, retry
 from kinema.jobs.cluster import Cluster
 from kinema.jobs.deletion import DAY, delete_removed_files, remove_job, sweep
@@ -360,7 +360,13 @@ class Scheduler:
 
     def _fail(self, job_id: str, failure: Failure, internal_error: Exception | None = None) -> None:
         """Set a job to failed, unless it was cancelled or deleted; log an internal error with its traceback."""
-        if retry(lambda: self._table.fail(job_id, failure, self._keep_seconds, as_scheduler=True), self._closing):
+
+        def fail() -> bool:
+            if failure.code == ContentRefused.code:
+                return self._table.refuse(job_id, failure, self._keep_seconds)
+            return self._table.fail(job_id, failure, self._keep_seconds, as_scheduler=True)
+
+        if retry(fail, self._closing):
             log.warning("job %s failed: %s: %s", job_id, failure.code, failure.message, exc_info=internal_error)
 
     def _clean_up(self, job_id: str) -> None:
@@ -378,6 +384,8 @@ class Scheduler:
             self._files.delete_preview(job_id)
             if job.status == "failed":
                 self._files.delete_job(job_id)
+            if job.error is not None and job.error.code == ContentRefused.code:
+                self._log_errors(functools.partial(self._delete_removed_files, ended=job_id))
             self._traces.finished(job)
             if self._on_finished is not None:
                 self._on_finished(job)
@@ -437,9 +445,10 @@ class Scheduler:
         self._workflows.delete_ended([job_id for job_id in ended if job_id not in self._attempts])
         self._table.check()
 
-    def _delete_removed_files(self) -> None:
+    def _delete_removed_files(self, ended: str | None = None) -> None:
+        """Delete the files of removed jobs that do not run; `ended` is a job that this process has just run."""
         with self._claim_lock:
-            running = self._assigned.keys() | self._attempts.keys()
+            running = (self._assigned.keys() | self._attempts.keys()) - {ended}
         delete_removed_files(self._table, self._files, running)
 
     def _sweep(self) -> None:

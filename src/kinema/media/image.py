@@ -148,6 +148,20 @@ def inspect_image(data: bytes) -> ImageFacts:
     return _decode(data, "the image data", min_side=1).facts
 
 
+def open_reduced(data: bytes, min_side: int) -> tuple[Image.Image, ImageFacts]:
+    """Do the same as `inspect_image`, and return the image too: a JPEG at a fraction of its size.
+
+    Args:
+        data: The encoded image.
+        min_side: Pixels to which no side of a JPEG is reduced further.
+
+    Raises:
+        InvalidImage: see `open_image`.
+    """
+    decoded = _decode(data, "the image data", min_side=min_side)
+    return decoded.rgb, decoded.facts
+
+
 def fit_encoded(data: bytes, width: int, height: int, fit: Fit = "crop", crop_position: float = 0.5) -> Image.Image:
     """Fit encoded bytes as `fit_image` does, for display: a JPEG is decoded at the smallest sufficient size.
 

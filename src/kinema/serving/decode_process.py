@@ -55,8 +55,9 @@ def _never() -> bool:
 class DecodeProcess:
     """Runs functions in a child process, one call at a time in order; starts the process when needed."""
 
-    def __init__(self, memory_mb: int = MEMORY_MB) -> None:
+    def __init__(self, memory_mb: int = MEMORY_MB, idle_mb: int = IDLE_MB) -> None:
         self._memory_mb = memory_mb
+        self._idle_mb = idle_mb
         self._turns: deque[object] = deque()
         self._change = Condition()
         self._process: subprocess.Popen[bytes] | None = None
@@ -158,6 +159,7 @@ class DecodeProcess:
                     "kinema.serving.decode_process",
                     str(child_end.fileno()),
                     str(self._memory_mb),
+                    str(self._idle_mb),
                 ],
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -203,7 +205,8 @@ def _too_slow(cpu_seconds: int) -> Message:
 
 def main() -> None:
     """Process calls until the server closes the connection."""
-    connection = Connection(int(sys.argv[1]))
+    descriptor, memory_mb, idle_mb = map(int, sys.argv[1:])
+    connection = Connection(descriptor)
     with contextlib.suppress(OSError):  # the OOM killer ends this process before the server
         Path("/proc/self/oom_score_adj").write_text("800", encoding="ascii")
     # Ctrl-C and service managers signal all processes; the server ends this one when it shuts down.
@@ -212,7 +215,7 @@ def main() -> None:
     _limit(resource.RLIMIT_CORE, 0)
     _limit_decoder_threads()
     with contextlib.suppress(OSError):
-        _limit(resource.RLIMIT_DATA, _read_status("VmData") + int(sys.argv[2]) * MEGABYTE)
+        _limit(resource.RLIMIT_DATA, _read_status("VmData") + memory_mb * MEGABYTE)
     with contextlib.suppress(EOFError, OSError):
         while True:
             function, arguments, cpu_seconds = connection.recv()
@@ -220,7 +223,7 @@ def main() -> None:
             _limit(resource.RLIMIT_CPU, int(spent + cpu_seconds) + 1)
             kind, result = _call(function, arguments)
             function = arguments = None
-            connection.send((kind, result, _read_status("VmRSS") < IDLE_MB * MEGABYTE))
+            connection.send((kind, result, _read_status("VmRSS") < idle_mb * MEGABYTE))
             result = None
 
 

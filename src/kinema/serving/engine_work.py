@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 from kinema.errors import InsufficientMemory, KinemaError
 from kinema.jobs.job import DeviceState
 from kinema.media.image import fit_image, open_image
+from kinema.media.safety_check import check_frames, check_image, check_safety_package
 from kinema.media.source_video import extended_encoding, open_source_video
 from kinema.media.video_writer import save_video
 from kinema.settings import read_settings
@@ -72,15 +73,25 @@ class TaskImages:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FinishedVideo:
-    """A video whose file gets the invisible mark, or not. If it extends a marked one, the earlier mark goes on."""
+    """A video whose file gets the invisible mark, or not. If it extends a marked one, the earlier mark goes on.
+
+    `safety_threshold` is the score of the safety check above which it is refused; None if it is not checked.
+    """
 
     video: Video
     watermark: bool
     source_video: SourceVideo | None = None
+    safety_threshold: float | None = None
 
     def save(self, path: Path) -> Path:
-        """Write an mp4, and return the path."""
+        """Write an mp4, and return the path. Called in a thread, so the device does not wait for the safety check.
+
+        Raises:
+            ContentRefused: the safety check refuses the video; nothing is written.
+        """
         video = self.video
+        if self.safety_threshold is not None:
+            check_frames(video.frames, self.safety_threshold)
         if self.source_video is None or self.source_video.recipe.encoding.watermark is None:
             return video.save(path, watermark=self.watermark)
         encoding = extended_encoding(FileEncoding(), self.source_video)
@@ -92,9 +103,14 @@ class EngineWork:
 
     watermark: ClassVar[Literal["on", "off"]] = "off"
     """Whether files get the invisible mark if the setting is unset."""
+    has_safety_check: ClassVar[bool] = False
+    """Whether the setting `safety` applies."""
 
     def __init__(self) -> None:
         self._settings = read_settings()
+        self._safety = self._settings.safety if self.has_safety_check else "off"
+        if self._safety != "off":
+            check_safety_package()  # a node of a cluster may lack it; without it, no job may run here
         self._pipeline: tuple[str, VideoPipeline] | None = None
         self._image_pipeline: tuple[str, ImagePipeline] | None = None
         self._projection: Projection | None = None
@@ -127,7 +143,10 @@ class EngineWork:
             case "image":
                 assert task.request.image_model is not None, "every request with a prompt has an image_model"
                 image_pipeline = self._load_image_pipeline(task.request.image_model)
-                return GeneratedImage((yield from generate_image(image_pipeline, task.request)))
+                image = yield from generate_image(image_pipeline, task.request)
+                if self._safety != "off":
+                    check_image(image.rgb, self._settings.safety_threshold)
+                return GeneratedImage(image)
             case "latents":
                 pipeline = self._load_pipeline(task.request.model)
                 self._fit_projection(pipeline)
@@ -144,15 +163,19 @@ class EngineWork:
                 inputs = images.last_image, images.source_video
                 video = yield from to_video(pipeline, images.image, task.request, denoised, *inputs)
                 is_marked = (self._settings.watermark or self.watermark) == "on"
-                return FinishedVideo(video, is_marked, images.source_video)
+                threshold = self._settings.safety_threshold if self._safety == "video" else None
+                return FinishedVideo(video, is_marked, images.source_video, threshold)
 
     def preview(self, state: Step | TaskResult) -> bytes | None:
-        """Return a JPEG of the estimated clean latents, of the last decoded frame, or of a generated image."""
+        """Return a JPEG of the estimated clean latents, of the last decoded frame, or of a generated image.
+
+        If videos are checked, there is none of their frames before that.
+        """
         from PIL import Image, ImageOps
 
         if isinstance(state, GeneratedImage):
             return _jpeg(state.image.rgb)
-        if not isinstance(state, Step):
+        if not isinstance(state, Step) or self._safety == "video":
             return None
         if state.frames is not None:
             return _jpeg(Image.fromarray(state.frames[-1]))
@@ -252,9 +275,10 @@ class EngineWork:
 
 
 class ServerWork(EngineWork):
-    """The work of a server, which marks its videos unless the setting is off."""
+    """The work of a server, which marks its videos unless the setting is off, and checks their content if it is on."""
 
     watermark = "on"
+    has_safety_check = True
 
 
 def _device_and_gpus(settings: Settings) -> tuple[str, int]:

@@ -12,6 +12,7 @@ from kinema.media.video_reader import read_recipe
 from kinema.messages import Message
 from kinema.models.catalog import frames_at_once
 from kinema.models.windows import extension_work
+from kinema.serving.blocked_words import check_prompt
 from kinema.serving.fields import is_set
 from kinema.serving.submission import Submission, check_offered, check_text, check_work
 from kinema.values import TEXT_TO_IMAGE_FIELDS
@@ -45,6 +46,7 @@ def prepare_extension(queue: Queue, settings: Settings, fields: Mapping[str, Any
     for name in [*(["image"] if has_image else []), *given]:
         if name not in _ALLOWED:
             raise InvalidRequest(_not_chosen(name), name)
+    check_prompt(settings, str(given["prompt"]) if "prompt" in given else None)
     job = _completed(queue, str(given[FIELD]))
     video, image = _files(queue, job)
     try:

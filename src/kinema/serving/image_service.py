@@ -8,8 +8,9 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 from kinema.media.image import ImageFacts, inspect_image
+from kinema.media.safety_check import inspect_safely
 from kinema.serving.bounded_pool import BoundedPool
-from kinema.serving.decode_process import DecodeProcess
+from kinema.serving.decode_process import IDLE_MB, MEMORY_MB, DecodeProcess
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,13 +18,21 @@ if TYPE_CHECKING:
 CACHE_SIZE = 1000
 LARGE_BYTES = 2_000_000
 ENCODER_MB = 1000
+# Memory of the network of the safety check, which stays loaded.
+SAFETY_MB = 250
 
 
 class ImageService:
-    """The image service of a server. Separate pools keep slow or large requests from delaying others."""
+    """The image service of a server. Separate pools keep slow or large requests from delaying others.
 
-    def __init__(self) -> None:
-        self.process = DecodeProcess()
+    Args:
+        safety_threshold: Score of the safety check above which images are refused; None: they are not checked.
+    """
+
+    def __init__(self, safety_threshold: float | None = None) -> None:
+        self._safety_threshold = safety_threshold
+        extra_mb = 0 if safety_threshold is None else SAFETY_MB
+        self.process = DecodeProcess(MEMORY_MB + extra_mb, IDLE_MB + extra_mb)
         self.encoder = DecodeProcess(ENCODER_MB)  # its own: encoding a video would delay every upload
         self.verifier = DecodeProcess(ENCODER_MB)  # its own: it reads any files
         self.addresses = BoundedPool("addresses", threads=2, waiting=30)
@@ -40,10 +49,11 @@ class ImageService:
         return self._large_uploads if size > LARGE_BYTES else self._uploads
 
     def inspect(self, data: bytes, gone: Callable[[], bool]) -> ImageFacts:
-        """Call `inspect_image` in the decode process; cache the result.
+        """Call `inspect_image`, or `inspect_safely`, in the decode process; cache the result.
 
         Raises:
             InvalidImage: as `inspect_image`, or a limit of the process was exceeded.
+            ContentRefused: the safety check refuses the image.
             ClientGone: `gone()` returned true.
         """
         sha256 = hashlib.sha256(data).digest()
@@ -51,7 +61,11 @@ class ImageService:
             if (facts := self._cache.get(sha256)) is not None:
                 self._cache.move_to_end(sha256)
                 return facts
-        facts = self.process.run(inspect_image, data, gone=gone)
+        threshold = self._safety_threshold
+        if threshold is None:
+            facts = self.process.run(inspect_image, data, gone=gone)
+        else:
+            facts = self.process.run(inspect_safely, data, threshold, gone=gone)
         with self._lock:
             self._cache[sha256] = facts
             while len(self._cache) > CACHE_SIZE:

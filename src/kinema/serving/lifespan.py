@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import signal
 import threading
 import time
@@ -14,9 +15,11 @@ from typing import TYPE_CHECKING
 
 from kinema.errors import InvalidRequest, QueueUnavailable
 from kinema.jobs import Queue
+from kinema.media.safety_check import check_safety_package
 from kinema.messages import Message
 from kinema.serving.abandoned_jobs import AbandonedJobs
 from kinema.serving.batch_feeder import BatchFeeder
+from kinema.serving.blocked_words import read_blocked_words
 from kinema.serving.body_quota import BodyQuota
 from kinema.serving.image_service import ImageService
 from kinema.serving.metrics import Metrics
@@ -48,12 +51,13 @@ class ServerState:
 
     def __init__(self, settings: Settings, work: str = WORK) -> None:
         _check_key_limits(settings)
+        _check_safety(settings)
         self.settings = settings
         self.metrics = Metrics()
         self.queue = Queue(settings, work, on_finished=self._ended)
         self.abandoned = AbandonedJobs(self.queue)
         self.pins = PinQuota(500)
-        self.images = ImageService()
+        self.images = ImageService(None if settings.safety == "off" else settings.safety_threshold)
         self.signed = open_signed_videos(settings)
         self.batches = BatchFeeder(settings, self.queue, self.images)
         self.webhooks = WebhookSender(settings, self.queue)
@@ -213,6 +217,40 @@ def _check_key_limits(settings: Settings) -> None:
             raise InvalidRequest(
                 f"KINEMA_{name.upper()} limits API keys, but KINEMA_API_KEYS is not set; set both", name
             )
+
+
+def _check_safety(settings: Settings) -> None:
+    """Check that the safety check and the blocked words can be used.
+
+    Raises:
+        InvalidRequest: a package is not installed, a file can't be used, or the nodes of a cluster would not know the
+            setting: they get those of the environment only.
+    """
+    if settings.safety != "off":
+        check_safety_package()
+        names = ("safety", "safety_threshold") if "safety_threshold" in settings.model_fields_set else ("safety",)
+        for name in names if settings.ray_address is not None else ():
+            if not os.environ.get(variable := f"KINEMA_{name.upper()}"):
+                raise InvalidRequest(
+                    f"{name} is set in kinema.toml, which the nodes of the Ray cluster do not read; set {variable} in "
+                    "the environment",
+                    name,
+                )
+    if settings.blocked_words is not None:
+        read_blocked_words(settings.blocked_words)
+
+
+def trust_summary(settings: Settings) -> str:
+    """Return what a server does about the content of videos and what they say about themselves, for its log."""
+    safety = settings.safety if settings.safety == "off" else f"{settings.safety} (above {settings.safety_threshold:g})"
+    blocked = "none"
+    if settings.blocked_words is not None:
+        words = read_blocked_words(settings.blocked_words)
+        blocked = f"{len(words.phrases) + len(words.parts):,}"
+    return (
+        f"content credentials: {settings.credentials or 'on'}, invisible mark: {settings.watermark or 'on'}, "
+        f"safety check: {safety}, blocked words: {blocked}"
+    )
 
 
 def server_state(app: FastAPI) -> ServerState:

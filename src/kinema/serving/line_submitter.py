@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from kinema.errors import (
+    ContentRefused,
     InsufficientDisk,
     InvalidImage,
     KinemaError,
@@ -169,7 +170,7 @@ class LineSubmitter:
         except _RETRIED:
             raise
         except KinemaError as error:
-            if isinstance(error, InvalidImage):
+            if isinstance(error, ContentRefused | InvalidImage):
                 error.param = error.param or "input_reference"
             if stop.is_set():  # perhaps the reason: the decode process ends
                 return

@@ -30,7 +30,7 @@ from kinema.serving.bentoml_arbiter import close_control_ports, exit_on_refusal,
 from kinema.serving.connections import Connection, Limits
 from kinema.serving.decode_process import ClientGone
 from kinema.serving.http_errors import ErrorResponseMiddleware
-from kinema.serving.lifespan import WORK, ServerState, server_state
+from kinema.serving.lifespan import WORK, ServerState, server_state, trust_summary
 from kinema.serving.listen_address import own_url
 from kinema.serving.middleware import AccessControl
 from kinema.serving.multipart import LAST_IMAGE_FIELD
@@ -158,6 +158,7 @@ class StableDiffusionVideo:
     async def _open(self) -> None:
         await self._state.open()
         api.state.server = self._state
+        log.info("%s", trust_summary(self._state.settings))
         if url := own_url():
             urls = f"{url}{page.PATH}, Swagger UI: {url}/, API: {url}/v1/videos"
             log.info("web page: %s", urls)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from kinema.errors import InvalidImage, InvalidRequest
+from kinema.errors import ContentRefused, InvalidImage, InvalidRequest
 from kinema.jobs.batch_schema import KEY_PREFIX
 from kinema.jobs.owner_limits import OwnerLimits
 from kinema.jobs.worker_pool import count_gpus
@@ -33,6 +33,7 @@ from kinema.models.catalog import (
 )
 from kinema.models.video_size import follow_image
 from kinema.models.windows import predicted_frames, video_work
+from kinema.serving.blocked_words import check_prompt
 from kinema.serving.fields import is_set, sent_name, to_parameters
 from kinema.values import too_long
 
@@ -90,6 +91,7 @@ def prepare(
     Raises:
         InvalidRequest: a field is invalid (`param` is the first one), a model is not offered, or the cost is too high.
         InvalidImage: an image can't be used; `param` is "last_image" for that one.
+        ContentRefused: the prompt contains a blocked word, or `inspect` refuses an image; `param` likewise.
     """
     has_last_image = last_image is not None
     request, title, parameters = _check(settings, fields, has_image=image is not None, has_last_image=has_last_image)
@@ -111,6 +113,8 @@ def _inspect_last(image: bytes, inspect: Callable[[bytes], ImageFacts]) -> Image
         return inspect(image)
     except InvalidImage as error:
         raise InvalidImage(about_last_image(error.args[0]), "last_image") from None
+    except ContentRefused as error:
+        raise ContentRefused(about_last_image(error.args[0]), "last_image") from None
 
 
 def check(
@@ -134,6 +138,7 @@ def _check(
     given = {name: value for name, value in fields.items() if is_set(value)}
     check_text(given)
     title = _title(given.pop("prompt", None))
+    check_prompt(settings, title)
     if title is not None and not has_image:
         given["prompt"] = title
     if not has_image and title is None:

@@ -14,7 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, RedirectResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from kinema.errors import InvalidImage, InvalidRequest, JobNotFound, KinemaError, ModelError
+from kinema.errors import ContentRefused, InvalidImage, InvalidRequest, JobNotFound, KinemaError, ModelError
 from kinema.jobs.job import PART_FILES
 from kinema.messages import rejected_value
 from kinema.models.catalog import CATALOG, IMAGE_MODELS, default_parameters, image_model_defaults
@@ -142,7 +142,7 @@ def _prepared(state: ServerState, fields: ParsedRequest, gone: Callable[[], bool
     try:
         image, last_image = fetch_images(state.settings, fields, gone)
         return prepare(state.settings, fields.fields, image, lambda data: state.images.inspect(data, gone), last_image)
-    except InvalidImage as error:
+    except (ContentRefused, InvalidImage) as error:
         error.param = error.param or fields.image_field
         raise
 

@@ -38,6 +38,8 @@ PAGE_MODULES = {
     "models/catalog.py": {"_stored_defaults"},
     "media/image.py": {"open_image", "_fit", "read_image_file", "_read_file", "_from_array", "_to_upright"},
     "media/image_structure.py": set(),
+    "media/safety_check.py": {"check_safety_package"},
+    "serving/blocked_words.py": {"_unusable"},
     "serving/submission.py": set(),
     "jobs/queue.py": {"list", "_check_completed", "_check_arguments", "_find_by_key"},
     "jobs/job_files.py": {"__init__"},

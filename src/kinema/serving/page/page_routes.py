@@ -15,6 +15,7 @@ from fastapi import APIRouter, HTTPException, Query, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response, StreamingResponse
 
 from kinema.errors import (
+    ContentRefused,
     CredentialsError,
     InsufficientDisk,
     InvalidImage,
@@ -62,7 +63,7 @@ _IMMUTABLE = {"Cache-Control": "private, max-age=31536000, immutable"}
 _NO_STORE = {"Cache-Control": "no-store"}
 
 
-_STATUS = {InvalidImage: 422, InsufficientDisk: 507, ServerBusy: 503, QuotaExceeded: 429}
+_STATUS = {ContentRefused: 422, InvalidImage: 422, InsufficientDisk: 507, ServerBusy: 503, QuotaExceeded: 429}
 
 
 class Drafts:
@@ -97,6 +98,7 @@ class Drafts:
 
         Raises:
             InvalidImage: The bytes are not a usable image.
+            ContentRefused: The safety check refuses the image.
             InsufficientDisk: Free disk space is below the reserve.
         """
         self.images.inspect(data, gone)
@@ -193,7 +195,7 @@ def _add_images(router: APIRouter, drafts: Drafts, bodies: BodyQuota) -> None:
             return _error(413, "request_too_large", labels.too_large, labels.language)
         except ClientGone:
             return Response(status_code=499)
-        except (InvalidImage, InsufficientDisk, ServerBusy, QuotaExceeded) as error:
+        except (ContentRefused, InvalidImage, InsufficientDisk, ServerBusy, QuotaExceeded) as error:
             message = error_message(error)
             translation = labels.translate(message)
             status = next(status for kind, status in _STATUS.items() if isinstance(error, kind))
