@@ -42,7 +42,15 @@ FENCE = re.compile(
 )
 MANY_VIDEOS = [
     f"docs/how-to/{name}.md"
-    for name in ("8gb-gpu", "batches", "folder-of-photos", "own-fine-tune", "portrait-photos", "several-seeds")
+    for name in (
+        "8gb-gpu",
+        "batches",
+        "extend-a-video",
+        "folder-of-photos",
+        "own-fine-tune",
+        "portrait-photos",
+        "several-seeds",
+    )
 ]
 SLOW = pytest.mark.slow
 OWN_MODEL = "docs/how-to/own-fine-tune.md"
