@@ -10,7 +10,9 @@ from PIL import Image
 import kinema
 from kinema.engine import samplers
 from kinema.media.source_video import open_source_video
+from kinema.media.watermark import embed
 from kinema.models.windows import extended_windows, windows
+from kinema.values import FileEncoding
 from tiny import make_tiny_svd
 
 SIZE = {"width": 64, "height": 64, "num_inference_steps": 2}
@@ -90,6 +92,31 @@ def test_extended_video_can_be_extended_and_takes_its_first_frame_without_image(
     assert longest.recipe.extension is not None
     assert (len(longest.frames), longest.recipe.extension.lengths) == (9, (4, 6))
     assert longest.recipe.image_sha256 == kinema.open_image(video.frames[0]).sha256
+
+
+def test_mark_of_the_file_goes_on_and_its_frames_are_not_marked_again(pipeline, image, video, tmp_path):
+    file = video.save(tmp_path / "marked", watermark=True)
+    mark = kinema.read_recipe(file).encoding.watermark
+    assert mark is not None
+    longer = kinema.extend(file, num_frames=2, image=image, model=pipeline)
+    longest = kinema.extend(longer, num_frames=3, image=image, model=pipeline)
+    for extended, watermark in ((longer, True), (longer, False), (longest, True)):
+        path = extended.save(tmp_path / f"{len(extended.frames)}-{watermark}", watermark=watermark)
+        saved, _ = kinema.read_frames(path)
+        np.testing.assert_array_equal(saved[:4], kinema.read_frames(file)[0])
+        np.testing.assert_array_equal(saved[4:], embed(extended.frames[4:], int(mark, 16)))
+        assert kinema.read_recipe(path).encoding == FileEncoding(watermark=mark, marked_before=4)
+
+
+def test_video_that_is_extended_from_one_without_mark_is_marked_as_a_whole(pipeline, image, video, tmp_path):
+    longer = kinema.extend(video.save(tmp_path / "plain"), num_frames=2, image=image, model=pipeline)
+    assert kinema.read_recipe(longer.save(tmp_path / "unmarked")).encoding == FileEncoding()
+    path = longer.save(tmp_path / "marked", watermark=True)
+    encoding = kinema.read_recipe(path).encoding
+    assert encoding.watermark is not None
+    assert encoding.marked_before == 0
+    saved, _ = kinema.read_frames(path)
+    np.testing.assert_array_equal(saved, embed(longer.frames, int(encoding.watermark, 16)))
 
 
 @pytest.mark.parametrize(

@@ -231,6 +231,16 @@ def test_mark_is_in_file_recipe_and_remake(generate, kinema, folder, tiny_svd, m
     assert read_recipe("a-remade").encoding == recipe.encoding
 
 
+def test_mark_goes_on_in_an_extended_video_and_its_remake(generate, kinema, folder, tiny_svd):
+    assert generate("--watermark", "-o", "a").code == 0
+    mark = read_recipe("a").encoding.watermark
+    sources = ("--image", "rocket.png", "--model", tiny_svd)
+    assert kinema("extend", "a", "--num-frames=1", *sources, "-o", "longer").code == 0
+    assert np.array_equal(read_frames("longer")[0][:2], read_frames("a")[0])
+    assert read_recipe("longer").encoding == FileEncoding(watermark=mark, marked_before=2)
+    assert kinema("remake", "longer", "--extends", "a", *sources).code == 0
+
+
 def test_remake_of_a_file_that_a_server_encoded_again_is_identical(generate, kinema, folder, tiny_svd):
     from kinema.media.reencode import reencode
 

@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 
 from kinema.media import reencode as reencode_module
-from kinema.media.source_video import extended_encoding, open_source_video
+from kinema.media.encoding_steps import KeptMark, with_kept_mark
+from kinema.media.source_video import open_source_video
+from kinema.media.verification import verify_file
 from kinema.media.video import Video
 from kinema.media.video_writer import VideoWriter, read_frames, read_recipe, save_video
 from kinema.media.watermark import detect, embed, payload_of, strongest
@@ -180,8 +182,9 @@ def test_reencoded_file_keeps_the_mark(tmp_path, clip, recipe):
 def test_mark_of_an_extended_video_goes_on_in_its_new_frames(tmp_path, clip, recipe):
     source = Video(clip[:2], 7, recipe.model_copy(update={"request": recipe.request.changed(num_frames=2)}))
     opened = open_source_video(source.save(tmp_path / "source", watermark=True))
-    encoding = extended_encoding(FileEncoding(), opened)
-    assert encoding == FileEncoding(watermark=opened.recipe.encoding.watermark, marked_before=2)
+    assert opened.mark == KeptMark(opened.recipe.encoding.watermark, 2)
+    encoding = with_kept_mark(FileEncoding(), opened.mark)
+    assert encoding == FileEncoding(watermark=opened.mark.payload, marked_before=2)
     with VideoWriter(tmp_path / "extended", 7, recipe, encoding=encoding) as writer:
         for frames in (opened.frames[:1], opened.frames[1:], clip[2:3], clip[3:]):
             writer.write(frames)
@@ -191,9 +194,20 @@ def test_mark_of_an_extended_video_goes_on_in_its_new_frames(tmp_path, clip, rec
     assert np.array_equal(read_frames(whole)[0], read_frames(tmp_path / "extended")[0])
 
 
-def test_extended_video_without_mark_gets_none(tmp_path, clip, recipe):
+def test_saving_an_extended_video_does_not_mark_its_kept_frames_again(tmp_path, clip, marked, recipe):
+    mark = KeptMark(f"{PAYLOAD:08x}", 2)
+    extended = Video(np.concatenate([marked[:2], clip[2:]]), 7, recipe, kept_mark=mark)
+    for watermark in (True, False):
+        path = extended.save(tmp_path / f"extended-{watermark}", watermark=watermark)
+        assert np.array_equal(read_frames(path)[0], marked)  # 42.4 dB; marked twice, the kept frames have 38.3
+    found = verify_file(extended.save(tmp_path / "extended.mp4", watermark=True)).mark
+    assert (found.payload, found.matches_recipe) == (mark.payload, True)
+
+
+def test_source_without_mark_has_none_to_keep(tmp_path, clip, recipe):
     source = Video(clip[:2], 7, recipe.model_copy(update={"request": recipe.request.changed(num_frames=2)}))
-    assert extended_encoding(FileEncoding(crf=20), open_source_video(source)) == FileEncoding(crf=20)
+    assert open_source_video(source).mark is None
+    assert open_source_video(source.save(tmp_path / "plain")).mark is None
 
 
 # The payload

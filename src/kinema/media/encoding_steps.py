@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
@@ -16,6 +17,19 @@ from kinema.values import FileEncoding
 if TYPE_CHECKING:
     from kinema.media.video_encoders import Frame, VideoEncoder
     from kinema.values import VideoRequest
+
+
+@dataclass(frozen=True, slots=True)
+class KeptMark:
+    """The invisible mark that the first frames of an extended video have already.
+
+    Attributes:
+        payload: Its 32 bits, as 8 hexadecimal digits.
+        frames: The number of these frames.
+    """
+
+    payload: str
+    frames: int
 
 
 def file_encoding(*, crf: int | None = None, boomerang: bool = False) -> FileEncoding:
@@ -37,6 +51,11 @@ def with_mark(
     """Return the encoding with the mark of a request and its images."""
     mark = f"{payload_of(request, image_sha256, last_image_sha256):08x}"
     return encoding.model_copy(update={"watermark": mark})
+
+
+def with_kept_mark(encoding: FileEncoding, mark: KeptMark) -> FileEncoding:
+    """Return the encoding of an extended video: its mark goes on in the frames that do not have it yet."""
+    return encoding.model_copy(update={"watermark": mark.payload, "marked_before": mark.frames})
 
 
 def encoder_with(suffix: str, fps: float, encoding: FileEncoding) -> VideoEncoder:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kinema.errors import InvalidRequest, RecipeError
+from kinema.media.encoding_steps import KeptMark
 from kinema.media.video import Video
 from kinema.media.video_reader import read_frames, read_recipe
 from kinema.values import Extension
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     import os
 
     from kinema.media.video_writer import Frames
-    from kinema.values import FileEncoding, Recipe
+    from kinema.values import Recipe
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,6 +31,8 @@ class SourceVideo:
     label: str
     sha256: str
     """Over the size and the pixels of all frames, so that it does not depend on the file."""
+    mark: KeptMark | None
+    """The invisible mark of its frames, or of the first of them if it is an unsaved video that was extended itself."""
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -52,13 +55,6 @@ def lengths_of(recipe: Recipe) -> tuple[int, ...]:
     return (*(recipe.extension.lengths if recipe.extension else ()), recipe.request.num_frames)
 
 
-def extended_encoding(encoding: FileEncoding, source: SourceVideo) -> FileEncoding:
-    """Return the encoding of an extended video, in which the mark of the earlier one goes on, if it has one."""
-    if (mark := source.recipe.encoding.watermark) is None:
-        return encoding
-    return encoding.model_copy(update={"watermark": mark, "marked_before": len(source.frames)})
-
-
 def open_source_video(video: Video | str | os.PathLike[str]) -> SourceVideo:
     """Return a video to extend, from a `Video` or a file; a path may begin with `~`.
 
@@ -68,15 +64,16 @@ def open_source_video(video: Video | str | os.PathLike[str]) -> SourceVideo:
         InvalidRequest: it is a loop, ends at a last image, or plays backward.
     """
     if isinstance(video, Video):
-        return _checked(video.frames, video.recipe, "the video")
+        return _checked(video.frames, video.recipe, "the video", video.kept_mark)
     path = Path(video).expanduser()
     recipe = read_recipe(path)
     check_extendable(recipe, str(path))
     frames, _ = read_frames(path)
-    return _checked(frames, recipe, str(path))
+    payload = recipe.encoding.watermark
+    return _checked(frames, recipe, str(path), None if payload is None else KeptMark(payload, len(frames)))
 
 
-def _checked(frames: Frames, recipe: Recipe, label: str) -> SourceVideo:
+def _checked(frames: Frames, recipe: Recipe, label: str, mark: KeptMark | None) -> SourceVideo:
     check_extendable(recipe, label)
     count, height, width, _ = frames.shape
     if count != (expected := recipe.request.output_frames):
@@ -85,7 +82,7 @@ def _checked(frames: Frames, recipe: Recipe, label: str) -> SourceVideo:
         )
     digest = hashlib.sha256(f"{count}x{width}x{height}:".encode())
     digest.update(np.ascontiguousarray(frames).data)
-    return SourceVideo(frames, recipe, label, digest.hexdigest())
+    return SourceVideo(frames, recipe, label, digest.hexdigest(), mark)
 
 
 def check_extendable(recipe: Recipe, label: str) -> None:

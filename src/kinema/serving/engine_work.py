@@ -11,11 +11,10 @@ from kinema.errors import InsufficientMemory, KinemaError
 from kinema.jobs.job import DeviceState
 from kinema.media.image import fit_image, open_image
 from kinema.media.safety_check import check_frames, check_image, check_safety_package
-from kinema.media.source_video import extended_encoding, open_source_video
-from kinema.media.video_writer import save_video
+from kinema.media.source_video import open_source_video
 from kinema.settings import read_settings
 from kinema.steps import Step, drive
-from kinema.values import FileEncoding, ImageGeneration
+from kinema.values import ImageGeneration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -73,14 +72,13 @@ class TaskImages:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FinishedVideo:
-    """A video whose file gets the invisible mark, or not. If it extends a marked one, the earlier mark goes on.
+    """A video whose file gets the invisible mark, or not.
 
     `safety_threshold` is the score of the safety check above which it is refused; None if it is not checked.
     """
 
     video: Video
     watermark: bool
-    source_video: SourceVideo | None = None
     safety_threshold: float | None = None
 
     def save(self, path: Path) -> Path:
@@ -92,10 +90,7 @@ class FinishedVideo:
         video = self.video
         if self.safety_threshold is not None:
             check_frames(video.frames, self.safety_threshold)
-        if self.source_video is None or self.source_video.recipe.encoding.watermark is None:
-            return video.save(path, watermark=self.watermark)
-        encoding = extended_encoding(FileEncoding(), self.source_video)
-        return save_video(video.frames, path, video.fps, video.recipe, encoding=encoding)
+        return video.save(path, watermark=self.watermark)
 
 
 class EngineWork:
@@ -164,7 +159,7 @@ class EngineWork:
                 video = yield from to_video(pipeline, images.image, task.request, denoised, *inputs)
                 is_marked = (self._settings.watermark or self.watermark) == "on"
                 threshold = self._settings.safety_threshold if self._safety == "video" else None
-                return FinishedVideo(video, is_marked, images.source_video, threshold)
+                return FinishedVideo(video, is_marked, threshold)
 
     def preview(self, state: Step | TaskResult) -> bytes | None:
         """Return a JPEG of the estimated clean latents, of the last decoded frame, or of a generated image.
