@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import kinema
 from kinema.engine import samplers
+from kinema.engine.image_to_video import to_latents
 from kinema.media.source_video import open_source_video
 from kinema.media.watermark import embed
 from kinema.models.windows import extended_windows, windows
+from kinema.steps import drive
 from kinema.values import FileEncoding
 from tiny import make_tiny_svd
 
@@ -32,6 +35,12 @@ def image():
 @pytest.fixture(scope="module")
 def video(pipeline, image):
     return kinema.generate(image, model=pipeline, seed=1, **SIZE)
+
+
+def to_latents_of(pipeline, image, request, source=None, steps=None):
+    """Return the latents that are decoded; append the steps."""
+    events = to_latents(pipeline, kinema.open_image(image), request, source=source)
+    return drive(events, [].append if steps is None else steps.append).latents
 
 
 def bounds(found):
@@ -82,6 +91,30 @@ def test_extended_video_begins_with_the_decoded_frames_of_its_file(pipeline, ima
     assert longer.recipe.extension.frames_sha256 == open_source_video(file).sha256
     again = kinema.extend(file, num_frames=5, image=image, model=pipeline)
     np.testing.assert_array_equal(again.frames, longer.frames)
+
+
+def test_model_whose_encoder_leaves_channels_out_denoises_the_video_again(tmp_path, image):
+    folder = make_tiny_svd(tmp_path / "positions", frames_at_once=4, latent_channels=8)
+    weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    for name in ("quant_conv.weight", "quant_conv.bias"):
+        tensors[name][5:8] = 0
+    save_file(tensors, weights, metadata={"format": "pt"})
+    pipeline = kinema.load(folder, device="cpu", dtype="float32")
+    video = kinema.generate(image, model=pipeline, seed=1, **SIZE)
+    latents = to_latents_of(pipeline, image, video.recipe.request)
+    for added, count in ((1, 2), (1, 3), (3, 1)):  # the second extension is in the window of the first
+        source = open_source_video(video)
+        longer = kinema.extend(video, num_frames=added, image=image, model=pipeline)
+        steps = []
+        request = longer.recipe.request
+        held = to_latents_of(pipeline, image, request, source, steps)
+        assert held.shape[1] == count + added
+        torch.testing.assert_close(held[:, :count], latents[:, -count:])
+        encoding = [(step.step, step.total) for step in steps if step.stage == "encode"]
+        total = 2 + 2 * len(source.lengths)
+        assert encoding == [(i, total) for i in range(1, total + 1)]
+        video, latents = longer, held
 
 
 def test_extended_video_can_be_extended_and_takes_its_first_frame_without_image(pipeline, image, video):

@@ -28,7 +28,7 @@ class Step:
             if the request says so), in this order.
         step: The number of units done in this stage, from 1 to `total`: denoising steps; frames from "decode" on; in
             "encode" CLIP embedding and VAE latents of each image (`total` 2, or 4 with a last image), then the
-            latents of each held frame of a video that is extended.
+            latents of each held frame of a video that is extended (or the denoising steps that make them again).
         total: The number of units of the stage.
         latents: In stage "denoise", [1, frames, channels, height/f, width/f] with f the VAE's factor (8 in every
             published SVD); a loop and a video in windows have more frames than they keep. In stage "text_to_image",
@@ -86,3 +86,17 @@ def drive(
                 on_restart(event)
             else:
                 on_step(event)
+
+
+def replaced(
+    steps: Generator[Step, None, Result], replacement: Callable[[Step], Step]
+) -> Generator[Step, None, Result]:
+    """Yield the replacement of each step; return the generator's result."""
+    with closing(steps):
+        while True:
+            try:
+                step = next(steps)
+            except StopIteration as end:
+                result: Result = end.value
+                return result
+            yield replacement(step)

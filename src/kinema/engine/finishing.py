@@ -14,7 +14,7 @@ import numpy as np
 from kinema.engine.held_frames import fitted_frames
 from kinema.engine.interpolation import Interpolation
 from kinema.engine.upscaling import upscaling_stage
-from kinema.steps import Step
+from kinema.steps import Step, replaced
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
@@ -101,15 +101,9 @@ def finish_extended(
     new = decoded[len(decoded) - (request.num_frames - source.lengths[-1]) :]
     name: Stage = "decode"
     if stages:
-        events = finish(np.concatenate([fitted_frames(source, request)[-1:], new]), stages)
-        while True:
-            try:
-                step = next(events)
-            except StopIteration as end:
-                new = end.value[1:]
-                break
-            name = step.stage
-            yield replace(step, frames=None)
+        name = stages[-1].name
+        with_last = np.concatenate([fitted_frames(source, request)[-1:], new])
+        new = (yield from replaced(finish(with_last, stages), lambda step: replace(step, frames=None)))[1:]
     frames = np.concatenate([source.frames, new])
     yield Step(name, len(frames), len(frames), frames=frames)
     return frames

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from kinema.engine import held_frames
 from kinema.engine.checkpoint import Checkpoint
 from kinema.engine.conditioning import ENCODE_STEPS, condition
 from kinema.engine.decoding import NotFinite, decode
 from kinema.engine.denoising import denoise, window_frames
 from kinema.engine.engines import engine_for, precision_for
 from kinema.engine.finishing import finish, finish_extended, finishing_stages
-from kinema.engine.held_frames import held_count, hold
 from kinema.engine.out_of_memory import SMALLER, insufficient, is_out_of_memory
 from kinema.errors import GenerationFailed
 from kinema.media.image import fit_image
@@ -162,12 +162,17 @@ def _to_denoised(
     events: list[str] = []
     generator = torch.Generator("cpu").manual_seed(request.seed)
     encoded = []
-    total = ENCODE_STEPS * len(fitted) + (0 if source is None else held_count(pipeline, source, request))
+    total = ENCODE_STEPS * len(fitted) + (0 if source is None else held_frames.hold_steps(pipeline, source, request))
     for i, image in enumerate(fitted):
         steps = ENCODE_STEPS * i, total
         encoded.append((yield from _encode(pipeline, plan, image, request, generator, steps)))
     ends = encoded * 2 if request.loop else encoded
-    held = None if source is None else (yield from _hold(pipeline, plan, source, request))
+    held: HeldFrames | None = None
+    if source is not None and pipeline.encodes_frames:
+        held = yield from _encode_held(pipeline, plan, source, request)
+    elif source is not None:
+        again = held_frames.denoise_again(pipeline, plan, ends, source, request, generator, events)
+        held, plan = yield from again
     latents, plan = yield from denoise(pipeline, plan, ends, request, generator, events, held)
     return Checkpoint(latents, plan, tuple(events))
 
@@ -190,13 +195,13 @@ def _encode(
         raise insufficient(error, "encoding the image", SMALLER) from None
 
 
-def _hold(
+def _encode_held(
     pipeline: VideoPipeline, plan: MemoryPlan, source: SourceVideo, request: VideoRequest
 ) -> Generator[Step, None, HeldFrames]:
     """Yield a step after each encoded frame of the video to extend; return those that new windows hold."""
     try:
         with place(pipeline, plan) as placed:
-            return (yield from hold(pipeline, placed, source, request))
+            return (yield from held_frames.encode(pipeline, placed, source, request))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

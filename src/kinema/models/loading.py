@@ -118,6 +118,12 @@ class VideoPipeline:
         return int(self.vae.config.latent_channels)  # type: ignore[union-attr, arg-type]
 
     @cached_property
+    def encodes_frames(self) -> bool:
+        """Whether the VAE's encoder gives all channels of a frame's latents. It leaves some 0 if only the UNet does."""
+        weight: torch.Tensor = self.vae.quant_conv.weight  # type: ignore[union-attr, assignment]
+        return bool(weight[: self.latent_channels].flatten(1).any(1).all())
+
+    @cached_property
     def identity(self) -> ModelIdentity:
         """Identity of the weights; they are hashed on first access, or in the background after `prepare_identity`."""
         self.prepare_identity()
