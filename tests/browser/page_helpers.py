@@ -24,6 +24,7 @@ class Server:
 
     def __init__(self, data, work="page_work:Work"):
         self.data = data
+        self._hold = data / "hold"
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -36,7 +37,8 @@ class Server:
     def start(self):
         # Worker processes import the stand-in from this folder.
         paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-        self.process = subprocess.Popen(self.command, env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "2"})
+        environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "2", "PAGE_WORK_HOLD": str(self._hold)}
+        self.process = subprocess.Popen(self.command, env=environment)
         deadline = time.monotonic() + 60
         while True:
             with contextlib.suppress(OSError), urlopen(self.url, timeout=5):
@@ -44,6 +46,15 @@ class Server:
             assert self.process.poll() is None, "the server ended"
             assert time.monotonic() < deadline, "the server does not respond"
             time.sleep(0.1)
+
+    @contextlib.contextmanager
+    def hold(self):
+        """Keep jobs of the stand-in in progress until the end of the block."""
+        self._hold.touch()
+        try:
+            yield
+        finally:
+            self._hold.unlink()
 
     def kill(self):
         self.process.kill()
@@ -86,6 +97,3 @@ def generate(page):
 
 def finished(page, status="completed"):
     page.wait_for_selector(f".k-panel[data-status={status}]")
-
-
-SLOW = 24  # a number of denoising steps for which the stand-in takes three seconds

@@ -1,8 +1,13 @@
-"""A stand-in for the model: steps that sleep, synthetic frames, and a real mp4 of them."""
+"""A stand-in for the model: steps, synthetic frames, and a real mp4 of them.
+
+While the file $PAGE_WORK_HOLD exists, denoising stays at its second step, so that a test can look at a running job.
+"""
 
 import io
 import json
+import os
 import time
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -22,14 +27,14 @@ class Work:
         self.request = request = task.request
         match task.part:
             case "image":
-                yield from steps(request, "text_to_image", 4)
+                yield from steps("text_to_image", 4)
                 return Saved(frame(request, 0).save)
             case "latents":
-                yield from steps(request, "encode", 2)
-                yield from steps(request, "denoise", request.num_inference_steps)
+                yield from steps("encode", 2)
+                yield from steps("denoise", request.num_inference_steps)
                 return Saved(lambda path: path.write_text(json.dumps(request.seed)))
             case "video":
-                yield from steps(request, "decode", 2)
+                yield from steps("decode", 2)
                 frames = np.stack([np.asarray(frame(request, i)) for i in range(request.num_frames)])
                 return Video(frames, request.frame_rate, recipe(request))
 
@@ -43,10 +48,14 @@ class Work:
         return jpeg(frame(self.request, getattr(state, "step", 0)))
 
 
-def steps(request, stage, total):
+def steps(stage, total):
+    hold = Path(os.environ["PAGE_WORK_HOLD"])
     for step in range(1, total + 1):
-        time.sleep(0.12 if request.num_inference_steps > 20 else 0.02)  # slow if a test watches the progress
+        time.sleep(0.02)
         yield Step(stage, step, total)
+        while (stage, step) == ("denoise", 2) and hold.exists():
+            time.sleep(0.1)
+            yield Step(stage, step, total)  # so that the job can be cancelled
 
 
 def frame(request, shift):

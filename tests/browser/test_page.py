@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from page_helpers import ROCKET, SLOW, Server, finished, generate, number_field, ready, set_number, upload_image
+from page_helpers import ROCKET, Server, finished, generate, number_field, ready, set_number, upload_image
 from PIL import Image
 
 pytestmark = pytest.mark.browser
@@ -17,11 +17,12 @@ def test_image_becomes_a_video_that_plays(server, visit):
     assert page.eval_on_selector(
         ".k-image .k-media > img", "i => i.decode().then(() => [i.naturalWidth, i.naturalHeight])"
     ) == [288, 160]
-    set_number(page, "Steps", SLOW)
-    job = generate(page)
-    page.wait_for_selector(".k-panel[data-status=in_progress] img[src*=preview]")
-    page.wait_for_function("/step \\d+ of 24/.test(document.querySelector('.k-headline').textContent)")
-    assert page.get_attribute(".k-bar", "aria-valuenow") != "0"
+    set_number(page, "Steps", 24)
+    with server.hold():
+        job = generate(page)
+        page.wait_for_selector(".k-panel[data-status=in_progress] img[src*=preview]")
+        page.wait_for_function("/step 2 of 24/.test(document.querySelector('.k-headline').textContent)")
+        assert page.get_attribute(".k-bar", "aria-valuenow") != "0"
     finished(page)
     page.wait_for_function("document.querySelector('.k-panel video').currentTime > 0")
     assert page.eval_on_selector(".k-panel video", "v => [v.videoWidth, v.videoHeight, v.loop]") == [288, 160, True]
@@ -145,9 +146,9 @@ def test_notice_of_a_finished_video_whose_last_frame_becomes_the_image(server, v
     )
     page.get_by_label("Notify me when a video is done").check()
     upload_image(page)
-    set_number(page, "Steps", SLOW)
-    generate(page)
-    page.evaluate("Object.defineProperty(document, 'hidden', { get: () => true })")
+    with server.hold():
+        generate(page)
+        page.evaluate("Object.defineProperty(document, 'hidden', { get: () => true })")
     page.wait_for_function("window.notices.length")
     assert page.evaluate("window.notices") == ["Completed: rocket"]
     source = page.get_attribute(".k-image .k-media > img", "src")
@@ -298,15 +299,16 @@ def test_invalid_form_shows_the_error_beside_the_button(server, visit):
 def test_reload_finds_the_running_job_and_its_parameters(server, visit):
     page = visit(server.url)
     upload_image(page)
-    set_number(page, "Steps", SLOW)
-    job = generate(page)
-    page.wait_for_selector(".k-panel[data-status=in_progress]")
-    page.close()
-    again = visit(f"{server.url}?job={job}")
-    again.wait_for_selector(".k-panel[data-status=in_progress]")
-    again.wait_for_selector(".k-image .k-media img")
-    again.click(".k-more > button")
-    assert again.get_by_label("Steps", exact=True).input_value() == str(SLOW)
+    set_number(page, "Steps", 24)
+    with server.hold():
+        job = generate(page)
+        page.wait_for_selector(".k-panel[data-status=in_progress]")
+        page.close()
+        again = visit(f"{server.url}?job={job}")
+        again.wait_for_selector(".k-panel[data-status=in_progress]")
+        again.wait_for_selector(".k-image .k-media img")
+        again.click(".k-more > button")
+        assert again.get_by_label("Steps", exact=True).input_value() == "24"
     finished(again)
     elsewhere = visit(server.url)  # without the job in the URL: the gallery has it
     elsewhere.click(f".k-poster[data-job={job}]")
@@ -319,12 +321,12 @@ def test_page_reconnects_after_a_server_crash(tmp_path, visit):
     try:
         page = visit(server.url)
         upload_image(page)
-        set_number(page, "Steps", SLOW)
-        generate(page)
-        page.wait_for_selector(".k-panel[data-status=in_progress]")
-        server.kill()
-        page.wait_for_selector("text=The server does not respond")
-        server.start()
+        with server.hold():
+            generate(page)
+            page.wait_for_selector(".k-panel[data-status=in_progress]")
+            server.kill()
+            page.wait_for_selector("text=The server does not respond")
+            server.start()
         finished(page)
         page.wait_for_function("document.querySelector('.k-panel video').readyState >= 2")
         assert page.locator(".k-card").count() == 1
@@ -335,18 +337,19 @@ def test_page_reconnects_after_a_server_crash(tmp_path, visit):
 def test_cancel_keeps_the_parameters(server, visit):
     page = visit(server.url)
     upload_image(page)
-    set_number(page, "Steps", 5 * SLOW)  # slow enough to be cancelled
+    set_number(page, "Steps", 24)
     page.get_by_label("number input for Motion").fill("33")
     page.keyboard.press("Tab")
-    running = generate(page)
-    page.wait_for_selector(".k-panel[data-status=in_progress]")
-    waiting = generate(page)
-    page.wait_for_selector("text=Queued")
-    for job in (waiting, running):
-        page.click(f".k-poster[data-job={job}]")
-        page.click(f".k-panel .k-cancel[data-job={job}]")
-        page.wait_for_selector(f".k-panel[data-job={job}] .k-headline:has-text('Cancelled')")
-    assert page.get_by_label("Steps", exact=True).input_value() == str(5 * SLOW)
+    with server.hold():
+        running = generate(page)
+        page.wait_for_selector(".k-panel[data-status=in_progress]")
+        waiting = generate(page)
+        page.wait_for_selector("text=Queued")
+        for job in (waiting, running):
+            page.click(f".k-poster[data-job={job}]")
+            page.click(f".k-panel .k-cancel[data-job={job}]")
+            page.wait_for_selector(f".k-panel[data-job={job}] .k-headline:has-text('Cancelled')")
+    assert page.get_by_label("Steps", exact=True).input_value() == "24"
     assert page.get_by_label("number input for Motion").input_value() == "33"
     assert page.is_visible(".k-image .k-media img")
 
@@ -357,13 +360,13 @@ def test_table_of_workers_stays_open_and_leads_to_the_running_job(server, visit)
     _tab_to(page, ".k-workers summary")
     page.keyboard.press("Enter")
     upload_image(page)
-    set_number(page, "Steps", 2 * SLOW)
-    job = generate(page)
-    page.wait_for_selector(".k-workers summary:has-text('1 busy')")
-    assert page.inner_text(".k-workers tbody tr").split() == ["cpu", "busy", "pocket", "rocket"]
-    other = visit(server.url)
-    other.click(".k-workers summary")
-    other.click(f".k-workers [data-job={job}]")
+    with server.hold():
+        job = generate(page)
+        page.wait_for_selector(".k-workers summary:has-text('1 busy')")
+        assert page.inner_text(".k-workers tbody tr").split() == ["cpu", "busy", "pocket", "rocket"]
+        other = visit(server.url)
+        other.click(".k-workers summary")
+        other.click(f".k-workers [data-job={job}]")
     finished(other)
     page.wait_for_selector(".k-workers summary:has-text('1 idle')")
     assert page.is_visible(".k-workers td:text-is('idle')")
@@ -503,14 +506,14 @@ def test_axe_finds_no_serious_violation(server, visit, scheme):
     _audit(page)
     page.locator("#k-form").get_by_text("Image", exact=True).first.click()
     upload_image(page)
-    set_number(page, "Steps", 5 * SLOW)  # the audit is slow
-    generate(page)
-    page.wait_for_selector(".k-panel[data-status=in_progress] img[src*=preview]")
-    page.click(".k-workers summary")
-    page.wait_for_selector(".k-worker-job")
-    _audit(page)
-    page.click(".k-panel .k-cancel")
-    finished(page, "failed")
+    with server.hold():
+        generate(page)
+        page.wait_for_selector(".k-panel[data-status=in_progress] img[src*=preview]")
+        page.click(".k-workers summary")
+        page.wait_for_selector(".k-worker-job")
+        _audit(page)
+        page.click(".k-panel .k-cancel")
+        finished(page, "failed")
     set_number(page, "Steps", 4)
     generate(page)
     finished(page)
