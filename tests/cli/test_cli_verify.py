@@ -3,14 +3,16 @@
 import json
 import struct
 import zlib
+from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
 
 from kinema.cli import main
 from kinema.media.video import Video
-from kinema.media.video_writer import encode_video, read_frames, save_video
+from kinema.media.video_writer import encode_video, probe, read_frames, save_video
 from kinema.values import ModelIdentity, Recipe, VideoRequest
 
 FRAMES = np.random.default_rng(0).integers(0, 255, (3, 64, 96, 3), np.uint8)
@@ -74,7 +76,7 @@ def test_changed_unsigned_and_unreadable_files_have_their_own_exit_codes(folder,
     assert main(["verify", "text.mp4", "changed.mp4", "absent.mp4", "."]) == 2
     output = capsys.readouterr()
     assert "changed.mp4: CHANGED" in output.out
-    assert "text.mp4 can't be read as a video" in output.err
+    assert "text.mp4 can't be read as a video: it is neither mp4 nor webm, gif or webp; use one of these" in output.err
     assert "absent.mp4 can't be read (No such file or directory)" in output.err
     assert ". is a folder; verify a file" in output.err
 
@@ -102,6 +104,58 @@ def test_signature_of_another_machine_is_trusted_with_its_certificate(folder, ca
     assert not (folder / "other").exists()
     assert main(["verify", "a.mp4", "--trust", "absent.pem"]) == 2
     assert "absent.pem can't be read (No such file or directory)" in capsys.readouterr().err
+
+
+def flat_video(path, side, count, seconds_per_frame=Fraction(1, 24)):
+    """Write an mp4 of frames of one colour, which are side×side."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=24, options={"preset": "ultrafast"})
+        stream.width = stream.height = side
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 24)
+        frame = av.VideoFrame(side, side, "yuv420p")
+        for plane in frame.planes:
+            plane.update(bytes([128]) * plane.buffer_size)
+        for index in range(count):
+            frame.pts = int(index * seconds_per_frame * 24)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def test_damaged_files_are_named(folder, capsys):
+    whole = encode_video(FRAMES, ".mp4", 7)
+    for name, content in (("half", whole[: len(whole) // 2]), ("empty", b"")):
+        (folder / f"{name}.mp4").write_bytes(content)
+    (folder / "half.webm").write_bytes((folder / "a.webm").read_bytes()[:200])
+    (folder / "folder.mp4").mkdir()
+    assert main(["verify", "half.mp4", "half.webm", "empty.mp4", "folder.mp4"]) == 2
+    incomplete = "can't be read as a video: it is incomplete or damaged; download or generate it again"
+    assert capsys.readouterr().err.splitlines() == [
+        f"error: half.mp4 {incomplete}",
+        f"error: half.webm {incomplete}",
+        "error: empty.mp4 is empty; download or generate it again",
+        "error: folder.mp4 is a folder; verify a file",
+    ]
+
+
+def test_header_of_a_bomb_does_not_hide_its_frames(folder, capsys):
+    flat_video(folder / "bomb.mp4", 4096, 1)
+    content = bytearray((folder / "bomb.mp4").read_bytes())
+    size = content.index(b"avc1", content.index(b"stsd")) + 28
+    assert content[size : size + 4] == struct.pack(">HH", 4096, 4096)
+    content[size : size + 4] = struct.pack(">HH", 64, 64)
+    (folder / "liar.mp4").write_bytes(content)
+    assert main(["verify", "bomb.mp4", "liar.mp4"]) == 2
+    reason = "has frames of 4096×4096; up to 9.4 megapixels can be verified"
+    assert capsys.readouterr().err == f"error: bomb.mp4 {reason}\nerror: liar.mp4 {reason}\n"
+
+
+def test_of_many_small_frames_the_first_are_decoded(folder, capsys):
+    flat_video(folder / "many.mp4", 16, 2100)
+    flat_video(folder / "hours.mp4", 16, 25, seconds_per_frame=300)
+    assert main(["verify", "many.mp4", "hours.mp4", "--json"]) == 9
+    assert [each["frames_read"] for each in lines_of(capsys)] == [2000, 25]
+    assert probe("hours.mp4").duration >= 7200 - 300
 
 
 def test_bombs_are_rejected_by_their_headers(folder, capsys):

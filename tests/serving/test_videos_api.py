@@ -18,7 +18,7 @@ from PIL import Image
 from server_process import wait_for
 
 from kinema.media.credentials.credential_check import check_credentials
-from kinema.media.video_writer import read_frames, read_recipe
+from kinema.media.video_writer import encode_video, read_frames, read_recipe
 from kinema.serving.videos import make_app
 from kinema.settings import Settings
 from kinema.values import FileEncoding
@@ -152,6 +152,14 @@ def test_files_that_cannot_be_verified_are_rejected(client, png):
         error = client.post("/v1/verify", files=files).json()["error"]
         assert (error["code"], error["param"]) == ("invalid_request", param)
         assert "kinema-verify" not in error["message"]
+    half = encode_video(np.zeros((2, 64, 64, 3), np.uint8), ".mp4", 7)[:900]
+    error = client.post("/v1/verify", files={"file": half}).json()["error"]
+    assert error["message"].startswith("the file can't be read as a video: it is incomplete or damaged")
+    large = client.post("/v1/verify", files={"file": bytes(20_000_001)})
+    assert large.status_code == 413
+    assert (
+        "KINEMA_MAX_BODY_MB); check the file with the command: kinema verify FILE" in large.json()["error"]["message"]
+    )
     assert client.post("/v1/verify", json={"file": "a"}).status_code == 415
     assert client.post("/v1/verify", files={"file": png}).json()["verdict"] == "unknown"
 

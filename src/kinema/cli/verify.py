@@ -65,7 +65,10 @@ def _verify(process: DecodeProcess, file: str, anchors: str, *, json: bool) -> i
         try:
             found = process.run(verify_file, Path(file), None, anchors, cpu_seconds=CPU_SECONDS)
         except InvalidImage:  # a limit of the process
-            raise VideoError(f"{file} takes too much memory or time to read") from None
+            raise VideoError(
+                f"{file} takes more than {MEMORY_MB} MB of memory or {CPU_SECONDS} seconds of CPU time to read, the "
+                "limits for files from anybody; get the file again, or verify a copy of it with smaller frames"
+            ) from None
     except VideoError as error:
         print_line(str(error), "error")
         if json:

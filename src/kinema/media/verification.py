@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -26,7 +27,7 @@ MAX_BYTES = 2_000_000_000
 MAX_SIDECAR = 20_000_000
 MAX_FRAME_PIXELS = 4096 * 2304
 MAX_PIXELS = 100 * 1024 * 576
-MIN_FRAMES = 8
+MIN_FRAMES, MAX_FRAMES = 8, 2000
 
 Verdict = Literal["authentic", "tampered", "likely", "unknown"]
 
@@ -156,7 +157,8 @@ class _Frames:
         frames = each_frame(self._path) if file_kind(self._path) == "stream" else _animation_frames(self._path)
         for frame in frames:
             size = size or frame.shape
-            if frame.shape != size or self.count >= max(MIN_FRAMES, MAX_PIXELS // (size[0] * size[1])):
+            most = min(MAX_FRAMES, max(MIN_FRAMES, MAX_PIXELS // (size[0] * size[1])))
+            if frame.shape != size or self.count >= most:
                 return
             self.count += 1
             yield frame
@@ -165,7 +167,7 @@ class _Frames:
 def _animation_frames(path: Path) -> Iterator[Frames]:
     try:
         with Image.open(path, formats=["GIF", "WEBP", "PNG"]) as image:
-            for index in range(10_000):
+            for index in itertools.count():
                 image.seek(index)
                 yield np.asarray(image.convert("RGB"))
     except EOFError:

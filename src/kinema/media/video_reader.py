@@ -321,8 +321,21 @@ def _open_container(path: Path) -> Iterator[av.container.InputContainer]:
                 raise VideoError(f"{path} has no video stream; use a video file")
             yield container
     except (av.FFmpegError, OSError) as error:
-        reason = error.strerror or error
-        raise VideoError(f"{path} can't be read as a video ({reason}); use an mp4, webm, gif or webp") from None
+        if isinstance(error, av.FFmpegError) and not isinstance(error, MemoryError):
+            raise VideoError(f"{path} can't be read as a video: {_state(path)}") from None
+        raise VideoError(f"{path} can't be read ({error.strerror or error}); download or generate it again") from None
+
+
+def _state(path: Path) -> str:
+    """Return what is wrong with a file whose content FFmpeg does not accept, and what to do."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+    except OSError:
+        head = b""
+    if head[4:8] == b"ftyp" or head.startswith(b"\x1aE\xdf\xa3"):
+        return "it is incomplete or damaged; download or generate it again"
+    return "it is neither mp4 nor webm, gif or webp; use one of these"
 
 
 def _pixels(frame: av.VideoFrame) -> Frames:

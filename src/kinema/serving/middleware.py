@@ -36,11 +36,12 @@ ErrorParts: TypeAlias = "tuple[int, dict[str, Any], dict[str, str]]"  # status, 
 CA_PATH = "/.well-known/kinema-ca.pem"
 # These answer without authentication, from any address and with any Host header: they contain no secrets.
 PROBES = frozenset({"/livez", "/readyz", CA_PATH})
-# Paths that accept an image or a video. Other bodies are small, as they are parsed in the event loop.
-IMAGE_PATHS = frozenset({"/generate", "/v1/videos", "/v1/videos/sync", "/v1/verify", "/studio/images"})
 # The page sends many small requests by itself.
 PAGE = "/studio/"
 FILES_PATH = "/v1/files"
+VERIFY_PATH = "/v1/verify"
+# Paths that accept an image or a video. Other bodies are small, as they are parsed in the event loop.
+IMAGE_PATHS = frozenset({"/generate", "/v1/videos", "/v1/videos/sync", VERIFY_PATH, "/studio/images"})
 PLAIN_BYTES = 128 * 1024
 # Methods without side effects, and headers (or their prefixes) that proxies add.
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -227,7 +228,8 @@ def _too_large(limit: int, path: str) -> RequestTooLarge:
         return RequestTooLarge(
             "the body is larger than 128 KB, the maximum for a path that accepts no image; send less"
         )
-    return RequestTooLarge(f"the body is larger than {limit / 1_000_000:g} MB (KINEMA_MAX_BODY_MB); shrink the image")
+    remedy = "check the file with the command: kinema verify FILE" if path == VERIFY_PATH else "shrink the image"
+    return RequestTooLarge(f"the body is larger than {limit / 1_000_000:g} MB (KINEMA_MAX_BODY_MB); {remedy}")
 
 
 def _with_limit(receive: Receive, limit: int, path: str) -> Receive:

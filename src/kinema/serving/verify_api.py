@@ -16,7 +16,9 @@ from kinema.errors import InvalidImage, InvalidRequest, JobNotFound, VideoError
 from kinema.media.credentials.signing_keys import trust_anchors
 from kinema.media.verification import Verification, verify_file
 from kinema.serving import openapi
+from kinema.serving.image_service import ENCODER_MB
 from kinema.serving.lifespan import ServerState, server_state
+from kinema.serving.middleware import VERIFY_PATH
 from kinema.serving.multipart import read_multipart
 from kinema.serving.request_parsing import Body, UnreadableBody, receive
 
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
 
     from fastapi import FastAPI
 
-VERIFY_PATH = "/v1/verify"
 CPU_SECONDS = 30
 _TITLE = re.compile(r"(video_[0-9a-f]{32})\.mp4")
 
@@ -96,7 +97,11 @@ def _verify(state: ServerState, body: Body, gone: Callable[[], bool]) -> Verifie
         except VideoError as error:
             raise InvalidRequest(str(error).replace(str(video), "the file"), "file") from None
         except InvalidImage:  # a limit of the process
-            raise InvalidRequest("the file takes too much memory or time to read on this server", "file") from None
+            raise InvalidRequest(
+                f"the file takes more than {ENCODER_MB} MB of memory or {CPU_SECONDS} seconds of CPU time to read, the "
+                "limits of this server; check it with the command: kinema verify FILE",
+                "file",
+            ) from None
     return _with_job(state, found)
 
 

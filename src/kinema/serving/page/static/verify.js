@@ -62,7 +62,9 @@ async function verify(files) {
   try {
     const response = await fetch("../v1/verify", { method: "POST", body });
     const found = await response.json();
-    if (!response.ok) return show("failed", words.failed, [[video.name, found.error.message]]);
+    if (!response.ok) {
+      return show("failed", words.failed, [[video.name, words[found.error.code] ?? found.error.message]]);
+    }
     const verdict = found.verdict === "authentic" && !found.credentials.generated ? "signed" : found.verdict;
     show(found.verdict, words[verdict], [[video.name, `${video.size} B`], ...rowsOf(found)], found.recipe);
   } catch {
