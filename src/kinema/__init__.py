@@ -12,6 +12,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from kinema.errors import BatchFileInUse as BatchFileInUse
+    from kinema.errors import BatchFileNotFound as BatchFileNotFound
+    from kinema.errors import BatchNotFound as BatchNotFound
     from kinema.errors import ContentRefused as ContentRefused
     from kinema.errors import CredentialsError as CredentialsError
     from kinema.errors import DeviceLost as DeviceLost
@@ -60,6 +63,9 @@ if TYPE_CHECKING:
     from kinema.values import VideoRequest as VideoRequest
 
 _MODULES = {
+    "BatchFileInUse": "kinema.errors",
+    "BatchFileNotFound": "kinema.errors",
+    "BatchNotFound": "kinema.errors",
     "ContentRefused": "kinema.errors",
     "CredentialsError": "kinema.errors",
     "DeviceLost": "kinema.errors",
@@ -109,6 +115,9 @@ _MODULES = {
 }
 
 __all__ = [
+    "BatchFileInUse",
+    "BatchFileNotFound",
+    "BatchNotFound",
     "ContentRefused",
     "CredentialsError",
     "DeviceLost",

@@ -21,7 +21,10 @@
     │   ├── QueueFull                the maximum number of jobs is waiting
     │   ├── QueueUnavailable         the queue's folder or database is unavailable, or the queue is closing
     │   ├── JobNotFound              no job has this id
+    │   ├── BatchNotFound            no batch has this id
+    │   ├── BatchFileNotFound        no file of a batch has this id
     │   ├── JobUnfinished            the job has no result, because it has not finished or has failed
+    │   ├── BatchFileInUse           an unfinished batch reads the file
     │   └── IdempotencyKeyReused     an idempotency key was reused with another request
     ├── ServerUnreachable            the server of a batch does not answer
     ├── ServerBusy                   the server has reached a concurrency limit
@@ -176,10 +179,28 @@ class JobNotFound(JobError):
     code = "job_not_found"
 
 
+class BatchNotFound(JobError):
+    """No batch has this id."""
+
+    code = "batch_not_found"
+
+
+class BatchFileNotFound(JobError):
+    """No file of a batch has this id."""
+
+    code = "file_not_found"
+
+
 class JobUnfinished(JobError):
     """The job has no result, because it has not finished or has failed."""
 
     code = "job_unfinished"
+
+
+class BatchFileInUse(JobError):
+    """An unfinished batch reads the file."""
+
+    code = "file_in_use"
 
 
 class IdempotencyKeyReused(JobError):

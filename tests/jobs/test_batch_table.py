@@ -5,7 +5,7 @@ import time
 import pytest
 import sqlalchemy as sa
 
-from kinema.errors import JobNotFound, JobUnfinished, QueueFull
+from kinema.errors import BatchFileInUse, BatchFileNotFound, QueueFull
 from kinema.jobs import batch_table
 from kinema.jobs.batch_schema import BatchLine, LineError
 from kinema.jobs.batch_table import BatchTable
@@ -110,7 +110,7 @@ def test_cancelled_batch_drops_its_pending_lines_and_takes_no_more(batches, file
 def test_file_of_an_unfinished_batch_can_not_be_deleted_and_does_not_expire(files, batches, batch):
     late = FileTable(files._table, keep_seconds=-1)
     other = late.add(new_file_id(), "b", "batch", 1)
-    with pytest.raises(JobUnfinished, match="cancel the batch first"):
+    with pytest.raises(BatchFileInUse, match="cancel the batch first"):
         files.remove(batch.input_file, delete=pytest.fail)
     used = batches.add(late.add(new_file_id(), "c", "batch", 1).id)
     assert files.expired() == [other.id]
@@ -119,7 +119,7 @@ def test_file_of_an_unfinished_batch_can_not_be_deleted_and_does_not_expire(file
     deleted = []
     files.remove(other.id, deleted.append)
     assert deleted == [other.id]
-    with pytest.raises(JobNotFound):
+    with pytest.raises(BatchFileNotFound, match=other.id):
         files.get(other.id)
     assert files.ids() == {batch.input_file, used.input_file}
 

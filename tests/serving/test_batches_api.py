@@ -2,9 +2,11 @@
 
 import base64
 import json
+import os
 import signal
 import socket
 import time
+from email.utils import parsedate_to_datetime
 
 import httpx
 import openai
@@ -127,6 +129,50 @@ def test_invalid_calls_are_rejected_with_the_field(api, server):
         )
     with pytest.raises(openai.NotFoundError, match="an id is batch_ and 32 hexadecimal digits"):
         api.batches.retrieve("batch_7")
+
+
+def test_errors_name_what_is_missing_or_in_use(api, client):
+    def code(path, method="GET"):
+        response = client.request(method, path)
+        return response.status_code, response.json()["error"]["code"]
+
+    file_id, batch_id = "file-" + "0" * 32, "batch_" + "0" * 32
+    no_file, no_batch = (404, "file_not_found"), (404, "batch_not_found")
+    for path in (f"files/{file_id}", f"files/{file_id}/content", "files/7", f"files?after={file_id}", "files?after=7"):
+        assert code(f"/v1/{path}") == no_file
+    for path in (f"batches/{batch_id}", "batches/7", f"batches?after={batch_id}", "batches?after=7"):
+        assert code(f"/v1/{path}") == no_batch
+    assert code(f"/v1/files/{file_id}", "DELETE") == no_file
+    assert code(f"/v1/batches/{batch_id}/cancel", "POST") == no_batch
+    with pytest.raises(openai.NotFoundError) as caught:
+        api.batches.create(input_file_id=file_id, endpoint="/v1/videos", completion_window="24h")
+    assert caught.value.code == "file_not_found"
+    file = upload(api, [line(str(number), motion_bucket_id=500) for number in range(9)])
+    batch = create(api, file)
+    assert code(f"/v1/files/{file.id}", "DELETE") == (409, "file_in_use")
+    wait_ended(api, api.batches.cancel(batch.id))
+
+
+def test_file_that_was_deleted_from_the_disk_is_not_found(api, client, server):
+    file = upload(api, [line("a")])
+    (server.data / "files" / f"{file.id}.jsonl").unlink()
+    response = client.get(f"/v1/files/{file.id}/content")
+    assert (response.status_code, response.json()["error"]["code"]) == (404, "file_not_found")
+    batch = wait_ended(api, create(api, file))
+    assert [error.code for error in batch.errors.data] == ["file_not_found"]
+
+
+def test_file_has_its_own_time_and_tag_and_not_those_of_a_copy(api, client, server):
+    file = upload(api, [line("a")])
+    path = f"/v1/files/{file.id}/content"
+    before = client.get(path)
+    copy = server.data / "files" / f"{file.id}.jsonl"
+    os.utime(copy, (1e9, 1e9))
+    after = client.get(path)
+    assert parsedate_to_datetime(after.headers["last-modified"]).timestamp() == file.created_at
+    assert before.headers["etag"] == after.headers["etag"]
+    ranged = client.get(path, headers={"Range": "bytes=1-3", "If-Range": before.headers["etag"]})
+    assert (ranged.status_code, ranged.content) == (206, after.content[1:4])
 
 
 def test_key_of_a_batch_is_refused(server):

@@ -33,7 +33,8 @@ SECRET = "/srv/kinema/jobs.sqlite3: SELECT * FROM kinema_jobs (postgresql://kine
 # Messages of these errors contain only what the client sent, so they are not replaced.
 CLIENT_ERRORS = {
     "content_refused", "invalid_request", "request_too_large", "invalid_image", "model_gated", "insufficient_memory",
-    "generation_failed", "queue_full", "quota_exceeded", "job_not_found", "job_unfinished", "idempotency_key_reused",
+    "generation_failed", "queue_full", "quota_exceeded", "job_not_found", "batch_not_found", "file_not_found",
+    "job_unfinished", "file_in_use", "idempotency_key_reused",
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from kinema.errors import JobNotFound, QueueFull
+from kinema.errors import BatchFileNotFound, BatchNotFound, QueueFull
 from kinema.jobs.batch_schema import (
     BATCHES,
     FILES,
@@ -21,8 +21,9 @@ from kinema.jobs.batch_schema import (
     key_prefix,
     line_from_row,
 )
-from kinema.jobs.file_table import file_values, read_page
+from kinema.jobs.file_table import file_values
 from kinema.jobs.job_schema import JOBS, WEBHOOKS, webhook_values
+from kinema.jobs.paged_rows import PagedRows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -48,6 +49,7 @@ class BatchTable:
     def __init__(self, table: JobTable, keep_seconds: float) -> None:
         self._table = table
         self._keep_seconds = keep_seconds
+        self._rows = PagedRows(table, BATCHES, batch_from_row, "batch", BatchNotFound)
 
     def add(
         self,
@@ -60,7 +62,7 @@ class BatchTable:
         """Add a batch, whose input file is not validated yet, and its webhook.
 
         Raises:
-            JobNotFound: the file does not exist.
+            BatchFileNotFound: the file does not exist.
             QueueFull: MAX_OWN_UNFINISHED batches of the owner or MAX_UNFINISHED in all are unfinished.
         """
         batch_id, now = f"batch_{secrets.token_hex(16)}", time.time()
@@ -69,7 +71,7 @@ class BatchTable:
         with self._table.write() as connection:
             file = sa.select(FILES.c.id).where(FILES.c.id == input_file).with_for_update()
             if connection.execute(file).first() is None:
-                raise JobNotFound(f"there is no file {input_file!r}; upload it to /v1/files first")
+                raise BatchFileNotFound(f"there is no file {input_file!r}; upload it to /v1/files first")
             _check_unfinished(connection, owner)
             times = {"created_at": now, "expires_at": now + COMPLETION_SECONDS}
             connection.execute(BATCHES.insert().values(**values, **times))
@@ -81,18 +83,17 @@ class BatchTable:
         """Return a batch.
 
         Raises:
-            JobNotFound: no batch has this id.
+            BatchNotFound: no batch has this id.
         """
-        with self._table.read() as connection:
-            row = connection.execute(sa.select(BATCHES).where(BATCHES.c.id == batch_id)).mappings().first()
-        if row is None:
-            raise JobNotFound(f"there is no batch {batch_id!r}; it has expired, or never existed")
-        return batch_from_row(row)
+        return self._rows.get(batch_id)
 
     def list_batches(self, after: str | None, limit: int) -> tuple[list[Batch], bool]:
-        """Return a page of batches, newest first, and whether there are more."""
-        rows = read_page(self._table, BATCHES, sa.select(BATCHES), after, limit, newest_first=True)
-        return [batch_from_row(row) for row in rows[:limit]], len(rows) > limit
+        """Return a page of batches, newest first, and whether there are more.
+
+        Raises:
+            BatchNotFound: no batch has the id `after`.
+        """
+        return self._rows.page(after, limit, newest_first=True)
 
     def unfinished(self) -> list[Batch]:
         """Return all unfinished batches, oldest first."""

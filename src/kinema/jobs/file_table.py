@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from kinema.errors import JobNotFound, JobUnfinished
+from kinema.errors import BatchFileInUse, BatchFileNotFound
 from kinema.jobs.batch_schema import BATCHES, FILES, IS_UNFINISHED, file_from_row
+from kinema.jobs.paged_rows import PagedRows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from kinema.jobs.batch_schema import BatchFile, FilePurpose
     from kinema.jobs.job_table import JobTable
@@ -30,25 +31,6 @@ def file_values(file_id: str, name: str, purpose: FilePurpose, size: int, keep_s
     return {"id": file_id, "name": name, "purpose": purpose, "size": size, **times}
 
 
-def read_page(
-    database: JobTable, table: sa.Table, query: sa.Select[Any], after: str | None, limit: int, *, newest_first: bool
-) -> Sequence[sa.RowMapping]:
-    """Return up to `limit` + 1 rows of a query of a table, from the start or after the row with the id `after`.
-
-    Raises:
-        JobNotFound: no row has the id `after`.
-    """
-    seq = table.c.seq
-    query = query.order_by(seq.desc() if newest_first else seq).limit(limit + 1)
-    with database.read() as connection:
-        if after is not None:
-            last = connection.execute(sa.select(seq).where(table.c.id == after)).scalar()
-            if last is None:
-                raise JobNotFound(f"{after!r} does not exist (parameter after)")
-            query = query.where(seq < last if newest_first else seq > last)
-        return connection.execute(query).mappings().all()
-
-
 class FileTable:
     """The rows of files in the database of a `JobTable`; `BatchFiles` has their content.
 
@@ -59,6 +41,7 @@ class FileTable:
     def __init__(self, table: JobTable, keep_seconds: float) -> None:
         self._table = table
         self._keep_seconds = keep_seconds
+        self._rows = PagedRows(table, FILES, file_from_row, "file", BatchFileNotFound)
 
     def add(self, file_id: str, name: str, purpose: FilePurpose, size: int) -> BatchFile:
         """Add a file whose content is stored."""
@@ -71,21 +54,20 @@ class FileTable:
         """Return a file.
 
         Raises:
-            JobNotFound: no file has this id.
+            BatchFileNotFound: no file has this id.
         """
-        with self._table.read() as connection:
-            row = connection.execute(sa.select(FILES).where(FILES.c.id == file_id)).mappings().first()
-        if row is None:
-            raise JobNotFound(f"there is no file {file_id!r}; it was deleted, has expired, or never existed")
-        return file_from_row(row)
+        return self._rows.get(file_id)
 
     def list_page(
         self, after: str | None, limit: int, *, newest_first: bool, purpose: str | None
     ) -> tuple[list[BatchFile], bool]:
-        """Return a page of files in order of creation, and whether there are more."""
-        query = sa.select(FILES) if purpose is None else sa.select(FILES).where(FILES.c.purpose == purpose)
-        rows = read_page(self._table, FILES, query, after, limit, newest_first=newest_first)
-        return [file_from_row(row) for row in rows[:limit]], len(rows) > limit
+        """Return a page of files in order of creation, and whether there are more.
+
+        Raises:
+            BatchFileNotFound: no file has the id `after`.
+        """
+        guards = () if purpose is None else (FILES.c.purpose == purpose,)
+        return self._rows.page(after, limit, *guards, newest_first=newest_first)
 
     def remove(self, file_id: str, delete: Callable[[str], None]) -> None:
         """Delete a file's content with `delete`, then its row. If the content can't be deleted, the row is kept.
@@ -93,8 +75,8 @@ class FileTable:
         No transaction is open while the content is deleted: a store may take seconds to answer.
 
         Raises:
-            JobNotFound: no file has this id.
-            JobUnfinished: an unfinished batch reads it.
+            BatchFileNotFound: no file has this id.
+            BatchFileInUse: an unfinished batch reads it.
         """
         used = sa.exists().where(BATCHES.c.input_file == FILES.c.id, IS_UNFINISHED)
         with self._table.read() as connection:
@@ -102,7 +84,7 @@ class FileTable:
         if row is None:
             self.get(file_id)
         elif row.used:
-            raise JobUnfinished(f"the file {file_id!r} is the input of an unfinished batch; cancel the batch first")
+            raise BatchFileInUse(f"the file {file_id!r} is the input of an unfinished batch; cancel the batch first")
         delete(file_id)
         with self._table.write() as connection:
             connection.execute(FILES.delete().where(FILES.c.id == file_id))

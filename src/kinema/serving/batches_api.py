@@ -11,7 +11,7 @@ from fastapi import Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 
-from kinema.errors import InvalidRequest, JobNotFound
+from kinema.errors import BatchNotFound, InvalidRequest
 from kinema.serving import openapi
 from kinema.serving.batch_schemas import BatchList, BatchObject, BatchRequest, batch_of, page_of
 from kinema.serving.files_api import check_file_id
@@ -123,4 +123,4 @@ async def _batch(state: ServerState, batch_id: str) -> Batch:
 
 def _check_id(batch_id: str) -> None:
     if not _ID.fullmatch(batch_id):
-        raise JobNotFound(f"batch {batch_id[:80]!r} does not exist; an id is batch_ and 32 hexadecimal digits")
+        raise BatchNotFound(f"batch {batch_id[:80]!r} does not exist; an id is batch_ and 32 hexadecimal digits")

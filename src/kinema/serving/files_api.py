@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from fastapi import Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 
-from kinema.errors import InvalidRequest, JobNotFound, KinemaError
+from kinema.errors import BatchFileNotFound, InvalidRequest, KinemaError
 from kinema.jobs.file_table import new_file_id
 from kinema.serving import openapi
 from kinema.serving.batch_schemas import DeletedFile, FileList, FileObject, file_of, page_of
@@ -82,7 +82,14 @@ def add_file_routes(app: FastAPI) -> None:
         state = server_state(app)
         file = await _file(state, file_id)
         path = await asyncio.to_thread(state.queue.batch_files.find, file.id)
-        return OpenedFile(path, media_type=MEDIA_TYPE, filename=file.name, content_disposition_type="attachment")
+        return OpenedFile(
+            path,
+            headers={"ETag": f'"{file.id}"'},  # the content never changes
+            modified_at=file.created_at,
+            missing=BatchFileNotFound(f"the file {file.id!r} was deleted"),
+            media_type=MEDIA_TYPE,
+            filename=file.name,
+        )
 
     @app.delete(
         "/v1/files/{file_id}", response_model=DeletedFile, responses=openapi.error_responses(404, 409), tags=["batches"]
@@ -99,10 +106,10 @@ def check_file_id(file_id: str) -> None:
     """Check the form of an id.
 
     Raises:
-        JobNotFound: no file can have it.
+        BatchFileNotFound: no file can have it.
     """
     if not _ID.fullmatch(file_id):
-        raise JobNotFound(f"file {file_id[:80]!r} does not exist; an id is file- and 32 hexadecimal digits")
+        raise BatchFileNotFound(f"file {file_id[:80]!r} does not exist; an id is file- and 32 hexadecimal digits")
 
 
 async def _file(state: ServerState, file_id: str) -> BatchFile:

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from kinema.errors import (
+    BatchFileInUse,
+    BatchFileNotFound,
+    BatchNotFound,
     HubUnreachable,
     IdempotencyKeyReused,
     InsufficientDisk,
@@ -41,7 +44,10 @@ _STATUS: tuple[tuple[type[KinemaError], int], ...] = (
     (InvalidRequest, 400),
     (InvalidImage, 400),
     (JobNotFound, 404),
+    (BatchNotFound, 404),
+    (BatchFileNotFound, 404),
     (JobUnfinished, 409),
+    (BatchFileInUse, 409),
     (IdempotencyKeyReused, 409),
     (QueueFull, 429),
     (QuotaExceeded, 429),

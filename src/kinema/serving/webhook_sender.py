@@ -15,7 +15,7 @@ from collections import Counter
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from kinema.errors import InvalidRequest, JobNotFound, KinemaError
+from kinema.errors import BatchNotFound, InvalidRequest, JobNotFound, KinemaError
 from kinema.jobs.supervisor import Supervisor
 from kinema.serving.batch_schemas import batch_of
 from kinema.serving.schemas import video_of
@@ -131,7 +131,7 @@ class WebhookSender:
         """Make one attempt, and store its result."""
         try:
             body = await asyncio.to_thread(self._body, webhook)
-        except JobNotFound:  # deleted in the meantime
+        except (JobNotFound, BatchNotFound):  # deleted in the meantime
             await asyncio.to_thread(self._table.remove, webhook.id)
             return
         except InvalidRequest as error:  # the settings have changed
@@ -160,7 +160,7 @@ class WebhookSender:
         """Return the message about a job or batch.
 
         Raises:
-            JobNotFound: it was deleted.
+            JobNotFound, BatchNotFound: it was deleted.
             InvalidRequest: the URL is not allowed any more.
         """
         check_webhook_url(self._settings, webhook.url)
