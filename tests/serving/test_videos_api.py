@@ -3,9 +3,11 @@
 import base64
 import io
 import json
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from email.utils import parsedate_to_datetime
 from types import SimpleNamespace
 
 import httpx
@@ -300,6 +302,15 @@ def test_sync_returns_video_file(client, png):
     response = client.post("/v1/videos/sync", data=QUICK | {"seed": "3"}, files={"image": ("a.png", png)})
     assert (response.status_code, response.headers["x-kinema-seed"]) == (200, "3")
     assert response.content == client.get(f"/v1/videos/{response.headers['x-kinema-job']}/content").content
+
+
+def test_content_has_the_time_of_the_video_and_not_of_a_copy(server, client, png):
+    video = wait_for(client, create(client, png).json()["id"])
+    for file in (server.data / "jobs" / video["id"]).iterdir():
+        os.utime(file, (1e9, 1e9))
+    for variant in ("video", "thumbnail"):
+        response = client.get(f"/v1/videos/{video['id']}/content", params={"variant": variant})
+        assert parsedate_to_datetime(response.headers["last-modified"]).timestamp() == video["completed_at"]
 
 
 @pytest.mark.parametrize(("keep", "ends"), [("false", "failed"), ("true", "completed")])

@@ -52,6 +52,7 @@ from kinema.version import own_version
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from kinema.jobs import Job
 
@@ -236,7 +237,7 @@ async def wait_for(state: ServerState, request: Request, job: Job, fingerprint: 
     path = await asyncio.to_thread(state.queue.result, job.id)
     if state.signed is not None:
         path = await state.signed.file(state.queue, None, job.id, path)
-    return OpenedFile(path, media_type="video/mp4", filename=f"{job.id}.mp4", headers=video_headers(finished))
+    return _opened(path, "video/mp4", finished)
 
 
 def video_headers(job: Job) -> dict[str, str]:
@@ -440,7 +441,13 @@ async def _file(app: FastAPI, request: Request, job: Job, variant: Variant, enco
         path = await state.signed.file(state.queue, request, job.id, path)
         if is_stored and (redirect := await _redirect_to_store(state, request, job, path.name)):
             return redirect
-    return OpenedFile(path, media_type=kind, filename=f"{job.id}{path.suffix}", headers=video_headers(job))
+    return _opened(path, kind, job)
+
+
+def _opened(path: Path, kind: str, job: Job) -> OpenedFile:
+    """Return a file of a completed job. All servers of a store give it the same time, whenever they copied it."""
+    name = f"{job.id}{path.suffix}"
+    return OpenedFile(path, headers=video_headers(job), modified_at=job.completed_at, media_type=kind, filename=name)
 
 
 async def _redirect_to_store(state: ServerState, request: Request, job: Job, signed: str | None) -> Response | None:
