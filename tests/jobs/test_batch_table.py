@@ -1,11 +1,12 @@
 """The tables of batches, files and webhooks on SQLite and PostgreSQL."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sqlalchemy as sa
 
-from kinema.errors import BatchFileInUse, BatchFileNotFound, QueueFull
+from kinema.errors import BatchFileInUse, BatchFileNotFound, IdempotencyKeyReused, QueueFull
 from kinema.jobs import batch_table
 from kinema.jobs.batch_schema import BatchLine, LineError
 from kinema.jobs.batch_table import BatchTable
@@ -105,6 +106,32 @@ def test_cancelled_batch_drops_its_pending_lines_and_takes_no_more(batches, file
     assert batches.begin_end(batch.id)
     assert batches.end(batches.get(batch.id), None, None)
     assert batches.get(batch.id).status == "cancelled"
+
+
+def test_key_gives_the_same_batch_to_its_owner_only(files, batches):
+    file = files.add(new_file_id(), "a.jsonl", "batch", 3).id
+    first = batches.add(file, owner="a", idempotency_key="k", fingerprint="f", webhook_url="https://example.org/")
+    assert batches.by_key("a", "k", "f") == first
+    assert batches.by_key("a", "other", "f") is None
+    with pytest.raises(IdempotencyKeyReused, match="'k' was used with another request"):
+        batches.by_key("a", "k", "other")
+    assert batches.by_key("b", "k", "f") is None
+    assert batches.add(file, owner="b", idempotency_key="k", fingerprint="other").id != first.id
+    assert batches.add(file, owner="a").id != batches.add(file, owner="a").id
+
+
+def test_calls_with_one_key_at_the_same_time_add_one_batch(files, batches, jobs):
+    file = files.add(new_file_id(), "a.jsonl", "batch", 3).id
+
+    def add(fingerprint):
+        url = "https://example.org/"
+        return batches.add(file, owner="a", idempotency_key="k", fingerprint=fingerprint, webhook_url=url).id
+
+    with ThreadPoolExecutor(8) as threads:
+        assert len(set(threads.map(add, ["f"] * 8))) == 1
+    assert WebhookTable(jobs).count() == 1
+    with pytest.raises(IdempotencyKeyReused):
+        add("other")
 
 
 def test_file_of_an_unfinished_batch_can_not_be_deleted_and_does_not_expire(files, batches, batch):

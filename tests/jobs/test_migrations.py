@@ -8,6 +8,7 @@ from queue_helpers import IMAGE, request, wait_finished
 
 from kinema.errors import InvalidRequest, QueueUnavailable
 from kinema.jobs import Queue
+from kinema.jobs.file_table import new_file_id
 from kinema.jobs.job_schema import FORMAT, IDENTITY, JOBS, METADATA, OLDEST_READER
 from kinema.settings import Settings
 
@@ -16,6 +17,7 @@ ADDED_COLUMNS = {
     "kinema_jobs": ["owner", "turn", "work", "traceparent", "last_image", "extend"],
     "kinema_database": ["oldest_reader"],
     "kinema_deletions": ["last_image"],
+    "kinema_batches": ["idempotency_key", "fingerprint"],
 }
 ADDED_TABLES = ["kinema_scheduler"]
 
@@ -53,6 +55,7 @@ def revert_to_format_2(engine):
             "DROP INDEX kinema_jobs_owner",
             "DROP INDEX kinema_jobs_rank",
             "DROP INDEX ix_kinema_jobs_last_image",
+            "DROP INDEX kinema_batches_key",
             *(f"ALTER TABLE {table} DROP COLUMN {name}" for table, names in ADDED_COLUMNS.items() for name in names),
             *(f"DROP TABLE {table}" for table in ADDED_TABLES),
             "CREATE INDEX kinema_jobs_order ON kinema_jobs (status, priority, seq)",
@@ -78,6 +81,16 @@ def test_jobs_of_format_2_are_kept_and_run(settings, engine):
     expected = {index.name: [column.name for column in index.columns] for index in JOBS.indexes}
     del expected["kinema_jobs_rank"]
     assert {name: indexes[name] for name in expected} == expected
+
+
+def test_database_without_batches_gets_their_tables(settings, engine):
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP TABLE kinema_batches")
+        connection.execute(IDENTITY.update().values(format=FORMAT - 1))
+    with Queue(settings) as queue:
+        file = queue.file_table.add(new_file_id(), "a.jsonl", "batch", 1)
+        batch = queue.batches.add(file.id, owner="a", idempotency_key="k", fingerprint="f")
+        assert queue.batches.by_key("a", "k", "f") == batch
 
 
 @pytest.mark.parametrize("found", [1, FORMAT + 1])

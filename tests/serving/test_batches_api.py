@@ -175,10 +175,25 @@ def test_file_has_its_own_time_and_tag_and_not_those_of_a_copy(api, client, serv
     assert (ranged.status_code, ranged.content) == (206, after.content[1:4])
 
 
-def test_key_of_a_batch_is_refused(server):
-    headers = {"Idempotency-Key": f"kinema:batch_{'0' * 32}-1"}
-    response = httpx.post(f"{server.url}/v1/videos", json=QUICK, headers=headers)
+@pytest.mark.parametrize("path", ["videos", "batches"])
+@pytest.mark.parametrize("key", [f"kinema:batch_{'0' * 32}-1", "k" * 256])
+def test_reserved_or_long_key_is_refused(client, path, key):
+    body = {"input_file_id": "file-" + "0" * 32, "endpoint": "/v1/videos", "completion_window": "24h"}
+    response = client.post(f"/v1/{path}", json=QUICK if path == "videos" else body, headers={"Idempotency-Key": key})
     assert (response.status_code, response.json()["error"]["param"]) == (400, "idempotency_key")
+
+
+def test_idempotency_key_returns_same_batch_and_rejects_other_request(api):
+    key = {"Idempotency-Key": f"key-{time.time_ns()}"}
+    file = upload(api, [line("a")])
+    first = create(api, file, extra_headers=key, metadata={"customer": "7"})
+    wait_ended(api, first)
+    api.files.delete(file.id)
+    assert create(api, file, extra_headers=key, metadata={"customer": "7"}).id == first.id
+    with pytest.raises(openai.ConflictError) as caught:
+        create(api, file, extra_headers=key, metadata={"customer": "8"})
+    assert caught.value.code == "idempotency_key_reused"
+    assert create(api, upload(api, [line("b")]), extra_headers={"Idempotency-Key": "other"}).id != first.id
 
 
 def test_upload_that_is_incomplete_or_too_large_leaves_no_file(server):

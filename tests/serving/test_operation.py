@@ -55,6 +55,18 @@ def test_key_is_accepted_as_bearer_header_or_password(guarded, way):
     assert httpx.get(f"{guarded.url}/v1/videos", headers=headers, auth=auth).status_code == 200
 
 
+def test_idempotency_key_of_a_batch_is_of_one_api_key(guarded):
+    first, second = (httpx.Client(base_url=guarded.url, headers={"X-API-Key": key}) for key in (KEY, "another"))
+    with first, second:
+        form = {"data": {"purpose": "batch"}, "files": {"file": ("a.jsonl", b"{}")}}  # the batch fails without jobs
+        file = first.post("/v1/files", **form).json()["id"]
+        body = {"input_file_id": file, "endpoint": "/v1/videos", "completion_window": "24h"}
+        key = {"Idempotency-Key": "import 7"}
+        ids = [each.post("/v1/batches", json=body, headers=key).json()["id"] for each in (first, first, second, second)]
+    assert (ids[0], ids[2]) == (ids[1], ids[3])
+    assert ids[0] != ids[2]
+
+
 def test_health_checks_need_no_key(guarded):
     assert [httpx.get(guarded.url + path).status_code for path in ("/livez", "/readyz")] == [200, 200]
 

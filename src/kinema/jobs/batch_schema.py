@@ -56,6 +56,9 @@ BATCHES = sa.Table(
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("expires_at", sa.Float, nullable=False),
     sa.Column("deleted_at", sa.Float),  # when a finished batch is deleted
+    sa.Column("idempotency_key", sa.Text),
+    sa.Column("fingerprint", sa.Text),  # of the request with this key
+    sa.Index("kinema_batches_key", "owner", "idempotency_key", unique=True),
     sqlite_autoincrement=True,
 )
 # Deleted when their batch has ended. `result` is the line of the output or error file.

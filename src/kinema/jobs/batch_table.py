@@ -22,6 +22,7 @@ from kinema.jobs.batch_schema import (
     line_from_row,
 )
 from kinema.jobs.file_table import file_values
+from kinema.jobs.idempotency import check_same_request
 from kinema.jobs.job_schema import JOBS, WEBHOOKS, webhook_values
 from kinema.jobs.paged_rows import PagedRows
 
@@ -58,26 +59,50 @@ class BatchTable:
         labels: Mapping[str, str] | None = None,
         owner: str = "",
         webhook_url: str | None = None,
+        idempotency_key: str | None = None,
+        fingerprint: str = "",
     ) -> Batch:
         """Add a batch, whose input file is not validated yet, and its webhook.
 
+        A later call with the same owner and key returns the same batch; `fingerprint` identifies the request.
+
         Raises:
+            IdempotencyKeyReused: the owner used the key with another request.
             BatchFileNotFound: the file does not exist.
             QueueFull: MAX_OWN_UNFINISHED batches of the owner or MAX_UNFINISHED in all are unfinished.
         """
         batch_id, now = f"batch_{secrets.token_hex(16)}", time.time()
-        values = {"id": batch_id, "status": "validating", "input_file": input_file, "owner": owner}
-        values["labels"] = json.dumps(labels or {})
+        values: dict[str, Any] = {"id": batch_id, "status": "validating", "input_file": input_file, "owner": owner}
+        values |= {"labels": json.dumps(labels or {}), "created_at": now, "expires_at": now + COMPLETION_SECONDS}
+        if idempotency_key is not None:
+            values |= {"idempotency_key": idempotency_key, "fingerprint": fingerprint}
         with self._table.write() as connection:
             file = sa.select(FILES.c.id).where(FILES.c.id == input_file).with_for_update()
             if connection.execute(file).first() is None:
                 raise BatchFileNotFound(f"there is no file {input_file!r}; upload it to /v1/files first")
             _check_unfinished(connection, owner)
-            times = {"created_at": now, "expires_at": now + COMPLETION_SECONDS}
-            connection.execute(BATCHES.insert().values(**values, **times))
-            if webhook_url is not None:
+            insert = self._table.insert(BATCHES).values(values).on_conflict_do_nothing().returning(BATCHES.c.id)
+            is_new = connection.execute(insert).first() is not None
+            if is_new and webhook_url is not None:
                 connection.execute(WEBHOOKS.insert().values(webhook_values(batch_id, webhook_url)))
-        return self.get(batch_id)
+        known = None if is_new else self.by_key(owner, idempotency_key, fingerprint)
+        return known or self.get(batch_id)
+
+    def by_key(self, owner: str, key: str | None, fingerprint: str) -> Batch | None:
+        """Return the batch that the owner created with a key, or None.
+
+        Raises:
+            IdempotencyKeyReused: its request has another fingerprint.
+        """
+        if key is None:
+            return None
+        query = sa.select(BATCHES).where(BATCHES.c.owner == owner, BATCHES.c.idempotency_key == key)
+        with self._table.read() as connection:
+            row = connection.execute(query).mappings().first()
+        if row is None:
+            return None
+        check_same_request(key, fingerprint, row["fingerprint"])
+        return batch_from_row(row)
 
     def get(self, batch_id: str) -> Batch:
         """Return a batch.

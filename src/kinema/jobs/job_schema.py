@@ -70,7 +70,7 @@ STORE = sa.Table(
     sa.Column("url", sa.Text, nullable=False),
 )
 # Raise this whenever the tables or the requests in them change, and add a step to `migrations`.
-FORMAT = 4
+FORMAT = 5
 # The oldest FORMAT of a version that may use a database of this FORMAT.
 OLDEST_READER = 4
 # Deleted jobs whose files may still exist. Written in the transaction of the deletion, so that no crash loses them.

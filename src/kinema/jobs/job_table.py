@@ -133,7 +133,7 @@ class JobTable:
                 migrate(connection, found, self.display_url)
             METADATA.create_all(connection)
             values = {"only": 1, "id": secrets.token_hex(16), "format": FORMAT, "oldest_reader": OLDEST_READER}
-            connection.execute(self._insert(IDENTITY).values(values).on_conflict_do_nothing())
+            connection.execute(self.insert(IDENTITY).values(values).on_conflict_do_nothing())
             return str(connection.execute(sa.select(IDENTITY.c.id)).scalar_one())
 
     def close(self) -> None:
@@ -191,7 +191,8 @@ class JobTable:
             )
 
     @property
-    def _insert(self) -> Callable[[sa.Table], Any]:
+    def insert(self) -> Callable[[sa.Table], Any]:
+        """The INSERT statement of the database, which has `on_conflict_do_nothing`."""
         return sqlite.insert if self._sqlite else postgresql.insert
 
     @contextmanager
@@ -376,7 +377,7 @@ class JobTable:
         first = sa.select(sa.func.min(JOBS.c.turn)).where(queued)
         last_turn = connection.execute(own_last).scalar()
         turn = last_turn + 1 if last_turn is not None else connection.execute(first).scalar() or 0
-        statement = self._insert(JOBS).values(status="queued", turn=turn, **values).on_conflict_do_nothing()
+        statement = self.insert(JOBS).values(status="queued", turn=turn, **values).on_conflict_do_nothing()
         row = connection.execute(statement.returning(JOBS)).mappings().first()
         if row is None:
             raise KeyTaken
@@ -515,7 +516,7 @@ class JobTable:
             if row is None or connection.execute(update).rowcount != 1:
                 return False
             deletion = {"job": job_id, "image": row.image, "last_image": row.last_image}
-            connection.execute(self._insert(DELETIONS).values(deletion).on_conflict_do_nothing())
+            connection.execute(self.insert(DELETIONS).values(deletion).on_conflict_do_nothing())
             self._notify(connection, job_id)
         return True
 
@@ -561,7 +562,7 @@ class JobTable:
             if row is None:
                 return None
             deletion = {"job": job_id, "image": row.image, "last_image": row.last_image}
-            connection.execute(self._insert(DELETIONS).values(deletion).on_conflict_do_nothing())
+            connection.execute(self.insert(DELETIONS).values(deletion).on_conflict_do_nothing())
             self._notify(connection, job_id)
         return RemovedJob(row.status, (row.image, row.last_image))
 
@@ -605,7 +606,7 @@ class JobTable:
 
     def set_store_url(self, url: str) -> None:
         """Note which store contains the jobs' files."""
-        insert = self._insert(STORE).values(only=1, url=url)
+        insert = self.insert(STORE).values(only=1, url=url)
         with self._write() as connection:
             connection.execute(insert.on_conflict_do_update(index_elements=["only"], set_={"url": url}))
 

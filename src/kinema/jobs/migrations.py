@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from kinema.errors import InvalidRequest
+from kinema.jobs.batch_schema import BATCHES
 from kinema.jobs.job_schema import DELETIONS, FORMAT, IDENTITY, JOBS, OLDEST_READER
 
 if TYPE_CHECKING:
@@ -82,5 +83,17 @@ def _add_last_images(operations: Operations) -> None:
     operations.create_index("ix_kinema_jobs_last_image", JOBS.name, ["last_image"])
 
 
+def _add_keys_of_batches(operations: Operations) -> None:
+    if not sa.inspect(operations.get_bind()).has_table(BATCHES.name):
+        return  # a version before batches wrote the database; the table is created as it is now
+    for name in ("idempotency_key", "fingerprint"):
+        operations.add_column(BATCHES.name, sa.Column(name, sa.Text))
+    operations.create_index("kinema_batches_key", BATCHES.name, ["owner", "idempotency_key"], unique=True)
+
+
 # By the format that they lead to.
-_MIGRATIONS: dict[int, Callable[[Operations], None]] = {3: _add_owners_and_traces, 4: _add_last_images}
+_MIGRATIONS: dict[int, Callable[[Operations], None]] = {
+    3: _add_owners_and_traces,
+    4: _add_last_images,
+    5: _add_keys_of_batches,
+}

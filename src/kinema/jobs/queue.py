@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Self
 import sqlalchemy as sa
 
 from kinema.errors import (
-    IdempotencyKeyReused,
     InvalidRequest,
     JobUnfinished,
     QueueFull,
@@ -27,6 +26,7 @@ from kinema.jobs.cluster import check_installed
 from kinema.jobs.deletion import DAY, delete_unused_images, remove_job
 from kinema.jobs.eta import JobSize
 from kinema.jobs.file_table import FileTable
+from kinema.jobs.idempotency import check_key_length, check_same_request
 from kinema.jobs.job import PART_FILES, Failure, Job, JobPage, check_priority
 from kinema.jobs.job_files import JobFiles
 from kinema.jobs.job_table import JobTable, KeyTaken
@@ -56,7 +56,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CANCELLED = Failure("cancelled", "the job was cancelled")
-MAX_KEY = 255
 MAX_PAGE = 1000
 # How often a subscription polls the database for jobs that another process runs.
 POLL_SECONDS = 1.0
@@ -600,10 +599,7 @@ class Queue:
         if image is not None and request.prompt is not None:
             raise InvalidRequest("both an image and a prompt are given; give only one of them", "prompt")
         check_priority(priority)
-        if key is not None and not 1 <= len(key) <= MAX_KEY:
-            raise InvalidRequest(
-                f"the idempotency key has {len(key)} characters; expected 1 to {MAX_KEY}", "idempotency_key"
-            )
+        check_key_length(key)
 
     def _find_by_key(self, key: str, fingerprint: str) -> Job | None:
         """Return the job that was submitted with this key, or None."""
@@ -611,8 +607,7 @@ class Queue:
         if found is None:
             return None
         job, stored_fingerprint = found
-        if stored_fingerprint != fingerprint:
-            raise IdempotencyKeyReused(f"the idempotency key {key!r} was used with another request; use a new key")
+        check_same_request(key, fingerprint, stored_fingerprint)
         return self._with_live_progress(job)
 
     def _queue_full(self) -> QueueFull:

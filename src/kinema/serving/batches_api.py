@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
 from contextlib import closing
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import Query, Request, Response
+from fastapi import Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 
 from kinema.errors import BatchNotFound, InvalidRequest
+from kinema.jobs.idempotency import check_key_length
 from kinema.serving import openapi
 from kinema.serving.batch_schemas import BatchList, BatchObject, BatchRequest, batch_of, page_of
 from kinema.serving.files_api import check_file_id
 from kinema.serving.lifespan import ServerState, server_state
 from kinema.serving.rate_limits import CALLER
 from kinema.serving.request_parsing import receive
-from kinema.serving.submission import check_text
+from kinema.serving.submission import check_key, check_text
 from kinema.serving.webhook_urls import check_webhook_url
 
 if TYPE_CHECKING:
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 
 _ID = re.compile(r"batch_[0-9a-f]{32}")
 _After = Annotated[str | None, Query(description="The last id of the previous page.")]
+_Key = Annotated[
+    str | None, Header(alias="Idempotency-Key", description="Requests with the same key return the same batch.")
+]
 _Limit = Annotated[int, Query(ge=1, le=100)]
 
 
@@ -37,18 +42,18 @@ def add_batch_routes(app: FastAPI) -> None:
     @app.post(
         "/v1/batches",
         response_model=BatchObject,
-        responses=openapi.error_responses(400, 404, 413, 415, 429, 507),
+        responses=openapi.error_responses(400, 404, 409, 413, 415, 429, 507),
         openapi_extra=openapi.json_body(BatchRequest.model_json_schema()),
         tags=["batches"],
     )
-    async def create_batch(request: Request) -> Response:
+    async def create_batch(request: Request, key: _Key = None) -> Response:
         """Run the requests of an uploaded file, within 24 hours."""
         state = server_state(app)
         state.check_open()
         with closing(await receive(request, state.bodies)) as body:
             wanted = _validate(body.fields())
         caller = request.scope.get(CALLER, "")
-        return JSONResponse(batch_of(await asyncio.to_thread(_create, state, wanted, caller)))
+        return JSONResponse(batch_of(await asyncio.to_thread(_create, state, wanted, caller, key)))
 
     @app.get("/v1/batches", response_model=BatchList, responses=openapi.error_responses(400, 404), tags=["batches"])
     async def list_batches(after: _After = None, limit: _Limit = 20) -> Response:
@@ -102,7 +107,14 @@ def _validate(fields: dict[str, Any]) -> BatchRequest:
     return wanted
 
 
-def _create(state: ServerState, wanted: BatchRequest, caller: str) -> Batch:
+def _create(state: ServerState, wanted: BatchRequest, caller: str, key: str | None) -> Batch:
+    """Create a batch, unless the caller has created one with the same key."""
+    check_key(key)
+    check_key_length(key)
+    webhook_url = check_webhook_url(state.settings, wanted.webhook_url)
+    fingerprint = hashlib.sha256(wanted.model_dump_json().encode()).hexdigest()
+    if (known := state.queue.batches.by_key(caller, key, fingerprint)) is not None:
+        return known  # also if its file is deleted by now
     state.queue.check_data_folder()
     check_file_id(wanted.input_file_id)
     file = state.queue.file_table.get(wanted.input_file_id)
@@ -110,8 +122,14 @@ def _create(state: ServerState, wanted: BatchRequest, caller: str) -> Batch:
         raise InvalidRequest(
             f"the file {file.id!r} has the purpose {file.purpose}; use one with the purpose batch", "input_file_id"
         )
-    webhook_url = check_webhook_url(state.settings, wanted.webhook_url)
-    batch = state.queue.batches.add(file.id, labels=wanted.metadata, owner=caller, webhook_url=webhook_url)
+    batch = state.queue.batches.add(
+        file.id,
+        labels=wanted.metadata,
+        owner=caller,
+        webhook_url=webhook_url,
+        idempotency_key=key,
+        fingerprint=fingerprint,
+    )
     state.batches.wake()
     return batch
 
