@@ -327,7 +327,7 @@ class Attempt:
                 if not self._record():
                     self.cancelled.set()
             except (QueueUnavailable, InsufficientDisk) as error:
-                log.warning("job %s: %s", self.job.id, error)
+                log.warning("job %s: %s", self.job.id, error, extra={"repeats": True})
         return "cancel" if self.cancelled.is_set() else "continue"
 
     def _record(self) -> bool:

@@ -108,4 +108,7 @@ class ChangeFeed:
                 probed_at = time.monotonic()
 
     def _report(self, error: Exception, pause: float) -> None:
-        log.warning("no notifications from other processes: %s; next attempt in %.1f s", driver_message(error), pause)
+        reason = driver_message(error)
+        log.warning(
+            "no notifications from other processes: %s; next attempt in %.1f s", reason, pause, extra={"repeats": True}
+        )

@@ -209,7 +209,7 @@ class Cluster:
 
     def _report_failure(self, error: Exception, pause: float) -> None:
         self._problem = str(error)
-        log.warning("%s; next attempt in %.1f seconds", self._problem, pause)
+        log.warning("%s; next attempt in %.1f seconds", self._problem, pause, extra={"repeats": True})
 
 
 class RemoteWorker:

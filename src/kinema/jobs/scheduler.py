@@ -173,7 +173,7 @@ class Scheduler:
         expected = isinstance(error, KinemaError | OSError | sa.exc.SQLAlchemyError)
         log.warning(
             "the queue can't run jobs: %s; next attempt in %.1f seconds",
-            _first_line(error), pause, exc_info=None if expected else error,
+            _first_line(error), pause, exc_info=None if expected else error, extra={"repeats": expected},
         )  # fmt: skip
 
     def _on_lock_lost(self, closing: threading.Event) -> None:

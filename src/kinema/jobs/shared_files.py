@@ -295,7 +295,7 @@ class SharedFiles(JobFiles):
             with self._noting_problem():
                 names = [found.name.rpartition("/")[2] for found in self._store.list(f"jobs/{job_id}/")]
         except QueueUnavailable as error:
-            log.warning("files of job %s can't be deleted now: %s", job_id, error)
+            log.warning("files of job %s can't be deleted now: %s", job_id, error, extra={"repeats": True})
             return False
         return self._delete(job_id, VIDEO, PREVIEW, *(name for name in names if name.startswith(SIGNED_PREFIX)))
 
@@ -305,7 +305,7 @@ class SharedFiles(JobFiles):
             with self._noting_problem():
                 self._store.delete([f"jobs/{job_id}/{name}" for name in names])
         except QueueUnavailable as error:
-            log.warning("files of job %s can't be deleted now: %s", job_id, error)
+            log.warning("files of job %s can't be deleted now: %s", job_id, error, extra={"repeats": True})
             return False
         return True
 

@@ -164,6 +164,6 @@ class BatchValidator:
 def report_problem(error: Exception, pause: float) -> None:
     """Log why batches wait."""
     if isinstance(error, KinemaError | OSError):
-        log.warning("batches wait: %s; next attempt in %.1f seconds", error, pause)
+        log.warning("batches wait: %s; next attempt in %.1f seconds", error, pause, extra={"repeats": True})
     else:
         log.error("internal error in a batch; next attempt in %.1f seconds", pause, exc_info=error)

@@ -151,7 +151,7 @@ class LineSubmitter:
                 self._submit_line(batch, line, stop)
             except _RETRIED as error:
                 if not isinstance(error, _SILENT):
-                    log.warning("batch %s waits: %s", batch.id, error)
+                    log.warning("batch %s waits: %s", batch.id, error, extra={"repeats": True})
                 if not _is_about_line(error):
                     return has_progress or stop.is_set()
                 self._skipped[batch.id] = max(line.number, self._skipped.get(batch.id, 0))

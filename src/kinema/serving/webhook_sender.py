@@ -207,6 +207,6 @@ def pause_after(attempts: int) -> float:
 
 def _report(error: Exception, pause: float) -> None:
     if isinstance(error, KinemaError | OSError):
-        log.warning("webhooks wait: %s; next attempt in %.1f seconds", error, pause)
+        log.warning("webhooks wait: %s; next attempt in %.1f seconds", error, pause, extra={"repeats": True})
     else:
         log.error("internal error while sending webhooks; next attempt in %.1f seconds", pause, exc_info=error)
