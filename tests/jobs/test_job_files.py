@@ -11,9 +11,9 @@ import pytest
 from queue_helpers import IMAGE, request, wait_finished, wait_until
 
 from kinema.errors import InsufficientDisk, InvalidRequest
-from kinema.jobs import Queue, worker_pool
+from kinema.jobs import Queue, worker_devices
 from kinema.jobs.job_files import JobFiles, atomic_file, delete_partial_files, write_atomically
-from kinema.jobs.worker_pool import devices_for
+from kinema.jobs.worker_devices import devices_for
 from kinema.settings import Settings
 
 
@@ -167,10 +167,10 @@ def test_devices_follow_the_settings(monkeypatch, settings, devices):
 
 
 def test_workers_of_groups_have_the_first_gpu_of_each(monkeypatch):
-    monkeypatch.setattr(worker_pool, "count_gpus", lambda: 5)
+    monkeypatch.setattr(worker_devices, "count_gpus", lambda: 5)
     assert devices_for(Settings(gpus_per_video=2)) == ("cuda:0", "cuda:2")
     assert devices_for(Settings(gpus_per_video=2, workers=3)) == ("cuda:0", "cuda:2", "cuda:0")
-    monkeypatch.setattr(worker_pool, "count_gpus", lambda: 1)
+    monkeypatch.setattr(worker_devices, "count_gpus", lambda: 1)
     with pytest.raises(InvalidRequest, match="KINEMA_GPUS_PER_VIDEO is 2, but this machine has 1 GPU"):
         Queue(Settings(gpus_per_video=2), "queue_work:Work")
 

@@ -174,7 +174,7 @@ def test_cancelled_queued_job_never_starts(queue, task_log):
 
 
 def test_cancel_stops_running_job_within_a_step_and_keeps_worker(queue, task_log, monkeypatch):
-    monkeypatch.setattr("kinema.jobs.worker_pool.CANCEL_SECONDS", TIMEOUT)
+    monkeypatch.setattr("kinema.jobs.worker_run.CANCEL_SECONDS", TIMEOUT)
     job = queue.submit(request(**BLOCKED), image=IMAGE)
     wait_until(lambda: queue.get(job.id).step > 2)
     assert queue.cancel(job.id).error.code == "cancelled"

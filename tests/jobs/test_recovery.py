@@ -82,7 +82,7 @@ def test_job_stays_queued_until_a_worker_can_be_started(settings, monkeypatch, c
 
 
 def test_job_is_requeued_with_its_parts_if_worker_cannot_be_replaced(queue, task_log, monkeypatch):
-    monkeypatch.setattr("kinema.jobs.worker_pool.START_SECONDS", 0.1)
+    monkeypatch.setattr("kinema.jobs.worker.START_SECONDS", 0.1)
     wait_until(lambda: queue.worker_pids != (None,))
     with monkeypatch.context() as missing:
         missing.setattr(sys, "executable", "/nowhere/python")
@@ -98,7 +98,7 @@ def test_job_is_requeued_with_its_parts_if_worker_cannot_be_replaced(queue, task
 
 @pytest.mark.parametrize("act", ["cancel", "delete"])
 def test_cancel_or_delete_of_requeued_job_deletes_its_files(queue, settings, monkeypatch, act):
-    monkeypatch.setattr("kinema.jobs.worker_pool.START_SECONDS", 0.1)
+    monkeypatch.setattr("kinema.jobs.worker.START_SECONDS", 0.1)
     wait_until(lambda: queue.worker_pids != (None,))
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     job = queue.submit(request(model="killed once"), image=IMAGE)
@@ -142,7 +142,7 @@ def test_worker_is_replaced_once_descriptors_are_available(pool, no_descriptors)
 
 
 def test_worker_that_is_never_ready_is_restarted(monkeypatch):
-    monkeypatch.setattr("kinema.jobs.worker_pool.READY_SECONDS", 0.001)
+    monkeypatch.setattr("kinema.jobs.worker.READY_SECONDS", 0.001)
     pool = WorkerPool("queue_work:Work", ("cpu",), 60, lambda: None)
     pool.start()
     wait_until(lambda: "can't be started" in str(pool.workers[0].problem))

@@ -14,7 +14,7 @@ from kinema.errors import InsufficientDisk, QueueUnavailable
 from kinema.jobs.eta import JobEta, JobSize
 from kinema.jobs.job import PART_FILES, Failure, Job, Part, Task
 from kinema.jobs.job_files import PREVIEW, delete_partial_files
-from kinema.jobs.worker_pool import Requeued, WorkCancelled, WorkerLost, WorkerReplaced, WorkFailed
+from kinema.jobs.run_ends import Requeued, WorkCancelled, WorkerLost, WorkerReplaced, WorkFailed
 from kinema.jobs.workflows import run_step
 
 if TYPE_CHECKING:
@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from kinema.jobs.job_files import JobFiles
     from kinema.jobs.job_table import JobTable
     from kinema.jobs.job_traces import JobTraces
+    from kinema.jobs.run_ends import NextAction
     from kinema.jobs.subscriptions import Subscriptions
-    from kinema.jobs.worker_pool import NextAction, Run, Worker
+    from kinema.jobs.worker import Worker
+    from kinema.jobs.worker_run import Run
 
 log = logging.getLogger(__name__)
 
@@ -198,7 +200,7 @@ class Attempt:
                     self._run_of_parts = worker.submit(self._tasks_from(part), self._folder, self._next_action)
                 assert self._run_of_parts is not None
                 with self._traced(part, worker):
-                    worker.wait_for(self._run_of_parts, part, self._on_report, self._next_action)
+                    self._run_of_parts.wait_for(part, self._on_report, self._next_action)
                 return {"image": self._store_generated_image() if part == "image" else image}
             except WorkerReplaced as error:
                 log.info("job %s: its worker ended: %s", self.job.id, error)

@@ -213,7 +213,7 @@ class Cluster:
 
 
 class RemoteWorker:
-    """A worker process on a node of the cluster (`kinema.jobs.worker_pool.WorkerProcess`).
+    """A worker process on a node of the cluster (`kinema.jobs.worker.WorkerProcess`).
 
     Args:
         bridge: The socket of the bridge.

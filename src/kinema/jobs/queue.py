@@ -38,7 +38,7 @@ from kinema.jobs.shared_files import SharedFiles, open_store
 from kinema.jobs.sqlite_file import SqliteFile
 from kinema.jobs.subscriptions import AsyncSubscription, Subscription, Subscriptions
 from kinema.jobs.webhook_table import WebhookTable
-from kinema.jobs.worker_pool import devices_for
+from kinema.jobs.worker_devices import devices_for
 from kinema.jobs.worker_state import PoolState
 from kinema.messages import Message
 

@@ -19,10 +19,11 @@ from kinema.jobs.cluster import Cluster
 from kinema.jobs.deletion import DAY, delete_removed_files, remove_job, sweep
 from kinema.jobs.eta import StageSpeeds
 from kinema.jobs.job import PART_FILES, Failure, Job
+from kinema.jobs.run_ends import Requeued, WorkCancelled
 from kinema.jobs.scheduler_lock import SchedulerLock
 from kinema.jobs.supervisor import Supervisor
 from kinema.jobs.wall_clock import WallClock
-from kinema.jobs.worker_pool import Requeued, WorkCancelled, Worker, WorkerPool
+from kinema.jobs.worker_pool import WorkerPool
 from kinema.jobs.workflows import MAX_RECOVERIES, WORKFLOW_VERSION, Workflows
 from kinema.messages import Message
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from kinema.jobs.job_table import JobTable
     from kinema.jobs.job_traces import JobTraces
     from kinema.jobs.subscriptions import Subscriptions
+    from kinema.jobs.worker import Worker
     from kinema.settings import Settings
 
 log = logging.getLogger(__name__)

@@ -1,6 +1,6 @@
 """The worker process: runs jobs one at a time, reports each step, and exits when its parent does.
 
-`kinema.jobs.worker_pool` starts it as `python -m kinema.jobs.worker_process DESCRIPTOR WORK PARENT`. Both sides send
+`kinema.jobs.worker` starts it as `python -m kinema.jobs.worker_process DESCRIPTOR WORK PARENT`. Both sides send
 tuples through one socket. The parent sends ("run", number, tasks, folder) and ("cancel", number). This process sends
 ("status", text), and ("ready", device_state) or ("load_failed", reason); then (number, kind, …) for the run with that
 number, and ("device", device_state) when another model is loaded.

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from kinema.errors import ContentRefused, InvalidImage, InvalidRequest
 from kinema.jobs.batch_schema import KEY_PREFIX
 from kinema.jobs.owner_limits import OwnerLimits
-from kinema.jobs.worker_pool import count_gpus
+from kinema.jobs.worker_devices import count_gpus
 from kinema.library import about_last_image, all_warnings, check_last_image, last_image_warnings
 from kinema.media.image import inspect_image
 from kinema.messages import Message
