@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
 
 import kinema
 from kinema.engine import samplers
@@ -94,12 +93,7 @@ def test_extended_video_begins_with_the_decoded_frames_of_its_file(pipeline, ima
 
 
 def test_model_whose_encoder_leaves_channels_out_denoises_the_video_again(tmp_path, image):
-    folder = make_tiny_svd(tmp_path / "positions", frames_at_once=4, latent_channels=8)
-    weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
-    tensors = load_file(weights)
-    for name in ("quant_conv.weight", "quant_conv.bias"):
-        tensors[name][5:8] = 0
-    save_file(tensors, weights, metadata={"format": "pt"})
+    folder = make_tiny_svd(tmp_path / "positions", frames_at_once=4, latent_channels=8, encoded_channels=5)
     pipeline = kinema.load(folder, device="cpu", dtype="float32")
     video = kinema.generate(image, model=pipeline, seed=1, **SIZE)
     latents = to_latents_of(pipeline, image, video.recipe.request)

@@ -37,6 +37,7 @@ def make_tiny_svd(
     *,
     levels: int = 2,
     latent_channels: int = 4,
+    encoded_channels: int | None = None,
     layers: int = 1,
     channels: tuple[int, ...] | None = None,
     heads: int | tuple[int, ...] = 2,
@@ -58,6 +59,7 @@ def make_tiny_svd(
         folder: Created if missing.
         levels: Resolutions of the UNet: 2 or 4.
         latent_channels: Channels of a latent; the UNet takes twice as many.
+        encoded_channels: Those that the VAE's encoder does not leave 0, by default all.
         layers: Layers per block, in the UNet and the VAE.
         channels: Channels of each level of the UNet, by default `CHANNELS`.
         heads: Attention heads of each level.
@@ -103,6 +105,8 @@ def make_tiny_svd(
             sample_size=64,
             force_upcast=force_upcast,
         )
+        for values in vae.quant_conv.parameters():
+            values.data[encoded_channels or latent_channels : latent_channels] = 0
         image_encoder = CLIPVisionModelWithProjection(
             CLIPVisionConfig(
                 hidden_size=32,

@@ -15,6 +15,7 @@ from kinema.engine.checkpoint import Checkpoint
 from kinema.media.image import open_image
 from kinema.steps import drive
 from kinema.values import VideoRequest
+from tiny import make_tiny_svd
 
 SIZE = {"width": 64, "height": 64, "num_frames": 4, "num_inference_steps": 3}
 
@@ -76,6 +77,20 @@ def test_two_images_exchanged_give_another_video_and_the_recipe_names_both(pipel
     assert not np.array_equal(there.frames, back.frames)
     assert there.recipe.last_image_sha256 == back.recipe.image_sha256 == open_image(blue).sha256
     assert kinema.generate(red, model=pipeline, seed=1, **SIZE).recipe.last_image_sha256 is None
+
+
+@pytest.mark.parametrize(("encoded_channels", "sampler"), [(5, "fused"), (None, "between")])
+def test_model_whose_encoder_leaves_channels_out_fuses_both_predictions(
+    encoded_channels, sampler, tmp_path, monkeypatch
+) -> None:
+    used = []
+    for name in ("fused", "between"):
+        make = getattr(samplers, name)
+        monkeypatch.setattr(samplers, name, lambda *a, name=name, make=make: used.append(name) or make(*a))
+    folder = make_tiny_svd(tmp_path / "model", latent_channels=8, encoded_channels=encoded_channels)
+    model = kinema.load(folder, device="cpu", dtype="float32")
+    kinema.generate(coloured(255, 0, 0), last_image=coloured(0, 0, 255), model=model, seed=1, **SIZE)
+    assert used[0] == sampler
 
 
 def test_loop_has_the_requested_frames_and_continues_from_latents_to_the_same_bytes(pipeline, tmp_path) -> None:

@@ -134,9 +134,11 @@ def _make_sampler(
     if len(ends) == 1:
         parts = _windows(pipeline, request)
         return samplers.from_first(forward if len(parts) == 1 else samplers.in_windows(forward, parts))
-    if ends[1] is ends[0]:  # a loop
-        return samplers.fused(forward, forward)
-    return samplers.between(forward, _make_prediction(pipeline, plan, unet, ends[1], request, num_frames), generator)
+    backward = forward if ends[1] is ends[0] else _make_prediction(pipeline, plan, unet, ends[1], request, num_frames)
+    # Where each frame's latents contain the unmoved image, `between` would mix both images in every frame.
+    if request.loop or not pipeline.encodes_frames:
+        return samplers.fused(forward, backward)
+    return samplers.between(forward, backward, generator)
 
 
 def _make_prediction(
