@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import re
 import secrets
+from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Annotated, Any, Final, Literal, TypedDict, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypedDict, get_args
 
 from pydantic import (
     BaseModel,
@@ -20,6 +21,9 @@ from pydantic import (
 
 from kinema.errors import InvalidRequest
 from kinema.messages import Message
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 Fit = Literal["crop", "pad", "stretch"]
 Scheduler = Literal["euler", "euler_ancestral", "ddim", "dpm_solver", "pndm", "unipc"]
@@ -370,7 +374,7 @@ class VideoRequest(BaseModel):
 
     @property
     def work(self) -> float:
-        """Millions of pixels × frames × steps, of a plain video; `kinema.models.windows.video_work` is of any."""
+        """Millions of pixels × frames × steps, of a plain video; `kinema.models.workload` counts that of any."""
         return self.width * self.height * self.num_frames * self.num_inference_steps / 1_000_000
 
     @property
@@ -378,6 +382,25 @@ class VideoRequest(BaseModel):
         """Whether any frame has a guidance scale other than 1, which needs an unconditional pass."""
         last = self.min_guidance_scale if self.num_frames == 1 else self.max_guidance_scale
         return not (self.min_guidance_scale == 1.0 and last == 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """The work of a video, in millions of pixels × predicted frames × steps of its model.
+
+    Attributes:
+        denoise: Work of the video model.
+        finishing: The same of each stage after decoding, as the work of the model, without guidance, that has as many
+            operations.
+    """
+
+    denoise: float
+    finishing: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def total(self) -> float:
+        """The work of all stages, which limits apply to."""
+        return self.denoise + sum(self.finishing.values())
 
 
 class VideoParameters(TypedDict, total=False):

@@ -16,7 +16,7 @@ from kinema.jobs.database import create_engine
 from kinema.jobs.job_schema import JOBS, METADATA
 from kinema.models.catalog import CATALOG, IMAGE_MODELS, request_for
 from kinema.models.memory_plan import MemoryPlan
-from kinema.models.windows import video_work
+from kinema.models.workload import video_workload
 from kinema.values import VideoRequest
 
 HEAVY = {"torch", "diffusers", "transformers", "av", "huggingface_hub"}
@@ -170,7 +170,7 @@ def test_doctor_shows_the_time_of_the_latest_jobs(kinema, folder, monkeypatch):
     with engine.begin() as connection:
         METADATA.create_all(connection)
         job = {"id": "video_1", "status": "completed", "priority": 0, "created_at": 1.0, "completed_at": 2.0}
-        job["work"] = video_work(request, request.num_frames)
+        job["work"] = video_workload(request).total
         texts = {"model": "pocket", "request": request.model_dump_json(), "stage_durations": json.dumps(durations)}
         connection.execute(JOBS.insert().values(job | texts))
     engine.dispose()

@@ -11,7 +11,8 @@ import kinema
 from kinema.engine import samplers, to_latents
 from kinema.media.image import open_image
 from kinema.models.catalog import request_for
-from kinema.models.windows import Window, video_work, windows
+from kinema.models.windows import Window, windows
+from kinema.models.workload import video_workload
 from kinema.steps import drive
 from kinema.values import VideoRequest
 from tiny import make_tiny_svd
@@ -95,7 +96,7 @@ def test_work_counts_the_frames_that_the_unet_predicts(folder, image, parameters
     drive(to_latents(pipeline, image, request, image if last_image else None))
     networks.remove()
     assert sum(counts) / 2 == predicted  # in 2 steps
-    assert video_work(request, 4, has_last_image=last_image) == 64 * 64 * predicted * 2 / 1e6
+    assert video_workload(request, has_last_image=last_image).denoise == 64 * 64 * predicted * 2 / 1e6
 
 
 def test_decoded_long_video_has_all_frames(pipeline, image) -> None:

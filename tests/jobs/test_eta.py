@@ -6,8 +6,9 @@ import pytest
 from queue_helpers import request
 
 from kinema.jobs.eta import JobEta, JobSize, StageSpeeds
+from kinema.values import Workload
 
-SIZE = JobSize(request(), request().work)
+SIZE = JobSize(request(), Workload(request().work))
 PAST = {"encode": 1.0, "denoise": 10.0, "decode": 4.0}
 
 
@@ -20,7 +21,9 @@ def clock(monkeypatch):
 
 def finished(size=SIZE, durations=PAST):
     last_image = "0" * 64 if size.has_last_image else None
-    return SimpleNamespace(request=size.request, work=size.work, last_image=last_image, stage_durations=durations)
+    return SimpleNamespace(
+        request=size.request, workload=size.workload, last_image=last_image, stage_durations=durations
+    )
 
 
 @pytest.fixture
@@ -35,11 +38,18 @@ def test_eta_before_first_step_is_duration_of_earlier_jobs(clock, speeds):
     assert JobEta(SIZE, speeds, {}).eta() == pytest.approx(15)
 
 
-def test_first_job_with_frames_between_expects_them_to_take_as_long_as_decoding(clock, speeds):
-    smooth = request().changed(num_frames=4, interpolate=2)
-    plain = JobEta(JobSize(request().changed(num_frames=4), request().work), speeds, {}).eta()
-    decode = 4.0 * 4 / request().num_frames
-    assert JobEta(JobSize(smooth, request().work), speeds, {}).eta() == pytest.approx(plain + decode * 3 / 4)
+def test_first_job_with_finishing_expects_it_to_take_as_long_as_its_operations_in_denoising(clock, speeds):
+    finished_frames = request().changed(interpolate=2, upscale=2)
+    work = request().work
+    eta = JobEta(JobSize(finished_frames, Workload(work, {"interpolate": work / 5, "upscale": work})), speeds, {}).eta()
+    assert eta == pytest.approx(15 + 2.5 * 5 / 5 + 1.3 * 5)  # one pass of denoising, without guidance, took 5 s
+
+
+def test_finishing_of_earlier_jobs_is_learned_by_its_work(clock, speeds):
+    large = JobSize(request().changed(upscale=2), Workload(request().work, {"upscale": 3.0}))
+    speeds.learn(finished(large, PAST | {"upscale": 6.0}))
+    larger = JobSize(request().changed(upscale=2), Workload(request().work, {"upscale": 5.0}))
+    assert speeds.estimate_job(larger) == pytest.approx(15 + 10)
 
 
 def test_eta_without_completed_jobs_is_unknown(clock):
@@ -69,12 +79,12 @@ def test_percent_follows_stage_shares_and_stops_at_99(clock, speeds):
 
 
 def test_estimate_counts_predicted_frames_and_a_last_image(speeds):
-    double = JobSize(SIZE.request, 2 * SIZE.work, has_last_image=True)
+    double = JobSize(SIZE.request, Workload(2 * request().work), has_last_image=True)
     assert speeds.estimate_job(double) == pytest.approx(2 * 1 + 2 * 10 + 4)
 
 
 def test_job_that_was_stored_before_its_work_was_counted_teaches_no_denoising(clock):
     speeds = StageSpeeds()
-    speeds.learn(finished(JobSize(SIZE.request, 0.0)))
+    speeds.learn(finished(JobSize(SIZE.request, Workload(0.0))))
     assert speeds.estimate_stage("denoise", SIZE) is None
     assert speeds.estimate_stage("decode", SIZE) == pytest.approx(4)

@@ -7,6 +7,7 @@ from queue_work import expected_video, output
 from kinema.errors import IdempotencyKeyReused
 from kinema.jobs import Queue
 from kinema.settings import Settings
+from kinema.values import Workload
 
 LAST = b"bytes of another uploaded image"
 
@@ -70,8 +71,10 @@ def test_key_with_another_last_image_is_refused(queue):
 
 
 def test_job_has_the_work_that_it_was_submitted_with(queue):
-    jobs = [queue.submit(request(), image=IMAGE, work=work) for work in (None, 9.5)]
-    assert [queue.get(job.id).work for job in jobs] == [request().work, 9.5]
+    work = Workload(9.5, {"interpolate": 0.25, "upscale": 2.25})
+    jobs = [queue.submit(request(), image=IMAGE, workload=workload) for workload in (None, work)]
+    assert [queue.get(job.id).workload for job in jobs] == [Workload(request().work), work]
+    assert [job.workload for job in jobs] == [Workload(request().work), work]
 
 
 def test_last_image_in_a_store_reaches_another_server_and_is_deleted(tmp_path, task_log):

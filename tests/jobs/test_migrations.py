@@ -14,7 +14,7 @@ from kinema.settings import Settings
 
 # The columns and indexes that later formats added to format 2.
 ADDED_COLUMNS = {
-    "kinema_jobs": ["owner", "turn", "work", "traceparent", "last_image", "extend"],
+    "kinema_jobs": ["owner", "turn", "work", "traceparent", "last_image", "extend", "finishing_work"],
     "kinema_database": ["oldest_reader"],
     "kinema_deletions": ["last_image"],
     "kinema_batches": ["idempotency_key", "fingerprint"],
@@ -86,7 +86,8 @@ def test_jobs_of_format_2_are_kept_and_run(settings, engine):
 def test_database_without_batches_gets_their_tables(settings, engine):
     with engine.begin() as connection:
         connection.exec_driver_sql("DROP TABLE kinema_batches")
-        connection.execute(IDENTITY.update().values(format=FORMAT - 1))
+        connection.exec_driver_sql("ALTER TABLE kinema_jobs DROP COLUMN finishing_work")
+        connection.execute(IDENTITY.update().values(format=4))
     with Queue(settings) as queue:
         file = queue.file_table.add(new_file_id(), "a.jsonl", "batch", 1)
         batch = queue.batches.add(file.id, owner="a", idempotency_key="k", fingerprint="f")

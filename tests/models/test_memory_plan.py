@@ -98,6 +98,14 @@ def test_slower_plan_is_preferred_to_small_chunk():
     assert plan_xt(8.5, guided=False, decode_chunk_size=2).name == "resident"
 
 
+def test_networks_after_decoding_need_room_beside_a_resident_model():
+    weights = sum(XT.values())
+    assert plan_xt(80, finishing_bytes=60 * GIB).needed_bytes == weights + 60 * GIB
+    assert plan_xt(12, finishing_bytes=10 * GIB).name == "model_offload"
+    with pytest.raises(InsufficientMemory, match=r"fewer num_frames, interpolate 1, upscale 1 or a smaller model"):
+        plan_xt(12, finishing_bytes=13 * GIB)
+
+
 def test_explicit_chunk_is_used_up_to_num_frames():
     assert plan_xt(80, decode_chunk_size=3).decode_chunk_size == 3
     assert plan_xt(80, decode_chunk_size=100).decode_chunk_size == 25

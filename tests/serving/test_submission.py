@@ -132,6 +132,15 @@ def test_request_that_exceeds_the_limit_of_a_key_alone_is_rejected(tmp_path, png
         prepare(settings, {}, png)
 
 
+def test_work_of_interpolation_and_upscaling_is_limited(tmp_path, png, monkeypatch):
+    monkeypatch.setattr("kinema.models.catalog.upscaler_file", lambda: None)
+    settings = Settings(data_dir=tmp_path, model="pocket", device="cpu", max_work=12)  # without them: 5.2
+    assert prepare(settings, {"interpolate": 4}, png).workload.total == pytest.approx(5.16 + 1.73, rel=0.01)
+    with pytest.raises(InvalidRequest, match=r"^with upscale 2, .* are 29 million; .* use upscale 1, or") as error:
+        prepare(settings, {"interpolate": 4, "upscale": 2}, png)
+    assert error.value.param == "upscale"
+
+
 def test_invalid_image_is_rejected_before_submission(settings):
     with pytest.raises(InvalidImage):
         prepare(settings, {}, b"not an image")
@@ -146,8 +155,8 @@ def test_model_that_is_not_offered_is_rejected(settings, png, tmp_path):
 
 def test_estimate_uses_queue_estimate(settings, png):
     class FakeQueue:
-        def estimate(self, request, *, work, has_last_image):
-            return work / request.work, has_last_image
+        def estimate(self, request, *, workload, has_last_image):
+            return workload.denoise / request.work, has_last_image
 
     assert estimate(FakeQueue(), prepare(settings, {}, png)) == (1, False)
     assert estimate(FakeQueue(), prepare(settings, {"num_frames": 15}, png)) == (28 / 15, False)  # two windows

@@ -13,10 +13,10 @@ from kinema.batch.batch_jobs import FinishedJob
 from kinema.errors import InvalidRequest, JobNotFound
 from kinema.media.credentials.signing_keys import signing_keys
 from kinema.media.video_writer import write_error
-from kinema.models.catalog import for_image_model, frames_at_once, request_for
+from kinema.models.catalog import for_image_model, request_for
 from kinema.models.resolve import pull, resolve
 from kinema.models.video_size import follow_image
-from kinema.models.windows import video_work
+from kinema.models.workload import video_workload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -147,12 +147,11 @@ class OwnQueue:
         Raises:
             InsufficientDisk, QueueUnavailable: see `Queue.submit`.
         """
-        at_once = frames_at_once(item.request.model)
         job = self._queue.submit(
             item.request,
             image=image,
             last_image=last_image,
-            work=video_work(item.request, at_once, has_last_image=last_image is not None),
+            workload=video_workload(item.request, has_last_image=last_image is not None),
             title=item.key,
             idempotency_key=item.key,
             fingerprint=item.key,

@@ -204,8 +204,9 @@ class _VideoTimes:
         request = request_for(model=entry.name)
         if self.speeds:
             from kinema.jobs.eta import JobSize
+            from kinema.values import Workload
 
-            if (seconds := self.speeds.estimate_job(JobSize(request, request.work))) is not None:
+            if (seconds := self.speeds.estimate_job(JobSize(request, Workload(request.work)))) is not None:
                 return {"seconds": float(f"{seconds:.3g}"), "source": "measured"}
         if self.rate is None or plan.name == "sequential_offload":  # transfers take the time
             return None

@@ -29,6 +29,7 @@ from kinema.errors import GenerationFailed
 from kinema.media.image import fit_image
 from kinema.media.video import Video
 from kinema.models.devices import cpu_instructions
+from kinema.models.finishing_memory import check_finishing_memory
 from kinema.models.offload import place, plan_for
 from kinema.models.upscaler_weights import upscaler_file
 from kinema.models.windows import check_two_ends
@@ -102,6 +103,7 @@ def to_latents(
     pipeline.check_process()
     if request.upscale > 1:
         upscaler_file()  # an error here, not after denoising
+    check_finishing_memory(request, pipeline.device, 0 if source is None else source.lengths[-1])
     ends = [image] if last_image is None else [image, last_image]
     check_two_ends(request, pipeline.frames_at_once, has_last_image=last_image is not None)
     at_once = window_frames(pipeline, request) if source is None else pipeline.frames_at_once

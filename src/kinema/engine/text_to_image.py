@@ -22,6 +22,7 @@ from kinema.errors import GenerationFailed, InvalidRequest
 from kinema.media.image import open_image, plain_name
 from kinema.models import hub
 from kinema.models.catalog import IMAGE_MODELS, quote_words, words_in
+from kinema.models.finishing_memory import check_finishing_memory
 from kinema.models.image_pipeline import completed
 from kinema.models.image_pipeline_offload import PLANS, on_device, plan_for
 from kinema.steps import Restart, Step
@@ -60,6 +61,7 @@ def generate_image(image_pipeline: ImagePipeline, request: VideoRequest) -> Gene
         raise InvalidRequest("prompt is missing; text-to-image needs one", "prompt")
     prompt, request = request.prompt, completed(image_pipeline, request)
     _check_parameters(image_pipeline, request)
+    check_finishing_memory(request, image_pipeline.device)  # of the video: an error here, not after this work
     events: list[str] = []
     pixels, plan, dtype = yield from _generate_pixels(image_pipeline, request, events)
     image = open_image((pixels * 255).round().astype(np.uint8))

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from kinema.engine.out_of_memory import insufficient, is_out_of_memory
+from kinema.models.finishing_memory import MARGIN, STRIP_PIXELS
 from kinema.models.upscaler_weights import read_upscaler, upscaler_file
 
 if TYPE_CHECKING:
@@ -27,8 +28,6 @@ LAYERS = [(3, CHANNELS), *[(CHANNELS, CHANNELS)] * 16, (CHANNELS, 3 * FACTOR**2)
 # Share of the network's output; the rest is the frame enlarged smoothly. With all of it, details flicker: consecutive
 # frames agree 2 dB less than with LANCZOS, with half of it at most 0.7 dB (chosen on photographs of `choose`).
 STRENGTH = 0.5
-MARGIN = 20  # rows beyond a strip that its pixels depend on: one per convolution, and two of the resizing
-STRIP_PIXELS = 300_000  # of the input; the memory of a strip is about 0.4 GB in float32
 
 
 class Upscaler(Protocol):

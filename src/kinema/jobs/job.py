@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from kinema.errors import InvalidRequest
+from kinema.values import Workload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
@@ -47,7 +48,7 @@ class Job:
     created_at: float
     last_image: str | None = None  # the same of the image at which the video ends, or of the video to extend
     extend: str | None = None  # the id of the job whose video this one extends
-    work: float = 0.0  # of the video model, in millions of pixels × predicted frames × steps
+    workload: Workload = field(default=Workload(0.0))  # zero of a job that was stored before its work was counted
     started_at: float | None = None
     completed_at: float | None = None
     expires_at: float | None = None

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import sqlalchemy as sa
 
 from kinema.jobs.job import Failure, Job
-from kinema.values import VideoRequest
+from kinema.values import VideoRequest, Workload
 
 METADATA = sa.MetaData()
 JOBS = sa.Table(
@@ -24,7 +24,8 @@ JOBS = sa.Table(
     sa.Column("owner", sa.Text, nullable=False, server_default=""),  # the API key that submitted it, by name
     # Among jobs with one priority, the lower turn is first. Jobs of one owner have different turns.
     sa.Column("turn", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("work", sa.Float, nullable=False, server_default="0"),  # millions of pixels × predicted frames × steps
+    sa.Column("work", sa.Float, nullable=False, server_default="0"),  # `Workload.total`
+    sa.Column("finishing_work", sa.Text, nullable=False, server_default="{}"),  # the part of each stage after decoding
     sa.Column("passed", sa.Integer, nullable=False, default=0),  # how many jobs of a loaded model overtook it
     sa.Column("request", sa.Text, nullable=False),
     sa.Column("title", sa.Text),
@@ -70,7 +71,7 @@ STORE = sa.Table(
     sa.Column("url", sa.Text, nullable=False),
 )
 # Raise this whenever the tables or the requests in them change, and add a step to `migrations`.
-FORMAT = 5
+FORMAT = 6
 # The oldest FORMAT of a version that may use a database of this FORMAT.
 OLDEST_READER = 4
 # Deleted jobs whose files may still exist. Written in the transaction of the deletion, so that no crash loses them.
@@ -138,7 +139,7 @@ def job_from_row(row: sa.RowMapping, position: int | None = None) -> Job:
         image=row["image"],
         last_image=row["last_image"],
         extend=row["extend"],
-        work=row["work"],
+        workload=_workload(row["work"], json.loads(row["finishing_work"])),
         priority=row["priority"],
         created_at=row["created_at"],
         started_at=row["started_at"],
@@ -157,3 +158,12 @@ def job_from_row(row: sa.RowMapping, position: int | None = None) -> Job:
         attempts=row["attempts"],
         traceparent=row["traceparent"],
     )
+
+
+def workload_values(workload: Workload) -> dict[str, float | str]:
+    """Return the columns of a job's work."""
+    return {"work": workload.total, "finishing_work": json.dumps(dict(workload.finishing))}
+
+
+def _workload(total: float, finishing: dict[str, float]) -> Workload:
+    return Workload(total - sum(finishing.values()), finishing)

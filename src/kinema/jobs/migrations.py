@@ -91,9 +91,14 @@ def _add_keys_of_batches(operations: Operations) -> None:
     operations.create_index("kinema_batches_key", BATCHES.name, ["owner", "idempotency_key"], unique=True)
 
 
+def _add_finishing_work(operations: Operations) -> None:
+    operations.add_column(JOBS.name, sa.Column("finishing_work", sa.Text, nullable=False, server_default="{}"))
+
+
 # By the format that they lead to.
 _MIGRATIONS: dict[int, Callable[[Operations], None]] = {
     3: _add_owners_and_traces,
     4: _add_last_images,
     5: _add_keys_of_batches,
+    6: _add_finishing_work,
 }

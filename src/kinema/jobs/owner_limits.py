@@ -27,7 +27,7 @@ class OwnerLimits:
 
     Attributes:
         jobs: Queued jobs.
-        work: Work of queued and running jobs, in millions of pixels × frames × steps.
+        work: Work of queued and running jobs, as `Workload.total`.
     """
 
     jobs: int | None = None

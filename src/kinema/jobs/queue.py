@@ -29,6 +29,7 @@ from kinema.jobs.file_table import FileTable
 from kinema.jobs.idempotency import check_key_length, check_same_request
 from kinema.jobs.job import PART_FILES, Failure, Job, JobPage, check_priority
 from kinema.jobs.job_files import JobFiles
+from kinema.jobs.job_schema import workload_values
 from kinema.jobs.job_table import JobTable, KeyTaken
 from kinema.jobs.job_traces import JobTraces
 from kinema.jobs.owner_limits import NO_LIMITS, LimitReached
@@ -41,6 +42,7 @@ from kinema.jobs.webhook_table import WebhookTable
 from kinema.jobs.worker_devices import devices_for
 from kinema.jobs.worker_state import PoolState
 from kinema.messages import Message
+from kinema.values import Workload
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -262,7 +264,7 @@ class Queue:
         image: bytes | None = None,
         last_image: bytes | None = None,
         extend: str | None = None,
-        work: float | None = None,
+        workload: Workload | None = None,
         title: str | None = None,
         priority: int = 0,
         pinned: bool = False,
@@ -280,7 +282,7 @@ class Queue:
             image: The bytes of a valid image file.
             last_image: The same of an image at which the video ends; with `extend`, of the video to extend.
             extend: The id of the job that this one extends.
-            work: Work of the video model, in millions of pixels × predicted frames × steps; None: `request.work`.
+            workload: The work of the video; None: `request.work`, for a plain video.
             title: Display name; None uses the prompt.
             priority: -1000 to 1000. Each step counts as one minute of waiting.
             pinned: Whether the job never expires.
@@ -317,14 +319,15 @@ class Queue:
             "pinned": pinned,
             "created_at": time.time(),
             "extend": extend,
-            "work": request.work if work is None else work,
         }
+        workload = workload or Workload(request.work)
         columns = {
             "model": request.model,
             "owner": owner,
             "request": request.model_dump_json(),
             "idempotency_key": idempotency_key,
             "fingerprint": fingerprint_or_default,
+            **workload_values(workload),
         }
         rejection: QueueFull | QuotaExceeded | None = None
         try:
@@ -343,12 +346,12 @@ class Queue:
             assert idempotency_key is not None, "KeyTaken needs a key"
             self._files.delete_inputs(values["id"])
             return self._find_by_key(idempotency_key, fingerprint_or_default) or self.submit(
-                request, image=image, last_image=last_image, extend=extend, work=work, title=title, priority=priority,
-                pinned=pinned, idempotency_key=idempotency_key, fingerprint=fingerprint, owner=owner, limits=limits,
-                traceparent=traceparent, webhook_url=webhook_url,
+                request, image=image, last_image=last_image, extend=extend, workload=workload, title=title,
+                priority=priority, pinned=pinned, idempotency_key=idempotency_key, fingerprint=fingerprint, owner=owner,
+                limits=limits, traceparent=traceparent, webhook_url=webhook_url,
             )  # fmt: skip
         self._wake_scheduler()
-        return Job(status="queued", request=request, queue_position=position, **values)
+        return Job(status="queued", request=request, workload=workload, queue_position=position, **values)
 
     def get(self, job_id: str) -> Job:
         """Return the current state of a job.
@@ -577,18 +580,18 @@ class Queue:
         return self._files.find_preview(job_id)
 
     def estimate(
-        self, request: VideoRequest, *, work: float | None = None, has_last_image: bool = False
+        self, request: VideoRequest, *, workload: Workload | None = None, has_last_image: bool = False
     ) -> float | None:
         """Return the expected seconds of a request without its time in the queue, or None if unknown.
 
         Args:
             request: The request.
-            work: As for `submit`.
+            workload: As for `submit`.
             has_last_image: Whether the video ends at an image.
         """
         if self._scheduler is None:
             return None
-        size = JobSize(request, request.work if work is None else work, has_last_image)
+        size = JobSize(request, workload or Workload(request.work), has_last_image)
         return self._scheduler.speeds.estimate_job(size)
 
     def _check_arguments(self, request: VideoRequest, image: bytes | None, priority: int, key: str | None) -> None:

@@ -112,6 +112,7 @@ def plan_memory(
     offload: bool = True,
     fast: bool = False,
     gpus: int = 1,
+    finishing_bytes: int = 0,
 ) -> MemoryPlan:
     """Return the fastest plan that fits, with the largest chunk of frames that can be decoded together.
 
@@ -128,6 +129,7 @@ def plan_memory(
         offload: Whether components can be offloaded to CPU memory; False if the device is the CPU.
         fast: Whether the fast engine runs with its kernels; sequential offload always uses diffusers' forward.
         gpus: Number of GPUs that generate the video together, with this memory on each.
+        finishing_bytes: Bytes on the device of the networks after decoding.
 
     Raises:
         InsufficientMemory: if no plan fits; gives the sizes and a remedy.
@@ -143,7 +145,7 @@ def plan_memory(
         stages = _stages(
             width, height, num_frames, chunk, batch_size=batch_size, dtype_bytes=dtype_bytes, shape=shape, fast=is_fast
         )
-        needed = _peak(name, weights, stages, dtype_bytes, shape, fast=is_fast)
+        needed = _peak(name, weights, stages | {"finish": finishing_bytes}, dtype_bytes, shape, fast=is_fast)
         if needed <= free_bytes:
             return MemoryPlan(name, chunk, needed, free_bytes)
         least = min(least, needed)
@@ -151,6 +153,7 @@ def plan_memory(
         f"{num_frames} frames of {width}×{height} need at least {least / GIB:.1f} GiB of memory"
         f"{' on each GPU of a group' if gpus > 1 else ''}, but only {max(free_bytes, 0) / GIB:.1f} GiB is free; use "
         f"{'gpus 1, ' if gpus > 1 else ''}a smaller width and height, fewer num_frames"
+        f"{', interpolate 1, upscale 1' if finishing_bytes else ''}"
         f"{', a smaller decode_chunk_size' if decode_chunk_size else ''} or a smaller model"
     )
 
@@ -200,9 +203,11 @@ def _peak(
         "encode": (weights["vae"], upcast),
         "denoise": (weights["unet"], copies),
         "decode": (weights["vae"],),
+        "finish": (),
     }
     if name in RESIDENT_PLANS:
-        return sum(weights.values()) + copies + max(upcast + stages["encode"], stages["denoise"], stages["decode"])
+        largest = max(upcast + stages["encode"], *(stages[stage] for stage in ("denoise", "decode", "finish")))
+        return sum(weights.values()) + copies + largest
     pieces = 0
     if name == "streamed":  # the pieces' buffers stay on the device during all stages
         pieces = int(STREAMED_SHARE * sum(used["denoise"]))

@@ -7,14 +7,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from kinema.models.devices import free_memory, has_kernels, release_cache
+from kinema.models.finishing_memory import network_bytes
 from kinema.models.memory_plan import COMPONENTS, FAST_SHARE, STREAMED_SHARE, Component, MemoryPlan, plan_memory
 from kinema.models.reference_networks import as_reference
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
-    import torch
 
     from kinema.models.loading import VideoPipeline
     from kinema.values import VideoRequest
@@ -45,6 +46,7 @@ def plan_for(pipeline: VideoPipeline, request: VideoRequest) -> MemoryPlan:
         offload=not on_cpu,
         fast=is_fast(pipeline),
         gpus=pipeline.gpus,
+        finishing_bytes=network_bytes(request, torch.float16) if pipeline.device.type == "cuda" else 0,
     )
 
 

@@ -120,22 +120,3 @@ def predicted_frames(request: VideoRequest, at_once: int | None, *, has_last_ima
     if has_last_image:
         return 2 * frames
     return sum(window.end - window.start for window in windows(frames, at_once or frames))
-
-
-def extension_work(request: VideoRequest, lengths: Sequence[int], at_once: int | None) -> float:
-    """Return the work of extending a video, as `video_work`: only windows with new frames count.
-
-    Args:
-        request: The request of the longer video.
-        lengths: The number of frames before each earlier extension, then that of the video before this one.
-        at_once: The frames that its model makes at once; None if that is not known.
-    """
-    found = extended_windows((*lengths, request.num_frames), at_once or request.num_frames)
-    frames = sum(window.end - window.start for window in found if window.end > lengths[-1])
-    return request.width * request.height * frames * request.num_inference_steps / 1_000_000
-
-
-def video_work(request: VideoRequest, at_once: int | None, *, has_last_image: bool = False) -> float:
-    """Return the work of the video model, in millions of pixels × predicted frames × steps. See `predicted_frames`."""
-    frames = predicted_frames(request, at_once, has_last_image=has_last_image)
-    return request.width * request.height * frames * request.num_inference_steps / 1_000_000

@@ -10,8 +10,7 @@ from kinema.extension import extended_recipe_request
 from kinema.media.source_video import check_extendable, lengths_of
 from kinema.media.video_reader import read_recipe
 from kinema.messages import Message
-from kinema.models.catalog import frames_at_once
-from kinema.models.windows import extension_work
+from kinema.models.workload import extension_workload
 from kinema.serving.blocked_words import check_prompt
 from kinema.serving.fields import is_set
 from kinema.serving.submission import Submission, check_offered, check_text, check_work
@@ -62,13 +61,15 @@ def prepare_extension(queue: Queue, settings: Settings, fields: Mapping[str, Any
     if given.get("model", request.model) != request.model:
         raise InvalidRequest(_not_chosen("model"), "model")
     check_offered(settings, "model", request.model)
-    work = extension_work(request, lengths_of(recipe), frames_at_once(request.model))
-    check_work(settings, request, work)
+    workload = extension_workload(request, lengths_of(recipe))
+    check_work(settings, request, workload)
     source = video.read_bytes()
     title = str(given["prompt"]) if "prompt" in given else job.title
     fingerprint = hashlib.sha256(repr(sorted(given.items())).encode() + source).hexdigest()
     request = request.changed(**dict.fromkeys(TEXT_TO_IMAGE_FIELDS))  # the image exists
-    return Submission(request, image.read_bytes(), title, (), fingerprint, source, extend=job.id, extension_work=work)
+    return Submission(
+        request, image.read_bytes(), title, (), fingerprint, source, extend=job.id, extension_workload=workload
+    )
 
 
 def _not_chosen(name: str) -> Message:

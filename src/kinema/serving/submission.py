@@ -27,12 +27,11 @@ from kinema.models.catalog import (
     CATALOG,
     IMAGE_MODELS,
     for_image_model,
-    frames_at_once,
     parameter_warnings,
     request_for,
 )
 from kinema.models.video_size import follow_image
-from kinema.models.windows import predicted_frames, video_work
+from kinema.models.workload import video_workload
 from kinema.serving.blocked_words import check_prompt
 from kinema.serving.fields import is_set, sent_name, to_parameters
 from kinema.values import too_long
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
     from kinema.jobs import Job, Queue
     from kinema.media.image import ImageFacts
     from kinema.settings import Settings
-    from kinema.values import VideoRequest
+    from kinema.values import VideoRequest, Workload
 
 log = logging.getLogger(__name__)
 
@@ -64,15 +63,12 @@ class Submission:
     """The image at which the video ends; for one that is extended, the file of the video before."""
     extend: str | None = None
     """The id of the video that is extended."""
-    extension_work: float | None = None
+    extension_workload: Workload | None = None
 
     @property
-    def work(self) -> float:
-        """Work of the video model; see `kinema.models.windows.video_work`."""
-        if self.extension_work is not None:
-            return self.extension_work
-        at_once = frames_at_once(self.request.model)
-        return video_work(self.request, at_once, has_last_image=self.last_image is not None)
+    def workload(self) -> Workload:
+        """The work of the video; see `kinema.models.workload`."""
+        return self.extension_workload or video_workload(self.request, has_last_image=self.last_image is not None)
 
 
 def prepare(
@@ -100,7 +96,7 @@ def prepare(
     else:
         facts = inspect(image)
         request = follow_image(request, facts.size, parameters)
-        _check_cost(settings, request, has_last_image=has_last_image)
+        check_work(settings, request, video_workload(request, has_last_image=has_last_image))
         warnings = all_warnings(facts, request)
     if last_image is not None:
         warnings += last_image_warnings(_inspect_last(last_image, inspect), request)
@@ -156,7 +152,7 @@ def _check(
         image_model = request.image_model or default_image_model(settings, request.width, request.height)
         check_offered(settings, "image_model", image_model)
         request = for_image_model(request, image_model)
-    _check_cost(settings, request, has_last_image=has_last_image)
+    check_work(settings, request, video_workload(request, has_last_image=has_last_image))
     return request, title, parameters
 
 
@@ -184,7 +180,7 @@ def submit(
         image=submission.image,
         last_image=submission.last_image,
         extend=submission.extend,
-        work=submission.work,
+        workload=submission.workload,
         title=submission.title if title is None else title,
         priority=priority,
         pinned=pinned,
@@ -219,7 +215,8 @@ def change(queue: Queue, job_id: str, *, title: str | None, pinned: bool | None)
 
 def estimate(queue: Queue, submission: Submission) -> float | None:
     """Return the expected run time in seconds, without the wait; None until a job of its model was completed here."""
-    return queue.estimate(submission.request, work=submission.work, has_last_image=submission.last_image is not None)
+    has_last_image = submission.last_image is not None
+    return queue.estimate(submission.request, workload=submission.workload, has_last_image=has_last_image)
 
 
 def offered_models(settings: Settings) -> tuple[str, ...]:
@@ -268,28 +265,18 @@ def check_offered(settings: Settings, param: str, name: str) -> None:
         )
 
 
-def _check_cost(settings: Settings, request: VideoRequest, *, has_last_image: bool) -> None:
-    at_once = frames_at_once(request.model)
-    work = video_work(request, at_once, has_last_image=has_last_image)
-    if work > settings.max_work:
-        frames = predicted_frames(request, at_once, has_last_image=has_last_image)
-        raise InvalidRequest(_too_much_work(request, frames, work, settings.max_work), "num_frames")
-    _check_key_work(settings, work)
-
-
-def check_work(settings: Settings, request: VideoRequest, work: float) -> None:
-    """Check the work of a video that is extended.
+def check_work(settings: Settings, request: VideoRequest, workload: Workload) -> None:
+    """Check the work of a request.
 
     Raises:
         InvalidRequest: it is more than a request or an API key may have.
     """
+    work = workload.total
+    if workload.denoise > settings.max_work:
+        raise InvalidRequest(_too_much_work(request, workload.denoise, settings.max_work), "num_frames")
     if work > settings.max_work:
-        frames = round(work * 1_000_000 / (request.width * request.height * request.num_inference_steps))
-        raise InvalidRequest(_too_much_work(request, frames, work, settings.max_work), "num_frames")
-    _check_key_work(settings, work)
-
-
-def _check_key_work(settings: Settings, work: float) -> None:
+        largest = max(workload.finishing, key=lambda stage: workload.finishing[stage])
+        raise InvalidRequest(_too_much_finishing(request, largest, work, settings.max_work), largest)
     if settings.key_work is not None and work > settings.key_work:
         raise InvalidRequest(
             Message(
@@ -303,8 +290,27 @@ def _check_key_work(settings: Settings, work: float) -> None:
         )
 
 
-def _too_much_work(request: VideoRequest, frames: int, work: float, most: float) -> Message:
-    """Return the error message; `frames` are those that the model predicts in each step."""
+def _too_much_finishing(request: VideoRequest, stage: str, work: float, most: float) -> Message:
+    """Return the error message for a request that would be allowed without its largest stage after decoding."""
+    return Message(
+        "too_much_finishing",
+        "with {name} {value}, {width}×{height} pixels × {frames} frames × {steps} steps are {work:,.0f} million; the "
+        "maximum per request is {most:,.0f} (KINEMA_MAX_WORK): use {name} 1, or choose a smaller size or fewer frames",
+        name=stage,
+        value=getattr(request, stage),
+        width=request.width,
+        height=request.height,
+        frames=request.num_frames,
+        steps=request.num_inference_steps,
+        work=work,
+        most=most,
+    )
+
+
+def _too_much_work(request: VideoRequest, work: float, most: float) -> Message:
+    """Return the error message for too much work of the model."""
+    # Those that the model predicts in each step.
+    frames = round(work * 1_000_000 / (request.width * request.height * request.num_inference_steps))
     if frames == request.num_frames:
         return Message(
             "too_much_work",

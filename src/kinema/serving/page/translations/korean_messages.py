@@ -86,6 +86,9 @@ MESSAGES = {
     "{work:,.0f}백만)이 한도({most:,.0f}백만, KINEMA_MAX_WORK)를 넘습니다. 크기나 프레임 수, "
     "추론 단계 수를 줄이세요. 반복 재생용 영상, "
     "마지막 이미지가 있는 영상, 여러 구간으로 나누는 긴 영상은 영상의 프레임보다 더 많은 프레임을 예측합니다.",
+    "too_much_finishing": "{name} 값이 {value}이면 작업량({width}×{height} 픽셀 × {frames}프레임 × {steps}단계)이 "
+    "{work:,.0f}백만이 되어 한도({most:,.0f}백만, KINEMA_MAX_WORK)를 넘습니다. {name} 값을 1로 하거나 크기나 "
+    "프레임 수를 줄이세요.",
     # Warnings about parameters.
     "untrained_motion": "{name}: {value} 값은 학습 데이터의 최댓값인 255보다 큽니다.",
     "untrained_fps": "{name}: {value} 값은 학습 데이터의 범위인 5~30을 벗어납니다. "
