@@ -608,6 +608,9 @@ class Recipe(BaseModel):
         default=None, description="How the image was generated, if the request has a prompt."
     )
     model: ModelIdentity
+    finishing_sha256: dict[str, str] = Field(
+        default={}, description="SHA-256 of the weights of the networks after decoding, by stage, as `weights_sha256`."
+    )
     device: str = Field(description="Device type (cpu, cuda or mps) and name.")
     threads: int | None = Field(
         default=None, description="Number of CPU threads, which affects rounding; None on a GPU."

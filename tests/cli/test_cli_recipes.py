@@ -1,11 +1,14 @@
 import json
+import re
 
 import pytest
 import torch
 from cli_inputs import write_image
 from PIL import ExifTags, Image
+from safetensors.torch import load_file, save_file
 
 from kinema.media.video_writer import read_recipe, save_video
+from kinema.models import frame_interpolator
 from tiny import make_tiny_svd
 
 
@@ -152,6 +155,25 @@ def test_remake_with_other_weights_is_rejected_before_generation(remake, folder,
     assert f"the model {other} differs from the recipe" in result.err
     assert "encode" not in result.err
     assert not (folder / "rocket-remade.mp4").exists()
+
+
+def test_remake_compares_the_weights_of_the_interpolation_network(generate, remake, kinema, folder, monkeypatch):
+    assert generate("--interpolate", "2", "--force").code == 0
+    [(stage, digest)] = read_recipe(folder / "rocket.mp4").finishing_sha256.items()
+    assert re.search(rf"weights of interpolate +SHA-256 {digest}\n", kinema("inspect", "rocket.mp4").out)
+    assert (stage, remake().code) == ("interpolate", 0)
+    other = folder / "other.safetensors"
+    network = load_file(frame_interpolator.WEIGHTS_FILE)
+    save_file({name: tensor * 1.01 for name, tensor in network.items()}, other)
+    monkeypatch.setattr(frame_interpolator, "WEIGHTS_FILE", other)
+    rejected = remake("--force")
+    assert rejected.code == 2
+    assert rejected.err.startswith("error: the network of interpolate differs from the recipe (SHA-256 ")
+    assert "loading" not in rejected.err
+    result = remake("--force", "--anyway")
+    assert result.code == 7
+    assert "warning: the network of interpolate differs from the recipe" in result.err
+    assert f" instead of {digest[:12]}" in result.err.splitlines()[-1]
 
 
 def test_remake_with_model_from_folder_requires_its_path(kinema, video_path):

@@ -74,6 +74,7 @@ def test_upscaled_video_has_twice_the_size_and_can_be_extended(tiny_svd):
     *steps, video = kinema.stream(image, model=pipeline, seed=1, upscale=2, interpolate=2, **SIZE)
     assert video.frames.shape == (5, 128, 128, 3)
     assert video.recipe.request.output_size == (128, 128)
+    assert set(video.recipe.finishing_sha256) == {"interpolate", "upscale"}
     assert [step.step for step in steps if step.stage == "upscale"] == [1, 2, 3, 4, 5]
     np.testing.assert_array_equal(np.concatenate([s.frames for s in steps if s.frames is not None]), video.frames)
     longer = kinema.extend(video, num_frames=2, image=image, model=pipeline)

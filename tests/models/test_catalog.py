@@ -91,6 +91,8 @@ def test_hub_entries_have_commit_licence_and_size():
 @pytest.mark.parametrize("name", CATALOG)
 def test_model_defaults_give_no_warning(name):
     assert parameter_warnings(request_for(model=name)) == []
+    assert parameter_warnings(request_for(model=name, crop_position=0.2)) == []
+    assert parameter_warnings(request_for(model=name, fit="pad")) == []
 
 
 @pytest.mark.parametrize("size", [(288, 160), (160, 288), (224, 224)])
@@ -109,6 +111,8 @@ def test_sizes_that_the_pocket_was_trained_on_give_no_warning(size):
         ("svd-xt", {"width": 512, "height": 512}, "svd-xt was trained on 1024×576, not 512×512"),
         ("svd-xt", {"width": 576, "height": 1024}, "svd-xt was trained on 1024×576, not 576×1024"),
         ("svd-xt-1.1", {"fps": 7}, "svd-xt-1.1 was fine-tuned at fps 6, not 7"),
+        ("svd-xt", {"fit": "pad", "crop_position": 0.2}, "crop_position 0.2 has no effect with fit pad; use fit crop"),
+        ("someone/model", {"fit": "stretch", "crop_position": 1}, "crop_position 1 has no effect with fit stretch"),
         ("someone/some-model", {"motion_bucket_id": 256}, "motion_bucket_id 256"),
     ],
 )

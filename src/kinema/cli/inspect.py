@@ -30,6 +30,7 @@ def inspect(
     lines: dict[str, object] = {
         **_model_lines("model", "weights", recipe.model),
         **(_model_lines("image model", "image model's weights", image_generation.model) if image_generation else {}),
+        **{f"weights of {stage}": f"SHA-256 {digest}" for stage, digest in recipe.finishing_sha256.items()},
         "image": f"SHA-256 {recipe.image_sha256} (of the pixels)",
         **({"last image": f"SHA-256 {recipe.last_image_sha256}"} if recipe.last_image_sha256 else {}),
         **_extension_line(recipe.extension),

@@ -98,6 +98,7 @@ def remake(
         opened = opened or _open_image(recipe, image, report, anyway=anyway)
         opened_last = _open_last_image(recipe, last_image, report, anyway=anyway)
         name = model or _loadable_name(recipe.model, CATALOG, "--model")
+        _check_finishing(recipe, report, anyway=anyway)
         settings = _settings(recipe, report)
         task = _task(file, image, opened, recipe, name, output_path, force=force)
         task = replace(task, last_image=opened_last, source_video=source)
@@ -152,6 +153,20 @@ def _open_image(recipe: Recipe, path: str | None, report: Report, *, anyway: boo
     opened = open_image(path)
     _check_sha256("image", path, opened.sha256, recipe.image_sha256, report, anyway=anyway)
     return replace(opened, image_generation=recipe.image_generation) if opened.sha256 == recipe.image_sha256 else opened
+
+
+def _check_finishing(recipe: Recipe, report: Report, *, anyway: bool) -> None:
+    """Check the weights of the networks after decoding.
+
+    Raises:
+        RecipeError: they differ from the recipe's.
+        InvalidRequest: they are not installed.
+    """
+    from kinema.models.finishing_weights import finishing_sha256
+
+    for stage, actual in finishing_sha256(recipe.request).items():
+        if (expected := recipe.finishing_sha256.get(stage)) is not None:  # recipes had none at first
+            _check_sha256("network of", stage, actual, expected, report, anyway=anyway)
 
 
 def _open_source_video(recipe: Recipe, path: str | None, report: Report, *, anyway: bool) -> SourceVideo | None:
@@ -335,6 +350,7 @@ def _reasons(original: Recipe, remade: Recipe) -> list[str]:
             "last image": recipe.last_image_sha256 and recipe.last_image_sha256[:12],
             "extended video": recipe.extension and recipe.extension.frames_sha256[:12],
             "weights": recipe.model.weights_sha256[:12],
+            **{f"weights of {stage}": digest[:12] for stage, digest in recipe.finishing_sha256.items()},
             **{name: getattr(recipe, name) for name in names},
             **(
                 {f"image {name}": getattr(image_generation, name) for name in ("dtype", "memory_plan")}

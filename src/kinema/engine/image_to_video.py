@@ -30,6 +30,7 @@ from kinema.media.image import fit_image
 from kinema.media.video import Video
 from kinema.models.devices import cpu_instructions
 from kinema.models.finishing_memory import check_finishing_memory
+from kinema.models.finishing_weights import finishing_sha256
 from kinema.models.offload import place, plan_for
 from kinema.models.upscaler_weights import upscaler_file
 from kinema.models.windows import check_two_ends
@@ -291,6 +292,7 @@ def _recipe(
         last_image_sha256=None if last_image is None else last_image.sha256,
         image_generation=image.image_generation,
         model=pipeline.identity,
+        finishing_sha256=finishing_sha256(request),
         device=device,
         threads=torch.get_num_threads() if on_cpu else None,
         cpu=cpu_instructions() if on_cpu else None,

@@ -367,6 +367,17 @@ def parameter_warnings(request: VideoRequest) -> list[Message]:
                 other="playback_fps",
             )
         )
+    centre = VideoRequest.model_fields["crop_position"].default
+    if request.fit != "crop" and request.crop_position != centre:
+        found.append(
+            Message(
+                "crop_position_unused",
+                "{name} {value:g} has no effect with fit {fit}; use fit crop, or remove {name}",
+                name="crop_position",
+                value=request.crop_position,
+                fit=request.fit,
+            )
+        )
     if entry is None:
         return found
     found += _size_warnings(request, entry)

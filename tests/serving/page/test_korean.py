@@ -191,6 +191,7 @@ def all_warnings():
             "image_guidance_scale": 1,
         }
         yield from parameter_warnings(request_for(model="svd", width=512, **image_parameters))
+    yield from parameter_warnings(request_for(model="svd", fit="pad", crop_position=0.25))
     for prompt in ("an old man in Paris", "an old horse", "a boat a1 a2 a3 a4 a5 a6 a7 a8 a9"):
         yield from parameter_warnings(request_for(model="pocket", prompt=prompt, image_model="pocket-t2i"))
     yield from fit_warnings((64, 64), 1024, 320)
@@ -200,6 +201,7 @@ def test_warnings_are_korean_with_the_same_numbers():
     warnings = list(all_warnings())
     assert {warning.code for warning in warnings} >= {
         "untrained_motion", "untrained_fps", "untrained_size", "not_tuned", "no_effect",
+        "crop_position_unused",
         "image_enlarged", "image_cut",
     }  # fmt: skip
     for warning in warnings:

@@ -95,6 +95,8 @@ MESSAGES = {
     "파일의 재생 프레임 속도만 바꾸려면 ‘{other}’ 설정을 사용하세요.",
     "untrained_size": "{width}×{height} 크기는 {model} 모델이 학습한 {known} 크기와 다릅니다.",
     "not_tuned": "{name}: {value} 값은 {model} 모델을 파인튜닝할 때 쓴 값({tuned})과 다릅니다.",
+    "crop_position_unused": "{name} 값 {value:g}은(는) fit이 {fit}이면 효과가 없습니다. fit을 crop으로 하거나 "
+    "{name}을(를) 지우세요.",
     "no_effect": "{name}: ‘{other}’ 값이 1보다 커야 효과가 있습니다(현재 {value:g}).",
     "nothing_drawn": "{model} 모델이 이해하는 단어가 프롬프트에 없어 임의의 장면을 생성합니다. 장소, 사물, 시간대, "
     "날씨를 이 모델이 이해하는 영어 단어({examples} 등)로 쓰거나 다른 이미지 생성 모델을 선택하세요.",
