@@ -21,6 +21,12 @@ WEIGHTS = "models/realesr-animevideov3-x2.bin"
 HALF_TAG = 0x01306B47  # precedes weights in float16 in ncnn's files
 
 
+def has_upscaler() -> bool:
+    """Return whether the package with the weights is installed, without importing it."""
+    spec = find_spec(PACKAGE)
+    return spec is not None and spec.origin is not None
+
+
 def upscaler_file() -> Path:
     """Return the file with the weights, without importing the package.
 

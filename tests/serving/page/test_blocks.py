@@ -1,12 +1,20 @@
 """Handlers and components of the page."""
 
+import gc
 import logging
+import warnings
+from types import SimpleNamespace
 
 import pytest
 
 from kinema.errors import QueueUnavailable
+from kinema.jobs import Queue
+from kinema.models import upscaler_weights
+from kinema.serving.image_service import ImageService
 from kinema.serving.page.translations.english import ENGLISH
 from kinema.serving.page.translations.korean import KOREAN
+from kinema.settings import Settings
+from kinema.values import VideoRequest
 
 
 @pytest.mark.parametrize("labels", [ENGLISH, KOREAN], ids=["en", "ko"])
@@ -43,3 +51,67 @@ def test_component_passes_values_on_unchanged():
         assert component.get_block_name() == type(component).__base__.__name__.lower()
         for value in (7.5, 300, None, "b"):
             assert component.preprocess(value) is value
+
+
+@pytest.fixture
+def page(tmp_path):
+    from kinema.serving.page.blocks import StudioPage
+    from kinema.serving.page.page_routes import Drafts
+
+    settings = Settings(data_dir=tmp_path, model="pocket", device="cpu", min_free_gb=0)
+    queue = Queue(settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # Gradio leaves event loops open
+        page = StudioPage(queue, settings, Drafts(tmp_path, 0, ImageService(), queue.find_image), ENGLISH)
+        gc.collect()
+    yield page
+    queue.close()
+
+
+def video_request(**parameters):
+    return VideoRequest(**{"model": "pocket", "seed": 7, "width": 288, "height": 160, "num_frames": 14} | parameters)
+
+
+def values_of(updates):
+    return {
+        component: update["value"] if isinstance(update, dict) else update
+        for component, update in updates.items()
+        if not isinstance(update, dict) or "value" in update
+    }
+
+
+def test_parameters_of_an_extended_video_are_those_of_its_first_part_at_the_whole_length(page):
+    queue = page._queue
+    first = queue.submit(video_request(prompt="a red boat", scheduler="euler"))
+    again = queue.submit(video_request(num_frames=21, decode_chunk_size=7), image=b"image", extend=first.id)
+    job = queue.submit(video_request(num_frames=28, decode_chunk_size=7), image=b"image", extend=again.id)
+    form, values = page._form, values_of(page._reuse(job))
+    named = {name: values[component] for name, component in form.parameters.items()}
+    assert values[form.source] == "prompt"
+    assert named["prompt"] == "a red boat"
+    assert (named["scheduler"], named["seed"], named["decode_chunk_size"]) == ("euler", 7, "")
+    assert (values[form.seconds], named["num_frames"]) == (4.0, "")
+    assert page._lost_parameters(job) == [ENGLISH.extension_lost]
+    assert page._lost_parameters(first) == []
+
+
+def test_extended_video_whose_first_part_is_gone_gives_its_image_and_parameters(page):
+    queue = page._queue
+    first = queue.submit(video_request(prompt="a red boat"))
+    job = queue.submit(video_request(num_frames=28), image=b"image", extend=first.id)
+    queue.cancel(first.id)
+    queue.delete(first.id)
+    form, values = page._form, values_of(page._reuse(job))
+    assert (values[form.source], values[form.image], values[form.seconds]) == ("image", job.image, 4.0)
+    assert page._lost_parameters(job) == [ENGLISH.first_part_lost]
+
+
+@pytest.mark.parametrize("is_installed", [False, True])
+def test_enlargement_is_hidden_and_off_if_it_is_not_installed(tmp_path, monkeypatch, request, is_installed):
+    monkeypatch.setattr(upscaler_weights, "find_spec", lambda _: SimpleNamespace(origin="x") if is_installed else None)
+    page = request.getfixturevalue("page")
+    job = page._queue.submit(video_request(upscale=2), image=b"image")
+    enlargement = page._form.parameters["upscale"]
+    assert enlargement.visible is is_installed
+    assert values_of(page._reuse(job))[enlargement] == (2 if is_installed else 1)
+    assert page._lost_parameters(job) == ([] if is_installed else [ENGLISH.upscale_lost])

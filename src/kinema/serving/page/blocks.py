@@ -18,6 +18,7 @@ from kinema.jobs.worker_state import PoolState
 from kinema.media.image import plain_name
 from kinema.messages import Message
 from kinema.models.catalog import parameter_warnings, request_for
+from kinema.models.upscaler_weights import has_upscaler
 from kinema.serving.client_messages import error_message
 from kinema.serving.extension_submission import prepare_extension
 from kinema.serving.fields import to_parameters
@@ -277,7 +278,7 @@ class StudioPage:
             if event.act == "open":
                 return self._show(self._queue.get(job_id), cards)
             if event.act == "use":
-                return self._reuse(self._queue.get(job_id))
+                return self._use_parameters(self._queue.get(job_id))
             if event.act == "last":
                 return self._use_last_frame(self._queue.get(job_id))
             if event.act == "extend":
@@ -314,9 +315,36 @@ class StudioPage:
             return {**self._preview(*form_values), **self._list("", cards)}
         return {**self._reuse(job), **self._show(job, cards)}
 
+    def _use_parameters(self, job: Job) -> Updates:
+        """Fill the form with a job's parameters, and show which of them it can't have."""
+        for text in self._lost_parameters(job):
+            gr.Warning(escape(text), title=self._labels.reuse, duration=None)
+        return self._reuse(job)
+
+    def _lost_parameters(self, job: Job) -> list[str]:
+        """Return what of a job the form can't restore."""
+        labels = self._labels
+        lost = []
+        if job.request.upscale > 1 and not has_upscaler():
+            lost.append(labels.upscale_lost)
+        if job.extend is not None:
+            lost.append(labels.extension_lost if self._first_part(job) else labels.first_part_lost)
+        return lost
+
+    def _first_part(self, job: Job) -> Job | None:
+        """Return the job that was extended to this one, maybe in several steps; None if it is not stored any more."""
+        while job.extend is not None:
+            try:
+                job = self._queue.get(job.extend)
+            except JobNotFound:
+                return None
+        return job
+
     def _reuse(self, job: Job) -> Updates:
-        """Fill the form with a job's parameters."""
+        """Fill the form with a job's parameters; a video that was extended has those of its first part."""
         form, request = self._form, job.request
+        if job.extend is not None and (first := self._first_part(job)) is not None:
+            request = first.request.model_copy(update={"num_frames": request.num_frames})
         source: forms.Source = "image" if request.prompt is None else "prompt"
         image = job.image if source == "image" else None
         fields = request.model_dump(exclude_none=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import gradio as gr
 
 from kinema.models.catalog import default_parameters, frames_at_once
+from kinema.models.upscaler_weights import has_upscaler
 from kinema.models.video_size import fitting_size
 from kinema.serving.page import form_html
 from kinema.values import MAX_FRAMES, TEXT_TO_IMAGE_FIELDS, Fit, Scheduler, VideoRequest
@@ -141,6 +142,8 @@ class Form:
             updates[self.last_image] = entered.last_image or ""
         for name, component in self.parameters.items():
             value: Any = None if name in _SIZE and not size_is_set else getattr(request, name)
+            if name == "upscale" and not has_upscaler():
+                value = 1
             limits = {"maximum": max(_MAX_MOTION, value)} if name == "motion_bucket_id" else {}
             if isinstance(component, gr.Textbox):
                 value = "" if value is None else str(value)
@@ -272,6 +275,7 @@ def build(defaults: VideoRequest, offered: tuple[Sequence[str], Sequence[str]], 
     components["upscale"] = Radio(
         [(f"{factor}×", factor) for factor in (1, 2)],
         value=defaults.upscale,
+        visible=has_upscaler(),
         elem_classes="k-segments k-small",
         **_label_and_help("upscale", labels),
     )

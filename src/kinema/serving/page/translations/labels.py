@@ -101,6 +101,9 @@ class Labels:
     notices: str
     notices_blocked: str
     reuse: str
+    extension_lost: str
+    first_part_lost: str
+    upscale_lost: str
     use_last_frame: str
     extend: str
     seconds_to_add: str
