@@ -23,7 +23,7 @@ CONFIG_FILE = Path("kinema.toml")
 # Parameters and options that have another name than their setting.
 _PARAMETERS = {"gpus_per_video": "gpus"}
 # Settings that no error message shows and no node of a cluster gets.
-SECRETS = frozenset({"api_keys", "database_url", "webhook_secret"})
+SECRETS = frozenset({"api_keys", "c2pa_timestamp_url", "database_url", "webhook_secret"})
 # Bytes of a secret of Standard Webhooks.
 MIN_SECRET, MAX_SECRET = 24, 64
 
@@ -67,10 +67,18 @@ def _webhook_secret(value: SecretStr) -> SecretStr:
     return value
 
 
+def _http_url(value: SecretStr) -> SecretStr:
+    """Accept a URL of http or https, which may contain a password; raise ValueError for any other."""
+    if not re.match(r"https?://[^\s/]", value.get_secret_value()):
+        raise ValueError
+    return value
+
+
 Name = Annotated[str, Field(min_length=1)]
 Names = Annotated[tuple[Name, ...], NoDecode, BeforeValidator(_split)]
 HostPorts = Annotated[tuple[Annotated[Name, AfterValidator(_host_and_port)], ...], NoDecode, BeforeValidator(_split)]
 Secret = Annotated[SecretStr, Field(min_length=1)]
+SecretUrl = Annotated[SecretStr, AfterValidator(_http_url)]
 WebhookSecret = Annotated[SecretStr, AfterValidator(_webhook_secret)]
 Secrets = Annotated[tuple[Secret, ...], NoDecode, BeforeValidator(_split)]
 
@@ -271,10 +279,10 @@ class Settings(BaseSettings):
     c2pa_key: Path | None = Field(
         default=None, description="a PEM file with the private key of c2pa_cert, without a password."
     )
-    c2pa_timestamp_url: str | None = Field(
+    c2pa_timestamp_url: SecretUrl | None = Field(
         default=None,
-        pattern=r"^https?://[^\s/]+",
-        description="the URL of a time-stamp authority (RFC 3161) that is asked for each signature; unset: none.",
+        description="the http or https URL of a time-stamp authority (RFC 3161), which is asked for each signature; "
+        "unset: none.",
     )
     c2pa_trust: Path | None = Field(
         default=None,

@@ -26,25 +26,11 @@ _SLACK = datetime.timedelta(hours=1)
 
 def make_ca() -> tuple[Certificate, PrivateKey]:
     """Return the certificate and key of a new certificate authority."""
-    from cryptography import x509
     from cryptography.hazmat.primitives.asymmetric import ec
 
     key = ec.generate_private_key(ec.SECP256R1())
     name = _name(f"Kinema CA {secrets.token_hex(4)}")
-    usage = x509.KeyUsage(
-        digital_signature=False,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=True,
-        crl_sign=True,
-        encipher_only=False,
-        decipher_only=False,
-    )
-    builder = _builder(name, name, key.public_key(), CA_YEARS)
-    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-    return _signed(builder.add_extension(usage, critical=True), key), key
+    return _signed(_builder(name, name, key.public_key(), CA_YEARS, is_ca=True), key), key
 
 
 def make_signer(ca: Certificate, ca_key: PrivateKey) -> tuple[Certificate, PrivateKey]:
@@ -54,20 +40,8 @@ def make_signer(ca: Certificate, ca_key: PrivateKey) -> tuple[Certificate, Priva
     from cryptography.x509.oid import ExtendedKeyUsageOID
 
     key = ec.generate_private_key(ec.SECP256R1())
-    usage = x509.KeyUsage(
-        digital_signature=True,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=False,
-        crl_sign=False,
-        encipher_only=False,
-        decipher_only=False,
-    )
-    builder = _builder(_name("Kinema"), ca.subject, key.public_key(), SIGNER_YEARS, ca.not_valid_after_utc)
-    builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-    builder = builder.add_extension(usage, critical=True)
+    latest = ca.not_valid_after_utc
+    builder = _builder(_name("Kinema"), ca.subject, key.public_key(), SIGNER_YEARS, latest, is_ca=False)
     builder = builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION]), critical=False)
     return _signed(builder, ca_key), key
 
@@ -174,12 +148,30 @@ def _name(common_name: str) -> Name:
 
 
 def _builder(
-    subject: Name, issuer: Name, public_key: object, years: int, latest: datetime.datetime | None = None
+    subject: Name,
+    issuer: Name,
+    public_key: object,
+    years: int,
+    latest: datetime.datetime | None = None,
+    *,
+    is_ca: bool,
 ) -> CertificateBuilder:
+    """Return a certificate that lacks its signature, for an authority or for signing files."""
     from cryptography import x509
 
     now = datetime.datetime.now(datetime.UTC)
     end = now + years * _YEAR
+    usage = x509.KeyUsage(
+        digital_signature=not is_ca,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=is_ca,
+        crl_sign=is_ca,
+        encipher_only=False,
+        decipher_only=False,
+    )
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -189,6 +181,8 @@ def _builder(
         .not_valid_before(now - _SLACK)
         .not_valid_after(end if latest is None else min(end, latest))
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)  # type: ignore[arg-type]
+        .add_extension(x509.BasicConstraints(ca=is_ca, path_length=0 if is_ca else None), critical=True)
+        .add_extension(usage, critical=True)
     )
 
 

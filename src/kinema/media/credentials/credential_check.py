@@ -38,7 +38,8 @@ class CredentialCheck(BaseModel):
             `problems` say. "elsewhere": they are at a URL, which is not opened. "none": there are none.
         signer: Name in the certificate.
         generator: The program that made the file, and its version.
-        signed_at: When a time-stamp authority saw the signature, or None.
+        signed_at: When a trusted time-stamp authority saw the signature, or None. Anyone can add the time stamp of
+            another authority to a file.
         generated: Whether they claim that a trained model made the file.
         title: The name that the file had.
         ingredients: Its inputs.
@@ -102,7 +103,7 @@ def _result(store: dict[str, Any]) -> CredentialCheck:
     """Return the result for the JSON of a reader."""
     manifest: dict[str, Any] = store.get("manifests", {}).get(store.get("active_manifest"), {})
     results = store.get("validation_results", {}).get("activeManifest", {})
-    failures = [item["code"] for item in results.get("failure", [])]
+    successes, failures = ([item["code"] for item in results.get(kind, [])] for kind in ("success", "failure"))
     signature = manifest.get("signature_info") or {}
     generators = manifest.get("claim_generator_info") or [{}]
     assertions = {item["label"]: item.get("data") for item in manifest.get("assertions", [])}
@@ -111,7 +112,7 @@ def _result(store: dict[str, Any]) -> CredentialCheck:
         state=_state(store.get("validation_state"), failures),
         signer=_text(signature.get("common_name") or signature.get("issuer")),
         generator=_text(" ".join(filter(None, [generators[0].get("name"), generators[0].get("version")]))),
-        signed_at=_text(signature.get("time")),
+        signed_at=_text(signature.get("time")) if "timeStamp.trusted" in successes else None,
         generated=any(action.get("digitalSourceType") == GENERATED for action in _actions(assertions)),
         title=_text(manifest.get("title")),
         ingredients=tuple(_ingredient(item) for item in manifest.get("ingredients", [])[:16]),

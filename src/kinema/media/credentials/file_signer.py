@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from kinema.errors import CredentialsError
@@ -61,8 +62,31 @@ class FileSigner:
                 builder.set_no_embed()
             manifest = builder.sign(self._signer(), kind or "video/webm", io.BytesIO(content), signed)
         except c2pa.C2paError as error:
-            raise _failed(error, self.keys.timestamp_url) from None
+            self._check_without_time_stamp(content, recipe, title, error)
+            raise CredentialsError(
+                f"the video can't be signed with content credentials ({_reason(error)}); check KINEMA_C2PA_CERT, or "
+                "see docs/trust.md"
+            ) from None
         return SignedFile(signed.getvalue()) if embedded else SignedFile(content, bytes(manifest))
+
+    def _check_without_time_stamp(self, content: bytes, recipe: Recipe | None, title: str, error: Exception) -> None:
+        """Find out whether the time-stamp authority, if there is one, is the reason why signing failed with `error`.
+
+        Raises:
+            CredentialsError: it is, or the certificate is.
+        """
+        url = self.keys.timestamp_url
+        if url is None:
+            return
+        from httpx import URL
+
+        from kinema.media.fetch import redacted
+
+        replace(self, keys=replace(self.keys, timestamp_url=None)).sign(content, recipe, title)
+        raise CredentialsError(
+            f"the time-stamp authority {redacted(URL(url))} gave no valid time stamp ({_reason(error)}); try again "
+            "later, or remove KINEMA_C2PA_TIMESTAMP_URL"
+        ) from None
 
     def _signer(self) -> Any:
         c2pa = c2pa_library()
@@ -109,8 +133,6 @@ def check_signing(keys: SigningKeys) -> None:
     Raises:
         CredentialsError: the certificate can't be used.
     """
-    from dataclasses import replace
-
     from PIL import Image
 
     data = io.BytesIO()
@@ -118,13 +140,8 @@ def check_signing(keys: SigningKeys) -> None:
     FileSigner(replace(keys, timestamp_url=None)).sign(data.getvalue(), None, "trial")
 
 
-def _failed(error: Exception, timestamp_url: str | None) -> CredentialsError:
-    reason = str(error).removeprefix("Signature: ")
-    if timestamp_url is not None and "http resolver" in reason:
-        return CredentialsError(
-            f"the time-stamp authority {timestamp_url} does not answer ({reason}); try again later, or remove "
-            "KINEMA_C2PA_TIMESTAMP_URL"
-        )
-    return CredentialsError(
-        f"the video can't be signed with content credentials ({reason}); check KINEMA_C2PA_CERT, or see docs/trust.md"
-    )
+def _reason(error: Exception) -> str:
+    """Return the library's text without its wrapping, and without a URL, which may contain a password."""
+    text = str(error).removeprefix("Signature: ")
+    text = re.sub(r"^internal error \((.*)\)$", r"\1", text)
+    return re.sub(r" for url \(.*\)", "", text.removeprefix("an error occurred from the underlying http resolver: "))

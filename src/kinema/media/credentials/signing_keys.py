@@ -68,7 +68,7 @@ class SigningKeys:
     key: str = field(repr=False)
     ca: str | None = field(repr=False)
     id: str
-    timestamp_url: str | None = None
+    timestamp_url: str | None = field(default=None, repr=False)
 
 
 def signing_keys(settings: Settings) -> SigningKeys:
@@ -86,8 +86,9 @@ def signing_keys(settings: Settings) -> SigningKeys:
             "certificate that Kinema makes",
             f"c2pa_{missing}",
         )
+    url = None if settings.c2pa_timestamp_url is None else settings.c2pa_timestamp_url.get_secret_value()
     if settings.c2pa_cert is None or settings.c2pa_key is None:
-        return _self_made(credentials_folder(settings), settings.c2pa_timestamp_url)
+        return _self_made(credentials_folder(settings), url)
     path, key_path = settings.c2pa_cert.expanduser(), settings.c2pa_key.expanduser()
     chain = read_certificates(_read(path, "KINEMA_C2PA_CERT"), path)
     key = read_key(_read(key_path, "KINEMA_C2PA_KEY"), key_path)
@@ -95,7 +96,7 @@ def signing_keys(settings: Settings) -> SigningKeys:
         raise CredentialsError(f"the key in {key_path} does not belong to the first certificate in {path}")
     check_dates(chain[0], path, "renew it, and restart")
     ca = pem_of(chain[-1]) if len(chain) > 1 else None
-    return _keys(chain, key, key_path, ca, settings.c2pa_timestamp_url)
+    return _keys(chain, key, key_path, ca, url)
 
 
 def trust_anchors(settings: Settings) -> str:
