@@ -1,4 +1,4 @@
-"""Measure how long a fresh process takes to load a model, and to write a video, beside one of diffusers.
+"""Measure the time and peak memory of a fresh process that loads a model or writes a video, beside one of diffusers.
 
     OMP_NUM_THREADS=1 python bench/cold_start.py --out bench/results/pocket-cold-start-cpu.json
     python bench/svd_xt.py /tmp/svd-xt
@@ -69,20 +69,24 @@ def commands(model: str, folder: Path) -> dict[str, dict[str, list[str]]]:
     }
 
 
-def seconds(arguments: list[str], environment: dict[str, str]) -> float:
-    """Return the wall time of a process."""
+def run(arguments: list[str], environment: dict[str, str]) -> tuple[float, float]:
+    """Return the wall time of a process in seconds, and its peak memory in MiB."""
     started = time.perf_counter()
-    done = subprocess.run(  # noqa: PLW1510 - checked below
-        [sys.executable, *arguments], capture_output=True, text=True, env=os.environ | environment
-    )
-    if done.returncode:
-        raise SystemExit(f"{arguments} ended with {done.returncode}:\n{done.stderr}")
-    return time.perf_counter() - started
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            [sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=errors, env=os.environ | environment
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            errors.seek(0)
+            raise SystemExit(f"{arguments} ended with {process.returncode}:\n{errors.read()}")
+    return time.perf_counter() - started, usage.ru_maxrss / 1024
 
 
 def measure(model: str, kinds: list[str], rounds: int, before: Path | None) -> dict[str, dict[str, dict[str, object]]]:
-    """Return the times of each kind and side, with their median. A first round of loading fills the page cache."""
-    times: dict[str, dict[str, list[float]]] = {}
+    """Return times and memory of each kind and side, with medians. A first round of loading fills the page cache."""
+    runs: dict[str, dict[str, list[tuple[float, float]]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for i in range(rounds + 1):
             for kind, sides in commands(model, Path(folder)).items():
@@ -96,13 +100,21 @@ def measure(model: str, kinds: list[str], rounds: int, before: Path | None) -> d
                     caches = {"XDG_CACHE_HOME": empty, "TRITON_CACHE_DIR": f"{empty}/triton"}
                     environments = {"nothing compiled": caches, **environments}
                 for side, environment in environments.items():
-                    found = seconds(sides["diffusers" if side == "diffusers" else "kinema"], environment)
-                    print(f"{kind}, {side}: {found:.1f} s", flush=True)
+                    found, peak = run(sides["diffusers" if side == "diffusers" else "kinema"], environment)
+                    print(f"{kind}, {side}: {found:.2f} s, {peak:.0f} MiB", flush=True)
                     if i:
-                        times.setdefault(kind, {}).setdefault(side, []).append(round(found, 2))
+                        runs.setdefault(kind, {}).setdefault(side, []).append((round(found, 2), round(peak)))
+    return {kind: {side: summary(each) for side, each in sides.items()} for kind, sides in runs.items()}
+
+
+def summary(runs: list[tuple[float, float]]) -> dict[str, object]:
+    """Return the medians, then the values in the order of the runs."""
+    seconds, peaks = zip(*runs, strict=True)
     return {
-        kind: {side: {"median": statistics.median(each), "seconds": each} for side, each in sides.items()}
-        for kind, sides in times.items()
+        "median": round(statistics.median(seconds), 2),
+        "median_peak_mib": statistics.median(peaks),
+        "seconds": seconds,
+        "peak_mib": peaks,
     }
 
 
@@ -116,7 +128,7 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     record = {
-        "what": "wall time of a fresh process: `load` loads a model, `video` also writes an mp4",
+        "what": "wall time and peak memory of a fresh process: `load` loads a model, `video` also writes an mp4",
         "model": Path(args.model).name,
         "note": args.note,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
