@@ -230,6 +230,9 @@ def main() -> None:
     parser.add_argument(
         "--fastest", type=float, default=FASTEST, help="maximum mean flow of the clips, pixels per frame"
     )
+    parser.add_argument(
+        "--landscape", type=int, default=8, help="steps at 288×160 for each step at 160×288 and at 224×224"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="compile the UNet; takes minutes, then steps are faster")
     parser.add_argument("--judged", type=int, default=24, help="number of held-out clips to measure at the end")
@@ -247,7 +250,9 @@ def main() -> None:
         image_encoder = type(image_encoder).from_pretrained(args.begin_from / "image_encoder", dtype=torch.float32)
         image_encoder.to(args.device)
     photos, held_out = Photos.read(args.photos, args.device, limit=args.limit).split()
-    movers = {size: Mover(photos, *size) for size in dict.fromkeys(SIZES)}
+    sizes = list(dict.fromkeys(SIZES))
+    movers = {size: Mover(photos, *size) for size in sizes}
+    order = sizes[:1] * args.landscape + sizes[1:]
     modules = torch.nn.ModuleDict({"unet": unet, "image_encoder": image_encoder})
     training = Training(args, processes, modules, rate=LEARNING_RATE, weight_decay=0.01, ema_decay=0.9993)
     training.spent = training.spent or args.spent
@@ -261,7 +266,7 @@ def main() -> None:
     def draw(progress: float, step: int) -> Clips:
         # The maximum flow grows over the first half of the schedule.
         fastest = INITIAL_FASTEST + (args.fastest - INITIAL_FASTEST) * min(1, 2 * progress)
-        return movers[SIZES[step % len(SIZES)]].draw(args.clips, NUM_FRAMES, fastest, rendered=(0,))
+        return movers[order[step % len(order)]].draw(args.clips, NUM_FRAMES, fastest, rendered=(0,))
 
     processes.print(
         f"{len(photos.pixels)} photographs, UNet {count_parameters(unet) / 1e6:.2f} M parameters, "
@@ -270,8 +275,11 @@ def main() -> None:
     processes.start()
     training.run(Gradients(encoder, training.weights, Loss(forward, image_encoder), args.device), draw)
     if processes.rank == 0:
-        clips = slow_clips(Mover(held_out, HEIGHT, WIDTH), args.judged)
-        figures = latent_errors(training.ema["unet"], training.ema["image_encoder"], encoder, clips)
+        figures = {}
+        for height, width in sizes:
+            clips = slow_clips(Mover(held_out, height, width), args.judged)
+            errors = latent_errors(training.ema["unet"], training.ema["image_encoder"], encoder, clips)
+            figures[f"{width}×{height}"] = errors
         (args.out / "latent_errors.json").write_text(json.dumps(figures, indent=1) + "\n")
         processes.print(json.dumps(figures))
     processes.leave()
