@@ -11,28 +11,30 @@ from kinema.jobs import batch_table
 from kinema.jobs.batch_schema import BatchLine, LineError
 from kinema.jobs.batch_table import BatchTable
 from kinema.jobs.file_table import FileTable, new_file_id
+from kinema.jobs.job_inserts import JobInserts, KeyTaken
 from kinema.jobs.job_schema import JOBS
-from kinema.jobs.job_table import JobTable, KeyTaken
+from kinema.jobs.job_table import JobTable
 from kinema.jobs.owner_limits import NO_LIMITS
+from kinema.jobs.queue_database import QueueDatabase
 from kinema.jobs.webhook_table import WebhookTable
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def jobs(request, tmp_path):
+def database(request, tmp_path):
     url = f"sqlite:///{tmp_path}/a.sqlite3"
-    table = JobTable(request.getfixturevalue("postgresql_url") if request.param == "postgresql" else url)
-    yield table
-    table.close()
+    database = QueueDatabase(request.getfixturevalue("postgresql_url") if request.param == "postgresql" else url)
+    yield database
+    database.close()
 
 
 @pytest.fixture
-def files(jobs):
-    return FileTable(jobs, keep_seconds=60)
+def files(database):
+    return FileTable(database, keep_seconds=60)
 
 
 @pytest.fixture
-def batches(jobs):
-    return BatchTable(jobs, keep_seconds=60)
+def batches(database):
+    return BatchTable(database, keep_seconds=60)
 
 
 @pytest.fixture
@@ -44,7 +46,7 @@ def batch(files, batches):
     return batches.get(batch.id)
 
 
-def add_job(jobs, job_id, webhook_url=None, **values):
+def add_job(database, job_id, webhook_url=None, **values):
     row = {
         "id": job_id,
         "owner": "",
@@ -54,29 +56,29 @@ def add_job(jobs, job_id, webhook_url=None, **values):
         "created_at": 1.0,
         **values,
     }
-    jobs.add(row, 100, NO_LIMITS, webhook_url)
+    JobInserts(database).add(row, 100, NO_LIMITS, webhook_url)
 
 
-def set_status(jobs, job_id, status):
-    with jobs.write() as connection:
+def set_status(database, job_id, status):
+    with database.write() as connection:
         connection.execute(JOBS.update().where(JOBS.c.id == job_id).values(status=status))
 
 
-def test_batch_goes_through_its_states_once(jobs, files, batches, batch):
+def test_batch_goes_through_its_states_once(database, files, batches, batch):
     assert (batch.status, batch.total, batch.labels, batch.owner) == ("in_progress", 3, {"a": "b"}, "key 1")
     assert not batches.start(batch.id, 3)
     assert not batches.add_lines(batch.id, [BatchLine(4, "4", 0)])
     for number, name in ((1, "video_1"), (2, "video_2")):
-        add_job(jobs, name)
+        add_job(database, name)
         batches.set_job(batch.id, number, name)
-    set_status(jobs, "video_1", "completed")
+    set_status(database, "video_1", "completed")
     assert [line.number for line in batches.pending(batch.id, 10)] == [3]
     assert batches.count_submitted() == 2
     assert [line.job for line in batches.ended(batch.id)] == ["video_1"]
     for _ in range(2):  # only the first call counts
         batches.finish_lines(batch.id, [(1, True, "one"), (3, False, "three")])
     assert [line.number for line in batches.submitted(batch.id)] == [2]
-    jobs.remove("video_2")
+    JobTable(database).remove("video_2")
     assert [line.number for line in batches.ended(batch.id)] == [2]
     batches.finish_lines(batch.id, [(2, True, "two")])
     batch = batches.get(batch.id)
@@ -120,7 +122,7 @@ def test_key_gives_the_same_batch_to_its_owner_only(files, batches):
     assert batches.add(file, owner="a").id != batches.add(file, owner="a").id
 
 
-def test_calls_with_one_key_at_the_same_time_add_one_batch(files, batches, jobs):
+def test_calls_with_one_key_at_the_same_time_add_one_batch(files, batches, database):
     file = files.add(new_file_id(), "a.jsonl", "batch", 3).id
 
     def add(fingerprint):
@@ -129,13 +131,13 @@ def test_calls_with_one_key_at_the_same_time_add_one_batch(files, batches, jobs)
 
     with ThreadPoolExecutor(8) as threads:
         assert len(set(threads.map(add, ["f"] * 8))) == 1
-    assert WebhookTable(jobs).count() == 1
+    assert WebhookTable(database).count() == 1
     with pytest.raises(IdempotencyKeyReused):
         add("other")
 
 
 def test_file_of_an_unfinished_batch_can_not_be_deleted_and_does_not_expire(files, batches, batch):
-    late = FileTable(files._table, keep_seconds=-1)
+    late = FileTable(files._database, keep_seconds=-1)
     other = late.add(new_file_id(), "b", "batch", 1)
     with pytest.raises(BatchFileInUse, match="cancel the batch first"):
         files.remove(batch.input_file, delete=pytest.fail)
@@ -152,7 +154,7 @@ def test_file_of_an_unfinished_batch_can_not_be_deleted_and_does_not_expire(file
 
 
 def test_ended_batches_expire(batches, files, batch):
-    short = BatchTable(batches._table, keep_seconds=-1)
+    short = BatchTable(batches._database, keep_seconds=-1)
     failed = short.add(files.add(new_file_id(), "b", "batch", 1).id)
     assert short.fail(failed.id, [LineError("code", "message", "param", 7)])
     assert short.get(failed.id).errors == (LineError("code", "message", "param", 7),)
@@ -166,15 +168,15 @@ def test_number_of_unfinished_batches_is_limited(batches, batch, monkeypatch):
         batches.add(batch.input_file)
 
 
-def test_webhooks_are_due_when_their_job_or_batch_has_ended(jobs, batches, files):
-    webhooks = WebhookTable(jobs)
+def test_webhooks_are_due_when_their_job_or_batch_has_ended(database, batches, files):
+    webhooks = WebhookTable(database)
     for number in range(3):
-        add_job(jobs, f"video_{number}", webhook_url=f"https://a.example/{number}")
-    add_job(jobs, "video_b", webhook_url="https://b.example:8080/")
+        add_job(database, f"video_{number}", webhook_url=f"https://a.example/{number}")
+    add_job(database, "video_b", webhook_url="https://b.example:8080/")
     batch = batches.add(files.add(new_file_id(), "a", "batch", 1).id, webhook_url="https://c.example/")
     assert webhooks.due(10, 10) == []
     for name in ("video_0", "video_1", "video_2", "video_b"):
-        set_status(jobs, name, "completed")
+        set_status(database, name, "completed")
     batches.fail(batch.id, [])
     found = webhooks.due(2, 10)
     assert [webhook.host for webhook in found].count("a.example") == 2
@@ -189,10 +191,10 @@ def test_webhooks_are_due_when_their_job_or_batch_has_ended(jobs, batches, files
     assert {webhook.host for webhook in webhooks.due(3, 10)} == {"a.example"}
 
 
-def test_job_that_can_not_be_stored_has_no_webhook(jobs):
-    add_job(jobs, "video_1", webhook_url="https://a.example/")
-    add_job(jobs, "video_2", idempotency_key="k")
+def test_job_that_can_not_be_stored_has_no_webhook(database):
+    add_job(database, "video_1", webhook_url="https://a.example/")
+    add_job(database, "video_2", idempotency_key="k")
     with pytest.raises(KeyTaken):
-        add_job(jobs, "video_3", webhook_url="https://a.example/", idempotency_key="k")
-    with jobs.read() as connection:
+        add_job(database, "video_3", webhook_url="https://a.example/", idempotency_key="k")
+    with database.read() as connection:
         assert connection.execute(sa.text("SELECT owner FROM kinema_webhooks")).scalars().all() == ["video_1"]

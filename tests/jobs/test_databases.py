@@ -22,8 +22,8 @@ from kinema.cli.service_checks import check_services
 from kinema.errors import IdempotencyKeyReused, InvalidRequest, JobNotFound, QueueFull
 from kinema.jobs import Queue
 from kinema.jobs.deletion import DAY
-from kinema.jobs.job_table import JobTable
 from kinema.jobs.owner_limits import NO_LIMITS
+from kinema.jobs.queue_database import QueueDatabase
 from kinema.settings import Settings
 
 
@@ -117,24 +117,24 @@ def test_concurrent_submits_never_exceed_queue_size(observer):
 
 
 def test_invalid_job_does_not_fail_others_of_its_batch(observer):
-    table = observer._table
+    inserts = observer._inserts
     # Values that the queue itself rejects. SQLite fails at the text, PostgreSQL at the number.
-    bad = {"title": "\ud800"} if table._sqlite else {"priority": 2**40}
+    bad = {"title": "\ud800"} if observer._database.is_sqlite else {"priority": 2**40}
     results = {}
 
     def add(name, **changes):
         values = {"id": name, "model": "a", "owner": "", "priority": 0, "created_at": 0.0}
         values["request"] = request().model_dump_json()
         try:
-            results[name] = table.add(values | changes, 8, NO_LIMITS)
+            results[name] = inserts.add(values | changes, 8, NO_LIMITS)
         except InvalidRequest as error:
             results[name] = error
 
     threads = [threading.Thread(target=add, args=(name,), kwargs=bad if name == "b" else {}) for name in "abc"]
-    with table._insert_lock:  # so that all three share one batch
+    with inserts._lock:  # so that all three share one batch
         for count, thread in enumerate(threads, 1):
             thread.start()
-            wait_until(lambda count=count: len(table._pending_inserts) == count)
+            wait_until(lambda count=count: len(inserts._pending) == count)
     for thread in threads:
         thread.join()
     assert (results["a"], results["c"]) == (1, 2)
@@ -225,7 +225,7 @@ def test_doctor_connects_to_postgresql(postgresql_url):
 
 
 def test_shown_url_of_a_database_has_no_password(postgresql_url):
-    table = JobTable(f"{postgresql_url}&password=secret".replace("postgres:@", "postgres:secret@"))
-    table.close()
-    assert table.display_url.startswith("postgresql://")
-    assert "secret" not in table.display_url
+    database = QueueDatabase(f"{postgresql_url}&password=secret".replace("postgres:@", "postgres:secret@"))
+    database.close()
+    assert database.display_url.startswith("postgresql://")
+    assert "secret" not in database.display_url

@@ -85,7 +85,7 @@ def test_delete_during_completion_leaves_no_files(queue, settings, monkeypatch):
 def test_image_of_unstored_job_is_deleted_by_next_sweep(queue, settings, monkeypatch):
     wait_until(lambda: queue.ready)
     with monkeypatch.context() as patched:
-        patched.setattr(queue._table, "add", mock.Mock(side_effect=QueueUnavailable("away")))
+        patched.setattr(queue._inserts, "add", mock.Mock(side_effect=QueueUnavailable("away")))
         with pytest.raises(QueueUnavailable):
             queue.submit(request(), image=b"another image")
     queue._scheduler._sweep()

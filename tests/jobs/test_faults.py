@@ -214,4 +214,4 @@ def test_job_that_dbos_gave_up_fails_and_is_cleaned_up(settings, monkeypatch):
     assert (failed.status, failed.error.code) == ("failed", "interrupted")
     assert [each.id for each in finished_jobs] == [job.id]
     assert not scheduler._files.job(job.id).exists()
-    scheduler._table.close()
+    scheduler._table.database.close()

@@ -104,9 +104,13 @@ def test_scheduler_stops_while_another_has_its_lease(postgres_settings, task_log
 def test_scheduler_writes_nothing_after_another_took_its_lease(postgres_settings, database):
     with Queue(postgres_settings) as queue:
         job = queue.submit(request(), image=IMAGE)
-        table = queue._table
-        with table.sole_scheduler() as acquired:
-            assert (acquired, table.keep_scheduling("[]"), table.has_scheduler()) == (True, True, True)
+        table, leases = queue._table, queue._database
+        with leases.sole_scheduler() as acquired:
+            assert (acquired, leases.keep_scheduling("[]"), leases.has_scheduler()) == (
+                True,
+                True,
+                True,
+            )
             assert table.claim([None])[0] == job.id
             with database.taken_lease():
                 for change in (
@@ -117,12 +121,15 @@ def test_scheduler_writes_nothing_after_another_took_its_lease(postgres_settings
                 ):
                     with pytest.raises(QueueUnavailable, match="another process"):
                         change()
-                assert (table.keep_scheduling("[]"), table.has_scheduler()) == (False, True)
-            assert (table.keep_scheduling("[]"), table.has_scheduler()) == (False, False)  # lost for good
+                assert (leases.keep_scheduling("[]"), leases.has_scheduler()) == (False, True)
+            assert (leases.keep_scheduling("[]"), leases.has_scheduler()) == (
+                False,
+                False,
+            )  # lost for good
         assert queue.get(job.id).status == "in_progress"
         assert queue.cancel(job.id).status == "failed"  # which needs no lease
-        with table.sole_scheduler() as acquired:
-            assert (acquired, table.keep_scheduling("[]")) == (True, True)
+        with leases.sole_scheduler() as acquired:
+            assert (acquired, leases.keep_scheduling("[]")) == (True, True)
 
 
 @pytest.mark.slow
@@ -130,24 +137,24 @@ def test_transaction_of_a_frozen_scheduler_does_not_keep_the_lease(postgres_sett
     with (
         Queue(postgres_settings) as queue,
         Queue(postgres_settings) as other,
-        queue._table.sole_scheduler(),
+        queue._database.sole_scheduler(),
         contextlib.suppress(QueueUnavailable),
-        queue._table._write_as_scheduler(),
+        queue._database.write_as_scheduler(),
     ):
         with database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             began = time.monotonic()
             connection.execute(sa.text("UPDATE kinema_scheduler SET expires_at = 0"))  # waits for the transaction
             assert time.monotonic() - began < 10
-        with other._table.sole_scheduler() as acquired:
+        with other._database.sole_scheduler() as acquired:
             assert acquired
 
 
 def test_lease_is_taken_after_it_expired_or_after_its_holder_in_the_same_folder_ended(postgres_settings, database):
     with Queue(postgres_settings) as queue:
-        table = queue._table
+        leases = queue._database
 
         def is_taken_by(folder, *, is_sole_in_folder):
-            with table.sole_scheduler(folder, is_sole_in_folder=is_sole_in_folder) as acquired:
+            with leases.sole_scheduler(folder, is_sole_in_folder=is_sole_in_folder) as acquired:
                 return acquired
 
         for holds_folder in (True, False):

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from kinema.jobs.batch_schema import BatchEnd, BatchLine, BatchStatus, LineError
-    from kinema.jobs.job_table import JobTable
+    from kinema.jobs.queue_database import QueueDatabase
 
 COMPLETION_SECONDS = 86_400.0
 MAX_OWN_UNFINISHED = 100
@@ -41,16 +41,16 @@ _HAS_RESULT = LINES.c.state.in_(["completed", "failed", "dropped"])
 
 
 class BatchTable:
-    """Batches and their lines in the database of a `JobTable`.
+    """Batches and their lines in the queue's database.
 
     Raises:
-        QueueUnavailable, InsufficientDisk: by every method, as those of `JobTable`.
+        QueueUnavailable, InsufficientDisk: by every method, as those of `QueueDatabase`.
     """
 
-    def __init__(self, table: JobTable, keep_seconds: float) -> None:
-        self._table = table
+    def __init__(self, database: QueueDatabase, keep_seconds: float) -> None:
+        self._database = database
         self._keep_seconds = keep_seconds
-        self._rows = PagedRows(table, BATCHES, batch_from_row, "batch", BatchNotFound)
+        self._rows = PagedRows(database, BATCHES, batch_from_row, "batch", BatchNotFound)
 
     def add(
         self,
@@ -76,12 +76,12 @@ class BatchTable:
         values |= {"labels": json.dumps(labels or {}), "created_at": now, "expires_at": now + COMPLETION_SECONDS}
         if idempotency_key is not None:
             values |= {"idempotency_key": idempotency_key, "fingerprint": fingerprint}
-        with self._table.write() as connection:
+        with self._database.write() as connection:
             file = sa.select(FILES.c.id).where(FILES.c.id == input_file).with_for_update()
             if connection.execute(file).first() is None:
                 raise BatchFileNotFound(f"there is no file {input_file!r}; upload it to /v1/files first")
             _check_unfinished(connection, owner)
-            insert = self._table.insert(BATCHES).values(values).on_conflict_do_nothing().returning(BATCHES.c.id)
+            insert = self._database.insert(BATCHES).values(values).on_conflict_do_nothing().returning(BATCHES.c.id)
             is_new = connection.execute(insert).first() is not None
             if is_new and webhook_url is not None:
                 connection.execute(WEBHOOKS.insert().values(webhook_values(batch_id, webhook_url)))
@@ -97,7 +97,7 @@ class BatchTable:
         if key is None:
             return None
         query = sa.select(BATCHES).where(BATCHES.c.owner == owner, BATCHES.c.idempotency_key == key)
-        with self._table.read() as connection:
+        with self._database.read() as connection:
             row = connection.execute(query).mappings().first()
         if row is None:
             return None
@@ -122,7 +122,7 @@ class BatchTable:
 
     def unfinished(self) -> list[Batch]:
         """Return all unfinished batches, oldest first."""
-        with self._table.read() as connection:
+        with self._database.read() as connection:
             rows = connection.execute(sa.select(BATCHES).where(IS_UNFINISHED).order_by(BATCHES.c.seq)).mappings().all()
         return [batch_from_row(row) for row in rows]
 
@@ -155,7 +155,7 @@ class BatchTable:
         names = {"output_file": (output, f"{batch.id}_output.jsonl"), "error_file": (errors, f"{batch.id}_error.jsonl")}
         files = {column: file[0] for column, (file, _) in names.items() if file is not None}
         deleted_at = time.time() + self._keep_seconds
-        with self._table.write() as connection:
+        with self._database.write() as connection:
             is_finalizing = BATCHES.c.status == "finalizing"
             if not self._set(connection, batch.id, is_finalizing, batch.ends_as, deleted_at=deleted_at, **files):
                 return False
@@ -168,7 +168,7 @@ class BatchTable:
 
     def remove_expired(self) -> None:
         """Delete the batches that ended `keep_seconds` ago. Their files expire by themselves."""
-        with self._table.write() as connection:
+        with self._database.write() as connection:
             connection.execute(BATCHES.delete().where(BATCHES.c.deleted_at < time.time()))
 
     def _change(
@@ -180,7 +180,7 @@ class BatchTable:
         drop_lines: bool = False,
         **values: Any,
     ) -> bool:
-        with self._table.write() as connection:
+        with self._database.write() as connection:
             is_changed = self._set(connection, batch_id, guard, status, **values)
             if is_changed and drop_lines:
                 connection.execute(LINES.delete().where(LINES.c.batch == batch_id))
@@ -210,7 +210,7 @@ class BatchTable:
 
     def clear_lines(self, batch_id: str) -> None:
         """Delete the lines that an interrupted validation added."""
-        with self._table.write() as connection:
+        with self._database.write() as connection:
             connection.execute(LINES.delete().where(LINES.c.batch == batch_id))
 
     def add_lines(self, batch_id: str, lines: Iterable[BatchLine]) -> bool:
@@ -220,7 +220,7 @@ class BatchTable:
             for line in lines
         ]
         is_validating = sa.select(BATCHES.c.id).where(BATCHES.c.id == batch_id, BATCHES.c.status == "validating")
-        with self._table.write() as connection:
+        with self._database.write() as connection:
             if connection.execute(is_validating.with_for_update()).first() is None:
                 return False
             if values:
@@ -240,7 +240,7 @@ class BatchTable:
         """Return the ids of the unfinished jobs of a batch, also of lines whose job is not stored yet."""
         is_own = JOBS.c.idempotency_key.startswith(key_prefix(batch_id), autoescape=True)
         query = sa.select(JOBS.c.id).where(JOBS.c.status.in_(["queued", "in_progress"]), is_own)
-        with self._table.read() as connection:
+        with self._database.read() as connection:
             return list(connection.execute(query).scalars())
 
     def ended(self, batch_id: str) -> list[BatchLine]:
@@ -248,7 +248,7 @@ class BatchTable:
         is_ended = sa.or_(JOBS.c.id.is_(None), JOBS.c.status.in_(["completed", "failed"]))
         query = sa.select(LINES).outerjoin(JOBS, JOBS.c.id == LINES.c.job)
         query = query.where(LINES.c.batch == batch_id, LINES.c.state == "submitted", is_ended)
-        with self._table.read() as connection:
+        with self._database.read() as connection:
             return [line_from_row(row) for row in connection.execute(query.limit(PAGE)).mappings()]
 
     def results(self, batch_id: str) -> Iterator[BatchLine]:
@@ -260,25 +260,25 @@ class BatchTable:
 
     def _lines(self, *guards: sa.ColumnElement[bool], limit: int | None = None) -> list[BatchLine]:
         query = sa.select(LINES).where(*guards).order_by(LINES.c.number).limit(limit)
-        with self._table.read() as connection:
+        with self._database.read() as connection:
             return [line_from_row(row) for row in connection.execute(query).mappings()]
 
     def count_submitted(self) -> int:
         """Return the number of lines of all batches that have an unfinished job."""
         query = sa.select(sa.func.count()).select_from(LINES).where(LINES.c.state == "submitted")
-        with self._table.read() as connection:
+        with self._database.read() as connection:
             return connection.execute(query).scalar_one()
 
     def set_job(self, batch_id: str, number: int, job_id: str) -> None:
         """Store the job of a pending line."""
         is_pending = sa.and_(LINES.c.batch == batch_id, LINES.c.number == number, LINES.c.state == "pending")
-        with self._table.write() as connection:
+        with self._database.write() as connection:
             connection.execute(LINES.update().where(is_pending).values(state="submitted", job=job_id))
 
     def finish_lines(self, batch_id: str, results: Iterable[tuple[int, bool, str]]) -> None:
         """Store the results of lines, each a number, whether the line is completed, and the line of the file."""
         counts = {"completed": 0, "failed": 0}
-        with self._table.write() as connection:
+        with self._database.write() as connection:
             for number, is_completed, result in results:
                 state = "completed" if is_completed else "failed"
                 guard = sa.and_(LINES.c.batch == batch_id, LINES.c.number == number, sa.not_(_HAS_RESULT))
@@ -289,7 +289,7 @@ class BatchTable:
     def drop_pending(self, batch_id: str) -> None:
         """Give up all lines without a job."""
         guard = sa.and_(LINES.c.batch == batch_id, LINES.c.state == "pending")
-        with self._table.write() as connection:
+        with self._database.write() as connection:
             dropped = connection.execute(LINES.update().where(guard).values(state="dropped")).rowcount
             self._count(connection, batch_id, completed=0, failed=dropped)
 

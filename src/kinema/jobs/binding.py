@@ -10,6 +10,7 @@ from kinema.errors import InvalidRequest
 if TYPE_CHECKING:
     from kinema.jobs.job_files import JobFiles
     from kinema.jobs.job_table import JobTable
+    from kinema.jobs.queue_database import QueueDatabase
     from kinema.jobs.shared_files import SharedFiles
 
 log = logging.getLogger(__name__)
@@ -24,31 +25,32 @@ def bind(files: JobFiles, table: JobTable) -> None:
     Raises:
         InvalidRequest: the folder has the id or the files of another database.
     """
+    database = table.database
     with files.deletion_lock():
         folder_id = files.database_id()
-        if folder_id == table.id:
+        if folder_id == database.id:
             return
         stored = files.stored_ids()
         expected = set() if files.is_shared else table.expected_files()  # a folder beside a store is a cache
         can_join = (stored & expected or not stored) if folder_id is None else not (stored or expected)
         if can_join:
-            files.set_database_id(table.id)
+            files.set_database_id(database.id)
             if expected and not stored:
                 log.warning(
                     "the data folder %s is new and contains none of the %d videos and images of its database %s",
                     files.root,
                     len(expected),
-                    table.display_url,
+                    database.display_url,
                 )
             return
     raise InvalidRequest(
-        f"the data folder {files.root} and the database {table.display_url} do not belong together. The folder "
+        f"the data folder {files.root} and the database {database.display_url} do not belong together. The folder "
         f"contains {len(stored)} videos and images of "
         f"{f'the database with the id {folder_id}' if folder_id else 'an unknown database'}; this database has the id "
-        f"{table.id} and needs {len(expected)} others. Set KINEMA_DATABASE_URL to the folder's database, or "
+        f"{database.id} and needs {len(expected)} others. Set KINEMA_DATABASE_URL to the folder's database, or "
         "KINEMA_DATA_DIR to the database's folder. Only if the folder's database is lost for good, write "
-        f"{table.id} into {files.id_file}; the server then keeps the files that this database does not know, without "
-        "listing them",
+        f"{database.id} into {files.id_file}; the server then keeps the files that this database does not know, "
+        "without listing them",
         "database_url",
     )
 
@@ -61,47 +63,49 @@ def bind_store(files: SharedFiles, url: str, table: JobTable) -> None:
     Raises:
         InvalidRequest: the store belongs to another database, or the database's files are somewhere else.
     """
-    known_url, store_id = table.store_url(), files.store_id()
+    database = table.database
+    known_url, store_id = database.store_url(), files.store_id()
     if store_id is None:
         stored, expected = files.ids_in_store(), table.expected_files()
         if stored or expected or known_url not in (None, url):
-            raise InvalidRequest(_not_new(url, known_url, table, len(stored), len(expected)), "store")
-        files.set_store_id(table.id)
+            raise InvalidRequest(_not_new(url, known_url, database, len(stored), len(expected)), "store")
+        files.set_store_id(database.id)
         store_id = files.store_id()
-    if store_id != table.id:
+    if store_id != database.id:
         raise InvalidRequest(
-            f"the store {url} belongs to the database with the id {store_id}, but the database {table.display_url} has "
-            f"the id {table.id}. Set KINEMA_DATABASE_URL to the store's database, or KINEMA_STORE to a new prefix",
+            f"the store {url} belongs to the database with the id {store_id}, but the database {database.display_url} "
+            f"has the id {database.id}. Set KINEMA_DATABASE_URL to the store's database, or KINEMA_STORE to a new "
+            "prefix",
             "store",
         )
-    files.expect_store_id(table.id)
+    files.expect_store_id(database.id)
     if known_url != url:
-        if known_url is not None and table.has_scheduler():
+        if known_url is not None and database.has_scheduler():
             raise InvalidRequest(
-                f"KINEMA_STORE is {url}, but a running server of the database {table.display_url} uses the store "
+                f"KINEMA_STORE is {url}, but a running server of the database {database.display_url} uses the store "
                 f"{known_url}; use the same store, or stop all servers before you move it",
                 "store",
             )
-        table.set_store_url(url)
+        database.set_store_url(url)
 
 
-def check_no_store(table: JobTable) -> None:
+def check_no_store(database: QueueDatabase) -> None:
     """Check that the files of a database are not in a store, for a server without one.
 
     Raises:
         InvalidRequest: they are.
     """
-    if url := table.store_url():
+    if url := database.store_url():
         raise InvalidRequest(
-            f"the images and videos of the database {table.display_url} are in the store {url}, and KINEMA_STORE is "
+            f"the images and videos of the database {database.display_url} are in the store {url}, and KINEMA_STORE is "
             f"not set; set it to {url}",
             "store",
         )
 
 
-def _not_new(url: str, known_url: str | None, table: JobTable, stored: int, expected: int) -> str:
+def _not_new(url: str, known_url: str | None, database: QueueDatabase, stored: int, expected: int) -> str:
     return (
-        f"the store {url} and the database {table.display_url} do not belong together: the store has the files of "
+        f"the store {url} and the database {database.display_url} do not belong together: the store has the files of "
         f"{stored} jobs and no id, and {expected} videos and images of the database are in "
         f"{known_url or 'data folders'}. Use a new database with a new prefix of the store, or set KINEMA_STORE to the "
         "database's store. To move a store, stop all servers and copy all its files, also database-id"

@@ -27,7 +27,7 @@ def remove_job(table: JobTable, files: JobFiles, job_id: str, *, only_expired: b
     if removed.status != "in_progress":
         files.delete_job(job_id)
     files.delete_inputs(job_id)
-    table.refill_reserve()
+    table.database.refill_reserve()
     return True
 
 
@@ -57,7 +57,7 @@ def delete_removed_files(table: JobTable, files: JobFiles, running: Collection[s
             deleted.append(job_id)
         if deleted:
             table.clear_deletions(deleted)
-    table.refill_reserve()
+    table.database.refill_reserve()
 
 
 def sweep(table: JobTable, files: JobFiles) -> list[str]:

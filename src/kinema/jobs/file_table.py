@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kinema.jobs.batch_schema import BatchFile, FilePurpose
-    from kinema.jobs.job_table import JobTable
+    from kinema.jobs.queue_database import QueueDatabase
 
 
 def new_file_id() -> str:
@@ -32,21 +32,21 @@ def file_values(file_id: str, name: str, purpose: FilePurpose, size: int, keep_s
 
 
 class FileTable:
-    """The rows of files in the database of a `JobTable`; `BatchFiles` has their content.
+    """The rows of files in the queue's database; `BatchFiles` has their content.
 
     Raises:
-        QueueUnavailable, InsufficientDisk: by every method, as those of `JobTable`.
+        QueueUnavailable, InsufficientDisk: by every method, as those of `QueueDatabase`.
     """
 
-    def __init__(self, table: JobTable, keep_seconds: float) -> None:
-        self._table = table
+    def __init__(self, database: QueueDatabase, keep_seconds: float) -> None:
+        self._database = database
         self._keep_seconds = keep_seconds
-        self._rows = PagedRows(table, FILES, file_from_row, "file", BatchFileNotFound)
+        self._rows = PagedRows(database, FILES, file_from_row, "file", BatchFileNotFound)
 
     def add(self, file_id: str, name: str, purpose: FilePurpose, size: int) -> BatchFile:
         """Add a file whose content is stored."""
         values = file_values(file_id, name, purpose, size, self._keep_seconds)
-        with self._table.write() as connection:
+        with self._database.write() as connection:
             connection.execute(FILES.insert().values(values))
         return self.get(file_id)
 
@@ -79,24 +79,24 @@ class FileTable:
             BatchFileInUse: an unfinished batch reads it.
         """
         used = sa.exists().where(BATCHES.c.input_file == FILES.c.id, IS_UNFINISHED)
-        with self._table.read() as connection:
+        with self._database.read() as connection:
             row = connection.execute(sa.select(used.label("used")).where(FILES.c.id == file_id)).first()
         if row is None:
             self.get(file_id)
         elif row.used:
             raise BatchFileInUse(f"the file {file_id!r} is the input of an unfinished batch; cancel the batch first")
         delete(file_id)
-        with self._table.write() as connection:
+        with self._database.write() as connection:
             connection.execute(FILES.delete().where(FILES.c.id == file_id))
 
     def expired(self) -> list[str]:
         """Return the ids of the expired files that no unfinished batch reads."""
         used = sa.select(BATCHES.c.input_file).where(IS_UNFINISHED)
         query = sa.select(FILES.c.id).where(FILES.c.expires_at < time.time(), FILES.c.id.not_in(used))
-        with self._table.read() as connection:
+        with self._database.read() as connection:
             return list(connection.execute(query).scalars())
 
     def ids(self) -> set[str]:
         """Return the ids of all files."""
-        with self._table.read() as connection:
+        with self._database.read() as connection:
             return set(connection.execute(sa.select(FILES.c.id)).scalars())

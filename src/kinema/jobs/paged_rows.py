@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kinema.errors import JobError
-    from kinema.jobs.job_table import JobTable
+    from kinema.jobs.queue_database import QueueDatabase
 
 Value = TypeVar("Value")
 
@@ -28,7 +28,7 @@ class PagedRows(Generic[Value]):
         missing: The error if there is none.
     """
 
-    database: JobTable
+    database: QueueDatabase
     table: sa.Table
     from_row: Callable[[sa.RowMapping], Value]
     kind: str

@@ -29,10 +29,12 @@ from kinema.jobs.file_table import FileTable
 from kinema.jobs.idempotency import check_key_length, check_same_request
 from kinema.jobs.job import PART_FILES, Failure, Job, JobPage, check_priority
 from kinema.jobs.job_files import JobFiles
+from kinema.jobs.job_inserts import JobInserts, KeyTaken
 from kinema.jobs.job_schema import workload_values
-from kinema.jobs.job_table import JobTable, KeyTaken
+from kinema.jobs.job_table import JobTable
 from kinema.jobs.job_traces import JobTraces
 from kinema.jobs.owner_limits import NO_LIMITS, LimitReached
+from kinema.jobs.queue_database import QueueDatabase
 from kinema.jobs.scheduler import Scheduler
 from kinema.jobs.scheduler_lock import scheduled_elsewhere
 from kinema.jobs.shared_files import SharedFiles, open_store
@@ -111,24 +113,26 @@ class Queue:
         self._files.make_private()
         database_url = settings.database_url
         url = database_url.get_secret_value() if database_url else f"sqlite:///{self._files.root / 'jobs.sqlite3'}"
-        self._table = JobTable(url)
+        self._database = QueueDatabase(url)
+        self._table = JobTable(self._database)
+        self._inserts = JobInserts(self._database)
         try:
             bind(self._files, self._table)
             if isinstance(self._files, SharedFiles):
                 bind_store(self._files, self._files.url, self._table)
             else:
-                check_no_store(self._table)
+                check_no_store(self._database)
             workflow_url, workflow_file = _workflow_database(url)
         except BaseException:
-            self._table.close()
+            self._database.close()
             raise
-        self._table.workflow_file = workflow_file
-        self.file_table = FileTable(self._table, settings.keep_days * DAY)
-        self.batches = BatchTable(self._table, settings.keep_days * DAY)
-        self.webhooks = WebhookTable(self._table)
+        self._database.workflow_file = workflow_file
+        self.file_table = FileTable(self._database, settings.keep_days * DAY)
+        self.batches = BatchTable(self._database, settings.keep_days * DAY)
+        self.webhooks = WebhookTable(self._database)
         self.batch_files = BatchFiles(self._files, settings.min_free_gb)
         self._subscriptions = Subscriptions()
-        self._changes = self._table.changes
+        self._changes = self._database.changes
         self._positions_changed = False
         self._traces = JobTraces()
         self._is_closed = False
@@ -169,7 +173,7 @@ class Queue:
                 self._changes.close()
             self._cache_keeper.close()
             self._files.close()
-            self._table.close()
+            self._database.close()
             self._traces.close()
 
     @property
@@ -188,7 +192,7 @@ class Queue:
         Raises:
             QueueUnavailable: a process with another data folder runs the database's jobs.
         """
-        if not self.ready and (error := scheduled_elsewhere(self._table, self._files)):
+        if not self.ready and (error := scheduled_elsewhere(self._database, self._files)):
             raise error
 
     def check_database(self) -> None:
@@ -197,7 +201,7 @@ class Queue:
         Raises:
             QueueUnavailable: the check failed.
         """
-        self._table.check()
+        self._database.check()
 
     def check_store(self) -> None:
         """Check that the store of images and videos answers, if there is one. May take seconds.
@@ -248,7 +252,7 @@ class Queue:
         if self._scheduler is not None and self.ready:
             state, own = self._scheduler.pool.state, self._files.problem
             return state if own is None else replace(state, problems=(*state.problems, own))
-        state = PoolState.from_json(self._table.remote_workers())
+        state = PoolState.from_json(self._database.remote_workers())
         return replace(state, problems=(*self.problems, *state.problems))
 
     @property
@@ -308,7 +312,7 @@ class Queue:
         if idempotency_key is not None and (job := self._find_by_key(idempotency_key, fingerprint_or_default)):
             return job
         self._files.check_free_space(self._settings.min_free_gb)
-        if not self.ready and (error := scheduled_elsewhere(self._table, self._files)):
+        if not self.ready and (error := scheduled_elsewhere(self._database, self._files)):
             raise error
         if self._was_full and self._table.waiting() >= self._settings.queue_size:  # before the image is written
             raise self._queue_full()
@@ -335,7 +339,7 @@ class Queue:
                 with self._files.add_images(values["id"], image, last_image) as images:
                     values["image"], values["last_image"] = images
                     try:
-                        position = self._table.add(values | columns, self._settings.queue_size, limits, webhook_url)
+                        position = self._inserts.add(values | columns, self._settings.queue_size, limits, webhook_url)
                     except LimitReached as reached:  # the images' markers are deleted at the end of the context
                         position, rejection = None, self._limit_exceeded(reached, limits)
                 self._was_full = position is None and rejection is None

@@ -72,7 +72,7 @@ class Scheduler:
         self._subscriptions = subscriptions
         self._traces = traces
         self._workflows = Workflows(workflow_url)
-        self._lock = SchedulerLock(table, files)
+        self._lock = SchedulerLock(table.database, files)
         self._clock = WallClock()
         self._wake = threading.Event()
         self._supervisor = Supervisor("kinema-scheduler", self._run_with_lock, self._report_failure)
@@ -445,7 +445,7 @@ class Scheduler:
         self._reconcile()
         self._delete_removed_files()
         self._workflows.delete_ended([job_id for job_id in ended if job_id not in self._attempts])
-        self._table.check()
+        self._table.database.check()
 
     def _delete_removed_files(self, ended: str | None = None) -> None:
         """Delete the files of removed jobs that do not run; `ended` is a job that this process has just run."""

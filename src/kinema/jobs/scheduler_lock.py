@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from typing import IO
 
     from kinema.jobs.job_files import JobFiles
-    from kinema.jobs.job_table import JobTable
+    from kinema.jobs.queue_database import QueueDatabase
 
 RETRY_SECONDS = 0.25
 # How often the database's lock is renewed.
@@ -26,8 +26,8 @@ RENEWAL_SECONDS = 1.0
 class SchedulerLock:
     """The locks of a database and a data folder, which are held together."""
 
-    def __init__(self, table: JobTable, files: JobFiles) -> None:
-        self._table = table
+    def __init__(self, database: QueueDatabase, files: JobFiles) -> None:
+        self._database = database
         self._files = files
 
     @contextlib.contextmanager
@@ -46,7 +46,7 @@ class SchedulerLock:
                     acquired = self._try_acquire(file, attempt)
                     if acquired:
                         locks.push(attempt.pop_all())
-                error = None if acquired else scheduled_elsewhere(self._table, self._files)
+                error = None if acquired else scheduled_elsewhere(self._database, self._files)
                 on_retry(None if error is None else str(error))
                 if not acquired:
                     stopping.wait(RETRY_SECONDS)
@@ -61,10 +61,10 @@ class SchedulerLock:
         is_sole_in_folder = try_lock(file, fcntl.LOCK_EX)
         if is_sole_in_folder:
             attempt.callback(fcntl.flock, file, fcntl.LOCK_UN)
-        elif not self._table.has_lease:
+        elif not self._database.has_lease:
             return False
-        folder = self._files.folder_id() if self._table.has_lease else ""
-        return attempt.enter_context(self._table.sole_scheduler(folder, is_sole_in_folder=is_sole_in_folder))
+        folder = self._files.folder_id() if self._database.has_lease else ""
+        return attempt.enter_context(self._database.sole_scheduler(folder, is_sole_in_folder=is_sole_in_folder))
 
     @contextlib.contextmanager
     def monitor(self, workers: Callable[[], str], on_lost: Callable[[], None]) -> Iterator[None]:
@@ -78,7 +78,7 @@ class SchedulerLock:
 
         def renew() -> None:
             while not ended.wait(RENEWAL_SECONDS):
-                if not self._table.keep_scheduling(workers()):
+                if not self._database.keep_scheduling(workers()):
                     on_lost()
                     return
 
@@ -91,12 +91,12 @@ class SchedulerLock:
             thread.join()
 
 
-def scheduled_elsewhere(table: JobTable, files: JobFiles) -> QueueUnavailable | None:
+def scheduled_elsewhere(database: QueueDatabase, files: JobFiles) -> QueueUnavailable | None:
     """Return an error if a process with another data folder runs the database's jobs, else None.
 
     That process would not have the images of jobs that are submitted with this folder.
     """
-    if files.is_shared or not table.has_scheduler() or table.is_scheduled_with(files):
+    if files.is_shared or not database.has_scheduler() or database.is_scheduled_with(files):
         return None
     return QueueUnavailable(
         Message(

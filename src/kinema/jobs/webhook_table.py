@@ -12,7 +12,7 @@ from kinema.jobs.batch_schema import BATCHES, UNFINISHED
 from kinema.jobs.job_schema import JOBS, WEBHOOKS
 
 if TYPE_CHECKING:
-    from kinema.jobs.job_table import JobTable
+    from kinema.jobs.queue_database import QueueDatabase
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +27,14 @@ class DueWebhook:
 
 
 class WebhookTable:
-    """The webhooks in the database of a `JobTable`. A webhook is added with its job or batch, in one transaction.
+    """The webhooks in the queue's database. A webhook is added with its job or batch, in one transaction.
 
     Raises:
-        QueueUnavailable, InsufficientDisk: by every method, as those of `JobTable`.
+        QueueUnavailable, InsufficientDisk: by every method, as those of `QueueDatabase`.
     """
 
-    def __init__(self, table: JobTable) -> None:
-        self._table = table
+    def __init__(self, database: QueueDatabase) -> None:
+        self._database = database
 
     def due(self, per_host: int, limit: int) -> list[DueWebhook]:
         """Return the webhooks to send now, longest due first, and no more than `per_host` for each host."""
@@ -48,28 +48,28 @@ class WebhookTable:
             .subquery()
         )
         query = sa.select(due).where(due.c.place <= per_host).order_by(due.c.due_at, due.c.id).limit(limit)
-        with self._table.read() as connection:
+        with self._database.read() as connection:
             rows = connection.execute(query).all()
         return [DueWebhook(row.id, row.owner, row.url, row.host, row.attempts) for row in rows]
 
     def count(self) -> int:
         """Return the number of webhooks that are not delivered, including those of unfinished jobs and batches."""
-        with self._table.read() as connection:
+        with self._database.read() as connection:
             return connection.execute(sa.select(sa.func.count()).select_from(WEBHOOKS)).scalar_one()
 
     def postpone(self, webhook_id: str, seconds: float) -> None:
         """Count a failed attempt and send the webhook again after this time."""
         values = {"attempts": WEBHOOKS.c.attempts + 1, "due_at": time.time() + seconds}
-        with self._table.write() as connection:
+        with self._database.write() as connection:
             connection.execute(WEBHOOKS.update().where(WEBHOOKS.c.id == webhook_id).values(values))
 
     def remove(self, webhook_id: str) -> None:
         """Delete a webhook: it is delivered or given up."""
-        with self._table.write() as connection:
+        with self._database.write() as connection:
             connection.execute(WEBHOOKS.delete().where(WEBHOOKS.c.id == webhook_id))
 
     def remove_orphans(self) -> None:
         """Delete the webhooks of deleted jobs and batches."""
         exists = sa.or_(*(sa.exists().where(table.c.id == WEBHOOKS.c.owner) for table in (JOBS, BATCHES)))
-        with self._table.write() as connection:
+        with self._database.write() as connection:
             connection.execute(WEBHOOKS.delete().where(sa.not_(exists)))

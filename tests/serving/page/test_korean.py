@@ -43,7 +43,9 @@ PAGE_MODULES = {
     "serving/submission.py": set(),
     "jobs/queue.py": {"list", "_check_completed", "_check_arguments", "_find_by_key"},
     "jobs/job_files.py": {"__init__"},
-    "jobs/job_table.py": {"__init__", "get", "page"},
+    "jobs/job_table.py": {"get", "page"},
+    "jobs/job_inserts.py": set(),
+    "jobs/queue_database.py": {"__init__"},
     "jobs/database.py": set(),
 }
 # Placeholders with a library's own English text, which a translation may leave out.
