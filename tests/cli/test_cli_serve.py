@@ -51,6 +51,14 @@ def test_serve_with_unusable_model_folder_is_rejected(kinema, tmp_path, monkeypa
     assert f"{tmp_path / 'mine'} has no model_index.json" in result.err
 
 
+def test_serve_with_unusable_data_folder_is_rejected(kinema, tmp_path, monkeypatch):
+    monkeypatch.setattr("kinema.cli.serve.check_port", lambda *_: None)
+    (tmp_path / "file").touch()
+    result = kinema("serve", "--data-dir", tmp_path / "file" / "data")
+    assert result.code != 0
+    assert f"the data folder {tmp_path / 'file' / 'data'} can't be used (Not a directory)" in result.err
+
+
 def test_serve_warns_of_misspelt_variable(kinema, used_port, tmp_path, monkeypatch):
     monkeypatch.setenv("KINEMA_HOST", "kinema.example")
     result = kinema("serve", "--port", used_port, "--data-dir", tmp_path)
@@ -103,6 +111,18 @@ def test_bentoml_serve_with_unusable_model_folder_is_rejected(tmp_path, monkeypa
     result = start_bentoml("--port", "0")
     assert result.returncode == 2
     assert f"kinema: {tmp_path / 'mine'} has no model_index.json" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.slow
+def test_bentoml_serve_with_missing_signing_key_is_rejected(tmp_path, monkeypatch):
+    monkeypatch.setenv("KINEMA_DATA_DIR", str(tmp_path / "data"))
+    for name in ("CERT", "KEY"):
+        monkeypatch.setenv(f"KINEMA_C2PA_{name}", str(tmp_path / "absent.pem"))
+    result = start_bentoml("--port", "0")
+    assert result.returncode == 2
+    reason = "absent.pem can't be read (No such file or directory); check KINEMA_C2PA_CERT"
+    assert f"kinema: {tmp_path}/{reason}" in result.stderr
     assert "Traceback" not in result.stderr
 
 

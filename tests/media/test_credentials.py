@@ -162,7 +162,10 @@ def test_earlier_certificate_authority_stays_trusted_as_ca_something(settings, k
     assert check_credentials(signed, None, trust_anchors(settings)).state == "trusted"
 
 
-def own_certificate(folder, *, days=10, usage=True, password=None, ca=None):
+EMAIL, DOCUMENT, CLAIM = "1.3.6.1.5.5.7.3.4", "1.3.6.1.5.5.7.3.36", "1.3.6.1.4.1.62558.2.1"
+
+
+def own_certificate(folder, *, days=10, usage=EMAIL, password=None, ca=None):
     """Write a chain and a key, and return the settings that name them."""
     ca, ca_key = ca or certificates.make_ca()
     key = ec.generate_private_key(ec.SECP384R1())
@@ -179,10 +182,8 @@ def own_certificate(folder, *, days=10, usage=True, password=None, ca=None):
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False)
         .add_extension(x509.KeyUsage(True, *[False] * 8), critical=True)
     )
-    if usage:
-        builder = builder.add_extension(
-            x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.EMAIL_PROTECTION]), critical=False
-        )
+    if usage is not None:
+        builder = builder.add_extension(x509.ExtendedKeyUsage([x509.ObjectIdentifier(usage)]), critical=False)
     chain = certificates.pem_of(builder.sign(ca_key, hashes.SHA256())) + certificates.pem_of(ca)
     encryption = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
     folder.mkdir(exist_ok=True)
@@ -193,8 +194,9 @@ def own_certificate(folder, *, days=10, usage=True, password=None, ca=None):
     return Settings(data_dir=folder / "data", c2pa_cert=folder / "cert.pem", c2pa_key=folder / "key.pem")
 
 
-def test_own_certificate_signs(tmp_path):
-    settings = own_certificate(tmp_path / "own")
+@pytest.mark.parametrize("usage", [EMAIL, DOCUMENT, CLAIM])
+def test_own_certificate_signs(tmp_path, usage):
+    settings = own_certificate(tmp_path / "own", usage=usage)
     keys = signing_keys.signing_keys(settings)
     check_signing(keys)
     signed = FileSigner(keys).sign(encode_video(FRAMES, ".gif", 7), None, "a").content
@@ -231,6 +233,30 @@ def no_certificate(folder):
     return settings
 
 
+def exchanged(folder):
+    settings = own_certificate(folder)
+    return settings.model_copy(update={"c2pa_cert": settings.c2pa_key, "c2pa_key": settings.c2pa_cert})
+
+
+def key_is_a_certificate(folder):
+    settings = own_certificate(folder)
+    return settings.model_copy(update={"c2pa_key": settings.c2pa_cert})
+
+
+def in_der(folder):
+    settings = own_certificate(folder)
+    certificate = x509.load_pem_x509_certificate((folder / "cert.pem").read_bytes())
+    (folder / "cert.pem").write_bytes(certificate.public_bytes(serialization.Encoding.DER))
+    return settings
+
+
+def authority_first(folder):
+    settings = own_certificate(folder)
+    parts = (folder / "cert.pem").read_text().split("-----BEGIN")
+    (folder / "cert.pem").write_text("-----BEGIN" + "-----BEGIN".join([parts[2], parts[1]]))
+    return settings
+
+
 def only_one(folder):
     return own_certificate(folder).model_copy(update={"c2pa_key": None})
 
@@ -253,7 +279,11 @@ def ca_is_gone(folder):
         (missing, "key.pem can't be read (No such file or directory); check KINEMA_C2PA_KEY"),
         (unreadable, "key.pem can't be read (Is a directory)"),
         (of_another, "does not belong to the first certificate"),
-        (no_certificate, "cert.pem has no valid certificate in PEM"),
+        (authority_first, "cert.pem; use its own key, and put its certificate before those of the authorities"),
+        (no_certificate, "cert.pem has no valid certificate in PEM; use a file of certificates"),
+        (exchanged, "key.pem has no valid certificate in PEM, but a private key; exchange the two files"),
+        (key_is_a_certificate, "cert.pem has no valid private key in PEM, but a certificate; exchange the two files"),
+        (in_der, "cert.pem has no valid certificate in PEM, but may be in DER; convert it with openssl x509"),
         (only_one, "KINEMA_C2PA_CERT is set without KINEMA_C2PA_KEY; set both"),
         (lambda folder: own_certificate(folder, days=-1), "cert.pem expired on"),
         (lambda folder: own_certificate(folder, password=b"secret"), "key.pem is encrypted; store it without"),
@@ -269,8 +299,10 @@ def test_keys_that_cannot_be_used_are_named(make, message, tmp_path):
 
 
 def test_certificate_that_c2pa_does_not_accept_is_found_at_the_start(tmp_path):
-    keys = signing_keys.signing_keys(own_certificate(tmp_path / "own", usage=False))
-    with pytest.raises(CredentialsError, match="can't be signed with content credentials"):
+    keys = signing_keys.signing_keys(own_certificate(tmp_path / "own", usage="1.3.6.1.5.5.7.3.1"))
+    with pytest.raises(
+        CredentialsError, match=r"\(the certificate is invalid\); use a KINEMA_C2PA_CERT as C2PA demands"
+    ):
         check_signing(keys)
 
 

@@ -156,8 +156,11 @@ def _check_data_folder(settings: Settings) -> None:
 
     Raises:
         InvalidRequest: they do not.
+        QueueUnavailable: the folder can't be written to.
     """
     from kinema.jobs import Queue
+    from kinema.jobs.job_files import JobFiles
 
+    JobFiles(settings.data_dir)
     with contextlib.suppress(QueueUnavailable):
         Queue(settings).close()

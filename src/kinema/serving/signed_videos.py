@@ -102,10 +102,14 @@ class SignedVideos:
             copy = path.with_name(f"{SIGNED_PREFIX}{keys.id}-{path.name}")
             if not copy.exists():
                 write_once(copy, make(path))
-        except (OSError, KinemaError):
-            if path.exists():
-                raise
-            raise JobNotFound(f"video {job_id!r} was deleted") from None
+        except (OSError, KinemaError) as error:
+            if not path.exists():
+                raise JobNotFound(f"video {job_id!r} was deleted") from None
+            if isinstance(error, OSError):
+                raise CredentialsError(
+                    f"the signed copy of {job_id} can't be stored ({error.strerror}); make {path.parent} writable"
+                ) from None
+            raise
         return copy
 
     def _sign(self, keys: SigningKeys, video: Path, images: list[Path], title: str, gone: Callable[[], bool]) -> bytes:

@@ -15,6 +15,9 @@ _SETTINGS: dict[str, Any] = {
     "verify": {"remote_manifest_fetch": False, "ocsp_fetch": False},
     "builder": {"thumbnail": {"enabled": False}},
 }
+# Extended key usages of certificates that sign: emailProtection, documentSigning, and C2PA's own claimSigning. By
+# default the library accepts the first alone.
+_SIGNING_USAGES = "1.3.6.1.5.5.7.3.4\n1.3.6.1.5.5.7.3.36\n1.3.6.1.4.1.62558.2.1\n"
 HEIF_BRANDS = {b"avif": "image/avif", b"avis": "image/avif", b"heic": "image/heic", b"heix": "image/heic"}
 
 
@@ -37,8 +40,8 @@ def c2pa_library() -> ModuleType:
 
 def context(anchors: str = "") -> Any:
     """Return a context in which signatures below the certificates `anchors` (PEM) are trusted."""
-    trust = {"trust": {"user_anchors": anchors}} if anchors else {}
-    return c2pa_library().Context.from_dict(_SETTINGS | trust)
+    trust = {"trust_config": _SIGNING_USAGES} | ({"user_anchors": anchors} if anchors else {})
+    return c2pa_library().Context.from_dict(_SETTINGS | {"trust": trust})
 
 
 def media_type(head: bytes) -> str | None:

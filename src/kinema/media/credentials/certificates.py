@@ -56,10 +56,8 @@ def read_certificates(content: bytes, path: Path) -> list[Certificate]:
 
     try:
         return list(x509.load_pem_x509_certificates(content))
-    except ValueError as error:
-        raise CredentialsError(
-            f"{path} has no valid certificate in PEM ({error}); use a file of certificates"
-        ) from None
+    except ValueError:
+        raise CredentialsError(f"{path} has no valid certificate in PEM{_remedy(content, 'certificate')}") from None
 
 
 def read_key(content: bytes, path: Path) -> PrivateKey:
@@ -76,7 +74,17 @@ def read_key(content: bytes, path: Path) -> PrivateKey:
     except TypeError:
         raise CredentialsError(f"the key in {path} is encrypted; store it without a password, mode 600") from None
     except (ValueError, UnsupportedAlgorithm):
-        raise CredentialsError(f"{path} has no valid private key in PEM; use an EC, Ed25519 or RSA key") from None
+        raise CredentialsError(f"{path} has no valid private key in PEM{_remedy(content, 'private key')}") from None
+
+
+def _remedy(content: bytes, wanted: str) -> str:
+    """Return what is wrong with a file without a certificate or private key, as far as that can be seen."""
+    other = {"certificate": "private key", "private key": "certificate"}[wanted]
+    if f"-----BEGIN {wanted.upper()}".encode() not in content and other.upper().encode() in content:
+        return f", but a {other}; exchange the two files"
+    if content.startswith(b"0"):  # the first byte of DER
+        return f", but may be in DER; convert it with openssl {'x509' if wanted == 'certificate' else 'pkey'}"
+    return "; use a file of certificates" if wanted == "certificate" else "; use an EC, Ed25519 or RSA key"
 
 
 def algorithm(key: PrivateKey, path: Path) -> str:

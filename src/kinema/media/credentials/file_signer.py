@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 GENERATED = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 RECIPE, MODEL = "kinema.recipe", "kinema.model"
+_CERTIFICATES = (
+    "use a KINEMA_C2PA_CERT as C2PA demands: not that of an authority, with the key usage digitalSignature and one of "
+    "the extended key usages emailProtection, documentSigning and claimSigning"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +67,9 @@ class FileSigner:
             manifest = builder.sign(self._signer(), kind or "video/webm", io.BytesIO(content), signed)
         except c2pa.C2paError as error:
             self._check_without_time_stamp(content, recipe, title, error)
+            remedy = _CERTIFICATES if "certificate" in _reason(error) else "see docs/trust.md"
             raise CredentialsError(
-                f"the video can't be signed with content credentials ({_reason(error)}); check KINEMA_C2PA_CERT, or "
-                "see docs/trust.md"
+                f"the video can't be signed with content credentials ({_reason(error)}); {remedy}"
             ) from None
         return SignedFile(signed.getvalue()) if embedded else SignedFile(content, bytes(manifest))
 

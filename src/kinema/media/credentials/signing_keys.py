@@ -93,8 +93,11 @@ def signing_keys(settings: Settings) -> SigningKeys:
     chain = read_certificates(_read(path, "KINEMA_C2PA_CERT"), path)
     key = read_key(_read(key_path, "KINEMA_C2PA_KEY"), key_path)
     if public_bytes(key) != public_bytes(chain[0]):
-        raise CredentialsError(f"the key in {key_path} does not belong to the first certificate in {path}")
-    check_dates(chain[0], path, "renew it, and restart")
+        raise CredentialsError(
+            f"the key in {key_path} does not belong to the first certificate in {path}; use its own key, and put its "
+            "certificate before those of the authorities"
+        )
+    check_dates(chain[0], path, "renew it, and restart the server if there is one")
     ca = pem_of(chain[-1]) if len(chain) > 1 else None
     return _keys(chain, key, key_path, ca, url)
 
