@@ -167,6 +167,21 @@ def test_videos_of_a_manifest_end_at_their_last_images(batch, folder):
 
 
 @pytest.mark.usefixtures("photos")
+def test_last_image_of_the_command_is_that_of_lines_without_one(batch, folder):
+    lines = [
+        {"image": "photos/a.png", "name": "given"},
+        {"image": "photos/a.png", "name": "own", "last_image": "photos/c.png"},
+        {"image": "photos/a.png", "name": "same", "last_image": "photos/b.png"},
+    ]
+    (folder / "m.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    result = batch("m.jsonl", "--last-image", "photos/b.png", "--watermark", "--num-frames", "2")
+    assert result.code == 0
+    given, own, same = ((folder / "videos" / f"{line['name']}.mp4").read_bytes() for line in lines)
+    assert given == same != own
+    assert {line.split()[-1] for line in Path("tasks.log").read_text().splitlines()} == {"watermark=on"}
+
+
+@pytest.mark.usefixtures("photos")
 @pytest.mark.slow
 def test_prompts_of_a_manifest_become_videos(batch):
     lines = [
@@ -195,8 +210,11 @@ def test_prompts_of_a_manifest_become_videos(batch):
         (["photos", "--server", "gpu:3000"], "server 'gpu:3000' is not an http(s) URL; use one such as http://gpu"),
         (
             ["photos", "--server", "http://gpu", "--device", "cpu"],
-            "--device, --dtype, --precision and --gpus do not apply",
+            "--device does not apply with --server, which decides it; remove it",
         ),
+        (["photos", "--server", "http://gpu", "--no-watermark"], "--watermark does not apply with --server"),
+        (["photos", "--last-image", "none.png"], "last image: file none.png not found"),
+        (["photos", "--last-image", "photos/a.png", "--loop"], "a loop ends at its first image; remove last_image"),
     ],
 )
 @pytest.mark.usefixtures("photos")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from kinema.errors import InvalidImage, InvalidRequest, KinemaError
 from kinema.jobs.job import Failure
 from kinema.library import about_last_image, check_last_image
-from kinema.media.image import is_url, plain_name, read_image_file
+from kinema.media.image import fetch_image, is_url, plain_name, read_image_file
 from kinema.media.image_folder import images_in
 from kinema.models.video_size import expand_size
 from kinema.values import RANDOM_SEED, TEXT_TO_IMAGE_FIELDS, VideoRequest
@@ -105,6 +105,7 @@ def plan_items(
     *,
     seeds: int,
     out: Path,
+    last_image: Path | None = None,
 ) -> tuple[list[BatchItem], list[Outcome]]:
     """Return the items of a batch in order, and the failures of sources that give none.
 
@@ -114,6 +115,7 @@ def plan_items(
         complete: See `BatchJobs.complete`.
         seeds: Number of videos per source.
         out: The output folder, whose contact sheet is not a source.
+        last_image: Where the videos end, from `last_image_path`; a manifest's line may replace it.
 
     Raises:
         InvalidRequest: a folder has no images, or a manifest is not JSON Lines.
@@ -125,7 +127,8 @@ def plan_items(
             failures.append(source)
             continue
         try:
-            planned = list(_items_of(source, parameters, complete, seeds))
+            own = source if source.last_image else replace(source, last_image=last_image)
+            planned = list(_items_of(own, parameters, complete, seeds))
         except KinemaError as error:
             failures.append(_failed(source.text, source.name, error, source.line))
             continue
@@ -193,6 +196,27 @@ def _merged(parameters: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, 
         if value is not None and not (name in length and length & own.keys())
     }
     return given | {name: value for name, value in own.items() if value is not None}
+
+
+def last_image_path(source: str, downloads: Path) -> Path:
+    """Return the path of the image at which all videos end; the image of a URL is downloaded.
+
+    Args:
+        source: A path, or an http(s) URL.
+        downloads: Folder for the downloaded file.
+
+    Raises:
+        InvalidImage: it can't be read or decoded.
+    """
+    path = Path(source)
+    try:
+        if is_url(source):
+            path = downloads / "last-image"
+            path.write_bytes(fetch_image(source).data)
+        read_image_file(path).decode()
+    except InvalidImage as error:
+        raise InvalidImage(about_last_image(str(error)), "last_image") from None
+    return path
 
 
 def _read_last_image(path: Path) -> bytes:

@@ -33,7 +33,7 @@ WORK = "kinema.serving.engine_work:EngineWork"
 DEFAULT_WINDOW = 64
 POLL_SECONDS = 1.0
 _KEEP_DAYS = 36_500
-_WORKER_SETTINGS = ("model", "dtype", "precision", "gpus_per_video")
+_WORKER_SETTINGS = ("model", "dtype", "precision", "gpus_per_video", "watermark")
 
 
 class OwnQueue:
@@ -100,7 +100,8 @@ class OwnQueue:
             pull(model, self._progress)
         self._folder.mkdir(parents=True, exist_ok=True)
         # Worker processes read their settings from the environment.
-        variables = {f"KINEMA_{name.upper()}": str(getattr(self._settings, name)) for name in _WORKER_SETTINGS}
+        values = {name: getattr(self._settings, name) for name in _WORKER_SETTINGS}
+        variables = {f"KINEMA_{name.upper()}": str(value) for name, value in values.items() if value is not None}
         self._environment = {name: os.environ.get(name) for name in variables}
         os.environ.update(variables)
         self._log = logging.FileHandler(self._folder / "log.txt", "w", "utf-8", delay=True)

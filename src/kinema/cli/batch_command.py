@@ -4,25 +4,15 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kinema.cli.common_options import CommonOptions, with_common_options
 from kinema.cli.exit_codes import Interrupted
 from kinema.cli.item_failures import ItemFailure, ItemFailures
-from kinema.cli.options import (
-    OUTPUT_PANEL,
-    Device,
-    Dtype,
-    Gpus,
-    Json,
-    Model,
-    Precision,
-    Quiet,
-    Seconds,
-    expanded,
-    with_all_parameters,
-)
+from kinema.cli.options import OUTPUT_PANEL, expanded
 from kinema.cli.report import open_report
 from kinema.cli.variations import MAX_SEEDS
 from kinema.errors import InvalidRequest, KinemaError
@@ -37,11 +27,13 @@ if TYPE_CHECKING:
     from kinema.batch.batch_jobs import BatchJobs
     from kinema.batch.server_jobs import ServerJobs
     from kinema.cli.report import Report
+    from kinema.settings import Settings
 
 SERVER_PANEL = "Server"
+_NOT_ON_A_SERVER = ("device", "dtype", "precision", "gpus", "credentials", "watermark")
 
 
-@with_all_parameters
+@with_common_options
 def batch(
     sources: Annotated[
         list[str],
@@ -97,14 +89,7 @@ def batch(
             help="API key of the server. Prefer KINEMA_API_KEY: other users can see the command line.",
         ),
     ] = None,
-    seconds: Seconds = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    model: Model = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    precision: Precision = None,
-    gpus: Gpus = None,
+    options: CommonOptions,
     **parameters: Any,
 ) -> None:
     """Make a video of each image or prompt, and print the path of each finished video to stdout.
@@ -118,40 +103,48 @@ def batch(
     [dim]kinema batch manifest.jsonl --out videos --server http://gpu:3000[/dim]
     """
     from kinema.batch.batch_folder import BatchFolder
-    from kinema.batch.batch_items import MANIFEST_EXTENSION, plan_items
+    from kinema.batch.batch_items import MANIFEST_EXTENSION, last_image_path, plan_items
+    from kinema.library import check_last_image
 
-    with open_report(json_lines=json, quiet=quiet) as report, ExitStack() as stack:
+    with open_report(json_lines=options.json, quiet=options.quiet) as report, ExitStack() as stack:
         given = {name: value for name, value in expand_size(parameters).items() if value is not None}
         # Before torch is imported to choose a model. A manifest may have prompts.
         has_manifest = any(source.lower().endswith(MANIFEST_EXTENSION) for source in sources)
         VideoRequest.checked(**given | ({"prompt": "-"} if has_manifest else {}))
-        given |= {} if seconds is None else {"seconds": seconds}
+        given |= {} if options.seconds is None else {"seconds": options.seconds}
         folder = BatchFolder(Path(expanded(out)))
         jobs: BatchJobs
         if server is None:
-            jobs = _own_queue(
-                folder, report, model=model, device=device, dtype=dtype, precision=precision, gpus_per_video=gpus
-            )
+            jobs = _own_queue(folder, report, options.settings())
         else:
-            if device or dtype or precision or gpus:
-                raise InvalidRequest(
-                    "--device, --dtype, --precision and --gpus do not apply with --server; remove them"
-                )
-            jobs = stack.enter_context(_server_jobs(server, api_key, model))
-        jobs.complete({name: value for name, value in given.items() if not has_manifest})
+            for name in _NOT_ON_A_SERVER:
+                if getattr(options, name) is not None:
+                    raise InvalidRequest(f"--{name} does not apply with --server, which decides it; remove it", name)
+            jobs = stack.enter_context(_server_jobs(server, api_key, options.model))
+        request = jobs.complete({name: value for name, value in given.items() if not has_manifest})
+        last_image = None
+        if options.last_image is not None:
+            downloads = Path(stack.enter_context(TemporaryDirectory(prefix="kinema-")))
+            last_image = last_image_path(expanded(options.last_image), downloads)
+        if last_image is not None and not has_manifest:
+            check_last_image(request)
         items, failures = plan_items(
-            [expanded(source) for source in sources], given, jobs.complete, seeds=seeds, out=folder.path
+            [expanded(source) for source in sources],
+            given,
+            jobs.complete,
+            seeds=seeds,
+            out=folder.path,
+            last_image=last_image,
         )
         with folder:
             outcomes = _run(items, failures, folder, jobs, report)
         _report_failures(outcomes, report)
 
 
-def _own_queue(folder: BatchFolder, report: Report, **options: str | None) -> BatchJobs:
+def _own_queue(folder: BatchFolder, report: Report, settings: Settings) -> BatchJobs:
     from kinema.batch.own_queue import OwnQueue
-    from kinema.settings import read_settings
 
-    return OwnQueue(folder.hidden, read_settings(**options), report.download)
+    return OwnQueue(folder.hidden, settings, report.download)
 
 
 def _server_jobs(url: str, api_key: str | None, model: str | None) -> ServerJobs:

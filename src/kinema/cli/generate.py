@@ -11,27 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kinema.cli.checked_images import check_images, image_sources
-from kinema.cli.credentials_option import Credentials, keys_to_sign, sidecars
+from kinema.cli.common_options import CommonOptions, with_common_options
+from kinema.cli.credentials_option import keys_to_sign, sidecars
 from kinema.cli.item_failures import ItemFailures
 from kinema.cli.motion_sheet_file import MotionSheetFile
 from kinema.cli.named_warnings import named_warnings
 from kinema.cli.options import (
     OUTPUT_PANEL,
     STDOUT,
-    Device,
-    Dtype,
     Force,
-    Gpus,
-    Json,
-    LastImage,
-    Model,
-    Precision,
     Prompt,
-    Quiet,
-    Seconds,
     expanded,
     to_stdout,
-    with_all_parameters,
 )
 from kinema.cli.report import open_report
 from kinema.cli.variation_options import (  # noqa: TC001 - typer reads the annotations
@@ -41,7 +32,6 @@ from kinema.cli.variation_options import (  # noqa: TC001 - typer reads the anno
     NumVideos,
     OnError,
     Sheet,
-    Watermark,
 )
 from kinema.cli.variations import read_variations
 from kinema.errors import InvalidRequest
@@ -62,7 +52,7 @@ if TYPE_CHECKING:
     from kinema.values import FileEncoding
 
 
-@with_all_parameters
+@with_common_options
 def generate(
     images: Annotated[
         list[str] | None,
@@ -75,8 +65,6 @@ def generate(
     ] = None,
     *,
     prompt: Prompt = None,
-    last_image: LastImage = None,
-    seconds: Seconds = None,
     output: Annotated[
         str | None,
         typer.Option(
@@ -95,8 +83,6 @@ def generate(
     on_error: OnError = "continue",
     crf: Crf = None,
     boomerang: Boomerang = False,
-    credentials: Credentials = None,
-    watermark: Watermark = None,
     sheet: Sheet = None,
     motions: Motions = None,
     contact_sheet: Annotated[
@@ -117,13 +103,7 @@ def generate(
         ),
     ] = None,
     force: Force = False,
-    json: Json = False,
-    quiet: Quiet = False,
-    model: Model = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    precision: Precision = None,
-    gpus: Gpus = None,
+    options: CommonOptions,
     **parameters: Any,
 ) -> None:
     """Turn images or prompts into short videos. Print the path of each video to stdout.
@@ -140,14 +120,10 @@ def generate(
     """
     from kinema.library import check_image_or_prompt
     from kinema.media.encoding_steps import file_encoding
-    from kinema.settings import read_settings
 
-    with open_report(json_lines=json, quiet=quiet) as report, ExitStack() as stack:
+    with open_report(json_lines=options.json, quiet=options.quiet) as report, ExitStack() as stack:
         downloads = Path(stack.enter_context(TemporaryDirectory(prefix="kinema-")))
-        mark = None if watermark is None else "on" if watermark else "off"
-        settings = read_settings(
-            device=device, dtype=dtype, precision=precision, gpus_per_video=gpus, model=model, watermark=mark
-        )
+        settings = options.settings()
         check_image_or_prompt(images or None, prompt or None)
         sources = prompt or image_sources([expanded(image) for image in images or []])
         encoding = file_encoding(crf=crf, boomerang=boomerang)
@@ -157,7 +133,7 @@ def generate(
                 f"-o - writes one video to stdout, but {count} were requested; use a folder, such as -o videos/",
                 "output",
             )
-        parameters = expand_size(parameters) | {"seconds": seconds}
+        parameters = expand_size(parameters) | {"seconds": options.seconds}
         failures = ItemFailures(report, stops=on_error == "stop" or len(sources) * variations.count == 1)
         # Before torch is imported to choose a model: the ranges are the same for all models.
         for source in sources:
@@ -169,14 +145,14 @@ def generate(
             failures.report_all()
         model_name = settings.model or choose_model(settings, report)
         inputs = _inputs(model_name, sources, checked_images, parameters, settings, report)
-        output_path = stack.enter_context(to_stdout(output, report, json=json))
-        others = [] if last_image is None else [expanded(last_image)]
-        keys = keys_to_sign(settings, requested=credentials)
+        output_path = stack.enter_context(to_stdout(output, report, json=options.json))
+        others = [] if options.last_image is None else [expanded(options.last_image)]
+        keys = keys_to_sign(settings, requested=None)
         tasks = _tasks(inputs, variations, output_path, contact_sheet, save_image, encoding, others, keys, force=force)
         tasks = [replace(task, watermark=settings.watermark == "on") for task in tasks]
         motion_sheet = MotionSheetFile.planned(sheet, tasks, force=force)
-        if last_image is not None:
-            tasks = _with_last_image(tasks, expanded(last_image))
+        if options.last_image is not None:
+            tasks = _with_last_image(tasks, expanded(options.last_image))
         for warning in named_warnings(tasks):
             report.emit("warning", warning)
         from kinema.cli.render import generate_images, load_video_pipeline
