@@ -40,6 +40,11 @@ def wait_finished(queue, job):
     return states[-1]
 
 
+def stored_files(folder):
+    """Return the files of jobs and images that are in a data folder or store."""
+    return sorted(path.name for part in ("jobs", "images") for path in (folder / part).rglob("*") if path.is_file())
+
+
 def wait_until(condition):
     """Wait until the condition is true."""
     deadline = time.monotonic() + TIMEOUT

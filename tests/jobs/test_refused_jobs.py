@@ -1,18 +1,17 @@
 """A job whose content is refused fails, and nothing of it is kept."""
 
-from queue_helpers import IMAGE, request, wait_finished, wait_until
+from pathlib import Path
+
+import pytest
+from queue_helpers import IMAGE, request, stored_files, wait_finished, wait_until
 
 from kinema.jobs import Queue
 from kinema.jobs.job import Failure
+from kinema.models.catalog import request_for
 from kinema.settings import Settings
 
 LAST = b"bytes of another uploaded image"
 REFUSED = Failure("content_refused", "the video is refused; use another image")
-
-
-def stored_files(folder):
-    """Return the files of jobs and images that are in a data folder or store."""
-    return sorted(path.name for part in ("jobs", "images") for path in (folder / part).rglob("*") if path.is_file())
 
 
 def test_refused_job_fails_and_leaves_no_file(queue, settings):
@@ -59,3 +58,19 @@ def test_inputs_of_a_refused_job_in_a_store_are_deleted(tmp_path, task_log):
         job = wait_finished(queue, queue.submit(request(model="refused"), image=IMAGE, last_image=LAST))
         assert job.error == REFUSED
         wait_until(lambda: [path for path in store.rglob("*") if path.is_file() and job.id in str(path)] == [])
+
+
+@pytest.mark.slow
+def test_safety_check_refuses_a_video_with_postgresql(postgresql_url, tmp_path, monkeypatch):
+    checked = {"SAFETY": "video", "SAFETY_THRESHOLD": "1e-30"}  # every score is above it
+    for name, value in {"DEVICE": "cpu", "MODEL": "pocket", **checked}.items():
+        monkeypatch.setenv(f"KINEMA_{name}", value)
+    settings = Settings(data_dir=tmp_path / "data", min_free_gb=0, database_url=postgresql_url)
+    image = (Path(__file__).parents[2] / "examples" / "rocket.jpg").read_bytes()
+    small = {"width": 96, "height": 64, "num_frames": 2, "num_inference_steps": 1, "seed": 3}
+    with Queue(settings, "kinema.serving.engine_work:ServerWork") as queue:
+        job = wait_finished(queue, queue.submit(request_for(model="pocket", **small), image=image))
+        assert (job.status, job.error.code, job.image) == ("failed", "content_refused", None)
+        assert "the safety check of this server refuses the video" in str(job.error.message)
+        wait_until(lambda: stored_files(settings.data_dir) == [])
+        assert queue.get(job.id).request.seed == 3

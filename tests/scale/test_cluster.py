@@ -16,7 +16,7 @@ sys.path.append(str(Path(__file__).parents[1] / "jobs"))
 
 import ray
 from otlp_receiver import attributes, receiving
-from queue_helpers import IMAGE, request, wait_finished, wait_until
+from queue_helpers import IMAGE, request, stored_files, wait_finished, wait_until
 from queue_work import expected_video
 from ray.cluster_utils import Cluster
 
@@ -283,3 +283,17 @@ def test_engine_gives_the_bytes_of_a_local_worker(cluster, tmp_path, monkeypatch
             assert job.error is None
             videos.append(queue.result(job.id).read_bytes())
     assert videos[0] == videos[1]
+
+
+@pytest.mark.slow
+def test_video_is_refused_on_a_node(cluster, tmp_path, monkeypatch):
+    checked = {"SAFETY": "video", "SAFETY_THRESHOLD": "1e-30"}  # every score is above it
+    for name, value in {"DEVICE": "cpu", "MODEL": "pocket", **checked}.items():
+        monkeypatch.setenv(f"KINEMA_{name}", value)
+    small = {"width": 96, "height": 64, "num_frames": 2, "num_inference_steps": 1, "seed": 3}
+    image = (Path(__file__).parents[2] / "examples" / "rocket.jpg").read_bytes()
+    settings = Settings(data_dir=tmp_path / "data", min_free_gb=0, ray_address=cluster.address)
+    with Queue(settings, "kinema.serving.engine_work:ServerWork") as queue:
+        job = wait_finished(queue, queue.submit(request_for(model="pocket", **small), image=image))
+        assert (job.status, job.error.code, job.image) == ("failed", "content_refused", None)
+        wait_until(lambda: stored_files(settings.data_dir) == [])
