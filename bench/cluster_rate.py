@@ -30,7 +30,7 @@ sys.path.append(str(STUB))
 from queue_helpers import IMAGE, request  # noqa: E402 - it is not in a package
 from ray.cluster_utils import Cluster  # noqa: E402
 
-from kinema.jobs import Queue  # noqa: E402
+from kinema.jobs import NewJob, Queue  # noqa: E402
 from kinema.settings import Settings  # noqa: E402
 
 # 2 + 15 + 3 steps of 25 milliseconds
@@ -58,7 +58,8 @@ def measure(workers: int) -> dict[str, Any]:
         with Queue(settings, "queue_work:Work") as queue:
             while queue.ready_workers < workers:
                 time.sleep(0.1)
-            ids = [queue.submit(request(seed=i, **JOB), image=IMAGE).id for i in range(workers * JOBS_PER_WORKER)]
+            jobs = [NewJob(request(seed=i, **JOB), image=IMAGE) for i in range(workers * JOBS_PER_WORKER)]
+            ids = [queue.submit(each).id for each in jobs]
             while any(not queue.get(name).finished for name in ids[-2 * workers :]):
                 time.sleep(0.2)
             with closing(sqlite3.connect(settings.data_dir / "jobs.sqlite3")) as database:

@@ -22,6 +22,7 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,9 @@ sys.path.append(str(STUB))
 
 from queue_helpers import request  # noqa: E402 - it is not in a package
 
-from kinema.jobs import Queue  # noqa: E402
+from kinema.jobs import NewJob, Queue  # noqa: E402
 from kinema.jobs.job_table import JobTable  # noqa: E402
+from kinema.jobs.queue_database import QueueDatabase  # noqa: E402
 from kinema.settings import Settings  # noqa: E402
 
 IMAGE_BYTES = 20_000
@@ -71,11 +73,13 @@ def measure_queue(url: str | None, depths: list[int]) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(THREADS) as pool:
         options = settings(Path(name), url)
         with Queue(options) as queue:
-            table = JobTable(url or f"sqlite:///{options.data_dir / 'jobs.sqlite3'}")
+            database = QueueDatabase(url or f"sqlite:///{options.data_dir / 'jobs.sqlite3'}")
+            table = JobTable(database)
+            new = NewJob(request(**SHORT), image=os.urandom(IMAGE_BYTES))
             for depth in depths:
                 count = depth - queue.waiting()
                 began = time.perf_counter()
-                list(pool.map(lambda _: queue.submit(request(**SHORT), image=os.urandom(IMAGE_BYTES)), range(count)))
+                list(pool.map(lambda _: queue.submit(replace(new, image=os.urandom(IMAGE_BYTES))), range(count)))
                 submitted = time.perf_counter()
                 claimed = [table.claim([None]) for _ in range(CLAIMS)]
                 ended = time.perf_counter()
@@ -89,7 +93,7 @@ def measure_queue(url: str | None, depths: list[int]) -> list[dict[str, Any]]:
                     "records_per_second": round(CLAIMS / (recorded - ended), 1),
                 })  # fmt: skip
                 print("sqlite" if url is None else "postgresql", rows[-1], flush=True)
-            table.close()
+            database.close()
     return rows
 
 
@@ -104,7 +108,7 @@ def measure_jobs(url: str | None) -> list[dict[str, Any]]:
                     time.sleep(0.1)
                 image = os.urandom(IMAGE_BYTES)
                 began = time.perf_counter()
-                ids = [queue.submit(request(seed=seed, **SHORT), image=image).id for seed in range(JOBS)]
+                ids = [queue.submit(NewJob(request(seed=seed, **SHORT), image=image)).id for seed in range(JOBS)]
                 while queue.waiting() or queue.running():
                     time.sleep(0.02)
                 seconds = time.perf_counter() - began

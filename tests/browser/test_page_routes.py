@@ -12,7 +12,7 @@ import pytest
 from page_helpers import ROCKET
 from PIL import Image
 
-from kinema.jobs import Queue
+from kinema.jobs import NewJob, Queue
 from kinema.settings import Settings
 from kinema.values import VideoRequest
 
@@ -192,7 +192,7 @@ def test_unknown_job_returns_404(client):
 
 def test_events_end_when_the_job_is_finished(client, queue):
     slow = VideoRequest(model="pocket", seed=1, width=288, height=160, num_inference_steps=200)
-    job = queue.submit(slow, image=image())
+    job = queue.submit(NewJob(slow, image=image()))
     assert client.get(f"/studio/jobs/{job.id}/video.mp4").status_code == 409
     queue.cancel(job.id)
     events = client.get(f"/studio/jobs/{job.id}/events?language=ko")

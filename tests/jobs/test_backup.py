@@ -10,7 +10,7 @@ from queue_helpers import BLOCKED, IMAGE, release_jobs, request, wait_finished, 
 from queue_work import expected_video
 
 from kinema.errors import JobNotFound
-from kinema.jobs import Queue
+from kinema.jobs import NewJob, Queue
 
 
 def postgresql_program(name, *arguments, data=None):
@@ -26,12 +26,12 @@ def test_backup_of_postgresql_and_folder_restores_jobs_and_videos(settings, task
     settings = settings.model_copy(update={"database_url": SecretStr(postgresql_url)})
     folder = tmp_path / "backup"
     with Queue(settings, "queue_work:Work") as queue:
-        done = wait_finished(queue, queue.submit(request(), image=IMAGE))
-        running = queue.submit(request(seed=2, **BLOCKED), image=IMAGE)
+        done = wait_finished(queue, queue.submit(NewJob(request(), image=IMAGE)))
+        running = queue.submit(NewJob(request(seed=2, **BLOCKED), image=IMAGE))
         wait_until(lambda: queue.get(running.id).stage == "denoise")
-        waiting = queue.submit(request(seed=3), image=IMAGE)
+        waiting = queue.submit(NewJob(request(seed=3), image=IMAGE))
         dump = postgresql_program("pg_dump", "--format=custom", postgresql_url)
-        later = queue.submit(request(seed=4), image=IMAGE)
+        later = queue.submit(NewJob(request(seed=4), image=IMAGE))
         shutil.copytree(settings.data_dir, folder)
         queue.delete(done.id)
     shutil.rmtree(settings.data_dir)

@@ -8,7 +8,7 @@ from queue_helpers import IMAGE, request, wait_finished, wait_until
 from queue_work import expected_video
 
 from kinema.errors import InvalidRequest
-from kinema.jobs import Queue
+from kinema.jobs import NewJob, Queue
 from kinema.settings import Settings
 
 
@@ -16,7 +16,7 @@ from kinema.settings import Settings
 def completed_video(settings):
     """Path and bytes of the video of a completed job in a closed queue."""
     with Queue(settings, "queue_work:Work") as queue:
-        job = wait_finished(queue, queue.submit(request(), image=IMAGE, pinned=True))
+        job = wait_finished(queue, queue.submit(NewJob(request(), image=IMAGE, pinned=True)))
         return queue.result(job.id), expected_video(job.request, IMAGE)
 
 
@@ -56,7 +56,7 @@ def test_start_with_new_database_needs_its_id_in_the_data_folder(settings, compl
         assert queue.unknown_files == 2
         assert "kept: images/" in caplog.text
         assert queue.list().jobs == ()
-        wait_finished(queue, queue.submit(request(), image=IMAGE))
+        wait_finished(queue, queue.submit(NewJob(request(), image=IMAGE)))
     assert video.read_bytes() == content
 
 

@@ -20,7 +20,7 @@ from queue_work import expected_image, expected_video
 
 from kinema.cli.service_checks import check_services
 from kinema.errors import IdempotencyKeyReused, InvalidRequest, JobNotFound, QueueFull
-from kinema.jobs import Queue
+from kinema.jobs import NewJob, Queue
 from kinema.jobs.deletion import DAY
 from kinema.jobs.owner_limits import NO_LIMITS
 from kinema.jobs.queue_database import QueueDatabase
@@ -40,15 +40,15 @@ def observer(settings):
 
 
 def test_job_completes_and_key_returns_it(queue):
-    job = wait_finished(queue, queue.submit(request(prompt="a fox"), idempotency_key="k"))
+    job = wait_finished(queue, queue.submit(NewJob(request(prompt="a fox"), idempotency_key="k")))
     assert queue.result(job.id).read_bytes() == expected_video(job.request, expected_image(job.request))
-    assert queue.submit(request(prompt="a fox"), idempotency_key="k") == queue.get(job.id)
+    assert queue.submit(NewJob(request(prompt="a fox"), idempotency_key="k")) == queue.get(job.id)
     with pytest.raises(IdempotencyKeyReused):
-        queue.submit(request(prompt="a hare"), idempotency_key="k")
+        queue.submit(NewJob(request(prompt="a hare"), idempotency_key="k"))
 
 
 def test_crash_keeps_finished_parts(settings, observer, task_log):
-    job = observer.submit(request(**BLOCKED, prompt="a fox"))
+    job = observer.submit(NewJob(request(**BLOCKED, prompt="a fox")))
     server = Server(settings)
     try:
         wait_until(lambda: observer.get(job.id).stage == "denoise")
@@ -63,7 +63,7 @@ def test_crash_keeps_finished_parts(settings, observer, task_log):
 
 
 def test_queue_positions_and_pages(observer):
-    ids = [observer.submit(request(seed=i), image=IMAGE, priority=p).id for i, p in enumerate((0, 0, 5))]
+    ids = [observer.submit(NewJob(request(seed=i), image=IMAGE, priority=p)).id for i, p in enumerate((0, 0, 5))]
     assert [observer.get(job_id).queue_position for job_id in ids] == [2, 3, 1]
     observer.cancel(ids[0])
     assert [observer.get(job_id).queue_position for job_id in ids] == [None, 2, 1]
@@ -77,12 +77,12 @@ def test_queue_positions_and_pages(observer):
 @pytest.mark.parametrize(("priority", "minutes"), [(5, 5), (1000, 1000), (-5, -5)])
 def test_each_step_of_priority_overtakes_one_minute_of_waiting(observer, monkeypatch, priority, minutes):
     now = 1_800_000_000.0
-    monkeypatch.setattr("kinema.jobs.queue.time", SimpleNamespace(time=lambda: now))
-    waiting = observer.submit(request(seed=0), image=IMAGE)
+    monkeypatch.setattr("kinema.jobs.submitter.time", SimpleNamespace(time=lambda: now))
+    waiting = observer.submit(NewJob(request(seed=0), image=IMAGE))
     now += 60 * minutes - 1
-    ahead = observer.submit(request(seed=1), image=IMAGE, priority=priority)
+    ahead = observer.submit(NewJob(request(seed=1), image=IMAGE, priority=priority))
     now += 2
-    behind = observer.submit(request(seed=2), image=IMAGE, priority=priority)
+    behind = observer.submit(NewJob(request(seed=2), image=IMAGE, priority=priority))
     assert (waiting.queue_position, ahead.queue_position, behind.queue_position) == (1, 1, 3)
     assert [observer.get(job.id).queue_position for job in (waiting, ahead, behind)] == [2, 1, 3]
     claimed = [observer._table.claim([None])[0] for _ in range(3)]
@@ -91,7 +91,7 @@ def test_each_step_of_priority_overtakes_one_minute_of_waiting(observer, monkeyp
 
 def test_deletion_is_stored_until_files_are_deleted(observer):
     observer.check_database()
-    job = observer.submit(request(), image=IMAGE)
+    job = observer.submit(NewJob(request(), image=IMAGE))
     observer.delete(job.id)
     assert observer._table.deletions() == [(job.id, (job.image, None))]
     observer._table.clear_deletions([job.id])
@@ -104,7 +104,7 @@ def test_concurrent_submits_never_exceed_queue_size(observer):
 
     def submit(seed):
         try:
-            observer.submit(request(seed=seed), image=IMAGE)
+            observer.submit(NewJob(request(seed=seed), image=IMAGE))
         except QueueFull as full:
             refused.append(full)
 
@@ -117,7 +117,7 @@ def test_concurrent_submits_never_exceed_queue_size(observer):
 
 
 def test_invalid_job_does_not_fail_others_of_its_batch(observer):
-    inserts = observer._inserts
+    inserts = observer._submitter._inserts
     # Values that the queue itself rejects. SQLite fails at the text, PostgreSQL at the number.
     bad = {"title": "\ud800"} if observer._database.is_sqlite else {"priority": 2**40}
     results = {}
@@ -147,7 +147,7 @@ def test_second_server_starts_no_workers_while_first_one_runs(queue, settings, t
     elsewhere = settings.model_copy(update={"data_dir": tmp_path / "data"})
     server = Server(elsewhere)
     try:
-        wait_finished(queue, queue.submit(request(), image=IMAGE))
+        wait_finished(queue, queue.submit(NewJob(request(), image=IMAGE)))
         assert server.workers() == []
     finally:
         server.kill()
@@ -157,9 +157,9 @@ def test_second_server_starts_no_workers_while_first_one_runs(queue, settings, t
 @pytest.mark.parametrize("subscriber", ["scheduler", "other"])
 def test_subscriber_gets_cancel_or_delete_by_another_process(queue, observer, subscriber, act):
     here, there = (queue, observer) if subscriber == "scheduler" else (observer, queue)
-    running = queue.submit(request(**BLOCKED), image=IMAGE)
+    running = queue.submit(NewJob(request(**BLOCKED), image=IMAGE))
     wait_until(lambda: queue.get(running.id).status == "in_progress")
-    job = queue.submit(request(seed=8), image=IMAGE)
+    job = queue.submit(NewJob(request(seed=8), image=IMAGE))
 
     async def subscribe():
         jobs = here.subscribe_async(job.id)
@@ -173,7 +173,7 @@ def test_subscriber_gets_cancel_or_delete_by_another_process(queue, observer, su
 
 
 def test_subscriber_of_another_process_gets_start_and_completion(queue, observer, task_log):
-    job = observer.submit(request(**BLOCKED), image=IMAGE)
+    job = observer.submit(NewJob(request(**BLOCKED), image=IMAGE))
     results = []
     for now in observer.subscribe(job.id):
         results.append(now.status)
@@ -185,7 +185,7 @@ def test_subscriber_of_another_process_gets_start_and_completion(queue, observer
 def test_pinned_job_does_not_expire_and_unpinned_job_does(settings, monkeypatch, clock):
     monkeypatch.setattr("kinema.jobs.scheduler.HOUSEKEEPING_SECONDS", 0.1)
     with Queue(settings.model_copy(update={"keep_days": 2}), "queue_work:Work") as queue:
-        job = wait_finished(queue, queue.submit(request(), image=IMAGE))
+        job = wait_finished(queue, queue.submit(NewJob(request(), image=IMAGE)))
         assert job.expires_at == clock.now + 2 * DAY
         assert (queue.pin(job.id).pinned, queue.pin(job.id).expires_at) == (True, None)
         clock.now += 3 * DAY
@@ -198,7 +198,7 @@ def test_pinned_job_does_not_expire_and_unpinned_job_does(settings, monkeypatch,
 
 def test_job_pinned_at_expiry_is_kept(settings):
     with Queue(settings.model_copy(update={"keep_days": 1e-9})) as queue:
-        job = queue.cancel(queue.submit(request(), image=IMAGE).id)
+        job = queue.cancel(queue.submit(NewJob(request(), image=IMAGE)).id)
         wait_until(lambda: queue._table.expired() == [job.id])
         queue.pin(job.id)
         assert not queue._table.remove(job.id, only_expired=True)
@@ -206,7 +206,7 @@ def test_job_pinned_at_expiry_is_kept(settings):
 
 
 def test_title_and_pin_change_while_job_runs(queue, observer):
-    job = queue.submit(request(**BLOCKED), image=IMAGE, title="one")
+    job = queue.submit(NewJob(request(**BLOCKED), image=IMAGE, title="one"))
     results = queue.subscribe(job.id)
     next(now for now in results if now.stage == "denoise")
     assert (queue.rename(job.id, "other").title, queue.pin(job.id).pinned) == ("other", True)

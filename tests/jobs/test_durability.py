@@ -8,14 +8,14 @@ import pytest
 from queue_helpers import IMAGE, request, wait_finished, wait_until
 
 from kinema.errors import InsufficientDisk, QueueUnavailable
-from kinema.jobs import Queue
+from kinema.jobs import NewJob, Queue
 
 
 @pytest.fixture
 def observer_and_files(settings):
     """A queue that runs no jobs, and the files of its database."""
     queue = Queue(settings)
-    queue.submit(request(), image=IMAGE)
+    queue.submit(NewJob(request(), image=IMAGE))
     yield queue, [settings.data_dir / f"jobs.sqlite3{ending}" for ending in ("", "-wal", "-shm")]
     queue.close()
 
@@ -26,14 +26,14 @@ def test_submit_fails_if_database_files_were_removed(observer_and_files, which):
     queue.check_database()
     for path in files[which]:
         path.rename(path.with_name(f"{path.name}.away"))
-    for act in (queue.check_database, lambda: queue.submit(request(), image=IMAGE), queue.list):
+    for act in (queue.check_database, lambda: queue.submit(NewJob(request(), image=IMAGE)), queue.list):
         with pytest.raises(QueueUnavailable, match="removed or replaced while the server was running"):
             act()
     assert not files[which][0].exists()
     for path in files[which]:
         path.with_name(f"{path.name}.away").rename(path)
     queue.check_database()
-    assert queue.submit(request(), image=IMAGE).queue_position == 2
+    assert queue.submit(NewJob(request(), image=IMAGE)).queue_position == 2
 
 
 @pytest.mark.parametrize("damage", ["emptied", "overwritten", "overwritten within"])
@@ -50,7 +50,7 @@ def test_submit_fails_if_database_is_damaged(observer_and_files, damage):
     with pytest.raises(QueueUnavailable):
         queue.check_database()
     with pytest.raises(QueueUnavailable):
-        queue.submit(request(), image=IMAGE)
+        queue.submit(NewJob(request(), image=IMAGE))
 
 
 @pytest.mark.parametrize("damage", ["overwritten", "removed"])
@@ -61,7 +61,7 @@ def test_submit_fails_if_workflow_database_is_damaged(observer_and_files, settin
         workflows.unlink()
     else:
         workflows.write_bytes(bytes(range(256)) * 64)
-    for act in (queue.check_database, lambda: queue.submit(request(), image=IMAGE)):
+    for act in (queue.check_database, lambda: queue.submit(NewJob(request(), image=IMAGE))):
         with pytest.raises(QueueUnavailable, match="the queue's database is damaged"):
             act()
 
@@ -71,11 +71,11 @@ def test_submit_to_overwritten_database_fails_without_prior_check(observer_and_f
     for path in files[:2]:
         os.truncate(path, 0)
     with pytest.raises(QueueUnavailable):
-        queue.submit(request(seed=9), image=IMAGE)
+        queue.submit(NewJob(request(seed=9), image=IMAGE))
 
 
 def test_delete_during_completion_leaves_no_files(queue, settings, monkeypatch):
-    job = wait_finished(queue, queue.submit(request(), image=IMAGE))
+    job = wait_finished(queue, queue.submit(NewJob(request(), image=IMAGE)))
     before = dataclasses.replace(job, status="in_progress")  # as read just before the completion
     monkeypatch.setattr(queue._table, "get", lambda _: before)
     queue.delete(job.id)
@@ -85,9 +85,9 @@ def test_delete_during_completion_leaves_no_files(queue, settings, monkeypatch):
 def test_image_of_unstored_job_is_deleted_by_next_sweep(queue, settings, monkeypatch):
     wait_until(lambda: queue.ready)
     with monkeypatch.context() as patched:
-        patched.setattr(queue._inserts, "add", mock.Mock(side_effect=QueueUnavailable("away")))
+        patched.setattr(queue._submitter._inserts, "add", mock.Mock(side_effect=QueueUnavailable("away")))
         with pytest.raises(QueueUnavailable):
-            queue.submit(request(), image=b"another image")
+            queue.submit(NewJob(request(), image=b"another image"))
     queue._scheduler._sweep()
     assert not list((settings.data_dir / "images").iterdir())
 
@@ -108,9 +108,9 @@ def fail_to_store_image(monkeypatch, queue, error):
 
 def test_delete_works_while_a_job_waits_for_the_database(queue, monkeypatch):
     calls = fail_to_store_image(monkeypatch, queue, QueueUnavailable("away"))
-    job = queue.submit(request(prompt="a fox"))
+    job = queue.submit(NewJob(request(prompt="a fox")))
     wait_until(lambda: calls)
-    other = queue.submit(request(), image=IMAGE)
+    other = queue.submit(NewJob(request(), image=IMAGE))
     queue.delete(other.id)
     calls.append("undone")
     assert wait_finished(queue, job).status == "completed"
@@ -118,5 +118,5 @@ def test_delete_works_while_a_job_waits_for_the_database(queue, monkeypatch):
 
 def test_full_disk_while_storing_generated_image_fails_job(queue, monkeypatch):
     fail_to_store_image(monkeypatch, queue, InsufficientDisk("the disk of the queue's database is full"))
-    job = wait_finished(queue, queue.submit(request(prompt="a fox")))
+    job = wait_finished(queue, queue.submit(NewJob(request(prompt="a fox"))))
     assert (job.status, job.error.code) == ("failed", "insufficient_disk")

@@ -11,7 +11,7 @@ import pytest
 from queue_helpers import IMAGE, request, wait_finished, wait_until
 
 from kinema.errors import InsufficientDisk, InvalidRequest
-from kinema.jobs import Queue, worker_devices
+from kinema.jobs import NewJob, Queue, worker_devices
 from kinema.jobs.job_files import JobFiles, atomic_file, delete_partial_files, write_atomically
 from kinema.jobs.worker_devices import devices_for
 from kinema.settings import Settings
@@ -83,11 +83,11 @@ def test_all_files_are_private_with_any_umask(tmp_path, task_log):
     before = os.umask(0)
     try:
         with Queue(Settings(data_dir=tmp_path / "data", min_free_gb=0), "queue_work:Work") as queue:
-            job = queue.submit(request(motion_bucket_id=50, num_inference_steps=60, prompt="a fox"))
+            job = queue.submit(NewJob(request(motion_bucket_id=50, num_inference_steps=60, prompt="a fox")))
             wait_until(lambda: queue.preview(job.id))
             found = modes(tmp_path / "data")
             queue.cancel(job.id)
-            wait_finished(queue, queue.submit(request(), image=IMAGE))
+            wait_finished(queue, queue.submit(NewJob(request(), image=IMAGE)))
             found |= modes(tmp_path / "data")
     finally:
         os.umask(before)

@@ -9,7 +9,7 @@ from otlp_receiver import attributes, receiving
 from queue_helpers import BLOCKED, IMAGE, request, wait_finished, wait_until
 
 from kinema.errors import QueueFull
-from kinema.jobs import Queue
+from kinema.jobs import NewJob, Queue
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 SECRET = "a secret prompt"
@@ -24,7 +24,7 @@ def receiver(monkeypatch):
 
 def test_a_job_is_one_trace_with_its_parts_also_after_a_restart(settings, receiver):
     with Queue(settings) as queue:  # submits only
-        job = queue.submit(request(prompt=SECRET, image_model="m"), title="a title", traceparent=PARENT)
+        job = queue.submit(NewJob(request(prompt=SECRET, image_model="m"), title="a title", traceparent=PARENT))
     with Queue(settings, "queue_work:Work") as queue:
         finished = wait_finished(queue, job)
     spans = {span.name: span for span in receiver.spans}
@@ -49,15 +49,15 @@ def test_a_job_is_one_trace_with_its_parts_also_after_a_restart(settings, receiv
 def test_failures_are_marked_with_their_code(settings, receiver):
     settings = settings.model_copy(update={"queue_size": 1})
     with Queue(settings, "queue_work:Work") as queue:
-        killed = queue.submit(request(model="killed once"), image=IMAGE)
+        killed = queue.submit(NewJob(request(model="killed once"), image=IMAGE))
         assert wait_finished(queue, killed).status == "completed"
-        failed = queue.submit(request(model="memory"), image=IMAGE)
+        failed = queue.submit(NewJob(request(model="memory"), image=IMAGE))
         wait_finished(queue, failed)
-        running = queue.submit(request(**BLOCKED), image=IMAGE)
+        running = queue.submit(NewJob(request(**BLOCKED), image=IMAGE))
         wait_until(lambda: queue.get(running.id).stage == "denoise")
-        waiting = queue.submit(request(), image=IMAGE)
+        waiting = queue.submit(NewJob(request(), image=IMAGE))
         with pytest.raises(QueueFull):
-            queue.submit(request(), image=IMAGE)
+            queue.submit(NewJob(request(), image=IMAGE))
         queue.cancel(waiting.id)
         queue.cancel(running.id)
         wait_until(lambda: not queue.running())
@@ -83,9 +83,9 @@ def test_a_receiver_that_does_not_answer_blocks_nothing(settings, receiver, monk
     monkeypatch.setattr("kinema.jobs.job_traces.CLOSE_SECONDS", 0.1)
     receiver.gate.clear()
     with Queue(settings, "queue_work:Work") as queue:
-        first = queue.submit(request(), image=IMAGE)
+        first = queue.submit(NewJob(request(), image=IMAGE))
         assert receiver.requested.wait(60)  # from now on, the export hangs
-        jobs = [queue.submit(request(seed=seed), image=IMAGE) for seed in range(3)]
+        jobs = [queue.submit(NewJob(request(seed=seed), image=IMAGE)) for seed in range(3)]
         assert [wait_finished(queue, job).status for job in [first, *jobs]] == ["completed"] * 4
     assert receiver.spans == []
 
@@ -96,14 +96,14 @@ def test_a_receiver_that_is_down_blocks_nothing(settings, monkeypatch, caplog):
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
         monkeypatch.setattr("kinema.jobs.job_traces.CLOSE_SECONDS", 0.1)
         with Queue(settings, "queue_work:Work") as queue:
-            assert wait_finished(queue, queue.submit(request(), image=IMAGE)).status == "completed"
+            assert wait_finished(queue, queue.submit(NewJob(request(), image=IMAGE))).status == "completed"
 
 
 def test_another_protocol_is_reported(settings, monkeypatch, caplog):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4317")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
     with Queue(settings) as queue:
-        assert queue.submit(request(), image=IMAGE).traceparent is None
+        assert queue.submit(NewJob(request(), image=IMAGE)).traceparent is None
     assert "'grpc'; only http/protobuf is supported" in caplog.text
 
 

@@ -7,7 +7,7 @@ from alembic.migration import MigrationContext
 from queue_helpers import IMAGE, request, wait_finished
 
 from kinema.errors import InvalidRequest, QueueUnavailable
-from kinema.jobs import Queue
+from kinema.jobs import NewJob, Queue
 from kinema.jobs.file_table import new_file_id
 from kinema.jobs.job_schema import FORMAT, IDENTITY, JOBS, METADATA, OLDEST_READER
 from kinema.settings import Settings
@@ -32,9 +32,9 @@ def settings(request, tmp_path, task_log):
 def engine(settings):
     """The tests' own connections to the database, which has one completed and one queued job."""
     with Queue(settings, "queue_work:Work") as queue:
-        wait_finished(queue, queue.submit(request(), image=IMAGE))
+        wait_finished(queue, queue.submit(NewJob(request(), image=IMAGE)))
     with Queue(settings) as queue:
-        queue.submit(request(seed=8), image=IMAGE)
+        queue.submit(NewJob(request(seed=8), image=IMAGE))
     url = settings.database_url
     driver = url and url.get_secret_value().replace("postgresql://", "postgresql+psycopg://")
     engine = sa.create_engine(driver or f"sqlite:///{settings.data_dir}/jobs.sqlite3")
@@ -109,7 +109,7 @@ def test_later_format_that_this_version_may_use_is_used(settings, engine):
     with engine.begin() as connection:
         connection.exec_driver_sql("ALTER TABLE kinema_jobs ADD COLUMN later TEXT NOT NULL DEFAULT ''")
     with Queue(settings, "queue_work:Work") as queue:
-        assert wait_finished(queue, queue.submit(request(seed=9), image=IMAGE)).status == "completed"
+        assert wait_finished(queue, queue.submit(NewJob(request(seed=9), image=IMAGE))).status == "completed"
 
 
 def test_running_server_reports_a_migration_that_it_does_not_understand(settings, engine):

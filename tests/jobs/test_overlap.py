@@ -9,7 +9,7 @@ import pytest
 from queue_helpers import IMAGE, TIMEOUT, release_jobs, request, started_tasks, wait_finished, wait_until
 from queue_work import Work, expected_video
 
-from kinema.jobs import worker_process
+from kinema.jobs import NewJob, worker_process
 from kinema.jobs.job import Task
 from kinema.jobs.worker_process import Assignment, Runner
 
@@ -27,8 +27,8 @@ def assert_completed(queue, job, attempts=0):
 @pytest.fixture
 def saving(queue, task_log):
     """A job whose video is being saved, and one that is computed meanwhile."""
-    first = queue.submit(request(model="blocked save"), image=IMAGE)
-    second = queue.submit(request(seed=8), image=IMAGE)
+    first = queue.submit(NewJob(request(model="blocked save"), image=IMAGE))
+    second = queue.submit(NewJob(request(seed=8), image=IMAGE))
     wait_until(lambda: has_started(task_log, second, "latents"))
     return first, second
 
@@ -36,8 +36,8 @@ def saving(queue, task_log):
 @pytest.fixture
 def waiting(queue, task_log):
     """A job that decodes, and one that its worker process has got but not begun."""
-    first = queue.submit(request(model="blocked decode"), image=IMAGE)
-    second = queue.submit(request(seed=8), image=IMAGE)
+    first = queue.submit(NewJob(request(model="blocked decode"), image=IMAGE))
+    second = queue.submit(NewJob(request(seed=8), image=IMAGE))
     wait_until(lambda: queue.get(second.id).status == "in_progress")
     assert not has_started(task_log, second, "latents")
     return first, second
@@ -54,9 +54,9 @@ def test_next_job_is_computed_while_video_is_saved(queue, saving, task_log):
 
 def test_worker_gets_next_job_only_near_the_end_of_denoising(queue, task_log):
     early, second = (
-        queue.submit(request(model="blocked", num_inference_steps=n, seed=n), image=IMAGE) for n in (25, 3)
+        queue.submit(NewJob(request(model="blocked", num_inference_steps=n, seed=n), image=IMAGE)) for n in (25, 3)
     )
-    third = queue.submit(request(seed=8), image=IMAGE)
+    third = queue.submit(NewJob(request(seed=8), image=IMAGE))
     wait_until(lambda: queue.get(early.id).step == 3)
     assert queue.get(second.id).status == "queued"
     queue.cancel(early.id)
@@ -97,7 +97,7 @@ def test_cancel_of_waiting_job_ends_it_and_keeps_running_one(queue, waiting, tas
     first, second = waiting
     queue.cancel(second.id)
     wait_until(lambda: not (settings.data_dir / "jobs" / second.id).exists())
-    third = queue.submit(request(seed=9), image=IMAGE)
+    third = queue.submit(NewJob(request(seed=9), image=IMAGE))
     release_jobs(task_log)
     assert_completed(queue, first)
     assert_completed(queue, third)

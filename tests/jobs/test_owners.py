@@ -4,7 +4,7 @@ import pytest
 from queue_helpers import IMAGE, request
 
 from kinema.errors import QuotaExceeded
-from kinema.jobs import Queue
+from kinema.jobs import NewJob, Queue
 from kinema.jobs.owner_limits import OwnerLimits
 from kinema.settings import Settings
 
@@ -18,7 +18,7 @@ def queue(request, tmp_path):
 
 
 def submit(queue, owner, count=1, **arguments):
-    return [queue.submit(request(), title=owner, owner=owner, image=IMAGE, **arguments) for _ in range(count)]
+    return [queue.submit(NewJob(request(), title=owner, owner=owner, image=IMAGE, **arguments)) for _ in range(count)]
 
 
 def queued(queue):
@@ -86,5 +86,5 @@ def test_work_of_unfinished_jobs_of_an_owner_is_limited(queue):
 
 def test_rejected_job_leaves_no_image(queue):
     with pytest.raises(QuotaExceeded):
-        queue.submit(request(), image=b"never stored", owner="a", limits=OwnerLimits(work=0.1))
+        queue.submit(NewJob(request(), image=b"never stored", owner="a", limits=OwnerLimits(work=0.1)))
     assert not list(queue._files.images.iterdir())

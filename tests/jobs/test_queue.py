@@ -16,7 +16,7 @@ from kinema.errors import (
     QueueFull,
     QueueUnavailable,
 )
-from kinema.jobs import Queue
+from kinema.jobs import NewJob, Queue
 from kinema.jobs.deletion import DAY
 from kinema.settings import Settings
 
@@ -38,7 +38,7 @@ def unopened(settings):
 
 def test_image_job_completes_and_publishes_steps(unopened):
     queue = unopened
-    job = queue.submit(request(motion_bucket_id=30), image=IMAGE, title="Rocket")
+    job = queue.submit(NewJob(request(motion_bucket_id=30), image=IMAGE, title="Rocket"))
     changes = queue.subscribe(job.id)
     states = [next(changes)]
     queue.open()
@@ -58,25 +58,25 @@ def test_image_job_completes_and_publishes_steps(unopened):
 
 def test_prompt_job_stores_generated_image_and_video(queue):
     video_request = request(prompt="a red balloon")
-    job = wait_finished(queue, queue.submit(video_request))
+    job = wait_finished(queue, queue.submit(NewJob(video_request)))
     assert job.title == "a red balloon"
     assert queue.image(job.id).read_bytes() == expected_image(video_request)
     assert queue.result(job.id).read_bytes() == expected_video(video_request, expected_image(video_request))
 
 
 def test_completed_job_keeps_only_its_video(queue):
-    job = wait_finished(queue, queue.submit(request(prompt="a red balloon")))
+    job = wait_finished(queue, queue.submit(NewJob(request(prompt="a red balloon"))))
     wait_until(lambda: [path.name for path in queue.folder(job.id).iterdir()] == ["video.mp4"])
 
 
 def test_same_image_is_stored_once(observer, settings):
     for seed in range(3):
-        observer.submit(request(seed=seed), image=IMAGE)
+        observer.submit(NewJob(request(seed=seed), image=IMAGE))
     assert len(list((settings.data_dir / "images").iterdir())) == 1
 
 
 def test_jobs_run_in_order_of_priority(observer, settings, task_log):
-    ids = [observer.submit(request(seed=i), image=IMAGE, priority=p).id for i, p in enumerate((0, 0, 5, -5))]
+    ids = [observer.submit(NewJob(request(seed=i), image=IMAGE, priority=p)).id for i, p in enumerate((0, 0, 5, -5))]
     assert [observer.get(job_id).queue_position for job_id in ids] == [2, 3, 1, 4]
     with Queue(settings, "queue_work:Work") as queue:
         for job_id in ids:
@@ -86,7 +86,7 @@ def test_jobs_run_in_order_of_priority(observer, settings, task_log):
 
 
 def test_jobs_of_loaded_model_overtake_three_times_at_most(observer, settings, task_log):
-    ids = [observer.submit(request(model=model, seed=i), image=IMAGE).id for i, model in enumerate("abaaaaa")]
+    ids = [observer.submit(NewJob(request(model=model, seed=i), image=IMAGE)).id for i, model in enumerate("abaaaaa")]
     with Queue(settings, "queue_work:Work") as queue:
         for job_id in ids:
             wait_finished(queue, queue.get(job_id))
@@ -97,9 +97,9 @@ def test_jobs_of_loaded_model_overtake_three_times_at_most(observer, settings, t
 def test_full_queue_raises_queue_full_with_retry_after(tmp_path):
     with Queue(Settings(data_dir=tmp_path, queue_size=2, min_free_gb=0)) as queue:
         for seed in range(2):
-            queue.submit(request(seed=seed), image=IMAGE)
+            queue.submit(NewJob(request(seed=seed), image=IMAGE))
         with pytest.raises(QueueFull, match=r"2 jobs are waiting.*try again in") as full:
-            queue.submit(request(), image=b"another image")
+            queue.submit(NewJob(request(), image=b"another image"))
         assert full.value.retry_after >= 1
         assert len(list((tmp_path / "images").iterdir())) == 1
 
@@ -109,7 +109,7 @@ def test_submit_fails_below_free_space_reserve(tmp_path):
         Queue(Settings(data_dir=tmp_path, min_free_gb=1e9)) as queue,
         pytest.raises(InsufficientDisk, match=r"GB is free.*KINEMA_MIN_FREE_GB"),
     ):
-        queue.submit(request(), image=IMAGE)
+        queue.submit(NewJob(request(), image=IMAGE))
 
 
 @pytest.mark.parametrize(
@@ -123,21 +123,23 @@ def test_submit_fails_below_free_space_reserve(tmp_path):
 )
 def test_submit_of_invalid_job_raises_invalid_request(observer, arguments, message):
     with pytest.raises(InvalidRequest, match=message):
-        observer.submit(**{"request": request(), **arguments})
+        observer.submit(NewJob(**{"request": request(), **arguments}))
 
 
 def test_same_key_returns_same_job_and_rejects_another_request(observer):
-    first = observer.submit(request(), image=IMAGE, idempotency_key="k")
-    assert observer.submit(request(), image=IMAGE, idempotency_key="k").id == first.id
+    first = observer.submit(NewJob(request(), image=IMAGE, idempotency_key="k"))
+    assert observer.submit(NewJob(request(), image=IMAGE, idempotency_key="k")).id == first.id
     with pytest.raises(IdempotencyKeyReused, match="'k' was used with another request"):
-        observer.submit(request(seed=8), image=IMAGE, idempotency_key="k")
+        observer.submit(NewJob(request(seed=8), image=IMAGE, idempotency_key="k"))
     assert observer.waiting() == 1
 
 
 def test_concurrent_submits_with_one_key_create_one_job(observer):
     ids = []
     threads = [
-        threading.Thread(target=lambda: ids.append(observer.submit(request(), image=IMAGE, idempotency_key="k").id))
+        threading.Thread(
+            target=lambda: ids.append(observer.submit(NewJob(request(), image=IMAGE, idempotency_key="k")).id)
+        )
         for _ in range(8)
     ]
     for thread in threads:
@@ -149,7 +151,7 @@ def test_concurrent_submits_with_one_key_create_one_job(observer):
 
 
 def test_list_pages_in_both_orders(observer):
-    ids = [observer.submit(request(seed=i), image=IMAGE).id for i in range(5)]
+    ids = [observer.submit(NewJob(request(seed=i), image=IMAGE)).id for i in range(5)]
     page = observer.list(limit=2)
     assert ([job.id for job in page.jobs], page.has_more) == ([ids[4], ids[3]], True)
     page = observer.list(limit=2, after=ids[3])
@@ -164,21 +166,21 @@ def test_list_pages_in_both_orders(observer):
 
 
 def test_cancelled_queued_job_never_starts(queue, task_log):
-    running = queue.submit(request(**BLOCKED), image=IMAGE)
-    waiting = queue.submit(request(), image=IMAGE)
+    running = queue.submit(NewJob(request(**BLOCKED), image=IMAGE))
+    waiting = queue.submit(NewJob(request(), image=IMAGE))
     cancelled = queue.cancel(waiting.id)
     assert (cancelled.status, cancelled.error.code) == ("failed", "cancelled")
     queue.cancel(running.id)
-    wait_finished(queue, queue.submit(request(), image=IMAGE))
+    wait_finished(queue, queue.submit(NewJob(request(), image=IMAGE)))
     assert waiting.id not in {job_id for job_id, *_ in started_tasks(task_log)}
 
 
 def test_cancel_stops_running_job_within_a_step_and_keeps_worker(queue, task_log, monkeypatch):
     monkeypatch.setattr("kinema.jobs.worker_run.CANCEL_SECONDS", TIMEOUT)
-    job = queue.submit(request(**BLOCKED), image=IMAGE)
+    job = queue.submit(NewJob(request(**BLOCKED), image=IMAGE))
     wait_until(lambda: queue.get(job.id).step > 2)
     assert queue.cancel(job.id).error.code == "cancelled"
-    wait_finished(queue, queue.submit(request(), image=IMAGE))
+    wait_finished(queue, queue.submit(NewJob(request(), image=IMAGE)))
     assert len({pid for *_, pid in started_tasks(task_log)}) == 1  # the same process, with its model loaded
     with pytest.raises(JobUnfinished, match="cancelled"):
         queue.result(job.id)
@@ -186,22 +188,22 @@ def test_cancel_stops_running_job_within_a_step_and_keeps_worker(queue, task_log
 
 def test_cancel_during_endless_step_kills_worker_and_logs_the_cancel(queue, caplog):
     caplog.set_level("INFO", "kinema")
-    job = queue.submit(request(model="hangs"), image=IMAGE)
+    job = queue.submit(NewJob(request(model="hangs"), image=IMAGE))
     wait_until(lambda: queue.get(job.id).stage == "encode" and queue.get(job.id).step == 2)
     queue.cancel(job.id)
-    assert wait_finished(queue, queue.submit(request(), image=IMAGE)).status == "completed"
+    assert wait_finished(queue, queue.submit(NewJob(request(), image=IMAGE))).status == "completed"
     (ended,) = [record for record in caplog.records if record.msg.startswith("worker ")]
     assert (ended.levelname, "its job was cancelled" in ended.getMessage()) == ("INFO", True)
     assert "memory" not in caplog.text
 
 
 def test_cancel_does_not_change_finished_job(queue):
-    job = wait_finished(queue, queue.submit(request(), image=IMAGE))
+    job = wait_finished(queue, queue.submit(NewJob(request(), image=IMAGE)))
     assert queue.cancel(job.id).status == "completed"
 
 
 def test_delete_removes_job_and_files(queue, settings):
-    job = wait_finished(queue, queue.submit(request(), image=IMAGE))
+    job = wait_finished(queue, queue.submit(NewJob(request(), image=IMAGE)))
     queue.delete(job.id)
     folders = [settings.data_dir / name for name in ("images", "jobs")]
     wait_until(lambda: not any(list(folder.iterdir()) for folder in folders))
@@ -211,15 +213,15 @@ def test_delete_removes_job_and_files(queue, settings):
 
 
 def test_delete_of_running_job_stops_work_and_removes_files(queue, settings):
-    job = queue.submit(request(**BLOCKED), image=IMAGE)
+    job = queue.submit(NewJob(request(**BLOCKED), image=IMAGE))
     wait_until(lambda: queue.get(job.id).step > 2)
     queue.delete(job.id)
     wait_until(lambda: not list((settings.data_dir / "jobs").iterdir()))
-    assert wait_finished(queue, queue.submit(request(), image=IMAGE)).status == "completed"
+    assert wait_finished(queue, queue.submit(NewJob(request(), image=IMAGE))).status == "completed"
 
 
 def test_delete_keeps_image_that_another_job_needs(queue):
-    jobs = [wait_finished(queue, queue.submit(request(seed=seed), image=IMAGE)) for seed in range(2)]
+    jobs = [wait_finished(queue, queue.submit(NewJob(request(seed=seed), image=IMAGE))) for seed in range(2)]
     queue.delete(jobs[0].id)
     assert queue.image(jobs[1].id).read_bytes() == IMAGE
 
@@ -227,8 +229,8 @@ def test_delete_keeps_image_that_another_job_needs(queue):
 def test_jobs_expire_unless_pinned(tmp_path, task_log, monkeypatch, clock):
     monkeypatch.setattr("kinema.jobs.scheduler.HOUSEKEEPING_SECONDS", 0.1)
     with Queue(Settings(data_dir=tmp_path, keep_days=1, min_free_gb=0), "queue_work:Work") as queue:
-        pinned = wait_finished(queue, queue.submit(request(seed=1), image=b"one image", pinned=True))
-        expiring = wait_finished(queue, queue.submit(request(seed=2), image=b"other image"))
+        pinned = wait_finished(queue, queue.submit(NewJob(request(seed=1), image=b"one image", pinned=True)))
+        expiring = wait_finished(queue, queue.submit(NewJob(request(seed=2), image=b"other image")))
         clock.now += 2 * DAY
         wait_until(lambda: expiring.id not in {job.id for job in queue.list().jobs})
         wait_until(lambda: len(list((tmp_path / "images").iterdir())) == 1)
@@ -245,14 +247,14 @@ def test_jobs_expire_unless_pinned(tmp_path, task_log, monkeypatch, clock):
     [("memory", "insufficient_memory", "64 GB are needed"), ("defect", "internal_error", "RuntimeError: a bug")],
 )
 def test_error_of_work_fails_job_with_message_and_next_job_completes(queue, model, code, message):
-    job = wait_finished(queue, queue.submit(request(model=model), image=IMAGE))
+    job = wait_finished(queue, queue.submit(NewJob(request(model=model), image=IMAGE)))
     assert (job.status, job.error.code, job.attempts) == ("failed", code, 0)
     assert message in job.error.message
-    assert wait_finished(queue, queue.submit(request(), image=IMAGE)).status == "completed"
+    assert wait_finished(queue, queue.submit(NewJob(request(), image=IMAGE))).status == "completed"
 
 
 def test_preview_is_available_until_job_ends(queue, monkeypatch):
-    job = queue.submit(request(**BLOCKED), image=IMAGE)
+    job = queue.submit(NewJob(request(**BLOCKED), image=IMAGE))
     wait_until(lambda: queue.get(job.id).previews)
     assert queue.preview(job.id) == b"a picture"
     queue.cancel(job.id)
@@ -262,7 +264,7 @@ def test_preview_is_available_until_job_ends(queue, monkeypatch):
 def test_estimate_follows_completed_jobs(queue):
     video_request = request()
     assert queue.estimate(video_request) is None
-    done = wait_finished(queue, queue.submit(video_request, image=IMAGE))
+    done = wait_finished(queue, queue.submit(NewJob(video_request, image=IMAGE)))
     spent = sum(done.stage_durations.values())
     assert queue.estimate(video_request) == pytest.approx(spent)
     assert queue.estimate(video_request.changed(num_inference_steps=10)) == pytest.approx(
@@ -272,7 +274,7 @@ def test_estimate_follows_completed_jobs(queue):
 
 def test_subscribe_async_yields_every_subscriber_all_states(unopened):
     queue = unopened
-    job = queue.submit(request(motion_bucket_id=30), image=IMAGE)
+    job = queue.submit(NewJob(request(motion_bucket_id=30), image=IMAGE))
 
     async def subscribe():
         changes = queue.subscribe_async(job.id)
@@ -294,9 +296,9 @@ def test_subscribe_async_yields_every_subscriber_all_states(unopened):
 
 
 def test_subscriber_gets_new_queue_positions(queue):
-    first = queue.submit(request(**BLOCKED), image=IMAGE)
+    first = queue.submit(NewJob(request(**BLOCKED), image=IMAGE))
     wait_until(lambda: queue.get(first.id).status == "in_progress")
-    second, third = (queue.submit(request(seed=seed, **BLOCKED), image=IMAGE) for seed in (1, 2))
+    second, third = (queue.submit(NewJob(request(seed=seed, **BLOCKED), image=IMAGE)) for seed in (1, 2))
     positions = []
     for job in queue.subscribe(third.id):
         positions.append(job.queue_position)
@@ -311,13 +313,13 @@ def test_subscriber_gets_new_queue_positions(queue):
 
 def test_other_process_can_submit_subscribe_and_cancel(queue, settings):
     with Queue(settings) as other:
-        job = other.submit(request(motion_bucket_id=30), image=IMAGE)
+        job = other.submit(NewJob(request(motion_bucket_id=30), image=IMAGE))
         assert [now.status for now in other.subscribe(job.id)][-1] == "completed"
         assert other.result(job.id).read_bytes() == expected_video(job.request, IMAGE)
-        slow = other.submit(request(**BLOCKED), image=IMAGE)
+        slow = other.submit(NewJob(request(**BLOCKED), image=IMAGE))
         wait_until(lambda: other.get(slow.id).status == "in_progress")
         other.cancel(slow.id)
-        assert wait_finished(queue, queue.submit(request(), image=IMAGE)).status == "completed"
+        assert wait_finished(queue, queue.submit(NewJob(request(), image=IMAGE))).status == "completed"
 
 
 def test_unusable_data_folder_is_named_in_error(tmp_path):
@@ -337,7 +339,7 @@ def test_submit_to_closed_queue_fails(settings):
     queue = Queue(settings)
     queue.close()
     with pytest.raises(QueueUnavailable, match="closing"):
-        queue.submit(request(), image=IMAGE)
+        queue.submit(NewJob(request(), image=IMAGE))
 
 
 def log_lines(job, caplog):
@@ -347,12 +349,12 @@ def log_lines(job, caplog):
 
 def test_log_has_one_line_per_event_of_a_job(queue, caplog):
     caplog.set_level("INFO", "kinema")
-    running, waiting, deleted = (queue.submit(request(seed=seed, **BLOCKED), image=IMAGE) for seed in range(3))
+    running, waiting, deleted = (queue.submit(NewJob(request(seed=seed, **BLOCKED), image=IMAGE)) for seed in range(3))
     wait_until(lambda: log_lines(running, caplog) == ["started"])
     for job in (waiting, running, waiting):
         queue.cancel(job.id)
     queue.delete(deleted.id)
-    failing = wait_finished(queue, queue.submit(request(model="memory"), image=IMAGE))
+    failing = wait_finished(queue, queue.submit(NewJob(request(model="memory"), image=IMAGE)))
     wait_until(lambda: not queue.running())
     assert log_lines(running, caplog) == ["started", "was cancelled"]
     assert log_lines(waiting, caplog) == ["was cancelled"]
@@ -364,7 +366,7 @@ def test_job_cancelled_by_another_process_counts_as_cancelled_not_failed(setting
     caplog.set_level("INFO", "kinema")
     finished_jobs = []
     with Queue(settings, "queue_work:Work", on_finished=finished_jobs.append) as queue, Queue(settings) as other:
-        job = queue.submit(request(model="blocked memory"), image=IMAGE)
+        job = queue.submit(NewJob(request(model="blocked memory"), image=IMAGE))
         wait_until(lambda: log_lines(job, caplog) == ["started"])
         other.cancel(job.id)
         release_jobs(task_log)

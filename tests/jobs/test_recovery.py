@@ -11,7 +11,7 @@ import threading
 import pytest
 from queue_helpers import BLOCKED, IMAGE, Server, release_jobs, request, started_tasks, wait_finished, wait_until
 
-from kinema.jobs import Queue
+from kinema.jobs import NewJob, Queue
 from kinema.jobs.supervisor import MAX_PAUSE_SECONDS, Supervisor, pause_after
 from kinema.jobs.worker_pool import WorkerPool
 
@@ -73,7 +73,7 @@ def test_job_stays_queued_until_a_worker_can_be_started(settings, monkeypatch, c
         with Queue(settings, "queue_work:Work") as queue:
             wait_until(lambda: "can't be started" in "".join(queue.problems))
             assert queue.problems == ("the worker can't be started: No such file or directory",)
-            job = queue.submit(request(), image=IMAGE)
+            job = queue.submit(NewJob(request(), image=IMAGE))
             wait_until(lambda: len([text for text in caplog.messages if "next attempt in" in text]) > 2)
             assert (queue.ready, queue.worker_pids, queue.get(job.id).status) == (True, (None,), "queued")
             missing.undo()
@@ -86,7 +86,7 @@ def test_job_is_requeued_with_its_parts_if_worker_cannot_be_replaced(queue, task
     wait_until(lambda: queue.worker_pids != (None,))
     with monkeypatch.context() as missing:
         missing.setattr(sys, "executable", "/nowhere/python")
-        job = queue.submit(request(model="killed once"), image=IMAGE)
+        job = queue.submit(NewJob(request(model="killed once"), image=IMAGE))
         wait_until(lambda: queue.get(job.id).attempts == 1 and queue.get(job.id).status == "queued")
         waiting = queue.get(job.id)
         assert (waiting.queue_position, waiting.stage, waiting.progress, waiting.started_at) == (1, None, 0, None)
@@ -101,7 +101,7 @@ def test_cancel_or_delete_of_requeued_job_deletes_its_files(queue, settings, mon
     monkeypatch.setattr("kinema.jobs.worker.START_SECONDS", 0.1)
     wait_until(lambda: queue.worker_pids != (None,))
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    job = queue.submit(request(model="killed once"), image=IMAGE)
+    job = queue.submit(NewJob(request(model="killed once"), image=IMAGE))
     wait_until(lambda: queue.get(job.id).attempts == 1 and queue.get(job.id).status == "queued")
     assert list((settings.data_dir / "jobs").iterdir())
     getattr(queue, act)(job.id)
@@ -154,7 +154,7 @@ def test_worker_that_exits_at_start_does_not_count_as_attempt(settings, monkeypa
     with monkeypatch.context() as broken:
         broken.setattr(sys, "executable", "/bin/false")
         with Queue(settings, "queue_work:Work") as queue:
-            job = queue.submit(request(), image=IMAGE)
+            job = queue.submit(NewJob(request(), image=IMAGE))
             wait_until(lambda: "can't be started" in "".join(queue.problems))
             assert queue.problems == ("the worker can't be started: it ended at once: exit code 1",)
             broken.undo()
@@ -170,14 +170,14 @@ def test_queue_runs_jobs_once_its_lock_file_can_be_opened(settings):
         wait_until(lambda: queue.problems)
         assert not queue.ready
         lock.rmdir()
-        assert wait_finished(queue, queue.submit(request(), image=IMAGE)).status == "completed"
+        assert wait_finished(queue, queue.submit(NewJob(request(), image=IMAGE))).status == "completed"
         assert (queue.ready, queue.problems) == (True, ())
 
 
 def test_problems_say_what_a_starting_worker_does(settings, task_log):
     with Queue(settings, "queue_work:SlowStart") as queue:
         wait_until(lambda: queue.problems == ("the worker is loading a large model",))
-        job = queue.submit(request(), image=IMAGE)
+        job = queue.submit(NewJob(request(), image=IMAGE))
         assert queue.worker_pids == (None,)
         release_jobs(task_log)
         assert wait_finished(queue, job).status == "completed"
@@ -195,7 +195,7 @@ def test_job_completes_after_its_thread_failed_to_start(queue, monkeypatch):
         return submit(self, task, *arguments, **more)
 
     monkeypatch.setattr(concurrent.futures.ThreadPoolExecutor, "submit", refuse)
-    job = wait_finished(queue, queue.submit(request(), image=IMAGE))
+    job = wait_finished(queue, queue.submit(NewJob(request(), image=IMAGE)))
     assert (job.status, len(refused)) == ("completed", 2)
 
 
@@ -208,13 +208,13 @@ def test_job_completes_after_shortage_of_descriptors_and_memory(queue, monkeypat
             raise errors.pop()
 
     monkeypatch.setattr("kinema.jobs.attempt.delete_partial_files", clear)
-    job = wait_finished(queue, queue.submit(request(), image=IMAGE))
+    job = wait_finished(queue, queue.submit(NewJob(request(), image=IMAGE)))
     assert (job.status, job.attempts, errors) == ("completed", 0, [])
 
 
 def test_restart_with_fewer_workers_requeues_a_job(settings):
     with Queue(settings, "queue_work:Work", devices=("cpu", "cpu")) as queue:
-        jobs = [queue.submit(request(seed=seed, **BLOCKED), image=IMAGE) for seed in range(2)]
+        jobs = [queue.submit(NewJob(request(seed=seed, **BLOCKED), image=IMAGE)) for seed in range(2)]
         wait_until(lambda: all(queue.get(job.id).stage == "denoise" for job in jobs))
     with Queue(settings, "queue_work:Work", devices=("cpu",)) as queue:
         wait_until(lambda: {queue.get(job.id).status for job in jobs} == {"in_progress", "queued"})
@@ -227,7 +227,7 @@ def test_job_that_dbos_failed_to_recover_is_requeued(settings, task_log, monkeyp
     server = Server(settings)
     try:
         with Queue(settings) as client:
-            job = client.submit(request(**BLOCKED), image=IMAGE)
+            job = client.submit(NewJob(request(**BLOCKED), image=IMAGE))
             wait_until(lambda: client.get(job.id).stage == "denoise")
     finally:
         server.kill()
@@ -246,7 +246,7 @@ def test_job_restored_from_backup_completes_and_keeps_its_video(settings, task_l
     """Simulates a restored backup of the table of jobs with a newer database of DBOS."""
     monkeypatch.setattr("kinema.jobs.scheduler.HOUSEKEEPING_SECONDS", 0.1)
     with Queue(settings, "queue_work:Work") as queue:
-        job = wait_finished(queue, queue.submit(request(), image=IMAGE))
+        job = wait_finished(queue, queue.submit(NewJob(request(), image=IMAGE)))
         video = queue.result(job.id)
         content = video.read_bytes()
     with contextlib.closing(sqlite3.connect(settings.data_dir / "jobs.sqlite3")) as database, database:
@@ -255,4 +255,4 @@ def test_job_restored_from_backup_completes_and_keeps_its_video(settings, task_l
         wait_until(lambda: queue.get(job.id).finished)
         assert queue.get(job.id).status == "completed"
         assert queue.result(job.id).read_bytes() == content
-        assert wait_finished(queue, queue.submit(request(seed=5), image=IMAGE)).status == "completed"
+        assert wait_finished(queue, queue.submit(NewJob(request(seed=5), image=IMAGE))).status == "completed"

@@ -10,7 +10,7 @@ from queue_helpers import BLOCKED, IMAGE, Server, release_jobs, request, started
 from queue_work import expected_image, expected_video
 
 from kinema.errors import BatchFileNotFound, InvalidRequest, JobNotFound, QueueUnavailable
-from kinema.jobs import Queue
+from kinema.jobs import NewJob, Queue
 from kinema.jobs.deletion import remove_job
 from kinema.jobs.shared_files import ORPHAN_SECONDS
 from kinema.settings import Settings
@@ -49,8 +49,8 @@ def test_job_submitted_to_one_server_runs_on_another_and_is_served_by_both(folde
     here, there = folders
     with Queue(there, "queue_work:Work") as running, Queue(here) as submitting:
         wait_until(lambda: running.ready)
-        job = wait_finished(submitting, submitting.submit(request(), image=IMAGE))
-        prompted = wait_finished(submitting, submitting.submit(request(prompt="a fox")))
+        job = wait_finished(submitting, submitting.submit(NewJob(request(), image=IMAGE)))
+        prompted = wait_finished(submitting, submitting.submit(NewJob(request(prompt="a fox"))))
         for queue in (submitting, running):
             assert queue.result(job.id).read_bytes() == expected_video(job.request, IMAGE)
             assert queue.image(job.id).read_bytes() == queue.find_image(job.image).read_bytes() == IMAGE
@@ -63,7 +63,7 @@ def test_other_server_shows_preview_of_running_job(folders, task_log):
     here, there = folders
     with Queue(there, "queue_work:Work") as running, Queue(here) as watching:
         wait_until(lambda: running.ready)
-        job = watching.submit(request(**BLOCKED), image=IMAGE)
+        job = watching.submit(NewJob(request(**BLOCKED), image=IMAGE))
         wait_until(lambda: watching.preview(job.id) == b"a picture")
         release_jobs(task_log)
         wait_finished(watching, job)
@@ -74,7 +74,7 @@ def test_deleted_and_expired_jobs_leave_no_files(alike, clock):
     here, there = alike
     with Queue(there, "queue_work:Work") as running, Queue(here) as other:
         wait_until(lambda: running.ready)
-        deleted, expired = (wait_finished(other, other.submit(request(seed=i), image=IMAGE)) for i in (1, 2))
+        deleted, expired = (wait_finished(other, other.submit(NewJob(request(seed=i), image=IMAGE))) for i in (1, 2))
         copies = [other.result(job.id) for job in (deleted, expired)]
         running.delete(deleted.id)
         clock.now += 31 * 86_400
@@ -95,7 +95,7 @@ def test_cache_keeps_within_its_size_and_copies_again(tmp_path, task_log):
     url, store = f"sqlite:///{tmp_path}/shared.sqlite3", f"file://{tmp_path}/shared"
     here, there = servers(tmp_path, url, store, cache_gb=70_000 / 1e9)
     with Queue(there, "queue_work:Work") as running, Queue(here) as other:
-        jobs = [wait_finished(other, other.submit(request(seed=seed), image=IMAGE)) for seed in range(3)]
+        jobs = [wait_finished(other, other.submit(NewJob(request(seed=seed), image=IMAGE))) for seed in range(3)]
         paths = [other.result(job.id) for job in jobs]
         assert {path.stat().st_size for path in paths} == {64_000}
         for age, path in enumerate(paths):
@@ -109,10 +109,10 @@ def test_cache_keeps_within_its_size_and_copies_again(tmp_path, task_log):
 def test_rejected_submissions_leave_no_images(alike):
     settings = alike[0].model_copy(update={"queue_size": 1})
     with Queue(settings) as queue:
-        job = queue.submit(request(), image=IMAGE, idempotency_key="k")
+        job = queue.submit(NewJob(request(), image=IMAGE, idempotency_key="k"))
         for _ in range(2):
             with pytest.raises(Exception, match="the queue is full"):
-                queue.submit(request(), image=IMAGE)
+                queue.submit(NewJob(request(), image=IMAGE))
         assert stored(queue) == sorted(["database-id", f"jobs/{job.id}/input"])
 
 
@@ -136,15 +136,15 @@ def test_store_that_is_away_rejects_jobs_and_delays_running_ones(folders, s3, ta
     here, there = folders
     with Queue(there, "queue_work:Work") as running, Queue(here) as other:
         wait_until(lambda: running.ready)
-        done = wait_finished(other, other.submit(request(seed=1), image=IMAGE))
-        job = other.submit(request(**BLOCKED), image=IMAGE)
+        done = wait_finished(other, other.submit(NewJob(request(seed=1), image=IMAGE)))
+        job = other.submit(NewJob(request(**BLOCKED), image=IMAGE))
         wait_until(lambda: running.get(job.id).stage == "denoise")
         with s3.fault("away"):
             release_jobs(task_log)
             for arguments in ({"image": IMAGE}, {"prompt": "a fox"}):
                 image = arguments.pop("image", None)
                 with pytest.raises(QueueUnavailable, match=r"the store .* can't be used"):
-                    other.submit(request(**arguments), image=image)
+                    other.submit(NewJob(request(**arguments), image=image))
             assert [found.id for found in other.list().jobs] == [job.id, done.id]
             with pytest.raises(QueueUnavailable):
                 other.check_store()
@@ -165,7 +165,7 @@ def test_store_that_is_away_rejects_jobs_and_delays_running_ones(folders, s3, ta
 
 def test_job_is_cancelled_while_its_upload_is_retried(folders, s3, task_log):
     with Queue(folders[0], "queue_work:Work") as queue:
-        job = queue.submit(request(**BLOCKED), image=IMAGE)
+        job = queue.submit(NewJob(request(**BLOCKED), image=IMAGE))
         wait_until(lambda: queue.get(job.id).stage == "denoise")
         with s3.fault("away"):
             release_jobs(task_log)
@@ -181,7 +181,7 @@ def test_killed_upload_serves_nothing_and_job_completes_after_restart(tmp_path, 
         server = Server(there)
         stack.callback(server.kill)
         with s3.fault("stalled"):
-            job = other.submit(request(model="large"), image=IMAGE)
+            job = other.submit(NewJob(request(model="large"), image=IMAGE))
             wait_until(lambda: s3.has_open_uploads(bucket))
             server.kill()
             assert other.get(job.id).status == "in_progress"
@@ -200,7 +200,7 @@ def test_takeover_by_server_with_another_folder_completes_the_job(folders, s3, t
         server = Server(there)
         stack.callback(server.kill)
         with s3.fault("stalled"):
-            job = other.submit(request(model="large"), image=IMAGE)
+            job = other.submit(NewJob(request(model="large"), image=IMAGE))
             wait_until(lambda: s3.has_open_uploads(here.store.removeprefix("s3://").split("/")[0]))
             server.kill()
         with Queue(here, "queue_work:Work") as queue:
@@ -212,12 +212,12 @@ def test_takeover_by_server_with_another_folder_completes_the_job(folders, s3, t
 def test_folder_without_its_mount_gets_no_jobs(tmp_path, task_log):
     here, _ = servers(tmp_path, f"sqlite:///{tmp_path}/shared.sqlite3", f"file://{tmp_path}/mount")
     with Queue(here) as queue:
-        queue.submit(request(), image=IMAGE)
+        queue.submit(NewJob(request(), image=IMAGE))
         (tmp_path / "mount").rename(tmp_path / "elsewhere")
         for create in (lambda: None, (tmp_path / "mount").mkdir):
             create()
             with pytest.raises(QueueUnavailable, match="can't be used"):
-                queue.submit(request(seed=1), image=IMAGE)
+                queue.submit(NewJob(request(seed=1), image=IMAGE))
             assert queue.problems
         (tmp_path / "mount").rmdir()
         (tmp_path / "elsewhere").rename(tmp_path / "mount")
@@ -231,7 +231,7 @@ def test_store_and_database_belong_together(tmp_path, s3_store):
         return Settings(data_dir=tmp_path / database, database_url=url, store=store, min_free_gb=0)
 
     with Queue(settings("one", s3_store)) as queue:
-        queue.submit(request(), image=IMAGE)
+        queue.submit(NewJob(request(), image=IMAGE))
     with pytest.raises(InvalidRequest, match="belongs to the database with the id"):
         Queue(settings("two", s3_store))
     with pytest.raises(InvalidRequest, match=f"are in the store {s3_store}, and KINEMA_STORE is not set"):
@@ -239,7 +239,7 @@ def test_store_and_database_belong_together(tmp_path, s3_store):
     with pytest.raises(InvalidRequest, match="do not belong together"):
         Queue(settings("one", f"{s3_store}-other"))
     with Queue(settings("three", None)) as queue:
-        queue.submit(request(), image=IMAGE)
+        queue.submit(NewJob(request(), image=IMAGE))
     with pytest.raises(InvalidRequest, match="1 videos and images of the database are in data folders"):
         Queue(settings("three", f"{s3_store}-other"))
     with Queue(settings("one", s3_store)) as queue:

@@ -21,7 +21,7 @@ from queue_helpers import (
 from queue_work import expected_image, expected_video
 
 from kinema.errors import QueueUnavailable
-from kinema.jobs import Queue
+from kinema.jobs import NewJob, Queue
 from kinema.jobs.worker_state import PoolState, WorkerState
 from kinema.settings import Settings
 
@@ -73,7 +73,7 @@ def folders(request, tmp_path, task_log):
 
 def test_job_continues_after_all_connections_were_cut(postgres_settings, task_log, database):
     with Queue(postgres_settings, "queue_work:Work") as queue:
-        job = queue.submit(request(**BLOCKED), image=IMAGE)
+        job = queue.submit(NewJob(request(**BLOCKED), image=IMAGE))
         wait_until(lambda: queue.get(job.id).stage == "denoise")
         database.cut_connections()
         release_jobs(task_log)
@@ -86,7 +86,7 @@ def test_job_continues_after_all_connections_were_cut(postgres_settings, task_lo
 def test_scheduler_stops_while_another_has_its_lease(postgres_settings, task_log, database):
     finished_jobs = []
     with Queue(postgres_settings, "queue_work:Work", devices=("cpu", "cpu"), on_finished=finished_jobs.append) as queue:
-        jobs = [queue.submit(request(**BLOCKED, seed=seed), image=IMAGE) for seed in range(3)]
+        jobs = [queue.submit(NewJob(request(**BLOCKED, seed=seed), image=IMAGE)) for seed in range(3)]
         wait_until(lambda: [queue.get(job.id).stage for job in jobs] == ["denoise", "denoise", None])
         with database.taken_lease():
             wait_until(lambda: queue.problems and "another server, with another data folder" in queue.problems[0])
@@ -94,7 +94,7 @@ def test_scheduler_stops_while_another_has_its_lease(postgres_settings, task_log
             release_jobs(task_log)
             assert [queue.get(job.id).status for job in jobs] == ["in_progress", "in_progress", "queued"]
             with pytest.raises(QueueUnavailable, match="another server"):
-                queue.submit(request(), image=IMAGE)
+                queue.submit(NewJob(request(), image=IMAGE))
         assert [wait_finished(queue, job).status for job in jobs] == ["completed"] * 3
         wait_until(lambda: len(finished_jobs) == 3)
     assert {job.id for job in finished_jobs} == {job.id for job in jobs}
@@ -103,7 +103,7 @@ def test_scheduler_stops_while_another_has_its_lease(postgres_settings, task_log
 
 def test_scheduler_writes_nothing_after_another_took_its_lease(postgres_settings, database):
     with Queue(postgres_settings) as queue:
-        job = queue.submit(request(), image=IMAGE)
+        job = queue.submit(NewJob(request(), image=IMAGE))
         table, leases = queue._table, queue._database
         with leases.sole_scheduler() as acquired:
             assert (acquired, leases.keep_scheduling("[]"), leases.has_scheduler()) == (
@@ -170,7 +170,7 @@ def test_lease_is_taken_after_it_expired_or_after_its_holder_in_the_same_folder_
 def test_second_server_of_a_folder_stands_by_and_follows_the_first_without_polling(
     postgres_settings, task_log, monkeypatch
 ):
-    monkeypatch.setattr("kinema.jobs.queue.POLL_SECONDS", 3600.0)
+    monkeypatch.setattr("kinema.jobs.job_updates.POLL_SECONDS", 3600.0)
     monkeypatch.setattr("kinema.jobs.scheduler.POLL_SECONDS", 3600.0)
     with Queue(postgres_settings, "queue_work:WithDevice") as first:
         wait_until(lambda: first.ready)
@@ -179,7 +179,7 @@ def test_second_server_of_a_folder_stands_by_and_follows_the_first_without_polli
             idle = WorkerState("cuda:2", "idle", "default", (), None, None, 2)
             wait_until(lambda: second.pool_state == PoolState((idle,)))
             assert not second.ready
-            jobs = [second.submit(request(**BLOCKED, seed=seed), image=IMAGE) for seed in range(4)]
+            jobs = [second.submit(NewJob(request(**BLOCKED, seed=seed), image=IMAGE)) for seed in range(4)]
             changes = {job.id: [] for job in jobs}
             followers = [Follower(second, job.id, changes[job.id]) for job in jobs]
             wait_until(lambda: changes[jobs[0].id] and changes[jobs[0].id][-1].stage == "denoise")
@@ -213,7 +213,7 @@ class Follower(threading.Thread):
 def test_another_server_takes_over_from_a_frozen_one_which_then_writes_nothing(postgres_settings, tmp_path, task_log):
     here, there = (postgres_settings.model_copy(update={"data_dir": tmp_path / name}) for name in "ab")
     with Queue(here) as client:
-        jobs = [client.submit(request(**BLOCKED, seed=seed, prompt="a fox")) for seed in range(3)]
+        jobs = [client.submit(NewJob(request(**BLOCKED, seed=seed, prompt="a fox"))) for seed in range(3)]
         servers = [Server(here)]
         try:
             wait_until(lambda: client.get(jobs[0].id).stage == "denoise")
@@ -249,14 +249,16 @@ def test_submit_fails_while_server_with_another_folder_runs_jobs(folders):
         for other in (submitting, waiting):
             for arguments in ({"request": request(), "image": IMAGE}, {"request": request(prompt="a fox")}):
                 with pytest.raises(QueueUnavailable, match="another server, with another data folder"):
-                    other.submit(**arguments)
+                    other.submit(NewJob(**arguments))
         assert (submitting.list().jobs, list((there.data_dir / "images").iterdir())) == ((), [])
         for same_folder in (queue, second):
             assert (
-                wait_finished(same_folder, same_folder.submit(request(), image=IMAGE, idempotency_key="k")).status
+                wait_finished(
+                    same_folder, same_folder.submit(NewJob(request(), image=IMAGE, idempotency_key="k"))
+                ).status
                 == "completed"
             )
-        assert submitting.submit(request(), image=IMAGE, idempotency_key="k").status == "completed"
+        assert submitting.submit(NewJob(request(), image=IMAGE, idempotency_key="k")).status == "completed"
 
 
 def test_submit_works_without_scheduler_and_after_takeover_of_its_folder(folders):
@@ -264,17 +266,19 @@ def test_submit_works_without_scheduler_and_after_takeover_of_its_folder(folders
     with Queue(there) as submitting:
         with Queue(here, "queue_work:Work") as queue:
             wait_until(lambda: queue.ready)
-        job = submitting.submit(request(), image=IMAGE)
+        job = submitting.submit(NewJob(request(), image=IMAGE))
         with Queue(there, "queue_work:Work") as queue:
             assert wait_finished(queue, job).status == "completed"
-            assert wait_finished(submitting, submitting.submit(request(seed=1), image=IMAGE)).status == "completed"
+            assert (
+                wait_finished(submitting, submitting.submit(NewJob(request(seed=1), image=IMAGE))).status == "completed"
+            )
 
 
 def test_takeover_with_new_folder_regenerates_image_and_fails_job_with_missing_upload(folders, task_log):
     here, there = folders
     with Queue(here, "queue_work:Work") as queue:
-        job = queue.submit(request(**BLOCKED, prompt="a fox"))
-        uploaded = queue.submit(request(), image=IMAGE)
+        job = queue.submit(NewJob(request(**BLOCKED, prompt="a fox")))
+        uploaded = queue.submit(NewJob(request(), image=IMAGE))
         wait_until(lambda: queue.get(job.id).stage == "denoise")
     release_jobs(task_log)
     with Queue(there, "queue_work:Work") as queue:

@@ -15,7 +15,7 @@ from queue_helpers import IMAGE, request
 from queue_work import expected_video
 
 from kinema.errors import QueueUnavailable
-from kinema.jobs import Queue
+from kinema.jobs import NewJob, Queue
 from kinema.settings import Settings
 
 # 40 to 60 steps of 50 ms.
@@ -76,7 +76,7 @@ class Load:
         steps = self._chance.randint(*STEPS)
         wanted = request(seed=number, num_inference_steps=steps, motion_bucket_id=STEP_MILLISECONDS)
         job = persist(
-            lambda: self.queue.submit(wanted, image=IMAGE, priority=priority, idempotency_key=f"job-{number}")
+            lambda: self.queue.submit(NewJob(wanted, image=IMAGE, priority=priority, idempotency_key=f"job-{number}"))
         )
         with self._lock:
             self.submitted[number] = job

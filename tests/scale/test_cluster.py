@@ -22,7 +22,7 @@ from ray.cluster_utils import Cluster
 
 from kinema.cli.service_checks import check_services, service_rows
 from kinema.errors import InvalidRequest
-from kinema.jobs import Queue
+from kinema.jobs import NewJob, Queue
 from kinema.jobs.cluster import BRIDGE
 from kinema.models.catalog import request_for
 from kinema.scale.cluster_check import explain
@@ -96,15 +96,15 @@ def processes(module):
 
 def start_of(queue, **settings):
     """Submit a job and wait until it denoises."""
-    job = queue.submit(request(**LONG | settings), image=IMAGE)
+    job = queue.submit(NewJob(request(**LONG | settings), image=IMAGE))
     wait_until(lambda: queue.get(job.id).step > 2)
     return job
 
 
 def test_jobs_give_the_results_of_local_workers(queue, cluster):
-    jobs = [queue.submit(request(seed=seed), image=IMAGE) for seed in range(5)]
-    two_ends = queue.submit(request(), image=IMAGE, last_image=b"another")
-    jobs.append(queue.submit(request(prompt="a boat", image_model="m"), image=None))
+    jobs = [queue.submit(NewJob(request(seed=seed), image=IMAGE)) for seed in range(5)]
+    two_ends = queue.submit(NewJob(request(), image=IMAGE, last_image=b"another"))
+    jobs.append(queue.submit(NewJob(request(prompt="a boat", image_model="m"), image=None)))
     for job in jobs[:-1]:
         assert_completed(queue, job, attempts=0)
     assert wait_finished(queue, two_ends).status == "completed"
@@ -120,7 +120,7 @@ def test_jobs_give_the_results_of_local_workers(queue, cluster):
 
 
 def test_parts_on_a_node_are_in_the_trace_of_their_job(queue, receiver):
-    job = queue.submit(request(seed=6), image=IMAGE)
+    job = queue.submit(NewJob(request(seed=6), image=IMAGE))
     assert_completed(queue, job)
     wait_until(lambda: [span for span in receiver.named("finished") if attributes(span)["kinema.job"] == job.id])
     spans = [span for span in receiver.spans if attributes(span)["kinema.job"] == job.id]
@@ -131,12 +131,12 @@ def test_parts_on_a_node_are_in_the_trace_of_their_job(queue, receiver):
 
 
 def test_failure_and_cancel_are_those_of_local_workers(queue):
-    failed = wait_finished(queue, queue.submit(request(model="memory"), image=IMAGE))
+    failed = wait_finished(queue, queue.submit(NewJob(request(model="memory"), image=IMAGE)))
     assert failed.error.code == "insufficient_memory"
     job = start_of(queue)
     queue.cancel(job.id)
     assert wait_finished(queue, job).error.code == "cancelled"
-    assert_completed(queue, queue.submit(request(seed=9), image=IMAGE))
+    assert_completed(queue, queue.submit(NewJob(request(seed=9), image=IMAGE)))
 
 
 def test_doctor_shows_versions_nodes_and_workers_of_the_cluster(cluster):
@@ -245,7 +245,7 @@ def test_missing_ray_is_refused_with_the_command_that_installs_it(tmp_path, monk
 def test_jobs_wait_for_a_cluster_that_cannot_be_reached(tmp_path):
     settings = Settings(data_dir=tmp_path, min_free_gb=0, ray_address="127.0.0.1:1")
     with Queue(settings, "queue_work:Work") as queue:
-        job = queue.submit(request(), image=IMAGE)
+        job = queue.submit(NewJob(request(), image=IMAGE))
         problem = "the Ray cluster at 127.0.0.1:1 can't be reached ([Errno 111] Connection refused)"
         wait_until(lambda: queue.problems == (problem,))
         assert not queue.workers_ready
@@ -265,7 +265,7 @@ def test_running_job_completes_and_server_waits_while_the_head_is_gone(queue, cl
     finally:
         gcs.resume()
     wait_until(lambda: queue.workers_ready)
-    assert_completed(queue, queue.submit(request(seed=42), image=IMAGE))
+    assert_completed(queue, queue.submit(NewJob(request(seed=42), image=IMAGE)))
 
 
 @pytest.mark.slow
@@ -279,7 +279,7 @@ def test_engine_gives_the_bytes_of_a_local_worker(cluster, tmp_path, monkeypatch
     for address in (cluster.address, None):
         settings = Settings(data_dir=tmp_path / str(address), min_free_gb=0, ray_address=address)
         with Queue(settings, "kinema.serving.engine_work:EngineWork") as queue:
-            job = wait_finished(queue, queue.submit(request_for(model="pocket", **small), image=image))
+            job = wait_finished(queue, queue.submit(NewJob(request_for(model="pocket", **small), image=image)))
             assert job.error is None
             videos.append(queue.result(job.id).read_bytes())
     assert videos[0] == videos[1]
@@ -294,6 +294,6 @@ def test_video_is_refused_on_a_node(cluster, tmp_path, monkeypatch):
     image = (Path(__file__).parents[2] / "examples" / "rocket.jpg").read_bytes()
     settings = Settings(data_dir=tmp_path / "data", min_free_gb=0, ray_address=cluster.address)
     with Queue(settings, "kinema.serving.engine_work:ServerWork") as queue:
-        job = wait_finished(queue, queue.submit(request_for(model="pocket", **small), image=image))
+        job = wait_finished(queue, queue.submit(NewJob(request_for(model="pocket", **small), image=image)))
         assert (job.status, job.error.code, job.image) == ("failed", "content_refused", None)
         wait_until(lambda: stored_files(settings.data_dir) == [])

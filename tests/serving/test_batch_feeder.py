@@ -6,7 +6,7 @@ import time
 import pytest
 
 from kinema.errors import QueueFull, QueueUnavailable, QuotaExceeded
-from kinema.jobs import Queue, batch_table
+from kinema.jobs import NewJob, Queue, batch_table
 from kinema.jobs.file_table import new_file_id
 from kinema.media.fetch import FetchCancelled
 from kinema.messages import Message
@@ -82,9 +82,11 @@ def test_cancel_also_stops_a_job_that_was_submitted_just_before_a_crash(queue, s
     with Queue(settings) as front:
         batch = front.batches.add(upload(front, [{}] * 200).id)
         job = front.submit(
-            VideoRequest(prompt="a", model="pocket", motion_bucket_id=255),
-            priority=-1000,
-            idempotency_key=batch.key(200),
+            NewJob(
+                VideoRequest(prompt="a", model="pocket", motion_bucket_id=255),
+                priority=-1000,
+                idempotency_key=batch.key(200),
+            )
         )
         front.batches.stop(batch.id, "cancelled")
         assert wait_ended(front, batch).status == "cancelled"

@@ -11,7 +11,7 @@ from PIL import Image
 import kinema
 from kinema.engine import Checkpoint, Projection, generate, to_latents, to_video
 from kinema.errors import ContentRefused, InvalidRequest, ModelError
-from kinema.jobs import Queue
+from kinema.jobs import NewJob, Queue
 from kinema.jobs.job import DeviceState, Task
 from kinema.media import safety_check
 from kinema.media.image import fit_image, open_image
@@ -281,7 +281,7 @@ def test_job_of_a_group_runs_again_when_its_second_process_dies(monkeypatch, tin
     request = request_for(model=str(tiny_svd), **SMALL | {"num_inference_steps": 200, "max_guidance_scale": 2.0})
     settings = read_settings(data_dir=str(tmp_path / "data"), min_free_gb="0")
     with Queue(settings, "kinema.serving.engine_work:EngineWork") as queue:
-        job = queue.submit(request, image=png)
+        job = queue.submit(NewJob(request, image=png))
         killed = 0
         for state in queue.subscribe(job.id):
             if state.step and not killed:

@@ -8,7 +8,7 @@ from server_process import start, stop
 from webhook_receiver import SECRET, receiving
 
 from kinema.errors import InvalidRequest
-from kinema.jobs import Queue
+from kinema.jobs import NewJob, Queue
 from kinema.serving import webhook_sender
 from kinema.serving.webhook_sender import WebhookSender, pause_after
 from kinema.serving.webhook_urls import check_webhook_url
@@ -51,7 +51,7 @@ def sender(settings, queue, monkeypatch):
 
 
 def submit(queue, url):
-    return queue.submit(REQUEST, webhook_url=url)
+    return queue.submit(NewJob(REQUEST, webhook_url=url))
 
 
 def wait_sent(queue):
@@ -77,7 +77,7 @@ def test_message_is_sent_again_with_the_same_id_until_it_is_delivered(queue, sen
 
 
 def test_cancelled_job_sends_its_failure(queue, sender, receiver):
-    job = queue.submit(REQUEST.changed(motion_bucket_id=255), webhook_url=receiver.url)
+    job = queue.submit(NewJob(REQUEST.changed(motion_bucket_id=255), webhook_url=receiver.url))
     queue.cancel(job.id)
     message = receiver.wait(1)[0][1]
     assert (message["type"], message["data"]["error"]["code"]) == ("video.failed", "cancelled")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from kinema.batch.batch_jobs import FinishedJob
 from kinema.errors import InvalidRequest, JobNotFound
+from kinema.jobs import NewJob
 from kinema.media.credentials.signing_keys import signing_keys
 from kinema.media.video_writer import write_error
 from kinema.models.catalog import for_image_model, request_for
@@ -149,13 +150,15 @@ class OwnQueue:
             InsufficientDisk, QueueUnavailable: see `Queue.submit`.
         """
         job = self._queue.submit(
-            item.request,
-            image=image,
-            last_image=last_image,
-            workload=video_workload(item.request, has_last_image=last_image is not None),
-            title=item.key,
-            idempotency_key=item.key,
-            fingerprint=item.key,
+            NewJob(
+                item.request,
+                image=image,
+                last_image=last_image,
+                workload=video_workload(item.request, has_last_image=last_image is not None),
+                title=item.key,
+                idempotency_key=item.key,
+                fingerprint=item.key,
+            )
         )
         if job.finished:  # by a run that was killed
             self._finished[job.id] = job

@@ -11,17 +11,19 @@ if TYPE_CHECKING:
     from kinema.jobs.job import Job as Job
     from kinema.jobs.job import JobPage as JobPage
     from kinema.jobs.job import Task as Task
+    from kinema.jobs.new_job import NewJob as NewJob
     from kinema.jobs.queue import Queue as Queue
 
 _MODULES = {
     "Failure": "kinema.jobs.job",
     "Job": "kinema.jobs.job",
     "JobPage": "kinema.jobs.job",
+    "NewJob": "kinema.jobs.new_job",
     "Queue": "kinema.jobs.queue",
     "Task": "kinema.jobs.job",
 }
 
-__all__ = ["Failure", "Job", "JobPage", "Queue", "Task"]
+__all__ = ["Failure", "Job", "JobPage", "NewJob", "Queue", "Task"]
 
 
 def __getattr__(name: str) -> object:

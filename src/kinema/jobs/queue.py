@@ -2,44 +2,37 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import secrets
-import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import sqlalchemy as sa
 
 from kinema.errors import (
     InvalidRequest,
     JobUnfinished,
-    QueueFull,
     QueueUnavailable,
-    QuotaExceeded,
 )
 from kinema.jobs.batch_files import BatchFiles
 from kinema.jobs.batch_table import BatchTable
 from kinema.jobs.binding import bind, bind_store, check_no_store
 from kinema.jobs.cache_keeper import CacheKeeper
 from kinema.jobs.cluster import check_installed
-from kinema.jobs.deletion import DAY, delete_unused_images, remove_job
+from kinema.jobs.deletion import DAY, remove_job
 from kinema.jobs.eta import JobSize
 from kinema.jobs.file_table import FileTable
-from kinema.jobs.idempotency import check_key_length, check_same_request
-from kinema.jobs.job import PART_FILES, Failure, Job, JobPage, check_priority
+from kinema.jobs.job import PART_FILES, Failure, Job, JobPage
 from kinema.jobs.job_files import JobFiles
-from kinema.jobs.job_inserts import JobInserts, KeyTaken
-from kinema.jobs.job_schema import workload_values
 from kinema.jobs.job_table import JobTable
 from kinema.jobs.job_traces import JobTraces
-from kinema.jobs.owner_limits import NO_LIMITS, LimitReached
+from kinema.jobs.job_updates import JobUpdates
 from kinema.jobs.queue_database import QueueDatabase
 from kinema.jobs.scheduler import Scheduler
 from kinema.jobs.scheduler_lock import scheduled_elsewhere
 from kinema.jobs.shared_files import SharedFiles, open_store
 from kinema.jobs.sqlite_file import SqliteFile
-from kinema.jobs.subscriptions import AsyncSubscription, Subscription, Subscriptions
+from kinema.jobs.submitter import JobSubmitter
+from kinema.jobs.subscriptions import Subscriptions
 from kinema.jobs.webhook_table import WebhookTable
 from kinema.jobs.worker_devices import devices_for
 from kinema.jobs.worker_state import PoolState
@@ -51,8 +44,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from kinema.jobs.change_feed import Changes
-    from kinema.jobs.owner_limits import OwnerLimits
+    from kinema.jobs.new_job import NewJob
     from kinema.jobs.worker_state import WorkerState
     from kinema.settings import Settings
     from kinema.values import VideoRequest
@@ -61,8 +53,6 @@ log = logging.getLogger(__name__)
 
 CANCELLED = Failure("cancelled", "the job was cancelled")
 MAX_PAGE = 1000
-# How often a subscription polls the database for jobs that another process runs.
-POLL_SECONDS = 1.0
 
 
 class Queue:
@@ -74,7 +64,7 @@ class Queue:
     jobs if they have the same data folder or a store.
 
         with Queue(settings, work="kinema.serving.engine_work:EngineWork") as queue:
-            job = queue.submit(request, image=Path("rocket.png").read_bytes())
+            job = queue.submit(NewJob(request, image=Path("rocket.png").read_bytes()))
             for job in queue.subscribe(job.id):
                 print(job.status, job.queue_position, job.stage, job.step, job.total, job.eta)
             video = queue.result(job.id)
@@ -115,7 +105,6 @@ class Queue:
         url = database_url.get_secret_value() if database_url else f"sqlite:///{self._files.root / 'jobs.sqlite3'}"
         self._database = QueueDatabase(url)
         self._table = JobTable(self._database)
-        self._inserts = JobInserts(self._database)
         try:
             bind(self._files, self._table)
             if isinstance(self._files, SharedFiles):
@@ -132,11 +121,8 @@ class Queue:
         self.webhooks = WebhookTable(self._database)
         self.batch_files = BatchFiles(self._files, settings.min_free_gb)
         self._subscriptions = Subscriptions()
-        self._changes = self._database.changes
-        self._positions_changed = False
         self._traces = JobTraces()
         self._is_closed = False
-        self._was_full = False
         self._scheduler: Scheduler | None = None
         self._cache_keeper = CacheKeeper(self._files, self._table, settings.cache_gb)
         if work is not None:
@@ -145,6 +131,8 @@ class Queue:
                 work, devices, settings, self._table, self._files, self._subscriptions, self._traces, workflow_url,
                 on_finished,
             )  # fmt: skip
+        self._submitter = JobSubmitter(settings, self._table, self._files, self._traces, self._scheduler)
+        self._updates = JobUpdates(self._table, self._subscriptions, self._scheduler, lambda: self.ready)
 
     def __enter__(self) -> Self:
         self.open()
@@ -158,8 +146,7 @@ class Queue:
     def open(self) -> None:
         """Start to run jobs. Jobs that were running when the last process ended come first."""
         self._cache_keeper.start()
-        if self._changes is not None:
-            self._changes.open(self._on_changes, self._publish_positions)
+        self._updates.open()
         if self._scheduler is not None:
             self._scheduler.start()
 
@@ -169,8 +156,7 @@ class Queue:
             self._is_closed = True
             if self._scheduler is not None:
                 self._scheduler.close(grace)
-            if self._changes is not None:
-                self._changes.close()
+            self._updates.close()
             self._cache_keeper.close()
             self._files.close()
             self._database.close()
@@ -261,45 +247,10 @@ class Queue:
         problems = () if self._scheduler is None else self._scheduler.problems()
         return problems if self._files.problem is None else (*problems, self._files.problem)
 
-    def submit(
-        self,
-        request: VideoRequest,
-        *,
-        image: bytes | None = None,
-        last_image: bytes | None = None,
-        extend: str | None = None,
-        workload: Workload | None = None,
-        title: str | None = None,
-        priority: int = 0,
-        pinned: bool = False,
-        idempotency_key: str | None = None,
-        fingerprint: str | None = None,
-        owner: str = "",
-        limits: OwnerLimits = NO_LIMITS,
-        traceparent: str | None = None,
-        webhook_url: str | None = None,
-    ) -> Job:
+    def submit(self, new: NewJob) -> Job:
         """Queue a job. It is stored durably when this returns.
 
-        Args:
-            request: The parameters of the video. It has a prompt if and only if `image` is None.
-            image: The bytes of a valid image file.
-            last_image: The same of an image at which the video ends; with `extend`, of the video to extend.
-            extend: The id of the job that this one extends.
-            workload: The work of the video; None: `request.work`, for a plain video.
-            title: Display name; None uses the prompt.
-            priority: -1000 to 1000. Each step counts as one minute of waiting.
-            pinned: Whether the job never expires.
-            idempotency_key: A later call with the same key returns the same job.
-            fingerprint: Identifies the request for the key's comparison; None derives it from request, images and
-                title. Pass it if the request has a random seed, which differs with each call.
-            owner: Who submits the job. Owners take turns among jobs with the same priority.
-            limits: The most that the owner may have in the queue.
-            traceparent: The span that submits the job (W3C Trace Context), for its trace.
-            webhook_url: URL for a message when the job has ended (`kinema.jobs.webhook_table`).
-
         Raises:
-            InvalidRequest: not exactly one of prompt and image, or priority or key out of range.
             QueueFull: KINEMA_QUEUE_SIZE jobs are queued.
             QuotaExceeded: the jobs of the owner reach one of the limits.
             InsufficientDisk: less than KINEMA_MIN_FREE_GB is free.
@@ -307,55 +258,9 @@ class Queue:
             QueueUnavailable: the queue is closing, its database or store does not answer, or, without a store, a
                 process with another data folder runs the database's jobs.
         """
-        self._check_arguments(request, image, priority, idempotency_key)
-        fingerprint_or_default = fingerprint or _fingerprint(request, image, title, last_image)
-        if idempotency_key is not None and (job := self._find_by_key(idempotency_key, fingerprint_or_default)):
-            return job
-        self._files.check_free_space(self._settings.min_free_gb)
-        if not self.ready and (error := scheduled_elsewhere(self._database, self._files)):
-            raise error
-        if self._was_full and self._table.waiting() >= self._settings.queue_size:  # before the image is written
-            raise self._queue_full()
-        values: dict[str, Any] = {
-            "id": f"video_{secrets.token_hex(16)}",
-            "title": request.prompt if title is None else title,
-            "priority": priority,
-            "pinned": pinned,
-            "created_at": time.time(),
-            "extend": extend,
-        }
-        workload = workload or Workload(request.work)
-        columns = {
-            "model": request.model,
-            "owner": owner,
-            "request": request.model_dump_json(),
-            "idempotency_key": idempotency_key,
-            "fingerprint": fingerprint_or_default,
-            **workload_values(workload),
-        }
-        rejection: QueueFull | QuotaExceeded | None = None
-        try:
-            with self._traces.submit(values["id"], request, traceparent) as values["traceparent"]:
-                with self._files.add_images(values["id"], image, last_image) as images:
-                    values["image"], values["last_image"] = images
-                    try:
-                        position = self._inserts.add(values | columns, self._settings.queue_size, limits, webhook_url)
-                    except LimitReached as reached:  # the images' markers are deleted at the end of the context
-                        position, rejection = None, self._limit_exceeded(reached, limits)
-                self._was_full = position is None and rejection is None
-                if position is None:
-                    delete_unused_images(self._table, self._files, values["id"], images)
-                    raise rejection or self._queue_full()
-        except KeyTaken:  # two calls with the same key at the same time
-            assert idempotency_key is not None, "KeyTaken needs a key"
-            self._files.delete_inputs(values["id"])
-            return self._find_by_key(idempotency_key, fingerprint_or_default) or self.submit(
-                request, image=image, last_image=last_image, extend=extend, workload=workload, title=title,
-                priority=priority, pinned=pinned, idempotency_key=idempotency_key, fingerprint=fingerprint, owner=owner,
-                limits=limits, traceparent=traceparent, webhook_url=webhook_url,
-            )  # fmt: skip
-        self._wake_scheduler()
-        return Job(status="queued", request=request, workload=workload, queue_position=position, **values)
+        if self._is_closed:
+            raise QueueUnavailable(Message("queue_closing", "the queue is closing; try again when the server is back"))
+        return self._submitter.submit(new)
 
     def get(self, job_id: str) -> Job:
         """Return the current state of a job.
@@ -363,7 +268,7 @@ class Queue:
         Raises:
             JobNotFound: no job has this id.
         """
-        return self._with_live_progress(self._table.get(job_id))
+        return self._updates.live(self._table.get(job_id))
 
     def titles(self, job_ids: Sequence[str]) -> dict[str, str | None]:
         """Return the titles of jobs by id, without those that do not exist any more.
@@ -383,7 +288,7 @@ class Queue:
         if not 1 <= limit <= MAX_PAGE:
             raise InvalidRequest(f"limit {limit} is out of range: 1 to {MAX_PAGE}", "limit")
         page = self._table.page(after, limit, newest_first=newest_first)
-        return JobPage(tuple(self._with_live_progress(job) for job in page.jobs), page.has_more)
+        return JobPage(tuple(self._updates.live(job) for job in page.jobs), page.has_more)
 
     def waiting(self) -> int:
         """Return the number of queued jobs."""
@@ -399,61 +304,11 @@ class Queue:
         Raises:
             JobNotFound: no job has this id.
         """
-        subscription = Subscription()
-        with self._subscriptions.subscribe(job_id, subscription.put):
-            job: Job | None = self.get(job_id)
-            while job is not None:
-                yield job
-                if job.finished:
-                    return
-                job = self._wait_for_change(job, subscription)
+        return self._updates.subscribe(job_id)
 
-    def _wait_for_change(self, before: Job, subscription: Subscription) -> Job | None:
-        while True:
-            try:
-                return subscription.wait(POLL_SECONDS)
-            except TimeoutError:
-                if (job := self._poll(before)) is not before:
-                    return job
-
-    def _on_changes(self, changes: Changes) -> None:
-        """Publish jobs that other processes changed to the subscribers of this process."""
-        if self._scheduler is not None and not changes.only_progress:
-            self._scheduler.note_changes(changes)
-        self._positions_changed = self._positions_changed or not changes.only_progress
-        self._publish([job_id for job_id in self._subscriptions.job_ids() if job_id in changes])
-
-    def _publish_positions(self) -> None:
-        """Publish new queue positions, in a process that does not run the jobs."""
-        if self._positions_changed and not self.ready:
-            self._positions_changed = False
-            self._publish(self._subscriptions.job_ids(), only_queued=True)
-
-    def _publish(self, job_ids: Sequence[str], *, only_queued: bool = False) -> None:
-        found = {job.id: job for job in self._table.get_many(job_ids)} if job_ids else {}
-        for job_id in job_ids:
-            job = found.get(job_id)
-            if job is None or not only_queued or job.status == "queued":
-                self._subscriptions.publish(job_id, None if job is None else self._with_live_progress(job))
-
-    async def subscribe_async(self, job_id: str) -> AsyncIterator[Job]:
+    def subscribe_async(self, job_id: str) -> AsyncIterator[Job]:
         """Like `subscribe`, but for an event loop; needs no thread per subscriber."""
-        import asyncio
-
-        subscription = AsyncSubscription()
-        with self._subscriptions.subscribe(job_id, subscription.put):
-            job: Job | None = await asyncio.to_thread(self.get, job_id)
-            while job is not None:
-                yield job
-                if job.finished:
-                    return
-                before = job
-                while job is before:
-                    try:
-                        job = await subscription.wait(POLL_SECONDS)
-                    except TimeoutError:
-                        if self._polls:
-                            job = await asyncio.to_thread(self._poll, before)
+        return self._updates.subscribe_async(job_id)
 
     def cancel(self, job_id: str) -> Job:
         """Set a queued or running job to failed with the code "cancelled" and stop its work within a step.
@@ -598,77 +453,12 @@ class Queue:
         size = JobSize(request, workload or Workload(request.work), has_last_image)
         return self._scheduler.speeds.estimate_job(size)
 
-    def _check_arguments(self, request: VideoRequest, image: bytes | None, priority: int, key: str | None) -> None:
-        if self._is_closed:
-            raise QueueUnavailable(Message("queue_closing", "the queue is closing; try again when the server is back"))
-        if image is None and request.prompt is None:
-            raise InvalidRequest("neither an image nor a prompt is given; give one of them", "prompt")
-        if image is not None and request.prompt is not None:
-            raise InvalidRequest("both an image and a prompt are given; give only one of them", "prompt")
-        check_priority(priority)
-        check_key_length(key)
-
-    def _find_by_key(self, key: str, fingerprint: str) -> Job | None:
-        """Return the job that was submitted with this key, or None."""
-        found = self._table.by_key(key)
-        if found is None:
-            return None
-        job, stored_fingerprint = found
-        check_same_request(key, fingerprint, stored_fingerprint)
-        return self._with_live_progress(job)
-
-    def _queue_full(self) -> QueueFull:
-        """Return the error, with the expected seconds until a running job ends."""
-        wait = self._expected_wait()
-        return QueueFull(
-            Message(
-                "queue_full",
-                "the queue is full: {most} jobs are waiting (KINEMA_QUEUE_SIZE); try again in {wait:.0f} seconds",
-                most=self._settings.queue_size,
-                wait=wait,
-            ),
-            wait,
-        )
-
-    def _limit_exceeded(self, reached: LimitReached, limits: OwnerLimits) -> QuotaExceeded:
-        wait = self._expected_wait()
-        if reached.kind == "jobs":
-            message = Message(
-                "too_many_waiting",
-                "this API key has reached its limit of waiting jobs ({most}, KINEMA_KEY_WAITING_JOBS); try again in "
-                "{wait:.0f} seconds",
-                most=limits.jobs,
-                wait=wait,
-            )
-        else:
-            message = Message(
-                "too_much_waiting",
-                "this job and the unfinished ones of this API key exceed {most:,g} million pixels × frames × steps "
-                "(KINEMA_KEY_WORK); try again in {wait:.0f} seconds, or choose a smaller size, fewer frames or fewer "
-                "steps",
-                most=limits.work,
-                wait=wait,
-            )
-        return QuotaExceeded(message, wait)
-
-    def _expected_wait(self) -> float:
-        """Return the expected seconds until a running job ends."""
-        running = [] if self._scheduler is None else self._scheduler.running()
-        etas = [job.eta for job in running if job.eta is not None]
-        recent = self._table.latest_completed(5)
-        durations = [job.completed_at - job.started_at for job in recent if job.completed_at and job.started_at]
-        mean = sum(durations) / len(durations) if durations else 30.0
-        return max(1.0, min(etas, default=mean))
-
-    def _wake_scheduler(self) -> None:
-        if self._scheduler is not None:
-            self._scheduler.wake()
-
     def _stop(self, job_id: str) -> None:
         """Stop the work of a cancelled or deleted job and publish its state."""
         if self._scheduler is not None:
             self._scheduler.cancel(job_id)
-        self._wake_scheduler()
+        if self._scheduler is not None:
+            self._scheduler.wake()
         found = self._table.get_many([job_id])
         if found:
             self._subscriptions.publish(job_id, found[0])
@@ -678,30 +468,9 @@ class Queue:
         job = self._table.get(job_id)
         if self._scheduler is not None:
             self._scheduler.update_title_and_pin(job)
-        job = self._with_live_progress(job)
+        job = self._updates.live(job)
         self._subscriptions.publish(job_id, job)
         return job
-
-    def _with_live_progress(self, job: Job) -> Job:
-        return job if self._scheduler is None else self._scheduler.with_live_progress(job)
-
-    @property
-    def _polls(self) -> bool:
-        """Whether subscriptions poll the database: another process runs the jobs, and sends no notifications."""
-        return not self.ready and (self._changes is None or not self._changes.is_live)
-
-    def _poll(self, before: Job) -> Job | None:
-        """Return the state of a job that another process runs: None if deleted, `before` itself if unchanged."""
-        if not self._polls:
-            return before
-        found = self._table.get_many([before.id])
-        return None if not found else before if found[0] == before else found[0]
-
-
-def _fingerprint(request: VideoRequest, image: bytes | None, title: str | None, last_image: bytes | None) -> str:
-    parts = [request.model_dump_json().encode(), b"" if image is None else image, (title or "").encode()]
-    parts += [] if last_image is None else [last_image]
-    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()
 
 
 def _workflow_database(url: str) -> tuple[str, SqliteFile | None]:

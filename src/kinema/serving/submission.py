@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from kinema.errors import ContentRefused, InvalidImage, InvalidRequest
+from kinema.jobs import NewJob
 from kinema.jobs.batch_schema import KEY_PREFIX
 from kinema.jobs.owner_limits import OwnerLimits
 from kinema.jobs.worker_devices import count_gpus
@@ -176,20 +177,22 @@ def submit(
     """
     check_text({"title": title})
     job = queue.submit(
-        submission.request,
-        image=submission.image,
-        last_image=submission.last_image,
-        extend=submission.extend,
-        workload=submission.workload,
-        title=submission.title if title is None else title,
-        priority=priority,
-        pinned=pinned,
-        idempotency_key=idempotency_key,
-        fingerprint=submission.fingerprint,
-        owner=caller if settings.api_keys else "",
-        limits=OwnerLimits(settings.key_waiting_jobs, settings.key_work),
-        traceparent=traceparent,
-        webhook_url=webhook_url,
+        NewJob(
+            submission.request,
+            image=submission.image,
+            last_image=submission.last_image,
+            extend=submission.extend,
+            workload=submission.workload,
+            title=submission.title if title is None else title,
+            priority=priority,
+            pinned=pinned,
+            idempotency_key=idempotency_key,
+            fingerprint=submission.fingerprint,
+            owner=caller if settings.api_keys else "",
+            limits=OwnerLimits(settings.key_waiting_jobs, settings.key_work),
+            traceparent=traceparent,
+            webhook_url=webhook_url,
+        )
     )
     request = job.request
     title_text = f": {job.title!r}" if settings.log_prompts and job.title else ""

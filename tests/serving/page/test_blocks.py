@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from kinema.errors import QueueUnavailable
-from kinema.jobs import Queue
+from kinema.jobs import NewJob, Queue
 from kinema.models import upscaler_weights
 from kinema.serving.image_service import ImageService
 from kinema.serving.page.translations.english import ENGLISH
@@ -82,9 +82,9 @@ def values_of(updates):
 
 def test_parameters_of_an_extended_video_are_those_of_its_first_part_at_the_whole_length(page):
     queue = page._queue
-    first = queue.submit(video_request(prompt="a red boat", scheduler="euler"))
-    again = queue.submit(video_request(num_frames=21, decode_chunk_size=7), image=b"image", extend=first.id)
-    job = queue.submit(video_request(num_frames=28, decode_chunk_size=7), image=b"image", extend=again.id)
+    first = queue.submit(NewJob(video_request(prompt="a red boat", scheduler="euler")))
+    again = queue.submit(NewJob(video_request(num_frames=21, decode_chunk_size=7), image=b"image", extend=first.id))
+    job = queue.submit(NewJob(video_request(num_frames=28, decode_chunk_size=7), image=b"image", extend=again.id))
     form, values = page._form, values_of(page._reuse(job))
     named = {name: values[component] for name, component in form.parameters.items()}
     assert values[form.source] == "prompt"
@@ -97,8 +97,8 @@ def test_parameters_of_an_extended_video_are_those_of_its_first_part_at_the_whol
 
 def test_extended_video_whose_first_part_is_gone_gives_its_image_and_parameters(page):
     queue = page._queue
-    first = queue.submit(video_request(prompt="a red boat"))
-    job = queue.submit(video_request(num_frames=28), image=b"image", extend=first.id)
+    first = queue.submit(NewJob(video_request(prompt="a red boat")))
+    job = queue.submit(NewJob(video_request(num_frames=28), image=b"image", extend=first.id))
     queue.cancel(first.id)
     queue.delete(first.id)
     form, values = page._form, values_of(page._reuse(job))
@@ -110,7 +110,7 @@ def test_extended_video_whose_first_part_is_gone_gives_its_image_and_parameters(
 def test_enlargement_is_hidden_and_off_if_it_is_not_installed(tmp_path, monkeypatch, request, is_installed):
     monkeypatch.setattr(upscaler_weights, "find_spec", lambda _: SimpleNamespace(origin="x") if is_installed else None)
     page = request.getfixturevalue("page")
-    job = page._queue.submit(video_request(upscale=2), image=b"image")
+    job = page._queue.submit(NewJob(video_request(upscale=2), image=b"image"))
     enlargement = page._form.parameters["upscale"]
     assert enlargement.visible is is_installed
     assert values_of(page._reuse(job))[enlargement] == (2 if is_installed else 1)
