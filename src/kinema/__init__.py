@@ -12,12 +12,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kinema.errors import BatchFileInUse as BatchFileInUse
-    from kinema.errors import BatchFileNotFound as BatchFileNotFound
     from kinema.errors import BatchNotFound as BatchNotFound
     from kinema.errors import ContentRefused as ContentRefused
     from kinema.errors import CredentialsError as CredentialsError
     from kinema.errors import DeviceLost as DeviceLost
+    from kinema.errors import FileInUse as FileInUse
+    from kinema.errors import FileNotFound as FileNotFound
     from kinema.errors import GenerationFailed as GenerationFailed
     from kinema.errors import HubUnreachable as HubUnreachable
     from kinema.errors import IdempotencyKeyReused as IdempotencyKeyReused
@@ -63,12 +63,12 @@ if TYPE_CHECKING:
     from kinema.values import VideoRequest as VideoRequest
 
 _MODULES = {
-    "BatchFileInUse": "kinema.errors",
-    "BatchFileNotFound": "kinema.errors",
     "BatchNotFound": "kinema.errors",
     "ContentRefused": "kinema.errors",
     "CredentialsError": "kinema.errors",
     "DeviceLost": "kinema.errors",
+    "FileInUse": "kinema.errors",
+    "FileNotFound": "kinema.errors",
     "GenerationFailed": "kinema.errors",
     "HubUnreachable": "kinema.errors",
     "IdempotencyKeyReused": "kinema.errors",
@@ -115,12 +115,12 @@ _MODULES = {
 }
 
 __all__ = [
-    "BatchFileInUse",
-    "BatchFileNotFound",
     "BatchNotFound",
     "ContentRefused",
     "CredentialsError",
     "DeviceLost",
+    "FileInUse",
+    "FileNotFound",
     "GenerationFailed",
     "HubUnreachable",
     "IdempotencyKeyReused",

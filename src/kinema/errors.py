@@ -22,9 +22,9 @@
     │   ├── QueueUnavailable         the queue's folder or database is unavailable, or the queue is closing
     │   ├── JobNotFound              no job has this id
     │   ├── BatchNotFound            no batch has this id
-    │   ├── BatchFileNotFound        no file of a batch has this id
+    │   ├── FileNotFound             no file of a batch has this id
     │   ├── JobUnfinished            the job has no result, because it has not finished or has failed
-    │   ├── BatchFileInUse           an unfinished batch reads the file
+    │   ├── FileInUse                an unfinished batch reads the file
     │   └── IdempotencyKeyReused     an idempotency key was reused with another request
     ├── ServerUnreachable            the server of a batch does not answer
     ├── ServerBusy                   the server has reached a concurrency limit
@@ -185,7 +185,7 @@ class BatchNotFound(JobError):
     code = "batch_not_found"
 
 
-class BatchFileNotFound(JobError):
+class FileNotFound(JobError):
     """No file of a batch has this id."""
 
     code = "file_not_found"
@@ -197,7 +197,7 @@ class JobUnfinished(JobError):
     code = "job_unfinished"
 
 
-class BatchFileInUse(JobError):
+class FileInUse(JobError):
     """An unfinished batch reads the file."""
 
     code = "file_in_use"

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import sqlalchemy as sa
 
-from kinema.errors import BatchFileInUse, BatchFileNotFound, IdempotencyKeyReused, QueueFull
+from kinema.errors import FileInUse, FileNotFound, IdempotencyKeyReused, QueueFull
 from kinema.jobs import batch_table
 from kinema.jobs.batch_schema import BatchLine, LineError
 from kinema.jobs.batch_table import BatchTable
@@ -139,7 +139,7 @@ def test_calls_with_one_key_at_the_same_time_add_one_batch(files, batches, datab
 def test_file_of_an_unfinished_batch_can_not_be_deleted_and_does_not_expire(files, batches, batch):
     late = FileTable(files._database, keep_seconds=-1)
     other = late.add(new_file_id(), "b", "batch", 1)
-    with pytest.raises(BatchFileInUse, match="cancel the batch first"):
+    with pytest.raises(FileInUse, match="cancel the batch first"):
         files.remove(batch.input_file, delete=pytest.fail)
     used = batches.add(late.add(new_file_id(), "c", "batch", 1).id)
     assert files.expired() == [other.id]
@@ -148,7 +148,7 @@ def test_file_of_an_unfinished_batch_can_not_be_deleted_and_does_not_expire(file
     deleted = []
     files.remove(other.id, deleted.append)
     assert deleted == [other.id]
-    with pytest.raises(BatchFileNotFound, match=other.id):
+    with pytest.raises(FileNotFound, match=other.id):
         files.get(other.id)
     assert files.ids() == {batch.input_file, used.input_file}
 

@@ -9,7 +9,7 @@ import pytest
 from queue_helpers import BLOCKED, IMAGE, Server, release_jobs, request, started_tasks, wait_finished, wait_until
 from queue_work import expected_image, expected_video
 
-from kinema.errors import BatchFileNotFound, InvalidRequest, JobNotFound, QueueUnavailable
+from kinema.errors import FileNotFound, InvalidRequest, JobNotFound, QueueUnavailable
 from kinema.jobs import NewJob, Queue
 from kinema.jobs.deletion import remove_job
 from kinema.jobs.shared_files import ORPHAN_SECONDS
@@ -262,7 +262,7 @@ def test_file_of_a_batch_is_read_and_deleted_by_another_server(alike):
             file.write(b"half")
             raise OSError
         assert not any(name.startswith("files/") for name in stored(reading))
-        with pytest.raises(BatchFileNotFound, match="was deleted"):
+        with pytest.raises(FileNotFound, match="was deleted"):
             reading.batch_files.open(file_id)
 
 

@@ -7,7 +7,7 @@ import re
 import time
 from typing import IO, TYPE_CHECKING
 
-from kinema.errors import BatchFileNotFound
+from kinema.errors import FileNotFound
 from kinema.jobs.job_files import atomic_file
 from kinema.partial_files import PATTERN as PARTIAL_FILE
 
@@ -57,13 +57,13 @@ class BatchFiles:
         """Open a file for reading.
 
         Raises:
-            BatchFileNotFound: it does not exist.
+            FileNotFound: it does not exist.
             QueueUnavailable: the store does not answer.
         """
         try:
             return self.find(file_id).open("rb")
         except FileNotFoundError:
-            raise BatchFileNotFound(f"the file {file_id!r} was deleted") from None
+            raise FileNotFound(f"the file {file_id!r} was deleted") from None
 
     def delete(self, file_id: str) -> None:
         """Delete a file if it exists.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from kinema.errors import BatchFileNotFound, BatchNotFound, QueueFull
+from kinema.errors import BatchNotFound, FileNotFound, QueueFull
 from kinema.jobs.batch_schema import (
     BATCHES,
     FILES,
@@ -68,7 +68,7 @@ class BatchTable:
 
         Raises:
             IdempotencyKeyReused: the owner used the key with another request.
-            BatchFileNotFound: the file does not exist.
+            FileNotFound: the file does not exist.
             QueueFull: MAX_OWN_UNFINISHED batches of the owner or MAX_UNFINISHED in all are unfinished.
         """
         batch_id, now = f"batch_{secrets.token_hex(16)}", time.time()
@@ -79,7 +79,7 @@ class BatchTable:
         with self._database.write() as connection:
             file = sa.select(FILES.c.id).where(FILES.c.id == input_file).with_for_update()
             if connection.execute(file).first() is None:
-                raise BatchFileNotFound(f"there is no file {input_file!r}; upload it to /v1/files first")
+                raise FileNotFound(f"there is no file {input_file!r}; upload it to /v1/files first")
             _check_unfinished(connection, owner)
             insert = self._database.insert(BATCHES).values(values).on_conflict_do_nothing().returning(BATCHES.c.id)
             is_new = connection.execute(insert).first() is not None

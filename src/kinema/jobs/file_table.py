@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from kinema.errors import BatchFileInUse, BatchFileNotFound
+from kinema.errors import FileInUse, FileNotFound
 from kinema.jobs.batch_schema import BATCHES, FILES, IS_UNFINISHED, file_from_row
 from kinema.jobs.paged_rows import PagedRows
 
@@ -41,7 +41,7 @@ class FileTable:
     def __init__(self, database: QueueDatabase, keep_seconds: float) -> None:
         self._database = database
         self._keep_seconds = keep_seconds
-        self._rows = PagedRows(database, FILES, file_from_row, "file", BatchFileNotFound)
+        self._rows = PagedRows(database, FILES, file_from_row, "file", FileNotFound)
 
     def add(self, file_id: str, name: str, purpose: FilePurpose, size: int) -> BatchFile:
         """Add a file whose content is stored."""
@@ -54,7 +54,7 @@ class FileTable:
         """Return a file.
 
         Raises:
-            BatchFileNotFound: no file has this id.
+            FileNotFound: no file has this id.
         """
         return self._rows.get(file_id)
 
@@ -64,7 +64,7 @@ class FileTable:
         """Return a page of files in order of creation, and whether there are more.
 
         Raises:
-            BatchFileNotFound: no file has the id `after`.
+            FileNotFound: no file has the id `after`.
         """
         guards = () if purpose is None else (FILES.c.purpose == purpose,)
         return self._rows.page(after, limit, *guards, newest_first=newest_first)
@@ -75,8 +75,8 @@ class FileTable:
         No transaction is open while the content is deleted: a store may take seconds to answer.
 
         Raises:
-            BatchFileNotFound: no file has this id.
-            BatchFileInUse: an unfinished batch reads it.
+            FileNotFound: no file has this id.
+            FileInUse: an unfinished batch reads it.
         """
         used = sa.exists().where(BATCHES.c.input_file == FILES.c.id, IS_UNFINISHED)
         with self._database.read() as connection:
@@ -84,7 +84,7 @@ class FileTable:
         if row is None:
             self.get(file_id)
         elif row.used:
-            raise BatchFileInUse(f"the file {file_id!r} is the input of an unfinished batch; cancel the batch first")
+            raise FileInUse(f"the file {file_id!r} is the input of an unfinished batch; cancel the batch first")
         delete(file_id)
         with self._database.write() as connection:
             connection.execute(FILES.delete().where(FILES.c.id == file_id))

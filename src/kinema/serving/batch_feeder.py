@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from kinema.errors import BatchFileInUse, BatchFileNotFound, JobNotFound, KinemaError
+from kinema.errors import FileInUse, FileNotFound, JobNotFound, KinemaError
 from kinema.jobs.file_table import new_file_id
 from kinema.jobs.supervisor import Supervisor
 from kinema.jobs.wall_clock import WallClock
@@ -196,7 +196,7 @@ class BatchFeeder:
         """Delete expired files and batches, and the files of interrupted uploads."""
         if self._clock.is_trusted():
             for file_id in self._file_table.expired():
-                with contextlib.suppress(BatchFileNotFound, BatchFileInUse):  # deleted, or used by a new batch
+                with contextlib.suppress(FileNotFound, FileInUse):  # deleted, or used by a new batch
                     self._file_table.remove(file_id, self._files.delete)
                     log.info("file %s expired", file_id)
             self._table.remove_expired()

@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from kinema.errors import BatchFileNotFound, KinemaError
+from kinema.errors import FileNotFound, KinemaError
 from kinema.jobs.batch_schema import Batch, BatchLine, LineError
 from kinema.jobs.supervisor import Supervisor
 from kinema.serving.batch_lines import LineReader
@@ -152,7 +152,7 @@ class BatchValidator:
         try:
             with self._files.open(file_id) as file:
                 yield from LineReader(self._settings, file).check_all()
-        except BatchFileNotFound as error:
+        except FileNotFound as error:
             yield LineError(error.code, str(error), "input_file_id", None)
         except (KinemaError, OSError):  # the file is read again later
             raise

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from fastapi import Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 
-from kinema.errors import BatchFileNotFound, InvalidRequest, KinemaError
+from kinema.errors import FileNotFound, InvalidRequest, KinemaError
 from kinema.jobs.file_table import new_file_id
 from kinema.serving import openapi
 from kinema.serving.batch_schemas import DeletedFile, FileList, FileObject, file_of, page_of
@@ -86,7 +86,7 @@ def add_file_routes(app: FastAPI) -> None:
             path,
             headers={"ETag": f'"{file.id}"'},  # the content never changes
             modified_at=file.created_at,
-            missing=BatchFileNotFound(f"the file {file.id!r} was deleted"),
+            missing=FileNotFound(f"the file {file.id!r} was deleted"),
             media_type=MEDIA_TYPE,
             filename=file.name,
         )
@@ -106,10 +106,10 @@ def check_file_id(file_id: str) -> None:
     """Check the form of an id.
 
     Raises:
-        BatchFileNotFound: no file can have it.
+        FileNotFound: no file can have it.
     """
     if not _ID.fullmatch(file_id):
-        raise BatchFileNotFound(f"file {file_id[:80]!r} does not exist; an id is file- and 32 hexadecimal digits")
+        raise FileNotFound(f"file {file_id[:80]!r} does not exist; an id is file- and 32 hexadecimal digits")
 
 
 async def _file(state: ServerState, file_id: str) -> BatchFile:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from kinema.errors import (
-    BatchFileInUse,
-    BatchFileNotFound,
     BatchNotFound,
+    FileInUse,
+    FileNotFound,
     HubUnreachable,
     IdempotencyKeyReused,
     InsufficientDisk,
@@ -45,9 +45,9 @@ _STATUS: tuple[tuple[type[KinemaError], int], ...] = (
     (InvalidImage, 400),
     (JobNotFound, 404),
     (BatchNotFound, 404),
-    (BatchFileNotFound, 404),
+    (FileNotFound, 404),
     (JobUnfinished, 409),
-    (BatchFileInUse, 409),
+    (FileInUse, 409),
     (IdempotencyKeyReused, 409),
     (QueueFull, 429),
     (QuotaExceeded, 429),
