@@ -93,7 +93,8 @@ def test_mark_is_found_and_compared_with_the_recipe(folder, recipe, capsys):
     other = recipe.model_copy(update={"image_sha256": "d" * 64, "encoding": recipe.encoding})
     save_video(read_frames("marked.mp4")[0], "other.mp4", 7, other)
     assert main(["verify", "other.mp4"]) == 9
-    assert f"{found['mark']['payload']}, NOT that of its recipe" in capsys.readouterr().out
+    expected = f"{found['mark']['payload']}, NOT that of its recipe, confidence at least 99.9999%\n"
+    assert expected in capsys.readouterr().out
 
 
 def test_signature_of_another_machine_is_trusted_with_its_certificate(folder, capsys, monkeypatch):

@@ -99,6 +99,8 @@ CREDENTIALS = {
 
 
 def _print(file: str, found: Verification) -> None:
+    from kinema.media.watermark.mark_detection import MAX_CHANCE
+
     credentials, mark = found.credentials, found.mark
     state = CREDENTIALS[credentials.state].format(
         signer=credentials.signer or "an unknown signer", problems=", ".join(credentials.problems)
@@ -114,7 +116,7 @@ def _print(file: str, found: Verification) -> None:
         lines["mark"] = f"none in {found.frames_read} frames"
     else:
         fits = {True: ", that of its recipe", False: ", NOT that of its recipe", None: ""}[mark.matches_recipe]
-        lines["mark"] = f"{mark.payload}{fits}, confidence {mark.confidence:.4%}"
+        lines["mark"] = f"{mark.payload}{fits}, confidence at least {1 - MAX_CHANCE:.4%}"
     if found.recipe is None:
         lines["recipe"] = "none"
     else:

@@ -31,7 +31,7 @@ function show(kind, title, rows = [], recipe = null) {
 function markText(found) {
   const mark = found.mark;
   if (mark === null) return filled("mark_none", { frames: found.frames_read });
-  const text = filled("mark_found", { payload: mark.payload, confidence: `${(100 * mark.confidence).toFixed(4)}%` });
+  const text = filled("mark_found", { payload: mark.payload });
   if (mark.matches_recipe === null) return text;
   return `${text}, ${mark.matches_recipe ? words.mark_matches : words.mark_differs}`;
 }
