@@ -351,7 +351,7 @@ def pipeline_of(bench: Bench, engine: str, precision: str = "full") -> Any:
 
     from kinema.models.loading import VideoPipeline
     from kinema.models.memory_plan import Shape
-    from kinema.values import ModelIdentity
+    from kinema.recipe import ModelIdentity
     from svd_xt import svd_config
 
     if not hasattr(bench, "encoder"):

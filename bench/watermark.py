@@ -35,7 +35,7 @@ from kinema.benchmark.measure import machine
 from kinema.media.video_writer import save_video
 from kinema.media.watermark import Mark, detect, embed, strongest
 from kinema.media.watermark.mark_detection import MAX_CHANCE
-from kinema.values import FileEncoding
+from kinema.recipe import FileEncoding
 
 sys.path.append(str(Path(__file__).parents[1]))
 

@@ -13,8 +13,8 @@ from kinema.engine.image_to_video import to_latents
 from kinema.media.source_video import open_source_video
 from kinema.media.watermark import embed
 from kinema.models.windows import extended_windows, windows
+from kinema.recipe import FileEncoding
 from kinema.steps import drive
-from kinema.values import FileEncoding
 from tiny import make_tiny_svd
 
 SIZE = {"width": 64, "height": 64, "num_inference_steps": 2}

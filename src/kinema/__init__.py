@@ -57,9 +57,9 @@ if TYPE_CHECKING:
     from kinema.media.video_reader import read_recipe as read_recipe
     from kinema.models.image_pipeline import ImagePipeline as ImagePipeline
     from kinema.models.loading import VideoPipeline as VideoPipeline
+    from kinema.recipe import Recipe as Recipe
     from kinema.steps import Restart as Restart
     from kinema.steps import Step as Step
-    from kinema.values import Recipe as Recipe
     from kinema.values import VideoRequest as VideoRequest
 
 _MODULES = {
@@ -93,7 +93,7 @@ _MODULES = {
     "QueueFull": "kinema.errors",
     "QueueUnavailable": "kinema.errors",
     "QuotaExceeded": "kinema.errors",
-    "Recipe": "kinema.values",
+    "Recipe": "kinema.recipe",
     "RecipeError": "kinema.errors",
     "RequestTooLarge": "kinema.errors",
     "Restart": "kinema.steps",

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from kinema.media.image import ImageSource, InputImage
     from kinema.media.video import Video
     from kinema.models.loading import VideoPipeline
-    from kinema.values import Engine, Precision, Recipe
+    from kinema.recipe import Recipe
+    from kinema.values import Engine, Precision
 
 
 FROM_FIRST_FRAME = "without the image, the new frames are made from the first frame of the video, which is less sharp"

@@ -1,13 +1,12 @@
-"""The values that all layers share: the request, its typed keywords, and the recipe of a finished video."""
+"""The request of a video and its typed keywords, which all layers share."""
 
 from __future__ import annotations
 
 import difflib
-import re
 import secrets
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypedDict, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict, get_args
 
 from pydantic import (
     BaseModel,
@@ -20,6 +19,7 @@ from pydantic import (
 )
 
 from kinema.errors import InvalidRequest
+from kinema.frame_rate import MAX_RATE_DENOMINATOR, RATE_ROUNDING, exact_rate, parse_fraction, rate_number
 from kinema.messages import Message
 
 if TYPE_CHECKING:
@@ -51,28 +51,6 @@ def draw_seed(seed: Any = None) -> Any:
     """Return `seed`, or a random seed from 0 to 2³²−1 for None and −1."""
     is_random = seed is None or (seed.strip() if isinstance(seed, str) else seed) in (RANDOM_SEED, "-1")
     return secrets.randbelow(2**32) if is_random else seed
-
-
-# 29.97 frames/s are 30000/1001. Every rate of up to three decimals also has a denominator of at most 1001.
-MAX_RATE_DENOMINATOR = 1001
-_FRACTION = re.compile(r"\s*([0-9]{1,9})\s*/\s*([1-9][0-9]{0,8})\s*")
-_RATE_ROUNDING = Fraction(2, 10**7)  # 29.97003 means 30000/1001
-
-
-def exact_rate(fps: float) -> Fraction:
-    """Return a frame rate as the fraction with a denominator of at most 1001 that the number stands for."""
-    return Fraction(fps).limit_denominator(MAX_RATE_DENOMINATOR)
-
-
-def rate_number(rate: Fraction) -> float:
-    """Return a frame rate as an int if it is whole, else as the float from which `exact_rate` returns it."""
-    return rate.numerator if rate.denominator == 1 else float(rate)
-
-
-def _parse_fraction(value: Any) -> Any:
-    """Return the number that a text such as "30000/1001" stands for; leave anything else unchanged."""
-    match = _FRACTION.fullmatch(value) if isinstance(value, str) else None
-    return value if match is None else int(match[1]) / int(match[2])
 
 
 class VideoRequest(BaseModel):
@@ -123,7 +101,7 @@ class VideoRequest(BaseModel):
         le=120,
         description="Frame rate that conditions the model; also the playback rate unless playback_fps is set.",
     )
-    playback_fps: Annotated[float | None, BeforeValidator(_parse_fraction)] = Field(
+    playback_fps: Annotated[float | None, BeforeValidator(parse_fraction)] = Field(
         default=None,
         ge=1,
         le=120,
@@ -285,7 +263,7 @@ class VideoRequest(BaseModel):
         if value is None:
             return None
         rate = exact_rate(value)
-        if abs(rate - Fraction(value)) > _RATE_ROUNDING:
+        if abs(rate - Fraction(value)) > RATE_ROUNDING:
             raise ValueError(
                 Message(
                     "inexact_rate",
@@ -520,117 +498,3 @@ def _range_of(name: str) -> Message:
     if high is None:
         return Message("at_least", "at least {low}", low=low)
     return Message("from_to", "{low} to {high}", low=low, high=high.le)
-
-
-class ModelIdentity(BaseModel):
-    """Name, revision and hash that identify a model's weights."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-    name: str = Field(description="Catalog name or hub id; for a local folder, its last path component.")
-    revision: str | None = Field(description="Commit of the hub repository; None for a folder.")
-    weights_sha256: str = Field(description="SHA-256 over the names and contents of the weight files.")
-
-
-class ImageGeneration(BaseModel):
-    """How the image was generated from the prompt; together with the request it allows to reproduce the image."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-    model: ModelIdentity
-    pipeline: str = Field(description="Class of the text-to-image pipeline.")
-    dtype: str
-    memory_plan: str
-    events: tuple[str, ...] = Field(
-        default=(), description="Problems during generation and how they were handled, e.g. a retry."
-    )
-
-
-class FileEncoding(BaseModel):
-    """How the frames of a video are encoded in its file; the defaults are those of every file without options."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    crf: int | None = Field(
-        default=None, ge=0, le=63, description="Quality of mp4 and webm, lower is better; None is the default."
-    )
-    boomerang: bool = Field(
-        default=False,
-        description="Whether the frames play forward and then backward; the first and the last frame are not repeated.",
-    )
-    from_stored: bool = Field(
-        default=False,
-        description="Whether the file was encoded from the server's stored mp4, not from the generated frames.",
-    )
-    watermark: str | None = Field(
-        default=None,
-        pattern="^[0-9a-f]{8}$",
-        description="The invisible mark of the frames in the file, 32 bits in hexadecimal; None without a mark.",
-    )
-    marked_before: int = Field(
-        default=0,
-        ge=0,
-        description="The number of frames at the beginning that had the mark already: those of the extended video.",
-    )
-
-
-class Extension(BaseModel):
-    """From which video a video was extended; its first frames are those of that video."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    frames_sha256: str = Field(description="SHA-256 of that video's frames (size and RGB pixels), as decoded.")
-    lengths: tuple[int, ...] = Field(
-        min_length=1,
-        description="Frames that the model had made before each extension; the last is the length of that video.",
-    )
-
-
-# Incremented when a recipe's fields change, so that another version rejects the recipe rather than misreads it.
-RECIPE_FORMAT: Final = 2
-
-
-class Recipe(BaseModel):
-    """The request, and the hashes and versions needed to reproduce a video. Contains no private path and no time.
-
-    A video made from an input image also needs that image, of which the recipe has only the hash.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-    format: Literal[2] = Field(default=RECIPE_FORMAT, description="Version of the recipe's fields.")
-    kinema: str = Field(description="Version of Kinema.")
-    request: VideoRequest
-    image_sha256: str = Field(description="SHA-256 of the image's pixels (RGB, upright), before fitting.")
-    last_image_sha256: str | None = Field(default=None, description="The same of the last image, if there is one.")
-    extension: Extension | None = Field(default=None, description="From which video it was extended, if it was.")
-    image_generation: ImageGeneration | None = Field(
-        default=None, description="How the image was generated, if the request has a prompt."
-    )
-    model: ModelIdentity
-    finishing_sha256: dict[str, str] = Field(
-        default={}, description="SHA-256 of the weights of the networks after decoding, by stage, as `weights_sha256`."
-    )
-    device: str = Field(description="Device type (cpu, cuda or mps) and name.")
-    threads: int | None = Field(
-        default=None, description="Number of CPU threads, which affects rounding; None on a GPU."
-    )
-    cpu: str | None = Field(
-        default=None, description="CPU instruction sets used, which affect rounding; None on a GPU."
-    )
-    dtype: str
-    engine: Engine = Field(
-        default="reference", description="fast: Kinema's own forward passes; reference: those of diffusers."
-    )
-    precision: Precision = Field(
-        default="full",
-        description="full: everything in `dtype`; fp8: the UNet's large matmuls in 8-bit floating point.",
-    )
-    memory_plan: str
-    gpus: int = Field(default=1, description="Number of GPUs that generated the video together.")
-    decode_chunk_size: int
-    encoding: FileEncoding = Field(default=FileEncoding(), description="How the frames are encoded in the file.")
-    events: tuple[str, ...] = Field(
-        default=(), description="Problems during generation and how they were handled, e.g. a retry."
-    )
-    versions: dict[str, str] = Field(description="Versions of the libraries that affect the result.")

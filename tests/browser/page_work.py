@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from kinema.media.video import Video
+from kinema.recipe import ModelIdentity, Recipe
 from kinema.steps import Step
-from kinema.values import ModelIdentity, Recipe
 
 
 class Saved:

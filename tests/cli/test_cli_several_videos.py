@@ -16,7 +16,7 @@ from PIL import Image
 from kinema.errors import GenerationFailed
 from kinema.media.video_writer import probe, read_frames, read_recipe
 from kinema.media.watermark import embed, payload_of
-from kinema.values import FileEncoding
+from kinema.recipe import FileEncoding
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from PIL import Image
 from kinema.cli import main
 from kinema.media.video import Video
 from kinema.media.video_writer import encode_video, probe, read_frames, save_video
-from kinema.values import ModelIdentity, Recipe, VideoRequest
+from kinema.recipe import ModelIdentity, Recipe
+from kinema.values import VideoRequest
 
 FRAMES = np.random.default_rng(0).integers(0, 255, (3, 64, 96, 3), np.uint8)
 

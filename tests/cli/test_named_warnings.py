@@ -4,7 +4,8 @@ from pathlib import Path
 
 from kinema.cli.named_warnings import named_warnings
 from kinema.cli.render_task import RenderTask
-from kinema.values import FileEncoding, VideoRequest
+from kinema.recipe import FileEncoding
+from kinema.values import VideoRequest
 
 
 def task(source, *warnings, loop=False, **options):

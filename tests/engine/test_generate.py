@@ -24,8 +24,9 @@ from kinema.media.image import InputImage, open_image
 from kinema.media.video import Video
 from kinema.models.loading import VideoPipeline, load
 from kinema.models.memory_plan import COMPONENTS, PLANS, MemoryPlan
+from kinema.recipe import Recipe
 from kinema.steps import Event, Restart, Step, drive
-from kinema.values import Recipe, VideoRequest
+from kinema.values import VideoRequest
 
 SMALL = {"seed": 7, "width": 64, "height": 64, "num_frames": 4, "num_inference_steps": 2, "decode_chunk_size": 4}
 LEAK = "NaN or infinity in torch.bfloat16"

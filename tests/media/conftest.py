@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kinema.values import ModelIdentity, Recipe, VideoRequest
+from kinema.recipe import ModelIdentity, Recipe
+from kinema.values import VideoRequest
 
 
 @pytest.fixture

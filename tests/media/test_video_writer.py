@@ -27,7 +27,7 @@ from kinema.media.video_writer import (
     read_recipe,
     save_video,
 )
-from kinema.values import FileEncoding
+from kinema.recipe import FileEncoding
 
 KINDS = ["a.mp4", "a.webm", "a.gif", "a.webp", "a"]
 FILES = KINDS[:-1]

@@ -16,7 +16,8 @@ from kinema.media.watermark import detect, embed, payload_of, strongest
 from kinema.media.watermark.convolutional_code import CODE_BITS, decode_payload, encode_payload
 from kinema.media.watermark.mark_detection import MAX_CHANCE
 from kinema.media.watermark.spread_pattern import tile, waves
-from kinema.values import FileEncoding, VideoRequest
+from kinema.recipe import FileEncoding
+from kinema.values import VideoRequest
 
 ROOT = Path(__file__).parents[2]
 ROCKET = ROOT / "examples" / "rocket.jpg"

@@ -17,8 +17,8 @@ from PIL import Image
 from kinema.errors import HubUnreachable, InsufficientMemory, ModelCorrupt
 from kinema.media.source_video import open_source_video
 from kinema.media.video import Video
+from kinema.recipe import ModelIdentity, Recipe
 from kinema.steps import Step
-from kinema.values import ModelIdentity, Recipe
 
 FAULTS = "memory,defect,killed,weights,damaged"
 

@@ -11,10 +11,11 @@ from server_work import make_recipe
 from kinema.errors import InvalidRequest
 from kinema.media.video import Video
 from kinema.media.video_reader import probe, read_frames, read_recipe
+from kinema.recipe import FileEncoding
 from kinema.serving.image_service import ImageService
 from kinema.serving.image_tasks import contact_sheet
 from kinema.serving.video_variants import MAX_ENCODINGS, VideoVariants, requested_encoding
-from kinema.values import FileEncoding, VideoRequest
+from kinema.values import VideoRequest
 
 
 @pytest.fixture

@@ -21,9 +21,9 @@ from server_process import wait_for
 
 from kinema.media.credentials.credential_check import check_credentials
 from kinema.media.video_writer import encode_video, read_frames, read_recipe
+from kinema.recipe import FileEncoding
 from kinema.serving.videos import make_app
 from kinema.settings import Settings
-from kinema.values import FileEncoding
 
 QUICK = {"motion_bucket_id": "1", "num_frames": "3"}
 SLOW = {"motion_bucket_id": "300", "num_inference_steps": "40"}

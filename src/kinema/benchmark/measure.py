@@ -35,8 +35,9 @@ if TYPE_CHECKING:
     from kinema.media.image import InputImage
     from kinema.media.video_writer import Frames
     from kinema.models.hub import Progress, Snapshot
+    from kinema.recipe import Recipe
     from kinema.settings import Settings
-    from kinema.values import Engine, Recipe, VideoRequest
+    from kinema.values import Engine, VideoRequest
 
 Record = dict[str, Any]
 

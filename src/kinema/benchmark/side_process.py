@@ -76,7 +76,7 @@ class SideProcess:
         import numpy as np
 
         from kinema.benchmark.stopwatch import TimedRun
-        from kinema.values import Recipe
+        from kinema.recipe import Recipe
 
         arrays = self._folder / "arrays.npz"
         report = self._call(request=request.model_dump(), video=video, arrays=str(arrays))

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from kinema.media.image import InputImage
     from kinema.media.video_writer import Frames
-    from kinema.values import Engine, Precision, Recipe
+    from kinema.recipe import Recipe
+    from kinema.values import Engine, Precision
 
 GIB = 2**30
 

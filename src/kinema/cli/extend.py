@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from kinema.cli.render_task import RenderTask
     from kinema.media.image import InputImage
     from kinema.media.source_video import SourceVideo
-    from kinema.values import FileEncoding, VideoRequest
+    from kinema.recipe import FileEncoding
+    from kinema.values import VideoRequest
 
 
 def extend(

@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     from kinema.cli.variations import Variations
     from kinema.media.credentials.signing_keys import SigningKeys
     from kinema.models.loading import VideoPipeline
+    from kinema.recipe import FileEncoding
     from kinema.settings import Settings
-    from kinema.values import FileEncoding
 
 
 @with_common_options

@@ -10,7 +10,7 @@ import typer
 from kinema.cli.options import VideoFile, expanded
 
 if TYPE_CHECKING:
-    from kinema.values import Extension, FileEncoding, ModelIdentity
+    from kinema.recipe import Extension, FileEncoding, ModelIdentity
 
 
 def inspect(

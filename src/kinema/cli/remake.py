@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from kinema.media.video import Video
     from kinema.media.video_writer import Frames
     from kinema.models.catalog import CatalogEntry
+    from kinema.recipe import ModelIdentity, Recipe
     from kinema.settings import Settings
-    from kinema.values import ModelIdentity, Recipe
 
 
 def remake(

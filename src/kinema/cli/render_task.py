@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from kinema.values import FileEncoding
+from kinema.recipe import FileEncoding
 
 if TYPE_CHECKING:
     from pathlib import Path

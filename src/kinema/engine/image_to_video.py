@@ -34,8 +34,8 @@ from kinema.models.finishing_weights import finishing_sha256
 from kinema.models.offload import place, plan_for
 from kinema.models.upscaler_weights import upscaler_file
 from kinema.models.windows import check_two_ends
+from kinema.recipe import Recipe
 from kinema.steps import Restart, Step
-from kinema.values import Recipe
 from kinema.version import own_version
 
 if TYPE_CHECKING:

@@ -25,8 +25,8 @@ from kinema.models.catalog import IMAGE_MODELS, quote_words, words_in
 from kinema.models.finishing_memory import check_finishing_memory
 from kinema.models.image_pipeline import completed
 from kinema.models.image_pipeline_offload import PLANS, on_device, plan_for
+from kinema.recipe import ImageGeneration
 from kinema.steps import Restart, Step
-from kinema.values import ImageGeneration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator

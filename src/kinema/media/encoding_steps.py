@@ -12,7 +12,7 @@ from kinema.errors import InvalidRequest
 from kinema.media.video_encoders import encoder_for
 from kinema.media.video_reader import decode_frames
 from kinema.media.watermark import payload_of
-from kinema.values import FileEncoding
+from kinema.recipe import FileEncoding
 
 if TYPE_CHECKING:
     from kinema.media.video_encoders import Frame, VideoEncoder

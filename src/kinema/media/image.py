@@ -28,7 +28,8 @@ from kinema.messages import Message
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from kinema.values import Fit, ImageGeneration
+    from kinema.recipe import ImageGeneration
+    from kinema.values import Fit
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_BYTES = 100_000_000

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kinema.errors import RecipeError
+from kinema.frame_rate import rate_number
 from kinema.media.video_encoders import encoder_for
 from kinema.media.video_reader import each_frame, probe, read_recipe
 from kinema.media.video_writer import recipe_text
-from kinema.values import FileEncoding, Recipe, rate_number
+from kinema.recipe import FileEncoding, Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,13 +13,13 @@ from kinema.errors import InvalidRequest, RecipeError
 from kinema.media.encoding_steps import KeptMark
 from kinema.media.video import Video
 from kinema.media.video_reader import read_frames, read_recipe
-from kinema.values import Extension
+from kinema.recipe import Extension
 
 if TYPE_CHECKING:
     import os
 
     from kinema.media.video_writer import Frames
-    from kinema.values import Recipe
+    from kinema.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from kinema.media.video_reader import Frames
-    from kinema.values import Recipe
+    from kinema.recipe import Recipe
 
 # A file is hashed as a whole, but only some frames are decoded, and no larger ones.
 MAX_BYTES = 2_000_000_000

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from kinema.values import Recipe
+    from kinema.recipe import Recipe
 
 SHEET_WIDTH = 2048
 SHEET_GAP = 4

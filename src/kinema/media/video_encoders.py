@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from kinema.errors import InvalidRequest, VideoError
-from kinema.values import exact_rate
+from kinema.frame_rate import exact_rate
 
 if TYPE_CHECKING:
     from fractions import Fraction

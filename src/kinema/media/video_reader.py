@@ -16,7 +16,8 @@ from PIL import Image
 from pydantic import ValidationError
 
 from kinema.errors import RecipeError, VideoError
-from kinema.values import RECIPE_FORMAT, Recipe, exact_rate, rate_number
+from kinema.frame_rate import exact_rate, rate_number
+from kinema.recipe import RECIPE_FORMAT, Recipe
 
 if TYPE_CHECKING:
     import os

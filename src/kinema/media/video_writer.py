@@ -20,14 +20,14 @@ from kinema.media.video_encoders import MAX_FPS, SUFFIXES, VideoEncoder, check_c
 from kinema.media.video_reader import Frames, VideoInfo, probe, read_first_frame, read_frames, read_recipe
 from kinema.media.watermark import embed
 from kinema.partial_files import partial_path
-from kinema.values import FileEncoding
+from kinema.recipe import FileEncoding
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
 
     from kinema.media.credentials.file_signer import FileSigner
-    from kinema.values import Recipe
+    from kinema.recipe import Recipe
 
 __all__ = [
     "Frames",

@@ -31,8 +31,8 @@ from kinema.models.model_files import (
     weights_sha256,
 )
 from kinema.models.resolve import installed_snapshot, locate, resolve
+from kinema.recipe import ModelIdentity
 from kinema.settings import Settings, read_settings
-from kinema.values import ModelIdentity, Scheduler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     import torch
 
     from kinema.models.hub import Progress, Snapshot
-    from kinema.values import VideoRequest
+    from kinema.values import Scheduler, VideoRequest
 
 SCHEDULERS: Mapping[Scheduler, str] = {
     "euler": "EulerDiscreteScheduler",

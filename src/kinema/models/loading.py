@@ -40,8 +40,9 @@ from kinema.models.model_files import (
 )
 from kinema.models.reference_networks import make_reference_network
 from kinema.models.resolve import ModelSource, inventory, locate, pull, resolve
+from kinema.recipe import ModelIdentity
 from kinema.settings import Settings, read_settings
-from kinema.values import Engine, ModelIdentity, Precision
+from kinema.values import Engine, Precision
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

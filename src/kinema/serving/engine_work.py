@@ -12,9 +12,9 @@ from kinema.jobs.job import DeviceState
 from kinema.media.image import fit_image, open_image
 from kinema.media.safety_check import check_frames, check_image, check_safety_package
 from kinema.media.source_video import open_source_video
+from kinema.recipe import ImageGeneration
 from kinema.settings import read_settings
 from kinema.steps import Step, drive
-from kinema.values import ImageGeneration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator

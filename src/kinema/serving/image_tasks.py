@@ -16,7 +16,8 @@ from kinema.media.video_reader import each_frame, read_first_frame
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from kinema.values import FileEncoding, Fit
+    from kinema.recipe import FileEncoding
+    from kinema.values import Fit
 
 THUMBNAIL_WIDTH = 512
 

@@ -10,8 +10,8 @@ from kinema.errors import InvalidImage, InvalidRequest, JobNotFound, KinemaError
 from kinema.jobs.job_files import SIGNED_PREFIX, write_atomically
 from kinema.media.video_encoders import CRF
 from kinema.messages import Message
+from kinema.recipe import FileEncoding
 from kinema.serving.image_tasks import contact_sheet, encoded_again, thumbnail
-from kinema.values import FileEncoding
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,6 +19,7 @@ from kinema.jobs.job import PART_FILES
 from kinema.messages import rejected_value
 from kinema.models.catalog import CATALOG, IMAGE_MODELS, default_parameters, image_model_defaults
 from kinema.models.resolve import model_kind, resolve
+from kinema.recipe import FileEncoding
 from kinema.serving import openapi, schemas
 from kinema.serving.batches_api import add_batch_routes
 from kinema.serving.bounded_pool import client_gone
@@ -47,7 +48,6 @@ from kinema.serving.trace_parent import trace_parent
 from kinema.serving.verify_api import add_verify_route
 from kinema.serving.video_variants import MAX_CRF, STORED_CRF, Variant, VideoVariants, requested_encoding
 from kinema.serving.webhook_urls import check_webhook_url
-from kinema.values import FileEncoding
 from kinema.version import own_version
 
 if TYPE_CHECKING:

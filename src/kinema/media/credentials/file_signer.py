@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from kinema.media.credentials.signing_keys import SigningKeys
-    from kinema.values import Recipe
+    from kinema.recipe import Recipe
 
 GENERATED = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 RECIPE, MODEL = "kinema.recipe", "kinema.model"
