@@ -74,8 +74,9 @@ faults: $(VENV)/installed-dev ## run the slow fault tests: 30 kills, 50 cancels,
 faults-cluster: $(VENV)/installed-dev ## kill, freeze or cut off parts of a Ray cluster, front ends and PostgreSQL at 40 random moments: 30 minutes
 	$(BIN)/python tests/scale/cluster_faults.py --out bench/results/cluster-faults.json
 
-gallery: $(VENV)/installed ## run the commands of docs/gallery.md, which write its pictures: 2 minutes on two cores
+gallery: $(VENV)/installed ## run the commands of docs/gallery.md and of how-tos, which write their pictures: 4 minutes on two cores
 	$(BIN)/python docs/gallery.py
+	$(BIN)/python docs/how_to_pictures.py
 
 notebooks: $(VENV)/installed-dev ## run the notebooks and store their outputs in them
 	$(BIN)/python notebooks/execute.py notebooks/*.ipynb
