@@ -13,7 +13,8 @@ from kinema.messages import Message
 from kinema.models.workload import extension_workload
 from kinema.serving.blocked_words import check_prompt
 from kinema.serving.fields import is_set
-from kinema.serving.submission import Submission, check_offered, check_text, check_work
+from kinema.serving.submission import Submission, check_offered, check_text
+from kinema.serving.work_limits import check_work
 from kinema.values import TEXT_TO_IMAGE_FIELDS
 
 if TYPE_CHECKING:

@@ -35,6 +35,7 @@ from kinema.models.video_size import follow_image
 from kinema.models.workload import video_workload
 from kinema.serving.blocked_words import check_prompt
 from kinema.serving.fields import is_set, sent_name, to_parameters
+from kinema.serving.work_limits import check_work
 from kinema.values import too_long
 
 if TYPE_CHECKING:
@@ -266,78 +267,6 @@ def check_offered(settings: Settings, param: str, name: str) -> None:
             ),
             param,
         )
-
-
-def check_work(settings: Settings, request: VideoRequest, workload: Workload) -> None:
-    """Check the work of a request.
-
-    Raises:
-        InvalidRequest: it is more than a request or an API key may have.
-    """
-    work = workload.total
-    if workload.denoise > settings.max_work:
-        raise InvalidRequest(_too_much_work(request, workload.denoise, settings.max_work), "num_frames")
-    if work > settings.max_work:
-        largest = max(workload.finishing, key=lambda stage: workload.finishing[stage])
-        raise InvalidRequest(_too_much_finishing(request, largest, work, settings.max_work), largest)
-    if settings.key_work is not None and work > settings.key_work:
-        raise InvalidRequest(
-            Message(
-                "too_much_work_for_key",
-                "this request is {work:,g} million pixels × frames × steps; the maximum of all unfinished jobs of an "
-                "API key is {most:,g} (KINEMA_KEY_WORK): choose a smaller size, fewer frames or fewer steps",
-                work=work,
-                most=settings.key_work,
-            ),
-            "num_frames",
-        )
-
-
-def _too_much_finishing(request: VideoRequest, stage: str, work: float, most: float) -> Message:
-    """Return the error message for a request that would be allowed without its largest stage after decoding."""
-    return Message(
-        "too_much_finishing",
-        "with {name} {value}, {width}×{height} pixels × {frames} frames × {steps} steps are {work:,.0f} million; the "
-        "maximum per request is {most:,.0f} (KINEMA_MAX_WORK): use {name} 1, or choose a smaller size or fewer frames",
-        name=stage,
-        value=getattr(request, stage),
-        width=request.width,
-        height=request.height,
-        frames=request.num_frames,
-        steps=request.num_inference_steps,
-        work=work,
-        most=most,
-    )
-
-
-def _too_much_work(request: VideoRequest, work: float, most: float) -> Message:
-    """Return the error message for too much work of the model."""
-    # Those that the model predicts in each step.
-    frames = round(work * 1_000_000 / (request.width * request.height * request.num_inference_steps))
-    if frames == request.num_frames:
-        return Message(
-            "too_much_work",
-            "{width}×{height} pixels × {frames} frames × {steps} steps is {work:,.0f} million; the maximum per "
-            "request is {most:,.0f} (KINEMA_MAX_WORK): choose a smaller size, fewer frames or fewer steps",
-            width=request.width,
-            height=request.height,
-            frames=frames,
-            steps=request.num_inference_steps,
-            work=work,
-            most=most,
-        )
-    return Message(
-        "too_much_predicted",
-        "{width}×{height} pixels × {frames} predicted frames × {steps} steps is {work:,.0f} million; the maximum per "
-        "request is {most:,.0f} (KINEMA_MAX_WORK): choose a smaller size, fewer frames or fewer steps. A loop, a last "
-        "image, and the windows of a long video need more predicted frames than the video has",
-        width=request.width,
-        height=request.height,
-        frames=frames,
-        steps=request.num_inference_steps,
-        work=work,
-        most=most,
-    )
 
 
 def check_key(key: str | None) -> None:

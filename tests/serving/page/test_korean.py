@@ -41,6 +41,7 @@ PAGE_MODULES = {
     "media/safety_check.py": {"check_safety_package"},
     "serving/blocked_words.py": {"_unusable"},
     "serving/submission.py": set(),
+    "serving/work_limits.py": set(),
     "jobs/queue.py": {"list", "_check_completed"},
     "jobs/submitter.py": set(),
     "jobs/job_files.py": {"__init__"},
