@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from kinema.jobs.run_ends import Requeued, WorkCancelled, WorkerLost, WorkerReplaced, WorkFailed, raise_end
 
@@ -14,11 +14,25 @@ if TYPE_CHECKING:
 
     from kinema.jobs.job import Part
     from kinema.jobs.run_ends import NextAction
-    from kinema.jobs.worker import Worker
 
 # A worker process whose step takes longer than this after a cancel is killed.
 CANCEL_SECONDS = 1.5
 POLL_SECONDS = 0.1
+
+
+class RunControl(Protocol):
+    """What a run needs of its worker."""
+
+    step_timeout: float
+
+    def cancel(self, run: Run, /) -> None:
+        """Tell the process to stop the run within a step."""
+
+    def forget(self, run: Run, /) -> None:
+        """Ignore all further reports of the run."""
+
+    def kill(self, run: Run, reason: str, /) -> None:
+        """Kill the process of the run, unless it has already ended."""
 
 
 class Run:
@@ -29,7 +43,7 @@ class Run:
         reports: What the process has said about it.
     """
 
-    def __init__(self, worker: Worker, job: str, parts: tuple[Part, ...]) -> None:
+    def __init__(self, worker: RunControl, job: str, parts: tuple[Part, ...]) -> None:
         self._worker = worker
         self.job, self.parts = job, parts
         self.number = 0
