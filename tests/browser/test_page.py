@@ -130,6 +130,10 @@ def test_finished_video_is_extended(server, visit):
     page.wait_for_function("(before) => document.querySelector('.k-panel').dataset.job !== before", arg=job)
     finished(page)
     assert "21 frames, 3.0 s" in page.inner_text(".k-panel .k-facts summary")
+    page.locator(".k-panel .k-use, .k-card:first-child .k-use").first.click()
+    page.wait_for_selector("text=This video was extended. The form has the parameters of its first part")
+    length = page.get_by_label("number input for Length in seconds").element_handle()
+    page.wait_for_function("(length) => length.value === '3'", arg=length)
 
 
 def test_notice_of_a_finished_video_whose_last_frame_becomes_the_image(server, visit):
