@@ -1,6 +1,7 @@
 """Two servers with data folders of their own share images and videos in a bucket."""
 
 import hashlib
+from email.utils import parsedate_to_datetime
 
 import httpx
 import pytest
@@ -65,6 +66,15 @@ def test_every_server_sends_video_ranges_thumbnail_recipe_and_image(clients, vid
         assert client.get(image, params={"width": 64, "height": 64}).headers["content-type"] == "image/jpeg"
         bodies.add(whole.content)
     assert len(bodies) == 1
+
+
+def test_every_server_sends_the_file_of_a_batch_with_its_own_time(clients):
+    form = {"data": {"purpose": "batch"}, "files": {"file": ("a.jsonl", b"{}\n")}}
+    file = clients[0].post("/v1/files", **form).json()
+    answers = [client.get(f"/v1/files/{file['id']}/content") for client in (*clients, *clients)]
+    assert {answer.content for answer in answers} == {b"{}\n"}
+    times = {parsedate_to_datetime(answer.headers["last-modified"]).timestamp() for answer in answers}
+    assert (times, len({answer.headers["etag"] for answer in answers})) == ({file["created_at"]}, 1)
 
 
 def test_download_is_redirected_to_a_presigned_url(clients, video, s3):
