@@ -1,7 +1,7 @@
 """The last frames of a video that is extended: the windows that go on from them, and their latents.
 
 Most models encode these frames (`encode`). Latents can also say more than a frame shows: where in the image its content
-comes from (training/README.md). Then the video is denoised again by its recipe (`denoise_again`).
+comes from (training/README.md). Then the video is denoised again by its recipe (`engine.repetition`).
 """
 
 from __future__ import annotations
@@ -14,18 +14,15 @@ import torch
 from PIL import Image
 
 from kinema.engine.conditioning import ENCODE_STEPS
-from kinema.engine.denoising import denoise
 from kinema.models.windows import Window, extended_windows
-from kinema.steps import Step, replaced
+from kinema.steps import Step
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
-    from kinema.engine.conditioning import Conditions
     from kinema.media.source_video import SourceVideo
     from kinema.media.video_writer import Frames
     from kinema.models.loading import VideoPipeline
-    from kinema.models.memory_plan import MemoryPlan
     from kinema.models.offload import Placed
     from kinema.values import VideoRequest
 
@@ -44,16 +41,31 @@ class HeldFrames:
     at_once: int
     """Frames of a window."""
 
+    @classmethod
+    def of(
+        cls, pipeline: VideoPipeline, latents: torch.Tensor, windows: Sequence[Window], request: VideoRequest
+    ) -> HeldFrames:
+        """Return the latents with the windows from `new_windows`, which then count from the first held frame."""
+        first = windows[0].start
+        shifted = tuple(Window(w.start - first, w.end - first, w.is_reversed) for w in windows)
+        return cls(latents, shifted, request.num_frames - first, pipeline.frames_at_once)
+
     @property
     def reach(self) -> int:
         """The number of new frames that are corrected by the error of the last held one (`samplers.holding`)."""
         return 3 * self.at_once // 7
 
 
+def new_windows(pipeline: VideoPipeline, lengths: Sequence[int], request: VideoRequest) -> list[Window]:
+    """Return the windows that have new frames, counted from the first frame of the whole video."""
+    found = extended_windows((*lengths, request.num_frames), pipeline.frames_at_once)
+    return [window for window in found if window.end > lengths[-1]]
+
+
 def hold_steps(pipeline: VideoPipeline, source: SourceVideo, request: VideoRequest) -> int:
-    """Return the number of steps of `encode` or `denoise_again`."""
+    """Return the number of steps of `encode` or `repetition.denoise_again`."""
     if pipeline.encodes_frames:
-        return source.lengths[-1] - _first(_new_windows(pipeline, source.lengths, request))
+        return source.lengths[-1] - new_windows(pipeline, source.lengths, request)[0].start
     return len(source.lengths) * request.num_inference_steps
 
 
@@ -61,7 +73,7 @@ def encode(
     pipeline: VideoPipeline, placed: Placed, source: SourceVideo, request: VideoRequest
 ) -> Generator[Step, None, HeldFrames]:
     """Encode the frames to hold, one by one: yield a step after each."""
-    windows = _new_windows(pipeline, source.lengths, request)
+    windows = new_windows(pipeline, source.lengths, request)
     count = hold_steps(pipeline, source, request)
     # float16 overflows in the encoder of SVD's VAE.
     dtype = torch.float32 if pipeline.force_upcast and pipeline.dtype == torch.float16 else pipeline.dtype
@@ -72,72 +84,7 @@ def encode(
             latents = vae.encode(pixels.to(pipeline.device, dtype)).latent_dist.mode()
             encoded.append(latents.float() * vae.config.scaling_factor)
             yield Step("encode", ENCODE_STEPS + len(encoded), ENCODE_STEPS + count)
-    return _held(pipeline, torch.stack(encoded, 1), windows, request)
-
-
-def denoise_again(
-    pipeline: VideoPipeline,
-    plan: MemoryPlan,
-    ends: Sequence[Conditions],
-    source: SourceVideo,
-    request: VideoRequest,
-    generator: torch.Generator,
-    events: list[str],
-) -> Generator[Step, None, tuple[HeldFrames, MemoryPlan]]:
-    """Denoise the earlier video as it was made, with its extensions: yield its steps as steps of encoding.
-
-    Args:
-        pipeline: See `kinema.engine.generate`.
-        plan: For the frames of one window.
-        ends: The conditions, those of the earlier video too.
-        source: The earlier video.
-        request: The request of the longer video.
-        generator: As it is after encoding the image; its state does not change.
-        events: See `denoise`.
-
-    Returns:
-        The held frames, and the final plan.
-
-    Raises:
-        InsufficientMemory, GenerationFailed: see `denoise`.
-    """
-    total = ENCODE_STEPS + hold_steps(pipeline, source, request)
-
-    def as_encoding(step: Step) -> Step:
-        return Step("encode", done + step.step, total)
-
-    held: HeldFrames | None = None
-    for i, length in enumerate(source.lengths):
-        done = ENCODE_STEPS + i * request.num_inference_steps
-        before = request.model_copy(update={"num_frames": length})
-        drawn = torch.Generator("cpu")
-        drawn.set_state(generator.get_state())
-        steps = denoise(pipeline, plan, ends, before, drawn, events, held)
-        made, plan = yield from replaced(steps, as_encoding)
-        after = request.model_copy(update={"num_frames": (*source.lengths, request.num_frames)[i + 1]})
-        windows = _new_windows(pipeline, source.lengths[: i + 1], after)
-        held = _held(pipeline, made[:, made.shape[1] - length + _first(windows) :], windows, after)
-    assert held is not None, "a video has a length"
-    return held, plan
-
-
-def _new_windows(pipeline: VideoPipeline, lengths: Sequence[int], request: VideoRequest) -> list[Window]:
-    """Return the windows that have new frames, counted from the first frame of the whole video."""
-    found = extended_windows((*lengths, request.num_frames), pipeline.frames_at_once)
-    return [window for window in found if window.end > lengths[-1]]
-
-
-def _first(windows: Sequence[Window]) -> int:
-    """Return the first frame that is held."""
-    return windows[0].start
-
-
-def _held(
-    pipeline: VideoPipeline, latents: torch.Tensor, windows: Sequence[Window], request: VideoRequest
-) -> HeldFrames:
-    first = windows[0].start
-    shifted = tuple(Window(w.start - first, w.end - first, w.is_reversed) for w in windows)
-    return HeldFrames(latents, shifted, request.num_frames - first, pipeline.frames_at_once)
+    return HeldFrames.of(pipeline, torch.stack(encoded, 1), windows, request)
 
 
 def fitted_frames(source: SourceVideo, request: VideoRequest) -> Frames:

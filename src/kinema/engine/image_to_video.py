@@ -25,6 +25,7 @@ from kinema.engine.denoising import denoise, window_frames
 from kinema.engine.engines import engine_for, precision_for
 from kinema.engine.finishing import finish, finish_extended, finishing_stages
 from kinema.engine.out_of_memory import SMALLER, insufficient, is_out_of_memory
+from kinema.engine.repetition import denoise_again
 from kinema.errors import GenerationFailed
 from kinema.media.image import fit_image
 from kinema.media.video import Video
@@ -174,7 +175,7 @@ def _to_denoised(
     if source is not None and pipeline.encodes_frames:
         held = yield from _encode_held(pipeline, plan, source, request)
     elif source is not None:
-        again = held_frames.denoise_again(pipeline, plan, ends, source, request, generator, events)
+        again = denoise_again(pipeline, plan, ends, source, request, generator, events)
         held, plan = yield from again
     latents, plan = yield from denoise(pipeline, plan, ends, request, generator, events, held)
     return Checkpoint(latents, plan, tuple(events))
