@@ -12,11 +12,14 @@ TORCH_INDEX ?=
 # start compiles PyTorch anew, which takes three times as long as to import it.
 export PYTHONDONTWRITEBYTECODE :=
 
+# The photographs that training/pocket/collect.py wrote.
+PHOTOS ?= training/data/photos.tar
+
 # The environment whose packages `make sbom` lists, and the file whose versions `make audit` looks up.
 ENVIRONMENT ?= $(VENV)
 PINNED ?= constraints.txt
 
-.PHONY: demo quick test fast-tests test-all check docs sbom audit bench bench-server faults faults-cluster gallery notebooks screenshots clean chromium
+.PHONY: demo quick test fast-tests test-all check docs sbom audit bench bench-server faults faults-cluster gallery pocket-records notebooks screenshots clean chromium
 
 demo: $(VENV)/installed ## create a video from an image with the embedded model
 	@mkdir -p out
@@ -78,6 +81,18 @@ gallery: $(VENV)/installed ## run the commands of docs/gallery.md and of how-tos
 	$(BIN)/python docs/gallery.py
 	$(BIN)/python docs/how_to_pictures.py
 
+pocket-records: $(VENV)/installed-training ## measure again all that depends on the weights of the pocket model; needs quiet cores
+	$(BIN)/python -m training.pocket.evaluate --photos $(PHOTOS) --json bench/results/pocket-evaluation.json
+	OMP_NUM_THREADS=1 $(BIN)/python bench/block_rate.py --out bench/results/pocket-block-rate.json
+	$(BIN)/python bench/chunks.py --out bench/results/pocket-chunks.json
+	OMP_NUM_THREADS=1 $(BIN)/python bench/cold_start.py --out bench/results/pocket-cold-start-cpu.json
+	$(BIN)/python bench/squares.py --out bench/results/pocket-squares.json
+	$(BIN)/python bench/two_ends.py --photos $(PHOTOS) --out bench/results/pocket-two-ends.json
+	$(BIN)/python bench/long_videos.py --photos $(PHOTOS) --out bench/results/pocket-long-videos.json
+	$(BIN)/python bench/long_videos.py --photos $(PHOTOS) --ways extended --out bench/results/pocket-extend.json
+	$(BIN)/python bench/upscaling.py --photos $(PHOTOS) --out bench/results/pocket-upscaling.json
+	$(BIN)/python bench/watermark.py --photos $(PHOTOS) --sections survival,time --out bench/results/watermark.json
+
 notebooks: $(VENV)/installed-dev ## run the notebooks and store their outputs in them
 	$(BIN)/python notebooks/execute.py notebooks/*.ipynb
 
@@ -118,6 +133,10 @@ $(VENV)/installed-docs: $(VENV)/created pyproject.toml
 
 $(VENV)/installed-audit: $(VENV)/created pyproject.toml
 	@$(PIP) --editable ".[audit]"
+	@touch $@
+
+$(VENV)/installed-training: $(VENV)/created pyproject.toml
+	@$(PIP) --editable ".[training,upscale]"
 	@touch $@
 
 # The browser tests need Debian's chromium. If it can't be installed, they are skipped.
