@@ -26,6 +26,7 @@ from kinema.serving.client_messages import failure_message
 from kinema.serving.page import form_html, job_html
 from kinema.serving.page.translations.english import ENGLISH
 from kinema.serving.page.translations.korean import KOREAN
+from kinema.serving.page.translations.verify_words import VERIFY_WORDS
 from kinema.serving.submission import prepare
 from kinema.settings import Settings
 from kinema.values import VideoRequest, too_long
@@ -110,6 +111,12 @@ def test_errors_that_reach_the_page_have_a_message_code(module):
         if call.args and isinstance(call.args[0], ast.Constant | ast.JoinedStr)
     ]
     assert not plain
+
+
+def test_no_particle_depends_on_the_last_sound_of_a_value():
+    texts = [*KOREAN.messages.values(), *KOREAN.errors.values(), *VERIFY_WORDS["ko"].values()]
+    texts += [*KOREAN.parameter_names.values(), *KOREAN.parameter_help.values()]
+    assert [shown for shown in texts if re.search(r"이\(가\)|은\(는\)|을\(를\)|와\(과\)|\(으\)로", shown)] == []
 
 
 def test_every_error_code_has_a_korean_description():

