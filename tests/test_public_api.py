@@ -2,7 +2,6 @@
 
 import inspect
 import os
-import re
 import subprocess
 import sys
 import textwrap
@@ -41,27 +40,6 @@ def test_typed_keywords_are_the_fields_of_the_request_size_and_seconds() -> None
     assert set(get_type_hints(VideoParameters)) == fields
     for function in (kinema.generate, kinema.stream):
         assert fields <= set(inspect.signature(function).parameters)
-
-
-SNIPPETS = {
-    'kinema.generate("x.png", motion_bucket=1)': 'Unexpected keyword argument "motion_bucket"',
-    'kinema.generate("x.png", fps="fast")': 'Argument "fps" to "generate" has incompatible type "str"',
-    'kinema.stream("x.png", fit="zoom")': 'Argument "fit" to "stream" has incompatible type',
-    'kinema.generate("x.png", motion_bucket_id=180, fit="pad", engine="fast").save("x.mp4")': None,
-    '[event.stage for event in kinema.stream("x.png") if not isinstance(event, kinema.Video)]': None,
-    "raise kinema.ModelGated": None,
-}
-
-
-def test_mypy_rejects_wrong_keywords_and_accepts_right_ones(tmp_path: Path) -> None:
-    (tmp_path / "script.py").write_text("\n".join(["import kinema", *SNIPPETS, ""]), encoding="utf-8")
-    command = [sys.executable, "-m", "mypy", "--config-file", ROOT / "pyproject.toml", tmp_path / "script.py"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-    found = dict(re.findall(r"script\.py:(\d+): error: (.*)", done.stdout))
-    for line, (snippet, error) in enumerate(SNIPPETS.items(), 2):
-        if error is not None:
-            assert error in found.pop(str(line), "accepted"), (snippet, done.stdout)
-    assert not found, done.stdout
 
 
 # What users of diffusers type
