@@ -32,7 +32,7 @@ import psutil
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tests" / "serving"))
 
-from server_process import Server, start, stop, wait_for  # noqa: E402 - it is not in a package
+from server_process import Server, child_processes, start, stop, wait_for  # noqa: E402 - it is not in a package
 
 IMAGE = ROOT / "examples" / "rocket.jpg"
 WARM_VIDEOS = 5
@@ -102,9 +102,8 @@ def seconds_after_kill(server: Server, client: httpx.Client, submit: Callable[[i
     while client.get(f"/v1/videos/{video}").json()["status"] == "queued":
         time.sleep(0.03)
     time.sleep(1)
-    for process in psutil.Process(server.process.pid).children(recursive=True):
-        if "kinema.jobs.worker_process" in " ".join(process.cmdline()):
-            process.kill()
+    for process in child_processes("kinema.jobs.worker_process", of=server.process.pid):
+        process.kill()
     killed = time.perf_counter()
     assert wait_for(client, video, 3600)["status"] == "completed"
     return time.perf_counter() - killed

@@ -6,7 +6,7 @@ import sys
 import time
 
 import pytest
-from server_process import SERVICE, free_port, start, stop, wait_for, wait_ready
+from server_process import SERVICE, child_processes, free_port, start, stop, wait_for, wait_ready
 
 LIMIT = 400
 FIELDS = {"motion_bucket_id": "200", "num_inference_steps": "30", "num_frames": "3"}
@@ -33,7 +33,7 @@ def test_worker_killed_while_connections_use_all_descriptors_restarts(tmp_path, 
             with contextlib.suppress(OSError):
                 connection.sendall(INCOMPLETE)
         time.sleep(3)  # the server accepts as many as it can
-        (worker,) = (child for child in api.children() if "kinema.jobs.worker_process" in child.cmdline())
+        (worker,) = child_processes("kinema.jobs.worker_process", of=api.pid)
         worker.kill()
         time.sleep(5)
         while connections:

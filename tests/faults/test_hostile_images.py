@@ -19,7 +19,7 @@ from figures import record
 from heif_files import heic, large_heic
 from image_attacks import cut_jpeg, jpeg, large_avif, large_webp, many_chunks, many_scans, many_segments
 from PIL import Image
-from server_process import start, stop, wait_for
+from server_process import child_processes, start, stop, wait_for
 from server_work import make_recipe
 
 pytestmark = pytest.mark.slow
@@ -64,10 +64,9 @@ class Monitor:
     def _measure_memory(self):
         while not self._done.wait(0.02):
             total = self._api.memory_info().rss
-            for child in self._api.children():
+            for child in child_processes("kinema.serving.decode_process", of=self._api.pid):
                 with contextlib.suppress(psutil.NoSuchProcess):
-                    if "kinema.serving.decode_process" in child.cmdline():
-                        total += child.memory_info().rss
+                    total += child.memory_info().rss
             self.memory = max(self.memory, total)
 
     def record(self, what):
@@ -218,7 +217,6 @@ def test_contact_sheet_of_128_large_frames_is_bounded(server, png, tmp_path):
 def test_memory_is_released_afterwards(server):
     time.sleep(2)
     api = server.api_process()
-    memory = api.memory_info().rss + sum(
-        child.memory_info().rss for child in api.children() if "kinema.serving.decode_process" in child.cmdline()
-    )
+    children = child_processes("kinema.serving.decode_process", of=api.pid)
+    memory = api.memory_info().rss + sum(child.memory_info().rss for child in children)
     record("memory after hostile images", memory / GIGABYTE, bar=0.6, unit="GB")

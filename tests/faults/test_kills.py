@@ -10,7 +10,7 @@ import time
 
 import httpx
 import pytest
-from server_process import start, stop, wait_for, wait_ready
+from server_process import child_processes, start, stop, wait_for, wait_ready
 from server_work import make_frames, make_recipe
 
 from kinema.media.video import Video
@@ -110,7 +110,7 @@ def cancel_at_random_times(tmp_path, png, count):
     try:
         with server.client() as client:
             fields = FIELDS | {"num_inference_steps": "100"}
-            (worker,) = (c for c in server.api_process().children() if "kinema.jobs.worker_process" in c.cmdline())
+            (worker,) = child_processes("kinema.jobs.worker_process", of=server.api_process().pid)
             before = None
             for i in range(count):
                 response = client.post("/v1/videos", data=fields | {"seed": str(i)}, files={"image": ("a.png", png)})

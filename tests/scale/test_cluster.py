@@ -13,12 +13,14 @@ import pytest
 
 pytest.importorskip("ray", reason="ray is not installed")
 sys.path.append(str(Path(__file__).parents[1] / "jobs"))
+sys.path.append(str(Path(__file__).parents[1] / "serving"))  # for server_process
 
 import ray
 from otlp_receiver import attributes, receiving
 from queue_helpers import IMAGE, request, stored_files, wait_finished, wait_until
 from queue_work import expected_video
 from ray.cluster_utils import Cluster
+from server_process import child_processes
 
 from kinema.cli.service_checks import check_services, service_rows
 from kinema.errors import InvalidRequest
@@ -88,10 +90,6 @@ def assert_completed(queue, job, attempts=None):
     assert (job.status, job.error) == ("completed", None)
     assert attempts is None or job.attempts == attempts
     assert queue.result(job.id).read_bytes() == expected_video(job.request, IMAGE)
-
-
-def processes(module):
-    return [p for p in psutil.Process().children(recursive=True) if module in p.cmdline()]
 
 
 def start_of(queue, **settings):
@@ -187,17 +185,17 @@ def test_job_of_a_killed_worker_process_runs_again(queue, task_log):
 
 def test_bridge_ignores_a_stop_signal_so_that_the_server_can_finish_its_jobs(queue):
     job = start_of(queue, seed=12)
-    (bridge,) = processes(BRIDGE)
+    (bridge,) = child_processes(BRIDGE)
     bridge.terminate()
     assert_completed(queue, job, attempts=0)
     assert bridge.is_running()
-    assert processes(BRIDGE) == [bridge]
+    assert child_processes(BRIDGE) == [bridge]
 
 
 @pytest.mark.slow
 def test_job_survives_the_end_of_the_bridge(queue):
     job = start_of(queue, seed=11)
-    (bridge,) = processes(BRIDGE)
+    (bridge,) = child_processes(BRIDGE)
     bridge.kill()
     wait_until(lambda: any("ended: killed by SIGKILL" in problem for problem in queue.problems))
     assert not queue.cluster_ready

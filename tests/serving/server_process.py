@@ -34,9 +34,20 @@ class Server:
 
     def api_process(self):
         """Return the process with the queue; its parent is the arbiter that restarts it."""
-        return next(
-            p for p in psutil.Process(self.process.pid).children() if "_bentoml_impl.worker" in " ".join(p.cmdline())
-        )
+        return child_processes("_bentoml_impl.worker", of=self.process.pid)[0]
+
+
+def child_processes(part, of=None):
+    """Return the descendants of a process (default: this one) with `part` in their command line.
+
+    Those that end meanwhile are left out: the command line of a zombie can't be read.
+    """
+    found = []
+    for process in psutil.Process(of).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if part in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def free_port():

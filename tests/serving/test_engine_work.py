@@ -4,9 +4,9 @@ import io
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 from PIL import Image
+from server_process import child_processes
 
 import kinema
 from kinema.engine import Checkpoint, Projection, generate, to_latents, to_video
@@ -285,10 +285,9 @@ def test_job_of_a_group_runs_again_when_its_second_process_dies(monkeypatch, tin
         killed = 0
         for state in queue.subscribe(job.id):
             if state.step and not killed:
-                for process in psutil.Process().children(recursive=True):
-                    if PEER in process.cmdline():
-                        process.kill()
-                        killed += 1
+                for process in child_processes(PEER):
+                    process.kill()
+                    killed += 1
         assert killed == 1
         job = queue.get(job.id)
         assert (job.status, job.error, job.attempts) == ("completed", None, 1)

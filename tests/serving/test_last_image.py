@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from image_attacks import many_scans
 from PIL import Image
-from server_process import start, stop, wait_for
+from server_process import child_processes, start, stop, wait_for
 
 from kinema.media.video_reader import each_frame, read_recipe
 
@@ -180,9 +180,8 @@ def kill_while_denoising(server, client, video_id):
     while (video := client.get(f"/v1/videos/{video_id}").json())["stage"] != "denoise":
         assert time.monotonic() < deadline, video
         time.sleep(0.02)
-    for worker in server.api_process().children():
-        if "worker_process" in " ".join(worker.cmdline()):
-            worker.kill()
+    for worker in child_processes("kinema.jobs.worker_process", of=server.api_process().pid):
+        worker.kill()
 
 
 def pattern(shift):
