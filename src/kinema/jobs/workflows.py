@@ -51,6 +51,8 @@ class Workflows:
                 "enable_otlp": False,
                 "log_level": "ERROR",
                 "use_listen_notify": False,
+                # DBOS stops only after such a pause. It polls memory, for messages to workflows, which have none.
+                "notification_listener_polling_interval_sec": 0.1,
             }
         )
         self._workflow = DBOS.workflow(name="kinema_job", max_recovery_attempts=MAX_RECOVERIES)(kinema_job)
