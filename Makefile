@@ -37,7 +37,13 @@ quick: check ## check style and types, and run the unit tests that need no model
 
 test: check fast-tests ## run all checks and all tests except slow ones: about 15 minutes on two cores, with installing
 
-fast-tests: $(VENV)/installed-dev chromium
+# Import what most processes of the tests import. Else three of them would begin with compiling the same modules.
+$(VENV)/compiled: $(VENV)/installed-dev
+	@$(BIN)/python -c "import diffusers, gradio, transformers, kinema.serving.service; \
+		diffusers.UNetSpatioTemporalConditionModel, diffusers.AutoencoderKLTemporalDecoder, transformers.CLIPTextModel"
+	@touch $@
+
+fast-tests: $(VENV)/compiled chromium
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-all: check docs chromium ## run all checks, build the site, and run all tests
