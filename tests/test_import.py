@@ -48,8 +48,11 @@ def test_rejected_request_imports_no_heavy_library() -> None:
 SMALL = {"width": 64, "height": 64, "num_frames": 2, "num_inference_steps": 1, "seed": 5}
 FAST_ENGINE = {
     "library": "import kinema; kinema.load({model!r})",
-    "command": "from kinema.cli import main; assert main(['generate', {image!r}, '--model', {model!r}, *{flags}]) == 0",
-    "doctor": "from kinema.cli import main; assert main(['doctor']) == 0",
+    "commands": """
+from kinema.cli import main
+assert main(['generate', {image!r}, '--model', {model!r}, *{flags}]) == 0
+assert main(['doctor']) == 0
+""",
     "worker": """
 from pathlib import Path
 from kinema.jobs.job import Task

@@ -243,10 +243,20 @@ def test_signal_during_text_to_image_exits_and_leaves_no_file(folder, tiny_svd, 
 # Remake
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder for the files of `video_path`, which are generated once."""
+    return tmp_path_factory.mktemp("made")
+
+
 @pytest.fixture
-def video_path(generate_from_prompt, folder):
-    """Generate `from_prompt.mp4` and its image `image.png`, and return the video's path."""
-    assert generate_from_prompt("-o", "from_prompt.mp4", "--save-image", "image.png").code == 0
+def video_path(made, generate_from_prompt, folder):
+    """Write `from_prompt.mp4` and its image `image.png`, and return the video's path."""
+    if not list(made.iterdir()):
+        assert generate_from_prompt("-o", "from_prompt.mp4", "--save-image", "image.png").code == 0
+        for file in folder.iterdir():
+            shutil.copy(file, made)
+    shutil.copytree(made, folder, dirs_exist_ok=True)
     return folder / "from_prompt.mp4"
 
 

@@ -247,10 +247,10 @@ def test_hung_second_process_is_killed_after_step_timeout(
 
 
 def test_out_of_memory_of_second_process_halves_the_chunk(
-    pair: VideoPipeline, image: InputImage, monkeypatch: pytest.MonkeyPatch
+    shared: VideoPipeline, image: InputImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    request = request_of(pair, decode_chunk_size=2)
-    denoised = drive(to_latents(pair, image, request))
+    request = request_of(shared, decode_chunk_size=2)
+    denoised = drive(to_latents(shared, image, request))
     answer, failures = Peer.answer, [MemoryError("out of memory")]  # as the process reports it
 
     def fail_once(peer: Peer, *arguments: object) -> object:
@@ -260,12 +260,12 @@ def test_out_of_memory_of_second_process_halves_the_chunk(
         return result
 
     monkeypatch.setattr(Peer, "answer", fail_once)
-    video = drive(to_video(pair, image, request, denoised))
+    video = drive(to_video(shared, image, request, denoised))
     assert video.recipe.events == ("memory ran out while decoding 2 frames together: continued with 1",)
     assert len(video.frames) == 5
     one = drive(
         to_video(
-            pair,
+            shared,
             image,
             request.changed(decode_chunk_size=1),
             replace(denoised, plan=replace(denoised.plan, decode_chunk_size=1)),
