@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from playwright.sync_api import Browser
+
 # Set before libraries read them: no downloads, and threads do not speed up tiny arrays.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -19,6 +21,7 @@ if not Path("/dev/nvidiactl").exists():  # Triton reads it when it is imported
 import pytest
 
 import s3_server
+from chromium_browser import ARGUMENTS, CHROMIUM
 from tiny import make_tiny_sd, make_tiny_svd
 
 
@@ -55,32 +58,51 @@ def s3_store(s3, tmp_path, monkeypatch) -> str:
     return s3.new_bucket("-".join(tmp_path.parts[-2:]).replace("_", "-").lower()[-63:].strip("-"))
 
 
+@pytest.fixture(scope="module")  # its event loop would disturb tests of other modules
+def chromium() -> Iterator[Browser]:
+    """Return a browser."""
+    if CHROMIUM is None:
+        pytest.skip("Debian's chromium is not installed")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
 # Files that take longest: several processes begin with them, so that none of them is left at the end.
 LONGEST = (
-    "test_videos_api.py",
     "test_page.py",
+    "test_videos_api.py",
+    "test_databases.py",
     "test_how_to.py",
     "test_fast.py",
     "test_generate.py",
     "test_gpu_group.py",
-    "test_swagger.py",
+    "test_cli_prompt.py",
+    "test_parity.py",
     "test_batch_command.py",
+    "test_benchmark.py",
 )
-# Files that share the server of tests/serving/conftest.py: they run in one process, which starts it once.
-SHARED_SERVER = tuple(
-    f"tests/serving/test_{name}.py"
-    for name in (
+# Files that share a server: they run in one process, which starts it once.
+SHARED = {
+    "tests/browser": ("page", "page_routes", "verify_page"),
+    "tests/jobs": ("databases", "batch_table", "migrations", "owners", "shared_files", "two_servers"),  # PostgreSQL
+    "tests/serving": (
         "batches_api",
         "clients",
         "http_errors",
         "log_and_head",
         "openapi",
         "operation",
+        "swagger",
         "videos_api",
         "waiting",
         "webhooks",
-    )
-)
+    ),
+}
+GROUPS = {f"{folder}/test_{name}.py": folder for folder, names in SHARED.items() for name in names}
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -93,7 +115,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
     class LoadServerScheduling(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = super()._split_scope(nodeid)
-            return SHARED_SERVER[0] if file in SHARED_SERVER else file
+            return GROUPS.get(file, file)
 
     return LoadServerScheduling(config, log)
 

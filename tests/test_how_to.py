@@ -203,20 +203,15 @@ def test_blocks_are_run_or_say_why_not():
 
 
 @pytest.mark.browser
-def test_page_of_another_origin_makes_a_video(folder, url, site, origin):
-    from playwright.sync_api import sync_playwright
-
-    chromium = shutil.which("chromium") or pytest.skip("Debian's chromium is not installed")
+def test_page_of_another_origin_makes_a_video(chromium, folder, url, site, origin):
     (html,) = [block.code for block in blocks("docs/how-to/from-javascript.md") if block.language == "html"]
     (site / "index.html").write_text(html.replace(SERVER, url))
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page()
-        page.goto(origin)
-        page.set_input_files("#image", "examples/rocket.jpg")
-        page.wait_for_function("document.querySelector('#video').readyState >= 2")
-        assert page.inner_text("#status") == "completed, 100%"
-        browser.close()
+    page = chromium.new_page()
+    page.goto(origin)
+    page.set_input_files("#image", "examples/rocket.jpg")
+    page.wait_for_function("document.querySelector('#video').readyState >= 2")
+    assert page.inner_text("#status") == "completed, 100%"
+    page.close()
 
 
 def error_classes(base=errors.KinemaError):

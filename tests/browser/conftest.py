@@ -1,9 +1,9 @@
 """Fixtures of the page's tests: a server with a stand-in for the model, a browser, and a record of its requests."""
 
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import pytest
-from page_helpers import CHROMIUM, QUIET, Server, ready
+from page_helpers import Server, ready
 
 
 @pytest.fixture(scope="session")
@@ -14,21 +14,9 @@ def server(tmp_path_factory):
     server.kill()
 
 
-@pytest.fixture(scope="module")  # its event loop would disturb tests of other modules
-def chromium():
-    if CHROMIUM is None:
-        pytest.skip("Debian's chromium is not installed")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture(scope="module")
 def contexts(chromium):
-    """Browser contexts by their options, reused so that scripts and styles are cached."""
+    """Browser contexts by their options, reused so that scripts and styles are cached and compiled."""
     return {}
 
 
@@ -45,6 +33,7 @@ def visit(chromium, contexts):
                 options["http_credentials"] = dict(zip(("username", "password"), credentials, strict=True))
             contexts[key] = chromium.new_context(**(defaults | options))
             contexts[key].set_default_timeout(60_000)
+            contexts[key].new_page().goto(urljoin(url, "/studio/verify"))  # stays open, so that their process does too
         page = contexts[key].new_page()
         pages.append(page)
         page.on("request", lambda request: urls.append(request.url))

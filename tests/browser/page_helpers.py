@@ -3,7 +3,6 @@
 import contextlib
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -11,11 +10,6 @@ import time
 from pathlib import Path
 from urllib.request import urlopen
 
-CHROMIUM = shutil.which("chromium")
-QUIET = [
-    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync",
-    "--no-first-run",
-]  # fmt: skip
 ROCKET = Path(__file__).parents[2] / "examples" / "rocket.jpg"
 
 

@@ -63,6 +63,7 @@ def test_empty_size_follows_a_portrait_image(server, visit, tmp_path):
     upload_image(page, tmp_path / "phone.jpg")
     page.wait_for_selector(".k-image .k-media img[src*='width=160&height=288']")
     followed = generate(page)
+    finished(page)
     set_number(page, "Width", 288)
     page.wait_for_selector(".k-image .k-media img[src*='width=288&height=288']")
     given = generate(page)
