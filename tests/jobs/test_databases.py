@@ -5,6 +5,7 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+import sqlalchemy as sa
 from queue_helpers import (
     BLOCKED,
     IMAGE,
@@ -45,6 +46,37 @@ def test_job_completes_and_key_returns_it(queue):
     assert queue.submit(NewJob(request(prompt="a fox"), idempotency_key="k")) == queue.get(job.id)
     with pytest.raises(IdempotencyKeyReused):
         queue.submit(NewJob(request(prompt="a hare"), idempotency_key="k"))
+
+
+@pytest.fixture
+def slow_once(postgresql_url, tmp_path, monkeypatch):
+    """A queue on PostgreSQL that runs no jobs, and a function that lets the next transaction be ended as idle."""
+    with Queue(Settings(data_dir=tmp_path / "data", database_url=postgresql_url, min_free_gb=0)) as queue:
+
+        def let_end():
+            notify = queue._table.database.notify
+
+            def wait_for_end(connection, *arguments, **keywords):
+                monkeypatch.setattr(queue._table.database, "notify", notify)
+                notify(connection, *arguments, **keywords)
+                session = connection.execute(sa.select(sa.func.pg_backend_pid())).scalar()
+                query = sa.text(f"SELECT count(*) FROM pg_stat_activity WHERE pid = {session}")
+                connection.execute(sa.text("SET LOCAL idle_in_transaction_session_timeout = 1"))
+                with queue._table.database.read() as other:
+                    other.execution_options(isolation_level="AUTOCOMMIT")
+                    wait_until(lambda: other.execute(query).scalar() == 0)
+
+            monkeypatch.setattr(queue._table.database, "notify", wait_for_end)
+
+        yield queue, let_end
+
+
+def test_transaction_that_was_ended_as_idle_is_begun_again(slow_once, caplog):
+    queue, let_end = slow_once
+    let_end()
+    job = queue.submit(NewJob(request(), image=IMAGE))
+    assert (job.queue_position, len(queue.list().jobs)) == (1, 1)
+    assert len(caplog.records) == 1
 
 
 def test_crash_keeps_finished_parts(settings, observer, task_log):

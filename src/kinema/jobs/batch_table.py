@@ -21,6 +21,7 @@ from kinema.jobs.batch_schema import (
     key_prefix,
     line_from_row,
 )
+from kinema.jobs.database import begun_again
 from kinema.jobs.file_table import file_values
 from kinema.jobs.idempotency import check_same_request
 from kinema.jobs.job_schema import JOBS, WEBHOOKS, webhook_values
@@ -171,6 +172,7 @@ class BatchTable:
         with self._database.write() as connection:
             connection.execute(BATCHES.delete().where(BATCHES.c.deleted_at < time.time()))
 
+    @begun_again
     def _change(
         self,
         batch_id: str,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import sqlite3
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -14,12 +15,16 @@ from kinema.errors import InsufficientDisk, QueueUnavailable
 from kinema.messages import Message
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+P = ParamSpec("P")
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 # PostgreSQL ends the transaction of a process that is frozen or cut off, which would keep its locks.
 IDLE_MILLISECONDS = 3000
+_ENDED_IDLE = "25P03"
+_NO_ANSWER = Message("no_database", "the queue's database does not answer; try again in a moment")
 
 
 def create_engine(url: sa.URL) -> sa.Engine:
@@ -54,9 +59,41 @@ def create_engine(url: sa.URL) -> sa.Engine:
     return engine
 
 
+class TransactionLost(QueueUnavailable):
+    """The connection was lost before the commit of a transaction, so that nothing of it is stored."""
+
+
+@contextmanager
+def before_commit() -> Iterator[None]:
+    """Raise TransactionLost in place of a lost connection."""
+    try:
+        yield
+    except DBAPIError as error:
+        if not error.connection_invalidated:
+            raise
+        log.warning("a transaction was lost: %s", driver_message(error))
+        raise TransactionLost(_NO_ANSWER) from None
+
+
+def begun_again(transaction: Callable[P, T]) -> Callable[P, T]:
+    """Run a function, which is one transaction, once more if it is lost.
+
+    PostgreSQL may have ended it because this process was idle for IDLE_MILLISECONDS, for example on a busy machine.
+    """
+
+    @wraps(transaction)
+    def run(*arguments: P.args, **keywords: P.kwargs) -> T:
+        try:
+            return transaction(*arguments, **keywords)
+        except TransactionLost:
+            return transaction(*arguments, **keywords)
+
+    return run
+
+
 @contextmanager
 def translate_errors() -> Iterator[None]:
-    """Raise InsufficientDisk or QueueUnavailable in place of errors of the database."""
+    """Raise InsufficientDisk, TransactionLost or QueueUnavailable in place of errors of the database."""
     try:
         yield
     except (SQLAlchemyError, sqlite3.Error) as error:
@@ -65,9 +102,8 @@ def translate_errors() -> Iterator[None]:
                 Message("database_full", "the disk of the queue's database is full; delete videos or free disk space")
             ) from None
         log.warning("the queue's database does not answer: %s", driver_message(error))  # may contain the host's address
-        raise QueueUnavailable(
-            Message("no_database", "the queue's database does not answer; try again in a moment")
-        ) from None
+        is_idle = getattr(getattr(error, "orig", None), "sqlstate", None) == _ENDED_IDLE  # also if it is a commit's
+        raise (TransactionLost if is_idle else QueueUnavailable)(_NO_ANSWER) from None
 
 
 # On a full disk SQLite raises one of these; the second concerns the -shm file.

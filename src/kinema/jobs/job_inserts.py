@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from kinema.errors import InvalidRequest
-from kinema.jobs.database import database_replaced, driver_message, translate_errors
+from kinema.jobs.database import begun_again, database_replaced, driver_message, translate_errors
 from kinema.jobs.job_schema import COUNT_QUEUED, IS_QUEUED, JOBS, WEBHOOKS, webhook_values
 from kinema.jobs.owner_limits import LimitReached, OwnerLimits
 from kinema.jobs.positions import position_of
@@ -67,8 +67,7 @@ class JobInserts:
                 batch = [self._pending.popleft() for _ in range(len(self._pending))]
                 try:
                     self._database.check_undamaged()
-                    with self._database.write() as connection:
-                        self._insert_batch(batch, connection)
+                    self._store(batch)
                     self._verify_stored(batch)
                 except BaseException as error:
                     for insert in batch:
@@ -80,6 +79,13 @@ class JobInserts:
         if own.error is not None:
             raise own.error
         return own.position
+
+    @begun_again
+    def _store(self, batch: list[_PendingInsert]) -> None:
+        for insert in batch:
+            insert.position = insert.error = None
+        with self._database.write() as connection:
+            self._insert_batch(batch, connection)
 
     def _verify_stored(self, batch: list[_PendingInsert]) -> None:
         """Check, through a new connection to SQLite's file, that the next start would find these jobs.

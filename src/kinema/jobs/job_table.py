@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from kinema.errors import InsufficientDisk, JobNotFound
+from kinema.jobs.database import begun_again
 from kinema.jobs.job import Failure, Job, JobPage
 from kinema.jobs.job_schema import (
     COUNT_QUEUED,
@@ -94,6 +95,7 @@ class JobTable:
             jobs = self._jobs(rows[:limit], connection)
         return JobPage(tuple(jobs), has_more=len(rows) > limit)
 
+    @begun_again
     def claim(self, models: Collection[str | None]) -> tuple[str, str] | None:
         """Set the next queued job to in_progress. Return its id and model, or None if no job is queued.
 
@@ -159,6 +161,7 @@ class JobTable:
         values = {"status": "failed", "eta": None, "completed_at": now, "expires_at": expires}
         return self._update(job_id, sa.or_(IS_QUEUED, IS_RUNNING), as_scheduler=as_scheduler, **values, **error)
 
+    @begun_again
     def refuse(self, job_id: str, failure: Failure, keep_seconds: float) -> bool:
         """Set a running job to failed, forget its images and add it to `deletions`; return whether it was running."""
         now = time.time()
@@ -193,6 +196,7 @@ class JobTable:
         """Change a job's title; return whether it exists."""
         return self._update(job_id, sa.true(), title=title)
 
+    @begun_again
     def count_attempt(self, job_id: str) -> int:
         """Add one to the worker processes that died or hung while running a job; return the new count."""
         with self.database.write_as_scheduler() as connection:
@@ -215,6 +219,7 @@ class JobTable:
                 raise
             return self._remove(job_id, guard)
 
+    @begun_again
     def _remove(self, job_id: str, guard: sa.ColumnElement[bool]) -> RemovedJob | None:
         delete = (
             JOBS.delete().where(JOBS.c.id == job_id, guard).returning(JOBS.c.status, JOBS.c.image, JOBS.c.last_image)
@@ -276,6 +281,7 @@ class JobTable:
             rows = connection.execute(query.order_by(JOBS.c.completed_at.desc()).limit(count)).mappings().all()
         return [job_from_row(row) for row in rows]
 
+    @begun_again
     def _update(self, job_id: str, guard: sa.ColumnElement[bool], *, as_scheduler: bool = False, **values: Any) -> bool:
         with self.database.write_as_scheduler() if as_scheduler else self.database.write() as connection:
             is_changed = (

@@ -16,7 +16,14 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from kinema.errors import InvalidRequest, QueueUnavailable
 from kinema.jobs.change_feed import ChangeFeed
-from kinema.jobs.database import create_engine, database_replaced, driver_message, is_disk_full, translate_errors
+from kinema.jobs.database import (
+    before_commit,
+    create_engine,
+    database_replaced,
+    driver_message,
+    is_disk_full,
+    translate_errors,
+)
 from kinema.jobs.job_schema import FORMAT, IDENTITY, METADATA, OLDEST_READER, STORE
 from kinema.jobs.migrations import find_format, migrate
 from kinema.jobs.scheduler_lease import SchedulerLease, current_scheduler
@@ -175,7 +182,8 @@ class QueueDatabase:
         with self._write_lock, translate_errors(), self._engine.begin() as connection:
             if self.is_sqlite:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
-            yield connection
+            with before_commit():
+                yield connection
 
     @contextmanager
     def write_as_scheduler(self) -> Iterator[sa.Connection]:
