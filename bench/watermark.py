@@ -1,12 +1,12 @@
-"""Measure the invisible mark: what it survives, false positives, and its time.
+"""Measure the invisible watermark: what it survives, false positives, and its time.
 
     python bench/watermark.py --photos training/data/photos.tar --out bench/results/watermark.json
     python bench/watermark.py --sections time --device cuda --out out/watermark.json        # on another machine
 
 `survival`: videos of the pocket model at 288×160 and clips of enlarged, moved photographs at 1024×576, of the set
-`report` of held_out.json. PSNR of the marked frames; then each change of watermark_changes.py to Kinema's mp4. Settings
-were chosen on the set `choose`. `false`: scores of clips without a mark, parts of all photographs and of the videos at
-random sizes. `time`: of marking, and of writing an mp4 with and without.
+`report` of held_out.json. PSNR of the watermarked frames; then each change of watermark_changes.py to Kinema's mp4.
+Settings were chosen on the set `choose`. `false`: scores of clips without a watermark, parts of all photographs and of
+the videos at random sizes. `time`: of watermarking, and of writing an mp4 with and without.
 
 Sections are added to those that the record has; `false` continues.
 """
@@ -33,8 +33,8 @@ from PIL import Image
 import kinema
 from kinema.benchmark.measure import machine
 from kinema.media.video_writer import save_video
-from kinema.media.watermark import Mark, detect, embed, strongest
-from kinema.media.watermark.mark_detection import MAX_CHANCE
+from kinema.media.watermark import Watermark, detect, embed, strongest
+from kinema.media.watermark.watermark_detection import MAX_CHANCE
 from kinema.recipe import FileEncoding
 
 sys.path.append(str(Path(__file__).parents[1]))
@@ -99,15 +99,15 @@ def survival_of(videos: dict[str, np.ndarray]) -> dict[str, object]:
     )
     for frames in videos.values():
         payload = int(rng.integers(2**32))
-        marked = embed(frames, payload)
-        ratios.append(psnr(frames, marked))
-        stored = as_mp4(marked)
+        watermarked = embed(frames, payload)
+        ratios.append(psnr(frames, watermarked))
+        stored = as_mp4(watermarked)
         for name, (change, _) in CHANGES.items():
-            mark = detect(change(stored))
+            watermark = detect(change(stored))
             row = rows[name]
-            row["read"] += mark is not None and mark.payload == payload
-            row["wrong"] += mark is not None and mark.payload != payload
-            row["scores"].append(None if mark is None else round(mark.score, 1))
+            row["read"] += watermark is not None and watermark.payload == payload
+            row["wrong"] += watermark is not None and watermark.payload != payload
+            row["scores"].append(None if watermark is None else round(watermark.score, 1))
         print(f"PSNR {ratios[-1]:.2f}", {name: row["scores"][-1] for name, row in rows.items()}, flush=True)
     for name, row in rows.items():
         print(f"{name:32} {row['read']} of {len(videos)}", "" if row["read"] == len(videos) else row, flush=True)
@@ -119,17 +119,17 @@ def survival_of(videos: dict[str, np.ndarray]) -> dict[str, object]:
 
 
 def false_positives(options: argparse.Namespace, done: dict[str, object]) -> dict[str, object]:
-    """Look for marks in clips without one; continue after the clips that the record has."""
+    """Look for watermarks in clips without one; continue after the clips that the record has."""
     began = time.perf_counter()
     found, count = done.get("found", 0), done.get("clips", 0)
     lowest, histogram = done.get("lowest_chance", 1.0), Counter(done.get("scores", {}))
-    with ProcessPoolExecutor(options.processes, initializer=load_unmarked, initargs=(options,)) as pool:
+    with ProcessPoolExecutor(options.processes, initializer=load_unwatermarked, initargs=(options,)) as pool:
         for future in [pool.submit(strongest_in_clip, number) for number in range(count, options.clips)]:
-            mark = future.result()
+            watermark = future.result()
             count += 1
-            found += mark.chance <= MAX_CHANCE
-            lowest = min(lowest, mark.chance)
-            histogram[f"{math.floor(10 * mark.score) / 10:04.1f}"] += 1
+            found += watermark.chance <= MAX_CHANCE
+            lowest = min(lowest, watermark.chance)
+            histogram[f"{math.floor(10 * watermark.score) / 10:04.1f}"] += 1
             if count % 500 == 0:
                 print(count, f"{max(histogram)}, {time.perf_counter() - began:.0f} s", flush=True)
             if time.perf_counter() - began > options.seconds:
@@ -144,21 +144,21 @@ def false_positives(options: argparse.Namespace, done: dict[str, object]) -> dic
     }
 
 
-_unmarked: list[np.ndarray] = []
+_unwatermarked: list[np.ndarray] = []
 
 
-def load_unmarked(options: argparse.Namespace) -> None:
+def load_unwatermarked(options: argparse.Namespace) -> None:
     """Read all photographs and the pocket's videos."""
     with tarfile.open(options.photos) as archive:
         files = [archive.extractfile(member).read() for member in archive if member.name.endswith(".jpg")]
-    _unmarked.extend(np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))[None] for file in files)
-    _unmarked.extend(pocket_videos(options).values())
+    _unwatermarked.extend(np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))[None] for file in files)
+    _unwatermarked.extend(pocket_videos(options).values())
 
 
-def strongest_in_clip(number: int) -> Mark:
-    """Return what is most like a mark in a part of a photograph or video, two frames from 112×112 to 288×288."""
+def strongest_in_clip(number: int) -> Watermark:
+    """Return what is most like a watermark in a part of a photograph or video, two frames from 112×112 to 288×288."""
     rng = np.random.default_rng((SEED, number))
-    video = _unmarked[number % len(_unmarked)]
+    video = _unwatermarked[number % len(_unwatermarked)]
     height, width = (int(rng.integers(min(112, most), min(288, most) + 1)) for most in video.shape[1:3])
     top, left = int(rng.integers(video.shape[1] - height + 1)), int(rng.integers(video.shape[2] - width + 1))
     first, shift = int(rng.integers(len(video))), int(rng.integers(3))
@@ -168,7 +168,7 @@ def strongest_in_clip(number: int) -> Mark:
 
 
 def times(options: argparse.Namespace, _: object) -> dict[str, object]:
-    """Measure the time of marking, and of an mp4 with and without."""
+    """Measure the time of watermarking, and of an mp4 with and without."""
     sizes = ((14, 288, 160), (25, 1024, 576))
     rows = {f"{frames} frames of {width}×{height}": times_of(frames, width, height) for frames, width, height in sizes}
     print(json.dumps(rows, indent=1))
@@ -179,15 +179,15 @@ def times(options: argparse.Namespace, _: object) -> dict[str, object]:
 def times_of(frames: int, width: int, height: int) -> dict[str, float]:
     small = np.random.default_rng(SEED).integers(0, 256, (frames, height // 8, width // 8, 3), np.uint8)
     video = np.stack([np.asarray(Image.fromarray(x).resize((width, height))) for x in small])
-    mark = FileEncoding(watermark="00000001")
-    marked = embed(video[:7], 1)
+    watermark = FileEncoding(watermark="00000001")
+    watermarked = embed(video[:7], 1)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.mp4"
         return {
-            "marking_seconds": median_seconds(lambda: embed(video, 1), 7),
+            "watermarking_seconds": median_seconds(lambda: embed(video, 1), 7),
             "mp4_seconds": median_seconds(lambda: save_video(video, path, 7), 3),
-            "marked_mp4_seconds": median_seconds(lambda: save_video(video, path, 7, encoding=mark), 3),
-            "detecting_7_frames_seconds": median_seconds(lambda: detect(marked), 3),
+            "watermarked_mp4_seconds": median_seconds(lambda: save_video(video, path, 7, encoding=watermark), 3),
+            "detecting_7_frames_seconds": median_seconds(lambda: detect(watermarked), 3),
         }
 
 
@@ -210,14 +210,16 @@ def main() -> None:
     parser.add_argument("--videos", type=Path, default=Path("out/watermark"), help="folder for the pocket's videos")
     parser.add_argument("--set", default="report", choices=("choose", "report"))
     parser.add_argument("--sections", default=",".join(SECTIONS), help="comma-separated sections")
-    parser.add_argument("--clips", type=int, default=10_000, help="number of clips without a mark")
+    parser.add_argument("--clips", type=int, default=10_000, help="number of clips without a watermark")
     parser.add_argument("--seconds", type=float, default=3600, help="time limit for them")
-    parser.add_argument("--processes", type=int, default=2, help="that look for marks in them")
-    parser.add_argument("--device", default="cpu", help="only named in the record: marking runs on the CPU")
+    parser.add_argument("--processes", type=int, default=2, help="that look for watermarks in them")
+    parser.add_argument("--device", default="cpu", help="only named in the record: watermarking runs on the CPU")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     record = (
-        json.loads(options.out.read_text()) if options.out.exists() else {"what": "the invisible mark", "seed": SEED}
+        json.loads(options.out.read_text())
+        if options.out.exists()
+        else {"what": "the invisible watermark", "seed": SEED}
     )
     for section in options.sections.split(","):
         date = datetime.datetime.now(datetime.UTC).date().isoformat()

@@ -1,4 +1,4 @@
-"""What is done to marked videos in bench/watermark.py: frames in, frames out, uint8 [n, height, width, 3]."""
+"""What is done to watermarked videos in bench/watermark.py: frames in, frames out, uint8 [n, height, width, 3]."""
 
 import io
 from collections.abc import Callable
@@ -115,7 +115,7 @@ def both(*changes: Change) -> Change:
 
 
 h264 = {crf: encoded("libx264", crf) for crf in (18, 23, 28, 32, 35)}
-# All but the first are done to the decoded mp4 that Kinema wrote. True: the mark must survive.
+# All but the first are done to the decoded mp4 that Kinema wrote. True: the watermark must survive.
 CHANGES: dict[str, tuple[Change, bool]] = {
     "Kinema's mp4 (crf 18)": (lambda frames: frames, True),
     "H.264 crf 18": (h264[18], True),

@@ -121,27 +121,27 @@ def test_extended_video_can_be_extended_and_takes_its_first_frame_without_image(
     assert longest.recipe.image_sha256 == kinema.open_image(video.frames[0]).sha256
 
 
-def test_mark_of_the_file_goes_on_and_its_frames_are_not_marked_again(pipeline, image, video, tmp_path):
-    file = video.save(tmp_path / "marked", watermark=True)
-    mark = kinema.read_recipe(file).encoding.watermark
-    assert mark is not None
+def test_watermark_of_the_file_goes_on_and_its_frames_are_not_watermarked_again(pipeline, image, video, tmp_path):
+    file = video.save(tmp_path / "watermarked", watermark=True)
+    payload = kinema.read_recipe(file).encoding.watermark
+    assert payload is not None
     longer = kinema.extend(file, num_frames=2, image=image, model=pipeline)
     longest = kinema.extend(longer, num_frames=3, image=image, model=pipeline)
     for extended, watermark in ((longer, True), (longer, False), (longest, True)):
         path = extended.save(tmp_path / f"{len(extended.frames)}-{watermark}", watermark=watermark)
         saved, _ = kinema.read_frames(path)
         np.testing.assert_array_equal(saved[:4], kinema.read_frames(file)[0])
-        np.testing.assert_array_equal(saved[4:], embed(extended.frames[4:], int(mark, 16)))
-        assert kinema.read_recipe(path).encoding == FileEncoding(watermark=mark, marked_before=4)
+        np.testing.assert_array_equal(saved[4:], embed(extended.frames[4:], int(payload, 16)))
+        assert kinema.read_recipe(path).encoding == FileEncoding(watermark=payload, watermarked_before=4)
 
 
-def test_video_that_is_extended_from_one_without_mark_is_marked_as_a_whole(pipeline, image, video, tmp_path):
+def test_video_that_is_extended_from_one_without_watermark_is_watermarked_as_a_whole(pipeline, image, video, tmp_path):
     longer = kinema.extend(video.save(tmp_path / "plain"), num_frames=2, image=image, model=pipeline)
-    assert kinema.read_recipe(longer.save(tmp_path / "unmarked")).encoding == FileEncoding()
-    path = longer.save(tmp_path / "marked", watermark=True)
+    assert kinema.read_recipe(longer.save(tmp_path / "unwatermarked")).encoding == FileEncoding()
+    path = longer.save(tmp_path / "watermarked", watermark=True)
     encoding = kinema.read_recipe(path).encoding
     assert encoding.watermark is not None
-    assert encoding.marked_before == 0
+    assert encoding.watermarked_before == 0
     saved, _ = kinema.read_frames(path)
     np.testing.assert_array_equal(saved, embed(longer.frames, int(encoding.watermark, 16)))
 

@@ -69,7 +69,7 @@ def page() -> str:
         "VerifiedFile",
         "CredentialCheck",
         "Ingredient",
-        "FoundMark",
+        "FoundWatermark",
         "ErrorResponse",
         "ErrorDetail",
     ]

@@ -52,12 +52,12 @@ class FileEncoding(BaseModel):
     watermark: str | None = Field(
         default=None,
         pattern="^[0-9a-f]{8}$",
-        description="The invisible mark of the frames in the file, 32 bits in hexadecimal; None without a mark.",
+        description="The invisible watermark of the frames in the file, 32 bits in hexadecimal; None without one.",
     )
-    marked_before: int = Field(
+    watermarked_before: int = Field(
         default=0,
         ge=0,
-        description="The number of frames at the beginning that had the mark already: those of the extended video.",
+        description="The number of first frames that had the watermark already: those of the extended video.",
     )
 
 

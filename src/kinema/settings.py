@@ -117,9 +117,9 @@ class Settings(BaseSettings):
     )
     watermark: Literal["on", "off"] | None = Field(
         default=None,
-        description="on, to put an invisible mark into the frames of each video file, by which it can be recognised as "
-        "generated after its metadata are lost; or off: it can't be recognised then; unset: on in a server, off "
-        "elsewhere.",
+        description="on, to put an invisible watermark into the frames of each video file, by which it can be "
+        "recognised as generated after its metadata are lost; or off: it can't be recognised then; unset: on in a "
+        "server, off elsewhere.",
     )
     safety: Literal["off", "image", "video"] = Field(
         default="off",

@@ -12,8 +12,8 @@ from kinema.errors import InsufficientMemory
 
 def log(task, event):
     with Path(os.environ["BATCH_TASK_LOG"]).open("a") as file:
-        mark = os.environ.get("KINEMA_WATERMARK", "unset")
-        file.write(f"{task.job} {task.part} {event} watermark={mark}\n")
+        watermark = os.environ.get("KINEMA_WATERMARK", "unset")
+        file.write(f"{task.job} {task.part} {event} watermark={watermark}\n")
 
 
 class LoggedWork(server_work.Work):

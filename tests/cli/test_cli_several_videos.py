@@ -218,7 +218,7 @@ def test_crf_boomerang_and_fractional_rate_are_in_file_recipe_and_remake(generat
     assert probe("a.gif").frames == 6
 
 
-def test_mark_is_in_file_recipe_and_remake(generate, kinema, folder, tiny_svd, monkeypatch):
+def test_watermark_is_in_file_recipe_and_remake(generate, kinema, folder, tiny_svd, monkeypatch):
     assert generate("--watermark", "-o", "a").code == 0
     monkeypatch.setenv("KINEMA_WATERMARK", "on")
     assert generate("--no-watermark", "-o", "plain").code == 0
@@ -226,18 +226,18 @@ def test_mark_is_in_file_recipe_and_remake(generate, kinema, folder, tiny_svd, m
     recipe = read_recipe("a")
     payload = payload_of(recipe.request, recipe.image_sha256)
     assert np.array_equal(read_frames("a")[0], embed(read_frames("plain")[0], payload))
-    assert f"invisible mark {payload:08x}" in kinema("inspect", "a").out
+    assert f"invisible watermark {payload:08x}" in kinema("inspect", "a").out
     assert kinema("remake", "a", "--image", "rocket.png", "--model", tiny_svd).code == 0
     assert read_recipe("a-remade").encoding == recipe.encoding
 
 
-def test_mark_goes_on_in_an_extended_video_and_its_remake(generate, kinema, folder, tiny_svd):
+def test_watermark_goes_on_in_an_extended_video_and_its_remake(generate, kinema, folder, tiny_svd):
     assert generate("--watermark", "-o", "a").code == 0
-    mark = read_recipe("a").encoding.watermark
+    watermark = read_recipe("a").encoding.watermark
     sources = ("--image", "rocket.png", "--model", tiny_svd)
     assert kinema("extend", "a", "--num-frames=1", *sources, "-o", "longer").code == 0
     assert np.array_equal(read_frames("longer")[0][:2], read_frames("a")[0])
-    assert read_recipe("longer").encoding == FileEncoding(watermark=mark, marked_before=2)
+    assert read_recipe("longer").encoding == FileEncoding(watermark=watermark, watermarked_before=2)
     assert kinema("remake", "longer", "--extends", "a", *sources).code == 0
 
 

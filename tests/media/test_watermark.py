@@ -7,15 +7,15 @@ import pytest
 from PIL import Image
 
 from kinema.media import reencode as reencode_module
-from kinema.media.encoding_steps import KeptMark, with_kept_mark
+from kinema.media.encoding_steps import KeptWatermark, with_kept_watermark
 from kinema.media.source_video import open_source_video
 from kinema.media.verification import verify_file
 from kinema.media.video import Video
 from kinema.media.video_writer import VideoWriter, read_frames, read_recipe, save_video
 from kinema.media.watermark import detect, embed, payload_of, strongest
 from kinema.media.watermark.convolutional_code import CODE_BITS, decode_payload, encode_payload
-from kinema.media.watermark.mark_detection import MAX_CHANCE
 from kinema.media.watermark.spread_pattern import tile, waves
+from kinema.media.watermark.watermark_detection import MAX_CHANCE
 from kinema.recipe import FileEncoding
 from kinema.values import VideoRequest
 
@@ -34,7 +34,7 @@ def clip():
 
 
 @pytest.fixture(scope="module")
-def marked(clip):
+def watermarked(clip):
     return embed(clip, PAYLOAD)
 
 
@@ -73,7 +73,7 @@ def test_code_words_differ_in_many_signs():
 
 
 def test_pattern_is_that_of_all_versions():
-    """A change here means that marks in existing videos are not found any more."""
+    """A change here means that watermarks in existing videos are not found any more."""
     own = waves()
     facts = [
         own.x.astype("<i4"),
@@ -85,7 +85,7 @@ def test_pattern_is_that_of_all_versions():
     assert digests == DIGESTS
 
 
-def test_flat_areas_get_a_weaker_mark_than_busy_ones(clip):
+def test_flat_areas_get_a_weaker_watermark_than_busy_ones(clip):
     frame = clip[0].copy()
     frame[:80] = 120
     difference = embed(frame[None], PAYLOAD)[0].astype(int) - frame
@@ -93,18 +93,18 @@ def test_flat_areas_get_a_weaker_mark_than_busy_ones(clip):
     assert difference[90:].std() > 1.2
 
 
-def test_marked_frames_have_a_psnr_of_42_db(clip, marked):
+def test_watermarked_frames_have_a_psnr_of_42_db(clip, watermarked):
     noise = np.random.default_rng(0).integers(0, 256, (1, 160, 288, 3), np.uint8)
-    for frames, after in ((clip, marked), (noise, embed(noise, PAYLOAD))):
+    for frames, after in ((clip, watermarked), (noise, embed(noise, PAYLOAD))):
         assert min(psnr(a, b) for a, b in zip(frames, after, strict=True)) >= 42
 
 
-def test_mark_of_a_frame_does_not_depend_on_other_frames(clip, marked):
-    assert np.array_equal(np.concatenate([embed(clip[:1], PAYLOAD), embed(clip[1:], PAYLOAD)]), marked)
+def test_watermark_of_a_frame_does_not_depend_on_other_frames(clip, watermarked):
+    assert np.array_equal(np.concatenate([embed(clip[:1], PAYLOAD), embed(clip[1:], PAYLOAD)]), watermarked)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (9, 2), (129, 131)])
-def test_frames_of_any_size_can_be_marked(size):
+def test_frames_of_any_size_can_be_watermarked(size):
     frames = np.full((2, *size, 3), 255, np.uint8)
     assert embed(frames, PAYLOAD).shape == frames.shape
 
@@ -125,19 +125,19 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_mark_is_read_after_change(marked, name):
-    mark = detect(CHANGES[name](marked))
-    assert mark.payload == PAYLOAD
-    assert mark.confidence > 1 - MAX_CHANCE
+def test_watermark_is_read_after_change(watermarked, name):
+    watermark = detect(CHANGES[name](watermarked))
+    assert watermark.payload == PAYLOAD
+    assert watermark.confidence > 1 - MAX_CHANCE
 
 
 @pytest.mark.parametrize("crf", [18, 28])
-def test_mark_is_read_from_mp4(tmp_path, clip, recipe, crf):
+def test_watermark_is_read_from_mp4(tmp_path, clip, recipe, crf):
     frames, _ = read_frames(Video(clip, 7, recipe).save(tmp_path / "a.mp4", crf=crf, watermark=True))
     assert f"{detect(frames).payload:08x}" == read_recipe(tmp_path / "a.mp4").encoding.watermark
 
 
-def test_frames_without_mark_have_none(clip):
+def test_frames_without_watermark_have_none(clip):
     assert strongest(clip[:2]).chance > 1e-3
     assert detect(clip[:1, :5, :5]) is None
     assert detect([]) is None
@@ -147,14 +147,14 @@ def test_frames_without_mark_have_none(clip):
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.webm", "a.gif", "a.webp", "a"])
-def test_frames_of_a_file_have_the_mark_that_its_recipe_names(tmp_path, clip, recipe, name):
+def test_frames_of_a_file_have_the_watermark_that_its_recipe_names(tmp_path, clip, recipe, name):
     path = Video(clip, 7, recipe).save(tmp_path / name, watermark=True)
     payload = payload_of(recipe.request, recipe.image_sha256, recipe.last_image_sha256)
     assert read_recipe(path).encoding == FileEncoding(watermark=f"{payload:08x}")
     assert detect(read_frames(path)[0]).payload == payload
 
 
-def test_file_has_no_mark_unless_it_is_asked_for(tmp_path, clip, recipe):
+def test_file_has_no_watermark_unless_it_is_asked_for(tmp_path, clip, recipe):
     path = Video(clip, 7, recipe).save(tmp_path / "plain")
     assert np.array_equal(read_frames(path)[0], clip)
     assert read_recipe(path).encoding == FileEncoding()
@@ -170,7 +170,7 @@ def test_chunks_do_not_change_the_file(tmp_path, clip, recipe):
     assert whole.read_bytes() == (tmp_path / "parts.mp4").read_bytes()
 
 
-def test_reencoded_file_keeps_the_mark(tmp_path, clip, recipe):
+def test_reencoded_file_keeps_the_watermark(tmp_path, clip, recipe):
     stored = Video(clip, 7, recipe).save(tmp_path / "stored.mp4", watermark=True)
     (tmp_path / "other.mp4").write_bytes(reencode_module.reencode(stored, 30, boomerang=True))
     encoding = read_recipe(tmp_path / "other.mp4").encoding
@@ -180,12 +180,12 @@ def test_reencoded_file_keeps_the_mark(tmp_path, clip, recipe):
     assert f"{detect(read_frames(again)[0]).payload:08x}" == encoding.watermark
 
 
-def test_mark_of_an_extended_video_goes_on_in_its_new_frames(tmp_path, clip, recipe):
+def test_watermark_of_an_extended_video_goes_on_in_its_new_frames(tmp_path, clip, recipe):
     source = Video(clip[:2], 7, recipe.model_copy(update={"request": recipe.request.changed(num_frames=2)}))
     opened = open_source_video(source.save(tmp_path / "source", watermark=True))
-    assert opened.mark == KeptMark(opened.recipe.encoding.watermark, 2)
-    encoding = with_kept_mark(FileEncoding(), opened.mark)
-    assert encoding == FileEncoding(watermark=opened.mark.payload, marked_before=2)
+    assert opened.watermark == KeptWatermark(opened.recipe.encoding.watermark, 2)
+    encoding = with_kept_watermark(FileEncoding(), opened.watermark)
+    assert encoding == FileEncoding(watermark=opened.watermark.payload, watermarked_before=2)
     with VideoWriter(tmp_path / "extended", 7, recipe, encoding=encoding) as writer:
         for frames in (opened.frames[:1], opened.frames[1:], clip[2:3], clip[3:]):
             writer.write(frames)
@@ -195,20 +195,22 @@ def test_mark_of_an_extended_video_goes_on_in_its_new_frames(tmp_path, clip, rec
     assert np.array_equal(read_frames(whole)[0], read_frames(tmp_path / "extended")[0])
 
 
-def test_saving_an_extended_video_does_not_mark_its_kept_frames_again(tmp_path, clip, marked, recipe):
-    mark = KeptMark(f"{PAYLOAD:08x}", 2)
-    extended = Video(np.concatenate([marked[:2], clip[2:]]), 7, recipe, kept_mark=mark)
+def test_saving_an_extended_video_does_not_watermark_its_kept_frames_again(tmp_path, clip, watermarked, recipe):
+    kept = KeptWatermark(f"{PAYLOAD:08x}", 2)
+    extended = Video(np.concatenate([watermarked[:2], clip[2:]]), 7, recipe, kept_watermark=kept)
     for watermark in (True, False):
         path = extended.save(tmp_path / f"extended-{watermark}", watermark=watermark)
-        assert np.array_equal(read_frames(path)[0], marked)  # 42.4 dB; marked twice, the kept frames have 38.3
-    found = verify_file(extended.save(tmp_path / "extended.mp4", watermark=True)).mark
-    assert (found.payload, found.matches_recipe) == (mark.payload, True)
+        assert np.array_equal(
+            read_frames(path)[0], watermarked
+        )  # 42.4 dB; with two watermarks, the kept frames have 38.3
+    found = verify_file(extended.save(tmp_path / "extended.mp4", watermark=True)).watermark
+    assert (found.payload, found.matches_recipe) == (kept.payload, True)
 
 
-def test_source_without_mark_has_none_to_keep(tmp_path, clip, recipe):
+def test_source_without_watermark_has_none_to_keep(tmp_path, clip, recipe):
     source = Video(clip[:2], 7, recipe.model_copy(update={"request": recipe.request.changed(num_frames=2)}))
-    assert open_source_video(source).mark is None
-    assert open_source_video(source.save(tmp_path / "plain")).mark is None
+    assert open_source_video(source).watermark is None
+    assert open_source_video(source.save(tmp_path / "plain")).watermark is None
 
 
 # The payload

@@ -207,11 +207,11 @@ def test_generated_image_recipe_is_in_video(work, tiny_svd, tiny_sd, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "setting", "is_marked"),
+    ("kind", "setting", "is_watermarked"),
     [(ServerWork, None, True), (ServerWork, "off", False), (EngineWork, None, False), (EngineWork, "on", True)],
 )
-def test_videos_of_a_server_are_marked_unless_setting_is_off(
-    work, monkeypatch, tiny_svd, png, tmp_path, kind, setting, is_marked
+def test_videos_of_a_server_are_watermarked_unless_setting_is_off(
+    work, monkeypatch, tiny_svd, png, tmp_path, kind, setting, is_watermarked
 ):
     if setting is not None:
         monkeypatch.setenv("KINEMA_WATERMARK", setting)
@@ -223,7 +223,7 @@ def test_videos_of_a_server_are_marked_unless_setting_is_off(
     video = Task("j", "video", request, image, tmp_path / "latents.safetensors")
     first, second = (drive(part(video, None)).save(tmp_path / name) for name in ("a.mp4", "b.mp4"))
     recipe = read_recipe(first)
-    expected = f"{payload_of(request, recipe.image_sha256):08x}" if is_marked else None
+    expected = f"{payload_of(request, recipe.image_sha256):08x}" if is_watermarked else None
     assert recipe.encoding.watermark == expected
     assert first.read_bytes() == second.read_bytes()
 

@@ -32,11 +32,11 @@ def test_decode_process_checks_images_and_keeps_the_network(png):
 def test_summary_names_what_is_on(tmp_path):
     (tmp_path / "words").write_text("bomb\nhow to steal\n")
     assert trust_summary(Settings()) == (
-        "content credentials: on, invisible mark: on, safety check: off, blocked words: none"
+        "content credentials: on, invisible watermark: on, safety check: off, blocked words: none"
     )
     changed = Settings(credentials="off", watermark="off", safety="video", blocked_words=tmp_path / "words")
     assert trust_summary(changed) == (
-        "content credentials: off, invisible mark: off, safety check: video (above 0.8), blocked words: 2"
+        "content credentials: off, invisible watermark: off, safety check: video (above 0.8), blocked words: 2"
     )
 
 

@@ -94,7 +94,7 @@ def extend(
     """
     from kinema.cli.render import load_video_pipeline, render_video
     from kinema.extension import FROM_FIRST_FRAME, check_model, extended_request, image_of, loadable_name
-    from kinema.media.encoding_steps import file_encoding, with_kept_mark
+    from kinema.media.encoding_steps import file_encoding, with_kept_watermark
     from kinema.media.image import open_image
     from kinema.media.source_video import open_source_video
     from kinema.models.resolve import resolve
@@ -109,10 +109,10 @@ def extend(
         name = model or loadable_name(source)
         resolve(name)
         task = _task(file, image, source, opened, request, output_path, encoding, force=force)
-        if source.mark is None:
+        if source.watermark is None:
             task = replace(task, watermark=settings.watermark == "on")
         else:
-            task = replace(task, encoding=with_kept_mark(encoding, source.mark))
+            task = replace(task, encoding=with_kept_watermark(encoding, source.watermark))
         if image is None:
             report.emit("warning", FROM_FIRST_FRAME)
         pipeline = load_video_pipeline(name, settings, report)

@@ -64,7 +64,7 @@ def _encoding_line(encoding: FileEncoding) -> dict[str, object]:
         *([] if encoding.crf is None else [f"crf {encoding.crf}"]),
         *(["boomerang (frames forward, then backward)"] if encoding.boomerang else []),
         *(["encoded again from a server's mp4"] if encoding.from_stored else []),
-        *([] if encoding.watermark is None else [f"invisible mark {encoding.watermark}"]),
+        *([] if encoding.watermark is None else [f"invisible watermark {encoding.watermark}"]),
     ]
     return {"file": ", ".join(parts)} if parts else {}
 

@@ -125,7 +125,7 @@ def render_video(pipeline: VideoPipeline, task: RenderTask, report: Report) -> R
         KinemaError: the generation failed; no video file is left.
     """
     from kinema.engine import generate
-    from kinema.media.encoding_steps import with_mark
+    from kinema.media.encoding_steps import with_watermark
     from kinema.media.video_writer import VideoWriter, publish
 
     assert task.image is not None
@@ -136,7 +136,7 @@ def render_video(pipeline: VideoPipeline, task: RenderTask, report: Report) -> R
     encoding = task.encoding
     if task.watermark:
         last = None if task.last_image is None else task.last_image.sha256
-        encoding = with_mark(encoding, task.request, task.image.sha256, last)
+        encoding = with_watermark(encoding, task.request, task.image.sha256, last)
     with VideoWriter(task.output_path, task.request.frame_rate, encoding=encoding, signer=signer) as writer:
 
         def on_step(step: Step) -> None:

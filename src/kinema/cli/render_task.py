@@ -45,9 +45,9 @@ class RenderTask:
     source_video: SourceVideo | None = None
     """The video to extend."""
     encoding: FileEncoding = field(default_factory=FileEncoding)
-    """Quality and order of the frames in the file, and the mark of a remake."""
+    """Quality and order of the frames in the file, and the watermark of a remake."""
     watermark: bool = False
-    """Whether the frames of the file get the mark of the request."""
+    """Whether the frames of the file get the watermark of the request."""
     keys: SigningKeys | None = None
     """What signs the file; None to write it without content credentials."""
     is_of_sheet: bool = False

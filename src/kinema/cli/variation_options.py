@@ -67,7 +67,7 @@ Watermark = Annotated[
         "--watermark/--no-watermark",
         rich_help_panel=OUTPUT_PANEL,
         show_default=False,
-        help="Put an invisible mark into the frames of the file, by which it can be recognised as generated. "
+        help="Put an invisible watermark into the frames of the file, by which it can be recognised as generated. "
         "[dim]Unset: off, or as KINEMA_WATERMARK.[/dim]",
     ),
 ]

@@ -35,7 +35,7 @@ def verify(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Write one line of JSON per file to stdout.")] = False,
 ) -> None:
-    """Say whether videos are generated and unchanged: content credentials, invisible mark and recipe.
+    """Say whether videos are generated and unchanged: content credentials, invisible watermark and recipe.
 
     The file beside a video with the extension .c2pa is used, if there is one. Nothing is sent anywhere.
 
@@ -99,9 +99,9 @@ CREDENTIALS = {
 
 
 def _print(file: str, found: Verification) -> None:
-    from kinema.media.watermark.mark_detection import MAX_CHANCE
+    from kinema.media.watermark.watermark_detection import MAX_CHANCE
 
-    credentials, mark = found.credentials, found.mark
+    credentials, watermark = found.credentials, found.watermark
     state = CREDENTIALS[credentials.state].format(
         signer=credentials.signer or "an unknown signer", problems=", ".join(credentials.problems)
     )
@@ -112,11 +112,11 @@ def _print(file: str, found: Verification) -> None:
         lines["they say"] = f"{made}, with {credentials.generator or 'an unnamed program'}"
         for image in credentials.ingredients:
             lines["input"] = f"{image.title or 'an unnamed file'}, whose credentials are: {image.credentials}"
-    if mark is None:
-        lines["mark"] = f"none in {found.frames_read} frames"
+    if watermark is None:
+        lines["watermark"] = f"none in {found.frames_read} frames"
     else:
-        fits = {True: ", that of its recipe", False: ", NOT that of its recipe", None: ""}[mark.matches_recipe]
-        lines["mark"] = f"{mark.payload}{fits}, confidence at least {1 - MAX_CHANCE:.4%}"
+        fits = {True: ", that of its recipe", False: ", NOT that of its recipe", None: ""}[watermark.matches_recipe]
+        lines["watermark"] = f"{watermark.payload}{fits}, confidence at least {1 - MAX_CHANCE:.4%}"
     if found.recipe is None:
         lines["recipe"] = "none"
     else:

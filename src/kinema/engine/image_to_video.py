@@ -151,7 +151,7 @@ def to_video(
     if source is not None:
         recipe = recipe.model_copy(update={"extension": source.extension})
     files = tuple(end.file for end in (image, last_image) if end is not None and end.file is not None)
-    return Video(frames, request.frame_rate, recipe, image.rgb, files, None if source is None else source.mark)
+    return Video(frames, request.frame_rate, recipe, image.rgb, files, None if source is None else source.watermark)
 
 
 def _to_denoised(

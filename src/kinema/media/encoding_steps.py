@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class KeptMark:
-    """The invisible mark that the first frames of an extended video have already.
+class KeptWatermark:
+    """The invisible watermark that the first frames of an extended video have already.
 
     Attributes:
         payload: Its 32 bits, as 8 hexadecimal digits.
@@ -45,17 +45,17 @@ def file_encoding(*, crf: int | None = None, boomerang: bool = False) -> FileEnc
         raise InvalidRequest(f"crf {crf!r} is not {limits}; lower is better", "crf") from None
 
 
-def with_mark(
+def with_watermark(
     encoding: FileEncoding, request: VideoRequest, image_sha256: str, last_image_sha256: str | None
 ) -> FileEncoding:
-    """Return the encoding with the mark of a request and its images."""
-    mark = f"{payload_of(request, image_sha256, last_image_sha256):08x}"
-    return encoding.model_copy(update={"watermark": mark})
+    """Return the encoding with the watermark of a request and its images."""
+    watermark = f"{payload_of(request, image_sha256, last_image_sha256):08x}"
+    return encoding.model_copy(update={"watermark": watermark})
 
 
-def with_kept_mark(encoding: FileEncoding, mark: KeptMark) -> FileEncoding:
-    """Return the encoding of an extended video: its mark goes on in the frames that do not have it yet."""
-    return encoding.model_copy(update={"watermark": mark.payload, "marked_before": mark.frames})
+def with_kept_watermark(encoding: FileEncoding, watermark: KeptWatermark) -> FileEncoding:
+    """Return the encoding of an extended video: its watermark goes on in the frames that do not have it yet."""
+    return encoding.model_copy(update={"watermark": watermark.payload, "watermarked_before": watermark.frames})
 
 
 def encoder_with(suffix: str, fps: float, encoding: FileEncoding) -> VideoEncoder:

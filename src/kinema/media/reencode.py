@@ -36,7 +36,7 @@ def reencode(video: Path, crf: int | None, *, boomerang: bool) -> bytes:
         for frame in _backward(video, info.frames, info.width * info.height * 3):
             encoder.add(frame)
     recipe = _recipe(video)
-    stored = recipe.encoding if recipe else FileEncoding()  # its frames have the mark
+    stored = recipe.encoding if recipe else FileEncoding()  # its frames have the watermark
     changes = {"crf": crf, "boomerang": boomerang, "from_stored": True}
     encoding = stored.model_copy(update=changes)
     data = encoder.result(recipe_text(recipe and recipe.model_copy(update={"encoding": encoding})))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kinema.errors import InvalidRequest, RecipeError
-from kinema.media.encoding_steps import KeptMark
+from kinema.media.encoding_steps import KeptWatermark
 from kinema.media.video import Video
 from kinema.media.video_reader import read_frames, read_recipe
 from kinema.recipe import Extension
@@ -31,8 +31,8 @@ class SourceVideo:
     label: str
     sha256: str
     """Over the size and the pixels of all frames, so that it does not depend on the file."""
-    mark: KeptMark | None
-    """The invisible mark of its frames, or of the first of them if it is an unsaved video that was extended itself."""
+    watermark: KeptWatermark | None
+    """The invisible watermark of its frames, or of the first of them if it is an unsaved, extended video."""
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -64,16 +64,16 @@ def open_source_video(video: Video | str | os.PathLike[str]) -> SourceVideo:
         InvalidRequest: it is a loop, ends at a last image, or plays backward.
     """
     if isinstance(video, Video):
-        return _checked(video.frames, video.recipe, "the video", video.kept_mark)
+        return _checked(video.frames, video.recipe, "the video", video.kept_watermark)
     path = Path(video).expanduser()
     recipe = read_recipe(path)
     check_extendable(recipe, str(path))
     frames, _ = read_frames(path)
     payload = recipe.encoding.watermark
-    return _checked(frames, recipe, str(path), None if payload is None else KeptMark(payload, len(frames)))
+    return _checked(frames, recipe, str(path), None if payload is None else KeptWatermark(payload, len(frames)))
 
 
-def _checked(frames: Frames, recipe: Recipe, label: str, mark: KeptMark | None) -> SourceVideo:
+def _checked(frames: Frames, recipe: Recipe, label: str, watermark: KeptWatermark | None) -> SourceVideo:
     check_extendable(recipe, label)
     count, height, width, _ = frames.shape
     if count != (expected := recipe.request.output_frames):
@@ -82,7 +82,7 @@ def _checked(frames: Frames, recipe: Recipe, label: str, mark: KeptMark | None) 
         )
     digest = hashlib.sha256(f"{count}x{width}x{height}:".encode())
     digest.update(np.ascontiguousarray(frames).data)
-    return SourceVideo(frames, recipe, label, digest.hexdigest(), mark)
+    return SourceVideo(frames, recipe, label, digest.hexdigest(), watermark)
 
 
 def check_extendable(recipe: Recipe, label: str) -> None:

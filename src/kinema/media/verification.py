@@ -1,4 +1,4 @@
-"""What a file says about itself, and what of it can be believed: content credentials, mark and recipe."""
+"""What a file says about itself, and what of it can be believed: content credentials, watermark and recipe."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ MIN_FRAMES, MAX_FRAMES = 8, 2000
 Verdict = Literal["authentic", "tampered", "likely", "unknown"]
 
 
-class FoundMark(BaseModel):
-    """The invisible mark of a video."""
+class FoundWatermark(BaseModel):
+    """The invisible watermark of a video."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -52,8 +52,8 @@ class Verification(BaseModel):
         "likely: there are signs of Kinema, but nothing proves them. unknown: there are none, which proves nothing."
     )
     credentials: CredentialCheck
-    mark: FoundMark | None
-    frames_read: int = Field(description="The number of frames that were decoded to look for the mark.")
+    watermark: FoundWatermark | None
+    frames_read: int = Field(description="The number of frames that were decoded to look for the watermark.")
     recipe: dict[str, Any] | None = Field(description="The recipe in the signed claim, else that in the file.")
     recipe_is_signed: bool
 
@@ -76,23 +76,23 @@ def verify_file(path: Path, sidecar: Path | None = None, anchors: str = "") -> V
     with path.open("rb") as file:
         credentials = check_credentials(file, beside, anchors)
     frames = _Frames(path)
-    recipe, mark = None, None
+    recipe, watermark = None, None
     try:
         _check_frame(path)
-        recipe, mark = _recipe(path), detect(frames)
+        recipe, watermark = _recipe(path), detect(frames)
     except VideoError:  # what was changed can't be decoded, but the credentials say that it was changed
         if credentials.signer is None:
             raise
     is_signed = credentials.recipe is not None and credentials.state in ("trusted", "valid")
     return Verification(
-        verdict=_verdict(credentials, has_signs=mark is not None or recipe is not None),
+        verdict=_verdict(credentials, has_signs=watermark is not None or recipe is not None),
         credentials=credentials,
-        mark=None
-        if mark is None
-        else FoundMark(
-            payload=f"{mark.payload:08x}",
-            confidence=mark.confidence,
-            matches_recipe=None if recipe is None else _payload(recipe) == f"{mark.payload:08x}",
+        watermark=None
+        if watermark is None
+        else FoundWatermark(
+            payload=f"{watermark.payload:08x}",
+            confidence=watermark.confidence,
+            matches_recipe=None if recipe is None else _payload(recipe) == f"{watermark.payload:08x}",
         ),
         frames_read=frames.count,
         recipe=credentials.recipe if is_signed else None if recipe is None else recipe.model_dump(mode="json"),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from kinema.errors import InvalidRequest
-from kinema.media.encoding_steps import KeptMark, file_encoding, with_kept_mark, with_mark
+from kinema.media.encoding_steps import KeptWatermark, file_encoding, with_kept_watermark, with_watermark
 from kinema.media.video_writer import Frames, check_frames, encode_video, save_video
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ class Video:
 
     `fps` is an int if it is whole; 29.97… stands for 30000/1001 exactly.
     `image` is the RGB input image, which was generated if the request had a prompt. `image_files` are the files of the
-    input images, as far as there are any, for content credentials. `kept_mark` is the invisible mark that the first
-    frames have already, if the video was extended from a marked one.
+    input images, as far as there are any, for content credentials. `kept_watermark` is the invisible watermark that the
+    first frames have already, if the video was extended from a watermarked one.
     """
 
     frames: Frames
@@ -39,7 +39,7 @@ class Video:
     recipe: Recipe
     image: Image.Image | None = None
     image_files: tuple[bytes, ...] = ()
-    kept_mark: KeptMark | None = None
+    kept_watermark: KeptWatermark | None = None
 
     def __post_init__(self) -> None:
         check_frames(self.frames)
@@ -66,9 +66,9 @@ class Video:
             boomerang: Play the frames forward and then backward; first and last are not repeated.
             credentials: Sign the file with content credentials, which say that and how it was generated. Those of a
                 webm are in a file beside it, with the extension .c2pa. The bytes of a signed file differ each time.
-            watermark: Put an invisible mark into the frames of the file, by which it can be recognised as generated
-                (see docs/trust.md). A video that was extended from a marked one gets the same mark in its new frames,
-                also without this option.
+            watermark: Put an invisible watermark into the frames of the file, by which it can be recognised as
+                generated (see docs/trust.md). A video that was extended from a watermarked one gets the same watermark
+                in its new frames, also without this option.
 
         Raises:
             InvalidRequest: if the format does not have this crf, or can't be signed.
@@ -76,11 +76,11 @@ class Video:
             CredentialsError: if the file can't be signed.
         """
         encoding = file_encoding(crf=crf, boomerang=boomerang)
-        if self.kept_mark is not None:
-            encoding = with_kept_mark(encoding, self.kept_mark)
+        if self.kept_watermark is not None:
+            encoding = with_kept_watermark(encoding, self.kept_watermark)
         elif watermark:
             recipe = self.recipe
-            encoding = with_mark(encoding, recipe.request, recipe.image_sha256, recipe.last_image_sha256)
+            encoding = with_watermark(encoding, recipe.request, recipe.image_sha256, recipe.last_image_sha256)
         signer = None
         if credentials:
             from kinema.media.credentials.file_signer import FileSigner

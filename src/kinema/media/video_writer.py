@@ -50,8 +50,8 @@ __all__ = [
 ]
 
 MIN_FREE_BYTES = 32_000_000
-# Frames that are marked at a time, which limits the memory for copies.
-_MARKED_FRAMES = 8
+# Frames that are watermarked at a time, which limits the memory for copies.
+_WATERMARKED_FRAMES = 8
 
 
 def check_target(path: str | os.PathLike[str], fps: float | None = None, crf: int | None = None) -> Path:
@@ -96,8 +96,8 @@ class VideoWriter:
                 writer.write(frames)
             writer.finish(recipe)
 
-    The stored recipe has the `encoding`: the quality, the order of the frames and the mark that is put into them. With
-    a `signer`, the file has content credentials; those of a webm are in a file beside it, with the extension .c2pa.
+    The stored recipe has the `encoding`: the quality, the order of the frames and their watermark. With a `signer`, the
+    file has content credentials; those of a webm are in a file beside it, with the extension .c2pa.
 
     Raises:
         InvalidRequest: if the format does not support the quality, or can't be signed.
@@ -144,8 +144,8 @@ class VideoWriter:
         self._raise_errors(wait=False)
         frames = _contiguous(frames, self._size)
         self._size = frames.shape[1:3]
-        mark, done = self.encoding.watermark, max(0, self.encoding.marked_before - self._written)
-        self._jobs.append(self._pool.submit(_encode, self._encoder, frames.copy(), self._stopped, mark, done))
+        watermark, done = self.encoding.watermark, max(0, self.encoding.watermarked_before - self._written)
+        self._jobs.append(self._pool.submit(_encode, self._encoder, frames.copy(), self._stopped, watermark, done))
         self._written += len(frames)
 
     def restart(self) -> None:
@@ -255,21 +255,21 @@ def encode_video(frames: Frames, suffix: str, fps: float, recipe: Recipe | None 
 
 
 def _encode(
-    encoder: VideoEncoder, frames: Frames, stopped: Event, mark: str | None = None, marked_before: int = 0
+    encoder: VideoEncoder, frames: Frames, stopped: Event, watermark: str | None = None, watermarked_before: int = 0
 ) -> None:
-    """Encode frames one by one until `stopped` is set; put the mark, if there is one, into all but the first few."""
+    """Encode frames one by one until `stopped` is set; put the watermark, if there is one, into all but the first."""
     with _translate_errors():
-        for frame in frames if mark is None else _marked(frames, int(mark, 16), marked_before):
+        for frame in frames if watermark is None else _watermarked(frames, int(watermark, 16), watermarked_before):
             if stopped.is_set():
                 return
             encoder.add(frame)
 
 
-def _marked(frames: Frames, payload: int, marked_before: int) -> Iterator[Frames]:
-    """Yield the frames, all but the first few with the mark."""
-    yield from frames[:marked_before]
-    for start in range(marked_before, len(frames), _MARKED_FRAMES):
-        yield from embed(frames[start : start + _MARKED_FRAMES], payload)
+def _watermarked(frames: Frames, payload: int, watermarked_before: int) -> Iterator[Frames]:
+    """Yield the frames, all but the first few with the watermark."""
+    yield from frames[:watermarked_before]
+    for start in range(watermarked_before, len(frames), _WATERMARKED_FRAMES):
+        yield from embed(frames[start : start + _WATERMARKED_FRAMES], payload)
 
 
 @contextlib.contextmanager

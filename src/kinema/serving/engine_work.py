@@ -72,7 +72,7 @@ class TaskImages:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FinishedVideo:
-    """A video whose file gets the invisible mark, or not.
+    """A video whose file gets the invisible watermark, or not.
 
     `safety_threshold` is the score of the safety check above which it is refused; None if it is not checked.
     """
@@ -97,7 +97,7 @@ class EngineWork:
     """The work of one worker process. Keeps the last used video pipeline and text-to-image pipeline loaded."""
 
     watermark: ClassVar[Literal["on", "off"]] = "off"
-    """Whether files get the invisible mark if the setting is unset."""
+    """Whether files get the invisible watermark if the setting is unset."""
     has_safety_check: ClassVar[bool] = False
     """Whether the setting `safety` applies."""
 
@@ -157,9 +157,9 @@ class EngineWork:
                 images = self._images_of(task)
                 inputs = images.last_image, images.source_video
                 video = yield from to_video(pipeline, images.image, task.request, denoised, *inputs)
-                is_marked = (self._settings.watermark or self.watermark) == "on"
+                is_watermarked = (self._settings.watermark or self.watermark) == "on"
                 threshold = self._settings.safety_threshold if self._safety == "video" else None
-                return FinishedVideo(video, is_marked, threshold)
+                return FinishedVideo(video, is_watermarked, threshold)
 
     def preview(self, state: Step | TaskResult) -> bytes | None:
         """Return a JPEG of the estimated clean latents, of the last decoded frame, or of a generated image.
@@ -270,7 +270,7 @@ class EngineWork:
 
 
 class ServerWork(EngineWork):
-    """The work of a server, which marks its videos unless the setting is off, and checks their content if it is on."""
+    """The work of a server: puts a watermark into videos unless that is off, and checks their content if that is on."""
 
     watermark = "on"
     has_safety_check = True

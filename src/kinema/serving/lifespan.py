@@ -248,7 +248,7 @@ def trust_summary(settings: Settings) -> str:
         words = read_blocked_words(settings.blocked_words)
         blocked = f"{len(words.phrases) + len(words.parts):,}"
     return (
-        f"content credentials: {settings.credentials or 'on'}, invisible mark: {settings.watermark or 'on'}, "
+        f"content credentials: {settings.credentials or 'on'}, invisible watermark: {settings.watermark or 'on'}, "
         f"safety check: {safety}, blocked words: {blocked}"
     )
 

@@ -49,7 +49,7 @@ def add_verify_route(app: FastAPI) -> None:
         tags=["verify"],
     )
     async def verify_video(request: Request) -> Response:
-        """Check content credentials, invisible mark and recipe of a video: mp4, webm, gif, webp or png.
+        """Check content credentials, invisible watermark and recipe of a video: mp4, webm, gif, webp or png.
 
         Of long videos, the first frames are decoded. The file is not stored, and nothing is sent to other servers.
         """

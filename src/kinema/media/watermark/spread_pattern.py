@@ -1,4 +1,4 @@
-"""The waves of the mark: which frequencies carry what, and the tile that is their sum."""
+"""The waves of the watermark: which frequencies carry what, and the tile that is their sum."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kinema.media.watermark.convolutional_code import CODE_BITS, encode_payload
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-# Anyone can read the mark with this key, and forge it.
+# Anyone can read the watermark with this key, and forge it.
 PUBLIC_KEY = b"kinema-mark-1"
 TILE = 128
 # Frequencies in cycles per tile: lower ones are the image's own, higher ones do not survive compression or half size.

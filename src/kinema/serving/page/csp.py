@@ -29,7 +29,7 @@ OPEN_FOLDERS = ("/assets/", "/static/")
 # The size limit of a call in bytes. Gradio fetches any URL or path that a call marks as a file, so such calls are
 # rejected.
 MAX_CALL = 128 * 1024
-FILE_MARK = "gradio.FileData"
+FILE_MARKER = "gradio.FileData"
 # Calls are parsed in the event loop, one at a time, so that other requests are served in between.
 _CALL = asyncio.Lock()
 
@@ -58,7 +58,7 @@ class PageMiddleware:
         if path == "/gradio_api/queue/join":
             body = await _read_body(receive)
             async with _CALL:
-                if body is None or _contains_file_mark(body):
+                if body is None or _contains_file_marker(body):
                     return await _reject(scope, receive, send, 413 if body is None else 400)
                 return await self._app(scope, _receive_again(body, receive), self._adapt(send))
         # Gradio must not compress the document, which is adapted below.
@@ -139,12 +139,12 @@ def _receive_again(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
-def _contains_file_mark(body: bytes) -> bool:
-    """Return whether a JSON body contains FILE_MARK, escaped or not; True for invalid JSON."""
+def _contains_file_marker(body: bytes) -> bool:
+    """Return whether a JSON body contains FILE_MARKER, escaped or not; True for invalid JSON."""
     try:
         if b"\\u" in body or b"\0" in body:  # escapes or UTF-16; pairs keep repeated keys
-            return FILE_MARK in json.dumps(json.loads(body, object_pairs_hook=list))
+            return FILE_MARKER in json.dumps(json.loads(body, object_pairs_hook=list))
         json.loads(body)
     except (ValueError, RecursionError):
         return True
-    return FILE_MARK.encode() in body
+    return FILE_MARKER.encode() in body

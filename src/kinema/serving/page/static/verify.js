@@ -28,12 +28,12 @@ function show(kind, title, rows = [], recipe = null) {
   }
 }
 
-function markText(found) {
-  const mark = found.mark;
-  if (mark === null) return filled("mark_none", { frames: found.frames_read });
-  const text = filled("mark_found", { payload: mark.payload });
-  if (mark.matches_recipe === null) return text;
-  return `${text}, ${mark.matches_recipe ? words.mark_matches : words.mark_differs}`;
+function watermarkText(found) {
+  const watermark = found.watermark;
+  if (watermark === null) return filled("watermark_none", { frames: found.frames_read });
+  const text = filled("watermark_found", { payload: watermark.payload });
+  if (watermark.matches_recipe === null) return text;
+  return `${text}, ${watermark.matches_recipe ? words.watermark_matches : words.watermark_differs}`;
 }
 
 function rowsOf(found) {
@@ -44,7 +44,7 @@ function rowsOf(found) {
   for (const image of credentials.ingredients) {
     rows.push([words.images, `${image.title || "?"}: ${words[`image_${image.credentials}`]}`]);
   }
-  rows.push([words.mark, markText(found)]);
+  rows.push([words.watermark, watermarkText(found)]);
   if (found.job) rows.push([words.job, filled(found.job_exists ? "job_here" : "job_gone", { job: found.job })]);
   const recipe = found.recipe === null ? "recipe_none" : found.recipe_is_signed ? "recipe_signed" : "recipe_unsigned";
   rows.push([words.recipe, words[recipe]]);

@@ -1,7 +1,7 @@
-"""Put the mark into frames: strong where the image is busy, weak where it is flat.
+"""Put the watermark into frames: strong where the image is busy, weak where it is flat.
 
-All values of a frame are integers, so that every machine gives the same bytes, and a frame's mark depends on no other
-frame, so that frames can be marked one by one.
+All values of a frame are integers, so that every machine gives the same bytes, and a frame's watermark depends on no
+other frame, so that frames can be watermarked one by one.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-# Strengths, which are standard deviations of the mark, are in units of 1/32 grey level.
+# Strengths, which are standard deviations of the watermark, are in units of 1/32 grey level.
 UNITS = 32
 # In flat areas and at most. In between, a grey level of local activity adds half of one.
 FLATTEST, BUSIEST = 20, 96
-# A frame's mark is weakened until its PSNR is about this, in dB.
+# A frame's watermark is weakened until its PSNR is about this, in dB.
 MIN_PSNR = 42.5
 _SHIFT = (UNITS * TILE_SCALE).bit_length() - 1
 _FULL_GAIN = 256
@@ -31,29 +31,29 @@ _THREADS = 4  # the number does not change the result
 
 
 def embed(frames: Frames, payload: int) -> Frames:
-    """Return frames with a mark. frames: uint8 [n, height, width, 3]; payload: an integer of 32 bits."""
+    """Return frames with a watermark. frames: uint8 [n, height, width, 3]; payload: an integer of 32 bits."""
     with ThreadPoolExecutor(min(_THREADS, len(frames))) as pool:
-        return np.stack(list(pool.map(lambda frame: mark_frame(frame, payload), frames)))
+        return np.stack(list(pool.map(lambda frame: embed_in_frame(frame, payload), frames)))
 
 
-def mark_frame(frame: Frames, payload: int) -> Frames:
-    """Return one frame, uint8 [height, width, 3], with a mark."""
+def embed_in_frame(frame: Frames, payload: int) -> Frames:
+    """Return one frame, uint8 [height, width, 3], with a watermark."""
     channels = [frame[..., i].astype(np.int16) for i in range(3)]
     red, green, blue = channels
     strength = _strength((red + green + green + blue) >> 2)
     delta = strength * _repeated(_weakened(tile(payload), strength), *strength.shape)  # at most 96 × 127
     delta += 1 << (_SHIFT - 1)
     delta >>= _SHIFT
-    marked = np.empty_like(frame)
+    watermarked = np.empty_like(frame)
     for i, channel in enumerate(channels):
         np.add(channel, delta, out=channel)
         np.clip(channel, 0, 255, out=channel)
-        marked[..., i] = channel
-    return marked
+        watermarked[..., i] = channel
+    return watermarked
 
 
 def _strength(luma: Array) -> Array:
-    """Return the strength of the mark at each pixel. luma: int16 [height, width] from 0 to 255.
+    """Return the strength of the watermark at each pixel. luma: int16 [height, width] from 0 to 255.
 
     The local activity is the mean absolute difference from the local mean, which is 0 in a gradient. Windows are about
     8×8 pixels; it is computed from the sums of 2×2.

@@ -1,12 +1,12 @@
-"""Read the mark from frames, also after cropping and scaling.
+"""Read the watermark from frames, also after cropping and scaling.
 
-The details of all frames are added up, since all have the same mark. At each scale that is tried, the template gives
-the position of the tile by phase correlation, and the signs of the other waves at that position give the payload.
+The details of all frames are added up, since all have the same watermark. At each scale that is tried, the template
+gives the position of the tile by phase correlation, and the signs of the other waves at that position give the payload.
 
-The score is the correlation with all waves of the mark that was read, in standard deviations. A wave adds |q| cos φ to
-it. In frames without a mark, the phases φ have nothing to do with the key; then the Chernoff bound exp(−score²/2) holds
-for each payload at each position and scale, whatever the frames show. The sum over all of them bounds the chance that
-frames without a mark give such a score.
+The score is the correlation with all waves of the watermark that was read, in standard deviations. A wave adds
+|q| cos φ to it. In frames without a watermark, the phases φ have nothing to do with the key; then the Chernoff bound
+exp(−score²/2) holds for each payload at each position and scale, whatever the frames show. The sum over all of them
+bounds the chance that frames without a watermark give such a score.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-# At most one in a million videos without a mark is taken for one with a mark.
+# At most one in a million videos without a watermark is taken for one with a watermark.
 MAX_CHANCE = 1e-6
-# Scales of the video relative to the frames that were marked. First, those that are usual.
+# Scales of the video relative to the frames that were watermarked. First, those that are usual.
 SMALLEST, LARGEST = 0.4, 2.2
 _USUAL_SCALES = (1.0, 0.5, 2.0, 0.75, 2 / 3, 1.5, 4 / 3, 1.25, 0.8)
 # With this score at a usual scale, no other scale is tried.
@@ -45,17 +45,17 @@ _TAPER = 8  # pixels at the borders
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
-    """A mark that was found."""
+class Watermark:
+    """A watermark found in frames."""
 
     payload: int
     """Its 32 bits."""
     score: float
     """Its strength in standard deviations."""
     chance: float
-    """Upper bound of the probability that frames without a mark give this score."""
+    """Upper bound of the probability that frames without a watermark give this score."""
     scale: float
-    """Size of the frames relative to those that were marked."""
+    """Size of the frames relative to those that were watermarked."""
 
     @property
     def confidence(self) -> float:
@@ -65,24 +65,25 @@ class Mark:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Reading:
-    """The best mark at one scale; `score` in standard deviations."""
+    """The best watermark at one scale; `score` in standard deviations."""
 
     scale: float
     score: float
     payload: int
 
 
-def detect(frames: Iterable[Frames]) -> Mark | None:
-    """Return the mark of a video, or None. frames: uint8 [height, width, 3], of one size.
+def detect(frames: Iterable[Frames]) -> Watermark | None:
+    """Return the watermark of a video, or None. frames: uint8 [height, width, 3], of one size.
 
-    Memory is bounded by the size of a frame. Frames of 1024×576 take about 20 ms each; without a mark, seconds follow.
+    Memory is bounded by the size of a frame. Frames of 1024×576 take about 20 ms each; without a watermark, seconds
+    follow.
     """
-    mark = strongest(frames)
-    return mark if mark is not None and mark.chance <= MAX_CHANCE else None
+    watermark = strongest(frames)
+    return watermark if watermark is not None and watermark.chance <= MAX_CHANCE else None
 
 
-def strongest(frames: Iterable[Frames]) -> Mark | None:
-    """Return what is most like a mark, also in frames without one; None without frames. Arguments as for `detect`."""
+def strongest(frames: Iterable[Frames]) -> Watermark | None:
+    """Return what is most like a watermark, also in frames without one; None without frames. Frames as in `detect`."""
     details = _details(frames)
     if details is None:
         return None
@@ -96,7 +97,7 @@ def strongest(frames: Iterable[Frames]) -> Mark | None:
         readings += refined
         tried += len(scales) + len(refined)
     best = max(readings, key=lambda reading: reading.score)
-    return Mark(best.payload, best.score, _chance(best.score, tried * _POSITIONS**2), best.scale)
+    return Watermark(best.payload, best.score, _chance(best.score, tried * _POSITIONS**2), best.scale)
 
 
 def _chance(score: float, tried: int) -> float:
@@ -142,7 +143,7 @@ def _taper(length: int) -> Array:
 
 
 def _read(details: Array, scale: float) -> _Reading:
-    """Return the best mark at a scale."""
+    """Return the best watermark at a scale."""
     values, used = _wave_values(details, scale), waves()
     _, y, x = _template_peak(values, _POSITIONS)
     turned = (values * np.exp(2j * np.pi / _POSITIONS * (used.x * x + used.y * y))).real

@@ -1,4 +1,4 @@
-"""The payload of a video's mark, which identifies its request and images."""
+"""The payload of a video's watermark, which identifies its request and images."""
 
 from __future__ import annotations
 
