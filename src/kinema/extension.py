@@ -41,7 +41,7 @@ def extend(
     precision: Precision | None = None,
     gpus: int | None = None,
 ) -> Video:
-    """Go on from the end of a video, with the model, parameters and seed of its recipe.
+    """Continue a video, with the model, parameters and seed of its recipe.
 
         longer = kinema.extend("rocket.mp4", seconds=4, image="rocket.png")
 

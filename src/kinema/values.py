@@ -164,8 +164,8 @@ class VideoRequest(BaseModel):
         default=1,
         ge=1,
         le=4,
-        description="Smoother motion: 2 or 4 times as many frames, of which a small network makes those between. They "
-        "are played as much faster, unless playback_fps is set. 1 makes none.",
+        description="Smoother motion: a small network adds frames between those of the model, for 2 or 4 times as many "
+        "frames. The frame rate rises as much, unless playback_fps is set. 1 adds none.",
         json_schema_extra={"enum": [1, 2, 4]},
     )
     upscale: int = Field(

@@ -30,6 +30,6 @@ def test_dropped_file_is_checked_and_the_result_is_shown(server, chromium):
             assert text in shown
             assert "<i>a.mp4" in shown
         page.get_by_role("link", name="한국어").click()
-        assert page.locator("h1").inner_text() == "영상 확인"
+        assert page.locator("h1").inner_text() == "영상 검증"
     finally:
         page.close()

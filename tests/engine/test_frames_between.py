@@ -116,7 +116,7 @@ def test_seconds_count_the_frames_of_the_file_at_its_rate() -> None:
     [
         ({"interpolate": 3}, "interpolate 3 is not available; use 1, 2 or 4"),
         ({"interpolate": 8}, "interpolate 8 is out of range: 1 to 4"),
-        ({"interpolate": 2, "num_frames": 1}, "a video of 1 frame has none between; use num_frames 2 or more"),
+        ({"interpolate": 2, "num_frames": 1}, "and num_frames is 1; use num_frames 2 or more"),
     ],
 )
 def test_invalid_interpolation_is_rejected_with_a_remedy(parameters, text) -> None:

@@ -1,4 +1,4 @@
-"""`extend` over HTTP: a job that goes on from the video of another."""
+"""`extend` over HTTP: a job that continues the video of another."""
 
 import numpy as np
 import pytest

@@ -167,7 +167,7 @@ def test_files_that_cannot_be_verified_are_rejected(client, png):
 
 
 def test_page_for_verification_is_in_both_languages(client):
-    for language, word in (("en", "Verify a video"), ("ko", "영상 확인")):
+    for language, word in (("en", "Verify a video"), ("ko", "영상 검증")):
         page = client.get("/studio/verify", headers={"Accept-Language": language})
         assert (page.status_code, f"<h1>{word}</h1>" in page.text) == (200, True)
         assert "default-src 'self'" in page.headers["content-security-policy"]

@@ -1,4 +1,4 @@
-"""`kinema extend`: go on from the end of a video."""
+"""`kinema extend`: continue a video."""
 
 from __future__ import annotations
 
@@ -86,9 +86,9 @@ def extend(
     precision: Precision = None,
     gpus: Gpus = None,
 ) -> None:
-    """Go on from the end of a video made by Kinema, with the model, parameters and seed of its recipe.
+    """Continue a video made by Kinema, with the model, parameters and seed of its recipe.
 
-    The result has the frames of the video, then the new ones. Its recipe says what it was extended from.
+    The result has the frames of the video, then the new ones. Its recipe says which video it was extended from.
 
     [dim]kinema extend rocket.mp4 --seconds 4 --image rocket.png[/dim]
     """

@@ -255,7 +255,7 @@ def request_for(*, defaults: Mapping[str, Any] | None = None, **parameters: obje
     if request.interpolate > 1 and request.num_frames == 1:
         message = Message(
             "interpolate_too_short",
-            "a video of 1 frame has none between; use num_frames 2 or more, or interpolate 1",
+            "interpolate adds frames between others, and num_frames is 1; use num_frames 2 or more, or interpolate 1",
         )
         raise InvalidRequest(message, "interpolate")
     return request

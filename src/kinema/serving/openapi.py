@@ -61,7 +61,7 @@ def _other_fields() -> dict[str, Any]:
         "seconds": {"type": "string", "description": "Duration of the video; determines num_frames.", "example": "2"},
         "extend": {
             "type": "string",
-            "description": "Id of a completed video to go on from, in place of an image and a prompt; seconds or "
+            "description": "Id of a completed video to continue, in place of an image and a prompt; seconds or "
             "num_frames is what is added.",
         },
         "motion_scale": {"type": "number", "minimum": 0, "maximum": 1, "description": "motion_bucket_id / 255."},

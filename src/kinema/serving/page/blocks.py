@@ -366,7 +366,7 @@ class StudioPage:
         }
 
     def _extend(self, job_id: str, seconds: str, cards: int, request: gr.Request) -> Updates:
-        """Submit a job that goes on from a video, and show it."""
+        """Submit a job that continues a video, and show it."""
         submission = prepare_extension(
             self._queue, self._settings, {"extend": job_id, "seconds": seconds}, has_image=False
         )

@@ -48,7 +48,7 @@ VERIFY_WORDS = {
     "ko": {
         "language": "한국어",
         "navigation": "Kinema, 언어",
-        "title": "영상 확인",
+        "title": "영상 검증",
         "intro": "AI 모델이 생성한 영상인지, 그 뒤에 변경되었는지 확인합니다. "
         "파일은 이 서버로 전송되어 검사되며 저장되지 않습니다.",
         "choose": "영상을 여기에 끌어다 놓거나 선택하세요(mp4, webm, gif, webp, png). "
