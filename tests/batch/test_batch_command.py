@@ -230,7 +230,8 @@ def test_missing_packages_of_the_queue_are_named(batch_in_process, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     result = batch_in_process("photos")
     assert (result.code, Path("videos").exists()) == (2, False)
-    assert "the packages of the queue are not installed: pip install 'kinema[server]'" in result.err
+    assert "the packages of the queue are not installed; use a server with --server, or run in your clone" in result.err
+    assert "pip install -e '.[server]' -c constraints.txt" in result.err
 
 
 @pytest.mark.slow

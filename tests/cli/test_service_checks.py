@@ -7,6 +7,7 @@ import sqlite3
 import pytest
 
 from kinema.cli.service_checks import check_services
+from kinema.extras import install_command
 from kinema.settings import Settings
 
 pytest.importorskip("sqlalchemy", reason="the extra 'server' is not installed")
@@ -32,7 +33,7 @@ def test_unreachable_cluster_is_reported_with_address_and_remedy():
 
 def test_missing_ray_is_reported_with_the_command_that_installs_it(monkeypatch):
     monkeypatch.setattr("kinema.jobs.cluster.find_spec", lambda _: None)
-    assert "run: pip install 'kinema[scale]'" in problem(ray_address="127.0.0.1:1")
+    assert install_command("scale") in problem(ray_address="127.0.0.1:1")
 
 
 def test_unreachable_database_is_reported_without_its_password():

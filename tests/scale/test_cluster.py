@@ -236,7 +236,7 @@ def test_frozen_node_is_lost_within_15_seconds(queue, cluster):
 
 def test_missing_ray_is_refused_with_the_command_that_installs_it(tmp_path, monkeypatch):
     monkeypatch.setattr("kinema.jobs.cluster.find_spec", lambda _: None)
-    with pytest.raises(InvalidRequest, match=r"KINEMA_RAY_ADDRESS needs ray; run: pip install 'kinema\[scale\]'"):
+    with pytest.raises(InvalidRequest, match=r"KINEMA_RAY_ADDRESS needs ray; run in your clone .*'\.\[scale\]'"):
         Queue(Settings(data_dir=tmp_path, ray_address="127.0.0.1:1"), "queue_work:Work")
 
 

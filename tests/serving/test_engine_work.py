@@ -270,7 +270,7 @@ def test_server_refuses_a_generated_image(work, monkeypatch, tiny_svd, tiny_sd):
 def test_worker_without_the_package_of_the_safety_check_does_not_start(work, monkeypatch):
     monkeypatch.setenv("KINEMA_SAFETY", "video")
     monkeypatch.setattr(safety_check, "PACKAGE", "kinema_absent_package")
-    with pytest.raises(InvalidRequest, match=r"kinema\[safety\]"):
+    with pytest.raises(InvalidRequest, match=r"'\.\[safety\]'"):
         ServerWork()
 
 

@@ -47,7 +47,7 @@ def test_server_does_not_start_without_package_or_file(monkeypatch, tmp_path):
     with pytest.raises(InvalidRequest, match="do not read; set KINEMA_SAFETY in the environment"):
         ServerState(Settings(data_dir=tmp_path, safety="image", ray_address="head:6379"))
     monkeypatch.setattr("kinema.media.safety_check.PACKAGE", "kinema_absent_package")
-    with pytest.raises(InvalidRequest, match=r"kinema\[safety\]"):
+    with pytest.raises(InvalidRequest, match=r"'\.\[safety\]'"):
         ServerState(Settings(data_dir=tmp_path, safety="image"))
     assert os.listdir(tmp_path) == []  # noqa: PTH208 - also hidden files
 

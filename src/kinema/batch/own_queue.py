@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from kinema.batch.batch_jobs import FinishedJob
 from kinema.errors import InvalidRequest, JobNotFound
+from kinema.extras import install_remedy
 from kinema.jobs import NewJob
 from kinema.media.credentials.signing_keys import signing_keys
 from kinema.media.video_writer import write_error
@@ -217,5 +218,5 @@ def _check_installed() -> None:
 
     if any(find_spec(name) is None for name in ("dbos", "sqlalchemy")):
         raise InvalidRequest(
-            "the packages of the queue are not installed: pip install 'kinema[server]', or use a server with --server"
+            "the packages of the queue are not installed; use a server with --server, or " + install_remedy("server")
         )

@@ -13,6 +13,7 @@ import typer
 from kinema.cli.options import Device, Dtype, Gpus, Model, Precision  # noqa: TC001 - typer reads annotations
 from kinema.cli.report import print_line
 from kinema.errors import InvalidRequest, QueueUnavailable
+from kinema.extras import install_remedy
 from kinema.models.resolve import check_folder
 from kinema.serving.bentoml_arbiter import check_port
 from kinema.settings import Settings, read_settings, unknown_variables
@@ -148,7 +149,7 @@ def _check_installed() -> None:
     from importlib.util import find_spec
 
     if find_spec("bentoml") is None or find_spec("dbos") is None:
-        raise InvalidRequest("the server's packages are not installed: pip install 'kinema[server]'")
+        raise InvalidRequest("the server's packages are not installed; " + install_remedy("server"))
 
 
 def _check_data_folder(settings: Settings) -> None:

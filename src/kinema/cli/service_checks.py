@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
 
 from kinema.errors import InvalidRequest, KinemaError
+from kinema.extras import install_remedy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -113,8 +114,8 @@ def check_database(url: str) -> dict[str, Any]:
     try:
         import sqlalchemy as sa
     except ImportError:
-        install = "pip install 'kinema[server]'"
-        return {"url": None, "problem": f"KINEMA_DATABASE_URL needs the server's packages; run: {install}"}
+        missing = "KINEMA_DATABASE_URL needs the server's packages; " + install_remedy("server")
+        return {"url": None, "problem": missing}
     try:
         parsed = sa.make_url(url)
     except sa.exc.ArgumentError:

