@@ -59,7 +59,7 @@ SHOWN = ("text", "json", "nginx")
 NOT_RUN = {
     "downloads a model": 3,
     "has files of your own": 1,
-    "installs packages": 4,
+    "installs packages": 5,
     "needs a GPU": 2,
     "needs a notebook": 1,
     "needs the extra upscale": 2,
@@ -67,7 +67,7 @@ NOT_RUN = {
     "needs the proxy": 1,
     "reads stdin": 1,
     "starts a cluster": 2,
-    "starts a server": 8,
+    "starts a server": 10,
 }
 SERVER = "http://localhost:3000"
 HOOK_PORT = "8087"

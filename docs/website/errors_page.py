@@ -20,7 +20,7 @@ _REMEDIES = {
     "KinemaError": "Catch this class to handle every error that Kinema raises intentionally; print its message.",
     "InvalidRequest": "Correct the parameter or setting `param`. The message has the value and the allowed range.",
     "RequestTooLarge": "Send a smaller image, or raise `KINEMA_MAX_BODY_MB`.",
-    "ContentRefused": "Use another image or prompt. A server's owner sets [what it refuses](../trust.md#safety-check).",
+    "ContentRefused": "Use another image or prompt. The server sets [what it refuses](../how-to/safety-check.md).",
     "InvalidImage": "Use a JPEG, PNG, WebP, HEIC or AVIF that other programs open. The message says what is wrong.",
     "ModelError": "Check the name with `kinema models`.",
     "ModelNotFound": "Check the spelling. `kinema models` lists the names; a hub id has the form `owner/name`.",
@@ -48,7 +48,7 @@ _REMEDIES = {
     "QuotaExceeded": "Retry after `retry_after` seconds, or use another API key.",
     "VideoError": "Check that the path is writable, or that the file is a video made by Kinema.",
     "RecipeError": "Use a file that Kinema wrote and no other program changed, or make a new video.",
-    "CredentialsError": "See the message, and [how videos are signed](../trust.md#certificates).",
+    "CredentialsError": "See the message, and [how videos are signed](../how-to/own-certificate.md).",
 }
 
 _OTHER_CODES = [
