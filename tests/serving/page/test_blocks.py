@@ -1,5 +1,6 @@
 """Handlers and components of the page."""
 
+import asyncio
 import gc
 import logging
 import warnings
@@ -63,6 +64,7 @@ def page(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # Gradio leaves event loops open
         page = StudioPage(queue, settings, Drafts(tmp_path, 0, ImageService(), queue.find_image), ENGLISH)
+        asyncio.set_event_loop(None)  # the last of them is the current one
         gc.collect()
     yield page
     queue.close()
