@@ -59,14 +59,14 @@ def test_last_step_between_two_images_weights_each_frame_by_its_distance() -> No
     first, last = torch.zeros(1, 5, 1, 1, 1), torch.ones(1, 5, 1, 1, 1)
     step = samplers.between(exact(first), exact(last), torch.Generator())
     latents, _ = step(torch.randn(1, 5, 1, 1, 1), torch.tensor(0.05), torch.tensor(0.0))
-    assert latents.flatten().tolist() == pytest.approx([0, 0.25, 0.5, 0.75, 1], abs=1e-5)
+    assert latents.flatten().tolist() == pytest.approx([0, 0.15625, 0.5, 0.84375, 1], abs=1e-5)
 
 
 def test_fusion_weights_each_frame_by_its_distance_to_the_images() -> None:
-    first, last = torch.zeros(1, 3, 1, 1, 1), torch.ones(1, 3, 1, 1, 1)
+    first, last = torch.zeros(1, 5, 1, 1, 1), torch.ones(1, 5, 1, 1, 1)
     step = samplers.fused(exact(first), exact(last))
-    _, clean = step(torch.randn(1, 3, 1, 1, 1), torch.tensor(9.0), torch.tensor(4.0))
-    assert clean.flatten().tolist() == [0, 0.5, 1]
+    _, clean = step(torch.randn(1, 5, 1, 1, 1), torch.tensor(9.0), torch.tensor(4.0))
+    assert clean.flatten().tolist() == [0, 0.15625, 0.5, 0.84375, 1]  # 3t² − 2t³
 
 
 def test_two_images_exchanged_give_another_video_and_the_recipe_names_both(pipeline) -> None:

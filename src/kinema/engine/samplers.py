@@ -38,9 +38,10 @@ def from_first(predict: Predict) -> Sampler:
 def fused(forward: Predict, backward: Predict) -> Sampler:
     """Return a sampler for a loop, which costs two predictions per step.
 
-    Time-reversal fusion (Feng et al. 2024, arXiv:2403.14611), without its repeated noise: the mean of a prediction
-    forward in time from the first image and one backward from the last, each frame by its distance to the two. Loops
-    move more with it than with `between`, and their seam is smaller (bench/two_ends.py).
+    Time-reversal fusion (Feng et al. 2024, arXiv:2403.14611), without its repeated noise: the weighted mean of a
+    prediction forward in time from the first image and one backward from the last. Loops move more with it than with
+    `between`, and their seam is smaller (bench/two_ends.py). The share of the second grows slowly at both ends: if it
+    grew evenly, content that moves evenly in both predictions would move twice as fast at the ends as on average.
 
     Args:
         forward: Predicts from the first image.
@@ -48,7 +49,8 @@ def fused(forward: Predict, backward: Predict) -> Sampler:
     """
 
     def step(latents: Tensor, sigma: Tensor, following: Tensor) -> tuple[Tensor, Tensor]:
-        share = torch.linspace(0, 1, latents.shape[1], device=latents.device).view(1, -1, 1, 1, 1)
+        time = torch.linspace(0, 1, latents.shape[1], device=latents.device).view(1, -1, 1, 1, 1)
+        share = time**2 * (3 - 2 * time)
         clean = torch.lerp(forward(latents, sigma), backward(latents.flip(1), sigma).flip(1), share)
         return euler_step(latents, clean, sigma, following), clean
 
