@@ -442,8 +442,9 @@ def test_url_is_downloaded_inside_running_event_loop(host):
     ],
 )
 def test_failed_download_gives_reason(host, page, message):
-    with pytest.raises(InvalidImage, match=message):
+    with pytest.raises(InvalidImage, match=message) as error:
         open_image(host + page)
+    assert ("can't be reached" in str(error.value)) == (page == "/cut")
 
 
 def test_slow_response_ends_at_timeout(host, monkeypatch):

@@ -84,6 +84,8 @@ async def _fetch(url: str, hosts: Collection[str] | None) -> bytes:
             f"{redacted(parsed_url)} was not downloaded completely within {MAX_SECONDS:g} seconds; "
             "try again, or download the image and use the file"
         ) from None
+    except InvalidImage:  # a ValueError, too
+        raise
     except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:  # ValueError: an invalid DNS name
         reason = str(error) or type(error).__name__
         raise InvalidImage(
