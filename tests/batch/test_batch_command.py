@@ -37,10 +37,13 @@ def test_videos_are_signed_if_credentials_are_on(batch, folder, monkeypatch):
     monkeypatch.setenv("KINEMA_CREDENTIALS", "on")
     monkeypatch.setenv("KINEMA_DATA_DIR", str(folder / "data"))
     write_image(folder / "photos" / "a.png", 3)
-    assert batch("photos").code == 0
+    write_image(folder / "end.png", 4)
+    assert batch("photos", "--last-image", "end.png", "--num-frames", "2", "--no-credentials").code == 0
+    result = batch("photos", "--last-image", "end.png", "--num-frames", "2")
+    assert (result.code, "by an earlier run" in result.err) == (0, False)
     authority = (folder / "data" / "credentials" / "ca.pem").read_text()
     check = check_credentials((folder / "videos" / "a.mp4").read_bytes(), None, authority)
-    assert (check.state, len(check.ingredients)) == ("trusted", 1)
+    assert (check.state, len(check.ingredients)) == ("trusted", 2)
 
 
 @pytest.mark.usefixtures("photos")
@@ -81,6 +84,16 @@ def test_same_command_again_makes_only_what_is_missing(batch, folder):
     assert files() == ["a.mp4", "b.mp4", "c.mp4", "d.mp4"]
     assert started_parts() == parts + 4
     assert (folder / "videos" / "a.mp4").stat().st_mtime_ns == modified["a.mp4"]
+
+
+@pytest.mark.slow
+def test_videos_are_made_again_with_a_watermark(batch, folder):
+    write_image(folder / "photos" / "a.png", 3)
+    assert batch("photos").code == 0
+    for _ in range(2):
+        assert batch("photos", "--watermark").code == 0
+    marks = [line.split()[-1] for line in Path("tasks.log").read_text().splitlines() if " started " in line]
+    assert marks == ["watermark=unset"] * 2 + ["watermark=on"] * 2
 
 
 @pytest.mark.usefixtures("photos")

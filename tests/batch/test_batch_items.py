@@ -2,15 +2,17 @@
 
 import json
 import shutil
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from batch_inputs import write_image
 from PIL import ExifTags, Image
 
-from kinema.batch.batch_items import plan_items
+from kinema.batch.batch_items import last_image_path, plan_items
 from kinema.batch.own_queue import OwnQueue
-from kinema.errors import InvalidRequest
+from kinema.errors import InvalidImage, InvalidRequest
 from kinema.models.catalog import request_for
 from kinema.models.video_size import follow_image
 from kinema.settings import Settings
@@ -38,6 +40,34 @@ def test_folder_gives_its_images_in_order(photos):
     items, failures = plan(photos)
     assert [item.file for item in items] == ["B.mp4", "a.mp4", "c.mp4"]  # B.JPG and b.png differ only in case
     assert [(failure.name, failure.error.code) for failure in failures] == [("b", "invalid_request")]
+
+
+def test_options_of_the_files_are_part_of_the_key(photos):
+    def keys(*options):
+        items, _ = plan_items([str(photos)], {}, complete, seeds=1, out=Path("videos"), file_options=options)
+        return [item.key for item in items]
+
+    plain = keys()
+    assert plain == [item.key for item in plan(photos)[0]]
+    assert len({*plain, *keys("watermark"), *keys("credentials"), *keys("watermark", "credentials")}) == 12
+
+
+def test_web_page_in_place_of_a_last_image_is_named_by_its_url(folder):
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html></html>")
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Page) as server:
+        Thread(target=server.handle_request).start()
+        url = f"http://127.0.0.1:{server.server_port}/last.png"
+        with pytest.raises(InvalidImage, match=f"^last image: {url} seems to be a web page"):
+            last_image_path(url, folder)
+    assert not list(folder.iterdir())
 
 
 def test_folder_without_images_is_an_error(folder):

@@ -40,7 +40,8 @@ class BatchItem:
     Attributes:
         source: The image's path or the prompt, as in the summary.
         name: Name of the output file without its extension.
-        key: SHA-256 of the image file or prompt, of the file of the last image, and of the complete request.
+        key: SHA-256 of the image file or prompt, of the file of the last image, of the complete request, and of the
+            options of its file.
         image_sha256: SHA-256 of the image file, None for a prompt.
         last_image: The image at which the video ends, if there is one.
         last_image_sha256: The same of its file.
@@ -106,6 +107,7 @@ def plan_items(
     seeds: int,
     out: Path,
     last_image: Path | None = None,
+    file_options: Sequence[str] = (),
 ) -> tuple[list[BatchItem], list[Outcome]]:
     """Return the items of a batch in order, and the failures of sources that give none.
 
@@ -116,6 +118,7 @@ def plan_items(
         seeds: Number of videos per source.
         out: The output folder, whose contact sheet is not a source.
         last_image: Where the videos end, from `last_image_path`; a manifest's line may replace it.
+        file_options: See `BatchJobs.file_options`.
 
     Raises:
         InvalidRequest: a folder has no images, or a manifest is not JSON Lines.
@@ -128,7 +131,7 @@ def plan_items(
             continue
         try:
             own = source if source.last_image else replace(source, last_image=last_image)
-            planned = list(_items_of(own, parameters, complete, seeds))
+            planned = list(_items_of(own, parameters, complete, seeds, file_options))
         except KinemaError as error:
             failures.append(_failed(source.text, source.name, error, source.line))
             continue
@@ -148,6 +151,7 @@ def _items_of(
     parameters: Mapping[str, Any],
     complete: Completion,
     seeds: int,
+    file_options: Sequence[str],
 ) -> Iterator[BatchItem]:
     given = _merged(parameters, source.parameters)
     size = None
@@ -174,7 +178,7 @@ def _items_of(
     for seed in range(first.seed, first.seed + seeds):
         request = first.changed(seed=seed)
         hashes = [sha256.hexdigest(), *([] if last_sha256 is None else [last_sha256])]
-        identity = json.dumps([*hashes, request.model_dump(mode="json")], sort_keys=True)
+        identity = json.dumps([*hashes, request.model_dump(mode="json"), *file_options], sort_keys=True)
         yield BatchItem(
             source.text,
             (source.name or stem or "video") + (f"-seed{seed}" if seeds > 1 else ""),
@@ -210,12 +214,13 @@ def last_image_path(source: str, downloads: Path) -> Path:
     """
     path = Path(source)
     try:
-        if is_url(source):
-            path = downloads / "last-image"
-            path.write_bytes(fetch_image(source).data)
-        read_image_file(path).decode()
+        encoded = fetch_image(source) if is_url(source) else read_image_file(path)
+        encoded.decode()
     except InvalidImage as error:
         raise InvalidImage(about_last_image(str(error)), "last_image") from None
+    if is_url(source):
+        path = downloads / "last-image"
+        path.write_bytes(encoded.data)
     return path
 
 

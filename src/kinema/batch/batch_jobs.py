@@ -50,6 +50,8 @@ class BatchJobs(Protocol):
 
     window: int
     """How many jobs to submit at most before the first is finished."""
+    file_options: tuple[str, ...]
+    """What it does to the files beside the requests, such as "watermark"; files of a run with others are replaced."""
 
     def complete(self, parameters: Mapping[str, Any], image_size: tuple[int, int] | None = None) -> VideoRequest:
         """Return the complete request for given parameters, with the defaults of its models.

@@ -13,6 +13,7 @@ from kinema.batch.batch_jobs import FinishedJob
 from kinema.errors import InvalidRequest, JobNotFound
 from kinema.extras import install_remedy
 from kinema.jobs import NewJob
+from kinema.media.credentials.c2pa_library import c2pa_library
 from kinema.media.credentials.signing_keys import signing_keys
 from kinema.media.video_writer import write_error
 from kinema.models.catalog import for_image_model, request_for
@@ -45,6 +46,7 @@ class OwnQueue:
 
     Raises:
         InvalidRequest: the packages of the queue are not installed.
+        CredentialsError: videos are to be signed, which is not possible.
     """
 
     def __init__(self, folder: Path, settings: Settings, progress: Callable[[Progress], None] | None = None) -> None:
@@ -52,12 +54,17 @@ class OwnQueue:
         from kinema.serving.submission import default_image_model, default_model
 
         self.window = DEFAULT_WINDOW
+        options = {"watermark": settings.watermark, "credentials": settings.credentials}
+        self.file_options = tuple(name for name, value in options.items() if value == "on")
         self._reported: tuple[str, ...] = ()
         self._folder = folder
         self._progress = progress
         self._models: set[str] = set()  # of all requests
         self._model = default_model(settings)
-        self._keys = signing_keys(settings) if settings.credentials == "on" else None
+        self._keys = None
+        if settings.credentials == "on":
+            c2pa_library()  # an error here, not after the first video
+            self._keys = signing_keys(settings)
         self._settings = settings.model_copy(
             update={
                 "model": self._model,
@@ -197,10 +204,10 @@ class OwnQueue:
             if self._keys is None:
                 shutil.copyfile(video, path)
             else:
-                from kinema.serving.signed_videos import sign_video
+                from kinema.serving.signed_videos import input_images, sign_video
 
-                image = self._queue.image(job_id)
-                path.write_bytes(sign_video(self._keys, video, [] if image is None else [image], f"{job_id}.mp4"))
+                images = input_images(self._queue, job_id)
+                path.write_bytes(sign_video(self._keys, video, images, f"{job_id}.mp4"))
         except OSError as error:
             raise write_error(path, error) from None
 

@@ -54,6 +54,7 @@ class ServerJobs:
     """
 
     window = WINDOW
+    file_options: tuple[str, ...] = ()  # the server decides
 
     def __init__(self, url: str, api_key: str | None, model: str | None) -> None:
         try:

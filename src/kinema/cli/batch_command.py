@@ -135,6 +135,7 @@ def batch(
             seeds=seeds,
             out=folder.path,
             last_image=last_image,
+            file_options=jobs.file_options,
         )
         with folder:
             outcomes = _run(items, failures, folder, jobs, report)

@@ -92,9 +92,7 @@ class SignedVideos:
         keys = self._current_keys()
 
         def make(video: Path) -> bytes:
-            job = queue.get(job_id)
-            images = [queue.find_image(sha256) for sha256 in (job.image, job.last_image) if sha256 is not None]
-            return self._sign(keys, video, [image for image in images if image is not None], f"{job_id}.mp4", gone)
+            return self._sign(keys, video, input_images(queue, job_id), f"{job_id}.mp4", gone)
 
         try:
             if path.name == PART_FILES["video"]:
@@ -126,6 +124,17 @@ class SignedVideos:
                 self.keys = signing_keys(self._settings)
                 self._read_at = time.monotonic()
             return self.keys
+
+
+def input_images(queue: Queue, job_id: str) -> list[Path]:
+    """Return the files from which a job's video was made: its image and its last image, as far as they are stored.
+
+    Raises:
+        JobNotFound, QueueUnavailable: as `Queue.image`.
+    """
+    job = queue.get(job_id)
+    images = [queue.find_image(sha256) for sha256 in (job.image, job.last_image) if sha256 is not None]
+    return [image for image in images if image is not None]
 
 
 def sign_video(keys: SigningKeys, video: Path, images: list[Path], title: str) -> bytes:
