@@ -121,6 +121,8 @@ def test_invalid_calls_are_rejected_with_the_field(api, server):
     assert rejected(metadata={"a": "\0"}) == (400, "metadata")
     assert rejected(metadata={"\0": "a"}) == (400, "metadata")
     assert rejected(other=1) == (400, "other")
+    with pytest.raises(openai.BadRequestError, match="purpose is missing; send 'batch'"):
+        api.files.create(file=("a.jsonl", b"{}"), purpose=openai.omit)
     with pytest.raises(openai.BadRequestError, match="purpose 'vision' is not supported; use 'batch'"):
         api.files.create(file=("a.jsonl", b"{}"), purpose="vision")
     with pytest.raises(openai.BadRequestError, match="unknown field 'expires_after"):
@@ -129,6 +131,25 @@ def test_invalid_calls_are_rejected_with_the_field(api, server):
         )
     with pytest.raises(openai.NotFoundError, match="an id is batch_ and 32 hexadecimal digits"):
         api.batches.retrieve("batch_7")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"other": 1}, "unknown field 'other'; expected one of input_file_id, endpoint, completion_window, metadata"),
+        ({"input_file_id": 5}, "input_file_id '5' is not text; put it in quotation marks"),
+        ({"endpoint": "/v1/images"}, "endpoint '/v1/images' is not supported; use '/v1/videos'"),
+        ({"metadata": [1]}, 'metadata \'[1]\' is not an object; send names and texts, such as {"customer": "7"}'),
+        ({"metadata": {"a": 1}}, "metadata '1' of 'a' is not text; put it in quotation marks"),
+        ({"metadata": {"": "a"}}, "metadata has an empty name; use 1 to 64 characters"),
+        ({"metadata": dict.fromkeys("abcdefghijklmnopq", "a")}, "metadata has more than 16 names; use fewer"),
+        ({"webhook_url": "x" * 2001}, "is too long; use at most 2000 characters"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_invalid_fields_of_a_batch_are_explained(server, fields, message):
+    good = {"input_file_id": "file-" + "0" * 32, "endpoint": "/v1/videos", "completion_window": "24h"}
+    assert message in httpx.post(f"{server.url}/v1/batches", json={**good, **fields}).json()["error"]["message"]
 
 
 def test_errors_name_what_is_missing_or_in_use(api, client):

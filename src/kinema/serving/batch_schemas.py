@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from kinema.jobs.batch_schema import Batch, BatchFile, BatchLine
 
 MAX_LABELS = 16
+MAX_LABEL_NAME = 64
 OK = HTTPStatus.OK
 
 
@@ -64,7 +65,7 @@ class BatchRequest(BaseModel):
     )
     metadata: (
         Annotated[
-            dict[Annotated[str, Field(min_length=1, max_length=64)], Annotated[str, Field(max_length=512)]],
+            dict[Annotated[str, Field(min_length=1, max_length=MAX_LABEL_NAME)], Annotated[str, Field(max_length=512)]],
             Field(max_length=MAX_LABELS),
         ]
         | None

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from kinema.errors import BatchNotFound, InvalidRequest
 from kinema.jobs.idempotency import check_key_length
 from kinema.serving import openapi
-from kinema.serving.batch_schemas import BatchList, BatchObject, BatchRequest, batch_of, page_of
+from kinema.serving.batch_schemas import MAX_LABEL_NAME, BatchList, BatchObject, BatchRequest, batch_of, page_of
 from kinema.serving.files_api import check_file_id
 from kinema.serving.lifespan import ServerState, server_state
 from kinema.serving.rate_limits import CALLER
@@ -94,17 +94,37 @@ def _validate(fields: dict[str, Any]) -> BatchRequest:
     try:
         wanted = BatchRequest.model_validate(fields)
     except ValidationError as error:
-        first = error.errors()[0]
-        name, *keys = (str(part)[:80] for part in first["loc"] if part != "[key]")
-        if first["type"] == "missing":
-            raise InvalidRequest(f"{name} is missing", name) from None
-        where = f" of {keys[0]!r}" if keys else ""
-        shown = str(first["input"])[:80]
-        raise InvalidRequest(f"{name} {shown!r}{where} is invalid: {first['msg'].lower()}", name) from None
+        raise _invalid_field(error) from None
     for label, text in (wanted.metadata or {}).items():
         check_text({"metadata": label})
         check_text({"metadata": text})
     return wanted
+
+
+def _invalid_field(error: ValidationError) -> InvalidRequest:
+    """Return the error for the first invalid field."""
+    first = error.errors()[0]
+    name, *keys = (str(part)[:80] for part in first["loc"] if part != "[key]")
+    shown = f"{name} {str(first['input'])[:80]!r}{f' of {keys[0]!r}' if keys else ''}"
+    limits = first.get("ctx", {})
+    match first["type"]:
+        case "missing":
+            message = f"{name} is missing; send it"
+        case "extra_forbidden":
+            message = f"unknown field {name!r}; expected one of {', '.join(BatchRequest.model_fields)}"
+        case "literal_error":
+            message = f"{shown} is not supported; use {limits['expected']}"
+        case "string_type":
+            message = f"{shown} is not text; put it in quotation marks"
+        case "string_too_short":
+            message = f"{name} has an empty name; use 1 to {MAX_LABEL_NAME} characters"
+        case "string_too_long":
+            message = f"{shown} is too long; use at most {limits['max_length']} characters"
+        case "too_long":
+            message = f"{name} has more than {limits['max_length']} names; use fewer"
+        case _:
+            message = f'{shown} is not an object; send names and texts, such as {{"customer": "7"}}'
+    return InvalidRequest(message, name)
 
 
 def _create(state: ServerState, wanted: BatchRequest, caller: str, key: str | None) -> Batch:

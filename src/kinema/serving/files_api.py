@@ -148,6 +148,8 @@ def _check_form(fields: dict[str, str | bytes]) -> str:
             f"unknown field {unknown[:80]!r}; send file and purpose (files expire after KINEMA_KEEP_DAYS)", unknown[:80]
         )
     purpose = fields.get("purpose")
+    if purpose is None:
+        raise InvalidRequest("purpose is missing; send 'batch'", "purpose")
     if purpose != "batch":
         raise InvalidRequest(f"purpose {str(purpose)[:80]!r} is not supported; use 'batch'", "purpose")
     if "file" not in fields:
