@@ -111,7 +111,7 @@ def test_conflicting_or_unknown_fields_are_rejected(settings, png, fields, param
 
 def test_request_over_max_work_is_rejected(tmp_path, png):
     tight = Settings(data_dir=tmp_path, model="pocket", device="cpu", max_work=1)
-    with pytest.raises(InvalidRequest, match=r"5 million; the maximum per request is 1 \(KINEMA_MAX_WORK\)"):
+    with pytest.raises(InvalidRequest, match=r"5\.16096 million; the maximum per request is 1 \(KINEMA_MAX_WORK\)"):
         prepare(tight, {}, png)
     assert prepare(tight, {"num_inference_steps": 1}, png).request.work < 1
 
@@ -136,8 +136,18 @@ def test_work_of_interpolation_and_upscaling_is_limited(tmp_path, png, monkeypat
     monkeypatch.setattr("kinema.models.catalog.upscaler_file", lambda: None)
     settings = Settings(data_dir=tmp_path, model="pocket", device="cpu", max_work=12)  # without them: 5.2
     assert prepare(settings, {"interpolate": 4}, png).workload.total == pytest.approx(5.16 + 1.73, rel=0.01)
-    with pytest.raises(InvalidRequest, match=r"^with upscale 2, .* are 29 million; .* use upscale 1, or") as error:
+    with pytest.raises(InvalidRequest, match=r"^with upscale 2, .* are 29\.\d+ million; .* use upscale 1, or") as error:
         prepare(settings, {"interpolate": 4, "upscale": 2}, png)
+    assert error.value.param == "upscale"
+    most = settings.model_copy(update={"max_work": 6.5})
+    with pytest.raises(InvalidRequest, match=r"^with interpolate 4, .* are 6\.88\d* million; the maximum .* is 6\.5 "):
+        prepare(most, {"interpolate": 4}, png)
+    of_key = settings.model_copy(update={"max_work": 100, "key_work": 12})
+    with pytest.raises(
+        InvalidRequest,
+        match=r"^with upscale 2, this request is 29\.\d+ million .* API key is 12 \(KINEMA_KEY_WORK\): use upscale 1",
+    ) as error:
+        prepare(of_key, {"interpolate": 4, "upscale": 2}, png)
     assert error.value.param == "upscale"
 
 

@@ -18,36 +18,52 @@ def check_work(settings: Settings, request: VideoRequest, workload: Workload) ->
     Raises:
         InvalidRequest: it is more than a request or an API key may have.
     """
-    work = workload.total
-    if workload.denoise > settings.max_work:
-        raise InvalidRequest(_too_much_work(request, workload.denoise, settings.max_work), "num_frames")
-    if work > settings.max_work:
-        largest = max(workload.finishing, key=lambda stage: workload.finishing[stage])
-        raise InvalidRequest(_too_much_finishing(request, largest, work, settings.max_work), largest)
-    if settings.key_work is not None and work > settings.key_work:
-        raise InvalidRequest(
-            Message(
-                "too_much_work_for_key",
-                "this request is {work:,g} million pixels × frames × steps; the maximum of all unfinished jobs of an "
-                "API key is {most:,g} (KINEMA_KEY_WORK): choose a smaller size, fewer frames or fewer steps",
-                work=work,
-                most=settings.key_work,
-            ),
-            "num_frames",
-        )
+    work, most, most_of_key = workload.total, settings.max_work, settings.key_work
+    largest = max(workload.finishing, key=lambda stage: workload.finishing[stage], default="")
+    if workload.denoise > most:
+        raise InvalidRequest(_too_much_work(request, workload.denoise, most), "num_frames")
+    if work > most:
+        raise InvalidRequest(_too_much_finishing(request, largest, work, most), largest)
+    if most_of_key is None or work <= most_of_key:
+        return
+    if workload.denoise <= most_of_key:
+        raise InvalidRequest(_too_much_finishing_for_key(request, largest, work, most_of_key), largest)
+    raise InvalidRequest(
+        Message(
+            "too_much_work_for_key",
+            "this request is {work:,g} million pixels × frames × steps; the maximum of all unfinished jobs of an "
+            "API key is {most:,g} (KINEMA_KEY_WORK): choose a smaller size, fewer frames or fewer steps",
+            work=work,
+            most=most_of_key,
+        ),
+        "num_frames",
+    )
 
 
 def _too_much_finishing(request: VideoRequest, stage: str, work: float, most: float) -> Message:
     """Return the error message for a request that would be allowed without its largest stage after decoding."""
     return Message(
         "too_much_finishing",
-        "with {name} {value}, {size} pixels × {frames} frames × {steps} steps are {work:,.0f} million; the "
-        "maximum per request is {most:,.0f} (KINEMA_MAX_WORK): use {name} 1, or choose a smaller size or fewer frames",
+        "with {name} {value}, {size} pixels × {frames} frames × {steps} steps are {work:,g} million; the "
+        "maximum per request is {most:,g} (KINEMA_MAX_WORK): use {name} 1, or choose a smaller size or fewer frames",
         name=stage,
         value=getattr(request, stage),
         size=_size(request),
         frames=request.num_frames,
         steps=request.num_inference_steps,
+        work=work,
+        most=most,
+    )
+
+
+def _too_much_finishing_for_key(request: VideoRequest, stage: str, work: float, most: float) -> Message:
+    """Return the same for the limit of an API key."""
+    return Message(
+        "too_much_finishing_for_key",
+        "with {name} {value}, this request is {work:,g} million pixels × frames × steps; the maximum of all unfinished "
+        "jobs of an API key is {most:,g} (KINEMA_KEY_WORK): use {name} 1, or choose a smaller size or fewer frames",
+        name=stage,
+        value=getattr(request, stage),
         work=work,
         most=most,
     )
@@ -60,8 +76,8 @@ def _too_much_work(request: VideoRequest, work: float, most: float) -> Message:
     if frames == request.num_frames:
         return Message(
             "too_much_work",
-            "{size} pixels × {frames} frames × {steps} steps is {work:,.0f} million; the maximum per "
-            "request is {most:,.0f} (KINEMA_MAX_WORK): choose a smaller size, fewer frames or fewer steps",
+            "{size} pixels × {frames} frames × {steps} steps is {work:,g} million; the maximum per "
+            "request is {most:,g} (KINEMA_MAX_WORK): choose a smaller size, fewer frames or fewer steps",
             size=_size(request),
             frames=frames,
             steps=request.num_inference_steps,
@@ -70,8 +86,8 @@ def _too_much_work(request: VideoRequest, work: float, most: float) -> Message:
         )
     return Message(
         "too_much_predicted",
-        "{size} pixels × {frames} predicted frames × {steps} steps is {work:,.0f} million; the maximum per "
-        "request is {most:,.0f} (KINEMA_MAX_WORK): choose a smaller size, fewer frames or fewer steps. A loop, a last "
+        "{size} pixels × {frames} predicted frames × {steps} steps is {work:,g} million; the maximum per "
+        "request is {most:,g} (KINEMA_MAX_WORK): choose a smaller size, fewer frames or fewer steps. A loop, a last "
         "image, and the windows of a long video need more predicted frames than the video has",
         size=_size(request),
         frames=frames,

@@ -264,7 +264,7 @@ def test_server_errors_are_korean(tmp_path):
             png_image(),
             "'someone/theirs' 모델이 없습니다. 사용할 수 있는 모델은 pocket, svd",
         ),
-        ({}, png_image(), "288×160 픽셀 × 14프레임 × 8단계 = 5백만)이 한도(1백만, KINEMA_MAX_WORK)"),
+        ({}, png_image(), "288×160 픽셀 × 14프레임 × 8단계 = 5.16096백만)이 한도(1백만, KINEMA_MAX_WORK)"),
         ({}, None, "이미지도 프롬프트도 없습니다"),
         ({"prompt": "\ud800"}, None, "올바르지 않은 문자"),
         ({"prompt": 7}, None, "텍스트가 아닙니다"),

@@ -80,15 +80,18 @@ MESSAGES = {
     "not_offered": "{name}: 이 서버에는 {value!r} 모델이 없습니다. 사용할 수 있는 모델은 {offered}입니다. "
     "다른 모델은 서버의 KINEMA_MODELS 설정으로 추가할 수 있습니다.",
     "nothing_given": "이미지도 프롬프트도 없습니다. 이미지와 프롬프트 중 하나를 입력하세요.",
-    "too_much_work": "요청한 작업량({size} 픽셀 × {frames}프레임 × {steps}단계 = {work:,.0f}백만)이 "
-    "한도({most:,.0f}백만, KINEMA_MAX_WORK)를 넘습니다. 크기나 프레임 수, 추론 단계 수를 줄이세요.",
+    "too_much_work": "요청한 작업량({size} 픽셀 × {frames}프레임 × {steps}단계 = {work:,g}백만)이 "
+    "한도({most:,g}백만, KINEMA_MAX_WORK)를 넘습니다. 크기나 프레임 수, 추론 단계 수를 줄이세요.",
     "too_much_predicted": "요청한 작업량({size} 픽셀 × 예측 {frames}프레임 × {steps}단계 = "
-    "{work:,.0f}백만)이 한도({most:,.0f}백만, KINEMA_MAX_WORK)를 넘습니다. 크기나 프레임 수, "
+    "{work:,g}백만)이 한도({most:,g}백만, KINEMA_MAX_WORK)를 넘습니다. 크기나 프레임 수, "
     "추론 단계 수를 줄이세요. 반복 재생용 영상, "
     "마지막 이미지가 있는 영상, 여러 구간으로 나누는 긴 영상은 영상의 프레임보다 더 많은 프레임을 예측합니다.",
     "too_much_finishing": "{name} 값이 {value}이면 작업량({size} 픽셀 × {frames}프레임 × {steps}단계)이 "
-    "{work:,.0f}백만이 되어 한도({most:,.0f}백만, KINEMA_MAX_WORK)를 넘습니다. {name} 값을 1로 하거나 크기나 "
+    "{work:,g}백만이 되어 한도({most:,g}백만, KINEMA_MAX_WORK)를 넘습니다. {name} 값을 1로 하거나 크기나 "
     "프레임 수를 줄이세요.",
+    "too_much_finishing_for_key": "{name} 값이 {value}이면 이 요청의 작업량이 {work:,g}백만(픽셀 × 프레임 × 단계)이 "
+    "됩니다. API 키 하나의 끝나지 않은 작업은 모두 합쳐 {most:,g}백만까지 가능합니다(KINEMA_KEY_WORK). {name} 값을 1로 "
+    "하거나 크기나 프레임 수를 줄이세요.",
     # Warnings about parameters.
     "untrained_motion": "{name}: {value} 값은 학습 데이터의 최댓값인 255보다 큽니다.",
     "untrained_fps": "{name}: {value} 값은 학습 데이터의 범위인 5~30을 벗어납니다. "
