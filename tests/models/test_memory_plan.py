@@ -1,3 +1,5 @@
+import resource
+
 import psutil
 import pytest
 import torch
@@ -48,6 +50,16 @@ def test_default_dtype_depends_on_device(monkeypatch):
 
 def test_free_memory_is_at_most_total_memory():
     assert 0 < free_memory(CPU) <= psutil.virtual_memory().total
+
+
+def test_free_memory_is_at_most_the_address_space_left_to_the_process():
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + GIB // 4, hard))
+    try:
+        free = free_memory(CPU)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    assert 0 < free <= GIB // 4
 
 
 def test_large_gpu_is_resident_and_decodes_all_frames_together():

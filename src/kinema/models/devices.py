@@ -115,7 +115,7 @@ def free_memory(device: torch.device) -> int:
         return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
     import psutil
 
-    return min(int(psutil.virtual_memory().available), _container_memory())
+    return min(int(psutil.virtual_memory().available), _container_memory(), _address_space())
 
 
 def check_host_memory(name: str, elements: int, dtype: torch.dtype, alternative: str) -> None:
@@ -150,6 +150,18 @@ def _container_memory() -> int:
         except (OSError, ValueError):  # no such file, or "max"
             continue
     return 2**62
+
+
+def _address_space() -> int:
+    """Return the bytes left under this process's own limit (`ulimit -v`); 2⁶² if there is no limit."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 2**62
+    import psutil
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return 2**62 if limit == resource.RLIM_INFINITY else limit - int(psutil.Process().memory_info().vms)
 
 
 def release_cache(device: torch.device) -> None:
