@@ -1,6 +1,7 @@
 """`kinema verify`: words, JSON and exit codes."""
 
 import json
+import os
 import struct
 import zlib
 from fractions import Fraction
@@ -138,6 +139,17 @@ def test_damaged_files_are_named(folder, capsys):
         "error: empty.mp4 is empty; download or generate it again",
         "error: folder.mp4 is a folder; verify a file",
     ]
+
+
+def test_what_is_no_file_is_explained_and_does_not_block(folder, capsys):
+    os.mkfifo("pipe.mp4")
+    assert main(["verify", "pipe.mp4", "-", "https://host/a.mp4", "--json"]) == 2
+    messages = [
+        "pipe.mp4 is not a regular file; save the video as a file and verify that",
+        "- can't be read: stdin is not supported; save the video as a file and verify that",
+        "https://host/a.mp4 is a URL; download the video and verify the file",
+    ]
+    assert [line["error"] for line in lines_of(capsys)] == messages
 
 
 def test_header_of_a_bomb_does_not_hide_its_frames(folder, capsys):

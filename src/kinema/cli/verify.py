@@ -62,6 +62,7 @@ def _verify(process: DecodeProcess, file: str, anchors: str, *, json: bool) -> i
     from kinema.media.verification import verify_file
 
     try:
+        _check_name(file)
         try:
             found = process.run(verify_file, Path(file), None, anchors, cpu_seconds=CPU_SECONDS)
         except InvalidImage:  # a limit of the process
@@ -79,6 +80,20 @@ def _verify(process: DecodeProcess, file: str, anchors: str, *, json: bool) -> i
     else:
         _print(file, found)
     return {"authentic": 0, "tampered": TAMPERED}.get(found.verdict, NOT_PROVEN)
+
+
+def _check_name(file: str) -> None:
+    """Check that an argument names a file.
+
+    Raises:
+        VideoError: it is stdin or a URL.
+    """
+    from kinema.media.image import is_url
+
+    if file == "-":
+        raise VideoError("- can't be read: stdin is not supported; save the video as a file and verify that")
+    if is_url(file):
+        raise VideoError(f"{file} is a URL; download the video and verify the file")
 
 
 VERDICTS = {

@@ -109,6 +109,8 @@ def check_size(path: Path) -> None:
     try:
         if path.is_dir():
             raise VideoError(f"{path} is a folder; verify a file")
+        if path.exists() and not path.is_file():  # a pipe would block
+            raise VideoError(f"{path} is not a regular file; save the video as a file and verify that")
         size = path.stat().st_size
     except OSError as error:
         raise VideoError(f"{path} can't be read ({error.strerror}); check the name and the folder") from None
