@@ -207,10 +207,10 @@ def test_reserved_or_long_key_is_refused(client, path, key):
 def test_idempotency_key_returns_same_batch_and_rejects_other_request(api):
     key = {"Idempotency-Key": f"key-{time.time_ns()}"}
     file = upload(api, [line("a")])
-    first = create(api, file, extra_headers=key, metadata={"customer": "7"})
+    first = create(api, file, extra_headers=key, metadata={"customer": "7", "order": "1"})
     wait_ended(api, first)
     api.files.delete(file.id)
-    assert create(api, file, extra_headers=key, metadata={"customer": "7"}).id == first.id
+    assert create(api, file, extra_headers=key, metadata={"order": "1", "customer": "7"}).id == first.id
     with pytest.raises(openai.ConflictError) as caught:
         create(api, file, extra_headers=key, metadata={"customer": "8"})
     assert caught.value.code == "idempotency_key_reused"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import re
 from contextlib import closing
 from typing import TYPE_CHECKING, Annotated, Any
@@ -132,7 +133,7 @@ def _create(state: ServerState, wanted: BatchRequest, caller: str, key: str | No
     check_key(key)
     check_key_length(key)
     webhook_url = check_webhook_url(state.settings, wanted.webhook_url)
-    fingerprint = hashlib.sha256(wanted.model_dump_json().encode()).hexdigest()
+    fingerprint = hashlib.sha256(json.dumps(wanted.model_dump(), sort_keys=True).encode()).hexdigest()
     if (known := state.queue.batches.by_key(caller, key, fingerprint)) is not None:
         return known  # also if its file is deleted by now
     state.queue.check_data_folder()
