@@ -9,6 +9,7 @@ from kinema.errors import InvalidRequest, RecipeError
 from kinema.library import load, warn
 from kinema.media.image import open_image
 from kinema.media.source_video import SourceVideo, open_source_video
+from kinema.messages import Message
 from kinema.models.catalog import CATALOG
 from kinema.models.video_length import frames_in
 from kinema.steps import drive
@@ -108,12 +109,20 @@ def extended_recipe_request(
         raise InvalidRequest(f"num_frames {added} is out of range; use at least 1", "num_frames")
     if (most := MAX_FRAMES - request.num_frames) < added:
         name = "num_frames" if seconds is None else "seconds"
-        remedy = f"use at most {most} ({most / request.generated_rate:.3g} seconds)" if most else "it can't be extended"
-        raise InvalidRequest(
-            f"{label} has {request.num_frames} frames and can't have {added} more, as {MAX_FRAMES} is the "
-            f"maximum; {remedy}",
-            name,
+        remedy = Message("extend_full", "it can't be extended")
+        if most:
+            longest = most / request.generated_rate
+            remedy = Message("extend_at_most", "use at most {most} ({seconds:.3g} seconds)", most=most, seconds=longest)
+        message = Message(
+            "extend_too_long",
+            "{label} has {frames} frames and can't have {added} more, as {maximum} is the maximum; {remedy}",
+            label=label,
+            frames=request.num_frames,
+            added=added,
+            maximum=MAX_FRAMES,
+            remedy=remedy,
         )
+        raise InvalidRequest(message, name)
     chunk = request.decode_chunk_size or recipe.decode_chunk_size
     return request.changed(num_frames=request.num_frames + added, decode_chunk_size=chunk)
 

@@ -5,6 +5,7 @@ import pytest
 from server_process import wait_for
 
 from kinema.media.video_reader import each_frame, read_recipe
+from kinema.media.video_writer import encode_video
 
 QUICK = {"motion_bucket_id": "1", "num_frames": "3", "seed": "7"}
 
@@ -75,6 +76,23 @@ def test_invalid_extension_is_rejected_by_name(client, short, fields, param, mes
     response = client.post("/v1/videos", data={"extend": short["id"]} | fields)
     error = response.json()["error"]
     assert (response.status_code, error["param"], message in error["message"]) == (400, param, True), error
+
+
+def test_video_without_a_readable_recipe_is_rejected_without_its_path(server, client, short):
+    stored = server.data / "jobs" / short["id"] / "video.mp4"
+    whole = stored.read_bytes()
+    try:
+        for content in (encode_video(np.zeros((3, 64, 64, 3), np.uint8), ".mp4", 7), whole[:200]):
+            stored.write_bytes(content)
+            response = client.post("/v1/videos", data={"extend": short["id"], "num_frames": "2"})
+            error = response.json()["error"]
+            assert (response.status_code, error["param"]) == (400, "extend")
+            assert error["message"] == (
+                f"the video {short['id']} has no recipe that this version of Kinema reads, so that it can't be "
+                "extended; generate it again"
+            )
+    finally:
+        stored.write_bytes(whole)
 
 
 def test_loop_and_unfinished_video_and_an_image_with_extend_are_rejected(client, png, short):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any
 
-from kinema.errors import InvalidRequest, JobNotFound, KinemaError
+from kinema.errors import InvalidRequest, JobNotFound, RecipeError, VideoError
 from kinema.extension import extended_recipe_request
 from kinema.media.source_video import check_extendable, lengths_of
 from kinema.media.video_reader import read_recipe
@@ -55,9 +55,17 @@ def prepare_extension(queue: Queue, settings: Settings, fields: Mapping[str, Any
         request = extended_recipe_request(
             recipe, "the video", seconds=given.get("seconds"), num_frames=_integer(given.get("num_frames"))
         )
-    except KinemaError as error:
-        param = (error.param if isinstance(error, InvalidRequest) else None) or FIELD
-        raise InvalidRequest(str(error), FIELD if param == "video" else param) from None
+    except InvalidRequest as error:
+        param = FIELD if error.param in (None, "video") else error.param
+        raise InvalidRequest(error.args[0], param) from None  # not its text: the page has it in other languages
+    except (RecipeError, VideoError):  # their messages have the file's path
+        message = Message(
+            "extend_unreadable",
+            "the video {id} has no recipe that this version of Kinema reads, so that it can't be extended; generate it "
+            "again",
+            id=job.id,
+        )
+        raise InvalidRequest(message, FIELD) from None
     request = request.changed(model=job.request.model)  # a recipe has only the last part of a folder
     if given.get("model", request.model) != request.model:
         raise InvalidRequest(_not_chosen("model"), "model")

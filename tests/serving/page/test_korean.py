@@ -8,7 +8,9 @@ import re
 import string
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from PIL import Image
 from test_job_html import job, text
@@ -20,9 +22,12 @@ from kinema.jobs import Failure
 from kinema.jobs.job import QUEUE_FAILURE_CODES
 from kinema.jobs.job_files import JobFiles
 from kinema.media.image import fit_warnings, open_image
+from kinema.media.video_writer import save_video
 from kinema.messages import Message
 from kinema.models.catalog import CATALOG, IMAGE_MODELS, parameter_warnings, request_for
+from kinema.recipe import ModelIdentity, Recipe
 from kinema.serving.client_messages import failure_message
+from kinema.serving.extension_submission import prepare_extension
 from kinema.serving.page import form_html, job_html
 from kinema.serving.page.translations.english import ENGLISH
 from kinema.serving.page.translations.korean import KOREAN
@@ -41,6 +46,7 @@ PAGE_MODULES = {
     "media/image_structure.py": set(),
     "media/safety_check.py": {"check_safety_package"},
     "serving/blocked_words.py": {"_unusable"},
+    "serving/extension_submission.py": {"_integer"},
     "serving/submission.py": set(),
     "serving/work_limits.py": set(),
     "jobs/queue.py": {"list", "_check_completed"},
@@ -189,6 +195,34 @@ def test_invalid_parameter_message_has_value_and_remedy(parameters, expected):
 
 def test_title_too_long_message_names_the_title():
     assert korean(too_long("title", 10_001, 10_000)).startswith(f"{KOREAN.new_title}: 10001자")
+
+
+@pytest.mark.parametrize(
+    ("frames", "seconds", "expected"),
+    [
+        (14, "0", "길이(초): '0' 값은 범위를 벗어났습니다"),
+        (
+            14,
+            "18",
+            "14프레임인 영상에 126프레임을 더하면 최대 128프레임을 넘습니다. 최대 114프레임(16.3초)까지",
+        ),
+        (128, "1", "더 이어서 만들 수 없습니다."),
+    ],
+)
+def test_length_of_an_extension_is_explained(tmp_path, frames, seconds, expected):
+    request = request_for(model="pocket", width=64, height=64, num_frames=frames, seed=1)
+    recipe = Recipe(
+        kinema="1", request=request, model=ModelIdentity(name="pocket", revision=None, weights_sha256="1" * 64),
+        image_sha256="c" * 64, device="cpu", dtype="float32", memory_plan="resident", decode_chunk_size=7, versions={},
+    )  # fmt: skip
+    save_video(np.zeros((frames, 64, 64, 3), np.uint8), tmp_path / "a.mp4", 7, recipe)
+    job = SimpleNamespace(status="completed", id="video_1")
+    stored = SimpleNamespace(
+        get=lambda _: job, result=lambda _: tmp_path / "a.mp4", image=lambda _: tmp_path / "a.mp4"
+    )  # a queue with this video
+    with pytest.raises(InvalidRequest) as raised:
+        prepare_extension(stored, Settings(), {"extend": "video_1", "seconds": seconds}, has_image=False)
+    assert expected in korean(raised.value.args[0])
 
 
 def all_warnings():

@@ -53,6 +53,11 @@ MESSAGES = {
     "이 항목을 지우세요.",
     "extend_unknown": "이어서 만들 영상을 찾을 수 없습니다({id!r}). 보관 기간이 지났을 수 있습니다.",
     "extend_unfinished": "이어서 만들 영상이 아직 완성되지 않았습니다({id}, {status}). 완성된 뒤에 이어서 만드세요.",
+    "extend_unreadable": "이어서 만들 영상({id})에 이 버전의 Kinema에서 읽을 수 있는 레시피가 없습니다. 영상을 다시 "
+    "생성하세요.",
+    "extend_too_long": "{frames}프레임인 영상에 {added}프레임을 더하면 최대 {maximum}프레임을 넘습니다. {remedy}",
+    "extend_at_most": "최대 {most}프레임({seconds:.3g}초)까지 더할 수 있습니다.",
+    "extend_full": "더 이어서 만들 수 없습니다.",
     "last_image_gone": "마지막 이미지가 서버에 더 이상 없습니다. 다시 선택하세요.",
     "of_last_image": "마지막 이미지: {message}",
     "seconds_wanted": "길이(초): {value!r} 값은 숫자가 아닙니다. 2처럼 숫자를 입력하세요.",
