@@ -1,6 +1,8 @@
 import json
+import resource
 import shutil
 
+import psutil
 import pytest
 import torch
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
@@ -397,6 +399,19 @@ def test_insufficient_memory_fails_before_weights_are_read(tiny_svd, monkeypatch
     monkeypatch.setattr("kinema.models.devices.free_memory", lambda _device: 10**6)
     with pytest.raises(InsufficientMemory, match=r"weights of tiny-svd need .* GiB of host memory"):
         load_on_cpu(tiny_svd)
+
+
+def test_address_space_that_ends_while_weights_are_read_is_insufficient_memory(tiny_svd, monkeypatch):
+    load_on_cpu(tiny_svd)  # imports all that it needs
+    monkeypatch.setattr("kinema.models.devices.free_memory", lambda _device: 2**40)
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most = psutil.Process().memory_info().vms + 24 * 2**20  # the UNet of pocket has 28 MB
+    resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+    try:
+        with pytest.raises(InsufficientMemory, match=r"^memory ran out while loading .*\.safetensors; use a smaller"):
+            load_on_cpu("pocket")
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,11 @@ import torch
 from diffusers import StableVideoDiffusionPipeline
 
 from kinema.benchmark.stopwatch import Stopwatch, TimedRun
-from kinema.engine.out_of_memory import insufficient, is_out_of_memory
 from kinema.errors import GenerationFailed
 from kinema.media.image import fit_image
 from kinema.models import hub
 from kinema.models.model_files import VARIANT
+from kinema.models.out_of_memory import insufficient, is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

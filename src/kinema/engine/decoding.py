@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from kinema.engine.engines import make_decoder
-from kinema.engine.out_of_memory import insufficient, is_out_of_memory
 from kinema.models.devices import release_cache
+from kinema.models.out_of_memory import insufficient, is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -14,10 +14,10 @@ import torch
 from kinema.engine import samplers, sampling
 from kinema.engine.engines import make_step
 from kinema.engine.group_step import make_group_step
-from kinema.engine.out_of_memory import SMALLER, insufficient, is_out_of_memory
 from kinema.errors import GenerationFailed
 from kinema.models.memory_plan import plans
 from kinema.models.offload import is_fast, place
+from kinema.models.out_of_memory import SMALLER, insufficient, is_out_of_memory
 from kinema.models.windows import windows
 from kinema.steps import Step
 

@@ -24,7 +24,6 @@ from kinema.engine.decoding import NotFinite, decode
 from kinema.engine.denoising import denoise, window_frames
 from kinema.engine.engines import engine_for, precision_for
 from kinema.engine.finishing import finish, finish_extended, finishing_stages
-from kinema.engine.out_of_memory import SMALLER, insufficient, is_out_of_memory
 from kinema.engine.repetition import denoise_again
 from kinema.errors import GenerationFailed
 from kinema.media.image import fit_image
@@ -33,6 +32,7 @@ from kinema.models.devices import cpu_instructions
 from kinema.models.finishing_memory import check_finishing_memory
 from kinema.models.finishing_weights import finishing_sha256
 from kinema.models.offload import place, plan_for
+from kinema.models.out_of_memory import SMALLER, insufficient, is_out_of_memory
 from kinema.models.upscaler_weights import upscaler_file
 from kinema.models.windows import check_two_ends
 from kinema.recipe import Recipe

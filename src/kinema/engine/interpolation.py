@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from kinema.engine.out_of_memory import insufficient, is_out_of_memory
 from kinema.models.frame_interpolator import load_frame_interpolator
+from kinema.models.out_of_memory import insufficient, is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -22,11 +22,11 @@ import torch
 
 from kinema.engine.decoding import decode_chunk
 from kinema.engine.engines import engine_for, make_decoder, make_step
-from kinema.engine.out_of_memory import is_out_of_memory
 from kinema.models.devices import release_cache
 from kinema.models.gpu_group import Channel, SharedTensor
 from kinema.models.loading import load
 from kinema.models.offload import place
+from kinema.models.out_of_memory import is_out_of_memory
 from kinema.settings import read_settings
 
 if TYPE_CHECKING:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from kinema.engine.out_of_memory import insufficient, is_out_of_memory
 from kinema.engine.threaded_generator import threaded_generator
 from kinema.errors import GenerationFailed, InvalidRequest
 from kinema.media.image import open_image, plain_name
@@ -25,6 +24,7 @@ from kinema.models.catalog import IMAGE_MODELS, quote_words, words_in
 from kinema.models.finishing_memory import check_finishing_memory
 from kinema.models.image_pipeline import completed
 from kinema.models.image_pipeline_offload import PLANS, on_device, plan_for
+from kinema.models.out_of_memory import insufficient, is_out_of_memory
 from kinema.recipe import ImageGeneration
 from kinema.steps import Restart, Step
 

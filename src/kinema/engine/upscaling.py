@@ -12,8 +12,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from kinema.engine.out_of_memory import insufficient, is_out_of_memory
 from kinema.models.finishing_memory import MARGIN, STRIP_PIXELS
+from kinema.models.out_of_memory import insufficient, is_out_of_memory
 from kinema.models.upscaler_weights import read_upscaler, upscaler_file
 
 if TYPE_CHECKING:

@@ -375,9 +375,16 @@ def _storage_device(elements: int, dtype: torch.dtype, device: torch.device, nam
 def _load_weights(
     module: torch.nn.Module, folder: Path, headers: Mapping[str, Header], device: torch.device, dtype: torch.dtype
 ) -> None:
-    """Read each tensor directly to its device and dtype; at most one tensor is in memory twice."""
+    """Read each tensor directly to its device and dtype; at most one tensor is in memory twice.
+
+    Raises:
+        ModelCorrupt: a file can't be read.
+        InsufficientMemory: memory runs out, or the address space of the process.
+    """
     import torch
     from safetensors import SafetensorError, safe_open
+
+    from kinema.models.out_of_memory import insufficient, is_out_of_memory
 
     wanted = module.state_dict().keys()
     state = {}
@@ -389,6 +396,10 @@ def _load_weights(
                     state[tensor] = file.get_tensor(tensor).to(device).to(dtype, copy=device.type == "cpu")
         except (SafetensorError, OSError) as error:
             raise damaged(folder / name, f"can't be read ({error})") from None
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise insufficient(error, f"loading {folder / name}", "use a smaller model") from None
     module.load_state_dict(state, strict=True, assign=True)
     torch.nn.Module.to(module.requires_grad_(requires_grad=False), device=device)
 

@@ -6,7 +6,10 @@ import torch
 
 from kinema.errors import InsufficientMemory
 
-_MESSAGES = ("out of memory", "can't allocate memory", "not enough memory", "Invalid buffer size", "ALLOC_FAILED")
+_MESSAGES = (
+    "out of memory", "can't allocate memory", "Cannot allocate memory", "not enough memory", "Invalid buffer size",
+    "ALLOC_FAILED",
+)  # fmt: skip
 SMALLER = "use a smaller width, height or num_frames"  # a remedy
 
 
