@@ -7,7 +7,9 @@
 Each figure is the wall time of a whole process, with its files in the page cache. Processes alternate, one at a time.
 Both sides use the model's default parameters, float16 on a GPU and otherwise their own default dtypes, and write an mp4
 with Kinema's writer. On a GPU, `nothing compiled` is Kinema with an empty cache of kernels. `--before SRC` adds another
-version of Kinema, whose `src` folder it names.
+version of Kinema, whose `src` folder it names:
+
+    python bench/cold_start.py --before OLD/src --kinds video --rounds 10 --without-diffusers --out RECORD
 """
 
 import argparse
@@ -84,7 +86,9 @@ def run(arguments: list[str], environment: dict[str, str]) -> tuple[float, float
     return time.perf_counter() - started, usage.ru_maxrss / 1024
 
 
-def measure(model: str, kinds: list[str], rounds: int, before: Path | None) -> dict[str, dict[str, dict[str, object]]]:
+def measure(
+    model: str, kinds: list[str], rounds: int, before: Path | None, others: list[str]
+) -> dict[str, dict[str, dict[str, object]]]:
     """Return times and memory of each kind and side, with medians. A first round of loading fills the page cache."""
     runs: dict[str, dict[str, list[tuple[float, float]]]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -92,7 +96,7 @@ def measure(model: str, kinds: list[str], rounds: int, before: Path | None) -> d
             for kind, sides in commands(model, Path(folder)).items():
                 if kind not in (kinds if i else ["load"]):
                     continue
-                environments = {"kinema": {}, "diffusers": {}}
+                environments: dict[str, dict[str, str]] = {side: {} for side in ("kinema", *others)}
                 if before:
                     environments["before"] = {"PYTHONPATH": str(before.resolve())}
                 if torch.cuda.is_available() and kind == "video":
@@ -126,6 +130,7 @@ if __name__ == "__main__":
     parser.add_argument("--before", type=Path, metavar="SRC")
     parser.add_argument("--kinds", nargs="+", choices=("load", "video"), default=["load", "video"])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--without-diffusers", action="store_true", help="compare with --before alone")
     args = parser.parse_args()
     record = {
         "what": "wall time and peak memory of a fresh process: `load` loads a model, `video` also writes an mp4",
@@ -135,6 +140,6 @@ if __name__ == "__main__":
         "machine": machine(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         "versions": {name: version(name) for name in ("torch", "diffusers", "transformers")},
         "parameters": request_for(model=args.model, seed=SEED).model_dump(exclude_none=True),
-        **measure(args.model, args.kinds, args.rounds, args.before),
+        **measure(args.model, args.kinds, args.rounds, args.before, [] if args.without_diffusers else ["diffusers"]),
     }
     args.out.write_text(json.dumps(record, indent=1) + "\n")
