@@ -35,7 +35,7 @@ QUICK := tests/test_messages.py tests/test_settings.py tests/test_values.py test
 quick: check ## check style and types, and run the unit tests that need no model: under a minute
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --quiet $(QUICK)
 
-test: check fast-tests ## run all checks and all tests except slow ones: about 15 minutes on two cores, with installing
+test: check fast-tests ## run all checks and all tests except slow ones: about 10 minutes on two cores, with installing
 
 # Import what most processes of the tests import. Else three of them would begin with compiling the same modules.
 $(VENV)/compiled: $(VENV)/installed-dev
