@@ -36,7 +36,7 @@ def from_first(predict: Predict) -> Sampler:
 
 
 def fused(forward: Predict, backward: Predict) -> Sampler:
-    """Return a sampler for a loop, which costs two predictions per step.
+    """Return a sampler for a loop, or a video between two images, which costs two predictions per step.
 
     Time-reversal fusion (Feng et al. 2024, arXiv:2403.14611), without its repeated noise: the weighted mean of a
     prediction forward in time from the first image and one backward from the last. Loops move more with it than with
