@@ -26,6 +26,14 @@ for _ in range(8):
 print("pinged", flush=True)
 time.sleep(100)
 """
+# Ray sets the variable in an actor's process unless the node has it.
+THREADS = """
+import os
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+from kinema.scale.actor import WorkerActor
+WorkerActor("version", {})
+print(os.environ.get("OMP_NUM_THREADS"))
+"""
 KILLED = """
 import os, signal
 from kinema.scale.scratch_folder import ScratchFolder
@@ -43,6 +51,15 @@ def test_actor_without_pings_of_the_bridge_ends_and_deletes_its_files(tmp_path):
     ended = run(ABANDONED, tmp_path)
     assert (ended.returncode, ended.stdout, ended.stderr) == (1, "pinged\n", "")
     assert list(tmp_path.glob("kinema-worker-*")) == []
+
+
+@pytest.mark.parametrize("of_node", [None, "1", "3"])
+def test_worker_process_has_the_number_of_threads_of_its_node(of_node, tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if of_node is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", of_node)
+    ended = run(THREADS, tmp_path)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, f"{of_node}\n", "")
 
 
 def test_folder_of_a_killed_process_is_deleted_and_one_in_use_is_kept(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from dataclasses import replace
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import ray
 
 from kinema.jobs.job import PART_FILES
@@ -36,6 +37,8 @@ class WorkerActor:
 
     def __init__(self, version: str, environment: Mapping[str, str]) -> None:
         self._version = version
+        if "OMP_NUM_THREADS" not in psutil.Process().environ():  # Ray has set it to 1 after the start of this process
+            os.environ.pop("OMP_NUM_THREADS", None)
         os.environ.update(environment)
         self._scratch = ScratchFolder("kinema-worker-")
         self._folder = self._scratch.path
