@@ -83,6 +83,19 @@ def test_estimate_counts_predicted_frames_and_a_last_image(speeds):
     assert speeds.estimate_job(double) == pytest.approx(2 * 1 + 2 * 10 + 4)
 
 
+def test_estimate_of_an_extension_counts_no_more_decoded_frames_than_predicted_ones(speeds):
+    longer = request().changed(num_frames=3 * request().num_frames)
+    extension = JobSize(longer, Workload(request().work))  # one window, with as many frames as the first video
+    assert speeds.estimate_stage("decode", extension) == pytest.approx(4)
+
+
+def test_frames_of_an_extension_are_learned_as_those_that_were_decoded(clock):
+    speeds = StageSpeeds()
+    longer = request().changed(num_frames=3 * request().num_frames)
+    speeds.learn(finished(JobSize(longer, Workload(request().work))))
+    assert speeds.estimate_stage("decode", SIZE) == pytest.approx(4)
+
+
 def test_job_that_was_stored_before_its_work_was_counted_teaches_no_denoising(clock):
     speeds = StageSpeeds()
     speeds.learn(finished(JobSize(SIZE.request, Workload(0.0))))

@@ -23,7 +23,9 @@ _DEFAULT_SHARES = {
     "upscale": 50.0,
 }
 # Seconds per unit of work of a stage that no job of the model has run, relative to those of denoising. Measured on one
-# thread of a CPU: 2.7 and 1.4 beside a model in bfloat16, 1.8 and 0.9 in float32.
+# thread of a CPU: 2.7 and 1.4 beside a model in bfloat16, 1.8 and 0.9 in float32. Jobs do not name their device, so GPUs
+# get the same factors. There the first estimate is too low: 121 and 14 were measured on an H200, which for 25 frames of
+# svd-xt is 0.4 seconds per stage (bench/results/svd-xt-capabilities-h200.json).
 _SLOWER = {"interpolate": 2.5, "upscale": 1.3}
 # Weight of a new measurement in the moving average.
 _SMOOTHING = 0.3
@@ -66,13 +68,21 @@ class JobSize:
             case "denoise":
                 return self.workload.denoise * (1 + self.request.guided)
             case "decode":
-                return float(pixels * self.request.num_frames)
+                return float(pixels * self._decoded_frames)
             case "interpolate" | "upscale":
                 return self.workload.finishing.get(stage, 0.0)
             case "text_to_image":
                 return float(pixels * (self.request.image_num_inference_steps or 25))
             case _:
                 return float(pixels * (1 + self.has_last_image))
+
+    @property
+    def _decoded_frames(self) -> int:
+        """The most frames to decode: all, but of a video that is extended only those that its new windows predict."""
+        request = self.request
+        predicted = self.workload.denoise * 1_000_000 / (request.width * request.height * request.num_inference_steps)
+        # No work: of a job that was stored before its work was counted.
+        return min(request.num_frames, round(predicted) or request.num_frames)
 
 
 class StageSpeeds:
