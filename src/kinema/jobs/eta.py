@@ -23,9 +23,9 @@ _DEFAULT_SHARES = {
     "upscale": 50.0,
 }
 # Seconds per unit of work of a stage that no job of the model has run, relative to those of denoising. Measured on one
-# thread of a CPU: 2.7 and 1.4 beside a model in bfloat16, 1.8 and 0.9 in float32. Jobs do not name their device, so GPUs
-# get the same factors. There the first estimate is too low: 121 and 14 were measured on an H200, which for 25 frames of
-# svd-xt is 0.4 seconds per stage (bench/results/svd-xt-capabilities-h200.json).
+# thread of a CPU: 2.7 and 1.4 beside a model in bfloat16, 1.8 and 0.9 in float32. A job does not name its device, so
+# GPUs get the same factors, and the first estimate is too low there: 121 and 14 were measured on an H200, where that is
+# 0.4 seconds per stage for 25 frames of svd-xt (bench/results/svd-xt-capabilities-h200.json).
 _SLOWER = {"interpolate": 2.5, "upscale": 1.3}
 # Weight of a new measurement in the moving average.
 _SMOOTHING = 0.3
