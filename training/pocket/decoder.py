@@ -20,6 +20,7 @@ import torch
 from diffusers import AutoencoderKLTemporalDecoder
 from torch import nn
 
+from training.common.autoencoder import image_metrics, psnr
 from training.common.parallel import ProcessGroup
 from training.pocket.denoising import Encoder, compose_latents
 from training.pocket.motion import Clips, Mover, Photos
@@ -36,12 +37,10 @@ from training.pocket.pointing import pointing_loss
 from training.pocket.transport import slow_clips
 from training.pocket.vae import (
     SIZES,
-    Training,
-    add_training_arguments,
+    add_photo_arguments,
     decode,
     decode_features,
-    image_metrics,
-    psnr,
+    make_training,
     sampling_grid,
     whole_photographs,
 )
@@ -160,7 +159,7 @@ def validate(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_training_arguments(parser)
+    add_photo_arguments(parser)
     parser.add_argument("--vae", type=Path, required=True, help="folder with the VAE of one image, or with this one")
     parser.add_argument("--clips", type=int, default=8, help="clips per GPU and step; three frames of each are decoded")
     args = parser.parse_args()
@@ -176,7 +175,7 @@ def main() -> None:
         vae = extend(vae)
     vae.requires_grad_(False).decoder.requires_grad_(True)
     encoder = Encoder(args.vae, args.device)
-    training = Training(args, vae, LEARNING_RATE)
+    training = make_training(args, vae, LEARNING_RATE)
     processes.print(
         f"{len(photos.pixels)} photographs, decoder {count_parameters(vae.decoder) / 1e6:.2f} M parameters, "
         f"starting at step {training.step}"
@@ -186,6 +185,7 @@ def main() -> None:
         Decoder(training.vae),
         lambda size: draw(movers[size], encoder, size, args.clips, args.photographs),
         lambda: validate(training.ema, encoder, images, clips),
+        SIZES,
     )
     if processes.rank == 0:
         training.save(encoder.scaling_factor)

@@ -18,10 +18,11 @@ import torch
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
 from transformers import CLIPVisionModelWithProjection
 
+from training.common.autoencoder import psnr
 from training.pocket.denoising import Encoder, added_time_ids, denoise, embed
 from training.pocket.motion import BUCKET_PER_PIXEL, REFERENCE_FPS, Clips, Mover, Photos
 from training.pocket.networks import HEIGHT, IMAGE_CHANNELS, NUM_FRAMES, POSITION_CHANNELS, WAVELENGTHS, WIDTH
-from training.pocket.vae import psnr, sampling_grid
+from training.pocket.vae import sampling_grid
 
 SIGMAS = (0.3, 1.0, 3.0, 10.0)
 SLOW_FLOW = (0.2, 0.7)  # range of the mean flow of the clips, pixels per frame
