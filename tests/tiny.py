@@ -164,6 +164,7 @@ def make_tiny_sd(
     folder: Path,
     *,
     xl: bool = False,
+    vae_levels: int = 4,
     words: tuple[str, ...] = WORDS,
     longest: int = 12,
     seed: int = 0,
@@ -176,6 +177,7 @@ def make_tiny_sd(
     Args:
         folder: Created if missing.
         xl: Write a StableDiffusionXLPipeline instead, with two text encoders.
+        vae_levels: Levels of the VAE; it reduces width and height by 2 for each level after the first.
         words: Vocabulary of the tokenizer; a letter that is in none of them is an unknown token.
         longest: Maximum number of tokens, including start and end.
         seed: Seed of the random weights.
@@ -219,9 +221,9 @@ def make_tiny_sd(
                 **(conditions if xl else {}),
             ),
             "vae": AutoencoderKL(
-                down_block_types=("DownEncoderBlock2D",) * 4,
-                up_block_types=("UpDecoderBlock2D",) * 4,
-                block_out_channels=(CHANNELS,) * 4,
+                down_block_types=("DownEncoderBlock2D",) * vae_levels,
+                up_block_types=("UpDecoderBlock2D",) * vae_levels,
+                block_out_channels=(CHANNELS,) * vae_levels,
                 layers_per_block=1,
                 sample_size=64,
                 force_upcast=xl,

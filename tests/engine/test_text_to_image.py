@@ -118,6 +118,16 @@ def test_image_equals_diffusers_with_sdxl(tiny_sdxl: Path, scheduler: str) -> No
     assert_parity(tiny_sdxl, scheduler=scheduler, image_guidance_scale=5.0, negative_prompt="a sea")
 
 
+def test_image_equals_diffusers_with_vae_of_factor_4(tmp_path: Path) -> None:
+    folder = make_tiny_sd(tmp_path, vae_levels=3)
+    settings = {"width": 88, "height": 72, "scheduler": "euler", "image_guidance_scale": 3.0}
+    assert_parity(folder, **settings)
+    image_pipeline = load_image_pipeline(folder, device="cpu", dtype="float32")
+    steps: list[Event] = []
+    drive(generate_image(image_pipeline, request_of(**settings)), steps.append)
+    assert [step.latents.shape for step in steps if step.latents is not None] == [(1, 1, 4, 18, 22)] * 3
+
+
 # Steps
 
 
