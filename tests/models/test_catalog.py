@@ -163,7 +163,9 @@ def test_unknown_words_of_prompt_are_listed(prompt, words):
     assert prompt_warnings(prompt) == [f"pocket-t2i does not know {words}"]
 
 
-@pytest.mark.parametrize("prompt", ["an old man in Paris", "빨간 풍선", "in a beautiful red", "🚀"])
+@pytest.mark.parametrize(
+    "prompt", ["an old man in Paris", "an old man in the middle", "빨간 풍선", "in a beautiful red", "🚀"]
+)
 def test_prompt_without_known_words_warns_of_arbitrary_scene(prompt):
     (warning,) = prompt_warnings(prompt)
     assert warning.startswith("pocket-t2i does not know any word of this prompt")

@@ -162,7 +162,7 @@ ALONGSIDE = """
     during late early first light bright broad golden orange red blue green pale dark heavy thick falling rises sets
     open path range rolling calm deep quiet still big little small tall tropical wild lonely flight flying suit space
     weather jet flat hot striped capped grid blocks far ground drone airplane photo photograph sharp running riding
-    waving
+    waving hour middle
 """.split()  # noqa: SIM905  # easier to read and extend
 # Words of the lists above that appear in captions at random, so that no image shows them.
 UNSEEN = {"old", "dramatic"}
