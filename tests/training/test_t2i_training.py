@@ -6,11 +6,23 @@ import random
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
+from training.t2i.assemble import assemble
 from training.t2i.judge import ANSWERS, accuracy_by_question
 from training.t2i.model_card import card
-from training.t2i.networks import SCHEDULER, make_text_encoder, make_unet, make_vae
+from training.t2i.networks import (
+    HEIGHT,
+    LATENT_CHANNELS,
+    SCHEDULER,
+    VAE_FACTOR,
+    WIDTH,
+    make_text_encoder,
+    make_unet,
+    make_vae,
+)
+from training.t2i.pool import ScenePool, as_bytes, caption_tokens
 from training.t2i.scenes import Scene
-from training.t2i.train import GradientStep, ScenePool, as_bytes, assemble, caption_tokens, unet_loss
+from training.t2i.unet import GradientStep, scene_encoder, unet_loss
+from training.t2i.vae import SIZES, Autoencoder, as_batch, decode_output, new_images, validate
 from training.t2i.words import MAX_TOKENS, UNKNOWN, vocabulary
 
 
@@ -132,17 +144,74 @@ def test_model_card_contains_only_figures_of_the_record():
     assert "%" not in card(None)
 
 
+@pytest.fixture(scope="module")
+def vae():
+    torch.manual_seed(0)
+    return make_vae().eval()
+
+
+def test_vae_training_decodes_like_the_vae(vae, monkeypatch):
+    monkeypatch.setattr(torch, "randn_like", torch.zeros_like)  # the posterior's mode
+    images = torch.rand(1, 3, 32, 48) * 2 - 1
+    with torch.no_grad():
+        features, kl = Autoencoder(vae)(images)
+        expected = vae.decode(vae.encode(images).latent_dist.mode()).sample
+    assert features.shape == (1, 64, 32, 48)
+    assert (decode_output(vae.decoder, features.float()) - expected).abs().mean() < 0.01  # bfloat16
+    assert kl > 0
+
+
+def test_batch_has_the_size_of_its_step():
+    pixels = torch.randint(256, (2, 3, HEIGHT, WIDTH), dtype=torch.uint8)
+    for size in SIZES:
+        images, target, weight = as_batch(pixels, size)
+        assert images.shape == (2, 3, *size)
+        assert torch.equal(images, target)
+        assert weight.item() == 1
+    landscape, portrait = (as_batch(pixels, SIZES[i])[0] for i in (0, 8))
+    assert torch.equal(landscape, portrait.transpose(2, 3))
+    assert landscape.min() == -1
+    assert landscape.max() == 1
+
+
+def test_vae_is_validated_on_the_same_new_scenes(vae):
+    images = new_images(2, "cpu", seed=1)
+    assert torch.equal(images, new_images(2, "cpu", seed=1))
+    images = images[..., :64, :96]
+    metrics = validate(vae, images)
+    with torch.no_grad():
+        latents = vae.encode(images).latent_dist.mode()
+        error = (vae.decode(latents).sample.clamp(-1, 1) - images) / 2
+    assert metrics["psnr"] == pytest.approx(-10 * error.square().mean((1, 2, 3)).log10().mean().item(), abs=1e-3)
+    assert metrics["scaling_factor"] == pytest.approx(1 / latents.std().item(), rel=1e-3)
+
+
+def test_pool_has_scaled_latents_and_coverage_of_things(vae, tmp_path):
+    vae.register_to_config(scaling_factor=3.0)
+    vae.save_pretrained(tmp_path)
+    pixels, covered = torch.rand(1, 3, HEIGHT, WIDTH), torch.zeros(1, 1, HEIGHT, WIDTH)
+    covered[..., 80:84, 100:104] = 1
+    data = scene_encoder(tmp_path, "cpu")(pixels, covered)
+    assert data.shape == (1, LATENT_CHANNELS + 1, HEIGHT // VAE_FACTOR, WIDTH // VAE_FACTOR)
+    with torch.no_grad():
+        expected = vae.encode(pixels * 2 - 1).latent_dist.mode() * 3
+    assert torch.allclose(data[:, :-1], expected, atol=1e-4)
+    things = data[0, -1].nonzero()
+    assert things.amin(0).tolist() == [19, 24]
+    assert things.amax(0).tolist() == [21, 26]
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_assembled_folder_loads_as_text_to_image_pipeline(tmp_path):
     from diffusers import AutoPipelineForText2Image
 
-    out, folder = tmp_path / "run", tmp_path / "model"
+    run, folder = tmp_path / "run", tmp_path / "model"
     for name, make in {"vae": make_vae, "unet": make_unet, "text_encoder": make_text_encoder}.items():
-        make().save_pretrained(out / name)
-    assemble(argparse.Namespace(out=out, folder=folder, record=None))
+        make().save_pretrained(run / name)
+    assemble(run / "vae", run, folder)
     assert "Not measured yet" in (folder / "README.md").read_text()
-    assert sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) < 30 * 2**20
+    assert sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) < 22 * 2**20
     pipeline = AutoPipelineForText2Image.from_pretrained(folder, use_safetensors=True)
     pipeline.set_progress_bar_config(disable=True)
     image = pipeline("a red boat on the sea", num_inference_steps=1).images[0]

@@ -5,7 +5,8 @@
 
 Generate images for 200 captions of held-out combinations of thing, colour, ground and hour, and classify them with a
 network trained on drawn scenes (`judge.py`), whose accuracy on drawn scenes is also reported. Then replace only the
-colour word, with the same seed. Finally, time the command from a prompt to a video.
+colour word, with the same seed. Encode and decode newly drawn scenes with the VAE alone. Finally, time the command from
+a prompt to a video.
 Exit code 1 means that a threshold is not met.
 """
 
@@ -28,6 +29,7 @@ from PIL import Image, ImageDraw
 from training.t2i.drawing import HEIGHT, TINTS, WIDTH
 from training.t2i.judge import ANSWERS, accuracy_by_question, drawn_accuracy, load_judge
 from training.t2i.scenes import COLOURS, Scene, held_out_scenes
+from training.t2i.vae import new_images, validate
 from training.t2i.words import bare_caption, caption
 
 POCKET_T2I_FOLDER = Path(__file__).parents[2] / "src" / "kinema" / "models" / "pocket_t2i"
@@ -50,7 +52,8 @@ PROMPTS = (
 )
 # name: (minimum, or the negated maximum; description)
 THRESHOLDS = {
-    "size_mib": (-40, "all files, MiB"),
+    "size_mib": (-22, "all files, MiB"),
+    "vae_psnr": (29, "newly drawn scenes reconstructed by the VAE, dB"),
     "thing_found": (0.8, "held-out captions whose thing is found in the image"),
     "ground_found": (0.8, "held-out captions whose ground is found"),
     "hour_found": (0.8, "held-out captions whose hour is found"),
@@ -130,6 +133,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     images = generate_images(pipeline, captions, seeds, args.steps, args.guidance)
     seconds = (time.perf_counter() - started) / args.number
     answers = judge.answers(images)
+    drawn = new_images(args.number, args.device, seed=2)  # other scenes than those that training validates on
+    vae = validate(pipeline.vae, drawn)
     found = accuracy_by_question(scenes, answers)
 
     # Generate the shortest full caption twice, with two colours.
@@ -143,6 +148,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
 
     figures: dict[str, float | None] = {
         "size_mib": sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / 2**20,
+        **{f"vae_{name}": vae[name] for name in ("psnr", "psnr_worst", "sharpness", "chroma")},
         **{f"{question}_found": found[question] for question in ANSWERS},
         "colour_swapped": sum(c == s for c, s in zip(others, answered, strict=True)) / len(swaps),
         "colour_moved_towards": sum(nearer) / len(swaps),

@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 
 from training.common.parallel import ProcessGroup
 from training.t2i.drawing import draw
+from training.t2i.pool import ScenePool, as_bytes
 from training.t2i.scenes import COLOURS, GROUNDS, HOURS, THINGS, Scene, held_out_scenes
-from training.t2i.train import ScenePool, as_bytes
 
 ANSWERS = {"thing": (*THINGS, None), "colour": COLOURS, "ground": GROUNDS, "hour": HOURS}
 NO_COLOUR = -100  # ignored by the loss

@@ -27,15 +27,15 @@ pipeline_tag: text-to-image
 # Pocket text-to-image model
 
 A small text-to-image model with the classes and file layout of Stable Diffusion. It generates scenes of one small
-world at {WIDTH}×{HEIGHT} pixels and is used where no larger model is available. `training/t2i/train.py` trained it from
-scratch on scenes rendered by `training/t2i/drawing.py`; no third-party images or texts were used.
+world at {WIDTH}×{HEIGHT} pixels and is used where no larger model is available. The scripts in `training/t2i` trained
+it from scratch on scenes that they rendered; no third-party images or texts were used.
 
 - landscapes: {", ".join(GROUNDS)} (a city from the air)
 - times of day: {", ".join(HOURS)}; weather: {", ".join(WEATHERS)}
 - objects: {things}; in {", ".join(COLOURS)}
 - styles: {", ".join(STYLES)}
 
-Other words become the unknown token and are ignored. English only.
+Other words have no effect, and Kinema warns of them by the words in `words.json`. English only.
 
 Euler scheduler, 12 steps, guidance 3. Zero terminal SNR, v-prediction.
 

@@ -7,7 +7,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from training.t2i.words import BEGIN, END, MAX_TOKENS, vocabulary
 
 HEIGHT, WIDTH = 160, 288
-LATENT_CHANNELS = 8
+VAE_FACTOR = 4  # pixels per latent along each side
+LATENT_CHANNELS = 6
 EMBEDDING_DIM = 192
 
 SCHEDULER = {
@@ -25,14 +26,14 @@ SCHEDULER = {
 
 
 def make_vae() -> AutoencoderKL:
-    """Return the untrained VAE, which downsamples 8× per side.
+    """Return the untrained VAE, which downsamples 4× per side.
 
     It has 8 norm groups: many small groups would erase colour.
     """
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(48, 64, 80, 96),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(64, 80, 112),
         layers_per_block=1,
         latent_channels=LATENT_CHANNELS,
         norm_num_groups=8,
@@ -43,18 +44,23 @@ def make_vae() -> AutoencoderKL:
 
 
 def make_unet() -> UNet2DConditionModel:
-    """Return the untrained UNet: three levels of 20×36, 10×18 and 5×9 latents, all with cross-attention."""
+    """Return the untrained UNet with levels of 40×72, 20×36, 10×18 and 5×9 latents.
+
+    It attends to the caption and within the image at 20×36, at 10×18 and in its middle. The largest level has few
+    channels and no attention, since it has most of the latents.
+    """
+    channels = (64, 96, 128, 128)
     return UNet2DConditionModel(
-        sample_size=(HEIGHT // 8, WIDTH // 8),
+        sample_size=(HEIGHT // VAE_FACTOR, WIDTH // VAE_FACTOR),
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
-        down_block_types=("CrossAttnDownBlock2D",) * 3,
-        up_block_types=("CrossAttnUpBlock2D",) * 3,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         mid_block_type="UNetMidBlock2DCrossAttn",
-        block_out_channels=(128, 128, 128),
+        block_out_channels=channels,
         layers_per_block=1,
         cross_attention_dim=EMBEDDING_DIM,
-        attention_head_dim=(4, 4, 4),  # diffusers' name for the number of heads
+        attention_head_dim=tuple(width // 32 for width in channels),  # diffusers' name for the number of heads
         norm_num_groups=16,
     )
 
