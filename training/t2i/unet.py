@@ -213,6 +213,7 @@ def main() -> None:
     parser.add_argument(
         "--begin-from", type=Path, help="folder with unet/ and text_encoder/ to start a new schedule from"
     )
+    parser.add_argument("--text-encoder", type=Path, help="folder with a trained text encoder, for a new UNet")
     parser.add_argument("--minutes", type=float, default=9, help="minutes to train in this run")
     parser.add_argument("--total-minutes", type=float, help="length of the schedule (default: --minutes)")
     parser.add_argument(
@@ -238,10 +239,12 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     modules = torch.nn.ModuleDict({"unet": make_unet(), "text_encoder": make_text_encoder()})
+    folders = {"text_encoder": args.text_encoder} if args.text_encoder else {}
     if args.begin_from:
-        for name, module in modules.items():
-            [file] = (args.begin_from / name).glob("*.safetensors")
-            module.load_state_dict(load_file(file), strict=True)
+        folders = {name: args.begin_from / name for name in modules}
+    for name, folder in folders.items():
+        [file] = folder.glob("*.safetensors")
+        modules[name].load_state_dict(load_file(file), strict=True)
     modules.to(args.device).train()
     forward = torch.compile(modules.unet) if args.compile else modules.unet
     alphas = EulerDiscreteScheduler.from_config(SCHEDULER).alphas_cumprod.to(args.device)
