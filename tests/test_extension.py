@@ -105,9 +105,10 @@ def test_model_whose_encoder_leaves_channels_out_denoises_the_video_again(tmp_pa
         held = to_latents_of(pipeline, image, request, source, steps)
         assert held.shape[1] == count + added
         torch.testing.assert_close(held[:, :count], latents[:, -count:])
-        encoding = [(step.step, step.total) for step in steps if step.stage == "encode"]
+        counts = [(step.stage, step.step, step.total) for step in steps]
         total = 2 + 2 * len(source.lengths)
-        assert encoding == [(i, total) for i in range(1, total + 1)]
+        denoising = [("denoise", i, total) for i in range(1, total + 1)]
+        assert counts == [("encode", 1, 2), ("encode", 2, 2), *denoising]
         video, latents = longer, held
 
 

@@ -28,7 +28,8 @@ class Step:
             if the request says so), in this order.
         step: The number of units done in this stage, from 1 to `total`: denoising steps; frames from "decode" on; in
             "encode" CLIP embedding and VAE latents of each image (`total` 2, or 4 with a last image), then the
-            latents of each held frame of a video that is extended (or the denoising steps that make them again).
+            latents of each held frame of a video that is extended. A model that can't encode frames denoises the
+            video that is extended again: these steps come first in "denoise", without latents.
         total: The number of units of the stage.
         latents: In stage "denoise", [1, frames, channels, height/f, width/f] with f the VAE's factor (8 in every
             published SVD); a loop and a video in windows have more frames than they keep. In stage "text_to_image",

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import kinema
 from kinema.engine.upscaling import LAYERS, CompactUpscaler
+from kinema.models.catalog import CATALOG
 from kinema.models.frame_interpolator import FrameInterpolator
 from kinema.models.workload import INTERPOLATE_FLOP, UPSCALE_FLOP, extension_workload, video_workload
 from kinema.values import VideoRequest
@@ -57,10 +59,26 @@ def test_unknown_model_counts_as_svd_xt_and_the_pocket_model_as_itself():
         for name in ("svd-xt", "someone/theirs", "pocket")
     )
     assert unknown == known
-    assert pocket / known == pytest.approx(SVD_PASS / (87.109e9 / (288 * 160 * 14)))
+    assert pocket / known == pytest.approx(SVD_PASS / (127.035e9 / (288 * 160 * 14)))
 
 
 def test_extension_counts_only_new_frames():
     request = VideoRequest(model="svd-xt", seed=1, num_frames=30, interpolate=2, upscale=2)
     whole, new = video_workload(request).finishing, extension_workload(request, [25]).finishing
     assert new == pytest.approx({"interpolate": whole["interpolate"] * 5 / 29, "upscale": whole["upscale"] * 11 / 59})
+
+
+def test_extension_counts_the_earlier_video_again_where_the_encoder_gives_no_latents():
+    request = {"seed": 1, "width": 288, "height": 160, "num_inference_steps": 8}
+    frame = video_workload(VideoRequest(model="pocket", num_frames=1, **request)).denoise
+    work = {
+        lengths: extension_workload(VideoRequest(model="pocket", num_frames=lengths[-1], **request), lengths[:-1])
+        for lengths in ((14, 20), (10, 14), (14, 20, 30))
+    }
+    # A window of 14 frames each; the first video has no more than its own.
+    counts = {lengths: round(found.denoise / frame) for lengths, found in work.items()}
+    assert counts == {(14, 20): 28, (10, 14): 24, (14, 20, 30): 56}
+
+
+def test_catalog_knows_whether_the_pocket_encodes_frames():
+    assert kinema.load("pocket", device="cpu").encodes_frames == CATALOG["pocket"].encodes_frames

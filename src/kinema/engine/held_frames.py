@@ -63,10 +63,10 @@ def new_windows(pipeline: VideoPipeline, lengths: Sequence[int], request: VideoR
 
 
 def hold_steps(pipeline: VideoPipeline, source: SourceVideo, request: VideoRequest) -> int:
-    """Return the number of steps of `encode` or `repetition.denoise_again`."""
-    if pipeline.encodes_frames:
-        return source.lengths[-1] - new_windows(pipeline, source.lengths, request)[0].start
-    return len(source.lengths) * request.num_inference_steps
+    """Return the number of steps of `encode`, one for each frame; 0 for a model that can't encode frames."""
+    if not pipeline.encodes_frames:
+        return 0
+    return source.lengths[-1] - new_windows(pipeline, source.lengths, request)[0].start
 
 
 def encode(

@@ -10,6 +10,7 @@ that continues from it generates the same bytes as an uninterrupted run.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -36,7 +37,7 @@ from kinema.models.out_of_memory import SMALLER, insufficient, is_out_of_memory
 from kinema.models.upscaler_weights import upscaler_file
 from kinema.models.windows import check_two_ends
 from kinema.recipe import Recipe
-from kinema.steps import Restart, Step
+from kinema.steps import Restart, Step, replaced
 from kinema.version import own_version
 
 if TYPE_CHECKING:
@@ -172,12 +173,19 @@ def _to_denoised(
         encoded.append((yield from _encode(pipeline, plan, image, request, generator, steps)))
     ends = encoded * 2 if request.loop else encoded
     held: HeldFrames | None = None
+    done = 0
     if source is not None and pipeline.encodes_frames:
         held = yield from _encode_held(pipeline, plan, source, request)
     elif source is not None:
         again = denoise_again(pipeline, plan, ends, source, request, generator, events)
         held, plan = yield from again
-    latents, plan = yield from denoise(pipeline, plan, ends, request, generator, events, held)
+        done = len(source.lengths) * request.num_inference_steps
+
+    def counted(step: Step) -> Step:
+        return replace(step, step=done + step.step, total=done + step.total)
+
+    steps_to_end = denoise(pipeline, plan, ends, request, generator, events, held)
+    latents, plan = yield from replaced(steps_to_end, counted)
     return Checkpoint(latents, plan, tuple(events))
 
 

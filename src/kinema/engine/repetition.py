@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from kinema.engine.conditioning import ENCODE_STEPS
 from kinema.engine.denoising import denoise
-from kinema.engine.held_frames import HeldFrames, hold_steps, new_windows
+from kinema.engine.held_frames import HeldFrames, new_windows
 from kinema.steps import Step, replaced
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ def denoise_again(
     generator: torch.Generator,
     events: list[str],
 ) -> Generator[Step, None, tuple[HeldFrames, MemoryPlan]]:
-    """Denoise the earlier video as it was made, with its extensions: yield its steps as steps of encoding.
+    """Denoise the earlier video as it was made, with its extensions; yield a step after each, without latents.
 
     Args:
         pipeline: See `kinema.engine.generate`.
@@ -47,19 +46,19 @@ def denoise_again(
     Raises:
         InsufficientMemory, GenerationFailed: see `denoise`.
     """
-    total = ENCODE_STEPS + hold_steps(pipeline, source, request)
+    total = (len(source.lengths) + 1) * request.num_inference_steps
 
-    def as_encoding(step: Step) -> Step:
-        return Step("encode", done + step.step, total)
+    def counted(step: Step) -> Step:
+        return Step("denoise", done + step.step, total)
 
     held: HeldFrames | None = None
     for i, length in enumerate(source.lengths):
-        done = ENCODE_STEPS + i * request.num_inference_steps
+        done = i * request.num_inference_steps
         before = request.model_copy(update={"num_frames": length})
         drawn = torch.Generator("cpu")
         drawn.set_state(generator.get_state())
         steps = denoise(pipeline, plan, ends, before, drawn, events, held)
-        made, plan = yield from replaced(steps, as_encoding)
+        made, plan = yield from replaced(steps, counted)
         after = request.model_copy(update={"num_frames": (*source.lengths, request.num_frames)[i + 1]})
         windows = new_windows(pipeline, source.lengths[: i + 1], after)
         held = HeldFrames.of(pipeline, made[:, made.shape[1] - length + windows[0].start :], windows, after)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kinema.models.catalog import CATALOG, frames_at_once
-from kinema.models.windows import extended_windows, predicted_frames
+from kinema.models.windows import extended_windows, predicted_frames, windows
 from kinema.values import VideoRequest, Workload
 
 if TYPE_CHECKING:
@@ -34,14 +34,26 @@ def video_workload(request: VideoRequest, *, has_last_image: bool = False) -> Wo
 def extension_workload(request: VideoRequest, lengths: Sequence[int]) -> Workload:
     """Return the work of extending a video: only windows with new frames count, and the frames that are new.
 
+    Where the model's encoder can't give the latents of a frame, the earlier video is denoised again.
+
     Args:
         request: The request of the longer video.
         lengths: The number of frames before each earlier extension, then that of the video before this one.
     """
-    found = extended_windows((*lengths, request.num_frames), frames_at_once(request.model) or request.num_frames)
-    frames = sum(window.end - window.start for window in found if window.end > lengths[-1])
+    at_once = frames_at_once(request.model) or request.num_frames
+    whole = (*lengths, request.num_frames)
+    entry = CATALOG.get(request.model)
+    first = len(lengths) if entry is None or entry.encodes_frames else 0
+    frames = sum(_new_frames(whole[: i + 1], at_once) for i in range(first, len(whole)))
     finished = request.num_frames - lengths[-1] + 1  # with the last frame before the new ones
     return Workload(_denoise_work(request, frames), _finishing_work(request, finished))
+
+
+def _new_frames(lengths: Sequence[int], at_once: int) -> int:
+    """Return the frames of the windows with frames that the last of `lengths` has more than the one before."""
+    before = (0, *lengths)[-2]
+    found = extended_windows(lengths, at_once) if before else windows(lengths[0], at_once)
+    return sum(window.end - window.start for window in found if window.end > before)
 
 
 def _denoise_work(request: VideoRequest, frames: int) -> float:
