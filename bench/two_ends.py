@@ -2,10 +2,10 @@
 
     python bench/two_ends.py --photos training/data/photos.tar --out bench/results/pocket-two-ends.json
 
-`bidirectional` is `kinema.engine.samplers.between`, which the product uses for last images; `fusion` is
-`kinema.engine.samplers.fused`, which it uses for loops. `plain` has no last image. The last image is a part of the
-photograph beside the first image, slightly enlarged. The photographs are the first of a set of held_out.json; choose
-settings on `choose`, and report on `report`.
+`bidirectional` is `kinema.engine.samplers.between`, which the product uses for last images of SVD; `fusion` is
+`kinema.engine.samplers.fused`, which it uses for loops, and for last images of the pocket model. `plain` has no last
+image. The last image is a part of the photograph beside the first image, slightly enlarged. The photographs are the
+first of a set of held_out.json; choose settings on `choose`, and report on `report`.
 
 For each photograph: PSNR of the first and last frame to their images in dB; mean optical flow in pixels per frame; PSNR
 of consecutive frames after alignment in dB; and for loops, the mean absolute difference of last and first frame

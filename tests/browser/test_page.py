@@ -434,7 +434,7 @@ def test_page_works_by_keyboard(server, visit):
     page.wait_for_selector(".k-image .k-media img")
     _tab_to(page, "[aria-label='range slider for Motion']")
     page.keyboard.press("ArrowRight")
-    assert page.get_by_label("number input for Motion").input_value() == "41"  # pocket's default is 40
+    assert page.get_by_label("number input for Motion").input_value() == "81"  # pocket's default is 80
     _tab_to(page, "#k-generate")
     page.keyboard.press("Enter")
     finished(page)

@@ -177,6 +177,6 @@ def test_model_without_vocabulary_gives_no_word_warning():
 
 def test_pocket_default_motion_gives_no_warning():
     request = request_for(model="pocket")
-    assert request.motion_bucket_id == 40
+    assert request.motion_bucket_id == 80
     assert parameter_warnings(request) == []
     assert request_for(model="svd").motion_bucket_id == 127

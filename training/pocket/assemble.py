@@ -1,6 +1,6 @@
 r"""Write the trained networks as one model folder in SVD's layout, with float16 weights:
 
-python -m training.pocket.assemble --vae training/runs/decoder/vae --unet training/runs/distilled \
+python -m training.pocket.assemble --vae training/runs/decoder/vae --unet training/runs/unet \
         --out src/kinema/models/pocket
 """
 

@@ -14,7 +14,7 @@ IMAGE_CHANNELS = 8  # latent channels that contain the image, the same in every 
 WAVELENGTHS = (24.0, 120.0, 960.0)
 POSITION_CHANNELS = 4 * len(WAVELENGTHS)
 LATENT_CHANNELS = IMAGE_CHANNELS + 2 * POSITION_CHANNELS  # image, source position, own position
-STEPS = 8  # the default number of steps, for which the UNet is distilled
+STEPS = 8  # the default number of steps
 EMBEDDING_DIM = 64
 
 # SVD's sigma_max of 700 spends its first steps where latents this small hold nothing, and its sigma_min of 0.002 the

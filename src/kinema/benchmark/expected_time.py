@@ -22,7 +22,7 @@ CPU_32_BIT = 0.99, 1.08  # the same
 GPU_FAST = 0.72, 0.59  # svd-xt-h100-diffusers.json
 GPU_REFERENCE = 0.31, 0.092  # its baseline
 
-FRAMES, CHANNELS, HEIGHT, WIDTH, HEADS = 14, 96, 20, 36, 3  # the first level of the pocket model's UNet
+FRAMES, CHANNELS, HEIGHT, WIDTH, HEADS = 14, 96, 20, 36, 3  # the second level of the pocket model's UNet
 
 
 def machine_rate(device: torch.device, dtype: torch.dtype) -> float:
