@@ -34,7 +34,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 from bench.held_out_photographs import SEED, photographs, read_options, write_record
 from training.pocket.metrics import aligned_psnr, mean_flow, psnr
 
-MOTION = 40
+MOTION = 80
 # Each way of sampling, by the samplers that it replaces for the kind of video that has the other one.
 WAYS = {
     "plain": {},
