@@ -137,7 +137,7 @@ def _make_sampler(
     backward = forward if ends[1] is ends[0] else _make_prediction(pipeline, plan, unet, ends[1], request, num_frames)
     # Where each frame's latents contain the unmoved image, `between` would mix both images in every frame.
     if request.loop or not pipeline.encodes_frames:
-        return samplers.fused(forward, backward)
+        return samplers.fused(forward, backward, eases=request.loop and not pipeline.encodes_frames)
     return samplers.between(forward, backward, generator)
 
 

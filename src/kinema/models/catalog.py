@@ -138,7 +138,7 @@ CATALOG: Mapping[str, CatalogEntry] = {
                 # At SVD's 127, objects in front of others lose parts in the last frames; at 80, they stay whole. Chosen
                 # on seven photographs (training/README.md).
                 "motion_bucket_id": 80,
-                "decode_chunk_size": 7,  # halves the memory; allocating it takes seconds on a CPU
+                "decode_chunk_size": 1,  # as in training: group norms see all frames of a chunk
             },
             tflop={"step": 0.127035, "decode": 1.02224},
             encodes_frames=False,
