@@ -69,6 +69,16 @@ def test_fusion_weights_each_frame_by_its_distance_to_the_images() -> None:
     assert clean.flatten().tolist() == [0, 0.15625, 0.5, 0.84375, 1]  # 3t² − 2t³
 
 
+def test_loop_of_latents_with_positions_is_eased_in_the_last_step_only() -> None:
+    time = torch.linspace(0, 1, 5).view(1, 5, 1, 1, 1)
+    away_and_back = 4 * time * (1 - time)
+    step = samplers.fused(exact(away_and_back), exact(away_and_back), eases=True)
+    _, clean = step(torch.randn(1, 5, 1, 1, 1), torch.tensor(9.0), torch.tensor(4.0))
+    assert clean.flatten().tolist() == [0, 0.75, 1, 0.75, 0]
+    eased, _ = step(torch.randn(1, 5, 1, 1, 1), torch.tensor(0.5), torch.tensor(0.0))
+    torch.testing.assert_close(eased.flatten(), torch.tensor([0, 0.65625, 1, 0.65625, 0]))
+
+
 def test_two_images_exchanged_give_another_video_and_the_recipe_names_both(pipeline) -> None:
     red, blue = coloured(255, 0, 0), coloured(0, 0, 255)
     there = kinema.generate(red, last_image=blue, model=pipeline, seed=1, **SIZE)
@@ -79,18 +89,26 @@ def test_two_images_exchanged_give_another_video_and_the_recipe_names_both(pipel
     assert kinema.generate(red, model=pipeline, seed=1, **SIZE).recipe.last_image_sha256 is None
 
 
-@pytest.mark.parametrize(("encoded_channels", "sampler"), [(5, "fused"), (None, "between")])
-def test_model_whose_encoder_leaves_channels_out_fuses_both_predictions(
-    encoded_channels, sampler, tmp_path, monkeypatch
+@pytest.mark.parametrize(
+    ("encoded_channels", "last_image", "loop"),
+    [(5, ("fused", {"eases": False}), {"eases": True}), (None, ("between", {}), {"eases": False})],
+)
+def test_model_whose_encoder_leaves_channels_out_fuses_both_predictions_and_eases_loops(
+    encoded_channels, last_image, loop, tmp_path, monkeypatch
 ) -> None:
     used = []
     for name in ("fused", "between"):
         make = getattr(samplers, name)
-        monkeypatch.setattr(samplers, name, lambda *a, name=name, make=make: used.append(name) or make(*a))
+        monkeypatch.setattr(
+            samplers, name, lambda *a, name=name, make=make, **k: used.append((name, k)) or make(*a, **k)
+        )
     folder = make_tiny_svd(tmp_path / "model", latent_channels=8, encoded_channels=encoded_channels)
     model = kinema.load(folder, device="cpu", dtype="float32")
     kinema.generate(coloured(255, 0, 0), last_image=coloured(0, 0, 255), model=model, seed=1, **SIZE)
-    assert used[0] == sampler
+    assert used[0] == last_image
+    used.clear()
+    kinema.generate(coloured(255, 0, 0), loop=True, model=model, seed=1, **SIZE)
+    assert used == [("fused", loop)]
 
 
 def test_loop_has_the_requested_frames_and_continues_from_latents_to_the_same_bytes(pipeline, tmp_path) -> None:

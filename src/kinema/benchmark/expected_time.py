@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 # FLOP/s of (denoising, decoding), as `kinema.benchmark.flops` counts, relative to those of `block_rate` on a CPU and of
 # one large matmul on a GPU. From the records in bench/results.
-CPU_16_BIT = 1.32, 1.61  # pocket-block-rate.json
-CPU_32_BIT = 0.99, 1.08  # the same
+CPU_16_BIT = 2.48, 3.02  # pocket-block-rate.json
+CPU_32_BIT = 2.05, 2.55  # the same
 GPU_FAST = 0.72, 0.59  # svd-xt-h100-diffusers.json
 GPU_REFERENCE = 0.31, 0.092  # its baseline
 
