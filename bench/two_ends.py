@@ -34,11 +34,10 @@ sys.path.append(str(Path(__file__).parents[1]))
 from bench.held_out_photographs import SEED, photographs, read_options, write_record
 from training.pocket.metrics import aligned_psnr, mean_flow, psnr
 
-MOTION = 80
 # Each way of sampling, by the samplers that it replaces for the kind of video that has the other one.
 WAYS = {
     "plain": {},
-    "bidirectional": {"fused": lambda a, b: samplers.between(a, b, torch.Generator().manual_seed(SEED))},
+    "bidirectional": {"fused": lambda a, b, **_: samplers.between(a, b, torch.Generator().manual_seed(SEED))},
     "fusion": {"between": lambda a, b, _: samplers.fused(a, b)},
 }
 
@@ -57,7 +56,7 @@ def measure(
     pipeline: kinema.VideoPipeline, first: Image.Image, last: Image.Image | None, *, loop: bool
 ) -> tuple[dict[str, float], kinema.Video]:
     """Generate one video and return its metrics."""
-    request = request_for(model="pocket", seed=SEED, motion_bucket_id=MOTION, loop=loop)
+    request = request_for(model="pocket", seed=SEED, loop=loop)
     images = [kinema.open_image(image) for image in (first, last) if image is not None]
     started = time.perf_counter()
     video = drive(generate(pipeline, images[0], request, *images[1:]))
@@ -91,7 +90,7 @@ def main() -> None:
             means = {key: round(float(np.mean([row[key] for row in each.values()])), 2) for key in each[stem]}
             print(name, kind, json.dumps(means), flush=True)
             rows[f"{name}, {kind}"] = {"mean": means, "photographs": each}
-    write_record(args, "videos of the pocket model between two images, and loops", rows, motion_bucket_id=MOTION)
+    write_record(args, "videos of the pocket model between two images, and loops", rows)
 
 
 if __name__ == "__main__":
