@@ -185,7 +185,7 @@ def test_aliases_set_parameters(client):
 
 def test_null_and_empty_values_use_model_defaults(client, png):
     parameters = create(client, png, seed="null", decode_chunk_size="", num_frames="null").json()["parameters"]
-    assert (parameters["num_frames"], parameters["decode_chunk_size"]) == (14, 7)
+    assert (parameters["num_frames"], parameters["decode_chunk_size"]) == (14, 1)
     assert 0 <= parameters["seed"] < 2**32
 
 
