@@ -139,7 +139,7 @@ class VideoRequest(BaseModel):
     decode_chunk_size: int | None = Field(
         default=None,
         ge=1,
-        description="Frames decoded at once: fewer need less memory but may flicker. "
+        description="Frames decoded at once: fewer need less memory but, with SVD, may flicker. "
         "Unset: chosen to fit the free memory.",
     )
     fit: Fit = Field(
