@@ -51,7 +51,7 @@ def test_help_shows_every_field_description(kinema):
     for name, field in VideoRequest.model_fields.items():
         assert f"--{name.replace('_', '-')} " in shown
         description = field.description.replace("playback_fps", "--playback-fps").replace("from fps", "from --fps")
-        description = description.replace("Unset: chosen", "Unset: 7 for pocket; for other models, chosen")
+        description = description.replace("Unset: chosen", "Unset: 1 for pocket; for other models, chosen")
         assert description in shown
     assert "Default 25 (pocket, svd: 14)" in shown
     assert "svd-xt: 1024x576, 576x1024, 768x768; pocket: 288x160, 160x288, 224x224." in shown

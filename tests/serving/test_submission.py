@@ -135,17 +135,17 @@ def test_request_that_exceeds_the_limit_of_a_key_alone_is_rejected(tmp_path, png
 def test_work_of_interpolation_and_upscaling_is_limited(tmp_path, png, monkeypatch):
     monkeypatch.setattr("kinema.models.catalog.upscaler_file", lambda: None)
     settings = Settings(data_dir=tmp_path, model="pocket", device="cpu", max_work=12)  # without them: 5.2
-    assert prepare(settings, {"interpolate": 4}, png).workload.total == pytest.approx(5.16 + 1.73, rel=0.01)
-    with pytest.raises(InvalidRequest, match=r"^with upscale 2, .* are 29\.\d+ million; .* use upscale 1, or") as error:
+    assert prepare(settings, {"interpolate": 4}, png).workload.total == pytest.approx(5.16 + 1.19, rel=0.01)
+    with pytest.raises(InvalidRequest, match=r"^with upscale 2, .* are 21\.\d+ million; .* use upscale 1, or") as error:
         prepare(settings, {"interpolate": 4, "upscale": 2}, png)
     assert error.value.param == "upscale"
-    most = settings.model_copy(update={"max_work": 6.5})
-    with pytest.raises(InvalidRequest, match=r"^with interpolate 4, .* are 6\.88\d* million; the maximum .* is 6\.5 "):
+    most = settings.model_copy(update={"max_work": 6.2})
+    with pytest.raises(InvalidRequest, match=r"^with interpolate 4, .* are 6\.3\d* million; the maximum .* is 6\.2 "):
         prepare(most, {"interpolate": 4}, png)
     of_key = settings.model_copy(update={"max_work": 100, "key_work": 12})
     with pytest.raises(
         InvalidRequest,
-        match=r"^with upscale 2, this request is 29\.\d+ million .* API key is 12 \(KINEMA_KEY_WORK\): use upscale 1",
+        match=r"^with upscale 2, this request is 21\.\d+ million .* API key is 12 \(KINEMA_KEY_WORK\): use upscale 1",
     ) as error:
         prepare(of_key, {"interpolate": 4, "upscale": 2}, png)
     assert error.value.param == "upscale"

@@ -122,7 +122,7 @@ class StudioPage:
             self._with_errors_shown(self._preview),
             form.inputs,
             previewed,
-            trigger_mode="always_last",
+            trigger_mode="multiple",  # "always_last" waits for the response before, which a busy client can lose
             **PREVIEW_HANDLER,
         )
         form.source.input(
