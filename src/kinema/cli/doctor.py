@@ -34,7 +34,8 @@ def doctor(*, json: Annotated[bool, typer.Option("--json", help="Write JSON to s
 
     The time of a video, for the default parameters and a loaded model, is that of the server's latest jobs on this
     machine, or else an estimate: the model's FLOPs by the speed of a few layers or a matmul, measured now. Estimates
-    were within a factor of 1.5 of the measured time on an Intel Xeon (pocket) and on an NVIDIA H100 (svd-xt).
+    were within a factor of 1.5 of the measured time on an NVIDIA H100 (svd-xt). Those for CPUs follow measurements on
+    an AMD EPYC (pocket).
 
     With KINEMA_RAY_ADDRESS, KINEMA_DATABASE_URL or KINEMA_STORE, also check whether cluster, database and store answer.
     """
