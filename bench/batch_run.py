@@ -95,8 +95,8 @@ def run(folder: Path, items: int, kills: int) -> dict[str, object]:
         code = batch.process.wait()
         print(f"exit code {code}, {len(done)} videos after {time.perf_counter() - began:.0f} s", flush=True)
     seconds = time.perf_counter() - began
-    finished = [line.split() for line in (folder / "tasks.log").read_text().splitlines() if line.endswith("finished")]
-    jobs = Counter(job for job, *_ in finished)
+    tasks = [line.split() for line in (folder / "tasks.log").read_text().splitlines()]
+    jobs = Counter(job for job, _, event, *_ in tasks if event == "finished")
     summary = json.loads((folder / "videos" / "summary.json").read_text())
     return {
         "items": items,
