@@ -8,6 +8,7 @@ import shutil
 import stat
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import c2pa
 import numpy as np
@@ -17,6 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from PIL import Image
 
+from kinema.cli.credentials_option import keys_to_sign
 from kinema.errors import CredentialsError, InvalidRequest
 from kinema.media.credentials import certificates, signing_keys
 from kinema.media.credentials.credential_check import check_credentials
@@ -304,6 +306,22 @@ def test_certificate_that_c2pa_does_not_accept_is_found_at_the_start(tmp_path):
         CredentialsError, match=r"\(the certificate is invalid\); use a KINEMA_C2PA_CERT as C2PA demands"
     ):
         check_signing(keys)
+
+
+def test_command_finds_such_a_certificate_before_any_work(tmp_path):
+    settings = own_certificate(tmp_path / "own", usage="1.3.6.1.5.5.7.3.1")
+    with pytest.raises(CredentialsError, match="as C2PA demands"):
+        keys_to_sign(settings, requested=True)
+
+
+def test_certificate_that_expires_under_a_running_server_is_to_be_renewed(tmp_path, png):
+    path = tmp_path / "own" / "cert.pem"
+    authority = certificates.make_ca()
+    valid = signing_keys.signing_keys(own_certificate(tmp_path / "own", ca=authority))
+    own_certificate(tmp_path / "own", ca=authority, days=-1)
+    expired = replace(valid, chain=path.read_text(), key=(tmp_path / "own" / "key.pem").read_text())
+    with pytest.raises(CredentialsError, match=r"^the certificate in .*cert\.pem expired on .*; renew it, and restart"):
+        FileSigner(expired).sign(png, None, "a")
 
 
 @pytest.fixture

@@ -39,10 +39,14 @@ def keys_to_sign(settings: Settings, *, requested: bool | None) -> SigningKeys |
     if not requested:
         return None
     from kinema.media.credentials.c2pa_library import c2pa_library
+    from kinema.media.credentials.file_signer import check_signing
     from kinema.media.credentials.signing_keys import signing_keys
 
     c2pa_library()
-    return signing_keys(settings)
+    keys = signing_keys(settings)
+    if settings.c2pa_cert is not None:
+        check_signing(keys)
+    return keys
 
 
 def sidecars(paths: Sequence[Path], keys: SigningKeys | None) -> list[Path]:

@@ -67,6 +67,7 @@ class FileSigner:
             manifest = builder.sign(self._signer(), kind or "video/webm", io.BytesIO(content), signed)
         except c2pa.C2paError as error:
             self._check_without_time_stamp(content, recipe, title, error)
+            self.keys.check_dates()
             remedy = _CERTIFICATES if "certificate" in _reason(error) else "see docs/how-to/own-certificate.md"
             raise CredentialsError(
                 f"the video can't be signed with content credentials ({_reason(error)}); {remedy}"

@@ -60,6 +60,7 @@ class SigningKeys:
         key: The private key as PEM.
         ca: The certificate that has to be trusted by those who verify, as PEM; None if the chain does not contain it.
         id: "self" for self-made keys, else 16 hexadecimal digits that identify the certificate.
+        path: The file with the certificate.
         timestamp_url: Address of a time-stamp authority (RFC 3161), or None.
     """
 
@@ -68,7 +69,16 @@ class SigningKeys:
     key: str = field(repr=False)
     ca: str | None = field(repr=False)
     id: str
+    path: Path
     timestamp_url: str | None = field(default=None, repr=False)
+
+    def check_dates(self) -> None:
+        """Check that the certificate is valid now.
+
+        Raises:
+            CredentialsError: it has expired since it was read, or the clock changed.
+        """
+        check_dates(read_certificates(self.chain.encode(), self.path)[0], self.path, _RENEWAL)
 
 
 def signing_keys(settings: Settings) -> SigningKeys:
@@ -97,9 +107,9 @@ def signing_keys(settings: Settings) -> SigningKeys:
             f"the key in {key_path} does not belong to the first certificate in {path}; use its own key, and put its "
             "certificate before those of the authorities"
         )
-    check_dates(chain[0], path, "renew it, and restart the server if there is one")
+    check_dates(chain[0], path, _RENEWAL)
     ca = pem_of(chain[-1]) if len(chain) > 1 else None
-    return _keys(chain, key, key_path, ca, url)
+    return _keys(chain, path, key, key_path, ca, url)
 
 
 def trust_anchors(settings: Settings) -> str:
@@ -142,9 +152,11 @@ def _self_made(folder: Path, timestamp_url: str | None) -> SigningKeys:
     content = _read_own(path)
     chain = read_certificates(content, path)
     check_dates(chain[0], path, f"delete {SIGNER}, which is made again")
-    return replace(_keys([*chain, ca], read_key(content, path), path, pem_of(ca), timestamp_url), id=SELF_MADE)
+    key = read_key(content, path)
+    return replace(_keys([*chain, ca], path, key, path, pem_of(ca), timestamp_url), id=SELF_MADE)
 
 
+_RENEWAL = "renew it, and restart the server if there is one"
 _REMEDY = (
     "restore the folder from a backup, or move it away and restart: new files then have a new CA certificate, which "
     "has to be given to those who verify"
@@ -152,11 +164,11 @@ _REMEDY = (
 
 
 def _keys(
-    chain: list[Certificate], key: PrivateKey, key_path: Path, ca: str | None, timestamp_url: str | None
+    chain: list[Certificate], path: Path, key: PrivateKey, key_path: Path, ca: str | None, timestamp_url: str | None
 ) -> SigningKeys:
     texts = [pem_of(certificate) for certificate in chain]
     identity = hashlib.sha256(texts[0].encode()).hexdigest()[:16]
-    return SigningKeys(algorithm(key, key_path), "".join(texts), pem_of(key), ca, identity, timestamp_url)
+    return SigningKeys(algorithm(key, key_path), "".join(texts), pem_of(key), ca, identity, path, timestamp_url)
 
 
 def _create(folder: Path) -> None:
