@@ -214,7 +214,9 @@ def test_idempotency_key_returns_same_batch_and_rejects_other_request(api):
     with pytest.raises(openai.ConflictError) as caught:
         create(api, file, extra_headers=key, metadata={"customer": "8"})
     assert caught.value.code == "idempotency_key_reused"
-    assert create(api, upload(api, [line("b")]), extra_headers={"Idempotency-Key": "other"}).id != first.id
+    other = create(api, upload(api, [line("b")]), extra_headers={"Idempotency-Key": "other"})
+    assert other.id != first.id
+    wait_ended(api, other)
 
 
 def test_upload_that_is_incomplete_or_too_large_leaves_no_file(server):

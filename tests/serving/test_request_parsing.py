@@ -222,6 +222,7 @@ def test_body_quota_limits_total_and_each_caller(monkeypatch):
     assert quota.used == 0
     with pytest.raises(RequestTooLarge):
         asyncio.run(request_parsing.receive_any(FakeRequest(bytes(2_000_000)), quota, max_bytes=1_000_000))
+    assert quota.used == 0
     unclosed = receive(1_000_000, "one")
     unclosed.file.close()
     del unclosed
