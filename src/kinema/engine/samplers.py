@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 LEAST_CORRECTED = 0.3  # noise level below which `holding` corrects no frame
-EASE = 0.5  # share of the motion at the ends of a loop that `fused` takes away; chosen on three photographs
+EASE = 0.5  # share of the motion at the ends of a loop that `fused` takes away (bench/two_ends.py)
 
 
 def from_first(predict: Predict) -> Sampler:
