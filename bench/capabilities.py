@@ -90,7 +90,7 @@ class Bench:
         """Return the events of the same with the method that the model does not use."""
         swapped = {
             "between": lambda forward, backward, _: samplers.fused(forward, backward),
-            "fused": lambda forward, backward, **_: samplers.between(forward, backward, torch.Generator().manual_seed(SEED)),
+            "fused": lambda a, b, **_: samplers.between(a, b, torch.Generator().manual_seed(SEED)),
         }
         with mock.patch.object(denoising, "samplers", SimpleNamespace(**vars(samplers) | swapped)):
             return (yield from self.between_images())
