@@ -35,7 +35,7 @@ from training.t2i.words import bare_caption, caption
 POCKET_T2I_FOLDER = Path(__file__).parents[2] / "src" / "kinema" / "models" / "pocket_t2i"
 JUDGE = Path(__file__).with_name("judge.safetensors")
 PROMPT = "a red hot-air balloon over a snowy mountain at sunset"
-# Prompts of sentences.png, for visual inspection: those of the README, and some with unknown words.
+# Prompts of prompts.png, for visual inspection: those of the README, and some with unknown words.
 PROMPTS = (
     PROMPT,
     "a photograph of an astronaut riding a horse",
@@ -152,12 +152,12 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         **{f"{question}_found": found[question] for question in ANSWERS},
         "colour_swapped": sum(c == s for c, s in zip(others, answered, strict=True)) / len(swaps),
         "colour_moved_towards": sum(nearer) / len(swaps),
-        "still_seconds_in_batches": seconds,
+        "image_seconds_in_batches": seconds,
         "video_seconds": None if args.no_video else time_video(args.model),
     }
     if args.sheets:
         samples = generate_images(pipeline, PROMPTS, [42] * len(PROMPTS), args.steps, args.guidance)
-        save_contact_sheet(samples, PROMPTS, args.sheets / "sentences.png", columns=3)
+        save_contact_sheet(samples, PROMPTS, args.sheets / "prompts.png", columns=3)
         for i in range(0, args.number, 40):
             save_contact_sheet(images[i : i + 40], captions[i : i + 40], args.sheets / f"held-out-{i // 40 + 1}.png")
         pairs = torch.stack([before, after], 1).flatten(0, 1)[:40]
