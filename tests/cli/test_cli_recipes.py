@@ -100,6 +100,26 @@ def test_extend_without_image_says_so_and_is_remade_without(kinema, video_path, 
     assert (remade.code, remade.out) == (0, "longer-remade.webm\n")
 
 
+def test_extended_and_remade_videos_are_signed_and_watermarked_on_request(
+    kinema, video_path, image, tiny_svd, folder, monkeypatch
+):
+    monkeypatch.setenv("KINEMA_DATA_DIR", str(folder / "data"))
+    options = ["--image", image.name, "--model", tiny_svd]
+    extend = ["extend", "rocket.mp4", "--num-frames=1", *options]
+    assert kinema(*extend, "--credentials", "--watermark").code == 0
+    assert read_recipe("rocket-extended.mp4").encoding.watermark is not None
+    assert kinema("remake", "rocket.mp4", *options, "--credentials", "-o", "again.webm").code == 0
+    assert (folder / "again.c2pa").exists()
+    assert kinema("verify", "rocket-extended.mp4", "again.webm").code == 0
+    monkeypatch.setenv("KINEMA_CREDENTIALS", "on")
+    monkeypatch.setenv("KINEMA_WATERMARK", "on")
+    assert kinema(*extend, "--no-credentials", "--no-watermark", "--force").code == 0
+    assert read_recipe("rocket-extended.mp4").encoding.watermark is None
+    assert kinema("remake", "rocket.mp4", *options, "--no-credentials").code == 0
+    found = kinema("verify", "rocket-extended.mp4", "rocket-remade.mp4")
+    assert (found.code, found.out.count("credentials  none")) == (9, 2)
+
+
 def test_remake_of_an_upright_video_is_byte_identical(kinema, folder):
     model = make_tiny_svd(folder / "model")
     defaults = {"width": 96, "height": 64, "num_frames": 2, "num_inference_steps": 1}

@@ -241,6 +241,14 @@ def test_watermark_goes_on_in_an_extended_video_and_its_remake(generate, kinema,
     assert kinema("remake", "longer", "--extends", "a", *sources).code == 0
 
 
+def test_watermarked_video_is_not_extended_without_its_watermark(generate, kinema, folder, tiny_svd):
+    assert generate("--watermark", "-o", "a").code == 0
+    watermark = read_recipe("a").encoding.watermark
+    refused = kinema("extend", "a", "--num-frames=1", "--no-watermark", "--model", tiny_svd)
+    reason = f"a has the invisible watermark {watermark}, which the new frames get too; remove --no-watermark"
+    assert (refused.code, refused.err) == (2, f"error: {reason}\n")
+
+
 def test_remake_of_a_file_that_a_server_encoded_again_is_identical(generate, kinema, folder, tiny_svd):
     from kinema.media.reencode import reencode
 

@@ -28,3 +28,12 @@ def test_generate_and_batch_have_the_same_options_but_for_those_of_one(options):
     for name in shared:
         assert vars(generate[name])["help"] == vars(batch[name])["help"]
         assert (generate[name].opts, generate[name].default) == (batch[name].opts, batch[name].default)
+
+
+def test_commands_that_write_videos_sign_and_watermark_by_the_same_options():
+    commands = typer.main.get_command(app).commands
+    named = {name: {option.name: vars(option) for option in commands[name].params} for name in commands}
+    for option, names in (("credentials", ("extend", "remake")), ("watermark", ("extend",))):
+        for name in names:
+            for fact in ("help", "opts", "secondary_opts", "default"):
+                assert named[name][option][fact] == named["generate"][option][fact]

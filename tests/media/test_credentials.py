@@ -311,7 +311,7 @@ def test_certificate_that_c2pa_does_not_accept_is_found_at_the_start(tmp_path):
 def test_command_finds_such_a_certificate_before_any_work(tmp_path):
     settings = own_certificate(tmp_path / "own", usage="1.3.6.1.5.5.7.3.1")
     with pytest.raises(CredentialsError, match="as C2PA demands"):
-        keys_to_sign(settings, requested=True)
+        keys_to_sign(settings.model_copy(update={"credentials": "on"}))
 
 
 def test_certificate_that_expires_under_a_running_server_is_to_be_renewed(tmp_path, png):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from functools import wraps
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from kinema.cli.credentials_option import Credentials  # noqa: TC001 - typer reads the annotations
+from kinema.cli.credentials_option import Credentials, on_off
 from kinema.cli.options import (
     Device,
     Dtype,
@@ -60,13 +60,9 @@ class CommonOptions:
             dtype=self.dtype,
             precision=self.precision,
             gpus_per_video=self.gpus,
-            credentials=_on_off(self.credentials),
-            watermark=_on_off(self.watermark),
+            credentials=on_off(self.credentials),
+            watermark=on_off(self.watermark),
         )
-
-
-def _on_off(flag: bool | None) -> str | None:  # noqa: FBT001 - the value of an option
-    return None if flag is None else "on" if flag else "off"
 
 
 def with_common_options(command: Callable[..., None]) -> Callable[..., None]:

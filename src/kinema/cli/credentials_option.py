@@ -28,25 +28,22 @@ Credentials = Annotated[
 ]
 
 
-def keys_to_sign(settings: Settings, *, requested: bool | None) -> SigningKeys | None:
+def on_off(flag: bool | None) -> str | None:  # noqa: FBT001 - the value of an option
+    """Return the value of a setting for that of an option, such as --credentials; None if it was not given."""
+    return None if flag is None else "on" if flag else "off"
+
+
+def keys_to_sign(settings: Settings) -> SigningKeys | None:
     """Return what signs the videos of a command, or None if they are not signed.
 
     Raises:
         InvalidRequest, CredentialsError: the keys can't be used.
     """
-    if requested is None:
-        requested = settings.credentials == "on"
-    if not requested:
+    if settings.credentials != "on":
         return None
-    from kinema.media.credentials.c2pa_library import c2pa_library
-    from kinema.media.credentials.file_signer import check_signing
-    from kinema.media.credentials.signing_keys import signing_keys
+    from kinema.media.credentials.file_signer import tested_keys
 
-    c2pa_library()
-    keys = signing_keys(settings)
-    if settings.c2pa_cert is not None:
-        check_signing(keys)
-    return keys
+    return tested_keys(settings)
 
 
 def sidecars(paths: Sequence[Path], keys: SigningKeys | None) -> list[Path]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kinema.cli.credentials_option import keys_to_sign, sidecars
+from kinema.cli.credentials_option import Credentials, keys_to_sign, on_off, sidecars
 from kinema.cli.options import (
     MODEL_PANEL,
     OUTPUT_PANEL,
@@ -25,13 +25,15 @@ from kinema.cli.options import (
     to_stdout,
 )
 from kinema.cli.report import open_report
-from kinema.cli.variation_options import Boomerang, Crf  # noqa: TC001 - typer reads the annotations
+from kinema.cli.variation_options import Boomerang, Crf, Watermark  # noqa: TC001 - typer reads the annotations
+from kinema.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from kinema.cli.render_task import RenderTask
     from kinema.media.image import InputImage
     from kinema.media.source_video import SourceVideo
     from kinema.recipe import FileEncoding
+    from kinema.settings import Settings
     from kinema.values import VideoRequest
 
 
@@ -69,6 +71,8 @@ def extend(
     ] = None,
     crf: Crf = None,
     boomerang: Boomerang = False,
+    credentials: Credentials = None,
+    watermark: Watermark = None,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -101,14 +105,27 @@ def extend(
     from kinema.settings import read_settings
 
     with open_report(json_lines=json, quiet=quiet) as report, to_stdout(output, report, json=json) as output_path:
-        settings = read_settings(device=device, dtype=dtype, precision=precision, gpus_per_video=gpus)
+        settings = read_settings(
+            device=device,
+            dtype=dtype,
+            precision=precision,
+            gpus_per_video=gpus,
+            credentials=on_off(credentials),
+            watermark=on_off(watermark),
+        )
         encoding = file_encoding(crf=crf, boomerang=boomerang)
         source = open_source_video(expanded(file))
+        if watermark is False and source.watermark is not None:
+            raise InvalidRequest(
+                f"{file} has the invisible watermark {source.watermark.payload}, which the new frames get too; remove "
+                "--no-watermark",
+                "watermark",
+            )
         request = extended_request(source, seconds=seconds, num_frames=num_frames)
         opened, request = image_of(source, None if image is None else open_image(expanded(image)), request)
         name = model or loadable_name(source)
         resolve(name)
-        task = _task(file, image, source, opened, request, output_path, encoding, force=force)
+        task = _task(file, image, source, opened, request, output_path, encoding, settings, force=force)
         if source.watermark is None:
             task = replace(task, watermark=settings.watermark == "on")
         else:
@@ -128,17 +145,17 @@ def _task(
     request: VideoRequest,
     output: str | None,
     encoding: FileEncoding,
+    settings: Settings,
     *,
     force: bool,
 ) -> RenderTask:
     """Return the task, with its output path checked."""
     from kinema.cli.output_paths import check_conflicts, video_paths
     from kinema.cli.render_task import RenderTask
-    from kinema.settings import read_settings
 
     video = Path(file)
     stems = [f"{video.stem}-extended"]
     [path] = video_paths(output, stems, [request], extension=video.suffix, crf=encoding.crf)
-    keys = keys_to_sign(read_settings(), requested=None)
+    keys = keys_to_sign(settings)
     check_conflicts([path, *sidecars([path], keys)], [file, image] if image else [file], force=force)
     return RenderTask(file, opened, request, path, encoding=encoding, keys=keys, source_video=source)

@@ -147,7 +147,7 @@ def generate(
         inputs = _inputs(model_name, sources, checked_images, parameters, settings, report)
         output_path = stack.enter_context(to_stdout(output, report, json=options.json))
         others = [] if options.last_image is None else [expanded(options.last_image)]
-        keys = keys_to_sign(settings, requested=None)
+        keys = keys_to_sign(settings)
         tasks = _tasks(inputs, variations, output_path, contact_sheet, save_image, encoding, others, keys, force=force)
         tasks = [replace(task, watermark=settings.watermark == "on") for task in tasks]
         motion_sheet = MotionSheetFile.planned(sheet, tasks, force=force)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kinema.cli.credentials_option import keys_to_sign, sidecars
+from kinema.cli.credentials_option import Credentials, keys_to_sign, on_off, sidecars
 from kinema.cli.exit_codes import FRAMES_DIFFER
 from kinema.cli.options import OUTPUT_PANEL, Force, Json, Quiet, VideoFile, expanded, to_stdout
 from kinema.cli.report import open_report
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from kinema.cli.render_task import RenderTask
     from kinema.cli.report import Report
+    from kinema.media.credentials.signing_keys import SigningKeys
     from kinema.media.image import InputImage
     from kinema.media.source_video import SourceVideo
     from kinema.media.video import Video
@@ -75,6 +76,7 @@ def remake(
     anyway: Annotated[
         bool, typer.Option("--anyway", help="Continue even if image or weights differ from the recipe.")
     ] = False,
+    credentials: Credentials = None,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -89,9 +91,11 @@ def remake(
     """
     from kinema.cli.render import load_video_pipeline, render_video
     from kinema.media.video_writer import read_recipe
+    from kinema.settings import read_settings
 
     file, image = expanded(file), None if image is None else expanded(image)
     with open_report(json_lines=json, quiet=quiet) as report, to_stdout(output, report, json=json) as output_path:
+        keys = keys_to_sign(read_settings(credentials=on_off(credentials)))
         recipe = read_recipe(file)
         source = _open_source_video(recipe, extends, report, anyway=anyway)
         opened = _first_frame(recipe, source) if image is None else None
@@ -100,7 +104,7 @@ def remake(
         name = model or _loadable_name(recipe.model, CATALOG, "--model")
         _check_finishing(recipe, report, anyway=anyway)
         settings = _settings(recipe, report)
-        task = _task(file, image, opened, recipe, name, output_path, force=force)
+        task = _task(file, image, opened, recipe, name, output_path, keys, force=force)
         task = replace(task, last_image=opened_last, source_video=source)
         with _cpu_threads(recipe.threads):
             if opened is None:
@@ -269,6 +273,7 @@ def _task(
     recipe: Recipe,
     model: str,
     output: str | None,
+    keys: SigningKeys | None,
     *,
     force: bool,
 ) -> RenderTask:
@@ -276,13 +281,11 @@ def _task(
     from kinema.cli.output_paths import check_conflicts, video_paths
     from kinema.cli.render_task import RenderTask
     from kinema.models.resolve import resolve
-    from kinema.settings import read_settings
 
     resolve(model)
     request = recipe.request.changed(decode_chunk_size=recipe.decode_chunk_size)
     video = Path(file)
     [path] = video_paths(output, [f"{video.stem}-remade"], [request], extension=video.suffix)
-    keys = keys_to_sign(read_settings(), requested=None)
     check_conflicts([path, *sidecars([path], keys)], [file, source] if source else [file], force=force)
     encoding = recipe.encoding
     if path.suffix.lower() != video.suffix.lower():  # its crf is that of another encoder

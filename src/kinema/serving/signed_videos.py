@@ -11,8 +11,7 @@ from weakref import WeakValueDictionary
 from kinema.errors import CredentialsError, InvalidImage, JobNotFound, KinemaError, RecipeError
 from kinema.jobs.job import PART_FILES
 from kinema.jobs.job_files import SIGNED_PREFIX, write_once
-from kinema.media.credentials.c2pa_library import c2pa_library
-from kinema.media.credentials.file_signer import FileSigner, check_signing
+from kinema.media.credentials.file_signer import FileSigner, tested_keys
 from kinema.media.credentials.signing_keys import SigningKeys, signing_keys
 from kinema.media.video_reader import read_recipe
 from kinema.serving.bounded_pool import BoundedPool
@@ -60,10 +59,7 @@ class SignedVideos:
         self._pool = BoundedPool("signing", threads=2, waiting=60)
         self._locks: WeakValueDictionary[Path, asyncio.Lock] = WeakValueDictionary()
         self._lock = Lock()
-        c2pa_library()
-        self.keys = signing_keys(settings)
-        if settings.c2pa_cert is not None:
-            check_signing(self.keys)
+        self.keys = tested_keys(settings)
         self._read_at = time.monotonic()
 
     async def file(self, queue: Queue, request: Request | None, job_id: str, path: Path) -> Path:

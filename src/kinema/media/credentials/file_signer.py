@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from kinema.errors import CredentialsError
 from kinema.media.credentials.c2pa_library import c2pa_library, context, media_type
+from kinema.media.credentials.signing_keys import signing_keys
 from kinema.version import own_version
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from kinema.media.credentials.signing_keys import SigningKeys
     from kinema.recipe import Recipe
+    from kinema.settings import Settings
 
 GENERATED = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 RECIPE, MODEL = "kinema.recipe", "kinema.model"
@@ -128,6 +130,19 @@ def claim(recipe: Recipe | None, title: str) -> dict[str, Any]:
             {"label": RECIPE, "kind": "Json", "data": facts},
         ]
     return {"claim_generator_info": [generator], "title": title, "assertions": assertions}
+
+
+def tested_keys(settings: Settings) -> SigningKeys:
+    """Return what signs, after a trial with a certificate of the owner.
+
+    Raises:
+        InvalidRequest, CredentialsError: the keys can't be used, or c2pa-python is not installed.
+    """
+    c2pa_library()
+    keys = signing_keys(settings)
+    if settings.c2pa_cert is not None:
+        check_signing(keys)
+    return keys
 
 
 def check_signing(keys: SigningKeys) -> None:
