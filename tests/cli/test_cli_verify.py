@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from kinema.cli import main
+from kinema.media.credentials.certificates import make_ca, pem_of
 from kinema.media.video import Video
 from kinema.media.video_writer import encode_video, probe, read_frames, save_video
 from kinema.recipe import ModelIdentity, Recipe
@@ -106,7 +107,19 @@ def test_signature_of_another_machine_is_trusted_with_its_certificate(folder, ca
     assert main(["verify", "a.mp4", "--trust", "data/credentials/ca.pem"]) == 0
     assert not (folder / "other").exists()
     assert main(["verify", "a.mp4", "--trust", "absent.pem"]) == 2
-    assert "absent.pem can't be read (No such file or directory)" in capsys.readouterr().err
+    reason = "absent.pem can't be read (No such file or directory); check --trust, and the permissions of the file"
+    assert capsys.readouterr().err == f"error: {reason}\n"
+    (folder / "junk.pem").write_text("junk")
+    assert main(["verify", "a.mp4", "--trust", "junk.pem"]) == 2
+    assert capsys.readouterr().err == (
+        "error: junk.pem has no valid certificate in PEM; use a file of certificates for --trust\n"
+    )
+    monkeypatch.setenv("KINEMA_C2PA_TRUST", "data/credentials/ca.pem")
+    (folder / "others.pem").write_text(pem_of(make_ca()[0]))
+    assert main(["verify", "a.mp4", "--trust", "others.pem"]) == 0  # in addition to the setting
+    monkeypatch.setenv("KINEMA_C2PA_TRUST", "junk.pem")
+    assert main(["verify", "a.mp4"]) == 2
+    assert "use a file of certificates for KINEMA_C2PA_TRUST" in capsys.readouterr().err
 
 
 def flat_video(path, side, count, seconds_per_frame=Fraction(1, 24)):

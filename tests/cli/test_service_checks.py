@@ -1,13 +1,16 @@
 """Checks of cluster, database and store by `kinema doctor`. tests/scale has that of a real cluster."""
 
 import json
+import re
 import socket
 import sqlite3
 
 import pytest
 
+from certificate_files import own_certificate
 from kinema.cli.service_checks import check_services
 from kinema.extras import install_command
+from kinema.media.credentials.signing_keys import signing_keys
 from kinema.settings import Settings
 
 pytest.importorskip("sqlalchemy", reason="the extra 'server' is not installed")
@@ -19,8 +22,30 @@ def problem(**settings):
     return facts["problem"]
 
 
-def test_nothing_is_checked_without_settings():
-    assert check_services(Settings()) == {}
+def test_nothing_is_checked_without_settings(tmp_path):
+    assert check_services(Settings(data_dir=tmp_path)) == {}
+
+
+def test_certificate_that_expires_soon_is_reported_with_file_date_and_remedy(tmp_path):
+    settings = own_certificate(tmp_path / "own", days=20.5)
+    facts = check_services(settings)["certificate"]
+    assert facts["path"] == str(settings.c2pa_cert)
+    assert re.search(r"cert\.pem expires on 20\d\d-\d\d-\d\d, in 20 days; .*: renew it, and restart", facts["problem"])
+    assert check_services(own_certificate(tmp_path / "own", days=40))["certificate"]["problem"] is None
+    assert "cert.pem expired on" in check_services(own_certificate(tmp_path / "own", days=-1))["certificate"]["problem"]
+    assert check_services(settings.model_copy(update={"credentials": "off"})) == {}
+
+
+def test_self_made_certificate_is_checked_and_not_created(tmp_path):
+    settings = Settings(data_dir=tmp_path / "data")
+    assert check_services(settings) == {}
+    assert not (tmp_path / "data").exists()
+    signing_keys(settings)
+    signer = tmp_path / "data" / "credentials" / "signer.pem"
+    assert check_services(settings) == {"certificate": {"path": str(signer), "problem": None}}
+    signer.write_text("junk")
+    assert "signer.pem has no valid certificate in PEM; delete that file" in problem(data_dir=tmp_path / "data")
+    assert signer.read_text() == "junk"
 
 
 def test_unreachable_cluster_is_reported_with_address_and_remedy():

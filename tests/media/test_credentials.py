@@ -14,10 +14,10 @@ import c2pa
 import numpy as np
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives import serialization
 from PIL import Image
 
+from certificate_files import CLAIM, DOCUMENT, EMAIL, own_certificate
 from kinema.cli.credentials_option import keys_to_sign
 from kinema.errors import CredentialsError, InvalidRequest
 from kinema.media.credentials import certificates, signing_keys
@@ -164,38 +164,6 @@ def test_earlier_certificate_authority_stays_trusted_as_ca_something(settings, k
     assert check_credentials(signed, None, trust_anchors(settings)).state == "trusted"
 
 
-EMAIL, DOCUMENT, CLAIM = "1.3.6.1.5.5.7.3.4", "1.3.6.1.5.5.7.3.36", "1.3.6.1.4.1.62558.2.1"
-
-
-def own_certificate(folder, *, days=10, usage=EMAIL, password=None, ca=None):
-    """Write a chain and a key, and return the settings that name them."""
-    ca, ca_key = ca or certificates.make_ca()
-    key = ec.generate_private_key(ec.SECP384R1())
-    now = datetime.datetime.now(datetime.UTC)
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(x509.Name([x509.NameAttribute(x509.NameOID.ORGANIZATION_NAME, "Studio")]))
-        .issuer_name(ca.subject)
-        .public_key(key.public_key())
-        .serial_number(7)
-        .not_valid_before(now - datetime.timedelta(days=20))
-        .not_valid_after(now + datetime.timedelta(days=days))
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False)
-        .add_extension(x509.KeyUsage(True, *[False] * 8), critical=True)
-    )
-    if usage is not None:
-        builder = builder.add_extension(x509.ExtendedKeyUsage([x509.ObjectIdentifier(usage)]), critical=False)
-    chain = certificates.pem_of(builder.sign(ca_key, hashes.SHA256())) + certificates.pem_of(ca)
-    encryption = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
-    folder.mkdir(exist_ok=True)
-    (folder / "cert.pem").write_text(chain)
-    (folder / "key.pem").write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
-    )
-    return Settings(data_dir=folder / "data", c2pa_cert=folder / "cert.pem", c2pa_key=folder / "key.pem")
-
-
 @pytest.mark.parametrize("usage", [EMAIL, DOCUMENT, CLAIM])
 def test_own_certificate_signs(tmp_path, usage):
     settings = own_certificate(tmp_path / "own", usage=usage)
@@ -275,22 +243,52 @@ def ca_is_gone(folder):
     return settings
 
 
+def signer_is_junk(folder):
+    settings = Settings(data_dir=folder)
+    signing_keys.signing_keys(settings)
+    (folder / "credentials" / "signer.pem").write_text("junk")
+    return settings
+
+
+def ca_is_junk(folder):
+    settings = Settings(data_dir=folder)
+    signing_keys.signing_keys(settings)
+    (folder / "credentials" / "ca.pem").write_text("junk")
+    return settings
+
+
+def signer_has_another_key(folder):
+    settings, other = Settings(data_dir=folder), Settings(data_dir=folder / "other")
+    keys, others = signing_keys.signing_keys(settings), signing_keys.signing_keys(other)
+    (folder / "credentials" / "signer.pem").write_text(others.key + keys.chain)
+    return settings
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (
+            signer_is_junk,
+            "signer.pem has no valid certificate in PEM; delete that file: Kinema makes a new one",
+        ),
+        (signer_has_another_key, "signer.pem does not belong to its certificate; delete that file"),
+        (ca_is_junk, "ca.pem has no valid certificate in PEM; restore its folder from a backup, or move the folder"),
         (missing, "key.pem can't be read (No such file or directory); check KINEMA_C2PA_KEY"),
         (unreadable, "key.pem can't be read (Is a directory)"),
         (of_another, "does not belong to the first certificate"),
         (authority_first, "cert.pem; use its own key, and put its certificate before those of the authorities"),
-        (no_certificate, "cert.pem has no valid certificate in PEM; use a file of certificates"),
-        (exchanged, "key.pem has no valid certificate in PEM, but a private key; exchange the two files"),
-        (key_is_a_certificate, "cert.pem has no valid private key in PEM, but a certificate; exchange the two files"),
-        (in_der, "cert.pem has no valid certificate in PEM, but may be in DER; convert it with openssl x509"),
+        (no_certificate, "cert.pem has no valid certificate in PEM; use a file of certificates for KINEMA_C2PA_CERT"),
+        (exchanged, "key.pem has no valid certificate in PEM, but a private key; use a file of certificates for"),
+        (
+            key_is_a_certificate,
+            "cert.pem has no valid private key in PEM, but a certificate; use a file of an EC,",
+        ),
+        (in_der, "cert.pem has no valid certificate in PEM, but may be in DER, which openssl x509 converts; use"),
         (only_one, "KINEMA_C2PA_CERT is set without KINEMA_C2PA_KEY; set both"),
         (lambda folder: own_certificate(folder, days=-1), "cert.pem expired on"),
         (lambda folder: own_certificate(folder, password=b"secret"), "key.pem is encrypted; store it without"),
         (folder_is_a_file, "can't be stored in"),
-        (ca_is_gone, "ca.pem can't be read (No such file or directory); restore the folder from a backup"),
+        (ca_is_gone, "ca.pem can't be read (No such file or directory); restore its folder from a backup"),
     ],
 )
 def test_keys_that_cannot_be_used_are_named(make, message, tmp_path):
@@ -298,6 +296,49 @@ def test_keys_that_cannot_be_used_are_named(make, message, tmp_path):
     with pytest.raises((CredentialsError, InvalidRequest)) as raised:
         signing_keys.signing_keys(settings)
     assert message in str(raised.value)
+
+
+def test_remedy_for_a_damaged_signer_works(settings, keys):
+    signed = FileSigner(keys).sign(encode_video(FRAMES, ".gif", 7), None, "a").content
+    (credentials_folder(settings) / "signer.pem").unlink()
+    assert signing_keys.signing_keys(settings).key != keys.key
+    assert check_credentials(signed, None, trust_anchors(settings)).state == "trusted"
+
+
+def test_remedy_for_a_damaged_authority_works(settings, keys):
+    signed = FileSigner(keys).sign(encode_video(FRAMES, ".gif", 7), None, "a").content
+    shutil.move(credentials_folder(settings), settings.data_dir / "old")
+    assert signing_keys.signing_keys(settings).ca != keys.ca
+    assert check_credentials(signed, None, trust_anchors(settings)).state == "valid"
+
+
+def test_own_certificate_is_warned_of_30_days_before_it_expires(tmp_path):
+    assert signing_keys.certificate_warning(own_certificate(tmp_path / "own", days=31)) is None
+    settings = own_certificate(tmp_path / "own", days=29.5)
+    end = signing_keys.signing_keys(settings).certificate.not_valid_after_utc
+    assert signing_keys.certificate_warning(settings) == (
+        f"the certificate in {settings.c2pa_cert} expires on {end:%Y-%m-%d}, in 29 days; no video can be signed from "
+        "then on: renew it, and restart the server if there is one"
+    )
+    with pytest.raises(CredentialsError, match="expired on"):
+        signing_keys.certificate_warning(own_certificate(tmp_path / "own", days=-1))
+
+
+def test_self_made_certificates_are_warned_of_and_none_is_created(settings, monkeypatch):
+    assert signing_keys.certificate_warning(settings) is None
+    assert not settings.data_dir.exists()
+    signing_keys.signing_keys(settings)
+    assert signing_keys.certificate_warning(settings) is None
+    monkeypatch.setattr(certificates, "SIGNER_YEARS", 0.05)
+    (credentials_folder(settings) / "signer.pem").unlink()
+    signing_keys.signing_keys(settings)
+    warning = signing_keys.certificate_warning(settings)
+    assert "signer.pem expires on" in warning
+    assert warning.endswith("in 18 days; no video can be signed from then on: " + signing_keys._NEW_SIGNER)
+    monkeypatch.setattr(certificates, "CA_YEARS", 0.05)
+    shutil.rmtree(credentials_folder(settings))
+    signing_keys.signing_keys(settings)
+    assert "ca.pem expires on" in signing_keys.certificate_warning(settings)
 
 
 def test_certificate_that_c2pa_does_not_accept_is_found_at_the_start(tmp_path):

@@ -38,6 +38,7 @@ def doctor(*, json: Annotated[bool, typer.Option("--json", help="Write JSON to s
     an AMD EPYC (pocket).
 
     With KINEMA_RAY_ADDRESS, KINEMA_DATABASE_URL or KINEMA_STORE, also check whether cluster, database and store answer.
+    A certificate for content credentials that can't be used, or expires within 30 days, is a problem too.
     """
     from kinema.settings import read_settings, unknown_variables
 

@@ -1,4 +1,4 @@
-"""Checks of what a server depends on, for `kinema doctor`: a Ray cluster, the database and the store, if they are set.
+"""Checks of what a server depends on, for `kinema doctor`: a Ray cluster, database, store and signing certificate.
 
 Nothing is changed, each check has a time limit, and no password or key is printed.
 """
@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,7 @@ ANSWER_SECONDS = 10.0
 
 
 def check_services(settings: Settings) -> dict[str, dict[str, Any]]:
-    """Return the facts about cluster, database and store, without those that are not set.
+    """Return the facts about cluster, database, store and certificate, without those that are not set.
 
     Each has "problem": why it can't be used and the remedy, or None.
     """
@@ -45,7 +46,23 @@ def check_services(settings: Settings) -> dict[str, dict[str, Any]]:
         facts["database"] = check_database(settings.database_url.get_secret_value())
     if settings.store is not None:
         facts["store"] = check_store(settings.store)
+    if settings.credentials != "off" and find_spec("c2pa") is not None:
+        facts |= check_certificate(settings)
     return facts
+
+
+def check_certificate(settings: Settings) -> dict[str, dict[str, Any]]:
+    """Return whether videos can be signed, for at least 30 days; nothing if there is no certificate yet."""
+    from kinema.media.credentials.signing_keys import certificate_file, certificate_warning
+
+    path = certificate_file(settings)
+    if path is None:
+        return {}
+    try:
+        problem = certificate_warning(settings)
+    except KinemaError as error:
+        problem = f"videos can't be signed with content credentials: {error}"
+    return {"certificate": {"path": str(path), "problem": problem}}
 
 
 def check_cluster(address: str, gpus_per_worker: int, maximum: int | None) -> dict[str, Any]:
@@ -207,6 +224,9 @@ def service_rows(facts: dict[str, Any]) -> dict[str, str]:
         if name in facts:
             state = "can't be used, see above" if facts[name]["problem"] else "answers"
             texts[name] = f"{facts[name]['url'] or 'unknown'}: {state}"
+    if "certificate" in facts:
+        state = "see above" if facts["certificate"]["problem"] else "signs videos"
+        texts["certificate"] = f"{facts['certificate']['path']}: {state}"
     return texts
 
 

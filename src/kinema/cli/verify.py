@@ -46,7 +46,7 @@ def verify(
     from kinema.serving.decode_process import DecodeProcess
     from kinema.settings import read_settings
 
-    anchors = trust_anchors(read_settings(c2pa_trust=None if trust is None else expanded(trust)))
+    anchors = trust_anchors(read_settings(), None if trust is None else Path(expanded(trust)))
     process = DecodeProcess(MEMORY_MB)
     try:
         codes = [_verify(process, file, anchors, json=json) for file in map(expanded, files)]

@@ -39,7 +39,7 @@ _GENERAL: Mapping[str, str] = {
     "server_busy": "the server is busy; try again in a few seconds",
     "video_error": "the video file can't be read or written; generate the video again",
     "recipe_error": "the video file contains no readable recipe",
-    "credentials_error": "the video can't be signed with content credentials; see the server's log",
+    "credentials_error": "content credentials can't be signed or checked; see the server's log",
     "worker_died": "the worker process ended unexpectedly several times, most often because memory ran out; choose a "
     "smaller size or fewer frames",
 }

@@ -13,8 +13,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from kinema.errors import InvalidRequest, QueueUnavailable
+from kinema.errors import CredentialsError, InvalidRequest, QueueUnavailable
 from kinema.jobs import Queue
+from kinema.media.credentials.signing_keys import trust_anchors
 from kinema.media.safety_check import check_safety_package
 from kinema.messages import Message
 from kinema.serving.abandoned_jobs import AbandonedJobs
@@ -44,6 +45,10 @@ STORE_THREADS = 40
 # A service manager sends SIGKILL after 30 s. Running jobs get the first limit; the second ends the process.
 GRACE_SECONDS = 22.0
 END_SECONDS = 28
+_CAN_NOT_SIGN = (
+    "videos can't be signed with content credentials, so none can be downloaded: the certificate has expired or can't "
+    "be used; see the server's log"
+)
 
 
 class ServerState:
@@ -59,6 +64,7 @@ class ServerState:
         self.pins = PinQuota(500)
         self.images = ImageService(None if settings.safety == "off" else settings.safety_threshold)
         self.signed = open_signed_videos(settings)
+        trust_anchors(settings)  # an error here, not at the first file to verify
         self.batches = BatchFeeder(settings, self.queue, self.images)
         self.webhooks = WebhookSender(settings, self.queue)
         self.bodies = BodyQuota(max(settings.max_body_mb, settings.max_batch_file_mb), settings.min_free_gb)
@@ -68,6 +74,7 @@ class ServerState:
         self._prober = ThreadPoolExecutor(1, "kinema-probe")
         self._probe: asyncio.Future[bool] | None = None
         self._database_error: str | None = None  # of the latest probe; each error is logged once
+        self._signing_error: str | None = None  # likewise
 
     async def open(self) -> None:
         """Install the signal handlers and start running jobs."""
@@ -93,15 +100,15 @@ class ServerState:
         await asyncio.to_thread(self.queue.close, max(0.0, GRACE_SECONDS - spent))
 
     async def ready(self) -> bool:
-        """Return whether jobs are run, here or by another process, and database and store respond in PROBE_SECONDS.
+        """Return whether jobs are run, videos can be signed, and database and store respond in PROBE_SECONDS.
 
-        If this process runs them, all its workers must be ready.
+        Jobs may be run by another process; if this one runs them, all its workers must be ready.
         """
         runs_jobs = self.queue.ready and self.queue.workers_ready
         if self.stopping.is_set() or not (runs_jobs or self.queue.is_standby):
             return False
         if self._probe is None or self._probe.done():  # a database that hangs blocks only one thread
-            self._probe = asyncio.get_running_loop().run_in_executor(self._prober, self._probe_database)
+            self._probe = asyncio.get_running_loop().run_in_executor(self._prober, self._check_dependencies)
         await asyncio.wait({self._probe}, timeout=PROBE_SECONDS)
         return self._probe.done() and self._probe.result()
 
@@ -109,9 +116,29 @@ class ServerState:
     def problems(self) -> list[str]:
         """Why the server is not ready; contains nothing confidential."""
         database = ["the queue's database is unavailable, deleted or damaged; see the server's log"]
-        return [*self.queue.problems, *(database if self._database_error else [])]
+        return [
+            *self.queue.problems,
+            *(database if self._database_error else []),
+            *([_CAN_NOT_SIGN] if self._signing_error else []),
+        ]
 
-    def _probe_database(self) -> bool:
+    def _check_dependencies(self) -> bool:
+        return all([self._check_signing(), self._check_database()])  # both, so that all problems are named
+
+    def _check_signing(self) -> bool:
+        if self.signed is None:
+            return True
+        try:
+            self.signed.check()
+        except (CredentialsError, InvalidRequest) as error:
+            if str(error) != self._signing_error:
+                log.warning("not ready: %s", error)
+            self._signing_error = str(error)
+            return False
+        self._signing_error = None
+        return True
+
+    def _check_database(self) -> bool:
         try:
             self.queue.check_database()
         except QueueUnavailable as error:

@@ -182,7 +182,7 @@ OPERATION = {
     "/livez": ("Check Process", "Return 200 while the server process runs. Needs no API key."),
     "/readyz": (
         "Check Readiness",
-        "Return 200 when the server accepts jobs, else 503 and the reason. Needs no API key.",
+        "Return 200 when the server accepts jobs and can sign videos, else 503 and the reason. Needs no API key.",
     ),
     "/metrics": ("Get Metrics", "Return metrics in the text format of Prometheus."),
 }

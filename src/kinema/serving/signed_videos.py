@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from kinema.errors import CredentialsError, InvalidImage, JobNotFound, KinemaErr
 from kinema.jobs.job import PART_FILES
 from kinema.jobs.job_files import SIGNED_PREFIX, write_once
 from kinema.media.credentials.file_signer import FileSigner, tested_keys
-from kinema.media.credentials.signing_keys import SigningKeys, signing_keys
+from kinema.media.credentials.signing_keys import SigningKeys, certificate_warning, signing_keys
 from kinema.media.video_reader import read_recipe
 from kinema.serving.bounded_pool import BoundedPool
 from kinema.serving.decode_process import DecodeProcess
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
     from kinema.jobs import Queue
     from kinema.settings import Settings
+
+log = logging.getLogger(__name__)
 
 # Of the signing process; it reads input images, but decodes none.
 SIGNER_MB = 700
@@ -61,6 +64,8 @@ class SignedVideos:
         self._lock = Lock()
         self.keys = tested_keys(settings)
         self._read_at = time.monotonic()
+        self._warning: str | None = None
+        self._warn()
 
     async def file(self, queue: Queue, request: Request | None, job_id: str, path: Path) -> Path:
         """Return the signed copy of a file of a job: of its video, or of another encoding of it.
@@ -79,6 +84,14 @@ class SignedVideos:
     def name(self) -> str:
         """The name of the signed copy of a job's video, which differs by key."""
         return f"{SIGNED_PREFIX}{self._current_keys().id}.mp4"
+
+    def check(self) -> None:
+        """Check that videos can be signed now.
+
+        Raises:
+            InvalidRequest, CredentialsError: as `signing_keys`, for example after the certificate has expired.
+        """
+        self._current_keys().check_dates()
 
     def close(self) -> None:
         """Kill the process."""
@@ -115,11 +128,20 @@ class SignedVideos:
             ) from None
 
     def _current_keys(self) -> SigningKeys:
+        """Return the keys, read again from time to time, and at once if the certificate has expired."""
         with self._lock:
-            if time.monotonic() - self._read_at > READ_SECONDS:
+            if time.monotonic() - self._read_at > READ_SECONDS or self.keys.has_expired:
                 self.keys = signing_keys(self._settings)
                 self._read_at = time.monotonic()
+                self._warn()
             return self.keys
+
+    def _warn(self) -> None:
+        """Log that the certificate expires soon, at the start and then once a day."""
+        warning = certificate_warning(self._settings)
+        if warning is not None and warning != self._warning:
+            log.warning("%s", warning)
+        self._warning = warning
 
 
 def input_images(queue: Queue, job_id: str) -> list[Path]:

@@ -19,6 +19,7 @@ Certificate: TypeAlias = "X509Certificate"
 PrivateKey: TypeAlias = "PrivateKeyTypes"
 
 CA_YEARS, SIGNER_YEARS = 30, 10
+WARN_BEFORE = datetime.timedelta(days=30)
 _YEAR = datetime.timedelta(days=365.25)
 # For clocks that are a little behind.
 _SLACK = datetime.timedelta(hours=1)
@@ -46,25 +47,26 @@ def make_signer(ca: Certificate, ca_key: PrivateKey) -> tuple[Certificate, Priva
     return _signed(builder, ca_key), key
 
 
-def read_certificates(content: bytes, path: Path) -> list[Certificate]:
+def read_certificates(content: bytes, path: Path, remedy: str) -> list[Certificate]:
     """Return the certificates in a PEM file, at least one.
 
     Raises:
-        CredentialsError: there is none, or one is damaged.
+        CredentialsError: there is none, or one is damaged; `remedy` says what to do.
     """
     from cryptography import x509
 
     try:
         return list(x509.load_pem_x509_certificates(content))
     except ValueError:
-        raise CredentialsError(f"{path} has no valid certificate in PEM{_remedy(content, 'certificate')}") from None
+        found = _instead(content, "certificate")
+        raise CredentialsError(f"{path} has no valid certificate in PEM{found}; {remedy}") from None
 
 
-def read_key(content: bytes, path: Path) -> PrivateKey:
+def read_key(content: bytes, path: Path, remedy: str) -> PrivateKey:
     """Return the private key in a PEM file.
 
     Raises:
-        CredentialsError: there is none, or it is encrypted.
+        CredentialsError: there is none, or it is encrypted; `remedy` says what to do.
     """
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -74,17 +76,18 @@ def read_key(content: bytes, path: Path) -> PrivateKey:
     except TypeError:
         raise CredentialsError(f"the key in {path} is encrypted; store it without a password, mode 600") from None
     except (ValueError, UnsupportedAlgorithm):
-        raise CredentialsError(f"{path} has no valid private key in PEM{_remedy(content, 'private key')}") from None
+        found = _instead(content, "private key")
+        raise CredentialsError(f"{path} has no valid private key in PEM{found}; {remedy}") from None
 
 
-def _remedy(content: bytes, wanted: str) -> str:
-    """Return what is wrong with a file without a certificate or private key, as far as that can be seen."""
+def _instead(content: bytes, wanted: str) -> str:
+    """Return what a file without a certificate or private key has in its place, as far as that can be seen."""
     other = {"certificate": "private key", "private key": "certificate"}[wanted]
     if f"-----BEGIN {wanted.upper()}".encode() not in content and other.upper().encode() in content:
-        return f", but a {other}; exchange the two files"
+        return f", but a {other}"
     if content.startswith(b"0"):  # the first byte of DER
-        return f", but may be in DER; convert it with openssl {'x509' if wanted == 'certificate' else 'pkey'}"
-    return "; use a file of certificates" if wanted == "certificate" else "; use an EC, Ed25519 or RSA key"
+        return f", but may be in DER, which openssl {'x509' if wanted == 'certificate' else 'pkey'} converts"
+    return ""
 
 
 def algorithm(key: PrivateKey, path: Path) -> str:
@@ -124,6 +127,16 @@ def check_dates(certificate: Certificate, path: Path, remedy: str) -> None:
             f"the certificate in {path} is valid from {certificate.not_valid_before_utc:%Y-%m-%d %H:%M} UTC on; check "
             "the clock of this machine"
         )
+
+
+def expiry_warning(certificate: Certificate, path: Path, remedy: str) -> str | None:
+    """Return a warning if a certificate expires within WARN_BEFORE, else None."""
+    end = certificate.not_valid_after_utc
+    left = end - datetime.datetime.now(datetime.UTC)
+    if left > WARN_BEFORE:
+        return None
+    days = f"in {left.days} days" if left.days > 1 else "within two days"
+    return f"the certificate in {path} expires on {end:%Y-%m-%d}, {days}; no video can be signed from then on: {remedy}"
 
 
 def pem_of(item: Certificate | PrivateKey) -> str:

@@ -26,6 +26,7 @@ from kinema.media.credentials.certificates import (
     PrivateKey,
     algorithm,
     check_dates,
+    expiry_warning,
     make_ca,
     make_signer,
     pem_of,
@@ -61,6 +62,7 @@ class SigningKeys:
         ca: The certificate that has to be trusted by those who verify, as PEM; None if the chain does not contain it.
         id: "self" for self-made keys, else 16 hexadecimal digits that identify the certificate.
         path: The file with the certificate.
+        renewal: What to do when the certificate expires.
         timestamp_url: Address of a time-stamp authority (RFC 3161), or None.
     """
 
@@ -70,6 +72,7 @@ class SigningKeys:
     ca: str | None = field(repr=False)
     id: str
     path: Path
+    renewal: str = field(repr=False)
     timestamp_url: str | None = field(default=None, repr=False)
 
     def check_dates(self) -> None:
@@ -78,7 +81,17 @@ class SigningKeys:
         Raises:
             CredentialsError: it has expired since it was read, or the clock changed.
         """
-        check_dates(read_certificates(self.chain.encode(), self.path)[0], self.path, _RENEWAL)
+        check_dates(self.certificate, self.path, self.renewal)
+
+    @property
+    def has_expired(self) -> bool:
+        """Whether the certificate has expired since it was read."""
+        return datetime.datetime.now(datetime.UTC) > self.certificate.not_valid_after_utc
+
+    @property
+    def certificate(self) -> Certificate:
+        """The certificate of the key."""
+        return read_certificates(self.chain.encode(), self.path, self.renewal)[0]
 
 
 def signing_keys(settings: Settings) -> SigningKeys:
@@ -100,8 +113,10 @@ def signing_keys(settings: Settings) -> SigningKeys:
     if settings.c2pa_cert is None or settings.c2pa_key is None:
         return _self_made(credentials_folder(settings), url)
     path, key_path = settings.c2pa_cert.expanduser(), settings.c2pa_key.expanduser()
-    chain = read_certificates(_read(path, "KINEMA_C2PA_CERT"), path)
-    key = read_key(_read(key_path, "KINEMA_C2PA_KEY"), key_path)
+    chain = _certificates(path, "KINEMA_C2PA_CERT")
+    key = read_key(
+        _read(key_path, "KINEMA_C2PA_KEY"), key_path, "use a file of an EC, Ed25519 or RSA key for KINEMA_C2PA_KEY"
+    )
     if public_bytes(key) != public_bytes(chain[0]):
         raise CredentialsError(
             f"the key in {key_path} does not belong to the first certificate in {path}; use its own key, and put its "
@@ -109,27 +124,61 @@ def signing_keys(settings: Settings) -> SigningKeys:
         )
     check_dates(chain[0], path, _RENEWAL)
     ca = pem_of(chain[-1]) if len(chain) > 1 else None
-    return _keys(chain, path, key, key_path, ca, url)
+    return _keys(chain, path, key, key_path, ca, url, _RENEWAL)
 
 
-def trust_anchors(settings: Settings) -> str:
+def certificate_file(settings: Settings) -> Path | None:
+    """Return the file with the certificate that signs; None if it is still to be made."""
+    if settings.c2pa_cert is not None or settings.c2pa_key is not None:
+        return settings.c2pa_cert or settings.c2pa_key
+    folder = credentials_folder(settings)
+    return folder / SIGNER if folder.is_dir() and any(folder.iterdir()) else None
+
+
+def certificate_warning(settings: Settings) -> str | None:
+    """Return a warning if the certificate that signs, or the CA of a self-made one, expires soon. Creates nothing.
+
+    Raises:
+        InvalidRequest, CredentialsError: as `signing_keys`.
+    """
+    if settings.c2pa_cert is not None or settings.c2pa_key is not None:
+        keys = signing_keys(settings)
+        return expiry_warning(keys.certificate, keys.path, keys.renewal)
+    if certificate_file(settings) is None:
+        return None
+    folder = credentials_folder(settings)
+    ca = _authority(folder)
+    if (warning := expiry_warning(ca, folder / CA_CERTIFICATE, _NEW_CA)) is not None:
+        return warning
+    signer = _signer_certificate(folder)
+    return None if signer is None else expiry_warning(signer, folder / SIGNER, _NEW_SIGNER)
+
+
+def trust_anchors(settings: Settings, trust: Path | None = None) -> str:
     """Return the certificates whose signatures count as trusted, as PEM: this installation's, and KINEMA_C2PA_TRUST.
 
     Creates nothing.
+
+    Args:
+        settings: The settings.
+        trust: A file of further certificates, from the option --trust.
 
     Raises:
         CredentialsError: a file can't be read or is invalid.
     """
     folder = credentials_folder(settings)
     found = [path for path in sorted(folder.glob("ca*.pem")) if path.name != CA_KEY] if folder.is_dir() else []
-    anchors = [pem_of(certificate) for path in found for certificate in read_certificates(_read(path, "it"), path)]
+    anchors = []
+    for path in found:
+        remedy = _NEW_CA if path.name == CA_CERTIFICATE else "copy it again, or delete it to trust its CA no more"
+        anchors += read_certificates(_read_own(path, remedy), path, remedy)
     if settings.c2pa_cert is not None:
-        path = settings.c2pa_cert.expanduser()
-        anchors += [pem_of(it) for it in read_certificates(_read(path, "KINEMA_C2PA_CERT"), path)[1:]]
+        anchors += _certificates(settings.c2pa_cert.expanduser(), "KINEMA_C2PA_CERT")[1:]
     if settings.c2pa_trust is not None:
-        path = settings.c2pa_trust.expanduser()
-        anchors += [pem_of(it) for it in read_certificates(_read(path, "KINEMA_C2PA_TRUST"), path)]
-    return "".join(dict.fromkeys(anchors))
+        anchors += _certificates(settings.c2pa_trust.expanduser(), "KINEMA_C2PA_TRUST")
+    if trust is not None:
+        anchors += _certificates(trust, "--trust")
+    return "".join(dict.fromkeys(map(pem_of, anchors)))
 
 
 def credentials_folder(settings: Settings) -> Path:
@@ -142,33 +191,66 @@ def _self_made(folder: Path, timestamp_url: str | None) -> SigningKeys:
     with _folder_errors(folder):
         if not folder.is_dir() or not any(folder.iterdir()):
             _create(folder)
-    ca_path, path = folder / CA_CERTIFICATE, folder / SIGNER
-    ca = read_certificates(_read_own(ca_path), ca_path)[0]
-    check_dates(ca, ca_path, _REMEDY)
-    if not path.exists() or _age(read_certificates(_read_own(path), path)[0]) > RENEW_AFTER:
-        key = read_key(_read_own(folder / CA_KEY), folder / CA_KEY)
+    ca, path = _authority(folder), folder / SIGNER
+    if _signer_certificate(folder) is None:
+        key = read_key(_read_own(folder / CA_KEY, _NEW_CA), folder / CA_KEY, _NEW_CA)
         with _folder_errors(folder):
             _replace(path, _signer_file(ca, key))
-    content = _read_own(path)
-    chain = read_certificates(content, path)
-    check_dates(chain[0], path, f"delete {SIGNER}, which is made again")
-    key = read_key(content, path)
-    return replace(_keys([*chain, ca], path, key, path, pem_of(ca), timestamp_url), id=SELF_MADE)
+    content = _read_own(path, _NEW_SIGNER)
+    chain = read_certificates(content, path, _NEW_SIGNER)
+    check_dates(chain[0], path, _NEW_SIGNER)
+    key = read_key(content, path, _NEW_SIGNER)
+    if public_bytes(key) != public_bytes(chain[0]):
+        raise CredentialsError(f"the key in {path} does not belong to its certificate; {_NEW_SIGNER}")
+    return replace(_keys([*chain, ca], path, key, path, pem_of(ca), timestamp_url, _NEW_SIGNER), id=SELF_MADE)
+
+
+def _authority(folder: Path) -> Certificate:
+    """Return the certificate of the CA in a folder of self-made keys.
+
+    Raises:
+        CredentialsError: it is missing, invalid or expired.
+    """
+    path = folder / CA_CERTIFICATE
+    ca = read_certificates(_read_own(path, _NEW_CA), path, _NEW_CA)[0]
+    check_dates(ca, path, _NEW_CA)
+    return ca
+
+
+def _signer_certificate(folder: Path) -> Certificate | None:
+    """Return the certificate that signs in a folder of self-made keys; None if it is to be made or replaced.
+
+    Raises:
+        CredentialsError: it is invalid.
+    """
+    path = folder / SIGNER
+    if not path.exists():
+        return None
+    certificate = read_certificates(_read_own(path, _NEW_SIGNER), path, _NEW_SIGNER)[0]
+    return None if _age(certificate) > RENEW_AFTER else certificate
 
 
 _RENEWAL = "renew it, and restart the server if there is one"
-_REMEDY = (
-    "restore the folder from a backup, or move it away and restart: new files then have a new CA certificate, which "
-    "has to be given to those who verify"
+_NEW_SIGNER = "delete that file: Kinema makes a new one with the same CA, and files that are signed already stay valid"
+_NEW_CA = (
+    "restore its folder from a backup, or move the folder away and start again: Kinema then makes a new CA, whose "
+    "ca.pem has to be given to those who verify; files of the old one are no longer trusted"
 )
 
 
 def _keys(
-    chain: list[Certificate], path: Path, key: PrivateKey, key_path: Path, ca: str | None, timestamp_url: str | None
+    chain: list[Certificate],
+    path: Path,
+    key: PrivateKey,
+    key_path: Path,
+    ca: str | None,
+    timestamp_url: str | None,
+    renewal: str,
 ) -> SigningKeys:
     texts = [pem_of(certificate) for certificate in chain]
     identity = hashlib.sha256(texts[0].encode()).hexdigest()[:16]
-    return SigningKeys(algorithm(key, key_path), "".join(texts), pem_of(key), ca, identity, path, timestamp_url)
+    kind = algorithm(key, key_path)
+    return SigningKeys(kind, "".join(texts), pem_of(key), ca, identity, path, renewal, timestamp_url)
 
 
 def _create(folder: Path) -> None:
@@ -232,11 +314,25 @@ def _read(path: Path, setting: str) -> bytes:
         ) from None
 
 
-def _read_own(path: Path) -> bytes:
+def _certificates(path: Path, setting: str) -> list[Certificate]:
+    """Return the certificates in a file that a setting or option names.
+
+    Raises:
+        CredentialsError: it can't be read, or has none.
+    """
+    return read_certificates(_read(path, setting), path, f"use a file of certificates for {setting}")
+
+
+def _read_own(path: Path, remedy: str) -> bytes:
+    """Return the content of a self-made file.
+
+    Raises:
+        CredentialsError: it can't be read.
+    """
     try:
         return path.read_bytes()
     except OSError as error:
-        raise CredentialsError(f"the signing key {path} can't be read ({error.strerror}); {_REMEDY}") from None
+        raise CredentialsError(f"{path} can't be read ({error.strerror}); {remedy}") from None
 
 
 @contextlib.contextmanager

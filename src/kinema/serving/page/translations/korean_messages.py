@@ -250,7 +250,7 @@ ERRORS = {
     "idempotency_key_reused": "같은 멱등성 키(Idempotency-Key)가 다른 요청에 이미 쓰였습니다. 새 키를 사용하세요.",
     "video_error": "영상 파일을 쓰거나 읽을 수 없습니다. 영상을 다시 만들어 보세요.",
     "recipe_error": "영상 파일에 읽을 수 있는 레시피가 없습니다.",
-    "credentials_error": "영상에 콘텐츠 자격 증명을 서명해 넣을 수 없습니다. 서버 로그를 확인하세요.",
+    "credentials_error": "콘텐츠 자격 증명을 서명하거나 확인할 수 없습니다. 서버 로그를 확인하세요.",
     # Codes that only jobs use.
     "cancelled": "취소되었습니다.",
     "worker_died": "영상을 만들던 작업 프로세스(워커)가 여러 번 비정상 종료되었습니다. 대개 메모리 부족 때문입니다. "
