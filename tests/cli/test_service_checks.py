@@ -18,7 +18,7 @@ pytest.importorskip("sqlalchemy", reason="the extra 'server' is not installed")
 
 def problem(**settings):
     """Return the problem of the only service that is set."""
-    (facts,) = check_services(Settings(**settings)).values()
+    (facts,) = check_services(Settings(**{"credentials": "off", **settings})).values()
     return facts["problem"]
 
 
@@ -44,7 +44,9 @@ def test_self_made_certificate_is_checked_and_not_created(tmp_path):
     signer = tmp_path / "data" / "credentials" / "signer.pem"
     assert check_services(settings) == {"certificate": {"path": str(signer), "problem": None}}
     signer.write_text("junk")
-    assert "signer.pem has no valid certificate in PEM; delete that file" in problem(data_dir=tmp_path / "data")
+    assert "signer.pem has no valid certificate in PEM; delete that file" in problem(
+        credentials="on", data_dir=tmp_path / "data"
+    )
     assert signer.read_text() == "junk"
 
 

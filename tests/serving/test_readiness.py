@@ -30,10 +30,10 @@ class FakeQueue:
 
 
 @pytest.fixture
-def make_state(monkeypatch):
+def make_state(monkeypatch, tmp_path):
     def make(check, settings=None):
         monkeypatch.setattr(lifespan, "Queue", lambda *_, **__: FakeQueue(check))
-        return ServerState(settings or Settings())
+        return ServerState(settings or Settings(data_dir=tmp_path / "data"))
 
     return make
 
