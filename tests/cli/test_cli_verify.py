@@ -3,6 +3,7 @@
 import json
 import os
 import struct
+import time
 import zlib
 from fractions import Fraction
 
@@ -11,11 +12,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from certificate_files import own_certificate
+from credential_files import png_of, signed_photo
 from kinema.cli import main
 from kinema.media.credentials.certificates import make_ca, pem_of
+from kinema.media.credentials.file_signer import FileSigner
+from kinema.media.credentials.signing_keys import signing_keys
 from kinema.media.video import Video
 from kinema.media.video_writer import encode_video, probe, read_frames, save_video
 from kinema.recipe import ModelIdentity, Recipe
+from kinema.settings import read_settings
 from kinema.values import VideoRequest
 
 FRAMES = np.random.default_rng(0).integers(0, 255, (3, 64, 96, 3), np.uint8)
@@ -122,10 +128,10 @@ def test_signature_of_another_machine_is_trusted_with_its_certificate(folder, ca
     assert "use a file of certificates for KINEMA_C2PA_TRUST" in capsys.readouterr().err
 
 
-def flat_video(path, side, count, seconds_per_frame=Fraction(1, 24)):
-    """Write an mp4 of frames of one colour, which are side×side."""
+def flat_video(path, side, count, codec="libx264", options=None, seconds_per_frame=Fraction(1, 24)):
+    """Write a video of frames of one colour, which are side×side."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=24, options={"preset": "ultrafast"})
+        stream = container.add_stream(codec, rate=24, options=options or {"preset": "ultrafast"})
         stream.width = stream.height = side
         stream.pix_fmt = "yuv420p"
         stream.codec_context.time_base = Fraction(1, 24)
@@ -173,8 +179,82 @@ def test_header_of_a_bomb_does_not_hide_its_frames(folder, capsys):
     content[size : size + 4] = struct.pack(">HH", 64, 64)
     (folder / "liar.mp4").write_bytes(content)
     assert main(["verify", "bomb.mp4", "liar.mp4"]) == 2
-    reason = "has frames of 4096×4096; up to 9.4 megapixels can be verified"
-    assert capsys.readouterr().err == f"error: bomb.mp4 {reason}\nerror: liar.mp4 {reason}\n"
+    assert capsys.readouterr().err == f"error: bomb.mp4 {TOO_LARGE}\nerror: liar.mp4 {TOO_LARGE}\n"
+
+
+TOO_LARGE = (
+    "has frames of 4096×4096; up to 9.4 megapixels can be verified: check a copy with smaller frames, in which the "
+    "watermark can be found, but not the credentials"
+)
+
+
+def test_frames_that_are_larger_than_a_header_says_are_not_decoded(folder, capsys):
+    flat_video(folder / "vp8.webm", 4096, 1, "libvpx", {"deadline": "realtime"})
+    content = (folder / "vp8.webm").read_bytes()
+    for element in (b"\xb0\x82", b"\xba\x82"):  # width and height of the track
+        assert content.count(element + struct.pack(">H", 4096)) == 1
+        content = content.replace(element + struct.pack(">H", 4096), element + struct.pack(">H", 64))
+    (folder / "liar.webm").write_bytes(content)
+    start = content.index(b"\x9d\x01\x2a") + 3  # of the frame itself
+    (folder / "bomb.webm").write_bytes(content[:start] + struct.pack("<HH", 16383, 16383) + content[start + 4 :])
+    head, empty = b"GIF89a" + struct.pack("<HH", 64, 64) + b"\x80\0\0" + bytes(6), b"\0\2\2D\1\0"
+    frames = [b"," + struct.pack("<HHHH", 0, 0, side, side) + empty for side in (1, 60_000)]
+    (folder / "grows.gif").write_bytes(head + b"".join(frames) + b";")
+    assert main(["verify", "liar.webm", "bomb.webm", "grows.gif"]) == 2
+    reason = "has frames of more than 9.4 megapixels, though its header may name fewer; use a copy with smaller frames"
+    names = ("liar.webm", "bomb.webm", "grows.gif")
+    assert capsys.readouterr().err.splitlines() == [f"error: {name} {reason}" for name in names]
+
+
+def test_what_tampered_and_expired_credentials_say_is_left_out(folder, capsys):
+    changed = bytearray((folder / "a.mp4").read_bytes())
+    changed[-2000] ^= 1
+    (folder / "changed.mp4").write_bytes(changed)
+    assert main(["verify", "changed.mp4"]) == 8
+    assert [line.split(None, 1)[1] for line in capsys.readouterr().out.splitlines()[1:]] == [
+        "invalid: the file or its credentials were changed, so what they say can't be relied on",
+        "none in 3 frames",
+        "there is one, which can't be relied on either",
+    ]
+    (folder / "expired.gif").write_bytes(expired_file(folder / "own"))
+    assert main(["verify", "expired.gif"]) == 9
+    text = capsys.readouterr().out
+    because = "signed by Studio, whose certificate has expired or is not valid yet, so what they say can't be relied on"
+    assert f"credentials  invalid: {because}\n" in text
+    assert "signingCredential" not in text
+    assert "\n  they say" not in text
+    assert main(["verify", "expired.gif", "--json"]) == 9
+    [found] = lines_of(capsys)
+    assert found["credentials"]["fault"] == "expired"
+    assert "signingCredential.expired" in found["credentials"]["problems"]
+
+
+def expired_file(folder):
+    """Return a gif with credentials whose certificate has expired since."""
+    keys = signing_keys(own_certificate(folder, days=5 / 86400))
+    content = FileSigner(keys).sign(encode_video(FRAMES, ".gif", 7), None, "a.gif").content
+    while not keys.has_expired:
+        time.sleep(0.1)
+    return content
+
+
+def test_photograph_of_a_camera_is_said_to_be_one(folder, capsys):
+    keys = signing_keys(read_settings())
+    (folder / "photo.png").write_bytes(signed_photo(keys, png_of(FRAMES[0])))
+    (folder / "other.png").write_bytes(signed_photo(keys, png_of(FRAMES[0]), source="screenCapture"))
+    assert main(["verify", "photo.png", "other.png"]) == 0
+    text = capsys.readouterr().out
+    assert "photo.png: unchanged since it was signed; does not say that it was generated\n" in text
+    assert "they say     made by a camera, with Camera 1\n" in text
+    assert "they say     of the source type screenCapture, with Camera 1\n" in text
+
+
+def test_frames_that_are_too_large_in_a_signed_file_are_not_said_to_have_no_watermark(folder, capsys):
+    flat_video(folder / "large.mp4", 4096, 1)
+    keys = signing_keys(read_settings())
+    (folder / "signed.mp4").write_bytes(FileSigner(keys).sign((folder / "large.mp4").read_bytes(), None, "a").content)
+    assert main(["verify", "signed.mp4"]) == 0
+    assert "watermark    not looked for: the frames can't be decoded, or are too large\n" in capsys.readouterr().out
 
 
 def test_of_many_small_frames_the_first_are_decoded(folder, capsys):
@@ -194,9 +274,9 @@ def test_bombs_are_rejected_by_their_headers(folder, capsys):
         file.truncate(2_000_000_001)
     assert main(["verify", "bomb.png", "large.png", "huge.mp4"]) == 2
     errors = capsys.readouterr().err
-    assert "bomb.png has frames of more than 179 megapixels" in errors
-    assert "large.png has frames of 5000×5000; up to 9.4 megapixels can be verified" in errors
-    assert "huge.mp4 has 2.0 GB; files of up to 2 GB can be verified" in errors
+    assert "bomb.png has frames of 20000×20000; up to 9.4 megapixels can be verified: check a copy with" in errors
+    assert "large.png has frames of 5000×5000; up to 9.4 megapixels can be verified: check a copy with" in errors
+    assert "huge.mp4 has 2.0 GB; files of up to 2 GB can be verified: check a shorter part" in errors
 
 
 @pytest.mark.slow

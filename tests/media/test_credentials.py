@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
-from PIL import Image
 
 from certificate_files import CLAIM, DOCUMENT, EMAIL, own_certificate
+from credential_files import png_of, signed_photo
 from kinema.cli.credentials_option import keys_to_sign
 from kinema.errors import CredentialsError, InvalidRequest
 from kinema.media.credentials import certificates, signing_keys
@@ -44,12 +44,6 @@ def keys(settings):
 @pytest.fixture
 def png():
     return png_of(FRAMES[0])
-
-
-def png_of(pixels):
-    data = io.BytesIO()
-    Image.fromarray(pixels).save(data, "PNG")
-    return data.getvalue()
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".webp", ".gif", ".webm"])
@@ -82,25 +76,6 @@ def test_every_changed_byte_of_the_stored_mp4_is_noticed(settings, keys):
         changed = bytearray(signed)
         changed[place] ^= 0x10
         assert check_credentials(bytes(changed), None, trust_anchors(settings)).state == "tampered", place
-
-
-def signed_photo(keys, png, address=None):
-    """A photograph with credentials of another program, or with the address of its credentials."""
-    action = {
-        "action": "c2pa.created",
-        "digitalSourceType": "http://cv.iptc.org/newscodes/digitalsourcetype/digitalCapture",
-    }
-    manifest = {
-        "claim_generator_info": [{"name": "Camera", "version": "1"}],
-        "assertions": [{"label": "c2pa.actions.v2", "data": {"actions": [action]}}],
-    }
-    info = c2pa.C2paSignerInfo(keys.algorithm, keys.chain.encode(), keys.key.encode(), None)
-    signed, builder = io.BytesIO(), c2pa.Builder(manifest)
-    if address is not None:
-        builder.set_no_embed()
-        builder.set_remote_url(address)
-    builder.sign(c2pa.Signer.from_info(info), "image/png", io.BytesIO(png), signed)
-    return signed.getvalue()
 
 
 def test_credentials_of_the_input_image_are_kept(settings, keys, png):

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from kinema.errors import RecipeError, VideoError
 from kinema.media.credentials.credential_check import CredentialCheck, check_credentials
-from kinema.media.video_reader import each_frame, file_kind, probe_size, read_recipe
+from kinema.media.video_reader import each_frame, probe_size, read_recipe
 from kinema.media.video_writer import sidecar_path
 from kinema.media.watermark import detect, payload_of
+from kinema.messages import Message
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -115,14 +113,31 @@ def check_size(path: Path) -> None:
     except OSError as error:
         raise VideoError(f"{path} can't be read ({error.strerror}); check the name and the folder") from None
     if size > MAX_BYTES:
-        raise VideoError(f"{path} has {size / 1e9:.1f} GB; files of up to {MAX_BYTES / 1e9:g} GB can be verified")
+        raise VideoError(
+            Message(
+                "video_too_large",
+                "{path} has {size:.1f} GB; files of up to {most:g} GB can be verified: check a shorter part, in which "
+                "the watermark can be found, but not the credentials",
+                path=path,
+                size=size / 1e9,
+                most=MAX_BYTES / 1e9,
+            )
+        )
 
 
 def _check_frame(path: Path) -> None:
     width, height = probe_size(path)
     if width * height > MAX_FRAME_PIXELS:
         raise VideoError(
-            f"{path} has frames of {width}×{height}; up to {MAX_FRAME_PIXELS / 1e6:.1f} megapixels can be verified"
+            Message(
+                "frames_too_large",
+                "{path} has frames of {width}×{height}; up to {most:.1f} megapixels can be verified: check a copy with "
+                "smaller frames, in which the watermark can be found, but not the credentials",
+                path=path,
+                width=width,
+                height=height,
+                most=MAX_FRAME_PIXELS / 1e6,
+            )
         )
 
 
@@ -156,23 +171,10 @@ class _Frames:
 
     def __iter__(self) -> Iterator[Frames]:
         size: tuple[int, ...] | None = None
-        frames = each_frame(self._path) if file_kind(self._path) == "stream" else _animation_frames(self._path)
-        for frame in frames:
+        for frame in each_frame(self._path, MAX_FRAME_PIXELS):
             size = size or frame.shape
             most = min(MAX_FRAMES, max(MIN_FRAMES, MAX_PIXELS // (size[0] * size[1])))
             if frame.shape != size or self.count >= most:
                 return
             self.count += 1
             yield frame
-
-
-def _animation_frames(path: Path) -> Iterator[Frames]:
-    try:
-        with Image.open(path, formats=["GIF", "WEBP", "PNG"]) as image:
-            for index in itertools.count():
-                image.seek(index)
-                yield np.asarray(image.convert("RGB"))
-    except EOFError:
-        return
-    except (OSError, ValueError, SyntaxError) as error:
-        raise VideoError(f"{path} is damaged ({error}); get the file again") from None

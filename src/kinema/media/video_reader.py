@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from contextlib import contextmanager
@@ -13,10 +14,14 @@ from xml.sax.saxutils import unescape
 
 import numpy as np
 from PIL import Image
+from PIL.GifImagePlugin import GifImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 from pydantic import ValidationError
 
 from kinema.errors import RecipeError, VideoError
 from kinema.frame_rate import exact_rate, rate_number
+from kinema.messages import Message
 from kinema.recipe import RECIPE_FORMAT, Recipe
 
 if TYPE_CHECKING:
@@ -30,6 +35,7 @@ Frames = np.ndarray[Any, np.dtype[np.uint8]]
 
 MAX_RECIPE = 1_000_000
 MAX_STORED_FPS = 1000
+_PILLOW_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # from there on, Pillow opens no image
 
 _BT709 = 1  # in ISO/IEC 23091-2, for matrix, primaries and transfer
 _RANGES = {1: "limited", 2: "full"}
@@ -129,15 +135,62 @@ def read_frames(path: str | os.PathLike[str]) -> tuple[Frames, float]:
             return _animation(path)
 
 
-def each_frame(path: str | os.PathLike[str]) -> Iterator[Frames]:
-    """Yield the frames of an mp4 or webm one by one, uint8 [height, width, 3].
+def each_frame(path: str | os.PathLike[str], max_pixels: int | None = None) -> Iterator[Frames]:
+    """Yield the frames of an mp4, webm, gif, webp or png one by one, uint8 [height, width, 3].
+
+    Args:
+        path: The file.
+        max_pixels: The most pixels of a frame, which is checked before it is decoded: headers may name another size.
 
     Raises:
-        VideoError: if there is no such video, or it can't be decoded.
+        VideoError: if there is no such video, it can't be decoded, or a frame has more pixels.
     """
-    with _open_container(Path(path)) as container:
-        for frame in container.decode(container.streams.video[0]):
-            yield _pixels(frame)
+    path = Path(path)
+    yield from _stream_frames(path, max_pixels) if file_kind(path) == "stream" else _animation_frames(path, max_pixels)
+
+
+def _stream_frames(path: Path, max_pixels: int | None) -> Iterator[Frames]:
+    import av
+
+    with _open_container(path) as container:
+        stream = container.streams.video[0]
+        context = stream.codec_context
+        if max_pixels is not None:
+            context.options = {"max_pixels": str(max_pixels)}
+        try:
+            for frame in container.decode(stream):
+                yield _pixels(frame)
+        except av.ArgumentError:
+            if max_pixels is None or context.width:  # FFmpeg sets it to 0 if it does not accept the size of a frame
+                raise
+            raise _too_large(path, max_pixels) from None
+
+
+def _animation_frames(path: Path, max_pixels: int | None) -> Iterator[Frames]:
+    with _translate_errors(path), Image.open(path, formats=["GIF", "WEBP", "PNG"]) as image:
+        for index in itertools.count():
+            try:
+                image.seek(index)
+            except EOFError:
+                return
+            except Image.DecompressionBombError:  # the limit of Pillow, which is higher
+                raise _too_large(path, max_pixels or _PILLOW_PIXELS) from None
+            if max_pixels is not None and image.width * image.height > max_pixels:
+                raise _too_large(path, max_pixels)
+            yield np.asarray(image.convert("RGB"))
+
+
+def _too_large(path: Path, max_pixels: int) -> VideoError:
+    most = max_pixels / 1e6
+    return VideoError(
+        Message(
+            "frames_above_limit",
+            "{path} has frames of more than {most:.1f} megapixels, though its header may name fewer; use a copy with "
+            "smaller frames",
+            path=path,
+            most=most,
+        )
+    )
 
 
 def decode_frames(file: BinaryIO) -> Iterator[Frames]:
@@ -277,7 +330,7 @@ def file_kind(path: Path) -> str:
         with path.open("rb") as file:
             head = file.read(16)
     if not head:
-        raise VideoError(f"{path} is empty; download or generate it again")
+        raise VideoError(Message("video_empty", "{path} is empty; download or generate it again", path=path))
     is_kind = {"gif": head.startswith(b"GIF8"), "webp": head[8:12] == b"WEBP", "png": head.startswith(b"\x89PNG")}
     return next((name for name, matches in is_kind.items() if matches), "stream")
 
@@ -288,11 +341,14 @@ def probe_size(path: Path) -> tuple[int, int]:
     Raises:
         VideoError: if there is no video, or it can't be read.
     """
-    if file_kind(path) == "stream":
+    kind = file_kind(path)
+    if kind == "stream":
         with _open_container(path) as container:
             context = container.streams.video[0].codec_context
             return context.width, context.height
-    with _translate_errors(path), Image.open(path, formats=["GIF", "WEBP", "PNG"]) as image:
+    # Image.open checks the size first, and its error names neither size nor a limit of ours.
+    opened = {"gif": GifImageFile, "webp": WebPImageFile, "png": PngImageFile}[kind]
+    with _translate_errors(path), opened(path) as image:
         return image.size
 
 
@@ -302,13 +358,36 @@ def _translate_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise VideoError(f"{path} can't be read ({error.strerror or error}); download or generate it again") from None
+        raise _unreadable(path, error) from None
     except Image.DecompressionBombError:
-        raise VideoError(
-            f"{path} has frames of more than {2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6:.0f} megapixels"
-        ) from None
+        raise _too_large(path, _PILLOW_PIXELS) from None
     except (ValueError, SyntaxError, EOFError) as error:
-        raise VideoError(f"{path} is damaged ({error}); download or generate it again") from None
+        raise VideoError(
+            Message(
+                "video_damaged",
+                "{path} is damaged ({reason}); download or generate it again",
+                path=path,
+                reason=str(error),
+            )
+        ) from None
+
+
+def _unreadable(path: Path, error: OSError | av.FFmpegError) -> VideoError:
+    reason = error.strerror or str(error)
+    if isinstance(error, MemoryError):
+        return VideoError(
+            Message(
+                "video_needs_memory", "{path} takes more memory to decode than there is; use a smaller copy", path=path
+            )
+        )
+    return VideoError(
+        Message(
+            "video_unreadable",
+            "{path} can't be read ({reason}); download or generate it again",
+            path=path,
+            reason=reason,
+        )
+    )
 
 
 @contextmanager
@@ -319,15 +398,15 @@ def _open_container(path: Path) -> Iterator[av.container.InputContainer]:
     try:
         with path.open("rb") as file, av.open(file, "r", options={"format_whitelist": "mov,matroska"}) as container:
             if not container.streams.video:
-                raise VideoError(f"{path} has no video stream; use a video file")
+                raise VideoError(Message("no_video_stream", "{path} has no video stream; use a video file", path=path))
             yield container
     except (av.FFmpegError, OSError) as error:
         if isinstance(error, av.FFmpegError) and not isinstance(error, MemoryError):
-            raise VideoError(f"{path} can't be read as a video: {_state(path)}") from None
-        raise VideoError(f"{path} can't be read ({error.strerror or error}); download or generate it again") from None
+            raise VideoError(_state(path)) from None
+        raise _unreadable(path, error) from None
 
 
-def _state(path: Path) -> str:
+def _state(path: Path) -> Message:
     """Return what is wrong with a file whose content FFmpeg does not accept, and what to do."""
     try:
         with path.open("rb") as file:
@@ -335,8 +414,16 @@ def _state(path: Path) -> str:
     except OSError:
         head = b""
     if head[4:8] == b"ftyp" or head.startswith(b"\x1aE\xdf\xa3"):
-        return "it is incomplete or damaged; download or generate it again"
-    return "it is neither mp4 nor webm, gif or webp; use one of these"
+        return Message(
+            "video_incomplete",
+            "{path} can't be read as a video: it is incomplete or damaged; download or generate it again",
+            path=path,
+        )
+    return Message(
+        "no_video",
+        "{path} can't be read as a video: it is neither mp4 nor webm, gif or webp; use one of these",
+        path=path,
+    )
 
 
 def _pixels(frame: av.VideoFrame) -> Frames:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from kinema.errors import InvalidImage
+from kinema.errors import InvalidImage, VideoError
 from kinema.messages import Message
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ _GENERAL_OF_JOBS = {**_GENERAL, "invalid_image": "the image can no longer be rea
 def error_message(error: KinemaError) -> str:
     """Return the message of an error response."""
     message = error.args[0] if error.args else ""
-    if isinstance(message, Message):
+    if isinstance(message, Message) and not isinstance(error, VideoError):  # which is about a file of the server
         # The reason concerns only the bytes that the client sent.
         return message if isinstance(error, InvalidImage) else _public(message)
     return _GENERAL.get(error.code, str(error))

@@ -39,9 +39,9 @@ PROBES = frozenset({"/livez", "/readyz", CA_PATH})
 # The page sends many small requests by itself.
 PAGE = "/studio/"
 FILES_PATH = "/v1/files"
-VERIFY_PATH = "/v1/verify"
+VERIFY_PATH, VERIFY_PAGE = "/v1/verify", "/studio/verify"
 # Paths that accept an image or a video. Other bodies are small, as they are parsed in the event loop.
-IMAGE_PATHS = frozenset({"/generate", "/v1/videos", "/v1/videos/sync", VERIFY_PATH, "/studio/images"})
+IMAGE_PATHS = frozenset({"/generate", "/v1/videos", "/v1/videos/sync", VERIFY_PATH, VERIFY_PAGE, "/studio/images"})
 PLAIN_BYTES = 128 * 1024
 # Methods without side effects, and headers (or their prefixes) that proxies add.
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -228,7 +228,11 @@ def _too_large(limit: int, path: str) -> RequestTooLarge:
         return RequestTooLarge(
             "the body is larger than 128 KB, the maximum for a path that accepts no image; send less"
         )
-    remedy = "check the file with the command: kinema verify FILE" if path == VERIFY_PATH else "shrink the image"
+    remedy = (
+        "check the file with the command: kinema verify FILE"
+        if path in (VERIFY_PATH, VERIFY_PAGE)
+        else "shrink the image"
+    )
     return RequestTooLarge(f"the body is larger than {limit / 1_000_000:g} MB (KINEMA_MAX_BODY_MB); {remedy}")
 
 

@@ -6,7 +6,7 @@ import re
 import tempfile
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastapi import Request, Response  # noqa: TC002 - FastAPI reads the annotations
 from fastapi.responses import JSONResponse
@@ -15,6 +15,7 @@ from pydantic import Field
 from kinema.errors import InvalidImage, InvalidRequest, JobNotFound, VideoError
 from kinema.media.credentials.signing_keys import trust_anchors
 from kinema.media.verification import Verification, verify_file
+from kinema.messages import Message
 from kinema.serving import openapi
 from kinema.serving.image_service import ENCODER_MB
 from kinema.serving.lifespan import ServerState, server_state
@@ -53,11 +54,20 @@ def add_verify_route(app: FastAPI) -> None:
 
         Of long videos, the first frames are decoded. The file is not stored, and nothing is sent to other servers.
         """
-        state = server_state(app)
-        body = await receive(request, state.bodies)
-        with closing(body):
-            found = await state.images.verifications.run(lambda gone: _verify(state, body, gone), request)
-        return JSONResponse(found.model_dump(mode="json"))
+        return JSONResponse(await verify_upload(server_state(app), request))
+
+
+async def verify_upload(state: ServerState, request: Request) -> dict[str, Any]:
+    """Return what was found in the file of a form, as JSON.
+
+    Raises:
+        KinemaError: the form or the file can't be read, or the server is busy.
+        ClientGone: the client disconnected.
+    """
+    body = await receive(request, state.bodies)
+    with closing(body):
+        found = await state.images.verifications.run(lambda gone: _verify(state, body, gone), request)
+    return found.model_dump(mode="json")
 
 
 def _request_body() -> dict[str, object]:
@@ -95,14 +105,23 @@ def _verify(state: ServerState, body: Body, gone: Callable[[], bool]) -> Verifie
         try:
             found = state.images.verifier.run(verify_file, video, None, anchors, gone=gone, cpu_seconds=CPU_SECONDS)
         except VideoError as error:
-            raise InvalidRequest(str(error).replace(str(video), "the file"), "file") from None
+            raise InvalidRequest(_of_the_file(error), "file") from None
         except InvalidImage:  # a limit of the process
-            raise InvalidRequest(
-                f"the file takes more than {ENCODER_MB} MB of memory or {CPU_SECONDS} seconds of CPU time to read, the "
+            message = Message(
+                "verify_limits",
+                "the file takes more than {megabytes} MB of memory or {seconds} seconds of CPU time to read, the "
                 "limits of this server; check it with the command: kinema verify FILE",
-                "file",
-            ) from None
+                megabytes=ENCODER_MB,
+                seconds=CPU_SECONDS,
+            )
+            raise InvalidRequest(message, "file") from None
     return _with_job(state, found)
+
+
+def _of_the_file(error: VideoError) -> str:
+    """Return the message of an error without the path, which is that of a copy."""
+    message = error.args[0]
+    return message.replaced(path=Message("the_file", "the file")) if isinstance(message, Message) else str(error)
 
 
 def _with_job(state: ServerState, found: Verification) -> VerifiedFile:

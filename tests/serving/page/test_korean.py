@@ -17,6 +17,7 @@ from test_job_html import job, text
 
 import kinema
 from kinema import errors
+from kinema.cli.verify import FAULTS, SOURCES
 from kinema.errors import InvalidImage, InvalidRequest, JobUnfinished, KinemaError, QueueFull
 from kinema.jobs import Failure
 from kinema.jobs.job import QUEUE_FAILURE_CODES
@@ -44,6 +45,7 @@ PAGE_MODULES = {
     "models/catalog.py": {"_stored_defaults"},
     "media/image.py": {"open_image", "_fit", "read_image_file", "_read_file", "_from_array", "_to_upright"},
     "media/image_structure.py": set(),
+    "media/verification.py": {"check_size"},
     "media/safety_check.py": {"check_safety_package"},
     "serving/blocked_words.py": {"_unusable"},
     "serving/extension_submission.py": {"_integer"},
@@ -123,6 +125,28 @@ def test_no_particle_depends_on_the_last_sound_of_a_value():
     texts = [*KOREAN.messages.values(), *KOREAN.errors.values(), *VERIFY_WORDS["ko"].values()]
     texts += [*KOREAN.parameter_names.values(), *KOREAN.parameter_help.values()]
     assert [shown for shown in texts if re.search(r"이\(가\)|은\(는\)|을\(를\)|와\(과\)|\(으\)로", shown)] == []
+
+
+def test_foot_names_watermark_and_credentials_only_if_they_are_on():
+    for labels in (ENGLISH, KOREAN):
+        notes = [labels.watermark_note, labels.credentials_note]
+        for settings, shown in (
+            ({}, [True, True]),
+            ({"watermark": "off"}, [False, True]),
+            ({"credentials": "off"}, [True, False]),
+        ):
+            foot = html.unescape(form_html.footer(labels, Settings(**settings)))
+            assert labels.ai_note in foot
+            assert [note in foot for note in notes] == shown
+
+
+def test_every_word_of_the_page_that_verifies_is_translated():
+    english, translated = VERIFY_WORDS["en"], VERIFY_WORDS["ko"]
+    assert english.keys() == translated.keys()
+    for name, word in english.items():
+        assert placeholders(word) == placeholders(translated[name]), name
+    assert {f"source_{name}" for name in SOURCES} <= english.keys()
+    assert {f"fault_{name}" for name in FAULTS} <= english.keys()
 
 
 def test_every_error_code_has_a_korean_description():

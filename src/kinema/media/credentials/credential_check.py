@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 State = Literal["trusted", "valid", "tampered", "invalid", "elsewhere", "none"]
 MAX_TEXT = 200
+Fault = Literal["expired", "certificate", "time_stamp"]
 # Faults of the certificate or time stamp, which say nothing about the file.
 _SIGNER_FAULTS = ("signingCredential.", "timeStamp.", "claimSignature.outsideValidity")
 
@@ -41,10 +42,14 @@ class CredentialCheck(BaseModel):
         signed_at: When a trusted time-stamp authority saw the signature, or None. Anyone can add the time stamp of
             another authority to a file.
         generated: Whether they claim that a trained model made the file.
+        source_types: What they claim about its making, as the IPTC's names of digital source types, such as
+            "trainedAlgorithmicMedia" and "digitalCapture" (a camera).
         title: The name that the file had.
         ingredients: Its inputs.
         recipe: Kinema's recipe in the claim; not in the JSON of this, which others complete.
         problems: Codes of C2PA for what is wrong.
+        fault: What makes them "invalid": a certificate that has expired or is not valid yet, another fault of it, or of
+            the time stamp.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -54,10 +59,12 @@ class CredentialCheck(BaseModel):
     generator: str | None = None
     signed_at: str | None = None
     generated: bool = False
+    source_types: tuple[str, ...] = ()
     title: str | None = None
     ingredients: tuple[Ingredient, ...] = ()
     recipe: dict[str, Any] | None = Field(default=None, exclude=True)
     problems: tuple[str, ...] = ()
+    fault: Fault | None = None
 
 
 def check_credentials(content: bytes | BinaryIO, sidecar: bytes | None = None, anchors: str = "") -> CredentialCheck:
@@ -108,16 +115,20 @@ def _result(store: dict[str, Any]) -> CredentialCheck:
     generators = manifest.get("claim_generator_info") or [{}]
     assertions = {item["label"]: item.get("data") for item in manifest.get("assertions", [])}
     recipe = assertions.get(RECIPE)
+    state = _state(store.get("validation_state"), failures)
+    sources = [source for action in _actions(assertions) if isinstance(source := action.get("digitalSourceType"), str)]
     return CredentialCheck(
-        state=_state(store.get("validation_state"), failures),
+        state=state,
         signer=_text(signature.get("common_name") or signature.get("issuer")),
         generator=_text(" ".join(filter(None, [generators[0].get("name"), generators[0].get("version")]))),
         signed_at=_text(signature.get("time")) if "timeStamp.trusted" in successes else None,
-        generated=any(action.get("digitalSourceType") == GENERATED for action in _actions(assertions)),
+        generated=GENERATED in sources,
+        source_types=tuple(dict.fromkeys(source.rpartition("/")[2][:MAX_TEXT] for source in sources))[:16],
         title=_text(manifest.get("title")),
         ingredients=tuple(_ingredient(item) for item in manifest.get("ingredients", [])[:16]),
         recipe=recipe if isinstance(recipe, dict) else None,
         problems=tuple(dict.fromkeys(failures))[:16],
+        fault=_fault(failures) if state == "invalid" else None,
     )
 
 
@@ -127,6 +138,15 @@ def _state(validation: str | None, failures: list[str]) -> State:
     if validation == "Valid":
         return "valid"
     return "invalid" if failures and all(code.startswith(_SIGNER_FAULTS) for code in failures) else "tampered"
+
+
+def _fault(failures: list[str]) -> Fault:
+    if any(code.endswith((".expired", ".outsideValidity")) for code in failures if not code.startswith("timeStamp.")):
+        return "expired"
+    is_of_certificate = any(code.startswith("signing") and not code.endswith(".untrusted") for code in failures)
+    return (
+        "time_stamp" if not is_of_certificate and any(code.startswith("time") for code in failures) else "certificate"
+    )
 
 
 def _actions(assertions: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -98,7 +98,7 @@ class StudioPage:
         self._gallery = gr.HTML(
             js_on_load=f"kinema.gallery(element, trigger, watch, {confirmation}); // 'act'", apply_default_css=False
         )
-        gr.HTML(form_html.footer(labels), apply_default_css=False, elem_id="k-foot")
+        gr.HTML(form_html.footer(self._labels, self._settings), apply_default_css=False, elem_id="k-foot")
         self._shown = gr.Textbox(visible=False)  # id of the job in the panel
         self._cards = gr.Number(CARDS, visible=False, precision=0)
         self._clock = gr.Timer(CLOCK_SECONDS, active=False)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from kinema.serving.page.translations.labels import Labels
+    from kinema.settings import Settings
     from kinema.values import Fit, VideoRequest
 
 # A crop can be moved if it keeps at most this share of the image.
@@ -57,9 +58,12 @@ def header(labels: Labels, others: Iterable[Labels]) -> str:
     )
 
 
-def footer(labels: Labels) -> str:
-    """Return the notice that all videos are AI-generated."""
-    return f'<p class="k-note">{escape(labels.ai_note)}</p>'
+def footer(labels: Labels, settings: Settings) -> str:
+    """Return the notice that all videos are AI-generated, and by what a program can tell, as far as it is on."""
+    notes = [labels.ai_note]
+    notes += [labels.watermark_note] * (settings.watermark != "off")
+    notes += [labels.credentials_note] * (settings.credentials != "off")
+    return f'<p class="k-note">{escape(" ".join(notes))}</p>'
 
 
 def message_html(message: str, labels: Labels) -> str:

@@ -7,14 +7,20 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 
+from kinema.errors import KinemaError
+from kinema.serving.client_messages import error_message
+from kinema.serving.lifespan import server_state
+from kinema.serving.middleware import VERIFY_PAGE
+from kinema.serving.page.translations.languages import LANGUAGES
 from kinema.serving.page.translations.verify_words import VERIFY_WORDS
+from kinema.serving.schemas import error_response
+from kinema.serving.verify_api import verify_upload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-PATH = "/studio/verify"
 # Stricter than the rest of the page, since this one does without Gradio.
 POLICY = "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
 HEADERS = {"Content-Security-Policy": POLICY, "Referrer-Policy": "same-origin", "X-Content-Type-Options": "nosniff"}
@@ -24,12 +30,29 @@ def verify_routes(language_of: Callable[[Request], str]) -> APIRouter:
     """Return the router of the page; `language_of` returns the language of a request."""
     router = APIRouter(include_in_schema=False)
 
-    @router.get(PATH)
+    def language_asked(request: Request) -> str:
+        asked = request.query_params.get("language", "")
+        return asked if asked in VERIFY_WORDS else language_of(request)
+
+    @router.get(VERIFY_PAGE)
     def verify_page(request: Request) -> HTMLResponse:
         """Return the page."""
-        asked = request.query_params.get("language", "")
-        language = asked if asked in VERIFY_WORDS else language_of(request)
+        language = language_asked(request)
         return HTMLResponse(_document(language, VERIFY_WORDS[language]), headers=HEADERS)
+
+    @router.post(VERIFY_PAGE)
+    async def verify_video(request: Request) -> JSONResponse:
+        """Check a video as /v1/verify, with error messages in the page's language."""
+        try:
+            return JSONResponse(await verify_upload(server_state(request.app), request))
+        except KinemaError as error:
+            language = language_asked(request)
+            status, body, headers = error_response(error)
+            translation = VERIFY_WORDS[language].get(error.code) or LANGUAGES[language].translate(error_message(error))
+            if translation is not None:
+                body["error"]["message"] = translation
+            headers["Content-Language"] = "en" if translation is None else language
+            return JSONResponse(body, status, headers=headers)
 
     return router
 

@@ -1,4 +1,4 @@
-// The page at /studio/verify: sends a file to /v1/verify and shows the answer. All text is set as text, never as HTML.
+// The page at /studio/verify: sends a file to the server and shows the answer. All text is set as text, never as HTML.
 "use strict";
 
 const words = JSON.parse(document.body.dataset.words);
@@ -16,38 +16,56 @@ function filled(name, values) {
   return words[name].replace(/\{(\w+)\}/g, (_, key) => String(values[key]));
 }
 
-function show(kind, title, rows = [], recipe = null) {
+function show(kind, title, rows = [], language = document.documentElement.lang) {
   const list = document.createElement("dl");
-  for (const [name, value] of rows) list.append(element("dt", name), element("dd", value));
+  list.lang = language;
+  for (const [name, value] of rows) {
+    const shown = element("dd", "");
+    shown.append(value);
+    list.append(element("dt", name), shown);
+  }
   result.className = kind;
   result.replaceChildren(element("h2", title), list);
-  if (recipe !== null) {
-    const details = document.createElement("details");
-    details.append(element("summary", words.recipe), element("pre", JSON.stringify(recipe, null, 2)));
-    result.append(details);
-  }
 }
 
 function watermarkText(found) {
   const watermark = found.watermark;
+  if (found.frames_read === 0) return words.watermark_unread;
   if (watermark === null) return filled("watermark_none", { frames: found.frames_read });
   const text = filled("watermark_found", { payload: watermark.payload });
   if (watermark.matches_recipe === null) return text;
   return `${text}, ${watermark.matches_recipe ? words.watermark_matches : words.watermark_differs}`;
 }
 
-function rowsOf(found) {
-  const credentials = found.credentials;
-  const rows = [[words.credentials, filled(`credentials_${credentials.state}`, { signer: credentials.signer || "?" })]];
+// What the credentials say, which can be relied on only if nothing was changed.
+function claimRows(credentials) {
+  if (!["trusted", "valid"].includes(credentials.state)) return [];
+  const sources = credentials.source_types.map((name) => words[`source_${name}`] ?? filled("source_other", { name }));
+  const rows = [[words.claims, [...new Set(sources)].join(", ") || words.source_none]];
   if (credentials.generator) rows.push([words.generator, credentials.generator]);
   if (credentials.signed_at) rows.push([words.signed_at, credentials.signed_at]);
   for (const image of credentials.ingredients) {
     rows.push([words.images, `${image.title || "?"}: ${words[`image_${image.credentials}`]}`]);
   }
+  return rows;
+}
+
+function recipeOf(found) {
+  if (found.recipe === null) return words.recipe_none;
+  if (found.verdict === "tampered") return words.recipe_unreliable;
+  const details = document.createElement("details");
+  const signed = found.recipe_is_signed ? words.recipe_signed : words.recipe_unsigned;
+  details.append(element("summary", signed), element("pre", JSON.stringify(found.recipe, null, 2)));
+  return details;
+}
+
+function rowsOf(found) {
+  const credentials = found.credentials;
+  const values = { signer: credentials.signer || "?", fault: words[`fault_${credentials.fault}`] };
+  const rows = [[words.credentials, filled(`credentials_${credentials.state}`, values)], ...claimRows(credentials)];
   rows.push([words.watermark, watermarkText(found)]);
   if (found.job) rows.push([words.job, filled(found.job_exists ? "job_here" : "job_gone", { job: found.job })]);
-  const recipe = found.recipe === null ? "recipe_none" : found.recipe_is_signed ? "recipe_signed" : "recipe_unsigned";
-  rows.push([words.recipe, words[recipe]]);
+  rows.push([words.recipe, recipeOf(found)]);
   return rows;
 }
 
@@ -60,13 +78,15 @@ async function verify(files) {
   if (sidecar) body.append("sidecar", sidecar);
   show("working", words.working);
   try {
-    const response = await fetch("../v1/verify", { method: "POST", body });
+    const language = document.documentElement.lang;
+    const response = await fetch(`verify?language=${language}`, { method: "POST", body });
     const found = await response.json();
     if (!response.ok) {
-      return show("failed", words.failed, [[video.name, words[found.error.code] ?? found.error.message]]);
+      const text = words[found.error.code] ?? found.error.message;
+      return show("failed", words.failed, [[video.name, text]], response.headers.get("Content-Language") ?? "en");
     }
     const verdict = found.verdict === "authentic" && !found.credentials.generated ? "signed" : found.verdict;
-    show(found.verdict, words[verdict], [[video.name, `${video.size} B`], ...rowsOf(found)], found.recipe);
+    show(found.verdict, words[verdict], [[video.name, `${video.size} B`], ...rowsOf(found)]);
   } catch {
     show("failed", words.offline);
   }

@@ -211,6 +211,23 @@ MESSAGES = {
     "data_folder": "데이터 폴더",
     "in_the_log": "이유는 서버 로그 참조",
     "not_kept": "요청에 데이터베이스에 저장할 수 없는 값이 있습니다. 프롬프트와 설정을 확인하세요.",
+    # Files to verify.
+    "the_file": "파일",
+    "video_empty": "{path}: 비어 있습니다. 다시 내려받거나 생성하세요.",
+    "video_unreadable": "{path}: 읽을 수 없습니다({reason}). 다시 내려받거나 생성하세요.",
+    "video_damaged": "{path}: 손상되었습니다({reason}). 다시 내려받거나 생성하세요.",
+    "video_incomplete": "{path}: 일부가 없거나 손상되어 영상으로 읽을 수 없습니다. 다시 내려받거나 생성하세요.",
+    "no_video": "{path}: 영상으로 읽을 수 없습니다. mp4, webm, gif, webp 파일이 아닙니다. 이 가운데 하나를 선택하세요.",
+    "no_video_stream": "{path}: 영상 스트림이 없습니다. 영상 파일을 선택하세요.",
+    "video_needs_memory": "{path}: 디코딩할 메모리가 부족합니다. 프레임이 더 작은 사본을 사용하세요.",
+    "video_too_large": "{path}: 크기가 {size:.1f} GB입니다. {most:g} GB까지 확인할 수 있습니다. 더 짧은 일부를 "
+    "확인하세요. 워터마크는 찾을 수 있지만 콘텐츠 자격 증명은 확인할 수 없습니다.",
+    "frames_too_large": "{path}: 프레임 크기가 {width}×{height}입니다. {most:.1f}메가픽셀까지 확인할 수 있습니다. "
+    "프레임이 더 작은 사본을 확인하세요. 워터마크는 찾을 수 있지만 콘텐츠 자격 증명은 확인할 수 없습니다.",
+    "frames_above_limit": "{path}: 헤더에 적힌 크기와 다르게 {most:.1f}메가픽셀이 넘는 프레임이 있습니다. 프레임이 더 "
+    "작은 사본을 사용하세요.",
+    "verify_limits": "이 서버의 한도(메모리 {megabytes} MB, CPU 시간 {seconds}초) 안에 읽을 수 없는 파일입니다. 다음 "
+    "명령으로 확인하세요: kinema verify FILE",
 }
 
 # Descriptions of rejected requests and failed jobs, shown if the message itself has no translation.

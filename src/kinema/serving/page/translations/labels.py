@@ -98,6 +98,8 @@ class Labels:
     generated_in: str
     ai_generated: str
     ai_note: str
+    watermark_note: str
+    credentials_note: str
     notices: str
     notices_blocked: str
     reuse: str
