@@ -1,6 +1,7 @@
 """The engine as the queue's work, on a tiny model: the parts of a job write the same file as a single run."""
 
 import io
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +101,20 @@ def test_prepared_image_and_latents_in_memory_give_same_video(work, tiny_svd, pn
     assert np.array_equal(video.video.frames, whole.frames)
 
 
+def test_latents_of_a_prepared_job_do_not_wait_for_the_cpu_and_are_the_same(work, tiny_svd, png, tmp_path, monkeypatch):
+    request = request_for(model=str(tiny_svd), **SMALL, noise_aug_strength=0.5)
+    image, last_image = tmp_path / "image", tmp_path / "last"
+    image.write_bytes(png)
+    Image.effect_noise((64, 64), 90).save(last_image, "PNG")
+    task = Task("j", "latents", request, image, last_image=last_image)
+    expected = drive(work(task, None)).latents  # and the model is loaded
+    work.prepare(task)
+    with monkeypatch.context() as without_inputs:
+        without_inputs.setattr("kinema.engine.image_to_video.encoder_inputs", None)
+        assert drive(work(task, None)).latents.equal(expected)
+    assert drive(work(task, None)).latents.equal(expected)  # inputs are used once
+
+
 def test_images_of_two_jobs_at_most_stay_open(work, tiny_svd, png, tmp_path):
     image = tmp_path / "image"
     image.write_bytes(png)
@@ -122,6 +137,21 @@ def test_start_loads_default_model_and_generates_a_video_where_kernels_are_compi
     EngineWork().start(reports.append)
     assert reports[1:] == [f"loading {folder}", f"compiling the kernels of {folder}"]
     assert [(request.width, request.num_frames, request.num_inference_steps) for request in generated] == [(64, 2, 2)]
+
+
+def test_start_does_not_wait_for_the_hash_of_the_weights(monkeypatch, tmp_path):
+    folder, hashed = make_tiny_svd(tmp_path / "svd"), threading.Event()
+    (folder / "kinema.json").write_text('{"defaults": {"width": 64, "height": 64, "num_frames": 2}}')
+    monkeypatch.setenv("KINEMA_MODEL", str(folder))
+    monkeypatch.setattr("kinema.models.devices.has_kernels", lambda *_: True)
+    monkeypatch.setattr(loading, "weights_sha256", lambda *_: hashed.wait() and "")
+    work = EngineWork()
+    thread = threading.Thread(target=work.start, args=(print,), daemon=True)
+    thread.start()
+    thread.join(120)
+    assert not thread.is_alive()
+    assert not work._pipeline[1]._digest.done()
+    hashed.set()
 
 
 def test_start_without_usable_default_model_only_reports_it(monkeypatch, capfd):

@@ -52,36 +52,58 @@ class Conditions:
         return [Conditions(*part) for part in zip(*parts, strict=True)]
 
 
+@dataclass(frozen=True, slots=True)
+class EncoderInputs:
+    """What the encoders read of one image, float32 on the CPU.
+
+    clip: [1, 3, s, s] with s the image encoder's size, normalised; vae: [1, 3, height, width] in −1…1, with noise.
+    """
+
+    clip: torch.Tensor
+    vae: torch.Tensor
+
+
+def encoder_inputs(
+    pipeline: VideoPipeline, image: Image.Image, request: VideoRequest, generator: torch.Generator
+) -> EncoderInputs:
+    """Return the inputs of one image.
+
+    Args:
+        pipeline: Gives CLIP's size and normalisation.
+        image: RGB, of the request's width and height.
+        request: Its `noise_aug_strength` scales the noise on the image.
+        generator: On the CPU; draws that noise.
+    """
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].contiguous().float() / 255  # [1, 3, h, w] in 0…1
+    clip = clip_pixels(pixels, pipeline.image_size, pipeline.image_mean, pipeline.image_std)
+    noise = torch.randn(pixels.shape, generator=generator, dtype=torch.float32, device="cpu")
+    return EncoderInputs(clip, 2 * pixels - 1 + request.noise_aug_strength * noise)
+
+
 def condition(
     pipeline: VideoPipeline,
     placed: Placed,
-    image: Image.Image,
+    inputs: EncoderInputs,
     request: VideoRequest,
-    generator: torch.Generator,
     steps: tuple[int, int] = (0, ENCODE_STEPS),
 ) -> Generator[Step, None, Conditions]:
     """Yield a step after embedding the image and after encoding it, and return the conditions.
 
     Args:
-        pipeline: Gives the device, the dtype and CLIP's normalisation.
+        pipeline: Gives the device and the dtype.
         placed: Moves the image encoder and the VAE to the device.
-        image: RGB, of the request's width and height.
+        inputs: From `encoder_inputs`.
         request: Its `fps`, `motion_bucket_id` and `noise_aug_strength` become conditions.
-        generator: On the CPU; its first draw is the noise on the image.
         steps: Steps of the stage that are done, and their number.
     """
     done, total = steps
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].contiguous().float() / 255  # [1, 3, h, w] in 0…1
     with placed.on_device("image_encoder") as image_encoder:
-        normalised = clip_pixels(pixels, pipeline.image_size, pipeline.image_mean, pipeline.image_std)
-        embedding = image_encoder(normalised.to(pipeline.device, pipeline.dtype)).image_embeds[:, None]
+        embedding = image_encoder(inputs.clip.to(pipeline.device, pipeline.dtype)).image_embeds[:, None]
     yield Step("encode", done + 1, total)
-    noise = torch.randn(pixels.shape, generator=generator, dtype=torch.float32, device="cpu")
-    noisy = 2 * pixels - 1 + request.noise_aug_strength * noise
     # float16 overflows in the encoder of SVD's VAE.
     dtype = torch.float32 if pipeline.force_upcast and pipeline.dtype == torch.float16 else pipeline.dtype
     with placed.on_device("vae", dtype, of=("encoder", "quant_conv")) as vae:
-        latents = vae.encode(noisy.to(pipeline.device, dtype)).latent_dist.mode().to(pipeline.dtype)
+        latents = vae.encode(inputs.vae.to(pipeline.device, dtype)).latent_dist.mode().to(pipeline.dtype)
     yield Step("encode", done + 2, total)
     # SVD was trained on fps − 1. Always float32, because bfloat16 can't represent 1023.
     ids = [request.fps - 1, request.motion_bucket_id, request.noise_aug_strength]

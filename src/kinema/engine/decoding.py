@@ -28,6 +28,7 @@ def decode(
     latents: torch.Tensor,
     plan: MemoryPlan,
     events: list[str],
+    into: Frames,
     *,
     engine: Engine = "reference",
     peers: Sequence[Peer] = (),
@@ -42,6 +43,7 @@ def decode(
         latents: [1, num_frames, channels, h/f, w/f], scaled as for the UNet.
         plan: Its chunk size is the number of frames decoded together.
         events: A line is appended for each time the chunk is halved; becomes `Recipe.events`.
+        into: Array for all frames, uint8 [num_frames, height, width, 3]; the chunks are views of it.
         engine: The implementation of the decoder.
         peers: Processes that each decode a chunk at the same time.
 
@@ -59,9 +61,10 @@ def decode(
             peer.ask("decode", plan, weight.dtype, tensor=chunk)
         try:
             for i, chunk in enumerate(chunks):
-                frames = peers[i - 1].answer() if i else decode_chunk(decoder, chunk)
+                frames = into[start : start + len(chunk)]
+                torch.from_numpy(frames).copy_(peers[i - 1].answer() if i else decode_chunk(decoder, chunk))
                 start += len(chunk)
-                yield frames.numpy()
+                yield frames
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -75,7 +78,7 @@ def decode(
 
 
 def decode_chunk(decoder: Callable[[torch.Tensor], torch.Tensor], latents: torch.Tensor) -> torch.Tensor:
-    """Return the frames of a chunk, uint8 [n, height, width, 3] on the CPU.
+    """Return the frames of a chunk, uint8 [n, height, width, 3] on the device.
 
     Args:
         decoder: From `kinema.engine.engines.make_decoder`.
@@ -88,4 +91,4 @@ def decode_chunk(decoder: Callable[[torch.Tensor], torch.Tensor], latents: torch
     if not decoded.isfinite().all():
         raise NotFinite
     scaled = (decoded.float() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
-    return scaled.permute(0, 2, 3, 1).contiguous().cpu()  # permuted on the device, which is faster
+    return scaled.permute(0, 2, 3, 1).contiguous()  # permuted on the device, which is faster

@@ -10,8 +10,8 @@ that continues from it generates the same bytes as an uninterrupted run.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ import torch
 
 from kinema.engine import held_frames
 from kinema.engine.checkpoint import Checkpoint
-from kinema.engine.conditioning import ENCODE_STEPS, condition
+from kinema.engine.conditioning import ENCODE_STEPS, condition, encoder_inputs
 from kinema.engine.decoding import NotFinite, decode
 from kinema.engine.denoising import denoise, window_frames
 from kinema.engine.engines import engine_for, precision_for
@@ -41,11 +41,11 @@ from kinema.steps import Restart, Step, replaced
 from kinema.version import own_version
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Callable, Generator
 
     from PIL import Image
 
-    from kinema.engine.conditioning import Conditions
+    from kinema.engine.conditioning import Conditions, EncoderInputs
     from kinema.engine.held_frames import HeldFrames
     from kinema.media.image import InputImage
     from kinema.media.source_video import SourceVideo
@@ -56,6 +56,35 @@ if TYPE_CHECKING:
     from kinema.values import VideoRequest
 
 LIBRARIES = ("diffusers", "transformers", "accelerate")
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedImages:
+    """The encoders' inputs of the images at the video's ends, and the generator that draws the rest of the noise."""
+
+    inputs: tuple[EncoderInputs, ...]
+    generator: torch.Generator
+
+
+def prepare_images(
+    pipeline: VideoPipeline, image: InputImage, request: VideoRequest, last_image: InputImage | None = None
+) -> PreparedImages:
+    """Fit the images, and compute on the CPU what the encoders read; another generator may use the pipeline meanwhile.
+
+    The arguments are those of `to_latents`, which takes the result once, and then does not wait for it.
+
+    Raises:
+        InsufficientMemory: memory runs out.
+    """
+    generator = torch.Generator("cpu").manual_seed(request.seed)
+    ends = [image] if last_image is None else [image, last_image]
+    try:
+        inputs = tuple(encoder_inputs(pipeline, _fitted(end, request), request, generator) for end in ends)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise insufficient(error, "encoding the image", SMALLER) from None
+    return PreparedImages(inputs, generator)
 
 
 @torch.no_grad()
@@ -97,8 +126,11 @@ def to_latents(
     request: VideoRequest,
     last_image: InputImage | None = None,
     source: SourceVideo | None = None,
+    prepared: PreparedImages | None = None,
 ) -> Generator[Event, None, Checkpoint]:
     """Encode and denoise: yield a `Step` after each unit of work, and return the `Checkpoint`.
+
+    `prepared` comes from `prepare_images` with the same arguments; None computes it now.
 
     Raises:
         InsufficientMemory, GenerationFailed: see `generate`.
@@ -107,12 +139,12 @@ def to_latents(
     if request.upscale > 1:
         upscaler_file()  # an error here, not after denoising
     check_finishing_memory(request, pipeline.device, 0 if source is None else source.lengths[-1])
-    ends = [image] if last_image is None else [image, last_image]
     check_two_ends(request, pipeline.frames_at_once, has_last_image=last_image is not None)
     at_once = window_frames(pipeline, request) if source is None else pipeline.frames_at_once
     plan = plan_for(pipeline, request.model_copy(update={"num_frames": at_once}))
-    fitted = [_fitted(end, request) for end in ends]
-    return (yield from _to_denoised(pipeline, plan, fitted, request, source))
+    pipeline.prepare_identity()  # for the recipe
+    prepared = prepared or prepare_images(pipeline, image, request, last_image)
+    return (yield from _to_denoised(pipeline, plan, prepared, request, source))
 
 
 @torch.no_grad()
@@ -158,19 +190,20 @@ def to_video(
 def _to_denoised(
     pipeline: VideoPipeline,
     plan: MemoryPlan,
-    fitted: Sequence[Image.Image],
+    prepared: PreparedImages,
     request: VideoRequest,
     source: SourceVideo | None,
 ) -> Generator[Step, None, Checkpoint]:
     """Encode the images at the video's ends, one or two, and denoise."""
-    pipeline.prepare_identity()  # for the recipe
     events: list[str] = []
-    generator = torch.Generator("cpu").manual_seed(request.seed)
+    generator = prepared.generator
     encoded = []
-    total = ENCODE_STEPS * len(fitted) + (0 if source is None else held_frames.hold_steps(pipeline, source, request))
-    for i, image in enumerate(fitted):
+    total = ENCODE_STEPS * len(prepared.inputs) + (
+        0 if source is None else held_frames.hold_steps(pipeline, source, request)
+    )
+    for i, inputs in enumerate(prepared.inputs):
         steps = ENCODE_STEPS * i, total
-        encoded.append((yield from _encode(pipeline, plan, image, request, generator, steps)))
+        encoded.append((yield from _encode(pipeline, plan, inputs, request, steps)))
     ends = encoded * 2 if request.loop else encoded
     held: HeldFrames | None = None
     done = 0
@@ -192,15 +225,14 @@ def _to_denoised(
 def _encode(
     pipeline: VideoPipeline,
     plan: MemoryPlan,
-    fitted: Image.Image,
+    inputs: EncoderInputs,
     request: VideoRequest,
-    generator: torch.Generator,
     steps: tuple[int, int],
 ) -> Generator[Step, None, Conditions]:
     """Yield a step after embedding and after encoding; return the conditions."""
     try:
         with place(pipeline, plan) as placed:
-            return (yield from condition(pipeline, placed, fitted, request, generator, steps))
+            return (yield from condition(pipeline, placed, inputs, request, steps))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -240,13 +272,14 @@ def _decode(
         if problem:
             events.append(f"{problem}: repeated decoding in float32")
             yield Restart("decode", events[-1])
-        frames: list[Frames] = []
+        # Frames are copied from the device to their place, so that nothing is copied twice while the device waits.
+        factor = pipeline.shape.vae_factor
+        video = np.empty((latents.shape[1], latents.shape[3] * factor, latents.shape[4] * factor, 3), np.uint8)
         done = 0
         try:
             with place(pipeline, plan) as placed, placed.on_device("vae", dtype) as vae:
                 engine = engine_for(pipeline, plan)
-                for chunk in decode(vae, latents, plan, events, engine=engine, peers=pipeline.peers):
-                    frames.append(chunk)
+                for chunk in decode(vae, latents, plan, events, video, engine=engine, peers=pipeline.peers):
                     done += len(chunk)
                     yield Step("decode", done, latents.shape[1], frames=chunk if are_final else None)
         except NotFinite:
@@ -256,7 +289,6 @@ def _decode(
             if not is_out_of_memory(error):
                 raise
             raise insufficient(error, "decoding", SMALLER) from None
-        video = frames[0] if len(frames) == 1 else np.concatenate(frames)
         # For an image of one colour, a constant video is correct.
         if not _one_colour(video) or is_flat():
             return video
@@ -274,8 +306,10 @@ def _is_flat(image: InputImage, request: VideoRequest) -> bool:
 
 def _one_colour(pixels: Frames) -> bool:
     """Return whether all pixels, [n, ..., 3], are equal."""
-    first = pixels.reshape(-1, 3)[0]
-    return all((part == first).all() for part in pixels)
+    flat = pixels.reshape(-1, 3)
+    if (flat[:: 1 + len(flat) // 1000] != flat[0]).any():  # nearly always; the rest takes milliseconds
+        return False
+    return all((part == flat[0]).all() for part in pixels)
 
 
 def _recipe(
@@ -312,5 +346,11 @@ def _recipe(
         gpus=pipeline.gpus,
         decode_chunk_size=plan.decode_chunk_size,
         events=tuple(events),
-        versions={"torch": str(torch.__version__)} | {name: version(name) for name in LIBRARIES},  # with torch's build
+        versions=_versions(),
     )
+
+
+@cache
+def _versions() -> dict[str, str]:
+    """Return the versions of the libraries; that of torch with its build."""
+    return {"torch": str(torch.__version__)} | {name: version(name) for name in LIBRARIES}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
@@ -14,7 +15,7 @@ from kinema.media.safety_check import check_frames, check_image, check_safety_pa
 from kinema.media.source_video import open_source_video
 from kinema.recipe import ImageGeneration
 from kinema.settings import read_settings
-from kinema.steps import Step, drive
+from kinema.steps import Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
-    from kinema.engine import Projection
+    from kinema.engine import PreparedImages, Projection
     from kinema.jobs.job import Task, TaskResult
     from kinema.media.image import InputImage
     from kinema.media.source_video import SourceVideo
@@ -56,11 +57,15 @@ class GeneratedImage:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TaskImages:
-    """The image of a task, and the one at which its video ends or the video that it extends, if there is one."""
+    """The image of a task, and the one at which its video ends or the video that it extends, if there is one.
+
+    `prepared` is computed from them for one run of the part "latents", if there was time for it.
+    """
 
     image: InputImage
     last_image: InputImage | None
     source_video: SourceVideo | None = None
+    prepared: PreparedImages | None = None
 
     @classmethod
     def opened(cls, task: Task) -> TaskImages:
@@ -112,6 +117,17 @@ class EngineWork:
         self._images: dict[str, TaskImages] = {}  # of the current and the next job
         self._state = DeviceState(self._settings.device, gpus=0)
 
+    @staticmethod
+    def import_libraries() -> None:
+        """Import all that loading a model on a GPU and the first video need. Uses no device."""
+        import av  # noqa: F401
+
+        from kinema.engine import generate  # noqa: F401
+        from kinema.models import loading  # noqa: F401
+
+        with suppress(Exception):  # `engine.fast.hardware` reports why a kernel is not available
+            from kinema.engine.fast.kernels import hopper_attention, winograd  # noqa: F401
+
     def start(self, report: Callable[[str], object]) -> DeviceState:
         """Load the default model if it is downloaded; on a GPU, also compile its kernels."""
         try:
@@ -122,11 +138,17 @@ class EngineWork:
         return self._state
 
     def prepare(self, task: Task) -> None:
-        """Open and fit the images of a job that starts soon."""
+        """Open and fit the images of a job that starts soon, and do what its first part does on the CPU."""
         if task.image is not None:
             images, request = TaskImages.opened(task), task.request
             for image in filter(None, (images.image, images.last_image)):
                 fit_image(image, request.width, request.height, request.fit, request.crop_position)
+            pipeline = self._pipeline
+            if task.part == "latents" and pipeline is not None and pipeline[0] == request.model:
+                from kinema.engine import prepare_images
+
+                prepared = prepare_images(pipeline[1], images.image, request, images.last_image)
+                images = replace(images, prepared=prepared)
             self._images[task.job] = images
 
     def __call__(self, task: Task, previous: TaskResult | None) -> Generator[Event, None, TaskResult]:
@@ -149,7 +171,7 @@ class EngineWork:
                 inputs = images.last_image, images.source_video
                 if images.source_video is not None:
                     check_model(images.source_video, pipeline)
-                return (yield from to_latents(pipeline, images.image, task.request, *inputs))
+                return (yield from to_latents(pipeline, images.image, task.request, *inputs, images.prepared))
             case "video":
                 assert task.latents is not None, "denoised before"
                 denoised = previous if isinstance(previous, Checkpoint) else Checkpoint.load(task.latents)
@@ -183,7 +205,7 @@ class EngineWork:
         """Return the job's images, and keep only them and those that were opened since, for the next job."""
         images = self._images.pop(task.job, None) or TaskImages.opened(task)
         kept = list(self._images.items())[-1:]
-        self._images = dict([*kept, (task.job, images)])
+        self._images = dict([*kept, (task.job, replace(images, prepared=None))])
         return images
 
     def _fit_projection(self, pipeline: VideoPipeline) -> None:
@@ -256,7 +278,10 @@ class EngineWork:
             self._warm_up(pipeline)
 
     def _warm_up(self, pipeline: VideoPipeline) -> None:
-        """Generate a video in two steps at the default size: compiles the kernels, and records CUDA graphs."""
+        """Make frames in two steps at the default size: compiles the kernels, and records CUDA graphs.
+
+        The video is not completed: its recipe would wait for the hash of the weights.
+        """
         from PIL import Image
 
         from kinema.engine import generate
@@ -266,7 +291,11 @@ class EngineWork:
             model=pipeline.name, defaults=pipeline.defaults, seed=0, num_inference_steps=2, decode_chunk_size=None
         )
         self._fit_projection(pipeline)
-        drive(generate(pipeline, open_image(Image.new("RGB", (request.width, request.height), "grey")), request))
+        image = open_image(Image.new("RGB", (request.width, request.height), "grey"))
+        with closing(generate(pipeline, image, request)) as events:
+            for event in events:
+                if isinstance(event, Step) and event.stage == "decode" and event.step == event.total:
+                    break
 
 
 class ServerWork(EngineWork):
