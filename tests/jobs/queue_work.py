@@ -97,6 +97,10 @@ class Work:
     def start(self, report):
         pass
 
+    @staticmethod
+    def import_libraries():
+        pass
+
     def prepare(self, _task):
         pass
 
@@ -114,6 +118,13 @@ class WithDevice(Work):
     def __call__(self, task, previous):
         self.state.model = task.request.model
         return (yield from super().__call__(task, previous))
+
+
+class DeviceOfProcess(Work):
+    """Reports the device that the process was given."""
+
+    def start(self, _report):
+        return DeviceState(os.environ["KINEMA_DEVICE"], 0)
 
 
 class SlowStart(Work):

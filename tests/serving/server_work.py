@@ -71,6 +71,10 @@ class Work:
     def start(self, report):
         pass
 
+    @staticmethod
+    def import_libraries():
+        pass
+
     def prepare(self, _task):
         pass
 

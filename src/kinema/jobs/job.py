@@ -124,6 +124,10 @@ class TaskResult(Protocol):
 class Work(Protocol):
     """The work of a worker process. One object runs all its tasks, so it may keep its model loaded."""
 
+    @staticmethod
+    def import_libraries() -> None:
+        """Import what the work needs, in a spare process: without a device, and with little memory."""
+
     def start(self, report: Callable[[str], object], /) -> DeviceState | None:
         """Get ready for tasks; call `report` with what is being done, such as "loading a model".
 

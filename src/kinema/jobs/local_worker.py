@@ -16,7 +16,8 @@ class LocalWorker:
 
     Args:
         work: Import path of the work, as "package.module:attribute".
-        device: Device of the process; "auto" leaves the choice to the settings.
+        device: Device of the process; "auto" leaves the choice to the settings. None starts a spare, which imports the
+            libraries and then waits for `begin`.
 
     Raises:
         OSError: the process could not be started.
@@ -25,17 +26,17 @@ class LocalWorker:
     ended_by_itself = True
     node_id = gpus = None
 
-    def __init__(self, work: str, device: str) -> None:
+    def __init__(self, work: str, device: str | None) -> None:
         ours, theirs = socket.socketpair()
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        if device != "auto":
+        if device not in (None, "auto"):
             environment["KINEMA_DEVICE"] = device
         # -P: do not import modules from the current folder.
         command = [sys.executable, "-P", "-m", "kinema.jobs.worker_process"]
         with theirs:
             try:
                 self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-                    [*command, str(theirs.fileno()), work, str(os.getpid())],
+                    [*command, str(theirs.fileno()), work, str(os.getpid()), *(["spare"] if device is None else [])],
                     env=environment,
                     stdin=subprocess.DEVNULL,
                     stdout=2,  # stdout belongs to the server
@@ -47,6 +48,15 @@ class LocalWorker:
                 raise
         self._connection = Connection(ours.detach())
         self.place = None if device == "auto" else device
+
+    def begin(self, device: str) -> None:
+        """Have a spare begin as the worker of a device.
+
+        Raises:
+            OSError: the process has ended.
+        """
+        self.place = None if device == "auto" else device
+        self.send(("begin", self.place))
 
     @property
     def pid(self) -> int | None:

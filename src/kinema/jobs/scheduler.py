@@ -23,6 +23,7 @@ from kinema.jobs.run_ends import Requeued, WorkCancelled
 from kinema.jobs.scheduler_lock import SchedulerLock
 from kinema.jobs.supervisor import Supervisor
 from kinema.jobs.wall_clock import WallClock
+from kinema.jobs.worker_devices import on_gpus
 from kinema.jobs.worker_pool import WorkerPool
 from kinema.jobs.workflows import MAX_RECOVERIES, WORKFLOW_VERSION, Workflows
 from kinema.messages import Message
@@ -91,7 +92,15 @@ class Scheduler:
         if settings.ray_address is not None:
             cluster, devices = Cluster(settings.ray_address, settings.gpus_per_video, self._wake.set), ()
         self._sweeper = threading.Thread()
-        self.pool = WorkerPool(work, devices, settings.step_timeout, self._wake.set, cluster, settings.workers)
+        self.pool = WorkerPool(
+            work,
+            devices,
+            settings.step_timeout,
+            self._wake.set,
+            cluster,
+            settings.workers,
+            has_spare=on_gpus(devices),
+        )
 
     def start(self) -> None:
         """Start to run jobs, as soon as no other process does."""

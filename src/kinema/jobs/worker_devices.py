@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from kinema.errors import InvalidRequest
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from kinema.settings import Settings
 
 
@@ -27,6 +29,11 @@ def devices_for(settings: Settings) -> tuple[str, ...]:
     groups = gpus // size
     count = settings.workers or max(1, groups)
     return tuple(f"cuda:{size * (i % groups)}" for i in range(count)) if gpus > 1 else ("auto",) * count
+
+
+def on_gpus(devices: Sequence[str]) -> bool:
+    """Return whether workers with these devices run on GPUs of NVIDIA. Does not import torch."""
+    return any(device.startswith("cuda") or (device == "auto" and count_gpus() > 0) for device in devices)
 
 
 def count_gpus() -> int:

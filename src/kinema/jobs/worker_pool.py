@@ -5,6 +5,8 @@ from __future__ import annotations
 from threading import Lock
 from typing import TYPE_CHECKING
 
+from kinema.jobs.local_worker import LocalWorker
+from kinema.jobs.spare_worker import SpareWorker
 from kinema.jobs.worker import Worker
 from kinema.jobs.worker_state import PoolState
 
@@ -24,6 +26,7 @@ class WorkerPool:
         on_free: Called when a worker is free.
         cluster: Where workers run instead, as many as it has GPUs for.
         maximum: Maximum number of workers on the cluster.
+        has_spare: Whether there is a spare process for a worker of this machine that ends.
     """
 
     def __init__(
@@ -34,10 +37,14 @@ class WorkerPool:
         on_free: Callable[[], None],
         cluster: Cluster | None = None,
         maximum: int | None = None,
+        *,
+        has_spare: bool = False,
     ) -> None:
         self._work, self._step_timeout = work, step_timeout
         self.cluster, self._maximum = cluster, maximum
-        self.workers = tuple(Worker(work, device, step_timeout, on_free) for device in devices)
+        self.spare = SpareWorker(work, lambda: self.is_ready) if has_spare else None
+        launch = LocalWorker if self.spare is None else self.spare.launch
+        self.workers = tuple(Worker(work, device, step_timeout, on_free, launch) for device in devices)
         self._free = list(self.workers)
         self._lock = Lock()
         self._on_free = on_free
@@ -64,11 +71,15 @@ class WorkerPool:
             self.cluster.start()
         for worker in self.workers:
             worker.start()
+        if self.spare is not None:
+            self.spare.start()
 
     def close(self) -> None:
         """Kill all processes."""
         for worker in self.workers:
             worker.close()
+        if self.spare is not None:
+            self.spare.close()
         if self.cluster is not None:
             self.cluster.close()
 

@@ -1,9 +1,10 @@
 """The worker process: runs jobs one at a time, reports each step, and exits when its parent does.
 
-`kinema.jobs.worker` starts it as `python -m kinema.jobs.worker_process DESCRIPTOR WORK PARENT`. Both sides send
+`kinema.jobs.local_worker` starts it as `python -m kinema.jobs.worker_process DESCRIPTOR WORK PARENT`. Both sides send
 tuples through one socket. The parent sends ("run", number, tasks, folder) and ("cancel", number). This process sends
 ("status", text), and ("ready", device_state) or ("load_failed", reason); then (number, kind, …) for the run with that
-number, and ("device", device_state) when another model is loaded.
+number, and ("device", device_state) when another model is loaded. With the further argument "spare" it first imports
+the libraries, sends ("spare",) and waits for ("begin", device).
 
 The device must not wait for files: outputs are saved, previews encoded and the next run's inputs read in threads, while
 the main thread computes.
@@ -52,8 +53,8 @@ def main() -> None:
     descriptor, import_path, parent = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     exit_with_parent(parent)
     os.umask(0o077)  # output files are readable by the server's user only
-    with suppress(OSError):  # if memory runs out, the kernel kills this process before the server
-        Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")
+    is_spare = sys.argv[4:] == ["spare"]
+    _set_oom_score(1000 if is_spare else 500)
     # Ctrl-C and service managers signal all processes; the server decides when its worker processes end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -61,7 +62,11 @@ def main() -> None:
     # Start before the import of the work, which may take long, so that the end of the parent is noticed meanwhile.
     Thread(target=runner.listen, daemon=True).start()
     try:
-        work = import_work(import_path)
+        make_work = import_work(import_path)
+        if is_spare:
+            runner.wait_as_spare(make_work)
+            _set_oom_score(500)
+        work = make_work()
         device_state = work.start(partial(runner.send, "status"))
     except Exception as error:  # noqa: BLE001 - any error is reported to the waiting job
         traceback.print_exc()
@@ -71,10 +76,16 @@ def main() -> None:
     sys.exit(1)
 
 
-def import_work(import_path: str) -> Work:
-    """Return an instance of the class "package.module:Class"."""
+def import_work(import_path: str) -> type[Work]:
+    """Return the class "package.module:Class"."""
     module, _, name = import_path.partition(":")
-    return cast("Work", getattr(import_module(module), name)())
+    return cast("type[Work]", getattr(import_module(module), name))
+
+
+def _set_oom_score(adjustment: int) -> None:
+    """Have the kernel kill this process before the server if memory runs out, and a spare before a worker."""
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(str(adjustment), encoding="ascii")
 
 
 def exit_with_parent(parent: int) -> None:
@@ -104,6 +115,7 @@ class Runner:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._sending = Lock()
+        self._begun: SimpleQueue[str | None] = SimpleQueue()  # the device, of a spare
         self._arrived: SimpleQueue[Assignment] = SimpleQueue()
         self._prepared: SimpleQueue[Assignment] = SimpleQueue()
         self._to_save: SimpleQueue[Callable[[], None]] = SimpleQueue()
@@ -135,6 +147,8 @@ class Runner:
                 kind, *arguments = self._connection.recv()
                 if kind == "run":
                     self.add(Assignment(*arguments))
+                elif kind == "begin":
+                    self._begun.put(arguments[0])
                 else:
                     self._cancelled.add(arguments[0])
         except (EOFError, OSError):
@@ -142,6 +156,14 @@ class Runner:
         except Exception:  # noqa: BLE001 - printed; the process ends
             traceback.print_exc()
         os._exit(1)
+
+    def wait_as_spare(self, make_work: type[Work]) -> None:
+        """Import the libraries of the work, and wait until the parent gives this process a device."""
+        make_work.import_libraries()
+        self.send("spare")
+        device = self._begun.get()
+        if device is not None:
+            os.environ["KINEMA_DEVICE"] = device
 
     def run_all(self, work: Work, device_state: DeviceState | None) -> None:
         """Report that the process is ready; run assignments in order until the state of the work is unknown."""
