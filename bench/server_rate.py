@@ -7,9 +7,17 @@
 
 The engine's own rate is that of `generate` without a file, in a process of its own: one video to warm up, then the
 median of several. The server's rate is the number of jobs by the seconds from the first claim to the last completion,
-with all jobs queued before. With several workers, the engine's rate counts once for each. `--ray` then measures the
-server a second time, with workers on a Ray cluster: a head on this machine that the script starts and stops.
-Close other programs first.
+with all jobs queued before. With several workers, the engine's rate counts once for each; on several GPUs it is also
+measured on all at the same time (`engine_seconds_together`), since they are not equally fast and share power and
+memory. `--ray` then measures the server a second time, with workers on a Ray cluster: a head on this machine that the
+script starts and stops. Close other programs first.
+
+A record shows where the seconds go: `stages` are medians of what the queue measured for each stage of a job;
+`seconds_between_videos` is the median time between two completions of a worker without them;
+`first_seconds_outside_stages` is what the first queued job took from its claim to its completion without them: its
+start, and its file after the last frame. `after_kill` has the seconds after the kill at which the worker's state
+changed: when its death is noticed, when its replacement loads the model (after the imports, unless it was a spare
+process), compiles, is ready, and when the job is completed.
 """
 
 import argparse
@@ -17,6 +25,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import secrets
 import sqlite3
 import statistics
@@ -38,6 +47,8 @@ sys.path.append(str(ROOT / "tests" / "serving"))
 
 from server_process import Server, child_processes, free_port, start, stop, wait_for  # noqa: E402 - it is not in a package
 
+from kinema.jobs.worker_devices import count_gpus  # noqa: E402 - it follows the line above
+
 IMAGE = ROOT / "examples" / "rocket.jpg"
 WARM_VIDEOS = 5
 
@@ -53,6 +64,15 @@ def engine_seconds(model: str, device: str) -> list[float]:
         kinema.generate(IMAGE, model=pipeline, seed=seed)
         seconds.append(time.perf_counter() - started)
     return seconds[1:]
+
+
+def engine_processes(args: argparse.Namespace, devices: list[str]) -> list[list[float]]:
+    """Measure the engine on several devices at the same time, each in a process of its own."""
+    command = [sys.executable, __file__, "--engine-only", "--model", args.model, "--device"]
+    processes = [subprocess.Popen([*command, device], stdout=subprocess.PIPE, text=True) for device in devices]
+    outputs = [process.communicate()[0] for process in processes]
+    assert not any(process.returncode for process in processes), "the engine could not be measured"
+    return [json.loads(output.splitlines()[-1]) for output in outputs]
 
 
 def server_jobs(args: argparse.Namespace, ray: tuple[str, int] | None = None) -> dict[str, Any]:
@@ -95,19 +115,30 @@ def server_jobs(args: argparse.Namespace, ray: tuple[str, int] | None = None) ->
                 assert all(video["status"] == "completed" for video in videos), videos
                 times = job_times(server)
                 wait_until_idle(server, client, args.workers)
-                parent = server.process.pid if ray is None else ray[1]
-                after_kill = None if args.skip_kill else seconds_after_kill(parent, client, submit)
+                after_kill = None
+                if not args.skip_kill:
+                    time.sleep(20 if ray is None and count_gpus() else 0)  # the spare worker starts meanwhile
+                    after_kill = seconds_after_kill(server, None if ray is None else ray[1], client, submit)
         finally:
             stop(server)
-    began, ended = times[first["id"]]
-    begins, ends = zip(*(times[video] for video in ids), strict=True)
+    began, ended, _ = times[first["id"]]
+    begins, ends, stages = zip(*(times[video] for video in ids), strict=True)
+    medians = {name: statistics.median(each[name] for each in stages) for name in stages[0]}
+    first_began, first_ended, first_stages = min((times[video] for video in ids), key=lambda each: each[1])
+    in_order = sorted(ends)
+    between = [later - earlier for earlier, later in zip(in_order, in_order[args.workers :], strict=False)]
     return {
         "ready_seconds": ready,
         "first_job_seconds": ended - began,
         "seconds": max(ends) - min(begins),
         "seconds_per_job": (max(ends) - min(begins)) / args.jobs * args.workers,
-        "seconds_between_completions": [round(b - a, 3) for a, b in pairwise(sorted(ends))],
-        "seconds_from_worker_kill_to_completion": after_kill,
+        "seconds_between_completions": [round(b - a, 3) for a, b in pairwise(in_order)],
+        "stages": {name: round(seconds, 3) for name, seconds in medians.items()},
+        "seconds_between_videos": statistics.median(between) - sum(medians.values()) if between else None,
+        "first_stages": {name: round(seconds, 3) for name, seconds in first_stages.items()},
+        "first_seconds_outside_stages": first_ended - first_began - sum(first_stages.values()),
+        "seconds_from_worker_kill_to_completion": after_kill and after_kill["completed"],
+        "after_kill": after_kill,
     }
 
 
@@ -152,29 +183,42 @@ def ray_head(gpus: int | None) -> Iterator[tuple[str, int]]:
             head.wait()
 
 
-def job_times(server: Server) -> dict[str, tuple[float, float]]:
-    """Return the times of start and completion of each job; the API rounds them to seconds."""
+def job_times(server: Server) -> dict[str, tuple[float, float, dict[str, float]]]:
+    """Return the times of start and completion of each job, which the API rounds, and seconds of its stages."""
     with closing(sqlite3.connect(server.data / "jobs.sqlite3")) as database:
-        rows = database.execute("SELECT id, started_at, completed_at FROM kinema_jobs")
-        return {name: (began, ended) for name, began, ended in rows}
+        rows = database.execute("SELECT id, started_at, completed_at, stage_durations FROM kinema_jobs")
+        return {name: (began, ended, json.loads(stages or "{}")) for name, began, ended, stages in rows}
 
 
-def seconds_after_kill(parent: int, client: httpx.Client, submit: Callable[[int], str]) -> float:
-    """Kill the worker processes while one of them denoises a job; return the seconds until another has completed it.
+def seconds_after_kill(
+    server: Server, ray: int | None, client: httpx.Client, submit: Callable[[int], str]
+) -> dict[str, float]:
+    """Kill the worker process that denoises a job; return the seconds of each new state until another has completed it.
 
-    `parent`: the process whose descendants they are.
+    `ray`: process of a Ray head, all of whose worker processes are killed; None for local workers.
     """
     video = submit(3000)
     while client.get(f"/v1/videos/{video}").json()["status"] == "queued":
         time.sleep(0.03)
     time.sleep(1)
-    workers = child_processes("kinema.jobs.worker_process", of=parent)
+    workers = child_processes("kinema.jobs.worker_process", of=ray or server.process.pid)
+    place = next(each["place"] for each in client.get("/v1/workers").json()["data"] if each["status"] == "busy")
+    if ray is None:
+        ready = re.findall(r"worker (\d+) on (\S+) is ready", server.log.read_text())
+        workers = [process for process in workers if (str(process.pid), place) in ready]
     assert workers, "no worker process was found"
     for process in workers:
         process.kill()
-    killed = time.perf_counter()
-    assert wait_for(client, video, 3600)["status"] == "completed"
-    return time.perf_counter() - killed
+    killed, seen, seconds = time.perf_counter(), "busy", {}
+    while client.get(f"/v1/videos/{video}").json()["status"] != "completed":
+        states = [each for each in client.get("/v1/workers").json()["data"] if each["place"] in (place, None)]
+        state = states[0]["problem"] or states[0]["status"] if states else "gone"
+        if state != seen:
+            seen = state
+            seconds.setdefault(state, round(time.perf_counter() - killed, 2))
+        assert time.perf_counter() - killed < 3600, f"{video} was not completed"
+        time.sleep(0.02)
+    return seconds | {"completed": round(time.perf_counter() - killed, 2)}
 
 
 def main() -> None:
@@ -202,12 +246,16 @@ def main() -> None:
         "jobs": args.jobs,
         "note": args.note,
     }
-    command = [sys.executable, __file__, "--engine-only", "--model", args.model, "--device", args.device]
-    measured = subprocess.run(command, check=True, capture_output=True, text=True)
-    results["engine_seconds"] = json.loads(measured.stdout.splitlines()[-1])
+    (results["engine_seconds"],) = engine_processes(args, [args.device])
     median = statistics.median(results["engine_seconds"])
+    gpus = [f"cuda:{i}" for i in range(args.workers)]
+    if args.device == "auto" and 1 < args.workers <= count_gpus():
+        results["engine_seconds_together"] = engine_processes(args, gpus)
     results["local"] = server_jobs(args)
     results["local"]["share_of_engine_rate"] = median / results["local"]["seconds_per_job"]
+    if "engine_seconds_together" in results:
+        rate = sum(1 / statistics.median(seconds) for seconds in results["engine_seconds_together"])
+        results["local"]["share_of_engine_rate_together"] = args.jobs / results["local"]["seconds"] / rate
     report(results, args.out)
     if args.ray:
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # of head and server

@@ -270,6 +270,8 @@ class Worker:
                 )
                 self._down_since = None
             self._state.notify_all()
+        if load_error is None:
+            log.info("worker %s on %s is ready", process.pid or "process", self.state.place or self.device)
         self._on_ready()
         self._dispatch_reports(process)
         if load_error is None:
