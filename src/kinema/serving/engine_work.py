@@ -122,8 +122,9 @@ class EngineWork:
         """Import all that loading a model on a GPU and the first video need. Uses no device."""
         import av  # noqa: F401
 
+        from kinema import extension  # noqa: F401
         from kinema.engine import generate  # noqa: F401
-        from kinema.models import loading  # noqa: F401
+        from kinema.models import loading, networks  # noqa: F401
 
         with suppress(Exception):  # `engine.fast.hardware` reports why a kernel is not available
             from kinema.engine.fast.kernels import hopper_attention, winograd  # noqa: F401
