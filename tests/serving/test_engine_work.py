@@ -1,6 +1,8 @@
 """The engine as the queue's work, on a tiny model: the parts of a job write the same file as a single run."""
 
 import io
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -137,6 +139,19 @@ def test_start_loads_default_model_and_generates_a_video_where_kernels_are_compi
     EngineWork().start(reports.append)
     assert reports[1:] == [f"loading {folder}", f"compiling the kernels of {folder}"]
     assert [(request.width, request.num_frames, request.num_inference_steps) for request in generated] == [(64, 2, 2)]
+
+
+def test_start_of_a_spare_imports_nothing_large(tiny_svd, monkeypatch):
+    monkeypatch.setenv("KINEMA_MODEL", str(tiny_svd))
+    code = (
+        "import sys; from kinema.serving.engine_work import EngineWork; EngineWork.import_libraries()\n"
+        "import torch; before = set(sys.modules); assert not torch.cuda.is_initialized()\n"
+        "assert EngineWork().start(lambda _: None).model\n"
+        "new = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
+        "print(new & {'kinema', 'av', 'safetensors', 'triton'})"
+    )
+    imported = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert imported == "set()\n"
 
 
 def test_start_does_not_wait_for_the_hash_of_the_weights(monkeypatch, tmp_path):
