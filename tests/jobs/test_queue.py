@@ -192,7 +192,7 @@ def test_cancel_during_endless_step_kills_worker_and_logs_the_cancel(queue, capl
     wait_until(lambda: queue.get(job.id).stage == "encode" and queue.get(job.id).step == 2)
     queue.cancel(job.id)
     assert wait_finished(queue, queue.submit(NewJob(request(), image=IMAGE))).status == "completed"
-    (ended,) = [record for record in caplog.records if record.msg.startswith("worker ")]
+    (ended,) = [record for record in caplog.records if record.msg.startswith("worker %s on %s ended")]
     assert (ended.levelname, "its job was cancelled" in ended.getMessage()) == ("INFO", True)
     assert "memory" not in caplog.text
 
