@@ -3,11 +3,13 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from diffusers.models.attention_processor import Attention
 from training.pocket.decoder import extend
 from training.pocket.denoising import compose_latents, position_channels
+from training.pocket.metrics import aligned_colour
 from training.pocket.motion import HELD_OUT, Mover, Photos
 from training.pocket.networks import IMAGE_CHANNELS, LATENT_CHANNELS, POSITION_CHANNELS, VAE_FACTOR, make_vae
 from training.pocket.pointing import bilinear_cross_entropy, pointing_loss
@@ -146,3 +148,12 @@ def test_pointing_loss_is_least_for_attention_to_the_source_position():
         wrong = pointing_loss(attention, hidden_states, own)
     assert right < 0.5
     assert wrong > 2
+
+
+def test_colour_of_aligned_frames_differs_by_a_drift_and_not_by_content_that_enters():
+    ramp = np.linspace(60, 180, 200)[None, :, None] + 25 * np.sin(np.arange(200) / 3)[None, :, None]
+    photograph = (ramp + 25 * np.cos(np.arange(90) / 3)[:, None, None] + np.zeros(3)).astype(np.uint8)
+    frame, moved = photograph[:, :120], photograph[:, 4:124]
+    assert abs(frame.mean() - moved.mean()) > 1
+    np.testing.assert_allclose(aligned_colour(moved, frame), 0, atol=0.3)
+    np.testing.assert_allclose(aligned_colour(moved + np.array([0, 4, 8], np.uint8), frame), [0, 4, 8], atol=0.3)
