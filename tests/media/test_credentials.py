@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import stat
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -22,7 +23,7 @@ from kinema.cli.credentials_option import keys_to_sign
 from kinema.errors import CredentialsError, InvalidRequest
 from kinema.media.credentials import certificates, signing_keys
 from kinema.media.credentials.credential_check import check_credentials
-from kinema.media.credentials.file_signer import FileSigner, check_signing
+from kinema.media.credentials.file_signer import FileSigner, check_signing, tested_keys
 from kinema.media.credentials.signing_keys import credentials_folder, trust_anchors
 from kinema.media.video import Video
 from kinema.media.video_writer import encode_video, read_frames, read_recipe
@@ -328,6 +329,15 @@ def test_command_finds_such_a_certificate_before_any_work(tmp_path):
     settings = own_certificate(tmp_path / "own", usage="1.3.6.1.5.5.7.3.1")
     with pytest.raises(CredentialsError, match="as C2PA demands"):
         keys_to_sign(settings.model_copy(update={"credentials": "on"}))
+
+
+def test_missing_library_is_named_with_a_remedy_for_signing_and_for_checking(settings, png, monkeypatch):
+    monkeypatch.setitem(sys.modules, "c2pa", None)
+    with pytest.raises(CredentialsError, match="set KINEMA_CREDENTIALS=off, or run in"):
+        tested_keys(settings)
+    with pytest.raises(CredentialsError, match=r"c2pa-python, which can't be used here \(.*\); run in") as caught:
+        check_credentials(png)
+    assert "KINEMA_CREDENTIALS" not in str(caught.value)  # turning off the signing does not help
 
 
 def test_certificate_that_expires_under_a_running_server_is_to_be_renewed(tmp_path, png):

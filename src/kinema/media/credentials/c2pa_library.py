@@ -22,8 +22,11 @@ _SIGNING_USAGES = "1.3.6.1.5.5.7.3.4\n1.3.6.1.5.5.7.3.36\n1.3.6.1.4.1.62558.2.1\
 HEIF_BRANDS = {b"avif": "image/avif", b"avis": "image/avif", b"heic": "image/heic", b"heix": "image/heic"}
 
 
-def c2pa_library() -> ModuleType:
+def c2pa_library(alternative: str = "") -> ModuleType:
     """Return the module `c2pa`.
+
+    Args:
+        alternative: What can be done instead of installing it, for the error: "… or ".
 
     Raises:
         CredentialsError: it is not installed.
@@ -32,8 +35,8 @@ def c2pa_library() -> ModuleType:
         import c2pa
     except (ImportError, OSError) as error:
         raise CredentialsError(
-            f"content credentials need the package c2pa-python, which can't be used here ({error}); set "
-            f"KINEMA_CREDENTIALS=off, or {install_remedy('trust')}"
+            f"content credentials need the package c2pa-python, which can't be used here ({error}); "
+            f"{alternative}{install_remedy('trust')}"
         ) from None
     module: ModuleType = c2pa
     return module

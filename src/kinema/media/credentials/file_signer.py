@@ -138,7 +138,7 @@ def tested_keys(settings: Settings) -> SigningKeys:
     Raises:
         InvalidRequest, CredentialsError: the keys can't be used, or c2pa-python is not installed.
     """
-    c2pa_library()
+    c2pa_library("set KINEMA_CREDENTIALS=off, or ")
     keys = signing_keys(settings)
     if settings.c2pa_cert is not None:
         check_signing(keys)
