@@ -252,15 +252,15 @@ def _assemble(folder: Path, name: str, networks: Mapping[str, torch.nn.Module], 
     """Build the pipeline from the loaded networks, and the tokenizers and scheduler in the folder."""
     import diffusers
 
-    known = inspect.signature(getattr(diffusers, name)).parameters
+    with _silence():
+        kind = getattr(diffusers, name)
+    known = inspect.signature(kind).parameters
     absent: dict[str, Any] = dict.fromkeys((component for component in SKIPPED_COMPONENTS if component in known), None)
     if "requires_safety_checker" in known:
         absent["requires_safety_checker"] = False
     try:
         with _silence():
-            pipeline = diffusers.AutoPipelineForText2Image.from_pretrained(
-                folder, torch_dtype=dtype, local_files_only=True, **absent, **networks
-            )
+            pipeline = kind.from_pretrained(folder, torch_dtype=dtype, local_files_only=True, **absent, **networks)
     except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise damaged(folder / INDEX, f"does not describe a {name} that can be loaded ({error})") from None
     has_callback = "callback_on_step_end" in inspect.signature(pipeline.__call__).parameters

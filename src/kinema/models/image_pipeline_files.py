@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 SKIPPED_COMPONENTS = ("safety_checker", "feature_extractor", "image_encoder")
 # Of a tokenizer or processor; weights for other libraries in the same folder are not read.
 TOKENIZER_FILES = (".json", ".txt", ".model", ".jinja")
+# Text-to-image pipelines, known without importing all of diffusers' pipelines, which takes seconds.
+_COMMON = frozenset({"StableDiffusionPipeline", "StableDiffusionXLPipeline"})
 SUPPORTED = "a text-to-image pipeline of diffusers (Stable Diffusion 1 to 3, XL, Flux and others)"
 
 
@@ -92,7 +94,7 @@ class ImagePipelineLayout:
             raise NotAnImagePipeline(
                 f"{where} generates videos, not images; use it as the model, not as the image model"
             )
-        if name not in _text_to_image():
+        if name not in _COMMON and name not in _text_to_image():
             raise NotAnImagePipeline(
                 f"{where} is a {name}, which can't generate an image from a prompt alone; use {SUPPORTED}"
             )
