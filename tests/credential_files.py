@@ -1,9 +1,15 @@
-"""Images with credentials of another program, for tests."""
+"""Files with credentials that Kinema does not make: of another program, or of an expired certificate."""
 
 import io
+import time
 
 import c2pa
 from PIL import Image
+
+from certificate_files import own_certificate
+from kinema.media.credentials.file_signer import FileSigner
+from kinema.media.credentials.signing_keys import signing_keys
+from kinema.media.video_writer import encode_video
 
 
 def png_of(pixels):
@@ -29,3 +35,13 @@ def signed_photo(keys, png, address=None, source="digitalCapture"):
         builder.set_remote_url(address)
     builder.sign(c2pa.Signer.from_info(info), "image/png", io.BytesIO(png), signed)
     return signed.getvalue()
+
+
+def expired_gif(folder, frames):
+    """Return a gif with credentials whose certificate has expired since; its files are in the folder."""
+    keys = signing_keys(own_certificate(folder, days=8 / 86400))
+    content = FileSigner(keys).sign(encode_video(frames, ".gif", 7), None, "a.gif").content
+    while not keys.has_expired:
+        time.sleep(0.1)
+    time.sleep(1)  # C2PA compares whole seconds
+    return content

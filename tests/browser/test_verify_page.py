@@ -1,14 +1,12 @@
 """The page at /studio/verify in a browser."""
 
 import struct
-import time
 import zlib
 
 import numpy as np
 import pytest
 
-from certificate_files import own_certificate
-from credential_files import png_of, signed_photo
+from credential_files import expired_gif, png_of, signed_photo
 from kinema.media.credentials.file_signer import FileSigner
 from kinema.media.credentials.signing_keys import signing_keys
 from kinema.media.video_writer import encode_video
@@ -35,10 +33,7 @@ def test_dropped_file_is_checked_and_the_result_is_shown(server, chromium, tmp_p
     keys = signing_keys(Settings(data_dir=server.data))
     signed = FileSigner(keys).sign(encode_video(FRAMES, ".mp4", 7, RECIPE), RECIPE, "a.mp4").content
     photo = signed_photo(keys, png_of(FRAMES[0]))
-    short = signing_keys(own_certificate(tmp_path / "own", days=5 / 86400))
-    expired = FileSigner(short).sign(encode_video(FRAMES, ".gif", 7), None, "a.gif").content
-    while not short.has_expired:
-        time.sleep(0.1)
+    expired = expired_gif(tmp_path / "own", FRAMES)
     header = b"IHDR" + struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
     chunks = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
     bomb = b"\x89PNG\r\n\x1a\n" + chunks + struct.pack(">I", 0) + b"IDAT" + bytes(4)

@@ -3,7 +3,6 @@
 import json
 import os
 import struct
-import time
 import zlib
 from fractions import Fraction
 
@@ -12,8 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from certificate_files import own_certificate
-from credential_files import png_of, signed_photo
+from credential_files import expired_gif, png_of, signed_photo
 from kinema.cli import main
 from kinema.media.credentials.certificates import make_ca, pem_of
 from kinema.media.credentials.file_signer import FileSigner
@@ -216,7 +214,7 @@ def test_what_tampered_and_expired_credentials_say_is_left_out(folder, capsys):
         "none in 3 frames",
         "there is one, which can't be relied on either",
     ]
-    (folder / "expired.gif").write_bytes(expired_file(folder / "own"))
+    (folder / "expired.gif").write_bytes(expired_gif(folder / "own", FRAMES))
     assert main(["verify", "expired.gif"]) == 9
     text = capsys.readouterr().out
     because = "signed by Studio, whose certificate has expired or is not valid yet, so what they say can't be relied on"
@@ -227,15 +225,6 @@ def test_what_tampered_and_expired_credentials_say_is_left_out(folder, capsys):
     [found] = lines_of(capsys)
     assert found["credentials"]["fault"] == "expired"
     assert "signingCredential.expired" in found["credentials"]["problems"]
-
-
-def expired_file(folder):
-    """Return a gif with credentials whose certificate has expired since."""
-    keys = signing_keys(own_certificate(folder, days=5 / 86400))
-    content = FileSigner(keys).sign(encode_video(FRAMES, ".gif", 7), None, "a.gif").content
-    while not keys.has_expired:
-        time.sleep(0.1)
-    return content
 
 
 def test_photograph_of_a_camera_is_said_to_be_one(folder, capsys):

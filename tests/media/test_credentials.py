@@ -23,7 +23,7 @@ from kinema.cli.credentials_option import keys_to_sign
 from kinema.errors import CredentialsError, InvalidRequest
 from kinema.media.credentials import certificates, signing_keys
 from kinema.media.credentials.credential_check import check_credentials
-from kinema.media.credentials.file_signer import FileSigner, check_signing, tested_keys
+from kinema.media.credentials.file_signer import FileSigner, check_signing, usable_keys
 from kinema.media.credentials.signing_keys import credentials_folder, trust_anchors
 from kinema.media.video import Video
 from kinema.media.video_writer import encode_video, read_frames, read_recipe
@@ -334,7 +334,7 @@ def test_command_finds_such_a_certificate_before_any_work(tmp_path):
 def test_missing_library_is_named_with_a_remedy_for_signing_and_for_checking(settings, png, monkeypatch):
     monkeypatch.setitem(sys.modules, "c2pa", None)
     with pytest.raises(CredentialsError, match="set KINEMA_CREDENTIALS=off, or run in"):
-        tested_keys(settings)
+        usable_keys(settings)
     with pytest.raises(CredentialsError, match=r"c2pa-python, which can't be used here \(.*\); run in") as caught:
         check_credentials(png)
     assert "KINEMA_CREDENTIALS" not in str(caught.value)  # turning off the signing does not help

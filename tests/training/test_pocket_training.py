@@ -9,7 +9,6 @@ import torch
 from diffusers.models.attention_processor import Attention
 from training.pocket.decoder import extend
 from training.pocket.denoising import compose_latents, position_channels
-from training.pocket.metrics import aligned_colour
 from training.pocket.motion import HELD_OUT, Mover, Photos
 from training.pocket.networks import IMAGE_CHANNELS, LATENT_CHANNELS, POSITION_CHANNELS, VAE_FACTOR, make_vae
 from training.pocket.pointing import bilinear_cross_entropy, pointing_loss
@@ -151,6 +150,9 @@ def test_pointing_loss_is_least_for_attention_to_the_source_position():
 
 
 def test_colour_of_aligned_frames_differs_by_a_drift_and_not_by_content_that_enters():
+    pytest.importorskip("cv2", reason="the extra 'training' is not installed")
+    from training.pocket.metrics import aligned_colour
+
     ramp = np.linspace(60, 180, 200)[None, :, None] + 25 * np.sin(np.arange(200) / 3)[None, :, None]
     photograph = (ramp + 25 * np.cos(np.arange(90) / 3)[:, None, None] + np.zeros(3)).astype(np.uint8)
     frame, moved = photograph[:, :120], photograph[:, 4:124]

@@ -13,7 +13,7 @@ from kinema.batch.batch_jobs import FinishedJob
 from kinema.errors import InvalidRequest, JobNotFound
 from kinema.extras import install_remedy
 from kinema.jobs import NewJob
-from kinema.media.credentials.file_signer import tested_keys
+from kinema.media.credentials.file_signer import usable_keys
 from kinema.media.video_writer import write_error
 from kinema.models.catalog import for_image_model, request_for
 from kinema.models.resolve import pull, resolve
@@ -62,7 +62,7 @@ class OwnQueue:
         self._model = default_model(settings)
         self._keys = None
         if settings.credentials == "on":
-            self._keys = tested_keys(settings)  # an error here, not after the first video
+            self._keys = usable_keys(settings)  # an error here, not after the first video
         self._settings = settings.model_copy(
             update={
                 "model": self._model,

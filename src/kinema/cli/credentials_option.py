@@ -41,9 +41,9 @@ def keys_to_sign(settings: Settings) -> SigningKeys | None:
     """
     if settings.credentials != "on":
         return None
-    from kinema.media.credentials.file_signer import tested_keys
+    from kinema.media.credentials.file_signer import usable_keys
 
-    return tested_keys(settings)
+    return usable_keys(settings)
 
 
 def sidecars(paths: Sequence[Path], keys: SigningKeys | None) -> list[Path]:

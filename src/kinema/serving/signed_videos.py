@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 from kinema.errors import CredentialsError, InvalidImage, JobNotFound, KinemaError, RecipeError
 from kinema.jobs.job import PART_FILES
 from kinema.jobs.job_files import SIGNED_PREFIX, write_once
-from kinema.media.credentials.file_signer import FileSigner, tested_keys
+from kinema.media.credentials.file_signer import FileSigner, usable_keys
 from kinema.media.credentials.signing_keys import SigningKeys, certificate_warning, signing_keys
 from kinema.media.video_reader import read_recipe
 from kinema.serving.bounded_pool import BoundedPool
@@ -62,7 +62,7 @@ class SignedVideos:
         self._pool = BoundedPool("signing", threads=2, waiting=60)
         self._locks: WeakValueDictionary[Path, asyncio.Lock] = WeakValueDictionary()
         self._lock = Lock()
-        self.keys = tested_keys(settings)
+        self.keys = usable_keys(settings)
         self._read_at = time.monotonic()
         self._warning: str | None = None
         self._warn()

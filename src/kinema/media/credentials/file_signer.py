@@ -132,7 +132,7 @@ def claim(recipe: Recipe | None, title: str) -> dict[str, Any]:
     return {"claim_generator_info": [generator], "title": title, "assertions": assertions}
 
 
-def tested_keys(settings: Settings) -> SigningKeys:
+def usable_keys(settings: Settings) -> SigningKeys:
     """Return what signs, after a trial with a certificate of the owner.
 
     Raises:
