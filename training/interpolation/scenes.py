@@ -18,6 +18,7 @@ from training.pocket.motion import PHOTO_HEIGHT, PHOTO_WIDTH, Photos
 
 OBJECTS = 4
 WINDOW = 400  # side of the part of a photograph that is a layer's texture
+EMPTY = 0.25  # share of the scenes whose background has one colour
 MAX_SHIFT = 26.0  # pixels between the two given frames, of the background; objects add as much
 FINE = 2  # frames are rendered at this multiple of their size
 
@@ -119,7 +120,7 @@ class Layers:
         tilt = uniform(*shape, high=math.pi)
         resolution = 10
         return cls(
-            textures=_textures(maker, batch * count),
+            textures=_textures(maker, torch.where(is_object, 0.06, EMPTY).expand(shape).flatten()),
             noise=F.interpolate(
                 torch.randn(batch * count, 3, resolution, resolution, device=device), scale_factor=5.0, mode="bicubic"
             ),
@@ -188,9 +189,12 @@ class Layers:
         return value[..., None, None, None]
 
 
-def _textures(maker: SceneMaker, count: int) -> torch.Tensor:
-    """Return windows of photographs, [count, 3, WINDOW, WINDOW] in 0…1, some mirrored, recoloured or of one colour."""
-    device, pixels = maker.device, maker.photos.pixels
+def _textures(maker: SceneMaker, flatness: torch.Tensor) -> torch.Tensor:
+    """Return windows of photographs, [n, 3, WINDOW, WINDOW] in 0…1, some mirrored, recoloured or of one colour.
+
+    flatness: [n], how probable it is that each has one colour.
+    """
+    device, pixels, count = maker.device, maker.photos.pixels, len(flatness)
     index = torch.randint(0, len(pixels), (count,), device=device)
     top = (torch.rand(count, device=device) * (PHOTO_HEIGHT - WINDOW)).long()
     left = (torch.rand(count, device=device) * (PHOTO_WIDTH - WINDOW)).long()
@@ -200,7 +204,7 @@ def _textures(maker: SceneMaker, count: int) -> torch.Tensor:
     windows = pixels.permute(0, 2, 3, 1)[index[:, None, None], rows[:, :, None], columns[:, None, :]]
     windows = windows.permute(0, 3, 1, 2).float() / 255
     shape = (count, 1, 1, 1)
-    flat = (torch.rand(shape, device=device) < 0.06).float()
+    flat = (torch.rand(shape, device=device) < flatness.view(shape)).float()
     windows = torch.lerp(windows, windows.mean((2, 3), keepdim=True), flat)
     blurred = F.avg_pool2d(windows, 3, 1, 1, count_include_pad=False)
     windows = windows + (windows - blurred) * torch.rand(shape, device=device) * 1.2
