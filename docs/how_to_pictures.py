@@ -1,9 +1,9 @@
-"""Run commands of how-tos with the pocket model, and write frames of their videos as the pages' pictures.
+"""Run commands of how-tos with the pocket model, and write their videos as the pages' pictures: animated WebP files.
 
 The picture of larger videos needs the extra `upscale`.
 
 python docs/how_to_pictures.py        # all of them
-python docs/how_to_pictures.py loops  # that of one page
+python docs/how_to_pictures.py loops  # one
 """
 
 from __future__ import annotations
@@ -23,85 +23,118 @@ from kinema.cli import main
 from kinema.media.video_reader import read_frames
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator
+
+    from kinema.media.video_reader import Frames
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "how-to"
-MAX_BYTES = 100_000
-GAP = 4  # pixels between two frames
+QUALITY = 50
+MAX_BYTES = 500_000
+GAP = 4  # pixels between two videos
 
 
 @dataclass(frozen=True)
-class Sheet:
-    """The frames of a picture, by the file of the command that writes them; none of a file that is only an input."""
+class Picture:
+    """Videos of a page, side by side."""
 
-    frames: Mapping[str, Sequence[int]]
-    columns: int
+    page: str
+    files: tuple[str, ...]
+    """Written by the page's commands or, if none writes a file, by its Python code."""
+    without: str | None = None
+    """An option of the only command, whose effect is shown: on the left is its video without this option."""
+    part: tuple[int, int, int, int] | None = None
+    """Left, top, right and bottom of what is shown; None for all."""
 
 
-SHEETS = {
-    "extend-a-video": Sheet({"rocket.mp4": (), "rocket-longer.mp4": (0, 4, 9, 13, 14, 23, 32, 41)}, 4),
-    "inputs-and-files": Sheet({"rocket.webm": (0, 4, 9, 13, 17, 22)}, 3),
-    "longer-videos": Sheet({"long.mp4": (0, 4, 8, 12, 16, 20, 24, 27)}, 4),
-    "loops": Sheet({"loop.webp": (0, 2, 5, 8, 11, 13)}, 3),
-    "portrait-photos": Sheet({"upright.mp4": (0, 6, 13), "whole.mp4": (0, 6, 13)}, 6),
-    "smoother-videos": Sheet({"smooth.mp4": (20, 21, 22, 23, 24)}, 5),
+PICTURES = {
+    "extend-a-video": Picture("extend-a-video", ("cat-longer.mp4",)),
+    "boomerang": Picture("inputs-and-files", ("cat.webm",)),
+    "larger-videos": Picture("larger-videos", ("large.mp4",), without="--upscale", part=(160, 40, 480, 320)),
+    "longer-videos": Picture("longer-videos", ("long.mp4",)),
+    "loops": Picture("loops", ("loop.webp",)),
+    "last-image": Picture("loops", ("closer.mp4",)),
+    "portrait-photos": Picture("portrait-photos", ("upright.mp4", "whole.mp4")),
+    "smoother-videos": Picture("smoother-videos", ("smooth.mp4",), without="--interpolate"),
 }
-DETAIL = 200, 60, 480, 320  # left, top, right and bottom of what the picture of larger videos shows
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """Return the code blocks of a page."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 def commands(text: str) -> dict[str, list[str]]:
     """Return the arguments of each `kinema generate` and `extend` in a page's code, by the file that it writes."""
-    blocks = re.findall(r"^```bash\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    lines = "".join(blocks(text, "bash")).replace("\\\n", " ").splitlines()
     parsed = [shlex.split(line)[1:] for line in lines if re.match(r"kinema (generate|extend) ", line)]
     return {arguments[arguments.index("-o") + 1]: arguments for arguments in parsed if "-o" in arguments}
 
 
-def run(arguments: Sequence[str]) -> None:
+def run(arguments: list[str]) -> None:
     """Run a command of Kinema, and exit if it fails."""
-    if code := main(list(arguments)):
+    if code := main(arguments):
         sys.exit(code)
 
 
-def chosen_frames(page: str) -> Iterator[Image.Image]:
-    """Run the commands of a page in the current folder, and yield the frames of its sheet."""
-    found = commands((PAGES / f"{page}.md").read_text(encoding="utf-8"))
-    for file, indices in SHEETS[page].frames.items():
-        run(found[file])
-        frames, _ = read_frames(Path(file))
-        yield from (Image.fromarray(frames[i]) for i in indices)
+def make_videos(picture: Picture) -> list[Path]:
+    """Run the page's code in the current folder; return the videos to show, from left to right."""
+    text = (PAGES / f"{picture.page}.md").read_text(encoding="utf-8")
+    found = commands(text)
+    if not all(file in found for file in picture.files):
+        exec(blocks(text, "python")[0], {})
+    for file in picture.files:
+        if file in found:
+            if found[file][0] == "extend":
+                run(found[found[file][1]])
+            run(found[file])
+    if picture.without is None:
+        return [Path(file) for file in picture.files]
+    (file,) = picture.files
+    plain = found[file].copy()
+    option = plain.index(picture.without)
+    del plain[option : option + 2]
+    plain[plain.index(file)] = "plain.mp4"
+    run(plain)
+    return [Path("plain.mp4"), Path(file)]
 
 
-def details() -> Iterator[Image.Image]:
-    """Run the command of larger videos, and yield a detail of the first frame, enlarged by LANCZOS and by upscale."""
-    arguments = commands((PAGES / "larger-videos.md").read_text(encoding="utf-8"))["large.mp4"]
-    run(arguments)
-    run([*arguments, "--upscale", "1", "-o", "plain.mp4"])
-    plain, large = (Image.fromarray(read_frames(Path(file))[0][0]) for file in ("plain.mp4", "large.mp4"))
-    for image in (plain.resize(large.size, Image.Resampling.LANCZOS), large):
-        yield image.crop(DETAIL)
+def side_by_side(paths: list[Path], part: tuple[int, int, int, int] | None) -> tuple[list[Image.Image], float]:
+    """Return the frames of the picture, and its rate, the highest of the videos; smaller ones are enlarged."""
+    videos = [read_frames(path) for path in paths]
+    rate = max(fps for _, fps in videos)
+    height, width = max(frames.shape[1:3] for frames, _ in videos)
+
+    def shown(frames: Frames, fps: float) -> Iterator[Image.Image]:
+        for i in range(round(len(frames) * rate / fps)):
+            frame = Image.fromarray(frames[min(int(i * fps / rate), len(frames) - 1)])
+            yield frame.resize((width, height), Image.Resampling.LANCZOS).crop(part or (0, 0, width, height))
+
+    images = []
+    for row in zip(*(shown(*video) for video in videos), strict=False):
+        (width_shown, height_shown), count = row[0].size, len(row)
+        images.append(Image.new("RGB", (count * (width_shown + GAP) - GAP, height_shown), "white"))
+        for x, frame in enumerate(row):
+            images[-1].paste(frame, (x * (width_shown + GAP), 0))
+    return images, rate
 
 
-def make_picture(page: str) -> None:
-    """Write the picture of a page."""
+def make_picture(name: str) -> None:
+    """Write a picture."""
+    picture = PICTURES[name]
     with TemporaryDirectory() as folder:
         os.chdir(folder)
         Path("examples").symlink_to(ROOT / "examples")
-        frames = list(details() if page == "larger-videos" else chosen_frames(page))
+        images, rate = side_by_side(make_videos(picture), picture.part)
         os.chdir(ROOT)
-    width, height = (side + GAP for side in frames[0].size)
-    columns = SHEETS[page].columns if page in SHEETS else 2
-    sheet = Image.new("RGB", (columns * width - GAP, -(-len(frames) // columns) * height - GAP), "white")
-    for i, frame in enumerate(frames):
-        sheet.paste(frame, (i % columns * width, i // columns * height))
-    path = PAGES / f"{page}.webp"
-    sheet.save(path, quality=85, method=6)
+    path = PAGES / f"{name}.webp"
+    first, *others = images
+    first.save(path, save_all=True, append_images=others, duration=1000 / rate, quality=QUALITY, method=6)
     if (size := path.stat().st_size) > MAX_BYTES:
         sys.exit(f"{path} has {size} bytes, more than {MAX_BYTES}")
 
 
 if __name__ == "__main__":
     os.environ |= {"KINEMA_MODEL": "pocket", "KINEMA_DEVICE": "cpu"}
-    for name in sys.argv[1:] or [*SHEETS, "larger-videos"]:
+    for name in sys.argv[1:] or PICTURES:
         make_picture(name)

@@ -168,6 +168,18 @@ def test_two_processes_divide_the_frames_without_guidance(
     assert (ours - theirs).norm() < 5e-5 * theirs.norm()
 
 
+def test_frames_with_fewer_pixels_than_processes_are_not_divided(
+    tiny_svd_4_levels: Path, image: InputImage, asked: Asked
+) -> None:
+    pipeline = loaded(tiny_svd_4_levels)
+    request = request_of(pipeline, max_guidance_scale=1.0)
+    ours = drive(to_latents(pipeline, image, request)).latents
+    assert ("step", (1, 2, 8, 8, 8)) not in asked  # one pixel a frame at the lowest resolution
+    pipeline.release()
+    theirs = drive(to_latents(loaded(tiny_svd_4_levels, gpus=1), image, request)).latents
+    assert torch.equal(ours, theirs)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("gpus", [2, 4])
 def test_group_generates_frames_of_pocket(gpus: int, monkeypatch: pytest.MonkeyPatch) -> None:

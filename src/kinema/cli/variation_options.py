@@ -20,7 +20,7 @@ NumVideos = Annotated[
         rich_help_panel=SEVERAL_PANEL,
         show_default=False,
         help="Videos per image or prompt, with the seeds seed to seed + N - 1. If --seed is -1 or unset, the first "
-        f"seed is drawn once for all images. [dim]Default 1, with --sheet {SHEET_SEEDS}.[/dim]",
+        f"seed is chosen at random once for all images. [dim]Default 1, with --sheet {SHEET_SEEDS}.[/dim]",
     ),
 ]
 OnError = Annotated[

@@ -6,6 +6,7 @@ without guidance, also divide the frames (`kinema.engine.fast.frame_shards`); th
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -59,15 +60,16 @@ class Share:
         return FrameShards(connections[address], self.frames)
 
 
-def shares(parts: int, processes: int, num_frames: int) -> list[Share]:
+def shares(parts: int, processes: int, num_frames: int, pixels: int) -> list[Share]:
     """Return what each process computes, the leader first; further processes have nothing to do.
 
     Args:
         parts: 2 with guidance, else 1.
         processes: Processes of the group.
         num_frames: Of the video.
+        pixels: Of a frame at the UNet's lowest resolution; each process must get some of them.
     """
-    frames = tuple(split_evenly(num_frames, min(processes // parts, num_frames)))
+    frames = tuple(split_evenly(num_frames, min(processes // parts, num_frames, pixels)))
     return [Share(part, rank, frames) for part in range(parts) for rank in range(len(frames))]
 
 
@@ -79,7 +81,9 @@ def make_group_step(
     assert group is not None, "the pipeline has peers"
     parts = conditions.each()
     processes = pipeline.gpus if engine_for(pipeline, plan) == "fast" else len(parts)
-    own, *others = shares(len(parts), min(processes, pipeline.gpus), num_frames)
+    scale = 2 ** (len(unet.config.block_out_channels) - 1)
+    pixels = math.prod(-(-side // scale) for side in conditions.latents.shape[-2:])
+    own, *others = shares(len(parts), min(processes, pipeline.gpus), num_frames, pixels)
     addresses = [str(group.folder / f"{len(own.frames)}-{part}") for part in range(len(parts))]
     is_sharded = len(own.frames) > 1
     peers = list(zip(group.peers, others, strict=False))
