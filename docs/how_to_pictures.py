@@ -40,7 +40,7 @@ class Picture:
 
     page: str
     files: tuple[str, ...]
-    """Written by the page's commands or, if none writes a file, by its Python code."""
+    """Written by the page's commands."""
     without: str | None = None
     """An option of the only command, whose effect is shown: on the left is its video without this option."""
     part: tuple[int, int, int, int] | None = None
@@ -53,20 +53,15 @@ PICTURES = {
     "larger-videos": Picture("larger-videos", ("large.mp4",), without="--upscale", part=(160, 40, 480, 320)),
     "longer-videos": Picture("longer-videos", ("long.mp4",)),
     "loops": Picture("loops", ("loop.webp",)),
-    "last-image": Picture("loops", ("closer.mp4",)),
     "portrait-photos": Picture("portrait-photos", ("upright.mp4", "whole.mp4")),
     "smoother-videos": Picture("smoother-videos", ("smooth.mp4",), without="--interpolate"),
 }
 
 
-def blocks(text: str, language: str) -> list[str]:
-    """Return the code blocks of a page."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-
-
 def commands(text: str) -> dict[str, list[str]]:
     """Return the arguments of each `kinema generate` and `extend` in a page's code, by the file that it writes."""
-    lines = "".join(blocks(text, "bash")).replace("\\\n", " ").splitlines()
+    blocks = re.findall(r"^```bash\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
     parsed = [shlex.split(line)[1:] for line in lines if re.match(r"kinema (generate|extend) ", line)]
     return {arguments[arguments.index("-o") + 1]: arguments for arguments in parsed if "-o" in arguments}
 
@@ -81,13 +76,10 @@ def make_videos(picture: Picture) -> list[Path]:
     """Run the page's code in the current folder; return the videos to show, from left to right."""
     text = (PAGES / f"{picture.page}.md").read_text(encoding="utf-8")
     found = commands(text)
-    if not all(file in found for file in picture.files):
-        exec(blocks(text, "python")[0], {})
     for file in picture.files:
-        if file in found:
-            if found[file][0] == "extend":
-                run(found[found[file][1]])
-            run(found[file])
+        if found[file][0] == "extend":
+            run(found[found[file][1]])
+        run(found[file])
     if picture.without is None:
         return [Path(file) for file in picture.files]
     (file,) = picture.files

@@ -7,7 +7,7 @@ import c2pa
 from PIL import Image
 
 from certificate_files import own_certificate
-from kinema.media.credentials.file_signer import FileSigner
+from kinema.media.credentials.file_signer import RECIPE, FileSigner
 from kinema.media.credentials.signing_keys import signing_keys
 from kinema.media.video_writer import encode_video
 
@@ -18,16 +18,18 @@ def png_of(pixels):
     return data.getvalue()
 
 
-def signed_photo(keys, png, address=None, source="digitalCapture"):
+def signed_photo(keys, png, address=None, source="digitalCapture", generator="Camera", recipe=None):
     """A photograph with credentials of another program, or with the address of its credentials."""
     action = {
         "action": "c2pa.created",
         "digitalSourceType": f"http://cv.iptc.org/newscodes/digitalsourcetype/{source}",
     }
     manifest = {
-        "claim_generator_info": [{"name": "Camera", "version": "1"}],
+        "claim_generator_info": [{"name": generator, "version": "1"}],
         "assertions": [{"label": "c2pa.actions.v2", "data": {"actions": [action]}}],
     }
+    if recipe is not None:
+        manifest["assertions"].append({"label": RECIPE, "data": recipe})
     info = c2pa.C2paSignerInfo(keys.algorithm, keys.chain.encode(), keys.key.encode(), None)
     signed, builder = io.BytesIO(), c2pa.Builder(manifest)
     if address is not None:

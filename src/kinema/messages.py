@@ -34,6 +34,15 @@ class Message(str):
         return (self.code, self.english), self.values
 
 
+def printable(text: str, most: int = 200) -> str:
+    """Return text that comes from a file, for a terminal: shortened, and with � for characters that are not printable.
+
+    Among these are those that move the cursor, and those that change the order of others.
+    """
+    shown = text if len(text) <= most else f"{text[: most - 1]}…"
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in shown)
+
+
 def rejected_value(name: str, details: Mapping[str, Any]) -> Message:
     """Return the error message for a value outside of `VideoRequest`, in place of pydantic's text.
 

@@ -20,7 +20,7 @@ settings = Settings(data_dir=Path(sys.argv[1]), min_free_gb=0, model="pocket", d
 queue = Queue(settings, (sys.argv[3:] or ["page_work:Work"])[0])
 app = FastAPI()
 images, bodies = ImageService(), BodyQuota(settings.max_body_mb, settings.min_free_gb)
-app.state.server = SimpleNamespace(settings=settings, queue=queue, images=images, bodies=bodies)
+app.state.server = SimpleNamespace(settings=settings, queue=queue, images=images, bodies=bodies, signed=None)
 add_verify_route(app)
 app.add_exception_handler(KinemaError, lambda _, error: answer_to(error))
 mount(app, queue, settings, images=images, bodies=bodies)

@@ -59,6 +59,12 @@ def test_dropped_file_is_checked_and_the_result_is_shown(server, chromium, tmp_p
             if content is signed:
                 page.locator("#result summary").click()
                 assert '"seed": 3' in page.locator("#result pre").inner_text()
+        several = [{"name": f"{i}.mp4", "mimeType": "video/mp4", "buffer": signed} for i in range(2)]
+        lone = {"name": "a.c2pa", "mimeType": "", "buffer": b"c2pa"}
+        for files, names in ((several, "0.mp4, 1.mp4"), (lone, "a.c2pa")):
+            page.locator("#file").set_input_files(files)
+            page.get_by_text(names, exact=True).wait_for()
+            assert "Choose one video at a time" in page.locator("#result").inner_text()
         page.get_by_role("link", name="한국어").click()
         assert page.locator("h1").inner_text() == "영상 검증"
         for content, text in (

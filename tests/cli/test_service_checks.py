@@ -30,7 +30,7 @@ def test_certificate_that_expires_soon_is_reported_with_file_date_and_remedy(tmp
     settings = own_certificate(tmp_path / "own", days=20.5)
     facts = check_services(settings)["certificate"]
     assert facts["path"] == str(settings.c2pa_cert)
-    assert re.search(r"cert\.pem expires on 20\d\d-\d\d-\d\d, in 20 days; .*: renew it, and restart", facts["problem"])
+    assert re.search(r"cert\.pem expires on 20\d\d-\d\d-\d\d, in 20 days; .*: renew it \(a running", facts["problem"])
     assert check_services(own_certificate(tmp_path / "own", days=40))["certificate"]["problem"] is None
     assert "cert.pem expired on" in check_services(own_certificate(tmp_path / "own", days=-1))["certificate"]["problem"]
     assert check_services(settings.model_copy(update={"credentials": "off"})) == {}

@@ -126,6 +126,7 @@ def test_new_key_after_a_year_and_old_files_stay_trusted(settings, keys, monkeyp
     monkeypatch.setattr(signing_keys, "RENEW_AFTER", datetime.timedelta(0))
     renewed = signing_keys.signing_keys(settings)
     assert renewed.key != keys.key
+    assert renewed.id == keys.id
     assert renewed.ca == keys.ca
     assert check_credentials(signed, None, trust_anchors(settings)).state == "trusted"
 
@@ -134,7 +135,7 @@ def test_earlier_certificate_authority_stays_trusted_as_ca_something(settings, k
     signed = FileSigner(keys).sign(encode_video(FRAMES, ".gif", 7), None, "a").content
     folder = credentials_folder(settings)
     shutil.move(folder, folder.with_name("old"))
-    signing_keys.signing_keys(settings)
+    assert signing_keys.signing_keys(settings).id != keys.id  # so a server signs its videos again
     assert check_credentials(signed, None, trust_anchors(settings)).state == "valid"
     shutil.copy(folder.with_name("old") / "ca.pem", folder / "ca-2026.pem")
     assert check_credentials(signed, None, trust_anchors(settings)).state == "trusted"
@@ -294,7 +295,7 @@ def test_own_certificate_is_warned_of_30_days_before_it_expires(tmp_path):
     end = signing_keys.signing_keys(settings).certificate.not_valid_after_utc
     assert signing_keys.certificate_warning(settings) == (
         f"the certificate in {settings.c2pa_cert} expires on {end:%Y-%m-%d}, in 29 days; no video can be signed from "
-        "then on: renew it, and restart the server if there is one"
+        "then on: renew it (a running server needs no restart)"
     )
     with pytest.raises(CredentialsError, match="expired on"):
         signing_keys.certificate_warning(own_certificate(tmp_path / "own", days=-1))
@@ -346,7 +347,7 @@ def test_certificate_that_expires_under_a_running_server_is_to_be_renewed(tmp_pa
     valid = signing_keys.signing_keys(own_certificate(tmp_path / "own", ca=authority))
     own_certificate(tmp_path / "own", ca=authority, days=-1)
     expired = replace(valid, chain=path.read_text(), key=(tmp_path / "own" / "key.pem").read_text())
-    with pytest.raises(CredentialsError, match=r"^the certificate in .*cert\.pem expired on .*; renew it, and restart"):
+    with pytest.raises(CredentialsError, match=r"^the certificate in .*cert\.pem expired on .*; renew it \(a running"):
         FileSigner(expired).sign(png, None, "a")
 
 

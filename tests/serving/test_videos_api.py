@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,8 @@ from PIL import Image
 from server_process import wait_for
 
 from kinema.media.credentials.credential_check import check_credentials
+from kinema.media.credentials.file_signer import FileSigner
+from kinema.media.credentials.signing_keys import signing_keys
 from kinema.media.video_writer import encode_video, read_frames, read_recipe
 from kinema.recipe import FileEncoding
 from kinema.serving.videos import make_app
@@ -149,11 +152,24 @@ def test_download_is_signed_and_the_stored_file_is_not(server, client, png, tmp_
     assert (found["verdict"], found["job"]) == ("tampered", None)
 
 
+def test_job_is_named_only_if_the_server_itself_signed(server, client, png, tmp_path):
+    video = wait_for(client, create(client, png).json()["id"])["id"]
+    client.get(f"/v1/videos/{video}/content")
+    shutil.copytree(server.data / "credentials", tmp_path / "credentials")
+    (tmp_path / "credentials" / "signer.pem").unlink()
+    keys = signing_keys(Settings(data_dir=tmp_path))  # another certificate of the same CA
+    signed = FileSigner(keys).sign((server.data / "jobs" / video / "video.mp4").read_bytes(), None, f"{video}.mp4")
+    found = client.post("/v1/verify", files={"file": signed.content}).json()
+    assert (found["verdict"], found["job"], found["job_exists"]) == ("authentic", None, None)
+
+
 def test_files_that_cannot_be_verified_are_rejected(client, png):
     for files, param in (({"file": b"no video"}, "file"), ({"image": png}, "image"), ({"sidecar": png}, "file")):
         error = client.post("/v1/verify", files=files).json()["error"]
         assert (error["code"], error["param"]) == ("invalid_request", param)
         assert "kinema-verify" not in error["message"]
+    error = client.post("/v1/verify", files={"foo": b"\xff"}).json()["error"]
+    assert error["message"] == "foo must be text; only file and sidecar can be files"
     half = encode_video(np.zeros((2, 64, 64, 3), np.uint8), ".mp4", 7)[:900]
     error = client.post("/v1/verify", files={"file": half}).json()["error"]
     assert error["message"].startswith("the file can't be read as a video: it is incomplete or damaged")

@@ -47,15 +47,13 @@ def keys_to_sign(settings: Settings) -> SigningKeys | None:
 
 
 def sidecars(paths: Sequence[Path], keys: SigningKeys | None) -> list[Path]:
-    """Return the paths of the `.c2pa` files of videos whose formats can't contain credentials.
+    """Return the paths of the `.c2pa` files of videos whose formats can't contain credentials, written or removed.
 
     Raises:
         InvalidRequest: a video can't be signed.
     """
     from kinema.media.video_writer import check_signable, sidecar_path
 
-    if keys is None:
-        return []
-    for path in paths:
+    for path in paths if keys is not None else ():
         check_signable(path)
     return [sidecar_path(path) for path in paths if path.suffix.lower() == ".webm"]

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kinema.cli.options import VideoFile, expanded
+from kinema.messages import printable
+
+MAX_VALUE = 20_000  # characters; the longest prompt fits
 
 if TYPE_CHECKING:
     from kinema.recipe import Extension, FileEncoding, ModelIdentity
@@ -48,7 +51,7 @@ def inspect(
     lines |= {"event" if i == 0 else f"event {i + 1}": event for i, event in enumerate(events)}
     width = max(map(len, lines))
     for name, value in lines.items():
-        print(f"{name:<{width}}  {value}")  # noqa: T201 - the result
+        print(f"{name:<{width}}  {printable(str(value), MAX_VALUE)}")  # noqa: T201 - the result
 
 
 def _extension_line(extension: Extension | None) -> dict[str, object]:

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from kinema.cli.exit_codes import Interrupted, exit_code_for
 from kinema.errors import KinemaError
+from kinema.messages import printable
 from kinema.models.catalog import human_bytes
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from kinema.models.hub import Progress
     from kinema.steps import Restart, Stage, Step
 
+MAX_LINE = 20_000  # characters
 # Seconds between the lines about the progress of a batch.
 PROGRESS_SECONDS = 10.0
 # Prefix and style of lines by kind.
@@ -83,10 +85,11 @@ def print_table(table: Table) -> None:
 
 
 def print_line(text: str, kind: str = "note", console: Console | None = None) -> None:
-    """Print one line to stderr, without interpreting markup, which a path may contain."""
+    """Print a line to stderr, without interpreting markup and control characters, which a path may contain."""
     from rich.text import Text
 
-    (console or stderr_console()).print(Text.assemble(_PREFIXES.get(kind, ""), text))
+    shown = "\n".join(printable(line, MAX_LINE) for line in text.split("\n"))
+    (console or stderr_console()).print(Text.assemble(_PREFIXES.get(kind, ""), shown))
 
 
 def seconds_text(seconds: float) -> str:

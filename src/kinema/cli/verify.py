@@ -12,6 +12,7 @@ from kinema.cli.exit_codes import NOT_PROVEN, TAMPERED
 from kinema.cli.options import expanded
 from kinema.cli.report import print_line
 from kinema.errors import InvalidImage, VideoError
+from kinema.messages import printable
 
 if TYPE_CHECKING:
     from kinema.media.verification import Verification
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 MEMORY_MB = 1500
 CPU_SECONDS = 120
 UNREADABLE = 2
+MAX_NAME = 4096  # characters
 
 
 def verify(
@@ -37,7 +39,7 @@ def verify(
 ) -> None:
     """Say whether videos are generated and unchanged: content credentials, invisible watermark and recipe.
 
-    The file beside a video with the extension .c2pa is used, if there is one. Nothing is sent anywhere.
+    Of a webm, the file beside it with the extension .c2pa is used, if there is one. Nothing is sent anywhere.
 
     Exit codes: 0 all files are unchanged since a trusted signer signed them · 8 a file was changed since it was
     signed · 9 nothing is proven · 2 a file can't be read.
@@ -156,8 +158,9 @@ def _print(file: str, found: Verification) -> None:
     else:
         request = found.recipe.get("request", {})
         signed = "signed" if found.recipe_is_signed else "not signed"
-        lines["recipe"] = f"{signed}: {request.get('model')}, seed {request.get('seed')} (`kinema inspect` shows all)"
+        model, seed = (printable(str(request.get(name))) for name in ("model", "seed"))
+        lines["recipe"] = f"{signed}: {model}, seed {seed} (`kinema inspect` shows all)"
     verdict = found.verdict if credentials.generated or found.verdict != "authentic" else "signed"
-    print(f"{file}: {VERDICTS[verdict]}")  # noqa: T201 - the result
+    print(f"{printable(file, MAX_NAME)}: {VERDICTS[verdict]}")  # noqa: T201 - the result
     for name, value in lines.items():
         print(f"  {name:<11}  {value}")  # noqa: T201 - the result

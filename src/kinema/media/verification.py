@@ -61,11 +61,11 @@ def verify_file(path: Path, sidecar: Path | None = None, anchors: str = "") -> V
 
     Args:
         path: An mp4, webm, gif, webp or png.
-        sidecar: Its `.c2pa` file; None for the one beside it, if there is one.
+        sidecar: The `.c2pa` file of a webm; None for the one beside it, if there is one.
         anchors: Trusted certificates as PEM.
 
     Raises:
-        VideoError: it is no video, or too large.
+        VideoError: it is no video, or too large, or the `.c2pa` file is none.
         CredentialsError: c2pa-python is not installed.
     """
     check_size(path)

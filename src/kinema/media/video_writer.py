@@ -169,6 +169,8 @@ class VideoWriter:
     def _publish(self, content: bytes | dict[str, bytes], recipe: Recipe | None) -> None:
         if self._signer is None or not isinstance(content, bytes):
             publish(content, self.path)
+            if self.path.suffix.lower() == ".webm":  # that of the video that was here before
+                sidecar_path(self.path).unlink(missing_ok=True)
             return
         signed = self._signer.sign(content, recipe, self.path.name)
         sidecar = sidecar_path(self.path)

@@ -62,6 +62,7 @@ class _Form:
 
     def __init__(self, files: Mapping[str, IO[bytes]]) -> None:
         self._files = files
+        self._file_names = " and ".join(files) if files else "input_reference (or image) and last_image"
         self.fields: dict[str, str | bytes] = {}
         self.complete = False
         self.callbacks: MultipartCallbacks = {
@@ -129,9 +130,7 @@ class _Form:
         self.complete = True
 
     def _not_text(self) -> InvalidRequest:
-        return InvalidRequest(
-            f"{self._field} must be text; only input_reference (or image) and last_image can be files", self._field
-        )
+        return InvalidRequest(f"{self._field} must be text; only {self._file_names} can be files", self._field)
 
 
 def _unquote(text: str) -> str:

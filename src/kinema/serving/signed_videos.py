@@ -83,7 +83,7 @@ class SignedVideos:
     @property
     def name(self) -> str:
         """The name of the signed copy of a job's video, which differs by key."""
-        return f"{SIGNED_PREFIX}{self._current_keys().id}.mp4"
+        return f"{self._prefix(self._current_keys())}.mp4"
 
     def check(self) -> None:
         """Check that videos can be signed now.
@@ -92,6 +92,17 @@ class SignedVideos:
             InvalidRequest, CredentialsError: as `signing_keys`, for example after the certificate has expired.
         """
         self._current_keys().check_dates()
+
+    def has_signed(self, serial: str | None) -> bool:
+        """Return whether a certificate is the one with which this server signs.
+
+        Args:
+            serial: Its serial number, in decimal digits; None if there is no certificate.
+        """
+        try:
+            return serial == str(self._current_keys().certificate.serial_number)
+        except KinemaError:  # the keys can't be read
+            return False
 
     def close(self) -> None:
         """Kill the process."""
@@ -106,7 +117,7 @@ class SignedVideos:
         try:
             if path.name == PART_FILES["video"]:
                 return queue.signed_copy(job_id, self.name, make)
-            copy = path.with_name(f"{SIGNED_PREFIX}{keys.id}-{path.name}")
+            copy = path.with_name(f"{self._prefix(keys)}-{path.name}")
             if not copy.exists():
                 write_once(copy, make(path))
         except (OSError, KinemaError) as error:
@@ -126,6 +137,15 @@ class SignedVideos:
             raise CredentialsError(
                 "the video can't be signed within the limits of this server on memory and time; try again"
             ) from None
+
+    def _prefix(self, keys: SigningKeys) -> str:
+        """Return how the names of signed copies begin.
+
+        Servers with one store share their copies, even if each has made keys of its own: parts of a file may be
+        requested from different ones.
+        """
+        is_shared = self._settings.store is not None and self._settings.c2pa_cert is None
+        return f"{SIGNED_PREFIX}{'self' if is_shared else keys.id}"
 
     def _current_keys(self) -> SigningKeys:
         """Return the keys, read again from time to time, and at once if the certificate has expired."""

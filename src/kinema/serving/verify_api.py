@@ -35,7 +35,9 @@ _TITLE = re.compile(r"(video_[0-9a-f]{32})\.mp4")
 class VerifiedFile(Verification):
     """What was found in a file, and whether this server made it."""
 
-    job: str | None = Field(description="The job of this server that trusted credentials name, if there is one.")
+    job: str | None = Field(
+        description="The job that the credentials name, if this server's own certificate signed them."
+    )
     job_exists: bool | None = Field(description="Whether this server still has the job; null without one.")
 
 
@@ -73,7 +75,7 @@ async def verify_upload(state: ServerState, request: Request) -> dict[str, Any]:
 def _request_body() -> dict[str, object]:
     properties = {
         "file": {"type": "string", "format": "binary", "description": "The video."},
-        "sidecar": {"type": "string", "format": "binary", "description": "Its .c2pa file, if it has one."},
+        "sidecar": {"type": "string", "format": "binary", "description": "The .c2pa file of a webm, if it has one."},
     }
     schema = {"type": "object", "properties": properties, "required": ["file"], "additionalProperties": False}
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
@@ -125,8 +127,9 @@ def _of_the_file(error: VideoError) -> str:
 
 
 def _with_job(state: ServerState, found: Verification) -> VerifiedFile:
-    named = _TITLE.fullmatch(found.credentials.title or "") if found.credentials.state == "trusted" else None
-    exists = None
+    credentials, exists = found.credentials, None
+    is_own = credentials.state == "trusted" and state.signed is not None and state.signed.has_signed(credentials.serial)
+    named = _TITLE.fullmatch(credentials.title or "") if is_own else None
     if named is not None:
         try:
             exists = bool(state.queue.get(named[1]))

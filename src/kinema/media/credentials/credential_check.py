@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from kinema.errors import VideoError
 from kinema.media.credentials.c2pa_library import c2pa_library, context, media_type
 from kinema.media.credentials.file_signer import GENERATED, RECIPE
+from kinema.messages import Message, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 State = Literal["trusted", "valid", "tampered", "invalid", "elsewhere", "none"]
-MAX_TEXT = 200
 Fault = Literal["expired", "certificate", "time_stamp"]
 # Faults of the certificate or time stamp, which say nothing about the file.
 _SIGNER_FAULTS = ("signingCredential.", "timeStamp.", "claimSignature.outsideValidity")
@@ -47,6 +48,7 @@ class CredentialCheck(BaseModel):
         title: The name that the file had.
         ingredients: Its inputs.
         recipe: Kinema's recipe in the claim; not in the JSON of this, which others complete.
+        serial: The serial number of the certificate, in decimal digits; not in the JSON.
         problems: Codes of C2PA for what is wrong.
         fault: What makes them "invalid": a certificate that has expired or is not valid yet, another fault of it, or of
             the time stamp.
@@ -63,6 +65,7 @@ class CredentialCheck(BaseModel):
     title: str | None = None
     ingredients: tuple[Ingredient, ...] = ()
     recipe: dict[str, Any] | None = Field(default=None, exclude=True)
+    serial: str | None = Field(default=None, exclude=True)
     problems: tuple[str, ...] = ()
     fault: Fault | None = None
 
@@ -72,11 +75,12 @@ def check_credentials(content: bytes | BinaryIO, sidecar: bytes | None = None, a
 
     Args:
         content: The file, which is read in pieces if it is open.
-        sidecar: The `.c2pa` file, which is used if the file itself contains no credentials.
+        sidecar: The `.c2pa` file, which is used if the file's format can't contain credentials (webm).
         anchors: Trusted certificates as PEM.
 
     Raises:
         CredentialsError: c2pa-python is not installed.
+        VideoError: the `.c2pa` file is none.
     """
     c2pa = c2pa_library()
     file = io.BytesIO(content) if isinstance(content, bytes) else content
@@ -85,7 +89,9 @@ def check_credentials(content: bytes | BinaryIO, sidecar: bytes | None = None, a
     settings = context(anchors)
     try:
         reader = None if kind is None else c2pa.Reader.try_create(kind, file, context=settings)
-        if reader is None and sidecar is not None:
+        if kind is None and sidecar is not None:
+            if sidecar[4:8] != b"jumb":  # the box of C2PA's manifests
+                raise VideoError(Message("no_sidecar", "the .c2pa file has no content credentials; get it again"))
             file.seek(0)
             reader = c2pa.Reader(kind or "video/webm", file, manifest_data=sidecar, context=settings)
     except c2pa.C2paError as error:
@@ -100,10 +106,10 @@ def _unreadable(reason: str) -> CredentialCheck:
     """Return the result for credentials that can't be read."""
     kind, _, text = reason.partition(": ")
     if kind in ("Remote", "RemoteManifest"):
-        return CredentialCheck(state="elsewhere", problems=(text[:MAX_TEXT],))
+        return CredentialCheck(state="elsewhere", problems=(printable(text),))
     if kind in ("ManifestNotFound", "NotSupported"):
         return CredentialCheck(state="none")
-    return CredentialCheck(state="tampered", problems=(reason[:MAX_TEXT],))
+    return CredentialCheck(state="tampered", problems=(printable(reason),))
 
 
 def _result(store: dict[str, Any]) -> CredentialCheck:
@@ -123,10 +129,11 @@ def _result(store: dict[str, Any]) -> CredentialCheck:
         generator=_text(" ".join(filter(None, [generators[0].get("name"), generators[0].get("version")]))),
         signed_at=_text(signature.get("time")) if "timeStamp.trusted" in successes else None,
         generated=GENERATED in sources,
-        source_types=tuple(dict.fromkeys(source.rpartition("/")[2][:MAX_TEXT] for source in sources))[:16],
+        source_types=tuple(dict.fromkeys(printable(source.rpartition("/")[2]) for source in sources))[:16],
         title=_text(manifest.get("title")),
         ingredients=tuple(_ingredient(item) for item in manifest.get("ingredients", [])[:16]),
-        recipe=recipe if isinstance(recipe, dict) else None,
+        recipe=recipe if isinstance(recipe, dict) and isinstance(recipe.get("request"), dict) else None,
+        serial=_text(signature.get("cert_serial_number")),
         problems=tuple(dict.fromkeys(failures))[:16],
         fault=_fault(failures) if state == "invalid" else None,
     )
@@ -165,4 +172,4 @@ def _ingredient(item: dict[str, Any]) -> Ingredient:
 
 
 def _text(value: object) -> str | None:
-    return value[:MAX_TEXT] if isinstance(value, str) and value else None
+    return printable(value) if isinstance(value, str) and value else None

@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from kinema.settings import Settings
 
 FOLDER = "credentials"
-SELF_MADE = "self"
 CA_KEY, CA_CERTIFICATE, SIGNER = "ca-key.pem", "ca.pem", "signer.pem"
 # A self-made key signs for a year. Its certificate is valid longer, so that files without a time stamp stay valid.
 RENEW_AFTER = datetime.timedelta(days=365)
@@ -60,7 +59,7 @@ class SigningKeys:
         chain: The certificates as PEM, that of the key first.
         key: The private key as PEM.
         ca: The certificate that has to be trusted by those who verify, as PEM; None if the chain does not contain it.
-        id: "self" for self-made keys, else 16 hexadecimal digits that identify the certificate.
+        id: 16 hexadecimal digits that identify the certificate, or the CA of self-made keys.
         path: The file with the certificate.
         renewal: What to do when the certificate expires.
         timestamp_url: Address of a time-stamp authority (RFC 3161), or None.
@@ -202,7 +201,8 @@ def _self_made(folder: Path, timestamp_url: str | None) -> SigningKeys:
     key = read_key(content, path, _NEW_SIGNER)
     if public_bytes(key) != public_bytes(chain[0]):
         raise CredentialsError(f"the key in {path} does not belong to its certificate; {_NEW_SIGNER}")
-    return replace(_keys([*chain, ca], path, key, path, pem_of(ca), timestamp_url, _NEW_SIGNER), id=SELF_MADE)
+    keys = _keys([*chain, ca], path, key, path, pem_of(ca), timestamp_url, _NEW_SIGNER)
+    return replace(keys, id=_identity(pem_of(ca)))
 
 
 def _authority(folder: Path) -> Certificate:
@@ -230,7 +230,7 @@ def _signer_certificate(folder: Path) -> Certificate | None:
     return None if _age(certificate) > RENEW_AFTER else certificate
 
 
-_RENEWAL = "renew it, and restart the server if there is one"
+_RENEWAL = "renew it (a running server needs no restart)"
 _NEW_SIGNER = "delete that file: Kinema makes a new one with the same CA, and files that are signed already stay valid"
 _NEW_CA = (
     "restore its folder from a backup, or move the folder away and start again: Kinema then makes a new CA, whose "
@@ -248,9 +248,12 @@ def _keys(
     renewal: str,
 ) -> SigningKeys:
     texts = [pem_of(certificate) for certificate in chain]
-    identity = hashlib.sha256(texts[0].encode()).hexdigest()[:16]
     kind = algorithm(key, key_path)
-    return SigningKeys(kind, "".join(texts), pem_of(key), ca, identity, path, renewal, timestamp_url)
+    return SigningKeys(kind, "".join(texts), pem_of(key), ca, _identity(texts[0]), path, renewal, timestamp_url)
+
+
+def _identity(certificate: str) -> str:
+    return hashlib.sha256(certificate.encode()).hexdigest()[:16]
 
 
 def _create(folder: Path) -> None:

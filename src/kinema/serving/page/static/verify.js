@@ -70,9 +70,12 @@ function rowsOf(found) {
 }
 
 async function verify(files) {
-  const sidecar = files.find((file) => file.name.endsWith(".c2pa"));
-  const video = files.find((file) => file !== sidecar);
-  if (!video) return;
+  if (files.length === 0) return;
+  const [sidecar, ...sidecars] = files.filter((file) => file.name.endsWith(".c2pa"));
+  const [video, ...videos] = files.filter((file) => !file.name.endsWith(".c2pa"));
+  if (!video || videos.length > 0 || sidecars.length > 0) {
+    return show("failed", words.failed, [[files.map((file) => file.name).join(", "), words.one_video]]);
+  }
   const body = new FormData();
   body.append("file", video);
   if (sidecar) body.append("sidecar", sidecar);
