@@ -17,13 +17,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from kinema.cli import main
 from kinema.media.video_reader import read_frames
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from kinema.media.video_reader import Frames
 
@@ -32,6 +32,7 @@ PAGES = ROOT / "docs" / "how-to"
 QUALITY = 50
 MAX_BYTES = 500_000
 GAP = 4  # pixels between two videos
+CAPTION = 18  # height of the line above a video
 
 
 @dataclass(frozen=True)
@@ -44,17 +45,34 @@ class Picture:
     without: str | None = None
     """An option of the only command, whose effect is shown: on the left is its video without this option."""
     part: tuple[int, int, int, int] | None = None
-    """Left, top, right and bottom of what is shown; None for all."""
+    """Left, top, right and bottom of what is shown, three times as large; None for all."""
+    captions: tuple[Mapping[int, str], ...] = ()
+    """Of each video: the captions by the frame at which they begin."""
 
 
 PICTURES = {
-    "extend-a-video": Picture("extend-a-video", ("cat-longer.mp4",)),
+    "extend-a-video": Picture(
+        "extend-a-video", ("cat-longer.mp4",), captions=({0: "the video from the file", 14: "the new frames"},)
+    ),
     "boomerang": Picture("inputs-and-files", ("cat.webm",)),
-    "larger-videos": Picture("larger-videos", ("large.mp4",), without="--upscale", part=(160, 40, 480, 320)),
+    "larger-videos": Picture(
+        "larger-videos",
+        ("large.mp4",),
+        without="--upscale",
+        part=(170, 60, 280, 150),
+        captions=({0: "enlarged by LANCZOS"}, {0: "upscale 2"}),
+    ),
     "longer-videos": Picture("longer-videos", ("long.mp4",)),
     "loops": Picture("loops", ("loop.webp",)),
-    "portrait-photos": Picture("portrait-photos", ("upright.mp4", "whole.mp4")),
-    "smoother-videos": Picture("smoother-videos", ("smooth.mp4",), without="--interpolate"),
+    "portrait-photos": Picture(
+        "portrait-photos", ("upright.mp4", "whole.mp4"), captions=({0: "--fit crop"}, {0: "--fit pad"})
+    ),
+    "smoother-videos": Picture(
+        "smoother-videos",
+        ("smooth.mp4",),
+        without="--interpolate",
+        captions=({0: "7 frames per second"}, {0: "28 frames per second"}),
+    ),
 }
 
 
@@ -91,19 +109,29 @@ def make_videos(picture: Picture) -> list[Path]:
     return [Path("plain.mp4"), Path(file)]
 
 
-def side_by_side(paths: list[Path], part: tuple[int, int, int, int] | None) -> tuple[list[Image.Image], float]:
+def side_by_side(picture: Picture, paths: list[Path]) -> tuple[list[Image.Image], float]:
     """Return the frames of the picture, and its rate, the highest of the videos; smaller ones are enlarged."""
     videos = [read_frames(path) for path in paths]
     rate = max(fps for _, fps in videos)
     height, width = max(frames.shape[1:3] for frames, _ in videos)
 
-    def shown(frames: Frames, fps: float) -> Iterator[Image.Image]:
+    def shown(frames: Frames, fps: float, captions: Mapping[int, str]) -> Iterator[Image.Image]:
         for i in range(round(len(frames) * rate / fps)):
-            frame = Image.fromarray(frames[min(int(i * fps / rate), len(frames) - 1)])
-            yield frame.resize((width, height), Image.Resampling.LANCZOS).crop(part or (0, 0, width, height))
+            index = min(int(i * fps / rate), len(frames) - 1)
+            frame = Image.fromarray(frames[index]).resize((width, height), Image.Resampling.LANCZOS)
+            if picture.part is not None:
+                frame = frame.crop(picture.part)
+                frame = frame.resize((3 * frame.width, 3 * frame.height), Image.Resampling.NEAREST)
+            if captions:
+                frame = ImageOps.expand(frame, (0, CAPTION, 0, 0), "white")
+                text = captions[max(first for first in captions if first <= index)]
+                ImageDraw.Draw(frame).text((2, 1), text, "black", ImageFont.load_default(13))
+            yield frame
 
     images = []
-    for row in zip(*(shown(*video) for video in videos), strict=False):
+    captions = picture.captions or ({},) * len(videos)
+    sides = [shown(*video, each) for video, each in zip(videos, captions, strict=True)]
+    for row in zip(*sides, strict=False):
         (width_shown, height_shown), count = row[0].size, len(row)
         images.append(Image.new("RGB", (count * (width_shown + GAP) - GAP, height_shown), "white"))
         for x, frame in enumerate(row):
@@ -117,7 +145,7 @@ def make_picture(name: str) -> None:
     with TemporaryDirectory() as folder:
         os.chdir(folder)
         Path("examples").symlink_to(ROOT / "examples")
-        images, rate = side_by_side(make_videos(picture), picture.part)
+        images, rate = side_by_side(picture, make_videos(picture))
         os.chdir(ROOT)
     path = PAGES / f"{name}.webp"
     first, *others = images
