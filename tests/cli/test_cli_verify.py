@@ -13,6 +13,7 @@ from PIL import Image
 
 from credential_files import expired_gif, png_of, signed_photo
 from kinema.cli import main
+from kinema.cli.credentials_option import sidecars
 from kinema.media.credentials.certificates import make_ca, pem_of
 from kinema.media.credentials.file_signer import FileSigner
 from kinema.media.credentials.signing_keys import signing_keys
@@ -277,10 +278,12 @@ def test_c2pa_file_counts_for_a_webm_only(folder, capsys):
     capsys.readouterr()
     for name in ("garbage", "empty"):
         assert main(["verify", f"{name}.webm"]) == 2
-        assert capsys.readouterr().err == "error: the .c2pa file has no content credentials; get it again\n"
+        reason = "its .c2pa file has no content credentials; get it again"
+        assert capsys.readouterr().err == f"error: {name}.webm: {reason}\n"
 
 
 def test_webm_without_credentials_replaces_one_with_them(folder, recipe):
+    assert sidecars([folder / "a.webm", folder / "a.mp4"], None) == [folder / "a.c2pa"]  # not without --force
     assert (folder / "a.c2pa").exists()
     Video(FRAMES, 7, recipe).save("a.webm")
     assert not (folder / "a.c2pa").exists()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from kinema.errors import RecipeError, VideoError
+from kinema.media.credentials.c2pa_library import media_type
 from kinema.media.credentials.credential_check import CredentialCheck, check_credentials
 from kinema.media.video_reader import each_frame, probe_size, read_recipe
 from kinema.media.video_writer import sidecar_path
@@ -69,8 +70,7 @@ def verify_file(path: Path, sidecar: Path | None = None, anchors: str = "") -> V
         CredentialsError: c2pa-python is not installed.
     """
     check_size(path)
-    found = sidecar or sidecar_path(path)
-    beside = found.read_bytes()[:MAX_SIDECAR] if found != path and found.is_file() else None
+    beside = _sidecar(path, sidecar)
     with path.open("rb") as file:
         credentials = check_credentials(file, beside, anchors)
     frames = _Frames(path)
@@ -96,6 +96,26 @@ def verify_file(path: Path, sidecar: Path | None = None, anchors: str = "") -> V
         recipe=credentials.recipe if is_signed else None if recipe is None else recipe.model_dump(mode="json"),
         recipe_is_signed=is_signed,
     )
+
+
+def _sidecar(path: Path, sidecar: Path | None) -> bytes | None:
+    """Return the content of the `.c2pa` file, if the video's format can't contain credentials and there is one.
+
+    Raises:
+        VideoError: it contains none.
+    """
+    with path.open("rb") as file:
+        if media_type(file.read(16)) is not None:
+            return None
+    found = sidecar or sidecar_path(path)
+    if found == path or not found.is_file():
+        return None
+    content = found.read_bytes()[:MAX_SIDECAR]
+    if content[4:8] != b"jumb":  # the box of C2PA's manifests
+        raise VideoError(
+            Message("no_sidecar", "{path}: its .c2pa file has no content credentials; get it again", path=path)
+        )
+    return content
 
 
 def check_size(path: Path) -> None:

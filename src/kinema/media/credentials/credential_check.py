@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from kinema.errors import VideoError
 from kinema.media.credentials.c2pa_library import c2pa_library, context, media_type
 from kinema.media.credentials.file_signer import GENERATED, RECIPE
-from kinema.messages import Message, printable
+from kinema.messages import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,12 +74,11 @@ def check_credentials(content: bytes | BinaryIO, sidecar: bytes | None = None, a
 
     Args:
         content: The file, which is read in pieces if it is open.
-        sidecar: The `.c2pa` file, which is used if the file's format can't contain credentials (webm).
+        sidecar: The `.c2pa` file, which is used if the file itself contains no credentials.
         anchors: Trusted certificates as PEM.
 
     Raises:
         CredentialsError: c2pa-python is not installed.
-        VideoError: the `.c2pa` file is none.
     """
     c2pa = c2pa_library()
     file = io.BytesIO(content) if isinstance(content, bytes) else content
@@ -89,9 +87,7 @@ def check_credentials(content: bytes | BinaryIO, sidecar: bytes | None = None, a
     settings = context(anchors)
     try:
         reader = None if kind is None else c2pa.Reader.try_create(kind, file, context=settings)
-        if kind is None and sidecar is not None:
-            if sidecar[4:8] != b"jumb":  # the box of C2PA's manifests
-                raise VideoError(Message("no_sidecar", "the .c2pa file has no content credentials; get it again"))
+        if reader is None and sidecar is not None:
             file.seek(0)
             reader = c2pa.Reader(kind or "video/webm", file, manifest_data=sidecar, context=settings)
     except c2pa.C2paError as error:

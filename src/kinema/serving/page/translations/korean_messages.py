@@ -226,7 +226,7 @@ MESSAGES = {
     "프레임이 더 작은 사본을 확인하세요. 워터마크는 찾을 수 있지만 콘텐츠 자격 증명은 확인할 수 없습니다.",
     "frames_above_limit": "{path}: 헤더에 적힌 크기와 다르게 {most:.1f}메가픽셀이 넘는 프레임이 있습니다. 프레임이 더 "
     "작은 사본을 사용하세요.",
-    "no_sidecar": ".c2pa 파일에 콘텐츠 자격 증명이 없습니다. 다시 내려받으세요.",
+    "no_sidecar": "{path}: .c2pa 파일에 콘텐츠 자격 증명이 없습니다. 다시 내려받으세요.",
     "verify_limits": "이 서버의 한도(메모리 {megabytes} MB, CPU 시간 {seconds}초) 안에 읽을 수 없는 파일입니다. 다음 "
     "명령으로 확인하세요: kinema verify FILE",
 }
