@@ -12,11 +12,12 @@ without a division, `local` the divided one without exchanges (its results are w
 import argparse
 import datetime
 import json
+import os
 import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from torch import multiprocessing
 import forward as parts
 from kinema.engine.fast import FastUNet
 from kinema.engine.fast.cuda_graph import GraphedCallable
-from kinema.engine.fast.frame_shards import FrameShards, connect, split_evenly
+from kinema.engine.fast.frame_shards import FrameShards, ShardConnection, split_evenly
 
 LINK_MIB = (1, 10, 38)
 
@@ -35,7 +36,7 @@ LINK_MIB = (1, 10, 38)
 class LocalShards(FrameShards):
     """Exchanges nothing: each process keeps what it would send, as often as it would receive something."""
 
-    def _exchange(self, sent: torch.Tensor, *, sends: list[int], receives: list[int]) -> torch.Tensor:  # noqa: ARG002
+    def exchange(self, sent: torch.Tensor, *, sends: Sequence[int], receives: Sequence[int]) -> torch.Tensor:  # noqa: ARG002
         return sent.repeat(-(-sum(receives) // len(sent)))[: sum(receives)].contiguous()
 
 
@@ -61,7 +62,7 @@ def link(shards: FrameShards, device: torch.device, runs: int) -> dict[str, floa
     for mib in LINK_MIB:
         counts = [mib * 2**20] * len(shards.frames)
         sent = torch.zeros(sum(counts), dtype=torch.uint8, device=device)
-        work = partial(shards._exchange, sent, sends=counts, receives=counts)  # noqa: SLF001
+        work = partial(shards.exchange, sent, sends=counts, receives=counts)
         rates[f"{mib} MiB"] = round(others * mib * 2**20 / times(work, device, runs)["ms"] / 1e6, 1)
     return rates
 
@@ -72,6 +73,8 @@ def profile(work: Callable[[], object], device: torch.device) -> dict[str, Any]:
         work()
         parts.synchronize(device)
     kernels = [e for e in profiler.key_averages() if e.device_time_total > 0]
+    if os.environ.get("TABLE"):
+        print(profiler.key_averages().table(sort_by="self_cuda_time_total", row_limit=28, max_name_column_width=60))
     exchanges = [e for e in kernels if "nccl" in e.key.lower()]
     return {
         "kernels_ms": round(sum(e.self_device_time_total for e in kernels) / 1000, 2),
@@ -93,8 +96,8 @@ def measure(rank: int, args: argparse.Namespace, store: str) -> None:
     unet.to(device)  # diffusers creates the mix factors on the CPU
     tensors = parts.inputs(unet, frames=frames, width=size[0], height=size[1], guided=False)
     network, moment = FastUNet(unet), torch.tensor(parts.TIME, device=device)
-    shards = FrameShards(connect(store, rank, args.gpus, device, 120), tuple(split_evenly(frames, args.gpus)))
-    local = LocalShards(shards.group, shards.frames)
+    shards = FrameShards(ShardConnection(store, rank, args.gpus, device, 60), tuple(split_evenly(frames, args.gpus)))
+    local = LocalShards(shards.connection, shards.frames)
     result: dict[str, Any] = {
         "what": f"one step of {'a tiny SVD' if args.tiny else 'SVD-XT'}, one half of guidance, random weights; medians",
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -122,11 +125,17 @@ def measure(rank: int, args: argparse.Namespace, store: str) -> None:
         outputs[name] = step(sample, moment).clone()
         if rank == 0:
             print(name, result[name], flush=True)
+            args.out.write_text(json.dumps(result, indent=1) + "\n")
     expected = outputs["whole"][:, shards.own].float()
     result["relative_difference"] = float((outputs["divided"].float() - expected).norm() / expected.norm())
     if args.device == "cuda":
         result["graph_equal"] = bool(torch.equal(outputs["divided"], outputs["divided_graph"]))
-        result["profile"] = profile(lambda: variants["divided"][0](own, moment), device)
+        for name in ("whole", "local", "divided"):
+            step, sample = variants[name]
+            result[name] |= profile(lambda step=step, sample=sample: step(sample, moment), device)
+        for graph, _ in graphs.values():
+            graph.close()
+    shards.connection.abort()
     if rank == 0:
         args.out.write_text(json.dumps(result, indent=1) + "\n")
         print(json.dumps(result), flush=True)

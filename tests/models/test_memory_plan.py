@@ -89,6 +89,10 @@ def test_group_of_gpus_splits_guidance_and_frames_and_has_the_whole_model_on_eac
     assert plan_xt(80, fast=True, gpus=2, guided=False).name == "resident"
     assert plan_xt(80, fast=True, gpus=2, offload=False).name == "resident_split"
     assert plan.next(plans(guided=True, fast=True, gpus=2)) is None
+    # Where frames are divided, a step's memory is kept while the frames are decoded.
+    step = plan_xt(80, fast=True, gpus=2, decode_chunk_size=1).needed_bytes
+    divided = plan_xt(80, fast=True, gpus=4, decode_chunk_size=7).needed_bytes
+    assert 2 * GIB < divided - step < 4 * GIB
     with pytest.raises(
         InsufficientMemory, match=r"GiB of memory on each GPU of a group, but only 6\.0 GiB is free; use gpus 1, a"
     ):

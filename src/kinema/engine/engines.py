@@ -10,6 +10,7 @@ import torch
 from kinema.engine.fast import FastDecoder, FastUNet
 from kinema.engine.fast.cuda_graph import GraphedCallable
 from kinema.engine.fast.hardware import capabilities
+from kinema.engine.fast.trees import tensors_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from kinema.engine.conditioning import Conditions
+    from kinema.engine.fast import VideoConstants
     from kinema.engine.fast.frame_shards import FrameShards
     from kinema.models.loading import VideoPipeline
     from kinema.models.memory_plan import MemoryPlan
@@ -92,17 +94,29 @@ def _network(pipeline: VideoPipeline, plan: MemoryPlan, unet: Any) -> FastUNet:
 def _fast_call(
     network: FastUNet, conditions: Conditions, num_frames: int, shards: FrameShards | None
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return a function that calls the fast UNet."""
-    shared_by_steps = network.constants(
-        conditions.embedding, conditions.time_ids, conditions.latents, num_frames, shards
-    )
+    """Return a function that calls the fast UNet; with shards on GPUs, as a CUDA graph."""
+    constants = network.constants(conditions.embedding, conditions.time_ids, conditions.latents, num_frames, shards)
 
-    def call(sample: Tensor, time: Tensor) -> Tensor:
+    def call(sample: Tensor, time: Tensor, constants: VideoConstants = constants) -> Tensor:
         with on_device_of(sample):
-            return network(sample, time, shared_by_steps)
+            return network(sample, time, constants)
 
-    # Compiling runs the exchanges of shards too, so all their processes must do it in the same step.
-    return _compiled_first(call, "unet", network.kind, shards and shards.frames)
+    # Compiling runs the exchanges of shards too, so all their processes must do it in the same step: in the first one
+    # after they were connected, even if one of them has compiled in an earlier group.
+    compiled = _compiled if shards is None else shards.connection.compiled
+    prepared = _compiled_first(call, "unet", network.kind, shards and shards.frames, compiled=compiled)
+    if shards is None or not conditions.latents.is_cuda:
+        return prepared
+    # A divided step launches as many kernels in half the time, and the GPU would wait for the CPU. Steps of further
+    # videos replay the same graph: memory for it is in the plan of a group.
+    key = (network, shards.frames, *(tensor.shape for tensor in tensors_of(constants)))
+    graph = shards.connection.graph(key, lambda: GraphedCallable(prepared, constants))
+
+    def replay(sample: Tensor, time: Tensor) -> Tensor:
+        graph.use(constants)  # a video between two images alternates between those of both
+        return graph(sample, time)
+
+    return replay
 
 
 def _diffusers_call(unet: Any, conditions: Conditions, num_frames: int) -> Callable[[Tensor, Tensor], Tensor]:
@@ -139,8 +153,10 @@ def make_decoder(engine: Engine, vae: Any) -> Callable[[Tensor], Tensor]:
 _compiled: set[tuple[Any, ...]] = set()
 
 
-def _compiled_first(call: Callable[..., Tensor], *kind: Any) -> Callable[..., Tensor]:
-    """Return a function that compiles all kernels in parallel before its first call.
+def _compiled_first(
+    call: Callable[..., Tensor], *kind: Any, compiled: set[tuple[Any, ...]] = _compiled
+) -> Callable[..., Tensor]:
+    """Return a function that compiles all kernels in parallel before its first call, and notes that in `compiled`.
 
     Compilation runs `call` once without launching the kernels, which takes as long as a normal call.
     """
@@ -148,12 +164,12 @@ def _compiled_first(call: Callable[..., Tensor], *kind: Any) -> Callable[..., Te
     def prepared(*args: Tensor) -> Tensor:
         first = args[0]
         key = (*kind, first.device, first.dtype, first.shape[-3:])
-        if key not in _compiled and capabilities(first.device).triton and first.dtype.itemsize == 2:
+        if key not in compiled and capabilities(first.device).triton and first.dtype.itemsize == 2:
             from kinema.engine.fast.kernels.launch import compiled_together
 
             with compiled_together():
                 call(*args)
-            _compiled.add(key)
+            compiled.add(key)
         return call(*args)
 
     return prepared

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from kinema.engine.engines import engine_for, make_step
-from kinema.engine.fast.frame_shards import FrameShards, connect, split_evenly
+from kinema.engine.fast.frame_shards import FrameShards, ShardConnection, split_evenly
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +43,7 @@ class Share:
         return slice(start, start + self.frames[self.rank])
 
     def shards(
-        self, address: str, connections: dict[str, Any], device: torch.device, timeout: float
+        self, address: str, connections: dict[str, ShardConnection], device: torch.device, timeout: float
     ) -> FrameShards | None:
         """Return the division of the frames, None if there is none; connect the processes if they are not yet.
 
@@ -56,7 +56,7 @@ class Share:
         if len(self.frames) == 1:
             return None
         if address not in connections:
-            connections[address] = connect(address, self.rank, len(self.frames), device, timeout)
+            connections[address] = ShardConnection(address, self.rank, len(self.frames), device, timeout)
         return FrameShards(connections[address], self.frames)
 
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from kinema.engine.conditioning import Conditions
+    from kinema.engine.fast.frame_shards import ShardConnection
     from kinema.engine.group_step import Share
     from kinema.models.loading import VideoPipeline
     from kinema.models.memory_plan import MemoryPlan
@@ -69,6 +70,7 @@ def main() -> None:
                 break  # the end of this process also ends the others' wait for its data
             del result
             message = channel.receive("cpu" if peer is None else peer.pipeline.device)
+    os._exit(0)  # the end of a process that has CUDA graphs with exchanges would wait for the other processes
 
 
 class PeerModel:
@@ -78,7 +80,7 @@ class PeerModel:
         torch.set_num_threads(threads)  # the order of sums on a CPU depends on it
         settings = read_settings(device=device, dtype=dtype, precision=precision, gpus_per_video="1")
         self.pipeline: VideoPipeline = load(model, engine=engine, settings=settings)
-        self._connections: dict[str, Any] = {}
+        self._connections: dict[str, ShardConnection] = {}
         self._video: Video | None = None
         self._step: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
 

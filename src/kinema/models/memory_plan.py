@@ -145,7 +145,9 @@ def plan_memory(
         stages = _stages(
             width, height, num_frames, chunk, batch_size=batch_size, dtype_bytes=dtype_bytes, shape=shape, fast=is_fast
         )
-        needed = _peak(name, weights, stages | {"finish": finishing_bytes}, dtype_bytes, shape, fast=is_fast)
+        stages["finish"] = finishing_bytes
+        keeps_step = is_fast and gpus > (2 if guided else 1)
+        needed = _peak(name, weights, stages, dtype_bytes, shape, fast=is_fast, keeps_step=keeps_step)
         if needed <= free_bytes:
             return MemoryPlan(name, chunk, needed, free_bytes)
         least = min(least, needed)
@@ -194,8 +196,12 @@ def _peak(
     shape: Shape,
     *,
     fast: bool,
+    keeps_step: bool = False,
 ) -> int:
-    """Return the peak bytes on the device under the plan."""
+    """Return the peak bytes on the device under the plan.
+
+    Where frames are divided between GPUs (`keeps_step`), the memory of a step stays in a CUDA graph for the next video.
+    """
     upcast = weights["vae"] * (4 // dtype_bytes - 1) if shape.force_upcast else 0  # the VAE in float32, to encode
     copies = int(weights["unet"] * FAST_SHARE) if fast else 0
     used: dict[str, tuple[int, ...]] = {
@@ -206,8 +212,9 @@ def _peak(
         "finish": (),
     }
     if name in RESIDENT_PLANS:
-        largest = max(upcast + stages["encode"], *(stages[stage] for stage in ("denoise", "decode", "finish")))
-        return sum(weights.values()) + copies + largest
+        others = max(upcast + stages["encode"], stages["decode"], stages["finish"])
+        step = stages["denoise"]
+        return sum(weights.values()) + copies + (step + others if keeps_step else max(step, others))
     pieces = 0
     if name == "streamed":  # the pieces' buffers stay on the device during all stages
         pieces = int(STREAMED_SHARE * sum(used["denoise"]))

@@ -17,9 +17,11 @@ import torch
 from kinema.errors import DeviceLost
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
+
+    from kinema.engine.fast.cuda_graph import GraphedCallable
 
 
 def split_evenly(count: int, parts: int) -> list[int]:
@@ -27,10 +29,8 @@ def split_evenly(count: int, parts: int) -> list[int]:
     return [count // parts + (i < count % parts) for i in range(parts)]
 
 
-def connect(store: str, rank: int, size: int, device: torch.device, timeout: float) -> Any:
-    """Connect the processes of one video, by NCCL on GPUs and by Gloo elsewhere; torch's global group is not used.
-
-    Returns torch's ProcessGroupNCCL or ProcessGroupGloo.
+class ShardConnection:
+    """A connection of the processes of one video, by NCCL on GPUs and by Gloo elsewhere.
 
     Args:
         store: Path of a file that all processes can create, for the addresses.
@@ -39,18 +39,60 @@ def connect(store: str, rank: int, size: int, device: torch.device, timeout: flo
         device: Device of this process.
         timeout: Seconds after which an exchange fails.
     """
+
+    def __init__(self, store: str, rank: int, size: int, device: torch.device, timeout: float) -> None:
+        self.rank = rank
+        self.compiled: set[tuple[Any, ...]] = set()
+        """What `kinema.engine.engines` has compiled with these processes."""
+        self._group = _process_group(store, rank, size, device, timeout)
+        self._graph: tuple[tuple[Any, ...], GraphedCallable] | None = None
+
+    def exchange(self, sent: Tensor, *, sends: Sequence[int], receives: Sequence[int]) -> Tensor:
+        """Send a part of flat bytes to each process, and return the parts that they send, in order.
+
+        Raises:
+            DeviceLost: a process has ended, or does not answer in time.
+        """
+        received = sent.new_empty(sum(receives))
+        try:
+            self._group.alltoall_base(received, sent, list(receives), list(sends)).wait()
+        except RuntimeError as error:
+            raise DeviceLost(f"the processes of a group of GPUs can't exchange data: {error}") from None
+        return received
+
+    def graph(self, key: tuple[Any, ...], make: Callable[[], GraphedCallable]) -> GraphedCallable:
+        """Return the graph of the exchanges of the last video if it was made with an equal key, else a new one."""
+        if self._graph is None or self._graph[0] != key:
+            self._close_graph()
+            self._graph = key, make()
+        return self._graph[1]
+
+    def abort(self) -> None:
+        """End exchanges that wait for another process, and close the connection."""
+        self._close_graph()  # NCCL waits for the end of the graphs that contain its exchanges
+        self._group.abort()
+
+    def _close_graph(self) -> None:
+        if self._graph is not None:
+            self._graph[1].close()
+            self._graph = None
+
+
+def _process_group(store: str, rank: int, size: int, device: torch.device, timeout: float) -> Any:
+    """Return torch's ProcessGroupNCCL or ProcessGroupGloo, not as its global group."""
     from torch import distributed
 
-    limit = timedelta(seconds=timeout)
     file = distributed.FileStore(store, size)  # type: ignore[attr-defined]
     # torch has no public way to set these options.
     if device.type == "cuda":
         options = distributed.ProcessGroupNCCL.Options()
-        options._timeout = limit  # noqa: SLF001
+        # At its timeout NCCL's watchdog ends this process; the leader of the group notices a hung process before.
+        options._timeout = timedelta(seconds=2 * timeout)  # noqa: SLF001
         return distributed.ProcessGroupNCCL(file, rank, size, options)
     gloo: Any = distributed.ProcessGroupGloo
     choices = gloo._Options()  # noqa: SLF001
-    choices._devices, choices._timeout = [gloo.create_device(hostname="127.0.0.1")], limit  # noqa: SLF001
+    choices._devices = [gloo.create_device(hostname="127.0.0.1")]  # noqa: SLF001
+    choices._timeout = timedelta(seconds=timeout)  # noqa: SLF001
     return gloo(file, rank, size, choices)
 
 
@@ -61,15 +103,14 @@ class FrameShards:
     All methods exchange data with the other processes, which must call the same methods in the same order.
     """
 
-    group: Any
-    """From `connect`."""
+    connection: ShardConnection
     frames: tuple[int, ...]
     """Number of frames of each process, in the order of the video."""
 
     @property
     def rank(self) -> int:
         """This process's number."""
-        return int(self.group.rank())
+        return self.connection.rank
 
     @property
     def own(self) -> slice:
@@ -83,7 +124,7 @@ class FrameShards:
         data = video.view(frames, height * width, channels).view(torch.uint8)
         pixels = split_evenly(height * width, len(self.frames))
         sent = torch.cat([part.reshape(-1) for part in torch.split(data, pixels, 1)])
-        received = self._exchange(
+        received = self.exchange(
             sent,
             sends=[frames * count * data.shape[2] for count in pixels],
             receives=[count * pixels[self.rank] * data.shape[2] for count in self.frames],
@@ -96,7 +137,7 @@ class FrameShards:
         size = channels * video.element_size()
         pixels = split_evenly(height * width, len(self.frames))
         counts = [frames * count * size for count in pixels]
-        received = self._exchange(
+        received = self.exchange(
             video.reshape(-1).view(torch.uint8),
             sends=[count * pixels[self.rank] * size for count in self.frames],
             receives=counts,
@@ -109,18 +150,13 @@ class FrameShards:
         """Concatenate a contiguous tensor of each process along the first dimension; `sizes` if they differ there."""
         sizes = [len(x)] * len(self.frames) if sizes is None else sizes
         row = x[0].numel() * x.element_size()
-        received = self._exchange(
+        received = self.exchange(
             x.reshape(-1).view(torch.uint8).repeat(len(sizes)),
             sends=[len(x) * row] * len(sizes),
             receives=[size * row for size in sizes],
         )
         return received.view(x.dtype).view(-1, *x.shape[1:])
 
-    def _exchange(self, sent: Tensor, *, sends: list[int], receives: list[int]) -> Tensor:
-        """Send a part of flat bytes to each process, and return the parts that they send, in order."""
-        received = sent.new_empty(sum(receives))
-        try:
-            self.group.alltoall_base(received, sent, receives, sends).wait()
-        except RuntimeError as error:
-            raise DeviceLost(f"the processes of a group of GPUs can't exchange data: {error}") from None
-        return received
+    def exchange(self, sent: Tensor, *, sends: Sequence[int], receives: Sequence[int]) -> Tensor:
+        """Send a part of flat bytes to each process, and return the parts that they send; see `ShardConnection`."""
+        return self.connection.exchange(sent, sends=sends, receives=receives)

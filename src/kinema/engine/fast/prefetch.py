@@ -8,36 +8,20 @@ next is being copied.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic
 
 import torch
 
+from kinema.engine.fast.trees import Tree, map_tensors
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
-Tree = TypeVar("Tree")
 # Alignment in bytes of each tensor, sufficient for every library.
 ALIGNMENT_BYTES = 256
-
-
-def map_tensors(tree: Tree, change: Callable[[Tensor], Tensor]) -> Tree:
-    """Return a copy of a tree with `change` applied to its tensors.
-
-    In a class that defines PREFETCHED, only the fields named there are changed.
-    """
-    result: Any = tree
-    if isinstance(tree, torch.Tensor):
-        result = change(tree)
-    elif isinstance(tree, tuple):
-        result = tuple(map_tensors(each, change) for each in tree)
-    elif is_dataclass(tree) and not isinstance(tree, type):
-        names = getattr(tree, "PREFETCHED", None) or [field.name for field in fields(tree)]
-        result = replace(tree, **{name: map_tensors(getattr(tree, name), change) for name in names})
-    return result  # type: ignore[no-any-return] # the type of `tree`
 
 
 @contextmanager

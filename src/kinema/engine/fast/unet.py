@@ -18,7 +18,8 @@ from kinema.engine.fast.layout import as_images, as_video
 from kinema.engine.fast.ops.attention import cross_attention
 from kinema.engine.fast.ops.conv import conv2d, conv2d_without_bias, pad_channels, upsample_conv
 from kinema.engine.fast.ops.norm import group_norm_images
-from kinema.engine.fast.prefetch import Prefetched, map_tensors, moved
+from kinema.engine.fast.prefetch import Prefetched, moved
+from kinema.engine.fast.trees import map_tensors
 from kinema.engine.fast.weights import Conv, GroupNorm, SpatioTemporalResBlock, Transformer, Upsample
 
 if TYPE_CHECKING:
