@@ -61,8 +61,6 @@ class SharedTensor:
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
         self._memory: mmap.mmap | None = None
-        self._registered: int | None = None
-        """Address of the memory, if the CUDA driver has pinned it."""
 
     @classmethod
     def create(cls) -> SharedTensor:
@@ -71,16 +69,23 @@ class SharedTensor:
 
     def write(self, tensor: torch.Tensor) -> tuple[torch.dtype, tuple[int, ...]]:
         """Copy a tensor of any device into the memory; return what `read` needs."""
+        import torch
+
+        if tensor.is_cuda:  # through pinned memory, which is faster
+            tensor = torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor)
         self._view(tensor.dtype, tuple(tensor.shape)).copy_(tensor)
         return tensor.dtype, tuple(tensor.shape)
 
     def read(self, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device | str) -> torch.Tensor:
         """Copy the tensor to a device."""
-        return self._view(dtype, shape).to(device, copy=True)
+        import torch
+
+        tensor = self._view(dtype, shape)
+        return tensor.clone() if torch.device(device).type == "cpu" else tensor.pin_memory().to(device)
 
     def close(self) -> None:
         """Close the descriptor; the memory is freed when both processes have done so."""
-        self._unmap()
+        self._memory = None
         os.close(self.descriptor)
 
     def _view(self, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
@@ -91,26 +96,8 @@ class SharedTensor:
         if self._memory is None or len(self._memory) < size:
             if os.fstat(self.descriptor).st_size < size:
                 os.ftruncate(self.descriptor, size)
-            self._map(size)
+            self._memory = mmap.mmap(self.descriptor, size)
         return torch.frombuffer(self._memory, dtype=dtype, count=count).view(shape)
-
-    def _map(self, size: int) -> None:
-        """Map the memory, and pin it in a process that uses a GPU: copies from and to the GPU are faster then."""
-        import torch
-
-        self._unmap()
-        self._memory = mmap.mmap(self.descriptor, size)
-        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            address = torch.frombuffer(self._memory, dtype=torch.uint8).data_ptr()
-            if int(torch.cuda.cudart().cudaHostRegister(address, size, 0)) == 0:  # type: ignore[no-untyped-call]
-                self._registered = address
-
-    def _unmap(self) -> None:
-        import torch
-
-        if self._registered is not None:
-            torch.cuda.cudart().cudaHostUnregister(self._registered)  # type: ignore[no-untyped-call]
-        self._memory = self._registered = None
 
 
 class Channel:
@@ -250,11 +237,9 @@ def _end(process: subprocess.Popen[bytes], channel: Channel, leader: int) -> Non
         process.wait()
 
 
-def _abort(connections: dict[str, Any]) -> None:
-    """Close the connections; this also ends an exchange that waits for a process."""
+def _close_graphs(connections: dict[str, Any]) -> None:
     for connection in connections.values():
-        connection.abort()
-    connections.clear()
+        connection.close_graph()
 
 
 class GpuGroup:
@@ -280,8 +265,7 @@ class GpuGroup:
         self.folder = Path(tempfile.mkdtemp(prefix="kinema-group-"))
         """Folder for files that all processes read."""
         self._delete_folder = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
-        # At the end of a process NCCL would wait for the others.
-        self._disconnect = weakref.finalize(self, _abort, self.connections)
+        weakref.finalize(self, _close_graphs, self.connections)  # also at the end of this process
 
     def wait_until_loaded(self) -> None:
         """Wait until all peers have loaded the model.
@@ -295,7 +279,9 @@ class GpuGroup:
 
     def close(self) -> None:
         """End the peers."""
-        self._disconnect()
+        for connection in self.connections.values():
+            connection.abort()  # also ends an exchange that waits for a process
+        self.connections.clear()
         for peer in self.peers:
             peer.close()
         self._delete_folder()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import accumulate
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -63,16 +64,20 @@ class ShardConnection:
     def graph(self, key: tuple[Any, ...], make: Callable[[], GraphedCallable]) -> GraphedCallable:
         """Return the graph of the exchanges of the last video if it was made with an equal key, else a new one."""
         if self._graph is None or self._graph[0] != key:
-            self._close_graph()
+            self.close_graph()
             self._graph = key, make()
         return self._graph[1]
 
     def abort(self) -> None:
         """End exchanges that wait for another process, and close the connection."""
-        self._close_graph()  # NCCL waits for the end of the graphs that contain its exchanges
-        self._group.abort()
+        # Each waits for the other: NCCL for the end of graphs with its exchanges, a running graph for their end.
+        thread = Thread(target=self._group.abort)
+        thread.start()
+        self.close_graph()
+        thread.join()
 
-    def _close_graph(self) -> None:
+    def close_graph(self) -> None:
+        """Destroy the graph; without it, the end of the process would wait for the other processes."""
         if self._graph is not None:
             self._graph[1].close()
             self._graph = None
