@@ -114,7 +114,11 @@ def test_pair_generates_a_video_between_two_images(
 ) -> None:
     last = open_image(image.rgb.transpose(Image.Transpose.ROTATE_180))
     request = request_of(shared)
+    told: list[object] = []
+    tell = Peer.tell
+    monkeypatch.setattr(Peer, "tell", lambda peer, *message: (told.append(message[0]), tell(peer, *message)))
     ours = drive(to_latents(shared, image, request, last)).latents
+    assert told == ["begin"] * 2, "the conditions of an end are sent once, not before each of its steps"
     monkeypatch.setattr(engine, "plan_for", lambda *_: MemoryPlan("resident_split", 3))
     alone = loaded(tiny_svd, gpus=1)
     assert torch.equal(drive(to_latents(alone, image, request, last)).latents, ours)

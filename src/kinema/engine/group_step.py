@@ -87,19 +87,18 @@ def make_group_step(
     addresses = [str(group.folder / f"{len(own.frames)}-{part}") for part in range(len(parts))]
     is_sharded = len(own.frames) > 1
     peers = list(zip(group.peers, others, strict=False))
-    video = object()
+    number = next(group.numbers)
     call: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def step(sample: Tensor, time: Tensor) -> Tensor:
         nonlocal call
         try:
-            if group.video is not video:  # a video between two images has a function for each
-                for peer, share in peers:
-                    conditions = parts[share.part].to("cpu")
-                    peer.tell("begin", plan, conditions, num_frames, share, addresses[share.part], group.timeout)
-                group.video = video
             for peer, share in peers:
-                peer.ask("step", float(time), tensor=sample[:, share.own])
+                if call is None:
+                    conditions = parts[share.part].to("cpu")
+                    address = addresses[share.part]
+                    peer.tell("begin", number, plan, conditions, num_frames, share, address, group.timeout)
+                peer.ask("step", number, float(time), tensor=sample[:, share.own])
             if call is None:  # only now, as processes connect when they are asked for their first step
                 shards = own.shards(addresses[0], group.connections, pipeline.device, group.timeout)
                 call = make_step(pipeline, plan, unet, parts[0], num_frames, shards)

@@ -1,9 +1,9 @@
 """A peer of a group of GPUs: a process that loads a model on one device and computes what its leader asks for.
 
 `kinema.models.gpu_group.Peer` starts it as `python -m kinema.engine.peer_process SOCKET INCOMING OUTGOING PARENT`. The
-leader sends ("load", options), ("begin", plan, conditions, num_frames, share, address, timeout), ("step", time) with a
-sample, and ("decode", plan, dtype) with latents. All but "begin" are answered by ("done",), with a tensor if there is a
-result, or by ("error", error).
+leader sends ("load", options), ("begin", number, plan, conditions, num_frames, share, address, timeout), ("step",
+number, time) with a sample, and ("decode", plan, dtype) with latents. All but "begin" are answered by ("done",), with a
+tensor if there is a result, or by ("error", error).
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import signal
 import sys
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from threading import Thread
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from kinema.models.memory_plan import MemoryPlan
     from kinema.values import Engine
 
-    Video = tuple[MemoryPlan, Conditions, int, Share, str, float]
+MAX_BEGUN = 2  # a video between two images has the conditions of both
 
 
 def main() -> None:
@@ -73,6 +74,19 @@ def main() -> None:
     os._exit(0)  # the end of a process that has CUDA graphs with exchanges would wait for the other processes
 
 
+@dataclass
+class Begun:
+    """What the steps of a video, or of one of its two ends, need; their function is made in the first."""
+
+    plan: MemoryPlan
+    conditions: Conditions
+    num_frames: int
+    share: Share
+    address: str
+    timeout: float
+    step: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+
+
 class PeerModel:
     """The model on this process's device, and the video that is being denoised."""
 
@@ -81,35 +95,36 @@ class PeerModel:
         settings = read_settings(device=device, dtype=dtype, precision=precision, gpus_per_video="1")
         self.pipeline: VideoPipeline = load(model, engine=engine, settings=settings)
         self._connections: dict[str, ShardConnection] = {}
-        self._video: Video | None = None
-        self._step: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+        self._begun: dict[int, Begun] = {}
 
     @property
     def is_sharded(self) -> bool:
         """Whether it exchanges data with other processes in each step."""
-        return self._video is not None and len(self._video[3].frames) > 1
+        return any(len(each.share.frames) > 1 for each in self._begun.values())
 
     def compute(self, kind: str, *arguments: Any) -> torch.Tensor | None:
         """Return the result of a message."""
         if kind == "begin":
-            self._video, self._step = cast("Video", arguments), None
+            number, *rest = arguments
+            self._begun[number] = Begun(*rest)
+            if len(self._begun) > MAX_BEGUN:
+                del self._begun[min(self._begun)]
             return None
         return self._predict(*arguments) if kind == "step" else self._decode(*arguments)
 
-    def _predict(self, noise_time: float, sample: torch.Tensor) -> torch.Tensor:
+    def _predict(self, number: int, noise_time: float, sample: torch.Tensor) -> torch.Tensor:
         """Return the UNet's v-prediction for the sample."""
-        if self._step is None:
-            assert self._video is not None, "begun before"
-            plan, conditions, num_frames, share, address, timeout = self._video
-            device = self.pipeline.device
-            shards = share.shards(address, self._connections, device, timeout)
-            with place(self.pipeline, plan) as placed, placed.on_device("unet") as unet:  # and it stays there
-                self._step = make_step(self.pipeline, plan, unet, conditions.to(device), num_frames, shards)
-        return self._step(sample, torch.tensor(noise_time, dtype=torch.float32, device=sample.device))
+        begun, device = self._begun[number], self.pipeline.device
+        if begun.step is None:
+            shards = begun.share.shards(begun.address, self._connections, device, begun.timeout)
+            conditions = begun.conditions.to(device)
+            with place(self.pipeline, begun.plan) as placed, placed.on_device("unet") as unet:  # and it stays there
+                begun.step = make_step(self.pipeline, begun.plan, unet, conditions, begun.num_frames, shards)
+        return begun.step(sample, torch.tensor(noise_time, dtype=torch.float32, device=sample.device))
 
     def _decode(self, plan: MemoryPlan, dtype: torch.dtype, latents: torch.Tensor) -> torch.Tensor:
         """Return the frames of a chunk."""
-        self._video = self._step = None
+        self._begun.clear()
         with place(self.pipeline, plan) as placed, placed.on_device("vae", dtype) as vae:
             return decode_chunk(make_decoder(engine_for(self.pipeline, plan), vae), latents)
 

@@ -6,6 +6,7 @@ memory that both processes map. A step exchanges a few megabytes, which takes fa
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import os
 import pickle
@@ -257,8 +258,8 @@ class GpuGroup:
         self.timeout = timeout
         self.connections: dict[str, Any] = {}
         """Connections that exchange tensors, by their address; see `kinema.engine.group_step`."""
-        self.video: object | None = None
-        """Identifies the conditions that the peers have, see there."""
+        self.numbers = itertools.count()
+        """Identify the conditions that the peers have, see there."""
         self.peers = tuple(Peer(device, timeout) for device in devices)
         for peer in self.peers:
             peer.ask("load", options | {"device": peer.device, "threads": torch.get_num_threads()})
