@@ -52,9 +52,10 @@ class Picture:
 
 PICTURES = {
     "extend-a-video": Picture(
-        "extend-a-video", ("cat-longer.mp4",), captions=({0: "the video from the file", 14: "the new frames"},)
+        "extend-a-video", ("beach-longer.mp4",), captions=({0: "the video from the file", 14: "the new frames"},)
     ),
-    "boomerang": Picture("inputs-and-files", ("cat.webm",)),
+    "boomerang": Picture("inputs-and-files", ("beach.webm",)),
+    "last-image": Picture("loops", ("closer.mp4",)),
     "larger-videos": Picture(
         "larger-videos",
         ("large.mp4",),

@@ -58,7 +58,6 @@ RUN = ("bash", "python", "javascript", "html")
 SHOWN = ("text", "json", "nginx")
 NOT_RUN = {
     "downloads a model": 3,
-    "has files of your own": 1,
     "installs packages": 5,
     "needs a GPU": 2,
     "needs a notebook": 1,

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from kinema.engine.fast.cuda_graph import GraphedCallable
 
+ABORT_SECONDS = 10  # after which the connection is left as it is
+
 
 def split_evenly(count: int, parts: int) -> list[int]:
     """Return the sizes of `parts` parts of `count`, the larger ones first: 25 in 2 → 13, 12."""
@@ -71,10 +73,10 @@ class ShardConnection:
     def abort(self) -> None:
         """End exchanges that wait for another process, and close the connection."""
         # Each waits for the other: NCCL for the end of graphs with its exchanges, a running graph for their end.
-        thread = Thread(target=self._group.abort)
+        thread = Thread(target=self._group.abort, daemon=True)
         thread.start()
         self.close_graph()
-        thread.join()
+        thread.join(ABORT_SECONDS)
 
     def close_graph(self) -> None:
         """Destroy the graph; without it, the end of the process would wait for the other processes."""
