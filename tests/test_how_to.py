@@ -135,11 +135,10 @@ def url(origin, hook_port, tmp_path_factory):
 @pytest.fixture
 def folder(tmp_path, tiny_svd, monkeypatch):
     """The current folder, with the files that the pages name; the environment selects the pocket model on the CPU."""
-    for image in ("rocket.jpg", "cat.png"):
-        for target in (tmp_path / "examples", tmp_path / "photos"):
-            target.mkdir(exist_ok=True)
-            shutil.copy(ROOT / "examples" / image, target)
-    (tmp_path / "photos" / "cat.png").rename(tmp_path / "photos" / "cat.jpg")
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    (tmp_path / "photos").mkdir()
+    for image, name in {"rocket.jpg": "rocket.jpg", "cat.png": "cat.jpg"}.items():
+        shutil.copy(ROOT / "examples" / image, tmp_path / "photos" / name)
     (tmp_path / "photos" / "notes.txt").write_text("Not an image.")
     shutil.copytree(tiny_svd, tmp_path / "my-svd")
     defaults = next(block.code for block in blocks(OWN_MODEL) if block.language == "json")
