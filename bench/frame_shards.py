@@ -12,7 +12,6 @@ without a division, `local` the divided one without exchanges (its results are w
 import argparse
 import datetime
 import json
-import os
 import platform
 import statistics
 import tempfile
@@ -73,8 +72,6 @@ def profile(work: Callable[[], object], device: torch.device) -> dict[str, Any]:
         work()
         parts.synchronize(device)
     kernels = [e for e in profiler.key_averages() if e.device_time_total > 0]
-    if os.environ.get("TABLE"):
-        print(profiler.key_averages().table(sort_by="self_cuda_time_total", row_limit=28, max_name_column_width=60))
     exchanges = [e for e in kernels if "nccl" in e.key.lower()]
     return {
         "kernels_ms": round(sum(e.self_device_time_total for e in kernels) / 1000, 2),

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "how-to"
-QUALITY = 50
-MAX_BYTES = 500_000
+QUALITY = 88
+MAX_BYTES = 1_400_000
 GAP = 4  # pixels between two videos
 CAPTION = 18  # height of the line above a video
 
@@ -54,14 +54,14 @@ PICTURES = {
     "extend-a-video": Picture(
         "extend-a-video", ("beach-longer.mp4",), captions=({0: "the video from the file", 14: "the new frames"},)
     ),
-    "boomerang": Picture("inputs-and-files", ("beach.webm",)),
-    "last-image": Picture("loops", ("closer.mp4",)),
+    "boomerang": Picture("inputs-and-files", ("beach.webm",), captions=({0: "forward", 14: "backward"},)),
+    "last-image": Picture("loops", ("evening.mp4",), captions=({0: "the image", 1: " ", 13: "the last image"},)),
     "larger-videos": Picture(
         "larger-videos",
         ("large.mp4",),
         without="--upscale",
-        part=(170, 60, 280, 150),
-        captions=({0: "enlarged by LANCZOS"}, {0: "upscale 2"}),
+        part=(270, 150, 380, 240),
+        captions=({0: "enlarged by Lanczos"}, {0: "upscale 2"}),
     ),
     "longer-videos": Picture("longer-videos", ("long.mp4",)),
     "loops": Picture("loops", ("loop.webp",)),
@@ -150,7 +150,9 @@ def make_picture(name: str) -> None:
         os.chdir(ROOT)
     path = PAGES / f"{name}.webp"
     first, *others = images
-    first.save(path, save_all=True, append_images=others, duration=1000 / rate, quality=QUALITY, method=6)
+    # Only key frames: others look different, which would seem to be a flicker of the video.
+    options = {"duration": 1000 / rate, "quality": QUALITY, "method": 6, "kmin": 0, "kmax": 1}
+    first.save(path, save_all=True, append_images=others, **options)
     if (size := path.stat().st_size) > MAX_BYTES:
         sys.exit(f"{path} has {size} bytes, more than {MAX_BYTES}")
 
