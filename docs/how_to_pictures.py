@@ -1,4 +1,4 @@
-"""Run commands of how-tos with the pocket model, and write their videos as the pages' pictures: animated WebP files.
+"""Run commands of how-tos with the pocket model, and write their videos and sheets as the pages' pictures, WebP files.
 
 The picture of larger videos needs the extra `upscale`.
 
@@ -37,7 +37,7 @@ CAPTION = 18  # height of the line above a video
 
 @dataclass(frozen=True)
 class Picture:
-    """Videos of a page, side by side."""
+    """Videos of a page, side by side, or a sheet."""
 
     page: str
     files: tuple[str, ...]
@@ -68,6 +68,7 @@ PICTURES = {
     "portrait-photos": Picture(
         "portrait-photos", ("upright.mp4", "whole.mp4"), captions=({0: "--fit crop"}, {0: "--fit pad"})
     ),
+    "several-seeds": Picture("several-seeds", ("sheet.png",)),
     "smoother-videos": Picture(
         "smoother-videos",
         ("smooth.mp4",),
@@ -78,11 +79,12 @@ PICTURES = {
 
 
 def commands(text: str) -> dict[str, list[str]]:
-    """Return the arguments of each `kinema generate` and `extend` in a page's code, by the file that it writes."""
+    """Return the arguments of each `kinema generate` and `extend` in a page's code, by the file or sheet it writes."""
     blocks = re.findall(r"^```bash\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     parsed = [shlex.split(line)[1:] for line in lines if re.match(r"kinema (generate|extend) ", line)]
-    return {arguments[arguments.index("-o") + 1]: arguments for arguments in parsed if "-o" in arguments}
+    options = [(arguments, option) for arguments in parsed for option in ("-o", "--sheet") if option in arguments]
+    return {arguments[arguments.index(option) + 1]: arguments for arguments, option in options}
 
 
 def run(arguments: list[str]) -> None:
@@ -146,7 +148,9 @@ def make_picture(name: str) -> None:
     with TemporaryDirectory() as folder:
         os.chdir(folder)
         Path("examples").symlink_to(ROOT / "examples")
-        images, rate = side_by_side(picture, make_videos(picture))
+        paths = make_videos(picture)
+        images, rate = ([Image.open(paths[0])], 1) if paths[0].suffix == ".png" else side_by_side(picture, paths)
+        images[0].load()
         os.chdir(ROOT)
     path = PAGES / f"{name}.webp"
     first, *others = images
