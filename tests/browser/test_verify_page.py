@@ -68,7 +68,7 @@ def test_dropped_file_is_checked_and_the_result_is_shown(server, chromium, tmp_p
         page.get_by_role("link", name="한국어").click()
         assert page.locator("h1").inner_text() == "영상 검증"
         for content, text in (
-            (b"no video", "파일: 영상으로 읽을 수 없습니다. mp4, webm, gif, webp 파일이 아닙니다."),
+            (b"no video", "파일: 영상으로 읽을 수 없습니다. mp4, webm, gif, webp, png 파일이 아닙니다."),
             (bomb, "파일: 프레임 크기가 20000×20000입니다. 9.4메가픽셀까지 확인할 수 있습니다."),
         ):
             file = {"name": "a.png", "mimeType": "image/png", "buffer": content}

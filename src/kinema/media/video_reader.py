@@ -421,7 +421,7 @@ def _state(path: Path) -> Message:
         )
     return Message(
         "no_video",
-        "{path} can't be read as a video: it is neither mp4 nor webm, gif or webp; use one of these",
+        "{path} can't be read as a video: it is neither mp4 nor webm, gif, webp or png; use one of these",
         path=path,
     )
 
