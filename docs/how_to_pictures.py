@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "how-to"
 QUALITY = 88
-MAX_BYTES = 1_400_000
+MAX_BYTES = 1_000_000
 GAP = 4  # pixels between two videos
 CAPTION = 18  # height of the line above a video
 
@@ -60,13 +60,13 @@ PICTURES = {
         "larger-videos",
         ("large.mp4",),
         without="--upscale",
-        part=(270, 150, 380, 240),
-        captions=({0: "enlarged by Lanczos"}, {0: "upscale 2"}),
+        part=(60, 150, 170, 240),
+        captions=({0: "doubled by Lanczos"}, {0: "upscale 2"}),
     ),
     "longer-videos": Picture("longer-videos", ("long.mp4",)),
     "loops": Picture("loops", ("loop.webp",)),
     "portrait-photos": Picture(
-        "portrait-photos", ("upright.mp4", "whole.mp4"), captions=({0: "--fit crop"}, {0: "--fit pad"})
+        "portrait-photos", ("upright.mp4", "whole.mp4"), captions=({0: "upright.mp4"}, {0: "whole.mp4"})
     ),
     "several-seeds": Picture("several-seeds", ("sheet.png",)),
     "smoother-videos": Picture(
@@ -120,7 +120,7 @@ def side_by_side(picture: Picture, paths: list[Path]) -> tuple[list[Image.Image]
 
     def shown(frames: Frames, fps: float, captions: Mapping[int, str]) -> Iterator[Image.Image]:
         for i in range(round(len(frames) * rate / fps)):
-            index = min(int(i * fps / rate), len(frames) - 1)
+            index = min(int(i * fps / rate + 1e-6), len(frames) - 1)
             frame = Image.fromarray(frames[index]).resize((width, height), Image.Resampling.LANCZOS)
             if picture.part is not None:
                 frame = frame.crop(picture.part)

@@ -84,7 +84,7 @@ def test_changed_unsigned_and_unreadable_files_have_their_own_exit_codes(folder,
     assert main(["verify", "text.mp4", "changed.mp4", "absent.mp4", "."]) == 2
     output = capsys.readouterr()
     assert "changed.mp4: CHANGED" in output.out
-    assert "text.mp4 can't be read as a video: it is neither mp4 nor webm, gif, webp or png; use one of these" in output.err
+    assert "text.mp4 can't be read as a video: it is neither mp4 nor webm, gif, webp or png; use one" in output.err
     assert "absent.mp4 can't be read (No such file or directory)" in output.err
     assert ". is a folder; verify a file" in output.err
 

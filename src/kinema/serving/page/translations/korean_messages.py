@@ -217,7 +217,8 @@ MESSAGES = {
     "video_unreadable": "{path}: 읽을 수 없습니다({reason}). 다시 내려받거나 생성하세요.",
     "video_damaged": "{path}: 손상되었습니다({reason}). 다시 내려받거나 생성하세요.",
     "video_incomplete": "{path}: 일부가 없거나 손상되어 영상으로 읽을 수 없습니다. 다시 내려받거나 생성하세요.",
-    "no_video": "{path}: 영상으로 읽을 수 없습니다. mp4, webm, gif, webp, png 파일이 아닙니다. 이 가운데 하나를 선택하세요.",
+    "no_video": "{path}: 영상으로 읽을 수 없습니다. mp4, webm, gif, webp, png 파일이 아닙니다. "
+    "이 가운데 하나를 선택하세요.",
     "no_video_stream": "{path}: 영상 스트림이 없습니다. 영상 파일을 선택하세요.",
     "video_needs_memory": "{path}: 디코딩할 메모리가 부족합니다. 프레임이 더 작은 사본을 사용하세요.",
     "video_too_large": "{path}: 크기가 {size:.1f} GB입니다. {most:g} GB까지 확인할 수 있습니다. 더 짧은 일부를 "
