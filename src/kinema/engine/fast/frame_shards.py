@@ -40,7 +40,7 @@ class ShardConnection:
         rank: This process's number, from 0.
         size: Number of processes.
         device: Device of this process.
-        timeout: Seconds after which an exchange fails.
+        timeout: Seconds after which an exchange fails; NCCL waits twice as long.
     """
 
     def __init__(self, store: str, rank: int, size: int, device: torch.device, timeout: float) -> None:
