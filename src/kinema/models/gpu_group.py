@@ -238,9 +238,11 @@ def _end(process: subprocess.Popen[bytes], channel: Channel, leader: int) -> Non
         process.wait()
 
 
-def _close_graphs(connections: dict[str, Any]) -> None:
+def _abort(connections: dict[str, Any]) -> None:
+    """End exchanges that wait for a process; a process with open connections does not end."""
     for connection in connections.values():
-        connection.close_graph()
+        connection.abort()
+    connections.clear()
 
 
 class GpuGroup:
@@ -266,7 +268,7 @@ class GpuGroup:
         self.folder = Path(tempfile.mkdtemp(prefix="kinema-group-"))
         """Folder for files that all processes read."""
         self._delete_folder = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
-        weakref.finalize(self, _close_graphs, self.connections)  # also at the end of this process
+        self._abort = weakref.finalize(self, _abort, self.connections)  # also at the end of this process
 
     def wait_until_loaded(self) -> None:
         """Wait until all peers have loaded the model.
@@ -280,9 +282,7 @@ class GpuGroup:
 
     def close(self) -> None:
         """End the peers."""
-        for connection in self.connections.values():
-            connection.abort()  # also ends an exchange that waits for a process
-        self.connections.clear()
+        self._abort()
         for peer in self.peers:
             peer.close()
         self._delete_folder()

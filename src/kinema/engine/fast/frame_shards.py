@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import accumulate
-from threading import Thread
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,6 +48,9 @@ class ShardConnection:
         self.compiled: set[tuple[Any, ...]] = set()
         """What `kinema.engine.engines` has compiled with these processes."""
         self._group = _process_group(store, rank, size, device, timeout)
+        self._abort, self._aborted = Event(), Event()
+        # Started now: at the end of the process, when abort may be called, no thread can be.
+        Thread(target=_abort_after, args=(self._abort, self._group, self._aborted), daemon=True).start()
         self._graph: tuple[tuple[Any, ...], GraphedCallable] | None = None
 
     def exchange(self, sent: Tensor, *, sends: Sequence[int], receives: Sequence[int]) -> Tensor:
@@ -66,23 +69,29 @@ class ShardConnection:
     def graph(self, key: tuple[Any, ...], make: Callable[[], GraphedCallable]) -> GraphedCallable:
         """Return the graph of the exchanges of the last video if it was made with an equal key, else a new one."""
         if self._graph is None or self._graph[0] != key:
-            self.close_graph()
+            self._close_graph()
             self._graph = key, make()
         return self._graph[1]
 
     def abort(self) -> None:
         """End exchanges that wait for another process, and close the connection."""
         # Each waits for the other: NCCL for the end of graphs with its exchanges, a running graph for their end.
-        thread = Thread(target=self._group.abort, daemon=True)
-        thread.start()
-        self.close_graph()
-        thread.join(ABORT_SECONDS)
+        self._abort.set()
+        self._close_graph()
+        self._aborted.wait(ABORT_SECONDS)
 
-    def close_graph(self) -> None:
-        """Destroy the graph; without it, the end of the process would wait for the other processes."""
+    def _close_graph(self) -> None:
         if self._graph is not None:
             self._graph[1].close()
             self._graph = None
+
+
+def _abort_after(event: Event, group: Any, done: Event) -> None:
+    event.wait()
+    try:
+        group.abort()
+    finally:
+        done.set()
 
 
 def _process_group(store: str, rank: int, size: int, device: torch.device, timeout: float) -> Any:
