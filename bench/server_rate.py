@@ -24,7 +24,6 @@ import argparse
 import datetime
 import json
 import os
-import platform
 import re
 import secrets
 import sqlite3
@@ -53,9 +52,10 @@ IMAGE = ROOT / "examples" / "rocket.jpg"
 WARM_VIDEOS = 5
 
 
-def engine_seconds(model: str, device: str) -> list[float]:
+def measure_engine(model: str, device: str) -> dict[str, Any]:
     """Measure `generate` of one image with several seeds, after one video to warm up; a loaded model."""
     import kinema
+    from kinema.benchmark.measure import machine, versions
 
     pipeline = kinema.load(model, device=device)
     seconds = []
@@ -63,10 +63,10 @@ def engine_seconds(model: str, device: str) -> list[float]:
         started = time.perf_counter()
         kinema.generate(IMAGE, model=pipeline, seed=seed)
         seconds.append(time.perf_counter() - started)
-    return seconds[1:]
+    return {"machine": machine(pipeline.device), "versions": versions(), "seconds": seconds[1:]}
 
 
-def engine_processes(args: argparse.Namespace, devices: list[str]) -> list[list[float]]:
+def engine_processes(args: argparse.Namespace, devices: list[str]) -> list[dict[str, Any]]:
     """Measure the engine on several devices at the same time, each in a process of its own."""
     command = [sys.executable, __file__, "--engine-only", "--model", args.model, "--device"]
     processes = [subprocess.Popen([*command, device], stdout=subprocess.PIPE, text=True) for device in devices]
@@ -235,22 +235,25 @@ def main() -> None:
     parser.add_argument("--engine-only", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.engine_only:
-        print(json.dumps(engine_seconds(args.model, args.device)))
+        print(json.dumps(measure_engine(args.model, args.device)))
         return
+    load = os.getloadavg()[0]
+    (engine,) = engine_processes(args, [args.device])
     results = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": f"{platform.machine()}, {psutil.cpu_count()} cores, Python {platform.python_version()}",
-        "load_before": os.getloadavg()[0],
+        "machine": engine["machine"],
+        "versions": engine["versions"],
+        "load_before": load,
         "model": Path(args.model).name,
         "workers": args.workers,
         "jobs": args.jobs,
         "note": args.note,
+        "engine_seconds": engine["seconds"],
     }
-    (results["engine_seconds"],) = engine_processes(args, [args.device])
     median = statistics.median(results["engine_seconds"])
     gpus = [f"cuda:{i}" for i in range(args.workers)]
     if args.device == "auto" and 1 < args.workers <= count_gpus():
-        results["engine_seconds_together"] = engine_processes(args, gpus)
+        results["engine_seconds_together"] = [each["seconds"] for each in engine_processes(args, gpus)]
     results["local"] = server_jobs(args)
     results["local"]["share_of_engine_rate"] = median / results["local"]["seconds_per_job"]
     if "engine_seconds_together" in results:

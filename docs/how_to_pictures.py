@@ -60,7 +60,7 @@ PICTURES = {
         "larger-videos",
         ("large.mp4",),
         without="--upscale",
-        part=(60, 150, 170, 240),
+        part=(140, 112, 290, 222),
         captions=({0: "doubled by Lanczos"}, {0: "upscale 2"}),
     ),
     "longer-videos": Picture("longer-videos", ("long.mp4",)),
