@@ -93,7 +93,8 @@ def measure(rank: int, args: argparse.Namespace, store: str) -> None:
     unet.to(device)  # diffusers creates the mix factors on the CPU
     tensors = parts.inputs(unet, frames=frames, width=size[0], height=size[1], guided=False)
     network, moment = FastUNet(unet), torch.tensor(parts.TIME, device=device)
-    shards = FrameShards(ShardConnection(store, rank, args.gpus, device, 60), tuple(split_evenly(frames, args.gpus)))
+    connection = ShardConnection(store, "step", rank, args.gpus, device, 60)
+    shards = FrameShards(connection, tuple(split_evenly(frames, args.gpus)))
     local = LocalShards(shards.connection, shards.frames)
     result: dict[str, Any] = {
         "what": f"one step of {'a tiny SVD' if args.tiny else 'SVD-XT'}, one half of guidance, random weights; medians",

@@ -113,7 +113,7 @@ class Settings(BaseSettings):
     )
     gpus_per_video: Annotated[Literal[1, 2, 4], BeforeValidator(_number)] = Field(
         default=1,
-        description="1, 2 or 4 GPUs that share the work of each video; the last bits of its frames may differ.",
+        description="1, 2 or 4 GPUs that share the work of each video.",
     )
     watermark: Literal["on", "off"] | None = Field(
         default=None,

@@ -35,7 +35,7 @@ def test_exchange_and_exchange_back_keep_the_video(tmp_path: Path, frames: tuple
     video = torch.arange(5 * 3 * 5 * 2).view(1, 5, 3, 5, 2).to(torch.float32).to(dtype)
 
     def work(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-        shards = FrameShards(ShardConnection(str(tmp_path / "store"), rank, len(frames), CPU, 30), frames)
+        shards = FrameShards(ShardConnection(str(tmp_path / "store"), "a", rank, len(frames), CPU, 30), frames)
         own = video[:, shards.own].contiguous()
         pixels = shards.to_pixels(own)
         return pixels, shards.to_frames(pixels, torch.empty_like(own))
@@ -48,7 +48,7 @@ def test_exchange_and_exchange_back_keep_the_video(tmp_path: Path, frames: tuple
 
 def test_gather_concatenates_in_order(tmp_path: Path) -> None:
     def work(rank: int) -> torch.Tensor:
-        shards = FrameShards(ShardConnection(str(tmp_path / "store"), rank, 3, CPU, 30), (2, 1, 1))
+        shards = FrameShards(ShardConnection(str(tmp_path / "store"), "a", rank, 3, CPU, 30), (2, 1, 1))
         return shards.gather(torch.full((shards.frames[rank], 2), float(rank)), shards.frames)
 
     for gathered in in_threads(3, work):
@@ -75,7 +75,7 @@ def test_divided_unet_predicts_what_one_process_does(
             sizes = tuple(split_evenly(frames, count))
             shards, own = None, slice(None)
             if count > 1:
-                shards = FrameShards(ShardConnection(str(tmp_path / f"store {dtype}"), rank, count, CPU, 30), sizes)
+                shards = FrameShards(ShardConnection(str(tmp_path / "store"), str(dtype), rank, count, CPU, 30), sizes)
                 own = shards.own
             with torch.no_grad(), tuned(gpu_blocks=gpu_blocks):
                 constants = unet.constants(embedding.to(dtype), ids, image.to(dtype), frames, shards)

@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -260,6 +261,47 @@ def test_hung_second_process_is_killed_after_step_timeout(
     with pytest.raises(DeviceLost, match=message):
         drive(generate(pipeline, image, request))
     assert not peer.is_running()
+
+
+def test_stopped_process_ends_with_a_killed_leader(tiny_svd: Path) -> None:
+    code = (
+        "import sys, kinema\n"
+        f"pipeline = kinema.load({str(tiny_svd)!r}, device='cpu', gpus=2)\n"
+        "print(pipeline.peers[0].pid, flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as leader:
+        assert leader.stdout is not None
+        peer = psutil.Process(int(leader.stdout.readline()))
+        peer.suspend()
+        leader.kill()
+    peer.wait(timeout=10)
+
+
+def test_group_outlives_a_fork_of_its_leader(tiny_svd: Path) -> None:
+    code = (
+        "import os, sys, kinema\n"
+        "from PIL import Image\n"
+        f"pipeline = kinema.load({str(tiny_svd)!r}, device='cpu', gpus=2)\n"
+        "if os.fork() == 0:\n"
+        "    sys.exit()\n"
+        "assert os.waitstatus_to_exitcode(os.wait()[1]) == 0\n"
+        "small = {'width': 64, 'height': 64, 'num_frames': 3, 'num_inference_steps': 1, 'max_guidance_scale': 1.0}\n"
+        "image = Image.new('RGB', (64, 64))\n"
+        "print(len(kinema.generate(image, model=pipeline, **small).frames))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.split() == ["3"]
+
+
+def test_released_pipeline_says_so(tiny_svd: Path, image: InputImage) -> None:
+    pipeline = loaded(tiny_svd)
+    request = request_of(pipeline)
+    pipeline.release()
+    with pytest.raises(InvalidRequest, match="was released; load the model again"):
+        drive(generate(pipeline, image, request))
 
 
 def test_out_of_memory_of_second_process_halves_the_chunk(

@@ -43,21 +43,22 @@ class Share:
         return slice(start, start + self.frames[self.rank])
 
     def shards(
-        self, address: str, connections: dict[str, ShardConnection], device: torch.device, timeout: float
+        self, store: str, name: str, connections: dict[str, ShardConnection], device: torch.device, timeout: float
     ) -> FrameShards | None:
         """Return the division of the frames, None if there is none; connect the processes if they are not yet.
 
         Args:
-            address: Path of a file for all processes of this part.
-            connections: The existing connections of this process, by address.
+            store: Path of the group's file.
+            name: Of the connection of all processes of this part.
+            connections: The existing connections of this process, by name.
             device: Device of this process.
             timeout: Seconds after which an exchange fails.
         """
         if len(self.frames) == 1:
             return None
-        if address not in connections:
-            connections[address] = ShardConnection(address, self.rank, len(self.frames), device, timeout)
-        return FrameShards(connections[address], self.frames)
+        if name not in connections:
+            connections[name] = ShardConnection(store, name, self.rank, len(self.frames), device, timeout)
+        return FrameShards(connections[name], self.frames)
 
 
 def shares(parts: int, processes: int, num_frames: int, pixels: int) -> list[Share]:
@@ -84,7 +85,7 @@ def make_group_step(
     scale = 2 ** (len(unet.config.block_out_channels) - 1)
     pixels = math.prod(-(-side // scale) for side in conditions.latents.shape[-2:])
     own, *others = shares(len(parts), min(processes, pipeline.gpus), num_frames, pixels)
-    addresses = [str(group.folder / f"{len(own.frames)}-{part}") for part in range(len(parts))]
+    names = [f"{len(own.frames)}-{part}" for part in range(len(parts))]
     is_sharded = len(own.frames) > 1
     peers = list(zip(group.peers, others, strict=False))
     number = next(group.numbers)
@@ -96,11 +97,11 @@ def make_group_step(
             for peer, share in peers:
                 if call is None:
                     conditions = parts[share.part].to("cpu")
-                    address = addresses[share.part]
-                    peer.tell("begin", number, plan, conditions, num_frames, share, address, group.timeout)
+                    name = names[share.part]
+                    peer.tell("begin", number, plan, conditions, num_frames, share, group.store, name, group.timeout)
                 peer.ask("step", number, float(time), tensor=sample[:, share.own])
             if call is None:  # only now, as processes connect when they are asked for their first step
-                shards = own.shards(addresses[0], group.connections, pipeline.device, group.timeout)
+                shards = own.shards(group.store, names[0], group.connections, pipeline.device, group.timeout)
                 call = make_step(pipeline, plan, unet, parts[0], num_frames, shards)
             outputs = [call(sample[:, own.own], time)]
             outputs += [peer.answer(sample.device) for peer, _ in peers]

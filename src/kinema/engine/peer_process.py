@@ -1,22 +1,21 @@
 """A peer of a group of GPUs: a process that loads a model on one device and computes what its leader asks for.
 
 `kinema.models.gpu_group.Peer` starts it as `python -m kinema.engine.peer_process SOCKET INCOMING OUTGOING PARENT`. The
-leader sends ("load", options), ("begin", number, plan, conditions, num_frames, share, address, timeout), ("step",
+leader sends ("load", options), ("begin", number, plan, conditions, num_frames, share, store, name, timeout), ("step",
 number, time) with a sample, and ("decode", plan, dtype) with latents. All but "begin" are answered by ("done",), with a
 tensor if there is a result, or by ("error", error).
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pickle
 import signal
 import sys
-import time
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from kinema.models.memory_plan import MemoryPlan
     from kinema.values import Engine
 
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 MAX_BEGUN = 2  # a video between two images has the conditions of both
 
 
@@ -48,7 +48,7 @@ def main() -> None:
     descriptor, incoming, outgoing, parent = map(int, sys.argv[1:])
     for number in (signal.SIGINT, signal.SIGTERM):  # the leader decides when its peers end
         signal.signal(number, signal.SIG_IGN)
-    Thread(target=_exit_with, args=(parent,), daemon=True).start()
+    _end_with(parent)
     channel = Channel(Connection(descriptor), SharedTensor(outgoing), SharedTensor(incoming))
     _, options = channel.receive("cpu")
     peer: PeerModel | None = None
@@ -82,7 +82,8 @@ class Begun:
     conditions: Conditions
     num_frames: int
     share: Share
-    address: str
+    store: str
+    name: str
     timeout: float
     step: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
 
@@ -116,7 +117,7 @@ class PeerModel:
         """Return the UNet's v-prediction for the sample."""
         begun, device = self._begun[number], self.pipeline.device
         if begun.step is None:
-            shards = begun.share.shards(begun.address, self._connections, device, begun.timeout)
+            shards = begun.share.shards(begun.store, begun.name, self._connections, device, begun.timeout)
             conditions = begun.conditions.to(device)
             with place(self.pipeline, begun.plan) as placed, placed.on_device("unet") as unet:  # and it stays there
                 begun.step = make_step(self.pipeline, begun.plan, unet, conditions, begun.num_frames, shards)
@@ -140,11 +141,11 @@ def portable(error: Exception) -> Exception:
     return error.with_traceback(None)
 
 
-def _exit_with(parent: int) -> None:
-    """End this process when its parent has ended, even during a step."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
+def _end_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent ends, also if it hangs or is stopped then."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it has ended already
+        os._exit(1)
 
 
 if __name__ == "__main__":

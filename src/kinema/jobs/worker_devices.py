@@ -25,7 +25,10 @@ def devices_for(settings: Settings) -> tuple[str, ...]:
         return (settings.device,) * (settings.workers or 1)
     gpus, size = count_gpus(), settings.gpus_per_video
     if size > max(gpus, 1):
-        raise InvalidRequest(f"KINEMA_GPUS_PER_VIDEO is {size}, but this machine has {gpus} GPUs", "gpus_per_video")
+        raise InvalidRequest(
+            f"KINEMA_GPUS_PER_VIDEO is {size}, but this machine has {gpus} GPUs; set it to {2 if gpus > 1 else 1}",
+            "gpus_per_video",
+        )
     groups = gpus // size
     count = settings.workers or max(1, groups)
     return tuple(f"cuda:{size * (i % groups)}" for i in range(count)) if gpus > 1 else ("auto",) * count

@@ -10,16 +10,15 @@ import itertools
 import mmap
 import os
 import pickle
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import weakref
+from concurrent.futures import Future
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from kinema.errors import DeviceLost, InvalidRequest
@@ -52,7 +51,9 @@ def devices_of(first: torch.device, settings: Settings) -> list[str]:
     found = torch.cuda.device_count() - start if first.type == "cuda" else 0
     if count > max(found, 1):
         here = f"from {first} on" if start else "on this machine"
-        raise InvalidRequest(f"gpus is {count}, but the number of CUDA GPUs {here} is {found}; use gpus 1", "gpus")
+        raise InvalidRequest(
+            f"gpus is {count}, but the number of CUDA GPUs {here} is {found}; use gpus {2 if found > 1 else 1}", "gpus"
+        )
     return [str(first), *(f"cuda:{start + i}" for i in range(1, count))]
 
 
@@ -147,20 +148,21 @@ class Peer:
     Args:
         device: Its device.
         timeout: Seconds without an answer after which it counts as hung.
+        store: Descriptor of the group's file, which it inherits.
     """
 
-    def __init__(self, device: str, timeout: float) -> None:
+    def __init__(self, device: str, timeout: float, store: int) -> None:
         self.device, self._timeout = device, timeout
         ours, theirs = socket.socketpair()
         memories = SharedTensor.create(), SharedTensor.create()
         descriptors = theirs.fileno(), memories[0].descriptor, memories[1].descriptor
         with theirs:
-            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+            self._process = _start(
                 [sys.executable, "-P", "-m", PEER, *map(str, descriptors), str(os.getpid())],
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                 stdin=subprocess.DEVNULL,
                 stdout=2,  # stdout belongs to the leader
-                pass_fds=descriptors,
+                pass_fds=(*descriptors, store),
                 start_new_session=True,  # Ctrl-C reaches the leader, which decides
             )
         self._channel = Channel(Connection(ours.detach()), *memories)
@@ -231,6 +233,23 @@ class Peer:
         return DeviceLost(f"the process for {self.device} {problem or f'ended ({how})'}; load the model again")
 
 
+def _start(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+    """Start a process from a thread that lives as long: with that thread, the kernel kills the process (`prctl`)."""
+    started: Future[subprocess.Popen[bytes]] = Future()
+
+    def run() -> None:
+        try:
+            process = subprocess.Popen(command, **options)  # noqa: S603 - our own interpreter and module
+        except Exception as error:  # noqa: BLE001 - raised by Future.result
+            started.set_exception(error)
+        else:
+            started.set_result(process)
+            process.wait()
+
+    Thread(target=run, name="kinema-peer", daemon=True).start()
+    return started.result()
+
+
 def _end(process: subprocess.Popen[bytes], channel: Channel, leader: int) -> None:
     channel.close()
     if os.getpid() == leader:  # not a fork of it
@@ -238,8 +257,10 @@ def _end(process: subprocess.Popen[bytes], channel: Channel, leader: int) -> Non
         process.wait()
 
 
-def _abort(connections: dict[str, Any]) -> None:
+def _abort(connections: dict[str, Any], leader: int) -> None:
     """End exchanges that wait for a process; a process with open connections does not end."""
+    if os.getpid() != leader:  # a fork of it
+        return
     for connection in connections.values():
         connection.abort()
     connections.clear()
@@ -259,16 +280,17 @@ class GpuGroup:
 
         self.timeout = timeout
         self.connections: dict[str, Any] = {}
-        """Connections that exchange tensors, by their address; see `kinema.engine.group_step`."""
+        """Connections that exchange tensors, by their name; see `kinema.engine.group_step`."""
         self.numbers = itertools.count()
         """Identify the conditions that the peers have, see there."""
-        self.peers = tuple(Peer(device, timeout) for device in devices)
+        store = os.memfd_create("kinema-group")
+        self.store = f"/proc/self/fd/{store}"
+        """Path of a file in memory, the same in all processes, where they find each other's addresses."""
+        self.peers = tuple(Peer(device, timeout, store) for device in devices)
         for peer in self.peers:
             peer.ask("load", options | {"device": peer.device, "threads": torch.get_num_threads()})
-        self.folder = Path(tempfile.mkdtemp(prefix="kinema-group-"))
-        """Folder for files that all processes read."""
-        self._delete_folder = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
-        self._abort = weakref.finalize(self, _abort, self.connections)  # also at the end of this process
+        self._close_store = weakref.finalize(self, os.close, store)
+        self._abort = weakref.finalize(self, _abort, self.connections, os.getpid())  # also at the end of this process
 
     def wait_until_loaded(self) -> None:
         """Wait until all peers have loaded the model.
@@ -285,7 +307,7 @@ class GpuGroup:
         self._abort()
         for peer in self.peers:
             peer.close()
-        self._delete_folder()
+        self._close_store()
 
     def close_after(self, error: Exception) -> Exception:
         """End the peers after an error that leaves them waiting for each other; return the error that is the cause."""

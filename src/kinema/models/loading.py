@@ -145,9 +145,11 @@ class VideoPipeline:
         """Check that this process loaded the pipeline: after `os.fork`, torch's threads are missing and it would hang.
 
         Raises:
-            InvalidRequest: another process did.
+            InvalidRequest: another process did, or the pipeline was released.
         """
         check_process(self.name, self.process)
+        if next(self.unet.parameters()).is_meta:
+            raise InvalidRequest(f"the pipeline of {self.name} was released; load the model again", "model")
 
     def release(self) -> None:
         """Free the memory; the pipeline can't be used afterwards."""

@@ -36,18 +36,20 @@ class ShardConnection:
     """A connection of the processes of one video, by NCCL on GPUs and by Gloo elsewhere.
 
     Args:
-        store: Path of a file that all processes can create, for the addresses.
+        store: Path of a file that all processes open, for their addresses.
+        name: Of the connection; one file serves several.
         rank: This process's number, from 0.
         size: Number of processes.
         device: Device of this process.
         timeout: Seconds after which an exchange fails; NCCL waits twice as long.
     """
 
-    def __init__(self, store: str, rank: int, size: int, device: torch.device, timeout: float) -> None:
+    def __init__(self, store: str, name: str, rank: int, size: int, device: torch.device, timeout: float) -> None:
         self.rank = rank
+        self._timeout = timeout
         self.compiled: set[tuple[Any, ...]] = set()
         """What `kinema.engine.engines` has compiled with these processes."""
-        self._group = _process_group(store, rank, size, device, timeout)
+        self._group = _process_group(store, name, rank, size, device, timeout)
         self._abort, self._aborted = Event(), Event()
         # Started now: at the end of the process, when abort may be called, no thread can be.
         Thread(target=_abort_after, args=(self._abort, self._group, self._aborted), daemon=True).start()
@@ -63,7 +65,10 @@ class ShardConnection:
         try:
             self._group.alltoall_base(received, sent, list(receives), list(sends)).wait()
         except RuntimeError as error:
-            raise DeviceLost(f"the processes of a group of GPUs can't exchange data: {error}") from None
+            raise DeviceLost(
+                "another process of the group of GPUs ended, or did not exchange data within "
+                f"{self._timeout:g} seconds; load the model again"
+            ) from error
         return received
 
     def graph(self, key: tuple[Any, ...], make: Callable[[], GraphedCallable]) -> GraphedCallable:
@@ -94,11 +99,12 @@ def _abort_after(event: Event, group: Any, done: Event) -> None:
         done.set()
 
 
-def _process_group(store: str, rank: int, size: int, device: torch.device, timeout: float) -> Any:
+def _process_group(store: str, name: str, rank: int, size: int, device: torch.device, timeout: float) -> Any:
     """Return torch's ProcessGroupNCCL or ProcessGroupGloo, not as its global group."""
     from torch import distributed
 
-    file = distributed.FileStore(store, size)  # type: ignore[attr-defined]
+    file = distributed.PrefixStore(name, distributed.FileStore(store))  # type: ignore[attr-defined]
+    file.set_timeout(timedelta(seconds=timeout))
     # torch has no public way to set these options.
     if device.type == "cuda":
         options = distributed.ProcessGroupNCCL.Options()
