@@ -155,6 +155,7 @@ def test_video_that_is_extended_from_one_without_watermark_is_watermarked_as_a_w
         ({"num_frames": 125}, "can't have 125 more, as 128 is the maximum; use at most 124"),
         ({"num_frames": 0}, "num_frames 0 is out of range"),
         ({"seconds": "long"}, "not a number"),
+        ({"seconds": 60}, r"seconds 60 is out of range; at 7 frames per second, use 0.14 to 17.7 seconds \(124 frames"),
     ],
 )
 def test_length_that_is_not_possible_is_an_error(pipeline, video, arguments, message):
@@ -177,6 +178,10 @@ def test_video_without_an_end_or_recipe_and_other_images_and_models_are_errors(p
     of_other = kinema.Video(video.frames, video.fps, video.recipe.model_copy(update={"model": other}))
     with pytest.raises(kinema.RecipeError, match="made by another model"):
         kinema.extend(of_other, num_frames=2, image=image, model=pipeline)
+    identity = video.recipe.model.model_copy(update={"name": "pocket", "revision": None})
+    of_pocket = kinema.Video(video.frames, video.fps, video.recipe.model_copy(update={"model": identity}))
+    with pytest.raises(kinema.RecipeError, match="made by another model, pocket, not svd-xt"):
+        kinema.extend(of_pocket, num_frames=2, image=image, model="svd-xt")
     with pytest.raises(kinema.RecipeError, match="loaded from a folder named short"):
         kinema.extend(video, num_frames=2, image=image)
     cut = kinema.Video(video.frames[:3], video.fps, video.recipe)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from kinema.media.image import ImageSource, InputImage
     from kinema.media.video import Video
     from kinema.models.loading import VideoPipeline
-    from kinema.recipe import Recipe
+    from kinema.recipe import ModelIdentity, Recipe
     from kinema.values import Engine, Precision
 
 
@@ -82,6 +82,7 @@ def extend(
         pipeline = model
     else:
         name = str(model or loadable_name(source))
+        check_model_name(source.recipe.model, source.label, name)
         pipeline = load(name, device=device, dtype=dtype, engine=engine, precision=precision, gpus=gpus)
     check_model(source, pipeline)
     return drive(generate(pipeline, opened, request, source=source))
@@ -104,10 +105,13 @@ def extended_recipe_request(
     if (seconds is None) == (num_frames is None):
         state = "both set; remove one" if seconds is not None else "both missing; pass one, such as seconds 2"
         raise InvalidRequest(f"seconds and num_frames are {state}", "seconds")
-    added = frames_in(seconds, request.generated_rate) if num_frames is None else num_frames
+    most = MAX_FRAMES - request.num_frames
+    added = num_frames
+    if added is None:
+        added = frames_in(seconds, request.generated_rate, most=most) if most else 1
     if added < 1:
         raise InvalidRequest(f"num_frames {added} is out of range; use at least 1", "num_frames")
-    if (most := MAX_FRAMES - request.num_frames) < added:
+    if most < added:
         name = "num_frames" if seconds is None else "seconds"
         remedy = Message("extend_full", "it can't be extended")
         if most:
@@ -163,8 +167,20 @@ def loadable_name(source: SourceVideo) -> str:
         return f"{identity.name}@{identity.revision}"
     raise RecipeError(
         f"the model of {source.label} was loaded from a folder named {identity.name}, whose path the recipe does not "
-        "contain; pass it by model"
+        "contain; pass it with model"
     )
+
+
+def check_model_name(identity: ModelIdentity, label: str, name: str) -> None:
+    """Check that a model of the catalog is not another one than that of a video, before it is loaded or downloaded.
+
+    Raises:
+        RecipeError: both are in the catalog, and differ.
+    """
+    made_by = CATALOG.get(identity.name)
+    from_catalog = made_by is not None and (made_by.repository is None) == (identity.revision is None)
+    if from_catalog and name in CATALOG and name != identity.name:
+        raise RecipeError(f"{label} was made by another model, {identity.name}, not {name}; use that model")
 
 
 def check_model(source: SourceVideo, pipeline: VideoPipeline) -> None:

@@ -309,7 +309,7 @@ def test_remake_of_image_video_requires_the_image(kinema, generate):
     result = kinema("remake", "rocket.mp4")
     assert (result.code, result.err) == (
         2,
-        "error: the video was made from an image, which its recipe does not contain; pass it by --image\n",
+        "error: the video was made from an image, which its recipe does not contain; pass it with --image\n",
     )
 
 

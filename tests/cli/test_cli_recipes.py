@@ -71,7 +71,7 @@ def test_remake_of_a_video_with_a_last_image_needs_that_image(generate, remake, 
     missing = remake("-o", "other.mp4")
     assert (missing.code, missing.err) == (
         2,
-        "error: the video ends at an image, which its recipe does not contain; pass it by --last-image\n",
+        "error: the video ends at an image, which its recipe does not contain; pass it with --last-image\n",
     )
     assert "last image rocket.png differs from the recipe" in remake("--last-image", "rocket.png", "-o", "a.mp4").err
 
@@ -84,11 +84,18 @@ def test_extend_and_its_remake(kinema, video_path, image, tiny_svd, folder):
     assert "2 frames, SHA-256" in kinema("inspect", "rocket-extended.mp4").out
     options = ["--image", image.name, "--model", tiny_svd]
     missing = kinema("remake", "rocket-extended.mp4", *options)
-    assert (missing.code, missing.err.split(";")[1]) == (2, " pass it by --extends\n")
+    assert (missing.code, missing.err.split(";")[1]) == (2, " pass it with --extends\n")
     remade = kinema("remake", "rocket-extended.mp4", "--extends", "rocket.mp4", *options)
     assert (remade.code, remade.err.splitlines()[-1]) == (0, "identical: all 4 frames are the same, pixel for pixel")
     other = kinema("remake", "rocket-extended.mp4", "--extends", "rocket-extended.mp4", *options, "-o", "other.mp4")
     assert (other.code, "differs from the recipe" in other.err) == (2, True)
+    loop = ["generate", image.name, "--loop", "--num-frames=3", "--num-inference-steps=1", "--model", tiny_svd]
+    assert kinema(*loop, "-o", "loop.mp4").code == 0
+    wrong = kinema("remake", "rocket-extended.mp4", "--extends", "loop.mp4", *options, "-o", "other.mp4")
+    assert (wrong.code, wrong.err) == (
+        2,
+        "error: loop.mp4 is not the video from which this one was extended; use that one\n",
+    )
 
 
 def test_extend_without_image_says_so_and_is_remade_without(kinema, video_path, tiny_svd, folder, monkeypatch):

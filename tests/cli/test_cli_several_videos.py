@@ -161,6 +161,12 @@ def test_failures_are_named_at_the_end_and_other_videos_are_made(generate, folde
     assert not list(folder.glob("*seed8*"))
 
 
+def test_quiet_prints_failures_too(generate, fail_seed_8):
+    result = generate("--num-videos=2", "--seed=7", "--quiet")
+    assert (result.code, result.out) == (6, "rocket-seed7.mp4\n")
+    assert result.err == "failed: rocket.png, seed 8: all frames are one constant colour; use another seed\n"
+
+
 def test_failures_are_json_events(generate, fail_seed_8):
     result = generate("--num-videos=2", "--json")
     assert result.code == 6

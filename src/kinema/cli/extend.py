@@ -97,7 +97,14 @@ def extend(
     [dim]kinema extend rocket.mp4 --seconds 4 --image rocket.png[/dim]
     """
     from kinema.cli.render import load_video_pipeline, render_video
-    from kinema.extension import FROM_FIRST_FRAME, check_model, extended_request, image_of, loadable_name
+    from kinema.extension import (
+        FROM_FIRST_FRAME,
+        check_model,
+        check_model_name,
+        extended_request,
+        image_of,
+        loadable_name,
+    )
     from kinema.media.encoding_steps import file_encoding, with_kept_watermark
     from kinema.media.image import open_image
     from kinema.media.source_video import open_source_video
@@ -124,6 +131,7 @@ def extend(
         request = extended_request(source, seconds=seconds, num_frames=num_frames)
         opened, request = image_of(source, None if image is None else open_image(expanded(image)), request)
         name = model or loadable_name(source)
+        check_model_name(source.recipe.model, source.label, name)
         resolve(name)
         task = _task(file, image, source, opened, request, output_path, encoding, settings, force=force)
         if source.watermark is None:

@@ -14,7 +14,7 @@ from kinema.cli.credentials_option import Credentials, keys_to_sign, on_off, sid
 from kinema.cli.exit_codes import FRAMES_DIFFER
 from kinema.cli.options import OUTPUT_PANEL, Force, Json, Quiet, VideoFile, expanded, to_stdout
 from kinema.cli.report import open_report
-from kinema.errors import RecipeError
+from kinema.errors import InvalidRequest, RecipeError
 from kinema.models.catalog import CATALOG, IMAGE_MODELS
 from kinema.version import own_version
 
@@ -90,6 +90,7 @@ def remake(
     then lists what differs from the recipe: device, dtype, threads, memory plan, library versions.
     """
     from kinema.cli.render import load_video_pipeline, render_video
+    from kinema.extension import check_model_name
     from kinema.media.video_writer import read_recipe
     from kinema.settings import read_settings
 
@@ -102,6 +103,8 @@ def remake(
         opened = opened or _open_image(recipe, image, report, anyway=anyway)
         opened_last = _open_last_image(recipe, last_image, report, anyway=anyway)
         name = model or _loadable_name(recipe.model, CATALOG, "--model")
+        if not anyway:
+            check_model_name(recipe.model, file, name)
         _check_finishing(recipe, report, anyway=anyway)
         settings = _settings(recipe, report)
         task = _task(file, image, opened, recipe, name, output_path, keys, force=force)
@@ -152,7 +155,9 @@ def _open_image(recipe: Recipe, path: str | None, report: Report, *, anyway: boo
 
     if path is None:
         if recipe.image_generation is None:
-            raise RecipeError("the video was made from an image, which its recipe does not contain; pass it by --image")
+            raise RecipeError(
+                "the video was made from an image, which its recipe does not contain; pass it with --image"
+            )
         return None
     opened = open_image(path)
     _check_sha256("image", path, opened.sha256, recipe.image_sha256, report, anyway=anyway)
@@ -187,9 +192,12 @@ def _open_source_video(recipe: Recipe, path: str | None, report: Report, *, anyw
         return None
     if path is None:
         raise RecipeError(
-            "the video was extended from another, which its recipe does not contain; pass it by --extends"
+            "the video was extended from another, which its recipe does not contain; pass it with --extends"
         )
-    source = open_source_video(expanded(path))
+    try:
+        source = open_source_video(expanded(path))
+    except InvalidRequest:  # it can't be extended
+        raise RecipeError(f"{path} is not the video from which this one was extended; use that one") from None
     _check_sha256("video", path, source.sha256, recipe.extension.frames_sha256, report, anyway=anyway)
     if source.lengths != recipe.extension.lengths:
         raise RecipeError(
@@ -220,7 +228,7 @@ def _open_last_image(recipe: Recipe, path: str | None, report: Report, *, anyway
             raise RecipeError("the video was made without a last image; remove --last-image")
         return None
     if path is None:
-        raise RecipeError("the video ends at an image, which its recipe does not contain; pass it by --last-image")
+        raise RecipeError("the video ends at an image, which its recipe does not contain; pass it with --last-image")
     opened = open_image(expanded(path))
     _check_sha256("last image", path, opened.sha256, recipe.last_image_sha256, report, anyway=anyway)
     return opened
@@ -261,7 +269,7 @@ def _loadable_name(identity: ModelIdentity, known: Mapping[str, CatalogEntry], o
     if revision and "/" in name:
         return f"{name}@{revision}"
     raise RecipeError(
-        f"the model was loaded from a folder named {name}, whose path the recipe does not contain; pass it by "
+        f"the model was loaded from a folder named {name}, whose path the recipe does not contain; pass it with "
         f"{option} FOLDER"
     )
 

@@ -122,7 +122,7 @@ class StageTimer:
 
 
 class Report:
-    """Prints only results: the base class, used for --quiet."""
+    """Prints only results, and which of several videos failed: the base class, used for --quiet."""
 
     def __init__(self) -> None:
         self.timer = StageTimer()
@@ -137,8 +137,10 @@ class Report:
     ) -> None:
         """Clean up the screen. `kinema.cli.main` prints the error."""
 
-    def emit(self, kind: str, text: str, **facts: Any) -> None:
+    def emit(self, kind: str, text: str, **facts: Any) -> None:  # noqa: ARG002 - for programs, in a subclass
         """Show an event: `text` to people, `kind` and `facts` to programs."""
+        if kind == "item_failed":
+            print_line(text, kind)
 
     def download(self, progress: Progress) -> None:
         """Show the progress of a download."""
