@@ -45,7 +45,7 @@ class Picture:
     without: str | None = None
     """An option of the only command, whose effect is shown: on the left is its video without this option."""
     part: tuple[int, int, int, int] | None = None
-    """Left, top, right and bottom of what is shown, three times as large; None for all."""
+    """Left, top, right and bottom of what is shown, twice as large; None for all."""
     captions: tuple[Mapping[int, str], ...] = ()
     """Of each video: the captions by the frame at which they begin."""
 
@@ -60,8 +60,8 @@ PICTURES = {
         "larger-videos",
         ("large.mp4",),
         without="--upscale",
-        part=(140, 112, 290, 222),
-        captions=({0: "doubled by Lanczos"}, {0: "upscale 2"}),
+        part=(190, 108, 414, 340),
+        captions=({0: "enlarged by Lanczos"}, {0: "upscale 2"}),
     ),
     "longer-videos": Picture("longer-videos", ("long.mp4",)),
     "loops": Picture("loops", ("loop.webp",)),
@@ -124,7 +124,7 @@ def side_by_side(picture: Picture, paths: list[Path]) -> tuple[list[Image.Image]
             frame = Image.fromarray(frames[index]).resize((width, height), Image.Resampling.LANCZOS)
             if picture.part is not None:
                 frame = frame.crop(picture.part)
-                frame = frame.resize((3 * frame.width, 3 * frame.height), Image.Resampling.NEAREST)
+                frame = frame.resize((2 * frame.width, 2 * frame.height), Image.Resampling.NEAREST)
             if captions:
                 frame = ImageOps.expand(frame, (0, CAPTION, 0, 0), "white")
                 text = captions[max(first for first in captions if first <= index)]
