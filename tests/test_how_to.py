@@ -60,6 +60,7 @@ NOT_RUN = {
     "downloads a model": 3,
     "installs packages": 5,
     "needs a GPU": 2,
+    "needs a completed video": 1,
     "needs a notebook": 1,
     "needs the extra upscale": 2,
     "needs a server with API keys": 1,
