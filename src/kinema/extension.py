@@ -108,7 +108,7 @@ def extended_recipe_request(
     most = MAX_FRAMES - request.num_frames
     added = num_frames
     if added is None:
-        added = frames_in(seconds, request.generated_rate, most=most) if most else 1
+        added = frames_in(seconds, request.generated_rate, most=most) if most else 1  # refused below
     if added < 1:
         raise InvalidRequest(f"num_frames {added} is out of range; use at least 1", "num_frames")
     if most < added:
@@ -160,8 +160,7 @@ def loadable_name(source: SourceVideo) -> str:
         RecipeError: it was loaded from a folder, whose path the recipe does not contain.
     """
     identity = source.recipe.model
-    entry = CATALOG.get(identity.name)
-    if entry and (entry.repository is None) == (identity.revision is None):
+    if _is_of_catalog(identity):
         return identity.name
     if identity.revision and "/" in identity.name:
         return f"{identity.name}@{identity.revision}"
@@ -171,15 +170,19 @@ def loadable_name(source: SourceVideo) -> str:
     )
 
 
+def _is_of_catalog(identity: ModelIdentity) -> bool:
+    """Return whether a model is one of the catalog, not of a folder with the same name."""
+    entry = CATALOG.get(identity.name)
+    return entry is not None and (entry.repository is None) == (identity.revision is None)
+
+
 def check_model_name(identity: ModelIdentity, label: str, name: str) -> None:
     """Check that a model of the catalog is not another one than that of a video, before it is loaded or downloaded.
 
     Raises:
         RecipeError: both are in the catalog, and differ.
     """
-    made_by = CATALOG.get(identity.name)
-    from_catalog = made_by is not None and (made_by.repository is None) == (identity.revision is None)
-    if from_catalog and name in CATALOG and name != identity.name:
+    if _is_of_catalog(identity) and name in CATALOG and name != identity.name:
         raise RecipeError(f"{label} was made by another model, {identity.name}, not {name}; use that model")
 
 

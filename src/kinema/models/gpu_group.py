@@ -286,10 +286,10 @@ class GpuGroup:
         store = os.memfd_create("kinema-group")
         self.store = f"/proc/self/fd/{store}"
         """Path of a file in memory, the same in all processes, where they find each other's addresses."""
+        self._close_store = weakref.finalize(self, os.close, store)
         self.peers = tuple(Peer(device, timeout, store) for device in devices)
         for peer in self.peers:
             peer.ask("load", options | {"device": peer.device, "threads": torch.get_num_threads()})
-        self._close_store = weakref.finalize(self, os.close, store)
         self._abort = weakref.finalize(self, _abort, self.connections, os.getpid())  # also at the end of this process
 
     def wait_until_loaded(self) -> None:
