@@ -63,6 +63,7 @@ class SharedTensor:
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
         self._memory: mmap.mmap | None = None
+        self._registered: int | None = None
 
     @classmethod
     def create(cls) -> SharedTensor:
@@ -71,35 +72,45 @@ class SharedTensor:
 
     def write(self, tensor: torch.Tensor) -> tuple[torch.dtype, tuple[int, ...]]:
         """Copy a tensor of any device into the memory; return what `read` needs."""
-        import torch
-
-        if tensor.is_cuda:  # through pinned memory, which is faster
-            tensor = torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor)
-        self._view(tensor.dtype, tuple(tensor.shape)).copy_(tensor)
+        self._view(tensor.dtype, tuple(tensor.shape), tensor.device).copy_(tensor)
         return tensor.dtype, tuple(tensor.shape)
 
     def read(self, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device | str) -> torch.Tensor:
         """Copy the tensor to a device."""
         import torch
 
-        tensor = self._view(dtype, shape)
-        return tensor.clone() if torch.device(device).type == "cpu" else tensor.pin_memory().to(device)
+        device = torch.device(device)
+        return self._view(dtype, shape, device).to(device, copy=True)
 
     def close(self) -> None:
         """Close the descriptor; the memory is freed when both processes have done so."""
-        self._memory = None
+        self._unmap()
         os.close(self.descriptor)
 
-    def _view(self, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+    def _view(self, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+        """Return the memory as a tensor; for copies from and to a GPU it is pinned, so that the CPU copies nothing."""
         import torch
 
         count = torch.Size(shape).numel()
         size = max(count * dtype.itemsize, 1)
         if self._memory is None or len(self._memory) < size:
+            self._unmap()
             if os.fstat(self.descriptor).st_size < size:
                 os.ftruncate(self.descriptor, size)
             self._memory = mmap.mmap(self.descriptor, size)
+        if device.type == "cuda" and self._registered is None:
+            address = torch.frombuffer(self._memory, dtype=torch.uint8).data_ptr()
+            registered = torch.cuda.cudart().cudaHostRegister(address, len(self._memory), 0)  # type: ignore[no-untyped-call]
+            torch.cuda.check_error(registered)
+            self._registered = address
         return torch.frombuffer(self._memory, dtype=dtype, count=count).view(shape)
+
+    def _unmap(self) -> None:
+        if self._registered is not None:
+            import torch
+
+            torch.cuda.cudart().cudaHostUnregister(self._registered)  # type: ignore[no-untyped-call]
+        self._memory = self._registered = None
 
 
 class Channel:
@@ -216,7 +227,6 @@ class Peer:
         seconds = seconds or self._timeout
         try:
             if not self._channel.is_ready(seconds):
-                self._process.kill()
                 raise self._lost(f"did not answer within {seconds:g} seconds")
             kind, *content = self._channel.receive(device)
         except (OSError, EOFError):
@@ -227,7 +237,10 @@ class Peer:
         return content[0] if content else None
 
     def _lost(self, problem: str | None = None) -> DeviceLost:
-        self.close()
+        # Not closed, which would wait for work of the GPU that may wait for the lost process, until it is aborted.
+        self._process.kill()
+        self._process.wait()
+        self._unanswered = False
         code = self._process.returncode
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return DeviceLost(f"the process for {self.device} {problem or f'ended ({how})'}; load the model again")
@@ -251,10 +264,11 @@ def _start(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
 
 
 def _end(process: subprocess.Popen[bytes], channel: Channel, leader: int) -> None:
+    if os.getpid() != leader:  # a fork of it
+        return
     channel.close()
-    if os.getpid() == leader:  # not a fork of it
-        process.kill()
-        process.wait()
+    process.kill()
+    process.wait()
 
 
 def _abort(connections: dict[str, Any], leader: int) -> None:
