@@ -7,9 +7,9 @@
 Each figure is the wall time of a whole process, with its files in the page cache. Processes alternate, one at a time.
 Both sides use the model's default parameters, float16 on a GPU and otherwise their own default dtypes, and write an mp4
 with Kinema's writer. On a GPU, `nothing compiled` is Kinema with an empty cache of kernels. `--before SRC` adds another
-version of Kinema, whose `src` folder it names:
+version of Kinema, whose `src` folder it names; further options are those of `kinema generate`:
 
-    python bench/cold_start.py --before OLD/src --kinds video --rounds 10 --without-diffusers --out RECORD
+    python bench/cold_start.py --before OLD/src --kinds video --rounds 10 --without-diffusers --out RECORD --fps 7
 """
 
 import argparse
@@ -21,6 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -51,12 +53,21 @@ save_video((frames * 255).round().astype("uint8"), sys.argv[4], 7)
 """
 
 
-def commands(model: str, folder: Path) -> dict[str, dict[str, list[str]]]:
-    """Return the arguments of Python for each measured process, by kind and side."""
+@dataclass(frozen=True)
+class Run:
+    """One process: wall time and processor time in seconds, and peak memory in MiB."""
+
+    seconds: float
+    cpu_seconds: float
+    peak_mib: int
+
+
+def commands(model: str, folder: Path, options: Sequence[str]) -> dict[str, dict[str, list[str]]]:
+    """Return the arguments of Python for each measured process, by kind and side; `options` are Kinema's."""
     request = request_for(model=model, seed=SEED)
     names = ("width", "height", "num_frames", "num_inference_steps", "max_guidance_scale")
     parameters = json.dumps({name: getattr(request, name) for name in names})
-    generate = ["-m", "kinema", "generate", str(EXAMPLE), "--model", model, "--seed", str(SEED)]
+    generate = ["-m", "kinema", "generate", str(EXAMPLE), "--model", model, "--seed", str(SEED), *options]
     weights = str(POCKET_FOLDER) if model == "pocket" else model
     file = str(folder / "diffusers.mp4")
     return {
@@ -71,29 +82,30 @@ def commands(model: str, folder: Path) -> dict[str, dict[str, list[str]]]:
     }
 
 
-def run(arguments: list[str], environment: dict[str, str]) -> tuple[float, float]:
-    """Return the wall time of a process in seconds, and its peak memory in MiB."""
+def run(arguments: list[str], environment: dict[str, str]) -> Run:
+    """Run a process to its end."""
     started = time.perf_counter()
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
             [sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=errors, env=os.environ | environment
         )
         _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - started
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             errors.seek(0)
             raise SystemExit(f"{arguments} ended with {process.returncode}:\n{errors.read()}")
-    return time.perf_counter() - started, usage.ru_maxrss / 1024
+    return Run(round(seconds, 2), round(usage.ru_utime + usage.ru_stime, 2), round(usage.ru_maxrss / 1024))
 
 
 def measure(
-    model: str, kinds: list[str], rounds: int, before: Path | None, others: list[str]
+    model: str, kinds: list[str], rounds: int, before: Path | None, others: list[str], options: Sequence[str]
 ) -> dict[str, dict[str, dict[str, object]]]:
-    """Return times and memory of each kind and side, with medians. A first round of loading fills the page cache."""
-    runs: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    """Return times and memory of each kind and side, with medians. A first round fills the page cache."""
+    runs: dict[str, dict[str, list[Run]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for i in range(rounds + 1):
-            for kind, sides in commands(model, Path(folder)).items():
+            for kind, sides in commands(model, Path(folder), options).items():
                 if kind not in (kinds if i else ["load"]):
                     continue
                 environments: dict[str, dict[str, str]] = {side: {} for side in ("kinema", *others)}
@@ -104,22 +116,17 @@ def measure(
                     caches = {"XDG_CACHE_HOME": empty, "TRITON_CACHE_DIR": f"{empty}/triton"}
                     environments = {"nothing compiled": caches, **environments}
                 for side, environment in environments.items():
-                    found, peak = run(sides["diffusers" if side == "diffusers" else "kinema"], environment)
-                    print(f"{kind}, {side}: {found:.2f} s, {peak:.0f} MiB", flush=True)
+                    found = run(sides["diffusers" if side == "diffusers" else "kinema"], environment)
+                    print(f"{kind}, {side}: {found}", flush=True)
                     if i:
-                        runs.setdefault(kind, {}).setdefault(side, []).append((round(found, 2), round(peak)))
+                        runs.setdefault(kind, {}).setdefault(side, []).append(found)
     return {kind: {side: summary(each) for side, each in sides.items()} for kind, sides in runs.items()}
 
 
-def summary(runs: list[tuple[float, float]]) -> dict[str, object]:
+def summary(runs: list[Run]) -> dict[str, object]:
     """Return the medians, then the values in the order of the runs."""
-    seconds, peaks = zip(*runs, strict=True)
-    return {
-        "median": round(statistics.median(seconds), 2),
-        "median_peak_mib": statistics.median(peaks),
-        "seconds": seconds,
-        "peak_mib": peaks,
-    }
+    values = {name: [asdict(each)[name] for each in runs] for name in asdict(runs[0])}
+    return {"median": {name: round(statistics.median(each), 2) for name, each in values.items()}, **values}
 
 
 if __name__ == "__main__":
@@ -131,15 +138,19 @@ if __name__ == "__main__":
     parser.add_argument("--kinds", nargs="+", choices=("load", "video"), default=["load", "video"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--without-diffusers", action="store_true", help="compare with --before alone")
-    args = parser.parse_args()
+    args, options = parser.parse_known_args()
+    if options and not args.without_diffusers:
+        parser.error(f"{' '.join(options)} is only for Kinema; add --without-diffusers")
+    others = [] if args.without_diffusers else ["diffusers"]
     record = {
-        "what": "wall time and peak memory of a fresh process: `load` loads a model, `video` also writes an mp4",
+        "what": "times and peak memory of a fresh process: `load` loads a model, `video` also writes an mp4",
         "model": Path(args.model).name,
         "note": args.note,
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": machine(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         "versions": {name: version(name) for name in ("torch", "diffusers", "transformers")},
         "parameters": request_for(model=args.model, seed=SEED).model_dump(exclude_none=True),
-        **measure(args.model, args.kinds, args.rounds, args.before, [] if args.without_diffusers else ["diffusers"]),
+        "options": options,
+        **measure(args.model, args.kinds, args.rounds, args.before, others, options),
     }
     args.out.write_text(json.dumps(record, indent=1) + "\n")
