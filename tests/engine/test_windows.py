@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -46,7 +48,8 @@ def image():
     ],
 )
 def test_windows_leave_the_image_and_return_to_it(num_frames, at_once, expected) -> None:
-    assert windows(num_frames, at_once) == tuple(Window(*window) for window in expected)
+    found = windows(num_frames, at_once)
+    assert [(window.start, window.end, window.is_reversed) for window in found] == expected
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 3, 14, 25])
@@ -63,9 +66,25 @@ def test_window_that_returns_is_predicted_backward_in_time() -> None:
         count = torch.arange(1.0, latents.shape[1] + 1).view(1, -1, 1, 1, 1)  # frames since the image
         return count.expand_as(latents)
 
-    found = (Window(0, 4, is_reversed=False), Window(3, 7, is_reversed=True), Window(6, 10, is_reversed=False))
+    found = Window(0, 4, 0), Window(3, 7, 1), Window(6, 10, 2)
     clean = samplers.in_windows(predict, found)(torch.zeros(1, 10, 1, 1, 1), torch.tensor(1.0))
     assert clean.flatten().tolist() == [1, 2, 3, 4, 3, 2, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 14, 25])
+def test_each_window_has_the_noise_of_the_first_with_the_sign_of_its_way_from_the_image(at_once) -> None:
+    found = windows(4 * at_once + 5, at_once)
+    drawn = torch.arange(1.0, found[-1].end + 1).view(1, -1, 1, 1, 1).expand(-1, -1, 2, 3, 3)
+    noise = samplers.window_noise(drawn, found, torch.Generator().manual_seed(1))
+    assert torch.equal(noise[:, :at_once], drawn[:, :at_once]), "a short video of the same seed has this noise"
+    assert (noise == noise[..., :1, :1, :1]).all(), "frames stay whole"
+    for window in found:
+        part = noise[0, window.start : window.end, 0, 0, 0]
+        assert sorted(part.abs().tolist()) == list(range(1, at_once + 1))
+    signs = [1] * at_once
+    for before, window in pairwise(found):
+        signs += [-1 if window.number % 4 > 1 else 1] * (window.end - before.end)
+    assert noise[0, :, 0, 0, 0].sign().tolist() == signs, "there and back on one side, then on the other"
 
 
 def test_long_video_has_all_frames_and_the_steps_of_a_short_one(pipeline, image) -> None:

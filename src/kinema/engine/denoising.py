@@ -72,6 +72,7 @@ def denoise(
     parts = held.windows if held else _windows(pipeline, request)
     shape = (1, parts[-1].end, *ends[0].latents.shape[1:])
     noise = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+    noise = samplers.window_noise(noise, parts, generator)
     latents = sampling.initial_latents(noise, sigmas, pipeline.scheduler).to(device)
     if held:
         count = held.latents.shape[1]

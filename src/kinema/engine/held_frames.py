@@ -47,7 +47,7 @@ class HeldFrames:
     ) -> HeldFrames:
         """Return the latents with the windows from `new_windows`, which then count from the first held frame."""
         first = windows[0].start
-        shifted = tuple(Window(w.start - first, w.end - first, w.is_reversed) for w in windows)
+        shifted = tuple(Window(w.start - first, w.end - first, w.number) for w in windows)
         return cls(latents, shifted, request.num_frames - first, pipeline.frames_at_once)
 
     @property

@@ -5,6 +5,7 @@ A sampler is a function (latents, σ, next σ) → (latents at the next σ, esti
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -114,6 +115,29 @@ def in_windows(predict: Predict, windows: Sequence[Window]) -> Predict:
     return predict_all
 
 
+def window_noise(noise: Tensor, windows: Sequence[Window], generator: torch.Generator) -> Tensor:
+    """Return noise with which all windows of a video move by about as much.
+
+    How much the content of a window moves depends on its noise: of independent ones, one is slow and the next fast. So
+    each window has the noise of the one before, as in FreeNoise (Qiu et al. 2023, arXiv:2310.15169): frames that only
+    it has take, in random order, the noise of those that only the one before has. In a single window all frames still
+    have independent noise. Each time the video leaves the image, the sign changes, and with it the direction.
+
+    Args:
+        noise: Independent for all frames, [1, f, c, h, w]; only that of the first window is used.
+        windows: Of equal length.
+        generator: On the CPU; draws the orders.
+    """
+    noise, signs = noise.clone(), noise.new_ones(noise.shape[1])
+    signs[: windows[0].end] = _side(windows[0])
+    for before, window in pairwise(windows):
+        new = slice(before.end, window.end)
+        source = noise[:, before.start : before.start + window.end - before.end]
+        noise[:, new] = source[:, torch.randperm(source.shape[1], generator=generator)]
+        signs[new] = _side(window)
+    return noise * signs.view(1, -1, 1, 1, 1)
+
+
 def holding(predict: Predict, known: Tensor, reach: int) -> Predict:
     """Return a prediction whose first frames are known, as in inpainting (RePaint, Lugmayr et al. 2022).
 
@@ -138,6 +162,11 @@ def holding(predict: Predict, known: Tensor, reach: int) -> Predict:
         return clean
 
     return predict_others
+
+
+def _side(window: Window) -> int:
+    """Return the sign of a window's noise: the video leaves the image and returns with one, then with the other."""
+    return -1 if window.number // 2 % 2 else 1
 
 
 def _weights(windows: Sequence[Window], i: int) -> Tensor:

@@ -21,8 +21,13 @@ class Window:
 
     start: int
     end: int
-    is_reversed: bool
-    """Whether the image is at its end, and the model predicts it backward in time."""
+    number: int
+    """From 0, of all windows of the video."""
+
+    @property
+    def is_reversed(self) -> bool:
+        """Whether the image is at its end, and the model predicts it backward in time."""
+        return self.number % 2 == 1
 
 
 def windows(num_frames: int, at_once: int) -> tuple[Window, ...]:
@@ -32,7 +37,7 @@ def windows(num_frames: int, at_once: int) -> tuple[Window, ...]:
     returns, they overlap by half; where they meet at the image, by that frame.
     """
     if num_frames <= at_once:
-        return (Window(0, num_frames, is_reversed=False),)
+        return (Window(0, num_frames, 0),)
     return extended_windows((num_frames,), at_once)
 
 
@@ -47,13 +52,13 @@ def extended_windows(lengths: Sequence[int], at_once: int) -> tuple[Window, ...]
         lengths: The number of frames before each extension, then that of the whole video.
         at_once: Frames of a window.
     """
-    found = [Window(0, at_once, is_reversed=False)]
+    found = [Window(0, at_once, 0)]
     for before, length in pairwise((0, *lengths)):
         while (end := found[-1].end) < length:
             returns = len(found) % 2 == 1
             overlap = at_once // 4 + 1 if end == before else at_once // 2
             start = end - min(at_once - 1, max(1, overlap) if returns else 1)
-            found.append(Window(start, start + at_once, is_reversed=returns))
+            found.append(Window(start, start + at_once, len(found)))
     return tuple(found)
 
 
