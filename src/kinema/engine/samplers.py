@@ -96,7 +96,8 @@ def in_windows(predict: Predict, windows: Sequence[Window]) -> Predict:
     """Return a prediction of a longer video than the model predicts at once: the mean of windows where they overlap.
 
     All windows are denoised together, so that they agree, as in MultiDiffusion (Bar-Tal et al. 2023, arXiv:2302.08113)
-    and Gen-L-Video (Wang et al. 2023, arXiv:2305.18264). The weight of a window falls linearly over its overlap.
+    and Gen-L-Video (Wang et al. 2023, arXiv:2305.18264). The weight of a window falls smoothly over its overlap: if it
+    fell linearly, content would be fastest at the ends of the overlap, where the windows are furthest apart.
 
     Args:
         predict: Predicts one window.
@@ -180,4 +181,4 @@ def _weights(windows: Sequence[Window], i: int) -> Tensor:
     if i + 1 < len(windows):
         overlap = window.end - windows[i + 1].start
         weight = weight.minimum((window.end - frames) / (overlap + 1))
-    return weight.view(1, -1, 1, 1, 1)
+    return (weight**2 * (3 - 2 * weight)).view(1, -1, 1, 1, 1)
