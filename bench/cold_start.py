@@ -149,7 +149,7 @@ if __name__ == "__main__":
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": machine(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         "versions": {name: version(name) for name in ("torch", "diffusers", "transformers")},
-        "parameters": request_for(model=args.model, seed=SEED).model_dump(exclude_none=True),
+        "parameters": request_for(model=args.model, seed=SEED).model_dump(exclude={"model"}, exclude_none=True),
         "options": options,
         **measure(args.model, args.kinds, args.rounds, args.before, others, options),
     }

@@ -55,8 +55,7 @@ def fused(forward: Predict, backward: Predict, *, eases: bool = False) -> Sample
 
     def step(latents: Tensor, sigma: Tensor, following: Tensor) -> tuple[Tensor, Tensor]:
         time = torch.linspace(0, 1, latents.shape[1], device=latents.device).view(1, -1, 1, 1, 1)
-        share = time**2 * (3 - 2 * time)
-        clean = torch.lerp(forward(latents, sigma), backward(latents.flip(1), sigma).flip(1), share)
+        clean = torch.lerp(forward(latents, sigma), backward(latents.flip(1), sigma).flip(1), _smooth(time))
         if eases and following == 0:
             clean = torch.lerp(clean, clean[:, :1], EASE * (1 - 2 * time) ** 2)
         return euler_step(latents, clean, sigma, following), clean
@@ -181,4 +180,9 @@ def _weights(windows: Sequence[Window], i: int) -> Tensor:
     if i + 1 < len(windows):
         overlap = window.end - windows[i + 1].start
         weight = weight.minimum((window.end - frames) / (overlap + 1))
-    return (weight**2 * (3 - 2 * weight)).view(1, -1, 1, 1, 1)
+    return _smooth(weight).view(1, -1, 1, 1, 1)
+
+
+def _smooth(share: Tensor) -> Tensor:
+    """Return shares that grow from 0 to 1 as the given ones do, but slowly at both ends (smoothstep)."""
+    return share**2 * (3 - 2 * share)

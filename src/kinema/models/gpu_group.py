@@ -237,7 +237,7 @@ class Peer:
         return content[0] if content else None
 
     def _lost(self, problem: str | None = None) -> DeviceLost:
-        # Not closed, which would wait for work of the GPU that may wait for the lost process, until it is aborted.
+        # Not closed: unpinning memory waits for the GPU, whose work may wait for the lost process until it is aborted.
         self._process.kill()
         self._process.wait()
         self._unanswered = False
