@@ -71,12 +71,21 @@ def test_window_that_returns_is_predicted_backward_in_time() -> None:
     assert clean.flatten().tolist() == [1, 2, 3, 4, 3, 2, 1, 2, 3, 4]
 
 
+def test_windows_share_only_the_frames_in_the_middle_of_their_overlap() -> None:
+    found = windows(21, 14)  # both have frames 7 to 13
+    values = iter((0.0, 1.0))
+    clean = samplers.in_windows(lambda latents, _: torch.full_like(latents, next(values)), found)
+    second = clean(torch.zeros(1, 21, 1, 1, 1), torch.tensor(1.0)).flatten()
+    torch.testing.assert_close(second, torch.tensor([0.0] * 9 + [0.0923, 0.5, 0.9077] + [1.0] * 9), atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("at_once", [1, 2, 3, 14, 25])
 def test_each_window_has_the_noise_of_the_first_with_the_sign_of_its_way_from_the_image(at_once) -> None:
     found = windows(4 * at_once + 5, at_once)
-    drawn = torch.arange(1.0, found[-1].end + 1).view(1, -1, 1, 1, 1).expand(-1, -1, 2, 3, 3)
-    noise = samplers.window_noise(drawn, found, torch.Generator().manual_seed(1))
-    assert torch.equal(noise[:, :at_once], drawn[:, :at_once]), "a short video of the same seed has this noise"
+    drawn = torch.arange(1.0, at_once + 1).view(1, -1, 1, 1, 1).expand(-1, -1, 2, 3, 3)
+    noise = samplers.window_noise(drawn, found)
+    assert noise.shape[1] == found[-1].end
+    assert torch.equal(noise[:, :at_once], drawn), "a short video of the same seed has this noise"
     assert (noise == noise[..., :1, :1, :1]).all(), "frames stay whole"
     for window in found:
         part = noise[0, window.start : window.end, 0, 0, 0]
@@ -85,6 +94,14 @@ def test_each_window_has_the_noise_of_the_first_with_the_sign_of_its_way_from_th
     for before, window in pairwise(found):
         signs += [-1 if window.number % 4 > 1 else 1] * (window.end - before.end)
     assert noise[0, :, 0, 0, 0].sign().tolist() == signs, "there and back on one side, then on the other"
+
+
+def test_window_that_returns_has_the_noise_of_the_way_out_in_reverse() -> None:
+    drawn = torch.arange(1.0, 5).view(1, -1, 1, 1, 1)
+    found = Window(0, 4, 0), Window(2, 6, 1), Window(5, 9, 2), Window(7, 11, 3)
+    assert samplers.window_noise(drawn, found).flatten().tolist() == [1, 2, 3, 4, 2, 1, -2, -4, -3, -2, -1]
+    extended = Window(0, 4, 1), Window(3, 7, 2)  # the first has frames of the earlier video
+    assert samplers.window_noise(drawn, extended).flatten().tolist() == [4, 3, 2, 1, -2, -3, -4]
 
 
 def test_long_video_has_all_frames_and_the_steps_of_a_short_one(pipeline, image) -> None:

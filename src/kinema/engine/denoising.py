@@ -70,9 +70,9 @@ def denoise(
     device, steps = pipeline.device, request.num_inference_steps
     sigmas = sampling.karras_sigmas(steps, pipeline.scheduler["sigma_min"], pipeline.scheduler["sigma_max"])
     parts = held.windows if held else _windows(pipeline, request)
-    shape = (1, parts[-1].end, *ends[0].latents.shape[1:])
+    shape = (1, parts[0].end, *ends[0].latents.shape[1:])
     noise = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
-    noise = samplers.window_noise(noise, parts, generator)
+    noise = samplers.window_noise(noise, parts)
     latents = sampling.initial_latents(noise, sigmas, pipeline.scheduler).to(device)
     if held:
         count = held.latents.shape[1]

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 LEAST_CORRECTED = 0.3  # noise level below which `holding` corrects no frame
 EASE = 0.5  # share of the motion at the ends of a loop that `fused` takes away (bench/two_ends.py)
+BLENDED = 0.4  # share of an overlap of windows in which their weights change (training/README.md)
 
 
 def from_first(predict: Predict) -> Sampler:
@@ -95,8 +96,9 @@ def in_windows(predict: Predict, windows: Sequence[Window]) -> Predict:
     """Return a prediction of a longer video than the model predicts at once: the mean of windows where they overlap.
 
     All windows are denoised together, so that they agree, as in MultiDiffusion (Bar-Tal et al. 2023, arXiv:2302.08113)
-    and Gen-L-Video (Wang et al. 2023, arXiv:2305.18264). The weight of a window falls smoothly over its overlap: if it
-    fell linearly, content would be fastest at the ends of the overlap, where the windows are furthest apart.
+    and Gen-L-Video (Wang et al. 2023, arXiv:2305.18264). The weight of a window falls in the middle of its overlap with
+    the next, where the content of both is equally far from the image. Anywhere else, the distance between them would
+    be added to the motion.
 
     Args:
         predict: Predicts one window.
@@ -115,27 +117,31 @@ def in_windows(predict: Predict, windows: Sequence[Window]) -> Predict:
     return predict_all
 
 
-def window_noise(noise: Tensor, windows: Sequence[Window], generator: torch.Generator) -> Tensor:
-    """Return noise with which all windows of a video move by about as much.
+def window_noise(noise: Tensor, windows: Sequence[Window]) -> Tensor:
+    """Return noise with which the windows of a video move alike, and agree where they overlap.
 
     How much the content of a window moves depends on its noise: of independent ones, one is slow and the next fast. So
-    each window has the noise of the one before, as in FreeNoise (Qiu et al. 2023, arXiv:2310.15169): frames that only
-    it has take, in random order, the noise of those that only the one before has. In a single window all frames still
-    have independent noise. Each time the video leaves the image, the sign changes, and with it the direction.
+    noise is repeated, as in FreeNoise (Qiu et al. 2023, arXiv:2310.15169): the frames that only one window has take, in
+    reverse order, the noise of those that only the window before has. So a window that returns to the image has the
+    noise of the one that leaves it, with time reversed. Each time the video leaves the image, the sign of the noise
+    changes, and with it the direction of motion.
 
     Args:
-        noise: Independent for all frames, [1, f, c, h, w]; only that of the first window is used.
-        windows: Of equal length.
-        generator: On the CPU; draws the orders.
+        noise: Of the first window, [1, f, c, h, w], from the image on.
+        windows: Of f frames each, in order; the first begins at 0.
+
+    Returns:
+        The noise of all frames.
     """
-    noise, signs = noise.clone(), noise.new_ones(noise.shape[1])
-    signs[: windows[0].end] = _side(windows[0])
+    order = list(range(windows[0].end))
+    if windows[0].is_reversed:
+        order.reverse()
+    signs = [_side(windows[0])] * windows[0].end
     for before, window in pairwise(windows):
-        new = slice(before.end, window.end)
-        source = noise[:, before.start : before.start + window.end - before.end]
-        noise[:, new] = source[:, torch.randperm(source.shape[1], generator=generator)]
-        signs[new] = _side(window)
-    return noise * signs.view(1, -1, 1, 1, 1)
+        added = window.end - before.end
+        order += reversed(order[before.start : before.start + added])
+        signs += [_side(window)] * added
+    return noise[:, order] * noise.new_tensor(signs).view(1, -1, 1, 1, 1)
 
 
 def holding(predict: Predict, known: Tensor, reach: int) -> Predict:
@@ -180,7 +186,7 @@ def _weights(windows: Sequence[Window], i: int) -> Tensor:
     if i + 1 < len(windows):
         overlap = window.end - windows[i + 1].start
         weight = weight.minimum((window.end - frames) / (overlap + 1))
-    return _smooth(weight).view(1, -1, 1, 1, 1)
+    return _smooth(((weight - 0.5) / BLENDED + 0.5).clamp(0, 1)).view(1, -1, 1, 1, 1)
 
 
 def _smooth(share: Tensor) -> Tensor:
