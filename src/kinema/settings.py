@@ -322,13 +322,17 @@ def read_settings(**overrides: str | None) -> Settings:
 
 
 def unknown_variables() -> list[str]:
-    """Return a warning for each environment variable that starts with KINEMA_ and is close to a setting's name."""
+    """Return a warning for each variable that starts with KINEMA_ and resembles or begins the name of a setting."""
     import difflib
     import os
 
     known = [f"KINEMA_{name.upper()}" for name in Settings.model_fields]
     found = [name for name in sorted(os.environ) if name.startswith("KINEMA_") and name not in known]
-    nearest = {name: difflib.get_close_matches(name, known, 1, cutoff=0.85) for name in found}
+    nearest = {
+        name: difflib.get_close_matches(name, known, 1, cutoff=0.85)
+        or [setting for setting in known if setting.startswith(f"{name}_")]
+        for name in found
+    }
     return [f"{name} is not a setting; did you mean {near[0]}?" for name, near in nearest.items() if near]
 
 

@@ -59,10 +59,34 @@ def test_serve_with_unusable_data_folder_is_rejected(kinema, tmp_path, monkeypat
     assert f"the data folder {tmp_path / 'file' / 'data'} can't be used (Not a directory)" in result.err
 
 
+def test_serve_waits_for_its_database_and_says_why(kinema, tmp_path, monkeypatch):
+    def sleep(_):
+        waits.append(len(waits))
+        if len(waits) == 3:
+            (tmp_path / "later").mkdir()
+
+    def execve(*_):
+        raise InvalidRequest("the server would start now")
+
+    waits = []
+    monkeypatch.setattr("kinema.cli.serve.time.sleep", sleep)
+    monkeypatch.setattr("kinema.cli.serve.check_port", lambda *_: None)
+    monkeypatch.setattr("os.execve", execve)
+    monkeypatch.setenv("KINEMA_DATABASE_URL", f"sqlite:///{tmp_path}/later/queue.db")
+    result = kinema("serve", "--data-dir", tmp_path / "data")
+    assert "the server would start now" in result.err
+    assert len(waits) == 3
+    assert result.err.count("No such file or directory") == 1
+    assert "Trying again every 2 seconds" in result.err
+    assert (tmp_path / "later" / "queue.db").exists()
+
+
 def test_serve_warns_of_misspelt_variable(kinema, used_port, tmp_path, monkeypatch):
     monkeypatch.setenv("KINEMA_HOST", "kinema.example")
+    monkeypatch.setenv("KINEMA_DATA", "elsewhere")
     result = kinema("serve", "--port", used_port, "--data-dir", tmp_path)
     assert "warning: KINEMA_HOST is not a setting; did you mean KINEMA_HOSTS?" in result.err
+    assert "warning: KINEMA_DATA is not a setting; did you mean KINEMA_DATA_DIR?" in result.err
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])

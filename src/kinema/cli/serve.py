@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
 import os
 import sys
+import time
 from typing import Annotated
 
 import typer
@@ -19,6 +19,7 @@ from kinema.serving.bentoml_arbiter import check_port
 from kinema.settings import Settings, read_settings, unknown_variables
 
 SERVICE = "kinema.serving.service:StableDiffusionVideo"
+RETRY_SECONDS = 2.0
 
 
 def serve(
@@ -153,7 +154,7 @@ def _check_installed() -> None:
 
 
 def _check_data_folder(settings: Settings) -> None:
-    """Check that the data folder and the database belong together; the server waits for an unavailable database.
+    """Wait until the database can be opened, and check that the data folder and the database belong together.
 
     Raises:
         InvalidRequest: they do not.
@@ -163,5 +164,14 @@ def _check_data_folder(settings: Settings) -> None:
     from kinema.jobs.job_files import JobFiles
 
     JobFiles(settings.data_dir)
-    with contextlib.suppress(QueueUnavailable):
-        Queue(settings).close()
+    printed = None
+    while True:
+        try:
+            Queue(settings).close()
+        except QueueUnavailable as error:
+            if str(error) != printed:
+                printed = str(error)
+                print_line(f"{error}. Trying again every {RETRY_SECONDS:g} seconds", "warning")
+            time.sleep(RETRY_SECONDS)
+        else:
+            return
