@@ -62,21 +62,30 @@ class Interrupted(SystemExit):
 
 @contextlib.contextmanager
 def raise_on_signals() -> Iterator[None]:
-    """Raise `Interrupted` on SIGINT, SIGTERM and SIGHUP inside the block; keep ignored signals (nohup) ignored."""
+    """Raise `Interrupted` on SIGINT, SIGTERM and SIGHUP inside the block; keep ignored signals (nohup) ignored.
+
+    A library that is interrupted, such as an import, may turn it into an error of its own, which then does not count.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    received: list[int] = []
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        received.append(number)
+        raise Interrupted(128 + number)
+
     numbers = [getattr(signal, name) for name in _STOP_SIGNALS if hasattr(signal, name)]
     previous = {number: signal.getsignal(number) for number in numbers}
     for number, handler in previous.items():
         if handler is not signal.SIG_IGN:
-            signal.signal(number, _interrupt)
+            signal.signal(number, interrupt)
     try:
         yield
+    except Exception as error:
+        if received:
+            raise Interrupted(128 + received[0]) from error
+        raise
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def _interrupt(number: int, _frame: FrameType | None) -> None:
-    raise Interrupted(128 + number)
