@@ -44,10 +44,12 @@ def image():
         (14, 14, [(0, 14, False)]),
         (15, 14, [(0, 14, False), (7, 21, True)]),
         (50, 25, [(0, 25, False), (13, 38, True), (37, 62, False)]),
+        (31, 14, [(0, 14, False), (7, 21, True), (20, 34, False)]),
+        (32, 14, [(0, 14, False), (7, 21, True), (20, 34, False), (27, 41, True)]),
         (4, 2, [(0, 2, False), (1, 3, True), (2, 4, False)]),
     ],
 )
-def test_windows_leave_the_image_and_return_to_it(num_frames, at_once, expected) -> None:
+def test_windows_leave_the_image_and_return_to_it_and_videos_end_before_the_far_end_of_one(num_frames, at_once, expected) -> None:
     found = windows(num_frames, at_once)
     assert [(window.start, window.end, window.is_reversed) for window in found] == expected
 
@@ -106,20 +108,21 @@ def test_window_that_returns_has_the_noise_of_the_way_out_in_reverse() -> None:
 
 def test_long_video_has_all_frames_and_the_steps_of_a_short_one(pipeline, image) -> None:
     steps = []
-    request = VideoRequest(model=pipeline.name, seed=1, num_frames=9, **SIZE)
+    request = VideoRequest(model=pipeline.name, seed=1, num_frames=8, **SIZE)
     long = drive(to_latents(pipeline, image, request), lambda step: steps.append((step.stage, step.step, step.total)))
-    assert long.latents.shape[1] == 9
+    assert long.latents.shape[1] == 8
     assert [entry for entry in steps if entry[0] == "denoise"] == [("denoise", 1, 2), ("denoise", 2, 2)]
     assert torch.equal(drive(to_latents(pipeline, image, request)).latents, long.latents)
-    shorter = request.changed(num_frames=8)
-    assert torch.equal(drive(to_latents(pipeline, image, shorter)).latents, long.latents[:, :8])
+    shorter = request.changed(num_frames=7)
+    assert torch.equal(drive(to_latents(pipeline, image, shorter)).latents, long.latents[:, :7])
 
 
 @pytest.mark.parametrize(
     ("parameters", "last_image", "predicted"),
     [
         ({"num_frames": 4}, False, 4),
-        ({"num_frames": 9}, False, 12),  # 0 to 4, 2 to 6, 5 to 9
+        ({"num_frames": 8}, False, 12),  # 0 to 4, 2 to 6, 5 to 9
+        ({"num_frames": 9}, False, 16),  # and 7 to 11
         ({"num_frames": 4}, True, 8),
         ({"num_frames": 4, "loop": True}, False, 10),
     ],

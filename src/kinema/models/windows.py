@@ -34,7 +34,8 @@ def windows(num_frames: int, at_once: int) -> tuple[Window, ...]:
     """Divide a video into windows of `at_once` frames, which may go on beyond its end; one window if it is not longer.
 
     They alternate: the first leaves the image, the second returns to it, and so on. Where one leaves and the next
-    returns, they overlap by half; where they meet at the image, by that frame.
+    returns, they overlap by half; where they meet at the image, by that frame. The video turns in the middle of the
+    overlap, and is never further from the image: it does not end in a later frame of a window that leaves.
     """
     if num_frames <= at_once:
         return (Window(0, num_frames, 0),)
@@ -54,12 +55,17 @@ def extended_windows(lengths: Sequence[int], at_once: int) -> tuple[Window, ...]
     """
     found = [Window(0, at_once, 0)]
     for before, length in pairwise((0, *lengths)):
-        while (end := found[-1].end) < length:
-            returns = len(found) % 2 == 1
+        while found[-1].end - _beyond_turn(found[-1], length, at_once) < length:
+            end, returns = found[-1].end, len(found) % 2 == 1
             overlap = at_once // 4 + 1 if end == before else at_once // 2
             start = end - min(at_once - 1, max(1, overlap) if returns else 1)
             found.append(Window(start, start + at_once, len(found)))
     return tuple(found)
+
+
+def _beyond_turn(window: Window, length: int, at_once: int) -> int:
+    """Return how many frames at the end of a window are further from the image than the turn; 0 in a short video."""
+    return 0 if window.is_reversed or length <= at_once else at_once // 4
 
 
 def check_two_ends(request: VideoRequest, at_once: int | None, *, has_last_image: bool) -> None:
