@@ -49,7 +49,7 @@ def image():
         (4, 2, [(0, 2, False), (1, 3, True), (2, 4, False)]),
     ],
 )
-def test_windows_leave_the_image_and_return_to_it_and_videos_end_before_the_far_end_of_one(num_frames, at_once, expected) -> None:
+def test_windows_leave_the_image_and_return_and_no_video_ends_far_from_it(num_frames, at_once, expected) -> None:
     found = windows(num_frames, at_once)
     assert [(window.start, window.end, window.is_reversed) for window in found] == expected
 
