@@ -98,6 +98,7 @@ def test_cancel_of_waiting_job_ends_it_and_keeps_running_one(queue, waiting, tas
     queue.cancel(second.id)
     wait_until(lambda: not (settings.data_dir / "jobs" / second.id).exists())
     third = queue.submit(NewJob(request(seed=9), image=IMAGE))
+    wait_until(lambda: queue.get(third.id).status == "in_progress")  # in the place of the second
     release_jobs(task_log)
     assert_completed(queue, first)
     assert_completed(queue, third)
