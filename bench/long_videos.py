@@ -1,6 +1,7 @@
 """Measure the drift of videos of five windows with the pocket model, on held-out photographs:
 
-    python bench/long_videos.py --photos training/data/photos.tar --out bench/results/pocket-long-videos.json
+    python bench/long_videos.py --photos training/data/photos.tar --seeds 42 43 44 45 46 47 \
+        --out bench/results/pocket-long-videos.json
     python bench/long_videos.py --photos training/data/photos.tar --ways extended --seeds 42 43 44 45 46 47 \
         --out bench/results/pocket-extend.json
     python bench/long_videos.py --photos training/data/photos.tar --ways short --seeds 42 43 44 45 46 47 \
