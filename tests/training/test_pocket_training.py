@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.models.attention_processor import Attention
+from training.common.autoencoder import texture_energies
 from training.pocket.decoder import extend
 from training.pocket.denoising import compose_latents, position_channels
 from training.pocket.motion import HELD_OUT, Mover, Photos
@@ -55,6 +56,28 @@ def test_only_rendered_frames_are_drawn(clips):
     few = Mover(photos, 64, 96).draw(2, 5, rendered=(0, 3))
     assert few.frames.shape == (2, 2, 3, 64, 96)
     assert few.positions.shape[:2] == (2, 5)
+
+
+def test_clips_have_the_flow_that_is_asked_for():
+    photos = Photos(("a.jpg",), torch.zeros(1, 3, 648, 1152).byte(), torch.zeros(1, 3, 54, 96), torch.ones(1))
+    clips = Mover(photos, 64, 96).draw(3, 14, rendered=(0,), flow=torch.tensor([0.3, 1.0, 2.0]))
+    flow = (clips.positions[:, 1:] - clips.positions[:, :-1]).norm(dim=2).mean((1, 2, 3))
+    torch.testing.assert_close(flow, torch.tensor([0.3, 1.0, 2.0]), atol=0.1, rtol=0.1)
+
+
+def test_texture_energies_are_those_of_known_patterns():
+    wave = torch.tensor([1.0, -1.0]).repeat(16)
+    columns, checkerboard = wave.expand(3, 32, -1), wave[:, None] * wave
+    slow = torch.tensor([1.0, 1.0, -1.0, -1.0]).repeat(8).expand(3, 32, -1)
+    energies = texture_energies(torch.stack([columns, checkerboard.expand(3, -1, -1), slow, torch.ones(3, 32, 32)]))
+    assert energies.shape == (4, 8, 4, 4)
+    inner = energies[:, :, 1:3, 1:3].mean((2, 3))  # without the borders, where the pattern is reflected
+    # Masks in order: level·edge, edge·level, edge·edge, level·spot, spot·level, edge·spot, spot·edge, spot·spot.
+    expected = torch.zeros(4, 8)
+    expected[0, 3] = 1  # columns of period 2: only the spot along x responds
+    expected[1, 7] = 1  # a checkerboard: only spot · spot
+    expected[2, 0], expected[2, 3] = 1, 0.5  # columns of period 4: edge, and less of spot, along x
+    torch.testing.assert_close(inner, expected, atol=2e-2, rtol=0)
 
 
 def test_position_channels_match_best_where_the_content_comes_from(clips):

@@ -27,6 +27,21 @@ def reconstruction_loss(error: torch.Tensor) -> torch.Tensor:
     return loss
 
 
+def texture_energies(x: torch.Tensor) -> torch.Tensor:
+    """Return the texture energies after Laws (1980), [n, 8, h/8, w/8], of the luminance of frames [n, 3, h, w].
+
+    A channel is the root mean square over 8 × 8 pixels of the response to a 3 × 3 mask, the product of two of level
+    [1 2 1], edge [1 0 −1] and spot [1 −2 1] along y and x, without level · level. The last five respond to periods of
+    two to three pixels.
+    """
+    level, edge, spot = (x.new_tensor(taps) for taps in ((0.25, 0.5, 0.25), (0.5, 0, -0.5), (0.25, -0.5, 0.25)))
+    pairs = [(level, edge), (edge, level), (edge, edge)]
+    pairs += [(level, spot), (spot, level), (edge, spot), (spot, edge), (spot, spot)]
+    masks = torch.stack([torch.outer(y, x) for y, x in pairs])[:, None]
+    response = F.conv2d(F.pad(x.mean(1, keepdim=True), (1, 1, 1, 1), mode="reflect"), masks)
+    return (F.avg_pool2d(response.square(), 8) + 1e-6).sqrt()
+
+
 def luminance_laplacian(x: torch.Tensor) -> torch.Tensor:
     """Return the Laplacian of the luminance, [n, 1, h−2, w−2], of frames [n, 3, h, w]."""
     kernel = x.new_tensor([[0, 1, 0], [1, -4, 1], [0, 1, 0]]).view(1, 1, 3, 3)
@@ -109,6 +124,9 @@ class AutoencoderTraining:
         decoded = decoded * inside + target * (1 - inside)
         error = reconstruction_loss(decoded - target)
         loss = error
+        if self.args.energy:
+            energies, target_energies = texture_energies(decoded), texture_energies(target)
+            loss = loss + self.args.energy * (energies - target_energies).abs().mean()
         if adversarial:
             texture, distance = adversarial_loss(self.discriminator, decoded, target)
             loss = loss + self.args.features * distance
@@ -207,6 +225,9 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--features", type=float, default=0.5, help="weight of the distance of the discriminator's features"
+    )
+    parser.add_argument(
+        "--energy", type=float, default=0.0, help="weight of the error of texture energies, against a fine mesh"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--steps", type=int, help="maximum number of steps, for a quick trial")

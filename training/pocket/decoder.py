@@ -6,8 +6,9 @@ r"""Train the decoder to move the image: its attention looks up the content at t
 It begins from the VAE of one image: extended to LATENT_CHANNELS and to two layers per block, which gives the decoder
 self-attention (`extend`). The encoder is not trained. A frame's latents are those of its clip's first frame, unmoved,
 and the positions of the motion (`compose_latents`), both with a little noise, as a UNet leaves it; the target is the
-moved frame. An auxiliary loss trains the attention to point at the source position. In the second half of the schedule
-a discriminator is added, for texture (Esser et al. 2021).
+moved frame. Slow and fast clips are equally frequent, so that frames far from the image are, too. An auxiliary loss
+trains the attention to point at the source position. For texture, the error of texture energies is part of the loss,
+and in the second half of the schedule a discriminator is added (Esser et al. 2021).
 
 The learning rate schedule lasts `--total-minutes`. A run ends after `--minutes`; the next run with the same `--out`
 resumes.
@@ -20,10 +21,10 @@ import torch
 from diffusers import AutoencoderKLTemporalDecoder
 from torch import nn
 
-from training.common.autoencoder import image_metrics, psnr
+from training.common.autoencoder import image_metrics, psnr, texture_energies
 from training.common.parallel import ProcessGroup
 from training.pocket.denoising import Encoder, compose_latents
-from training.pocket.motion import Clips, Mover, Photos
+from training.pocket.motion import FASTEST, Clips, Mover, Photos
 from training.pocket.networks import (
     HEIGHT,
     IMAGE_CHANNELS,
@@ -49,6 +50,7 @@ LEARNING_RATE = 8e-4
 POINTING_WEIGHT = 0.05
 IMAGE_NOISE = 0.15  # maximum strength of the noise on the image's latents, whose variance is 1
 POSITION_NOISE = 0.1  # maximum strength of the noise on sine and cosine of positions
+FAR_FLOW = 1.0  # pixels per frame of clips for validation: their last frames are 13 pixels from the image
 
 
 def extend(vae: AutoencoderKLTemporalDecoder) -> AutoencoderKLTemporalDecoder:
@@ -118,7 +120,8 @@ def draw(
     """Return latents, true positions, frames, and where they count, of clips' frames and of whole photographs."""
     later = (torch.randperm(NUM_FRAMES - 1)[:2] + 1).tolist()
     shown = (0, *later)
-    clips = mover.draw(clips_count, NUM_FRAMES, rendered=shown)
+    flow = FASTEST * torch.rand(clips_count, device=mover.device)
+    clips = mover.draw(clips_count, NUM_FRAMES, rendered=shown, flow=flow)
     images = whole_photographs(mover.photos, photographs, size)
     encoded = encoder.encode(torch.cat([clips.frames[:, 0], images])) * encoder.scaling_factor
     positions = clips.positions[:, list(shown)]
@@ -136,31 +139,48 @@ def draw(
     return disturb(latents), flat, target, inside
 
 
-@torch.no_grad()
-def validate(
-    vae: AutoencoderKLTemporalDecoder, encoder: Encoder, images: torch.Tensor, clips: Clips
-) -> dict[str, float]:
-    """Return metrics of photographs with no motion, and of last frames of clips."""
-    own = clips.positions[:1, :1]
-    still = compose_latents(encoder.encode(images) * encoder.scaling_factor, own.expand(len(images), -1, -1, -1, -1))
+def last_frames(vae: AutoencoderKLTemporalDecoder, encoder: Encoder, clips: Clips) -> dict[str, float]:
+    """Return metrics of the last frames of clips, decoded from the first frames' latents and the true positions.
+
+    `fine` is the texture energy at periods of two to three pixels relative to that of the true frames: above 1, there
+    is a mesh that the image does not have.
+    """
     first = encoder.encode(clips.frames[:, 0]) * encoder.scaling_factor
     moved = compose_latents(first, torch.cat([clips.positions[:, :1], clips.positions[:, -1:]], 1))[:, 1]
+    with torch.autocast(moved.device.type, torch.bfloat16):
+        frames = decode(vae.decoder, moved / encoder.scaling_factor)
     inside = sampling_grid(clips.positions[:, -1])[1]
+    true = clips.frames[:, -1]
+    scores = psnr(frames, true, inside)
+    fine = [texture_energies(v * inside)[:, 3:].mean() for v in (frames, true)]
+    return {
+        "psnr": scores.mean().item(),
+        "psnr_worst": scores.min().item(),
+        "sharpness": image_metrics(frames, true)["sharpness"],
+        "fine": (fine[0] / fine[1]).item(),
+    }
+
+
+@torch.no_grad()
+def validate(
+    vae: AutoencoderKLTemporalDecoder, encoder: Encoder, images: torch.Tensor, clips: dict[str, Clips]
+) -> dict[str, float]:
+    """Return metrics of photographs with no motion, and of last frames of clips, whose names end in the key."""
+    own = next(iter(clips.values())).positions[:1, :1]
+    still = compose_latents(encoder.encode(images) * encoder.scaling_factor, own.expand(len(images), -1, -1, -1, -1))
     with torch.autocast(images.device.type, torch.bfloat16):
         decoded = decode(vae.decoder, still[:, 0] / encoder.scaling_factor)
-        frames = decode(vae.decoder, moved / encoder.scaling_factor)
-    scores = psnr(frames, clips.frames[:, -1], inside)
-    return image_metrics(decoded, images) | {
-        "psnr_moved": scores.mean().item(),
-        "psnr_moved_worst": scores.min().item(),
-        "sharpness_moved": image_metrics(frames, clips.frames[:, -1])["sharpness"],
-    }
+    figures = image_metrics(decoded, images)
+    for key, some in clips.items():
+        figures |= {f"{name}_{key}": value for name, value in last_frames(vae, encoder, some).items()}
+    return figures
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_photo_arguments(parser)
     parser.add_argument("--vae", type=Path, required=True, help="folder with the VAE of one image, or with this one")
+    parser.set_defaults(energy=10.0, texture=0.2)
     parser.add_argument("--clips", type=int, default=8, help="clips per GPU and step; three frames of each are decoded")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -168,7 +188,10 @@ def main() -> None:
     photos, held_out = Photos.read(args.photos, args.device, limit=args.limit).split()
     movers = {size: Mover(photos, *size) for size in dict.fromkeys(SIZES)}
     images = whole_photographs(held_out, len(held_out.pixels), (HEIGHT, WIDTH), first=True)
-    clips = slow_clips(Mover(held_out, HEIGHT, WIDTH), 2 if args.limit else 24)
+    count, mover = 2 if args.limit else 24, Mover(held_out, HEIGHT, WIDTH)
+    torch.manual_seed(22)
+    far = mover.draw(count, NUM_FRAMES, flow=torch.full((count,), FAR_FLOW, device=mover.device))
+    clips = {"moved": slow_clips(mover, count), "far": far}
     torch.manual_seed(0)
     vae = AutoencoderKLTemporalDecoder.from_pretrained(args.vae, torch_dtype=torch.float32)
     if vae.config.latent_channels != LATENT_CHANNELS:

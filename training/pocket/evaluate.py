@@ -36,7 +36,7 @@ from kinema.steps import drive
 from training.pocket.metrics import interpolate_at_flow, psnr, video_metrics
 from training.pocket.motion import HELD_OUT
 
-BUCKETS = (20, 40, 80, 127, 200)
+BUCKETS = (40, 80, 127, 200)
 SEED, OTHER_SEED = 42, 7
 
 # name: (minimum, or the negated maximum; description)
@@ -88,10 +88,10 @@ def time_command(model: str, photograph: np.ndarray) -> float:
 
 def evaluate_photograph(pipeline: object, photograph: np.ndarray, save_as: Path | None) -> dict[str, object]:
     """Return all metrics of one photograph; `save_as` is the path prefix of contact sheets and videos."""
-    video, other = generate_video(pipeline, photograph), generate_video(pipeline, photograph, seed=OTHER_SEED)
-    request = video.recipe.request
-    image = np.asarray(fit_image(kinema.open_image(photograph), request.width, request.height, request.fit))
     videos = {bucket: generate_video(pipeline, photograph, motion_bucket_id=bucket) for bucket in BUCKETS}
+    request = request_for(model="pocket")
+    video, other = videos[request.motion_bucket_id], generate_video(pipeline, photograph, seed=OTHER_SEED)
+    image = np.asarray(fit_image(kinema.open_image(photograph), request.width, request.height, request.fit))
     by_bucket = {bucket: video_metrics(moving.frames, image) for bucket, moving in videos.items()}
     row: dict[str, object] = video_metrics(video.frames, image)
     for flow in (0.4, 0.8):
@@ -103,7 +103,7 @@ def evaluate_photograph(pipeline: object, photograph: np.ndarray, save_as: Path 
     row["buckets"] = by_bucket
     if save_as:
         save_as.parent.mkdir(parents=True, exist_ok=True)
-        for label, saved in {"": video, "-seed": other, **{f"-{b}": v for b, v in videos.items()}}.items():
+        for label, saved in {"-seed": other, **{f"-{b}": v for b, v in videos.items()}}.items():
             saved.contact_sheet(columns=5).save(save_as.with_name(f"{save_as.name}{label}.png"))
             saved.save(save_as.with_name(f"{save_as.name}{label}.mp4"))
     return row

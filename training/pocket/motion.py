@@ -96,17 +96,23 @@ class Mover:
         self.device = photos.pixels.device
 
     def draw(
-        self, batch: int, num_frames: int, fastest: float = FASTEST, rendered: Sequence[int] | None = None
+        self,
+        batch: int,
+        num_frames: int,
+        fastest: float = FASTEST,
+        rendered: Sequence[int] | None = None,
+        flow: torch.Tensor | None = None,
     ) -> Clips:
         """Draw a batch of clips with a mean flow of at most `fastest` pixels per frame; frame 0 is the image.
 
-        Only the frames `rendered` are computed, by default all; positions are of all frames.
+        Only the frames `rendered` are computed, by default all; positions are of all frames. With `flow`, [batch], the
+        clips have these mean flows, in pixels per frame.
         """
         index = torch.randint(0, len(self.photos.pixels), (batch,), device=self.device)
         fps = self._fps(batch)
         # The exponent favours slow clips, which are harder to keep steady.
         bucket = 255 * self._uniform(batch) ** 1.2
-        target = (bucket / BUCKET_PER_PIXEL * REFERENCE_FPS / fps).clamp(max=fastest)
+        target = flow if flow is not None else (bucket / BUCKET_PER_PIXEL * REFERENCE_FPS / fps).clamp(max=fastest)
         pitch = self._pitch(index)
         scene = _Scene.draw(self, index, num_frames, pitch)
         coarse = _grid(self.height // 4, self.width // 4, 4.0, self.device)

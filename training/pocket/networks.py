@@ -18,8 +18,8 @@ STEPS = 8  # the default number of steps
 EMBEDDING_DIM = 64
 
 # SVD's sigma_max of 700 spends its first steps where latents this small hold nothing, and its sigma_min of 0.002 the
-# last step where nothing is left to do.
-SCHEDULER = {**svd_config.SCHEDULER, "sigma_max": 40.0, "sigma_min": 0.05}
+# last step where nothing is left to do. From a sigma_max of 40, how much a video moves depends on its seed.
+SCHEDULER = {**svd_config.SCHEDULER, "sigma_max": 120.0, "sigma_min": 0.05}
 
 
 def make_vae(latent_channels: int = IMAGE_CHANNELS, layers: int = 1) -> AutoencoderKLTemporalDecoder:
