@@ -9,7 +9,7 @@
 
 `windows` is `num_frames` beyond what the model makes at once. `chained` is what users do without it: five videos, each
 of which begins at the last frame of the one before. `extended` is a video of one window in an mp4, extended by
-`kinema.extend` to the same length; its `border_jump` is that of the last frame of the file to the first new one.
+`kinema.extend` to five windows; its `border_jump` is that of the last frame of the file to the first new one.
 `short` is one window: how its last second differs from its first is not due to the length.
 
 The photographs are the first of a set of held_out.json; choose settings on `choose`, and report on `report`. They take
@@ -42,7 +42,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 from bench.held_out_photographs import SEED, photographs, read_options, write_record
 from training.pocket.metrics import aligned_colour, aligned_psnr, mean_flow, sharpness
 
-FRAMES, AT_ONCE = 51, 14  # as many as five windows make
+FRAMES, EXTENDED, AT_ONCE = 48, 51, 14  # as many as five windows make, also when a video of one window is extended
 FPS = 7
 
 
@@ -65,7 +65,7 @@ def extended(pipeline: kinema.VideoPipeline, photograph: np.ndarray, seed: int) 
     """Return the frames of a video of one window that was saved and extended."""
     with TemporaryDirectory() as folder:
         file = kinema.generate(photograph, model=pipeline, seed=seed).save(Path(folder) / "short.mp4")
-        video = kinema.extend(file, num_frames=FRAMES - AT_ONCE, image=photograph, model=pipeline)
+        video = kinema.extend(file, num_frames=EXTENDED - AT_ONCE, image=photograph, model=pipeline)
         assert np.array_equal(video.frames[:AT_ONCE], kinema.read_frames(file)[0])
     return video.frames
 

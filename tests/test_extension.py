@@ -54,9 +54,9 @@ def test_windows_of_a_video_that_was_not_extended_are_the_usual_ones():
     ("lengths", "expected"),
     [
         ((14, 30), [(0, 14, False), (10, 24, True), (23, 37, False)]),  # a complete window: it returns
-        ((24, 30), [(0, 14, False), (7, 21, True), (20, 34, False)]),  # the last window goes on
+        ((24, 28), [(0, 14, False), (7, 21, True), (20, 34, False)]),  # the last window goes on
         ((10, 12), [(0, 14, False)]),
-        ((21, 30), [(0, 14, False), (7, 21, True), (20, 34, False)]),  # at the image: it leaves again
+        ((21, 28), [(0, 14, False), (7, 21, True), (20, 34, False)]),  # at the image: it leaves again
         ((14, 24, 30), [(0, 14, False), (10, 24, True), (23, 37, False)]),
     ],
 )

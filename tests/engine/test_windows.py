@@ -44,8 +44,9 @@ def image():
         (14, 14, [(0, 14, False)]),
         (15, 14, [(0, 14, False), (7, 21, True)]),
         (50, 25, [(0, 25, False), (13, 38, True), (37, 62, False)]),
-        (31, 14, [(0, 14, False), (7, 21, True), (20, 34, False)]),
-        (32, 14, [(0, 14, False), (7, 21, True), (20, 34, False), (27, 41, True)]),
+        (51, 25, [(0, 25, False), (13, 38, True), (37, 62, False), (50, 75, True)]),
+        (28, 14, [(0, 14, False), (7, 21, True), (20, 34, False)]),
+        (29, 14, [(0, 14, False), (7, 21, True), (20, 34, False), (27, 41, True)]),
         (4, 2, [(0, 2, False), (1, 3, True), (2, 4, False)]),
     ],
 )
@@ -145,9 +146,11 @@ def test_decoded_long_video_has_all_frames(pipeline, image) -> None:
 
 
 def test_loop_and_last_image_are_limited_to_the_frames_of_one_window(pipeline, folder, image) -> None:
-    with pytest.raises(kinema.InvalidRequest, match=r"5 is too many for a loop; use at most 4, which .* makes at once"):
+    with pytest.raises(
+        kinema.InvalidRequest, match=r"5 frames are too many for a loop; use at most 4, which .* makes at once"
+    ):
         request_for(model=str(folder), num_frames=5, loop=True)
-    with pytest.raises(kinema.InvalidRequest, match="5 is too many for a video with a last image"):
+    with pytest.raises(kinema.InvalidRequest, match="5 frames are too many for a video with a last image"):
         kinema.generate(image.rgb, last_image=image.rgb, model=pipeline, num_frames=5, **SIZE)
 
 

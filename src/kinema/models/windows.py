@@ -35,7 +35,8 @@ def windows(num_frames: int, at_once: int) -> tuple[Window, ...]:
 
     They alternate: the first leaves the image, the second returns to it, and so on. Where one leaves and the next
     returns, they overlap by half; where they meet at the image, by that frame. The video turns in the middle of the
-    overlap, and is never further from the image: it does not end in a later frame of a window that leaves.
+    overlap, and slows down before. At its end nothing slows it down, so it ends no further from the image than in the
+    middle of a window that leaves.
     """
     if num_frames <= at_once:
         return (Window(0, num_frames, 0),)
@@ -55,7 +56,7 @@ def extended_windows(lengths: Sequence[int], at_once: int) -> tuple[Window, ...]
     """
     found = [Window(0, at_once, 0)]
     for before, length in pairwise((0, *lengths)):
-        while found[-1].end - _beyond_turn(found[-1], length, at_once) < length:
+        while found[-1].end - _beyond_middle(found[-1], length, at_once) < length:
             end, returns = found[-1].end, len(found) % 2 == 1
             overlap = at_once // 4 + 1 if end == before else at_once // 2
             start = end - min(at_once - 1, max(1, overlap) if returns else 1)
@@ -63,9 +64,9 @@ def extended_windows(lengths: Sequence[int], at_once: int) -> tuple[Window, ...]
     return tuple(found)
 
 
-def _beyond_turn(window: Window, length: int, at_once: int) -> int:
-    """Return how many frames at the end of a window are further from the image than the turn; 0 in a short video."""
-    return 0 if window.is_reversed or length <= at_once else at_once // 4
+def _beyond_middle(window: Window, length: int, at_once: int) -> int:
+    """Return how many frames at the end of a window are further from the image than the video may end."""
+    return 0 if window.is_reversed or length <= at_once else (at_once - 1) // 2
 
 
 def check_two_ends(request: VideoRequest, at_once: int | None, *, has_last_image: bool) -> None:
@@ -96,7 +97,7 @@ def check_two_ends(request: VideoRequest, at_once: int | None, *, has_last_image
     if request.loop:
         message = Message(
             "loop_too_long",
-            "num_frames {frames} is too many for a loop; use at most {most}, which {model} makes at once",
+            "{frames} frames are too many for a loop; use at most {most}, which {model} makes at once",
             frames=frames,
             model=model,
             most=at_once,
@@ -105,7 +106,7 @@ def check_two_ends(request: VideoRequest, at_once: int | None, *, has_last_image
     if has_last_image:
         message = Message(
             "last_image_too_long",
-            "num_frames {frames} is too many for a video with a last image; use at most {most}, which {model} makes at "
+            "{frames} frames are too many for a video with a last image; use at most {most}, which {model} makes at "
             "once",
             frames=frames,
             model=model,
