@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 import kinema
-from kinema.engine import generate, samplers, sampling, to_latents, to_video
+from kinema.engine import denoising, generate, samplers, sampling, to_latents, to_video
 from kinema.engine.checkpoint import Checkpoint
+from kinema.engine.conditioning import Conditions
 from kinema.media.image import open_image
 from kinema.steps import drive
 from kinema.values import VideoRequest
@@ -90,13 +91,19 @@ def test_two_images_exchanged_give_another_video_and_the_recipe_names_both(pipel
 
 
 @pytest.mark.parametrize(
-    ("encoded_channels", "last_image", "loop"),
-    [(5, ("fused", {"eases": False}), {"eases": True}), (None, ("between", {}), {"eases": False})],
+    ("encoded_channels", "last_image", "loop", "motion"),
+    [(5, ("fused", {"eases": False}), {"eases": True}, 140), (None, ("between", {}), {"eases": False}, 100)],
 )
-def test_model_whose_encoder_leaves_channels_out_fuses_both_predictions_and_eases_loops(
-    encoded_channels, last_image, loop, tmp_path, monkeypatch
+def test_model_whose_encoder_leaves_channels_out_fuses_both_predictions_with_more_motion_and_eases_loops(
+    encoded_channels, last_image, loop, motion, tmp_path, monkeypatch
 ) -> None:
-    used = []
+    used, motions, make_step = [], [], denoising.make_step
+
+    def step_of(*arguments):
+        motions.append(arguments[3].time_ids[0, 1].item())
+        return make_step(*arguments)
+
+    monkeypatch.setattr(denoising, "make_step", step_of)
     for name in ("fused", "between"):
         make = getattr(samplers, name)
         monkeypatch.setattr(
@@ -104,11 +111,19 @@ def test_model_whose_encoder_leaves_channels_out_fuses_both_predictions_and_ease
         )
     folder = make_tiny_svd(tmp_path / "model", latent_channels=8, encoded_channels=encoded_channels)
     model = kinema.load(folder, device="cpu", dtype="float32")
-    kinema.generate(coloured(255, 0, 0), last_image=coloured(0, 0, 255), model=model, seed=1, **SIZE)
+    parameters = {"model": model, "seed": 1, "motion_bucket_id": 100, **SIZE}
+    kinema.generate(coloured(255, 0, 0), last_image=coloured(0, 0, 255), **parameters)
     assert used[0] == last_image
     used.clear()
-    kinema.generate(coloured(255, 0, 0), loop=True, model=model, seed=1, **SIZE)
+    kinema.generate(coloured(255, 0, 0), loop=True, **parameters)
     assert used == [("fused", loop)]
+    assert motions == pytest.approx([motion] * 3)  # of both images, then of the loop's
+
+
+@pytest.mark.parametrize(("motion", "expected"), [(100, 140), (200, 255), (300, 300)])
+def test_more_motion_does_not_leave_the_range_of_the_training(motion, expected) -> None:
+    conditions = Conditions(torch.zeros(1, 1, 4), torch.zeros(1, 4, 2, 2), torch.tensor([[6.0, motion, 0.02]]))
+    torch.testing.assert_close(conditions.with_motion(1.4).time_ids, torch.tensor([[6.0, expected, 0.02]]))
 
 
 def test_loop_has_the_requested_frames_and_continues_from_latents_to_the_same_bytes(pipeline, tmp_path) -> None:

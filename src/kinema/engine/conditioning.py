@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,6 +41,12 @@ class Conditions:
             torch.cat([torch.zeros_like(self.latents), self.latents]),
             torch.cat([self.time_ids, self.time_ids]),
         )
+
+    def with_motion(self, factor: float) -> Conditions:
+        """Return conditions with a larger motion bucket, by `factor` or to the largest in SVD's training."""
+        fps, motion, noise = self.time_ids.unbind(1)
+        most = motion.clamp(min=255)
+        return replace(self, time_ids=torch.stack([fps, torch.minimum(factor * motion, most), noise], 1))
 
     def to(self, device: torch.device | str) -> Conditions:
         """Return a copy on a device."""

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from kinema.models.windows import Window
     from kinema.values import VideoRequest
 
+# Of latents that contain positions, the mean of two predictions moves less than each of them (training/README.md).
+FUSED_MOTION = 1.4
+
 
 def window_frames(pipeline: VideoPipeline, request: VideoRequest) -> int:
     """Return the number of frames that the UNet predicts together, a loop's with the one that repeats the first."""
@@ -128,6 +131,9 @@ def _make_sampler(
 ) -> Sampler:
     """Return the sampler of a video that begins at one image, or lies between two; `unet` is on its device."""
     num_frames = held.at_once if held else window_frames(pipeline, request)
+    if len(ends) == 2 and not pipeline.encodes_frames:
+        first = ends[0].with_motion(FUSED_MOTION)
+        ends = [first, first if ends[1] is ends[0] else ends[1].with_motion(FUSED_MOTION)]
     forward = _make_prediction(pipeline, plan, unet, ends[0], request, num_frames)
     if held:
         all_windows = samplers.in_windows(forward, held.windows)
