@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "how-to"
-QUALITY = 88
+QUALITY = 86
 MAX_BYTES = 1_000_000
 GAP = 4  # pixels between two videos
 CAPTION = 18  # height of the line above a video
