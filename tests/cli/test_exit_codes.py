@@ -15,6 +15,15 @@ def import_interrupted_by(number: signal.Signals) -> None:
         raise ImportError("a module was read only in part") from None
 
 
+@pytest.fixture
+def heeded(number):
+    """Heed a signal, which a shell makes its background processes ignore."""
+    before = signal.signal(number, signal.SIG_DFL)
+    yield
+    signal.signal(number, before)
+
+
+@pytest.mark.usefixtures("heeded")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_error_that_a_library_makes_of_an_interruption_does_not_count(number):
     with pytest.raises(Interrupted) as stop, raise_on_signals():
