@@ -35,7 +35,7 @@ def windows(num_frames: int, at_once: int) -> tuple[Window, ...]:
 
     They alternate: the first leaves the image, the second returns to it, and so on. Where one leaves and the next
     returns, they overlap by half; where they meet at the image, by that frame. The video turns in the middle of the
-    overlap, and slows down before. At its end nothing slows it down, so it ends no further from the image than in the
+    overlap, where it slows down. Nothing slows it down at its end, so it ends no further from the image than in the
     middle of a window that leaves.
     """
     if num_frames <= at_once:
@@ -65,7 +65,7 @@ def extended_windows(lengths: Sequence[int], at_once: int) -> tuple[Window, ...]
 
 
 def _beyond_middle(window: Window, length: int, at_once: int) -> int:
-    """Return how many frames at the end of a window are further from the image than the video may end."""
+    """Return how many frames at the end of a window are too far from the image for a long video to end in them."""
     return 0 if window.is_reversed or length <= at_once else (at_once - 1) // 2
 
 
